@@ -1,0 +1,43 @@
+"""fxprune: structured pruning as a `torch.fx` compiler pass."""
+
+from fxprune.analysis import Analysis, Group, Locked, Member, analyze
+from fxprune.check import masked
+from fxprune.errors import (
+    CaptureError,
+    FxpruneError,
+    InputError,
+    NothingRemovedWarning,
+    PlanError,
+    RewriteError,
+    RuleError,
+    VerificationError,
+)
+from fxprune.planning.plan import Plan
+from fxprune.record import Record, record
+from fxprune.rules import rule
+from fxprune.transform import transform, verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Analysis",
+    "CaptureError",
+    "FxpruneError",
+    "Group",
+    "InputError",
+    "Locked",
+    "Member",
+    "NothingRemovedWarning",
+    "Plan",
+    "PlanError",
+    "Record",
+    "RewriteError",
+    "RuleError",
+    "VerificationError",
+    "analyze",
+    "masked",
+    "record",
+    "rule",
+    "transform",
+    "verify",
+]

@@ -1,0 +1,91 @@
+"""Example inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import InputError
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def normalize(example_inputs: Any) -> Inputs:
+    """Positional and keyword arguments.
+
+    >>> args, kwargs = normalize(torch.zeros(2, 3))
+    >>> [a.shape for a in args], kwargs
+    ([torch.Size([2, 3])], {})
+    """
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    if isinstance(example_inputs, torch.Tensor):
+        args, kwargs = (example_inputs,), {}
+    elif isinstance(example_inputs, Mapping):
+        args, kwargs = (), dict(example_inputs)
+    elif isinstance(example_inputs, (tuple, list)):
+        args, kwargs = tuple(example_inputs), {}
+    else:
+        raise InputError(
+            "example inputs are missing" if example_inputs is None else "example inputs are of no use",
+            why=f"{type(example_inputs).__name__} is neither a tensor, a tuple of arguments nor a dict of keywords",
+            do="pass what one call of the model takes, for example `torch.randn(1, 3, 224, 224)`",
+        )
+    if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
+        raise InputError(
+            "example inputs hold no tensor",
+            why=f"got {args or kwargs!r}",
+            do="pass what one call of the model takes, for example `torch.randn(1, 3, 224, 224)`",
+        )
+    return args, kwargs
+
+
+def devices(model: nn.Module, inputs: Inputs) -> None:
+    """Refuse a model and inputs that live on different devices; the meta device goes with none."""
+    places: dict[torch.device, str] = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        places.setdefault(tensor.device, f'"{name}"')
+    for leaf in pytree.tree_leaves(inputs):
+        if isinstance(leaf, torch.Tensor):
+            places.setdefault(leaf.device, "an example input")
+    if len(places) > 1:
+        listed = ", ".join(f"{name} on {device}" for device, name in places.items())
+        raise InputError("model and inputs are on several devices", why=listed, do="move all to one device first")
+
+
+def for_placeholders(graph: fx.Graph, inputs: Inputs) -> list[Any]:
+    """One value per placeholder of the graph, defaults filled in."""
+    args, kwargs = list(inputs[0]), dict(inputs[1])
+    values: list[Any] = []
+    for node in graph.find_nodes(op="placeholder"):
+        name = str(node.target)
+        if name.startswith("**"):
+            values.append(kwargs)
+            kwargs = {}
+        elif name.startswith("*"):
+            values.append(tuple(args))
+            args = []
+        elif args:
+            values.append(args.pop(0))
+        elif name in kwargs:
+            values.append(kwargs.pop(name))
+        elif node.args:
+            values.append(node.args[0])
+        else:
+            raise InputError(
+                f'the model needs an input "{name}"',
+                why=f"{len(inputs[0])} positional and keywords {sorted(inputs[1])} were given",
+                do="pass a tuple of all positional arguments, or a dict of keyword arguments",
+            )
+    if args or kwargs:
+        names = [str(node.target) for node in graph.find_nodes(op="placeholder")]
+        raise InputError(
+            "more example inputs than the model takes",
+            why=f"{len(args)} positional and keywords {sorted(kwargs)} are left over; the model takes {names}",
+            do="pass what one call of the model takes",
+        )
+    return values

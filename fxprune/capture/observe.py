@@ -1,0 +1,192 @@
+"""The dispatch mode that sees every ATen operation and applies its rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxprune.channels.terms import Terms, Vector
+from fxprune.errors import RuleError
+from fxprune.rules import Call, Event, Operand, apply, rule_for
+
+MEETS = "meets a dimension that cannot change (model input, spatial position or constant)"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the walk is: a node of the graph, its module path, its source line."""
+
+    node: str = ""
+    module: str = ""
+    source: str = ""
+
+
+@dataclass(eq=False)
+class Observation:
+    """What a node's operations were seen to do.
+
+    counts: integer arguments by name and the vectors they count.
+    marked: the position of an operation among the node's operations -> the call, for those that change a statistic.
+    """
+
+    counts: dict[str, tuple[Vector, ...]] = field(default_factory=dict)
+    marked: dict[int, tuple[Call, list[Operand]]] = field(default_factory=dict)
+    operations: int = 0
+
+
+class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Keeps an `Operand` for every tensor, and asks the rule of every operation for those of its outputs."""
+
+    def __init__(self, terms: Terms, *, strict: bool = False) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.terms = terms
+        self.strict = strict
+        self.events: list[Event] = [Event("", "", "", "", "")] * 2  # 0 none, 1 structure
+        self.marks: list[tuple[int, Vector]] = []
+        self.renumbered: list[tuple[torch.Tensor, Vector]] = []
+        self.place = Place()
+        self.observation = Observation()
+        self.vectors: dict[int, Vector] = {}
+        self._operands: dict[int, tuple[torch.Tensor, Operand]] = {}
+        self.used: set[int] = set()  # ids of the tensors that some operation or the output read
+        self._spoiled: set[int] = set()  # storages into which values that are not zero were written
+
+    # -- operands of tensors ------------------------------------------------------------------------------
+
+    def bind(self, tensor: torch.Tensor, operand: Operand) -> None:
+        """The operand of a tensor from now on."""
+        self._operands[id(tensor)] = (tensor, operand)
+        for vector in operand.vectors:
+            if vector.columns:
+                self.vectors[id(vector)] = vector
+
+    def operand(self, tensor: torch.Tensor) -> Operand:
+        """The operand of a tensor; one that nobody knows is fixed, its numbers known if they are real."""
+        known = self._operands.get(id(tensor))
+        self.used.add(id(tensor))
+        if known is not None:
+            if self._spoiled and tensor.untyped_storage()._cdata in self._spoiled:
+                return Operand(known[1].vectors, (False,) * len(known[1].vectors), known[1].value)
+            return known[1]
+        vectors = tuple(self.terms.fixed(s) for s in tensor.shape)
+        value = tensor.constant if isinstance(tensor, FakeTensor) else tensor
+        operand = Operand(vectors, (True,) * len(vectors), value if _is_index(value) else None)
+        self._operands[id(tensor)] = (tensor, operand)
+        return operand
+
+    def event(self, op: str, why: str) -> int:
+        """A new event at the place where the walk is."""
+        self.events.append(Event(op, self.place.node, self.place.module, self.place.source, why))
+        return len(self.events) - 1
+
+    def at(self, place: Place) -> Observation:
+        """The walk moves on to a new node."""
+        self.place, self.observation = place, Observation()
+        return self.observation
+
+    # -- operations ---------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        made = func(*args, **kwargs)
+        if func.namespace != "prim":
+            self._observe(func, args, kwargs, made)
+        return made
+
+    def _observe(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any) -> None:
+        outputs = [made] if isinstance(made, torch.Tensor) else [t for t in _flat(made) if isinstance(t, torch.Tensor)]
+        name, raw = _bound(func, args, kwargs)
+        arguments = {key: self._convert(value) for key, value in raw.items()}
+        call = Call(
+            op=name,
+            terms=self.terms,
+            shapes=[tuple(t.shape) for t in outputs],
+            func=func,
+            arguments=arguments,
+            raw=raw,
+            event=lambda why: self.event(name, why),
+        )
+        operands = [o for v in arguments.values() for o in (v if isinstance(v, (list, tuple)) else (v,))]
+        tensors = [o for o in operands if isinstance(o, Operand)]
+        function = rule_for(func)
+        self.terms.now = self.event(name, MEETS)
+        if function is None:
+            results = self._unknown(call, tensors)
+        else:
+            if "out" in arguments and isinstance(arguments["out"], Operand):
+                out = arguments.pop("out")
+                tensors.remove(out)
+            results = apply(function, call, tensors)
+        self._attach(raw, outputs, results)
+        self._note(call, results)
+
+    def _unknown(self, call: Call, tensors: list[Operand]) -> list[Operand]:
+        """An operation without a rule locks what enters it, and says so."""
+        held = [v for o in tensors for v in o.vectors if len(self.terms.free(v))]
+        if held and self.strict:
+            raise RuleError(
+                f"no channel rule for {call.op}",
+                at=f"{self.place.module or 'the model'} ({self.place.source}), node %{self.place.node}",
+                why=f"channels enter it on a dimension of size {held[0].size}",
+                do="add a rule (docs/adding_an_op.md), or drop strict=True to keep these channels",
+            )
+        return call.refuse(tensors, "no channel rule for this operation")
+
+    def _attach(self, raw: dict[str, Any], outputs: list[torch.Tensor], results: list[Operand]) -> None:
+        inputs = {id(t) for v in raw.values() for t in (v if isinstance(v, (list, tuple)) else (v,))}
+        for tensor, operand in zip(outputs, results, strict=True):
+            if id(tensor) in inputs:  # in place: what the tensor was, it stays
+                before = self.operand(tensor)
+                for old, new in zip(before.vectors, operand.vectors, strict=True):
+                    if old is not new:
+                        self.terms.same(old, new)
+                if operand.zero != before.zero and not all(operand.zero):
+                    self._spoiled.add(tensor.untyped_storage()._cdata)
+                operand = Operand(before.vectors, operand.zero)
+            self.bind(tensor, operand)
+
+    def _note(self, call: Call, results: list[Operand]) -> None:
+        for key, vectors in call.counts.items():
+            self.observation.counts.setdefault(key, vectors)
+        if call.marks:
+            self.marks += call.marks
+            self.observation.marked[self.observation.operations] = (call, results)
+        for index, vector in call.renumbered:
+            if index.value is not None:
+                self.renumbered.append((index.value, vector))
+        self.observation.operations += 1
+
+    def _convert(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self.operand(value)
+        if isinstance(value, (list, tuple)) and any(isinstance(v, torch.Tensor) for v in value):
+            return [self.operand(v) if isinstance(v, torch.Tensor) else v for v in value]
+        return value
+
+
+_SCHEMAS: dict[Any, tuple[str, tuple[str, ...], dict[str, Any]]] = {}
+
+
+def _bound(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The operator's name, and its arguments by the names of the schema, defaults filled in."""
+    known = _SCHEMAS.get(func)
+    if known is None:
+        schema = func._schema
+        defaults = {a.name: a.default_value for a in schema.arguments}
+        known = _SCHEMAS[func] = (schema.name, tuple(defaults), defaults)
+    name, names, defaults = known
+    return name, {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _flat(made: Any) -> Iterable[Any]:
+    return made if isinstance(made, (list, tuple)) else pytree.tree_leaves(made)
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not value.is_floating_point() and value.device.type != "meta"

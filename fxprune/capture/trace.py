@@ -1,0 +1,82 @@
+"""Symbolic tracing, with the source line of every node kept."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.errors import CaptureError
+
+SOURCE = "fxprune_source"
+_INSIDE = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.dirname(__file__)) + os.sep)
+
+
+class _Tracer(fx.Tracer):
+    """`torch.fx.Tracer` that notes where in the user's code each node comes from."""
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        frame = sys._getframe(1)
+        while frame is not None and frame.f_code.co_filename.startswith(_INSIDE):
+            frame = frame.f_back  # type: ignore[assignment]
+        if frame is not None:
+            node.meta[SOURCE] = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        return node
+
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    """The model as a graph. A `GraphModule` is taken as it is; parameters are shared with the model.
+
+    Raises `CaptureError` where symbolic tracing fails, with what torch said.
+    """
+    if isinstance(model, fx.GraphModule):
+        return model
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise CaptureError(
+            f"{type(model).__name__} wraps the model",
+            why="its forward scatters the inputs, and pruned layers would not match on its replicas",
+            do="pass `model.module`, prune, and wrap the result again",
+        )
+    tracer = _Tracer()
+    try:
+        graph = tracer.trace(model)
+    except Exception as error:
+        raise CaptureError(
+            f"{type(model).__name__} cannot be traced symbolically",
+            why=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
+            do="trace it yourself (torch.fx.Tracer with leaf modules, concrete_args) and pass the GraphModule",
+        ) from error
+    traced = fx.GraphModule(tracer.root, graph, type(model).__name__)
+    traced.train(model.training)
+    _same_modes(model, traced)
+    return traced
+
+
+def _same_modes(model: nn.Module, traced: fx.GraphModule) -> None:
+    """GraphModule makes new containers; submodules keep the mode that the user gave each of them."""
+    modes = {name: module.training for name, module in model.named_modules()}
+    for name, module in traced.named_modules():
+        module.training = modes.get(name, model.training)
+
+
+def source_of(node: fx.Node) -> str:
+    """Where in the user's code a node comes from, as file:line; the node itself where nobody noted it."""
+    if SOURCE in node.meta:
+        return str(node.meta[SOURCE])
+    lines = [line for line in (node.stack_trace or "").splitlines() if line.strip().startswith("File ")]
+    if lines:
+        parts = lines[-1].split('"')
+        return f"{parts[1]}:{parts[2].split('line ')[-1].split(',')[0]}" if len(parts) > 2 else lines[-1].strip()
+    return f"%{node.name}"
+
+
+def module_of(node: fx.Node) -> str:
+    """The dotted path of the innermost module that a node stands in, "" for the model itself."""
+    if node.op == "call_module":
+        return str(node.target)
+    stack = node.meta.get("nn_module_stack")
+    return str(next(reversed(stack.values()))[0] if stack and isinstance(next(reversed(stack.values())), tuple) else "")

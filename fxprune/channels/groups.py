@@ -1,0 +1,172 @@
+"""What remains after unification: channels, and groups of interchangeable channels.
+
+A *channel* is a class of atoms with every parameter slot that goes with it: the smallest thing that can be
+removed. Channels with the same footprint (the same dimensions of the same parameters, as often) form a *group*
+and compete with each other.
+
+Everything is kept in flat arrays, one entry per (channel, slot) pair; objects are made when somebody looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fxprune.channels.terms import Terms, Vector
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One dimension of one parameter or buffer, and its vector."""
+
+    parameter: str
+    dim: int
+    vector: Vector
+    shape: tuple[int, ...]
+
+
+@dataclass(eq=False)
+class Solution:
+    """The entries: channel `channel[e]` takes slot `slot[e]` of axis `axis[e]`, by column `column[e]` of its vector.
+
+    Free channels are numbered 0, 1, ... in the order in which the walk first saw them. `roots[c]` is the atom that
+    represents channel c, `group[c]` its group. `held` lists (event, axis, slots) of what is locked.
+    """
+
+    terms: Terms
+    axes: list[Axis]
+    roots: Ints
+    group: Ints
+    channel: Ints
+    axis: Ints
+    column: Ints
+    slot: Ints
+    held: list[tuple[int, int, int]] = field(default_factory=list)
+
+    @property
+    def channels(self) -> int:
+        """How many free channels there are."""
+        return len(self.roots)
+
+    @property
+    def groups(self) -> int:
+        """How many groups there are."""
+        return int(self.group.max()) + 1 if len(self.group) else 0
+
+    @cached_property
+    def by_group(self) -> list[Ints]:
+        """The channels of each group, ascending."""
+        order = np.argsort(self.group, kind="stable")
+        return np.split(order, np.cumsum(np.bincount(self.group, minlength=self.groups))[:-1]) if len(order) else []
+
+    @cached_property
+    def _entries_by_group(self) -> list[Ints]:
+        groups = self.group[self.channel]
+        order = np.argsort(groups, kind="stable")
+        return np.split(order, np.cumsum(np.bincount(groups, minlength=self.groups))[:-1]) if len(order) else []
+
+    def entries(self, group: int) -> Ints:
+        """The entries of a group's channels, ordered by axis and slot."""
+        return self._entries_by_group[group]
+
+    @cached_property
+    def number(self) -> Ints:
+        """The channel of each atom's root, -1 for none."""
+        table = np.full(self.terms.count, -1, dtype=np.int64)
+        table[self.roots] = np.arange(len(self.roots))
+        return table
+
+    def channels_of(self, vector: Vector) -> list[Ints]:
+        """Per column the channel of every slot, -1 where the column has none."""
+        return [self.number[column] for column in self.terms.resolve(vector).columns]
+
+    def cost(self) -> Ints:
+        """Parameter elements that go with each channel alone: what one channel costs."""
+        sizes = np.array([int(np.prod(a.shape)) // max(a.shape[a.dim], 1) for a in self.axes], dtype=np.int64)
+        return np.bincount(self.channel, weights=sizes[self.axis], minlength=self.channels).astype(np.int64)
+
+
+class Removal:
+    """A set of channels that go, and what that means for any vector."""
+
+    def __init__(self, solution: Solution, removed: Bools) -> None:
+        self.solution = solution
+        self.removed = removed
+        self._atoms = np.zeros(solution.terms.count, dtype=bool)
+        self._atoms[solution.roots[removed]] = True
+        self._kept: dict[int, tuple[Vector, Bools | None]] = {}
+
+    def kept(self, vector: Vector) -> Bools | None:
+        """Which slots survive; None when all do."""
+        if not vector.columns:
+            return None
+        known = self._kept.get(id(vector))
+        if known is None:
+            gone = np.zeros(vector.size, dtype=bool)
+            for column in self.solution.terms.resolve(vector).columns:
+                gone |= self._atoms[column]
+            known = self._kept[id(vector)] = (vector, ~gone if gone.any() else None)
+        return known[1]
+
+    def count(self, vector: Vector) -> int:
+        """How many slots survive."""
+        kept = self.kept(vector)
+        return vector.size if kept is None else int(kept.sum())
+
+    def shape(self, vectors: Sequence[Vector]) -> tuple[int, ...]:
+        """The new size of each dimension."""
+        return tuple(self.count(v) for v in vectors)
+
+
+def solve(terms: Terms, axes: list[Axis]) -> Solution:
+    """Read channels and groups off the unified terms. All in bulk: sorting and counting, no loop over channels."""
+    atoms: list[Ints] = []
+    axis: list[Ints] = []
+    column: list[Ints] = []
+    slot: list[Ints] = []
+    held: list[tuple[int, int, int]] = []
+    for number, a in enumerate(axes):
+        for k, ids in enumerate(terms.expand(a.vector)):
+            events = terms.event(ids)
+            free = np.flatnonzero((ids != 0) & (events == 0))
+            if len(free) < len(ids):
+                for event, count in zip(*np.unique(events[events > 1], return_counts=True), strict=True):
+                    held.append((int(event), number, int(count)))
+            if len(free):
+                atoms.append(ids[free])
+                slot.append(free)
+                axis.append(np.full(len(free), number))
+                column.append(np.full(len(free), k))
+    if not atoms:
+        none = np.zeros(0, dtype=np.int64)
+        return Solution(terms, axes, none, none, none, none, none, none, held)
+    flat = [np.concatenate(part).astype(np.int64) for part in (atoms, axis, column, slot)]
+    roots, channel = np.unique(flat[0], return_inverse=True)
+    channel = channel.reshape(-1)
+    group = _footprints(channel, flat[1] * 16 + flat[2], len(roots))
+    return Solution(terms, axes, roots, group, channel, flat[1], flat[2], flat[3], held)
+
+
+def _footprints(channel: Ints, place: Ints, channels: int) -> Ints:
+    """Number the channels by footprint: equal multisets of (axis, column) get the same number, first come first."""
+    width = int(place.max()) + 1
+    keys, counts = np.unique(channel * width + place, return_counts=True)
+    random: Any = np.random.default_rng(20240229).integers(1, 2**63, size=width, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        mixed = random[keys % width] * (counts.astype(np.uint64) * np.uint64(2) + np.uint64(1))
+        mixed ^= mixed >> np.uint64(29)
+        mixed *= np.uint64(0xBF58476D1CE4E5B9)
+        mixed ^= mixed >> np.uint64(32)
+        starts = np.searchsorted(keys // width, np.arange(channels))
+        prints = np.add.reduceat(mixed, starts)
+    _, first, inverse = np.unique(prints, return_index=True, return_inverse=True)
+    order = np.argsort(np.argsort(first))
+    return np.asarray(order[inverse.reshape(-1)], dtype=np.int64)

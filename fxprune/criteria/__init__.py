@@ -1,0 +1,6 @@
+"""Importance of the channels: one score per channel, higher means keep."""
+
+from fxprune.criteria.magnitude import norm_scores
+from fxprune.criteria.scores import Importance, scores_of
+
+__all__ = ["Importance", "norm_scores", "scores_of"]

@@ -1,0 +1,70 @@
+"""From what the user asked for to one score per channel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fxprune.analysis import Analysis, Group
+from fxprune.criteria.magnitude import norm_scores
+from fxprune.errors import PlanError, nearest
+
+Importance = str | Callable[[Group], Any]
+
+NAMED = ("l1", "l2", "random")
+
+
+def scores_of(
+    analysis: Analysis, importance: Importance, groups: list[Group], seed: int | None
+) -> npt.NDArray[np.float64]:
+    """One score per channel of the analysis; only those of `groups` are asked for, the others are 0.
+
+    Raises `PlanError` for an unknown name, and for a callable that returns a wrong length or NaN.
+    """
+    if callable(importance):
+        return _called(analysis, importance, groups)
+    if importance == "random":
+        return np.random.default_rng(seed).random(analysis.solution.channels)
+    if importance in ("l1", "l2"):
+        if any(t.device.type == "meta" for t in analysis.tensors.values()):
+            raise PlanError(
+                f'importance "{importance}" needs weights',
+                why="the model is on the meta device, its parameters have no values",
+                do='use importance="random", or load the weights first',
+            )
+        scores = norm_scores(analysis, int(importance[1]))
+        if np.isnan(scores).any():
+            bad = [n for n, t in analysis.tensors.items() if t.is_floating_point() and bool(t.detach().isnan().any())]
+            raise PlanError("the weights contain NaN", at=", ".join(bad[:4]), do="repair the weights first")
+        return scores
+    raise PlanError(
+        f"unknown importance {importance!r}",
+        why=nearest(str(importance), NAMED),
+        do=f"use one of {', '.join(NAMED)}, or a callable that takes a group and returns one score per channel",
+    )
+
+
+def _called(analysis: Analysis, importance: Callable[[Group], Any], groups: list[Group]) -> npt.NDArray[np.float64]:
+    totals = np.zeros(analysis.solution.channels)
+    for group in groups:
+        made = torch.as_tensor(importance(group)).detach().to(device="cpu", dtype=torch.float64)
+        if made.shape != (group.size,):
+            raise PlanError(
+                "importance has the wrong shape",
+                at=f'group "{group.name}"',
+                why=f"it returned shape {tuple(made.shape)} for {group.size} channels",
+                do="return one score per channel, in the order of the group's channels",
+            )
+        if bool(made.isnan().any()):
+            raise PlanError(
+                "importance is NaN",
+                at=f'group "{group.name}"',
+                why=f"{int(made.isnan().sum())} of {group.size} scores are NaN",
+                do="return numbers; higher means keep",
+            )
+        totals[group.channels] = made.numpy()
+    return totals

@@ -1,0 +1,129 @@
+"""Masks: exactly these channels of these layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from fxprune.analysis import Analysis, output_dim
+from fxprune.channels.groups import Bools
+from fxprune.errors import PlanError, nearest
+
+
+def removed_by_masks(analysis: Analysis, masks: Mapping[str, Any], stay: set[int]) -> tuple[Bools, tuple[str, ...]]:
+    """The channels that masks {layer: bool [out_channels], True = keep} ask for, and why some of them stay.
+
+    A slot with several atoms (a position of a conv group) goes when its whole row or column is asked for.
+    """
+    s = analysis.solution
+    wanted = np.zeros(s.channels, dtype=bool)
+    asked: list[tuple[str, list[np.ndarray[Any, Any]], Bools]] = []
+    checked = [(layer, *_check(analysis, layer, mask)) for layer, mask in masks.items()]
+    for layer, parameter, dim, keep in checked:
+        columns = s.channels_of(analysis.axis_vector(parameter, dim)) if (parameter, dim) in _axes(analysis) else []
+        for column in columns:
+            outside = np.zeros(s.channels, dtype=bool)
+            outside[column[keep & (column >= 0)]] = True
+            inside = np.unique(column[~keep & (column >= 0)])
+            whole = inside[~outside[inside]] if len(columns) > 1 else inside
+            wanted[whole] = True
+        asked.append((layer, columns, ~keep))
+    held = np.zeros(s.channels, dtype=bool)
+    for group in stay:
+        held[s.by_group[group]] = True
+    removed = wanted & ~held
+    reasons = []
+    for layer, columns, drop in asked:
+        gone = np.zeros(len(drop), dtype=bool)
+        for column in columns:
+            gone |= (column >= 0) & removed[column]
+        left = np.flatnonzero(drop & ~gone)
+        if len(left):
+            listed = ", ".join(map(str, left[:6])) + (", ..." if len(left) > 6 else "")
+            reasons.append(
+                f'"{layer}": {len(left)} masked channels stay ({listed}): {_why(analysis, layer, columns, left, held)}'
+            )
+        also = np.flatnonzero(~drop & gone)
+        if len(also):
+            listed = ", ".join(map(str, also[:6])) + (", ..." if len(also) > 6 else "")
+            reasons.append(
+                f'"{layer}": channels {listed} go although kept by the mask: they are coupled to masked ones'
+            )
+    _refuse_empty(analysis, removed)
+    return removed, tuple(reasons)
+
+
+def _axes(analysis: Analysis) -> set[tuple[str, int]]:
+    return {(a.parameter, a.dim) for a in analysis.solution.axes}
+
+
+def _check(analysis: Analysis, layer: str, mask: Any) -> tuple[str, int, Bools]:
+    """The parameter and dimension that a layer's mask speaks of, and the mask as an array."""
+    canonical = {alias: name for name, aliases in analysis.aliases.items() for alias in aliases}
+    layers = {name.rpartition(".")[0] for name in [*analysis.tensors, *canonical]} - {""}
+    for suffix in (
+        ".weight",
+        ".parametrizations.weight.original",
+        ".parametrizations.weight.original1",
+        ".weight_orig",
+        ".weight_v",
+        "",
+    ):
+        parameter = canonical.get(layer + suffix, layer + suffix)
+        if parameter in analysis.tensors:
+            break
+    else:
+        raise PlanError(
+            f'masks name an unknown layer: "{layer}"',
+            why=nearest(layer, layers),
+            do="use the name of a module with a weight, or of a parameter",
+        )
+    tensor = analysis.tensors[parameter]
+    module = analysis.owner(parameter)
+    dim = (output_dim(module, tensor.ndim) or 0) if tensor.ndim else 0
+    size = tensor.shape[dim] if tensor.ndim else 1
+    if not isinstance(mask, torch.Tensor) or mask.dtype is not torch.bool:
+        kind = str(mask.dtype) if isinstance(mask, torch.Tensor) else type(mask).__name__
+        raise PlanError(
+            f'the mask of "{layer}" is not boolean', why=f"it is {kind}", do="pass a bool tensor, True = keep"
+        )
+    if mask.shape != (size,):
+        raise PlanError(
+            f'the mask of "{layer}" has the wrong length',
+            why=f"its shape is {tuple(mask.shape)}, the layer has {size} output channels",
+            do="pass one entry per output channel, True = keep",
+        )
+    if not mask.any():
+        raise PlanError(
+            f'the mask of "{layer}" removes every channel', why="a layer cannot be empty", do="keep at least one"
+        )
+    return parameter, dim, mask.detach().cpu().numpy()
+
+
+def _why(analysis: Analysis, layer: str, columns: list[Any], left: Any, held: Bools) -> str:
+    if columns and any((column[left] >= 0).any() and held[column[left][column[left] >= 0]].any() for column in columns):
+        return "their group is ignored, or inexact under exact=True"
+    if len(columns) > 1:
+        return "this dimension is a grid (conv groups, heads): only whole rows or columns of it can go"
+    for locked in analysis.locked:
+        if any(name == layer or name.rpartition(".")[0] == layer for name, _ in locked.slots):
+            event = locked.event
+            return f"{event.op} in {event.module or 'the model'} ({event.source}): {event.why}"
+    return "nothing can be removed there"
+
+
+def _refuse_empty(analysis: Analysis, removed: Bools) -> None:
+    s = analysis.solution
+    for axis in s.axes:
+        columns = s.channels_of(axis.vector)
+        if columns:
+            table = np.stack(columns)
+            if ((table >= 0) & removed[table]).any(0).all():
+                raise PlanError(
+                    f'the masks together leave "{axis.parameter}" empty in dimension {axis.dim}',
+                    why="masks of coupled layers add up: a channel goes when any of them removes it",
+                    do="keep at least one channel in all of them",
+                )

@@ -1,0 +1,236 @@
+"""Plans: what goes, as indices per parameter and dimension, in the numbering of the model they were made for."""
+
+from __future__ import annotations
+
+import fnmatch
+import numbers
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fxprune.analysis import Analysis, Group
+from fxprune.channels.groups import Bools, Removal
+from fxprune.criteria import Importance, scores_of
+from fxprune.errors import PlanError, nearest
+from fxprune.planning.masks import removed_by_masks
+from fxprune.planning.select import ignored_groups
+
+Removed = dict[str, dict[int, list[int]]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What goes.
+
+    removed: parameter or buffer -> {dimension: sorted indices that go}. Names of tied parameters all appear.
+    reasons: what was asked for and stays, with the reason.
+    """
+
+    removed: Removed
+    reasons: tuple[str, ...] = field(default=())
+
+    def __bool__(self) -> bool:
+        return bool(self.removed)
+
+
+def make_plan(
+    analysis: Analysis,
+    *,
+    ratio: float | Mapping[str, float] | None = None,
+    masks: Mapping[str, Any] | None = None,
+    importance: Importance = "l2",
+    ignore: Any = (),
+    round_to: int = 1,
+    exact: bool = False,
+    seed: int | None = None,
+) -> Plan:
+    """Choose channels.
+
+    Args:
+        ratio: the share of every group's channels to remove, in [0, 1), rounded down; or {glob over group names:
+            share}, where groups that no glob names stay. A dimension that is a grid (conv groups x their width) is
+            shrunk by both of its groups.
+        masks: instead of a ratio: {layer: bool tensor [out_channels], True = keep}. What is coupled to a masked
+            channel goes with it; what cannot go stays, and `Plan.reasons` says why.
+        importance: "l2", "l1", "random", or a callable that takes a `Group` and returns one score per channel;
+            the lowest go.
+        ignore: names, globs, modules or types whose output channels stay.
+        round_to: the number of channels kept in a group is a multiple of this where the group is large enough.
+        exact: only groups whose removal equals setting their slots to zero.
+        seed: of importance "random".
+
+    Raises `PlanError` for requests that cannot be meant.
+    """
+    if (ratio is None) == (masks is None):
+        raise PlanError(
+            "say what goes: exactly one of ratio and masks",
+            why=f"ratio={ratio!r}, masks={'given' if masks is not None else None}",
+        )
+    _check_round_to(round_to)
+    stay = ignored_groups(analysis, ignore)
+    if exact:
+        stay |= {g for g, inexact in enumerate(_any_by_group(analysis, analysis.inexact)) if inexact}
+    if masks is not None:
+        removed, reasons = removed_by_masks(analysis, masks, stay)
+        return finish(analysis, removed, reasons)
+    ratios = _ratios(analysis, ratio)
+    groups = [g for g in analysis.groups if g.number not in stay and ratios[g.number] > 0]
+    removed = np.zeros(analysis.solution.channels, dtype=bool)
+    if groups:
+        scores = scores_of(analysis, importance, groups, seed)
+        for group in groups:
+            drop = group.size - kept_count(group.size, ratios[group.number], round_to)
+            removed[group.channels[np.argsort(scores[group.channels], kind="stable")[:drop]]] = True
+        keep_one_each(analysis, removed, scores)
+    return finish(analysis, removed, () if removed.any() else _why_nothing(analysis, ratios, stay, exact, round_to))
+
+
+def kept_count(size: int, ratio: float, round_to: int) -> int:
+    """How many of `size` channels stay: at least one, a multiple of `round_to` where the group allows it.
+
+    >>> kept_count(64, 0.3, 1), kept_count(64, 0.3, 8), kept_count(58, 0.5, 8), kept_count(4, 0.5, 8)
+    (45, 48, 32, 4)
+    """
+    keep = max(1, size - int(ratio * size + 1e-9))
+    if round_to == 1:
+        return keep
+    if size < round_to:
+        return size
+    rounded = -(-keep // round_to) * round_to
+    return rounded if rounded <= size else size // round_to * round_to
+
+
+def keep_one_each(analysis: Analysis, removed: Bools, scores: npt.NDArray[np.float64]) -> None:
+    """No dimension of any tensor may become empty: where it would, the best slot's channels stay."""
+    for vector in analysis.vectors:
+        columns = analysis.solution.channels_of(vector)
+        if not columns or vector.size == 0:
+            continue
+        table = np.stack(columns)
+        gone = (removed[table] & (table >= 0)).any(0)
+        if gone.all():
+            worst = np.where(table >= 0, scores[table], np.inf).min(0)
+            best = table[:, int(worst.argmax())]
+            removed[best[best >= 0]] = False
+
+
+def finish(analysis: Analysis, removed: Bools, reasons: tuple[str, ...]) -> Plan:
+    """Channels to indices per parameter."""
+    s = analysis.solution
+    chosen = removed[s.channel]
+    order = np.lexsort((s.slot[chosen], s.axis[chosen]))
+    axis, slot = s.axis[chosen][order], s.slot[chosen][order]
+    result: Removed = {}
+    cuts = np.flatnonzero(np.diff(axis)) + 1
+    for slots, first in zip(np.split(slot, cuts), np.r_[0, cuts] if len(axis) else (), strict=False):
+        place = s.axes[axis[first]]
+        indices = np.unique(slots).tolist()
+        for name in (place.parameter, *analysis.aliases.get(place.parameter, ())):
+            result.setdefault(name, {})[place.dim] = indices
+    return Plan(result, reasons)
+
+
+def removal_of(analysis: Analysis, plan: Plan) -> Removal:
+    """The channels of `analysis` that a plan removes.
+
+    Raises `PlanError` where the plan names tensors, dimensions or indices that the model lacks, or would cut a
+    channel of this model in two: then it was made for another one.
+    """
+    s = analysis.solution
+    canonical = {alias: name for name, aliases in analysis.aliases.items() for alias in aliases}
+    numbers_of = {(a.parameter, a.dim): n for n, a in enumerate(s.axes)}
+    offsets = np.cumsum([0, *(a.vector.size for a in s.axes)])
+    gone = np.zeros(offsets[-1], dtype=bool)
+    for name, dims in plan.removed.items():
+        parameter = canonical.get(name, name)
+        if parameter not in analysis.tensors:
+            raise _other_model(f'it removes from "{name}"', nearest(name, analysis.tensors))
+        for dim, indices in dims.items():
+            shape = tuple(analysis.tensors[parameter].shape)
+            if not 0 <= dim < len(shape):
+                raise _other_model(f'it removes from dimension {dim} of "{name}"', f"its shape is {shape}")
+            if not indices:
+                continue
+            if min(indices) < 0 or max(indices) >= shape[dim]:
+                raise _other_model(
+                    f'it removes index {max(indices)} of "{name}" dimension {dim}', f"its shape is {shape}"
+                )
+            if (parameter, dim) not in numbers_of:
+                raise _other_model(f'it removes from "{name}" dimension {dim}', "nothing can be removed there")
+            gone[offsets[numbers_of[parameter, dim]] + np.asarray(indices)] = True
+    whole = np.bincount(s.channel, weights=~gone[offsets[s.axis] + s.slot], minlength=s.channels) == 0
+    removal = Removal(s, whole)
+    for number, a in enumerate(s.axes):
+        kept = removal.kept(a.vector)
+        want = gone[offsets[number] : offsets[number + 1]]
+        have = np.zeros(a.vector.size, dtype=bool) if kept is None else ~kept
+        if (want != have).any():
+            index = int(np.flatnonzero(want != have)[0])
+            raise _other_model(
+                f'it would remove index {index} of "{a.parameter}" dimension {a.dim} alone',
+                "in this model that slot is coupled to others which the plan keeps, or cannot go",
+            )
+    for vector in analysis.vectors:
+        if vector.size and removal.count(vector) == 0:
+            raise PlanError("the plan leaves a tensor empty", why=f"all {vector.size} slots of a dimension would go")
+    return removal
+
+
+def _other_model(what: str, why: str) -> PlanError:
+    return PlanError(f"the plan is for another model: {what}", why=why, do="make the plan with this model's `analyze`")
+
+
+def _check_round_to(round_to: int) -> None:
+    if isinstance(round_to, bool) or not isinstance(round_to, numbers.Integral) or round_to < 1:
+        raise PlanError(f"round_to must be an integer of at least 1, not {round_to!r}")
+
+
+def _check_ratio(ratio: Any) -> float:
+    if isinstance(ratio, bool) or not isinstance(ratio, numbers.Real) or not 0 <= float(ratio) < 1:
+        raise PlanError(
+            f"ratio must be a number in [0, 1), not {ratio!r}",
+            why="it is the share of channels that go; at least one channel of a group stays",
+        )
+    return float(ratio)
+
+
+def _ratios(analysis: Analysis, ratio: Any) -> list[float]:
+    if not isinstance(ratio, Mapping):
+        return [_check_ratio(ratio)] * len(analysis.groups)
+    names = [g.name for g in analysis.groups]
+    result = [0.0] * len(names)
+    for pattern, share in ratio.items():
+        value = _check_ratio(share)
+        hits = [i for i, name in enumerate(names) if fnmatch.fnmatchcase(name, pattern)]
+        if not hits:
+            raise PlanError(f'ratio names no group: "{pattern}"', why=nearest(pattern, names))
+        for i in hits:
+            result[i] = value
+    return result
+
+
+def _any_by_group(analysis: Analysis, flags: Bools) -> Bools:
+    s = analysis.solution
+    return np.asarray(np.bincount(s.group, weights=flags, minlength=s.groups) > 0)
+
+
+def _why_nothing(
+    analysis: Analysis, ratios: list[float], stay: set[int], exact: bool, round_to: int
+) -> tuple[str, ...]:
+    if not analysis.groups:
+        held = [str(locked) for locked in analysis.locked[:5]]
+        return ("no channel of this model can be removed", *held)
+    if not any(ratios):
+        return ("the ratio is 0",)
+    open_groups: list[Group] = [g for g in analysis.groups if g.number not in stay]
+    if not open_groups:
+        cause = "ignored or inexact (exact=True)" if exact else "ignored"
+        return (f"all {len(analysis.groups)} groups are {cause}",)
+    largest = max(open_groups, key=len)
+    return (
+        f"rounding leaves every group whole: the largest has {largest.size} channels "
+        f'("{largest.name}"), ratio {max(ratios)}, round_to {round_to}',
+    )

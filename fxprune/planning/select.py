@@ -1,0 +1,64 @@
+"""Which names, globs, modules or types a user means."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from fxprune.analysis import Analysis, Group
+from fxprune.errors import PlanError, nearest
+
+
+def ignored_groups(analysis: Analysis, ignore: Any) -> set[int]:
+    """The numbers of the groups that must stay.
+
+    `ignore` is one of, or a list of: the name of a module or parameter, a glob over such names, a module, a type
+    of module. A group stays when it would remove *output* channels of what is named; inputs may still shrink.
+    """
+    entries = list(ignore) if isinstance(ignore, (list, tuple, set, frozenset)) else [ignore]
+    if not entries:
+        return set()
+    parameters = _parameters(analysis, entries)
+    return {
+        g.number for g in analysis.groups if any(_opens(analysis, g, m.parameter, m.dim, parameters) for m in g.members)
+    }
+
+
+def _opens(analysis: Analysis, group: Group, parameter: str, dim: int, chosen: dict[str, bool]) -> bool:
+    if parameter not in chosen:
+        return False
+    by_name = chosen[parameter]  # a parameter named itself keeps every dimension
+    return by_name or analysis.opens(parameter, dim) or analysis.tensors[parameter].ndim == 1
+
+
+def _parameters(analysis: Analysis, entries: Iterable[Any]) -> dict[str, bool]:
+    modules = dict(analysis.model.named_modules(remove_duplicate=False))
+    chosen: dict[str, bool] = {}
+    for entry in entries:
+        if isinstance(entry, str):
+            names = set(fnmatch.filter(modules, entry)) - {""}
+            named = set(fnmatch.filter(analysis.tensors, entry))
+            if not names and not named:
+                raise PlanError(
+                    f'ignore names nothing: "{entry}"',
+                    why=nearest(entry, [*filter(None, modules), *analysis.tensors]),
+                    do="pass the name of a module or parameter, a glob, a module or a type",
+                )
+            chosen.update(dict.fromkeys(named, True))
+        elif isinstance(entry, nn.Module):
+            names = {n for n, m in modules.items() if m is entry}
+            if not names:
+                raise PlanError(f"ignore holds a module that is not part of the model: {type(entry).__name__}")
+        elif isinstance(entry, type):
+            names = {n for n, m in modules.items() if isinstance(m, entry)}
+        else:
+            raise PlanError(
+                f"ignore cannot be a {type(entry).__name__}", do="pass names, globs, modules or types of modules"
+            )
+        for parameter in analysis.tensors:
+            if any(parameter == n or parameter.startswith(n + ".") for n in names):
+                chosen.setdefault(parameter, False)
+    return chosen

@@ -1,0 +1,1 @@
+"""Plan and analysis become the smaller model: parameters, module attributes, sizes in the graph."""

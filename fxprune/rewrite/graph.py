@@ -1,0 +1,134 @@
+"""The rewrite of a traced graph: new tensors, recounted modules, sizes settled while the new graph runs on fakes.
+
+The run is the proof as well: every node's result must have the shape that its old vectors promise.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.analysis import Analysis, walk_on_fakes
+from fxprune.capture.fake import Faker
+from fxprune.capture.inputs import for_placeholders
+from fxprune.capture.trace import module_of, source_of
+from fxprune.channels.groups import Removal
+from fxprune.errors import CaptureError, RewriteError
+from fxprune.rewrite.modules import Use, recount
+from fxprune.rewrite.sizes import Site, resize
+from fxprune.rewrite.tensors import shrink_all
+from fxprune.rules import Operand
+
+_OF_THE_GRAPH = ("_graph", "_code", "_tracer_cls", "_tracer_extras", "_prologue_start", "_lineno_map")
+
+
+def rewrite(analysis: Analysis, removal: Removal) -> fx.GraphModule:
+    """The smaller model: a new `GraphModule` that shares no tensor with the original.
+
+    Raises `RewriteError` where a node's shape is not the promised one; nothing of the original has changed then.
+    """
+    small = _copy(analysis.graph_module, shrink_all(analysis, removal))
+    _recount_modules(small, analysis, removal)
+    _settle_sizes(small, analysis, removal)
+    small.graph.lint()
+    small.recompile()
+    return small
+
+
+def _copy(original: fx.GraphModule, tensors: dict[int, torch.Tensor]) -> fx.GraphModule:
+    """A deep copy in which every tensor is replaced by its new one; shared ones stay shared."""
+    memo: dict[int, Any] = dict(tensors)
+    small = fx.GraphModule(nn.Module(), fx.Graph(), original.__class__.__name__)
+    for name, value in original.__dict__.items():
+        if name not in _OF_THE_GRAPH:
+            small.__dict__[name] = copy.deepcopy(value, memo)
+    graph = fx.Graph(tracer_cls=getattr(original.graph, "_tracer_cls", None))
+    output: Any = graph.graph_copy(original.graph, val_map={}, return_output_node=True)
+    if output is not None:
+        value, old = output
+        node = graph.output(value, type_expr=getattr(old, "type", None))
+        node.meta = copy.copy(old.meta)
+    graph._codegen = copy.deepcopy(original.graph._codegen)
+    small.graph = graph
+    return small
+
+
+def _recount_modules(small: fx.GraphModule, analysis: Analysis, removal: Removal) -> None:
+    calls: dict[str, Use] = {}
+    for node in analysis.graph_module.graph.find_nodes(op="call_module"):
+        first = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
+        operand = analysis.nodes.get(first.name) if isinstance(first, fx.Node) else None
+        use = Use(
+            removal,
+            operand if isinstance(operand, Operand) else None,
+            analysis.nodes.get(node.name),
+            analysis.observations.get(node.name),
+        )
+        calls.setdefault(str(node.target), use)
+    unused = Use(removal, None, None, None)
+    for name, module in small.named_modules():
+        recount(module, calls.get(name, unused))
+
+
+def _settle_sizes(small: fx.GraphModule, analysis: Analysis, removal: Removal) -> None:
+    """Run the new graph on fake tensors; settle the sizes of each node just before it runs, check it just after."""
+    faker = Faker()
+    fakes = faker.module(small)
+    old = {node.name: node for node in analysis.graph_module.graph.nodes}
+    values = for_placeholders(small.graph, analysis.inputs)
+    results: dict[fx.Node, Any] = {}
+    had_users = {node for node in small.graph.nodes if node.users}
+
+    def value(argument: Any) -> Any:
+        return fx.map_arg(argument, lambda n: results[n]) if argument is not None else None
+
+    def operand(argument: Any) -> Any:
+        return analysis.nodes[argument.name] if isinstance(argument, fx.Node) else argument
+
+    def visit(node: fx.Node, execute: Callable[[], Any]) -> Any:
+        promised = analysis.nodes[node.name]
+        site = Site(node, removal, promised, analysis.observations[node.name], value, operand)
+        if node.op in ("call_function", "call_method"):
+            resize(site)
+        try:
+            results[node] = execute()
+        except Exception as error:
+            raise _wrong(old[node.name], node, f"{type(error).__name__}: {error}") from error
+        _check(node, old[node.name], promised, results[node], removal)
+        return results[node]
+
+    try:
+        walk_on_fakes(small.graph, fakes, faker, values, visit)
+    except CaptureError as error:
+        raise RewriteError("the smaller graph does not run", at=error.at, why=error.why) from error
+    _drop_orphans(small.graph, had_users)
+
+
+def _check(node: fx.Node, before: fx.Node, promised: Any, result: Any, removal: Removal) -> None:
+    have = [t for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
+    want = [o for o in pytree.tree_leaves(promised) if isinstance(o, Operand)]
+    shapes = [tuple(t.shape) for t in have]
+    counts = [removal.shape(o.vectors) for o in want]
+    if shapes != counts:
+        raise _wrong(before, node, f"its result has shape {shapes}, the analysis promises {counts}")
+
+
+def _wrong(before: fx.Node, node: fx.Node, why: str) -> RewriteError:
+    return RewriteError(
+        "the smaller graph is not what the analysis promises",
+        at=f"{module_of(before) or 'the model'} ({source_of(before)}), node %{before.name}: {node.format_node()}",
+        why=why.strip().splitlines()[0],
+        do="report this; until then `ignore` the layers whose channels enter here",
+    )
+
+
+def _drop_orphans(graph: fx.Graph, had_users: set[fx.Node]) -> None:
+    """Erase nodes that only computed a size which is a number now. Others may act by side effects and stay."""
+    for node in reversed(graph.nodes):
+        if node in had_users and not node.users and node.op in ("call_function", "call_method", "get_attr"):
+            graph.erase_node(node)

@@ -1,0 +1,441 @@
+"""Integers in the graph that stand for sizes: counted anew, at the place where they stand.
+
+One function per way of writing an operation in Python. Each sees a `Site` (the node, its old vectors, the values
+its arguments have in the new graph) and gives the node the arguments it needs. An argument that already has the
+right value, computed from another tensor's size say, is left as it is.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from fxprune.capture.observe import Observation
+from fxprune.channels.groups import Bools, Removal
+from fxprune.channels.terms import Vector
+from fxprune.errors import RewriteError
+from fxprune.rules import Operand
+
+
+@dataclass(frozen=True)
+class Site:
+    """A node of the new graph that is about to run.
+
+    value: what an argument evaluates to in the new graph. operand: what a node's result was in the old one.
+    """
+
+    node: fx.Node
+    removal: Removal
+    output: Any
+    observation: Observation
+    value: Callable[[Any], Any]
+    operand: Callable[[Any], Any]
+
+    @property
+    def input(self) -> Operand:
+        """The operand of the first argument (`self` of a method, `input` of a function)."""
+        node = self.node
+        first = node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("self"))
+        return self.operand(first)  # type: ignore[no-any-return]
+
+    def counted(self, argument: str) -> tuple[int, ...]:
+        """The new value of an integer argument that a rule counted."""
+        return self.removal.shape(self.observation.counts[argument])
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument by position or keyword, as it stands in the graph."""
+        if len(self.node.args) > position:
+            return self.node.args[position]
+        return self.node.kwargs.get(name, default)
+
+    def put(self, position: int, name: str, new: Any) -> None:
+        """Set an argument, unless it has that value already."""
+        old = self.argument(position, name, _MISSING)
+        if old is not _MISSING and _equal(self.value(old), new):
+            return
+        self.put_anyway(position, name, new)
+
+    def put_sizes(self, position: int, name: str, sizes: Sequence[int]) -> None:
+        """Set sizes that are written as one sequence or as several integers; -1 and right values stay."""
+        old = self.argument(position, name)
+        if isinstance(old, (list, tuple)):
+            new = type(old)(_settle(self, o, s) for o, s in zip(old, sizes, strict=True))
+            if new != old:
+                self.put_anyway(position, name, new)
+        elif isinstance(self.value(old), (list, tuple)):
+            if tuple(self.value(old)) != tuple(sizes):
+                self.put_anyway(position, name, tuple(sizes))
+        else:
+            rest = self.node.args[position:]
+            self.node.args = (
+                *self.node.args[:position],
+                *(_settle(self, o, s) for o, s in zip(rest, sizes, strict=True)),
+            )
+
+    def put_anyway(self, position: int, name: str, new: Any) -> None:
+        """Set an argument by position or keyword."""
+        if len(self.node.args) > position:
+            self.node.update_arg(position, new)
+        else:
+            self.node.update_kwarg(name, new)
+
+
+class _Missing:
+    pass
+
+
+_MISSING = _Missing()
+
+Resize = Callable[[Site], None]
+_RESIZES: dict[Any, Resize] = {}
+
+
+def resizes(*targets: Any) -> Callable[[Resize], Resize]:
+    """Register how the sizes in the arguments of functions, or of methods by name, are counted anew."""
+
+    def register(function: Resize) -> Resize:
+        for target in targets:
+            _RESIZES[target] = function
+        return function
+
+    return register
+
+
+def resize(site: Site) -> None:
+    """Give a node's size arguments their new values."""
+    function = _RESIZES.get(site.node.target)
+    if function is not None:
+        function(site)
+
+
+def rank(kept: Bools | None, position: int) -> int:
+    """How many kept slots stand before `position`."""
+    return position if kept is None else int(kept[:position].sum())
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return list(a) == list(b)
+    return bool(type(a) is type(b) and a == b)
+
+
+def _settle(site: Site, old: Any, size: int) -> Any:
+    value = site.value(old)
+    return old if value in (-1, size) else size
+
+
+def _one(output: Any) -> Operand | None:
+    return output if isinstance(output, Operand) else None
+
+
+@resizes("view", "reshape", "expand", "broadcast_to", torch.reshape, torch.broadcast_to)
+def _shape(site: Site) -> None:
+    output = _one(site.output)
+    first = site.value(site.argument(1, "shape", site.argument(1, "size")))
+    if output is None or first is None or isinstance(first, torch.dtype):
+        return
+    name = "shape" if "shape" in site.node.kwargs else "size"
+    site.put_sizes(1, name, site.removal.shape(output.vectors))
+
+
+@resizes("unflatten", torch.unflatten)
+def _unflatten(site: Site) -> None:
+    output = _one(site.output)
+    dim = site.value(site.argument(1, "dim"))
+    if output is None or not isinstance(dim, int):
+        return
+    added = output.ndim - site.input.ndim + 1
+    first = dim % site.input.ndim
+    site.put_sizes(2, "sizes", site.removal.shape(output.vectors[first : first + added]))
+
+
+@resizes("new_zeros", "new_ones", "new_empty", "new_full")
+def _new(site: Site) -> None:
+    if (output := _one(site.output)) is not None:
+        site.put_sizes(1, "size", site.removal.shape(output.vectors))
+
+
+@resizes(torch.zeros, torch.ones, torch.empty, torch.full, torch.rand, torch.randn)
+def _made(site: Site) -> None:
+    if (output := _one(site.output)) is not None:
+        site.put_sizes(0, "size", site.removal.shape(output.vectors))
+
+
+@resizes("split", "split_with_sizes", torch.split, torch.split_with_sizes)
+def _split(site: Site) -> None:
+    name = "split_size_or_sections" if site.node.target is torch.split else "split_size"
+    _into_parts(site, name, lambda whole, old: [min(old, whole - i) for i in range(0, whole, old)])
+
+
+@resizes("chunk", torch.chunk)
+def _chunk(site: Site) -> None:
+    def parts(whole: int, chunks: int) -> list[int]:
+        size = -(-whole // chunks)
+        return [min(size, whole - i) for i in range(0, whole, size)]
+
+    _into_parts(site, "chunks", parts)
+
+
+@resizes("tensor_split", torch.tensor_split)
+def _tensor_split(site: Site) -> None:
+    def parts(whole: int, sections: int) -> list[int]:
+        return [whole // sections + (i < whole % sections) for i in range(sections)]
+
+    _into_parts(site, "indices_or_sections", parts)
+
+
+def _into_parts(site: Site, name: str, natural: Callable[[int, int], list[int]]) -> None:
+    """Parts of the promised sizes: as it is written if that gives them, else an explicit list of split sizes."""
+    dim = site.value(site.argument(2, "dim", 0))
+    sizes = [site.removal.count(part.dim(dim)) for part in site.output]
+    old = site.value(site.argument(1, name, site.argument(1, "split_sizes")))
+    is_tensor_split = site.node.target in ("tensor_split", torch.tensor_split)
+    if isinstance(old, int):
+        if natural(sum(sizes), old) == sizes:
+            return
+    elif not is_tensor_split and list(old) == sizes:
+        return
+    node = site.node
+    if node.op == "call_method":
+        node.target = "split"
+        node.args, node.kwargs = (node.args[0], sizes), {"dim": site.argument(2, "dim", 0)}
+    else:
+        dim_argument = site.argument(2, "dim", 0)
+        tensor = node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("tensor"))
+        node.target, node.args, node.kwargs = torch.split, (tensor, sizes), {"dim": dim_argument}
+
+
+@resizes("narrow", torch.narrow)
+def _narrow(site: Site) -> None:
+    dim = site.value(site.argument(1, "dim"))
+    kept = site.removal.kept(site.input.dim(dim))
+    if kept is None:
+        return
+    old_start = _old(site, 2, "start")
+    site.put(2, "start", rank(kept, old_start % len(kept)))
+    site.put(3, "length", site.removal.count(site.output.dim(dim)))
+
+
+@resizes("select", torch.select)
+def _select(site: Site) -> None:
+    dim = site.value(site.argument(1, "dim"))
+    kept = site.removal.kept(site.input.dim(dim))
+    if kept is not None:
+        site.put(2, "index", rank(kept, _old(site, 2, "index") % len(kept)))
+
+
+def _old(site: Site, position: int, name: str) -> int:
+    """A position as it was in the old graph; one that is computed cannot be told apart from a size."""
+    value = site.argument(position, name)
+    if not isinstance(value, int):
+        raise RewriteError(
+            f"a computed {name} on a pruned dimension",
+            at=f"node %{site.node.name}: {site.node.format_node()}",
+            why="its old value is a node of the graph, and positions cannot be counted anew from that",
+            do="write the position as a number, or ignore the layers before it",
+        )
+    return value
+
+
+@resizes("roll", torch.roll)
+def _roll(site: Site) -> None:
+    shifts, dims = site.argument(1, "shifts"), site.argument(2, "dims")
+    if dims is None or dims == ():
+        return
+    several = isinstance(shifts, (list, tuple))
+    new = []
+    for shift, dim in zip(
+        shifts if several else [shifts], dims if isinstance(dims, (list, tuple)) else [dims], strict=True
+    ):
+        kept = site.removal.kept(site.input.dim(dim))
+        # the last `shift` slots come to the front: as many as are left of them
+        new.append(
+            shift if kept is None else int(kept[len(kept) - shift % len(kept) :].sum()) if shift % len(kept) else 0
+        )
+    site.put(1, "shifts", tuple(new) if several else new[0])
+
+
+@resizes("repeat", "tile", torch.tile)
+def _repeat(site: Site) -> None:
+    output, source = site.output, site.input
+    sizes = site.removal.shape(output.vectors)
+    pad = output.ndim - source.ndim
+    old = site.node.args[1] if isinstance(site.node.args[1], (list, tuple)) else site.node.args[1:]
+    if len(old) != output.ndim:  # tile with fewer numbers than dimensions leaves the first ones alone
+        old = (1,) * (output.ndim - len(old)) + tuple(old)
+    new = []
+    for d, times in enumerate(old):
+        size = site.removal.count(source.dim(d - pad)) if d >= pad else 1
+        new.append(times if sizes[d] == site.value(times) * size else sizes[d] // size)
+    if list(new) != list(old):
+        site.node.args = (site.node.args[0], *new) if site.node.op == "call_method" else (site.node.args[0], tuple(new))
+
+
+@resizes(F.pad)
+def _pad(site: Site) -> None:
+    pad = site.argument(1, "pad")
+    if not isinstance(pad, (list, tuple)):
+        return
+    new = list(pad)
+    for k in range(len(pad) // 2):
+        d = site.input.ndim - 1 - k
+        before, after = (site.value(p) for p in pad[2 * k : 2 * k + 2])
+        kept_in, kept_out = site.removal.kept(site.input.dim(d)), site.removal.kept(site.output.dim(d))
+        if kept_in is None and kept_out is None:
+            continue
+        n = site.input.dim(d).size
+        m = site.output.dim(d).size
+        new[2 * k] = rank(kept_out, before) if before > 0 else -rank(kept_in, -before)
+        tail = kept_out[m - after :].sum() if kept_out is not None and after > 0 else after
+        cut = kept_in[n + after :].sum() if kept_in is not None and after < 0 else -after
+        new[2 * k + 1] = int(tail) if after > 0 else -int(cut)
+    site.put(1, "pad", type(pad)(new))
+
+
+@resizes("squeeze", torch.squeeze)
+def _squeeze(site: Site) -> None:
+    dims = site.argument(1, "dim")
+    if dims is None:
+        ones = tuple(d for d, size in enumerate(site.input.shape) if size == 1)
+        if any(site.removal.count(v) == 1 and v.size > 1 for v in site.input.vectors):
+            site.put(1, "dim", ones)
+
+
+_CONVOLUTIONS = (
+    *(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+    *(torch.conv1d, torch.conv2d, torch.conv3d),
+    *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
+)
+
+
+@resizes(*_CONVOLUTIONS)
+def _convolution(site: Site) -> None:
+    transposed = "transpose" in site.node.target.__name__  # type: ignore[union-attr]
+    groups = site.counted("groups")[0]
+    if site.value(site.argument(6, "groups", 1)) != groups:
+        site.put(6, "groups", groups)
+    assert not transposed or site.argument(6, "groups", 1) is not None
+
+
+@resizes(F.group_norm, torch.group_norm)
+def _group_norm(site: Site) -> None:
+    site.put(1, "num_groups", site.counted("group")[0])
+
+
+@resizes(F.layer_norm, torch.layer_norm)
+def _layer_norm(site: Site) -> None:
+    site.put_sizes(1, "normalized_shape", site.counted("normalized_shape"))
+
+
+@resizes(F.rms_norm, torch.rms_norm)
+def _rms_norm(site: Site) -> None:
+    count = len(site.value(site.argument(1, "normalized_shape")))
+    site.put_sizes(1, "normalized_shape", site.removal.shape(site.input.vectors[-count:]))
+
+
+@resizes(F.channel_shuffle, torch.channel_shuffle, torch.native_channel_shuffle)
+def _channel_shuffle(site: Site) -> None:
+    site.put(1, "groups", site.counted("groups")[0])
+
+
+@resizes("index_select", torch.index_select)
+def _index_select(site: Site) -> None:
+    """A list held by a buffer is renumbered with the buffer; there is nothing to do in the graph."""
+
+
+@resizes(operator.getitem)
+def _getitem(site: Site) -> None:
+    source = site.operand(site.node.args[0])
+    if not isinstance(source, Operand):
+        return
+    index = site.node.args[1]
+    items = list(index) if isinstance(index, tuple) else [index]
+    if _one(site.output) is None:
+        return
+    consumed = sum(_width(site, item) for item in items)
+    new: list[Any] = []
+    dim = 0
+    for item in items:
+        if item is Ellipsis:
+            new.append(item)
+            dim += source.ndim - consumed
+            continue
+        width = _width(site, item)
+        new.append(_item(site, item, source.vectors[dim]) if width == 1 else item)
+        dim += width
+    changed: Any = tuple(new) if isinstance(index, tuple) else new[0]
+    if not _same_items(changed, index):
+        site.node.update_arg(1, changed)
+
+
+def _width(site: Site, item: Any) -> int:
+    """How many dimensions an index item takes up."""
+    if item is None or item is Ellipsis:
+        return 0
+    value = site.value(item) if isinstance(item, fx.Node) else item
+    return int(value.ndim) if isinstance(value, torch.Tensor) and value.dtype in (torch.bool, torch.uint8) else 1
+
+
+def _item(site: Site, item: Any, vector: Vector) -> Any:
+    kept = site.removal.kept(vector)
+    if kept is None or isinstance(item, fx.Node):
+        return item
+    if isinstance(item, slice):
+        return _slice(site, item, kept)
+    if isinstance(item, int):
+        return rank(kept, item % len(kept))
+    if isinstance(item, (list, tuple)):
+        positions = np.asarray(item) % len(kept)
+        ranks = np.cumsum(kept) - 1
+        return type(item)(ranks[positions[kept[positions]]].tolist())
+    return item
+
+
+def _slice(site: Site, item: slice, kept: Bools) -> slice:
+    """The same stretch among the kept slots. An open end stays open, a bound counted from the end stays so."""
+    size = len(kept)
+    left = int(kept.sum())
+
+    def bound(value: Any) -> Any:
+        if value is None:
+            return None
+        number = site.value(value)
+        if isinstance(value, fx.Node):
+            # a computed bound: right if it equals what the old position has become for one of the positions
+            number = _old_bound(site, value)
+        if number < 0:
+            new = rank(kept, max(0, size + number)) - left
+            return new if new else left
+        return rank(kept, min(number, size))
+
+    start, stop = bound(item.start), bound(item.stop)
+    if item.step is not None and site.value(item.step) != 1:
+        # whole periods went: the phase stays what it was
+        return slice(item.start, None if item.stop is None or item.stop >= size else stop, item.step)
+    return slice(start, stop, item.step)
+
+
+def _old_bound(site: Site, value: fx.Node) -> int:
+    old = site.operand(value)
+    if not isinstance(old, int):
+        raise RewriteError(
+            "a slice bound that is neither a number nor computed from sizes",
+            at=f"node %{site.node.name}: {site.node.format_node()}",
+            do="write the bound as a number, or ignore the layers before it",
+        )
+    return old
+
+
+def _same_items(a: Any, b: Any) -> bool:
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(_same_items(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, slice) and isinstance(b, slice):
+        return all(_same_items(x, y) for x, y in ((a.start, b.start), (a.stop, b.stop), (a.step, b.step)))
+    return a is b or (type(a) is type(b) and not isinstance(a, fx.Node) and bool(a == b))

@@ -1,0 +1,62 @@
+"""Parameters and buffers at their new sizes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from fxprune.analysis import Analysis
+from fxprune.channels.groups import Bools, Removal
+
+
+def kept_slots(analysis: Analysis, removal: Removal) -> dict[str, dict[int, Bools]]:
+    """Per parameter and buffer the surviving slots of every dimension that loses some."""
+    kept: dict[str, dict[int, Bools]] = {}
+    for axis in analysis.solution.axes:
+        mask = removal.kept(axis.vector)
+        if mask is not None:
+            kept.setdefault(axis.parameter, {})[axis.dim] = mask
+    return kept
+
+
+def shrink_all(analysis: Analysis, removal: Removal) -> dict[int, torch.Tensor]:
+    """A new tensor for every parameter, buffer and constant of the model, by the id of the old one."""
+    kept = kept_slots(analysis, removal)
+    made: dict[int, torch.Tensor] = {}
+    for name, tensor in analysis.tensors.items():
+        values = tensor.detach()
+        source = analysis.renumbered.get(id(tensor))
+        positions = None if source is None else removal.kept(source)
+        if positions is not None:
+            values = renumber(values, positions)
+        made[id(tensor)] = like(tensor, shrink(values, kept.get(name, {})))
+    return made
+
+
+def shrink(values: torch.Tensor, kept: dict[int, Bools]) -> torch.Tensor:
+    """A copy with only the kept slots; the dimension that loses most goes first."""
+    if not kept:
+        return values.clone()
+    channels_last = values.ndim == 4 and not values.is_contiguous()
+    channels_last = channels_last and values.is_contiguous(memory_format=torch.channels_last)
+    for dim in sorted(kept, key=lambda d: float(kept[d].mean())):
+        index = torch.from_numpy(np.flatnonzero(kept[dim])).to(values.device)
+        values = values.index_select(dim, index)
+    return values.contiguous(memory_format=torch.channels_last) if channels_last else values.contiguous()
+
+
+def renumber(positions: torch.Tensor, kept: Bools) -> torch.Tensor:
+    """Positions in a dimension as positions among its kept slots; those that go keep any number in range."""
+    rank = torch.from_numpy(np.maximum(np.cumsum(kept) - 1, 0)).to(positions.device)
+    return rank[positions.long() % len(kept)].to(positions.dtype)
+
+
+def like(old: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """`values` as the same kind of tensor as `old`: a parameter with its `requires_grad` and attributes."""
+    if isinstance(old, nn.Parameter):
+        new: torch.Tensor = type(old)(values, requires_grad=old.requires_grad)
+    else:
+        new = values.requires_grad_(old.requires_grad)
+    new.__dict__.update(old.__dict__)
+    return new

@@ -1,0 +1,162 @@
+"""Contractions: products summed over shared letters. Each is an einsum string; equal letters are the same vector.
+
+A sum over a dimension is exact when one factor is zero at the removed slots: parameters are, and so is what comes
+out of a layer whose weights and bias went. Otherwise the dimension is marked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fxprune.channels.terms import Vector
+from fxprune.rules.elementwise import broadcast
+from fxprune.rules.registry import Call, Operand, rule
+
+
+def contract(call: Call, equation: str, *operands: Operand) -> Operand:
+    """einsum over vectors: equal letters are unified, letters missing from the output are summed over."""
+    inputs, output = equation.split("->")
+    vectors: dict[str, Vector] = {}
+    zero: dict[str, bool] = {}
+    for letters, operand in zip(inputs.split(","), operands, strict=True):
+        for letter, vector, vanishes in zip(letters, operand.vectors, operand.zero, strict=True):
+            if letter in vectors:
+                call.same(vectors[letter], vector)
+                if not vectors[letter].columns:
+                    vectors[letter] = vector
+            else:
+                vectors[letter] = vector
+            zero[letter] = zero.get(letter, False) or vanishes
+    for letter, vector in vectors.items():
+        if letter not in output and not zero[letter]:
+            call.mark(vector, "a sum over values that are not zero where the channel is gone")
+    return call.operand([vectors[k] for k in output], [zero[k] for k in output])
+
+
+def plus(call: Call, addend: Operand, product: Operand) -> Operand:
+    """addend + product, broadcast: zero only where both are."""
+    vectors = broadcast(call, [product, addend], product.shape)
+    zero = []
+    for d in range(-product.ndim, 0):
+        added = addend.ndim >= -d and addend.shape[d] == product.shape[d] and addend.zero[d]
+        zero.append(product.zero[d] and added)
+    return call.operand(vectors, zero)
+
+
+@rule("aten::mm")
+def mm(call: Call, self: Operand, mat2: Operand) -> Operand:
+    """y[m, n] = sum_k a[m, k] * b[k, n]"""
+    return contract(call, "mk,kn->mn", self, mat2)
+
+
+@rule("aten::addmm")
+def addmm(call: Call, self: Operand, mat1: Operand, mat2: Operand) -> Operand:
+    """y[m, n] = c[m, n] + sum_k a[m, k] * b[k, n]"""
+    return plus(call, self, contract(call, "mk,kn->mn", mat1, mat2))
+
+
+@rule("aten::bmm")
+def bmm(call: Call, self: Operand, mat2: Operand) -> Operand:
+    """y[b, m, n] = sum_k x[b, m, k] * z[b, k, n]"""
+    return contract(call, "bmk,bkn->bmn", self, mat2)
+
+
+@rule("aten::baddbmm")
+def baddbmm(call: Call, self: Operand, batch1: Operand, batch2: Operand) -> Operand:
+    """y[b, m, n] = c[b, m, n] + sum_k x[b, m, k] * z[b, k, n]"""
+    return plus(call, self, contract(call, "bmk,bkn->bmn", batch1, batch2))
+
+
+@rule("aten::mv")
+def mv(call: Call, self: Operand, vec: Operand) -> Operand:
+    """y[m] = sum_k a[m, k] * x[k]"""
+    return contract(call, "mk,k->m", self, vec)
+
+
+@rule("aten::addmv")
+def addmv(call: Call, self: Operand, mat: Operand, vec: Operand) -> Operand:
+    """y[m] = c[m] + sum_k a[m, k] * x[k]"""
+    return plus(call, self, contract(call, "mk,k->m", mat, vec))
+
+
+@rule("aten::dot")
+def dot(call: Call, self: Operand, tensor: Operand) -> Operand:
+    """y = sum_k a[k] * b[k]"""
+    return contract(call, "k,k->", self, tensor)
+
+
+@rule("aten::vdot")
+def vdot(call: Call, self: Operand, other: Operand) -> Operand:
+    """y = sum_k conj(a[k]) * b[k]"""
+    return contract(call, "k,k->", self, other)
+
+
+@rule("aten::linear")
+def linear(call: Call, input: Operand, weight: Operand, bias: Operand | None) -> Operand:
+    """y[.., o] = sum_i x[.., i] * w[o, i] + b[o]"""
+    letters = "abcdefgh"[: input.ndim - 1]
+    made = contract(call, f"{letters}i,oi->{letters}o", input, weight)
+    return made if bias is None else plus(call, bias, made)
+
+
+@rule("aten::_trilinear")
+def trilinear(
+    call: Call,
+    i1: Operand,
+    i2: Operand,
+    i3: Operand,
+    expand1: Sequence[int],
+    expand2: Sequence[int],
+    expand3: Sequence[int],
+    sumdim: Sequence[int],
+) -> Operand:
+    """y = sum over `sumdim` of x1 * x2 * x3, each first unsqueezed at its `expand` dimensions (bilinear layers)."""
+    letters = "abcdefghij"[: i1.ndim + len(expand1)]
+    names = ["".join(k for d, k in enumerate(letters) if d not in e) for e in (expand1, expand2, expand3)]
+    output = "".join(k for d, k in enumerate(letters) if d not in sumdim)
+    return contract(call, ",".join(names) + "->" + output, i1, i2, i3)
+
+
+@rule("aten::convolution", "aten::_convolution", "aten::convolution_overrideable", "aten::cudnn_convolution")
+def convolution(
+    call: Call, input: Operand, weight: Operand, bias: Operand | None, transposed: bool, groups: int
+) -> Operand:
+    """y[n, (g o), s'] = sum_{i, k} w[(g o), i, k] * x[n, (g i), s + k] + b[(g o)];  g counts `groups`.
+
+    Transposed: y[n, (g o), s'] = sum_{i, k} w[(g i), o, k] * x[n, (g i), s - k] + b[(g o)].
+    """
+    spatial = weight.ndim - 2
+    channel = input.ndim - 1 - spatial  # 1, or 0 for an input without batch
+    for vector in input.vectors[channel + 1 :]:
+        call.lock(vector, "spatial dimension of a convolution")
+    call.fix(*weight.vectors[2:])
+    into = input.dim(channel)
+    if groups == 1:
+        call.same(into, weight.dim(0 if transposed else 1))
+        out = weight.dim(1 if transposed else 0)
+        call.count("groups", call.fixed(1))
+    elif transposed:
+        call.same(into, weight.dim(0))
+        g, _ = call.split(into, (groups, into.size // groups))
+        out = call.merge([g, weight.dim(1)])
+        call.count("groups", g)
+    else:
+        g, i = call.split(into, (groups, into.size // groups))
+        h, _ = call.split(weight.dim(0), (groups, weight.dim(0).size // groups))
+        call.same(g, h)
+        call.same(i, weight.dim(1))
+        out = weight.dim(0)
+        call.count("groups", g)
+    zero = weight.zero[1 if transposed else 0]
+    if bias is not None:
+        call.same(out, bias.dim(0))
+        zero = zero and bias.zero[0]
+    space = [call.fixed(s) for s in call.shapes[0][channel + 1 :]]
+    return call.operand([*input.vectors[:channel], out, *space], [*input.zero[:channel], zero, *(True for _ in space)])
+
+
+@rule("aten::embedding")
+def embedding(call: Call, weight: Operand, indices: Operand) -> Operand:
+    """y[.., c] = w[index[..], c]; rows are looked up by number and stay."""
+    call.lock(weight.dim(0), "rows of an embedding are looked up by number")
+    return call.operand([*indices.vectors, weight.dim(1)], [*(False for _ in indices.vectors), weight.zero[1]])

@@ -1,0 +1,144 @@
+"""Elementwise operations: y[..., i, ...] = f(a[..., i, ...], b[..., i, ...], ...) under broadcasting.
+
+Vectors of equal size are the same; a dimension of size 1 adopts the other. Nothing mixes two slots, so no rule
+of its own is needed for any of them: the list below is the documentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from fxprune.channels.terms import Vector
+from fxprune.rules.registry import Call, Operand, rule
+
+ELEMENTWISE = """
+    abs acos acosh add addcdiv addcmul angle asin asinh atan atan2 atanh bitwise_and bitwise_not bitwise_or
+    bitwise_xor ceil celu clamp clamp_max clamp_min clip copysign cos cosh deg2rad digamma div elu eq erf erfc
+    erfinv exp exp2 expm1 fill float_power floor floor_divide fmax fmin fmod frac ge gelu gt hardshrink hardsigmoid
+    hardswish hardtanh heaviside hypot isfinite isinf isnan isneginf isposinf ldexp le leaky_relu lerp lgamma log
+    log10 log1p log2 log_sigmoid_forward logaddexp logaddexp2 logical_and logical_not logical_or logical_xor logit
+    lt masked_fill maximum minimum mish mul mvlgamma nan_to_num ne neg nextafter polar polygamma positive pow
+    rad2deg reciprocal relu relu6 remainder round rrelu_with_noise rsqrt rsub selu sgn sigmoid sign signbit silu sin
+    sinc sinh softplus softshrink special_entr special_erfcx special_i0e special_i1 special_log_ndtr special_ndtr
+    special_ndtri special_xlog1py special_zeta sqrt square sub tan tanh threshold trunc where xlogy zero
+    _prelu_kernel
+""".split()
+
+COPIES = """
+    alias clone contiguous detach lift lift_fresh lift_fresh_copy to _to_copy type_as _to_dense
+""".split()
+
+RANDOM = """
+    bernoulli cauchy dropout exponential geometric log_normal native_dropout normal random uniform
+""".split()
+
+
+def broadcast(call: Call, operands: Sequence[Operand], shape: Sequence[int]) -> tuple[Vector, ...]:
+    """The vectors of the broadcast of `operands`, aligned from the last dimension."""
+    vectors = []
+    for d, size in enumerate(shape, start=-len(shape)):
+        vector = None
+        if size > 1:
+            for operand in operands:
+                if operand.ndim >= -d and operand.vectors[d].size == size:
+                    if vector is None:
+                        vector = operand.vectors[d]
+                    else:
+                        call.same(vector, operand.vectors[d])
+                        if not vector.columns:
+                            vector = operand.vectors[d]
+        vectors.append(call.fixed(size) if vector is None else vector)
+    return tuple(vectors)
+
+
+@rule(*(f"aten::{name}" for name in ELEMENTWISE))
+def elementwise(call: Call, *operands: Operand) -> list[Operand]:
+    """y[i] = f(a[i], b[i], ...): equal sizes are the same, size 1 adopts."""
+    outputs = []
+    for shape in call.shapes:
+        if shape == (0,):  # some return an empty second output
+            outputs.append(call.operand([call.fixed(0)]))
+            continue
+        vectors = broadcast(call, operands, shape)
+        zero = [
+            not vector.columns or vanishes(call, operands, [_carries_zero(o, d, vector.size) for o in operands])
+            for d, vector in enumerate(vectors, start=-len(vectors))
+        ]
+        outputs.append(call.operand(vectors, zero))
+    return outputs
+
+
+@rule(*(f"aten::{name}" for name in COPIES))
+def copies(call: Call, *operands: Operand) -> Operand:
+    """y[i] = x[i]"""
+    return operands[0]
+
+
+@rule(*(f"aten::{name}" for name in RANDOM))
+def random(call: Call, *operands: Operand) -> list[Operand]:
+    """y[i] = a random number, perhaps times x[i]"""
+    return [call.operand(broadcast(call, operands[:1], shape), False) for shape in call.shapes]
+
+
+@rule("aten::copy")
+def copy(call: Call, self: Operand, src: Operand) -> Operand:
+    """self[i] = src[i], src broadcast"""
+    vectors = broadcast(call, [self, src], call.shapes[0])
+    zero = [_carries_zero(src, d, v.size) for d, v in enumerate(vectors, start=-len(vectors))]
+    return call.operand(vectors, zero)
+
+
+def _carries_zero(operand: Operand, d: int, size: int) -> bool:
+    """Whether removed slots of dimension d (from the end) are zero in this operand; broadcast ones are not."""
+    return operand.ndim >= -d and operand.vectors[d].size == size and operand.zero[d]
+
+
+_PROBES: dict[tuple[Any, ...], bool] = {}
+
+
+def vanishes(call: Call, operands: Sequence[Operand], zero: Sequence[bool]) -> bool:
+    """Whether f is 0 where the operands with `zero` are 0, whatever the others are.
+
+    Asked of the operation itself, on single numbers, once per operation and scalar arguments.
+    """
+    values: list[Any] = []
+    tensors = iter(zero)
+    for name, argument in call.arguments.items():
+        if isinstance(argument, Operand):
+            values.append((name, next(tensors), _kind(call.raw[name].dtype)))
+        elif isinstance(argument, (list, tuple)) and any(isinstance(a, Operand) for a in argument):
+            return False
+        else:
+            values.append((name, argument))
+    key = (call.func, repr(values))
+    if key not in _PROBES:
+        _PROBES[key] = all(_probe(call, values, other) == 0 for other in (1.37, -0.73))
+    return _PROBES[key]
+
+
+def _kind(dtype: torch.dtype) -> str:
+    return "b" if dtype == torch.bool else "f" if dtype.is_floating_point or dtype.is_complex else "i"
+
+
+def _probe(call: Call, values: Sequence[tuple[Any, ...]], other: float) -> float:
+    def tensor(zero: bool, kind: str) -> torch.Tensor:
+        number = 0.0 if zero else other
+        if kind == "b":
+            return torch.tensor(number > 0)
+        return torch.tensor(int(2 * number)) if kind == "i" else torch.tensor(number, dtype=torch.float64)
+
+    with unset_fake_temporarily(), torch.no_grad():
+        arguments = {v[0]: tensor(v[1], v[2]) if len(v) == 3 else v[1] for v in values}
+        for name in ("out", "dtype", "layout", "device", "pin_memory", "memory_format"):
+            arguments.pop(name, None)
+        positional = [arguments.pop(a.name) for a in call.func._schema.arguments if not a.kwarg_only]
+        try:
+            made = call.func(*positional, **arguments)
+            first = made[0] if isinstance(made, (tuple, list)) else made
+            return float(first.real if first.is_complex() else first)
+        except (RuntimeError, TypeError, ValueError):
+            return float("nan")
