@@ -2,6 +2,7 @@
 
 from fxprune.analysis import Analysis, Group, Locked, Member, analyze
 from fxprune.check import masked
+from fxprune.cost import Cost, cost
 from fxprune.errors import (
     CaptureError,
     FxpruneError,
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Analysis",
     "CaptureError",
+    "Cost",
     "FxpruneError",
     "Group",
     "InputError",
@@ -35,6 +37,7 @@ __all__ = [
     "RuleError",
     "VerificationError",
     "analyze",
+    "cost",
     "masked",
     "record",
     "rule",

@@ -216,14 +216,14 @@ class Terms:
 
     def _find(self, atoms: Atoms) -> Atoms:
         parent = self._parent
-        roots = parent[atoms]
+        roots: Atoms = parent[atoms]
         while True:
             above = parent[roots]
             if (above == roots).all():
                 break
             roots = above
         parent[atoms] = roots  # path compression
-        return np.asarray(roots)
+        return roots
 
     def _resolve(self, columns: Sequence[Atoms]) -> list[Atoms]:
         """Replace every atom by its representative and every bound one by what it is bound to, in order."""
