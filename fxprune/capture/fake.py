@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
@@ -53,8 +53,7 @@ class Faker:
         def clone(original: nn.Module) -> nn.Module:
             if id(original) in made:
                 return made[id(original)]
-            plain = isinstance(original, fx.GraphModule)
-            twin = nn.Module.__new__(nn.Module if plain else type(original))
+            twin = object.__new__(type(original))  # a GraphModule's own class holds its compiled forward
             made[id(original)] = twin
             settings = {k: v.copy() if type(v) in (dict, list, set) else v for k, v in original.__dict__.items()}
             twin.__dict__.update(settings)

@@ -243,7 +243,8 @@ class Terms:
         if not columns:
             return np.zeros(0, dtype=np.int64)
         atoms = np.unique(np.concatenate(columns)) if len(columns) > 1 else np.unique(columns[0])
-        return atoms[(atoms != 0) & (self._event[atoms] == 0)]
+        free: Atoms = atoms[(atoms != 0) & (self._event[atoms] == 0)]
+        return free
 
     def _union(self, a: Atoms, b: Atoms) -> None:
         """Merge the classes of a[i] and b[i]. All are unbound and not 0. The smallest atom represents."""
