@@ -1,6 +1,6 @@
 """fxprune: structured pruning as a `torch.fx` compiler pass."""
 
-from fxprune.analysis import Analysis, Group, Locked, Member, analyze
+from fxprune.analysis import Analysis, analyze
 from fxprune.check import masked
 from fxprune.cost import Cost, cost
 from fxprune.errors import (
@@ -13,6 +13,7 @@ from fxprune.errors import (
     RuleError,
     VerificationError,
 )
+from fxprune.findings import Group, Locked, Member
 from fxprune.planning.plan import Plan
 from fxprune.record import Record, record
 from fxprune.rules import rule

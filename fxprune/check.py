@@ -22,11 +22,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune.analysis import Analysis, fetch
 from fxprune.capture.inputs import for_placeholders
+from fxprune.capture.walk import fetch
 from fxprune.channels.groups import Removal
 from fxprune.channels.terms import Vector
 from fxprune.errors import PlanError, nearest
+from fxprune.findings import Findings
 from fxprune.rules import Operand
 
 TOLERANCE = 1e-9
@@ -83,13 +84,13 @@ def relative_error(small: Any, reference: Any) -> float:
     return worst
 
 
-def compare(analysis: Analysis, small: fx.GraphModule, removal: Removal, removed: Mapping[str, Any]) -> float:
+def compare(findings: Findings, small: fx.GraphModule, removal: Removal, removed: Mapping[str, Any]) -> float:
     """The relative error of `small` against its reference, both in float64 and evaluation mode."""
-    changed = bool((analysis.inexact & removal.removed).any())
-    statistics = KeptStatistics(analysis, removal) if changed else None
+    changed = bool((findings.inexact & removal.removed).any())
+    statistics = KeptStatistics(findings, removal) if changed else None
     with torch.no_grad(), _NoDropout():
-        values = for_placeholders(analysis.graph_module.graph, analysis.inputs)
-        reference = _Precise(analysis.graph_module, removed, statistics).run(*_doubled(values))
+        values = for_placeholders(findings.graph_module.graph, findings.inputs)
+        reference = _Precise(findings.graph_module, removed, statistics).run(*_doubled(values))
         ours = _Precise(small, {}, None).run(*_doubled(values))
     return relative_error(ours, reference)
 
@@ -167,15 +168,15 @@ class KeptStatistics(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Such a call is cut down to the kept slots of all its inputs, run, and its result put back among zeros.
     """
 
-    def __init__(self, analysis: Analysis, removal: Removal) -> None:
+    def __init__(self, findings: Findings, removal: Removal) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.analysis, self.removal = analysis, removal
+        self.findings, self.removal = findings, removal
         self.marked: dict[int, Any] = {}
         self.position = 0
 
     def enter(self, node: str) -> None:
         """The next operations belong to this node."""
-        self.marked, self.position = self.analysis.observations[node].marked, 0
+        self.marked, self.position = self.findings.observations[node].marked, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

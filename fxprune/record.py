@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxprune.errors import FxpruneError
+from fxprune.report import shapes_report
 
 _KEY = "fxprune_record"
 
@@ -36,15 +38,17 @@ class Record:
     @property
     def params(self) -> tuple[int, int]:
         """Elements of all tensors before and after."""
-        from math import prod
-
-        return sum(prod(s) for s in self.before.values()), sum(prod(s) for s in self.after.values())
+        return sum(map(math.prod, self.before.values())), sum(map(math.prod, self.after.values()))
 
     def report(self) -> str:
-        """Shapes before and after as a table of plain text."""
-        from fxprune.report import record_report
-
-        return record_report(self)
+        """Shapes before and after as a table of plain text, then totals, the proof and the notes."""
+        before, after = self.params
+        lines = [shapes_report(self.before, self.after), ""]
+        lines.append(f"path {self.path}, {before} -> {after} elements ({after / max(before, 1):.1%})")
+        lines.append("exact" if self.exact else "not exact: some statistics are taken over fewer channels")
+        if self.error is not None:
+            lines.append(f"relative error against the reference: {self.error:.1e}")
+        return "\n".join([*lines, *(f"note: {reason}" for reason in self.reasons)])
 
 
 def record(small: nn.Module) -> Record:

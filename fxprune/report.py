@@ -1,20 +1,18 @@
-"""Text views of an analysis and of a record. Computes nothing."""
+"""Text views of findings and of shapes. Computes nothing."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from tabulate import tabulate
 
-if TYPE_CHECKING:
-    from fxprune.analysis import Analysis
-    from fxprune.record import Record
+from fxprune.findings import Findings
 
 
-def analysis_report(analysis: Analysis) -> str:
+def findings_report(findings: Findings) -> str:
     """One row per group, then one per operation that holds channels back."""
-    cost = analysis.solution.cost()
+    cost = findings.solution.cost()
     rows = [
         (
             g.name,
@@ -24,11 +22,11 @@ def analysis_report(analysis: Analysis) -> str:
             int(cost[g.channels[0]]),
             "yes" if g.exact else "no: " + "; ".join(sorted({r.split(" in ")[0] for r in g.reasons})),
         )
-        for g in analysis.groups
+        for g in findings.groups
     ]
     headers = ("group", "kind", "channels", "members", "params per channel", "exact")
     parts = [tabulate(rows, headers=headers) if rows else "no removable channels"]
-    if analysis.locked:
+    if findings.locked:
         held = [
             (
                 locked.event.op,
@@ -38,26 +36,20 @@ def analysis_report(analysis: Analysis) -> str:
                 _list([f"{p}[{d}]" for p, d in locked.slots]),
                 locked.parameters,
             )
-            for locked in analysis.locked
+            for locked in findings.locked
         ]
         parts.append("locked:\n" + tabulate(held, headers=("operation", "module", "source", "why", "holds", "params")))
     return "\n\n".join(parts)
 
 
-def record_report(record: Record) -> str:
-    """One row per tensor that changed, then totals."""
+def shapes_report(before: Mapping[str, tuple[int, ...]], after: Mapping[str, tuple[int, ...]]) -> str:
+    """One row per tensor that changed."""
     rows = [
-        (name, _shape(shape), _shape(record.after[name]), math.prod(record.after[name]) / max(math.prod(shape), 1))
-        for name, shape in record.before.items()
-        if name in record.after and record.after[name] != shape
+        (name, _shape(shape), _shape(after[name]), math.prod(after[name]) / max(math.prod(shape), 1))
+        for name, shape in before.items()
+        if name in after and after[name] != shape
     ]
-    table = tabulate(rows, headers=("tensor", "before", "after", "kept"), floatfmt=".2f")
-    before, after = record.params
-    lines = [table, "", f"path {record.path}, {before} -> {after} elements ({after / max(before, 1):.1%})"]
-    lines.append("exact" if record.exact else "not exact: some statistics are taken over fewer channels")
-    if record.error is not None:
-        lines.append(f"relative error against the reference: {record.error:.1e}")
-    return "\n".join([*lines, *(f"note: {reason}" for reason in record.reasons)])
+    return tabulate(rows, headers=("tensor", "before", "after", "kept"), floatfmt=".2f")
 
 
 def _list(names: list[str]) -> str:

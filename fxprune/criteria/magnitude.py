@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fxprune.analysis import Analysis
+from fxprune.findings import Findings
 
 
-def norm_scores(analysis: Analysis, p: int) -> npt.NDArray[np.float64]:
+def norm_scores(findings: Findings, p: int) -> npt.NDArray[np.float64]:
     """The p-norm over all parameter elements that a channel takes along, per channel of the analysis.
 
         score[c] = (sum over members, over slots i of c, of sum |w[i, ...]|^p)^(1/p)
@@ -18,14 +18,14 @@ def norm_scores(analysis: Analysis, p: int) -> npt.NDArray[np.float64]:
     (2016); summing over the group's producers and consumers follows Fang et al., "DepGraph" (2023), section 3.4.
     Buffers (running statistics) and integer tensors do not count.
     """
-    s = analysis.solution
+    s = findings.solution
     totals = np.zeros(s.channels)
     order = np.argsort(s.axis, kind="stable")
     starts = np.searchsorted(s.axis[order], np.arange(len(s.axes) + 1))
-    trained = {name for name, _ in analysis.graph_module.named_parameters()}
+    trained = {name for name, _ in findings.graph_module.named_parameters()}
     for number, axis in enumerate(s.axes):
         entries = order[starts[number] : starts[number + 1]]
-        tensor = analysis.tensors[axis.parameter]
+        tensor = findings.tensors[axis.parameter]
         if not len(entries) or axis.parameter not in trained or not tensor.is_floating_point():
             continue
         rest = [d for d in range(tensor.ndim) if d != axis.dim]

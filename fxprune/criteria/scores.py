@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fxprune.analysis import Analysis, Group
 from fxprune.criteria.magnitude import norm_scores
 from fxprune.errors import PlanError, nearest
+from fxprune.findings import Findings, Group
 
 Importance = str | Callable[[Group], Any]
 
@@ -19,26 +19,26 @@ NAMED = ("l1", "l2", "random")
 
 
 def scores_of(
-    analysis: Analysis, importance: Importance, groups: list[Group], seed: int | None
+    findings: Findings, importance: Importance, groups: list[Group], seed: int | None
 ) -> npt.NDArray[np.float64]:
     """One score per channel of the analysis; only those of `groups` are asked for, the others are 0.
 
     Raises `PlanError` for an unknown name, and for a callable that returns a wrong length or NaN.
     """
     if callable(importance):
-        return _called(analysis, importance, groups)
+        return _called(findings, importance, groups)
     if importance == "random":
-        return np.random.default_rng(seed).random(analysis.solution.channels)
+        return np.random.default_rng(seed).random(findings.solution.channels)
     if importance in ("l1", "l2"):
-        if any(t.device.type == "meta" for t in analysis.tensors.values()):
+        if any(t.device.type == "meta" for t in findings.tensors.values()):
             raise PlanError(
                 f'importance "{importance}" needs weights',
                 why="the model is on the meta device, its parameters have no values",
                 do='use importance="random", or load the weights first',
             )
-        scores = norm_scores(analysis, int(importance[1]))
+        scores = norm_scores(findings, int(importance[1]))
         if np.isnan(scores).any():
-            bad = [n for n, t in analysis.tensors.items() if t.is_floating_point() and bool(t.detach().isnan().any())]
+            bad = [n for n, t in findings.tensors.items() if t.is_floating_point() and bool(t.detach().isnan().any())]
             raise PlanError("the weights contain NaN", at=", ".join(bad[:4]), do="repair the weights first")
         return scores
     raise PlanError(
@@ -48,8 +48,8 @@ def scores_of(
     )
 
 
-def _called(analysis: Analysis, importance: Callable[[Group], Any], groups: list[Group]) -> npt.NDArray[np.float64]:
-    totals = np.zeros(analysis.solution.channels)
+def _called(findings: Findings, importance: Callable[[Group], Any], groups: list[Group]) -> npt.NDArray[np.float64]:
+    totals = np.zeros(findings.solution.channels)
     for group in groups:
         made = torch.as_tensor(importance(group)).detach().to(device="cpu", dtype=torch.float64)
         if made.shape != (group.size,):

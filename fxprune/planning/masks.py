@@ -8,22 +8,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from fxprune.analysis import Analysis, output_dim
 from fxprune.channels.groups import Bools
 from fxprune.errors import PlanError, nearest
+from fxprune.findings import Findings, output_dim
 
 
-def removed_by_masks(analysis: Analysis, masks: Mapping[str, Any], stay: set[int]) -> tuple[Bools, tuple[str, ...]]:
+def removed_by_masks(findings: Findings, masks: Mapping[str, Any], stay: set[int]) -> tuple[Bools, tuple[str, ...]]:
     """The channels that masks {layer: bool [out_channels], True = keep} ask for, and why some of them stay.
 
     A slot with several atoms (a position of a conv group) goes when its whole row or column is asked for.
     """
-    s = analysis.solution
+    s = findings.solution
     wanted = np.zeros(s.channels, dtype=bool)
     asked: list[tuple[str, list[np.ndarray[Any, Any]], Bools]] = []
-    checked = [(layer, *_check(analysis, layer, mask)) for layer, mask in masks.items()]
+    checked = [(layer, *_check(findings, layer, mask)) for layer, mask in masks.items()]
     for layer, parameter, dim, keep in checked:
-        columns = s.channels_of(analysis.axis_vector(parameter, dim)) if (parameter, dim) in _axes(analysis) else []
+        columns = s.channels_of(findings.axis_vector(parameter, dim)) if (parameter, dim) in _axes(findings) else []
         for column in columns:
             outside = np.zeros(s.channels, dtype=bool)
             outside[column[keep & (column >= 0)]] = True
@@ -44,7 +44,7 @@ def removed_by_masks(analysis: Analysis, masks: Mapping[str, Any], stay: set[int
         if len(left):
             listed = ", ".join(map(str, left[:6])) + (", ..." if len(left) > 6 else "")
             reasons.append(
-                f'"{layer}": {len(left)} masked channels stay ({listed}): {_why(analysis, layer, columns, left, held)}'
+                f'"{layer}": {len(left)} masked channels stay ({listed}): {_why(findings, layer, columns, left, held)}'
             )
         also = np.flatnonzero(~drop & gone)
         if len(also):
@@ -52,18 +52,18 @@ def removed_by_masks(analysis: Analysis, masks: Mapping[str, Any], stay: set[int
             reasons.append(
                 f'"{layer}": channels {listed} go although kept by the mask: they are coupled to masked ones'
             )
-    _refuse_empty(analysis, removed)
+    _refuse_empty(findings, removed)
     return removed, tuple(reasons)
 
 
-def _axes(analysis: Analysis) -> set[tuple[str, int]]:
-    return {(a.parameter, a.dim) for a in analysis.solution.axes}
+def _axes(findings: Findings) -> set[tuple[str, int]]:
+    return {(a.parameter, a.dim) for a in findings.solution.axes}
 
 
-def _check(analysis: Analysis, layer: str, mask: Any) -> tuple[str, int, Bools]:
+def _check(findings: Findings, layer: str, mask: Any) -> tuple[str, int, Bools]:
     """The parameter and dimension that a layer's mask speaks of, and the mask as an array."""
-    canonical = {alias: name for name, aliases in analysis.aliases.items() for alias in aliases}
-    layers = {name.rpartition(".")[0] for name in [*analysis.tensors, *canonical]} - {""}
+    canonical = {alias: name for name, aliases in findings.aliases.items() for alias in aliases}
+    layers = {name.rpartition(".")[0] for name in [*findings.tensors, *canonical]} - {""}
     for suffix in (
         ".weight",
         ".parametrizations.weight.original",
@@ -73,7 +73,7 @@ def _check(analysis: Analysis, layer: str, mask: Any) -> tuple[str, int, Bools]:
         "",
     ):
         parameter = canonical.get(layer + suffix, layer + suffix)
-        if parameter in analysis.tensors:
+        if parameter in findings.tensors:
             break
     else:
         raise PlanError(
@@ -81,8 +81,8 @@ def _check(analysis: Analysis, layer: str, mask: Any) -> tuple[str, int, Bools]:
             why=nearest(layer, layers),
             do="use the name of a module with a weight, or of a parameter",
         )
-    tensor = analysis.tensors[parameter]
-    module = analysis.owner(parameter)
+    tensor = findings.tensors[parameter]
+    module = findings.owner(parameter)
     dim = (output_dim(module, tensor.ndim) or 0) if tensor.ndim else 0
     size = tensor.shape[dim] if tensor.ndim else 1
     if not isinstance(mask, torch.Tensor) or mask.dtype is not torch.bool:
@@ -103,20 +103,20 @@ def _check(analysis: Analysis, layer: str, mask: Any) -> tuple[str, int, Bools]:
     return parameter, dim, mask.detach().cpu().numpy()
 
 
-def _why(analysis: Analysis, layer: str, columns: list[Any], left: Any, held: Bools) -> str:
+def _why(findings: Findings, layer: str, columns: list[Any], left: Any, held: Bools) -> str:
     if columns and any((column[left] >= 0).any() and held[column[left][column[left] >= 0]].any() for column in columns):
         return "their group is ignored, or inexact under exact=True"
     if len(columns) > 1:
         return "this dimension is a grid (conv groups, heads): only whole rows or columns of it can go"
-    for locked in analysis.locked:
+    for locked in findings.locked:
         if any(name == layer or name.rpartition(".")[0] == layer for name, _ in locked.slots):
             event = locked.event
             return f"{event.op} in {event.module or 'the model'} ({event.source}): {event.why}"
     return "nothing can be removed there"
 
 
-def _refuse_empty(analysis: Analysis, removed: Bools) -> None:
-    s = analysis.solution
+def _refuse_empty(findings: Findings, removed: Bools) -> None:
+    s = findings.solution
     for axis in s.axes:
         columns = s.channels_of(axis.vector)
         if columns:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fxprune.analysis import Analysis, Group
 from fxprune.channels.groups import Bools, Removal
 from fxprune.criteria import Importance, scores_of
 from fxprune.errors import PlanError, nearest
+from fxprune.findings import Findings, Group
 from fxprune.planning.masks import removed_by_masks
 from fxprune.planning.select import ignored_groups
 
@@ -37,7 +37,7 @@ class Plan:
 
 
 def make_plan(
-    analysis: Analysis,
+    findings: Findings,
     *,
     ratio: float | Mapping[str, float] | None = None,
     masks: Mapping[str, Any] | None = None,
@@ -70,22 +70,22 @@ def make_plan(
             why=f"ratio={ratio!r}, masks={'given' if masks is not None else None}",
         )
     _check_round_to(round_to)
-    stay = ignored_groups(analysis, ignore)
+    stay = ignored_groups(findings, ignore)
     if exact:
-        stay |= {g for g, inexact in enumerate(_any_by_group(analysis, analysis.inexact)) if inexact}
+        stay |= {g for g, inexact in enumerate(_any_by_group(findings, findings.inexact)) if inexact}
     if masks is not None:
-        removed, reasons = removed_by_masks(analysis, masks, stay)
-        return finish(analysis, removed, reasons)
-    ratios = _ratios(analysis, ratio)
-    groups = [g for g in analysis.groups if g.number not in stay and ratios[g.number] > 0]
-    removed = np.zeros(analysis.solution.channels, dtype=bool)
+        removed, reasons = removed_by_masks(findings, masks, stay)
+        return finish(findings, removed, reasons)
+    ratios = _ratios(findings, ratio)
+    groups = [g for g in findings.groups if g.number not in stay and ratios[g.number] > 0]
+    removed = np.zeros(findings.solution.channels, dtype=bool)
     if groups:
-        scores = scores_of(analysis, importance, groups, seed)
+        scores = scores_of(findings, importance, groups, seed)
         for group in groups:
             drop = group.size - kept_count(group.size, ratios[group.number], round_to)
             removed[group.channels[np.argsort(scores[group.channels], kind="stable")[:drop]]] = True
-        keep_one_each(analysis, removed, scores)
-    return finish(analysis, removed, () if removed.any() else _why_nothing(analysis, ratios, stay, exact, round_to))
+        keep_one_each(findings, removed, scores)
+    return finish(findings, removed, () if removed.any() else _why_nothing(findings, ratios, stay, exact, round_to))
 
 
 def kept_count(size: int, ratio: float, round_to: int) -> int:
@@ -103,10 +103,10 @@ def kept_count(size: int, ratio: float, round_to: int) -> int:
     return rounded if rounded <= size else size // round_to * round_to
 
 
-def keep_one_each(analysis: Analysis, removed: Bools, scores: npt.NDArray[np.float64]) -> None:
+def keep_one_each(findings: Findings, removed: Bools, scores: npt.NDArray[np.float64]) -> None:
     """No dimension of any tensor may become empty: where it would, the best slot's channels stay."""
-    for vector in analysis.vectors:
-        columns = analysis.solution.channels_of(vector)
+    for vector in findings.vectors:
+        columns = findings.solution.channels_of(vector)
         if not columns or vector.size == 0:
             continue
         table = np.stack(columns)
@@ -117,9 +117,9 @@ def keep_one_each(analysis: Analysis, removed: Bools, scores: npt.NDArray[np.flo
             removed[best[best >= 0]] = False
 
 
-def finish(analysis: Analysis, removed: Bools, reasons: tuple[str, ...]) -> Plan:
+def finish(findings: Findings, removed: Bools, reasons: tuple[str, ...]) -> Plan:
     """Channels to indices per parameter."""
-    s = analysis.solution
+    s = findings.solution
     chosen = removed[s.channel]
     order = np.lexsort((s.slot[chosen], s.axis[chosen]))
     axis, slot = s.axis[chosen][order], s.slot[chosen][order]
@@ -128,28 +128,28 @@ def finish(analysis: Analysis, removed: Bools, reasons: tuple[str, ...]) -> Plan
     for slots, first in zip(np.split(slot, cuts), np.r_[0, cuts] if len(axis) else (), strict=False):
         place = s.axes[axis[first]]
         indices = np.unique(slots).tolist()
-        for name in (place.parameter, *analysis.aliases.get(place.parameter, ())):
+        for name in (place.parameter, *findings.aliases.get(place.parameter, ())):
             result.setdefault(name, {})[place.dim] = indices
     return Plan(result, reasons)
 
 
-def removal_of(analysis: Analysis, plan: Plan) -> Removal:
-    """The channels of `analysis` that a plan removes.
+def removal_of(findings: Findings, plan: Plan) -> Removal:
+    """The channels of `findings` that a plan removes.
 
     Raises `PlanError` where the plan names tensors, dimensions or indices that the model lacks, or would cut a
     channel of this model in two: then it was made for another one.
     """
-    s = analysis.solution
-    canonical = {alias: name for name, aliases in analysis.aliases.items() for alias in aliases}
+    s = findings.solution
+    canonical = {alias: name for name, aliases in findings.aliases.items() for alias in aliases}
     numbers_of = {(a.parameter, a.dim): n for n, a in enumerate(s.axes)}
     offsets = np.cumsum([0, *(a.vector.size for a in s.axes)])
     gone = np.zeros(offsets[-1], dtype=bool)
     for name, dims in plan.removed.items():
         parameter = canonical.get(name, name)
-        if parameter not in analysis.tensors:
-            raise _other_model(f'it removes from "{name}"', nearest(name, analysis.tensors))
+        if parameter not in findings.tensors:
+            raise _other_model(f'it removes from "{name}"', nearest(name, findings.tensors))
         for dim, indices in dims.items():
-            shape = tuple(analysis.tensors[parameter].shape)
+            shape = tuple(findings.tensors[parameter].shape)
             if not 0 <= dim < len(shape):
                 raise _other_model(f'it removes from dimension {dim} of "{name}"', f"its shape is {shape}")
             if not indices:
@@ -173,7 +173,7 @@ def removal_of(analysis: Analysis, plan: Plan) -> Removal:
                 f'it would remove index {index} of "{a.parameter}" dimension {a.dim} alone',
                 "in this model that slot is coupled to others which the plan keeps, or cannot go",
             )
-    for vector in analysis.vectors:
+    for vector in findings.vectors:
         if vector.size and removal.count(vector) == 0:
             raise PlanError("the plan leaves a tensor empty", why=f"all {vector.size} slots of a dimension would go")
     return removal
@@ -197,10 +197,10 @@ def _check_ratio(ratio: Any) -> float:
     return float(ratio)
 
 
-def _ratios(analysis: Analysis, ratio: Any) -> list[float]:
+def _ratios(findings: Findings, ratio: Any) -> list[float]:
     if not isinstance(ratio, Mapping):
-        return [_check_ratio(ratio)] * len(analysis.groups)
-    names = [g.name for g in analysis.groups]
+        return [_check_ratio(ratio)] * len(findings.groups)
+    names = [g.name for g in findings.groups]
     result = [0.0] * len(names)
     for pattern, share in ratio.items():
         value = _check_ratio(share)
@@ -212,23 +212,23 @@ def _ratios(analysis: Analysis, ratio: Any) -> list[float]:
     return result
 
 
-def _any_by_group(analysis: Analysis, flags: Bools) -> Bools:
-    s = analysis.solution
+def _any_by_group(findings: Findings, flags: Bools) -> Bools:
+    s = findings.solution
     return np.asarray(np.bincount(s.group, weights=flags, minlength=s.groups) > 0)
 
 
 def _why_nothing(
-    analysis: Analysis, ratios: list[float], stay: set[int], exact: bool, round_to: int
+    findings: Findings, ratios: list[float], stay: set[int], exact: bool, round_to: int
 ) -> tuple[str, ...]:
-    if not analysis.groups:
-        held = [str(locked) for locked in analysis.locked[:5]]
+    if not findings.groups:
+        held = [str(locked) for locked in findings.locked[:5]]
         return ("no channel of this model can be removed", *held)
     if not any(ratios):
         return ("the ratio is 0",)
-    open_groups: list[Group] = [g for g in analysis.groups if g.number not in stay]
+    open_groups: list[Group] = [g for g in findings.groups if g.number not in stay]
     if not open_groups:
         cause = "ignored or inexact (exact=True)" if exact else "ignored"
-        return (f"all {len(analysis.groups)} groups are {cause}",)
+        return (f"all {len(findings.groups)} groups are {cause}",)
     largest = max(open_groups, key=len)
     return (
         f"rounding leaves every group whole: the largest has {largest.size} channels "

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from fxprune.analysis import Analysis, Group
 from fxprune.errors import PlanError, nearest
+from fxprune.findings import Findings, Group
 
 
-def ignored_groups(analysis: Analysis, ignore: Any) -> set[int]:
+def ignored_groups(findings: Findings, ignore: Any) -> set[int]:
     """The numbers of the groups that must stay.
 
     `ignore` is one of, or a list of: the name of a module or parameter, a glob over such names, a module, a type
@@ -21,30 +21,30 @@ def ignored_groups(analysis: Analysis, ignore: Any) -> set[int]:
     entries = list(ignore) if isinstance(ignore, (list, tuple, set, frozenset)) else [ignore]
     if not entries:
         return set()
-    parameters = _parameters(analysis, entries)
+    parameters = _parameters(findings, entries)
     return {
-        g.number for g in analysis.groups if any(_opens(analysis, g, m.parameter, m.dim, parameters) for m in g.members)
+        g.number for g in findings.groups if any(_opens(findings, g, m.parameter, m.dim, parameters) for m in g.members)
     }
 
 
-def _opens(analysis: Analysis, group: Group, parameter: str, dim: int, chosen: dict[str, bool]) -> bool:
+def _opens(findings: Findings, group: Group, parameter: str, dim: int, chosen: dict[str, bool]) -> bool:
     if parameter not in chosen:
         return False
     by_name = chosen[parameter]  # a parameter named itself keeps every dimension
-    return by_name or analysis.opens(parameter, dim) or analysis.tensors[parameter].ndim == 1
+    return by_name or findings.opens(parameter, dim) or findings.tensors[parameter].ndim == 1
 
 
-def _parameters(analysis: Analysis, entries: Iterable[Any]) -> dict[str, bool]:
-    modules = dict(analysis.model.named_modules(remove_duplicate=False))
+def _parameters(findings: Findings, entries: Iterable[Any]) -> dict[str, bool]:
+    modules = dict(findings.model.named_modules(remove_duplicate=False))
     chosen: dict[str, bool] = {}
     for entry in entries:
         if isinstance(entry, str):
             names = set(fnmatch.filter(modules, entry)) - {""}
-            named = set(fnmatch.filter(analysis.tensors, entry))
+            named = set(fnmatch.filter(findings.tensors, entry))
             if not names and not named:
                 raise PlanError(
                     f'ignore names nothing: "{entry}"',
-                    why=nearest(entry, [*filter(None, modules), *analysis.tensors]),
+                    why=nearest(entry, [*filter(None, modules), *findings.tensors]),
                     do="pass the name of a module or parameter, a glob, a module or a type",
                 )
             chosen.update(dict.fromkeys(named, True))
@@ -58,7 +58,7 @@ def _parameters(analysis: Analysis, entries: Iterable[Any]) -> dict[str, bool]:
             raise PlanError(
                 f"ignore cannot be a {type(entry).__name__}", do="pass names, globs, modules or types of modules"
             )
-        for parameter in analysis.tensors:
+        for parameter in findings.tensors:
             if any(parameter == n or parameter.startswith(n + ".") for n in names):
                 chosen.setdefault(parameter, False)
     return chosen

@@ -13,12 +13,13 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.analysis import Analysis, walk_on_fakes
 from fxprune.capture.fake import Faker
 from fxprune.capture.inputs import for_placeholders
 from fxprune.capture.trace import module_of, source_of
+from fxprune.capture.walk import walk_on_fakes
 from fxprune.channels.groups import Removal
 from fxprune.errors import CaptureError, RewriteError
+from fxprune.findings import Findings
 from fxprune.rewrite.modules import Use, recount
 from fxprune.rewrite.sizes import Site, resize
 from fxprune.rewrite.tensors import shrink_all
@@ -27,14 +28,14 @@ from fxprune.rules import Operand
 _OF_THE_GRAPH = ("_graph", "_code", "_tracer_cls", "_tracer_extras", "_prologue_start", "_lineno_map")
 
 
-def rewrite(analysis: Analysis, removal: Removal) -> fx.GraphModule:
+def rewrite(findings: Findings, removal: Removal) -> fx.GraphModule:
     """The smaller model: a new `GraphModule` that shares no tensor with the original.
 
     Raises `RewriteError` where a node's shape is not the promised one; nothing of the original has changed then.
     """
-    small = _copy(analysis.graph_module, shrink_all(analysis, removal))
-    _recount_modules(small, analysis, removal)
-    _settle_sizes(small, analysis, removal)
+    small = _copy(findings.graph_module, shrink_all(findings, removal))
+    _recount_modules(small, findings, removal)
+    _settle_sizes(small, findings, removal)
     small.graph.lint()
     small.recompile()
     return small
@@ -58,16 +59,16 @@ def _copy(original: fx.GraphModule, tensors: dict[int, torch.Tensor]) -> fx.Grap
     return small
 
 
-def _recount_modules(small: fx.GraphModule, analysis: Analysis, removal: Removal) -> None:
+def _recount_modules(small: fx.GraphModule, findings: Findings, removal: Removal) -> None:
     calls: dict[str, Use] = {}
-    for node in analysis.graph_module.graph.find_nodes(op="call_module"):
+    for node in findings.graph_module.graph.find_nodes(op="call_module"):
         first = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
-        operand = analysis.nodes.get(first.name) if isinstance(first, fx.Node) else None
+        operand = findings.nodes.get(first.name) if isinstance(first, fx.Node) else None
         use = Use(
             removal,
             operand if isinstance(operand, Operand) else None,
-            analysis.nodes.get(node.name),
-            analysis.observations.get(node.name),
+            findings.nodes.get(node.name),
+            findings.observations.get(node.name),
         )
         calls.setdefault(str(node.target), use)
     unused = Use(removal, None, None, None)
@@ -75,12 +76,12 @@ def _recount_modules(small: fx.GraphModule, analysis: Analysis, removal: Removal
         recount(module, calls.get(name, unused))
 
 
-def _settle_sizes(small: fx.GraphModule, analysis: Analysis, removal: Removal) -> None:
+def _settle_sizes(small: fx.GraphModule, findings: Findings, removal: Removal) -> None:
     """Run the new graph on fake tensors; settle the sizes of each node just before it runs, check it just after."""
     faker = Faker()
     fakes = faker.module(small)
-    old = {node.name: node for node in analysis.graph_module.graph.nodes}
-    values = for_placeholders(small.graph, analysis.inputs)
+    old = {node.name: node for node in findings.graph_module.graph.nodes}
+    values = for_placeholders(small.graph, findings.inputs)
     results: dict[fx.Node, Any] = {}
     had_users = {node for node in small.graph.nodes if node.users}
 
@@ -88,11 +89,11 @@ def _settle_sizes(small: fx.GraphModule, analysis: Analysis, removal: Removal) -
         return fx.map_arg(argument, lambda n: results[n]) if argument is not None else None
 
     def operand(argument: Any) -> Any:
-        return analysis.nodes[argument.name] if isinstance(argument, fx.Node) else argument
+        return findings.nodes[argument.name] if isinstance(argument, fx.Node) else argument
 
     def visit(node: fx.Node, execute: Callable[[], Any]) -> Any:
-        promised = analysis.nodes[node.name]
-        site = Site(node, removal, promised, analysis.observations[node.name], value, operand)
+        promised = findings.nodes[node.name]
+        site = Site(node, removal, promised, findings.observations[node.name], value, operand)
         if node.op in ("call_function", "call_method"):
             resize(site)
         try:

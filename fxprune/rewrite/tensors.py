@@ -6,27 +6,27 @@ import numpy as np
 import torch
 from torch import nn
 
-from fxprune.analysis import Analysis
 from fxprune.channels.groups import Bools, Removal
+from fxprune.findings import Findings
 
 
-def kept_slots(analysis: Analysis, removal: Removal) -> dict[str, dict[int, Bools]]:
+def kept_slots(findings: Findings, removal: Removal) -> dict[str, dict[int, Bools]]:
     """Per parameter and buffer the surviving slots of every dimension that loses some."""
     kept: dict[str, dict[int, Bools]] = {}
-    for axis in analysis.solution.axes:
+    for axis in findings.solution.axes:
         mask = removal.kept(axis.vector)
         if mask is not None:
             kept.setdefault(axis.parameter, {})[axis.dim] = mask
     return kept
 
 
-def shrink_all(analysis: Analysis, removal: Removal) -> dict[int, torch.Tensor]:
+def shrink_all(findings: Findings, removal: Removal) -> dict[int, torch.Tensor]:
     """A new tensor for every parameter, buffer and constant of the model, by the id of the old one."""
-    kept = kept_slots(analysis, removal)
+    kept = kept_slots(findings, removal)
     made: dict[int, torch.Tensor] = {}
-    for name, tensor in analysis.tensors.items():
+    for name, tensor in findings.tensors.items():
         values = tensor.detach()
-        source = analysis.renumbered.get(id(tensor))
+        source = findings.renumbered.get(id(tensor))
         positions = None if source is None else removal.kept(source)
         if positions is not None:
             values = renumber(values, positions)
