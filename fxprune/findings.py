@@ -83,11 +83,10 @@ class Group:
     def kind(self) -> str:
         """ "channels"; of a grid "blocks" (its rows) or "block width" (its columns)."""
         s, producer = self._findings.solution, self.producer
-        if len(self._findings.axis_vector(producer.parameter, producer.dim).columns) < 2:
+        columns = s.channels_of(self._findings.axis_vector(producer.parameter, producer.dim))
+        if len(columns) < 2:
             return "channels"
-        entries = s.entries(self.number)
-        here = [s.axes[a].parameter == producer.parameter and s.axes[a].dim == producer.dim for a in s.axis[entries]]
-        return "blocks" if s.column[entries][here].min() == 0 else "block width"
+        return "blocks" if (columns[0] == self.channels[0]).any() else "block width"
 
     @property
     def exact(self) -> bool:

@@ -41,11 +41,18 @@ def normalize(example_inputs: Any) -> Inputs:
             why=f"got {args or kwargs!r}",
             do="pass what one call of the model takes, for example `torch.randn(1, 3, 224, 224)`",
         )
+    for leaf in pytree.tree_leaves((args, kwargs)):
+        if isinstance(leaf, torch.Tensor) and not leaf.numel():
+            raise InputError(
+                "an example input is empty",
+                why=f"its shape is {tuple(leaf.shape)}: nothing could be compared on it",
+                do="use a batch of at least one",
+            )
     return args, kwargs
 
 
 def devices(model: nn.Module, inputs: Inputs) -> None:
-    """Refuse a model and inputs that live on different devices; the meta device goes with none."""
+    """Refuse a model and inputs that live on several devices."""
     places: dict[torch.device, str] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         places.setdefault(tensor.device, f'"{name}"')

@@ -12,7 +12,7 @@ from torch import fx, nn
 from fxprune.errors import CaptureError
 
 SOURCE = "fxprune_source"
-_INSIDE = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.dirname(__file__)) + os.sep)
+_TORCH = os.path.dirname(torch.__file__) + os.sep
 
 
 class _Tracer(fx.Tracer):
@@ -21,9 +21,9 @@ class _Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         frame = sys._getframe(1)
-        while frame is not None and frame.f_code.co_filename.startswith(_INSIDE):
+        while frame is not None and frame.f_code.co_filename.startswith(_TORCH):
             frame = frame.f_back  # type: ignore[assignment]
-        if frame is not None:
+        if frame is not None and frame.f_code.co_filename != __file__:  # else torch's own code called the layer
             node.meta[SOURCE] = f"{frame.f_code.co_filename}:{frame.f_lineno}"
         return node
 
@@ -51,7 +51,6 @@ def trace(model: nn.Module) -> fx.GraphModule:
             do="trace it yourself (torch.fx.Tracer with leaf modules, concrete_args) and pass the GraphModule",
         ) from error
     traced = fx.GraphModule(tracer.root, graph, type(model).__name__)
-    traced.train(model.training)
     _same_modes(model, traced)
     return traced
 

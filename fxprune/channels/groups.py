@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +34,8 @@ class Axis:
 
 @dataclass(eq=False)
 class Solution:
-    """The entries: channel `channel[e]` takes slot `slot[e]` of axis `axis[e]`, by column `column[e]` of its vector.
+    """The entries: channel `channel[e]` takes slot `slot[e]` of axis `axis[e]`, by column `column[e]` of its
+    vector (outer columns have smaller numbers).
 
     Free channels are numbered 0, 1, ... in the order in which the walk first saw them. `roots[c]` is the atom that
     represents channel c, `group[c]` its group. `held` lists (event, axis, slots) of what is locked.
@@ -102,24 +102,25 @@ class Removal:
         self.removed = removed
         self._atoms = np.zeros(solution.terms.count, dtype=bool)
         self._atoms[solution.roots[removed]] = True
-        self._kept: dict[int, tuple[Vector, Bools | None]] = {}
+        self._kept: dict[int, tuple[Vector, Bools | None, int]] = {}
 
     def kept(self, vector: Vector) -> Bools | None:
         """Which slots survive; None when all do."""
-        if not vector.columns:
-            return None
+        return self._look_up(vector)[1] if vector.columns else None
+
+    def count(self, vector: Vector) -> int:
+        """How many slots survive."""
+        return self._look_up(vector)[2] if vector.columns else vector.size
+
+    def _look_up(self, vector: Vector) -> tuple[Vector, Bools | None, int]:
         known = self._kept.get(id(vector))
         if known is None:
             gone = np.zeros(vector.size, dtype=bool)
             for column in self.solution.terms.resolve(vector).columns:
                 gone |= self._atoms[column]
-            known = self._kept[id(vector)] = (vector, ~gone if gone.any() else None)
-        return known[1]
-
-    def count(self, vector: Vector) -> int:
-        """How many slots survive."""
-        kept = self.kept(vector)
-        return vector.size if kept is None else int(kept.sum())
+            lost = int(np.count_nonzero(gone))
+            known = self._kept[id(vector)] = (vector, ~gone if lost else None, vector.size - lost)
+        return known
 
     def shape(self, vectors: Sequence[Vector]) -> tuple[int, ...]:
         """The new size of each dimension."""
@@ -127,46 +128,43 @@ class Removal:
 
 
 def solve(terms: Terms, axes: list[Axis]) -> Solution:
-    """Read channels and groups off the unified terms. All in bulk: sorting and counting, no loop over channels."""
-    atoms: list[Ints] = []
-    axis: list[Ints] = []
-    column: list[Ints] = []
-    slot: list[Ints] = []
-    held: list[tuple[int, int, int]] = []
-    for number, a in enumerate(axes):
-        for k, ids in enumerate(terms.expand(a.vector)):
-            events = terms.event(ids)
-            free = np.flatnonzero((ids != 0) & (events == 0))
-            if len(free) < len(ids):
-                for event, count in zip(*np.unique(events[events > 1], return_counts=True), strict=True):
-                    held.append((int(event), number, int(count)))
-            if len(free):
-                atoms.append(ids[free])
-                slot.append(free)
-                axis.append(np.full(len(free), number))
-                column.append(np.full(len(free), k))
-    if not atoms:
-        none = np.zeros(0, dtype=np.int64)
-        return Solution(terms, axes, none, none, none, none, none, none, held)
-    flat = [np.concatenate(part).astype(np.int64) for part in (atoms, axis, column, slot)]
-    roots, channel = np.unique(flat[0], return_inverse=True)
-    channel = channel.reshape(-1)
-    group = _footprints(channel, flat[1] * 16 + flat[2], len(roots))
-    return Solution(terms, axes, roots, group, channel, flat[1], flat[2], flat[3], held)
+    """Read channels and groups off the unified terms. All in bulk: counting and hashing, no loop over channels."""
+    none = np.zeros(0, dtype=np.int64)
+    sizes = [a.vector.size for a in axes]
+    axis_of = np.repeat(np.arange(len(axes)), sizes)
+    slot_of = np.concatenate([np.arange(size) for size in sizes]) if axes else none
+    atoms = np.concatenate([a.vector.columns[0] for a in axes]) if axes else none
+    atoms, entry, column = terms.expand_all(atoms)
+    events = terms.event(atoms)
+    held = _count_held(events, axis_of[entry])
+    free = events == 0
+    atoms, entry, column = atoms[free], entry[free], column[free]
+    present = np.zeros(terms.count, dtype=bool)
+    present[atoms] = True
+    roots = np.flatnonzero(present)
+    channel = (np.cumsum(present) - 1)[atoms]
+    group = _footprints(channel, axis_of[entry], column, len(roots))
+    return Solution(terms, axes, roots, group, channel, axis_of[entry], column, slot_of[entry], held)
 
 
-def _footprints(channel: Ints, place: Ints, channels: int) -> Ints:
-    """Number the channels by footprint: equal multisets of (axis, column) get the same number, first come first."""
-    width = int(place.max()) + 1
-    keys, counts = np.unique(channel * width + place, return_counts=True)
-    random: Any = np.random.default_rng(20240229).integers(1, 2**63, size=width, dtype=np.uint64)
+def _count_held(events: Ints, axis: Ints) -> list[tuple[int, int, int]]:
+    """(event, axis, slots) of what is locked, dimensions that are no channels left out."""
+    locked = events > 1
+    keys, counts = np.unique(np.stack([events[locked], axis[locked]]), axis=1, return_counts=True)
+    return [(int(e), int(a), int(n)) for e, a, n in zip(keys[0], keys[1], counts, strict=True)]
+
+
+def _footprints(channel: Ints, axis: Ints, column: Ints, channels: int) -> Ints:
+    """Number the channels by footprint: equal multisets of (axis, column) get the same number, first come first.
+
+    A multiset is compared by the sum of its members' 64-bit hashes (splitmix64), modulo 2^64.
+    """
     with np.errstate(over="ignore"):
-        mixed = random[keys % width] * (counts.astype(np.uint64) * np.uint64(2) + np.uint64(1))
-        mixed ^= mixed >> np.uint64(29)
-        mixed *= np.uint64(0xBF58476D1CE4E5B9)
-        mixed ^= mixed >> np.uint64(32)
-        starts = np.searchsorted(keys // width, np.arange(channels))
-        prints = np.add.reduceat(mixed, starts)
+        mixed = (axis.astype(np.uint64) << np.uint64(32)) + column.astype(np.uint64) + np.uint64(1)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+        prints = np.zeros(channels, dtype=np.uint64)
+        np.add.at(prints, channel, mixed ^ (mixed >> np.uint64(31)))
     _, first, inverse = np.unique(prints, return_index=True, return_inverse=True)
     order = np.argsort(np.argsort(first))
     return np.asarray(order[inverse.reshape(-1)], dtype=np.int64)

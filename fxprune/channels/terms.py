@@ -190,9 +190,24 @@ class Terms:
         """The event that locks each atom, 0 where it is free."""
         return self._event[self._find(atoms)]
 
-    def expand(self, vector: Vector) -> tuple[Atoms, ...]:
-        """Columns of unbound representatives, locked ones included: what a report needs to know."""
-        return tuple(self._resolve(vector.columns))
+    def expand_all(self, atoms: Atoms) -> tuple[Atoms, Atoms, Atoms]:
+        """All that `atoms` stand for: representatives, for each the position in `atoms`, and which column it is.
+
+        A column is numbered by its way through the bindings: 1, its halves 2 and 3, theirs 4 to 7.
+        """
+        position, column = np.arange(len(atoms)), np.ones(len(atoms), dtype=np.int64)
+        found: list[tuple[Atoms, Atoms, Atoms]] = []
+        while len(atoms):
+            atoms = self._find(atoms)
+            bound = self._left[atoms] != 0
+            plain = ~bound & (atoms != 0)
+            found.append((atoms[plain], position[plain], column[plain]))
+            atoms, position, column = atoms[bound], np.tile(position[bound], 2), column[bound]
+            column = np.concatenate([2 * column, 2 * column + 1])
+            atoms = np.concatenate([self._left[atoms], self._right[atoms]])
+        none = np.zeros(0, dtype=np.int64)
+        parts = list(zip(*found, strict=True)) or [(none,)] * 3
+        return np.concatenate(parts[0]), np.concatenate(parts[1]), np.concatenate(parts[2])
 
     @property
     def count(self) -> int:

@@ -28,6 +28,8 @@ def scores_of(
     if callable(importance):
         return _called(findings, importance, groups)
     if importance == "random":
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
+            raise PlanError(f"seed must be an integer of at least 0, or None, not {seed!r}")
         return np.random.default_rng(seed).random(findings.solution.channels)
     if importance in ("l1", "l2"):
         if any(t.device.type == "meta" for t in findings.tensors.values()):
@@ -51,7 +53,15 @@ def scores_of(
 def _called(findings: Findings, importance: Callable[[Group], Any], groups: list[Group]) -> npt.NDArray[np.float64]:
     totals = np.zeros(findings.solution.channels)
     for group in groups:
-        made = torch.as_tensor(importance(group)).detach().to(device="cpu", dtype=torch.float64)
+        try:
+            made = torch.as_tensor(importance(group)).detach().to(device="cpu", dtype=torch.float64)
+        except Exception as error:
+            raise PlanError(
+                "importance raises, or returns no numbers",
+                at=f'group "{group.name}"',
+                why=f"{type(error).__name__}: {error}",
+                do="return one score per channel as a tensor, an array or a list",
+            ) from error
         if made.shape != (group.size,):
             raise PlanError(
                 "importance has the wrong shape",

@@ -18,6 +18,10 @@ def removed_by_masks(findings: Findings, masks: Mapping[str, Any], stay: set[int
 
     A slot with several atoms (a position of a conv group) goes when its whole row or column is asked for.
     """
+    if not isinstance(masks, Mapping):
+        raise PlanError(
+            f"masks must be a dict, not {type(masks).__name__}", do="pass {layer: bool tensor, True = keep}"
+        )
     s = findings.solution
     wanted = np.zeros(s.channels, dtype=bool)
     asked: list[tuple[str, list[np.ndarray[Any, Any]], Bools]] = []

@@ -139,6 +139,10 @@ def removal_of(findings: Findings, plan: Plan) -> Removal:
     Raises `PlanError` where the plan names tensors, dimensions or indices that the model lacks, or would cut a
     channel of this model in two: then it was made for another one.
     """
+    if not isinstance(plan, Plan):
+        raise PlanError(
+            f"a plan must be a fxprune.Plan, not {type(plan).__name__}", do="make one with analysis.plan(...)"
+        )
     s = findings.solution
     canonical = {alias: name for name, aliases in findings.aliases.items() for alias in aliases}
     numbers_of = {(a.parameter, a.dim): n for n, a in enumerate(s.axes)}

@@ -55,7 +55,8 @@ def _copy(original: fx.GraphModule, tensors: dict[int, torch.Tensor]) -> fx.Grap
         node = graph.output(value, type_expr=getattr(old, "type", None))
         node.meta = copy.copy(old.meta)
     graph._codegen = copy.deepcopy(original.graph._codegen)
-    small.graph = graph
+    graph.owning_module = small
+    small.__dict__["_graph"] = graph  # compiled once, when its sizes are settled
     return small
 
 

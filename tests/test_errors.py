@@ -1,0 +1,341 @@
+"""Bad input of every kind gets fxprune's own error: what, where, why, the next step, before anything changes."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fxprune
+
+
+def small_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2)]
+    return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(8 * 4 * 4, 5)).eval()
+
+
+def image() -> torch.Tensor:
+    return torch.randn(1, 3, 8, 8)
+
+
+def mask(size: int, *removed: int) -> torch.Tensor:
+    keep = torch.ones(size, dtype=torch.bool)
+    keep[list(removed)] = False
+    return keep
+
+
+class RaisingForward(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x).view(1, 7)
+
+
+class DataDependent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x) if x.sum() > 0 else x
+
+
+def transform(*args: Any, model: Callable[[], nn.Module] = small_net, **options: Any) -> Callable[[], Any]:
+    return lambda: fxprune.transform(model(), *(args or (image(),)), **options)
+
+
+def other_net() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3)).eval()
+
+
+def not_a_number() -> nn.Module:
+    net = small_net()
+    nn.init.constant_(net[0].weight, float("nan"))
+    return net
+
+
+def plan_of_another_model() -> Any:
+    plan = fxprune.analyze(small_net(), image()).plan(ratio=0.5)
+    return fxprune.transform(other_net(), image(), plan=plan)
+
+
+def mixed_devices() -> Any:
+    net = small_net()
+    net[3].to("meta")
+    return fxprune.transform(net, image(), ratio=0.5)
+
+
+def zero_division(group: fxprune.Group) -> Any:
+    return [1 / 0] * group.size
+
+
+P = fxprune.PlanError
+CASES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
+    # example inputs
+    "no inputs": (transform(None, ratio=0.5), fxprune.InputError, ["inputs are missing", "NoneType is neither", "do "]),
+    "a number": (transform(3, ratio=0.5), fxprune.InputError, ["of no use", "int is neither a tensor", "torch.randn"]),
+    "no tensor": (transform((), ratio=0.5), fxprune.InputError, ["hold no tensor", "pass what one call"]),
+    "empty batch": (
+        transform(image()[:0], ratio=0.5),
+        fxprune.InputError,
+        ["is empty", "(0, 3, 8, 8)", "at least one"],
+    ),
+    "too many": (transform((image(), image()), ratio=0.5), fxprune.InputError, ["more example inputs", "1 positional"]),
+    "wrong keyword": (transform({"y": image()}, ratio=0.5), fxprune.InputError, ['needs an input "input"', "['y']"]),
+    "wrong shape": (
+        transform(torch.randn(1, 4, 8, 8), ratio=0.5),
+        fxprune.CaptureError,
+        ["forward raises", "at   0", "to have 3 channels, but got 4", "check that the model runs"],
+    ),
+    "wrong dtype": (
+        transform(image().double(), ratio=0.5),
+        fxprune.CaptureError,
+        ["forward raises", "at   0", "double"],
+    ),
+    # models
+    "not a model": (lambda: fxprune.transform("net", image(), ratio=0.5), fxprune.CaptureError, ["not a model", "str"]),
+    "a class": (lambda: fxprune.transform(nn.Conv2d, image(), ratio=0.5), fxprune.CaptureError, ["not a model"]),
+    "forward raises": (
+        transform(ratio=0.5, model=RaisingForward),
+        fxprune.CaptureError,
+        ["forward raises", "test_errors.py:", "node %view", "shape '[1, 7]' is invalid", "check that"],
+    ),
+    "control flow": (
+        transform(ratio=0.5, model=DataDependent),
+        fxprune.CaptureError,
+        ["DataDependent cannot be traced", "control flow", "trace it yourself"],
+    ),
+    "mixed devices": (
+        mixed_devices,
+        fxprune.InputError,
+        ["several devices", "on cpu", '"3.weight" on meta', "move all"],
+    ),
+    "inputs elsewhere": (transform(image().to("meta"), ratio=0.5), fxprune.InputError, ["an example input on meta"]),
+    "data parallel": (
+        lambda: fxprune.transform(nn.DataParallel(small_net()), image(), ratio=0.5),
+        fxprune.CaptureError,
+        ["DataParallel wraps", "model.module"],
+    ),
+    "lazy": (
+        transform(ratio=0.5, model=lambda: nn.LazyConv2d(3, 1)),
+        fxprune.CaptureError,
+        ["lazy", "run the model once"],
+    ),
+    # requests
+    "nothing said": (transform(), P, ["exactly one of ratio and masks"]),
+    "both said": (transform(ratio=0.5, masks={}), P, ["exactly one of ratio and masks", "masks=given"]),
+    "ratio 1": (transform(ratio=1.0), P, ["[0, 1), not 1.0", "at least one channel"]),
+    "ratio negative": (transform(ratio=-0.1), P, ["[0, 1), not -0.1"]),
+    "ratio nan": (transform(ratio=float("nan")), P, ["[0, 1), not nan"]),
+    "ratio text": (transform(ratio="0.5"), P, ["[0, 1), not '0.5'"]),
+    "ratio true": (transform(ratio=True), P, ["[0, 1), not True"]),
+    "ratio of nobody": (transform(ratio={"conv*": 0.5}), P, ['names no group: "conv*"', "known names"]),
+    "round_to 0": (transform(ratio=0.5, round_to=0), P, ["at least 1, not 0"]),
+    "round_to 2.5": (transform(ratio=0.5, round_to=2.5), P, ["at least 1, not 2.5"]),
+    "seed": (transform(ratio=0.5, importance="random", seed="a"), P, ["seed must be an integer", "'a'"]),
+    # masks
+    "masks a list": (transform(masks=[mask(8)]), P, ["must be a dict, not list", "{layer: bool tensor"]),
+    "mask short": (transform(masks={"0": mask(7)}), P, ['mask of "0"', "wrong length", "(7,)", "8 output channels"]),
+    "mask float": (transform(masks={"0": torch.ones(8)}), P, ["not boolean", "torch.float32", "True = keep"]),
+    "mask no tensor": (transform(masks={"0": [True] * 8}), P, ["not boolean", "it is list"]),
+    "mask all False": (
+        transform(masks={"0": ~mask(8)}),
+        P,
+        ["removes every channel", "cannot be empty", "keep at least"],
+    ),
+    "mask unknown": (
+        transform(masks={"conv": mask(8)}),
+        P,
+        ['unknown layer: "conv"', "known names", "name of a module"],
+    ),
+    "masks empty a group": (
+        transform(
+            masks={"0": mask(4, 0, 1), "1": mask(4, 2, 3)},
+            model=lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)).eval(),
+        ),
+        P,
+        ["together leave", "empty", "keep at least one channel in all"],
+    ),
+    # importance
+    "importance unknown": (
+        transform(ratio=0.5, importance="l3"),
+        P,
+        ["unknown importance 'l3'", "use one of l1, l2, random", "callable"],
+    ),
+    "importance short": (
+        transform(ratio=0.5, importance=lambda group: torch.zeros(3)),
+        P,
+        ["wrong shape", 'group "0"', "(3,) for 4 channels", "one score per channel"],
+    ),
+    "importance NaN": (
+        transform(ratio=0.5, importance=lambda group: torch.full((group.size,), float("nan"))),
+        P,
+        ["importance is NaN", 'group "0"', "4 of 4 scores", "higher means keep"],
+    ),
+    "importance raises": (
+        transform(ratio=0.5, importance=zero_division),
+        P,
+        ["importance raises", "ZeroDivisionError"],
+    ),
+    "importance nothing": (transform(ratio=0.5, importance=lambda group: None), P, ["returns no numbers", 'group "0"']),
+    "weights NaN": (transform(ratio=0.5, model=not_a_number), P, ["contain NaN", "0.weight", "repair"]),
+    # names
+    "ignore unknown": (transform(ratio=0.5, ignore="layr*"), P, ['ignore names nothing: "layr*"', "known names"]),
+    "ignore a number": (transform(ratio=0.5, ignore=[3]), P, ["cannot be a int", "names, globs, modules"]),
+    "ignore a stranger": (transform(ratio=0.5, ignore=nn.ReLU()), P, ["not part of the model"]),
+    # plans
+    "plan of another model": (plan_of_another_model, P, ["for another model", "0.weight", "(6, 3, 3, 3)", "analyze"]),
+    "plan cuts a channel": (
+        transform(plan=fxprune.Plan({"0.weight": {0: [1]}})),
+        P,
+        ["for another model", 'index 1 of "0.weight" dimension 0 alone', "coupled to others"],
+    ),
+    "plan index": (transform(plan=fxprune.Plan({"0.weight": {0: [100]}})), P, ["index 100", "(8, 3, 3, 3)"]),
+    "plan dimension": (transform(plan=fxprune.Plan({"0.weight": {9: [1]}})), P, ["dimension 9", "(8, 3, 3, 3)"]),
+    "plan name": (transform(plan=fxprune.Plan({"00.weight": {0: [1]}})), P, ['"00.weight"', 'did you mean "0.weight"']),
+    "plan and ratio": (transform(plan=fxprune.Plan({}), ratio=0.5), P, ["a plan says already"]),
+    "plan a dict": (transform(plan={"0.weight": {0: [1]}}), P, ["must be a fxprune.Plan, not dict", "analysis.plan"]),
+    # after the fact
+    "no record": (lambda: fxprune.record(small_net()), fxprune.FxpruneError, ["has no record", "pass what transform"]),
+    "masked stranger": (lambda: fxprune.masked(small_net(), {"x.weight": {0: [1]}}), P, ['no parameter "x.weight"']),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_is_named(name: str) -> None:
+    call, kind, fragments = CASES[name]
+    with pytest.raises(kind) as caught:
+        call()
+    assert isinstance(caught.value, fxprune.FxpruneError)
+    for fragment in fragments:
+        assert fragment in str(caught.value), f"{fragment!r} is missing in:\n{caught.value}"
+
+
+@dataclass
+class Snapshot:
+    """Everything about a model that an error must leave alone."""
+
+    state: dict[str, torch.Tensor]
+    identities: list[int]
+    modes: list[bool]
+    settings: list[str]
+
+    @classmethod
+    def of(cls, net: nn.Module) -> "Snapshot":
+        return cls(
+            copy.deepcopy(net.state_dict()),
+            [id(t) for t in [*net.parameters(), *net.buffers(), *net.modules()]],
+            [m.training for m in net.modules()],
+            [repr(m) for m in net.modules()],
+        )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ratio": 2.0},
+        {"masks": {"0": mask(8, 1), "3": mask(7)}},
+        {"ratio": 0.5, "importance": zero_division},
+        {"plan": fxprune.Plan({"0.weight": {0: [1]}})},
+    ],
+    ids=["ratio", "second mask", "importance", "plan"],
+)
+def test_the_model_is_left_alone(options: dict[str, Any]) -> None:
+    net = small_net()
+    net[1].train()
+    before = Snapshot.of(net)
+    with pytest.raises(fxprune.FxpruneError):
+        fxprune.transform(net, image(), **options)
+    after = Snapshot.of(net)
+    assert before.identities == after.identities
+    assert before.modes == after.modes
+    assert before.settings == after.settings
+    assert all(torch.equal(before.state[k], after.state[k]) for k in before.state)
+
+
+REMOVES_NOTHING: dict[str, tuple[Callable[[], Any], list[str]]] = {
+    "ratio 0": (transform(ratio=0.0), ["the ratio is 0"]),
+    "everything ignored": (transform(ratio=0.5, ignore=nn.Conv2d), ["all 3 groups are ignored"]),
+    "nothing exact": (
+        transform(
+            ratio=0.5,
+            exact=True,
+            model=lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Softmax(1), nn.Conv2d(4, 2, 1)),
+        ),
+        ["inexact (exact=True)"],
+    ),
+    "rounded away": (transform(ratio=0.1, round_to=8), ["rounding leaves every group whole", "round_to 8"]),
+    "only an output": (
+        transform(ratio=0.5, model=lambda: nn.Conv2d(3, 4, 3)),
+        ["no channel of this model can be removed", "output of the model", "weight[0]"],
+    ),
+    "half a conv group": (transform(masks={"0": mask(8, 0, 3)}), ["2 masked channels stay (0, 3)", "only whole rows"]),
+    "an output's mask": (transform(masks={"5": mask(5, 0)}), ["1 masked channels stay (0)", "output of the model"]),
+}
+
+
+@pytest.mark.parametrize("name", REMOVES_NOTHING)
+def test_a_request_that_removes_nothing_says_why(name: str) -> None:
+    call, fragments = REMOVES_NOTHING[name]
+    with pytest.warns(fxprune.NothingRemovedWarning) as caught:
+        small = call()
+    text = "\n".join(str(w.message) for w in caught)
+    for fragment in fragments:
+        assert fragment in text
+    assert not fxprune.record(small).removed
+    assert fxprune.record(small).reasons
+
+
+def test_no_layer_becomes_empty() -> None:
+    for ratio in (0.5, 0.9, 0.999):
+        small = fxprune.transform(small_net(), image(), ratio=ratio)
+        assert all(size > 0 for tensor in small.parameters() for size in tensor.shape)
+        assert small(image()).shape == (1, 5)
+
+
+def test_a_wrong_rule_is_caught_and_the_group_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flip taken for the identity removes the wrong consumer columns: shapes agree, numbers do not."""
+    from fxprune.rules import registry
+
+    class Flipped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 6, 1)
+            self.middle = nn.Conv2d(6, 8, 1)
+            self.head = nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.middle(self.stem(x)).flip(1))
+
+    def identity(call: fxprune.rules.Call, self: fxprune.rules.Operand) -> fxprune.rules.Operand:
+        return self
+
+    options: dict[str, Any] = {"ratio": 0.4, "importance": "random", "seed": 0}
+    fxprune.transform(Flipped(), image(), **options)
+    monkeypatch.setitem(registry._RULES, "aten::flip", identity)
+    monkeypatch.setitem(registry._PARAMETERS, identity, ("self",))
+    with pytest.raises(fxprune.VerificationError) as caught:
+        fxprune.transform(Flipped(), image(), **options)
+    text = str(caught.value)
+    assert 'group "middle"' in text
+    assert "relative error is" in text
+    assert "ignore" in text
+    assert fxprune.transform(Flipped(), image(), **options, verify=False)(image()).shape == (1, 4, 8, 8)
+
+
+def test_a_rule_that_contradicts_its_operation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fxprune.rules import registry
+
+    def wrong(call: fxprune.rules.Call, self: fxprune.rules.Operand) -> fxprune.rules.Operand:
+        return call.operand(self.vectors[:-1])
+
+    monkeypatch.setitem(registry._RULES, "aten::relu", wrong)
+    monkeypatch.setitem(registry._PARAMETERS, wrong, ("self",))
+    with pytest.raises(fxprune.RuleError, match="contradicts the operation"):
+        fxprune.analyze(small_net(), image())
