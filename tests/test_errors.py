@@ -329,7 +329,7 @@ def test_a_wrong_rule_is_caught_and_the_group_named(monkeypatch: pytest.MonkeyPa
     assert fxprune.transform(Flipped(), image(), **options, verify=False)(image()).shape == (1, 4, 8, 8)
 
 
-def test_a_rule_that_contradicts_its_operation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rule_that_contradicts_its_operation_locks_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from fxprune.rules import registry
 
     def wrong(call: fxprune.rules.Call, self: fxprune.rules.Operand) -> fxprune.rules.Operand:
@@ -338,4 +338,8 @@ def test_a_rule_that_contradicts_its_operation_is_refused(monkeypatch: pytest.Mo
     monkeypatch.setitem(registry._RULES, "aten::relu", wrong)
     monkeypatch.setitem(registry._PARAMETERS, wrong, ("self",))
     with pytest.raises(fxprune.RuleError, match="contradicts the operation"):
-        fxprune.analyze(small_net(), image())
+        fxprune.analyze(small_net(), image(), strict=True)
+    locked = [entry for entry in fxprune.analyze(small_net(), image()).locked if entry.event.op == "aten::relu"]
+    assert len(locked) == 1
+    assert "its rule failed, please report this: RuleError: the rule of aten::relu contradicts" in str(locked[0])
+    assert ("0.weight", 0) in locked[0].slots

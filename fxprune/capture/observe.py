@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.channels.terms import Terms, Vector
 from fxprune.errors import RuleError
-from fxprune.rules import Call, Event, Operand, apply, rule_for
+from fxprune.rules import Call, Event, Operand, Rule, apply, rule_for
 
 MEETS = "meets a dimension that cannot change (model input, spatial position or constant)"
 
@@ -122,9 +122,19 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if "out" in arguments and isinstance(arguments["out"], Operand):
                 out = arguments.pop("out")
                 tensors.remove(out)
-            results = apply(function, call, tensors)
+            results = self._ruled(function, call, tensors)
         self._attach(raw, outputs, results)
         self._note(call, results)
+
+    def _ruled(self, function: Rule, call: Call, tensors: list[Operand]) -> list[Operand]:
+        """The outputs by the rule; one that fails is treated as if there were none. What it tied stays tied."""
+        try:
+            return apply(function, call, tensors)
+        except Exception as error:
+            if self.strict:
+                raise
+            text = str(error).splitlines()[0] if str(error) else ""
+            return call.refuse(tensors, f"its rule failed, please report this: {type(error).__name__}: {text}")
 
     def _unknown(self, call: Call, tensors: list[Operand]) -> list[Operand]:
         """An operation without a rule locks what enters it, and says so."""

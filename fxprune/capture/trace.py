@@ -42,24 +42,41 @@ def trace(model: nn.Module) -> fx.GraphModule:
             do="pass `model.module`, prune, and wrap the result again",
         )
     tracer = _Tracer()
+    attributes = set(model.__dict__)
     try:
         graph = tracer.trace(model)
+        traced = fx.GraphModule(tracer.root, graph, type(model).__name__)
     except Exception as error:
         raise CaptureError(
             f"{type(model).__name__} cannot be traced symbolically",
             why=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
             do="trace it yourself (torch.fx.Tracer with leaf modules, concrete_args) and pass the GraphModule",
         ) from error
-    traced = fx.GraphModule(tracer.root, graph, type(model).__name__)
-    _same_modes(model, traced)
+    finally:
+        for name in set(model.__dict__) - attributes:  # torch.fx leaves the tensors that forward makes on the model
+            del model.__dict__[name]
+    _same_containers(model, traced)
     return traced
 
 
-def _same_modes(model: nn.Module, traced: fx.GraphModule) -> None:
-    """GraphModule makes new containers; submodules keep the mode that the user gave each of them."""
-    modes = {name: module.training for name, module in model.named_modules()}
+def _same_containers(model: nn.Module, traced: fx.GraphModule) -> None:
+    """GraphModule makes new containers: they get the originals' modes, and the same buffers stay out of state_dict.
+
+    Tensors that were plain attributes, or made in forward, become buffers there: they stay out of it too.
+    """
+    originals = dict(model.named_modules())
     for name, module in traced.named_modules():
-        module.training = modes.get(name, model.training)
+        original = originals.get(name)
+        if original is module:
+            continue
+        module.training = model.training if original is None else original.training
+        known = set() if original is None else set(original._buffers) - original._non_persistent_buffers_set
+        module._non_persistent_buffers_set |= set(module._buffers) - known
+        if original is not None:  # the order of state_dict and of parameters() is the original's too
+            for kind in ("_modules", "_parameters", "_buffers"):
+                have, order = getattr(module, kind), list(getattr(original, kind))
+                for key in [*(k for k in order if k in have), *(k for k in list(have) if k not in order)]:
+                    have[key] = have.pop(key)
 
 
 def source_of(node: fx.Node) -> str:

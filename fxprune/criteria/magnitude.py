@@ -29,7 +29,8 @@ def norm_scores(findings: Findings, p: int) -> npt.NDArray[np.float64]:
         if not len(entries) or axis.parameter not in trained or not tensor.is_floating_point():
             continue
         rest = [d for d in range(tensor.ndim) if d != axis.dim]
-        powers = tensor.detach().abs().pow(p).sum(rest) if rest else tensor.detach().abs().pow(p)
-        values = powers.to(device="cpu", dtype=torch.float64).numpy()
+        wide = torch.promote_types(tensor.dtype, torch.float32)
+        norms = torch.linalg.vector_norm(tensor.detach(), p, rest, dtype=wide) if rest else tensor.detach().abs()
+        values = norms.to(device="cpu", dtype=torch.float64).numpy() ** p
         totals += np.bincount(s.channel[entries], weights=values[s.slot[entries]], minlength=s.channels)
     return np.asarray(totals ** (1 / p), dtype=np.float64)

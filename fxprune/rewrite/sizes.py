@@ -7,6 +7,7 @@ right value, computed from another tensor's size say, is left as it is.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -113,6 +114,25 @@ def resize(site: Site) -> None:
     function = _RESIZES.get(site.node.target)
     if function is not None:
         function(site)
+    else:
+        _keep_numbers(site)
+
+
+def _keep_numbers(site: Site) -> None:
+    """A number that is computed from a size but is none (1 / sqrt(channels)) stays what it was."""
+    arguments = (*site.node.args, *site.node.kwargs.values())
+    if not any(isinstance(a, fx.Node) and isinstance(site.operand(a), Operand) for a in arguments):
+        return
+
+    def old_number(argument: Any) -> Any:
+        if isinstance(argument, fx.Node):
+            before, now = site.operand(argument), site.value(argument)
+            if type(before) in (int, float) and before != now:
+                return before
+        return argument
+
+    site.node.args = tuple(old_number(a) for a in site.node.args)
+    site.node.kwargs = {name: old_number(a) for name, a in site.node.kwargs.items()}
 
 
 def rank(kept: Bools | None, position: int) -> int:
@@ -250,15 +270,18 @@ def _roll(site: Site) -> None:
     if dims is None or dims == ():
         return
     several = isinstance(shifts, (list, tuple))
+    kept = {d: site.removal.kept(v) for d, v in enumerate(site.input.vectors)}
     new = []
     for shift, dim in zip(
         shifts if several else [shifts], dims if isinstance(dims, (list, tuple)) else [dims], strict=True
     ):
-        kept = site.removal.kept(site.input.dim(dim))
-        # the last `shift` slots come to the front: as many as are left of them
-        new.append(
-            shift if kept is None else int(kept[len(kept) - shift % len(kept) :].sum()) if shift % len(kept) else 0
-        )
+        d = dim % site.input.ndim
+        slots = kept[d]
+        if slots is None:
+            new.append(shift)
+        else:  # the last `shift` slots come to the front: as many as are left of them
+            new.append(int(slots[len(slots) - shift % len(slots) :].sum()) if shift % len(slots) else 0)
+            kept[d] = np.roll(slots, shift)
     site.put(1, "shifts", tuple(new) if several else new[0])
 
 
@@ -276,6 +299,14 @@ def _repeat(site: Site) -> None:
         new.append(times if sizes[d] == site.value(times) * size else sizes[d] // size)
     if list(new) != list(old):
         site.node.args = (site.node.args[0], *new) if site.node.op == "call_method" else (site.node.args[0], tuple(new))
+
+
+@resizes("repeat_interleave", torch.repeat_interleave)
+def _repeat_interleave(site: Site) -> None:
+    """Each slot as often as there are kept repetitions of it: the new sizes' quotient."""
+    if isinstance(site.value(site.argument(1, "repeats")), int):
+        output, source = (math.prod(site.removal.shape(o.vectors)) for o in (site.output, site.input))
+        site.put(1, "repeats", output // source)
 
 
 @resizes(F.pad)

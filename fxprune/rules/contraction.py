@@ -160,3 +160,20 @@ def embedding(call: Call, weight: Operand, indices: Operand) -> Operand:
     """y[.., c] = w[index[..], c]; rows are looked up by number and stay."""
     call.lock(weight.dim(0), "rows of an embedding are looked up by number")
     return call.operand([*indices.vectors, weight.dim(1)], [*(False for _ in indices.vectors), weight.zero[1]])
+
+
+@rule("aten::_embedding_bag", "aten::_embedding_bag_forward_only")
+def embedding_bag(
+    call: Call, weight: Operand, indices: Operand, offsets: Operand, per_sample_weights: Operand | None
+) -> list[Operand]:
+    """y[b, c] = sum, mean or max over the rows i of bag b of w[i, c]; rows are looked up by number and stay."""
+    call.lock(weight.dim(0), "rows of an embedding are looked up by number")
+    for part in (indices, offsets, per_sample_weights):
+        if part is not None:
+            call.lock(part.dim(0), "entries of a bag")
+    bags, *rest = call.shapes
+    outputs = [call.operand([call.fixed(bags[0]), weight.dim(1)], [True, weight.zero[1]])]
+    for shape in rest:  # offsets and sizes of the bags, and in mode "max" the row of every maximum
+        vectors = [call.fixed(s) for s in shape]
+        outputs.append(call.operand([*vectors[:1], weight.dim(1)] if shape == bags else vectors, False))
+    return outputs

@@ -6,6 +6,8 @@ of its own is needed for any of them: the list below is the documentation.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,10 +66,12 @@ def elementwise(call: Call, *operands: Operand) -> list[Operand]:
             outputs.append(call.operand([call.fixed(0)]))
             continue
         vectors = broadcast(call, operands, shape)
-        zero = [
-            not vector.columns or vanishes(call, operands, [_carries_zero(o, d, vector.size) for o in operands])
-            for d, vector in enumerate(vectors, start=-len(vectors))
-        ]
+        zero = []
+        for d, vector in enumerate(vectors, start=-len(vectors)):
+            zeros = [_carries_zero(o, d, vector.size) for o in operands] if vector.columns else []
+            zero.append(not vector.columns or vanishes(call, zeros))
+            if vector.columns and breaks(call, zeros):
+                call.mark(vector, f"{call.op.removeprefix('aten::')} has no value where the channel is zero")
         outputs.append(call.operand(vectors, zero))
     return outputs
 
@@ -80,8 +84,8 @@ def copies(call: Call, *operands: Operand) -> Operand:
 
 @rule(*(f"aten::{name}" for name in RANDOM))
 def random(call: Call, *operands: Operand) -> list[Operand]:
-    """y[i] = a random number, perhaps times x[i]"""
-    return [call.operand(broadcast(call, operands[:1], shape), False) for shape in call.shapes]
+    """y[i] = a random number, which x[i] or the numbers at i describe"""
+    return [call.operand(broadcast(call, operands, shape), False) for shape in call.shapes]
 
 
 @rule("aten::copy")
@@ -97,11 +101,26 @@ def _carries_zero(operand: Operand, d: int, size: int) -> bool:
     return operand.ndim >= -d and operand.vectors[d].size == size and operand.zero[d]
 
 
-_PROBES: dict[tuple[Any, ...], bool] = {}
+_NUMBERS = (1.37, 0.4, -0.73, -2.1, 2.9)
+_ROUNDS = (*(_NUMBERS[k:] + _NUMBERS[:k] for k in range(len(_NUMBERS))), _NUMBERS[:1] * len(_NUMBERS))
+"""What the operands that are not zero are, in turn: different numbers, all pairs of signs, and equal numbers."""
+_PROBES: dict[tuple[Any, ...], tuple[float, ...]] = {}
 
 
-def vanishes(call: Call, operands: Sequence[Operand], zero: Sequence[bool]) -> bool:
-    """Whether f is 0 where the operands with `zero` are 0, whatever the others are.
+def vanishes(call: Call, zero: Sequence[bool]) -> bool:
+    """Whether f is 0 where the operands with `zero` are 0, whatever the others are."""
+    return all(value == 0 for value in _values(call, zero))
+
+
+def breaks(call: Call, zero: Sequence[bool]) -> bool:
+    """Whether f is infinite or no number where the operands with `zero` are 0, and not so in general: 1 / x."""
+    if not any(zero) or any(math.isfinite(value) for value in _values(call, zero)):
+        return False
+    return any(math.isfinite(value) for value in _values(call, [False] * len(zero)))
+
+
+def _values(call: Call, zero: Sequence[bool]) -> tuple[float, ...]:
+    """f at zero for the operands with `zero`, for several values of the others.
 
     Asked of the operation itself, on single numbers, once per operation and scalar arguments.
     """
@@ -111,22 +130,28 @@ def vanishes(call: Call, operands: Sequence[Operand], zero: Sequence[bool]) -> b
         if isinstance(argument, Operand):
             values.append((name, next(tensors), _kind(call.raw[name].dtype)))
         elif isinstance(argument, (list, tuple)) and any(isinstance(a, Operand) for a in argument):
-            return False
+            return (_UNKNOWN,)
         else:
             values.append((name, argument))
     key = (call.func, repr(values))
     if key not in _PROBES:
-        _PROBES[key] = all(_probe(call, values, other) == 0 for other in (1.37, -0.73))
+        _PROBES[key] = tuple(_probe(call, values, numbers) for numbers in _ROUNDS)
     return _PROBES[key]
+
+
+_UNKNOWN = 1.0
+"""What an operation gives that cannot be asked: neither zero nor infinite."""
 
 
 def _kind(dtype: torch.dtype) -> str:
     return "b" if dtype == torch.bool else "f" if dtype.is_floating_point or dtype.is_complex else "i"
 
 
-def _probe(call: Call, values: Sequence[tuple[Any, ...]], other: float) -> float:
+def _probe(call: Call, values: Sequence[tuple[Any, ...]], numbers: Sequence[float]) -> float:
+    following = itertools.cycle(numbers)
+
     def tensor(zero: bool, kind: str) -> torch.Tensor:
-        number = 0.0 if zero else other
+        number = next(following) * (not zero)
         if kind == "b":
             return torch.tensor(number > 0)
         return torch.tensor(int(2 * number)) if kind == "i" else torch.tensor(number, dtype=torch.float64)
@@ -141,4 +166,4 @@ def _probe(call: Call, values: Sequence[tuple[Any, ...]], other: float) -> float
             first = made[0] if isinstance(made, (tuple, list)) else made
             return float(first.real if first.is_complex() else first)
         except (RuntimeError, TypeError, ValueError):
-            return float("nan")
+            return _UNKNOWN

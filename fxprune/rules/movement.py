@@ -314,7 +314,7 @@ def gathered(call: Call, vector: Vector, index: Operand) -> Vector:
     positions = integers(index)
     if positions is None or (index.value is not None and index.value.dtype.is_complex) or _is_mask(index):
         call.lock(vector, "indexed by numbers that are not known")
-        return call.fixed(call.shapes[0][0] if not index.shape else index.shape[0])
+        return index.dim(0)
     taken = vector.take(positions % vector.size)
     call.same(taken, index.dim(0)) if index.dim(0).columns else None
     call.renumber(index, vector)

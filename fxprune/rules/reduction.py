@@ -10,9 +10,10 @@ from fxprune.rules.registry import Call, Operand, rule
 SUMS = "sum nansum linalg_vector_norm norm".split()
 STATISTICS = """
     mean nanmean amax amin aminmax max min median nanmedian mode prod var std var_mean std_mean logsumexp all any
-    logcumsumexp count_nonzero
+    count_nonzero
 """.split()
-POSITIONS = "argmax argmin argsort sort topk kthvalue cummax cummin searchsorted bucketize".split()
+POSITIONS = "argmax argmin argsort sort topk kthvalue cummax cummin".split()
+POSITION = "the result holds positions in this dimension or depends on their order"
 ZERO_OF_ZEROS = set(SUMS) | {"mean", "amax", "amin", "max", "min", "prod", "var", "std", "any", "median"}
 
 
@@ -70,8 +71,26 @@ def statistics(call: Call, self: Operand) -> list[Operand]:
 
 @rule(*(f"aten::{name}" for name in POSITIONS))
 def positions(call: Call, self: Operand) -> list[Operand]:
-    """The output holds positions, which would be renumbered: refused."""
-    return call.refuse([self], "the result holds positions in this dimension or depends on their order")
+    """y = the positions in one dimension, or what stands at them: that dimension stays, the others are independent."""
+    dims = _dims(call, self.ndim)
+    for d in dims:
+        call.lock(self.dim(d), POSITION)
+    outputs = []
+    for shape in call.shapes:
+        keep = len(shape) == self.ndim
+        vectors = [
+            call.fixed(shape[d]) if d in dims else vector
+            for d, vector in enumerate(self.vectors)
+            if keep or d not in dims
+        ]
+        outputs.append(call.operand(vectors, False))
+    return outputs
+
+
+@rule("aten::searchsorted", "aten::bucketize")
+def lookups(call: Call, *operands: Operand) -> list[Operand]:
+    """y[i] = how many boundaries lie below x[i]: refused."""
+    return call.refuse(operands, POSITION)
 
 
 @rule("aten::cumsum")
@@ -81,6 +100,14 @@ def cumsum(call: Call, self: Operand, dim: int) -> Operand:
         call.mark(self.dim(dim), "a running sum over values that are not zero where the channel is gone")
     zero = [z and d != dim % max(self.ndim, 1) for d, z in enumerate(self.zero)]
     return call.operand(self.vectors, zero)
+
+
+@rule("aten::logcumsumexp", "aten::cumprod")
+def running(call: Call, self: Operand, dim: int) -> Operand:
+    """y[i] = log sum_{j <= i} exp(x[j]), prod_{j <= i} x[j]: over the channels that are there."""
+    if self.ndim:
+        call.mark(self.dim(dim), f"{call.op.removeprefix('aten::')} over the channel")
+    return call.operand(self.vectors, False)
 
 
 @rule("aten::_softmax", "aten::softmax", "aten::_log_softmax", "aten::log_softmax", "aten::_safe_softmax")

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from fxprune.channels.terms import Terms, Vector
 from fxprune.errors import RuleError
@@ -228,4 +229,5 @@ def integers(operand: Operand | None) -> np.ndarray[Any, np.dtype[np.int64]] | N
     """The values of a constant integer operand as a flat array, None where they are not known."""
     if operand is None or operand.value is None or operand.value.is_floating_point():
         return None
-    return operand.value.detach().cpu().reshape(-1).to(torch.int64).numpy()
+    with unset_fake_temporarily():
+        return operand.value.detach().cpu().reshape(-1).to(torch.int64).numpy()
