@@ -13,7 +13,7 @@ from fxprune.channels.groups import Removal
 from fxprune.check import TOLERANCE, compare, first_wrong_group
 from fxprune.criteria import Importance
 from fxprune.errors import CaptureError, NothingRemovedWarning, PlanError, VerificationError
-from fxprune.planning.plan import Plan, finish, make_plan, removal_of
+from fxprune.planning.plan import Plan, choose, finish, removal_of
 from fxprune.record import Record, attach, record
 from fxprune.rewrite.graph import rewrite
 
@@ -58,7 +58,7 @@ def transform(
     """
     analysis = analyze(model, example_inputs, strict=strict)
     if plan is None:
-        plan = make_plan(
+        removed, reasons = choose(
             analysis,
             ratio=ratio,
             masks=masks,
@@ -68,12 +68,15 @@ def transform(
             exact=exact,
             seed=seed,
         )
+        plan, removal = finish(analysis, removed, reasons), Removal(analysis.solution, removed)
     elif ratio is not None or masks is not None:
         raise PlanError("a plan says already what goes", why="ratio or masks were given too", do="pass one of them")
-    removal = removal_of(analysis, plan)
+    else:
+        removal = removal_of(analysis, plan)
+    _refuse_empty(analysis, removal)
     if not plan:
-        reasons = "; ".join(plan.reasons) or "the plan is empty"
-        warnings.warn(f"nothing was removed: {reasons}", NothingRemovedWarning, stacklevel=2)
+        why = "; ".join(plan.reasons) or "the plan is empty"
+        warnings.warn(f"nothing was removed: {why}", NothingRemovedWarning, stacklevel=2)
     small = rewrite(analysis, removal)
     error = _prove(analysis, small, removal, plan) if verify and not _weightless(analysis) else None
     attach(small, _recorded(analysis, small, removal, plan, error))
@@ -115,6 +118,19 @@ def _prove(analysis: Analysis, small: fx.GraphModule, removal: Removal, plan: Pl
         why=f"the relative error is {error:.2e}, at most {TOLERANCE:.0e} is rounding",
         do="report this; until then `ignore` that group, its channels stay",
     )
+
+
+def _refuse_empty(analysis: Analysis, removal: Removal) -> None:
+    for vector in analysis.vectors:
+        if vector.size and not removal.count(vector):
+            named = next(
+                (f'"{a.parameter}" in dimension {a.dim}' for a in analysis.solution.axes if a.vector is vector), ""
+            )
+            raise PlanError(
+                f"the request leaves {named or 'a tensor'} empty",
+                why=f"all {vector.size} slots would go; masks of coupled layers add up",
+                do="keep at least one channel in all of them",
+            )
 
 
 def _weightless(analysis: Analysis) -> bool:

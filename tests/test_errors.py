@@ -160,7 +160,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
             model=lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)).eval(),
         ),
         P,
-        ["together leave", "empty", "keep at least one channel in all"],
+        ["the request leaves", "empty", "masks of coupled layers add up", "keep at least one channel in all"],
     ),
     # importance
     "importance unknown": (

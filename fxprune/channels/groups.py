@@ -136,8 +136,11 @@ def solve(terms: Terms, axes: list[Axis]) -> Solution:
     atoms = np.concatenate([a.vector.columns[0] for a in axes]) if axes else none
     atoms, entry, column = terms.expand_all(atoms)
     events = terms.event(atoms)
-    held = _count_held(events, axis_of[entry])
     free = events == 0
+    movable = np.zeros(len(axis_of), dtype=bool)
+    movable[entry[free]] = True
+    stuck = ~movable[entry]  # a slot with a locked atom and a free one can still go with the free one
+    held = _count_held(events[stuck], axis_of[entry[stuck]])
     atoms, entry, column = atoms[free], entry[free], column[free]
     present = np.zeros(terms.count, dtype=bool)
     present[atoms] = True

@@ -312,8 +312,7 @@ class Terms:
         if len(a) == len(b) == 1:
             if np.array_equal(a[0], b[0]):
                 return [], []
-            locked_a, locked_b = self._event[a[0]] != 0, self._event[b[0]] != 0
-            if locked_a.all() and locked_b.all():
+            if not any(((column != 0) & (self._event[column] == 0)).any() for column in (a[0], b[0])):
                 self._join(a[0], b[0])
                 return [], []
             return a, b

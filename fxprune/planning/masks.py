@@ -56,7 +56,6 @@ def removed_by_masks(findings: Findings, masks: Mapping[str, Any], stay: set[int
             reasons.append(
                 f'"{layer}": channels {listed} go although kept by the mask: they are coupled to masked ones'
             )
-    _refuse_empty(findings, removed)
     return removed, tuple(reasons)
 
 
@@ -117,17 +116,3 @@ def _why(findings: Findings, layer: str, columns: list[Any], left: Any, held: Bo
             event = locked.event
             return f"{event.op} in {event.module or 'the model'} ({event.source}): {event.why}"
     return "nothing can be removed there"
-
-
-def _refuse_empty(findings: Findings, removed: Bools) -> None:
-    s = findings.solution
-    for axis in s.axes:
-        columns = s.channels_of(axis.vector)
-        if columns:
-            table = np.stack(columns)
-            if ((table >= 0) & removed[table]).any(0).all():
-                raise PlanError(
-                    f'the masks together leave "{axis.parameter}" empty in dimension {axis.dim}',
-                    why="masks of coupled layers add up: a channel goes when any of them removes it",
-                    do="keep at least one channel in all of them",
-                )

@@ -64,6 +64,31 @@ def make_plan(
 
     Raises `PlanError` for requests that cannot be meant.
     """
+    removed, reasons = choose(
+        findings,
+        ratio=ratio,
+        masks=masks,
+        importance=importance,
+        ignore=ignore,
+        round_to=round_to,
+        exact=exact,
+        seed=seed,
+    )
+    return finish(findings, removed, reasons)
+
+
+def choose(
+    findings: Findings,
+    *,
+    ratio: float | Mapping[str, float] | None,
+    masks: Mapping[str, Any] | None,
+    importance: Importance,
+    ignore: Any,
+    round_to: int,
+    exact: bool,
+    seed: int | None,
+) -> tuple[Bools, tuple[str, ...]]:
+    """Which channels go, and why something that was asked for stays. The arguments are those of `make_plan`."""
     if (ratio is None) == (masks is None):
         raise PlanError(
             "say what goes: exactly one of ratio and masks",
@@ -74,8 +99,7 @@ def make_plan(
     if exact:
         stay |= {g for g, inexact in enumerate(_any_by_group(findings, findings.inexact)) if inexact}
     if masks is not None:
-        removed, reasons = removed_by_masks(findings, masks, stay)
-        return finish(findings, removed, reasons)
+        return removed_by_masks(findings, masks, stay)
     ratios = _ratios(findings, ratio)
     groups = [g for g in findings.groups if g.number not in stay and ratios[g.number] > 0]
     removed = np.zeros(findings.solution.channels, dtype=bool)
@@ -85,7 +109,7 @@ def make_plan(
             drop = group.size - kept_count(group.size, ratios[group.number], round_to)
             removed[group.channels[np.argsort(scores[group.channels], kind="stable")[:drop]]] = True
         keep_one_each(findings, removed, scores)
-    return finish(findings, removed, () if removed.any() else _why_nothing(findings, ratios, stay, exact, round_to))
+    return removed, () if removed.any() else _why_nothing(findings, ratios, stay, exact, round_to)
 
 
 def kept_count(size: int, ratio: float, round_to: int) -> int:
@@ -177,9 +201,6 @@ def removal_of(findings: Findings, plan: Plan) -> Removal:
                 f'it would remove index {index} of "{a.parameter}" dimension {a.dim} alone',
                 "in this model that slot is coupled to others which the plan keeps, or cannot go",
             )
-    for vector in findings.vectors:
-        if vector.size and removal.count(vector) == 0:
-            raise PlanError("the plan leaves a tensor empty", why=f"all {vector.size} slots of a dimension would go")
     return removal
 
 

@@ -151,7 +151,8 @@ def _probe(call: Call, values: Sequence[tuple[Any, ...]], numbers: Sequence[floa
     following = itertools.cycle(numbers)
 
     def tensor(zero: bool, kind: str) -> torch.Tensor:
-        number = next(following) * (not zero)
+        other = next(following)
+        number = 0.0 if zero else other
         if kind == "b":
             return torch.tensor(number > 0)
         return torch.tensor(int(2 * number)) if kind == "i" else torch.tensor(number, dtype=torch.float64)

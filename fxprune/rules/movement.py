@@ -267,9 +267,9 @@ def constant_pad_nd(call: Call, self: Operand, pad: Sequence[int], value: float)
 
 
 @rule("aten::repeat_interleave")
-def repeat_interleave(call: Call, self: Operand | None = None) -> list[Operand]:
+def repeat_interleave(call: Call, *operands: Operand) -> list[Operand]:
     """The form that takes a tensor of repeats has an output whose size depends on numbers: refused."""
-    return call.refuse([self] if self else [], "the number of repeats is data")
+    return call.refuse(operands, "the number of repeats is data")
 
 
 @rule("aten::index_select")
@@ -282,14 +282,13 @@ def index_select(call: Call, self: Operand, dim: int, index: Operand) -> Operand
 def index(call: Call, self: Operand, indices: Sequence[Operand | None]) -> Operand:
     """y[j, c] = x[index[j], c]: a constant list is a movement; numbers that are not known lock what they index."""
     dims = [d for d, i in enumerate(indices) if i is not None]
-    lists = [indices[d] for d in dims]
-    if len(dims) == 1 and lists[0] is not None and lists[0].ndim == 1 and integers(lists[0]) is not None:
+    lists = [i for i in indices if i is not None]
+    if len(lists) == 1 and lists[0].ndim == 1 and not _is_mask(lists[0]):
         return replace(self, dims[0], gathered(call, self.dim(dims[0]), lists[0]))
-    for d in range(self.ndim):
-        if d in dims or (
-            lists and lists[0] is not None and self.ndim - len(dims) != len(call.shapes[0]) - _broadcast_ndim(lists)
-        ):
-            call.lock(self.dim(d), "indexed by numbers that are not known or span several dimensions")
+    span = self.ndim - len(dims) != len(call.shapes[0]) - max(i.ndim for i in lists)
+    indexed = [vector for d, vector in enumerate(self.vectors) if d in dims or span]
+    for vector in (*indexed, *(v for i in lists for v in i.vectors)):
+        call.lock(vector, "indexed by numbers that are not known or span several dimensions")
     rest = [d for d in range(self.ndim) if d not in dims]
     inserted = len(call.shapes[0]) - len(rest)
     first = dims[0] if dims == list(range(dims[0], dims[0] + len(dims))) else 0
@@ -305,18 +304,15 @@ def index(call: Call, self: Operand, indices: Sequence[Operand | None]) -> Opera
     return call.operand(vectors, zero)
 
 
-def _broadcast_ndim(indices: Sequence[Operand | None]) -> int:
-    return max(i.ndim for i in indices if i is not None)
-
-
 def gathered(call: Call, vector: Vector, index: Operand) -> Vector:
     """vector[index], the list following the new numbering where it is a buffer; unknown numbers lock."""
     positions = integers(index)
-    if positions is None or (index.value is not None and index.value.dtype.is_complex) or _is_mask(index):
+    if positions is None or index.ndim == 0:
         call.lock(vector, "indexed by numbers that are not known")
-        return index.dim(0)
+        return index.dim(0) if index.ndim else call.fixed(1)
     taken = vector.take(positions % vector.size)
-    call.same(taken, index.dim(0)) if index.dim(0).columns else None
+    if index.dim(0).columns:
+        call.same(taken, index.dim(0))
     call.renumber(index, vector)
     return taken
 
