@@ -9,6 +9,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.twin import twin
 from fxprune.errors import CaptureError
 
 
@@ -47,20 +48,5 @@ class Faker:
         return pytree.tree_map_only(torch.Tensor, self.tensor, values)
 
     def module(self, module: nn.Module) -> nn.Module:
-        """The module with fake parameters and buffers. Settings are shared, containers of them copied."""
-        made: dict[int, nn.Module] = {}
-
-        def clone(original: nn.Module) -> nn.Module:
-            if id(original) in made:
-                return made[id(original)]
-            twin = object.__new__(type(original))  # a GraphModule's own class holds its compiled forward
-            made[id(original)] = twin
-            settings = {k: v.copy() if type(v) in (dict, list, set) else v for k, v in original.__dict__.items()}
-            twin.__dict__.update(settings)
-            fakes = {k: None if p is None else self.tensor(p) for k, p in original._parameters.items()}
-            twin.__dict__["_parameters"] = fakes
-            twin.__dict__["_buffers"] = {k: None if b is None else self.tensor(b) for k, b in original._buffers.items()}
-            twin.__dict__["_modules"] = {k: None if m is None else clone(m) for k, m in original._modules.items()}
-            return twin
-
-        return clone(module)
+        """A twin of the module with fake parameters and buffers."""
+        return twin(module, self.tensor)

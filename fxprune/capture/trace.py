@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxprune.capture.twin import twin
 from fxprune.errors import CaptureError
 
 SOURCE = "fxprune_source"
@@ -41,22 +43,26 @@ def trace(model: nn.Module) -> fx.GraphModule:
             why="its forward scatters the inputs, and pruned layers would not match on its replicas",
             do="pass `model.module`, prune, and wrap the result again",
         )
-    tracer = _Tracer()
-    attributes = set(model.__dict__)
     try:
-        graph = tracer.trace(model)
-        traced = fx.GraphModule(tracer.root, graph, type(model).__name__)
+        try:
+            traced = _traced(twin(model, lambda tensor: tensor))
+        except NameError:  # an attribute holds a bound method: its modules are the original's, not the twin's
+            tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
+            traced = _traced(copy.deepcopy(model, dict(tensors)))
     except Exception as error:
         raise CaptureError(
             f"{type(model).__name__} cannot be traced symbolically",
             why=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
             do="trace it yourself (torch.fx.Tracer with leaf modules, concrete_args) and pass the GraphModule",
         ) from error
-    finally:
-        for name in set(model.__dict__) - attributes:  # torch.fx leaves the tensors that forward makes on the model
-            del model.__dict__[name]
     _same_containers(model, traced)
     return traced
+
+
+def _traced(model: nn.Module) -> fx.GraphModule:
+    tracer = _Tracer()
+    graph = tracer.trace(model)
+    return fx.GraphModule(model, graph, type(model).__name__)
 
 
 def _same_containers(model: nn.Module, traced: fx.GraphModule) -> None:
@@ -66,9 +72,9 @@ def _same_containers(model: nn.Module, traced: fx.GraphModule) -> None:
     """
     originals = dict(model.named_modules())
     for name, module in traced.named_modules():
+        if type(module) not in (nn.Module, type(traced)):
+            continue  # a leaf, taken over whole
         original = originals.get(name)
-        if original is module:
-            continue
         module.training = model.training if original is None else original.training
         known = set() if original is None else set(original._buffers) - original._non_persistent_buffers_set
         module._non_persistent_buffers_set |= set(module._buffers) - known
