@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ from fxprune.errors import CaptureError
 from fxprune.findings import Findings
 from fxprune.planning.plan import Plan, make_plan
 from fxprune.report import findings_report
-from fxprune.rules import Operand
+from fxprune.rules import Event, Operand
 
 
 class Analysis(Findings):
@@ -66,6 +67,33 @@ def analyze(model: nn.Module, example_inputs: Any, *, strict: bool = False) -> A
     inputs = normalize(example_inputs)
     devices(model, inputs)
     return Analyzer(model, trace(model), inputs, strict=strict).run()
+
+
+def hold(analysis: Analysis, node_name: str, why: str) -> Analysis | None:
+    """The analysis with the channels locked that enter a node, or None where nothing is left to lock.
+
+    Grids (heads, blocks) go first: a literal size inside an opaque function is mostly theirs. Everything else that
+    enters follows if that was not it. The analysis passed in shares its terms with the result: use the new one.
+    """
+    node = next(n for n in analysis.graph_module.graph.nodes if n.name == node_name)
+    operands = [analysis.nodes[n.name] for n in node.all_input_nodes]
+    vectors = [v for o in pytree.tree_leaves(operands) if isinstance(o, Operand) for v in o.vectors]
+    if node.op == "call_module":
+        vectors += [a.vector for a in analysis.solution.axes if a.parameter.startswith(f"{node.target}.")]
+    terms = analysis.solution.terms
+    grids = [v for v in vectors if len(terms.resolve(v).columns) > 1]
+    chosen = [v for v in grids or vectors if len(terms.free(v))]
+    if not chosen:
+        return None
+    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    analysis.events.append(Event(str(target), node.name, module_of(node), source_of(node), why))
+    for vector in chosen:
+        terms.lock(vector, len(analysis.events) - 1)
+    held = copy.copy(analysis)
+    for cached in ("groups", "inexact", "locked"):
+        held.__dict__.pop(cached, None)
+    held.solution = solve(terms, analysis.solution.axes)
+    return held
 
 
 class Analyzer:

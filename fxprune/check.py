@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -88,7 +87,7 @@ def compare(findings: Findings, small: fx.GraphModule, removal: Removal, removed
     """The relative error of `small` against its reference, both in float64 and evaluation mode."""
     changed = bool((findings.inexact & removal.removed).any())
     statistics = KeptStatistics(findings, removal) if changed else None
-    with torch.no_grad(), _NoDropout():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), NoRandomness():  # type: ignore[no-untyped-call]
         values = for_placeholders(findings.graph_module.graph, findings.inputs)
         reference = _Precise(findings.graph_module, removed, statistics).run(*_doubled(values))
         ours = _Precise(small, {}, None).run(*_doubled(values))
@@ -151,15 +150,23 @@ class _Precise(fx.Interpreter):
                 m.training = mode
 
 
-class _NoDropout(TorchFunctionMode):
-    """Dropout is the identity, also where a graph traced in training mode has it switched on for good."""
+class NoRandomness(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Random numbers are constants (kept, half, zero), so that a graph traced in training mode can be compared."""
 
-    NAMES = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "dropout_")
+    CONSTANTS: Mapping[str, float] = {
+        **dict.fromkeys(("bernoulli", "bernoulli_"), 1.0),
+        **dict.fromkeys(("rand", "rand_like", "uniform", "uniform_"), 0.5),
+        **dict.fromkeys(("randn", "randn_like", "normal", "normal_"), 0.0),
+    }
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in self.NAMES:
-            return args[0] if args else (kwargs or {})["input"]
-        return func(*args, **(kwargs or {}))
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        made = func(*args, **(kwargs or {}))
+        if name in self.CONSTANTS:
+            made.fill_(self.CONSTANTS[name])
+        elif name == "native_dropout":
+            made = (args[0].clone(), torch.ones_like(made[1]))
+        return made
 
 
 class KeptStatistics(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -37,7 +37,11 @@ class RuleError(FxpruneError, RuntimeError):
 
 
 class RewriteError(FxpruneError, RuntimeError):
-    """The smaller graph could not be proven to have the shapes that the analysis promises."""
+    """The smaller graph could not be proven to have the shapes that the analysis promises; `node` is where."""
+
+    def __init__(self, what: str, *, node: str, at: str = "", why: str = "", do: str = "") -> None:
+        self.node = node
+        super().__init__(what, at=at, why=why, do=do)
 
 
 class VerificationError(FxpruneError, RuntimeError):

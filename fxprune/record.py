@@ -24,6 +24,7 @@ class Record:
     exact: whether the small model equals the masked original; else some statistic is taken over fewer channels.
     before, after: tensor -> shape, of every parameter and buffer.
     reasons: what stayed although it was asked for, which statistics changed, which unused parameters were left out.
+    training: the modules that were in training mode when the graph was traced; "" is the model.
     error: the relative error against the reference, None where it was not compared.
     """
 
@@ -33,6 +34,7 @@ class Record:
     before: Mapping[str, tuple[int, ...]]
     after: Mapping[str, tuple[int, ...]]
     reasons: tuple[str, ...] = field(default=())
+    training: tuple[str, ...] = field(default=())
     error: float | None = None
 
     @property

@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxprune.analysis import Analysis, analyze
+from fxprune.analysis import Analysis, analyze, hold
+from fxprune.capture.twin import twin
 from fxprune.channels.groups import Removal
 from fxprune.check import TOLERANCE, compare, first_wrong_group
 from fxprune.criteria import Importance
-from fxprune.errors import CaptureError, NothingRemovedWarning, PlanError, VerificationError
+from fxprune.errors import CaptureError, NothingRemovedWarning, PlanError, RewriteError, VerificationError
 from fxprune.planning.plan import Plan, choose, finish, removal_of
 from fxprune.record import Record, attach, record
 from fxprune.rewrite.graph import rewrite
@@ -56,31 +57,47 @@ def transform(
     >>> small.get_submodule("0"), small.get_submodule("1").num_features
     (Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1)), 4)
     """
-    analysis = analyze(model, example_inputs, strict=strict)
-    if plan is None:
-        removed, reasons = choose(
-            analysis,
-            ratio=ratio,
-            masks=masks,
-            importance=importance,
-            ignore=ignore,
-            round_to=round_to,
-            exact=exact,
-            seed=seed,
-        )
-        plan, removal = finish(analysis, removed, reasons), Removal(analysis.solution, removed)
-    elif ratio is not None or masks is not None:
+    if plan is not None and (ratio is not None or masks is not None):
         raise PlanError("a plan says already what goes", why="ratio or masks were given too", do="pass one of them")
-    else:
-        removal = removal_of(analysis, plan)
-    _refuse_empty(analysis, removal)
+    request = {
+        "ratio": ratio,
+        "masks": masks,
+        "importance": importance,
+        "ignore": ignore,
+        "round_to": round_to,
+        "exact": exact,
+        "seed": seed,
+    }
+    analysis = analyze(model, example_inputs, strict=strict)
+    analysis, plan, removal, small = _shrink(analysis, plan, request, strict)
     if not plan:
         why = "; ".join(plan.reasons) or "the plan is empty"
         warnings.warn(f"nothing was removed: {why}", NothingRemovedWarning, stacklevel=2)
-    small = rewrite(analysis, removal)
     error = _prove(analysis, small, removal, plan) if verify and not _weightless(analysis) else None
     attach(small, _recorded(analysis, small, removal, plan, error))
     return small
+
+
+def _shrink(
+    analysis: Analysis, plan: Plan | None, request: dict[str, Any], strict: bool
+) -> tuple[Analysis, Plan, Removal, fx.GraphModule]:
+    """Plan and rewrite. Where a node's sizes cannot be counted anew, its channels are locked and it starts over."""
+    held: list[str] = []
+    while True:
+        if plan is None:
+            removed, reasons = choose(analysis, **request)
+            made, removal = finish(analysis, removed, (*reasons, *held)), Removal(analysis.solution, removed)
+        else:
+            made, removal = plan, removal_of(analysis, plan)
+        _refuse_empty(analysis, removal)
+        try:
+            return analysis, made, removal, rewrite(analysis, removal)
+        except RewriteError as error:
+            narrower = hold(analysis, error.node, f"its sizes cannot be counted anew: {error.why}")
+            if plan is not None or strict or narrower is None:
+                raise
+            held.append(f"channels stay at {error.at}: {error.why}")
+            analysis = narrower
 
 
 def verify(model: nn.Module, small: nn.Module, example_inputs: Any) -> float:
@@ -94,8 +111,11 @@ def verify(model: nn.Module, small: nn.Module, example_inputs: Any) -> float:
     """
     if not isinstance(small, fx.GraphModule):
         raise CaptureError(f"{type(small).__name__} was not made by transform", do="pass what transform returned")
-    removed = record(small).removed
-    analysis = analyze(model, example_inputs)
+    removed, training = record(small).removed, record(small).training
+    recorded = twin(model, lambda tensor: tensor)
+    for name, module in recorded.named_modules():
+        module.training = name in training
+    analysis = analyze(recorded, example_inputs)
     removal = removal_of(analysis, Plan({k: dict(v) for k, v in removed.items()}))
     return compare(analysis, small, removal, removed)
 
@@ -161,4 +181,5 @@ def _recorded(analysis: Analysis, small: fx.GraphModule, removal: Removal, plan:
         listed = ", ".join(absent[:4]) + (", ..." if len(absent) > 4 else "")
         reasons.append(f"left out, because the forward does not use them in {mode} mode: {listed}")
     after = {name: tuple(t.shape) for name, t in state.items()}
-    return Record("fx", plan.removed, not inexact.any(), before, after, tuple(reasons), error)
+    training = tuple(name for name, module in analysis.model.named_modules() if module.training)
+    return Record("fx", plan.removed, not inexact.any(), before, after, tuple(reasons), training, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,14 +35,19 @@ class Faker:
                 why=f"a {type(real).__name__} has no shape yet",
                 do="run the model once on real inputs, then prune it",
             )
-        device = torch.device("cpu") if real.device.type == "meta" else real.device
         if real.layout is not torch.strided:
-            fake = self.mode.from_tensor(real)
+            fake: torch.Tensor = self.mode.from_tensor(real)
         else:
-            meta = torch.empty_strided(real.shape, real.stride(), dtype=real.dtype, device="meta")
-            fake = FakeTensor(self.mode, meta, device)
+            fake = self._wrap(torch.empty_strided(real.shape, real.stride(), dtype=real.dtype, device="meta"), real)
         self._made[id(real)] = (real, fake)
         return fake
+
+    def smaller(self, real: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        """A fake tensor like `real` but of another shape."""
+        return self._wrap(torch.empty(tuple(shape), dtype=real.dtype, device="meta"), real)
+
+    def _wrap(self, meta: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        return FakeTensor(self.mode, meta, torch.device("cpu") if real.device.type == "meta" else real.device)
 
     def tree(self, values: Any) -> Any:
         """Every tensor of a nested structure as a fake one."""

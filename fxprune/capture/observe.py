@@ -15,7 +15,7 @@ from fxprune.channels.terms import Terms, Vector
 from fxprune.errors import RuleError
 from fxprune.rules import Call, Event, Operand, Rule, apply, rule_for
 
-MEETS = "meets a dimension that cannot change (model input, spatial position or constant)"
+MEETS = "meets a fixed dimension (model input, space or a constant)"
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,9 @@ def make_plan(
     """Choose channels.
 
     Args:
-        ratio: the share of every group's channels to remove, in [0, 1), rounded down; or {glob over group names:
-            share}, where groups that no glob names stay. A dimension that is a grid (conv groups x their width) is
+        ratio: the share of every group's channels to remove, in [0, 1), rounded down; or {glob: share} over
+            group names ("layer1.0.conv2") or names with kinds ("layer1.0.conv2:block width"), where groups that no
+            glob names stay. A dimension that is a grid (conv groups x their width) is
             shrunk by both of its groups.
         masks: instead of a ratio: {layer: bool tensor [out_channels], True = keep}. What is coupled to a masked
             channel goes with it; what cannot go stays, and `Plan.reasons` says why.
@@ -225,16 +226,21 @@ def _check_ratio(ratio: Any) -> float:
 def _ratios(findings: Findings, ratio: Any) -> list[float]:
     if not isinstance(ratio, Mapping):
         return [_check_ratio(ratio)] * len(findings.groups)
-    names = [g.name for g in findings.groups]
+    names = [f"{g.name}:{g.kind}" for g in findings.groups]
     result = [0.0] * len(names)
     for pattern, share in ratio.items():
         value = _check_ratio(share)
-        hits = [i for i, name in enumerate(names) if fnmatch.fnmatchcase(name, pattern)]
+        hits = [i for i, name in enumerate(names) if _names(pattern, name)]
         if not hits:
             raise PlanError(f'ratio names no group: "{pattern}"', why=nearest(pattern, names))
         for i in hits:
             result[i] = value
     return result
+
+
+def _names(pattern: str, name_and_kind: str) -> bool:
+    name = name_and_kind.rpartition(":")[0]
+    return any(fnmatch.fnmatchcase(text, pattern) for text in (name, name_and_kind))
 
 
 def _any_by_group(findings: Findings, flags: Bools) -> Bools:

@@ -16,13 +16,14 @@ from torch.utils import _pytree as pytree
 from fxprune.capture.fake import Faker
 from fxprune.capture.inputs import for_placeholders
 from fxprune.capture.trace import module_of, source_of
+from fxprune.capture.twin import twin
 from fxprune.capture.walk import walk_on_fakes
 from fxprune.channels.groups import Removal
-from fxprune.errors import CaptureError, RewriteError
+from fxprune.errors import RewriteError
 from fxprune.findings import Findings
 from fxprune.rewrite.modules import Use, recount
 from fxprune.rewrite.sizes import Site, resize
-from fxprune.rewrite.tensors import shrink_all
+from fxprune.rewrite.tensors import shapes_of, shrink_all
 from fxprune.rules import Operand
 
 _OF_THE_GRAPH = ("_graph", "_code", "_tracer_cls", "_tracer_extras", "_prologue_start", "_lineno_map")
@@ -33,16 +34,21 @@ def rewrite(findings: Findings, removal: Removal) -> fx.GraphModule:
 
     Raises `RewriteError` where a node's shape is not the promised one; nothing of the original has changed then.
     """
-    small = _copy(findings.graph_module, shrink_all(findings, removal))
+    faker = Faker()
+    shapes = shapes_of(findings, removal)
+    fakes = {name: faker.smaller(tensor, shapes[name]) for name, tensor in findings.tensors.items()}
+    small = _copy(findings.graph_module, {id(findings.tensors[name]): fake for name, fake in fakes.items()})
     _recount_modules(small, findings, removal)
-    _settle_sizes(small, findings, removal)
+    _settle_sizes(small, findings, removal, faker)
+    real = shrink_all(findings, removal)
+    _fill(small, {id(fake): real[name] for name, fake in fakes.items()})
     small.graph.lint()
     small.recompile()
     return small
 
 
 def _copy(original: fx.GraphModule, tensors: dict[int, torch.Tensor]) -> fx.GraphModule:
-    """A deep copy in which every tensor is replaced by its new one; shared ones stay shared."""
+    """A deep copy in which every tensor is replaced by another one; shared ones stay shared."""
     memo: dict[int, Any] = dict(tensors)
     small = fx.GraphModule(nn.Module(), fx.Graph(), original.__class__.__name__)
     for name, value in original.__dict__.items():
@@ -58,6 +64,16 @@ def _copy(original: fx.GraphModule, tensors: dict[int, torch.Tensor]) -> fx.Grap
     graph.owning_module = small
     small.__dict__["_graph"] = graph  # compiled once, when its sizes are settled
     return small
+
+
+def _fill(small: nn.Module, tensors: dict[int, torch.Tensor]) -> None:
+    """Put the real tensors where their fakes stood."""
+    for module in small.modules():
+        places: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module.__dict__)
+        for place in places:
+            for name, value in place.items():
+                if isinstance(value, torch.Tensor) and id(value) in tensors:
+                    place[name] = tensors[id(value)]
 
 
 def _recount_modules(small: fx.GraphModule, findings: Findings, removal: Removal) -> None:
@@ -77,10 +93,9 @@ def _recount_modules(small: fx.GraphModule, findings: Findings, removal: Removal
         recount(module, calls.get(name, unused))
 
 
-def _settle_sizes(small: fx.GraphModule, findings: Findings, removal: Removal) -> None:
+def _settle_sizes(small: fx.GraphModule, findings: Findings, removal: Removal, faker: Faker) -> None:
     """Run the new graph on fake tensors; settle the sizes of each node just before it runs, check it just after."""
-    faker = Faker()
-    fakes = faker.module(small)
+    fakes = twin(small, lambda tensor: tensor)
     old = {node.name: node for node in findings.graph_module.graph.nodes}
     values = for_placeholders(small.graph, findings.inputs)
     results: dict[fx.Node, Any] = {}
@@ -95,19 +110,18 @@ def _settle_sizes(small: fx.GraphModule, findings: Findings, removal: Removal) -
     def visit(node: fx.Node, execute: Callable[[], Any]) -> Any:
         promised = findings.nodes[node.name]
         site = Site(node, removal, promised, findings.observations[node.name], value, operand)
-        if node.op in ("call_function", "call_method"):
-            resize(site)
         try:
+            if node.op in ("call_function", "call_method"):
+                resize(site)
             results[node] = execute()
+        except RewriteError:
+            raise
         except Exception as error:
             raise _wrong(old[node.name], node, f"{type(error).__name__}: {error}") from error
         _check(node, old[node.name], promised, results[node], removal)
         return results[node]
 
-    try:
-        walk_on_fakes(small.graph, fakes, faker, values, visit)
-    except CaptureError as error:
-        raise RewriteError("the smaller graph does not run", at=error.at, why=error.why) from error
+    walk_on_fakes(small.graph, fakes, faker, values, visit)
     _drop_orphans(small.graph, had_users)
 
 
@@ -123,6 +137,7 @@ def _check(node: fx.Node, before: fx.Node, promised: Any, result: Any, removal: 
 def _wrong(before: fx.Node, node: fx.Node, why: str) -> RewriteError:
     return RewriteError(
         "the smaller graph is not what the analysis promises",
+        node=before.name,
         at=f"{module_of(before) or 'the model'} ({source_of(before)}), node %{before.name}: {node.format_node()}",
         why=why.strip().splitlines()[0],
         do="report this; until then `ignore` the layers whose channels enter here",

@@ -15,6 +15,7 @@ from torch.nn.modules import batchnorm, conv, instancenorm
 
 from fxprune.capture.observe import Observation
 from fxprune.channels.groups import Removal
+from fxprune.rewrite.sizes import padding
 from fxprune.rules import Operand
 
 
@@ -114,6 +115,13 @@ def _prelu(module: Any, use: Use) -> dict[str, Any]:
 @recounts(nn.Embedding, nn.EmbeddingBag)
 def _embedding(module: Any, use: Use) -> dict[str, Any]:
     return {"num_embeddings": module.weight.shape[0], "embedding_dim": module.weight.shape[1]}
+
+
+@recounts(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
+def _constant_pad(module: Any, use: Use) -> dict[str, Any]:
+    if use.input is None or not isinstance(use.output, Operand):
+        return {}
+    return {"padding": tuple(padding(use.removal, use.input, use.output, module.padding))}
 
 
 @recounts(nn.ChannelShuffle)

@@ -238,8 +238,8 @@ def _narrow(site: Site) -> None:
     kept = site.removal.kept(site.input.dim(dim))
     if kept is None:
         return
-    old_start = _old(site, 2, "start")
-    site.put(2, "start", rank(kept, old_start % len(kept)))
+    start = _old(site, site.argument(2, "start"))
+    site.put(2, "start", rank(kept, start % len(kept)))
     site.put(3, "length", site.removal.count(site.output.dim(dim)))
 
 
@@ -248,20 +248,20 @@ def _select(site: Site) -> None:
     dim = site.value(site.argument(1, "dim"))
     kept = site.removal.kept(site.input.dim(dim))
     if kept is not None:
-        site.put(2, "index", rank(kept, _old(site, 2, "index") % len(kept)))
+        site.put(2, "index", rank(kept, _old(site, site.argument(2, "index")) % len(kept)))
 
 
-def _old(site: Site, position: int, name: str) -> int:
-    """A position as it was in the old graph; one that is computed cannot be told apart from a size."""
-    value = site.argument(position, name)
-    if not isinstance(value, int):
+def _old(site: Site, value: Any) -> int:
+    """A position as it was in the old graph, written as a number or computed from sizes."""
+    old = site.operand(value)
+    if not isinstance(old, int):
         raise RewriteError(
-            f"a computed {name} on a pruned dimension",
+            "a position that is neither a number nor computed from sizes",
+            node=site.node.name,
             at=f"node %{site.node.name}: {site.node.format_node()}",
-            why="its old value is a node of the graph, and positions cannot be counted anew from that",
             do="write the position as a number, or ignore the layers before it",
         )
-    return value
+    return old
 
 
 @resizes("roll", torch.roll)
@@ -279,9 +279,10 @@ def _roll(site: Site) -> None:
         slots = kept[d]
         if slots is None:
             new.append(shift)
-        else:  # the last `shift` slots come to the front: as many as are left of them
-            new.append(int(slots[len(slots) - shift % len(slots) :].sum()) if shift % len(slots) else 0)
-            kept[d] = np.roll(slots, shift)
+        else:  # the last `steps` slots come to the front: as many as are left of them
+            steps = _old(site, shift) % len(slots)
+            new.append(int(slots[len(slots) - steps :].sum()))
+            kept[d] = np.roll(slots, steps)
     site.put(1, "shifts", tuple(new) if several else new[0])
 
 
@@ -290,7 +291,9 @@ def _repeat(site: Site) -> None:
     output, source = site.output, site.input
     sizes = site.removal.shape(output.vectors)
     pad = output.ndim - source.ndim
-    old = site.node.args[1] if isinstance(site.node.args[1], (list, tuple)) else site.node.args[1:]
+    name = "dims" if site.node.target in ("tile", torch.tile) else "repeats"
+    first = site.argument(1, name)
+    old = first if isinstance(first, (list, tuple)) else site.node.args[1:]
     if len(old) != output.ndim:  # tile with fewer numbers than dimensions leaves the first ones alone
         old = (1,) * (output.ndim - len(old)) + tuple(old)
     new = []
@@ -298,7 +301,7 @@ def _repeat(site: Site) -> None:
         size = site.removal.count(source.dim(d - pad)) if d >= pad else 1
         new.append(times if sizes[d] == site.value(times) * size else sizes[d] // size)
     if list(new) != list(old):
-        site.node.args = (site.node.args[0], *new) if site.node.op == "call_method" else (site.node.args[0], tuple(new))
+        site.node.args, site.node.kwargs = (site.node.args[0] if site.node.args else site.node.kwargs["input"], new), {}
 
 
 @resizes("repeat_interleave", torch.repeat_interleave)
@@ -314,29 +317,36 @@ def _pad(site: Site) -> None:
     pad = site.argument(1, "pad")
     if not isinstance(pad, (list, tuple)):
         return
+    new = padding(site.removal, site.input, site.output, [site.operand(p) for p in pad])
+    site.put(1, "pad", type(pad)(p if site.value(p) == n else n for p, n in zip(pad, new, strict=True)))
+
+
+def padding(removal: Removal, input: Operand, output: Operand, pad: Sequence[int]) -> list[int]:
+    """The new padding: what is left of the slots that it adds, and of those that it cuts off where it is negative."""
     new = list(pad)
     for k in range(len(pad) // 2):
-        d = site.input.ndim - 1 - k
-        before, after = (site.value(p) for p in pad[2 * k : 2 * k + 2])
-        kept_in, kept_out = site.removal.kept(site.input.dim(d)), site.removal.kept(site.output.dim(d))
+        d = input.ndim - 1 - k
+        before, after = pad[2 * k : 2 * k + 2]
+        kept_in, kept_out = removal.kept(input.dim(d)), removal.kept(output.dim(d))
         if kept_in is None and kept_out is None:
             continue
-        n = site.input.dim(d).size
-        m = site.output.dim(d).size
+        n = input.dim(d).size
+        m = output.dim(d).size
         new[2 * k] = rank(kept_out, before) if before > 0 else -rank(kept_in, -before)
         tail = kept_out[m - after :].sum() if kept_out is not None and after > 0 else after
         cut = kept_in[n + after :].sum() if kept_in is not None and after < 0 else -after
         new[2 * k + 1] = int(tail) if after > 0 else -int(cut)
-    site.put(1, "pad", type(pad)(new))
+    return new
 
 
 @resizes("squeeze", torch.squeeze)
 def _squeeze(site: Site) -> None:
-    dims = site.argument(1, "dim")
-    if dims is None:
-        ones = tuple(d for d, size in enumerate(site.input.shape) if size == 1)
-        if any(site.removal.count(v) == 1 and v.size > 1 for v in site.input.vectors):
-            site.put(1, "dim", ones)
+    """A dimension that has become 1 is not squeezed where it was not before."""
+    given = site.argument(1, "dim")
+    every = range(site.input.ndim) if given is None else (given,) if isinstance(given, int) else given
+    dims = [d % site.input.ndim for d in every]
+    if any(site.removal.count(site.input.dim(d)) == 1 < site.input.dim(d).size for d in dims):
+        site.put(1, "dim", tuple(d for d in dims if site.input.dim(d).size == 1))
 
 
 _CONVOLUTIONS = (
@@ -348,11 +358,9 @@ _CONVOLUTIONS = (
 
 @resizes(*_CONVOLUTIONS)
 def _convolution(site: Site) -> None:
-    transposed = "transpose" in site.node.target.__name__  # type: ignore[union-attr]
     groups = site.counted("groups")[0]
     if site.value(site.argument(6, "groups", 1)) != groups:
         site.put(6, "groups", groups)
-    assert not transposed or site.argument(6, "groups", 1) is not None
 
 
 @resizes(F.group_norm, torch.group_norm)
@@ -416,12 +424,12 @@ def _width(site: Site, item: Any) -> int:
 
 def _item(site: Site, item: Any, vector: Vector) -> Any:
     kept = site.removal.kept(vector)
-    if kept is None or isinstance(item, fx.Node):
+    if kept is None:
         return item
     if isinstance(item, slice):
         return _slice(site, item, kept)
-    if isinstance(item, int):
-        return rank(kept, item % len(kept))
+    if isinstance(site.operand(item), int):
+        return rank(kept, site.operand(item) % len(kept))
     if isinstance(item, (list, tuple)):
         positions = np.asarray(item) % len(kept)
         ranks = np.cumsum(kept) - 1
@@ -437,31 +445,16 @@ def _slice(site: Site, item: slice, kept: Bools) -> slice:
     def bound(value: Any) -> Any:
         if value is None:
             return None
-        number = site.value(value)
-        if isinstance(value, fx.Node):
-            # a computed bound: right if it equals what the old position has become for one of the positions
-            number = _old_bound(site, value)
+        number = _old(site, value)
         if number < 0:
             new = rank(kept, max(0, size + number)) - left
             return new if new else left
         return rank(kept, min(number, size))
 
-    start, stop = bound(item.start), bound(item.stop)
-    if item.step is not None and site.value(item.step) != 1:
-        # whole periods went: the phase stays what it was
-        return slice(item.start, None if item.stop is None or item.stop >= size else stop, item.step)
-    return slice(start, stop, item.step)
-
-
-def _old_bound(site: Site, value: fx.Node) -> int:
-    old = site.operand(value)
-    if not isinstance(old, int):
-        raise RewriteError(
-            "a slice bound that is neither a number nor computed from sizes",
-            at=f"node %{site.node.name}: {site.node.format_node()}",
-            do="write the bound as a number, or ignore the layers before it",
-        )
-    return old
+    if item.step is not None and site.value(item.step) != 1:  # whole periods went: the phase stays what it was
+        first, last, _ = slice(*(site.operand(part) for part in (item.start, item.stop, item.step))).indices(size)
+        return slice(item.start and first, None if last == size else rank(kept, last), item.step)
+    return slice(bound(item.start), bound(item.stop), item.step)
 
 
 def _same_items(a: Any, b: Any) -> bool:

@@ -20,18 +20,26 @@ def kept_slots(findings: Findings, removal: Removal) -> dict[str, dict[int, Bool
     return kept
 
 
-def shrink_all(findings: Findings, removal: Removal) -> dict[int, torch.Tensor]:
-    """A new tensor for every parameter, buffer and constant of the model, by the id of the old one."""
+def shrink_all(findings: Findings, removal: Removal) -> dict[str, torch.Tensor]:
+    """A new tensor for every parameter, buffer and constant of the model, by name."""
     kept = kept_slots(findings, removal)
-    made: dict[int, torch.Tensor] = {}
+    made: dict[str, torch.Tensor] = {}
     for name, tensor in findings.tensors.items():
         values = tensor.detach()
         source = findings.renumbered.get(id(tensor))
         positions = None if source is None else removal.kept(source)
         if positions is not None:
             values = renumber(values, positions)
-        made[id(tensor)] = like(tensor, shrink(values, kept.get(name, {})))
+        made[name] = like(tensor, shrink(values, kept.get(name, {})))
     return made
+
+
+def shapes_of(findings: Findings, removal: Removal) -> dict[str, tuple[int, ...]]:
+    """The new shape of every parameter, buffer and constant."""
+    shapes = {name: list(tensor.shape) for name, tensor in findings.tensors.items()}
+    for axis in findings.solution.axes:
+        shapes[axis.parameter][axis.dim] = removal.count(axis.vector)
+    return {name: tuple(shape) for name, shape in shapes.items()}
 
 
 def shrink(values: torch.Tensor, kept: dict[int, Bools]) -> torch.Tensor:

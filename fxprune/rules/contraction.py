@@ -152,7 +152,8 @@ def convolution(
         call.same(out, bias.dim(0))
         zero = zero and bias.zero[0]
     space = [call.fixed(s) for s in call.shapes[0][channel + 1 :]]
-    return call.operand([*input.vectors[:channel], out, *space], [*input.zero[:channel], zero, *(True for _ in space)])
+    batch = [vanishes and bias is None for vanishes in input.zero[:channel]]
+    return call.operand([*input.vectors[:channel], out, *space], [*batch, zero, *(True for _ in space)])
 
 
 @rule("aten::embedding")

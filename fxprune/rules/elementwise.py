@@ -19,19 +19,20 @@ from fxprune.rules.registry import Call, Operand, rule
 
 ELEMENTWISE = """
     abs acos acosh add addcdiv addcmul angle asin asinh atan atan2 atanh bitwise_and bitwise_not bitwise_or
-    bitwise_xor ceil celu clamp clamp_max clamp_min clip copysign cos cosh deg2rad digamma div elu eq erf erfc
-    erfinv exp exp2 expm1 fill float_power floor floor_divide fmax fmin fmod frac ge gelu gt hardshrink hardsigmoid
-    hardswish hardtanh heaviside hypot isfinite isinf isnan isneginf isposinf ldexp le leaky_relu lerp lgamma log
-    log10 log1p log2 log_sigmoid_forward logaddexp logaddexp2 logical_and logical_not logical_or logical_xor logit
-    lt masked_fill maximum minimum mish mul mvlgamma nan_to_num ne neg nextafter polar polygamma positive pow
-    rad2deg reciprocal relu relu6 remainder round rrelu_with_noise rsqrt rsub selu sgn sigmoid sign signbit silu sin
-    sinc sinh softplus softshrink special_entr special_erfcx special_i0e special_i1 special_log_ndtr special_ndtr
-    special_ndtri special_xlog1py special_zeta sqrt square sub tan tanh threshold trunc where xlogy zero
+    bitwise_xor ceil celu clamp clamp_max clamp_min clip complex conj_physical copysign cos cosh deg2rad digamma div
+    elu eq erf erfc erfinv exp exp2 expm1 fill float_power floor floor_divide fmax fmin fmod frac ge gelu gt
+    hardshrink hardsigmoid hardswish hardtanh heaviside hypot isfinite isinf isnan isneginf isposinf ldexp le
+    leaky_relu lerp lgamma log log10 log1p log2 log_sigmoid_forward logaddexp logaddexp2 logical_and logical_not
+    logical_or logical_xor logit lt masked_fill maximum minimum mish mul mvlgamma nan_to_num ne neg nextafter polar
+    polygamma positive pow rad2deg reciprocal relu relu6 remainder round rrelu_with_noise rsqrt rsub selu sgn
+    sigmoid sign signbit silu sin sinc sinh softplus softshrink special_entr special_erfcx special_i0e special_i1
+    special_log_ndtr special_ndtr special_ndtri special_xlog1py special_zeta sqrt square sub tan tanh threshold
+    trunc where xlogy zero
     _prelu_kernel
 """.split()
 
 COPIES = """
-    alias clone contiguous detach lift lift_fresh lift_fresh_copy to _to_copy type_as _to_dense
+    alias clone contiguous detach lift lift_fresh lift_fresh_copy to _to_copy type_as _to_dense _conj _neg_view
 """.split()
 
 RANDOM = """
@@ -165,6 +166,6 @@ def _probe(call: Call, values: Sequence[tuple[Any, ...]], numbers: Sequence[floa
         try:
             made = call.func(*positional, **arguments)
             first = made[0] if isinstance(made, (tuple, list)) else made
-            return float(first.real if first.is_complex() else first)
+            return float(first.abs() if first.is_complex() else first)
         except (RuntimeError, TypeError, ValueError):
             return _UNKNOWN

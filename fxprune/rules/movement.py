@@ -97,6 +97,19 @@ def unsqueeze(call: Call, self: Operand, dim: int) -> Operand:
     return call.operand([*vectors[:d], call.fixed(1), *vectors[d:]], [*zero[:d], True, *zero[d:]])
 
 
+@rule("aten::view_as_complex")
+def view_as_complex(call: Call, self: Operand) -> Operand:
+    """y[i] = x[i, 0] + x[i, 1] i"""
+    call.lock(self.dim(-1), "real and imaginary part of a complex number")
+    return replace(self, -1)
+
+
+@rule("aten::view_as_real")
+def view_as_real(call: Call, self: Operand) -> Operand:
+    """y[i, 0], y[i, 1] = real and imaginary part of x[i]"""
+    return call.operand([*self.vectors, call.fixed(2)], [*self.zero, True])
+
+
 @rule("aten::expand")
 def expand(call: Call, self: Operand) -> Operand:
     """y[i, j] = x[j]: a new dimension is only a number, so its slots are free."""
@@ -250,7 +263,8 @@ def unsqueeze_at(call: Call, operand: Operand, dim: int, size: int) -> Operand:
 @rule("aten::constant_pad_nd")
 def constant_pad_nd(call: Call, self: Operand, pad: Sequence[int], value: float) -> Operand:
     """y[l + i] = x[i]. The slots that padding adds beside channels are free: they are only a number."""
-    vectors, zero = list(self.vectors), list(self.zero)
+    vectors = list(self.vectors)
+    filled = value != 0 and any(side > 0 for side in pad)  # the border of a removed channel is not zero then
     for k in range(len(pad) // 2):
         d = self.ndim - 1 - k
         before, after = pad[2 * k], pad[2 * k + 1]
@@ -262,8 +276,7 @@ def constant_pad_nd(call: Call, self: Operand, pad: Sequence[int], value: float)
         edges = [call.terms.fresh(max(0, side)) for side in (before, after)]
         parts = [part for part in (edges[0], inner, edges[1]) if part.size]
         vectors[d] = parts[0] if len(parts) == 1 else call.terms.cat(parts)
-        zero[d] = zero[d] and value == 0
-    return call.operand(vectors, zero)
+    return call.operand(vectors, [zero and not filled for zero in self.zero])
 
 
 @rule("aten::repeat_interleave")

@@ -1,0 +1,137 @@
+"""The documentation runs: every Python block of README.md and docs/, and what it prints is what the text says.
+
+A ```text block that directly follows a ```python block holds what that block prints. The blocks of one file of
+docs/ share their names and run from top to bottom; those of README.md stand each for itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import re
+import subprocess
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from fxprune.rules import FAMILIES, registered
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block; `expected` is the text block right after it, None where there is none."""
+
+    path: Path
+    line: int
+    language: str
+    text: str
+    expected: str | None = None
+
+    def __str__(self):
+        return f"{self.path.name}:{self.line}"
+
+
+def blocks_of(path):
+    text = path.read_text()
+    found = list(FENCE.finditer(text))
+    result = []
+    for match, after in zip(found, [*found[1:], None], strict=False):
+        follows = after is not None and after[1] == "text" and not text[match.end() : after.start()].strip()
+        line = text[: match.start()].count("\n") + 2
+        result.append(Block(path, line, match[1], match[2], after[2] if follows else None))
+    return result
+
+
+def python_blocks(path):
+    return [block for block in blocks_of(path) if block.language == "python"]
+
+
+def run(block, namespace):
+    """Run a block as if it were a file model.py, and compare what it prints."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            exec(compile(block.text, "model.py", "exec"), namespace)
+    except BaseException as error:
+        trace, line = error.__traceback__, 0
+        while trace is not None:
+            line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == "model.py" else line
+            trace = trace.tb_next
+        raise AssertionError(f"{block.path.name}:{block.line + line - 1} raised {error!r}") from error
+    if block.expected is not None:
+        assert tidy(printed.getvalue()) == tidy(block.expected), f"what {block} prints"
+    else:
+        assert printed.getvalue() == "", f"{block} prints, and no text block says what"
+
+
+def tidy(text):
+    return [line.rstrip() for line in text.strip().splitlines()]
+
+
+@pytest.mark.parametrize("block", python_blocks(README), ids=str)
+def test_readme_block(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(block, {"__name__": "readme"})
+
+
+@pytest.mark.parametrize("path", [p for p in PAGES if python_blocks(p)], ids=lambda p: p.name)
+def test_page(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": path.stem}
+    for block in python_blocks(path):
+        run(block, namespace)
+
+
+@pytest.mark.parametrize("path", [README, *PAGES], ids=lambda p: p.name)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", FENCE.sub("", path.read_text())):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target
+
+
+def test_quick_start_is_two_command_lines():
+    section = README.read_text().split("\n## Quick start\n")[1].split("\n## ")[0]
+    commands = [match[2] for match in FENCE.finditer(section) if match[1] == "bash"]
+    assert commands == [
+        "pip install torch==2.13.0 '.[examples]' && python examples/digits.py\n",
+        "pip install torch==2.13.0 -e '.[test]' && python -m pytest\n",
+    ]
+    assert [b.language for b in blocks_of(README)].count("bash") == 2
+
+
+def test_continuous_integration_runs_the_second_command():
+    script = (ROOT / ".ci" / "run").read_text()
+    extract = re.search(r"^command=\$\((awk .*)\)$", script, re.MULTILINE)[1]
+    done = subprocess.run(["bash", "-c", extract], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "pip install torch==2.13.0 -e '.[test]' && python -m pytest\n"
+
+
+def operations_page():
+    """docs/ops.md: every rule of the package by family, with its equation and its operations."""
+    lines = ["# Operations", "", "Written by `python tests/test_docs.py` from the rules themselves.", ""]
+    for family in FAMILIES:
+        names = {}
+        for operation, rule in registered().items():
+            if rule.__module__ == family.__name__:
+                names.setdefault(rule, []).append(operation.removeprefix("aten::"))
+        lines += [f"## {family.__name__.rpartition('.')[2].capitalize()}", "", *inspect.getdoc(family).splitlines(), ""]
+        for rule in sorted(names, key=lambda r: r.__code__.co_firstlineno):
+            lines += textwrap.wrap(", ".join(f"`{n}`" for n in names[rule]), 118, break_on_hyphens=False)
+            lines += ["", *(("    " + line).rstrip() for line in inspect.getdoc(rule).splitlines()), ""]
+    return "\n".join(lines)
+
+
+def test_operations_page_is_written_anew():
+    assert (ROOT / "docs" / "ops.md").read_text() == operations_page(), "run `python tests/test_docs.py`"
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "ops.md").write_text(operations_page())

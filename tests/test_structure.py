@@ -1,0 +1,94 @@
+"""How the package is put together: imports go one way, names are public on purpose, there is one version."""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import re
+from pathlib import Path
+
+import pytest
+
+import fxprune
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "fxprune"
+
+ORDER = """
+    errors channels rules capture findings criteria planning rewrite check cost report record analysis transform
+    __init__
+""".split()
+"""Parts of the package; each imports only from itself and from those before it."""
+
+PUBLIC = """
+    Analysis CaptureError Cost FxpruneError Group InputError Locked Member NothingRemovedWarning Plan PlanError
+    Record RewriteError RuleError VerificationError analyze cost masked record rule transform verify
+""".split()
+
+TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "fxprune", "tests", "examples", "docs"}
+
+
+def part_of(name):
+    """The part that a file or a dotted module name belongs to."""
+    return name.split(".")[1] if "." in name else "__init__"
+
+
+def imports_of(path):
+    """Every module of this package that a file imports, wherever in it the import stands."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} is a relative import"
+            if node.module == "fxprune":
+                yield from ((node.lineno, f"fxprune.{alias.name}") for alias in node.names)
+            elif node.module.startswith("fxprune."):
+                yield node.lineno, node.module
+        elif isinstance(node, ast.Import):
+            yield from ((node.lineno, a.name) for a in node.names if a.name.split(".")[0] == "fxprune")
+
+
+def source_files():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", source_files(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_one_way(path):
+    relative = path.relative_to(PACKAGE)
+    own = relative.parts[0].removesuffix(".py")
+    assert own in ORDER, f'place "{own}" in ORDER, and in the table of docs/contributing.md'
+    for line, module in imports_of(path):
+        other = part_of(module)
+        assert other in ORDER, f"{relative}:{line} imports {module}, which is no part of the package"
+        assert ORDER.index(other) <= ORDER.index(own), f"{relative}:{line} ({own}) imports {module}, which comes later"
+
+
+def test_contributing_lists_the_parts_in_the_same_order():
+    text = (ROOT / "docs" / "contributing.md").read_text()
+    listed = re.findall(r"^\| `fxprune/(\w+)(?:\.py|/)`", text, re.MULTILINE)
+    assert listed == ORDER
+
+
+def test_public_names():
+    assert list(fxprune.__all__) == PUBLIC
+    assert all(hasattr(fxprune, name) for name in PUBLIC)
+
+
+def test_public_functions_and_classes_have_docstrings():
+    assert [name for name in PUBLIC if not getattr(fxprune, name).__doc__] == []
+
+
+def test_top_level_of_the_repository():
+    ignored = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split()]
+    names = {p.name for p in ROOT.iterdir() if not p.name.startswith(".")}
+    names = {n for n in names if not any(fnmatch.fnmatch(n, pattern) for pattern in ignored)}
+    assert names == TOP_LEVEL
+
+
+def test_one_version():
+    found = re.findall(r"^__version__ = \"(.+)\"$", (PACKAGE / "__init__.py").read_text(), re.MULTILINE)
+    assert found == [fxprune.__version__]
+    project = (ROOT / "pyproject.toml").read_text()
+    assert 'dynamic = ["version"]' in project
+    assert re.search(r"^version = \"", project, re.MULTILINE) is None
+    others = [p for p in source_files() if fxprune.__version__ in p.read_text()]
+    assert others == [PACKAGE / "__init__.py"]
+    assert f"## {fxprune.__version__}" in (ROOT / "docs" / "changelog.md").read_text()
