@@ -32,12 +32,13 @@ class Observation:
     """What a node's operations were seen to do.
 
     counts: integer arguments by name and the vectors they count.
-    marked: the position of an operation among the node's operations -> the call, for those that change a statistic.
+    outputs: the name of each operation, in order, and what came out of it.
+    marked: the position of an operation in that order -> the call, for those that change a statistic.
     """
 
     counts: dict[str, tuple[Vector, ...]] = field(default_factory=dict)
     marked: dict[int, tuple[Call, list[Operand]]] = field(default_factory=dict)
-    operations: int = 0
+    outputs: list[tuple[str, list[Operand]]] = field(default_factory=list)
 
 
 class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -166,11 +167,11 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.observation.counts.setdefault(key, vectors)
         if call.marks:
             self.marks += call.marks
-            self.observation.marked[self.observation.operations] = (call, results)
+            self.observation.marked[len(self.observation.outputs)] = (call, results)
         for index, vector in call.renumbered:
             if index.value is not None:
                 self.renumbered.append((index.value, vector))
-        self.observation.operations += 1
+        self.observation.outputs.append((call.op, results))
 
     def _convert(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):

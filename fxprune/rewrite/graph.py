@@ -6,15 +6,17 @@ The run is the proof as well: every node's result must have the shape that its o
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.capture.fake import Faker
 from fxprune.capture.inputs import for_placeholders
+from fxprune.capture.observe import Observation
 from fxprune.capture.trace import module_of, source_of
 from fxprune.capture.twin import twin
 from fxprune.capture.walk import walk_on_fakes
@@ -107,8 +109,11 @@ def _settle_sizes(small: fx.GraphModule, findings: Findings, removal: Removal, f
     def operand(argument: Any) -> Any:
         return findings.nodes[argument.name] if isinstance(argument, fx.Node) else argument
 
+    witness = _Witness(removal)
+
     def visit(node: fx.Node, execute: Callable[[], Any]) -> Any:
         promised = findings.nodes[node.name]
+        witness.expect(findings.observations[node.name])
         site = Site(node, removal, promised, findings.observations[node.name], value, operand)
         try:
             if node.op in ("call_function", "call_method"):
@@ -121,8 +126,40 @@ def _settle_sizes(small: fx.GraphModule, findings: Findings, removal: Removal, f
         _check(node, old[node.name], promised, results[node], removal)
         return results[node]
 
-    walk_on_fakes(small.graph, fakes, faker, values, visit)
+    walk_on_fakes(small.graph, fakes, faker, values, visit, witness)
     _drop_orphans(small.graph, had_users)
+
+
+class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees the operations inside a node and compares their shapes with what the same ones gave in the old graph.
+
+    The result of a node proves too little: `view(n, 4, c // 4)` in an opaque function takes any c, but where whole
+    heads went, 4 is not the number of heads any more. A node that runs other operations than before is not followed.
+    """
+
+    def __init__(self, removal: Removal) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.removal = removal
+        self.expected: Iterator[tuple[str, list[Operand]]] = iter(())
+
+    def expect(self, observation: Observation) -> None:
+        """The next operations are those of this node."""
+        self.expected = iter(observation.outputs)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func.namespace == "prim":
+            return made
+        name, promised = next(self.expected, ("", []))
+        if name != func._schema.name:
+            self.expected = iter(())
+            return made
+        tensors = [t for t in (made if isinstance(made, (tuple, list)) else (made,)) if isinstance(t, torch.Tensor)]
+        for tensor, operand in zip(tensors, promised, strict=True):
+            if tuple(tensor.shape) != self.removal.shape(operand.vectors):
+                counts = self.removal.shape(operand.vectors)
+                raise ValueError(f"{name} inside gives shape {tuple(tensor.shape)}, the analysis promises {counts}")
+        return made
 
 
 def _check(node: fx.Node, before: fx.Node, promised: Any, result: Any, removal: Removal) -> None:

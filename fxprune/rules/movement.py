@@ -160,6 +160,17 @@ def flip(call: Call, self: Operand, dims: Sequence[int]) -> Operand:
     return made
 
 
+@rule("aten::rot90")
+def rot90(call: Call, self: Operand, k: int, dims: Sequence[int]) -> Operand:
+    """y[i, j] = x[j, n - 1 - i], k times"""
+    a, b = (d % self.ndim for d in dims)
+    vectors, zero = list(self.vectors), list(self.zero)
+    for _ in range(k % 4):
+        vectors[a], vectors[b] = vectors[b].take(slice(None, None, -1)), vectors[a]
+        zero[a], zero[b] = zero[b], zero[a]
+    return call.operand(vectors, zero)
+
+
 @rule("aten::roll")
 def roll(call: Call, self: Operand, shifts: Sequence[int], dims: Sequence[int]) -> Operand:
     """y[(i + s) mod n] = x[i]"""
@@ -315,6 +326,22 @@ def index(call: Call, self: Operand, indices: Sequence[Operand | None]) -> Opera
         else:
             call.lock(self.dim(d), "indexed in a way that the rule does not follow")
     return call.operand(vectors, zero)
+
+
+@rule("aten::gather")
+def gather(call: Call, self: Operand, dim: int, index: Operand) -> Operand:
+    """y[i, j, k] = x[i, index[i, j, k], k]: the dimension that is indexed stays, the others are those of the list."""
+    zero = list(self.zero)
+    for d, (vector, listed) in enumerate(zip(self.vectors, index.vectors, strict=True)):
+        if d == dim % len(zero):
+            call.lock(vector, "gathered by numbers that are not known")
+            zero[d] = False
+        elif vector.size == listed.size:
+            call.same(vector, listed)
+        else:
+            call.lock(vector, "gathered in part")
+            call.lock(listed, "gathered in part")
+    return call.operand(index.vectors, zero)
 
 
 def gathered(call: Call, vector: Vector, index: Operand) -> Vector:
