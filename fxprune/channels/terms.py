@@ -347,20 +347,23 @@ class Terms:
             live[k] &= ~(table[:k] == table[k]).any(0)
         arity = live.sum(0)
         stuck = (x == 0) | (event != 0)
-        if stuck.any():
+        learned = bool((stuck & live).any())
+        if learned:
             events = np.where(x == 0, self.now, event)
             for k in range(len(rows)):
                 chosen = stuck & live[k]
                 self._lock_by(table[k][chosen], events[chosen])
         still = ~stuck & (arity == 0)
         if still.any():
+            learned = True
             self._lock_by(x[still], np.maximum(table_event.max(0), self.now * (table_event.max(0) == 0))[still])
         single = ~stuck & (arity == 1)
         if single.any():
             only = table[live.argmax(0), np.arange(len(x))]
+            learned |= bool((x != only)[single].any())
             self._union(x[single], only[single])
         several = ~stuck & (arity > 1)
-        if single.any() or stuck.any() or still.any():
+        if learned or not several.any():
             return  # what was just learned may change the rest: the caller comes back
         candidates, first = np.unique(x[several], return_index=True)
         where = np.flatnonzero(several)[first]
