@@ -66,6 +66,8 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for vector in operand.vectors:
             if vector.columns:
                 self.vectors[id(vector)] = vector
+                if vector.size == 1 and len(self.terms.free(vector)):
+                    self.terms.lock(vector, self.event("slice", "the only slot of a dimension cannot go"))
 
     def operand(self, tensor: torch.Tensor) -> Operand:
         """The operand of a tensor; one that nobody knows is fixed, its numbers known if they are real."""

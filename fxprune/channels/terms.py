@@ -63,6 +63,7 @@ class Terms:
         self._event: Atoms = np.zeros(1024, dtype=np.int64)
         self._fixed: dict[int, Vector] = {}
         self._unified: dict[tuple[int, int], tuple[Vector, Vector]] = {}
+        self._learned = 0  # counts what changes classes, locks and bindings
         self.now = 1
         """The event that a slot is locked by when it is unified with a fixed one. The caller keeps it current."""
 
@@ -100,7 +101,7 @@ class Terms:
         moving = [(axis, v) for axis, v in enumerate(vectors) if v.columns]
         if not moving:
             return self.fixed(size)
-        if sum(s > 1 for s in sizes) == 1:
+        if len(moving) == 1 and moving[0][1].size == size:
             return moving[0][1]
         columns = []
         for axis, vector in moving:
@@ -269,6 +270,7 @@ class Terms:
             differ = a != b
             if not differ.any():
                 break
+            self._learned += 1
             a, b = a[differ], b[differ]
             # one of several hooks of the same atom wins; the others are seen again in the next round
             self._parent[np.maximum(a, b)] = np.minimum(a, b)
@@ -279,7 +281,9 @@ class Terms:
     def _lock_by(self, atoms: Atoms, events: Atoms) -> None:
         """Lock atoms[i] for the reason of events[i]."""
         free = (atoms != 0) & (self._event[atoms] == 0)
-        self._event[atoms[free]] = events[free]
+        if free.any():
+            self._learned += 1
+            self._event[atoms[free]] = events[free]
 
     def _same_columns(self, a: list[Atoms], b: list[Atoms]) -> None:
         """Make the sets of `a` and `b` equal, slot by slot.
@@ -291,10 +295,15 @@ class Terms:
         3. one and several: bind the atom to the set, the heart of taking a dimension apart;
         4. several and several: pair the columns that vary in the same way, then go on with the rest.
         """
-        for _ in range(64):
+        before = -1
+        while True:
             a, b = self._cancel(self._resolve(a), self._resolve(b))
             if not a and not b:
                 return
+            if before == self._learned:  # nothing more to learn, and still not equal: one atom per slot for all
+                self._join_all(a, b)
+                return
+            before = self._learned
             if not a or not b:  # case 1
                 for column in a or b:
                     self._lock_by(column, np.full_like(column, self.now))
@@ -305,14 +314,14 @@ class Terms:
                 self._bind(*((a[0], b) if len(a) == 1 else (b[0], a)))
             else:  # case 4
                 self._pair(a, b)
-        raise AssertionError("unification did not come to an end")
 
     def _cancel(self, a: list[Atoms], b: list[Atoms]) -> tuple[list[Atoms], list[Atoms]]:
         """Drop what both sides have. Locked atoms count as none, but what they hold back is kept together."""
         if len(a) == len(b) == 1:
             if np.array_equal(a[0], b[0]):
                 return [], []
-            if not any(((column != 0) & (self._event[column] == 0)).any() for column in (a[0], b[0])):
+            differ = a[0] != b[0]
+            if not any(((column != 0) & (self._event[column] == 0) & differ).any() for column in (a[0], b[0])):
                 self._join(a[0], b[0])
                 return [], []
             return a, b
@@ -380,6 +389,7 @@ class Terms:
             else:
                 tail = self._pair_up(np.where(live[k][where], sets[k], 0), tail)
         head = np.where(live[0][where], sets[0], 0)
+        self._learned += 1
         self._left[candidates] = np.where(head != 0, head, tail)
         self._right[candidates] = np.where(head != 0, tail, 0)
 
@@ -408,10 +418,20 @@ class Terms:
                 paired = True
         if paired:
             return
-        # No two axes agree: one atom per slot for everything that is left. Sound, and the caller ends.
-        first = rest_a[0]
-        for column in rest_a[1:] + [b[i] for i in rest_b]:
-            self._join(first, column)
+        self._join_all(a, b)  # no two axes agree
+
+    def _join_all(self, a: list[Atoms], b: list[Atoms]) -> None:
+        """One atom per slot for all that stand there; a slot with atoms on one side only is locked. Sound."""
+        tables = np.stack(a), np.stack(b)
+        live = [((t != 0) & (self._event[t] == 0)) for t in tables]
+        lone = live[0].any(0) != live[1].any(0)
+        for table in tables:
+            for column in table:
+                self._lock_by(column[lone], np.full(int(lone.sum()), self.now))
+        both, free = np.concatenate(tables), np.concatenate(live)
+        first = both[free.argmax(0), np.arange(both.shape[1])]
+        for column, here in zip(both, free & ~lone, strict=True):
+            self._union(first[here], column[here])
 
     def _join(self, x: Atoms, y: Atoms) -> None:
         both = (x != 0) & (y != 0)
