@@ -107,6 +107,7 @@ class Analyzer:
         self.tensors: dict[str, torch.Tensor] = {}
         self.aliases: dict[str, list[str]] = {}
         self.axes: list[tuple[torch.Tensor, list[Axis]]] = []
+        self.constants = _constants(model, graph_module)
         self.nodes: dict[str, Any] = {}
         self.observations: dict[str, Observation] = {}
 
@@ -117,8 +118,9 @@ class Analyzer:
         values = for_placeholders(self.graph_module.graph, self.inputs)
         walk_on_fakes(self.graph_module.graph, module, self.faker, values, self._visit, self.observer)
         self._follow_index_lists()
-        axes = [a for fake, opened in self.axes if id(fake) in self.observer.used for a in opened]
-        used = {a.parameter for a in axes}
+        every = [a for fake, opened in self.axes if id(fake) in self.observer.used for a in opened]
+        axes = [a for a in every if a.parameter not in self.constants]
+        used = {a.parameter for a in every}
         unused = [name for fake, opened in self.axes for name in {a.parameter for a in opened} if name not in used]
         return Analysis(
             self.model,
@@ -131,6 +133,7 @@ class Analyzer:
             self.tensors,
             self.aliases,
             unused,
+            every,
         )
 
     def _open_parameters(self) -> None:
@@ -145,7 +148,8 @@ class Analyzer:
             fake = self.faker.tensor(tensor)
             vectors = tuple(self.terms.fresh(size) for size in tensor.shape)
             value = tensor if not tensor.is_floating_point() and tensor.device.type != "meta" else None
-            self.observer.bind(fake, Operand(vectors, (True,) * len(vectors), value))
+            registered = name not in self.constants  # the masked reference zeroes parameters and buffers only
+            self.observer.bind(fake, Operand(vectors, tuple(registered or not v.columns for v in vectors), value))
             axes = [Axis(name, dim, v, tuple(tensor.shape)) for dim, v in enumerate(vectors) if v.columns]
             self.axes.append((fake, axes))
 
@@ -173,3 +177,10 @@ class Analyzer:
                 event = self.observer.event("index", "one list of positions indexes dimensions of different sizes")
                 self.terms.lock(before, event)
                 self.terms.lock(vector, event)
+
+
+def _constants(model: nn.Module, graph_module: fx.GraphModule) -> set[str]:
+    """Tensors of the graph that are neither parameters nor buffers of the model: they shrink, no plan names them."""
+    registered = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    registered |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    return {name for name, _ in named_tensors(graph_module)} - registered

@@ -154,7 +154,7 @@ class NoRandomness(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Random numbers are constants (kept, half, zero), so that a graph traced in training mode can be compared."""
 
     CONSTANTS: Mapping[str, float] = {
-        **dict.fromkeys(("bernoulli", "bernoulli_"), 1.0),
+        **dict.fromkeys(("bernoulli", "bernoulli_", "exponential", "exponential_"), 1.0),
         **dict.fromkeys(("rand", "rand_like", "uniform", "uniform_"), 0.5),
         **dict.fromkeys(("randn", "randn_like", "normal", "normal_"), 0.0),
     }
@@ -205,6 +205,8 @@ class KeptStatistics(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = func(*positional, **cut)
         tensors = [made] if isinstance(made, torch.Tensor) else list(made)
         back = [self._put_back(t, o) for t, o in zip(tensors, outputs, strict=True)]
+        if func._schema.name.endswith("_"):
+            return args[0].copy_(back[0])
         return back[0] if isinstance(made, torch.Tensor) else type(made)(back)
 
     def _kept(self, vectors: tuple[Vector, ...]) -> list[tuple[int, torch.Tensor]]:

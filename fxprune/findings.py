@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.observe import Observation, Observer
-from fxprune.channels.groups import Bools, Ints, Solution
+from fxprune.channels.groups import Axis, Bools, Ints, Solution
 from fxprune.channels.terms import Vector
 from fxprune.rules import Event
 
@@ -142,6 +142,7 @@ class Findings:
         tensors: dict[str, torch.Tensor],
         aliases: dict[str, list[str]],
         unused: list[str],
+        axes: list[Axis],
     ) -> None:
         self.model = model
         self.graph_module = graph_module
@@ -152,6 +153,7 @@ class Findings:
         self.tensors = tensors
         self.aliases = aliases
         self.unused = unused
+        self.axes = axes  # those of the solution, and those of constants that the graph made
         self.events = observer.events
         self.vectors = list(observer.vectors.values())
         self.renumbered = {id(t): v for t, v in observer.renumbered}

@@ -154,8 +154,9 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _attach(self, raw: dict[str, Any], outputs: list[torch.Tensor], results: list[Operand]) -> None:
         inputs = {id(t) for v in raw.values() for t in (v if isinstance(v, (list, tuple)) else (v,))}
         for tensor, operand in zip(outputs, results, strict=True):
-            if id(tensor) in inputs:  # in place: what the tensor was, it stays
-                before = self.operand(tensor)
+            before = self.operand(tensor) if id(tensor) in inputs else None
+            if before is not None and len(before.vectors) == len(operand.vectors) and before.shape == operand.shape:
+                # in place: what the tensor was, it stays (but for views of itself, as unsqueeze_ makes them)
                 for old, new in zip(before.vectors, operand.vectors, strict=True):
                     if old is not new:
                         self.terms.same(old, new)

@@ -39,9 +39,9 @@ def rewrite(findings: Findings, removal: Removal) -> fx.GraphModule:
     faker = Faker()
     shapes = shapes_of(findings, removal)
     fakes = {name: faker.smaller(tensor, shapes[name]) for name, tensor in findings.tensors.items()}
-    small = _copy(findings.graph_module, {id(findings.tensors[name]): fake for name, fake in fakes.items()})
+    small, old = _copy(findings.graph_module, {id(findings.tensors[name]): fake for name, fake in fakes.items()})
     _recount_modules(small, findings, removal)
-    _settle_sizes(small, findings, removal, faker)
+    _settle_sizes(small, old, findings, removal, faker)
     real = shrink_all(findings, removal)
     _fill(small, {id(fake): real[name] for name, fake in fakes.items()})
     small.graph.lint()
@@ -49,23 +49,27 @@ def rewrite(findings: Findings, removal: Removal) -> fx.GraphModule:
     return small
 
 
-def _copy(original: fx.GraphModule, tensors: dict[int, torch.Tensor]) -> fx.GraphModule:
-    """A deep copy in which every tensor is replaced by another one; shared ones stay shared."""
+def _copy(original: fx.GraphModule, tensors: dict[int, torch.Tensor]) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
+    """A deep copy in which every tensor is replaced by another one, and the original of each of its nodes.
+
+    Tensors that were shared stay shared. Nodes are told apart by identity: a copy may name them anew.
+    """
     memo: dict[int, Any] = dict(tensors)
     small = fx.GraphModule(nn.Module(), fx.Graph(), original.__class__.__name__)
     for name, value in original.__dict__.items():
         if name not in _OF_THE_GRAPH:
             small.__dict__[name] = copy.deepcopy(value, memo)
     graph = fx.Graph(tracer_cls=getattr(original.graph, "_tracer_cls", None))
-    output: Any = graph.graph_copy(original.graph, val_map={}, return_output_node=True)
+    copies: dict[fx.Node, fx.Node] = {}
+    output: Any = graph.graph_copy(original.graph, val_map=copies, return_output_node=True)
     if output is not None:
-        value, old = output
-        node = graph.output(value, type_expr=getattr(old, "type", None))
-        node.meta = copy.copy(old.meta)
+        value, before = output
+        copies[before] = graph.output(value, type_expr=getattr(before, "type", None))
+        copies[before].meta = copy.copy(before.meta)
     graph._codegen = copy.deepcopy(original.graph._codegen)
     graph.owning_module = small
     small.__dict__["_graph"] = graph  # compiled once, when its sizes are settled
-    return small
+    return small, {new: before for before, new in copies.items()}
 
 
 def _fill(small: nn.Module, tensors: dict[int, torch.Tensor]) -> None:
@@ -95,10 +99,11 @@ def _recount_modules(small: fx.GraphModule, findings: Findings, removal: Removal
         recount(module, calls.get(name, unused))
 
 
-def _settle_sizes(small: fx.GraphModule, findings: Findings, removal: Removal, faker: Faker) -> None:
+def _settle_sizes(
+    small: fx.GraphModule, old: dict[fx.Node, fx.Node], findings: Findings, removal: Removal, faker: Faker
+) -> None:
     """Run the new graph on fake tensors; settle the sizes of each node just before it runs, check it just after."""
     fakes = twin(small, lambda tensor: tensor)
-    old = {node.name: node for node in findings.graph_module.graph.nodes}
     values = for_placeholders(small.graph, findings.inputs)
     results: dict[fx.Node, Any] = {}
     had_users = {node for node in small.graph.nodes if node.users}
@@ -107,14 +112,15 @@ def _settle_sizes(small: fx.GraphModule, findings: Findings, removal: Removal, f
         return fx.map_arg(argument, lambda n: results[n]) if argument is not None else None
 
     def operand(argument: Any) -> Any:
-        return findings.nodes[argument.name] if isinstance(argument, fx.Node) else argument
+        return findings.nodes[old[argument].name] if isinstance(argument, fx.Node) else argument
 
     witness = _Witness(removal)
 
     def visit(node: fx.Node, execute: Callable[[], Any]) -> Any:
-        promised = findings.nodes[node.name]
-        witness.expect(findings.observations[node.name])
-        site = Site(node, removal, promised, findings.observations[node.name], value, operand)
+        before = old[node]
+        promised, observation = findings.nodes[before.name], findings.observations[before.name]
+        witness.expect(observation)
+        site = Site(node, before, removal, promised, observation, value, operand)
         try:
             if node.op in ("call_function", "call_method"):
                 resize(site)
@@ -122,8 +128,8 @@ def _settle_sizes(small: fx.GraphModule, findings: Findings, removal: Removal, f
         except RewriteError:
             raise
         except Exception as error:
-            raise _wrong(old[node.name], node, f"{type(error).__name__}: {error}") from error
-        _check(node, old[node.name], promised, results[node], removal)
+            raise _wrong(before, node, f"{type(error).__name__}: {error}") from error
+        _check(node, before, promised, results[node], removal)
         return results[node]
 
     walk_on_fakes(small.graph, fakes, faker, values, visit, witness)
@@ -144,11 +150,11 @@ class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def expect(self, observation: Observation) -> None:
         """The next operations are those of this node."""
-        self.expected = iter(observation.outputs)
+        self.expected = iter([entry for entry in observation.outputs if entry[0] != "aten::lift_fresh"])
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        if func.namespace == "prim":
+        if func.namespace == "prim" or func is torch.ops.aten.lift_fresh.default:  # a literal list has its own site
             return made
         name, promised = next(self.expected, ("", []))
         if name != func._schema.name:

@@ -27,12 +27,13 @@ from fxprune.rules import Operand
 
 @dataclass(frozen=True)
 class Site:
-    """A node of the new graph that is about to run.
+    """A node of the new graph that is about to run; `before` is the old graph's.
 
     value: what an argument evaluates to in the new graph. operand: what a node's result was in the old one.
     """
 
     node: fx.Node
+    before: fx.Node
     removal: Removal
     output: Any
     observation: Observation
@@ -257,7 +258,7 @@ def _old(site: Site, value: Any) -> int:
     if not isinstance(old, int):
         raise RewriteError(
             "a position that is neither a number nor computed from sizes",
-            node=site.node.name,
+            node=site.before.name,
             at=f"node %{site.node.name}: {site.node.format_node()}",
             do="write the position as a number, or ignore the layers before it",
         )
