@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fxprune.channels.groups import Bools, Removal
+from fxprune.channels.groups import Bools, Ints, Removal
 from fxprune.findings import Findings
 
 
@@ -49,9 +49,16 @@ def shrink(values: torch.Tensor, kept: dict[int, Bools]) -> torch.Tensor:
     channels_last = values.ndim == 4 and not values.is_contiguous()
     channels_last = channels_last and values.is_contiguous(memory_format=torch.channels_last)
     for dim in sorted(kept, key=lambda d: float(kept[d].mean())):
-        index = torch.from_numpy(np.flatnonzero(kept[dim])).to(values.device)
-        values = values.index_select(dim, index)
+        values = _take(values, dim, np.flatnonzero(kept[dim]))
     return values.contiguous(memory_format=torch.channels_last) if channels_last else values.contiguous()
+
+
+def _take(values: torch.Tensor, dim: int, index: Ints) -> torch.Tensor:
+    """`index_select`; on the CPU by numpy, whose one thread is never kept waiting by a busy machine."""
+    if values.device.type != "cpu" or not values.is_contiguous() or values.is_complex():
+        return values.index_select(dim, torch.from_numpy(index).to(values.device))
+    same_size = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
+    return torch.from_numpy(values.view(same_size).numpy().take(index, dim)).view(values.dtype)
 
 
 def renumber(positions: torch.Tensor, kept: Bools) -> torch.Tensor:
