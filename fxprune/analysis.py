@@ -149,8 +149,8 @@ class Analyzer:
             vectors = tuple(self.terms.fresh(size) for size in tensor.shape)
             value = tensor if not tensor.is_floating_point() and tensor.device.type != "meta" else None
             registered = name not in self.constants  # the masked reference zeroes parameters and buffers only
-            self.observer.bind(fake, Operand(vectors, tuple(registered or not v.columns for v in vectors), value))
-            axes = [Axis(name, dim, v, tuple(tensor.shape)) for dim, v in enumerate(vectors) if v.columns]
+            self.observer.bind(fake, Operand(vectors, tuple(registered or v.fixed for v in vectors), value))
+            axes = [Axis(name, dim, v, tuple(tensor.shape)) for dim, v in enumerate(vectors) if not v.fixed]
             self.axes.append((fake, axes))
 
     def _visit(self, node: fx.Node, execute: Callable[[], Any]) -> Any:

@@ -59,12 +59,13 @@ class Group:
         s = self._findings.solution
         entries = s.entries(self.number)
         local = np.searchsorted(self.channels, s.channel[entries])
-        members = []
-        for chosen in _runs(s.axis[entries]):
-            axis = s.axes[s.axis[entries[chosen[0]]]]
-            tensor = self._findings.tensors[axis.parameter]
-            members.append(Member(axis.parameter, axis.dim, tensor, local[chosen], s.slot[entries[chosen]]))
-        return tuple(members)
+        members: dict[int, Member] = {}
+        for chosen in _runs(s.place[entries]):
+            for number in s.places[s.place[entries[chosen[0]]]]:
+                axis = s.axes[number]
+                tensor = self._findings.tensors[axis.parameter]
+                members[number] = Member(axis.parameter, axis.dim, tensor, local[chosen], s.slot[entries[chosen]])
+        return tuple(members[number] for number in sorted(members))
 
     @cached_property
     def producer(self) -> Member:
@@ -155,7 +156,7 @@ class Findings:
         self.unused = unused
         self.axes = axes  # those of the solution, and those of constants that the graph made
         self.events = observer.events
-        self.vectors = list(observer.vectors.values())
+        self.vectors = list(dict.fromkeys(v.representative for v in observer.vectors.values()))
         self.renumbered = {id(t): v for t, v in observer.renumbered}
         self._marks = observer.marks
         self._axes = {(a.parameter, a.dim): a.vector for a in solution.axes}

@@ -143,9 +143,8 @@ def _prove(analysis: Analysis, small: fx.GraphModule, removal: Removal, plan: Pl
 def _refuse_empty(analysis: Analysis, removal: Removal) -> None:
     for vector in analysis.vectors:
         if vector.size and not removal.count(vector):
-            named = next(
-                (f'"{a.parameter}" in dimension {a.dim}' for a in analysis.solution.axes if a.vector is vector), ""
-            )
+            axes = (a for a in analysis.solution.axes if a.vector.representative is vector)
+            named = next((f'"{a.parameter}" in dimension {a.dim}' for a in axes), "")
             raise PlanError(
                 f"the request leaves {named or 'a tensor'} empty",
                 why=f"all {vector.size} slots would go; masks of coupled layers add up",

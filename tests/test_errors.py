@@ -171,12 +171,12 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     "importance short": (
         transform(ratio=0.5, importance=lambda group: torch.zeros(3)),
         P,
-        ["wrong shape", 'group "0"', "(3,) for 4 channels", "one score per channel"],
+        ["wrong shape", 'group "0"', "(3,) for 2 channels", "one score per channel"],
     ),
     "importance NaN": (
         transform(ratio=0.5, importance=lambda group: torch.full((group.size,), float("nan"))),
         P,
-        ["importance is NaN", 'group "0"', "4 of 4 scores", "higher means keep"],
+        ["importance is NaN", 'group "0"', "2 of 2 scores", "higher means keep"],
     ),
     "importance raises": (
         transform(ratio=0.5, importance=zero_division),

@@ -64,7 +64,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The operand of a tensor from now on."""
         self._operands[id(tensor)] = (tensor, operand)
         for vector in operand.vectors:
-            if vector.columns:
+            if not vector.fixed:
                 self.vectors[id(vector)] = vector
                 if vector.size == 1 and len(self.terms.free(vector)):
                     self.terms.lock(vector, self.event("slice", "the only slot of a dimension cannot go"))

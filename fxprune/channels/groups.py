@@ -9,6 +9,7 @@ Everything is kept in flat arrays, one entry per (channel, slot) pair; objects a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,19 +35,22 @@ class Axis:
 
 @dataclass(eq=False)
 class Solution:
-    """The entries: channel `channel[e]` takes slot `slot[e]` of axis `axis[e]`, by column `column[e]` of its
-    vector (outer columns have smaller numbers).
+    """The entries: channel `channel[e]` takes slot `slot[e]` of place `place[e]`, by column `column[e]` of its vector.
 
-    Free channels are numbered 0, 1, ... in the order in which the walk first saw them. `roots[c]` is the atom that
-    represents channel c, `group[c]` its group. `held` lists (event, axis, slots) of what is locked.
+    A *place* is a vector with all the axes that have it: a layer's output stands in its weight, its bias, the norm
+    after it and the input of the next layer, and is looked at once. `places[p]` lists the axes of place p.
+
+    Free channels are numbered 0, 1, ... in the order of their atoms, groups in the order of their first parameters.
+    `roots[c]` is the atom that represents channel c, `group[c]` its group. `held` lists (event, axis, slots) of what is locked.
     """
 
     terms: Terms
     axes: list[Axis]
+    places: list[list[int]]
     roots: Ints
     group: Ints
     channel: Ints
-    axis: Ints
+    place: Ints
     column: Ints
     slot: Ints
     held: list[tuple[int, int, int]] = field(default_factory=list)
@@ -74,8 +78,14 @@ class Solution:
         return np.split(order, np.cumsum(np.bincount(groups, minlength=self.groups))[:-1]) if len(order) else []
 
     def entries(self, group: int) -> Ints:
-        """The entries of a group's channels, ordered by axis and slot."""
+        """The entries of a group's channels, ordered by place and slot."""
         return self._entries_by_group[group]
+
+    @cached_property
+    def by_place(self) -> list[Ints]:
+        """The entries of each place, ordered by slot."""
+        order = np.argsort(self.place, kind="stable")
+        return np.split(order, np.cumsum(np.bincount(self.place, minlength=len(self.places)))[:-1])
 
     @cached_property
     def number(self) -> Ints:
@@ -86,12 +96,16 @@ class Solution:
 
     def channels_of(self, vector: Vector) -> list[Ints]:
         """Per column the channel of every slot, -1 where the column has none."""
+        if vector.untouched:
+            return []
         return [self.number[column] for column in self.terms.resolve(vector).columns]
 
     def cost(self) -> Ints:
         """Parameter elements that go with each channel alone: what one channel costs."""
-        sizes = np.array([int(np.prod(a.shape)) // max(a.shape[a.dim], 1) for a in self.axes], dtype=np.int64)
-        return np.bincount(self.channel, weights=sizes[self.axis], minlength=self.channels).astype(np.int64)
+        sizes = np.zeros(len(self.places))
+        for place, axes in enumerate(self.places):
+            sizes[place] = sum(math.prod(a.shape) // max(a.shape[a.dim], 1) for a in map(self.axes.__getitem__, axes))
+        return np.bincount(self.channel, weights=sizes[self.place], minlength=self.channels).astype(np.int64)
 
 
 class Removal:
@@ -102,24 +116,27 @@ class Removal:
         self.removed = removed
         self._atoms = np.zeros(solution.terms.count, dtype=bool)
         self._atoms[solution.roots[removed]] = True
-        self._kept: dict[int, tuple[Vector, Bools | None, int]] = {}
+        self._kept: dict[Vector, tuple[Bools | None, int]] = {}
 
     def kept(self, vector: Vector) -> Bools | None:
         """Which slots survive; None when all do."""
-        return self._look_up(vector)[1] if vector.columns else None
+        return self._look_up(vector)[0]
 
     def count(self, vector: Vector) -> int:
         """How many slots survive."""
-        return self._look_up(vector)[2] if vector.columns else vector.size
+        return self._look_up(vector)[1]
 
-    def _look_up(self, vector: Vector) -> tuple[Vector, Bools | None, int]:
-        known = self._kept.get(id(vector))
+    def _look_up(self, vector: Vector) -> tuple[Bools | None, int]:
+        vector = vector.representative
+        if vector.fixed or vector.untouched:
+            return None, vector.size
+        known = self._kept.get(vector)
         if known is None:
             gone = np.zeros(vector.size, dtype=bool)
             for column in self.solution.terms.resolve(vector).columns:
                 gone |= self._atoms[column]
             lost = int(np.count_nonzero(gone))
-            known = self._kept[id(vector)] = (vector, ~gone if lost else None, vector.size - lost)
+            known = self._kept[vector] = (~gone if lost else None, vector.size - lost)
         return known
 
     def shape(self, vectors: Sequence[Vector]) -> tuple[int, ...]:
@@ -129,45 +146,60 @@ class Removal:
 
 def solve(terms: Terms, axes: list[Axis]) -> Solution:
     """Read channels and groups off the unified terms. All in bulk: counting and hashing, no loop over channels."""
+    numbers: dict[Vector, int] = {}
+    places: list[list[int]] = []
+    for number, axis in enumerate(axes):
+        at = numbers.setdefault(axis.vector.representative, len(places))
+        if at == len(places):
+            places.append([])
+        places[at].append(number)
     none = np.zeros(0, dtype=np.int64)
-    sizes = [a.vector.size for a in axes]
-    axis_of = np.repeat(np.arange(len(axes)), sizes)
-    slot_of = np.concatenate([np.arange(size) for size in sizes]) if axes else none
-    atoms = np.concatenate([a.vector.columns[0] for a in axes]) if axes else none
-    atoms, entry, column = terms.expand_all(atoms)
+    parts = [(p, k, column) for v, p in numbers.items() for k, column in enumerate(v.columns, start=1)]
+    sizes = [len(column) for _, _, column in parts]
+    place_of = np.repeat(np.array([p for p, _, _ in parts], dtype=np.int64), sizes)
+    column_of = np.repeat(np.array([k for _, k, _ in parts], dtype=np.int64), sizes)
+    slot_of = np.concatenate([np.arange(size) for size in sizes]) if parts else none
+    atoms = np.concatenate([column for _, _, column in parts]) if parts else none
+    atoms, entry, column = terms.expand_all(atoms, column_of)
+    place, slot = place_of[entry], slot_of[entry]
     events = terms.event(atoms)
     free = events == 0
-    movable = np.zeros(len(axis_of), dtype=bool)
-    movable[entry[free]] = True
-    stuck = ~movable[entry]  # a slot with a locked atom and a free one can still go with the free one
-    held = _count_held(events[stuck], axis_of[entry[stuck]])
-    atoms, entry, column = atoms[free], entry[free], column[free]
+    starts = np.cumsum([0, *(axes[members[0]].vector.size for members in places)])
+    movable = np.zeros(starts[-1], dtype=bool)
+    movable[(starts[place] + slot)[free]] = True
+    stuck = ~movable[starts[place] + slot]  # a slot with a locked atom and a free one can go with the free one
+    held = [
+        (event, axis, count) for event, at, count in _count_held(events[stuck], place[stuck]) for axis in places[at]
+    ]
+    atoms, place, slot, column = atoms[free], place[free], slot[free], column[free]
     present = np.zeros(terms.count, dtype=bool)
     present[atoms] = True
     roots = np.flatnonzero(present)
     channel = (np.cumsum(present) - 1)[atoms]
-    group = _footprints(channel, axis_of[entry], column, len(roots))
-    return Solution(terms, axes, roots, group, channel, axis_of[entry], column, slot_of[entry], held)
+    group = _footprints(channel, place, column, len(roots))
+    return Solution(terms, axes, places, roots, group, channel, place, column, slot, held)
 
 
-def _count_held(events: Ints, axis: Ints) -> list[tuple[int, int, int]]:
-    """(event, axis, slots) of what is locked, dimensions that are no channels left out."""
+def _count_held(events: Ints, place: Ints) -> list[tuple[int, int, int]]:
+    """(event, place, slots) of what is locked, dimensions that are no channels left out."""
     locked = events > 1
-    keys, counts = np.unique(np.stack([events[locked], axis[locked]]), axis=1, return_counts=True)
-    return [(int(e), int(a), int(n)) for e, a, n in zip(keys[0], keys[1], counts, strict=True)]
+    keys, counts = np.unique(np.stack([events[locked], place[locked]]), axis=1, return_counts=True)
+    return [(int(e), int(p), int(n)) for e, p, n in zip(keys[0], keys[1], counts, strict=True)]
 
 
-def _footprints(channel: Ints, axis: Ints, column: Ints, channels: int) -> Ints:
-    """Number the channels by footprint: equal multisets of (axis, column) get the same number, first come first.
+def _footprints(channel: Ints, place: Ints, column: Ints, channels: int) -> Ints:
+    """Number the channels by footprint: equal multisets of (place, column) get the same number, in order of place.
 
     A multiset is compared by the sum of its members' 64-bit hashes (splitmix64), modulo 2^64.
     """
     with np.errstate(over="ignore"):
-        mixed = (axis.astype(np.uint64) << np.uint64(32)) + column.astype(np.uint64) + np.uint64(1)
+        mixed = (place.astype(np.uint64) << np.uint64(32)) + column.astype(np.uint64)
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
             mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
         prints = np.zeros(channels, dtype=np.uint64)
         np.add.at(prints, channel, mixed ^ (mixed >> np.uint64(31)))
-    _, first, inverse = np.unique(prints, return_index=True, return_inverse=True)
-    order = np.argsort(np.argsort(first))
+    _, inverse = np.unique(prints, return_inverse=True)
+    first = np.full(int(inverse.max()) + 1 if channels else 0, np.iinfo(np.int64).max)
+    np.minimum.at(first, inverse.reshape(-1)[channel], (place << 32) + column)
+    order = np.argsort(np.argsort(first, kind="stable"))
     return np.asarray(order[inverse.reshape(-1)], dtype=np.int64)

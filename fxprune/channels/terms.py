@@ -18,7 +18,7 @@ columns is done by numpy in bulk; no loop here runs over channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -27,16 +27,54 @@ Atoms = npt.NDArray[np.int64]
 
 
 class Vector:
-    """The terms of one dimension, one per slot. Immutable; compared by identity.
+    """The terms of one dimension, one per slot. Compared by identity of its `representative`.
 
-    `columns[k][i]` is the k-th atom of slot i, 0 for none.
+    A fresh vector has no atoms until somebody asks for its `columns`. As long as nobody has, unifying it with another
+    vector is a link from one to the other, whatever their size: most dimensions of most models never get further.
     """
 
-    __slots__ = ("columns", "size")
+    __slots__ = ("_columns", "_link", "_make", "size")
 
-    def __init__(self, size: int, columns: tuple[Atoms, ...] = ()) -> None:
+    def __init__(
+        self, size: int, columns: tuple[Atoms, ...] = (), *, make: Callable[[int], Atoms] | None = None
+    ) -> None:
         self.size = size
-        self.columns = columns
+        self._columns: tuple[Atoms, ...] | None = columns if make is None else None
+        self._make = make
+        self._link: Vector | None = None
+
+    @property
+    def representative(self) -> Vector:
+        """The vector that this one was linked to, itself if none."""
+        vector = self
+        while vector._link is not None:
+            vector = vector._link
+        if vector is not self:
+            self._link = vector
+        return vector
+
+    @property
+    def columns(self) -> tuple[Atoms, ...]:
+        """`columns[k][i]` is the k-th atom of slot i, 0 for none. Makes the atoms of a fresh vector."""
+        vector = self.representative
+        if vector._columns is None:
+            assert vector._make is not None
+            vector._columns = (vector._make(vector.size),)
+        return vector._columns
+
+    @property
+    def fixed(self) -> bool:
+        """Whether there is nothing that could go: no columns."""
+        return self.representative._columns == ()
+
+    @property
+    def untouched(self) -> bool:
+        """Whether it is fresh: nobody has asked for its atoms."""
+        return self.representative._columns is None
+
+    def link(self, other: Vector) -> None:
+        """From now on this untouched vector is the other one."""
+        self.representative._link = other.representative
 
     def take(self, positions: npt.NDArray[np.int64] | slice) -> Vector:
         """The slots at `positions`, in that order: what any data movement along this dimension does."""
@@ -78,14 +116,14 @@ class Terms:
 
     def fresh(self, size: int) -> Vector:
         """A vector of new atoms; a dimension of size 1 is never removed, so it is fixed."""
-        return self.fixed(size) if size <= 1 else Vector(size, (self._new(size),))
+        return self.fixed(size) if size <= 1 else Vector(size, make=self._new)
 
     def cat(self, vectors: Sequence[Vector]) -> Vector:
         """The vectors one after the other."""
         size = sum(v.size for v in vectors)
-        width = max(len(v.columns) for v in vectors)
-        if width == 0:
+        if all(v.fixed for v in vectors):
             return self.fixed(size)
+        width = max(len(v.columns) for v in vectors)
         columns = [np.zeros(size, dtype=np.int64) for _ in range(width)]
         start = 0
         for vector in vectors:
@@ -98,7 +136,7 @@ class Terms:
         """Flatten dimensions into one, the last running fastest: slot h * d + j gets the atoms of h and of j."""
         sizes = [v.size for v in vectors]
         size = math.prod(sizes)
-        moving = [(axis, v) for axis, v in enumerate(vectors) if v.columns]
+        moving = [(axis, v) for axis, v in enumerate(vectors) if not v.fixed]
         if not moving:
             return self.fixed(size)
         if len(moving) == 1 and moving[0][1].size == size:
@@ -156,10 +194,17 @@ class Terms:
 
     def same(self, a: Vector, b: Vector) -> None:
         """Slot i of `a` is removed exactly when slot i of `b` is."""
-        if a is b or (not a.columns and not b.columns):
+        a, b = a.representative, b.representative
+        if a is b or (a.fixed and b.fixed):
             return
         if a.size != b.size:
             raise ValueError(f"vectors of {a.size} and {b.size} slots cannot be the same")
+        if a.untouched and not b.fixed:
+            a.link(b)
+            return
+        if b.untouched and not a.fixed:
+            b.link(a)
+            return
         key = (id(a), id(b))
         if key in self._unified:
             return
@@ -191,12 +236,13 @@ class Terms:
         """The event that locks each atom, 0 where it is free."""
         return self._event[self._find(atoms)]
 
-    def expand_all(self, atoms: Atoms) -> tuple[Atoms, Atoms, Atoms]:
+    def expand_all(self, atoms: Atoms, column: Atoms) -> tuple[Atoms, Atoms, Atoms]:
         """All that `atoms` stand for: representatives, for each the position in `atoms`, and which column it is.
 
-        A column is numbered by its way through the bindings: 1, its halves 2 and 3, theirs 4 to 7.
+        `column` numbers the columns that the atoms stand in, from 1; the halves of what is bound in column c become
+        columns 64 c + 1 and 64 c + 2, so that equal numbers are equal places.
         """
-        position, column = np.arange(len(atoms)), np.ones(len(atoms), dtype=np.int64)
+        position = np.arange(len(atoms))
         found: list[tuple[Atoms, Atoms, Atoms]] = []
         while len(atoms):
             atoms = self._find(atoms)
@@ -204,7 +250,7 @@ class Terms:
             plain = ~bound & (atoms != 0)
             found.append((atoms[plain], position[plain], column[plain]))
             atoms, position, column = atoms[bound], np.tile(position[bound], 2), column[bound]
-            column = np.concatenate([2 * column, 2 * column + 1])
+            column = np.concatenate([64 * column + 1, 64 * column + 2])
             atoms = np.concatenate([self._left[atoms], self._right[atoms]])
         none = np.zeros(0, dtype=np.int64)
         parts = list(zip(*found, strict=True)) or [(none,)] * 3

@@ -145,16 +145,18 @@ def keep_one_each(findings: Findings, removed: Bools, scores: npt.NDArray[np.flo
 def finish(findings: Findings, removed: Bools, reasons: tuple[str, ...]) -> Plan:
     """Channels to indices per parameter."""
     s = findings.solution
-    chosen = removed[s.channel]
-    order = np.lexsort((s.slot[chosen], s.axis[chosen]))
-    axis, slot = s.axis[chosen][order], s.slot[chosen][order]
     result: Removed = {}
-    cuts = np.flatnonzero(np.diff(axis)) + 1
-    for slots, first in zip(np.split(slot, cuts), np.r_[0, cuts] if len(axis) else (), strict=False):
-        place = s.axes[axis[first]]
-        indices = np.unique(slots).tolist()
-        for name in (place.parameter, *findings.aliases.get(place.parameter, ())):
-            result.setdefault(name, {})[place.dim] = indices
+    gone: dict[int, list[int]] = {}
+    chosen = np.flatnonzero(removed[s.channel])
+    order = chosen[np.lexsort((s.slot[chosen], s.place[chosen]))]
+    cuts = np.flatnonzero(np.diff(s.place[order])) + 1
+    for run in np.split(order, cuts) if len(order) else ():
+        indices = np.unique(s.slot[run]).tolist()
+        gone.update(dict.fromkeys(s.places[s.place[run[0]]], indices))
+    for number in sorted(gone):
+        axis = s.axes[number]
+        for name in (axis.parameter, *findings.aliases.get(axis.parameter, ())):
+            result.setdefault(name, {})[axis.dim] = list(gone[number])
     return Plan(result, reasons)
 
 
@@ -172,6 +174,7 @@ def removal_of(findings: Findings, plan: Plan) -> Removal:
     canonical = {alias: name for name, aliases in findings.aliases.items() for alias in aliases}
     numbers_of = {(a.parameter, a.dim): n for n, a in enumerate(s.axes)}
     offsets = np.cumsum([0, *(a.vector.size for a in s.axes)])
+    starts = np.cumsum([0, *(s.axes[axes[0]].vector.size for axes in s.places)])
     gone = np.zeros(offsets[-1], dtype=bool)
     for name, dims in plan.removed.items():
         parameter = canonical.get(name, name)
@@ -190,7 +193,11 @@ def removal_of(findings: Findings, plan: Plan) -> Removal:
             if (parameter, dim) not in numbers_of:
                 raise _other_model(f'it removes from "{name}" dimension {dim}', "nothing can be removed there")
             gone[offsets[numbers_of[parameter, dim]] + np.asarray(indices)] = True
-    whole = np.bincount(s.channel, weights=~gone[offsets[s.axis] + s.slot], minlength=s.channels) == 0
+    everywhere = np.ones(starts[-1], dtype=bool)
+    for place, axes in enumerate(s.places):
+        for number in axes:
+            everywhere[starts[place] : starts[place + 1]] &= gone[offsets[number] : offsets[number + 1]]
+    whole = np.bincount(s.channel, weights=~everywhere[starts[s.place] + s.slot], minlength=s.channels) == 0
     removal = Removal(s, whole)
     for number, a in enumerate(s.axes):
         kept = removal.kept(a.vector)

@@ -22,7 +22,7 @@ def contract(call: Call, equation: str, *operands: Operand) -> Operand:
         for letter, vector, vanishes in zip(letters, operand.vectors, operand.zero, strict=True):
             if letter in vectors:
                 call.same(vectors[letter], vector)
-                if not vectors[letter].columns:
+                if vectors[letter].fixed:
                     vectors[letter] = vector
             else:
                 vectors[letter] = vector

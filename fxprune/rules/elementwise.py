@@ -52,7 +52,7 @@ def broadcast(call: Call, operands: Sequence[Operand], shape: Sequence[int]) -> 
                         vector = operand.vectors[d]
                     else:
                         call.same(vector, operand.vectors[d])
-                        if not vector.columns:
+                        if vector.fixed:
                             vector = operand.vectors[d]
         vectors.append(call.fixed(size) if vector is None else vector)
     return tuple(vectors)
@@ -69,9 +69,9 @@ def elementwise(call: Call, *operands: Operand) -> list[Operand]:
         vectors = broadcast(call, operands, shape)
         zero = []
         for d, vector in enumerate(vectors, start=-len(vectors)):
-            zeros = [_carries_zero(o, d, vector.size) for o in operands] if vector.columns else []
-            zero.append(not vector.columns or vanishes(call, zeros))
-            if vector.columns and breaks(call, zeros):
+            zeros = [_carries_zero(o, d, vector.size) for o in operands] if not vector.fixed else []
+            zero.append(vector.fixed or vanishes(call, zeros))
+            if not vector.fixed and breaks(call, zeros):
                 call.mark(vector, f"{call.op.removeprefix('aten::')} has no value where the channel is zero")
         outputs.append(call.operand(vectors, zero))
     return outputs

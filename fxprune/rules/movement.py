@@ -190,7 +190,7 @@ def slice_(call: Call, self: Operand, dim: int, start: int | None, end: int | No
     """y[i] = x[start + step * i]. With step > 1 whole periods of the dimension can go, so that the step stays."""
     vector = self.dim(dim)
     first, last, step = slice(start, end, step).indices(vector.size)
-    if not vector.columns:
+    if vector.fixed:
         return replace(self, dim, call.fixed(call.shapes[0][dim]))
     if step == 1:
         return self if last - first == vector.size else replace(self, dim, vector.take(slice(first, last)))
@@ -231,7 +231,7 @@ def split(call: Call, self: Operand, dim: int) -> list[Operand]:
     for shape in call.shapes:
         size = shape[dim]
         outputs.append(
-            replace(self, dim, vector.take(slice(start, start + size)) if vector.columns else call.fixed(size))
+            replace(self, dim, vector.take(slice(start, start + size)) if not vector.fixed else call.fixed(size))
         )
         start += size
     return outputs
@@ -247,7 +247,7 @@ def cat(call: Call, tensors: Sequence[Operand], dim: int) -> Operand:
             if axis != d:
                 call.same(tensors[0].dim(axis), other.dim(axis))
     vectors = [
-        next((t.dim(axis) for t in tensors if t.dim(axis).columns), tensors[0].dim(axis))
+        next((t.dim(axis) for t in tensors if not t.dim(axis).fixed), tensors[0].dim(axis))
         for axis in range(tensors[0].ndim)
     ]
     vectors[d] = call.terms.cat([t.dim(d) for t in tensors])
@@ -280,7 +280,7 @@ def constant_pad_nd(call: Call, self: Operand, pad: Sequence[int], value: float)
         d = self.ndim - 1 - k
         before, after = pad[2 * k], pad[2 * k + 1]
         vector = vectors[d]
-        if not vector.columns:
+        if vector.fixed:
             vectors[d] = call.fixed(call.shapes[0][d])
             continue
         inner = vector.take(slice(max(0, -before), vector.size - max(0, -after)))
@@ -351,7 +351,7 @@ def gathered(call: Call, vector: Vector, index: Operand) -> Vector:
         call.lock(vector, "indexed by numbers that are not known")
         return index.dim(0) if index.ndim else call.fixed(1)
     taken = vector.take(positions % vector.size)
-    if index.dim(0).columns:
+    if not index.dim(0).fixed:
         call.same(taken, index.dim(0))
     call.renumber(index, vector)
     return taken

@@ -112,19 +112,19 @@ class Call:
 
     def lock(self, vector: Vector, why: str) -> Vector:
         """No slot may go, and the report says `why`. Returns the vector, for chaining."""
-        if vector.columns and len(self.terms.free(vector)):
+        if not vector.fixed and len(self.terms.free(vector)):
             self.terms.lock(vector, self.event(why))
         return vector
 
     def fix(self, *vectors: Vector) -> None:
         """These dimensions are no channels (a kernel's height); locked without a word in the report."""
         for vector in vectors:
-            if vector.columns:
+            if not vector.fixed:
                 self.terms.lock(vector, STRUCTURE)
 
     def mark(self, vector: Vector, why: str) -> None:
         """Removing slots changes a statistic: allowed, but not equal to setting them to zero."""
-        if vector.columns and len(self.terms.free(vector)):
+        if not vector.fixed and len(self.terms.free(vector)):
             self.marks.append((self.event(why), vector))
 
     def count(self, argument: str, *vectors: Vector) -> None:
@@ -140,7 +140,7 @@ class Call:
     def operand(self, vectors: Sequence[Vector], zero: Sequence[bool] | bool = True) -> Operand:
         """An output with these vectors; `zero` as in `Operand`, one value for all or one each."""
         zeros = tuple(zero) if not isinstance(zero, bool) else (zero,) * len(vectors)
-        return Operand(tuple(vectors), tuple(z or not v.columns for z, v in zip(zeros, vectors, strict=True)))
+        return Operand(tuple(vectors), tuple(z or v.fixed for z, v in zip(zeros, vectors, strict=True)))
 
     def constant(self, output: int = 0) -> Operand:
         """An output none of whose dimensions can change."""
