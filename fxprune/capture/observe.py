@@ -96,10 +96,10 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     # -- operations ---------------------------------------------------------------------------------------
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        made = func(*args, **kwargs)
-        if func.namespace != "prim":
-            self._observe(func, args, kwargs, made)
+        if func.namespace == "prim":  # asks for a device; nothing moves
+            return func(*args, **(kwargs or {}))
+        made = func(*args, **(kwargs or {}))
+        self._observe(func, args, kwargs or {}, made)
         return made
 
     def _observe(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any) -> None:

@@ -41,7 +41,8 @@ class Solution:
     after it and the input of the next layer, and is looked at once. `places[p]` lists the axes of place p.
 
     Free channels are numbered 0, 1, ... in the order of their atoms, groups in the order of their first parameters.
-    `roots[c]` is the atom that represents channel c, `group[c]` its group. `held` lists (event, axis, slots) of what is locked.
+    `roots[c]` is the atom that represents channel c, `group[c]` its group. `held` lists (event, axis, slots) of what is
+    locked.
     """
 
     terms: Terms
