@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,6 +31,9 @@ from fxprune.findings import Findings
 from fxprune.rules import Operand
 
 TOLERANCE = 1e-9
+
+BLOCK = 1 << 21
+"""Elements of a weight that are held in float64 at a time."""
 
 
 def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]]) -> nn.Module:
@@ -85,13 +89,34 @@ def relative_error(small: Any, reference: Any) -> float:
 
 def compare(findings: Findings, small: fx.GraphModule, removal: Removal, removed: Mapping[str, Any]) -> float:
     """The relative error of `small` against its reference, both in float64 and evaluation mode."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), Sober():  # type: ignore[no-untyped-call]
+        values = for_placeholders(findings.graph_module.graph, findings.inputs)
+        ours = _Precise(small, {}, None).run(*_doubled(values))
+        return relative_error(ours, _reference(findings, removal, removed, values))
+
+
+def sensitivity(findings: Findings, removal: Removal, removed: Mapping[str, Any]) -> float:
+    """How much the reference itself moves, relatively, when its inputs move by one rounding of float64.
+
+    A deep network with random statistics can amplify a rounding by many orders of magnitude. No two ways of computing
+    it agree better than that, however right they are.
+    """
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), Sober():  # type: ignore[no-untyped-call]
+        values = for_placeholders(findings.graph_module.graph, findings.inputs)
+        moved = pytree.tree_map_only(torch.Tensor, _move, _doubled(values))
+        return relative_error(
+            _reference(findings, removal, removed, moved), _reference(findings, removal, removed, values)
+        )
+
+
+def _move(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor * (1 + torch.finfo(torch.float64).eps) if tensor.is_floating_point() else tensor
+
+
+def _reference(findings: Findings, removal: Removal, removed: Mapping[str, Any], values: list[Any]) -> Any:
     changed = bool((findings.inexact & removal.removed).any())
     statistics = KeptStatistics(findings, removal) if changed else None
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), NoRandomness():  # type: ignore[no-untyped-call]
-        values = for_placeholders(findings.graph_module.graph, findings.inputs)
-        reference = _Precise(findings.graph_module, removed, statistics).run(*_doubled(values))
-        ours = _Precise(small, {}, None).run(*_doubled(values))
-    return relative_error(ours, reference)
+    return _Precise(findings.graph_module, removed, statistics).run(*_doubled(values))
 
 
 def _double(tensor: torch.Tensor) -> torch.Tensor:
@@ -137,6 +162,9 @@ class _Precise(fx.Interpreter):
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         module = self.fetch_attr(target)
+        if type(module) is nn.Linear and module.weight.numel() > BLOCK:
+            with self.statistics:
+                return self._linear_in_blocks(str(target), module, *args, **kwargs)
         named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
         tensors = {name: self._tensor(f"{target}.{name}", t) for name, t in named}
         modes = [(m, m.training) for m in module.modules() if m.training]
@@ -149,9 +177,28 @@ class _Precise(fx.Interpreter):
             for m, mode in modes:
                 m.training = mode
 
+    def _linear_in_blocks(self, name: str, module: nn.Linear, input: torch.Tensor) -> torch.Tensor:
+        """A large linear layer, some outputs at a time: the copy of its weight would be the largest tensor of all."""
+        weight, bias = module.weight.detach(), module.bias
+        removed = self.removed.get(f"{name}.weight", {})
+        kept = torch.ones(weight.shape[0], 1, dtype=torch.float64, device=weight.device)
+        zero_slots(kept, {0: removed.get(0, ())})
+        step = max(1, BLOCK // weight.shape[1])
+        outputs = []
+        for start in range(0, weight.shape[0], step):
+            rows = weight[start : start + step].to(torch.float64) * kept[start : start + step]
+            zero_slots(rows, {1: removed.get(1, ())})
+            outputs.append(F.linear(input, rows))
+        made = torch.cat(outputs, -1)
+        return made if bias is None else made + self._tensor(f"{name}.bias", bias)
 
-class NoRandomness(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Random numbers are constants (kept, half, zero), so that a graph traced in training mode can be compared."""
+
+class Sober(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """What forward does on its own account is taken out of the comparison.
+
+    Random numbers are constants (kept, half, zero), so that a graph traced in training mode can be compared; casts to
+    a floating type are casts to float64, so that mixed precision does not blur it.
+    """
 
     CONSTANTS: Mapping[str, float] = {
         **dict.fromkeys(("bernoulli", "bernoulli_", "exponential", "exponential_"), 1.0),
@@ -161,7 +208,10 @@ class NoRandomness(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.removeprefix("aten::")
-        made = func(*args, **(kwargs or {}))
+        kwargs = dict(kwargs or {})
+        if isinstance(kwargs.get("dtype"), torch.dtype) and kwargs["dtype"].is_floating_point:
+            kwargs["dtype"] = torch.float64
+        made = func(*args, **kwargs)
         if name in self.CONSTANTS:
             made.fill_(self.CONSTANTS[name])
         elif name == "native_dropout":

@@ -135,6 +135,47 @@ def test_a_graph_traced_in_training_mode_is_proven_too() -> None:
     assert fxprune.verify(net.eval(), small.eval(), x) < 1e-12
 
 
+class Amplifying(nn.Module):
+    """Multiplies every difference by a million, and by a million again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(4, 8)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.stem(x)
+        return torch.sin(1e4 * torch.sin(1e4 * self.head(y)))
+
+
+def test_a_rounding_that_the_model_amplifies_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net, x = Amplifying().double().eval(), torch.randn(8, 4).double()
+    small = fxprune.transform(net, x, ratio=0.5)
+    error = fxprune.record(small).error
+    assert error is not None
+    assert 1e-9 < error < 1e-3
+    monkeypatch.setattr("fxprune.check._move", lambda tensor: tensor)
+    with pytest.raises(fxprune.VerificationError):  # the same error without a cause in the model is one
+        fxprune.transform(net, x, ratio=0.5)
+
+
+def test_large_layers_are_cut_and_proven_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxprune.check.BLOCK", 1000)
+    monkeypatch.setattr("fxprune.rewrite.tensors.BLOCK", 1000)
+    net = nn.Sequential(nn.Linear(7, 67), nn.ReLU(), nn.Linear(67, 71), nn.Sigmoid(), nn.Linear(71, 43)).double()
+    x = torch.randn(3, 7).double()
+    small = fxprune.transform(net, x, ratio=0.4, importance="random", seed=0)
+    assert small.get_submodule("2").weight.shape == (43, 41)
+    error = fxprune.record(small).error
+    assert error is not None
+    assert error < 1e-12
+    assert relative_error(small(x), fxprune.masked(net, fxprune.record(small).removed)(x)) < 1e-12
+    with torch.no_grad():
+        small.get_submodule("2").bias[40] += 1e-3
+    assert fxprune.verify(net, small, x) > 1e-9
+
+
 class TwoBuffers(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxprune.capture.fake import run
 from fxprune.channels.terms import Terms, Vector
 from fxprune.errors import RuleError
 from fxprune.rules import Call, Event, Operand, Rule, apply, rule_for
@@ -98,7 +99,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "prim":  # asks for a device; nothing moves
             return func(*args, **(kwargs or {}))
-        made = func(*args, **(kwargs or {}))
+        made = run(func, args, kwargs or {})
         self._observe(func, args, kwargs or {}, made)
         return made
 

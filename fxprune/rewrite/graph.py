@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune.capture.fake import Faker
+from fxprune.capture.fake import Faker, run
 from fxprune.capture.inputs import for_placeholders
 from fxprune.capture.observe import Observation
 from fxprune.capture.trace import module_of, source_of
@@ -153,7 +153,7 @@ class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.expected = iter([entry for entry in observation.outputs if entry[0] != "aten::lift_fresh"])
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
+        made = run(func, args, kwargs or {})
         if func.namespace == "prim" or func is torch.ops.aten.lift_fresh.default:  # a literal list has its own site
             return made
         name, promised = next(self.expected, ("", []))

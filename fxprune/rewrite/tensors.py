@@ -9,6 +9,9 @@ from torch import nn
 from fxprune.channels.groups import Bools, Ints, Removal
 from fxprune.findings import Findings
 
+BLOCK = 1 << 21
+"""Elements of a tensor that may be held a second time while it is cut."""
+
 
 def kept_slots(findings: Findings, removal: Removal) -> dict[str, dict[int, Bools]]:
     """Per parameter and buffer the surviving slots of every dimension that loses some."""
@@ -48,9 +51,27 @@ def shrink(values: torch.Tensor, kept: dict[int, Bools]) -> torch.Tensor:
         return values.clone()
     channels_last = values.ndim == 4 and not values.is_contiguous()
     channels_last = channels_last and values.is_contiguous(memory_format=torch.channels_last)
-    for dim in sorted(kept, key=lambda d: float(kept[d].mean())):
-        values = _take(values, dim, np.flatnonzero(kept[dim]))
+    dims = sorted(kept, key=lambda d: float(kept[d].mean()))
+    if len(dims) > 1 and values.numel() > BLOCK:
+        values = _in_blocks(values, kept)
+    else:
+        for dim in dims:
+            values = _take(values, dim, np.flatnonzero(kept[dim]))
     return values.contiguous(memory_format=torch.channels_last) if channels_last else values.contiguous()
+
+
+def _in_blocks(values: torch.Tensor, kept: dict[int, Bools]) -> torch.Tensor:
+    """Cut a large tensor along several dimensions, some rows at a time, so that no second large one is held."""
+    rows = np.flatnonzero(kept[0]) if 0 in kept else np.arange(values.shape[0])
+    shape = [int(kept[d].sum()) if d in kept else size for d, size in enumerate(values.shape)]
+    result = values.new_empty(shape)
+    step = max(1, BLOCK * values.shape[0] // values.numel())
+    for start in range(0, len(rows), step):
+        block = _take(values, 0, rows[start : start + step])
+        for dim in kept.keys() - {0}:
+            block = _take(block, dim, np.flatnonzero(kept[dim]))
+        result[start : start + step] = block
+    return result
 
 
 def _take(values: torch.Tensor, dim: int, index: Ints) -> torch.Tensor:

@@ -1,0 +1,44 @@
+"""Run every benchmark and put its table into docs/benchmarks.md, between the markers that carry its name."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tests.benchmarks import bench_analysis, bench_latency, bench_memory, bench_pass
+
+BENCHMARKS: dict[str, Callable[[], str]] = {
+    "pass": bench_pass.measure,
+    "analysis": bench_analysis.measure,
+    "latency": bench_latency.measure,
+    "memory": bench_memory.measure,
+}
+PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+
+
+def insert(page: str, name: str, text: str) -> str:
+    """The page with `text` between the markers of `name`."""
+    begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->\n"
+    head, found, rest = page.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"{PAGE.name} lacks the markers {begin.strip()} and {end.strip()}")
+    return f"{head}{begin}\n{text}\n\n{end}{tail}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the arguments, measure, write."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], help="which benchmarks; default: all")
+    options = parser.parse_args(arguments)
+    for name in options.names or BENCHMARKS:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        text = BENCHMARKS[name]()
+        print(text, flush=True)
+        PAGE.write_text(insert(PAGE.read_text(), name, text))
+
+
+if __name__ == "__main__":
+    main()
