@@ -1,0 +1,329 @@
+"""Laws that hold for every network, on random small ones.
+
+An ordinary run draws the same examples every time. With `-m slow` every law gets `FXPRUNE_EXAMPLES` new ones
+(1000 if the variable is not set).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from networks import Program, build, images, programs
+from torch import Tensor, fx, nn
+
+import fxprune
+from fxprune.planning.plan import Removed, finish, removal_of
+
+ROUNDING = 1e-9
+HEALTH = list(HealthCheck)
+ORDINARY = settings(deadline=None, derandomize=True, database=None, suppress_health_check=HEALTH)
+MANY = settings(deadline=None, suppress_health_check=HEALTH, print_blob=True)
+
+Law = Callable[..., None]
+LAWS: dict[str, tuple[Law, dict[str, Any]]] = {}
+
+ratios = st.sampled_from((0.3, 0.4, 0.5))
+seeds = st.integers(0, 9)
+
+
+def law(examples: int, **strategies: Any) -> Callable[[Law], Law]:
+    """A test of drawn values: so many in an ordinary run, any number in a slow one."""
+
+    def register(function: Law) -> Law:
+        LAWS[function.__name__] = (function, strategies)
+        return settings(ORDINARY, max_examples=examples)(given(**strategies)(function))
+
+    return register
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def shrunk(net: nn.Module, x: Tensor, **options: Any) -> fx.GraphModule:
+    """`transform`, which may find nothing to remove, but must not give up on sizes that it could count."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fxprune.NothingRemovedWarning)
+        small = fxprune.transform(net, x, **options)
+    assert [reason for reason in fxprune.record(small).reasons if "channels stay at" in reason] == []
+    return small
+
+
+def error(ours: Tensor, reference: Tensor) -> float:
+    """max |ours - reference| / max |reference|"""
+    assert ours.shape == reference.shape
+    return float((ours - reference).detach().abs().max() / (reference.detach().abs().max() or 1.0))
+
+
+def tensors(net: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by every name it has."""
+    return {**dict(net.named_parameters(remove_duplicate=False)), **dict(net.named_buffers(remove_duplicate=False))}
+
+
+# -- the laws -------------------------------------------------------------------------------------------------
+
+
+@law(40, program=programs())
+def test_keeping_all_changes_nothing(program: Program) -> None:
+    net, x = build(program), images(program)
+    with pytest.warns(fxprune.NothingRemovedWarning, match="the ratio is 0|no channel of this model can be removed"):
+        same = fxprune.transform(net, x, ratio=0.0)
+    assert torch.equal(same(x), net(x))
+    assert {k: v.shape for k, v in tensors(same).items()} == {k: v.shape for k, v in tensors(net).items()}
+    assert fxprune.record(same).removed == {}
+
+
+@law(150, program=programs(), ratio=ratios, seed=seeds)
+def test_exact_channels_never_existed(program: Program, ratio: float, seed: int) -> None:
+    """The masked original needs no rule: it only sets the removed slots to zero."""
+    net, x = build(program), images(program)
+    small = shrunk(net, x, ratio=ratio, importance="random", seed=seed, exact=True, verify=False)
+    made = fxprune.record(small)
+    assert made.exact
+    fresh = images(program, seed + 1, batch=3)
+    reference = fxprune.masked(net, made.removed)
+    assert error(small(fresh), reference(fresh)) < ROUNDING
+
+
+@law(100, program=programs(), ratio=ratios, seed=seeds)
+def test_all_channels_verify(program: Program, ratio: float, seed: int) -> None:
+    net, x = build(program), images(program)
+    small = shrunk(net, x, ratio=ratio, importance="random", seed=seed, verify=False)
+    assert fxprune.verify(net, small, images(program, seed + 1)) < ROUNDING
+    if fxprune.record(small).exact:
+        assert error(small(x), fxprune.masked(net, fxprune.record(small).removed)(x)) < ROUNDING
+
+
+@law(60, program=programs())
+def test_rules_do_not_fail(program: Program) -> None:
+    """A rule that raises is turned into locked channels: safe, but never meant."""
+    analysis = fxprune.analyze(build(program), images(program))
+    assert [event for event in analysis.events if "please report" in event.why] == []
+
+
+def later(removed: Removed, first: Removed, net: nn.Module) -> Removed:
+    """What is left of `removed` after `first` went, in the numbering of the model without it."""
+    result: Removed = {}
+    for name, dims in removed.items():
+        for dim, indices in dims.items():
+            gone = set(first.get(name, {}).get(dim, ()))
+            kept = [i for i in range(tensors(net)[name].shape[dim]) if i not in gone]
+            if rest := [kept.index(i) for i in indices if i not in gone]:
+                result.setdefault(name, {})[dim] = rest
+    return result
+
+
+@law(60, program=programs(), ratio=ratios, seed=seeds)
+def test_two_steps_are_one(program: Program, ratio: float, seed: int) -> None:
+    """Half of the channels, then the other half: the same as all at once, to the last bit of every weight."""
+    net, x = build(program), images(program)
+    analysis = fxprune.analyze(net, x)
+    plan = analysis.plan(ratio=ratio, importance="random", seed=seed)
+    assume(plan)
+    chosen = removal_of(analysis, plan).removed
+    first = finish(analysis, chosen & (np.random.default_rng(seed).random(len(chosen)) < 0.5), ())
+    second = fxprune.Plan(later(plan.removed, first.removed, net))
+    at_once = shrunk(net, x, plan=plan, verify=False)
+    half = shrunk(net, x, plan=first, verify=False)
+    stepwise = shrunk(half, x, plan=second, verify=False)
+    ours, theirs = tensors(stepwise), tensors(at_once)
+    assert list(ours) == list(theirs)
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+    assert error(stepwise(x), at_once(x)) < ROUNDING
+
+
+@law(30, program=programs(longest=4), seed=seeds)
+def test_masks_in_two_steps_are_one(program: Program, seed: int) -> None:
+    net, x = build(program), images(program)
+    a, b = torch.rand(2, program.stem, generator=torch.Generator().manual_seed(seed)) < 0.7
+    assume((a & b).any())
+    try:
+        at_once = shrunk(net, x, masks={"stem": a & b}, verify=False)
+    except fxprune.PlanError:  # a tensor behind the stem would be empty
+        return
+    half = shrunk(net, x, masks={"stem": a}, verify=False)
+    gone = set(fxprune.record(half).removed.get("stem.weight", {}).get(0, ()))
+    stays = torch.tensor([i for i in range(program.stem) if i not in gone])
+    assume(b[stays].any())
+    stepwise = shrunk(half, x, masks={"stem": b[stays]}, verify=False)
+    # part of a row of a grid stays, and may go when another part is asked for too
+    assume(not any("stay" in reason for model in (half, stepwise) for reason in fxprune.record(model).reasons))
+    assert [t.shape for t in tensors(stepwise).values()] == [t.shape for t in tensors(at_once).values()]
+    assert error(stepwise(x), at_once(x)) < ROUNDING
+
+
+def everything(net: nn.Module) -> list[Any]:
+    """All that can be seen of a model, bits and identities."""
+    seen: list[Any] = [net.code, str(net.graph)] if isinstance(net, fx.GraphModule) else []
+    for name, module in net.named_modules(remove_duplicate=False):
+        hooks = [repr(value) for key, value in sorted(vars(module).items()) if key.endswith("_hooks")]
+        settings_of = {k: repr(v) for k, v in vars(module).items() if not k.startswith("_")}
+        seen.append((name, id(module), type(module), module.training, hooks, settings_of))
+    for name, tensor in tensors(net).items():
+        bits = tensor.detach().numpy().tobytes()
+        seen.append((name, id(tensor), tensor.data_ptr(), tensor._version, tensor.dtype, tensor.shape, bits))
+        seen.append((tensor.requires_grad, tensor.grad, tensor.is_leaf, dict(tensor.__dict__)))
+    return seen
+
+
+@law(40, program=programs(), ratio=ratios, seed=seeds, traced=st.booleans())
+def test_the_original_is_untouched(program: Program, ratio: float, seed: int, traced: bool) -> None:
+    net, x = build(program), images(program)
+    coin = np.random.default_rng(seed)
+    for module in net.modules():
+        module.training = bool(coin.random() < 0.3)
+    for parameter in net.parameters():
+        parameter.requires_grad_(bool(coin.random() < 0.7))
+    net.get_submodule("stem").register_forward_hook(_hook)
+    if traced:
+        net = fx.symbolic_trace(net)
+    before, pixels = everything(net), x.clone()
+    small = shrunk(net, x, ratio=ratio, importance="random", seed=seed)
+    fxprune.verify(net, small, x)
+    with torch.no_grad():
+        for tensor in tensors(small).values():
+            tensor.zero_()  # shared memory would show
+    assert everything(net) == before
+    assert torch.equal(x, pixels)
+
+
+def _hook(module: nn.Module, args: Any, output: Tensor) -> None:
+    pass
+
+
+SIZES = st.integers(1, 8)
+NAMES = st.sampled_from(("stem", "head.last", "head", "stem.weight", "nothing", "", "*", "conv0.body.0.conv"))
+NUMBERS = st.sampled_from((0, 0.5, 0.99, 1, 1.5, -0.1, True, "a lot", float("nan"), float("inf"), None, {"*": 0.5}, {}))
+BOOLS = st.lists(st.booleans(), min_size=1, max_size=8).map(torch.tensor)
+OPTIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        "ratio": NUMBERS | st.dictionaries(NAMES, NUMBERS, max_size=2),
+        "masks": st.dictionaries(NAMES, BOOLS | st.just(torch.ones(4)) | st.just([True]), max_size=2),
+        "importance": st.sampled_from(("l1", "l2", "random", "best", len, lambda group: torch.zeros(group.size), 3)),
+        "ignore": NAMES | st.lists(NAMES, max_size=2) | st.sampled_from((nn.Conv2d, nn.Linear(1, 1), 7, None)),
+        "round_to": st.sampled_from((1, 2, 4, 0, -1, 2.0, "2", None)),
+        "exact": st.booleans(),
+        "seed": st.none() | seeds,
+        "strict": st.booleans(),
+    },
+)
+INPUTS = st.sampled_from(
+    (
+        None,
+        3,
+        (),
+        {},
+        torch.zeros(2, 4, 4, 5, dtype=torch.float64),
+        torch.zeros(3, dtype=torch.float64),
+        torch.zeros(2, 3, 4, 5),
+        torch.zeros(2, 3, 4, 5, device="meta", dtype=torch.float64),
+        {"x": torch.zeros(2, 3, 4, 5, dtype=torch.float64)},
+        {"y": torch.zeros(2, 3, 4, 5, dtype=torch.float64)},
+        (torch.zeros(2, 3, 4, 5, dtype=torch.float64), 1),
+        torch.zeros(0, 3, 4, 5, dtype=torch.float64),
+    )
+)
+
+
+@law(100, program=programs(longest=3), options=OPTIONS, inputs=st.none() | INPUTS.map(lambda value: [value]))
+def test_only_its_own_errors_escape(program: Program, options: dict[str, Any], inputs: list[Any] | None) -> None:
+    net = build(program)
+    before = everything(net)
+    with contextlib.suppress(fxprune.FxpruneError):
+        small = shrunk(net, images(program) if inputs is None else inputs[0], **options)
+        assert isinstance(fxprune.record(small), fxprune.Record)
+    assert everything(net) == before
+
+
+class _Seen(fx.Interpreter):
+    """Every shape that a graph computes."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.shapes: dict[str, torch.Size] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        for value in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(value, Tensor):
+                self.shapes[n.name] = value.shape
+        return result
+
+
+@law(40, program=programs(), seed=seeds, ratio=st.sampled_from((0.5, 0.9, 0.99)))
+def test_nothing_becomes_empty(program: Program, ratio: float, seed: int) -> None:
+    net, x = build(program), images(program)
+    small = shrunk(net, x, ratio=ratio, importance="random", seed=seed, verify=False)
+    runs = []
+    for model in (small, fx.symbolic_trace(net)):
+        runs.append(_Seen(model))
+        runs[-1].run(x)
+    ours, originals = (run.shapes for run in runs)
+    shapes = {**ours, **{name: tensor.shape for name, tensor in tensors(small).items()}}
+    assert [name for name, shape in shapes.items() if 0 in shape and 0 not in originals.get(name, ())] == []
+
+
+@law(30, program=programs(), ratio=ratios)
+def test_names_do_not_matter(program: Program, ratio: float) -> None:
+    """Other names of modules, the reverse of the alphabet; other names of the graph's nodes."""
+    x = images(program)
+    net, renamed = (
+        build(program),
+        build(program, lambda name: "z" + "".join(chr(219 - ord(c)) for c in name[:1]) + name),
+    )
+    graph = fx.symbolic_trace(net)
+    for number, node in enumerate(reversed(graph.graph.nodes)):
+        node._rename(f"n{number}")
+    graph.recompile()
+    small, *others = (shrunk(model, x, ratio=ratio, verify=False) for model in (net, renamed, graph))
+    for other in others:
+        assert [t.shape for t in tensors(other).values()] == [t.shape for t in tensors(small).values()]
+        assert torch.equal(other(x), small(x))
+
+
+@law(50, program=programs(), ratio=ratios, seed=seeds)
+def test_the_record_tells_what_happened(program: Program, ratio: float, seed: int) -> None:
+    """Every tensor of the small model is the original's without the removed indices, bit for bit."""
+    net, x = build(program), images(program)
+    small = shrunk(net, x, ratio=ratio, importance="random", seed=seed)
+    made = fxprune.record(small)
+    originals, ours = tensors(net), tensors(small)
+    assert set(small.state_dict()) == set(net.state_dict())
+    assert made.before == {name: tuple(t.shape) for name, t in originals.items()}
+    assert made.after == {name: tuple(t.shape) for name, t in ours.items()}
+    assert made.error is not None
+    assert made.error < ROUNDING
+    for name, tensor in originals.items():
+        for dim, indices in made.removed.get(name, {}).items():
+            assert indices == sorted(set(indices))
+            assert 0 <= indices[0] <= indices[-1] < originals[name].shape[dim]
+            tensor = tensor.index_select(dim, torch.tensor([i for i in range(tensor.shape[dim]) if i not in indices]))
+        assert tensor.shape == ours[name].shape
+        if name.endswith("positions"):
+            assert sorted(ours[name].tolist()) == list(range(len(tensor)))
+        else:
+            assert torch.equal(tensor, ours[name])
+    text = made.report()
+    assert all(name in text for name, shape in made.before.items() if made.after[name] != shape)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(LAWS))
+def test_thousands(name: str) -> None:
+    function, strategies = LAWS[name]
+    settings(MANY, max_examples=int(os.environ.get("FXPRUNE_EXAMPLES", "1000")))(given(**strategies)(function))()
