@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from fxprune.capture.fake import Faker
 from fxprune.capture.inputs import Inputs, devices, for_placeholders, normalize
 from fxprune.capture.observe import Observation, Observer, Place
+from fxprune.capture.pause import collector_paused
 from fxprune.capture.trace import module_of, source_of, trace
 from fxprune.capture.walk import named_tensors, walk_on_fakes
 from fxprune.channels.groups import Axis, solve
@@ -43,6 +44,7 @@ class Analysis(Findings):
         return findings_report(self)
 
 
+@collector_paused()
 def analyze(model: nn.Module, example_inputs: Any, *, strict: bool = False) -> Analysis:
     """Find out which channels of `model` belong together.
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxprune.analysis import Analysis, analyze, hold
+from fxprune.capture.pause import collector_paused
 from fxprune.capture.twin import twin
 from fxprune.channels.groups import Removal
 from fxprune.check import TOLERANCE, compare, first_wrong_group, sensitivity
@@ -22,6 +23,7 @@ BLURRED = 1e-3
 """Below this an error may be a rounding that the model amplifies; above it, it is an error."""
 
 
+@collector_paused()
 def transform(
     model: nn.Module,
     example_inputs: Any,

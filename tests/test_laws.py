@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import pickle
 from collections.abc import Callable
@@ -715,3 +716,17 @@ def test_a_plan_can_be_written_down_and_used_again() -> None:
     read = fxprune.Plan({name: {int(dim): indices for dim, indices in dims.items()} for name, dims in written.items()})
     small, again = (fxprune.transform(net, x, plan=p) for p in (plan, read))
     assert torch.equal(small(x), again(x))
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_is_as_it_was(enabled: bool) -> None:
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        fxprune.transform(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.randn(2, 3), ratio=0.5)
+        assert gc.isenabled() is enabled
+        with pytest.raises(fxprune.InputError):
+            fxprune.analyze(nn.Linear(3, 4), None)
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if before else gc.disable)()

@@ -24,13 +24,15 @@ def norm_scores(findings: Findings, p: int) -> npt.NDArray[np.float64]:
     place_of = {number: place for place, axes in enumerate(s.places) for number in axes}
     trained = {name for name, _ in findings.graph_module.named_parameters()}
     by_slot = [np.zeros(s.axes[axes[0]].vector.size) for axes in s.places]
-    held: tuple[str, npt.NDArray[np.float32]] = ("", np.zeros(0, np.float32))
+    largest = max((t.numel() for n, t in findings.tensors.items() if n in trained), default=0)
+    buffer = np.empty(largest, np.float32)  # one for all: fresh memory costs more than the arithmetic
+    held: tuple[str, npt.NDArray[np.float32]] = ("", buffer)
     for number, axis in enumerate(s.axes):
         tensor = findings.tensors[axis.parameter]
         place = place_of[number]
         if axis.parameter in trained and tensor.is_floating_point() and len(s.by_place[place]):
             if held[0] != axis.parameter:  # the axes of a parameter follow each other: its powers are taken once
-                held = (axis.parameter, _powers(tensor, p))
+                held = (axis.parameter, _powers(tensor, p, buffer))
             by_slot[place] += _sum_but(held[1], axis.dim)
     totals = np.zeros(s.channels)
     for place, entries in enumerate(s.by_place):
@@ -38,14 +40,17 @@ def norm_scores(findings: Findings, p: int) -> npt.NDArray[np.float64]:
     return np.asarray(totals ** (1 / p), dtype=np.float64)
 
 
-def _powers(tensor: torch.Tensor, p: int) -> npt.NDArray[np.float32]:
+def _powers(tensor: torch.Tensor, p: int, buffer: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """|w|^p in numpy: one thread that is never kept waiting beats a team of them on layers of usual size."""
-    wide = tensor.detach().to(device="cpu", dtype=torch.promote_types(tensor.dtype, torch.float32)).numpy()
-    return np.asarray(np.abs(wide) if p == 1 else np.square(wide))
+    values = tensor.detach().to(device="cpu", dtype=torch.promote_types(tensor.dtype, torch.float32)).numpy()
+    out = buffer[: values.size].reshape(values.shape) if values.dtype == buffer.dtype else np.empty_like(values)
+    return np.asarray(np.abs(values, out=out) if p == 1 else np.square(values, out=out))
 
 
 def _sum_but(values: npt.NDArray[np.float32], dim: int) -> npt.NDArray[np.float32]:
-    """Sum over all dimensions but one, in two passes along the memory."""
-    outer = values.shape[:dim]
-    rows = values.reshape(math.prod(outer), values.shape[dim], -1).sum(-1)
-    return np.asarray(rows.sum(0))
+    """Sum over all dimensions but one: over those before it row by row, then over those after it along the memory."""
+    size = values.shape[dim]
+    outer = math.prod(values.shape[:dim])
+    if outer > 1:
+        values = values.reshape(outer, -1).sum(0)
+    return np.asarray(values.reshape(size, -1).sum(-1))

@@ -9,7 +9,7 @@ from torch import nn
 from fxprune.channels.groups import Bools, Ints, Removal
 from fxprune.findings import Findings
 
-BLOCK = 1 << 21
+BLOCK = 1 << 18
 """Elements of a tensor that may be held a second time while it is cut."""
 
 
