@@ -730,3 +730,50 @@ def test_the_garbage_collector_is_as_it_was(enabled: bool) -> None:
         assert gc.isenabled() is enabled
     finally:
         (gc.enable if before else gc.disable)()
+
+
+# -- what random networks found -------------------------------------------------------------------------------
+
+
+class Positive(nn.Module):
+    """Neither factor of the sum vanishes with the channel: sigmoid(0) = 1/2 meets softplus(0) = log 2."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.stem, self.out, self.conv_groups = nn.Conv2d(3, 8, 1), nn.Conv2d(6, 2, 1), groups
+        self.raw = nn.Parameter(torch.zeros(6, 8 // groups, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.conv2d(torch.sigmoid(self.stem(x)), F.softplus(self.raw), groups=self.conv_groups))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_convolution_of_two_factors_that_do_not_vanish_is_inexact(groups: int) -> None:
+    net, x = ready(Positive(groups)), random(2, 3, 4, 5)
+    small = fxprune.transform(net, x, ratio=0.5, importance="random", seed=1)
+    assert not fxprune.record(small).exact
+    assert fxprune.verify(net, small, x) < ROUNDING
+    exact = fxprune.transform(net, x, ratio=0.5, importance="random", seed=1, exact=True)
+    assert equals_masked(net, exact, x)
+
+
+def test_hooks_run_in_the_proof_whatever_the_size_of_the_layer() -> None:
+    net = ready(nn.Sequential(nn.Linear(1100, 2048), nn.ReLU(), nn.Linear(2048, 3)))
+    net.get_submodule("0").register_forward_hook(lambda module, args, output: 2 * output + 1)
+    small = fxprune.transform(net, random(2, 1100), ratio=0.5)
+    assert fxprune.record(small).error < ROUNDING
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("kind", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_old_style_reparametrised_layers_never_raise_torch_errors(kind: Any) -> None:
+    """Their weight is made anew before every call and cannot be copied; refused or done, but said by fxprune."""
+    net, x = (
+        nn.Sequential(nn.Linear(3, 6), kind(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 2)).double().eval(),
+        random(2, 3),
+    )
+    try:
+        small = fxprune.transform(net, x, ratio=0.5)
+    except fxprune.FxpruneError:
+        return
+    assert fxprune.verify(net, small, x) < ROUNDING

@@ -79,7 +79,10 @@ def _take(values: torch.Tensor, dim: int, index: Ints) -> torch.Tensor:
     if values.device.type != "cpu" or not values.is_contiguous() or values.is_complex():
         return values.index_select(dim, torch.from_numpy(index).to(values.device))
     same_size = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
-    return torch.from_numpy(values.view(same_size).numpy().take(index, dim)).view(values.dtype)
+    # into memory of torch's own: numpy's is not aligned as the kernels of torch like it
+    result = values.new_empty([*values.shape[:dim], len(index), *values.shape[dim + 1 :]])
+    values.view(same_size).numpy().take(index, dim, out=result.view(same_size).numpy(), mode="clip")
+    return result
 
 
 def renumber(positions: torch.Tensor, kept: Bools) -> torch.Tensor:
