@@ -162,7 +162,8 @@ class _Precise(fx.Interpreter):
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         module = self.fetch_attr(target)
-        if type(module) is nn.Linear and module.weight.numel() > BLOCK:
+        hooked = module._forward_hooks or module._forward_pre_hooks
+        if type(module) is nn.Linear and not hooked and module.weight.numel() > BLOCK:
             with self.statistics:
                 return self._linear_in_blocks(str(target), module, *args, **kwargs)
         named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]

@@ -641,7 +641,7 @@ class InstanceNorm(nn.Module):
         super().__init__()
         tracked = step.pick % 3 == 2
         self.norm = nn.InstanceNorm2d(x.shape[1], affine=step.pick % 3 > 0, track_running_stats=tracked)
-        self.grown = nn.Identity() if x.shape[2] * x.shape[3] > 1 or tracked else nn.Upsample(scale_factor=2)
+        self.grown = nn.Identity() if x.shape[2] * x.shape[3] > 1 else nn.Upsample(scale_factor=2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.grown(x))

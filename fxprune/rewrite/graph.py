@@ -55,6 +55,9 @@ def _copy(original: fx.GraphModule, tensors: dict[int, torch.Tensor]) -> tuple[f
     Tensors that were shared stay shared. Nodes are told apart by identity: a copy may name them anew.
     """
     memo: dict[int, Any] = dict(tensors)
+    for module in original.modules():  # what a hook computes anew in every forward (old weight_norm) is no leaf
+        computed = (v for v in module.__dict__.values() if isinstance(v, torch.Tensor) and not v.is_leaf)
+        memo.update((id(v), v.detach().clone()) for v in computed)
     small = fx.GraphModule(nn.Module(), fx.Graph(), original.__class__.__name__)
     for name, value in original.__dict__.items():
         if name not in _OF_THE_GRAPH:

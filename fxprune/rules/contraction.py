@@ -12,6 +12,8 @@ from fxprune.channels.terms import Vector
 from fxprune.rules.elementwise import broadcast
 from fxprune.rules.registry import Call, Operand, rule
 
+NOT_ZERO = "a sum over values that are not zero where the channel is gone"
+
 
 def contract(call: Call, equation: str, *operands: Operand) -> Operand:
     """einsum over vectors: equal letters are unified, letters missing from the output are summed over."""
@@ -29,7 +31,7 @@ def contract(call: Call, equation: str, *operands: Operand) -> Operand:
             zero[letter] = zero.get(letter, False) or vanishes
     for letter, vector in vectors.items():
         if letter not in output and not zero[letter]:
-            call.mark(vector, "a sum over values that are not zero where the channel is gone")
+            call.mark(vector, NOT_ZERO)
     return call.operand([vectors[k] for k in output], [zero[k] for k in output])
 
 
@@ -130,23 +132,25 @@ def convolution(
     for vector in input.vectors[channel + 1 :]:
         call.lock(vector, "spatial dimension of a convolution")
     call.fix(*weight.vectors[2:])
-    into = input.dim(channel)
+    into = summed = input.dim(channel)
     if groups == 1:
         call.same(into, weight.dim(0 if transposed else 1))
         out = weight.dim(1 if transposed else 0)
         call.count("groups", call.fixed(1))
     elif transposed:
         call.same(into, weight.dim(0))
-        g, _ = call.split(into, (groups, into.size // groups))
+        g, summed = call.split(into, (groups, into.size // groups))
         out = call.merge([g, weight.dim(1)])
         call.count("groups", g)
     else:
-        g, i = call.split(into, (groups, into.size // groups))
+        g, summed = call.split(into, (groups, into.size // groups))
         h, _ = call.split(weight.dim(0), (groups, weight.dim(0).size // groups))
         call.same(g, h)
-        call.same(i, weight.dim(1))
+        call.same(summed, weight.dim(1))
         out = weight.dim(0)
         call.count("groups", g)
+    if not input.zero[channel] and not weight.zero[0 if transposed else 1]:
+        call.mark(summed, NOT_ZERO)
     zero = weight.zero[1 if transposed else 0]
     if bias is not None:
         call.same(out, bias.dim(0))
