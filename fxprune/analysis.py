@@ -17,7 +17,8 @@ from fxprune.capture.pause import collector_paused
 from fxprune.capture.trace import module_of, source_of, trace
 from fxprune.capture.walk import named_tensors, walk_on_fakes
 from fxprune.channels.groups import Axis, solve
-from fxprune.channels.terms import Terms, Vector
+from fxprune.channels.terms import Terms
+from fxprune.channels.vector import Vector
 from fxprune.errors import CaptureError
 from fxprune.findings import Findings
 from fxprune.planning.plan import Plan, make_plan

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fxprune.capture.inputs import for_placeholders
 from fxprune.capture.walk import fetch
 from fxprune.channels.groups import Removal
-from fxprune.channels.terms import Vector
+from fxprune.channels.vector import Vector
 from fxprune.errors import PlanError, nearest
 from fxprune.findings import Findings
 from fxprune.rules import Operand

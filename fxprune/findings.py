@@ -14,7 +14,7 @@ from torch import fx, nn
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.observe import Observation, Observer
 from fxprune.channels.groups import Axis, Bools, Ints, Solution
-from fxprune.channels.terms import Vector
+from fxprune.channels.vector import Vector
 from fxprune.rules import Event
 
 

@@ -12,7 +12,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.capture.fake import run
-from fxprune.channels.terms import Terms, Vector
+from fxprune.channels.terms import Terms
+from fxprune.channels.vector import Vector
 from fxprune.errors import RuleError
 from fxprune.rules import Call, Event, Operand, Rule, apply, rule_for
 

@@ -17,7 +17,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from fxprune.channels.terms import Terms, Vector
+from fxprune.channels.terms import Terms
+from fxprune.channels.vector import Vector
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]

@@ -20,7 +20,7 @@ from torch import fx
 
 from fxprune.capture.observe import Observation
 from fxprune.channels.groups import Bools, Removal
-from fxprune.channels.terms import Vector
+from fxprune.channels.vector import Vector
 from fxprune.errors import RewriteError
 from fxprune.rules import Operand
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from fxprune.channels.terms import Vector
+from fxprune.channels.vector import Vector
 from fxprune.rules.registry import Call, Operand, rule
 
 ELEMENTWISE = """

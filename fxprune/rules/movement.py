@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fxprune.channels.terms import Vector
+from fxprune.channels.vector import Vector
 from fxprune.rules.registry import Call, Operand, integers, rule
 
 

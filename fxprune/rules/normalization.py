@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fxprune.channels.terms import Vector
+from fxprune.channels.vector import Vector
 from fxprune.rules.registry import Call, Operand, rule
 
 

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from fxprune.channels.terms import Terms, Vector
+from fxprune.channels.terms import Terms
+from fxprune.channels.vector import Vector
 from fxprune.errors import RuleError
 
 Rule = Callable[..., "Operand | Sequence[Operand] | None"]
