@@ -107,6 +107,26 @@ def test_a_number_computed_from_a_size_stays_what_it_was() -> None:
     assert "2.8284" in small.code
 
 
+class Attention(nn.Module):
+    """Attention whose value width differs from its key width: torch takes the product form of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.head = nn.Linear(5, 12), nn.Linear(5, 12), nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.q(x).unsqueeze(1), self.k(x).unsqueeze(1), self.v(x).unsqueeze(1)
+        return self.head(F.scaled_dot_product_attention(q, k, v).squeeze(1))
+
+
+def test_the_scale_of_attention_stays_that_of_the_original_width() -> None:
+    net, x = Attention().double().eval(), torch.randn(2, 7, 5).double()
+    small = fxprune.transform(net, x, ratio=0.5, importance="random", seed=0, verify=False)
+    assert fxprune.record(small).removed
+    assert small.q.weight.shape[0] == small.k.weight.shape[0] == 6
+    assert relative_error(small(x), fxprune.masked(net, fxprune.record(small).removed)(x)) < 1e-9
+
+
 class RandomInTraining(nn.Module):
     """Drops whole samples and single values in training mode, the latter as a literal of the graph."""
 

@@ -385,6 +385,14 @@ def _channel_shuffle(site: Site) -> None:
     site.put(1, "groups", site.counted("groups")[0])
 
 
+@resizes(F.scaled_dot_product_attention)
+def _attention(site: Site) -> None:
+    """The scale is a number, not a size: it stays that of the original width, where torch would take the new one."""
+    query = site.operand(site.argument(0, "query"))
+    if site.node.kwargs.get("scale") is None and site.removal.kept(query.dim(-1)) is not None:
+        site.node.update_kwarg("scale", query.shape[-1] ** -0.5)
+
+
 @resizes("index_select", torch.index_select)
 def _index_select(site: Site) -> None:
     """A list held by a buffer is renumbered with the buffer; there is nothing to do in the graph."""
