@@ -26,7 +26,7 @@ def _(x: Tensor, strength: Tensor) -> Tensor:
 
 
 @fxprune.rule("fxprune_examples::gate")
-def gate_rule(call, x, strength):  # type: ignore[no-untyped-def]
+def gate_rule(call, x, strength):
     """One strength per channel: both go together, and a channel that is zero before is zero after."""
     call.same(x.dim(1), strength.dim(0))
     return call.operand(x.vectors, x.zero)

@@ -41,7 +41,7 @@ def fresh_layer(old: nn.Module, new: Any) -> nn.Module | None:
     if isinstance(old, nn.Conv2d):
         sizes = (new.in_channels, new.out_channels, old.kernel_size)
         bias = old.bias is not None
-        return nn.Conv2d(*sizes, old.stride, old.padding, old.dilation, new.groups, bias)  # type: ignore[arg-type]
+        return nn.Conv2d(*sizes, old.stride, old.padding, old.dilation, new.groups, bias)
     if isinstance(old, nn.BatchNorm2d):
         return nn.BatchNorm2d(new.num_features, old.eps, old.momentum)
     if isinstance(old, nn.Linear):

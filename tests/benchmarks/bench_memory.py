@@ -49,7 +49,7 @@ def measure_one(name: str, verify: bool, way: str) -> tuple[int, int, int]:
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profiler:
         small = run()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda e: e.start_ns())
     return before, weight_bytes(small), max(itertools.accumulate(e.nbytes() for e in events))
 
