@@ -123,8 +123,6 @@ class Analyzer:
         self._follow_index_lists()
         every = [a for fake, opened in self.axes if id(fake) in self.observer.used for a in opened]
         axes = [a for a in every if a.parameter not in self.constants]
-        used = {a.parameter for a in every}
-        unused = [name for fake, opened in self.axes for name in {a.parameter for a in opened} if name not in used]
         return Analysis(
             self.model,
             self.graph_module,
@@ -135,7 +133,6 @@ class Analyzer:
             self.observations,
             self.tensors,
             self.aliases,
-            unused,
             every,
         )
 

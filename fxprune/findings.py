@@ -142,7 +142,6 @@ class Findings:
         observations: dict[str, Observation],
         tensors: dict[str, torch.Tensor],
         aliases: dict[str, list[str]],
-        unused: list[str],
         axes: list[Axis],
     ) -> None:
         self.model = model
@@ -153,7 +152,6 @@ class Findings:
         self.observations = observations
         self.tensors = tensors
         self.aliases = aliases
-        self.unused = unused
         self.axes = axes  # those of the solution, and those of constants that the graph made
         self.events = observer.events
         self.vectors = list(dict.fromkeys(v.representative for v in observer.vectors.values()))
