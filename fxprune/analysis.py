@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
+from fxprune.capture.captured import Captured
 from fxprune.capture.fake import Faker
-from fxprune.capture.inputs import Inputs, devices, for_placeholders, normalize
+from fxprune.capture.front import PATHS, capture
+from fxprune.capture.inputs import Inputs, devices, normalize
 from fxprune.capture.observe import Observation, Observer, Place
 from fxprune.capture.pause import collector_paused
-from fxprune.capture.trace import module_of, source_of, trace
-from fxprune.capture.walk import named_tensors, walk_on_fakes
+from fxprune.capture.scopes import Scopes
+from fxprune.capture.settings import Settings
+from fxprune.capture.trace import module_of, source_of
+from fxprune.capture.values import leaves, objects_in, outline, tensors_in
+from fxprune.capture.walk import walk_on_fakes
 from fxprune.channels.groups import Axis, solve
 from fxprune.channels.terms import Terms
 from fxprune.channels.vector import Vector
-from fxprune.errors import CaptureError
+from fxprune.errors import CaptureError, RewriteError
 from fxprune.findings import Findings
 from fxprune.planning.plan import Plan, make_plan
 from fxprune.report import findings_report
@@ -46,19 +50,20 @@ class Analysis(Findings):
 
 
 @collector_paused()
-def analyze(model: nn.Module, example_inputs: Any, *, strict: bool = False) -> Analysis:
+def analyze(model: nn.Module, example_inputs: Any, *, strict: bool = False, path: str | None = None) -> Analysis:
     """Find out which channels of `model` belong together.
 
-    Reads the model, changes nothing. Traces it unless it is a `torch.fx.GraphModule` already, and runs the graph
-    once on fake tensors, so that the cost does not depend on the size of the weights.
+    Reads the model, changes nothing. Runs it once on fake tensors, so that the cost does not depend on the size of
+    the weights: as a graph where symbolic tracing takes it, else as it is.
 
     Args:
-        model: any module that `torch.fx` traces, or a traced one.
+        model: any module, or a `torch.fx.GraphModule`.
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
         strict: raise `RuleError` at an operation without a rule instead of keeping its channels.
+        path: look at the model in this way only: "fx", "eager" or "export".
 
     Raises:
-        InputError: the inputs do not fit. CaptureError: the model cannot be traced or its forward raises.
+        InputError: the inputs do not fit. CaptureError: the model cannot be captured or its forward raises.
 
     >>> import torch, fxprune
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -69,27 +74,39 @@ def analyze(model: nn.Module, example_inputs: Any, *, strict: bool = False) -> A
         raise CaptureError("not a model", why=f"{type(model).__name__} is no torch.nn.Module", do="pass a module")
     inputs = normalize(example_inputs)
     devices(model, inputs)
-    return Analyzer(model, trace(model), inputs, strict=strict).run()
+    if path is not None or isinstance(model, fx.GraphModule):
+        return Analyzer(model, capture(model, inputs, path or "fx"), inputs, strict=strict).run()
+    errors: list[CaptureError] = []
+    for rung in PATHS:
+        try:
+            return Analyzer(model, capture(model, inputs, rung), inputs, strict=strict).run()
+        except CaptureError as error:
+            errors.append(error)
+    raise telling(errors)
 
 
-def hold(analysis: Analysis, node_name: str, why: str) -> Analysis | None:
-    """The analysis with the channels locked that enter a node, or None where nothing is left to lock.
+def telling(errors: Sequence[CaptureError]) -> CaptureError:
+    """Of the errors of several rungs the one that says most: where forward itself raises, else the first."""
+    return next((error for error in errors if error.raised), errors[0])
+
+
+def hold(analysis: Analysis, error: RewriteError) -> Analysis | None:
+    """The analysis with the channels locked that could not be rewritten, or None where nothing is left to lock.
 
     Grids (heads, blocks) go first: a literal size inside an opaque function is mostly theirs. Everything else that
     enters follows if that was not it. The analysis passed in shares its terms with the result: use the new one.
     """
-    node = next(n for n in analysis.graph_module.graph.nodes if n.name == node_name)
-    operands = [analysis.nodes[n.name] for n in node.all_input_nodes]
-    vectors = [v for o in pytree.tree_leaves(operands) if isinstance(o, Operand) for v in o.vectors]
-    if node.op == "call_module":
-        vectors += [a.vector for a in analysis.solution.axes if a.parameter.startswith(f"{node.target}.")]
+    node = next(n for n in analysis.captured.graph.nodes if n.name == error.node)
+    vectors = list(error.vectors) or _inside(analysis, error) or _entering(analysis, node)
     terms = analysis.solution.terms
+    why = f"its sizes cannot be counted anew: {error.why}"
     grids = [v for v in vectors if len(terms.resolve(v).columns) > 1]
     chosen = [v for v in grids or vectors if len(terms.free(v))]
     if not chosen:
         return None
     target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    analysis.events.append(Event(str(target), node.name, module_of(node), source_of(node), why))
+    where = error.scope if error.scope and not error.scope.startswith("%") else module_of(node)
+    analysis.events.append(Event(str(target or "forward"), node.name, where, source_of(node), why))
     for vector in chosen:
         terms.lock(vector, len(analysis.events) - 1)
     held = copy.copy(analysis)
@@ -99,33 +116,56 @@ def hold(analysis: Analysis, node_name: str, why: str) -> Analysis | None:
     return held
 
 
-class Analyzer:
-    """The walk: `torch.fx.Interpreter` under the observing dispatch mode, parameters opened beforehand."""
+def _entering(analysis: Analysis, node: fx.Node) -> list[Vector]:
+    operands = [analysis.nodes[n.name] for n in node.all_input_nodes]
+    vectors = [v for o in leaves(operands, Operand) if isinstance(o, Operand) for v in o.vectors]
+    if node.op == "call_module":
+        vectors += [a.vector for a in analysis.solution.axes if a.parameter.startswith(f"{node.target}.")]
+    return vectors
 
-    def __init__(self, model: nn.Module, graph_module: fx.GraphModule, inputs: Inputs, *, strict: bool) -> None:
-        self.model, self.graph_module, self.inputs = model, graph_module, inputs
+
+def _inside(analysis: Analysis, error: RewriteError) -> list[Vector]:
+    """What the operations of a module inside the node made, as far as something can still go there."""
+    if not error.scope or error.scope.startswith("%"):
+        return []
+    terms = analysis.solution.terms
+    outputs = analysis.observations[error.node].outputs
+    made = [v for key, operands in outputs.items() if key[0] == error.scope for o in operands for v in o.vectors]
+    return [v for v in made if len(terms.free(v))]
+
+
+class Analyzer:
+    """The walk: the graph is run under the observing dispatch mode, parameters opened beforehand."""
+
+    def __init__(self, model: nn.Module, captured: Captured, inputs: Inputs, *, strict: bool) -> None:
+        self.model, self.captured, self.inputs = model, captured, inputs
         self.terms = Terms()
-        self.observer = Observer(self.terms, strict=strict)
         self.faker = Faker()
+        self.module = self.faker.module(captured.module)
+        self.scopes = Scopes(self.module)
+        self.observer = Observer(self.terms, self.scopes, strict=strict)
+        self.settings = Settings(self.observer)
         self.tensors: dict[str, torch.Tensor] = {}
         self.aliases: dict[str, list[str]] = {}
         self.axes: list[tuple[torch.Tensor, list[Axis]]] = []
-        self.constants = _constants(model, graph_module)
+        self.constants = _constants(model, captured)
         self.nodes: dict[str, Any] = {}
         self.observations: dict[str, Observation] = {}
+        self.notes: list[str] = list(captured.notes)
 
     def run(self) -> Analysis:
         """Walk once and read the result off."""
-        module = self.faker.module(self.graph_module)
         self._open_parameters()
-        values = for_placeholders(self.graph_module.graph, self.inputs)
-        walk_on_fakes(self.graph_module.graph, module, self.faker, values, self._visit, self.observer)
+        values = self.captured.values(self.inputs)
+        self.settings.mark(self.module)
+        modes = (self.scopes.watching(), self.settings, self.observer)
+        walk_on_fakes(self.captured.graph, self.module, self.faker, values, self._visit, modes)
         self._follow_index_lists()
         every = [a for fake, opened in self.axes if id(fake) in self.observer.used for a in opened]
         axes = [a for a in every if a.parameter not in self.constants]
         return Analysis(
             self.model,
-            self.graph_module,
+            self.captured,
             self.inputs,
             solve(self.terms, axes),
             self.observer,
@@ -134,12 +174,14 @@ class Analyzer:
             self.tensors,
             self.aliases,
             every,
+            self.settings.found,
+            tuple(self.notes),
         )
 
     def _open_parameters(self) -> None:
         """Fresh atoms for every dimension of every parameter, buffer and tensor constant, once per tensor."""
         first: dict[int, str] = {}
-        for name, tensor in named_tensors(self.graph_module):
+        for name, tensor in self.captured.tensors():
             if id(tensor) in first:
                 self.aliases.setdefault(first[id(tensor)], []).append(name)
                 continue
@@ -157,14 +199,18 @@ class Analyzer:
         place = Place(node.name, module_of(node), source_of(node))
         self.observations[node.name] = self.observer.at(place)
         result = execute()
-        self.nodes[node.name] = pytree.tree_map_only(torch.Tensor, self.observer.operand, result)
+        self.nodes[node.name] = outline(result, self.observer.operand)
         if node.op == "output":
-            event = self.observer.event("output", "output of the model")
-            for operand in pytree.tree_leaves(self.nodes[node.name]):
-                if isinstance(operand, Operand):
-                    for vector in operand.vectors:
-                        self.terms.lock(vector, event)
+            self._lock_results(result)
         return result
+
+    def _lock_results(self, result: Any) -> None:
+        event = self.observer.event("output", "output of the model")
+        for tensor in tensors_in(result):
+            for vector in self.observer.operand(tensor).vectors:
+                self.terms.lock(vector, event)
+        for name in objects_in(result):
+            self.notes.append(f"{name} in the result is taken for internal state: it has the widths of the model")
 
     def _follow_index_lists(self) -> None:
         """A buffer of positions used on two dimensions must be renumbered alike for both."""
@@ -179,8 +225,8 @@ class Analyzer:
                 self.terms.lock(vector, event)
 
 
-def _constants(model: nn.Module, graph_module: fx.GraphModule) -> set[str]:
-    """Tensors of the graph that are neither parameters nor buffers of the model: they shrink, no plan names them."""
+def _constants(model: nn.Module, captured: Captured) -> set[str]:
+    """Tensors that are neither parameters nor buffers of the model: they shrink, no plan names them."""
     registered = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     registered |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
-    return {name for name, _ in named_tensors(graph_module)} - registered
+    return {name for name, _ in captured.tensors()} - registered

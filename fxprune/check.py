@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,11 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune.capture.inputs import for_placeholders
-from fxprune.capture.walk import fetch
+from fxprune.capture.captured import WHOLE, fetch
+from fxprune.capture.scopes import Key, Scopes
+from fxprune.capture.twin import twin
+from fxprune.capture.values import tensors_in
+from fxprune.capture.walk import Run, no_fused_attention
 from fxprune.channels.groups import Removal
 from fxprune.channels.vector import Vector
 from fxprune.errors import PlanError, nearest
@@ -72,8 +75,7 @@ def zero_slots(tensor: torch.Tensor, dims: Mapping[int, Any]) -> None:
 
 def relative_error(small: Any, reference: Any) -> float:
     """max |small - reference| / max |reference| over all tensors of two equal structures; inf where one is NaN."""
-    ours = [t for t in pytree.tree_leaves(small) if isinstance(t, torch.Tensor)]
-    theirs = [t for t in pytree.tree_leaves(reference) if isinstance(t, torch.Tensor)]
+    ours, theirs = tensors_in(small), tensors_in(reference)
     if [t.shape for t in ours] != [t.shape for t in theirs]:
         return float("inf")
     worst = 0.0
@@ -87,12 +89,19 @@ def relative_error(small: Any, reference: Any) -> float:
     return worst
 
 
-def compare(findings: Findings, small: fx.GraphModule, removal: Removal, removed: Mapping[str, Any]) -> float:
+def compare(findings: Findings, small: nn.Module, removal: Removal, removed: Mapping[str, Any]) -> float:
     """The relative error of `small` against its reference, both in float64 and evaluation mode."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), Sober():  # type: ignore[no-untyped-call]
-        values = for_placeholders(findings.graph_module.graph, findings.inputs)
-        ours = _Precise(small, {}, None).run(*_doubled(values))
+    with _deterministic():
+        values = findings.captured.values(findings.inputs)
+        graph = small.graph if isinstance(small, fx.GraphModule) else findings.captured.graph
+        ours = _Precise(graph, small, {}, None).run(*_doubled(values))
         return relative_error(ours, _reference(findings, removal, removed, values))
+
+
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), no_fused_attention(), Sober():  # type: ignore[no-untyped-call]
+        yield
 
 
 def sensitivity(findings: Findings, removal: Removal, removed: Mapping[str, Any]) -> float:
@@ -101,8 +110,8 @@ def sensitivity(findings: Findings, removal: Removal, removed: Mapping[str, Any]
     A deep network with random statistics can amplify a rounding by many orders of magnitude. No two ways of computing
     it agree better than that, however right they are.
     """
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), Sober():  # type: ignore[no-untyped-call]
-        values = for_placeholders(findings.graph_module.graph, findings.inputs)
+    with _deterministic():
+        values = findings.captured.values(findings.inputs)
         moved = pytree.tree_map_only(torch.Tensor, _move, _doubled(values))
         return relative_error(
             _reference(findings, removal, removed, moved), _reference(findings, removal, removed, values)
@@ -115,8 +124,9 @@ def _move(tensor: torch.Tensor) -> torch.Tensor:
 
 def _reference(findings: Findings, removal: Removal, removed: Mapping[str, Any], values: list[Any]) -> Any:
     changed = bool((findings.inexact & removal.removed).any())
+    captured = findings.captured
     statistics = KeptStatistics(findings, removal) if changed else None
-    return _Precise(findings.graph_module, removed, statistics).run(*_doubled(values))
+    return _Precise(captured.graph, captured.module, removed, statistics).run(*_doubled(values))
 
 
 def _double(tensor: torch.Tensor) -> torch.Tensor:
@@ -127,16 +137,19 @@ def _doubled(values: Any) -> Any:
     return pytree.tree_map_only(torch.Tensor, _double, values)
 
 
-class _Precise(fx.Interpreter):
+class _Precise(Run):
     """Runs a graph with each module's tensors in float64, removed slots zero, in evaluation mode."""
 
     def __init__(
-        self, module: fx.GraphModule, removed: Mapping[str, Mapping[int, Any]], statistics: KeptStatistics | None
+        self,
+        graph: fx.Graph,
+        module: nn.Module,
+        removed: Mapping[str, Mapping[int, Any]],
+        statistics: KeptStatistics | None,
     ) -> None:
-        super().__init__(module)
+        super().__init__(graph, module)
         self.removed = removed
-        self.statistics: Any = statistics or contextlib.nullcontext()
-        self.extra_traceback = False
+        self.statistics = statistics
 
     def _tensor(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         copied = _double(tensor)
@@ -144,39 +157,45 @@ class _Precise(fx.Interpreter):
         return copied
 
     def run_node(self, n: fx.Node) -> Any:
-        if isinstance(self.statistics, KeptStatistics):
-            self.statistics.enter(n.name)
-        return super().run_node(n)
-
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if self.statistics is None:
+            return super().run_node(n)
+        self.statistics.enter(n.name)
+        if n.op == "call_module":  # enters the mode around the twin that it makes
+            return super().run_node(n)
         with self.statistics:
-            return super().call_function(target, args, kwargs)
-
-    def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
-        with self.statistics:
-            return super().call_method(target, args, kwargs)
+            return super().run_node(n)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         value = super().get_attr(target, args, kwargs)
         return self._tensor(target, value) if isinstance(value, torch.Tensor) else value
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        module = self.fetch_attr(target)
+        module = self.module if target == WHOLE else self.fetch_attr(target)
         hooked = module._forward_hooks or module._forward_pre_hooks
-        if type(module) is nn.Linear and not hooked and module.weight.numel() > BLOCK:
-            with self.statistics:
-                return self._linear_in_blocks(str(target), module, *args, **kwargs)
-        named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-        tensors = {name: self._tensor(f"{target}.{name}", t) for name, t in named}
-        modes = [(m, m.training) for m in module.modules() if m.training]
-        try:
-            for m, _ in modes:
-                m.training = False
-            with self.statistics:
-                return torch.func.functional_call(module, tensors, args, kwargs)
-        finally:
-            for m, mode in modes:
-                m.training = mode
+        if type(module) is nn.Linear and not hooked and module.weight.numel() > BLOCK and self.statistics is None:
+            return self._linear_in_blocks(str(target), module, *args, **kwargs)
+        precise = self._doubled(str(target), module)
+        if target == WHOLE:
+            args, kwargs = args
+        if self.statistics is None:
+            return precise(*args, **kwargs)
+        with self.statistics.inside(precise, str(target)):
+            return precise(*args, **kwargs)
+
+    def _doubled(self, target: str, module: nn.Module) -> nn.Module:
+        """A twin of a module in float64 and evaluation mode, its removed slots zero."""
+        prefix = target and f"{target}."
+        made: dict[int, torch.Tensor] = {}
+        for name, tensor in [
+            *module.named_parameters(remove_duplicate=False),
+            *module.named_buffers(remove_duplicate=False),
+        ]:
+            if id(tensor) not in made:
+                made[id(tensor)] = self._tensor(prefix + name, tensor)
+        precise = twin(module, lambda tensor: made.get(id(tensor), tensor))
+        for part in precise.modules():
+            part.training = False
+        return precise
 
     def _linear_in_blocks(self, name: str, module: nn.Linear, input: torch.Tensor) -> torch.Tensor:
         """A large linear layer, some outputs at a time: the copy of its weight would be the largest tensor of all."""
@@ -220,6 +239,9 @@ class Sober(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return made
 
 
+_NOTHING = nn.Module()
+
+
 class KeptStatistics(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Operations that take a statistic over pruned slots see the kept ones only.
 
@@ -229,19 +251,27 @@ class KeptStatistics(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, findings: Findings, removal: Removal) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.findings, self.removal = findings, removal
-        self.marked: dict[int, Any] = {}
-        self.position = 0
+        self.marked: Mapping[Key, Any] = {}
+        self.scopes = Scopes(_NOTHING)
 
     def enter(self, node: str) -> None:
         """The next operations belong to this node."""
-        self.marked, self.position = self.findings.observations[node].marked, 0
+        self.marked = self.findings.observations[node].marked
+        self.scopes.node(node)
+
+    @contextlib.contextmanager
+    def inside(self, module: nn.Module, path: str) -> Iterator[None]:
+        """Follow a module, a twin of the one at `path`, and those in it."""
+        self.scopes.follow(module, path)
+        with self.scopes.watching(), self:
+            yield
+        self.scopes.follow(_NOTHING, "")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func.namespace == "prim":
             return func(*args, **kwargs)
-        entry = self.marked.get(self.position)
-        self.position += 1
+        entry = self.marked.get(self.scopes.now.key(func._schema.name))
         if entry is None or entry[0].op != func._schema.name:
             return func(*args, **kwargs)
         call, outputs = entry

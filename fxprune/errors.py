@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class FxpruneError(Exception):
@@ -25,7 +26,11 @@ class InputError(FxpruneError, ValueError):
 
 
 class CaptureError(FxpruneError, RuntimeError):
-    """The model could not be traced or run on fake tensors."""
+    """The model could not be traced or run on fake tensors; `raised` if its own forward raised."""
+
+    def __init__(self, what: str, *, raised: bool = False, at: str = "", why: str = "", do: str = "") -> None:
+        self.raised = raised
+        super().__init__(what, at=at, why=why, do=do)
 
 
 class PlanError(FxpruneError, ValueError):
@@ -37,10 +42,23 @@ class RuleError(FxpruneError, RuntimeError):
 
 
 class RewriteError(FxpruneError, RuntimeError):
-    """The smaller graph could not be proven to have the shapes that the analysis promises; `node` is where."""
+    """The smaller graph could not be proven to have the shapes that the analysis promises.
 
-    def __init__(self, what: str, *, node: str, at: str = "", why: str = "", do: str = "") -> None:
-        self.node = node
+    node, scope: where, in the graph and in which module inside that node. vectors: the dimensions that contradict.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        node: str,
+        scope: str = "",
+        vectors: tuple[Any, ...] = (),
+        at: str = "",
+        why: str = "",
+        do: str = "",
+    ) -> None:
+        self.node, self.scope, self.vectors = node, scope, vectors
         super().__init__(what, at=at, why=why, do=do)
 
 

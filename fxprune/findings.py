@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import nn
 
+from fxprune.capture.captured import Captured
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.observe import Observation, Observer
+from fxprune.capture.settings import Setting, Sizing
 from fxprune.channels.groups import Axis, Bools, Ints, Solution
 from fxprune.channels.vector import Vector
 from fxprune.rules import Event
@@ -134,7 +136,7 @@ class Findings:
     def __init__(
         self,
         model: nn.Module,
-        graph_module: fx.GraphModule,
+        captured: Captured,
         inputs: Inputs,
         solution: Solution,
         observer: Observer,
@@ -143,9 +145,11 @@ class Findings:
         tensors: dict[str, torch.Tensor],
         aliases: dict[str, list[str]],
         axes: list[Axis],
+        settings: Mapping[Setting, list[Sizing]],
+        notes: tuple[str, ...],
     ) -> None:
         self.model = model
-        self.graph_module = graph_module
+        self.captured = captured
         self.inputs = inputs
         self.solution = solution
         self.nodes = nodes
@@ -153,6 +157,9 @@ class Findings:
         self.tensors = tensors
         self.aliases = aliases
         self.axes = axes  # those of the solution, and those of constants that the graph made
+        self.settings = settings
+        self.notes = notes
+        self.visits = observer.visits
         self.events = observer.events
         self.vectors = list(dict.fromkeys(v.representative for v in observer.vectors.values()))
         self.renumbered = {id(t): v for t, v in observer.renumbered}
@@ -209,7 +216,7 @@ class Findings:
 
     def owner(self, parameter: str) -> nn.Module:
         """The module that a parameter or buffer is registered in."""
-        return self.graph_module.get_submodule(parameter.rpartition(".")[0])
+        return self.captured.module.get_submodule(parameter.rpartition(".")[0])
 
     def __repr__(self) -> str:
         s = self.solution

@@ -19,7 +19,8 @@ _KEY = "fxprune_record"
 class Record:
     """How a small model came about.
 
-    path: the rung of the ladder that made it ("fx").
+    path: the rung of the ladder that made it: "fx", "eager", "export" or "hooks".
+    why_not: rung -> why it was not taken, for those that were tried before.
     removed: original parameter or buffer -> {dimension: sorted indices, in the original's numbering}.
     exact: whether the small model equals the masked original; else some statistic is taken over fewer channels.
     before, after: tensor -> shape, of every parameter and buffer.
@@ -36,6 +37,7 @@ class Record:
     reasons: tuple[str, ...] = field(default=())
     training: tuple[str, ...] = field(default=())
     error: float | None = None
+    why_not: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def params(self) -> tuple[int, int]:
@@ -47,6 +49,7 @@ class Record:
         before, after = self.params
         lines = [shapes_report(self.before, self.after), ""]
         lines.append(f"path {self.path}, {before} -> {after} elements ({after / max(before, 1):.1%})")
+        lines += [f"not {rung}: {why}" for rung, why in self.why_not.items()]
         lines.append("exact" if self.exact else "not exact: some statistics are taken over fewer channels")
         if self.error is not None:
             lines.append(f"relative error against the reference: {self.error:.1e}")
@@ -68,6 +71,9 @@ def record(small: nn.Module) -> Record:
     return found
 
 
-def attach(small: fx.GraphModule, made: Record) -> None:
+def attach(small: nn.Module, made: Record) -> None:
     """Keep the record with the model; deep copies keep it too."""
-    small.meta[_KEY] = made
+    if isinstance(small, fx.GraphModule):
+        small.meta[_KEY] = made
+    else:
+        small.__dict__[_KEY] = made

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
 
-from fxprune.analysis import Analysis, analyze, hold
+from fxprune.analysis import Analysis, analyze, hold, telling
+from fxprune.capture.front import PATHS
 from fxprune.capture.pause import collector_paused
 from fxprune.capture.twin import twin
 from fxprune.channels.groups import Removal
 from fxprune.check import TOLERANCE, compare, first_wrong_group, sensitivity
 from fxprune.criteria import Importance
-from fxprune.errors import CaptureError, NothingRemovedWarning, PlanError, RewriteError, VerificationError
+from fxprune.errors import (
+    CaptureError,
+    FxpruneError,
+    NothingRemovedWarning,
+    PlanError,
+    RewriteError,
+    VerificationError,
+)
 from fxprune.planning.plan import Plan, choose, finish, removal_of
 from fxprune.record import Record, attach, record
 from fxprune.rewrite.graph import rewrite
 
 BLURRED = 1e-3
 """Below this an error may be a rounding that the model amplifies; above it, it is an error."""
+
+LADDERS = {
+    None: ("fx", "eager", "export"),
+    "graph": ("fx", "export", "eager"),
+    "class": ("eager", "fx", "export"),
+}
+"""By `prefer`, the rungs in the order in which they are tried."""
 
 
 @collector_paused()
@@ -38,20 +55,31 @@ def transform(
     seed: int | None = None,
     strict: bool = False,
     verify: bool = True,
-) -> fx.GraphModule:
+    path: str | None = None,
+    prefer: str | None = None,
+) -> nn.Module:
     """A physically smaller model, in which the removed channels never existed.
 
-    The original is only read. The result is a `torch.fx.GraphModule` with the original's parameter names, dtypes,
-    devices, `requires_grad` flags and train/eval modes; shared parameters stay shared.
+    The original is only read. The result has the original's parameter names, dtypes, devices, `requires_grad` flags
+    and train/eval modes; shared parameters stay shared. What it is depends on the way that was taken, the first of
+    these that removes everything that was asked for and is proven right (`record(small).path` names it,
+    `record(small).why_not` says what was wrong with those before it):
+
+    - "fx": symbolic tracing; a `torch.fx.GraphModule`;
+    - "eager": the model's own class, with smaller parameters and attributes that count anew;
+    - "export": `torch.export`; a `GraphModule` of ATen operations.
 
     Args:
-        model: a traced `torch.fx.GraphModule`, or any module that symbolic tracing takes.
+        model: any module, or a traced `torch.fx.GraphModule`.
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
         plan: what goes, made by `analysis.plan(...)`; or say here what a plan is made from:
         ratio, masks, importance, ignore, round_to, exact, seed: see `fxprune.planning.plan.make_plan`.
         strict: raise at an operation without a rule instead of keeping its channels.
         verify: compare the result with its reference in float64 where the weights are real (see
             `fxprune.check`); shapes are always proven.
+        path: take this way or raise.
+        prefer: "class" keeps the class where that is possible, "graph" makes a graph where that is possible; without
+            it a graph by tracing, else the class, else a graph by export.
 
     Raises `FxpruneError` of some kind, before anything is changed. Warns with `NothingRemovedWarning`, and says
     why, when nothing could be removed.
@@ -64,7 +92,7 @@ def transform(
     """
     if plan is not None and (ratio is not None or masks is not None):
         raise PlanError("a plan says already what goes", why="ratio or masks were given too", do="pass one of them")
-    request = {
+    choices: dict[str, Any] = {
         "ratio": ratio,
         "masks": masks,
         "importance": importance,
@@ -73,36 +101,107 @@ def transform(
         "exact": exact,
         "seed": seed,
     }
-    analysis = analyze(model, example_inputs, strict=strict)
-    analysis, plan, removal, small = _shrink(analysis, plan, request, strict)
-    if not plan:
-        why = "; ".join(plan.reasons) or "the plan is empty"
-        warnings.warn(f"nothing was removed: {why}", NothingRemovedWarning, stacklevel=2)
-    error = _prove(analysis, small, removal, plan) if verify and not _weightless(analysis) else None
-    attach(small, _recorded(analysis, small, removal, plan, error))
-    return small
+    request = Request(plan, choices, strict, verify)
+    result = _climb(model, example_inputs, request, _rungs(model, path, prefer))
+    if not result.plan:
+        why = "; ".join(result.plan.reasons) or "the plan is empty"
+        warnings.warn(f"nothing was removed: {why}", NothingRemovedWarning, stacklevel=3)
+    attach(result.small, _recorded(result))
+    return result.small
 
 
-def _shrink(
-    analysis: Analysis, plan: Plan | None, request: dict[str, Any], strict: bool
-) -> tuple[Analysis, Plan, Removal, fx.GraphModule]:
-    """Plan and rewrite. Where a node's sizes cannot be counted anew, its channels are locked and it starts over."""
+@dataclass(frozen=True)
+class Request:
+    """What the caller of `transform` asks for."""
+
+    plan: Plan | None
+    choices: dict[str, Any]
+    strict: bool
+    verify: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """A small model and how it came about."""
+
+    analysis: Analysis
+    plan: Plan
+    removal: Removal
+    small: nn.Module
+    error: float | None
+    why_not: dict[str, str]
+
+
+def _rungs(model: nn.Module, path: str | None, prefer: str | None) -> tuple[str, ...]:
+    if path is not None and prefer is not None:
+        raise PlanError("path says already which way to take", why="prefer was given too", do="pass one of them")
+    if path is not None and path not in PATHS:
+        raise PlanError(f"there is no path {path!r}", why=f"the paths are {', '.join(PATHS)}")
+    if prefer not in LADDERS:
+        raise PlanError(f"there is no preference {prefer!r}", why='prefer is "class" or "graph"')
+    if path is not None:
+        return (path,)
+    return ("fx",) if isinstance(model, fx.GraphModule) else LADDERS[prefer]
+
+
+def _climb(model: nn.Module, example_inputs: Any, request: Request, rungs: tuple[str, ...]) -> Result:
+    """The first rung that does all that is asked for; failing that, the first that does it but for some channels."""
+    why_not: dict[str, str] = {}
+    errors: list[FxpruneError] = []
+    partly: list[Analysis] = []
+    for rung in rungs:
+        try:
+            analysis = analyze(model, example_inputs, strict=request.strict, path=rung)
+        except CaptureError as error:
+            errors.append(error)
+            why_not[rung] = _line(error)
+            continue
+        try:
+            return _attempt(analysis, request, why_not)
+        except RewriteError as error:
+            partly.append(analysis)
+            errors.append(error)
+            why_not[rung] = _line(error)
+        except _Unproven as error:
+            errors.append(error)
+            why_not[rung] = _line(error)
+    for analysis in partly if request.plan is None and not request.strict else ():
+        with contextlib.suppress(RewriteError, VerificationError):
+            before = {rung: why for rung, why in why_not.items() if rung != analysis.captured.path}
+            return _attempt(analysis, request, before, holding=True)
+    for error in errors:
+        if isinstance(error, _Unproven):
+            raise error.diagnosed()
+    captures = [error for error in errors if isinstance(error, CaptureError)]
+    raise telling(captures) if len(captures) == len(errors) else next(e for e in errors if e not in captures)
+
+
+def _line(error: FxpruneError) -> str:
+    return "; ".join(part for part in (error.what, error.at, error.why) if part)
+
+
+def _attempt(analysis: Analysis, request: Request, why_not: dict[str, str], *, holding: bool = False) -> Result:
+    """Plan, rewrite, prove. With `holding`, channels that cannot be rewritten are locked, and it starts over."""
     held: list[str] = []
     while True:
-        if plan is None:
-            removed, reasons = choose(analysis, **request)
-            made, removal = finish(analysis, removed, (*reasons, *held)), Removal(analysis.solution, removed)
+        if request.plan is None:
+            removed, reasons = choose(analysis, **request.choices)
+            plan, removal = finish(analysis, removed, (*reasons, *held)), Removal(analysis.solution, removed)
         else:
-            made, removal = plan, removal_of(analysis, plan)
+            plan, removal = request.plan, removal_of(analysis, request.plan)
         _refuse_empty(analysis, removal)
         try:
-            return analysis, made, removal, rewrite(analysis, removal)
+            small = rewrite(analysis, removal)
         except RewriteError as error:
-            narrower = hold(analysis, error.node, f"its sizes cannot be counted anew: {error.why}")
-            if plan is not None or strict or narrower is None:
+            narrower = hold(analysis, error) if holding else None
+            if narrower is None:
                 raise
             held.append(f"channels stay at {error.at}: {error.why}")
             analysis = narrower
+            continue
+        proven = request.verify and not _weightless(analysis)
+        error_found = _prove(analysis, small, removal, plan) if proven else None
+        return Result(analysis, plan, removal, small, error_found, why_not)
 
 
 def verify(model: nn.Module, small: nn.Module, example_inputs: Any) -> float:
@@ -114,35 +213,46 @@ def verify(model: nn.Module, small: nn.Module, example_inputs: Any) -> float:
 
     Returns max |small - reference| / max |reference| over all outputs; inf where shapes differ or NaN appears.
     """
-    if not isinstance(small, fx.GraphModule):
-        raise CaptureError(f"{type(small).__name__} was not made by transform", do="pass what transform returned")
-    removed, training = record(small).removed, record(small).training
+    made = record(small)
     recorded = twin(model, lambda tensor: tensor)
     for name, module in recorded.named_modules():
-        module.training = name in training
-    analysis = analyze(recorded, example_inputs)
-    removal = removal_of(analysis, Plan({k: dict(v) for k, v in removed.items()}))
-    return compare(analysis, small, removal, removed)
+        module.training = name in made.training
+    analysis = analyze(recorded, example_inputs, path=made.path)
+    removal = removal_of(analysis, Plan({k: dict(v) for k, v in made.removed.items()}))
+    return compare(analysis, small, removal, made.removed)
 
 
-def _prove(analysis: Analysis, small: fx.GraphModule, removal: Removal, plan: Plan) -> float:
+def _prove(analysis: Analysis, small: nn.Module, removal: Removal, plan: Plan) -> float:
     error = compare(analysis, small, removal, plan.removed)
     if error <= max(TOLERANCE, 100 * sensitivity(analysis, removal, plan.removed) if error < BLURRED else 0):
         return error
+    raise _Unproven(analysis, removal, error)
 
-    def error_of(channels: Any) -> float:
-        part = finish(analysis, channels, ())
-        alone = Removal(analysis.solution, channels)
-        return compare(analysis, rewrite(analysis, alone), alone, part.removed)
 
-    wrong = first_wrong_group(error_of, removal)
-    name = f'group "{analysis.groups[wrong].name}"' if wrong >= 0 else "no group alone, only several together"
-    raise VerificationError(
-        "the small model differs from its reference",
-        at=name,
-        why=f"the relative error is {error:.2e}, at most {TOLERANCE:.0e} is rounding",
-        do="report this; until then `ignore` that group, its channels stay",
-    )
+class _Unproven(VerificationError):
+    """A small model that is wrong, before anybody asked which group is to blame."""
+
+    def __init__(self, analysis: Analysis, removal: Removal, error: float, at: str = "") -> None:
+        self.analysis, self.removal, self.error = analysis, removal, error
+        super().__init__(
+            "the small model differs from its reference",
+            at=at,
+            why=f"the relative error is {error:.2e}, at most {TOLERANCE:.0e} is rounding",
+            do="report this; until then `ignore` that group, its channels stay",
+        )
+
+    def diagnosed(self) -> VerificationError:
+        """The same, naming the first group whose removal alone goes wrong."""
+        analysis = self.analysis
+
+        def error_of(channels: Any) -> float:
+            part = finish(analysis, channels, ())
+            alone = Removal(analysis.solution, channels)
+            return compare(analysis, rewrite(analysis, alone), alone, part.removed)
+
+        wrong = first_wrong_group(error_of, self.removal)
+        name = f'group "{analysis.groups[wrong].name}"' if wrong >= 0 else "no group alone, only several together"
+        return _Unproven(analysis, self.removal, self.error, name)
 
 
 def _refuse_empty(analysis: Analysis, removal: Removal) -> None:
@@ -161,9 +271,10 @@ def _weightless(analysis: Analysis) -> bool:
     return any(t.device.type == "meta" for t in analysis.tensors.values())
 
 
-def _recorded(analysis: Analysis, small: fx.GraphModule, removal: Removal, plan: Plan, error: float | None) -> Record:
-    reasons = list(plan.reasons)
-    inexact = analysis.inexact & removal.removed
+def _recorded(result: Result) -> Record:
+    analysis, small, plan = result.analysis, result.small, result.plan
+    reasons = [*plan.reasons, *analysis.notes]
+    inexact = analysis.inexact & result.removal.removed
     if inexact.any():
         changed = dict.fromkeys(
             f"{event.op} in {event.module or 'the model'}: {event.why}"
@@ -186,4 +297,14 @@ def _recorded(analysis: Analysis, small: fx.GraphModule, removal: Removal, plan:
         reasons.append(f"left out, because the forward does not use them in {mode} mode: {listed}")
     after = {name: tuple(t.shape) for name, t in state.items()}
     training = tuple(name for name, module in analysis.model.named_modules() if module.training)
-    return Record("fx", plan.removed, not inexact.any(), before, after, tuple(reasons), training, error)
+    return Record(
+        analysis.captured.path,
+        plan.removed,
+        not inexact.any(),
+        before,
+        after,
+        tuple(reasons),
+        training,
+        result.error,
+        result.why_not,
+    )

@@ -12,6 +12,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.capture.fake import run
+from fxprune.capture.scopes import Key, Scope, Scopes
+from fxprune.capture.trace import users_line
+from fxprune.capture.values import outline
 from fxprune.channels.terms import Terms
 from fxprune.channels.vector import Vector
 from fxprune.errors import RuleError
@@ -34,27 +37,40 @@ class Observation:
     """What a node's operations were seen to do.
 
     counts: integer arguments by name and the vectors they count.
-    outputs: the name of each operation, in order, and what came out of it.
-    marked: the position of an operation in that order -> the call, for those that change a statistic.
+    outputs: what came out of each operation.
+    marked: the calls that change a statistic, and what came out of them.
     """
 
     counts: dict[str, tuple[Vector, ...]] = field(default_factory=dict)
-    marked: dict[int, tuple[Call, list[Operand]]] = field(default_factory=dict)
-    outputs: list[tuple[str, list[Operand]]] = field(default_factory=list)
+    marked: dict[Key, tuple[Call, list[Operand]]] = field(default_factory=dict)
+    outputs: dict[Key, list[Operand]] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Visit:
+    """The first call of a module: what went in and came out (tensors as operands), what its operations counted."""
+
+    inputs: Any
+    output: Any
+    observation: Observation
 
 
 class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps an `Operand` for every tensor, and asks the rule of every operation for those of its outputs."""
 
-    def __init__(self, terms: Terms, *, strict: bool = False) -> None:
+    def __init__(self, terms: Terms, scopes: Scopes, *, strict: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.terms = terms
+        self.scopes = scopes
+        scopes.enter, scopes.leave = self._enter, self._leave
+        self.visits: dict[str, Visit] = {}
         self.strict = strict
         self.events: list[Event] = [Event("", "", "", "", "")] * 2  # 0 none, 1 structure
         self.marks: list[tuple[int, Vector]] = []
         self.renumbered: list[tuple[torch.Tensor, Vector]] = []
         self.place = Place()
         self.observation = Observation()
+        self._inner = [self.observation]
         self.vectors: dict[int, Vector] = {}
         self._operands: dict[int, tuple[torch.Tensor, Operand]] = {}
         self.used: set[int] = set()  # ids of the tensors that some operation or the output read
@@ -87,13 +103,36 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def event(self, op: str, why: str) -> int:
         """A new event at the place where the walk is."""
-        self.events.append(Event(op, self.place.node, self.place.module, self.place.source, why))
+        place = self.where()
+        self.events.append(Event(op, place.node, place.module, place.source, why))
         return len(self.events) - 1
 
     def at(self, place: Place) -> Observation:
         """The walk moves on to a new node."""
         self.place, self.observation = place, Observation()
+        self._inner = [self.observation]
+        self.scopes.node(place.node)
         return self.observation
+
+    def _enter(self, scope: Scope) -> None:
+        self._inner.append(Observation())
+
+    def _leave(self, scope: Scope, args: Any, kwargs: Any, made: Any) -> None:
+        inner = self._inner.pop()
+        if scope.name not in self.visits:
+            inputs = outline((*args, *kwargs.values()), self.operand)
+            self.visits[scope.name] = Visit(inputs, outline(made, self.operand), inner)
+
+    def counted(self, argument: str) -> tuple[Vector, ...]:
+        """What the innermost scope's operations counted under this name; nothing if they did not."""
+        return self._inner[-1].counts.get(argument, ())
+
+    def where(self) -> Place:
+        """The node's place; inside a module that the graph does not show, that module and its line."""
+        scope = self.scopes.now
+        if scope.module is None or scope.name == self.place.module:
+            return self.place
+        return Place(self.place.node, scope.name, users_line() or self.place.source)
 
     # -- operations ---------------------------------------------------------------------------------------
 
@@ -168,15 +207,17 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.bind(tensor, operand)
 
     def _note(self, call: Call, results: list[Operand]) -> None:
-        for key, vectors in call.counts.items():
-            self.observation.counts.setdefault(key, vectors)
+        counts = self._inner[-1].counts
+        for name, vectors in call.counts.items():
+            counts.setdefault(name, vectors)
+        key = self.scopes.now.key(call.op)
         if call.marks:
             self.marks += call.marks
-            self.observation.marked[len(self.observation.outputs)] = (call, results)
+            self.observation.marked[key] = (call, results)
         for index, vector in call.renumbered:
             if index.value is not None:
                 self.renumbered.append((index.value, vector))
-        self.observation.outputs.append((call.op, results))
+        self.observation.outputs[key] = results
 
     def _convert(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):

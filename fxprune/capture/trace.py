@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
+import types
 from typing import Any
 
 import torch
@@ -15,6 +15,21 @@ from fxprune.errors import CaptureError
 
 SOURCE = "fxprune_source"
 _TORCH = os.path.dirname(torch.__file__) + os.sep
+_OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep
+_WALK = os.path.join(os.path.dirname(__file__), "walk.py")
+
+
+def users_line() -> str:
+    """Where in the user's code the operation that is running was called, as file:line; "" where only torch did."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name == _WALK:
+            return ""
+        if not name.startswith((_OWN, _TORCH)):
+            return f"{name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
 
 
 class _Tracer(fx.Tracer):
@@ -44,11 +59,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
             do="pass `model.module`, prune, and wrap the result again",
         )
     try:
-        try:
-            traced = _traced(twin(model, lambda tensor: tensor))
-        except NameError:  # an attribute holds a bound method: its modules are the original's, not the twin's
-            tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
-            traced = _traced(copy.deepcopy(model, dict(tensors)))
+        traced = _traced(twin(model, lambda tensor: tensor))
     except Exception as error:
         raise CaptureError(
             f"{type(model).__name__} cannot be traced symbolically",

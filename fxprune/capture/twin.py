@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
+import types
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
 
 def twin(module: nn.Module, tensor: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
-    """The same modules around other tensors: `tensor` maps every parameter and buffer.
+    """The same modules around other tensors: `tensor` maps every parameter, buffer and plain tensor attribute.
 
     Settings are shared, dicts, lists and sets of them copied, so that a forward that caches something in an
-    attribute leaves the original alone. Submodules that are shared stay shared.
+    attribute leaves the original alone. Submodules that are shared stay shared; modules, bound methods and tensors
+    that stand in attributes, or in containers there, become those of the twin.
     """
     made: dict[int, nn.Module] = {}
+    members = {id(m) for m in module.modules()}
 
     def clone(original: nn.Module) -> nn.Module:
         if id(original) in made:
             return made[id(original)]
         new: nn.Module = object.__new__(type(original))  # a GraphModule's own class holds its compiled forward
         made[id(original)] = new
-        new.__dict__.update({k: v.copy() if type(v) in (dict, list, set) else v for k, v in original.__dict__.items()})
+        own = {k: v for k, v in original.__dict__.items() if k not in ("_parameters", "_buffers", "_modules")}
         for kind in ("_parameters", "_buffers"):
             tensors = original.__dict__[kind].items()
             new.__dict__[kind] = {k: None if t is None else tensor(t) for k, t in tensors}
         new.__dict__["_modules"] = {k: None if m is None else clone(m) for k, m in original._modules.items()}
+        new.__dict__.update({k: attribute(v) for k, v in own.items()})
         return new
+
+    def attribute(value: Any) -> Any:
+        if isinstance(value, nn.Module):
+            return clone(value) if id(value) in members else value
+        if isinstance(value, torch.Tensor):
+            return tensor(value)
+        if isinstance(value, types.MethodType) and id(value.__self__) in members:
+            return types.MethodType(value.__func__, clone(value.__self__))
+        if type(value) is weakref.ref:  # recurrent layers compare these with their parameters
+            target: Any = value()
+            return weakref.ref(tensor(target)) if isinstance(target, torch.Tensor) else value
+        if type(value) in (list, tuple):
+            return type(value)(map(attribute, value))
+        if type(value) is dict:
+            return {k: attribute(v) for k, v in value.items()}
+        return value.copy() if type(value) is set else value
 
     return clone(module)

@@ -1,49 +1,70 @@
-"""Running a graph node by node on fake tensors."""
+"""Running the graph of a capture, node by node, on fake tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from fxprune.capture.captured import WHOLE
 from fxprune.capture.fake import Faker
 from fxprune.capture.trace import module_of, source_of
 from fxprune.errors import CaptureError, FxpruneError
 
 
-def named_tensors(graph_module: fx.GraphModule) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters, buffers, and the plain tensor attributes that the graph reads, by dotted name, twins included."""
-    seen = set()
-    for name, tensor in [
-        *graph_module.named_parameters(remove_duplicate=False),
-        *graph_module.named_buffers(remove_duplicate=False),
-    ]:
-        seen.add(name)
-        yield name, tensor
-    for node in graph_module.graph.find_nodes(op="get_attr"):
-        name = str(node.target)
-        value = fetch(graph_module, name)
-        if name not in seen and isinstance(value, torch.Tensor):
-            seen.add(name)
-            yield name, value
+Visit = Callable[[fx.Node, Callable[[], Any]], Any]
 
 
-def fetch(module: nn.Module, name: str) -> Any:
-    """The attribute at a dotted path."""
-    value: Any = module
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """What raises on fake tensors is reported by us, in a few lines, and not by torch's log in a hundred."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
-class _Walk(fx.Interpreter):
-    def __init__(self, graph: fx.Graph, module: nn.Module, visit: Callable[[fx.Node, Callable[[], Any]], Any]) -> None:
+@contextlib.contextmanager
+def no_fused_attention() -> Iterator[None]:
+    """`nn.MultiheadAttention` and `nn.TransformerEncoderLayer` do without their fast path inside."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+class Run(fx.Interpreter):
+    """Runs the graph of a capture with one value per placeholder; `module` is the captured one or a twin of it."""
+
+    def __init__(self, graph: fx.Graph, module: nn.Module) -> None:
         super().__init__(module, graph=graph)
+        self.extra_traceback = False
+
+    def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """The next value, whatever the placeholder is called."""
+        return next(self.args_iter)
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """A submodule, or the whole model with a tuple of arguments and a dict of keywords."""
+        if target == WHOLE:
+            return self.module(*args[0], **args[1])
+        return super().call_module(target, args, kwargs)
+
+
+class _Walk(Run):
+    def __init__(self, graph: fx.Graph, module: nn.Module, visit: Visit) -> None:
+        super().__init__(graph, module)
         self.visit = visit
         self.node: fx.Node | None = None
-        self.extra_traceback = False
 
     def run_node(self, n: fx.Node) -> Any:
         self.node = n
@@ -55,21 +76,22 @@ def walk_on_fakes(
     module: nn.Module,
     faker: Faker,
     values: list[Any],
-    visit: Callable[[fx.Node, Callable[[], Any]], Any],
-    mode: Any = None,
+    visit: Visit,
+    modes: Sequence[contextlib.AbstractContextManager[Any]] = (),
 ) -> Any:
-    """Run a graph node by node on fake tensors: `visit(node, execute)` for each, in order.
+    """Run a graph node by node on fake tensors under `modes`: `visit(node, execute)` for each node, in order.
+
+    Attention modules take the same path as in training: what their fused kernels do inside could not be seen.
 
     Raises `CaptureError` with node, module and source line where the forward raises.
     """
     walk = _Walk(graph, module, visit)
     fakes = faker.tree(values)
     try:
-        with torch.no_grad(), faker.mode:
-            if mode is None:
-                return walk.run(*fakes)
-            with mode:
-                return walk.run(*fakes)
+        with torch.no_grad(), faker.mode, no_fused_attention(), quiet(), contextlib.ExitStack() as stack:
+            for mode in modes:
+                stack.enter_context(mode)
+            return walk.run(*fakes)
     except FxpruneError:
         raise
     except Exception as error:
@@ -77,6 +99,7 @@ def walk_on_fakes(
         where = f"{module_of(node) or 'the model'} ({source_of(node)}), node %{node.name}" if node else "the model"
         raise CaptureError(
             "the model's forward raises on fake tensors",
+            raised=True,
             at=where,
             why=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
             do="check that the model runs on these example inputs",

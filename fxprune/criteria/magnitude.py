@@ -22,7 +22,7 @@ def norm_scores(findings: Findings, p: int) -> npt.NDArray[np.float64]:
     """
     s = findings.solution
     place_of = {number: place for place, axes in enumerate(s.places) for number in axes}
-    trained = {name for name, _ in findings.graph_module.named_parameters()}
+    trained = {name for name, _ in findings.captured.module.named_parameters()}
     by_slot = [np.zeros(s.axes[axes[0]].vector.size) for axes in s.places]
     largest = max((t.numel() for n, t in findings.tensors.items() if n in trained), default=0)
     buffer = np.empty(largest, np.float32)  # one for all: fresh memory costs more than the arithmetic

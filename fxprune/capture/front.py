@@ -1,0 +1,38 @@
+"""The front ends in one place: a model becomes a `Captured` by the rung of the ladder that is asked for."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from fxprune.capture.captured import Captured, whole
+from fxprune.capture.inputs import Inputs
+from fxprune.capture.trace import trace
+from fxprune.errors import CaptureError, InputError
+
+PATHS = ("fx", "eager", "export")
+"""The rungs that begin with an analysis, in the order in which they are tried."""
+
+
+def capture(model: nn.Module, inputs: Inputs, path: str) -> Captured:
+    """The model by one front end.
+
+    Raises `CaptureError` where that one cannot take it, `InputError` where the inputs do not fit.
+    """
+    if path == "fx":
+        traced = trace(model)
+        return Captured("fx", traced, traced.graph)
+    if isinstance(model, fx.GraphModule):
+        raise CaptureError(
+            "the model is a graph already", why=f'path="{path}" begins with a module', do='use path="fx"'
+        )
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise CaptureError(
+            f"{type(model).__name__} wraps the model",
+            why="its forward scatters the inputs, and pruned layers would not match on its replicas",
+            do="pass `model.module`, prune, and wrap the result again",
+        )
+    if path == "eager":
+        return whole(model, inputs)
+    if path == "export":
+        raise CaptureError("not yet")
+    raise InputError(f'there is no path "{path}"', why=f"the paths are {', '.join(PATHS)} and hooks")

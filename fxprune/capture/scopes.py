@@ -1,0 +1,90 @@
+"""Which module is running: the names by which an operation is found again in another run of the same model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.nn.modules import module as hooks
+
+Key = tuple[str, int, str, int]
+"""Scope, how many times it had been entered, operation, how often that operation had run in this scope."""
+
+_SAME = {"aten::_unsafe_view": "aten::view", "aten::_reshape_alias": "aten::view"}
+
+
+@dataclass(eq=False)
+class Scope:
+    """One run of a node or of a module: `name` is "%node" or the module's path."""
+
+    name: str
+    number: int
+    module: nn.Module | None = None
+    operations: Counter[str] = field(default_factory=Counter)
+
+    def key(self, operation: str) -> Key:
+        """The key of the next operation of this name."""
+        operation = _SAME.get(operation, operation)
+        self.operations[operation] += 1
+        return self.name, self.number, operation, self.operations[operation]
+
+
+class Scopes:
+    """The stack of what is running. An operation that is repeated or left out elsewhere does not move its key.
+
+    enter, leave: called with the scope of each module as its forward begins and as it returns.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._names: dict[int, tuple[str, nn.Module]] = {}
+        self.follow(module, "")
+        self._entered: Counter[str] = Counter()
+        self.stack: list[Scope] = [Scope("", 0)]
+        self.enter: Callable[[Scope], None] = lambda scope: None
+        self.leave: Callable[[Scope, Any, Any, Any], None] = lambda scope, args, kwargs, made: None
+
+    def follow(self, module: nn.Module, path: str) -> None:
+        """From now on know this module and those in it, by the names that they have in the model; no others."""
+        self._names = {id(m): (f"{path}.{n}".strip("."), m) for n, m in module.named_modules()}
+
+    @property
+    def now(self) -> Scope:
+        """The innermost scope."""
+        return self.stack[-1]
+
+    def node(self, name: str) -> Scope:
+        """A node of the graph begins to run."""
+        self.stack = [self._scope(f"%{name}", None)]
+        return self.now
+
+    def _scope(self, name: str, module: nn.Module | None) -> Scope:
+        self._entered[name] += 1
+        return Scope(name, self._entered[name], module)
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Follow the forwards of all submodules inside."""
+        handles = [
+            hooks.register_module_forward_pre_hook(self._before),
+            hooks.register_module_forward_hook(self._after, with_kwargs=True),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _before(self, module: nn.Module, args: Any) -> None:
+        known = self._names.get(id(module))
+        if known is not None:
+            self.stack.append(self._scope(*known))
+            self.enter(self.now)
+
+    def _after(self, module: nn.Module, args: Any, kwargs: Any, made: Any) -> None:
+        if id(module) in self._names and self.now.module is module:
+            scope = self.stack.pop()
+            self.leave(scope, args, kwargs, made)

@@ -1,0 +1,57 @@
+"""Nested values of a forward: containers that are looked into, and objects that are not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+
+def outline(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
+    """The same nesting with `function` of every tensor; data classes and mappings become dicts, objects stay.
+
+    >>> outline({"a": (torch.zeros(2), None)}, lambda tensor: tuple(tensor.shape))
+    {'a': ((2,), None)}
+    """
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, torch.Size):
+        return value
+    if isinstance(value, (tuple, list)):
+        made = [outline(part, function) for part in value]
+        return made if isinstance(value, list) else tuple(made)
+    if isinstance(value, Mapping):
+        return {key: outline(part, function) for key, part in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: outline(getattr(value, f.name), function) for f in dataclasses.fields(value)}
+    return value
+
+
+def leaves(value: Any, kind: type = torch.Tensor) -> Iterator[Any]:
+    """Everything in a nested value that is of this `kind` or no container, in order."""
+    if isinstance(value, kind):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from leaves(part, kind)
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from leaves(part, kind)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from leaves(getattr(value, field.name), kind)
+    else:
+        yield value
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Every tensor of a nested value, in order."""
+    return [leaf for leaf in leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def objects_in(value: Any) -> list[str]:
+    """The type names of the objects that are not looked into: a cache of keys and values, a custom result."""
+    plain = (torch.Tensor, str, bytes, bool, int, float, complex, type(None), torch.dtype, torch.device)
+    return list(dict.fromkeys(type(leaf).__name__ for leaf in leaves(value) if not isinstance(leaf, plain)))
