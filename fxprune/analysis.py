@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from fxprune.capture.captured import Captured
-from fxprune.capture.fake import Faker
+from fxprune.capture.fake import Faker, Real
 from fxprune.capture.front import PATHS, capture
 from fxprune.capture.inputs import Inputs, devices, normalize
 from fxprune.capture.observe import Observation, Observer, Place
@@ -19,7 +20,7 @@ from fxprune.capture.scopes import Scopes
 from fxprune.capture.settings import Settings
 from fxprune.capture.trace import module_of, source_of
 from fxprune.capture.values import leaves, objects_in, outline, tensors_in
-from fxprune.capture.walk import walk_on_fakes
+from fxprune.capture.walk import walk
 from fxprune.channels.groups import Axis, solve
 from fxprune.channels.terms import Terms
 from fxprune.channels.vector import Vector
@@ -50,7 +51,9 @@ class Analysis(Findings):
 
 
 @collector_paused()
-def analyze(model: nn.Module, example_inputs: Any, *, strict: bool = False, path: str | None = None) -> Analysis:
+def analyze(
+    model: nn.Module, example_inputs: Any, *, also: Sequence[Any] = (), strict: bool = False, path: str | None = None
+) -> Analysis:
     """Find out which channels of `model` belong together.
 
     Reads the model, changes nothing. Runs it once on fake tensors, so that the cost does not depend on the size of
@@ -59,6 +62,7 @@ def analyze(model: nn.Module, example_inputs: Any, *, strict: bool = False, path
     Args:
         model: any module, or a `torch.fx.GraphModule`.
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+        also: more example inputs, for a forward that does other things on them; what holds for one holds for all.
         strict: raise `RuleError` at an operation without a rule instead of keeping its channels.
         path: look at the model in this way only: "fx", "eager" or "export".
 
@@ -72,17 +76,31 @@ def analyze(model: nn.Module, example_inputs: Any, *, strict: bool = False, path
     """
     if not isinstance(model, nn.Module):
         raise CaptureError("not a model", why=f"{type(model).__name__} is no torch.nn.Module", do="pass a module")
-    inputs = normalize(example_inputs)
-    devices(model, inputs)
+    inputs, more = normalize(example_inputs), [normalize(other) for other in also]
+    for given in (inputs, *more):
+        devices(model, given)
     if path is not None or isinstance(model, fx.GraphModule):
-        return Analyzer(model, capture(model, inputs, path or "fx"), inputs, strict=strict).run()
+        return _analysis(model, inputs, path or "fx", more, strict)
     errors: list[CaptureError] = []
     for rung in PATHS:
         try:
-            return Analyzer(model, capture(model, inputs, rung), inputs, strict=strict).run()
+            return _analysis(model, inputs, rung, more, strict)
         except CaptureError as error:
             errors.append(error)
     raise telling(errors)
+
+
+def _analysis(model: nn.Module, inputs: Inputs, path: str, more: Sequence[Inputs], strict: bool) -> Analysis:
+    captured = capture(model, inputs, path)
+    try:
+        return Analyzer(model, captured, inputs, more, strict=strict).run()
+    except CaptureError as error:
+        weightless = any(t.device.type == "meta" for _, t in captured.tensors())
+        if path != "eager" or not error.raised or weightless:
+            raise
+        note = f"the forward decides by numbers, it was observed on real tensors: {error.why}"
+        captured = replace(captured, real=True, notes=(*captured.notes, note))
+        return Analyzer(model, captured, inputs, more, strict=strict).run()
 
 
 def telling(errors: Sequence[CaptureError]) -> CaptureError:
@@ -137,10 +155,12 @@ def _inside(analysis: Analysis, error: RewriteError) -> list[Vector]:
 class Analyzer:
     """The walk: the graph is run under the observing dispatch mode, parameters opened beforehand."""
 
-    def __init__(self, model: nn.Module, captured: Captured, inputs: Inputs, *, strict: bool) -> None:
-        self.model, self.captured, self.inputs = model, captured, inputs
+    def __init__(
+        self, model: nn.Module, captured: Captured, inputs: Inputs, more: Sequence[Inputs], *, strict: bool
+    ) -> None:
+        self.model, self.captured, self.inputs, self.more = model, captured, inputs, more
         self.terms = Terms()
-        self.faker = Faker()
+        self.faker = Real() if captured.real else Faker()
         self.module = self.faker.module(captured.module)
         self.scopes = Scopes(self.module)
         self.observer = Observer(self.terms, self.scopes, strict=strict)
@@ -156,11 +176,14 @@ class Analyzer:
     def run(self) -> Analysis:
         """Walk once and read the result off."""
         self._open_parameters()
-        values = self.captured.values(self.inputs)
         self.settings.mark(self.module)
-        modes = (self.scopes.watching(), self.settings, self.observer)
-        walk_on_fakes(self.captured.graph, self.module, self.faker, values, self._visit, modes)
+        for inputs in reversed((self.inputs, *self.more)):  # the first is walked last, and what it shows is kept
+            values = self.captured.values(inputs)
+            modes = (self.scopes.watching(), self.settings, self.observer)
+            self.scopes.restart()
+            walk(self.captured.graph, self.module, self.faker, values, self._visit, modes)
         self._follow_index_lists()
+        self._note_unreached()
         every = [a for fake, opened in self.axes if id(fake) in self.observer.used for a in opened]
         axes = [a for a in every if a.parameter not in self.constants]
         return Analysis(
@@ -175,7 +198,8 @@ class Analyzer:
             self.aliases,
             every,
             self.settings.found,
-            tuple(self.notes),
+            tuple(dict.fromkeys(self.notes)),
+            tuple(self.more),
         )
 
     def _open_parameters(self) -> None:
@@ -199,10 +223,18 @@ class Analyzer:
         place = Place(node.name, module_of(node), source_of(node))
         self.observations[node.name] = self.observer.at(place)
         result = execute()
+        if node.op == "placeholder":
+            self._open_inputs(result)
         self.nodes[node.name] = outline(result, self.observer.operand)
         if node.op == "output":
             self._lock_results(result)
         return result
+
+    def _open_inputs(self, result: Any) -> None:
+        """Inputs are fixed, and their numbers are not known, also where they are real."""
+        for tensor in tensors_in(result):
+            fixed = tuple(self.terms.fixed(size) for size in tensor.shape)
+            self.observer.bind(tensor, Operand(fixed, (True,) * len(fixed)))
 
     def _lock_results(self, result: Any) -> None:
         event = self.observer.event("output", "output of the model")
@@ -211,6 +243,16 @@ class Analyzer:
                 self.terms.lock(vector, event)
         for name in objects_in(result):
             self.notes.append(f"{name} in the result is taken for internal state: it has the widths of the model")
+
+    def _note_unreached(self) -> None:
+        """In a graph, what forward does not reach is left out; a class keeps it, at its old width."""
+        trained = ((n, t) for n, t in self.tensors.items() if isinstance(t, nn.Parameter))
+        unreached = [name for name, t in trained if id(self.faker.tensor(t)) not in self.observer.used]
+        names = list(dict.fromkeys(name.rpartition(".")[0] or name for name in unreached))
+        if names and self.captured.path == "eager":
+            listed = ", ".join(names[:4]) + (f", ... {len(names) - 4} more" if len(names) > 4 else "")
+            also = "; if other inputs reach them, give such inputs with `also`" if self.captured.real else ""
+            self.notes.append(f"not reached on the example inputs, and left as they are: {listed}{also}")
 
     def _follow_index_lists(self) -> None:
         """A buffer of positions used on two dimensions must be renumbered alike for both."""

@@ -147,6 +147,7 @@ class Findings:
         axes: list[Axis],
         settings: Mapping[Setting, list[Sizing]],
         notes: tuple[str, ...],
+        more: tuple[Inputs, ...],
     ) -> None:
         self.model = model
         self.captured = captured
@@ -159,6 +160,7 @@ class Findings:
         self.axes = axes  # those of the solution, and those of constants that the graph made
         self.settings = settings
         self.notes = notes
+        self.more = more
         self.visits = observer.visits
         self.events = observer.events
         self.vectors = list(dict.fromkeys(v.representative for v in observer.vectors.values()))

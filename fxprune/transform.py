@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx, nn
@@ -15,7 +15,7 @@ from fxprune.capture.front import PATHS
 from fxprune.capture.pause import collector_paused
 from fxprune.capture.twin import twin
 from fxprune.channels.groups import Removal
-from fxprune.check import TOLERANCE, compare, first_wrong_group, sensitivity
+from fxprune.check import TOLERANCE, IncomparableError, compare, first_wrong_group, sensitivity
 from fxprune.criteria import Importance
 from fxprune.errors import (
     CaptureError,
@@ -53,6 +53,7 @@ def transform(
     round_to: int = 1,
     exact: bool = False,
     seed: int | None = None,
+    also: Sequence[Any] = (),
     strict: bool = False,
     verify: bool = True,
     path: str | None = None,
@@ -74,9 +75,11 @@ def transform(
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
         plan: what goes, made by `analysis.plan(...)`; or say here what a plan is made from:
         ratio, masks, importance, ignore, round_to, exact, seed: see `fxprune.planning.plan.make_plan`.
+        also: more example inputs, for a forward that does other things on them; what holds for one holds for all.
         strict: raise at an operation without a rule instead of keeping its channels.
         verify: compare the result with its reference in float64 where the weights are real (see
-            `fxprune.check`); shapes are always proven.
+            `fxprune.check`); shapes are always proven. A forward that decides by numbers is always compared: its
+            shapes cannot be proven.
         path: take this way or raise.
         prefer: "class" keeps the class where that is possible, "graph" makes a graph where that is possible; without
             it a graph by tracing, else the class, else a graph by export.
@@ -101,7 +104,7 @@ def transform(
         "exact": exact,
         "seed": seed,
     }
-    request = Request(plan, choices, strict, verify)
+    request = Request(plan, choices, also, strict, verify)
     result = _climb(model, example_inputs, request, _rungs(model, path, prefer))
     if not result.plan:
         why = "; ".join(result.plan.reasons) or "the plan is empty"
@@ -116,6 +119,7 @@ class Request:
 
     plan: Plan | None
     choices: dict[str, Any]
+    also: Sequence[Any]
     strict: bool
     verify: bool
 
@@ -151,7 +155,7 @@ def _climb(model: nn.Module, example_inputs: Any, request: Request, rungs: tuple
     partly: list[Analysis] = []
     for rung in rungs:
         try:
-            analysis = analyze(model, example_inputs, strict=request.strict, path=rung)
+            analysis = analyze(model, example_inputs, also=request.also, strict=request.strict, path=rung)
         except CaptureError as error:
             errors.append(error)
             why_not[rung] = _line(error)
@@ -162,7 +166,7 @@ def _climb(model: nn.Module, example_inputs: Any, request: Request, rungs: tuple
             partly.append(analysis)
             errors.append(error)
             why_not[rung] = _line(error)
-        except _Unproven as error:
+        except _UnprovenError as error:
             errors.append(error)
             why_not[rung] = _line(error)
     for analysis in partly if request.plan is None and not request.strict else ():
@@ -170,7 +174,7 @@ def _climb(model: nn.Module, example_inputs: Any, request: Request, rungs: tuple
             before = {rung: why for rung, why in why_not.items() if rung != analysis.captured.path}
             return _attempt(analysis, request, before, holding=True)
     for error in errors:
-        if isinstance(error, _Unproven):
+        if isinstance(error, _UnprovenError):
             raise error.diagnosed()
     captures = [error for error in errors if isinstance(error, CaptureError)]
     raise telling(captures) if len(captures) == len(errors) else next(e for e in errors if e not in captures)
@@ -199,9 +203,14 @@ def _attempt(analysis: Analysis, request: Request, why_not: dict[str, str], *, h
             held.append(f"channels stay at {error.at}: {error.why}")
             analysis = narrower
             continue
-        proven = request.verify and not _weightless(analysis)
-        error_found = _prove(analysis, small, removal, plan) if proven else None
-        return Result(analysis, plan, removal, small, error_found, why_not)
+        result = Result(analysis, plan, removal, small, None, why_not)
+        if not (request.verify or analysis.captured.real) or _weightless(analysis):
+            return result
+        try:
+            return replace(result, error=_prove(analysis, small, removal, plan))
+        except IncomparableError as error:
+            text = f"not compared with the reference, which does not run in float64: {error}"
+            return replace(result, plan=replace(plan, reasons=(*plan.reasons, text)))
 
 
 def verify(model: nn.Module, small: nn.Module, example_inputs: Any) -> float:
@@ -226,10 +235,10 @@ def _prove(analysis: Analysis, small: nn.Module, removal: Removal, plan: Plan) -
     error = compare(analysis, small, removal, plan.removed)
     if error <= max(TOLERANCE, 100 * sensitivity(analysis, removal, plan.removed) if error < BLURRED else 0):
         return error
-    raise _Unproven(analysis, removal, error)
+    raise _UnprovenError(analysis, removal, error)
 
 
-class _Unproven(VerificationError):
+class _UnprovenError(VerificationError):
     """A small model that is wrong, before anybody asked which group is to blame."""
 
     def __init__(self, analysis: Analysis, removal: Removal, error: float, at: str = "") -> None:
@@ -252,7 +261,7 @@ class _Unproven(VerificationError):
 
         wrong = first_wrong_group(error_of, self.removal)
         name = f'group "{analysis.groups[wrong].name}"' if wrong >= 0 else "no group alone, only several together"
-        return _Unproven(analysis, self.removal, self.error, name)
+        return _UnprovenError(analysis, self.removal, self.error, name)
 
 
 def _refuse_empty(analysis: Analysis, removal: Removal) -> None:

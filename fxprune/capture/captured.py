@@ -26,12 +26,14 @@ class Captured:
     module: holds parameters and buffers by their original names; the `GraphModule` itself where there is one.
     graph: its nodes are run one by one, always on example inputs.
     notes: what the reader of the record should know about this capture.
+    real: whether the forward decides by numbers, so that it is run on real tensors and its sizes are not known before.
     """
 
     path: str
     module: nn.Module
     graph: fx.Graph
     notes: tuple[str, ...] = ()
+    real: bool = False
 
     def values(self, inputs: Inputs) -> list[Any]:
         """The example inputs as one value per placeholder."""

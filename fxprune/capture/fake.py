@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,9 +23,31 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """
     if func is torch.ops.aten.native_batch_norm.default and args[5] is False and isinstance(args[0], FakeTensor):
         return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
-    if func is torch.ops.aten._grouped_mm.default and args[0].ndim == 2 and args[1].ndim == 3:
+    if func is torch.ops.aten._grouped_mm.default and isinstance(args[0], FakeTensor) and args[1].ndim == 3:
         return args[0].new_empty(args[0].shape[0], args[1].shape[2])  # torch's own wants bfloat16 there
     return func(*args, **kwargs)
+
+
+class Real:
+    """Stands where a `Faker` stands when a forward asks for numbers: parameters as they are, the rest copied."""
+
+    def __init__(self) -> None:
+        self.mode: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        self._made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def tensor(self, real: torch.Tensor) -> torch.Tensor:
+        """The same tensor; a copy of a buffer or an input, which the forward may write into."""
+        if isinstance(real, nn.Parameter):
+            return real
+        return self._made.setdefault(id(real), (real, real.detach().clone()))[1]
+
+    def tree(self, values: Any) -> Any:
+        """Every tensor of a nested structure as a copy."""
+        return pytree.tree_map_only(torch.Tensor, self.tensor, values)
+
+    def module(self, module: nn.Module) -> nn.Module:
+        """A twin of the module with copies of its buffers."""
+        return twin(module, self.tensor)
 
 
 class Faker:

@@ -51,6 +51,10 @@ class Scopes:
         """From now on know this module and those in it, by the names that they have in the model; no others."""
         self._names = {id(m): (f"{path}.{n}".strip("."), m) for n, m in module.named_modules()}
 
+    def restart(self) -> None:
+        """Count from the beginning: the next run is another one."""
+        self._entered.clear()
+
     @property
     def now(self) -> Scope:
         """The innermost scope."""

@@ -64,31 +64,30 @@ class Marked(int):
 
 @dataclass(frozen=True)
 class Sizing:
-    """One place where a marked integer stood: `times` the setting is `count(removal)`."""
+    """One place where a marked integer stood: `times` the setting is a count there.
+
+    vector: what is counted, all of it, or what stands before slot `until`; or how often it repeats the vector `under`.
+    """
 
     times: Fraction
-    count: Callable[[Removal], Fraction]
+    vector: Vector
     place: str
+    until: int | None = None
+    under: Vector | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is simply the size of a dimension."""
+        return self.until is None and self.under is None
 
     def setting(self, removal: Removal) -> Fraction:
         """What the setting must be for this place."""
-        return self.count(removal) / self.times
-
-
-def _size(vector: Vector) -> Callable[[Removal], Fraction]:
-    return lambda removal: Fraction(removal.count(vector))
-
-
-def _rank(vector: Vector, position: int) -> Callable[[Removal], Fraction]:
-    def count(removal: Removal) -> Fraction:
-        kept = removal.kept(vector)
-        return Fraction(position if kept is None else int(np.count_nonzero(kept[:position])))
-
-    return count
-
-
-def _quotient(over: Vector, under: Vector | None) -> Callable[[Removal], Fraction]:
-    return lambda removal: Fraction(removal.count(over), 1 if under is None else removal.count(under))
+        if self.until is not None:
+            kept = removal.kept(self.vector)
+            count = Fraction(self.until if kept is None else int(np.count_nonzero(kept[: self.until])))
+        else:
+            count = Fraction(removal.count(self.vector), 1 if self.under is None else removal.count(self.under))
+        return count / self.times
 
 
 class Settings(TorchFunctionMode):
@@ -116,11 +115,12 @@ class Settings(TorchFunctionMode):
         made = func(*args, **kwargs)
         reader = _READERS.get(getattr(func, "__name__", ""))
         if reader is not None:
-            for marked, count in reader(self, args, kwargs, made):
+            for marked, vector, *more in reader(self, args, kwargs, made):
                 if type(marked) is Marked:
                     at = self.observer.where()
                     place = f"{func.__name__} in {at.module or 'the model'} ({at.source})"
-                    self.found.setdefault(marked.setting, []).append(Sizing(marked.times, count, place))
+                    sizing = Sizing(marked.times, vector, place, *more)
+                    self.found.setdefault(marked.setting, []).append(sizing)
         return made
 
     def operand(self, tensor: torch.Tensor) -> Operand:
@@ -128,7 +128,9 @@ class Settings(TorchFunctionMode):
         return self.observer.operand(tensor)
 
 
-Readings = Sequence["tuple[Any, Callable[[Removal], Fraction]]"]
+Readings = Sequence["tuple[Any, ...]"]
+"""The value of an argument, and the fields of its `Sizing`: vector, until, under."""
+
 Reader = Callable[[Settings, Any, Any, Any], Readings]
 _READERS: dict[str, Reader] = {}
 
@@ -152,13 +154,13 @@ def _shape(settings: Settings, args: Any, kwargs: Any, made: Any) -> Readings:
     sizes = _sizes(args, kwargs, 1, "shape", "size")
     if not any(type(size) is Marked for size in sizes):
         return ()
-    return [(size, _size(v)) for size, v in zip(sizes, settings.operand(made).vectors, strict=False)]
+    return [(size, v) for size, v in zip(sizes, settings.operand(made).vectors, strict=False)]
 
 
 @_reads("zeros", "ones", "empty", "full", "rand", "randn")
 def _made(settings: Settings, args: Any, kwargs: Any, made: Any) -> Readings:
     sizes = _sizes(args, kwargs, 0, "size")
-    return [(size, _size(v)) for size, v in zip(sizes, settings.operand(made).vectors, strict=False)]
+    return [(size, v) for size, v in zip(sizes, settings.operand(made).vectors, strict=False)]
 
 
 @_reads("unflatten")
@@ -167,7 +169,7 @@ def _unflatten(settings: Settings, args: Any, kwargs: Any, made: Any) -> Reading
     sizes = args[2] if len(args) > 2 else kwargs["sizes"]
     vectors = settings.operand(made).vectors
     first = dim % (len(vectors) - len(sizes) + 1)
-    return [(size, _size(v)) for size, v in zip(sizes, vectors[first:], strict=False)]
+    return [(size, v) for size, v in zip(sizes, vectors[first:], strict=False)]
 
 
 @_reads("split", "split_with_sizes")
@@ -177,7 +179,7 @@ def _split(settings: Settings, args: Any, kwargs: Any, made: Any) -> Readings:
     if isinstance(sizes, int):
         sizes = [sizes if part.shape[dim] == sizes else None for part in made]
     parts = [settings.operand(part).dim(dim) for part in made]
-    return [(size, _size(v)) for size, v in zip(sizes, parts, strict=True)]
+    return [(size, v) for size, v in zip(sizes, parts, strict=True)]
 
 
 @_reads("repeat", "tile")
@@ -186,7 +188,7 @@ def _repeat(settings: Settings, args: Any, kwargs: Any, made: Any) -> Readings:
     source, target = settings.operand(args[0]).vectors, settings.operand(made).vectors
     pad = len(target) - len(times), len(target) - len(source)
     return [
-        (t, _quotient(target[pad[0] + d], source[pad[0] + d - pad[1]] if pad[0] + d >= pad[1] else None))
+        (t, target[pad[0] + d], None, source[pad[0] + d - pad[1]] if pad[0] + d >= pad[1] else None)
         for d, t in enumerate(times)
     ]
 
@@ -197,7 +199,7 @@ def _repeat_interleave(settings: Settings, args: Any, kwargs: Any, made: Any) ->
     dim = args[2] if len(args) > 2 else kwargs.get("dim")
     if type(times) is not Marked or dim is None:
         return ()
-    return [(times, _quotient(settings.operand(made).dim(dim), settings.operand(args[0]).dim(dim)))]
+    return [(times, settings.operand(made).dim(dim), None, settings.operand(args[0]).dim(dim))]
 
 
 @_reads("narrow")
@@ -206,8 +208,8 @@ def _narrow(settings: Settings, args: Any, kwargs: Any, made: Any) -> Readings:
         return ()
     source, dim, start, length = args
     return [
-        (start, _rank(settings.operand(source).dim(dim), int(start))),
-        (length, _size(settings.operand(made).dim(dim))),
+        (start, settings.operand(source).dim(dim), int(start)),
+        (length, settings.operand(made).dim(dim)),
     ]
 
 
@@ -225,7 +227,7 @@ def _getitem(settings: Settings, args: Any, kwargs: Any, made: Any) -> Readings:
             dim = len(vectors) - sum(i is not None for i in items[position + 1 :])
             continue
         if isinstance(item, slice):
-            readings += [(bound, _rank(vectors[dim], int(bound))) for bound in (item.start, item.stop) if bound]
+            readings += [(bound, vectors[dim], int(bound)) for bound in (item.start, item.stop) if bound]
         dim += item is not None
     return readings
 
@@ -234,7 +236,7 @@ def _getitem(settings: Settings, args: Any, kwargs: Any, made: Any) -> Readings:
 def _layer_norm(settings: Settings, args: Any, kwargs: Any, made: Any) -> Readings:
     shape = args[1] if len(args) > 1 else kwargs["normalized_shape"]
     vectors = settings.operand(made).vectors[-len(shape) :]
-    return [(size, _size(v)) for size, v in zip(shape, vectors, strict=True)]
+    return [(size, v) for size, v in zip(shape, vectors, strict=True)]
 
 
 @_reads("group_norm")
@@ -250,4 +252,4 @@ def _convolution(settings: Settings, args: Any, kwargs: Any, made: Any) -> Readi
 def _counted(settings: Settings, value: Any, argument: str) -> Readings:
     """What the rule of the operation counted under that name."""
     vectors = settings.observer.counted(argument)
-    return [(value, _size(vectors[0]))] if vectors else ()
+    return [(value, vectors[0])] if vectors else ()

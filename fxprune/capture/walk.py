@@ -11,10 +11,9 @@ import torch
 from torch import fx, nn
 
 from fxprune.capture.captured import WHOLE
-from fxprune.capture.fake import Faker
+from fxprune.capture.fake import Faker, Real
 from fxprune.capture.trace import module_of, source_of
 from fxprune.errors import CaptureError, FxpruneError
-
 
 Visit = Callable[[fx.Node, Callable[[], Any]], Any]
 
@@ -71,34 +70,34 @@ class _Walk(Run):
         return self.visit(n, lambda: super(_Walk, self).run_node(n))
 
 
-def walk_on_fakes(
+def walk(
     graph: fx.Graph,
     module: nn.Module,
-    faker: Faker,
+    faker: Faker | Real,
     values: list[Any],
     visit: Visit,
     modes: Sequence[contextlib.AbstractContextManager[Any]] = (),
 ) -> Any:
-    """Run a graph node by node on fake tensors under `modes`: `visit(node, execute)` for each node, in order.
+    """Run a graph node by node on the faker's tensors under `modes`: `visit(node, execute)` for each node, in order.
 
     Attention modules take the same path as in training: what their fused kernels do inside could not be seen.
 
     Raises `CaptureError` with node, module and source line where the forward raises.
     """
-    walk = _Walk(graph, module, visit)
+    run = _Walk(graph, module, visit)
     fakes = faker.tree(values)
     try:
         with torch.no_grad(), faker.mode, no_fused_attention(), quiet(), contextlib.ExitStack() as stack:
             for mode in modes:
                 stack.enter_context(mode)
-            return walk.run(*fakes)
+            return run.run(*fakes)
     except FxpruneError:
         raise
     except Exception as error:
-        node = walk.node
+        node = run.node
         where = f"{module_of(node) or 'the model'} ({source_of(node)}), node %{node.name}" if node else "the model"
         raise CaptureError(
-            "the model's forward raises on fake tensors",
+            f"the model's forward raises{' on fake tensors' if isinstance(faker, Faker) else ''}",
             raised=True,
             at=where,
             why=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",

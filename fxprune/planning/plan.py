@@ -15,6 +15,7 @@ from fxprune.channels.groups import Bools, Removal
 from fxprune.criteria import Importance, scores_of
 from fxprune.errors import PlanError, nearest
 from fxprune.findings import Findings, Group
+from fxprune.planning.level import level
 from fxprune.planning.masks import removed_by_masks
 from fxprune.planning.select import ignored_groups
 
@@ -104,13 +105,15 @@ def choose(
     ratios = _ratios(findings, ratio)
     groups = [g for g in findings.groups if g.number not in stay and ratios[g.number] > 0]
     removed = np.zeros(findings.solution.channels, dtype=bool)
+    levelled: tuple[str, ...] = ()
     if groups:
         scores = scores_of(findings, importance, groups, seed)
         for group in groups:
             drop = group.size - kept_count(group.size, ratios[group.number], round_to)
             removed[group.channels[np.argsort(scores[group.channels], kind="stable")[:drop]]] = True
         keep_one_each(findings, removed, scores)
-    return removed, () if removed.any() else _why_nothing(findings, ratios, stay, exact, round_to)
+        levelled = level(findings, removed, scores)
+    return removed, levelled if removed.any() else _why_nothing(findings, ratios, stay, exact, round_to)
 
 
 def kept_count(size: int, ratio: float, round_to: int) -> int:

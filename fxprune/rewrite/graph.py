@@ -19,12 +19,12 @@ from fxprune.capture.scopes import Key, Scopes
 from fxprune.capture.trace import module_of, source_of
 from fxprune.capture.twin import twin
 from fxprune.capture.values import leaves, tensors_in
-from fxprune.capture.walk import walk_on_fakes
+from fxprune.capture.walk import walk
 from fxprune.channels.groups import Removal
 from fxprune.channels.vector import Vector
 from fxprune.errors import RewriteError
 from fxprune.findings import Findings
-from fxprune.rewrite.modules import Use, recount
+from fxprune.rewrite.modules import SizeError, Use, recount
 from fxprune.rewrite.recurrent import refresh
 from fxprune.rewrite.settings import settle_settings
 from fxprune.rewrite.sizes import Site, resize
@@ -46,7 +46,8 @@ def rewrite(findings: Findings, removal: Removal) -> nn.Module:
     small, graph, old = _copy(findings.captured, {id(findings.tensors[name]): fake for name, fake in fakes.items()})
     _recount_modules(small, findings, removal)
     settle_settings(small, findings, removal)
-    _settle_sizes(small, graph, old, findings, removal, faker)
+    if not findings.captured.real:
+        _settle_sizes(small, graph, old, findings, removal, faker)
     real = shrink_all(findings, removal)
     _fill(small, {id(fake): real[name] for name, fake in fakes.items()})
     if isinstance(small, fx.GraphModule):
@@ -107,11 +108,11 @@ def _recount_modules(small: nn.Module, findings: Findings, removal: Removal) -> 
             use = Use(removal, first, visit.output, visit.observation, own)
         try:
             recount(module, use)
-        except ValueError as error:
+        except SizeError as error:
             calls = findings.captured.graph.find_nodes(op="call_module")
             node = next((n for n in calls if not n.target or f"{name}.".startswith(f"{n.target}.")), None)
             if node is not None:  # else nobody calls it
-                raise _wrong(node, node, str(error), name, ()) from error
+                raise _wrong(node, node, str(error), name, error.vectors) from error
 
 
 def _vectors_by_module(findings: Findings) -> dict[str, dict[str, dict[int, Vector]]]:
@@ -161,7 +162,7 @@ def _settle_sizes(
             if node.op in ("call_function", "call_method"):
                 resize(site)
             results[node] = execute()
-        except _Contradiction as error:
+        except _ContradictionError as error:
             raise _wrong(before, node, str(error), scopes.now.name, error.vectors) from None
         except RewriteError:
             raise
@@ -170,11 +171,11 @@ def _settle_sizes(
         _check(node, before, promised, results[node], removal)
         return results[node]
 
-    walk_on_fakes(graph, fakes, faker, values, visit, (scopes.watching(), witness))
+    walk(graph, fakes, faker, values, visit, (scopes.watching(), witness))
     _drop_orphans(graph, had_users)
 
 
-class _Contradiction(Exception):
+class _ContradictionError(Exception):
     """An operation inside a node gives another shape than promised, along these vectors."""
 
     def __init__(self, why: str, vectors: tuple[Vector, ...]) -> None:
@@ -212,7 +213,7 @@ class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     v for v, have, want in zip(operand.vectors, tensor.shape, counts, strict=False) if have != want
                 ]
                 why = f"{name} inside gives shape {tuple(tensor.shape)}, the analysis promises {counts}"
-                raise _Contradiction(why, tuple(wrong))
+                raise _ContradictionError(why, tuple(wrong))
         return made
 
 
@@ -232,7 +233,7 @@ def _wrong(before: fx.Node, node: fx.Node, why: str, scope: str, vectors: tuple[
         node=before.name,
         scope=scope,
         vectors=vectors,
-        at=f"{module_of(before) or 'the model'} ({source_of(before)}), node %{before.name}: {node.format_node()}{inside}",
+        at=f"{module_of(before) or 'the model'} ({source_of(before)}), %{before.name}: {node.format_node()}{inside}",
         why=why.strip().splitlines()[0],
         do="report this; until then `ignore` the layers whose channels enter here",
     )
