@@ -16,7 +16,7 @@ from fxprune.capture.front import PATHS, capture
 from fxprune.capture.inputs import Inputs, devices, normalize
 from fxprune.capture.observe import Observation, Observer, Place
 from fxprune.capture.pause import collector_paused
-from fxprune.capture.scopes import Scopes
+from fxprune.capture.scopes import Scope, Scopes
 from fxprune.capture.settings import Settings
 from fxprune.capture.trace import module_of, source_of
 from fxprune.capture.values import leaves, objects_in, outline, tensors_in
@@ -25,7 +25,7 @@ from fxprune.channels.groups import Axis, solve
 from fxprune.channels.terms import Terms
 from fxprune.channels.vector import Vector
 from fxprune.errors import CaptureError, RewriteError
-from fxprune.findings import Findings
+from fxprune.findings import Findings, hookable
 from fxprune.planning.plan import Plan, make_plan
 from fxprune.report import findings_report
 from fxprune.rules import Event, Operand
@@ -64,7 +64,7 @@ def analyze(
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
         also: more example inputs, for a forward that does other things on them; what holds for one holds for all.
         strict: raise `RuleError` at an operation without a rule instead of keeping its channels.
-        path: look at the model in this way only: "fx", "eager" or "export".
+        path: look at the model in this way only: "fx", "eager", "export" or "hooks".
 
     Raises:
         InputError: the inputs do not fit. CaptureError: the model cannot be captured or its forward raises.
@@ -82,7 +82,7 @@ def analyze(
     if path is not None or isinstance(model, fx.GraphModule):
         return _analysis(model, inputs, path or "fx", more, strict)
     errors: list[CaptureError] = []
-    for rung in PATHS:
+    for rung in PATHS[:-1]:
         try:
             return _analysis(model, inputs, rung, more, strict)
         except CaptureError as error:
@@ -92,6 +92,8 @@ def analyze(
 
 def _analysis(model: nn.Module, inputs: Inputs, path: str, more: Sequence[Inputs], strict: bool) -> Analysis:
     captured = capture(model, inputs, path)
+    if path == "hooks":
+        return Analyzer(model, captured, inputs, more, strict=strict).layers()
     try:
         return Analyzer(model, captured, inputs, more, strict=strict).run()
     except CaptureError as error:
@@ -184,6 +186,46 @@ class Analyzer:
             walk(self.captured.graph, self.module, self.faker, values, self._visit, modes)
         self._follow_index_lists()
         self._note_unreached()
+        return self._analysis()
+
+    def layers(self) -> Analysis:
+        """Every layer's outputs are channels of their own, to be put back by a hook; results of the model stay."""
+        results = self._results()
+        self._open_parameters()
+        weights = {path: f"{path}.weight" for path, _ in hookable(self.captured.module)}
+        opened = {f"{path}.{leaf}" for path in weights for leaf in ("weight", "bias")}
+        held = self.observer.event("hooks", "layers are looked at one by one, so only their own outputs can go")
+        vectors = {(a.parameter, a.dim): a.vector for _, axes in self.axes for a in axes}
+        for (name, dim), vector in vectors.items():
+            if name not in opened or dim:
+                self.terms.lock(vector, held)
+        output = self.observer.event("output", "output of the model")
+        for path, weight in weights.items():
+            if path in results and (weight, 0) in vectors:
+                self.terms.lock(vectors[weight, 0], output)
+            if (f"{path}.bias", 0) in vectors and (weight, 0) in vectors:
+                self.terms.same(vectors[weight, 0], vectors[f"{path}.bias", 0])
+        self.observations = {node.name: Observation() for node in self.captured.graph.nodes}
+        self.observer.used.update(id(fake) for fake, _ in self.axes)
+        return self._analysis()
+
+    def _results(self) -> set[str]:
+        """The layers whose output is a result of the model, as it is or seen in another shape."""
+        layers = {path for path, _ in hookable(self.captured.module)}
+        made: dict[int, tuple[str, torch.Tensor]] = {}  # holds the tensors, so that no address is used twice
+
+        def leave(scope: Scope, args: Any, kwargs: Any, output: Any) -> None:
+            if scope.name in layers:
+                made.update((t.untyped_storage().data_ptr(), (scope.name, t)) for t in tensors_in(output))
+
+        self.scopes.enter, self.scopes.leave = lambda scope: None, leave
+        values = self.captured.values(self.inputs)
+        visit = lambda node, execute: execute()  # noqa: E731
+        results = walk(self.captured.graph, self.module, self.faker, values, visit, (self.scopes.watching(),))
+        found = (made.get(tensor.untyped_storage().data_ptr()) for tensor in tensors_in(results))
+        return {entry[0] for entry in found if entry is not None}
+
+    def _analysis(self) -> Analysis:
         every = [a for fake, opened in self.axes if id(fake) in self.observer.used for a in opened]
         axes = [a for a in every if a.parameter not in self.constants]
         return Analysis(

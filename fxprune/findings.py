@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -232,6 +233,19 @@ def output_dim(module: nn.Module, ndim: int) -> int | None:
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return 1
     return 0 if type(module).__module__.startswith("torch.nn") else None
+
+
+def hookable(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The layers whose outputs a forward hook can put back, whatever the code around them: path and module.
+
+    Those that own their weight alone, without another computation of it.
+    """
+    uses = Counter(id(t) for _, t in model.named_parameters(remove_duplicate=False))
+    for path, module in model.named_modules():
+        plain = type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) and getattr(module, "groups", 1) == 1
+        own = list(module.parameters(recurse=False))
+        if path and plain and "weight" in module._parameters and all(uses[id(t)] == 1 for t in own):
+            yield path, module
 
 
 def _runs(keys: Ints) -> list[Ints]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,9 +32,9 @@ BLURRED = 1e-3
 """Below this an error may be a rounding that the model amplifies; above it, it is an error."""
 
 LADDERS = {
-    None: ("fx", "eager", "export"),
-    "graph": ("fx", "export", "eager"),
-    "class": ("eager", "fx", "export"),
+    None: ("fx", "eager", "export", "hooks"),
+    "graph": ("fx", "export", "eager", "hooks"),
+    "class": ("eager", "fx", "export", "hooks"),
 }
 """By `prefer`, the rungs in the order in which they are tried."""
 
@@ -150,34 +149,40 @@ def _rungs(model: nn.Module, path: str | None, prefer: str | None) -> tuple[str,
 
 def _climb(model: nn.Module, example_inputs: Any, request: Request, rungs: tuple[str, ...]) -> Result:
     """The first rung that does all that is asked for; failing that, the first that does it but for some channels."""
-    why_not: dict[str, str] = {}
-    errors: list[FxpruneError] = []
-    partly: list[Analysis] = []
-    for rung in rungs:
+    errors: dict[str, FxpruneError] = {}
+
+    def attempt(rung: str, *, holding: bool = False) -> Result | None:
         try:
             analysis = analyze(model, example_inputs, also=request.also, strict=request.strict, path=rung)
-        except CaptureError as error:
-            errors.append(error)
-            why_not[rung] = _line(error)
-            continue
-        try:
-            return _attempt(analysis, request, why_not)
-        except RewriteError as error:
-            partly.append(analysis)
-            errors.append(error)
-            why_not[rung] = _line(error)
-        except _UnprovenError as error:
-            errors.append(error)
-            why_not[rung] = _line(error)
-    for analysis in partly if request.plan is None and not request.strict else ():
-        with contextlib.suppress(RewriteError, VerificationError):
-            before = {rung: why for rung, why in why_not.items() if rung != analysis.captured.path}
-            return _attempt(analysis, request, before, holding=True)
-    for error in errors:
-        if isinstance(error, _UnprovenError):
-            raise error.diagnosed()
-    captures = [error for error in errors if isinstance(error, CaptureError)]
-    raise telling(captures) if len(captures) == len(errors) else next(e for e in errors if e not in captures)
+            why_not = {other: _line(error) for other, error in errors.items() if other != rung}
+            return _attempt(analysis, request, why_not, holding=holding)
+        except (CaptureError, RewriteError, _UnprovenError) as error:
+            errors[rung] = error
+        except PlanError as error:  # a plan that was made for the first rung may be none for the others
+            if request.plan is None or not errors:
+                raise
+            errors[rung] = error
+        return None
+
+    for rung in rungs:
+        if rung == "hooks" and len(rungs) > 1:
+            break
+        if isinstance(errors.get("eager"), CaptureError):
+            continue  # the model itself does not run
+        if result := attempt(rung):
+            return result
+    for rung, error in list(errors.items()):
+        may_hold = isinstance(error, RewriteError) and request.plan is None and not request.strict
+        if may_hold and (result := attempt(rung, holding=True)):
+            return result
+    unproven = [e for e in errors.values() if isinstance(e, _UnprovenError) and not e.analysis.captured.real]
+    runs = not isinstance(errors.get("eager"), CaptureError)
+    if "hooks" in rungs and runs and not unproven and (result := attempt("hooks")):
+        return result
+    for error in unproven:
+        raise error.diagnosed()
+    captures = [error for error in errors.values() if isinstance(error, CaptureError)]
+    raise next((error for error in errors.values() if not isinstance(error, CaptureError)), None) or telling(captures)
 
 
 def _line(error: FxpruneError) -> str:
@@ -209,6 +214,10 @@ def _attempt(analysis: Analysis, request: Request, why_not: dict[str, str], *, h
         try:
             return replace(result, error=_prove(analysis, small, removal, plan))
         except IncomparableError as error:
+            if analysis.captured.real:
+                raise CaptureError(
+                    "the model's forward raises", raised=True, why=str(error), do="check that it runs on these inputs"
+                ) from error
             text = f"not compared with the reference, which does not run in float64: {error}"
             return replace(result, plan=replace(plan, reasons=(*plan.reasons, text)))
 
@@ -304,7 +313,7 @@ def _recorded(result: Result) -> Record:
         mode = "training" if analysis.model.training else "evaluation"
         listed = ", ".join(absent[:4]) + (", ..." if len(absent) > 4 else "")
         reasons.append(f"left out, because the forward does not use them in {mode} mode: {listed}")
-    after = {name: tuple(t.shape) for name, t in state.items()}
+    after = {name: tuple(t.shape) for name, t in state.items() if name in before}
     training = tuple(name for name, module in analysis.model.named_modules() if module.training)
     return Record(
         analysis.captured.path,

@@ -107,7 +107,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
         ["forward raises", "test_errors.py:", "node %view", "shape '[1, 7]' is invalid", "check that"],
     ),
     "control flow": (
-        transform(ratio=0.5, model=DataDependent),
+        transform(ratio=0.5, model=DataDependent, path="fx"),
         fxprune.CaptureError,
         ["DataDependent cannot be traced", "control flow", "trace it yourself"],
     ),

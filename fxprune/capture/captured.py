@@ -21,8 +21,8 @@ WHOLE = ""
 class Captured:
     """A model as one of the front ends sees it.
 
-    path: which one: "fx" and "export" make a graph of operations; "eager" keeps the forward as it is, in a graph of
-        one node.
+    path: which one: "fx" and "export" make a graph of operations; "eager" and "hooks" keep the forward as it is, in a
+        graph of one node.
     module: holds parameters and buffers by their original names; the `GraphModule` itself where there is one.
     graph: its nodes are run one by one, always on example inputs.
     notes: what the reader of the record should know about this capture.
@@ -37,7 +37,12 @@ class Captured:
 
     def values(self, inputs: Inputs) -> list[Any]:
         """The example inputs as one value per placeholder."""
-        return list(inputs) if self.path == "eager" else for_placeholders(self.graph, inputs)
+        return list(inputs) if self.whole else for_placeholders(self.graph, inputs)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the graph is the model as one node."""
+        return self.path in ("eager", "hooks")
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Parameters, buffers, and the plain tensors in attributes that the forward may read, by dotted name.
@@ -57,7 +62,7 @@ class Captured:
                 yield name, value
 
     def _attributes(self) -> Iterator[tuple[str, Any]]:
-        if self.path != "eager":
+        if not self.whole:
             for node in self.graph.find_nodes(op="get_attr"):
                 yield str(node.target), fetch(self.module, str(node.target))
             return
@@ -74,7 +79,7 @@ def fetch(module: nn.Module, name: str) -> Any:
     return value
 
 
-def whole(model: nn.Module, inputs: Inputs) -> Captured:
+def whole(model: nn.Module, inputs: Inputs, path: str) -> Captured:
     """The model as one node: its own forward, whatever it is, with all that it calls.
 
     Raises `InputError` where the inputs do not fit the signature of forward.
@@ -91,4 +96,4 @@ def whole(model: nn.Module, inputs: Inputs) -> Captured:
     args = graph.placeholder("args")
     kwargs = graph.placeholder("kwargs")
     graph.output(graph.create_node("call_module", WHOLE, (args, kwargs), name="forward"))
-    return Captured("eager", model, graph)
+    return Captured(path, model, graph, real=path == "hooks")

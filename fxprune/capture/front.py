@@ -9,8 +9,8 @@ from fxprune.capture.inputs import Inputs
 from fxprune.capture.trace import trace
 from fxprune.errors import CaptureError, InputError
 
-PATHS = ("fx", "eager", "export")
-"""The rungs that begin with an analysis, in the order in which they are tried."""
+PATHS = ("fx", "eager", "export", "hooks")
+"""The rungs of the ladder, in the order in which they are tried."""
 
 
 def capture(model: nn.Module, inputs: Inputs, path: str) -> Captured:
@@ -31,8 +31,8 @@ def capture(model: nn.Module, inputs: Inputs, path: str) -> Captured:
             why="its forward scatters the inputs, and pruned layers would not match on its replicas",
             do="pass `model.module`, prune, and wrap the result again",
         )
-    if path == "eager":
-        return whole(model, inputs)
+    if path in ("eager", "hooks"):
+        return whole(model, inputs, path)
     if path == "export":
         raise CaptureError("not yet")
-    raise InputError(f'there is no path "{path}"', why=f"the paths are {', '.join(PATHS)} and hooks")
+    raise InputError(f'there is no path "{path}"', why=f"the paths are {', '.join(PATHS)}")

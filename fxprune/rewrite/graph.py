@@ -24,6 +24,7 @@ from fxprune.channels.groups import Removal
 from fxprune.channels.vector import Vector
 from fxprune.errors import RewriteError
 from fxprune.findings import Findings
+from fxprune.rewrite.hooks import reinsert
 from fxprune.rewrite.modules import SizeError, Use, recount
 from fxprune.rewrite.recurrent import refresh
 from fxprune.rewrite.settings import settle_settings
@@ -50,6 +51,8 @@ def rewrite(findings: Findings, removal: Removal) -> nn.Module:
         _settle_sizes(small, graph, old, findings, removal, faker)
     real = shrink_all(findings, removal)
     _fill(small, {id(fake): real[name] for name, fake in fakes.items()})
+    if findings.captured.path == "hooks":
+        reinsert(small, findings, removal)
     if isinstance(small, fx.GraphModule):
         small.graph.lint()
         small.recompile()

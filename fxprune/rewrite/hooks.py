@@ -1,0 +1,42 @@
+"""Where nothing else serves: smaller layers whose outputs are put back among zeros by a forward hook."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fxprune.channels.groups import Removal
+from fxprune.findings import Findings, hookable
+
+KEPT = "fxprune_kept"
+
+
+class Reinsert:
+    """A forward hook: [.., kept, ..] becomes [.., size, ..], zero where channels went.
+
+    dim: the channel dimension of the output, counted from the end.
+    """
+
+    def __init__(self, dim: int, size: int) -> None:
+        self.dim, self.size = dim, size
+
+    def __call__(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        """The output at its original size."""
+        shape = list(output.shape)
+        shape[self.dim] = self.size
+        return output.new_zeros(shape).index_copy(self.dim, getattr(module, KEPT), output)
+
+
+def reinsert(small: nn.Module, findings: Findings, removal: Removal) -> None:
+    """Register the hooks on every layer of `small` that lost outputs; the kept positions become a buffer of it."""
+    for path, layer in hookable(findings.captured.module):
+        kept = removal.kept(findings.axis_vector(f"{path}.weight", 0))
+        if kept is None:
+            continue
+        positions = torch.from_numpy(np.flatnonzero(kept)).to(layer.weight.device)
+        module = small.get_submodule(path)
+        module.register_buffer(KEPT, positions, persistent=False)
+        module.register_forward_hook(Reinsert(-1 if isinstance(layer, nn.Linear) else 1 - layer.weight.ndim, len(kept)))
