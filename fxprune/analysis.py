@@ -267,7 +267,7 @@ class Analyzer:
         result = execute()
         if node.op == "placeholder":
             self._open_inputs(result)
-        self.nodes[node.name] = outline(result, self.observer.operand)
+        self.nodes[node.name] = outline(result, self.observer.peek)
         if node.op == "output":
             self._lock_results(result)
         return result

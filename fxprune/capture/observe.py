@@ -66,7 +66,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.visits: dict[str, Visit] = {}
         self.strict = strict
         self.events: list[Event] = [Event("", "", "", "", "")] * 2  # 0 none, 1 structure
-        self.marks: list[tuple[int, Vector]] = []
+        self._marks: list[tuple[int, Vector, tuple[int, ...]]] = []
         self.renumbered: list[tuple[torch.Tensor, Vector]] = []
         self.place = Place()
         self.observation = Observation()
@@ -89,8 +89,12 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def operand(self, tensor: torch.Tensor) -> Operand:
         """The operand of a tensor; one that nobody knows is fixed, its numbers known if they are real."""
-        known = self._operands.get(id(tensor))
         self.used.add(id(tensor))
+        return self.peek(tensor)
+
+    def peek(self, tensor: torch.Tensor) -> Operand:
+        """The operand of a tensor, without counting as a use of it."""
+        known = self._operands.get(id(tensor))
         if known is not None:
             if self._spoiled and tensor.untyped_storage()._cdata in self._spoiled:
                 return Operand(known[1].vectors, (False,) * len(known[1].vectors), known[1].value)
@@ -120,8 +124,8 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _leave(self, scope: Scope, args: Any, kwargs: Any, made: Any) -> None:
         inner = self._inner.pop()
         if scope.name not in self.visits:
-            inputs = outline((*args, *kwargs.values()), self.operand)
-            self.visits[scope.name] = Visit(inputs, outline(made, self.operand), inner)
+            inputs = outline((*args, *kwargs.values()), self.peek)
+            self.visits[scope.name] = Visit(inputs, outline(made, self.peek), inner)
 
     def counted(self, argument: str) -> tuple[Vector, ...]:
         """What the innermost scope's operations counted under this name; nothing if they did not."""
@@ -133,6 +137,11 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if scope.module is None or scope.name == self.place.module:
             return self.place
         return Place(self.place.node, scope.name, users_line() or self.place.source)
+
+    @property
+    def marks(self) -> list[tuple[int, Vector]]:
+        """The events that change a statistic, and whose; not those whose result nobody used."""
+        return [(event, vector) for event, vector, made in self._marks if not made or self.used.intersection(made)]
 
     # -- operations ---------------------------------------------------------------------------------------
 
@@ -168,7 +177,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 tensors.remove(out)
             results = self._ruled(function, call, tensors)
         self._attach(raw, outputs, results)
-        self._note(call, results)
+        self._note(call, outputs, results)
 
     def _ruled(self, function: Rule, call: Call, tensors: list[Operand]) -> list[Operand]:
         """The outputs by the rule; one that fails is treated as if there were none. What it tied stays tied."""
@@ -206,13 +215,14 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 operand = Operand(before.vectors, operand.zero)
             self.bind(tensor, operand)
 
-    def _note(self, call: Call, results: list[Operand]) -> None:
+    def _note(self, call: Call, outputs: list[torch.Tensor], results: list[Operand]) -> None:
         counts = self._inner[-1].counts
         for name, vectors in call.counts.items():
             counts.setdefault(name, vectors)
         key = self.scopes.now.key(call.op)
         if call.marks:
-            self.marks += call.marks
+            made = tuple(map(id, outputs))
+            self._marks += [(event, vector, made) for event, vector in call.marks]
             self.observation.marked[key] = (call, results)
         for index, vector in call.renumbered:
             if index.value is not None:

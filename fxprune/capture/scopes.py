@@ -81,6 +81,7 @@ class Scopes:
         finally:
             for handle in handles:
                 handle.remove()
+                hooks._global_forward_hooks_with_kwargs.pop(handle.id, None)  # which torch leaves behind
 
     def _before(self, module: nn.Module, args: Any) -> None:
         known = self._names.get(id(module))

@@ -101,7 +101,7 @@ class Settings(TorchFunctionMode):
     def mark(self, module: nn.Module) -> None:
         """Replace the integers in the attributes of a twin; torch's own modules are counted anew by type."""
         for path, part in module.named_modules():
-            if type(part).__module__.startswith("torch.") or isinstance(part, fx.GraphModule):
+            if type(part).__module__.startswith("torch.") or isinstance(part, (fx.GraphModule, nn.MultiheadAttention)):
                 continue
             for name, value in part.__dict__.items():
                 if type(value) is int and value > 1:
@@ -125,7 +125,7 @@ class Settings(TorchFunctionMode):
 
     def operand(self, tensor: torch.Tensor) -> Operand:
         """What is known of a tensor."""
-        return self.observer.operand(tensor)
+        return self.observer.peek(tensor)
 
 
 Readings = Sequence["tuple[Any, ...]"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -40,7 +40,7 @@ def twin(module: nn.Module, tensor: Callable[[torch.Tensor], torch.Tensor]) -> n
         if isinstance(value, torch.Tensor):
             return tensor(value)
         if isinstance(value, types.MethodType) and id(value.__self__) in members:
-            return types.MethodType(value.__func__, clone(value.__self__))
+            return types.MethodType(value.__func__, clone(cast(nn.Module, value.__self__)))
         if type(value) is weakref.ref:  # recurrent layers compare these with their parameters
             target: Any = value()
             return weakref.ref(tensor(target)) if isinstance(target, torch.Tensor) else value
