@@ -17,6 +17,7 @@ from fxprune.findings import Group, Locked, Member
 from fxprune.planning.plan import Plan
 from fxprune.record import Record, record
 from fxprune.rules import rule
+from fxprune.rules.leaves import leaf
 from fxprune.transform import transform, verify
 
 __version__ = "0.1.0"
@@ -39,6 +40,7 @@ __all__ = [
     "VerificationError",
     "analyze",
     "cost",
+    "leaf",
     "masked",
     "record",
     "rule",

@@ -145,13 +145,15 @@ def _entering(analysis: Analysis, node: fx.Node) -> list[Vector]:
 
 
 def _inside(analysis: Analysis, error: RewriteError) -> list[Vector]:
-    """What the operations of a module inside the node made, as far as something can still go there."""
+    """What the operations of a module inside the node made, or else took, as far as something can still go there."""
     if not error.scope or error.scope.startswith("%"):
         return []
     terms = analysis.solution.terms
     outputs = analysis.observations[error.node].outputs
     made = [v for key, operands in outputs.items() if key[0] == error.scope for o in operands for v in o.vectors]
-    return [v for v in made if len(terms.free(v))]
+    visit = analysis.visits.get(error.scope)
+    taken = [v for o in leaves(visit.inputs if visit else (), Operand) if isinstance(o, Operand) for v in o.vectors]
+    return [v for v in made if len(terms.free(v))] or [v for v in taken if len(terms.free(v))]
 
 
 class Analyzer:

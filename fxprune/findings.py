@@ -166,7 +166,8 @@ class Findings:
         self.events = observer.events
         self.vectors = list(dict.fromkeys(v.representative for v in observer.vectors.values()))
         self.renumbered = {id(t): v for t, v in observer.renumbered}
-        self._marks = observer.marks
+        self.marks = observer.statistics
+        self.preserved: Mapping[str, Any] | None = None  # scope -> how it keeps counting the original width
         self._axes = {(a.parameter, a.dim): a.vector for a in solution.axes}
 
     # -- groups -------------------------------------------------------------------------------------------
@@ -180,8 +181,8 @@ class Findings:
     def inexact(self) -> Bools:
         """Per channel, whether its removal changes a statistic."""
         flags = np.zeros(self.solution.channels, dtype=bool)
-        for _, vector in self._marks:
-            for channels in self.solution.channels_of(vector):
+        for mark in self.marks:
+            for channels in self.solution.channels_of(mark.vector):
                 flags[channels[channels >= 0]] = True
         return flags
 
@@ -189,9 +190,9 @@ class Findings:
         """The events that make removing any of `channels` inexact."""
         wanted = np.zeros(self.solution.channels, dtype=bool)
         wanted[channels] = True
-        for event, vector in self._marks:
-            if any(wanted[c[c >= 0]].any() for c in self.solution.channels_of(vector)):
-                yield self.events[event]
+        for mark in self.marks:
+            if any(wanted[c[c >= 0]].any() for c in self.solution.channels_of(mark.vector)):
+                yield self.events[mark.event]
 
     @cached_property
     def locked(self) -> tuple[Locked, ...]:

@@ -54,9 +54,12 @@ def test_what_is_held_is_an_error_where_the_plan_is_given() -> None:
     plan = fxprune.analyze(net, x).plan(masks={"weight": torch.arange(16) >= 4})
     assert plan.removed["weight"][0] == [0, 1, 2, 3]
     with pytest.raises(fxprune.RewriteError) as caught:
-        fxprune.transform(net, x, plan=plan)
+        fxprune.transform(net, x, plan=plan, path="fx")
     for part in ("not what the analysis promises", "test_rewrite.py", "%heads_inside", "ignore"):
         assert part in str(caught.value)
+    small = fxprune.transform(net, x, plan=plan)
+    assert fxprune.record(small).path == "export", "a way that does see into the function removes them"
+    assert relative_error(small(x), fxprune.masked(net, plan.removed)(x)) < 1e-9
 
 
 class Caching(nn.Module):

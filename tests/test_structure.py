@@ -22,7 +22,7 @@ ORDER = """
 
 PUBLIC = """
     Analysis CaptureError Cost FxpruneError Group InputError Locked Member NothingRemovedWarning Plan PlanError
-    Record RewriteError RuleError VerificationError analyze cost masked record rule transform verify
+    Record RewriteError RuleError VerificationError analyze cost leaf masked record rule transform verify
 """.split()
 
 TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "fxprune", "tests", "examples", "docs"}

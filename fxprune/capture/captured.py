@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from fxprune.capture.inputs import Inputs, for_placeholders
+from fxprune.capture.inputs import Inputs
 from fxprune.errors import InputError
 
 WHOLE = ""
@@ -25,6 +25,7 @@ class Captured:
         graph of one node.
     module: holds parameters and buffers by their original names; the `GraphModule` itself where there is one.
     graph: its nodes are run one by one, always on example inputs.
+    values: example inputs as one value per placeholder.
     notes: what the reader of the record should know about this capture.
     real: whether the forward decides by numbers, so that it is run on real tensors and its sizes are not known before.
     """
@@ -32,12 +33,9 @@ class Captured:
     path: str
     module: nn.Module
     graph: fx.Graph
+    values: Callable[[Inputs], list[Any]]
     notes: tuple[str, ...] = ()
     real: bool = False
-
-    def values(self, inputs: Inputs) -> list[Any]:
-        """The example inputs as one value per placeholder."""
-        return list(inputs) if self.whole else for_placeholders(self.graph, inputs)
 
     @property
     def whole(self) -> bool:
@@ -96,4 +94,4 @@ def whole(model: nn.Module, inputs: Inputs, path: str) -> Captured:
     args = graph.placeholder("args")
     kwargs = graph.placeholder("kwargs")
     graph.output(graph.create_node("call_module", WHOLE, (args, kwargs), name="forward"))
-    return Captured(path, model, graph, real=path == "hooks")
+    return Captured(path, model, graph, list, real=path == "hooks")

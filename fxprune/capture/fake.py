@@ -23,7 +23,8 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """
     if func is torch.ops.aten.native_batch_norm.default and args[5] is False and isinstance(args[0], FakeTensor):
         return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
-    if func is torch.ops.aten._grouped_mm.default and isinstance(args[0], FakeTensor) and args[1].ndim == 3:
+    by_rows = func is torch.ops.aten._grouped_mm.default and args[0].ndim == 2 and args[1].ndim == 3
+    if by_rows and isinstance(args[0], FakeTensor):
         return args[0].new_empty(args[0].shape[0], args[1].shape[2])  # torch's own wants bfloat16 there
     return func(*args, **kwargs)
 

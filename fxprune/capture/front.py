@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import fx, nn
 
 from fxprune.capture.captured import Captured, whole
-from fxprune.capture.inputs import Inputs
+from fxprune.capture.export import NOTES, export, exported, leaves_for_placeholders
+from fxprune.capture.inputs import Inputs, for_placeholders
 from fxprune.capture.trace import trace
 from fxprune.errors import CaptureError, InputError
 
@@ -19,8 +22,7 @@ def capture(model: nn.Module, inputs: Inputs, path: str) -> Captured:
     Raises `CaptureError` where that one cannot take it, `InputError` where the inputs do not fit.
     """
     if path == "fx":
-        traced = trace(model)
-        return Captured("fx", traced, traced.graph)
+        return _graph("fx", trace(model))
     if isinstance(model, fx.GraphModule):
         raise CaptureError(
             "the model is a graph already", why=f'path="{path}" begins with a module', do='use path="fx"'
@@ -34,5 +36,11 @@ def capture(model: nn.Module, inputs: Inputs, path: str) -> Captured:
     if path in ("eager", "hooks"):
         return whole(model, inputs, path)
     if path == "export":
-        raise CaptureError("not yet")
+        return _graph("export", export(model, inputs))
     raise InputError(f'there is no path "{path}"', why=f"the paths are {', '.join(PATHS)}")
+
+
+def _graph(path: str, module: fx.GraphModule) -> Captured:
+    graph = module.graph
+    arrange = leaves_for_placeholders if exported(graph) else for_placeholders
+    return Captured(path, module, graph, partial(arrange, graph), module.meta.get(NOTES, ()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fxprune.capture.fake import run
 from fxprune.capture.scopes import Key, Scope, Scopes
 from fxprune.capture.trace import users_line
-from fxprune.capture.values import outline
+from fxprune.capture.values import leaves, outline, tensors_in
 from fxprune.channels.terms import Terms
 from fxprune.channels.vector import Vector
 from fxprune.errors import RuleError
 from fxprune.rules import Call, Event, Operand, Rule, apply, rule_for
+from fxprune.rules.leaves import LeafCall, LeafRule, leaf_rule
+from fxprune.rules.registry import checked
 
 MEETS = "meets a fixed dimension (model input, space or a constant)"
 
@@ -30,6 +32,22 @@ class Place:
     node: str = ""
     module: str = ""
     source: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Mark:
+    """A statistic over a dimension that may shrink.
+
+    event, vector: what takes it, and over what. scope: where, as in `Key`.
+    width: whether it only changes because fewer slots are counted, the removed ones being zero.
+    made: the ids of the tensors that depend on it.
+    """
+
+    event: int
+    vector: Vector
+    scope: str
+    width: bool
+    made: tuple[int, ...]
 
 
 @dataclass(eq=False)
@@ -66,7 +84,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.visits: dict[str, Visit] = {}
         self.strict = strict
         self.events: list[Event] = [Event("", "", "", "", "")] * 2  # 0 none, 1 structure
-        self._marks: list[tuple[int, Vector, tuple[int, ...]]] = []
+        self._marks: list[Mark] = []
         self.renumbered: list[tuple[torch.Tensor, Vector]] = []
         self.place = Place()
         self.observation = Observation()
@@ -74,6 +92,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.vectors: dict[int, Vector] = {}
         self._operands: dict[int, tuple[torch.Tensor, Operand]] = {}
         self.used: set[int] = set()  # ids of the tensors that some operation or the output read
+        self._inside_leaf = 0
         self._spoiled: set[int] = set()  # storages into which values that are not zero were written
 
     # -- operands of tensors ------------------------------------------------------------------------------
@@ -120,8 +139,14 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _enter(self, scope: Scope) -> None:
         self._inner.append(Observation())
+        self._inside_leaf += leaf_rule(scope.module) is not None
 
     def _leave(self, scope: Scope, args: Any, kwargs: Any, made: Any) -> None:
+        function = leaf_rule(scope.module)
+        if function is not None:
+            self._inside_leaf -= 1
+            if not self._inside_leaf:
+                self._observe_leaf(function, scope, args, kwargs, made)
         inner = self._inner.pop()
         if scope.name not in self.visits:
             inputs = outline((*args, *kwargs.values()), self.peek)
@@ -141,12 +166,17 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @property
     def marks(self) -> list[tuple[int, Vector]]:
         """The events that change a statistic, and whose; not those whose result nobody used."""
-        return [(event, vector) for event, vector, made in self._marks if not made or self.used.intersection(made)]
+        return [(mark.event, mark.vector) for mark in self.statistics]
+
+    @property
+    def statistics(self) -> list[Mark]:
+        """The same with all that is known about them."""
+        return [mark for mark in self._marks if not mark.made or self.used.intersection(mark.made)]
 
     # -- operations ---------------------------------------------------------------------------------------
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "prim":  # asks for a device; nothing moves
+        if func.namespace == "prim" or self._inside_leaf:  # asks for a device; or a rule of its own says it all
             return func(*args, **(kwargs or {}))
         made = run(func, args, kwargs or {})
         self._observe(func, args, kwargs or {}, made)
@@ -179,10 +209,43 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._attach(raw, outputs, results)
         self._note(call, outputs, results)
 
+    def _observe_leaf(self, function: LeafRule, scope: Scope, args: Any, kwargs: Any, made: Any) -> None:
+        """A module that is treated as one operation: its rule instead of those of what it does inside."""
+        module = scope.module
+        assert module is not None
+        named = [*module.named_parameters(), *module.named_buffers()]
+        parameters = {name: self.operand(tensor) for name, tensor in named}
+        outputs = tensors_in(made)
+        name = type(module).__name__
+        call = LeafCall(
+            op=name,
+            terms=self.terms,
+            shapes=[tuple(t.shape) for t in outputs],
+            event=lambda why: self.event(name, why),
+            module=module,
+            parameters=parameters,
+        )
+        given, named_given = outline(args, self.operand), outline(kwargs, self.operand)
+        entering = [*leaves((given, named_given), Operand), *parameters.values()]
+        self.terms.now = self.event(name, MEETS)
+
+        def run() -> list[Operand]:
+            ruled = function(call, *given, **named_given)
+            return checked(call, [ruled] if isinstance(ruled, Operand) else list(ruled))
+
+        results = self._guarded(run, call, [o for o in entering if isinstance(o, Operand)])
+        for tensor, operand in zip(outputs, results, strict=True):
+            self.bind(tensor, operand)
+        self._note(call, outputs, results)
+
     def _ruled(self, function: Rule, call: Call, tensors: list[Operand]) -> list[Operand]:
-        """The outputs by the rule; one that fails is treated as if there were none. What it tied stays tied."""
+        """The outputs by the rule."""
+        return self._guarded(lambda: apply(function, call, tensors), call, tensors)
+
+    def _guarded(self, run: Callable[[], list[Operand]], call: Call, tensors: list[Operand]) -> list[Operand]:
+        """A rule that fails is treated as if there were none. What it tied stays tied."""
         try:
-            return apply(function, call, tensors)
+            return run()
         except Exception as error:
             if self.strict:
                 raise
@@ -222,7 +285,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key = self.scopes.now.key(call.op)
         if call.marks:
             made = tuple(map(id, outputs))
-            self._marks += [(event, vector, made) for event, vector in call.marks]
+            self._marks += [Mark(e, vector, key[0], e in call.widths, made) for e, vector in call.marks]
             self.observation.marked[key] = (call, results)
         for index, vector in call.renumbered:
             if index.value is not None:

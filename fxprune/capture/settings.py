@@ -143,6 +143,11 @@ def _reads(*functions: str) -> Callable[[Reader], Reader]:
     return register
 
 
+def _source(args: Any, kwargs: Any) -> Any:
+    """The tensor that a function or method is applied to."""
+    return args[0] if args else kwargs.get("input", kwargs.get("self"))
+
+
 def _sizes(args: Any, kwargs: Any, first: int, *names: str) -> Sequence[Any]:
     """Sizes written as one sequence or as several integers, from position `first` on."""
     given = args[first:] or tuple(kwargs[name] for name in names if name in kwargs)
@@ -185,7 +190,7 @@ def _split(settings: Settings, args: Any, kwargs: Any, made: Any) -> Readings:
 @_reads("repeat", "tile")
 def _repeat(settings: Settings, args: Any, kwargs: Any, made: Any) -> Readings:
     times = _sizes(args, kwargs, 1, "repeats", "dims")
-    source, target = settings.operand(args[0]).vectors, settings.operand(made).vectors
+    source, target = settings.operand(_source(args, kwargs)).vectors, settings.operand(made).vectors
     pad = len(target) - len(times), len(target) - len(source)
     return [
         (t, target[pad[0] + d], None, source[pad[0] + d - pad[1]] if pad[0] + d >= pad[1] else None)
@@ -199,7 +204,7 @@ def _repeat_interleave(settings: Settings, args: Any, kwargs: Any, made: Any) ->
     dim = args[2] if len(args) > 2 else kwargs.get("dim")
     if type(times) is not Marked or dim is None:
         return ()
-    return [(times, settings.operand(made).dim(dim), None, settings.operand(args[0]).dim(dim))]
+    return [(times, settings.operand(made).dim(dim), None, settings.operand(_source(args, kwargs)).dim(dim))]
 
 
 @_reads("narrow")

@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from fxprune.capture.twin import twin
 from fxprune.errors import CaptureError
+from fxprune.rules.leaves import leaf_rule
 
 SOURCE = "fxprune_source"
 _TORCH = os.path.dirname(torch.__file__) + os.sep
@@ -34,6 +35,10 @@ def users_line() -> str:
 
 class _Tracer(fx.Tracer):
     """`torch.fx.Tracer` that notes where in the user's code each node comes from."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Torch's own layers, and those that have a rule as a whole."""
+        return leaf_rule(m) is not None or super().is_leaf_module(m, module_qualified_name)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.capture.captured import Captured
 from fxprune.capture.fake import Faker, run
+from fxprune.capture.observe import Visit
 from fxprune.capture.scopes import Key, Scopes
 from fxprune.capture.trace import module_of, source_of
 from fxprune.capture.twin import twin
@@ -32,6 +33,7 @@ from fxprune.rewrite.sizes import Site, resize
 from fxprune.rewrite.tensors import shapes_of, shrink_all
 from fxprune.rules import Operand
 
+_SPECS = ("_in_spec", "_out_spec")
 _OF_THE_GRAPH = ("_graph", "_code", "_tracer_cls", "_tracer_extras", "_prologue_start", "_lineno_map")
 
 
@@ -80,9 +82,11 @@ def _copy(captured: Captured, tensors: dict[int, torch.Tensor]) -> tuple[nn.Modu
         return copy.deepcopy(captured.module, memo), graph, old
     small = fx.GraphModule(nn.Module(), fx.Graph(), captured.module.__class__.__name__)
     for name, value in captured.module.__dict__.items():
-        if name not in _OF_THE_GRAPH:
+        if name in _SPECS:
+            small.__dict__[name] = value
+        elif name not in _OF_THE_GRAPH:
             small.__dict__[name] = copy.deepcopy(value, memo)
-    graph._codegen = copy.deepcopy(captured.graph._codegen)
+    graph._codegen = copy.copy(captured.graph._codegen)  # holds the structure of inputs, which nobody changes
     graph.owning_module = small
     small.__dict__["_graph"] = graph  # compiled once, when its sizes are settled
     return small, graph, old
@@ -101,8 +105,9 @@ def _fill(small: nn.Module, tensors: dict[int, torch.Tensor]) -> None:
 
 def _recount_modules(small: nn.Module, findings: Findings, removal: Removal) -> None:
     vectors = _vectors_by_module(findings)
+    visits = {**_visits_of_parameters(findings), **findings.visits}
     for name, module in reversed(list(small.named_modules())):  # some count what the modules inside have become
-        visit = findings.visits.get(name)
+        visit = visits.get(name)
         own = vectors.get(name, {})
         if visit is None:
             use = Use(removal, None, None, None, own)
@@ -116,6 +121,19 @@ def _recount_modules(small: nn.Module, findings: Findings, removal: Removal) -> 
             node = next((n for n in calls if not n.target or f"{name}.".startswith(f"{n.target}.")), None)
             if node is not None:  # else nobody calls it
                 raise _wrong(node, node, str(error), name, error.vectors) from error
+
+
+def _visits_of_parameters(findings: Findings) -> dict[str, Visit]:
+    """In a graph that reads a module's parameters one by one, the operation that does stands for the module."""
+    visits: dict[str, Visit] = {}
+    for node in findings.captured.graph.find_nodes(op="get_attr"):
+        owner = str(node.target).rpartition(".")[0]
+        for user in node.users:
+            first = findings.nodes.get(user.args[0].name) if user.args and isinstance(user.args[0], fx.Node) else None
+            if isinstance(first, Operand):
+                made, observed = findings.nodes[user.name], findings.observations[user.name]
+                visits.setdefault(owner, Visit((first,), made, observed))
+    return visits
 
 
 def _vectors_by_module(findings: Findings) -> dict[str, dict[str, dict[int, Vector]]]:

@@ -19,6 +19,7 @@ from fxprune.channels.groups import Bools, Removal
 from fxprune.channels.vector import Vector
 from fxprune.rewrite.sizes import padding
 from fxprune.rules import Operand
+from fxprune.rules.leaves import leaf_rule
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,10 @@ def recount(module: nn.Module, use: Use) -> None:
             for name, value in function(module, use).items():
                 if value is not None and getattr(module, name) != value:
                     setattr(module, name, value)
+    if leaf_rule(module) is not None and use.observation is not None:
+        for name, vectors in use.observation.counts.items():
+            sizes = use.removal.shape(vectors)
+            setattr(module, name, sizes if isinstance(getattr(module, name), tuple) else sizes[0])
 
 
 @recounts(conv._ConvNd)

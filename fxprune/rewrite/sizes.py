@@ -1,8 +1,8 @@
 """Integers in the graph that stand for sizes: counted anew, at the place where they stand.
 
-One function per way of writing an operation in Python. Each sees a `Site` (the node, its old vectors, the values
-its arguments have in the new graph) and gives the node the arguments it needs. An argument that already has the
-right value, computed from another tensor's size say, is left as it is.
+One function per operation, for every way of writing it: Python function, method, ATen overload. Each sees a `Site`
+(the node, its old vectors, the values its arguments have in the new graph) and gives the node the arguments it needs.
+An argument that already has the right value, computed from another tensor's size say, is left as it is.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import fx
 
 from fxprune.capture.observe import Observation
 from fxprune.channels.groups import Bools, Removal
-from fxprune.channels.vector import Vector
-from fxprune.errors import RewriteError
 from fxprune.rules import Operand
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,11 @@ def _one(output: Any) -> Operand | None:
     return output if isinstance(output, Operand) else None
 
 
-@resizes("view", "reshape", "expand", "broadcast_to", torch.reshape, torch.broadcast_to)
+@resizes(
+    *("view", "reshape", "expand", "broadcast_to", torch.reshape, torch.broadcast_to),
+    *(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.expand.default),
+    aten.broadcast_to.default,
+)
 def _shape(site: Site) -> None:
     output = _one(site.output)
     first = site.value(site.argument(1, "shape", site.argument(1, "size")))
@@ -166,7 +170,43 @@ def _shape(site: Site) -> None:
     site.put_sizes(1, name, site.removal.shape(output.vectors))
 
 
-@resizes("unflatten", torch.unflatten)
+@resizes(operator.mul)
+def _factor(site: Site) -> None:
+    """A number in a product of sizes (batch * heads): set here, so that the size where it is used stays a product."""
+    numbers = [i for i, a in enumerate(site.node.args) if type(a) is int]
+    if type(site.output) is not int or len(numbers) != 1:
+        _keep_numbers(site)
+        return
+    (position,) = numbers
+    number, other = site.node.args[position], site.node.args[1 - position]
+    ratio = _ratio(site, site.node)
+    before, now = site.operand(other), site.value(other)
+    if ratio is not None and now and isinstance(number, int):
+        new = number * ratio * Fraction(before, now)
+        if new.denominator == 1:
+            site.node.update_arg(position, int(new))
+
+
+def _ratio(site: Site, product: fx.Node) -> Fraction | None:
+    """By how much the sizes shrink that are a product, or a product of it: None where that is not one number."""
+    ratios: set[Fraction | None] = set()
+    for user in product.users:
+        promised = site.operand(user)
+        if user.target is operator.mul:
+            ratios.add(_ratio(site, user))
+        elif _RESIZES.get(user.target) is _shape and isinstance(promised, Operand):
+            sizes = user.args[1] if len(user.args) == 2 and isinstance(user.args[1], (list, tuple)) else user.args[1:]
+            if len(sizes) != promised.ndim or product not in sizes:
+                return None
+            for size, count, before in zip(sizes, site.removal.shape(promised.vectors), promised.shape, strict=True):
+                if size is product and before:
+                    ratios.add(Fraction(count, before))
+        else:
+            ratios.add(Fraction(1))
+    return ratios.pop() if len(ratios) == 1 else None
+
+
+@resizes("unflatten", torch.unflatten, aten.unflatten.int)
 def _unflatten(site: Site) -> None:
     output = _one(site.output)
     dim = site.value(site.argument(1, "dim"))
@@ -177,25 +217,35 @@ def _unflatten(site: Site) -> None:
     site.put_sizes(2, "sizes", site.removal.shape(output.vectors[first : first + added]))
 
 
-@resizes("new_zeros", "new_ones", "new_empty", "new_full")
+@resizes(
+    *("new_zeros", "new_ones", "new_empty", "new_full"),
+    *(aten.new_zeros.default, aten.new_ones.default, aten.new_empty.default, aten.new_full.default),
+)
 def _new(site: Site) -> None:
     if (output := _one(site.output)) is not None:
         site.put_sizes(1, "size", site.removal.shape(output.vectors))
 
 
-@resizes(torch.zeros, torch.ones, torch.empty, torch.full, torch.rand, torch.randn)
+@resizes(
+    *(torch.zeros, torch.ones, torch.empty, torch.full, torch.rand, torch.randn),
+    *(aten.zeros.default, aten.ones.default, aten.empty.memory_format, aten.full.default),
+    *(aten.rand.default, aten.randn.default),
+)
 def _made(site: Site) -> None:
     if (output := _one(site.output)) is not None:
         site.put_sizes(0, "size", site.removal.shape(output.vectors))
 
 
-@resizes("split", "split_with_sizes", torch.split, torch.split_with_sizes)
+@resizes(
+    *("split", "split_with_sizes", torch.split, torch.split_with_sizes),
+    *(aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default),
+)
 def _split(site: Site) -> None:
     name = "split_size_or_sections" if site.node.target is torch.split else "split_size"
     _into_parts(site, name, lambda whole, old: [min(old, whole - i) for i in range(0, whole, old)])
 
 
-@resizes("chunk", torch.chunk)
+@resizes("chunk", torch.chunk, aten.chunk.default)
 def _chunk(site: Site) -> None:
     def parts(whole: int, chunks: int) -> list[int]:
         size = -(-whole // chunks)
@@ -204,7 +254,7 @@ def _chunk(site: Site) -> None:
     _into_parts(site, "chunks", parts)
 
 
-@resizes("tensor_split", torch.tensor_split)
+@resizes("tensor_split", torch.tensor_split, aten.tensor_split.sections, aten.tensor_split.indices)
 def _tensor_split(site: Site) -> None:
     def parts(whole: int, sections: int) -> list[int]:
         return [whole // sections + (i < whole % sections) for i in range(sections)]
@@ -217,7 +267,7 @@ def _into_parts(site: Site, name: str, natural: Callable[[int, int], list[int]])
     dim = site.value(site.argument(2, "dim", 0))
     sizes = [site.removal.count(part.dim(dim)) for part in site.output]
     old = site.value(site.argument(1, name, site.argument(1, "split_sizes")))
-    is_tensor_split = site.node.target in ("tensor_split", torch.tensor_split)
+    is_tensor_split = getattr(site.node.target, "__name__", str(site.node.target)).startswith("tensor_split")
     if isinstance(old, int):
         if natural(sum(sizes), old) == sizes:
             return
@@ -227,72 +277,21 @@ def _into_parts(site: Site, name: str, natural: Callable[[int, int], list[int]])
     if node.op == "call_method":
         node.target = "split"
         node.args, node.kwargs = (node.args[0], sizes), {"dim": site.argument(2, "dim", 0)}
+    elif isinstance(node.target, torch._ops.OpOverload):
+        node.args, node.kwargs = (node.args[0], sizes, site.argument(2, "dim", 0)), {}
+        node.target = aten.split_with_sizes.default
     else:
         dim_argument = site.argument(2, "dim", 0)
         tensor = node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("tensor"))
         node.target, node.args, node.kwargs = torch.split, (tensor, sizes), {"dim": dim_argument}
 
 
-@resizes("narrow", torch.narrow)
-def _narrow(site: Site) -> None:
-    dim = site.value(site.argument(1, "dim"))
-    kept = site.removal.kept(site.input.dim(dim))
-    if kept is None:
-        return
-    start = _old(site, site.argument(2, "start"))
-    site.put(2, "start", rank(kept, start % len(kept)))
-    site.put(3, "length", site.removal.count(site.output.dim(dim)))
-
-
-@resizes("select", torch.select)
-def _select(site: Site) -> None:
-    dim = site.value(site.argument(1, "dim"))
-    kept = site.removal.kept(site.input.dim(dim))
-    if kept is not None:
-        site.put(2, "index", rank(kept, _old(site, site.argument(2, "index")) % len(kept)))
-
-
-def _old(site: Site, value: Any) -> int:
-    """A position as it was in the old graph, written as a number or computed from sizes."""
-    old = site.operand(value)
-    if not isinstance(old, int):
-        raise RewriteError(
-            "a position that is neither a number nor computed from sizes",
-            node=site.before.name,
-            at=f"node %{site.node.name}: {site.node.format_node()}",
-            do="write the position as a number, or ignore the layers before it",
-        )
-    return old
-
-
-@resizes("roll", torch.roll)
-def _roll(site: Site) -> None:
-    shifts, dims = site.argument(1, "shifts"), site.argument(2, "dims")
-    if dims is None or dims == ():
-        return
-    several = isinstance(shifts, (list, tuple))
-    kept = {d: site.removal.kept(v) for d, v in enumerate(site.input.vectors)}
-    new = []
-    for shift, dim in zip(
-        shifts if several else [shifts], dims if isinstance(dims, (list, tuple)) else [dims], strict=True
-    ):
-        d = dim % site.input.ndim
-        slots = kept[d]
-        if slots is None:
-            new.append(shift)
-        else:  # the last `steps` slots come to the front: as many as are left of them
-            steps = _old(site, shift) % len(slots)
-            new.append(int(slots[len(slots) - steps :].sum()))
-            kept[d] = np.roll(slots, steps)
-    site.put(1, "shifts", tuple(new) if several else new[0])
-
-
-@resizes("repeat", "tile", torch.tile)
+@resizes("repeat", "tile", torch.tile, aten.repeat.default, aten.tile.default)
 def _repeat(site: Site) -> None:
     output, source = site.output, site.input
     sizes = site.removal.shape(output.vectors)
     pad = output.ndim - source.ndim
-    name = "dims" if site.node.target in ("tile", torch.tile) else "repeats"
+    name = "dims" if site.node.target in ("tile", torch.tile, aten.tile.default) else "repeats"
     first = site.argument(1, name)
     old = first if isinstance(first, (list, tuple)) else site.node.args[1:]
     if len(old) != output.ndim:  # tile with fewer numbers than dimensions leaves the first ones alone
@@ -305,7 +304,7 @@ def _repeat(site: Site) -> None:
         site.node.args, site.node.kwargs = (site.node.args[0] if site.node.args else site.node.kwargs["input"], new), {}
 
 
-@resizes("repeat_interleave", torch.repeat_interleave)
+@resizes("repeat_interleave", torch.repeat_interleave, aten.repeat_interleave.self_int)
 def _repeat_interleave(site: Site) -> None:
     """Each slot as often as there are kept repetitions of it: the new sizes' quotient."""
     if isinstance(site.value(site.argument(1, "repeats")), int):
@@ -313,13 +312,77 @@ def _repeat_interleave(site: Site) -> None:
         site.put(1, "repeats", output // source)
 
 
-@resizes(F.pad)
-def _pad(site: Site) -> None:
-    pad = site.argument(1, "pad")
-    if not isinstance(pad, (list, tuple)):
-        return
-    new = padding(site.removal, site.input, site.output, [site.operand(p) for p in pad])
-    site.put(1, "pad", type(pad)(p if site.value(p) == n else n for p, n in zip(pad, new, strict=True)))
+@resizes("squeeze", torch.squeeze, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
+def _squeeze(site: Site) -> None:
+    """A dimension that has become 1 is not squeezed where it was not before."""
+    given = site.argument(1, "dim")
+    every = range(site.input.ndim) if given is None else (given,) if isinstance(given, int) else given
+    dims = [d % site.input.ndim for d in every]
+    if any(site.removal.count(site.input.dim(d)) == 1 < site.input.dim(d).size for d in dims):
+        site.put(1, "dim", tuple(d for d in dims if site.input.dim(d).size == 1))
+        if isinstance(site.node.target, torch._ops.OpOverload):
+            site.node.args, site.node.kwargs = (site.node.args[0], site.argument(1, "dim")), {}
+            site.node.target = aten.squeeze.dims
+
+
+_CONVOLUTIONS = (
+    *(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+    *(torch.conv1d, torch.conv2d, torch.conv3d),
+    *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
+    *(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default),
+    *(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding),
+    *(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input),
+)
+
+
+@resizes(*_CONVOLUTIONS)
+def _convolution(site: Site) -> None:
+    groups = site.counted("groups")[0]
+    if site.value(site.argument(6, "groups", 1)) != groups:
+        site.put(6, "groups", groups)
+
+
+@resizes(aten.convolution.default)
+def _aten_convolution(site: Site) -> None:
+    site.put(8, "groups", site.counted("groups")[0])
+
+
+@resizes(F.group_norm, torch.group_norm, aten.group_norm.default)
+def _group_norm(site: Site) -> None:
+    site.put(1, "num_groups", site.counted("group")[0])
+
+
+@resizes(aten.native_group_norm.default)
+def _native_group_norm(site: Site) -> None:
+    for position, name in enumerate(("N", "C", "HxW", "group"), start=3):
+        site.put(position, name, site.counted(name)[0])
+
+
+@resizes(F.layer_norm, torch.layer_norm, aten.layer_norm.default, aten.native_layer_norm.default)
+def _layer_norm(site: Site) -> None:
+    site.put_sizes(1, "normalized_shape", site.counted("normalized_shape"))
+
+
+@resizes(F.rms_norm, torch.rms_norm, aten.rms_norm.default, aten._fused_rms_norm.default)
+def _rms_norm(site: Site) -> None:
+    count = len(site.value(site.argument(1, "normalized_shape")))
+    site.put_sizes(1, "normalized_shape", site.removal.shape(site.input.vectors[-count:]))
+
+
+@resizes(
+    *(F.channel_shuffle, torch.channel_shuffle, torch.native_channel_shuffle),
+    *(aten.channel_shuffle.default, aten.native_channel_shuffle.default),
+)
+def _channel_shuffle(site: Site) -> None:
+    site.put(1, "groups", site.counted("groups")[0])
+
+
+@resizes(F.scaled_dot_product_attention, aten.scaled_dot_product_attention.default)
+def _attention(site: Site) -> None:
+    """The scale is a number, not a size: it stays that of the original width, where torch would take the new one."""
+    query = site.operand(site.argument(0, "query"))
+    if site.node.kwargs.get("scale") is None and site.removal.kept(query.dim(-1)) is not None:
+        site.node.update_kwarg("scale", query.shape[-1] ** -0.5)
 
 
 def padding(removal: Removal, input: Operand, output: Operand, pad: Sequence[int]) -> list[int]:
@@ -340,135 +403,9 @@ def padding(removal: Removal, input: Operand, output: Operand, pad: Sequence[int
     return new
 
 
-@resizes("squeeze", torch.squeeze)
-def _squeeze(site: Site) -> None:
-    """A dimension that has become 1 is not squeezed where it was not before."""
-    given = site.argument(1, "dim")
-    every = range(site.input.ndim) if given is None else (given,) if isinstance(given, int) else given
-    dims = [d % site.input.ndim for d in every]
-    if any(site.removal.count(site.input.dim(d)) == 1 < site.input.dim(d).size for d in dims):
-        site.put(1, "dim", tuple(d for d in dims if site.input.dim(d).size == 1))
-
-
-_CONVOLUTIONS = (
-    *(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
-    *(torch.conv1d, torch.conv2d, torch.conv3d),
-    *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
-)
-
-
-@resizes(*_CONVOLUTIONS)
-def _convolution(site: Site) -> None:
-    groups = site.counted("groups")[0]
-    if site.value(site.argument(6, "groups", 1)) != groups:
-        site.put(6, "groups", groups)
-
-
-@resizes(F.group_norm, torch.group_norm)
-def _group_norm(site: Site) -> None:
-    site.put(1, "num_groups", site.counted("group")[0])
-
-
-@resizes(F.layer_norm, torch.layer_norm)
-def _layer_norm(site: Site) -> None:
-    site.put_sizes(1, "normalized_shape", site.counted("normalized_shape"))
-
-
-@resizes(F.rms_norm, torch.rms_norm)
-def _rms_norm(site: Site) -> None:
-    count = len(site.value(site.argument(1, "normalized_shape")))
-    site.put_sizes(1, "normalized_shape", site.removal.shape(site.input.vectors[-count:]))
-
-
-@resizes(F.channel_shuffle, torch.channel_shuffle, torch.native_channel_shuffle)
-def _channel_shuffle(site: Site) -> None:
-    site.put(1, "groups", site.counted("groups")[0])
-
-
-@resizes(F.scaled_dot_product_attention)
-def _attention(site: Site) -> None:
-    """The scale is a number, not a size: it stays that of the original width, where torch would take the new one."""
-    query = site.operand(site.argument(0, "query"))
-    if site.node.kwargs.get("scale") is None and site.removal.kept(query.dim(-1)) is not None:
-        site.node.update_kwarg("scale", query.shape[-1] ** -0.5)
-
-
-@resizes("index_select", torch.index_select)
-def _index_select(site: Site) -> None:
-    """A list held by a buffer is renumbered with the buffer; there is nothing to do in the graph."""
-
-
-@resizes(operator.getitem)
-def _getitem(site: Site) -> None:
-    source = site.operand(site.node.args[0])
-    if not isinstance(source, Operand):
-        return
-    index = site.node.args[1]
-    items = list(index) if isinstance(index, tuple) else [index]
-    if _one(site.output) is None:
-        return
-    consumed = sum(_width(site, item) for item in items)
-    new: list[Any] = []
-    dim = 0
-    for item in items:
-        if item is Ellipsis:
-            new.append(item)
-            dim += source.ndim - consumed
-            continue
-        width = _width(site, item)
-        new.append(_item(site, item, source.vectors[dim]) if width == 1 else item)
-        dim += width
-    changed: Any = tuple(new) if isinstance(index, tuple) else new[0]
-    if not _same_items(changed, index):
-        site.node.update_arg(1, changed)
-
-
-def _width(site: Site, item: Any) -> int:
-    """How many dimensions an index item takes up."""
-    if item is None or item is Ellipsis:
-        return 0
-    value = site.value(item) if isinstance(item, fx.Node) else item
-    return int(value.ndim) if isinstance(value, torch.Tensor) and value.dtype in (torch.bool, torch.uint8) else 1
-
-
-def _item(site: Site, item: Any, vector: Vector) -> Any:
-    kept = site.removal.kept(vector)
-    if kept is None:
-        return item
-    if isinstance(item, slice):
-        return _slice(site, item, kept)
-    if isinstance(site.operand(item), int):
-        return rank(kept, site.operand(item) % len(kept))
-    if isinstance(item, (list, tuple)):
-        positions = np.asarray(item) % len(kept)
-        ranks = np.cumsum(kept) - 1
-        return type(item)(ranks[positions[kept[positions]]].tolist())
-    return item
-
-
-def _slice(site: Site, item: slice, kept: Bools) -> slice:
-    """The same stretch among the kept slots. An open end stays open, a bound counted from the end stays so."""
-    size = len(kept)
-    left = int(kept.sum())
-
-    def bound(value: Any) -> Any:
-        if value is None:
-            return None
-        number = _old(site, value)
-        if number < 0:
-            new = rank(kept, max(0, size + number)) - left
-            return new if new else left
-        return rank(kept, min(number, size))
-
-    if item.step is not None and site.value(item.step) != 1:  # whole periods went: the phase stays what it was
-        first, last, _ = slice(*(site.operand(part) for part in (item.start, item.stop, item.step))).indices(size)
-        return slice(item.start and first, None if last == size else rank(kept, last), item.step)
-    return slice(bound(item.start), bound(item.stop), item.step)
-
-
-def _same_items(a: Any, b: Any) -> bool:
-    if isinstance(a, tuple) and isinstance(b, tuple):
-        return len(a) == len(b) and all(_same_items(x, y) for x, y in zip(a, b, strict=True))
-    if isinstance(a, slice) and isinstance(b, slice):
-        return all(_same_items(x, y) for x, y in ((a.start, b.start), (a.stop, b.stop), (a.step, b.step)))
-    return a is b or (type(a) is type(b) and not isinstance(a, fx.Node) and bool(a == b))
+@resizes(aten.as_strided.default)
+def _as_strided(site: Site) -> None:
+    """Where size and strides are those of the tensor itself they follow it; the rule refuses everything else."""
+    if "size" in site.observation.counts and site.removal.shape(site.input.vectors) != site.input.shape:
+        site.put(1, "size", list(site.counted("size")))
+        site.put(2, "stride", list(site.value(site.node.args[0]).stride()))

@@ -69,6 +69,51 @@ def baddbmm(call: Call, self: Operand, batch1: Operand, batch2: Operand) -> Oper
     return plus(call, self, contract(call, "bmk,bkn->bmn", batch1, batch2))
 
 
+@rule("aten::addbmm")
+def addbmm(call: Call, self: Operand, batch1: Operand, batch2: Operand) -> Operand:
+    """y[m, n] = c[m, n] + sum_b sum_k x[b, m, k] * z[b, k, n]"""
+    return plus(call, self, contract(call, "bmk,bkn->mn", batch1, batch2))
+
+
+@rule("aten::addr")
+def addr(call: Call, self: Operand, vec1: Operand, vec2: Operand) -> Operand:
+    """y[m, n] = c[m, n] + a[m] * b[n]"""
+    return plus(call, self, contract(call, "m,n->mn", vec1, vec2))
+
+
+@rule("aten::_grouped_mm")
+def grouped_mm(call: Call, self: Operand, mat2: Operand, offs: Operand | None) -> Operand:
+    """y[m, n] = sum_k a[m, k] * b[e, k, n] for the rows m of expert e: the rows stay where they are, as do experts.
+
+    Also with the ragged dimension in b (y[m, n], n belongs to e) or in the sum (y[e, m, n], k belongs to e).
+    """
+    ragged = "the offsets of the groups count this dimension"
+    forms = {(2, 3): "mk,ekn->mn", (3, 2): "emk,kn->mn", (2, 2): "mk,kn->mn", (3, 3): "emk,ekn->emn"}
+    counted = {(2, 3): [self.dim(0)], (3, 2): [mat2.dim(-1)], (2, 2): [self.dim(1), mat2.dim(0)], (3, 3): []}
+    form = (self.ndim, mat2.ndim)
+    for operand in (self, mat2):
+        if operand.ndim == 3 and form != (3, 3):
+            call.lock(operand.dim(0), "the groups of a grouped product")
+    for vector in (*counted[form], *(offs.vectors if offs is not None else ())):
+        call.lock(vector, ragged)
+    made = contract(call, forms[form], self, mat2)
+    if form == (2, 2):
+        made = call.operand([call.fixed(call.shapes[0][0]), *made.vectors], [True, *made.zero])
+    return made
+
+
+@rule("aten::_cdist_forward", "aten::_euclidean_dist")
+def distances(call: Call, x1: Operand, x2: Operand) -> Operand:
+    """y[.., p, r] = (sum_m |a[.., p, m] - b[.., r, m]|^q)^(1/q)"""
+    channels = x1.dim(-1)
+    call.same(channels, x2.dim(-1))
+    if not (x1.zero[-1] and x2.zero[-1]):
+        call.mark(channels, NOT_ZERO)
+    outer = [Operand(x.vectors[:-2], x.zero[:-2]) for x in (x1, x2)]
+    batch = broadcast(call, outer, call.shapes[0][:-2])
+    return call.operand([*batch, x1.dim(-2), x2.dim(-2)], False)
+
+
 @rule("aten::mv")
 def mv(call: Call, self: Operand, vec: Operand) -> Operand:
     """y[m] = sum_k a[m, k] * x[k]"""
@@ -165,6 +210,15 @@ def embedding(call: Call, weight: Operand, indices: Operand) -> Operand:
     """y[.., c] = w[index[..], c]; rows are looked up by number and stay."""
     call.lock(weight.dim(0), "rows of an embedding are looked up by number")
     return call.operand([*indices.vectors, weight.dim(1)], [*(False for _ in indices.vectors), weight.zero[1]])
+
+
+@rule("aten::embedding_renorm")
+def embedding_renorm(call: Call, self: Operand, indices: Operand) -> Operand:
+    """w[i, c] *= max_norm / |w[i, :]| for the rows that are looked up and whose norm is larger"""
+    call.lock(self.dim(0), "rows of an embedding are looked up by number")
+    if not self.zero[1]:
+        call.mark(self.dim(1), NOT_ZERO)
+    return self
 
 
 @rule("aten::_embedding_bag", "aten::_embedding_bag_forward_only")

@@ -44,9 +44,3 @@ def zeros_like(call: Call, self: Operand) -> Operand:
 def ranges(call: Call) -> list[Operand]:
     """y[i] depends on i: fixed"""
     return [call.constant(i) for i in range(len(call.shapes))]
-
-
-@rule("aten::tril", "aten::triu", "aten::diagonal", "aten::diag_embed")
-def triangles(call: Call, *operands: Operand) -> list[Operand]:
-    """y[i, j] depends on i and j: refused"""
-    return call.refuse(operands, "the result depends on the position in this dimension")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fxprune.channels.vector import Vector
-from fxprune.rules.registry import Call, Operand, integers, rule
+from fxprune.rules.registry import Call, Operand, rule
 
 
 def reshape(call: Call, operand: Operand, shape: Sequence[int]) -> Operand:
@@ -224,7 +224,10 @@ def unbind(call: Call, self: Operand, dim: int) -> list[Operand]:
     return [replace(self, dim)] * len(call.shapes)
 
 
-@rule("aten::split", "aten::split_with_sizes", "aten::chunk", "aten::tensor_split")
+@rule(
+    *("aten::split", "aten::split_with_sizes", "aten::chunk", "aten::tensor_split"),
+    *("aten::unsafe_split", "aten::unsafe_split_with_sizes", "aten::unsafe_chunk"),
+)
 def split(call: Call, self: Operand, dim: int) -> list[Operand]:
     """y_k[i] = x[start_k + i]"""
     vector, start, outputs = self.dim(dim), 0, []
@@ -294,71 +297,6 @@ def constant_pad_nd(call: Call, self: Operand, pad: Sequence[int], value: float)
 def repeat_interleave(call: Call, *operands: Operand) -> list[Operand]:
     """The form that takes a tensor of repeats has an output whose size depends on numbers: refused."""
     return call.refuse(operands, "the number of repeats is data")
-
-
-@rule("aten::index_select")
-def index_select(call: Call, self: Operand, dim: int, index: Operand) -> Operand:
-    """y[j] = x[index[j]]"""
-    return replace(self, dim, gathered(call, self.dim(dim), index))
-
-
-@rule("aten::index")
-def index(call: Call, self: Operand, indices: Sequence[Operand | None]) -> Operand:
-    """y[j, c] = x[index[j], c]: a constant list is a movement; numbers that are not known lock what they index."""
-    dims = [d for d, i in enumerate(indices) if i is not None]
-    lists = [i for i in indices if i is not None]
-    if len(lists) == 1 and lists[0].ndim == 1 and not _is_mask(lists[0]):
-        return replace(self, dims[0], gathered(call, self.dim(dims[0]), lists[0]))
-    span = self.ndim - len(dims) != len(call.shapes[0]) - max(i.ndim for i in lists)
-    indexed = [vector for d, vector in enumerate(self.vectors) if d in dims or span]
-    for vector in (*indexed, *(v for i in lists for v in i.vectors)):
-        call.lock(vector, "indexed by numbers that are not known or span several dimensions")
-    rest = [d for d in range(self.ndim) if d not in dims]
-    inserted = len(call.shapes[0]) - len(rest)
-    first = dims[0] if dims == list(range(dims[0], dims[0] + len(dims))) else 0
-    shape = call.shapes[0]
-    vectors = [call.fixed(s) for s in shape]
-    zero = [True] * len(shape)
-    for position, d in enumerate(rest):
-        out = position if position < first else position + inserted
-        if self.dim(d).size == shape[out]:
-            vectors[out], zero[out] = self.dim(d), self.zero[d]
-        else:
-            call.lock(self.dim(d), "indexed in a way that the rule does not follow")
-    return call.operand(vectors, zero)
-
-
-@rule("aten::gather")
-def gather(call: Call, self: Operand, dim: int, index: Operand) -> Operand:
-    """y[i, j, k] = x[i, index[i, j, k], k]: the dimension that is indexed stays, the others are those of the list."""
-    zero = list(self.zero)
-    for d, (vector, listed) in enumerate(zip(self.vectors, index.vectors, strict=True)):
-        if d == dim % len(zero):
-            call.lock(vector, "gathered by numbers that are not known")
-            zero[d] = False
-        elif vector.size == listed.size:
-            call.same(vector, listed)
-        else:
-            call.lock(vector, "gathered in part")
-            call.lock(listed, "gathered in part")
-    return call.operand(index.vectors, zero)
-
-
-def gathered(call: Call, vector: Vector, index: Operand) -> Vector:
-    """vector[index], the list following the new numbering where it is a buffer; unknown numbers lock."""
-    positions = integers(index)
-    if positions is None or index.ndim == 0:
-        call.lock(vector, "indexed by numbers that are not known")
-        return index.dim(0) if index.ndim else call.fixed(1)
-    taken = vector.take(positions % vector.size)
-    if not index.dim(0).fixed:
-        call.same(taken, index.dim(0))
-    call.renumber(index, vector)
-    return taken
-
-
-def _is_mask(index: Operand) -> bool:
-    return index.value is not None and str(index.value.dtype) in ("torch.bool", "torch.uint8")
 
 
 @rule("aten::pixel_shuffle")

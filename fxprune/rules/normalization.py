@@ -47,7 +47,8 @@ def layer_norm(
             for a, b in zip(normalized, part.vectors, strict=True):
                 call.same(a, b)
     for vector in normalized:
-        call.mark(vector, "layer_norm takes mean and variance over the channel")
+        why = "layer_norm takes mean and variance over the channel"
+        call.mark(vector, why, width=all(input.zero[first:]))
     call.count("normalized_shape", *normalized)
     vanishes = weight is not None and all(weight.zero) and (bias is None or all(bias.zero))
     outputs = [call.operand(input.vectors, [False] * first + [vanishes] * len(normalized))]

@@ -10,7 +10,7 @@ SPATIAL = {
     2: """_adaptive_avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d avg_pool2d max_pool2d
         max_pool2d_with_indices max_unpool2d reflection_pad2d replication_pad2d upsample_bicubic2d
         upsample_bilinear2d upsample_nearest2d _upsample_nearest_exact2d _upsample_bilinear2d_aa
-        _upsample_bicubic2d_aa mkldnn_max_pool2d""",
+        _upsample_bicubic2d_aa _upsample_lanczos2d_aa mkldnn_max_pool2d""",
     3: """_adaptive_avg_pool3d adaptive_avg_pool3d adaptive_max_pool3d avg_pool3d max_pool3d
         max_pool3d_with_indices max_unpool3d reflection_pad3d replication_pad3d upsample_nearest3d
         upsample_trilinear3d _upsample_nearest_exact3d""",

@@ -65,7 +65,8 @@ def statistics(call: Call, self: Operand) -> list[Operand]:
     name = call.op.removeprefix("aten::")
     dims = _dims(call, self.ndim)
     for d in dims:
-        call.mark(self.dim(d), f"{name} over the channel")
+        width = name == "mean" and all(self.zero[e] for e in dims)
+        call.mark(self.dim(d), f"{name} over the channel", width=width)
     return _reduced(call, self, dims, name in ZERO_OF_ZEROS)
 
 

@@ -86,6 +86,7 @@ class Call:
     event: Callable[[str], int] = field(default=lambda why: STRUCTURE)
     counts: dict[str, tuple[Vector, ...]] = field(default_factory=dict)
     marks: list[tuple[int, Vector]] = field(default_factory=list)
+    widths: set[int] = field(default_factory=set)
     renumbered: list[tuple[Operand, Vector]] = field(default_factory=list)
 
     # -- vectors ------------------------------------------------------------------------------------------
@@ -123,10 +124,16 @@ class Call:
             if not vector.fixed:
                 self.terms.lock(vector, STRUCTURE)
 
-    def mark(self, vector: Vector, why: str) -> None:
-        """Removing slots changes a statistic: allowed, but not equal to setting them to zero."""
+    def mark(self, vector: Vector, why: str, *, width: bool = False) -> None:
+        """Removing slots changes a statistic: allowed, but not equal to setting them to zero.
+
+        width: only because fewer slots are counted, since what the statistic is taken over is zero at removed ones.
+        """
         if not vector.fixed and len(self.terms.free(vector)):
-            self.marks.append((self.event(why), vector))
+            event = self.event(why)
+            self.marks.append((event, vector))
+            if width:
+                self.widths.add(event)
 
     def count(self, argument: str, *vectors: Vector) -> None:
         """The integer argument (or list of integers) `argument` is the size of these dimensions."""
@@ -201,7 +208,11 @@ def apply(function: Rule, call: Call, operands: Sequence[Operand]) -> list[Opera
         made = function(call, *operands)
     else:
         made = function(call, **{name: call.arguments[name] for name in names})
-    outputs = [] if made is None else [made] if isinstance(made, Operand) else list(made)
+    return checked(call, [] if made is None else [made] if isinstance(made, Operand) else list(made))
+
+
+def checked(call: Call, outputs: list[Operand]) -> list[Operand]:
+    """What a rule promises, if it has the shapes that the operation made."""
     shapes = [o.shape for o in outputs]
     if shapes != call.shapes:
         raise RuleError(

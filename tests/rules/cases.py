@@ -7,11 +7,13 @@ be taken for each other; weights have both signs.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -25,6 +27,7 @@ FLAT = (2, 11)
 
 SUMS = "sums over the channels; the shrink test compares the numbers"
 RANDOM = "the operation is random"
+ENTRIES = "how many entries there are is data, which fake tensors do not have"
 INSIDE = "a layer inside the row sums over the channels; the shrink test compares the numbers"
 
 
@@ -345,24 +348,49 @@ CONTRACTIONS = [
         "Embedding, max_norm",
         lambda: nn.Embedding(17, 11, max_norm=1.0),
         (2, 5),
-        "refused",
-        ("aten::embedding_renorm_", "no channel rule for this operation"),
         indices=17,
         alone=True,
         out=-1,
         mixes=SUMS,
         loses=("op.weight[1]",),
-        unruled=True,
     ),
     OpCase(
         "cdist",
-        fn(lambda h: torch.cdist(h, h)),
+        fn(lambda h, centres: torch.cdist(h, centres), centres=(13, 11)),
         TOKENS,
-        "refused",
-        ("aten::_cdist_forward", "no channel rule"),
         axis=-1,
-        **GONE,
-        unruled=True,
+        out=None,
+        mixes=SUMS,
+        loses=("producer.weight[0]", "op.centres[1]"),
+    ),
+    OpCase("cdist, order 1", fn(lambda h: torch.cdist(h, h.tanh(), p=1.0)), TOKENS, axis=-1, **GONE),
+    OpCase("cdist, order inf", fn(lambda h: torch.cdist(h, h.tanh(), p=float("inf"))), TOKENS, axis=-1, **GONE),
+    OpCase(
+        "cdist of a sigmoid",
+        fn(lambda h, centres: torch.cdist(h.sigmoid(), centres), centres=(13, 11)),
+        TOKENS,
+        "inexact",
+        axis=-1,
+        out=None,
+        mixes="the axis is gone",
+        loses=("producer.weight[0]", "op.centres[1]"),
+    ),
+    OpCase("cdist, the batch", fn(lambda h: torch.cdist(h, h.sin())), (2, 11, 5, 3)),
+    OpCase(
+        "addbmm",
+        fn(lambda h, bias, weight: torch.addbmm(bias, h, weight), bias=(7, 13), weight=(2, 11, 13)),
+        (2, 7, 11),
+        axis=-1,
+        out=-1,
+        mixes=SUMS,
+        loses=("producer.weight[0]", "op.bias[1]", "op.weight[1]", "op.weight[2]"),
+    ),
+    OpCase(
+        "addr",
+        fn(lambda h, bias, weight: torch.addr(bias, h.sum(0), weight), bias=(11, 7), weight=(7,)),
+        FLAT,
+        out=0,
+        loses=("producer.weight[0]", "op.bias[0]"),
     ),
 ]
 
@@ -1269,6 +1297,645 @@ def _response(h: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
     return h * (1 + gamma.view(1, -1, 1, 1) * size / (size.mean(1, keepdim=True) + 1e-6))
 
 
+# -- indexing ---------------------------------------------------------------------------------------------------
+
+TOKEN_LIST = torch.tensor([3, 0, 4])
+
+
+def _expanded(at: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    return at.view(1, -1, 1).expand(2, 3, h.shape[-1])
+
+
+@torch.fx.wrap
+def _set(h: torch.Tensor, where: Any, what: Any) -> torch.Tensor:
+    h = h.tanh()
+    h[where] = what
+    return h
+
+
+@torch.fx.wrap
+def _index_reduce(h: torch.Tensor, at: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls it a beta
+        return h.index_reduce(1, at, source, "prod")
+
+
+INDEXING = [
+    *(
+        OpCase(f"{name} of tokens", fn(function, at=TOKEN_LIST), **LAST)
+        for name, function in (
+            ("scatter", lambda h, at: h.sin().scatter(1, _expanded(at, h), h[:, :3].cos())),
+            ("scatter_", lambda h, at: torch.zeros_like(h).scatter_(1, _expanded(at, h), h[:, 1:4])),
+            ("scatter of a number", lambda h, at: h.sin().scatter(1, _expanded(at, h), 0.3)),
+            ("scatter with a product", lambda h, at: h.scatter(1, _expanded(at, h), 1.7, reduce="multiply")),
+            ("scatter_add", lambda h, at: h.scatter_add(1, _expanded(at, h), h[:, 1:4].exp())),
+            ("scatter_add_", lambda h, at: torch.zeros_like(h).scatter_add_(1, _expanded(at, h), h[:, 1:4])),
+            ("scatter_reduce", lambda h, at: h.scatter_reduce(1, _expanded(at, h), h[:, 1:4].exp(), "amax")),
+            (
+                "scatter_reduce without itself",
+                lambda h, at: h.scatter_reduce(1, _expanded(at, h), h[:, 1:4], "mean", include_self=False),
+            ),
+            ("index_add", lambda h, at: h.index_add(1, at, h[:, 1:4].exp(), alpha=0.5)),
+            ("index_copy", lambda h, at: h.index_copy(1, at, h[:, 1:4].exp())),
+            ("index_reduce", lambda h, at: _index_reduce(h, at, h[:, 1:4].exp())),
+            ("index_fill", lambda h, at: h.index_fill(1, at, 0.7)),
+            ("index_fill by a tensor", lambda h, at: h.index_fill(1, at, torch.tensor(0.7).double())),
+            ("index_put", lambda h, at: h.index_put((torch.tensor(1), at), h[0, 1:4].exp())),
+            ("index_put, accumulated", lambda h, at: h.index_put((torch.tensor(1), at), h[0, 1:4], accumulate=True)),
+            ("set by a list", lambda h, at: _set(h, (slice(None), at), h[:, 1:4])),
+            ("set by two lists", lambda h, at: _set(h, ([0, 1, 1], at), h[0, 1:4].exp())),
+            ("set to a number by a list", lambda h, at: _set(h, (slice(None), at), 0.0)),
+            ("select_scatter", lambda h, at: h.select_scatter(h[:, 1].exp(), 1, 3)),
+            ("slice_scatter", lambda h, at: h.slice_scatter(h[:, 1:3].exp(), 1, 3)),
+            ("slice_scatter, every second", lambda h, at: h.slice_scatter(h[:, :3].exp(), 1, 0, 5, 2)),
+            ("index of tokens by a list and a number", lambda h, at: h[1, at]),
+        )
+    ),
+    OpCase("set where positive", fn(lambda h: _set(h, h > 0.4, -0.2))),
+    OpCase(
+        "set where positive, one value for every pixel", fn(lambda h: _set(h, h > 0.4, torch.tensor([0.5]).double()))
+    ),
+    OpCase(
+        "set to zero by a mask of pixels",
+        fn(lambda h, mask: _set(h, (slice(None), slice(None), mask), 0.0), mask=torch.rand(5, 7) > 0.5),
+    ),
+    OpCase(
+        "set by a mask of channels",
+        fn(
+            lambda h, mask: _set(h.transpose(0, 1), mask, torch.ones(4, 2).double()),
+            mask=torch.tensor([1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 1]) > 0,
+        ),
+        (2, 11),
+        "refused",
+        ("aten::index_put_", "written to at positions"),
+        out=0,
+    ),
+    OpCase(
+        "set of positions by a mask to a tensor of values",
+        fn(
+            lambda h, mask: _set(h, (slice(None), slice(None), mask), h[:, :, :2].exp()),
+            mask=torch.tensor([False, True, False, True, False, False, False]),
+        ),
+        SEQUENCE,
+    ),
+    OpCase(
+        "index by two lists with a dimension between",
+        fn(
+            lambda h, a, b: h[:, :, a].permute(2, 1, 0, 3)[[0, 1], :, :, b],
+            a=torch.tensor([0, 4]),
+            b=torch.tensor([6, 1]),
+        ),
+    ),
+    OpCase(
+        "index by lists that broadcast",
+        fn(lambda h, a, b: h[:, :, a, b], a=torch.tensor([[0], [4]]), b=torch.tensor([6, 1, 1])),
+    ),
+    OpCase(
+        "scatter along the channels",
+        fn(lambda h, at: h.scatter(1, at.view(1, 3, 1).expand(2, 3, 7), 0.0), at=TOKEN_LIST),
+        SEQUENCE,
+        expect="refused",
+        says=("aten::scatter", "written to at positions"),
+    ),
+    OpCase(
+        "scatter of some channels",
+        fn(lambda h, at: h.scatter(2, at, 1.0), at=torch.zeros(2, 4, 3, 7, dtype=torch.int64)),
+        expect="refused",
+        says=("aten::scatter", "written to at positions"),
+    ),
+    OpCase(
+        "index_add along the channels",
+        fn(lambda h, at: h.index_add(1, at, h[:, :3]), at=TOKEN_LIST),
+        expect="refused",
+        says=("aten::index_add", "written to at positions"),
+    ),
+    OpCase(
+        "index_fill along the channels",
+        fn(lambda h, at: h.index_fill(1, at, 0.0), at=TOKEN_LIST),
+        expect="refused",
+        says=("aten::index_fill", "written to at positions"),
+    ),
+    OpCase(
+        "set of some channels by a list",
+        fn(lambda h: _set(h, (slice(None), [1, 4]), 0.0)),
+        expect="refused",
+        says=("aten::index_put_", "written to at positions"),
+    ),
+    OpCase(
+        "select_scatter of the channels",
+        fn(lambda h: h.select_scatter(h[:, 1], 1, 3)),
+        expect="refused",
+        says=("aten::select_scatter", "written to at positions"),
+    ),
+    OpCase(
+        "slice_scatter of the channels",
+        fn(lambda h: h.slice_scatter(h[:, 1:3], 1, 3, 5)),
+        expect="refused",
+        says=("aten::slice_scatter", "written to at positions"),
+    ),
+    OpCase(
+        "diagonal_scatter of the channels",
+        fn(lambda h: h.diagonal_scatter(h[:, 0], 0, 1, 2)),
+        (2, 11, 11),
+        "refused",
+        ("aten::diagonal_scatter", "written to at positions"),
+    ),
+    OpCase("diagonal_scatter of space", fn(lambda h: h.diagonal_scatter(h[:, :, 0, :5].exp(), 0, -2, -1))),
+    OpCase(
+        "masked_scatter",
+        fn(lambda h: h.masked_scatter(h > 0, h.exp())),
+        expect="refused",
+        says=("aten::masked_scatter", "filled in order"),
+    ),
+    OpCase(
+        "take",
+        fn(lambda h: h.take(torch.arange(9).view(1, 9) + h[:, :9].round().long().clamp(0, 2))),
+        FLAT,
+        "refused",
+        ("aten::take", "positions in the flattened tensor"),
+        out=None,
+        mixes="the axis is gone",
+    ),
+    OpCase(
+        "put",
+        fn(lambda h, at: h.put(at, h[0, :3]), at=TOKEN_LIST),
+        FLAT,
+        "refused",
+        ("aten::put", "positions in the flattened tensor"),
+    ),
+    OpCase(
+        "take_along_dim of tokens",
+        fn(lambda h: h.take_along_dim(h[..., :1].argsort(1)[:, :3], 1)),
+        **LAST,
+        mixes="one slot decides which tokens stay",
+    ),
+    OpCase(
+        "index of pixels by a mask",
+        fn(lambda h, mask: h[:, :, mask], mask=torch.arange(35).view(5, 7) % 3 == 1),
+        mixes=ENTRIES,
+    ),
+    OpCase(
+        "index of tokens by a mask",
+        fn(lambda h, mask: h[mask], mask=torch.arange(10).view(2, 5) % 3 > 0),
+        **{**LAST, "mixes": ENTRIES},
+    ),
+    OpCase(
+        "index of channels by a mask",
+        fn(lambda h, mask: h[:, mask], mask=torch.arange(11) % 3 == 1),
+        expect="refused",
+        says=("aten::index", "indexed by numbers that are not known"),
+        mixes=ENTRIES,
+    ),
+    *(
+        OpCase(name, fn(function), FLAT, "refused", (operator, "how many entries there are"), out=None, mixes=ENTRIES)
+        for name, operator, function in (
+            ("masked_select", "aten::masked_select", lambda h: h.masked_select(h > 0).sum()),
+            ("nonzero", "aten::nonzero", lambda h: h.relu().nonzero().double().sum()),
+            ("unique", "aten::_unique2", lambda h: h.round().unique().sum()),
+            ("unique_consecutive", "aten::unique_consecutive", lambda h: h.round().unique_consecutive().sum()),
+            ("bincount", "aten::bincount", lambda h: h.flatten().abs().long().bincount().double().sum()),
+        )
+    ),
+    OpCase("one_hot", fn(lambda h: h * F.one_hot(h[0, :, 0, 0].round().long().clamp(0, 6), 7)[:, None].double())),
+    OpCase(
+        "isin",
+        fn(lambda h: torch.isin(h.round(), torch.tensor([0.0, 1.0]).double()).double()),
+    ),
+    OpCase(
+        "isin, looked for",
+        fn(lambda h: torch.isin(torch.tensor([0.0, 1.0]).double(), h.round()).double()),
+        FLAT,
+        "refused",
+        ("aten::isin", "the elements that are looked for"),
+        out=None,
+        mixes="the axis is gone",
+    ),
+]
+
+# -- transforms of position -------------------------------------------------------------------------------------
+
+TRANSFORMS = [
+    OpCase("fft over space", fn(lambda h: torch.fft.fft(h, dim=-1).abs())),
+    OpCase("fft2", fn(lambda h: torch.view_as_real(torch.fft.fft2(h)))),
+    OpCase(
+        "global filter",
+        fn(lambda h, weight: torch.fft.irfft2(torch.fft.rfft2(h) * weight, s=(5, 7)), weight=(11, 1, 1)),
+        loses=("producer.weight[0]", "op.weight[0]"),
+    ),
+    OpCase("sum over a spectrum", fn(lambda h: torch.fft.rfft(h).abs().sum(1)), **GONE),
+    OpCase(
+        "fft",
+        fn(lambda h: torch.fft.fft(h, dim=1).real),
+        expect="refused",
+        says=("aten::_fft_r2c", "a Fourier transform runs over this dimension"),
+    ),
+    OpCase(
+        "stft",
+        fn(
+            lambda h: torch.stft(h.flatten(0, 1), 8, window=h.new_ones(8), return_complex=True).abs().view(2, 11, 5, -1)
+        ),
+        (2, 11, 32),
+        "refused",
+        ("aten::as_strided", "as_strided reads memory"),
+    ),
+    OpCase("triu of space", fn(lambda h: h.triu(1))),
+    OpCase("tril of space", fn(lambda h: torch.tril(h))),
+    OpCase(
+        "triu",
+        fn(lambda h: h.triu()),
+        SEQUENCE,
+        "refused",
+        ("aten::triu", "the result depends on the position in this dimension"),
+    ),
+    OpCase("diagonal of space", fn(lambda h: h.diagonal(1, -2, -1))),
+    OpCase("diagonal of the outer dimensions", fn(lambda h: h.diagonal(0, 0, 3)), out=0),
+    OpCase(
+        "diagonal of the channels",
+        fn(lambda h: h.diagonal(0, 1, 2)),
+        expect="refused",
+        says=("aten::diagonal", "the result depends on the position in this dimension"),
+        out=2,
+    ),
+    OpCase("diag_embed of space", fn(lambda h: h.diag_embed())),
+    OpCase("diag_embed in front", fn(lambda h: torch.diag_embed(h, 0, 0, 2)), SEQUENCE, out=3),
+    OpCase(
+        "diag_embed of the channels",
+        fn(lambda h: h.diag_embed()),
+        FLAT,
+        "refused",
+        ("aten::diag_embed", "the result depends on the position in this dimension"),
+    ),
+    OpCase(
+        "trace",
+        fn(lambda h: h.trace()),
+        FLAT,
+        "refused",
+        ("aten::trace", "the result depends on the position in this dimension"),
+        out=None,
+        mixes="the axis is gone",
+    ),
+    OpCase(
+        "histc",
+        fn(lambda h: h.histc(5)),
+        FLAT,
+        "refused",
+        ("aten::histc", "counted by value"),
+        out=None,
+        mixes="the axis is gone",
+    ),
+    OpCase(
+        "cross of coordinates",
+        fn(lambda h, axis: torch.linalg.cross(h, axis), axis=(1, 11, 3)),
+        (2, 11, 3),
+        loses=("producer.weight[0]", "op.axis[1]"),
+    ),
+    OpCase("sum over a cross product", fn(lambda h: torch.cross(h, h.cos(), dim=-1).sum(1)), (2, 11, 3), **GONE),
+    OpCase(
+        "cross of the channels",
+        fn(lambda h: torch.linalg.cross(h, h.cos(), dim=1)),
+        (2, 3, 7),
+        "refused",
+        ("aten::linalg_cross", "the three coordinates of a cross product"),
+    ),
+    OpCase(
+        "affine_grid",
+        fn(lambda h: F.affine_grid(h[:, None].expand(-1, 2, -1), torch.Size((2, 1, 4, 5)), align_corners=False)),
+        (2, 3),
+        "refused",
+        ("aten::affine_grid_generator", "the sizes of a sampling grid"),
+        out=None,
+        mixes="the axis is gone",
+    ),
+]
+
+# -- fused attention --------------------------------------------------------------------------------------------
+
+flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+attend = F.scaled_dot_product_attention
+HEADS: dict[str, Any] = {"shape": (2, 4, 5, 3), "axis": 1, "out": 1}
+WIDTH: dict[str, Any] = {"shape": (2, 4, 5, 11), "axis": -1}
+
+
+def _heads(h: torch.Tensor, heads: int, width: int) -> torch.Tensor:
+    return h.view(h.shape[0], h.shape[1], heads, width).transpose(1, 2)
+
+
+def _qkv(h: torch.Tensor, q: nn.Module, k: nn.Module, v: nn.Module, mask: Any = None) -> torch.Tensor:
+    y = attend(_heads(q(h), 4, 3), _heads(k(h), 4, 3), _heads(v(h), 4, 3), mask)
+    return y.transpose(1, 2).reshape(2, 5, 12)
+
+
+QKV: dict[str, Any] = {part: (lambda: nn.Linear(11, 12)) for part in "qkv"}
+QKV_LOSSES = tuple(f"op.{part}.{end}" for part in "qkv" for end in ("weight[0]", "weight[1]", "bias[0]"))
+
+ATTENTION = [
+    OpCase("attention kernel, heads", fn(lambda h: flash(h, h.sin(), h.cos(), scale=0.4)[0]), **HEADS),
+    OpCase("attention, heads", fn(lambda h: attend(h, h.sin(), h.cos())), **HEADS),
+    OpCase("attention, logarithms of the sums", fn(lambda h: flash(h, h.sin(), h, scale=0.4)[1]), **HEADS),
+    OpCase(
+        "attention, a bias per head",
+        fn(lambda h, bias: attend(h, h.sin(), h, bias), bias=(1, 4, 5, 5)),
+        **HEADS,
+        loses=("producer.weight[0]", "op.bias[1]"),
+    ),
+    OpCase("attention, one bias", fn(lambda h, bias: attend(h, h.sin(), h, bias), bias=(5, 5)), **HEADS),
+    OpCase(
+        "attention, a mask", fn(lambda h, m: attend(h, h.sin(), h, m), m=torch.ones(1, 1, 5, 5).tril() > 0), **HEADS
+    ),
+    OpCase("attention, causal", fn(lambda h: attend(h, h.sin(), h.cos(), is_causal=True)), **HEADS),
+    OpCase("attention, the batch", fn(lambda h: attend(h, h.sin(), h)), (11, 4, 5, 3), axis=0, out=0),
+    OpCase(
+        "attention, width of the queries",
+        fn(lambda h, k, v: attend(h, k, v), k=(2, 4, 5, 11), v=(2, 4, 5, 11)),
+        **WIDTH,
+        out=1,
+        mixes=SUMS,
+        loses=("producer.weight[0]", "op.k[3]"),
+    ),
+    OpCase(
+        "attention, width of the values",
+        fn(lambda h, q, k: attend(q, k, h), q=(2, 4, 5, 11), k=(2, 4, 5, 11)),
+        **WIDTH,
+        out=-1,
+        loses=("producer.weight[0]", "consumer.weight[1]"),
+    ),
+    OpCase(
+        "attention, widths of their own from the start",
+        fn(lambda h, q, k: attend(q, k, h), q=(2, 4, 5, 7), k=(2, 4, 5, 7)),
+        **WIDTH,
+        out=-1,
+    ),
+    OpCase(
+        "sum over the heads of attention",
+        fn(lambda h: attend(h, h.sin(), h).sum(1)),
+        (2, 4, 5, 3),
+        out=None,
+        mixes="the axis is gone",
+    ),
+    OpCase(
+        "attention, prompts before the keys",
+        fn(
+            lambda h, k, v: attend(h, torch.cat([k, h.sin()], 2), torch.cat([v, h.cos()], 2), scale=0.5),
+            k=(2, 4, 7, 3),
+            v=(2, 4, 7, 3),
+        ),
+        **HEADS,
+        expect="inexact",
+        loses=("producer.weight[0]", "op.k[2]", "op.v[2]"),
+    ),
+    OpCase(
+        "attention, learned queries",
+        fn(lambda h, q: attend(q, h.sin(), h).transpose(1, 2), q=(2, 4, 7, 3)),
+        (2, 4, 5, 3),
+        out=2,
+        loses=("producer.weight[0]", "op.q[1]"),
+    ),
+    OpCase(
+        "attention, learned queries and causal",
+        fn(lambda h, q: attend(q, q.sin(), q, is_causal=True) + 0 * h, q=(2, 4, 7, 3)),
+        (2, 4, 7, 3),
+        "refused",
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "causal attention compares positions"),
+        axis=2,
+        loses=("op.q[2]",),
+        out=None,
+        mixes="the axis is held by the queries",
+    ),
+    OpCase(
+        "attention, shared keys",
+        fn(lambda h, k: attend(h, k, k.sin(), enable_gqa=True), k=(2, 3, 5, 7)),
+        (2, 12, 5, 7),
+        loses=("producer.weight[0]", "op.k[1]"),
+    ),
+    OpCase(
+        "attention, one key for all heads",
+        fn(lambda h, k: attend(h, k, k.sin(), enable_gqa=True), k=(2, 1, 5, 7)),
+        (2, 4, 5, 7),
+    ),
+    OpCase(
+        "attention with projections",
+        fn(_qkv, **QKV),
+        (2, 5, 11),
+        axis=-1,
+        out=-1,
+        mixes=INSIDE,
+        loses=("producer.weight[0]", *QKV_LOSSES),
+    ),
+    OpCase(
+        "attention with projections and a bias per head",
+        fn(lambda h, mask, **layers: _qkv(h, mask=mask, **layers), mask=(1, 4, 5, 5), **QKV),
+        (2, 5, 11),
+        axis=-1,
+        out=-1,
+        mixes=INSIDE,
+        loses=("producer.weight[0]", "op.mask[1]", *QKV_LOSSES),
+    ),
+    OpCase(
+        "attention with shared keys and projections",
+        fn(
+            lambda h, q, k, v: (
+                attend(_heads(q(h), 4, 3), _heads(k(h), 2, 3), _heads(v(h), 2, 3), enable_gqa=True)
+                .transpose(1, 2)
+                .reshape(2, 5, 12)
+            ),
+            q=lambda: nn.Linear(11, 12),
+            k=lambda: nn.Linear(11, 6),
+            v=lambda: nn.Linear(11, 6),
+        ),
+        (2, 5, 11),
+        axis=-1,
+        out=-1,
+        mixes=INSIDE,
+        loses=("producer.weight[0]", *QKV_LOSSES),
+    ),
+]
+
+# -- recurrent layers -------------------------------------------------------------------------------------------
+
+
+def _weights(gates: int, inputs: int, hidden: int, outputs: int = 0, prefix: str = "") -> dict[str, tuple[int, ...]]:
+    """The parameters of one layer in one direction."""
+    made: dict[str, tuple[int, ...]] = {
+        "ih": (gates * hidden, inputs),
+        "hh": (gates * hidden, outputs or hidden),
+        "bi": (gates * hidden,),
+        "bh": (gates * hidden,),
+    }
+    return {prefix + name: shape for name, shape in {**made, **({"hr": (outputs, hidden)} if outputs else {})}.items()}
+
+
+def _layer_losses(*prefixes: str) -> tuple[str, ...]:
+    ends = ("ih[0]", "ih[1]", "hh[0]", "hh[1]", "bi[0]", "bh[0]")
+    return ("producer.weight[0]", "consumer.weight[1]", *(f"op.{p}{end}" for p in prefixes for end in ends))
+
+
+def _zeros(h: torch.Tensor, layers: int, hidden: int) -> torch.Tensor:
+    return h.new_zeros(layers, h.shape[1], hidden)
+
+
+def _lstm(h: torch.Tensor, layers: int = 1, both: bool = False, hidden: int = 7, **weights: torch.Tensor) -> Any:
+    states = layers * (2 if both else 1)
+    state = _zeros(h, states, weights["hr"].shape[0] if "hr" in weights else hidden), _zeros(h, states, hidden)
+    return torch.lstm(h, state, list(weights.values()), True, layers, 0.0, False, both, False)
+
+
+def _stacked(function: Any, h: torch.Tensor, hidden: int = 7, layers: int = 1, **weights: torch.Tensor) -> Any:
+    return function(h, _zeros(h, layers, hidden), list(weights.values()), True, layers, 0.0, False, False, False)
+
+
+@torch.fx.wrap
+def _packed(h: torch.Tensor) -> Any:
+    return nn.utils.rnn.pack_padded_sequence(h, torch.tensor([5, 3]), batch_first=True)
+
+
+def _unpadded(layer: nn.Module, h: torch.Tensor) -> torch.Tensor:
+    return nn.utils.rnn.pad_packed_sequence(layer(_packed(h))[0], batch_first=True)[0]
+
+
+STEPS: dict[str, Any] = {"shape": TOKENS, "axis": -1, "out": -1, "mixes": INSIDE}
+CELL: dict[str, Any] = {"shape": FLAT, "mixes": INSIDE, "loses": _layer_losses("")}
+
+RECURRENT = [
+    OpCase("lstm", fn(lambda h, **w: _lstm(h, **w)[0], **_weights(4, 11, 7)), **STEPS, loses=_layer_losses("")),
+    OpCase(
+        "lstm, last state", fn(lambda h, **w: _lstm(h, **w)[1], **_weights(4, 11, 7)), **STEPS, loses=_layer_losses("")
+    ),
+    OpCase(
+        "lstm, last cell", fn(lambda h, **w: _lstm(h, **w)[2], **_weights(4, 11, 7)), **STEPS, loses=_layer_losses("")
+    ),
+    OpCase(
+        "lstm, two layers",
+        fn(lambda h, **w: _lstm(h, 2, **w)[0], **_weights(4, 11, 7), **_weights(4, 7, 7, prefix="up_")),
+        **STEPS,
+        loses=_layer_losses("", "up_"),
+    ),
+    OpCase(
+        "lstm, both directions",
+        fn(lambda h, **w: _lstm(h, 1, True, **w)[0], **_weights(4, 11, 7), **_weights(4, 11, 7, prefix="back_")),
+        **STEPS,
+        loses=_layer_losses("", "back_"),
+    ),
+    OpCase(
+        "lstm, two layers in both directions",
+        fn(
+            lambda h, **w: _lstm(h, 2, True, **w)[0],
+            **_weights(4, 11, 7),
+            **_weights(4, 11, 7, prefix="back_"),
+            **_weights(4, 14, 7, prefix="up_"),
+            **_weights(4, 14, 7, prefix="up_back_"),
+        ),
+        **STEPS,
+        loses=_layer_losses("", "back_", "up_", "up_back_"),
+    ),
+    OpCase(
+        "lstm with a projection",
+        fn(lambda h, **w: _lstm(h, **w)[0], **_weights(4, 11, 7, 5)),
+        **STEPS,
+        loses=(*_layer_losses(""), "op.hr[0]", "op.hr[1]"),
+    ),
+    OpCase(
+        "lstm, states given",
+        fn(
+            lambda h, h0, c0, **w: torch.lstm(h, (h0, c0), list(w.values()), True, 1, 0.0, False, False, False)[0],
+            h0=(1, 5, 7),
+            c0=(1, 5, 7),
+            **_weights(4, 11, 7),
+        ),
+        **STEPS,
+        loses=(*_layer_losses(""), "op.h0[2]", "op.c0[2]"),
+    ),
+    OpCase(
+        "sum over the units of an lstm",
+        fn(lambda h, **w: _lstm(h, **w)[0].sum(-1), **_weights(4, 11, 7)),
+        TOKENS,
+        "inexact",
+        axis=-1,
+        out=None,
+        mixes=INSIDE,
+        loses=("producer.weight[0]", "op.hh[1]"),
+    ),
+    OpCase(
+        "gru",
+        fn(lambda h, **w: _stacked(torch.gru, h, **w)[0], **_weights(3, 11, 7)),
+        **STEPS,
+        loses=_layer_losses(""),
+    ),
+    OpCase(
+        "gru, two layers, last state",
+        fn(
+            lambda h, **w: _stacked(torch.gru, h, layers=2, **w)[1],
+            **_weights(3, 11, 7),
+            **_weights(3, 7, 7, prefix="up_"),
+        ),
+        **STEPS,
+        loses=_layer_losses("", "up_"),
+    ),
+    OpCase(
+        "gru, a state that is not zero",
+        fn(
+            lambda h, **w: torch.gru(h, h.new_ones(1, 5, 7), list(w.values()), True, 1, 0.0, False, False, False)[0],
+            **_weights(3, 11, 7),
+        ),
+        **STEPS,
+        loses=_layer_losses(""),
+    ),
+    *(
+        OpCase(
+            name,
+            fn(lambda h, function=function, **w: _stacked(function, h, **w)[0], **_weights(1, 11, 7)),
+            **STEPS,
+            loses=_layer_losses(""),
+        )
+        for name, function in (("rnn_tanh", torch.rnn_tanh), ("rnn_relu", torch.rnn_relu))
+    ),
+    OpCase(
+        "lstm_cell",
+        fn(
+            lambda h, **w: torch.lstm_cell(h, (h.new_zeros(2, 7), h.new_zeros(2, 7)), *w.values())[0],
+            **_weights(4, 11, 7),
+        ),
+        **CELL,
+    ),
+    OpCase(
+        "lstm_cell, two steps",
+        fn(
+            lambda h, **w: torch.lstm_cell(
+                h, torch.lstm_cell(h.cos(), (h.new_zeros(2, 7), h.new_zeros(2, 7)), *w.values()), *w.values()
+            )[1],
+            **_weights(4, 11, 7),
+        ),
+        **CELL,
+    ),
+    OpCase(
+        "gru_cell", fn(lambda h, **w: torch.gru_cell(h, h.new_zeros(2, 7), *w.values()), **_weights(3, 11, 7)), **CELL
+    ),
+    OpCase(
+        "rnn_tanh_cell",
+        fn(lambda h, **w: torch.rnn_tanh_cell(h, h.new_zeros(2, 7), *w.values()), **_weights(1, 11, 7)),
+        **CELL,
+    ),
+    OpCase(
+        "packed sequences",
+        fn(
+            lambda h, layer: _unpadded(layer, h),
+            layer=lambda: nn.LSTM(11, 7, batch_first=True),
+        ),
+        **{**STEPS, "mixes": ENTRIES},
+        loses=("producer.weight[0]", "op.layer.weight_hh_l0[1]", "consumer.weight[1]"),
+    ),
+    OpCase(
+        "packed sequences, the steps",
+        fn(lambda h: _packed(h).data),
+        (2, 5, 7),
+        "refused",
+        ("aten::_pack_padded_sequence", "the lengths of the sequences are data"),
+        mixes=ENTRIES,
+    ),
+    OpCase("unsafe_split of another axis", fn(lambda h: torch.unsafe_split(h, 2, 2)[1])),
+    OpCase("unsafe_chunk", fn(lambda h: _gated(torch.unsafe_chunk(h, 2, 1))), EVEN),
+    OpCase("unsafe_split_with_sizes of another axis", fn(lambda h: torch.unsafe_split_with_sizes(h, [2, 3], 2)[1])),
+]
+
 # -- other spellings --------------------------------------------------------------------------------------------
 
 SPELLINGS = [
@@ -1477,24 +2144,19 @@ def _shifted(h: torch.Tensor) -> torch.Tensor:
 
 UNRULED = [
     OpCase(
-        "fft",
-        fn(lambda h: torch.fft.fft(h, dim=1).real),
-        expect="refused",
-        says=("aten::_fft_r2c", "no channel rule for this operation"),
-        unruled=True,
-    ),
-    OpCase(
-        "triu",
-        fn(lambda h: h.triu()),
-        SEQUENCE,
-        "refused",
-        ("aten::triu", "the result depends on the position in this dimension"),
-    ),
-    OpCase(
         "renorm",
         fn(lambda h: h.renorm(2, 1, 1.0)),
         expect="refused",
         says=("aten::renorm", "no channel rule"),
+        unruled=True,
+    ),
+    OpCase(
+        "histogram",
+        fn(lambda h: torch.histogram(h, 5)[0]),
+        FLAT,
+        "refused",
+        ("aten::histogram", "no channel rule for this operation"),
+        out=None,
         unruled=True,
     ),
 ]
@@ -1506,6 +2168,10 @@ CASES: tuple[OpCase, ...] = (
     *MOVEMENT,
     *POOLING,
     *REDUCTIONS,
+    *INDEXING,
+    *TRANSFORMS,
+    *ATTENTION,
+    *RECURRENT,
     *SPELLINGS,
     *LEFTOVERS,
     *UNRULED,

@@ -24,6 +24,7 @@ from torch.nn.utils import parametrize
 import fxprune
 from fxprune.capture.fake import Faker
 from fxprune.capture.observe import Observer
+from fxprune.capture.scopes import Scopes
 from fxprune.channels.terms import Terms, Vector
 from fxprune.rewrite import modules
 from fxprune.rules import Operand, registry
@@ -154,7 +155,7 @@ def moved_slots(case: OpCase, op: nn.Module, inputs: Sequence[torch.Tensor]) -> 
 def claimed(case: OpCase, op: nn.Module, inputs: Sequence[torch.Tensor]) -> tuple[Any, Any, set[int]]:
     """By the rules: the free atoms of every slot of the input's and of the result's channel axis, and the marked."""
     terms, faker = Terms(), Faker()
-    observer = Observer(terms)
+    observer = Observer(terms, Scopes(op))
     for tensor in [*op.parameters(), *op.buffers()]:
         vectors = tuple(terms.fresh(size) for size in tensor.shape)
         value = None if tensor.is_floating_point() else tensor

@@ -1,0 +1,398 @@
+"""Statistics over a pruned width that keep counting the original one, so that the model equals the masked reference.
+
+A statistic over N slots of which N - N' are zero, and gone, is one over the N' that are left, written otherwise. What a
+pruned layer norm, RMS norm or mean has to do for that is decided from the findings, before anything is planned:
+
+- `nn.LayerNorm` becomes the `LayerNorm` of this file, and so does `F.layer_norm` in a graph;
+- layers that divide by a root mean square take it into their weight and their epsilon (`Rescale`);
+- `F.rms_norm` in a graph becomes the `rms_norm` of this file, a mean there is multiplied by N' / N.
+
+What cannot be preserved exactly is left as it is: the statistic is taken over what is left, and its groups are marked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from fxprune.capture.observe import Mark, Visit
+from fxprune.capture.sober import Sober
+from fxprune.capture.twin import twin
+from fxprune.channels.groups import Ints, Removal
+from fxprune.channels.vector import Vector
+from fxprune.findings import Findings
+from fxprune.rules import Operand
+from fxprune.rules.leaves import LeafCall, leaf
+from fxprune.rules.normalization import layer_norm as layer_norm_rule
+
+FindingsT = TypeVar("FindingsT", bound=Findings)
+
+aten = torch.ops.aten
+
+# -- what runs in the small model -------------------------------------------------------------------------
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm over `width` slots, of which those that `normalized_shape` does not count are zero.
+
+    y = (x - mean) / sqrt(var + eps) * weight + bias, with mean = sum_i x_i / N and
+    var = (sum_i (x_i - mean)^2 + (N - N') mean^2) / N, sums over the N' slots that are there, N = `width`: each of the
+    others is 0 and adds (0 - mean)^2 (Ba et al. 2016, equation 4;
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.LayerNorm.html).
+
+    weight, bias: of `normalized_shape`, or given with the call.
+
+    >>> import torch
+    >>> x = torch.tensor([[1.0, -2.0, 4.0]])
+    >>> layer = LayerNorm(3, width=5)
+    >>> wide = torch.nn.functional.layer_norm(torch.cat([x, torch.zeros(1, 2)], 1), (5,))
+    >>> torch.allclose(layer(x), wide[:, :3])
+    True
+    """
+
+    width: int
+
+    def __init__(self, normalized_shape: Any, *args: Any, width: int | None = None, **kwargs: Any) -> None:
+        super().__init__(normalized_shape, *args, **kwargs)
+        self.width = math.prod(self.normalized_shape) if width is None else width
+
+    def forward(self, input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """As `nn.LayerNorm.forward`; a graph gives the weight and the bias of `F.layer_norm`."""
+        weight, bias = (self.weight if weight is None else weight), (self.bias if bias is None else bias)
+        return layer_norm(input, self.normalized_shape, weight, bias, self.eps, self.width)
+
+    def extra_repr(self) -> str:
+        """The shape, and the width that is counted."""
+        return f"{super().extra_repr()}, width={self.width}"
+
+
+def layer_norm(
+    input: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float, width: int
+) -> Tensor:
+    """The formula of `LayerNorm`, over the last dimensions of `input`; half precision is computed in float32.
+
+    A function of its own, so that a symbolic trace can take it as one step where the layer is not a leaf.
+    """
+    if tuple(input.shape[-len(shape) :]) != tuple(shape):
+        raise RuntimeError(f"the input of shape {tuple(input.shape)} does not end with {tuple(shape)}")
+    dims = tuple(range(-len(shape), 0))
+    x = _single(input)
+    mean = x.sum(dims, keepdim=True) / width
+    centred = x - mean
+    squares = centred.square().sum(dims, keepdim=True) + (width - math.prod(shape)) * mean.square()
+    return _affine(centred * torch.rsqrt(squares / width + eps), weight, bias).to(input.dtype)
+
+
+def rms_norm(input: Tensor, dims: int, weight: Tensor | None, eps: float | None, width: int) -> Tensor:
+    """RMS norm over the last `dims` dimensions, which once had `width` slots; those that are gone were zero.
+
+    y = x / sqrt(sum_i x_i^2 / N + eps) * weight, N = `width` (Zhang and Sennrich 2019, equation 4). Without `eps` the
+    one that torch takes (https://docs.pytorch.org/docs/stable/generated/torch.nn.RMSNorm.html).
+
+    >>> import torch
+    >>> x = torch.tensor([[1.0, -2.0, 4.0]])
+    >>> wide = torch.nn.functional.rms_norm(torch.cat([x, torch.zeros(1, 2)], 1), (5,), eps=1e-3)
+    >>> torch.allclose(rms_norm(x, 1, None, 1e-3, width=5), wide[:, :3])
+    True
+    """
+    x = _single(input)
+    squares = x.square().sum(tuple(range(-dims, 0)), keepdim=True)
+    eps = default_eps(input.dtype) if eps is None else eps
+    return _affine(x * torch.rsqrt(squares / width + eps), weight, None).to(input.dtype)
+
+
+fx.wrap("layer_norm")
+fx.wrap("rms_norm")
+
+
+def default_eps(dtype: torch.dtype) -> float:
+    """The epsilon of an RMS norm that names none: that of the type in which torch computes.
+
+    >>> default_eps(torch.float64), default_eps(torch.bfloat16) == default_eps(torch.float32)
+    (2.220446049250313e-16, True)
+    """
+    return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+
+
+def _single(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+@leaf(LayerNorm)
+def _preserved(call: LeafCall, input: Operand, weight: Operand | None = None, bias: Operand | None = None) -> Operand:
+    """y[.., c] = (x[.., c] - mean_c x) / sqrt(var_c x + eps) * w[c] + b[c]; a c that is gone is counted as zero."""
+    normalized = input.vectors[-len(_shape(call.module)) :]
+    weight = call.parameters.get("weight") if weight is None else weight
+    bias = call.parameters.get("bias") if bias is None else bias
+    for part in (weight, bias):
+        for a, b in zip(normalized, () if part is None else part.vectors, strict=part is not None):
+            call.same(a, b)
+    first = input.ndim - len(normalized)
+    if not all(input.zero[first:]):
+        for vector in normalized:
+            call.lock(vector, "counts slots that are gone as zero, which they would not be here")
+    call.count("normalized_shape", *normalized)
+    vanishes = weight is not None and all(weight.zero) and (bias is None or all(bias.zero))
+    return call.operand(input.vectors, [False] * first + [vanishes] * len(normalized))
+
+
+def _shape(module: Any) -> tuple[int, ...]:
+    return tuple(module.normalized_shape)
+
+
+# -- which statistics can be preserved --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Swap:
+    """A layer norm that becomes a `LayerNorm`."""
+
+
+@dataclass(frozen=True)
+class Rescale:
+    """A layer that computes y = x / sqrt(sum_i x_i^2 / N + eps) * (offset + weight).
+
+    With x_i = 0 at what is gone, the sum over N is N' / N of the one over N'. So, with s = sqrt(N / N'),
+    y = x / sqrt(sum_i x_i^2 / N' + eps * N / N') * s * (offset + weight): eps' = s^2 * eps, and
+    weight' = s * (offset + weight) - offset (Zhang and Sennrich 2019, equation 4).
+
+    attribute: the name of eps. offset: 0, or 1 for a weight that says by how much the scale differs from 1.
+    """
+
+    attribute: str
+    offset: int
+
+    def weight(self, weight: Tensor, ratio: float) -> Tensor:
+        """The new weight, for `ratio` = N / N'."""
+        return math.sqrt(ratio) * (self.offset + weight) - self.offset
+
+    def eps(self, module: nn.Module, ratio: float) -> float:
+        """The new epsilon; a layer that has none takes the one of torch."""
+        eps, weight = getattr(module, self.attribute), module.weight
+        assert isinstance(weight, Tensor)
+        return ratio * float(default_eps(weight.dtype) if eps is None else eps)
+
+
+@dataclass(frozen=True)
+class Respell:
+    """A node of a graph, "layer_norm", "rms_norm" or "mean", over these dimensions."""
+
+    kind: str
+    vectors: tuple[Vector, ...]
+
+
+_EPS = ("variance_epsilon", "eps", "epsilon")
+_NODES = {
+    **dict.fromkeys((F.layer_norm, torch.layer_norm, aten.layer_norm.default), "layer_norm"),
+    **dict.fromkeys((F.rms_norm, torch.rms_norm, aten.rms_norm.default), "rms_norm"),
+    **dict.fromkeys(("mean", torch.mean, aten.mean.dim, aten.mean.default), "mean"),
+}
+
+
+def preserve(findings: FindingsT) -> FindingsT:
+    """The findings without the marks of those statistics that can keep counting the original width.
+
+    Within one module the statistics over a channel are preserved together or not at all: half of a variance would be
+    nobody's.
+    """
+    live = [(mark, channels) for mark in findings.marks if len(channels := _channels(findings, mark.vector))]
+    scopes = {mark.scope: [m for m, _ in live if m.scope == mark.scope] for mark, _ in live}
+    ways = {scope: _way(findings, scope) for scope, marks in scopes.items() if all(m.width for m in marks)}
+    chosen = {scope: way for scope, way in ways.items() if way is not None}
+    while spoiled := _spoiled(findings, live, chosen):
+        chosen = {scope: way for scope, way in chosen.items() if scope not in spoiled}
+    made = copy.copy(findings)
+    for cached in ("groups", "inexact"):
+        made.__dict__.pop(cached, None)
+    made.preserved = chosen
+    made.marks = [mark for mark in findings.marks if mark.scope not in chosen]
+    made.observations = {
+        name: replace(seen, marked={key: entry for key, entry in seen.marked.items() if key[0] not in chosen})
+        for name, seen in findings.observations.items()
+    }
+    return made
+
+
+def _channels(findings: Findings, vector: Vector) -> Ints:
+    columns = findings.solution.channels_of(vector)
+    return np.unique([c for column in columns for c in column[column >= 0]]).astype(np.int64)
+
+
+def _spoiled(findings: Findings, live: list[tuple[Mark, Ints]], chosen: Mapping[str, Any]) -> set[str]:
+    """The chosen scopes that share a channel with a statistic of the same module that is not preserved."""
+    where = {id(mark): findings.events[mark.event].module for mark, _ in live}
+    others = [(mark, channels) for mark, channels in live if mark.scope not in chosen]
+    return {
+        mark.scope
+        for mark, channels in live
+        if mark.scope in chosen
+        and any(where[id(m)] == where[id(mark)] and np.isin(c, channels).any() for m, c in others)
+    }
+
+
+def _way(findings: Findings, scope: str) -> Swap | Rescale | Respell | None:
+    """How all statistics of a scope, a node of the graph or a module, can be preserved; None where they cannot."""
+    if scope.startswith("%"):
+        return _way_of_node(findings, next(n for n in findings.captured.graph.nodes if n.name == scope[1:]))
+    module = findings.captured.module.get_submodule(scope)
+    if type(module) is nn.LayerNorm:
+        return Swap()
+    if not _owns_its_weight(findings, scope, module):
+        return None
+    if type(module) is nn.RMSNorm:
+        return Rescale("eps", 0)
+    found = [Rescale(name, offset) for name in _EPS if type(getattr(module, name, None)) is float for offset in (0, 1)]
+    return next((way for way in (*found, Swap()) if _agrees(findings, scope, module, way)), None)
+
+
+def _owns_its_weight(findings: Findings, path: str, module: nn.Module) -> bool:
+    """Whether nothing else has the weight: it may get other values."""
+    key = f"{path}.weight"
+    owners = [findings.owner(name) for name in findings.aliases.get(key, ())]
+    return key in findings.tensors and "weight" in module._parameters and all(owner is module for owner in owners)
+
+
+def _way_of_node(findings: Findings, node: fx.Node) -> Respell | None:
+    kind = _NODES.get(node.target) if node.op in ("call_function", "call_method") else None
+    if kind is None or "out" in node.kwargs:
+        return None
+    if kind == "mean":
+        calls = [call for call, _ in findings.observations[node.name].marked.values()]
+        return Respell(kind, tuple(v for _, v in calls[0].marks)) if len(calls) == 1 else None
+    shape, input = _argument(node, 1, "normalized_shape"), findings.nodes[_argument(node, 0, "input").name]
+    shape = findings.nodes[shape.name] if isinstance(shape, fx.Node) else shape
+    return Respell(kind, input.vectors[-len(shape) :])
+
+
+def _argument(node: fx.Node, position: int, name: str) -> Any:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name)
+
+
+def _agrees(findings: Findings, path: str, module: nn.Module, way: Swap | Rescale) -> bool:
+    """Whether a module of any class, narrowed in this way, gives what it gave: tried in float64 on random numbers.
+
+    Every other slot is gone. What comes in has variances of about 1 and of about the epsilon, so that both terms count.
+    """
+    weight, visit = module._parameters["weight"], findings.visits.get(path)
+    own = {*module._parameters} <= {"weight", "bias"} and not module._buffers and not module._modules
+    if weight is None or weight.ndim != 1 or not own or visit is None or not isinstance(module, _types_of(way)):
+        return False
+    dims = _dims_like(findings, visit, f"{path}.weight")
+    if not dims or any(p is not None and p.shape != weight.shape for p in module._parameters.values()):
+        return False
+    size = len(weight)
+    kept, gone = torch.arange(0, size, 2), torch.arange(1, size, 2)
+    generator = torch.Generator().manual_seed(0)
+    (input,) = visit.inputs
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    wide = {name: None if p is None else random(size).index_fill(0, gone, 0) for name, p in module._parameters.items()}
+    narrow = {name: None if p is None else p[kept] for name, p in wide.items()}
+    original, small = _with(module, wide), _with(module, narrow)
+    _recount(small, size, len(kept))
+    _apply(small, way, module, size, len(kept))
+    x = random(2, *input.shape)
+    for dim in dims:
+        x.index_fill_(dim + 1, gone, 0)
+    x[1] *= math.sqrt(max((getattr(module, name, None) or 0.0 for name in _EPS), default=0.0))
+    with torch.no_grad(), Sober(), contextlib.suppress(Exception):  # what raises does not agree
+        for one in x:
+            want, have = original(one), small(_take(one, dims, kept))
+            scale = float(want.abs().max()) or 1.0
+            if want.shape != one.shape or float((_take(want, dims, kept) - have).abs().max()) > 1e-9 * scale:
+                return False
+        return True
+    return False
+
+
+def _types_of(way: Swap | Rescale) -> type[nn.Module]:
+    return nn.LayerNorm if isinstance(way, Swap) else nn.Module
+
+
+def _dims_like(findings: Findings, visit: Visit, parameter: str) -> list[int]:
+    """The dimensions of a module's only input that go with those of its parameter."""
+    if len(visit.inputs) != 1 or not isinstance(visit.inputs[0], Operand):
+        return []
+    channels_of = findings.solution.channels_of
+    want = channels_of(findings.axis_vector(parameter, 0))
+    found = enumerate(map(channels_of, visit.inputs[0].vectors))
+    return [d for d, have in found if len(have) and len(have) == len(want) and all(map(np.array_equal, have, want))]
+
+
+def _take(tensor: Tensor, dims: list[int], index: Tensor) -> Tensor:
+    for dim in dims:
+        tensor = tensor.index_select(dim, index)
+    return tensor
+
+
+def _with(module: nn.Module, parameters: Mapping[str, Tensor | None]) -> nn.Module:
+    """A twin around other parameters, in evaluation mode."""
+    tensors = {id(old): parameters[name] for name, old in module._parameters.items()}
+    made = twin(module, lambda tensor: tensors.get(id(tensor), tensor))  # type: ignore[arg-type, return-value]
+    made.training = False
+    return made
+
+
+def _recount(module: nn.Module, size: int, count: int) -> None:
+    """Set attributes that are the width, or a shape of one width."""
+    for name, value in module.__dict__.items():
+        if type(value) is int and value == size:
+            module.__dict__[name] = count
+        elif isinstance(value, (tuple, list)) and list(value) == [size]:
+            module.__dict__[name] = type(value)([count])
+
+
+# -- what is done about it --------------------------------------------------------------------------------
+
+
+def preserve_modules(small: nn.Module, findings: Findings, removal: Removal) -> None:
+    """Class and epsilon of the modules that keep their width. Their counts are right already, their weights are not."""
+    for path, way in (findings.preserved or {}).items():
+        if isinstance(way, (Swap, Rescale)):
+            original = findings.captured.module.get_submodule(path)
+            module = small.get_submodule(path)
+            if isinstance(way, Swap):
+                _apply(module, way, original, math.prod(_shape(original)), math.prod(_shape(module)))
+            else:
+                _apply(module, way, original, *_widths(findings, removal, path))
+
+
+def _apply(module: nn.Module, way: Swap | Rescale, original: nn.Module, width: int, count: int) -> None:
+    if width == count:
+        return
+    if isinstance(way, Swap):
+        module.__class__, module.width = LayerNorm, width  # type: ignore[assignment]
+        return
+    setattr(module, way.attribute, way.eps(original, width / count))
+    weight = module._parameters["weight"]
+    if type(weight) is Tensor:  # on trial
+        module._parameters["weight"] = way.weight(weight, width / count)  # type: ignore[assignment]
+
+
+def _widths(findings: Findings, removal: Removal, path: str) -> tuple[int, int]:
+    """N and N' of a module's weight."""
+    axes = [axis for axis in findings.axes if axis.parameter == f"{path}.weight"]
+    size = findings.tensors[f"{path}.weight"].shape
+    lost = {axis.dim: removal.count(axis.vector) for axis in axes}
+    return math.prod(size), math.prod(lost.get(d, n) for d, n in enumerate(size))
+
+
+def rescaled(findings: Findings, removal: Removal, small: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Name and new values, in float64, of the weights that take up a statistic; `small` has the kept ones."""

@@ -1,0 +1,387 @@
+"""The ladder: which rung is taken, why not another, and that each of them is right or says that it is not."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import fx, nn
+from torch.nn.modules import module as torch_module
+
+import fxprune
+from tests.support import randomise, relative_error
+
+BATCH, TIME, WIDTH, HEADS = 2, 5, 24, 4
+
+
+class Attention(nn.Module):
+    """Self-attention that no symbolic tracer takes, with its sizes in attributes."""
+
+    def __init__(self, inconsistent: bool = False) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.split_size = HEADS, WIDTH // HEADS, WIDTH
+        self.inconsistent = inconsistent
+        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shape = (*x.shape[:-1], -1, self.head_dim)
+        if self.inconsistent:
+            shape = (*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads)
+        q, k, v = (t.view(shape).transpose(1, 2) for t in self.qkv(x).split(self.split_size, -1))
+        scores = (q @ k.mT * 0.3).softmax(-1)
+        return self.proj((scores @ v).transpose(1, 2).flatten(2))
+
+
+class Net(nn.Module):
+    """Embedding, attention in a residual, a head; a dict comes out."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.embed, self.block = nn.Embedding(30, WIDTH), Attention(**options)
+        self.head = nn.Sequential(nn.Linear(WIDTH, 10), nn.ReLU(), nn.Linear(10, 7))
+
+    def forward(self, ids: torch.Tensor, scale: float = 1.0) -> dict[str, torch.Tensor]:
+        x = self.embed(ids)
+        return {"logits": self.head(x + scale * self.block(x))}
+
+
+def ids() -> dict[str, Any]:
+    return {"ids": torch.randint(0, 30, (BATCH, TIME)), "scale": 0.7}
+
+
+def double(model: nn.Module, seed: int = 0) -> nn.Module:
+    return randomise(model.eval(), seed).double()
+
+
+def is_exact(model: nn.Module, small: nn.Module, inputs: Any) -> bool:
+    args, kwargs = ((), inputs) if isinstance(inputs, dict) else ((inputs,), {})
+    reference = fxprune.masked(model, fxprune.record(small).removed)
+    with torch.no_grad():
+        return relative_error(small(*args, **kwargs), reference(*args, **kwargs)) < 1e-9
+
+
+def test_what_no_tracer_takes_keeps_its_class() -> None:
+    model, inputs = double(Net()), ids()
+    small = fxprune.transform(model, inputs, ratio=0.5)
+    record = fxprune.record(small)
+    assert (type(small), record.path, list(record.why_not)) == (Net, "eager", ["fx"])
+    assert "cannot be traced" in record.why_not["fx"]
+    assert "not fx: Net cannot be traced" in record.report()
+    assert isinstance(small, Net)
+    assert (small.block.qkv.out_features, small.block.head_dim, small.block.split_size) == (3 * 2 * 3, 3, 6)
+    assert is_exact(model, small, inputs)
+    assert fxprune.verify(model, small, {"ids": torch.randint(0, 30, (3, 8))}) < 1e-9
+
+
+def test_the_original_is_only_read() -> None:
+    model, inputs = double(Net()), ids()
+    before, settings = copy.deepcopy(model.state_dict()), dict(model.block.__dict__)
+    fxprune.transform(model, inputs, ratio=0.5)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert {k: v for k, v in model.block.__dict__.items() if isinstance(v, int)} == {
+        k: v for k, v in settings.items() if isinstance(v, int)
+    }
+    assert type(model.block.num_heads) is int
+
+
+def test_nothing_global_is_left_behind() -> None:
+    fxprune.transform(double(Net()), ids(), ratio=0.5)
+    assert not torch_module._has_any_global_hook()
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_size_that_comes_out_wrong_sends_the_model_on() -> None:
+    """x.shape[-1] // num_heads counts the width of the residual stream, not that of the heads which are left."""
+    model, inputs = double(Net(inconsistent=True)), ids()
+    small = fxprune.transform(model, inputs, ratio=0.5)
+    record = fxprune.record(small)
+    assert record.path == "export"
+    assert "block" in record.why_not["eager"]
+    assert is_exact(model, small, inputs)
+
+
+def test_a_class_that_cannot_shrink_fully_shrinks_as_far_as_it_can() -> None:
+    model, inputs = double(Net(inconsistent=True)), ids()
+    small = fxprune.transform(model, inputs, ratio=0.5, path="eager")
+    record = fxprune.record(small)
+    assert type(small) is Net
+    assert any("channels stay at" in reason for reason in record.reasons)
+    assert is_exact(model, small, inputs)
+
+
+@pytest.mark.parametrize(("prefer", "path"), [("class", "eager"), ("graph", "fx"), (None, "fx")])
+def test_prefer(prefer: str | None, path: str) -> None:
+    model = double(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+    x = torch.randn(3, 4, dtype=torch.float64)
+    small = fxprune.transform(model, x, ratio=0.5, prefer=prefer)
+    assert fxprune.record(small).path == path
+    assert isinstance(small, fx.GraphModule) is (path == "fx")
+    assert fxprune.record(small).why_not == {}
+    assert is_exact(model, small, x)
+
+
+def test_prefer_graph_exports_what_cannot_be_traced() -> None:
+    model, inputs = double(Net()), ids()
+    small = fxprune.transform(model, inputs, ratio=0.5, prefer="graph")
+    assert (fxprune.record(small).path, list(fxprune.record(small).why_not)) == ("export", ["fx"])
+    assert is_exact(model, small, inputs)
+
+
+class Rolls(nn.Module):
+    """A shift by a literal: it runs on any width, and is wrong on a smaller one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 12), nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] > 100:
+            raise ValueError("too many")
+        h = self.a(x)
+        return self.b(torch.cat([h[..., 6:], h[..., :6]], -1).relu())
+
+
+def test_a_shrink_that_runs_and_is_wrong_is_caught() -> None:
+    """Slices past the end do not raise and the shapes agree: only the operations inside and the numbers show it."""
+    model, x = double(Rolls()), torch.randn(3, 4, dtype=torch.float64)
+    masks = {"a": torch.tensor([False, False] + [True] * 8 + [False, False])}
+    small = fxprune.transform(model, x, masks=masks)
+    record = fxprune.record(small)
+    assert record.path == "export"
+    assert "promises" in record.why_not["eager"]
+    assert is_exact(model, small, x)
+    uneven = {"a": torch.tensor([False] * 3 + [True] * 9)}
+    with pytest.raises(fxprune.RewriteError):
+        fxprune.transform(model, x, masks=uneven, path="eager", strict=True)
+
+
+class ByPosition(nn.Module):
+    """Channels are picked by a literal inside a function that operates on numbers: shapes cannot tell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 12), nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] > 100:
+            raise ValueError("too many")
+        return self.b(self.a(x).roll(2, -1).relu())
+
+
+def test_numbers_tell_what_shapes_do_not() -> None:
+    model, x = double(ByPosition()), torch.randn(3, 4, dtype=torch.float64)
+    masks = {"a": torch.tensor([True] * 11 + [False])}
+    with pytest.raises(fxprune.VerificationError, match='group "a"'):
+        fxprune.transform(model, x, masks=masks, path="eager")
+    small = fxprune.transform(model, x, masks=masks)
+    assert fxprune.record(small).path == "export"
+    assert "the small model differs from its reference" in fxprune.record(small).why_not["eager"]
+    assert is_exact(model, small, x)
+
+
+class SharedWidth(nn.Module):
+    """Two widths that the class can only express as one number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 8
+        self.a, self.b, self.c, self.d = nn.Linear(4, 16), nn.Linear(4, 16), nn.Linear(16, 3), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = [*x.shape[:-1]]
+        a = self.a(x).view(*rows, -1, self.width).relu()
+        b = self.b(x).view(*rows, -1, self.width)
+        return self.c(a.flatten(1)) + self.d(b.flatten(1))
+
+
+def test_a_setting_of_two_widths_keeps_them_equal() -> None:
+    model, x = double(SharedWidth()), torch.randn(5, 4, dtype=torch.float64)
+    analysis = fxprune.analyze(model, x, path="eager")
+    names = {group.name: group for group in analysis.groups if len(group) == 8}
+    assert set(names) == {"a", "b"}
+    small = fxprune.transform(model, x, ratio={"a:*": 0.5, "b:*": 0.25}, path="eager", exact=True)
+    assert small.width == 6
+    assert any("width is one number for several widths" in reason for reason in fxprune.record(small).reasons)
+    assert is_exact(model, small, x)
+
+
+@dataclasses.dataclass
+class Result:
+    logits: torch.Tensor
+    hidden: torch.Tensor
+    cache: Any = None
+
+
+class Cache:
+    def __init__(self, keys: torch.Tensor) -> None:
+        self.keys = keys
+
+
+class Structured(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> Result:
+        keys = self.a(inputs["x"] if "x" in inputs else inputs["y"])
+        hidden = self.b(keys.relu())
+        return Result(self.c(hidden), hidden, Cache(keys))
+
+
+def test_results_are_looked_into_and_state_is_not() -> None:
+    model = double(Structured())
+    inputs = {"inputs": {"x": torch.randn(3, 4, dtype=torch.float64)}}
+    small = fxprune.transform(model, inputs, ratio=0.5)
+    record = fxprune.record(small)
+    assert record.path == "eager"
+    assert (small.a.out_features, small.b.out_features) == (4, 6), "the cache may shrink, a result may not"
+    assert any("Cache in the result" in reason for reason in record.reasons)
+
+
+class Decides(nn.Module):
+    """Numbers decide what runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.up, self.down = nn.Linear(4, 10), nn.Linear(10, 3), nn.Linear(10, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.stem(x).relu()
+        h = h[x.sum(-1) > -100.0]
+        return self.up(h) if float(x.sum()) > 0 else self.down(h)
+
+
+def test_decisions_by_numbers_are_observed_on_real_tensors() -> None:
+    model, x = double(Decides()), torch.rand(5, 4, dtype=torch.float64)
+    small = fxprune.transform(model, x, ratio=0.5)
+    record = fxprune.record(small)
+    assert record.path == "eager"
+    assert small.down.in_features == 10
+    notes = " ".join(record.reasons)
+    assert "decides by numbers" in notes
+    assert "not reached on the example inputs, and left as they are: down" in notes
+    both = fxprune.transform(model, x, also=[-x], ratio=0.5)
+    assert (both.stem.out_features, both.up.in_features, both.down.in_features) == (5, 5, 5)
+    assert is_exact(model, both, x)
+    assert is_exact(model, both, -x)
+
+
+class Outside(nn.Module):
+    """Leaves torch between its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Linear(8, 10), nn.Linear(10, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.from_numpy(abs(self.a(x).detach().numpy())).mean((2, 3))
+        assert h.shape[1] == 8
+        return self.c(torch.from_numpy(self.b(h).detach().numpy()).relu())
+
+
+def test_hooks_serve_what_nothing_else_does() -> None:
+    model, x = double(Outside()), torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    small = fxprune.transform(model, x, ratio=0.5)
+    record = fxprune.record(small)
+    assert (type(small), record.path) == (Outside, "hooks")
+    assert list(record.why_not) == ["fx", "eager", "export"]
+    shapes = (small.a.weight.shape[0], small.b.weight.shape, small.c.weight.shape)
+    assert shapes == (4, (5, 8), (4, 10)), "results of the model stay, and so do inputs of layers"
+    assert is_exact(model, small, x)
+    assert fxprune.verify(model, small, torch.randn(1, 3, 7, 7, dtype=torch.float64)) < 1e-9
+    again = copy.deepcopy(small)
+    assert torch.equal(again(x), small(x))
+    assert set(small.state_dict()) == set(model.state_dict())
+
+
+def test_hooks_are_not_taken_for_a_model_that_is_merely_wrong() -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.a(x).view(7, 3)
+
+    with pytest.raises(fxprune.CaptureError, match="forward raises"):
+        fxprune.transform(Broken(), torch.randn(2, 4), ratio=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"path": "magic"}, "there is no path 'magic'"),
+        ({"prefer": "speed"}, "there is no preference 'speed'"),
+        ({"path": "fx", "prefer": "graph"}, "path says already"),
+    ],
+)
+def test_unknown_ways_are_refused(options: dict[str, str], text: str) -> None:
+    with pytest.raises(fxprune.PlanError, match=text):
+        fxprune.transform(nn.Linear(4, 4), torch.randn(1, 4), ratio=0.5, **options)
+
+
+def test_a_forced_rung_raises_its_own_error() -> None:
+    with pytest.raises(fxprune.CaptureError, match="Net cannot be traced"):
+        fxprune.transform(Net(), ids(), ratio=0.5, path="fx")
+    with pytest.raises(fxprune.InputError, match=r"do not fit Net\.forward"):
+        fxprune.transform(Net(), {"tokens": torch.zeros(2, 3).long()}, ratio=0.5, path="eager")
+
+
+class Opaque(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width, self.weight = width, nn.Parameter(torch.randn(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[-1] == self.width
+        return torch.from_numpy(x.detach().numpy()) * self.weight
+
+
+@fxprune.leaf(Opaque)
+def opaque(call: Any, x: Any) -> Any:
+    call.same(x.dim(-1), call.parameter("weight").dim(0))
+    call.count("width", x.dim(-1))
+    return call.operand(x.vectors, x.zero)
+
+
+def test_a_leaf_has_its_own_rule() -> None:
+    model = double(nn.Sequential(nn.Linear(4, 8), Opaque(8), nn.Linear(8, 3)))
+    x = torch.randn(2, 4, dtype=torch.float64)
+    with pytest.raises(fxprune.CaptureError):  # numpy cannot be asked about fake tensors
+        fxprune.analyze(model, x, path="fx")
+    small = fxprune.transform(model, x, ratio=0.5)
+    assert (small[1].width, small[1].weight.shape) == (4, (4,))
+    assert is_exact(model, small, x)
+
+
+class Wrong(Opaque):
+    pass
+
+
+@fxprune.leaf(Wrong)
+def wrong(call: Any, x: Any) -> Any:
+    return call.operand(x.vectors[:-1])
+
+
+def test_a_leaf_rule_that_contradicts_its_module_holds_the_channels() -> None:
+    model, x = double(nn.Sequential(nn.Linear(4, 8), Wrong(8), nn.Linear(8, 3))), torch.randn(2, 4).double()
+    locked = fxprune.analyze(model, x, path="eager").locked
+    assert any(held.event.op == "Wrong" and "its rule failed" in held.event.why for held in locked)
+    with pytest.raises(fxprune.RuleError, match="contradicts"):
+        fxprune.analyze(model, x, path="eager", strict=True)
+
+
+def test_a_class_has_one_leaf_rule() -> None:
+    with pytest.raises(fxprune.RuleError, match="has a rule already"):
+        fxprune.leaf(Opaque)(opaque)
+
+
+def test_the_helper_sees_a_wrong_model() -> None:
+    model, inputs = double(Net()), ids()
+    small = fxprune.transform(model, inputs, ratio=0.5)
+    with torch.no_grad():
+        small.head[2].bias[0] += 1e-6
+    assert not is_exact(model, small, inputs)
