@@ -130,7 +130,7 @@ def hold(analysis: Analysis, error: RewriteError) -> Analysis | None:
     for vector in chosen:
         terms.lock(vector, len(analysis.events) - 1)
     held = copy.copy(analysis)
-    for cached in ("groups", "inexact", "locked"):
+    for cached in ("groups", "inexact", "locked", "heads"):
         held.__dict__.pop(cached, None)
     held.solution = solve(terms, analysis.solution.axes)
     return held

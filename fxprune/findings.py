@@ -46,7 +46,7 @@ class Group:
     """Interchangeable channels: the same footprint, ranked against each other.
 
     name: the producer's module, or the parameter's name.
-    kind: "channels", or "blocks" and "block width" where a dimension is a grid (conv groups, heads).
+    kind: "channels"; where a dimension is a grid "heads" and "head width" (attention), or "blocks" and "block width".
     size: how many channels; `exact`: whether removing one equals setting its slots to zero; `reasons` if not.
     """
 
@@ -85,11 +85,16 @@ class Group:
 
     @property
     def kind(self) -> str:
-        """ "channels"; of a grid "blocks" (its rows) or "block width" (its columns)."""
+        """ "channels"; of a grid "heads" and "head width", or "blocks" and "block width" where no attention runs."""
         s, producer = self._findings.solution, self.producer
         columns = s.channels_of(self._findings.axis_vector(producer.parameter, producer.dim))
         if len(columns) < 2:
             return "channels"
+        heads = self._findings.heads
+        if heads[self.channels].any():
+            return "heads"
+        if any(heads[column[column >= 0]].any() for column in columns):
+            return "head width"
         return "blocks" if (columns[0] == self.channels[0]).any() else "block width"
 
     @property
@@ -164,6 +169,7 @@ class Findings:
         self.more = more
         self.visits = observer.visits
         self.events = observer.events
+        self._heads = observer.heads
         self.vectors = list(dict.fromkeys(v.representative for v in observer.vectors.values()))
         self.renumbered = {id(t): v for t, v in observer.renumbered}
         self.marks = observer.statistics
@@ -183,6 +189,15 @@ class Findings:
         flags = np.zeros(self.solution.channels, dtype=bool)
         for mark in self.marks:
             for channels in self.solution.channels_of(mark.vector):
+                flags[channels[channels >= 0]] = True
+        return flags
+
+    @cached_property
+    def heads(self) -> Bools:
+        """Per channel, whether it is a head of some attention."""
+        flags = np.zeros(self.solution.channels, dtype=bool)
+        for vector in self._heads:
+            for channels in self.solution.channels_of(vector):
                 flags[channels[channels >= 0]] = True
         return flags
 

@@ -86,6 +86,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.events: list[Event] = [Event("", "", "", "", "")] * 2  # 0 none, 1 structure
         self._marks: list[Mark] = []
         self.renumbered: list[tuple[torch.Tensor, Vector]] = []
+        self.heads: list[Vector] = []
         self.place = Place()
         self.observation = Observation()
         self._inner = [self.observation]
@@ -287,6 +288,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             made = tuple(map(id, outputs))
             self._marks += [Mark(e, vector, key[0], e in call.widths, made) for e, vector in call.marks]
             self.observation.marked[key] = (call, results)
+        self.heads += call.attention
         for index, vector in call.renumbered:
             if index.value is not None:
                 self.renumbered.append((index.value, vector))

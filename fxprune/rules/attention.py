@@ -28,6 +28,7 @@ def attention(call: Call, query: Operand, key: Operand, value: Operand) -> list[
     The mask is broadcast. Fewer heads in k and v than in q are shared: q[n, (h g)] meets k[n, h] and v[n, h].
     """
     batch, heads, length, width = query.vectors
+    call.heads(heads)
     call.same(batch, key.dim(0))
     call.same(batch, value.dim(0))
     shared = _shared(call, heads, key.dim(1))

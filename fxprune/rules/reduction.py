@@ -116,4 +116,7 @@ def softmax(call: Call, self: Operand, dim: int) -> Operand:
     """y[i] = exp(x[i]) / sum_j exp(x[j])"""
     if self.ndim:
         call.mark(self.dim(dim), "softmax over the channel")
+    if self.ndim > 2 and dim % self.ndim == self.ndim - 1:  # scores [.., heads, queries, keys]
+        for vector in self.vectors[:-2]:
+            call.heads(vector)
     return call.operand(self.vectors, False)

@@ -88,6 +88,7 @@ class Call:
     marks: list[tuple[int, Vector]] = field(default_factory=list)
     widths: set[int] = field(default_factory=set)
     renumbered: list[tuple[Operand, Vector]] = field(default_factory=list)
+    attention: list[Vector] = field(default_factory=list)
 
     # -- vectors ------------------------------------------------------------------------------------------
 
@@ -134,6 +135,11 @@ class Call:
             self.marks.append((event, vector))
             if width:
                 self.widths.add(event)
+
+    def heads(self, vector: Vector) -> None:
+        """Attention runs once for each slot: they are called heads, and what else their grid has is head width."""
+        if not vector.fixed:
+            self.attention.append(vector)
 
     def count(self, argument: str, *vectors: Vector) -> None:
         """The integer argument (or list of integers) `argument` is the size of these dimensions."""
