@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -114,10 +115,15 @@ def hold(analysis: Analysis, error: RewriteError) -> Analysis | None:
     """The analysis with the channels locked that could not be rewritten, or None where nothing is left to lock.
 
     Grids (heads, blocks) go first: a literal size inside an opaque function is mostly theirs. Everything else that
-    enters follows if that was not it. The analysis passed in shares its terms with the result: use the new one.
+    enters follows if that was not it. What fails in one block of a model fails in all of them: they are held together.
+    The analysis passed in shares its terms with the result: use the new one.
     """
     node = next(n for n in analysis.captured.graph.nodes if n.name == error.node)
-    vectors = list(error.vectors) or _inside(analysis, error) or _entering(analysis, node)
+    vectors = list(error.vectors)
+    if not vectors:
+        vectors = [v for scope in _alike(analysis, error.scope) for v in _inside(analysis, error.node, scope)]
+    if not vectors:
+        vectors = [v for same in _same_function(analysis, node) for v in _entering(analysis, same)]
     terms = analysis.solution.terms
     why = f"its sizes cannot be counted anew: {error.why}"
     grids = [v for v in vectors if len(terms.resolve(v).columns) > 1]
@@ -144,14 +150,29 @@ def _entering(analysis: Analysis, node: fx.Node) -> list[Vector]:
     return vectors
 
 
-def _inside(analysis: Analysis, error: RewriteError) -> list[Vector]:
-    """What the operations of a module inside the node made, or else took, as far as something can still go there."""
-    if not error.scope or error.scope.startswith("%"):
+def _alike(analysis: Analysis, scope: str) -> list[str]:
+    """The paths of a module and of all others of its class; none for a node, one for a layer of torch."""
+    if not scope or scope.startswith("%"):
         return []
+    kind = type(analysis.captured.module.get_submodule(scope))
+    if kind.__module__.startswith("torch."):
+        return [scope]
+    return [name for name, module in analysis.captured.module.named_modules() if type(module) is kind]
+
+
+def _same_function(analysis: Analysis, node: fx.Node) -> list[fx.Node]:
+    """All calls of the function that a node calls, the node alone if it is one of torch's."""
+    if not isinstance(node.target, types.FunctionType) or node.target.__module__.startswith("torch."):
+        return [node]
+    return list(analysis.captured.graph.find_nodes(op="call_function", target=node.target))
+
+
+def _inside(analysis: Analysis, node: str, scope: str) -> list[Vector]:
+    """What the operations of a module inside a node made, or else took, as far as something can still go there."""
     terms = analysis.solution.terms
-    outputs = analysis.observations[error.node].outputs
-    made = [v for key, operands in outputs.items() if key[0] == error.scope for o in operands for v in o.vectors]
-    visit = analysis.visits.get(error.scope)
+    outputs = analysis.observations[node].outputs
+    made = [v for key, operands in outputs.items() if key[0] == scope for o in operands for v in o.vectors]
+    visit = analysis.visits.get(scope)
     taken = [v for o in leaves(visit.inputs if visit else (), Operand) if isinstance(o, Operand) for v in o.vectors]
     return [v for v in made if len(terms.free(v))] or [v for v in taken if len(terms.free(v))]
 

@@ -33,6 +33,7 @@ from fxprune.channels.groups import Removal
 from fxprune.channels.vector import Vector
 from fxprune.errors import PlanError, nearest
 from fxprune.findings import Findings
+from fxprune.rewrite.norms import default_eps, rescaled
 from fxprune.rules import Operand
 
 TOLERANCE = 1e-9
@@ -108,7 +109,7 @@ def _compare(
             text = str(error).strip().splitlines()
             raise IncomparableError(f"{type(error).__name__}: {text[0] if text else ''}") from error
         try:
-            ours = _Precise(graph, small, {}, None).run(*_doubled(values))
+            ours = _Precise(graph, small, {}, None, rescaled(findings, removal)).run(*_doubled(values))
         except Exception:
             return float("inf")  # what the original can do in float64, the small one must
         return relative_error(ours, reference)
@@ -166,14 +167,20 @@ class _Precise(Run):
         module: nn.Module,
         removed: Mapping[str, Mapping[int, Any]],
         statistics: KeptStatistics | None,
+        unrounded: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         super().__init__(graph, module)
         self.removed = removed
         self.statistics = statistics
+        self.unrounded = unrounded or {}
 
     def _tensor(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         copied = _double(tensor)
         zero_slots(copied, self.removed.get(name, {}))
+        exact = self.unrounded.get(name)
+        if exact is not None:  # a new number that is right but for the rounding of its type counts as right
+            rounded = tensor.detach().clone().copy_(exact)
+            copied = torch.where(tensor == rounded, exact, copied)
         return copied
 
     def run_node(self, n: fx.Node) -> Any:
@@ -213,8 +220,10 @@ class _Precise(Run):
             if id(tensor) not in made:
                 made[id(tensor)] = self._tensor(prefix + name, tensor)
         precise = twin(module, lambda tensor: made.get(id(tensor), tensor))
-        for part in precise.modules():
+        for part, original in zip(precise.modules(), module.modules(), strict=True):
             part.training = False
+            if isinstance(part, nn.RMSNorm) and part.eps is None and part.weight is not None:
+                part.eps = default_eps(original.get_parameter("weight").dtype)  # not that of float64
         return precise
 
     def _linear_in_blocks(self, name: str, module: nn.Linear, input: torch.Tensor) -> torch.Tensor:
@@ -276,6 +285,8 @@ class KeptStatistics(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if name in cut:
                 sizes = self.removal.shape(vectors)
                 cut[name] = list(sizes) if isinstance(bound[name], (list, tuple)) else sizes[0]
+        if "scale" in names and bound.get("scale") is None and "query" in bound:  # that of the original width
+            cut["scale"] = bound["query"].shape[-1] ** -0.5
         positional = [cut.pop(name) for name in names[: len(args)]]
         made = func(*positional, **cut)
         tensors = [made] if isinstance(made, torch.Tensor) else list(made)

@@ -27,6 +27,7 @@ class Record:
     reasons: what stayed although it was asked for, which statistics changed, which unused parameters were left out.
     training: the modules that were in training mode when the graph was traced; "" is the model.
     error: the relative error against the reference, None where it was not compared.
+    norms: "preserve" where statistics count the original width as far as that is possible, else "kept".
     """
 
     path: str
@@ -38,6 +39,7 @@ class Record:
     training: tuple[str, ...] = field(default=())
     error: float | None = None
     why_not: Mapping[str, str] = field(default_factory=dict)
+    norms: str = "kept"
 
     @property
     def params(self) -> tuple[int, int]:

@@ -27,9 +27,13 @@ from fxprune.errors import (
 from fxprune.planning.plan import Plan, choose, finish, removal_of
 from fxprune.record import Record, attach, record
 from fxprune.rewrite.graph import rewrite
+from fxprune.rewrite.norms import preserve
 
 BLURRED = 1e-3
 """Below this an error may be a rounding that the model amplifies; above it, it is an error."""
+
+NORMS = ("kept", "preserve")
+"""What a statistic counts: the channels that are left, or the original width where that is possible."""
 
 LADDERS = {
     None: ("fx", "eager", "export", "hooks"),
@@ -57,6 +61,7 @@ def transform(
     verify: bool = True,
     path: str | None = None,
     prefer: str | None = None,
+    norms: str = "kept",
 ) -> nn.Module:
     """A physically smaller model, in which the removed channels never existed.
 
@@ -82,6 +87,9 @@ def transform(
         path: take this way or raise.
         prefer: "class" keeps the class where that is possible, "graph" makes a graph where that is possible; without
             it a graph by tracing, else the class, else a graph by export.
+        norms: "kept" takes a statistic over the channels that are left; "preserve" goes on counting the original
+            width where that is exactly possible (layer norms, RMS norms, means over what is zero where it is gone),
+            so that the result equals the masked original there, and such groups are exact.
 
     Raises `FxpruneError` of some kind, before anything is changed. Warns with `NothingRemovedWarning`, and says
     why, when nothing could be removed.
@@ -103,7 +111,9 @@ def transform(
         "exact": exact,
         "seed": seed,
     }
-    request = Request(plan, choices, also, strict, verify)
+    if norms not in NORMS:
+        raise PlanError(f"there are no norms {norms!r}", why='norms is "kept" or "preserve"')
+    request = Request(plan, choices, also, strict, verify, norms)
     result = _climb(model, example_inputs, request, _rungs(model, path, prefer))
     if not result.plan:
         why = "; ".join(result.plan.reasons) or "the plan is empty"
@@ -121,6 +131,7 @@ class Request:
     also: Sequence[Any]
     strict: bool
     verify: bool
+    norms: str
 
 
 @dataclass(frozen=True)
@@ -192,6 +203,8 @@ def _line(error: FxpruneError) -> str:
 def _attempt(analysis: Analysis, request: Request, why_not: dict[str, str], *, holding: bool = False) -> Result:
     """Plan, rewrite, prove. With `holding`, channels that cannot be rewritten are locked, and it starts over."""
     held: list[str] = []
+    if request.norms == "preserve":
+        analysis = preserve(analysis)
     while True:
         if request.plan is None:
             removed, reasons = choose(analysis, **request.choices)
@@ -226,8 +239,8 @@ def verify(model: nn.Module, small: nn.Module, example_inputs: Any) -> float:
     """The largest relative error of `small`, made from `model` by `transform`, against its reference.
 
     Both run in float64 and evaluation mode on `example_inputs`, which may differ from those of `transform`. The
-    reference is `masked(model, record(small).removed)`; where removal changed a statistic, that statistic is
-    taken over the kept channels.
+    reference is `masked(model, record(small).removed)`; where removal changed a statistic (see `norms` of
+    `transform`), that statistic is taken over the kept channels.
 
     Returns max |small - reference| / max |reference| over all outputs; inf where shapes differ or NaN appears.
     """
@@ -236,6 +249,8 @@ def verify(model: nn.Module, small: nn.Module, example_inputs: Any) -> float:
     for name, module in recorded.named_modules():
         module.training = name in made.training
     analysis = analyze(recorded, example_inputs, path=made.path)
+    if made.norms == "preserve":
+        analysis = preserve(analysis)
     removal = removal_of(analysis, Plan({k: dict(v) for k, v in made.removed.items()}))
     return compare(analysis, small, removal, made.removed)
 
@@ -325,4 +340,5 @@ def _recorded(result: Result) -> Record:
         training,
         result.error,
         result.why_not,
+        "kept" if analysis.preserved is None else "preserve",
     )

@@ -7,8 +7,10 @@ An ordinary run draws the same examples every time. With `-m slow` every law get
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,10 +20,18 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from networks import Program, build, images, programs
+from networks_layers import Choices, Layer, features
+from networks_tokens import Tokens, build_tokens, leaves, token_programs, tokens
 from torch import Tensor, fx, nn
 
 import fxprune
+from fxprune.capture.front import PATHS
 from fxprune.planning.plan import Removed, finish, removal_of
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
+]
 
 ROUNDING = 1e-9
 HEALTH = list(HealthCheck)
@@ -320,6 +330,134 @@ def test_the_record_tells_what_happened(program: Program, ratio: float, seed: in
             assert torch.equal(tensor, ours[name])
     text = made.report()
     assert all(name in text for name, shape in made.before.items() if made.after[name] != shape)
+
+
+# -- networks over tokens, by every rung of the ladder --------------------------------------------------------
+
+TAKEN: Counter[str] = Counter()
+"""How often each rung was taken."""
+
+
+def pruned(net: nn.Module, args: tuple[Any, ...], **options: Any) -> nn.Module:
+    """`transform` by whatever rung; the plain hidden layer of the head must lose channels."""
+    small = fxprune.transform(net, args, importance="random", **options)
+    made = fxprune.record(small)
+    assert made.removed.get("hidden.weight", {}).get(0), "a plain hidden layer keeps all of its channels"
+    assert [reason for reason in made.reasons if "please report" in reason] == []
+    return small
+
+
+def leaf_error(ours: Any, reference: Any) -> float:
+    """The largest `error` of the tensors of two results, whatever they are packed in."""
+    assert type(ours) is type(reference)
+    pairs = list(zip(leaves(ours), leaves(reference), strict=True))
+    assert pairs
+    return max(error(a, b) for a, b in pairs)
+
+
+def assert_varied(seen: Counter[str], wanted: set[str], least: int = 1) -> None:
+    """Each of the wanted features was seen so often."""
+    assert sorted(feature for feature in wanted if seen[feature] < least) == []
+
+
+@law(40, program=token_programs(), ratio=ratios, seed=seeds)
+def token_channels_never_existed(program: Tokens, ratio: float, seed: int) -> None:
+    net = build_tokens(program)
+    small = pruned(net, tokens(net, program), ratio=ratio, seed=seed, exact=True, verify=False)
+    made = fxprune.record(small)
+    TAKEN[made.path] += 1
+    assert made.exact
+    fresh = tokens(net, program, seed + 1)
+    with torch.no_grad():
+        assert leaf_error(small(*fresh), fxprune.masked(net, made.removed)(*fresh)) < ROUNDING
+
+
+def test_token_channels_never_existed() -> None:
+    """The masked original needs no rule. No rung is there for nothing."""
+    TAKEN.clear()
+    token_channels_never_existed()
+    assert_varied(TAKEN, {"fx", "eager", "export"}, least=2)
+
+
+@law(25, program=token_programs(), ratio=ratios, seed=seeds)
+def test_all_token_channels_verify(program: Tokens, ratio: float, seed: int) -> None:
+    net = build_tokens(program)
+    small = pruned(net, tokens(net, program), ratio=ratio, seed=seed)
+    made = fxprune.record(small)
+    assert made.error is not None
+    assert made.error < ROUNDING
+    fresh = tokens(net, program, seed + 1)
+    with torch.no_grad():
+        ours, originals = small(*fresh), net(*fresh)
+        assert [t.shape for t in leaves(ours)] == [t.shape for t in leaves(originals)]
+        if made.exact:
+            assert leaf_error(ours, fxprune.masked(net, made.removed)(*fresh)) < ROUNDING
+
+
+@law(12, program=token_programs(longest=2), ratio=ratios, seed=seeds)
+def test_every_rung_is_right_or_refuses(program: Tokens, ratio: float, seed: int) -> None:
+    net = build_tokens(program)
+    args, fresh = tokens(net, program), tokens(net, program, seed + 1)
+    for path in PATHS:
+        with contextlib.suppress(fxprune.FxpruneError), torch.no_grad():
+            small = pruned(net, args, ratio=ratio, seed=seed, exact=True, verify=False, path=path)
+            made = fxprune.record(small)
+            assert made.path == path
+            assert leaf_error(small(*fresh), fxprune.masked(net, made.removed)(*fresh)) < ROUNDING
+
+
+@law(10, program=token_programs(longest=2), ratio=ratios, seed=seeds, path=st.sampled_from((None, *PATHS)))
+def test_the_original_over_tokens_is_untouched(program: Tokens, ratio: float, seed: int, path: str | None) -> None:
+    net = build_tokens(program)
+    args = tokens(net, program)
+    before, inputs = everything(net), [t.clone() for t in leaves(args)]
+    with contextlib.suppress(fxprune.FxpruneError):
+        small = pruned(net, args, ratio=ratio, seed=seed, path=path)
+        with torch.no_grad():
+            for tensor in tensors(small).values():
+                tensor.zero_()  # shared memory would show
+    assert everything(net) == before
+    assert all(torch.equal(a, b) for a, b in zip(leaves(args), inputs, strict=True))
+
+
+@law(250, program=token_programs())
+def token_programs_are_varied(program: Tokens) -> None:
+    TAKEN.update(features(build_tokens(program)))
+
+
+def test_token_programs_are_varied() -> None:
+    """Every way to write a block that there is comes up among the examples."""
+    TAKEN.clear()
+    token_programs_are_varied()
+    assert len(Choices.offered) > 250
+    assert_varied(TAKEN, Choices.offered)
+
+
+def test_the_oracles_see_what_is_wrong() -> None:
+    program = Tokens(4, (Layer("self", (0, 1)), Layer("mlp", (1,))), (1,), 3)
+    net = build_tokens(program)
+    args = tokens(net, program)
+    small = pruned(net, args, ratio=0.4, seed=0, exact=True)
+    reference = fxprune.masked(net, fxprune.record(small).removed)
+    assert leaf_error(small(*args), reference(*args)) < ROUNDING
+    wrong = copy.deepcopy(small)
+    with torch.no_grad():
+        wrong.get_parameter("last.bias")[0] += 1e-6
+    assert leaf_error(wrong(*args), reference(*args)) > ROUNDING
+    assert leaf_error(small(*args), net(*args)) > ROUNDING
+    x = small(*args)
+    for ours, theirs in (([x], x), ([x], [x, x]), ([x[:1]], [x]), ([], [])):
+        with pytest.raises((AssertionError, ValueError)):
+            leaf_error(ours, theirs)
+    with pytest.raises(AssertionError, match="keeps all of its channels"):
+        pruned(net, args, ratio=0.4, seed=0, ignore="hidden")
+    before = everything(net)
+    assert everything(net) == before
+    with torch.no_grad():
+        net.get_parameter("last.bias")[0] += 1e-6
+    assert everything(net) != before
+    with pytest.raises(AssertionError, match="mlp gate glu"):
+        assert_varied(Counter(features(net)), {"mlp gate none", "mlp gate glu"})
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def test_an_opaque_function_keeps_only_what_it_cannot_lose(seed: int) -> None:
 
 def test_what_is_held_is_an_error_where_the_plan_is_given() -> None:
     net, x = Opaque().double().eval(), torch.randn(2, 7, 5).double()
-    heads = [g for g in fxprune.analyze(net, x).groups if g.kind == "blocks"]
+    heads = [g for g in fxprune.analyze(net, x).groups if g.kind == "heads"]
     assert [len(g) for g in heads] == [4]
     plan = fxprune.analyze(net, x).plan(masks={"weight": torch.arange(16) >= 4})
     assert plan.removed["weight"][0] == [0, 1, 2, 3]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,12 +56,15 @@ class Observation:
 
     counts: integer arguments by name and the vectors they count.
     outputs: what came out of each operation.
+    numbers: the fractions that it was called with, which are no sizes and must not follow them; and of which dimension
+        they are known to be computed.
     marked: the calls that change a statistic, and what came out of them.
     """
 
     counts: dict[str, tuple[Vector, ...]] = field(default_factory=dict)
     marked: dict[Key, tuple[Call, list[Operand]]] = field(default_factory=dict)
     outputs: dict[Key, list[Operand]] = field(default_factory=dict)
+    numbers: dict[Key, tuple[tuple[float, ...], tuple[Vector, ...]]] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -185,7 +188,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _observe(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any) -> None:
         outputs = [made] if isinstance(made, torch.Tensor) else [t for t in _flat(made) if isinstance(t, torch.Tensor)]
-        name, raw = _bound(func, args, kwargs)
+        name, raw = bound(func, args, kwargs)
         arguments = {key: self._convert(value) for key, value in raw.items()}
         call = Call(
             op=name,
@@ -293,6 +296,9 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if index.value is not None:
                 self.renumbered.append((index.value, vector))
         self.observation.outputs[key] = results
+        if numbers := numbers_of(call.raw.values(), call.raw):
+            query = call.arguments.get("query")
+            self.observation.numbers[key] = numbers, query.vectors[-1:] if isinstance(query, Operand) else ()
 
     def _convert(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -302,10 +308,19 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return value
 
 
+def numbers_of(arguments: Iterable[Any], named: Mapping[str, Any]) -> tuple[float, ...]:
+    """The fractions among an operation's arguments, and the width from which attention computes its own scale."""
+    found = [argument for argument in arguments if type(argument) is float]
+    query = named.get("query")
+    if isinstance(query, torch.Tensor) and named.get("scale", 0) is None:
+        found.append(query.shape[-1] ** -0.5)
+    return tuple(found)
+
+
 _SCHEMAS: dict[Any, tuple[str, tuple[str, ...], dict[str, Any]]] = {}
 
 
-def _bound(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def bound(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The operator's name, and its arguments by the names of the schema, defaults filled in."""
     known = _SCHEMAS.get(func)
     if known is None:

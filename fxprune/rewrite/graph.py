@@ -6,7 +6,7 @@ The run is the proof as well: every node's result must have the shape that its o
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.capture.captured import Captured
 from fxprune.capture.fake import Faker, run
-from fxprune.capture.observe import Visit
-from fxprune.capture.scopes import Key, Scopes
+from fxprune.capture.observe import Observation, Visit, bound, numbers_of
+from fxprune.capture.scopes import Scopes
 from fxprune.capture.trace import module_of, source_of
 from fxprune.capture.twin import twin
 from fxprune.capture.values import leaves, tensors_in
@@ -27,6 +27,7 @@ from fxprune.errors import RewriteError
 from fxprune.findings import Findings
 from fxprune.rewrite.hooks import reinsert
 from fxprune.rewrite.modules import SizeError, Use, recount
+from fxprune.rewrite.norms import preserve_modules, preserve_nodes, rescaled
 from fxprune.rewrite.recurrent import refresh
 from fxprune.rewrite.settings import settle_settings
 from fxprune.rewrite.sizes import Site, resize
@@ -51,7 +52,12 @@ def rewrite(findings: Findings, removal: Removal) -> nn.Module:
     settle_settings(small, findings, removal)
     if not findings.captured.real:
         _settle_sizes(small, graph, old, findings, removal, faker)
+    preserve_modules(small, findings, removal)
+    preserve_nodes(small, graph, old, findings, removal)
     real = shrink_all(findings, removal)
+    for name, values in rescaled(findings, removal).items():
+        if name in real:
+            real[name].detach().copy_(values)
     _fill(small, {id(fake): real[name] for name, fake in fakes.items()})
     if findings.captured.path == "hooks":
         reinsert(small, findings, removal)
@@ -177,7 +183,7 @@ def _settle_sizes(
         before = old[node]
         promised, observation = findings.nodes[before.name], findings.observations[before.name]
         scopes.node(before.name)
-        witness.expected = observation.outputs
+        witness.expected = observation
         site = Site(node, before, removal, promised, observation, value, operand)
         try:
             if node.op in ("call_function", "call_method"):
@@ -190,6 +196,9 @@ def _settle_sizes(
         except Exception as error:
             raise _wrong(before, node, f"{type(error).__name__}: {error}", scopes.now.name, ()) from error
         _check(node, before, promised, results[node], removal)
+        if witness.deferred:
+            scope, first = witness.deferred[0]
+            raise _wrong(before, node, str(first), scope, tuple(v for _, e in witness.deferred for v in e.vectors))
         return results[node]
 
     walk(graph, fakes, faker, values, visit, (scopes.watching(), witness))
@@ -216,14 +225,16 @@ class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, removal: Removal, scopes: Scopes, replaced: set[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.removal, self.scopes, self.replaced = removal, scopes, replaced
-        self.expected: Mapping[Key, list[Operand]] = {}
+        self.expected = Observation()
+        self.deferred: list[tuple[str, _ContradictionError]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = run(func, args, kwargs or {})
         if func.namespace == "prim" or self.scopes.now.name in self.replaced:
             return made
-        name = func._schema.name
-        promised = self.expected.get(self.scopes.now.key(name))
+        name, named = bound(func, args, kwargs or {})
+        key = self.scopes.now.key(name)
+        promised = self.expected.outputs.get(key)
         if promised is None or func is torch.ops.aten.lift_fresh.default:  # a literal list has its own site
             return made
         tensors = [t for t in (made if isinstance(made, (tuple, list)) else (made,)) if isinstance(t, torch.Tensor)]
@@ -235,6 +246,13 @@ class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 ]
                 why = f"{name} inside gives shape {tuple(tensor.shape)}, the analysis promises {counts}"
                 raise _ContradictionError(why, tuple(wrong))
+        numbers = numbers_of(named.values(), named)
+        before, vectors = self.expected.numbers.get(key, (numbers, ()))
+        if len(numbers) == len(before) and numbers != before:
+            why = f"{name} inside is called with {numbers}, computed from a size; it was {before}"
+            if not vectors:
+                raise _ContradictionError(why, vectors)
+            self.deferred.append((self.scopes.now.name, _ContradictionError(why, vectors)))  # the shapes are right
         return made
 
 

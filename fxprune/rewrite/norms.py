@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -31,9 +32,9 @@ from fxprune.capture.twin import twin
 from fxprune.channels.groups import Ints, Removal
 from fxprune.channels.vector import Vector
 from fxprune.findings import Findings
+from fxprune.rewrite.tensors import kept_slots, shrink
 from fxprune.rules import Operand
 from fxprune.rules.leaves import LeafCall, leaf
-from fxprune.rules.normalization import layer_norm as layer_norm_rule
 
 FindingsT = TypeVar("FindingsT", bound=Findings)
 
@@ -229,8 +230,8 @@ def preserve(findings: FindingsT) -> FindingsT:
 
 
 def _channels(findings: Findings, vector: Vector) -> Ints:
-    columns = findings.solution.channels_of(vector)
-    return np.unique([c for column in columns for c in column[column >= 0]]).astype(np.int64)
+    found = [column[column >= 0] for column in findings.solution.channels_of(vector)]
+    return np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
 
 
 def _spoiled(findings: Findings, live: list[tuple[Mark, Ints]], chosen: Mapping[str, Any]) -> set[str]:
@@ -256,8 +257,10 @@ def _way(findings: Findings, scope: str) -> Swap | Rescale | Respell | None:
         return None
     if type(module) is nn.RMSNorm:
         return Rescale("eps", 0)
-    found = [Rescale(name, offset) for name in _EPS if type(getattr(module, name, None)) is float for offset in (0, 1)]
-    return next((way for way in (*found, Swap()) if _agrees(findings, scope, module, way)), None)
+    named = [name for name in _EPS if type(getattr(module, name, None)) is float]
+    tries: list[Swap | Rescale] = [Rescale(name, offset) for name in named for offset in (0, 1)]
+    tries += [Swap()] if isinstance(module, nn.LayerNorm) else []
+    return next((way for way in tries if _agrees(findings, scope, module, way)), None)
 
 
 def _owns_its_weight(findings: Findings, path: str, module: nn.Module) -> bool:
@@ -290,7 +293,7 @@ def _agrees(findings: Findings, path: str, module: nn.Module, way: Swap | Rescal
     """
     weight, visit = module._parameters["weight"], findings.visits.get(path)
     own = {*module._parameters} <= {"weight", "bias"} and not module._buffers and not module._modules
-    if weight is None or weight.ndim != 1 or not own or visit is None or not isinstance(module, _types_of(way)):
+    if weight is None or weight.ndim != 1 or not own or visit is None:
         return False
     dims = _dims_like(findings, visit, f"{path}.weight")
     if not dims or any(p is not None and p.shape != weight.shape for p in module._parameters.values()):
@@ -303,27 +306,25 @@ def _agrees(findings: Findings, path: str, module: nn.Module, way: Swap | Rescal
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    wide = {name: None if p is None else random(size).index_fill(0, gone, 0) for name, p in module._parameters.items()}
-    narrow = {name: None if p is None else p[kept] for name, p in wide.items()}
+    wide = {name: random(size).index_fill(0, gone, 0) for name, p in module._parameters.items() if p is not None}
+    narrow = {name: p[kept] for name, p in wide.items()}
+    if isinstance(way, Rescale):
+        narrow["weight"] = way.weight(narrow["weight"], size / len(kept))
     original, small = _with(module, wide), _with(module, narrow)
     _recount(small, size, len(kept))
     _apply(small, way, module, size, len(kept))
     x = random(2, *input.shape)
     for dim in dims:
         x.index_fill_(dim + 1, gone, 0)
-    x[1] *= math.sqrt(max((getattr(module, name, None) or 0.0 for name in _EPS), default=0.0))
-    with torch.no_grad(), Sober(), contextlib.suppress(Exception):  # what raises does not agree
+    x[1] *= math.sqrt(max(eps for name in _EPS if type(eps := getattr(module, name, 0.0)) is float))
+    with torch.no_grad(), Sober(), contextlib.suppress(Exception):  # type: ignore[no-untyped-call]
         for one in x:
-            want, have = original(one), small(_take(one, dims, kept))
-            scale = float(want.abs().max()) or 1.0
-            if want.shape != one.shape or float((_take(want, dims, kept) - have).abs().max()) > 1e-9 * scale:
+            want, have = original.forward(one), small.forward(_take(one, dims, kept))  # without hooks
+            error, scale = (_take(want, dims, kept) - have).abs().max(), want.abs().max()
+            if want.shape != one.shape or not error <= 1e-9 * scale:
                 return False
         return True
     return False
-
-
-def _types_of(way: Swap | Rescale) -> type[nn.Module]:
-    return nn.LayerNorm if isinstance(way, Swap) else nn.Module
 
 
 def _dims_like(findings: Findings, visit: Visit, parameter: str) -> list[int]:
@@ -342,10 +343,10 @@ def _take(tensor: Tensor, dims: list[int], index: Tensor) -> Tensor:
     return tensor
 
 
-def _with(module: nn.Module, parameters: Mapping[str, Tensor | None]) -> nn.Module:
+def _with(module: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Module:
     """A twin around other parameters, in evaluation mode."""
-    tensors = {id(old): parameters[name] for name, old in module._parameters.items()}
-    made = twin(module, lambda tensor: tensors.get(id(tensor), tensor))  # type: ignore[arg-type, return-value]
+    tensors = {id(module._parameters[name]): new for name, new in parameters.items()}
+    made = twin(module, lambda tensor: tensors.get(id(tensor), tensor))
     made.training = False
     return made
 
@@ -365,34 +366,99 @@ def _recount(module: nn.Module, size: int, count: int) -> None:
 def preserve_modules(small: nn.Module, findings: Findings, removal: Removal) -> None:
     """Class and epsilon of the modules that keep their width. Their counts are right already, their weights are not."""
     for path, way in (findings.preserved or {}).items():
-        if isinstance(way, (Swap, Rescale)):
-            original = findings.captured.module.get_submodule(path)
-            module = small.get_submodule(path)
-            if isinstance(way, Swap):
-                _apply(module, way, original, math.prod(_shape(original)), math.prod(_shape(module)))
-            else:
-                _apply(module, way, original, *_widths(findings, removal, path))
+        if isinstance(way, Respell):
+            continue
+        original, module = findings.captured.module.get_submodule(path), small.get_submodule(path)
+        if isinstance(way, Swap):
+            sizes = math.prod(_shape(original)), math.prod(_shape(module))
+        else:
+            sizes = _widths(findings, removal, path)
+        _apply(module, way, original, *sizes)
+    for module in small.modules() if findings.preserved else ():
+        if any(isinstance(part, LayerNorm) for part in module.modules()):
+            _slow_path(module)
+
+
+def _slow_path(module: nn.Module) -> None:
+    """Transformer layers of torch have a fused kernel with a layer norm of its own; these settings rule it out."""
+    if isinstance(module, nn.TransformerEncoderLayer):
+        module.activation_relu_or_gelu = 0
+    if isinstance(module, nn.TransformerEncoder):
+        module.use_nested_tensor = False
 
 
 def _apply(module: nn.Module, way: Swap | Rescale, original: nn.Module, width: int, count: int) -> None:
-    if width == count:
-        return
-    if isinstance(way, Swap):
+    if isinstance(way, Rescale):
+        setattr(module, way.attribute, way.eps(original, width / count))
+    elif width != count:
         module.__class__, module.width = LayerNorm, width  # type: ignore[assignment]
-        return
-    setattr(module, way.attribute, way.eps(original, width / count))
-    weight = module._parameters["weight"]
-    if type(weight) is Tensor:  # on trial
-        module._parameters["weight"] = way.weight(weight, width / count)  # type: ignore[assignment]
 
 
 def _widths(findings: Findings, removal: Removal, path: str) -> tuple[int, int]:
     """N and N' of a module's weight."""
-    axes = [axis for axis in findings.axes if axis.parameter == f"{path}.weight"]
-    size = findings.tensors[f"{path}.weight"].shape
-    lost = {axis.dim: removal.count(axis.vector) for axis in axes}
-    return math.prod(size), math.prod(lost.get(d, n) for d, n in enumerate(size))
+    sizes = findings.tensors[f"{path}.weight"].shape
+    left = {a.dim: removal.count(a.vector) for a in findings.axes if a.parameter == f"{path}.weight"}
+    return math.prod(sizes), math.prod(left.get(d, n) for d, n in enumerate(sizes))
 
 
-def rescaled(findings: Findings, removal: Removal, small: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Name and new values, in float64, of the weights that take up a statistic; `small` has the kept ones."""
+def rescaled(findings: Findings, removal: Removal) -> dict[str, Tensor]:
+    """The weights that take up a statistic, by all their names: their new values, in float64."""
+    ways = {f"{path}.weight": (path, way) for path, way in (findings.preserved or {}).items()}
+    kept, made = kept_slots(findings, removal) if ways else {}, {}
+    for name, (path, way) in ways.items():
+        if isinstance(way, Rescale) and name in kept:
+            width, count = _widths(findings, removal, path)
+            values = shrink(findings.tensors[name].detach().to(torch.float64), kept[name])
+            made.update(dict.fromkeys((name, *findings.aliases.get(name, ())), way.weight(values, width / count)))
+    return made
+
+
+def preserve_nodes(
+    small: nn.Module, graph: fx.Graph, old: Mapping[fx.Node, fx.Node], findings: Findings, removal: Removal
+) -> None:
+    """The nodes that keep their width, written so that they do. Their sizes are settled."""
+    for node in list(graph.nodes):
+        way = (findings.preserved or {}).get(f"%{old[node].name}")
+        if not isinstance(way, Respell):
+            continue
+        width, counts = math.prod(v.size for v in way.vectors), removal.shape(way.vectors)
+        if math.prod(counts) == width:
+            continue
+        with graph.inserting_after(node):
+            made = _RESPELL[way.kind](small, graph, node, counts, width)
+        made.meta = copy.copy(node.meta)
+        node.replace_all_uses_with(made, delete_user_cb=lambda user, made=made: user is not made)
+        if not node.users:
+            graph.erase_node(node)
+
+
+def _respell_mean(small: nn.Module, graph: fx.Graph, node: fx.Node, counts: tuple[int, ...], width: int) -> fx.Node:
+    """sum_i x_i / N = N' / N * (sum_i x_i / N')"""
+    multiply = aten.mul.Tensor if isinstance(node.target, torch._ops.OpOverload) else operator.mul
+    return graph.call_function(multiply, (node, math.prod(counts) / width))
+
+
+def _respell_rms_norm(small: nn.Module, graph: fx.Graph, node: fx.Node, counts: tuple[int, ...], width: int) -> fx.Node:
+    input, weight, eps = _argument(node, 0, "input"), _argument(node, 2, "weight"), _argument(node, 3, "eps")
+    return graph.call_function(rms_norm, (input, len(counts), weight, eps, width))
+
+
+def _respell_layer_norm(
+    small: nn.Module, graph: fx.Graph, node: fx.Node, counts: tuple[int, ...], width: int
+) -> fx.Node:
+    """A module, so that the analysis of the result sees one operation."""
+    name = next(n for k in itertools.count() if not hasattr(small, n := f"preserved_layer_norm_{k}"))
+    eps = _argument(node, 4, "eps")
+    layer = LayerNorm(counts, 1e-5 if eps is None else eps, elementwise_affine=False, width=width)
+    layer.training = small.training
+    small.add_module(name, layer)
+    return graph.call_module(
+        name, (_argument(node, 0, "input"), _argument(node, 2, "weight"), _argument(node, 3, "bias"))
+    )
+
+
+_RESPELL: dict[str, Callable[[nn.Module, fx.Graph, fx.Node, tuple[int, ...], int], fx.Node]] = {
+    "mean": _respell_mean,
+    "rms_norm": _respell_rms_norm,
+    "layer_norm": _respell_layer_norm,
+}

@@ -154,7 +154,11 @@ class Call:
     def operand(self, vectors: Sequence[Vector], zero: Sequence[bool] | bool = True) -> Operand:
         """An output with these vectors; `zero` as in `Operand`, one value for all or one each."""
         zeros = tuple(zero) if not isinstance(zero, bool) else (zero,) * len(vectors)
-        return Operand(tuple(vectors), tuple(z or v.fixed for z, v in zip(zeros, vectors, strict=True)))
+        return Operand(tuple(vectors), tuple(z or self.held(v) for z, v in zip(zeros, vectors, strict=True)))
+
+    def held(self, vector: Vector) -> bool:
+        """Whether no slot can go any more: what its removed slots carry is nobody's question."""
+        return vector.fixed or (not vector.untouched and not len(self.terms.free(vector)))
 
     def constant(self, output: int = 0) -> Operand:
         """An output none of whose dimensions can change."""
