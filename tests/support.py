@@ -78,7 +78,14 @@ def randomise(model: nn.Module, seed: int, *, weights: bool = False) -> nn.Modul
     return model
 
 
-def calibrate(model: nn.Module, x: torch.Tensor, seed: int) -> nn.Module:
+def call(model: nn.Module, inputs: Any) -> Any:
+    """The model on a tensor, a tuple of positional arguments or a dict of keyword arguments."""
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def calibrate(model: nn.Module, inputs: Any, seed: int) -> nn.Module:
     """Set the statistics of batch norms to those of a batch, each off by a random amount, in place; returns the model.
 
     Deep networks of random weights are chaotic: the residual stream grows with every block, gates saturate, and
@@ -91,7 +98,7 @@ def calibrate(model: nn.Module, x: torch.Tensor, seed: int) -> nn.Module:
     for norm in norms:
         norm.training, norm.momentum = True, 1.0
     with torch.no_grad():
-        model(x)
+        call(model, inputs)
         for norm, (training, momentum) in zip(norms, before, strict=True):
             norm.training, norm.momentum = training, momentum
             mean, variance = norm.running_mean, norm.running_var

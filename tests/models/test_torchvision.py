@@ -1,5 +1,7 @@
 """Every classification model of torchvision that is not a transformer: 30 % of every group go, at random.
 
+The other models of torchvision, and a harness that runs all with less detail, are in `test_zoo.py`.
+
 The oracle knows none of the package's rules: the original with every removed slot of every parameter and buffer set
 to zero. It is asked where removal changes no statistic (`exact=True`); with all groups, `fxprune.verify` compares
 with a reference that takes the statistics over the kept channels. Everything is float64, and statistics, biases,
@@ -20,12 +22,13 @@ import torch
 from torch import fx, nn
 
 import fxprune
-from tests.support import calibrate, randomise, relative_error, torchvision, uninitialised
+from tests.models import torchvision_zoo
+from tests.models.zoo import SEED
+from tests.support import relative_error, torchvision, uninitialised
 
 models = torchvision().models
 
 TOLERANCE = 1e-9
-SEED = 3
 TRANSFORMERS = ("vit", "swin", "maxvit")
 NAMES = [n for n in models.list_models(module=models) if not n.startswith(TRANSFORMERS)]
 # Its float64 weights take 5.2 GB, and original, reference and result are alive together: shapes only, see below.
@@ -34,13 +37,8 @@ REPRESENTATIVE = set(
     """alexnet resnet18 resnext50_32x4d densenet121 googlenet squeezenet1_1 mobilenet_v2 mobilenet_v3_small
     mnasnet0_5 shufflenet_v2_x0_5 efficientnet_b0 regnet_y_400mf convnext_tiny""".split()
 )
-# Pixels per side: what the strides of most need; more where an unpadded stem or an auxiliary head eats the border.
-PIXELS = {"alexnet": 96, "inception_v3": 96}
+# Auxiliary heads eat the border of smaller images.
 AUXILIARY_PIXELS = {"googlenet": 64, "inception_v3": 299}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "googlenet": {"init_weights": False, "aux_logits": False},
-    "inception_v3": {"init_weights": False, "aux_logits": False},
-}
 
 
 @dataclass
@@ -52,16 +50,9 @@ class Subject:
     analysis: fxprune.Analysis
 
 
-def build(name: str, pixels: int, **options: Any) -> tuple[nn.Module, torch.Tensor]:
-    x = two_images(pixels)
-    with uninitialised():
-        model = models.get_model(name, **{**OPTIONS.get(name, {}), **options})
-    return calibrate(randomise(model.eval(), SEED, weights=True), x, SEED), x
-
-
-def two_images(pixels: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(SEED)
-    return torch.randn(2, 3, pixels, pixels, generator=generator, dtype=torch.float64)
+def build(name: str, shape: tuple[int, ...], **options: Any) -> tuple[nn.Module, torch.Tensor]:
+    model, (x,) = torchvision_zoo.build(name, shape, **options)
+    return model, x
 
 
 def slow_unless_representative(names: list[str]) -> list[Any]:
@@ -70,7 +61,7 @@ def slow_unless_representative(names: list[str]) -> list[Any]:
 
 @pytest.fixture(scope="module", params=slow_unless_representative([n for n in NAMES if n not in TOO_BIG]))
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
-    model, x = build(request.param, PIXELS.get(request.param, 64))
+    model, x = build(request.param, torchvision_zoo.SHAPES.get(request.param, (2, 3, 64, 64)))
     yield Subject(model, x, fxprune.analyze(model, x))
     del model
     gc.collect()  # the next one may need the memory
@@ -118,7 +109,8 @@ def parameters(model: nn.Module) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_auxiliary_heads_are_pruned_in_training_mode(name: str) -> None:
-    model, x = build(name, AUXILIARY_PIXELS[name], aux_logits=True)
+    pixels = AUXILIARY_PIXELS[name]
+    model, x = build(name, (2, 3, pixels, pixels), aux_logits=True)
     model.train()
     small = fxprune.transform(model, x, ratio=0.3, importance="random", seed=SEED, verify=False)
     removed = fxprune.record(small).removed
@@ -147,7 +139,7 @@ def outputs_without_noise(model: nn.Module) -> nn.Module:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_auxiliary_heads_are_left_out_in_evaluation_mode(name: str) -> None:
-    model, x = build(name, 96, aux_logits=True)
+    model, x = build(name, (2, 3, 96, 96), aux_logits=True)
     small = fxprune.transform(model, x, ratio=0.3, importance="random", seed=SEED)
     assert [k for k in model.state_dict() if not k.lower().startswith("aux")] == list(small.state_dict())
     assert any("AuxLogits" in reason or "aux1" in reason for reason in fxprune.record(small).reasons)
@@ -163,7 +155,7 @@ def used_only(small: nn.Module, removed: Any) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_transformed_inputs_keep_their_three_colours(name: str) -> None:
-    model, x = build(name, 96, transform_input=True)
+    model, x = build(name, (2, 3, 96, 96), transform_input=True)
     small = fxprune.transform(model, x, ratio=0.3, importance="random", seed=SEED)
     with torch.no_grad():
         assert relative_error(small(x), fxprune.masked(model, fxprune.record(small).removed)(x)) < TOLERANCE
@@ -177,7 +169,7 @@ def test_transformed_inputs_keep_their_three_colours(name: str) -> None:
 def test_structure_without_weights(name: str) -> None:
     with uninitialised(device="meta"):
         model = models.get_model(name).to("meta").eval()
-    x = two_images(64).to("meta")
+    x = torch.empty(2, 3, 64, 64, dtype=torch.float64, device="meta")
     small = fxprune.transform(model, x, ratio=0.3, importance="random", seed=SEED, exact=True)
     check_structure(model, small, x)
     assert all(t.device.type == "meta" for t in small.state_dict().values())

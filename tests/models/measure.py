@@ -1,0 +1,171 @@
+"""One model through the pass, compared with the masked reference by code that shares nothing with the package's proof.
+
+The oracle knows no rules: the original, its class and its own forward, with every removed slot of every parameter and
+buffer set to zero.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fxprune
+from tests.models.zoo import SEED, Entry
+from tests.support import call
+
+TOLERANCE = 1e-9
+MATTERS = 1e-6
+"""What the removal must change at least, relatively, for the comparison to mean anything."""
+RATIO = 0.3
+INTERNAL = ("past_key_values", "cache_params", "mems")
+"""Fields of an output that hold the state of generation, not a result."""
+
+
+def tensors_of(output: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of an output with their places; of tuples, lists, mappings and dataclasses. Caches are left out."""
+    if isinstance(output, torch.Tensor):
+        yield path, output
+    elif isinstance(output, Mapping):
+        for key, value in output.items():
+            if key not in INTERNAL:
+                yield from tensors_of(value, f"{path}.{key}")
+    elif dataclasses.is_dataclass(output):
+        fields = {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}
+        yield from tensors_of(fields, path)
+    elif isinstance(output, (tuple, list)):
+        for position, value in enumerate(output):
+            yield from tensors_of(value, f"{path}[{position}]")
+
+
+def shapes_of(output: Any) -> dict[str, tuple[int, ...]]:
+    return {path: tuple(tensor.shape) for path, tensor in tensors_of(output)}
+
+
+def error_of(ours: Any, reference: Any) -> float:
+    """max |ours - reference| / max |reference|, the largest over the tensors; inf where places or shapes differ."""
+    a, b = dict(tensors_of(ours)), dict(tensors_of(reference))
+    if not b or shapes_of(ours) != shapes_of(reference):
+        return math.inf
+    worst = 0.0
+    for path, theirs in b.items():
+        x, y = a[path].detach().double(), theirs.detach().double()
+        if y.numel():
+            difference = float((x - y).abs().max())
+            error = difference / max(float(y.abs().max()), 1e-300) if difference else 0.0
+            worst = max(worst, error if math.isfinite(error) else math.inf)
+    return worst
+
+
+class InDouble(TorchDispatchMode):
+    """Casts to float32 that a forward makes on its own account (norms, rotary embeddings) are casts to float64."""
+
+    LOW = (torch.float32, torch.float16, torch.bfloat16)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args = [torch.float64 if isinstance(a, torch.dtype) and a in self.LOW else a for a in args]
+        kwargs = {
+            k: torch.float64 if isinstance(v, torch.dtype) and v in self.LOW else v for k, v in (kwargs or {}).items()
+        }
+        return func(*args, **kwargs)
+
+
+def run(model: nn.Module, inputs: Any) -> Any:
+    """The output in float64; random numbers, where a forward draws any, are the same at every call."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), InDouble():
+            torch.manual_seed(SEED)
+            return call(model, inputs)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def measure(entry: Entry) -> dict[str, Any]:
+    """Build the model, prune it with and without `exact`, compare. Everything that can be put into JSON."""
+    result: dict[str, Any] = {"key": entry.key, "note": entry.note}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        started = time.perf_counter()
+        model, inputs = entry.build()
+        result["params"] = sum(p.numel() for p in model.parameters())
+        result["build_seconds"] = time.perf_counter() - started
+        original = run(model, inputs)
+        result["outputs"] = {k: list(v) for k, v in shapes_of(original).items()}
+        for part in (_locked, _exact, _all_groups):
+            part(result, model, inputs, original)
+    return result
+
+
+def passed(result: Mapping[str, Any]) -> bool:
+    """The small model equals the masked reference, and something was removed that mattered."""
+    return bool(result.get("error", math.inf) < TOLERANCE and result["removed"] > 0 and result["effect"] > MATTERS)
+
+
+def _locked(result: dict[str, Any], model: nn.Module, inputs: Any, original: Any) -> None:
+    with contextlib.suppress(fxprune.FxpruneError):  # `transform` below fails for the same reason and says so
+        held: Counter[str] = Counter()
+        for locked in fxprune.analyze(model, inputs).locked:
+            held[f"{locked.event.op}: {locked.event.why}"] += locked.parameters
+        result["locked"] = [[text, size / result["params"]] for text, size in held.most_common(8)]
+
+
+def _exact(result: dict[str, Any], model: nn.Module, inputs: Any, original: Any) -> None:
+    """30 % of every group that changes no statistic, against the masked original."""
+    started = time.perf_counter()
+    options: dict[str, Any] = {"ratio": RATIO, "importance": "random", "seed": SEED, "exact": True}
+    try:
+        small = fxprune.transform(model, inputs, **options)
+    except fxprune.VerificationError as error:
+        result["failure"] = brief(error)
+        small = fxprune.transform(model, inputs, **options, verify=False)
+    except Exception as error:
+        result["failure"] = brief(error)
+        return
+    result["seconds"] = time.perf_counter() - started
+    made = fxprune.record(small)
+    result["path"] = made.path
+    result["why_not"] = {rung: str(why)[:500] for rung, why in (getattr(made, "why_not", None) or {}).items()}
+    result["own_error"] = made.error
+    result["removed"] = 1 - sum(p.numel() for p in small.parameters()) / result["params"]
+    reference_model = fxprune.masked(model, made.removed)
+    reference = run(reference_model, inputs)
+    try:
+        result["error"] = error_of(run(small, inputs), reference)
+    except Exception as error:
+        result["failure"] = f"the small model does not run: {brief(error)}"
+        return
+    result["effect"] = error_of(original, reference)
+    if not result["error"] < TOLERANCE:
+        with torch.no_grad():
+            for parameter in reference_model.parameters():
+                if parameter.is_floating_point():
+                    parameter.mul_(1 + torch.finfo(torch.float64).eps * torch.randn_like(parameter).sign())
+        result["rounding"] = error_of(run(reference_model, inputs), reference)
+
+
+def _all_groups(result: dict[str, Any], model: nn.Module, inputs: Any, original: Any) -> None:
+    """The same with the groups that change a statistic: it runs, its outputs keep their shapes, the proof holds."""
+    try:
+        small = fxprune.transform(model, inputs, ratio=RATIO, importance="random", seed=SEED)
+        made = fxprune.record(small)
+        result["all_removed"] = 1 - sum(p.numel() for p in small.parameters()) / result["params"]
+        result["all_error"] = made.error
+        result["all_shapes"] = shapes_of(run(small, inputs)) == shapes_of(original)
+    except Exception as error:
+        result["all_failure"] = brief(error)
+
+
+def brief(error: BaseException) -> str:
+    """The kind of an error and its text on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:600]

@@ -1,0 +1,216 @@
+"""Small random instances of models of `transformers`, made from their configurations; nothing is downloaded.
+
+All sizes of one configuration differ from each other, as far as the architecture allows, so that no dimension fits
+another one by accident. Caches are what they are by default.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from tests.models.zoo import Entry, ids, numbers, ready
+from tests.support import torchvision
+
+LENGTH, TARGET, IMAGE = 11, 7, 48
+
+# hidden 48 in 4 heads of 12, or 60 in 5
+ENCODER: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 72,
+    "max_position_embeddings": 40,
+}
+DECODER: dict[str, Any] = {**ENCODER, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10}
+GROUPED: dict[str, Any] = {**ENCODER, "num_attention_heads": 6, "num_key_value_heads": 2}  # width 8 per head
+VISION: dict[str, Any] = {
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 72,
+    "image_size": IMAGE,
+    "patch_size": 16,
+}
+SEQ2SEQ: dict[str, Any] = {
+    "vocab_size": 97,
+    "d_model": 48,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 6,
+    "encoder_ffn_dim": 72,
+    "decoder_ffn_dim": 60,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+}
+
+# class -> configuration class, its arguments, what the model reads
+MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "BertForMaskedLM": ("BertConfig", ENCODER, "text"),
+    "RobertaForSequenceClassification": ("RobertaConfig", {**ENCODER, "num_labels": 5}, "text"),
+    "DistilBertForSequenceClassification": (
+        "DistilBertConfig",
+        {"vocab_size": 97, "dim": 48, "n_layers": 2, "n_heads": 4, "hidden_dim": 72, "num_labels": 5},
+        "text",
+    ),
+    "AlbertForSequenceClassification": (
+        "AlbertConfig",
+        {**ENCODER, "embedding_size": 20, "num_hidden_layers": 3, "num_hidden_groups": 1, "num_labels": 5},
+        "text",
+    ),
+    "ElectraForTokenClassification": ("ElectraConfig", {**ENCODER, "embedding_size": 20, "num_labels": 5}, "text"),
+    "GPT2LMHeadModel": (
+        "GPT2Config",
+        {"vocab_size": 97, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_inner": 72, "n_positions": 40},
+        "text",
+    ),
+    "OPTForCausalLM": (
+        "OPTConfig",
+        {
+            **{k: v for k, v in ENCODER.items() if k != "intermediate_size"},
+            "ffn_dim": 72,
+            "word_embed_proj_dim": 20,
+            "pad_token_id": 1,
+        },
+        "text",
+    ),
+    "GPTNeoXForCausalLM": ("GPTNeoXConfig", ENCODER, "text"),
+    "LlamaForCausalLM": ("LlamaConfig", DECODER, "text"),
+    "MistralForCausalLM": ("MistralConfig", {**DECODER, "sliding_window": 5}, "text"),
+    "Qwen2ForCausalLM": ("Qwen2Config", GROUPED, "text"),
+    "Qwen3ForCausalLM": ("Qwen3Config", DECODER, "text"),
+    "GemmaForCausalLM": ("GemmaConfig", DECODER, "text"),
+    "Phi3ForCausalLM": ("Phi3Config", {**GROUPED, "pad_token_id": 0}, "text"),
+    "MixtralForCausalLM": (
+        "MixtralConfig",
+        {**DECODER, "num_local_experts": 3, "num_experts_per_tok": 2, "experts_implementation": "eager"},
+        "text",
+    ),
+    "T5ForConditionalGeneration": (
+        "T5Config",
+        {
+            "vocab_size": 97,
+            "d_model": 48,
+            "d_kv": 10,
+            "num_heads": 5,
+            "d_ff": 72,
+            "num_layers": 2,
+            "num_decoder_layers": 3,
+            "feed_forward_proj": "gated-gelu",
+            "tie_word_embeddings": False,
+        },
+        "text to text",
+    ),
+    "BartForConditionalGeneration": ("BartConfig", {**SEQ2SEQ, "max_position_embeddings": 40}, "text to text"),
+    "ViTForImageClassification": ("ViTConfig", {**VISION, "num_labels": 5}, "image"),
+    "DeiTForImageClassificationWithTeacher": ("DeiTConfig", {**VISION, "num_labels": 5}, "image"),
+    "SwinForImageClassification": (
+        "SwinConfig",
+        {
+            "image_size": IMAGE,
+            "patch_size": 4,
+            "embed_dim": 24,
+            "depths": [2, 2],
+            "num_heads": [2, 4],
+            "window_size": 3,
+            "mlp_ratio": 1.5,
+            "num_labels": 5,
+        },
+        "image",
+    ),
+    "ConvNextForImageClassification": (
+        "ConvNextConfig",
+        {"hidden_sizes": [20, 28, 36, 44], "depths": [1, 1, 2, 1], "num_labels": 5},
+        "image",
+    ),
+    "SegformerForSemanticSegmentation": (
+        "SegformerConfig",
+        {
+            "hidden_sizes": [20, 28, 36, 44],
+            "depths": [1, 1, 1, 1],
+            "num_attention_heads": [1, 2, 3, 4],
+            "decoder_hidden_size": 52,
+            "mlp_ratios": [2, 2, 3, 3],
+            "num_labels": 5,
+        },
+        "large image",
+    ),
+    "Dinov2ForImageClassification": (
+        "Dinov2Config",
+        {**{k: v for k, v in VISION.items() if k != "intermediate_size"}, "mlp_ratio": 2, "num_labels": 5},
+        "image",
+    ),
+    "CLIPModel": (
+        "CLIPConfig",
+        {
+            "text_config": {**ENCODER, "bos_token_id": 0, "eos_token_id": 2},
+            "vision_config": {**VISION, "hidden_size": 60, "num_attention_heads": 5, "intermediate_size": 84},
+            "projection_dim": 28,
+        },
+        "text and image",
+    ),
+    "WhisperForConditionalGeneration": (
+        "WhisperConfig",
+        {**SEQ2SEQ, "num_mel_bins": 14, "max_source_positions": 23, "max_target_positions": 40, "pad_token_id": 2},
+        "spectrum",
+    ),
+    "Wav2Vec2ForCTC": (
+        "Wav2Vec2Config",
+        {
+            **{k: v for k, v in ENCODER.items() if k != "max_position_embeddings"},
+            "conv_dim": (20, 28, 36),
+            "conv_kernel": (10, 3, 2),
+            "conv_stride": (5, 2, 2),
+            "num_feat_extract_layers": 3,
+            "num_conv_pos_embeddings": 8,
+            "num_conv_pos_embedding_groups": 4,
+        },
+        "sound",
+    ),
+    "MambaForCausalLM": (
+        "MambaConfig",
+        {"vocab_size": 97, "hidden_size": 48, "state_size": 10, "num_hidden_layers": 2, "time_step_rank": 5},
+        "text",
+    ),
+}
+
+
+def entries() -> Iterator[Entry]:
+    torchvision()  # which it imports
+    import transformers
+
+    for name in MODELS:
+        if hasattr(transformers, name):
+            yield Entry("transformers", name, functools.partial(build, name))
+
+
+def build(name: str) -> tuple[nn.Module, Any]:
+    import transformers
+
+    config, arguments, reads = MODELS[name]
+    torch.manual_seed(0)
+    return ready(getattr(transformers, name)(getattr(transformers, config)(**arguments)), inputs(reads))
+
+
+def inputs(reads: str) -> dict[str, Any]:
+    mask = torch.ones(2, LENGTH, dtype=torch.int64)
+    mask[1, -3:] = 0  # the second text is shorter
+    text = {"input_ids": ids(97, 2, LENGTH), "attention_mask": mask}
+    image = {"pixel_values": numbers(2, 3, IMAGE, IMAGE)}
+    return {
+        "text": text,
+        "text to text": {**text, "decoder_input_ids": ids(97, 2, TARGET)},
+        "image": image,
+        "large image": {"pixel_values": numbers(2, 3, 64, 64)},
+        "text and image": {**text, **image},
+        "spectrum": {"input_features": numbers(2, 14, 46), "decoder_input_ids": ids(97, 2, TARGET)},
+        "sound": {"input_values": numbers(2, 400)},
+    }[reads]
