@@ -171,7 +171,9 @@ def _inside(analysis: Analysis, node: str, scope: str) -> list[Vector]:
     """What the operations of a module inside a node made, or else took, as far as something can still go there."""
     terms = analysis.solution.terms
     outputs = analysis.observations[node].outputs
-    made = [v for key, operands in outputs.items() if key[0] == scope for o in operands for v in o.vectors]
+    made = [
+        v for key, operands in outputs.items() if key[0].partition("|")[0] == scope for o in operands for v in o.vectors
+    ]
     visit = analysis.visits.get(scope)
     taken = [v for o in leaves(visit.inputs if visit else (), Operand) if isinstance(o, Operand) for v in o.vectors]
     return [v for v in made if len(terms.free(v))] or [v for v in taken if len(terms.free(v))]
@@ -304,7 +306,8 @@ class Analyzer:
     def _lock_results(self, result: Any) -> None:
         event = self.observer.event("output", "output of the model")
         for tensor in tensors_in(result):
-            for vector in self.observer.operand(tensor).vectors:
+            operand = self.observer.operand(tensor)
+            for vector in (*operand.vectors, *((operand.labels,) if operand.labels is not None else ())):
                 self.terms.lock(vector, event)
         for name in objects_in(result):
             self.notes.append(f"{name} in the result is taken for internal state: it has the widths of the model")

@@ -189,7 +189,7 @@ class _Precise(Run):
         self.statistics.enter(n.name)
         if n.op == "call_module":  # enters the mode around the twin that it makes
             return super().run_node(n)
-        with self.statistics:
+        with self.statistics.scopes.watching(), self.statistics:
             return super().run_node(n)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -306,6 +306,9 @@ class KeptStatistics(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return value
 
     def _put_back(self, value: torch.Tensor, operand: Operand) -> torch.Tensor:
+        kept = None if operand.labels is None else self.removal.kept(operand.labels)
+        if kept is not None:  # positions among the kept, as positions among all
+            value = torch.from_numpy(np.flatnonzero(kept)).to(value.device)[value]
         for dim, index in self._kept(operand.vectors):
             shape = list(value.shape)
             shape[dim] = operand.vectors[dim].size

@@ -170,6 +170,7 @@ class Findings:
         self.visits = observer.visits
         self.events = observer.events
         self._heads = observer.heads
+        self.minima = observer.minima
         self.vectors = list(dict.fromkeys(v.representative for v in observer.vectors.values()))
         self.renumbered = {id(t): v for t, v in observer.renumbered}
         self.marks = observer.statistics

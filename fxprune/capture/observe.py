@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -90,6 +90,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._marks: list[Mark] = []
         self.renumbered: list[tuple[torch.Tensor, Vector]] = []
         self.heads: list[Vector] = []
+        self.minima: list[tuple[Vector, int]] = []
         self.place = Place()
         self.observation = Observation()
         self._inner = [self.observation]
@@ -120,7 +121,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         known = self._operands.get(id(tensor))
         if known is not None:
             if self._spoiled and tensor.untyped_storage()._cdata in self._spoiled:
-                return Operand(known[1].vectors, (False,) * len(known[1].vectors), known[1].value)
+                return replace(known[1], zero=(False,) * len(known[1].vectors))
             return known[1]
         vectors = tuple(self.terms.fixed(s) for s in tensor.shape)
         value = tensor.constant if isinstance(tensor, FakeTensor) else tensor
@@ -163,9 +164,9 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def where(self) -> Place:
         """The node's place; inside a module that the graph does not show, that module and its line."""
         scope = self.scopes.now
-        if scope.module is None or scope.name == self.place.module:
+        if scope.module is None or scope.path == self.place.module:
             return self.place
-        return Place(self.place.node, scope.name, users_line() or self.place.source)
+        return Place(self.place.node, scope.path, users_line() or self.place.source)
 
     @property
     def marks(self) -> list[tuple[int, Vector]]:
@@ -292,6 +293,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._marks += [Mark(e, vector, key[0], e in call.widths, made) for e, vector in call.marks]
             self.observation.marked[key] = (call, results)
         self.heads += call.attention
+        self.minima += call.minima
         for index, vector in call.renumbered:
             if index.value is not None:
                 self.renumbered.append((index.value, vector))

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules import module as hooks
+from torch.overrides import TorchFunctionMode
 
 Key = tuple[str, int, str, int]
 """Scope, how many times it had been entered, operation, how often that operation had run in this scope."""
@@ -19,12 +21,22 @@ _SAME = {"aten::_unsafe_view": "aten::view", "aten::_reshape_alias": "aten::view
 
 @dataclass(eq=False)
 class Scope:
-    """One run of a node or of a module: `name` is "%node" or the module's path."""
+    """One run of a node or of a module: `name` is "%node" or the module's path, "path|einsum" inside an `einsum`."""
 
     name: str
     number: int
     module: nn.Module | None = None
     operations: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def path(self) -> str:
+        """The node or module that it is, or stands in."""
+        return self.name.partition("|")[0]
+
+    @property
+    def loose(self) -> bool:
+        """Whether other sizes may lead to other operations in here: `einsum` treats dimensions of size 1 apart."""
+        return "|" in self.name
 
     def key(self, operation: str) -> Key:
         """The key of the next operation of this name."""
@@ -65,6 +77,15 @@ class Scopes:
         self.stack = [self._scope(f"%{name}", None)]
         return self.now
 
+    @contextlib.contextmanager
+    def inside(self, name: str) -> Iterator[None]:
+        """A scope of its own for what runs in here."""
+        self.stack.append(self._scope(f"{self.now.name}|{name}", self.now.module))
+        try:
+            yield
+        finally:
+            self.stack.pop()
+
     def _scope(self, name: str, module: nn.Module | None) -> Scope:
         self._entered[name] += 1
         return Scope(name, self._entered[name], module)
@@ -77,7 +98,8 @@ class Scopes:
             hooks.register_module_forward_hook(self._after, with_kwargs=True),
         ]
         try:
-            yield
+            with _Einsums(self):
+                yield
         finally:
             for handle in handles:
                 handle.remove()
@@ -93,3 +115,17 @@ class Scopes:
         if id(module) in self._names and self.now.module is module:
             scope = self.stack.pop()
             self.leave(scope, args, kwargs, made)
+
+
+class _Einsums(TorchFunctionMode):
+    """Gives every `einsum` a scope of its own."""
+
+    def __init__(self, scopes: Scopes) -> None:
+        super().__init__()
+        self.scopes = scopes
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.functional.einsum:
+            return func(*args, **(kwargs or {}))
+        with self.scopes.inside("einsum"):
+            return func(*args, **(kwargs or {}))

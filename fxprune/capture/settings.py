@@ -168,6 +168,21 @@ def _made(settings: Settings, args: Any, kwargs: Any, made: Any) -> Readings:
     return [(size, v) for size, v in zip(sizes, settings.operand(made).vectors, strict=False)]
 
 
+@_reads("arange")
+def _arange(settings: Settings, args: Any, kwargs: Any, made: Any) -> Readings:
+    return [(args[0], settings.operand(made).dim(0))] if len(args) == 1 else ()
+
+
+@_reads("histc")
+def _histc(settings: Settings, args: Any, kwargs: Any, made: Any) -> Readings:
+    return [(args[1] if len(args) > 1 else kwargs.get("bins", 100), settings.operand(made).dim(0))]
+
+
+@_reads("one_hot")
+def _one_hot(settings: Settings, args: Any, kwargs: Any, made: Any) -> Readings:
+    return [(args[1] if len(args) > 1 else kwargs.get("num_classes", -1), settings.operand(made).dim(-1))]
+
+
 @_reads("unflatten")
 def _unflatten(settings: Settings, args: Any, kwargs: Any, made: Any) -> Readings:
     dim = args[1] if len(args) > 1 else kwargs["dim"]

@@ -132,7 +132,15 @@ def kept_count(size: int, ratio: float, round_to: int) -> int:
 
 
 def keep_one_each(findings: Findings, removed: Bools, scores: npt.NDArray[np.float64]) -> None:
-    """No dimension of any tensor may become empty: where it would, the best slot's channels stay."""
+    """No dimension may become empty, or smaller than what is chosen from it: the best slots' channels stay."""
+    for vector, least in findings.minima:
+        columns = findings.solution.channels_of(vector)
+        if columns:
+            table = np.stack(columns)
+            gone = (removed[table] & (table >= 0)).any(0)
+            worst = np.where(gone, np.where(table >= 0, scores[table], np.inf).min(0), -np.inf)
+            for slot in np.argsort(-worst)[: max(0, least - int(np.count_nonzero(~gone)))]:
+                removed[table[:, slot][table[:, slot] >= 0]] = False
     for vector in findings.vectors:
         columns = findings.solution.channels_of(vector)
         if not columns or vector.size == 0:

@@ -4,8 +4,9 @@ A statistic over N slots of which N - N' are zero, and gone, is one over the N' 
 pruned layer norm, RMS norm or mean has to do for that is decided from the findings, before anything is planned:
 
 - `nn.LayerNorm` becomes the `LayerNorm` of this file, and so does `F.layer_norm` in a graph;
-- layers that divide by a root mean square take it into their weight and their epsilon (`Rescale`);
-- `F.rms_norm` in a graph becomes the `rms_norm` of this file, a mean there is multiplied by N' / N.
+- layers that divide by a root mean square take it into their weight and their epsilon (`Rescale`); `nn.RMSNorm` without
+  a weight of its own becomes the `RMSNorm` of this file, and so does `F.rms_norm` in a graph;
+- a mean in a graph is multiplied by N' / N.
 
 What cannot be preserved exactly is left as it is: the statistic is taken over what is left, and its groups are marked.
 """
@@ -77,6 +78,37 @@ class LayerNorm(nn.LayerNorm):
         return f"{super().extra_repr()}, width={self.width}"
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMS norm over `width` slots, of which those that `normalized_shape` does not count are zero.
+
+    y = x / sqrt(sum_i x_i^2 / N + eps) * weight, N = `width` (Zhang and Sennrich 2019, equation 4;
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.RMSNorm.html).
+
+    weight: of `normalized_shape`, or given with the call.
+
+    >>> import torch
+    >>> x = torch.tensor([[1.0, -2.0, 4.0]])
+    >>> layer = RMSNorm(3, width=5)
+    >>> wide = torch.nn.functional.rms_norm(torch.cat([x, torch.zeros(1, 2)], 1), (5,))
+    >>> torch.allclose(layer(x), wide[:, :3])
+    True
+    """
+
+    width: int
+
+    def __init__(self, normalized_shape: Any, *args: Any, width: int | None = None, **kwargs: Any) -> None:
+        super().__init__(normalized_shape, *args, **kwargs)
+        self.width = math.prod(self.normalized_shape) if width is None else width
+
+    def forward(self, input: Tensor, weight: Tensor | None = None) -> Tensor:
+        """As `nn.RMSNorm.forward`; a graph gives the weight of `F.rms_norm`."""
+        return rms_norm(input, self.normalized_shape, self.weight if weight is None else weight, self.eps, self.width)
+
+    def extra_repr(self) -> str:
+        """The shape, and the width that is counted."""
+        return f"{super().extra_repr()}, width={self.width}"
+
+
 def layer_norm(
     input: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float, width: int
 ) -> Tensor:
@@ -84,30 +116,17 @@ def layer_norm(
 
     A function of its own, so that a symbolic trace can take it as one step where the layer is not a leaf.
     """
-    if tuple(input.shape[-len(shape) :]) != tuple(shape):
-        raise RuntimeError(f"the input of shape {tuple(input.shape)} does not end with {tuple(shape)}")
-    dims = tuple(range(-len(shape), 0))
-    x = _single(input)
+    dims, x = _dims(input, shape), _single(input)
     mean = x.sum(dims, keepdim=True) / width
     centred = x - mean
     squares = centred.square().sum(dims, keepdim=True) + (width - math.prod(shape)) * mean.square()
     return _affine(centred * torch.rsqrt(squares / width + eps), weight, bias).to(input.dtype)
 
 
-def rms_norm(input: Tensor, dims: int, weight: Tensor | None, eps: float | None, width: int) -> Tensor:
-    """RMS norm over the last `dims` dimensions, which once had `width` slots; those that are gone were zero.
-
-    y = x / sqrt(sum_i x_i^2 / N + eps) * weight, N = `width` (Zhang and Sennrich 2019, equation 4). Without `eps` the
-    one that torch takes (https://docs.pytorch.org/docs/stable/generated/torch.nn.RMSNorm.html).
-
-    >>> import torch
-    >>> x = torch.tensor([[1.0, -2.0, 4.0]])
-    >>> wide = torch.nn.functional.rms_norm(torch.cat([x, torch.zeros(1, 2)], 1), (5,), eps=1e-3)
-    >>> torch.allclose(rms_norm(x, 1, None, 1e-3, width=5), wide[:, :3])
-    True
-    """
-    x = _single(input)
-    squares = x.square().sum(tuple(range(-dims, 0)), keepdim=True)
+def rms_norm(input: Tensor, shape: tuple[int, ...], weight: Tensor | None, eps: float | None, width: int) -> Tensor:
+    """The formula of `RMSNorm`; without `eps` the one that torch takes."""
+    dims, x = _dims(input, shape), _single(input)
+    squares = x.square().sum(dims, keepdim=True)
     eps = default_eps(input.dtype) if eps is None else eps
     return _affine(x * torch.rsqrt(squares / width + eps), weight, None).to(input.dtype)
 
@@ -125,6 +144,12 @@ def default_eps(dtype: torch.dtype) -> float:
     return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
 
 
+def _dims(input: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if tuple(input.shape[-len(shape) :]) != tuple(shape):
+        raise RuntimeError(f"the input of shape {tuple(input.shape)} does not end with {tuple(shape)}")
+    return tuple(range(-len(shape), 0))
+
+
 def _single(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
@@ -134,9 +159,12 @@ def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return y if bias is None else y + bias
 
 
-@leaf(LayerNorm)
+@leaf(LayerNorm, RMSNorm)
 def _preserved(call: LeafCall, input: Operand, weight: Operand | None = None, bias: Operand | None = None) -> Operand:
-    """y[.., c] = (x[.., c] - mean_c x) / sqrt(var_c x + eps) * w[c] + b[c]; a c that is gone is counted as zero."""
+    """y[.., c] = (x[.., c] - mean_c x) / sqrt(var_c x + eps) * w[c] + b[c]; a c that is gone is counted as zero.
+
+    The same without a mean, and so without a shift by it, for an RMS norm.
+    """
     normalized = input.vectors[-len(_shape(call.module)) :]
     weight = call.parameters.get("weight") if weight is None else weight
     bias = call.parameters.get("bias") if bias is None else bias
@@ -149,6 +177,7 @@ def _preserved(call: LeafCall, input: Operand, weight: Operand | None = None, bi
             call.lock(vector, "counts slots that are gone as zero, which they would not be here")
     call.count("normalized_shape", *normalized)
     vanishes = weight is not None and all(weight.zero) and (bias is None or all(bias.zero))
+    vanishes = vanishes or isinstance(call.module, nn.RMSNorm)
     return call.operand(input.vectors, [False] * first + [vanishes] * len(normalized))
 
 
@@ -161,7 +190,7 @@ def _shape(module: Any) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Swap:
-    """A layer norm that becomes a `LayerNorm`."""
+    """A layer norm that becomes a `LayerNorm`, or an RMS norm that becomes an `RMSNorm`."""
 
 
 @dataclass(frozen=True)
@@ -253,10 +282,11 @@ def _way(findings: Findings, scope: str) -> Swap | Rescale | Respell | None:
     module = findings.captured.module.get_submodule(scope)
     if type(module) is nn.LayerNorm:
         return Swap()
-    if not _owns_its_weight(findings, scope, module):
-        return None
+    owner = _owns_its_weight(findings, scope, module)
     if type(module) is nn.RMSNorm:
-        return Rescale("eps", 0)
+        return Rescale("eps", 0) if owner else Swap()
+    if not owner:
+        return None
     named = [name for name in _EPS if type(getattr(module, name, None)) is float]
     tries: list[Swap | Rescale] = [Rescale(name, offset) for name in named for offset in (0, 1)]
     tries += [Swap()] if isinstance(module, nn.LayerNorm) else []
@@ -267,7 +297,11 @@ def _owns_its_weight(findings: Findings, path: str, module: nn.Module) -> bool:
     """Whether nothing else has the weight: it may get other values."""
     key = f"{path}.weight"
     owners = [findings.owner(name) for name in findings.aliases.get(key, ())]
-    return key in findings.tensors and "weight" in module._parameters and all(owner is module for owner in owners)
+    return (
+        key in findings.tensors
+        and module._parameters.get("weight") is not None
+        and all(owner is module for owner in owners)
+    )
 
 
 def _way_of_node(findings: Findings, node: fx.Node) -> Respell | None:
@@ -391,7 +425,8 @@ def _apply(module: nn.Module, way: Swap | Rescale, original: nn.Module, width: i
     if isinstance(way, Rescale):
         setattr(module, way.attribute, way.eps(original, width / count))
     elif width != count:
-        module.__class__, module.width = LayerNorm, width  # type: ignore[assignment]
+        module.__class__ = LayerNorm if isinstance(module, nn.LayerNorm) else RMSNorm
+        module.width = width  # type: ignore[assignment]
 
 
 def _widths(findings: Findings, removal: Removal, path: str) -> tuple[int, int]:
@@ -439,22 +474,25 @@ def _respell_mean(small: nn.Module, graph: fx.Graph, node: fx.Node, counts: tupl
 
 
 def _respell_rms_norm(small: nn.Module, graph: fx.Graph, node: fx.Node, counts: tuple[int, ...], width: int) -> fx.Node:
-    input, weight, eps = _argument(node, 0, "input"), _argument(node, 2, "weight"), _argument(node, 3, "eps")
-    return graph.call_function(rms_norm, (input, len(counts), weight, eps, width))
+    layer = RMSNorm(counts, _argument(node, 3, "eps"), elementwise_affine=False, width=width)
+    return _call(small, graph, layer, _argument(node, 0, "input"), _argument(node, 2, "weight"))
 
 
 def _respell_layer_norm(
     small: nn.Module, graph: fx.Graph, node: fx.Node, counts: tuple[int, ...], width: int
 ) -> fx.Node:
-    """A module, so that the analysis of the result sees one operation."""
-    name = next(n for k in itertools.count() if not hasattr(small, n := f"preserved_layer_norm_{k}"))
     eps = _argument(node, 4, "eps")
     layer = LayerNorm(counts, 1e-5 if eps is None else eps, elementwise_affine=False, width=width)
+    weight, bias = _argument(node, 2, "weight"), _argument(node, 3, "bias")
+    return _call(small, graph, layer, _argument(node, 0, "input"), weight, bias)
+
+
+def _call(small: nn.Module, graph: fx.Graph, layer: nn.Module, *arguments: Any) -> fx.Node:
+    """A call of a new module: the analysis, or a trace, of the result takes it for one operation."""
+    name = next(n for k in itertools.count() if not hasattr(small, n := f"preserved_norm_{k}"))
     layer.training = small.training
     small.add_module(name, layer)
-    return graph.call_module(
-        name, (_argument(node, 0, "input"), _argument(node, 2, "weight"), _argument(node, 3, "bias"))
-    )
+    return graph.call_module(name, arguments)
 
 
 _RESPELL: dict[str, Callable[[nn.Module, fx.Graph, fx.Node, tuple[int, ...], int], fx.Node]] = {

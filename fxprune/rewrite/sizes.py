@@ -409,3 +409,26 @@ def _as_strided(site: Site) -> None:
     if "size" in site.observation.counts and site.removal.shape(site.input.vectors) != site.input.shape:
         site.put(1, "size", list(site.counted("size")))
         site.put(2, "stride", list(site.value(site.node.args[0]).stride()))
+
+
+@resizes(torch.arange, torch.ops.aten.arange.default)
+def _arange(site: Site) -> None:
+    """The positions in a dimension that loses slots: as many as are left."""
+    output = _one(site.output)
+    if output is not None and len(site.node.args) == 1:
+        site.put(0, "end", site.removal.count(output.dim(0)))
+
+
+@resizes(F.one_hot, torch.ops.aten.one_hot.default)
+def _one_hot(site: Site) -> None:
+    output = _one(site.output)
+    if output is not None:
+        site.put(1, "num_classes", site.removal.count(output.dim(-1)))
+
+
+@resizes("histc", torch.histc, torch.ops.aten.histc.default)
+def _histc(site: Site) -> None:
+    if "bins" in site.observation.counts:
+        (count,) = site.counted("bins")
+        site.put(1, "bins", count)
+        site.put(3, "max", count - 1)

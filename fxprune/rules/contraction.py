@@ -93,8 +93,14 @@ def grouped_mm(call: Call, self: Operand, mat2: Operand, offs: Operand | None) -
     form = (self.ndim, mat2.ndim)
     for operand in (self, mat2):
         if operand.ndim == 3 and form != (3, 3):
-            call.lock(operand.dim(0), "the groups of a grouped product")
-    for vector in (*counted[form], *(offs.vectors if offs is not None else ())):
+            if offs is None or offs.dim(0).size != operand.dim(0).size:
+                call.lock(operand.dim(0), "the groups of a grouped product")
+            else:  # an expert goes with the end of its rows
+                call.same(operand.dim(0), offs.dim(0))
+    if form in ((2, 2), (3, 3)):
+        for vector in offs.vectors if offs is not None else ():
+            call.lock(vector, ragged)
+    for vector in counted[form]:
         call.lock(vector, ragged)
     made = contract(call, forms[form], self, mat2)
     if form == (2, 2):

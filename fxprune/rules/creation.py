@@ -9,7 +9,7 @@ FILLS = """
 """.split()
 ZEROS = "zeros new_zeros".split()
 LIKE = "empty_like full_like ones_like rand_like randn_like randint_like bernoulli_like".split()
-RANGES = "arange linspace logspace eye randperm randint tril_indices triu_indices hann_window".split()
+RANGES = "linspace logspace eye randperm randint tril_indices triu_indices hann_window".split()
 
 
 @rule(*(f"aten::{name}" for name in FILLS))
@@ -38,6 +38,16 @@ def like(call: Call, self: Operand) -> Operand:
 def zeros_like(call: Call, self: Operand) -> Operand:
     """y[i] = 0, for the i of x"""
     return call.operand(self.vectors)
+
+
+@rule("aten::arange")
+def arange(call: Call) -> Operand:
+    """y[i] = start + step * i; counted from 0 in ones, the numbers are the positions in the result itself."""
+    arguments, (size,) = call.arguments, call.shapes[0]
+    if arguments.get("start", 0) != 0 or arguments.get("step", 1) != 1 or arguments["end"] != size:
+        return call.constant()
+    vector = call.fresh(size)
+    return Operand((vector,), (True,), labels=None if vector.fixed else vector)
 
 
 @rule(*(f"aten::{name}" for name in RANGES))

@@ -20,10 +20,10 @@ from fxprune.rules.registry import Call, Operand, rule
 ELEMENTWISE = """
     abs acos acosh add addcdiv addcmul angle asin asinh atan atan2 atanh bitwise_and bitwise_not bitwise_or
     bitwise_xor ceil celu clamp clamp_max clamp_min clip complex conj_physical copysign cos cosh deg2rad digamma div
-    elu eq erf erfc erfinv exp exp2 expm1 fill float_power floor floor_divide fmax fmin fmod frac ge gelu gt
+    elu erf erfc erfinv exp exp2 expm1 fill float_power floor floor_divide fmax fmin fmod frac ge gelu gt
     hardshrink hardsigmoid hardswish hardtanh heaviside hypot isfinite isinf isnan isneginf isposinf ldexp le
     leaky_relu lerp lgamma log log10 log1p log2 log_sigmoid_forward logaddexp logaddexp2 logical_and logical_not
-    logical_or logical_xor logit lt masked_fill maximum minimum mish mul mvlgamma nan_to_num ne neg nextafter polar
+    logical_or logical_xor logit lt masked_fill maximum minimum mish mul mvlgamma nan_to_num neg nextafter polar
     polygamma positive pow rad2deg reciprocal relu relu6 remainder round rrelu_with_noise rsqrt rsub selu sgn
     sigmoid sign signbit silu sin sinc sinh softplus softshrink special_entr special_erfcx special_i0e special_i1
     special_log_ndtr special_ndtr special_ndtri special_xlog1py special_zeta sqrt square sub tan tanh threshold
@@ -77,7 +77,26 @@ def elementwise(call: Call, *operands: Operand) -> list[Operand]:
     return outputs
 
 
-@rule(*(f"aten::{name}" for name in COPIES))
+@rule("aten::eq", "aten::ne", labels="own")
+def equal(call: Call, self: Operand, other: Any) -> list[Operand]:
+    """y[i] = a[i] == b[i]. Positions in a dimension compared with positions in the same one follow its numbering."""
+    operands = [o for o in (self, other) if isinstance(o, Operand)]
+    labels = [o.labels for o in operands if o.labels is not None]
+    made = elementwise(call, *operands)
+    if len(labels) == 2 and labels[0].size == labels[1].size:
+        call.same(*labels)
+        if call.op == "aten::eq":  # nothing is at a position that is gone
+            gone = labels[0].representative
+            zero = [z or v.representative is gone for z, v in zip(made[0].zero, made[0].vectors, strict=True)]
+            return [Operand(made[0].vectors, tuple(zero))]
+        return made
+    beyond = isinstance(other, (int, float)) and labels and not 0 <= other < labels[0].size
+    for vector in () if beyond else labels:
+        call.lock(vector, "positions in this dimension are compared with other numbers")
+    return made
+
+
+@rule(*(f"aten::{name}" for name in COPIES), labels="keep")
 def copies(call: Call, *operands: Operand) -> Operand:
     """y[i] = x[i]"""
     return operands[0]

@@ -6,6 +6,7 @@ that is not indexed passes through, as do the dimensions of the list itself.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,19 +20,25 @@ SPANNED = "indexed by numbers that are not known or span several dimensions"
 WRITTEN = "written to at positions"
 
 
-@rule("aten::index_select")
+@rule("aten::index_select", labels="own")
 def index_select(call: Call, self: Operand, dim: int, index: Operand) -> Operand:
     """y[j] = x[index[j]]"""
+    if index.labels is not None:
+        _chosen(call, self.dim(dim), index, SPANNED)
+        return dataclasses.replace(replace(self, dim, *index.vectors), labels=self.labels)
     return replace(self, dim, gathered(call, self.dim(dim), index))
 
 
-@rule("aten::index", "aten::_unsafe_index")
+@rule("aten::index", "aten::_unsafe_index", labels="own")
 def index(call: Call, self: Operand, indices: Sequence[Operand | None]) -> Operand:
     """y[j, c] = x[index[j], c]: a constant list is a movement; numbers that are not known lock what they index."""
     lists = [(d, i) for d, i in enumerate(indices) if i is not None]
-    if len(lists) == 1 and lists[0][1].ndim == 1 and not _is_mask(call, lists[0][0]):
-        return replace(self, lists[0][0], gathered(call, self.dim(lists[0][0]), lists[0][1]))
-    return _picked(call, self, call.shapes[0], SPANNED)[0]
+    first = lists[0][1]
+    if len(lists) == 1 and first.ndim == 1 and first.labels is None and not _is_mask(call, lists[0][0]):
+        made = replace(self, lists[0][0], gathered(call, self.dim(lists[0][0]), first))
+    else:
+        made = _picked(call, self, call.shapes[0], SPANNED)[0]
+    return dataclasses.replace(made, labels=self.labels)
 
 
 @rule("aten::index_put", "aten::_unsafe_index_put", "aten::_index_put_impl")
@@ -76,6 +83,7 @@ def _picked(call: Call, self: Operand, shape: Sequence[int] | None, why: str) ->
     indices: Sequence[Operand | None] = call.arguments["indices"]
     dims: list[int] = []
     lists: list[Operand] = []
+    labels: dict[int, Operand] = {}
     d = 0
     for position, listed in enumerate(indices):
         width = 1
@@ -86,10 +94,15 @@ def _picked(call: Call, self: Operand, shape: Sequence[int] | None, why: str) ->
                     call.lock(vector, why)
             else:
                 lists.append(listed)
+                if listed.labels is not None:
+                    labels[d] = listed
             dims += range(d, d + width)
         d += width
     for at in dims:
-        call.lock(self.dim(at), why)
+        if at in labels:
+            _chosen(call, self.dim(at), labels[at], why)
+        else:
+            call.lock(self.dim(at), why)
     first = dims[0] if dims == list(range(dims[0], dims[0] + len(dims))) else 0
     if lists:
         listed_vectors = broadcast(call, lists, np.broadcast_shapes(*(o.shape for o in lists)))
@@ -103,20 +116,30 @@ def _picked(call: Call, self: Operand, shape: Sequence[int] | None, why: str) ->
     return picked, {at: position for position, at in enumerate(order) if at is not None}
 
 
-@rule("aten::gather")
+def _chosen(call: Call, vector: Vector, index: Operand, why: str) -> None:
+    """What positions choose from: the dimension that they are positions in, or it stays."""
+    if index.labels is not None and index.labels.size == vector.size:
+        call.same(vector, index.labels)
+        return
+    call.lock(vector, why)
+    if index.labels is not None:
+        call.lock(index.labels, "positions in this dimension choose from another one")
+
+
+@rule("aten::gather", labels="own")
 def gather(call: Call, self: Operand, dim: int, index: Operand) -> Operand:
     """y[i, j, k] = x[i, index[i, j, k], k]: the dimension that is indexed stays, the others are those of the list."""
     zero = list(self.zero)
     for d, (vector, listed) in enumerate(zip(self.vectors, index.vectors, strict=True)):
         if d == dim % len(zero):
-            call.lock(vector, "gathered by numbers that are not known")
+            _chosen(call, vector, index, "gathered by numbers that are not known")
             zero[d] = False
         elif vector.size == listed.size:
             call.same(vector, listed)
         else:
             call.lock(vector, "gathered in part")
             call.lock(listed, "gathered in part")
-    return call.operand(index.vectors, zero)
+    return dataclasses.replace(call.operand(index.vectors, zero), labels=self.labels)
 
 
 @rule("aten::take")
@@ -134,7 +157,7 @@ def put(call: Call, self: Operand, index: Operand, source: Operand) -> Operand:
     return self
 
 
-@rule("aten::scatter", "aten::scatter_add", "aten::scatter_reduce")
+@rule("aten::scatter", "aten::scatter_add", "aten::scatter_reduce", labels="own")
 def scatter(call: Call, self: Operand, dim: int, index: Operand) -> Operand:
     """y = x, but y[i, index[i, j, k], k] = src[i, j, k]: the dimension that is written along stays."""
     src = call.arguments.get("src")
@@ -143,6 +166,11 @@ def scatter(call: Call, self: Operand, dim: int, index: Operand) -> Operand:
     for d, vector in enumerate(self.vectors):
         others = [index.dim(d), *([src.dim(d)] if isinstance(src, Operand) else [])]
         along = d == dim % self.ndim
+        if along and index.labels is not None:
+            for other in others:
+                call.lock(other, WRITTEN)
+            _chosen(call, vector, index, WRITTEN)
+            continue  # nothing is written at a position that is gone
         for other in others:
             if along or other.size != vector.size:
                 call.lock(vector, WRITTEN)

@@ -46,7 +46,15 @@ def reshape(call: Call, operand: Operand, shape: Sequence[int]) -> Operand:
     return call.operand(vectors, zero)
 
 
-@rule("aten::view", "aten::_unsafe_view", "aten::reshape", "aten::_reshape_alias", "aten::flatten", "aten::unflatten")
+@rule(
+    "aten::view",
+    "aten::_unsafe_view",
+    "aten::reshape",
+    "aten::_reshape_alias",
+    "aten::flatten",
+    "aten::unflatten",
+    labels="keep",
+)
 def view(call: Call, self: Operand) -> Operand:
     """y[(a b)] = x[a, b], and back"""
     made = reshape(call, self, call.shapes[0])
@@ -66,7 +74,7 @@ def as_strided(call: Call, self: Operand, stride: Sequence[int]) -> Operand | li
     return call.refuse([self], "as_strided reads memory in an order of its own")
 
 
-@rule("aten::permute", "aten::transpose", "aten::t", "aten::numpy_T", "aten::movedim", "aten::swapaxes")
+@rule("aten::permute", "aten::transpose", "aten::t", "aten::numpy_T", "aten::movedim", "aten::swapaxes", labels="keep")
 def permute(call: Call, self: Operand) -> Operand:
     """y[i, j] = x[j, i]"""
     arguments, n = call.arguments, self.ndim
@@ -80,7 +88,7 @@ def permute(call: Call, self: Operand) -> Operand:
     return call.operand([self.vectors[d] for d in order], [self.zero[d] for d in order])
 
 
-@rule("aten::squeeze")
+@rule("aten::squeeze", labels="keep")
 def squeeze(call: Call, self: Operand) -> Operand:
     """y[i] = x[i, 0]"""
     dims = call.arguments.get("dim", range(self.ndim))
@@ -89,7 +97,7 @@ def squeeze(call: Call, self: Operand) -> Operand:
     return call.operand([self.vectors[d] for d in keep], [self.zero[d] for d in keep])
 
 
-@rule("aten::unsqueeze")
+@rule("aten::unsqueeze", labels="keep")
 def unsqueeze(call: Call, self: Operand, dim: int) -> Operand:
     """y[i, 0] = x[i]"""
     d = dim % (self.ndim + 1)
@@ -110,7 +118,7 @@ def view_as_real(call: Call, self: Operand) -> Operand:
     return call.operand([*self.vectors, call.fixed(2)], [*self.zero, True])
 
 
-@rule("aten::expand")
+@rule("aten::expand", labels="keep")
 def expand(call: Call, self: Operand) -> Operand:
     """y[i, j] = x[j]: a new dimension is only a number, so its slots are free."""
     vectors, zero = _expanded(call, self, call.shapes[0])
@@ -118,7 +126,7 @@ def expand(call: Call, self: Operand) -> Operand:
     return call.operand(vectors, zero)
 
 
-@rule("aten::repeat", "aten::tile")
+@rule("aten::repeat", "aten::tile", labels="keep")
 def repeat(call: Call, self: Operand, repeats: Sequence[int]) -> Operand:
     """y[(r i)] = x[i]; a dimension of size 1 is expanded."""
     pad = len(repeats) - self.ndim
@@ -151,7 +159,7 @@ def replace(operand: Operand, dim: int, *vectors: Vector) -> Operand:
     return Operand(operand.vectors[:d] + vectors + operand.vectors[d + 1 :], zero)
 
 
-@rule("aten::flip")
+@rule("aten::flip", labels="keep")
 def flip(call: Call, self: Operand, dims: Sequence[int]) -> Operand:
     """y[i] = x[n - 1 - i]"""
     made = self
@@ -171,7 +179,7 @@ def rot90(call: Call, self: Operand, k: int, dims: Sequence[int]) -> Operand:
     return call.operand(vectors, zero)
 
 
-@rule("aten::roll")
+@rule("aten::roll", labels="keep")
 def roll(call: Call, self: Operand, shifts: Sequence[int], dims: Sequence[int]) -> Operand:
     """y[(i + s) mod n] = x[i]"""
     if not dims:
@@ -185,7 +193,7 @@ def roll(call: Call, self: Operand, shifts: Sequence[int], dims: Sequence[int]) 
     return made
 
 
-@rule("aten::slice")
+@rule("aten::slice", labels="keep")
 def slice_(call: Call, self: Operand, dim: int, start: int | None, end: int | None, step: int) -> Operand:
     """y[i] = x[start + step * i]. With step > 1 whole periods of the dimension can go, so that the step stays."""
     vector = self.dim(dim)
@@ -202,13 +210,13 @@ def slice_(call: Call, self: Operand, dim: int, start: int | None, end: int | No
     return replace(self, dim, periods)
 
 
-@rule("aten::narrow")
+@rule("aten::narrow", labels="keep")
 def narrow(call: Call, self: Operand, dim: int, start: int, length: int) -> Operand:
     """y[i] = x[start + i]"""
     return replace(self, dim, self.dim(dim).take(slice(start, start + length)))
 
 
-@rule("aten::select")
+@rule("aten::select", labels="keep")
 def select(call: Call, self: Operand, dim: int, index: int) -> Operand:
     """y = x[index]; that slot stays."""
     vector = self.dim(dim)
@@ -217,7 +225,7 @@ def select(call: Call, self: Operand, dim: int, index: int) -> Operand:
     return replace(self, dim)
 
 
-@rule("aten::unbind")
+@rule("aten::unbind", labels="keep")
 def unbind(call: Call, self: Operand, dim: int) -> list[Operand]:
     """y_i = x[i]; every slot stays."""
     call.lock(self.dim(dim), "unbind takes every position on its own")
@@ -227,6 +235,7 @@ def unbind(call: Call, self: Operand, dim: int) -> list[Operand]:
 @rule(
     *("aten::split", "aten::split_with_sizes", "aten::chunk", "aten::tensor_split"),
     *("aten::unsafe_split", "aten::unsafe_split_with_sizes", "aten::unsafe_chunk"),
+    labels="keep",
 )
 def split(call: Call, self: Operand, dim: int) -> list[Operand]:
     """y_k[i] = x[start_k + i]"""

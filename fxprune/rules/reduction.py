@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fxprune.rules.registry import Call, Operand, rule
@@ -12,7 +13,7 @@ STATISTICS = """
     mean nanmean amax amin aminmax max min median nanmedian mode prod var std var_mean std_mean logsumexp all any
     count_nonzero
 """.split()
-POSITIONS = "argmax argmin argsort sort topk kthvalue cummax cummin".split()
+POSITIONS = "argmax argmin kthvalue cummax cummin".split()
 POSITION = "the result holds positions in this dimension or depends on their order"
 ZERO_OF_ZEROS = set(SUMS) | {"mean", "amax", "amin", "max", "min", "prod", "var", "std", "any", "median"}
 
@@ -86,6 +87,30 @@ def positions(call: Call, self: Operand) -> list[Operand]:
         ]
         outputs.append(call.operand(vectors, False))
     return outputs
+
+
+@rule("aten::sort", "aten::argsort", labels="own")
+def sort(call: Call, self: Operand) -> list[Operand]:
+    """y = x in order, and where its values stood: that dimension stays. Labels stay labels."""
+    made = positions(call, self)
+    if self.labels is not None and call.op == "aten::sort":
+        made[0] = replace(made[0], labels=self.labels)
+    return made
+
+
+@rule("aten::topk", labels="own")
+def topk(call: Call, self: Operand, k: int, dim: int) -> list[Operand]:
+    """y, j = the k largest x[j]: among the channels that are there. j are positions, and k must stay."""
+    if self.labels is not None:
+        call.lock(self.labels, POSITION)
+    if not self.ndim:
+        return [call.constant(0), call.constant(1)]
+    vector = self.dim(dim)
+    call.mark(vector, "topk chooses among the channels")
+    call.least(vector, k)
+    vectors = [call.fixed(k) if d == dim % self.ndim else v for d, v in enumerate(self.vectors)]
+    chosen = call.operand(vectors, False)
+    return [chosen, replace(chosen, labels=None if vector.fixed else vector)]
 
 
 @rule("aten::searchsorted", "aten::bucketize")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,11 +31,14 @@ class Operand:
     zero: per dimension, whether the elements at its removed slots are zero in the masked reference. It decides
         whether a sum over the dimension is exact.
     value: the numbers of an integer tensor that does not depend on the inputs (an index list), else None.
+    labels: the dimension in which the tensor's numbers are positions (which experts a router chose), else None. They
+        follow its numbering: what uses them as mere numbers locks it.
     """
 
     vectors: tuple[Vector, ...]
     zero: tuple[bool, ...]
     value: torch.Tensor | None = None
+    labels: Vector | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -89,6 +92,7 @@ class Call:
     widths: set[int] = field(default_factory=set)
     renumbered: list[tuple[Operand, Vector]] = field(default_factory=list)
     attention: list[Vector] = field(default_factory=list)
+    minima: list[tuple[Vector, int]] = field(default_factory=list)
 
     # -- vectors ------------------------------------------------------------------------------------------
 
@@ -136,6 +140,11 @@ class Call:
             if width:
                 self.widths.add(event)
 
+    def least(self, vector: Vector, count: int) -> None:
+        """So many slots must stay."""
+        if not vector.fixed:
+            self.minima.append((vector, count))
+
     def heads(self, vector: Vector) -> None:
         """Attention runs once for each slot: they are called heads, and what else their grid has is head width."""
         if not vector.fixed:
@@ -174,14 +183,18 @@ class Call:
 
 _RULES: dict[str, Rule] = {}
 _PARAMETERS: dict[Rule, tuple[str, ...] | None] = {}
+_LABELS: dict[Rule, str] = {}
 
 
-def rule(*operations: Any) -> Callable[[RuleT], RuleT]:
+def rule(*operations: Any, labels: str = "lock") -> Callable[[RuleT], RuleT]:
     """Register a rule for ATen operations (or any registered operator), all overloads, in place and `out=` too.
 
     The rule is called with a `Call` and with those arguments of the operation that it names, spelled as in the
     operator's schema; tensors come as `Operand`s. It returns the output's `Operand`, a sequence of them where
     there are several outputs, or None where there is none. A rule that takes `*operands` gets all tensors.
+
+    labels: what becomes of `Operand.labels` of an input: "keep" hands them on to the outputs (movements, copies), "own"
+        leaves them to the rule; by default the numbers are used as such, which locks the dimension that they label.
 
     An operation has one rule: registering a second one raises `RuleError`.
     """
@@ -195,6 +208,7 @@ def rule(*operations: Any) -> Callable[[RuleT], RuleT]:
                 raise RuleError(f"{name} has a rule already", at=f"{_RULES[name].__module__}.{_RULES[name].__name__}")
             _RULES[name] = function
         _PARAMETERS[function] = None if variadic else tuple(p.name for p in parameters)
+        _LABELS[function] = labels
         return function
 
     return register
@@ -214,11 +228,19 @@ def registered() -> dict[str, Rule]:
 def apply(function: Rule, call: Call, operands: Sequence[Operand]) -> list[Operand]:
     """Run a rule and check that what it promises has the shapes that the operation made."""
     names = _PARAMETERS[function]
+    labelled = [o.labels for o in operands if o.labels is not None] if _LABELS.get(function) != "own" else []
+    if labelled and _LABELS.get(function, "lock") == "lock":
+        for vector in labelled:
+            call.lock(vector, "positions in this dimension are used as numbers")
+        labelled = []
+    for other in labelled[1:]:
+        call.same(labelled[0], other)
     if names is None:
         made = function(call, *operands)
     else:
         made = function(call, **{name: call.arguments[name] for name in names})
-    return checked(call, [] if made is None else [made] if isinstance(made, Operand) else list(made))
+    outputs = checked(call, [] if made is None else [made] if isinstance(made, Operand) else list(made))
+    return [replace(o, labels=labelled[0]) for o in outputs] if labelled else outputs
 
 
 def checked(call: Call, outputs: list[Operand]) -> list[Operand]:

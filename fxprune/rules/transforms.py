@@ -54,12 +54,26 @@ def diag_embed(call: Call, self: Operand, dim1: int, dim2: int) -> Operand:
     return call.operand(vectors, zero)
 
 
-@rule("aten::trace", "aten::histc")
-def summary(call: Call, self: Operand) -> Operand:
-    """y = sum_i x[i, i], or how many values lie in each bin"""
+@rule("aten::trace")
+def trace(call: Call, self: Operand) -> Operand:
+    """y = sum_i x[i, i]"""
     for vector in self.vectors:
-        call.lock(vector, POSITION if call.op == "aten::trace" else "counted by value")
+        call.lock(vector, POSITION)
     return call.constant()
+
+
+@rule("aten::histc", labels="own")
+def histc(call: Call, self: Operand, bins: int, min: float, max: float) -> Operand:
+    """y[j] = how many values lie in bin j; of positions in a dimension of `bins` slots, how often slot j was chosen."""
+    for vector in self.vectors:
+        call.lock(vector, "counted by value")
+    labels = self.labels
+    if labels is None or (bins, min, max) != (labels.size, 0, labels.size - 1):
+        if labels is not None:
+            call.lock(labels, "positions in this dimension are counted otherwise than one by one")
+        return call.constant()
+    call.count("bins", labels)
+    return call.operand([labels])
 
 
 @rule("aten::linalg_cross")
