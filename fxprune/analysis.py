@@ -25,11 +25,15 @@ from fxprune.capture.walk import walk
 from fxprune.channels.groups import Axis, solve
 from fxprune.channels.terms import Terms
 from fxprune.channels.vector import Vector
-from fxprune.errors import CaptureError, RewriteError
+from fxprune.errors import CaptureError, PlanError, RewriteError
 from fxprune.findings import Findings, hookable
 from fxprune.planning.plan import Plan, make_plan
 from fxprune.report import findings_report
+from fxprune.rewrite.norms import preserve
 from fxprune.rules import Event, Operand
+
+NORMS = ("kept", "preserve")
+"""What a statistic counts: the channels that are left, or the original width where that is possible."""
 
 
 class Analysis(Findings):
@@ -53,7 +57,13 @@ class Analysis(Findings):
 
 @collector_paused()
 def analyze(
-    model: nn.Module, example_inputs: Any, *, also: Sequence[Any] = (), strict: bool = False, path: str | None = None
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    also: Sequence[Any] = (),
+    strict: bool = False,
+    path: str | None = None,
+    norms: str = "kept",
 ) -> Analysis:
     """Find out which channels of `model` belong together.
 
@@ -66,6 +76,7 @@ def analyze(
         also: more example inputs, for a forward that does other things on them; what holds for one holds for all.
         strict: raise `RuleError` at an operation without a rule instead of keeping its channels.
         path: look at the model in this way only: "fx", "eager", "export" or "hooks".
+        norms: "kept", or "preserve" for a `transform` that goes on counting the original width; such groups are exact.
 
     Raises:
         InputError: the inputs do not fit. CaptureError: the model cannot be captured or its forward raises.
@@ -80,18 +91,27 @@ def analyze(
     inputs, more = normalize(example_inputs), [normalize(other) for other in also]
     for given in (inputs, *more):
         devices(model, given)
+    if norms not in NORMS:
+        raise PlanError(f"there are no norms {norms!r}", why='norms is "kept" or "preserve"')
     if path is not None or isinstance(model, fx.GraphModule):
-        return _analysis(model, inputs, path or "fx", more, strict)
+        return _analysis(model, inputs, path or "fx", more, strict, norms)
     errors: list[CaptureError] = []
     for rung in PATHS[:-1]:
         try:
-            return _analysis(model, inputs, rung, more, strict)
+            return _analysis(model, inputs, rung, more, strict, norms)
         except CaptureError as error:
             errors.append(error)
     raise telling(errors)
 
 
-def _analysis(model: nn.Module, inputs: Inputs, path: str, more: Sequence[Inputs], strict: bool) -> Analysis:
+def _analysis(
+    model: nn.Module, inputs: Inputs, path: str, more: Sequence[Inputs], strict: bool, norms: str
+) -> Analysis:
+    analysis = _walked(model, inputs, path, more, strict)
+    return preserve(analysis) if norms == "preserve" else analysis
+
+
+def _walked(model: nn.Module, inputs: Inputs, path: str, more: Sequence[Inputs], strict: bool) -> Analysis:
     captured = capture(model, inputs, path)
     if path == "hooks":
         return Analyzer(model, captured, inputs, more, strict=strict).layers()
@@ -315,8 +335,7 @@ class Analyzer:
     def _note_unreached(self) -> None:
         """In a graph, what forward does not reach is left out; a class keeps it, at its old width."""
         trained = ((n, t) for n, t in self.tensors.items() if isinstance(t, nn.Parameter))
-        unreached = [name for name, t in trained if id(self.faker.tensor(t)) not in self.observer.used]
-        names = list(dict.fromkeys(name.rpartition(".")[0] or name for name in unreached))
+        names = [name for name, t in trained if id(self.faker.tensor(t)) not in self.observer.used]
         if names and self.captured.path == "eager":
             listed = ", ".join(names[:4]) + (f", ... {len(names) - 4} more" if len(names) > 4 else "")
             also = "; if other inputs reach them, give such inputs with `also`" if self.captured.real else ""

@@ -27,13 +27,9 @@ from fxprune.errors import (
 from fxprune.planning.plan import Plan, choose, finish, removal_of
 from fxprune.record import Record, attach, record
 from fxprune.rewrite.graph import rewrite
-from fxprune.rewrite.norms import preserve
 
 BLURRED = 1e-3
 """Below this an error may be a rounding that the model amplifies; above it, it is an error."""
-
-NORMS = ("kept", "preserve")
-"""What a statistic counts: the channels that are left, or the original width where that is possible."""
 
 LADDERS = {
     None: ("fx", "eager", "export", "hooks"),
@@ -111,8 +107,6 @@ def transform(
         "exact": exact,
         "seed": seed,
     }
-    if norms not in NORMS:
-        raise PlanError(f"there are no norms {norms!r}", why='norms is "kept" or "preserve"')
     request = Request(plan, choices, also, strict, verify, norms)
     result = _climb(model, example_inputs, request, _rungs(model, path, prefer))
     if not result.plan:
@@ -164,7 +158,8 @@ def _climb(model: nn.Module, example_inputs: Any, request: Request, rungs: tuple
 
     def attempt(rung: str, *, holding: bool = False) -> Result | None:
         try:
-            analysis = analyze(model, example_inputs, also=request.also, strict=request.strict, path=rung)
+            options: dict[str, Any] = {"also": request.also, "strict": request.strict, "norms": request.norms}
+            analysis = analyze(model, example_inputs, path=rung, **options)
             why_not = {other: _line(error) for other, error in errors.items() if other != rung}
             return _attempt(analysis, request, why_not, holding=holding)
         except (CaptureError, RewriteError, _UnprovenError) as error:
@@ -203,8 +198,6 @@ def _line(error: FxpruneError) -> str:
 def _attempt(analysis: Analysis, request: Request, why_not: dict[str, str], *, holding: bool = False) -> Result:
     """Plan, rewrite, prove. With `holding`, channels that cannot be rewritten are locked, and it starts over."""
     held: list[str] = []
-    if request.norms == "preserve":
-        analysis = preserve(analysis)
     while True:
         if request.plan is None:
             removed, reasons = choose(analysis, **request.choices)
@@ -248,9 +241,7 @@ def verify(model: nn.Module, small: nn.Module, example_inputs: Any) -> float:
     recorded = twin(model, lambda tensor: tensor)
     for name, module in recorded.named_modules():
         module.training = name in made.training
-    analysis = analyze(recorded, example_inputs, path=made.path)
-    if made.norms == "preserve":
-        analysis = preserve(analysis)
+    analysis = analyze(recorded, example_inputs, path=made.path, norms=made.norms)
     removal = removal_of(analysis, Plan({k: dict(v) for k, v in made.removed.items()}))
     return compare(analysis, small, removal, made.removed)
 

@@ -262,7 +262,7 @@ def test_decisions_by_numbers_are_observed_on_real_tensors() -> None:
     assert small.down.in_features == 10
     notes = " ".join(record.reasons)
     assert "decides by numbers" in notes
-    assert "not reached on the example inputs, and left as they are: down" in notes
+    assert "not reached on the example inputs, and left as they are: down.weight, down.bias" in notes
     both = fxprune.transform(model, x, also=[-x], ratio=0.5)
     assert (both.stem.out_features, both.up.in_features, both.down.in_features) == (5, 5, 5)
     assert is_exact(model, both, x)

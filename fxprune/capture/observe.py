@@ -83,7 +83,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.terms = terms
         self.scopes = scopes
-        scopes.enter, scopes.leave = self._enter, self._leave
+        scopes.enter, scopes.leave, scopes.scaled = self._enter, self._leave, self._scaled
         self.visits: dict[str, Visit] = {}
         self.strict = strict
         self.events: list[Event] = [Event("", "", "", "", "")] * 2  # 0 none, 1 structure
@@ -160,6 +160,9 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def counted(self, argument: str) -> tuple[Vector, ...]:
         """What the innermost scope's operations counted under this name; nothing if they did not."""
         return self._inner[-1].counts.get(argument, ())
+
+    def _scaled(self, key: Key, query: torch.Tensor) -> None:
+        self.observation.numbers[key] = (query.shape[-1] ** -0.5,), self.operand(query).vectors[-1:]
 
     def where(self) -> Place:
         """The node's place; inside a module that the graph does not show, that module and its line."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
@@ -16,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 Key = tuple[str, int, str, int]
 """Scope, how many times it had been entered, operation, how often that operation had run in this scope."""
 
+ATTENTION = "scaled_dot_product_attention"
 _SAME = {"aten::_unsafe_view": "aten::view", "aten::_reshape_alias": "aten::view"}
 
 
@@ -35,7 +37,7 @@ class Scope:
 
     @property
     def loose(self) -> bool:
-        """Whether other sizes may lead to other operations in here: `einsum` treats dimensions of size 1 apart."""
+        """Whether other sizes may lead to other operations in here."""
         return "|" in self.name
 
     def key(self, operation: str) -> Key:
@@ -49,6 +51,7 @@ class Scopes:
     """The stack of what is running. An operation that is repeated or left out elsewhere does not move its key.
 
     enter, leave: called with the scope of each module as its forward begins and as it returns.
+    scaled: called with the key and the queries of an attention that takes its scale from their width.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -58,6 +61,7 @@ class Scopes:
         self.stack: list[Scope] = [Scope("", 0)]
         self.enter: Callable[[Scope], None] = lambda scope: None
         self.leave: Callable[[Scope, Any, Any, Any], None] = lambda scope, args, kwargs, made: None
+        self.scaled: Callable[[Key, torch.Tensor], None] = lambda key, query: None
 
     def follow(self, module: nn.Module, path: str) -> None:
         """From now on know this module and those in it, by the names that they have in the model; no others."""
@@ -98,7 +102,7 @@ class Scopes:
             hooks.register_module_forward_hook(self._after, with_kwargs=True),
         ]
         try:
-            with _Einsums(self):
+            with _Composites(self):
                 yield
         finally:
             for handle in handles:
@@ -117,15 +121,24 @@ class Scopes:
             self.leave(scope, args, kwargs, made)
 
 
-class _Einsums(TorchFunctionMode):
-    """Gives every `einsum` a scope of its own."""
+class _Composites(TorchFunctionMode):
+    """Gives functions that run other operations at other sizes a scope of their own.
+
+    `einsum` treats dimensions of size 1 apart, attention chooses among kernels. Attention that takes its scale from the
+    width of the queries is told of, by the key of the call.
+    """
 
     def __init__(self, scopes: Scopes) -> None:
         super().__init__()
         self.scopes = scopes
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not torch.functional.einsum:
-            return func(*args, **(kwargs or {}))
-        with self.scopes.inside("einsum"):
-            return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            query = args[0] if args else kwargs["query"]
+            if kwargs.get("scale") is None:
+                self.scopes.scaled(self.scopes.now.key(ATTENTION), query)
+        elif func is not torch.functional.einsum:
+            return func(*args, **kwargs)
+        with self.scopes.inside(func.__name__):
+            return func(*args, **kwargs)

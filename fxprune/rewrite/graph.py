@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fxprune.capture.captured import Captured
 from fxprune.capture.fake import Faker, run
 from fxprune.capture.observe import Observation, Visit, bound, numbers_of
-from fxprune.capture.scopes import Scopes
+from fxprune.capture.scopes import Key, Scopes
 from fxprune.capture.trace import module_of, source_of
 from fxprune.capture.twin import twin
 from fxprune.capture.values import leaves, tensors_in
@@ -228,6 +228,7 @@ class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.removal, self.scopes, self.replaced = removal, scopes, replaced
         self.expected = Observation()
         self.deferred: list[tuple[str, _ContradictionError]] = []
+        scopes.scaled = lambda key, query: self._same_numbers(key, (query.shape[-1] ** -0.5,))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = run(func, args, kwargs or {})
@@ -248,14 +249,16 @@ class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 ]
                 why = f"{name} inside gives shape {tuple(tensor.shape)}, the analysis promises {counts}"
                 raise _ContradictionError(why, tuple(wrong))
-        numbers = numbers_of(named.values(), named)
+        self._same_numbers(key, numbers_of(named.values(), named))
+        return made
+
+    def _same_numbers(self, key: Key, numbers: tuple[float, ...]) -> None:
         before, vectors = self.expected.numbers.get(key, (numbers, ()))
         if len(numbers) == len(before) and numbers != before:
-            why = f"{name} inside is called with {numbers}, computed from a size; it was {before}"
+            why = f"{key[2]} inside is called with {numbers}, computed from a size; it was {before}"
             if not vectors:
                 raise _ContradictionError(why, vectors)
-            self.deferred.append((scope.path, _ContradictionError(why, vectors)))  # the shapes are right
-        return made
+            self.deferred.append((key[0], _ContradictionError(why, vectors)))  # the shapes are right
 
 
 def _check(node: fx.Node, before: fx.Node, promised: Any, result: Any, removal: Removal) -> None:

@@ -175,7 +175,6 @@ def _preserved(call: LeafCall, input: Operand, weight: Operand | None = None, bi
     if not all(input.zero[first:]):
         for vector in normalized:
             call.lock(vector, "counts slots that are gone as zero, which they would not be here")
-    call.count("normalized_shape", *normalized)
     vanishes = weight is not None and all(weight.zero) and (bias is None or all(bias.zero))
     vanishes = vanishes or isinstance(call.module, nn.RMSNorm)
     return call.operand(input.vectors, [False] * first + [vanishes] * len(normalized))

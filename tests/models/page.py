@@ -64,7 +64,7 @@ def table(results: Iterable[Result]) -> list[str]:
             all_groups(r),
             why(r),
         ]
-        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        rows.append("| " + " | ".join(cell.replace("|", "\\|").replace("](", "] (") for cell in cells) + " |")
     return rows
 
 
