@@ -33,7 +33,8 @@ from fxprune.channels.groups import Removal
 from fxprune.channels.vector import Vector
 from fxprune.errors import PlanError, nearest
 from fxprune.findings import Findings
-from fxprune.rewrite.norms import default_eps, rescaled
+from fxprune.rewrite.norm_layers import default_eps
+from fxprune.rewrite.norms import rescaled
 from fxprune.rules import Operand
 
 TOLERANCE = 1e-9

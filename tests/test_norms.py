@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune.capture.sober import Sober
-from fxprune.rewrite.norms import LayerNorm, RMSNorm, layer_norm, rms_norm
+from fxprune.rewrite.norm_layers import LayerNorm, RMSNorm, layer_norm, rms_norm
 
 ROUNDING = 1e-9
 GRAPHS = ("fx", "export")

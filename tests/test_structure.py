@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fxprune"
 
 ORDER = """
-    errors channels rules capture findings criteria planning rewrite check cost report record analysis transform
+    errors channels rules capture findings criteria planning rewrite check cost report record analysis ladder transform
     __init__
 """.split()
 """Parts of the package; each imports only from itself and from those before it."""

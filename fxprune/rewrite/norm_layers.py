@@ -1,0 +1,153 @@
+"""Norms that count the width they once had: the layers that stand in for torch's where channels went."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.rules import Operand
+from fxprune.rules.leaves import LeafCall, leaf
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm over `width` slots, of which those that `normalized_shape` does not count are zero.
+
+    y = (x - mean) / sqrt(var + eps) * weight + bias, with mean = sum_i x_i / N and
+    var = (sum_i (x_i - mean)^2 + (N - N') mean^2) / N, sums over the N' slots that are there, N = `width`: each of the
+    others is 0 and adds (0 - mean)^2 (Ba et al. 2016, equation 4;
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.LayerNorm.html).
+
+    weight, bias: of `normalized_shape`, or given with the call.
+
+    >>> import torch
+    >>> x = torch.tensor([[1.0, -2.0, 4.0]])
+    >>> layer = LayerNorm(3, width=5)
+    >>> wide = torch.nn.functional.layer_norm(torch.cat([x, torch.zeros(1, 2)], 1), (5,))
+    >>> torch.allclose(layer(x), wide[:, :3])
+    True
+    """
+
+    width: int
+
+    def __init__(self, normalized_shape: Any, *args: Any, width: int | None = None, **kwargs: Any) -> None:
+        super().__init__(normalized_shape, *args, **kwargs)
+        self.width = math.prod(self.normalized_shape) if width is None else width
+
+    def forward(self, input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """As `nn.LayerNorm.forward`; a graph gives the weight and the bias of `F.layer_norm`."""
+        weight, bias = (self.weight if weight is None else weight), (self.bias if bias is None else bias)
+        return layer_norm(input, self.normalized_shape, weight, bias, self.eps, self.width)
+
+    def extra_repr(self) -> str:
+        """The shape, and the width that is counted."""
+        return f"{super().extra_repr()}, width={self.width}"
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMS norm over `width` slots, of which those that `normalized_shape` does not count are zero.
+
+    y = x / sqrt(sum_i x_i^2 / N + eps) * weight, N = `width` (Zhang and Sennrich 2019, equation 4;
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.RMSNorm.html).
+
+    weight: of `normalized_shape`, or given with the call.
+
+    >>> import torch
+    >>> x = torch.tensor([[1.0, -2.0, 4.0]])
+    >>> layer = RMSNorm(3, width=5)
+    >>> wide = torch.nn.functional.rms_norm(torch.cat([x, torch.zeros(1, 2)], 1), (5,))
+    >>> torch.allclose(layer(x), wide[:, :3])
+    True
+    """
+
+    width: int
+
+    def __init__(self, normalized_shape: Any, *args: Any, width: int | None = None, **kwargs: Any) -> None:
+        super().__init__(normalized_shape, *args, **kwargs)
+        self.width = math.prod(self.normalized_shape) if width is None else width
+
+    def forward(self, input: Tensor, weight: Tensor | None = None) -> Tensor:
+        """As `nn.RMSNorm.forward`; a graph gives the weight of `F.rms_norm`."""
+        return rms_norm(input, self.normalized_shape, self.weight if weight is None else weight, self.eps, self.width)
+
+    def extra_repr(self) -> str:
+        """The shape, and the width that is counted."""
+        return f"{super().extra_repr()}, width={self.width}"
+
+
+def layer_norm(
+    input: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float, width: int
+) -> Tensor:
+    """The formula of `LayerNorm`, over the last dimensions of `input`; half precision is computed in float32.
+
+    A function of its own, so that a symbolic trace can take it as one step where the layer is not a leaf.
+    """
+    dims, x = _dims(input, shape), _single(input)
+    mean = x.sum(dims, keepdim=True) / width
+    centred = x - mean
+    squares = centred.square().sum(dims, keepdim=True) + (width - math.prod(shape)) * mean.square()
+    return _affine(centred * torch.rsqrt(squares / width + eps), weight, bias).to(input.dtype)
+
+
+def rms_norm(input: Tensor, shape: tuple[int, ...], weight: Tensor | None, eps: float | None, width: int) -> Tensor:
+    """The formula of `RMSNorm`; without `eps` the one that torch takes."""
+    dims, x = _dims(input, shape), _single(input)
+    squares = x.square().sum(dims, keepdim=True)
+    eps = default_eps(input.dtype) if eps is None else eps
+    return _affine(x * torch.rsqrt(squares / width + eps), weight, None).to(input.dtype)
+
+
+fx.wrap("layer_norm")
+fx.wrap("rms_norm")
+
+
+def default_eps(dtype: torch.dtype) -> float:
+    """The epsilon of an RMS norm that names none: that of the type in which torch computes.
+
+    >>> default_eps(torch.float64), default_eps(torch.bfloat16) == default_eps(torch.float32)
+    (2.220446049250313e-16, True)
+    """
+    return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+
+
+def _dims(input: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if tuple(input.shape[-len(shape) :]) != tuple(shape):
+        raise RuntimeError(f"the input of shape {tuple(input.shape)} does not end with {tuple(shape)}")
+    return tuple(range(-len(shape), 0))
+
+
+def _single(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+@leaf(LayerNorm, RMSNorm)
+def _preserved(call: LeafCall, input: Operand, weight: Operand | None = None, bias: Operand | None = None) -> Operand:
+    """y[.., c] = (x[.., c] - mean_c x) / sqrt(var_c x + eps) * w[c] + b[c]; a c that is gone is counted as zero.
+
+    The same without a mean, and so without a shift by it, for an RMS norm.
+    """
+    normalized = input.vectors[-len(shape_of(call.module)) :]
+    weight = call.parameters.get("weight") if weight is None else weight
+    bias = call.parameters.get("bias") if bias is None else bias
+    for part in (weight, bias):
+        for a, b in zip(normalized, () if part is None else part.vectors, strict=part is not None):
+            call.same(a, b)
+    first = input.ndim - len(normalized)
+    if not all(input.zero[first:]):
+        for vector in normalized:
+            call.lock(vector, "counts slots that are gone as zero, which they would not be here")
+    vanishes = weight is not None and all(weight.zero) and (bias is None or all(bias.zero))
+    vanishes = vanishes or isinstance(call.module, nn.RMSNorm)
+    return call.operand(input.vectors, [False] * first + [vanishes] * len(normalized))
+
+
+def shape_of(module: Any) -> tuple[int, ...]:
+    """The dimensions over which a norm layer takes its statistic."""
+    return tuple(module.normalized_shape)
