@@ -14,7 +14,7 @@ from torch import fx, nn
 from fxprune.capture.captured import Captured
 from fxprune.capture.fake import Faker, Real
 from fxprune.capture.front import PATHS, capture
-from fxprune.capture.inputs import Inputs, devices, normalize
+from fxprune.capture.inputs import Inputs, devices, initialised, normalize, unwrapped
 from fxprune.capture.observe import Observation, Observer, Place
 from fxprune.capture.pause import collector_paused
 from fxprune.capture.scopes import Scope, Scopes
@@ -89,6 +89,8 @@ def analyze(
     if not isinstance(model, nn.Module):
         raise CaptureError("not a model", why=f"{type(model).__name__} is no torch.nn.Module", do="pass a module")
     inputs, more = normalize(example_inputs), [normalize(other) for other in also]
+    unwrapped(model)
+    initialised(model)
     for given in (inputs, *more):
         devices(model, given)
     if norms not in NORMS:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.capture.fake import Faker
-from fxprune.capture.inputs import normalize
+from fxprune.capture.inputs import initialised, normalize
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
     Cost(params=220, bytes=880, macs=600)
     """
     args, kwargs = normalize(example_inputs)
+    initialised(model)
     faker = Faker()
     twin = faker.module(model)
     counter = FlopCounterMode(display=False)

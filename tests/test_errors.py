@@ -1,6 +1,7 @@
 """Bad input of every kind gets fxprune's own error: what, where, why, the next step, before anything changes."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,12 @@ class DataDependent(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv(x) if x.sum() > 0 else x
+
+
+def scripted() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.trace(small_net(), image())
 
 
 def transform(*args: Any, model: Callable[[], nn.Module] = small_net, **options: Any) -> Callable[[], Any]:
@@ -117,6 +124,16 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
         ["several devices", "on cpu", '"3.weight" on meta', "move all"],
     ),
     "inputs elsewhere": (transform(image().to("meta"), ratio=0.5), fxprune.InputError, ["an example input on meta"]),
+    "scripted": (
+        lambda: fxprune.transform(scripted(), image(), ratio=0.5),
+        fxprune.CaptureError,
+        ["TopLevelTracedModule wraps the model", "nobody can look into", "pass the Python model"],
+    ),
+    "compiled": (
+        lambda: fxprune.transform(torch.compile(small_net(), backend="eager"), image(), ratio=0.5),
+        fxprune.CaptureError,
+        ["OptimizedModule wraps the model", "pass the model that was compiled"],
+    ),
     "data parallel": (
         lambda: fxprune.transform(nn.DataParallel(small_net()), image(), ratio=0.5),
         fxprune.CaptureError,

@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.experimental import _config as shape_config
 from torch.fx.graph import _PyTreeCodeGen
 from torch.nn.modules import batchnorm, conv, instancenorm
 from torch.utils import _pytree as pytree
@@ -183,6 +182,8 @@ def _strayed(model: nn.Module, program: torch.export.ExportedProgram) -> bool:
 @contextlib.contextmanager
 def _quiet(oblivious: bool) -> Iterator[None]:
     """Torch's warnings on its own affairs are not shown; the fast path of attention, one opaque call, is not taken."""
+    from torch.fx.experimental import _config as shape_config  # here, because it imports sympy
+
     fast, logs = torch.backends.mha.get_fastpath_enabled(), logging.root.manager.disable
     logging.disable(logging.ERROR)  # torch logs what it also raises
     torch.backends.mha.set_fastpath_enabled(False)

@@ -12,7 +12,6 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.twin import twin
-from fxprune.errors import CaptureError
 
 
 def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -66,12 +65,6 @@ class Faker:
         known = self._made.get(id(real))
         if known is not None:
             return known[1]
-        if nn.parameter.is_lazy(real):
-            raise CaptureError(
-                "the model has lazy modules that were never run",
-                why=f"a {type(real).__name__} has no shape yet",
-                do="run the model once on real inputs, then prune it",
-            )
         if real.layout is not torch.strided:
             fake: torch.Tensor = self.mode.from_tensor(real)
         else:

@@ -27,12 +27,6 @@ def capture(model: nn.Module, inputs: Inputs, path: str) -> Captured:
         raise CaptureError(
             "the model is a graph already", why=f'path="{path}" begins with a module', do='use path="fx"'
         )
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise CaptureError(
-            f"{type(model).__name__} wraps the model",
-            why="its forward scatters the inputs, and pruned layers would not match on its replicas",
-            do="pass `model.module`, prune, and wrap the result again",
-        )
     if path in ("eager", "hooks"):
         return whole(model, inputs, path)
     if path == "export":

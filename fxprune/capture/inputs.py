@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.errors import InputError
+from fxprune.errors import CaptureError, InputError
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -62,6 +62,36 @@ def devices(model: nn.Module, inputs: Inputs) -> None:
     if len(places) > 1:
         listed = ", ".join(f"{name} on {device}" for device, name in places.items())
         raise InputError("model and inputs are on several devices", why=listed, do="move all to one device first")
+
+
+_WRAPPERS: Mapping[str, tuple[str, str]] = {
+    "DataParallel": ("its forward scatters the inputs, and pruned layers would not match", "`model.module`"),
+    "DistributedDataParallel": ("its replicas would not match the pruned model", "`model.module`"),
+    "ScriptModule": ("TorchScript runs a forward of its own that nobody can look into", "the Python model"),
+    "OptimizedModule": ("torch.compile holds a program for the old sizes", "the model that was compiled"),
+}
+"""By the name of a class of torch: why it cannot be pruned, and what can. Importing all of them takes seconds."""
+
+
+def unwrapped(model: nn.Module) -> None:
+    """Refuse what is not the model itself but something that torch has put around it."""
+    for kind in type(model).__mro__:
+        if kind.__name__ in _WRAPPERS and kind.__module__.startswith("torch."):
+            why, instead = _WRAPPERS[kind.__name__]
+            what = f"{type(model).__name__} wraps the model"
+            raise CaptureError(what, why=why, do=f"pass {instead}, prune, and wrap the result again")
+
+
+def initialised(model: nn.Module) -> None:
+    """Refuse a model whose lazy modules have not met an input yet: they have no shapes."""
+    lazy = [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]
+    if lazy:
+        raise CaptureError(
+            "the model has lazy modules that were never run",
+            at=f'"{lazy[0]}"',
+            why="its shape is not known yet",
+            do="run the model once on real inputs, then prune it",
+        )
 
 
 def for_placeholders(graph: fx.Graph, inputs: Inputs) -> list[Any]:

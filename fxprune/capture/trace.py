@@ -57,12 +57,6 @@ def trace(model: nn.Module) -> fx.GraphModule:
     """
     if isinstance(model, fx.GraphModule):
         return model
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise CaptureError(
-            f"{type(model).__name__} wraps the model",
-            why="its forward scatters the inputs, and pruned layers would not match on its replicas",
-            do="pass `model.module`, prune, and wrap the result again",
-        )
     try:
         traced = _traced(twin(model, lambda tensor: tensor))
     except Exception as error:

@@ -85,7 +85,15 @@ def _copy(captured: Captured, tensors: dict[int, torch.Tensor]) -> tuple[nn.Modu
         copies[before].meta = copy.copy(before.meta)
     old = {new: before for before, new in copies.items()}
     if not isinstance(captured.module, fx.GraphModule):
-        return copy.deepcopy(captured.module, memo), graph, old
+        try:
+            return copy.deepcopy(captured.module, memo), graph, old
+        except Exception as error:
+            raise RewriteError(
+                f"{type(captured.module).__name__} cannot be copied",
+                node="forward",
+                why=f"{type(error).__name__}: {error}",
+                do="keep what cannot be copied out of the model's attributes, or give it a __deepcopy__",
+            ) from error
     small = fx.GraphModule(nn.Module(), fx.Graph(), captured.module.__class__.__name__)
     for name, value in captured.module.__dict__.items():
         if name in _SPECS:
