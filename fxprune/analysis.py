@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 
+from fxprune.capture.caches import clean_caches
 from fxprune.capture.captured import Captured
 from fxprune.capture.fake import Faker, Real
 from fxprune.capture.front import PATHS, capture
@@ -230,8 +232,10 @@ class Analyzer:
             values = self.captured.values(inputs)
             modes = (self.scopes.watching(), self.settings, self.observer)
             self.scopes.restart()
-            walk(self.captured.graph, self.module, self.faker, values, self._visit, modes)
+            with clean_caches(self.model):
+                walk(self.captured.graph, self.module, self.faker, values, self._visit, modes)
         self._follow_index_lists()
+        self._lock_unreached()
         self._note_unreached()
         return self._analysis()
 
@@ -304,6 +308,7 @@ class Analyzer:
             vectors = tuple(self.terms.fresh(size) for size in tensor.shape)
             value = tensor if not tensor.is_floating_point() and tensor.device.type != "meta" else None
             registered = name not in self.constants  # the masked reference zeroes parameters and buffers only
+            self.observer.reach.open(fake)
             self.observer.bind(fake, Operand(vectors, tuple(registered or v.fixed for v in vectors), value))
             axes = [Axis(name, dim, v, tuple(tensor.shape)) for dim, v in enumerate(vectors) if not v.fixed]
             self.axes.append((fake, axes))
@@ -333,6 +338,15 @@ class Analyzer:
                 self.terms.lock(vector, event)
         for name in objects_in(result):
             self.notes.append(f"{name} in the result is taken for internal state: it has the widths of the model")
+
+    def _lock_unreached(self) -> None:
+        """Slots that only other inputs reach, such as positions beyond the length of the example, stay."""
+        event = self.observer.event("slice", "the example inputs do not reach these slots")
+        for fake, axes in self.axes:
+            missed = self.observer.reach.missed(fake)
+            for axis in axes:
+                if axis.dim in missed:
+                    self.terms.lock(axis.vector.take(np.flatnonzero(missed[axis.dim])), event)
 
     def _note_unreached(self) -> None:
         """In a graph, what forward does not reach is left out; a class keeps it, at its old width."""

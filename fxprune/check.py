@@ -22,6 +22,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxprune.capture.caches import clean_caches
 from fxprune.capture.captured import WHOLE, fetch
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.scopes import Key, Scopes
@@ -95,7 +96,8 @@ def relative_error(small: Any, reference: Any) -> float:
 
 def compare(findings: Findings, small: nn.Module, removal: Removal, removed: Mapping[str, Any]) -> float:
     """The relative error of `small` against its reference, both in float64 and evaluation mode, on all inputs."""
-    return max(_compare(findings, small, removal, removed, inputs) for inputs in (findings.inputs, *findings.more))
+    with clean_caches(findings.model):
+        return max(_compare(findings, small, removal, removed, inputs) for inputs in (findings.inputs, *findings.more))
 
 
 def _compare(
@@ -143,7 +145,7 @@ def sensitivity(findings: Findings, removal: Removal, removed: Mapping[str, Any]
     A deep network with random statistics can amplify a rounding by many orders of magnitude. No two ways of computing
     it agree better than that, however right they are.
     """
-    with _deterministic():
+    with clean_caches(findings.model), _deterministic():
         values = findings.captured.values(findings.inputs)
         moved = pytree.tree_map_only(torch.Tensor, _move, _doubled(values))
         return relative_error(

@@ -142,7 +142,7 @@ def _attempt(analysis: Analysis, request: Request, why_not: dict[str, str], *, h
 
 def _prove(analysis: Analysis, small: nn.Module, removal: Removal, plan: Plan) -> float:
     error = compare(analysis, small, removal, plan.removed)
-    if error <= max(TOLERANCE, 100 * sensitivity(analysis, removal, plan.removed) if error < BLURRED else 0):
+    if error <= TOLERANCE or (error < BLURRED and error <= 100 * sensitivity(analysis, removal, plan.removed)):
         return error
     raise _UnprovenError(analysis, removal, error)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules import module as torch_module
 
@@ -267,6 +269,84 @@ def test_decisions_by_numbers_are_observed_on_real_tensors() -> None:
     assert (both.stem.out_features, both.up.in_features, both.down.in_features) == (5, 5, 5)
     assert is_exact(model, both, x)
     assert is_exact(model, both, -x)
+
+
+class Positions(nn.Module):
+    """Reads as many positions as there are, from a table and through a list of numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(1, 20, 6))
+        self.mix, self.out = nn.Linear(6, 12), nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1] > 20:
+            raise ValueError("too long")
+        return self.out(self.mix(x + self.table[:, : x.shape[1]]).relu())
+
+
+@pytest.mark.parametrize("path", ["eager", "export"])
+def test_positions_beyond_the_example_stay(path: str) -> None:
+    model, x = double(Positions()), torch.randn(2, 5, 6, dtype=torch.float64)
+    small = fxprune.transform(model, x, ratio=0.5, path=path)
+    assert 1 not in fxprune.record(small).removed.get("table", {})
+    assert "mix.weight" in fxprune.record(small).removed
+    if path == "eager":  # the number of positions of an exported graph may be fixed
+        assert is_exact(model, small, torch.randn(3, 17, 6, dtype=torch.float64))
+
+
+@functools.lru_cache
+def cached_table(width: int) -> torch.Tensor:
+    return torch.arange(width) * 0.1
+
+
+class UsesCache(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x).relu()) * cached_table(5)
+
+
+@pytest.mark.parametrize("path", ["fx", "eager", "export"])
+def test_function_caches_hold_no_fakes_afterwards(path: str) -> None:
+    cached_table.cache_clear()
+    model, x = double(UsesCache()), torch.randn(2, 4, dtype=torch.float64)
+    small = fxprune.transform(model, x, ratio=0.5, path=path)
+    assert cached_table.cache_info().currsize == 0
+    assert type(cached_table(5)) is torch.Tensor
+    assert is_exact(model, small, x)
+
+
+class Scaled(nn.Module):
+    """Scores divided by a root of the width, written in a way that only numbers show."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.q, self.k, self.out = nn.Linear(4, 12), nn.Linear(4, 12), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] > 100:
+            raise ValueError("too many")
+        q, k = self.q(x), self.k(x)
+        if self.way == "attention":
+            return self.out(F.scaled_dot_product_attention(q, k, x))
+        width = q.shape[-1]
+        scale = {"float": width**0.5, "tensor": torch.sqrt(torch.tensor(width))}[self.way]
+        return self.out((q @ k.mT / scale).softmax(-1) @ x)
+
+
+@pytest.mark.parametrize("way", ["float", "tensor", "attention"])
+def test_a_scale_that_follows_the_width_is_seen_without_weights(way: str) -> None:
+    model, x = double(Scaled(way)), torch.randn(5, 4, dtype=torch.float64)
+    for verify in (False, True):
+        small = fxprune.transform(model, x, ratio=0.5, verify=verify)
+        assert fxprune.record(small).path == "export"
+        assert "computed from a size" in fxprune.record(small).why_not["eager"]
+        assert small.get_submodule("q").out_features == 6
+        assert is_exact(model, small, x)
 
 
 class Outside(nn.Module):

@@ -6,6 +6,7 @@ from functools import partial
 
 from torch import fx, nn
 
+from fxprune.capture.caches import clean_caches
 from fxprune.capture.captured import Captured, whole
 from fxprune.capture.export import NOTES, export, exported, leaves_for_placeholders
 from fxprune.capture.inputs import Inputs, for_placeholders
@@ -21,6 +22,11 @@ def capture(model: nn.Module, inputs: Inputs, path: str) -> Captured:
 
     Raises `CaptureError` where that one cannot take it, `InputError` where the inputs do not fit.
     """
+    with clean_caches(model):
+        return _capture(model, inputs, path)
+
+
+def _capture(model: nn.Module, inputs: Inputs, path: str) -> Captured:
     if path == "fx":
         return _graph("fx", trace(model))
     if isinstance(model, fx.GraphModule):

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.capture.fake import run
+from fxprune.capture.reach import Reach
 from fxprune.capture.scopes import Key, Scope, Scopes
 from fxprune.capture.trace import users_line
 from fxprune.capture.values import leaves, outline, tensors_in
@@ -90,6 +91,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._marks: list[Mark] = []
         self.renumbered: list[tuple[torch.Tensor, Vector]] = []
         self.heads: list[Vector] = []
+        self.reach = Reach()
         self.minima: list[tuple[Vector, int]] = []
         self.place = Place()
         self.observation = Observation()
@@ -193,6 +195,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _observe(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any) -> None:
         outputs = [made] if isinstance(made, torch.Tensor) else [t for t in _flat(made) if isinstance(t, torch.Tensor)]
         name, raw = bound(func, args, kwargs)
+        self.reach.note(name, raw, made)
         arguments = {key: self._convert(value) for key, value in raw.items()}
         call = Call(
             op=name,
@@ -314,8 +317,12 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def numbers_of(arguments: Iterable[Any], named: Mapping[str, Any]) -> tuple[float, ...]:
-    """The fractions among an operation's arguments, and the width from which attention computes its own scale."""
+    """The fractions among an operation's arguments, numbers that become tensors, a scale that attention computes."""
     found = [argument for argument in arguments if type(argument) is float]
+    lifted = named.get("self")
+    if len(named) == 1 and type(lifted) is torch.Tensor and lifted.ndim == 0 and lifted.device.type == "cpu":
+        with unset_fake_temporarily():
+            found.append(float(lifted))  # a number that forward made a tensor
     query = named.get("query")
     if isinstance(query, torch.Tensor) and named.get("scale", 0) is None:
         found.append(query.shape[-1] ** -0.5)

@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxprune.capture.caches import clean_caches
 from fxprune.capture.captured import Captured
 from fxprune.capture.fake import Faker, run
 from fxprune.capture.observe import Observation, Visit, bound, numbers_of
@@ -210,7 +211,8 @@ def _settle_sizes(
             raise _wrong(before, node, str(first), scope, tuple(v for _, e in witness.deferred for v in e.vectors))
         return results[node]
 
-    walk(graph, fakes, faker, values, visit, (scopes.watching(), witness))
+    with clean_caches(findings.model):
+        walk(graph, fakes, faker, values, visit, (scopes.watching(), witness))
     _drop_orphans(graph, had_users)
 
 
@@ -246,7 +248,10 @@ class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name, named = bound(func, args, kwargs or {})
         key = scope.key(name)
         promised = self.expected.outputs.get(key)
-        if promised is None or func is torch.ops.aten.lift_fresh.default:  # a literal list has its own site
+        if func is torch.ops.aten.lift_fresh.default:  # a literal list has its own site
+            self._same_numbers(key, numbers_of(named.values(), named))
+            return made
+        if promised is None:
             return made
         tensors = [t for t in (made if isinstance(made, (tuple, list)) else (made,)) if isinstance(t, torch.Tensor)]
         for tensor, operand in zip(tensors, promised, strict=True):

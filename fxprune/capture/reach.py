@@ -1,0 +1,65 @@
+"""Which slots of parameters and buffers the example inputs reach.
+
+`self.position_ids[:, : x.shape[1]]` reads as many slots as the example has. The others belong to longer inputs: nothing
+was seen of them, so they stay.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from fxprune.channels.groups import Bools
+
+_PARTIAL = ("aten::slice", "aten::narrow", "aten::select")
+
+
+class Reach:
+    """Follows slices of the tensors that were opened; whatever else reads such a tensor reads all of it."""
+
+    def __init__(self) -> None:
+        self._opened: dict[int, torch.Tensor] = {}
+        self._views: dict[int, tuple[int, torch.Tensor]] = {}
+        self._whole: set[int] = set()
+        self._parts: dict[int, dict[int, Bools]] = {}
+
+    def open(self, tensor: torch.Tensor) -> None:
+        """From now on follow this tensor."""
+        self._opened[id(tensor)] = tensor
+
+    def note(self, operation: str, raw: dict[str, Any], made: Any) -> None:
+        """An operation has read its arguments."""
+        for value in raw.values():
+            for tensor in value if isinstance(value, (list, tuple)) else (value,):
+                if isinstance(tensor, torch.Tensor):
+                    self._read(operation, tensor, raw, made)
+
+    def _read(self, operation: str, tensor: torch.Tensor, raw: dict[str, Any], made: Any) -> None:
+        owner = id(tensor) if id(tensor) in self._opened else self._views.get(id(tensor), (0, tensor))[0]
+        if owner and operation in _PARTIAL and tensor is raw.get("self"):
+            self._slice(owner, tensor, raw, made)
+        elif owner:
+            self._whole.add(owner)
+
+    def _slice(self, owner: int, tensor: torch.Tensor, raw: dict[str, Any], made: Any) -> None:
+        dim, size = raw["dim"] % tensor.ndim, tensor.shape[raw["dim"]]
+        taken = np.zeros(size, dtype=bool)
+        if "index" in raw:
+            taken[raw["index"]] = True
+        elif "length" in raw:
+            taken[raw["start"] : raw["start"] + raw["length"]] = True
+        else:
+            taken[slice(raw["start"], raw["end"], raw["step"])] = True
+        if taken.all() and isinstance(made, torch.Tensor) and made.ndim == tensor.ndim:
+            self._views[id(made)] = owner, made
+            return
+        parts = self._parts.setdefault(owner, {})
+        parts[dim] = parts.get(dim, np.zeros(size, dtype=bool)) | taken
+
+    def missed(self, tensor: torch.Tensor) -> dict[int, Bools]:
+        """Per dimension that was only read in parts, the slots that nothing read."""
+        if id(tensor) in self._whole:
+            return {}
+        return {dim: ~taken for dim, taken in self._parts.get(id(tensor), {}).items() if not taken.all()}
