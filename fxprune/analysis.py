@@ -308,7 +308,7 @@ class Analyzer:
             vectors = tuple(self.terms.fresh(size) for size in tensor.shape)
             value = tensor if not tensor.is_floating_point() and tensor.device.type != "meta" else None
             registered = name not in self.constants  # the masked reference zeroes parameters and buffers only
-            self.observer.reach.open(fake)
+            self.observer.reach.open(fake, tensor)
             self.observer.bind(fake, Operand(vectors, tuple(registered or v.fixed for v in vectors), value))
             axes = [Axis(name, dim, v, tuple(tensor.shape)) for dim, v in enumerate(vectors) if not v.fixed]
             self.axes.append((fake, axes))

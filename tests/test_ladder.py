@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import re
 from typing import Any
 
 import pytest
@@ -161,24 +162,63 @@ def test_a_shrink_that_runs_and_is_wrong_is_caught() -> None:
 
 
 class ByPosition(nn.Module):
-    """Channels are picked by a literal inside a function that operates on numbers: shapes cannot tell."""
+    """Channels are picked by positions that forward writes down: the shapes agree, whatever went."""
 
-    def __init__(self) -> None:
+    def __init__(self, way: str) -> None:
         super().__init__()
+        self.way = way
         self.a, self.b = nn.Linear(4, 12), nn.Linear(12, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.shape[0] > 100:
             raise ValueError("too many")
-        return self.b(self.a(x).roll(2, -1).relu())
+        h = self.a(x)
+        if self.way == "roll":
+            h = h.roll(2, -1)
+        elif self.way == "slice":
+            h = torch.cat([h[..., 3:9], h[..., 3:9]], -1)
+        elif self.way == "list":
+            h = h[:, [11, 0, 2, 1, 3, 5, 4, 6, 7, 8, 9, 10]]
+        elif self.way == "select":
+            h = h + h[:, 4:5] + h.select(1, 4)[:, None]
+        return self.b(h.relu())
 
 
-def test_numbers_tell_what_shapes_do_not() -> None:
-    model, x = double(ByPosition()), torch.randn(3, 4, dtype=torch.float64)
-    masks = {"a": torch.tensor([True] * 11 + [False])}
-    with pytest.raises(fxprune.VerificationError, match='group "a"'):
-        fxprune.transform(model, x, masks=masks, path="eager")
-    small = fxprune.transform(model, x, masks=masks)
+@pytest.mark.parametrize("way", ["roll", "slice", "list", "select"])
+def test_positions_tell_what_shapes_do_not(way: str) -> None:
+    model, x = double(ByPosition(way)), torch.randn(3, 4, dtype=torch.float64)
+    keep = torch.tensor([False, False, False] + [True] * 9)
+    masks = {"a": keep.flip(0) if way == "roll" else keep}
+    for verify in (False, True):
+        small = fxprune.transform(model, x, masks=masks, verify=verify)
+        assert fxprune.record(small).path == "export"
+        assert re.search(
+            "roll has shifts|slice has start|list of positions|select has index|inside gives shape",
+            (fxprune.record(small).why_not["eager"]),
+        )
+        assert small.get_submodule("a").out_features == 9
+        assert is_exact(model, small, x)
+
+
+class Reverses(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flip(-1)
+
+
+@fxprune.leaf(Reverses)
+def reverses(call: Any, x: Any) -> Any:
+    """Says that nothing moves, which is wrong."""
+    return call.operand(x.vectors, x.zero)
+
+
+def test_numbers_tell_what_nothing_else_does() -> None:
+    model = double(nn.Sequential(nn.Linear(4, 12), Reverses(), nn.ReLU(), nn.Linear(12, 3)))
+    x = torch.randn(3, 4, dtype=torch.float64)
+    masks = {"0": torch.tensor([True] * 11 + [False])}
+    for path in ("fx", "eager"):
+        with pytest.raises(fxprune.VerificationError, match='group "0"'):
+            fxprune.transform(model, x, masks=masks, path=path)
+    small = fxprune.transform(model, x, masks=masks)  # an exported graph shows what the module does
     assert fxprune.record(small).path == "export"
     assert "the small model differs from its reference" in fxprune.record(small).why_not["eager"]
     assert is_exact(model, small, x)

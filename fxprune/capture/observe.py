@@ -59,6 +59,7 @@ class Observation:
     outputs: what came out of each operation.
     numbers: the fractions that it was called with, which are no sizes and must not follow them; and of which dimension
         they are known to be computed.
+    positions: arguments of operations inside a module that are positions in a dimension: name, value, dimension.
     marked: the calls that change a statistic, and what came out of them.
     """
 
@@ -66,6 +67,7 @@ class Observation:
     marked: dict[Key, tuple[Call, list[Operand]]] = field(default_factory=dict)
     outputs: dict[Key, list[Operand]] = field(default_factory=dict)
     numbers: dict[Key, tuple[tuple[float, ...], tuple[Vector, ...]]] = field(default_factory=dict)
+    positions: dict[Key, list[tuple[str, Any, Vector]]] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -304,9 +306,17 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if index.value is not None:
                 self.renumbered.append((index.value, vector))
         self.observation.outputs[key] = results
+        if self.scopes.now.module is not None and (positions := self._positions(call)):
+            self.observation.positions[key] = positions
         if numbers := numbers_of(call.raw.values(), call.raw):
             query = call.arguments.get("query")
             self.observation.numbers[key] = numbers, query.vectors[-1:] if isinstance(query, Operand) else ()
+
+    def _positions(self, call: Call) -> list[tuple[str, Any, Vector]]:
+        """What forward wrote as positions: no graph shows where, so nobody can write others."""
+        found = [(argument, value, vector) for argument, value, vector in call.positions if not vector.fixed]
+        lists = [(index.value, vector) for index, vector in call.renumbered if index.value is not None]
+        return found + [("index", None, vector) for value, vector in lists if not self.reach.follows(value)]
 
     def _convert(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):

@@ -21,13 +21,19 @@ class Reach:
 
     def __init__(self) -> None:
         self._opened: dict[int, torch.Tensor] = {}
+        self._real: dict[int, torch.Tensor] = {}
         self._views: dict[int, tuple[int, torch.Tensor]] = {}
         self._whole: set[int] = set()
         self._parts: dict[int, dict[int, Bools]] = {}
 
-    def open(self, tensor: torch.Tensor) -> None:
-        """From now on follow this tensor."""
+    def open(self, tensor: torch.Tensor, real: torch.Tensor) -> None:
+        """From now on follow this tensor, which stands for a real one."""
         self._opened[id(tensor)] = tensor
+        self._real[id(real)] = real
+
+    def follows(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor is one of those that the model holds."""
+        return id(tensor) in self._real
 
     def note(self, operation: str, raw: dict[str, Any], made: Any) -> None:
         """An operation has read its arguments."""

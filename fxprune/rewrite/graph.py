@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.capture.caches import clean_caches
 from fxprune.capture.captured import Captured
-from fxprune.capture.fake import Faker, run
-from fxprune.capture.observe import Observation, Visit, bound, numbers_of
-from fxprune.capture.scopes import Key, Scopes
+from fxprune.capture.fake import Faker
+from fxprune.capture.observe import Observation, Visit
+from fxprune.capture.scopes import Scopes
 from fxprune.capture.trace import module_of, source_of
 from fxprune.capture.twin import twin
 from fxprune.capture.values import leaves, tensors_in
@@ -33,6 +32,7 @@ from fxprune.rewrite.recurrent import refresh
 from fxprune.rewrite.settings import settle_settings
 from fxprune.rewrite.sizes import Site, resize
 from fxprune.rewrite.tensors import shapes_of, shrink_all
+from fxprune.rewrite.witness import ContradictionError, Witness
 from fxprune.rules import Operand
 
 _SPECS = ("_in_spec", "_out_spec")
@@ -186,7 +186,7 @@ def _settle_sizes(
     scopes = Scopes(fakes)
     originals = dict(findings.captured.module.named_modules())
     replaced = {name for name, m in small.named_modules() if name and type(m) is not type(originals[name])}
-    witness = _Witness(removal, scopes, replaced)
+    witness = Witness(removal, scopes, replaced)
 
     def visit(node: fx.Node, execute: Callable[[], Any]) -> Any:
         before = old[node]
@@ -199,7 +199,7 @@ def _settle_sizes(
             if node.op in ("call_function", "call_method"):
                 resize(site)
             results[node] = execute()
-        except _ContradictionError as error:
+        except ContradictionError as error:
             raise _wrong(before, node, str(error), scopes.now.path, error.vectors) from None
         except RewriteError:
             raise
@@ -214,64 +214,6 @@ def _settle_sizes(
     with clean_caches(findings.model):
         walk(graph, fakes, faker, values, visit, (scopes.watching(), witness))
     _drop_orphans(graph, had_users)
-
-
-class _ContradictionError(Exception):
-    """An operation inside a node gives another shape than promised, along these vectors."""
-
-    def __init__(self, why: str, vectors: tuple[Vector, ...]) -> None:
-        self.vectors = vectors
-        super().__init__(why)
-
-
-class _Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees the operations inside a node and compares their shapes with what the same ones gave in the old graph.
-
-    The result of a node proves too little: `view(n, 4, c // 4)` in an opaque function takes any c, but where whole
-    heads went, 4 is not the number of heads any more.
-
-    replaced: modules that run other operations in the small model than in the original.
-    """
-
-    def __init__(self, removal: Removal, scopes: Scopes, replaced: set[str]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.removal, self.scopes, self.replaced = removal, scopes, replaced
-        self.expected = Observation()
-        self.deferred: list[tuple[str, _ContradictionError]] = []
-        scopes.scaled = lambda key, query: self._same_numbers(key, (query.shape[-1] ** -0.5,))
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = run(func, args, kwargs or {})
-        scope = self.scopes.now
-        if func.namespace == "prim" or scope.loose or scope.path in self.replaced:
-            return made
-        name, named = bound(func, args, kwargs or {})
-        key = scope.key(name)
-        promised = self.expected.outputs.get(key)
-        if func is torch.ops.aten.lift_fresh.default:  # a literal list has its own site
-            self._same_numbers(key, numbers_of(named.values(), named))
-            return made
-        if promised is None:
-            return made
-        tensors = [t for t in (made if isinstance(made, (tuple, list)) else (made,)) if isinstance(t, torch.Tensor)]
-        for tensor, operand in zip(tensors, promised, strict=True):
-            counts = self.removal.shape(operand.vectors)
-            if tuple(tensor.shape) != counts:
-                wrong = [
-                    v for v, have, want in zip(operand.vectors, tensor.shape, counts, strict=False) if have != want
-                ]
-                why = f"{name} inside gives shape {tuple(tensor.shape)}, the analysis promises {counts}"
-                raise _ContradictionError(why, tuple(wrong))
-        self._same_numbers(key, numbers_of(named.values(), named))
-        return made
-
-    def _same_numbers(self, key: Key, numbers: tuple[float, ...]) -> None:
-        before, vectors = self.expected.numbers.get(key, (numbers, ()))
-        if len(numbers) == len(before) and numbers != before:
-            why = f"{key[2]} inside is called with {numbers}, computed from a size; it was {before}"
-            if not vectors:
-                raise _ContradictionError(why, vectors)
-            self.deferred.append((key[0], _ContradictionError(why, vectors)))  # the shapes are right
 
 
 def _check(node: fx.Node, before: fx.Node, promised: Any, result: Any, removal: Removal) -> None:

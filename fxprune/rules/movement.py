@@ -189,6 +189,7 @@ def roll(call: Call, self: Operand, shifts: Sequence[int], dims: Sequence[int]) 
     made = self
     for s, d in zip(shifts, dims, strict=True):
         vector = made.dim(d)
+        call.positions.append(("shifts", (dims.index(d), s), vector))
         made = replace(made, d, vector.take(np.roll(np.arange(vector.size), s)))
     return made
 
@@ -197,6 +198,9 @@ def roll(call: Call, self: Operand, shifts: Sequence[int], dims: Sequence[int]) 
 def slice_(call: Call, self: Operand, dim: int, start: int | None, end: int | None, step: int) -> Operand:
     """y[i] = x[start + step * i]. With step > 1 whole periods of the dimension can go, so that the step stays."""
     vector = self.dim(dim)
+    if step == 1:
+        call.position("start", vector)
+        call.position("end", vector)
     first, last, step = slice(start, end, step).indices(vector.size)
     if vector.fixed:
         return replace(self, dim, call.fixed(call.shapes[0][dim]))
@@ -213,6 +217,7 @@ def slice_(call: Call, self: Operand, dim: int, start: int | None, end: int | No
 @rule("aten::narrow", labels="keep")
 def narrow(call: Call, self: Operand, dim: int, start: int, length: int) -> Operand:
     """y[i] = x[start + i]"""
+    call.position("start", self.dim(dim))
     return replace(self, dim, self.dim(dim).take(slice(start, start + length)))
 
 
@@ -220,6 +225,7 @@ def narrow(call: Call, self: Operand, dim: int, start: int, length: int) -> Oper
 def select(call: Call, self: Operand, dim: int, index: int) -> Operand:
     """y = x[index]; that slot stays."""
     vector = self.dim(dim)
+    call.position("index", vector)
     at = index % vector.size
     call.lock(vector.take(slice(at, at + 1)), "select takes this single position")
     return replace(self, dim)

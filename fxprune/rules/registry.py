@@ -93,6 +93,7 @@ class Call:
     renumbered: list[tuple[Operand, Vector]] = field(default_factory=list)
     attention: list[Vector] = field(default_factory=list)
     minima: list[tuple[Vector, int]] = field(default_factory=list)
+    positions: list[tuple[str, Any, Vector]] = field(default_factory=list)
 
     # -- vectors ------------------------------------------------------------------------------------------
 
@@ -139,6 +140,10 @@ class Call:
             self.marks.append((event, vector))
             if width:
                 self.widths.add(event)
+
+    def position(self, argument: str, vector: Vector) -> None:
+        """The argument is a position in `vector` (a bound, an index, a shift), and follows its new numbering."""
+        self.positions.append((argument, self.arguments[argument], vector))
 
     def least(self, vector: Vector, count: int) -> None:
         """So many slots must stay."""

@@ -134,7 +134,8 @@ def measure(names: Sequence[str] = CASES, depths: Sequence[int] = DEPTHS, rounds
         own = [mine.get(k, "fails") for k in ("analyze", "transform", "first", "path")]
         left = f"{mine['left']:.1%}" if "left" in mine else mine["failed"]
         times = peer["first"] / mine["first"] if "first" in mine and "first" in peer else ""
-        rows.append((name, *own, left, peer.get("first", peer.get("failed")), times))
+        shown = f"{peer['first']:.2f}" if "first" in peer else peer["failed"]
+        rows.append((name, *own, left, shown, times))
     headers = ("model", "analyze (s)", "transform (s)", "first call (s)", "path", "elements left")
     first = table((*headers, "torch-pruning, first call (s)", "times faster"), rows)
     rows = []
