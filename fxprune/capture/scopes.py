@@ -121,11 +121,17 @@ class Scopes:
             self.leave(scope, args, kwargs, made)
 
 
+_COMPOSITE = {
+    *(torch.functional.einsum, F.linear, torch.matmul, torch.Tensor.matmul),
+    *(torch.Tensor.__matmul__, torch.Tensor.__rmatmul__),
+}
+
+
 class _Composites(TorchFunctionMode):
     """Gives functions that run other operations at other sizes a scope of their own.
 
-    `einsum` treats dimensions of size 1 apart, attention chooses among kernels. Attention that takes its scale from the
-    width of the queries is told of, by the key of the call.
+    Products fold or copy what they multiply, by its strides; `einsum` treats dimensions of size 1 apart; attention
+    chooses among kernels. Attention that takes its scale from the width of the queries is told of, by its key.
     """
 
     def __init__(self, scopes: Scopes) -> None:
@@ -138,7 +144,7 @@ class _Composites(TorchFunctionMode):
             query = args[0] if args else kwargs["query"]
             if kwargs.get("scale") is None:
                 self.scopes.scaled(self.scopes.now.key(ATTENTION), query)
-        elif func is not torch.functional.einsum:
+        elif func not in _COMPOSITE:
             return func(*args, **kwargs)
         with self.scopes.inside(func.__name__):
             return func(*args, **kwargs)

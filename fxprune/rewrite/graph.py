@@ -35,6 +35,12 @@ from fxprune.rewrite.tensors import shapes_of, shrink_all
 from fxprune.rewrite.witness import ContradictionError, Witness
 from fxprune.rules import Operand
 
+_LOOSE = {
+    *(torch.ops.aten.einsum.default, torch.ops.aten.linear.default, torch.ops.aten.matmul.default),
+    torch.ops.aten.scaled_dot_product_attention.default,
+}
+"""Nodes inside which other sizes may lead to other operations; their results are checked."""
+
 _SPECS = ("_in_spec", "_out_spec")
 _OF_THE_GRAPH = ("_graph", "_code", "_tracer_cls", "_tracer_extras", "_prologue_start", "_lineno_map")
 
@@ -192,8 +198,7 @@ def _settle_sizes(
         before = old[node]
         promised, observation = findings.nodes[before.name], findings.observations[before.name]
         scopes.node(before.name)
-        loose = node.target is torch.ops.aten.einsum.default  # other sizes may lead to other operations inside
-        witness.expected = Observation() if loose else observation
+        witness.expected = Observation() if node.target in _LOOSE else observation
         site = Site(node, before, removal, promised, observation, value, operand)
         try:
             if node.op in ("call_function", "call_method"):
