@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fxprune.capture.caches import clean_caches
 from fxprune.capture.captured import WHOLE, fetch
 from fxprune.capture.inputs import Inputs
+from fxprune.capture.observe import bound, numbers_of
 from fxprune.capture.scopes import Key, Scopes
 from fxprune.capture.sober import Sober
 from fxprune.capture.twin import twin
@@ -106,17 +107,20 @@ def _compare(
     with _deterministic():
         values = findings.captured.values(inputs)
         graph = small.graph if isinstance(small, fx.GraphModule) else findings.captured.graph
+        numbers = (_Numbers(), _Numbers()) if findings.captured.real else (None, None)
         try:
-            reference = _reference(findings, removal, removed, values)
+            reference = _reference(findings, removal, removed, values, numbers[0])
         except Exception as error:
             if (findings.inexact & removal.removed).any() and _runs(findings, values):
                 return float("inf")  # it is the reference that cannot be made
             text = str(error).strip().splitlines()
             raise IncomparableError(f"{type(error).__name__}: {text[0] if text else ''}") from error
         try:
-            ours = _Precise(graph, small, {}, None, rescaled(findings, removal)).run(*_doubled(values))
+            ours = _Precise(graph, small, {}, None, rescaled(findings, removal), numbers[1]).run(*_doubled(values))
         except Exception:
             return float("inf")  # what the original can do in float64, the small one must
+        if numbers[0] is not None and numbers[1] is not None and not numbers[0].agrees(numbers[1]):
+            return float("inf")  # a scale that follows a width, although these inputs may not show it
         return relative_error(ours, reference)
 
 
@@ -157,11 +161,17 @@ def _move(tensor: torch.Tensor) -> torch.Tensor:
     return tensor * (1 + torch.finfo(torch.float64).eps) if tensor.is_floating_point() else tensor
 
 
-def _reference(findings: Findings, removal: Removal, removed: Mapping[str, Any], values: list[Any]) -> Any:
+def _reference(
+    findings: Findings,
+    removal: Removal,
+    removed: Mapping[str, Any],
+    values: list[Any],
+    numbers: _Numbers | None = None,
+) -> Any:
     changed = bool((findings.inexact & removal.removed).any())
     captured = findings.captured
     statistics = KeptStatistics(findings, removal) if changed else None
-    return _Precise(captured.graph, captured.module, removed, statistics).run(*_doubled(values))
+    return _Precise(captured.graph, captured.module, removed, statistics, None, numbers).run(*_doubled(values))
 
 
 def _double(tensor: torch.Tensor) -> torch.Tensor:
@@ -182,8 +192,10 @@ class _Precise(Run):
         removed: Mapping[str, Mapping[int, Any]],
         statistics: KeptStatistics | None,
         unrounded: Mapping[str, torch.Tensor] | None = None,
+        numbers: _Numbers | None = None,
     ) -> None:
         super().__init__(graph, module)
+        self.numbers = numbers
         self.removed = removed
         self.statistics = statistics
         self.unrounded = unrounded or {}
@@ -218,9 +230,10 @@ class _Precise(Run):
         precise = self._doubled(str(target), module)
         if target == WHOLE:
             args, kwargs = args
-        if self.statistics is None:
-            return precise(*args, **kwargs)
-        with self.statistics.inside(precise, str(target)):
+        with contextlib.ExitStack() as stack:
+            for watcher in (self.statistics, self.numbers):
+                if watcher is not None:
+                    stack.enter_context(watcher.inside(precise, str(target)))
             return precise(*args, **kwargs)
 
     def _doubled(self, target: str, module: nn.Module) -> nn.Module:
@@ -257,6 +270,39 @@ class _Precise(Run):
 
 
 _NOTHING = nn.Module()
+
+
+class _Numbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the fractions that operations are called with, to be compared with those of another run."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.scopes = Scopes(_NOTHING)
+        self.scopes.scaled = self._scaled
+        self.seen: dict[Key, tuple[float, ...]] = {}
+
+    def _scaled(self, key: Key, query: torch.Tensor) -> None:
+        self.seen[key] = (query.shape[-1] ** -0.5,)
+
+    @contextlib.contextmanager
+    def inside(self, module: nn.Module, path: str) -> Iterator[None]:
+        """Follow a module, a twin of the one at `path`, and those in it."""
+        self.scopes.follow(module, path)
+        with self.scopes.watching(), self:
+            yield
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace != "prim":
+            name, named = bound(func, args, kwargs or {})
+            key = self.scopes.now.key(name)
+            if not self.scopes.now.loose and (found := numbers_of(named.values(), named)):
+                self.seen[key] = found
+        return func(*args, **(kwargs or {}))
+
+    def agrees(self, other: _Numbers) -> bool:
+        """Whether the operations that ran in both were called with the same numbers."""
+        pairs = ((mine, other.seen[key]) for key, mine in self.seen.items() if key in other.seen)
+        return all(len(a) != len(b) or np.allclose(a, b, rtol=TOLERANCE, atol=0, equal_nan=True) for a, b in pairs)
 
 
 class KeptStatistics(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -311,6 +311,28 @@ def test_decisions_by_numbers_are_observed_on_real_tensors() -> None:
     assert is_exact(model, both, -x)
 
 
+class HiddenScale(nn.Module):
+    """Decides by numbers, and its scale follows a width; one key alone has the softmax 1, whatever the scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 12
+        self.q, self.k, self.out = nn.Linear(4, 12), nn.Linear(4, 12), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k = (layer(x).view(x.shape[0], self.width) for layer in (self.q, self.k))
+        if float(x.sum()) > 1e6:
+            return self.out(x)
+        return self.out((q * self.width**-0.5 @ k.mT).softmax(-1) @ x)
+
+
+def test_a_scale_that_the_example_does_not_show_is_seen_in_its_number() -> None:
+    model, x = double(HiddenScale()), torch.randn(1, 4, dtype=torch.float64)
+    small = fxprune.transform(model, x, ratio=0.5)
+    assert "eager" in fxprune.record(small).why_not
+    assert is_exact(model, small, torch.randn(5, 4, dtype=torch.float64))
+
+
 class Positions(nn.Module):
     """Reads as many positions as there are, from a table and through a list of numbers."""
 
