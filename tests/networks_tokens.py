@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import networks_attention  # noqa: F401 (registers its blocks)
+import networks_attention
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
 from networks import randomize
 from networks_layers import TOKENS, Block, Choices, Layer, kind
 from torch import Tensor, nn
+
+REGISTERED = (networks_attention,)
+"""The modules whose import registers blocks of their own."""
 
 WIDEST = 12
 CHANNELS, MEMORY, WORDS = 3, 5, 7

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune.capture.inputs import Inputs
-from fxprune.errors import InputError
+from fxprune.capture.inputs import Inputs, bound
 
 WHOLE = ""
 """The target of a `call_module` node that runs the whole model."""
@@ -82,14 +80,7 @@ def whole(model: nn.Module, inputs: Inputs, path: str) -> Captured:
 
     Raises `InputError` where the inputs do not fit the signature of forward.
     """
-    try:
-        inspect.signature(model.forward).bind(*inputs[0], **inputs[1])
-    except TypeError as error:
-        raise InputError(
-            f"the example inputs do not fit {type(model).__name__}.forward",
-            why=str(error),
-            do="pass a tuple of all positional arguments, or a dict of keyword arguments",
-        ) from None
+    bound(model, inputs)
     graph = fx.Graph()
     args = graph.placeholder("args")
     kwargs = graph.placeholder("kwargs")

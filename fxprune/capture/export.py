@@ -24,12 +24,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx.graph import _PyTreeCodeGen
-from torch.nn.modules import batchnorm, conv, instancenorm
 from torch.utils import _pytree as pytree
 from torch.utils._sympy.numbers import int_oo
 
 from fxprune.capture.captured import fetch
-from fxprune.capture.inputs import Inputs
+from fxprune.capture.inputs import Inputs, bound
+from fxprune.capture.skeleton import add_constants, skeleton
 from fxprune.capture.trace import SOURCE
 from fxprune.capture.twin import twin
 from fxprune.errors import CaptureError, InputError
@@ -37,10 +37,6 @@ from fxprune.errors import CaptureError, InputError
 NOTES = "fxprune_notes"
 """In `meta` of an exported module: sentences on what the graph cannot do that the model could."""
 
-_LAYERS = (
-    *(conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.PReLU),
-    *(batchnorm._BatchNorm, instancenorm._InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
-)
 _ASSERTIONS = ("_assert_", "sym_constrain_range", "_functional_assert_", "_functional_sym_constrain_range")
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 
@@ -62,8 +58,8 @@ def export(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
     _inline(graph_module)
     _unshare(graph)
     _clean(graph)
-    root = _skeleton(model)
-    _add_constants(root, graph_module)
+    root = skeleton(model)
+    add_constants(root, graph_module)
     made = fx.GraphModule(root, graph, type(model).__name__)
     for kind in ("training", "_parameters", "_buffers", "_non_persistent_buffers_set", "_modules"):
         made.__dict__[kind] = root.__dict__[kind]
@@ -153,15 +149,8 @@ def _program(model: nn.Module, inputs: Inputs, dropped: list[str]) -> tuple[torc
 
 def _in_order(model: nn.Module, inputs: Inputs) -> Inputs:
     """Arguments by position where the signature allows it: the graph takes them in the order in which they come."""
-    try:
-        bound = inspect.signature(model.forward).bind(*inputs[0], **inputs[1])
-    except TypeError as error:
-        raise InputError(
-            f"the example inputs do not fit {type(model).__name__}.forward",
-            why=str(error),
-            do="pass a tuple of all positional arguments, or a dict of keyword arguments",
-        ) from None
-    return bound.args, bound.kwargs
+    arguments = bound(model, inputs)
+    return arguments.args, arguments.kwargs
 
 
 def _shallow(model: nn.Module) -> nn.Module:
@@ -404,57 +393,3 @@ def _line_of_user(node: fx.Node) -> str:
         ):
             places.append(f"{parts[1]}:{parts[2].split('line ')[-1].split(',')[0]}")
     return places[-1] if places else ""
-
-
-# -- the module around it ---------------------------------------------------------------------------------
-
-
-def _skeleton(model: nn.Module) -> nn.Module:
-    """The model's containers without their forwards; torch's own layers stay what they are."""
-    made: dict[int, nn.Module] = {}
-
-    def clone(original: nn.Module) -> nn.Module:
-        if id(original) in made:
-            return made[id(original)]
-        if _is_layer(original):
-            new = twin(original, lambda tensor: tensor)
-        else:
-            new = nn.Module()
-            new.training = original.training
-            for kind in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
-                new.__dict__[kind] = original.__dict__[kind].copy()
-        made[id(original)] = new
-        new.__dict__["_modules"] = {k: None if m is None else clone(m) for k, m in original._modules.items()}
-        return new
-
-    return clone(model)
-
-
-def _is_layer(module: nn.Module) -> bool:
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    own = type(module).__module__.startswith("torch.nn.modules.") and not module._modules
-    weighted = "weight" in module._parameters or isinstance(module, (batchnorm._BatchNorm, instancenorm._InstanceNorm))
-    return isinstance(module, _LAYERS) and own and weighted and not hooked
-
-
-def _add_constants(root: nn.Module, graph_module: fx.GraphModule) -> None:
-    """What the graph reads and the model has not registered: a buffer that stays out of `state_dict`."""
-    known = {name for name, _ in root.named_parameters(remove_duplicate=False)}
-    known |= {name for name, _ in root.named_buffers(remove_duplicate=False)}
-    for node in graph_module.graph.find_nodes(op="get_attr"):
-        name = str(node.target)
-        if name in known:
-            continue
-        known.add(name)
-        path, _, last = name.rpartition(".")
-        owner = root
-        for part in path.split(".") if path else ():
-            if not hasattr(owner, part):
-                owner.add_module(part, nn.Module())
-            owner = getattr(owner, part)
-        value = fetch(graph_module, name)
-        if isinstance(value, torch.Tensor):
-            owner.__dict__.pop(last, None)
-            owner.register_buffer(last, value.detach() if isinstance(value, nn.Parameter) else value, persistent=False)
-        else:
-            setattr(owner, last, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,6 +50,18 @@ def normalize(example_inputs: Any) -> Inputs:
                 do="use a batch of at least one",
             )
     return args, kwargs
+
+
+def bound(model: nn.Module, inputs: Inputs) -> inspect.BoundArguments:
+    """The inputs as the arguments of forward. Raises `InputError` where they do not fit its signature."""
+    try:
+        return inspect.signature(model.forward).bind(*inputs[0], **inputs[1])
+    except TypeError as error:
+        raise InputError(
+            f"the example inputs do not fit {type(model).__name__}.forward",
+            why=str(error),
+            do="pass a tuple of all positional arguments, or a dict of keyword arguments",
+        ) from None
 
 
 def devices(model: nn.Module, inputs: Inputs) -> None:

@@ -12,7 +12,22 @@ from fxprune.rules import Operand
 from fxprune.rules.leaves import LeafCall, leaf
 
 
-class LayerNorm(nn.LayerNorm):
+class _Counting(nn.Module):
+    """What both layers have: the width that they count, that of their shape by default."""
+
+    width: int
+    normalized_shape: tuple[int, ...]
+
+    def __init__(self, normalized_shape: Any, *args: Any, width: int | None = None, **kwargs: Any) -> None:
+        super().__init__(normalized_shape, *args, **kwargs)
+        self.width = math.prod(self.normalized_shape) if width is None else width
+
+    def extra_repr(self) -> str:
+        """The shape, and the width that is counted."""
+        return f"{super().extra_repr()}, width={self.width}"
+
+
+class LayerNorm(_Counting, nn.LayerNorm):
     """Layer norm over `width` slots, of which those that `normalized_shape` does not count are zero.
 
     y = (x - mean) / sqrt(var + eps) * weight + bias, with mean = sum_i x_i / N and
@@ -30,23 +45,13 @@ class LayerNorm(nn.LayerNorm):
     True
     """
 
-    width: int
-
-    def __init__(self, normalized_shape: Any, *args: Any, width: int | None = None, **kwargs: Any) -> None:
-        super().__init__(normalized_shape, *args, **kwargs)
-        self.width = math.prod(self.normalized_shape) if width is None else width
-
     def forward(self, input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """As `nn.LayerNorm.forward`; a graph gives the weight and the bias of `F.layer_norm`."""
         weight, bias = (self.weight if weight is None else weight), (self.bias if bias is None else bias)
         return layer_norm(input, self.normalized_shape, weight, bias, self.eps, self.width)
 
-    def extra_repr(self) -> str:
-        """The shape, and the width that is counted."""
-        return f"{super().extra_repr()}, width={self.width}"
 
-
-class RMSNorm(nn.RMSNorm):
+class RMSNorm(_Counting, nn.RMSNorm):
     """RMS norm over `width` slots, of which those that `normalized_shape` does not count are zero.
 
     y = x / sqrt(sum_i x_i^2 / N + eps) * weight, N = `width` (Zhang and Sennrich 2019, equation 4;
@@ -62,19 +67,9 @@ class RMSNorm(nn.RMSNorm):
     True
     """
 
-    width: int
-
-    def __init__(self, normalized_shape: Any, *args: Any, width: int | None = None, **kwargs: Any) -> None:
-        super().__init__(normalized_shape, *args, **kwargs)
-        self.width = math.prod(self.normalized_shape) if width is None else width
-
     def forward(self, input: Tensor, weight: Tensor | None = None) -> Tensor:
         """As `nn.RMSNorm.forward`; a graph gives the weight of `F.rms_norm`."""
         return rms_norm(input, self.normalized_shape, self.weight if weight is None else weight, self.eps, self.width)
-
-    def extra_repr(self) -> str:
-        """The shape, and the width that is counted."""
-        return f"{super().extra_repr()}, width={self.width}"
 
 
 def layer_norm(

@@ -186,7 +186,7 @@ class Yolo(nn.Module):
         y: list[Any] = []
         for source, layer in zip(self.sources, self.model, strict=True):
             if source != -1:
-                x = [x if j == -1 else y[j] for j in source]  # type: ignore[assignment]
+                x = [x if j == -1 else y[j] for j in source]
             x = layer(x)
             y.append(x)
         return x
