@@ -1,0 +1,1 @@
+"""The pruners that people know from PyTorch: prepare, step, squash, and convert to a smaller model."""

@@ -1,0 +1,102 @@
+"""Schedules: a value for every step, such as the sparsity of a pruner or the threshold of an activation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fxprune.errors import PlanError
+
+Schedule = Callable[[int], float]
+"""From a step, counted from 0, to the value at that step."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same value at every step.
+
+    >>> Constant(0.5)(0), Constant(0.5)(1000)
+    (0.5, 0.5)
+    """
+
+    value: float
+
+    def __post_init__(self) -> None:
+        _finite(self, value=self.value)
+
+    def __call__(self, step: int) -> float:
+        """The value, whatever the step."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class _Ramp:
+    initial: float
+    final: float
+    steps: int
+    begin: int = 0
+
+    def __post_init__(self) -> None:
+        _finite(self, initial=self.initial, final=self.final)
+        for name, value, least in (("steps", self.steps, 1), ("begin", self.begin, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise PlanError(f"{name} must be an integer of at least {least}, not {value!r}", at=type(self).__name__)
+
+    def _left(self, step: int) -> float:
+        """The share of the way that is still to go at a step, in [0, 1]."""
+        return 1.0 - min(max((step - self.begin) / self.steps, 0.0), 1.0)
+
+
+@dataclass(frozen=True)
+class Linear(_Ramp):
+    """From `initial` at step `begin` to `final` at step `begin + steps`, in equal strides; constant before and after.
+
+    >>> schedule = Linear(0.0, 0.8, steps=4)
+    >>> [round(schedule(step), 3) for step in range(6)]
+    [0.0, 0.2, 0.4, 0.6, 0.8, 0.8]
+    """
+
+    def __call__(self, step: int) -> float:
+        """The value at a step."""
+        return self.final + (self.initial - self.final) * self._left(step)
+
+
+@dataclass(frozen=True)
+class AGP(_Ramp):
+    """Automated gradual pruning: fast at first, where there is much to remove, then ever slower.
+
+    s(t) = s_final + (s_initial - s_final) * (1 - (t - begin) / steps)^3, constant before and after (Zhu and Gupta
+    2017, "To prune, or not to prune", equation 1; https://arxiv.org/abs/1710.01878).
+
+    >>> schedule = AGP(0.0, 0.8, steps=4)
+    >>> [round(schedule(step), 2) for step in range(6)]
+    [0.0, 0.46, 0.7, 0.79, 0.8, 0.8]
+    """
+
+    def __call__(self, step: int) -> float:
+        """The value at a step."""
+        return self.final + (self.initial - self.final) * self._left(step) ** 3
+
+
+def as_schedule(value: Any, *, what: str = "schedule") -> Schedule:
+    """A number as a constant schedule, a schedule as it is.
+
+    >>> as_schedule(0.3)
+    Constant(value=0.3)
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return Constant(float(value))
+    if callable(value):
+        return value  # type: ignore[no-any-return]
+    raise PlanError(
+        f"{what} must be a number or a function of the step, not {type(value).__name__}",
+        do="pass a float, or one of fxprune.schedules: Constant, Linear, AGP",
+    )
+
+
+def _finite(schedule: object, **values: Any) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise PlanError(f"{name} must be a finite number, not {value!r}", at=type(schedule).__name__)
