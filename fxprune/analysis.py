@@ -29,7 +29,8 @@ from fxprune.channels.terms import Terms
 from fxprune.channels.vector import Vector
 from fxprune.errors import CaptureError, PlanError, RewriteError
 from fxprune.findings import Findings, hookable
-from fxprune.planning.plan import Plan, make_plan
+from fxprune.fold import make_plan
+from fxprune.planning.plan import Plan
 from fxprune.report import findings_report
 from fxprune.rewrite.norms import preserve
 from fxprune.rules import Event, Operand
@@ -42,7 +43,7 @@ class Analysis(Findings):
     """What `analyze` returns: the findings, and what can be done with them."""
 
     def plan(self, ratio: float | None = None, **options: Any) -> Plan:
-        """What goes: see `fxprune.planning.plan.make_plan` for all options.
+        """What goes: see `fxprune.planning.plan.choose` for all options, and `bias` of `fxprune.transform`.
 
         >>> import torch, fxprune
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
@@ -50,7 +51,7 @@ class Analysis(Findings):
         >>> sorted(plan.removed)
         ['0.bias', '0.weight', '2.weight']
         """
-        return make_plan(self, ratio=ratio, **options)
+        return make_plan(self, ratio=ratio, **options).plan
 
     def report(self) -> str:
         """Groups and locked channels as a table of plain text."""

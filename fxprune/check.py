@@ -17,32 +17,25 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.capture.caches import clean_caches
-from fxprune.capture.captured import WHOLE, fetch
+from fxprune.capture.captured import fetch
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.observe import bound, numbers_of
 from fxprune.capture.scopes import Key, Scopes
-from fxprune.capture.sober import Sober
-from fxprune.capture.twin import twin
 from fxprune.capture.values import tensors_in
-from fxprune.capture.walk import Run, no_fused_attention
 from fxprune.channels.groups import Removal
 from fxprune.channels.vector import Vector
 from fxprune.errors import PlanError, nearest
 from fxprune.findings import Findings
-from fxprune.rewrite.norm_layers import default_eps
+from fxprune.precise import NOTHING, Operations, Precise, deterministic, doubled, zero_slots
 from fxprune.rewrite.norms import rescaled
 from fxprune.rules import Operand
 
 TOLERANCE = 1e-9
-
-BLOCK = 1 << 21
-"""Elements of a weight that are held in float64 at a time."""
 
 
 def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]]) -> nn.Module:
@@ -71,14 +64,6 @@ def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]]) -> nn.Mod
     return twin
 
 
-def zero_slots(tensor: torch.Tensor, dims: Mapping[int, Any]) -> None:
-    """Set the listed slots of each dimension to zero, in place. Lists of positions keep their numbers."""
-    if not tensor.is_floating_point() and not tensor.is_complex():
-        return
-    for dim, indices in dims.items():
-        tensor.index_fill_(dim, torch.as_tensor(indices, dtype=torch.int64, device=tensor.device), 0)
-
-
 def relative_error(small: Any, reference: Any) -> float:
     """max |small - reference| / max |reference| over all tensors of two equal structures; inf where one is NaN."""
     ours, theirs = tensors_in(small), tensors_in(reference)
@@ -95,16 +80,34 @@ def relative_error(small: Any, reference: Any) -> float:
     return worst
 
 
-def compare(findings: Findings, small: nn.Module, removal: Removal, removed: Mapping[str, Any]) -> float:
-    """The relative error of `small` against its reference, both in float64 and evaluation mode, on all inputs."""
+def compare(
+    findings: Findings,
+    small: nn.Module,
+    removal: Removal,
+    zeroed: Mapping[str, Any],
+    exact: Mapping[str, torch.Tensor] | None = None,
+) -> float:
+    """The relative error of `small` against its reference, both in float64 and evaluation mode, on all inputs.
+
+    Args:
+        zeroed: what the reference sets to zero: what was removed, or less where constants were folded.
+        exact: parameters of `small` that are new numbers, before they were rounded to their type.
+    """
+    exact = {**rescaled(findings, removal), **(exact or {})}
+    every = (findings.inputs, *findings.more)
     with clean_caches(findings.model):
-        return max(_compare(findings, small, removal, removed, inputs) for inputs in (findings.inputs, *findings.more))
+        return max(_compare(findings, small, removal, zeroed, exact, inputs) for inputs in every)
 
 
 def _compare(
-    findings: Findings, small: nn.Module, removal: Removal, removed: Mapping[str, Any], inputs: Inputs
+    findings: Findings,
+    small: nn.Module,
+    removal: Removal,
+    removed: Mapping[str, Any],
+    exact: Mapping[str, torch.Tensor],
+    inputs: Inputs,
 ) -> float:
-    with _deterministic():
+    with deterministic():
         values = findings.captured.values(inputs)
         graph = small.graph if isinstance(small, fx.GraphModule) else findings.captured.graph
         numbers = (_Numbers(), _Numbers()) if findings.captured.real else (None, None)
@@ -116,7 +119,7 @@ def _compare(
             text = str(error).strip().splitlines()
             raise IncomparableError(f"{type(error).__name__}: {text[0] if text else ''}") from error
         try:
-            ours = _Precise(graph, small, {}, None, rescaled(findings, removal), numbers[1]).run(*_doubled(values))
+            ours = Precise(graph, small, {}, None, exact, numbers[1]).run(*doubled(values))
         except Exception:
             return float("inf")  # what the original can do in float64, the small one must
         if numbers[0] is not None and numbers[1] is not None and not numbers[0].agrees(numbers[1]):
@@ -127,7 +130,7 @@ def _compare(
 def _runs(findings: Findings, values: list[Any]) -> bool:
     """Whether the original runs in float64 at all."""
     try:
-        _Precise(findings.captured.graph, findings.captured.module, {}, None).run(*_doubled(values))
+        Precise(findings.captured.graph, findings.captured.module, {}, None).run(*doubled(values))
     except Exception:
         return False
     return True
@@ -137,21 +140,15 @@ class IncomparableError(Exception):
     """The original does not run in float64, so that there is no reference; the text says why."""
 
 
-@contextlib.contextmanager
-def _deterministic() -> Iterator[None]:
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), no_fused_attention(), Sober():  # type: ignore[no-untyped-call]
-        yield
-
-
 def sensitivity(findings: Findings, removal: Removal, removed: Mapping[str, Any]) -> float:
     """How much the reference itself moves, relatively, when its inputs move by one rounding of float64.
 
     A deep network with random statistics can amplify a rounding by many orders of magnitude. No two ways of computing
     it agree better than that, however right they are.
     """
-    with clean_caches(findings.model), _deterministic():
+    with clean_caches(findings.model), deterministic():
         values = findings.captured.values(findings.inputs)
-        moved = pytree.tree_map_only(torch.Tensor, _move, _doubled(values))
+        moved = pytree.tree_map_only(torch.Tensor, _move, doubled(values))
         return relative_error(
             _reference(findings, removal, removed, moved), _reference(findings, removal, removed, values)
         )
@@ -171,105 +168,7 @@ def _reference(
     changed = bool((findings.inexact & removal.removed).any())
     captured = findings.captured
     statistics = KeptStatistics(findings, removal) if changed else None
-    return _Precise(captured.graph, captured.module, removed, statistics, None, numbers).run(*_doubled(values))
-
-
-def _double(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to(torch.float64, copy=True) if tensor.is_floating_point() else tensor.detach().clone()
-
-
-def _doubled(values: Any) -> Any:
-    return pytree.tree_map_only(torch.Tensor, _double, values)
-
-
-class _Precise(Run):
-    """Runs a graph with each module's tensors in float64, removed slots zero, in evaluation mode."""
-
-    def __init__(
-        self,
-        graph: fx.Graph,
-        module: nn.Module,
-        removed: Mapping[str, Mapping[int, Any]],
-        statistics: KeptStatistics | None,
-        unrounded: Mapping[str, torch.Tensor] | None = None,
-        numbers: _Numbers | None = None,
-    ) -> None:
-        super().__init__(graph, module)
-        self.numbers = numbers
-        self.removed = removed
-        self.statistics = statistics
-        self.unrounded = unrounded or {}
-
-    def _tensor(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        copied = _double(tensor)
-        zero_slots(copied, self.removed.get(name, {}))
-        exact = self.unrounded.get(name)
-        if exact is not None:  # a new number that is right but for the rounding of its type counts as right
-            rounded = tensor.detach().clone().copy_(exact)
-            copied = torch.where(tensor == rounded, exact, copied)
-        return copied
-
-    def run_node(self, n: fx.Node) -> Any:
-        if self.statistics is None:
-            return super().run_node(n)
-        self.statistics.enter(n.name)
-        if n.op == "call_module":  # enters the mode around the twin that it makes
-            return super().run_node(n)
-        with self.statistics.scopes.watching(), self.statistics:
-            return super().run_node(n)
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        value = super().get_attr(target, args, kwargs)
-        return self._tensor(target, value) if isinstance(value, torch.Tensor) else value
-
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        module = self.module if target == WHOLE else self.fetch_attr(target)
-        hooked = module._forward_hooks or module._forward_pre_hooks
-        if type(module) is nn.Linear and not hooked and module.weight.numel() > BLOCK and self.statistics is None:
-            return self._linear_in_blocks(str(target), module, *args, **kwargs)
-        precise = self._doubled(str(target), module)
-        if target == WHOLE:
-            args, kwargs = args
-        with contextlib.ExitStack() as stack:
-            for watcher in (self.statistics, self.numbers):
-                if watcher is not None:
-                    stack.enter_context(watcher.inside(precise, str(target)))
-            return precise(*args, **kwargs)
-
-    def _doubled(self, target: str, module: nn.Module) -> nn.Module:
-        """A twin of a module in float64 and evaluation mode, its removed slots zero."""
-        prefix = target and f"{target}."
-        made: dict[int, torch.Tensor] = {}
-        for name, tensor in [
-            *module.named_parameters(remove_duplicate=False),
-            *module.named_buffers(remove_duplicate=False),
-        ]:
-            if id(tensor) not in made:
-                made[id(tensor)] = self._tensor(prefix + name, tensor)
-        precise = twin(module, lambda tensor: made.get(id(tensor), tensor))
-        for part, original in zip(precise.modules(), module.modules(), strict=True):
-            part.training = False
-            if isinstance(part, nn.RMSNorm) and part.eps is None and part.weight is not None:
-                part.eps = default_eps(original.get_parameter("weight").dtype)  # not that of float64
-        return precise
-
-    def _linear_in_blocks(self, name: str, module: nn.Linear, input: torch.Tensor) -> torch.Tensor:
-        """A large linear layer, some outputs at a time: the copy of its weight would be the largest tensor of all."""
-        weight, bias = module.weight.detach(), module.bias
-        removed = self.removed.get(f"{name}.weight", {})
-        kept = torch.ones(weight.shape[0], 1, dtype=torch.float64, device=weight.device)
-        zero_slots(kept, {0: removed.get(0, ())})
-        step = max(1, BLOCK // weight.shape[1])
-        outputs = []
-        for start in range(0, weight.shape[0], step):
-            rows = weight[start : start + step].to(torch.float64) * kept[start : start + step]
-            zero_slots(rows, {1: removed.get(1, ())})
-            outputs.append(F.linear(input, rows))
-        made = torch.cat(outputs, -1)
-        return made if bias is None else made + self._tensor(f"{name}.bias", bias)
-
-
-_NOTHING = nn.Module()
+    return Precise(captured.graph, captured.module, removed, statistics, None, numbers).run(*doubled(values))
 
 
 class _Numbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -277,7 +176,7 @@ class _Numbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.scopes = Scopes(_NOTHING)
+        self.scopes = Scopes(NOTHING)
         self.scopes.scaled = self._scaled
         self.seen: dict[Key, tuple[float, ...]] = {}
 
@@ -305,36 +204,21 @@ class _Numbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return all(len(a) != len(b) or np.allclose(a, b, rtol=TOLERANCE, atol=0, equal_nan=True) for a, b in pairs)
 
 
-class KeptStatistics(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class KeptStatistics(Operations):  # type: ignore[no-untyped-call]
     """Operations that take a statistic over pruned slots see the kept ones only.
 
     Such a call is cut down to the kept slots of all its inputs, run, and its result put back among zeros.
     """
 
     def __init__(self, findings: Findings, removal: Removal) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.findings, self.removal = findings, removal
-        self.marked: Mapping[Key, Any] = {}
-        self.scopes = Scopes(_NOTHING)
-
-    def enter(self, node: str) -> None:
-        """The next operations belong to this node."""
-        self.marked = self.findings.observations[node].marked
-        self.scopes.node(node)
-
-    @contextlib.contextmanager
-    def inside(self, module: nn.Module, path: str) -> Iterator[None]:
-        """Follow a module, a twin of the one at `path`, and those in it."""
-        self.scopes.follow(module, path)
-        with self.scopes.watching(), self:
-            yield
-        self.scopes.follow(_NOTHING, "")
+        super().__init__(findings)
+        self.removal = removal
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func.namespace == "prim":
             return func(*args, **kwargs)
-        entry = self.marked.get(self.scopes.now.key(func._schema.name))
+        entry = self.observation.marked.get(self.scopes.now.key(func._schema.name))
         if entry is None or entry[0].op != func._schema.name:
             return func(*args, **kwargs)
         call, outputs = entry

@@ -13,7 +13,8 @@ from fxprune.capture.front import PATHS
 from fxprune.channels.groups import Removal
 from fxprune.check import TOLERANCE, IncomparableError, compare, first_wrong_group, sensitivity
 from fxprune.errors import CaptureError, FxpruneError, PlanError, RewriteError, VerificationError
-from fxprune.planning.plan import Plan, choose, finish, removal_of
+from fxprune.fold import Planned, carry_out, make_plan
+from fxprune.planning.plan import Plan, finish
 from fxprune.rewrite.graph import rewrite
 
 BLURRED = 1e-3
@@ -111,14 +112,11 @@ def _attempt(analysis: Analysis, request: Request, why_not: dict[str, str], *, h
     """Plan, rewrite, prove. With `holding`, channels that cannot be rewritten are locked, and it starts over."""
     held: list[str] = []
     while True:
-        if request.plan is None:
-            removed, reasons = choose(analysis, **request.choices)
-            plan, removal = finish(analysis, removed, (*reasons, *held)), Removal(analysis.solution, removed)
-        else:
-            plan, removal = request.plan, removal_of(analysis, request.plan)
+        planned = make_plan(analysis, **request.choices) if request.plan is None else carry_out(analysis, request.plan)
+        plan, removal = replace(planned.plan, reasons=(*planned.plan.reasons, *held)), planned.removal
         _refuse_empty(analysis, removal)
         try:
-            small = rewrite(analysis, removal)
+            small = rewrite(analysis, removal, planned.constants)
         except RewriteError as error:
             narrower = hold(analysis, error) if holding else None
             if narrower is None:
@@ -130,7 +128,7 @@ def _attempt(analysis: Analysis, request: Request, why_not: dict[str, str], *, h
         if not (request.verify or analysis.captured.real) or _weightless(analysis):
             return result
         try:
-            return replace(result, error=_prove(analysis, small, removal, plan))
+            return replace(result, error=_prove(analysis, small, planned))
         except IncomparableError as error:
             if analysis.captured.real:
                 raise CaptureError(
@@ -140,18 +138,19 @@ def _attempt(analysis: Analysis, request: Request, why_not: dict[str, str], *, h
             return replace(result, plan=replace(plan, reasons=(*plan.reasons, text)))
 
 
-def _prove(analysis: Analysis, small: nn.Module, removal: Removal, plan: Plan) -> float:
-    error = compare(analysis, small, removal, plan.removed)
-    if error <= TOLERANCE or (error < BLURRED and error <= 100 * sensitivity(analysis, removal, plan.removed)):
+def _prove(analysis: Analysis, small: nn.Module, planned: Planned) -> float:
+    removal, zeroed = planned.removal, planned.zeroed
+    error = compare(analysis, small, removal, zeroed, planned.constants.exact)
+    if error <= TOLERANCE or (error < BLURRED and error <= 100 * sensitivity(analysis, removal, zeroed)):
         return error
-    raise _UnprovenError(analysis, removal, error)
+    raise _UnprovenError(analysis, planned, error)
 
 
 class _UnprovenError(VerificationError):
     """A small model that is wrong, before anybody asked which group is to blame."""
 
-    def __init__(self, analysis: Analysis, removal: Removal, error: float, at: str = "") -> None:
-        self.analysis, self.removal, self.error = analysis, removal, error
+    def __init__(self, analysis: Analysis, planned: Planned, error: float, at: str = "") -> None:
+        self.analysis, self.planned, self.error = analysis, planned, error
         super().__init__(
             "the small model differs from its reference",
             at=at,
@@ -161,16 +160,18 @@ class _UnprovenError(VerificationError):
 
     def diagnosed(self) -> VerificationError:
         """The same, naming the first group whose removal alone goes wrong."""
-        analysis = self.analysis
+        analysis, planned = self.analysis, self.planned
+        if planned.plan.zeroed is not None:
+            return _UnprovenError(analysis, planned, self.error, "a channel whose constant was folded")
 
         def error_of(channels: Any) -> float:
             part = finish(analysis, channels, ())
             alone = Removal(analysis.solution, channels)
             return compare(analysis, rewrite(analysis, alone), alone, part.removed)
 
-        wrong = first_wrong_group(error_of, self.removal)
+        wrong = first_wrong_group(error_of, planned.removal)
         name = f'group "{analysis.groups[wrong].name}"' if wrong >= 0 else "no group alone, only several together"
-        return _UnprovenError(analysis, self.removal, self.error, name)
+        return _UnprovenError(analysis, planned, self.error, name)
 
 
 def _refuse_empty(analysis: Analysis, removal: Removal) -> None:

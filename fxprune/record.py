@@ -28,6 +28,8 @@ class Record:
     training: the modules that were in training mode when the graph was traced; "" is the model.
     error: the relative error against the reference, None where it was not compared.
     norms: "preserve" where statistics count the original width as far as that is possible, else "kept".
+    zeroed: what the reference sets to zero: what was removed, but where constants were folded the weights alone.
+    biases, border: as in `Plan`, what took constants up.
     """
 
     path: str
@@ -40,6 +42,9 @@ class Record:
     error: float | None = None
     why_not: Mapping[str, str] = field(default_factory=dict)
     norms: str = "kept"
+    zeroed: Mapping[str, Mapping[int, list[int]]] = field(default_factory=dict)
+    biases: tuple[str, ...] = ()
+    border: str = "carrier"
 
     @property
     def params(self) -> tuple[int, int]:

@@ -17,8 +17,9 @@ from fxprune.errors import (
     NothingRemovedWarning,
     PlanError,
 )
+from fxprune.fold import carry_out, folds
 from fxprune.ladder import Request, Result, climb, rungs_of
-from fxprune.planning.plan import Plan, removal_of
+from fxprune.planning.plan import Plan
 from fxprune.record import Record, attach, record
 
 
@@ -29,7 +30,9 @@ def transform(
     *,
     plan: Plan | None = None,
     ratio: float | Mapping[str, float] | None = None,
-    masks: Mapping[str, Any] | None = None,
+    masks: Mapping[str, Any] | str | None = None,
+    bias: str | None = None,
+    border: str = "carrier",
     importance: Importance = "l2",
     ignore: Any = (),
     round_to: int = 1,
@@ -58,7 +61,15 @@ def transform(
         model: any module, or a traced `torch.fx.GraphModule`.
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
         plan: what goes, made by `analysis.plan(...)`; or say here what a plan is made from:
-        ratio, masks, importance, ignore, round_to, exact, seed: see `fxprune.planning.plan.make_plan`.
+        ratio, masks, importance, ignore, round_to, exact, seed: see `fxprune.planning.plan.choose`.
+        bias: what of a channel goes. "prune": everything, it never existed. "fold": its weights; the constant that its
+            bias, the shift of a norm or an activation at zero then makes of it goes exactly into the layers that read
+            it, and where that is not possible the channel stays. masks="zeros" with "fold", which is the default there,
+            removes whatever has no influence or a constant one, and computes the same function.
+        border: where zeros are padded, a constant is another one near the border. "carrier" keeps one of the constant
+            channels, which takes the others along; costs that channel. "map" adds a map of constants to the result of
+            the layer; costs an addition, out_channels x height x width numbers, and takes inputs of the example's
+            height and width only, in a graph.
         also: more example inputs, for a forward that does other things on them; what holds for one holds for all.
         strict: raise at an operation without a rule instead of keeping its channels.
         verify: compare the result with its reference in float64 where the weights are real (see
@@ -80,11 +91,15 @@ def transform(
     >>> small.get_submodule("0"), small.get_submodule("1").num_features
     (Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1)), 4)
     """
-    if plan is not None and (ratio is not None or masks is not None):
-        raise PlanError("a plan says already what goes", why="ratio or masks were given too", do="pass one of them")
+    if plan is not None and not (ratio is None and masks is None and bias is None):
+        raise PlanError("a plan says already what goes", why="ratio, masks or bias were given too", do="pass the plan")
+    if folds(bias, masks) and path == "hooks":
+        raise PlanError("constants cannot be folded behind hooks", why="they put zeros back", do="take another path")
     choices: dict[str, Any] = {
         "ratio": ratio,
         "masks": masks,
+        "bias": bias,
+        "border": border,
         "importance": importance,
         "ignore": ignore,
         "round_to": round_to,
@@ -104,7 +119,7 @@ def verify(model: nn.Module, small: nn.Module, example_inputs: Any) -> float:
     """The largest relative error of `small`, made from `model` by `transform`, against its reference.
 
     Both run in float64 and evaluation mode on `example_inputs`, which may differ from those of `transform`. The
-    reference is `masked(model, record(small).removed)`; where removal changed a statistic (see `norms` of
+    reference is `masked(model, record(small).zeroed)`; where removal changed a statistic (see `norms` of
     `transform`), that statistic is taken over the kept channels.
 
     Returns max |small - reference| / max |reference| over all outputs; inf where shapes differ or NaN appears.
@@ -114,8 +129,10 @@ def verify(model: nn.Module, small: nn.Module, example_inputs: Any) -> float:
     for name, module in recorded.named_modules():
         module.training = name in made.training
     analysis = analyze(recorded, example_inputs, path=made.path, norms=made.norms)
-    removal = removal_of(analysis, Plan({k: dict(v) for k, v in made.removed.items()}))
-    return compare(analysis, small, removal, made.removed)
+    removed, zeroed = ({k: dict(v) for k, v in part.items()} for part in (made.removed, made.zeroed))
+    folded = zeroed != removed or bool(made.biases)
+    planned = carry_out(analysis, Plan(removed, zeroed=zeroed if folded else None, border=made.border))
+    return compare(analysis, small, planned.removal, planned.zeroed, planned.constants.exact)
 
 
 def _recorded(result: Result) -> Record:
@@ -155,4 +172,7 @@ def _recorded(result: Result) -> Record:
         result.error,
         result.why_not,
         "kept" if analysis.preserved is None else "preserve",
+        plan.removed if plan.zeroed is None else plan.zeroed,
+        plan.biases,
+        plan.border,
     )

@@ -184,7 +184,7 @@ def test_a_rounding_that_the_model_amplifies_is_no_error(monkeypatch: pytest.Mon
 
 
 def test_large_layers_are_cut_and_proven_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxprune.check.BLOCK", 1000)
+    monkeypatch.setattr("fxprune.precise.BLOCK", 1000)
     monkeypatch.setattr("fxprune.rewrite.tensors.BLOCK", 1000)
     net = nn.Sequential(nn.Linear(7, 67), nn.ReLU(), nn.Linear(67, 71), nn.Sigmoid(), nn.Linear(71, 43)).double()
     x = torch.randn(3, 7).double()

@@ -13,6 +13,16 @@ from fxprune.errors import PlanError, nearest
 from fxprune.findings import Findings, output_dim
 
 
+def every_channel(findings: Findings, masks: str, stay: set[int]) -> Bools:
+    """All channels but those of the groups that stay: what masks="zeros" chooses from."""
+    if masks != "zeros":
+        raise PlanError(f"there are no masks {masks!r}", why='the only ones with a name are "zeros"')
+    removed = np.ones(findings.solution.channels, dtype=bool)
+    for group in stay:
+        removed[findings.solution.by_group[group]] = False
+    return removed
+
+
 def removed_by_masks(findings: Findings, masks: Mapping[str, Any], stay: set[int]) -> tuple[Bools, tuple[str, ...]]:
     """The channels that masks {layer: bool [out_channels], True = keep} ask for, and why some of them stay.
 
@@ -20,7 +30,7 @@ def removed_by_masks(findings: Findings, masks: Mapping[str, Any], stay: set[int
     """
     if not isinstance(masks, Mapping):
         raise PlanError(
-            f"masks must be a dict, not {type(masks).__name__}", do="pass {layer: bool tensor, True = keep}"
+            f"masks must be a dict, not {type(masks).__name__}", do='pass {layer: bool tensor, True = keep}, or "zeros"'
         )
     s = findings.solution
     wanted = np.zeros(s.channels, dtype=bool)

@@ -16,7 +16,7 @@ from fxprune.criteria import Importance, scores_of
 from fxprune.errors import PlanError, nearest
 from fxprune.findings import Findings, Group
 from fxprune.planning.level import level
-from fxprune.planning.masks import removed_by_masks
+from fxprune.planning.masks import every_channel, removed_by_masks
 from fxprune.planning.select import ignored_groups
 
 Removed = dict[str, dict[int, list[int]]]
@@ -28,27 +28,33 @@ class Plan:
 
     removed: parameter or buffer -> {dimension: sorted indices that go}. Names of tied parameters all appear.
     reasons: what was asked for and stays, with the reason.
+    zeroed: with folded constants, what the reference sets to zero; None where that is what goes.
+    biases: the layers, and "%node"s of functions, that get a bias, to take constants up.
+    border: "map" where constants that meet zero padding become a map that is added, "carrier" where one of them stays.
     """
 
     removed: Removed
     reasons: tuple[str, ...] = field(default=())
+    zeroed: Removed | None = None
+    biases: tuple[str, ...] = ()
+    border: str = "carrier"
 
     def __bool__(self) -> bool:
         return bool(self.removed)
 
 
-def make_plan(
+def choose(
     findings: Findings,
     *,
     ratio: float | Mapping[str, float] | None = None,
-    masks: Mapping[str, Any] | None = None,
+    masks: Mapping[str, Any] | str | None = None,
     importance: Importance = "l2",
     ignore: Any = (),
     round_to: int = 1,
     exact: bool = False,
     seed: int | None = None,
-) -> Plan:
-    """Choose channels.
+) -> tuple[Bools, tuple[str, ...]]:
+    """Which channels go, and why something that was asked for stays.
 
     Args:
         ratio: the share of every group's channels to remove, in [0, 1), rounded down; or {glob: share} over
@@ -56,7 +62,7 @@ def make_plan(
             glob names stay. A dimension that is a grid (conv groups x their width) is
             shrunk by both of its groups.
         masks: instead of a ratio: {layer: bool tensor [out_channels], True = keep}. What is coupled to a masked
-            channel goes with it; what cannot go stays, and `Plan.reasons` says why.
+            channel goes with it; what cannot go stays, and `Plan.reasons` says why. "zeros" for every channel.
         importance: "l2", "l1", "random", or a callable that takes a `Group` and returns one score per channel;
             the lowest go.
         ignore: names, globs, modules or types whose output channels stay.
@@ -66,31 +72,6 @@ def make_plan(
 
     Raises `PlanError` for requests that cannot be meant.
     """
-    removed, reasons = choose(
-        findings,
-        ratio=ratio,
-        masks=masks,
-        importance=importance,
-        ignore=ignore,
-        round_to=round_to,
-        exact=exact,
-        seed=seed,
-    )
-    return finish(findings, removed, reasons)
-
-
-def choose(
-    findings: Findings,
-    *,
-    ratio: float | Mapping[str, float] | None,
-    masks: Mapping[str, Any] | None,
-    importance: Importance,
-    ignore: Any,
-    round_to: int,
-    exact: bool,
-    seed: int | None,
-) -> tuple[Bools, tuple[str, ...]]:
-    """Which channels go, and why something that was asked for stays. The arguments are those of `make_plan`."""
     if (ratio is None) == (masks is None):
         raise PlanError(
             "say what goes: exactly one of ratio and masks",
@@ -100,6 +81,8 @@ def choose(
     stay = ignored_groups(findings, ignore)
     if exact:
         stay |= {g for g, inexact in enumerate(_any_by_group(findings, findings.inexact)) if inexact}
+    if isinstance(masks, str):
+        return every_channel(findings, masks, stay), ()
     if masks is not None:
         return removed_by_masks(findings, masks, stay)
     ratios = _ratios(findings, ratio)

@@ -25,6 +25,7 @@ from fxprune.channels.groups import Removal
 from fxprune.channels.vector import Vector
 from fxprune.errors import RewriteError
 from fxprune.findings import Findings
+from fxprune.rewrite.constants import Constants, place_constants
 from fxprune.rewrite.hooks import reinsert
 from fxprune.rewrite.modules import SizeError, Use, recount
 from fxprune.rewrite.norms import preserve_modules, preserve_nodes, rescaled
@@ -45,13 +46,16 @@ _SPECS = ("_in_spec", "_out_spec")
 _OF_THE_GRAPH = ("_graph", "_code", "_tracer_cls", "_tracer_extras", "_prologue_start", "_lineno_map")
 
 
-def rewrite(findings: Findings, removal: Removal) -> nn.Module:
+def rewrite(findings: Findings, removal: Removal, constants: Constants | None = None) -> nn.Module:
     """The smaller model, which shares no tensor with the original: of its class where the capture kept that, else a
     `GraphModule`.
 
+    Args:
+        constants: what channels that went leave behind in those that stay.
+
     Raises `RewriteError` where a node's shape is not the promised one; nothing of the original has changed then.
     """
-    faker = Faker()
+    faker, constants = Faker(), constants or Constants()
     shapes = shapes_of(findings, removal)
     fakes = {name: faker.smaller(tensor, shapes[name]) for name, tensor in findings.tensors.items()}
     small, graph, old = _copy(findings.captured, {id(findings.tensors[name]): fake for name, fake in fakes.items()})
@@ -62,10 +66,11 @@ def rewrite(findings: Findings, removal: Removal) -> nn.Module:
     preserve_modules(small, findings, removal)
     preserve_nodes(small, graph, old, findings, removal)
     real = shrink_all(findings, removal)
-    for name, values in rescaled(findings, removal).items():
+    for name, numbers in {**rescaled(findings, removal), **constants.values}.items():
         if name in real:
-            real[name].detach().copy_(values)
+            real[name].detach().copy_(numbers)
     _fill(small, {id(fake): real[name] for name, fake in fakes.items()})
+    place_constants(small, graph, old, constants)
     if findings.captured.path == "hooks":
         reinsert(small, findings, removal)
     if isinstance(small, fx.GraphModule):

@@ -1,0 +1,354 @@
+"""What becomes of the constants that removed channels carry.
+
+A layer that reads channel k with the constant c_k computes y[o] = ... + sum_k W[o, k] c_k. That sum goes into its bias.
+Where zeros are padded around the channel it is another one near the border; then one of the constant channels, the
+*carrier* 0, stays and takes the others along: W'[o, 0] = W[o, 0] + sum_k W[o, k] c_k / c_0. Its own layer has zero
+weights, and emits c_0 by the bias and the shifts that are there anyway.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fxprune.channels.groups import Bools, Ints, Removal
+from fxprune.findings import Findings
+from fxprune.fold.readings import Reading, read
+from fxprune.precise import zero_slots
+from fxprune.rewrite.constants import Constants
+from fxprune.rewrite.tensors import kept_slots, shrink
+
+Removed = dict[str, dict[int, list[int]]]
+
+ROUNDING = 1e-12
+"""How far two constants may be apart, relatively, that are the same but for rounding."""
+
+
+@dataclass(frozen=True)
+class Folding:
+    """What goes, and how the rest changes.
+
+    removed: the channels that go. zeroed: what the reference sets to zero.
+    constants: what takes the constants up. reasons: channel -> why it stays.
+    """
+
+    removed: Bools
+    zeroed: Removed
+    constants: Constants
+    reasons: Mapping[int, str]
+
+
+def zeroed_by(findings: Findings, removed: Bools) -> Removed:
+    """The output slots of every layer's weight that channels take along: what "the weights are gone" means."""
+    removal, zeroed = Removal(findings.solution, removed), {}
+    for axis in findings.axes:
+        if axis.parameter in findings.tensors and axis.dim == opened(findings, axis.parameter):
+            kept = removal.kept(axis.vector)
+            if kept is not None:
+                for name in (axis.parameter, *findings.aliases.get(axis.parameter, ())):
+                    zeroed[name] = {axis.dim: np.flatnonzero(~kept).tolist()}
+    return zeroed
+
+
+def opened(findings: Findings, parameter: str) -> int | None:
+    """The output dimension of a layer's weight, None for anything else."""
+    owner = findings.owner(parameter)
+    if "weight" not in parameter.rpartition(".")[2] or findings.tensors[parameter].ndim < 2:
+        return None
+    if isinstance(owner, nn.modules.conv._ConvNd):
+        return 1 if owner.transposed else 0
+    if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)):
+        return 1
+    layers = (nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.modules.rnn.RNNBase)
+    return 0 if isinstance(owner, layers) else None
+
+
+def fold(
+    findings: Findings, removed: Bools, zeroed: Removed | None, keep: Callable[[Bools], None], *, maps: bool = False
+) -> Folding:
+    """Remove as many of the channels in `removed` as can go exactly.
+
+    Args:
+        maps: add a map of constants where zeros are padded, instead of a carrier.
+        zeroed: what the reference sets to zero besides; None for the weights of the channels in `removed`.
+        keep: takes away from the channels that go, in place, those without which a dimension would be empty.
+    """
+    decision = _Decision(findings, removed.copy(), keep, maps)
+    while True:
+        before = decision.removed.copy()
+        decision.readings = read(findings, decision.zeroed() if zeroed is None else zeroed)
+        decision.settle()
+        if zeroed is not None or (decision.removed == before).all() or not decision.removed.any():
+            break
+        if not decision.lost(before):  # carriers only: what is zero is what it was
+            break
+    return decision.folding(decision.zeroed() if zeroed is None else zeroed)
+
+
+@dataclass
+class _Decision:
+    """Channels that go, carriers among those that stay, and why others stay."""
+
+    findings: Findings
+    removed: Bools
+    keep: Callable[[Bools], None]
+    maps: bool
+    readings: list[Reading] = field(default_factory=list)
+    carriers: Bools = field(init=False)
+    uses: Counter[str] = field(default_factory=Counter)
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.carriers = np.zeros_like(self.removed)
+
+    def zeroed(self) -> Removed:
+        """Without weights are the channels that go and their carriers."""
+        return zeroed_by(self.findings, self.removed | self.carriers)
+
+    def lost(self, before: Bools) -> bool:
+        """Whether channels were given up since, so that their weights stay as well."""
+        return bool((before & ~self.removed & ~self.carriers).any())
+
+    def settle(self) -> None:
+        """Give up channels that cannot go, and choose carriers, until every reading can do without the others."""
+        self.uses = Counter(reading.weight for reading in self.readings)
+        while True:
+            removal = Removal(self.findings.solution, self.removed)
+            gone = [self._gone(reading, removal) for reading in self.readings]
+            given = [self._refuse(r, g) for r, g in zip(self.readings, gone, strict=True)]
+            if any(given) or any(self._carry(r, g) for r, g in zip(self.readings, gone, strict=True)):
+                continue
+            if self._contradiction(gone):
+                continue
+            before = self.removed.copy()
+            self.keep(self.removed)
+            if (before == self.removed).all():
+                return
+            self._note(before & ~self.removed, "a dimension would be empty without it")
+
+    # -- one reading --------------------------------------------------------------------------------------
+
+    def _gone(self, reading: Reading, removal: Removal) -> Bools:
+        """The slots that go while something reads them: the outputs of their block do not all go too."""
+        kept = removal.kept(reading.vector)
+        gone = np.zeros(reading.vector.size, dtype=bool) if kept is None else ~kept
+        left = None if reading.out is None else removal.kept(reading.out)
+        if left is not None and gone.any():
+            alive = left.reshape(reading.blocks, -1).any(1)
+            gone &= np.repeat(alive, reading.vector.size // reading.blocks)
+        return gone
+
+    def _refuse(self, reading: Reading, gone: Bools) -> bool:
+        """Give up what is not constant, and constants that nothing can take up."""
+        given = self._give_up(reading, gone & reading.bad, reading.why)
+        if not (reading.bias or reading.weight or self._mapped(reading)):
+            constant = self._slots(reading, gone[reading.slots])
+            given |= self._give_up(reading, constant, "no bias there can take its constant up")
+        return given
+
+    def _mapped(self, reading: Reading) -> bool:
+        """Whether constants become a map that is added to the result."""
+        return self.maps and reading.bordered and bool(reading.result)
+
+    def _carried(self, reading: Reading) -> bool:
+        """Whether constants go into a carrier's column: near a border, or where they are not the same everywhere."""
+        return reading.bordered or not reading.bias
+
+    def _carry(self, reading: Reading, gone: Bools) -> bool:
+        """Keep one channel of every block as the carrier, and what it cannot carry; whether anything changed."""
+        going = gone[reading.slots]
+        if not going.any() or self._mapped(reading):
+            return False
+        needs = going if self._carried(reading) else going & ~reading.uniform
+        if not needs.any():
+            return False
+        if not reading.weight:
+            return self._give_up(reading, self._slots(reading, needs), "its constant is not the same everywhere")
+        for block in np.unique(self._block(reading)[needs]):
+            inside = self._block(reading) == block
+            chosen = self._carrier(reading, inside & ~going)
+            if chosen is None:
+                best = np.flatnonzero(inside & needs)
+                chosen = int(best[np.argmax(_size(reading.planes)[best])])
+                self._keep_as_carrier(reading, chosen)
+                return True
+            others = np.flatnonzero(inside & needs)
+            _, proportional = _ratios(reading.planes, chosen, others)
+            if not proportional.all():
+                apart = np.zeros(len(reading.slots), dtype=bool)
+                apart[others[~proportional]] = True
+                return self._give_up(
+                    reading, self._slots(reading, apart), "no constant channel has its pattern, to carry it"
+                )
+        return False
+
+    def _carrier(self, reading: Reading, candidates: Bools) -> int | None:
+        """The strongest constant that stays; None if there is none that is not tiny beside the others."""
+        found = np.flatnonzero(candidates)
+        if not len(found):
+            return None
+        sizes = _size(reading.planes)
+        best = int(found[np.argmax(sizes[found])])
+        return best if sizes[best] >= 1e-3 * sizes.max() else None
+
+    def _keep_as_carrier(self, reading: Reading, chosen: int) -> None:
+        for channel in self._channels(reading, reading.slots[[chosen]]):
+            self.removed[channel] = False
+            self.carriers[channel] = True
+            self.reasons[channel] = f"it carries the constants of others into {reading.at}, where zeros are padded"
+
+    def _block(self, reading: Reading) -> Ints:
+        return reading.slots // (reading.vector.size // reading.blocks)
+
+    def _slots(self, reading: Reading, chosen: Bools) -> Bools:
+        flags = np.zeros(reading.vector.size, dtype=bool)
+        flags[reading.slots[chosen]] = True
+        return flags
+
+    def _channels(self, reading: Reading, slots: Any) -> Ints:
+        """The channels that go at some slots of a reading."""
+        columns = self.findings.solution.channels_of(reading.vector)
+        found = np.concatenate([column[slots] for column in columns]) if columns else np.zeros(0, dtype=np.int64)
+        found = np.unique(found[found >= 0])
+        return found[self.removed[found]]
+
+    def _give_up(self, reading: Reading, wrong: Bools, why: str) -> bool:
+        if not wrong.any():
+            return False
+        given = np.zeros_like(self.removed)
+        given[self._channels(reading, wrong)] = True
+        self.removed[given] = False
+        self._note(given, f"read by {reading.at}: {why}")
+        return bool(given.any())
+
+    def _note(self, channels: Bools, why: str) -> None:
+        for channel in np.flatnonzero(channels):
+            self.reasons.setdefault(int(channel), why)
+
+    # -- all readings -------------------------------------------------------------------------------------
+
+    def _contradiction(self, gone: list[Bools]) -> bool:
+        """Whether two readings change the same parameter in different ways; the channels of both stay then."""
+        made: dict[str, tuple[int, torch.Tensor]] = {}
+        for number, (reading, going) in enumerate(zip(self.readings, gone, strict=True)):
+            for name, change in self._changes(reading, going).items():
+                first, before = made.setdefault(name, (number, change))
+                scale = max(float(before.abs().max()), float(change.abs().max()))
+                if before.shape == change.shape and float((before - change).abs().max()) <= ROUNDING * scale:
+                    continue
+                why = f"{name} is shared by readings that would change it differently"
+                slots = [self._slots(self.readings[n], gone[n][self.readings[n].slots]) for n in (first, number)]
+                given = [self._give_up(self.readings[n], s, why) for n, s in zip((first, number), slots, strict=True)]
+                if any(given):
+                    return True
+        return False
+
+    def _changes(self, reading: Reading, gone: Bools) -> dict[str, torch.Tensor]:
+        """Parameter -> what is added to it; nothing added is said too, to be compared with other uses."""
+        going = gone[reading.slots]
+        changes: dict[str, torch.Tensor] = {}
+        if self._mapped(reading):
+            return {reading.result: reading.mapped(going)} if going.any() else {}
+        into_carrier = going if self._carried(reading) else going & ~reading.uniform
+        if reading.bias:
+            chosen = torch.from_numpy(going & ~into_carrier)
+            constants = reading.planes[chosen][:, 0]
+            changes[reading.bias] = reading.columns[:, chosen].sum(2) @ constants
+        if reading.weight and (into_carrier.any() or self.uses[reading.weight] > 1):
+            changes[reading.weight] = self._carried_columns(reading, going, into_carrier)
+        return changes
+
+    def _carried_columns(self, reading: Reading, going: Bools, carried: Bools) -> torch.Tensor:
+        """What is added to the weight [out, slots of all blocks, taps]."""
+        made = reading.columns.new_zeros(reading.columns.shape[0], reading.vector.size, reading.columns.shape[2])
+        for block in np.unique(self._block(reading)[carried]):
+            inside = self._block(reading) == block
+            chosen = self._carrier(reading, inside & ~going)
+            assert chosen is not None
+            others = np.flatnonzero(inside & carried)
+            ratios, _ = _ratios(reading.planes, chosen, others)
+            added = torch.einsum("ost,s->ot", reading.columns[:, torch.from_numpy(others)], ratios)
+            made[:, int(reading.slots[chosen])] += added
+        return made
+
+    def folding(self, zeroed: Removed) -> Folding:
+        """The result, with every parameter that changes."""
+        removal = Removal(self.findings.solution, self.removed)
+        values: dict[str, torch.Tensor] = {}
+        biases: dict[str, torch.Tensor] = {}
+        maps: dict[str, torch.Tensor] = {}
+        canonical = {alias: name for name, aliases in self.findings.aliases.items() for alias in aliases}
+
+        def value(name: str) -> torch.Tensor:
+            name = canonical.get(name, name)
+            if name not in values:
+                values[name] = self.findings.tensors[name].detach().to(torch.float64, copy=True)
+                zero_slots(values[name], zeroed.get(name, {}))
+            return values[name]
+
+        for name in zeroed:
+            if self._still_there(name, zeroed[name], removal):
+                value(name)
+        done: set[str] = set()
+        for reading in self.readings:
+            for name, change in self._changes(reading, self._gone(reading, removal)).items():
+                if name in done or not bool((change != 0).any()):
+                    continue
+                done.add(name)
+                kept_out = None if reading.out is None else removal.kept(reading.out)
+                left = change if kept_out is None else change[torch.from_numpy(kept_out)]
+                if name == reading.result:
+                    maps[name] = left
+                elif name == reading.bias and reading.new:
+                    biases[name if name.startswith("%") else name.removesuffix(".bias")] = left
+                elif name == reading.bias:
+                    value(name).add_(change)
+                else:
+                    value(name).add_(_as_weight(change, value(name), reading))
+        kept = kept_slots(self.findings, removal)
+        made = {
+            alias: shrink(tensor, kept.get(name, {}))
+            for name, tensor in values.items()
+            for alias in (name, *self.findings.aliases.get(name, ()))
+        }
+        return Folding(self.removed, zeroed, Constants(made, biases, maps), self.reasons)
+
+    def _still_there(self, name: str, dims: Mapping[int, list[int]], removal: Removal) -> bool:
+        """Whether slots that the reference sets to zero stay, as those of carriers do."""
+        vectors = {(a.parameter, a.dim): a.vector for a in self.findings.axes}
+        for dim, slots in dims.items():
+            kept = removal.kept(vectors[name, dim]) if (name, dim) in vectors else None
+            if (name, dim) in vectors and (kept is None or kept[slots].any()):
+                return True
+        return False
+
+
+def _size(planes: torch.Tensor) -> Any:
+    return planes.abs().amax(1).cpu().numpy()
+
+
+def _ratios(planes: torch.Tensor, carrier: int, others: Ints) -> tuple[torch.Tensor, Bools]:
+    """How many times the carrier's plane each other one is, and whether it is at all positions."""
+    base = planes[carrier]
+    rows = planes[torch.from_numpy(others)]
+    at = int(base.abs().argmax())
+    ratios = rows[:, at] / base[at]
+    apart = (rows - ratios[:, None] * base).abs().amax(1)
+    return ratios, (apart <= ROUNDING * rows.abs().amax(1)).cpu().numpy()
+
+
+def _as_weight(change: torch.Tensor, weight: torch.Tensor, reading: Reading) -> torch.Tensor:
+    """[out, slots of all blocks, taps] in the shape of the weight: a block's outputs have its slots only."""
+    blocks, out = reading.blocks, change.shape[0]
+    if reading.dim == 0:  # transposed: [slots, out of a block, taps]
+        split = change.view(blocks, out // blocks, blocks, -1, change.shape[2])
+        own = torch.stack([split[g, :, g] for g in range(blocks)])  # [g, o, i, taps]
+        return own.permute(0, 2, 1, 3).reshape(weight.shape)
+    split = change.view(blocks, out // blocks, blocks, -1, change.shape[2])
+    return torch.stack([split[g, :, g] for g in range(blocks)]).reshape(weight.shape)

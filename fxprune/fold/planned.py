@@ -1,0 +1,180 @@
+"""From a request to a plan, constants included; and from a plan back to what it does to this model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from fxprune.channels.groups import Bools, Removal
+from fxprune.errors import CaptureError, PlanError
+from fxprune.findings import Findings
+from fxprune.fold.constants import Folding, fold, opened
+from fxprune.planning.level import level
+from fxprune.planning.plan import Plan, Removed, choose, finish, keep_one_each, removal_of
+from fxprune.rewrite.constants import Constants
+
+BIAS = ("prune", "fold")
+BORDER = ("carrier", "map")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, and what it does: the channels that go, and the parameters that take constants up."""
+
+    plan: Plan
+    removal: Removal
+    constants: Constants = field(default_factory=Constants)
+
+    @property
+    def zeroed(self) -> Removed:
+        """What the reference sets to zero."""
+        return self.plan.removed if self.plan.zeroed is None else self.plan.zeroed
+
+
+def folds(bias: str | None, masks: Any) -> bool:
+    """Whether a request folds constants: the weights of a channel that is zero already go, and nothing else does.
+
+    Raises `PlanError` for what cannot be meant.
+    """
+    if bias not in (None, *BIAS):
+        raise PlanError(f"there is no bias {bias!r}", why='bias is "prune" or "fold"')
+    return bias == "fold" or (bias is None and isinstance(masks, str))
+
+
+def make_plan(findings: Findings, *, bias: str | None = None, border: str = "carrier", **choices: Any) -> Planned:
+    """Choose channels, see `fxprune.planning.plan.choose`.
+
+    Args:
+        bias: "prune" removes channels with everything that belongs to them. "fold" removes the weights, and what a
+            channel is without them, a constant, goes exactly into the layers that read it; channels for which that
+            is not possible stay. Default: "prune", but "fold" for masks="zeros".
+        border: "carrier" or "map", see `fxprune.transform`.
+    """
+    if border not in BORDER:
+        raise PlanError(f"there is no border {border!r}", why='border is "carrier" or "map"')
+    masks = choices.get("masks")
+    if not folds(bias, masks):
+        if masks == "zeros":
+            choices["masks"] = zero_rows(findings)
+            if not choices["masks"]:
+                raise PlanError("no layer has an output channel whose weights are all zero", at='masks="zeros"')
+        removed, reasons = choose(findings, **choices)
+        return Planned(finish(findings, removed, reasons), Removal(findings.solution, removed))
+    _refuse(findings, border)
+    wanted, reasons = choose(findings, **{**choices, "exact": True})
+    zeros = isinstance(masks, str)
+    found = fold(findings, wanted, {} if zeros else None, _keeping(findings), maps=border == "map")
+    why = _zeros_that_stay(findings, found) if zeros else _channels_that_stay(findings, wanted, found)
+    return _planned(findings, found, (*reasons, *why), border)
+
+
+def carry_out(findings: Findings, plan: Plan) -> Planned:
+    """What a plan that was made before does to this model.
+
+    Raises `PlanError` where it was made for another one, or where a constant cannot be folded here.
+    """
+    removal = removal_of(findings, plan)
+    if plan.zeroed is None:
+        return Planned(plan, removal)
+    _refuse(findings, plan.border)
+    found = fold(findings, removal.removed, plan.zeroed, _keeping(findings), maps=plan.border == "map")
+    lost = np.flatnonzero(removal.removed & ~found.removed)
+    if len(lost):
+        raise PlanError(
+            "the plan removes channels that carry no constant in this model",
+            at=f'group "{findings.groups[findings.solution.group[lost[0]]].name}"',
+            why=found.reasons.get(int(lost[0]), ""),
+            do="make the plan with this model's `analyze`",
+        )
+    made = _planned(findings, found, plan.reasons, plan.border)
+    return replace(made, plan=replace(plan, biases=made.plan.biases))
+
+
+def _planned(findings: Findings, found: Folding, reasons: tuple[str, ...], border: str) -> Planned:
+    plan = finish(findings, found.removed, reasons)
+    plan = replace(plan, zeroed=found.zeroed, biases=tuple(found.constants.biases), border=border)
+    return Planned(plan, Removal(findings.solution, found.removed), found.constants)
+
+
+def _refuse(findings: Findings, border: str) -> None:
+    if border == "map" and findings.captured.whole:
+        raise CaptureError("a map can only be added in a graph", do='use border="carrier", or prefer="graph"')
+    if any(t.device.type == "meta" for t in findings.tensors.values()):
+        raise PlanError(
+            "constants cannot be folded without weights",
+            why="the model is on the meta device, its parameters have no values",
+            do='load the weights first, or use bias="prune"',
+        )
+    if findings.preserved is not None:
+        raise PlanError('norms="preserve" and bias="fold" do not go together', do="use one of them")
+    if findings.captured.real or findings.captured.path == "hooks":
+        why = "the forward decides by numbers" if findings.captured.real else "hooks put zeros back, not constants"
+        raise CaptureError("constants cannot be folded in this way", why=why, do='use bias="prune"')
+
+
+def _keeping(findings: Findings) -> Any:
+    scores = np.zeros(findings.solution.channels)
+
+    def keep(removed: Bools) -> None:
+        keep_one_each(findings, removed, scores)
+        level(findings, removed, scores)
+
+    return keep
+
+
+# -- weights that are zero ------------------------------------------------------------------------------
+
+
+def zero_rows(findings: Findings) -> dict[str, torch.Tensor]:
+    """A mask, True = keep, for every layer that has outputs whose weights are all zero."""
+    masks: dict[str, torch.Tensor] = {}
+    for name, tensor in findings.tensors.items():
+        dim = opened(findings, name)
+        if dim is not None and tensor.is_floating_point():
+            live = (tensor.detach() != 0).movedim(dim, 0).flatten(1).any(1).cpu()
+            if not live.all() and live.any():
+                masks[name.rpartition(".")[0] if name.endswith(".weight") else name] = live
+    return masks
+
+
+def _zeros_that_stay(findings: Findings, found: Folding) -> tuple[str, ...]:
+    """Per layer, the outputs that are zero and stay, with the reason of the first of them."""
+    lines = []
+    vectors = {(a.parameter, a.dim): a.vector for a in findings.solution.axes}
+    for layer, live in zero_rows(findings).items():
+        name = f"{layer}.weight" if f"{layer}.weight" in findings.tensors else layer
+        vector = vectors.get((name, opened(findings, name) or 0))
+        columns = [] if vector is None else findings.solution.channels_of(vector)
+        gone = np.zeros(len(live), dtype=bool)
+        for column in columns:
+            gone |= (column >= 0) & found.removed[column]
+        left = np.flatnonzero(~live.numpy() & ~gone)
+        if len(left):
+            channels = [int(c) for column in columns for c in column[left] if c >= 0]
+            why = next((found.reasons[c] for c in channels if c in found.reasons), "") or _held(findings, name)
+            listed = ", ".join(map(str, left[:6])) + (", ..." if len(left) > 6 else "")
+            lines.append(f'"{layer}": {len(left)} channels without weights stay ({listed}): {why}')
+    return tuple(lines)
+
+
+def _held(findings: Findings, name: str) -> str:
+    for locked in findings.locked:
+        if any(parameter == name for parameter, _ in locked.slots):
+            event = locked.event
+            return f"{event.op} in {event.module or 'the model'} ({event.source}): {event.why}"
+    return "their group is ignored, or its removal changes a statistic"
+
+
+def _channels_that_stay(findings: Findings, wanted: Bools, found: Folding) -> tuple[str, ...]:
+    """Per group and reason, how many of the channels that were asked for stay."""
+    counts: dict[tuple[int, str], int] = {}
+    for channel in np.flatnonzero(wanted & ~found.removed):
+        key = (int(findings.solution.group[channel]), found.reasons.get(int(channel), ""))
+        counts[key] = counts.get(key, 0) + 1
+    return tuple(
+        f'"{findings.groups[group].name}": {count} of the channels asked for stay: {why}'
+        for (group, why), count in counts.items()
+    )
