@@ -117,6 +117,41 @@ def test_all_channels_verify(program: Program, ratio: float, seed: int) -> None:
         assert error(small(x), fxprune.masked(net, fxprune.record(small).removed)(x)) < ROUNDING
 
 
+borders = st.sampled_from(("carrier", "map"))
+
+
+@law(40, program=programs(), ratio=ratios, seed=seeds, border=borders)
+def test_constants_are_folded(program: Program, ratio: float, seed: int, border: str) -> None:
+    """The original whose layers lost the weights of some outputs, and nothing else, needs no rule either."""
+    net, x = build(program), images(program)
+    small = shrunk(net, x, ratio=ratio, importance="random", seed=seed, bias="fold", border=border, verify=False)
+    fresh = images(program, seed + 1, batch=3)
+    assert error(small(fresh), fxprune.masked(net, fxprune.record(small).zeroed)(fresh)) < ROUNDING
+    assert fxprune.verify(net, small, fresh) < ROUNDING
+
+
+@law(40, program=programs(), share=st.sampled_from((0.2, 0.5, 0.9)), seed=seeds, border=borders)
+def test_what_is_zero_goes_and_nothing_changes(program: Program, share: float, seed: int, border: str) -> None:
+    net, x = emptied(build(program), share, seed), images(program)
+    with warnings.catch_warnings():  # bounds of slices may hold halves of unequal width
+        warnings.simplefilter("ignore", fxprune.NothingRemovedWarning)
+        small = fxprune.transform(net, x, masks="zeros", border=border, verify=False)
+    fresh = images(program, seed + 1, batch=3)
+    assert error(small(fresh), net(fresh)) < ROUNDING
+
+
+def emptied(net: nn.Module, share: float, seed: int) -> nn.Module:
+    """Random outputs of random layers lose their weights, sometimes their biases and norms; or inputs do."""
+    coin = np.random.default_rng(seed)
+    with torch.no_grad():
+        for tensor in net.parameters():
+            if coin.random() < 0.6:
+                dim = int(coin.random() < 0.2) if tensor.ndim > 1 else 0
+                gone = np.flatnonzero(coin.random(tensor.shape[dim]) < share)
+                tensor.index_fill_(dim, torch.from_numpy(gone), 0.0)
+    return net
+
+
 @law(22, program=programs())
 def test_rules_do_not_fail(program: Program) -> None:
     """A rule that raises is turned into locked channels: safe, but never meant."""

@@ -261,7 +261,8 @@ class _Decision:
             constants = reading.planes[chosen][:, 0]
             changes[reading.bias] = reading.columns[:, chosen].sum(2) @ constants
         if reading.weight and (into_carrier.any() or self.uses[reading.weight] > 1):
-            changes[reading.weight] = self._carried_columns(reading, going, into_carrier)
+            shape = self.findings.tensors[reading.weight].shape
+            changes[reading.weight] = _as_weight(self._carried_columns(reading, going, into_carrier), shape, reading)
         return changes
 
     def _carried_columns(self, reading: Reading, going: Bools, carried: Bools) -> torch.Tensor:
@@ -283,16 +284,14 @@ class _Decision:
         values: dict[str, torch.Tensor] = {}
         biases: dict[str, torch.Tensor] = {}
         maps: dict[str, torch.Tensor] = {}
-        canonical = {alias: name for name, aliases in self.findings.aliases.items() for alias in aliases}
 
         def value(name: str) -> torch.Tensor:
-            name = canonical.get(name, name)
             if name not in values:
                 values[name] = self.findings.tensors[name].detach().to(torch.float64, copy=True)
                 zero_slots(values[name], zeroed.get(name, {}))
             return values[name]
 
-        for name in zeroed:
+        for name in zeroed.keys() & self.findings.tensors.keys():
             if self._still_there(name, zeroed[name], removal):
                 value(name)
         done: set[str] = set()
@@ -301,16 +300,13 @@ class _Decision:
                 if name in done or not bool((change != 0).any()):
                     continue
                 done.add(name)
-                kept_out = None if reading.out is None else removal.kept(reading.out)
-                left = change if kept_out is None else change[torch.from_numpy(kept_out)]
                 if name == reading.result:
-                    maps[name] = left
+                    maps[name] = self._left(change, reading, removal)
                 elif name == reading.bias and reading.new:
-                    biases[name if name.startswith("%") else name.removesuffix(".bias")] = left
-                elif name == reading.bias:
-                    value(name).add_(change)
+                    layer = name if name.startswith("%") else name.removesuffix(".bias")
+                    biases[layer] = self._left(change, reading, removal)
                 else:
-                    value(name).add_(_as_weight(change, value(name), reading))
+                    value(name).add_(change)
         kept = kept_slots(self.findings, removal)
         made = {
             alias: shrink(tensor, kept.get(name, {}))
@@ -318,6 +314,11 @@ class _Decision:
             for alias in (name, *self.findings.aliases.get(name, ()))
         }
         return Folding(self.removed, zeroed, Constants(made, biases, maps), self.reasons)
+
+    def _left(self, change: torch.Tensor, reading: Reading, removal: Removal) -> torch.Tensor:
+        """What is left of numbers per output, [out, ...]."""
+        kept = None if reading.out is None else removal.kept(reading.out)
+        return change if kept is None else change[torch.from_numpy(kept)]
 
     def _still_there(self, name: str, dims: Mapping[int, list[int]], removal: Removal) -> bool:
         """Whether slots that the reference sets to zero stay, as those of carriers do."""
@@ -343,12 +344,10 @@ def _ratios(planes: torch.Tensor, carrier: int, others: Ints) -> tuple[torch.Ten
     return ratios, (apart <= ROUNDING * rows.abs().amax(1)).cpu().numpy()
 
 
-def _as_weight(change: torch.Tensor, weight: torch.Tensor, reading: Reading) -> torch.Tensor:
+def _as_weight(change: torch.Tensor, shape: torch.Size, reading: Reading) -> torch.Tensor:
     """[out, slots of all blocks, taps] in the shape of the weight: a block's outputs have its slots only."""
-    blocks, out = reading.blocks, change.shape[0]
-    if reading.dim == 0:  # transposed: [slots, out of a block, taps]
-        split = change.view(blocks, out // blocks, blocks, -1, change.shape[2])
-        own = torch.stack([split[g, :, g] for g in range(blocks)])  # [g, o, i, taps]
-        return own.permute(0, 2, 1, 3).reshape(weight.shape)
-    split = change.view(blocks, out // blocks, blocks, -1, change.shape[2])
-    return torch.stack([split[g, :, g] for g in range(blocks)]).reshape(weight.shape)
+    blocks = reading.blocks
+    split = change.view(blocks, change.shape[0] // blocks, blocks, -1, change.shape[2])
+    every = torch.arange(blocks)
+    own = split[every, :, every]  # [blocks, out of a block, slots of a block, taps]
+    return (own.transpose(1, 2) if reading.dim == 0 else own).reshape(shape)

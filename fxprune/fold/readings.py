@@ -117,17 +117,18 @@ class _Readings(Operations):  # type: ignore[no-untyped-call]
         self.shadows = Shadows()
         self.found: list[Reading] = []
         self._nodes = {node.name: node for node in findings.captured.graph.nodes}
+        self._canonical = {alias: name for name, aliases in findings.aliases.items() for alias in aliases}
         self._vectors: dict[str, dict[int, Vector]] = {}
         for axis in findings.axes:
-            for alias in (axis.parameter, *findings.aliases.get(axis.parameter, ())):
-                self._vectors.setdefault(alias, {})[axis.dim] = axis.vector
+            self._vectors.setdefault(axis.parameter, {})[axis.dim] = axis.vector
         self._names: dict[int, tuple[weakref.ref[torch.Tensor], str]] = {}
         self._operands: dict[int, tuple[weakref.ref[torch.Tensor], tuple[Vector, ...]]] = {}
 
     # -- what the reference tells -------------------------------------------------------------------------
 
     def name(self, tensor: torch.Tensor, name: str) -> None:
-        """A parameter or buffer of the reference."""
+        """A parameter or buffer of the reference; tied ones have one name."""
+        name = self._canonical.get(name, name)
         known = self._vectors.get(name, {})
         fixed = self.findings.solution.terms.fixed
         self._names[id(tensor)] = (weakref.ref(tensor), name)
@@ -273,7 +274,8 @@ class _Readings(Operations):  # type: ignore[no-untyped-call]
         if isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)):
             count = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
             if count == outputs:
-                reading.bias, reading.new = f"{scope.path}.bias", layer.bias is None
+                name = f"{scope.path}.bias"
+                reading.bias, reading.new = self._canonical.get(name, name), layer.bias is None
 
     def _product(self, name: str, seen: Seen) -> None:
         """A product of two tensors that both follow the input: what goes must be zero in one of them."""
