@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from fxprune.capture.values import tensors_in
 from fxprune.rules.creation import FILLS, ZEROS
 from fxprune.rules.elementwise import COPIES, ELEMENTWISE
 from fxprune.rules.pooling import SPATIAL
@@ -123,10 +124,25 @@ def along(dependence: Dependence, tensor: torch.Tensor, dim: int) -> torch.Tenso
     return dependence.expand(tensor.shape).movedim(dim, 0).reshape(size, -1).any(1)
 
 
-def depends(name: str, seen: Seen) -> Dependence | Sequence[Dependence] | None:
-    """The dependence of the results of an operation, one for all or one each; None if there is no rule for it."""
-    rule = RULES.get(name) or RULES.get(name.removesuffix("_"))
-    return None if rule is None else rule(seen)
+def rule_of(name: str) -> Rule | None:
+    """The rule of an operation; `relu_` has that of `relu`."""
+    return RULES.get(name) or RULES.get(name.removesuffix("_"))
+
+
+def execute(seen: Seen, args: Sequence[Any], kwargs: Mapping[str, Any], shadows: Shadows) -> Any:
+    """Run an operation and keep the dependence of its results; without a rule all depend where anything does."""
+    func = seen.func
+    rule = None if func.is_view else rule_of(func._schema.name)
+    if rule is not None:
+        made_of = rule(seen)  # before it runs, since it may write into its arguments
+    else:
+        made_of = not func.is_view and any(seen.of(t) is not False for t in seen.tensors)
+    before = {t.untyped_storage()._cdata for t in seen.tensors}
+    made = func(*args, **kwargs)
+    for number, output in enumerate([made] if isinstance(made, torch.Tensor) else tensors_in(made)):
+        if func._schema.is_mutable or output.untyped_storage()._cdata not in before:
+            shadows.set(output, made_of[number] if isinstance(made_of, Sequence) else made_of)
+    return made
 
 
 RULES: dict[str, Rule] = {}
@@ -215,7 +231,7 @@ def _product(seen: Seen) -> Dependence:
     """y[.., m, n] = sum_k a[.., m, k] * b[.., k, n], all m as one."""
     a, b = list(seen.raw.values())[:2]
     if a.ndim < 2 or b.ndim < 2:
-        return either(seen.of(a), seen.of(b))
+        return seen.of(a) is not False or seen.of(b) is not False
     return product(seen, a, b)
 
 
@@ -224,7 +240,7 @@ def _add_product(seen: Seen) -> Dependence:
     """y = c + a b"""
     addend, a, b = list(seen.raw.values())[:3]
     if b.ndim < 2:
-        return either(*map(seen.of, (addend, a, b)))
+        return any(seen.of(t) is not False for t in (addend, a, b))
     return either(seen.of(addend), product(seen, a, b))
 
 

@@ -29,9 +29,10 @@ from fxprune.fold.dependence import (
     Shadows,
     along,
     constant_planes,
-    depends,
     dims_of,
+    execute,
     is_reduction,
+    rule_of,
 )
 from fxprune.precise import Operations, Precise, deterministic, doubled
 from fxprune.rewrite.constants import WITH_BIAS
@@ -156,19 +157,13 @@ class _Readings(Operations):  # type: ignore[no-untyped-call]
         name, raw = bound(func, args, kwargs)
         seen = Seen(func, raw, self.shadows)
         promised = self.observation.outputs.get(self.scopes.now.key(name))
-        views = func.is_view
-        made_of = False if views else depends(name, seen)
-        if made_of is None:
-            self._all_zero(name, seen)
-            made_of = any(seen.of(t) is not False for t in seen.tensors)
-        reading = None if views else self._reading(name, seen)
-        before = {t.untyped_storage()._cdata for t in seen.tensors}
-        made = func(*args, **kwargs)
+        reading = None
+        if not func.is_view:
+            reading = self._reading(name, seen)
+            if rule_of(name) is None:
+                self._all_zero(name, seen)
+        made = execute(seen, args, kwargs, self.shadows)
         outputs = [made] if isinstance(made, torch.Tensor) else tensors_in(made)
-        written = func._schema.is_mutable
-        for number, output in enumerate(outputs):
-            if written or output.untyped_storage()._cdata not in before:
-                self.shadows.set(output, made_of[number] if isinstance(made_of, Sequence) else made_of)
         self._follow(name, seen, outputs, promised)
         if reading is not None:
             reading.out = (self.vectors(outputs[0]) or (None,))[reading_dim(name, seen)]
