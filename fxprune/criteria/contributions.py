@@ -63,7 +63,8 @@ def sample_contributions(model: nn.Module, loader: Iterable[Any], *, samples: in
 
     Layers are `nn.Linear` and `nn.Conv1d`, `2d`, `3d` that are called as modules and own their weight. Outputs are
     drawn uniformly over images, positions and output channels, with replacement. Runs in evaluation mode without
-    gradients; the model is as before afterwards.
+    gradients; the model is as before afterwards. What is kept is one float per input slot, input and
+    sample of every layer: 1 GB for a linear layer of 25088 features on 1000 images.
 
     Args:
         model: only read.
