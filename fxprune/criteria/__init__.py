@@ -1,6 +1,16 @@
 """Importance of the channels: one score per channel, higher means keep."""
 
+from fxprune.criteria.contributions import Contributions, sample_contributions
 from fxprune.criteria.magnitude import norm_scores
 from fxprune.criteria.scores import Importance, scores_of
+from fxprune.criteria.thinet import ThiNetImportance, thinet_importance
 
-__all__ = ["Importance", "norm_scores", "scores_of"]
+__all__ = [
+    "Contributions",
+    "Importance",
+    "ThiNetImportance",
+    "norm_scores",
+    "sample_contributions",
+    "scores_of",
+    "thinet_importance",
+]

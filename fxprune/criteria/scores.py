@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from fxprune.criteria.magnitude import norm_scores
-from fxprune.errors import PlanError, nearest
+from fxprune.errors import FxpruneError, PlanError, nearest
 from fxprune.findings import Findings, Group
 
 Importance = str | Callable[[Group], Any]
@@ -55,6 +55,8 @@ def _called(findings: Findings, importance: Callable[[Group], Any], groups: list
     for group in groups:
         try:
             made = torch.as_tensor(importance(group)).detach().to(device="cpu", dtype=torch.float64)
+        except FxpruneError:
+            raise  # a criterion of fxprune says what is wrong, and where, better than the text below
         except Exception as error:
             raise PlanError(
                 "importance raises, or returns no numbers",
