@@ -122,7 +122,10 @@ class _Decision:
             removal = Removal(self.findings.solution, self.removed)
             gone = [self._gone(reading, removal) for reading in self.readings]
             given = [self._refuse(r, g) for r, g in zip(self.readings, gone, strict=True)]
-            if any(given) or any(self._carry(r, g) for r, g in zip(self.readings, gone, strict=True)):
+            if any(given):
+                continue
+            strength = self._strength(gone)
+            if any(self._carry(r, g, strength) for r, g in zip(self.readings, gone, strict=True)):
                 continue
             if self._contradiction(gone):
                 continue
@@ -160,12 +163,30 @@ class _Decision:
         """Whether constants go into a carrier's column: near a border, or where they are not the same everywhere."""
         return reading.bordered or not reading.bias
 
-    def _carry(self, reading: Reading, gone: Bools) -> bool:
-        """Keep one channel of every block as the carrier, and what it cannot carry; whether anything changed."""
+    def _needs(self, reading: Reading, gone: Bools) -> Bools:
+        """Which of the constants that go need a carrier."""
         going = gone[reading.slots]
-        if not going.any() or self._mapped(reading):
-            return False
-        needs = going if self._carried(reading) else going & ~reading.uniform
+        if self._mapped(reading):
+            return np.zeros_like(going)
+        return going if self._carried(reading) else going & ~reading.uniform
+
+    def _strength(self, gone: list[Bools]) -> Any:
+        """Per channel how strong its constant is beside the others', where it is weakest: how well it would carry."""
+        weakest = np.ones(len(self.removed))
+        for reading, going in zip(self.readings, gone, strict=True):
+            needs = self._needs(reading, going)
+            if needs.any() and reading.weight:
+                sizes = np.zeros(reading.vector.size)
+                sizes[reading.slots] = _size(reading.planes)
+                sizes /= sizes[reading.slots[needs]].max()
+                for column in self.findings.solution.channels_of(reading.vector):
+                    at = going & (column >= 0)
+                    np.minimum.at(weakest, column[at], sizes[at])
+        return weakest
+
+    def _carry(self, reading: Reading, gone: Bools, strength: Any) -> bool:
+        """Keep one channel of every block as the carrier, and what it cannot carry; whether anything changed."""
+        going, needs = gone[reading.slots], self._needs(reading, gone)
         if not needs.any():
             return False
         if not reading.weight:
@@ -174,9 +195,9 @@ class _Decision:
             inside = self._block(reading) == block
             chosen = self._carrier(reading, inside & ~going)
             if chosen is None:
-                best = np.flatnonzero(inside & needs)
-                chosen = int(best[np.argmax(_size(reading.planes)[best])])
-                self._keep_as_carrier(reading, chosen)
+                every = np.flatnonzero(inside & needs)
+                best = [strength[self._channels(reading, reading.slots[[k]])].min() for k in every]
+                self._keep_as_carrier(reading, int(every[np.argmax(best)]))
                 return True
             others = np.flatnonzero(inside & needs)
             _, proportional = _ratios(reading.planes, chosen, others)
@@ -201,7 +222,9 @@ class _Decision:
         for channel in self._channels(reading, reading.slots[[chosen]]):
             self.removed[channel] = False
             self.carriers[channel] = True
-            self.reasons[channel] = f"it carries the constants of others into {reading.at}, where zeros are padded"
+            self.reasons[channel] = (
+                f"it carries the constants of others into {reading.at}, where they are not the same everywhere"
+            )
 
     def _block(self, reading: Reading) -> Ints:
         return reading.slots // (reading.vector.size // reading.blocks)

@@ -129,14 +129,19 @@ def rule_of(name: str) -> Rule | None:
     return RULES.get(name) or RULES.get(name.removesuffix("_"))
 
 
+def is_view(func: Any) -> bool:
+    """Whether the result shares memory with an argument, and with it its dependence."""
+    return bool(func.is_view) or func._schema.name == "aten::_unsafe_view"
+
+
 def execute(seen: Seen, args: Sequence[Any], kwargs: Mapping[str, Any], shadows: Shadows) -> Any:
     """Run an operation and keep the dependence of its results; without a rule all depend where anything does."""
     func = seen.func
-    rule = None if func.is_view else rule_of(func._schema.name)
+    rule = None if is_view(func) else rule_of(func._schema.name)
     if rule is not None:
         made_of = rule(seen)  # before it runs, since it may write into its arguments
     else:
-        made_of = not func.is_view and any(seen.of(t) is not False for t in seen.tensors)
+        made_of = not is_view(func) and any(seen.of(t) is not False for t in seen.tensors)
     before = {t.untyped_storage()._cdata for t in seen.tensors}
     made = func(*args, **kwargs)
     for number, output in enumerate([made] if isinstance(made, torch.Tensor) else tensors_in(made)):

@@ -58,7 +58,7 @@ def make_plan(findings: Findings, *, bias: str | None = None, border: str = "car
     masks = choices.get("masks")
     if not folds(bias, masks):
         if masks == "zeros":
-            choices["masks"] = zero_rows(findings)
+            choices["masks"] = {layer: live for layer, live in zero_rows(findings).items() if live.any()}
             if not choices["masks"]:
                 raise PlanError("no layer has an output channel whose weights are all zero", at='masks="zeros"')
         removed, reasons = choose(findings, **choices)
@@ -135,7 +135,7 @@ def zero_rows(findings: Findings) -> dict[str, torch.Tensor]:
         dim = opened(findings, name)
         if dim is not None and tensor.is_floating_point():
             live = (tensor.detach() != 0).movedim(dim, 0).flatten(1).any(1).cpu()
-            if not live.all() and live.any():
+            if not live.all():
                 masks[name.rpartition(".")[0] if name.endswith(".weight") else name] = live
     return masks
 

@@ -32,6 +32,7 @@ from fxprune.fold.dependence import (
     dims_of,
     execute,
     is_reduction,
+    is_view,
     rule_of,
 )
 from fxprune.precise import Operations, Precise, deterministic, doubled
@@ -158,7 +159,7 @@ class _Readings(Operations):  # type: ignore[no-untyped-call]
         seen = Seen(func, raw, self.shadows)
         promised = self.observation.outputs.get(self.scopes.now.key(name))
         reading = None
-        if not func.is_view:
+        if not is_view(func):
             reading = self._reading(name, seen)
             if rule_of(name) is None:
                 self._all_zero(name, seen)
