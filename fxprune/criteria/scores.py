@@ -55,6 +55,8 @@ def _called(findings: Findings, importance: Callable[[Group], Any], groups: list
     for group in groups:
         try:
             made = torch.as_tensor(importance(group)).detach().to(device="cpu", dtype=torch.float64)
+        except PlanError:  # a criterion of this package, which says itself which group and why
+            raise
         except Exception as error:
             raise PlanError(
                 "importance raises, or returns no numbers",

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fxprune.capture.inputs import Inputs, for_placeholders
 from fxprune.capture.trace import trace
@@ -169,6 +171,8 @@ def channel_dim_of(module: nn.Module) -> int | None:
     for kind, space in CONVOLUTIONS.items():
         if isinstance(module, kind):
             return -space - 1
+    if isinstance(module, (_BatchNorm, _InstanceNorm, nn.GroupNorm)):
+        return 1
     return -1 if isinstance(module, (nn.Linear, nn.LayerNorm, nn.RMSNorm)) else None
 
 
@@ -187,7 +191,7 @@ def sites_in(graph: fx.GraphModule, layers: Sequence[str], shapes: Shapes, throu
         place = node
         if dim is None:
             dim = _dim_before(graph, node, shapes)
-        elif through:
+        elif through and not is_norm(graph, node):
             place = _follow(graph, node, dim, shapes)
         at = str(place.target) if place.op == "call_module" else place.name
         sites.setdefault(place, []).append(Site(str(node.target), at, dim))
@@ -231,8 +235,6 @@ def _dim_before(graph: fx.GraphModule, node: fx.Node, shapes: Shapes) -> int | N
             dim = channel_dim_of(graph.get_submodule(str(before.target)))
             if dim is not None:
                 return dim
-            if is_norm(graph, before):
-                return 1
         if keeps_channels(graph, before) or is_activation(graph, before) or is_threshold(graph, before):
             queue += before.all_input_nodes
     return None

@@ -102,8 +102,9 @@ def activation_statistics(
         model: only run.
         loader: any iterable of batches: a tensor; a tuple or list, whose first entry is the input; or a dict of
             keyword arguments.
-        where: names, globs, modules or types, or a list: convolutions and linear layers, activation modules, or
-            modules around them, which stand for the convolutions and linear layers inside. None takes all of these.
+        where: names, globs, modules or types, or a list: convolutions and linear layers, activation modules, any
+            other module without submodules if it is no glob that names it; or modules around them, which stand for
+            the convolutions and linear layers inside. None takes all convolutions and linear layers.
         threshold: what counts as zero, for activations that are never exactly zero (GELU).
         through: take the numbers of a convolution or linear layer not at its own output, but behind the first
             activation that follows, with nothing in between but norms, sums, products, dropout and pooling, each
@@ -153,7 +154,7 @@ def activation_statistics(
         raise PlanError(
             "no batch went through what is named" if unmet else "no batch went through any layer",
             at=", ".join(f'"{layer}"' for layer in (unmet or missing)[:4]),
-            why="forward does not call it as a module",
+            why="forward does not call it as a module, or a graph was traced through it",
         )
     return ActivationStatistics(found, batches, missing, recorder.path, recorder.why_not)
 
@@ -185,12 +186,13 @@ def _layers(model: nn.Module, where: Any) -> tuple[list[str], set[str]]:
     named: set[str] = set()
     for entry in entries_of(where):
         hits = select(model, entry, what="where")[0]
-        own = {first[id(m)] for m in hits.values() if isinstance(m, _PRODUCERS) or is_activation_module(m)}
+        exact = not isinstance(entry, str) or entry in hits  # of what a glob meets, dropout and the like are not meant
+        own = {first[id(m)] for m in hits.values() if _looks(m, exact)}
         around = [m for m in hits.values() if first[id(m)] not in own]
         inside = {first[id(m)] for outer in around for m in outer.modules() if isinstance(m, _PRODUCERS)}
         if not own and not inside:
             what = entry if isinstance(entry, str) else getattr(entry, "__name__", type(entry).__name__)
-            why = "it is no convolution, linear layer or activation, and has none inside"
+            why = "there is no convolution, no linear layer and no activation"
             raise PlanError(f'there are no activations to look at in "{what}"', why=why)
         chosen |= own | inside
         named |= own if isinstance(entry, (str, nn.Module)) else set()
@@ -198,6 +200,11 @@ def _layers(model: nn.Module, where: Any) -> tuple[list[str], set[str]]:
 
 
 _PRODUCERS = (*CONVOLUTIONS, nn.Linear)
+
+
+def _looks(module: nn.Module, exact: bool) -> bool:
+    """Whether a module that was met is one to look at itself; if not, it stands for what is inside."""
+    return isinstance(module, _PRODUCERS) or is_activation_module(module) or (exact and not module._modules)
 
 
 def _device(model: nn.Module, device: torch.device | str | None) -> torch.device | None:

@@ -260,7 +260,9 @@ def test_inf_and_nan_are_seen():
         (nn.Linear, ["head"]),
         (["head", nn.ReLU], ["act", "head"]),
         ("", None),
-        (nn.Module, [*BEHIND, "act"]),
+        (nn.Module, [*BEHIND, "act", "norm", "norm2", "norm3"]),
+        ("*", [*BEHIND, "act"]),
+        ("norm", ["norm"]),
     ],
     ids=str,
 )
@@ -290,6 +292,25 @@ def test_the_dimension_of_an_activation_without_a_layer_before_it():
     agrees(collect(net, [x[0]], where="0")["0"], [x[0].relu()], 1)
     with pytest.raises(PlanError, match='"0" has no dimension 3'):
         collect(net, [x], where="0", channel_dim=3)
+
+
+def test_a_norm_layer_that_is_named_is_taken_as_it_is():
+    net, batches = residual(), images(3)
+    found = collect(net, batches, where=["norm", nn.ReLU])
+    net.eval()
+    with torch.no_grad():
+        agrees(found["norm"], [net.norm(net.stem(x)) for x in batches], 1)
+
+
+def test_an_activation_that_is_not_of_torch():
+    class Square(nn.Module):
+        def forward(self, x):
+            return x.square() if x.sum() < 1e9 else x
+
+    net, x = nn.Sequential(nn.Linear(3, 4), Square()).double(), torch.randn(2, 3).double()
+    agrees(collect(net, [x], where="1")["1"], [net(x).detach()], 1)
+    agrees(collect(net, [x], where=Square)["1"], [net(x).detach()], 1)
+    assert list(collect(net, [x], where="*")) == ["0"]
 
 
 def test_one_activation_for_several_widths():
@@ -410,9 +431,9 @@ REFUSED = [
     (lambda net: collect(net.to("meta"), [torch.zeros(2, 3)]), InputError, "the model is on the meta device"),
     (lambda net: collect(nn.ReLU(), [torch.zeros(2, 3)]), PlanError, "no convolutions and no linear layers"),
     (
-        lambda net: collect(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), [], where="1"),
+        lambda net: collect(nn.Sequential(nn.Sequential(nn.Flatten())), [], where="0"),
         PlanError,
-        'look at in "1"',
+        'look at in "0"',
     ),
 ]
 
