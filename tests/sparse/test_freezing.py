@@ -278,10 +278,11 @@ def test_state_dict_says_nothing_of_freezing_and_loads_into_it():
     assert not net[0].weight.requires_grad
 
 
-def test_a_pruned_model_is_frozen_where_its_original_was():
+@pytest.mark.parametrize("path", ["fx", "eager"])
+def test_a_pruned_model_is_frozen_where_its_original_was(path):
     net = network()
     freeze(net, ["0", "1"])
-    small = fxprune.transform(net.eval(), torch.randn(5, 2, 6, 6).double(), ratio=0.5)
+    small = fxprune.transform(net.eval(), torch.randn(5, 2, 6, 6).double(), ratio=0.5, path=path)
     before = state(small)
     train(small, OPTIMIZERS["adamw"](small.parameters()), 3)
     assert moved(before, small) == set(before) - FIRST
