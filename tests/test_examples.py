@@ -23,7 +23,16 @@ def load(name):
 
 
 def test_examples_are_there():
-    assert NAMES == ["custom_importance", "digits", "masks", "own_class", "plan_and_report", "thinet", "traced_model"]
+    assert NAMES == [
+        "activation_sparsity",
+        "custom_importance",
+        "digits",
+        "masks",
+        "own_class",
+        "plan_and_report",
+        "thinet",
+        "traced_model",
+    ]
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "digits"])
