@@ -1,0 +1,98 @@
+"""From a model that carries masks and hooks to the smaller one, through the pass."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.analysis import analyze
+from fxprune.capture.inputs import normalize
+from fxprune.capture.sober import Sober
+from fxprune.capture.twin import twin
+from fxprune.check import TOLERANCE, relative_error
+from fxprune.errors import ChannelsStayWarning, NothingRemovedWarning, PlanError, VerificationError
+from fxprune.pruner.feeds import raw_writers, removable
+from fxprune.pruner.migrate import plain
+from fxprune.record import Record, attach, record
+from fxprune.transform import transform
+
+FOLD: dict[str, Any] = {"bias": "fold"} if "bias" in inspect.signature(transform).parameters else {}
+"""What is left of a pruned channel, a constant, goes into what reads it."""
+
+
+def converted(
+    model: nn.Module, masks: Mapping[str, Tensor], example_inputs: Any, options: Mapping[str, Any]
+) -> nn.Module:
+    """See `BasePruner.convert`."""
+    for taken in ("masks", "plan", "ratio", "bias"):
+        if taken in options:
+            raise PlanError(f"convert takes no {taken}", why="the masks of the pruner say what goes")
+    zeros = plain(model)
+    choices = {k: v for k, v in options.items() if k in ("also", "strict", "path", "norms")}
+    analysis = analyze(zeros, example_inputs, **choices)
+    inputs = [example_inputs, *options.get("also", ())] if options.get("verify", True) else []
+    # A raw parameter may be added to a channel, which then is not constant, or be multiplied with it or read it, which
+    # changes nothing: numbers tell. So the first try takes it for harmless, and the second for another writer.
+    tries = (False, True) if raw_writers(analysis, masks) else (False,)
+    for careful in tries:
+        asked, stay = removable(analysis, masks, raw=careful)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NothingRemovedWarning)  # said below, with more reasons
+                small = transform(zeros, example_inputs, masks=asked, **FOLD, **options)
+            _prove(model, small, inputs)
+            break
+        except VerificationError:
+            if careful is tries[-1]:
+                raise
+    made = record(small)
+    _tell(made, stay + [r for r in made.reasons if r.startswith(tuple(f'"{name}": ' for name in masks))])
+    attach(small, replace(made, reasons=(*stay, *made.reasons)))
+    return small
+
+
+def _tell(made: Record, reasons: list[str]) -> None:
+    if not made.removed:
+        why = "; ".join(reasons) or "no output is pruned"
+        warnings.warn(f"nothing was removed: {why}", NothingRemovedWarning, stacklevel=4)
+    elif reasons:
+        warnings.warn(f"pruned outputs stay as zeros: {'; '.join(reasons)}", ChannelsStayWarning, stacklevel=4)
+
+
+def _prove(model: nn.Module, small: nn.Module, inputs: list[Any]) -> None:
+    """Compare the smaller model with the one that carries hooks, both in float64.
+
+    In evaluation mode, but for an exported graph, which stays in the mode that it was made in. Raises
+    `VerificationError`.
+    """
+    fixed = record(small).path == "export"
+    ours, theirs = _precise(small, fixed=fixed), _precise(model, fixed=fixed)
+    for example_inputs in inputs:
+        args, kwargs = pytree.tree_map_only(torch.Tensor, _double, normalize(example_inputs))
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), Sober():  # type: ignore[no-untyped-call]
+            error = relative_error(ours(*args, **kwargs), theirs(*args, **kwargs))
+        if not error <= TOLERANCE:
+            raise VerificationError(
+                "the smaller model is another function than the pruned one",
+                why=f"the relative error is {error:.2e}, at most {TOLERANCE:.0e} is rounding: what is left of a pruned "
+                "channel (a bias, the shift of a batch norm, an activation that is not 0 at 0) is read by what follows",
+                do="prune biases too (also_prune_bias), list batch norms with their layers as (conv, bn)",
+            )
+
+
+def _precise(model: nn.Module, *, fixed: bool) -> nn.Module:
+    made = twin(model, lambda tensor: _double(tensor).clone())
+    for module in made.modules():
+        module.training = module.training and fixed
+    return made
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.float64) if tensor.is_floating_point() else tensor.detach()
