@@ -66,7 +66,7 @@ class BasePruner(abc.ABC):
         """
 
     def prepare(self, model: nn.Module, config: list[Any] | None = None) -> None:
-        """Put parametrizations and hooks on layers of `model`, in place. Its function stays what it was.
+        """Put parametrizations and hooks on layers of `model`, in place. Its function stays what it was, to rounding.
 
         Parameters stay the objects they are, so that an optimizer made before stays valid: the weight as
         `layer.parametrizations.weight.original`, the bias as `layer._bias`.

@@ -63,7 +63,10 @@ def _tell(made: Record, reasons: list[str]) -> None:
         why = "; ".join(reasons) or "no output is pruned"
         warnings.warn(f"nothing was removed: {why}", NothingRemovedWarning, stacklevel=4)
     elif reasons:
-        warnings.warn(f"pruned outputs stay as zeros: {'; '.join(reasons)}", ChannelsStayWarning, stacklevel=4)
+        more = f"; and of {len(reasons) - 4} more layers, see record(small).reasons" if len(reasons) > 4 else ""
+        warnings.warn(
+            f"pruned outputs stay as zeros: {'; '.join(reasons[:4])}{more}", ChannelsStayWarning, stacklevel=4
+        )
 
 
 def _prove(model: nn.Module, small: nn.Module, inputs: list[Any]) -> None:

@@ -48,9 +48,8 @@ def removable(findings: Findings, masks: Mapping[str, Tensor], *, raw: bool) -> 
             stay = back.nonzero().flatten().tolist()
             listed = ", ".join(map(str, stay[:6])) + (", ..." if len(stay) > 6 else "")
             others = ", ".join(f'"{parameter}"' for parameter in list(by[name])[:4])
-            reasons.append(
-                f'"{name}": {len(stay)} masked channels stay ({listed}): {others} has the same ones, unpruned'
-            )
+            why = f"{others} write other numbers than 0 into them"
+            reasons.append(f'"{name}": {len(stay)} masked channels stay ({listed}): {why}')
     return asked, reasons
 
 
