@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.channels.groups import Bools
-from fxprune.findings import Findings, Group, Member, output_dim
+from fxprune.findings import Findings, Group, Member
 
 
-def removable(findings: Findings, masks: Mapping[str, Tensor], *, raw: bool) -> tuple[dict[str, Tensor], list[str]]:
+def removable(findings: Findings, masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """The masks without the outputs that share their place with others that are not zero, and why those stay.
 
     A channel of a residual sum is zero only where every layer that writes it has a row of zeros; with one of them
@@ -22,14 +22,14 @@ def removable(findings: Findings, masks: Mapping[str, Tensor], *, raw: bool) -> 
 
     Args:
         findings: of the model with zeros in its weights, without machinery.
-        raw: whether parameters that stand in no layer of torch count as writers.
+        masks: layer -> bool mask, True = keep.
     """
     layers = _parameters(findings, masks)
     fed: dict[str, Bools] = {name: np.zeros(len(mask), dtype=bool) for name, mask in masks.items()}
     free: dict[str, Bools] = {name: np.zeros(len(mask), dtype=bool) for name, mask in masks.items()}
     by: dict[str, dict[str, None]] = {name: {} for name in masks}
     for group, ours in _masked_groups(findings, layers):
-        written = {m.parameter: _written(group, m) for m in _writers(findings, group, raw=raw)}
+        written = {m.parameter: _written(group, m) for m in _writers(findings, group)}
         alive = np.any([np.zeros(group.size, dtype=bool), *written.values()], axis=0)
         for member in ours:
             name = layers[member.parameter]
@@ -53,12 +53,6 @@ def removable(findings: Findings, masks: Mapping[str, Tensor], *, raw: bool) -> 
     return asked, reasons
 
 
-def raw_writers(findings: Findings, masks: Mapping[str, Tensor]) -> bool:
-    """Whether `raw` could make a difference."""
-    groups = _masked_groups(findings, _parameters(findings, masks))
-    return any(_is_raw(findings, member) for group, _ in groups for member in group.members)
-
-
 def _parameters(findings: Findings, masks: Mapping[str, Tensor]) -> dict[str, str]:
     """The weight of each masked layer -> the layer's name."""
     canonical = {alias: name for name, aliases in findings.aliases.items() for alias in aliases}
@@ -74,7 +68,7 @@ def _masked_groups(findings: Findings, layers: Mapping[str, str]) -> Iterator[tu
             yield group, ours
 
 
-def _writers(findings: Findings, group: Group, *, raw: bool) -> Iterator[Member]:
+def _writers(findings: Findings, group: Group) -> Iterator[Member]:
     """The members whose zeros make a channel zero.
 
     Not a depthwise convolution: what it writes, it has read in the same channel.
@@ -82,20 +76,13 @@ def _writers(findings: Findings, group: Group, *, raw: bool) -> Iterator[Member]
     for member in group.members:
         owner: Any = findings.owner(member.parameter)
         through = isinstance(owner, nn.modules.conv._ConvNd) and owner.groups == owner.in_channels
-        opens = member.tensor.ndim > 1 and findings.opens(member.parameter, member.dim)
-        if (opens and not through) or (raw and _is_raw(findings, member)):
+        if member.tensor.ndim > 1 and findings.opens(member.parameter, member.dim) and not through:
             yield member
-
-
-def _is_raw(findings: Findings, member: Member) -> bool:
-    return output_dim(findings.owner(member.parameter), member.tensor.ndim) is None
 
 
 def _written(group: Group, member: Member) -> Bools:
     """Per channel, whether a member holds anything but zeros in its slots."""
-    others = [dim for dim in range(member.tensor.ndim) if dim != member.dim]
-    values = member.tensor.detach() != 0
-    slots = (values.any(others) if others else values).cpu().numpy()
+    slots = (member.tensor.detach() != 0).movedim(member.dim, 0).flatten(1).any(1).cpu().numpy()
     channels = np.zeros(group.size, dtype=bool)
     channels[member.index[slots[member.slots]]] = True
     return channels
