@@ -142,7 +142,12 @@ def squash_layer(layer: nn.Module) -> None:
             remove_parametrization(layer, name)
     if BIAS in layer._parameters:
         layer._parameters["bias"] = layer._parameters.pop(BIAS)
-    if "bias" in layer._parameters:  # torch puts the weight last, which would change the order of parameters()
+    bias_last(layer)
+
+
+def bias_last(layer: nn.Module) -> None:
+    """Put the bias behind the weight again: torch appends what it restores, which changes the order of parameters()."""
+    if "bias" in layer._parameters:
         layer._parameters["bias"] = layer._parameters.pop("bias")
 
 

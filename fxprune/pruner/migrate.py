@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize, prune
 
 from fxprune.errors import ChannelsStayWarning, NothingRemovedWarning, PlanError
 from fxprune.findings import output_dim
-from fxprune.pruner.layers import LAYERS, is_prepared, remove_parametrization, squash_layer, why_not_squash
+from fxprune.pruner.layers import LAYERS, bias_last, is_prepared, remove_parametrization, squash_layer, why_not_squash
 from fxprune.pruner.parametrization import BIAS, FollowingParametrization, OutputsParametrization
 
 TORCH_AO = "torch.ao.pruning._experimental.pruner.parametrization"
@@ -102,6 +102,7 @@ def plain(model: nn.Module) -> nn.Module:
         for hook in list(module._forward_pre_hooks.values()):
             if isinstance(hook, prune.BasePruningMethod):
                 prune.remove(module, str(hook._tensor_name))  # type: ignore[no-untyped-call]
+                bias_last(module)
     return made
 
 
@@ -174,3 +175,4 @@ def _squash_torch_ao(module: nn.Module) -> None:
                     if hook.prune_bias:
                         bias.data[~mask] = 0
                     module._parameters["bias"] = bias
+        bias_last(module)
