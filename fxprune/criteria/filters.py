@@ -30,8 +30,8 @@ def geometric_median_distances(weight: Tensor, dim: int = 0) -> Tensor:
     """score[o] = sum over j of ||w[o, ...] - w[j, ...]||_2, in float64.
 
     The filters with the smallest sums are nearest to the geometric median of all, and best replaced by the others
-    (He et al. 2019, "Filter Pruning via Geometric Median", equation 6; https://arxiv.org/abs/1811.00250). Between
-    pairs of equal filters distances are exact to 1e-8 of their norms, else to float64 rounding.
+    (He et al. 2019, "Filter Pruning via Geometric Median", equation 6; https://arxiv.org/abs/1811.00250). A distance
+    of 0 may come out as 1e-8 of the norm of the filters without their mean, others are exact to float64 rounding.
 
     Args:
         weight: [.., outputs, ..]; one number per output is a filter too.
@@ -43,12 +43,7 @@ def geometric_median_distances(weight: Tensor, dim: int = 0) -> Tensor:
     rows = _rows(weight, dim)
     rows = rows - rows.mean(0)  # the squares that torch.cdist subtracts from each other are small then
     step = max(1, BLOCK // max(len(rows), 1))
-    sums = [rows.new_zeros(0)]
-    for start in range(0, len(rows), step):
-        distances = torch.cdist(rows[start : start + step], rows)
-        distances.diagonal(start).zero_()  # to itself; a rounding otherwise
-        sums.append(distances.sum(1))
-    return torch.cat(sums)
+    return torch.cat([torch.cdist(block, rows).sum(1) for block in torch.split(rows, step)])
 
 
 def _rows(weight: Tensor, dim: int) -> Tensor:

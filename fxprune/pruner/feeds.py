@@ -48,7 +48,7 @@ def removable(findings: Findings, masks: Mapping[str, Tensor]) -> tuple[dict[str
             stay = back.nonzero().flatten().tolist()
             listed = ", ".join(map(str, stay[:6])) + (", ..." if len(stay) > 6 else "")
             others = ", ".join(f'"{parameter}"' for parameter in list(by[name])[:4])
-            why = f"{others} write other numbers than 0 into them"
+            why = f"they are not zero in {others}"
             reasons.append(f'"{name}": {len(stay)} masked channels stay ({listed}): {why}')
     return asked, reasons
 

@@ -85,7 +85,7 @@ def plain(model: nn.Module) -> nn.Module:
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3))
     >>> _ = prune.random_structured(net[0], "weight", 1, dim=0)
     >>> list(net.state_dict()), list(plain(net).state_dict())
-    (['0.bias', '0.weight_orig', '0.weight_mask'], ['0.bias', '0.weight'])
+    (['0.bias', '0.weight_orig', '0.weight_mask'], ['0.weight', '0.bias'])
     """
     made = _copied(model)
     for name, module in made.named_modules():

@@ -51,8 +51,12 @@ def test_a_channel_of_a_sum_goes_when_every_writer_is_pruned():
     with pytest.warns(ChannelsStayWarning) as warned:
         small = pruner.convert(x)
     text = str(warned[0].message)
-    assert '"stem": 1 masked channels stay (1): "block1.conv2.weight", "block2.conv2.weight" write other' in text
-    assert '"block1.conv2": 1 masked channels stay (5): "stem.weight", "block2.conv2.weight" write' in text
+    assert (
+        '"stem": 1 masked channels stay (1): they are not zero in "block1.conv2.weight", "block2.conv2.weight"' in text
+    )
+    assert (
+        '"block1.conv2": 1 masked channels stay (5): they are not zero in "stem.weight", "block2.conv2.weight"' in text
+    )
     assert '"block2.conv2": 2 masked channels stay (4, 7): ' in text
     assert len(fxprune.record(small).reasons) == 3
     assert (small.stem.out_channels, small.head.in_features) == (6, 6), "0 and 2 went"
@@ -127,7 +131,8 @@ def test_after_squash_and_fine_tuning():
         net.block1.conv1.weight[3] = 0.5
         net.block1.bn1.weight[3] = 0.7
     with pytest.warns(
-        ChannelsStayWarning, match=r'"block1.conv1": 1 masked channels stay \(3\): "block1.conv1.weight" write'
+        ChannelsStayWarning,
+        match=r'"block1.conv1": 1 masked channels stay \(3\): they are not zero in "block1.conv1.weight"',
     ):
         small = pruner.convert(x)
     assert relative_error(small(x), net(x)) < TOLERANCE
@@ -171,6 +176,15 @@ def test_grouped_and_depthwise_convolutions():
         small = pruner.convert(x)
     assert relative_error(small(x), net(x)) < TOLERANCE
     assert small.get_submodule("6").in_channels == 4
+
+
+def test_what_a_depthwise_convolution_reads_is_what_it_writes():
+    """Its own row is not zero, and its channel goes with the one that it reads."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8, bias=False), nn.Conv2d(8, 4, 1))
+    net, x = randomise(net, 0).double().eval(), image()
+    small = prepared(net, {"0": [1, 6]}).convert(x)
+    assert relative_error(small(x), net(x)) < TOLERANCE
+    assert (small.get_submodule("2").groups, small.get_submodule("3").in_channels) == (6, 6)
 
 
 def test_random_small_networks():

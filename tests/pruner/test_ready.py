@@ -40,8 +40,8 @@ def test_scores_of_filters_against_loops(shape, dim):
 
 
 def test_distances_far_from_zero_and_in_blocks(monkeypatch):
-    """100 filters of 30 numbers around 1000, where squares of norms would swallow the distances."""
-    weight = 1000 + torch.randn(100, 30, dtype=torch.float64)
+    """100 filters of 30 numbers around 1e6, where squares of norms would swallow the distances."""
+    weight = 1e6 + torch.randn(100, 30, dtype=torch.float64)
     expected = distances(rows(weight, 0))
     assert geometric_median_distances(weight).tolist() == pytest.approx(expected, rel=1e-9)
     monkeypatch.setattr(filters_module, "BLOCK", 700)
