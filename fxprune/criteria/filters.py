@@ -30,7 +30,7 @@ def geometric_median_distances(weight: Tensor, dim: int = 0) -> Tensor:
     """score[o] = sum over j of ||w[o, ...] - w[j, ...]||_2, in float64.
 
     The filters with the smallest sums are nearest to the geometric median of all, and best replaced by the others
-    (He et al. 2019, "Filter Pruning via Geometric Median", equation 6; https://arxiv.org/abs/1811.00250). A distance
+    (He et al. 2019, "Filter Pruning via Geometric Median"; https://arxiv.org/abs/1811.00250). A distance
     of 0 may come out as 1e-8 of the norm of the filters without their mean, others are exact to float64 rounding.
 
     Args:

@@ -152,7 +152,8 @@ class BasePruner(abc.ABC):
 
         Args:
             example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
-            options: of `fxprune.transform`, such as `path`, `ignore` or `verify`.
+            options: of `fxprune.transform`, such as `path`, `ignore` or `verify`. `exact` is True, and `norms` is
+                "preserve" unless given.
 
         Raises `VerificationError` where the result is another function, and what `transform` raises.
         """

@@ -31,9 +31,11 @@ def converted(
     model: nn.Module, masks: Mapping[str, Tensor], example_inputs: Any, options: Mapping[str, Any]
 ) -> nn.Module:
     """See `BasePruner.convert`."""
-    for taken in ("masks", "plan", "ratio", "bias"):
+    for taken in ("masks", "plan", "ratio", "bias", "exact"):
         if taken in options:
-            raise PlanError(f"convert takes no {taken}", why="the masks of the pruner say what goes")
+            raise PlanError(f"convert takes no {taken}", why="the masks of the pruner say what goes, exactly")
+    # A norm of the hooked model counts the zeros too: it goes on counting them, or the channels stay.
+    options = {"norms": "preserve", "exact": True, **options}
     zeros = plain(model)
     choices = {k: v for k, v in options.items() if k in ("also", "strict", "path", "norms")}
     analysis = analyze(zeros, example_inputs, **choices)

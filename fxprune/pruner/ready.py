@@ -132,8 +132,8 @@ class SaliencyPruner(ScoredPruner):
     """The filters whose removal changes the loss least go, by a criterion of your choice.
 
     "magnitude" sums |w|, as `torch.ao.pruning.SaliencyPruner` does, and needs no data. "taylor" sums |w * dL/dw|, the
-    change of the loss to first order if one weight at a time were zero (Molchanov et al. 2019, "Importance Estimation
-    for Neural Network Pruning", equation 8, absolute values for squares; https://arxiv.org/abs/1906.10771): call
+    change of the loss to first order if one weight at a time were zero (the first-order terms of Molchanov et al. 2019,
+    "Importance Estimation for Neural Network Pruning", https://arxiv.org/abs/1906.10771, by absolute value): call
     `step` between `backward` and `zero_grad`. Gradients of several batches add up as usual.
 
     Raises `PlanError` at a step by "taylor" where a weight has no gradient.

@@ -141,7 +141,7 @@ def test_after_squash_and_fine_tuning():
 
 def test_options_that_are_not_to_be_given():
     pruner = prepared(small_resnet(), {("block1.conv1", "block1.bn1"): [0, 3]})
-    for option in ("masks", "plan", "ratio", "bias"):
+    for option in ("masks", "plan", "ratio", "bias", "exact"):
         with pytest.raises(PlanError, match=f"convert takes no {option}"):
             pruner.convert(image(), **{option: None})
 
@@ -185,6 +185,26 @@ def test_what_a_depthwise_convolution_reads_is_what_it_writes():
     small = prepared(net, {"0": [1, 6]}).convert(x)
     assert relative_error(small(x), net(x)) < TOLERANCE
     assert (small.get_submodule("2").groups, small.get_submodule("3").in_channels) == (6, 6)
+
+
+def test_norms_go_on_counting_the_zeros():
+    """The layer norm of the hooked model takes its statistics over zeros too, and so does that of the small one."""
+    net = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8, bias=False), nn.Linear(8, 3))
+    net, x = randomise(net, 0).double().eval(), torch.randn(5, 4, dtype=torch.float64)
+    net[1].weight.data[[1, 6]] = 0  # what the norm makes of the zeros is read otherwise
+    small = prepared(net, {"0": [1, 6]}).convert(x)
+    assert relative_error(small(x), net(x)) < TOLERANCE
+    assert small.get_submodule("0").out_features == 6
+
+
+def test_statistics_that_cannot_be_kept_keep_their_channels():
+    net = nn.Sequential(nn.Linear(4, 8), nn.Softmax(1), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+    net, x = randomise(net, 0).double().eval(), torch.randn(5, 4, dtype=torch.float64)
+    pruner = prepared(net, {"0": [1, 6], "2": [0]})
+    with pytest.warns(ChannelsStayWarning, match='"0": 2 masked channels stay.*inexact'):
+        small = pruner.convert(x)
+    assert relative_error(small(x), net(x)) < TOLERANCE
+    assert (small.get_submodule("0").out_features, small.get_submodule("2").out_features) == (8, 5)
 
 
 def test_random_small_networks():
