@@ -146,7 +146,7 @@ def test_every_layer_says_which_it_leaves_out():
         targets_of(nn.Sequential(nn.ReLU()), None)
 
 
-def test_the_grid_of_layers_is_prepared_on_the_device_of_its_weight():
+def test_buffers_stand_where_the_weight_stands():
     net = small_resnet()
     L1Pruner().prepare(net)
     assert net.stem.parametrizations.weight[0].kept.device == torch.device("cpu")
