@@ -16,7 +16,7 @@ from fxprune.capture.caches import clean_caches
 from fxprune.capture.captured import Captured
 from fxprune.capture.fake import Faker, Real
 from fxprune.capture.front import PATHS, capture
-from fxprune.capture.inputs import Inputs, devices, initialised, normalize, unwrapped
+from fxprune.capture.inputs import Inputs, devices, initialised, normalize, unhooked, unwrapped
 from fxprune.capture.observe import Observation, Observer, Place
 from fxprune.capture.pause import collector_paused
 from fxprune.capture.scopes import Scope, Scopes
@@ -94,6 +94,7 @@ def analyze(
     inputs, more = normalize(example_inputs), [normalize(other) for other in also]
     unwrapped(model)
     initialised(model)
+    unhooked(model)
     for given in (inputs, *more):
         devices(model, given)
     if norms not in NORMS:

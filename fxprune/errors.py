@@ -70,6 +70,10 @@ class NothingRemovedWarning(UserWarning):
     """A request was carried out and removed nothing; the text says why."""
 
 
+class ChannelsStayWarning(UserWarning):
+    """A request was carried out in part; the text says what stays, and why."""
+
+
 def lay_out(what: str, *, at: str = "", why: str = "", do: str = "") -> str:
     """The four parts of a message, one a line, empty ones left out."""
     parts = [what] + [f"  {label:<4} {text}" for label, text in (("at", at), ("why", why), ("do", do)) if text]

@@ -31,6 +31,12 @@ def test_examples_are_there():
         "own_class",
         "plan_and_report",
         "thinet",
+        "custom_importance",
+        "digits",
+        "eager_pruner",
+        "masks",
+        "own_class",
+        "plan_and_report",
         "traced_model",
     ]
 

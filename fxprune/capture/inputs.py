@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError, InputError
@@ -77,6 +78,8 @@ def devices(model: nn.Module, inputs: Inputs) -> None:
         raise InputError("model and inputs are on several devices", why=listed, do="move all to one device first")
 
 
+_TORCH_AO = "torch.ao.pruning._experimental.pruner."
+
 _WRAPPERS: Mapping[str, tuple[str, str]] = {
     "DataParallel": ("its forward scatters the inputs, and pruned layers would not match", "`model.module`"),
     "DistributedDataParallel": ("its replicas would not match the pruned model", "`model.module`"),
@@ -105,6 +108,20 @@ def initialised(model: nn.Module) -> None:
             why="its shape is not known yet",
             do="run the model once on real inputs, then prune it",
         )
+
+
+def unhooked(model: nn.Module) -> None:
+    """Refuse a model that still carries the masks and hooks of an eager pruner: they count its channels too."""
+    for name, module in model.named_modules():
+        lists: Any = module.parametrizations.values() if is_parametrized(module) else ()
+        parts = [*module._forward_hooks.values(), *(p for parametrizations in lists for p in parametrizations)]
+        if any(type(p).__module__.startswith(("fxprune.pruner.", _TORCH_AO)) for p in parts):
+            raise CaptureError(
+                "the model carries the masks and hooks of a pruner",
+                at=f'"{name}"',
+                why="their sizes follow the masks, not the channels",
+                do="pruner.convert(example_inputs), or pass fxprune.pruner.plain(model), with masks=masks_of(model)",
+            )
 
 
 def for_placeholders(graph: fx.Graph, inputs: Inputs) -> list[Any]:

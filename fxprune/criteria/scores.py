@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fxprune.criteria.filters import geometric_median_distances
 from fxprune.criteria.magnitude import norm_scores
 from fxprune.errors import FxpruneError, PlanError, nearest
 from fxprune.findings import Findings, Group
 
 Importance = str | Callable[[Group], Any]
 
-NAMED = ("l1", "l2", "random")
+NAMED = ("l1", "l2", "fpgm", "random")
 
 
 def scores_of(
@@ -31,14 +32,14 @@ def scores_of(
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
             raise PlanError(f"seed must be an integer of at least 0, or None, not {seed!r}")
         return np.random.default_rng(seed).random(findings.solution.channels)
-    if importance in ("l1", "l2"):
+    if importance in ("l1", "l2", "fpgm"):
         if any(t.device.type == "meta" for t in findings.tensors.values()):
             raise PlanError(
                 f'importance "{importance}" needs weights',
                 why="the model is on the meta device, its parameters have no values",
                 do='use importance="random", or load the weights first',
             )
-        scores = norm_scores(findings, int(importance[1]))
+        scores = _fpgm(findings, groups) if importance == "fpgm" else norm_scores(findings, int(importance[1]))
         if np.isnan(scores).any():
             bad = [n for n, t in findings.tensors.items() if t.is_floating_point() and bool(t.detach().isnan().any())]
             raise PlanError("the weights contain NaN", at=", ".join(bad[:4]), do="repair the weights first")
@@ -48,6 +49,17 @@ def scores_of(
         why=nearest(str(importance), NAMED),
         do=f"use one of {', '.join(NAMED)}, or a callable that takes a group and returns one score per channel",
     )
+
+
+def _fpgm(findings: Findings, groups: list[Group]) -> npt.NDArray[np.float64]:
+    """How far a channel is from the others of its group, by the weights of the producer, summed over its slots."""
+    scores = np.zeros(findings.solution.channels)
+    for group in groups:
+        made = group.producer
+        filters = made.tensor.detach().index_select(made.dim, torch.from_numpy(made.slots).to(made.tensor.device))
+        distances = geometric_median_distances(filters, made.dim).cpu().numpy()
+        scores[group.channels] = np.bincount(made.index, weights=distances, minlength=group.size)
+    return scores
 
 
 def _called(findings: Findings, importance: Callable[[Group], Any], groups: list[Group]) -> npt.NDArray[np.float64]:
