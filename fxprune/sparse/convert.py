@@ -15,7 +15,8 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from fxprune.errors import NothingRemovedWarning, PlanError, lay_out, nearest
 from fxprune.sparse.layouts import SparseConv2d, SparseLayer, SparseLinear
-from fxprune.sparse.products import COMPONENTS, Spec, refusal
+from fxprune.sparse.matrices import COMPONENTS, Spec
+from fxprune.sparse.products import refusal
 from fxprune.sparse.semi_structured import SemiStructuredLinear, check_product, check_semi_structured
 
 SPARSE = (SparseLayer, SemiStructuredLinear)
@@ -51,9 +52,9 @@ def sparsify(
     layer: an `nn.Linear` or `nn.Conv2d`, with parametrizations or with masks of `torch.nn.utils.prune` or without; its
     weight is taken as it is in forward. threshold: in [0, inf], in units of the weight and compared in its type;
     `math.inf` gives an empty layer to load a state_dict into. layout: "csr" (compressed rows), "coo" (coordinates),
-    "bsr" (blocks of `blocksize`, which divides the matrix; a block stays if one of its weights does), or "semi_structured"
-    (at most two of every four, on CUDA, linear layers only). The matrix is [out_features, in_features], or
-    [out_channels, in_channels / groups * kh * kw].
+    "bsr" (blocks of `blocksize`, which divides the matrix; a block stays if one of its weights does), or
+    "semi_structured" (at most two of every four, on CUDA, linear layers only). The matrix is
+    [out_features, in_features] or [out_channels, in_channels / groups * kh * kw].
 
     Raises PlanError for a layer, threshold, layout, shape, type or device that this cannot be done for. Warns with
     `NothingRemovedWarning` if every weight stays, when the sparse layer takes more memory than the dense one.

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxprune.errors import InputError, PlanError
-from fxprune.sparse.products import Indices, Spec, beta, product, refusal, stored_share
+from fxprune.sparse.matrices import Indices, Spec, beta, stored_share
+from fxprune.sparse.products import product, refusal
 
 BlockSize = tuple[int, int] | None
 
@@ -30,10 +31,9 @@ class SparseLayer(nn.Module):
     def __init__(self, spec: Spec, groups: int, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.spec, self.groups = spec, groups
-        local = Spec(spec.layout, (spec.shape[0], spec.shape[1] // groups), spec.blocksize)
         with beta():
-            indices, values = local.components(weight)
-        for name, index in zip(spec.names, local.moved(indices, groups, 1), strict=True):
+            indices, values = spec.components(weight)
+        for name, index in zip(spec.names, spec.moved(indices, groups, weight.shape[1]), strict=True):
             self.register_buffer(name, index.contiguous())
         self.values = nn.Parameter(values)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
@@ -54,8 +54,9 @@ class SparseLayer(nn.Module):
 
     def dense_weight(self) -> Tensor:
         """The weight as a dense tensor, made anew with every call."""
-        local = Spec(self.layout, (self.spec.shape[0], self.spec.shape[1] // self.groups), self.spec.blocksize)
-        indices = self.spec.moved(self.index_tensors(), self.groups, -1)
+        columns = self.spec.shape[1] // self.groups
+        local = Spec(self.layout, (self.spec.shape[0], columns), self.spec.blocksize)
+        indices = local.moved(self.index_tensors(), self.groups, -columns)
         with beta():
             return local.matrix(indices, self.values.detach()).to_dense().reshape(self.weight_shape())
 

@@ -1,88 +1,30 @@
-"""A sparse matrix held as plain dense tensors, its products, and their gradients with respect to what is stored.
+"""Products of sparse matrices as two operators, and their gradients with respect to what is stored.
 
 torch's own gradient of a sparse matrix is a dense matrix, and for blocks there is none on CPU. Here the gradient is
-taken at the stored places alone, in any layout, as often as it is asked for.
+taken at the stored places alone, in any layout, as often as it is asked for: each operator's gradient is the other one
+and itself. As operators they also run on fake tensors, in exported graphs, and count their FLOPs.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.utils.flop_counter import register_flop_formula
 
-COMPONENTS = {"csr": ("crow_indices", "col_indices"), "coo": ("indices",), "bsr": ("crow_indices", "col_indices")}
-"""By layout: the names of the index tensors, torch's own (https://docs.pytorch.org/docs/stable/sparse.html)."""
+from fxprune.sparse.matrices import Indices, Spec, beta
 
-_TORCH = {"csr": torch.sparse_csr, "bsr": torch.sparse_bsr}
 _HALF = (torch.float16, torch.bfloat16)
 _GATHERED = 1 << 20
 """Elements that the gradient of blocks gathers at a time."""
 
-Indices = tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What components mean: layout "csr", "coo" or "bsr", shape [rows, columns], and the blocksize of a "bsr"."""
-
-    layout: str
-    shape: tuple[int, int]
-    blocksize: tuple[int, int] | None = None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The index tensors of the layout, in the order in which they are passed."""
-        return COMPONENTS[self.layout]
-
-    def index_dtype(self, stored: int) -> torch.dtype:
-        """int32 where it can count so many stored values; torch takes a "coo" in int64 alone."""
-        fits = max(stored, *self.shape) <= torch.iinfo(torch.int32).max
-        return torch.int32 if fits and self.layout != "coo" else torch.int64
-
-    def matrix(self, indices: Indices, values: Tensor, *, check: bool = False) -> Tensor:
-        """The torch sparse tensor that shares these components; `check` raises RuntimeError if they are wrong."""
-        if self.layout == "coo":
-            return torch.sparse_coo_tensor(indices[0], values, self.shape, is_coalesced=True, check_invariants=check)
-        layout = _TORCH[self.layout]
-        crow, columns = indices
-        return torch.sparse_compressed_tensor(crow, columns, values, self.shape, layout=layout, check_invariants=check)
-
-    def components(self, dense: Tensor) -> tuple[Indices, Tensor]:
-        """The components of what is not zero in a dense matrix of this shape; of a "bsr", the blocks that are not."""
-        if self.layout == "coo":
-            sparse = dense.to_sparse().coalesce()
-            return (sparse.indices(),), sparse.values()
-        sparse = dense.to_sparse_csr() if self.layout == "csr" else dense.to_sparse_bsr(self.blocksize or ())
-        dtype = self.index_dtype(sparse.values().shape[0])
-        return (sparse.crow_indices().to(dtype), sparse.col_indices().to(dtype)), sparse.values()
-
-    def places(self, indices: Indices) -> tuple[Tensor, Tensor]:
-        """Row and column of every stored value, or of every block in counts of blocks."""
-        if self.layout == "coo":
-            return indices[0][0], indices[0][1]
-        crow, columns = indices
-        return torch.repeat_interleave(crow.diff()).to(columns.dtype), columns
-
-    def moved(self, indices: Indices, groups: int, sign: int) -> Indices:
-        """Columns moved by `sign` times those of the groups before theirs: [rows, k] to the block diagonal or back.
-
-        The rows are `groups` equal stretches. A convolution's weight [o, k] with k columns of its own group is the
-        block-diagonal matrix [o, groups * k] over the unfolded input: the same values, in other columns.
-        """
-        if groups == 1:
-            return indices
-        unit = self.blocksize or (1, 1)
-        columns_a_group = self.shape[1] // (groups if sign < 0 else 1) // unit[1]
-        rows, columns = self.places(indices)
-        columns = columns + sign * (rows // (self.shape[0] // unit[0] // groups)) * columns_a_group
-        return (torch.stack((rows, columns)),) if self.layout == "coo" else (indices[0], columns)
+_MATRIX = "Tensor[] indices, str layout, int[] shape, int[]? blocksize"
+_LIBRARY: Any = torch.library.Library("fxprune", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define(f"sparse_product(Tensor values, Tensor x, {_MATRIX}, bool across) -> Tensor")
+_LIBRARY.define(f"sparse_sampled(Tensor a, Tensor b, {_MATRIX}) -> Tensor")
 
 
 def product(values: Tensor, x: Tensor, spec: Spec, indices: Indices) -> Tensor:
@@ -91,7 +33,7 @@ def product(values: Tensor, x: Tensor, spec: Spec, indices: Indices) -> Tensor:
     x: [columns, n], of the type of `values`. Differentiable, twice and more, in `values` and `x`. Values of half
     precision are multiplied and summed in float32 on CPU: torch's kernels there lack these types or round every sum.
     """
-    return _product(values, x, spec, False, *indices)
+    return _product(values, x, indices, spec.layout, spec.shape, spec.blocksize, False)
 
 
 def refusal(spec: Spec, dtype: torch.dtype, device: torch.device) -> str:
@@ -108,60 +50,84 @@ def refusal(spec: Spec, dtype: torch.dtype, device: torch.device) -> str:
     return ""
 
 
-@contextlib.contextmanager
-def beta() -> Iterator[None]:
-    """Without the warning that torch gives when a process makes its first tensor of a compressed layout."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse .* tensor support is in beta", category=UserWarning)
-        yield
-
-
-class _Product(Function):
+def _product(values: Tensor, x: Tensor, *matrix: Any) -> Tensor:
     """x [columns, n] -> w @ x [rows, n], or across: x [rows, n] -> w.T @ x [columns, n]."""
-
-    @staticmethod
-    def forward(values: Tensor, x: Tensor, spec: Spec, across: bool, *indices: Tensor) -> Tensor:
-        return _multiply(values, x, spec, across, indices)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        values, x, ctx.spec, ctx.across, *indices = inputs
-        ctx.save_for_backward(values, x, *indices)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Any) -> Any:
-        values, x, *indices = ctx.saved_tensors
-        by_values = by_x = None
-        if ctx.needs_input_grad[0]:
-            rows, columns = (x, grad) if ctx.across else (grad, x)
-            by_values = _sampled(rows, columns, ctx.spec, *indices)
-        if ctx.needs_input_grad[1]:
-            by_x = _product(values, grad, ctx.spec, not ctx.across, *indices)
-        return by_values, by_x, None, None, *(None for _ in indices)
+    result: Tensor = torch.ops.fxprune.sparse_product(values, x, *matrix)
+    return result
 
 
-class _Sampled(Function):
+def _sampled(a: Tensor, b: Tensor, *matrix: Any) -> Tensor:
     """v[k] = sum_n a[r_k, n] * b[c_k, n] over the stored places (r_k, c_k): a @ b.T, where w stores something."""
-
-    @staticmethod
-    def forward(a: Tensor, b: Tensor, spec: Spec, *indices: Tensor) -> Tensor:
-        return _sample(a, b, spec, indices)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        a, b, ctx.spec, *indices = inputs
-        ctx.save_for_backward(a, b, *indices)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Any) -> Any:
-        a, b, *indices = ctx.saved_tensors
-        by_a = _product(grad, b, ctx.spec, False, *indices) if ctx.needs_input_grad[0] else None
-        by_b = _product(grad, a, ctx.spec, True, *indices) if ctx.needs_input_grad[1] else None
-        return by_a, by_b, None, *(None for _ in indices)
+    result: Tensor = torch.ops.fxprune.sparse_sampled(a, b, *matrix)
+    return result
 
 
-_product: Callable[..., Tensor] = _Product.apply
-_sampled: Callable[..., Tensor] = _Sampled.apply
+def _spec(layout: str, shape: Sequence[int], blocksize: Sequence[int] | None) -> Spec:
+    block = None if blocksize is None else (blocksize[0], blocksize[1])
+    return Spec(layout, (shape[0], shape[1]), block)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    first, second, indices, *ctx.matrix = inputs
+    ctx.save_for_backward(first, second, *indices)
+
+
+def _product_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    values, x, *indices = ctx.saved_tensors
+    *matrix, across = ctx.matrix
+    by_values = by_x = None
+    if ctx.needs_input_grad[0]:
+        a, b = (x, grad) if across else (grad, x)
+        by_values = _sampled(a, b, indices, *matrix)
+    if ctx.needs_input_grad[1]:
+        by_x = _product(values, grad, indices, *matrix, not across)
+    return by_values, by_x, *[None] * 5
+
+
+def _sampled_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    a, b, *indices = ctx.saved_tensors
+    by_a = _product(grad, b, indices, *ctx.matrix, False) if ctx.needs_input_grad[0] else None
+    by_b = _product(grad, a, indices, *ctx.matrix, True) if ctx.needs_input_grad[1] else None
+    return by_a, by_b, *[None] * 4
+
+
+def _product_kernel(
+    values: Tensor, x: Tensor, indices: Indices, layout: str, shape: Any, blocksize: Any, across: bool
+) -> Tensor:
+    return _multiply(values, x, _spec(layout, shape, blocksize), across, indices)
+
+
+def _sampled_kernel(a: Tensor, b: Tensor, indices: Indices, layout: str, shape: Any, blocksize: Any) -> Tensor:
+    return _sample(a, b, _spec(layout, shape, blocksize), indices)
+
+
+def _product_fake(
+    values: Tensor, x: Tensor, indices: Indices, layout: str, shape: Any, blocksize: Any, across: bool
+) -> Tensor:
+    return x.new_empty(shape[1 if across else 0], x.shape[1])
+
+
+def _sampled_fake(a: Tensor, b: Tensor, indices: Indices, layout: str, shape: Any, blocksize: Any) -> Tensor:
+    return a.new_empty(indices[-1].shape[-1], *(blocksize or ()))
+
+
+_LIBRARY.impl("sparse_product", _product_kernel, "CompositeExplicitAutograd")
+_LIBRARY.impl("sparse_sampled", _sampled_kernel, "CompositeExplicitAutograd")
+torch.library.register_fake("fxprune::sparse_product", _product_fake, lib=_LIBRARY)
+torch.library.register_fake("fxprune::sparse_sampled", _sampled_fake, lib=_LIBRARY)
+torch.library.register_autograd("fxprune::sparse_product", _product_backward, setup_context=_save, lib=_LIBRARY)
+torch.library.register_autograd("fxprune::sparse_sampled", _sampled_backward, setup_context=_save, lib=_LIBRARY)
+
+
+@register_flop_formula([torch.ops.fxprune.sparse_product])
+def _product_flops(values_shape: Any, x_shape: Any, *_: Any, **__: Any) -> int:
+    """One multiply-add, 2 FLOPs, for every stored value and column of x."""
+    return 2 * math.prod((*values_shape, int(x_shape[1])))
+
+
+@register_flop_formula([torch.ops.fxprune.sparse_sampled])
+def _sampled_flops(a_shape: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    return 2 * math.prod((*out_shape, int(a_shape[1])))
 
 
 def _multiply(values: Tensor, x: Tensor, spec: Spec, across: bool, indices: Indices) -> Tensor:
@@ -214,8 +180,3 @@ def _sample_blocks(a: Tensor, b: Tensor, spec: Spec, rows: Tensor, columns: Tens
         part = slice(first, first + chunk)
         result[part] = tall.index_select(0, rows[part]) @ wide.index_select(0, columns[part]).mT
     return result
-
-
-def stored_share(stored: int, shape: tuple[int, ...]) -> float:
-    """Stored values over all elements, blocks with everything in them; 0 of nothing."""
-    return stored / size if (size := math.prod(shape)) else 0.0
