@@ -114,8 +114,8 @@ def compare(module: nn.Module, example_inputs: Any = None, *, repeats: int = 30,
     """A module with sparse layers, or one such layer, beside the same with dense layers (`densify`).
 
     example_inputs: a tensor, a tuple of arguments or a dict of keywords; without them latency is unknown. repeats:
-    rounds, each of one forward of either, after one to warm up; without gradients, in the mode that the module is in.
-    timer: runs a function and returns seconds. The module is only read: a copy of it is timed.
+    rounds, each of one forward of either, after one to warm up; in inference mode, and in the mode that the module is
+    in. timer: runs a function and returns seconds. The module is only read: a copy of it is timed.
 
     Raises PlanError without a sparse layer, InputError for inputs that do not fit.
 
@@ -218,7 +218,7 @@ def _random(
 def _medians(dense: Callable[[], Any], sparse: Callable[[], Any], repeats: int, timer: Timer) -> tuple[float, float]:
     """Median milliseconds of both, one after the other in every round, after one round that does not count."""
     times: tuple[list[float], list[float]] = ([], [])
-    with torch.no_grad():
+    with torch.inference_mode():
         for _ in range(repeats + 1):
             for function, into in zip((dense, sparse), times, strict=True):
                 into.append(1000 * timer(function))

@@ -156,9 +156,9 @@ class SparseLinear(SparseLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """As `nn.Linear.forward`."""
-        return sparse_linear(
-            input, self.values, self.bias, self.index_tensors(), self.layout, self.spec.shape, self.spec.blocksize
-        )
+        spec = self.spec
+        matrix = (spec.layout, spec.shape, spec.blocksize)
+        return sparse_linear(input, self.values, self.bias, self.index_tensors(), *matrix)
 
     def weight_shape(self) -> tuple[int, ...]:
         """[out_features, in_features]."""
@@ -249,15 +249,15 @@ def sparse_linear(
     blocksize: BlockSize,
 ) -> Tensor:
     """What `SparseLinear` computes; a function of its own, so that a symbolic trace takes it as one step."""
-    spec = Spec(layout, shape, blocksize)
     if not input.ndim or input.shape[-1] != shape[1]:
         raise InputError(
             "the input does not fit a sparse linear layer",
             why=f"its shape is {tuple(input.shape)}, the layer takes [.., {shape[1]}]",
         )
-    y = _multiply(values, input.reshape(-1, shape[1]).t(), spec, indices).t().contiguous()
-    y = y if bias is None else y + bias
-    return y.view(*input.shape[:-1], shape[0])
+    x = input if input.ndim == 2 else input.reshape(-1, shape[1])
+    y = _multiply(values, x.t(), indices, layout, shape, blocksize).t()
+    y = y.contiguous() if bias is None else (y + bias).contiguous()
+    return y if input.ndim == 2 else y.view(*input.shape[:-1], shape[0])
 
 
 def sparse_conv2d(
@@ -296,7 +296,7 @@ def sparse_conv2d(
         columns = x[..., :: stride[0], :: stride[1]].transpose(0, 1)
     else:
         columns = F.unfold(x, kernel, dilation, 0, stride).transpose(0, 1)
-    y = _multiply(values, columns.reshape(shape[1], -1), Spec(layout, shape, blocksize), indices)
+    y = _multiply(values, columns.reshape(shape[1], -1), indices, layout, shape, blocksize)
     y = y if bias is None else y + bias[:, None]
     y = y.view(shape[0], x.shape[0], *sizes).transpose(0, 1).contiguous()
     return y if input.ndim == 4 else y[0]
@@ -306,12 +306,14 @@ fx.wrap("sparse_linear")
 fx.wrap("sparse_conv2d")
 
 
-def _multiply(values: Tensor, x: Tensor, spec: Spec, indices: Indices) -> Tensor:
+def _multiply(
+    values: Tensor, x: Tensor, indices: Indices, layout: str, shape: tuple[int, int], blocksize: BlockSize
+) -> Tensor:
     """The product [rows, n]; under autocast in the type of the values, elsewhere x must be of it."""
     device = x.device.type
     if torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):
-            return _multiply(values, x.to(values.dtype), spec, indices)
+            return _multiply(values, x.to(values.dtype), indices, layout, shape, blocksize)
     if x.dtype != values.dtype or x.device != values.device:
         raise InputError(
             "input and weight of a sparse layer differ in type or device",
@@ -319,12 +321,12 @@ def _multiply(values: Tensor, x: Tensor, spec: Spec, indices: Indices) -> Tensor
             do="move one to the other with `.to(...)`",
         )
     try:
-        return product(values, x, spec, indices)
+        return product(values, x, indices, layout, shape, blocksize)
     except (RuntimeError, NotImplementedError) as error:
-        why = refusal(spec, x.dtype, x.device)
+        why = refusal(Spec(layout, shape, blocksize), x.dtype, x.device)
         if not why:
             raise
-        what = f"this build of torch has no product of layout {spec.layout} for {x.dtype} on {device}"
+        what = f"this build of torch has no product of layout {layout} for {x.dtype} on {device}"
         raise InputError(what, why=why, do="take another layout or type, or go back with `to_dense()`") from error
 
 
