@@ -65,10 +65,11 @@ class Comparison:
     def __str__(self) -> str:
         """The figures, and in words what they say."""
         noun = "layer" if self.layers == 1 else "layers"
-        smaller = "smaller" if self.sparse_bytes < self.dense_bytes else "not smaller"
+        share = f"{self.sparse_bytes / self.dense_bytes:.3f} times"
+        share += "" if self.sparse_bytes < self.dense_bytes else ", not smaller"
         lines = [
             f"{self.layers} sparse {noun} ({', '.join(self.layouts)}), density {self.density:.3f}",
-            f"bytes    dense {self.dense_bytes}, sparse {self.sparse_bytes}: {smaller}",
+            f"bytes    dense {self.dense_bytes}, sparse {self.sparse_bytes}: {share}",
         ]
         if self.dense_ms is None or self.sparse_ms is None:
             return "\n".join([*lines, "latency  unknown: no example input was given"])
@@ -125,7 +126,7 @@ def compare(module: nn.Module, example_inputs: Any = None, *, repeats: int = 30,
     >>> layer.weight.data = torch.tensor([[0.0, 2.0, 0.0, 0.0], [3.0, 0.0, 0.0, 0.0]])
     >>> print(compare(sparsify(layer)))  # 2 * 4 bytes of values, 5 * 4 of indices, 2 * 4 of bias
     1 sparse layer (csr), density 0.250
-    bytes    dense 40, sparse 36: smaller
+    bytes    dense 40, sparse 36: 0.900 times
     latency  unknown: no example input was given
     """
     _count("repeats", repeats)

@@ -80,7 +80,7 @@ class SparseLayer(nn.Module):
         given = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
         bias = state_dict.get(prefix + "bias")
         if given:
-            self._check(given, bias, prefix.rstrip(".") or "(the layer)")
+            self._check(given, bias, prefix.rstrip("."))
             for name, tensor in given.items():  # the sizes first: torch copies into what has the right one
                 held = getattr(self, name)
                 dtype = held.dtype if name == "values" else self.spec.index_dtype(given["values"].shape[0])
@@ -90,7 +90,7 @@ class SparseLayer(nn.Module):
 
     def _check(self, given: dict[str, Any], bias: Any, at: str) -> None:
         """Raise PlanError unless the components are there, fit each other and this layer."""
-        names, where = (*self.spec.names, "values"), f'layer "{at}"'
+        names, where = (*self.spec.names, "values"), f'layer "{at}"' if at else type(self).__name__
         if missing := [name for name in names if name not in given]:
             raise PlanError(
                 "a state_dict holds only a part of a sparse weight",
@@ -311,7 +311,7 @@ def _multiply(
 ) -> Tensor:
     """The product [rows, n]; under autocast in the type of the values, elsewhere x must be of it."""
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    if device != "meta" and torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):
             return _multiply(values, x.to(values.dtype), indices, layout, shape, blocksize)
     if x.dtype != values.dtype or x.device != values.device:

@@ -78,7 +78,8 @@ def test_what_was_not_measured_is_unknown():
     assert found.sparse_ms is None
     assert found.slower is None
     assert "latency  unknown: no example input was given" in str(found)
-    assert "not smaller" in str(found)
+    assert f": {found.sparse_bytes / found.dense_bytes:.3f} times, not smaller" in str(found)
+    assert "not smaller" not in str(compare(sparsify(layer(density=0.1))))
 
 
 def test_a_model_is_compared_as_a_whole_and_left_alone():

@@ -288,6 +288,11 @@ def test_conversion_of_the_type_and_copies(layout, blocksize):
     assert "the input is torch.float64 on cpu, the weight torch.float32 on cpu" in str(error.value)
 
 
+def test_shapes_alone_on_the_meta_device():
+    sparse = sparsify(linear(), 0.7).to("meta")
+    assert sparse(torch.empty(3, 2, 8, dtype=torch.float64, device="meta")).shape == (3, 2, 6)
+
+
 def test_autocast_leaves_the_type_of_the_weight():
     sparse = sparsify(linear(dtype=torch.float32), 0.7)
     x = torch.randn(3, 8)
