@@ -111,7 +111,7 @@ class SparseLayer(nn.Module):
             self.spec.matrix(indices, values, check=True)
             if self.groups > 1:
                 self._within_groups(indices)
-        except (RuntimeError, ValueError, TypeError) as error:
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise PlanError(
                 "the components of a sparse weight contradict each other or the layer",
                 at=f"{where}, {self.layout} {list(self.spec.shape)}",

@@ -355,6 +355,7 @@ BROKEN = {
     "coo range": ("coo", "indices", lambda t: t + 7, "size is inconsistent with indices"),
     "coo values": ("coo", "values", lambda t: t[1:], "must have same nnz"),
     "block shape": ("bsr", "values", lambda t: t.mT, "are no blocks of (3, 2)"),
+    "no tensor": ("csr", "col_indices", lambda t: t.tolist(), "has no attribute"),
     "block range": ("bsr", "col_indices", lambda t: t + 4, "`0 <= col_indices < ncols` is not satisfied"),
 }
 
