@@ -37,6 +37,7 @@ def test_examples_are_there():
         "masks",
         "own_class",
         "plan_and_report",
+        "sparse_weights",
         "traced_model",
     ]
 
