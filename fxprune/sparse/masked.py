@@ -106,7 +106,7 @@ class Masked(nn.Module):
         error_msgs: list[str],
     ) -> None:
         """A checkpoint without a mask, such as that of a dense layer, leaves the layer its own."""
-        given = dict(state_dict)  # the checkpoint belongs to the caller, and assign=True would hand us its tensors
+        given = dict(state_dict)  # what is put into it is ours, the checkpoint stays as it is
         mask = given.setdefault(f"{prefix}mask", self.mask)
         try:
             empty = not self.mask.is_meta and not bool(
