@@ -1,19 +1,26 @@
-"""A masked layer is a linear layer whose weight is zero where it is masked: sparse layouts hold its connections."""
+"""As a plain layer a masked one has zeros where it is masked: sparse layouts hold its connections and no more."""
 
 from __future__ import annotations
 
+import pytest
 import torch
-from torch import nn
 
-from fxprune.sparse import MaskedLinear, random_mask, sparsify
+from fxprune.sparse import MaskedConv2d, MaskedLinear, plain, random_mask, sparsify
 
 
-def test_a_masked_layer_in_a_sparse_layout_holds_its_connections():
-    mask = random_mask(16, 24, fan_in=3, seed=0)
-    net = nn.Sequential(MaskedLinear(24, 16, mask, dtype=torch.float64), nn.ReLU()).eval()
+@pytest.mark.parametrize("layout", ["csr", "coo"])
+def test_a_masked_layer_in_a_sparse_layout_holds_its_connections(layout):
+    layer = MaskedLinear(24, 16, random_mask(16, 24, fan_in=3, seed=0), dtype=torch.float64).eval()
     x = torch.randn(5, 24, dtype=torch.float64)
-    expected = net(x)
-    made = sparsify(net, threshold=0.0, layout="csr")
-    weights = [t for t in (*made.parameters(), *made.buffers()) if t.layout is torch.sparse_csr]
-    assert [int(w.values().numel()) for w in weights] == [48]
-    assert (made(x) - expected).abs().max() < 1e-12
+    layer.weight.data.add_(1.0)  # also where nothing is connected; reading the weight clears it
+    made = sparsify(plain(layer), layout=layout)
+    assert (made(x) - layer(x)).abs().max() < 1e-12
+    assert made.values.numel() == layer.connections == 48
+
+
+def test_a_masked_convolution_in_a_sparse_layout_holds_its_connections():
+    layer = MaskedConv2d(6, 4, 3, random_mask(4, 3, fan_in=1, seed=0), groups=2, dtype=torch.float64).eval()
+    x = torch.randn(2, 6, 7, 7, dtype=torch.float64)
+    made = sparsify(plain(layer))
+    assert (made(x) - layer(x)).abs().max() < 1e-12
+    assert made.values.numel() == layer.connections == 36
