@@ -249,6 +249,8 @@ def output_dim(module: nn.Module, ndim: int) -> int | None:
         return 1 if ndim > 1 else 0
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return 1
+    if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):  # of any class that somebody made of them
+        return 0
     return 0 if type(module).__module__.startswith("torch.nn") else None
 
 

@@ -38,6 +38,12 @@ def test_examples_are_there():
         "own_class",
         "plan_and_report",
         "sparse_weights",
+        "custom_importance",
+        "digits",
+        "masked_layers",
+        "masks",
+        "own_class",
+        "plan_and_report",
         "traced_model",
     ]
 

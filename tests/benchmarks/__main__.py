@@ -7,7 +7,15 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.benchmarks import bench_analysis, bench_latency, bench_memory, bench_pass, bench_sparse, bench_transformers
+from tests.benchmarks import (
+    bench_analysis,
+    bench_latency,
+    bench_masked,
+    bench_memory,
+    bench_pass,
+    bench_sparse,
+    bench_transformers,
+)
 
 BENCHMARKS: dict[str, Callable[[], str]] = {
     "pass": bench_pass.measure,
@@ -16,6 +24,7 @@ BENCHMARKS: dict[str, Callable[[], str]] = {
     "memory": bench_memory.measure,
     "transformers": bench_transformers.measure,
     "sparse": bench_sparse.measure,
+    "masked": bench_masked.measure,
 }
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 

@@ -1,0 +1,263 @@
+"""Masks by pattern, and masks as graphs: which inputs a layer connects with which outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fxprune.errors import PlanError, nearest
+
+if TYPE_CHECKING:
+    import networkx as nx  # type: ignore[import-untyped]
+
+Node = Hashable
+
+
+def random_mask(
+    out_features: int,
+    in_features: int,
+    *,
+    fan_in: int,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """A mask bool [out_features, in_features] that connects every output with exactly `fan_in` inputs.
+
+    All sets of inputs are equally likely. `seed` or `generator` make it repeatable; else torch's own generator draws.
+
+    >>> random_mask(4, 6, fan_in=2, seed=0).sum(1)
+    tensor([2, 2, 2, 2])
+    """
+    _sizes(out_features=out_features, in_features=in_features, fan_in=fan_in)
+    if fan_in > in_features:
+        raise PlanError(f"fan_in must be at most in_features, {in_features}, not {fan_in}", at="random_mask")
+    if seed is not None and generator is not None:
+        raise PlanError("seed and generator are two ways to say the same", at="random_mask", do="pass one of them")
+    if seed is not None:
+        generator = torch.Generator().manual_seed(seed)
+    device = None if generator is None else generator.device
+    # in float64 two of the numbers are practically never equal
+    drawn = torch.rand(out_features, in_features, generator=generator, dtype=torch.float64, device=device)
+    mask = torch.zeros(out_features, in_features, dtype=torch.bool, device=device)
+    return mask.scatter_(1, drawn.topk(fan_in, 1).indices, True)
+
+
+def banded_mask(out_features: int, in_features: int, width: int) -> Tensor:
+    """mask[o, i] = |i - c(o)| <= width + 1/2: every output reads the inputs at most `width` places from its own.
+
+    c(o) = (o + 1/2) in_features / out_features - 1/2 is the place of an output among the inputs. In a square mask that
+    is o itself, and 2 width + 1 diagonals are connected. Every output has a connection; where there are many more
+    inputs than outputs, a narrow band passes some of them by.
+
+    >>> banded_mask(4, 4, 1).int()
+    tensor([[1, 1, 0, 0],
+            [1, 1, 1, 0],
+            [0, 1, 1, 1],
+            [0, 0, 1, 1]], dtype=torch.int32)
+    """
+    _sizes(out_features=out_features, in_features=in_features)
+    _sizes(0, width=width)
+    o = (2 * torch.arange(out_features) + 1)[:, None] * in_features
+    i = (2 * torch.arange(in_features) + 1)[None] * out_features
+    return (i - o).abs() <= (2 * width + 1) * out_features
+
+
+def block_mask(out_features: int, in_features: int, blocks: int) -> Tensor:
+    """mask[o, i] = (o and i are in the same of `blocks` equal stretches), as in a convolution with groups.
+
+    >>> block_mask(4, 2, 2).int().tolist()
+    [[1, 0], [1, 0], [0, 1], [0, 1]]
+    """
+    _sizes(out_features=out_features, in_features=in_features, blocks=blocks)
+    for name, size in (("out_features", out_features), ("in_features", in_features)):
+        if size % blocks:
+            raise PlanError(
+                f"{blocks} blocks do not divide {name}, {size}", at="block_mask", do="use a divisor of both"
+            )
+    same = torch.eye(blocks, dtype=torch.bool)
+    return same.repeat_interleave(out_features // blocks, 0).repeat_interleave(in_features // blocks, 1)
+
+
+def mask_from_graph(
+    graph: nx.Graph, inputs: Sequence[Node] | None = None, outputs: Sequence[Node] | None = None
+) -> Tensor:
+    """The mask bool [outputs, inputs] of a bipartite graph of networkx: mask[o, i] = there is an edge from i to o.
+
+    Args:
+        graph: any graph of networkx; where it is directed, edges go from inputs to outputs. Not changed.
+        inputs, outputs: all its nodes, in the order of the features. Without them the node attribute `bipartite`
+            tells them apart, 0 for inputs and 1 for outputs, and their order is that of the graph.
+
+    Raises `PlanError` for a graph that is not bipartite in this way.
+
+    >>> import networkx as nx
+    >>> graph = nx.DiGraph([("a", "y"), ("b", "x"), ("b", "y")])
+    >>> mask_from_graph(graph, ["a", "b"], ["x", "y"]).int().tolist()
+    [[0, 1], [1, 1]]
+    """
+    import networkx as nx
+
+    if not isinstance(graph, nx.Graph):
+        raise PlanError(
+            "not a graph of networkx", why=f"it is {type(graph).__name__}", do="for an array use mask_from_adjacency"
+        )
+    if (inputs is None) != (outputs is None):
+        raise PlanError("inputs and outputs belong together", why="one of them is missing", do="pass both or none")
+    if inputs is None or outputs is None:
+        inputs, outputs = _sides(graph)
+    row, column = _positions(graph, outputs, "outputs"), _positions(graph, inputs, "inputs")
+    if both := row.keys() & column.keys():
+        raise PlanError(f"node {_first(both)!r} is an input and an output", do="give every node one side")
+    if others := [n for n in graph if n not in row and n not in column]:
+        raise PlanError(f"node {others[0]!r} is neither an input nor an output", do="list it, or take a subgraph")
+    mask = torch.zeros(len(row), len(column), dtype=torch.bool)
+    ends: list[tuple[int, int]] = []
+    for a, b in graph.edges():
+        if not graph.is_directed() and a in row:
+            a, b = b, a
+        if a not in column or b not in row:
+            raise _wrong_edge(a, b, a in row, b in row)
+        ends.append((row[b], column[a]))
+    if not ends:
+        raise PlanError("the graph has no edge", why="a mask that connects nothing is of no use")
+    where = torch.tensor(ends)
+    mask[where[:, 0], where[:, 1]] = True
+    return mask
+
+
+def mask_from_adjacency(
+    adjacency: Any, inputs: Sequence[int] | None = None, outputs: Sequence[int] | None = None
+) -> Tensor:
+    """The mask bool [outputs, inputs] of an adjacency array, whose rows are where connections start.
+
+    Args:
+        adjacency: an array, tensor or nested list; what is not 0 is a connection. Of shape [inputs, outputs], as
+            `networkx.bipartite.biadjacency_matrix` makes it, or of all nodes of a graph, [nodes, nodes].
+        inputs, outputs: with an array of all nodes, which of them are what, each node once, in the order of the
+            features. An undirected graph has every connection twice, which is one.
+
+    >>> mask_from_adjacency([[1, 0, 1], [0, 1, 0]]).int().tolist()
+    [[1, 0], [0, 1], [1, 0]]
+    >>> whole = [[0, 0, 1, 0], [0, 0, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
+    >>> mask_from_adjacency(whole, inputs=[0, 1], outputs=[2, 3]).int().tolist()
+    [[1, 1], [0, 1]]
+    """
+    array = _array(adjacency)
+    if (inputs is None) != (outputs is None):
+        raise PlanError("inputs and outputs belong together", why="one of them is missing", do="pass both or none")
+    if inputs is not None and outputs is not None:
+        if array.shape[0] != array.shape[1]:
+            raise PlanError(
+                "an adjacency of all nodes is square",
+                why=f"its shape is {array.shape}",
+                do="leave inputs and outputs out",
+            )
+        sides = np.array([*inputs, *outputs])
+        if sides.dtype.kind != "i" or sorted(sides.tolist()) != list(range(len(array))):
+            raise PlanError(
+                "inputs and outputs must be all nodes, each once",
+                why=f"they are {sorted(sides.tolist(), key=str)}, the nodes are 0 to {len(array) - 1}",
+            )
+        i, o = list(inputs), list(outputs)
+        for a, b, sentence in ((i, i, "two inputs"), (o, o, "two outputs")):
+            if (found := np.argwhere(array[np.ix_(a, b)])).size:
+                raise _not_bipartite(f"nodes {a[found[0][0]]} and {b[found[0][1]]} are {sentence}")
+        forward, back = array[np.ix_(i, o)], array[np.ix_(o, i)]
+        if (found := np.argwhere(back & ~forward.T)).size:
+            raise _not_bipartite(f"it leads from output {o[found[0][0]]} to input {i[found[0][1]]}")
+        array = forward
+    if not array.any():
+        raise PlanError("the adjacency has no connection", why="a mask that connects nothing is of no use")
+    return torch.from_numpy(np.ascontiguousarray(array.T))
+
+
+def graph_of(weight: Tensor, mask: Tensor, groups: int = 1) -> nx.DiGraph:
+    """A bipartite graph with a node per input and output and an edge per connection, its weight as attribute.
+
+    Nodes are ("in", i) with `bipartite` 0 and ("out", o) with `bipartite` 1. weight, mask: [out, in / groups] or
+    [out, in / groups, h, w]; an edge of a convolution has the L2 norm of its kernel. Output o of group g, one of
+    `groups` equal stretches, reads inputs g * in / groups and on.
+    """
+    import networkx as nx
+
+    out, per_group = weight.shape[:2]
+    connected = mask.flatten(2).any(2) if mask.ndim > 2 else mask
+    values = weight.detach() * mask
+    values = values.flatten(2).norm(dim=2) if values.ndim > 2 else values
+    o, i = (part.tolist() for part in connected.nonzero(as_tuple=True))
+    first = [row // (out // groups) * per_group for row in o]
+    weights = values[connected].tolist()
+    graph = nx.DiGraph()
+    graph.add_nodes_from((("in", k) for k in range(per_group * groups)), bipartite=0)
+    graph.add_nodes_from((("out", k) for k in range(out)), bipartite=1)
+    edges = zip(o, i, first, weights, strict=True)
+    graph.add_weighted_edges_from((("in", start + k), ("out", row), w) for row, k, start, w in edges)
+    return graph
+
+
+def _sizes(least: int = 1, /, **sizes: Any) -> None:
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < least:
+            raise PlanError(f"{name} must be an integer of at least {least}, not {size!r}")
+
+
+def _sides(graph: nx.Graph) -> tuple[list[Node], list[Node]]:
+    sides: tuple[list[Node], list[Node]] = [], []
+    for node, side in graph.nodes(data="bipartite"):
+        if isinstance(side, bool) or side not in (0, 1):
+            raise PlanError(
+                f"node {node!r} is neither an input nor an output",
+                why=f"its attribute `bipartite` is {side!r}; 0 is an input, 1 an output",
+                do="pass inputs and outputs, or set the attribute",
+            )
+        sides[side].append(node)
+    return sides
+
+
+def _positions(graph: nx.Graph, nodes: Iterable[Node], side: str) -> dict[Node, int]:
+    listed = list(nodes)
+    positions = {node: k for k, node in enumerate(listed)}
+    if missing := [n for n in listed if n not in graph]:
+        names = [n for n in graph if isinstance(n, str)]
+        hint = nearest(missing[0], names) if isinstance(missing[0], str) and names else f"it has {len(graph)} nodes"
+        raise PlanError(f"{side} name a node that the graph lacks: {missing[0]!r}", why=hint)
+    if len(positions) < len(listed):
+        twice = next(n for k, n in enumerate(listed) if positions[n] != k)
+        raise PlanError(f"{side} name node {twice!r} twice", do="list every node once")
+    if not listed:
+        raise PlanError(f"there are no {side}", why="a layer has at least one")
+    return positions
+
+
+def _wrong_edge(a: Node, b: Node, from_output: bool, to_output: bool) -> PlanError:
+    if from_output == to_output:
+        return _not_bipartite(f"{a!r} and {b!r} are two {'outputs' if from_output else 'inputs'}")
+    return _not_bipartite(f"it leads from output {a!r} to input {b!r}")
+
+
+def _not_bipartite(why: str) -> PlanError:
+    return PlanError("an edge does not lead from an input to an output", why=why, do="turn it around or leave it out")
+
+
+def _array(adjacency: Any) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    if isinstance(adjacency, Tensor):
+        adjacency = adjacency.detach().cpu().float().numpy()
+    try:
+        array = np.asarray(adjacency)
+    except ValueError:  # rows of different lengths
+        array = np.empty(0, object)
+    if array.ndim != 2 or array.dtype.kind not in "biuf":
+        raise PlanError(
+            "an adjacency must be a matrix of numbers",
+            why=f"it is {type(adjacency).__name__} with shape {array.shape} and type {array.dtype}",
+            do="pass [inputs, outputs]; for a graph of networkx use mask_from_graph",
+        )
+    return np.asarray(array != 0)
+
+
+def _first(nodes: Iterable[Node]) -> Node:
+    return min(nodes, key=str)
