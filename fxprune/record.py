@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, PlanError
+from fxprune.planning.plan import Plan
 from fxprune.report import shapes_report
 
 _KEY = "fxprune_record"
@@ -28,6 +29,7 @@ class Record:
     training: the modules that were in training mode when the graph was traced; "" is the model.
     error: the relative error against the reference, None where it was not compared.
     norms: "preserve" where statistics count the original width as far as that is possible, else "kept".
+    plan: what was done, with every size that was counted anew; it can be saved, and made again on other weights.
     """
 
     path: str
@@ -40,6 +42,30 @@ class Record:
     error: float | None = None
     why_not: Mapping[str, str] = field(default_factory=dict)
     norms: str = "kept"
+    plan: Plan = field(default_factory=lambda: Plan({}), repr=False)
+
+    def then(self, second: Record) -> Record:
+        """Both in one: from what this record's model was to what `second`, of the model pruned again, leaves.
+
+        Raises `PlanError` where `second` is for another model, or treats statistics otherwise.
+        """
+        if self.norms != second.norms:
+            why = f'the first was made with norms="{self.norms}", the second with "{second.norms}"'
+            raise PlanError("the two records are not one", why=why, do="prune both times with the same norms")
+        plan = self.plan.then(second.plan)
+        return Record(
+            plan.path,
+            plan.removed,
+            self.exact and second.exact,
+            self.before,
+            second.after,
+            plan.reasons + tuple(r for r in (*self.reasons, *second.reasons) if r not in plan.reasons),
+            self.training,
+            None,
+            {**self.why_not, **second.why_not},
+            self.norms,
+            plan,
+        )
 
     @property
     def params(self) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -19,7 +20,9 @@ from fxprune.errors import (
 )
 from fxprune.ladder import Request, Result, climb, rungs_of
 from fxprune.planning.plan import Plan, removal_of
+from fxprune.planning.structure import structure_of
 from fxprune.record import Record, attach, record
+from fxprune.rewrite.derived import derived
 
 
 @collector_paused()
@@ -57,7 +60,8 @@ def transform(
     Args:
         model: any module, or a traced `torch.fx.GraphModule`.
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
-        plan: what goes, made by `analysis.plan(...)`; or say here what a plan is made from:
+        plan: what goes, made by `analysis.plan(...)` or loaded from a file; the rung that it was made on is tried
+            first. Or say here what a plan is made from:
         ratio, masks, importance, ignore, round_to, exact, seed: see `fxprune.planning.plan.make_plan`.
         also: more example inputs, for a forward that does other things on them; what holds for one holds for all.
         strict: raise at an operation without a rule instead of keeping its channels.
@@ -92,7 +96,10 @@ def transform(
         "seed": seed,
     }
     request = Request(plan, choices, also, strict, verify, norms)
-    result = climb(model, example_inputs, request, rungs_of(model, path, prefer))
+    rungs = rungs_of(model, path, prefer)
+    if prefer is None and isinstance(plan, Plan):
+        rungs = tuple(sorted(rungs, key=lambda rung: rung != plan.path))
+    result = climb(model, example_inputs, request, rungs)
     if not result.plan:
         why = "; ".join(result.plan.reasons) or "the plan is empty"
         warnings.warn(f"nothing was removed: {why}", NothingRemovedWarning, stacklevel=3)
@@ -155,4 +162,12 @@ def _recorded(result: Result) -> Record:
         result.error,
         result.why_not,
         "kept" if analysis.preserved is None else "preserve",
+        _complete(result),
     )
+
+
+def _complete(result: Result) -> Plan:
+    """The plan with all that is known of it after the rewrite."""
+    analysis, small, plan = result.analysis, result.small, result.plan
+    structure = structure_of(analysis, result.removal.removed, plan.removed)
+    return replace(plan, sizes=derived(analysis, small), structure=structure, path=analysis.captured.path)
