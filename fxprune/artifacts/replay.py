@@ -75,7 +75,7 @@ def _refuse_other_model(model: nn.Module, plan: Plan) -> None:
     assert plan.structure is not None
     shapes = shapes_of_model(model)
     buffers = {name: tuple(b.shape) for name, b in model.named_buffers(remove_duplicate=False)}
-    shapes |= {name: buffers[name] for name in plan.removed if name in buffers}
+    shapes |= {name: buffers[name] for name in plan.structure.outside if name in plan.removed and name in buffers}
     there, here = plan.structure.difference(Structure(shapes))
     if there:
         raise PlanError(

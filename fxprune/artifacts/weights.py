@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from fxprune.artifacts import records
 from fxprune.artifacts.replay import needs_inputs, put_in_place, refuse_other_sizes, replay
@@ -23,7 +23,7 @@ from fxprune.artifacts.safetensors_file import DTYPES, NAMES, SafetensorsFile, r
 from fxprune.capture.twin import twin
 from fxprune.errors import FileError, NothingRemovedWarning, PlanError, nearest
 from fxprune.files import Field, PathLike, parse_json
-from fxprune.planning.compose import shapes_after
+from fxprune.planning.compose import shapes_after, structure_needed
 from fxprune.planning.plan_file import data_of, plan_of
 from fxprune.record import Record, attach
 from fxprune.record import record as record_of_model
@@ -53,7 +53,7 @@ def save(small: nn.Module, path: PathLike, *, record: Record | None = None) -> N
     Raises `FileError` for what cannot be stored, `PlanError` where shapes are not those that the plan leaves.
     """
     made = record_of_model(small) if record is None else record
-    state = small.state_dict(keep_vars=True)
+    state = _state(small, made)
     for name, tensor in state.items():
         refuse_unwritable(name, tensor)
     first: dict[int, str] = {}
@@ -158,6 +158,19 @@ def _refuse_shapes(file: SafetensorsFile, plan_shapes: Mapping[str, tuple[int, .
 def shown_name(name: str) -> str:
     """A name as a message may show it."""
     return name if name.isprintable() else repr(name)
+
+
+def _state(small: nn.Module, made: Record) -> dict[str, Any]:
+    """What is stored as tensors: `state_dict` without the buffers that do not belong there.
+
+    A deep copy of a graph module forgets which of its buffers stay out of `state_dict`.
+    """
+    structure = structure_needed(made.plan, "what it was made for")
+    graph = isinstance(small, fx.GraphModule)
+    kept = {*structure.shapes} - {*structure.outside}
+    buffers = dict(small.named_buffers(remove_duplicate=False)) if graph else {}
+    state = small.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in state.items() if name in kept or name not in buffers}
 
 
 def _refuse_changed(state: Mapping[str, torch.Tensor], made: Record) -> None:

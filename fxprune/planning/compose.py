@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fxprune.errors import PlanError
+from fxprune.errors import PlanError, nearest
 from fxprune.planning.plan import Plan, Removed
 from fxprune.planning.ranges import between, indices_of, spans_of, text_of
 from fxprune.planning.size import Size
@@ -63,55 +63,62 @@ def kept(plan: Plan) -> Removed:
 
 def shapes_after(plan: Plan) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor in the small model."""
-    return {
-        name: tuple(size - len(plan.removed.get(name, {}).get(dim, ())) for dim, size in enumerate(shape))
-        for name, shape in structure_needed(plan, "what it leaves").shapes.items()
-    }
+    shapes = structure_needed(plan, "what it leaves").shapes
+    return {name: _after(plan, name, shape) for name, shape in shapes.items()}
+
+
+def _after(plan: Plan, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    gone = plan.removed.get(name, {})
+    return tuple(size - len(gone.get(dim, ())) for dim, size in enumerate(shape))
 
 
 def then(first: Plan, second: Plan) -> Plan:
     """Both in one, in the numbering of the first plan's model.
 
     Which channels of the original went together is not known of the result: its fingerprint has names and shapes only.
+    Constants that the graph of the small model has, and the original has not, follow without being named.
     """
-    shapes = structure_needed(first, "what it leaves").shapes
-    _refuse_unless_small(first, second)
-    removed = {
-        name: {
-            dim: _renumbered(
-                shapes[name][dim], first.removed.get(name, {}).get(dim, []), second.removed.get(name, {}).get(dim, [])
-            )
-            for dim in sorted({*first.removed.get(name, {}), *second.removed.get(name, {})})
-        }
-        for name in shapes
-        if name in first.removed or name in second.removed
+    structure = structure_needed(first, "what it leaves")
+    later = {} if second.structure is None else second.structure.shapes
+    shapes = {
+        **structure.shapes,
+        **{n: later[n] for n in structure.outside if n in later and n not in structure.shapes},
     }
+    constants = () if second.structure is None else {*second.structure.outside} - {*shapes, *structure.outside}
+    cut = {name: dims for name, dims in second.removed.items() if name not in constants}
+    _refuse_unless_small(first, second, shapes, cut)
+    removed: Removed = {}
+    for name, shape in shapes.items():
+        before, after = first.removed.get(name, {}), cut.get(name, {})
+        for dim in sorted({*before, *after}):
+            both = _renumbered(shape[dim], before.get(dim, []), after.get(dim, []))
+            removed.setdefault(name, {})[dim] = both
     return Plan(
         removed,
         (*first.reasons, *second.reasons),
         _zeroed_by_both(first, second, shapes),
         tuple(dict.fromkeys((*first.biases, *second.biases))),
         _sizes(first.sizes, second.sizes),
-        Structure(shapes),
+        Structure(shapes, (), structure.outside),
         first.path if second.path in ("", "fx") else second.path,  # a graph is pruned as the graph it is
     )
 
 
-def _refuse_unless_small(first: Plan, second: Plan) -> None:
-    after = shapes_after(first)
-    made_for = {} if second.structure is None else second.structure.shapes
-    for name, shape in made_for.items():
+def _refuse_unless_small(
+    first: Plan, second: Plan, shapes: Mapping[str, tuple[int, ...]], cut: Mapping[str, Mapping[int, list[int]]]
+) -> None:
+    after = {name: _after(first, name, shape) for name, shape in shapes.items()}
+    for name, shape in ({} if second.structure is None else second.structure.shapes).items():
         if name in after and shape != after[name]:
             raise _not_after(f'it was made where "{name}" has shape {shape}', f"the first plan leaves {after[name]}")
-    for name, dims in second.removed.items():
+    for name, dims in cut.items():
         if name not in after:
-            raise _not_after(f'it removes from "{name}"', "the first plan's model has no such tensor")
+            raise _not_after(f'it removes from "{name}"', nearest(name, after))
         for dim, indices in dims.items():
-            if not 0 <= dim < len(after[name]) or (
-                indices and not 0 <= min(indices) <= max(indices) < after[name][dim]
-            ):
+            size = after[name][dim] if 0 <= dim < len(after[name]) else 0
+            if not {*indices} <= {*range(size)}:
                 why = f"the first plan leaves shape {after[name]}"
-                raise _not_after(f'it removes from dimension {dim} of "{name}" up to index {max(indices)}', why)
+                raise _not_after(f'it removes index {max(indices)} of "{name}" dimension {dim}', why)
 
 
 def _not_after(what: str, why: str) -> PlanError:

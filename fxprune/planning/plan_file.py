@@ -31,7 +31,7 @@ DEPTH = 8
 """Lists in lists that the values of a size may be."""
 
 _PATHS = ("", "fx", "eager", "export", "hooks")
-_KEYS = "format version versions path fingerprint tensors zeroed biases coupled sizes reasons".split()
+_KEYS = "format version versions path fingerprint tensors outside zeroed biases coupled sizes reasons".split()
 _ADVICE = "make the plan anew (analysis.plan, record(small).plan) and save it"
 
 
@@ -60,6 +60,7 @@ def data_of(plan: Plan) -> dict[str, Any]:
         "path": plan.path,
         "fingerprint": structure.fingerprint,
         "tensors": {name: _tensor(shape, plan.removed.get(name)) for name, shape in structure.shapes.items()},
+        "outside": list(structure.outside),
         "zeroed": None if plan.zeroed is None else {name: _texts(dims) for name, dims in plan.zeroed.items()},
         "biases": list(plan.biases),
         "coupled": [
@@ -108,7 +109,7 @@ def _layout(data: Mapping[str, Any]) -> str:
     """One line for every tensor, size and reason."""
     lines = []
     for key, value in data.items():
-        if isinstance(value, (dict, list)) and len(value) > 0 and key not in ("versions", "biases"):
+        if isinstance(value, (dict, list)) and len(value) > 0 and key not in ("versions", "outside", "biases"):
             pairs = (
                 [f"{_json(k)}: {_json(v)}" for k, v in value.items()] if isinstance(value, dict) else map(_json, value)
             )
@@ -145,7 +146,8 @@ def plan_of(data: Field) -> Plan:
         if "removed" in entry.value or "kept" in entry.value:
             entry.object(("shape", "removed", "kept"))
             removed[name] = _dims(entry["removed"], entry["kept"], shapes[name], budget)
-    structure = Structure(shapes, tuple(_coupled(entry, shapes) for entry in data["coupled"].items()))
+    coupled = tuple(_coupled(entry, shapes) for entry in data["coupled"].items())
+    structure = Structure(shapes, coupled, data["outside"].texts())
     if data["fingerprint"].text() != structure.fingerprint:
         raise data["fingerprint"].wrong(f"names, shapes and couplings of this file give {structure.fingerprint}")
     return Plan(

@@ -40,12 +40,14 @@ class Coupled:
 class Structure:
     """Names and shapes, and which slots go together. Weights, dtypes, devices and the order of tensors do not count.
 
-    shapes: of every parameter and every buffer in `state_dict`, and of what a plan cuts besides.
+    shapes: of every parameter and every buffer in `state_dict`, and of the other buffers that a plan cuts.
     coupled: the channels that the plan removes; empty where that is not known (a plan put together from two).
+    outside: the names of all buffers that `state_dict` leaves out; they may come and go.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     coupled: tuple[Coupled, ...] = field(default=())
+    outside: tuple[str, ...] = field(default=())
 
     @cached_property
     def fingerprint(self) -> str:
@@ -102,11 +104,10 @@ def structure_of(findings: Findings, removed: Bools, names: Mapping[str, object]
     names: the parameters and buffers that the plan cuts.
     """
     shapes = shapes_of_model(findings.model)
-    for name, tensor in findings.tensors.items():
-        for alias in (name, *findings.aliases.get(name, ())):
-            if alias in names:
-                shapes.setdefault(alias, tuple(tensor.shape))
-    return Structure(shapes, _coupled(findings, removed, {name: i for i, name in enumerate(shapes)}))
+    outside = {n: tuple(b.shape) for n, b in findings.model.named_buffers(remove_duplicate=False) if n not in shapes}
+    shapes |= {name: shape for name, shape in outside.items() if name in names}
+    coupled = _coupled(findings, removed, {name: i for i, name in enumerate(shapes)})
+    return Structure(shapes, coupled, tuple(outside))
 
 
 def _coupled(findings: Findings, removed: Bools, order: Mapping[str, int]) -> tuple[Coupled, ...]:
