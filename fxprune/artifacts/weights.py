@@ -27,6 +27,7 @@ from fxprune.planning.compose import shapes_after, structure_needed
 from fxprune.planning.plan_file import data_of, plan_of
 from fxprune.record import Record, attach
 from fxprune.record import record as record_of_model
+from fxprune.rewrite.tensors import like
 from fxprune.transform import transform
 
 FORMAT, VERSION, KEY = "fxprune weights", 1, "fxprune"
@@ -79,9 +80,9 @@ def load(path: PathLike, *, into: nn.Module, example_inputs: Any = None, also: S
         path: the file.
         into: a model as `transform` was given it, with any weights, on any device ("meta" too: the result is on the
             CPU then). It is only read; the result shares no tensor with it.
-        example_inputs, also: as `transform` takes them. They may be left out where the plan changes nothing but the
-            tensors and the attributes of modules; where it changes a graph or the class of a module, or was made by
-            "export" or "hooks", the model is analysed again.
+        example_inputs, also: as `transform` takes them, for a model of the dtypes in the file. They may be left out
+            where the plan changes nothing but the tensors and the attributes of modules; where it changes a graph or
+            the class of a module, or was made by "export" or "hooks", the model is analysed again.
 
     Returns a new model with the weights, dtypes, train/eval modes and record of the one that was saved, taken by the
     same rung of the ladder, on the devices of `into`, with its `requires_grad` flags.
@@ -103,7 +104,7 @@ def load(path: PathLike, *, into: nn.Module, example_inputs: Any = None, also: S
     plan, small = made.plan, None
     if not isinstance(into, nn.Module):
         raise FileError(f"into must be a model, not {type(into).__name__}", do="pass the original, with any weights")
-    model = twin(into, lambda tensor: tensor)
+    model = _in_dtypes(into, file, data["buffers"])
     for name, module in model.named_modules():
         module.training = name in made.training
     if example_inputs is None:
@@ -196,6 +197,20 @@ def _buffer(buffer: torch.Tensor) -> dict[str, Any]:
     content = bytes(raw(buffer))
     made = {"dtype": NAMES[buffer.dtype], "shape": list(buffer.shape), "sha256": hashlib.sha256(content).hexdigest()}
     return made | ({"data": base64.b64encode(content).decode()} if len(content) <= INLINE else {})
+
+
+def _in_dtypes(into: nn.Module, file: SafetensorsFile, buffers: Field) -> nn.Module:
+    """A twin of the model with the floating dtypes of the file: an analysis runs it on inputs of these dtypes."""
+    dtypes = dict(file.dtypes)
+    for name, field in buffers.mapping().items():
+        dtypes[name] = DTYPES[field.object(("dtype", "shape", "sha256"), ("data",))["dtype"].text(DTYPES)]
+    named = [*into.named_parameters(remove_duplicate=False), *into.named_buffers(remove_duplicate=False)]
+    converted: dict[int, torch.Tensor] = {}
+    for name, tensor in named:
+        dtype = dtypes.get(name, tensor.dtype)
+        if dtype != tensor.dtype and dtype.is_floating_point and tensor.is_floating_point():
+            converted.setdefault(id(tensor), like(tensor, tensor.detach().to(dtype)))
+    return twin(into, lambda tensor: converted.get(id(tensor), tensor))
 
 
 def _fill(small: nn.Module, file: SafetensorsFile, tied: Mapping[str, str], buffers: Field) -> None:

@@ -22,6 +22,7 @@ from fxprune.artifacts import load, save
 from tests.artifacts.trips import (
     Attention,
     Literal,
+    Normed,
     Plain,
     Recurrent,
     Tied,
@@ -51,7 +52,9 @@ TRIPS: dict[str, tuple[Any, Any, bool | None, dict[str, Any]]] = {
     "literal export": (Literal, image, True, {"path": "export"}),
     "attention eager": (Attention, lambda: torch.randn(2, 3, 16), False, {}),
     "attention export": (Attention, lambda: torch.randn(2, 3, 16), True, {"path": "export"}),
-    "attention preserved": (Attention, lambda: torch.randn(2, 3, 16), None, {"norms": "preserve"}),
+    "preserved fx": (Normed, lambda: torch.randn(2, 3, 16), True, {"norms": "preserve", "path": "fx"}),
+    "preserved eager": (Normed, lambda: torch.randn(2, 3, 16), True, {"norms": "preserve", "path": "eager"}),
+    "not preserved": (Normed, lambda: torch.randn(2, 3, 16), False, {"path": "fx"}),
     "tied fx": (Tied, words, False, {"path": "fx"}),
     "tied eager": (Tied, words, False, {"path": "eager"}),
     "tied export": (Tied, words, True, {"path": "export"}),
@@ -238,7 +241,8 @@ def test_tied_tensors_are_stored_once(tmp_path: Path) -> None:
         (Literal, image, {}),
         (Literal, image, {"path": "export"}),
         (Attention, lambda: torch.randn(2, 3, 16), {}),
-        (Attention, lambda: torch.randn(2, 3, 16), {"norms": "preserve"}),
+        (Normed, lambda: torch.randn(2, 3, 16), {"norms": "preserve"}),
+        (Normed, lambda: torch.randn(2, 3, 16), {"norms": "preserve", "path": "eager"}),
     ],
 )
 def test_pruned_twice_and_loaded_into_the_original(make: Any, inputs: Any, options: Any, tmp_path: Path) -> None:
