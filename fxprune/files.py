@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import os
-import secrets
 import stat
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ def replacing(path: PathLike) -> Iterator[IO[bytes]]:
     if os.path.isdir(target):
         raise FileError(f'cannot write "{os.fspath(path)}"', why="it is a directory", do="pass the name of a file")
     folder, name = os.path.split(target)
-    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(6)}.tmp")
+    temporary = os.path.join(folder, f".{name}.{os.urandom(6).hex()}.tmp")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
         with open(handle, "wb") as file:

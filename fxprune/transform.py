@@ -169,5 +169,7 @@ def _recorded(result: Result) -> Record:
 def _complete(result: Result) -> Plan:
     """The plan with all that is known of it after the rewrite."""
     analysis, small, plan = result.analysis, result.small, result.plan
-    structure = structure_of(analysis, result.removal.removed, plan.removed)
+    structure = plan.structure
+    if structure is None or not structure.coupled:
+        structure = structure_of(analysis, result.removal.removed, plan.removed)
     return replace(plan, sizes=derived(analysis, small), structure=structure, path=analysis.captured.path)

@@ -23,7 +23,15 @@ def load(name):
 
 
 def test_examples_are_there():
-    assert NAMES == ["custom_importance", "digits", "masks", "own_class", "plan_and_report", "traced_model"]
+    assert NAMES == [
+        "custom_importance",
+        "digits",
+        "masks",
+        "own_class",
+        "plan_and_report",
+        "save_and_load",
+        "traced_model",
+    ]
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "digits"])

@@ -249,7 +249,8 @@ def removal_of(findings: Findings, plan: Plan) -> Removal:
             f"a plan must be a fxprune.Plan, not {type(plan).__name__}", do="make one with analysis.plan(...)"
         )
     if plan.structure is not None:
-        _refuse_other(plan.structure, structure_of(findings, np.zeros(findings.solution.channels, bool), plan.removed))
+        none = np.zeros(findings.solution.channels, dtype=bool)
+        _refuse_other(plan.structure, structure_of(findings, none, plan.removed))
     s = findings.solution
     canonical = {alias: name for name, aliases in findings.aliases.items() for alias in aliases}
     numbers_of = {(a.parameter, a.dim): n for n, a in enumerate(s.axes)}

@@ -113,8 +113,8 @@ def structure_of(findings: Findings, removed: Bools, names: Mapping[str, object]
 def _coupled(findings: Findings, removed: Bools, order: Mapping[str, int]) -> tuple[Coupled, ...]:
     """The removed channels by the dimensions that they stand in.
 
-    A set is compared by the sum of its members' 64-bit hashes, modulo 2^64: no order matters, neither that of the walk
-    nor that of the channels.
+    A set of slots is compared by the sum of hash(dimension) * hash(slot), modulo 2^64: no order matters, neither that
+    of the walk nor that of the channels.
     """
     s = findings.solution
     entries = np.flatnonzero(removed[s.channel])
@@ -123,23 +123,23 @@ def _coupled(findings: Findings, removed: Bools, order: Mapping[str, int]) -> tu
     entries = entries[np.argsort(s.place[entries], kind="stable")]
     names = [_name(findings, number, order) for number in range(len(s.axes))]
     slots, dims = np.zeros(s.channels, dtype=np.uint64), np.zeros(s.channels, dtype=np.uint64)
-    places: dict[int, Ints] = {}
+    places: list[tuple[int, Ints]] = []
     for run in np.split(entries, np.flatnonzero(np.diff(s.place[entries])) + 1):
         place, channels = int(s.place[run[0]]), s.channel[run]
-        places[place] = channels
-        stands = np.zeros(s.channels, dtype=bool)
-        stands[channels] = True
-        for number in s.places[place]:
-            axis = _hash(f"{names[number][0]}[{names[number][1]}]")
-            np.add.at(slots, channels, _mix(axis ^ _mix(s.slot[run].astype(np.uint64))))
-            dims[stands] += axis
+        axes = np.array([_hash(f"{name}[{dim}]") for name, dim in (names[n] for n in s.places[place])]).sum()
+        np.add.at(slots, channels, axes * _mix(s.slot[run].astype(np.uint64)))
+        places.append((place, np.unique(channels)))
+        dims[places[-1][1]] += axes
+    members: dict[int, list[tuple[str, int]]] = {}
+    for place, channels in places:
+        for footprint in np.unique(dims[channels]).tolist():
+            members.setdefault(footprint, []).extend(names[n] for n in s.places[place])
     gone = np.unique(s.channel[entries])
     made = []
-    for footprint in np.unique(dims[gone]):
-        channels = gone[dims[gone] == footprint]
-        members = [names[n] for p, have in places.items() if (have == channels[0]).any() for n in s.places[p]]
+    for footprint, found in members.items():
+        channels = gone[dims[gone] == np.uint64(footprint)]
         digest = hashlib.sha256(np.sort(slots[channels]).astype("<u8").tobytes()).hexdigest()[:16]
-        made.append(Coupled(len(channels), tuple(sorted(members, key=lambda m: (order.get(m[0], -1), m))), digest))
+        made.append(Coupled(len(channels), tuple(sorted(found, key=lambda m: (order.get(m[0], -1), m))), digest))
     return tuple(sorted(made, key=lambda c: ([(order.get(n, -1), n, d) for n, d in c.members], c.slots)))
 
 
