@@ -78,6 +78,29 @@ def test_every_rung(name: str, tmp_path: Path) -> None:
     assert bool(fxprune.record(again).removed) == (options.get("ratio") != 0.0)
 
 
+@pytest.mark.parametrize("path", ["fx", "eager", "export", "hooks"])
+def test_a_plan_is_tried_first_on_the_rung_that_it_was_made_on(path: str) -> None:
+    net, x = seeded(Plain, 1), image()
+    plan = fxprune.record(pruned(net, x, path=path)).plan
+    small = fxprune.transform(net, x, plan=plan)
+    assert fxprune.record(small).path == path
+    assert fxprune.record(small).plan == plan
+
+
+class Deciding(Plain):
+    """A forward that decides by the numbers in its input, and is observed on real tensors."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.conv(x)))
+        x = self.wide(x) if float(x.sum()) > 0 else self.wide(-x)
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_forward_that_decides_by_numbers(tmp_path: Path) -> None:
+    again = trip(Deciding, image(), tmp_path, needed=False)
+    assert any("decides by numbers" in reason for reason in fxprune.record(again).reasons)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_golden_networks(name: str, tmp_path: Path) -> None:
     make, shape = NETWORKS[name]
