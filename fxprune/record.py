@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, PlanError
+from fxprune.planning.plan import Plan
 from fxprune.report import shapes_report
 
 _KEY = "fxprune_record"
@@ -28,8 +29,7 @@ class Record:
     training: the modules that were in training mode when the graph was traced; "" is the model.
     error: the relative error against the reference, None where it was not compared.
     norms: "preserve" where statistics count the original width as far as that is possible, else "kept".
-    zeroed: what the reference sets to zero: what was removed, but where constants were folded the weights alone.
-    biases, border: as in `Plan`, what took constants up.
+    plan: what was done, with every size that was counted anew; it can be saved, and made again on other weights.
     """
 
     path: str
@@ -42,9 +42,35 @@ class Record:
     error: float | None = None
     why_not: Mapping[str, str] = field(default_factory=dict)
     norms: str = "kept"
-    zeroed: Mapping[str, Mapping[int, list[int]]] = field(default_factory=dict)
-    biases: tuple[str, ...] = ()
-    border: str = "carrier"
+    plan: Plan = field(default_factory=lambda: Plan({}), repr=False)
+
+    def then(self, second: Record) -> Record:
+        """Both in one: from what this record's model was to what `second`, of the model pruned again, leaves.
+
+        Raises `PlanError` where `second` is for another model, or treats statistics otherwise.
+        """
+        if self.norms != second.norms:
+            why = f'the first was made with norms="{self.norms}", the second with "{second.norms}"'
+            raise PlanError("the two records are not one", why=why, do="prune both times with the same norms")
+        plan = self.plan.then(second.plan)
+        return Record(
+            plan.path,
+            plan.removed,
+            self.exact and second.exact,
+            self.before,
+            second.after,
+            plan.reasons + tuple(r for r in (*self.reasons, *second.reasons) if r not in plan.reasons),
+            self.training,
+            None,
+            {**self.why_not, **second.why_not},
+            self.norms,
+            plan,
+        )
+
+    @property
+    def zeroed(self) -> Mapping[str, Mapping[int, list[int]]]:
+        """What the reference sets to zero: what was removed, but the weights alone where constants were folded."""
+        return self.removed if self.plan.zeroed is None else self.plan.zeroed
 
     @property
     def params(self) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -20,7 +21,9 @@ from fxprune.errors import (
 from fxprune.fold import carry_out, folds
 from fxprune.ladder import Request, Result, climb, rungs_of
 from fxprune.planning.plan import Plan
+from fxprune.planning.structure import structure_of
 from fxprune.record import Record, attach, record
+from fxprune.rewrite.derived import derived
 
 
 @collector_paused()
@@ -60,7 +63,8 @@ def transform(
     Args:
         model: any module, or a traced `torch.fx.GraphModule`.
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
-        plan: what goes, made by `analysis.plan(...)`; or say here what a plan is made from:
+        plan: what goes, made by `analysis.plan(...)` or loaded from a file; the rung that it was made on is tried
+            first. Or say here what a plan is made from:
         ratio, masks, importance, ignore, round_to, exact, seed: see `fxprune.planning.plan.choose`.
         bias: what of a channel goes. "prune": everything, it never existed. "fold": its weights; the constant that its
             bias, the shift of a norm or an activation at zero then makes of it goes exactly into the layers that read
@@ -107,7 +111,10 @@ def transform(
         "seed": seed,
     }
     request = Request(plan, choices, also, strict, verify, norms)
-    result = climb(model, example_inputs, request, rungs_of(model, path, prefer))
+    rungs = rungs_of(model, path, prefer)
+    if prefer is None and isinstance(plan, Plan):
+        rungs = tuple(sorted(rungs, key=lambda rung: rung != plan.path))
+    result = climb(model, example_inputs, request, rungs)
     if not result.plan:
         why = "; ".join(result.plan.reasons) or "the plan is empty"
         warnings.warn(f"nothing was removed: {why}", NothingRemovedWarning, stacklevel=3)
@@ -129,9 +136,7 @@ def verify(model: nn.Module, small: nn.Module, example_inputs: Any) -> float:
     for name, module in recorded.named_modules():
         module.training = name in made.training
     analysis = analyze(recorded, example_inputs, path=made.path, norms=made.norms)
-    removed, zeroed = ({k: dict(v) for k, v in part.items()} for part in (made.removed, made.zeroed))
-    folded = zeroed != removed or bool(made.biases)
-    planned = carry_out(analysis, Plan(removed, zeroed=zeroed if folded else None, border=made.border))
+    planned = carry_out(analysis, replace(made.plan, structure=None))
     return compare(analysis, small, planned.removal, planned.zeroed, planned.constants.exact)
 
 
@@ -172,7 +177,14 @@ def _recorded(result: Result) -> Record:
         result.error,
         result.why_not,
         "kept" if analysis.preserved is None else "preserve",
-        plan.removed if plan.zeroed is None else plan.zeroed,
-        plan.biases,
-        plan.border,
+        _complete(result),
     )
+
+
+def _complete(result: Result) -> Plan:
+    """The plan with all that is known of it after the rewrite."""
+    analysis, small, plan = result.analysis, result.small, result.plan
+    structure = plan.structure
+    if structure is None or not structure.coupled:
+        structure = structure_of(analysis, result.removal.removed, plan.removed)
+    return replace(plan, sizes=derived(analysis, small), structure=structure, path=analysis.captured.path)

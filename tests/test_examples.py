@@ -44,6 +44,7 @@ def test_examples_are_there():
         "masks",
         "own_class",
         "plan_and_report",
+        "save_and_load",
         "traced_model",
     ]
 

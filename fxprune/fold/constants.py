@@ -9,7 +9,7 @@ weights, and emits c_0 by the bias and the shifts that are there anyway.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from fxprune.channels.groups import Bools, Ints, Removal
 from fxprune.findings import Findings
 from fxprune.fold.readings import Reading, read
 from fxprune.precise import zero_slots
-from fxprune.rewrite.constants import Constants
+from fxprune.rewrite.constants import Constants, bias_name
 from fxprune.rewrite.tensors import kept_slots, shrink
 
 Removed = dict[str, dict[int, list[int]]]
@@ -34,11 +34,13 @@ ROUNDING = 1e-12
 class Folding:
     """What goes, and how the rest changes.
 
-    removed: the channels that go. zeroed: what the reference sets to zero.
+    removed: the channels that go. carriers: those that stay to carry the others' constants.
+    zeroed: what the reference sets to zero.
     constants: what takes the constants up. reasons: channel -> why it stays.
     """
 
     removed: Bools
+    carriers: Bools
     zeroed: Removed
     constants: Constants
     reasons: Mapping[int, str]
@@ -70,16 +72,23 @@ def opened(findings: Findings, parameter: str) -> int | None:
 
 
 def fold(
-    findings: Findings, removed: Bools, zeroed: Removed | None, keep: Callable[[Bools], None], *, maps: bool = False
+    findings: Findings,
+    removed: Bools,
+    zeroed: Removed | None,
+    keep: Callable[[Bools], None],
+    *,
+    maps: bool = False,
+    places: Set[str] = frozenset(),
 ) -> Folding:
     """Remove as many of the channels in `removed` as can go exactly.
 
     Args:
         maps: add a map of constants where zeros are padded, instead of a carrier.
+        places: the biases and nodes that take constants up even if all of these are zero.
         zeroed: what the reference sets to zero besides; None for the weights of the channels in `removed`.
         keep: takes away from the channels that go, in place, those without which a dimension would be empty.
     """
-    decision = _Decision(findings, removed.copy(), keep, maps)
+    decision = _Decision(findings, removed.copy(), keep, maps, places)
     while True:
         before = decision.removed.copy()
         decision.readings = read(findings, decision.zeroed() if zeroed is None else zeroed)
@@ -99,6 +108,7 @@ class _Decision:
     removed: Bools
     keep: Callable[[Bools], None]
     maps: bool
+    places: Set[str]
     readings: list[Reading] = field(default_factory=list)
     carriers: Bools = field(init=False)
     uses: Counter[str] = field(default_factory=Counter)
@@ -277,7 +287,8 @@ class _Decision:
         going = gone[reading.slots]
         changes: dict[str, torch.Tensor] = {}
         if self._mapped(reading):
-            return {reading.result: reading.mapped(going)} if going.any() else {}
+            wanted = going.any() or reading.result in self.places
+            return {reading.result: reading.mapped(going)} if wanted else {}
         into_carrier = going if self._carried(reading) else going & ~reading.uniform
         if reading.bias:
             chosen = torch.from_numpy(going & ~into_carrier)
@@ -320,7 +331,8 @@ class _Decision:
         done: set[str] = set()
         for reading in self.readings:
             for name, change in self._changes(reading, self._gone(reading, removal)).items():
-                if name in done or not bool((change != 0).any()):
+                wanted = bias_name(name) if reading.new and name.startswith("%") else name
+                if name in done or not (wanted in self.places or bool((change != 0).any())):
                     continue
                 done.add(name)
                 if name == reading.result:
@@ -336,7 +348,7 @@ class _Decision:
             for name, tensor in values.items()
             for alias in (name, *self.findings.aliases.get(name, ()))
         }
-        return Folding(self.removed, zeroed, Constants(made, biases, maps), self.reasons)
+        return Folding(self.removed, self.carriers, zeroed, Constants(made, biases, maps), self.reasons)
 
     def _left(self, change: torch.Tensor, reading: Reading, removal: Removal) -> torch.Tensor:
         """What is left of numbers per output, [out, ...]."""

@@ -14,7 +14,7 @@ from fxprune.findings import Findings
 from fxprune.fold.constants import Folding, fold, opened
 from fxprune.planning.level import level
 from fxprune.planning.plan import Plan, Removed, choose, finish, keep_one_each, removal_of
-from fxprune.rewrite.constants import Constants
+from fxprune.rewrite.constants import Constants, bias_name
 
 BIAS = ("prune", "fold")
 BORDER = ("carrier", "map")
@@ -67,8 +67,10 @@ def make_plan(findings: Findings, *, bias: str | None = None, border: str = "car
     wanted, reasons = choose(findings, **{**choices, "exact": True})
     zeros = isinstance(masks, str)
     found = fold(findings, wanted, {} if zeros else None, _keeping(findings), maps=border == "map")
+    if zeros:
+        found = replace(found, zeroed=_zero_already(findings, found))
     why = _zeros_that_stay(findings, found) if zeros else _channels_that_stay(findings, wanted, found)
-    return _planned(findings, found, (*reasons, *why), border)
+    return _planned(findings, found, (*reasons, *why))
 
 
 def carry_out(findings: Findings, plan: Plan) -> Planned:
@@ -79,8 +81,9 @@ def carry_out(findings: Findings, plan: Plan) -> Planned:
     removal = removal_of(findings, plan)
     if plan.zeroed is None:
         return Planned(plan, removal)
-    _refuse(findings, plan.border)
-    found = fold(findings, removal.removed, plan.zeroed, _keeping(findings), maps=plan.border == "map")
+    _refuse(findings, "map" if plan.maps else "carrier")
+    places = {*map(bias_name, plan.biases), *plan.maps}
+    found = fold(findings, removal.removed, plan.zeroed, _keeping(findings), maps=bool(plan.maps), places=places)
     lost = np.flatnonzero(removal.removed & ~found.removed)
     if len(lost):
         raise PlanError(
@@ -89,14 +92,15 @@ def carry_out(findings: Findings, plan: Plan) -> Planned:
             why=found.reasons.get(int(lost[0]), ""),
             do="make the plan with this model's `analyze`",
         )
-    made = _planned(findings, found, plan.reasons, plan.border)
-    return replace(made, plan=replace(plan, biases=made.plan.biases))
+    made = _planned(findings, found, plan.reasons)
+    return replace(made, plan=replace(plan, biases=made.plan.biases, maps=made.plan.maps))
 
 
-def _planned(findings: Findings, found: Folding, reasons: tuple[str, ...], border: str) -> Planned:
+def _planned(findings: Findings, found: Folding, reasons: tuple[str, ...]) -> Planned:
     plan = finish(findings, found.removed, reasons)
-    plan = replace(plan, zeroed=found.zeroed, biases=tuple(found.constants.biases), border=border)
-    return Planned(plan, Removal(findings.solution, found.removed), found.constants)
+    constants = found.constants
+    plan = replace(plan, zeroed=found.zeroed, biases=tuple(constants.biases), maps=tuple(constants.maps))
+    return Planned(plan, Removal(findings.solution, found.removed), constants)
 
 
 def _refuse(findings: Findings, border: str) -> None:
@@ -134,10 +138,27 @@ def zero_rows(findings: Findings) -> dict[str, torch.Tensor]:
     for name, tensor in findings.tensors.items():
         dim = opened(findings, name)
         if dim is not None and tensor.is_floating_point():
-            live = (tensor.detach() != 0).movedim(dim, 0).flatten(1).any(1).cpu()
+            live = (tensor.detach() != 0).movedim(dim, 0).reshape(tensor.shape[dim], -1).any(1).cpu()
             if not live.all():
                 masks[name.rpartition(".")[0] if name.endswith(".weight") else name] = live
     return masks
+
+
+def _zero_already(findings: Findings, found: Folding) -> Removed:
+    """What is zero of the parameters of the channels that go and of carriers: so much the plan needs to be zero."""
+    removal, zero = Removal(findings.solution, found.removed | found.carriers), Removed()
+    trained = dict(findings.captured.module.named_parameters(remove_duplicate=False))
+    for axis in findings.axes:
+        kept = removal.kept(axis.vector)
+        if kept is None or axis.parameter not in trained or not trained[axis.parameter].is_floating_point():
+            continue
+        tensor = trained[axis.parameter].detach()
+        live = (tensor != 0).movedim(axis.dim, 0).reshape(tensor.shape[axis.dim], -1).any(1).cpu().numpy()
+        gone = np.flatnonzero(~kept & ~live).tolist()
+        if gone:
+            for name in (axis.parameter, *findings.aliases.get(axis.parameter, ())):
+                zero.setdefault(name, {})[axis.dim] = gone
+    return zero
 
 
 def _zeros_that_stay(findings: Findings, found: Folding) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import fnmatch
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,16 @@ import numpy.typing as npt
 from fxprune.channels.groups import Bools, Removal
 from fxprune.criteria import Importance, scores_of
 from fxprune.errors import PlanError, nearest
+from fxprune.files import PathLike
 from fxprune.findings import Findings, Group
 from fxprune.planning.level import level
 from fxprune.planning.masks import every_channel, removed_by_masks
 from fxprune.planning.select import ignored_groups
+from fxprune.planning.size import Size
+from fxprune.planning.structure import Structure, structure_of
+
+if TYPE_CHECKING:
+    from fxprune.planning.compose import PlanDiff
 
 Removed = dict[str, dict[int, list[int]]]
 
@@ -30,17 +36,73 @@ class Plan:
     reasons: what was asked for and stays, with the reason.
     zeroed: with folded constants, what the reference sets to zero; None where that is what goes.
     biases: the layers, and "%node"s of functions, that get a bias, to take constants up.
-    border: "map" where constants that meet zero padding become a map that is added, "carrier" where one of them stays.
+    maps: the nodes to whose results a map of constants is added.
+    sizes: what was counted anew, and where it stands; known after a rewrite, so in `record(small).plan`.
+    structure: what it was made for; None where a plan was written by hand.
+    path: the rung of the ladder that it was made on, "" where that is not known.
+    versions: of what wrote the file that it was read from.
     """
 
     removed: Removed
     reasons: tuple[str, ...] = field(default=())
     zeroed: Removed | None = None
     biases: tuple[str, ...] = ()
-    border: str = "carrier"
+    maps: tuple[str, ...] = ()
+    sizes: tuple[Size, ...] = field(default=(), repr=False)
+    structure: Structure | None = field(default=None, repr=False)
+    path: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __bool__(self) -> bool:
         return bool(self.removed)
+
+    @property
+    def kept(self) -> Removed:
+        """What stays, in the same form as `removed`. Raises `PlanError` where the plan knows no shapes."""
+        from fxprune.planning.compose import kept
+
+        return kept(self)
+
+    def save(self, path: PathLike) -> None:
+        """Write the plan as JSON (`docs/files.md`), whole or not at all.
+
+        The same plan always gives the same bytes, also after it was loaded. Raises `PlanError` for a plan that does not
+        know what it was made for, one that was written by hand.
+        """
+        from fxprune.planning.plan_file import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: PathLike) -> Plan:
+        """The plan in a file. Raises `PlanError` that names the key, the value and the rule it breaks.
+
+        >>> import os, tempfile, torch, fxprune
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> plan = fxprune.analyze(net, torch.randn(1, 4)).plan(ratio=0.5)
+        >>> path = os.path.join(tempfile.mkdtemp(), "plan.json")
+        >>> plan.save(path)
+        >>> fxprune.Plan.load(path) == plan
+        True
+        """
+        from fxprune.planning.plan_file import load
+
+        return load(path)
+
+    def then(self, second: Plan) -> Plan:
+        """Both in one, in the numbering of this plan's model; `second` was made for the small one.
+
+        Raises `PlanError` where `second` is for another model than the one that this plan leaves.
+        """
+        from fxprune.planning.compose import then
+
+        return then(self, second)
+
+    def diff(self, second: Plan) -> PlanDiff:
+        """What one removes and the other does not. Raises `PlanError` where they are for different models."""
+        from fxprune.planning.compose import diff
+
+        return diff(self, second)
 
 
 def choose(
@@ -152,7 +214,8 @@ def finish(findings: Findings, removed: Bools, reasons: tuple[str, ...]) -> Plan
         axis = s.axes[number]
         for name in (axis.parameter, *findings.aliases.get(axis.parameter, ())):
             result.setdefault(name, {})[axis.dim] = list(gone[number])
-    return Plan(result, reasons)
+    structure = structure_of(findings, removed, result)
+    return Plan(result, reasons, structure=structure, path=findings.captured.path)
 
 
 def removal_of(findings: Findings, plan: Plan) -> Removal:
@@ -165,6 +228,9 @@ def removal_of(findings: Findings, plan: Plan) -> Removal:
         raise PlanError(
             f"a plan must be a fxprune.Plan, not {type(plan).__name__}", do="make one with analysis.plan(...)"
         )
+    if plan.structure is not None:
+        none = np.zeros(findings.solution.channels, dtype=bool)
+        _refuse_other(plan.structure, structure_of(findings, none, plan.removed))
     s = findings.solution
     canonical = {alias: name for name, aliases in findings.aliases.items() for alias in aliases}
     numbers_of = {(a.parameter, a.dim): n for n, a in enumerate(s.axes)}
@@ -204,7 +270,15 @@ def removal_of(findings: Findings, plan: Plan) -> Removal:
                 f'it would remove index {index} of "{a.parameter}" dimension {a.dim} alone',
                 "in this model that slot is coupled to others which the plan keeps, or cannot go",
             )
+    if plan.structure is not None and plan.structure.coupled:
+        _refuse_other(plan.structure, structure_of(findings, whole, plan.removed))
     return removal
+
+
+def _refuse_other(made_for: Structure, here: Structure) -> None:
+    there, instead = made_for.difference(here)
+    if there:
+        raise _other_model(f"where it was made {there}", f"here {instead}")
 
 
 def _other_model(what: str, why: str) -> PlanError:

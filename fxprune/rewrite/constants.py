@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 aten = torch.ops.aten
+
+STANDS_FOR = "fxprune_stands_for"
+"""In the meta of a node that takes constants up: the text of what stood there before."""
 
 WITH_BIAS = {
     *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
@@ -61,6 +63,7 @@ def place_constants(small: nn.Module, graph: fx.Graph, old: Mapping[fx.Node, fx.
         small.register_parameter(bias_name(where), made)
         with graph.inserting_before(node):
             read = graph.get_attr(bias_name(where))
+        read.meta[STANDS_FOR] = None
         node.args = (*node.args[:2], read, *node.args[3:]) if len(node.args) > 2 else node.args
         if len(node.args) <= 2:
             node.kwargs = {**node.kwargs, "bias": read}
@@ -70,8 +73,9 @@ def place_constants(small: nn.Module, graph: fx.Graph, old: Mapping[fx.Node, fx.
         add = aten.add.Tensor if isinstance(node.target, torch._ops.OpOverload) else operator.add
         with graph.inserting_after(node):
             read = graph.get_attr(f"{name}_map")
+        read.meta[STANDS_FOR] = None
         with graph.inserting_after(read):
             added = graph.call_function(add, (node, read))
-        added.meta = copy.copy(node.meta)
+        added.meta = {**node.meta, STANDS_FOR: f"%{node.name}"}
         for user in [user for user in node.users if user is not added]:
             user.replace_input_with(node, added)

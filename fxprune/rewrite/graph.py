@@ -58,7 +58,7 @@ def rewrite(findings: Findings, removal: Removal, constants: Constants | None = 
     faker, constants = Faker(), constants or Constants()
     shapes = shapes_of(findings, removal)
     fakes = {name: faker.smaller(tensor, shapes[name]) for name, tensor in findings.tensors.items()}
-    small, graph, old = _copy(findings.captured, {id(findings.tensors[name]): fake for name, fake in fakes.items()})
+    small, graph, old = copied(findings.captured, {id(findings.tensors[name]): fake for name, fake in fakes.items()})
     _recount_modules(small, findings, removal)
     settle_settings(small, findings, removal)
     if not findings.captured.real:
@@ -79,7 +79,7 @@ def rewrite(findings: Findings, removal: Removal, constants: Constants | None = 
     return small
 
 
-def _copy(captured: Captured, tensors: dict[int, torch.Tensor]) -> tuple[nn.Module, fx.Graph, dict[fx.Node, fx.Node]]:
+def copied(captured: Captured, tensors: dict[int, torch.Tensor]) -> tuple[nn.Module, fx.Graph, dict[fx.Node, fx.Node]]:
     """A deep copy in which every tensor is replaced by another one, its graph, and the original of each of its nodes.
 
     Tensors that were shared stay shared. Nodes are told apart by identity: a copy may name them anew.

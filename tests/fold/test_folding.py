@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.artifacts import load, save
 from fxprune.fold import constants
 from tests.support import calibrate, randomise, torchvision
 
@@ -197,7 +200,8 @@ def test_zeros_keep_the_function() -> None:
     x, other = images(2, 3, 8, 8), images(1, 3, 13, 9, seed=1)
     small = fxprune.transform(net, x, masks="zeros")
     made = fxprune.record(small)
-    assert made.zeroed == {}
+    assert difference(fxprune.masked(net, made.zeroed)(x), net(x)) == 0.0, "only what is zero already"
+    assert made.zeroed["side.weight"] == {0: [0, 4]}
     assert made.removed["side.weight"][0] == [0, 4], made.reasons
     assert "stem.weight" in made.removed, made.reasons
     assert made.removed["stem.weight"] == {0: [5]}, "1 is the carrier"
@@ -298,7 +302,7 @@ def test_an_output_bias_that_does_not_exist_in_a_class() -> None:
         fxprune.transform(net, x, ratio=0.5, bias="fold", path="eager")
     small = fxprune.transform(net, x, ratio=0.5, bias="fold")
     made = fxprune.record(small)
-    assert made.biases == ("%linear",)
+    assert made.plan.biases == ("%linear",)
     assert small.get_parameter("linear_bias").shape == (3,)
     assert difference(small(x), fxprune.masked(net, made.zeroed)(x)) < 1e-12
 
@@ -352,8 +356,28 @@ def test_a_plan_is_carried_out_on_another_checkpoint_where_the_channels_are_cons
     small = fxprune.transform(newer, x, plan=plan)
     assert difference(small(x), output_masked(newer, plan.zeroed)(x)) < 1e-9
     zeros = fxprune.analyze(emptied(net, {"side.weight": [0, 4]}), x).plan(masks="zeros")
+    assert zeros.zeroed == {"side.weight": {0: [0, 4]}}
+    assert fxprune.transform(newer, x, plan=zeros).get_parameter("side.weight").shape[0] == 4
+    wrong = dataclasses.replace(zeros, zeroed={})
     with pytest.raises(fxprune.PlanError, match="removes channels that carry no constant in this model"):
-        fxprune.transform(newer, x, plan=zeros)
+        fxprune.transform(newer, x, plan=wrong)
+
+
+@pytest.mark.parametrize("border", ["carrier", "map"])
+@pytest.mark.parametrize("path", ["fx", "eager", "export"])
+def test_files_hold_what_took_constants_up(border: str, path: str, tmp_path: Path) -> None:
+    if (border, path) == ("map", "eager"):
+        return  # a map needs a graph
+    net, x = ready(Residual()), images(2, 3, 8, 8)
+    small = fxprune.transform(net, x, ratio=0.4, bias="fold", border=border, path=path)
+    plan = fxprune.record(small).plan
+    plan.save(tmp_path / "plan.json")
+    assert fxprune.Plan.load(tmp_path / "plan.json") == plan
+    save(small, tmp_path / "small.safetensors")
+    example = x if path == "export" else None
+    again = load(tmp_path / "small.safetensors", into=Residual().double(), example_inputs=example)
+    assert torch.equal(again(x), small(x))
+    assert again.state_dict().keys() == small.state_dict().keys()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,140 @@
+"""The safetensors format: written with the same bytes every time, read only where every number in its header is right.
+
+8 bytes with the length of the header, the header as JSON (name -> dtype, shape, first and last byte), the tensors one
+after the other (https://huggingface.co/docs/safetensors). Nothing in it is ever executed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from fxprune.errors import FileError
+from fxprune.files import Field, PathLike, parse_json, replacing, shown
+
+HEADER = 100_000_000
+"""Bytes that a header may have; the library refuses more as well."""
+
+DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, kind)
+    for name, kind in (
+        pair.split(":")
+        for pair in """
+    F64:float64 F32:float32 F16:float16 BF16:bfloat16 F8_E4M3:float8_e4m3fn F8_E5M2:float8_e5m2 C64:complex64
+    I64:int64 I32:int32 I16:int16 I8:int8 U64:uint64 U32:uint32 U16:uint16 U8:uint8 BOOL:bool
+    """.split()
+    )
+}
+"""The dtypes by their names in the file."""
+
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def refuse_unwritable(name: str, tensor: Any) -> None:
+    """Raise `FileError` for what the format has no place for."""
+    if not isinstance(tensor, torch.Tensor):
+        why = f"it is a {type(tensor).__name__}, and only tensors are stored without pickle"
+        raise FileError(f'"{name}" cannot be stored', why=why, do="keep it out of state_dict, or make it a tensor")
+    if tensor.device.type == "meta":
+        raise FileError(f'"{name}" cannot be stored', why="it is on the meta device and has no values")
+    if tensor.layout is not torch.strided or tensor.dtype not in NAMES or tensor.is_quantized:
+        kind = f"{tensor.dtype}" if tensor.layout is torch.strided else f"{tensor.layout}"
+        raise FileError(f'"{name}" cannot be stored', why=f"safetensors knows no {kind}", do="convert it first")
+
+
+def raw(tensor: torch.Tensor) -> Any:
+    """The bytes of a tensor, row by row."""
+    flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else b""
+
+
+def write(path: PathLike, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors and texts, whole or not at all; one tensor at a time is held a second time."""
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that all are aligned
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    position = 0
+    for name in names:
+        tensor, begin = tensors[name], position
+        position += tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, position]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > HEADER:
+        raise FileError(
+            "the model cannot be stored",
+            why=f"plan, record and the names of tensors take {len(text)} bytes, a header has at most {HEADER}",
+        )
+    with replacing(path) as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name in names:
+            file.write(raw(tensors[name]))
+
+
+class SafetensorsFile:
+    """A file whose header has been read and is right. `texts`: its metadata. `shapes`, `dtypes`: of its tensors.
+
+    Raises `FileError` for one that is truncated, foreign or contradicts itself.
+    """
+
+    def __init__(self, path: PathLike) -> None:
+        self.path = path
+        self.source = f'the file "{os.fspath(path)}"'
+        self.texts, entries, size = self._header()
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
+        spans = []
+        for name, entry in entries.items():
+            entry.object(("dtype", "shape", "data_offsets"))
+            shape, dtype = entry["shape"].shape(), DTYPES[entry["dtype"].text(DTYPES)]
+            offsets = entry["data_offsets"]
+            if len(offsets.items()) != 2:
+                raise offsets.wrong("it must be the first byte and the one after the last")
+            begin, end = (offset.integer(0, size) for offset in offsets.items())
+            if end - begin != math.prod(shape) * dtype.itemsize:
+                raise entry.wrong(f"its shape and dtype take {math.prod(shape) * dtype.itemsize} bytes")
+            spans.append((begin, end, entry))
+            self.shapes[name], self.dtypes[name] = shape, dtype
+        position = 0
+        for begin, end, entry in sorted(spans, key=lambda span: span[:2]):
+            if begin != position:
+                raise entry.wrong(f"tensors follow each other without overlap or gap, the next byte is {position}")
+            position = end
+        if position != size:
+            raise self.wrong(f"the tensors end at byte {position}, the file has {size} bytes of them")
+
+    def wrong(self, why: str, *, at: str = "", do: str = "") -> FileError:
+        """The error that says what is wrong with the file."""
+        return FileError(f"{self.source} is not what it should be", at=at, why=why, do=do)
+
+    def _header(self) -> tuple[dict[str, str], dict[str, Field], int]:
+        """The metadata, the entry of every tensor, and how many bytes follow."""
+        if not stat.S_ISREG(os.stat(self.path).st_mode):
+            raise FileError(f"{self.source} is no ordinary file", do="pass the name of a file")
+        with open(self.path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little") if size >= 8 else 0
+            if not 2 <= length <= min(HEADER, size - 8):
+                why = f"a header of {length} bytes does not fit into {size} bytes, or is longer than {HEADER}"
+                raise self.wrong(f"it is no safetensors file, or it is cut off: {why}")
+            text = file.read(length)
+        fields = Field(parse_json(text.rstrip(b" "), self.source), self.source).mapping()
+        texts = fields.pop("__metadata__", Field({}, self.source, "__metadata__")).mapping()
+        return {name: field.text() for name, field in texts.items()}, fields, size - 8 - length
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor, one after the other, as a copy in memory."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                for name in self.shapes:
+                    yield name, file.get_tensor(name).clone()
+        except SafetensorError as error:
+            raise self.wrong(f"safetensors says: {shown(str(error))}") from None

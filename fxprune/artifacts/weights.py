@@ -1,0 +1,280 @@
+"""Save and load small models: the weights and the plan in one safetensors file, nothing pickled.
+
+The file holds what `state_dict` holds. The rest of a model is its code, and the plan says how the code of the original
+becomes that of the small model.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.artifacts import records
+from fxprune.artifacts.replay import needs_inputs, put_in_place, refuse_other_sizes, replay
+from fxprune.artifacts.safetensors_file import DTYPES, NAMES, SafetensorsFile, raw, refuse_unwritable, write
+from fxprune.capture.twin import twin
+from fxprune.errors import FileError, NothingRemovedWarning, PlanError, nearest
+from fxprune.files import Field, PathLike, parse_json
+from fxprune.planning.compose import shapes_after, structure_needed
+from fxprune.planning.plan_file import data_of, plan_of
+from fxprune.record import Record, attach
+from fxprune.record import record as record_of_model
+from fxprune.rewrite.tensors import like
+from fxprune.transform import transform
+
+FORMAT, VERSION, KEY = "fxprune weights", 1, "fxprune"
+
+INLINE = 1 << 20
+"""Bytes of a buffer outside `state_dict` that are stored; of a larger one only its hash is."""
+
+Buffers = Mapping[str, torch.Tensor]
+
+
+def save(small: nn.Module, path: PathLike, *, record: Record | None = None) -> None:
+    """Write a small model, its weights and what `load` needs to rebuild it, into one safetensors file.
+
+    The names of the tensors are those of `small.state_dict()`, so that any program that reads safetensors can use the
+    file; tied tensors are stored once. Plan and record stand in its metadata. The file is written whole or not at all
+    (see `fxprune.files.replacing`), and twice the same model gives twice the same bytes.
+
+    Args:
+        small: what `transform` returned, whatever has been trained since; it is only read.
+        path: the file to write, by custom with the suffix .safetensors.
+        record: instead of the record of `small`, one that begins with an earlier model:
+            `record(first).then(record(second))` for a model that was pruned twice.
+
+    Raises `FileError` for what cannot be stored, `PlanError` where shapes are not those that the plan leaves.
+    """
+    made = record_of_model(small) if record is None else record
+    state = _state(small, made)
+    for name, tensor in state.items():
+        refuse_unwritable(name, tensor)
+    first: dict[int, str] = {}
+    tied = {name: other for name, tensor in state.items() if (other := first.setdefault(id(tensor), name)) != name}
+    data = {
+        "format": FORMAT,
+        "version": VERSION,
+        "plan": data_of(made.plan),
+        "record": records.data_of(made),
+        "tied": tied,
+        "buffers": {name: _buffer(buffer) for name, buffer in _outside(small, state, made).items()},
+        "training": [name for name, module in small.named_modules() if module.training],
+    }
+    _refuse_changed(state, made)
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    write(path, {name: tensor for name, tensor in state.items() if name not in tied}, {"format": "pt", KEY: text})
+
+
+def load(path: PathLike, *, into: nn.Module, example_inputs: Any = None, also: Sequence[Any] = ()) -> nn.Module:
+    """The small model in a file that `save` wrote, rebuilt from the original's architecture, bit for bit.
+
+    Args:
+        path: the file.
+        into: a model as `transform` was given it, with any weights, on any device ("meta" too: the result is on the
+            CPU then). It is only read; the result shares no tensor with it.
+        example_inputs, also: as `transform` takes them, for a model of the dtypes in the file. They may be left out
+            where the plan changes nothing but the tensors and the attributes of modules; where it changes a graph or
+            the class of a module, or was made by "export" or "hooks", the model is analysed again.
+
+    Returns a new model with the weights, dtypes, train/eval modes and record of the one that was saved, taken by the
+    same rung of the ladder, on the devices of `into`, with its `requires_grad` flags.
+
+    Raises `FileError` for a file that is truncated, foreign or contradicts itself, `PlanError` where `into` is another
+    architecture, `InputError` where inputs are needed and do not fit.
+
+    >>> import os, tempfile, torch, fxprune
+    >>> make = lambda: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+    >>> small = fxprune.transform(make(), torch.randn(1, 4), ratio=0.5)
+    >>> path = os.path.join(tempfile.mkdtemp(), "small.safetensors")
+    >>> save(small, path)
+    >>> again = load(path, into=make())
+    >>> all(torch.equal(t, again.state_dict()[name]) for name, t in small.state_dict().items())
+    True
+    """
+    file = SafetensorsFile(path)
+    data, made = _read(file)
+    plan, small = made.plan, None
+    if not isinstance(into, nn.Module):
+        raise FileError(f"into must be a model, not {type(into).__name__}", do="pass the original, with any weights")
+    model = _in_dtypes(into, file, data["buffers"])
+    for name, module in model.named_modules():
+        module.training = name in made.training
+    if example_inputs is None:
+        reason = needs_inputs(plan)
+        if reason:
+            raise PlanError(
+                f"{file.source} needs example inputs to be loaded",
+                why=f"{reason}, which follows from an analysis of the model",
+                do="pass `example_inputs`, as to `transform`",
+            )
+        small = replay(model, plan, file.source, file.shapes)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NothingRemovedWarning)  # whoever saved it was warned
+            options: dict[str, Any] = {"also": also, "verify": False, "norms": made.norms}
+            small = transform(model, example_inputs, plan=plan, path=plan.path, **options)
+        refuse_other_sizes(small, plan, file.source)
+    _fill(small, file, {name: field.text() for name, field in data["tied"].mapping().items()}, data["buffers"])
+    training = set(data["training"].texts())
+    for name, module in small.named_modules():
+        module.training = name in training
+    attach(small, made)
+    return small
+
+
+def _read(file: SafetensorsFile) -> tuple[Field, Record]:
+    """The metadata of a file, and the record in it."""
+    if KEY not in file.texts:
+        raise file.wrong(
+            f'it was not written by fxprune: its metadata has no key "{KEY}"',
+            do="read it with safetensors.torch.load_file",
+        )
+    source = f'the metadata "{KEY}" of {file.source}'
+    data = Field(parse_json(file.texts[KEY].encode(), source), source)
+    if not isinstance(data.value, dict) or data.value.get("format") != FORMAT:
+        raise data.wrong(f'there is no "format": "{FORMAT}"')
+    if data.value.get("version") != VERSION:
+        raise data.wrong(f"this fxprune reads version {VERSION}", "load it with the fxprune that wrote it")
+    data.object("format version plan record tied buffers training".split())
+    plan = plan_of(Field(data["plan"].value, source, "plan", PlanError))
+    made = records.record_of(data["record"], plan)
+    _refuse_shapes(file, plan_shapes=shapes_after(plan))
+    return data, made
+
+
+def _refuse_shapes(file: SafetensorsFile, plan_shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for name, shape in file.shapes.items():
+        if plan_shapes.get(name, shape) != shape:
+            raise file.wrong(f"the plan in it leaves shape {plan_shapes[name]}", at=f'"{shown_name(name)}" of {shape}')
+
+
+def shown_name(name: str) -> str:
+    """A name as a message may show it."""
+    return name if name.isprintable() else repr(name)
+
+
+def _state(small: nn.Module, made: Record) -> dict[str, Any]:
+    """What is stored as tensors: `state_dict` without the buffers that do not belong there.
+
+    A deep copy of a graph module forgets which of its buffers stay out of `state_dict`.
+    """
+    structure = structure_needed(made.plan, "what it was made for")
+    graph = isinstance(small, fx.GraphModule)
+    kept = ({*structure.shapes} - {*structure.outside}) | {f"{node}_map" for node in made.plan.maps}
+    buffers = dict(small.named_buffers(remove_duplicate=False)) if graph else {}
+    state = small.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in state.items() if name in kept or name not in buffers}
+
+
+def _refuse_changed(state: Mapping[str, torch.Tensor], made: Record) -> None:
+    """A model that was changed after it was pruned cannot be made by its plan."""
+    after = shapes_after(made.plan)
+    for name, tensor in state.items():
+        if after.get(name, tuple(tensor.shape)) != tuple(tensor.shape):
+            raise PlanError(
+                "the model is not what its plan leaves",
+                at=f'"{name}" has shape {tuple(tensor.shape)}',
+                why=f"the plan leaves {after[name]}; was the model changed after `transform`, or pruned twice?",
+                do="for a model that was pruned twice pass record=record(first).then(record(second))",
+            )
+
+
+def _outside(small: nn.Module, state: Mapping[str, Any], made: Record) -> Buffers:
+    """The buffers that `state_dict` leaves out, as far as they have the shape that the plan left them with."""
+    found = dict(small.named_buffers(remove_duplicate=False)).items()
+    return {n: b for n, b in found if n not in state and made.after.get(n) == tuple(b.shape) and b.dtype in NAMES}
+
+
+def _buffer(buffer: torch.Tensor) -> dict[str, Any]:
+    content = bytes(raw(buffer))
+    made = {"dtype": NAMES[buffer.dtype], "shape": list(buffer.shape), "sha256": hashlib.sha256(content).hexdigest()}
+    return made | ({"data": base64.b64encode(content).decode()} if len(content) <= INLINE else {})
+
+
+def _in_dtypes(into: nn.Module, file: SafetensorsFile, buffers: Field) -> nn.Module:
+    """A twin of the model with the floating dtypes of the file: an analysis runs it on inputs of these dtypes."""
+    dtypes = dict(file.dtypes)
+    for name, field in buffers.mapping().items():
+        dtypes[name] = DTYPES[field.object(("dtype", "shape", "sha256"), ("data",))["dtype"].text(DTYPES)]
+    named = [*into.named_parameters(remove_duplicate=False), *into.named_buffers(remove_duplicate=False)]
+    converted: dict[int, torch.Tensor] = {}
+    for name, tensor in named:
+        dtype = dtypes.get(name, tensor.dtype)
+        if dtype != tensor.dtype and dtype.is_floating_point and tensor.is_floating_point():
+            converted.setdefault(id(tensor), like(tensor, tensor.detach().to(dtype)))
+    return twin(into, lambda tensor: converted.get(id(tensor), tensor))
+
+
+def _fill(small: nn.Module, file: SafetensorsFile, tied: Mapping[str, str], buffers: Field) -> None:
+    """The values of the file in place of those that the small model was rebuilt with."""
+    state = small.state_dict(keep_vars=True)
+    for name in (*file.shapes, *tied):
+        if name not in state:
+            raise file.wrong(f'the model has no "{shown_name(name)}"; {nearest(name, state)}')
+    first: dict[int, str] = {}
+    for name, tensor in state.items():
+        other = first.setdefault(id(tensor), name)
+        if (tied.get(name, name), name in file.shapes) != (other, other == name):
+            ours = f'it is tied to "{other}"' if other != name else "it is a tensor of its own"
+            theirs = f'tied to "{tied[name]}"' if name in tied else "stored" if name in file.shapes else "missing"
+            raise file.wrong(f"in the model {ours}, in the file it is {theirs}", at=f'"{name}"')
+    new: dict[int, torch.Tensor] = {}
+    for name, shape in file.shapes.items():
+        _refuse_unlike(file, name, shape, file.dtypes[name], state[name])
+    for name, values in file.tensors():
+        new[id(state[name])] = values
+    outside = dict(small.named_buffers(remove_duplicate=False))
+    for name, field in buffers.mapping().items():
+        if name not in outside or name in state:
+            raise file.wrong(f'the model has no buffer "{shown_name(name)}" outside state_dict')
+        new.setdefault(id(outside[name]), _value_of(file, field, name, outside[name]))
+    put_in_place(small, new)
+    for name, tensor in [*small.named_parameters(), *small.named_buffers()]:
+        if tensor.device.type == "meta":
+            raise FileError(
+                f"{file.source} cannot be loaded into a model on the meta device",
+                why=f'"{name}" is not in the file: it is what the model made it',
+                do="pass a model with values",
+            )
+
+
+def _refuse_unlike(
+    file: SafetensorsFile, name: str, shape: tuple[int, ...], dtype: torch.dtype, tensor: torch.Tensor
+) -> None:
+    """Floating numbers may have another precision; nothing else may differ."""
+    if shape != tuple(tensor.shape):
+        raise file.wrong(f"the model has shape {tuple(tensor.shape)}", at=f'"{name}" of shape {shape}')
+    if dtype != tensor.dtype and not (dtype.is_floating_point and tensor.is_floating_point()):
+        raise file.wrong(f"the model has {tensor.dtype}", at=f'"{name}" of {dtype}')
+
+
+def _value_of(file: SafetensorsFile, field: Field, name: str, derived: torch.Tensor) -> torch.Tensor:
+    """A buffer outside `state_dict`: the stored one, or the derived one if it is what the hash says."""
+    field.object(("dtype", "shape", "sha256"), ("data",))
+    shape, dtype = field["shape"].shape(), DTYPES[field["dtype"].text(DTYPES)]
+    _refuse_unlike(file, name, shape, dtype, derived)
+    if "data" in field.value:
+        try:
+            content = base64.b64decode(field["data"].text(), validate=True)
+        except (binascii.Error, ValueError):
+            raise field["data"].wrong("it is no base64") from None
+        if len(content) != derived.numel() * dtype.itemsize:
+            raise field["data"].wrong(f"{derived.numel()} numbers of {dtype} are needed")
+        flat = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
+        values = flat.view(dtype).reshape(shape)
+    elif derived.device.type == "meta":
+        raise field.wrong("it is too large to be stored, and a model on the meta device has no values of its own")
+    else:
+        values, content = derived.to(dtype), bytes(raw(derived.to(dtype)))
+    if hashlib.sha256(content).hexdigest() != field["sha256"].text():
+        stored = "data" in field.value
+        raise field.wrong("its numbers are not those that were saved" + ("" if stored else ", and they are not stored"))
+    return values

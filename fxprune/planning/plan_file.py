@@ -1,0 +1,267 @@
+"""A plan as a file: JSON that a person can read, that is the same every time, and of which nothing is taken on trust.
+
+The format is described in `docs/files.md`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from fxprune.errors import PlanError
+from fxprune.files import Field, PathLike, parse_json, read_bytes, write_text
+from fxprune.planning.compose import structure_needed
+from fxprune.planning.plan import Plan, Removed
+from fxprune.planning.ranges import between, indices_of, parse, spans_of, text_of
+from fxprune.planning.size import KINDS, Size
+from fxprune.planning.structure import Coupled, Structure
+
+FORMAT, VERSION = "fxprune plan", 1
+
+LIMIT = 1 << 28
+"""Bytes of a plan file that are read."""
+
+INDICES = 1 << 25
+"""Indices that the ranges of one file may name altogether."""
+
+DEPTH = 8
+"""Lists in lists that the values of a size may be."""
+
+_PATHS = ("", "fx", "eager", "export", "hooks")
+_KEYS = "format version versions path fingerprint tensors outside zeroed biases maps coupled sizes reasons".split()
+_ADVICE = "make the plan anew (analysis.plan, record(small).plan) and save it"
+
+
+def save(plan: Plan, path: PathLike) -> None:
+    """Write a plan, whole or not at all."""
+    write_text(path, _layout(data_of(plan)))
+
+
+def load(path: PathLike) -> Plan:
+    """The plan in a file. Raises `PlanError` for anything that `save` would not have written."""
+    source = f'the plan file "{os.fspath(path)}"'
+    return plan_of(Field(parse_json(read_bytes(path, LIMIT), source, PlanError), source, "", PlanError, _ADVICE))
+
+
+# -- writing ----------------------------------------------------------------------------------------------
+
+
+def data_of(plan: Plan) -> dict[str, Any]:
+    """A plan as plain data."""
+    structure = structure_needed(plan, "what it was made for")
+    _refuse_what_no_file_holds(plan, structure)
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "versions": dict(plan.versions) or versions(),
+        "path": plan.path,
+        "fingerprint": structure.fingerprint,
+        "tensors": {name: _tensor(shape, plan.removed.get(name)) for name, shape in structure.shapes.items()},
+        "outside": list(structure.outside),
+        "zeroed": None if plan.zeroed is None else {name: _texts(dims) for name, dims in plan.zeroed.items()},
+        "biases": list(plan.biases),
+        "maps": list(plan.maps),
+        "coupled": [
+            {"channels": c.channels, "in": [f"{name}[{dim}]" for name, dim in c.members], "slots": c.slots}
+            for c in structure.coupled
+        ],
+        "sizes": [{k: getattr(size, k) for k in ("kind", "at", "name", "old", "new")} for size in plan.sizes],
+        "reasons": list(plan.reasons),
+    }
+
+
+def versions() -> dict[str, str]:
+    """What runs now."""
+    import torch
+
+    return {"fxprune": str(sys.modules["fxprune"].__version__), "torch": str(torch.__version__)}
+
+
+def _tensor(shape: tuple[int, ...], dims: Mapping[int, list[int]] | None) -> dict[str, Any]:
+    made: dict[str, Any] = {"shape": list(shape)}
+    if dims:
+        stays = {dim: between(spans_of(gone), shape[dim]) for dim, gone in sorted(dims.items())}
+        made |= {"removed": _texts(dims), "kept": {str(dim): text_of(spans) for dim, spans in stays.items()}}
+    return made
+
+
+def _texts(dims: Mapping[int, list[int]]) -> dict[str, str]:
+    return {str(dim): text_of(spans_of(indices)) for dim, indices in sorted(dims.items())}
+
+
+def _refuse_what_no_file_holds(plan: Plan, structure: Structure) -> None:
+    for kind, removed in (("removes", plan.removed), ("sets to zero", plan.zeroed or {})):
+        for name, dims in removed.items():
+            shape = structure.shapes.get(name)
+            for dim, indices in dims.items():
+                fits = shape is not None and 0 <= dim < len(shape) and len(indices)
+                if not fits or list(indices) != sorted({*indices} & {*range((shape or ())[dim])}):
+                    raise PlanError(
+                        f'the plan {kind} what is not there: "{name}" dimension {dim}',
+                        why=f"its shape is {shape}; indices are sorted, unique, and below its size",
+                        do="take a plan from analysis.plan(...), or record(small).plan",
+                    )
+
+
+def _layout(data: Mapping[str, Any]) -> str:
+    """One line for every tensor, size and reason."""
+    lines = []
+    for key, value in data.items():
+        if isinstance(value, (dict, list)) and len(value) > 0 and key not in ("versions", "outside", "biases", "maps"):
+            pairs = (
+                [f"{_json(k)}: {_json(v)}" for k, v in value.items()] if isinstance(value, dict) else map(_json, value)
+            )
+            begin, end = "{}" if isinstance(value, dict) else "[]"
+            lines.append(f"  {_json(key)}: {begin}\n" + ",\n".join(f"    {pair}" for pair in pairs) + f"\n  {end}")
+        else:
+            lines.append(f"  {_json(key)}: {_json(value)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+# -- reading ----------------------------------------------------------------------------------------------
+
+
+def plan_of(data: Field) -> Plan:
+    """A plan of plain data. Raises `PlanError` for anything that `data_of` would not have given."""
+    if not isinstance(data.value, dict) or data.value.get("format") != FORMAT:
+        raise data.wrong(f'it is no plan of fxprune: there is no "format": "{FORMAT}"')
+    if data.value.get("version") != VERSION:
+        raise (
+            data["version"].wrong(f"this fxprune reads version {VERSION}", "load it with the fxprune that wrote it")
+            if "version" in data.value
+            else data.wrong('the key "version" is missing')
+        )
+    data.object(_KEYS)
+    budget = _Budget(data)
+    shapes: dict[str, tuple[int, ...]] = {}
+    removed: Removed = {}
+    for name, entry in data["tensors"].mapping().items():
+        shapes[name] = entry.object(("shape",), ("removed", "kept"))["shape"].shape()
+        if "removed" in entry.value or "kept" in entry.value:
+            entry.object(("shape", "removed", "kept"))
+            removed[name] = _dims(entry["removed"], entry["kept"], shapes[name], budget)
+    coupled = tuple(_coupled(entry, shapes) for entry in data["coupled"].items())
+    structure = Structure(shapes, coupled, data["outside"].texts())
+    if data["fingerprint"].text() != structure.fingerprint:
+        raise data["fingerprint"].wrong(f"names, shapes and couplings of this file give {structure.fingerprint}")
+    return Plan(
+        removed,
+        data["reasons"].texts(),
+        None if data["zeroed"].value is None else _zeroed(data["zeroed"], shapes, budget),
+        data["biases"].texts(),
+        data["maps"].texts(),
+        _sizes(data["sizes"]),
+        structure,
+        data["path"].text(_PATHS),
+        {name: version.text() for name, version in data["versions"].mapping().items()},
+    )
+
+
+class _Budget:
+    """A short text can name many indices; how many more may come."""
+
+    def __init__(self, data: Field) -> None:
+        self.data, self.left = data, INDICES
+
+    def indices(self, field: Field, size: int) -> list[int]:
+        """The indices that a text names, all below `size`."""
+        try:
+            spans = parse(field.text())
+        except ValueError as error:
+            raise field.wrong(str(error)) from None
+        if not spans:
+            raise field.wrong("no index is named")
+        if spans[-1][1] >= size:
+            raise field.wrong(f"index {spans[-1][1]} is out of range, the dimension has {size}")
+        self.left -= sum(last - first + 1 for first, last in spans)
+        if self.left < 0:
+            raise self.data.wrong(f"it names more than {INDICES} indices")
+        return indices_of(spans)
+
+
+def _dims(removed: Field, kept: Field, shape: tuple[int, ...], budget: _Budget) -> dict[int, list[int]]:
+    made = {}
+    stays = kept.mapping()
+    for key, field in removed.mapping().items():
+        dim = _dim(field, key, shape)
+        if key not in stays:
+            raise kept.wrong(f'the key "{key}" is missing, it stands in "removed"')
+        made[dim] = budget.indices(field, shape[dim])
+        there = text_of(between(spans_of(made[dim]), shape[dim]))
+        if stays[key].value != there:
+            why = f'it contradicts "removed": of {shape[dim]} the others are "{there}"'
+            raise stays[key].wrong(why if there else "every index is removed, and one must stay")
+        if not there:
+            raise stays[key].wrong("every index is removed, and one must stay")
+    unknown = next((key for key in stays if key not in removed.value), None)
+    if unknown is not None:
+        raise stays[unknown].wrong('"removed" has no such key')
+    if not made:
+        raise removed.wrong("no dimension is named")
+    return made
+
+
+def _dim(field: Field, key: str, shape: tuple[int, ...]) -> int:
+    if key not in [str(dim) for dim in range(len(shape))]:
+        raise field.wrong(f"the key must be a dimension of the shape {shape}, counted from 0")
+    return int(key)
+
+
+def _zeroed(data: Field, shapes: Mapping[str, tuple[int, ...]], budget: _Budget) -> Removed:
+    made: Removed = {}
+    for name, dims in data.mapping().items():
+        if name not in shapes:
+            raise dims.wrong('"tensors" has no such key')
+        fields = dims.mapping().items()
+        made[name] = {d: budget.indices(f, shapes[name][d]) for k, f in fields for d in [_dim(f, k, shapes[name])]}
+    return made
+
+
+def _coupled(entry: Field, shapes: Mapping[str, tuple[int, ...]]) -> Coupled:
+    entry.object(("channels", "in", "slots"))
+    members = []
+    for item in entry["in"].items():
+        name, _, dim = item.text().removesuffix("]").rpartition("[")
+        if name not in shapes or dim not in [str(d) for d in range(len(shapes[name]))]:
+            raise item.wrong('it must be a tensor of "tensors" and one of its dimensions, like "conv1.weight[0]"')
+        members.append((name, int(dim)))
+    return Coupled(entry["channels"].integer(1, 2**31), tuple(members), entry["slots"].text())
+
+
+def _sizes(data: Field) -> tuple[Size, ...]:
+    made: dict[tuple[str, str, str], Size] = {}
+    for entry in data.items():
+        entry.object(("kind", "at", "name", "old", "new"))
+        old, new = _value(entry["old"]), _value(entry["new"])
+        size = Size(entry["kind"].text(KINDS), entry["at"].text(), entry["name"].text(), old, new)
+        if size.kind == "attribute":
+            _refuse_other_kind(entry, size)
+        if size.place in made:
+            raise entry.wrong("the same place stands here twice")
+        made[size.place] = size
+    return tuple(made.values())
+
+
+def _refuse_other_kind(entry: Field, size: Size) -> None:
+    """Attributes hold a number, or a list of them; `old` may be null where there was none."""
+    for key, value in (("old", size.old), ("new", size.new)):
+        flat = value if isinstance(value, list) else [value]
+        if not all(isinstance(v, (int, float)) or (v is None and key == "old") for v in flat):
+            raise entry[key].wrong("an attribute is a number or a list of numbers")
+
+
+def _value(field: Field, depth: int = 0) -> Any:
+    if depth > DEPTH:
+        raise field.wrong("it is nested too deeply")
+    if isinstance(field.value, list):
+        return [_value(item, depth + 1) for item in field.items()]
+    if field.value is not None and not isinstance(field.value, (int, float, str)):
+        raise field.wrong("it must be a number, a text, null, or a list of these")
+    return field.value

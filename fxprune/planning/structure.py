@@ -1,0 +1,161 @@
+"""What a plan was made for: names and shapes, and which slots go together, whatever the weights are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from fxprune.channels.groups import Bools, Ints
+from fxprune.findings import Findings
+
+Hashes = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Coupled:
+    """Channels that go, and stand in the same dimensions.
+
+    channels: how many. members: (parameter or buffer, dimension). slots: a hash of which slots each takes there.
+    """
+
+    channels: int
+    members: tuple[tuple[str, int], ...]
+    slots: str
+
+    def __str__(self) -> str:
+        listed = ", ".join(f"{name}[{dim}]" for name, dim in self.members[:4])
+        more = f" and {len(self.members) - 4} more" if len(self.members) > 4 else ""
+        return f"{self.channels} channels in {listed}{more}"
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Names and shapes, and which slots go together. Weights, dtypes, devices and the order of tensors do not count.
+
+    shapes: of every parameter and every buffer in `state_dict`, and of the other buffers that a plan cuts.
+    coupled: the channels that the plan removes; empty where that is not known (a plan put together from two).
+    outside: the names of all buffers that `state_dict` leaves out; they may come and go.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    coupled: tuple[Coupled, ...] = field(default=())
+    outside: tuple[str, ...] = field(default=())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that counts."""
+        shapes = sorted((name, list(shape)) for name, shape in self.shapes.items())
+        coupled = sorted([c.channels, sorted(c.members), c.slots] for c in self.coupled)
+        return hashlib.sha256(json.dumps([shapes, coupled]).encode()).hexdigest()
+
+    def difference(self, other: Structure) -> tuple[str, str]:
+        """The first difference, as what stands here and what stands there; two empty texts where there is none."""
+        for name, shape in self.shapes.items():
+            if name not in other.shapes:
+                return f'there is "{name}" of shape {shape}', "there is no such tensor"
+            if other.shapes[name] != shape:
+                return f'"{name}" has shape {shape}', f"it has shape {other.shapes[name]}"
+        for name, shape in other.shapes.items():
+            if name not in self.shapes:
+                return f'there is no "{name}"', f"it has shape {shape}"
+        if self.coupled and other.coupled:
+            by_members = {frozenset(c.members): c for c in other.coupled}
+            for coupled in self.coupled:
+                there = by_members.get(frozenset(coupled.members))
+                if there is None:
+                    return f"there go {coupled}", _nearest(coupled, other.coupled)
+                if there != coupled:
+                    same = there.channels == coupled.channels
+                    return f"there go {coupled}", "other slots go together" if same else f"there go {there}"
+        return "", ""
+
+
+def _nearest(coupled: Coupled, others: tuple[Coupled, ...]) -> str:
+    """The channels among `others` that stand in one of the same dimensions."""
+    found = (other for other in others if set(other.members) & set(coupled.members))
+    other = next(found, None)
+    return "none of them go" if other is None else f"there go {other}"
+
+
+def shapes_of_model(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shapes of all parameters, and of the buffers that `state_dict` holds, under all their names."""
+    return {name: tuple(t.shape) for name, t in _state(model)}
+
+
+def _state(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    for path, module in model.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None and name not in module._non_persistent_buffers_set:
+                yield prefix + name, tensor
+
+
+def structure_of(findings: Findings, removed: Bools, names: Mapping[str, object]) -> Structure:
+    """The structure of the model that was analysed, as a plan needs it that removes these channels.
+
+    names: the parameters and buffers that the plan cuts.
+    """
+    shapes = shapes_of_model(findings.model)
+    outside = {n: tuple(b.shape) for n, b in findings.model.named_buffers(remove_duplicate=False) if n not in shapes}
+    shapes |= {name: shape for name, shape in outside.items() if name in names}
+    coupled = _coupled(findings, removed, {name: i for i, name in enumerate(shapes)})
+    return Structure(shapes, coupled, tuple(outside))
+
+
+def _coupled(findings: Findings, removed: Bools, order: Mapping[str, int]) -> tuple[Coupled, ...]:
+    """The removed channels by the dimensions that they stand in.
+
+    A set of slots is compared by the sum of hash(dimension) * hash(slot), modulo 2^64: no order matters, neither that
+    of the walk nor that of the channels.
+    """
+    s = findings.solution
+    entries = np.flatnonzero(removed[s.channel])
+    if not len(entries):
+        return ()
+    entries = entries[np.argsort(s.place[entries], kind="stable")]
+    names = [_name(findings, number, order) for number in range(len(s.axes))]
+    slots, dims = np.zeros(s.channels, dtype=np.uint64), np.zeros(s.channels, dtype=np.uint64)
+    places: list[tuple[int, Ints]] = []
+    for run in np.split(entries, np.flatnonzero(np.diff(s.place[entries])) + 1):
+        place, channels = int(s.place[run[0]]), s.channel[run]
+        axes = np.array([_hash(f"{name}[{dim}]") for name, dim in (names[n] for n in s.places[place])]).sum()
+        np.add.at(slots, channels, axes * _mix(s.slot[run].astype(np.uint64)))
+        places.append((place, np.unique(channels)))
+        dims[places[-1][1]] += axes
+    members: dict[int, list[tuple[str, int]]] = {}
+    for place, channels in places:
+        for footprint in np.unique(dims[channels]).tolist():
+            members.setdefault(footprint, []).extend(names[n] for n in s.places[place])
+    gone = np.unique(s.channel[entries])
+    made = []
+    for footprint, found in members.items():
+        channels = gone[dims[gone] == np.uint64(footprint)]
+        digest = hashlib.sha256(np.sort(slots[channels]).astype("<u8").tobytes()).hexdigest()[:16]
+        made.append(Coupled(len(channels), tuple(sorted(found, key=lambda m: (order.get(m[0], -1), m))), digest))
+    return tuple(sorted(made, key=lambda c: ([(order.get(n, -1), n, d) for n, d in c.members], c.slots)))
+
+
+def _name(findings: Findings, number: int, order: Mapping[str, int]) -> tuple[str, int]:
+    """An axis by the first of the names of its tensor."""
+    axis = findings.solution.axes[number]
+    names = (axis.parameter, *findings.aliases.get(axis.parameter, ()))
+    return min(names, key=lambda name: (order.get(name, len(order)), name)), axis.dim
+
+
+def _hash(text: str) -> np.uint64:
+    return np.uint64(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little"))
+
+
+def _mix(x: Hashes) -> Hashes:
+    """The finish of splitmix64 (Steele, Lea and Flood 2014)."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,119 @@
+"""What a rewrite has changed besides the tensors: read off by comparing the small model with the one before.
+
+So nothing that counts anew has to report it, and nothing is forgotten. What takes constants up is no size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.capture.captured import fetch
+from fxprune.findings import Findings
+from fxprune.planning.size import Size
+from fxprune.planning.structure import shapes_of_model
+from fxprune.rewrite.constants import STANDS_FOR
+
+
+def derived(findings: Findings, small: nn.Module) -> tuple[Size, ...]:
+    """Every number that the rewrite set, with its place: attributes, arguments in the graph, constants, classes."""
+    made = [*_modules(findings.captured.module, small), *_constants(findings, small)]
+    if isinstance(small, fx.GraphModule):
+        made += _nodes(findings.captured.graph, small.graph)
+    return tuple(made)
+
+
+def numbers(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module that are numbers, or lists or tuples of numbers."""
+    if isinstance(module, fx.GraphModule):  # the graph's own; a size is never kept there
+        return {}
+    return {name: value for name, value in module.__dict__.items() if name != "training" and _is_number(value)}
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_is_number(v) and not isinstance(v, (list, tuple)) for v in value)
+    return type(value) in (int, float, bool) and math.isfinite(value)
+
+
+def _modules(before: nn.Module, small: nn.Module) -> Iterator[Size]:
+    modules = dict(before.named_modules())
+    for path, module in small.named_modules():
+        old = modules.get(path)
+        if type(module) is not type(old) and not isinstance(module, fx.GraphModule):
+            yield Size("class", path, "", _class(old), _class(module))
+        if old is None:
+            continue
+        had = numbers(old)
+        for name, value in numbers(module).items():
+            if name not in had or value != had[name]:
+                yield Size("attribute", path, name, _plain(had.get(name)), _plain(value))
+
+
+def _class(module: Any) -> str | None:
+    return None if module is None else f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _constants(findings: Findings, small: nn.Module) -> Iterator[Size]:
+    """Tensors in attributes: no plan names them, so their new shapes follow from the analysis alone."""
+    named = [*findings.model.named_parameters(remove_duplicate=False), *findings.model.named_buffers()]
+    registered = {*(name for name, _ in named), *shapes_of_model(findings.model)}
+    for name, tensor in findings.tensors.items():
+        if name in registered:
+            continue
+        now = fetch(small, name)
+        if isinstance(now, torch.Tensor) and now.shape != tensor.shape:
+            yield Size("constant", name, "", list(tensor.shape), list(now.shape))
+
+
+def _nodes(before: fx.Graph, after: fx.Graph) -> Iterator[Size]:
+    olds = {node.name: node for node in before.nodes}
+    for node in after.nodes:
+        if STANDS_FOR in node.meta:
+            continue
+        old = olds.pop(node.name, None)
+        if old is None:
+            yield Size("node", node.name, "", None, node.format_node() or node.op)
+            continue
+        if node.target != old.target:
+            yield Size("argument", node.name, "target", _text(old.target), _text(node.target))
+        yield from _arguments(node.name, "args", old.args, node.args)
+        kwargs = {k: v for k, v in node.kwargs.items() if k in old.kwargs or _text(v) is not None}
+        yield from _arguments(node.name, "kwargs", old.kwargs, kwargs)
+    for name, old in olds.items():
+        yield Size("node", name, "", old.format_node() or old.op, None)
+
+
+def _arguments(node: str, place: str, old: Any, new: Any) -> Iterator[Size]:
+    """The innermost arguments that differ."""
+    if isinstance(old, (tuple, list)) and isinstance(new, (tuple, list)) and len(old) == len(new):
+        for i, (a, b) in enumerate(zip(old, new, strict=True)):
+            yield from _arguments(node, f"{place}[{i}]", a, b)
+    elif isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
+        for key in old:
+            yield from _arguments(node, f"{place}[{key!r}]", old[key], new[key])
+    elif (a := _text(old)) != (b := _text(new)) or type(a) is not type(b):
+        yield Size("argument", node, place, a, b)
+
+
+def _text(value: Any) -> Any:
+    """An argument as JSON has it; what it cannot hold becomes text."""
+    if isinstance(value, fx.Node):
+        return value.meta.get(STANDS_FOR, f"%{value.name}")
+    if value is None or type(value) in (int, bool, str) or (type(value) is float and math.isfinite(value)):
+        return value
+    if isinstance(value, (tuple, list)):
+        return [_text(v) for v in value]
+    if isinstance(value, dict):
+        return ", ".join(f"{k}={_text(v)}" for k, v in value.items())
+    if isinstance(value, slice):
+        return ":".join("" if part is None else str(_text(part)) for part in (value.start, value.stop, value.step))
+    return getattr(value, "__name__", None) or str(value)
