@@ -17,7 +17,7 @@ from fxprune.capture.captured import Captured
 from fxprune.capture.fake import Faker, Real
 from fxprune.capture.front import PATHS, capture
 from fxprune.capture.inputs import Inputs, devices, initialised, normalize, unwrapped
-from fxprune.capture.observe import Observation, Observer, Place
+from fxprune.capture.observe import Contraction, Observation, Observer, Place
 from fxprune.capture.pause import collector_paused
 from fxprune.capture.scopes import Scope, Scopes
 from fxprune.capture.settings import Settings
@@ -27,9 +27,10 @@ from fxprune.capture.walk import walk
 from fxprune.channels.groups import Axis, solve
 from fxprune.channels.terms import Terms
 from fxprune.channels.vector import Vector
+from fxprune.cost import Cost, Counter, Found, planned
 from fxprune.errors import CaptureError, PlanError, RewriteError
 from fxprune.findings import Findings, hookable
-from fxprune.planning.plan import Plan, make_plan
+from fxprune.planning.plan import Plan, make_plan, removal_of
 from fxprune.report import findings_report
 from fxprune.rewrite.norms import preserve
 from fxprune.rules import Event, Operand
@@ -51,6 +52,20 @@ class Analysis(Findings):
         ['0.bias', '0.weight', '2.weight']
         """
         return make_plan(self, ratio=ratio, **options)
+
+    def cost(self, plan: Plan | None = None) -> Cost:
+        """What the model costs, or the one that a plan would make: parameters, bytes and MACs, in total and by layer.
+
+        Counted from the analysis, without making that model: `fxprune.cost` of it gives the same. Raises `PlanError`
+        where the plan was made for another model.
+
+        >>> import torch, fxprune
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> analysis = fxprune.analyze(net, torch.randn(1, 4))
+        >>> analysis.cost().macs, analysis.cost(analysis.plan(ratio=0.5)).macs
+        (48, 24)
+        """
+        return planned(self, None if plan is None else removal_of(self, plan))
 
     def report(self) -> str:
         """Groups and locked channels as a table of plain text."""
@@ -223,6 +238,7 @@ class Analyzer:
         self.nodes: dict[str, Any] = {}
         self.observations: dict[str, Observation] = {}
         self.notes: list[str] = list(captured.notes)
+        self.counted: list[Found] = []
 
     def run(self) -> Analysis:
         """Walk once and read the result off."""
@@ -257,8 +273,18 @@ class Analyzer:
             if (f"{path}.bias", 0) in vectors and (weight, 0) in vectors:
                 self.terms.same(vectors[weight, 0], vectors[f"{path}.bias", 0])
         self.observations = {node.name: Observation() for node in self.captured.graph.nodes}
+        self.observations["forward"].contractions += [
+            self._scaled(*found, vectors.get((weights.get(found[0], ""), 0))) for found in self.counted
+        ]
         self.observer.used.update(id(fake) for fake, _ in self.axes)
         return self._analysis()
+
+    def _scaled(self, path: str, op: str, macs: int | None, rows: Vector | None) -> Contraction:
+        """What a layer multiplies is in proportion to its own outputs; what the rest does stays."""
+        if macs is None:
+            return Contraction(op, path, None)
+        shares = (self.terms.fixed(macs),) if rows is None else (self.terms.fixed(macs // rows.size), rows)
+        return Contraction(op, path, [shares])
 
     def _results(self) -> set[str]:
         """The layers whose output is a result of the model, as it is or seen in another shape."""
@@ -272,7 +298,10 @@ class Analyzer:
         self.scopes.enter, self.scopes.leave = lambda scope: None, leave
         values = self.captured.values(self.inputs)
         visit = lambda node, execute: execute()  # noqa: E731
-        results = walk(self.captured.graph, self.module, self.faker, values, visit, (self.scopes.watching(),))
+        counter = Counter(self.scopes)
+        modes = (self.scopes.watching(), counter)
+        results = walk(self.captured.graph, self.module, self.faker, values, visit, modes)
+        self.counted = counter.found
         found = (made.get(tensor.untyped_storage().data_ptr()) for tensor in tensors_in(results))
         return {entry[0] for entry in found if entry is not None}
 
