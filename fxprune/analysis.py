@@ -27,11 +27,12 @@ from fxprune.capture.walk import walk
 from fxprune.channels.groups import Axis, solve
 from fxprune.channels.terms import Terms
 from fxprune.channels.vector import Vector
-from fxprune.cost import Cost, Counter, Found, planned
+from fxprune.cost import ChannelCost, Cost, Counter, Found, per_channel, planned
 from fxprune.errors import CaptureError, PlanError, RewriteError
 from fxprune.findings import Findings, hookable
 from fxprune.planning.plan import Plan, make_plan, removal_of
-from fxprune.report import findings_report
+from fxprune.report import analysis_data, dot, graph, view
+from fxprune.report.views import checked
 from fxprune.rewrite.norms import preserve
 from fxprune.rules import Event, Operand
 
@@ -67,9 +68,45 @@ class Analysis(Findings):
         """
         return planned(self, None if plan is None else removal_of(self, plan))
 
-    def report(self) -> str:
-        """Groups and locked channels as a table of plain text."""
-        return findings_report(self)
+    def cost_per_channel(self) -> tuple[ChannelCost, ...]:
+        """Parameters and MACs that one channel of each group costs: what the model has less of if it goes alone.
+
+        In the order of `groups`, each for the group's first channel.
+
+        >>> import torch, fxprune
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> fxprune.analyze(net, torch.randn(1, 4)).cost_per_channel()  # a row of 4, a bias, a column of 2
+        (ChannelCost(params=7, macs=6),)
+        """
+        return per_channel(self)
+
+    def report(self, format: str = "text") -> str:
+        """Groups, what one channel of each costs, and what is locked by which operation: docs/report.md.
+
+        format: "text", "markdown" or "json". Raises `InputError` for any other.
+        """
+        checked(format)
+        return view(analysis_data(self), format)
+
+    def to_networkx(self, kind: str = "layers") -> Any:
+        """The model as a graph of networkx.
+
+        kind: "layers", a `DiGraph` of the modules that own parameters, an edge where the output of the one reaches the
+        other through operations only; "flow", the same with inputs, outputs and the operations at which branches meet;
+        "groups", a bipartite `MultiGraph` of groups and parameters. docs/report.md lists their attributes.
+
+        The first two run the model once more, on fake tensors. Raises `InputError` for any other kind.
+
+        >>> import torch, fxprune
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> fxprune.analyze(net, torch.randn(1, 4)).to_networkx().edges(data="shape")
+        OutEdgeDataView([('0', '2', (1, 8))])
+        """
+        return graph(self, kind)
+
+    def to_dot(self, kind: str = "layers") -> str:
+        """The same graph as text for Graphviz: write it to a file, and `dot -Tsvg file` draws it."""
+        return dot(graph(self, kind))
 
 
 @collector_paused()

@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import fx, nn
 
+from fxprune.cost import Cost
 from fxprune.errors import FxpruneError
-from fxprune.report import shapes_report
+from fxprune.report import record_data, view
+from fxprune.report.views import checked
 
 _KEY = "fxprune_record"
 
@@ -28,6 +30,7 @@ class Record:
     training: the modules that were in training mode when the graph was traced; "" is the model.
     error: the relative error against the reference, None where it was not compared.
     norms: "preserve" where statistics count the original width as far as that is possible, else "kept".
+    cost: of the original and of the small model, None where it was not counted.
     """
 
     path: str
@@ -40,22 +43,20 @@ class Record:
     error: float | None = None
     why_not: Mapping[str, str] = field(default_factory=dict)
     norms: str = "kept"
+    cost: tuple[Cost, Cost] | None = None
 
     @property
     def params(self) -> tuple[int, int]:
         """Elements of all tensors before and after."""
         return sum(map(math.prod, self.before.values())), sum(map(math.prod, self.after.values()))
 
-    def report(self) -> str:
-        """Shapes before and after as a table of plain text, then totals, the proof and the notes."""
-        before, after = self.params
-        lines = [shapes_report(self.before, self.after), ""]
-        lines.append(f"path {self.path}, {before} -> {after} elements ({after / max(before, 1):.1%})")
-        lines += [f"not {rung}: {why}" for rung, why in self.why_not.items()]
-        lines.append("exact" if self.exact else "not exact: some statistics are taken over fewer channels")
-        if self.error is not None:
-            lines.append(f"relative error against the reference: {self.error:.1e}")
-        return "\n".join([*lines, *(f"note: {reason}" for reason in self.reasons)])
+    def report(self, format: str = "text") -> str:
+        """Each layer before and after, the totals, the way, the proof and the notes: docs/report.md.
+
+        format: "text", "markdown" or "json". Raises `InputError` for any other.
+        """
+        checked(format)
+        return view(record_data(self), format)
 
 
 def record(small: nn.Module) -> Record:

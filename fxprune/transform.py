@@ -12,6 +12,7 @@ from fxprune.analysis import analyze
 from fxprune.capture.pause import collector_paused
 from fxprune.capture.twin import twin
 from fxprune.check import compare
+from fxprune.cost import planned
 from fxprune.criteria import Importance
 from fxprune.errors import (
     NothingRemovedWarning,
@@ -155,4 +156,5 @@ def _recorded(result: Result) -> Record:
         result.error,
         result.why_not,
         "kept" if analysis.preserved is None else "preserve",
+        (planned(analysis), planned(analysis, result.removal)),
     )

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from fxprune.errors import RuleError
+from fxprune.errors import RuleError, nearest
 from fxprune.rules.attention import KERNELS
 from fxprune.rules.registry import name_of, rule_for
 
@@ -73,6 +73,11 @@ def products(
         return [] if _multiplies_nothing(func) else None
     formula, names = known
     given = {**arguments, "out": made[0] if isinstance(made, (tuple, list)) else made}
+    for key in names:
+        if key not in given:
+            raise RuleError(
+                f'the formula of {name} names an argument "{key}", which the operator lacks', why=nearest(key, given)
+            )
     return list(formula(**{key: _dims(given[key], dims) for key in names}))
 
 
@@ -97,10 +102,15 @@ def _multiplies_nothing(func: torch._ops.OpOverload) -> bool:
     return name in NOTHING or func.is_view or bool(harmless.intersection(func.tags))
 
 
+def _met(a: Any, b: Any) -> Any:
+    """One dimension of two operands: that of a weight rather than that of an input, which is fixed."""
+    return b if getattr(a, "fixed", False) else a
+
+
 @multiplies("aten::mm", "aten::_int_mm")
 def _mm(self: Dims, mat2: Dims) -> list[Dims]:
     """m k n"""
-    return [(*self, mat2[1])]
+    return [(self[0], _met(self[1], mat2[0]), mat2[1])]
 
 
 @multiplies("aten::_scaled_mm")
@@ -116,7 +126,7 @@ def _addmm(mat1: Dims, mat2: Dims) -> list[Dims]:
 @multiplies("aten::bmm")
 def _bmm(self: Dims, mat2: Dims) -> list[Dims]:
     """b m k n"""
-    return [(*self, mat2[2])]
+    return [(_met(self[0], mat2[0]), self[1], _met(self[2], mat2[1]), mat2[2])]
 
 
 @multiplies("aten::baddbmm", "aten::addbmm")
@@ -129,7 +139,7 @@ def _grouped_mm(self: Dims, mat2: Dims) -> list[Dims]:
     """m k n: each row, column or term of the sum belongs to one matrix; e m k n where all have the same size."""
     if len(self) == 3 and len(mat2) == 3:
         return _bmm(self, mat2)
-    return [(*self[-2:], mat2[-1])]
+    return [(self[-2], _met(self[-1], mat2[-2]), mat2[-1])]
 
 
 @multiplies("aten::addr")
@@ -137,19 +147,29 @@ def _addr(vec1: Dims, vec2: Dims) -> list[Dims]:
     return [(*vec1, *vec2)]
 
 
-@multiplies("aten::mv", "aten::dot", "aten::vdot")
-def _matrix_vector(self: Dims) -> list[Dims]:
-    return [self]
+@multiplies("aten::mv")
+def _mv(self: Dims, vec: Dims) -> list[Dims]:
+    return [(self[0], _met(self[1], vec[0]))]
 
 
 @multiplies("aten::addmv")
-def _addmv(mat: Dims) -> list[Dims]:
-    return [mat]
+def _addmv(mat: Dims, vec: Dims) -> list[Dims]:
+    return _mv(mat, vec)
+
+
+@multiplies("aten::dot")
+def _dot(self: Dims, tensor: Dims) -> list[Dims]:
+    return [(_met(self[0], tensor[0]),)]
+
+
+@multiplies("aten::vdot")
+def _vdot(self: Dims, other: Dims) -> list[Dims]:
+    return _dot(self, other)
 
 
 @multiplies("aten::linear")
 def _linear(input: Dims, weight: Dims) -> list[Dims]:
-    return [(*input, weight[0])]
+    return [(*input[:-1], _met(input[-1], weight[-1]), *weight[:-1])]
 
 
 @multiplies("aten::_trilinear")
@@ -168,16 +188,20 @@ def _trilinear(
     for dims, expand in ((i1, expand1), (i2, expand2), (i3, expand3)):
         left = iter(dims)
         full.append([None if d in expand else next(left) for d in range(total)])
-    first = [a if a is not None else b for a, b in zip(full[0], full[1], strict=True)]
+    first = [_either(a, b) for a, b in zip(full[0], full[1], strict=True)]
     rest = [None if d in sumdim and full[2][d] is None else size for d, size in enumerate(first)]
-    second = [a if a is not None else b for a, b in zip(rest, full[2], strict=True)]
+    second = [_either(a, b) for a, b in zip(rest, full[2], strict=True)]
     return [tuple(size for size in letters if size is not None) for letters in (first, second)]
 
 
+def _either(a: Any, b: Any) -> Any:
+    return b if a is None else a if b is None else _met(a, b)
+
+
 @multiplies("aten::_cdist_forward", "aten::_euclidean_dist")
-def _distances(x1: Dims, out: Dims) -> list[Dims]:
+def _distances(x1: Dims, x2: Dims, out: Dims) -> list[Dims]:
     """One for each slot of each pair"""
-    return [(*out, x1[-1])]
+    return [(*out, _met(x1[-1], x2[-1]))]
 
 
 @multiplies("aten::convolution", "aten::_convolution", "aten::convolution_overrideable")
@@ -196,7 +220,7 @@ def _cudnn_convolution(self: Dims, weight: Dims, out: Dims) -> list[Dims]:
 @multiplies(*(f"aten::{name}" for name in KERNELS))
 def _attention(query: Dims, key: Dims, value: Dims) -> list[Dims]:
     """n h l s e and n h l s f; a causal mask is not taken off"""
-    batch, heads, length, width = query
+    batch, heads, length, width = query[0], query[1], query[2], _met(query[3], key[3])
     return [(batch, heads, length, key[2], width), (batch, heads, length, key[2], value[3])]
 
 

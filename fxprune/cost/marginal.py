@@ -12,7 +12,7 @@ from torch import nn
 from fxprune.capture.observe import Contraction
 from fxprune.channels.groups import Axis, Removal
 from fxprune.channels.vector import Vector
-from fxprune.cost import contractions, macs_of
+from fxprune.cost.count import contractions, macs_of
 from fxprune.findings import Findings
 
 
