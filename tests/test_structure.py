@@ -16,7 +16,7 @@ PACKAGE = ROOT / "fxprune"
 
 ORDER = """
     errors channels rules capture findings criteria planning rewrite check cost report record analysis ladder transform
-    schedules sparse pruner __init__
+    plot schedules sparse pruner __init__
 """.split()
 """Parts of the package; each imports only from itself and from those before it."""
 
