@@ -1,6 +1,7 @@
-"""What would go, why does the rest stay, and what happened? Analyse, plan, look, transform, read the record.
+"""What would go, what does it cost, why does the rest stay, and what happened? Analyse, plan, look, transform, read.
 
-An analysis changes nothing and can be planned from several times; a plan is plain data.
+An analysis changes nothing and can be planned from several times; a plan is plain data, and what it would leave can be
+counted without making it. `fxprune.plot.dependencies(analysis, plan, path="picture.png")` draws the same.
 
     python examples/plan_and_report.py
 """
@@ -33,7 +34,7 @@ class Mixer(nn.Module):
 
 
 def main() -> None:
-    """Print the analysis, three plans made from it, and the record of one of them."""
+    """Print the analysis, what three plans would leave, what flows where, and the record of one of them."""
     torch.manual_seed(0)
     net, x = Mixer().eval(), torch.randn(2, 3, 8, 8)
 
@@ -49,14 +50,17 @@ def main() -> None:
         "only what is exact": analysis.plan(ratio=0.5, exact=True),
         "a third of one layer": analysis.plan(ratio={"wide": 1 / 3}, importance="l1"),
     }
+    before = analysis.cost()
     for name, plan in plans.items():
         indices = sum(len(gone) for dims in plan.removed.values() for gone in dims.values())
+        after = analysis.cost(plan)  # of a model that nobody has made yet
         print(f"\n{name}: {indices} slots of {len(plan.removed)} tensors go", end="")
-        small = fxprune.transform(net, x, plan=plan)
-        before, after = fxprune.cost(net, x), fxprune.cost(small, x)
         print(f", parameters {before.params} -> {after.params}, MACs {before.macs} -> {after.macs}")
 
+    print("\nfrom layer to layer:", *(f"{a} -> {b}" for a, b in analysis.to_networkx().edges), sep="\n  ")
     print()
+    small = fxprune.transform(net, x, plan=plans["only what is exact"])
+    assert fxprune.cost(small, x) == analysis.cost(plans["only what is exact"])
     print(fxprune.record(small).report())
 
 

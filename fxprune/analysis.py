@@ -17,7 +17,7 @@ from fxprune.capture.captured import Captured
 from fxprune.capture.fake import Faker, Real
 from fxprune.capture.front import PATHS, capture
 from fxprune.capture.inputs import Inputs, devices, initialised, normalize, unhooked, unwrapped
-from fxprune.capture.observe import Observation, Observer, Place
+from fxprune.capture.observe import Contraction, Observation, Observer, Place
 from fxprune.capture.pause import collector_paused
 from fxprune.capture.scopes import Scope, Scopes
 from fxprune.capture.settings import Settings
@@ -27,11 +27,13 @@ from fxprune.capture.walk import walk
 from fxprune.channels.groups import Axis, solve
 from fxprune.channels.terms import Terms
 from fxprune.channels.vector import Vector
+from fxprune.cost import ChannelCost, Cost, Counter, Found, per_channel, planned
 from fxprune.errors import CaptureError, PlanError, RewriteError
 from fxprune.findings import Findings, hookable
-from fxprune.fold import make_plan
+from fxprune.fold import carry_out, make_plan
 from fxprune.planning.plan import Plan
-from fxprune.report import findings_report
+from fxprune.report import analysis_data, dot, graph, view
+from fxprune.report.views import checked
 from fxprune.rewrite.norms import preserve
 from fxprune.rules import Event, Operand
 
@@ -53,9 +55,62 @@ class Analysis(Findings):
         """
         return make_plan(self, ratio=ratio, **options).plan
 
-    def report(self) -> str:
-        """Groups and locked channels as a table of plain text."""
-        return findings_report(self)
+    def cost(self, plan: Plan | None = None) -> Cost:
+        """What the model costs, or the one that a plan would make: parameters, bytes and MACs, in total and by layer.
+
+        Counted from the analysis, without making that model: `fxprune.cost` of it gives the same. Raises `PlanError`
+        where the plan was made for another model.
+
+        >>> import torch, fxprune
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> analysis = fxprune.analyze(net, torch.randn(1, 4))
+        >>> analysis.cost().macs, analysis.cost(analysis.plan(ratio=0.5)).macs
+        (48, 24)
+        """
+        if plan is None:
+            return planned(self)
+        done = carry_out(self, plan)
+        return planned(self, done.removal, done.constants)
+
+    def cost_per_channel(self) -> tuple[ChannelCost, ...]:
+        """Parameters and MACs that one channel of each group costs: what the model has less of if it goes alone.
+
+        In the order of `groups`, each for the group's first channel.
+
+        >>> import torch, fxprune
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> fxprune.analyze(net, torch.randn(1, 4)).cost_per_channel()  # a row of 4, a bias, a column of 2
+        (ChannelCost(params=7, macs=6),)
+        """
+        return per_channel(self)
+
+    def report(self, format: str = "text") -> str:
+        """Groups, what one channel of each costs, and what is locked by which operation: docs/report.md.
+
+        format: "text", "markdown" or "json". Raises `InputError` for any other.
+        """
+        checked(format)
+        return view(analysis_data(self), format)
+
+    def to_networkx(self, kind: str = "layers") -> Any:
+        """The model as a graph of networkx.
+
+        kind: "layers", a `DiGraph` of the modules that own parameters, an edge where the output of the one reaches the
+        other through operations only; "flow", the same with inputs, outputs and the operations at which branches meet;
+        "groups", a bipartite `MultiGraph` of groups and parameters. docs/report.md lists their attributes.
+
+        The first two run the model once more, on fake tensors. Raises `InputError` for any other kind.
+
+        >>> import torch, fxprune
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> fxprune.analyze(net, torch.randn(1, 4)).to_networkx().edges(data="shape")
+        OutEdgeDataView([('0', '2', (1, 8))])
+        """
+        return graph(self, kind)
+
+    def to_dot(self, kind: str = "layers") -> str:
+        """The same graph as text for Graphviz: write it to a file, and `dot -Tsvg file` draws it."""
+        return dot(graph(self, kind))
 
 
 @collector_paused()
@@ -225,6 +280,7 @@ class Analyzer:
         self.nodes: dict[str, Any] = {}
         self.observations: dict[str, Observation] = {}
         self.notes: list[str] = list(captured.notes)
+        self.counted: list[Found] = []
 
     def run(self) -> Analysis:
         """Walk once and read the result off."""
@@ -259,8 +315,18 @@ class Analyzer:
             if (f"{path}.bias", 0) in vectors and (weight, 0) in vectors:
                 self.terms.same(vectors[weight, 0], vectors[f"{path}.bias", 0])
         self.observations = {node.name: Observation() for node in self.captured.graph.nodes}
+        self.observations["forward"].contractions += [
+            self._scaled(*found, vectors.get((weights.get(found[0], ""), 0))) for found in self.counted
+        ]
         self.observer.used.update(id(fake) for fake, _ in self.axes)
         return self._analysis()
+
+    def _scaled(self, path: str, op: str, macs: int | None, rows: Vector | None) -> Contraction:
+        """What a layer multiplies is in proportion to its own outputs; what the rest does stays."""
+        if macs is None:
+            return Contraction(op, path, None)
+        shares = (self.terms.fixed(macs),) if rows is None else (self.terms.fixed(macs // rows.size), rows)
+        return Contraction(op, path, [shares])
 
     def _results(self) -> set[str]:
         """The layers whose output is a result of the model, as it is or seen in another shape."""
@@ -274,7 +340,10 @@ class Analyzer:
         self.scopes.enter, self.scopes.leave = lambda scope: None, leave
         values = self.captured.values(self.inputs)
         visit = lambda node, execute: execute()  # noqa: E731
-        results = walk(self.captured.graph, self.module, self.faker, values, visit, (self.scopes.watching(),))
+        counter = Counter(self.scopes)
+        modes = (self.scopes.watching(), counter)
+        results = walk(self.captured.graph, self.module, self.faker, values, visit, modes)
+        self.counted = counter.found
         found = (made.get(tensor.untyped_storage().data_ptr()) for tensor in tensors_in(results))
         return {entry[0] for entry in found if entry is not None}
 

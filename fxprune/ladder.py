@@ -15,6 +15,7 @@ from fxprune.check import TOLERANCE, IncomparableError, compare, first_wrong_gro
 from fxprune.errors import CaptureError, FxpruneError, PlanError, RewriteError, VerificationError
 from fxprune.fold import Planned, carry_out, make_plan
 from fxprune.planning.plan import Plan, finish
+from fxprune.rewrite.constants import Constants
 from fxprune.rewrite.graph import rewrite
 
 BLURRED = 1e-3
@@ -50,6 +51,7 @@ class Result:
     small: nn.Module
     error: float | None
     why_not: dict[str, str]
+    constants: Constants
 
 
 def rungs_of(model: nn.Module, path: str | None, prefer: str | None) -> tuple[str, ...]:
@@ -124,7 +126,7 @@ def _attempt(analysis: Analysis, request: Request, why_not: dict[str, str], *, h
             held.append(f"channels stay at {error.at}: {error.why}")
             analysis = narrower
             continue
-        result = Result(analysis, plan, removal, small, None, why_not)
+        result = Result(analysis, plan, removal, small, None, why_not, planned.constants)
         if not (request.verify or analysis.captured.real) or _weightless(analysis):
             return result
         try:

@@ -9,9 +9,11 @@ from typing import Any
 
 from torch import fx, nn
 
+from fxprune.cost import Cost
 from fxprune.errors import FxpruneError, PlanError
 from fxprune.planning.plan import Plan
-from fxprune.report import shapes_report
+from fxprune.report import record_data, view
+from fxprune.report.views import checked
 
 _KEY = "fxprune_record"
 
@@ -30,6 +32,7 @@ class Record:
     error: the relative error against the reference, None where it was not compared.
     norms: "preserve" where statistics count the original width as far as that is possible, else "kept".
     plan: what was done, with every size that was counted anew; it can be saved, and made again on other weights.
+    cost: of the original and of the small model, None where it was not counted.
     """
 
     path: str
@@ -43,6 +46,7 @@ class Record:
     why_not: Mapping[str, str] = field(default_factory=dict)
     norms: str = "kept"
     plan: Plan = field(default_factory=lambda: Plan({}), repr=False)
+    cost: tuple[Cost, Cost] | None = None
 
     def then(self, second: Record) -> Record:
         """Both in one: from what this record's model was to what `second`, of the model pruned again, leaves.
@@ -65,6 +69,7 @@ class Record:
             {**self.why_not, **second.why_not},
             self.norms,
             plan,
+            (self.cost[0], second.cost[1]) if self.cost and second.cost else None,
         )
 
     @property
@@ -77,16 +82,13 @@ class Record:
         """Elements of all tensors before and after."""
         return sum(map(math.prod, self.before.values())), sum(map(math.prod, self.after.values()))
 
-    def report(self) -> str:
-        """Shapes before and after as a table of plain text, then totals, the proof and the notes."""
-        before, after = self.params
-        lines = [shapes_report(self.before, self.after), ""]
-        lines.append(f"path {self.path}, {before} -> {after} elements ({after / max(before, 1):.1%})")
-        lines += [f"not {rung}: {why}" for rung, why in self.why_not.items()]
-        lines.append("exact" if self.exact else "not exact: some statistics are taken over fewer channels")
-        if self.error is not None:
-            lines.append(f"relative error against the reference: {self.error:.1e}")
-        return "\n".join([*lines, *(f"note: {reason}" for reason in self.reasons)])
+    def report(self, format: str = "text") -> str:
+        """Each layer before and after, the totals, the way, the proof and the notes: docs/report.md.
+
+        format: "text", "markdown" or "json". Raises `InputError` for any other.
+        """
+        checked(format)
+        return view(record_data(self), format)
 
 
 def record(small: nn.Module) -> Record:

@@ -13,6 +13,7 @@ from fxprune.analysis import analyze
 from fxprune.capture.pause import collector_paused
 from fxprune.capture.twin import twin
 from fxprune.check import compare
+from fxprune.cost import planned
 from fxprune.criteria import Importance
 from fxprune.errors import (
     NothingRemovedWarning,
@@ -178,6 +179,7 @@ def _recorded(result: Result) -> Record:
         result.why_not,
         "kept" if analysis.preserved is None else "preserve",
         _complete(result),
+        (planned(analysis), planned(analysis, result.removal, result.constants)),
     )
 
 

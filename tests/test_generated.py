@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import os
 import warnings
 from collections import Counter
@@ -363,8 +364,11 @@ def test_the_record_tells_what_happened(program: Program, ratio: float, seed: in
             assert sorted(ours[name].tolist()) == list(range(len(tensor)))
         else:
             assert torch.equal(tensor, ours[name])
-    text = made.report()
-    assert all(name in text for name, shape in made.before.items() if made.after[name] != shape)
+    layers = json.loads(made.report(format="json"))["layers"]
+    said = {f"{row['name']}.{t['name']}".strip("."): tuple(t["after"]) for row in layers for t in row["tensors"]}
+    assert said == dict(made.after)
+    assert made.cost is not None
+    assert sum(row["macs"]["after"] for row in layers) == made.cost[1].macs
 
 
 # -- networks over tokens, by every rung of the ladder --------------------------------------------------------

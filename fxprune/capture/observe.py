@@ -21,6 +21,7 @@ from fxprune.channels.vector import Vector
 from fxprune.errors import RuleError
 from fxprune.rules import Call, Event, Operand, Rule, apply, rule_for
 from fxprune.rules.leaves import LeafCall, LeafRule, leaf_rule
+from fxprune.rules.macs import products
 from fxprune.rules.registry import checked
 
 MEETS = "meets a fixed dimension (model input, space or a constant)"
@@ -51,6 +52,22 @@ class Mark:
     made: tuple[int, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Contraction:
+    """What an operation multiplies and adds up.
+
+    op, module: the operation, and the path of the innermost module that runs it.
+    products: their sum is the number of multiply-adds, each a product of dimensions; None where nobody knows.
+    inside: all dimensions that enter or leave an operation of which nobody knows, or the module around it that is
+        treated as one operation: the products hold as long as none of them shrinks.
+    """
+
+    op: str
+    module: str
+    products: list[tuple[Vector, ...]] | None
+    inside: tuple[Vector, ...] = ()
+
+
 @dataclass(eq=False)
 class Observation:
     """What a node's operations were seen to do.
@@ -61,6 +78,7 @@ class Observation:
         they are known to be computed.
     positions: arguments of operations inside a module that are positions in a dimension: name, value, dimension.
     marked: the calls that change a statistic, and what came out of them.
+    contractions: the operations that multiply and add up, in order.
     """
 
     counts: dict[str, tuple[Vector, ...]] = field(default_factory=dict)
@@ -68,6 +86,7 @@ class Observation:
     outputs: dict[Key, list[Operand]] = field(default_factory=dict)
     numbers: dict[Key, tuple[tuple[float, ...], tuple[Vector, ...]]] = field(default_factory=dict)
     positions: dict[Key, list[tuple[str, Any, Vector]]] = field(default_factory=dict)
+    contractions: list[Contraction] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -102,6 +121,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._operands: dict[int, tuple[torch.Tensor, Operand]] = {}
         self.used: set[int] = set()  # ids of the tensors that some operation or the output read
         self._inside_leaf = 0
+        self._leaf_contractions: list[Contraction] = []
         self._spoiled: set[int] = set()  # storages into which values that are not zero were written
 
     # -- operands of tensors ------------------------------------------------------------------------------
@@ -175,6 +195,11 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self.place
         return Place(self.place.node, scope.path, users_line() or self.place.source)
 
+    def _module(self) -> str:
+        """The path of the innermost module that is running."""
+        scope = self.scopes.now
+        return self.place.module if scope.module is None else scope.path
+
     @property
     def marks(self) -> list[tuple[int, Vector]]:
         """The events that change a statistic, and whose; not those whose result nobody used."""
@@ -188,8 +213,15 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     # -- operations ---------------------------------------------------------------------------------------
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "prim" or self._inside_leaf:  # asks for a device; or a rule of its own says it all
+        if func.namespace == "prim":  # asks for a device
             return func(*args, **(kwargs or {}))
+        if self._inside_leaf:  # a rule of its own says it all
+            made = func(*args, **(kwargs or {}))
+            name, raw = bound(func, args, kwargs or {})
+            contracted = products(func, raw, made, lambda tensor: tuple(map(self.terms.fixed, tensor.shape)))
+            if contracted != []:
+                self._leaf_contractions.append(Contraction(name, self._module(), contracted))
+            return made
         made = run(func, args, kwargs or {})
         self._observe(func, args, kwargs or {}, made)
         return made
@@ -221,6 +253,10 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             results = self._ruled(function, call, tensors)
         self._attach(raw, outputs, results)
         self._note(call, outputs, results)
+        contracted = products(func, raw, made, lambda tensor: self.peek(tensor).vectors)
+        if contracted != []:
+            every = () if contracted else tuple(v for o in (*tensors, *results) for v in o.vectors)
+            self.observation.contractions.append(Contraction(name, self._module(), contracted, every))
 
     def _observe_leaf(self, function: LeafRule, scope: Scope, args: Any, kwargs: Any, made: Any) -> None:
         """A module that is treated as one operation: its rule instead of those of what it does inside."""
@@ -250,6 +286,9 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor, operand in zip(outputs, results, strict=True):
             self.bind(tensor, operand)
         self._note(call, outputs, results)
+        every = tuple(v for o in (*entering, *results) if isinstance(o, Operand) for v in o.vectors)
+        self.observation.contractions += [replace(c, inside=every) for c in self._leaf_contractions]
+        self._leaf_contractions.clear()
 
     def _ruled(self, function: Rule, call: Call, tensors: list[Operand]) -> list[Operand]:
         """The outputs by the rule."""

@@ -203,7 +203,7 @@ def rule(*operations: Any, labels: str = "lock") -> Callable[[RuleT], RuleT]:
 
     An operation has one rule: registering a second one raises `RuleError`.
     """
-    names = [_name_of(operation) for operation in operations]
+    names = [name_of(operation) for operation in operations]
 
     def register(function: RuleT) -> RuleT:
         parameters = list(inspect.signature(function).parameters.values())[1:]
@@ -260,7 +260,8 @@ def checked(call: Call, outputs: list[Operand]) -> list[Operand]:
     return outputs
 
 
-def _name_of(operation: Any) -> str:
+def name_of(operation: Any) -> str:
+    """The qualified name of an operation, its packet, or its name itself."""
     if isinstance(operation, str):
         return operation
     if isinstance(operation, torch._ops.OpOverload):

@@ -65,6 +65,8 @@ def check(net: nn.Module, x: Tensor, *others: Tensor, **options: Any) -> nn.Modu
     reference = output_masked(net, made.zeroed)
     assert made.zeroed
     assert difference(net(x), reference(x)) > 1e-6, "nothing that matters went"
+    assert made.cost is not None
+    assert made.cost[1] == fxprune.cost(small, x) or made.path == "export"
     for inputs in (x, *others):
         assert difference(small(inputs), reference(inputs)) < 1e-9
         assert fxprune.verify(net, small, inputs) < 1e-9

@@ -1,0 +1,80 @@
+"""Repeated blocks in one row: rows that differ only in the number of a block become one."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+Row = tuple[Any, ...]
+
+
+def fold(rows: Sequence[Row]) -> list[Row]:
+    """Rows whose first cell, a dotted name, differs in one number only and whose other cells are equal, as one.
+
+    The number must stand before the last dot: it is that of a block. Text in other cells that names the same block
+    follows it. The result stands where the first of the rows stood.
+
+    >>> fold([("block.0.conv", 8), ("block.1.conv", 8), ("block.2.conv", 8), ("block.4.conv", 8), ("head", 8)])
+    [('block.0-2,4.conv', 8), ('head', 8)]
+    >>> fold([("a.0.x", "a.0.x.weight"), ("a.1.x", "a.1.x.weight"), ("a.2.x", 5)])
+    [('a.0-1.x', 'a.0-1.x.weight'), ('a.2.x', 5)]
+    >>> fold([("a.0.x", 8), ("a.0.x", 8), ("a.1.x", 8), ("a.1.x", 8)])
+    [('a.0-1.x', 8), ('a.0-1.x', 8)]
+    """
+    found = list(rows)
+    depth = max((len(_numbers(str(row[0]))) for row in found), default=0)
+    for position in reversed(range(depth)):
+        found = _fold_at(found, position)
+    return found
+
+
+def _numbers(name: str) -> list[re.Match[str]]:
+    """The numbers of blocks in a dotted name: those before its last dot."""
+    return list(re.finditer(r"\d+(?:[-,]\d+)*", name.rpartition(".")[0]))
+
+
+def _fold_at(rows: list[Row], position: int) -> list[Row]:
+    kept: list[Row] = []
+    first: dict[tuple[Row, int], int] = {}
+    seen: Counter[Row] = Counter()
+    numbers: dict[int, list[int]] = {}
+    prefixes: dict[int, str] = {}
+    for row in rows:
+        found = _numbers(str(row[0]))
+        if position >= len(found) or not found[position][0].isdigit():
+            kept.append(row)
+            continue
+        prefix, number = str(row[0])[: found[position].start()], found[position][0]
+        seen[row] += 1  # equal rows of one block stay as many
+        pattern = _renamed(row, prefix, number, "*")
+        at = first.setdefault((pattern, seen[row]), len(kept))
+        if at == len(kept):
+            kept.append(pattern)
+            prefixes[at] = prefix
+        numbers.setdefault(at, []).append(int(number))
+    for at, found_numbers in numbers.items():
+        kept[at] = _renamed(kept[at], prefixes[at], "*", _ranges(found_numbers))
+    return kept
+
+
+def _renamed(row: Row, prefix: str, number: str, new: str) -> Row:
+    """The row with the number of the block replaced wherever a name begins like the first cell's."""
+    pattern = re.compile(rf"(?<![\w.]){re.escape(prefix + number)}(?!\d)")
+    return tuple(pattern.sub(prefix + new, cell) if isinstance(cell, str) else cell for cell in row)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Sorted numbers, neighbours as a range.
+
+    >>> _ranges([1, 2, 3, 5])
+    '1-3,5'
+    """
+    parts: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1] = [parts[-1][0], number]
+        else:
+            parts.append([number])
+    return ",".join("-".join(map(str, part)) for part in parts)

@@ -1,0 +1,107 @@
+"""Where the nodes of a flow stand in a picture: columns by what comes first, wrapped into rows like a text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A node in a picture. again: whether it stands at the end of the row before as well, and is repeated here."""
+
+    node: str
+    row: int
+    column: int
+    lane: int
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Nodes, and edges between them as indices into `nodes`. lanes: how many each row has."""
+
+    nodes: tuple[Placed, ...]
+    edges: tuple[tuple[int, int], ...]
+    lanes: tuple[int, ...]
+
+
+def arrange(graph: Any, columns: int) -> Layout:
+    """Place the nodes of a directed graph (in the order in which they ran) in rows of about `columns` columns.
+
+    A node stands right of all that reach it. A row ends where everything goes through one node if there is such a
+    place; that node is drawn again at the beginning of the next row.
+    """
+    column = _columns(graph)
+    last = max(column.values(), default=0)
+    rows = list(_rows(graph, column, last, columns))
+    nodes: list[Placed] = []
+    at: dict[tuple[str, int], int] = {}
+    lanes: list[int] = []
+    for row, (start, stop, repeated) in enumerate(rows):
+        offset = 0 if repeated is None else 1
+        lane_of = {} if repeated is None else {repeated: 0}
+        if repeated is not None:
+            at[repeated, row] = len(nodes)
+            nodes.append(Placed(repeated, row, 0, 0, again=True))
+        for number in range(start, stop):
+            here = [node for node in graph if column[node] == number]
+            for node, lane in _lanes(graph, here, lane_of).items():
+                lane_of[node] = lane
+                at[node, row] = len(nodes)
+                nodes.append(Placed(node, row, number - start + offset, lane))
+        lanes.append(1 + max((n.lane for n in nodes if n.row == row), default=0))
+    row_of = {
+        node: next(r for r, (start, stop, _) in enumerate(rows) if start <= column[node] < stop) for node in graph
+    }
+    edges = []
+    for before, after in graph.edges:
+        row = row_of[after]
+        edges.append((at.get((before, row), at[before, row_of[before]]), at[after, row]))
+    return Layout(tuple(nodes), tuple(edges), tuple(lanes))
+
+
+def _columns(graph: Any) -> dict[str, int]:
+    """The longest way to each node; one that nothing reaches stands just before the first that it reaches."""
+    order = {node: number for number, node in enumerate(graph)}
+    column: dict[str, int] = {}
+    for node in graph:
+        column[node] = 1 + max((column[p] for p in graph.predecessors(node) if order[p] < order[node]), default=-1)
+    for node in graph:
+        after = [column[s] for s in graph.successors(node) if order[s] > order[node]]
+        if after and not any(order[p] < order[node] for p in graph.predecessors(node)):
+            column[node] = max(0, min(after) - 1)
+    return column
+
+
+def _rows(graph: Any, column: dict[str, int], last: int, columns: int) -> Iterator[tuple[int, int, str | None]]:
+    """First column, one past the last one, and the node of the row before that is drawn again."""
+    start, repeated = 0, None
+    while start <= last:
+        room = columns - (repeated is not None)
+        stop, cut = min(start + room, last + 1), None
+        if stop <= last:
+            ends = (*range(stop - 1, start, -1), *range(stop, min(start + 2 * columns, last)))
+            cut, stop = next(((c, end + 1) for end in ends if (c := _bottleneck(graph, column, end))), (None, stop))
+        yield start, stop, repeated
+        start, repeated = stop, cut
+
+
+def _bottleneck(graph: Any, column: dict[str, int], end: int) -> str | None:
+    """The node of this column from which alone edges lead beyond it, if there is one."""
+    crossing = {before for before, after in graph.edges if column[before] <= end < column[after]}
+    (only, *more) = crossing or {None}
+    return only if not more and only is not None and column[only] == end else None
+
+
+def _lanes(graph: Any, here: list[str], lane_of: dict[str, int]) -> dict[str, int]:
+    """The lane of each node of one column: that of the first that reaches it, or the next one that is free."""
+    found: dict[str, int] = {}
+    reached = {node: [lane_of[p] for p in graph.predecessors(node) if p in lane_of] for node in here}
+    for node in sorted(here, key=lambda node: not reached[node]):  # what nothing reaches comes last
+        lane = min(reached[node], default=0)
+        while lane in found.values():
+            lane += 1
+        found[node] = lane
+    return found

@@ -1,0 +1,165 @@
+"""Tables of plain text and of Markdown. Nothing is computed here but what a reader sees: shares, sums, short names."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from tabulate import tabulate
+
+from fxprune.report.data import AnalysisData, Change, GroupData, LayerChange, LockedData, RecordData, TensorChange
+from fxprune.report.fold import Row, fold
+
+ROLES = ("producer", "norm", "consumer", "raw")
+"""What a member can be, in the order in which a row lists them."""
+
+
+def analysis_text(data: AnalysisData, *, markdown: bool = False) -> str:
+    """Groups, then what is locked, then the notes; blocks that are the same share a row."""
+    channels = sum(group.channels for group in data.groups)
+    name = f"**{data.model}**" if markdown else data.model
+    macs = figure(data.macs) if data.macs is not None else f"unknown (at least {figure(data.macs_at_least)})"
+    parts = [
+        f"{name}: {figure(data.params)} parameters, {macs} MACs, "
+        f"{_plural(channels, 'channel')} in {_plural(len(data.groups), 'group')}"
+    ]
+    parts += [f"MACs are unknown: nobody counts {text}" for text in data.uncounted]
+    if data.groups:
+        headers = ("group", "kind", "channels", "members", "params per channel", "MACs per channel", "exact")
+        parts.append(_table(headers, fold([_group(group) for group in data.groups]), markdown, right=(2, 4, 5)))
+    else:
+        parts.append("no removable channels")
+    if data.locked:
+        headers = ("module", "operation", "source", "why", "holds", "params", "MACs")
+        rows = fold([_locked(locked) for locked in data.locked])
+        parts.append(f"locked:{_gap(markdown)}" + _table(headers, rows, markdown, right=(5, 6)))
+    return "\n\n".join(parts) + _notes(data.notes, markdown)
+
+
+def record_text(data: RecordData, *, markdown: bool = False) -> str:
+    """A row for every layer that changed and one for the totals, then the way, the proof and the notes."""
+    rows = fold([_layer(layer) for layer in data.layers if _changed(layer)])
+    rows.append(("total", "", change(data.params), change(data.macs)))
+    lines = [_table(("layer", "shape", "params", "MACs"), rows, markdown), ""]
+    lines.append(f"path {data.path}, bytes {change(data.bytes)}")
+    lines += [f"not {rung}: {why}" for rung, why in data.why_not.items()]
+    lines.append("exact" if data.exact else "not exact: some statistics are taken over fewer channels")
+    if data.norms == "preserve":
+        lines.append("statistics count the original width where that is possible")
+    error = "unknown, it was not compared" if data.error is None else f"{data.error:.1e}"
+    lines.append(f"relative error against the reference: {error}")
+    return ("  \n" if markdown else "\n").join(lines).replace("  \n  \n", "\n\n") + _notes(data.reasons, markdown)
+
+
+def figure(number: int | None) -> str:
+    """A count, exact below 100 000, else with three digits and a prefix; "unknown" where it is.
+
+    >>> [figure(n) for n in (0, 99_999, 123_456, 999_999, 1_814_073_344, None)]
+    ['0', '99999', '123 k', '1 M', '1.81 G', 'unknown']
+    """
+    if number is None:
+        return "unknown"
+    if number < 100_000:
+        return str(number)
+    rounded = float(f"{number:.3g}")
+    size, prefix = next(p for p in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")) if rounded >= p[0])
+    return f"{rounded / size:.3g} {prefix}"
+
+
+def change(figures: Change) -> str:
+    """Both figures and the share that is left.
+
+    >>> change(Change(200, 150)), change(Change(None, 7)), change(Change(0, 0))
+    ('200 -> 150 (75 %)', 'unknown -> 7', '0')
+    """
+    before, after = figures.before, figures.after
+    if before == after:
+        return figure(before)
+    share = f" ({after / before:.0%})".replace("%", " %") if before and after is not None else ""
+    return f"{figure(before)} -> {figure(after)}{share}"
+
+
+def _group(group: GroupData) -> Row:
+    owners = {(m.role, m.parameter if m.role == "raw" else m.parameter.rpartition(".")[0]) for m in group.members}
+    counts = Counter(role for role, _ in owners)
+    statistics = dict.fromkeys(reason.split(" in ")[0] for reason in group.reasons)
+    return (
+        group.name,
+        group.kind,
+        group.channels,
+        ", ".join(_plural(counts[role], role) for role in ROLES if counts[role]),
+        figure(group.params_per_channel),
+        figure(group.macs_per_channel),
+        "yes" if group.exact else "no: " + "; ".join(sorted(statistics)),
+    )
+
+
+def _locked(locked: LockedData) -> Row:
+    names = [f"{held.parameter}[{held.dim}]" for held in locked.holds]
+    more = f", ... {len(names) - 2} more" if len(names) > 2 else ""
+    return (
+        locked.module or "(model)",
+        locked.operation,
+        f"%{locked.node}" if locked.file is None else f"{'/'.join(locked.file.split('/')[-2:])}:{locked.line}",
+        locked.why,
+        ", ".join(names[:2]) + more,
+        figure(locked.params),
+        figure(locked.macs),
+    )
+
+
+def _changed(layer: LayerChange) -> bool:
+    return any(t.before != t.after for t in layer.tensors) or layer.macs.before != layer.macs.after
+
+
+def _layer(layer: LayerChange) -> Row:
+    return layer.name or "(model)", _shapes(layer.tensors), change(layer.params), change(layer.macs)
+
+
+def _shapes(tensors: Sequence[TensorChange]) -> str:
+    """Of the largest tensor that changed, named where it is not the weight."""
+    changed = [t for t in tensors if t.before != t.after]
+    if not changed:
+        return ""
+    main = max(changed, key=lambda t: math.prod(t.before))
+    name = "" if main.name == "weight" else f"{main.name} "
+    return f"{name}{_shape(main.before)} -> {'left out' if main.after is None else _shape(main.after)}"
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape)) or "1"
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count} {word}{'s' if count != 1 and word != 'raw' else ''}"
+
+
+def _gap(markdown: bool) -> str:
+    return "\n\n" if markdown else "\n"
+
+
+_STATISTIC = re.compile(r"a statistic changed: (\S+) in (\S+): (.*)")
+
+
+def _folded(notes: Iterable[str]) -> list[str]:
+    """Notes about the same statistic in repeated blocks as one, after all others."""
+    matches = [(note, _STATISTIC.fullmatch(note)) for note in notes]
+    rows = fold([(found[2], found[1], found[3]) for _, found in matches if found])
+    changed = [f"a statistic changed: {operation} in {module}: {why}" for module, operation, why in rows]
+    return [note for note, found in matches if not found] + changed
+
+
+def _notes(notes: Iterable[str], markdown: bool) -> str:
+    notes = _folded(notes)
+    if markdown:
+        return "".join(f"\n{'' if n else chr(10)}- note: {note}" for n, note in enumerate(notes))
+    return "".join(f"\nnote: {note}" for note in notes)
+
+
+def _table(headers: Sequence[str], rows: Sequence[Row], markdown: bool, *, right: Iterable[int] = ()) -> str:
+    aligned = ["right" if column in set(right) else "left" for column in range(len(headers))]
+    cells = [[str(cell).replace("|", "\\|") if markdown else str(cell) for cell in row] for row in rows]
+    style = "github" if markdown else "simple"
+    return tabulate(cells, headers=headers, tablefmt=style, colalign=aligned, disable_numparse=True)
