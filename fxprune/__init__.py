@@ -1,10 +1,13 @@
 """fxprune: structured pruning as a `torch.fx` compiler pass."""
 
 from fxprune.analysis import Analysis, analyze
+from fxprune.artifacts import load, save
 from fxprune.check import masked
-from fxprune.cost import Cost, cost
+from fxprune.cost import Cost, LayerCost, cost
 from fxprune.errors import (
     CaptureError,
+    ChannelsStayWarning,
+    FileError,
     FxpruneError,
     InputError,
     NothingRemovedWarning,
@@ -14,7 +17,9 @@ from fxprune.errors import (
     VerificationError,
 )
 from fxprune.findings import Group, Locked, Member
+from fxprune.planning.compose import PlanDiff
 from fxprune.planning.plan import Plan
+from fxprune.pruner import masks_of
 from fxprune.record import Record, record
 from fxprune.rules import rule
 from fxprune.rules.leaves import leaf
@@ -25,14 +30,18 @@ __version__ = "0.1.0"
 __all__ = [
     "Analysis",
     "CaptureError",
+    "ChannelsStayWarning",
     "Cost",
+    "FileError",
     "FxpruneError",
     "Group",
     "InputError",
+    "LayerCost",
     "Locked",
     "Member",
     "NothingRemovedWarning",
     "Plan",
+    "PlanDiff",
     "PlanError",
     "Record",
     "RewriteError",
@@ -41,9 +50,12 @@ __all__ = [
     "analyze",
     "cost",
     "leaf",
+    "load",
     "masked",
+    "masks_of",
     "record",
     "rule",
+    "save",
     "transform",
     "verify",
 ]

@@ -21,8 +21,9 @@ ORDER = """
 """Parts of the package; each imports only from itself and from those before it."""
 
 PUBLIC = """
-    Analysis CaptureError Cost FxpruneError Group InputError Locked Member NothingRemovedWarning Plan PlanError
-    Record RewriteError RuleError VerificationError analyze cost leaf masked record rule transform verify
+    Analysis CaptureError ChannelsStayWarning Cost FileError FxpruneError Group InputError LayerCost Locked Member
+    NothingRemovedWarning Plan PlanDiff PlanError Record RewriteError RuleError VerificationError analyze cost leaf
+    load masked masks_of record rule save transform verify
 """.split()
 
 TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "fxprune", "tests", "examples", "docs"}
