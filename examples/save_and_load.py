@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.artifacts import load, save
+from fxprune import load, save
 
 
 class Net(nn.Module):
