@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, fx, nn
 
 from fxprune.errors import PlanError, lay_out, nearest
-from fxprune.schedules import Schedule, as_schedule
+from fxprune.schedules import Constant, Schedule, as_schedule
 from fxprune.sparse import regrow as growing
 from fxprune.sparse.accumulate import accumulate
 from fxprune.sparse.coactivation import check_threshold, geometry_of
@@ -55,6 +55,15 @@ class DynamicSparse(nn.Module):
         self.every, self.threshold, self.growth = every, float(threshold), growth
         self.register_buffer("mask", torch.ones(self.weight.shape, dtype=torch.bool, device=self.weight.device))
         self._begin()
+        size, asked, found = self._slice(), self.sparsity(0), 1 - float(self.mask.double().mean())
+        if (1 - asked) * size < 0.5:
+            why = f"each slice of {size} connections keeps one, which makes {found:.3g}"
+            do = "choose dims with larger slices"
+            warnings.warn(lay_out(f"a sparsity of {asked:.3g} is out of reach", why=why, do=do), stacklevel=3)
+
+    def _slice(self) -> int:
+        """How many connections compete with each other."""
+        return math.prod(n for d, n in enumerate(self.mask.shape) if d not in self.dims)
 
     @torch.no_grad()
     def _begin(self) -> None:
@@ -100,8 +109,7 @@ class DynamicSparse(nn.Module):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
                 raise PlanError(f"{name} must be in [0, 1), not {value!r}", at=f"step {step}")
             values.append(value)
-        size = math.prod(n for d, n in enumerate(self.mask.shape) if d not in self.dims)
-        return growing.shares(size, *values)
+        return growing.shares(self._slice(), *values)
 
     @torch.no_grad()
     def update(
@@ -164,7 +172,7 @@ class DynamicSparse(nn.Module):
             pruned=int((before & ~choice.active).sum()),
             sparsity=1 - float(choice.active.double().mean()),
         )
-        if self.growth == "random" and not done.grown and not done.pruned:
+        if self.growth == "random" and isinstance(self.regrow, Constant) and not done.grown and not done.pruned:
             why = f"each slice keeps {k1} of {k2} active connections: regrow={self.regrow(steps):.3g} rounds to none"
             do = "raise regrow, or choose dims with larger slices"
             warnings.warn(lay_out("the update changed nothing", why=why, do=do), UserWarning, stacklevel=3)

@@ -152,6 +152,7 @@ def test_counts_are_exact_under_autocast():
 # -- what an update does ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:a sparsity of")
 @settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from([(), (0,), (1,), (0, 1), (2, 3), (3, 0)]),
@@ -192,7 +193,7 @@ def test_the_reference_of_an_update_can_fail():
     assert (active.flatten(1).sum(1) == 14).all()
 
 
-@pytest.mark.filterwarnings("ignore:the update changed nothing")
+@pytest.mark.filterwarnings("ignore:the update changed nothing", "ignore:a sparsity of")
 @settings(max_examples=30, deadline=None)
 @given(
     st.sampled_from([(), (0,), (0, 1)]), st.floats(0, 0.95), st.floats(0, 0.95), st.floats(0, 0.95), st.integers(0, 99)
@@ -200,7 +201,7 @@ def test_the_reference_of_an_update_can_fail():
 def test_random_growth(dims, first, sparsity, regrow, seed):
     """From any sparsity to any other: of k1 connections those stay that were active, and k2 are active."""
     torch.manual_seed(seed)
-    values = iter([first, sparsity])
+    values = iter([first, first, sparsity])  # asked for the first mask, for a warning, and at the update
     layer = conv(sparsity=lambda step: next(values), regrow=regrow, dims=dims, growth="random")
     old, mask = layer.weight.detach().clone(), layer.mask.clone()
     layer.update(generator=torch.Generator().manual_seed(seed))
@@ -428,6 +429,7 @@ def test_meta_device_and_reset_parameters():
         layer = DynamicSparseConv2d(4, 6, 3, sparsity=0.6)
     assert layer.mask.is_meta
     assert layer.strengths.is_meta
+    assert conv().to("meta").strengths.is_meta
     layer.to_empty(device="cpu").reset_parameters()
     assert (layer.mask.flatten(1).sum(1) == round(0.4 * 36)).all()
     assert torch.equal(layer.weight != 0, layer.mask)
@@ -601,7 +603,7 @@ def test_updates_that_are_refused():
     layer.update()
     layer(batch())
     assert "there were 2 steps" in refused(layer), "the second was not counted"
-    values = iter([0.5, 1.5])
+    values = iter([0.5, 0.5, 1.5])
     layer = conv(sparsity=lambda step: next(values))
     layer(batch())
     assert "sparsity must be in [0, 1), not 1.5\n  at   step 1" in refused(layer)
@@ -643,6 +645,13 @@ def test_a_random_update_that_changes_nothing_says_so():
         layer.update()
     assert "each slice keeps 2 of 2 active connections: regrow=0.2 rounds to none" in str(caught[0].message)
     assert caught[0].filename == __file__
+
+
+def test_a_sparsity_that_is_out_of_reach_says_so():
+    with pytest.warns(UserWarning, match="a sparsity of 0.95 is out of reach") as caught:
+        layer = conv(dims=(0, 1), sparsity=0.95)
+    assert "each slice of 9 connections keeps one, which makes 0.889" in str(caught[0].message)
+    assert layer.mask.sum((2, 3)).unique().tolist() == [1]
 
 
 def test_shares_by_hand():
