@@ -74,4 +74,4 @@ def test_dynamic_sparse(capsys, tmp_path):
     sparsity = {way: {run.sparsity for run in its} for way, its in runs.items()}
     assert sparsity.pop("dense") == {0.0}
     assert len(set.union(*sparsity.values())) == 1, "all sparse ways are equally sparse"
-    assert min(run.accuracy[-1] for its in runs.values() for run in its) > 0.5
+    assert min(run.accuracy[-1] for run in runs["dense"]) > 0.7

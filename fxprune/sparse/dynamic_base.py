@@ -15,7 +15,7 @@ from fxprune.errors import PlanError, lay_out, nearest
 from fxprune.schedules import Constant, Schedule, as_schedule
 from fxprune.sparse import regrow as growing
 from fxprune.sparse.accumulate import accumulate
-from fxprune.sparse.coactivation import check_threshold, geometry_of
+from fxprune.sparse.coactivation import Geometry, check_threshold, geometry_of
 from fxprune.sparse.regrow import Choice, Update
 
 fx.wrap("accumulate")  # a symbolic trace takes it as one step, and counts nothing
@@ -53,11 +53,12 @@ class DynamicSparse(nn.Module):
         self.dims = _dims(dims, tuple(self.weight.shape))
         self.sparsity, self.regrow = as_schedule(sparsity, what="sparsity"), as_schedule(regrow, what="regrow")
         self.every, self.threshold, self.growth = every, float(threshold), growth
+        self._geometry: Geometry = geometry_of(self)  # type: ignore[arg-type]
         self.register_buffer("mask", torch.ones(self.weight.shape, dtype=torch.bool, device=self.weight.device))
         self._begin()
-        size, asked, found = self._slice(), self.sparsity(0), 1 - float(self.mask.double().mean())
+        size, asked = self._slice(), self.sparsity(0)
         if (1 - asked) * size < 0.5:
-            why = f"each slice of {size} connections keeps one, which makes {found:.3g}"
+            why = f"each slice of {size} connections keeps one, which makes {1 - 1 / size:.3g}"
             do = "choose dims with larger slices"
             warnings.warn(lay_out(f"a sparsity of {asked:.3g} is out of reach", why=why, do=do), stacklevel=3)
 
@@ -92,14 +93,14 @@ class DynamicSparse(nn.Module):
     def _count(self, input: Tensor, output: Tensor) -> None:
         self._fit()
         every = self.every if self.growth == "coactivation" else 0
-        geometry = geometry_of(self)  # type: ignore[arg-type]
-        accumulate(input, output, self.strengths, self._tally, every, self.threshold, geometry)
+        accumulate(input, output, self.strengths, self._tally, every, self.threshold, self._geometry)
 
     def _fit(self) -> None:
         """Start the strengths again where channels were pruned: the mask, a buffer, has shrunk with them."""
         if self.strengths.shape != self.mask.shape:
             self.strengths = torch.zeros_like(self.mask, dtype=torch.int64)
             self._tally[1] = 0
+            self._geometry = geometry_of(self)  # type: ignore[arg-type]
 
     def _shares(self, step: int) -> tuple[int, int]:
         """k1 and k2 of every slice at a step, as the schedules have it."""

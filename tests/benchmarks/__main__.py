@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.benchmarks import bench_analysis, bench_latency, bench_memory, bench_pass, bench_transformers
+from tests.benchmarks import bench_analysis, bench_dynamic, bench_latency, bench_memory, bench_pass, bench_transformers
 
 BENCHMARKS: dict[str, Callable[[], str]] = {
     "pass": bench_pass.measure,
@@ -15,6 +15,7 @@ BENCHMARKS: dict[str, Callable[[], str]] = {
     "latency": bench_latency.measure,
     "memory": bench_memory.measure,
     "transformers": bench_transformers.measure,
+    "dynamic": bench_dynamic.measure,
 }
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 

@@ -660,3 +660,15 @@ def test_shares_by_hand():
     assert shares(9, 0.999, 0.9) == (1, 1)
     assert shares(100, 0.0, 0.25) == (75, 100)
     assert growing.shares is shares
+
+
+def test_a_pruned_convolution_in_groups_counts_on():
+    """What the smaller layer counts is what its own, smaller attributes say."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), DynamicSparseConv2d(8, 8, 3, groups=4, sparsity=0.3, every=1), nn.ReLU())
+    model.append(nn.Conv2d(8, 2, 1))
+    x = torch.randn(3, 3, 6, 6)
+    small = fxprune.transform(model.eval(), x, ratio=0.5, path="eager").train()
+    assert small[1].groups < 4 or small[1].in_channels < 8
+    inner = small[0](x)
+    y = small[1](inner)
+    assert torch.equal(small[1].strengths, coactivation(inner, y, small[1]))
