@@ -27,29 +27,20 @@ def test_examples_are_there():
         "activation_sparsity",
         "custom_importance",
         "digits",
-        "masks",
-        "own_class",
-        "plan_and_report",
-        "thinet",
-        "custom_importance",
-        "digits",
+        "dynamic_sparse",
         "eager_pruner",
-        "masks",
-        "own_class",
-        "plan_and_report",
-        "sparse_weights",
-        "custom_importance",
-        "digits",
         "masked_layers",
         "masks",
         "own_class",
         "plan_and_report",
         "save_and_load",
+        "sparse_weights",
+        "thinet",
         "traced_model",
     ]
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "digits"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("digits", "dynamic_sparse")])
 def test_example_runs(name, capsys):
     load(name).main()
     assert len(capsys.readouterr().out) > 100
@@ -86,3 +77,15 @@ def test_digits(capsys):
     assert found["tuned"] > 0.8
     assert found["macs"] <= 0.5
     assert found["error"] < 1e-9
+
+
+def test_dynamic_sparse(capsys, tmp_path):
+    runs = load("dynamic_sparse").main(quick=True, plot=str(tmp_path / "curves.png"))
+    printed = capsys.readouterr().out
+    for way in ("dense", "static sparse", "coactivation, per pair", "random, per channel"):
+        assert sum(line.startswith(way + " ") for line in printed.splitlines()) == 1, way
+    assert (tmp_path / "curves.png").read_bytes()[1:4] == b"PNG"
+    sparsity = {way: {run.sparsity for run in its} for way, its in runs.items()}
+    assert sparsity.pop("dense") == {0.0}
+    assert len(set.union(*sparsity.values())) == 1, "all sparse ways are equally sparse"
+    assert min(run.accuracy[-1] for run in runs["dense"]) > 0.7

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.benchmarks import (
     bench_analysis,
+    bench_dynamic,
     bench_latency,
     bench_masked,
     bench_memory,
@@ -25,6 +26,7 @@ BENCHMARKS: dict[str, Callable[[], str]] = {
     "transformers": bench_transformers.measure,
     "sparse": bench_sparse.measure,
     "masked": bench_masked.measure,
+    "dynamic": bench_dynamic.measure,
 }
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
