@@ -22,6 +22,7 @@ from fxprune.findings import Findings
 from fxprune.fold.readings import Reading, read
 from fxprune.precise import zero_slots
 from fxprune.rewrite.constants import Constants, bias_name
+from fxprune.rewrite.norms import rescaled
 from fxprune.rewrite.tensors import kept_slots, shrink
 
 Removed = dict[str, dict[int, list[int]]]
@@ -325,7 +326,8 @@ class _Decision:
                 zero_slots(values[name], zeroed.get(name, {}))
             return values[name]
 
-        for name in zeroed.keys() & self.findings.tensors.keys():
+        own = rescaled(self.findings, removal)  # norms that go on counting their width have numbers of their own
+        for name in (zeroed.keys() & self.findings.tensors.keys()) - own.keys():
             if self._still_there(name, zeroed[name], removal):
                 value(name)
         done: set[str] = set()

@@ -212,6 +212,19 @@ def _batch_norm(seen: Seen) -> Dependence | list[Dependence]:
     return [made, *(False for _ in seen.func._schema.returns[1:])]
 
 
+NORMS = {f"aten::{name}" for name in ("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")}
+
+
+@_rule(*(name.removeprefix("aten::") for name in NORMS))
+def _layer_norm(seen: Seen) -> list[Dependence]:
+    """y[.., c] = (x[.., c] - mean) / deviation * w[c] + b[c]: all of x goes into each, but where w is zero."""
+    x, weight = seen["input"], seen["weight"]
+    made: Dependence = any(seen.of(t) is not False for t in seen.tensors)
+    if made is True and weight is not None and seen.of(weight) is False:
+        made = torch.as_tensor(weight != 0).expand(x.shape)
+    return [made, *(True for _ in seen.func._schema.returns[1:])]
+
+
 @_rule("convolution", "_convolution", "cudnn_convolution", "convolution_overrideable")
 def _convolution(seen: Seen) -> Dependence:
     """y[n, (g o), s'] = sum_{i, k} w[(g o), i, k] * x[n, (g i), s + k] + b[(g o)], every channel as a whole."""

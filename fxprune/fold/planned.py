@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fxprune.channels.groups import Bools, Removal
+from fxprune.channels.groups import Bools, Ints, Removal
 from fxprune.errors import CaptureError, PlanError
 from fxprune.findings import Findings
 from fxprune.fold.constants import Folding, fold, opened
@@ -112,8 +112,6 @@ def _refuse(findings: Findings, border: str) -> None:
             why="the model is on the meta device, its parameters have no values",
             do='load the weights first, or use bias="prune"',
         )
-    if findings.preserved is not None:
-        raise PlanError('norms="preserve" and bias="fold" do not go together', do="use one of them")
     if findings.captured.real or findings.captured.path == "hooks":
         why = "the forward decides by numbers" if findings.captured.real else "hooks put zeros back, not constants"
         raise CaptureError("constants cannot be folded in this way", why=why, do='use bias="prune"')
@@ -138,9 +136,9 @@ def zero_rows(findings: Findings) -> dict[str, torch.Tensor]:
     for name, tensor in findings.tensors.items():
         dim = opened(findings, name)
         if dim is not None and tensor.is_floating_point():
-            live = (tensor.detach() != 0).movedim(dim, 0).reshape(tensor.shape[dim], -1).any(1).cpu()
+            live = _live(tensor, dim)
             if not live.all():
-                masks[name.rpartition(".")[0] if name.endswith(".weight") else name] = live
+                masks[name.rpartition(".")[0] if name.endswith(".weight") else name] = torch.from_numpy(live)
     return masks
 
 
@@ -152,9 +150,7 @@ def _zero_already(findings: Findings, found: Folding) -> Removed:
         kept = removal.kept(axis.vector)
         if kept is None or axis.parameter not in trained or not trained[axis.parameter].is_floating_point():
             continue
-        tensor = trained[axis.parameter].detach()
-        live = (tensor != 0).movedim(axis.dim, 0).reshape(tensor.shape[axis.dim], -1).any(1).cpu().numpy()
-        gone = np.flatnonzero(~kept & ~live).tolist()
+        gone = np.flatnonzero(~kept & ~_live(trained[axis.parameter], axis.dim)).tolist()
         if gone:
             for name in (axis.parameter, *findings.aliases.get(axis.parameter, ())):
                 zero.setdefault(name, {})[axis.dim] = gone
@@ -163,27 +159,55 @@ def _zero_already(findings: Findings, found: Folding) -> Removed:
 
 def _zeros_that_stay(findings: Findings, found: Folding) -> tuple[str, ...]:
     """Per layer, the outputs that are zero and stay, with the reason of the first of them."""
-    lines = []
-    vectors = {(a.parameter, a.dim): a.vector for a in findings.solution.axes}
-    for layer, live in zero_rows(findings).items():
+    rows = zero_rows(findings)
+    lines, written = [], _writers(findings) if rows else {}
+    for layer, live in rows.items():
         name = f"{layer}.weight" if f"{layer}.weight" in findings.tensors else layer
-        vector = vectors.get((name, opened(findings, name) or 0))
-        columns = [] if vector is None else findings.solution.channels_of(vector)
+        columns = _columns(findings, name)
         gone = np.zeros(len(live), dtype=bool)
         for column in columns:
             gone |= (column >= 0) & found.removed[column]
         left = np.flatnonzero(~live.numpy() & ~gone)
         if len(left):
             channels = [int(c) for column in columns for c in column[left] if c >= 0]
-            why = next((found.reasons[c] for c in channels if c in found.reasons), "") or _held(findings, name)
+            others = dict.fromkeys(w for c in channels[:1] for w in written.get(c, ()) if w != name)
+            listed = ", ".join(f'"{other}"' for other in list(others)[:3])
+            why = f"they are not zero in {listed}" if others else ""
+            why = why or next((found.reasons[c] for c in channels if c in found.reasons), "") or _held(findings, name)
             listed = ", ".join(map(str, left[:6])) + (", ..." if len(left) > 6 else "")
             lines.append(f'"{layer}": {len(left)} channels without weights stay ({listed}): {why}')
     return tuple(lines)
 
 
+def _writers(findings: Findings) -> dict[int, list[str]]:
+    """Channel -> the layers' weights that are not zero there."""
+    made: dict[int, list[str]] = {}
+    for name, tensor in findings.tensors.items():
+        dim = opened(findings, name)
+        if dim is not None and tensor.is_floating_point():
+            live = _live(tensor, dim)
+            for column in _columns(findings, name):
+                for channel in np.unique(column[live & (column >= 0)]).tolist():
+                    made.setdefault(channel, []).append(name)
+    return made
+
+
+def _columns(findings: Findings, name: str) -> list[Ints]:
+    """Per column of the output dimension of a layer's weight, the channel of every slot; -1 for none."""
+    dim = opened(findings, name)
+    known = any((a.parameter, a.dim) == (name, dim) for a in findings.solution.axes)
+    return findings.solution.channels_of(findings.axis_vector(name, dim)) if dim is not None and known else []
+
+
+def _live(tensor: torch.Tensor, dim: int) -> Bools:
+    """Which slots of a dimension are not all zero."""
+    flags = (tensor.detach() != 0).movedim(dim, 0).reshape(tensor.shape[dim], -1).any(1)
+    return np.asarray(flags.cpu().numpy(), dtype=bool)
+
+
 def _held(findings: Findings, name: str) -> str:
     for locked in findings.locked:
-        if any(parameter == name for parameter, _ in locked.slots):
+        if (name, opened(findings, name)) in locked.slots:
             event = locked.event
             return f"{event.op} in {event.module or 'the model'} ({event.source}): {event.why}"
     return "their group is ignored, or its removal changes a statistic"

@@ -25,6 +25,7 @@ from fxprune.channels.vector import Vector
 from fxprune.findings import Findings
 from fxprune.fold.dependence import (
     ATTENTION,
+    NORMS,
     Seen,
     Shadows,
     along,
@@ -161,7 +162,7 @@ class _Readings(Operations):  # type: ignore[no-untyped-call]
         reading = None
         if not is_view(func):
             reading = self._reading(name, seen)
-            if rule_of(name) is None:
+            if rule_of(name) is None or name in NORMS:
                 self._all_zero(name, seen)
         made = execute(seen, args, kwargs, self.shadows)
         outputs = [made] if isinstance(made, torch.Tensor) else tensors_in(made)
@@ -172,12 +173,17 @@ class _Readings(Operations):  # type: ignore[no-untyped-call]
         return made
 
     def _follow(self, name: str, seen: Seen, outputs: list[torch.Tensor], promised: list[Operand] | None) -> None:
-        """The vectors of the results, from the analysis. Where it saw no such operation, nothing may go unseen."""
-        if promised is not None and [tuple(t.shape) for t in outputs] == [o.shape for o in promised]:
-            for output, operand in zip(outputs, promised, strict=True):
-                self._bind(output, operand.vectors)
-        elif outputs:
-            self._all_zero(name, seen, "an operation that the analysis did not see")
+        """The vectors of the results, from the analysis. Where it saw no such operation, nothing may go unseen.
+
+        What batch normalisation in training makes besides its result is not there in evaluation.
+        """
+        shapes = [] if promised is None else [o.shape for o in promised]
+        for number, output in enumerate(outputs):
+            if promised is not None and len(shapes) == len(outputs) and tuple(output.shape) == shapes[number]:
+                self._bind(output, promised[number].vectors)
+            elif output.numel():
+                return self._all_zero(name, seen, "an operation that the analysis did not see")
+        return None
 
     # -- readings -----------------------------------------------------------------------------------------
 
@@ -294,8 +300,8 @@ class _Readings(Operations):  # type: ignore[no-untyped-call]
             self.found.append(Reading(self._at(), f"{name} sums over it and it is not zero", vector, _numpy(bad)))
 
     def _all_zero(self, name: str, seen: Seen, why: str = "") -> None:
-        """An operation that may do anything: what goes must be zero in all of its inputs."""
-        for tensor in seen.tensors:
+        """An operation that may do anything: what goes must be zero in its inputs; of a norm in the first."""
+        for tensor in seen.tensors[:1] if name in NORMS else seen.tensors:
             for dim, vector in enumerate(self.vectors(tensor) or ()):
                 if not vector.fixed and tensor.numel():
                     bad = along(seen.live(tensor), tensor, dim)

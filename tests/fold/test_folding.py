@@ -388,7 +388,6 @@ def test_files_hold_what_took_constants_up(border: str, path: str, tmp_path: Pat
         ({"ratio": 0.5, "bias": "keep"}, 'bias is "prune" or "fold"'),
         ({"ratio": 0.5, "bias": "fold", "border": "wide"}, 'border is "carrier" or "map"'),
         ({"ratio": 0.5, "bias": "fold", "path": "hooks"}, "they put zeros back"),
-        ({"ratio": 0.5, "bias": "fold", "norms": "preserve"}, "do not go together"),
         ({"masks": "ones"}, 'the only ones with a name are "zeros"'),
         ({"plan": fxprune.Plan({}), "bias": "fold"}, "a plan says already what goes"),
     ],
