@@ -37,6 +37,10 @@ class PlanError(FxpruneError, ValueError):
     """A request (ratio, mask, importance, name, plan) that cannot be carried out as it was said."""
 
 
+class FileError(FxpruneError, ValueError):
+    """A file that is not what it should be (foreign, truncated, contradictory), or what no such file can hold."""
+
+
 class RuleError(FxpruneError, RuntimeError):
     """An operation without a rule under `strict=True`, or a rule that contradicts its own operation."""
 

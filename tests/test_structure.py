@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fxprune"
 
 ORDER = """
-    errors channels rules capture findings criteria planning rewrite precise check fold cost report record analysis
-    ladder transform schedules sparse pruner __init__
+    errors files channels rules capture findings criteria planning rewrite precise check fold cost report record
+    analysis ladder transform artifacts schedules sparse pruner __init__
 """.split()
 """Parts of the package; each imports only from itself and from those before it."""
 

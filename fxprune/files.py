@@ -1,0 +1,207 @@
+"""Files: written whole or not at all, read up to a limit, and JSON of which nothing is taken on trust."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import stat
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import IO, Any
+
+from fxprune.errors import FileError, FxpruneError, nearest
+
+PathLike = str | os.PathLike[str]
+
+SHOWN = 60
+"""Characters of a wrong value that a message shows."""
+
+
+@contextlib.contextmanager
+def replacing(path: PathLike) -> Iterator[IO[bytes]]:
+    """A file to write to, which takes the place of `path` when the block ends.
+
+    Until then `path` is what it was; when the block raises it stays that, and when the process is killed too (a
+    hidden temporary file beside it is left behind then). A new file gets the permissions of an ordinary one, an old one
+    keeps its own. Where `path` is a symbolic link, what it leads to is replaced and the link stays.
+    """
+    target = os.path.realpath(path)
+    if os.path.isdir(target):
+        raise FileError(f'cannot write "{os.fspath(path)}"', why="it is a directory", do="pass the name of a file")
+    folder, name = os.path.split(target)
+    temporary = os.path.join(folder, f".{name}.{os.urandom(6).hex()}.tmp")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        with open(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: str) -> None:
+    """Make a rename last through a loss of power, where directories can be opened."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder or ".", os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """Write a text in UTF-8, whole or not at all."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def read_bytes(path: PathLike, limit: int) -> bytes:
+    """The content of an ordinary file of at most `limit` bytes.
+
+    Raises `FileError` for what is larger or no ordinary file, `OSError` where it cannot be opened.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise FileError(f'"{os.fspath(path)}" is no ordinary file', do="pass the name of a file")
+    with open(path, "rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise FileError(f'"{os.fspath(path)}" is too large', why=f"at most {limit} bytes are read")
+    return content
+
+
+def parse_json(content: bytes, source: str, error: type[FxpruneError] = FileError) -> Any:
+    """The value of a JSON text. Keys that occur twice, NaN, infinities and endless nesting are refused.
+
+    >>> parse_json(b'{"a": 1, "a": 2}', "plan.json")
+    Traceback (most recent call last):
+    ...
+    fxprune.errors.FileError: plan.json is not what it should be
+      why  the key "a" occurs twice
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f'the key "{shown(twice)}" occurs twice')
+        return made
+
+    def finite(text: str) -> float:
+        number = float(text)
+        if not math.isfinite(number):
+            raise ValueError(f"{shown(text)} is no finite number")
+        return number
+
+    try:
+        return json.loads(content.decode(), object_pairs_hook=once, parse_float=finite, parse_constant=finite)
+    except RecursionError:
+        raise error(f"{source} is not what it should be", why="it is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise error(f"{source} is not what it should be", why="it is no text in UTF-8") from None
+    except json.JSONDecodeError as wrong:
+        where = f"line {wrong.lineno}, column {wrong.colno}"
+        raise error(f"{source} is not what it should be", at=where, why=f"it is no JSON: {wrong.msg}") from None
+    except ValueError as wrong:
+        raise error(f"{source} is not what it should be", why=str(wrong)) from None
+
+
+def shown(value: Any) -> str:
+    """A value from a file as a message may show it: printable and short."""
+    text = value if isinstance(value, str) else repr(value)
+    text = "".join(c if c.isprintable() else "?" for c in text[: SHOWN + 1])
+    return text if len(text) <= SHOWN else text[:SHOWN] + "..."
+
+
+@dataclass(frozen=True)
+class Field:
+    """A value in a file and the place where it stands; refuses with both what is not what it should be.
+
+    >>> Field({"version": "one"}, "plan.json")["version"].integer(1, 9)
+    Traceback (most recent call last):
+    ...
+    fxprune.errors.FileError: plan.json is not what it should be
+      at   key "version": one
+      why  it must be an integer from 1 to 9
+    """
+
+    value: Any
+    source: str
+    key: str = ""
+    error: type[FxpruneError] = FileError
+    do: str = ""
+
+    def wrong(self, rule: str, do: str = "") -> FxpruneError:
+        """The error that says which rule the value breaks."""
+        at = f'key "{shown(self.key)}": {shown(self.value)}' if self.key else ""
+        return self.error(f"{self.source} is not what it should be", at=at, why=rule, do=do or self.do)
+
+    def __getitem__(self, name: str | int) -> Field:
+        key = f"{self.key}.{name}" if self.key else str(name)
+        return Field(self.value[name], self.source, key, self.error, self.do)
+
+    def object(self, required: Collection[str], optional: Collection[str] = ()) -> Field:
+        """The same, if it is an object with these keys and no others."""
+        self.mapping()
+        missing = [name for name in required if name not in self.value]
+        if missing:
+            raise self.wrong(f'the key "{missing[0]}" is missing')
+        known = [*required, *optional]
+        unknown = next((name for name in self.value if name not in known), None)
+        if unknown is not None:
+            raise self.wrong(f'nothing is known of the key "{shown(unknown)}"; {nearest(unknown, known)}')
+        return self
+
+    def mapping(self) -> dict[str, Field]:
+        """The values of an object by their keys, whichever they are."""
+        if not isinstance(self.value, dict):
+            raise self.wrong("it must be an object")
+        return {name: self[name] for name in self.value}
+
+    def items(self) -> list[Field]:
+        """The values of a list."""
+        if not isinstance(self.value, list):
+            raise self.wrong("it must be a list")
+        return [self[i] for i in range(len(self.value))]
+
+    def text(self, choices: Collection[str] = ()) -> str:
+        """A string, one of `choices` if there are any."""
+        if not isinstance(self.value, str):
+            raise self.wrong("it must be a string")
+        if choices and self.value not in choices:
+            raise self.wrong(f"it must be one of {', '.join(repr(c) for c in choices)}")
+        return self.value
+
+    def integer(self, low: int, high: int) -> int:
+        """An integer, which true and false are not."""
+        if type(self.value) is not int or not low <= self.value <= high:
+            raise self.wrong(f"it must be an integer from {low} to {high}")
+        return self.value
+
+    def number(self) -> int | float | bool:
+        """A number, or true or false."""
+        if not isinstance(self.value, (int, float)):
+            raise self.wrong("it must be a number")
+        return self.value
+
+    def texts(self) -> tuple[str, ...]:
+        """A list of strings."""
+        return tuple(item.text() for item in self.items())
+
+    def shape(self) -> tuple[int, ...]:
+        """A list of sizes."""
+        if len(self.items()) > MAX_DIMS:
+            raise self.wrong(f"a tensor has at most {MAX_DIMS} dimensions here")
+        return tuple(item.integer(0, 2**40) for item in self.items())
+
+
+MAX_DIMS = 64
