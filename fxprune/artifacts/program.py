@@ -62,14 +62,16 @@ def evaluating(model: nn.Module) -> Portable:
 
 
 def _refuse_training_graph(model: nn.Module) -> None:
-    with contextlib.suppress(FxpruneError):
+    try:
         made = record(model)
-        if made.path == "export" and made.training:
-            raise CaptureError(
-                "the model is a graph of training mode",
-                why='it was made by "export" of a model in training mode, and stays in that mode',
-                do="call `transform` on the model in evaluation mode",
-            )
+    except FxpruneError:
+        return
+    if made.path == "export" and made.training:
+        raise CaptureError(
+            "the model is a graph of training mode",
+            why='it was made by "export" of a model in training mode, and stays in that mode',
+            do="call `transform` on the model in evaluation mode",
+        )
 
 
 def plain(value: Any, path: str, dropped: dict[str, str]) -> Any:

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.benchmarks import bench_analysis, bench_latency, bench_memory, bench_pass, bench_transformers
+from tests.benchmarks import bench_analysis, bench_export, bench_latency, bench_memory, bench_pass, bench_transformers
 
 BENCHMARKS: dict[str, Callable[[], str]] = {
     "pass": bench_pass.measure,
     "analysis": bench_analysis.measure,
     "latency": bench_latency.measure,
+    "export": bench_export.measure,
     "memory": bench_memory.measure,
     "transformers": bench_transformers.measure,
 }
