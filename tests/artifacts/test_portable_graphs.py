@@ -132,7 +132,7 @@ MANY: dict[str, Case] = {
     "vit": (vit, ("export",)),
     "resnet18": (functools.partial(registered, "resnet18", 64), ("fx", "eager", "export")),
     "mobilenet_v3_small": (functools.partial(registered, "mobilenet_v3_small", 64), ("fx", "eager", "export")),
-    "shufflenet_v2_x0_5": (functools.partial(registered, "shufflenet_v2_x0_5", 64), ("fx", "eager", "export")),
+    "shufflenet_v2_x0_5": (functools.partial(registered, "shufflenet_v2_x0_5", 64), ("fx", "export")),
     "densenet121": (functools.partial(registered, "densenet121", 64), ("fx", "eager", "export")),
     "densenet": (densenet, ("eager", "export")),
     "bert": (functools.partial(transformers, "BertForMaskedLM"), ("eager", "export")),
