@@ -290,6 +290,12 @@ class Noise(nn.Module):
         return x + torch.rand_like(x)
 
 
+def test_random_numbers_of_a_program_are_drawn_from_the_same_state(tmp_path: Path) -> None:
+    state = torch.get_rng_state()
+    assert export(Noise().eval(), tmp_path / "a.pt2", torch.ones(2, 4)).error == 0
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_other_numbers_leave_no_file(tmp_path: Path) -> None:
     with pytest.raises(VerificationError) as caught:
         export(Noise().eval(), tmp_path / "a.onnx", torch.ones(2, 4))
@@ -333,6 +339,24 @@ def test_a_dynamic_batch_is_compared_at_other_sizes(suffix: str, tmp_path: Path)
         export(OneBranch().eval(), tmp_path / f"a{suffix}", torch.ones(3, 4), dynamic_batch=True)
     assert "(1, 4)" in str(caught.value) or "dynamic batch" in str(caught.value)
     assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(("batch", "sizes"), [(1, [1, 2]), (3, [3, 4, 1])])
+def test_which_batches_are_compared(
+    batch: int, sizes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+    exact = Portable.run
+
+    def spying(self: Portable, inputs: Any) -> list[Tensor]:
+        seen.append(inputs[0][0])
+        return exact(self, inputs)
+
+    monkeypatch.setattr(Portable, "run", spying)
+    x = image(batch)
+    export(made(Net()), tmp_path / "a.pt2", x, dynamic_batch=True)
+    assert [len(t) for t in seen] == sizes
+    assert all(torch.equal(t[i], x[i % batch]) for t in seen for i in range(len(t)))
 
 
 def test_difference() -> None:
