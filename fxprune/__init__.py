@@ -1,7 +1,7 @@
 """fxprune: structured pruning as a `torch.fx` compiler pass."""
 
 from fxprune.analysis import Analysis, analyze
-from fxprune.artifacts import load, save
+from fxprune.artifacts import Exported, export, load, save
 from fxprune.check import masked
 from fxprune.cost import Cost, LayerCost, cost
 from fxprune.errors import (
@@ -32,6 +32,7 @@ __all__ = [
     "CaptureError",
     "ChannelsStayWarning",
     "Cost",
+    "Exported",
     "FileError",
     "FxpruneError",
     "Group",
@@ -49,6 +50,7 @@ __all__ = [
     "VerificationError",
     "analyze",
     "cost",
+    "export",
     "leaf",
     "load",
     "masked",

@@ -29,6 +29,7 @@ def test_examples_are_there():
         "digits",
         "dynamic_sparse",
         "eager_pruner",
+        "export",
         "masked_layers",
         "masks",
         "own_class",

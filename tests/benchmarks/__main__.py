@@ -10,6 +10,7 @@ from pathlib import Path
 from tests.benchmarks import (
     bench_analysis,
     bench_dynamic,
+    bench_export,
     bench_latency,
     bench_masked,
     bench_memory,
@@ -22,6 +23,7 @@ BENCHMARKS: dict[str, Callable[[], str]] = {
     "pass": bench_pass.measure,
     "analysis": bench_analysis.measure,
     "latency": bench_latency.measure,
+    "export": bench_export.measure,
     "memory": bench_memory.measure,
     "transformers": bench_transformers.measure,
     "sparse": bench_sparse.measure,

@@ -98,7 +98,7 @@ def test_behind_every_relu_however_it_is_spelled():
         ("inner.0", ["inner.0"]),
         (["head", nn.GELU], ["inner.1", "head"]),
     ],
-    ids=str,
+    ids=[*"module function torch_function method several path glob every inner exact list".split()],
 )
 def test_what_is_meant(after, expected):
     made = insert_thresholds(spellings(), after, threshold=0.3)

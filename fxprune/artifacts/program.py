@@ -1,0 +1,202 @@
+"""A model as a program of `torch.export`: a copy in evaluation mode whose outputs are plain containers of tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from fxprune.capture.inputs import Inputs
+from fxprune.capture.values import tensors_in
+from fxprune.errors import CaptureError, FxpruneError
+from fxprune.record import record
+
+
+@dataclass(frozen=True)
+class Portable:
+    """A copy that can be exported. dropped: where outputs stood that are no tensors, and what they were."""
+
+    model: nn.Module
+    dropped: dict[str, str]
+    reasons: tuple[str, ...]
+
+    def run(self, inputs: Inputs) -> list[torch.Tensor]:
+        """The tensors among its outputs, without gradients; the inputs and the numbers of the caller stay."""
+        args, kwargs = cloned(inputs)
+        with torch.no_grad(), torch.random.fork_rng(), slow_attention():
+            return tensors_in(self.model(*args, **kwargs))
+
+
+def evaluating(model: nn.Module) -> Portable:
+    """A deep copy in evaluation mode. Raises `CaptureError` where the mode can no longer be changed."""
+    _refuse_training_graph(model)
+    try:
+        copied = copy.deepcopy(model).eval()
+    except Exception as failure:
+        raise CaptureError(
+            f"{type(model).__name__} cannot be copied", why=f"{type(failure).__name__}: {failure}"
+        ) from failure
+    reasons = ("the model is in training mode; the file holds what it does in evaluation mode",)
+    dropped: dict[str, str] = {}
+    inner: Callable[..., Any] = copied.forward
+
+    @functools.wraps(inner)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        dropped.clear()
+        return plain(inner(*args, **kwargs), "", dropped)
+
+    copied.__dict__["forward"] = forward
+    training = any(module.training for module in model.modules())
+    return Portable(copied, dropped, reasons if training else ())
+
+
+def _refuse_training_graph(model: nn.Module) -> None:
+    try:
+        made = record(model)
+    except FxpruneError:
+        return
+    if made.path == "export" and made.training:
+        raise CaptureError(
+            "the model is a graph of training mode",
+            why='it was made by "export" of a model in training mode, and stays in that mode',
+            do="call `transform` on the model in evaluation mode",
+        )
+
+
+def plain(value: Any, path: str, dropped: dict[str, str]) -> Any:
+    """An output as tuples, lists and dicts of tensors; what is something else becomes None and is noted by its path.
+
+    >>> noted = {}
+    >>> plain({"n": 3, "y": [torch.ones(1), None]}, "", noted), noted
+    ({'n': None, 'y': [tensor([1.]), None]}, {"['n']": 'int'})
+    """
+    if value is None or isinstance(value, torch.Tensor):
+        return value
+    if isinstance(value, Mapping):
+        return {key: plain(part, f"{path}[{key!r}]", dropped) for key, part in value.items()}
+    if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
+        parts = [plain(part, f"{path}[{i}]", dropped) for i, part in enumerate(value)]
+        return parts if isinstance(value, list) else tuple(parts)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [f.name for f in dataclasses.fields(value)]
+        return {name: plain(getattr(value, name), f"{path}.{name}", dropped) for name in fields}
+    dropped[path] = "int" if isinstance(value, torch.SymInt) else type(value).__name__
+    return None
+
+
+def program_of(
+    portable: Portable, inputs: Inputs, varying: frozenset[int]
+) -> tuple[torch.export.ExportedProgram, list[str]]:
+    """The program, and what is to be known of it.
+
+    Args:
+        varying: the ids of the input tensors whose dimension 0 is the batch, which may have any size.
+    """
+    shapes: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    if varying:
+        size = next(t.shape[0] for t in pytree.tree_leaves(inputs) if id(t) in varying)
+        batch = torch.export.Dim("batch")
+        inputs, marked = _copied(inputs, varying, max(size, 2))  # a batch of one would stay one for ever
+        for tensor in marked:
+            shapes[tensor] = {0: batch}
+    else:
+        inputs = cloned(inputs)
+    args, kwargs = inputs
+    try:
+        with quiet() as noted, torch.no_grad():
+            program = torch.export.export(
+                portable.model, args, kwargs, dynamic_shapes=shapes if varying else None, strict=False
+            )
+    except Exception as failure:
+        raise CaptureError(
+            f"{type(portable.model).__name__} cannot be exported" + (" with a dynamic batch" if varying else ""),
+            why=_sentence(failure),
+            do="leave out dynamic_batch, or change what fixes the batch" if varying else "",
+        ) from failure
+    dropped = portable.dropped
+    if not any(isinstance(s.arg, torch.export.graph_signature.TensorArgument) for s in _outputs(program)):
+        raise CaptureError("the model returns no tensor", why="a graph has no other results")
+    left = [f"the output {path or 'as a whole'} is left out: {kind} is no tensor" for path, kind in dropped.items()]
+    return program, [*portable.reasons, *left, *noted]
+
+
+def _outputs(program: torch.export.ExportedProgram) -> list[Any]:
+    return [s for s in program.graph_signature.output_specs if s.kind.name == "USER_OUTPUT"]
+
+
+def _copied(inputs: Inputs, varying: frozenset[int], size: int) -> tuple[Inputs, list[torch.Tensor]]:
+    """The inputs with a batch of this size, and those of their tensors that have one."""
+    leaves = pytree.tree_leaves(inputs)
+    changed = resized(inputs, varying, size)
+    new = pytree.tree_leaves(changed)
+    return changed, [b for a, b in zip(leaves, new, strict=True) if id(a) in varying]
+
+
+def resized(inputs: Inputs, varying: frozenset[int], size: int) -> Inputs:
+    """The inputs with a batch of this size: samples in turn, and copies of what has no batch."""
+
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in varying:
+            return tensor.detach().clone()
+        return tensor.detach()[torch.arange(size, device=tensor.device) % tensor.shape[0]]
+
+    changed: Inputs = pytree.tree_map_only(torch.Tensor, change, inputs)
+    return changed
+
+
+def cloned(inputs: Inputs) -> Inputs:
+    """Inputs that a forward may write to."""
+    copied: Inputs = pytree.tree_map_only(torch.Tensor, lambda t: t.detach().clone(), inputs)
+    return copied
+
+
+def _sentence(failure: BaseException) -> str:
+    """The first line of an error of torch that is a sentence."""
+    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(("Constraints violated", "The following call raised"))]
+    return f"{type(failure).__name__}: {lines[0] if lines else ''}"
+
+
+@contextlib.contextmanager
+def slow_attention() -> Iterator[None]:
+    """Without the fast path of `nn.MultiheadAttention`, one opaque call that no format knows."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[list[str]]:
+    """Nothing is printed or logged, and warnings are kept: their first lines, deprecations of torch's own left out."""
+    logs = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # torch logs what it also raises
+    texts: list[str] = []
+    try:
+        with (
+            warnings.catch_warnings(record=True) as caught,
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+            slow_attention(),
+        ):
+            warnings.simplefilter("always")
+            yield texts
+    finally:
+        logging.disable(logs)
+    own = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWarning, ResourceWarning)
+    for warning in caught:
+        if not issubclass(warning.category, own):
+            texts.append(f"the exporter warns: {str(warning.message).strip().splitlines()[0]}")
