@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from fxprune.cost import Cost, LayerCost
 from fxprune.files import Field
 from fxprune.planning.plan import Plan
 from fxprune.record import Record
 
-_KEYS = "exact before after reasons training error why_not norms".split()
+_KEYS = "exact before after reasons training error why_not norms cost".split()
+_COST = "params bytes macs at_least uncounted layers".split()
 
 
 def data_of(record: Record) -> dict[str, Any]:
@@ -22,7 +24,14 @@ def data_of(record: Record) -> dict[str, Any]:
         "error": record.error,
         "why_not": dict(record.why_not),
         "norms": record.norms,
+        "cost": None if record.cost is None else [_cost_data(cost) for cost in record.cost],
     }
+
+
+def _cost_data(cost: Cost) -> dict[str, Any]:
+    made = {key: getattr(cost, key) for key in _COST[:4]}
+    layers = {path: [layer.params, layer.bytes, layer.macs] for path, layer in cost.layers.items()}
+    return {**made, "uncounted": list(cost.uncounted), "layers": layers}
 
 
 def record_of(data: Field, plan: Plan) -> Record:
@@ -42,4 +51,37 @@ def record_of(data: Field, plan: Plan) -> Record:
         {rung: why.text() for rung, why in data["why_not"].mapping().items()},
         data["norms"].text(("kept", "preserve")),
         plan,
+        _costs(data["cost"]),
     )
+
+
+def _costs(data: Field) -> tuple[Cost, Cost] | None:
+    if data.value is None:
+        return None
+    found = [_cost(entry) for entry in data.items()]
+    if len(found) != 2:
+        raise data.wrong("it must be the cost before and the cost after")
+    return found[0], found[1]
+
+
+def _cost(data: Field) -> Cost:
+    data.object(_COST)
+    layers = {}
+    for path, entry in data["layers"].mapping().items():
+        numbers = [_count(part) for part in entry.items()]
+        if len(numbers) != 3 or None in numbers[:2]:
+            raise entry.wrong("it must be parameters, bytes and MACs")
+        layers[path] = LayerCost(numbers[0] or 0, numbers[1] or 0, numbers[2])
+    params, octets, macs, least = (_count(data[key]) for key in _COST[:4])
+    if params is None or octets is None or least is None:
+        raise data.wrong("only MACs may be unknown")
+    return Cost(params, octets, macs, layers, least, data["uncounted"].texts())
+
+
+def _count(data: Field) -> int | None:
+    """A number of things; null where nobody knows."""
+    if data.value is None:
+        return None
+    if type(data.value) is not int or data.value < 0:
+        raise data.wrong("it must be an integer of at least 0, or null")
+    return int(data.value)

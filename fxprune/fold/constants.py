@@ -149,13 +149,11 @@ class _Decision:
     # -- one reading --------------------------------------------------------------------------------------
 
     def _gone(self, reading: Reading, removal: Removal) -> Bools:
-        """The slots that go while something reads them: the outputs of their block do not all go too."""
+        """The slots that go while outputs that stay read them."""
         kept = removal.kept(reading.vector)
         gone = np.zeros(reading.vector.size, dtype=bool) if kept is None else ~kept
-        left = None if reading.out is None else removal.kept(reading.out)
-        if left is not None and gone.any():
-            alive = left.reshape(reading.blocks, -1).any(1)
-            gone &= np.repeat(alive, reading.vector.size // reading.blocks)
+        if gone.any():
+            gone &= reading.read_by(None if reading.out is None else removal.kept(reading.out))
         return gone
 
     def _refuse(self, reading: Reading, gone: Bools) -> bool:

@@ -70,6 +70,8 @@ def make_plan(findings: Findings, *, bias: str | None = None, border: str = "car
     if zeros:
         found = replace(found, zeroed=_zero_already(findings, found))
     why = _zeros_that_stay(findings, found) if zeros else _channels_that_stay(findings, wanted, found)
+    if zeros and not why and not found.removed.any():
+        why = ("every channel that could go has an influence that depends on the input",)
     return _planned(findings, found, (*reasons, *why))
 
 

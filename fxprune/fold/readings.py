@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
 
 from fxprune.capture.caches import clean_caches
 from fxprune.capture.observe import bound
+from fxprune.capture.scopes import Scope
 from fxprune.capture.values import tensors_in
 from fxprune.channels.groups import Bools, Ints
 from fxprune.channels.vector import Vector
@@ -39,6 +41,7 @@ from fxprune.fold.dependence import (
 from fxprune.precise import Operations, Precise, deterministic, doubled
 from fxprune.rewrite.constants import WITH_BIAS
 from fxprune.rules import Operand
+from fxprune.rules.leaves import leaf_rule, leaf_weight
 
 
 @dataclass(eq=False)
@@ -50,6 +53,7 @@ class Reading:
     bad: the slots that cannot go: not constant, or not zero where nothing can take a constant up.
     slots, planes, columns: the slots that carry a constant c != 0 into a product with a weight, the values that they
         have at all positions [slots, positions or 1], and the weight's columns for them [out, slots, taps].
+    reads: which outputs read which slots of their block [out, slots]; transposed [out of a block, slots of all blocks].
     blocks, out: the blocks of the dimension (conv groups) and the vector of the outputs, which are in as many blocks.
     bias: the bias that can take up constants, a parameter of the model or one to be made (`new`); "" for none.
     weight, dim: the weight whose column can be changed, and the dimension of its columns; "" for none.
@@ -65,6 +69,7 @@ class Reading:
     planes: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 1))
     columns: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, 1))
     uniform: Bools = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    reads: Bools | None = None
     blocks: int = 1
     out: Vector | None = None
     bias: str = ""
@@ -75,6 +80,17 @@ class Reading:
     result: str = ""
     shape: tuple[int, ...] = ()
     again: Callable[[torch.Tensor], torch.Tensor] = field(default=lambda x: x)
+
+    def read_by(self, left: Bools | None) -> Bools:
+        """The slots that outputs read which are `left`, all if that is None."""
+        size, blocks = self.vector.size, self.blocks
+        if self.reads is None:
+            return np.ones(size, dtype=bool)
+        if self.dim == 0:  # transposed
+            made = self.reads.T.reshape(blocks, size // blocks, -1)
+            return np.asarray((made if left is None else made & left.reshape(blocks, 1, -1)).any(2).reshape(-1))
+        made = self.reads.reshape(blocks, -1, size // blocks)
+        return np.asarray((made if left is None else made & left.reshape(blocks, -1, 1)).any(1).reshape(-1))
 
     def mapped(self, chosen: Bools) -> torch.Tensor:
         """What the chosen ones of the constants make of the result, [out_channels, ...]."""
@@ -124,6 +140,8 @@ class _Readings(Operations):  # type: ignore[no-untyped-call]
         self._vectors: dict[str, dict[int, Vector]] = {}
         for axis in findings.axes:
             self._vectors.setdefault(axis.parameter, {})[axis.dim] = axis.vector
+        self._leaf: Scope | None = None
+        self.scopes.enter, self.scopes.leave = self._enter, self._leave
         self._names: dict[int, tuple[weakref.ref[torch.Tensor], str]] = {}
         self._operands: dict[int, tuple[weakref.ref[torch.Tensor], tuple[Vector, ...]]] = {}
 
@@ -158,6 +176,8 @@ class _Readings(Operations):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         name, raw = bound(func, args, kwargs)
         seen = Seen(func, raw, self.shadows)
+        if self._leaf is not None:  # its rule says it all, see `_leave`
+            return execute(seen, args, kwargs, self.shadows)
         promised = self.observation.outputs.get(self.scopes.now.key(name))
         reading = None
         if not is_view(func):
@@ -172,11 +192,56 @@ class _Readings(Operations):  # type: ignore[no-untyped-call]
             self.found.append(reading)
         return made
 
+    def _enter(self, scope: Scope) -> None:
+        if self._leaf is None and leaf_rule(scope.module) is not None:
+            self._leaf = scope
+
+    def _leave(self, scope: Scope, args: Any, kwargs: Any, made: Any) -> None:
+        """A module that the analysis treats as one operation has returned."""
+        if scope is not self._leaf or scope.module is None:
+            return
+        self._leaf = None
+        with _disable_current_modes():
+            self._read_leaf(scope, scope.module, tensors_in((args, kwargs)), tensors_in(made))
+
+    def _read_leaf(
+        self, scope: Scope, module: nn.Module, entering: list[torch.Tensor], outputs: list[torch.Tensor]
+    ) -> None:
+        name = type(module).__name__
+        promised = self.observation.outputs.get(self.scopes.now.key(name))
+        weight = leaf_weight(module)
+        seen = Seen(torch.ops.aten.alias.default, {str(i): t for i, t in enumerate(entering)}, self.shadows)
+        self.scopes.stack.append(scope)  # so that a reading is named after the leaf
+        reading = None if weight is None else self._layer(seen, module, entering[0], weight)
+        if reading is None:
+            self._all_zero(name, seen)
+        self._follow(name, seen, outputs, promised)
+        self.scopes.stack.pop()
+        if reading is not None and weight is not None:
+            known = self.vectors(outputs[0])
+            reading.out = None if known is None else known[1 - weight.ndim]
+            self.found.append(reading)
+
+    def _layer(self, seen: Seen, layer: Any, x: torch.Tensor, weight: torch.Tensor) -> Reading | None:
+        """What a linear layer or convolution reads that computes with another weight than its parameter."""
+        blocks = getattr(layer, "groups", 1)
+        columns = weight.flatten(2) if weight.ndim > 2 else weight[:, :, None]
+        reading = self._weighted(seen, x, x.ndim + 1 - weight.ndim, columns, blocks, False)
+        if reading is not None:
+            padding = getattr(layer, "padding", "valid")
+            zeros = getattr(layer, "padding_mode", "zeros") == "zeros"
+            reading.bordered = zeros and padding != "valid" and (isinstance(padding, str) or any(padding))
+            self._bias(reading, layer.bias, weight.shape[0])
+        return reading
+
     def _follow(self, name: str, seen: Seen, outputs: list[torch.Tensor], promised: list[Operand] | None) -> None:
         """The vectors of the results, from the analysis. Where it saw no such operation, nothing may go unseen.
 
         What batch normalisation in training makes besides its result is not there in evaluation.
         """
+        if promised is None and name == "aten::_to_copy":  # to single precision, where the model is in it anyway
+            known = self.vectors(seen["self"])
+            return None if known is None else self._bind(outputs[0], known)
         shapes = [] if promised is None else [o.shape for o in promised]
         for number, output in enumerate(outputs):
             if promised is not None and len(shapes) == len(outputs) and tuple(output.shape) == shapes[number]:
@@ -225,7 +290,7 @@ class _Readings(Operations):  # type: ignore[no-untyped-call]
         if node is not None and node.users:
             reading.result = node.name
         if self.named(w):
-            reading.weight, reading.dim = self.named(w), 0 if transposed else 1
+            reading.weight = self.named(w)
         self._bias(reading, seen["bias"], w.shape[1] * groups if transposed else w.shape[0])
         return reading
 
@@ -260,7 +325,9 @@ class _Readings(Operations):  # type: ignore[no-untyped-call]
             planes=planes.clone(),
             columns=_columns(columns, constant, blocks, transposed),
             uniform=_numpy(uniform),
+            reads=_numpy((columns != 0).any(2)),
             blocks=blocks,
+            dim=0 if transposed else 1,
         )
 
     def _bias(self, reading: Reading, bias: torch.Tensor | None, outputs: int) -> None:

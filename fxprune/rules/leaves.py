@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from fxprune.channels.vector import Vector
 from fxprune.errors import RuleError
@@ -14,6 +14,7 @@ from fxprune.rules.registry import Call, Operand
 LeafRule = Callable[..., "Operand | Sequence[Operand]"]
 
 _LEAVES: dict[type[nn.Module], LeafRule] = {}
+_WEIGHTS: dict[type[nn.Module], Callable[..., Tensor]] = {}
 
 
 @dataclass(eq=False)
@@ -34,8 +35,11 @@ class LeafCall(Call):
         self.lock(vector, why)
 
 
-def leaf(*types: type[nn.Module]) -> Callable[[LeafRule], LeafRule]:
+def leaf(*types: type[nn.Module], weight: Callable[..., Tensor] | None = None) -> Callable[[LeafRule], LeafRule]:
     """Treat modules of these types as one operation, with this rule.
+
+    weight: for subclasses of linear layers and convolutions that compute with another weight than their parameter: that
+        weight, of the module. With it constants can be folded into such a layer.
 
     The rule is called with a `LeafCall` and what forward was called with, tensors as `Operand`s. It ties what belongs
     together, `call.parameter("weight")` included, and returns the `Operand` of the output, or a sequence of them.
@@ -69,6 +73,8 @@ def leaf(*types: type[nn.Module]) -> Callable[[LeafRule], LeafRule]:
             if kind in _LEAVES:
                 raise RuleError(f"{kind.__name__} has a rule already", at=f"{_LEAVES[kind].__module__}")
             _LEAVES[kind] = function
+            if weight is not None:
+                _WEIGHTS[kind] = weight
         return function
 
     return register
@@ -77,3 +83,9 @@ def leaf(*types: type[nn.Module]) -> Callable[[LeafRule], LeafRule]:
 def leaf_rule(module: nn.Module | None) -> LeafRule | None:
     """The rule of a module that is treated as one operation; None for all others. Subclasses need their own."""
     return None if module is None else _LEAVES.get(type(module))
+
+
+def leaf_weight(module: nn.Module) -> Tensor | None:
+    """The weight that a leaf computes with, None where it did not say."""
+    function = _WEIGHTS.get(type(module))
+    return None if function is None else function(module)

@@ -294,7 +294,12 @@ def _filled(made: LayerT, layer: Any, mask: Tensor) -> LayerT:
     return made.train(layer.training)
 
 
-@leaf(MaskedLinear)
+def _connected(layer: Masked) -> Tensor:
+    """The weight that counts: zero where nothing is connected."""
+    return layer.weight * layer.mask
+
+
+@leaf(MaskedLinear, weight=_connected)
 def _masked_linear(call: LeafCall, input: Operand) -> Operand:
     """y[.., o] = sum_i x[.., i] * mask[o, i] * w[o, i] + b[o]"""
     weight, mask = call.parameter("weight"), call.parameter("mask")
@@ -303,7 +308,7 @@ def _masked_linear(call: LeafCall, input: Operand) -> Operand:
     return linear(call, input, weight, call.parameters.get("bias"))
 
 
-@leaf(MaskedConv2d)
+@leaf(MaskedConv2d, weight=_connected)
 def _masked_conv2d(call: LeafCall, input: Operand) -> Operand:
     """A convolution with w * mask; the mask goes with the weight."""
     weight, mask = call.parameter("weight"), call.parameter("mask")

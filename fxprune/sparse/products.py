@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from fxprune.rules.macs import multiplies
 from fxprune.sparse.matrices import Indices, Spec, beta
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -127,6 +128,12 @@ torch.library.register_fake("fxprune::sparse_product", _product_fake, lib=_LIBRA
 torch.library.register_fake("fxprune::sparse_sampled", _sampled_fake, lib=_LIBRARY)
 torch.library.register_autograd("fxprune::sparse_product", _product_backward, setup_context=_save, lib=_LIBRARY)
 torch.library.register_autograd("fxprune::sparse_sampled", _sampled_backward, setup_context=_save, lib=_LIBRARY)
+
+
+@multiplies(torch.ops.fxprune.sparse_product)
+def _product_macs(values: Any, x: Any) -> list[Any]:
+    """Every stored value times every column of x."""
+    return [(*values, x[1])]
 
 
 @register_flop_formula([torch.ops.fxprune.sparse_product])
