@@ -21,9 +21,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 from fxprune.capture.caches import clean_caches
 from fxprune.capture.observe import bound
 from fxprune.capture.scopes import Scope
-from fxprune.capture.values import tensors_in
+from fxprune.capture.values import objects_in, tensors_in
 from fxprune.channels.groups import Bools, Ints
 from fxprune.channels.vector import Vector
+from fxprune.errors import CaptureError
 from fxprune.findings import Findings
 from fxprune.fold.dependence import (
     ATTENTION,
@@ -111,11 +112,16 @@ def read(findings: Findings, zeroed: Mapping[str, Mapping[int, Any]]) -> list[Re
     captured = findings.captured
     with clean_caches(findings.model), deterministic():
         values = doubled(captured.values(findings.inputs))
-        for tensor in tensors_in(values):
+        parts = pytree.tree_leaves(values)
+        hidden = objects_in([part for part in parts if not isinstance(part, torch.Tensor)])
+        if hidden:
+            raise CaptureError(
+                "constants cannot be told from what depends on the inputs",
+                why=f"an input is an object of type {hidden[0]}, which nobody looks into",
+                do='pass tensors, or use bias="prune"',
+            )
+        for tensor in [*tensors_in(values), *(part for part in parts if isinstance(part, torch.Tensor))]:
             watcher.shadows.set(tensor, True)
-        for leaf in pytree.tree_leaves(values):
-            if isinstance(leaf, torch.Tensor):
-                watcher.shadows.set(leaf, True)
         _Reference(captured.graph, captured.module, zeroed, watcher).run(*values)
     return watcher.found
 

@@ -409,6 +409,24 @@ def test_a_map_needs_a_graph() -> None:
         fxprune.transform(ready(Residual()), images(2, 3, 8, 8), ratio=0.5, bias="fold", border="map", path="eager")
 
 
+def test_inputs_that_nobody_looks_into_could_be_taken_for_constants() -> None:
+    class Box:
+        def __init__(self, x: Tensor) -> None:
+            self.x = x
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor, box: Box) -> Tensor:
+            return self.last(torch.relu(self.first(x)) * box.x)
+
+    net = ready(Net())
+    with pytest.raises(fxprune.CaptureError, match="an input is an object of type Box"):
+        fxprune.transform(net, (images(2, 4), Box(images(2, 1))), ratio=0.5, bias="fold", path="eager")
+
+
 def test_the_proof_sees_a_constant_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     right = constants._ratios
     monkeypatch.setattr(constants, "_ratios", lambda *args: (right(*args)[0] * (1 + 1e-6), right(*args)[1]))
