@@ -30,6 +30,7 @@ def test_examples_are_there():
         "dynamic_sparse",
         "eager_pruner",
         "export",
+        "folding",
         "masked_layers",
         "masks",
         "own_class",
