@@ -91,10 +91,18 @@ def recount(module: nn.Module, use: Use) -> None:
             setattr(module, name, sizes if isinstance(getattr(module, name), tuple) else sizes[0])
 
 
+def _weight(module: Any) -> Any:
+    """The weight, or what an old hook of torch (masks, weight and spectral norm) computes it from in every forward."""
+    for name in ("weight_orig", "weight_v"):
+        if module._parameters.get(name) is not None:
+            return module._parameters[name]
+    return module.weight
+
+
 @recounts(conv._ConvNd)
 def _convolution(module: Any, use: Use) -> dict[str, Any]:
     groups = (use.counted("groups") or (module.groups,))[0]
-    first, second = module.weight.shape[:2]
+    first, second = _weight(module).shape[:2]
     if module.transposed:
         return {"groups": groups, "in_channels": first, "out_channels": second * groups}
     return {"groups": groups, "out_channels": first, "in_channels": second * groups}
@@ -102,7 +110,7 @@ def _convolution(module: Any, use: Use) -> dict[str, Any]:
 
 @recounts(nn.Linear)
 def _linear(module: Any, use: Use) -> dict[str, Any]:
-    return {"out_features": module.weight.shape[0], "in_features": module.weight.shape[1]}
+    return {"out_features": _weight(module).shape[0], "in_features": _weight(module).shape[1]}
 
 
 @recounts(nn.Bilinear)

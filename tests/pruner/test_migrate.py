@@ -247,3 +247,15 @@ def test_plain_refuses_what_it_cannot_squash():
     parametrize.register_parametrization(net[0], "weight", nn.Tanh())
     with pytest.raises(PlanError, match="masks and other parametrizations"):
         plain(net)
+
+
+def test_layers_whose_weight_a_hook_computes_are_counted_anew():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4, 6), nn.ReLU(), nn.Linear(6, 2))
+    net = net.double().eval()
+    prune.ln_structured(net[0], "weight", amount=0.25, n=2, dim=0)
+    prune.ln_structured(net[3], "weight", amount=0.5, n=2, dim=0)
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    small = fxprune.transform(net, x, masks=fxprune.masks_of(net))
+    assert small.get_submodule("0").out_channels == 6
+    assert (small.get_submodule("3").in_features, small.get_submodule("3").out_features) == (24, 3)
+    assert fxprune.verify(net, small, x) < 1e-12
