@@ -52,10 +52,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     if words[0] in parsers:
         parser = parsers[words[0]]
         parser.refuse_unknown(words[1:])
-        options = parser.parse_args(words[1:])
+        options = parser.parse_intermixed_args(words[1:])  # [SMALL] may stand after options
         options.command = words[0]
-        if hasattr(options, "format"):
-            options.format = "json" if options.json else options.format
+        options.format = "json" if options.json else options.format
         return options
     if not words[0].startswith("-"):
         raise _no_command(words[0])
