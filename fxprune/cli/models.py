@@ -30,9 +30,9 @@ def build(spec: str, args: Mapping[str, Any]) -> tuple[nn.Module, bool]:
     Raises `UsageError` for a word that can name no model, `FxpruneError` where there is none or making it raises.
     """
     package, colon, name = spec.partition(":")
-    if not colon or not name or not package:
+    if not colon or not name or not package or package.endswith(".py"):
         module = os.path.splitext(package)[0].replace(os.sep, ".")
-        hint = f"to name something in a file, say {module}:NAME" if package.endswith(".py") else ""
+        hint = f"to name something in a file, say {module}:{name or 'NAME'}" if package.endswith(".py") else ""
         raise UsageError(f'"{spec}" names no model', why=FORMS, do=hint)
     if package == "torchvision":
         return _torchvision(name, args)

@@ -56,16 +56,14 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         options.command = words[0]
         options.format = "json" if options.json else options.format
         return options
-    if not words[0].startswith("-"):
-        raise _no_command(words[0])
-    top.refuse_unknown(words)
-    top.parse_args(words)
-    raise _no_command(words[0])
-
-
-def _no_command(word: str) -> UsageError:
-    do = "options stand after the command" if word.startswith("-") else "`fxprune --help` lists the commands"
-    return UsageError(f'there is no command "{word}"', why=nearest(word, COMMANDS), do=do)
+    if words[0].startswith("-"):
+        known = [*top.known, "-h"]
+        if words[0] in known:
+            top.parse_args(words[:1])
+        why, do = nearest(words[0], known), "options stand after the command"
+        raise UsageError(f"there is no option {words[0]} before the command", why=why, do=do)
+    do = "`fxprune --help` lists the commands"
+    raise UsageError(f'there is no command "{words[0]}"', why=nearest(words[0], COMMANDS), do=do)
 
 
 def _epilog(about: dict[str, str]) -> str:

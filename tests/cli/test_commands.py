@@ -169,7 +169,7 @@ def test_diff_says_what_only_one_removes(tmp_path, capsys):
     fxprune.save(first, tmp_path / "first.safetensors")
     fxprune.record(first).plan.save(tmp_path / "first.json")
     second.save(tmp_path / "second.json")
-    expected = fxprune.Plan.load(tmp_path / "first.json").diff(second)
+    expected = fxprune.Plan.load(tmp_path / "first.json").diff(fxprune.Plan.load(tmp_path / "second.json"))
     words = (tmp_path / "first.safetensors", tmp_path / "second.json")
     assert run(capsys, "diff", *words) == (0, f"{expected}\n", "")
     found = json.loads(run(capsys, "diff", *words, "--json")[1])
