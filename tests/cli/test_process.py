@@ -71,7 +71,8 @@ def test_every_exit_code(tmp_path):
     )
     assert found[2][1:] == (
         "",
-        'error: there is no command "prnue"\n  why  did you mean "prune"?\n  do   `fxprune --help` lists the commands\n',
+        'error: there is no command "prnue"\n  why  did you mean "prune"?\n'
+        "  do   `fxprune --help` lists the commands\n",
     )
     assert found[3][1].startswith("layer    shape    params    MACs\n")
     warning, last = found[3][2].splitlines()[-2:]
