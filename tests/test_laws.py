@@ -6,6 +6,7 @@ import copy
 import gc
 import json
 import pickle
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -777,3 +778,12 @@ def test_old_style_reparametrised_layers_never_raise_torch_errors(kind: Any) -> 
     except fxprune.FxpruneError:
         return
     assert fxprune.verify(net, small, x) < ROUNDING
+
+
+def test_a_glob_that_names_layers_does_not_name_their_parameters_one_by_one():
+    net = nn.Sequential(OrderedDict(stem=nn.Linear(4, 6), act=nn.ReLU(), head=nn.Linear(6, 8), last=nn.Linear(8, 2)))
+    x = torch.randn(2, 4)
+    small = fxprune.transform(net.eval(), x, ratio=0.5, ignore="head*")
+    assert (small.get_submodule("stem").out_features, small.get_submodule("head").out_features) == (3, 8)
+    with pytest.warns(fxprune.NothingRemovedWarning, match="all 2 groups are ignored"):
+        fxprune.transform(net, x, ratio=0.5, ignore="head.*")  # every dimension of its parameters

@@ -17,6 +17,7 @@ PACKAGE = ROOT / "fxprune"
 ORDER = """
     errors files channels rules capture findings criteria planning rewrite precise check fold cost report record
     analysis ladder transform plot artifacts schedules sparse pruner __init__
+    cli __main__
 """.split()
 """Parts of the package; each imports only from itself and from those before it."""
 

@@ -130,6 +130,14 @@ def load(path: PathLike, *, into: nn.Module, example_inputs: Any = None, also: S
     return small
 
 
+def record_in(path: PathLike) -> Record:
+    """The record, and with it the plan, in a file that `save` wrote; its weights are not read.
+
+    Raises `FileError` or `PlanError` as `load` does.
+    """
+    return _read(SafetensorsFile(path))[1]
+
+
 def _read(file: SafetensorsFile) -> tuple[Field, Record]:
     """The metadata of a file, and the record in it."""
     if KEY not in file.texts:

@@ -308,7 +308,8 @@ def _ratios(findings: Findings, ratio: Any) -> list[float]:
         value = _check_ratio(share)
         hits = [i for i, name in enumerate(names) if _names(pattern, name)]
         if not hits:
-            raise PlanError(f'ratio names no group: "{pattern}"', why=nearest(pattern, names))
+            known = [*dict.fromkeys(g.name for g in findings.groups), *names]
+            raise PlanError(f'ratio names no group: "{pattern}"', why=nearest(pattern, known))
         for i in hits:
             result[i] = value
     return result

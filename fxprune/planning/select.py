@@ -47,7 +47,8 @@ def _parameters(findings: Findings, entries: Iterable[Any]) -> dict[str, bool]:
                     why=nearest(entry, [*filter(None, modules), *findings.tensors]),
                     do="pass the name of a module or parameter, a glob, a module or a type",
                 )
-            chosen.update(dict.fromkeys(named, True))
+            inside = tuple(f"{name}." for name in names)  # "head*" means the layer, not its parameters one by one
+            chosen.update(dict.fromkeys((name for name in named if not name.startswith(inside)), True))
         elif isinstance(entry, nn.Module):
             names = {n for n, m in modules.items() if m is entry}
             if not names:

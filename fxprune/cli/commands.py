@@ -1,0 +1,246 @@
+"""What each command does: options -> the text for stdout and an exit code. What it says besides goes to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import nn
+
+import fxprune
+from fxprune.artifacts.weights import record_in
+from fxprune.cli import models, weights
+from fxprune.cli.inputs import filled
+from fxprune.cli.paths import readable, writable
+from fxprune.cli.usage import UsageError, once, ratio_of
+from fxprune.errors import FxpruneError
+from fxprune.planning.plan import Plan, Removed
+from fxprune.report.data import Change
+from fxprune.report.fold import fold
+from fxprune.report.text import change
+
+DONE, ERROR, USAGE, NOTHING, WRONG, INTERRUPTED = 0, 1, 2, 3, 4, 130
+"""Exit codes; docs/cli.md says which means what."""
+
+Say = Callable[[str], None]
+"""Writes a line to stderr."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command prints on stdout, and its exit code."""
+
+    text: str
+    code: int = DONE
+
+
+def inspect(options: argparse.Namespace, say: Say) -> Answer:
+    """The report of an analysis, and what a plan would leave."""
+    _readable(options.weights, options.plan)
+    plan = None if options.plan is None else _plan(options.plan)
+    model, inputs = _model(options, say)
+    say("analysing")
+    analysis = fxprune.analyze(model, inputs, path=options.path, norms=options.norms, strict=options.strict)
+    report = analysis.report(options.format)
+    if plan is None:
+        return Answer(report)
+    before, after = analysis.cost(), analysis.cost(plan)
+    totals = {name: Change(getattr(before, name), getattr(after, name)) for name in ("params", "bytes", "macs")}
+    if options.format == "json":
+        left = {name: asdict(figures) for name, figures in totals.items()} | {"removed": _counts(plan)}
+        return Answer(_json({**json.loads(report), "plan": left}))
+    rows = []
+    for name in dict.fromkeys((*before.layers, *after.layers)):
+        old, new = before.layers.get(name), after.layers.get(name)
+        if old is not None and new is not None and old != new:
+            rows.append((name or "(model)", change(Change(old.params, new.params)), change(Change(old.macs, new.macs))))
+    table = [*fold(rows), ("total", change(totals["params"]), change(totals["macs"]))]
+    style = "github" if options.format == "markdown" else "simple"
+    text = tabulate(table, headers=("layer", "params", "MACs"), tablefmt=style, disable_numparse=True)
+    gap = "\n\n" if options.format == "markdown" else "\n"
+    return Answer(f"{report}\n\nwith the plan {options.plan}:{gap}{text}")
+
+
+def prune(options: argparse.Namespace, say: Say) -> Answer:
+    """A smaller model as a file, and its record as text."""
+    chosen = _choices(options)
+    _readable(options.weights, options.plan)
+    read = [path for path in (options.weights, options.plan) if path is not None]
+    writable(options.output, (".safetensors",), read)
+    if options.save_plan is not None:
+        writable(options.save_plan, (".json",), read, (options.output,))
+    if options.plan is not None:
+        chosen["plan"] = _plan(options.plan)
+    model, inputs = _model(options, say)
+    say("pruning" if options.verify else "pruning, without a proof")
+    small = fxprune.transform(
+        model,
+        inputs,
+        path=options.path,
+        prefer=options.prefer,
+        norms=options.norms,
+        strict=options.strict,
+        verify=options.verify,
+        **chosen,
+    )
+    made = fxprune.record(small)
+    files: dict[str, str | None] = {"output": None, "plan": None}
+    if made.plan:
+        fxprune.save(small, options.output)
+        files["output"] = options.output
+        say(f"wrote {options.output} ({os.path.getsize(options.output)} bytes)")
+        if options.save_plan is not None:
+            made.plan.save(options.save_plan)
+            files["plan"] = options.save_plan
+            say(f"wrote {options.save_plan}")
+    else:
+        say("nothing was written")
+    report = made.report(options.format)
+    text = _json({**json.loads(report), "files": files}) if options.format == "json" else report
+    return Answer(text, DONE if made.plan else NOTHING)
+
+
+def verify(options: argparse.Namespace, say: Say) -> Answer:
+    """The relative error of a small model against its masked original."""
+    _readable(options.weights, options.small)
+    model, inputs = _model(options, say)
+    small = _small(options.small, model, inputs, say)
+    say("comparing in float64")
+    error = fxprune.verify(model, small, inputs)
+    passed = error <= options.tolerance
+    if options.format == "json":
+        known = error if math.isfinite(error) else None
+        text = _json({"schema": "fxprune.verify/1", "error": known, "tolerance": options.tolerance, "passed": passed})
+    else:
+        sign, word = ("<=", "right") if passed else (">", "wrong")
+        text = f"{word}: relative error {error:.1e} {sign} {options.tolerance:g}"
+    return Answer(text, DONE if passed else WRONG)
+
+
+def export(options: argparse.Namespace, say: Say) -> Answer:
+    """A model, or a small one, as a graph that runs without its code."""
+    _readable(options.weights, options.small)
+    read = [path for path in (options.weights, options.small) if path is not None]
+    writable(options.output, (".onnx", ".pt2"), read)
+    if options.opset is not None and not options.output.endswith(".onnx"):
+        raise UsageError("--opset is for .onnx files", why=f'the output is "{options.output}"', do="leave it out")
+    model, inputs = _model(options, say)
+    if options.small is not None:
+        model = _small(options.small, model, inputs, say)
+    say(f"exporting {options.output}")
+    batch: dict[str, Any] = {"dynamic_batch": options.dynamic_batch, "opset": options.opset}
+    made = fxprune.export(model, options.output, inputs, **batch, verify=options.verify, tolerance=options.tolerance)
+    if options.format == "json":
+        known = {name: getattr(made, name) for name in ("path", "format", "bytes", "error", "reasons")}
+        return Answer(_json({"schema": "fxprune.export/1", **known, "operators": dict(made.operators)}))
+    error = "unknown, it was not compared" if made.error is None else f"{made.error:.1e}"
+    counted = ", ".join(f"{count} {name}" for name, count in made.operators.items())
+    lines = [f"{made.path}: {made.format}, {made.bytes} bytes", f"operators: {counted}"]
+    lines += [f"relative error against the model: {error}", *(f"note: {reason}" for reason in made.reasons)]
+    return Answer("\n".join(lines))
+
+
+def diff(options: argparse.Namespace, say: Say) -> Answer:
+    """What one plan removes and the other keeps."""
+    _readable(options.first, options.second)
+    first, second = _plan(options.first), _plan(options.second)
+    found = first.diff(second)
+    folds = (first.zeroed, first.biases, first.maps) != (second.zeroed, second.biases, second.maps)
+    identical = not found and not folds
+    if options.format == "json":
+        both = {"only_first": _texts(found.only_first), "only_second": _texts(found.only_second)}
+        return Answer(_json({"schema": "fxprune.diff/1", "identical": identical, **both, "constants_differ": folds}))
+    text = "identical: both remove the same" if identical else str(found)
+    return Answer(text + ("\nconstants are folded differently" if folds else ""))
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace, Say], Answer]] = {
+    "inspect": inspect,
+    "prune": prune,
+    "verify": verify,
+    "export": export,
+    "diff": diff,
+}
+
+
+def _model(options: argparse.Namespace, say: Say) -> tuple[nn.Module, Any]:
+    """The model with its weights, in its mode and on its device, and the example inputs."""
+    args = once("--arg", options.arg)
+    torch.manual_seed(options.seed)
+    say(f"making {options.model}")
+    model, library = models.build(options.model, args)
+    if options.weights is not None:
+        for note in weights.put(model, options.weights, options.weights_key):
+            say(note)
+    elif library:
+        say(f"the weights of {options.model} are random (seed {options.seed}); --weights FILE loads others")
+    model.train(options.train)
+    try:
+        model = model.to(options.device)
+        inputs = filled(options.input, model, options.seed, options.device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        text = str(error).strip().splitlines()
+        raise FxpruneError(f'the device "{options.device}" cannot be used', why=text[0] if text else "") from error
+    return model, inputs
+
+
+def _small(path: str, model: nn.Module, inputs: Any, say: Say) -> nn.Module:
+    say(f"loading {path}")
+    return fxprune.load(path, into=model, example_inputs=inputs)
+
+
+def _plan(path: str) -> Plan:
+    """The plan in a plan file, or in the file of a small model."""
+    return record_in(path).plan if path.endswith(".safetensors") else Plan.load(path)
+
+
+def _readable(*paths: str | None) -> None:
+    for path in paths:
+        if path is not None:
+            readable(path)
+
+
+RANKED = ("importance", "round_to")
+FILTERED = ("ignore", "exact")
+
+
+def _choices(options: argparse.Namespace) -> dict[str, Any]:
+    """What `transform` is told to remove. Raises `UsageError` for options that would be without effect."""
+    ratio = ratio_of(options.ratio)
+    given = {"ratio": ratio, "masks": options.masks, "plan": options.plan}
+    said = [name for name, value in given.items() if value is not None]
+    if len(said) != 1:
+        why = " and ".join(f"--{name}" for name in said) + " were given" if said else "none of them was given"
+        raise UsageError("say what goes: exactly one of --ratio, --masks and --plan", why=why)
+    chosen = {name: getattr(options, name) for name in (*RANKED, *FILTERED, "bias", "border")}
+    chosen = {name: value for name, value in chosen.items() if value not in (None, [], False)}
+    idle = {"plan": (*RANKED, *FILTERED, "bias", "border"), "masks": RANKED, "ratio": ()}[said[0]]
+    for name in idle:
+        if name in chosen:
+            why = f"--{said[0]} says already which channels go"
+            raise UsageError(f"--{name.replace('_', '-')} is without effect here", why=why, do="leave it out")
+    folding = chosen.get("bias") == "fold" or (said[0] == "masks" and "bias" not in chosen)
+    if "border" in chosen and not folding:
+        raise UsageError("--border is without effect here", why="no constants are folded", do="add --bias fold")
+    if said[0] == "plan":
+        return {}
+    return {**chosen, said[0]: given[said[0]], "seed": options.seed}
+
+
+def _counts(plan: Plan) -> dict[str, dict[str, int]]:
+    return {name: {str(dim): len(gone) for dim, gone in dims.items()} for name, dims in plan.removed.items()}
+
+
+def _texts(removed: Removed) -> dict[str, dict[str, list[int]]]:
+    return {name: {str(dim): list(gone) for dim, gone in dims.items()} for name, dims in removed.items()}
+
+
+def _json(data: dict[str, Any]) -> str:
+    return json.dumps(data, indent=1, allow_nan=False)

@@ -1,0 +1,163 @@
+"""The model that a word names: `package.module:callable`, `torchvision:NAME`, `timm:NAME`. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import os
+import pkgutil
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from fxprune.cli.usage import UsageError
+from fxprune.errors import FxpruneError, nearest
+
+LIBRARIES = ("torchvision", "timm")
+
+FORMS = "MODEL is package.module:callable, torchvision:NAME or timm:NAME"
+
+
+def build(spec: str, args: Mapping[str, Any]) -> tuple[nn.Module, bool]:
+    """The model, and whether a library has filled it with random weights.
+
+    Raises `UsageError` for a word that can name no model, `FxpruneError` where there is none or making it raises.
+    """
+    package, colon, name = spec.partition(":")
+    if not colon or not name or not package or package.endswith(".py"):
+        module = os.path.splitext(package)[0].replace(os.sep, ".")
+        hint = f"to name something in a file, say {module}:{name or 'NAME'}" if package.endswith(".py") else ""
+        raise UsageError(f'"{spec}" names no model', why=FORMS, do=hint)
+    if package == "torchvision":
+        return _torchvision(name, args)
+    if package == "timm":
+        return _timm(name, args)
+    if not all(part.isidentifier() for part in (*package.split("."), *name.split("."))):
+        raise UsageError(f'"{spec}" names no model', why=FORMS)
+    return _of_callable(spec, _found(package, name), args), False
+
+
+def _found(package: str, name: str) -> Any:
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    found: Any = _imported(package)
+    for part in name.split("."):
+        if not hasattr(found, part):
+            what = f'module "{package}"' if isinstance(found, ModuleType) else f'"{package}:{name}"'
+            public = [other for other in vars(found) if not other.startswith("_")]
+            raise FxpruneError(f'{what} has no "{part}"', why=nearest(part, public))
+        found = getattr(found, part)
+    return found
+
+
+def _imported(package: str) -> ModuleType:
+    try:
+        with _explained(f'importing "{package}"'):
+            return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if package != missing and not package.startswith(f"{missing}."):
+            why = f'it imports "{missing}", which is not installed'
+            raise FxpruneError(f'module "{package}" cannot be imported', why=why) from error
+        parent, _, _ = missing.rpartition(".")
+        places = getattr(sys.modules[parent], "__path__", []) if parent else [os.getcwd()]
+        names = [f"{parent}.{m.name}" if parent else m.name for m in pkgutil.iter_modules(places)]
+        where = f'package "{parent}"' if parent else "the current directory"
+        why = f"in {where}: {nearest(missing, names)}"
+        raise FxpruneError(f'there is no module "{missing}"', why=why) from None
+
+
+def _of_callable(spec: str, found: Any, args: Mapping[str, Any]) -> nn.Module:
+    if isinstance(found, nn.Module):
+        if args:
+            raise FxpruneError(f'"{spec}" is a model, not a callable', why="--arg was given", do="leave out --arg")
+        return found
+    if not callable(found):
+        raise FxpruneError(
+            f'"{spec}" is no callable', why=f"it is a {type(found).__name__}", do="name a class or function"
+        )
+    return _made(spec, found, args)
+
+
+def _made(spec: str, found: Any, args: Mapping[str, Any]) -> nn.Module:
+    """What a callable returns, if it takes the arguments and makes a model of them."""
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):
+        signature = None  # of something in C
+    if signature is not None:
+        try:
+            signature.bind(**args)
+        except TypeError as error:
+            names = [
+                p.name for p in signature.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+            ]
+            unknown = next((name for name in args if name not in names), None)
+            hint = nearest(unknown, names) if unknown is not None else f"its arguments are {', '.join(names)}"
+            do = "give arguments as --arg NAME=VALUE"
+            raise FxpruneError(f'"{spec}" cannot be called', why=f"{error}; {hint}", do=do) from None
+    with _explained(f'"{spec}"'):
+        model = found(**args)
+    if not isinstance(model, nn.Module):
+        raise FxpruneError(f'"{spec}" makes no model', why=f"it returns a {type(model).__name__}, no torch.nn.Module")
+    return model
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """An error of the user's code becomes one that names its line; a missing module and an error of fxprune stay."""
+    try:
+        yield
+    except (ModuleNotFoundError, FxpruneError):
+        raise
+    except (Exception, SystemExit) as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        at = f"{os.path.basename(last.filename)}:{last.lineno}"
+        if isinstance(error, SyntaxError) and error.filename:
+            at = f"{os.path.basename(error.filename)}:{error.lineno}"
+        text = str(error).strip().splitlines()
+        why = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+        raise FxpruneError(f"{what} raised an error", at=at, why=why, do="--debug shows all of it") from error
+
+
+def _library(name: str) -> ModuleType:
+    if importlib.util.find_spec(name) is None:
+        raise FxpruneError(f"{name} is not installed", do=f"pip install {name}")
+    try:
+        return importlib.import_module(f"{name}.models" if name == "torchvision" else name)
+    except (ImportError, RuntimeError, OSError) as error:
+        text = str(error).strip().splitlines()
+        raise FxpruneError(
+            f"{name} cannot be imported",
+            why=f"{type(error).__name__}: {text[0] if text else ''}",
+            do="install builds of torch and torchvision that were made for each other",
+        ) from error
+
+
+def _torchvision(name: str, args: Mapping[str, Any]) -> tuple[nn.Module, bool]:
+    models = _library("torchvision")
+    names = models.list_models()
+    if name not in names:
+        raise FxpruneError(f'torchvision has no model "{name}"', why=nearest(name, names))
+    builder = models.get_model_builder(name)
+    options: dict[str, Any] = {"weights": None}
+    if "weights_backbone" in inspect.signature(builder).parameters:
+        options["weights_backbone"] = None  # it would be downloaded
+    made = {**options, **args}
+    return _made(f"torchvision:{name}", builder, made), made["weights"] is None
+
+
+def _timm(name: str, args: Mapping[str, Any]) -> tuple[nn.Module, bool]:
+    timm: Any = _library("timm")
+    if not timm.is_model(name):
+        raise FxpruneError(f'timm has no model "{name}"', why=nearest(name, timm.list_models()))
+    with _explained(f'"timm:{name}"'):
+        model: nn.Module = timm.create_model(name, **{"pretrained": False, **args})
+    return model, not args.get("pretrained", False)

@@ -1,0 +1,181 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+
+import fxprune
+from fxprune.capture.front import PATHS
+from fxprune.cli.commands import COMMANDS
+from fxprune.cli.inputs import example
+from fxprune.cli.models import FORMS
+from fxprune.cli.usage import Parser, UsageError, literal, one_of, share, tolerance, whole
+from fxprune.criteria.scores import NAMED
+from fxprune.errors import nearest
+from fxprune.report import FORMATS
+
+ABOUT = {
+    "inspect": "Which channels belong together, what one of each costs, what is locked and why.",
+    "prune": "Make a model physically smaller, prove it, and write it to a file.",
+    "verify": "Compare a small model with its original, the removed slots set to zero, in float64.",
+    "export": "Write a model, or a small one, as ONNX or as a program of torch.export.",
+    "diff": "Say what one plan removes and another keeps.",
+}
+
+CODES = """exit codes:
+  0    done
+  1    an error in the model, its inputs or a file
+  2    the command is written wrongly
+  3    nothing was pruned, and nothing written
+  4    verification failed
+  130  interrupted by Ctrl-C
+"""
+
+EXAMPLE = """example:
+  fxprune prune nets:Net --input 1x3x32x32 --ratio 0.5 -o small.safetensors
+"""
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line. Raises `UsageError`; `SystemExit` after --help and --version."""
+    parsers = {name: _command(name) for name in COMMANDS}
+    top = Parser(prog="fxprune", description="Structured pruning of PyTorch models.", epilog=_epilog(ABOUT))
+    top.option("--version", action="version", version=f"fxprune {fxprune.__version__}, torch {torch.__version__}")
+    top.option("command", metavar="COMMAND", help=argparse.SUPPRESS)
+    if not words:
+        raise UsageError(
+            "say what to do", why=f"the commands are {', '.join(COMMANDS)}", do="`fxprune --help` says more"
+        )
+    if words[0] in parsers:
+        parser = parsers[words[0]]
+        parser.refuse_unknown(words[1:])
+        options = parser.parse_intermixed_args(words[1:])  # [SMALL] may stand after options
+        options.command = words[0]
+        options.format = "json" if options.json else options.format
+        return options
+    if words[0].startswith("-"):
+        known = [*top.known, "-h"]
+        if words[0] in known:
+            top.parse_args(words[:1])
+        why, do = nearest(words[0], known), "options stand after the command"
+        raise UsageError(f"there is no option {words[0]} before the command", why=why, do=do)
+    do = "`fxprune --help` lists the commands"
+    raise UsageError(f'there is no command "{words[0]}"', why=nearest(words[0], COMMANDS), do=do)
+
+
+def _epilog(about: dict[str, str]) -> str:
+    listed = "\n".join(f"  {name:<8} {text}" for name, text in about.items())
+    return f"commands (`fxprune COMMAND --help` says more):\n{listed}\n\n{CODES}\n{EXAMPLE}"
+
+
+def _command(name: str) -> Parser:
+    parser = Parser(prog=f"fxprune {name}", description=ABOUT[name], epilog=CODES)
+    if name == "diff":
+        parser.option("first", metavar="FIRST", help="a plan.json, or the .safetensors file of a small model")
+        parser.option("second", metavar="SECOND", help="another one, for the same model")
+    else:
+        parser.option("model", metavar="MODEL", help=FORMS.removeprefix("MODEL is "))
+    if name in ("verify", "export"):
+        nargs = {"nargs": "?"} if name == "export" else {}
+        parser.option("small", metavar="SMALL", help="a file that `fxprune prune` or `fxprune.save` wrote", **nargs)
+    if name != "diff":
+        _model_options(parser)
+    if name in ("inspect", "prune"):
+        _analysis_options(parser)
+    if name == "prune":
+        _prune_options(parser)
+    if name == "verify":
+        parser.option("--tolerance", type=tolerance, default=1e-9, help="largest relative error that is right (1e-9)")
+    if name == "export":
+        _export_options(parser)
+    formats = FORMATS if name in ("inspect", "prune") else ("text", "json")
+    listed = f"{', '.join(formats)} (default text)"
+    parser.option("--format", type=one_of("format", formats), default="text", metavar="FORMAT", help=listed)
+    parser.option("--json", action="store_true", help="the same as --format json")
+    parser.option("-q", "--quiet", action="store_true", help="no progress on stderr, only warnings and errors")
+    parser.option("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _model_options(parser: Parser) -> None:
+    parser.option(
+        *("--input", "-i"),
+        type=example,
+        action="append",
+        required=True,
+        metavar="[NAME=]SHAPE[:DTYPE[<N]]",
+        help="an example input, like 1x3x224x224 or ids=2x16:int64<30000; positional ones in their order. Filled "
+        "with normal numbers; integers below N, or zeros; True. Can be repeated.",
+    )
+    parser.option(
+        "--arg", type=literal, action="append", default=[], metavar="NAME=VALUE",
+        help="an argument of the callable, a Python literal or else a text. Can be repeated.",
+    )  # fmt: skip
+    parser.option("--weights", metavar="FILE", help="weights to load, all or none: .safetensors, .pt or .pth")
+    parser.option("--weights-key", metavar="KEY", help="where in a .pt file the state_dict stands")
+    parser.option("--train", action="store_true", help="leave the model in training mode (default: evaluation)")
+    parser.option(
+        "--device", type=_device, default=torch.device("cpu"), metavar="DEVICE", help="cpu (default), cuda, ..."
+    )
+    parser.option(
+        "--seed", type=whole(0), default=0, metavar="N", help="of random weights, inputs and importance (default 0)"
+    )
+
+
+def _analysis_options(parser: Parser) -> None:
+    parser.option("--plan", metavar="FILE", help="a plan: plan.json, or the .safetensors file of a small model")
+    parser.option("--path", type=one_of("path", PATHS), metavar="PATH", help=f"only this way: {', '.join(PATHS)}")
+    parser.option(
+        *("--norms",),
+        type=one_of("norms", ("kept", "preserve")),
+        default="kept",
+        metavar="NORMS",
+        help='what statistics count: "kept" channels (default), or "preserve" the original width',
+    )
+    parser.option("--strict", action="store_true", help="an operation without a rule is an error")
+
+
+def _prune_options(parser: Parser) -> None:
+    parser.option(
+        *("--ratio", "-r"),
+        type=share,
+        action="append",
+        metavar="SHARE",
+        help="the share of every group's channels that goes, like 0.5; or GLOB=SHARE for groups, can be repeated",
+    )
+    parser.option("--masks", type=one_of("masks", ("zeros",)), metavar="zeros", help="what is zero, or constant, goes")
+    parser.option(
+        "--ignore", action="append", default=[], metavar="GLOB", help="layers whose outputs stay. Can be repeated."
+    )
+    parser.option(
+        "--importance", type=one_of("importance", NAMED), metavar="NAME", help=f"{', '.join(NAMED)} (default l2)"
+    )
+    parser.option("--round-to", type=whole(1), metavar="N", help="keep multiples of N channels")
+    parser.option("--exact", action="store_true", help="only groups whose removal changes no statistic")
+    parser.option("--bias", type=one_of("bias", ("prune", "fold")), metavar="BIAS", help="prune or fold constants")
+    parser.option("--border", type=one_of("border", ("carrier", "map")), metavar="BORDER", help="carrier or map")
+    parser.option(
+        "--prefer", type=one_of("preference", ("class", "graph")), metavar="KIND", help="class or graph, if possible"
+    )
+    parser.option("--no-verify", dest="verify", action="store_false", help="leave out the numeric proof")
+    parser.option("--output", "-o", required=True, metavar="FILE", help="the small model, a .safetensors file")
+    parser.option("--save-plan", metavar="FILE", help="the plan that was carried out, a .json file")
+
+
+def _export_options(parser: Parser) -> None:
+    parser.option("--output", "-o", required=True, metavar="FILE", help="the file, .onnx or .pt2")
+    parser.option("--dynamic-batch", action="store_true", help="take any size of dimension 0 of all inputs")
+    parser.option("--opset", type=whole(18), metavar="N", help="the version of the ONNX operators")
+    parser.option("--tolerance", type=tolerance, metavar="X", help="largest relative error (default: by the dtype)")
+    parser.option("--no-verify", dest="verify", action="store_false", help="leave out running the file")
+
+
+def _device(text: str) -> torch.device:
+    try:
+        return torch.device(text)
+    except RuntimeError:
+        known = ("cpu", "cuda", "mps", "xpu", "meta")
+        raise argparse.ArgumentTypeError(f'there is no device "{text}": {nearest(text, known)}') from None

@@ -1,0 +1,54 @@
+"""What is looked at before the work starts: files that are read are there, files that are written can be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from fxprune.cli.usage import UsageError
+from fxprune.errors import FileError, nearest
+
+
+def readable(path: str) -> None:
+    """Raise `FileError` where there is no such file."""
+    if os.path.isdir(path):
+        raise FileError(f'"{path}" is a directory', do="pass the name of a file")
+    if not os.path.exists(path):
+        folder = os.path.dirname(path)
+        if not os.path.isdir(folder or "."):
+            raise FileError(f'there is no file "{path}"', why=f'there is no directory "{folder}"')
+        names = [name for name in os.listdir(folder or ".") if not name.startswith(".")]
+        raise FileError(f'there is no file "{path}"', why=nearest(os.path.basename(path), sorted(names)))
+
+
+def writable(path: str, suffixes: tuple[str, ...], inputs: Iterable[str], others: Iterable[str] = ()) -> None:
+    """Raise where a file cannot be written, would replace one that is read, or has a name that says another format.
+
+    others: what else the command writes.
+    """
+    suffix = os.path.splitext(path)[1]
+    if suffix not in suffixes:
+        raise UsageError(
+            f'cannot write "{path}"', why="the suffix says the format", do=f"end it in {' or '.join(suffixes)}"
+        )
+    folder = os.path.dirname(os.path.realpath(path))
+    if os.path.isdir(path):
+        raise FileError(f'cannot write "{path}"', why="it is a directory", do="pass the name of a file")
+    if not os.path.isdir(folder):
+        raise FileError(
+            f'cannot write "{path}"', why=f'there is no directory "{os.path.dirname(path)}"', do="make it first"
+        )
+    if not os.access(folder, os.W_OK):
+        raise FileError(f'cannot write "{path}"', why=f'the directory "{folder}" is not writable')
+    for other in inputs:
+        if _same(path, other):
+            raise FileError(f'cannot write "{path}"', why="it is read by this command", do="write to another file")
+    for other in others:
+        if _same(path, other):
+            raise UsageError(f'cannot write "{path}" twice', why="two results have that name", do="name two files")
+
+
+def _same(one: str, other: str) -> bool:
+    if os.path.exists(one) and os.path.exists(other):
+        return os.path.samefile(one, other)
+    return os.path.realpath(one) == os.path.realpath(other)

@@ -1,0 +1,142 @@
+"""How a command is written: argparse whose errors are those of fxprune, and the values that options take."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NoReturn
+
+from fxprune.errors import FxpruneError, nearest
+
+
+class UsageError(FxpruneError, ValueError):
+    """A command that is written wrongly, whatever the model and the files are."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` that raises `UsageError`, knows no abbreviations, and hints at the nearest option."""
+
+    def __init__(self, **options: Any) -> None:
+        self.known = ["--help"]
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def option(self, *names: str, **settings: Any) -> None:
+        """An argument, whose names are remembered if it is an option."""
+        self.known += self.add_argument(*names, **settings).option_strings
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print."""
+        raise UsageError(message, do=f"`{self.prog} --help` says what it takes")
+
+    def refuse_unknown(self, words: Sequence[str]) -> None:
+        """Raise at a mistyped option, before its value is taken for something else."""
+        for word in words:
+            if word == "--":
+                return
+            name = word.partition("=")[0]
+            if name.startswith("--") and name not in self.known:
+                known = [option for option in self.known if option.startswith("--")]
+                do = f"`{self.prog} --help` lists the options"
+                raise UsageError(f"there is no option {name}", why=nearest(name, known), do=do)
+
+
+def one_of(what: str, names: Collection[str]) -> Callable[[str], str]:
+    """The type of an option that takes one of some names.
+
+    >>> one_of("importance", ("l1", "fpgm"))("fpmg")
+    Traceback (most recent call last):
+    ...
+    argparse.ArgumentTypeError: there is no importance "fpmg": did you mean "fpgm"?
+    """
+
+    def parse(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f'there is no {what} "{text}": {nearest(text, names)}')
+        return text
+
+    return parse
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """The type of an option that takes an integer of at least `least`."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f'"{text}" is no integer of at least {least}')
+        return number
+
+    return parse
+
+
+def tolerance(text: str) -> float:
+    """The type of an option that takes a finite number that is not negative."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f'"{text}" is no finite number of at least 0')
+    return number
+
+
+def share(text: str) -> tuple[str | None, float]:
+    """The type of `--ratio`: a share in [0, 1) of every group, or of those that a glob names.
+
+    >>> share("0.5"), share("layer1.*=0.25")
+    ((None, 0.5), ('layer1.*', 0.25))
+    """
+    glob, equals, value = text.rpartition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < 1 or (equals and not glob):
+        raise argparse.ArgumentTypeError(f'"{text}" is no number in [0, 1), alone or as GLOB=NUMBER')
+    return glob or None, number
+
+
+def ratio_of(shares: Sequence[tuple[str | None, float]] | None) -> float | dict[str, float] | None:
+    """What several `--ratio` say together. Raises `UsageError` where they contradict each other."""
+    if not shares:
+        return None
+    if len(shares) == 1 and shares[0][0] is None:
+        return shares[0][1]
+    globs = [glob for glob, _ in shares]
+    if None in globs or len({*globs}) < len(globs):
+        raise UsageError(
+            "several --ratio contradict each other",
+            why="one for every group stands alone, and each glob stands once",
+            do="say --ratio 0.5, or --ratio 'GLOB=0.5' for each glob",
+        )
+    return {glob: number for glob, number in shares if glob is not None}
+
+
+def literal(text: str) -> tuple[str, Any]:
+    """The type of `--arg`: a name, and a Python literal or else a text.
+
+    >>> literal("width=64"), literal("sizes=(1, 2)"), literal("act=relu")
+    (('width', 64), ('sizes', (1, 2)), ('act', 'relu'))
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f'"{text}" is not NAME=VALUE')
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return name, value
+
+
+def once(what: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Pairs as a dict. Raises `UsageError` where a name occurs twice."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f'{what} "{twice}" is given twice', do="give it once")
+    return made

@@ -1,0 +1,103 @@
+"""Weights from a file into a model: every tensor of the one is one of the other, or an error says which is not."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.artifacts.safetensors_file import SafetensorsFile
+from fxprune.artifacts.weights import KEY as SMALL
+from fxprune.cli.usage import UsageError
+from fxprune.errors import FileError, nearest
+
+SUFFIXES = (".safetensors", ".pt", ".pth")
+
+
+def put(model: nn.Module, path: str, key: str | None) -> tuple[str, ...]:
+    """Load the weights in a file into `model`, in place, all or none.
+
+    Tied tensors may stand in the file under one of their names. key: where in a .pt file the weights stand.
+    Returns what a reader should know. Raises `FileError` for weights of another model.
+    """
+    values = _read(path, key)
+    state = model.state_dict(keep_vars=True)
+    tied: dict[int, list[str]] = {}
+    for name, tensor in state.items():
+        tied.setdefault(id(tensor), []).append(name)
+    source = f'the weights in "{path}" are not those of this {type(model).__name__}'
+    for name, value in values.items():
+        if name not in state:
+            raise FileError(
+                source, at=f'"{name}" of the file', why=f"the model has no such tensor; {nearest(name, state)}"
+            )
+        if tuple(value.shape) != tuple(state[name].shape):
+            why = f"in the file its shape is {tuple(value.shape)}, in the model {tuple(state[name].shape)}"
+            raise FileError(source, at=f'"{name}"', why=why)
+        if _kind(value) != _kind(state[name]):
+            raise FileError(
+                source, at=f'"{name}"', why=f"in the file it is {value.dtype}, in the model {state[name].dtype}"
+            )
+    for name, tensor in state.items():
+        if not any(other in values for other in tied[id(tensor)]):
+            raise FileError(
+                source, at=f'"{name}" of the model', why=f"the file has no such tensor; {nearest(name, values)}"
+            )
+    with torch.no_grad():
+        for name, value in values.items():
+            state[name].copy_(value)
+    changed = {(value.dtype, state[n].dtype) for n, value in values.items() if value.dtype != state[n].dtype}
+    return tuple(sorted(f"weights are {file} in the file and {ours} in the model" for file, ours in changed))
+
+
+def _kind(tensor: torch.Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()
+
+
+def _read(path: str, key: str | None) -> Mapping[str, torch.Tensor]:
+    suffix = os.path.splitext(path)[1]
+    if suffix not in SUFFIXES:
+        raise UsageError(f'--weights "{path}"', why="the suffix says the format", do=f"end it in {', '.join(SUFFIXES)}")
+    if suffix != ".safetensors":
+        return _pickled(path, key)
+    if key is not None:
+        raise UsageError("--weights-key is for .pt and .pth files", do="leave it out")
+    file = SafetensorsFile(path)
+    if SMALL in file.texts:
+        raise FileError(
+            f'"{path}" holds a small model, not the weights of MODEL',
+            why="it was written by fxprune",
+            do="pass it after MODEL to `fxprune verify` or `fxprune export`",
+        )
+    return dict(file.tensors())
+
+
+def _pickled(path: str, key: str | None) -> Mapping[str, torch.Tensor]:
+    """What `torch.load(weights_only=True)` reads, which executes nothing."""
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        why = f"torch says: {str(error).strip().splitlines()[0]}"
+        do = "save model.state_dict(), or write it as .safetensors"
+        raise FileError(f'"{path}" holds more than tensors', why=why, do=do) from None
+    except (RuntimeError, EOFError, ValueError) as error:
+        text = str(error).strip().splitlines()
+        why = f"torch says: {text[0]}" if text else type(error).__name__
+        raise FileError(f'"{path}" is no file of torch.save', why=why) from None
+    if key is not None:
+        if not isinstance(found, Mapping) or key not in found:
+            why = nearest(key, map(str, found)) if isinstance(found, Mapping) else f"it holds a {type(found).__name__}"
+            raise FileError(f'"{path}" has no key "{key}"', why=why)
+        found = found[key]
+    if not isinstance(found, Mapping):
+        raise FileError(f'"{path}" holds no state_dict', why=f"it is a {type(found).__name__}")
+    other = next((name for name, value in found.items() if not isinstance(value, torch.Tensor)), None)
+    if other is not None:
+        inner = [name for name, value in found.items() if isinstance(value, Mapping)]
+        do = f"--weights-key {inner[0]}" if inner else "save model.state_dict()"
+        raise FileError(f'"{path}" holds no state_dict', why=f'"{other}" is a {type(found[other]).__name__}', do=do)
+    return found

@@ -1,0 +1,98 @@
+"""Models for the command line to name; their numbers come from the global generator, so from --seed."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tests.support import randomise, torchvision
+
+
+class Net(nn.Module):
+    def __init__(self, width=16, act="relu"):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, 2 * width, 3)
+        self.head = nn.Linear(2 * width, 10)
+        self.act = getattr(torch, act)
+
+    def forward(self, x):
+        x = self.act(self.norm(self.conv1(x)))
+        return self.head(self.act(self.conv2(x)).mean((2, 3)))
+
+
+def net(width=16):
+    print("noise on stdout")  # of the model's code; no result
+    return randomise(Net(width), int(torch.randint(1 << 30, ())))
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm = nn.Embedding(50, 12), nn.LayerNorm(12)
+        self.up, self.down = nn.Linear(12, 24), nn.Linear(24, 5)
+
+    def forward(self, ids, scale):
+        return self.down(torch.relu(self.up(self.norm(self.embed(ids) * scale))))
+
+
+def normed():
+    return randomise(Normed(), int(torch.randint(1 << 30, ())))
+
+
+def dead():
+    """Three filters of the first layer are zero."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        model[0].weight[[1, 4, 6]] = 0.0
+    return model
+
+
+def fixed():
+    """Nothing can go."""
+    return nn.Linear(4, 3)
+
+
+def resnet():
+    return torchvision().models.resnet18(num_classes=10)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(20, 8), nn.Linear(8, 20, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids):
+        return self.head(torch.relu(self.embed(ids)))
+
+
+model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+number = 5
+
+
+def slow(mark):
+    Path(mark).touch()
+    time.sleep(120)
+    return fixed()
+
+
+def broken():
+    raise ValueError("this model is broken")
+
+
+def leaves():
+    raise SystemExit(0)
+
+
+def nothing():
+    return None
+
+
+class Raising(nn.Module):
+    def forward(self, x):
+        raise RuntimeError("no forward today")

@@ -1,0 +1,266 @@
+"""What is refused: the sentences, the exit code, and that nothing was written or changed."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+
+import pytest
+import torch
+
+from fxprune.artifacts import safetensors_file
+from fxprune.cli import main
+
+NET = ("tests.cli.models:Net", "--input", "1x3x8x8")
+OUT = ("-r", "0.5", "-o", "small.safetensors")
+
+USAGE = {
+    (): "say what to do\n  why  the commands are inspect, prune, verify, export, diff",
+    ("prnue",): 'there is no command "prnue"\n  why  did you mean "prune"?',
+    ("--json", "inspect"): "there is no option --json before the command",
+    ("--vresion",): 'no option --vresion before the command\n  why  did you mean "--version"?',
+    ("-x",): "there is no option -x before the command",
+    ("inspect",): "the following arguments are required: --input/-i",
+    ("verify", *NET): "the following arguments are required: SMALL",
+    ("inspect", "m:f"): "the following arguments are required: --input/-i",
+    ("prune", *NET, "--ration", "0.5", "-o", "a.safetensors"): 'no option --ration\n  why  did you mean "--ratio"?',
+    ("prune", *NET, "--ratio", "0.5"): "the following arguments are required: --output/-o",
+    ("prune", *NET, "-o", "a.safetensors"): "exactly one of --ratio, --masks and --plan\n  why  none of them was given",
+    ("prune", *NET, *OUT, "--masks", "zeros"): "  why  --ratio and --masks were given",
+    ("prune", *NET, "-r", "1", "-o", "a.safetensors"): '"1" is no number in [0, 1), alone or as GLOB=NUMBER',
+    ("prune", *NET, "-r", "nan", "-o", "a.safetensors"): '"nan" is no number in [0, 1)',
+    ("prune", *NET, *OUT, "-r", "conv*=0.2"): "several --ratio contradict each other",
+    ("prune", *NET, *OUT, "--importance", "fpmg"): 'there is no importance "fpmg": did you mean "fpgm"?',
+    ("prune", *NET, *OUT, "--norms", "keep"): 'there is no norms "keep": did you mean "kept"?',
+    ("prune", *NET, *OUT, "--path", "exprot"): 'there is no path "exprot": did you mean "export"?',
+    ("prune", *NET, *OUT, "--round-to", "0"): '"0" is no integer of at least 1',
+    ("prune", *NET, *OUT, "--seed", "-1"): '"-1" is no integer of at least 0',
+    ("prune", *NET, *OUT, "--border", "map"): "--border is without effect here\n  why  no constants are folded",
+    ("prune", *NET, "--masks", "zeros", "--round-to", "8", "-o", "a.safetensors"): "--round-to is without effect here",
+    ("prune", *NET, "--plan", "p.json", "--importance", "l1", "-o", "a.safetensors"): (
+        "--importance is without effect here\n  why  --plan says already which channels go"
+    ),
+    ("prune", *NET, "--plan", "p.json", "--exact", "-o", "a.safetensors"): "--exact is without effect here",
+    ("prune", *NET, "-r", "0.5", "-o", "a.pt"): 'cannot write "a.pt"\n  why  the suffix says the format',
+    ("prune", *NET, *OUT, "--save-plan", "small.safetensors"): "end it in .json",
+    ("export", *NET, "-o", "a.onx"): "end it in .onnx or .pt2",
+    ("export", *NET, "-o", "a.pt2", "--opset", "18"): "--opset is for .onnx files",
+    ("export", *NET, "a.safetensors", "b.safetensors", "-o", "a.pt2"): "unrecognized arguments: b.safetensors",
+    ("inspect", *NET, "--format", "jsno"): 'there is no format "jsno": did you mean "json"?',
+    ("inspect", *NET, "--device", "cdua"): 'there is no device "cdua": did you mean "cuda"?',
+    ("inspect", *NET, "--weights", "a.bin"): "end it in .safetensors, .pt, .pth",
+    ("inspect", *NET, "--weights", "a.safetensors", "--weights-key", "k"): "--weights-key is for .pt and .pth files",
+    ("inspect", *NET, "--arg", "width"): '"width" is not NAME=VALUE',
+    ("inspect", "m:f", "-i", "1,3,8,8"): '"1,3,8,8" is not [NAME=]SHAPE[:DTYPE[<N]], like 1x3x224x224',
+    ("inspect", "m:f", "-i", "1x3:flaot32"): 'there is no dtype "flaot32": did you mean "float32"?',
+    ("inspect", "m:f", "-i", "1x3:float32<5"): "a bound is for integers, not for float32",
+    ("inspect", "m:f", "-i", "1x3:int8<200"): "the bound of int8 is from 1 to 127",
+    ("inspect", *NET, "-i", "x=1x3"): "the inputs cannot all be named\n  why  \"x\" is given by its place too",
+    ("inspect", "tests.cli.models:Net", "-i", "x=1x3", "-i", "x=1x3"): '--input "x" is given twice',
+    ("inspect", "nets.py", "-i", "1x3"): 'names no model\n  why  MODEL is package.module:callable, torchvision:NAME',
+    ("inspect", "nets.py:Net", "-i", "1x3"): '"nets.py:Net" names no model\n  why  MODEL',
+    ("inspect", "nets:", "-i", "1x3"): '"nets:" names no model',
+    ("verify", *NET, "a.safetensors", "--tolerance", "-1"): '"-1" is no finite number of at least 0',
+    ("diff", "plan.json"): "the following arguments are required: SECOND",
+}  # fmt: skip
+
+MODELS = {
+    "nowhere.nets:Net": 'there is no module "nowhere"\n  why  in the current directory: ',
+    "made_nets:Net": 'there is no module "made_nets"\n  why  in the current directory: did you mean "made_net"?',
+    "tests.cli.modles:Net": 'in package "tests.cli": did you mean "tests.cli.models"?',
+    "tests.cli.models.more:Net": 'there is no module "tests.cli.models.more"',
+    "tests.cli.models:Nett": 'module "tests.cli.models" has no "Nett"\n  why  did you mean "Net"?',
+    "tests.cli.models:Net.forwrad": 'has no "forwrad"\n  why  did you mean "forward"?',
+    "tests.cli.models:number": '"tests.cli.models:number" is no callable\n  why  it is a int',
+    "tests.cli.models:nothing": "makes no model\n  why  it returns a NoneType, no torch.nn.Module",
+    "tests.cli.models:broken": '"tests.cli.models:broken" raised an error\n  at   models.py:',
+    "tests.cli.models:leaves": '"tests.cli.models:leaves" raised an error\n  at   models.py:',
+    "tests.cli.models:slow": "cannot be called\n  why  missing a required argument: 'mark'; its arguments are mark",
+    "made_net:Net": '"made_net" raised an error\n  at   made_net.py:1\n  why  ZeroDivisionError: division by zero',
+    "made_wrong:Net": 'importing "made_wrong" raised an error\n  at   made_wrong.py:1\n  why  SyntaxError: ',
+    "made_needs:Net": '"made_needs" cannot be imported\n  why  it imports "not_there_at_all", which is not installed',
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A directory to work in, with modules that cannot be imported."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "made_net.py").write_text("1 / 0\n")
+    (tmp_path / "made_wrong.py").write_text("def :\n")
+    (tmp_path / "made_needs.py").write_text("import not_there_at_all\n")
+    return tmp_path
+
+
+def refused(capsys, *words):
+    """Exit code and message of a command that prints nothing and writes nothing."""
+    before = sorted(os.listdir())
+    code = main(list(map(str, words)))
+    out, err = capsys.readouterr()
+    assert (out, sorted(set(os.listdir()) - {"__pycache__"})) == ("", before)
+    assert "Traceback" not in err
+    assert err.count("error: ") == 1
+    return code, err
+
+
+@pytest.mark.parametrize("words", USAGE, ids=" ".join)
+def test_wrong_usage(words, folder, capsys):
+    (folder / "p.json").write_text("{}")
+    (folder / "a.bin").touch()
+    (folder / "a.safetensors").write_bytes(b"none")
+    code, err = refused(capsys, *words)
+    assert USAGE[words] in err
+    assert code == 2
+
+
+@pytest.mark.parametrize("spec", MODELS)
+def test_models_that_are_not_there(spec, folder, capsys):
+    code, err = refused(capsys, "inspect", spec, "--input", "1x3")
+    assert MODELS[spec] in err
+    assert code == 1
+
+
+def test_arguments_that_a_callable_does_not_take(folder, capsys):
+    code, err = refused(capsys, "inspect", *NET, "--arg", "widht=3")
+    assert (code, "unexpected keyword argument 'widht'; did you mean \"width\"?" in err) == (1, True)
+    code, err = refused(capsys, "inspect", "tests.cli.models:model", "-i", "1x4", "--arg", "a=3")
+    assert (code, "is a model, not a callable\n  why  --arg was given" in err) == (1, True)
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_libraries_that_are_missing_or_do_not_load(library, folder, capsys, monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
+    code, err = refused(capsys, "inspect", f"{library}:resnet18", "-i", "1x3x8x8")
+    assert (code, f"{library} is not installed\n  do   pip install {library}" in err) == (1, True)
+    monkeypatch.undo()
+
+    def fails(name):
+        raise RuntimeError("operator torchvision::nms does not exist\nand more")
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(importlib, "import_module", fails)
+    code, err = refused(capsys, "inspect", f"{library}:resnet18", "-i", "1x3x8x8")
+    assert code == 1
+    assert f"{library} cannot be imported\n  why  RuntimeError: operator torchvision::nms does not exist\n" in err
+    assert "install builds of torch and torchvision that were made for each other" in err
+
+
+def test_errors_of_the_package_are_shown_whole(folder, capsys):
+    code, err = refused(capsys, "inspect", "tests.cli.models:Net", "-i", "1x4x8x8")
+    assert (code, "error: " in err) == (1, True)
+    code, err = refused(capsys, "inspect", "tests.cli.models:Raising", "-i", "1x4")
+    assert (code, "no forward today" in err) == (1, True)
+    code, err = refused(capsys, "prune", *NET, *OUT, "--ignore", "conv3")
+    assert (code, 'ignore names nothing: "conv3"\n  why  did you mean "conv' in err) == (1, True)
+    code, err = refused(capsys, "prune", *NET, "-r", "cnv1=0.5", "-o", "small.safetensors")
+    assert (code, 'did you mean "conv1"?' in err) == (1, True)
+
+
+def test_a_device_that_is_not_there(folder, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("it is there")
+    code, err = refused(capsys, "inspect", *NET, "--device", "cuda")
+    assert (code, 'the device "cuda" cannot be used\n  why  ' in err) == (1, True)
+
+
+def test_files_are_looked_at_before_the_work(folder, capsys):
+    (folder / "weights.safetensors").write_bytes(b"none")
+    (folder / "plan.json").write_text("{}")
+    os.symlink("weights.safetensors", folder / "link.safetensors")
+    cases = {
+        ("prune", *NET, "-r", "0.5", "-o", "no/small.safetensors"): 'there is no directory "no"\n  do   make it first',
+        ("prune", *NET, *OUT, "--save-plan", "no/plan.json"): 'there is no directory "no"',
+        ("export", *NET, "-o", "no/a.onnx"): 'there is no directory "no"',
+        ("prune", *NET, *OUT, "--weights", "wieghts.safetensors"): 'did you mean "weights.safetensors"?',
+        ("prune", *NET, *OUT, "--weights", "no/weights.safetensors"): 'there is no directory "no"',
+        ("prune", *NET, "--plan", "plan.jsn", "-o", "small.safetensors"): 'did you mean "plan.json"?',
+        ("verify", *NET, "smal.safetensors"): 'there is no file "smal.safetensors"',
+        ("diff", "plan.json", "."): '"." is a directory',
+        ("prune", *NET, "-r", "0.5", "--weights", "weights.safetensors", "-o", "./weights.safetensors"): (
+            'cannot write "./weights.safetensors"\n  why  it is read by this command'
+        ),
+        ("prune", *NET, "-r", "0.5", "--weights", "weights.safetensors", "-o", "link.safetensors"): (
+            "it is read by this command"
+        ),
+        ("prune", *NET, "--plan", "plan.json", "-o", "a.safetensors", "--save-plan", "plan.json"): (
+            "it is read by this command"
+        ),
+    }
+    for words, text in cases.items():
+        code, err = refused(capsys, *words)
+        assert (code, text in err, "making" in err) == (1, True, False), (words, err)
+    (folder / "a.pt2").mkdir()
+    code, err = refused(capsys, "export", *NET, "-o", "a.pt2")
+    assert (code, "it is a directory" in err) == (1, True)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="whoever may write anywhere is not refused")
+def test_a_directory_that_is_not_writable(folder, capsys):
+    (folder / "closed").mkdir(mode=stat.S_IRUSR | stat.S_IXUSR)
+    code, err = refused(capsys, "prune", *NET, "-r", "0.5", "-o", "closed/small.safetensors")
+    assert (code, "is not writable" in err) == (1, True)
+
+
+def test_files_that_are_not_what_they_should_be(folder, capsys):
+    (folder / "small.safetensors").write_bytes(b"nothing of the kind")
+    (folder / "plan.json").write_text("{}")
+    for words in (("verify", *NET, "small.safetensors"), ("diff", "small.safetensors", "plan.json")):
+        code, err = refused(capsys, *words)
+        assert (code, 'the file "small.safetensors" is not what it should be' in err) == (1, True)
+    code, err = refused(capsys, "diff", "plan.json", "plan.json")
+    assert (code, "it is no plan of fxprune" in err) == (1, True)
+
+
+def test_debug_shows_the_traceback(folder, capsys):
+    assert main(["inspect", "tests.cli.models:broken", "-i", "1x3", "--debug"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert 'raise ValueError("this model is broken")' in err
+    assert err.splitlines()[-2:] == ["  why  ValueError: this model is broken", "  do   --debug shows all of it"]
+
+
+def test_an_interrupt_leaves_no_file(folder, capsys, monkeypatch):
+    (folder / "small.safetensors").write_bytes(b"an old file")
+    tensors = []
+
+    def raw(tensor):
+        tensors.append(tensor)
+        if len(tensors) > 2:
+            raise KeyboardInterrupt
+        return b"\0" * tensor.nbytes
+
+    monkeypatch.setattr(safetensors_file, "raw", raw)
+    before = sorted(os.listdir())
+    assert main(["prune", *NET, *OUT, "-q"]) == 130
+    assert capsys.readouterr() == ("", "interrupted; files that are not complete were not written\n")
+    assert sorted(os.listdir()) == before
+    assert (folder / "small.safetensors").read_bytes() == b"an old file"
+
+
+def test_help_names_every_command_and_exit_code(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for word in (
+        "inspect",
+        "prune",
+        "verify",
+        "export",
+        "diff",
+        "130  interrupted by Ctrl-C",
+        "4    verification failed",
+    ):
+        assert word in text
+    for command, option in {
+        "inspect": "--plan",
+        "prune": "--round-to",
+        "verify": "--tolerance",
+        "diff": "FIRST",
+    }.items():
+        assert main([command, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert option in text
+        assert "3    nothing was pruned" in text
