@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.benchmarks import (
     bench_analysis,
+    bench_import,
     bench_latency,
     bench_masked,
     bench_memory,
@@ -20,6 +21,7 @@ from tests.benchmarks import (
 BENCHMARKS: dict[str, Callable[[], str]] = {
     "pass": bench_pass.measure,
     "analysis": bench_analysis.measure,
+    "import": bench_import.measure,
     "latency": bench_latency.measure,
     "memory": bench_memory.measure,
     "transformers": bench_transformers.measure,
