@@ -27,7 +27,7 @@ PUBLIC = """
     analyze cost export leaf load masked masks_of record rule save transform verify
 """.split()
 
-TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "fxprune", "tests", "examples", "docs"}
+TOP_LEVEL = {"pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "fxprune", "tests", "examples", "docs"}
 
 
 def part_of(name):

@@ -25,7 +25,6 @@ import torch
 from torch import fx, nn
 from torch.fx.graph import _PyTreeCodeGen
 from torch.utils import _pytree as pytree
-from torch.utils._sympy.numbers import int_oo
 
 from fxprune.capture.captured import fetch
 from fxprune.capture.inputs import Inputs, bound
@@ -244,6 +243,8 @@ def _split(dropped: list[str]) -> list[list[str]]:
 
 def _fixed_sizes(program: torch.export.ExportedProgram) -> list[str]:
     """Which input sizes, and which arguments that are no tensors, the graph has taken for constants."""
+    from torch.utils._sympy.numbers import int_oo  # here, because it imports sympy
+
     notes = []
     given = {s.arg.name: s for s in program.graph_signature.input_specs if s.kind.name == "USER_INPUT"}
     for node in program.graph.find_nodes(op="placeholder"):

@@ -7,8 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from tabulate import tabulate
-
 from fxprune.report.data import AnalysisData, Change, GroupData, LayerChange, LockedData, RecordData, TensorChange
 from fxprune.report.fold import Row, fold
 
@@ -159,6 +157,8 @@ def _notes(notes: Iterable[str], markdown: bool) -> str:
 
 
 def _table(headers: Sequence[str], rows: Sequence[Row], markdown: bool, *, right: Iterable[int] = ()) -> str:
+    from tabulate import tabulate  # here, because only reports need it
+
     aligned = ["right" if column in set(right) else "left" for column in range(len(headers))]
     cells = [[str(cell).replace("|", "\\|") if markdown else str(cell) for cell in row] for row in rows]
     style = "github" if markdown else "simple"

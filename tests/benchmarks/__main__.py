@@ -12,6 +12,7 @@ from tests.benchmarks import (
     bench_dynamic,
     bench_export,
     bench_fold,
+    bench_import,
     bench_latency,
     bench_masked,
     bench_memory,
@@ -23,6 +24,7 @@ from tests.benchmarks import (
 BENCHMARKS: dict[str, Callable[[], str]] = {
     "pass": bench_pass.measure,
     "analysis": bench_analysis.measure,
+    "import": bench_import.measure,
     "latency": bench_latency.measure,
     "export": bench_export.measure,
     "fold": bench_fold.measure,
