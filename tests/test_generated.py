@@ -125,7 +125,10 @@ borders = st.sampled_from(("carrier", "map"))
 def test_constants_are_folded(program: Program, ratio: float, seed: int, border: str) -> None:
     """The original whose layers lost the weights of some outputs, and nothing else, needs no rule either."""
     net, x = build(program), images(program)
-    small = shrunk(net, x, ratio=ratio, importance="random", seed=seed, bias="fold", border=border, verify=False)
+    with warnings.catch_warnings():  # what stays can leave halves of unequal width, which bounds of slices may hold
+        warnings.simplefilter("ignore", fxprune.NothingRemovedWarning)
+        options = {"ratio": ratio, "importance": "random", "seed": seed, "bias": "fold", "border": border}
+        small = fxprune.transform(net, x, verify=False, **options)
     fresh = images(program, seed + 1, batch=3)
     assert error(small(fresh), fxprune.masked(net, fxprune.record(small).zeroed)(fresh)) < ROUNDING
     assert fxprune.verify(net, small, fresh) < ROUNDING

@@ -36,8 +36,10 @@ class Shadows:
     def of(self, tensor: torch.Tensor) -> Dependence:
         """The dependence of a tensor; a constant where nobody said anything."""
         shadow = self._shadow(tensor)
-        if isinstance(shadow, bool) or not tensor.numel():
+        if isinstance(shadow, bool):
             return shadow
+        if not tensor.numel():
+            return False
         if shadow.numel() != _elements(tensor):
             return True  # seen as another type
         return shadow.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())

@@ -150,6 +150,14 @@ def test_views_and_what_is_written_in_place_share_their_dependence() -> None:
     assert not torch.as_tensor(mode.shadows.of(view)).any()
 
 
+def test_an_empty_part_of_what_depends_can_be_put_together_again() -> None:
+    x, dependent = torch.randn(2, 3, 4), torch.zeros(2, 3, 4, dtype=torch.bool)
+    dependent[:, 1] = True
+    _, (said,) = dependence_of(lambda t: torch.cat([t[:, :0], t[:, 1:], t[:, 3:]], 1), x, dependent)
+    assert said[:, 0].all()
+    assert not said[:, 1].any()
+
+
 def test_a_sum_of_constants_follows_the_size_and_a_mean_does_not() -> None:
     x, none = torch.ones(2, 3, 4, 4), torch.zeros(2, 3, 4, 4, dtype=torch.bool)
     for function, depends in ((lambda t: t.sum((2, 3)), True), (lambda t: t.mean((2, 3)), False)):
