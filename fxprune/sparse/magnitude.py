@@ -13,12 +13,13 @@ from torch import nn
 from fxprune.errors import NothingRemovedWarning, PlanError
 from fxprune.schedules import Constant, Schedule, as_schedule
 from fxprune.sparse.targets import per_target, targets_of
-from fxprune.sparse.weight_mask import MaskedWeight, mask_weights, sparsity_report, squash_masks
+from fxprune.sparse.weight_mask import MaskedWeight, mask_weights
+from fxprune.sparse.weight_pruner import CALLER, WeightPruner, loaded_steps, warn_of_empty
 
 SCOPES = ("layer", "global")
 
 
-class MagnitudePruner:
+class MagnitudePruner(WeightPruner):
     """Iterative magnitude pruning with retraining: prune the smallest weights, train the others, prune again.
 
         mask[i] = 0 for the floor(sparsity * n) weights of smallest |w|, and for all that were 0 before
@@ -95,16 +96,6 @@ class MagnitudePruner:
         self.model, self.scope, self.steps = model, scope, 0
         self._weights = mask_weights(tuple(t for t in targets if t.name in self._schedules), splicing=False)
 
-    @property
-    def masks(self) -> dict[str, torch.Tensor]:
-        """By the name of the weight its mask, True = keep."""
-        return {name: weight.mask for name, weight in self._weights.items()}
-
-    @property
-    def sparsities(self) -> dict[str, float]:
-        """By the name of the weight the share of it that is pruned."""
-        return {name: weight.pruned / weight.mask.numel() for name, weight in self._weights.items()}
-
     @torch.no_grad()
     def step(self) -> None:
         """Prune what the schedule says for this call, the calls counted from 0. Reads the weights, changes the masks.
@@ -114,22 +105,12 @@ class MagnitudePruner:
         for weights that are NaN, and changes nothing then.
         """
         asked = {name: _checked(s(self.steps), self._what) for name, s in self._schedules.items()}
-        for name, weight in self._weights.items():
-            if bool(weight.dense.isnan().any()):
-                raise PlanError("a weight contains NaN", at=f'"{name}"', why="training has diverged")
+        self._refuse_nan()
         before = sum(w.pruned for w in self._weights.values())
         for name, mask in self._new_masks(asked).items():
             self._weights[name].keep(mask)
         self.steps += 1
         self._warn(asked, before)
-
-    def squash(self) -> nn.Module:
-        """Write the zeros into the parameters, take the masks off, in place; returns the model."""
-        return squash_masks(self.model)
-
-    def report(self) -> str:
-        """A table of how sparse every weight is."""
-        return sparsity_report(self._weights)
 
     def state_dict(self) -> dict[str, int]:
         """How often `step` was called; the masks are part of the model's own state."""
@@ -162,11 +143,8 @@ class MagnitudePruner:
                 if before
                 else f"a {self._what} of {largest:g} leaves every weight"
             )
-            warnings.warn(f"step {self.steps - 1} pruned nothing: {why}", NothingRemovedWarning, stacklevel=_CALLER)
+            warnings.warn(f"step {self.steps - 1} pruned nothing: {why}", NothingRemovedWarning, stacklevel=CALLER)
         warn_of_empty(self._weights)
-
-
-_CALLER = 4  # a warning points at the line that called `step`, past `_warn` and the wrapper of no_grad
 
 
 def smallest(scores: torch.Tensor, count: int) -> torch.Tensor:
@@ -183,25 +161,6 @@ def smallest(scores: torch.Tensor, count: int) -> torch.Tensor:
     equal = (scores == threshold).nonzero().squeeze(-1)
     chosen[equal[: count - int(chosen.count_nonzero())]] = True
     return chosen
-
-
-def warn_of_empty(weights: Mapping[str, MaskedWeight]) -> None:
-    """Say which weights are zero altogether."""
-    empty = [name for name, weight in weights.items() if weight.pruned == weight.mask.numel()]
-    if empty:
-        listed = ", ".join(f'"{name}"' for name in empty[:4]) + (", ..." if len(empty) > 4 else "")
-        warnings.warn(f"nothing is left of {listed}: the layer passes nothing on", UserWarning, stacklevel=_CALLER + 1)
-
-
-def loaded_steps(state: Mapping[str, Any], keys: tuple[str, ...]) -> int:
-    """The number of steps in the state of a pruner. Raises `PlanError` where it is no such state."""
-    if not isinstance(state, Mapping) or set(state) != set(keys):
-        have = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
-        raise PlanError("not the state of this pruner", why=f"it has {have}, not {sorted(keys)}")
-    steps = state["steps"]
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise PlanError(f"steps must be an integer of at least 0, not {steps!r}", at="the state of a pruner")
-    return steps
 
 
 def _ranked(weight: MaskedWeight) -> torch.Tensor:

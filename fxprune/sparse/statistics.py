@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.inputs import Inputs, bound, normalize
+from fxprune.capture.walk import no_fused_attention
 from fxprune.errors import InputError, PlanError
 from fxprune.sparse.places import is_activation_module
 from fxprune.sparse.recording import CONVOLUTIONS, Recorder
@@ -135,7 +135,7 @@ def activation_statistics(
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        with torch.no_grad(), _no_fast_path():
+        with torch.no_grad(), no_fused_attention():
             recorder = Recorder(model, layers, threshold, through, channel_dim)
             batches = 0
             with recorder.hooked():
@@ -250,17 +250,6 @@ def _inputs(model: nn.Module, batch: Any, prepare: Callable[[Any], Any] | None, 
     bound(model, inputs)
     moved: Inputs = pytree.tree_map_only(Tensor, lambda t: t.to(device), inputs) if device is not None else inputs
     return moved
-
-
-@contextlib.contextmanager
-def _no_fast_path() -> Iterator[None]:
-    """Transformer layers of torch call the layers inside them, instead of one kernel for all."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _statistics(layer: str, recorder: Recorder) -> LayerStatistics:

@@ -13,9 +13,9 @@ from torch import nn
 
 from fxprune.errors import NothingRemovedWarning, PlanError
 from fxprune.schedules import Schedule, as_schedule
-from fxprune.sparse.magnitude import loaded_steps, warn_of_empty
 from fxprune.sparse.targets import per_target, targets_of
-from fxprune.sparse.weight_mask import MaskedWeight, mask_weights, sparsity_report, squash_masks
+from fxprune.sparse.weight_mask import MaskedWeight, mask_weights
+from fxprune.sparse.weight_pruner import CALLER, WeightPruner, loaded_steps, warn_of_empty
 
 
 def _finite(value: Any) -> bool:
@@ -46,7 +46,7 @@ class InverseDecay:
         return float((1.0 + self.gamma * step) ** -self.power)
 
 
-class DynamicSurgery:
+class DynamicSurgery(WeightPruner):
     """Pruning with splicing: what was pruned goes on learning, and comes back when it has grown.
 
         T[i] <- 0      where      |W[i]| < a
@@ -120,16 +120,6 @@ class DynamicSurgery:
         self._generator = torch.Generator().manual_seed(seed)
         self._weights = mask_weights(targets, splicing=True)
 
-    @property
-    def masks(self) -> dict[str, torch.Tensor]:
-        """By the name of the weight its mask, True = keep."""
-        return {name: weight.mask for name, weight in self._weights.items()}
-
-    @property
-    def sparsities(self) -> dict[str, float]:
-        """By the name of the weight the share of it that is masked."""
-        return {name: weight.pruned / weight.mask.numel() for name, weight in self._weights.items()}
-
     @torch.no_grad()
     def step(self) -> None:
         """With probability sigma(n), prune and splice; call it once per training step. Changes the masks only.
@@ -138,9 +128,7 @@ class DynamicSurgery:
         where a layer has no weight left. Raises `PlanError` for a sigma outside [0, 1] and for weights that are NaN.
         """
         sigma = _probability(self._sigma(self.steps))
-        for name, weight in self._weights.items():
-            if bool(weight.dense.isnan().any()):
-                raise PlanError("a weight contains NaN", at=f'"{name}"', why="training has diverged")
+        self._refuse_nan()
         looks = float(torch.rand((), generator=self._generator)) < sigma
         self.steps += 1
         if not looks:
@@ -149,14 +137,6 @@ class DynamicSurgery:
         for name, weight in self._weights.items():
             weight.keep(_looked_at(weight, *self.thresholds[name]))
         self._warn(before)
-
-    def squash(self) -> nn.Module:
-        """Write the zeros into the parameters, take the masks off, in place; returns the model."""
-        return squash_masks(self.model)
-
-    def report(self) -> str:
-        """A table of how sparse every weight is."""
-        return sparsity_report(self._weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Steps, thresholds and the state of the draws; weights and masks are part of the model's own state."""
@@ -182,7 +162,7 @@ class DynamicSurgery:
             warnings.warn(
                 f"step {self.steps - 1} pruned nothing: no weight lies below its threshold",
                 NothingRemovedWarning,
-                stacklevel=4,
+                stacklevel=CALLER,
             )
         warn_of_empty(self._weights)
 

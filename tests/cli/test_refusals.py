@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import stat
 import sys
 
 import pytest
-import torch
 
 from fxprune.artifacts import safetensors_file
 from fxprune.cli import main
@@ -161,10 +159,8 @@ def test_errors_of_the_package_are_shown_whole(folder, capsys):
 
 
 def test_a_device_that_is_not_there(folder, capsys):
-    if torch.cuda.is_available():
-        pytest.skip("it is there")
-    code, err = refused(capsys, "inspect", *NET, "--device", "cuda")
-    assert (code, 'the device "cuda" cannot be used\n  why  ' in err) == (1, True)
+    code, err = refused(capsys, "inspect", *NET, "--device", "cuda:99")
+    assert (code, 'the device "cuda:99" cannot be used\n  why  ' in err) == (1, True)
 
 
 def test_files_are_looked_at_before_the_work(folder, capsys):
@@ -198,9 +194,9 @@ def test_files_are_looked_at_before_the_work(folder, capsys):
     assert (code, "it is a directory" in err) == (1, True)
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="whoever may write anywhere is not refused")
-def test_a_directory_that_is_not_writable(folder, capsys):
-    (folder / "closed").mkdir(mode=stat.S_IRUSR | stat.S_IXUSR)
+def test_a_directory_that_is_not_writable(folder, capsys, monkeypatch):
+    (folder / "closed").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: not path.endswith("closed"))  # whoever runs this may write
     code, err = refused(capsys, "prune", *NET, "-r", "0.5", "-o", "closed/small.safetensors")
     assert (code, "is not writable" in err) == (1, True)
 

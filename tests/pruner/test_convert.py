@@ -235,15 +235,21 @@ def conv_pairs(model):
     ]
 
 
-def test_resnet18_of_torchvision():
+def converted(name):
+    """A network of torchvision, half of every convolution pruned; the same converted, which is the same function."""
     x = image(64)
-    net = randomise(torchvision().models.resnet18(num_classes=10), 0).double().eval()
+    net = randomise(torchvision().models.get_model(name, num_classes=10), 0).double().eval()
     calibrate(net, x, 0)
     pruner = L1Pruner(0.5)
     pruner.prepare(net, conv_pairs(net))
     pruner.step()
     small = quiet_convert(pruner, x)
     assert relative_error(small(x), net(x)) < TOLERANCE
+    return net, small, x
+
+
+def test_resnet18_of_torchvision():
+    _, small, _ = converted("resnet18")
     assert all(small.get_submodule(f"layer{i}.0.conv1").out_channels == 2 ** (i + 4) for i in (1, 2, 3, 4))
     assert not hooks_in(small)
 
@@ -300,14 +306,7 @@ def test_fold_a_raw_parameter_that_is_added_is_right_whatever_goes():
 
 
 def test_fold_mobilenet_v2_of_torchvision():
-    x = image(64)
-    net = randomise(torchvision().models.mobilenet_v2(num_classes=10), 0).double().eval()
-    calibrate(net, x, 0)
-    pruner = L1Pruner(0.5)
-    pruner.prepare(net, conv_pairs(net))
-    pruner.step()
-    small = quiet_convert(pruner, x)
-    assert relative_error(small(x), net(x)) < TOLERANCE
+    net, small, x = converted("mobilenet_v2")
     assert fxprune.cost(small, x).params < fxprune.cost(copy.deepcopy(net), x).params
 
 
