@@ -1,9 +1,11 @@
 """fxprune: structured pruning as a `torch.fx` compiler pass."""
 
-from fxprune.analysis import Analysis, analyze
+from fxprune._analyze import Analysis, analyze
+from fxprune._record import Record, record
+from fxprune._transform import transform, verify
+from fxprune.analysis.findings import Group, Locked, Member
 from fxprune.artifacts import Exported, export, load, save
-from fxprune.check import masked
-from fxprune.cost import Cost, LayerCost, cost
+from fxprune.costs import Cost, LayerCost, cost
 from fxprune.errors import (
     CaptureError,
     ChannelsStayWarning,
@@ -16,14 +18,12 @@ from fxprune.errors import (
     RuleError,
     VerificationError,
 )
-from fxprune.findings import Group, Locked, Member
-from fxprune.planning.compose import PlanDiff
+from fxprune.ops import rule
+from fxprune.ops.leaves import leaf
+from fxprune.planning.algebra import PlanDiff
 from fxprune.planning.plan import Plan
+from fxprune.proof.compare import masked
 from fxprune.pruner import masks_of
-from fxprune.record import Record, record
-from fxprune.rules import rule
-from fxprune.rules.leaves import leaf
-from fxprune.transform import transform, verify
 
 __version__ = "0.1.0"
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from fxprune.analysis import Analysis
+from fxprune._analyze import Analysis
+from fxprune._record import Record, record
+from fxprune.analysis.findings import output_dim
 from fxprune.channels.groups import Removal
 from fxprune.errors import FxpruneError, InputError
-from fxprune.findings import output_dim
 from fxprune.planning.plan import Plan, removal_of
-from fxprune.record import Record, record
 from fxprune.report.graphs import graph, group_names
 from fxprune.report.layout import Layout, Placed, arrange
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
-from fxprune.cost import LayerCost, per_channel, withheld
+from fxprune.costs import LayerCost, per_channel, withheld
 from fxprune.errors import CaptureError, InputError, RuleError
-from fxprune.rules.macs import multiplies
+from fxprune.ops.macs import multiplies
 
 
 class Run(nn.Module):

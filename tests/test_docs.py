@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from fxprune.rules import FAMILIES, registered
+from fxprune.ops import FAMILIES, registered
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -318,7 +318,7 @@ def test_no_layer_becomes_empty() -> None:
 
 def test_a_wrong_rule_is_caught_and_the_group_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Flip taken for the identity removes the wrong consumer columns: shapes agree, numbers do not."""
-    from fxprune.rules import registry
+    from fxprune.ops import registry
 
     class Flipped(nn.Module):
         def __init__(self) -> None:
@@ -330,7 +330,7 @@ def test_a_wrong_rule_is_caught_and_the_group_named(monkeypatch: pytest.MonkeyPa
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.head(self.middle(self.stem(x)).flip(1))
 
-    def identity(call: fxprune.rules.Call, self: fxprune.rules.Operand) -> fxprune.rules.Operand:
+    def identity(call: fxprune.ops.Call, self: fxprune.ops.Operand) -> fxprune.ops.Operand:
         return self
 
     options: dict[str, Any] = {"ratio": 0.4, "importance": "random", "seed": 0}
@@ -347,9 +347,9 @@ def test_a_wrong_rule_is_caught_and_the_group_named(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_rule_that_contradicts_its_operation_locks_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fxprune.rules import registry
+    from fxprune.ops import registry
 
-    def wrong(call: fxprune.rules.Call, self: fxprune.rules.Operand) -> fxprune.rules.Operand:
+    def wrong(call: fxprune.ops.Call, self: fxprune.ops.Operand) -> fxprune.ops.Operand:
         return call.operand(self.vectors[:-1])
 
     monkeypatch.setitem(registry._RULES, "aten::relu", wrong)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import fxprune
-from fxprune.capture.export import NOTES, export, leaves_for_placeholders
+from fxprune.capture.exported import NOTES, export, leaves_for_placeholders
 from fxprune.capture.inputs import normalize
 from tests.support import calibrate, randomise, relative_error, torchvision
 

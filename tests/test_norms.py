@@ -16,7 +16,7 @@ from support import randomise, torchvision
 from torch import Tensor, fx, nn
 
 import fxprune
-from fxprune.capture.sober import Sober
+from fxprune.proof.deterministic import Sober
 from fxprune.rewrite.norm_layers import LayerNorm, RMSNorm, layer_norm, rms_norm
 
 ROUNDING = 1e-9

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.capture.twin import twin
+from fxprune.capture.module_copy import twin
 from fxprune.rewrite.modules import Use, recount
 from fxprune.rewrite.recurrent import GATES, refresh
 from tests.support import randomise, relative_error

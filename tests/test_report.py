@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import InputError
-from fxprune.report.fold import fold
+from fxprune.report.repeats import fold
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "report"
 ENDINGS = {"text": "txt", "markdown": "md", "json": "json"}

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fxprune"
 
 ORDER = """
-    errors files channels rules capture findings criteria planning rewrite precise check fold cost report record
-    analysis ladder transform plot artifacts schedules sparse pruner __init__
+    errors files schedules channels ops capture analysis criteria planning proof rewrite fold costs report _record
+    _analyze paths _transform plot artifacts sparse pruner __init__
     cli __main__
 """.split()
 """Parts of the package; each imports only from itself and from those before it."""

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from fxprune._record import record
 from fxprune.artifacts import graph_files
 from fxprune.artifacts.program import Portable, evaluating, program_of, resized
 from fxprune.capture.inputs import Inputs, bound, devices, initialised, normalize, unwrapped
 from fxprune.capture.values import tensors_in
 from fxprune.errors import FileError, FxpruneError, InputError, VerificationError, nearest
 from fxprune.files import PathLike, replacing
-from fxprune.record import record
 
 SUFFIXES = {".onnx": "onnx", ".pt2": "pt2"}
 

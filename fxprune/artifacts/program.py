@@ -17,10 +17,10 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from fxprune._record import record
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.values import tensors_in
 from fxprune.errors import CaptureError, FxpruneError
-from fxprune.record import record
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fxprune.cost import Cost, LayerCost
+from fxprune._record import Record
+from fxprune.costs import Cost, LayerCost
 from fxprune.files import Field
 from fxprune.planning.plan import Plan
-from fxprune.record import Record
 
 _KEYS = "exact before after reasons training error why_not norms cost".split()
 _COST = "params bytes macs at_least uncounted layers".split()

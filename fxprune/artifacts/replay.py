@@ -12,11 +12,11 @@ from torch import fx, nn
 from torch.nn.modules import batchnorm, conv
 
 from fxprune.capture.captured import Captured
-from fxprune.capture.trace import trace
+from fxprune.capture.traced import trace
 from fxprune.channels.groups import Bools, Removal
 from fxprune.errors import PlanError
 from fxprune.planning.plan import Plan
-from fxprune.planning.size import Size
+from fxprune.planning.sizes import Size
 from fxprune.planning.structure import Structure, shapes_of_model
 from fxprune.rewrite.constants import Constants, bias_name, place_constants
 from fxprune.rewrite.derived import numbers

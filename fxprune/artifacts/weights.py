@@ -17,18 +17,18 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxprune._record import Record, attach
+from fxprune._record import record as record_of_model
+from fxprune._transform import transform
 from fxprune.artifacts import records
 from fxprune.artifacts.replay import needs_inputs, put_in_place, refuse_other_sizes, replay
 from fxprune.artifacts.safetensors_file import DTYPES, NAMES, SafetensorsFile, raw, refuse_unwritable, write
-from fxprune.capture.twin import twin
+from fxprune.capture.module_copy import twin
 from fxprune.errors import FileError, NothingRemovedWarning, PlanError, nearest
 from fxprune.files import Field, PathLike, parse_json
-from fxprune.planning.compose import shapes_after, structure_needed
+from fxprune.planning.algebra import shapes_after, structure_needed
 from fxprune.planning.plan_file import data_of, plan_of
-from fxprune.record import Record, attach
-from fxprune.record import record as record_of_model
 from fxprune.rewrite.tensors import like
-from fxprune.transform import transform
 
 FORMAT, VERSION, KEY = "fxprune weights", 1, "fxprune"
 

@@ -8,9 +8,9 @@ from torch import fx, nn
 
 from fxprune.capture.caches import clean_caches
 from fxprune.capture.captured import Captured, whole
-from fxprune.capture.export import NOTES, export, exported, leaves_for_placeholders
+from fxprune.capture.exported import NOTES, export, exported, leaves_for_placeholders
 from fxprune.capture.inputs import Inputs, for_placeholders
-from fxprune.capture.trace import trace
+from fxprune.capture.traced import trace
 from fxprune.errors import CaptureError, InputError
 
 PATHS = ("fx", "eager", "export", "hooks")

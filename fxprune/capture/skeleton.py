@@ -7,7 +7,7 @@ from torch import fx, nn
 from torch.nn.modules import batchnorm, conv, instancenorm
 
 from fxprune.capture.captured import fetch
-from fxprune.capture.twin import twin
+from fxprune.capture.module_copy import twin
 
 _LAYERS = (
     *(conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.PReLU),

@@ -11,8 +11,8 @@ import torch
 from torch import fx, nn
 
 from fxprune.capture.captured import WHOLE
-from fxprune.capture.fake import Faker, Real
-from fxprune.capture.trace import module_of, source_of
+from fxprune.capture.fake_tensors import Faker, Real
+from fxprune.capture.traced import module_of, source_of
 from fxprune.errors import CaptureError, FxpruneError
 
 Visit = Callable[[fx.Node, Callable[[], Any]], Any]

@@ -18,12 +18,12 @@ import fxprune
 from fxprune.artifacts.weights import record_in
 from fxprune.cli import models, weights
 from fxprune.cli.inputs import filled
-from fxprune.cli.paths import readable, writable
+from fxprune.cli.output_files import readable, writable
 from fxprune.cli.usage import UsageError, once, ratio_of
 from fxprune.errors import FxpruneError
 from fxprune.planning.plan import Plan, Removed
 from fxprune.report.data import Change
-from fxprune.report.fold import fold
+from fxprune.report.repeats import fold
 from fxprune.report.text import change
 
 DONE, ERROR, USAGE, NOTHING, WRONG, INTERRUPTED = 0, 1, 2, 3, 4, 130

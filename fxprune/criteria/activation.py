@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from fxprune.analysis.findings import Group, Member
 from fxprune.errors import PlanError, nearest
-from fxprune.findings import Group, Member
 
 
 def scores_by_layer(scores: Mapping[str, Tensor], *, what: str = "scores") -> Callable[[Group], Tensor]:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fxprune.findings import Findings
+from fxprune.analysis.findings import Findings
 
 
 def norm_scores(findings: Findings, p: int) -> npt.NDArray[np.float64]:

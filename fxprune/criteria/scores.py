@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fxprune.analysis.findings import Findings, Group
 from fxprune.criteria.filters import geometric_median_distances
 from fxprune.criteria.magnitude import norm_scores
 from fxprune.errors import FxpruneError, PlanError, nearest
-from fxprune.findings import Findings, Group
 
 Importance = str | Callable[[Group], Any]
 

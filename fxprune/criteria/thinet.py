@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from fxprune.analysis.findings import Group, Member
 from fxprune.criteria.contributions import Contributions, sample_contributions
 from fxprune.errors import PlanError
-from fxprune.findings import Group, Member
 
 
 @dataclass(frozen=True)

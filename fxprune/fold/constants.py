@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from fxprune.analysis.findings import Findings
 from fxprune.channels.groups import Bools, Ints, Removal
-from fxprune.findings import Findings
 from fxprune.fold.readings import Reading, read
-from fxprune.precise import zero_slots
+from fxprune.proof.float64 import zero_slots
 from fxprune.rewrite.constants import Constants, bias_name
 from fxprune.rewrite.norms import rescaled
 from fxprune.rewrite.tensors import kept_slots, shrink

@@ -16,10 +16,10 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from fxprune.capture.values import tensors_in
-from fxprune.rules.creation import FILLS, ZEROS
-from fxprune.rules.elementwise import COPIES, ELEMENTWISE
-from fxprune.rules.pooling import SPATIAL
-from fxprune.rules.reduction import STATISTICS, SUMS
+from fxprune.ops.creation import FILLS, ZEROS
+from fxprune.ops.elementwise import COPIES, ELEMENTWISE
+from fxprune.ops.pooling import SPATIAL
+from fxprune.ops.reduction import STATISTICS, SUMS
 
 Dependence = bool | torch.Tensor
 Rule = Callable[["Seen"], Dependence | Sequence[Dependence]]

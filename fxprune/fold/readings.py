@@ -18,14 +18,14 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
+from fxprune.analysis.findings import Findings
+from fxprune.analysis.observer import bound
 from fxprune.capture.caches import clean_caches
-from fxprune.capture.observe import bound
 from fxprune.capture.scopes import Scope
 from fxprune.capture.values import objects_in, tensors_in
 from fxprune.channels.groups import Bools, Ints
 from fxprune.channels.vector import Vector
 from fxprune.errors import CaptureError
-from fxprune.findings import Findings
 from fxprune.fold.dependence import (
     ATTENTION,
     NORMS,
@@ -39,10 +39,10 @@ from fxprune.fold.dependence import (
     is_view,
     rule_of,
 )
-from fxprune.precise import Operations, Precise, deterministic, doubled
+from fxprune.ops import Operand
+from fxprune.ops.leaves import leaf_rule, leaf_weight
+from fxprune.proof.float64 import Operations, Precise, deterministic, doubled
 from fxprune.rewrite.constants import WITH_BIAS
-from fxprune.rules import Operand
-from fxprune.rules.leaves import leaf_rule, leaf_weight
 
 
 @dataclass(eq=False)

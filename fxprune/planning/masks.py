@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from fxprune.analysis.findings import Findings, output_dim
 from fxprune.channels.groups import Bools
 from fxprune.errors import PlanError, nearest
-from fxprune.findings import Findings, output_dim
 
 
 def every_channel(findings: Findings, masks: str, stay: set[int]) -> Bools:

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from fxprune.analysis.findings import Findings, Group
 from fxprune.channels.groups import Bools, Removal
 from fxprune.criteria import Importance, scores_of
 from fxprune.errors import PlanError, nearest
 from fxprune.files import PathLike
-from fxprune.findings import Findings, Group
-from fxprune.planning.level import level
 from fxprune.planning.masks import every_channel, removed_by_masks
 from fxprune.planning.select import ignored_groups
-from fxprune.planning.size import Size
+from fxprune.planning.shared_settings import level
+from fxprune.planning.sizes import Size
 from fxprune.planning.structure import Structure, structure_of
 
 if TYPE_CHECKING:
-    from fxprune.planning.compose import PlanDiff
+    from fxprune.planning.algebra import PlanDiff
 
 Removed = dict[str, dict[int, list[int]]]
 
@@ -59,7 +59,7 @@ class Plan:
     @property
     def kept(self) -> Removed:
         """What stays, in the same form as `removed`. Raises `PlanError` where the plan knows no shapes."""
-        from fxprune.planning.compose import kept
+        from fxprune.planning.algebra import kept
 
         return kept(self)
 
@@ -94,13 +94,13 @@ class Plan:
 
         Raises `PlanError` where `second` is for another model than the one that this plan leaves.
         """
-        from fxprune.planning.compose import then
+        from fxprune.planning.algebra import then
 
         return then(self, second)
 
     def diff(self, second: Plan) -> PlanDiff:
         """What one removes and the other does not. Raises `PlanError` where they are for different models."""
-        from fxprune.planning.compose import diff
+        from fxprune.planning.algebra import diff
 
         return diff(self, second)
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from fxprune.errors import PlanError
 from fxprune.files import Field, PathLike, parse_json, read_bytes, write_text
-from fxprune.planning.compose import structure_needed
+from fxprune.planning.algebra import structure_needed
 from fxprune.planning.plan import Plan, Removed
 from fxprune.planning.ranges import between, indices_of, parse, spans_of, text_of
-from fxprune.planning.size import KINDS, Size
+from fxprune.planning.sizes import KINDS, Size
 from fxprune.planning.structure import Coupled, Structure
 
 FORMAT, VERSION = "fxprune plan", 1

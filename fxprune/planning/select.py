@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from fxprune.analysis.findings import Findings, Group
 from fxprune.errors import PlanError, nearest
-from fxprune.findings import Findings, Group
 
 
 def ignored_groups(findings: Findings, ignore: Any) -> set[int]:

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from fxprune.analysis.findings import Findings
 from fxprune.channels.groups import Bools, Ints
-from fxprune.findings import Findings
 
 Hashes = npt.NDArray[np.uint64]
 

@@ -9,7 +9,7 @@ from fxprune.pruner.parametrization import (
     PruningParametrization,
     ZeroesParametrization,
 )
-from fxprune.pruner.ready import FPGMPruner, L1Pruner, L2Pruner, RandomPruner, SaliencyPruner, ScoredPruner
+from fxprune.pruner.pruners import FPGMPruner, L1Pruner, L2Pruner, RandomPruner, SaliencyPruner, ScoredPruner
 from fxprune.pruner.reconstruct import rescale_consumers, thinet
 
 __all__ = [

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxprune._record import Record, attach, record
+from fxprune._transform import transform
+from fxprune.analysis.findings import output_dim
 from fxprune.capture.inputs import normalize
-from fxprune.capture.sober import Sober
-from fxprune.capture.twin import twin
-from fxprune.check import TOLERANCE, relative_error
+from fxprune.capture.module_copy import twin
 from fxprune.errors import ChannelsStayWarning, NothingRemovedWarning, PlanError, VerificationError
-from fxprune.findings import output_dim
+from fxprune.proof.compare import TOLERANCE, relative_error
+from fxprune.proof.deterministic import Sober
 from fxprune.pruner.migrate import plain
-from fxprune.record import Record, attach, record
-from fxprune.transform import transform
 
 
 def converted(

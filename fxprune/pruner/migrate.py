@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
+from fxprune.analysis.findings import output_dim
 from fxprune.errors import ChannelsStayWarning, NothingRemovedWarning, PlanError
-from fxprune.findings import output_dim
 from fxprune.pruner.layers import LAYERS, bias_last, is_prepared, remove_parametrization, squash_layer, why_not_squash
 from fxprune.pruner.parametrization import BIAS, FollowingParametrization, OutputsParametrization
 

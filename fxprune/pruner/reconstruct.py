@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from fxprune.analysis import Analysis, analyze
+from fxprune._analyze import Analysis, analyze
+from fxprune._transform import transform
 from fxprune.criteria.contributions import CONVOLUTIONS, Contributions, Sampled, sample_contributions
 from fxprune.criteria.thinet import ThiNetImportance
 from fxprune.errors import PlanError
 from fxprune.planning.plan import Plan, removal_of
-from fxprune.transform import transform
 
 RCOND = 1e-6
 """Singular values below this share of the largest are noise of float32 samples, and are not divided by."""

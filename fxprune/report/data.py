@@ -8,8 +8,8 @@ from typing import Protocol
 
 from torch import nn
 
-from fxprune.cost import Cost, LayerCost, per_channel, planned, withheld
-from fxprune.findings import Findings, Member, output_dim
+from fxprune.analysis.findings import Findings, Member, output_dim
+from fxprune.costs import Cost, LayerCost, per_channel, planned, withheld
 
 SCHEMA = "fxprune.report/1"
 

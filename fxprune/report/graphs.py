@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from fxprune.capture.flow import flow
-from fxprune.cost import LayerCost, planned
+from fxprune.analysis.findings import Findings
+from fxprune.costs import LayerCost, planned
 from fxprune.errors import InputError, nearest
-from fxprune.findings import Findings
 from fxprune.report.data import role_of
+from fxprune.report.layer_graph import flow
 
 KINDS = ("layers", "groups", "flow")
 """Layers and what flows between them; groups and parameters; layers with the operations at which branches meet."""

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from fxprune.report.data import AnalysisData, Change, GroupData, LayerChange, LockedData, RecordData, TensorChange
-from fxprune.report.fold import Row, fold
+from fxprune.report.repeats import Row, fold
 
 ROLES = ("producer", "norm", "consumer", "raw")
 """What a member can be, in the order in which a row lists them."""

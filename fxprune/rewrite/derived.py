@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxprune.analysis.findings import Findings
 from fxprune.capture.captured import fetch
-from fxprune.findings import Findings
-from fxprune.planning.size import Size
+from fxprune.planning.sizes import Size
 from fxprune.planning.structure import shapes_of_model
 from fxprune.rewrite.constants import STANDS_FOR
 

@@ -12,29 +12,29 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxprune.analysis.findings import Findings
+from fxprune.analysis.observer import Observation, Visit
 from fxprune.capture.caches import clean_caches
 from fxprune.capture.captured import Captured
-from fxprune.capture.fake import Faker
-from fxprune.capture.observe import Observation, Visit
+from fxprune.capture.fake_tensors import Faker
+from fxprune.capture.module_copy import twin
 from fxprune.capture.scopes import Scopes
-from fxprune.capture.trace import module_of, source_of
-from fxprune.capture.twin import twin
+from fxprune.capture.traced import module_of, source_of
 from fxprune.capture.values import leaves, tensors_in
 from fxprune.capture.walk import walk
 from fxprune.channels.groups import Removal
 from fxprune.channels.vector import Vector
 from fxprune.errors import RewriteError
-from fxprune.findings import Findings
+from fxprune.ops import Operand
+from fxprune.proof.shapes import ContradictionError, Witness
+from fxprune.rewrite.attributes import settle_settings
 from fxprune.rewrite.constants import Constants, place_constants
 from fxprune.rewrite.hooks import reinsert
 from fxprune.rewrite.modules import SizeError, Use, recount
 from fxprune.rewrite.norms import preserve_modules, preserve_nodes, rescaled
 from fxprune.rewrite.recurrent import refresh
-from fxprune.rewrite.settings import settle_settings
 from fxprune.rewrite.sizes import Site, resize
 from fxprune.rewrite.tensors import shapes_of, shrink_all
-from fxprune.rewrite.witness import ContradictionError, Witness
-from fxprune.rules import Operand
 
 _LOOSE = {
     *(torch.ops.aten.einsum.default, torch.ops.aten.linear.default, torch.ops.aten.matmul.default),

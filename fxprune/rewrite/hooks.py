@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from fxprune.analysis.findings import Findings, hookable
 from fxprune.channels.groups import Removal
-from fxprune.findings import Findings, hookable
 
 KEPT = "fxprune_kept"
 

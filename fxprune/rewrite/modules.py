@@ -14,12 +14,12 @@ import numpy as np
 from torch import nn
 from torch.nn.modules import batchnorm, conv, instancenorm
 
-from fxprune.capture.observe import Observation
+from fxprune.analysis.observer import Observation
 from fxprune.channels.groups import Bools, Removal
 from fxprune.channels.vector import Vector
+from fxprune.ops import Operand
+from fxprune.ops.leaves import leaf_rule
 from fxprune.rewrite.sizes import padding
-from fxprune.rules import Operand
-from fxprune.rules.leaves import leaf_rule
 
 
 @dataclass(frozen=True)

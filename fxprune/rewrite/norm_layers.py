@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.rules import Operand
-from fxprune.rules.leaves import LeafCall, leaf
+from fxprune.ops import Operand
+from fxprune.ops.leaves import LeafCall, leaf
+from fxprune.ops.normalization import default_eps
 
 
 class _Counting(nn.Module):
@@ -96,15 +97,6 @@ def rms_norm(input: Tensor, shape: tuple[int, ...], weight: Tensor | None, eps: 
 
 fx.wrap("layer_norm")
 fx.wrap("rms_norm")
-
-
-def default_eps(dtype: torch.dtype) -> float:
-    """The epsilon of an RMS norm that names none: that of the type in which torch computes.
-
-    >>> default_eps(torch.float64), default_eps(torch.bfloat16) == default_eps(torch.float32)
-    (2.220446049250313e-16, True)
-    """
-    return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
 
 
 def _dims(input: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -27,15 +27,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxprune.capture.observe import Mark, Visit
-from fxprune.capture.sober import Sober
-from fxprune.capture.twin import twin
+from fxprune.analysis.findings import Findings
+from fxprune.analysis.observer import Mark, Visit
+from fxprune.capture.module_copy import twin
 from fxprune.channels.groups import Ints, Removal
 from fxprune.channels.vector import Vector
-from fxprune.findings import Findings
-from fxprune.rewrite.norm_layers import LayerNorm, RMSNorm, default_eps, shape_of
+from fxprune.ops import Operand
+from fxprune.ops.normalization import default_eps
+from fxprune.proof.deterministic import Sober
+from fxprune.rewrite.norm_layers import LayerNorm, RMSNorm, shape_of
 from fxprune.rewrite.tensors import kept_slots, shrink
-from fxprune.rules import Operand
 
 FindingsT = TypeVar("FindingsT", bound=Findings)
 

@@ -17,8 +17,8 @@ from torch import fx
 from fxprune.channels.groups import Bools
 from fxprune.channels.vector import Vector
 from fxprune.errors import RewriteError
+from fxprune.ops import Operand
 from fxprune.rewrite.sizes import Site, padding, rank, resizes
-from fxprune.rules import Operand
 
 aten = torch.ops.aten
 

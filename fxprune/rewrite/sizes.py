@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from fxprune.capture.observe import Observation
+from fxprune.analysis.observer import Observation
 from fxprune.channels.groups import Bools, Removal
-from fxprune.rules import Operand
+from fxprune.ops import Operand
 
 aten = torch.ops.aten
 

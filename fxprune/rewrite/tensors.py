@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from fxprune.analysis.findings import Findings
 from fxprune.channels.groups import Bools, Ints, Removal
-from fxprune.findings import Findings
 
 BLOCK = 1 << 18
 """Elements of a tensor that may be held a second time while it is cut."""

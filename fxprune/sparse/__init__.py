@@ -1,27 +1,57 @@
 """Sparse weights, connections and activations: masked, dynamic and frozen layers around the pass."""
 
-from fxprune.sparse.activations import ThresholdActivation, step_thresholds
-from fxprune.sparse.coactivation import coactivation, correlation
-from fxprune.sparse.coactivation_importance import CoactivationImportance, coactivation_importance
-from fxprune.sparse.comparison import BreakEven, Comparison, break_even, compare
-from fxprune.sparse.conversion import from_prune, plain, to_prune
-from fxprune.sparse.convert import densify, sparsify, sparsify_model
-from fxprune.sparse.dynamic import DynamicSparseConv2d, DynamicSparseLinear, update_layers
-from fxprune.sparse.empty import empty_outputs, shrink
+from fxprune.sparse.activations import (
+    ActivationStatistics,
+    Histogram,
+    Inserted,
+    LayerStatistics,
+    Quantile,
+    Scheduled,
+    ThresholdActivation,
+    activation_statistics,
+    importance_from,
+    insert_thresholds,
+    step_thresholds,
+)
+from fxprune.sparse.dynamic import (
+    CoactivationImportance,
+    DynamicSparseConv2d,
+    DynamicSparseLinear,
+    Update,
+    coactivation,
+    coactivation_importance,
+    correlation,
+    update_layers,
+)
 from fxprune.sparse.freezing import FreezeReport, freeze, unfreeze
-from fxprune.sparse.importance import importance_from
-from fxprune.sparse.insertion import Inserted, insert_thresholds
-from fxprune.sparse.layouts import SparseConv2d, SparseLinear
-from fxprune.sparse.magnitude import MagnitudePruner
-from fxprune.sparse.masked import MaskedConv2d, MaskedLinear
-from fxprune.sparse.patterns import banded_mask, block_mask, mask_from_adjacency, mask_from_graph, random_mask
-from fxprune.sparse.plot import spy
-from fxprune.sparse.regrow import Update
-from fxprune.sparse.semi_structured import SemiStructuredLinear
-from fxprune.sparse.statistics import ActivationStatistics, LayerStatistics, activation_statistics
-from fxprune.sparse.surgery import DynamicSurgery, InverseDecay
-from fxprune.sparse.thresholds import Histogram, Quantile, Scheduled
-from fxprune.sparse.weight_mask import WeightMask, squash_masks
+from fxprune.sparse.masked import (
+    MaskedConv2d,
+    MaskedLinear,
+    banded_mask,
+    block_mask,
+    empty_outputs,
+    from_prune,
+    mask_from_adjacency,
+    mask_from_graph,
+    plain,
+    random_mask,
+    shrink,
+    spy,
+    to_prune,
+)
+from fxprune.sparse.storage import (
+    BreakEven,
+    Comparison,
+    SemiStructuredLinear,
+    SparseConv2d,
+    SparseLinear,
+    break_even,
+    compare,
+    densify,
+    sparsify,
+    sparsify_model,
+)
+from fxprune.sparse.weights import DynamicSurgery, InverseDecay, MagnitudePruner, WeightMask, squash_masks
 
 __all__ = [
     "ActivationStatistics",

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.sparse.coactivation import coactivation
-from fxprune.sparse.dynamic import DynamicSparseConv2d
+from fxprune.sparse.dynamic.coactivation import coactivation
+from fxprune.sparse.dynamic.layers import DynamicSparseConv2d
 from tests.benchmarks.common import median_ratio, table
 from tests.sparse.methods import single_units, stacked_units
 

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune.capture.observe import bound
+from fxprune.analysis.observer import bound
 from fxprune.capture.values import tensors_in
 from fxprune.fold import dependence
 from fxprune.fold.dependence import Seen, Shadows, execute
-from tests.rules.cases import CASES, RANDOM, OpCase
-from tests.rules.test_ops import operands, randomise
+from tests.ops.cases import CASES, RANDOM, OpCase
+from tests.ops.test_ops import operands, randomise
 
 
 class Watched(TorchDispatchMode):

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fxprune.sparse.dynamic import DynamicSparseConv2d, DynamicSparseLinear, update_layers
+from fxprune.sparse.dynamic.layers import DynamicSparseConv2d, DynamicSparseLinear, update_layers
 
 
 def net(growth: str) -> nn.Module:

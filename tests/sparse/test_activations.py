@@ -11,8 +11,8 @@ from torch._dynamo.testing import CompileCounter
 import fxprune
 from fxprune.errors import InputError, PlanError
 from fxprune.schedules import AGP, Constant, Linear
-from fxprune.sparse.activations import ThresholdActivation, step_thresholds
-from fxprune.sparse.thresholds import Histogram, Quantile, Scheduled, sampled
+from fxprune.sparse.activations.layers import ThresholdActivation, step_thresholds
+from fxprune.sparse.activations.thresholds import Histogram, Quantile, Scheduled, sampled
 
 
 def plain(x, threshold, magnitude):

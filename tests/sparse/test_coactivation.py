@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fxprune.errors import InputError, PlanError
-from fxprune.sparse.coactivation import coactivation, correlation
+from fxprune.sparse.dynamic.coactivation import coactivation, correlation
 from tests.sparse.methods import brute_force, correlations, padded, single_units, stacked_units
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")  # of torch, once per process
 
-module = importlib.import_module("fxprune.sparse.coactivation")  # the package has a function of that name
+module = importlib.import_module("fxprune.sparse.dynamic.coactivation")  # the package has a function of that name
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 

@@ -10,8 +10,8 @@ from torch import nn
 
 import fxprune
 from fxprune.errors import InputError, PlanError
-from fxprune.sparse.coactivation import coactivation
-from fxprune.sparse.coactivation_importance import coactivation_importance
+from fxprune.sparse.dynamic.coactivation import coactivation
+from fxprune.sparse.dynamic.coactivation_importance import coactivation_importance
 from tests.support import randomise
 
 

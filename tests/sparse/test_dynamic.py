@@ -16,10 +16,10 @@ from torch import nn
 import fxprune
 from fxprune.errors import PlanError
 from fxprune.schedules import AGP
-from fxprune.sparse import regrow as growing
-from fxprune.sparse.coactivation import coactivation
-from fxprune.sparse.dynamic import DynamicSparseConv2d, DynamicSparseLinear, update_layers
-from fxprune.sparse.regrow import Update, forget, new_values, ranks, shares
+from fxprune.sparse.dynamic import regrow as growing
+from fxprune.sparse.dynamic.coactivation import coactivation
+from fxprune.sparse.dynamic.layers import DynamicSparseConv2d, DynamicSparseLinear, update_layers
+from fxprune.sparse.dynamic.regrow import Update, forget, new_values, ranks, shares
 from tests.sparse import ranks as distributed
 from tests.sparse.methods import brute_force
 

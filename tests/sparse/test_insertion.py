@@ -9,9 +9,9 @@ from torch import nn
 
 import fxprune
 from fxprune.errors import CaptureError, InputError, PlanError
-from fxprune.sparse.activations import ThresholdActivation, step_thresholds
-from fxprune.sparse.insertion import insert_thresholds
-from fxprune.sparse.thresholds import Quantile
+from fxprune.sparse.activations.insertion import insert_thresholds
+from fxprune.sparse.activations.layers import ThresholdActivation, step_thresholds
+from fxprune.sparse.activations.thresholds import Quantile
 from tests.support import randomise
 
 

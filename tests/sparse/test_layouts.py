@@ -166,7 +166,7 @@ def test_gradients_pass_the_numeric_check_twice(layout, blocksize):
 
 
 def test_blocks_are_gathered_in_parts(monkeypatch):
-    from fxprune.sparse import products
+    from fxprune.sparse.storage import products
 
     layer = sparsify(linear(24, 12), 0.5, layout="bsr", blocksize=(2, 3))
     x = torch.randn(7, 24, dtype=torch.float64, requires_grad=True)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fxprune.errors import PlanError
-from fxprune.sparse import SemiStructuredLinear, semi_structured, sparsify
+from fxprune.sparse import SemiStructuredLinear, sparsify
+from fxprune.sparse.storage import semi_structured
 
 
 def layer(outputs=32, inputs=64, dtype=torch.float16):

@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import fxprune
 from fxprune.criteria.activation import scores_by_layer
 from fxprune.errors import InputError, PlanError
-from fxprune.sparse.activations import ThresholdActivation
-from fxprune.sparse.importance import importance_from
-from fxprune.sparse.statistics import ActivationStatistics, activation_statistics
+from fxprune.sparse.activations.importance import importance_from
+from fxprune.sparse.activations.layers import ThresholdActivation
+from fxprune.sparse.activations.statistics import ActivationStatistics, activation_statistics
 from tests.support import randomise
 
 

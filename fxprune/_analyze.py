@@ -1,0 +1,176 @@
+"""`analyze`: one walk over the graph on fake tensors, rules applied, channels and groups read off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import fx, nn
+
+from fxprune.analysis.analyzer import Analyzer
+from fxprune.analysis.findings import Findings
+from fxprune.capture.front import PATHS, capture
+from fxprune.capture.inputs import Inputs, devices, initialised, normalize, unhooked, unwrapped
+from fxprune.capture.pause import collector_paused
+from fxprune.costs import ChannelCost, Cost, per_channel, planned
+from fxprune.errors import CaptureError, PlanError
+from fxprune.fold import carry_out, make_plan
+from fxprune.planning.plan import Plan
+from fxprune.report import analysis_data, dot, graph, view
+from fxprune.report.views import checked
+from fxprune.rewrite.norms import preserve
+
+NORMS = ("kept", "preserve")
+"""What a statistic counts: the channels that are left, or the original width where that is possible."""
+
+
+class Analysis(Findings):
+    """What `analyze` returns: the findings, and what can be done with them."""
+
+    def plan(self, ratio: float | None = None, **options: Any) -> Plan:
+        """What goes: see `fxprune.planning.plan.choose` for all options, and `bias` of `fxprune.transform`.
+
+        >>> import torch, fxprune
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
+        >>> plan = fxprune.analyze(net, torch.randn(1, 3, 8, 8)).plan(ratio=0.5, importance="l1")
+        >>> sorted(plan.removed)
+        ['0.bias', '0.weight', '2.weight']
+        """
+        return make_plan(self, ratio=ratio, **options).plan
+
+    def cost(self, plan: Plan | None = None) -> Cost:
+        """What the model costs, or the one that a plan would make: parameters, bytes and MACs, in total and by layer.
+
+        Counted from the analysis, without making that model: `fxprune.cost` of it gives the same. Raises `PlanError`
+        where the plan was made for another model.
+
+        >>> import torch, fxprune
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> analysis = fxprune.analyze(net, torch.randn(1, 4))
+        >>> analysis.cost().macs, analysis.cost(analysis.plan(ratio=0.5)).macs
+        (48, 24)
+        """
+        if plan is None:
+            return planned(self)
+        done = carry_out(self, plan)
+        return planned(self, done.removal, done.constants)
+
+    def cost_per_channel(self) -> tuple[ChannelCost, ...]:
+        """Parameters and MACs that one channel of each group costs: what the model has less of if it goes alone.
+
+        In the order of `groups`, each for the group's first channel.
+
+        >>> import torch, fxprune
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> fxprune.analyze(net, torch.randn(1, 4)).cost_per_channel()  # a row of 4, a bias, a column of 2
+        (ChannelCost(params=7, macs=6),)
+        """
+        return per_channel(self)
+
+    def report(self, format: str = "text") -> str:
+        """Groups, what one channel of each costs, and what is locked by which operation: docs/report.md.
+
+        format: "text", "markdown" or "json". Raises `InputError` for any other.
+        """
+        checked(format)
+        return view(analysis_data(self), format)
+
+    def to_networkx(self, kind: str = "layers") -> Any:
+        """The model as a graph of networkx.
+
+        kind: "layers", a `DiGraph` of the modules that own parameters, an edge where the output of the one reaches the
+        other through operations only; "flow", the same with inputs, outputs and the operations at which branches meet;
+        "groups", a bipartite `MultiGraph` of groups and parameters. docs/report.md lists their attributes.
+
+        The first two run the model once more, on fake tensors. Raises `InputError` for any other kind.
+
+        >>> import torch, fxprune
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> fxprune.analyze(net, torch.randn(1, 4)).to_networkx().edges(data="shape")
+        OutEdgeDataView([('0', '2', (1, 8))])
+        """
+        return graph(self, kind)
+
+    def to_dot(self, kind: str = "layers") -> str:
+        """The same graph as text for Graphviz: write it to a file, and `dot -Tsvg file` draws it."""
+        return dot(graph(self, kind))
+
+
+@collector_paused()
+def analyze(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    also: Sequence[Any] = (),
+    strict: bool = False,
+    path: str | None = None,
+    norms: str = "kept",
+) -> Analysis:
+    """Find out which channels of `model` belong together.
+
+    Reads the model, changes nothing. Runs it once on fake tensors, so that the cost does not depend on the size of
+    the weights: as a graph where symbolic tracing takes it, else as it is.
+
+    Args:
+        model: any module, or a `torch.fx.GraphModule`.
+        example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+        also: more example inputs, for a forward that does other things on them; what holds for one holds for all.
+        strict: raise `RuleError` at an operation without a rule instead of keeping its channels.
+        path: look at the model in this way only: "fx", "eager", "export" or "hooks".
+        norms: "kept", or "preserve" for a `transform` that goes on counting the original width; such groups are exact.
+
+    Raises:
+        InputError: the inputs do not fit. CaptureError: the model cannot be captured or its forward raises.
+
+    >>> import torch, fxprune
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> fxprune.analyze(net, torch.randn(1, 4)).groups
+    (Group('0', 8 channels, 0.weight[0], 0.bias[0], 2.weight[1]),)
+    """
+    if not isinstance(model, nn.Module):
+        raise CaptureError("not a model", why=f"{type(model).__name__} is no torch.nn.Module", do="pass a module")
+    inputs, more = normalize(example_inputs), [normalize(other) for other in also]
+    unwrapped(model)
+    initialised(model)
+    unhooked(model)
+    for given in (inputs, *more):
+        devices(model, given)
+    if norms not in NORMS:
+        raise PlanError(f"there are no norms {norms!r}", why='norms is "kept" or "preserve"')
+    if path is not None or isinstance(model, fx.GraphModule):
+        return _analysis(model, inputs, path or "fx", more, strict, norms)
+    errors: list[CaptureError] = []
+    for rung in PATHS[:-1]:
+        try:
+            return _analysis(model, inputs, rung, more, strict, norms)
+        except CaptureError as error:
+            errors.append(error)
+    raise telling(errors)
+
+
+def _analysis(
+    model: nn.Module, inputs: Inputs, path: str, more: Sequence[Inputs], strict: bool, norms: str
+) -> Analysis:
+    analysis = _walked(model, inputs, path, more, strict)
+    return preserve(analysis) if norms == "preserve" else analysis
+
+
+def _walked(model: nn.Module, inputs: Inputs, path: str, more: Sequence[Inputs], strict: bool) -> Analysis:
+    captured = capture(model, inputs, path)
+    if path == "hooks":
+        return Analyzer(Analysis, model, captured, inputs, more, strict=strict).layers()
+    try:
+        return Analyzer(Analysis, model, captured, inputs, more, strict=strict).run()
+    except CaptureError as error:
+        weightless = any(t.device.type == "meta" for _, t in captured.tensors())
+        if path != "eager" or not error.raised or weightless:
+            raise
+        note = f"the forward decides by numbers, it was observed on real tensors: {error.why}"
+        captured = replace(captured, real=True, notes=(*captured.notes, note))
+        return Analyzer(Analysis, model, captured, inputs, more, strict=strict).run()
+
+
+def telling(errors: Sequence[CaptureError]) -> CaptureError:
+    """Of the errors of several rungs the one that says most: where forward itself raises, else the first."""
+    return next((error for error in errors if error.raised), errors[0])

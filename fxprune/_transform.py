@@ -1,0 +1,194 @@
+"""The pass: analyse, plan, rewrite, prove."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from fxprune._analyze import analyze
+from fxprune._record import Record, attach, record
+from fxprune.capture.module_copy import twin
+from fxprune.capture.pause import collector_paused
+from fxprune.costs import planned
+from fxprune.criteria import Importance
+from fxprune.errors import (
+    NothingRemovedWarning,
+    PlanError,
+)
+from fxprune.fold import carry_out, folds
+from fxprune.paths import Request, Result, climb, rungs_of
+from fxprune.planning.plan import Plan
+from fxprune.planning.structure import structure_of
+from fxprune.proof.compare import compare
+from fxprune.rewrite.derived import derived
+from fxprune.rewrite.norms import rescaled
+
+
+@collector_paused()
+def transform(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    plan: Plan | None = None,
+    ratio: float | Mapping[str, float] | None = None,
+    masks: Mapping[str, Any] | str | None = None,
+    bias: str | None = None,
+    border: str = "carrier",
+    importance: Importance = "l2",
+    ignore: Any = (),
+    round_to: int = 1,
+    exact: bool = False,
+    seed: int | None = None,
+    also: Sequence[Any] = (),
+    strict: bool = False,
+    verify: bool = True,
+    path: str | None = None,
+    prefer: str | None = None,
+    norms: str = "kept",
+) -> nn.Module:
+    """A physically smaller model, in which the removed channels never existed.
+
+    The original is only read. The result has the original's parameter names, dtypes, devices, `requires_grad` flags
+    and train/eval modes; shared parameters stay shared. What it is depends on the way that was taken, the first of
+    these that removes everything that was asked for and is proven right (`record(small).path` names it,
+    `record(small).why_not` says what was wrong with those before it):
+
+    - "fx": symbolic tracing; a `torch.fx.GraphModule`;
+    - "eager": the model's own class, with smaller parameters and attributes that count anew;
+    - "export": `torch.export`; a `GraphModule` of ATen operations;
+    - "hooks": the model's own class, the outputs of smaller layers put back among zeros by forward hooks.
+
+    Args:
+        model: any module, or a traced `torch.fx.GraphModule`.
+        example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+        plan: what goes, made by `analysis.plan(...)` or loaded from a file; the rung that it was made on is tried
+            first. Or say here what a plan is made from:
+        ratio, masks, importance, ignore, round_to, exact, seed: see `fxprune.planning.plan.choose`.
+        bias: what of a channel goes. "prune": everything, it never existed. "fold": its weights; the constant that its
+            bias, the shift of a norm or an activation at zero then makes of it goes exactly into the layers that read
+            it, and where that is not possible the channel stays. masks="zeros" with "fold", which is the default there,
+            removes whatever has no influence or a constant one, and computes the same function.
+        border: where zeros are padded, a constant is another one near the border. "carrier" keeps one of the constant
+            channels, which takes the others along; costs that channel. "map" adds a map of constants to the result of
+            the layer; costs an addition, out_channels x height x width numbers, and takes inputs of the example's
+            height and width only, in a graph.
+        also: more example inputs, for a forward that does other things on them; what holds for one holds for all.
+        strict: raise at an operation without a rule instead of keeping its channels.
+        verify: compare the result with its reference in float64 where the weights are real (see
+            `fxprune.check`); shapes are always proven. A forward that decides by numbers is always compared: its
+            shapes cannot be proven.
+        path: take this way or raise.
+        prefer: "class" keeps the class where that is possible, "graph" makes a graph where that is possible; without
+            it a graph by tracing, else the class, else a graph by export.
+        norms: "kept" takes a statistic over the channels that are left; "preserve" goes on counting the original
+            width where that is exactly possible (layer norms, RMS norms, means over what is zero where it is gone),
+            so that the result equals the masked original there, and such groups are exact.
+
+    Raises `FxpruneError` of some kind, before anything is changed. Warns with `NothingRemovedWarning`, and says
+    why, when nothing could be removed.
+
+    >>> import torch, fxprune
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 4, 3))
+    >>> small = fxprune.transform(net.eval(), torch.randn(1, 3, 8, 8), ratio=0.5)
+    >>> small.get_submodule("0"), small.get_submodule("1").num_features
+    (Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1)), 4)
+    """
+    if plan is not None and not (ratio is None and masks is None and bias is None):
+        raise PlanError("a plan says already what goes", why="ratio, masks or bias were given too", do="pass the plan")
+    if folds(bias, masks) and path == "hooks":
+        raise PlanError("constants cannot be folded behind hooks", why="they put zeros back", do="take another path")
+    choices: dict[str, Any] = {
+        "ratio": ratio,
+        "masks": masks,
+        "bias": bias,
+        "border": border,
+        "importance": importance,
+        "ignore": ignore,
+        "round_to": round_to,
+        "exact": exact,
+        "seed": seed,
+    }
+    request = Request(plan, choices, also, strict, verify, norms)
+    rungs = rungs_of(model, path, prefer)
+    if prefer is None and isinstance(plan, Plan):
+        rungs = tuple(sorted(rungs, key=lambda rung: rung != plan.path))
+    result = climb(model, example_inputs, request, rungs)
+    if not result.plan:
+        why = "; ".join(result.plan.reasons) or "the plan is empty"
+        warnings.warn(f"nothing was removed: {why}", NothingRemovedWarning, stacklevel=3)
+    attach(result.small, _recorded(result))
+    return result.small
+
+
+def verify(model: nn.Module, small: nn.Module, example_inputs: Any) -> float:
+    """The largest relative error of `small`, made from `model` by `transform`, against its reference.
+
+    Both run in float64 and evaluation mode on `example_inputs`, which may differ from those of `transform`. The
+    reference is `masked(model, record(small).zeroed)`; where removal changed a statistic (see `norms` of
+    `transform`), that statistic is taken over the kept channels.
+
+    Returns max |small - reference| / max |reference| over all outputs; inf where shapes differ or NaN appears.
+    """
+    made = record(small)
+    recorded = twin(model, lambda tensor: tensor)
+    for name, module in recorded.named_modules():
+        module.training = name in made.training
+    analysis = analyze(recorded, example_inputs, path=made.path, norms=made.norms)
+    planned = carry_out(analysis, replace(made.plan, structure=None))
+    exact = {**rescaled(analysis, planned.removal), **planned.constants.exact}
+    return compare(analysis, small, planned.removal, planned.zeroed, exact)
+
+
+def _recorded(result: Result) -> Record:
+    analysis, small, plan = result.analysis, result.small, result.plan
+    reasons = [*plan.reasons, *analysis.notes]
+    inexact = analysis.inexact & result.removal.removed
+    if inexact.any():
+        changed = dict.fromkeys(
+            f"{event.op} in {event.module or 'the model'}: {event.why}"
+            for event in analysis.marked_by(inexact.nonzero()[0])
+        )
+        reasons += [f"a statistic changed: {text}" for text in changed]
+    state = {
+        **dict(small.named_parameters(remove_duplicate=False)),
+        **dict(small.named_buffers(remove_duplicate=False)),
+    }
+    before = {
+        name: tuple(tensor.shape)
+        for key, tensor in analysis.tensors.items()
+        for name in (key, *analysis.aliases.get(key, ()))
+    }
+    absent = [name for name, _ in analysis.model.named_parameters() if name not in state]
+    if absent:
+        mode = "training" if analysis.model.training else "evaluation"
+        listed = ", ".join(absent[:4]) + (", ..." if len(absent) > 4 else "")
+        reasons.append(f"left out, because the forward does not use them in {mode} mode: {listed}")
+    after = {name: tuple(t.shape) for name, t in state.items() if name in before}
+    training = tuple(name for name, module in analysis.model.named_modules() if module.training)
+    return Record(
+        analysis.captured.path,
+        plan.removed,
+        not inexact.any(),
+        before,
+        after,
+        tuple(reasons),
+        training,
+        result.error,
+        result.why_not,
+        "kept" if analysis.preserved is None else "preserve",
+        _complete(result),
+        (planned(analysis), planned(analysis, result.removal, result.constants)),
+    )
+
+
+def _complete(result: Result) -> Plan:
+    """The plan with all that is known of it after the rewrite."""
+    analysis, small, plan = result.analysis, result.small, result.plan
+    structure = plan.structure
+    if structure is None or not structure.coupled:
+        structure = structure_of(analysis, result.removal.removed, plan.removed)
+    return replace(plan, sizes=derived(analysis, small), structure=structure, path=analysis.captured.path)

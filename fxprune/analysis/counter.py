@@ -1,0 +1,37 @@
+"""Counts the multiply-adds of every operation of a run."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxprune.analysis.observer import bound
+from fxprune.capture.fake_tensors import run
+from fxprune.capture.scopes import Scopes
+from fxprune.ops.macs import products
+
+Found = tuple[str, str, "int | None"]
+"""Of one operation: the module that runs it, its name, its multiply-adds or None."""
+
+
+class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the multiply-adds of every ATen operation and the innermost module that runs it."""
+
+    def __init__(self, scopes: Scopes) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.scopes, self.module = scopes, ""
+        self.found: list[Found] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "prim":
+            return func(*args, **kwargs)
+        made = run(func, args, kwargs)
+        name, arguments = bound(func, args, kwargs)
+        sizes = products(func, arguments, made, lambda tensor: tuple(tensor.shape))
+        if sizes != []:
+            path = self.module if self.scopes.now.module is None else self.scopes.now.path
+            self.found.append((path, name, None if sizes is None else sum(map(math.prod, sizes))))
+        return made

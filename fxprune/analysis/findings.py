@@ -1,0 +1,282 @@
+"""What the walk found: groups of channels, locked channels with their reasons, and the graph it looked at."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fxprune.analysis.marked_integers import Setting, Sizing
+from fxprune.analysis.observer import Observation, Observer
+from fxprune.capture.captured import Captured
+from fxprune.capture.inputs import Inputs
+from fxprune.channels.groups import Axis, Bools, Ints, Solution
+from fxprune.channels.vector import Vector
+from fxprune.ops import Event
+
+
+@dataclass(frozen=True)
+class Member:
+    """One dimension of a parameter or buffer in which a group's channels have slots.
+
+    index: for each of its slots the channel (0 .. size - 1) of the group it goes with, ascending by slot.
+    slots: the slots, same length; a channel of a flattened C x H x W input has H * W of them.
+    """
+
+    parameter: str
+    dim: int
+    tensor: torch.Tensor
+    index: Ints
+    slots: Ints
+
+    def per_channel(self, values: torch.Tensor, size: int) -> torch.Tensor:
+        """Sum `values` (one per index of the dimension) over the slots of each of the group's `size` channels."""
+        index = torch.from_numpy(self.index).to(values.device)
+        slots = torch.from_numpy(self.slots).to(values.device)
+        return values.new_zeros(size).index_add_(0, index, values[slots])
+
+
+class Group:
+    """Interchangeable channels: the same footprint, ranked against each other.
+
+    name: the producer's module, or the parameter's name.
+    kind: "channels"; where a dimension is a grid "heads" and "head width" (attention), or "blocks" and "block width".
+    size: how many channels; `exact`: whether removing one equals setting its slots to zero; `reasons` if not.
+    """
+
+    def __init__(self, findings: Findings, number: int) -> None:
+        self._findings = findings
+        self.number = number
+        self.channels = findings.solution.by_group[number]
+        self.size = len(self.channels)
+
+    @cached_property
+    def members(self) -> tuple[Member, ...]:
+        """Every parameter dimension the channels stand in, in the order of the walk."""
+        s = self._findings.solution
+        entries = s.entries(self.number)
+        local = np.searchsorted(self.channels, s.channel[entries])
+        members: dict[int, Member] = {}
+        for chosen in _runs(s.place[entries]):
+            for number in s.places[s.place[entries[chosen[0]]]]:
+                axis = s.axes[number]
+                tensor = self._findings.tensors[axis.parameter]
+                members[number] = Member(axis.parameter, axis.dim, tensor, local[chosen], s.slot[entries[chosen]])
+        return tuple(members[number] for number in sorted(members))
+
+    @cached_property
+    def producer(self) -> Member:
+        """The member that opens the channels: an output dimension of a weight, else the first member."""
+        weights = [m for m in self.members if m.tensor.ndim > 1 and self._findings.opens(m.parameter, m.dim)]
+        return (weights or list(self.members))[0]
+
+    @property
+    def name(self) -> str:
+        """The module that opens the channels, or the raw parameter."""
+        parameter = self.producer.parameter
+        module, _, leaf = parameter.rpartition(".")
+        return module if module and leaf in ("weight", "bias") else parameter
+
+    @property
+    def kind(self) -> str:
+        """ "channels"; of a grid "heads" and "head width", or "blocks" and "block width" where no attention runs."""
+        s, producer = self._findings.solution, self.producer
+        columns = s.channels_of(self._findings.axis_vector(producer.parameter, producer.dim))
+        if len(columns) < 2:
+            return "channels"
+        heads = self._findings.heads
+        if heads[self.channels].any():
+            return "heads"
+        if any(heads[column[column >= 0]].any() for column in columns):
+            return "head width"
+        return "blocks" if (columns[0] == self.channels[0]).any() else "block width"
+
+    @property
+    def exact(self) -> bool:
+        """Whether removing a channel equals setting its slots to zero."""
+        return not self._findings.inexact[self.channels].any()
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Which operations change a statistic when a channel of this group goes."""
+        return tuple(dict.fromkeys(say(e) for e in self._findings.marked_by(self.channels)))
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __repr__(self) -> str:
+        members = ", ".join(f"{m.parameter}[{m.dim}]" for m in self.members[:4])
+        more = f", ... {len(self.members) - 4} more" if len(self.members) > 4 else ""
+        return f"Group({self.name!r}, {self.size} {self.kind}, {members}{more})"
+
+
+@dataclass(frozen=True)
+class Locked:
+    """Parameter dimensions whose slots an operation holds back.
+
+    slots: (parameter, dim) -> how many slots. parameters: how many elements those slots carry, at most.
+    """
+
+    event: Event
+    slots: Mapping[tuple[str, int], int]
+    parameters: int
+
+    def __str__(self) -> str:
+        held = ", ".join(f"{name}[{dim}]" for name, dim in list(self.slots)[:3])
+        more = f" and {len(self.slots) - 3} more" if len(self.slots) > 3 else ""
+        return f"{say(self.event)}: holds {held}{more}"
+
+
+class Findings:
+    """Groups of channels, locked channels with their reasons, and the graph it looked at.
+
+    Frozen in spirit: nothing in it changes, and the model it was made from is only referred to.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        captured: Captured,
+        inputs: Inputs,
+        solution: Solution,
+        observer: Observer,
+        nodes: dict[str, Any],
+        observations: dict[str, Observation],
+        tensors: dict[str, torch.Tensor],
+        aliases: dict[str, list[str]],
+        axes: list[Axis],
+        settings: Mapping[Setting, list[Sizing]],
+        notes: tuple[str, ...],
+        more: tuple[Inputs, ...],
+    ) -> None:
+        self.model = model
+        self.captured = captured
+        self.inputs = inputs
+        self.solution = solution
+        self.nodes = nodes
+        self.observations = observations
+        self.tensors = tensors
+        self.aliases = aliases
+        self.axes = axes  # those of the solution, and those of constants that the graph made
+        self.settings = settings
+        self.notes = notes
+        self.more = more
+        self.visits = observer.visits
+        self.events = observer.events
+        self._heads = observer.heads
+        self.minima = observer.minima
+        self.vectors = list(dict.fromkeys(v.representative for v in observer.vectors.values()))
+        self.renumbered = {id(t): v for t, v in observer.renumbered}
+        self.marks = observer.statistics
+        self.preserved: Mapping[str, Any] | None = None  # scope -> how it keeps counting the original width
+        self._axes = {(a.parameter, a.dim): a.vector for a in solution.axes}
+
+    # -- groups -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """Every group of removable channels, in the order in which the walk met them."""
+        return tuple(Group(self, number) for number in range(self.solution.groups))
+
+    @cached_property
+    def inexact(self) -> Bools:
+        """Per channel, whether its removal changes a statistic."""
+        flags = np.zeros(self.solution.channels, dtype=bool)
+        for mark in self.marks:
+            for channels in self.solution.channels_of(mark.vector):
+                flags[channels[channels >= 0]] = True
+        return flags
+
+    @cached_property
+    def heads(self) -> Bools:
+        """Per channel, whether it is a head of some attention."""
+        flags = np.zeros(self.solution.channels, dtype=bool)
+        for vector in self._heads:
+            for channels in self.solution.channels_of(vector):
+                flags[channels[channels >= 0]] = True
+        return flags
+
+    def marked_by(self, channels: Ints) -> Iterator[Event]:
+        """The events that make removing any of `channels` inexact."""
+        wanted = np.zeros(self.solution.channels, dtype=bool)
+        wanted[channels] = True
+        for mark in self.marks:
+            if any(wanted[c[c >= 0]].any() for c in self.solution.channels_of(mark.vector)):
+                yield self.events[mark.event]
+
+    @cached_property
+    def locked(self) -> tuple[Locked, ...]:
+        """What is held back, by the operation that holds it, most withheld parameters first."""
+        found: dict[int, dict[tuple[str, int], int]] = {}
+        for event, axis, count in self.solution.held:
+            a = self.solution.axes[axis]
+            place = found.setdefault(event, {})
+            place[a.parameter, a.dim] = place.get((a.parameter, a.dim), 0) + count
+        result = []
+        for event, slots in found.items():
+            elements = sum(
+                self.tensors[p].numel() // max(self.tensors[p].shape[d], 1) * n for (p, d), n in slots.items()
+            )
+            result.append(Locked(self.events[event], slots, elements))
+        return tuple(sorted(result, key=lambda locked: -locked.parameters))
+
+    def axis_vector(self, parameter: str, dim: int) -> Vector:
+        """The vector of a parameter's dimension in terms of free channels."""
+        return self.solution.terms.resolve(self._axes[parameter, dim])
+
+    def opens(self, parameter: str, dim: int) -> bool:
+        """Whether a dimension is the output of the module that owns the parameter."""
+        return dim == output_dim(self.owner(parameter), self.tensors[parameter].ndim)
+
+    def owner(self, parameter: str) -> nn.Module:
+        """The module that a parameter or buffer is registered in."""
+        return self.captured.module.get_submodule(parameter.rpartition(".")[0])
+
+    def __repr__(self) -> str:
+        s = self.solution
+        return f"{type(self).__name__}({type(self.model).__name__}: {s.channels} channels in {s.groups} groups)"
+
+
+def output_dim(module: nn.Module, ndim: int) -> int | None:
+    """The dimension of a module's weight that counts its output channels; None for a raw parameter."""
+    if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        return 1 if ndim > 1 else 0
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return 1
+    if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):  # of any class that somebody made of them
+        return 0
+    return 0 if type(module).__module__.startswith("torch.nn") else None
+
+
+def hookable(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The layers whose outputs a forward hook can put back, whatever the code around them: path and module.
+
+    Those that own their weight alone, without another computation of it.
+    """
+    uses = Counter(id(t) for _, t in model.named_parameters(remove_duplicate=False))
+    for path, module in model.named_modules():
+        plain = type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) and getattr(module, "groups", 1) == 1
+        own = list(module.parameters(recurse=False))
+        if path and plain and "weight" in module._parameters and all(uses[id(t)] == 1 for t in own):
+            yield path, module
+
+
+def _runs(keys: Ints) -> list[Ints]:
+    """Positions of equal keys together, in the order of first appearance."""
+    if not len(keys):
+        return []
+    order = np.argsort(keys, kind="stable")
+    cuts = np.flatnonzero(np.diff(keys[order])) + 1
+    return list(np.split(order, cuts))
+
+
+def say(event: Event) -> str:
+    """Operation, module, source line and reason in one line."""
+    where = event.module or "the model"
+    return f"{event.op} in {where} ({event.source}): {event.why}"

@@ -1,0 +1,400 @@
+"""The dispatch mode that sees every ATen operation and applies its rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxprune.analysis.unread_slots import Reach
+from fxprune.capture.fake_tensors import run
+from fxprune.capture.scopes import Key, Scope, Scopes
+from fxprune.capture.traced import users_line
+from fxprune.capture.values import leaves, outline, tensors_in
+from fxprune.channels.terms import Terms
+from fxprune.channels.vector import Vector
+from fxprune.errors import RuleError
+from fxprune.ops import Call, Event, Operand, Rule, apply, rule_for
+from fxprune.ops.leaves import LeafCall, LeafRule, leaf_rule
+from fxprune.ops.macs import products
+from fxprune.ops.registry import checked
+
+MEETS = "meets a fixed dimension (model input, space or a constant)"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the walk is: a node of the graph, its module path, its source line."""
+
+    node: str = ""
+    module: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Mark:
+    """A statistic over a dimension that may shrink.
+
+    event, vector: what takes it, and over what. scope: where, as in `Key`.
+    width: whether it only changes because fewer slots are counted, the removed ones being zero.
+    made: the ids of the tensors that depend on it.
+    """
+
+    event: int
+    vector: Vector
+    scope: str
+    width: bool
+    made: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Contraction:
+    """What an operation multiplies and adds up.
+
+    op, module: the operation, and the path of the innermost module that runs it.
+    products: their sum is the number of multiply-adds, each a product of dimensions; None where nobody knows.
+    inside: all dimensions that enter or leave an operation of which nobody knows, or the module around it that is
+        treated as one operation: the products hold as long as none of them shrinks.
+    """
+
+    op: str
+    module: str
+    products: list[tuple[Vector, ...]] | None
+    inside: tuple[Vector, ...] = ()
+
+
+@dataclass(eq=False)
+class Observation:
+    """What a node's operations were seen to do.
+
+    counts: integer arguments by name and the vectors they count.
+    outputs: what came out of each operation.
+    numbers: the fractions that it was called with, which are no sizes and must not follow them; and of which dimension
+        they are known to be computed.
+    positions: arguments of operations inside a module that are positions in a dimension: name, value, dimension.
+    marked: the calls that change a statistic, and what came out of them.
+    contractions: the operations that multiply and add up, in order.
+    """
+
+    counts: dict[str, tuple[Vector, ...]] = field(default_factory=dict)
+    marked: dict[Key, tuple[Call, list[Operand]]] = field(default_factory=dict)
+    outputs: dict[Key, list[Operand]] = field(default_factory=dict)
+    numbers: dict[Key, tuple[tuple[float, ...], tuple[Vector, ...]]] = field(default_factory=dict)
+    positions: dict[Key, list[tuple[str, Any, Vector]]] = field(default_factory=dict)
+    contractions: list[Contraction] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Visit:
+    """The first call of a module: what went in and came out (tensors as operands), what its operations counted."""
+
+    inputs: Any
+    output: Any
+    observation: Observation
+
+
+class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Keeps an `Operand` for every tensor, and asks the rule of every operation for those of its outputs."""
+
+    def __init__(self, terms: Terms, scopes: Scopes, *, strict: bool = False) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.terms = terms
+        self.scopes = scopes
+        scopes.enter, scopes.leave, scopes.scaled = self._enter, self._leave, self._scaled
+        self.visits: dict[str, Visit] = {}
+        self.strict = strict
+        self.events: list[Event] = [Event("", "", "", "", "")] * 2  # 0 none, 1 structure
+        self._marks: list[Mark] = []
+        self.renumbered: list[tuple[torch.Tensor, Vector]] = []
+        self.heads: list[Vector] = []
+        self.reach = Reach()
+        self.minima: list[tuple[Vector, int]] = []
+        self.place = Place()
+        self.observation = Observation()
+        self._inner = [self.observation]
+        self.vectors: dict[int, Vector] = {}
+        self._operands: dict[int, tuple[torch.Tensor, Operand]] = {}
+        self.used: set[int] = set()  # ids of the tensors that some operation or the output read
+        self._inside_leaf = 0
+        self._leaf_contractions: list[Contraction] = []
+        self._spoiled: set[int] = set()  # storages into which values that are not zero were written
+
+    # -- operands of tensors ------------------------------------------------------------------------------
+
+    def bind(self, tensor: torch.Tensor, operand: Operand) -> None:
+        """The operand of a tensor from now on."""
+        self._operands[id(tensor)] = (tensor, operand)
+        for vector in operand.vectors:
+            if not vector.fixed:
+                self.vectors[id(vector)] = vector
+                if vector.size == 1 and len(self.terms.free(vector)):
+                    self.terms.lock(vector, self.event("slice", "the only slot of a dimension cannot go"))
+
+    def operand(self, tensor: torch.Tensor) -> Operand:
+        """The operand of a tensor; one that nobody knows is fixed, its numbers known if they are real."""
+        self.used.add(id(tensor))
+        return self.peek(tensor)
+
+    def peek(self, tensor: torch.Tensor) -> Operand:
+        """The operand of a tensor, without counting as a use of it."""
+        known = self._operands.get(id(tensor))
+        if known is not None:
+            if self._spoiled and tensor.untyped_storage()._cdata in self._spoiled:
+                return replace(known[1], zero=(False,) * len(known[1].vectors))
+            return known[1]
+        vectors = tuple(self.terms.fixed(s) for s in tensor.shape)
+        value = tensor.constant if isinstance(tensor, FakeTensor) else tensor
+        operand = Operand(vectors, (True,) * len(vectors), value if _is_index(value) else None)
+        self._operands[id(tensor)] = (tensor, operand)
+        return operand
+
+    def event(self, op: str, why: str) -> int:
+        """A new event at the place where the walk is."""
+        place = self.where()
+        self.events.append(Event(op, place.node, place.module, place.source, why))
+        return len(self.events) - 1
+
+    def at(self, place: Place) -> Observation:
+        """The walk moves on to a new node."""
+        self.place, self.observation = place, Observation()
+        self._inner = [self.observation]
+        self.scopes.node(place.node)
+        return self.observation
+
+    def _enter(self, scope: Scope) -> None:
+        self._inner.append(Observation())
+        self._inside_leaf += leaf_rule(scope.module) is not None
+
+    def _leave(self, scope: Scope, args: Any, kwargs: Any, made: Any) -> None:
+        function = leaf_rule(scope.module)
+        if function is not None:
+            self._inside_leaf -= 1
+            if not self._inside_leaf:
+                self._observe_leaf(function, scope, args, kwargs, made)
+        inner = self._inner.pop()
+        if scope.name not in self.visits:
+            inputs = outline((*args, *kwargs.values()), self.peek)
+            self.visits[scope.name] = Visit(inputs, outline(made, self.peek), inner)
+
+    def counted(self, argument: str) -> tuple[Vector, ...]:
+        """What the innermost scope's operations counted under this name; nothing if they did not."""
+        return self._inner[-1].counts.get(argument, ())
+
+    def _scaled(self, key: Key, query: torch.Tensor) -> None:
+        self.observation.numbers[key] = (query.shape[-1] ** -0.5,), self.operand(query).vectors[-1:]
+
+    def where(self) -> Place:
+        """The node's place; inside a module that the graph does not show, that module and its line."""
+        scope = self.scopes.now
+        if scope.module is None or scope.path == self.place.module:
+            return self.place
+        return Place(self.place.node, scope.path, users_line() or self.place.source)
+
+    def _module(self) -> str:
+        """The path of the innermost module that is running."""
+        scope = self.scopes.now
+        return self.place.module if scope.module is None else scope.path
+
+    @property
+    def marks(self) -> list[tuple[int, Vector]]:
+        """The events that change a statistic, and whose; not those whose result nobody used."""
+        return [(mark.event, mark.vector) for mark in self.statistics]
+
+    @property
+    def statistics(self) -> list[Mark]:
+        """The same with all that is known about them."""
+        return [mark for mark in self._marks if not mark.made or self.used.intersection(mark.made)]
+
+    # -- operations ---------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "prim":  # asks for a device
+            return func(*args, **(kwargs or {}))
+        if self._inside_leaf:  # a rule of its own says it all
+            made = func(*args, **(kwargs or {}))
+            name, raw = bound(func, args, kwargs or {})
+            contracted = products(func, raw, made, lambda tensor: tuple(map(self.terms.fixed, tensor.shape)))
+            if contracted != []:
+                self._leaf_contractions.append(Contraction(name, self._module(), contracted))
+            return made
+        made = run(func, args, kwargs or {})
+        self._observe(func, args, kwargs or {}, made)
+        return made
+
+    def _observe(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any) -> None:
+        outputs = [made] if isinstance(made, torch.Tensor) else [t for t in _flat(made) if isinstance(t, torch.Tensor)]
+        name, raw = bound(func, args, kwargs)
+        self.reach.note(name, raw, made)
+        arguments = {key: self._convert(value) for key, value in raw.items()}
+        call = Call(
+            op=name,
+            terms=self.terms,
+            shapes=[tuple(t.shape) for t in outputs],
+            func=func,
+            arguments=arguments,
+            raw=raw,
+            event=lambda why: self.event(name, why),
+        )
+        operands = [o for v in arguments.values() for o in (v if isinstance(v, (list, tuple)) else (v,))]
+        tensors = [o for o in operands if isinstance(o, Operand)]
+        function = rule_for(func)
+        self.terms.now = self.event(name, MEETS)
+        if function is None:
+            results = self._unknown(call, tensors)
+        else:
+            if "out" in arguments and isinstance(arguments["out"], Operand):
+                out = arguments.pop("out")
+                tensors.remove(out)
+            results = self._ruled(function, call, tensors)
+        self._attach(raw, outputs, results)
+        self._note(call, outputs, results)
+        contracted = products(func, raw, made, lambda tensor: self.peek(tensor).vectors)
+        if contracted != []:
+            every = () if contracted else tuple(v for o in (*tensors, *results) for v in o.vectors)
+            self.observation.contractions.append(Contraction(name, self._module(), contracted, every))
+
+    def _observe_leaf(self, function: LeafRule, scope: Scope, args: Any, kwargs: Any, made: Any) -> None:
+        """A module that is treated as one operation: its rule instead of those of what it does inside."""
+        module = scope.module
+        assert module is not None
+        named = [*module.named_parameters(), *module.named_buffers()]
+        parameters = {name: self.operand(tensor) for name, tensor in named}
+        outputs = tensors_in(made)
+        name = type(module).__name__
+        call = LeafCall(
+            op=name,
+            terms=self.terms,
+            shapes=[tuple(t.shape) for t in outputs],
+            event=lambda why: self.event(name, why),
+            module=module,
+            parameters=parameters,
+        )
+        given, named_given = outline(args, self.operand), outline(kwargs, self.operand)
+        entering = [*leaves((given, named_given), Operand), *parameters.values()]
+        self.terms.now = self.event(name, MEETS)
+
+        def run() -> list[Operand]:
+            ruled = function(call, *given, **named_given)
+            return checked(call, [ruled] if isinstance(ruled, Operand) else list(ruled))
+
+        results = self._guarded(run, call, [o for o in entering if isinstance(o, Operand)])
+        for tensor, operand in zip(outputs, results, strict=True):
+            self.bind(tensor, operand)
+        self._note(call, outputs, results)
+        every = tuple(v for o in (*entering, *results) if isinstance(o, Operand) for v in o.vectors)
+        self.observation.contractions += [replace(c, inside=every) for c in self._leaf_contractions]
+        self._leaf_contractions.clear()
+
+    def _ruled(self, function: Rule, call: Call, tensors: list[Operand]) -> list[Operand]:
+        """The outputs by the rule."""
+        return self._guarded(lambda: apply(function, call, tensors), call, tensors)
+
+    def _guarded(self, run: Callable[[], list[Operand]], call: Call, tensors: list[Operand]) -> list[Operand]:
+        """A rule that fails is treated as if there were none. What it tied stays tied."""
+        try:
+            return run()
+        except Exception as error:
+            if self.strict:
+                raise
+            text = str(error).splitlines()[0] if str(error) else ""
+            return call.refuse(tensors, f"its rule failed, please report this: {type(error).__name__}: {text}")
+
+    def _unknown(self, call: Call, tensors: list[Operand]) -> list[Operand]:
+        """An operation without a rule locks what enters it, and says so."""
+        held = [v for o in tensors for v in o.vectors if len(self.terms.free(v))]
+        if held and self.strict:
+            raise RuleError(
+                f"no channel rule for {call.op}",
+                at=f"{self.place.module or 'the model'} ({self.place.source}), node %{self.place.node}",
+                why=f"channels enter it on a dimension of size {held[0].size}",
+                do="add a rule (docs/adding_an_op.md), or drop strict=True to keep these channels",
+            )
+        return call.refuse(tensors, "no channel rule for this operation")
+
+    def _attach(self, raw: dict[str, Any], outputs: list[torch.Tensor], results: list[Operand]) -> None:
+        inputs = {id(t) for v in raw.values() for t in (v if isinstance(v, (list, tuple)) else (v,))}
+        for tensor, operand in zip(outputs, results, strict=True):
+            before = self.operand(tensor) if id(tensor) in inputs else None
+            if before is not None and len(before.vectors) == len(operand.vectors) and before.shape == operand.shape:
+                # in place: what the tensor was, it stays (but for views of itself, as unsqueeze_ makes them)
+                for old, new in zip(before.vectors, operand.vectors, strict=True):
+                    if old is not new:
+                        self.terms.same(old, new)
+                if operand.zero != before.zero and not all(operand.zero):
+                    self._spoiled.add(tensor.untyped_storage()._cdata)
+                operand = Operand(before.vectors, operand.zero)
+            self.bind(tensor, operand)
+
+    def _note(self, call: Call, outputs: list[torch.Tensor], results: list[Operand]) -> None:
+        counts = self._inner[-1].counts
+        for name, vectors in call.counts.items():
+            counts.setdefault(name, vectors)
+        key = self.scopes.now.key(call.op)
+        if call.marks:
+            made = tuple(map(id, outputs))
+            self._marks += [Mark(e, vector, key[0], e in call.widths, made) for e, vector in call.marks]
+            self.observation.marked[key] = (call, results)
+        self.heads += call.attention
+        self.minima += call.minima
+        for index, vector in call.renumbered:
+            if index.value is not None:
+                self.renumbered.append((index.value, vector))
+        self.observation.outputs[key] = results
+        if self.scopes.now.module is not None and (positions := self._positions(call)):
+            self.observation.positions[key] = positions
+        if numbers := numbers_of(call.raw.values(), call.raw):
+            query = call.arguments.get("query")
+            self.observation.numbers[key] = numbers, query.vectors[-1:] if isinstance(query, Operand) else ()
+
+    def _positions(self, call: Call) -> list[tuple[str, Any, Vector]]:
+        """What forward wrote as positions: no graph shows where, so nobody can write others."""
+        found = [(argument, value, vector) for argument, value, vector in call.positions if not vector.fixed]
+        lists = [(index.value, vector) for index, vector in call.renumbered if index.value is not None]
+        return found + [("index", None, vector) for value, vector in lists if not self.reach.follows(value)]
+
+    def _convert(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self.operand(value)
+        if isinstance(value, (list, tuple)) and any(isinstance(v, torch.Tensor) for v in value):
+            return [self.operand(v) if isinstance(v, torch.Tensor) else v for v in value]
+        return value
+
+
+def numbers_of(arguments: Iterable[Any], named: Mapping[str, Any]) -> tuple[float, ...]:
+    """The fractions among an operation's arguments, numbers that become tensors, a scale that attention computes."""
+    found = [argument for argument in arguments if type(argument) is float]
+    lifted = named.get("self")
+    if len(named) == 1 and type(lifted) is torch.Tensor and lifted.ndim == 0 and lifted.device.type == "cpu":
+        with unset_fake_temporarily():
+            found.append(float(lifted))  # a number that forward made a tensor
+    query = named.get("query")
+    if isinstance(query, torch.Tensor) and named.get("scale", 0) is None:
+        found.append(query.shape[-1] ** -0.5)
+    return tuple(found)
+
+
+_SCHEMAS: dict[Any, tuple[str, tuple[str, ...], dict[str, Any]]] = {}
+
+
+def bound(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The operator's name, and its arguments by the names of the schema, defaults filled in."""
+    known = _SCHEMAS.get(func)
+    if known is None:
+        schema = func._schema
+        defaults = {a.name: a.default_value for a in schema.arguments}
+        known = _SCHEMAS[func] = (schema.name, tuple(defaults), defaults)
+    name, names, defaults = known
+    return name, {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _flat(made: Any) -> Iterable[Any]:
+    return made if isinstance(made, (list, tuple)) else pytree.tree_leaves(made)
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not value.is_floating_point() and value.device.type != "meta"

@@ -1,0 +1,88 @@
+"""Fake twins: the same modules and inputs on tensors that have shape, dtype and device but no memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from fxprune.capture.module_copy import twin
+
+
+def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operation on fake tensors.
+
+    Batch normalisation in evaluation mode has the shape of its input; torch finds that out by decomposing it, which
+    costs more than all the rest of a convolutional network when it is asked for the first time.
+    """
+    if func is torch.ops.aten.native_batch_norm.default and args[5] is False and isinstance(args[0], FakeTensor):
+        return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
+    by_rows = func is torch.ops.aten._grouped_mm.default and args[0].ndim == 2 and args[1].ndim == 3
+    if by_rows and isinstance(args[0], FakeTensor):
+        return args[0].new_empty(args[0].shape[0], args[1].shape[2])  # torch's own wants bfloat16 there
+    return func(*args, **kwargs)
+
+
+class Real:
+    """Stands where a `Faker` stands when a forward asks for numbers: parameters as they are, the rest copied."""
+
+    def __init__(self) -> None:
+        self.mode: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        self._made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def tensor(self, real: torch.Tensor) -> torch.Tensor:
+        """The same tensor; a copy of a buffer or an input, which the forward may write into."""
+        if isinstance(real, nn.Parameter):
+            return real
+        return self._made.setdefault(id(real), (real, real.detach().clone()))[1]
+
+    def tree(self, values: Any) -> Any:
+        """Every tensor of a nested structure as a copy."""
+        return pytree.tree_map_only(torch.Tensor, self.tensor, values)
+
+    def module(self, module: nn.Module) -> nn.Module:
+        """A twin of the module with copies of its buffers."""
+        return twin(module, self.tensor)
+
+
+class Faker:
+    """Makes fake tensors under one mode; the same real tensor always becomes the same fake one.
+
+    A tensor on the meta device becomes a fake tensor on the CPU, so that models without weights can be analysed.
+    """
+
+    def __init__(self) -> None:
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def tensor(self, real: torch.Tensor) -> torch.Tensor:
+        """The fake twin of a tensor."""
+        known = self._made.get(id(real))
+        if known is not None:
+            return known[1]
+        if real.layout is not torch.strided:
+            fake: torch.Tensor = self.mode.from_tensor(real)
+        else:
+            fake = self._wrap(torch.empty_strided(real.shape, real.stride(), dtype=real.dtype, device="meta"), real)
+        self._made[id(real)] = (real, fake)
+        return fake
+
+    def smaller(self, real: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        """A fake tensor like `real` but of another shape."""
+        return self._wrap(torch.empty(tuple(shape), dtype=real.dtype, device="meta"), real)
+
+    def _wrap(self, meta: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        return FakeTensor(self.mode, meta, torch.device("cpu") if real.device.type == "meta" else real.device)
+
+    def tree(self, values: Any) -> Any:
+        """Every tensor of a nested structure as a fake one."""
+        return pytree.tree_map_only(torch.Tensor, self.tensor, values)
+
+    def module(self, module: nn.Module) -> nn.Module:
+        """A twin of the module with fake parameters and buffers."""
+        return twin(module, self.tensor)

@@ -1,0 +1,114 @@
+"""Symbolic tracing, with the source line of every node kept."""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.capture.module_copy import twin
+from fxprune.errors import CaptureError
+from fxprune.ops.leaves import leaf_rule
+
+SOURCE = "fxprune_source"
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep
+_WALK = os.path.join(os.path.dirname(__file__), "walk.py")
+
+
+def users_line() -> str:
+    """Where in the user's code the operation that is running was called, as file:line; "" where only torch did."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name == _WALK:
+            return ""
+        if not name.startswith((_OWN, _TORCH)):
+            return f"{name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+class _Tracer(fx.Tracer):
+    """`torch.fx.Tracer` that notes where in the user's code each node comes from."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Torch's own layers, and those that have a rule as a whole."""
+        return leaf_rule(m) is not None or super().is_leaf_module(m, module_qualified_name)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        frame = sys._getframe(1)
+        while frame is not None and frame.f_code.co_filename.startswith(_TORCH):
+            frame = frame.f_back  # type: ignore[assignment]
+        if frame is not None and frame.f_code.co_filename != __file__:  # else torch's own code called the layer
+            node.meta[SOURCE] = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        return node
+
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    """The model as a graph. A `GraphModule` is taken as it is; parameters are shared with the model.
+
+    Raises `CaptureError` where symbolic tracing fails, with what torch said.
+    """
+    if isinstance(model, fx.GraphModule):
+        return model
+    try:
+        traced = _traced(twin(model, lambda tensor: tensor))
+    except Exception as error:
+        raise CaptureError(
+            f"{type(model).__name__} cannot be traced symbolically",
+            why=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
+            do="trace it yourself (torch.fx.Tracer with leaf modules, concrete_args) and pass the GraphModule",
+        ) from error
+    _same_containers(model, traced)
+    return traced
+
+
+def _traced(model: nn.Module) -> fx.GraphModule:
+    tracer = _Tracer()
+    graph = tracer.trace(model)
+    return fx.GraphModule(model, graph, type(model).__name__)
+
+
+def _same_containers(model: nn.Module, traced: fx.GraphModule) -> None:
+    """GraphModule makes new containers: they get the originals' modes, and the same buffers stay out of state_dict.
+
+    Tensors that were plain attributes, or made in forward, become buffers there: they stay out of it too.
+    """
+    originals = dict(model.named_modules())
+    for name, module in traced.named_modules():
+        if type(module) not in (nn.Module, type(traced)):
+            continue  # a leaf, taken over whole
+        original = originals.get(name)
+        module.training = model.training if original is None else original.training
+        known = set() if original is None else set(original._buffers) - original._non_persistent_buffers_set
+        module._non_persistent_buffers_set |= set(module._buffers) - known
+        if original is not None:  # the order of state_dict and of parameters() is the original's too
+            for kind in ("_modules", "_parameters", "_buffers"):
+                have, order = getattr(module, kind), list(getattr(original, kind))
+                for key in [*(k for k in order if k in have), *(k for k in list(have) if k not in order)]:
+                    have[key] = have.pop(key)
+
+
+def source_of(node: fx.Node) -> str:
+    """Where in the user's code a node comes from, as file:line; the node itself where nobody noted it."""
+    if SOURCE in node.meta:
+        return str(node.meta[SOURCE])
+    lines = [line for line in (node.stack_trace or "").splitlines() if line.strip().startswith("File ")]
+    if lines:
+        parts = lines[-1].split('"')
+        return f"{parts[1]}:{parts[2].split('line ')[-1].split(',')[0]}" if len(parts) > 2 else lines[-1].strip()
+    return f"%{node.name}"
+
+
+def module_of(node: fx.Node) -> str:
+    """The dotted path of the innermost module that a node stands in, "" for the model itself."""
+    if node.op == "call_module":
+        return str(node.target)
+    stack = node.meta.get("nn_module_stack")
+    return str(next(reversed(stack.values()))[0] if stack and isinstance(next(reversed(stack.values())), tuple) else "")

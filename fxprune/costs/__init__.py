@@ -1,0 +1,14 @@
+"""What a model costs, of a model and of a plan not yet applied: parameters, bytes and MACs, by module and in total."""
+
+from fxprune.costs.count import Cost, LayerCost, cost, planned
+from fxprune.costs.marginal import ChannelCost, per_channel, withheld
+
+__all__ = [
+    "ChannelCost",
+    "Cost",
+    "LayerCost",
+    "cost",
+    "per_channel",
+    "planned",
+    "withheld",
+]

@@ -1,0 +1,189 @@
+"""What a model costs, per module and in total, also a model that a plan would make: parameters, bytes and MACs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.analysis.counter import Counter, Found
+from fxprune.analysis.findings import Findings, hookable
+from fxprune.analysis.observer import Contraction
+from fxprune.capture.caches import clean_caches
+from fxprune.capture.captured import Captured
+from fxprune.capture.fake_tensors import Faker, Real
+from fxprune.capture.front import capture
+from fxprune.capture.inputs import Inputs, initialised, normalize
+from fxprune.capture.scopes import Scopes
+from fxprune.capture.traced import module_of
+from fxprune.capture.walk import walk
+from fxprune.channels.groups import Removal
+from fxprune.errors import CaptureError
+from fxprune.rewrite.constants import Constants, bias_name
+from fxprune.rewrite.tensors import shapes_of
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one module costs by itself, those in it left out.
+
+    params, bytes: of the parameters (and buffers) that it owns; a tied one counts for its first owner.
+    macs: multiply-adds of the operations that it runs; None where one of them is not counted.
+    """
+
+    params: int = 0
+    bytes: int = 0
+    macs: int | None = 0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs.
+
+    params: elements of all parameters. bytes: of parameters and buffers. macs: multiply-adds of one forward, None where
+    some are not counted: then they are more than `at_least`, and `uncounted` says what is missing.
+    layers: path -> cost of every module that owns a tensor or multiplies; their sums are the totals.
+    """
+
+    params: int
+    bytes: int
+    macs: int | None
+    layers: Mapping[str, LayerCost] = field(default_factory=dict, repr=False, hash=False)
+    at_least: int = field(default=0, repr=False)
+    uncounted: tuple[str, ...] = field(default=(), repr=False)
+
+
+def cost(model: nn.Module, example_inputs: Any) -> Cost:
+    """Count a model's parameters, bytes, and the MACs of one forward on inputs of these shapes.
+
+    MACs are the multiply-adds of convolutions, matrix products, attention and recurrent layers: 2 FLOPs = 1 MAC.
+    Elementwise operations, statistics (normalisation, softmax), pooling, interpolation and lookups are not counted.
+    Where an operation that may multiply and add up is unknown, `macs` is None. The forward runs on fake tensors, and
+    nothing is computed; one that decides by numbers runs on real ones.
+
+    Raises `InputError` where the inputs do not fit, `CaptureError` where the forward raises.
+
+    >>> import torch, fxprune
+    >>> found = fxprune.cost(torch.nn.Linear(10, 20), torch.zeros(3, 10))
+    >>> found  # 10 * 20 + 20 parameters of 4 bytes; 3 * 10 * 20 multiply-adds
+    Cost(params=220, bytes=880, macs=600)
+    >>> found.layers
+    {'': LayerCost(params=220, bytes=880, macs=600)}
+    """
+    inputs = normalize(example_inputs)
+    initialised(model)
+    captured = capture(model, inputs, "fx" if isinstance(model, fx.GraphModule) else "eager")
+    with clean_caches(model):
+        try:
+            found = run_counted(captured, inputs, Faker())
+        except CaptureError as error:
+            weightless = any(tensor.device.type == "meta" for _, tensor in _state(model))
+            if not error.raised or weightless:
+                raise
+            found = run_counted(captured, inputs, Real())
+    return _summed({name: tuple(t.shape) for name, t in _state(model)}, model, found)
+
+
+def planned(findings: Findings, removal: Removal | None = None, constants: Constants | None = None) -> Cost:
+    """The same of the model that was analysed, or of the one that is left after a removal, from the analysis alone.
+
+    constants: what that one has besides, to take constants up. It equals `cost` of that model. Runs nothing, makes
+    nothing.
+    """
+    if removal is None:
+        model = findings.model
+        shapes = {name: tuple(t.shape) for name, t in _state(model)}
+    else:
+        model, shapes = findings.captured.module, shapes_of(findings, removal)
+    found = [(c.module, c.op, macs_of(c, removal)) for c in contractions(findings)]
+    made = _with_constants(_summed(shapes, model, found), model, constants or Constants())
+    if removal is None or findings.captured.path != "hooks":
+        return made
+    return _with_positions(made, findings, removal)
+
+
+def macs_of(contraction: Contraction, removal: Removal | None = None) -> int | None:
+    """The multiply-adds of an operation, after a removal if there is one; None where nobody knows."""
+    if contraction.products is None:
+        return None
+    if removal is None:
+        return sum(math.prod(v.size for v in vectors) for vectors in contraction.products)
+    if any(removal.count(v) != v.size for v in contraction.inside):
+        return None
+    return sum(math.prod(map(removal.count, vectors)) for vectors in contraction.products)
+
+
+def contractions(findings: Findings) -> Iterator[Contraction]:
+    """Every operation of the walk that multiplies and adds up, in order."""
+    for observation in findings.observations.values():
+        yield from observation.contractions
+
+
+def run_counted(captured: Captured, inputs: Inputs, faker: Faker | Real) -> list[Found]:
+    """The multiply-adds of every operation of one forward."""
+    module = faker.module(captured.module)
+    counter = Counter(Scopes(module))
+
+    def visit(node: fx.Node, execute: Callable[[], Any]) -> Any:
+        counter.module = module_of(node)
+        counter.scopes.node(node.name)
+        return execute()
+
+    walk(captured.graph, module, faker, captured.values(inputs), visit, (counter.scopes.watching(), counter))
+    return counter.found
+
+
+def _state(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Parameters and buffers, tied ones under their first name."""
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+def _summed(shapes: Mapping[str, tuple[int, ...]], model: nn.Module, found: Iterable[Found]) -> Cost:
+    """Tensors of these shapes and what operations multiply, by module."""
+    params: dict[str, int] = {}
+    octets: dict[str, int] = {}
+    macs: dict[str, int | None] = {}
+    least = 0
+    uncounted: dict[str, None] = {}
+    for name, tensor in _state(model):
+        path, elements = name.rpartition(".")[0], math.prod(shapes[name])
+        octets[path] = octets.get(path, 0) + elements * tensor.element_size()
+        params[path] = params.get(path, 0) + (elements if isinstance(tensor, nn.Parameter) else 0)
+    for path, op, count in found:
+        before = macs.get(path, 0)
+        macs[path] = None if count is None or before is None else before + count
+        least += count or 0
+        if count is None:
+            uncounted[f"{op} in {path or 'the model'}"] = None
+    paths = dict.fromkeys((*octets, *macs))
+    layers = {p: LayerCost(params.get(p, 0), octets.get(p, 0), macs.get(p, 0)) for p in paths}
+    total = None if uncounted else least
+    return Cost(sum(params.values()), sum(octets.values()), total, layers, least, tuple(uncounted))
+
+
+def _with_constants(made: Cost, model: nn.Module, constants: Constants) -> Cost:
+    """New biases are parameters, maps that are added are buffers of the graph."""
+    layers = dict(made.layers)
+    size = next((p.element_size() for p in model.parameters() if p.is_floating_point()), 0)
+    new = [(bias_name(place), bias, True) for place, bias in constants.biases.items()]
+    for name, tensor, trained in [*new, *((node, values, False) for node, values in constants.maps.items())]:
+        path = name.rpartition(".")[0] if trained else ""
+        layer = layers.get(path, LayerCost(0, 0, 0))
+        more = tensor.numel() * trained
+        layers[path] = replace(layer, params=layer.params + more, bytes=layer.bytes + tensor.numel() * size)
+    params, octets = (sum(getattr(layer, k) for layer in layers.values()) for k in ("params", "bytes"))
+    return replace(made, layers=layers, params=params, bytes=octets)
+
+
+def _with_positions(made: Cost, findings: Findings, removal: Removal) -> Cost:
+    """Layers behind hooks keep a buffer of the positions that are left, 8 bytes each."""
+    layers = dict(made.layers)
+    for path, _ in hookable(findings.captured.module):
+        vector = findings.axis_vector(f"{path}.weight", 0)
+        if removal.kept(vector) is not None:
+            layers[path] = replace(layers[path], bytes=layers[path].bytes + 8 * removal.count(vector))
+    return replace(made, layers=layers, bytes=sum(layer.bytes for layer in layers.values()))

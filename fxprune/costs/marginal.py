@@ -1,0 +1,114 @@
+"""What one channel costs, and what a lock withholds: parameters and MACs that would go, counted from the analysis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from fxprune.analysis.findings import Findings
+from fxprune.analysis.observer import Contraction
+from fxprune.channels.groups import Axis, Removal
+from fxprune.channels.vector import Vector
+from fxprune.costs.count import contractions, macs_of
+
+
+@dataclass(frozen=True)
+class ChannelCost:
+    """What goes with one channel alone: parameters, and MACs of one forward, None where some are not counted."""
+
+    params: int
+    macs: int | None
+
+
+def per_channel(findings: Findings) -> tuple[ChannelCost, ...]:
+    """What the first channel of each group costs: what the model has less of if it alone goes."""
+    axes: dict[str, list[Axis]] = {}
+    for axis in findings.axes:
+        axes.setdefault(axis.parameter, []).append(axis)
+    touching = _touching(findings)
+    found = []
+    for group in findings.groups:
+        one = np.zeros(findings.solution.channels, dtype=bool)
+        one[group.channels[0]] = True
+        removal = Removal(findings.solution, one)
+        params = 0
+        for name in dict.fromkeys(m.parameter for m in group.members if isinstance(m.tensor, nn.Parameter)):
+            sizes = list(findings.tensors[name].shape)
+            for axis in axes[name]:
+                sizes[axis.dim] = removal.count(axis.vector)
+            params += findings.tensors[name].numel() - math.prod(sizes)
+        found.append(ChannelCost(params, _saved(touching.get(group.number, ()), removal)))
+    return tuple(found)
+
+
+def _vectors(contraction: Contraction) -> Iterator[Vector]:
+    """The dimensions that decide how much an operation multiplies, each once."""
+    every = (*contraction.inside, *(v for vectors in contraction.products or () for v in vectors))
+    yield from dict.fromkeys(v.representative for v in every)
+
+
+def _touching(findings: Findings) -> dict[int, list[Contraction]]:
+    """By group the operations that multiply its channels."""
+    groups_of: dict[Vector, list[int]] = {}
+    touching: dict[int, list[Contraction]] = {}
+    s = findings.solution
+    for contraction in contractions(findings):
+        met: set[int] = set()
+        for vector in _vectors(contraction):
+            if vector not in groups_of:
+                channels = [c[c >= 0] for c in s.channels_of(vector)]
+                groups_of[vector] = np.unique(s.group[np.concatenate(channels)]).tolist() if channels else []
+            met.update(groups_of[vector])
+        for group in met:
+            touching.setdefault(group, []).append(contraction)
+    return touching
+
+
+def _saved(touched: Iterable[Contraction], removal: Removal) -> int | None:
+    total = 0
+    for contraction in touched:
+        before, after = macs_of(contraction), macs_of(contraction, removal)
+        if before is None or after is None:
+            return None
+        total += before - after
+    return total
+
+
+def withheld(findings: Findings) -> dict[int, int | None]:
+    """By the number of an event, the MACs that would go at most if all slots went that it holds; None if unknown."""
+    held_in: dict[Vector, dict[int, int]] = {}
+    result: dict[int, int | None] = {}
+    for contraction in contractions(findings):
+        for vector in _vectors(contraction):
+            if vector not in held_in:
+                held_in[vector] = _held(findings, vector)
+        unknown = contraction.products is None or contraction.inside
+        for event in {e for vector in _vectors(contraction) for e in held_in[vector]}:
+            before = result.get(event, 0)
+            saved = None if unknown else sum(_less(vs, held_in, event) for vs in contraction.products or ())
+            result[event] = None if before is None or saved is None else before + saved
+    return result
+
+
+def _less(vectors: Iterable[Vector], held_in: dict[Vector, dict[int, int]], event: int) -> int:
+    sizes = [(v.size, held_in[v.representative].get(event, 0)) for v in vectors]
+    return math.prod(size for size, _ in sizes) - math.prod(size - held for size, held in sizes)
+
+
+def _held(findings: Findings, vector: Vector) -> dict[int, int]:
+    """How many slots of a vector each event holds; a slot with a free atom is held by none."""
+    if vector.fixed or vector.untouched:
+        return {}
+    terms, columns = findings.solution.terms, vector.columns
+    atoms, position, _ = terms.expand_all(np.concatenate(columns), np.ones(vector.size * len(columns), dtype=np.int64))
+    slot, events = position % vector.size, terms.event(atoms)
+    movable = np.zeros(vector.size, dtype=bool)
+    movable[slot[events == 0]] = True
+    stuck = (events > 1) & ~movable[slot]
+    pairs = np.unique(np.stack([events[stuck], slot[stuck]]), axis=1)
+    numbers, counts = np.unique(pairs[0], return_counts=True)
+    return dict(zip(numbers.tolist(), counts.tolist(), strict=True))

@@ -1,0 +1,64 @@
+"""Fused attention: q [n, h, l, e], k [n, h, s, e], v [n, h, s, f], all of it one operation.
+
+What a fused kernel promises is what its parts would: two contractions and a softmax between them. Only the kernels
+are here; where torch has none (other than four dimensions, dropout on a CPU, values of another width than the
+queries), `scaled_dot_product_attention` takes itself apart into operations that have rules of their own. The widths
+e and f are therefore independent. A graph that calls a kernel of equal widths itself is caught when its sizes are
+settled: that operation then gives another shape than is promised here, and its channels are held.
+"""
+
+from __future__ import annotations
+
+from fxprune.channels.vector import Vector
+from fxprune.ops.contraction import NOT_ZERO
+from fxprune.ops.elementwise import broadcast
+from fxprune.ops.registry import Call, Operand, rule
+
+KERNELS = """
+    _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention
+    _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
+    _scaled_dot_product_fused_attention_overrideable
+""".split()
+
+
+@rule(*(f"aten::{name}" for name in KERNELS))
+def attention(call: Call, query: Operand, key: Operand, value: Operand) -> list[Operand]:
+    """y[n, h, l, f] = sum_s softmax_s(sum_e q[n, h, l, e] * k[n, h, s, e] + mask[n, h, l, s]) * v[n, h, s, f]
+
+    The mask is broadcast. Fewer heads in k and v than in q are shared: q[n, (h g)] meets k[n, h] and v[n, h].
+    """
+    batch, heads, length, width = query.vectors
+    call.heads(heads)
+    call.same(batch, key.dim(0))
+    call.same(batch, value.dim(0))
+    shared = _shared(call, heads, key.dim(1))
+    call.same(key.dim(1), value.dim(1))
+    call.same(width, key.dim(3))
+    call.same(key.dim(2), value.dim(2))
+    if not query.zero[3] and not key.zero[3]:
+        call.mark(width, NOT_ZERO)
+    call.mark(key.dim(2), "attention takes a softmax over the keys")
+    mask = call.arguments.get("attn_mask", call.arguments.get("attn_bias"))
+    if isinstance(mask, Operand):
+        scores = call.operand([batch, heads, length, key.dim(2)])
+        broadcast(call, [scores, mask], scores.shape)
+    if call.arguments["is_causal"]:
+        call.lock(length, "causal attention compares positions")
+        call.lock(key.dim(2), "causal attention compares positions")
+    zero = [value.zero[0], value.zero[1] and not shared, False, value.zero[3]]
+    outputs = [call.operand([batch, heads, length, value.dim(3)], zero)]
+    for shape in call.shapes[1:]:  # the logarithm of the softmax's sum per query; random seeds; nothing at all
+        known: list[Vector] = [batch, heads, length] if len(shape) > 2 else []
+        kept = [v if v.size == s else call.fixed(s) for v, s in zip(known, shape, strict=False)]
+        outputs.append(call.operand([*kept, *(call.fixed(s) for s in shape[len(kept) :])], False))
+    return outputs
+
+
+def _shared(call: Call, heads: Vector, fewer: Vector) -> bool:
+    """Tie the heads of the queries to those of the keys; whether several of them meet the same one."""
+    if heads.size == fewer.size:
+        call.same(heads, fewer)
+        return False
+    h, _ = call.split(heads, (fewer.size, heads.size // fewer.size))
+    call.same(h, fewer)
+    return True

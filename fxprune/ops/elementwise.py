@@ -1,0 +1,190 @@
+"""Elementwise operations: y[..., i, ...] = f(a[..., i, ...], b[..., i, ...], ...) under broadcasting.
+
+Vectors of equal size are the same; a dimension of size 1 adopts the other. Nothing mixes two slots, so no rule
+of its own is needed for any of them: the list below is the documentation.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from fxprune.channels.vector import Vector
+from fxprune.ops.registry import Call, Operand, rule
+
+ELEMENTWISE = """
+    abs acos acosh add addcdiv addcmul angle asin asinh atan atan2 atanh bitwise_and bitwise_not bitwise_or
+    bitwise_xor ceil celu clamp clamp_max clamp_min clip complex conj_physical copysign cos cosh deg2rad digamma div
+    elu erf erfc erfinv exp exp2 expm1 fill float_power floor floor_divide fmax fmin fmod frac ge gelu gt
+    hardshrink hardsigmoid hardswish hardtanh heaviside hypot isfinite isinf isnan isneginf isposinf ldexp le
+    leaky_relu lerp lgamma log log10 log1p log2 log_sigmoid_forward logaddexp logaddexp2 logical_and logical_not
+    logical_or logical_xor logit lt masked_fill maximum minimum mish mul mvlgamma nan_to_num neg nextafter polar
+    polygamma positive pow rad2deg reciprocal relu relu6 remainder round rrelu_with_noise rsqrt rsub selu sgn
+    sigmoid sign signbit silu sin sinc sinh softplus softshrink special_entr special_erfcx special_i0e special_i1
+    special_log_ndtr special_ndtr special_ndtri special_xlog1py special_zeta sqrt square sub tan tanh threshold
+    trunc where xlogy zero
+    _prelu_kernel
+""".split()
+
+COPIES = """
+    alias clone contiguous detach lift lift_fresh lift_fresh_copy to _to_copy type_as _to_dense _conj _neg_view
+""".split()
+
+RANDOM = """
+    bernoulli cauchy dropout exponential geometric log_normal native_dropout normal random uniform
+""".split()
+
+
+def broadcast(call: Call, operands: Sequence[Operand], shape: Sequence[int]) -> tuple[Vector, ...]:
+    """The vectors of the broadcast of `operands`, aligned from the last dimension."""
+    vectors = []
+    for d, size in enumerate(shape, start=-len(shape)):
+        vector = None
+        if size > 1:
+            for operand in operands:
+                if operand.ndim >= -d and operand.vectors[d].size == size:
+                    if vector is None:
+                        vector = operand.vectors[d]
+                    else:
+                        call.same(vector, operand.vectors[d])
+                        if vector.fixed:
+                            vector = operand.vectors[d]
+        vectors.append(call.fixed(size) if vector is None else vector)
+    return tuple(vectors)
+
+
+@rule(*(f"aten::{name}" for name in ELEMENTWISE))
+def elementwise(call: Call, *operands: Operand) -> list[Operand]:
+    """y[i] = f(a[i], b[i], ...): equal sizes are the same, size 1 adopts."""
+    outputs = []
+    for shape in call.shapes:
+        if shape == (0,):  # some return an empty second output
+            outputs.append(call.operand([call.fixed(0)]))
+            continue
+        vectors = broadcast(call, operands, shape)
+        zero = []
+        for d, vector in enumerate(vectors, start=-len(vectors)):
+            zeros = [_carries_zero(o, d, vector.size) for o in operands] if not vector.fixed else []
+            zero.append(vector.fixed or vanishes(call, zeros))
+            if not vector.fixed and breaks(call, zeros):
+                call.mark(vector, f"{call.op.removeprefix('aten::')} has no value where the channel is zero")
+        outputs.append(call.operand(vectors, zero))
+    return outputs
+
+
+@rule("aten::eq", "aten::ne", labels="own")
+def equal(call: Call, self: Operand, other: Any) -> list[Operand]:
+    """y[i] = a[i] == b[i]. Positions in a dimension compared with positions in the same one follow its numbering."""
+    operands = [o for o in (self, other) if isinstance(o, Operand)]
+    labels = [o.labels for o in operands if o.labels is not None]
+    made = elementwise(call, *operands)
+    if len(labels) == 2 and labels[0].size == labels[1].size:
+        call.same(*labels)
+        if call.op == "aten::eq":  # nothing is at a position that is gone
+            gone = labels[0].representative
+            zero = [z or v.representative is gone for z, v in zip(made[0].zero, made[0].vectors, strict=True)]
+            return [Operand(made[0].vectors, tuple(zero))]
+        return made
+    beyond = isinstance(other, (int, float)) and labels and not 0 <= other < labels[0].size
+    for vector in () if beyond else labels:
+        call.lock(vector, "positions in this dimension are compared with other numbers")
+    return made
+
+
+@rule(*(f"aten::{name}" for name in COPIES), labels="keep")
+def copies(call: Call, *operands: Operand) -> Operand:
+    """y[i] = x[i]"""
+    return operands[0]
+
+
+@rule(*(f"aten::{name}" for name in RANDOM))
+def random(call: Call, *operands: Operand) -> list[Operand]:
+    """y[i] = a random number, which x[i] or the numbers at i describe"""
+    return [call.operand(broadcast(call, operands, shape), False) for shape in call.shapes]
+
+
+@rule("aten::copy")
+def copy(call: Call, self: Operand, src: Operand) -> Operand:
+    """self[i] = src[i], src broadcast"""
+    vectors = broadcast(call, [self, src], call.shapes[0])
+    zero = [_carries_zero(src, d, v.size) for d, v in enumerate(vectors, start=-len(vectors))]
+    return call.operand(vectors, zero)
+
+
+def _carries_zero(operand: Operand, d: int, size: int) -> bool:
+    """Whether removed slots of dimension d (from the end) are zero in this operand; broadcast ones are not."""
+    return operand.ndim >= -d and operand.vectors[d].size == size and operand.zero[d]
+
+
+_NUMBERS = (1.37, 0.4, -0.73, -2.1, 2.9)
+_ROUNDS = (*(_NUMBERS[k:] + _NUMBERS[:k] for k in range(len(_NUMBERS))), _NUMBERS[:1] * len(_NUMBERS))
+"""What the operands that are not zero are, in turn: different numbers, all pairs of signs, and equal numbers."""
+_PROBES: dict[tuple[Any, ...], tuple[float, ...]] = {}
+
+
+def vanishes(call: Call, zero: Sequence[bool]) -> bool:
+    """Whether f is 0 where the operands with `zero` are 0, whatever the others are."""
+    return all(value == 0 for value in _values(call, zero))
+
+
+def breaks(call: Call, zero: Sequence[bool]) -> bool:
+    """Whether f is infinite or no number where the operands with `zero` are 0, and not so in general: 1 / x."""
+    if not any(zero) or any(math.isfinite(value) for value in _values(call, zero)):
+        return False
+    return any(math.isfinite(value) for value in _values(call, [False] * len(zero)))
+
+
+def _values(call: Call, zero: Sequence[bool]) -> tuple[float, ...]:
+    """f at zero for the operands with `zero`, for several values of the others.
+
+    Asked of the operation itself, on single numbers, once per operation and scalar arguments.
+    """
+    values: list[Any] = []
+    tensors = iter(zero)
+    for name, argument in call.arguments.items():
+        if isinstance(argument, Operand):
+            values.append((name, next(tensors), _kind(call.raw[name].dtype)))
+        elif isinstance(argument, (list, tuple)) and any(isinstance(a, Operand) for a in argument):
+            return (_UNKNOWN,)
+        else:
+            values.append((name, argument))
+    key = (call.func, repr(values))
+    if key not in _PROBES:
+        _PROBES[key] = tuple(_probe(call, values, numbers) for numbers in _ROUNDS)
+    return _PROBES[key]
+
+
+_UNKNOWN = 1.0
+"""What an operation gives that cannot be asked: neither zero nor infinite."""
+
+
+def _kind(dtype: torch.dtype) -> str:
+    return "b" if dtype == torch.bool else "f" if dtype.is_floating_point or dtype.is_complex else "i"
+
+
+def _probe(call: Call, values: Sequence[tuple[Any, ...]], numbers: Sequence[float]) -> float:
+    following = itertools.cycle(numbers)
+
+    def tensor(zero: bool, kind: str) -> torch.Tensor:
+        other = next(following)
+        number = 0.0 if zero else other
+        if kind == "b":
+            return torch.tensor(number > 0)
+        return torch.tensor(int(2 * number)) if kind == "i" else torch.tensor(number, dtype=torch.float64)
+
+    with unset_fake_temporarily(), torch.no_grad():
+        arguments = {v[0]: tensor(v[1], v[2]) if len(v) == 3 else v[1] for v in values}
+        for name in ("out", "dtype", "layout", "device", "pin_memory", "memory_format"):
+            arguments.pop(name, None)
+        positional = [arguments.pop(a.name) for a in call.func._schema.arguments if not a.kwarg_only]
+        try:
+            made = call.func(*positional, **arguments)
+            first = made[0] if isinstance(made, (tuple, list)) else made
+            return float(first.abs() if first.is_complex() else first)
+        except (RuntimeError, TypeError, ValueError):
+            return _UNKNOWN

@@ -1,0 +1,91 @@
+"""Modules that are treated as one operation: a rule of their own says what their forward does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from fxprune.channels.vector import Vector
+from fxprune.errors import RuleError
+from fxprune.ops.registry import Call, Operand
+
+LeafRule = Callable[..., "Operand | Sequence[Operand]"]
+
+_LEAVES: dict[type[nn.Module], LeafRule] = {}
+_WEIGHTS: dict[type[nn.Module], Callable[..., Tensor]] = {}
+
+
+@dataclass(eq=False)
+class LeafCall(Call):
+    """One observed call of a leaf module: a `Call` that knows the module, its parameters and its buffers."""
+
+    module: nn.Module = field(default_factory=nn.Module)
+    parameters: Mapping[str, Operand] = field(default_factory=dict)
+
+    def parameter(self, name: str) -> Operand:
+        """A parameter or buffer of the module by its name in `named_parameters()`."""
+        if name not in self.parameters:
+            raise RuleError(f'{self.op} has no parameter "{name}"', why=f"it has {', '.join(self.parameters)}")
+        return self.parameters[name]
+
+    def mark(self, vector: Vector, why: str, *, width: bool = False) -> None:
+        """Locks: the reference cannot take a statistic inside a module that nobody looks into."""
+        self.lock(vector, why)
+
+
+def leaf(*types: type[nn.Module], weight: Callable[..., Tensor] | None = None) -> Callable[[LeafRule], LeafRule]:
+    """Treat modules of these types as one operation, with this rule.
+
+    weight: for subclasses of linear layers and convolutions that compute with another weight than their parameter: that
+        weight, of the module. With it constants can be folded into such a layer.
+
+    The rule is called with a `LeafCall` and what forward was called with, tensors as `Operand`s. It ties what belongs
+    together, `call.parameter("weight")` included, and returns the `Operand` of the output, or a sequence of them.
+    `call.count("width", vector)` says that the attribute `width` of the module is the size of that dimension: it is set
+    anew when channels go. Parameters of the module shrink as the rule ties them; what it leaves alone could go freely,
+    so every dimension of every parameter must be tied, or locked with `call.lock`.
+
+    Symbolic tracing does not trace into such a module. A class has one rule: a second one raises `RuleError`.
+
+    >>> import torch, fxprune
+    >>> class Scale(torch.nn.Module):
+    ...     def __init__(self, width):
+    ...         super().__init__()
+    ...         self.width, self.weight = width, torch.nn.Parameter(torch.ones(width))
+    ...     def forward(self, x):
+    ...         assert x.shape[-1] == self.width  # what no tracer could follow
+    ...         return x * self.weight
+    >>> @fxprune.leaf(Scale)
+    ... def scale(call, x):
+    ...     call.same(x.dim(-1), call.parameter("weight").dim(0))
+    ...     call.count("width", x.dim(-1))
+    ...     return call.operand(x.vectors, x.zero)
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), Scale(8), torch.nn.Linear(8, 2))
+    >>> small = fxprune.transform(net, torch.randn(1, 4), ratio=0.5)
+    >>> small.get_submodule("1").width, small.get_submodule("1").weight.shape
+    (4, torch.Size([4]))
+    """
+
+    def register(function: LeafRule) -> LeafRule:
+        for kind in types:
+            if kind in _LEAVES:
+                raise RuleError(f"{kind.__name__} has a rule already", at=f"{_LEAVES[kind].__module__}")
+            _LEAVES[kind] = function
+            if weight is not None:
+                _WEIGHTS[kind] = weight
+        return function
+
+    return register
+
+
+def leaf_rule(module: nn.Module | None) -> LeafRule | None:
+    """The rule of a module that is treated as one operation; None for all others. Subclasses need their own."""
+    return None if module is None else _LEAVES.get(type(module))
+
+
+def leaf_weight(module: nn.Module) -> Tensor | None:
+    """The weight that a leaf computes with, None where it did not say."""
+    function = _WEIGHTS.get(type(module))
+    return None if function is None else function(module)

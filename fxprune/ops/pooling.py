@@ -1,0 +1,80 @@
+"""Pooling, resampling and spatial padding: every channel on its own, the last k dimensions in space."""
+
+from __future__ import annotations
+
+from fxprune.ops.registry import Call, Operand, rule
+
+SPATIAL = {
+    1: """adaptive_avg_pool1d adaptive_max_pool1d avg_pool1d max_pool1d max_pool1d_with_indices reflection_pad1d
+        replication_pad1d upsample_linear1d upsample_nearest1d _upsample_nearest_exact1d""",
+    2: """_adaptive_avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d avg_pool2d max_pool2d
+        max_pool2d_with_indices max_unpool2d reflection_pad2d replication_pad2d upsample_bicubic2d
+        upsample_bilinear2d upsample_nearest2d _upsample_nearest_exact2d _upsample_bilinear2d_aa
+        _upsample_bicubic2d_aa _upsample_lanczos2d_aa mkldnn_max_pool2d""",
+    3: """_adaptive_avg_pool3d adaptive_avg_pool3d adaptive_max_pool3d avg_pool3d max_pool3d
+        max_pool3d_with_indices max_unpool3d reflection_pad3d replication_pad3d upsample_nearest3d
+        upsample_trilinear3d _upsample_nearest_exact3d""",
+}
+
+
+def _register(space: int) -> None:
+    @rule(*(f"aten::{name}" for name in SPATIAL[space].split()))
+    def spatial(call: Call, *operands: Operand) -> list[Operand]:
+        """y[.., c, s'] = f over a window of x[.., c, s]"""
+        x = operands[0]
+        for vector in x.vectors[-space:]:
+            call.lock(vector, "spatial dimension of pooling, resampling or padding")
+        for other in operands[1:]:
+            for a, b in zip(x.vectors[:-space], other.vectors[:-space], strict=True):
+                call.same(a, b)
+        kept = x.ndim - space
+        return [
+            call.operand(
+                [*x.vectors[:-space], *(call.fixed(s) for s in shape[kept:])], [*x.zero[:-space], *(True,) * space]
+            )
+            for shape in call.shapes
+        ]
+
+
+for _space in SPATIAL:
+    _register(_space)
+
+
+@rule("aten::fractional_max_pool2d", "aten::fractional_max_pool3d")
+def fractional_max_pool(call: Call, self: Operand, random_samples: Operand) -> list[Operand]:
+    """y[n, c, s'] = max over a window of x[n, c, s] that random_samples[n, c, :] chooses"""
+    space = random_samples.shape[-1]
+    kept = self.ndim - space
+    for vector in self.vectors[kept:]:
+        call.lock(vector, "spatial dimension of pooling, resampling or padding")
+    for a, b in zip(reversed(self.vectors[:kept]), reversed(random_samples.vectors[:-1]), strict=False):
+        call.same(a, b)
+    return [
+        call.operand(
+            [*self.vectors[:kept], *(call.fixed(s) for s in shape[kept:])], [*self.zero[:kept], *(True,) * space]
+        )
+        for shape in call.shapes
+    ]
+
+
+@rule("aten::grid_sampler_2d", "aten::grid_sampler_3d", "aten::cudnn_grid_sampler")
+def grid_sampler(call: Call, *operands: Operand) -> Operand:
+    """y[n, c, s'] = x[n, c, s] interpolated at s = grid[n, s', :]"""
+    input, grid = operands
+    for vector in (*input.vectors[2:], grid.vectors[-1]):
+        call.lock(vector, "spatial dimension of pooling, resampling or padding")
+    batch, channels = input.vectors[:2]
+    call.same(batch, grid.dim(0))
+    return call.operand(
+        [batch, channels, *grid.vectors[1:-1]], [input.zero[0], input.zero[1], *(False for _ in grid.vectors[1:-1])]
+    )
+
+
+@rule("aten::glu")
+def glu(call: Call, self: Operand, dim: int) -> Operand:
+    """y[c] = x[c] * sigmoid(x[n + c]): both halves go together."""
+    vector = self.dim(dim)
+    halves, channels = call.split(vector, (2, vector.size // 2))
+    call.lock(halves, "glu needs both halves")
+    d = dim % self.ndim
+    return call.operand([channels if i == d else v for i, v in enumerate(self.vectors)], self.zero)

@@ -1,0 +1,181 @@
+"""Recurrent layers: unit j goes with row j of every gate, column j of the recurrent weight and slot j of the state.
+
+With a state that starts at zero, a unit whose weights and biases are zero stays zero: every gate of it is
+sigmoid(0), its candidate is tanh(0). Most recurrent layers take themselves apart, step by step, into operations that
+have rules of their own; here are the kernels that do a whole layer, or all of them, at once. The gates stand one
+after the other in the first dimension of the weights, which are, per layer and direction,
+w_ih [(gate unit), input], w_hh [(gate unit), unit], the biases b_ih and b_hh, and a projection w_hr [output, unit].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fxprune.channels.vector import Vector
+from fxprune.ops.contraction import NOT_ZERO
+from fxprune.ops.registry import Call, Operand, rule
+
+GATES = {0: 1, 1: 1, 2: 4, 3: 3}
+"""How many gates there are, by the number of the mode: relu, tanh, LSTM, GRU."""
+
+TIME = "a recurrent layer runs over the steps in order"
+
+
+@rule("aten::mkldnn_rnn_layer")
+def one_layer(
+    call: Call,
+    input: Operand,
+    weight0: Operand,
+    weight1: Operand,
+    weight2: Operand,
+    weight3: Operand,
+    hx_: Operand,
+    cx_: Operand,
+    mode: int,
+    hidden_size: int,
+    has_biases: bool,
+) -> list[Operand]:
+    """h[t, n, j], c[t, n, j] = f_j(sum_i w_ih[(g j), i] * x[t, n, i] + sum_k w_hh[(g j), k] * h[t - 1, n, k])"""
+    weights = [weight0, weight1, *([weight2, weight3] if has_biases else [])]
+    call.lock(input.dim(0), TIME)
+    for state in (hx_, cx_):
+        call.same(input.dim(1), state.dim(0))
+    unit, zero = _cell(call, input.dim(-1), input.zero[-1], weights, GATES[mode], hidden_size, hx_, cx_)
+    call.count("hidden_size", unit)
+    last = call.operand([input.dim(1), unit], [False, zero])
+    rest = [call.operand([call.fixed(s) for s in shape]) for shape in call.shapes[3:]]
+    return [call.operand([*input.vectors[:2], unit], [False, False, zero]), last, last, *rest]
+
+
+@rule("aten::_cudnn_rnn")
+def all_layers(
+    call: Call,
+    input: Operand,
+    weight: Sequence[Operand],
+    weight_stride0: int,
+    weight_buf: Operand | None,
+    hx: Operand,
+    cx: Operand | None,
+    mode: int,
+    hidden_size: int,
+    proj_size: int,
+    num_layers: int,
+    batch_first: bool,
+    bidirectional: bool,
+    batch_sizes: Sequence[int],
+) -> list[Operand]:
+    """h[t, n, j], c[t, n, j] = f_j(sum_i w_ih[(g j), i] * x[t, n, i] + sum_k w_hh[(g j), k] * h[t - 1, n, k])
+
+    Per layer and direction; a layer reads both directions of the one below. The states of all layers are one
+    tensor, so that all layers have the same units.
+    """
+    if weight_buf is not None:
+        call.refuse([weight_buf], "all weights of the layers in one buffer")
+    vectors, zero = input.vectors[-1], input.zero[-1]
+    steps = input.vectors[:-1]
+    batch = 0 if batch_first else 1
+    for d, vector in enumerate(steps):
+        if batch_sizes or d != batch:
+            call.lock(vector, TIME)
+    for state in (hx, cx):
+        if state is not None:
+            call.lock(state.dim(0), "the states of all layers")
+            if batch_sizes:
+                call.lock(state.dim(1), TIME)
+            else:
+                call.same(steps[batch], state.dim(1))
+    directions = 2 if bidirectional else 1
+    states = [Operand(s.vectors[1:], s.zero[1:]) if s is not None else None for s in (hx, cx)]
+    hidden, cells = states[0], states[1]
+    assert hidden is not None
+    every = True
+    for layer in range(num_layers):
+        outputs = []
+        kept = True
+        for direction in range(directions):
+            first = (layer * directions + direction) * weight_stride0
+            weights = weight[first : first + weight_stride0]
+            unit, vanishes = _cell(call, vectors, zero, weights, GATES[mode], hidden_size, hidden, cells)
+            outputs.append(unit)
+            kept = kept and vanishes
+        vectors, zero, every = call.terms.cat(outputs) if directions == 2 else outputs[0], kept, every and kept
+    call.count("hidden_size", hidden.dim(-1) if cells is None else cells.dim(-1))
+    call.count("proj_size", hidden.dim(-1) if proj_size else call.fixed(0))
+    made = [call.operand([*steps, vectors], [*(False for _ in steps), zero])]
+    for state, shape in zip((hx, cx), call.shapes[1:3], strict=True):
+        if state is not None and state.shape == shape:
+            made.append(call.operand(state.vectors, [False, False, every]))
+        else:
+            made.append(call.operand([call.fixed(s) for s in shape]))
+    return [*made, *(call.operand([call.fixed(s) for s in shape]) for shape in call.shapes[3:])]
+
+
+def _cell(
+    call: Call,
+    entering: Vector,
+    zero: bool,
+    weights: Sequence[Operand],
+    gates: int,
+    hidden_size: int,
+    hx: Operand,
+    cx: Operand | None,
+) -> tuple[Vector, bool]:
+    """One layer in one direction: what comes out of it, and whether it is zero at removed units."""
+    into, recurrent, *rest = weights
+    projected = recurrent.shape[1] != hidden_size or (rest and rest[-1].ndim == 2)
+    projection = rest.pop() if projected else None
+    call.same(entering, into.dim(1))
+    if not zero and not into.zero[1]:
+        call.mark(entering, NOT_ZERO)
+    unit = into.dim(0).take(slice(0, hidden_size))
+    for part in (into, recurrent, *rest):
+        for k in range(gates):
+            call.same(unit, part.dim(0).take(slice(k * hidden_size, (k + 1) * hidden_size)))
+    out = unit
+    vanishes = all(part.zero[0] for part in (into, recurrent, *rest))
+    if gates == 4 and cx is not None:
+        call.same(unit, cx.dim(-1))
+        vanishes = vanishes and cx.zero[-1]
+    elif gates == 3:
+        vanishes = vanishes and hx.zero[-1]
+    if projection is not None:
+        call.same(unit, projection.dim(1))
+        if not vanishes and not projection.zero[1]:
+            call.mark(unit, NOT_ZERO)
+        out, vanishes = projection.dim(0), projection.zero[0]
+    call.same(out, recurrent.dim(1))
+    call.same(out, hx.dim(-1))
+    if not hx.zero[-1] and not recurrent.zero[1]:
+        call.mark(out, NOT_ZERO)
+    return out, vanishes
+
+
+@rule("aten::_thnn_fused_lstm_cell")
+def lstm_cell(
+    call: Call,
+    input_gates: Operand,
+    hidden_gates: Operand,
+    cx: Operand,
+    input_bias: Operand | None,
+    hidden_bias: Operand | None,
+) -> list[Operand]:
+    """h[n, j], c[n, j] = f_j(x[n, (g j)] + z[n, (g j)] + b[(g j)] + d[(g j)], c'[n, j])"""
+    parts = [part for part in (input_gates, hidden_gates, input_bias, hidden_bias) if part is not None]
+    unit = cx.dim(-1)
+    for part in parts:
+        for start in range(0, 4 * unit.size, unit.size):
+            call.same(part.dim(-1).take(slice(start, start + unit.size)), unit)
+    batch = input_gates.dim(0)
+    call.same(batch, hidden_gates.dim(0))
+    call.same(batch, cx.dim(0))
+    made = call.operand([batch, unit], [False, cx.zero[-1] and all(part.zero[-1] for part in parts)])
+    return [made, made, call.operand([batch, input_gates.dim(-1)], False)]
+
+
+@rule("aten::_pack_padded_sequence")
+def pack(call: Call, input: Operand, lengths: Operand) -> list[Operand]:
+    """y[(t n), i] = x[t, n, i] for the steps t that sequence n has"""
+    for vector in (*input.vectors[:2], *lengths.vectors):
+        call.lock(vector, "the lengths of the sequences are data")
+    packed = call.operand([call.fixed(call.shapes[0][0]), *input.vectors[2:]], [True, *input.zero[2:]])
+    return [packed, call.constant(1)]

@@ -1,0 +1,147 @@
+"""Reductions. A sum drops its dimension; what depends on how many slots there are, or on which, is marked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from fxprune.ops.registry import Call, Operand, rule
+
+SUMS = "sum nansum linalg_vector_norm norm".split()
+STATISTICS = """
+    mean nanmean amax amin aminmax max min median nanmedian mode prod var std var_mean std_mean logsumexp all any
+    count_nonzero
+""".split()
+POSITIONS = "argmax argmin kthvalue cummax cummin".split()
+POSITION = "the result holds positions in this dimension or depends on their order"
+ZERO_OF_ZEROS = set(SUMS) | {"mean", "amax", "amin", "max", "min", "prod", "var", "std", "any", "median"}
+
+
+def _dims(call: Call, ndim: int) -> list[int]:
+    dim = call.arguments.get("dim")
+    dims: Sequence[int] = range(ndim) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
+    return sorted({d % ndim for d in dims}) if ndim else []
+
+
+def _reduced(call: Call, x: Operand, dims: Sequence[int], vanishes: bool) -> list[Operand]:
+    keep = bool(call.arguments.get("keepdim", False))
+    vectors, zero = [], []
+    for d, vector in enumerate(x.vectors):
+        if d not in dims:
+            vectors.append(vector)
+            zero.append(x.zero[d] and vanishes)
+        elif keep:
+            vectors.append(call.fixed(1))
+            zero.append(True)
+    return [call.operand(vectors, zero) for _ in call.shapes]
+
+
+def _is_elementwise(call: Call) -> bool:
+    """max(a, b) of two tensors is no reduction."""
+    return isinstance(call.arguments.get("other"), Operand)
+
+
+@rule(*(f"aten::{name}" for name in SUMS))
+def sums(call: Call, self: Operand) -> list[Operand]:
+    """y = sum_i x[i], sum_i |x[i]|^p: exact where x is zero at the removed slots."""
+    dims = _dims(call, self.ndim)
+    for d in dims:
+        if not self.zero[d]:
+            call.mark(self.dim(d), "a sum over values that are not zero where the channel is gone")
+    order: Any = call.arguments.get("ord", call.arguments.get("p", 2))
+    if order is not None and not isinstance(order, str) and not 0 < order < float("inf"):
+        for d in dims:
+            call.mark(self.dim(d), f"a norm of order {order} over the channel")
+    return _reduced(call, self, dims, True)
+
+
+@rule(*(f"aten::{name}" for name in STATISTICS))
+def statistics(call: Call, self: Operand) -> list[Operand]:
+    """y = statistic_i x[i]: over the channels that are there."""
+    if _is_elementwise(call):
+        from fxprune.ops.elementwise import elementwise
+
+        return elementwise(call, self, call.arguments["other"])
+    name = call.op.removeprefix("aten::")
+    dims = _dims(call, self.ndim)
+    for d in dims:
+        width = name == "mean" and all(self.zero[e] for e in dims)
+        call.mark(self.dim(d), f"{name} over the channel", width=width)
+    return _reduced(call, self, dims, name in ZERO_OF_ZEROS)
+
+
+@rule(*(f"aten::{name}" for name in POSITIONS))
+def positions(call: Call, self: Operand) -> list[Operand]:
+    """y = the positions in one dimension, or what stands at them: that dimension stays, the others are independent."""
+    dims = _dims(call, self.ndim)
+    for d in dims:
+        call.lock(self.dim(d), POSITION)
+    outputs = []
+    for shape in call.shapes:
+        keep = len(shape) == self.ndim
+        vectors = [
+            call.fixed(shape[d]) if d in dims else vector
+            for d, vector in enumerate(self.vectors)
+            if keep or d not in dims
+        ]
+        outputs.append(call.operand(vectors, False))
+    return outputs
+
+
+@rule("aten::sort", "aten::argsort", labels="own")
+def sort(call: Call, self: Operand) -> list[Operand]:
+    """y = x in order, and where its values stood: that dimension stays. Labels stay labels."""
+    made = positions(call, self)
+    if self.labels is not None and call.op == "aten::sort":
+        made[0] = replace(made[0], labels=self.labels)
+    return made
+
+
+@rule("aten::topk", labels="own")
+def topk(call: Call, self: Operand, k: int, dim: int) -> list[Operand]:
+    """y, j = the k largest x[j]: among the channels that are there. j are positions, and k must stay."""
+    if self.labels is not None:
+        call.lock(self.labels, POSITION)
+    if not self.ndim:
+        return [call.constant(0), call.constant(1)]
+    vector = self.dim(dim)
+    call.mark(vector, "topk chooses among the channels")
+    call.least(vector, k)
+    vectors = [call.fixed(k) if d == dim % self.ndim else v for d, v in enumerate(self.vectors)]
+    chosen = call.operand(vectors, False)
+    return [chosen, replace(chosen, labels=None if vector.fixed else vector)]
+
+
+@rule("aten::searchsorted", "aten::bucketize")
+def lookups(call: Call, *operands: Operand) -> list[Operand]:
+    """y[i] = how many boundaries lie below x[i]: refused."""
+    return call.refuse(operands, POSITION)
+
+
+@rule("aten::cumsum")
+def cumsum(call: Call, self: Operand, dim: int) -> Operand:
+    """y[i] = sum_{j <= i} x[j]: exact where x is zero at the removed slots."""
+    if self.ndim and not self.zero[dim]:
+        call.mark(self.dim(dim), "a running sum over values that are not zero where the channel is gone")
+    zero = [z and d != dim % max(self.ndim, 1) for d, z in enumerate(self.zero)]
+    return call.operand(self.vectors, zero)
+
+
+@rule("aten::logcumsumexp", "aten::cumprod")
+def running(call: Call, self: Operand, dim: int) -> Operand:
+    """y[i] = log sum_{j <= i} exp(x[j]), prod_{j <= i} x[j]: over the channels that are there."""
+    if self.ndim:
+        call.mark(self.dim(dim), f"{call.op.removeprefix('aten::')} over the channel")
+    return call.operand(self.vectors, False)
+
+
+@rule("aten::_softmax", "aten::softmax", "aten::_log_softmax", "aten::log_softmax", "aten::_safe_softmax")
+def softmax(call: Call, self: Operand, dim: int) -> Operand:
+    """y[i] = exp(x[i]) / sum_j exp(x[j])"""
+    if self.ndim:
+        call.mark(self.dim(dim), "softmax over the channel")
+    if self.ndim > 2 and dim % self.ndim == self.ndim - 1:  # scores [.., heads, queries, keys]
+        for vector in self.vectors[:-2]:
+            call.heads(vector)
+    return call.operand(self.vectors, False)

@@ -1,0 +1,113 @@
+"""Transforms that mix all positions of one or two dimensions: those stay, the others pass through."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fxprune.ops.elementwise import broadcast
+from fxprune.ops.registry import Call, Operand, rule
+
+POSITION = "the result depends on the position in this dimension"
+
+
+@rule("aten::_fft_r2c", "aten::_fft_c2c", "aten::_fft_c2r")
+def fft(call: Call, self: Operand, dim: Sequence[int]) -> Operand:
+    """y[i, k] = sum_t x[i, t] * exp(-2 pi i k t / n)"""
+    transformed = {d % self.ndim for d in dim}
+    for d in transformed:
+        call.lock(self.dim(d), "a Fourier transform runs over this dimension")
+    shape = call.shapes[0]
+    vectors = [call.fixed(shape[d]) if d in transformed else v for d, v in enumerate(self.vectors)]
+    return call.operand(vectors, self.zero)
+
+
+@rule("aten::tril", "aten::triu")
+def triangle(call: Call, self: Operand) -> Operand:
+    """y[c, i, j] = x[c, i, j] on one side of the diagonal, 0 on the other"""
+    for vector in self.vectors[-2:]:
+        call.lock(vector, POSITION)
+    return self
+
+
+@rule("aten::diagonal")
+def diagonal(call: Call, self: Operand, dim1: int, dim2: int) -> Operand:
+    """y[c, i] = x[c, i, i + offset]"""
+    dims = {dim1 % self.ndim, dim2 % self.ndim}
+    for d in dims:
+        call.lock(self.dim(d), POSITION)
+    rest = [d for d in range(self.ndim) if d not in dims]
+    return call.operand(
+        [*(self.dim(d) for d in rest), call.fixed(call.shapes[0][-1])], [*(self.zero[d] for d in rest), True]
+    )
+
+
+@rule("aten::diag_embed")
+def diag_embed(call: Call, self: Operand, dim1: int, dim2: int) -> Operand:
+    """y[c, i, i + offset] = x[c, i], 0 elsewhere"""
+    call.lock(self.dim(-1), POSITION)
+    shape = call.shapes[0]
+    dims = {dim1 % len(shape), dim2 % len(shape)}
+    rest = iter(zip(self.vectors, self.zero, strict=True))
+    vectors, zero = zip(
+        *((call.fixed(size), True) if d in dims else next(rest) for d, size in enumerate(shape)), strict=True
+    )
+    return call.operand(vectors, zero)
+
+
+@rule("aten::trace")
+def trace(call: Call, self: Operand) -> Operand:
+    """y = sum_i x[i, i]"""
+    for vector in self.vectors:
+        call.lock(vector, POSITION)
+    return call.constant()
+
+
+@rule("aten::histc", labels="own")
+def histc(call: Call, self: Operand, bins: int, min: float, max: float) -> Operand:
+    """y[j] = how many values lie in bin j; of positions in a dimension of `bins` slots, how often slot j was chosen."""
+    for vector in self.vectors:
+        call.lock(vector, "counted by value")
+    labels = self.labels
+    if labels is None or (bins, min, max) != (labels.size, 0, labels.size - 1):
+        if labels is not None:
+            call.lock(labels, "positions in this dimension are counted otherwise than one by one")
+        return call.constant()
+    call.count("bins", labels)
+    return call.operand([labels])
+
+
+@rule("aten::linalg_cross")
+def cross(call: Call, self: Operand, other: Operand, dim: int) -> Operand:
+    """y[c, i] = a[c, i + 1] * b[c, i + 2] - a[c, i + 2] * b[c, i + 1], i modulo 3"""
+    for operand in (self, other):
+        call.lock(operand.dim(dim), "the three coordinates of a cross product")
+    shape = call.shapes[0]
+    vectors = broadcast(call, [self, other], shape)
+    zero = [
+        any(o.ndim >= -d and o.vectors[d].size == size and o.zero[d] for o in (self, other))
+        for d, size in enumerate(shape, start=-len(shape))
+    ]
+    return call.operand(vectors, zero)
+
+
+@rule("aten::isin")
+def isin(call: Call, *operands: Operand) -> Operand:
+    """y[i] = whether x[i] is one of the elements"""
+    shape = call.shapes[0]
+    elements = call.arguments.get("elements")
+    for operand in operands:
+        if operand is not elements:
+            for vector in operand.vectors:
+                call.lock(vector, "the elements that are looked for")
+    return call.operand(elements.vectors if isinstance(elements, Operand) else [call.fixed(s) for s in shape], False)
+
+
+@rule("aten::affine_grid_generator")
+def affine_grid(call: Call, theta: Operand) -> list[Operand]:
+    """y[n, h, w, d] = sum_k theta[n, d, k] * (position h, w, 1)[k]"""
+    return call.refuse([theta], "the sizes of a sampling grid")
+
+
+@rule("aten::_assert_tensor_metadata", "aten::_assert_async")
+def assertions(call: Call) -> None:
+    """No result."""

@@ -1,0 +1,101 @@
+"""The witness: what runs inside a node of the new graph must be what ran inside it before, at the counted sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxprune.analysis.observer import Observation, bound, numbers_of
+from fxprune.capture.fake_tensors import run
+from fxprune.capture.scopes import Key, Scopes
+from fxprune.channels.groups import Bools, Removal
+from fxprune.channels.vector import Vector
+
+
+class ContradictionError(Exception):
+    """An operation inside a node gives another shape than promised, along these vectors."""
+
+    def __init__(self, why: str, vectors: tuple[Vector, ...]) -> None:
+        self.vectors = vectors
+        super().__init__(why)
+
+
+class Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees the operations inside a node and compares their shapes with what the same ones gave in the old graph.
+
+    The result of a node proves too little: `view(n, 4, c // 4)` in an opaque function takes any c, but where whole
+    heads went, 4 is not the number of heads any more.
+
+    replaced: modules that run other operations in the small model than in the original.
+    """
+
+    def __init__(self, removal: Removal, scopes: Scopes, replaced: set[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.removal, self.scopes, self.replaced = removal, scopes, replaced
+        self.expected = Observation()
+        self.deferred: list[tuple[str, ContradictionError]] = []
+        scopes.scaled = lambda key, query: self._same_numbers(key, (query.shape[-1] ** -0.5,))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = run(func, args, kwargs or {})
+        scope = self.scopes.now
+        if func.namespace == "prim" or scope.loose or scope.path in self.replaced:
+            return made
+        name, named = bound(func, args, kwargs or {})
+        key = scope.key(name)
+        promised = self.expected.outputs.get(key)
+        if func is torch.ops.aten.lift_fresh.default:  # a literal list has its own site
+            self._same_numbers(key, numbers_of(named.values(), named))
+            return made
+        if promised is None:
+            return made
+        tensors = [t for t in (made if isinstance(made, (tuple, list)) else (made,)) if isinstance(t, torch.Tensor)]
+        for tensor, operand in zip(tensors, promised, strict=True):
+            counts = self.removal.shape(operand.vectors)
+            if tuple(tensor.shape) != counts:
+                wrong = [
+                    v for v, have, want in zip(operand.vectors, tensor.shape, counts, strict=False) if have != want
+                ]
+                why = f"{name} inside gives shape {tuple(tensor.shape)}, the analysis promises {counts}"
+                raise ContradictionError(why, tuple(wrong))
+        self._same_numbers(key, numbers_of(named.values(), named))
+        self._same_positions(key, named)
+        return made
+
+    def _same_numbers(self, key: Key, numbers: tuple[float, ...]) -> None:
+        before, vectors = self.expected.numbers.get(key, (numbers, ()))
+        if len(numbers) == len(before) and numbers != before:
+            why = f"{key[2]} inside is called with {numbers}, computed from a size; it was {before}"
+            if not vectors:
+                raise ContradictionError(why, vectors)
+            self.deferred.append((key[0], ContradictionError(why, vectors)))  # the shapes are right
+
+    def _same_positions(self, key: Key, named: Mapping[str, Any]) -> None:
+        """A position that forward writes down must be what the old one has become among the kept slots."""
+        for argument, old, vector in self.expected.positions.get(key, ()):
+            kept = self.removal.kept(vector)
+            if kept is None:
+                continue
+            if argument == "index" and old is None:
+                raise ContradictionError(f"{key[2]} picks by a list of positions that forward makes", (vector,))
+            if argument == "shifts":
+                position, old = old
+                new, want = named["shifts"][position], int(kept[len(kept) - old % len(kept) :].sum())
+                right = new % int(kept.sum()) == want % int(kept.sum())
+            else:
+                new = named.get(argument)
+                right = _rank(old, kept) == _rank(new, np.ones(int(kept.sum()), dtype=bool))
+            if not right:
+                raise ContradictionError(f"{key[2]} has {argument} {new}, which was {old} before slots went", (vector,))
+
+
+def _rank(position: int | None, kept: Bools) -> int:
+    """How many kept slots stand before a position, which may count from the end; None is the beginning."""
+    if position is None:
+        return 0
+    position = max(position + len(kept), 0) if position < 0 else position
+    return int(kept[: min(position, len(kept))].sum())

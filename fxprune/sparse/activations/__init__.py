@@ -1,0 +1,21 @@
+"""Thresholds behind activations, and statistics of activations."""
+
+from fxprune.sparse.activations.importance import importance_from
+from fxprune.sparse.activations.insertion import Inserted, insert_thresholds
+from fxprune.sparse.activations.layers import ThresholdActivation, step_thresholds
+from fxprune.sparse.activations.statistics import ActivationStatistics, LayerStatistics, activation_statistics
+from fxprune.sparse.activations.thresholds import Histogram, Quantile, Scheduled
+
+__all__ = [
+    "ActivationStatistics",
+    "Histogram",
+    "Inserted",
+    "LayerStatistics",
+    "Quantile",
+    "Scheduled",
+    "ThresholdActivation",
+    "activation_statistics",
+    "importance_from",
+    "insert_thresholds",
+    "step_thresholds",
+]

@@ -1,0 +1,240 @@
+"""Running a model and adding up its activations: where in a graph those of a layer are taken, and how."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from fxprune.capture.inputs import Inputs, for_placeholders
+from fxprune.capture.traced import trace
+from fxprune.errors import CaptureError, PlanError
+from fxprune.sparse.activations.nodes import is_activation, is_norm, is_threshold, keeps_channels
+
+CONVOLUTIONS: Mapping[type[nn.Module], int] = {
+    nn.Conv1d: 1,
+    nn.Conv2d: 2,
+    nn.Conv3d: 3,
+    nn.ConvTranspose1d: 1,
+    nn.ConvTranspose2d: 2,
+    nn.ConvTranspose3d: 3,
+}
+"""Convolutions and how many dimensions of space they have."""
+
+Shapes = Mapping[fx.Node, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where the activations of a layer are taken: at which node (`at`, its module where it calls one), and in which
+    dimension its channels are; None where that is not known."""
+
+    layer: str
+    at: str
+    dim: int | None
+
+
+@dataclass
+class Sums:
+    """What has been added up: per channel, how many numbers are zero and the sum of magnitudes; how many there are."""
+
+    zeros: Tensor | None = None
+    total: Tensor | None = None
+    count: int = 0
+    calls: int = 0
+
+    def add(self, layer: str, made: Tensor, dim: int, threshold: float) -> None:
+        """Add what a layer made once. Raises `PlanError` where it has another number of channels than before."""
+        made = made.detach()
+        if made.ndim < 2:
+            made, dim = made.reshape(1, -1), 1
+        others = [d for d in range(made.ndim) if d != dim % made.ndim]
+        size = made.abs()
+        precise = torch.float32 if made.device.type == "mps" else torch.float64
+        zeros, total = (size <= threshold).sum(others), size.sum(others, dtype=precise)
+        self.zeros, self.total = (
+            zeros if self.zeros is None else self.zeros,
+            total if self.total is None else self.total,
+        )
+        if self.calls:
+            if len(zeros) != len(self.zeros):
+                raise PlanError(
+                    f'"{layer}" is called with {len(self.zeros)} and with {len(zeros)} channels',
+                    why="they cannot be added up channel by channel",
+                    do="name the convolutions or linear layers before it instead",
+                )
+            self.zeros, self.total = self.zeros + zeros, self.total + total
+        self.count += made.numel() // max(len(zeros), 1)
+        self.calls += 1
+
+
+class Recorder:
+    """Runs a model on batches, as a graph where that can be had, and adds up what its layers make."""
+
+    def __init__(
+        self, model: nn.Module, layers: list[str], threshold: float, through: bool, channel_dim: int | None
+    ) -> None:
+        self.model, self.layers, self.threshold = model, layers, threshold
+        self.through, self.channel_dim = through, channel_dim
+        self.sums: dict[str, Sums] = {}
+        self.places: dict[str, dict[str, None]] = {}
+        self.graph: fx.GraphModule | None = None
+        self.sites: dict[fx.Node, list[Site]] | None = None
+        self.path, self.why_not = "fx", ""
+        try:
+            self.graph = trace(model)
+        except CaptureError as error:
+            lines = (line for line in str(error).splitlines() if not line.startswith("  do "))
+            self.path, self.why_not = "hooks", "; ".join(line.removeprefix("  why  ") for line in lines)
+        called = {str(n.target) for n in self.graph.graph.find_nodes(op="call_module")} if self.graph else set()
+        self.unseen = [layer for layer in layers if layer not in called]
+
+    def run(self, inputs: Inputs) -> None:
+        """One batch. Of the first one, the graph runs twice: where to look depends on the shapes."""
+        if self.graph is None:
+            self.model(*inputs[0], **inputs[1])
+            return
+        values = for_placeholders(self.graph.graph, inputs)
+        if self.sites is None:
+            shapes: dict[fx.Node, tuple[int, ...]] = {}
+            _Interpreter(self.graph, lambda node, made: shapes.update({node: tuple(made.shape)})).run(*values)
+            self.sites = sites_in(self.graph, self.layers, shapes, self.through)
+            self.sums, self.places = {}, {}  # hooks have added the numbers of the run for the shapes
+        _Interpreter(self.graph, self._taken).run(*values)
+
+    def _taken(self, node: fx.Node, made: Tensor) -> None:
+        for site in (self.sites or {}).get(node, ()):
+            self.add(site.layer, site.at, made, site.dim)
+
+    def add(self, layer: str, at: str, made: Any, dim: int | None) -> None:
+        """Count what a layer made."""
+        if not isinstance(made, Tensor):
+            raise PlanError(f'"{layer}" makes a {type(made).__name__}, not a tensor', do="name another layer")
+        dim = self.channel_dim if dim is None else dim
+        if dim is None and made.ndim > 2:
+            raise PlanError(
+                f'which dimension of "{layer}" holds the channels is not known',
+                why=f"it makes {tuple(made.shape)}, and no layer before it says so",
+                do="pass channel_dim, or name the convolution or linear layer before it",
+            )
+        if dim is not None and not -made.ndim <= dim < made.ndim:
+            raise PlanError(f'"{layer}" has no dimension {dim}', why=f"it makes {tuple(made.shape)}")
+        sums = self.sums.setdefault(layer, Sums())
+        self.places.setdefault(layer, {})[at] = None
+        sums.add(layer, made, -1 if dim is None else dim, self.threshold)
+
+    @contextlib.contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Hooks on the layers that are no nodes of the graph; on all of them where there is none."""
+        root = self.model if self.graph is None else self.graph
+        present = {name for name, _ in root.named_modules(remove_duplicate=False)}
+        handles = []
+        try:
+            for layer in self.unseen:
+                if layer in present:
+                    handles.append(root.get_submodule(layer).register_forward_hook(self._hook(layer)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, layer: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, made: Any) -> None:
+            self.add(layer, layer, made, channel_dim_of(module))
+
+        return hook
+
+
+class _Interpreter(fx.Interpreter):
+    """Runs a graph and shows every tensor that a node makes, before anything changes it in place."""
+
+    def __init__(self, graph: fx.GraphModule, show: Callable[[fx.Node, Tensor], Any]) -> None:
+        super().__init__(graph)
+        self.show = show
+        self.extra_traceback = False  # which would write into the messages of errors
+
+    def run_node(self, n: fx.Node) -> Any:
+        made = super().run_node(n)
+        if isinstance(made, Tensor):
+            self.show(n, made)
+        return made
+
+
+def channel_dim_of(module: nn.Module) -> int | None:
+    """The dimension of a layer's output that holds its channels; None where its type does not say."""
+    for kind, space in CONVOLUTIONS.items():
+        if isinstance(module, kind):
+            return -space - 1
+    if isinstance(module, (_BatchNorm, _InstanceNorm, nn.GroupNorm)):
+        return 1
+    return -1 if isinstance(module, (nn.Linear, nn.LayerNorm, nn.RMSNorm)) else None
+
+
+def sites_in(graph: fx.GraphModule, layers: Sequence[str], shapes: Shapes, through: bool) -> dict[fx.Node, list[Site]]:
+    """Where in a graph each layer's activations are taken: per node, for which layers.
+
+    Every call of a convolution or linear layer is followed to its activation (see `activation_statistics`); every
+    call of another module is taken as it is, and the dimension of its channels is that of the layer before it.
+    """
+    sites: dict[fx.Node, list[Site]] = {}
+    for node in graph.graph.find_nodes(op="call_module"):
+        if node.target not in layers or node not in shapes:
+            continue
+        module = graph.get_submodule(str(node.target))
+        dim = channel_dim_of(module)
+        place = node
+        if dim is None:
+            dim = _dim_before(graph, node, shapes)
+        elif through and not is_norm(graph, node):
+            place = _follow(graph, node, dim, shapes)
+        at = str(place.target) if place.op == "call_module" else place.name
+        sites.setdefault(place, []).append(Site(str(node.target), at, dim))
+    return sites
+
+
+def _follow(graph: fx.GraphModule, node: fx.Node, dim: int, shapes: Shapes) -> fx.Node:
+    """The first activation behind a layer, with thresholds behind it; without one, the norms behind it, or itself."""
+    behind_norms, current, norms = node, node, True
+    while (user := _only_user(current, node, dim, shapes)) is not None:
+        if is_activation(graph, user) or is_threshold(graph, user):
+            while (more := _only_user(user, node, dim, shapes)) is not None and is_threshold(graph, more):
+                user = more
+            return user
+        if not keeps_channels(graph, user):
+            break
+        norms = norms and is_norm(graph, user)
+        behind_norms = user if norms else behind_norms
+        current = user
+    return behind_norms
+
+
+def _only_user(node: fx.Node, first: fx.Node, dim: int, shapes: Shapes) -> fx.Node | None:
+    """What uses a node, if that is one node alone, with as many channels in the same dimension."""
+    user = next(iter(node.users)) if len(node.users) == 1 else None
+    if user is None or user not in shapes or len(shapes[user]) != len(shapes[first]):
+        return None
+    return user if shapes[user][dim] == shapes[first][dim] else None
+
+
+def _dim_before(graph: fx.GraphModule, node: fx.Node, shapes: Shapes) -> int | None:
+    """The dimension of the channels that the layer before an activation has, as seen through what keeps channels."""
+    seen: set[fx.Node] = set()
+    queue = list(node.all_input_nodes)
+    while queue:
+        before = queue.pop(0)
+        if before in seen or len(shapes.get(before, ())) != len(shapes[node]):
+            continue
+        seen.add(before)
+        if before.op == "call_module":
+            dim = channel_dim_of(graph.get_submodule(str(before.target)))
+            if dim is not None:
+                return dim
+        if keeps_channels(graph, before) or is_activation(graph, before) or is_threshold(graph, before):
+            queue += before.all_input_nodes
+    return None

@@ -1,0 +1,261 @@
+"""What activations are over a set of inputs: how often they are zero, and how large."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.capture.inputs import Inputs, bound, normalize
+from fxprune.capture.walk import no_fused_attention
+from fxprune.errors import InputError, PlanError
+from fxprune.sparse.activations.nodes import is_activation_module
+from fxprune.sparse.activations.recording import CONVOLUTIONS, Recorder
+from fxprune.sparse.freezing.select import checked, entries_of, select
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """The activations of one layer.
+
+    layer: its name. at: where they were taken; the layer itself, or what follows it. calls: how often. count: how
+    many numbers per channel. zeros: the share of them that is zero, [c]. mean_abs: the mean of |x|, [c].
+    """
+
+    layer: str
+    at: str
+    calls: int
+    count: int
+    zeros: Tensor
+    mean_abs: Tensor
+
+    @property
+    def sparsity(self) -> float:
+        """The share of zeros over all channels."""
+        return float(self.zeros.mean())
+
+
+@dataclass(frozen=True)
+class ActivationStatistics(Mapping[str, LayerStatistics]):
+    """The statistics of a model's layers, by name.
+
+    missing: layers that no batch went through. path: "fx" where a traced graph was run, so that the activation behind
+    a layer could be found; "hooks" where the model was run as it is. why_not: why not "fx".
+    """
+
+    layers: Mapping[str, LayerStatistics]
+    batches: int
+    missing: tuple[str, ...]
+    path: str
+    why_not: str = ""
+
+    def __getitem__(self, layer: str) -> LayerStatistics:
+        return self.layers[layer]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def table(self) -> str:
+        """One row per layer: zeros over all channels, of the channels with fewest and most of them, mean |x|."""
+        rows = []
+        for s in self.layers.values():
+            shares = (s.sparsity, float(s.zeros.min()), float(s.zeros.max()), float(s.mean_abs.mean()))
+            rows.append((s.layer, s.at, len(s.zeros), s.count, *shares))
+        headers = ("layer", "taken at", "channels", "values each", "zeros", "least", "most", "mean |x|")
+        return tabulate(rows, headers=headers, floatfmt=".3f", disable_numparse=[0, 1])
+
+
+def activation_statistics(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    where: Any = None,
+    threshold: float = 0.0,
+    through: bool = True,
+    channel_dim: int | None = None,
+    prepare: Callable[[Any], Any] | None = None,
+    limit: int | None = None,
+    progress: bool = True,
+    device: torch.device | str | None = None,
+) -> ActivationStatistics:
+    """Share of zeros and mean magnitude of every channel of every layer, over the batches of a loader.
+
+        zeros[c] = share of (sample, position) with |x[.., c, ..]| <= threshold;  mean_abs[c] = mean of |x[.., c, ..]|
+
+    Behind a ReLU, with a threshold of 0, `zeros` is the average percentage of zeros, APoZ (Hu et al. 2016, "Network
+    Trimming: A Data-Driven Neuron Pruning Approach towards Efficient Deep Architectures", equation 1;
+    https://arxiv.org/abs/1607.03250).
+
+    The model runs in evaluation mode without gradients, and gets its modes back; hooks are taken away, also where a
+    batch raises. What is called several times adds up.
+
+    Args:
+        model: only run.
+        loader: any iterable of batches: a tensor; a tuple or list, whose first entry is the input; or a dict of
+            keyword arguments.
+        where: names, globs, modules or types, or a list: convolutions and linear layers, activation modules, any
+            other module without submodules if it is no glob that names it; or modules around them, which stand for
+            the convolutions and linear layers inside. None takes all convolutions and linear layers.
+        threshold: what counts as zero, for activations that are never exactly zero (GELU).
+        through: take the numbers of a convolution or linear layer not at its own output, but behind the first
+            activation that follows, with nothing in between but norms, sums, products, dropout and pooling, each
+            used once; where none follows, behind the norm that does. `LayerStatistics.at` says where. That needs a
+            traced graph: where tracing fails, the layer's own output is taken.
+        channel_dim: the dimension of the channels of activation modules, where neither the layer before it nor two
+            dimensions say which it is.
+        prepare: makes of a batch what one call of the model takes: a tensor, a tuple of positional arguments, or a
+            dict of keywords. Without it, see `loader`.
+        limit: no more batches than this.
+        progress: a progress bar on stderr.
+        device: where inputs go; by default where the first parameter is.
+
+    Raises `PlanError` for `where` that means nothing or was never reached; `InputError` for a loader without batches
+    and batches that do not fit.
+
+    >>> net = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1)).requires_grad_(False)
+    >>> _ = net[0].weight.copy_(torch.tensor([[1.0], [-1.0]])), net[0].bias.zero_()
+    >>> found = activation_statistics(net, [torch.tensor([[1.0], [2.0], [3.0], [-4.0]])], where="0", progress=False)
+    >>> found["0"].at, found["0"].zeros.tolist(), found["0"].mean_abs.tolist()
+    ('1', [0.25, 0.75], [1.5, 1.0])
+    """
+    _check_options(threshold, limit, channel_dim)
+    layers, named = _layers(checked(model), where)
+    if any(t.is_meta for t in [*model.parameters(), *model.buffers()]):
+        raise InputError("the model is on the meta device", why="its parameters have no values")
+    place = _device(model, device)
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad(), no_fused_attention():
+            recorder = Recorder(model, layers, threshold, through, channel_dim)
+            batches = 0
+            with recorder.hooked():
+                for batch in _shown(loader, limit, progress):
+                    recorder.run(_inputs(model, batch, prepare, place))
+                    batches += 1
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    if not batches:
+        raise InputError("the loader has no batches")
+    found = {layer: _statistics(layer, recorder) for layer in layers if layer in recorder.sums}
+    missing = tuple(layer for layer in layers if layer not in found)
+    unmet = [layer for layer in missing if layer in named]
+    if unmet or not found:
+        raise PlanError(
+            "no batch went through what is named" if unmet else "no batch went through any layer",
+            at=", ".join(f'"{layer}"' for layer in (unmet or missing)[:4]),
+            why="forward does not call it as a module, or a graph was traced through it",
+        )
+    return ActivationStatistics(found, batches, missing, recorder.path, recorder.why_not)
+
+
+# -- what is asked for ------------------------------------------------------------------------------------
+
+
+def _check_options(threshold: Any, limit: Any, channel_dim: Any) -> None:
+    number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool) and math.isfinite(threshold)
+    if not number or threshold < 0:
+        raise PlanError(f"the threshold must be a finite number of at least 0, not {threshold!r}")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise PlanError(f"limit must be an integer of at least 1, or None, not {limit!r}")
+    if channel_dim is not None and (isinstance(channel_dim, bool) or not isinstance(channel_dim, int)):
+        raise PlanError(f"channel_dim must be an integer or None, not {channel_dim!r}")
+
+
+def _layers(model: nn.Module, where: Any) -> tuple[list[str], set[str]]:
+    """The layers to look at, in the order of the model; and those of them that are named one by one."""
+    first: dict[int, str] = {}
+    for name, module in model.named_modules():
+        first.setdefault(id(module), name)
+    everything = {name: module for name, module in model.named_modules() if isinstance(module, _PRODUCERS)}
+    if where is None:
+        if not everything:
+            raise PlanError("the model has no convolutions and no linear layers", do="say where: activation modules")
+        return list(everything), set()
+    chosen: set[str] = set()
+    named: set[str] = set()
+    for entry in entries_of(where):
+        hits = select(model, entry, what="where")[0]
+        exact = not isinstance(entry, str) or entry in hits  # of what a glob meets, dropout and the like are not meant
+        own = {first[id(m)] for m in hits.values() if _looks(m, exact)}
+        around = [m for m in hits.values() if first[id(m)] not in own]
+        inside = {first[id(m)] for outer in around for m in outer.modules() if isinstance(m, _PRODUCERS)}
+        if not own and not inside:
+            what = entry if isinstance(entry, str) else getattr(entry, "__name__", type(entry).__name__)
+            why = "there is no convolution, no linear layer and no activation"
+            raise PlanError(f'there are no activations to look at in "{what}"', why=why)
+        chosen |= own | inside
+        named |= own if isinstance(entry, (str, nn.Module)) else set()
+    return [name for name in first.values() if name in chosen], named
+
+
+_PRODUCERS = (*CONVOLUTIONS, nn.Linear)
+
+
+def _looks(module: nn.Module, exact: bool) -> bool:
+    """Whether a module that was met is one to look at itself; if not, it stands for what is inside."""
+    return isinstance(module, _PRODUCERS) or is_activation_module(module) or (exact and not module._modules)
+
+
+def _device(model: nn.Module, device: torch.device | str | None) -> torch.device | None:
+    first = next(iter([*model.parameters(), *model.buffers()]), None)
+    own = None if first is None else first.device
+    if device is None:
+        return own
+    wanted = torch.device(device)
+    if own is not None and wanted.type != own.type:
+        raise InputError(f"the model is on {own}, not on {wanted}", do="move the model first")
+    return wanted
+
+
+# -- the loader -------------------------------------------------------------------------------------------
+
+
+def _shown(loader: Iterable[Any], limit: int | None, progress: bool) -> Iterator[Any]:
+    """The batches, at most `limit`, with a progress bar."""
+    from tqdm import tqdm
+
+    if isinstance(loader, (Tensor, str, Mapping)) or not isinstance(loader, Iterable):
+        what = f"the loader must be an iterable of batches, not {type(loader).__name__}"
+        raise InputError(what, do="pass a DataLoader, or a list of batches: [batch]")
+    try:
+        size: int | None = len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        size = None
+    total = limit if size is None else size if limit is None else min(size, limit)
+    with tqdm(total=total, desc="activation statistics", unit="batch", disable=not progress) as bar:
+        for number, batch in enumerate(loader):
+            if number == limit:
+                break
+            yield batch
+            bar.update()
+
+
+def _inputs(model: nn.Module, batch: Any, prepare: Callable[[Any], Any] | None, device: torch.device | None) -> Inputs:
+    if prepare is not None:
+        batch = prepare(batch)
+    elif isinstance(batch, (tuple, list)) and batch:
+        batch = batch[0]
+    inputs = normalize(batch)
+    bound(model, inputs)
+    moved: Inputs = pytree.tree_map_only(Tensor, lambda t: t.to(device), inputs) if device is not None else inputs
+    return moved
+
+
+def _statistics(layer: str, recorder: Recorder) -> LayerStatistics:
+    sums = recorder.sums[layer]
+    at = ", ".join(recorder.places[layer])
+    assert sums.zeros is not None
+    assert sums.total is not None
+    zeros, total = sums.zeros.cpu().double(), sums.total.cpu().double()
+    return LayerStatistics(layer, at, sums.calls, sums.count, zeros / sums.count, total / sums.count)

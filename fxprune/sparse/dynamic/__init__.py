@@ -1,0 +1,17 @@
+"""Layers that move their connections while they train."""
+
+from fxprune.sparse.dynamic.coactivation import coactivation, correlation
+from fxprune.sparse.dynamic.coactivation_importance import CoactivationImportance, coactivation_importance
+from fxprune.sparse.dynamic.layers import DynamicSparseConv2d, DynamicSparseLinear, update_layers
+from fxprune.sparse.dynamic.regrow import Update
+
+__all__ = [
+    "CoactivationImportance",
+    "DynamicSparseConv2d",
+    "DynamicSparseLinear",
+    "Update",
+    "coactivation",
+    "coactivation_importance",
+    "correlation",
+    "update_layers",
+]

@@ -1,0 +1,267 @@
+"""What the dynamically sparse layers share: what they count, which connections exist, the update that moves them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, fx, nn
+
+from fxprune.errors import PlanError, lay_out, nearest
+from fxprune.schedules import Constant, Schedule, as_schedule
+from fxprune.sparse.dynamic import regrow as growing
+from fxprune.sparse.dynamic.accumulate import accumulate
+from fxprune.sparse.dynamic.coactivation import Geometry, check_threshold, geometry_of
+from fxprune.sparse.dynamic.regrow import Choice, Update
+
+fx.wrap("accumulate")  # a symbolic trace takes it as one step, and counts nothing
+
+GROWTHS = ("coactivation", "random")
+
+Kept = TypeVar("Kept", bound="DynamicSparse")
+
+
+class DynamicSparse(nn.Module):
+    """The base of `DynamicSparseConv2d` and `DynamicSparseLinear`, in front of torch's layer; see there.
+
+    mask: bool of the weight's shape, True = active; a buffer. strengths: int64 of the weight's shape.
+    """
+
+    weight: Tensor
+    mask: Tensor
+
+    def _set_up(
+        self,
+        sparsity: float | Schedule,
+        regrow: float | Schedule,
+        *,
+        dims: Sequence[int],
+        every: int,
+        threshold: float,
+        growth: str,
+    ) -> None:
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise PlanError(f"every must be an integer of at least 1, not {every!r}")
+        check_threshold(threshold)
+        if growth not in GROWTHS:
+            why = nearest(str(growth), GROWTHS)
+            raise PlanError(f"unknown growth {growth!r}", why=why, do=f"use one of {', '.join(GROWTHS)}")
+        self.dims = _dims(dims, tuple(self.weight.shape))
+        self.sparsity, self.regrow = as_schedule(sparsity, what="sparsity"), as_schedule(regrow, what="regrow")
+        self.every, self.threshold, self.growth = every, float(threshold), growth
+        self._geometry: Geometry = geometry_of(self)  # type: ignore[arg-type]
+        self.register_buffer("mask", torch.ones(self.weight.shape, dtype=torch.bool, device=self.weight.device))
+        self._begin()
+        size, asked = self._slice(), self.sparsity(0)
+        if (1 - asked) * size < 0.5:
+            why = f"each slice of {size} connections keeps one, which makes {1 - 1 / size:.3g}"
+            do = "choose dims with larger slices"
+            warnings.warn(lay_out(f"a sparsity of {asked:.3g} is out of reach", why=why, do=do), stacklevel=3)
+
+    def _slice(self) -> int:
+        """How many connections compete with each other."""
+        return math.prod(n for d, n in enumerate(self.mask.shape) if d not in self.dims)
+
+    @torch.no_grad()
+    def _begin(self) -> None:
+        """A random mask, zeros where it is False, nothing counted."""
+        # No buffers: DistributedDataParallel would overwrite the counts of every rank by those of the first.
+        self.strengths = torch.zeros_like(self.mask, dtype=torch.int64)
+        self._tally = torch.zeros(2, dtype=torch.int64, device="cpu")  # where reading it waits for no device
+        _, active = self._shares(0)
+        self.mask.copy_(growing.initial(self.weight, self.dims, active))
+        self.weight.copy_(self.masked_weight())
+
+    @property
+    def steps(self) -> int:
+        """How many forwards there were in training mode."""
+        return int(self._tally[0])
+
+    @property
+    def opportunities(self) -> int:
+        """How often each weight was applied in the forwards that were counted since the last update."""
+        return int(self._tally[1])
+
+    def masked_weight(self) -> Tensor:
+        """The weight, exactly 0 where the mask is False; no gradient flows there, not even inf or NaN."""
+        return torch.where(self.mask, self.weight, 0.0)
+
+    def _count(self, input: Tensor, output: Tensor) -> None:
+        self._fit()
+        every = self.every if self.growth == "coactivation" else 0
+        accumulate(input, output, self.strengths, self._tally, every, self.threshold, self._geometry)
+
+    def _fit(self) -> None:
+        """Start the strengths again where channels were pruned: the mask, a buffer, has shrunk with them."""
+        if self.strengths.shape != self.mask.shape:
+            self.strengths = torch.zeros_like(self.mask, dtype=torch.int64)
+            self._tally[1] = 0
+            self._geometry = geometry_of(self)  # type: ignore[arg-type]
+
+    def _shares(self, step: int) -> tuple[int, int]:
+        """k1 and k2 of every slice at a step, as the schedules have it."""
+        values = []
+        for name, schedule in (("sparsity", self.sparsity), ("regrow", self.regrow)):
+            value = schedule(step)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+                raise PlanError(f"{name} must be in [0, 1), not {value!r}", at=f"step {step}")
+            values.append(value)
+        return growing.shares(self._slice(), *values)
+
+    @torch.no_grad()
+    def update(
+        self,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        process_group: Any = None,
+    ) -> Update:
+        """Prune and regrow, in place; strengths start again from 0.
+
+        In every slice of the weight (see `dims`) k2 = (1 - sparsity) * n of its n connections are active afterwards,
+        and k1 = (1 - regrow) * k2 of them keep their value. By "coactivation" these are the k1 strongest of all,
+        active or not, and the k2 - k1 next in strength get a new value; so does a connection among the k1 that was
+        not active. By "random" k1 of the active ones stay, and k2 - k1 of the others grow (as in Mocanu et al. 2018,
+        "Scalable training of artificial neural networks with adaptive sparse connectivity", but there the smallest
+        weights go).
+
+        Call it between `optimizer.step()` and the next forward. With `torch.distributed` initialised all ranks have to
+        call it: counts are summed over the ranks, and all get the choice and the new values of the first.
+
+        Args:
+            optimizer: the one that trains the weight. Its state of the weight's shape (momenta, averages) is set to 0
+                where a connection is pruned or new, and so is the gradient. Without it momentum goes on moving the
+                stored value of a pruned weight, which forward does not see.
+            generator: for new values and random choices.
+            process_group: the ranks that train this layer together, all by default.
+
+        Raises `PlanError`, and changes nothing, for an optimizer that does not hold the weight, and where nothing was
+        counted since the last update.
+        """
+        growing.check_optimizer(optimizer, self.weight)
+        if self.weight.shape != self.mask.shape:
+            raise PlanError(
+                "the weight has another shape than its mask",
+                why=f"{tuple(self.weight.shape)} and {tuple(self.mask.shape)}: it is sharded, or was replaced",
+                do="update where the whole weight is",
+            )
+        self._fit()
+        together = dist.is_available() and dist.is_initialized()
+        strengths, tally = self.strengths, self._tally
+        if together:
+            strengths, tally = _summed(strengths, tally, process_group)
+        steps = int(tally[0])
+        k1, k2 = self._shares(steps)
+        choice = self._choose(strengths, int(tally[1]), k1, k2, generator)
+        values = torch.where(choice.fresh, growing.new_values(self.weight, generator), self.weight)
+        values = torch.where(choice.active, values, 0.0)
+        if together:
+            choice, values = _as_first(choice, values, process_group)
+        before = self.mask.clone()
+        self.mask.copy_(choice.active)
+        self.weight.copy_(values)
+        growing.forget(optimizer, self.weight, choice.fresh | ~choice.active)
+        self.strengths.zero_()
+        self._tally.copy_(torch.tensor([steps, 0]))
+        done = Update(
+            kept=int((choice.active & ~choice.fresh).sum()),
+            grown=int(choice.fresh.sum()),
+            pruned=int((before & ~choice.active).sum()),
+            sparsity=1 - float(choice.active.double().mean()),
+        )
+        if self.growth == "random" and isinstance(self.regrow, Constant) and not done.grown and not done.pruned:
+            why = f"each slice keeps {k1} of {k2} active connections: regrow={self.regrow(steps):.3g} rounds to none"
+            do = "raise regrow, or choose dims with larger slices"
+            warnings.warn(lay_out("the update changed nothing", why=why, do=do), UserWarning, stacklevel=3)
+        return done
+
+    def _choose(
+        self, strengths: Tensor, opportunities: int, k1: int, k2: int, generator: torch.Generator | None
+    ) -> Choice:
+        if self.growth == "random":
+            return growing.random(self.mask, self.dims, k1, k2, generator)
+        if not opportunities:
+            raise PlanError(
+                "no coactivation was counted since the last update",
+                at=str(self),
+                why=f"forward counts at every {self.every}th step in training mode, and there were {self.steps} steps",
+                do="train first, or lower every",
+            )
+        if not strengths.any():
+            why = f"over {opportunities} opportunities no input and output of a connection were both > {self.threshold}"
+            text = lay_out("all strengths are 0, the choice is by the size of the weights", at=str(self), why=why)
+            warnings.warn(text, UserWarning, stacklevel=4)
+        return growing.strongest(strengths, self.weight, self.mask, self.dims, k1, k2)
+
+    def reset_parameters(self) -> None:
+        """New weights, a new mask, nothing counted."""
+        super().reset_parameters()  # type: ignore[misc]
+        if "mask" in self._buffers:  # not yet where torch's __init__ calls it
+            self._begin()
+
+    def extra_repr(self) -> str:
+        """As torch's layer, and what becomes of the connections."""
+        return f"{super().extra_repr()}, sparsity={self.sparsity(self.steps):.3g}, growth={self.growth!r}"
+
+    def _apply(self: Kept, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Kept:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.strengths = fn(self.strengths)
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        self._fit()
+        destination[prefix + "strengths"] = self.strengths
+        destination[prefix + "tally"] = self._tally
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        _, _, missing, _, errors = args
+        own = {prefix + "strengths": self.strengths, prefix + "tally": self._tally}
+        rest = {key: value for key, value in state_dict.items() if key not in own}
+        super()._load_from_state_dict(rest, prefix, *args)
+        for key, tensor in own.items():
+            loaded = state_dict.get(key)
+            if loaded is None:
+                missing.append(key)
+            elif loaded.shape != tensor.shape:
+                errors.append(f"size mismatch for {key}: {tuple(loaded.shape)} for {tuple(tensor.shape)}.")
+            else:
+                tensor.copy_(loaded)
+
+
+def _dims(dims: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    found = tuple(dims) if isinstance(dims, (tuple, list)) else (dims,)
+    names = [d for d in found if isinstance(d, int) and not isinstance(d, bool) and 0 <= d < len(shape)]
+    if names != list(found) or len(set(names)) < len(names):
+        raise PlanError(f"dims must be different dimensions of the weight, 0 to {len(shape) - 1}, not {dims!r}")
+    if math.prod(n for d, n in enumerate(shape) if d not in names) < 2:
+        raise PlanError(
+            f"dims={found} leave nothing to choose",
+            why=f"a weight of shape {shape} has then one connection in each slice",
+            do="name fewer dimensions",
+        )
+    return tuple(names)
+
+
+def _summed(strengths: Tensor, tally: Tensor, process_group: Any) -> tuple[Tensor, Tensor]:
+    """Strengths and opportunities over all ranks, and the most steps of any."""
+    total, steps = strengths.clone(), tally[:1].to(strengths.device)
+    opportunities = tally[1:].to(strengths.device, copy=True)
+    dist.all_reduce(total, dist.ReduceOp.SUM, group=process_group)
+    dist.all_reduce(opportunities, dist.ReduceOp.SUM, group=process_group)
+    steps = steps.clone()
+    dist.all_reduce(steps, dist.ReduceOp.MAX, group=process_group)
+    return total, torch.cat([steps, opportunities]).cpu()
+
+
+def _as_first(choice: Choice, values: Tensor, process_group: Any) -> tuple[Choice, Tensor]:
+    """What the first rank has chosen: its random numbers are those of all."""
+    codes = choice.active.to(torch.uint8) + 2 * choice.fresh.to(torch.uint8)
+    values = values.contiguous()
+    dist.broadcast(codes, group=process_group, group_src=0)
+    dist.broadcast(values, group=process_group, group_src=0)
+    return Choice(codes % 2 == 1, codes >= 2), values

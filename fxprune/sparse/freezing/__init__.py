@@ -1,0 +1,9 @@
+"""Parameters, single weights and running statistics that training leaves as they are."""
+
+from fxprune.sparse.freezing.freezing import FreezeReport, freeze, unfreeze
+
+__all__ = [
+    "FreezeReport",
+    "freeze",
+    "unfreeze",
+]

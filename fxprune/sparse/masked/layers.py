@@ -1,0 +1,319 @@
+"""Layers whose connections are chosen: what the mask leaves out carries no signal, no gradient, and never drifts.
+
+`weight` is a plain `nn.Parameter`, `mask` a bool buffer beside it, and forward computes with `weight * mask`, so that
+autograd masks the gradient too. A parametrization (`torch.nn.utils.parametrize`) would do that as well, but the
+parameter gets another name in checkpoints, `weight` has no `grad`, initial values written into it are lost without a
+word, and the layer cannot be pickled.
+
+Zero where the weight is zero and its gradient is zero: that is where optimizers leave a weight alone. Some do not
+(Muon mixes the entries of a matrix), and momentum goes on after `set_mask` has cut a connection, or after somebody has
+filled the weight. So whoever reads `layer.weight` gets it with zeros where nothing is connected: reading writes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.common_types import _size_2_t
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from fxprune.errors import PlanError
+from fxprune.ops import Operand
+from fxprune.ops.contraction import convolution, linear
+from fxprune.ops.leaves import LeafCall, leaf
+from fxprune.sparse.masked.patterns import graph_of
+
+if TYPE_CHECKING:
+    import networkx as nx  # type: ignore[import-untyped]
+
+LayerT = TypeVar("LayerT", bound="Masked")
+
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By the size of an element in bytes, the integers of that size."""
+
+
+class Masked(nn.Module):
+    """What both layers have: a weight and a mask that says which of its entries are connections."""
+
+    weight: Tensor
+    mask: Tensor
+
+    def __getattr__(self, name: str) -> Any:
+        """As of any module; `weight` with zeros where there is no connection, which are written into it first."""
+        value = super().__getattr__(name)
+        if name == "weight" and isinstance(mask := self.__dict__.get("_buffers", {}).get("mask"), Tensor):
+            _clear(value, mask)
+        return value
+
+    @property
+    def connections(self) -> int:
+        """How many entries of the weight are connected."""
+        return int(self.mask.expand(self.weight.shape).sum())
+
+    def set_mask(self, mask: Tensor) -> None:
+        """Connect other inputs and outputs from now on; what is connected anew starts with weight 0.
+
+        mask: as the layer was made with. What an optimizer remembers of the old connections stays with the optimizer.
+
+        >>> layer = MaskedLinear(2, 1, torch.tensor([[True, False]]))
+        >>> layer.set_mask(torch.tensor([[False, True]]))
+        >>> layer.weight.tolist()
+        [[0.0, 0.0]]
+        """
+        made = checked_mask(mask, self.weight.shape, type(self).__name__)
+        self.mask = made.to(self.mask.device)
+        _ = self.weight  # what is cut off now becomes zero at once
+
+    def to_graph(self) -> nx.DiGraph:
+        """The connections as a bipartite graph of networkx: nodes ("in", i) and ("out", o), edges with their `weight`.
+
+        The edge of a convolution has the L2 norm of its kernel. `mask_from_graph` reads the mask off it again.
+
+        >>> layer = MaskedLinear(2, 1, torch.tensor([[False, True]]), bias=False)
+        >>> list(layer.to_graph().edges)
+        [(('in', 1), ('out', 0))]
+        """
+        return graph_of(self.weight, self.mask, getattr(self, "groups", 1))
+
+    def extra_repr(self) -> str:
+        """The sizes, and how many of the connections are there."""
+        if type(self.mask) is not Tensor or self.mask.is_meta:
+            return str(super().extra_repr())
+        return f"{super().extra_repr()}, connections={self.connections}/{self.weight.numel()}"
+
+    def _adopt(self, mask: Tensor) -> None:
+        """Register a mask that fits the weight."""
+        made = checked_mask(mask, self.weight.shape, type(self).__name__)
+        self.register_buffer("mask", made.to(self.weight.device))
+        _ = self.weight
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        _ = self.weight  # the state is read without asking for `weight`
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """A checkpoint without a mask, such as that of a dense layer, leaves the layer its own."""
+        given = dict(state_dict)  # what is put into it is ours, the checkpoint stays as it is
+        mask = given.setdefault(f"{prefix}mask", self.mask)
+        try:
+            empty = not self.mask.is_meta and not bool(
+                self.mask.any()
+            )  # as it is where the pass has taken all connections away
+            mask = checked_mask(mask, self.weight.shape, f'"{prefix}mask" in the checkpoint', empty=empty)
+        except PlanError as error:
+            error_msgs.append(str(error))
+            return
+        if mask.shape != self.mask.shape:  # per channel before, per position of the kernel now, or the other way
+            self.mask = torch.empty_like(mask, device=self.mask.device)
+        given[f"{prefix}mask"] = mask
+        weight = given.get(f"{prefix}weight")
+        if isinstance(weight, Tensor) and weight.shape == self.weight.shape:
+            given[f"{prefix}weight"] = weight.detach().masked_fill(~mask.to(weight.device), 0)
+        super()._load_from_state_dict(given, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+
+
+class MaskedLinear(Masked, nn.Linear):
+    """A linear layer with chosen connections: y[.., o] = sum_i mask[o, i] * weight[o, i] * x[.., i] + bias[o].
+
+    Args:
+        in_features, out_features, bias, device, dtype: as of `nn.Linear`, whose initial weights it has.
+        mask: bool [out_features, in_features], True = connected; copied. It is a buffer, and saved with the layer.
+
+    `weight` is zero where the mask is False, whatever is loaded, written or optimised. An output without a connection
+    is its bias; a mask without any raises `PlanError`, as do other shapes and types.
+
+    >>> layer = MaskedLinear(3, 2, torch.tensor([[True, False, True], [False, True, False]]))
+    >>> layer
+    MaskedLinear(in_features=3, out_features=2, bias=True, connections=3/6)
+    >>> layer.weight.data.fill_(1).tolist() and layer.weight.tolist()
+    [[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        mask: Tensor,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self._adopt(mask)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, mask: Tensor) -> MaskedLinear:
+        """A copy of a linear layer with the connections of the mask only; the original is only read.
+
+        >>> dense = nn.Linear(2, 2)
+        >>> layer = MaskedLinear.from_linear(dense, torch.eye(2, dtype=torch.bool))
+        >>> torch.equal(layer.weight.diag(), dense.weight.diag())
+        True
+        """
+        _check_layer(linear, nn.Linear)
+        made = cls(linear.in_features, linear.out_features, mask, linear.bias is not None, device="meta")
+        return _filled(made, linear, mask)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As `nn.Linear.forward`, over the connections only."""
+        return F.linear(input, self.weight * self.mask, self.bias)
+
+
+class MaskedConv2d(Masked, nn.Conv2d):
+    """A convolution with chosen connections: `nn.Conv2d` with the kernel weight * mask.
+
+    Args:
+        mask: bool [out_channels, in_channels / groups], True = these channels are connected, by a whole kernel; or of
+            the weight's shape [out_channels, in_channels / groups, h, w]; copied. The former is kept as
+            [out_channels, in_channels / groups, 1, 1] in the buffer `mask`.
+        others: as of `nn.Conv2d`.
+
+    >>> layer = MaskedConv2d(2, 2, 3, torch.eye(2, dtype=torch.bool), padding=1)
+    >>> layer.connections, layer(torch.randn(1, 2, 5, 5)).shape
+    (18, torch.Size([1, 2, 5, 5]))
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: _size_2_t,
+        mask: Tensor,
+        stride: _size_2_t = 1,
+        padding: str | _size_2_t = 0,
+        dilation: _size_2_t = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Any = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
+        self._adopt(mask)
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, mask: Tensor) -> MaskedConv2d:
+        """A copy of a convolution with the connections of the mask only; the original is only read."""
+        _check_layer(conv, nn.Conv2d)
+        settings = (conv.stride, conv.padding, conv.dilation, conv.groups, conv.bias is not None, conv.padding_mode)
+        made = cls(conv.in_channels, conv.out_channels, conv.kernel_size, mask, *settings, device="meta")  # type: ignore[arg-type]
+        return _filled(made, conv, mask)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As `nn.Conv2d.forward`, over the connections only."""
+        return self._conv_forward(input, self.weight * self.mask, self.bias)  # type: ignore[no-any-return]
+
+
+def checked_mask(mask: Any, shape: torch.Size, at: str, *, empty: bool = False) -> Tensor:
+    """A copy of a mask that fits a weight of this shape: of the same shape, or with kernels of size 1.
+
+    Raises `PlanError` for another type or shape, and where nothing is connected, unless `empty` allows it.
+    """
+    if not isinstance(mask, Tensor) or mask.layout is not torch.strided:
+        kind = str(mask.layout) if isinstance(mask, Tensor) else type(mask).__name__
+        raise PlanError("a mask must be a dense bool tensor", at=at, why=f"it is {kind}", do="True = connected")
+    if mask.dtype is not torch.bool:
+        raise PlanError("a mask must be boolean", at=at, why=f"it is {mask.dtype}", do="pass `mask != 0`")
+    channels, ones = tuple(shape[:2]), (1,) * (len(shape) - 2)
+    if tuple(mask.shape) not in (tuple(shape), channels, (*channels, *ones)):
+        wanted = " or ".join(map(str, dict.fromkeys((channels, tuple(shape)))))
+        turned = tuple(mask.shape) == channels[::-1]
+        raise PlanError(
+            "the mask has the wrong shape",
+            at=at,
+            why=f"it is {tuple(mask.shape)}, the layer needs {wanted}",
+            do="pass mask.T: outputs come first, as in the weight" if turned else "outputs come first, then inputs",
+        )
+    if not empty and not mask.is_meta and not bool(mask.any()):
+        raise PlanError("the mask connects nothing", at=at, why="no entry is True", do="connect at least one input")
+    made = mask.detach().clone(memory_format=torch.contiguous_format)
+    return made.reshape(*channels, *ones) if mask.ndim == 2 else made
+
+
+def is_masked(module: nn.Module) -> bool:
+    """Whether a module is one of these layers, or of a subclass."""
+    return isinstance(module, (MaskedLinear, MaskedConv2d))
+
+
+def _clear(weight: Any, mask: Tensor) -> None:
+    """Write zeros into a parameter where the mask is False; NaN goes too, and no version is counted up.
+
+    What autograd has saved does not change by it: forward multiplies those entries with zero. Inside a compiler, a
+    trace, a transform or a mode that looks at operations nothing is written: only real parameters are.
+    """
+    if type(weight) is not nn.Parameter or type(mask) is not Tensor:
+        return
+    traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    if traced or _get_current_dispatch_mode() is not None:
+        return
+    if weight.is_inference() and not torch.is_inference_mode_enabled():
+        return
+    bits = _BITS.get(weight.element_size())
+    if bits is None:
+        weight.data.masked_fill_(~mask, 0)
+    else:  # whole numbers times 0 or 1: several times faster than masked_fill_
+        weight.data.view(bits).mul_(mask)
+
+
+def _check_layer(layer: Any, kind: type[nn.Module]) -> None:
+    if not isinstance(layer, kind):
+        raise PlanError(f"not an nn.{kind.__name__}", why=f"it is {type(layer).__name__}")
+    if isinstance(layer._parameters.get("weight"), nn.parameter.UninitializedParameter):
+        raise PlanError("the layer has no shape yet", why="it is lazy", do="run it once on a real input")
+    if layer._parameters.get("weight") is None:
+        pruned = f"{kind.__name__} has weight_orig" if "weight_orig" in layer._parameters else "it is computed"
+        raise PlanError(
+            "the weight of the layer is no parameter",
+            why=pruned,
+            do="use fxprune.sparse.from_prune" if "weight_orig" in layer._parameters else "remove its parametrization",
+        )
+
+
+def _filled(made: LayerT, layer: Any, mask: Tensor) -> LayerT:
+    """`made` with copies of the parameters of `layer`, in its mode."""
+    for name in ("weight", "bias"):
+        old = layer._parameters.get(name)
+        if old is not None:
+            setattr(made, name, nn.Parameter(old.detach().clone(), requires_grad=old.requires_grad))
+    made._adopt(mask)
+    return made.train(layer.training)
+
+
+def _connected(layer: Masked) -> Tensor:
+    """The weight that counts: zero where nothing is connected."""
+    return layer.weight * layer.mask
+
+
+@leaf(MaskedLinear, weight=_connected)
+def _masked_linear(call: LeafCall, input: Operand) -> Operand:
+    """y[.., o] = sum_i x[.., i] * mask[o, i] * w[o, i] + b[o]"""
+    weight, mask = call.parameter("weight"), call.parameter("mask")
+    for a, b in zip(weight.vectors, mask.vectors, strict=True):
+        call.same(a, b)
+    return linear(call, input, weight, call.parameters.get("bias"))
+
+
+@leaf(MaskedConv2d, weight=_connected)
+def _masked_conv2d(call: LeafCall, input: Operand) -> Operand:
+    """A convolution with w * mask; the mask goes with the weight."""
+    weight, mask = call.parameter("weight"), call.parameter("mask")
+    for a, b in zip(weight.vectors, mask.vectors, strict=True):
+        if a.size == b.size:
+            call.same(a, b)
+    groups: Any = call.module.groups
+    return convolution(call, input, weight, call.parameters.get("bias"), False, int(groups))

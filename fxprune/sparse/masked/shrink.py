@@ -1,0 +1,61 @@
+"""From masks to smaller layers: what masks have cut off goes through the pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from fxprune._transform import transform
+from fxprune.sparse.masked.convert import plain
+from fxprune.sparse.masked.layers import Masked, is_masked
+
+
+def empty_outputs(model: nn.Module) -> dict[str, Tensor]:
+    """The masked layers that have outputs without any connection: name -> bool [outputs], False where there is none.
+
+    The dict is what `fxprune.transform` takes as `masks`. Such an output is its bias: without one it is zero.
+
+    >>> import torch
+    >>> from fxprune.sparse import MaskedLinear
+    >>> empty_outputs(nn.Sequential(MaskedLinear(2, 3, torch.tensor([[True, True], [False, False], [False, True]]))))
+    {'0': tensor([ True, False,  True])}
+    """
+    found = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, Masked):
+            keep = layer.mask.flatten(1).any(1)
+            if name and not keep.all():
+                found[name] = keep
+    return found
+
+
+def shrink(model: nn.Module, example_inputs: Any, *, path: str | None = None, prefer: str | None = None) -> nn.Module:
+    """A physically smaller model that computes the same: channels that masks have cut off are gone.
+
+    What goes are channels that nobody reads (empty columns), channels that nothing reaches (empty rows: their bias is a
+    constant, and is folded into what reads it), and what was only there for them, as long as their group changes no
+    statistic: `transform(..., masks="zeros")`. Masked layers that have all connections then become plain ones.
+
+    Args:
+        model, example_inputs, path, prefer: as of `fxprune.transform`. The model is only read.
+
+    Raises what `transform` raises. Warns with `NothingRemovedWarning`, and says why, when no channel goes.
+
+    >>> import torch
+    >>> from fxprune.sparse import MaskedLinear
+    >>> mask = torch.tensor([[True, True], [True, False], [False, False]])
+    >>> net = nn.Sequential(MaskedLinear(2, 3, mask), nn.Sigmoid(), MaskedLinear(3, 2, mask.T))
+    >>> shrink(net.eval(), torch.randn(1, 2)).get_submodule("2")
+    MaskedLinear(in_features=2, out_features=2, bias=True, connections=3/4)
+    """
+    small = transform(model, example_inputs, masks="zeros", path=path, prefer=prefer)
+    made: dict[int, nn.Module] = {}
+    for name, layer in list(small.named_modules(remove_duplicate=False)):
+        if name and is_masked(layer) and not _hooked(layer) and bool(layer.get_buffer("mask").all()):
+            small.set_submodule(name, made.setdefault(id(layer), plain(layer)))
+    return small
+
+
+def _hooked(layer: nn.Module) -> bool:
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)

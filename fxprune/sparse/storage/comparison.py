@@ -1,0 +1,249 @@
+"""What sparse layers cost beside the dense ones: bytes, which are counted, and latency, which is measured."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.capture.inputs import bound, normalize
+from fxprune.errors import PlanError
+from fxprune.sparse.storage.convert import SPARSE, densify, sparsify
+
+Timer = Callable[[Callable[[], Any]], float]
+"""Runs a function once and returns the seconds that it took."""
+
+DENSITIES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+"""Where `break_even` measures if nothing else is said."""
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    """How long one call takes, what it starts on a GPU included."""
+    start = time.perf_counter()
+    result = function()
+    for device in {t.device for t in pytree.tree_leaves(result) if isinstance(t, Tensor) and t.is_cuda}:
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A module with sparse layers, and the same module with dense ones.
+
+    layers: sparse layers. layouts: theirs, sorted. density: stored values over the elements of the dense weights.
+    dense_bytes, sparse_bytes: of all parameters and buffers, indices included. dense_ms, sparse_ms: the median latency
+    of a forward over `repeats` rounds in which one follows the other, None if it was not measured. threads: of torch.
+    """
+
+    layers: int
+    layouts: tuple[str, ...]
+    density: float
+    dense_bytes: int
+    sparse_bytes: int
+    dense_ms: float | None
+    sparse_ms: float | None
+    repeats: int
+    threads: int
+
+    @property
+    def slower(self) -> bool | None:
+        """Whether the sparse module took longer than the dense one; None if it was not measured."""
+        if self.dense_ms is None or self.sparse_ms is None:
+            return None
+        return self.sparse_ms > self.dense_ms
+
+    def __str__(self) -> str:
+        """The figures, and in words what they say."""
+        noun = "layer" if self.layers == 1 else "layers"
+        share = f"{self.sparse_bytes / self.dense_bytes:.3f} times"
+        share += "" if self.sparse_bytes < self.dense_bytes else ", not smaller"
+        lines = [
+            f"{self.layers} sparse {noun} ({', '.join(self.layouts)}), density {self.density:.3f}",
+            f"bytes    dense {self.dense_bytes}, sparse {self.sparse_bytes}: {share}",
+        ]
+        if self.dense_ms is None or self.sparse_ms is None:
+            return "\n".join([*lines, "latency  unknown: no example input was given"])
+        how = f"median of {self.repeats}, {self.threads} thread{'s' * (self.threads != 1)}"
+        lines.append(f"latency  dense {self.dense_ms:.3f} ms, sparse {self.sparse_ms:.3f} ms ({how})")
+        if self.sparse_ms > self.dense_ms:
+            lines.append(f"The sparse module is slower than the dense one at density {self.density:.3f}.")
+        elif self.sparse_ms < self.dense_ms:
+            lines.append(f"The sparse module is faster than the dense one at density {self.density:.3f}.")
+        else:
+            lines.append("Both take the same time.")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """Where a sparse linear layer begins to be faster than the dense one.
+
+    density: below it the sparse layer was faster, None if it was at no density that was measured. points: density,
+    dense and sparse milliseconds, by rising density; densities as they came out, blocks with all their values.
+    """
+
+    in_features: int
+    out_features: int
+    layout: str
+    batch: int
+    density: float | None
+    points: tuple[tuple[float, float, float], ...]
+    threads: int
+
+    def __str__(self) -> str:
+        """One sentence, with the ends of what was measured where they are the answer."""
+        matrix = f"{self.layout} [{self.out_features}, {self.in_features}], batch {self.batch}"
+        lowest, highest = self.points[0][0], self.points[-1][0]
+        if self.density is None:
+            return f"{matrix}: none found; sparse is slower even at density {lowest:.3g}"
+        if self.density == highest:
+            return f"{matrix}: sparse is faster at every density measured, up to {highest:.3g}"
+        return f"{matrix}: sparse is faster below density {self.density:.3g}"
+
+
+def compare(module: nn.Module, example_inputs: Any = None, *, repeats: int = 30, timer: Timer = seconds) -> Comparison:
+    """A module with sparse layers, or one such layer, beside the same with dense layers (`densify`).
+
+    example_inputs: a tensor, a tuple of arguments or a dict of keywords; without them latency is unknown. repeats:
+    rounds, each of one forward of either, after one to warm up; in inference mode, and in the mode that the module is
+    in. timer: runs a function and returns seconds. The module is only read: a copy of it is timed.
+
+    Raises PlanError without a sparse layer, InputError for inputs that do not fit.
+
+    >>> import torch
+    >>> from fxprune.sparse import sparsify
+    >>> layer = torch.nn.Linear(4, 2)
+    >>> layer.weight.data = torch.tensor([[0.0, 2.0, 0.0, 0.0], [3.0, 0.0, 0.0, 0.0]])
+    >>> print(compare(sparsify(layer)))  # 2 * 4 bytes of values, 5 * 4 of indices, 2 * 4 of bias
+    1 sparse layer (csr), density 0.250
+    bytes    dense 40, sparse 36: 0.900 times
+    latency  unknown: no example input was given
+    """
+    _count("repeats", repeats)
+    layers: list[Any] = [m for m in module.modules() if isinstance(m, SPARSE)]
+    if not layers:
+        raise PlanError("there is no sparse layer to compare", at=type(module).__name__, do="call `sparsify` first")
+    dense = densify(module)
+    medians: tuple[float | None, float | None] = (None, None)
+    if example_inputs is not None:
+        args, kwargs = normalize(example_inputs)
+        bound(module, (args, kwargs))
+        medians = _medians(
+            partial(dense, *args, **kwargs), partial(copy.deepcopy(module), *args, **kwargs), repeats, timer
+        )
+    elements = sum(m.dense_weight().numel() for m in layers)
+    return Comparison(
+        layers=len(layers),
+        layouts=tuple(sorted({m.layout for m in layers})),
+        density=sum(m.density * m.dense_weight().numel() for m in layers) / elements,
+        dense_bytes=_bytes(dense),
+        sparse_bytes=_bytes(module),
+        dense_ms=medians[0],
+        sparse_ms=medians[1],
+        repeats=repeats,
+        threads=torch.get_num_threads(),
+    )
+
+
+def break_even(
+    in_features: int,
+    out_features: int,
+    layout: str = "csr",
+    *,
+    batch: int = 1,
+    blocksize: tuple[int, int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    densities: Sequence[float] = DENSITIES,
+    repeats: int = 30,
+    timer: Timer = seconds,
+) -> BreakEven:
+    """The density below which a sparse linear layer is faster than the dense one, measured here and now.
+
+    Random weights of each of `densities`, whole blocks of them for "bsr", are timed on x [batch, in_features] beside
+    the dense layer. Between the last density up to which sparse always wins and the next one, the ratio of latencies is
+    taken as linear in density. On CPU, from seeds of its own.
+
+    >>> def timer(forward):  # a clock for which a stored value takes 3 times as long as a weight of a dense layer
+    ...     layer = forward.func
+    ...     return getattr(layer, "density", 1 / 3) * 1e-3
+    >>> print(break_even(64, 64, densities=(0.1, 0.2, 0.5), timer=timer))
+    csr [64, 64], batch 1: sparse is faster below density 0.333
+    """
+    for name, value in (("in_features", in_features), ("out_features", out_features), ("batch", batch)):
+        _count(name, value)
+    _count("repeats", repeats)
+    wrong = [d for d in densities if isinstance(d, bool) or not isinstance(d, (int, float)) or not 0 < d < 1]
+    if wrong or not densities:
+        what = f"densities must be numbers between 0 and 1, not {wrong[0] if wrong else densities!r}"
+        raise PlanError(what, do="pass for example densities=(0.01, 0.1, 0.3)")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, in_features, generator=generator).to(dtype)
+    points = []
+    for density in sorted(set(densities)):
+        sparse: Any = sparsify(
+            _random(in_features, out_features, density, blocksize, dtype, generator), layout=layout, blocksize=blocksize
+        )
+        dense_s, sparse_s = _medians(partial(sparse.to_dense(), x), partial(sparse, x), repeats, timer)
+        points.append((sparse.density, dense_s, sparse_s))
+    found = _crossing(points)
+    return BreakEven(in_features, out_features, layout, batch, found, tuple(points), torch.get_num_threads())
+
+
+def _random(
+    in_features: int, out_features: int, density: float, blocksize: Any, dtype: torch.dtype, generator: torch.Generator
+) -> nn.Linear:
+    """A linear layer with this share of random weights or blocks, at least one."""
+    height, width = blocksize if isinstance(blocksize, tuple) and len(blocksize) == 2 else (1, 1)
+    grid = (math.ceil(out_features / height), math.ceil(in_features / width))
+    kept = torch.zeros(grid[0] * grid[1], dtype=torch.bool)
+    count = min(max(1, round(density * kept.numel())), max(1, kept.numel() - 1))
+    kept[torch.randperm(kept.numel(), generator=generator)[:count]] = True
+    mask = kept.view(grid).repeat_interleave(height, 0).repeat_interleave(width, 1)[:out_features, :in_features]
+    layer = nn.Linear(in_features, out_features, device="meta")
+    magnitudes = torch.rand(out_features, in_features, generator=generator) + 0.5
+    layer.weight = nn.Parameter((magnitudes * mask).to(dtype))
+    layer.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype))
+    return layer
+
+
+def _medians(dense: Callable[[], Any], sparse: Callable[[], Any], repeats: int, timer: Timer) -> tuple[float, float]:
+    """Median milliseconds of both, one after the other in every round, after one round that does not count."""
+    times: tuple[list[float], list[float]] = ([], [])
+    with torch.inference_mode():
+        for _ in range(repeats + 1):
+            for function, into in zip((dense, sparse), times, strict=True):
+                into.append(1000 * timer(function))
+    return statistics.median(times[0][1:]), statistics.median(times[1][1:])
+
+
+def _crossing(points: Sequence[tuple[float, float, float]]) -> float | None:
+    """Where the ratio sparse over dense first passes 1, between two measured densities; the last one if nowhere."""
+    won: tuple[float, float] | None = None
+    for density, dense, sparse in points:
+        ratio = sparse / dense if dense else math.inf
+        if ratio >= 1:
+            if won is None:
+                return None
+            share = (1 - won[1]) / (ratio - won[1])
+            return won[0] + share * (density - won[0])
+        won = (density, ratio)
+    return points[-1][0]
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in itertools.chain(module.parameters(), module.buffers()))
+
+
+def _count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise PlanError(f"{name} must be a positive integer, not {value!r}")

@@ -1,0 +1,312 @@
+"""Dense layers to sparse ones and back: small weights go, the function stays that of the weights that are left."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import math
+import warnings
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+
+from fxprune.errors import NothingRemovedWarning, PlanError, lay_out, nearest
+from fxprune.sparse.storage.layouts import SparseConv2d, SparseLayer, SparseLinear
+from fxprune.sparse.storage.matrices import COMPONENTS, Spec
+from fxprune.sparse.storage.products import refusal
+from fxprune.sparse.storage.semi_structured import SemiStructuredLinear, check_product, check_semi_structured
+
+SPARSE = (SparseLayer, SemiStructuredLinear)
+LAYOUTS = (*COMPONENTS, "semi_structured")
+"""What `layout` can be."""
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+_READERS = (nn.TransformerEncoderLayer, nn.MultiheadAttention)
+"""Modules of torch that read the weights of their layers past the layers' forward."""
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+Sparse = SparseLinear | SparseConv2d | SemiStructuredLinear
+
+
+@overload
+def sparsify(
+    layer: nn.Conv2d, threshold: float = 0.0, *, layout: str = "csr", blocksize: tuple[int, int] | None = None
+) -> SparseConv2d: ...
+@overload
+def sparsify(
+    layer: nn.Module, threshold: float = 0.0, *, layout: str = "csr", blocksize: tuple[int, int] | None = None
+) -> Any: ...
+def sparsify(
+    layer: nn.Module, threshold: float = 0.0, *, layout: str = "csr", blocksize: tuple[int, int] | None = None
+) -> Any:
+    """A sparse layer with those weights of a linear layer or convolution for which |w| > threshold.
+
+    It computes what the dense layer computes with all other weights at zero, up to the order of summation. The layer is
+    only read: the result shares no memory with it, and is on its device and of its type.
+
+    layer: an `nn.Linear` or `nn.Conv2d`, with parametrizations or with masks of `torch.nn.utils.prune` or without; its
+    weight is taken as it is in forward. threshold: in [0, inf], in units of the weight and compared in its type;
+    `math.inf` gives an empty layer to load a state_dict into. layout: "csr" (compressed rows), "coo" (coordinates),
+    "bsr" (blocks of `blocksize`, which divides the matrix; a block stays if one of its weights does), or
+    "semi_structured" (at most two of every four, on CUDA, linear layers only). The matrix is
+    [out_features, in_features] or [out_channels, in_channels / groups * kh * kw].
+
+    Raises PlanError for a layer, threshold, layout, shape, type or device that this cannot be done for. Warns with
+    `NothingRemovedWarning` if every weight stays, when the sparse layer takes more memory than the dense one.
+
+    >>> import torch
+    >>> _ = torch.manual_seed(0)
+    >>> sparsify(torch.nn.Linear(64, 32), 0.1)
+    SparseLinear(64, 32, bias=True, layout=csr, stored=425, density=0.208)
+    """
+    return _sparse(layer, threshold, layout, blocksize, type(layer).__name__)
+
+
+def sparsify_model(
+    model: nn.Module,
+    threshold: float = 0.0,
+    *,
+    where: Any = (nn.Linear, nn.Conv2d),
+    ignore: Any = (),
+    layout: str = "csr",
+    blocksize: tuple[int, int] | None = None,
+) -> nn.Module:
+    """A deep copy of a model in which the layers that `where` names and `ignore` does not are sparse; see `sparsify`.
+
+    where, ignore: a name, a glob over names, a module or a type of modules, or several; a type means modules of exactly
+    that type. A layer that cannot be sparse is an error, not an exception to the rule: leave it out by name. The model
+    is only read, and weights that become sparse are not copied first.
+
+    Raises PlanError as `sparsify` does, naming the layers; also where the weight of a layer is tied to something else,
+    and inside modules of torch that read the weights of their layers (`nn.TransformerEncoderLayer`).
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(32, 10))
+    >>> small = sparsify_model(net, 0.05, where="2")
+    >>> [type(layer).__name__ for layer in small]
+    ['Conv2d', 'Flatten', 'SparseLinear']
+    """
+    if isinstance(model, (nn.Linear, nn.Conv2d)):
+        raise PlanError("the model is a single layer", at=type(model).__name__, do="call `sparsify(layer, ...)`")
+    chosen = _chosen(model, where, "where")
+    for name in _chosen(model, ignore, "ignore") if ignore not in ((), []) else ():
+        chosen.pop(name, None)
+    if not chosen:
+        raise PlanError("every layer that `where` names is ignored", do="name a layer that is to be sparse")
+    refused: list[PlanError] = []
+    made: dict[int, nn.Module] = {}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for name, layer in chosen.items():
+            at = f'layer "{name}"'
+            try:
+                _replaceable(model, name, layer, at)
+                made[id(layer)] = made.get(id(layer)) or _sparse(layer, threshold, layout, blocksize, at)
+            except PlanError as error:
+                refused.append(error)
+    if refused:
+        raise _together(refused)
+    for warning in caught:
+        warnings.warn(warning.message, stacklevel=2)
+    return copy.deepcopy(model, dict(made))
+
+
+def densify(model: nn.Module) -> nn.Module:
+    """A deep copy of a model in which every sparse layer is the dense layer of torch with the same weight.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU())
+    >>> densify(sparsify_model(net, 0.1))
+    Sequential(
+      (0): Linear(in_features=8, out_features=4, bias=True)
+      (1): ReLU()
+    )
+    """
+    if isinstance(model, SPARSE):
+        return model.to_dense()
+    return copy.deepcopy(model, {id(m): m.to_dense() for m in model.modules() if isinstance(m, SPARSE)})
+
+
+def _sparse(layer: Any, threshold: Any, layout: Any, blocksize: Any, at: str) -> Sparse:
+    """The sparse layer; everything is checked before anything is made."""
+    _options(threshold, layout, blocksize)
+    weight, bias = _effective(layer, at)
+    if layout == "semi_structured" and isinstance(layer, nn.Conv2d):
+        why = "torch's kernel of two in four is that of a linear layer"
+        raise PlanError("layout semi_structured does not take a convolution", at=at, why=why, do='take layout "csr"')
+    kept = weight.abs() > threshold
+    weight = torch.where(kept, weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
+    if layout == "semi_structured":
+        check_semi_structured(weight, at)
+        semi = SemiStructuredLinear(weight, bias)
+        check_product(semi, weight, at)
+        return semi.train(layer.training)
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    _blocks_fit(tuple(weight.flatten(1).shape), groups, blocksize, at)
+    why = refusal(Spec(layout, (1, 1), blocksize), weight.dtype, weight.device)
+    if why:
+        what = f"this build of torch has no product of layout {layout} for {weight.dtype} on {weight.device.type}"
+        raise PlanError(what, at=at, why=why, do="take another layout, type or device")
+    _tell(kept, threshold, at)
+    sparse: SparseLinear | SparseConv2d
+    if isinstance(layer, nn.Conv2d):
+        sparse = SparseConv2d(layer, weight, bias, layout=layout, blocksize=blocksize)
+    else:
+        sparse = SparseLinear(weight, bias, layout=layout, blocksize=blocksize)
+    trained = {name.rpartition(".")[2].removesuffix("_orig"): p.requires_grad for name, p in layer.named_parameters()}
+    sparse.values.requires_grad_(trained.get("weight", any(trained.values())))
+    if sparse.bias is not None:
+        sparse.bias.requires_grad_(trained.get("bias", any(trained.values())))
+    return sparse.train(layer.training)
+
+
+def _options(threshold: Any, layout: Any, blocksize: Any) -> None:
+    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not threshold >= 0:
+        what = f"threshold must be a number of at least 0, not {threshold!r}"
+        raise PlanError(what, do="weights with |w| > threshold stay: pass 0 to drop only what is zero")
+    if layout not in LAYOUTS:
+        why = nearest(str(layout), LAYOUTS)
+        if layout in ("csc", "bsc"):
+            why = "torch makes a csc anew as csr with every product on CPU, and has no product of a bsc there"
+        raise PlanError(f"there is no layout {layout!r}", why=why, do=f"take one of {', '.join(LAYOUTS)}")
+    if layout != "bsr" and blocksize is not None:
+        raise PlanError(f"layout {layout} has no blocksize", do='leave blocksize out, or take layout "bsr"')
+    whole = isinstance(blocksize, tuple) and [type(b) for b in blocksize] == [int, int] and min(blocksize) > 0
+    if layout == "bsr" and not whole:
+        what = f'layout "bsr" needs a blocksize of two positive integers, not {blocksize!r}'
+        raise PlanError(what, do="pass (height, width), for example blocksize=(8, 8)")
+
+
+def _effective(layer: Any, at: str) -> tuple[Tensor, Tensor | None]:
+    """The weight and bias that forward uses, detached; `torch.nn.utils.prune` multiplies its masks in just before."""
+    kind = type(layer).__mro__[1] if parametrize.is_parametrized(layer) else type(layer)
+    if kind not in (nn.Linear, nn.Conv2d):
+        if isinstance(layer, SPARSE):
+            raise PlanError("the layer is sparse already", at=at, do="go back with `to_dense()` first")
+        subclass = isinstance(layer, (nn.Linear, nn.Conv2d))
+        why = f"it is a {kind.__name__}, " + (
+            "whose forward or owner may use the weight in its own way" if subclass else "and has no weight to take"
+        )
+        raise PlanError(
+            "only nn.Linear and nn.Conv2d can be sparse", at=at, why=why, do="leave it out, or name its layers"
+        )
+    hooks = [hook for name in _HOOKS for hook in getattr(layer, name).values()]
+    if foreign := [hook for hook in hooks if not isinstance(hook, BasePruningMethod)]:
+        why = f"{getattr(foreign[0], '__qualname__', type(foreign[0]).__name__)} would not run on the sparse layer"
+        raise PlanError("the layer has hooks", at=at, why=why, do="remove the hooks, and put them on the sparse layer")
+    found: list[Tensor | None] = []
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            mask = getattr(layer, f"{name}_mask", None) if hooks else None
+            tensor = getattr(layer, name) if mask is None else getattr(layer, f"{name}_orig") * mask
+            found.append(None if tensor is None else tensor.detach().clone())
+    weight, bias = found
+    assert weight is not None
+    _numbers(weight, at)
+    return weight, bias
+
+
+def _numbers(weight: Tensor, at: str) -> None:
+    if weight.dtype not in DTYPES or weight.is_meta or weight.layout is not torch.strided:
+        where = "on the meta device" if weight.is_meta else f"{weight.dtype}, {weight.layout}"
+        why = f"it is {where}; it must be dense, real, floating and hold numbers"
+        raise PlanError("a weight of this kind cannot be sparse", at=at, why=why)
+    if not weight.numel():
+        raise PlanError("the weight is empty", at=at, why=f"its shape is {tuple(weight.shape)}")
+    if bool(weight.isnan().any()):
+        raise PlanError("the weight holds NaN", at=at, why="NaN is neither above nor below a threshold")
+
+
+def _blocks_fit(shape: tuple[int, ...], groups: int, blocksize: Any, at: str) -> None:
+    if blocksize is None:
+        return
+    rows, columns = shape[0] // groups, shape[1]
+    if rows % blocksize[0] or columns % blocksize[1]:
+        inside = " of a group" if groups > 1 else ""
+        raise PlanError(
+            f"blocks of {blocksize} do not divide the weight",
+            at=at,
+            why=f"the matrix{inside} is {[rows, columns]}",
+            do="take a blocksize that divides both, or another layout",
+        )
+
+
+def _tell(kept: Tensor, threshold: float, at: str) -> None:
+    """Warn where the threshold makes no difference, or leaves nothing."""
+    if bool(kept.all()):
+        text = lay_out(
+            "every weight stays: the sparse layer takes more memory than the dense one",
+            at=at,
+            why=f"no |w| is at or below the threshold {threshold}",
+            do="prune the weights first, or raise the threshold",
+        )
+        warnings.warn(NothingRemovedWarning(text), stacklevel=4)
+    elif not math.isinf(threshold) and not bool(kept.any()):
+        text = lay_out("no weight stays: the layer returns its bias", at=at, why=f"all |w| are at most {threshold}")
+        warnings.warn(text, UserWarning, stacklevel=4)
+
+
+def _chosen(model: nn.Module, wanted: Any, what: str) -> dict[str, nn.Module]:
+    """The modules that entries name, in the order of the model."""
+    modules = {name: m for name, m in model.named_modules(remove_duplicate=False) if name}
+    found: set[str] = set()
+    for entry in wanted if isinstance(wanted, (list, tuple, set, frozenset)) else [wanted]:
+        if isinstance(entry, str):
+            names = set(fnmatch.filter(modules, entry))
+            why = nearest(entry, modules)
+        elif isinstance(entry, nn.Module):
+            names, why = {n for n, m in modules.items() if m is entry}, "the module is not part of the model"
+        elif isinstance(entry, type):
+            names = {n for n, m in modules.items() if _kind(m) is entry}
+            why = "no module of the model is of exactly that type"
+        else:
+            kind = type(entry).__name__
+            raise PlanError(f"{what} cannot be a {kind}", do="pass names, globs, modules or types of modules")
+        if not names and not (isinstance(entry, type) and isinstance(wanted, (list, tuple))):
+            shown = f'"{entry}"' if isinstance(entry, str) else getattr(entry, "__name__", type(entry).__name__)
+            raise PlanError(f"{what} names nothing: {shown}", why=why)
+        found |= names
+    if not found:
+        raise PlanError(f"{what} names nothing", why="the model has no module of any of these types")
+    return {name: m for name, m in modules.items() if name in found}
+
+
+def _kind(module: nn.Module) -> type:
+    return type(module).__mro__[1] if parametrize.is_parametrized(module) else type(module)
+
+
+def _replaceable(model: nn.Module, name: str, layer: nn.Module, at: str) -> None:
+    """Refuse a layer whose weight something else holds or reads."""
+    parent = name
+    while parent:
+        parent = parent.rpartition(".")[0]
+        if isinstance(model.get_submodule(parent), _READERS):
+            kind = type(model.get_submodule(parent)).__name__
+            why = f"it is inside {kind}, which reads the weights of its layers itself"
+            raise PlanError("the layer cannot be replaced", at=at, why=why, do="leave it out with `ignore`")
+    own = {id(p) for p in layer.parameters()}
+    for module_name, module in model.named_modules():
+        if module is layer or any(module is m for m in layer.modules()):
+            continue
+        for key, p in module._parameters.items():
+            if id(p) in own:
+                tied = f"{module_name}.{key}" if module_name else key
+                why = f'its parameter is also "{tied}", and would be no longer'
+                raise PlanError("the layer is tied", at=at, why=why, do="leave it out with `ignore`, or untie it first")
+
+
+def _together(refused: list[PlanError]) -> PlanError:
+    """One error for all that was refused for the same reason as the first, and how many others there were."""
+    first = refused[0]
+    if len(refused) == 1:
+        return first
+    same = [error.at for error in refused if (error.what, error.why) == (first.what, first.why)]
+    listed = ", ".join(same[:8]) + (", ..." if len(same) > 8 else "")
+    others = len(refused) - len(same)
+    more = f"; {others} more layers cannot be sparse for other reasons" if others else ""
+    return PlanError(first.what, at=listed, why=first.why + more, do=first.do)

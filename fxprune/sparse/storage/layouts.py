@@ -1,0 +1,335 @@
+"""Layers whose weight is a sparse matrix: a linear layer, and a convolution as that matrix times the unfolded input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from fxprune.errors import InputError, PlanError
+from fxprune.sparse.storage.matrices import Indices, Spec, beta, stored_share
+from fxprune.sparse.storage.products import product, refusal
+
+BlockSize = tuple[int, int] | None
+
+
+class SparseLayer(nn.Module):
+    """What both layers have: a weight that exists as the components of a sparse matrix, and nowhere else.
+
+    values: the parameter, [stored], or [blocks, height, width] of a "bsr". Beside it the buffers of its layout:
+    `crow_indices` [rows + 1] and `col_indices` [stored] of "csr" and "bsr", `indices` [2, stored] of "coo". All are
+    dense tensors, so that a state_dict is stored like any other. `load_state_dict` takes another number of stored
+    values: the components then get that size. Components that contradict each other or the layer are refused, and the
+    layer stays as it was.
+    """
+
+    values: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(self, spec: Spec, groups: int, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.spec, self.groups = spec, groups
+        with beta():
+            indices, values = spec.components(weight)
+        for name, index in zip(spec.names, spec.moved(indices, groups, weight.shape[1]), strict=True):
+            self.register_buffer(name, index.contiguous())
+        self.values = nn.Parameter(values)
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+
+    @property
+    def layout(self) -> str:
+        """The layout of the weight: "csr", "coo" or "bsr"."""
+        return self.spec.layout
+
+    @property
+    def density(self) -> float:
+        """Stored values over the elements of the dense weight, in [0, 1]; a block counts with all its values."""
+        return stored_share(self.values.numel(), self.weight_shape())
+
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape of the dense weight."""
+        raise NotImplementedError
+
+    def dense_weight(self) -> Tensor:
+        """The weight as a dense tensor, made anew with every call."""
+        columns = self.spec.shape[1] // self.groups
+        local = Spec(self.layout, (self.spec.shape[0], columns), self.spec.blocksize)
+        indices = local.moved(self.index_tensors(), self.groups, -columns)
+        with beta():
+            return local.matrix(indices, self.values.detach()).to_dense().reshape(self.weight_shape())
+
+    def to_dense(self) -> nn.Module:
+        """The layer of torch with the same weight, zeros where nothing is stored; a new one, this one is only read."""
+        raise NotImplementedError
+
+    def index_tensors(self) -> Indices:
+        """The index tensors, in the order of the layout."""
+        return tuple(getattr(self, name) for name in self.spec.names)
+
+    def _fill(self, dense: Any) -> Any:
+        """Give a layer on the meta device this layer's weight and bias, and its mode."""
+        dense.weight = nn.Parameter(self.dense_weight(), requires_grad=self.values.requires_grad)
+        if self.bias is not None:
+            dense.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
+        return dense.train(self.training)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        names = (*self.spec.names, "values")
+        given = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
+        bias = state_dict.get(prefix + "bias")
+        if given:
+            self._check(given, bias, prefix.rstrip("."))
+            for name, tensor in given.items():  # the sizes first: torch copies into what has the right one
+                held = getattr(self, name)
+                dtype = held.dtype if name == "values" else self.spec.index_dtype(given["values"].shape[0])
+                held.grad = held.grad if held.shape == tensor.shape else None
+                held.data = torch.empty(tensor.shape, dtype=dtype, device=held.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _check(self, given: dict[str, Any], bias: Any, at: str) -> None:
+        """Raise PlanError unless the components are there, fit each other and this layer."""
+        names, where = (*self.spec.names, "values"), f'layer "{at}"' if at else type(self).__name__
+        if missing := [name for name in names if name not in given]:
+            raise PlanError(
+                "a state_dict holds only a part of a sparse weight",
+                at=where,
+                why=f"{', '.join(given)} without {', '.join(missing)} mean nothing",
+                do=f"load {', '.join(names)} together",
+            )
+        if bias is not None and self.bias is not None and bias.shape != self.bias.shape:
+            why = f"its shape is {tuple(bias.shape)}, that of the layer {tuple(self.bias.shape)}"
+            raise PlanError("the bias of a state_dict does not fit", at=where, why=why)
+        try:
+            indices = tuple(self._index(name, given[name]) for name in self.spec.names)
+            values = given["values"].detach()
+            if not values.is_floating_point():
+                raise ValueError(f"values are {values.dtype}, not floating")
+            if self.spec.blocksize and tuple(values.shape[1:]) != self.spec.blocksize:
+                raise ValueError(f"values of shape {tuple(values.shape)} are no blocks of {self.spec.blocksize}")
+            self.spec.matrix(indices, values, check=True)
+            if self.groups > 1:
+                self._within_groups(indices)
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise PlanError(
+                "the components of a sparse weight contradict each other or the layer",
+                at=f"{where}, {self.layout} {list(self.spec.shape)}",
+                why=str(error).partition("\n")[0],
+                do="load the state_dict of a layer of the same layout, shape and blocksize",
+            ) from None
+
+    def _index(self, name: str, index: Tensor) -> Tensor:
+        if index.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"{name} are {index.dtype}, not int32 or int64")
+        return index if self.layout != "coo" else index.long()
+
+    def _within_groups(self, indices: Indices) -> None:
+        rows, columns = self.spec.places(indices)
+        height, width = self.spec.blocksize or (1, 1)
+        a_row, a_column = (self.spec.shape[i] // self.groups // (height, width)[i] for i in (0, 1))
+        if bool((rows // a_row != columns // a_column).any()):
+            raise ValueError(f"an index leads out of its group: there are {self.groups} groups")
+
+
+class SparseLinear(SparseLayer):
+    """y = x @ w.T + b, w [out_features, in_features] a sparse matrix: `nn.Linear` after `fxprune.sparse.sparsify`.
+
+    Takes x [.., in_features] of any leading dimensions. Gradients reach `values`, `bias` and x, and only stored places.
+
+    >>> import torch
+    >>> from fxprune.sparse import sparsify
+    >>> dense = torch.nn.Linear(3, 2, bias=False)
+    >>> dense.weight.data = torch.tensor([[0.5, 0.0, -2.0], [0.1, 3.0, 0.0]])
+    >>> layer = sparsify(dense, 0.2)
+    >>> layer.values.tolist(), layer.col_indices.tolist(), layer.crow_indices.tolist()
+    ([0.5, -2.0, 3.0], [0, 2, 1], [0, 2, 3])
+    >>> layer(torch.ones(3)).tolist()
+    [-1.5, 3.0]
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, *, layout: str = "csr", blocksize: BlockSize = None
+    ) -> None:
+        super().__init__(Spec(layout, (weight.shape[0], weight.shape[1]), blocksize), 1, weight, bias)
+        self.out_features, self.in_features = weight.shape
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As `nn.Linear.forward`."""
+        spec = self.spec
+        matrix = (spec.layout, spec.shape, spec.blocksize)
+        return sparse_linear(input, self.values, self.bias, self.index_tensors(), *matrix)
+
+    def weight_shape(self) -> tuple[int, ...]:
+        """[out_features, in_features]."""
+        return (self.out_features, self.in_features)
+
+    def to_dense(self) -> nn.Linear:
+        """An `nn.Linear` with the same weight, zeros where nothing is stored."""
+        sizes = (self.in_features, self.out_features, self.bias is not None)
+        dense: nn.Linear = self._fill(nn.Linear(*sizes, device="meta"))
+        return dense
+
+    def extra_repr(self) -> str:
+        """As of `nn.Linear`, and what is stored."""
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {_stored(self)}"
+
+
+class SparseConv2d(SparseLayer):
+    """A convolution as a sparse matrix [out_channels, in_channels * kh * kw] times the unfolded input.
+
+    y[n, o, l] = sum_k w[o, k] * unfold(x)[n, k, l] + b[o], l counts positions
+    (https://docs.pytorch.org/docs/stable/generated/torch.nn.Unfold.html). A kernel of 1 x 1 takes the input as it is;
+    for any other the unfolded input holds about kh * kw times the elements of the input. With `groups` the matrix is
+    [out_channels, in_channels * kh * kw] and block-diagonal, at no cost: what is outside the blocks is not stored.
+    Takes x [n, c, h, w] or [c, h, w].
+    """
+
+    def __init__(
+        self, conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, *, layout: str, blocksize: BlockSize
+    ) -> None:
+        shape = (conv.out_channels, weight[0].numel() * conv.groups)
+        super().__init__(Spec(layout, shape, blocksize), conv.groups, weight.flatten(1), bias)
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
+        self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
+        self.padding, self.padding_mode = conv.padding, conv.padding_mode
+        self.pads: tuple[int, ...] = tuple(conv._reversed_padding_repeated_twice)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As `nn.Conv2d.forward`."""
+        return sparse_conv2d(
+            input,
+            self.values,
+            self.bias,
+            self.index_tensors(),
+            *(self.layout, self.spec.shape, self.spec.blocksize),
+            kernel=self.kernel_size,
+            stride=self.stride,
+            dilation=self.dilation,
+            pads=self.pads,
+            padding_mode=self.padding_mode,
+        )
+
+    def weight_shape(self) -> tuple[int, ...]:
+        """[out_channels, in_channels / groups, kh, kw]."""
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    def to_dense(self) -> nn.Conv2d:
+        """An `nn.Conv2d` with the same weight, zeros where nothing is stored."""
+        dense: nn.Conv2d = self._fill(self._like())
+        return dense
+
+    def extra_repr(self) -> str:
+        """As of `nn.Conv2d`, and what is stored."""
+        return f"{self._like().extra_repr()}, {_stored(self)}"  # type: ignore[no-untyped-call]
+
+    def _like(self) -> nn.Conv2d:
+        """The dense layer without its numbers."""
+        return nn.Conv2d(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,  # type: ignore[arg-type]
+            self.stride,  # type: ignore[arg-type]
+            self.padding,  # type: ignore[arg-type]
+            self.dilation,  # type: ignore[arg-type]
+            self.groups,
+            self.bias is not None,
+            self.padding_mode,
+            device="meta",
+        )
+
+
+def sparse_linear(
+    input: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    indices: Indices,
+    layout: str,
+    shape: tuple[int, int],
+    blocksize: BlockSize,
+) -> Tensor:
+    """What `SparseLinear` computes; a function of its own, so that a symbolic trace takes it as one step."""
+    if not input.ndim or input.shape[-1] != shape[1]:
+        raise InputError(
+            "the input does not fit a sparse linear layer",
+            why=f"its shape is {tuple(input.shape)}, the layer takes [.., {shape[1]}]",
+        )
+    x = input if input.ndim == 2 else input.reshape(-1, shape[1])
+    y = _multiply(values, x.t(), indices, layout, shape, blocksize).t()
+    y = y.contiguous() if bias is None else (y + bias).contiguous()
+    return y if input.ndim == 2 else y.view(*input.shape[:-1], shape[0])
+
+
+def sparse_conv2d(
+    input: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    indices: Indices,
+    layout: str,
+    shape: tuple[int, int],
+    blocksize: BlockSize,
+    *,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    pads: tuple[int, ...],
+    padding_mode: str,
+) -> Tensor:
+    """What `SparseConv2d` computes. `pads`: left, right, top, bottom, as `F.pad` takes them."""
+    channels = shape[1] // (kernel[0] * kernel[1])
+    if input.ndim not in (3, 4) or input.shape[-3] != channels:
+        raise InputError(
+            "the input does not fit a sparse convolution",
+            why=f"its shape is {tuple(input.shape)}, the layer takes [n, {channels}, h, w] or [{channels}, h, w]",
+        )
+    x = input if input.ndim == 4 else input[None]
+    if any(pads):
+        x = F.pad(x, pads, "constant" if padding_mode == "zeros" else padding_mode)
+    spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    sizes = [(s - span) // step + 1 for s, span, step in zip(x.shape[-2:], spans, stride, strict=True)]
+    if min(sizes) < 1:
+        raise InputError(
+            "the input of a sparse convolution is smaller than its kernel",
+            why=f"padded it is {tuple(x.shape[-2:])}, the kernel spans {tuple(spans)}",
+        )
+    if kernel == (1, 1):
+        columns = x[..., :: stride[0], :: stride[1]].transpose(0, 1)
+    else:
+        columns = F.unfold(x, kernel, dilation, 0, stride).transpose(0, 1)
+    y = _multiply(values, columns.reshape(shape[1], -1), indices, layout, shape, blocksize)
+    y = y if bias is None else y + bias[:, None]
+    y = y.view(shape[0], x.shape[0], *sizes).transpose(0, 1).contiguous()
+    return y if input.ndim == 4 else y[0]
+
+
+fx.wrap("sparse_linear")
+fx.wrap("sparse_conv2d")
+
+
+def _multiply(
+    values: Tensor, x: Tensor, indices: Indices, layout: str, shape: tuple[int, int], blocksize: BlockSize
+) -> Tensor:
+    """The product [rows, n]; under autocast in the type of the values, elsewhere x must be of it."""
+    device = x.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return _multiply(values, x.to(values.dtype), indices, layout, shape, blocksize)
+    if x.dtype != values.dtype or x.device != values.device:
+        raise InputError(
+            "input and weight of a sparse layer differ in type or device",
+            why=f"the input is {x.dtype} on {x.device}, the weight {values.dtype} on {values.device}",
+            do="move one to the other with `.to(...)`",
+        )
+    try:
+        return product(values, x, indices, layout, shape, blocksize)
+    except (RuntimeError, NotImplementedError) as error:
+        why = refusal(Spec(layout, shape, blocksize), x.dtype, x.device)
+        if not why:
+            raise
+        what = f"this build of torch has no product of layout {layout} for {x.dtype} on {device}"
+        raise InputError(what, why=why, do="take another layout or type, or go back with `to_dense()`") from error
+
+
+def _stored(layer: SparseLayer) -> str:
+    block = "" if layer.spec.blocksize is None else f", blocksize={layer.spec.blocksize}"
+    return f"layout={layer.layout}{block}, stored={layer.values.numel()}, density={layer.density:.3f}"

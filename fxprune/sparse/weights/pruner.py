@@ -1,0 +1,66 @@
+"""What pruners of single weights have in common: masks on the weights of a model, and a count of steps."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.errors import PlanError
+from fxprune.sparse.weights.mask import MaskedWeight, sparsity_report, squash_masks
+
+CALLER = 4
+"""The stack level of a warning that points at the line that called `step`, past `_warn` and the wrapper of no_grad."""
+
+
+class WeightPruner:
+    """The masks of a model's weights; `step` of a subclass says what they become."""
+
+    model: nn.Module
+    steps: int
+    _weights: dict[str, MaskedWeight]
+
+    @property
+    def masks(self) -> dict[str, torch.Tensor]:
+        """By the name of the weight its mask, True = keep."""
+        return {name: weight.mask for name, weight in self._weights.items()}
+
+    @property
+    def sparsities(self) -> dict[str, float]:
+        """By the name of the weight the share of it that is masked."""
+        return {name: weight.pruned / weight.mask.numel() for name, weight in self._weights.items()}
+
+    def squash(self) -> nn.Module:
+        """Write the zeros into the parameters, take the masks off, in place; returns the model."""
+        return squash_masks(self.model)
+
+    def report(self) -> str:
+        """A table of how sparse every weight is."""
+        return sparsity_report(self._weights)
+
+    def _refuse_nan(self) -> None:
+        for name, weight in self._weights.items():
+            if bool(weight.dense.isnan().any()):
+                raise PlanError("a weight contains NaN", at=f'"{name}"', why="training has diverged")
+
+
+def warn_of_empty(weights: Mapping[str, MaskedWeight]) -> None:
+    """Say which weights are zero altogether."""
+    empty = [name for name, weight in weights.items() if weight.pruned == weight.mask.numel()]
+    if empty:
+        listed = ", ".join(f'"{name}"' for name in empty[:4]) + (", ..." if len(empty) > 4 else "")
+        warnings.warn(f"nothing is left of {listed}: the layer passes nothing on", UserWarning, stacklevel=CALLER + 1)
+
+
+def loaded_steps(state: Mapping[str, Any], keys: tuple[str, ...]) -> int:
+    """The number of steps in the state of a pruner. Raises `PlanError` where it is no such state."""
+    if not isinstance(state, Mapping) or set(state) != set(keys):
+        have = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
+        raise PlanError("not the state of this pruner", why=f"it has {have}, not {sorted(keys)}")
+    steps = state["steps"]
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise PlanError(f"steps must be an integer of at least 0, not {steps!r}", at="the state of a pruner")
+    return steps
