@@ -1,0 +1,140 @@
+"""One word per thing: the glossary defines each word once, and package and pages use no other word for it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "fxprune"
+GLOSSARY = ROOT / "docs" / "glossary.md"
+
+FORBIDDEN = {
+    "anew": '"again", or the verb with re-: recounted, renumbered, rebuilt',
+    "climb": "to try the paths in turn",
+    "house": "the package",
+    "ladder": "the paths",
+    "nobody": '"no operation", "no layer", "unknown"',
+    "room": "a package, a file; what is left",
+    "rung": "path",
+    "skeleton": "the module around an exported graph",
+    "sober": "deterministic",
+    "somebody": '"the user", "a layer", "an operation"',
+    "twin": "a copy, a fake copy",
+    "what goes": "the removed channels",
+    "witness": "the check of shapes",
+}
+"""Word -> the word to write."""
+
+EXCEPTIONS: dict[tuple[str, str], str] = {}
+"""(File, forbidden word) -> why the word is right there."""
+
+REMAINING = {"package": 202, "pages": 62}
+"""How often forbidden words still occur. A number here may only fall."""
+
+RELATIVE = {
+    "_analyze.py": 3,
+    "_record.py": 3,
+    "analysis": 20,
+    "artifacts": 8,
+    "capture": 12,
+    "channels": 9,
+    "cli": 11,
+    "costs": 8,
+    "criteria": 4,
+    "fold": 25,
+    "ops": 9,
+    "paths.py": 1,
+    "planning": 13,
+    "plot.py": 2,
+    "proof": 5,
+    "pruner": 13,
+    "report": 7,
+    "rewrite": 13,
+    "sparse": 54,
+}
+"""Docstrings that begin with a relative clause, by part of the package. A number here may only fall."""
+
+CLAUSE = re.compile(r"(What|Which|Where|How|That|When|Whether|Who|Whose)\b")
+
+
+def rows():
+    """The rows of the glossary: (word, meaning)."""
+    found = re.findall(r"^\| (.+?) \| (.+) \|$", GLOSSARY.read_text(), re.MULTILINE)
+    assert found[:2] == [("word", "meaning"), ("---", "---")]
+    return found[2:]
+
+
+def uses(path):
+    """The forbidden words that a file uses: (line, word), also as parts of names (`rungs_of`) and in the plural."""
+    words = "|".join(word.replace(" ", r"\s+") for word in FORBIDDEN)
+    text = path.read_text()
+    for match in re.finditer(rf"(?<![a-z])({words})(?:s|ed|ing)?(?![a-z])", text, re.IGNORECASE):
+        word = " ".join(match[1].lower().split())
+        if (str(path.relative_to(ROOT)), word) not in EXCEPTIONS:
+            yield text[: match.start()].count("\n") + 1, word
+
+
+def forbidden(paths):
+    return [f"{path.relative_to(ROOT)}:{line}: {word}" for path in paths for line, word in uses(path)]
+
+
+def package_files():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def pages():
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def relative_docstrings():
+    """Docstrings that begin with a relative clause: part of the package -> places."""
+    found: dict[str, list[str]] = {}
+    for path in package_files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node) or ""
+                if CLAUSE.match(text):
+                    place = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}: {text.splitlines()[0]}"
+                    found.setdefault(path.relative_to(PACKAGE).parts[0], []).append(place)
+    return found
+
+
+def test_every_word_is_defined_once():
+    assert [word for word, n in Counter(word for word, _ in rows()).items() if n > 1] == []
+
+
+def test_a_row_of_the_glossary_defines_one_word():
+    assert [word for word, _ in rows() if "," in word] == []
+
+
+def test_words_of_the_glossary_are_in_alphabetical_order():
+    words = [word for word, _ in rows()]
+    assert words == sorted(words, key=lambda word: word.strip("`").lower())
+
+
+def test_no_forbidden_word_is_defined():
+    assert [word for word, _ in rows() if word in FORBIDDEN] == []
+
+
+def test_exceptions_are_still_needed():
+    for (name, word), reason in EXCEPTIONS.items():
+        assert reason
+        assert re.search(word, (ROOT / name).read_text(), re.IGNORECASE), f"{name} does not say {word} any more"
+
+
+def test_the_package_uses_the_words_of_the_glossary():
+    found = forbidden(package_files())
+    assert len(found) <= REMAINING["package"], "\n".join(found)
+
+
+def test_the_pages_use_the_words_of_the_glossary():
+    found = forbidden(pages())
+    assert len(found) <= REMAINING["pages"], "\n".join(found)
+
+
+def test_docstrings_begin_with_a_verb_or_a_noun():
+    found = relative_docstrings()
+    assert sum(map(len, found.values())) <= sum(RELATIVE.values()), "\n".join(sum(found.values(), []))
