@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxprune._analyze import Analysis, analyze, telling
+from fxprune.analysis.folded_constants import Constants
 from fxprune.analysis.hold import hold
 from fxprune.capture.front import PATHS
 from fxprune.channels.groups import Removal
@@ -16,7 +17,6 @@ from fxprune.errors import CaptureError, FxpruneError, PlanError, RewriteError, 
 from fxprune.fold import Planned, carry_out, make_plan
 from fxprune.planning.plan import Plan, finish
 from fxprune.proof.compare import TOLERANCE, IncomparableError, compare, first_wrong_group, sensitivity
-from fxprune.rewrite.constants import Constants
 from fxprune.rewrite.graph import rewrite
 from fxprune.rewrite.norms import rescaled
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fxprune"
 
 ORDER = """
-    errors files schedules channels ops capture analysis criteria planning proof rewrite fold costs report _record
+    errors files schedules channels ops capture analysis costs criteria planning proof rewrite fold report _record
     _analyze paths _transform plot artifacts sparse pruner __init__
     cli __main__
 """.split()

@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 from torch.nn.modules import batchnorm, conv
 
+from fxprune.analysis.folded_constants import Constants, bias_name
 from fxprune.capture.captured import Captured
 from fxprune.capture.traced import trace
 from fxprune.channels.groups import Bools, Removal
@@ -18,7 +19,7 @@ from fxprune.errors import PlanError
 from fxprune.planning.plan import Plan
 from fxprune.planning.sizes import Size
 from fxprune.planning.structure import Structure, shapes_of_model
-from fxprune.rewrite.constants import Constants, bias_name, place_constants
+from fxprune.rewrite.constants import place_constants
 from fxprune.rewrite.derived import numbers
 from fxprune.rewrite.graph import copied
 from fxprune.rewrite.modules import Use, recount

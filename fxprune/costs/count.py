@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxprune.analysis.after_removal import shapes_after
 from fxprune.analysis.counter import Counter, Found
 from fxprune.analysis.findings import Findings, hookable
+from fxprune.analysis.folded_constants import Constants, bias_name
 from fxprune.analysis.observer import Contraction
 from fxprune.capture.caches import clean_caches
 from fxprune.capture.captured import Captured
@@ -23,8 +25,6 @@ from fxprune.capture.traced import module_of
 from fxprune.capture.walk import walk
 from fxprune.channels.groups import Removal
 from fxprune.errors import CaptureError
-from fxprune.rewrite.constants import Constants, bias_name
-from fxprune.rewrite.tensors import shapes_of
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def planned(findings: Findings, removal: Removal | None = None, constants: Const
         model = findings.model
         shapes = {name: tuple(t.shape) for name, t in _state(model)}
     else:
-        model, shapes = findings.captured.module, shapes_of(findings, removal)
+        model, shapes = findings.captured.module, shapes_after(findings, removal)
     found = [(c.module, c.op, macs_of(c, removal)) for c in contractions(findings)]
     made = _with_constants(_summed(shapes, model, found), model, constants or Constants())
     if removal is None or findings.captured.path != "hooks":

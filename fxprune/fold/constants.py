@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from fxprune.analysis.after_removal import kept_slots
 from fxprune.analysis.findings import Findings
+from fxprune.analysis.folded_constants import Constants, bias_name
 from fxprune.channels.groups import Bools, Ints, Removal
 from fxprune.fold.readings import Reading, read
 from fxprune.proof.float64 import zero_slots
-from fxprune.rewrite.constants import Constants, bias_name
 from fxprune.rewrite.norms import rescaled
-from fxprune.rewrite.tensors import kept_slots, shrink
+from fxprune.rewrite.tensors import shrink
 
 Removed = dict[str, dict[int, list[int]]]
 

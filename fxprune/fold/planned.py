@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from fxprune.analysis.findings import Findings
+from fxprune.analysis.folded_constants import Constants, bias_name
 from fxprune.channels.groups import Bools, Ints, Removal
 from fxprune.errors import CaptureError, PlanError
 from fxprune.fold.constants import Folding, fold, opened
 from fxprune.planning.plan import Plan, Removed, choose, finish, keep_one_each, removal_of
 from fxprune.planning.shared_settings import level
-from fxprune.rewrite.constants import Constants, bias_name
 
 BIAS = ("prune", "fold")
 BORDER = ("carrier", "map")

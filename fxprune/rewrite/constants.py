@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+
+from fxprune.analysis.folded_constants import Constants, bias_name
 
 aten = torch.ops.aten
 
@@ -23,31 +24,6 @@ WITH_BIAS = {
     *(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input),
 }
 """Functions whose third argument is a bias."""
-
-
-@dataclass(frozen=True)
-class Constants:
-    """What changes besides sizes, in float64 and at its new size.
-
-    values: parameter, by all its names -> its new numbers.
-    biases: a layer, or "%node" of a function, that had none -> its bias.
-    maps: node -> what is added to its result, [out_channels, height, width].
-    """
-
-    values: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    biases: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    maps: Mapping[str, torch.Tensor] = field(default_factory=dict)
-
-    @property
-    def exact(self) -> dict[str, torch.Tensor]:
-        """Every parameter and buffer that changes or is new, before it is rounded to its type."""
-        biases = {bias_name(place): bias for place, bias in self.biases.items()}
-        return {**self.values, **biases, **{f"{node}_map": values for node, values in self.maps.items()}}
-
-
-def bias_name(place: str) -> str:
-    """The name of the bias of a layer, or of a "%node"."""
-    return f"{place[1:]}_bias" if place.startswith("%") else f"{place}.bias"
 
 
 def place_constants(small: nn.Module, graph: fx.Graph, old: Mapping[fx.Node, fx.Node], constants: Constants) -> None:

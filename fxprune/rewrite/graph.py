@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxprune.analysis.after_removal import shapes_after
 from fxprune.analysis.findings import Findings
+from fxprune.analysis.folded_constants import Constants
 from fxprune.analysis.observer import Observation, Visit
 from fxprune.capture.caches import clean_caches
 from fxprune.capture.captured import Captured
@@ -28,13 +30,13 @@ from fxprune.errors import RewriteError
 from fxprune.ops import Operand
 from fxprune.proof.shapes import ContradictionError, Witness
 from fxprune.rewrite.attributes import settle_settings
-from fxprune.rewrite.constants import Constants, place_constants
+from fxprune.rewrite.constants import place_constants
 from fxprune.rewrite.hooks import reinsert
 from fxprune.rewrite.modules import SizeError, Use, recount
 from fxprune.rewrite.norms import preserve_modules, preserve_nodes, rescaled
 from fxprune.rewrite.recurrent import refresh
 from fxprune.rewrite.sizes import Site, resize
-from fxprune.rewrite.tensors import shapes_of, shrink_all
+from fxprune.rewrite.tensors import shrink_all
 
 _LOOSE = {
     *(torch.ops.aten.einsum.default, torch.ops.aten.linear.default, torch.ops.aten.matmul.default),
@@ -56,7 +58,7 @@ def rewrite(findings: Findings, removal: Removal, constants: Constants | None = 
     Raises `RewriteError` where a node's shape is not the promised one; nothing of the original has changed then.
     """
     faker, constants = Faker(), constants or Constants()
-    shapes = shapes_of(findings, removal)
+    shapes = shapes_after(findings, removal)
     fakes = {name: faker.smaller(tensor, shapes[name]) for name, tensor in findings.tensors.items()}
     small, graph, old = copied(findings.captured, {id(findings.tensors[name]): fake for name, fake in fakes.items()})
     _recount_modules(small, findings, removal)

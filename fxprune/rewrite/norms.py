@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fxprune.analysis.after_removal import kept_slots
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.observer import Mark, Visit
 from fxprune.capture.module_copy import twin
@@ -36,7 +37,7 @@ from fxprune.ops import Operand
 from fxprune.ops.normalization import default_eps
 from fxprune.proof.deterministic import Sober
 from fxprune.rewrite.norm_layers import LayerNorm, RMSNorm, shape_of
-from fxprune.rewrite.tensors import kept_slots, shrink
+from fxprune.rewrite.tensors import shrink
 
 FindingsT = TypeVar("FindingsT", bound=Findings)
 

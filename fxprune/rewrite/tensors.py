@@ -6,21 +6,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from fxprune.analysis.after_removal import kept_slots
 from fxprune.analysis.findings import Findings
 from fxprune.channels.groups import Bools, Ints, Removal
 
 BLOCK = 1 << 18
 """Elements of a tensor that may be held a second time while it is cut."""
-
-
-def kept_slots(findings: Findings, removal: Removal) -> dict[str, dict[int, Bools]]:
-    """Per parameter and buffer the surviving slots of every dimension that loses some."""
-    kept: dict[str, dict[int, Bools]] = {}
-    for axis in findings.axes:
-        mask = removal.kept(axis.vector)
-        if mask is not None:
-            kept.setdefault(axis.parameter, {})[axis.dim] = mask
-    return kept
 
 
 def shrink_all(findings: Findings, removal: Removal) -> dict[str, torch.Tensor]:
@@ -35,14 +26,6 @@ def shrink_all(findings: Findings, removal: Removal) -> dict[str, torch.Tensor]:
             values = renumber(values, positions)
         made[name] = like(tensor, shrink(values, kept.get(name, {})))
     return made
-
-
-def shapes_of(findings: Findings, removal: Removal) -> dict[str, tuple[int, ...]]:
-    """The new shape of every parameter, buffer and constant."""
-    shapes = {name: list(tensor.shape) for name, tensor in findings.tensors.items()}
-    for axis in findings.axes:
-        shapes[axis.parameter][axis.dim] = removal.count(axis.vector)
-    return {name: tuple(shape) for name, shape in shapes.items()}
 
 
 def shrink(values: torch.Tensor, kept: dict[int, Bools]) -> torch.Tensor:
