@@ -1,4 +1,4 @@
-"""What every ATen operation does to channels: the registry, and one file per family of operations."""
+"""Everything about every ATen operation: the registries, and one file per family of operations."""
 
 from fxprune.ops import (
     attention,

@@ -1,0 +1,121 @@
+"""A node of the smaller graph that is about to run: what the functions of `resizes` and `repositions` work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fxprune.channels.groups import Bools, Removal
+from fxprune.channels.vector import Vector
+from fxprune.errors import RewriteError
+from fxprune.ops.registry import Operand
+
+if TYPE_CHECKING:
+    from torch import fx
+
+
+@dataclass(frozen=True)
+class Site:
+    """A node of the new graph that is about to run; `before` is the old graph's.
+
+    output: the old result, tensors as operands. counts: what the rules of its operations counted, by argument.
+    value: what an argument evaluates to in the new graph. operand: what a node's result was in the old one.
+    """
+
+    node: fx.Node
+    before: fx.Node
+    removal: Removal
+    output: Any
+    counts: Mapping[str, tuple[Vector, ...]]
+    value: Callable[[Any], Any]
+    operand: Callable[[Any], Any]
+
+    @property
+    def input(self) -> Operand:
+        """The operand of the first argument (`self` of a method, `input` of a function)."""
+        node = self.node
+        first = node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("self"))
+        return self.operand(first)  # type: ignore[no-any-return]
+
+    @property
+    def result(self) -> Operand | None:
+        """The old result, None where it is not one tensor."""
+        return self.output if isinstance(self.output, Operand) else None
+
+    def counted(self, argument: str) -> tuple[int, ...]:
+        """The new value of an integer argument that a rule counted."""
+        return self.removal.shape(self.counts[argument])
+
+    def position(self, value: Any) -> int:
+        """A position as it was in the old graph, written as a number or computed from sizes."""
+        old = self.operand(value)
+        if not isinstance(old, int):
+            raise self.refusal(
+                "a position that is neither a number nor computed from sizes",
+                do="write the position as a number, or ignore the layers before it",
+            )
+        return old
+
+    def refusal(self, what: str, *, why: str = "", do: str) -> RewriteError:
+        """The error to raise where this node cannot be written for the new sizes."""
+        at = f"node %{self.node.name}: {self.node.format_node()}"
+        return RewriteError(what, node=self.before.name, at=at, why=why, do=do)
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument by position or keyword, as it stands in the graph."""
+        if len(self.node.args) > position:
+            return self.node.args[position]
+        return self.node.kwargs.get(name, default)
+
+    def put(self, position: int, name: str, new: Any) -> None:
+        """Set an argument, unless it has that value already."""
+        old = self.argument(position, name, _MISSING)
+        if old is not _MISSING and _equal(self.value(old), new):
+            return
+        self.put_anyway(position, name, new)
+
+    def put_sizes(self, position: int, name: str, sizes: Sequence[int]) -> None:
+        """Set sizes that are written as one sequence or as several integers; -1 and right values stay."""
+        old = self.argument(position, name)
+        if isinstance(old, (list, tuple)):
+            new = type(old)(self._settled(o, s) for o, s in zip(old, sizes, strict=True))
+            if new != old:
+                self.put_anyway(position, name, new)
+        elif isinstance(self.value(old), (list, tuple)):
+            if tuple(self.value(old)) != tuple(sizes):
+                self.put_anyway(position, name, tuple(sizes))
+        else:
+            rest = self.node.args[position:]
+            self.node.args = (
+                *self.node.args[:position],
+                *(self._settled(o, s) for o, s in zip(rest, sizes, strict=True)),
+            )
+
+    def put_anyway(self, position: int, name: str, new: Any) -> None:
+        """Set an argument by position or keyword."""
+        if len(self.node.args) > position:
+            self.node.update_arg(position, new)
+        else:
+            self.node.update_kwarg(name, new)
+
+    def _settled(self, old: Any, size: int) -> Any:
+        return old if self.value(old) in (-1, size) else size
+
+
+class _Missing:
+    pass
+
+
+_MISSING = _Missing()
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return list(a) == list(b)
+    return bool(type(a) is type(b) and a == b)
+
+
+def rank(kept: Bools | None, position: int) -> int:
+    """How many kept slots stand before `position`."""
+    return position if kept is None else int(kept[:position].sum())
