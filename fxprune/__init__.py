@@ -1,4 +1,12 @@
-"""fxprune: structured pruning as a `torch.fx` compiler pass."""
+"""fxprune: structured pruning as a `torch.fx` compiler pass.
+
+`import fxprune` is enough for its packages too: `fxprune.plot` and `fxprune.sparse` are imported when they are first
+asked for.
+"""
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from fxprune._analyze import Analysis, analyze
 from fxprune._record import Record, record
@@ -24,6 +32,14 @@ from fxprune.planning.algebra import PlanDiff
 from fxprune.planning.plan import Plan
 from fxprune.proof.compare import masked
 from fxprune.pruner import masks_of
+
+if TYPE_CHECKING:
+    from fxprune import criteria as criteria
+    from fxprune import ops as ops
+    from fxprune import plot as plot
+    from fxprune import pruner as pruner
+    from fxprune import schedules as schedules
+    from fxprune import sparse as sparse
 
 __version__ = "0.1.0"
 
@@ -61,3 +77,19 @@ __all__ = [
     "transform",
     "verify",
 ]
+
+_MODULES = ("criteria", "ops", "plot", "pruner", "schedules", "sparse")
+"""The public modules; what else stands in the package is internal, and `dir` leaves it out."""
+
+
+if not TYPE_CHECKING:  # a type checker would believe that every name is here
+
+    def __getattr__(name: str) -> ModuleType:
+        """Import a public module when it is first asked for."""
+        if name in _MODULES:
+            return importlib.import_module(f"fxprune.{name}")
+        raise AttributeError(f"module 'fxprune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *_MODULES, "__version__"]

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+import fxprune
+
 HEAVY = """
     matplotlib mpmath networkx onnx onnxruntime onnxscript pandas safetensors scipy sklearn sympy tabulate timm
     torch._dynamo torch._export torch._functorch torch._inductor torch._meta_registrations torch.ao.pruning torch.export
@@ -46,3 +48,38 @@ def test_a_module_that_is_imported_is_seen():
 
 def test_subpackages_that_few_need_wait_for_their_import():
     assert not {"fxprune.plot", "fxprune.sparse"} & brought_in()
+
+
+PUBLIC_MODULES = {
+    "criteria": "Importance",
+    "ops": "rule",
+    "plot": "dependencies",
+    "pruner": "BasePruner",
+    "schedules": "AGP",
+    "sparse": "freeze",
+}
+"""The public modules, each with a name in it."""
+
+
+@pytest.mark.parametrize(("module", "name"), PUBLIC_MODULES.items())
+def test_public_modules_are_there_after_import_fxprune(module, name):
+    code = f"import fxprune; print(fxprune.{module}.{name}.__module__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout
+
+
+def test_public_modules_can_be_imported_from_fxprune():
+    code = f"from fxprune import {', '.join(PUBLIC_MODULES)}; print({'.__name__, '.join(PUBLIC_MODULES)}.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [f"fxprune.{module}" for module in PUBLIC_MODULES]
+
+
+def test_dir_shows_public_names_only():
+    assert sorted(dir(fxprune)) == sorted([*fxprune.__all__, *PUBLIC_MODULES, "__version__"])
+    assert all(hasattr(fxprune, name) for name in dir(fxprune))
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'fxprune' has no attribute 'nonsense'"):
+        _ = fxprune.nonsense
+    assert not hasattr(fxprune, "nonsense")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import importlib
 import re
 from pathlib import Path
 
@@ -72,6 +73,28 @@ def test_contributing_lists_the_parts_in_the_same_order():
 def test_public_names():
     assert list(fxprune.__all__) == PUBLIC
     assert all(hasattr(fxprune, name) for name in PUBLIC)
+
+
+def modules_by_package():
+    """Every package: the names of the files and packages in it."""
+    found = {}
+    for init in sorted(PACKAGE.rglob("__init__.py")):
+        inside = {p.stem for p in init.parent.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+        found[".".join(("fxprune", *init.parent.relative_to(PACKAGE).parts))] = inside - {"__init__"}
+    return found
+
+
+@pytest.mark.parametrize("package", modules_by_package())
+def test_no_public_name_of_a_package_is_also_a_module_in_it(package):
+    assert modules_by_package()[package] & set(getattr(importlib.import_module(package), "__all__", ())) == set()
+
+
+RESERVED = {"repair", "sensitivity", "stream", "trace"}
+"""Public functions that are coming: a module of such a name would hide behind them."""
+
+
+def test_names_of_public_functions_to_come_are_kept_free():
+    assert [path for path in source_files() if path.stem in RESERVED or path.parent.name in RESERVED] == []
 
 
 def test_public_functions_and_classes_have_docstrings():

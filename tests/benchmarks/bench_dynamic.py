@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.sparse.dynamic.coactivation import coactivation
+from fxprune.criteria.connections import coactivation
 from fxprune.sparse.dynamic.layers import DynamicSparseConv2d
 from tests.benchmarks.common import median_ratio, table
 from tests.sparse.methods import single_units, stacked_units

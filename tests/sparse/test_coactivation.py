@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 
 import pytest
@@ -11,13 +10,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fxprune.criteria import connections
+from fxprune.criteria.connections import coactivation, correlation
 from fxprune.errors import InputError, PlanError
-from fxprune.sparse.dynamic.coactivation import coactivation, correlation
 from tests.sparse.methods import brute_force, correlations, padded, single_units, stacked_units
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")  # of torch, once per process
 
-module = importlib.import_module("fxprune.sparse.dynamic.coactivation")  # the package has a function of that name
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
@@ -110,7 +109,7 @@ def test_correlation_is_chunked(monkeypatch):
     conv = nn.Conv2d(4, 6, 3, padding=1, groups=2, dtype=torch.float64)
     x, y = torch.randn(3, 4, 7, 5, dtype=torch.float64), torch.randn(3, 6, 7, 5, dtype=torch.float64)
     whole = correlation(x, y, conv)
-    monkeypatch.setattr(module, "CHUNK", 2 * 5 * conv.weight.numel())  # two rows of five positions at a time
+    monkeypatch.setattr(connections, "CHUNK", 2 * 5 * conv.weight.numel())  # two rows of five positions at a time
     torch.testing.assert_close(correlation(x, y, conv), whole, rtol=1e-12, atol=1e-12)
     assert whole.min() > 0.1
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import fxprune
+from fxprune.criteria.coactivation import coactivation_importance
+from fxprune.criteria.connections import coactivation
 from fxprune.errors import InputError, PlanError
-from fxprune.sparse.dynamic.coactivation import coactivation
-from fxprune.sparse.dynamic.coactivation_importance import coactivation_importance
 from tests.support import randomise
 
 

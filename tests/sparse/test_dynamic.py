@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxprune
+from fxprune.criteria.connections import coactivation
 from fxprune.errors import PlanError
 from fxprune.schedules import AGP
 from fxprune.sparse.dynamic import regrow as growing
-from fxprune.sparse.dynamic.coactivation import coactivation
 from fxprune.sparse.dynamic.layers import DynamicSparseConv2d, DynamicSparseLinear, update_layers
 from fxprune.sparse.dynamic.regrow import Update, forget, new_values, ranks, shares
 from tests.sparse import ranks as distributed

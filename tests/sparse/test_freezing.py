@@ -11,7 +11,7 @@ from torch import nn
 import fxprune
 from fxprune.errors import InputError, PlanError
 from fxprune.sparse.freezing import optimizer_hooks as elements
-from fxprune.sparse.freezing.freezing import freeze, unfreeze
+from fxprune.sparse.freezing.parameters import freeze, unfreeze
 from tests.support import randomise
 
 OPTIMIZERS = {

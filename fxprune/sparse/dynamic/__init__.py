@@ -1,7 +1,7 @@
 """Layers that move their connections while they train."""
 
-from fxprune.sparse.dynamic.coactivation import coactivation, correlation
-from fxprune.sparse.dynamic.coactivation_importance import CoactivationImportance, coactivation_importance
+from fxprune.criteria.coactivation import CoactivationImportance, coactivation_importance
+from fxprune.criteria.connections import coactivation, correlation
 from fxprune.sparse.dynamic.layers import DynamicSparseConv2d, DynamicSparseLinear, update_layers
 from fxprune.sparse.dynamic.regrow import Update
 

@@ -11,12 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, fx, nn
 
+from fxprune.criteria.connections import Geometry, check_threshold, geometry_of
 from fxprune.errors import PlanError, lay_out, nearest
 from fxprune.schedules import Constant, Schedule, as_schedule
 from fxprune.sparse.dynamic import regrow as growing
-from fxprune.sparse.dynamic.accumulate import accumulate
-from fxprune.sparse.dynamic.coactivation import Geometry, check_threshold, geometry_of
 from fxprune.sparse.dynamic.regrow import Choice, Update
+from fxprune.sparse.dynamic.training_counts import accumulate
 
 fx.wrap("accumulate")  # a symbolic trace takes it as one step, and counts nothing
 

@@ -1,6 +1,6 @@
 """Parameters, single weights and running statistics that training leaves as they are."""
 
-from fxprune.sparse.freezing.freezing import FreezeReport, freeze, unfreeze
+from fxprune.sparse.freezing.parameters import FreezeReport, freeze, unfreeze
 
 __all__ = [
     "FreezeReport",

@@ -4,7 +4,7 @@ from fxprune.sparse.masked.convert import from_prune, plain, to_prune
 from fxprune.sparse.masked.layers import MaskedConv2d, MaskedLinear
 from fxprune.sparse.masked.patterns import banded_mask, block_mask, mask_from_adjacency, mask_from_graph, random_mask
 from fxprune.sparse.masked.pictures import spy
-from fxprune.sparse.masked.shrink import empty_outputs, shrink
+from fxprune.sparse.masked.removal import empty_outputs, shrink
 
 __all__ = [
     "MaskedConv2d",

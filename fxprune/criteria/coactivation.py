@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.analysis.findings import Group, Member
+from fxprune.criteria.connections import Layer, check_threshold, coactivation
 from fxprune.errors import InputError, PlanError
-from fxprune.sparse.dynamic.coactivation import Layer, check_threshold, coactivation
 
 NAMES = (
     *("weight", "weight_orig", "weight_v"),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune.sparse.dynamic.coactivation import Geometry, count
+from fxprune.criteria.connections import Geometry, count
 
 _STEP = torch.tensor([1, 0], device="cpu")
 """One step more, no opportunity. Indexing the tally takes longer than adding this: every forward pays for it."""
