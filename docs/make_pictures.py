@@ -267,7 +267,7 @@ def vectors() -> Picture:
     picture.arrow((80, 440), (80, 478))
     picture.text(92, 464, "`flatten(1)`", anchor="start")
     cells(picture, 20, 484, flat)
-    picture.text(520, 509, "pixels are fixed: only the channel names a slot", anchor="start")
+    picture.text(520, 509, "pixels are fixed: a slot has its channel only", anchor="start")
     cells(picture, 20, 546, flat, gone=("c2",))
     picture.text(520, 571, "c2 removed: four columns of the linear layer", anchor="start")
     picture.height = 610

@@ -84,7 +84,7 @@ def test_requirements_and_extras(metadata):
 def test_source_distribution_holds_docs_examples_and_all_tests(built):
     with tarfile.open(built[1]) as archive:
         inside = {n.partition("/")[2] for n in archive.getnames()}
-    for folder, pattern in {"docs": "*.md", "docs/images": "*.png", "examples": "*.py", "tests": "*.py"}.items():
+    for folder, pattern in {"docs": "*.md", "docs/images": "*.*", "examples": "*.py", "tests": "*.py"}.items():
         files = {p.relative_to(ROOT).as_posix() for p in (ROOT / folder).rglob(pattern)}
         assert files
         assert files <= inside

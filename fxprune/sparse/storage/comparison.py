@@ -1,4 +1,4 @@
-"""What sparse layers cost beside the dense ones: bytes, which are counted, and latency, which is measured."""
+"""The costs of sparse layers beside dense ones: bytes, which are counted, and latency, which is measured."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DENSITIES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """How long one call takes, what it starts on a GPU included."""
+    """The duration of one call, including the work that it starts on a GPU."""
     start = time.perf_counter()
     result = function()
     for device in {t.device for t in pytree.tree_leaves(result) if isinstance(t, Tensor) and t.is_cuda}:
@@ -57,7 +57,7 @@ class Comparison:
 
     @property
     def slower(self) -> bool | None:
-        """Whether the sparse module took longer than the dense one; None if it was not measured."""
+        """True if the sparse module took longer than the dense one; None if it was not measured."""
         if self.dense_ms is None or self.sparse_ms is None:
             return None
         return self.sparse_ms > self.dense_ms
@@ -86,7 +86,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Where a sparse linear layer begins to be faster than the dense one.
+    """The density below which a sparse linear layer is faster than the dense one.
 
     density: below it the sparse layer was faster, None if it was at no density that was measured. points: density,
     dense and sparse milliseconds, by rising density; densities as they came out, blocks with all their values.
@@ -227,7 +227,7 @@ def _medians(dense: Callable[[], Any], sparse: Callable[[], Any], repeats: int, 
 
 
 def _crossing(points: Sequence[tuple[float, float, float]]) -> float | None:
-    """Where the ratio sparse over dense first passes 1, between two measured densities; the last one if nowhere."""
+    """The density at which sparse over dense first passes 1, between two measured ones, else the last one."""
     won: tuple[float, float] | None = None
     for density, dense, sparse in points:
         ratio = sparse / dense if dense else math.inf
