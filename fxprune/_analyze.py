@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import fx, nn
@@ -25,6 +25,7 @@ NORMS = ("kept", "preserve")
 """What a statistic counts: the channels that are left, or the original width where that is possible."""
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class Analysis(Findings):
     """What `analyze` returns: the findings, and what can be done with them."""
 
@@ -152,23 +153,24 @@ def analyze(
 def _analysis(
     model: nn.Module, inputs: Inputs, path: str, more: Sequence[Inputs], strict: bool, norms: str
 ) -> Analysis:
-    analysis = _walked(model, inputs, path, more, strict)
-    return preserve(analysis) if norms == "preserve" else analysis
+    findings = _walked(model, inputs, path, more, strict)
+    findings = preserve(findings) if norms == "preserve" else findings
+    return Analysis(**{part.name: getattr(findings, part.name) for part in fields(findings)})
 
 
-def _walked(model: nn.Module, inputs: Inputs, path: str, more: Sequence[Inputs], strict: bool) -> Analysis:
+def _walked(model: nn.Module, inputs: Inputs, path: str, more: Sequence[Inputs], strict: bool) -> Findings:
     captured = capture(model, inputs, path)
     if path == "hooks":
-        return Analyzer(Analysis, model, captured, inputs, more, strict=strict).layers()
+        return Analyzer(model, captured, inputs, more, strict=strict).layers()
     try:
-        return Analyzer(Analysis, model, captured, inputs, more, strict=strict).run()
+        return Analyzer(model, captured, inputs, more, strict=strict).run()
     except CaptureError as error:
         weightless = any(t.device.type == "meta" for _, t in captured.tensors())
         if path != "eager" or not error.raised or weightless:
             raise
         note = f"the forward decides by numbers, it was observed on real tensors: {error.why}"
         captured = replace(captured, real=True, notes=(*captured.notes, note))
-        return Analyzer(Analysis, model, captured, inputs, more, strict=strict).run()
+        return Analyzer(model, captured, inputs, more, strict=strict).run()
 
 
 def telling(errors: Sequence[CaptureError]) -> CaptureError:

@@ -157,11 +157,7 @@ def _recorded(result: Result) -> Record:
         **dict(small.named_parameters(remove_duplicate=False)),
         **dict(small.named_buffers(remove_duplicate=False)),
     }
-    before = {
-        name: tuple(tensor.shape)
-        for key, tensor in analysis.tensors.items()
-        for name in (key, *analysis.aliases.get(key, ()))
-    }
+    before = {name: tuple(tensor.shape) for key, tensor in analysis.tensors.items() for name in analysis.names_of(key)}
     absent = [name for name, _ in analysis.model.named_parameters() if name not in state]
     if absent:
         mode = "training" if analysis.model.training else "evaluation"

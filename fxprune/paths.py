@@ -180,14 +180,14 @@ class _UnprovenError(VerificationError):
 
 
 def _refuse_empty(analysis: Analysis, removal: Removal) -> None:
-    for vector, least in analysis.minima:
+    for vector, least in analysis.observed.minima:
         if removal.count(vector) < least:
             raise PlanError(
                 "the request leaves too few to choose from",
                 why=f"{removal.count(vector)} of {vector.size} stay, and the model chooses {least} of them (topk)",
                 do=f"keep at least {least} of them",
             )
-    for vector in analysis.vectors:
+    for vector in analysis.observed.vectors:
         if vector.size and not removal.count(vector):
             axes = (a for a in analysis.solution.axes if a.vector.representative is vector)
             named = next((f'"{a.parameter}" in dimension {a.dim}' for a in axes), "")

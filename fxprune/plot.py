@@ -178,13 +178,11 @@ def _box(analysis: Analysis, flow: Any, node: str, removal: Removal | None) -> _
 
 
 def _group_of(analysis: Analysis, parameter: str, dim: int) -> int | None:
-    s = analysis.solution
-    for axis in s.axes:
-        if (axis.parameter, axis.dim) == (parameter, dim):
-            for channels in s.channels_of(axis.vector):
-                if (channels >= 0).any():
-                    return int(s.group[channels[channels >= 0][0]])
-    return None
+    if not analysis.has_axis(parameter, dim):
+        return None
+    columns = analysis.solution.channels_of(analysis.axis_vector(parameter, dim))
+    first = (int(channels[channels >= 0][0]) for channels in columns if (channels >= 0).any())
+    return next((analysis.solution.group_of(channel) for channel in first), None)
 
 
 def _colour(position: int) -> str:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
 
 from fxprune.analysis.counter import Counter, Found
-from fxprune.analysis.findings import Findings, hookable
+from fxprune.analysis.findings import Findings, Subject, TensorTable, hookable
 from fxprune.analysis.marked_integers import Settings
-from fxprune.analysis.observer import Contraction, Observation, Observer, Place
+from fxprune.analysis.observed import Contraction, Observation, Place
+from fxprune.analysis.observer import Observer
 from fxprune.capture.caches import clean_caches
 from fxprune.capture.captured import Captured
 from fxprune.capture.fake_tensors import Faker, Real
@@ -26,15 +27,12 @@ from fxprune.channels.terms import Terms
 from fxprune.channels.vector import Vector
 from fxprune.ops import Operand
 
-FindingsT = TypeVar("FindingsT", bound=Findings)
 
-
-class Analyzer(Generic[FindingsT]):
+class Analyzer:
     """The walk: the graph is run under the observing dispatch mode, parameters opened beforehand."""
 
     def __init__(
         self,
-        kind: type[FindingsT],
         model: nn.Module,
         captured: Captured,
         inputs: Inputs,
@@ -42,7 +40,6 @@ class Analyzer(Generic[FindingsT]):
         *,
         strict: bool,
     ) -> None:
-        self.kind = kind
         self.model, self.captured, self.inputs, self.more = model, captured, inputs, more
         self.terms = Terms()
         self.faker = Real() if captured.real else Faker()
@@ -59,7 +56,7 @@ class Analyzer(Generic[FindingsT]):
         self.notes: list[str] = list(captured.notes)
         self.counted: list[Found] = []
 
-    def run(self) -> FindingsT:
+    def run(self) -> Findings:
         """Walk once and read the result off."""
         self._open_parameters()
         self.settings.mark(self.module)
@@ -72,9 +69,9 @@ class Analyzer(Generic[FindingsT]):
         self._follow_index_lists()
         self._lock_unreached()
         self._note_unreached()
-        return self._analysis()
+        return self._findings()
 
-    def layers(self) -> FindingsT:
+    def layers(self) -> Findings:
         """Every layer's outputs are channels of their own, to be put back by a hook; results of the model stay."""
         results = self._results()
         self._open_parameters()
@@ -92,11 +89,11 @@ class Analyzer(Generic[FindingsT]):
             if (f"{path}.bias", 0) in vectors and (weight, 0) in vectors:
                 self.terms.same(vectors[weight, 0], vectors[f"{path}.bias", 0])
         self.observations = {node.name: Observation() for node in self.captured.graph.nodes}
-        self.observations["forward"].contractions += [
+        self.observations["forward"].contractions.extend(
             self._scaled(*found, vectors.get((weights.get(found[0], ""), 0))) for found in self.counted
-        ]
+        )
         self.observer.used.update(id(fake) for fake, _ in self.axes)
-        return self._analysis()
+        return self._findings()
 
     def _scaled(self, path: str, op: str, macs: int | None, rows: Vector | None) -> Contraction:
         """What a layer multiplies is in proportion to its own outputs; what the rest does stays."""
@@ -124,23 +121,16 @@ class Analyzer(Generic[FindingsT]):
         found = (made.get(tensor.untyped_storage().data_ptr()) for tensor in tensors_in(results))
         return {entry[0] for entry in found if entry is not None}
 
-    def _analysis(self) -> FindingsT:
+    def _findings(self) -> Findings:
         every = [a for fake, opened in self.axes if id(fake) in self.observer.used for a in opened]
         axes = [a for a in every if a.parameter not in self.constants]
-        return self.kind(
-            self.model,
-            self.captured,
-            self.inputs,
-            solve(self.terms, axes),
-            self.observer,
-            self.nodes,
-            self.observations,
-            self.tensors,
-            self.aliases,
-            every,
-            self.settings.found,
-            tuple(dict.fromkeys(self.notes)),
-            tuple(self.more),
+        return Findings(
+            subject=Subject(self.model, self.captured, self.inputs, tuple(self.more)),
+            observed=self.observer.observed(self.nodes, self.observations),
+            table=TensorTable(self.tensors, self.aliases, tuple(every)),
+            solution=solve(self.terms, axes),
+            settings=self.settings.found,
+            notes=tuple(dict.fromkeys(self.notes)),
         )
 
     def _open_parameters(self) -> None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from fxprune.analysis.marked_integers import Setting, Sizing
-from fxprune.analysis.observer import Observation, Observer
+from fxprune.analysis.observed import Observed
 from fxprune.capture.captured import Captured
 from fxprune.capture.inputs import Inputs
 from fxprune.channels.groups import Axis, Bools, Ints, Solution
@@ -53,22 +52,14 @@ class Group:
     def __init__(self, findings: Findings, number: int) -> None:
         self._findings = findings
         self.number = number
-        self.channels = findings.solution.by_group[number]
+        self.channels = findings.solution.in_group(number)
         self.size = len(self.channels)
 
     @cached_property
     def members(self) -> tuple[Member, ...]:
         """Every parameter dimension the channels stand in, in the order of the walk."""
-        s = self._findings.solution
-        entries = s.entries(self.number)
-        local = np.searchsorted(self.channels, s.channel[entries])
-        members: dict[int, Member] = {}
-        for chosen in _runs(s.place[entries]):
-            for number in s.places[s.place[entries[chosen[0]]]]:
-                axis = s.axes[number]
-                tensor = self._findings.tensors[axis.parameter]
-                members[number] = Member(axis.parameter, axis.dim, tensor, local[chosen], s.slot[entries[chosen]])
-        return tuple(members[number] for number in sorted(members))
+        tensors, found = self._findings.tensors, self._findings.solution.members(self.number)
+        return tuple(Member(a.parameter, a.dim, tensors[a.parameter], index, slots) for a, index, slots in found)
 
     @cached_property
     def producer(self) -> Member:
@@ -133,49 +124,105 @@ class Locked:
         return f"{say(self.event)}: holds {held}{more}"
 
 
-class Findings:
-    """Groups of channels, locked channels with their reasons, and the graph it looked at.
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """The model that was analysed, its graph, and the example inputs that it was run on: the first, and `more`."""
 
-    Frozen in spirit: nothing in it changes, and the model it was made from is only referred to.
+    model: nn.Module
+    captured: Captured
+    inputs: Inputs
+    more: tuple[Inputs, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class TensorTable:
+    """Every parameter, buffer and tensor constant once.
+
+    by_name: each under its first name. aliases: the first name of a tied tensor -> its other names.
+    axes: the dimensions that may shrink, those of constants included.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        captured: Captured,
-        inputs: Inputs,
-        solution: Solution,
-        observer: Observer,
-        nodes: dict[str, Any],
-        observations: dict[str, Observation],
-        tensors: dict[str, torch.Tensor],
-        aliases: dict[str, list[str]],
-        axes: list[Axis],
-        settings: Mapping[Setting, list[Sizing]],
-        notes: tuple[str, ...],
-        more: tuple[Inputs, ...],
-    ) -> None:
-        self.model = model
-        self.captured = captured
-        self.inputs = inputs
-        self.solution = solution
-        self.nodes = nodes
-        self.observations = observations
-        self.tensors = tensors
-        self.aliases = aliases
-        self.axes = axes  # those of the solution, and those of constants that the graph made
-        self.settings = settings
-        self.notes = notes
-        self.more = more
-        self.visits = observer.visits
-        self.events = observer.events
-        self._heads = observer.heads
-        self.minima = observer.minima
-        self.vectors = list(dict.fromkeys(v.representative for v in observer.vectors.values()))
-        self.renumbered = {id(t): v for t, v in observer.renumbered}
-        self.marks = observer.statistics
-        self.preserved: Mapping[str, Any] | None = None  # scope -> how it keeps counting the original width
-        self._axes = {(a.parameter, a.dim): a.vector for a in solution.axes}
+    by_name: Mapping[str, torch.Tensor]
+    aliases: Mapping[str, Sequence[str]]
+    axes: tuple[Axis, ...]
+
+    def names_of(self, name: str) -> tuple[str, ...]:
+        """All names of a tensor, by its first one."""
+        return (name, *self.aliases.get(name, ()))
+
+    @cached_property
+    def first_names(self) -> Mapping[str, str]:
+        """The first name of a tied tensor, by each of its other names."""
+        return {alias: name for name, aliases in self.aliases.items() for alias in aliases}
+
+    def first_name(self, name: str) -> str:
+        """The first name of a tensor, by any of its names."""
+        return self.first_names.get(name, name)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Findings:
+    """Groups of channels, locked channels with their reasons, and the graph they were found in.
+
+    A frozen value: nothing in it changes, and the model that it was made from is only referred to. Functions that hold
+    channels, or keep statistics as they were, return other findings.
+
+    settings: what each integer in the attributes of a module counts.
+    preserved: scope -> how its statistics go on counting the original width; None where none were asked to.
+    """
+
+    subject: Subject
+    observed: Observed
+    table: TensorTable
+    solution: Solution
+    settings: Mapping[Setting, Sequence[Sizing]]
+    notes: tuple[str, ...]
+    preserved: Mapping[str, Any] | None = None
+
+    # -- parts that everybody asks for --------------------------------------------------------------------
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that was analysed."""
+        return self.subject.model
+
+    @property
+    def captured(self) -> Captured:
+        """The graph that was walked."""
+        return self.subject.captured
+
+    @property
+    def inputs(self) -> Inputs:
+        """The first example inputs."""
+        return self.subject.inputs
+
+    @property
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """Every parameter, buffer and tensor constant, by its first name."""
+        return self.table.by_name
+
+    @property
+    def aliases(self) -> Mapping[str, Sequence[str]]:
+        """The other names of tied tensors, by their first one."""
+        return self.table.aliases
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """The dimensions of tensors that may shrink, those of constants included."""
+        return self.table.axes
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """What locks channels or makes their removal inexact, by number."""
+        return self.observed.events
+
+    def names_of(self, name: str) -> tuple[str, ...]:
+        """All names of a tensor, by its first one."""
+        return self.table.names_of(name)
+
+    def first_name(self, name: str) -> str:
+        """The first name of a tensor, by any of its names."""
+        return self.table.first_name(name)
 
     # -- groups -------------------------------------------------------------------------------------------
 
@@ -187,48 +234,44 @@ class Findings:
     @cached_property
     def inexact(self) -> Bools:
         """Per channel, whether its removal changes a statistic."""
-        flags = np.zeros(self.solution.channels, dtype=bool)
-        for mark in self.marks:
-            for channels in self.solution.channels_of(mark.vector):
-                flags[channels[channels >= 0]] = True
-        return flags
+        return self.solution.standing_in(mark.vector for mark in self.observed.marks)
 
     @cached_property
     def heads(self) -> Bools:
         """Per channel, whether it is a head of some attention."""
-        flags = np.zeros(self.solution.channels, dtype=bool)
-        for vector in self._heads:
-            for channels in self.solution.channels_of(vector):
-                flags[channels[channels >= 0]] = True
-        return flags
+        return self.solution.standing_in(self.observed.heads)
 
     def marked_by(self, channels: Ints) -> Iterator[Event]:
         """The events that make removing any of `channels` inexact."""
-        wanted = np.zeros(self.solution.channels, dtype=bool)
-        wanted[channels] = True
-        for mark in self.marks:
-            if any(wanted[c[c >= 0]].any() for c in self.solution.channels_of(mark.vector)):
+        for mark in self.observed.marks:
+            if self.solution.standing_in([mark.vector])[channels].any():
                 yield self.events[mark.event]
 
     @cached_property
     def locked(self) -> tuple[Locked, ...]:
         """What is held back, by the operation that holds it, most withheld parameters first."""
         found: dict[int, dict[tuple[str, int], int]] = {}
-        for event, axis, count in self.solution.held:
-            a = self.solution.axes[axis]
-            place = found.setdefault(event, {})
-            place[a.parameter, a.dim] = place.get((a.parameter, a.dim), 0) + count
-        result = []
-        for event, slots in found.items():
-            elements = sum(
-                self.tensors[p].numel() // max(self.tensors[p].shape[d], 1) * n for (p, d), n in slots.items()
-            )
-            result.append(Locked(self.events[event], slots, elements))
-        return tuple(sorted(result, key=lambda locked: -locked.parameters))
+        for event, axis, count in self.solution.held_slots():
+            slots = found.setdefault(event, {})
+            slots[axis.parameter, axis.dim] = slots.get((axis.parameter, axis.dim), 0) + count
+        locked = [Locked(self.events[event], slots, self._elements(slots)) for event, slots in found.items()]
+        return tuple(sorted(locked, key=lambda locked: -locked.parameters))
+
+    def _elements(self, slots: Mapping[tuple[str, int], int]) -> int:
+        tensors = ((self.tensors[name], dim, count) for (name, dim), count in slots.items())
+        return sum(tensor.numel() // max(tensor.shape[dim], 1) * count for tensor, dim, count in tensors)
+
+    def has_axis(self, parameter: str, dim: int) -> bool:
+        """Whether a parameter's dimension takes part in the groups."""
+        return (parameter, dim) in self._vectors
 
     def axis_vector(self, parameter: str, dim: int) -> Vector:
         """The vector of a parameter's dimension in terms of free channels."""
-        return self.solution.terms.resolve(self._axes[parameter, dim])
+        return self.solution.terms.resolve(self._vectors[parameter, dim])
+
+    @cached_property
+    def _vectors(self) -> dict[tuple[str, int], Vector]:
+        return {(axis.parameter, axis.dim): axis.vector for axis in self.solution.axes}
 
     def opens(self, parameter: str, dim: int) -> bool:
         """Whether a dimension is the output of the module that owns the parameter."""
@@ -265,15 +308,6 @@ def hookable(model: nn.Module) -> Iterator[tuple[str, Any]]:
         own = list(module.parameters(recurse=False))
         if path and plain and "weight" in module._parameters and all(uses[id(t)] == 1 for t in own):
             yield path, module
-
-
-def _runs(keys: Ints) -> list[Ints]:
-    """Positions of equal keys together, in the order of first appearance."""
-    if not len(keys):
-        return []
-    order = np.argsort(keys, kind="stable")
-    cuts = np.flatnonzero(np.diff(keys[order])) + 1
-    return list(np.split(order, cuts))
 
 
 def say(event: Event) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxprune.analysis.observed import Contraction, Mark, Observation, Observed, Place, Visit
 from fxprune.analysis.unread_slots import Reach
 from fxprune.capture.fake_tensors import run
 from fxprune.capture.scopes import Key, Scope, Scopes
@@ -25,77 +26,6 @@ from fxprune.ops.macs import products
 from fxprune.ops.registry import checked
 
 MEETS = "meets a fixed dimension (model input, space or a constant)"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the walk is: a node of the graph, its module path, its source line."""
-
-    node: str = ""
-    module: str = ""
-    source: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Mark:
-    """A statistic over a dimension that may shrink.
-
-    event, vector: what takes it, and over what. scope: where, as in `Key`.
-    width: whether it only changes because fewer slots are counted, the removed ones being zero.
-    made: the ids of the tensors that depend on it.
-    """
-
-    event: int
-    vector: Vector
-    scope: str
-    width: bool
-    made: tuple[int, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Contraction:
-    """What an operation multiplies and adds up.
-
-    op, module: the operation, and the path of the innermost module that runs it.
-    products: their sum is the number of multiply-adds, each a product of dimensions; None where nobody knows.
-    inside: all dimensions that enter or leave an operation of which nobody knows, or the module around it that is
-        treated as one operation: the products hold as long as none of them shrinks.
-    """
-
-    op: str
-    module: str
-    products: list[tuple[Vector, ...]] | None
-    inside: tuple[Vector, ...] = ()
-
-
-@dataclass(eq=False)
-class Observation:
-    """What a node's operations were seen to do.
-
-    counts: integer arguments by name and the vectors they count.
-    outputs: what came out of each operation.
-    numbers: the fractions that it was called with, which are no sizes and must not follow them; and of which dimension
-        they are known to be computed.
-    positions: arguments of operations inside a module that are positions in a dimension: name, value, dimension.
-    marked: the calls that change a statistic, and what came out of them.
-    contractions: the operations that multiply and add up, in order.
-    """
-
-    counts: dict[str, tuple[Vector, ...]] = field(default_factory=dict)
-    marked: dict[Key, tuple[Call, list[Operand]]] = field(default_factory=dict)
-    outputs: dict[Key, list[Operand]] = field(default_factory=dict)
-    numbers: dict[Key, tuple[tuple[float, ...], tuple[Vector, ...]]] = field(default_factory=dict)
-    positions: dict[Key, list[tuple[str, Any, Vector]]] = field(default_factory=dict)
-    contractions: list[Contraction] = field(default_factory=list)
-
-
-@dataclass(eq=False)
-class Visit:
-    """The first call of a module: what went in and came out (tensors as operands), what its operations counted."""
-
-    inputs: Any
-    output: Any
-    observation: Observation
 
 
 class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -200,6 +130,20 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         scope = self.scopes.now
         return self.place.module if scope.module is None else scope.path
 
+    def observed(self, nodes: Mapping[str, Any], observations: Mapping[str, Observation]) -> Observed:
+        """All that was seen, once the walk is over."""
+        return Observed(
+            nodes=nodes,
+            observations=observations,
+            visits=self.visits,
+            events=tuple(self.events),
+            marks=tuple(self.statistics),
+            heads=tuple(self.heads),
+            minima=tuple(self.minima),
+            vectors=tuple(dict.fromkeys(v.representative for v in self.vectors.values())),
+            renumbered={id(tensor): vector for tensor, vector in self.renumbered},
+        )
+
     @property
     def marks(self) -> list[tuple[int, Vector]]:
         """The events that change a statistic, and whose; not those whose result nobody used."""
@@ -287,7 +231,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.bind(tensor, operand)
         self._note(call, outputs, results)
         every = tuple(v for o in (*entering, *results) if isinstance(o, Operand) for v in o.vectors)
-        self.observation.contractions += [replace(c, inside=every) for c in self._leaf_contractions]
+        self.observation.contractions.extend(replace(c, inside=every) for c in self._leaf_contractions)
         self._leaf_contractions.clear()
 
     def _ruled(self, function: Rule, call: Call, tensors: list[Operand]) -> list[Operand]:

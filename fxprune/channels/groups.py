@@ -9,10 +9,10 @@ Everything is kept in flat arrays, one entry per (channel, slot) pair; objects a
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,15 @@ class Axis:
     shape: tuple[int, ...]
 
 
-@dataclass(eq=False)
+class Stand(NamedTuple):
+    """Where channels stand: channel `channels[i]` takes slot `slots[i]` of every one of these axes."""
+
+    axes: list[int]
+    channels: Ints
+    slots: Ints
+
+
+@dataclass(frozen=True, eq=False)
 class Solution:
     """The entries: channel `channel[e]` takes slot `slot[e]` of place `place[e]`, by column `column[e]` of its vector.
 
@@ -47,7 +55,7 @@ class Solution:
     """
 
     terms: Terms
-    axes: list[Axis]
+    axes: Sequence[Axis]
     places: list[list[int]]
     roots: Ints
     group: Ints
@@ -56,6 +64,8 @@ class Solution:
     column: Ints
     slot: Ints
     held: list[tuple[int, int, int]] = field(default_factory=list)
+
+    # -- channels and groups ------------------------------------------------------------------------------
 
     @property
     def channels(self) -> int:
@@ -67,47 +77,143 @@ class Solution:
         """How many groups there are."""
         return int(self.group.max()) + 1 if len(self.group) else 0
 
-    @cached_property
-    def by_group(self) -> list[Ints]:
-        """The channels of each group, ascending."""
-        order = np.argsort(self.group, kind="stable")
-        return np.split(order, np.cumsum(np.bincount(self.group, minlength=self.groups))[:-1]) if len(order) else []
+    def no_channel(self) -> Bools:
+        """A flag per channel, none of them set."""
+        return np.zeros(self.channels, dtype=bool)
 
     @cached_property
-    def _entries_by_group(self) -> list[Ints]:
-        groups = self.group[self.channel]
-        order = np.argsort(groups, kind="stable")
-        return np.split(order, np.cumsum(np.bincount(groups, minlength=self.groups))[:-1]) if len(order) else []
+    def _by_group(self) -> list[Ints]:
+        return _sorted_into(self.group, self.groups)
 
-    def entries(self, group: int) -> Ints:
-        """The entries of a group's channels, ordered by place and slot."""
-        return self._entries_by_group[group]
+    def in_group(self, group: int) -> Ints:
+        """The channels of a group, ascending."""
+        return self._by_group[group]
 
-    @cached_property
-    def by_place(self) -> list[Ints]:
-        """The entries of each place, ordered by slot."""
-        order = np.argsort(self.place, kind="stable")
-        return np.split(order, np.cumsum(np.bincount(self.place, minlength=len(self.places)))[:-1])
+    def group_of(self, channel: int) -> int:
+        """The group of a channel."""
+        return int(self.group[channel])
 
-    @cached_property
-    def number(self) -> Ints:
-        """The channel of each atom's root, -1 for none."""
-        table = np.full(self.terms.count, -1, dtype=np.int64)
-        table[self.roots] = np.arange(len(self.roots))
-        return table
+    def groups_with(self, flags: Bools) -> list[int]:
+        """The groups that have one of the channels with a flag."""
+        return [int(group) for group in np.unique(self.group[flags])]
+
+    # -- channels and vectors -----------------------------------------------------------------------------
 
     def channels_of(self, vector: Vector) -> list[Ints]:
         """Per column the channel of every slot, -1 where the column has none."""
         if vector.untouched:
             return []
-        return [self.number[column] for column in self.terms.resolve(vector).columns]
+        return [self._number[column] for column in self.terms.resolve(vector).columns]
 
-    def cost(self) -> Ints:
-        """Parameter elements that go with each channel alone: what one channel costs."""
-        sizes = np.zeros(len(self.places))
-        for place, axes in enumerate(self.places):
-            sizes[place] = sum(math.prod(a.shape) // max(a.shape[a.dim], 1) for a in map(self.axes.__getitem__, axes))
-        return np.bincount(self.channel, weights=sizes[self.place], minlength=self.channels).astype(np.int64)
+    @cached_property
+    def _number(self) -> Ints:
+        """The channel of each atom's root, -1 for none."""
+        table = np.full(self.terms.count, -1, dtype=np.int64)
+        table[self.roots] = np.arange(len(self.roots))
+        return table
+
+    def standing_in(self, vectors: Iterable[Vector]) -> Bools:
+        """Per channel, whether it has a slot in one of these vectors."""
+        flags = self.no_channel()
+        for vector in vectors:
+            for channels in self.channels_of(vector):
+                flags[channels[channels >= 0]] = True
+        return flags
+
+    def can_shrink(self, vector: Vector) -> bool:
+        """Whether a vector has an atom that may still go."""
+        return not vector.untouched and len(self.terms.free(vector)) > 0
+
+    def is_grid(self, vector: Vector) -> bool:
+        """Whether slots of a vector go with several channels: it is rows and columns, heads and their widths."""
+        return not vector.untouched and len(self.terms.resolve(vector).columns) > 1
+
+    # -- channels and axes --------------------------------------------------------------------------------
+
+    def members(self, group: int) -> list[tuple[Axis, Ints, Ints]]:
+        """Every axis that a group stands in; for each of its slots the channel, counted within the group, and the slot.
+
+        In the order of `axes`.
+        """
+        found: dict[int, tuple[Axis, Ints, Ints]] = {}
+        own = self.in_group(group)
+        for axes, channels, slots in self._stands(self._entries_by_group[group]):
+            index = np.searchsorted(own, channels)
+            found.update((number, (self.axes[number], index, slots)) for number in axes)
+        return [found[number] for number in sorted(found)]
+
+    @cached_property
+    def _entries_by_group(self) -> list[Ints]:
+        return _sorted_into(self.group[self.channel], self.groups)
+
+    @cached_property
+    def shrinking(self) -> set[int]:
+        """The numbers of the axes in which some channel stands."""
+        return {number for place in np.unique(self.place) for number in self.places[place]}
+
+    def stands(self, chosen: Bools) -> Iterator[Stand]:
+        """Where the chosen channels stand, by vector: the axes that have it, the channels and their slots."""
+        return self._stands(np.flatnonzero(chosen[self.channel]))
+
+    def _stands(self, entries: Ints) -> Iterator[Stand]:
+        if not len(entries):
+            return
+        entries = entries[np.argsort(self.place[entries], kind="stable")]
+        for run in np.split(entries, np.flatnonzero(np.diff(self.place[entries])) + 1):
+            yield Stand(self.places[self.place[run[0]]], self.channel[run], self.slot[run])
+
+    def slots_of(self, chosen: Bools) -> list[tuple[Axis, list[int]]]:
+        """Every axis that loses slots when the chosen channels go, and those slots; in the order of `axes`."""
+        found: dict[int, list[int]] = {}
+        for axes, _, slots in self.stands(chosen):
+            found.update(dict.fromkeys(axes, np.unique(slots).tolist()))
+        return [(self.axes[number], found[number]) for number in sorted(found)]
+
+    def channels_within(self, slots: Sequence[Bools]) -> Bools:
+        """The channels all of whose slots are among those given, one flag for every slot of every axis."""
+        inside = np.ones(self.channels, dtype=bool)
+        for axes, channels, taken in self._stands(np.arange(len(self.channel))):
+            everywhere = np.all([slots[number] for number in axes], axis=0)
+            inside[channels[~everywhere[taken]]] = False
+        return inside
+
+    def sum_over_slots(self, values: Mapping[int, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
+        """Per channel the sum over its slots, of `values[number]` [slots of that axis]; other axes add nothing."""
+        totals = np.zeros(self.channels)
+        for axes, channels, slots in self._stands(np.arange(len(self.channel))):
+            by_slot = np.zeros(self.axes[axes[0]].vector.size)
+            for number in axes:
+                if number in values:
+                    by_slot += values[number]
+            np.add.at(totals, channels, by_slot[slots])
+        return totals
+
+    # -- what is locked -----------------------------------------------------------------------------------
+
+    def held_slots(self) -> Iterator[tuple[int, Axis, int]]:
+        """(event, axis, slots) of what is locked, slots with a free atom left out."""
+        return ((event, self.axes[number], count) for event, number, count in self.held)
+
+    def held_in(self, vector: Vector) -> dict[int, int]:
+        """How many slots of any vector each event holds; a slot with a free atom is held by none."""
+        if vector.fixed or vector.untouched:
+            return {}
+        columns = vector.columns
+        ones = np.ones(vector.size * len(columns), dtype=np.int64)
+        atoms, position, _ = self.terms.expand_all(np.concatenate(columns), ones)
+        slot, events = position % vector.size, self.terms.event(atoms)
+        movable = np.zeros(vector.size, dtype=bool)
+        movable[slot[events == 0]] = True
+        stuck = (events > 1) & ~movable[slot]
+        pairs = np.unique(np.stack([events[stuck], slot[stuck]]), axis=1)
+        numbers, counts = np.unique(pairs[0], return_counts=True)
+        return dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+
+
+def _sorted_into(keys: Ints, size: int) -> list[Ints]:
+    """Per key 0 .. size - 1 the positions where it stands, ascending."""
+    order = np.argsort(keys, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(keys, minlength=size))[:-1]) if len(order) else []
 
 
 class Removal:
@@ -146,7 +252,7 @@ class Removal:
         return tuple(self.count(v) for v in vectors)
 
 
-def solve(terms: Terms, axes: list[Axis]) -> Solution:
+def solve(terms: Terms, axes: Sequence[Axis]) -> Solution:
     """Read channels and groups off the unified terms. All in bulk: counting and hashing, no loop over channels."""
     numbers: dict[Vector, int] = {}
     places: list[list[int]] = []

@@ -14,7 +14,7 @@ from fxprune.analysis.after_removal import shapes_after
 from fxprune.analysis.counter import Counter, Found
 from fxprune.analysis.findings import Findings, hookable
 from fxprune.analysis.folded_constants import Constants, bias_name
-from fxprune.analysis.observer import Contraction
+from fxprune.analysis.observed import Contraction
 from fxprune.capture.caches import clean_caches
 from fxprune.capture.captured import Captured
 from fxprune.capture.fake_tensors import Faker, Real
@@ -119,7 +119,7 @@ def macs_of(contraction: Contraction, removal: Removal | None = None) -> int | N
 
 def contractions(findings: Findings) -> Iterator[Contraction]:
     """Every operation of the walk that multiplies and adds up, in order."""
-    for observation in findings.observations.values():
+    for observation in findings.observed.observations.values():
         yield from observation.contractions
 
 

@@ -6,11 +6,10 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 from torch import nn
 
 from fxprune.analysis.findings import Findings
-from fxprune.analysis.observer import Contraction
+from fxprune.analysis.observed import Contraction
 from fxprune.channels.groups import Axis, Removal
 from fxprune.channels.vector import Vector
 from fxprune.costs.count import contractions, macs_of
@@ -32,7 +31,7 @@ def per_channel(findings: Findings) -> tuple[ChannelCost, ...]:
     touching = _touching(findings)
     found = []
     for group in findings.groups:
-        one = np.zeros(findings.solution.channels, dtype=bool)
+        one = findings.solution.no_channel()
         one[group.channels[0]] = True
         removal = Removal(findings.solution, one)
         params = 0
@@ -60,8 +59,7 @@ def _touching(findings: Findings) -> dict[int, list[Contraction]]:
         met: set[int] = set()
         for vector in _vectors(contraction):
             if vector not in groups_of:
-                channels = [c[c >= 0] for c in s.channels_of(vector)]
-                groups_of[vector] = np.unique(s.group[np.concatenate(channels)]).tolist() if channels else []
+                groups_of[vector] = s.groups_with(s.standing_in([vector]))
             met.update(groups_of[vector])
         for group in met:
             touching.setdefault(group, []).append(contraction)
@@ -85,7 +83,7 @@ def withheld(findings: Findings) -> dict[int, int | None]:
     for contraction in contractions(findings):
         for vector in _vectors(contraction):
             if vector not in held_in:
-                held_in[vector] = _held(findings, vector)
+                held_in[vector] = findings.solution.held_in(vector)
         unknown = contraction.products is None or contraction.inside
         for event in {e for vector in _vectors(contraction) for e in held_in[vector]}:
             before = result.get(event, 0)
@@ -97,18 +95,3 @@ def withheld(findings: Findings) -> dict[int, int | None]:
 def _less(vectors: Iterable[Vector], held_in: dict[Vector, dict[int, int]], event: int) -> int:
     sizes = [(v.size, held_in[v.representative].get(event, 0)) for v in vectors]
     return math.prod(size for size, _ in sizes) - math.prod(size - held for size, held in sizes)
-
-
-def _held(findings: Findings, vector: Vector) -> dict[int, int]:
-    """How many slots of a vector each event holds; a slot with a free atom is held by none."""
-    if vector.fixed or vector.untouched:
-        return {}
-    terms, columns = findings.solution.terms, vector.columns
-    atoms, position, _ = terms.expand_all(np.concatenate(columns), np.ones(vector.size * len(columns), dtype=np.int64))
-    slot, events = position % vector.size, terms.event(atoms)
-    movable = np.zeros(vector.size, dtype=bool)
-    movable[slot[events == 0]] = True
-    stuck = (events > 1) & ~movable[slot]
-    pairs = np.unique(np.stack([events[stuck], slot[stuck]]), axis=1)
-    numbers, counts = np.unique(pairs[0], return_counts=True)
-    return dict(zip(numbers.tolist(), counts.tolist(), strict=True))

@@ -51,7 +51,7 @@ def opening(group: Group) -> list[tuple[str, Member]]:
     result = []
     for member in group.members:
         if findings.opens(member.parameter, member.dim):
-            for name in (member.parameter, *findings.aliases.get(member.parameter, ())):
+            for name in findings.names_of(member.parameter):
                 result.append((name.rpartition(".")[0].split(".parametrizations.")[0], member))
     return result
 

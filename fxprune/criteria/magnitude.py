@@ -20,24 +20,19 @@ def norm_scores(findings: Findings, p: int) -> npt.NDArray[np.float64]:
     (2016); summing over the group's producers and consumers follows Fang et al., "DepGraph" (2023), section 3.4.
     Buffers (running statistics) and integer tensors do not count.
     """
-    s = findings.solution
-    place_of = {number: place for place, axes in enumerate(s.places) for number in axes}
+    solution = findings.solution
     trained = {name for name, _ in findings.captured.module.named_parameters()}
-    by_slot = [np.zeros(s.axes[axes[0]].vector.size) for axes in s.places]
     largest = max((t.numel() for n, t in findings.tensors.items() if n in trained), default=0)
     buffer = np.empty(largest, np.float32)  # one for all: fresh memory costs more than the arithmetic
     held: tuple[str, npt.NDArray[np.float32]] = ("", buffer)
-    for number, axis in enumerate(s.axes):
+    sums: dict[int, npt.NDArray[np.float32]] = {}
+    for number, axis in enumerate(solution.axes):
         tensor = findings.tensors[axis.parameter]
-        place = place_of[number]
-        if axis.parameter in trained and tensor.is_floating_point() and len(s.by_place[place]):
+        if axis.parameter in trained and tensor.is_floating_point() and number in solution.shrinking:
             if held[0] != axis.parameter:  # the axes of a parameter follow each other: its powers are taken once
                 held = (axis.parameter, _powers(tensor, p, buffer))
-            by_slot[place] += _sum_but(held[1], axis.dim)
-    totals = np.zeros(s.channels)
-    for place, entries in enumerate(s.by_place):
-        np.add.at(totals, s.channel[entries], by_slot[place][s.slot[entries]])
-    return np.asarray(totals ** (1 / p), dtype=np.float64)
+            sums[number] = _sum_but(held[1], axis.dim)
+    return np.asarray(solution.sum_over_slots(sums) ** (1 / p), dtype=np.float64)
 
 
 def _powers(tensor: torch.Tensor, p: int, buffer: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -55,7 +55,7 @@ def zeroed_by(findings: Findings, removed: Bools) -> Removed:
         if axis.parameter in findings.tensors and axis.dim == opened(findings, axis.parameter):
             kept = removal.kept(axis.vector)
             if kept is not None:
-                for name in (axis.parameter, *findings.aliases.get(axis.parameter, ())):
+                for name in findings.names_of(axis.parameter):
                     zeroed[name] = {axis.dim: np.flatnonzero(~kept).tolist()}
     return zeroed
 
@@ -347,7 +347,7 @@ class _Decision:
         made = {
             alias: shrink(tensor, kept.get(name, {}))
             for name, tensor in values.items()
-            for alias in (name, *self.findings.aliases.get(name, ()))
+            for alias in self.findings.names_of(name)
         }
         return Folding(self.removed, self.carriers, zeroed, Constants(made, biases, maps), self.reasons)
 

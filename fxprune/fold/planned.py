@@ -90,7 +90,7 @@ def carry_out(findings: Findings, plan: Plan) -> Planned:
     if len(lost):
         raise PlanError(
             "the plan removes channels that carry no constant in this model",
-            at=f'group "{findings.groups[findings.solution.group[lost[0]]].name}"',
+            at=f'group "{findings.groups[findings.solution.group_of(lost[0])].name}"',
             why=found.reasons.get(int(lost[0]), ""),
             do="make the plan with this model's `analyze`",
         )
@@ -154,7 +154,7 @@ def _zero_already(findings: Findings, found: Folding) -> Removed:
             continue
         gone = np.flatnonzero(~kept & ~_live(trained[axis.parameter], axis.dim)).tolist()
         if gone:
-            for name in (axis.parameter, *findings.aliases.get(axis.parameter, ())):
+            for name in findings.names_of(axis.parameter):
                 zero.setdefault(name, {})[axis.dim] = gone
     return zero
 
@@ -197,7 +197,7 @@ def _writers(findings: Findings) -> dict[int, list[str]]:
 def _columns(findings: Findings, name: str) -> list[Ints]:
     """Per column of the output dimension of a layer's weight, the channel of every slot; -1 for none."""
     dim = opened(findings, name)
-    known = any((a.parameter, a.dim) == (name, dim) for a in findings.solution.axes)
+    known = dim is not None and findings.has_axis(name, dim)
     return findings.solution.channels_of(findings.axis_vector(name, dim)) if dim is not None and known else []
 
 
@@ -218,8 +218,8 @@ def _held(findings: Findings, name: str) -> str:
 def _channels_that_stay(findings: Findings, wanted: Bools, found: Folding) -> tuple[str, ...]:
     """Per group and reason, how many of the channels that were asked for stay."""
     counts: dict[tuple[int, str], int] = {}
-    for channel in np.flatnonzero(wanted & ~found.removed):
-        key = (int(findings.solution.group[channel]), found.reasons.get(int(channel), ""))
+    for channel in np.flatnonzero(wanted & ~found.removed).tolist():
+        key = (findings.solution.group_of(channel), found.reasons.get(channel, ""))
         counts[key] = counts.get(key, 0) + 1
     return tuple(
         f'"{findings.groups[group].name}": {count} of the channels asked for stay: {why}'

@@ -19,7 +19,7 @@ def every_channel(findings: Findings, masks: str, stay: set[int]) -> Bools:
         raise PlanError(f"there are no masks {masks!r}", why='the only ones with a name are "zeros"')
     removed = np.ones(findings.solution.channels, dtype=bool)
     for group in stay:
-        removed[findings.solution.by_group[group]] = False
+        removed[findings.solution.in_group(group)] = False
     return removed
 
 
@@ -33,21 +33,21 @@ def removed_by_masks(findings: Findings, masks: Mapping[str, Any], stay: set[int
             f"masks must be a dict, not {type(masks).__name__}", do='pass {layer: bool tensor, True = keep}, or "zeros"'
         )
     s = findings.solution
-    wanted = np.zeros(s.channels, dtype=bool)
+    wanted = s.no_channel()
     asked: list[tuple[str, list[np.ndarray[Any, Any]], Bools]] = []
     checked = [(layer, *_check(findings, layer, mask)) for layer, mask in masks.items()]
     for layer, parameter, dim, keep in checked:
-        columns = s.channels_of(findings.axis_vector(parameter, dim)) if (parameter, dim) in _axes(findings) else []
+        columns = s.channels_of(findings.axis_vector(parameter, dim)) if findings.has_axis(parameter, dim) else []
         for column in columns:
-            outside = np.zeros(s.channels, dtype=bool)
+            outside = s.no_channel()
             outside[column[keep & (column >= 0)]] = True
             inside = np.unique(column[~keep & (column >= 0)])
             whole = inside[~outside[inside]] if len(columns) > 1 else inside
             wanted[whole] = True
         asked.append((layer, columns, ~keep))
-    held = np.zeros(s.channels, dtype=bool)
+    held = s.no_channel()
     for group in stay:
-        held[s.by_group[group]] = True
+        held[s.in_group(group)] = True
     removed = wanted & ~held
     reasons = []
     for layer, columns, drop in asked:
@@ -69,14 +69,10 @@ def removed_by_masks(findings: Findings, masks: Mapping[str, Any], stay: set[int
     return removed, tuple(reasons)
 
 
-def _axes(findings: Findings) -> set[tuple[str, int]]:
-    return {(a.parameter, a.dim) for a in findings.solution.axes}
-
-
 def _check(findings: Findings, layer: str, mask: Any) -> tuple[str, int, Bools]:
     """The parameter and dimension that a layer's mask speaks of, and the mask as an array."""
-    canonical = {alias: name for name, aliases in findings.aliases.items() for alias in aliases}
-    layers = {name.rpartition(".")[0] for name in [*findings.tensors, *canonical]} - {""}
+    names = [name for first in findings.tensors for name in findings.names_of(first)]
+    layers = {name.rpartition(".")[0] for name in names} - {""}
     for suffix in (
         ".weight",
         ".parametrizations.weight.original",
@@ -85,7 +81,7 @@ def _check(findings: Findings, layer: str, mask: Any) -> tuple[str, int, Bools]:
         ".weight_v",
         "",
     ):
-        parameter = canonical.get(layer + suffix, layer + suffix)
+        parameter = findings.first_name(layer + suffix)
         if parameter in findings.tensors:
             break
     else:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fxprune.analysis.findings import Findings, Group
-from fxprune.channels.groups import Bools, Removal
+from fxprune.channels.groups import Axis, Bools, Removal
 from fxprune.criteria import Importance, scores_of
 from fxprune.errors import PlanError, nearest
 from fxprune.files import PathLike
@@ -143,14 +143,14 @@ def choose(
     _check_round_to(round_to)
     stay = ignored_groups(findings, ignore)
     if exact:
-        stay |= {g for g, inexact in enumerate(_any_by_group(findings, findings.inexact)) if inexact}
+        stay |= set(findings.solution.groups_with(findings.inexact))
     if isinstance(masks, str):
         return every_channel(findings, masks, stay), ()
     if masks is not None:
         return removed_by_masks(findings, masks, stay)
     ratios = _ratios(findings, ratio)
     groups = [g for g in findings.groups if g.number not in stay and ratios[g.number] > 0]
-    removed = np.zeros(findings.solution.channels, dtype=bool)
+    removed = findings.solution.no_channel()
     levelled: tuple[str, ...] = ()
     if groups:
         scores = scores_of(findings, importance, groups, seed)
@@ -179,7 +179,7 @@ def kept_count(size: int, ratio: float, round_to: int) -> int:
 
 def keep_one_each(findings: Findings, removed: Bools, scores: npt.NDArray[np.float64]) -> None:
     """No dimension may become empty, or smaller than what is chosen from it: the best slots' channels stay."""
-    for vector, least in findings.minima:
+    for vector, least in findings.observed.minima:
         columns = findings.solution.channels_of(vector)
         if columns:
             table = np.stack(columns)
@@ -187,7 +187,7 @@ def keep_one_each(findings: Findings, removed: Bools, scores: npt.NDArray[np.flo
             worst = np.where(gone, np.where(table >= 0, scores[table], np.inf).min(0), -np.inf)
             for slot in np.argsort(-worst)[: max(0, least - int(np.count_nonzero(~gone)))]:
                 removed[table[:, slot][table[:, slot] >= 0]] = False
-    for vector in findings.vectors:
+    for vector in findings.observed.vectors:
         columns = findings.solution.channels_of(vector)
         if not columns or vector.size == 0:
             continue
@@ -201,19 +201,10 @@ def keep_one_each(findings: Findings, removed: Bools, scores: npt.NDArray[np.flo
 
 def finish(findings: Findings, removed: Bools, reasons: tuple[str, ...]) -> Plan:
     """Channels to indices per parameter."""
-    s = findings.solution
     result: Removed = {}
-    gone: dict[int, list[int]] = {}
-    chosen = np.flatnonzero(removed[s.channel])
-    order = chosen[np.lexsort((s.slot[chosen], s.place[chosen]))]
-    cuts = np.flatnonzero(np.diff(s.place[order])) + 1
-    for run in np.split(order, cuts) if len(order) else ():
-        indices = np.unique(s.slot[run]).tolist()
-        gone.update(dict.fromkeys(s.places[s.place[run[0]]], indices))
-    for number in sorted(gone):
-        axis = s.axes[number]
-        for name in (axis.parameter, *findings.aliases.get(axis.parameter, ())):
-            result.setdefault(name, {})[axis.dim] = list(gone[number])
+    for axis, slots in findings.solution.slots_of(removed):
+        for name in findings.names_of(axis.parameter):
+            result.setdefault(name, {})[axis.dim] = list(slots)
     structure = structure_of(findings, removed, result)
     return Plan(result, reasons, structure=structure, path=findings.captured.path)
 
@@ -228,51 +219,50 @@ def removal_of(findings: Findings, plan: Plan) -> Removal:
         raise PlanError(
             f"a plan must be a fxprune.Plan, not {type(plan).__name__}", do="make one with analysis.plan(...)"
         )
+    solution = findings.solution
     if plan.structure is not None:
-        none = np.zeros(findings.solution.channels, dtype=bool)
-        _refuse_other(plan.structure, structure_of(findings, none, plan.removed))
-    s = findings.solution
-    canonical = {alias: name for name, aliases in findings.aliases.items() for alias in aliases}
-    numbers_of = {(a.parameter, a.dim): n for n, a in enumerate(s.axes)}
-    offsets = np.cumsum([0, *(a.vector.size for a in s.axes)])
-    starts = np.cumsum([0, *(s.axes[axes[0]].vector.size for axes in s.places)])
-    gone = np.zeros(offsets[-1], dtype=bool)
+        _refuse_other(plan.structure, structure_of(findings, solution.no_channel(), plan.removed))
+    gone = _slots_that_go(findings, plan)
+    removal = Removal(solution, solution.channels_within(gone))
+    for axis, want in zip(solution.axes, gone, strict=True):
+        _refuse_halves(axis, want, removal)
+    if plan.structure is not None and plan.structure.coupled:
+        _refuse_other(plan.structure, structure_of(findings, removal.removed, plan.removed))
+    return removal
+
+
+def _slots_that_go(findings: Findings, plan: Plan) -> list[Bools]:
+    """Per axis of the solution, which of its slots a plan names."""
+    gone = {(axis.parameter, axis.dim): np.zeros(axis.vector.size, dtype=bool) for axis in findings.solution.axes}
     for name, dims in plan.removed.items():
-        parameter = canonical.get(name, name)
+        parameter = findings.first_name(name)
         if parameter not in findings.tensors:
             raise _other_model(f'it removes from "{name}"', nearest(name, findings.tensors))
+        shape = tuple(findings.tensors[parameter].shape)
         for dim, indices in dims.items():
-            shape = tuple(findings.tensors[parameter].shape)
             if not 0 <= dim < len(shape):
                 raise _other_model(f'it removes from dimension {dim} of "{name}"', f"its shape is {shape}")
             if not indices:
                 continue
             if min(indices) < 0 or max(indices) >= shape[dim]:
-                raise _other_model(
-                    f'it removes index {max(indices)} of "{name}" dimension {dim}', f"its shape is {shape}"
-                )
-            if (parameter, dim) not in numbers_of:
+                what = f'it removes index {max(indices)} of "{name}" dimension {dim}'
+                raise _other_model(what, f"its shape is {shape}")
+            if (parameter, dim) not in gone:
                 raise _other_model(f'it removes from "{name}" dimension {dim}', "nothing can be removed there")
-            gone[offsets[numbers_of[parameter, dim]] + np.asarray(indices)] = True
-    everywhere = np.ones(starts[-1], dtype=bool)
-    for place, axes in enumerate(s.places):
-        for number in axes:
-            everywhere[starts[place] : starts[place + 1]] &= gone[offsets[number] : offsets[number + 1]]
-    whole = np.bincount(s.channel, weights=~everywhere[starts[s.place] + s.slot], minlength=s.channels) == 0
-    removal = Removal(s, whole)
-    for number, a in enumerate(s.axes):
-        kept = removal.kept(a.vector)
-        want = gone[offsets[number] : offsets[number + 1]]
-        have = np.zeros(a.vector.size, dtype=bool) if kept is None else ~kept
-        if (want != have).any():
-            index = int(np.flatnonzero(want != have)[0])
-            raise _other_model(
-                f'it would remove index {index} of "{a.parameter}" dimension {a.dim} alone',
-                "in this model that slot is coupled to others which the plan keeps, or cannot go",
-            )
-    if plan.structure is not None and plan.structure.coupled:
-        _refuse_other(plan.structure, structure_of(findings, whole, plan.removed))
-    return removal
+            gone[parameter, dim][np.asarray(indices)] = True
+    return list(gone.values())
+
+
+def _refuse_halves(axis: Axis, want: Bools, removal: Removal) -> None:
+    """Raise `PlanError` where a plan names other slots of an axis than those of whole channels."""
+    kept = removal.kept(axis.vector)
+    have = np.zeros(axis.vector.size, dtype=bool) if kept is None else ~kept
+    if (want != have).any():
+        index = int(np.flatnonzero(want != have)[0])
+        raise _other_model(
+            f'it would remove index {index} of "{axis.parameter}" dimension {axis.dim} alone',
+            "in this model that slot is coupled to others which the plan keeps, or cannot go",
+        )
 
 
 def _refuse_other(made_for: Structure, here: Structure) -> None:
@@ -318,11 +308,6 @@ def _ratios(findings: Findings, ratio: Any) -> list[float]:
 def _names(pattern: str, name_and_kind: str) -> bool:
     name = name_and_kind.rpartition(":")[0]
     return any(fnmatch.fnmatchcase(text, pattern) for text in (name, name_and_kind))
-
-
-def _any_by_group(findings: Findings, flags: Bools) -> Bools:
-    s = findings.solution
-    return np.asarray(np.bincount(s.group, weights=flags, minlength=s.groups) > 0)
 
 
 def _why_nothing(

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fxprune.analysis.findings import Findings
-from fxprune.channels.groups import Bools, Ints
+from fxprune.channels.groups import Bools
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -116,25 +116,21 @@ def _coupled(findings: Findings, removed: Bools, order: Mapping[str, int]) -> tu
     A set of slots is compared by the sum of hash(dimension) * hash(slot), modulo 2^64: no order matters, neither that
     of the walk nor that of the channels.
     """
-    s = findings.solution
-    entries = np.flatnonzero(removed[s.channel])
-    if not len(entries):
+    if not removed.any():
         return ()
-    entries = entries[np.argsort(s.place[entries], kind="stable")]
+    s = findings.solution
     names = [_name(findings, number, order) for number in range(len(s.axes))]
     slots, dims = np.zeros(s.channels, dtype=np.uint64), np.zeros(s.channels, dtype=np.uint64)
-    places: list[tuple[int, Ints]] = []
-    for run in np.split(entries, np.flatnonzero(np.diff(s.place[entries])) + 1):
-        place, channels = int(s.place[run[0]]), s.channel[run]
-        axes = np.array([_hash(f"{name}[{dim}]") for name, dim in (names[n] for n in s.places[place])]).sum()
-        np.add.at(slots, channels, axes * _mix(s.slot[run].astype(np.uint64)))
-        places.append((place, np.unique(channels)))
-        dims[places[-1][1]] += axes
+    stands = list(s.stands(removed))
+    for axes, channels, taken in stands:
+        hashed = np.array([_hash(f"{name}[{dim}]") for name, dim in (names[n] for n in axes)]).sum()
+        np.add.at(slots, channels, hashed * _mix(taken.astype(np.uint64)))
+        dims[np.unique(channels)] += hashed
     members: dict[int, list[tuple[str, int]]] = {}
-    for place, channels in places:
+    for axes, channels, _ in stands:
         for footprint in np.unique(dims[channels]).tolist():
-            members.setdefault(footprint, []).extend(names[n] for n in s.places[place])
-    gone = np.unique(s.channel[entries])
+            members.setdefault(footprint, []).extend(names[n] for n in axes)
+    gone = np.flatnonzero(removed)
     made = []
     for footprint, found in members.items():
         channels = gone[dims[gone] == np.uint64(footprint)]
@@ -146,7 +142,7 @@ def _coupled(findings: Findings, removed: Bools, order: Mapping[str, int]) -> tu
 def _name(findings: Findings, number: int, order: Mapping[str, int]) -> tuple[str, int]:
     """An axis by the first of the names of its tensor."""
     axis = findings.solution.axes[number]
-    names = (axis.parameter, *findings.aliases.get(axis.parameter, ()))
+    names = findings.names_of(axis.parameter)
     return min(names, key=lambda name: (order.get(name, len(order)), name)), axis.dim
 
 

@@ -92,7 +92,7 @@ def compare(
         zeroed: what the reference sets to zero: what was removed, or less where constants were folded.
         exact: parameters of `small` that are new numbers, before they were rounded to their type.
     """
-    every = (findings.inputs, *findings.more)
+    every = (findings.inputs, *findings.subject.more)
     with clean_caches(findings.model):
         return max(_compare(findings, small, removal, zeroed, exact or {}, inputs) for inputs in every)
 
@@ -261,7 +261,8 @@ class KeptStatistics(Operations):  # type: ignore[no-untyped-call]
 def first_wrong_group(error_of: Callable[[Any], float], removal: Removal) -> int:
     """The first group whose removal alone already disagrees, -1 if only their combination does."""
     s = removal.solution
-    for group, channels in enumerate(s.by_group):
+    for group in range(s.groups):
+        channels = s.in_group(group)
         alone = np.zeros_like(removal.removed)
         alone[channels] = removal.removed[channels]
         if alone.any() and not error_of(alone) <= TOLERANCE:

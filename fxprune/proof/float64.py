@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.analysis.findings import Findings
-from fxprune.analysis.observer import Observation
+from fxprune.analysis.observed import Observation
 from fxprune.capture.captured import WHOLE
 from fxprune.capture.module_copy import twin
 from fxprune.capture.scopes import Scopes
@@ -72,7 +72,7 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def enter(self, node: str) -> None:
         """The next operations belong to this node."""
-        self.node, self.observation = node, self.findings.observations[node]
+        self.node, self.observation = node, self.findings.observed.observations[node]
         self.scopes.node(node)
 
     @contextlib.contextmanager

@@ -15,7 +15,7 @@ from torch import fx, nn
 from fxprune.analysis.after_removal import shapes_after
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.folded_constants import Constants
-from fxprune.analysis.observer import Observation, Visit
+from fxprune.analysis.observed import Observation, Visit
 from fxprune.capture.caches import clean_caches
 from fxprune.capture.captured import Captured
 from fxprune.capture.fake_tensors import Faker
@@ -133,7 +133,7 @@ def _fill(small: nn.Module, tensors: dict[int, torch.Tensor]) -> None:
 
 def _recount_modules(small: nn.Module, findings: Findings, removal: Removal) -> None:
     vectors = _vectors_by_module(findings)
-    visits = {**_visits_of_parameters(findings), **findings.visits}
+    visits = {**_visits_of_parameters(findings), **findings.observed.visits}
     for name, module in reversed(list(small.named_modules())):  # some count what the modules inside have become
         visit = visits.get(name)
         own = vectors.get(name, {})
@@ -154,12 +154,13 @@ def _recount_modules(small: nn.Module, findings: Findings, removal: Removal) -> 
 def _visits_of_parameters(findings: Findings) -> dict[str, Visit]:
     """In a graph that reads a module's parameters one by one, the operation that does stands for the module."""
     visits: dict[str, Visit] = {}
+    nodes, observations = findings.observed.nodes, findings.observed.observations
     for node in findings.captured.graph.find_nodes(op="get_attr"):
         owner = str(node.target).rpartition(".")[0]
         for user in node.users:
-            first = findings.nodes.get(user.args[0].name) if user.args and isinstance(user.args[0], fx.Node) else None
+            first = nodes.get(user.args[0].name) if user.args and isinstance(user.args[0], fx.Node) else None
             if isinstance(first, Operand):
-                made, observed = findings.nodes[user.name], findings.observations[user.name]
+                made, observed = nodes[user.name], observations[user.name]
                 visits.setdefault(owner, Visit((first,), made, observed))
     return visits
 
@@ -168,7 +169,7 @@ def _vectors_by_module(findings: Findings) -> dict[str, dict[str, dict[int, Vect
     """Module -> parameter or buffer anywhere below it, by its name from there -> dimension -> vector."""
     made: dict[str, dict[str, dict[int, Vector]]] = {}
     for axis in findings.axes:
-        for name in (axis.parameter, *findings.aliases.get(axis.parameter, ())):
+        for name in findings.names_of(axis.parameter):
             parts = name.split(".")
             for k in range(len(parts)):
                 below = made.setdefault(".".join(parts[:k]), {})
@@ -188,13 +189,14 @@ def _settle_sizes(
     fakes = twin(small, lambda tensor: tensor)
     values = findings.captured.values(findings.inputs)
     results: dict[fx.Node, Any] = {}
+    observed = findings.observed
     had_users = {node for node in graph.nodes if node.users}
 
     def value(argument: Any) -> Any:
         return fx.map_arg(argument, lambda n: results[n]) if argument is not None else None
 
     def operand(argument: Any) -> Any:
-        return findings.nodes[old[argument].name] if isinstance(argument, fx.Node) else argument
+        return findings.observed.nodes[old[argument].name] if isinstance(argument, fx.Node) else argument
 
     scopes = Scopes(fakes)
     originals = dict(findings.captured.module.named_modules())
@@ -203,7 +205,7 @@ def _settle_sizes(
 
     def visit(node: fx.Node, execute: Callable[[], Any]) -> Any:
         before = old[node]
-        promised, observation = findings.nodes[before.name], findings.observations[before.name]
+        promised, observation = observed.nodes[before.name], observed.observations[before.name]
         scopes.node(before.name)
         witness.expected = Observation() if node.target in _LOOSE else observation
         site = Site(node, before, removal, promised, observation, value, operand)

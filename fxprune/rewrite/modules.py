@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 from torch.nn.modules import batchnorm, conv, instancenorm
 
-from fxprune.analysis.observer import Observation
+from fxprune.analysis.observed import Observation
 from fxprune.channels.groups import Bools, Removal
 from fxprune.channels.vector import Vector
 from fxprune.ops import Operand

@@ -29,7 +29,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.analysis.after_removal import kept_slots
 from fxprune.analysis.findings import Findings
-from fxprune.analysis.observer import Mark, Visit
+from fxprune.analysis.observed import Mark, Visit
 from fxprune.capture.module_copy import twin
 from fxprune.channels.groups import Ints, Removal
 from fxprune.channels.vector import Vector
@@ -98,27 +98,23 @@ def preserve(findings: FindingsT) -> FindingsT:
     Within one module the statistics over a channel are preserved together or not at all: half of a variance would be
     nobody's.
     """
-    live = [(mark, channels) for mark in findings.marks if len(channels := _channels(findings, mark.vector))]
+    live = [(mark, channels) for mark in findings.observed.marks if len(channels := _channels(findings, mark.vector))]
     scopes = {mark.scope: [m for m, _ in live if m.scope == mark.scope] for mark, _ in live}
     ways = {scope: _way(findings, scope) for scope, marks in scopes.items() if all(m.width for m in marks)}
     chosen = {scope: way for scope, way in ways.items() if way is not None}
     while spoiled := _spoiled(findings, live, chosen):
         chosen = {scope: way for scope, way in chosen.items() if scope not in spoiled}
-    made = copy.copy(findings)
-    for cached in ("groups", "inexact"):
-        made.__dict__.pop(cached, None)
-    made.preserved = chosen
-    made.marks = [mark for mark in findings.marks if mark.scope not in chosen]
-    made.observations = {
+    marks = tuple(mark for mark in findings.observed.marks if mark.scope not in chosen)
+    observations = {
         name: replace(seen, marked={key: entry for key, entry in seen.marked.items() if key[0] not in chosen})
-        for name, seen in findings.observations.items()
+        for name, seen in findings.observed.observations.items()
     }
-    return made
+    observed = replace(findings.observed, marks=marks, observations=observations)
+    return replace(findings, observed=observed, preserved=chosen)
 
 
 def _channels(findings: Findings, vector: Vector) -> Ints:
-    found = [column[column >= 0] for column in findings.solution.channels_of(vector)]
-    return np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
+    return np.flatnonzero(findings.solution.standing_in([vector]))
 
 
 def _spoiled(findings: Findings, live: list[tuple[Mark, Ints]], chosen: Mapping[str, Any]) -> set[str]:
@@ -154,7 +150,7 @@ def _way(findings: Findings, scope: str) -> Swap | Rescale | Respell | None:
 def _owns_its_weight(findings: Findings, path: str, module: nn.Module) -> bool:
     """Whether nothing else has the weight: it may get other values."""
     key = f"{path}.weight"
-    owners = [findings.owner(name) for name in findings.aliases.get(key, ())]
+    owners = [findings.owner(name) for name in findings.names_of(key)[1:]]
     return (
         key in findings.tensors
         and module._parameters.get("weight") is not None
@@ -167,10 +163,10 @@ def _way_of_node(findings: Findings, node: fx.Node) -> Respell | None:
     if kind is None or "out" in node.kwargs:
         return None
     if kind == "mean":
-        calls = [call for call, _ in findings.observations[node.name].marked.values()]
+        calls = [call for call, _ in findings.observed.observations[node.name].marked.values()]
         return Respell(kind, tuple(v for _, v in calls[0].marks)) if len(calls) == 1 else None
-    shape, input = _argument(node, 1, "normalized_shape"), findings.nodes[_argument(node, 0, "input").name]
-    shape = findings.nodes[shape.name] if isinstance(shape, fx.Node) else shape
+    shape, input = _argument(node, 1, "normalized_shape"), findings.observed.nodes[_argument(node, 0, "input").name]
+    shape = findings.observed.nodes[shape.name] if isinstance(shape, fx.Node) else shape
     return Respell(kind, input.vectors[-len(shape) :])
 
 
@@ -183,7 +179,7 @@ def _agrees(findings: Findings, path: str, module: nn.Module, way: Swap | Rescal
 
     Every other slot is gone. What comes in has variances of about 1 and of about the epsilon, so that both terms count.
     """
-    weight, visit = module._parameters["weight"], findings.visits.get(path)
+    weight, visit = module._parameters["weight"], findings.observed.visits.get(path)
     own = {*module._parameters} <= {"weight", "bias"} and not module._buffers and not module._modules
     if weight is None or weight.ndim != 1 or not own or visit is None:
         return False
@@ -302,7 +298,7 @@ def rescaled(findings: Findings, removal: Removal) -> dict[str, Tensor]:
         if isinstance(way, Rescale) and name in kept:
             width, count = _widths(findings, removal, path)
             values = shrink(findings.tensors[name].detach().to(torch.float64), kept[name])
-            made.update(dict.fromkeys((name, *findings.aliases.get(name, ())), way.weight(values, width / count)))
+            made.update(dict.fromkeys(findings.names_of(name), way.weight(values, width / count)))
     return made
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from fxprune.analysis.observer import Observation
+from fxprune.analysis.observed import Observation
 from fxprune.channels.groups import Bools, Removal
 from fxprune.ops import Operand
 

@@ -20,7 +20,7 @@ def shrink_all(findings: Findings, removal: Removal) -> dict[str, torch.Tensor]:
     made: dict[str, torch.Tensor] = {}
     for name, tensor in findings.tensors.items():
         values = tensor.detach()
-        source = findings.renumbered.get(id(tensor))
+        source = findings.observed.renumbered.get(id(tensor))
         positions = None if source is None else removal.kept(source)
         if positions is not None:
             values = renumber(values, positions)
