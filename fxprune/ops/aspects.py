@@ -1,4 +1,4 @@
-"""What the package knows about an operation besides its channel rule: one table per aspect, one decorator per table.
+"""The aspects of an operation besides its channel rule: one table per aspect, one decorator per table.
 
 All functions of an operation stand together in the file of its family, its rule first. Layer norm, for example:
 

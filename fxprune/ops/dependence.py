@@ -36,7 +36,7 @@ class Seen:
         return [v for v in found if isinstance(v, torch.Tensor)]
 
     def live(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Where a tensor is not always zero."""
+        """The elements at which a tensor is not always zero."""
         dependence = self.of(tensor)
         if dependence is True:
             return torch.ones_like(tensor, dtype=torch.bool)

@@ -117,5 +117,5 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def rank(kept: Bools | None, position: int) -> int:
-    """How many kept slots stand before `position`."""
+    """The number of kept slots before `position`."""
     return position if kept is None else int(kept[:position].sum())

@@ -95,7 +95,7 @@ class Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _rank(position: int | None, kept: Bools) -> int:
-    """How many kept slots stand before a position, which may count from the end; None is the beginning."""
+    """The number of kept slots before a position, which may count from the end; None is the beginning."""
     if position is None:
         return 0
     position = max(position + len(kept), 0) if position < 0 else position

@@ -137,7 +137,7 @@ def _keep_numbers(site: Site) -> None:
 
 
 def rank(kept: Bools | None, position: int) -> int:
-    """How many kept slots stand before `position`."""
+    """The number of kept slots before `position`."""
     return position if kept is None else int(kept[:position].sum())
 
 
