@@ -117,3 +117,21 @@ def test_one_version():
     others = [p for p in source_files() if fxprune.__version__ in p.read_text()]
     assert others == [PACKAGE / "__init__.py"]
     assert f"## {fxprune.__version__}" in (ROOT / "docs" / "changelog.md").read_text()
+
+
+FLAT = {"entries", "roots", "group", "held"}
+"""The arrays of a `Solution`, one number per channel or per slot of a channel."""
+
+
+def flat_arrays_of(path):
+    """The lines of a file that read such an array, of anything that is called a solution."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and node.attr in FLAT:
+            owner = ast.unparse(node.value).split(".")[-1]
+            if owner in ("solution", "s") or node.attr in ("entries", "roots"):
+                yield node.lineno
+
+
+def test_callers_ask_a_solution_instead_of_reading_its_arrays():
+    reading = {str(p.relative_to(PACKAGE)) for p in source_files() if any(flat_arrays_of(p))}
+    assert reading == {"channels/groups.py"}, "give `Solution` or `Removal` the method that is needed"

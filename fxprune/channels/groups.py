@@ -1,16 +1,17 @@
-"""What remains after unification: channels, and groups of interchangeable channels.
+"""Channels and groups: what remains after unification.
 
 A *channel* is a class of atoms with every parameter slot that goes with it: the smallest thing that can be
 removed. Channels with the same footprint (the same dimensions of the same parameters, as often) form a *group*
 and compete with each other.
 
-Everything is kept in flat arrays, one entry per (channel, slot) pair; objects are made when somebody looks.
+Everything is kept in flat arrays, one entry per (channel, slot) pair; objects are made when somebody looks. Nothing
+outside this file reads the arrays: callers ask a `Solution`, or a `Removal`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -34,8 +35,27 @@ class Axis:
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """Entry e says that channel `channel[e]` has slot `slot[e]` of place `place[e]`, in column `column[e]` there.
+
+    A *place* is a vector with all the axes that have it: a layer's output stands in its weight, its bias, the norm
+    after it and the input of the next layer, and is looked at once. `axes_of[p]` lists the numbers of the axes of
+    place p.
+    """
+
+    channel: Ints
+    place: Ints
+    column: Ints
+    slot: Ints
+    axes_of: list[list[int]]
+
+    def __len__(self) -> int:
+        return len(self.channel)
+
+
 class Stand(NamedTuple):
-    """Where channels stand: channel `channels[i]` takes slot `slots[i]` of every one of these axes."""
+    """The slots of some channels in one vector: channel `channels[i]` has slot `slots[i]` of each of these axes."""
 
     axes: list[int]
     channels: Ints
@@ -44,26 +64,18 @@ class Stand(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """The entries: channel `channel[e]` takes slot `slot[e]` of place `place[e]`, by column `column[e]` of its vector.
+    """The free channels, numbered 0, 1, ... in the order of their atoms, and their groups, by their first parameters.
 
-    A *place* is a vector with all the axes that have it: a layer's output stands in its weight, its bias, the norm
-    after it and the input of the next layer, and is looked at once. `places[p]` lists the axes of place p.
-
-    Free channels are numbered 0, 1, ... in the order of their atoms, groups in the order of their first parameters.
-    `roots[c]` is the atom that represents channel c, `group[c]` its group. `held` lists (event, axis, slots) of what is
-    locked.
+    roots: the atom that represents each channel. group: the group of each channel.
+    held: (event, number of the axis, how many of its slots the event locks).
     """
 
     terms: Terms
     axes: Sequence[Axis]
-    places: list[list[int]]
+    entries: Entries
     roots: Ints
     group: Ints
-    channel: Ints
-    place: Ints
-    column: Ints
-    slot: Ints
-    held: list[tuple[int, int, int]] = field(default_factory=list)
+    held: Sequence[tuple[int, int, int]] = ()
 
     # -- channels and groups ------------------------------------------------------------------------------
 
@@ -144,23 +156,25 @@ class Solution:
 
     @cached_property
     def _entries_by_group(self) -> list[Ints]:
-        return _sorted_into(self.group[self.channel], self.groups)
+        return _sorted_into(self.group[self.entries.channel], self.groups)
 
     @cached_property
     def shrinking(self) -> set[int]:
         """The numbers of the axes in which some channel stands."""
-        return {number for place in np.unique(self.place) for number in self.places[place]}
+        return {number for place in np.unique(self.entries.place) for number in self.entries.axes_of[place]}
 
     def stands(self, chosen: Bools) -> Iterator[Stand]:
         """Where the chosen channels stand, by vector: the axes that have it, the channels and their slots."""
-        return self._stands(np.flatnonzero(chosen[self.channel]))
+        return self._stands(np.flatnonzero(chosen[self.entries.channel]))
 
-    def _stands(self, entries: Ints) -> Iterator[Stand]:
-        if not len(entries):
+    def _stands(self, chosen: Ints) -> Iterator[Stand]:
+        """The same of chosen entries."""
+        if not len(chosen):
             return
-        entries = entries[np.argsort(self.place[entries], kind="stable")]
-        for run in np.split(entries, np.flatnonzero(np.diff(self.place[entries])) + 1):
-            yield Stand(self.places[self.place[run[0]]], self.channel[run], self.slot[run])
+        entries = self.entries
+        chosen = chosen[np.argsort(entries.place[chosen], kind="stable")]
+        for run in np.split(chosen, np.flatnonzero(np.diff(entries.place[chosen])) + 1):
+            yield Stand(entries.axes_of[entries.place[run[0]]], entries.channel[run], entries.slot[run])
 
     def slots_of(self, chosen: Bools) -> list[tuple[Axis, list[int]]]:
         """Every axis that loses slots when the chosen channels go, and those slots; in the order of `axes`."""
@@ -172,7 +186,7 @@ class Solution:
     def channels_within(self, slots: Sequence[Bools]) -> Bools:
         """The channels all of whose slots are among those given, one flag for every slot of every axis."""
         inside = np.ones(self.channels, dtype=bool)
-        for axes, channels, taken in self._stands(np.arange(len(self.channel))):
+        for axes, channels, taken in self._stands(np.arange(len(self.entries))):
             everywhere = np.all([slots[number] for number in axes], axis=0)
             inside[channels[~everywhere[taken]]] = False
         return inside
@@ -180,7 +194,7 @@ class Solution:
     def sum_over_slots(self, values: Mapping[int, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
         """Per channel the sum over its slots, of `values[number]` [slots of that axis]; other axes add nothing."""
         totals = np.zeros(self.channels)
-        for axes, channels, slots in self._stands(np.arange(len(self.channel))):
+        for axes, channels, slots in self._stands(np.arange(len(self.entries))):
             by_slot = np.zeros(self.axes[axes[0]].vector.size)
             for number in axes:
                 if number in values:
@@ -198,15 +212,11 @@ class Solution:
         """How many slots of any vector each event holds; a slot with a free atom is held by none."""
         if vector.fixed or vector.untouched:
             return {}
-        columns = vector.columns
-        ones = np.ones(vector.size * len(columns), dtype=np.int64)
-        atoms, position, _ = self.terms.expand_all(np.concatenate(columns), ones)
-        slot, events = position % vector.size, self.terms.event(atoms)
-        movable = np.zeros(vector.size, dtype=bool)
-        movable[slot[events == 0]] = True
-        stuck = (events > 1) & ~movable[slot]
-        pairs = np.unique(np.stack([events[stuck], slot[stuck]]), axis=1)
-        numbers, counts = np.unique(pairs[0], return_counts=True)
+        atoms, _, _, slot = _expanded(self.terms, [vector])
+        events = self.terms.event(atoms)
+        stuck = (events > 1) & ~np.isin(slot, slot[events == 0])
+        once = np.unique(np.stack([events[stuck], slot[stuck]]), axis=1)
+        numbers, counts = np.unique(once[0], return_counts=True)
         return dict(zip(numbers.tolist(), counts.tolist(), strict=True))
 
 
@@ -217,34 +227,43 @@ def _sorted_into(keys: Ints, size: int) -> list[Ints]:
 
 
 class Removal:
-    """A set of channels that go, and what that means for any vector."""
+    """Channels that are removed, and what every vector keeps then.
+
+    >>> terms = Terms()
+    >>> rows, columns = terms.fresh(2), terms.fresh(3)
+    >>> grid = terms.merge([rows, columns])
+    >>> solution = solve(terms, [Axis("weight", 0, rows, (2, 3)), Axis("weight", 1, columns, (2, 3))])
+    >>> removal = Removal(solution, np.array([True, False, False, False, False]))  # the first row
+    >>> removal.count(rows), removal.count(columns), removal.kept(grid).tolist()
+    (1, 3, [False, False, False, True, True, True])
+    """
 
     def __init__(self, solution: Solution, removed: Bools) -> None:
         self.solution = solution
         self.removed = removed
         self._atoms = np.zeros(solution.terms.count, dtype=bool)
         self._atoms[solution.roots[removed]] = True
-        self._kept: dict[Vector, tuple[Bools | None, int]] = {}
+        self._known: dict[Vector, tuple[Bools | None, int]] = {}
 
     def kept(self, vector: Vector) -> Bools | None:
-        """Which slots survive; None when all do."""
+        """The slots that stay, as flags; None where all do."""
         return self._look_up(vector)[0]
 
     def count(self, vector: Vector) -> int:
-        """How many slots survive."""
+        """The number of slots that stay."""
         return self._look_up(vector)[1]
 
     def _look_up(self, vector: Vector) -> tuple[Bools | None, int]:
         vector = vector.representative
         if vector.fixed or vector.untouched:
             return None, vector.size
-        known = self._kept.get(vector)
+        known = self._known.get(vector)
         if known is None:
             gone = np.zeros(vector.size, dtype=bool)
             for column in self.solution.terms.resolve(vector).columns:
                 gone |= self._atoms[column]
             lost = int(np.count_nonzero(gone))
-            known = self._kept[vector] = (~gone if lost else None, vector.size - lost)
+            known = self._known[vector] = (~gone if lost else None, vector.size - lost)
         return known
 
     def shape(self, vectors: Sequence[Vector]) -> tuple[int, ...]:
@@ -254,44 +273,51 @@ class Removal:
 
 def solve(terms: Terms, axes: Sequence[Axis]) -> Solution:
     """Read channels and groups off the unified terms. All in bulk: counting and hashing, no loop over channels."""
-    numbers: dict[Vector, int] = {}
-    places: list[list[int]] = []
+    by_vector: dict[Vector, list[int]] = {}
     for number, axis in enumerate(axes):
-        at = numbers.setdefault(axis.vector.representative, len(places))
-        if at == len(places):
-            places.append([])
-        places[at].append(number)
-    none = np.zeros(0, dtype=np.int64)
-    parts = [(p, k, column) for v, p in numbers.items() for k, column in enumerate(v.columns, start=1)]
-    sizes = [len(column) for _, _, column in parts]
-    place_of = np.repeat(np.array([p for p, _, _ in parts], dtype=np.int64), sizes)
-    column_of = np.repeat(np.array([k for _, k, _ in parts], dtype=np.int64), sizes)
-    slot_of = np.concatenate([np.arange(size) for size in sizes]) if parts else none
-    atoms = np.concatenate([column for _, _, column in parts]) if parts else none
-    atoms, entry, column = terms.expand_all(atoms, column_of)
-    place, slot = place_of[entry], slot_of[entry]
+        by_vector.setdefault(axis.vector.representative, []).append(number)
+    axes_of = list(by_vector.values())
+    atoms, place, column, slot = _expanded(terms, list(by_vector))
     events = terms.event(atoms)
+    held = _held(events, place, slot)
     free = events == 0
-    starts = np.cumsum([0, *(axes[members[0]].vector.size for members in places)])
-    movable = np.zeros(starts[-1], dtype=bool)
-    movable[(starts[place] + slot)[free]] = True
-    stuck = ~movable[starts[place] + slot]  # a slot with a locked atom and a free one can go with the free one
-    held = [
-        (event, axis, count) for event, at, count in _count_held(events[stuck], place[stuck]) for axis in places[at]
-    ]
-    atoms, place, slot, column = atoms[free], place[free], slot[free], column[free]
+    atoms, place, column, slot = atoms[free], place[free], column[free], slot[free]
     present = np.zeros(terms.count, dtype=bool)
     present[atoms] = True
-    roots = np.flatnonzero(present)
-    channel = (np.cumsum(present) - 1)[atoms]
-    group = _footprints(channel, place, column, len(roots))
-    return Solution(terms, axes, places, roots, group, channel, place, column, slot, held)
+    roots, channel = np.flatnonzero(present), (np.cumsum(present) - 1)[atoms]
+    return Solution(
+        terms,
+        axes,
+        Entries(channel, place, column, slot, axes_of),
+        roots,
+        _footprints(channel, place, column, len(roots)),
+        [(event, number, count) for event, at, count in held for number in axes_of[at]],
+    )
 
 
-def _count_held(events: Ints, place: Ints) -> list[tuple[int, int, int]]:
-    """(event, place, slots) of what is locked, dimensions that are no channels left out."""
-    locked = events > 1
-    keys, counts = np.unique(np.stack([events[locked], place[locked]]), axis=1, return_counts=True)
+def _expanded(terms: Terms, vectors: Sequence[Vector]) -> tuple[Ints, Ints, Ints, Ints]:
+    """Every atom that vectors stand for, the number of its vector, its column and its slot there.
+
+    Columns are numbered from 1; an atom that is bound to two others leaves its column to them as two columns.
+    """
+    parts = [(number, k, column) for number, v in enumerate(vectors) for k, column in enumerate(v.columns, start=1)]
+    if not parts:
+        return (np.zeros(0, dtype=np.int64),) * 4
+    numbers, columns, atoms = zip(*parts, strict=True)
+    sizes = [len(column) for column in atoms]
+    found, entry, column = terms.expand_all(np.concatenate(atoms), np.repeat(np.array(columns), sizes))
+    slots = np.concatenate([np.arange(size) for size in sizes])
+    return found, np.repeat(np.array(numbers), sizes)[entry], column, slots[entry]
+
+
+def _held(events: Ints, place: Ints, slot: Ints) -> list[tuple[int, int, int]]:
+    """(event, place, slots) of what is locked, dimensions that are no channels left out.
+
+    A slot with a locked atom and a free one is not held: it can go with the free one.
+    """
+    at = (place << 32) + slot
+    stuck = (events > 1) & ~np.isin(at, at[events == 0])
+    keys, counts = np.unique(np.stack([events[stuck], place[stuck]]), axis=1, return_counts=True)
     return [(int(e), int(p), int(n)) for e, p, n in zip(keys[0], keys[1], counts, strict=True)]
 
 
