@@ -13,7 +13,7 @@ from fxprune.cli.commands import COMMANDS
 from fxprune.cli.inputs import example
 from fxprune.cli.models import FORMS
 from fxprune.cli.usage import Parser, UsageError, literal, one_of, share, tolerance, whole
-from fxprune.criteria.scores import NAMED
+from fxprune.criteria import CRITERIA
 from fxprune.errors import nearest
 from fxprune.report import FORMATS
 
@@ -151,7 +151,7 @@ def _prune_options(parser: Parser) -> None:
         "--ignore", action="append", default=[], metavar="GLOB", help="layers whose outputs stay. Can be repeated."
     )
     parser.option(
-        "--importance", type=one_of("importance", NAMED), metavar="NAME", help=f"{', '.join(NAMED)} (default l2)"
+        "--importance", type=one_of("importance", CRITERIA), metavar="NAME", help=f"{', '.join(CRITERIA)} (default l2)"
     )
     parser.option("--round-to", type=whole(1), metavar="N", help="keep multiples of N channels")
     parser.option("--exact", action="store_true", help="only groups whose removal changes no statistic")

@@ -1,19 +1,42 @@
-"""Importance of the channels: one score per channel, higher means keep."""
+"""Importance of the channels: one score per channel, higher means keep.
 
+`CRITERIA` holds the criteria that are asked for by name, as in `transform(model, x, ratio=0.5, importance="l1")`;
+`MEASURED` those that look at data: each makes an importance from a model and what was observed of it.
+
+An importance of your own is a callable that takes a `Group` and returns one score per channel: pass it as it is, or
+give it a name with `CRITERIA["mine"] = by_group(mine)`. A criterion of this package is a function in a file of its own,
+with the paper it comes from in its docstring, and one line in a table of `fxprune/criteria/scores.py`.
+"""
+
+from fxprune.criteria.activation import ActivationStatistics, LayerStatistics, importance_from
+from fxprune.criteria.by_layer import scores_by_layer
+from fxprune.criteria.coactivation import CoactivationImportance, coactivation_importance
 from fxprune.criteria.contributions import Contributions, sample_contributions
-from fxprune.criteria.filters import filter_norms, geometric_median_distances
-from fxprune.criteria.magnitude import norm_scores
-from fxprune.criteria.scores import Importance, scores_of
+from fxprune.criteria.geometric_median import geometric_median_distances
+from fxprune.criteria.magnitude import filter_norms, norm_scores
+from fxprune.criteria.scores import CRITERIA, MEASURED, Criterion, Importance, by_group, scores_of
+from fxprune.criteria.taylor import taylor_scores
 from fxprune.criteria.thinet import ThiNetImportance, thinet_importance
 
 __all__ = [
+    "CRITERIA",
+    "MEASURED",
+    "ActivationStatistics",
+    "CoactivationImportance",
     "Contributions",
+    "Criterion",
     "Importance",
+    "LayerStatistics",
     "ThiNetImportance",
+    "by_group",
+    "coactivation_importance",
     "filter_norms",
     "geometric_median_distances",
+    "importance_from",
     "norm_scores",
     "sample_contributions",
+    "scores_by_layer",
     "scores_of",
+    "taylor_scores",
     "thinet_importance",
 ]

@@ -1,72 +1,119 @@
-"""Criteria that come from activations: scores per output channel of a layer, joined over the layers of a group."""
+"""Activation statistics as an importance: channels that are seldom zero, or large, stay."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from fxprune.analysis.findings import Group, Member
+from fxprune.analysis.findings import Group
+from fxprune.criteria.by_layer import scores_by_layer
 from fxprune.errors import PlanError, nearest
 
 
-def scores_by_layer(scores: Mapping[str, Tensor], *, what: str = "scores") -> Callable[[Group], Tensor]:
-    """An importance from one score per output channel of each layer.
+@dataclass(frozen=True)
+class LayerStatistics:
+    """The activations of one layer.
 
-        score[c] = mean over layers l whose outputs open the group, of mean over outputs i of l in c, of scores[l][i]
-
-    A group has several such layers where they are coupled (a residual sum), and several outputs in one channel where
-    channels go in blocks (a head). Layers without scores are left out.
-
-    scores: name of a layer -> [out_channels], higher = keep. what: their name, for messages.
-
-    Raises `PlanError`, when it is called, for a group none of whose layers has scores, and for a wrong length.
-
-    >>> import fxprune
-    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
-    >>> importance = scores_by_layer({"0": torch.tensor([0.3, 0.1, 0.2, 0.9])})
-    >>> fxprune.analyze(net, torch.zeros(1, 2)).plan(ratio=0.5, importance=importance).removed["0.bias"]
-    {0: [1, 2]}
+    layer: its name. at: where they were taken; the layer itself, or what follows it. calls: how often. count: how
+    many numbers per channel. zeros: the share of them that is zero, [c]. mean_abs: the mean of |x|, [c].
     """
-    known = {name: torch.as_tensor(values).detach().to("cpu", torch.float64) for name, values in scores.items()}
 
-    def importance(group: Group) -> Tensor:
-        found: dict[str, Tensor] = {}
-        for layer, member in opening(group):
-            if layer in known and layer not in found and len(known[layer]) == member.tensor.shape[member.dim]:
-                ones = torch.ones(len(known[layer]), dtype=torch.float64)
-                sums = member.per_channel(known[layer], group.size)
-                found[layer] = sums / member.per_channel(ones, group.size)
-        if not found:
-            raise _missing(group, known, what)
-        return torch.stack(list(found.values())).mean(0)
+    layer: str
+    at: str
+    calls: int
+    count: int
+    zeros: Tensor
+    mean_abs: Tensor
 
-    return importance
+    @property
+    def sparsity(self) -> float:
+        """The share of zeros over all channels."""
+        return float(self.zeros.mean())
 
 
-def opening(group: Group) -> list[tuple[str, Member]]:
-    """The members that are outputs of a layer, each with the layer's name; one layer may have several (its bias)."""
-    findings = group._findings
-    result = []
-    for member in group.members:
-        if findings.opens(member.parameter, member.dim):
-            for name in findings.names_of(member.parameter):
-                result.append((name.rpartition(".")[0].split(".parametrizations.")[0], member))
-    return result
+@dataclass(frozen=True)
+class ActivationStatistics(Mapping[str, LayerStatistics]):
+    """The statistics of a model's layers, by name.
+
+    missing: layers that no batch went through. path: "fx" where a traced graph was run, so that the activation behind
+    a layer could be found; "hooks" where the model was run as it is. why_not: why not "fx".
+    """
+
+    layers: Mapping[str, LayerStatistics]
+    batches: int
+    missing: tuple[str, ...]
+    path: str
+    why_not: str = ""
+
+    def __getitem__(self, layer: str) -> LayerStatistics:
+        return self.layers[layer]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def table(self) -> str:
+        """One row per layer: zeros over all channels, of the channels with fewest and most of them, mean |x|."""
+        from tabulate import tabulate
+
+        rows = []
+        for s in self.layers.values():
+            shares = (s.sparsity, float(s.zeros.min()), float(s.zeros.max()), float(s.mean_abs.mean()))
+            rows.append((s.layer, s.at, len(s.zeros), s.count, *shares))
+        headers = ("layer", "taken at", "channels", "values each", "zeros", "least", "most", "mean |x|")
+        return tabulate(rows, headers=headers, floatfmt=".3f", disable_numparse=[0, 1])
 
 
-def _missing(group: Group, known: Mapping[str, Tensor], what: str) -> PlanError:
-    layers = list(dict.fromkeys(layer for layer, _ in opening(group)))
-    short = [layer for layer in layers if layer in known]
-    if short:
-        sizes = [m.tensor.shape[m.dim] for layer, m in opening(group) if layer == short[0]]
-        why = f'"{short[0]}" has {max(sizes)} outputs, and there are {what} of {len(known[short[0]])}'
-        return PlanError(f"{what} of another width", at=f'group "{group.name}"', why=why)
-    listed = ", ".join(f'"{layer}"' for layer in layers) or "none"
-    return PlanError(
-        f"no {what} of a group",
-        at=f'group "{group.name}"',
-        why=f"its layers are {listed}; {nearest(layers[0] if layers else group.name, known)}",
-        do=f"collect them, or leave the group out: ignore={layers[0] if layers else group.name!r}",
-    )
+def importance_from(
+    statistics: ActivationStatistics, kind: str = "apoz", *, layers: Mapping[str, str] | None = None
+) -> Callable[[Group], Tensor]:
+    """An importance for `fxprune.transform` and `plan`: channels that are seldom zero, or large, stay.
+
+    "apoz": score[c] = 1 - zeros[c] (Hu et al. 2016); "mean": score[c] = mean_abs[c]. Of a group, the layers whose
+    outputs open it count, by their mean; see `fxprune.criteria.scores_by_layer`.
+
+    layers: layer -> the name under which its statistics stand, for models that cannot be traced, where an activation
+        module was recorded under its own name: {"block.fc1": "block.act"}.
+
+    Raises `PlanError`: here for an unknown kind or name; when the importance is called for a group without
+    statistics, and for one in which nothing is ever zero, so that "apoz" says nothing.
+
+    >>> import fxprune, torch
+    >>> from torch import nn
+    >>> from fxprune.sparse.activations.statistics import activation_statistics
+    >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> found = activation_statistics(net, [torch.randn(50, 3)], progress=False)
+    >>> small = fxprune.transform(net, torch.randn(1, 3), ratio=0.5, importance=importance_from(found))
+    >>> small.get_submodule("0")
+    Linear(in_features=3, out_features=4, bias=True)
+    """
+    if not isinstance(statistics, ActivationStatistics):
+        do = "pass what activation_statistics returns"
+        raise PlanError(f"statistics cannot be a {type(statistics).__name__}", do=do)
+    if kind not in ("apoz", "mean"):
+        raise PlanError(f"unknown kind {kind!r}", do='use "apoz" or "mean"')
+    names = {layer: layer for layer in statistics} | dict(layers or {})
+    absent = [name for name in names.values() if name not in statistics]
+    if absent:
+        raise PlanError(f'there are no statistics of "{absent[0]}"', why=nearest(absent[0], statistics))
+    taken = {layer: statistics[name] for layer, name in names.items()}
+    if kind == "mean":
+        return scores_by_layer({layer: s.mean_abs for layer, s in taken.items()}, what="activation statistics")
+    alive = scores_by_layer({layer: 1 - s.zeros for layer, s in taken.items()}, what="activation statistics")
+
+    def apoz(group: Group) -> Tensor:
+        scores = alive(group)
+        if bool((scores == 1).all()):
+            raise PlanError(
+                "nothing is ever zero in a group",
+                at=f'group "{group.name}"',
+                why="no activation that makes zeros follows its layers, or none was found where tracing failed",
+                do='use kind="mean", collect with a threshold, or leave the group out with ignore',
+            )
+        return scores
+
+    return apoz

@@ -1,25 +1,49 @@
-"""Magnitude criteria: the norm of everything that goes with a channel."""
+"""Magnitude: the norm of all parameter elements that are removed with a channel, or of one filter."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from fxprune.analysis.findings import Findings
+from fxprune.analysis.findings import Findings, Group
+from fxprune.criteria.weights import filters_of, refuse_without_values
+
+
+def l1(findings: Findings, groups: Sequence[Group], seed: int | None = None) -> npt.NDArray[np.float64]:
+    """The sum of |w| over all parameter elements that are removed with a channel: `norm_scores` with p = 1.
+
+    On a lone convolution the filter norm of Li et al. 2016, "Pruning Filters for Efficient ConvNets"
+    (https://arxiv.org/abs/1608.08710).
+    """
+    return norm_scores(findings, 1)
+
+
+def l2(findings: Findings, groups: Sequence[Group], seed: int | None = None) -> npt.NDArray[np.float64]:
+    """The Euclidean norm of all parameter elements that are removed with a channel: `norm_scores` with p = 2.
+
+    The group norm of Fang et al. 2023, "DepGraph: Towards Any Structural Pruning", section 3.4
+    (https://arxiv.org/abs/2301.12900).
+    """
+    return norm_scores(findings, 2)
 
 
 def norm_scores(findings: Findings, p: int) -> npt.NDArray[np.float64]:
-    """The p-norm over all parameter elements that a channel takes along, per channel of the analysis.
+    """The p-norm of all parameter elements that are removed with a channel, per channel of the analysis.
 
         score[c] = (sum over members, over slots i of c, of sum |w[i, ...]|^p)^(1/p)
 
     For p = 1 on a lone convolution this is the filter norm of Li et al., "Pruning Filters for Efficient ConvNets"
     (2016); summing over the group's producers and consumers follows Fang et al., "DepGraph" (2023), section 3.4.
     Buffers (running statistics) and integer tensors do not count.
+
+    Raises `PlanError` for a model on the meta device.
     """
+    refuse_without_values(findings, f"l{p}")
     solution = findings.solution
     trained = {name for name, _ in findings.captured.module.named_parameters()}
     largest = max((t.numel() for n, t in findings.tensors.items() if n in trained), default=0)
@@ -33,6 +57,23 @@ def norm_scores(findings: Findings, p: int) -> npt.NDArray[np.float64]:
                 held = (axis.parameter, _powers(tensor, p, buffer))
             sums[number] = _sum_but(held[1], axis.dim)
     return np.asarray(solution.sum_over_slots(sums) ** (1 / p), dtype=np.float64)
+
+
+def filter_norms(weight: Tensor, p: int = 2, dim: int = 0) -> Tensor:
+    """score[o] = (sum over all other indices of |w[o, ...]|^p)^(1/p), in float64.
+
+    With p = 1 the criterion of Li et al. 2016, "Pruning Filters for Efficient ConvNets"
+    (https://arxiv.org/abs/1608.08710, section 3.1).
+
+    Args:
+        weight: [.., outputs, ..].
+        dim: the dimension of the outputs.
+
+    >>> filter_norms(torch.tensor([[3.0, 4.0], [0.0, -1.0]])).tolist()
+    [5.0, 1.0]
+    """
+    norms: Tensor = torch.linalg.vector_norm(filters_of(weight, dim), p, dim=1)
+    return norms
 
 
 def _powers(tensor: torch.Tensor, p: int, buffer: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -126,7 +126,7 @@ def choose(
         masks: instead of a ratio: {layer: bool tensor [out_channels], True = keep}. What is coupled to a masked
             channel goes with it; what cannot go stays, and `Plan.reasons` says why. "zeros" for every channel.
         importance: "l2", "l1" (norms of all that goes with a channel), "fpgm" (distance of the producer's filter
-            from the group's others, see `fxprune.criteria.filters`), "random", or a callable that takes a `Group`
+            from the group's others, see `fxprune.criteria`), "random", or a callable that takes a `Group`
             and returns one score per channel; the lowest go.
         ignore: names, globs, modules or types whose output channels stay.
         round_to: the number of channels kept in a group is a multiple of this where the group is large enough.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.criteria.filters import filter_norms, geometric_median_distances
+from fxprune.criteria import filter_norms, geometric_median_distances, taylor_scores
 from fxprune.errors import PlanError
 from fxprune.pruner.base import BasePruner
 from fxprune.pruner.layers import output_dim
@@ -163,7 +163,7 @@ class SaliencyPruner(ScoredPruner):
                 why=f"no backward has reached this weight{frozen}",
                 do='call step between backward and zero_grad, or use criterion="magnitude"',
             )
-        return filter_norms(weight * original.grad.index_select(dim, pruning_of(layer).kept), 1, dim)
+        return taylor_scores(weight, original.grad.index_select(dim, pruning_of(layer).kept), dim)
 
 
 def _level(value: Any, step: int) -> float:

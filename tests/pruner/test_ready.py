@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.criteria import filter_norms, geometric_median_distances
-from fxprune.criteria import filters as filters_module
+from fxprune.criteria import filter_norms, geometric_median, geometric_median_distances
 from fxprune.errors import NothingRemovedWarning, PlanError
 from fxprune.pruner import FPGMPruner, L1Pruner, L2Pruner, RandomPruner, SaliencyPruner
 from fxprune.schedules import AGP, Constant, Linear
@@ -44,7 +43,7 @@ def test_distances_far_from_zero_and_in_blocks(monkeypatch):
     weight = 1e6 + torch.randn(100, 30, dtype=torch.float64)
     expected = distances(rows(weight, 0))
     assert geometric_median_distances(weight).tolist() == pytest.approx(expected, rel=1e-9)
-    monkeypatch.setattr(filters_module, "BLOCK", 700)
+    monkeypatch.setattr(geometric_median, "BLOCK", 700)
     assert geometric_median_distances(weight).tolist() == pytest.approx(expected, rel=1e-9)
 
 

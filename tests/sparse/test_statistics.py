@@ -10,11 +10,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxprune
-from fxprune.criteria.activation import scores_by_layer
+from fxprune.criteria.activation import ActivationStatistics, importance_from
+from fxprune.criteria.by_layer import scores_by_layer
 from fxprune.errors import InputError, PlanError
-from fxprune.sparse.activations.importance import importance_from
 from fxprune.sparse.activations.layers import ThresholdActivation
-from fxprune.sparse.activations.statistics import ActivationStatistics, activation_statistics
+from fxprune.sparse.activations.statistics import activation_statistics
 from tests.support import randomise
 
 

@@ -1,9 +1,9 @@
 """Thresholds behind activations, and statistics of activations."""
 
-from fxprune.sparse.activations.importance import importance_from
+from fxprune.criteria.activation import ActivationStatistics, LayerStatistics, importance_from
 from fxprune.sparse.activations.insertion import Inserted, insert_thresholds
 from fxprune.sparse.activations.layers import ThresholdActivation, step_thresholds
-from fxprune.sparse.activations.statistics import ActivationStatistics, LayerStatistics, activation_statistics
+from fxprune.sparse.activations.statistics import activation_statistics
 from fxprune.sparse.activations.thresholds import Histogram, Quantile, Scheduled
 
 __all__ = [

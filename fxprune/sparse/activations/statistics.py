@@ -1,77 +1,22 @@
-"""What activations are over a set of inputs: how often they are zero, and how large."""
+"""Statistics of activations over a set of inputs: how often they are zero, and how large."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.inputs import Inputs, bound, normalize
 from fxprune.capture.walk import no_fused_attention
+from fxprune.criteria.activation import ActivationStatistics, LayerStatistics
 from fxprune.errors import InputError, PlanError
 from fxprune.sparse.activations.nodes import is_activation_module
 from fxprune.sparse.activations.recording import CONVOLUTIONS, Recorder
 from fxprune.sparse.freezing.select import checked, entries_of, select
-
-
-@dataclass(frozen=True)
-class LayerStatistics:
-    """The activations of one layer.
-
-    layer: its name. at: where they were taken; the layer itself, or what follows it. calls: how often. count: how
-    many numbers per channel. zeros: the share of them that is zero, [c]. mean_abs: the mean of |x|, [c].
-    """
-
-    layer: str
-    at: str
-    calls: int
-    count: int
-    zeros: Tensor
-    mean_abs: Tensor
-
-    @property
-    def sparsity(self) -> float:
-        """The share of zeros over all channels."""
-        return float(self.zeros.mean())
-
-
-@dataclass(frozen=True)
-class ActivationStatistics(Mapping[str, LayerStatistics]):
-    """The statistics of a model's layers, by name.
-
-    missing: layers that no batch went through. path: "fx" where a traced graph was run, so that the activation behind
-    a layer could be found; "hooks" where the model was run as it is. why_not: why not "fx".
-    """
-
-    layers: Mapping[str, LayerStatistics]
-    batches: int
-    missing: tuple[str, ...]
-    path: str
-    why_not: str = ""
-
-    def __getitem__(self, layer: str) -> LayerStatistics:
-        return self.layers[layer]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.layers)
-
-    def __len__(self) -> int:
-        return len(self.layers)
-
-    def table(self) -> str:
-        """One row per layer: zeros over all channels, of the channels with fewest and most of them, mean |x|."""
-        rows = []
-        for s in self.layers.values():
-            shares = (s.sparsity, float(s.zeros.min()), float(s.zeros.max()), float(s.mean_abs.mean()))
-            rows.append((s.layer, s.at, len(s.zeros), s.count, *shares))
-        headers = ("layer", "taken at", "channels", "values each", "zeros", "least", "most", "mean |x|")
-        return tabulate(rows, headers=headers, floatfmt=".3f", disable_numparse=[0, 1])
 
 
 def activation_statistics(

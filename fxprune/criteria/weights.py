@@ -1,0 +1,25 @@
+"""The weights that a criterion reads: values that must be there, and the filters of one weight."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fxprune.analysis.findings import Findings
+from fxprune.errors import PlanError
+
+
+def refuse_without_values(findings: Findings, criterion: str) -> None:
+    """Raise `PlanError` for a model on the meta device: its weights have no values."""
+    if any(t.device.type == "meta" for t in findings.tensors.values()):
+        raise PlanError(
+            f'importance "{criterion}" needs weights',
+            why="the model is on the meta device, its parameters have no values",
+            do='use importance="random", or load the weights first',
+        )
+
+
+def filters_of(weight: Tensor, dim: int) -> Tensor:
+    """The filters of a weight as rows [outputs, everything else] in float64; dim: the dimension of the outputs."""
+    moved = weight.detach().movedim(dim, 0)
+    return moved.flatten(1 if weight.ndim > 1 else 0).to(torch.float64).view(weight.shape[dim], -1)
