@@ -69,6 +69,7 @@ def coactivation_importance(
 ) -> CoactivationImportance:
     """Run a model over data and count coactivations in every nn.Linear, nn.Conv1d, nn.Conv2d and nn.Conv3d.
 
+    After Hebb 1949, "The Organization of Behavior": a connection is worth as much as both its ends are active together.
     Strengths are sums over all batches, divided by the number of times a weight was applied (examples times
     positions; at the borders some of these meet padding, which is never active). A weight that several layers share,
     or that is applied several times in a forward, is counted wherever it is applied. The model runs in evaluation mode

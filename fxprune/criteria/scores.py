@@ -85,7 +85,7 @@ def scores_of(
     """
     if callable(importance):
         return by_group(importance)(findings, groups, seed)
-    if importance not in CRITERIA:
+    if not isinstance(importance, str) or importance not in CRITERIA:
         raise PlanError(
             f"unknown importance {importance!r}",
             why=nearest(str(importance), CRITERIA),

@@ -81,7 +81,8 @@ class ThiNetImportance:
 def thinet_importance(model: nn.Module, loader: Iterable[Any], *, samples: int = 10, seed: int = 0) -> ThiNetImportance:
     """The importance of ThiNet, for `fxprune.transform(model, x, ratio=..., importance=thinet_importance(model, ...))`.
 
-    Args are those of `fxprune.criteria.contributions.sample_contributions`. Runs the model once per batch.
+    Luo, Wu and Lin 2017 (https://arxiv.org/abs/1707.06342); see `ThiNetImportance`. Args are
+    those of `fxprune.criteria.sample_contributions`. Runs the model once per batch.
 
     >>> import torch, fxprune
     >>> net = torch.nn.Sequential(torch.nn.Linear(3, 2, bias=False), torch.nn.Linear(2, 1)).eval()

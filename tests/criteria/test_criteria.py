@@ -1,0 +1,137 @@
+"""Every criterion: scores computed by hand, a docstring that names its source, a line in docs/criteria.md."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fxprune
+from fxprune.criteria import CRITERIA, MEASURED, by_group, norm_scores, scores_of, taylor_scores
+from fxprune.errors import PlanError
+from fxprune.sparse import activation_statistics
+
+PAGE = Path(__file__).parents[2] / "docs" / "criteria.md"
+X = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+
+
+def net():
+    """Three channels between two linear layers: filters (3, 4), (0, 1), (-1, 0), read with 12, 0, -2."""
+    made = nn.Sequential(nn.Linear(2, 3, bias=False), nn.ReLU(), nn.Linear(3, 1, bias=False)).double().eval()
+    with torch.no_grad():
+        made[0].weight.copy_(torch.tensor([[3.0, 4.0], [0.0, 1.0], [-1.0, 0.0]]))
+        made[2].weight.copy_(torch.tensor([[12.0, 0.0, -2.0]]))
+    return made
+
+
+def statistics(model):
+    return activation_statistics(model, [X], progress=False)
+
+
+BY_NAME = {
+    "l1": [3 + 4 + 12, 1, 1 + 2],
+    "l2": [13, 1, 5**0.5],  # 13^2 = 3^2 + 4^2 + 12^2
+    "fpgm": [18**0.5 + 32**0.5, 18**0.5 + 2**0.5, 32**0.5 + 2**0.5],
+    "random": np.random.default_rng(3).random(3).tolist(),
+}
+FROM_DATA = {
+    # after the ReLU the rows of X are (3, 0, 0) and (4, 1, 0): nothing is added to the output by the last two
+    "thinet": (lambda model: MEASURED["thinet"](model, [X], samples=20), [2, 0, 1]),
+    "activation": (lambda model: MEASURED["activation"](statistics(model)), [1, 0.5, 0]),
+    # before the ReLU channel 0 is active in both rows, channel 1 in the second, channel 2 in none; one input is active
+    # in each row, and the output in both
+    "coactivation": (lambda model: MEASURED["coactivation"](model, [X]), [(0.5 + 1) / 2, (0.25 + 0.5) / 2, 0]),
+}
+
+
+def findings_of(model, x=X):
+    return fxprune.analyze(model, x).groups[0]._findings
+
+
+def scores(model, importance, seed=3):
+    findings = findings_of(model)
+    return scores_of(findings, importance, findings.groups, seed).tolist()
+
+
+def test_every_criterion_has_a_row_here():
+    assert list(BY_NAME) == list(CRITERIA)
+    assert list(FROM_DATA) == list(MEASURED)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_scores_of_criteria_by_name_are_those_computed_by_hand(name):
+    assert scores(net(), name) == pytest.approx(BY_NAME[name], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_scores_of_criteria_from_data_are_those_computed_by_hand(name):
+    make, expected = FROM_DATA[name]
+    model = net()
+    assert scores(model, make(model)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("function", [*CRITERIA.values(), *MEASURED.values()], ids=lambda f: f.__name__)
+def test_every_docstring_names_its_source(function):
+    assert re.search(r"\b(19|20)\d\d\b", inspect.getdoc(function)), "name the authors and the year"
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_every_criterion_by_name_has_a_line_on_its_page(name):
+    assert re.search(rf'^\| `"{name}"` \|', PAGE.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("function", MEASURED.values(), ids=lambda f: f.__name__)
+def test_every_criterion_from_data_has_a_line_on_its_page(function):
+    assert re.search(rf"^\| `{function.__name__}\(", PAGE.read_text(), re.MULTILINE)
+
+
+def test_the_page_lists_no_other_criterion():
+    assert len(re.findall(r"^\| `", PAGE.read_text(), re.MULTILINE)) - 1 == len(CRITERIA) + len(MEASURED)
+
+
+def test_a_name_added_to_the_table_can_be_passed_as_importance(monkeypatch):
+    monkeypatch.setitem(CRITERIA, "last", by_group(lambda group: [-i for i in range(group.size)]))
+    assert fxprune.analyze(net(), X).plan(ratio=1 / 3, importance="last").removed["0.weight"] == {0: [2]}
+    assert scores(net(), "last") == [0, -1, -2]
+
+
+@pytest.mark.parametrize("importance", ["l3", ["l1"], None])
+def test_an_unknown_importance_is_refused_with_the_names_there_are(importance):
+    with pytest.raises(PlanError, match=r"unknown importance") as caught:
+        scores(net(), importance)
+    assert "use one of l1, l2, fpgm, random, or a callable" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["l1", "l2", "fpgm"])
+def test_criteria_that_read_weights_refuse_a_model_without_values(name):
+    model = net().to("meta")
+    findings = findings_of(model, X.to("meta"))
+    with pytest.raises(PlanError, match=f'importance "{name}" needs weights'):
+        scores_of(findings, name, findings.groups, None)
+
+
+@pytest.mark.parametrize("name", ["l1", "l2", "fpgm"])
+def test_weights_that_are_nan_are_refused_by_name(name):
+    model = net()
+    with torch.no_grad():
+        model[0].weight[1, 1] = torch.nan
+    with pytest.raises(PlanError, match="the weights contain NaN") as caught:
+        scores(model, name)
+    assert caught.value.at == "0.weight"
+
+
+def test_norm_scores_are_those_of_the_names():
+    findings = findings_of(net())
+    for p in (1, 2):
+        assert norm_scores(findings, p).tolist() == scores(net(), f"l{p}")
+
+
+def test_taylor_scores_sum_the_products_of_weight_and_gradient():
+    weight, gradient = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    expected = [float((weight[:, o].double() * gradient[:, o].double()).abs().sum()) for o in range(3)]
+    assert taylor_scores(weight, gradient, 1).tolist() == pytest.approx(expected, rel=1e-6)
