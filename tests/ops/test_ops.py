@@ -286,7 +286,7 @@ def check_refusal(case: OpCase) -> None:
         holders = [locked for locked in analysis.locked if (name, dim) in locked.slots]
         assert sum(locked.slots[name, dim] for locked in holders) == net.state_dict()[name].shape[dim]
         texts = [str(locked) for locked in holders]
-        for part in (*map(re.escape, case.says), r" in op \(.*(cases|test_ops)\.py:\d+\): "):
+        for part in (*map(re.escape, case.says), r" in op \(.*(cases/\w+|test_ops)\.py:\d+\): "):
             assert any(re.search(part, text) for text in texts), f"{part} is not in {texts}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fxprune.NothingRemovedWarning)
@@ -314,7 +314,7 @@ def test_strict(case: OpCase) -> None:
     text = str(caught.value)
     for part in (
         f"no channel rule for {case.says[0]}\n",
-        r"  at   op \(.*(cases|test_ops)\.py:\d+\), node %\w+\n",
+        r"  at   op \(.*(cases/\w+|test_ops)\.py:\d+\), node %\w+\n",
         r"  why  channels enter it on a dimension of size (11|17)\n",
         r"  do   add a rule \(docs/adding_an_op\.md\), or drop strict=True to keep these channels$",
     ):

@@ -1,0 +1,225 @@
+"""Rows of operations that index: by lists, by tensors, by masks; gathering and scattering."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+
+from tests.ops.cases.row import ENTRIES, FLAT, LAST, SEQUENCE, OpCase, fn
+
+TOKEN_LIST = torch.tensor([3, 0, 4])
+
+
+def _expanded(at: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    return at.view(1, -1, 1).expand(2, 3, h.shape[-1])
+
+
+@torch.fx.wrap
+def _set(h: torch.Tensor, where: Any, what: Any) -> torch.Tensor:
+    h = h.tanh()
+    h[where] = what
+    return h
+
+
+@torch.fx.wrap
+def _index_reduce(h: torch.Tensor, at: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls it a beta
+        return h.index_reduce(1, at, source, "prod")
+
+
+INDEXING = [
+    *(
+        OpCase(f"{name} of tokens", fn(function, at=TOKEN_LIST), **LAST)
+        for name, function in (
+            ("scatter", lambda h, at: h.sin().scatter(1, _expanded(at, h), h[:, :3].cos())),
+            ("scatter_", lambda h, at: torch.zeros_like(h).scatter_(1, _expanded(at, h), h[:, 1:4])),
+            ("scatter of a number", lambda h, at: h.sin().scatter(1, _expanded(at, h), 0.3)),
+            ("scatter with a product", lambda h, at: h.scatter(1, _expanded(at, h), 1.7, reduce="multiply")),
+            ("scatter_add", lambda h, at: h.scatter_add(1, _expanded(at, h), h[:, 1:4].exp())),
+            ("scatter_add_", lambda h, at: torch.zeros_like(h).scatter_add_(1, _expanded(at, h), h[:, 1:4])),
+            ("scatter_reduce", lambda h, at: h.scatter_reduce(1, _expanded(at, h), h[:, 1:4].exp(), "amax")),
+            (
+                "scatter_reduce without itself",
+                lambda h, at: h.scatter_reduce(1, _expanded(at, h), h[:, 1:4], "mean", include_self=False),
+            ),
+            ("index_add", lambda h, at: h.index_add(1, at, h[:, 1:4].exp(), alpha=0.5)),
+            ("index_copy", lambda h, at: h.index_copy(1, at, h[:, 1:4].exp())),
+            ("index_reduce", lambda h, at: _index_reduce(h, at, h[:, 1:4].exp())),
+            ("index_fill", lambda h, at: h.index_fill(1, at, 0.7)),
+            ("index_fill by a tensor", lambda h, at: h.index_fill(1, at, torch.tensor(0.7).double())),
+            ("index_put", lambda h, at: h.index_put((torch.tensor(1), at), h[0, 1:4].exp())),
+            ("index_put, accumulated", lambda h, at: h.index_put((torch.tensor(1), at), h[0, 1:4], accumulate=True)),
+            ("set by a list", lambda h, at: _set(h, (slice(None), at), h[:, 1:4])),
+            ("set by two lists", lambda h, at: _set(h, ([0, 1, 1], at), h[0, 1:4].exp())),
+            ("set to a number by a list", lambda h, at: _set(h, (slice(None), at), 0.0)),
+            ("select_scatter", lambda h, at: h.select_scatter(h[:, 1].exp(), 1, 3)),
+            ("slice_scatter", lambda h, at: h.slice_scatter(h[:, 1:3].exp(), 1, 3)),
+            ("slice_scatter, every second", lambda h, at: h.slice_scatter(h[:, :3].exp(), 1, 0, 5, 2)),
+            ("index of tokens by a list and a number", lambda h, at: h[1, at]),
+        )
+    ),
+    OpCase("set where positive", fn(lambda h: _set(h, h > 0.4, -0.2))),
+    OpCase(
+        "set where positive, one value for every pixel", fn(lambda h: _set(h, h > 0.4, torch.tensor([0.5]).double()))
+    ),
+    OpCase(
+        "set to zero by a mask of pixels",
+        fn(lambda h, mask: _set(h, (slice(None), slice(None), mask), 0.0), mask=torch.rand(5, 7) > 0.5),
+    ),
+    OpCase(
+        "set by a mask of channels",
+        fn(
+            lambda h, mask: _set(h.transpose(0, 1), mask, torch.ones(4, 2).double()),
+            mask=torch.tensor([1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 1]) > 0,
+        ),
+        (2, 11),
+        "refused",
+        ("aten::index_put_", "written to at positions"),
+        out=0,
+    ),
+    OpCase(
+        "set of positions by a mask to a tensor of values",
+        fn(
+            lambda h, mask: _set(h, (slice(None), slice(None), mask), h[:, :, :2].exp()),
+            mask=torch.tensor([False, True, False, True, False, False, False]),
+        ),
+        SEQUENCE,
+    ),
+    OpCase(
+        "index by two lists with a dimension between",
+        fn(
+            lambda h, a, b: h[:, :, a].permute(2, 1, 0, 3)[[0, 1], :, :, b],
+            a=torch.tensor([0, 4]),
+            b=torch.tensor([6, 1]),
+        ),
+    ),
+    OpCase(
+        "index by lists that broadcast",
+        fn(lambda h, a, b: h[:, :, a, b], a=torch.tensor([[0], [4]]), b=torch.tensor([6, 1, 1])),
+    ),
+    OpCase(
+        "scatter along the channels",
+        fn(lambda h, at: h.scatter(1, at.view(1, 3, 1).expand(2, 3, 7), 0.0), at=TOKEN_LIST),
+        SEQUENCE,
+        expect="refused",
+        says=("aten::scatter", "written to at positions"),
+    ),
+    OpCase(
+        "scatter of some channels",
+        fn(lambda h, at: h.scatter(2, at, 1.0), at=torch.zeros(2, 4, 3, 7, dtype=torch.int64)),
+        expect="refused",
+        says=("aten::scatter", "written to at positions"),
+    ),
+    OpCase(
+        "index_add along the channels",
+        fn(lambda h, at: h.index_add(1, at, h[:, :3]), at=TOKEN_LIST),
+        expect="refused",
+        says=("aten::index_add", "written to at positions"),
+    ),
+    OpCase(
+        "index_fill along the channels",
+        fn(lambda h, at: h.index_fill(1, at, 0.0), at=TOKEN_LIST),
+        expect="refused",
+        says=("aten::index_fill", "written to at positions"),
+    ),
+    OpCase(
+        "set of some channels by a list",
+        fn(lambda h: _set(h, (slice(None), [1, 4]), 0.0)),
+        expect="refused",
+        says=("aten::index_put_", "written to at positions"),
+    ),
+    OpCase(
+        "select_scatter of the channels",
+        fn(lambda h: h.select_scatter(h[:, 1], 1, 3)),
+        expect="refused",
+        says=("aten::select_scatter", "written to at positions"),
+    ),
+    OpCase(
+        "slice_scatter of the channels",
+        fn(lambda h: h.slice_scatter(h[:, 1:3], 1, 3, 5)),
+        expect="refused",
+        says=("aten::slice_scatter", "written to at positions"),
+    ),
+    OpCase(
+        "diagonal_scatter of the channels",
+        fn(lambda h: h.diagonal_scatter(h[:, 0], 0, 1, 2)),
+        (2, 11, 11),
+        "refused",
+        ("aten::diagonal_scatter", "written to at positions"),
+    ),
+    OpCase("diagonal_scatter of space", fn(lambda h: h.diagonal_scatter(h[:, :, 0, :5].exp(), 0, -2, -1))),
+    OpCase(
+        "masked_scatter",
+        fn(lambda h: h.masked_scatter(h > 0, h.exp())),
+        expect="refused",
+        says=("aten::masked_scatter", "filled in order"),
+    ),
+    OpCase(
+        "take",
+        fn(lambda h: h.take(torch.arange(9).view(1, 9) + h[:, :9].round().long().clamp(0, 2))),
+        FLAT,
+        "refused",
+        ("aten::take", "positions in the flattened tensor"),
+        out=None,
+        mixes="the axis is gone",
+    ),
+    OpCase(
+        "put",
+        fn(lambda h, at: h.put(at, h[0, :3]), at=TOKEN_LIST),
+        FLAT,
+        "refused",
+        ("aten::put", "positions in the flattened tensor"),
+    ),
+    OpCase(
+        "take_along_dim of tokens",
+        fn(lambda h: h.take_along_dim(h[..., :1].argsort(1)[:, :3], 1)),
+        **LAST,
+        mixes="one slot decides which tokens stay",
+    ),
+    OpCase(
+        "index of pixels by a mask",
+        fn(lambda h, mask: h[:, :, mask], mask=torch.arange(35).view(5, 7) % 3 == 1),
+        mixes=ENTRIES,
+    ),
+    OpCase(
+        "index of tokens by a mask",
+        fn(lambda h, mask: h[mask], mask=torch.arange(10).view(2, 5) % 3 > 0),
+        **{**LAST, "mixes": ENTRIES},
+    ),
+    OpCase(
+        "index of channels by a mask",
+        fn(lambda h, mask: h[:, mask], mask=torch.arange(11) % 3 == 1),
+        expect="refused",
+        says=("aten::index", "indexed by numbers that are not known"),
+        mixes=ENTRIES,
+    ),
+    *(
+        OpCase(name, fn(function), FLAT, "refused", (operator, "how many entries there are"), out=None, mixes=ENTRIES)
+        for name, operator, function in (
+            ("masked_select", "aten::masked_select", lambda h: h.masked_select(h > 0).sum()),
+            ("nonzero", "aten::nonzero", lambda h: h.relu().nonzero().double().sum()),
+            ("unique", "aten::_unique2", lambda h: h.round().unique().sum()),
+            ("unique_consecutive", "aten::unique_consecutive", lambda h: h.round().unique_consecutive().sum()),
+            ("bincount", "aten::bincount", lambda h: h.flatten().abs().long().bincount().double().sum()),
+        )
+    ),
+    OpCase("one_hot", fn(lambda h: h * F.one_hot(h[0, :, 0, 0].round().long().clamp(0, 6), 7)[:, None].double())),
+    OpCase(
+        "isin",
+        fn(lambda h: torch.isin(h.round(), torch.tensor([0.0, 1.0]).double()).double()),
+    ),
+    OpCase(
+        "isin, looked for",
+        fn(lambda h: torch.isin(torch.tensor([0.0, 1.0]).double(), h.round()).double()),
+        FLAT,
+        "refused",
+        ("aten::isin", "the elements that are looked for"),
+        out=None,
+        mixes="the axis is gone",
+    ),
+]
