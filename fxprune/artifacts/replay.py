@@ -21,7 +21,7 @@ from fxprune.planning.sizes import Size
 from fxprune.planning.structure import Structure, shapes_of_model
 from fxprune.rewrite.constants import place_constants
 from fxprune.rewrite.derived import numbers
-from fxprune.rewrite.graph import copied
+from fxprune.rewrite.draft import draft_of
 from fxprune.rewrite.modules import Use, recount
 from fxprune.rewrite.recurrent import refresh
 from fxprune.rewrite.tensors import like, shrink
@@ -61,8 +61,9 @@ def replay(model: nn.Module, plan: Plan, source: str, shapes: Mapping[str, tuple
     ]:
         if id(tensor) not in tensors:
             tensors[id(tensor)] = like(tensor, shrink(tensor.detach(), _kept(plan, name, tensor)))
-    small, graph, old = copied(captured, tensors)
-    place_constants(small, graph, old, _constants(small, {n.name for n in old.values()}, plan, source, shapes or {}))
+    draft = draft_of(captured, tensors)
+    small, nodes = draft.module, {node.name for node in draft.before.values()}
+    place_constants(draft, _constants(small, nodes, plan, source, shapes or {}))
     for size in plan.sizes:
         _set(small, size, source)
     _refuse_miscounted(small, source)

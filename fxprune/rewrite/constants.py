@@ -1,15 +1,15 @@
-"""Where folded constants stand in the smaller model: other numbers, new biases, and maps that are added."""
+"""Folded constants in the smaller model: new biases, and maps that are added to results."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
 from fxprune.analysis.folded_constants import Constants, bias_name
+from fxprune.rewrite.draft import Draft
 
 aten = torch.ops.aten
 
@@ -26,32 +26,41 @@ WITH_BIAS = {
 """Functions whose third argument is a bias."""
 
 
-def place_constants(small: nn.Module, graph: fx.Graph, old: Mapping[fx.Node, fx.Node], constants: Constants) -> None:
+def place_constants(draft: Draft, constants: Constants) -> None:
     """Give layers and nodes of the smaller model the biases and maps that they did not have."""
-    kind = next((p for p in small.parameters() if p.is_floating_point()), torch.empty(0))
-    nodes = {before.name: node for node, before in old.items()}
-    for where, bias in constants.biases.items():
-        made = nn.Parameter(bias.to(dtype=kind.dtype, device=kind.device), requires_grad=kind.requires_grad)
-        if not where.startswith("%"):
-            small.get_submodule(where).bias = made
-            continue
-        node = nodes[where[1:]]
-        small.register_parameter(bias_name(where), made)
-        with graph.inserting_before(node):
-            read = graph.get_attr(bias_name(where))
-        read.meta[STANDS_FOR] = None
-        node.args = (*node.args[:2], read, *node.args[3:]) if len(node.args) > 2 else node.args
-        if len(node.args) <= 2:
-            node.kwargs = {**node.kwargs, "bias": read}
+    kind = next((p for p in draft.module.parameters() if p.is_floating_point()), torch.empty(0))
+    nodes = {before.name: node for node, before in draft.before.items()}
+    for where, values in constants.biases.items():
+        bias = nn.Parameter(values.to(dtype=kind.dtype, device=kind.device), requires_grad=kind.requires_grad)
+        if where.startswith("%"):
+            draft.module.register_parameter(bias_name(where), bias)
+            _read_bias(draft.graph, nodes[where[1:]], bias_name(where))
+        else:
+            draft.module.get_submodule(where).bias = bias
     for name, values in constants.maps.items():
-        node = nodes[name]
-        small.register_buffer(f"{name}_map", values.to(dtype=kind.dtype, device=kind.device))
-        add = aten.add.Tensor if isinstance(node.target, torch._ops.OpOverload) else operator.add
-        with graph.inserting_after(node):
-            read = graph.get_attr(f"{name}_map")
-        read.meta[STANDS_FOR] = None
-        with graph.inserting_after(read):
-            added = graph.call_function(add, (node, read))
-        added.meta = {**node.meta, STANDS_FOR: f"%{node.name}"}
-        for user in [user for user in node.users if user is not added]:
-            user.replace_input_with(node, added)
+        draft.module.register_buffer(f"{name}_map", values.to(dtype=kind.dtype, device=kind.device))
+        _add(draft.graph, nodes[name], f"{name}_map")
+
+
+def _read_bias(graph: fx.Graph, node: fx.Node, name: str) -> None:
+    """Pass a parameter as the bias of a function."""
+    with graph.inserting_before(node):
+        read = graph.get_attr(name)
+    read.meta[STANDS_FOR] = None
+    if len(node.args) > 2:
+        node.args = (*node.args[:2], read, *node.args[3:])
+    else:
+        node.kwargs = {**node.kwargs, "bias": read}
+
+
+def _add(graph: fx.Graph, node: fx.Node, name: str) -> None:
+    """Add a buffer to the result of a node, for all that use it."""
+    add = aten.add.Tensor if isinstance(node.target, torch._ops.OpOverload) else operator.add
+    with graph.inserting_after(node):
+        read = graph.get_attr(name)
+    read.meta[STANDS_FOR] = None
+    with graph.inserting_after(read):
+        added = graph.call_function(add, (node, read))
+    added.meta = {**node.meta, STANDS_FOR: f"%{node.name}"}
+    for user in [user for user in node.users if user is not added]:
+        user.replace_input_with(node, added)

@@ -1,0 +1,92 @@
+"""The copy of a captured model that becomes the smaller one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.capture.captured import Captured
+from fxprune.errors import RewriteError
+
+_SPECS = ("_in_spec", "_out_spec")
+_OF_THE_GRAPH = ("_graph", "_code", "_tracer_cls", "_tracer_extras", "_prologue_start", "_lineno_map")
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """A copy of a captured model, changed step by step until it is the smaller one.
+
+    module: the copy, of the original's class or a `GraphModule`. graph: its graph, not yet compiled.
+    before: the original of each node; nodes are told apart by identity, since a copy may give them other names.
+    """
+
+    module: nn.Module
+    graph: fx.Graph
+    before: Mapping[fx.Node, fx.Node]
+
+
+def draft_of(captured: Captured, tensors: Mapping[int, torch.Tensor]) -> Draft:
+    """A deep copy of a captured model with other tensors in it; tensors that were shared stay shared.
+
+    tensors: the id of each tensor of the original -> the one that stands for it in the copy.
+
+    Raises `RewriteError` where the model cannot be copied.
+    """
+    memo = _memo(captured.module, tensors)
+    graph, before = _copied_graph(captured.graph)
+    if isinstance(captured.module, fx.GraphModule):
+        return Draft(_copied_graph_module(captured.module, memo, graph), graph, before)
+    try:
+        return Draft(copy.deepcopy(captured.module, memo), graph, before)
+    except Exception as error:
+        raise RewriteError(
+            f"{type(captured.module).__name__} cannot be copied",
+            node="forward",
+            why=f"{type(error).__name__}: {error}",
+            do="keep what cannot be copied out of the model's attributes, or give it a __deepcopy__",
+        ) from error
+
+
+def _memo(module: nn.Module, tensors: Mapping[int, torch.Tensor]) -> dict[int, Any]:
+    """The copies that `deepcopy` is not to make: of tensors, also of those that torch refuses to copy.
+
+    A hook that computes a weight before every forward (the old `weight_norm`) leaves a tensor in an attribute which is
+    no leaf of autograd.
+    """
+    memo: dict[int, Any] = dict(tensors)
+    for part in module.modules():
+        for value in part.__dict__.values():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                memo.setdefault(id(value), value.detach().clone())
+    return memo
+
+
+def _copied_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    """A copy of a graph, and the original of each of its nodes."""
+    made = fx.Graph(tracer_cls=getattr(graph, "_tracer_cls", None))
+    made._codegen = copy.copy(graph._codegen)  # holds the structure of the inputs, which nobody changes
+    copies: dict[fx.Node, fx.Node] = {}
+    output: Any = made.graph_copy(graph, val_map=copies, return_output_node=True)
+    if output is not None:  # `graph_copy` leaves the output node to its caller
+        value, before = output
+        copies[before] = made.output(value, type_expr=getattr(before, "type", None))
+        copies[before].meta = copy.copy(before.meta)
+    return made, {new: before for before, new in copies.items()}
+
+
+def _copied_graph_module(module: fx.GraphModule, memo: dict[int, Any], graph: fx.Graph) -> fx.GraphModule:
+    """A copy of a `GraphModule` around a copied graph, which is compiled once, when its sizes are settled."""
+    made = fx.GraphModule(nn.Module(), fx.Graph(), module.__class__.__name__)
+    for name, value in module.__dict__.items():
+        if name in _SPECS:
+            made.__dict__[name] = value
+        elif name not in _OF_THE_GRAPH:
+            made.__dict__[name] = copy.deepcopy(value, memo)
+    graph.owning_module = made
+    made.__dict__["_graph"] = graph
+    return made

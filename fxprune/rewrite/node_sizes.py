@@ -1,0 +1,132 @@
+"""The sizes in the arguments of nodes, settled while the smaller graph runs on fake tensors.
+
+The run is the proof as well: every node's result must have the shape that its old vectors promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxprune.analysis.findings import Findings
+from fxprune.analysis.observed import Observation
+from fxprune.capture.caches import clean_caches
+from fxprune.capture.fake_tensors import Faker
+from fxprune.capture.module_copy import twin
+from fxprune.capture.scopes import Scopes
+from fxprune.capture.traced import module_of, source_of
+from fxprune.capture.values import leaves, tensors_in
+from fxprune.capture.walk import walk
+from fxprune.channels.groups import Removal
+from fxprune.channels.vector import Vector
+from fxprune.errors import RewriteError
+from fxprune.ops import Operand
+from fxprune.proof.shapes import ContradictionError, Witness
+from fxprune.rewrite.draft import Draft
+from fxprune.rewrite.sizes import Site, resize
+
+_LOOSE = {
+    *(torch.ops.aten.einsum.default, torch.ops.aten.linear.default, torch.ops.aten.matmul.default),
+    torch.ops.aten.scaled_dot_product_attention.default,
+}
+"""Nodes inside which other sizes may lead to other operations; their results are checked."""
+
+
+def settle_nodes(draft: Draft, findings: Findings, removal: Removal, faker: Faker) -> None:
+    """Run the smaller graph; settle the sizes of each node just before it runs, and check its shapes just after.
+
+    Raises `RewriteError` where a shape is not the promised one.
+    """
+    had_users = {node for node in draft.graph.nodes if node.users}
+    with clean_caches(findings.model):
+        _Settling(draft, findings, removal).run(faker)
+    _erase_unused(draft.graph, had_users)
+
+
+class _Settling:
+    """One run of the smaller graph, node by node."""
+
+    def __init__(self, draft: Draft, findings: Findings, removal: Removal) -> None:
+        self.draft, self.findings, self.removal = draft, findings, removal
+        self.module = twin(draft.module, lambda tensor: tensor)
+        self.results: dict[fx.Node, Any] = {}
+        self.scopes = Scopes(self.module)
+        originals = dict(findings.captured.module.named_modules())
+        modules = draft.module.named_modules()
+        replaced = {name for name, module in modules if name and type(module) is not type(originals[name])}
+        self.witness = Witness(removal, self.scopes, replaced)
+
+    def run(self, faker: Faker) -> None:
+        """Run all nodes on the first example inputs."""
+        values = self.findings.captured.values(self.findings.inputs)
+        walk(self.draft.graph, self.module, faker, values, self.visit, (self.scopes.watching(), self.witness))
+
+    def visit(self, node: fx.Node, execute: Callable[[], Any]) -> Any:
+        """Settle a node, run it, and compare what it gives with what the analysis promises."""
+        before = self.draft.before[node]
+        observation = self.findings.observed.observations[before.name]
+        self.scopes.node(before.name)
+        self.witness.expected = Observation() if node.target in _LOOSE else observation
+        try:
+            if node.op in ("call_function", "call_method"):
+                resize(self._site(node, before, observation))
+            result = self.results[node] = execute()
+        except ContradictionError as error:
+            raise contradiction(before, node, str(error), self.scopes.now.path, error.vectors) from None
+        except RewriteError:
+            raise
+        except Exception as error:
+            raise contradiction(before, node, f"{type(error).__name__}: {error}", self.scopes.now.path, ()) from error
+        self._check(node, before, result)
+        return result
+
+    def _site(self, node: fx.Node, before: fx.Node, observation: Observation) -> Site:
+        nodes = self.findings.observed.nodes
+
+        def value(argument: Any) -> Any:
+            return fx.map_arg(argument, lambda n: self.results[n]) if argument is not None else None
+
+        def operand(argument: Any) -> Any:
+            return nodes[self.draft.before[argument].name] if isinstance(argument, fx.Node) else argument
+
+        return Site(node, before, self.removal, nodes[before.name], observation, value, operand)
+
+    def _check(self, node: fx.Node, before: fx.Node, result: Any) -> None:
+        promised = leaves(self.findings.observed.nodes[before.name], Operand)
+        shapes = [tuple(tensor.shape) for tensor in tensors_in(result)]
+        counts = [self.removal.shape(operand.vectors) for operand in promised if isinstance(operand, Operand)]
+        if shapes != counts:
+            why = f"its result has shape {shapes}, the analysis promises {counts}"
+            raise contradiction(before, node, why, "", ())
+        if self.witness.deferred:
+            scope, first = self.witness.deferred[0]
+            vectors = tuple(vector for _, error in self.witness.deferred for vector in error.vectors)
+            raise contradiction(before, node, str(first), scope, vectors)
+
+
+def contradiction(before: fx.Node, node: fx.Node, why: str, scope: str, vectors: tuple[Vector, ...]) -> RewriteError:
+    """The error to raise where the smaller graph is not what the analysis promises.
+
+    before, node: a node of the original, and its copy. scope: the module inside which it goes wrong.
+    vectors: the dimensions that have to keep their size for it to go right; empty where they are unknown.
+    """
+    inside = f", in {scope}" if scope and not scope.startswith("%") and scope != before.target else ""
+    return RewriteError(
+        "the smaller graph is not what the analysis promises",
+        node=before.name,
+        scope=scope,
+        vectors=vectors,
+        at=f"{module_of(before) or 'the model'} ({source_of(before)}), %{before.name}: {node.format_node()}{inside}",
+        why=why.strip().splitlines()[0],
+        do="report this; until then `ignore` the layers whose channels enter here",
+    )
+
+
+def _erase_unused(graph: fx.Graph, had_users: set[fx.Node]) -> None:
+    """Erase nodes that only computed a size which is a number now. Others may act by side effects and stay."""
+    for node in reversed(graph.nodes):
+        if node in had_users and not node.users and node.op in ("call_function", "call_method", "get_attr"):
+            graph.erase_node(node)
