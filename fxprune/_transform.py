@@ -11,7 +11,7 @@ from torch import nn
 
 from fxprune._analyze import analyze
 from fxprune._record import Record, attach, record
-from fxprune.capture.module_copy import twin
+from fxprune.capture.module_copy import copy_module
 from fxprune.capture.pause import collector_paused
 from fxprune.costs import planned
 from fxprune.criteria import Importance
@@ -134,7 +134,7 @@ def verify(model: nn.Module, small: nn.Module, example_inputs: Any) -> float:
     Returns max |small - reference| / max |reference| over all outputs; inf where shapes differ or NaN appears.
     """
     made = record(small)
-    recorded = twin(model, lambda tensor: tensor)
+    recorded = copy_module(model, lambda tensor: tensor)
     for name, module in recorded.named_modules():
         module.training = name in made.training
     analysis = analyze(recorded, example_inputs, path=made.path, norms=made.norms)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.capture.module_copy import twin
+from fxprune.capture.module_copy import copy_module
 from fxprune.rewrite.modules import Use, recount
 from fxprune.rewrite.recurrent import GATES, refresh
 from tests.support import randomise, relative_error
@@ -169,9 +169,9 @@ def test_the_list_of_weights_follows_the_parameters() -> None:
 
 def test_a_twin_lists_its_own_weights() -> None:
     original = layer("lstm, projections")
-    assert held_by(twin(original, lambda t: t))
+    assert held_by(copy_module(original, lambda t: t))
     other: dict[int, torch.Tensor] = {}
-    copied = twin(original, lambda t: other.setdefault(id(t), t.detach().clone()))
+    copied = copy_module(original, lambda t: other.setdefault(id(t), t.detach().clone()))
     assert held_by(copied)
     assert held_by(original)
     assert copied._flat_weights[0] is not original._flat_weights[0]

@@ -23,7 +23,7 @@ from fxprune._transform import transform
 from fxprune.artifacts import records
 from fxprune.artifacts.replay import needs_inputs, put_in_place, refuse_other_sizes, replay
 from fxprune.artifacts.safetensors_file import DTYPES, NAMES, SafetensorsFile, raw, refuse_unwritable, write
-from fxprune.capture.module_copy import twin
+from fxprune.capture.module_copy import copy_module
 from fxprune.errors import FileError, NothingRemovedWarning, PlanError, nearest
 from fxprune.files import Field, PathLike, parse_json
 from fxprune.planning.algebra import shapes_after, structure_needed
@@ -208,7 +208,7 @@ def _buffer(buffer: torch.Tensor) -> dict[str, Any]:
 
 
 def _in_dtypes(into: nn.Module, file: SafetensorsFile, buffers: Field) -> nn.Module:
-    """A twin of the model with the floating dtypes of the file: an analysis runs it on inputs of these dtypes."""
+    """A copy of the model with the floating dtypes of the file: an analysis runs it on inputs of these dtypes."""
     dtypes = dict(file.dtypes)
     for name, field in buffers.mapping().items():
         dtypes[name] = DTYPES[field.object(("dtype", "shape", "sha256"), ("data",))["dtype"].text(DTYPES)]
@@ -218,7 +218,7 @@ def _in_dtypes(into: nn.Module, file: SafetensorsFile, buffers: Field) -> nn.Mod
         dtype = dtypes.get(name, tensor.dtype)
         if dtype != tensor.dtype and dtype.is_floating_point and tensor.is_floating_point():
             converted.setdefault(id(tensor), like(tensor, tensor.detach().to(dtype)))
-    return twin(into, lambda tensor: converted.get(id(tensor), tensor))
+    return copy_module(into, lambda tensor: converted.get(id(tensor), tensor))
 
 
 def _fill(small: nn.Module, file: SafetensorsFile, tied: Mapping[str, str], buffers: Field) -> None:

@@ -28,7 +28,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.captured import fetch
 from fxprune.capture.inputs import Inputs, bound
-from fxprune.capture.module_copy import twin
+from fxprune.capture.module_copy import copy_module
 from fxprune.capture.skeleton import add_constants, skeleton
 from fxprune.capture.traced import SOURCE
 from fxprune.errors import CaptureError, InputError
@@ -153,7 +153,7 @@ def _in_order(model: nn.Module, inputs: Inputs) -> Inputs:
 
 
 def _shallow(model: nn.Module) -> nn.Module:
-    return twin(model, lambda tensor: tensor)
+    return copy_module(model, lambda tensor: tensor)
 
 
 def _deep(model: nn.Module) -> nn.Module:
@@ -161,7 +161,7 @@ def _deep(model: nn.Module) -> nn.Module:
 
 
 def _strayed(model: nn.Module, program: torch.export.ExportedProgram) -> bool:
-    """Whether a parameter is a constant: an attribute holds a bound method, whose modules are not the twin's."""
+    """Whether a parameter is a constant: an attribute holds a bound method, whose modules are not those of the copy."""
     own = {id(t) for t in (*model.parameters(), *model.buffers())}
     known = {*program.state_dict, *(n for n, _ in model.named_buffers(remove_duplicate=False))}
     return any(id(value) in own and name not in known for name, value in program.constants.items())
@@ -190,7 +190,7 @@ def _quiet(oblivious: bool) -> Iterator[None]:
 
 
 def _dropping(model: nn.Module, dropped: list[str]) -> nn.Module:
-    """The twin in a class whose forward leaves out what pytree does not know; names and signature stay."""
+    """The copy in a class whose forward leaves out what pytree does not know; names and signature stay."""
     kind = type(model)
     inner: Callable[..., Any] = kind.__dict__.get("forward", kind.forward)
 

@@ -1,4 +1,4 @@
-"""Fake twins: the same modules and inputs on tensors that have shape, dtype and device but no memory."""
+"""Fake copies: the same modules and inputs on tensors that have shape, dtype and device but no memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.module_copy import twin
+from fxprune.capture.module_copy import copy_module
 
 
 def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -46,8 +46,8 @@ class Real:
         return pytree.tree_map_only(torch.Tensor, self.tensor, values)
 
     def module(self, module: nn.Module) -> nn.Module:
-        """A twin of the module with copies of its buffers."""
-        return twin(module, self.tensor)
+        """A copy of the module with copies of its buffers."""
+        return copy_module(module, self.tensor)
 
 
 class Faker:
@@ -61,7 +61,7 @@ class Faker:
         self._made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def tensor(self, real: torch.Tensor) -> torch.Tensor:
-        """The fake twin of a tensor."""
+        """The fake copy of a tensor."""
         known = self._made.get(id(real))
         if known is not None:
             return known[1]
@@ -84,5 +84,5 @@ class Faker:
         return pytree.tree_map_only(torch.Tensor, self.tensor, values)
 
     def module(self, module: nn.Module) -> nn.Module:
-        """A twin of the module with fake parameters and buffers."""
-        return twin(module, self.tensor)
+        """A copy of the module with fake parameters and buffers."""
+        return copy_module(module, self.tensor)

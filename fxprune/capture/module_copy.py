@@ -1,4 +1,4 @@
-"""Structural twins of modules: what forward does to itself happens to the twin, not to the user's model."""
+"""Copies of modules around other tensors: a forward that changes itself changes the copy, not the user's model."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 
-def twin(module: nn.Module, tensor: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+def copy_module(module: nn.Module, tensor: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
     """The same modules around other tensors: `tensor` maps every parameter, buffer and plain tensor attribute.
 
     Settings are shared, dicts, lists and sets of them copied, so that a forward that caches something in an
     attribute leaves the original alone. Submodules that are shared stay shared; modules, bound methods and tensors
-    that stand in attributes, or in containers there, become those of the twin.
+    that stand in attributes, or in containers there, become those of the copy.
     """
     made: dict[int, nn.Module] = {}
     members = {id(m) for m in module.modules()}

@@ -7,7 +7,7 @@ from torch import fx, nn
 from torch.nn.modules import batchnorm, conv, instancenorm
 
 from fxprune.capture.captured import fetch
-from fxprune.capture.module_copy import twin
+from fxprune.capture.module_copy import copy_module
 
 _LAYERS = (
     *(conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.PReLU),
@@ -23,7 +23,7 @@ def skeleton(model: nn.Module) -> nn.Module:
         if id(original) in made:
             return made[id(original)]
         if _is_layer(original):
-            new = twin(original, lambda tensor: tensor)
+            new = copy_module(original, lambda tensor: tensor)
         else:
             new = nn.Module()
             new.training = original.training

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune.capture.module_copy import twin
+from fxprune.capture.module_copy import copy_module
 from fxprune.errors import CaptureError
 from fxprune.ops.leaves import leaf_rule
 
@@ -58,7 +58,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
     if isinstance(model, fx.GraphModule):
         return model
     try:
-        traced = _traced(twin(model, lambda tensor: tensor))
+        traced = _traced(copy_module(model, lambda tensor: tensor))
     except Exception as error:
         raise CaptureError(
             f"{type(model).__name__} cannot be traced symbolically",

@@ -42,7 +42,7 @@ def no_fused_attention() -> Iterator[None]:
 
 
 class Run(fx.Interpreter):
-    """Runs the graph of a capture with one value per placeholder; `module` is the captured one or a twin of it."""
+    """Runs the graph of a capture with one value per placeholder; `module` is the captured one or a copy of it."""
 
     def __init__(self, graph: fx.Graph, module: nn.Module) -> None:
         super().__init__(module, graph=graph)

@@ -48,11 +48,11 @@ def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]]) -> nn.Mod
     >>> fxprune.masked(net, {"bias": {0: [1]}}).bias[1].item()
     0.0
     """
-    twin = copy.deepcopy(model)
+    copied = copy.deepcopy(model)
     with torch.no_grad():
         for name, dims in removed.items():
             try:
-                tensor = fetch(twin, name)
+                tensor = fetch(copied, name)
             except AttributeError:
                 raise PlanError(
                     f'the model has no parameter "{name}"',
@@ -60,7 +60,7 @@ def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]]) -> nn.Mod
                     do="use the model that the plan was made for",
                 ) from None
             zero_slots(tensor, dims)
-    return twin
+    return copied
 
 
 def relative_error(small: Any, reference: Any) -> float:
@@ -183,7 +183,7 @@ class _Numbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextlib.contextmanager
     def inside(self, module: nn.Module, path: str) -> Iterator[None]:
-        """Follow a module, a twin of the one at `path`, and those in it."""
+        """Follow a module, a copy of the one at `path`, and those in it."""
         self.scopes.follow(module, path)
         with self.scopes.watching(), self:
             yield

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.observed import Observation
 from fxprune.capture.captured import WHOLE
-from fxprune.capture.module_copy import twin
+from fxprune.capture.module_copy import copy_module
 from fxprune.capture.scopes import Scopes
 from fxprune.capture.walk import Run, no_fused_attention
 from fxprune.ops.normalization import default_eps
@@ -54,7 +54,7 @@ NOTHING = nn.Module()
 
 
 class Watcher(Protocol):
-    """Follows what runs inside a module, a twin of the one at `path`."""
+    """Follows what runs inside a module, a copy of the one at `path`."""
 
     def inside(self, module: nn.Module, path: str) -> contextlib.AbstractContextManager[None]:
         """While the module runs."""
@@ -77,7 +77,7 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextlib.contextmanager
     def inside(self, module: nn.Module, path: str) -> Iterator[None]:
-        """Follow a module, a twin of the one at `path`, and those in it."""
+        """Follow a module, a copy of the one at `path`, and those in it."""
         self.scopes.follow(module, path)
         with self.scopes.watching(), self:
             yield
@@ -116,7 +116,7 @@ class Precise(Run):
         if self.operations is None:
             return super().run_node(n)
         self.operations.enter(n.name)
-        if n.op == "call_module":  # enters the mode around the twin that it makes
+        if n.op == "call_module":  # enters the mode around the copy that it makes
             return super().run_node(n)
         with self.operations.scopes.watching(), self.operations:
             return super().run_node(n)
@@ -127,7 +127,7 @@ class Precise(Run):
         return self._tensor(target, value) if isinstance(value, torch.Tensor) else value
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """A twin of the module in float64."""
+        """A copy of the module in float64."""
         module = self.module if target == WHOLE else self.fetch_attr(target)
         hooked = module._forward_hooks or module._forward_pre_hooks
         if type(module) is nn.Linear and not hooked and module.weight.numel() > BLOCK and self.operations is None:
@@ -142,7 +142,7 @@ class Precise(Run):
             return precise(*args, **kwargs)
 
     def _doubled(self, target: str, module: nn.Module) -> nn.Module:
-        """A twin of a module in float64 and evaluation mode, its removed slots zero."""
+        """A copy of a module in float64 and evaluation mode, its removed slots zero."""
         prefix = target and f"{target}."
         made: dict[int, torch.Tensor] = {}
         for name, tensor in [
@@ -151,7 +151,7 @@ class Precise(Run):
         ]:
             if id(tensor) not in made:
                 made[id(tensor)] = self._tensor(prefix + name, tensor)
-        precise = twin(module, lambda tensor: made.get(id(tensor), tensor))
+        precise = copy_module(module, lambda tensor: made.get(id(tensor), tensor))
         for part, original in zip(precise.modules(), module.modules(), strict=True):
             part.training = False
             if isinstance(part, nn.RMSNorm) and part.eps is None and part.weight is not None:

@@ -16,7 +16,7 @@ from fxprune._record import Record, attach, record
 from fxprune._transform import transform
 from fxprune.analysis.findings import output_dim
 from fxprune.capture.inputs import normalize
-from fxprune.capture.module_copy import twin
+from fxprune.capture.module_copy import copy_module
 from fxprune.errors import ChannelsStayWarning, NothingRemovedWarning, PlanError, VerificationError
 from fxprune.proof.compare import TOLERANCE, relative_error
 from fxprune.proof.deterministic import Sober
@@ -109,7 +109,7 @@ def _error(ours: nn.Module, theirs: nn.Module, inputs: list[Any], *, fixed: bool
 
 
 def _precise(model: nn.Module, *, fixed: bool) -> nn.Module:
-    made = twin(model, lambda tensor: _double(tensor).clone())
+    made = copy_module(model, lambda tensor: _double(tensor).clone())
     for module in made.modules():
         module.training = module.training and fixed
     return made

@@ -15,7 +15,7 @@ from fxprune.analysis.findings import Findings
 from fxprune.analysis.observed import Observation
 from fxprune.capture.caches import clean_caches
 from fxprune.capture.fake_tensors import Faker
-from fxprune.capture.module_copy import twin
+from fxprune.capture.module_copy import copy_module
 from fxprune.capture.scopes import Scopes
 from fxprune.capture.traced import module_of, source_of
 from fxprune.capture.values import leaves, tensors_in
@@ -51,7 +51,7 @@ class _Settling:
 
     def __init__(self, draft: Draft, findings: Findings, removal: Removal) -> None:
         self.draft, self.findings, self.removal = draft, findings, removal
-        self.module = twin(draft.module, lambda tensor: tensor)
+        self.module = copy_module(draft.module, lambda tensor: tensor)
         self.results: dict[fx.Node, Any] = {}
         self.scopes = Scopes(self.module)
         originals = dict(findings.captured.module.named_modules())

@@ -30,7 +30,7 @@ from torch import Tensor, fx, nn
 from fxprune.analysis.after_removal import kept_slots
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.observed import Mark, Visit
-from fxprune.capture.module_copy import twin
+from fxprune.capture.module_copy import copy_module
 from fxprune.channels.groups import Ints, Removal
 from fxprune.channels.vector import Vector
 from fxprune.ops import Operand
@@ -232,9 +232,9 @@ def _take(tensor: Tensor, dims: list[int], index: Tensor) -> Tensor:
 
 
 def _with(module: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Module:
-    """A twin around other parameters, in evaluation mode."""
+    """A copy around other parameters, in evaluation mode."""
     tensors = {id(module._parameters[name]): new for name, new in parameters.items()}
-    made = twin(module, lambda tensor: tensors.get(id(tensor), tensor))
+    made = copy_module(module, lambda tensor: tensors.get(id(tensor), tensor))
     made.training = False
     return made
 
