@@ -152,7 +152,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     "ratio nan": (transform(ratio=float("nan")), P, ["[0, 1), not nan"]),
     "ratio text": (transform(ratio="0.5"), P, ["[0, 1), not '0.5'"]),
     "ratio true": (transform(ratio=True), P, ["[0, 1), not True"]),
-    "ratio of nobody": (transform(ratio={"conv*": 0.5}), P, ['names no group: "conv*"', "known names"]),
+    "ratio of nobody": (transform(ratio={"conv*": 0.5}), P, ['ratio names nothing: "conv*"', "known names"]),
     "round_to 0": (transform(ratio=0.5, round_to=0), P, ["at least 1, not 0"]),
     "round_to 2.5": (transform(ratio=0.5, round_to=2.5), P, ["at least 1, not 2.5"]),
     "seed": (transform(ratio=0.5, importance="random", seed="a"), P, ["seed must be an integer", "'a'"]),
@@ -169,7 +169,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     "mask unknown": (
         transform(masks={"conv": mask(8)}),
         P,
-        ['unknown layer: "conv"', "known names", "name of a module"],
+        ['masks names nothing: "conv"', "known names", "names, globs, modules"],
     ),
     "masks empty a group": (
         transform(
@@ -204,7 +204,11 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     "weights NaN": (transform(ratio=0.5, model=not_a_number), P, ["contain NaN", "0.weight", "repair"]),
     # names
     "ignore unknown": (transform(ratio=0.5, ignore="layr*"), P, ['ignore names nothing: "layr*"', "known names"]),
-    "ignore a number": (transform(ratio=0.5, ignore=[3]), P, ["cannot be a int", "names, globs, modules"]),
+    "ignore a number": (
+        transform(ratio=0.5, ignore=[3]),
+        P,
+        ["names nothing: group 3", "0 to 2", "names, globs, modules"],
+    ),
     "ignore a stranger": (transform(ratio=0.5, ignore=nn.ReLU()), P, ["not part of the model"]),
     # plans
     "plan of another model": (plan_of_another_model, P, ["for another model", "0.weight", "(6, 3, 3, 3)", "analyze"]),

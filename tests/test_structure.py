@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fxprune"
 
 ORDER = """
-    errors files schedules channels ops capture analysis costs criteria planning proof rewrite fold report _record
+    errors names files schedules channels ops capture analysis costs criteria planning proof rewrite fold report _record
     _analyze paths _transform plot artifacts sparse pruner __init__
     cli __main__
 """.split()

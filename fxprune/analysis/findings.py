@@ -89,6 +89,11 @@ class Group:
         return "blocks" if (columns[0] == self.channels[0]).any() else "block width"
 
     @property
+    def key(self) -> str:
+        """The group's name that no other has: `name:kind@parameter[dim]`, numbered where groups share even that."""
+        return self._findings.keys[self.number]
+
+    @property
     def exact(self) -> bool:
         """Whether removing a channel equals setting its slots to zero."""
         return not self._findings.inexact[self.channels].any()
@@ -230,6 +235,17 @@ class Findings:
     def groups(self) -> tuple[Group, ...]:
         """Every group of removable channels, in the order in which the walk met them."""
         return tuple(Group(self, number) for number in range(self.solution.groups))
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """The unique name of each group: see `Group.key`."""
+        parts = [f"{g.name}:{g.kind}@{g.producer.parameter}[{g.producer.dim}]" for g in self.groups]
+        seen: Counter[str] = Counter()
+        keys = []
+        for part in parts:
+            seen[part] += 1
+            keys.append(part if seen[part] == 1 else f"{part}#{seen[part]}")
+        return tuple(keys)
 
     @cached_property
     def inexact(self) -> Bools:

@@ -10,7 +10,9 @@ import torch
 
 from fxprune.analysis.findings import Findings, output_dim
 from fxprune.channels.groups import Bools
-from fxprune.errors import PlanError, nearest
+from fxprune.errors import PlanError
+from fxprune.names import Candidate, winners
+from fxprune.planning.select import names_in
 
 
 def every_channel(findings: Findings, masks: str, stay: set[int]) -> Bools:
@@ -35,8 +37,7 @@ def removed_by_masks(findings: Findings, masks: Mapping[str, Any], stay: set[int
     s = findings.solution
     wanted = s.no_channel()
     asked: list[tuple[str, list[np.ndarray[Any, Any]], Bools]] = []
-    checked = [(layer, *_check(findings, layer, mask)) for layer, mask in masks.items()]
-    for layer, parameter, dim, keep in checked:
+    for layer, parameter, dim, keep in _checked(findings, masks):
         columns = s.channels_of(findings.axis_vector(parameter, dim)) if findings.has_axis(parameter, dim) else []
         for column in columns:
             outside = s.no_channel()
@@ -69,27 +70,49 @@ def removed_by_masks(findings: Findings, masks: Mapping[str, Any], stay: set[int
     return removed, tuple(reasons)
 
 
-def _check(findings: Findings, layer: str, mask: Any) -> tuple[str, int, Bools]:
-    """The parameter and dimension that a layer's mask speaks of, and the mask as an array."""
-    names = [name for first in findings.tensors for name in findings.names_of(first)]
-    layers = {name.rpartition(".")[0] for name in names} - {""}
-    for suffix in (
-        ".weight",
-        ".parametrizations.weight.original",
-        ".parametrizations.weight.original1",
-        ".weight_orig",
-        ".weight_v",
-        "",
-    ):
-        parameter = findings.first_name(layer + suffix)
-        if parameter in findings.tensors:
-            break
-    else:
-        raise PlanError(
-            f'masks name an unknown layer: "{layer}"',
-            why=nearest(layer, layers),
-            do="use the name of a module with a weight, or of a parameter",
-        )
+def _checked(findings: Findings, masks: Mapping[Any, Any]) -> list[tuple[str, str, int, Bools]]:
+    """Per mask the name of its layer, the parameter and dimension that it is for, and the mask as an array."""
+    weights = _weights(findings)
+    layers = [Candidate(f'layer "{names[0]}"', names) for names in weights.values()]
+    others = [findings.table.names_of(name) for name in findings.tensors if name not in weights]
+    tensors = [Candidate(f'"{names[0]}"', names, alone=True) for names in others]
+    parameters = [*weights, *(names[0] for names in others)]
+    won = winners(names_in(findings), masks, [*layers, *tensors], what="masks", kind="layer with a weight")
+    order = {pattern: number for number, pattern in enumerate(masks)}
+    checked = []
+    for position, pattern in sorted(won.items(), key=lambda item: (order[item[1]], item[0])):
+        paths = [*layers, *tensors][position].paths
+        layer = pattern if pattern in paths else paths[0]
+        checked.append((layer, parameters[position], *_check(findings, layer, parameters[position], masks[pattern])))
+    return checked
+
+
+_WEIGHTS = (
+    ".weight",
+    ".parametrizations.weight.original",
+    ".parametrizations.weight.original1",
+    ".weight_orig",
+    ".weight_v",
+)
+"""How the weight of a layer is called, also where something computes it from another tensor; the first counts."""
+
+
+def _weights(findings: Findings) -> dict[str, tuple[str, ...]]:
+    """The weight of each layer that has one: its first name -> the names of the layer, then those of the weight."""
+    found: dict[str, tuple[str, ...]] = {}
+    seen: set[str] = set()
+    for end in _WEIGHTS:
+        for name in findings.tensors:
+            names = findings.table.names_of(name)
+            layers = [other.removesuffix(end) for other in names if other.endswith(end)]
+            if layers and seen.isdisjoint(layers):
+                found[name] = (*layers, *names)
+                seen.update(layers)
+    return found
+
+
+def _check(findings: Findings, layer: str, parameter: str, mask: Any) -> tuple[int, Bools]:
+    """The dimension that a layer's mask speaks of, and the mask as an array."""
     tensor = findings.tensors[parameter]
     module = findings.owner(parameter)
     dim = (output_dim(module, tensor.ndim) or 0) if tensor.ndim else 0
@@ -109,7 +132,7 @@ def _check(findings: Findings, layer: str, mask: Any) -> tuple[str, int, Bools]:
         raise PlanError(
             f'the mask of "{layer}" removes every channel', why="a layer cannot be empty", do="keep at least one"
         )
-    return parameter, dim, mask.detach().cpu().numpy()
+    return dim, mask.detach().cpu().numpy()
 
 
 def _why(findings: Findings, layer: str, columns: list[Any], left: Any, held: Bools) -> str:

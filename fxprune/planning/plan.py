@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from fxprune.criteria import Importance, scores_of
 from fxprune.errors import PlanError, nearest
 from fxprune.files import PathLike
 from fxprune.planning.masks import every_channel, removed_by_masks
-from fxprune.planning.select import ignored_groups
+from fxprune.planning.select import by_group, ignored_groups
 from fxprune.planning.shared_settings import level
 from fxprune.planning.sizes import Size
 from fxprune.planning.structure import Structure, structure_of
@@ -290,24 +289,12 @@ def _check_ratio(ratio: Any) -> float:
 
 
 def _ratios(findings: Findings, ratio: Any) -> list[float]:
+    """The share of every group, by number; groups that no pattern of a dict names stay."""
     if not isinstance(ratio, Mapping):
         return [_check_ratio(ratio)] * len(findings.groups)
-    names = [f"{g.name}:{g.kind}" for g in findings.groups]
-    result = [0.0] * len(names)
-    for pattern, share in ratio.items():
-        value = _check_ratio(share)
-        hits = [i for i, name in enumerate(names) if _names(pattern, name)]
-        if not hits:
-            known = [*dict.fromkeys(g.name for g in findings.groups), *names]
-            raise PlanError(f'ratio names no group: "{pattern}"', why=nearest(pattern, known))
-        for i in hits:
-            result[i] = value
-    return result
-
-
-def _names(pattern: str, name_and_kind: str) -> bool:
-    name = name_and_kind.rpartition(":")[0]
-    return any(fnmatch.fnmatchcase(text, pattern) for text in (name, name_and_kind))
+    shares = {pattern: _check_ratio(share) for pattern, share in ratio.items()}
+    chosen = by_group(findings, shares, what="ratio")
+    return [chosen.get(number, 0.0) for number in range(len(findings.groups))]
 
 
 def _why_nothing(

@@ -1,65 +1,69 @@
-"""Which names, globs, modules or types a user means."""
+"""The groups that a pattern names: those of its own name, or those that the outputs of its layers are in."""
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
-from torch import nn
+from fxprune.analysis.findings import Findings, Group, Member
+from fxprune.names import Candidate, Match, Names, assign, find_all
 
-from fxprune.analysis.findings import Findings, Group
-from fxprune.errors import PlanError, nearest
+V = TypeVar("V")
+
+
+def names_in(findings: Findings) -> Names:
+    """The modules, tensors and groups that can be named in what was analysed."""
+    table = findings.table
+    tensors = {other: t for name, t in table.by_name.items() for other in table.names_of(name)}
+    return Names(dict(findings.model.named_modules(remove_duplicate=False)), tensors, findings.groups)
 
 
 def ignored_groups(findings: Findings, ignore: Any) -> set[int]:
     """The numbers of the groups that must stay.
 
-    `ignore` is one of, or a list of: the name of a module or parameter, a glob over such names, a module, a type
-    of module. A group stays when it would remove *output* channels of what is named; inputs may still shrink.
+    ignore: a pattern or several, see `fxprune.names`. A group stays when it is named itself, or would remove *output*
+    channels of a layer that is named; inputs may still shrink. A parameter that is named keeps every dimension.
     """
-    entries = list(ignore) if isinstance(ignore, (list, tuple, set, frozenset)) else [ignore]
-    if not entries:
-        return set()
-    parameters = _parameters(findings, entries)
-    return {
-        g.number for g in findings.groups if any(_opens(findings, g, m.parameter, m.dim, parameters) for m in g.members)
-    }
+    matches = find_all(names_in(findings), ignore, what="ignore")
+    return {g.number for g in findings.groups if any(_keeps(findings, match, g) for match in matches)}
 
 
-def _opens(findings: Findings, group: Group, parameter: str, dim: int, chosen: dict[str, bool]) -> bool:
-    if parameter not in chosen:
-        return False
-    by_name = chosen[parameter]  # a parameter named itself keeps every dimension
-    return by_name or findings.opens(parameter, dim) or findings.tensors[parameter].ndim == 1
+def by_group(findings: Findings, values: Mapping[Any, V], *, what: str) -> dict[int, V]:
+    """The value of each group that {pattern: value} names, by number; the most exact pattern counts.
+
+    A pattern means the groups of its name. Where no group has it, it means those that the named layers' outputs are in.
+    """
+    names = names_in(findings)
+    candidates = [
+        Candidate(f'group "{g.key}"', names.spellings(g.name), g.number, tuple(_opened(findings, g)))
+        for g in findings.groups
+    ]
+    return assign(names, values, candidates, what=what, kind="group")
 
 
-def _parameters(findings: Findings, entries: Iterable[Any]) -> dict[str, bool]:
-    modules = dict(findings.model.named_modules(remove_duplicate=False))
-    chosen: dict[str, bool] = {}
-    for entry in entries:
-        if isinstance(entry, str):
-            names = set(fnmatch.filter(modules, entry)) - {""}
-            named = set(fnmatch.filter(findings.tensors, entry))
-            if not names and not named:
-                raise PlanError(
-                    f'ignore names nothing: "{entry}"',
-                    why=nearest(entry, [*filter(None, modules), *findings.tensors]),
-                    do="pass the name of a module or parameter, a glob, a module or a type",
-                )
-            inside = tuple(f"{name}." for name in names)  # "head*" means the layer, not its parameters one by one
-            chosen.update(dict.fromkeys((name for name in named if not name.startswith(inside)), True))
-        elif isinstance(entry, nn.Module):
-            names = {n for n, m in modules.items() if m is entry}
-            if not names:
-                raise PlanError(f"ignore holds a module that is not part of the model: {type(entry).__name__}")
-        elif isinstance(entry, type):
-            names = {n for n, m in modules.items() if isinstance(m, entry)}
-        else:
-            raise PlanError(
-                f"ignore cannot be a {type(entry).__name__}", do="pass names, globs, modules or types of modules"
-            )
-        for parameter in findings.tensors:
-            if any(parameter == n or parameter.startswith(n + ".") for n in names):
-                chosen.setdefault(parameter, False)
-    return chosen
+def _keeps(findings: Findings, match: Match, group: Group) -> bool:
+    if group.number in match.groups:
+        return True
+    for member in group.members:
+        names = findings.table.names_of(member.parameter)
+        if any(name in match.tensors for name in names):
+            return True
+        if _is_output(findings, member) and any(match.below(name) for name in names):
+            return True
+    return False
+
+
+def _is_output(findings: Findings, member: Member) -> bool:
+    return findings.opens(member.parameter, member.dim) or member.tensor.ndim == 1
+
+
+def _opened(findings: Findings, group: Group) -> dict[str, None]:
+    """The names of the parameters in which a group is an output, and of the layers that own them."""
+    found: dict[str, None] = {}
+    for member in group.members:
+        if _is_output(findings, member):
+            for name in findings.table.names_of(member.parameter):
+                found[name] = None
+                found[name.rpartition(".")[0].partition(".parametrizations.")[0]] = None
+    found.pop("", None)
+    return found
