@@ -12,7 +12,7 @@ from fxprune.analysis.analyzer import Analyzer
 from fxprune.analysis.findings import Findings
 from fxprune.capture.front import PATHS, capture
 from fxprune.capture.inputs import Inputs, devices, initialised, normalize, unhooked, unwrapped
-from fxprune.capture.pause import collector_paused
+from fxprune.capture.process_state import public_call
 from fxprune.costs import ChannelCost, Cost, per_channel, planned
 from fxprune.errors import CaptureError, PlanError
 from fxprune.fold import carry_out, make_plan
@@ -98,7 +98,7 @@ class Analysis(Findings):
         return dot(graph(self, kind))
 
 
-@collector_paused()
+@public_call()
 def analyze(
     model: nn.Module,
     example_inputs: Any,

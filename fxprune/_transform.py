@@ -12,7 +12,7 @@ from torch import nn
 from fxprune._analyze import analyze
 from fxprune._record import Record, attach, record
 from fxprune.capture.module_copy import copy_module
-from fxprune.capture.pause import collector_paused
+from fxprune.capture.process_state import public_call
 from fxprune.costs import planned
 from fxprune.criteria import Importance
 from fxprune.errors import (
@@ -28,7 +28,7 @@ from fxprune.rewrite.derived import derived
 from fxprune.rewrite.norms import rescaled
 
 
-@collector_paused()
+@public_call()
 def transform(
     model: nn.Module,
     example_inputs: Any,
@@ -124,6 +124,7 @@ def transform(
     return result.small
 
 
+@public_call()
 def verify(model: nn.Module, small: nn.Module, example_inputs: Any) -> float:
     """The largest relative error of `small`, made from `model` by `transform`, against its reference.
 

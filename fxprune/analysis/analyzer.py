@@ -14,10 +14,10 @@ from fxprune.analysis.findings import Findings, Subject, TensorTable, hookable
 from fxprune.analysis.marked_integers import Settings
 from fxprune.analysis.observed import Contraction, Observation, Place
 from fxprune.analysis.observer import Observer
-from fxprune.capture.caches import clean_caches
 from fxprune.capture.captured import Captured
 from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.inputs import Inputs
+from fxprune.capture.process_state import clean_caches
 from fxprune.capture.scopes import Scope, Scopes
 from fxprune.capture.traced import module_of, source_of
 from fxprune.capture.values import objects_in, outline, tensors_in

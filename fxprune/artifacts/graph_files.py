@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from fxprune.artifacts.program import cloned, quiet, slow_attention
+from fxprune.artifacts.program import cloned, quiet
 from fxprune.capture.inputs import Inputs
+from fxprune.capture.process_state import no_fused_attention, same_random_state
 from fxprune.capture.values import tensors_in
 from fxprune.errors import CaptureError, FileError, VerificationError
 
@@ -60,7 +61,7 @@ def _pt2_runner(content: bytes) -> Runner:
 
     def run(inputs: Inputs) -> list[torch.Tensor]:
         args, kwargs = cloned(inputs)
-        with torch.no_grad(), torch.random.fork_rng(), slow_attention():
+        with torch.no_grad(), same_random_state(), no_fused_attention():
             return tensors_in(module(*args, **kwargs))
 
     return run

@@ -6,9 +6,6 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import io
-import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune._record import record
 from fxprune.capture.inputs import Inputs
+from fxprune.capture.process_state import no_fused_attention, same_random_state, silence
 from fxprune.capture.values import tensors_in
 from fxprune.errors import CaptureError, FxpruneError
 
@@ -34,7 +32,7 @@ class Portable:
     def run(self, inputs: Inputs) -> list[torch.Tensor]:
         """The tensors among its outputs, without gradients; the inputs and the numbers of the caller stay."""
         args, kwargs = cloned(inputs)
-        with torch.no_grad(), torch.random.fork_rng(), slow_attention():
+        with torch.no_grad(), same_random_state(), no_fused_attention():
             return tensors_in(self.model(*args, **kwargs))
 
 
@@ -169,33 +167,11 @@ def _sentence(failure: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def slow_attention() -> Iterator[None]:
-    """Without the fast path of `nn.MultiheadAttention`, one opaque call that no format knows."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
-@contextlib.contextmanager
 def quiet() -> Iterator[list[str]]:
-    """Nothing is printed or logged, and warnings are kept: their first lines, deprecations of torch's own left out."""
-    logs = logging.root.manager.disable
-    logging.disable(logging.ERROR)  # torch logs what it also raises
+    """Nothing is printed or logged; the list gets the first line of each warning, torch's own deprecations left out."""
     texts: list[str] = []
-    try:
-        with (
-            warnings.catch_warnings(record=True) as caught,
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-            slow_attention(),
-        ):
-            warnings.simplefilter("always")
-            yield texts
-    finally:
-        logging.disable(logs)
+    with silence() as caught:
+        yield texts
     own = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWarning, ResourceWarning)
     for warning in caught:
         if not issubclass(warning.category, own):

@@ -11,12 +11,9 @@ import copy
 import dataclasses
 import functools
 import inspect
-import io
-import logging
 import operator
 import os
 import types
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,6 +26,7 @@ from torch.utils import _pytree as pytree
 from fxprune.capture.captured import fetch
 from fxprune.capture.inputs import Inputs, bound
 from fxprune.capture.module_copy import copy_module
+from fxprune.capture.process_state import silence
 from fxprune.capture.skeleton import add_constants, skeleton
 from fxprune.capture.traced import SOURCE
 from fxprune.errors import CaptureError, InputError
@@ -128,7 +126,7 @@ def _program(model: nn.Module, inputs: Inputs, dropped: list[str]) -> tuple[torc
             dropped.clear()
             model_copy = _dropping(copies(model), dropped)
             try:
-                with _quiet(oblivious):
+                with _silent_export(oblivious):
                     program = torch.export.export(
                         model_copy, tuple(args), dict(kwargs), dynamic_shapes=shapes, strict=False
                     )
@@ -168,25 +166,15 @@ def _strayed(model: nn.Module, program: torch.export.ExportedProgram) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet(oblivious: bool) -> Iterator[None]:
-    """Torch's warnings on its own affairs are not shown; the fast path of attention, one opaque call, is not taken."""
+def _silent_export(oblivious: bool) -> Iterator[None]:
+    """Torch's prints, logs and warnings on its own affairs are not shown.
+
+    oblivious: whether sizes of 1 are treated like any other size.
+    """
     from torch.fx.experimental import _config as shape_config  # here, because it imports sympy
 
-    fast, logs = torch.backends.mha.get_fastpath_enabled(), logging.root.manager.disable
-    logging.disable(logging.ERROR)  # torch logs what it also raises
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with (
-            warnings.catch_warnings(),
-            shape_config.patch(backed_size_oblivious=oblivious),  # type: ignore[attr-defined]
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logs)
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with silence(), shape_config.patch(backed_size_oblivious=oblivious):  # type: ignore[attr-defined]
+        yield
 
 
 def _dropping(model: nn.Module, dropped: list[str]) -> nn.Module:

@@ -6,10 +6,10 @@ from functools import partial
 
 from torch import fx, nn
 
-from fxprune.capture.caches import clean_caches
 from fxprune.capture.captured import Captured, whole
 from fxprune.capture.exported import NOTES, export, exported, leaves_for_placeholders
 from fxprune.capture.inputs import Inputs, for_placeholders
+from fxprune.capture.process_state import clean_caches
 from fxprune.capture.traced import trace
 from fxprune.errors import CaptureError, InputError
 

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
+
+from fxprune.capture.process_state import module_hooks
 
 Key = tuple[str, int, str, int]
 """Scope, how many times it had been entered, operation, how often that operation had run in this scope."""
@@ -97,17 +98,8 @@ class Scopes:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Follow the forwards of all submodules inside."""
-        handles = [
-            hooks.register_module_forward_pre_hook(self._before),
-            hooks.register_module_forward_hook(self._after, with_kwargs=True),
-        ]
-        try:
-            with _Composites(self):
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
-                hooks._global_forward_hooks_with_kwargs.pop(handle.id, None)  # which torch leaves behind
+        with module_hooks(self._before, self._after), _Composites(self):
+            yield
 
     def _before(self, module: nn.Module, args: Any) -> None:
         known = self._names.get(id(module))

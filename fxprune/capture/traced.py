@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import types
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.capture.module_copy import copy_module
+from fxprune.capture.process_state import tracing
 from fxprune.errors import CaptureError
 from fxprune.ops.leaves import leaf_rule
 
@@ -39,6 +41,22 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Torch's own layers, and those that have a rule as a whole."""
         return leaf_rule(m) is not None or super().is_leaf_module(m, module_qualified_name)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """A node of the graph; the forward as it is where another thread runs a module meanwhile."""
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """What stands for a tensor in the graph; the tensor itself in another thread."""
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
@@ -70,8 +88,8 @@ def trace(model: nn.Module) -> fx.GraphModule:
 
 
 def _traced(model: nn.Module) -> fx.GraphModule:
-    tracer = _Tracer()
-    graph = tracer.trace(model)
+    with tracing():
+        graph = _Tracer().trace(model)
     return fx.GraphModule(model, graph, type(model).__name__)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,33 +11,11 @@ from torch import fx, nn
 
 from fxprune.capture.captured import WHOLE
 from fxprune.capture.fake_tensors import Faker, Real
+from fxprune.capture.process_state import no_fake_tensor_log, no_fused_attention, same_random_state
 from fxprune.capture.traced import module_of, source_of
 from fxprune.errors import CaptureError, FxpruneError
 
 Visit = Callable[[fx.Node, Callable[[], Any]], Any]
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """What raises on fake tensors is reported by us, in a few lines, and not by torch's log in a hundred."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-@contextlib.contextmanager
-def no_fused_attention() -> Iterator[None]:
-    """`nn.MultiheadAttention` and `nn.TransformerEncoderLayer` do without their fast path inside."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class Run(fx.Interpreter):
@@ -87,8 +64,9 @@ def walk(
     run = _Walk(graph, module, visit)
     fakes = faker.tree(values)
     try:
-        with torch.no_grad(), faker.mode, no_fused_attention(), quiet(), contextlib.ExitStack() as stack:
-            for mode in modes:
+        with contextlib.ExitStack() as stack:
+            kept = (no_fused_attention(), same_random_state(), no_fake_tensor_log())
+            for mode in (torch.no_grad(), faker.mode, *kept, *modes):
                 stack.enter_context(mode)
             return run.run(*fakes)
     except FxpruneError:

@@ -15,11 +15,11 @@ from fxprune.analysis.counter import Counter, Found
 from fxprune.analysis.findings import Findings, hookable
 from fxprune.analysis.folded_constants import Constants, bias_name
 from fxprune.analysis.observed import Contraction
-from fxprune.capture.caches import clean_caches
 from fxprune.capture.captured import Captured
 from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.front import capture
 from fxprune.capture.inputs import Inputs, initialised, normalize
+from fxprune.capture.process_state import clean_caches, public_call
 from fxprune.capture.scopes import Scopes
 from fxprune.capture.traced import module_of
 from fxprune.capture.walk import walk
@@ -57,6 +57,7 @@ class Cost:
     uncounted: tuple[str, ...] = field(default=(), repr=False)
 
 
+@public_call()
 def cost(model: nn.Module, example_inputs: Any) -> Cost:
     """Count a model's parameters, bytes, and the MACs of one forward on inputs of these shapes.
 

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.observer import bound
-from fxprune.capture.caches import clean_caches
+from fxprune.capture.process_state import clean_caches
 from fxprune.capture.scopes import Scope
 from fxprune.capture.values import objects_in, tensors_in
 from fxprune.channels.groups import Bools, Ints

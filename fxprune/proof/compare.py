@@ -23,9 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.observer import bound, numbers_of
-from fxprune.capture.caches import clean_caches
 from fxprune.capture.captured import fetch
 from fxprune.capture.inputs import Inputs
+from fxprune.capture.process_state import clean_caches
 from fxprune.capture.scopes import Key, Scopes
 from fxprune.capture.values import tensors_in
 from fxprune.channels.groups import Removal

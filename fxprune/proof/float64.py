@@ -16,8 +16,9 @@ from fxprune.analysis.findings import Findings
 from fxprune.analysis.observed import Observation
 from fxprune.capture.captured import WHOLE
 from fxprune.capture.module_copy import copy_module
+from fxprune.capture.process_state import no_fused_attention, same_random_state
 from fxprune.capture.scopes import Scopes
-from fxprune.capture.walk import Run, no_fused_attention
+from fxprune.capture.walk import Run
 from fxprune.ops.normalization import default_eps
 from fxprune.proof.deterministic import Sober
 
@@ -36,7 +37,7 @@ def zero_slots(tensor: torch.Tensor, dims: Mapping[int, Any]) -> None:
 @contextlib.contextmanager
 def deterministic() -> Iterator[None]:
     """Without gradients, without chance, without fused attention."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), no_fused_attention(), Sober():  # type: ignore[no-untyped-call]
+    with torch.no_grad(), same_random_state(), no_fused_attention(), Sober():  # type: ignore[no-untyped-call]
         yield
 
 

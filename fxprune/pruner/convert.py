@@ -19,7 +19,7 @@ from fxprune.capture.inputs import normalize
 from fxprune.capture.module_copy import copy_module
 from fxprune.errors import ChannelsStayWarning, NothingRemovedWarning, PlanError, VerificationError
 from fxprune.proof.compare import TOLERANCE, relative_error
-from fxprune.proof.deterministic import Sober
+from fxprune.proof.float64 import deterministic
 from fxprune.pruner.migrate import plain
 
 
@@ -103,7 +103,7 @@ def _error(ours: nn.Module, theirs: nn.Module, inputs: list[Any], *, fixed: bool
     ours, theirs, worst = _precise(ours, fixed=fixed), _precise(theirs, fixed=fixed), 0.0
     for example_inputs in inputs:
         args, kwargs = pytree.tree_map_only(torch.Tensor, _double, normalize(example_inputs))
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), Sober():  # type: ignore[no-untyped-call]
+        with deterministic():
             worst = max(worst, relative_error(ours(*args, **kwargs), theirs(*args, **kwargs)))
     return worst
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.inputs import Inputs, bound, normalize
-from fxprune.capture.walk import no_fused_attention
+from fxprune.capture.process_state import no_fused_attention
 from fxprune.criteria.activation import ActivationStatistics, LayerStatistics
 from fxprune.errors import InputError, PlanError
 from fxprune.sparse.activations.nodes import is_activation_module

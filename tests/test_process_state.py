@@ -1,0 +1,184 @@
+"""State of the whole process is the same before and after a call, and calls of several threads do not meet."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import logging
+import re
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+import fxprune
+from fxprune.capture import process_state
+
+PACKAGE = Path(fxprune.__file__).parent
+
+
+def state() -> dict[str, Any]:
+    """Every piece of state that the docstring of `process_state` lists, and some that no call may touch."""
+    hooks = (
+        torch_module._global_forward_hooks,
+        torch_module._global_forward_pre_hooks,
+        torch_module._global_forward_hooks_with_kwargs,
+    )
+    return {
+        "collector": gc.isenabled(),
+        "log of fake tensors": logging.getLogger("torch._subclasses.fake_tensor").level,
+        "logging": logging.root.manager.disable,
+        "attention": torch.backends.mha.get_fastpath_enabled(),
+        "hooks": [list(found) for found in hooks],
+        "methods": (nn.Module.__call__, nn.Module.__getattr__),
+        "output": (sys.stdout, sys.stderr),
+        "warnings": list(warnings.filters),
+        "gradients": torch.is_grad_enabled(),
+        "random": torch.get_rng_state().tolist(),
+    }
+
+
+class Layers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.attention, self.last = nn.Linear(4, 8), nn.MultiheadAttention(8, 2), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.dropout(self.first(x), 0.5, train=True)
+        return self.last(self.attention(y, y, y, need_weights=False)[0])
+
+
+class Failing(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError(f"after {super().forward(x).shape}")
+
+
+CALLS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
+    "fx": lambda net, x: fxprune.transform(net, x, ratio=0.5, path="fx"),
+    "eager": lambda net, x: fxprune.transform(net, x, ratio=0.5, path="eager"),
+    "export": lambda net, x: fxprune.transform(net, x, ratio=0.5, path="export"),
+    "hooks": lambda net, x: fxprune.transform(net, x, ratio=0.5, path="hooks"),
+    "zero weights": lambda net, x: fxprune.transform(net, x, masks="zeros"),
+    "cost": fxprune.cost,
+    "analyze": fxprune.analyze,
+}
+
+
+@pytest.mark.filterwarnings("ignore::fxprune.NothingRemovedWarning")
+@pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
+@pytest.mark.parametrize("name", CALLS)
+def test_state_is_the_same_before_and_after_a_call(name: str, fails: bool) -> None:
+    importlib.import_module("sympy")  # which an export imports, and which adds a filter of warnings
+    net, x, call = Failing().eval() if fails else Layers().eval(), torch.ones(5, 2, 4), CALLS[name]
+    before = state()
+    if fails:
+        with pytest.raises(fxprune.FxpruneError):
+            call(net, x)
+    else:
+        call(net, x)
+    assert state() == before
+
+
+MANAGERS: dict[str, Callable[[], Any]] = {
+    "public_call": process_state.public_call,
+    "no_fake_tensor_log": process_state.no_fake_tensor_log,
+    "no_fused_attention": process_state.no_fused_attention,
+    "module_hooks": lambda: process_state.module_hooks(lambda *found: None, lambda *found: None),
+    "tracing": process_state.tracing,
+    "same_random_state": process_state.same_random_state,
+    "silence": process_state.silence,
+    "clean_caches": lambda: process_state.clean_caches(nn.Identity()),
+}
+
+
+@pytest.mark.parametrize("name", MANAGERS)
+def test_a_piece_of_state_is_changed_once_at_a_time_and_comes_back_after_an_exception(name: str) -> None:
+    before, entered = state(), threading.Event()
+
+    def other() -> None:
+        with MANAGERS[name]():
+            entered.set()
+
+    thread = threading.Thread(target=other)
+    with contextlib.suppress(ZeroDivisionError), MANAGERS[name](), MANAGERS[name]():  # a thread may enter twice
+        thread.start()
+        assert not entered.wait(0.05)
+        raise ZeroDivisionError
+    thread.join(10)
+    assert entered.is_set()
+    assert state() == before
+
+
+def test_every_context_manager_is_listed_and_tested() -> None:
+    made = re.findall(
+        r"^@contextlib\.contextmanager\ndef (\w+)", Path(process_state.__file__).read_text(), re.MULTILINE
+    )
+    assert sorted(made) == sorted(MANAGERS)
+    assert all(f"`{name}`" in str(process_state.__doc__) for name in made)
+
+
+def test_two_threads_get_what_one_after_the_other_gives() -> None:
+    nets = [nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), Layers().eval()] * 2
+    inputs = [torch.ones(2, 4), torch.ones(5, 2, 4)] * 2
+    paths = ["fx", "export", "eager", "eager"]
+
+    def small(number: int) -> list[tuple[int, ...]]:
+        made = fxprune.transform(nets[number], inputs[number], ratio=0.5, path=paths[number])
+        return [tuple(p.shape) for p in made.parameters()]
+
+    expected = [small(number) for number in range(4)]
+    before = state()
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(small, [0, 1, 2, 3] * 4))
+    assert found == expected * 4
+    assert state() == before
+
+
+def test_another_thread_may_run_models_while_one_is_traced() -> None:
+    """`torch.fx` replaces `nn.Module.__call__` for the whole process while it traces."""
+    results: list[Any] = []
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last, self.own = nn.Linear(4, 8), nn.Linear(8, 3), nn.Parameter(torch.ones(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not results and not isinstance(x, Tensor):  # a proxy: it is traced
+                results.append(None)
+                with ThreadPoolExecutor(1) as pool:
+                    results.append(pool.submit(net, torch.ones(2, 4)).result())
+            return self.last(self.first(x + self.own).relu())
+
+    net = Net().eval()
+    expected = net(torch.ones(2, 4))
+    small = fxprune.transform(net, torch.ones(2, 4), ratio=0.5)
+    assert fxprune.record(small).path == "fx"
+    assert torch.equal(results[1], expected)
+
+
+TOUCHES = (
+    r"\bgc\.(en|dis)able",
+    r"set_fastpath_enabled",
+    r"logging\.disable",
+    r"\.setLevel",
+    r"register_module_forward",
+    r"\bcache_clear\(\)",
+    r"redirect_std(out|err)\(io",
+    r"fork_rng",
+)
+
+
+@pytest.mark.parametrize("pattern", TOUCHES)
+def test_state_of_the_process_is_changed_in_one_file(pattern: str) -> None:
+    touching = {p.name for p in PACKAGE.rglob("*.py") if re.search(pattern, p.read_text())}
+    assert touching == {"process_state.py"}
