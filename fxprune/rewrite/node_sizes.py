@@ -13,9 +13,9 @@ from torch import fx
 
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.observed import Observation
-from fxprune.capture.caches import clean_caches
 from fxprune.capture.fake_tensors import Faker
 from fxprune.capture.module_copy import copy_module
+from fxprune.capture.process_state import clean_caches
 from fxprune.capture.scopes import Scopes
 from fxprune.capture.traced import module_of, source_of
 from fxprune.capture.values import leaves, tensors_in
