@@ -1,4 +1,9 @@
-"""Sparse weights, connections and activations: masked, dynamic and frozen layers around the pass."""
+"""Sparse weights, connections and activations around the pass, in six packages, all of whose public names are here.
+
+`masked`: layers with chosen connections. `storage`: layers that store what is not zero. `dynamic`: layers that move
+their connections while they train. `weights`: pruning of single weights. `activations`: thresholds and statistics.
+`freezing`: parameters that training leaves as they are. Criteria that need data stand in `fxprune.criteria`.
+"""
 
 from fxprune.sparse.activations import (
     ActivationStatistics,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fxprune.criteria.connections import coactivation
 from fxprune.sparse.dynamic.layers import DynamicSparseConv2d
 from tests.benchmarks.common import median_ratio, table
-from tests.sparse.methods import single_units, stacked_units
+from tests.criteria.slow_coactivation import single_units, stacked_units
 
 EVERY = 20
 

@@ -1,4 +1,9 @@
-"""Thresholds behind activations, and statistics of activations."""
+"""Thresholds behind activations, and statistics of activations.
+
+A `ThresholdActivation` sets small activations to zero; `insert_thresholds` puts one behind every activation of a model.
+`activation_statistics` says how often each channel is zero and how large it is, and `importance_from` makes an
+importance of that.
+"""
 
 from fxprune.criteria.activation import ActivationStatistics, LayerStatistics, importance_from
 from fxprune.sparse.activations.insertion import Inserted, insert_thresholds

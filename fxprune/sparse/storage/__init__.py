@@ -1,4 +1,8 @@
-"""Layers whose weight is stored as a sparse matrix."""
+"""Layers whose weight is stored as a sparse matrix.
+
+`sparsify` makes such a layer of a dense one, in a layout of torch, and `densify` the dense one again. `compare` and
+`break_even` measure bytes and latency.
+"""
 
 from fxprune.sparse.storage.comparison import BreakEven, Comparison, break_even, compare
 from fxprune.sparse.storage.convert import densify, sparsify, sparsify_model

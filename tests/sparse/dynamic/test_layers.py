@@ -20,8 +20,8 @@ from fxprune.schedules import AGP
 from fxprune.sparse.dynamic import regrow as growing
 from fxprune.sparse.dynamic.layers import DynamicSparseConv2d, DynamicSparseLinear, update_layers
 from fxprune.sparse.dynamic.regrow import Update, forget, new_values, ranks, shares
-from tests.sparse import ranks as distributed
-from tests.sparse.methods import brute_force
+from tests.criteria.slow_coactivation import brute_force
+from tests.sparse.dynamic import two_processes
 
 
 def conv(**options):
@@ -463,7 +463,7 @@ def test_a_compiled_model_is_one_graph_that_counts(backend):
 
 def test_ranks_agree_and_sum_their_counts(tmp_path):
     """Two processes over the loopback, with other masks, data and random numbers, under DistributedDataParallel."""
-    torch.multiprocessing.spawn(distributed.train, args=(2, str(tmp_path)), nprocs=2)
+    torch.multiprocessing.spawn(two_processes.train, args=(2, str(tmp_path)), nprocs=2)
     one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for growth in ("coactivation", "random"):
         a, b = one[growth], two[growth]

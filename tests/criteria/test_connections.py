@@ -13,7 +13,7 @@ from torch import nn
 from fxprune.criteria import connections
 from fxprune.criteria.connections import coactivation, correlation
 from fxprune.errors import InputError, PlanError
-from tests.sparse.methods import brute_force, correlations, padded, single_units, stacked_units
+from tests.criteria.slow_coactivation import brute_force, correlations, padded, single_units, stacked_units
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")  # of torch, once per process
 

@@ -1,0 +1,1 @@
+"""Tests of thresholds and statistics of activations."""

@@ -1,0 +1,1 @@
+"""Tests of pruning of single weights."""
