@@ -61,7 +61,8 @@ class _Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         frame = sys._getframe(1)
-        while frame is not None and frame.f_code.co_filename.startswith(_TORCH):
+        own = (_Tracer.call_module.__code__, _Tracer.getattr.__code__)
+        while frame is not None and (frame.f_code.co_filename.startswith(_TORCH) or frame.f_code in own):
             frame = frame.f_back  # type: ignore[assignment]
         if frame is not None and frame.f_code.co_filename != __file__:  # else torch's own code called the layer
             node.meta[SOURCE] = f"{frame.f_code.co_filename}:{frame.f_lineno}"
