@@ -130,16 +130,13 @@ class Names:
         return f"pass names, globs, modules or types of modules{groups}"
 
 
-def names_of(model: nn.Module, *, buffers: bool = False) -> Names:
-    """The names of a model's modules and parameters, and with `buffers` those of its buffers.
+def names_of(model: nn.Module, *, parameters: bool = True) -> Names:
+    """The names of a model's modules, and those of its parameters.
 
     Raises `InputError` for anything that is no module.
     """
     modules = dict(checked(model).named_modules(remove_duplicate=False))
-    tensors: dict[str, Any] = dict(model.named_parameters(remove_duplicate=False))
-    if buffers:
-        tensors.update(model.named_buffers(remove_duplicate=False))
-    return Names(modules, tensors)
+    return Names(modules, dict(model.named_parameters(remove_duplicate=False)) if parameters else {})
 
 
 def checked(model: Any) -> nn.Module:
@@ -228,9 +225,12 @@ def find(names: Names, pattern: Any, *, what: str) -> Match:
     raise PlanError(f"{what} cannot be a {type(pattern).__name__}", do=names.kinds)
 
 
-def find_all(names: Names, patterns: Any, *, what: str) -> list[Match]:
-    """What each of several patterns names, or one alone."""
-    return [find(names, pattern, what=what) for pattern in entries_of(patterns)]
+def find_all(names: Names, patterns: Any, *, what: str, empty: bool = False) -> list[Match]:
+    """What each of several patterns names, or one alone. Raises `PlanError` for none, unless `empty` allows it."""
+    entries = entries_of(patterns)
+    if not entries and not empty:
+        raise PlanError(f"{what} names nothing", why="the list of patterns is empty", do=names.kinds)
+    return [find(names, pattern, what=what) for pattern in entries]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def ignored_groups(findings: Findings, ignore: Any) -> set[int]:
     ignore: a pattern or several, see `fxprune.names`. A group stays when it is named itself, or would remove *output*
     channels of a layer that is named; inputs may still shrink. A parameter that is named keeps every dimension.
     """
-    matches = find_all(names_in(findings), ignore, what="ignore")
+    matches = find_all(names_in(findings), ignore, what="ignore", empty=True)
     return {g.number for g in findings.groups if any(_keeps(findings, match, g) for match in matches)}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,20 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from fxprune.capture.traced import trace
+from fxprune.capture.traced import module_of, trace
 from fxprune.errors import CaptureError, PlanError, nearest
+from fxprune.names import Level, Match, Names, checked, entries_of, find, names_of, show
 from fxprune.sparse.activations.layers import ThresholdActivation
 from fxprune.sparse.activations.nodes import is_activation, is_activation_module, is_threshold
-from fxprune.sparse.freezing.select import checked, entries_of
 
 RELUS: tuple[Any, ...] = (
     *(nn.ReLU, nn.ReLU6, F.relu, F.relu_, F.relu6, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_),
 )
 """Every spelling of a ReLU: what thresholds are put behind where nobody says another thing."""
-
-
-Names = dict[int, list[str]]
-"""The names of every module of the original, by its id."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +50,9 @@ def insert_thresholds(
 
     Args:
         model: only read.
-        after: one of, or a list of: a type of modules, a module, a function (`F.relu`, `torch.Tensor.relu`), the name
-            of a module or of a node of the graph, a glob over the names of activations. Each must be found. None
-            takes every ReLU, however it is spelled.
+        after: a pattern or several: see `fxprune.names`; also a function (`F.relu`, `torch.Tensor.relu`), and the
+            name of a node of the graph. A block means the activations in it, a glob those that it fits. Each must be
+            found. None takes every ReLU, however it is spelled.
         threshold, magnitude: see `ThresholdActivation`. A rule that learns is the same one for all and learns in each.
         path: take this way or raise.
 
@@ -77,12 +72,7 @@ def insert_thresholds(
     if not entries:
         raise PlanError("after names nothing", why="the list is empty")
     copied = copy.deepcopy(model)
-    names: Names = {id(module): [] for module in model.modules()}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names[id(module)].append(name)
-    for entry in entries:
-        if isinstance(entry, nn.Module) and id(entry) not in names:
-            raise PlanError(f"after holds a module that is not part of the model: {type(entry).__name__}")
+    names = names_of(model, parameters=False)
     if path == "modules":
         return _in_modules(copied, entries, names, make, after is None, "")
     try:
@@ -118,9 +108,12 @@ def _in_graph(
     traced: fx.GraphModule, entries: list[Any], names: Names, make: Callable[[bool], ThresholdActivation], any_of: bool
 ) -> Inserted:
     nodes = [n for n in traced.graph.nodes if n.op in ("call_module", "call_function", "call_method")]
+    functions = {node.name: node for node in nodes if node.op != "call_module"}
+    names = Names(names.modules, functions)  # a node that calls no module has a name of its own
     sites: dict[fx.Node, None] = {}
     for entry in entries:
-        hits = [node for node in nodes if _meant(traced, node, entry, names)]
+        match = _match(names, entry, any_of)
+        hits = _calling(nodes, entry) if match is None else _meant(traced, nodes, match, names)
         if not hits and not any_of:
             raise _not_found(entry, [_name(n) for n in nodes if is_activation(traced, n)])
         sites.update(dict.fromkeys(hits))
@@ -166,26 +159,47 @@ def _free(root: nn.Module, wanted: str) -> str:
     return next(name for name in (wanted, *numbered) if name not in taken)
 
 
-def _meant(traced: fx.GraphModule, node: fx.Node, entry: Any, names: Names) -> bool:
-    if isinstance(entry, str):
-        return _name(node) == entry or (is_activation(traced, node) and fnmatch.fnmatchcase(_name(node), entry))
-    if isinstance(entry, nn.Module):
-        return node.op == "call_module" and node.target in names[id(entry)]
+def _match(names: Names, entry: Any, any_of: bool) -> Match | None:
+    """What a pattern names; None for a function, and for a type that need not be there."""
     if isinstance(entry, type):
-        return node.op == "call_module" and isinstance(traced.get_submodule(str(node.target)), entry)
+        absent = not any(isinstance(module, entry) for module in names.modules.values())
+        return None if any_of and absent else find(names, entry, what="after")
+    if isinstance(entry, (str, nn.Module)):
+        return find(names, entry, what="after")
     if callable(entry):
-        return (node.op == "call_function" and node.target == entry) or (
-            node.op == "call_method" and getattr(torch.Tensor, str(node.target), None) == entry
-        )
+        return None
     raise PlanError(f"after cannot be a {type(entry).__name__}", do=_KINDS)
 
 
-_KINDS = "pass a type of modules, a module, a function, the name of a module or node, or a glob over activations"
+def _calling(nodes: list[fx.Node], function: Any) -> list[fx.Node]:
+    """The nodes that call a function, or the method of a tensor."""
+    return [
+        node
+        for node in nodes
+        if (node.op == "call_function" and node.target == function)
+        or (node.op == "call_method" and getattr(torch.Tensor, str(node.target), None) == function)
+    ]
+
+
+def _meant(traced: fx.GraphModule, nodes: list[fx.Node], match: Match, names: Names) -> list[fx.Node]:
+    """The nodes that are named themselves; else the activations that a glob fits, or that stand in a named block."""
+    activations = [node for node in nodes if is_activation(traced, node)]
+    own = [
+        node
+        for node in (activations if match.level is Level.GLOB else nodes)
+        if any(name in match.modules or name in match.tensors for name in names.spellings(_name(node)))
+    ]
+    if own and match.level is not Level.GLOB:
+        return own
+    return [node for node in activations if node in own or match.below(module_of(node))]
+
+
+_KINDS = "pass a type of modules, a module, a function, the name of a module or node, a block, or a glob"
 
 
 def _not_found(entry: Any, known: list[str]) -> PlanError:
     if isinstance(entry, str):
-        return PlanError(f'after names no activation of the model: "{entry}"', why=nearest(entry, known), do=_KINDS)
+        return PlanError(f"after names no activation: {show(entry)}", why=nearest(entry, known), do=_KINDS)
     if isinstance(entry, nn.Module):
         return PlanError(f"after holds a module that is never called: {type(entry).__name__}")
     listed = nearest("", known)
@@ -207,22 +221,17 @@ def _in_modules(
     known = [name for name, module in modules.items() if is_activation_module(module)]
     chosen: dict[str, nn.Module] = {}
     for entry in entries:
-        if isinstance(entry, str):
-            hits = [entry] if entry in modules else [name for name in known if fnmatch.fnmatchcase(name, entry)]
-        elif isinstance(entry, nn.Module):
-            hits = [name for name in names[id(entry)] if name]
-        elif isinstance(entry, type):
-            hits = [name for name, module in modules.items() if isinstance(module, entry)]
-        elif callable(entry):
-            if not any_of:
-                raise PlanError(
-                    f"calls of {getattr(entry, '__name__', entry)} cannot be found",
-                    why=why_not or 'path="modules" looks at modules alone',
-                    do="name modules or types of modules, or trace the model yourself and pass the GraphModule",
-                )
+        match = _match(names, entry, any_of)
+        if match is not None:
+            hits = _named(match, modules, known)
+        elif any_of:
             continue
         else:
-            raise PlanError(f"after cannot be a {type(entry).__name__}", do=_KINDS)
+            raise PlanError(
+                f"calls of {getattr(entry, '__name__', entry)} cannot be found",
+                why=why_not or 'path="modules" looks at modules alone',
+                do="name modules or types of modules, or trace the model yourself and pass the GraphModule",
+            )
         if not hits and not any_of:
             raise _not_found(entry, known)
         chosen.update((name, modules[name]) for name in hits)
@@ -240,3 +249,14 @@ def _in_modules(
         parent, _, last = name.rpartition(".")
         copied.get_submodule(parent)._modules[last] = wrapped[id(module)]
     return Inserted(copied, layers, "modules", why_not)
+
+
+def _named(match: Match, modules: Mapping[str, nn.Module], known: list[str]) -> list[str]:
+    """The modules that a pattern names: of a block its activations, of a glob the activations that it fits."""
+    if match.level is Level.GLOB:
+        return [name for name in known if match.below(name)]
+    hits: dict[str, None] = {}
+    for name in filter(None, match.modules):
+        inside = [other for other in known if other.startswith(f"{name}.")] if modules[name]._modules else []
+        hits.update(dict.fromkeys(inside or [name]))
+    return list(hits)

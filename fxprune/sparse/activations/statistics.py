@@ -14,9 +14,9 @@ from fxprune.capture.inputs import Inputs, bound, normalize
 from fxprune.capture.process_state import no_fused_attention
 from fxprune.criteria.activation import ActivationStatistics, LayerStatistics
 from fxprune.errors import InputError, PlanError
+from fxprune.names import Level, checked, find_all, names_of, show
 from fxprune.sparse.activations.nodes import is_activation_module
 from fxprune.sparse.activations.recording import CONVOLUTIONS, Recorder
-from fxprune.sparse.freezing.select import checked, entries_of, select
 
 
 def activation_statistics(
@@ -129,18 +129,17 @@ def _layers(model: nn.Module, where: Any) -> tuple[list[str], set[str]]:
         return list(everything), set()
     chosen: set[str] = set()
     named: set[str] = set()
-    for entry in entries_of(where):
-        hits = select(model, entry, what="where")[0]
-        exact = not isinstance(entry, str) or entry in hits  # of what a glob meets, dropout and the like are not meant
-        own = {first[id(m)] for m in hits.values() if _looks(m, exact)}
-        around = [m for m in hits.values() if first[id(m)] not in own]
+    for match in find_all(names_of(model, parameters=False), where, what="where"):
+        exact = match.level is not Level.GLOB  # of what a glob fits, dropout and the like are not meant
+        hits = match.modules.values()
+        own = {first[id(m)] for m in hits if _looks(m, exact)}
+        around = [m for m in hits if first[id(m)] not in own]
         inside = {first[id(m)] for outer in around for m in outer.modules() if isinstance(m, _PRODUCERS)}
         if not own and not inside:
-            what = entry if isinstance(entry, str) else getattr(entry, "__name__", type(entry).__name__)
             why = "there is no convolution, no linear layer and no activation"
-            raise PlanError(f'there are no activations to look at in "{what}"', why=why)
+            raise PlanError(f"there are no activations to look at in {show(match.pattern)}", why=why)
         chosen |= own | inside
-        named |= own if isinstance(entry, (str, nn.Module)) else set()
+        named |= own if not isinstance(match.pattern, type) else set()
     return [name for name in first.values() if name in chosen], named
 
 

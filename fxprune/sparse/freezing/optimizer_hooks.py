@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from fxprune.analysis.findings import output_dim
-from fxprune.errors import PlanError, nearest
+from fxprune.errors import PlanError
+from fxprune.names import Candidate, names_of, winners
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def guard(parameter: nn.Parameter, frozen: Tensor | None, optimizer: torch.optim
 def guard_elements(
     model: nn.Module, masks: Mapping[Any, Any], optimizer: torch.optim.Optimizer | None
 ) -> dict[str, int]:
-    """Guard {name of a parameter: bool mask, True = frozen}; how many elements each mask freezes.
+    """Guard {pattern: bool mask, True = frozen}; how many elements are frozen of each parameter that is named.
 
     Raises `PlanError`, before anything is changed, for what does not fit.
     """
@@ -95,28 +96,23 @@ def guard_elements(
             do="pass optimizer=, whose steps then leave the frozen elements as they are",
         )
     updated = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    parameters = {name: (module, parameter) for name, module, parameter in _parameters(model)}
+    names = names_of(model)
+    first = [(name, *names.spellings(name)) for name, _ in model.named_parameters()]
+    candidates = [Candidate(f'parameter "{spelled[0]}"', spelled) for spelled in first]
     wanted: dict[str, tuple[nn.Parameter, Tensor]] = {}
-    for name, mask in masks.items():
-        if name not in parameters:
-            raise PlanError(f'freeze names an unknown parameter: "{name}"', why=nearest(str(name), parameters))
-        module, parameter = parameters[name]
-        frozen = _in_shape(name, module, parameter, mask)
+    for position, pattern in winners(names, masks, candidates, what="freeze", kind="parameter").items():
+        spelled = first[position]
+        name = pattern if pattern in spelled else spelled[0]
+        parameter = names.tensors[name]
+        frozen = _in_shape(name, names.modules[name.rpartition(".")[0]], parameter, masks[pattern])
         if id(parameter) not in updated:
             raise PlanError(f'the optimizer does not update "{name}"', do="pass the one that does")
-        twice = any(other is parameter for other, _ in wanted.values())
-        if twice or guarded(parameter) is not None or not parameter.requires_grad:
-            why = "the parameter has two names, and a mask for each" if twice else "all or some of it is frozen already"
-            raise PlanError(f'"{name}" cannot be frozen by this mask', why=why)
+        if guarded(parameter) is not None or not parameter.requires_grad:
+            raise PlanError(f'"{name}" cannot be frozen by this mask', why="all or some of it is frozen already")
         wanted[name] = (parameter, frozen)
     for parameter, frozen in wanted.values():
         guard(parameter, frozen, optimizer)
     return {name: int(frozen.sum()) for name, (_, frozen) in wanted.items()}
-
-
-def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        yield name, model.get_submodule(name.rpartition(".")[0]), parameter
 
 
 def _in_shape(name: str, module: nn.Module, parameter: nn.Parameter, mask: Any) -> Tensor:

@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrizations import _SpectralNorm
 
 from fxprune.errors import PlanError
+from fxprune.names import checked, find_all, names_of
 from fxprune.sparse.freezing.optimizer_hooks import guard, guard_elements, guarded, let_go
-from fxprune.sparse.freezing.select import checked, select
 
 _EARLIER = "_fxprune_frozen"  # attribute of a module: own parameter -> its requires_grad before it was frozen
 _HELD = "_fxprune_held"  # attribute of a norm layer: the handles of the hooks that keep it in evaluation mode
@@ -60,10 +60,11 @@ def freeze(
 
     Args:
         model: changed in place; parameters keep their values and stay in `state_dict`.
-        patterns: names or globs over names of modules and parameters, modules, types of modules, or a list of these;
-            a module stands for everything in it. Or {name of a parameter: bool mask, True = frozen}, for single
-            elements (the parameter's shape) or output channels (a mask of one dimension): their gradient becomes
-            zero, and `optimizer` gives them back after each step the exact values that they had before it.
+        patterns: names or globs over names of modules and parameters, modules, types of modules, or a list of these
+            (see `fxprune.names`); a module stands for everything in it. Or {pattern: bool mask, True = frozen}, for
+            single elements (the parameter's shape) or output channels (a mask of one dimension) of each parameter that
+            the pattern names: their gradient becomes zero, and `optimizer` gives them back after each step the exact
+            values that they had before it.
         optimizer: needed for masks. For whole parameters it is needed only where it moves what has no gradient:
             `torch.optim.LBFGS`, and optimizers that are not torch's.
         norms: norm layers that are named, or whose parameters are all frozen, use their running statistics and leave
@@ -151,9 +152,12 @@ Owners = dict[int, list[tuple[nn.Module, str]]]
 
 def _meant(model: nn.Module, patterns: Any, what: str) -> tuple[dict[str, nn.Parameter], Owners, dict[str, nn.Module]]:
     """The parameters meant, each by its first name; where every parameter stands; the norm layers that are meant."""
-    modules, direct = select(model, patterns, what=what, parameters=True)
-    wanted = {id(p) for p in direct.values()} | {id(p) for m in modules.values() for p in m.parameters()}
-    inside = {id(m) for module in modules.values() for m in module.modules()}
+    names = names_of(model)
+    matches = find_all(names, patterns, what=what)
+    modules = [module for match in matches for module in match.modules.values()]
+    wanted = {id(names.tensors[name]) for match in matches for name in match.tensors}
+    wanted |= {id(parameter) for module in modules for parameter in module.parameters()}
+    inside = {id(m) for module in modules for m in module.modules()}
     owners: Owners = {}
     for module in model.modules():
         for leaf, parameter in module._parameters.items():

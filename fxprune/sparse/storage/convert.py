@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
 import math
 import warnings
 from typing import Any, overload
@@ -14,6 +13,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
 from fxprune.errors import NothingRemovedWarning, PlanError, lay_out, nearest
+from fxprune.names import Level, Match, find_all, names_of, show
 from fxprune.sparse.storage.layouts import SparseConv2d, SparseLayer, SparseLinear
 from fxprune.sparse.storage.matrices import COMPONENTS, Spec
 from fxprune.sparse.storage.products import refusal
@@ -23,6 +23,7 @@ SPARSE = (SparseLayer, SemiStructuredLinear)
 LAYOUTS = (*COMPONENTS, "semi_structured")
 """What `layout` can be."""
 
+_DENSE = (nn.Linear, nn.Conv2d)
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 _READERS = (nn.TransformerEncoderLayer, nn.MultiheadAttention)
@@ -71,16 +72,16 @@ def sparsify_model(
     model: nn.Module,
     threshold: float = 0.0,
     *,
-    where: Any = (nn.Linear, nn.Conv2d),
+    where: Any = None,
     ignore: Any = (),
     layout: str = "csr",
     blocksize: tuple[int, int] | None = None,
 ) -> nn.Module:
     """A deep copy of a model in which the layers that `where` names and `ignore` does not are sparse; see `sparsify`.
 
-    where, ignore: a name, a glob over names, a module or a type of modules, or several; a type means modules of exactly
-    that type. A layer that cannot be sparse is an error, not an exception to the rule: leave it out by name. The model
-    is only read, and weights that become sparse are not copied first.
+    where, ignore: a pattern or several, see `fxprune.names`; a type in `where` means modules of exactly that type, and
+    None every `nn.Linear` and `nn.Conv2d`. A layer that cannot be sparse is an error, not an exception to the rule:
+    leave it out by name. The model is only read, and weights that become sparse are not copied first.
 
     Raises PlanError as `sparsify` does, naming the layers; also where the weight of a layer is tied to something else,
     and inside modules of torch that read the weights of their layers (`nn.TransformerEncoderLayer`).
@@ -93,9 +94,7 @@ def sparsify_model(
     """
     if isinstance(model, (nn.Linear, nn.Conv2d)):
         raise PlanError("the model is a single layer", at=type(model).__name__, do="call `sparsify(layer, ...)`")
-    chosen = _chosen(model, where, "where")
-    for name in _chosen(model, ignore, "ignore") if ignore not in ((), []) else ():
-        chosen.pop(name, None)
+    chosen = _chosen(model, where, ignore)
     if not chosen:
         raise PlanError("every layer that `where` names is ignored", do="name a layer that is to be sparse")
     refused: list[PlanError] = []
@@ -251,29 +250,37 @@ def _tell(kept: Tensor, threshold: float, at: str) -> None:
         warnings.warn(text, UserWarning, stacklevel=4)
 
 
-def _chosen(model: nn.Module, wanted: Any, what: str) -> dict[str, nn.Module]:
-    """The modules that entries name, in the order of the model."""
-    modules = {name: m for name, m in model.named_modules(remove_duplicate=False) if name}
-    found: set[str] = set()
-    for entry in wanted if isinstance(wanted, (list, tuple, set, frozenset)) else [wanted]:
-        if isinstance(entry, str):
-            names = set(fnmatch.filter(modules, entry))
-            why = nearest(entry, modules)
-        elif isinstance(entry, nn.Module):
-            names, why = {n for n, m in modules.items() if m is entry}, "the module is not part of the model"
-        elif isinstance(entry, type):
-            names = {n for n, m in modules.items() if _kind(m) is entry}
-            why = "no module of the model is of exactly that type"
-        else:
-            kind = type(entry).__name__
-            raise PlanError(f"{what} cannot be a {kind}", do="pass names, globs, modules or types of modules")
-        if not names and not (isinstance(entry, type) and isinstance(wanted, (list, tuple))):
-            shown = f'"{entry}"' if isinstance(entry, str) else getattr(entry, "__name__", type(entry).__name__)
-            raise PlanError(f"{what} names nothing: {shown}", why=why)
-        found |= names
-    if not found:
-        raise PlanError(f"{what} names nothing", why="the model has no module of any of these types")
-    return {name: m for name, m in modules.items() if name in found}
+def _chosen(model: nn.Module, where: Any, ignore: Any) -> dict[str, nn.Module]:
+    """The layers that `where` names and `ignore` does not, in the order of the model."""
+    names = names_of(model, parameters=False)
+    found: set[int] = set()
+    for match in find_all(names, where, what="where") if where is not None else ():
+        layers = {id(layer) for module in match.modules.values() for layer in _layers(module, match)}
+        if not layers:
+            raise PlanError(
+                f"where names nothing: {show(match.pattern)}", why="no module of the model is of exactly that type"
+            )
+        found |= layers
+    if where is None:
+        found = {id(module) for module in model.modules() if _kind(module) in _DENSE}
+        if not found:
+            kinds = " or ".join(kind.__name__ for kind in _DENSE)
+            raise PlanError("where names nothing", why=f"the model has no module of the types {kinds}")
+    ignored = find_all(names, ignore, what="ignore", empty=True)
+    return {
+        name: module
+        for name, module in names.modules.items()
+        if name
+        and id(module) in found
+        and not any(match.below(other) for match in ignored for other in names.spellings(name))
+    }
+
+
+def _layers(module: nn.Module, match: Match) -> list[nn.Module]:
+    """The layers that a named module stands for: itself, or those in a block. A type means exactly that type."""
+    if not isinstance(module, _DENSE) and (inside := [m for m in module.modules() if _kind(m) in _DENSE]):
+        return inside
+    return [module] if match.level is not Level.TYPE or _kind(module) is match.pattern else []
 
 
 def _kind(module: nn.Module) -> type:

@@ -35,13 +35,13 @@ class MagnitudePruner(WeightPruner):
     Args:
         model: changed in place: its weights get masks, all open until the first `step`.
         sparsity: the share of zeros in [0, 1), of every layer or of all together (`scope`); a number, a schedule
-            (the n-th call of `step`, counted from 0, goes to `schedule(n)`), or {glob over names of layers: one of
-            these}, where layers that no glob names stay dense.
+            (the n-th call of `step`, counted from 0, goes to `schedule(n)`), or {pattern that names layers: one of
+            these}, where layers that no pattern names stay dense.
         quality: instead of a sparsity: threshold / standard deviation, above 0; a number, a schedule or a dict as
             above. The deviation is that of the weights a layer has left.
         scope: "layer" ranks the weights of every layer on their own, "global" all of them together.
-        where: the weights that are meant: see `fxprune.sparse.targets.targets_of`. Biases and norms are not, unless
-            they are named.
+        where: the weights that are meant: see `fxprune.sparse.weights.targets.targets_of`. Biases and norms are not,
+            unless they are named.
 
     Raises `PlanError` for requests that cannot be meant, before the model is changed.
 
@@ -86,7 +86,7 @@ class MagnitudePruner(WeightPruner):
                 do="pass one number or schedule as sparsity, or leave the scope out",
             )
         targets = targets_of(model, where)
-        asked = per_target(sparsity if quality is None else quality, targets, self._what)
+        asked = per_target(model, sparsity if quality is None else quality, targets, self._what)
         self._schedules = {name: as_schedule(value, what=self._what) for name, value in asked.items()}
         for schedule in self._schedules.values():
             if isinstance(schedule, Constant):

@@ -69,7 +69,7 @@ class DynamicSurgery(WeightPruner):
         band: the factors of the lower and the upper threshold, 0 < lower <= upper.
         probability: sigma: a number or a function of the step, counted from 0, to [0, 1]. A constant 1 looks at the
             masks at every step; a function that reaches 0 stops the surgery.
-        where: the weights that are meant: see `fxprune.sparse.targets.targets_of`.
+        where: the weights that are meant: see `fxprune.sparse.weights.targets.targets_of`.
         seed: of the draws against sigma.
 
     thresholds: by the name of the weight (a, b).
@@ -113,7 +113,7 @@ class DynamicSurgery(WeightPruner):
                 "the probability is 0 at the first step", why="the masks would never be looked at", do="start at 1"
             )
         targets = targets_of(model, where)
-        rates = per_target(rate, targets, "rate")
+        rates = per_target(model, rate, targets, "rate")
         targets = tuple(target for target in targets if target.name in rates)
         self.thresholds = {t.name: _thresholds(t.name, t.parameter.detach(), rates[t.name], band) for t in targets}
         self.model, self.steps = model, 0

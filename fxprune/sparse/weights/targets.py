@@ -1,8 +1,7 @@
-"""Which weights of a model are meant: names, globs, modules or types to parameters with all their owners."""
+"""The weights that patterns name: parameters with all the modules that hold them."""
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,8 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from fxprune.capture.inputs import initialised, unwrapped
-from fxprune.errors import PlanError, nearest
+from fxprune.errors import PlanError
+from fxprune.names import Candidate, Level, Match, Names, assign, find_all, names_of, show
 
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 """The layers whose `weight` is meant when a module around them is named: linear, and every convolution."""
@@ -30,10 +30,9 @@ def targets_of(model: nn.Module, where: Any) -> tuple[Target, ...]:
     """The weights that `where` names, in the order of the model's parameters.
 
     Args:
-        where: None for the weights of all linear and convolution layers; or one of, or a list of: the name of a
-            module or a glob over such names (the layers in it), a module (the layers in it), a type (the weights of
-            modules of that type, or the layers in them), or, where no module has that name, the name of a parameter
-            or a glob over such names.
+        where: None for the weights of all linear and convolution layers; or a pattern or several, see `fxprune.names`.
+            A module means the layers in it, a type the weights of its modules, or else the layers in them. A pattern
+            that names no module means parameters.
 
     Raises `PlanError` for names that mean nothing, and for weights that cannot be masked.
     """
@@ -41,19 +40,19 @@ def targets_of(model: nn.Module, where: Any) -> tuple[Target, ...]:
         raise PlanError("not a model", why=f"{type(model).__name__} is no torch.nn.Module", do="pass a module")
     unwrapped(model)
     initialised(model)
-    entries = list(where) if isinstance(where, (list, tuple, set)) else [model if where is None else where]
+    names = names_of(model)
     chosen: set[int] = set()
-    for entry in entries:
-        found = set(_of_entry(model, entry))
+    for match in find_all(names, model if where is None else where, what="where"):
+        found = set(_weights(names, match))
         if not found:
             raise PlanError(
-                "the model has no weights to prune" if where is None else f"where finds no weights: {_say(entry)}",
+                "the model has no weights to prune"
+                if where is None
+                else f"where finds no weights: {show(match.pattern)}",
                 why="there is no linear and no convolution layer",
                 do="name parameters in `where`",
             )
         chosen |= found
-    if not chosen:
-        raise PlanError("where is empty", why="it names no weight", do="leave it out for all layers")
     owners: dict[int, list[tuple[nn.Module, str]]] = {number: [] for number in chosen}
     for module in model.modules():
         for leaf, parameter in module._parameters.items():
@@ -66,59 +65,34 @@ def targets_of(model: nn.Module, where: Any) -> tuple[Target, ...]:
     return targets
 
 
-def per_target(values: Any, targets: tuple[Target, ...], what: str) -> dict[str, Any]:
-    """One value for all targets, or {glob over names of layers or parameters: value}; the last that fits counts.
+def per_target(model: nn.Module, values: Any, targets: tuple[Target, ...], what: str) -> dict[str, Any]:
+    """One value for all targets, or {pattern: value}, where the pattern that names a target most exactly counts.
 
-    Targets that no glob names are left out. Raises `PlanError` for a glob that names none.
+    Targets that no pattern names are left out. Raises `PlanError` for a pattern that names none, and for a tie.
     """
-    names = [target.name for target in targets]
     if not isinstance(values, Mapping):
-        return dict.fromkeys(names, values)
-    result: dict[str, Any] = {}
-    for pattern, value in values.items():
-        spellings = ((name, name.rpartition(".")[0]) for name in names)
-        hits = [both[0] for both in spellings if any(fnmatch.fnmatchcase(text, str(pattern)) for text in both)]
-        if not hits:
-            layers = [n.rpartition(".")[0] or n for n in names]
-            raise PlanError(f'{what} names no weight that is pruned: "{pattern}"', why=nearest(str(pattern), layers))
-        result.update(dict.fromkeys(hits, value))
-    if not result:
-        raise PlanError(f"{what} is an empty dict", why="it names no weight", do="pass {glob: value}, or one value")
-    return result
+        return dict.fromkeys((target.name for target in targets), values)
+    if not values:
+        raise PlanError(f"{what} is an empty dict", why="it names no weight", do="pass {pattern: value}, or one value")
+    names = names_of(model)
+    candidates = [Candidate(f'weight "{target.name}"', _paths(names, target)) for target in targets]
+    chosen = assign(names, values, candidates, what=what, kind="weight that is pruned")
+    return {targets[position].name: value for position, value in chosen.items()}
 
 
-def _of_entry(model: nn.Module, entry: Any) -> Iterator[int]:
-    """The ids of the parameters that one entry means."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    if isinstance(entry, str):
-        names = fnmatch.filter(modules, entry) if entry else []
-        if names:
-            for name in names:
-                yield from _layers(modules[name], name)
-            return
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        matching = fnmatch.filter(parameters, entry)
-        if not matching:
-            known = [*filter(None, modules), *parameters]
-            raise PlanError(
-                f'where names nothing: "{entry}"',
-                why=nearest(entry, known),
-                do="pass the name of a module or parameter, a glob, a module or a type",
-            )
-        yield from (id(parameters[name]) for name in matching)
-    elif isinstance(entry, nn.Module):
-        if not any(module is entry for module in modules.values()):
-            raise PlanError(f"where holds a module that is not part of the model: {type(entry).__name__}")
-        yield from _layers(entry, "")
-    elif isinstance(entry, type) and issubclass(entry, nn.Module):
-        for name, module in modules.items():
-            if isinstance(module, entry):
-                own = module._parameters.get("weight")
-                yield from [id(own)] if own is not None else _layers(module, name)
-    else:
-        raise PlanError(
-            f"where cannot hold a {type(entry).__name__}", do="pass names, globs, modules or types of modules"
-        )
+def _paths(names: Names, target: Target) -> tuple[str, ...]:
+    """The names of the layers that hold a weight, and those of the weight itself."""
+    spelled = names.spellings(target.name)
+    return tuple(dict.fromkeys([*filter(None, (name.rpartition(".")[0] for name in spelled)), *spelled]))
+
+
+def _weights(names: Names, match: Match) -> Iterator[int]:
+    """The ids of the parameters that one pattern means: of the layers in modules, else those named themselves."""
+    for name, module in match.modules.items():
+        own = module._parameters.get("weight") if match.level is Level.TYPE else None
+        yield from [id(own)] if own is not None else _layers(module, name)
+    if not match.modules:
+        yield from (id(names.tensors[name]) for name in match.tensors)
 
 
 def _layers(module: nn.Module, path: str) -> Iterator[int]:
@@ -157,9 +131,3 @@ def _check(target: Target) -> None:
         why = "it contains NaN"
     if why:
         raise PlanError("a weight cannot be masked", at=f'"{target.name}"', why=why, do="leave it out of `where`")
-
-
-def _say(entry: Any) -> str:
-    if isinstance(entry, str):
-        return f'"{entry}"'
-    return entry.__name__ if isinstance(entry, type) else type(entry).__name__

@@ -203,9 +203,9 @@ def at(net, *args, **options):
 
 
 REFUSED = [
-    (at(spellings, "rleu"), PlanError, 'after names no activation of the model: "rleu"\n  why  did you mean "relu"?'),
-    (at(spellings, "zzz*"), PlanError, "known names: act, act, relu, relu_1"),
-    (at(spellings, nn.LSTM), PlanError, "the model does not call LSTM\n  why  activations: known names: act"),
+    (at(spellings, "rleu"), PlanError, 'after names nothing: "rleu"\n  why  did you mean "relu"?'),
+    (at(spellings, "zzz*"), PlanError, 'after names nothing: "zzz*"\n  why  known names: '),
+    (at(spellings, nn.LSTM), PlanError, "after names a type that the model has no module of: LSTM"),
     (at(spellings, F.gelu), PlanError, "the model does not call gelu"),
     (at(spellings, [nn.ReLU, torch.tanh]), PlanError, "the model does not call tanh"),
     (at(spellings, nn.ReLU()), PlanError, "a module that is not part of the model: ReLU"),
@@ -220,8 +220,12 @@ REFUSED = [
     (at(Plain, path="fx"), CaptureError, "Plain cannot be traced symbolically"),
     (at(Plain, 3, path="modules"), PlanError, "after cannot be a int"),
     (at(Plain, "act_"), PlanError, 'did you mean "act"?'),
-    (at(Plain, nn.GELU), PlanError, "the model does not call GELU"),
-    (at(Plain, ["body", "body.1"]), PlanError, "a module is meant together with one around it"),
+    (at(Plain, nn.GELU), PlanError, "after names a type that the model has no module of: GELU"),
+    (
+        at(lambda: nn.Sequential(nn.Sequential(nn.Linear(2, 2))), ["0", "0.0"], path="modules"),
+        PlanError,
+        "a module is meant together with one around it",
+    ),
     (at(lambda: nn.Sequential(nn.Tanh()), path="modules"), PlanError, "the model does not call ReLU"),
 ]
 

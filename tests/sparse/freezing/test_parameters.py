@@ -412,8 +412,8 @@ REFUSED = [
     (masked(torch.tensor([True, False])), PlanError, "its shape is (2,), that of the parameter (3,)"),
     (masked(torch.zeros(3) > 0), PlanError, 'the mask of "6.bias" freezes nothing'),
     (masked(torch.ones(3) > 0), PlanError, 'freezes everything\n  do   pass the name alone: freeze(model, "6.bias")'),
-    (masked(torch.ones(3) > 0, "6.bais"), PlanError, 'unknown parameter: "6.bais"\n  why  did you mean "6.bias"?'),
-    (masked(torch.ones(3) > 0, "6"), PlanError, 'unknown parameter: "6"'),
+    (masked(torch.ones(3) > 0, "6.bais"), PlanError, 'freeze names nothing: "6.bais"\n  why  did you mean "6.bias"?'),
+    (masked(torch.ones(3) > 0, "6"), PlanError, 'the mask of "6.weight" freezes everything'),
     (masked(torch.tensor([True, False, True]), other=[torch.zeros(1)]), PlanError, 'does not update "0.bias"'),
 ]
 

@@ -254,7 +254,7 @@ REFUSED = [
     ({"rate": math.nan}, "rate must be a finite number, not nan"),
     ({"rate": "1"}, "rate must be a finite number, not '1'"),
     ({"rate": -50.0}, 'the threshold is not above 0\n  at   "0.weight"\n  why  no weight lies under it'),
-    ({"rate": {"1.weight": 0.0}}, 'rate names no weight that is pruned: "1.weight"'),
+    ({"rate": {"1.weight": 0.0}}, 'rate names nothing: "1.weight"'),
     ({"rate": 0.0, "band": (1.1, 0.9)}, "band must be 0 < lower <= upper, not (1.1, 0.9)"),
     ({"rate": 0.0, "band": (0.0, 0.9)}, "band must be 0 < lower <= upper"),
     ({"rate": 0.0, "band": 0.9}, "band must be two numbers, not 0.9"),
