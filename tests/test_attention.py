@@ -15,9 +15,10 @@ import torch
 from torch import fx, nn
 
 import fxprune
+from fxprune.ops.module_use import Use
 from fxprune.rewrite import attention
 from fxprune.rewrite.attention import MultiheadAttention, narrow
-from fxprune.rewrite.modules import Use, recount
+from fxprune.rewrite.modules import recount
 from tests.support import randomise, relative_error
 
 N, L, S, E, H, D = 3, 5, 4, 12, 3, 4
@@ -139,7 +140,7 @@ def test_what_torch_refuses_is_refused() -> None:
 def use_of(kept: dict[str, dict[int, Any]]) -> Use:
     """The use of a module whose parameters keep these slots: the masks stand for their own vectors."""
     removal: Any = SimpleNamespace(kept=lambda mask: mask)
-    return Use(removal, None, None, None, {name: dict(dims) for name, dims in kept.items()})
+    return Use(removal, vectors={name: dict(dims) for name, dims in kept.items()})
 
 
 def slots(

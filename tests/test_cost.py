@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import fxprune
 from fxprune.costs import LayerCost, per_channel, withheld
 from fxprune.errors import CaptureError, InputError, RuleError
-from fxprune.ops.macs import multiplies
+from fxprune.ops import multiplies
 
 
 class Run(nn.Module):

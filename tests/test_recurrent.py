@@ -13,8 +13,10 @@ from torch import nn
 
 import fxprune
 from fxprune.capture.module_copy import copy_module
-from fxprune.rewrite.modules import Use, recount
-from fxprune.rewrite.recurrent import GATES, refresh
+from fxprune.ops.module_use import Use
+from fxprune.ops.recurrent import GATES_BY_NAME as GATES
+from fxprune.rewrite.modules import recount
+from fxprune.rewrite.recurrent import refresh
 from tests.support import randomise, relative_error
 
 STEPS, N, INPUTS, H = 5, 3, 6, 8
@@ -46,7 +48,7 @@ def layer(name: str) -> nn.RNNBase:
 
 def use() -> Use:
     nothing: Any = SimpleNamespace()
-    return Use(nothing, None, None, None)
+    return Use(nothing)
 
 
 def rows(units: list[int], size: int, blocks: int) -> list[int]:

@@ -16,13 +16,14 @@ from fxprune.capture.captured import Captured
 from fxprune.capture.traced import trace
 from fxprune.channels.groups import Bools, Removal
 from fxprune.errors import PlanError
+from fxprune.ops.module_use import Use
 from fxprune.planning.plan import Plan
 from fxprune.planning.sizes import Size
 from fxprune.planning.structure import Structure, shapes_of_model
 from fxprune.rewrite.constants import place_constants
 from fxprune.rewrite.derived import numbers
 from fxprune.rewrite.draft import draft_of
-from fxprune.rewrite.modules import Use, recount
+from fxprune.rewrite.modules import recount
 from fxprune.rewrite.recurrent import refresh
 from fxprune.rewrite.tensors import like, shrink
 
@@ -146,7 +147,7 @@ def _plain(value: Any) -> Any:
 
 def _refuse_miscounted(small: nn.Module, source: str) -> None:
     """A count that is not that of the layer's own weight."""
-    use = Use(_NONE, None, None, None)
+    use = Use(_NONE)
     for path, module in small.named_modules():
         if isinstance(module, _COUNTED):
             before = numbers(module)

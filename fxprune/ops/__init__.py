@@ -3,22 +3,48 @@
 from fxprune.ops import (
     attention,
     contraction,
+    convolution,
     creation,
     elementwise,
     indexing,
+    lookup,
     movement,
     normalization,
     pooling,
     recurrent,
     reduction,
+    slices,
+    splits,
     transforms,
+    views,
+    windows,
 )
+from fxprune.ops.aspects import absent, multiplies, reads, recounts, repositions, resizes, respells
+from fxprune.ops.leaves import leaf
 from fxprune.ops.registry import Call, Event, Operand, Rule, apply, registered, rule, rule_for
 
-__all__ = ["Call", "Event", "Operand", "Rule", "apply", "registered", "rule", "rule_for"]
+__all__ = [
+    "Call",
+    "Event",
+    "Operand",
+    "Rule",
+    "absent",
+    "apply",
+    "leaf",
+    "multiplies",
+    "reads",
+    "recounts",
+    "registered",
+    "repositions",
+    "resizes",
+    "respells",
+    "rule",
+    "rule_for",
+]
 
 FAMILIES = (
-    *(elementwise, movement, indexing, contraction, attention, recurrent),
+    *(elementwise, views, slices, splits, movement, windows, indexing),
+    *(contraction, convolution, lookup, attention, recurrent),
     *(reduction, normalization, pooling, transforms, creation),
 )
 """The modules whose import registers the rules, in the order of docs/ops.md."""

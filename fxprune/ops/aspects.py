@@ -68,7 +68,7 @@ class Aspect(Generic[FunctionT]):
         for name in names:
             self.functions.setdefault(name, []).append(function)
         for key in keys:
-            if key in self.keys:
+            if self.keys.get(key, function) is not function:
                 raise RuleError(f"{key!r} has {self.name} already", at=self.keys[key].__qualname__)
             self.keys[key] = function
 

@@ -9,10 +9,15 @@ settled: that operation then gives another shape than is promised here, and its 
 
 from __future__ import annotations
 
+import torch.nn.functional as F
+
 from fxprune.channels.vector import Vector
+from fxprune.ops.aspects import absent, multiplies, resizes
 from fxprune.ops.contraction import NOT_ZERO
 from fxprune.ops.elementwise import broadcast
+from fxprune.ops.macs import Dims, met
 from fxprune.ops.registry import Call, Operand, rule
+from fxprune.ops.site import Site
 
 KERNELS = """
     _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention
@@ -62,3 +67,30 @@ def _shared(call: Call, heads: Vector, fewer: Vector) -> bool:
     h, _ = call.split(heads, (fewer.size, heads.size // fewer.size))
     call.same(h, fewer)
     return True
+
+
+_KERNELS = tuple(f"aten::{name}" for name in KERNELS)
+
+
+@multiplies(*_KERNELS)
+def attention_products(query: Dims, key: Dims, value: Dims) -> list[Dims]:
+    """n h l s e and n h l s f; a causal mask is not taken off"""
+    batch, heads, length, width = query[0], query[1], query[2], met(query[3], key[3])
+    return [(batch, heads, length, key[2], width), (batch, heads, length, key[2], value[3])]
+
+
+@resizes("aten::scaled_dot_product_attention", targets=(F.scaled_dot_product_attention,), calls=_KERNELS)
+def attention_scale(site: Site) -> None:
+    """The scale is a number, not a size: it stays that of the original width, where torch would take the new one."""
+    query = site.operand(site.argument(0, "query"))
+    if site.node.kwargs.get("scale") is None and site.removal.kept(query.dim(-1)) is not None:
+        site.node.update_kwarg("scale", query.shape[-1] ** -0.5)
+
+
+absent(
+    *_KERNELS,
+    positions="no argument is a position",
+    readers="no argument is a size",
+    modules="a multi-head attention has heads and widths of its own, see `fxprune/rewrite/attention.py`",
+    norms="it is no statistic",
+)

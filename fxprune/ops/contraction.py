@@ -7,9 +7,15 @@ out of a layer whose weights and bias went. Otherwise the dimension is marked.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
 
 from fxprune.channels.vector import Vector
+from fxprune.ops.aspects import absent, multiplies, recounts
 from fxprune.ops.elementwise import broadcast
+from fxprune.ops.macs import Dims, met
+from fxprune.ops.module_use import Use, stored_weight
 from fxprune.ops.registry import Call, Operand, rule
 
 NOT_ZERO = "a sum over values that are not zero where the channel is gone"
@@ -51,16 +57,34 @@ def mm(call: Call, self: Operand, mat2: Operand) -> Operand:
     return contract(call, "mk,kn->mn", self, mat2)
 
 
+@multiplies("aten::mm", "aten::_int_mm", "aten::_scaled_mm")
+def mm_products(self: Dims, mat2: Dims) -> list[Dims]:
+    """m k n"""
+    return [(self[0], met(self[1], mat2[0]), mat2[1])]
+
+
 @rule("aten::addmm")
 def addmm(call: Call, self: Operand, mat1: Operand, mat2: Operand) -> Operand:
     """y[m, n] = c[m, n] + sum_k a[m, k] * b[k, n]"""
     return plus(call, self, contract(call, "mk,kn->mn", mat1, mat2))
 
 
+@multiplies("aten::addmm")
+def addmm_products(mat1: Dims, mat2: Dims) -> list[Dims]:
+    """m k n"""
+    return mm_products(mat1, mat2)
+
+
 @rule("aten::bmm")
 def bmm(call: Call, self: Operand, mat2: Operand) -> Operand:
     """y[b, m, n] = sum_k x[b, m, k] * z[b, k, n]"""
     return contract(call, "bmk,bkn->bmn", self, mat2)
+
+
+@multiplies("aten::bmm")
+def bmm_products(self: Dims, mat2: Dims) -> list[Dims]:
+    """b m k n"""
+    return [(met(self[0], mat2[0]), self[1], met(self[2], mat2[1]), mat2[2])]
 
 
 @rule("aten::baddbmm")
@@ -75,10 +99,22 @@ def addbmm(call: Call, self: Operand, batch1: Operand, batch2: Operand) -> Opera
     return plus(call, self, contract(call, "bmk,bkn->mn", batch1, batch2))
 
 
+@multiplies("aten::baddbmm", "aten::addbmm")
+def baddbmm_products(batch1: Dims, batch2: Dims) -> list[Dims]:
+    """b m k n"""
+    return bmm_products(batch1, batch2)
+
+
 @rule("aten::addr")
 def addr(call: Call, self: Operand, vec1: Operand, vec2: Operand) -> Operand:
     """y[m, n] = c[m, n] + a[m] * b[n]"""
     return plus(call, self, contract(call, "m,n->mn", vec1, vec2))
+
+
+@multiplies("aten::addr")
+def addr_products(vec1: Dims, vec2: Dims) -> list[Dims]:
+    """m n"""
+    return [(*vec1, *vec2)]
 
 
 @rule("aten::_grouped_mm")
@@ -108,6 +144,14 @@ def grouped_mm(call: Call, self: Operand, mat2: Operand, offs: Operand | None) -
     return made
 
 
+@multiplies("aten::_grouped_mm")
+def grouped_mm_products(self: Dims, mat2: Dims) -> list[Dims]:
+    """m k n: each row, column or term of the sum belongs to one matrix; e m k n where all have the same size."""
+    if len(self) == 3 and len(mat2) == 3:
+        return bmm_products(self, mat2)
+    return [(self[-2], met(self[-1], mat2[-2]), mat2[-1])]
+
+
 @rule("aten::_cdist_forward", "aten::_euclidean_dist")
 def distances(call: Call, x1: Operand, x2: Operand) -> Operand:
     """y[.., p, r] = (sum_m |a[.., p, m] - b[.., r, m]|^q)^(1/q)"""
@@ -120,10 +164,22 @@ def distances(call: Call, x1: Operand, x2: Operand) -> Operand:
     return call.operand([*batch, x1.dim(-2), x2.dim(-2)], False)
 
 
+@multiplies("aten::_cdist_forward", "aten::_euclidean_dist")
+def distances_products(x1: Dims, x2: Dims, out: Dims) -> list[Dims]:
+    """One for each slot of each pair"""
+    return [(*out, met(x1[-1], x2[-1]))]
+
+
 @rule("aten::mv")
 def mv(call: Call, self: Operand, vec: Operand) -> Operand:
     """y[m] = sum_k a[m, k] * x[k]"""
     return contract(call, "mk,k->m", self, vec)
+
+
+@multiplies("aten::mv")
+def mv_products(self: Dims, vec: Dims) -> list[Dims]:
+    """m k"""
+    return [(self[0], met(self[1], vec[0]))]
 
 
 @rule("aten::addmv")
@@ -132,10 +188,22 @@ def addmv(call: Call, self: Operand, mat: Operand, vec: Operand) -> Operand:
     return plus(call, self, contract(call, "mk,k->m", mat, vec))
 
 
+@multiplies("aten::addmv")
+def addmv_products(mat: Dims, vec: Dims) -> list[Dims]:
+    """m k"""
+    return mv_products(mat, vec)
+
+
 @rule("aten::dot")
 def dot(call: Call, self: Operand, tensor: Operand) -> Operand:
     """y = sum_k a[k] * b[k]"""
     return contract(call, "k,k->", self, tensor)
+
+
+@multiplies("aten::dot")
+def dot_products(self: Dims, tensor: Dims) -> list[Dims]:
+    """k"""
+    return [(met(self[0], tensor[0]),)]
 
 
 @rule("aten::vdot")
@@ -144,12 +212,30 @@ def vdot(call: Call, self: Operand, other: Operand) -> Operand:
     return contract(call, "k,k->", self, other)
 
 
+@multiplies("aten::vdot")
+def vdot_products(self: Dims, other: Dims) -> list[Dims]:
+    """k"""
+    return dot_products(self, other)
+
+
 @rule("aten::linear")
 def linear(call: Call, input: Operand, weight: Operand, bias: Operand | None) -> Operand:
     """y[.., o] = sum_i x[.., i] * w[o, i] + b[o]"""
     letters = "abcdefgh"[: input.ndim - 1]
     made = contract(call, f"{letters}i,oi->{letters}o", input, weight)
     return made if bias is None else plus(call, bias, made)
+
+
+@multiplies("aten::linear")
+def linear_products(input: Dims, weight: Dims) -> list[Dims]:
+    """n i o"""
+    return [(*input[:-1], met(input[-1], weight[-1]), *weight[:-1])]
+
+
+@recounts("aten::linear", modules=(nn.Linear,))
+def linear_attributes(module: Any, use: Use) -> dict[str, Any]:
+    """The sizes of the weight."""
+    return {"out_features": stored_weight(module).shape[0], "in_features": stored_weight(module).shape[1]}
 
 
 @rule("aten::_trilinear")
@@ -170,75 +256,48 @@ def trilinear(
     return contract(call, ",".join(names) + "->" + output, i1, i2, i3)
 
 
-@rule("aten::convolution", "aten::_convolution", "aten::convolution_overrideable", "aten::cudnn_convolution")
-def convolution(
-    call: Call, input: Operand, weight: Operand, bias: Operand | None, transposed: bool, groups: int
-) -> Operand:
-    """y[n, (g o), s'] = sum_{i, k} w[(g o), i, k] * x[n, (g i), s + k] + b[(g o)];  g counts `groups`.
-
-    Transposed: y[n, (g o), s'] = sum_{i, k} w[(g i), o, k] * x[n, (g i), s - k] + b[(g o)].
-    """
-    spatial = weight.ndim - 2
-    channel = input.ndim - 1 - spatial  # 1, or 0 for an input without batch
-    for vector in input.vectors[channel + 1 :]:
-        call.lock(vector, "spatial dimension of a convolution")
-    call.fix(*weight.vectors[2:])
-    into = summed = input.dim(channel)
-    if groups == 1:
-        call.same(into, weight.dim(0 if transposed else 1))
-        out = weight.dim(1 if transposed else 0)
-        call.count("groups", call.fixed(1))
-    elif transposed:
-        call.same(into, weight.dim(0))
-        g, summed = call.split(into, (groups, into.size // groups))
-        out = call.merge([g, weight.dim(1)])
-        call.count("groups", g)
-    else:
-        g, summed = call.split(into, (groups, into.size // groups))
-        h, _ = call.split(weight.dim(0), (groups, weight.dim(0).size // groups))
-        call.same(g, h)
-        call.same(summed, weight.dim(1))
-        out = weight.dim(0)
-        call.count("groups", g)
-    if not input.zero[channel] and not weight.zero[0 if transposed else 1]:
-        call.mark(summed, NOT_ZERO)
-    zero = weight.zero[1 if transposed else 0]
-    if bias is not None:
-        call.same(out, bias.dim(0))
-        zero = zero and bias.zero[0]
-    space = [call.fixed(s) for s in call.shapes[0][channel + 1 :]]
-    batch = [vanishes and bias is None for vanishes in input.zero[:channel]]
-    return call.operand([*input.vectors[:channel], out, *space], [*batch, zero, *(True for _ in space)])
+@multiplies("aten::_trilinear")
+def trilinear_products(
+    i1: Dims,
+    i2: Dims,
+    i3: Dims,
+    expand1: Sequence[int],
+    expand2: Sequence[int],
+    expand3: Sequence[int],
+    sumdim: Sequence[int],
+) -> list[Dims]:
+    """Two products one after the other: what only the first two have is summed over in the first."""
+    total = len(i1) + len(expand1)
+    full = []
+    for dims, expand in ((i1, expand1), (i2, expand2), (i3, expand3)):
+        left = iter(dims)
+        full.append([None if d in expand else next(left) for d in range(total)])
+    first = [_either(a, b) for a, b in zip(full[0], full[1], strict=True)]
+    rest = [None if d in sumdim and full[2][d] is None else size for d, size in enumerate(first)]
+    second = [_either(a, b) for a, b in zip(rest, full[2], strict=True)]
+    return [tuple(size for size in letters if size is not None) for letters in (first, second)]
 
 
-@rule("aten::embedding")
-def embedding(call: Call, weight: Operand, indices: Operand) -> Operand:
-    """y[.., c] = w[index[..], c]; rows are looked up by number and stay."""
-    call.lock(weight.dim(0), "rows of an embedding are looked up by number")
-    return call.operand([*indices.vectors, weight.dim(1)], [*(False for _ in indices.vectors), weight.zero[1]])
+def _either(a: Any, b: Any) -> Any:
+    return b if a is None else a if b is None else met(a, b)
 
 
-@rule("aten::embedding_renorm")
-def embedding_renorm(call: Call, self: Operand, indices: Operand) -> Operand:
-    """w[i, c] *= max_norm / |w[i, :]| for the rows that are looked up and whose norm is larger"""
-    call.lock(self.dim(0), "rows of an embedding are looked up by number")
-    if not self.zero[1]:
-        call.mark(self.dim(1), NOT_ZERO)
-    return self
+@recounts("aten::_trilinear", modules=(nn.Bilinear,))
+def bilinear_attributes(module: Any, use: Use) -> dict[str, Any]:
+    """The sizes of the weight."""
+    out, first, second = module.weight.shape
+    return {"out_features": out, "in1_features": first, "in2_features": second}
 
 
-@rule("aten::_embedding_bag", "aten::_embedding_bag_forward_only")
-def embedding_bag(
-    call: Call, weight: Operand, indices: Operand, offsets: Operand, per_sample_weights: Operand | None
-) -> list[Operand]:
-    """y[b, c] = sum, mean or max over the rows i of bag b of w[i, c]; rows are looked up by number and stay."""
-    call.lock(weight.dim(0), "rows of an embedding are looked up by number")
-    for part in (indices, offsets, per_sample_weights):
-        if part is not None:
-            call.lock(part.dim(0), "entries of a bag")
-    bags, *rest = call.shapes
-    outputs = [call.operand([call.fixed(bags[0]), weight.dim(1)], [True, weight.zero[1]])]
-    for shape in rest:  # offsets and sizes of the bags, and in mode "max" the row of every maximum
-        vectors = [call.fixed(s) for s in shape]
-        outputs.append(call.operand([*vectors[:1], weight.dim(1)] if shape == bags else vectors, False))
-    return outputs
+_PRODUCTS = (
+    *("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::addbmm", "aten::addr", "aten::_grouped_mm"),
+    *("aten::mv", "aten::addmv", "aten::dot", "aten::vdot", "aten::_cdist_forward", "aten::_euclidean_dist"),
+)
+absent(*_PRODUCTS, modules="no module of torch is this operation alone")
+absent(
+    *(*_PRODUCTS, "aten::linear", "aten::_trilinear"),
+    sizes="no argument is a size",
+    positions="no argument is a position",
+    readers="no argument is a size",
+    norms="it is no statistic",
+)

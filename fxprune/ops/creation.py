@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+
+from fxprune.ops.aspects import absent, reads, resizes
+from fxprune.ops.python_call import Counted, PythonCall
 from fxprune.ops.registry import Call, Operand, rule
+from fxprune.ops.site import Site
+from fxprune.ops.views import view_integers
 
 FILLS = """
     empty full new_empty new_full new_ones ones rand randn scalar_tensor new_empty_strided empty_strided
@@ -28,6 +37,37 @@ def zeros(call: Call) -> Operand:
     return made
 
 
+_MADE = ("zeros", "ones", "empty", "full", "rand", "randn")
+_NEW = ("new_zeros", "new_ones", "new_empty", "new_full")
+
+
+@resizes(*(f"aten::{name}" for name in _MADE), targets=[getattr(torch, name) for name in _MADE])
+def fill_sizes(site: Site) -> None:
+    """The size, written as one sequence or as several integers."""
+    if site.result is not None:
+        site.put_sizes(0, "size", site.removal.shape(site.result.vectors))
+
+
+@resizes(*(f"aten::{name}" for name in _NEW), targets=_NEW)
+def new_sizes(site: Site) -> None:
+    """The size, written as one sequence or as several integers."""
+    if site.result is not None:
+        site.put_sizes(1, "size", site.removal.shape(site.result.vectors))
+
+
+@reads(*(f"aten::{name}" for name in _MADE), functions=_MADE)
+def fill_integers(call: PythonCall) -> Iterable[Counted]:
+    """Each integer of the size counts its dimension."""
+    return map(Counted, call.sizes(0, "size"), call.result.vectors)
+
+
+reads(*(f"aten::{name}" for name in _NEW), functions=_NEW)(view_integers)
+absent("aten::scalar_tensor", sizes="it has no dimension", readers="it has no dimension")
+absent(
+    *("aten::empty_strided", "aten::new_empty_strided"), sizes="it takes strides too", readers="it takes strides too"
+)
+
+
 @rule(*(f"aten::{name}" for name in LIKE))
 def like(call: Call, self: Operand) -> Operand:
     """y[i] = value, for the i of x"""
@@ -40,6 +80,14 @@ def zeros_like(call: Call, self: Operand) -> Operand:
     return call.operand(self.vectors)
 
 
+absent(
+    *(f"aten::{name}" for name in LIKE),
+    "aten::zeros_like",
+    sizes="no argument is a size",
+    readers="no argument is a size",
+)
+
+
 @rule("aten::arange")
 def arange(call: Call) -> Operand:
     """y[i] = start + step * i; counted from 0 in ones, the numbers are the positions in the result itself."""
@@ -50,7 +98,44 @@ def arange(call: Call) -> Operand:
     return Operand((vector,), (True,), labels=None if vector.fixed else vector)
 
 
+@resizes("aten::arange", targets=(torch.arange,))
+def arange_end(site: Site) -> None:
+    """The positions in a dimension that loses slots: as many as are left."""
+    if site.result is not None and len(site.node.args) == 1:
+        site.put(0, "end", site.removal.count(site.result.dim(0)))
+
+
+@reads("aten::arange", functions=("arange",))
+def arange_integers(call: PythonCall) -> Iterable[Counted]:
+    """The end, where it is all that is said."""
+    return [Counted(call.args[0], call.result.dim(0))] if len(call.args) == 1 else ()
+
+
+@resizes("aten::one_hot", targets=(F.one_hot,))
+def one_hot_classes(site: Site) -> None:
+    """The number of classes; it is compared with the positions that `arange` makes."""
+    if site.result is not None:
+        site.put(1, "num_classes", site.removal.count(site.result.dim(-1)))
+
+
+@reads("aten::one_hot", functions=("one_hot",))
+def one_hot_integers(call: PythonCall) -> Iterable[Counted]:
+    """The number of classes."""
+    return [Counted(call.argument(1, "num_classes", -1), call.result.dim(-1))]
+
+
 @rule(*(f"aten::{name}" for name in RANGES))
 def ranges(call: Call) -> list[Operand]:
     """y[i] depends on i: fixed"""
     return [call.constant(i) for i in range(len(call.shapes))]
+
+
+_RANGES = tuple(f"aten::{name}" for name in RANGES)
+absent(*_RANGES, sizes="what is made keeps its size", readers="what is made keeps its size")
+absent(
+    *(*_RANGES, "aten::arange", "aten::zeros_like", *(f"aten::{name}" for name in (*FILLS, *ZEROS, *LIKE))),
+    multiply_adds="nothing is multiplied",
+    positions="no argument is a position",
+    modules="no module of torch makes tensors",
+    norms="it is no statistic",
+)

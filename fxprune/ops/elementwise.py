@@ -12,9 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from fxprune.channels.vector import Vector
+from fxprune.ops.aspects import absent, recounts
+from fxprune.ops.module_use import Use
 from fxprune.ops.registry import Call, Operand, rule
 
 ELEMENTWISE = """
@@ -114,6 +117,24 @@ def copy(call: Call, self: Operand, src: Operand) -> Operand:
     vectors = broadcast(call, [self, src], call.shapes[0])
     zero = [_carries_zero(src, d, v.size) for d, v in enumerate(vectors, start=-len(vectors))]
     return call.operand(vectors, zero)
+
+
+@recounts("aten::_prelu_kernel", modules=(nn.PReLU,))
+def prelu_attributes(module: Any, use: Use) -> dict[str, Any]:
+    """The number of slopes."""
+    return {"num_parameters": module.weight.shape[0]}
+
+
+_EVERY = tuple(f"aten::{name}" for name in (*ELEMENTWISE, "eq", "ne", *COPIES, *RANDOM, "copy"))
+absent(*(name for name in _EVERY if name != "aten::_prelu_kernel"), modules="its module has no count")
+absent(
+    *_EVERY,
+    multiply_adds="each element is computed on its own",
+    sizes="no argument is a size",
+    positions="no argument is a position",
+    readers="no argument is a size",
+    norms="it is no statistic",
+)
 
 
 def _carries_zero(operand: Operand, d: int, size: int) -> bool:

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from fxprune.channels.vector import Vector
+from fxprune.ops.aspects import absent
 from fxprune.ops.elementwise import broadcast
-from fxprune.ops.movement import replace
 from fxprune.ops.registry import Call, Operand, integers, rule
+from fxprune.ops.views import with_vectors
 
 SPANNED = "indexed by numbers that are not known or span several dimensions"
 WRITTEN = "written to at positions"
@@ -25,8 +26,8 @@ def index_select(call: Call, self: Operand, dim: int, index: Operand) -> Operand
     """y[j] = x[index[j]]"""
     if index.labels is not None:
         _chosen(call, self.dim(dim), index, SPANNED)
-        return dataclasses.replace(replace(self, dim, *index.vectors), labels=self.labels)
-    return replace(self, dim, gathered(call, self.dim(dim), index))
+        return dataclasses.replace(with_vectors(self, dim, *index.vectors), labels=self.labels)
+    return with_vectors(self, dim, gathered(call, self.dim(dim), index))
 
 
 @rule("aten::index", "aten::_unsafe_index", labels="own")
@@ -35,7 +36,7 @@ def index(call: Call, self: Operand, indices: Sequence[Operand | None]) -> Opera
     lists = [(d, i) for d, i in enumerate(indices) if i is not None]
     first = lists[0][1]
     if len(lists) == 1 and first.ndim == 1 and first.labels is None and not _is_mask(call, lists[0][0]):
-        made = replace(self, lists[0][0], gathered(call, self.dim(lists[0][0]), first))
+        made = with_vectors(self, lists[0][0], gathered(call, self.dim(lists[0][0]), first))
     else:
         made = _picked(call, self, call.shapes[0], SPANNED)[0]
     return dataclasses.replace(made, labels=self.labels)
@@ -250,3 +251,19 @@ def gathered(call: Call, vector: Vector, index: Operand) -> Vector:
 
 def _is_mask(call: Call, position: int) -> bool:
     return str(call.raw["indices"][position].dtype) in ("torch.bool", "torch.uint8")
+
+
+absent(
+    *("aten::index_select", "aten::index", "aten::_unsafe_index", "aten::index_put", "aten::_unsafe_index_put"),
+    *("aten::_index_put_impl", "aten::gather", "aten::take", "aten::put", "aten::scatter", "aten::scatter_add"),
+    *("aten::scatter_reduce", "aten::index_add", "aten::index_copy", "aten::index_reduce", "aten::index_fill"),
+    *("aten::masked_scatter", "aten::select_scatter", "aten::slice_scatter", "aten::diagonal_scatter"),
+    *("aten::as_strided_scatter", "aten::nonzero", "aten::nonzero_static", "aten::masked_select", "aten::bincount"),
+    *("aten::_unique", "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive"),
+    multiply_adds="nothing is multiplied",
+    sizes="no argument is a size that changes",
+    positions="a list of positions is renumbered where it is kept; what other positions choose from stays",
+    readers="no argument is an integer that counts",
+    modules="no module of torch indexes",
+    norms="it is no statistic",
+)

@@ -49,6 +49,14 @@ class Use:
         return SizeError(why, tuple(vector for vector in found if vector is not None))
 
 
+def stored_weight(module: Any) -> Any:
+    """The weight, or what an old hook of torch (masks, weight and spectral norm) computes it from in every forward."""
+    for name in ("weight_orig", "weight_v"):
+        if module._parameters.get(name) is not None:
+            return module._parameters[name]
+    return module.weight
+
+
 class SizeError(ValueError):
     """A module cannot express its new sizes; `vectors` are the dimensions that had better stay what they are."""
 

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules import batchnorm, instancenorm
 
 from fxprune.channels.vector import Vector
+from fxprune.ops.aspects import absent, reads, recounts, resizes, respells
+from fxprune.ops.module_use import Use
+from fxprune.ops.python_call import Counted, PythonCall
 from fxprune.ops.registry import Call, Operand, rule
+from fxprune.ops.site import Site
+from fxprune.ops.statistic import StatisticNode
 
+if TYPE_CHECKING:
+    from torch import fx
 
-@rule(
+_BATCH_NORMS = (
     "aten::native_batch_norm",
     "aten::_native_batch_norm_legit",
     "aten::_native_batch_norm_legit_no_training",
@@ -18,6 +29,9 @@ from fxprune.ops.registry import Call, Operand, rule
     "aten::miopen_batch_norm",
     "aten::_batch_norm_with_update",
 )
+
+
+@rule(*_BATCH_NORMS)
 def batch_norm(call: Call, input: Operand, weight: Operand | None, bias: Operand | None) -> list[Operand]:
     """y[n, c, s] = (x[n, c, s] - mean[c]) / sqrt(var[c] + eps) * w[c] + b[c]: every channel on its own."""
     channels = input.dim(1)
@@ -35,6 +49,26 @@ def batch_norm(call: Call, input: Operand, weight: Operand | None, bias: Operand
     for shape in call.shapes[1:]:
         outputs.append(call.operand([channels if size == channels.size else call.fixed(size) for size in shape]))
     return outputs
+
+
+@recounts(*_BATCH_NORMS, modules=(batchnorm._BatchNorm, instancenorm._InstanceNorm))
+def batch_norm_attributes(module: Any, use: Use) -> dict[str, Any]:
+    """The number of channels: of weight and statistics, else of the input."""
+    for tensor in (module.weight, module.running_mean):
+        if tensor is not None:
+            return {"num_features": tensor.shape[0]}
+    if use.input is None:
+        return {}
+    batched = isinstance(module, batchnorm._BatchNorm) or use.input.ndim > module._get_no_batch_dim()
+    return {"num_features": use.input_size(1 if batched else 0)}
+
+
+absent(
+    *_BATCH_NORMS,
+    sizes="no argument is a size",
+    readers="no argument is a size",
+    norms="every channel has a statistic of its own",
+)
 
 
 @rule("aten::native_layer_norm", "aten::layer_norm")
@@ -58,6 +92,37 @@ def layer_norm(
         kept: list[Vector] = [v if s == v.size else call.fixed(s) for v, s in zip(input.vectors, shape, strict=True)]
         outputs.append(call.operand(kept[:first] + [call.fixed(s) for s in shape[first:]]))
     return outputs
+
+
+@resizes("aten::native_layer_norm", "aten::layer_norm", targets=(F.layer_norm, torch.layer_norm))
+def layer_norm_sizes(site: Site) -> None:
+    """The dimensions over which the statistic runs."""
+    site.put_sizes(1, "normalized_shape", site.counted("normalized_shape"))
+
+
+@reads("aten::native_layer_norm", "aten::layer_norm", functions=("layer_norm",))
+def layer_norm_integers(call: PythonCall) -> Iterable[Counted]:
+    """Each integer of the shape counts one of the last dimensions."""
+    shape = call.argument(1, "normalized_shape")
+    return map(Counted, shape, call.result.vectors[-len(shape) :])
+
+
+@recounts("aten::native_layer_norm", "aten::layer_norm", modules=(nn.LayerNorm,))
+def layer_norm_attributes(module: Any, use: Use) -> dict[str, Any]:
+    """The shape: of the weight, else of the input's last dimensions."""
+    if module.weight is not None:
+        return {"normalized_shape": tuple(module.weight.shape)}
+    if use.input is None:
+        return {}
+    return {"normalized_shape": use.removal.shape(use.input.vectors[-len(module.normalized_shape) :])}
+
+
+@respells("aten::native_layer_norm", "aten::layer_norm", targets=(F.layer_norm, torch.layer_norm))
+def wide_layer_norm(statistic: StatisticNode) -> fx.Node:
+    """As a layer that counts the original width."""
+    eps, input = statistic.argument(4, "eps"), statistic.argument(0, "input")
+    weight, bias = statistic.argument(2, "weight"), statistic.argument(3, "bias")
+    return statistic.layer(nn.LayerNorm, 1e-5 if eps is None else eps, input, weight, bias)
 
 
 @rule("aten::native_group_norm")
@@ -84,10 +149,57 @@ def group_norm(call: Call, input: Operand, weight: Operand | None, bias: Operand
     return [call.operand(input.vectors, zero), *statistics]
 
 
+@resizes("aten::native_group_norm")
+def native_group_norm_sizes(site: Site) -> None:
+    """Batch, channels, positions and groups."""
+    for position, name in enumerate(("N", "C", "HxW", "group"), start=3):
+        site.put(position, name, site.counted(name)[0])
+
+
+@resizes("aten::group_norm", targets=(F.group_norm, torch.group_norm))
+def group_norm_sizes(site: Site) -> None:
+    """The number of groups."""
+    site.put(1, "num_groups", site.counted("group")[0])
+
+
+@reads("aten::native_group_norm", functions=("group_norm",))
+def group_norm_integers(call: PythonCall) -> Iterable[Counted]:
+    """The number of groups."""
+    return call.counted(call.argument(1, "num_groups"), "group")
+
+
+@recounts("aten::native_group_norm", modules=(nn.GroupNorm,))
+def group_norm_attributes(module: Any, use: Use) -> dict[str, Any]:
+    """Groups and channels."""
+    groups, channels = use.counted("group"), use.counted("C")
+    return {"num_groups": groups and groups[0], "num_channels": channels and channels[0]}
+
+
+absent("aten::native_group_norm", norms="its statistic is that of the channels that are left in a group")
+
+
 @rule("aten::_fused_rms_norm", "aten::rms_norm")
 def rms_norm(call: Call, input: Operand, normalized_shape: Sequence[int], weight: Operand | None) -> Sequence[Operand]:
     """y[.., c] = x[.., c] / sqrt(mean_c x^2 + eps) * w[c]"""
     return layer_norm(call, input, normalized_shape, weight, None)
+
+
+@resizes("aten::_fused_rms_norm", "aten::rms_norm", targets=(F.rms_norm, torch.rms_norm))
+def rms_norm_sizes(site: Site) -> None:
+    """The dimensions over which the statistic runs."""
+    count = len(site.value(site.argument(1, "normalized_shape")))
+    site.put_sizes(1, "normalized_shape", site.removal.shape(site.input.vectors[-count:]))
+
+
+reads("aten::_fused_rms_norm", "aten::rms_norm", functions=("rms_norm",))(layer_norm_integers)
+recounts("aten::_fused_rms_norm", "aten::rms_norm", modules=(nn.RMSNorm,))(layer_norm_attributes)
+
+
+@respells("aten::_fused_rms_norm", "aten::rms_norm", targets=(F.rms_norm, torch.rms_norm))
+def wide_rms_norm(statistic: StatisticNode) -> fx.Node:
+    """As a layer that counts the original width."""
+    eps, input = statistic.argument(3, "eps"), statistic.argument(0, "input")
+    return statistic.layer(nn.RMSNorm, eps, input, statistic.argument(2, "weight"))
 
 
 @rule("aten::_weight_norm_interface", "aten::_weight_norm")
@@ -102,6 +214,15 @@ def weight_norm(call: Call, v: Operand, g: Operand, dim: int) -> list[Operand]:
     return [call.operand(v.vectors, v.zero), *norms]
 
 
+absent(
+    *("aten::_weight_norm_interface", "aten::_weight_norm"),
+    sizes="no argument is a size",
+    readers="no argument is a size",
+    modules="the layer with the weight counts",
+    norms="the norm of a weight's rows is that of what is left",
+)
+
+
 def default_eps(dtype: torch.dtype) -> float:
     """The epsilon of an RMS norm that names none: that of the type in which torch computes.
 
@@ -109,3 +230,12 @@ def default_eps(dtype: torch.dtype) -> float:
     (2.220446049250313e-16, True)
     """
     return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+
+
+absent(
+    *_BATCH_NORMS,
+    *("aten::native_layer_norm", "aten::layer_norm", "aten::native_group_norm", "aten::_fused_rms_norm"),
+    *("aten::rms_norm", "aten::_weight_norm_interface", "aten::_weight_norm"),
+    multiply_adds="normalization is not counted",
+    positions="no argument is a position",
+)

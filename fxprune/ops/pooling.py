@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fxprune.ops.aspects import absent
 from fxprune.ops.registry import Call, Operand, rule
 
 SPATIAL = {
@@ -78,3 +79,16 @@ def glu(call: Call, self: Operand, dim: int) -> Operand:
     call.lock(halves, "glu needs both halves")
     d = dim % self.ndim
     return call.operand([channels if i == d else v for i, v in enumerate(self.vectors)], self.zero)
+
+
+absent(
+    *(f"aten::{name}" for names in SPATIAL.values() for name in names.split()),
+    *("aten::fractional_max_pool2d", "aten::fractional_max_pool3d"),
+    *("aten::grid_sampler_2d", "aten::grid_sampler_3d", "aten::cudnn_grid_sampler", "aten::glu"),
+    multiply_adds="pooling, interpolation and gates are not counted",
+    sizes="its arguments are sizes in space, which stay",
+    positions="no argument is a position among channels",
+    readers="its arguments are sizes in space, which stay",
+    modules="the attributes of its module are sizes in space, which stay",
+    norms="it is no statistic over channels",
+)

@@ -10,13 +10,23 @@ w_ih [(gate unit), input], w_hh [(gate unit), unit], the biases b_ih and b_hh, a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
 
 from fxprune.channels.vector import Vector
+from fxprune.ops.aspects import absent, multiplies, recounts, resizes
 from fxprune.ops.contraction import NOT_ZERO
+from fxprune.ops.macs import Dims
+from fxprune.ops.module_use import Use
 from fxprune.ops.registry import Call, Operand, rule
+from fxprune.ops.site import Site
 
 GATES = {0: 1, 1: 1, 2: 4, 3: 3}
 """How many gates there are, by the number of the mode: relu, tanh, LSTM, GRU."""
+
+GATES_BY_NAME = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
+"""How many gates there are, by `nn.RNNBase.mode`."""
 
 TIME = "a recurrent layer runs over the steps in order"
 
@@ -45,6 +55,18 @@ def one_layer(
     last = call.operand([input.dim(1), unit], [False, zero])
     rest = [call.operand([call.fixed(s) for s in shape]) for shape in call.shapes[3:]]
     return [call.operand([*input.vectors[:2], unit], [False, False, zero]), last, last, *rest]
+
+
+@multiplies("aten::mkldnn_rnn_layer")
+def one_layer_products(input: Dims, weight0: Dims, weight1: Dims, weight2: Dims, weight3: Dims) -> list[Dims]:
+    """All matrices at each step of each sequence"""
+    return [(*input[:-1], *weight) for weight in (weight0, weight1, weight2, weight3) if len(weight) == 2]
+
+
+@resizes("aten::mkldnn_rnn_layer")
+def one_layer_sizes(site: Site) -> None:
+    """The number of units."""
+    site.put(10, "hidden_size", site.counted("hidden_size")[0])
 
 
 @rule("aten::_cudnn_rnn")
@@ -110,6 +132,19 @@ def all_layers(
     return [*made, *(call.operand([call.fixed(s) for s in shape]) for shape in call.shapes[3:])]
 
 
+@multiplies("aten::_cudnn_rnn")
+def all_layers_products(input: Dims, weight: Sequence[Dims]) -> list[Dims]:
+    """All matrices at each step of each sequence"""
+    return [(*input[:-1], *matrix) for matrix in weight if len(matrix) == 2]
+
+
+@resizes("aten::_cudnn_rnn")
+def all_layers_sizes(site: Site) -> None:
+    """The number of units, and of outputs of a projection."""
+    site.put(7, "hidden_size", site.counted("hidden_size")[0])
+    site.put(8, "proj_size", site.counted("proj_size")[0])
+
+
 def _cell(
     call: Call,
     entering: Vector,
@@ -150,6 +185,35 @@ def _cell(
     return out, vanishes
 
 
+@recounts("aten::mkldnn_rnn_layer", "aten::_cudnn_rnn", modules=(nn.RNNBase,))
+def layer_attributes(module: Any, use: Use) -> dict[str, Any]:
+    """Sizes as the weights of the first layer have them; those of all others must agree.
+
+    weight_ih: (gates * H, inputs); weight_hh: (gates * H, R); weight_hr, of a projection: (R, H), else R = H.
+    """
+    gates, directions = GATES_BY_NAME[module.mode], 2 if module.bidirectional else 1
+    hidden = module.weight_hh_l0.shape[0] // gates
+    inputs = module.weight_ih_l0.shape[1]
+    projected = module.weight_hr_l0.shape[0] if module.proj_size else 0
+    out = projected or hidden
+    if projected >= hidden:
+        why = f"a projection to {projected} is not narrower than the {hidden} hidden units it would have"
+        raise use.impossible(why, {"weight_hr_l0": 1})
+    for layer in range(module.num_layers):
+        for suffix in [f"_l{layer}", f"_l{layer}_reverse"][:directions]:
+            want = {
+                "weight_ih": (gates * hidden, directions * out if layer else inputs),
+                "weight_hh": (gates * hidden, out),
+                "weight_hr": (projected, hidden),
+            }
+            for name, shape in want.items():
+                weight = getattr(module, name + suffix, None)
+                if weight is not None and tuple(weight.shape) != shape:
+                    why = f"{name + suffix} would have shape {tuple(weight.shape)}, the layer needs {shape}"
+                    raise use.impossible(why, {name + suffix: 0, "weight_hh_l0": 1, "weight_hr_l0": 1})
+    return {"input_size": inputs, "hidden_size": hidden, "proj_size": projected}
+
+
 @rule("aten::_thnn_fused_lstm_cell")
 def lstm_cell(
     call: Call,
@@ -172,6 +236,12 @@ def lstm_cell(
     return [made, made, call.operand([batch, input_gates.dim(-1)], False)]
 
 
+@recounts("aten::_thnn_fused_lstm_cell", modules=(nn.RNNCellBase,))
+def cell_attributes(module: Any, use: Use) -> dict[str, Any]:
+    """The sizes of the weights."""
+    return {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}
+
+
 @rule("aten::_pack_padded_sequence")
 def pack(call: Call, input: Operand, lengths: Operand) -> list[Operand]:
     """y[(t n), i] = x[t, n, i] for the steps t that sequence n has"""
@@ -179,3 +249,19 @@ def pack(call: Call, input: Operand, lengths: Operand) -> list[Operand]:
         call.lock(vector, "the lengths of the sequences are data")
     packed = call.operand([call.fixed(call.shapes[0][0]), *input.vectors[2:]], [True, *input.zero[2:]])
     return [packed, call.constant(1)]
+
+
+_LAYERS = ("aten::mkldnn_rnn_layer", "aten::_cudnn_rnn")
+absent(*_LAYERS, readers="no function of torch takes a number of units")
+absent(
+    *("aten::_thnn_fused_lstm_cell", "aten::_pack_padded_sequence"),
+    multiply_adds="the products come before it",
+    sizes="no argument is a size",
+    readers="no argument is a size",
+)
+absent("aten::_pack_padded_sequence", modules="no module of torch packs")
+absent(
+    *(*_LAYERS, "aten::_thnn_fused_lstm_cell", "aten::_pack_padded_sequence"),
+    positions="no argument is a position",
+    norms="it is no statistic",
+)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
+
+from fxprune.ops.aspects import absent, respells
 from fxprune.ops.registry import Call, Operand, rule
+from fxprune.ops.statistic import StatisticNode
+
+if TYPE_CHECKING:
+    from torch import fx
 
 SUMS = "sum nansum linalg_vector_norm norm".split()
 STATISTICS = """
@@ -69,6 +77,12 @@ def statistics(call: Call, self: Operand) -> list[Operand]:
         width = name == "mean" and all(self.zero[e] for e in dims)
         call.mark(self.dim(d), f"{name} over the channel", width=width)
     return _reduced(call, self, dims, name in ZERO_OF_ZEROS)
+
+
+@respells("aten::mean", targets=("mean", torch.mean))
+def wide_mean(statistic: StatisticNode) -> fx.Node:
+    """sum_i x_i / N = N' / N * (sum_i x_i / N')"""
+    return statistic.scaled(math.prod(statistic.counts) / statistic.width)
 
 
 @rule(*(f"aten::{name}" for name in POSITIONS))
@@ -145,3 +159,19 @@ def softmax(call: Call, self: Operand, dim: int) -> Operand:
         for vector in self.vectors[:-2]:
             call.heads(vector)
     return call.operand(self.vectors, False)
+
+
+_EVERY = (
+    *(f"aten::{name}" for name in (*SUMS, *STATISTICS, *POSITIONS, "sort", "argsort", "topk", "searchsorted")),
+    *(f"aten::{name}" for name in ("bucketize", "cumsum", "logcumsumexp", "cumprod", "softmax", "log_softmax")),
+    *("aten::_softmax", "aten::_log_softmax", "aten::_safe_softmax"),
+)
+absent(
+    *_EVERY,
+    multiply_adds="sums without a second factor, and statistics, are not counted",
+    sizes="no argument is a size that changes",
+    positions="no argument is a position",
+    readers="no argument is a size that changes",
+    modules="its module has no count",
+)
+absent(*(name for name in _EVERY if name != "aten::mean"), norms="it says nothing of the original width")

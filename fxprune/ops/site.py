@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import fx
 
 from fxprune.channels.groups import Bools, Removal
 from fxprune.channels.vector import Vector
 from fxprune.errors import RewriteError
 from fxprune.ops.registry import Operand
-
-if TYPE_CHECKING:
-    from torch import fx
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,10 @@ class Site:
                 do="write the position as a number, or ignore the layers before it",
             )
         return old
+
+    def computed(self, argument: Any) -> bool:
+        """Whether an argument is the result of another node."""
+        return isinstance(argument, fx.Node)
 
     def refusal(self, what: str, *, why: str = "", do: str) -> RewriteError:
         """The error to raise where this node cannot be written for the new sizes."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import torch
+
+from fxprune.ops.aspects import absent, multiplies, reads, resizes
 from fxprune.ops.elementwise import broadcast
+from fxprune.ops.python_call import Counted, PythonCall
 from fxprune.ops.registry import Call, Operand, rule
+from fxprune.ops.site import Site
 
 POSITION = "the result depends on the position in this dimension"
 
@@ -19,6 +24,11 @@ def fft(call: Call, self: Operand, dim: Sequence[int]) -> Operand:
     shape = call.shapes[0]
     vectors = [call.fixed(shape[d]) if d in transformed else v for d, v in enumerate(self.vectors)]
     return call.operand(vectors, self.zero)
+
+
+@multiplies("aten::_fft_r2c", "aten::_fft_c2c", "aten::_fft_c2r")
+def fft_products() -> None:
+    """How many there are depends on the factors of the lengths: unknown."""
 
 
 @rule("aten::tril", "aten::triu")
@@ -76,6 +86,21 @@ def histc(call: Call, self: Operand, bins: int, min: float, max: float) -> Opera
     return call.operand([labels])
 
 
+@resizes("aten::histc", targets=("histc", torch.histc))
+def histc_bins(site: Site) -> None:
+    """As many bins as there are positions, up to the last one."""
+    if "bins" in site.counts:
+        (count,) = site.counted("bins")
+        site.put(1, "bins", count)
+        site.put(3, "max", count - 1)
+
+
+@reads("aten::histc", functions=("histc",))
+def histc_integers(call: PythonCall) -> Iterable[Counted]:
+    """The number of bins."""
+    return [Counted(call.argument(1, "bins", 100), call.result.dim(0))]
+
+
 @rule("aten::linalg_cross")
 def cross(call: Call, self: Operand, other: Operand, dim: int) -> Operand:
     """y[c, i] = a[c, i + 1] * b[c, i + 2] - a[c, i + 2] * b[c, i + 1], i modulo 3"""
@@ -111,3 +136,18 @@ def affine_grid(call: Call, theta: Operand) -> list[Operand]:
 @rule("aten::_assert_tensor_metadata", "aten::_assert_async")
 def assertions(call: Call) -> None:
     """No result."""
+
+
+_FFT = ("aten::_fft_r2c", "aten::_fft_c2c", "aten::_fft_c2r")
+_OTHERS = (
+    *("aten::tril", "aten::triu", "aten::diagonal", "aten::diag_embed", "aten::trace", "aten::linalg_cross"),
+    *("aten::isin", "aten::affine_grid_generator", "aten::_assert_tensor_metadata", "aten::_assert_async"),
+)
+absent(*_OTHERS, "aten::histc", multiply_adds="it is no contraction")
+absent(*_FFT, *_OTHERS, sizes="no argument is a size that changes", readers="no argument is a size that changes")
+absent(
+    *(*_FFT, *_OTHERS, "aten::histc"),
+    positions="no argument is a position",
+    modules="no module of torch is this operation",
+    norms="it is no statistic that a layer keeps",
+)

@@ -1,6 +1,6 @@
 """Plan and analysis become the smaller model: parameters, module attributes, sizes in the graph."""
 
-from fxprune.rewrite import attention, positions, recurrent
+from fxprune.rewrite import attention
 
-REGISTERED = (attention, positions, recurrent)
-"""The modules whose import registers how layers with several counts, and positions in graphs, are counted anew."""
+REGISTERED = (attention,)
+"""The modules whose import registers how layers of several operations are recounted."""

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxprune.channels.groups import Bools
-from fxprune.rewrite.modules import Use, recounts
+from fxprune.ops.aspects import recounts
+from fxprune.ops.module_use import Use
 
 
 class MultiheadAttention(nn.MultiheadAttention):
@@ -277,7 +278,7 @@ def _widths(module: nn.MultiheadAttention) -> tuple[int, int, int]:
     return q.shape[1], k.shape[1], v.shape[1]
 
 
-@recounts(nn.MultiheadAttention)
+@recounts(modules=(nn.MultiheadAttention,))
 def _attention(module: nn.MultiheadAttention, use: Use) -> dict[str, Any]:
     """What is left of the grid of heads and positions, read off the rows of the projections that survive.
 
@@ -306,14 +307,14 @@ def _attention(module: nn.MultiheadAttention, use: Use) -> dict[str, Any]:
     return {}
 
 
-@recounts(nn.TransformerEncoder)
+@recounts(modules=(nn.TransformerEncoder,))
 def _encoder(module: nn.TransformerEncoder, use: Use) -> dict[str, Any]:
     """Nested tensors go through all layers or none; the encoder asks the first one only."""
     narrowed = any(isinstance(m, MultiheadAttention) for m in module.modules())
     return {"use_nested_tensor": False} if narrowed else {}
 
 
-@recounts(nn.Transformer)
+@recounts(modules=(nn.Transformer,))
 def _transformer(module: nn.Transformer, use: Use) -> dict[str, Any]:
     """The width that its forward asks source and target for: that of the first query."""
     layers = (m for m in module.modules() if isinstance(m, nn.MultiheadAttention))

@@ -9,8 +9,9 @@ from fxprune.analysis.observed import Visit
 from fxprune.channels.groups import Removal
 from fxprune.channels.vector import Vector
 from fxprune.ops import Operand
+from fxprune.ops.module_use import SizeError, Use
 from fxprune.rewrite.draft import Draft
-from fxprune.rewrite.modules import SizeError, Use, recount
+from fxprune.rewrite.modules import recount
 from fxprune.rewrite.node_sizes import contradiction
 
 
@@ -24,10 +25,10 @@ def recount_modules(draft: Draft, findings: Findings, removal: Removal) -> None:
     for name, module in reversed(list(draft.module.named_modules())):  # some count the sizes of the modules inside
         visit, own = visits.get(name), vectors.get(name, {})
         if visit is None:
-            use = Use(removal, None, None, None, own)
+            use = Use(removal, vectors=own)
         else:
             first = next((o for o in visit.inputs if isinstance(o, Operand)), None)
-            use = Use(removal, first, visit.output, visit.observation, own)
+            use = Use(removal, first, visit.output, visit.observation.counts, own)
         try:
             recount(module, use)
         except SizeError as error:

@@ -24,9 +24,10 @@ from fxprune.channels.groups import Removal
 from fxprune.channels.vector import Vector
 from fxprune.errors import RewriteError
 from fxprune.ops import Operand
+from fxprune.ops.site import Site
 from fxprune.proof.shapes import ContradictionError, Witness
 from fxprune.rewrite.draft import Draft
-from fxprune.rewrite.sizes import Site, resize
+from fxprune.rewrite.sizes import resize
 
 _LOOSE = {
     *(torch.ops.aten.einsum.default, torch.ops.aten.linear.default, torch.ops.aten.matmul.default),
@@ -92,7 +93,7 @@ class _Settling:
         def operand(argument: Any) -> Any:
             return nodes[self.draft.before[argument].name] if isinstance(argument, fx.Node) else argument
 
-        return Site(node, before, self.removal, nodes[before.name], observation, value, operand)
+        return Site(node, before, self.removal, nodes[before.name], observation.counts, value, operand)
 
     def _check(self, node: fx.Node, before: fx.Node, result: Any) -> None:
         promised = leaves(self.findings.observed.nodes[before.name], Operand)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -71,6 +72,10 @@ class RMSNorm(_Counting, nn.RMSNorm):
     def forward(self, input: Tensor, weight: Tensor | None = None) -> Tensor:
         """As `nn.RMSNorm.forward`; a graph gives the weight of `F.rms_norm`."""
         return rms_norm(input, self.normalized_shape, self.weight if weight is None else weight, self.eps, self.width)
+
+
+WIDE: Mapping[type[nn.Module], Callable[..., nn.Module]] = {nn.LayerNorm: LayerNorm, nn.RMSNorm: RMSNorm}
+"""The layer that stands in for one of torch's."""
 
 
 def layer_norm(

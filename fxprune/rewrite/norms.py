@@ -24,7 +24,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxprune.analysis.after_removal import kept_slots
@@ -34,9 +33,12 @@ from fxprune.capture.module_copy import copy_module
 from fxprune.channels.groups import Ints, Removal
 from fxprune.channels.vector import Vector
 from fxprune.ops import Operand
+from fxprune.ops.aspects import NORMS
 from fxprune.ops.normalization import default_eps
+from fxprune.ops.reduction import wide_mean
+from fxprune.ops.statistic import StatisticNode
 from fxprune.proof.deterministic import Sober
-from fxprune.rewrite.norm_layers import LayerNorm, RMSNorm, shape_of
+from fxprune.rewrite.norm_layers import WIDE, LayerNorm, RMSNorm, shape_of
 from fxprune.rewrite.tensors import shrink
 
 FindingsT = TypeVar("FindingsT", bound=Findings)
@@ -78,18 +80,13 @@ class Rescale:
 
 @dataclass(frozen=True)
 class Respell:
-    """A node of a graph, "layer_norm", "rms_norm" or "mean", over these dimensions."""
+    """A node of a graph that takes a statistic over these dimensions, and how it is written otherwise."""
 
-    kind: str
+    write: Callable[[StatisticNode], fx.Node]
     vectors: tuple[Vector, ...]
 
 
 _EPS = ("variance_epsilon", "eps", "epsilon")
-_NODES = {
-    **dict.fromkeys((F.layer_norm, torch.layer_norm, aten.layer_norm.default), "layer_norm"),
-    **dict.fromkeys((F.rms_norm, torch.rms_norm, aten.rms_norm.default), "rms_norm"),
-    **dict.fromkeys(("mean", torch.mean, aten.mean.dim, aten.mean.default), "mean"),
-}
 
 
 def preserve(findings: FindingsT) -> FindingsT:
@@ -159,15 +156,16 @@ def _owns_its_weight(findings: Findings, path: str, module: nn.Module) -> bool:
 
 
 def _way_of_node(findings: Findings, node: fx.Node) -> Respell | None:
-    kind = _NODES.get(node.target) if node.op in ("call_function", "call_method") else None
-    if kind is None or "out" in node.kwargs:
+    write = NORMS.at(node.target) if node.op in ("call_function", "call_method") else None
+    if write is None or "out" in node.kwargs:
         return None
-    if kind == "mean":
+    shape = _argument(node, 1, "normalized_shape")
+    if write is wide_mean:
         calls = [call for call, _ in findings.observed.observations[node.name].marked.values()]
-        return Respell(kind, tuple(v for _, v in calls[0].marks)) if len(calls) == 1 else None
-    shape, input = _argument(node, 1, "normalized_shape"), findings.observed.nodes[_argument(node, 0, "input").name]
+        return Respell(write, tuple(v for _, v in calls[0].marks)) if len(calls) == 1 else None
+    input = findings.observed.nodes[_argument(node, 0, "input").name]
     shape = findings.observed.nodes[shape.name] if isinstance(shape, fx.Node) else shape
-    return Respell(kind, input.vectors[-len(shape) :])
+    return Respell(write, input.vectors[-len(shape) :])
 
 
 def _argument(node: fx.Node, position: int, name: str) -> Any:
@@ -314,43 +312,34 @@ def preserve_nodes(
         if math.prod(counts) == width:
             continue
         with graph.inserting_after(node):
-            made = _RESPELL[way.kind](small, graph, node, counts, width)
+            made = way.write(_Statistic(small, graph, node, counts, width))
         made.meta = copy.copy(node.meta)
         node.replace_all_uses_with(made, delete_user_cb=lambda user, made=made: user is not made)
         if not node.users:
             graph.erase_node(node)
 
 
-def _respell_mean(small: nn.Module, graph: fx.Graph, node: fx.Node, counts: tuple[int, ...], width: int) -> fx.Node:
-    """sum_i x_i / N = N' / N * (sum_i x_i / N')"""
-    multiply = aten.mul.Tensor if isinstance(node.target, torch._ops.OpOverload) else operator.mul
-    return graph.call_function(multiply, (node, math.prod(counts) / width))
+@dataclass(frozen=True)
+class _Statistic:
+    """The `StatisticNode` that is written into a graph."""
 
+    small: nn.Module
+    graph: fx.Graph
+    node: fx.Node
+    counts: tuple[int, ...]
+    width: int
 
-def _respell_rms_norm(small: nn.Module, graph: fx.Graph, node: fx.Node, counts: tuple[int, ...], width: int) -> fx.Node:
-    layer = RMSNorm(counts, _argument(node, 3, "eps"), elementwise_affine=False, width=width)
-    return _call(small, graph, layer, _argument(node, 0, "input"), _argument(node, 2, "weight"))
+    def argument(self, position: int, name: str) -> Any:
+        return _argument(self.node, position, name)
 
+    def scaled(self, factor: float) -> fx.Node:
+        multiply = aten.mul.Tensor if isinstance(self.node.target, torch._ops.OpOverload) else operator.mul
+        return self.graph.call_function(multiply, (self.node, factor))
 
-def _respell_layer_norm(
-    small: nn.Module, graph: fx.Graph, node: fx.Node, counts: tuple[int, ...], width: int
-) -> fx.Node:
-    eps = _argument(node, 4, "eps")
-    layer = LayerNorm(counts, 1e-5 if eps is None else eps, elementwise_affine=False, width=width)
-    weight, bias = _argument(node, 2, "weight"), _argument(node, 3, "bias")
-    return _call(small, graph, layer, _argument(node, 0, "input"), weight, bias)
-
-
-def _call(small: nn.Module, graph: fx.Graph, layer: nn.Module, *arguments: Any) -> fx.Node:
-    """A call of a new module: the analysis, or a trace, of the result takes it for one operation."""
-    name = next(n for k in itertools.count() if not hasattr(small, n := f"preserved_norm_{k}"))
-    layer.training = small.training
-    small.add_module(name, layer)
-    return graph.call_module(name, arguments)
-
-
-_RESPELL: dict[str, Callable[[nn.Module, fx.Graph, fx.Node, tuple[int, ...], int], fx.Node]] = {
-    "mean": _respell_mean,
-    "rms_norm": _respell_rms_norm,
-    "layer_norm": _respell_layer_norm,
-}
+    def layer(self, kind: type[nn.Module], eps: float | None, *arguments: Any) -> fx.Node:
+        """The analysis, or a trace, of the result takes the new module for one operation."""
+        made = WIDE[kind](self.counts, eps, elementwise_affine=False, width=self.width)
+        name = next(n for k in itertools.count() if not hasattr(self.small, n := f"preserved_norm_{k}"))
+        made.training = self.small.training
+        self.small.add_module(name, made)
+        return self.graph.call_module(name, arguments)

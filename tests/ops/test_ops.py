@@ -26,8 +26,7 @@ from fxprune.analysis.observer import Observer
 from fxprune.capture.fake_tensors import Faker
 from fxprune.capture.scopes import Scopes
 from fxprune.channels.terms import Terms, Vector
-from fxprune.ops import Operand, registry
-from fxprune.rewrite import modules
+from fxprune.ops import Operand, aspects, registry
 
 from .cases import CASES, RANDOM, Op, OpCase
 
@@ -246,7 +245,7 @@ def test_shrink(case: OpCase, seed: int) -> None:
     check_shrink(case, seed)
 
 
-COUNTING = tuple(kind for kinds, _ in modules._RECOUNTS for kind in kinds)
+COUNTING = tuple(aspects.MODULES.keys)
 WORDS = {word: word for word in ("same", "circular", "reflect", "replicate")}  # repr of a layer prints no quotes
 
 

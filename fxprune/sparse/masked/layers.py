@@ -23,7 +23,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from fxprune.errors import PlanError
 from fxprune.ops import Operand
-from fxprune.ops.contraction import convolution, linear
+from fxprune.ops.contraction import linear
+from fxprune.ops.convolution import convolution
 from fxprune.ops.leaves import LeafCall, leaf
 from fxprune.sparse.masked.patterns import graph_of
 

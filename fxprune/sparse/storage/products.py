@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from fxprune.ops.macs import multiplies
+from fxprune.ops.aspects import multiplies
 from fxprune.sparse.storage.matrices import Indices, Spec, beta
 
 _HALF = (torch.float16, torch.bfloat16)

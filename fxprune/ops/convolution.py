@@ -1,0 +1,124 @@
+"""Convolutions: a contraction over the channels, of each group on its own, and a window over space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.nn.modules import conv
+
+from fxprune.ops.aspects import absent, multiplies, reads, recounts, resizes
+from fxprune.ops.contraction import NOT_ZERO
+from fxprune.ops.macs import Dims
+from fxprune.ops.module_use import Use, stored_weight
+from fxprune.ops.python_call import Counted, PythonCall
+from fxprune.ops.registry import Call, Operand, rule
+from fxprune.ops.site import Site
+
+_CONVOLUTIONS = ("aten::convolution", "aten::_convolution", "aten::convolution_overrideable")
+_NAMES = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+
+
+@rule(*_CONVOLUTIONS)
+def convolution(
+    call: Call, input: Operand, weight: Operand, bias: Operand | None, transposed: bool, groups: int
+) -> Operand:
+    """y[n, (g o), s'] = sum_{i, k} w[(g o), i, k] * x[n, (g i), s + k] + b[(g o)];  g counts `groups`.
+
+    Transposed: y[n, (g o), s'] = sum_{i, k} w[(g i), o, k] * x[n, (g i), s - k] + b[(g o)].
+    """
+    spatial = weight.ndim - 2
+    channel = input.ndim - 1 - spatial  # 1, or 0 for an input without batch
+    for vector in input.vectors[channel + 1 :]:
+        call.lock(vector, "spatial dimension of a convolution")
+    call.fix(*weight.vectors[2:])
+    into = summed = input.dim(channel)
+    if groups == 1:
+        call.same(into, weight.dim(0 if transposed else 1))
+        out = weight.dim(1 if transposed else 0)
+        call.count("groups", call.fixed(1))
+    elif transposed:
+        call.same(into, weight.dim(0))
+        g, summed = call.split(into, (groups, into.size // groups))
+        out = call.merge([g, weight.dim(1)])
+        call.count("groups", g)
+    else:
+        g, summed = call.split(into, (groups, into.size // groups))
+        h, _ = call.split(weight.dim(0), (groups, weight.dim(0).size // groups))
+        call.same(g, h)
+        call.same(summed, weight.dim(1))
+        out = weight.dim(0)
+        call.count("groups", g)
+    if not input.zero[channel] and not weight.zero[0 if transposed else 1]:
+        call.mark(summed, NOT_ZERO)
+    zero = weight.zero[1 if transposed else 0]
+    if bias is not None:
+        call.same(out, bias.dim(0))
+        zero = zero and bias.zero[0]
+    space = [call.fixed(s) for s in call.shapes[0][channel + 1 :]]
+    batch = [vanishes and bias is None for vanishes in input.zero[:channel]]
+    return call.operand([*input.vectors[:channel], out, *space], [*batch, zero, *(True for _ in space)])
+
+
+@multiplies(*_CONVOLUTIONS)
+def convolution_products(input: Dims, weight: Dims, out: Dims, transposed: bool) -> list[Dims]:
+    """n (g o) i k s': the whole weight at each position of the output; transposed, at each of the input"""
+    spatial = len(weight) - 2
+    places = input if transposed else out
+    return [(*input[: len(input) - spatial - 1], *weight, *places[len(places) - spatial :])]
+
+
+@resizes(*_CONVOLUTIONS)
+def convolution_sizes(site: Site) -> None:
+    """The number of groups."""
+    site.put(8, "groups", site.counted("groups")[0])
+
+
+@resizes(
+    *(f"aten::{name}" for name in _NAMES), targets=[getattr(module, name) for module in (F, torch) for name in _NAMES]
+)
+def python_convolution_sizes(site: Site) -> None:
+    """The number of groups, where it is another one than is written or meant."""
+    groups = site.counted("groups")[0]
+    if site.value(site.argument(6, "groups", 1)) != groups:
+        site.put(6, "groups", groups)
+
+
+@reads(*_CONVOLUTIONS, functions=_NAMES)
+def convolution_integers(call: PythonCall) -> Iterable[Counted]:
+    """The number of groups."""
+    return call.counted(call.argument(6, "groups", 1), "groups")
+
+
+@recounts(*_CONVOLUTIONS, modules=(conv._ConvNd,))
+def convolution_attributes(module: Any, use: Use) -> dict[str, Any]:
+    """Groups as they were counted, channels of the weight."""
+    groups = (use.counted("groups") or (module.groups,))[0]
+    first, second = stored_weight(module).shape[:2]
+    if module.transposed:
+        return {"groups": groups, "in_channels": first, "out_channels": second * groups}
+    return {"groups": groups, "out_channels": first, "in_channels": second * groups}
+
+
+@rule("aten::cudnn_convolution")
+def cudnn_convolution(call: Call, self: Operand, weight: Operand, groups: int) -> Operand:
+    """y[n, (g o), s'] = sum_{i, k} w[(g o), i, k] * x[n, (g i), s + k]"""
+    return convolution(call, self, weight, None, False, groups)
+
+
+@multiplies("aten::cudnn_convolution")
+def cudnn_convolution_products(self: Dims, weight: Dims, out: Dims) -> list[Dims]:
+    """n (g o) i k s'"""
+    return convolution_products(self, weight, out, False)
+
+
+@resizes("aten::cudnn_convolution")
+def cudnn_convolution_sizes(site: Site) -> None:
+    """The number of groups."""
+    site.put(5, "groups", site.counted("groups")[0])
+
+
+absent(*_CONVOLUTIONS, "aten::cudnn_convolution", positions="no argument is a position", norms="it is no statistic")
+absent("aten::cudnn_convolution", readers="no function of torch's own calls it", modules="no module of torch calls it")

@@ -1,0 +1,65 @@
+"""Lookups: rows of a table by their number, each of them a vector of channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from fxprune.ops.aspects import absent, recounts
+from fxprune.ops.contraction import NOT_ZERO
+from fxprune.ops.module_use import Use
+from fxprune.ops.registry import Call, Operand, rule
+
+
+@rule("aten::embedding")
+def embedding(call: Call, weight: Operand, indices: Operand) -> Operand:
+    """y[.., c] = w[index[..], c]; rows are looked up by number and stay."""
+    call.lock(weight.dim(0), "rows of an embedding are looked up by number")
+    return call.operand([*indices.vectors, weight.dim(1)], [*(False for _ in indices.vectors), weight.zero[1]])
+
+
+@rule("aten::embedding_renorm")
+def embedding_renorm(call: Call, self: Operand, indices: Operand) -> Operand:
+    """w[i, c] *= max_norm / |w[i, :]| for the rows that are looked up and whose norm is larger"""
+    call.lock(self.dim(0), "rows of an embedding are looked up by number")
+    if not self.zero[1]:
+        call.mark(self.dim(1), NOT_ZERO)
+    return self
+
+
+@rule("aten::_embedding_bag", "aten::_embedding_bag_forward_only")
+def embedding_bag(
+    call: Call, weight: Operand, indices: Operand, offsets: Operand, per_sample_weights: Operand | None
+) -> list[Operand]:
+    """y[b, c] = sum, mean or max over the rows i of bag b of w[i, c]; rows are looked up by number and stay."""
+    call.lock(weight.dim(0), "rows of an embedding are looked up by number")
+    for part in (indices, offsets, per_sample_weights):
+        if part is not None:
+            call.lock(part.dim(0), "entries of a bag")
+    bags, *rest = call.shapes
+    outputs = [call.operand([call.fixed(bags[0]), weight.dim(1)], [True, weight.zero[1]])]
+    for shape in rest:  # offsets and sizes of the bags, and in mode "max" the row of every maximum
+        vectors = [call.fixed(s) for s in shape]
+        outputs.append(call.operand([*vectors[:1], weight.dim(1)] if shape == bags else vectors, False))
+    return outputs
+
+
+@recounts(
+    *("aten::embedding", "aten::_embedding_bag", "aten::_embedding_bag_forward_only"),
+    modules=(nn.Embedding, nn.EmbeddingBag),
+)
+def embedding_attributes(module: Any, use: Use) -> dict[str, Any]:
+    """The sizes of the table."""
+    return {"num_embeddings": module.weight.shape[0], "embedding_dim": module.weight.shape[1]}
+
+
+absent("aten::embedding_renorm", modules="the table belongs to `nn.Embedding`, which counts")
+absent(
+    *("aten::embedding", "aten::embedding_renorm", "aten::_embedding_bag", "aten::_embedding_bag_forward_only"),
+    multiply_adds="rows are looked up, and summed without a second factor",
+    sizes="no argument is a size",
+    positions="no argument is a position",
+    readers="no argument is a size",
+    norms="it is no statistic",
+)

@@ -1,0 +1,214 @@
+"""Slices and single positions.
+
+The same part is taken of the vector. A bound or an index becomes a rank among the kept slots of its dimension.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+from fxprune.channels.groups import Bools
+from fxprune.channels.vector import Vector
+from fxprune.ops.aspects import absent, reads, repositions, resizes
+from fxprune.ops.python_call import Counted, PythonCall
+from fxprune.ops.registry import Call, Operand, rule
+from fxprune.ops.site import Site, rank
+from fxprune.ops.views import with_vectors
+
+
+@rule("aten::slice", labels="keep")
+def slice_(call: Call, self: Operand, dim: int, start: int | None, end: int | None, step: int) -> Operand:
+    """y[i] = x[start + step * i]. With step > 1 whole periods of the dimension can go, so that the step stays."""
+    vector = self.dim(dim)
+    if step == 1:
+        call.position("start", vector)
+        call.position("end", vector)
+    first, last, step = slice(start, end, step).indices(vector.size)
+    if vector.fixed:
+        return with_vectors(self, dim, call.fixed(call.shapes[0][dim]))
+    if step == 1:
+        return self if last - first == vector.size else with_vectors(self, dim, vector.take(slice(first, last)))
+    if vector.size % step or first >= step or last <= vector.size - step + first:
+        call.lock(vector, f"slice with step {step} that covers no whole number of periods")
+        return with_vectors(self, dim, call.fixed(call.shapes[0][dim]))
+    periods, phases = call.split(vector, (vector.size // step, step))
+    call.lock(phases, f"slice with step {step}: the positions inside a period stay")
+    return with_vectors(self, dim, periods)
+
+
+@repositions("aten::slice")
+def slice_bounds(site: Site) -> None:
+    """As `x[start:end:step]` of one dimension; an end that stands for "to the last one" stays as it is written."""
+    kept = site.removal.kept(site.input.dim(site.value(site.argument(1, "dim", 0))))
+    if kept is None:
+        return
+    start, end, step = site.argument(2, "start"), site.argument(3, "end"), site.argument(4, "step", 1)
+    whole = isinstance(end, int) and end >= sys.maxsize
+    new = _stretch(site, slice(start, None if whole else end, step), kept)
+    if not _alike(new.start, start):
+        site.put_anyway(2, "start", new.start)
+    if not _alike(new.stop, None if whole else end):
+        site.put_anyway(3, "end", new.stop)
+
+
+def _stretch(site: Site, item: slice, kept: Bools) -> slice:
+    """The same stretch among the kept slots. An open end stays open, a bound counted from the end stays so."""
+    size = len(kept)
+    left = int(kept.sum())
+
+    def bound(value: Any) -> Any:
+        if value is None:
+            return None
+        number = site.position(value)
+        if site.computed(value) and number == site.value(value):
+            raise site.refusal(
+                "a position follows the size of an input, in a dimension that would shrink",
+                why="other inputs may reach the slots that the example does not",
+                do="ignore what is sliced there",
+            )
+        if number < 0:
+            new = rank(kept, max(0, size + number)) - left
+            return new if new else left
+        return rank(kept, min(number, size))
+
+    if item.step is not None and site.value(item.step) != 1:  # whole periods went: the phase stays what it was
+        first, last, _ = slice(*(site.operand(part) for part in (item.start, item.stop, item.step))).indices(size)
+        return slice(item.start and first, None if last == size else rank(kept, last), item.step)
+    return slice(bound(item.start), bound(item.stop), item.step)
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two indices, or parts of them, are written alike; nodes of a graph are the same or not."""
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(_alike(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, slice) and isinstance(b, slice):
+        return all(_alike(x, y) for x, y in ((a.start, b.start), (a.stop, b.stop), (a.step, b.step)))
+    return a is b or (type(a) is type(b) and bool(a == b))
+
+
+@rule("aten::narrow", labels="keep")
+def narrow(call: Call, self: Operand, dim: int, start: int, length: int) -> Operand:
+    """y[i] = x[start + i]"""
+    call.position("start", self.dim(dim))
+    return with_vectors(self, dim, self.dim(dim).take(slice(start, start + length)))
+
+
+@resizes("aten::narrow", targets=("narrow", torch.narrow))
+@repositions("aten::narrow", targets=("narrow", torch.narrow))
+def narrow_bounds(site: Site) -> None:
+    """Start and length."""
+    dim = site.value(site.argument(1, "dim"))
+    kept = site.removal.kept(site.input.dim(dim))
+    if kept is None:
+        return
+    start = site.position(site.argument(2, "start"))
+    site.put(2, "start", rank(kept, start % len(kept)))
+    site.put(3, "length", site.removal.count(site.output.dim(dim)))
+
+
+@reads("aten::narrow", "aten::slice", functions=("narrow",))
+def narrow_integers(call: PythonCall) -> Iterable[Counted]:
+    """The start counts what stands before it, the length what is taken."""
+    if call.kwargs:
+        return ()
+    _, dim, start, length = call.args
+    return Counted(start, call.input.dim(dim), int(start)), Counted(length, call.result.dim(dim))
+
+
+@rule("aten::select", labels="keep")
+def select(call: Call, self: Operand, dim: int, index: int) -> Operand:
+    """y = x[index]; that slot stays."""
+    vector = self.dim(dim)
+    call.position("index", vector)
+    at = index % vector.size
+    call.lock(vector.take(slice(at, at + 1)), "select takes this single position")
+    return with_vectors(self, dim)
+
+
+@repositions("aten::select", targets=("select", torch.select))
+def select_index(site: Site) -> None:
+    """The position that is taken."""
+    kept = site.removal.kept(site.input.dim(site.value(site.argument(1, "dim"))))
+    if kept is not None:
+        site.put(2, "index", rank(kept, site.position(site.argument(2, "index")) % len(kept)))
+
+
+@repositions(targets=(operator.getitem,), calls=("aten::slice", "aten::select"))
+def subscript_positions(site: Site) -> None:
+    """Every bound, index and list of positions in x[...]."""
+    source = site.operand(site.node.args[0])
+    if not isinstance(source, Operand) or site.result is None:
+        return
+    index: Any = site.node.args[1]
+    items = list(index) if isinstance(index, tuple) else [index]
+    consumed = sum(_width(site, item) for item in items)
+    new: list[Any] = []
+    dim = 0
+    for item in items:
+        if item is Ellipsis:
+            new.append(item)
+            dim += source.ndim - consumed
+            continue
+        width = _width(site, item)
+        new.append(_item(site, item, source.vectors[dim]) if width == 1 else item)
+        dim += width
+    changed: Any = tuple(new) if isinstance(index, tuple) else new[0]
+    if not _alike(changed, index):
+        site.node.update_arg(1, changed)
+
+
+def _width(site: Site, item: Any) -> int:
+    """How many dimensions an index item takes up."""
+    if item is None or item is Ellipsis:
+        return 0
+    value = site.value(item) if site.computed(item) else item
+    return int(value.ndim) if isinstance(value, torch.Tensor) and value.dtype in (torch.bool, torch.uint8) else 1
+
+
+def _item(site: Site, item: Any, vector: Vector) -> Any:
+    kept = site.removal.kept(vector)
+    if kept is None:
+        return item
+    if isinstance(item, slice):
+        return _stretch(site, item, kept)
+    if isinstance(site.operand(item), int):
+        return rank(kept, site.operand(item) % len(kept))
+    if isinstance(item, (list, tuple)):
+        positions = np.asarray(item) % len(kept)
+        ranks = np.cumsum(kept) - 1
+        return type(item)(ranks[positions[kept[positions]]].tolist())
+    return item
+
+
+@reads("aten::slice", functions=("__getitem__",))
+def subscript_integers(call: PythonCall) -> Iterable[Counted]:
+    """A bound of a slice counts what stands before it."""
+    index = call.args[1]
+    items = index if isinstance(index, tuple) else (index,)
+    if not any(isinstance(i, slice) and (call.marked(i.start) or call.marked(i.stop)) for i in items):
+        return
+    vectors = call.input.vectors
+    dim = 0
+    for position, item in enumerate(items):
+        if item is Ellipsis:
+            dim = len(vectors) - sum(i is not None for i in items[position + 1 :])
+            continue
+        if isinstance(item, slice):
+            yield from (Counted(bound, vectors[dim], int(bound)) for bound in (item.start, item.stop) if bound)
+        dim += item is not None
+
+
+absent(
+    *("aten::slice", "aten::narrow", "aten::select"),
+    multiply_adds="nothing is computed",
+    modules="no module of torch takes parts",
+    norms="it is no statistic",
+)
+absent("aten::slice", "aten::select", sizes="no argument is a size")
+absent("aten::select", readers="a single position that is taken stays")

@@ -1,0 +1,243 @@
+"""Views: the same memory read in another shape, so the same is done to the vectors.
+
+They follow a small algebra: stretches of dimensions with equal products are merged, then split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from fxprune.channels.vector import Vector
+from fxprune.ops.aspects import absent, reads, recounts, resizes
+from fxprune.ops.module_use import Use
+from fxprune.ops.python_call import Counted, PythonCall
+from fxprune.ops.registry import Call, Operand, rule
+from fxprune.ops.site import Site
+
+
+def reshape(call: Call, operand: Operand, shape: Sequence[int]) -> Operand:
+    """[.., a, b, ..] -> [.., (a b), ..] and back, stretch by stretch of equal products."""
+    vectors: list[Vector] = []
+    zero: list[bool] = []
+    start = 0
+    source = operand.shape
+    if 0 in source or 0 in shape:
+        for vector in operand.vectors:
+            call.lock(vector, "view of an empty tensor")
+        return call.operand([call.fixed(s) for s in shape])
+    position = 0
+    while position < len(shape) or start < len(source):
+        stop, end = start, position
+        have, want = 1, 1
+        while True:  # the shortest stretches [start, stop) and [position, end) with equal products
+            if have < want or (have == want == 1 and end == position and stop < len(source) and source[stop] == 1):
+                have *= source[stop]
+                stop += 1
+            elif want < have or end == position:
+                if end == len(shape):  # trailing source dimensions of size 1
+                    stop = len(source)
+                    break
+                want *= shape[end]
+                end += 1
+            else:
+                break
+        merged = call.merge(operand.vectors[start:stop]) if stop > start else call.fixed(1)
+        vectors += call.split(merged, shape[position:end])
+        zero += [all(operand.zero[start:stop])] * (end - position)
+        start, position = stop, end
+    return call.operand(vectors, zero)
+
+
+@rule(
+    "aten::view",
+    "aten::_unsafe_view",
+    "aten::reshape",
+    "aten::_reshape_alias",
+    "aten::flatten",
+    "aten::unflatten",
+    labels="keep",
+)
+def view(call: Call, self: Operand) -> Operand:
+    """y[(a b)] = x[a, b], and back"""
+    made = reshape(call, self, call.shapes[0])
+    if "size" in call.arguments:
+        call.count("size", *made.vectors)
+    return made
+
+
+@resizes(*("aten::view", "aten::_unsafe_view", "aten::reshape"), targets=("view", "reshape", torch.reshape))
+def view_sizes(site: Site) -> None:
+    """The shape, written as one sequence or as several integers; also that of `expand`, `new_zeros` and the like."""
+    first = site.value(site.argument(1, "shape", site.argument(1, "size")))
+    if site.result is None or first is None or isinstance(first, torch.dtype):
+        return
+    name = "shape" if "shape" in site.node.kwargs else "size"
+    site.put_sizes(1, name, site.removal.shape(site.result.vectors))
+
+
+@reads("aten::view", "aten::_unsafe_view", "aten::reshape", functions=("view", "reshape"))
+def view_integers(call: PythonCall) -> Iterable[Counted]:
+    """Each integer of the shape counts its dimension of the result."""
+    sizes = call.sizes(1, "shape", "size")
+    return map(Counted, sizes, call.result.vectors) if any(map(call.marked, sizes)) else ()
+
+
+@resizes("aten::unflatten", targets=("unflatten", torch.unflatten))
+def unflatten_sizes(site: Site) -> None:
+    """The sizes into which one dimension is taken apart."""
+    dim = site.value(site.argument(1, "dim"))
+    if site.result is None or not isinstance(dim, int):
+        return
+    added = site.result.ndim - site.input.ndim + 1
+    first = dim % site.input.ndim
+    site.put_sizes(2, "sizes", site.removal.shape(site.result.vectors[first : first + added]))
+
+
+@reads("aten::unflatten", functions=("unflatten",))
+def unflatten_integers(call: PythonCall) -> Iterable[Counted]:
+    """Each size counts its dimension of the result."""
+    sizes, vectors = call.argument(2, "sizes"), call.result.vectors
+    first = call.argument(1, "dim") % (len(vectors) - len(sizes) + 1)
+    return map(Counted, sizes, vectors[first:])
+
+
+@recounts("aten::unflatten", modules=(torch.nn.Unflatten,))
+def unflatten_attributes(module: Any, use: Use) -> dict[str, Any]:
+    """The sizes into which one dimension is taken apart."""
+    if not isinstance(use.output, Operand) or not isinstance(module.dim, int) or use.input is None:
+        return {}
+    first = module.dim % use.input.ndim
+    vectors = use.output.vectors[first : first + len(module.unflattened_size)]
+    return {"unflattened_size": use.removal.shape(vectors)}
+
+
+@rule("aten::as_strided")
+def as_strided(call: Call, self: Operand, stride: Sequence[int]) -> Operand | list[Operand]:
+    """y = x where size and strides are those of x; anything else is refused."""
+    shape = call.shapes[0]
+    kept = zip(shape, stride, call.raw["self"].stride(), strict=False)
+    if shape == self.shape and all(new == old for size, new, old in kept if size > 1):
+        call.count("size", *self.vectors)
+        return self
+    return call.refuse([self], "as_strided reads memory in an order of its own")
+
+
+@resizes("aten::as_strided")
+def as_strided_sizes(site: Site) -> None:
+    """Where size and strides are those of the tensor itself they follow it; the rule refuses everything else."""
+    if "size" in site.counts and site.removal.shape(site.input.vectors) != site.input.shape:
+        site.put(1, "size", list(site.counted("size")))
+        site.put(2, "stride", list(site.value(site.node.args[0]).stride()))
+
+
+@rule("aten::permute", "aten::transpose", "aten::t", "aten::numpy_T", "aten::movedim", "aten::swapaxes", labels="keep")
+def permute(call: Call, self: Operand) -> Operand:
+    """y[i, j] = x[j, i]"""
+    arguments, n = call.arguments, self.ndim
+    if "dims" in arguments:
+        order = [d % n for d in arguments["dims"]]
+    else:
+        order = list(range(n))
+        a, b = (arguments["dim0"], arguments["dim1"]) if "dim0" in arguments else (0, n - 1)
+        if n:
+            order[a % n], order[b % n] = b % n, a % n
+    return call.operand([self.vectors[d] for d in order], [self.zero[d] for d in order])
+
+
+@rule("aten::squeeze", labels="keep")
+def squeeze(call: Call, self: Operand) -> Operand:
+    """y[i] = x[i, 0]"""
+    dims = call.arguments.get("dim", range(self.ndim))
+    drop = {d % self.ndim for d in ([dims] if isinstance(dims, int) else dims) if self.shape[d] == 1}
+    keep = [d for d in range(self.ndim) if d not in drop]
+    return call.operand([self.vectors[d] for d in keep], [self.zero[d] for d in keep])
+
+
+@resizes("aten::squeeze", targets=("squeeze", torch.squeeze))
+def squeeze_dims(site: Site) -> None:
+    """A dimension that has become 1 is not squeezed where it was not before."""
+    given = site.argument(1, "dim")
+    every = range(site.input.ndim) if given is None else (given,) if isinstance(given, int) else given
+    dims = [d % site.input.ndim for d in every]
+    if any(site.removal.count(site.input.dim(d)) == 1 < site.input.dim(d).size for d in dims):
+        site.put(1, "dim", tuple(d for d in dims if site.input.dim(d).size == 1))
+        if isinstance(site.node.target, torch._ops.OpOverload):
+            site.node.args, site.node.kwargs = (site.node.args[0], site.argument(1, "dim")), {}
+            site.node.target = torch.ops.aten.squeeze.dims
+
+
+@rule("aten::unsqueeze", labels="keep")
+def unsqueeze(call: Call, self: Operand, dim: int) -> Operand:
+    """y[i, 0] = x[i]"""
+    d = dim % (self.ndim + 1)
+    vectors, zero = list(self.vectors), list(self.zero)
+    return call.operand([*vectors[:d], call.fixed(1), *vectors[d:]], [*zero[:d], True, *zero[d:]])
+
+
+@rule("aten::view_as_complex")
+def view_as_complex(call: Call, self: Operand) -> Operand:
+    """y[i] = x[i, 0] + x[i, 1] i"""
+    call.lock(self.dim(-1), "real and imaginary part of a complex number")
+    return with_vectors(self, -1)
+
+
+@rule("aten::view_as_real")
+def view_as_real(call: Call, self: Operand) -> Operand:
+    """y[i, 0], y[i, 1] = real and imaginary part of x[i]"""
+    return call.operand([*self.vectors, call.fixed(2)], [*self.zero, True])
+
+
+@rule("aten::expand", labels="keep")
+def expand(call: Call, self: Operand) -> Operand:
+    """y[i, j] = x[j]: a new dimension is only a number, so its slots are free."""
+    vectors, zero = _expanded(call, self, call.shapes[0])
+    call.count("size", *vectors)
+    return call.operand(vectors, zero)
+
+
+def _expanded(call: Call, operand: Operand, shape: Sequence[int]) -> tuple[list[Vector], list[bool]]:
+    vectors, zero = [], []
+    for d, size in enumerate(shape, start=-len(shape)):
+        old = operand.vectors[d] if operand.ndim >= -d else call.fixed(1)
+        stays = old.size == size
+        vectors.append(old if stays else call.fresh(size))
+        zero.append(operand.zero[d] if stays and operand.ndim >= -d else False)
+    return vectors, zero
+
+
+resizes("aten::expand", "aten::broadcast_to", targets=("expand", "broadcast_to", torch.broadcast_to))(view_sizes)
+reads("aten::expand", functions=("expand", "broadcast_to"))(view_integers)
+
+
+def with_vectors(operand: Operand, dim: int, *vectors: Vector) -> Operand:
+    """The operand with dimension `dim` replaced by `vectors` (none drops it)."""
+    d = dim % operand.ndim
+    zero = operand.zero[:d] + (operand.zero[d],) * len(vectors) + operand.zero[d + 1 :]
+    return Operand(operand.vectors[:d] + vectors + operand.vectors[d + 1 :], zero)
+
+
+def unsqueeze_at(call: Call, operand: Operand, dim: int, size: int) -> Operand:
+    """The operand with a new fixed dimension of `size`."""
+    d = dim % (operand.ndim + 1)
+    vectors, zero = operand.vectors, operand.zero
+    return call.operand([*vectors[:d], call.fixed(size), *vectors[d:]], [*zero[:d], True, *zero[d:]])
+
+
+_SIZED = ("aten::view", "aten::_unsafe_view", "aten::reshape", "aten::expand")
+_PERMUTED = ("aten::permute", "aten::transpose", "aten::t", "aten::numpy_T", "aten::movedim", "aten::swapaxes")
+_UNSIZED = (*_PERMUTED, "aten::unsqueeze", "aten::view_as_complex", "aten::view_as_real", "aten::flatten")
+_OTHERS = (*_SIZED, *_UNSIZED, "aten::squeeze", "aten::_reshape_alias", "aten::as_strided")
+absent(*_OTHERS, modules="no module of torch keeps its sizes")
+absent(*_UNSIZED, sizes="no argument is a size", readers="no argument is a size")
+absent("aten::squeeze", readers="no argument is a size")
+absent("aten::_reshape_alias", sizes="only torch's own code calls it", readers="Python has no function for it")
+absent("aten::as_strided", readers="it takes strides too")
+absent(
+    *(*_OTHERS, "aten::unflatten"),
+    multiply_adds="nothing is computed",
+    positions="no argument is a position",
+    norms="it is no statistic",
+)
