@@ -11,9 +11,9 @@ from torch import nn
 
 from fxprune._analyze import Analysis
 from fxprune._record import Record, record
-from fxprune.analysis.findings import output_dim
 from fxprune.channels.groups import Removal
 from fxprune.errors import FxpruneError, InputError
+from fxprune.ops.layers import known_output_dim, output_dim
 from fxprune.planning.plan import Plan, removal_of
 from fxprune.report.graphs import graph, group_names
 from fxprune.report.layout import Layout, Placed, arrange
@@ -105,7 +105,7 @@ def widths(small: Record | nn.Module, path: str | Path | None = None, ax: Any = 
     for name, shape in made.before.items():
         if len(shape) > 1 and name in made.after and shape != made.after[name]:
             owner = None if isinstance(small, Record) else small.get_submodule(name.rpartition(".")[0])
-            dim = (output_dim(owner, len(shape)) if owner is not None else None) or 0
+            dim = 0 if owner is None else output_dim(owner, len(shape))
             rows.append((name.removesuffix(".weight"), shape[dim], made.after[name][dim]))
     if not rows:
         raise FxpruneError("there are no widths to draw", why="no layer changed", do="prune something first")
@@ -167,7 +167,7 @@ def _box(analysis: Analysis, flow: Any, node: str, removal: Removal | None) -> _
     parameter = node if found["kind"] == "parameter" else f"{node}.{name}"
     shape = leaves[name]
     owner = analysis.captured.module.get_submodule(parameter.rpartition(".")[0])
-    opened = None if found["kind"] == "parameter" else output_dim(owner, len(shape))
+    opened = None if found["kind"] == "parameter" else known_output_dim(owner, len(shape))
     dim = max(len(shape) - 1, 0) if opened is None else opened
     number = _group_of(analysis, parameter, dim)
     before = shape[dim] if shape else 1

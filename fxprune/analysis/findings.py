@@ -18,6 +18,7 @@ from fxprune.capture.inputs import Inputs
 from fxprune.channels.groups import Axis, Bools, Ints, Solution
 from fxprune.channels.vector import Vector
 from fxprune.ops import Event
+from fxprune.ops.layers import known_output_dim
 
 
 @dataclass(frozen=True)
@@ -291,7 +292,7 @@ class Findings:
 
     def opens(self, parameter: str, dim: int) -> bool:
         """Whether a dimension is the output of the module that owns the parameter."""
-        return dim == output_dim(self.owner(parameter), self.tensors[parameter].ndim)
+        return dim == known_output_dim(self.owner(parameter), self.tensors[parameter].ndim)
 
     def owner(self, parameter: str) -> nn.Module:
         """The module that a parameter or buffer is registered in."""
@@ -300,17 +301,6 @@ class Findings:
     def __repr__(self) -> str:
         s = self.solution
         return f"{type(self).__name__}({type(self.model).__name__}: {s.channels} channels in {s.groups} groups)"
-
-
-def output_dim(module: nn.Module, ndim: int) -> int | None:
-    """The dimension of a module's weight that counts its output channels; None for a raw parameter."""
-    if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
-        return 1 if ndim > 1 else 0
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        return 1
-    if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):  # of any class that somebody made of them
-        return 0
-    return 0 if type(module).__module__.startswith("torch.nn") else None
 
 
 def hookable(model: nn.Module) -> Iterator[tuple[str, Any]]:

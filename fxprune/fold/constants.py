@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from fxprune.analysis.after_removal import kept_slots
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.folded_constants import Constants, bias_name
 from fxprune.channels.groups import Bools, Ints, Removal
 from fxprune.fold.readings import Reading, read
+from fxprune.ops.layers import weight_output_dim
 from fxprune.proof.float64 import zero_slots
 from fxprune.rewrite.norms import rescaled
 from fxprune.rewrite.tensors import shrink
@@ -62,15 +62,8 @@ def zeroed_by(findings: Findings, removed: Bools) -> Removed:
 
 def opened(findings: Findings, parameter: str) -> int | None:
     """The output dimension of a layer's weight, None for anything else."""
-    owner = findings.owner(parameter)
-    if "weight" not in parameter.rpartition(".")[2] or findings.tensors[parameter].ndim < 2:
-        return None
-    if isinstance(owner, nn.modules.conv._ConvNd):
-        return 1 if owner.transposed else 0
-    if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)):
-        return 1
-    layers = (nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.modules.rnn.RNNBase)
-    return 0 if isinstance(owner, layers) else None
+    name, ndim = parameter.rpartition(".")[2], findings.tensors[parameter].ndim
+    return weight_output_dim(findings.owner(parameter), name, ndim)
 
 
 def fold(

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fxprune.analysis.findings import Findings, output_dim
+from fxprune.analysis.findings import Findings
 from fxprune.channels.groups import Bools
 from fxprune.errors import PlanError
 from fxprune.names import Candidate, winners
+from fxprune.ops.layers import output_dim
 from fxprune.planning.select import names_in
 
 
@@ -115,7 +116,7 @@ def _check(findings: Findings, layer: str, parameter: str, mask: Any) -> tuple[i
     """The dimension that a layer's mask speaks of, and the mask as an array."""
     tensor = findings.tensors[parameter]
     module = findings.owner(parameter)
-    dim = (output_dim(module, tensor.ndim) or 0) if tensor.ndim else 0
+    dim = output_dim(module, tensor.ndim)
     size = tensor.shape[dim] if tensor.ndim else 1
     if not isinstance(mask, torch.Tensor) or mask.dtype is not torch.bool:
         kind = str(mask.dtype) if isinstance(mask, torch.Tensor) else type(mask).__name__

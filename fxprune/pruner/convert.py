@@ -14,10 +14,10 @@ from torch.utils import _pytree as pytree
 
 from fxprune._record import Record, attach, record
 from fxprune._transform import transform
-from fxprune.analysis.findings import output_dim
 from fxprune.capture.inputs import normalize
 from fxprune.capture.module_copy import copy_module
 from fxprune.errors import ChannelsStayWarning, NothingRemovedWarning, PlanError, VerificationError
+from fxprune.ops.layers import output_dim
 from fxprune.proof.compare import TOLERANCE, relative_error
 from fxprune.proof.float64 import deterministic
 from fxprune.pruner.migrate import plain
@@ -52,7 +52,7 @@ def _stay(zeros: nn.Module, masks: Mapping[str, Tensor], made: Record) -> tuple[
         module = zeros.get_submodule(layer)
         weight = module.weight
         assert isinstance(weight, Tensor)
-        dim = output_dim(module, weight.ndim) or 0
+        dim = output_dim(module, weight.ndim)
         gone = np.zeros(len(mask), dtype=bool)
         gone[made.removed.get(f"{layer}.weight", {}).get(dim, [])] = True
         left = np.flatnonzero(~mask.cpu().numpy() & ~gone)

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.nn.utils.prune import BasePruningMethod
 
+from fxprune.ops.layers import output_dim
 from fxprune.pruner.parametrization import (
     BIAS,
     ActivationReconstruction,
@@ -26,11 +27,6 @@ from fxprune.pruner.parametrization import (
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-
-def output_dim(layer: nn.Module) -> int:
-    """The dimension of the weight that counts the outputs."""
-    return 1 if isinstance(layer, TRANSPOSED) else 0
 
 
 def outputs_of(layer: nn.Module) -> int:
@@ -87,7 +83,7 @@ def prepare_layer(layer: nn.Module, *, prune_bias: bool) -> None:
         _prune_bias(layer, zeroes, prune_bias=prune_bias)
         return
     dim = -1 if isinstance(layer, nn.Linear) else 1 - weight.ndim
-    pruning = PruningParametrization(size, dim=output_dim(layer), device=weight.device)
+    pruning = PruningParametrization(size, dim=output_dim(layer, weight.ndim), device=weight.device)
     parametrize.register_parametrization(layer, "weight", pruning, unsafe=True)
     bias = layer._parameters.get("bias")
     if bias is not None:
@@ -138,7 +134,7 @@ def squash_layer(layer: nn.Module) -> None:
     for name in ("weight", "bias"):
         if parametrize.is_parametrized(layer, name):
             original: Any = layer.parametrizations[name].original  # type: ignore[index, union-attr]
-            _zero(original, mask, output_dim(layer))
+            _zero(original, mask, output_dim(layer, original.ndim))
             remove_parametrization(layer, name)
     if BIAS in layer._parameters:
         layer._parameters["bias"] = layer._parameters.pop(BIAS)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from fxprune.analysis.findings import output_dim
 from fxprune.errors import ChannelsStayWarning, NothingRemovedWarning, PlanError
+from fxprune.ops.layers import output_dim
 from fxprune.pruner.layers import LAYERS, bias_last, is_prepared, remove_parametrization, squash_layer, why_not_squash
 from fxprune.pruner.parametrization import BIAS, FollowingParametrization, OutputsParametrization
 
@@ -138,7 +138,7 @@ def _whole_rows(module: nn.Module, mask: Tensor) -> tuple[Tensor, int]:
     """The outputs [outputs] of which anything is kept, and how many elements are masked in those."""
     if mask.ndim < 2:
         return mask.clone(), 0
-    dim = output_dim(module, mask.ndim) or 0
+    dim = output_dim(module, mask.ndim)
     rows = mask.movedim(dim, 0).flatten(1)
     kept = rows.any(1)
     return kept, int((~rows[kept]).sum())

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fxprune.criteria import filter_norms, geometric_median_distances, taylor_scores
 from fxprune.errors import PlanError
+from fxprune.ops.layers import output_dim
 from fxprune.pruner.base import BasePruner
-from fxprune.pruner.layers import output_dim
 from fxprune.pruner.parametrization import pruning_of
 from fxprune.schedules import Schedule, as_schedule
 
@@ -54,8 +54,8 @@ class ScoredPruner(BasePruner):
         more = int(level * pruning.size + 1e-9) - len(pruning.pruned_outputs)
         if more <= 0:
             return
-        dim = output_dim(layer)
         original: Any = layer.parametrizations["weight"].original  # type: ignore[index, union-attr]
+        dim = output_dim(layer, original.ndim)
         scores = self.scores(layer, original.detach().index_select(dim, pruning.kept), dim)
         if scores.isnan().any():
             raise PlanError("scores are NaN", why=f"{int(scores.isnan().sum())} of {len(scores)}, by NaN in the weight")

@@ -8,8 +8,9 @@ from typing import Protocol
 
 from torch import nn
 
-from fxprune.analysis.findings import Findings, Member, output_dim
+from fxprune.analysis.findings import Findings, Member
 from fxprune.costs import Cost, LayerCost, per_channel, planned, withheld
+from fxprune.ops.layers import output_dim
 
 SCHEMA = "fxprune.report/1"
 
@@ -260,7 +261,7 @@ def role_of(findings: Findings, member: Member) -> str:
         return "norm"
     if not any(base.__module__.startswith("torch.nn.") for base in type(owner).__mro__ if base is not nn.Module):
         return "raw"
-    return "producer" if member.dim == (output_dim(owner, member.tensor.ndim) or 0) else "consumer"
+    return "producer" if member.dim == output_dim(owner, member.tensor.ndim) else "consumer"
 
 
 def record_data(record: Recorded) -> RecordData:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
-from fxprune.analysis.findings import output_dim
 from fxprune.errors import PlanError
 from fxprune.names import Candidate, names_of, winners
+from fxprune.ops.layers import output_dim
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _in_shape(name: str, module: nn.Module, parameter: nn.Parameter, mask: Any) 
         kind = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
         do = "pass a bool tensor, True = frozen"
         raise PlanError(f'the mask of "{name}" is not boolean', why=f"it is {kind}", do=do)
-    dim = (output_dim(module, parameter.ndim) or 0) if parameter.ndim else 0
+    dim = output_dim(module, parameter.ndim)
     if mask.shape != parameter.shape:
         if mask.ndim != 1 or parameter.ndim == 0 or len(mask) != parameter.shape[dim]:
             raise PlanError(

@@ -1,0 +1,54 @@
+"""Layers of torch: the dimension of their parameters that counts their outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+from torch.nn.modules import conv, rnn
+
+OUTPUT_DIMS: Mapping[type[nn.Module], int] = {
+    conv._ConvTransposeNd: 1,  # [in, out / groups, ...]
+    conv._ConvNd: 0,  # [out, in / groups, ...]
+    nn.Linear: 0,  # [out, in]
+    nn.Bilinear: 0,  # [out, in1, in2]
+    nn.Embedding: 1,  # [entries, out]
+    nn.EmbeddingBag: 1,
+    nn.MultiheadAttention: 0,  # in_proj_weight [3 out, in], q_proj_weight and its kind [out, in]
+    nn.RNNBase: 0,  # weight_ih [gates x hidden, in], weight_hh [gates x hidden, hidden], weight_hr [out, hidden]
+    rnn.RNNCellBase: 0,
+}
+"""Type of a layer -> the dimension of its weights that counts outputs; subclasses are like their nearest base class."""
+
+
+def output_dim(module: nn.Module, ndim: int) -> int:
+    """The dimension that counts outputs, in a parameter of `ndim` dimensions of this module; 0 where it is unknown."""
+    return known_output_dim(module, ndim) or 0
+
+
+def known_output_dim(module: nn.Module, ndim: int) -> int | None:
+    """The same, None in a module of the user's own, whose parameters may mean anything.
+
+    Biases and the parameters of norms have their outputs in dimension 0.
+
+    >>> known_output_dim(nn.ConvTranspose2d(3, 8, 1), 4), known_output_dim(nn.ConvTranspose2d(3, 8, 1), 1)
+    (1, 0)
+    """
+    dim = _of_layer(module)
+    if dim is not None:
+        return dim if ndim > 1 else 0
+    return 0 if type(module).__module__.startswith("torch.nn") else None
+
+
+def weight_output_dim(module: nn.Module, name: str, ndim: int) -> int | None:
+    """The dimension that counts the outputs of a layer in this parameter, None where it is no weight of a layer.
+
+    >>> weight_output_dim(nn.Linear(2, 3), "weight", 2), weight_output_dim(nn.Linear(2, 3), "bias", 1)
+    (0, None)
+    """
+    return _of_layer(module) if "weight" in name and ndim > 1 else None
+
+
+def _of_layer(module: nn.Module) -> int | None:
+    """The entry of the table for a module, None where it is no such layer."""
+    return next((OUTPUT_DIMS[kind] for kind in type(module).__mro__ if kind in OUTPUT_DIMS), None)
