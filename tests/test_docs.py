@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import pkgutil
 import re
 import subprocess
 import textwrap
@@ -22,6 +23,17 @@ from fxprune.ops import FAMILIES, registered
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+OF_READERS = (
+    "nets.py",
+    "names.py",  # these four are coming
+    "fxprune/names.py",
+    "capture/process_state.py",
+    "fxprune/capture/process_state.py",
+    "tests/ops/test_aspects.py",
+    "tests/test_names.py",
+)
+"""Files in the texts that are those of a reader."""
+
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -95,6 +107,17 @@ def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", FENCE.sub("", path.read_text())):
         if "://" not in target:
             assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", [README, *PAGES], ids=lambda p: p.name)
+def test_files_and_names_exist(path):
+    """Files between backquotes exist, there or in fxprune/; names that begin with fxprune can be imported."""
+    text = FENCE.sub("", path.read_text())
+    files = re.findall(r"`((?:\w+/)+(?:\w+\.(?:py|md))?|\w+\.py)(?:::\w+)?`", text)
+    missing = [f for f in files if not any((root / f).exists() for root in (ROOT, ROOT / "fxprune"))]
+    assert [f for f in missing if f not in OF_READERS] == []
+    for name in re.findall(r"`(fxprune(?:\.\w+)+)(?![\w/])", text):
+        assert pkgutil.resolve_name(name) is not None
 
 
 def test_quick_start_is_two_command_lines():
