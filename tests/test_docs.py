@@ -25,10 +25,6 @@ README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 OF_READERS = (
     "nets.py",
-    "names.py",  # these four are coming
-    "fxprune/names.py",
-    "capture/process_state.py",
-    "fxprune/capture/process_state.py",
     "tests/ops/test_aspects.py",
     "tests/test_names.py",
 )
