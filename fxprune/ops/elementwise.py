@@ -93,6 +93,8 @@ def equal(call: Call, self: Operand, other: Any) -> list[Operand]:
             zero = [z or v.representative is gone for z, v in zip(made[0].zero, made[0].vectors, strict=True)]
             return [Operand(made[0].vectors, tuple(zero))]
         return made
+    if call.op == "aten::eq" and len(operands) == 2:  # other numbers may be zero as well
+        made = [call.operand(made[0].vectors, False)]
     beyond = isinstance(other, (int, float)) and labels and not 0 <= other < labels[0].size
     for vector in () if beyond else labels:
         call.lock(vector, "positions in this dimension are compared with other numbers")

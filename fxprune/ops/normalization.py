@@ -44,10 +44,12 @@ def batch_norm(call: Call, input: Operand, weight: Operand | None, bias: Operand
         for d in (0, *range(2, input.ndim)):
             call.mark(input.dim(d), "batch statistics over this dimension")
     zero = [False] * input.ndim
-    zero[1] = input.zero[1] if weight is None else weight.zero[0] and (bias is None or bias.zero[0])
+    centred = input.zero[1] and not any(isinstance(b, Operand) and not b.zero[0] for b in buffers[:1])
+    zero[1] = centred if weight is None else weight.zero[0] and (bias is None or bias.zero[0])
     outputs = [call.operand(input.vectors, zero)]
     for shape in call.shapes[1:]:
-        outputs.append(call.operand([channels if size == channels.size else call.fixed(size) for size in shape]))
+        vectors = [channels if size == channels.size else call.fixed(size) for size in shape]
+        outputs.append(call.operand(vectors, False))
     return outputs
 
 
@@ -90,7 +92,7 @@ def layer_norm(
     outputs = [call.operand(input.vectors, [False] * first + [vanishes] * len(normalized))]
     for shape in call.shapes[1:]:
         kept: list[Vector] = [v if s == v.size else call.fixed(s) for v, s in zip(input.vectors, shape, strict=True)]
-        outputs.append(call.operand(kept[:first] + [call.fixed(s) for s in shape[first:]]))
+        outputs.append(call.operand(kept[:first] + [call.fixed(s) for s in shape[first:]], False))
     return outputs
 
 
@@ -145,7 +147,7 @@ def group_norm(call: Call, input: Operand, weight: Operand | None, bias: Operand
     call.count("HxW", call.merge(input.vectors[2:]) if input.ndim > 2 else call.fixed(1))
     zero = [False] * input.ndim
     zero[1] = weight is not None and weight.zero[0] and (bias is None or bias.zero[0])
-    statistics = [call.operand([input.dim(0), g]) for _ in call.shapes[1:]]
+    statistics = [call.operand([input.dim(0), g], False) for _ in call.shapes[1:]]
     return [call.operand(input.vectors, zero), *statistics]
 
 
@@ -207,6 +209,9 @@ def weight_norm(call: Call, v: Operand, g: Operand, dim: int) -> list[Operand]:
     """w[o, i] = g[o] * v[o, i] / |v[o, :]|: i goes exactly, o leaves 0 / 0 behind when it is set to zero."""
     call.same(v.dim(dim), g.dim(dim))
     call.mark(v.dim(dim), "weight_norm divides by the norm of what is removed")
+    for d, vector in enumerate(v.vectors):
+        if d != dim % v.ndim and not v.zero[d]:
+            call.mark(vector, "weight_norm takes a norm over values that are not zero where the channel is gone")
     norms = [
         call.operand([n if n.size == s else call.fixed(s) for n, s in zip(g.vectors, shape, strict=True)])
         for shape in call.shapes[1:]

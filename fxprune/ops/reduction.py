@@ -42,7 +42,8 @@ def _reduced(call: Call, x: Operand, dims: Sequence[int], vanishes: bool) -> lis
         elif keep:
             vectors.append(call.fixed(1))
             zero.append(True)
-    return [call.operand(vectors, zero) for _ in call.shapes]
+    positions = [call.operand(vectors, False) for _ in call.shapes[1:]]
+    return [call.operand(vectors, zero), *positions]
 
 
 def _is_elementwise(call: Call) -> bool:

@@ -1,1 +1,1 @@
-"""The table of operations (cases/, one file a family) and the tests that it drives (test_ops.py)."""
+"""The table of operations (cases/, one file a family) and the tests that it drives."""
