@@ -28,7 +28,7 @@ from fxprune.errors import (
 )
 from fxprune.ops import rule
 from fxprune.ops.leaves import leaf
-from fxprune.planning.algebra import PlanDiff
+from fxprune.planning.difference import PlanDiff
 from fxprune.planning.plan import Plan
 from fxprune.proof.compare import masked
 from fxprune.pruner import masks_of

@@ -30,7 +30,7 @@ class Analysis(Findings):
     """What `analyze` returns: the findings, and what can be done with them."""
 
     def plan(self, ratio: float | None = None, **options: Any) -> Plan:
-        """What goes: see `fxprune.planning.plan.choose` for all options, and `bias` of `fxprune.transform`.
+        """What goes: see `fxprune.planning.choose.choose` for all options, and `bias` of `fxprune.transform`.
 
         >>> import torch, fxprune
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))

@@ -67,7 +67,7 @@ def transform(
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
         plan: what goes, made by `analysis.plan(...)` or loaded from a file; the rung that it was made on is tried
             first. Or say here what a plan is made from:
-        ratio, masks, importance, ignore, round_to, exact, seed: see `fxprune.planning.plan.choose`.
+        ratio, masks, importance, ignore, round_to, exact, seed: see `fxprune.planning.choose.choose`.
         bias: what of a channel goes. "prune": everything, it never existed. "fold": its weights; the constant that its
             bias, the shift of a norm or an activation at zero then makes of it goes exactly into the layers that read
             it, and where that is not possible the channel stays. masks="zeros" with "fold", which is the default there,

@@ -15,7 +15,8 @@ from fxprune.capture.front import PATHS
 from fxprune.channels.groups import Removal
 from fxprune.errors import CaptureError, FxpruneError, PlanError, RewriteError, VerificationError
 from fxprune.fold import Planned, carry_out, make_plan
-from fxprune.planning.plan import Plan, finish
+from fxprune.planning.channels import plan_from
+from fxprune.planning.plan import Plan
 from fxprune.proof.compare import TOLERANCE, IncomparableError, compare, first_wrong_group, sensitivity
 from fxprune.rewrite.graph import rewrite
 from fxprune.rewrite.norms import rescaled
@@ -170,7 +171,7 @@ class _UnprovenError(VerificationError):
             return _UnprovenError(analysis, planned, self.error, "a channel whose constant was folded")
 
         def error_of(channels: Any) -> float:
-            part = finish(analysis, channels, ())
+            part = plan_from(analysis, channels, ())
             alone = Removal(analysis.solution, channels)
             return compare(analysis, rewrite(analysis, alone), alone, part.removed, rescaled(analysis, alone))
 

@@ -14,7 +14,8 @@ from fxprune._record import Record, record
 from fxprune.channels.groups import Removal
 from fxprune.errors import FxpruneError, InputError
 from fxprune.ops.layers import known_output_dim, output_dim
-from fxprune.planning.plan import Plan, removal_of
+from fxprune.planning.channels import removal_of
+from fxprune.planning.plan import Plan
 from fxprune.report.graphs import graph, group_names
 from fxprune.report.layout import Layout, Placed, arrange
 

@@ -27,7 +27,8 @@ from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune.capture.front import PATHS
-from fxprune.planning.plan import Removed, finish, removal_of
+from fxprune.planning.channels import plan_from, removal_of
+from fxprune.planning.plan import Removed
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*deprecated:FutureWarning"),
@@ -183,7 +184,7 @@ def test_two_steps_are_one(program: Program, ratio: float, seed: int) -> None:
     plan = analysis.plan(ratio=ratio, importance="random", seed=seed)
     assume(plan)
     chosen = removal_of(analysis, plan).removed
-    first = finish(analysis, chosen & (np.random.default_rng(seed).random(len(chosen)) < 0.5), ())
+    first = plan_from(analysis, chosen & (np.random.default_rng(seed).random(len(chosen)) < 0.5), ())
     second = fxprune.Plan(later(plan.removed, first.removed, net))
     at_once = shrunk(net, x, plan=plan, verify=False)
     half = shrunk(net, x, plan=first, verify=False)

@@ -26,7 +26,8 @@ from fxprune.artifacts.safetensors_file import DTYPES, NAMES, SafetensorsFile, r
 from fxprune.capture.module_copy import copy_module
 from fxprune.errors import FileError, NothingRemovedWarning, PlanError, nearest
 from fxprune.files import Field, PathLike, parse_json
-from fxprune.planning.algebra import shapes_after, structure_needed
+from fxprune.planning.combine import shapes_after
+from fxprune.planning.plan import Plan
 from fxprune.planning.plan_file import data_of, plan_of
 from fxprune.rewrite.tensors import like
 
@@ -152,7 +153,7 @@ def _read(file: SafetensorsFile) -> tuple[Field, Record]:
     if data.value.get("version") != VERSION:
         raise data.wrong(f"this fxprune reads version {VERSION}", "load it with the fxprune that wrote it")
     data.object("format version plan record tied buffers training".split())
-    plan = plan_of(Field(data["plan"].value, source, "plan", PlanError))
+    plan = plan_of(Field(data["plan"].value, source, "plan", PlanError), Plan)
     made = records.record_of(data["record"], plan)
     _refuse_shapes(file, plan_shapes=shapes_after(plan))
     return data, made
@@ -174,7 +175,7 @@ def _state(small: nn.Module, made: Record) -> dict[str, Any]:
 
     A deep copy of a graph module forgets which of its buffers stay out of `state_dict`.
     """
-    structure = structure_needed(made.plan, "what it was made for")
+    structure = made.plan.known_structure("what it was made for")
     graph = isinstance(small, fx.GraphModule)
     kept = ({*structure.shapes} - {*structure.outside}) | {f"{node}_map" for node in made.plan.maps}
     buffers = dict(small.named_buffers(remove_duplicate=False)) if graph else {}

@@ -13,8 +13,10 @@ from fxprune.analysis.folded_constants import Constants, bias_name
 from fxprune.channels.groups import Bools, Ints, Removal
 from fxprune.errors import CaptureError, PlanError
 from fxprune.fold.constants import Folding, fold, opened
-from fxprune.planning.plan import Plan, Removed, choose, finish, keep_one_each, removal_of
-from fxprune.planning.shared_settings import level
+from fxprune.planning.channels import plan_from, removal_of
+from fxprune.planning.choose import choose, keep_enough
+from fxprune.planning.plan import Plan, Removed
+from fxprune.planning.shared_settings import keep_equal_widths
 
 BIAS = ("prune", "fold")
 BORDER = ("carrier", "map")
@@ -45,7 +47,7 @@ def folds(bias: str | None, masks: Any) -> bool:
 
 
 def make_plan(findings: Findings, *, bias: str | None = None, border: str = "carrier", **choices: Any) -> Planned:
-    """Choose channels, see `fxprune.planning.plan.choose`.
+    """Choose channels, see `fxprune.planning.choose.choose`.
 
     Args:
         bias: "prune" removes channels with everything that belongs to them. "fold" removes the weights, and what a
@@ -62,7 +64,7 @@ def make_plan(findings: Findings, *, bias: str | None = None, border: str = "car
             if not choices["masks"]:
                 raise PlanError("no layer has an output channel whose weights are all zero", at='masks="zeros"')
         removed, reasons = choose(findings, **choices)
-        return Planned(finish(findings, removed, reasons), Removal(findings.solution, removed))
+        return Planned(plan_from(findings, removed, reasons), Removal(findings.solution, removed))
     _refuse(findings, border)
     wanted, reasons = choose(findings, **{**choices, "exact": True})
     zeros = isinstance(masks, str)
@@ -99,7 +101,7 @@ def carry_out(findings: Findings, plan: Plan) -> Planned:
 
 
 def _planned(findings: Findings, found: Folding, reasons: tuple[str, ...]) -> Planned:
-    plan = finish(findings, found.removed, reasons)
+    plan = plan_from(findings, found.removed, reasons)
     constants = found.constants
     plan = replace(plan, zeroed=found.zeroed, biases=tuple(constants.biases), maps=tuple(constants.maps))
     return Planned(plan, Removal(findings.solution, found.removed), constants)
@@ -123,8 +125,8 @@ def _keeping(findings: Findings) -> Any:
     scores = np.zeros(findings.solution.channels)
 
     def keep(removed: Bools) -> None:
-        keep_one_each(findings, removed, scores)
-        level(findings, removed, scores)
+        keep_enough(findings, removed, scores)
+        keep_equal_widths(findings, removed, scores)
 
     return keep
 

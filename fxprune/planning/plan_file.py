@@ -13,8 +13,7 @@ from typing import Any
 
 from fxprune.errors import PlanError
 from fxprune.files import Field, PathLike, parse_json, read_bytes, write_text
-from fxprune.planning.algebra import structure_needed
-from fxprune.planning.plan import Plan, Removed
+from fxprune.planning.fields import PlanFields, PlanT, Removed
 from fxprune.planning.ranges import between, indices_of, parse, spans_of, text_of
 from fxprune.planning.sizes import KINDS, Size
 from fxprune.planning.structure import Coupled, Structure
@@ -35,23 +34,24 @@ _KEYS = "format version versions path fingerprint tensors outside zeroed biases 
 _ADVICE = "make the plan anew (analysis.plan, record(small).plan) and save it"
 
 
-def save(plan: Plan, path: PathLike) -> None:
+def save(plan: PlanFields, path: PathLike) -> None:
     """Write a plan, whole or not at all."""
     write_text(path, _layout(data_of(plan)))
 
 
-def load(path: PathLike) -> Plan:
+def load(path: PathLike, kind: type[PlanT]) -> PlanT:
     """The plan in a file. Raises `PlanError` for anything that `save` would not have written."""
     source = f'the plan file "{os.fspath(path)}"'
-    return plan_of(Field(parse_json(read_bytes(path, LIMIT), source, PlanError), source, "", PlanError, _ADVICE))
+    data = parse_json(read_bytes(path, LIMIT), source, PlanError)
+    return plan_of(Field(data, source, "", PlanError, _ADVICE), kind)
 
 
 # -- writing ----------------------------------------------------------------------------------------------
 
 
-def data_of(plan: Plan) -> dict[str, Any]:
+def data_of(plan: PlanFields) -> dict[str, Any]:
     """A plan as plain data."""
-    structure = structure_needed(plan, "what it was made for")
+    structure = plan.known_structure("what it was made for")
     _refuse_what_no_file_holds(plan, structure)
     return {
         "format": FORMAT,
@@ -92,7 +92,7 @@ def _texts(dims: Mapping[int, list[int]]) -> dict[str, str]:
     return {str(dim): text_of(spans_of(indices)) for dim, indices in sorted(dims.items())}
 
 
-def _refuse_what_no_file_holds(plan: Plan, structure: Structure) -> None:
+def _refuse_what_no_file_holds(plan: PlanFields, structure: Structure) -> None:
     for kind, removed in (("removes", plan.removed), ("sets to zero", plan.zeroed or {})):
         for name, dims in removed.items():
             shape = structure.shapes.get(name)
@@ -128,7 +128,7 @@ def _json(value: Any) -> str:
 # -- reading ----------------------------------------------------------------------------------------------
 
 
-def plan_of(data: Field) -> Plan:
+def plan_of(data: Field, kind: type[PlanT]) -> PlanT:
     """A plan of plain data. Raises `PlanError` for anything that `data_of` would not have given."""
     if not isinstance(data.value, dict) or data.value.get("format") != FORMAT:
         raise data.wrong(f'it is no plan of fxprune: there is no "format": "{FORMAT}"')
@@ -151,7 +151,7 @@ def plan_of(data: Field) -> Plan:
     structure = Structure(shapes, coupled, data["outside"].texts())
     if data["fingerprint"].text() != structure.fingerprint:
         raise data["fingerprint"].wrong(f"names, shapes and couplings of this file give {structure.fingerprint}")
-    return Plan(
+    return kind(
         removed,
         data["reasons"].texts(),
         None if data["zeroed"].value is None else _zeroed(data["zeroed"], shapes, budget),

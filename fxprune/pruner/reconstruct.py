@@ -15,7 +15,8 @@ from fxprune._transform import transform
 from fxprune.criteria.contributions import CONVOLUTIONS, Contributions, Sampled, sample_contributions
 from fxprune.criteria.thinet import ThiNetImportance
 from fxprune.errors import PlanError
-from fxprune.planning.plan import Plan, removal_of
+from fxprune.planning.channels import removal_of
+from fxprune.planning.plan import Plan
 
 RCOND = 1e-6
 """Singular values below this share of the largest are noise of float32 samples, and are not divided by."""
@@ -51,7 +52,7 @@ def thinet(
     Args:
         model, example_inputs, path, prefer: see `fxprune.transform`.
         loader, samples, seed: see `fxprune.criteria.sample_contributions`.
-        ratio, ignore, round_to, exact: see `fxprune.planning.plan.make_plan`. Groups that no convolution or linear
+        ratio, ignore, round_to, exact: see `fxprune.planning.choose.choose`. Groups that no convolution or linear
             layer reads cannot be ranked: leave them out.
         rescale: False leaves the least squares out.
 

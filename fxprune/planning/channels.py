@@ -1,0 +1,88 @@
+"""Chosen channels as a plan, and a plan as channels of the model that it is carried out on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fxprune.analysis.findings import Findings
+from fxprune.channels.groups import Axis, Bools, Removal
+from fxprune.errors import PlanError, nearest
+from fxprune.planning.fields import Removed
+from fxprune.planning.plan import Plan
+from fxprune.planning.structure import Structure, structure_of
+
+
+def plan_from(findings: Findings, removed: Bools, reasons: tuple[str, ...]) -> Plan:
+    """The plan that removes these channels: their slots in every parameter and buffer, under all its names."""
+    result: Removed = {}
+    for axis, slots in findings.solution.slots_of(removed):
+        for name in findings.names_of(axis.parameter):
+            result.setdefault(name, {})[axis.dim] = list(slots)
+    structure = structure_of(findings, removed, result)
+    return Plan(result, reasons, structure=structure, path=findings.captured.path)
+
+
+def removal_of(findings: Findings, plan: Plan) -> Removal:
+    """The channels of `findings` that a plan removes.
+
+    Raises `PlanError` where the plan names tensors, dimensions or indices that the model lacks, or would cut a
+    channel of this model in two: then it was made for another one.
+    """
+    if not isinstance(plan, Plan):
+        raise PlanError(
+            f"a plan must be a fxprune.Plan, not {type(plan).__name__}", do="make one with analysis.plan(...)"
+        )
+    solution = findings.solution
+    if plan.structure is not None:
+        _refuse_other(plan.structure, structure_of(findings, solution.no_channel(), plan.removed))
+    named = _named_slots(findings, plan)
+    removal = Removal(solution, solution.channels_within(named))
+    for axis, want in zip(solution.axes, named, strict=True):
+        _refuse_halves(axis, want, removal)
+    if plan.structure is not None and plan.structure.coupled:
+        _refuse_other(plan.structure, structure_of(findings, removal.removed, plan.removed))
+    return removal
+
+
+def _named_slots(findings: Findings, plan: Plan) -> list[Bools]:
+    """Per axis of the solution, the slots that a plan names, as flags."""
+    named = {(axis.parameter, axis.dim): np.zeros(axis.vector.size, dtype=bool) for axis in findings.solution.axes}
+    for name, dims in plan.removed.items():
+        parameter = findings.first_name(name)
+        if parameter not in findings.tensors:
+            raise _other_model(f'it removes from "{name}"', nearest(name, findings.tensors))
+        shape = tuple(findings.tensors[parameter].shape)
+        for dim, indices in dims.items():
+            if not 0 <= dim < len(shape):
+                raise _other_model(f'it removes from dimension {dim} of "{name}"', f"its shape is {shape}")
+            if not indices:
+                continue
+            if min(indices) < 0 or max(indices) >= shape[dim]:
+                what = f'it removes index {max(indices)} of "{name}" dimension {dim}'
+                raise _other_model(what, f"its shape is {shape}")
+            if (parameter, dim) not in named:
+                raise _other_model(f'it removes from "{name}" dimension {dim}', "nothing can be removed there")
+            named[parameter, dim][np.asarray(indices)] = True
+    return list(named.values())
+
+
+def _refuse_halves(axis: Axis, want: Bools, removal: Removal) -> None:
+    """Raise `PlanError` where a plan names other slots of an axis than those of whole channels."""
+    kept = removal.kept(axis.vector)
+    have = np.zeros(axis.vector.size, dtype=bool) if kept is None else ~kept
+    if (want != have).any():
+        index = int(np.flatnonzero(want != have)[0])
+        raise _other_model(
+            f'it would remove index {index} of "{axis.parameter}" dimension {axis.dim} alone',
+            "in this model that slot is coupled to others which the plan keeps, or cannot go",
+        )
+
+
+def _refuse_other(made_for: Structure, here: Structure) -> None:
+    there, instead = made_for.difference(here)
+    if there:
+        raise _other_model(f"where it was made {there}", f"here {instead}")
+
+
+def _other_model(what: str, why: str) -> PlanError:
+    return PlanError(f"the plan is for another model: {what}", why=why, do="make the plan with this model's `analyze`")

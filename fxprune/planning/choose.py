@@ -1,0 +1,150 @@
+"""Choosing channels: by a ratio and scores, or by masks."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fxprune.analysis.findings import Findings, Group
+from fxprune.channels.groups import Bools
+from fxprune.criteria import Importance, scores_of
+from fxprune.errors import PlanError
+from fxprune.planning.masks import every_channel, removed_by_masks
+from fxprune.planning.select import by_group, ignored_groups
+from fxprune.planning.shared_settings import keep_equal_widths
+
+
+def choose(
+    findings: Findings,
+    *,
+    ratio: float | Mapping[str, float] | None = None,
+    masks: Mapping[str, Any] | str | None = None,
+    importance: Importance = "l2",
+    ignore: Any = (),
+    round_to: int = 1,
+    exact: bool = False,
+    seed: int | None = None,
+) -> tuple[Bools, tuple[str, ...]]:
+    """The channels to remove, as flags, and why something that was asked for stays.
+
+    Args:
+        ratio: the share of every group's channels to remove, in [0, 1), rounded down; or {glob: share} over
+            group names ("layer1.0.conv2") or names with kinds ("layer1.0.conv2:block width"), where groups that no
+            glob names stay. A dimension that is a grid (conv groups x their width) is
+            shrunk by both of its groups.
+        masks: instead of a ratio: {layer: bool tensor [out_channels], True = keep}. Channels that are coupled to a
+            masked one are removed with it; those that cannot be removed stay, and `Plan.reasons` says why. "zeros" for
+            every channel.
+        importance: "l2", "l1" (norms of everything that is removed with a channel), "fpgm" (distance of the
+            producer's filter from the group's others, see `fxprune.criteria`), "random", or a callable that takes a
+            `Group` and returns one score per channel; the lowest are removed.
+        ignore: names, globs, modules or types whose output channels stay.
+        round_to: the number of channels kept in a group is a multiple of this where the group is large enough.
+        exact: only groups whose removal equals setting their slots to zero.
+        seed: of importance "random".
+
+    Raises `PlanError` for requests that cannot be meant.
+    """
+    if (ratio is None) == (masks is None):
+        raise PlanError(
+            "say what goes: exactly one of ratio and masks",
+            why=f"ratio={ratio!r}, masks={'given' if masks is not None else None}",
+        )
+    _check_round_to(round_to)
+    stay = ignored_groups(findings, ignore)
+    if exact:
+        stay |= set(findings.solution.groups_with(findings.inexact))
+    if isinstance(masks, str):
+        return every_channel(findings, masks, stay), ()
+    if masks is not None:
+        return removed_by_masks(findings, masks, stay)
+    ratios = _ratios(findings, ratio)
+    groups = [g for g in findings.groups if g.number not in stay and ratios[g.number] > 0]
+    removed = findings.solution.no_channel()
+    reasons: tuple[str, ...] = ()
+    if groups:
+        scores = scores_of(findings, importance, groups, seed)
+        for group in groups:
+            drop = group.size - kept_count(group.size, ratios[group.number], round_to)
+            removed[group.channels[np.argsort(scores[group.channels], kind="stable")[:drop]]] = True
+        keep_enough(findings, removed, scores)
+        reasons = keep_equal_widths(findings, removed, scores)
+    return removed, reasons if removed.any() else _why_nothing(findings, ratios, stay, exact, round_to)
+
+
+def kept_count(size: int, ratio: float, round_to: int) -> int:
+    """How many of `size` channels stay: at least one, a multiple of `round_to` where the group allows it.
+
+    >>> kept_count(64, 0.3, 1), kept_count(64, 0.3, 8), kept_count(58, 0.5, 8), kept_count(4, 0.5, 8)
+    (45, 48, 32, 4)
+    """
+    keep = max(1, size - int(ratio * size + 1e-9))
+    if round_to == 1:
+        return keep
+    if size < round_to:
+        return size
+    rounded = -(-keep // round_to) * round_to
+    return rounded if rounded <= size else size // round_to * round_to
+
+
+def keep_enough(findings: Findings, removed: Bools, scores: npt.NDArray[np.float64]) -> None:
+    """Keep more channels, in place, the best first, where a dimension would be empty, or too small to choose from."""
+    solution = findings.solution
+    for vector, least in (*findings.observed.minima, *((vector, 1) for vector in findings.observed.vectors)):
+        columns = solution.channels_of(vector)
+        if not columns:
+            continue
+        table = np.stack(columns)
+        gone = (removed[table] & (table >= 0)).any(0)
+        missing = least - int(np.count_nonzero(~gone))
+        if missing > 0:
+            worst = np.where(gone, np.where(table >= 0, scores[table], np.inf).min(0), -np.inf)
+            for slot in np.argsort(-worst, kind="stable")[:missing]:
+                removed[table[:, slot][table[:, slot] >= 0]] = False
+
+
+def _check_round_to(round_to: int) -> None:
+    if isinstance(round_to, bool) or not isinstance(round_to, numbers.Integral) or round_to < 1:
+        raise PlanError(f"round_to must be an integer of at least 1, not {round_to!r}")
+
+
+def _check_ratio(ratio: Any) -> float:
+    if isinstance(ratio, bool) or not isinstance(ratio, numbers.Real) or not 0 <= float(ratio) < 1:
+        raise PlanError(
+            f"ratio must be a number in [0, 1), not {ratio!r}",
+            why="it is the share of channels that go; at least one channel of a group stays",
+        )
+    return float(ratio)
+
+
+def _ratios(findings: Findings, ratio: Any) -> list[float]:
+    """The share of every group, by number; groups that no pattern of a dict names stay."""
+    if not isinstance(ratio, Mapping):
+        return [_check_ratio(ratio)] * len(findings.groups)
+    shares = {pattern: _check_ratio(share) for pattern, share in ratio.items()}
+    chosen = by_group(findings, shares, what="ratio")
+    return [chosen.get(number, 0.0) for number in range(len(findings.groups))]
+
+
+def _why_nothing(
+    findings: Findings, ratios: list[float], stay: set[int], exact: bool, round_to: int
+) -> tuple[str, ...]:
+    """Why a ratio removes no channel at all."""
+    if not findings.groups:
+        held = [str(locked) for locked in findings.locked[:5]]
+        return ("no channel of this model can be removed", *held)
+    if not any(ratios):
+        return ("the ratio is 0",)
+    open_groups: list[Group] = [g for g in findings.groups if g.number not in stay]
+    if not open_groups:
+        cause = "ignored or inexact (exact=True)" if exact else "ignored"
+        return (f"all {len(findings.groups)} groups are {cause}",)
+    largest = max(open_groups, key=len)
+    return (
+        f"rounding leaves every group whole: the largest has {largest.size} channels "
+        f'("{largest.name}"), ratio {max(ratios)}, round_to {round_to}',
+    )

@@ -1,0 +1,61 @@
+"""Where two plans for one model differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fxprune.errors import PlanError
+from fxprune.planning.fields import PlanFields, Removed
+from fxprune.planning.ranges import spans_of, text_of
+from fxprune.planning.structure import Structure
+
+
+@dataclass(frozen=True)
+class PlanDiff:
+    """What two plans for one model do not have in common; prints as a list, and is false where there is nothing.
+
+    only_first, only_second: parameter or buffer -> {dimension: indices} that one plan removes and the other keeps.
+    """
+
+    only_first: Removed = field(default_factory=dict)
+    only_second: Removed = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.only_first or self.only_second)
+
+    def __str__(self) -> str:
+        lines = []
+        for name in dict.fromkeys([*self.only_first, *self.only_second]):
+            ours, theirs = self.only_first.get(name, {}), self.only_second.get(name, {})
+            for dim in sorted({*ours, *theirs}):
+                parts = (
+                    f"only the {which} {text_of(spans_of(part[dim]))}"
+                    for which, part in (("first", ours), ("second", theirs))
+                    if dim in part
+                )
+                lines.append(f"{name}[{dim}]: {', '.join(parts)}")
+        return "\n".join(lines) or "both remove the same"
+
+
+def diff(first: PlanFields, second: PlanFields) -> PlanDiff:
+    """What one plan removes and the other keeps."""
+    if first.structure is not None and second.structure is not None:
+        there, here = Structure(first.structure.shapes).difference(Structure(second.structure.shapes))
+        if there:
+            raise PlanError(
+                "the plans are for different models",
+                why=f"for the first {there}, for the second {here}",
+                do="compare plans that were made for one model",
+            )
+    return PlanDiff(_without(first.removed, second.removed), _without(second.removed, first.removed))
+
+
+def _without(ours: Removed, theirs: Removed) -> Removed:
+    made: Removed = {}
+    for name, dims in ours.items():
+        for dim, indices in dims.items():
+            other = set(theirs.get(name, {}).get(dim, ()))
+            alone = [index for index in indices if index not in other]
+            if alone:
+                made.setdefault(name, {})[dim] = alone
+    return made
