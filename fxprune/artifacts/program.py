@@ -52,7 +52,7 @@ def evaluating(model: nn.Module) -> Portable:
     @functools.wraps(inner)
     def forward(*args: Any, **kwargs: Any) -> Any:
         dropped.clear()
-        return plain(inner(*args, **kwargs), "", dropped)
+        return tensors_only(inner(*args, **kwargs), "", dropped)
 
     copied.__dict__["forward"] = forward
     training = any(module.training for module in model.modules())
@@ -72,23 +72,23 @@ def _refuse_training_graph(model: nn.Module) -> None:
         )
 
 
-def plain(value: Any, path: str, dropped: dict[str, str]) -> Any:
+def tensors_only(value: Any, path: str, dropped: dict[str, str]) -> Any:
     """An output as tuples, lists and dicts of tensors; what is something else becomes None and is noted by its path.
 
     >>> noted = {}
-    >>> plain({"n": 3, "y": [torch.ones(1), None]}, "", noted), noted
+    >>> tensors_only({"n": 3, "y": [torch.ones(1), None]}, "", noted), noted
     ({'n': None, 'y': [tensor([1.]), None]}, {"['n']": 'int'})
     """
     if value is None or isinstance(value, torch.Tensor):
         return value
     if isinstance(value, Mapping):
-        return {key: plain(part, f"{path}[{key!r}]", dropped) for key, part in value.items()}
+        return {key: tensors_only(part, f"{path}[{key!r}]", dropped) for key, part in value.items()}
     if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
-        parts = [plain(part, f"{path}[{i}]", dropped) for i, part in enumerate(value)]
+        parts = [tensors_only(part, f"{path}[{i}]", dropped) for i, part in enumerate(value)]
         return parts if isinstance(value, list) else tuple(parts)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [f.name for f in dataclasses.fields(value)]
-        return {name: plain(getattr(value, name), f"{path}.{name}", dropped) for name in fields}
+        return {name: tensors_only(getattr(value, name), f"{path}.{name}", dropped) for name in fields}
     dropped[path] = "int" if isinstance(value, torch.SymInt) else type(value).__name__
     return None
 

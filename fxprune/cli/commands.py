@@ -15,6 +15,7 @@ from tabulate import tabulate
 from torch import nn
 
 import fxprune
+from fxprune.artifacts.graph_export import FORMATS
 from fxprune.artifacts.weights import record_in
 from fxprune.cli import models, weights
 from fxprune.cli.inputs import filled
@@ -128,7 +129,7 @@ def export(options: argparse.Namespace, say: Say) -> Answer:
     """A model, or a small one, as a graph that runs without its code."""
     _readable(options.weights, options.small)
     read = [path for path in (options.weights, options.small) if path is not None]
-    writable(options.output, (".onnx", ".pt2"), read)
+    writable(options.output, tuple(FORMATS), read)
     if options.opset is not None and not options.output.endswith(".onnx"):
         raise UsageError("--opset is for .onnx files", why=f'the output is "{options.output}"', do="leave it out")
     model, inputs = _model(options, say)

@@ -1,12 +1,11 @@
-"""A model as a file that runs without its code: ONNX, or a program of `torch.export`. Compared before it is written."""
+"""Export of a model as a file that runs without its code; what the file computes is compared before it is written."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +14,20 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fxprune._record import record
-from fxprune.artifacts import graph_files
-from fxprune.artifacts.program import Portable, evaluating, program_of, resized
+from fxprune.artifacts.graph_comparison import worst_error
+from fxprune.artifacts.graph_format import Format
+from fxprune.artifacts.onnx_file import ONNX
+from fxprune.artifacts.program import evaluating, program_of
+from fxprune.artifacts.pt2_file import PT2
 from fxprune.capture.inputs import Inputs, bound, devices, initialised, normalize, unwrapped
-from fxprune.capture.values import tensors_in
-from fxprune.errors import FileError, FxpruneError, InputError, VerificationError, nearest
+from fxprune.errors import FileError, FxpruneError, InputError, nearest
 from fxprune.files import PathLike, replacing
 
-SUFFIXES = {".onnx": "onnx", ".pt2": "pt2"}
-
-LIMIT = 2**31 - 2**20
-"""Bytes of weights that an ONNX file takes: protobuf ends at 2 GiB, and the graph needs some of it."""
+FORMATS: dict[str, Format] = {
+    ".onnx": ONNX,
+    ".pt2": PT2,
+}
+"""The formats by the suffix of a file. A new one is a file that makes a `Format`, and a line here."""
 
 
 @dataclass(frozen=True)
@@ -88,84 +90,64 @@ def export(
     >>> torch.export.load(made.path).module()(torch.randn(7, 4)).shape, dict(made.operators)
     (torch.Size([7, 2]), {'aten::linear': 2, 'aten::relu': 1})
     """
-    kind = _refuse_path(path)
+    kind = _format_of(path)
     _refuse_options(kind, opset, tolerance)
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a module, not {type(model).__name__}", do="pass an nn.Module")
     inputs = _ordered(model, normalize(example_inputs))
-    if kind == "onnx":
-        _refuse_missing()
-        _refuse_large(model)
+    kind.refuse(model)
     varying = _varying(model, inputs, dynamic_batch)
 
     portable = evaluating(model)
     program, reasons = program_of(portable, inputs, varying)
-    content, operators, noted = graph_files.content_of(program, kind, opset)
-    reasons = [*reasons, *noted, *_from_record(model)]
+    content = kind.write(program, opset)
+    reasons = [*reasons, *content.warnings, *_from_record(model)]
     error = None
     if verify:
-        runner = graph_files.runner_of(program, content, kind)
+        runner = kind.read(content.data, program)
         if isinstance(runner, str):
             reasons.append(f"not compared: {runner}")
             warnings.warn(f'"{os.fspath(path)}" was not compared: {runner}', stacklevel=2)
         else:
-            error = max(
-                _compared(portable, runner, case, tolerance, os.fspath(path)) for case in _cases(inputs, varying)
-            )
+            error = worst_error(portable, runner, inputs, varying, tolerance, os.fspath(path))
     with replacing(path) as file:
-        file.write(content)
-    return Exported(os.fspath(path), kind, len(content), error, operators, tuple(dict.fromkeys(reasons)))
+        file.write(content.data)
+    return Exported(
+        os.fspath(path), kind.name, len(content.data), error, content.operators, tuple(dict.fromkeys(reasons))
+    )
 
 
 # -- refusals ---------------------------------------------------------------------------------------------
 
 
-def _refuse_path(path: PathLike) -> str:
+def _format_of(path: PathLike) -> Format:
     """The format of a path that can be written."""
     text = os.fspath(path)
     if not isinstance(text, str):
         raise FileError("the path must be text", why=f"got {type(text).__name__}", do="pass a str or a pathlib.Path")
     suffix = os.path.splitext(text)[1]
-    if suffix not in SUFFIXES:
-        hint = nearest(suffix, SUFFIXES) if suffix else "it has no suffix"
-        raise FileError(f'cannot tell the format of "{text}"', why=hint, do="end it in .onnx or .pt2")
+    if suffix not in FORMATS:
+        hint = nearest(suffix, FORMATS) if suffix else "it has no suffix"
+        raise FileError(f'cannot tell the format of "{text}"', why=hint, do=f"end it in {' or '.join(FORMATS)}")
     if os.path.isdir(text):
         raise FileError(f'cannot write "{text}"', why="it is a directory", do="pass the name of a file")
     folder = os.path.dirname(os.path.realpath(text))
     if not os.path.isdir(folder):
         raise FileError(f'cannot write "{text}"', why=f'there is no directory "{folder}"', do="make it first")
-    return SUFFIXES[suffix]
+    return FORMATS[suffix]
 
 
-def _refuse_options(kind: str, opset: int | None, tolerance: float | None) -> None:
-    if opset is not None and kind != "onnx":
-        raise InputError("opset is given for a .pt2 file", why="opsets are versions of ONNX", do="leave it out")
+def _refuse_options(kind: Format, opset: int | None, tolerance: float | None) -> None:
+    if opset is not None and not kind.opsets:
+        raise InputError(
+            f"opset is given for a .{kind.name} file", why="opsets are versions of ONNX", do="leave it out"
+        )
     if opset is not None and (type(opset) is not int or opset < 18):
         raise InputError(f"opset is {opset!r}", why="the exporter of torch writes opsets from 18 on")
     if tolerance is not None and (
         isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 <= tolerance < math.inf
     ):
         raise InputError(f"tolerance is {tolerance!r}", why="it must be a finite number that is not negative")
-
-
-def _refuse_missing() -> None:
-    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise FxpruneError(
-            "an .onnx file cannot be written",
-            why=f"{' and '.join(missing)} cannot be imported",
-            do="pip install 'fxprune[onnx]'",
-        )
-
-
-def _refuse_large(model: nn.Module) -> None:
-    size = sum({id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}.values())
-    if size > LIMIT:
-        raise FileError(
-            "the model does not fit into one .onnx file",
-            why=f"its weights take {size} bytes, and a file takes {LIMIT}",
-            do="write a .pt2, or export it in float16",
-        )
 
 
 def _ordered(model: nn.Module, inputs: Inputs) -> Inputs:
@@ -214,86 +196,11 @@ def _varying(model: nn.Module, inputs: Inputs, dynamic_batch: bool | Sequence[st
     return frozenset(id(t) for _, t in leaves if t.ndim)
 
 
-def _cases(inputs: Inputs, varying: frozenset[int]) -> Iterator[Inputs]:
-    """What is compared: the example, and its samples in a batch of one more, and of one."""
-    yield inputs
-    if varying:
-        size = next(t.shape[0] for t in pytree.tree_leaves(inputs) if id(t) in varying)
-        yield resized(inputs, varying, size + 1)
-        if size > 1:
-            yield resized(inputs, varying, 1)
-
-
-# -- the comparison ---------------------------------------------------------------------------------------
-
-
-def _compared(
-    portable: Portable,
-    runner: Callable[[Inputs], list[torch.Tensor]],
-    inputs: Inputs,
-    tolerance: float | None,
-    path: str,
-) -> float:
-    """The relative error on these inputs. Raises `VerificationError` if it is too large."""
-    sizes = ", ".join(str(tuple(t.shape)) for t in tensors_in(inputs))
-    try:
-        theirs = portable.run(inputs)
-    except Exception as failure:
-        raise InputError(
-            "the model does not run on these inputs", at=f"inputs {sizes}", why=_line(failure)
-        ) from failure
-    try:
-        ours = runner(inputs)
-    except Exception as failure:
-        raise VerificationError(
-            f'what "{path}" would hold does not run', at=f"inputs {sizes}", why=_line(failure), do="no file was written"
-        ) from failure
-    error = difference(ours, theirs)
-    allowed = _allowed(portable.model, inputs, theirs) if tolerance is None else tolerance
-    if not error <= allowed:
-        raise VerificationError(
-            f'what "{path}" would hold computes other numbers than the model',
-            at=f"inputs {sizes}",
-            why=f"the relative error is {error:.1e}, above {allowed:.1e}; is there anything random in the model?",
-            do="no file was written; a larger `tolerance` accepts it",
-        )
-    return error
-
-
-def difference(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float:
-    """max |ours - theirs| / max |theirs| over all outputs; infinite where shapes, dtypes, NaN or infinities differ.
-
-    >>> inf = float("inf")
-    >>> difference([torch.tensor([1.0, -inf])], [torch.tensor([2.0, -inf])]), difference([], [torch.ones(1)])
-    (0.5, inf)
-    """
-    if [(t.shape, t.dtype) for t in ours] != [(t.shape, t.dtype) for t in theirs]:
-        return math.inf
-    worst = 0.0
-    for a, b in zip(ours, theirs, strict=True):
-        wide = torch.complex128 if b.is_complex() else torch.float64
-        a, b = a.detach().cpu().to(wide), b.detach().cpu().to(wide)
-        same = (a == b) | (a.isnan() & b.isnan())
-        if not same.all():
-            apart, size = float((a - b)[~same].abs().max()), b[b.isfinite()].abs()
-            scale = float(size.max()) if size.numel() else 0.0
-            worst = max(worst, apart / (scale or 1.0) if math.isfinite(apart) else math.inf)
-    return worst
-
-
-def _allowed(model: nn.Module, inputs: Inputs, outputs: Sequence[torch.Tensor]) -> float:
-    tensors = [*model.parameters(), *model.buffers(), *tensors_in(inputs), *outputs]
-    dtypes = {t.dtype for t in tensors if t.is_floating_point() or t.is_complex()}
-    return math.sqrt(max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0))
-
-
-def _line(failure: BaseException) -> str:
-    text = str(failure).strip()
-    return f"{type(failure).__name__}: {text.splitlines()[0] if text else ''}"
+# -- the record -------------------------------------------------------------------------------------------
 
 
 def _from_record(model: nn.Module) -> list[str]:
-    """What the way in which a small model was made means for its file."""
+    """Sentences on what follows for a file from the path by which a small model was made."""
     try:
         made = record(model)
     except FxpruneError:

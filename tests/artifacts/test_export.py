@@ -22,13 +22,15 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import fxprune
-from fxprune.artifacts import Exported, export, graph_files, portable
-from fxprune.artifacts.portable import difference
+from fxprune.artifacts import Exported, export, graph_export, onnx_file
+from fxprune.artifacts.graph_comparison import difference
+from fxprune.artifacts.graph_export import FORMATS
+from fxprune.artifacts.graph_format import Content, Format
 from fxprune.artifacts.program import Portable, evaluating
 from fxprune.errors import CaptureError, FileError, FxpruneError, InputError, VerificationError
 from tests.support import call, randomise, relative_error
 
-SUFFIXES = [".onnx", ".pt2"]
+SUFFIXES = list(FORMATS)
 Pair = namedtuple("Pair", "first second")
 
 
@@ -391,7 +393,7 @@ def test_paths_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
     def never(*_: Any) -> None:
         raise AssertionError("nothing is exported")
 
-    monkeypatch.setattr(portable, "evaluating", never)
+    monkeypatch.setattr(graph_export, "evaluating", never)
     model, x = made(Net()), image()
     text = refusal(FileError, model, tmp_path / "small.onx", x)
     assert text == (
@@ -559,10 +561,10 @@ def test_what_onnxruntime_cannot_run_is_said(tmp_path: Path) -> None:
 def test_what_does_not_fit_into_one_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = made(Net()), image()
     size = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
-    monkeypatch.setattr(portable, "LIMIT", size)
+    monkeypatch.setattr(onnx_file, "LIMIT", size)
     assert isinstance(export(model, tmp_path / "a.onnx", x), Exported)
     (tmp_path / "a.onnx").unlink()
-    monkeypatch.setattr(portable, "LIMIT", size - 1)
+    monkeypatch.setattr(onnx_file, "LIMIT", size - 1)
     text = refusal(FileError, model, tmp_path / "a.onnx", x)
     assert text.startswith(
         f"the model does not fit into one .onnx file\n  why  its weights take {size} bytes, and a file takes {size - 1}"
@@ -585,7 +587,7 @@ def test_a_writer_that_dies_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
 
     from fxprune.files import replacing as fxprune_replacing
 
-    monkeypatch.setattr(portable, "replacing", dying)
+    monkeypatch.setattr(graph_export, "replacing", dying)
     with pytest.raises(OSError, match="disk full"):
         export(made(Net()), path, image())
     assert path.read_bytes() == b"old"
@@ -593,17 +595,42 @@ def test_a_writer_that_dies_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_bytes_that_are_compared_are_those_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[bytes] = []
-    runner = graph_files.runner_of
+    for suffix, kind in list(FORMATS.items()):
+        seen: list[bytes] = []
 
-    def spying(program: Any, content: bytes, kind: str) -> Any:
-        seen.append(content)
-        return runner(program, content, kind)
+        def spying(data: bytes, program: Any, seen: list[bytes] = seen, kind: Format = kind) -> Any:
+            seen.append(data)
+            return kind.read(data, program)
 
-    monkeypatch.setattr(graph_files, "runner_of", spying)
-    for suffix in SUFFIXES:
+        monkeypatch.setitem(FORMATS, suffix, dataclasses.replace(kind, read=spying))
         export(made(Net()), tmp_path / f"a{suffix}", image())
-        assert (tmp_path / f"a{suffix}").read_bytes() == seen[-1]
+        assert [(tmp_path / f"a{suffix}").read_bytes()] == seen
+
+
+def test_a_format_is_a_line_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A format of text that names the operators: what it holds cannot be run, which the result says."""
+
+    def write(program: Any, opset: int | None) -> Content:
+        names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+        return Content("\n".join(names).encode(), Counter(names), ["a warning"])
+
+    def read(data: bytes, program: Any) -> str:
+        return "nothing runs text"
+
+    text = Format("txt", opsets=False, refuse=lambda model: None, write=write, read=read)
+    monkeypatch.setitem(FORMATS, ".txt", text)
+    net = nn.Sequential(nn.Linear(2, 3), nn.ReLU()).eval()
+    with pytest.warns(UserWarning, match="was not compared: nothing runs text"):
+        result = export(net, tmp_path / "a.txt", torch.randn(1, 2))
+    assert (tmp_path / "a.txt").read_text() == "aten.linear.default\naten.relu.default"
+    assert (result.format, result.error, result.operators) == (
+        "txt",
+        None,
+        {"aten.linear.default": 1, "aten.relu.default": 1},
+    )
+    assert result.reasons == ("a warning", "not compared: nothing runs text")
+    with pytest.raises(FileError, match=r"end it in \.onnx or \.pt2 or \.txt"):
+        export(net, tmp_path / "a.text", torch.randn(1, 2))
 
 
 def test_tied_weights_are_stored_once(tmp_path: Path) -> None:

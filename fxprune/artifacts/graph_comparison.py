@@ -1,0 +1,104 @@
+"""The comparison of a graph with the model it was made of: outputs at the example inputs, and at other batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from fxprune.artifacts.graph_format import Runner
+from fxprune.artifacts.program import Portable, resized
+from fxprune.capture.inputs import Inputs
+from fxprune.capture.values import tensors_in
+from fxprune.errors import InputError, VerificationError
+
+
+def worst_error(
+    portable: Portable, runner: Runner, inputs: Inputs, varying: frozenset[int], tolerance: float | None, path: str
+) -> float:
+    """The largest relative error of a file, at the batch of the example, one more, and one.
+
+    Args:
+        portable: the model.
+        runner: of the bytes of the file.
+        inputs: the example.
+        varying: the ids of the input tensors whose dimension 0 is the batch; only the example is run without any.
+        tolerance: the largest error; None for the square root of the coarsest dtype's eps.
+        path: the file, for messages.
+
+    Raises `VerificationError` above the tolerance.
+    """
+    return max(_compared(portable, runner, case, tolerance, path) for case in _cases(inputs, varying))
+
+
+def _cases(inputs: Inputs, varying: frozenset[int]) -> Iterator[Inputs]:
+    """The example, and its samples in a batch of one more, and of one."""
+    yield inputs
+    if varying:
+        size = next(t.shape[0] for t in pytree.tree_leaves(inputs) if id(t) in varying)
+        yield resized(inputs, varying, size + 1)
+        if size > 1:
+            yield resized(inputs, varying, 1)
+
+
+def _compared(portable: Portable, runner: Runner, inputs: Inputs, tolerance: float | None, path: str) -> float:
+    """The relative error on these inputs. Raises `VerificationError` if it is too large."""
+    sizes = ", ".join(str(tuple(t.shape)) for t in tensors_in(inputs))
+    try:
+        theirs = portable.run(inputs)
+    except Exception as failure:
+        raise InputError(
+            "the model does not run on these inputs", at=f"inputs {sizes}", why=_line(failure)
+        ) from failure
+    try:
+        ours = runner(inputs)
+    except Exception as failure:
+        raise VerificationError(
+            f'what "{path}" would hold does not run', at=f"inputs {sizes}", why=_line(failure), do="no file was written"
+        ) from failure
+    error = difference(ours, theirs)
+    allowed = _allowed(portable.model, inputs, theirs) if tolerance is None else tolerance
+    if not error <= allowed:
+        raise VerificationError(
+            f'what "{path}" would hold computes other numbers than the model',
+            at=f"inputs {sizes}",
+            why=f"the relative error is {error:.1e}, above {allowed:.1e}; is there anything random in the model?",
+            do="no file was written; a larger `tolerance` accepts it",
+        )
+    return error
+
+
+def difference(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float:
+    """max |ours - theirs| / max |theirs| over all outputs; infinite where shapes, dtypes, NaN or infinities differ.
+
+    >>> inf = float("inf")
+    >>> difference([torch.tensor([1.0, -inf])], [torch.tensor([2.0, -inf])]), difference([], [torch.ones(1)])
+    (0.5, inf)
+    """
+    if [(t.shape, t.dtype) for t in ours] != [(t.shape, t.dtype) for t in theirs]:
+        return math.inf
+    worst = 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        wide = torch.complex128 if b.is_complex() else torch.float64
+        a, b = a.detach().cpu().to(wide), b.detach().cpu().to(wide)
+        same = (a == b) | (a.isnan() & b.isnan())
+        if not same.all():
+            apart, size = float((a - b)[~same].abs().max()), b[b.isfinite()].abs()
+            scale = float(size.max()) if size.numel() else 0.0
+            worst = max(worst, apart / (scale or 1.0) if math.isfinite(apart) else math.inf)
+    return worst
+
+
+def _allowed(model: nn.Module, inputs: Inputs, outputs: Sequence[torch.Tensor]) -> float:
+    """sqrt(eps) of the coarsest floating dtype among parameters, buffers, inputs and outputs."""
+    tensors = [*model.parameters(), *model.buffers(), *tensors_in(inputs), *outputs]
+    dtypes = {t.dtype for t in tensors if t.is_floating_point() or t.is_complex()}
+    return math.sqrt(max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0))
+
+
+def _line(failure: BaseException) -> str:
+    text = str(failure).strip()
+    return f"{type(failure).__name__}: {text.splitlines()[0] if text else ''}"

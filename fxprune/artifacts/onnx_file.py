@@ -1,0 +1,109 @@
+"""The format ONNX: .onnx files, written by the exporter of torch and run by onnxruntime."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from fxprune.artifacts.graph_format import Content, Format, Runner, innermost_cause
+from fxprune.artifacts.program import quiet
+from fxprune.capture.inputs import Inputs
+from fxprune.errors import CaptureError, FileError, FxpruneError, VerificationError
+
+LIMIT = 2**31 - 2**20
+"""How many bytes of weights a file takes: protobuf ends at 2 GiB, and the graph needs some of it."""
+
+
+def refuse(model: nn.Module) -> None:
+    """Raise where the packages that write the file are missing, or the weights do not fit into one."""
+    _refuse_missing()
+    _refuse_large(model)
+
+
+def write(program: torch.export.ExportedProgram, opset: int | None) -> Content:
+    """The file of a program, in an opset or in the exporter's own choice."""
+    try:
+        with quiet() as warnings:
+            made: Any = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=opset)
+    except Exception as failure:
+        raise CaptureError(
+            "the graph cannot be said in ONNX",
+            why=innermost_cause(failure),
+            do="write a .pt2, or replace that operation in the model",
+        ) from failure
+    if opset is not None and made.model.opset_imports[""] != opset:
+        raise CaptureError(
+            f"the graph cannot be said in opset {opset} of ONNX",
+            why=f"the exporter wrote opset {made.model.opset_imports['']}",
+            do="leave out opset",
+        )
+    operators: Counter[str] = Counter()
+    for graph in (made.model.graph, *made.model.functions.values()):
+        operators.update(f"{n.domain}::{n.op_type}" if n.domain else n.op_type for n in graph.all_nodes())
+    try:
+        data: bytes = made.model_proto.SerializeToString()
+    except Exception as failure:
+        raise FileError(
+            "the model does not fit into one .onnx file", why=innermost_cause(failure), do="write a .pt2"
+        ) from failure
+    return Content(data, dict(operators), warnings)
+
+
+def read(data: bytes, program: torch.export.ExportedProgram) -> Runner | str:
+    """A runner of the bytes of a file, by onnxruntime; or why it cannot run them here."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return "onnxruntime is not installed (pip install 'fxprune[onnx]')"
+    import onnxruntime  # type: ignore[import-untyped,unused-ignore]
+    from onnxruntime.capi.onnxruntime_pybind11_state import (  # type: ignore[import-untyped,unused-ignore]
+        NotImplemented as Unknown,
+    )
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 4
+    try:
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Unknown as failure:
+        return f"onnxruntime cannot run it on this machine: {innermost_cause(failure)}"
+    except Exception as failure:
+        raise VerificationError("onnxruntime does not take the graph", why=innermost_cause(failure)) from failure
+    ends = [*session.get_inputs(), *session.get_outputs()]
+    if any("bfloat16" in end.type for end in ends):
+        return "onnxruntime takes and gives no bfloat16 tensors in Python"
+    names = program.graph_signature.user_inputs
+    taken = {end.name for end in session.get_inputs()}
+
+    def run(inputs: Inputs) -> list[torch.Tensor]:
+        leaves = pytree.tree_leaves(inputs)
+        given = zip(names, leaves, strict=True)
+        feed = {name: t.detach().cpu().numpy() for name, t in given if isinstance(t, torch.Tensor) and name in taken}
+        return [torch.from_numpy(array) for array in session.run(None, feed)]
+
+    return run
+
+
+def _refuse_missing() -> None:
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise FxpruneError(
+            "an .onnx file cannot be written",
+            why=f"{' and '.join(missing)} cannot be imported",
+            do="pip install 'fxprune[onnx]'",
+        )
+
+
+def _refuse_large(model: nn.Module) -> None:
+    size = sum({id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}.values())
+    if size > LIMIT:
+        raise FileError(
+            "the model does not fit into one .onnx file",
+            why=f"its weights take {size} bytes, and a file takes {LIMIT}",
+            do="write a .pt2, or export it in float16",
+        )
+
+
+ONNX = Format("onnx", opsets=True, refuse=refuse, write=write, read=read)
