@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from fxprune._analyze import Analysis, analyze
 from fxprune._record import Record, record
 from fxprune._transform import transform, verify
-from fxprune.analysis.findings import Group, Locked, Member
+from fxprune.analysis.findings import Group
+from fxprune.analysis.members import Locked, Member
 from fxprune.artifacts import Exported, export, load, save
 from fxprune.costs import Cost, LayerCost, cost
 from fxprune.errors import (

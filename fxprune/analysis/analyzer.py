@@ -10,10 +10,12 @@ import torch
 from torch import fx, nn
 
 from fxprune.analysis.counter import Counter, Found
-from fxprune.analysis.findings import Findings, Subject, TensorTable, hookable
+from fxprune.analysis.findings import Findings, Subject
+from fxprune.analysis.hookable import hookable
 from fxprune.analysis.marked_integers import Settings
 from fxprune.analysis.observed import Contraction, Observation, Place
 from fxprune.analysis.observer import Observer
+from fxprune.analysis.tensor_table import TensorTable
 from fxprune.capture.captured import Captured
 from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.inputs import Inputs

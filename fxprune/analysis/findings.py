@@ -1,4 +1,4 @@
-"""What the walk found: groups of channels, locked channels with their reasons, and the graph it looked at."""
+"""The findings of an analysis: groups of channels, locked channels with reasons, and the graph that was walked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from fxprune.analysis.marked_integers import Setting, Sizing
+from fxprune.analysis.members import Locked, Member
 from fxprune.analysis.observed import Observed
+from fxprune.analysis.tensor_table import TensorTable
 from fxprune.capture.captured import Captured
 from fxprune.capture.inputs import Inputs
 from fxprune.channels.groups import Axis, Bools, Ints, Solution
@@ -21,40 +23,28 @@ from fxprune.ops import Event
 from fxprune.ops.layers import known_output_dim
 
 
-@dataclass(frozen=True)
-class Member:
-    """One dimension of a parameter or buffer in which a group's channels have slots.
-
-    index: for each of its slots the channel (0 .. size - 1) of the group it goes with, ascending by slot.
-    slots: the slots, same length; a channel of a flattened C x H x W input has H * W of them.
-    """
-
-    parameter: str
-    dim: int
-    tensor: torch.Tensor
-    index: Ints
-    slots: Ints
-
-    def per_channel(self, values: torch.Tensor, size: int) -> torch.Tensor:
-        """Sum `values` (one per index of the dimension) over the slots of each of the group's `size` channels."""
-        index = torch.from_numpy(self.index).to(values.device)
-        slots = torch.from_numpy(self.slots).to(values.device)
-        return values.new_zeros(size).index_add_(0, index, values[slots])
-
-
+@dataclass(frozen=True, eq=False, repr=False)
 class Group:
     """Interchangeable channels: the same footprint, ranked against each other.
 
     name: the producer's module, or the parameter's name.
     kind: "channels"; where a dimension is a grid "heads" and "head width" (attention), or "blocks" and "block width".
     size: how many channels; `exact`: whether removing one equals setting its slots to zero; `reasons` if not.
+    channels: their numbers among all channels of the analysis, ascending.
     """
 
-    def __init__(self, findings: Findings, number: int) -> None:
-        self._findings = findings
-        self.number = number
-        self.channels = findings.solution.in_group(number)
-        self.size = len(self.channels)
+    _findings: Findings
+    number: int
+
+    @property
+    def channels(self) -> Ints:
+        """The numbers of the group's channels, ascending."""
+        return self._findings.solution.in_group(self.number)
+
+    @property
+    def size(self) -> int:
+        """How many channels there are."""
+        return len(self.channels)
 
     @cached_property
     def members(self) -> tuple[Member, ...]:
@@ -65,8 +55,21 @@ class Group:
     @cached_property
     def producer(self) -> Member:
         """The member that opens the channels: an output dimension of a weight, else the first member."""
-        weights = [m for m in self.members if m.tensor.ndim > 1 and self._findings.opens(m.parameter, m.dim)]
+        weights = [member for member in self.members if member.tensor.ndim > 1 and self.is_output(member)]
         return (weights or list(self.members))[0]
+
+    def is_output(self, member: Member) -> bool:
+        """Whether a member is the output dimension of the layer that owns its parameter."""
+        return self._findings.opens(member.parameter, member.dim)
+
+    def owner(self, member: Member) -> nn.Module:
+        """The module that a member's parameter is registered in."""
+        return self._findings.owner(member.parameter)
+
+    def layers_of(self, member: Member) -> list[str]:
+        """The names of the layers that own a member's parameter; a tied one has several."""
+        names = self._findings.names_of(member.parameter)
+        return [name.rpartition(".")[0].split(".parametrizations.")[0] for name in names]
 
     @property
     def name(self) -> str:
@@ -101,8 +104,8 @@ class Group:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Which operations change a statistic when a channel of this group goes."""
-        return tuple(dict.fromkeys(say(e) for e in self._findings.marked_by(self.channels)))
+        """The operations that take another statistic when a channel of this group is removed."""
+        return tuple(dict.fromkeys(str(event) for event in self._findings.marked_by(self.channels)))
 
     def __len__(self) -> int:
         return self.size
@@ -113,23 +116,6 @@ class Group:
         return f"Group({self.name!r}, {self.size} {self.kind}, {members}{more})"
 
 
-@dataclass(frozen=True)
-class Locked:
-    """Parameter dimensions whose slots an operation holds back.
-
-    slots: (parameter, dim) -> how many slots. parameters: how many elements those slots carry, at most.
-    """
-
-    event: Event
-    slots: Mapping[tuple[str, int], int]
-    parameters: int
-
-    def __str__(self) -> str:
-        held = ", ".join(f"{name}[{dim}]" for name, dim in list(self.slots)[:3])
-        more = f" and {len(self.slots) - 3} more" if len(self.slots) > 3 else ""
-        return f"{say(self.event)}: holds {held}{more}"
-
-
 @dataclass(frozen=True, eq=False)
 class Subject:
     """The model that was analysed, its graph, and the example inputs that it was run on: the first, and `more`."""
@@ -138,32 +124,6 @@ class Subject:
     captured: Captured
     inputs: Inputs
     more: tuple[Inputs, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class TensorTable:
-    """Every parameter, buffer and tensor constant once.
-
-    by_name: each under its first name. aliases: the first name of a tied tensor -> its other names.
-    axes: the dimensions that may shrink, those of constants included.
-    """
-
-    by_name: Mapping[str, torch.Tensor]
-    aliases: Mapping[str, Sequence[str]]
-    axes: tuple[Axis, ...]
-
-    def names_of(self, name: str) -> tuple[str, ...]:
-        """All names of a tensor, by its first one."""
-        return (name, *self.aliases.get(name, ()))
-
-    @cached_property
-    def first_names(self) -> Mapping[str, str]:
-        """The first name of a tied tensor, by each of its other names."""
-        return {alias: name for name, aliases in self.aliases.items() for alias in aliases}
-
-    def first_name(self, name: str) -> str:
-        """The first name of a tensor, by any of its names."""
-        return self.first_names.get(name, name)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -301,22 +261,3 @@ class Findings:
     def __repr__(self) -> str:
         s = self.solution
         return f"{type(self).__name__}({type(self.model).__name__}: {s.channels} channels in {s.groups} groups)"
-
-
-def hookable(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The layers whose outputs a forward hook can put back, whatever the code around them: path and module.
-
-    Those that own their weight alone, without another computation of it.
-    """
-    uses = Counter(id(t) for _, t in model.named_parameters(remove_duplicate=False))
-    for path, module in model.named_modules():
-        plain = type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) and getattr(module, "groups", 1) == 1
-        own = list(module.parameters(recurse=False))
-        if path and plain and "weight" in module._parameters and all(uses[id(t)] == 1 for t in own):
-            yield path, module
-
-
-def say(event: Event) -> str:
-    """Operation, module, source line and reason in one line."""
-    where = event.module or "the model"
-    return f"{event.op} in {where} ({event.source}): {event.why}"

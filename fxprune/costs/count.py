@@ -12,8 +12,9 @@ from torch import fx, nn
 
 from fxprune.analysis.after_removal import shapes_after
 from fxprune.analysis.counter import Counter, Found
-from fxprune.analysis.findings import Findings, hookable
+from fxprune.analysis.findings import Findings
 from fxprune.analysis.folded_constants import Constants, bias_name
+from fxprune.analysis.hookable import hookable
 from fxprune.analysis.observed import Contraction
 from fxprune.capture.captured import Captured
 from fxprune.capture.fake_tensors import Faker, Real

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from fxprune.analysis.findings import Group, Member
+from fxprune.analysis.findings import Group
+from fxprune.analysis.members import Member
 from fxprune.errors import PlanError, nearest
 
 
@@ -47,13 +48,8 @@ def scores_by_layer(scores: Mapping[str, Tensor], *, what: str = "scores") -> Ca
 
 def opening(group: Group) -> list[tuple[str, Member]]:
     """The members that are outputs of a layer, each with the layer's name; one layer may have several (its bias)."""
-    findings = group._findings
-    result = []
-    for member in group.members:
-        if findings.opens(member.parameter, member.dim):
-            for name in findings.names_of(member.parameter):
-                result.append((name.rpartition(".")[0].split(".parametrizations.")[0], member))
-    return result
+    members = (member for member in group.members if group.is_output(member))
+    return [(layer, member) for member in members for layer in group.layers_of(member)]
 
 
 def _missing(group: Group, known: Mapping[str, Tensor], what: str) -> PlanError:

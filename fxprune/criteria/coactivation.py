@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.analysis.findings import Group, Member
+from fxprune.analysis.findings import Group
+from fxprune.analysis.members import Member
 from fxprune.criteria.connections import Layer, check_threshold, coactivation
 from fxprune.errors import InputError, PlanError
 

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from fxprune.analysis.findings import Group, Member
+from fxprune.analysis.findings import Group
+from fxprune.analysis.members import Member
 from fxprune.criteria.contributions import Contributions, sample_contributions
 from fxprune.errors import PlanError
 
@@ -130,7 +131,6 @@ def _per_channel(member: Member, parts: torch.Tensor, size: int) -> torch.Tensor
 
 def _reads(group: Group, member: Member) -> bool:
     """Whether a layer of torch reads the channels by this dimension: a matrix, but not its output dimension."""
-    findings = group._findings
-    owner = findings.owner(member.parameter)
+    owner = group.owner(member)
     of_torch = type(owner).__module__.startswith("torch.nn") and not isinstance(owner, (nn.Embedding, nn.EmbeddingBag))
-    return of_torch and member.tensor.ndim > 1 and not findings.opens(member.parameter, member.dim)
+    return of_torch and member.tensor.ndim > 1 and not group.is_output(member)

@@ -212,8 +212,7 @@ def _live(tensor: torch.Tensor, dim: int) -> Bools:
 def _held(findings: Findings, name: str) -> str:
     for locked in findings.locked:
         if (name, opened(findings, name)) in locked.slots:
-            event = locked.event
-            return f"{event.op} in {event.module or 'the model'} ({event.source}): {event.why}"
+            return str(locked.event)
     return "their group is ignored, or its removal changes a statistic"
 
 

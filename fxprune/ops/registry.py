@@ -69,6 +69,9 @@ class Event:
     source: str
     why: str
 
+    def __str__(self) -> str:
+        return f"{self.op} in {self.module or 'the model'} ({self.source}): {self.why}"
+
 
 @dataclass(eq=False)
 class Call:

@@ -143,6 +143,5 @@ def _why(findings: Findings, layer: str, columns: list[Any], left: Any, held: Bo
         return "this dimension is a grid (conv groups, heads): only whole rows or columns of it can go"
     for locked in findings.locked:
         if any(name == layer or name.rpartition(".")[0] == layer for name, _ in locked.slots):
-            event = locked.event
-            return f"{event.op} in {event.module or 'the model'} ({event.source}): {event.why}"
+            return str(locked.event)
     return "nothing can be removed there"

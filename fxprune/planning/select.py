@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from fxprune.analysis.findings import Findings, Group, Member
+from fxprune.analysis.findings import Findings, Group
+from fxprune.analysis.members import Member
 from fxprune.names import Candidate, Match, Names, assign, find_all
 
 V = TypeVar("V")

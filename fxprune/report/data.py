@@ -8,7 +8,8 @@ from typing import Protocol
 
 from torch import nn
 
-from fxprune.analysis.findings import Findings, Member
+from fxprune.analysis.findings import Findings
+from fxprune.analysis.members import Member
 from fxprune.costs import Cost, LayerCost, per_channel, planned, withheld
 from fxprune.ops.layers import output_dim
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from fxprune.analysis.findings import Findings, hookable
+from fxprune.analysis.findings import Findings
+from fxprune.analysis.hookable import hookable
 from fxprune.channels.groups import Removal
 
 KEPT = "fxprune_kept"
