@@ -31,7 +31,7 @@ from fxprune.ops import rule
 from fxprune.ops.leaves import leaf
 from fxprune.planning.difference import PlanDiff
 from fxprune.planning.plan import Plan
-from fxprune.proof.compare import masked
+from fxprune.proof.masked_reference import masked
 from fxprune.pruner import masks_of
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from fxprune.errors import CaptureError, FxpruneError, PlanError, RewriteError, 
 from fxprune.fold import Planned, carry_out, make_plan
 from fxprune.planning.channels import plan_from
 from fxprune.planning.plan import Plan
-from fxprune.proof.compare import TOLERANCE, IncomparableError, compare, first_wrong_group, sensitivity
+from fxprune.proof.compare import TOLERANCE, NoReferenceError, compare, first_wrong_group, rounding_amplification
 from fxprune.rewrite.graph import rewrite
 from fxprune.rewrite.norms import rescaled
 
@@ -134,7 +134,7 @@ def _attempt(analysis: Analysis, request: Request, why_not: dict[str, str], *, h
             return result
         try:
             return replace(result, error=_prove(analysis, small, planned))
-        except IncomparableError as error:
+        except NoReferenceError as error:
             if analysis.captured.real:
                 raise CaptureError(
                     "the model's forward raises", raised=True, why=str(error), do="check that it runs on these inputs"
@@ -147,7 +147,7 @@ def _prove(analysis: Analysis, small: nn.Module, planned: Planned) -> float:
     removal, zeroed = planned.removal, planned.zeroed
     exact = {**rescaled(analysis, removal), **planned.constants.exact}
     error = compare(analysis, small, removal, zeroed, exact)
-    if error <= TOLERANCE or (error < BLURRED and error <= 100 * sensitivity(analysis, removal, zeroed)):
+    if error <= TOLERANCE or (error < BLURRED and error <= 100 * rounding_amplification(analysis, removal, zeroed)):
         return error
     raise _UnprovenError(analysis, planned, error)
 

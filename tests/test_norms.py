@@ -16,7 +16,7 @@ from support import randomise, torchvision
 from torch import Tensor, fx, nn
 
 import fxprune
-from fxprune.proof.deterministic import Sober
+from fxprune.proof.deterministic import NoRandomness
 from fxprune.rewrite.norm_layers import LayerNorm, RMSNorm, layer_norm, rms_norm
 
 ROUNDING = 1e-9
@@ -32,7 +32,7 @@ def error(ours: Tensor, reference: Tensor) -> float:
 def from_masked(net: nn.Module, small: nn.Module, *inputs: Any, out: Callable[[Any], Tensor] = lambda y: y) -> float:
     """How far the small model is from the original with the removed slots at zero; casts are to float64."""
     reference = fxprune.masked(net, fxprune.record(small).removed)
-    with torch.no_grad(), Sober():
+    with torch.no_grad(), NoRandomness():
         return error(out(small(*inputs)), out(reference(*inputs)))
 
 

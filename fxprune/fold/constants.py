@@ -22,7 +22,7 @@ from fxprune.analysis.folded_constants import Constants, bias_name
 from fxprune.channels.groups import Bools, Ints, Removal
 from fxprune.fold.readings import Reading, read
 from fxprune.ops.layers import weight_output_dim
-from fxprune.proof.float64 import zero_slots
+from fxprune.proof.masked_reference import zero_slots
 from fxprune.rewrite.norms import rescaled
 from fxprune.rewrite.tensors import shrink
 

@@ -41,7 +41,9 @@ from fxprune.fold.dependence import (
 )
 from fxprune.ops import Operand
 from fxprune.ops.leaves import leaf_rule, leaf_weight
-from fxprune.proof.float64 import Operations, Precise, deterministic, doubled
+from fxprune.proof.deterministic import deterministic
+from fxprune.proof.float64 import Float64Run, in_float64
+from fxprune.proof.operations import Operations
 from fxprune.rewrite.constants import WITH_BIAS
 
 
@@ -111,7 +113,7 @@ def read(findings: Findings, zeroed: Mapping[str, Mapping[int, Any]]) -> list[Re
     watcher = _Readings(findings)
     captured = findings.captured
     with clean_caches(findings.model), deterministic():
-        values = doubled(captured.values(findings.inputs))
+        values = in_float64(captured.values(findings.inputs))
         parts = pytree.tree_leaves(values)
         hidden = objects_in([part for part in parts if not isinstance(part, torch.Tensor)])
         if hidden:
@@ -126,7 +128,7 @@ def read(findings: Findings, zeroed: Mapping[str, Mapping[int, Any]]) -> list[Re
     return watcher.found
 
 
-class _Reference(Precise):
+class _Reference(Float64Run):
     """Tells the watcher the name of every parameter and buffer."""
 
     def _tensor(self, name: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -1,20 +1,29 @@
-"""Running forwards in float64 whatever they say themselves, without chance."""
+"""Runs of a forward without random numbers, without gradients, in one precision: two of them can be compared."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxprune.capture.process_state import no_fused_attention, same_random_state
 
-class Sober(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """What forward does on its own account is taken out of the comparison.
 
-    Random numbers are constants (kept, half, zero), so that a graph traced in training mode can be compared; casts to
-    a floating type are casts to float64, so that mixed precision does not blur it.
+@contextlib.contextmanager
+def deterministic() -> Iterator[None]:
+    """Run without gradients, random numbers and fused attention, casts to floating types being casts to float64."""
+    with torch.no_grad(), same_random_state(), no_fused_attention(), NoRandomness():  # type: ignore[no-untyped-call]
+        yield
+
+
+class NoRandomness(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Random numbers are constants (dropout keeps all), and every cast to a floating type is a cast to float64.
+
+    So a graph that was traced in training mode can be compared, and mixed precision does not blur the comparison.
     """
 
     CONSTANTS: Mapping[str, float] = {

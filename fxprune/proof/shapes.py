@@ -1,4 +1,4 @@
-"""The witness: what runs inside a node of the new graph must be what ran inside it before, at the counted sizes."""
+"""Proof by shapes: the operations inside each node of the new graph give the shapes that the analysis promises."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ class ContradictionError(Exception):
         super().__init__(why)
 
 
-class Witness(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees the operations inside a node and compares their shapes with what the same ones gave in the old graph.
+class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees the operations inside a node, and compares shapes, numbers and positions with those of the old graph.
 
     The result of a node proves too little: `view(n, 4, c // 4)` in an opaque function takes any c, but where whole
-    heads went, 4 is not the number of heads any more.
+    heads are removed, 4 is not the number of heads any more.
 
     replaced: modules that run other operations in the small model than in the original.
+    expected: what the analysis saw of the node that runs.
+    deferred: wrong numbers that were computed from sizes, by scope; a caller raises them once all shapes are right.
     """
 
     def __init__(self, removal: Removal, scopes: Scopes, replaced: set[str]) -> None:

@@ -19,7 +19,7 @@ from fxprune.capture.module_copy import copy_module
 from fxprune.errors import ChannelsStayWarning, NothingRemovedWarning, PlanError, VerificationError
 from fxprune.ops.layers import output_dim
 from fxprune.proof.compare import TOLERANCE, relative_error
-from fxprune.proof.float64 import deterministic
+from fxprune.proof.deterministic import deterministic
 from fxprune.pruner.migrate import plain
 
 

@@ -25,7 +25,7 @@ from fxprune.channels.vector import Vector
 from fxprune.errors import RewriteError
 from fxprune.ops import Operand
 from fxprune.ops.site import Site
-from fxprune.proof.shapes import ContradictionError, Witness
+from fxprune.proof.shapes import ContradictionError, ShapeCheck
 from fxprune.rewrite.draft import Draft
 from fxprune.rewrite.sizes import resize
 
@@ -58,19 +58,19 @@ class _Settling:
         originals = dict(findings.captured.module.named_modules())
         modules = draft.module.named_modules()
         replaced = {name for name, module in modules if name and type(module) is not type(originals[name])}
-        self.witness = Witness(removal, self.scopes, replaced)
+        self.check = ShapeCheck(removal, self.scopes, replaced)
 
     def run(self, faker: Faker) -> None:
         """Run all nodes on the first example inputs."""
         values = self.findings.captured.values(self.findings.inputs)
-        walk(self.draft.graph, self.module, faker, values, self.visit, (self.scopes.watching(), self.witness))
+        walk(self.draft.graph, self.module, faker, values, self.visit, (self.scopes.watching(), self.check))
 
     def visit(self, node: fx.Node, execute: Callable[[], Any]) -> Any:
         """Settle a node, run it, and compare what it gives with what the analysis promises."""
         before = self.draft.before[node]
         observation = self.findings.observed.observations[before.name]
         self.scopes.node(before.name)
-        self.witness.expected = Observation() if node.target in _LOOSE else observation
+        self.check.expected = Observation() if node.target in _LOOSE else observation
         try:
             if node.op in ("call_function", "call_method"):
                 resize(self._site(node, before, observation))
@@ -102,9 +102,9 @@ class _Settling:
         if shapes != counts:
             why = f"its result has shape {shapes}, the analysis promises {counts}"
             raise contradiction(before, node, why, "", ())
-        if self.witness.deferred:
-            scope, first = self.witness.deferred[0]
-            vectors = tuple(vector for _, error in self.witness.deferred for vector in error.vectors)
+        if self.check.deferred:
+            scope, first = self.check.deferred[0]
+            vectors = tuple(vector for _, error in self.check.deferred for vector in error.vectors)
             raise contradiction(before, node, str(first), scope, vectors)
 
 

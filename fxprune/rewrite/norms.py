@@ -37,7 +37,7 @@ from fxprune.ops.aspects import NORMS
 from fxprune.ops.normalization import default_eps
 from fxprune.ops.reduction import wide_mean
 from fxprune.ops.statistic import StatisticNode
-from fxprune.proof.deterministic import Sober
+from fxprune.proof.deterministic import NoRandomness
 from fxprune.rewrite.norm_layers import WIDE, LayerNorm, RMSNorm, shape_of
 from fxprune.rewrite.tensors import shrink
 
@@ -203,7 +203,7 @@ def _agrees(findings: Findings, path: str, module: nn.Module, way: Swap | Rescal
     for dim in dims:
         x.index_fill_(dim + 1, gone, 0)
     x[1] *= math.sqrt(max(eps for name in _EPS if type(eps := getattr(module, name, 0.0)) is float))
-    with torch.no_grad(), Sober(), contextlib.suppress(Exception):  # type: ignore[no-untyped-call]
+    with torch.no_grad(), NoRandomness(), contextlib.suppress(Exception):  # type: ignore[no-untyped-call]
         for one in x:
             want, have = original.forward(one), small.forward(_take(one, dims, kept))  # without hooks
             error, scale = (_take(want, dims, kept) - have).abs().max(), want.abs().max()

@@ -1,0 +1,52 @@
+"""The numbers that operations are called with must be the same in both runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxprune.analysis.observer import bound, numbers_of
+from fxprune.capture.scopes import Key, Scopes
+from fxprune.proof.operations import NOTHING
+
+
+class CalledNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the fractions that operations are called with, to be compared with those of another run.
+
+    A scale may follow a width although the example inputs do not show it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.scopes = Scopes(NOTHING)
+        self.scopes.scaled = self._scaled
+        self.seen: dict[Key, tuple[float, ...]] = {}
+
+    def _scaled(self, key: Key, query: torch.Tensor) -> None:
+        self.seen[key] = (query.shape[-1] ** -0.5,)
+
+    @contextlib.contextmanager
+    def inside(self, module: nn.Module, path: str) -> Iterator[None]:
+        """Watch a module, a copy of the one at `path`, and those in it while it runs."""
+        self.scopes.follow(module, path)
+        with self.scopes.watching(), self:
+            yield
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace != "prim":
+            name, named = bound(func, args, kwargs or {})
+            key = self.scopes.now.key(name)
+            if not self.scopes.now.loose and (found := numbers_of(named.values(), named)):
+                self.seen[key] = found
+        return func(*args, **(kwargs or {}))
+
+    def agrees(self, other: CalledNumbers, rounding: float) -> bool:
+        """True if the operations that ran in both were called with the same numbers but for rounding."""
+        pairs = ((mine, other.seen[key]) for key, mine in self.seen.items() if key in other.seen)
+        return all(len(a) != len(b) or np.allclose(a, b, rtol=rounding, atol=0, equal_nan=True) for a, b in pairs)

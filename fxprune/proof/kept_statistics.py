@@ -1,0 +1,70 @@
+"""The reference where removal changes a statistic: it is taken over the kept slots, and all else is as before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from fxprune.analysis.findings import Findings
+from fxprune.channels.groups import Removal
+from fxprune.channels.vector import Vector
+from fxprune.ops import Operand
+from fxprune.proof.operations import Operations
+
+
+class KeptStatistics(Operations):  # type: ignore[no-untyped-call]
+    """Operations that take a statistic over pruned slots see the kept ones only.
+
+    Such a call is cut down to the kept slots of all its inputs, run, and its result put back among zeros.
+    """
+
+    def __init__(self, findings: Findings, removal: Removal) -> None:
+        super().__init__(findings)
+        self.removal = removal
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "prim":
+            return func(*args, **kwargs)
+        entry = self.observation.marked.get(self.scopes.now.key(func._schema.name))
+        if entry is None or entry[0].op != func._schema.name:
+            return func(*args, **kwargs)
+        call, outputs = entry
+        names = [a.name for a in func._schema.arguments]
+        bound = {**dict(zip(names, args, strict=False)), **kwargs}
+        cut = {name: self._cut(value, call.arguments.get(name)) for name, value in bound.items()}
+        for name, vectors in call.counts.items():
+            if name in cut:
+                sizes = self.removal.shape(vectors)
+                cut[name] = list(sizes) if isinstance(bound[name], (list, tuple)) else sizes[0]
+        if "scale" in names and bound.get("scale") is None and "query" in bound:  # that of the original width
+            cut["scale"] = bound["query"].shape[-1] ** -0.5
+        positional = [cut.pop(name) for name in names[: len(args)]]
+        made = func(*positional, **cut)
+        tensors = [made] if isinstance(made, torch.Tensor) else list(made)
+        back = [self._put_back(t, o) for t, o in zip(tensors, outputs, strict=True)]
+        if func._schema.name.endswith("_"):
+            return args[0].copy_(back[0])
+        return back[0] if isinstance(made, torch.Tensor) else type(made)(back)
+
+    def _kept(self, vectors: tuple[Vector, ...]) -> list[tuple[int, torch.Tensor]]:
+        pairs = ((d, self.removal.kept(v)) for d, v in enumerate(vectors))
+        return [(d, torch.from_numpy(np.flatnonzero(kept))) for d, kept in pairs if kept is not None]
+
+    def _cut(self, value: Any, operand: Any) -> Any:
+        if isinstance(value, torch.Tensor) and isinstance(operand, Operand):
+            for dim, index in self._kept(operand.vectors):
+                value = value.index_select(dim, index.to(value.device))
+        return value
+
+    def _put_back(self, value: torch.Tensor, operand: Operand) -> torch.Tensor:
+        kept = None if operand.labels is None else self.removal.kept(operand.labels)
+        if kept is not None:  # positions among the kept, as positions among all
+            value = torch.from_numpy(np.flatnonzero(kept)).to(value.device)[value]
+        for dim, index in self._kept(operand.vectors):
+            shape = list(value.shape)
+            shape[dim] = operand.vectors[dim].size
+            value = value.new_zeros(shape).index_copy_(dim, index.to(value.device), value)
+        return value

@@ -1,0 +1,47 @@
+"""The masked reference: the original with every removed slot set to zero."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.capture.captured import fetch
+from fxprune.errors import PlanError, nearest
+
+
+def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]]) -> nn.Module:
+    """The masked reference: a deep copy with every removed slot of every parameter and buffer set to zero.
+
+    Args:
+        removed: parameter or buffer name -> {dimension: indices}, as in `Plan.removed` and `record(small).removed`.
+
+    >>> import torch, fxprune
+    >>> net = torch.nn.Linear(2, 3)
+    >>> fxprune.masked(net, {"bias": {0: [1]}}).bias[1].item()
+    0.0
+    """
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, dims in removed.items():
+            try:
+                tensor = fetch(copied, name)
+            except AttributeError:
+                raise PlanError(
+                    f'the model has no parameter "{name}"',
+                    why=nearest(name, [n for n, _ in model.named_parameters()]),
+                    do="use the model that the plan was made for",
+                ) from None
+            zero_slots(tensor, dims)
+    return copied
+
+
+def zero_slots(tensor: torch.Tensor, dims: Mapping[int, Any]) -> None:
+    """Set the listed slots of each dimension to zero, in place. Lists of positions keep their numbers."""
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        return
+    for dim, indices in dims.items():
+        tensor.index_fill_(dim, torch.as_tensor(indices, dtype=torch.int64, device=tensor.device), 0)

@@ -1,0 +1,67 @@
+"""The error of the small model against its reference."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import fxprune
+from fxprune.proof.compare import relative_error
+from fxprune.proof.deterministic import deterministic
+
+NAN = torch.tensor([1.0, math.nan])
+FINE = torch.tensor([1.0, 2.0])
+
+
+@pytest.mark.parametrize("small", [[NAN, FINE], [FINE, NAN]])
+@pytest.mark.parametrize("reference", [[FINE, FINE], [NAN, FINE], [FINE, NAN], [NAN, NAN]])
+def test_a_difference_that_is_no_number_is_an_error(small: list[Tensor], reference: list[Tensor]) -> None:
+    """Wherever it stands: the maximum of 0.0 and NaN is 0.0."""
+    assert relative_error(small, reference) == math.inf
+    assert relative_error(reference, small) == math.inf
+
+
+def test_infinite_results_cannot_be_compared() -> None:
+    infinite = torch.tensor([math.inf, 1.0])
+    assert relative_error(infinite, infinite) == math.inf
+
+
+def test_shapes_must_be_equal_and_nothing_is_no_error() -> None:
+    assert relative_error(torch.ones(2), torch.ones(2, 1)) == math.inf
+    assert relative_error([torch.ones(2)], [torch.ones(2), torch.ones(1)]) == math.inf
+    assert relative_error(torch.ones(0), torch.ones(0)) == 0.0
+
+
+def test_the_error_is_relative_to_the_largest_number_of_each_tensor() -> None:
+    assert relative_error([torch.tensor([0.0, 4.0]), FINE], [torch.tensor([0.0, 2.0]), FINE]) == 1.0
+    assert relative_error(torch.tensor([0.5]), torch.tensor([0.0])) == 0.5
+
+
+def test_imaginary_parts_count() -> None:
+    assert relative_error(torch.tensor([1 + 2j]), torch.tensor([1 + 1j])) == pytest.approx(1 / math.sqrt(2))
+
+
+def test_random_numbers_are_constants_and_later_ones_do_not_change() -> None:
+    x = torch.ones(3, dtype=torch.float64)
+    expected = torch.rand(2, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    with deterministic():
+        assert torch.equal(torch.dropout(x, 0.5, True), 2 * x)
+        assert torch.rand(2).tolist() == [0.5, 0.5]
+        assert torch.randn(2).tolist() == [0.0, 0.0]
+        assert x.to(torch.float16).dtype is torch.float64
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_the_masked_reference_is_a_copy_and_says_which_name_is_wrong() -> None:
+    net = torch.nn.Linear(2, 3)
+    before = net.weight.detach().clone()
+    masked = fxprune.masked(net, {"weight": {0: [1], 1: [0]}})
+    assert torch.equal(net.weight, before)
+    assert masked.weight[1].tolist() == [0.0, 0.0]
+    assert masked.weight[:, 0].tolist() == [0.0, 0.0, 0.0]
+    with pytest.raises(fxprune.PlanError, match='no parameter "wieght"'):
+        fxprune.masked(net, {"wieght": {0: [1]}})
