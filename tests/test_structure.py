@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fxprune"
 
 ORDER = """
-    errors names files schedules channels ops capture analysis costs criteria planning proof rewrite fold report _record
-    _analyze paths _transform plot artifacts sparse pruner __init__
+    errors names files schedules channels ops rules capture analysis costs criteria planning proof rewrite fold report
+    _record _analyze paths _transform plot artifacts sparse pruner __init__
     cli __main__
 """.split()
 """Parts of the package; each imports only from itself and from those before it."""

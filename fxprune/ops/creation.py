@@ -11,7 +11,6 @@ from fxprune.ops.aspects import absent, reads, resizes
 from fxprune.ops.python_call import Counted, PythonCall
 from fxprune.ops.registry import Call, Operand, rule
 from fxprune.ops.site import Site
-from fxprune.ops.views import view_integers
 
 FILLS = """
     empty full new_empty new_full new_ones ones rand randn scalar_tensor new_empty_strided empty_strided
@@ -61,7 +60,12 @@ def fill_integers(call: PythonCall) -> Iterable[Counted]:
     return map(Counted, call.sizes(0, "size"), call.result.vectors)
 
 
-reads(*(f"aten::{name}" for name in _NEW), functions=_NEW)(view_integers)
+@reads(*(f"aten::{name}" for name in _NEW), functions=_NEW)
+def new_integers(call: PythonCall) -> Iterable[Counted]:
+    """Each integer of the size counts its dimension."""
+    return map(Counted, call.sizes(1, "size"), call.result.vectors)
+
+
 absent("aten::scalar_tensor", sizes="it has no dimension", readers="it has no dimension")
 absent(
     *("aten::empty_strided", "aten::new_empty_strided"), sizes="it takes strides too", readers="it takes strides too"

@@ -1,0 +1,1 @@
+"""The old place of `fxprune.ops`, for one more release."""
