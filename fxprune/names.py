@@ -165,18 +165,11 @@ class Match:
         """True if a module that is meant, or a block around it that is meant, has this name or holds it."""
         return any(path in self.modules for path in chain(name))
 
-    def claim(self, paths: Iterable[str], number: int | None = None) -> tuple[Level, int] | None:
-        """How exactly the pattern names something with these names: level and rank, higher first; None if not."""
-        if number in self.groups:
-            return self.level, self.literals
-        distances = [
-            steps for path in paths for steps, at in enumerate(chain(path)) if at in self.modules or at in self.tensors
-        ]
-        if not distances:
-            return None
-        if self.level is Level.NAME and min(distances):
-            return Level.BLOCK, -min(distances)
-        return self.level, -min(distances) if self.level is Level.TYPE else self.literals
+    def rank(self, steps: int) -> tuple[Level, int]:
+        """How exactly the pattern names something that stands so many steps below what it fits; higher first."""
+        if self.level is Level.NAME and steps:
+            return Level.BLOCK, -steps
+        return self.level, -steps if self.level is Level.TYPE else self.literals
 
 
 def entries_of(patterns: Any) -> list[Any]:
@@ -248,13 +241,6 @@ class Candidate:
     further: tuple[str, ...] = ()
     alone: bool = False
 
-    def claimed_by(self, match: Match, *, further: bool = False) -> tuple[Level, int] | None:
-        """How exactly a match names this candidate, by its own names or the further ones; None if it does not."""
-        paths = self.further if further else self.paths
-        if self.alone and not any(path in match.tensors for path in paths):
-            return None
-        return match.claim(paths, None if further else self.number)
-
 
 def assign(
     names: Names, values: Mapping[Any, V], candidates: Sequence[Candidate], *, what: str, kind: str
@@ -274,9 +260,11 @@ def winners(
     Raises `PlanError` for a pattern that names no candidate, and for two that name one equally well.
     """
     claims: list[list[tuple[Level, int, Match]]] = [[] for _ in candidates]
+    own, further = _index(candidates), _index(candidates, further=True)
+    numbers = {c.number: position for position, c in enumerate(candidates) if c.number is not None}
     for pattern in patterns:
         match = find(names, pattern, what=what)
-        found = _claims(match, candidates) or _claims(match, candidates, further=True)
+        found = _claims(match, own, numbers) or _claims(match, further, {})
         if not found:
             raise _no_candidate(pattern, [path for c in candidates for path in c.paths], what, kind)
         for position, (level, rank) in found.items():
@@ -360,9 +348,27 @@ def _of_group(names: Names, groups: Sequence[Grouped], pattern: Grouped, what: s
     return Match(pattern, Level.GROUP, {}, groups=found)
 
 
-def _claims(match: Match, candidates: Sequence[Candidate], *, further: bool = False) -> dict[int, tuple[Level, int]]:
-    made = ((position, c.claimed_by(match, further=further)) for position, c in enumerate(candidates))
-    return {position: claim for position, claim in made if claim is not None}
+Index = Mapping[str, Sequence[tuple[int, int]]]
+"""Name of a candidate, or of a module around it -> (position of the candidate, steps from it to that module)."""
+
+
+def _index(candidates: Sequence[Candidate], *, further: bool = False) -> Index:
+    found: dict[str, list[tuple[int, int]]] = {}
+    for position, candidate in enumerate(candidates):
+        for path in candidate.further if further else candidate.paths:
+            for steps, name in enumerate([path] if candidate.alone else chain(path)):
+                found.setdefault(name, []).append((position, steps))
+    return found
+
+
+def _claims(match: Match, index: Index, numbers: Mapping[int, int]) -> dict[int, tuple[Level, int]]:
+    """How exactly a match names each candidate that it names: position -> level and rank."""
+    closest: dict[int, int] = {}
+    for name in (*match.modules, *match.tensors):
+        for position, steps in index.get(name, ()):
+            closest[position] = min(steps, closest.get(position, steps))
+    found = {position: match.rank(steps) for position, steps in closest.items()}
+    return found | {numbers[number]: match.rank(0) for number in match.groups if number in numbers}
 
 
 def _winner(candidate: Candidate, claims: list[tuple[Level, int, Match]], what: str) -> Match:

@@ -135,3 +135,26 @@ def flat_arrays_of(path):
 def test_callers_ask_a_solution_instead_of_reading_its_arrays():
     reading = {str(p.relative_to(PACKAGE)) for p in source_files() if any(flat_arrays_of(p))}
     assert reading == {"channels/groups.py"}, "give `Solution` or `Removal` the method that is needed"
+
+
+def test_only_the_selector_matches_names():
+    users = []
+    for path in source_files():
+        text = path.read_text()
+        if {"fnmatch", "fnmatchcase", "glob"} & set(re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE)):
+            users.append(str(path.relative_to(PACKAGE)))
+    assert users == ["names.py"]
+
+
+SELECTORS = """
+    planning/select.py planning/masks.py pruner/config.py sparse/activations/insertion.py
+    sparse/activations/statistics.py sparse/freezing/optimizer_hooks.py sparse/freezing/parameters.py
+    sparse/storage/convert.py sparse/weights/targets.py
+""".split()
+"""The files that let a user name layers."""
+
+
+def test_whoever_lets_a_user_name_layers_uses_the_selector():
+    modules = {path: [module for _, module in imports_of(path)] for path in source_files()}
+    users = {path.relative_to(PACKAGE).as_posix() for path, used in modules.items() if "fxprune.names" in used}
+    assert users == set(SELECTORS)

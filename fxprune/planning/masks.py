@@ -11,7 +11,7 @@ import torch
 from fxprune.analysis.findings import Findings
 from fxprune.channels.groups import Bools
 from fxprune.errors import PlanError
-from fxprune.names import Candidate, winners
+from fxprune.names import Candidate, Names, winners
 from fxprune.ops.layers import output_dim
 from fxprune.planning.select import names_in
 
@@ -73,12 +73,13 @@ def removed_by_masks(findings: Findings, masks: Mapping[str, Any], stay: set[int
 
 def _checked(findings: Findings, masks: Mapping[Any, Any]) -> list[tuple[str, str, int, Bools]]:
     """Per mask the name of its layer, the parameter and dimension that it is for, and the mask as an array."""
-    weights = _weights(findings)
+    selectable = names_in(findings)
+    weights = _weights(findings, selectable)
     layers = [Candidate(f'layer "{names[0]}"', names) for names in weights.values()]
-    others = [findings.table.names_of(name) for name in findings.tensors if name not in weights]
+    others = [selectable.spellings(name) for name in findings.tensors if name not in weights]
     tensors = [Candidate(f'"{names[0]}"', names, alone=True) for names in others]
     parameters = [*weights, *(names[0] for names in others)]
-    won = winners(names_in(findings), masks, [*layers, *tensors], what="masks", kind="layer with a weight")
+    won = winners(selectable, masks, [*layers, *tensors], what="masks", kind="layer with a weight")
     order = {pattern: number for number, pattern in enumerate(masks)}
     checked = []
     for position, pattern in sorted(won.items(), key=lambda item: (order[item[1]], item[0])):
@@ -98,13 +99,13 @@ _WEIGHTS = (
 """How the weight of a layer is called, also where something computes it from another tensor; the first counts."""
 
 
-def _weights(findings: Findings) -> dict[str, tuple[str, ...]]:
+def _weights(findings: Findings, selectable: Names) -> dict[str, tuple[str, ...]]:
     """The weight of each layer that has one: its first name -> the names of the layer, then those of the weight."""
     found: dict[str, tuple[str, ...]] = {}
     seen: set[str] = set()
     for end in _WEIGHTS:
         for name in findings.tensors:
-            names = findings.table.names_of(name)
+            names = selectable.spellings(name)
             layers = [other.removesuffix(end) for other in names if other.endswith(end)]
             if layers and seen.isdisjoint(layers):
                 found[name] = (*layers, *names)

@@ -7,16 +7,16 @@ from typing import Any, TypeVar
 
 from fxprune.analysis.findings import Findings, Group
 from fxprune.analysis.members import Member
-from fxprune.names import Candidate, Match, Names, assign, find_all
+from fxprune.names import Candidate, Names, assign, chain, find_all, names_of
 
 V = TypeVar("V")
 
 
 def names_in(findings: Findings) -> Names:
     """The modules, tensors and groups that can be named in what was analysed."""
-    table = findings.table
+    table, names = findings.table, names_of(findings.model)
     tensors = {other: t for name, t in table.by_name.items() for other in table.names_of(name)}
-    return Names(dict(findings.model.named_modules(remove_duplicate=False)), tensors, findings.groups)
+    return Names(names.modules, {**names.tensors, **tensors}, findings.groups)
 
 
 def ignored_groups(findings: Findings, ignore: Any) -> set[int]:
@@ -25,8 +25,14 @@ def ignored_groups(findings: Findings, ignore: Any) -> set[int]:
     ignore: a pattern or several, see `fxprune.names`. A group stays when it is named itself, or would remove *output*
     channels of a layer that is named; inputs may still shrink. A parameter that is named keeps every dimension.
     """
-    matches = find_all(names_in(findings), ignore, what="ignore", empty=True)
-    return {g.number for g in findings.groups if any(_keeps(findings, match, g) for match in matches)}
+    names = names_in(findings)
+    matches = find_all(names, ignore, what="ignore", empty=True)
+    if not matches:
+        return set()
+    modules = {name for match in matches for name in match.modules}
+    tensors = {name for match in matches for name in match.tensors}
+    chosen = {number for match in matches for number in match.groups}
+    return chosen | {g.number for g in findings.groups if _keeps(findings, names, g, modules, tensors)}
 
 
 def by_group(findings: Findings, values: Mapping[Any, V], *, what: str) -> dict[int, V]:
@@ -36,20 +42,19 @@ def by_group(findings: Findings, values: Mapping[Any, V], *, what: str) -> dict[
     """
     names = names_in(findings)
     candidates = [
-        Candidate(f'group "{g.key}"', names.spellings(g.name), g.number, tuple(_opened(findings, g)))
+        Candidate(f'group "{g.key}"', names.spellings(g.name), g.number, tuple(_opened(findings, names, g)))
         for g in findings.groups
     ]
     return assign(names, values, candidates, what=what, kind="group")
 
 
-def _keeps(findings: Findings, match: Match, group: Group) -> bool:
-    if group.number in match.groups:
-        return True
+def _keeps(findings: Findings, names: Names, group: Group, modules: set[str], tensors: set[str]) -> bool:
+    """True if a group stands in one of these tensors, or in outputs of one of these modules."""
     for member in group.members:
-        names = findings.table.names_of(member.parameter)
-        if any(name in match.tensors for name in names):
+        spelled = names.spellings(member.parameter)
+        if not tensors.isdisjoint(spelled):
             return True
-        if _is_output(findings, member) and any(match.below(name) for name in names):
+        if _is_output(findings, member) and any(not modules.isdisjoint(chain(name)) for name in spelled):
             return True
     return False
 
@@ -58,12 +63,12 @@ def _is_output(findings: Findings, member: Member) -> bool:
     return findings.opens(member.parameter, member.dim) or member.tensor.ndim == 1
 
 
-def _opened(findings: Findings, group: Group) -> dict[str, None]:
+def _opened(findings: Findings, names: Names, group: Group) -> dict[str, None]:
     """The names of the parameters in which a group is an output, and of the layers that own them."""
     found: dict[str, None] = {}
     for member in group.members:
         if _is_output(findings, member):
-            for name in findings.table.names_of(member.parameter):
+            for name in names.spellings(member.parameter):
                 found[name] = None
                 found[name.rpartition(".")[0].partition(".parametrizations.")[0]] = None
     found.pop("", None)

@@ -74,8 +74,8 @@ class BasePruner(abc.ABC):
         Args:
             model: the model.
             config: a list whose entries say which layers, or None for every `nn.Linear` and convolution in it. An
-                entry is a module, its name, a glob over names, a pair (layer, batch norm that follows it) of modules
-                or names, or a dict {"name" or "module": one of these, or "tensor_fqn": "conv1.weight"} whose other
+                entry is a pattern (see `fxprune.names`), a pair (layer, batch norm that follows it) of modules or
+                names, or a dict {"name" or "module": one of these, or "tensor_fqn": "conv1.weight"} whose other
                 keys are settings of this layer. A batch norm in a pair loses the channels its layer loses.
 
         Raises `PlanError`, before anything is changed, for a layer that is unknown, named twice, or cannot be pruned

@@ -1,8 +1,7 @@
-"""What a user lists for a pruner: modules, names, globs, dicts with settings -> the layers that are meant."""
+"""The config of a pruner: a list of patterns, pairs and dicts with settings -> the layers that are meant."""
 
 from __future__ import annotations
 
-import fnmatch
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from fxprune.errors import ChannelsStayWarning, PlanError, nearest
+from fxprune.errors import ChannelsStayWarning, PlanError
+from fxprune.names import Level, Match, find, names_of, show
 from fxprune.pruner.layers import LAYERS, NORMS, outputs_of, unsupported, uses_of
 
 SPELLINGS = ("module", "name", "tensor_fqn")
@@ -42,8 +42,8 @@ def targets_of(model: nn.Module, config: Any) -> list[Target]:
         )
     if not config:
         raise PlanError("config is empty", why="it names no layer", do="name a layer, or pass None for every layer")
-    names = _Names(model)
-    targets = [target for entry in config for target in _targets(names, entry)]
+    layers = _Layers(model)
+    targets = [target for entry in config for target in _targets(layers, entry)]
     seen: set[str] = set()
     for target in targets:
         for name in filter(None, (target.name, target.norm_name)):
@@ -53,39 +53,36 @@ def targets_of(model: nn.Module, config: Any) -> list[Target]:
     return targets
 
 
-class _Names:
-    """The layers of a model by name and by module; a module that stands in two places has its first name."""
+class _Layers:
+    """The layers of a model, to be named; one that stands in two places has its first name."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.uses = uses_of(model)
-        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.names = names_of(model, parameters=False)
         self.first = {id(module): name for name, module in model.named_modules()}
 
-    def resolve(self, entry: Any) -> tuple[str, nn.Module]:
-        """The name and the module that a name or a module means."""
-        if isinstance(entry, nn.Module):
-            if id(entry) not in self.first:
-                raise PlanError(f"config holds a module that is not part of the model: {type(entry).__name__}")
-        elif isinstance(entry, str):
-            if entry not in self.modules:
-                known = [n for n, m in self.modules.items() if n and not unsupported(m, self.uses)]
-                raise PlanError(f'config names an unknown layer: "{entry}"', why=nearest(entry, known))
-        else:
-            raise PlanError(
-                f"config cannot name a layer by {type(entry).__name__}", do="pass the name of a module, or a module"
-            )
-        module = entry if isinstance(entry, nn.Module) else self.modules[entry]
-        name = self.first[id(module)]
-        if module is self.model:
+    def find(self, entry: Any) -> Match:
+        """What a pattern names. Raises `PlanError` for nothing, and for the model where it is a layer itself."""
+        itself = isinstance(self.model, LAYERS) and entry is self.model
+        if itself or (isinstance(entry, str) and not entry):
             raise PlanError(
                 "the model itself is the layer to prune", why="it has no name", do="wrap it: nn.Sequential(layer)"
             )
-        return name, module
+        return find(self.names, entry, what="config")
 
-    def layer(self, entry: Any, kinds: tuple[type, ...]) -> tuple[str, nn.Module]:
-        """The same, checked to be of one of these kinds and prunable."""
-        name, module = self.resolve(entry)
+    def meant(self, entry: Any) -> dict[str, nn.Module]:
+        """The modules that a pattern names, by their first names."""
+        return {self.first[id(module)]: module for module in self.find(entry).modules.values()}
+
+    def one(self, entry: Any, kinds: tuple[type, ...]) -> tuple[str, nn.Module]:
+        """The layer that a pattern names, checked to be the only one, of one of these kinds, and prunable."""
+        found = self.meant(entry)
+        if len(found) > 1:
+            raise PlanError(
+                f"config names several layers where one is meant: {show(entry)}", why=f"{', '.join(found)} fit"
+            )
+        [(name, module)] = found.items()
         why = unsupported(module, self.uses)
         if not why and not isinstance(module, kinds):
             why = f"{type(module).__name__} is not one of {', '.join(k.__name__ for k in kinds)}"
@@ -93,36 +90,51 @@ class _Names:
             raise PlanError(f'"{name}" cannot be pruned', why=why)
         return name, module
 
+    def several(self, entry: Any) -> dict[str, nn.Module]:
+        """The layers that a block, a glob or a type names; those that cannot be pruned are left out.
 
-def _targets(names: _Names, entry: Any) -> Iterator[Target]:
+        Raises `PlanError` where nothing is left.
+        """
+        found = self.meant(entry)
+        inside = [m for module in found.values() for m in module.modules()]
+        below = {self.first[id(m)]: m for m in inside if isinstance(m, LAYERS)}
+        good: dict[str, nn.Module] = {name: m for name, m in below.items() if not unsupported(m, self.uses)}
+        if not good:
+            listed = "; ".join(f'"{n}": {unsupported(m, self.uses)}' for n, m in list((below or found).items())[:3])
+            raise PlanError(f"config names no layer that can be pruned: {show(entry)}", why=listed)
+        return good
+
+    def is_block(self, entry: Any) -> bool:
+        """True if a pattern means the layers below what it names: it is a glob, a type, or a module around layers."""
+        match = self.find(entry)
+        if match.level is not Level.NAME:
+            return True
+        [module] = {id(m): m for m in match.modules.values()}.values()
+        own = isinstance(module, (*LAYERS, *NORMS))
+        return not own and any(isinstance(m, LAYERS) for m in module.modules())
+
+
+def _targets(layers: _Layers, entry: Any) -> Iterator[Target]:
     settings: dict[str, Any] = {}
     if isinstance(entry, Mapping):
         settings = {k: v for k, v in entry.items() if k not in SPELLINGS}
-        entry = _named_by(names, entry)
+        entry = _named_by(layers, entry)
     if isinstance(entry, (tuple, list)):
         if not _is_pair(entry):
             raise PlanError(
                 f"config holds {type(entry).__name__} of {len(entry)} entries that is no (layer, batch norm) pair",
                 do="pass (conv, bn), as modules or as names",
             )
-        yield _pair(names, entry, settings)
-    elif isinstance(entry, str) and entry not in names.modules and set(entry) & set("*?["):
-        matches = {names.first[id(m)]: m for n, m in names.modules.items() if n and fnmatch.fnmatchcase(n, entry)}
-        good = {n: m for n, m in matches.items() if isinstance(m, LAYERS) and not unsupported(m, names.uses)}
-        if not good:
-            listed = "; ".join(f'"{n}": {unsupported(m, names.uses)}' for n, m in list(matches.items())[:3])
-            raise PlanError(
-                f'config names no layer that can be pruned: "{entry}"',
-                why=listed or nearest(entry, [n for n, m in names.modules.items() if isinstance(m, LAYERS)]),
-            )
-        yield from (Target(name, module, settings=settings) for name, module in good.items())
+        yield _pair(layers, entry, settings)
+    elif layers.is_block(entry):
+        yield from (Target(name, module, settings=settings) for name, module in layers.several(entry).items())
     else:
-        name, module = names.layer(entry, (*LAYERS, *NORMS))
+        name, module = layers.one(entry, (*LAYERS, *NORMS))
         yield Target(name, module, settings=settings)
 
 
-def _named_by(names: _Names, entry: Mapping[str, Any]) -> Any:
-    """What the entry of a dict names; several spellings must agree."""
+def _named_by(layers: _Layers, entry: Mapping[str, Any]) -> Any:
+    """The name or module in the entry of a dict; several spellings must agree."""
     given = {k: entry[k] for k in SPELLINGS if k in entry}
     if not given:
         raise PlanError(
@@ -141,7 +153,7 @@ def _named_by(names: _Names, entry: Mapping[str, Any]) -> Any:
         given["tensor_fqn"] = layer.removeprefix(".")  # torch.ao takes a leading dot
     chosen = next(iter(given.values()))
     for spelling, other in given.items():
-        if _resolved(names, other) != _resolved(names, chosen):
+        if _resolved(layers, other) != _resolved(layers, chosen):
             raise PlanError(
                 f"a dict in config names two layers: by {next(iter(given))!r} one, by {spelling!r} another",
                 do="name one",
@@ -149,21 +161,20 @@ def _named_by(names: _Names, entry: Mapping[str, Any]) -> Any:
     return chosen
 
 
-def _resolved(names: _Names, entry: Any) -> Any:
+def _resolved(layers: _Layers, entry: Any) -> Any:
+    """What an entry names, to be compared."""
     if isinstance(entry, (tuple, list)):
-        return [_resolved(names, e) for e in entry]
-    if isinstance(entry, str) and entry not in names.modules and set(entry) & set("*?["):
-        return entry
-    return names.resolve(entry)[0]
+        return [_resolved(layers, e) for e in entry]
+    return set(layers.meant(entry))
 
 
 def _is_pair(entry: Any) -> bool:
     return len(entry) == 2 and not any(isinstance(e, (Mapping, tuple, list)) for e in entry)
 
 
-def _pair(names: _Names, entry: Any, settings: Mapping[str, Any]) -> Target:
-    name, layer = names.layer(entry[0], LAYERS)
-    norm_name, norm = names.layer(entry[1], NORMS)
+def _pair(layers: _Layers, entry: Any, settings: Mapping[str, Any]) -> Target:
+    name, layer = layers.one(entry[0], LAYERS)
+    norm_name, norm = layers.one(entry[1], NORMS)
     if outputs_of(layer) != outputs_of(norm):
         raise PlanError(
             f'"{norm_name}" cannot follow "{name}"',

@@ -38,6 +38,8 @@ def test_the_spellings_of_a_layer():
     assert targets_of(net, [{"name": "stem", "sparsity_level": 0.1}])[0].settings == {"sparsity_level": 0.1}
     assert names(net, ["block?.conv1"]) == [("block1.conv1", ""), ("block2.conv1", "")]
     assert names(net, ["block1.*"]) == [("block1.conv1", ""), ("block1.conv2", "")], "layers, no batch norms"
+    assert names(net, ["block1"]) == names(net, [net.block1]) == names(net, ["block1.*"]), "a block"
+    assert names(net, [nn.Linear]) == [("head", "")], "a type"
     assert names(net, None) == [
         (n, "") for n in ("stem", "block1.conv1", "block1.conv2", "block2.conv1", "block2.conv2", "head")
     ]
@@ -49,11 +51,11 @@ def test_the_spellings_of_a_layer():
         ("stem", r"config must be a list, or None for every layer, not str\n.*pass a list of names"),
         (("stem", "norm"), r"config must be a list, or None for every layer, not tuple"),
         ([], r"config is empty\n.*names no layer\n.*pass None for every layer"),
-        (["stemm"], r'config names an unknown layer: "stemm"\n.*did you mean "stem"\?'),
-        (["stem*x"], r'config names no layer that can be pruned: "stem\*x"\n.*did you mean "stem"'),
+        (["stemm"], r'config names nothing: "stemm"\n.*did you mean "stem"\?'),
+        (["stem*x"], r'config names nothing: "stem\*x"\n.*did you mean "stem"'),
         (["norm*"], r'config names no layer that can be pruned: "norm\*"'),
         ([nn.Linear(3, 4)], r"a module that is not part of the model: Linear"),
-        ([3], r"cannot name a layer by int\n.*pass the name of a module"),
+        ([3], r"config cannot be a int\n.*pass names"),
         (["act"], r'"act" cannot be pruned\n.*ReLU is not one of Linear, Conv1d, Conv2d'),
         ([""], r"the model itself is the layer to prune\n.*no name\n.*nn.Sequential\(layer\)"),
         (["stem", {"name": "stem"}], r'config names "stem" twice\n.*with all its settings'),

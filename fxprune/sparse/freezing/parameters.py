@@ -60,11 +60,10 @@ def freeze(
 
     Args:
         model: changed in place; parameters keep their values and stay in `state_dict`.
-        patterns: names or globs over names of modules and parameters, modules, types of modules, or a list of these
-            (see `fxprune.names`); a module stands for everything in it. Or {pattern: bool mask, True = frozen}, for
-            single elements (the parameter's shape) or output channels (a mask of one dimension) of each parameter that
-            the pattern names: their gradient becomes zero, and `optimizer` gives them back after each step the exact
-            values that they had before it.
+        patterns: a pattern or several, see `fxprune.names`; a module stands for everything in it. Or {pattern: bool
+            mask, True = frozen}, for single elements (the parameter's shape) or output channels (a mask of one
+            dimension) of each parameter that the pattern names: their gradient becomes zero, and `optimizer` gives
+            them back after each step the exact values that they had before it.
         optimizer: needed for masks. For whole parameters it is needed only where it moves what has no gradient:
             `torch.optim.LBFGS`, and optimizers that are not torch's.
         norms: norm layers that are named, or whose parameters are all frozen, use their running statistics and leave

@@ -64,8 +64,8 @@ class DynamicSurgery(WeightPruner):
 
     Args:
         model: changed in place: its weights get masks, all open until the first `step`.
-        rate: how many standard deviations above the mean of |W| the thresholds lie, may be negative; or {glob over
-            names of layers: rate}, where layers that no glob names stay dense.
+        rate: how many standard deviations above the mean of |W| the thresholds lie, may be negative; or {pattern:
+            rate}, where layers that no pattern names stay dense (see `fxprune.names`).
         band: the factors of the lower and the upper threshold, 0 < lower <= upper.
         probability: sigma: a number or a function of the step, counted from 0, to [0, 1]. A constant 1 looks at the
             masks at every step; a function that reaches 0 stops the surgery.
