@@ -1,1 +1,1 @@
-"""What is found: the walk over the operations, channels and groups, and what holds channels back."""
+"""The walk over the operations of a model and its findings: channels, groups, and the operations that lock channels."""

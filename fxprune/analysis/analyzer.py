@@ -98,7 +98,7 @@ class Analyzer:
         return self._findings()
 
     def _scaled(self, path: str, op: str, macs: int | None, rows: Vector | None) -> Contraction:
-        """What a layer multiplies is in proportion to its own outputs; what the rest does stays."""
+        """The multiply-adds of a layer, in proportion to its own outputs; those of other operations stay."""
         if macs is None:
             return Contraction(op, path, None)
         shares = (self.terms.fixed(macs),) if rows is None else (self.terms.fixed(macs // rows.size), rows)
@@ -148,7 +148,7 @@ class Analyzer:
             vectors = tuple(self.terms.fresh(size) for size in tensor.shape)
             value = tensor if not tensor.is_floating_point() and tensor.device.type != "meta" else None
             registered = name not in self.constants  # the masked reference zeroes parameters and buffers only
-            self.observer.reach.open(fake, tensor)
+            self.observer.unread.open(fake, tensor)
             self.observer.bind(fake, Operand(vectors, tuple(registered or v.fixed for v in vectors), value))
             axes = [Axis(name, dim, v, tuple(tensor.shape)) for dim, v in enumerate(vectors) if not v.fixed]
             self.axes.append((fake, axes))
@@ -183,7 +183,7 @@ class Analyzer:
         """Slots that only other inputs reach, such as positions beyond the length of the example, stay."""
         event = self.observer.event("slice", "the example inputs do not reach these slots")
         for fake, axes in self.axes:
-            missed = self.observer.reach.missed(fake)
+            missed = self.observer.unread.missed(fake)
             for axis in axes:
                 if axis.dim in missed:
                     self.terms.lock(axis.vector.take(np.flatnonzero(missed[axis.dim])), event)

@@ -13,7 +13,7 @@ from fxprune.capture.scopes import Scopes
 from fxprune.ops.macs import products
 
 Found = tuple[str, str, "int | None"]
-"""Of one operation: the module that runs it, its name, its multiply-adds or None."""
+"""One operation: the module that runs it, its name, its multiply-adds or None."""
 
 
 class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -29,7 +29,7 @@ class Group:
 
     name: the producer's module, or the parameter's name.
     kind: "channels"; where a dimension is a grid "heads" and "head width" (attention), or "blocks" and "block width".
-    size: how many channels; `exact`: whether removing one equals setting its slots to zero; `reasons` if not.
+    size: the number of channels. exact: True if removing one equals setting its slots to zero; `reasons` if not.
     channels: their numbers among all channels of the analysis, ascending.
     """
 
@@ -43,7 +43,7 @@ class Group:
 
     @property
     def size(self) -> int:
-        """How many channels there are."""
+        """The number of channels."""
         return len(self.channels)
 
     @cached_property
@@ -59,7 +59,7 @@ class Group:
         return (weights or list(self.members))[0]
 
     def is_output(self, member: Member) -> bool:
-        """Whether a member is the output dimension of the layer that owns its parameter."""
+        """True if a member is the output dimension of the layer that owns its parameter."""
         return self._findings.opens(member.parameter, member.dim)
 
     def owner(self, member: Member) -> nn.Module:
@@ -99,7 +99,7 @@ class Group:
 
     @property
     def exact(self) -> bool:
-        """Whether removing a channel equals setting its slots to zero."""
+        """True if removing a channel equals setting its slots to zero."""
         return not self._findings.inexact[self.channels].any()
 
     @property
@@ -145,7 +145,7 @@ class Findings:
     notes: tuple[str, ...]
     preserved: Mapping[str, Any] | None = None
 
-    # -- parts that everybody asks for --------------------------------------------------------------------
+    # -- parts that are asked for most --------------------------------------------------------------------
 
     @property
     def model(self) -> nn.Module:
@@ -179,7 +179,7 @@ class Findings:
 
     @property
     def events(self) -> tuple[Event, ...]:
-        """What locks channels or makes their removal inexact, by number."""
+        """The operations that lock channels or make their removal inexact, by number."""
         return self.observed.events
 
     def names_of(self, name: str) -> tuple[str, ...]:
@@ -210,12 +210,12 @@ class Findings:
 
     @cached_property
     def inexact(self) -> Bools:
-        """Per channel, whether its removal changes a statistic."""
+        """A flag per channel: its removal changes a statistic."""
         return self.solution.standing_in(mark.vector for mark in self.observed.marks)
 
     @cached_property
     def heads(self) -> Bools:
-        """Per channel, whether it is a head of some attention."""
+        """A flag per channel: it is a head of some attention."""
         return self.solution.standing_in(self.observed.heads)
 
     def marked_by(self, channels: Ints) -> Iterator[Event]:
@@ -226,7 +226,7 @@ class Findings:
 
     @cached_property
     def locked(self) -> tuple[Locked, ...]:
-        """What is held back, by the operation that holds it, most withheld parameters first."""
+        """The locked channels, by the operation that locks them, most withheld parameters first."""
         found: dict[int, dict[tuple[str, int], int]] = {}
         for event, axis, count in self.solution.held_slots():
             slots = found.setdefault(event, {})
@@ -239,7 +239,7 @@ class Findings:
         return sum(tensor.numel() // max(tensor.shape[dim], 1) * count for tensor, dim, count in tensors)
 
     def has_axis(self, parameter: str, dim: int) -> bool:
-        """Whether a parameter's dimension takes part in the groups."""
+        """True if a parameter's dimension takes part in the groups."""
         return (parameter, dim) in self._vectors
 
     def axis_vector(self, parameter: str, dim: int) -> Vector:
@@ -251,7 +251,7 @@ class Findings:
         return {(axis.parameter, axis.dim): axis.vector for axis in self.solution.axes}
 
     def opens(self, parameter: str, dim: int) -> bool:
-        """Whether a dimension is the output of the module that owns the parameter."""
+        """True if a dimension is the output of the module that owns the parameter."""
         return dim == known_output_dim(self.owner(parameter), self.tensors[parameter].ndim)
 
     def owner(self, parameter: str) -> nn.Module:

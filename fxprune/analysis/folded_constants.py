@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True)
 class Constants:
-    """What changes besides sizes, in float64 and at its new size.
+    """The numbers that change besides sizes, in float64 and at their new size.
 
     values: parameter, by all its names -> its new numbers.
     biases: a layer, or "%node" of a function, that had none -> its bias.

@@ -1,4 +1,4 @@
-"""Holding channels that cannot be rewritten."""
+"""Locking channels that cannot be rewritten, in other findings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def hold(findings: FindingsT, error: RewriteError) -> FindingsT | None:
     if not vectors:
         vectors = [v for same in _same_function(findings, node) for v in _entering(findings, same)]
     solution = findings.solution
-    why = f"its sizes cannot be counted anew: {error.why}"
+    why = f"its sizes cannot be recounted: {error.why}"
     grids = [v for v in vectors if solution.is_grid(v)]
     chosen = [v for v in grids or vectors if solution.can_shrink(v)]
     if not chosen:
@@ -72,7 +72,7 @@ def _same_function(findings: Findings, node: fx.Node) -> list[fx.Node]:
 
 
 def _inside(findings: Findings, node: str, scope: str) -> list[Vector]:
-    """What the operations of a module inside a node made, or else took, as far as something can still go there."""
+    """The vectors that the operations of a module inside a node made, or else took, as far as they can still shrink."""
     can_shrink = findings.solution.can_shrink
     outputs = findings.observed.observations[node].outputs
     made = [

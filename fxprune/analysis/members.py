@@ -1,4 +1,4 @@
-"""What groups and locks are made of: dimensions of parameters and buffers, and their slots."""
+"""Members of groups and locked dimensions: parameters and buffers, and their slots."""
 
 from __future__ import annotations
 

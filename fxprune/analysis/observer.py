@@ -1,4 +1,4 @@
-"""The dispatch mode that sees every ATen operation and applies its rule."""
+"""The dispatch mode that sees every ATen operation of the walk and applies its rule."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.analysis.observed import Contraction, Mark, Observation, Observed, Place, Visit
-from fxprune.analysis.unread_slots import Reach
+from fxprune.analysis.unread_slots import UnreadSlots
 from fxprune.capture.fake_tensors import run
 from fxprune.capture.scopes import Key, Scope, Scopes
 from fxprune.capture.traced import users_line
@@ -42,7 +42,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._marks: list[Mark] = []
         self.renumbered: list[tuple[torch.Tensor, Vector]] = []
         self.heads: list[Vector] = []
-        self.reach = Reach()
+        self.unread = UnreadSlots()
         self.minima: list[tuple[Vector, int]] = []
         self.place = Place()
         self.observation = Observation()
@@ -66,7 +66,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self.terms.lock(vector, self.event("slice", "the only slot of a dimension cannot go"))
 
     def operand(self, tensor: torch.Tensor) -> Operand:
-        """The operand of a tensor; one that nobody knows is fixed, its numbers known if they are real."""
+        """The operand of a tensor; an unknown one is fixed, its numbers known if they are real."""
         self.used.add(id(tensor))
         return self.peek(tensor)
 
@@ -90,7 +90,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return len(self.events) - 1
 
     def at(self, place: Place) -> Observation:
-        """The walk moves on to a new node."""
+        """Move on to a new node of the graph, and start its observation."""
         self.place, self.observation = place, Observation()
         self._inner = [self.observation]
         self.scopes.node(place.node)
@@ -112,7 +112,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.visits[scope.name] = Visit(inputs, outline(made, self.peek), inner)
 
     def counted(self, argument: str) -> tuple[Vector, ...]:
-        """What the innermost scope's operations counted under this name; nothing if they did not."""
+        """The vectors that the innermost scope's operations counted under this name, if any."""
         return self._inner[-1].counts.get(argument, ())
 
     def _scaled(self, key: Key, query: torch.Tensor) -> None:
@@ -131,7 +131,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self.place.module if scope.module is None else scope.path
 
     def observed(self, nodes: Mapping[str, Any], observations: Mapping[str, Observation]) -> Observed:
-        """All that was seen, once the walk is over."""
+        """Everything that the walk has seen, once it is over."""
         return Observed(
             nodes=nodes,
             observations=observations,
@@ -146,12 +146,12 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @property
     def marks(self) -> list[tuple[int, Vector]]:
-        """The events that change a statistic, and whose; not those whose result nobody used."""
+        """The events that change a statistic, and its vector; without those whose result no operation used."""
         return [(mark.event, mark.vector) for mark in self.statistics]
 
     @property
     def statistics(self) -> list[Mark]:
-        """The same with all that is known about them."""
+        """The marks of these events."""
         return [mark for mark in self._marks if not mark.made or self.used.intersection(mark.made)]
 
     # -- operations ---------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "prim":  # asks for a device
             return func(*args, **(kwargs or {}))
-        if self._inside_leaf:  # a rule of its own says it all
+        if self._inside_leaf:  # the module's own rule stands for it
             made = func(*args, **(kwargs or {}))
             name, raw = bound(func, args, kwargs or {})
             contracted = products(func, raw, made, lambda tensor: tuple(map(self.terms.fixed, tensor.shape)))
@@ -173,7 +173,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _observe(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any) -> None:
         outputs = [made] if isinstance(made, torch.Tensor) else [t for t in _flat(made) if isinstance(t, torch.Tensor)]
         name, raw = bound(func, args, kwargs)
-        self.reach.note(name, raw, made)
+        self.unread.note(name, raw, made)
         arguments = {key: self._convert(value) for key, value in raw.items()}
         call = Call(
             op=name,
@@ -203,7 +203,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.observation.contractions.append(Contraction(name, self._module(), contracted, every))
 
     def _observe_leaf(self, function: LeafRule, scope: Scope, args: Any, kwargs: Any, made: Any) -> None:
-        """A module that is treated as one operation: its rule instead of those of what it does inside."""
+        """Apply the rule of a module that is treated as one operation, instead of those of the operations inside."""
         module = scope.module
         assert module is not None
         named = [*module.named_parameters(), *module.named_buffers()]
@@ -239,7 +239,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._guarded(lambda: apply(function, call, tensors), call, tensors)
 
     def _guarded(self, run: Callable[[], list[Operand]], call: Call, tensors: list[Operand]) -> list[Operand]:
-        """A rule that fails is treated as if there were none. What it tied stays tied."""
+        """The outputs by a rule; one that fails is treated as if there were none. Vectors that it tied stay tied."""
         try:
             return run()
         except Exception as error:
@@ -249,7 +249,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return call.refuse(tensors, f"its rule failed, please report this: {type(error).__name__}: {text}")
 
     def _unknown(self, call: Call, tensors: list[Operand]) -> list[Operand]:
-        """An operation without a rule locks what enters it, and says so."""
+        """The outputs of an operation without a rule, which locks every channel that enters it."""
         held = [v for o in tensors for v in o.vectors if len(self.terms.free(v))]
         if held and self.strict:
             raise RuleError(
@@ -265,7 +265,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor, operand in zip(outputs, results, strict=True):
             before = self.operand(tensor) if id(tensor) in inputs else None
             if before is not None and len(before.vectors) == len(operand.vectors) and before.shape == operand.shape:
-                # in place: what the tensor was, it stays (but for views of itself, as unsqueeze_ makes them)
+                # in place: the tensor keeps its vectors (but for views of itself, as unsqueeze_ makes them)
                 for old, new in zip(before.vectors, operand.vectors, strict=True):
                     if old is not new:
                         self.terms.same(old, new)
@@ -296,10 +296,10 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.observation.numbers[key] = numbers, query.vectors[-1:] if isinstance(query, Operand) else ()
 
     def _positions(self, call: Call) -> list[tuple[str, Any, Vector]]:
-        """What forward wrote as positions: no graph shows where, so nobody can write others."""
+        """The positions that forward writes down where no graph shows them: no other ones can be written there."""
         found = [(argument, value, vector) for argument, value, vector in call.positions if not vector.fixed]
         lists = [(index.value, vector) for index, vector in call.renumbered if index.value is not None]
-        return found + [("index", None, vector) for value, vector in lists if not self.reach.follows(value)]
+        return found + [("index", None, vector) for value, vector in lists if not self.unread.follows(value)]
 
     def _convert(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):

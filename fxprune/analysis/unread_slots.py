@@ -1,4 +1,4 @@
-"""Which slots of parameters and buffers the example inputs reach.
+"""Slots of parameters and buffers that the example inputs do not reach.
 
 `self.position_ids[:, : x.shape[1]]` reads as many slots as the example has. The others belong to longer inputs: nothing
 was seen of them, so they stay.
@@ -16,8 +16,8 @@ from fxprune.channels.groups import Bools
 _PARTIAL = ("aten::slice", "aten::narrow", "aten::select")
 
 
-class Reach:
-    """Follows slices of the tensors that were opened; whatever else reads such a tensor reads all of it."""
+class UnreadSlots:
+    """Follows slices of the tensors that were opened; any other operation that reads such a tensor reads all of it."""
 
     def __init__(self) -> None:
         self._opened: dict[int, torch.Tensor] = {}
@@ -27,16 +27,16 @@ class Reach:
         self._parts: dict[int, dict[int, Bools]] = {}
 
     def open(self, tensor: torch.Tensor, real: torch.Tensor) -> None:
-        """From now on follow this tensor, which stands for a real one."""
+        """Follow this tensor, which stands for a real one, from now on."""
         self._opened[id(tensor)] = tensor
         self._real[id(real)] = real
 
     def follows(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor is one of those that the model holds."""
+        """True if the model holds this tensor."""
         return id(tensor) in self._real
 
     def note(self, operation: str, raw: dict[str, Any], made: Any) -> None:
-        """An operation has read its arguments."""
+        """Note that an operation has read its arguments."""
         for value in raw.values():
             for tensor in value if isinstance(value, (list, tuple)) else (value,):
                 if isinstance(tensor, torch.Tensor):
@@ -65,7 +65,7 @@ class Reach:
         parts[dim] = parts.get(dim, np.zeros(size, dtype=bool)) | taken
 
     def missed(self, tensor: torch.Tensor) -> dict[int, Bools]:
-        """Per dimension that was only read in parts, the slots that nothing read."""
+        """Per dimension that was only read in parts, the slots that no operation read."""
         if id(tensor) in self._whole:
             return {}
         return {dim: ~taken for dim, taken in self._parts.get(id(tensor), {}).items() if not taken.all()}

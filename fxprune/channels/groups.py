@@ -4,7 +4,7 @@ A *channel* is a class of atoms with every parameter slot that goes with it: the
 removed. Channels with the same footprint (the same dimensions of the same parameters, as often) form a *group*
 and compete with each other.
 
-Everything is kept in flat arrays, one entry per (channel, slot) pair; objects are made when somebody looks. Nothing
+Everything is kept in flat arrays, one entry per (channel, slot) pair; objects are made when they are asked for. Nothing
 outside this file reads the arrays: callers ask a `Solution`, or a `Removal`.
 """
 
@@ -81,12 +81,12 @@ class Solution:
 
     @property
     def channels(self) -> int:
-        """How many free channels there are."""
+        """The number of free channels."""
         return len(self.roots)
 
     @property
     def groups(self) -> int:
-        """How many groups there are."""
+        """The number of groups."""
         return int(self.group.max()) + 1 if len(self.group) else 0
 
     def no_channel(self) -> Bools:
@@ -125,7 +125,7 @@ class Solution:
         return table
 
     def standing_in(self, vectors: Iterable[Vector]) -> Bools:
-        """Per channel, whether it has a slot in one of these vectors."""
+        """A flag per channel: it has a slot in one of these vectors."""
         flags = self.no_channel()
         for vector in vectors:
             for channels in self.channels_of(vector):
@@ -133,11 +133,11 @@ class Solution:
         return flags
 
     def can_shrink(self, vector: Vector) -> bool:
-        """Whether a vector has an atom that may still go."""
+        """True if some slot of a vector can still be removed."""
         return not vector.untouched and len(self.terms.free(vector)) > 0
 
     def is_grid(self, vector: Vector) -> bool:
-        """Whether slots of a vector go with several channels: it is rows and columns, heads and their widths."""
+        """True if slots of a vector go with several channels: it has rows and columns, heads and their widths."""
         return not vector.untouched and len(self.terms.resolve(vector).columns) > 1
 
     # -- channels and axes --------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ class Solution:
         return {number for place in np.unique(self.entries.place) for number in self.entries.axes_of[place]}
 
     def stands(self, chosen: Bools) -> Iterator[Stand]:
-        """Where the chosen channels stand, by vector: the axes that have it, the channels and their slots."""
+        """The places of the chosen channels, by vector: the axes that have it, the channels and their slots."""
         return self._stands(np.flatnonzero(chosen[self.entries.channel]))
 
     def _stands(self, chosen: Ints) -> Iterator[Stand]:
@@ -205,11 +205,11 @@ class Solution:
     # -- what is locked -----------------------------------------------------------------------------------
 
     def held_slots(self) -> Iterator[tuple[int, Axis, int]]:
-        """(event, axis, slots) of what is locked, slots with a free atom left out."""
+        """Every lock as event, axis and number of slots; slots with a free atom are left out."""
         return ((event, self.axes[number], count) for event, number, count in self.held)
 
     def held_in(self, vector: Vector) -> dict[int, int]:
-        """How many slots of any vector each event holds; a slot with a free atom is held by none."""
+        """The number of slots of any vector that each event locks; a slot with a free atom is locked by none."""
         if vector.fixed or vector.untouched:
             return {}
         atoms, _, _, slot = _expanded(self.terms, [vector])
@@ -221,7 +221,7 @@ class Solution:
 
 
 def _sorted_into(keys: Ints, size: int) -> list[Ints]:
-    """Per key 0 .. size - 1 the positions where it stands, ascending."""
+    """The positions of each key 0 .. size - 1, ascending."""
     order = np.argsort(keys, kind="stable")
     return np.split(order, np.cumsum(np.bincount(keys, minlength=size))[:-1]) if len(order) else []
 
@@ -311,7 +311,7 @@ def _expanded(terms: Terms, vectors: Sequence[Vector]) -> tuple[Ints, Ints, Ints
 
 
 def _held(events: Ints, place: Ints, slot: Ints) -> list[tuple[int, int, int]]:
-    """(event, place, slots) of what is locked, dimensions that are no channels left out.
+    """Every lock as event, place and number of slots; dimensions that are no channels are left out.
 
     A slot with a locked atom and a free one is not held: it can go with the free one.
     """

@@ -42,7 +42,7 @@ class Terms:
     def with_locked(self, vectors: Sequence[Vector], event: int) -> Terms:
         """Other terms, with the same atoms, classes and bindings, in which these vectors are locked too.
 
-        Costs four arrays. A vector of which nobody has asked the atoms stays with these terms: the others would give
+        Costs four arrays. A vector whose atoms have not been asked for stays with these terms: the others would give
         them other numbers.
         """
         made = Terms()

@@ -185,7 +185,7 @@ def _join_all(table: AtomTable, a: Columns, b: Columns) -> None:
 
 
 def _equal_sets(a: Columns, b: Columns) -> bool:
-    """Whether every slot has the same atoms on both sides, whatever the columns they stand in."""
+    """True if every slot has the same atoms on both sides, whatever the columns they stand in."""
     tables = []
     for columns in (a, b):
         table = np.zeros((max(len(a), len(b)), len(a[0])), dtype=np.int64)
@@ -198,6 +198,6 @@ def _equal_sets(a: Columns, b: Columns) -> bool:
 
 
 def _pattern(column: Atoms) -> bytes:
-    """Which slots of a column carry the same atom, whatever the atoms are called."""
+    """A key of the slots of a column that carry the same atom, whatever the atoms are called."""
     _, first, inverse = np.unique(column, return_index=True, return_inverse=True)
     return np.asarray(first[inverse.reshape(-1)]).tobytes()

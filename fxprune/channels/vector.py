@@ -1,4 +1,4 @@
-"""Vectors: what a dimension of a tensor carries, one set of atoms per slot."""
+"""Vectors: one set of atoms for every slot of a dimension."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Atoms = npt.NDArray[np.int64]
 class Vector:
     """The terms of one dimension, one per slot. Compared by identity of its `representative`.
 
-    A fresh vector has no atoms until somebody asks for its `columns`. As long as nobody has, unifying it with another
-    vector is a link from one to the other, whatever their size: most dimensions of most models never get further.
+    A fresh vector has no atoms until its `columns` are asked for. Until then, unifying it with another vector is a link
+    from one to the other, whatever their size: most dimensions of most models never get further.
     """
 
     __slots__ = ("_columns", "_link", "_make", "size")
@@ -48,20 +48,20 @@ class Vector:
 
     @property
     def fixed(self) -> bool:
-        """Whether there is nothing that could go: no columns."""
+        """True if no slot can ever be removed: there are no columns."""
         return self.representative._columns == ()
 
     @property
     def untouched(self) -> bool:
-        """Whether it is fresh: nobody has asked for its atoms."""
+        """True if it is fresh: its atoms have not been asked for."""
         return self.representative._columns is None
 
     def link(self, other: Vector) -> None:
-        """From now on this untouched vector is the other one."""
+        """Let this untouched vector be the other one, from now on."""
         self.representative._link = other.representative
 
     def take(self, positions: npt.NDArray[np.int64] | slice) -> Vector:
-        """The slots at `positions`, in that order: what any data movement along this dimension does."""
+        """The slots at `positions`, in that order: the effect of any data movement along this dimension."""
         columns = tuple(column[positions] for column in self.columns)
         size = len(columns[0]) if columns else len(np.empty(self.size, bool)[positions])
         return Vector(size, columns)

@@ -77,7 +77,7 @@ def choose(
 
 
 def kept_count(size: int, ratio: float, round_to: int) -> int:
-    """How many of `size` channels stay: at least one, a multiple of `round_to` where the group allows it.
+    """The number of `size` channels that stay: at least one, a multiple of `round_to` where the group allows it.
 
     >>> kept_count(64, 0.3, 1), kept_count(64, 0.3, 8), kept_count(58, 0.5, 8), kept_count(4, 0.5, 8)
     (45, 48, 32, 4)

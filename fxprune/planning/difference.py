@@ -1,4 +1,4 @@
-"""Where two plans for one model differ."""
+"""The differences of two plans for one model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fxprune.planning.structure import Structure
 
 @dataclass(frozen=True)
 class PlanDiff:
-    """What two plans for one model do not have in common; prints as a list, and is false where there is nothing.
+    """The indices that only one of two plans for one model removes; prints as a list, and is false if there are none.
 
     only_first, only_second: parameter or buffer -> {dimension: indices} that one plan removes and the other keeps.
     """
@@ -38,7 +38,7 @@ class PlanDiff:
 
 
 def diff(first: PlanFields, second: PlanFields) -> PlanDiff:
-    """What one plan removes and the other keeps."""
+    """The indices that one plan removes and the other keeps."""
     if first.structure is not None and second.structure is not None:
         there, here = Structure(first.structure.shapes).difference(Structure(second.structure.shapes))
         if there:

@@ -1,4 +1,4 @@
-"""A plan as a file: JSON that a person can read, that is the same every time, and of which nothing is taken on trust.
+"""The file of a plan: JSON that a person can read, the same bytes every time, checked in full when it is read.
 
 The format is described in `docs/files.md`.
 """
@@ -74,7 +74,7 @@ def data_of(plan: PlanFields) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """What runs now."""
+    """The versions of the packages that run now."""
     import torch
 
     return {"fxprune": str(sys.modules["fxprune"].__version__), "torch": str(torch.__version__)}
@@ -165,7 +165,7 @@ def plan_of(data: Field, kind: type[PlanT]) -> PlanT:
 
 
 class _Budget:
-    """A short text can name many indices; how many more may come."""
+    """The number of indices that the rest of a file may name: a short text can name many."""
 
     def __init__(self, data: Field) -> None:
         self.data, self.left = data, INDICES

@@ -1,4 +1,4 @@
-"""Sizes that were counted anew, and where they stand."""
+"""Recounted sizes, and the places where they stand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ KINDS = ("attribute", "argument", "constant", "class", "node")
 
 @dataclass(frozen=True)
 class Size:
-    """A number that follows from what was removed, and the place where it stands.
+    """A number that follows from the removed channels, and the place where it stands.
 
     kind: "attribute", a number or several in an attribute of a module; "argument", of a node of the graph; "constant",
         the shape of a tensor that is neither parameter nor buffer; "class", of a module that became another one;
@@ -30,7 +30,7 @@ class Size:
 
     @property
     def place(self) -> tuple[str, str, str]:
-        """Where it stands, whatever its value."""
+        """The place where it stands, whatever its value."""
         return self.kind, self.at, self.name
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What a plan was made for: names and shapes, and which slots go together, whatever the weights are."""
+"""The structure of a model, whatever its weights are: names, shapes, and the slots that are removed together."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Hashes = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class Coupled:
-    """Channels that go, and stand in the same dimensions.
+    """Removed channels that stand in the same dimensions.
 
     channels: how many. members: (parameter or buffer, dimension). slots: a hash of which slots each takes there.
     """
@@ -38,11 +38,11 @@ class Coupled:
 
 @dataclass(frozen=True)
 class Structure:
-    """Names and shapes, and which slots go together. Weights, dtypes, devices and the order of tensors do not count.
+    """Names, shapes, and the slots that are removed together. Weights, dtypes, devices and order do not count.
 
     shapes: of every parameter and every buffer in `state_dict`, and of the other buffers that a plan cuts.
     coupled: the channels that the plan removes; empty where that is not known (a plan put together from two).
-    outside: the names of all buffers that `state_dict` leaves out; they may come and go.
+    outside: the names of all buffers that `state_dict` leaves out; a model may have them or not.
     """
 
     shapes: Mapping[str, tuple[int, ...]]

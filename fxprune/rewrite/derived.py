@@ -1,6 +1,7 @@
-"""What a rewrite has changed besides the tensors: read off by comparing the small model with the one before.
+"""The numbers that a rewrite has changed besides the tensors, found by comparing the small model with the original.
 
-So nothing that counts anew has to report it, and nothing is forgotten. What takes constants up is no size.
+So no recounting function has to report what it sets, and none is forgotten. Biases and maps that take constants up are
+no sizes.
 """
 
 from __future__ import annotations

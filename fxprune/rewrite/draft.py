@@ -69,7 +69,7 @@ def _memo(module: nn.Module, tensors: Mapping[int, torch.Tensor]) -> dict[int, A
 def _copied_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
     """A copy of a graph, and the original of each of its nodes."""
     made = fx.Graph(tracer_cls=getattr(graph, "_tracer_cls", None))
-    made._codegen = copy.copy(graph._codegen)  # holds the structure of the inputs, which nobody changes
+    made._codegen = copy.copy(graph._codegen)  # holds the structure of the inputs, which does not change
     copies: dict[fx.Node, fx.Node] = {}
     output: Any = made.graph_copy(graph, val_map=copies, return_output_node=True)
     if output is not None:  # `graph_copy` leaves the output node to its caller

@@ -1,4 +1,4 @@
-"""Where nothing else serves: smaller layers whose outputs are put back among zeros by a forward hook."""
+"""Smaller layers whose outputs a forward hook puts back among zeros: the path of last resort."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KEPT = "fxprune_kept"
 
 
 class Reinsert:
-    """A forward hook: [.., kept, ..] becomes [.., size, ..], zero where channels went.
+    """A forward hook: [.., kept, ..] becomes [.., size, ..], zero where channels were removed.
 
     dim: the channel dimension of the output, counted from the end.
     """
