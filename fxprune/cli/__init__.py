@@ -87,7 +87,7 @@ def _say(line: str) -> None:
 
 
 def _text(error: Exception) -> str:
-    """What an error says: all four parts of one of fxprune's, one line of any other."""
+    """The text of an error: all four parts of one of fxprune's, one line of any other."""
     if isinstance(error, FxpruneError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:

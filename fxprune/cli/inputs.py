@@ -27,7 +27,7 @@ _FORM = re.compile(r"(?:(?P<name>[^\W\d]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dt
 
 @dataclass(frozen=True)
 class Example:
-    """What one `--input` says. name: of a keyword argument, "" for a positional one. below: integers are in [0, below).
+    """One `--input`. name: of a keyword argument, "" for a positional one. below: integers are in [0, below).
 
     >>> example("ids=2x16:int64<30000")
     Example(name='ids', shape=(2, 16), dtype='int64', below=30000)

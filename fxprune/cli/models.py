@@ -87,7 +87,7 @@ def _of_callable(spec: str, found: Any, args: Mapping[str, Any]) -> nn.Module:
 
 
 def _made(spec: str, found: Any, args: Mapping[str, Any]) -> nn.Module:
-    """What a callable returns, if it takes the arguments and makes a model of them."""
+    """The model that a callable makes of the arguments. Raises `FxpruneError` where it does not take them."""
     try:
         signature = inspect.signature(found)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""What is looked at before the work starts: files that are read are there, files that are written can be."""
+"""Checks before the work starts: files that are read are there, files that are written can be."""
 
 from __future__ import annotations
 

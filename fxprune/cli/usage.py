@@ -1,4 +1,4 @@
-"""How a command is written: argparse whose errors are those of fxprune, and the values that options take."""
+"""The syntax of commands: argparse whose errors are those of fxprune, and the values that options take."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def share(text: str) -> tuple[str | None, float]:
 
 
 def ratio_of(shares: Sequence[tuple[str | None, float]] | None) -> float | dict[str, float] | None:
-    """What several `--ratio` say together. Raises `UsageError` where they contradict each other."""
+    """Several `--ratio` as one argument of `transform`. Raises `UsageError` where they contradict each other."""
     if not shares:
         return None
     if len(shares) == 1 and shares[0][0] is None:

@@ -77,7 +77,7 @@ def _read(path: str, key: str | None) -> Mapping[str, torch.Tensor]:
 
 
 def _pickled(path: str, key: str | None) -> Mapping[str, torch.Tensor]:
-    """What `torch.load(weights_only=True)` reads, which executes nothing."""
+    """The tensors that `torch.load(weights_only=True)` reads, which executes nothing."""
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

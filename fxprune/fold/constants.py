@@ -1,4 +1,4 @@
-"""What becomes of the constants that removed channels carry.
+"""Folding: the constants of removed channels go into biases, carriers or maps.
 
 A layer that reads channel k with the constant c_k computes y[o] = ... + sum_k W[o, k] c_k. That sum goes into its bias.
 Where zeros are padded around the channel it is another one near the border; then one of the constant channels, the
@@ -34,11 +34,11 @@ ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Folding:
-    """What goes, and how the rest changes.
+    """The channels to remove, and the changes of the rest.
 
-    removed: the channels that go. carriers: those that stay to carry the others' constants.
-    zeroed: what the reference sets to zero.
-    constants: what takes the constants up. reasons: channel -> why it stays.
+    removed: the channels to remove. carriers: those that stay to carry the others' constants.
+    zeroed: the slots that the reference sets to zero.
+    constants: the new values of the tensors that take constants up. reasons: channel -> why it stays.
     """
 
     removed: Bools
@@ -49,7 +49,7 @@ class Folding:
 
 
 def zeroed_by(findings: Findings, removed: Bools) -> Removed:
-    """The output slots of every layer's weight that channels take along: what "the weights are gone" means."""
+    """The output slots that the removed channels have in every layer's weight: these are "their weights"."""
     removal, zeroed = Removal(findings.solution, removed), {}
     for axis in findings.axes:
         if axis.parameter in findings.tensors and axis.dim == opened(findings, axis.parameter):
@@ -75,13 +75,13 @@ def fold(
     maps: bool = False,
     places: Set[str] = frozenset(),
 ) -> Folding:
-    """Remove as many of the channels in `removed` as can go exactly.
+    """Choose as many of the channels in `removed` as can be removed exactly.
 
     Args:
         maps: add a map of constants where zeros are padded, instead of a carrier.
         places: the biases and nodes that take constants up even if all of these are zero.
-        zeroed: what the reference sets to zero besides; None for the weights of the channels in `removed`.
-        keep: takes away from the channels that go, in place, those without which a dimension would be empty.
+        zeroed: the slots that the reference sets to zero; None for the weights of the channels in `removed`.
+        keep: takes away from the removed channels, in place, those without which a dimension would be empty.
     """
     decision = _Decision(findings, removed.copy(), keep, maps, places)
     while True:
@@ -97,7 +97,7 @@ def fold(
 
 @dataclass
 class _Decision:
-    """Channels that go, carriers among those that stay, and why others stay."""
+    """Removed channels, carriers among those that stay, and the reasons why others stay."""
 
     findings: Findings
     removed: Bools
@@ -113,15 +113,15 @@ class _Decision:
         self.carriers = np.zeros_like(self.removed)
 
     def zeroed(self) -> Removed:
-        """Without weights are the channels that go and their carriers."""
+        """The weights of removed channels and of carriers."""
         return zeroed_by(self.findings, self.removed | self.carriers)
 
     def lost(self, before: Bools) -> bool:
-        """Whether channels were given up since, so that their weights stay as well."""
+        """True if channels were given up since, so that their weights stay as well."""
         return bool((before & ~self.removed & ~self.carriers).any())
 
     def settle(self) -> None:
-        """Give up channels that cannot go, and choose carriers, until every reading can do without the others."""
+        """Give up channels that cannot be removed, and choose carriers, until no reading needs the others."""
         self.uses = Counter(reading.weight for reading in self.readings)
         while True:
             removal = Removal(self.findings.solution, self.removed)
@@ -143,7 +143,7 @@ class _Decision:
     # -- one reading --------------------------------------------------------------------------------------
 
     def _gone(self, reading: Reading, removal: Removal) -> Bools:
-        """The slots that go while outputs that stay read them."""
+        """The removed slots that kept outputs read."""
         kept = removal.kept(reading.vector)
         gone = np.zeros(reading.vector.size, dtype=bool) if kept is None else ~kept
         if gone.any():
@@ -151,7 +151,7 @@ class _Decision:
         return gone
 
     def _refuse(self, reading: Reading, gone: Bools) -> bool:
-        """Give up what is not constant, and constants that nothing can take up."""
+        """Give up channels that are not constant, and constants that nothing can take up."""
         given = self._give_up(reading, gone & reading.bad, reading.why)
         if not (reading.bias or reading.weight or self._mapped(reading)):
             constant = self._slots(reading, gone[reading.slots])
@@ -159,22 +159,22 @@ class _Decision:
         return given
 
     def _mapped(self, reading: Reading) -> bool:
-        """Whether constants become a map that is added to the result."""
+        """True if constants become a map that is added to the result."""
         return self.maps and reading.bordered and bool(reading.result)
 
     def _carried(self, reading: Reading) -> bool:
-        """Whether constants go into a carrier's column: near a border, or where they are not the same everywhere."""
+        """True if constants are added to a carrier's column: near a border, or where they differ by position."""
         return reading.bordered or not reading.bias
 
     def _needs(self, reading: Reading, gone: Bools) -> Bools:
-        """Which of the constants that go need a carrier."""
+        """The constants of removed slots that need a carrier."""
         going = gone[reading.slots]
         if self._mapped(reading):
             return np.zeros_like(going)
         return going if self._carried(reading) else going & ~reading.uniform
 
     def _strength(self, gone: list[Bools]) -> Any:
-        """Per channel how strong its constant is beside the others', where it is weakest: how well it would carry."""
+        """Per channel its constant over the largest, in the reading where that is least: its worth as a carrier."""
         weakest = np.ones(len(self.removed))
         for reading, going in zip(self.readings, gone, strict=True):
             needs = self._needs(reading, going)
@@ -188,7 +188,7 @@ class _Decision:
         return weakest
 
     def _carry(self, reading: Reading, gone: Bools, strength: Any) -> bool:
-        """Keep one channel of every block as the carrier, and what it cannot carry; whether anything changed."""
+        """Keep one channel of every block as carrier, and those that it cannot carry; True if anything changed."""
         going, needs = gone[reading.slots], self._needs(reading, gone)
         if not needs.any():
             return False
@@ -238,7 +238,7 @@ class _Decision:
         return flags
 
     def _channels(self, reading: Reading, slots: Any) -> Ints:
-        """The channels that go at some slots of a reading."""
+        """The removed channels that have some slots of a reading."""
         columns = self.findings.solution.channels_of(reading.vector)
         found = np.concatenate([column[slots] for column in columns]) if columns else np.zeros(0, dtype=np.int64)
         found = np.unique(found[found >= 0])
@@ -260,7 +260,7 @@ class _Decision:
     # -- all readings -------------------------------------------------------------------------------------
 
     def _contradiction(self, gone: list[Bools]) -> bool:
-        """Whether two readings change the same parameter in different ways; the channels of both stay then."""
+        """True if two readings change the same parameter in different ways; the channels of both stay then."""
         made: dict[str, tuple[int, torch.Tensor]] = {}
         for number, (reading, going) in enumerate(zip(self.readings, gone, strict=True)):
             for name, change in self._changes(reading, going).items():
@@ -276,7 +276,7 @@ class _Decision:
         return False
 
     def _changes(self, reading: Reading, gone: Bools) -> dict[str, torch.Tensor]:
-        """Parameter -> what is added to it; nothing added is said too, to be compared with other uses."""
+        """Parameter -> the change to add to it; changes of zero too, which are compared with other uses."""
         going = gone[reading.slots]
         changes: dict[str, torch.Tensor] = {}
         if self._mapped(reading):
@@ -293,7 +293,7 @@ class _Decision:
         return changes
 
     def _carried_columns(self, reading: Reading, going: Bools, carried: Bools) -> torch.Tensor:
-        """What is added to the weight [out, slots of all blocks, taps]."""
+        """The change to add to the weight [out, slots of all blocks, taps]."""
         made = reading.columns.new_zeros(reading.columns.shape[0], reading.vector.size, reading.columns.shape[2])
         for block in np.unique(self._block(reading)[carried]):
             inside = self._block(reading) == block
@@ -345,12 +345,12 @@ class _Decision:
         return Folding(self.removed, self.carriers, zeroed, Constants(made, biases, maps), self.reasons)
 
     def _left(self, change: torch.Tensor, reading: Reading, removal: Removal) -> torch.Tensor:
-        """What is left of numbers per output, [out, ...]."""
+        """The numbers of the kept outputs, [out, ...]."""
         kept = None if reading.out is None else removal.kept(reading.out)
         return change if kept is None else change[torch.from_numpy(kept)]
 
     def _still_there(self, name: str, dims: Mapping[int, list[int]], removal: Removal) -> bool:
-        """Whether slots that the reference sets to zero stay, as those of carriers do."""
+        """True if slots that the reference sets to zero stay, as those of carriers do."""
         vectors = {(a.parameter, a.dim): a.vector for a in self.findings.axes}
         for dim, slots in dims.items():
             kept = removal.kept(vectors[name, dim]) if (name, dim) in vectors else None
@@ -364,7 +364,7 @@ def _size(planes: torch.Tensor) -> Any:
 
 
 def _ratios(planes: torch.Tensor, carrier: int, others: Ints) -> tuple[torch.Tensor, Bools]:
-    """How many times the carrier's plane each other one is, and whether it is at all positions."""
+    """The other planes as multiples of the carrier's, and for each whether it is a multiple at all positions."""
     base = planes[carrier]
     rows = planes[torch.from_numpy(others)]
     at = int(base.abs().argmax())
