@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
 from fxprune.analysis.analyzer import Analyzer
 from fxprune.analysis.findings import Findings
-from fxprune.capture.front import PATHS, capture
+from fxprune.capture.captured import FrontEnd
 from fxprune.capture.inputs import Inputs, devices, initialised, normalize, unhooked, unwrapped
 from fxprune.capture.process_state import public_call
 from fxprune.costs import ChannelCost, Cost, per_channel, planned
 from fxprune.errors import CaptureError, PlanError
 from fxprune.fold import carry_out, make_plan
+from fxprune.paths import capture, paths_for, try_in_turn, without_hooks
 from fxprune.planning.plan import Plan
 from fxprune.report import analysis_data, dot, graph, view
 from fxprune.report.views import checked
@@ -106,6 +107,7 @@ def analyze(
     also: Sequence[Any] = (),
     strict: bool = False,
     path: str | None = None,
+    prefer: str | None = None,
     norms: str = "kept",
 ) -> Analysis:
     """Find out which channels of `model` belong together.
@@ -118,11 +120,14 @@ def analyze(
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
         also: more example inputs, for a forward that does other things on them; what holds for one holds for all.
         strict: raise `RuleError` at an operation without a rule instead of keeping its channels.
-        path: look at the model in this way only: "fx", "eager", "export" or "hooks".
+        path: look at the model on this path only: "fx", "eager", "export" or "hooks".
+        prefer: "class" tries first what keeps the model's class, "graph" what makes a graph; without it "fx", "eager",
+            "export" are tried in turn. See `fxprune.transform`.
         norms: "kept", or "preserve" for a `transform` that goes on counting the original width; such groups are exact.
 
     Raises:
         InputError: the inputs do not fit. CaptureError: the model cannot be captured or its forward raises.
+        PlanError: there is no such path, preference or value of norms.
 
     >>> import torch, fxprune
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -131,6 +136,7 @@ def analyze(
     """
     if not isinstance(model, nn.Module):
         raise CaptureError("not a model", why=f"{type(model).__name__} is no torch.nn.Module", do="pass a module")
+    paths = without_hooks(paths_for(model, path, prefer))
     inputs, more = normalize(example_inputs), [normalize(other) for other in also]
     unwrapped(model)
     initialised(model)
@@ -139,40 +145,27 @@ def analyze(
         devices(model, given)
     if norms not in NORMS:
         raise PlanError(f"there are no norms {norms!r}", why='norms is "kept" or "preserve"')
-    if path is not None or isinstance(model, fx.GraphModule):
-        return _analysis(model, inputs, path or "fx", more, strict, norms)
-    errors: list[CaptureError] = []
-    for rung in PATHS[:-1]:
-        try:
-            return _analysis(model, inputs, rung, more, strict, norms)
-        except CaptureError as error:
-            errors.append(error)
-    raise telling(errors)
+    return try_in_turn(paths, lambda path: _analysis(model, inputs, path, more, strict, norms)).get()
 
 
 def _analysis(
-    model: nn.Module, inputs: Inputs, path: str, more: Sequence[Inputs], strict: bool, norms: str
+    model: nn.Module, inputs: Inputs, path: FrontEnd, more: Sequence[Inputs], strict: bool, norms: str
 ) -> Analysis:
     findings = _walked(model, inputs, path, more, strict)
     findings = preserve(findings) if norms == "preserve" else findings
     return Analysis(**{part.name: getattr(findings, part.name) for part in fields(findings)})
 
 
-def _walked(model: nn.Module, inputs: Inputs, path: str, more: Sequence[Inputs], strict: bool) -> Findings:
+def _walked(model: nn.Module, inputs: Inputs, path: FrontEnd, more: Sequence[Inputs], strict: bool) -> Findings:
     captured = capture(model, inputs, path)
-    if path == "hooks":
+    if captured.needs_hooks:
         return Analyzer(model, captured, inputs, more, strict=strict).layers()
     try:
         return Analyzer(model, captured, inputs, more, strict=strict).run()
     except CaptureError as error:
         weightless = any(t.device.type == "meta" for _, t in captured.tensors())
-        if path != "eager" or not error.raised or weightless:
+        if captured.has_graph or not error.raised or weightless:
             raise
         note = f"the forward decides by numbers, it was observed on real tensors: {error.why}"
         captured = replace(captured, real=True, notes=(*captured.notes, note))
         return Analyzer(model, captured, inputs, more, strict=strict).run()
-
-
-def telling(errors: Sequence[CaptureError]) -> CaptureError:
-    """Of the errors of several rungs the one that says most: where forward itself raises, else the first."""
-    return next((error for error in errors if error.raised), errors[0])

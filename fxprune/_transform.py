@@ -5,22 +5,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from fxprune._analyze import analyze
+from fxprune._attempt import Request, Result, UnprovenError, attempt
 from fxprune._record import Record, attach, record
+from fxprune.capture.captured import FrontEnd
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import public_call
 from fxprune.costs import planned
 from fxprune.criteria import Importance
-from fxprune.errors import (
-    NothingRemovedWarning,
-    PlanError,
-)
+from fxprune.errors import CaptureError, FxpruneError, NothingRemovedWarning, PlanError, RewriteError
 from fxprune.fold import carry_out, folds
-from fxprune.paths import Request, Result, climb, rungs_of
+from fxprune.paths import Outcome, paths_for, telling_error, try_in_turn, without_hooks
 from fxprune.planning.plan import Plan
 from fxprune.planning.structure import structure_of
 from fxprune.proof.compare import compare
@@ -53,25 +53,25 @@ def transform(
     """A physically smaller model, in which the removed channels never existed.
 
     The original is only read. The result has the original's parameter names, dtypes, devices, `requires_grad` flags
-    and train/eval modes; shared parameters stay shared. What it is depends on the way that was taken, the first of
+    and train/eval modes; shared parameters stay shared. What it is depends on the path that was taken, the first of
     these that removes everything that was asked for and is proven right (`record(small).path` names it,
     `record(small).why_not` says what was wrong with those before it):
 
     - "fx": symbolic tracing; a `torch.fx.GraphModule`;
-    - "eager": the model's own class, with smaller parameters and attributes that count anew;
+    - "eager": the model's own class, with smaller parameters and recounted attributes;
     - "export": `torch.export`; a `GraphModule` of ATen operations;
     - "hooks": the model's own class, the outputs of smaller layers put back among zeros by forward hooks.
 
     Args:
         model: any module, or a traced `torch.fx.GraphModule`.
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
-        plan: what goes, made by `analysis.plan(...)` or loaded from a file; the rung that it was made on is tried
-            first. Or say here what a plan is made from:
+        plan: the channels to remove, made by `analysis.plan(...)` or loaded from a file; the path that it was made on
+            is tried first. Or say here what a plan is made from:
         ratio, masks, importance, ignore, round_to, exact, seed: see `fxprune.planning.choose.choose`.
-        bias: what of a channel goes. "prune": everything, it never existed. "fold": its weights; the constant that its
-            bias, the shift of a norm or an activation at zero then makes of it goes exactly into the layers that read
-            it, and where that is not possible the channel stays. masks="zeros" with "fold", which is the default there,
-            removes whatever has no influence or a constant one, and computes the same function.
+        bias: the part of a channel that is removed. "prune": everything, it never existed. "fold": its weights; the
+            constant that its bias, the shift of a norm or an activation at zero then makes of it goes exactly into the
+            layers that read it, and where that is not possible the channel stays. masks="zeros" with "fold", which is
+            the default there, removes whatever has no influence or a constant one, and computes the same function.
         border: where zeros are padded, a constant is another one near the border. "carrier" keeps one of the constant
             channels, which takes the others along; costs that channel. "map" adds a map of constants to the result of
             the layer; costs an addition, out_channels x height x width numbers, and takes inputs of the example's
@@ -81,7 +81,7 @@ def transform(
         verify: compare the result with its reference in float64 where the weights are real (see
             `fxprune.check`); shapes are always proven. A forward that decides by numbers is always compared: its
             shapes cannot be proven.
-        path: take this way or raise.
+        path: take this path or raise.
         prefer: "class" keeps the class where that is possible, "graph" makes a graph where that is possible; without
             it a graph by tracing, else the class, else a graph by export.
         norms: "kept" takes a statistic over the channels that are left; "preserve" goes on counting the original
@@ -99,7 +99,8 @@ def transform(
     """
     if plan is not None and not (ratio is None and masks is None and bias is None):
         raise PlanError("a plan says already what goes", why="ratio, masks or bias were given too", do="pass the plan")
-    if folds(bias, masks) and path == "hooks":
+    paths = paths_for(model, path, prefer, planned=plan.path if isinstance(plan, Plan) else "")
+    if folds(bias, masks) and all(front_end.needs_hooks for front_end in paths):
         raise PlanError("constants cannot be folded behind hooks", why="they put zeros back", do="take another path")
     choices: dict[str, Any] = {
         "ratio": ratio,
@@ -113,15 +114,64 @@ def transform(
         "seed": seed,
     }
     request = Request(plan, choices, also, strict, verify, norms)
-    rungs = rungs_of(model, path, prefer)
-    if prefer is None and isinstance(plan, Plan):
-        rungs = tuple(sorted(rungs, key=lambda rung: rung != plan.path))
-    result = climb(model, example_inputs, request, rungs)
+    result = _first_result(model, example_inputs, request, paths)
     if not result.plan:
         why = "; ".join(result.plan.reasons) or "the plan is empty"
         warnings.warn(f"nothing was removed: {why}", NothingRemovedWarning, stacklevel=3)
     attach(result.small, _recorded(result))
     return result.small
+
+
+def _first_result(model: nn.Module, example_inputs: Any, request: Request, paths: Sequence[FrontEnd]) -> Result:
+    """The result of the first path that does all that is asked for.
+
+    If there is none, some channels are held: the first path on which the rest can be rewritten. Hooks come last.
+    """
+
+    def attempted(path: FrontEnd, *, holding: bool = False) -> Result:
+        options: dict[str, Any] = {"also": request.also, "strict": request.strict, "norms": request.norms}
+        return attempt(analyze(model, example_inputs, path=path.name, **options), request, holding=holding)
+
+    def goes_on(path: FrontEnd, error: FxpruneError) -> bool:
+        if isinstance(error, PlanError):  # a plan that was made for the first path may be none for the others
+            return request.plan is not None and path is not paths[0]
+        return isinstance(error, CaptureError | RewriteError | UnprovenError)
+
+    usual = without_hooks(paths)
+    found = try_in_turn(usual, attempted, goes_on=goes_on)
+    if found.result is None and request.plan is None and not request.strict:
+        recountable = [path for path in usual if isinstance(found.errors.get(path.name), RewriteError)]
+        found = try_in_turn(recountable, partial(attempted, holding=True), goes_on=goes_on, before=found)
+    if found.result is None and found.model_runs and not _wrong(found):
+        behind_hooks = [path for path in paths if path not in usual]
+        found = try_in_turn(behind_hooks, attempted, goes_on=goes_on, before=found)
+    if found.result is None:
+        raise _shown(found)
+    return replace(found.result, why_not=_why_not(found, found.result))
+
+
+def _wrong(found: Outcome[Result]) -> list[UnprovenError]:
+    """The errors of paths that made a wrong model, although they know all sizes before."""
+    unproven = (error for error in found.errors.values() if isinstance(error, UnprovenError))
+    return [error for error in unproven if not error.analysis.captured.real]
+
+
+def _shown(found: Outcome[Result]) -> FxpruneError:
+    """The error that a user sees where no path gave a result."""
+    wrong = _wrong(found)
+    if wrong:
+        return wrong[0].diagnosed()
+    error = telling_error(list(found.errors.values()))
+    return error.shown() if isinstance(error, UnprovenError) else error
+
+
+def _why_not(found: Outcome[Result], result: Result) -> dict[str, str]:
+    """Path -> why it was not taken, in one line, for the paths that were tried and failed."""
+    return {
+        path: "; ".join(part for part in (error.what, error.at, error.why) if part)
+        for path, error in found.errors.items()
+        if path != result.analysis.captured.path
+    }
 
 
 @public_call()

@@ -1,203 +1,169 @@
-"""The ladder: the ways in which a model can become smaller, tried in turn until one does all and is proven right."""
+"""The paths to a smaller model: one table, in the order in which they are tried, and the one loop that tries them.
+
+A path begins with a front end, a file of `fxprune/capture/`, which says what the path means: whether the small model
+keeps its class, whether hooks are needed. A new front end is such a file and one line of the table.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from torch import fx, nn
 
-from fxprune._analyze import Analysis, analyze, telling
-from fxprune.analysis.folded_constants import Constants
-from fxprune.analysis.hold import hold
-from fxprune.capture.front import PATHS
-from fxprune.channels.groups import Removal
-from fxprune.errors import CaptureError, FxpruneError, PlanError, RewriteError, VerificationError
-from fxprune.fold import Planned, carry_out, make_plan
-from fxprune.planning.channels import plan_from
-from fxprune.planning.plan import Plan
-from fxprune.proof.compare import TOLERANCE, NoReferenceError, compare, first_wrong_group, rounding_amplification
-from fxprune.rewrite.graph import rewrite
-from fxprune.rewrite.norms import rescaled
+from fxprune.capture.captured import Captured, FrontEnd
+from fxprune.capture.class_forward import CLASS_FORWARD
+from fxprune.capture.exported import EXPORTED
+from fxprune.capture.hooked import HOOKED
+from fxprune.capture.inputs import Inputs
+from fxprune.capture.process_state import clean_caches
+from fxprune.capture.traced import TRACED
+from fxprune.errors import CaptureError, FxpruneError, PlanError
 
-BLURRED = 1e-3
-"""Below this an error may be a rounding that the model amplifies; above it, it is an error."""
+T = TypeVar("T")
 
-LADDERS = {
-    None: ("fx", "eager", "export", "hooks"),
-    "graph": ("fx", "export", "eager", "hooks"),
-    "class": ("eager", "fx", "export", "hooks"),
+PATHS: Mapping[str, FrontEnd] = {
+    front_end.name: front_end
+    for front_end in (
+        TRACED,
+        CLASS_FORWARD,
+        EXPORTED,
+        HOOKED,
+    )
 }
-"""By `prefer`, the rungs in the order in which they are tried."""
+"""Every path by its name, in the order in which they are tried."""
+
+PREFERENCES: Mapping[str, Callable[[FrontEnd], bool]] = {
+    "class": lambda front_end: front_end.keeps_class,
+    "graph": lambda front_end: not front_end.keeps_class,
+}
+"""By `prefer`, the paths that are tried before the others."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the caller of `transform` asks for."""
-
-    plan: Plan | None
-    choices: dict[str, Any]
-    also: Sequence[Any]
-    strict: bool
-    verify: bool
-    norms: str
+# -- which paths ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Result:
-    """A small model and how it came about."""
+def paths_for(
+    model: nn.Module, path: str | None, prefer: str | None, *, usual: str | None = None, planned: str = ""
+) -> tuple[FrontEnd, ...]:
+    """The paths to try, in order.
 
-    analysis: Analysis
-    plan: Plan
-    removal: Removal
-    small: nn.Module
-    error: float | None
-    why_not: dict[str, str]
-    constants: Constants
+    Args:
+        path: this path alone.
+        prefer: "class" or "graph", for the paths that come first.
+        usual: the preference where neither is given.
+        planned: the path that a plan was made on. It is tried first unless something is preferred, and alone if it
+            needs hooks.
 
-
-def rungs_of(model: nn.Module, path: str | None, prefer: str | None) -> tuple[str, ...]:
-    """The rungs to try, in order. Raises `PlanError` for names that do not exist."""
+    Raises `PlanError` for names that do not exist, and where both `path` and `prefer` are given.
+    """
     if path is not None and prefer is not None:
-        raise PlanError("path says already which way to take", why="prefer was given too", do="pass one of them")
+        raise PlanError("path says already which path to take", why="prefer was given too", do="pass one of them")
     if path is not None and path not in PATHS:
         raise PlanError(f"there is no path {path!r}", why=f"the paths are {', '.join(PATHS)}")
-    if prefer not in LADDERS:
-        raise PlanError(f"there is no preference {prefer!r}", why='prefer is "class" or "graph"')
+    if prefer is not None and prefer not in PREFERENCES:
+        names = " or ".join(f'"{name}"' for name in PREFERENCES)
+        raise PlanError(f"there is no preference {prefer!r}", why=f"prefer is {names}")
     if path is not None:
-        return (path,)
-    return ("fx",) if isinstance(model, fx.GraphModule) else LADDERS[prefer]
+        return (PATHS[path],)
+    if isinstance(model, fx.GraphModule):
+        return tuple(front_end for front_end in PATHS.values() if front_end.takes_graphs)
+    first = PATHS.get(planned)
+    if prefer is None and first is not None:
+        return (first,) if first.needs_hooks else (first, *(other for other in PATHS.values() if other is not first))
+    preference = prefer or usual
+    preferred = PREFERENCES[preference] if preference else lambda front_end: True
+    return tuple(sorted(PATHS.values(), key=lambda front_end: (front_end.needs_hooks, not preferred(front_end))))
 
 
-def climb(model: nn.Module, example_inputs: Any, request: Request, rungs: tuple[str, ...]) -> Result:
-    """The first rung that does all that is asked for; failing that, the first that does it but for some channels."""
-    errors: dict[str, FxpruneError] = {}
-
-    def attempt(rung: str, *, holding: bool = False) -> Result | None:
-        try:
-            options: dict[str, Any] = {"also": request.also, "strict": request.strict, "norms": request.norms}
-            analysis = analyze(model, example_inputs, path=rung, **options)
-            why_not = {other: _line(error) for other, error in errors.items() if other != rung}
-            return _attempt(analysis, request, why_not, holding=holding)
-        except (CaptureError, RewriteError, _UnprovenError) as error:
-            errors[rung] = error
-        except PlanError as error:  # a plan that was made for the first rung may be none for the others
-            if request.plan is None or not errors:
-                raise
-            errors[rung] = error
-        return None
-
-    for rung in rungs:
-        if rung == "hooks" and len(rungs) > 1:
-            break
-        if isinstance(errors.get("eager"), CaptureError):
-            continue  # the model itself does not run
-        if result := attempt(rung):
-            return result
-    for rung, error in list(errors.items()):
-        may_hold = isinstance(error, RewriteError) and request.plan is None and not request.strict
-        if may_hold and (result := attempt(rung, holding=True)):
-            return result
-    unproven = [e for e in errors.values() if isinstance(e, _UnprovenError) and not e.analysis.captured.real]
-    runs = not isinstance(errors.get("eager"), CaptureError)
-    if "hooks" in rungs and runs and not unproven and (result := attempt("hooks")):
-        return result
-    for error in unproven:
-        raise error.diagnosed()
-    captures = [error for error in errors.values() if isinstance(error, CaptureError)]
-    raise next((error for error in errors.values() if not isinstance(error, CaptureError)), None) or telling(captures)
+def without_hooks(paths: Sequence[FrontEnd]) -> Sequence[FrontEnd]:
+    """The paths that need no hooks; a path alone stays whatever it needs, since somebody asked for it."""
+    return [path for path in paths if len(paths) == 1 or not path.needs_hooks]
 
 
-def _line(error: FxpruneError) -> str:
-    return "; ".join(part for part in (error.what, error.at, error.why) if part)
+def capture(model: nn.Module, inputs: Inputs, path: FrontEnd) -> Captured:
+    """The model as captured on one path.
 
-
-def _attempt(analysis: Analysis, request: Request, why_not: dict[str, str], *, holding: bool = False) -> Result:
-    """Plan, rewrite, prove. With `holding`, channels that cannot be rewritten are locked, and it starts over."""
-    held: list[str] = []
-    while True:
-        planned = make_plan(analysis, **request.choices) if request.plan is None else carry_out(analysis, request.plan)
-        plan, removal = replace(planned.plan, reasons=(*planned.plan.reasons, *held)), planned.removal
-        _refuse_empty(analysis, removal)
-        try:
-            small = rewrite(analysis, removal, planned.constants)
-        except RewriteError as error:
-            narrower = hold(analysis, error) if holding else None
-            if narrower is None:
-                raise
-            held.append(f"channels stay at {error.at}: {error.why}")
-            analysis = narrower
-            continue
-        result = Result(analysis, plan, removal, small, None, why_not, planned.constants)
-        if not (request.verify or analysis.captured.real) or _weightless(analysis):
-            return result
-        try:
-            return replace(result, error=_prove(analysis, small, planned))
-        except NoReferenceError as error:
-            if analysis.captured.real:
-                raise CaptureError(
-                    "the model's forward raises", raised=True, why=str(error), do="check that it runs on these inputs"
-                ) from error
-            text = f"not compared with the reference, which does not run in float64: {error}"
-            return replace(result, plan=replace(plan, reasons=(*plan.reasons, text)))
-
-
-def _prove(analysis: Analysis, small: nn.Module, planned: Planned) -> float:
-    removal, zeroed = planned.removal, planned.zeroed
-    exact = {**rescaled(analysis, removal), **planned.constants.exact}
-    error = compare(analysis, small, removal, zeroed, exact)
-    if error <= TOLERANCE or (error < BLURRED and error <= 100 * rounding_amplification(analysis, removal, zeroed)):
-        return error
-    raise _UnprovenError(analysis, planned, error)
-
-
-class _UnprovenError(VerificationError):
-    """A small model that is wrong, before anybody asked which group is to blame."""
-
-    def __init__(self, analysis: Analysis, planned: Planned, error: float, at: str = "") -> None:
-        self.analysis, self.planned, self.error = analysis, planned, error
-        super().__init__(
-            "the small model differs from its reference",
-            at=at,
-            why=f"the relative error is {error:.2e}, at most {TOLERANCE:.0e} is rounding",
-            do="report this; until then `ignore` that group, its channels stay",
+    Raises `CaptureError` where the front end cannot take the model, `InputError` where the inputs do not fit.
+    """
+    if isinstance(model, fx.GraphModule) and not path.takes_graphs:
+        graphs = next(other.name for other in PATHS.values() if other.takes_graphs)
+        raise CaptureError(
+            "the model is a graph already", why=f'path="{path.name}" begins with a module', do=f'use path="{graphs}"'
         )
-
-    def diagnosed(self) -> VerificationError:
-        """The same, naming the first group whose removal alone goes wrong."""
-        analysis, planned = self.analysis, self.planned
-        if planned.plan.zeroed is not None:
-            return _UnprovenError(analysis, planned, self.error, "a channel whose constant was folded")
-
-        def error_of(channels: Any) -> float:
-            part = plan_from(analysis, channels, ())
-            alone = Removal(analysis.solution, channels)
-            return compare(analysis, rewrite(analysis, alone), alone, part.removed, rescaled(analysis, alone))
-
-        wrong = first_wrong_group(error_of, planned.removal)
-        name = f'group "{analysis.groups[wrong].name}"' if wrong >= 0 else "no group alone, only several together"
-        return _UnprovenError(analysis, planned, self.error, name)
+    with clean_caches(model):
+        return path.capture(model, inputs)
 
 
-def _refuse_empty(analysis: Analysis, removal: Removal) -> None:
-    for vector, least in analysis.observed.minima:
-        if removal.count(vector) < least:
-            raise PlanError(
-                "the request leaves too few to choose from",
-                why=f"{removal.count(vector)} of {vector.size} stay, and the model chooses {least} of them (topk)",
-                do=f"keep at least {least} of them",
-            )
-    for vector in analysis.observed.vectors:
-        if vector.size and not removal.count(vector):
-            axes = (a for a in analysis.solution.axes if a.vector.representative is vector)
-            named = next((f'"{a.parameter}" in dimension {a.dim}' for a in axes), "")
-            raise PlanError(
-                f"the request leaves {named or 'a tensor'} empty",
-                why=f"all {vector.size} slots would go; masks of coupled layers add up",
-                do="keep at least one channel in all of them",
-            )
+# -- trying them ------------------------------------------------------------------------------------------
 
 
-def _weightless(analysis: Analysis) -> bool:
-    return any(t.device.type == "meta" for t in analysis.tensors.values())
+@dataclass(frozen=True)
+class Outcome(Generic[T]):
+    """The outcome of trying paths in turn.
+
+    result: of the first path that gave one, None where none did.
+    errors: name of a path -> why it gave none, in the order in which they were tried.
+    """
+
+    result: T | None = None
+    errors: Mapping[str, FxpruneError] = field(default_factory=dict)
+
+    def get(self) -> T:
+        """The result. Raises the error that says most where there is none."""
+        if self.result is None:
+            raise telling_error(list(self.errors.values()))
+        return self.result
+
+    @property
+    def model_runs(self) -> bool:
+        """False if the model's own forward cannot be captured: it does not run on these inputs."""
+        return not any(_does_not_run(PATHS[name], error) for name, error in self.errors.items())
+
+
+def is_capture_error(path: FrontEnd, error: FxpruneError) -> bool:
+    """True if a path cannot take the model; another one may."""
+    return isinstance(error, CaptureError)
+
+
+def try_in_turn(
+    paths: Iterable[FrontEnd],
+    attempt: Callable[[FrontEnd], T],
+    *,
+    goes_on: Callable[[FrontEnd, FxpruneError], bool] = is_capture_error,
+    before: Outcome[T] | None = None,
+) -> Outcome[T]:
+    """The first result that `attempt` gives on one of the paths.
+
+    No path is tried after the model's own forward could not be captured, since the model does not run then.
+
+    Args:
+        goes_on: whether the next path is tried after an error; any other error is raised.
+        before: an outcome without a result, whose errors are kept.
+    """
+    errors = dict(before.errors) if before is not None else {}
+    for path in paths:
+        try:
+            return Outcome(attempt(path), errors)
+        except FxpruneError as error:
+            if not goes_on(path, error):
+                raise
+            errors[path.name] = error
+            if _does_not_run(path, error):
+                break
+    return Outcome(None, errors)
+
+
+def telling_error(errors: Sequence[FxpruneError]) -> FxpruneError:
+    """The error that says most.
+
+    The first that is not about capturing the model, else one that forward itself raises, else the first.
+    """
+    captures = [error for error in errors if isinstance(error, CaptureError)]
+    others = [error for error in errors if not isinstance(error, CaptureError)]
+    return next(iter(others), None) or next((error for error in captures if error.raised), errors[0])
+
+
+def _does_not_run(path: FrontEnd, error: FxpruneError) -> bool:
+    return path.keeps_class and isinstance(error, CaptureError)

@@ -12,8 +12,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import fxprune
-from fxprune.capture.exported import NOTES, export, leaves_for_placeholders
-from fxprune.capture.inputs import normalize
+from fxprune.capture.captured import NOTES
+from fxprune.capture.exported import export
+from fxprune.capture.inputs import leaves_for_placeholders, normalize
 from tests.support import calibrate, randomise, relative_error, torchvision
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*deprecated:FutureWarning")

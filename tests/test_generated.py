@@ -26,7 +26,7 @@ from networks_tokens import Tokens, build_tokens, leaves, token_programs, tokens
 from torch import Tensor, fx, nn
 
 import fxprune
-from fxprune.capture.front import PATHS
+from fxprune.paths import PATHS
 from fxprune.planning.channels import plan_from, removal_of
 from fxprune.planning.plan import Removed
 

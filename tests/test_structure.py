@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 import fxprune
+from fxprune.paths import PATHS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fxprune"
 
 ORDER = """
-    errors names files schedules channels ops rules capture analysis costs criteria planning proof rewrite fold report
-    _record _analyze paths _transform plot artifacts sparse pruner __init__
+    errors names files schedules channels ops rules capture paths analysis costs criteria planning proof rewrite fold
+    report _record _analyze _attempt _transform plot artifacts sparse pruner __init__
     cli __main__
 """.split()
 """Parts of the package; each imports only from itself and from those before it."""
@@ -68,6 +69,40 @@ def test_contributing_lists_the_parts_in_the_same_order():
     text = (ROOT / "docs" / "contributing.md").read_text()
     listed = re.findall(r"^\| `fxprune/(\w+)(?:\.py|/)`", text, re.MULTILINE)
     assert listed == ORDER
+
+
+PATH_NAMES = {"fx", "eager", "export", "hooks"}
+
+
+def compared_path_names(tree):
+    """Comparisons with the name of a path, alone or among others: (line, name)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            parts = [part for side in (node.left, *node.comparators) for part in ast.walk(side)]
+        elif isinstance(node, ast.MatchValue):
+            parts = [node.value]
+        else:
+            continue
+        yield from ((p.lineno, p.value) for p in parts if isinstance(p, ast.Constant) and p.value in PATH_NAMES)
+
+
+def test_the_names_of_the_paths_are_known_here():
+    assert set(PATHS) == PATH_NAMES
+
+
+@pytest.mark.parametrize("path", source_files(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_nothing_but_the_front_ends_compares_the_name_of_a_path(path):
+    relative = path.relative_to(PACKAGE)
+    if relative.parts[0] not in ("paths.py", "capture"):
+        found = list(compared_path_names(ast.parse(path.read_text())))
+        assert found == [], f"{relative}: ask the captured model, or its front end in fxprune/paths.py"
+
+
+@pytest.mark.parametrize(
+    "text", ['path == "hooks"', '"fx" != plan.path', 'path in ("fx", "eager")', 'path not in [None, "export"]']
+)
+def test_a_comparison_with_the_name_of_a_path_is_seen(text):
+    assert list(compared_path_names(ast.parse(text)))
 
 
 def test_public_names():

@@ -192,7 +192,7 @@ class Analyzer:
         """In a graph, what forward does not reach is left out; a class keeps it, at its old width."""
         trained = ((n, t) for n, t in self.tensors.items() if isinstance(t, nn.Parameter))
         names = [name for name, t in trained if id(self.faker.tensor(t)) not in self.observer.used]
-        if names and self.captured.path == "eager":
+        if names and self.captured.keeps_class:
             listed = ", ".join(names[:4]) + (f", ... {len(names) - 4} more" if len(names) > 4 else "")
             also = "; if other inputs reach them, give such inputs with `also`" if self.captured.real else ""
             self.notes.append(f"not reached on the example inputs, and left as they are: {listed}{also}")

@@ -22,6 +22,7 @@ from fxprune.artifacts.pt2_file import PT2
 from fxprune.capture.inputs import Inputs, bound, devices, initialised, normalize, unwrapped
 from fxprune.errors import FileError, FxpruneError, InputError, nearest
 from fxprune.files import PathLike, replacing
+from fxprune.paths import PATHS
 
 FORMATS: dict[str, Format] = {
     ".onnx": ONNX,
@@ -206,9 +207,11 @@ def _from_record(model: nn.Module) -> list[str]:
     except FxpruneError:
         return []
     reasons = []
-    if made.path == "hooks":
-        reasons.append('made by "hooks": the graph puts zeros back into the outputs of smaller layers (index_copy)')
+    path = PATHS[made.path]
+    if path.needs_hooks:
+        zeros = "the graph puts zeros back into the outputs of smaller layers (index_copy)"
+        reasons.append(f'made by "{made.path}": {zeros}')
         warnings.warn(f"the exported model is {reasons[0]}", stacklevel=3)
-    if made.training and made.path == "fx":
+    if made.training and not (path.keeps_class or path.fixes_mode):
         reasons.append("traced in training mode: what a function was told of the mode stays that")
     return reasons

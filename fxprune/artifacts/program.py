@@ -19,6 +19,7 @@ from fxprune.capture.inputs import Inputs
 from fxprune.capture.process_state import no_fused_attention, same_random_state, silence
 from fxprune.capture.values import tensors_in
 from fxprune.errors import CaptureError, FxpruneError
+from fxprune.paths import PATHS
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,10 @@ def _refuse_training_graph(model: nn.Module) -> None:
         made = record(model)
     except FxpruneError:
         return
-    if made.path == "export" and made.training:
+    if made.training and PATHS[made.path].fixes_mode:
         raise CaptureError(
             "the model is a graph of training mode",
-            why='it was made by "export" of a model in training mode, and stays in that mode',
+            why=f'it was made by "{made.path}" of a model in training mode, and stays in that mode',
             do="call `transform` on the model in evaluation mode",
         )
 

@@ -12,11 +12,10 @@ from torch import fx, nn
 from torch.nn.modules import batchnorm, conv
 
 from fxprune.analysis.folded_constants import Constants, bias_name
-from fxprune.capture.captured import Captured
-from fxprune.capture.traced import trace
 from fxprune.channels.groups import Bools, Removal
 from fxprune.errors import PlanError
 from fxprune.ops.module_use import Use
+from fxprune.paths import PATHS
 from fxprune.planning.plan import Plan
 from fxprune.planning.sizes import Size
 from fxprune.planning.structure import Structure, shapes_of_model
@@ -33,7 +32,7 @@ _COUNTED = (conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag,
 
 def needs_inputs(plan: Plan) -> str:
     """What of a plan cannot be done without an analysis; "" where there is nothing."""
-    if plan.path not in ("fx", "eager"):
+    if plan.path not in PATHS or PATHS[plan.path].without_inputs is None:
         return f'the model was made by "{plan.path}"'
     other = next((size for size in plan.sizes if size.kind != "attribute"), None)
     return "" if other is None else f"a size changes that is no attribute of a module ({other})"
@@ -46,14 +45,12 @@ def replay(model: nn.Module, plan: Plan, source: str, shapes: Mapping[str, tuple
 
     Raises `PlanError` where the plan is for another model, or what it says of a size is not so.
     """
-    if plan.path == "eager" and isinstance(model, fx.GraphModule):
+    path = PATHS[plan.path]
+    assert path.without_inputs is not None
+    if isinstance(model, fx.GraphModule) and not path.takes_graphs:
         raise PlanError(f"{source} holds a model that kept its class", why="into is a graph", do="pass the module")
     _refuse_other_model(model, plan)
-    if plan.path == "fx":
-        traced = trace(model)
-        captured = Captured("fx", traced, traced.graph, list)
-    else:
-        captured = Captured("eager", model, fx.Graph(), list)
+    captured = path.without_inputs(model)
     whole = captured.module
     tensors: dict[int, torch.Tensor] = {}
     for name, tensor in [

@@ -1,7 +1,7 @@
-"""`torch.export` as a way in: for models whose forward decides by sizes, and that symbolic tracing refuses.
+"""The path "export": `torch.export`, for models whose forward decides by sizes, and that symbolic tracing refuses.
 
-The exported graph is put around a skeleton of the model, so that parameters, buffers, their names and their flags are
-the model's own, and what export says of old sizes (guards, assertions) is left out.
+The exported graph is put around the model's containers, so that parameters, buffers, their names and their flags are
+the model's own. Guards and assertions on the old sizes are left out.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import copy
 import dataclasses
 import functools
 import inspect
-import operator
 import os
 import types
 from collections import OrderedDict
@@ -20,21 +19,16 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.graph import _PyTreeCodeGen
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.captured import fetch
+from fxprune.capture.captured import NOTES, Captured, FrontEnd, captured_graph
+from fxprune.capture.exported_graph import inline_regions, remove_assertions, unshare_sizes
+from fxprune.capture.exported_module import add_constants, containers
 from fxprune.capture.inputs import Inputs, bound
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import silence
-from fxprune.capture.skeleton import add_constants, skeleton
-from fxprune.capture.traced import SOURCE
-from fxprune.errors import CaptureError, InputError
+from fxprune.errors import CaptureError
 
-NOTES = "fxprune_notes"
-"""In `meta` of an exported module: sentences on what the graph cannot do that the model could."""
-
-_ASSERTIONS = ("_assert_", "sym_constrain_range", "_functional_assert_", "_functional_sym_constrain_range")
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 
 
@@ -52,10 +46,10 @@ def export(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
     program, reason = _program(model, _in_order(model, inputs), dropped)
     graph_module = program.module(check_guards=False)
     graph = graph_module.graph
-    _inline(graph_module)
-    _unshare(graph)
-    _clean(graph)
-    root = skeleton(model)
+    inline_regions(graph_module)
+    unshare_sizes(graph)
+    remove_assertions(graph)
+    root = containers(model)
     add_constants(root, graph_module)
     made = fx.GraphModule(root, graph, type(model).__name__)
     for kind in ("training", "_parameters", "_buffers", "_non_persistent_buffers_set", "_modules"):
@@ -69,40 +63,11 @@ def export(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
     return made
 
 
-def exported(graph: fx.Graph) -> bool:
-    """Whether the placeholders of a graph are the leaves of nested arguments, as those of an exported one are."""
-    return isinstance(graph._codegen, _PyTreeCodeGen)
+def _capture(model: nn.Module, inputs: Inputs) -> Captured:
+    return captured_graph(EXPORTED, export(model, inputs))
 
 
-def leaves_for_placeholders(graph: fx.Graph, inputs: Inputs) -> list[Any]:
-    """One value per placeholder of an exported graph: the leaves of its arguments, given by position or by name."""
-    info = graph._codegen.pytree_info  # type: ignore[attr-defined]
-    args, kwargs = inputs
-    names = [name for name in info.orig_args if name != "self"]
-    given = dict(zip(names, args, strict=False))
-    missing = [name for name in names[len(args) :] if name not in kwargs]
-    unknown = [name for name in kwargs if name not in names or name in given]
-    if missing or unknown or len(args) > len(names):
-        raise InputError(
-            "the inputs are not those that the graph was exported for",
-            why=f"it takes {names}; {len(args)} positional ones and {sorted(kwargs)} were given",
-            do="pass the same arguments as when it was exported",
-        )
-    values = [(given | kwargs)[name] for name in names]
-    spec, whole = info.in_spec, values
-    parts: tuple[Any, Any] = (tuple(whole), {})
-    if len(spec.children()) == 2 and spec.child(1).type is dict:
-        positional = spec.child(0).num_children
-        keywords = zip(spec.child(1).context, whole[positional:], strict=True)
-        parts = (tuple(whole[:positional]), dict(keywords))
-    leaves, have = pytree.tree_flatten(parts)
-    if len(leaves) != len(graph.find_nodes(op="placeholder")):
-        raise InputError(
-            "the inputs are nested otherwise than when the graph was exported",
-            why=f"expected {spec}, got {have}",
-            do="pass inputs of the same structure",
-        )
-    return leaves
+EXPORTED = FrontEnd("export", _capture, fixes_mode=True)
 
 
 # -- the export itself ------------------------------------------------------------------------------------
@@ -267,118 +232,3 @@ def _where(error: BaseException) -> str:
             place = f"{name}:{traceback.tb_lineno}"
         traceback = traceback.tb_next
     return place
-
-
-# -- the graph --------------------------------------------------------------------------------------------
-
-
-def _inline(graph_module: fx.GraphModule) -> None:
-    """Regions with gradients off or on, and without autocast, become part of the graph around them.
-
-    What comes out of a region without gradients is detached.
-    """
-    higher = torch.ops.higher_order
-    for node in list(graph_module.graph.nodes):
-        if node.op != "call_function":
-            continue
-        if node.target is higher.wrap_with_set_grad_enabled:
-            enabled, inner, *operands = node.args
-        elif node.target is higher.wrap_with_autocast and not node.args[2]:
-            enabled, inner, operands = True, node.args[4], list(node.args[5:])
-        else:
-            continue
-        region = fetch(graph_module, str(inner.target))
-        _inline(region)
-        _put_in_place(graph_module, node, region, operands, detach=not enabled)
-
-
-def _put_in_place(
-    graph_module: fx.GraphModule, node: fx.Node, region: fx.GraphModule, operands: list[Any], *, detach: bool
-) -> None:
-    graph = graph_module.graph
-    taken = dict(zip(region.graph.find_nodes(op="placeholder"), operands, strict=True))
-    results: Any = None
-    with graph.inserting_before(node):
-        for part in region.graph.nodes:
-            if part.op == "output":
-                results = fx.map_arg(part.args[0], lambda n: taken[n])
-            elif part.op == "get_attr":
-                name = f"{node.name}_{str(part.target).replace('.', '_')}"
-                setattr(graph_module, name, fetch(region, str(part.target)))
-                taken[part] = graph.get_attr(name)
-            elif part.op != "placeholder":
-                taken[part] = graph.node_copy(part, lambda n: taken[n])
-        if detach:
-            results = fx.map_arg(results, functools.partial(_detached, graph))
-    for user in list(node.users):
-        if user.target is operator.getitem and isinstance(results, (tuple, list)):
-            user.replace_all_uses_with(results[int(str(user.args[1]))])
-            graph.erase_node(user)
-        else:
-            user.replace_input_with(node, results)
-    graph.erase_node(node)
-
-
-def _detached(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-        return node
-    new = graph.call_function(torch.ops.aten.detach.default, (node,))
-    new.meta = dict(node.meta)
-    return new
-
-
-def _clean(graph: fx.Graph) -> None:
-    """Assertions on sizes and types go, and what only they or nobody reads; nodes keep their place in the source."""
-    for node in reversed(graph.nodes):
-        target = node.target
-        asserts = isinstance(target, torch._ops.OpOverload) and target._schema.name.split("::")[-1].startswith(
-            _ASSERTIONS
-        )
-        counts = target in _COUNTING or getattr(target, "__module__", "") in ("_operator", "torch", "math")
-        if asserts or (not node.users and (node.op == "get_attr" or (node.op == "call_function" and counts))):
-            graph.erase_node(node)
-            continue
-        source = _line_of_user(node)
-        stack = node.meta.get("nn_module_stack") or {}
-        paths = {key: value for key, value in stack.items() if not key.startswith("_empty")}
-        node.meta = {"nn_module_stack": paths} if paths else {}
-        if source:
-            node.meta[SOURCE] = source
-
-
-_COUNTING = (torch.ops.aten.sym_size.int, torch.ops.aten.sym_numel.default, torch.ops.aten.sym_stride.int)
-
-
-def _unshare(graph: fx.Graph) -> None:
-    """Each size that is a product with a number (8 heads of every sample) is computed for one use alone.
-
-    The numbers shrink with the layers that they belong to, and equal ones need not stay equal.
-    """
-    for node in reversed(graph.nodes):
-        if not isinstance(node.meta.get("val"), torch.SymInt) or not _is_product(node):
-            continue
-        for user in list(node.users)[1:]:
-            with graph.inserting_before(node):
-                user.replace_input_with(node, graph.node_copy(node))
-
-
-def _is_product(node: fx.Node) -> bool:
-    """Whether a number is among the factors of the factors."""
-    if node.target is not operator.mul:
-        return False
-    return any(type(a) is int or (isinstance(a, fx.Node) and _is_product(a)) for a in node.args)
-
-
-def _line_of_user(node: fx.Node) -> str:
-    """The innermost line of a node's stack that is not torch's own."""
-    places = []
-    for line in (node.stack_trace or "").splitlines():
-        parts = line.split('"')
-        if (
-            line.strip().startswith("File ")
-            and len(parts) > 2
-            and not parts[1].startswith((_TORCH, "torch/", __file__))
-        ):
-            places.append(f"{parts[1]}:{parts[2].split('line ')[-1].split(',')[0]}")
-    return places[-1] if places else ""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.graph import _PyTreeCodeGen
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils import _pytree as pytree
 
@@ -124,8 +125,13 @@ def unhooked(model: nn.Module) -> None:
             )
 
 
+def for_graph(graph: fx.Graph, inputs: Inputs) -> list[Any]:
+    """One value per placeholder of a graph, whichever way it was made."""
+    return leaves_for_placeholders(graph, inputs) if has_leaves(graph) else for_placeholders(graph, inputs)
+
+
 def for_placeholders(graph: fx.Graph, inputs: Inputs) -> list[Any]:
-    """One value per placeholder of the graph, defaults filled in."""
+    """One value per placeholder of a traced graph, defaults filled in."""
     args, kwargs = list(inputs[0]), dict(inputs[1])
     values: list[Any] = []
     for node in graph.find_nodes(op="placeholder"):
@@ -156,3 +162,39 @@ def for_placeholders(graph: fx.Graph, inputs: Inputs) -> list[Any]:
             do="pass what one call of the model takes",
         )
     return values
+
+
+def has_leaves(graph: fx.Graph) -> bool:
+    """True if the placeholders of a graph are the leaves of nested arguments, as those of an exported one are."""
+    return isinstance(graph._codegen, _PyTreeCodeGen)
+
+
+def leaves_for_placeholders(graph: fx.Graph, inputs: Inputs) -> list[Any]:
+    """One value per placeholder of an exported graph: the leaves of its arguments, given by position or by name."""
+    info = graph._codegen.pytree_info  # type: ignore[attr-defined]
+    args, kwargs = inputs
+    names = [name for name in info.orig_args if name != "self"]
+    given = dict(zip(names, args, strict=False))
+    missing = [name for name in names[len(args) :] if name not in kwargs]
+    unknown = [name for name in kwargs if name not in names or name in given]
+    if missing or unknown or len(args) > len(names):
+        raise InputError(
+            "the inputs are not those that the graph was exported for",
+            why=f"it takes {names}; {len(args)} positional ones and {sorted(kwargs)} were given",
+            do="pass the same arguments as when it was exported",
+        )
+    values = [(given | kwargs)[name] for name in names]
+    spec, whole = info.in_spec, values
+    parts: tuple[Any, Any] = (tuple(whole), {})
+    if len(spec.children()) == 2 and spec.child(1).type is dict:
+        positional = spec.child(0).num_children
+        keywords = zip(spec.child(1).context, whole[positional:], strict=True)
+        parts = (tuple(whole[:positional]), dict(keywords))
+    leaves, have = pytree.tree_flatten(parts)
+    if len(leaves) != len(graph.find_nodes(op="placeholder")):
+        raise InputError(
+            "the inputs are nested otherwise than when the graph was exported",
+            why=f"expected {spec}, got {have}",
+            do="pass inputs of the same structure",
+        )
+    return leaves

@@ -1,4 +1,4 @@
-"""Symbolic tracing, with the source line of every node kept."""
+"""The path "fx": symbolic tracing, with the source line of every node kept."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxprune.capture.captured import Captured, FrontEnd, captured_graph
+from fxprune.capture.inputs import Inputs
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import tracing
 from fxprune.errors import CaptureError
@@ -86,6 +88,17 @@ def trace(model: nn.Module) -> fx.GraphModule:
         ) from error
     _same_containers(model, traced)
     return traced
+
+
+def _capture(model: nn.Module, inputs: Inputs) -> Captured:
+    return _without_inputs(model)
+
+
+def _without_inputs(model: nn.Module) -> Captured:
+    return captured_graph(TRACED, trace(model))
+
+
+TRACED = FrontEnd("fx", _capture, takes_graphs=True, without_inputs=_without_inputs)
 
 
 def _traced(model: nn.Module) -> fx.GraphModule:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune.capture.captured import WHOLE
+from fxprune.capture.captured import WHOLE_MODEL
 from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.process_state import no_fake_tensor_log, no_fused_attention, same_random_state
 from fxprune.capture.traced import module_of, source_of
@@ -31,7 +31,7 @@ class Run(fx.Interpreter):
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         """A submodule, or the whole model with a tuple of arguments and a dict of keywords."""
-        if target == WHOLE:
+        if target == WHOLE_MODEL:
             return self.module(*args[0], **args[1])
         return super().call_module(target, args, kwargs)
 

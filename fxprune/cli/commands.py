@@ -48,7 +48,8 @@ def inspect(options: argparse.Namespace, say: Say) -> Answer:
     plan = None if options.plan is None else _plan(options.plan)
     model, inputs = _model(options, say)
     say("analysing")
-    analysis = fxprune.analyze(model, inputs, path=options.path, norms=options.norms, strict=options.strict)
+    chosen = {name: getattr(options, name) for name in ("path", "prefer", "norms", "strict")}
+    analysis = fxprune.analyze(model, inputs, **chosen)
     report = analysis.report(options.format)
     if plan is None:
         return Answer(report)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
 import fxprune
-from fxprune.capture.front import PATHS
 from fxprune.cli.commands import COMMANDS
 from fxprune.cli.inputs import example
 from fxprune.cli.models import FORMS
 from fxprune.cli.usage import Parser, UsageError, literal, one_of, share, tolerance, whole
 from fxprune.criteria import CRITERIA
 from fxprune.errors import nearest
+from fxprune.paths import PATHS, PREFERENCES
 from fxprune.report import FORMATS
 
 ABOUT = {
@@ -72,32 +73,30 @@ def _epilog(about: dict[str, str]) -> str:
 
 
 def _command(name: str) -> Parser:
+    """The parser of one command."""
     parser = Parser(prog=f"fxprune {name}", description=ABOUT[name], epilog=CODES)
-    if name == "diff":
-        parser.option("first", metavar="FIRST", help="a plan.json, or the .safetensors file of a small model")
-        parser.option("second", metavar="SECOND", help="another one, for the same model")
-    else:
-        parser.option("model", metavar="MODEL", help=FORMS.removeprefix("MODEL is "))
-    if name in ("verify", "export"):
-        nargs = {"nargs": "?"} if name == "export" else {}
-        parser.option("small", metavar="SMALL", help="a file that `fxprune prune` or `fxprune.save` wrote", **nargs)
-    if name != "diff":
-        _model_options(parser)
-    if name in ("inspect", "prune"):
-        _analysis_options(parser)
-    if name == "prune":
-        _prune_options(parser)
-    if name == "verify":
-        parser.option("--tolerance", type=tolerance, default=1e-9, help="largest relative error that is right (1e-9)")
-    if name == "export":
-        _export_options(parser)
-    formats = FORMATS if name in ("inspect", "prune") else ("text", "json")
+    for add in PARTS[name]:
+        add(parser)
+    formats = FORMATS if _analysis_options in PARTS[name] else ("text", "json")
     listed = f"{', '.join(formats)} (default text)"
     parser.option("--format", type=one_of("format", formats), default="text", metavar="FORMAT", help=listed)
     parser.option("--json", action="store_true", help="the same as --format json")
     parser.option("-q", "--quiet", action="store_true", help="no progress on stderr, only warnings and errors")
     parser.option("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def _plans(parser: Parser) -> None:
+    parser.option("first", metavar="FIRST", help="a plan.json, or the .safetensors file of a small model")
+    parser.option("second", metavar="SECOND", help="another one, for the same model")
+
+
+def _model(parser: Parser) -> None:
+    parser.option("model", metavar="MODEL", help=FORMS.removeprefix("MODEL is "))
+
+
+def _small(parser: Parser, **settings: str) -> None:
+    parser.option("small", metavar="SMALL", help="a file that `fxprune prune` or `fxprune.save` wrote", **settings)
 
 
 def _model_options(parser: Parser) -> None:
@@ -127,7 +126,11 @@ def _model_options(parser: Parser) -> None:
 
 def _analysis_options(parser: Parser) -> None:
     parser.option("--plan", metavar="FILE", help="a plan: plan.json, or the .safetensors file of a small model")
-    parser.option("--path", type=one_of("path", PATHS), metavar="PATH", help=f"only this way: {', '.join(PATHS)}")
+    parser.option("--path", type=one_of("path", PATHS), metavar="PATH", help=f"only this path: {', '.join(PATHS)}")
+    preferences = " or ".join(PREFERENCES)
+    parser.option(
+        "--prefer", type=one_of("preference", PREFERENCES), metavar="KIND", help=f"{preferences}, if possible"
+    )
     parser.option(
         *("--norms",),
         type=one_of("norms", ("kept", "preserve")),
@@ -144,9 +147,11 @@ def _prune_options(parser: Parser) -> None:
         type=share,
         action="append",
         metavar="SHARE",
-        help="the share of every group's channels that goes, like 0.5; or GLOB=SHARE for groups, can be repeated",
+        help="the share of every group's channels to remove, like 0.5; or GLOB=SHARE for groups, can be repeated",
     )
-    parser.option("--masks", type=one_of("masks", ("zeros",)), metavar="zeros", help="what is zero, or constant, goes")
+    parser.option(
+        "--masks", type=one_of("masks", ("zeros",)), metavar="zeros", help="what is zero, or constant, is removed"
+    )
     parser.option(
         "--ignore", action="append", default=[], metavar="GLOB", help="layers whose outputs stay. Can be repeated."
     )
@@ -157,12 +162,13 @@ def _prune_options(parser: Parser) -> None:
     parser.option("--exact", action="store_true", help="only groups whose removal changes no statistic")
     parser.option("--bias", type=one_of("bias", ("prune", "fold")), metavar="BIAS", help="prune or fold constants")
     parser.option("--border", type=one_of("border", ("carrier", "map")), metavar="BORDER", help="carrier or map")
-    parser.option(
-        "--prefer", type=one_of("preference", ("class", "graph")), metavar="KIND", help="class or graph, if possible"
-    )
     parser.option("--no-verify", dest="verify", action="store_false", help="leave out the numeric proof")
     parser.option("--output", "-o", required=True, metavar="FILE", help="the small model, a .safetensors file")
     parser.option("--save-plan", metavar="FILE", help="the plan that was carried out, a .json file")
+
+
+def _verify_options(parser: Parser) -> None:
+    parser.option("--tolerance", type=tolerance, default=1e-9, help="largest relative error that is right (1e-9)")
 
 
 def _export_options(parser: Parser) -> None:
@@ -171,6 +177,16 @@ def _export_options(parser: Parser) -> None:
     parser.option("--opset", type=whole(18), metavar="N", help="the version of the ONNX operators")
     parser.option("--tolerance", type=tolerance, metavar="X", help="largest relative error (default: by the dtype)")
     parser.option("--no-verify", dest="verify", action="store_false", help="leave out running the file")
+
+
+PARTS: dict[str, tuple[Callable[[Parser], None], ...]] = {
+    "inspect": (_model, _model_options, _analysis_options),
+    "prune": (_model, _model_options, _analysis_options, _prune_options),
+    "verify": (_model, _small, _model_options, _verify_options),
+    "export": (_model, partial(_small, nargs="?"), _model_options, _export_options),
+    "diff": (_plans,),
+}
+"""Command -> the functions that add its arguments and options, in the order in which its help lists them."""
 
 
 def _device(text: str) -> torch.device:

@@ -16,9 +16,8 @@ from fxprune.analysis.findings import Findings
 from fxprune.analysis.folded_constants import Constants, bias_name
 from fxprune.analysis.hookable import hookable
 from fxprune.analysis.observed import Contraction
-from fxprune.capture.captured import Captured
+from fxprune.capture.captured import Captured, FrontEnd
 from fxprune.capture.fake_tensors import Faker, Real
-from fxprune.capture.front import capture
 from fxprune.capture.inputs import Inputs, initialised, normalize
 from fxprune.capture.process_state import clean_caches, public_call
 from fxprune.capture.scopes import Scopes
@@ -26,6 +25,7 @@ from fxprune.capture.traced import module_of
 from fxprune.capture.walk import walk
 from fxprune.channels.groups import Removal
 from fxprune.errors import CaptureError
+from fxprune.paths import capture, paths_for, try_in_turn, without_hooks
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Cost:
 
 
 @public_call()
-def cost(model: nn.Module, example_inputs: Any) -> Cost:
+def cost(model: nn.Module, example_inputs: Any, *, path: str | None = None, prefer: str | None = None) -> Cost:
     """Count a model's parameters, bytes, and the MACs of one forward on inputs of these shapes.
 
     MACs are the multiply-adds of convolutions, matrix products, attention and recurrent layers: 2 FLOPs = 1 MAC.
@@ -67,7 +67,13 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
     Where an operation that may multiply and add up is unknown, `macs` is None. The forward runs on fake tensors, and
     nothing is computed; one that decides by numbers runs on real ones.
 
-    Raises `InputError` where the inputs do not fit, `CaptureError` where the forward raises.
+    Args:
+        model, example_inputs: as `fxprune.transform` takes them.
+        path: count on this path only: "fx", "eager", "export" or "hooks".
+        prefer: "class" or "graph", as for `fxprune.transform`; without it the model's own forward is counted.
+
+    Raises `InputError` where the inputs do not fit, `CaptureError` where the forward raises, `PlanError` for a path or
+    preference that does not exist.
 
     >>> import torch, fxprune
     >>> found = fxprune.cost(torch.nn.Linear(10, 20), torch.zeros(3, 10))
@@ -76,18 +82,24 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
     >>> found.layers
     {'': LayerCost(params=220, bytes=880, macs=600)}
     """
+    paths = without_hooks(paths_for(model, path, prefer, usual="class"))
     inputs = normalize(example_inputs)
     initialised(model)
-    captured = capture(model, inputs, "fx" if isinstance(model, fx.GraphModule) else "eager")
+    found = try_in_turn(paths, lambda path: _counted(model, inputs, path)).get()
+    return _summed({name: tuple(t.shape) for name, t in _state(model)}, model, found)
+
+
+def _counted(model: nn.Module, inputs: Inputs, path: FrontEnd) -> list[Found]:
+    """The multiply-adds of every operation on one path: on fake tensors, or on real ones where numbers decide."""
+    captured = capture(model, inputs, path)
     with clean_caches(model):
         try:
-            found = run_counted(captured, inputs, Faker())
+            return run_counted(captured, inputs, Faker())
         except CaptureError as error:
             weightless = any(tensor.device.type == "meta" for _, tensor in _state(model))
             if not error.raised or weightless:
                 raise
-            found = run_counted(captured, inputs, Real())
-    return _summed({name: tuple(t.shape) for name, t in _state(model)}, model, found)
+            return run_counted(captured, inputs, Real())
 
 
 def planned(findings: Findings, removal: Removal | None = None, constants: Constants | None = None) -> Cost:
@@ -103,7 +115,7 @@ def planned(findings: Findings, removal: Removal | None = None, constants: Const
         model, shapes = findings.captured.module, shapes_after(findings, removal)
     found = [(c.module, c.op, macs_of(c, removal)) for c in contractions(findings)]
     made = _with_constants(_summed(shapes, model, found), model, constants or Constants())
-    if removal is None or findings.captured.path != "hooks":
+    if removal is None or not findings.captured.needs_hooks:
         return made
     return _with_positions(made, findings, removal)
 

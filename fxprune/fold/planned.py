@@ -108,7 +108,7 @@ def _planned(findings: Findings, found: Folding, reasons: tuple[str, ...]) -> Pl
 
 
 def _refuse(findings: Findings, border: str) -> None:
-    if border == "map" and findings.captured.whole:
+    if border == "map" and findings.captured.keeps_class:
         raise CaptureError("a map can only be added in a graph", do='use border="carrier", or prefer="graph"')
     if any(t.device.type == "meta" for t in findings.tensors.values()):
         raise PlanError(
@@ -116,7 +116,7 @@ def _refuse(findings: Findings, border: str) -> None:
             why="the model is on the meta device, its parameters have no values",
             do='load the weights first, or use bias="prune"',
         )
-    if findings.captured.real or findings.captured.path == "hooks":
+    if not findings.captured.can_fold:
         why = "the forward decides by numbers" if findings.captured.real else "hooks put zeros back, not constants"
         raise CaptureError("constants cannot be folded in this way", why=why, do='use bias="prune"')
 

@@ -386,7 +386,7 @@ class _Readings(Operations):  # type: ignore[no-untyped-call]
     def _shown(self) -> fx.Node | None:
         """The node of a graph that is this operation and nothing else."""
         node, scope = self._nodes[self.node], self.scopes.now
-        if self.findings.captured.whole:
+        if self.findings.captured.keeps_class:
             return None
         if node.op == "call_module":
             plain = type(scope.module).__module__.startswith("torch.nn.")
@@ -397,7 +397,7 @@ class _Readings(Operations):  # type: ignore[no-untyped-call]
         path = self.scopes.now.path
         if path and not path.startswith("%"):
             return f'"{path}"'
-        return "the model" if self.findings.captured.whole else f"%{self.node}"
+        return "the model" if self.findings.captured.keeps_class else f"%{self.node}"
 
 
 def reading_dim(name: str, seen: Seen) -> int:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from fxprune.errors import PlanError, nearest
+from fxprune.paths import PATHS
 from fxprune.planning.fields import PlanFields, PlanT, Removed
 from fxprune.planning.ranges import between, indices_of, spans_of
 from fxprune.planning.sizes import Size
@@ -64,7 +65,7 @@ def then(first: PlanT, second: PlanFields) -> PlanT:
         maps=tuple(dict.fromkeys((*first.maps, *second.maps))),
         sizes=_sizes(first.sizes, second.sizes),
         structure=Structure(shapes, (), structure.outside),
-        path=first.path if second.path in ("", "fx") else second.path,  # a graph is pruned as the graph it is
+        path=_path_of_both(first, second),
         versions={},
     )
 
@@ -93,6 +94,12 @@ def _not_after(what: str, why: str) -> PlanError:
         why=why,
         do="make it by `analyze` of the small model",
     )
+
+
+def _path_of_both(first: PlanFields, second: PlanFields) -> str:
+    """The path that stands for two prunings: a graph is pruned again as the graph that it is."""
+    path = PATHS.get(second.path)
+    return first.path if path is None or path.takes_graphs else second.path
 
 
 def _renumbered(size: int, before: list[int], after: list[int]) -> list[int]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from fxprune.errors import PlanError
 from fxprune.files import Field, PathLike, parse_json, read_bytes, write_text
+from fxprune.paths import PATHS
 from fxprune.planning.fields import PlanFields, PlanT, Removed
 from fxprune.planning.ranges import between, indices_of, parse, spans_of, text_of
 from fxprune.planning.sizes import KINDS, Size
@@ -29,7 +30,7 @@ INDICES = 1 << 25
 DEPTH = 8
 """Lists in lists that the values of a size may be."""
 
-_PATHS = ("", "fx", "eager", "export", "hooks")
+_PATHS = ("", *PATHS)
 _KEYS = "format version versions path fingerprint tensors outside zeroed biases maps coupled sizes reasons".split()
 _ADVICE = "make the plan anew (analysis.plan, record(small).plan) and save it"
 

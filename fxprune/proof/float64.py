@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.captured import WHOLE
+from fxprune.capture.captured import WHOLE_MODEL
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.walk import Run
 from fxprune.ops.normalization import default_eps
@@ -87,12 +87,12 @@ class Float64Run(Run):
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         """A copy of the module in float64."""
-        module = self.module if target == WHOLE else self.fetch_attr(target)
+        module = self.module if target == WHOLE_MODEL else self.fetch_attr(target)
         hooked = module._forward_hooks or module._forward_pre_hooks
         if type(module) is nn.Linear and not hooked and module.weight.numel() > BLOCK and self.operations is None:
             return self._linear_in_blocks(str(target), module, *args, **kwargs)
         copied = self._copy_of(str(target), module)
-        if target == WHOLE:
+        if target == WHOLE_MODEL:
             args, kwargs = args
         with contextlib.ExitStack() as stack:
             for watcher in (self.operations, self.numbers):

@@ -18,6 +18,7 @@ from fxprune.capture.inputs import normalize
 from fxprune.capture.module_copy import copy_module
 from fxprune.errors import ChannelsStayWarning, NothingRemovedWarning, PlanError, VerificationError
 from fxprune.ops.layers import output_dim
+from fxprune.paths import PATHS
 from fxprune.proof.compare import TOLERANCE, relative_error
 from fxprune.proof.deterministic import deterministic
 from fxprune.pruner.migrate import plain
@@ -81,7 +82,7 @@ def _tell(made: Record, reasons: tuple[str, ...]) -> None:
 
 def _prove(model: nn.Module, small: nn.Module, inputs: list[Any]) -> None:
     """Compare the smaller model with the one that carries hooks. Raises `VerificationError`."""
-    error = _error(small, model, inputs, fixed=record(small).path == "export")
+    error = _error(small, model, inputs, fixed=PATHS[record(small).path].fixes_mode)
     allowed = TOLERANCE if _is_double(small) else 1e-3  # folded constants are rounded to the type of the model
     if not error <= allowed:
         raise VerificationError(

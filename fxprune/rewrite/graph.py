@@ -52,7 +52,7 @@ def rewrite(findings: Findings, removal: Removal, constants: Constants | None = 
             real[name].detach().copy_(numbers)
     _fill(small, {id(fake): real[name] for name, fake in fakes.items()})
     place_constants(draft, constants)
-    if findings.captured.path == "hooks":
+    if findings.captured.needs_hooks:
         reinsert(small, findings, removal)
     if isinstance(small, fx.GraphModule):
         small.graph.lint()

@@ -22,6 +22,8 @@ RELUS: tuple[Any, ...] = (
 )
 """Every spelling of a ReLU: what thresholds are put behind where nobody says another thing."""
 
+_PATHS = ("fx", "modules")
+
 
 @dataclass(frozen=True)
 class Inserted:
@@ -66,7 +68,7 @@ def insert_thresholds(
     ({'1_threshold': '1'}, 'fx')
     """
     make = _maker(checked(model), threshold, magnitude)
-    if path not in (None, "fx", "modules"):
+    if path is not None and path not in _PATHS:
         raise PlanError(f"unknown path {path!r}", do='use "fx" or "modules"')
     entries = list(RELUS) if after is None else entries_of(after)
     if not entries:
@@ -78,7 +80,7 @@ def insert_thresholds(
     try:
         traced = trace(copied)
     except CaptureError as error:
-        if path == "fx":
+        if path is not None:
             raise
         return _in_modules(copied, entries, names, make, after is None, _why(error))
     return _in_graph(traced, entries, names, make, after is None)

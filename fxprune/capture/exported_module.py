@@ -15,7 +15,7 @@ _LAYERS = (
 )
 
 
-def skeleton(model: nn.Module) -> nn.Module:
+def containers(model: nn.Module) -> nn.Module:
     """The model's containers without their forwards; torch's own layers stay what they are."""
     made: dict[int, nn.Module] = {}
 
@@ -44,7 +44,7 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def add_constants(root: nn.Module, graph_module: fx.GraphModule) -> None:
-    """What the graph reads and the model has not registered: a buffer that stays out of `state_dict`."""
+    """Registers what the graph reads and the model has not registered, as buffers that stay out of `state_dict`."""
     known = {name for name, _ in root.named_parameters(remove_duplicate=False)}
     known |= {name for name, _ in root.named_buffers(remove_duplicate=False)}
     for node in graph_module.graph.find_nodes(op="get_attr"):

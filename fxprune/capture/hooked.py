@@ -1,0 +1,16 @@
+"""The path "hooks": the model as one node that is not looked into; its layers shrink one by one, behind hooks."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from fxprune.capture.captured import Captured, FrontEnd
+from fxprune.capture.class_forward import forward_as_node
+from fxprune.capture.inputs import Inputs
+
+
+def _capture(model: nn.Module, inputs: Inputs) -> Captured:
+    return Captured(HOOKED, model, forward_as_node(model, inputs), list, real=True)
+
+
+HOOKED = FrontEnd("hooks", _capture, keeps_class=True, needs_hooks=True)
