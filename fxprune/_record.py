@@ -1,4 +1,4 @@
-"""What happened to a model, kept with the model."""
+"""The record: what happened to a model, kept with the model."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _KEY = "fxprune_record"
 
 @dataclass(frozen=True)
 class Record:
-    """How a small model came about.
+    """The history of a small model: its plan, its path, its proof.
 
-    path: the rung of the ladder that made it: "fx", "eager", "export" or "hooks".
-    why_not: rung -> why it was not taken, for those that were tried before.
+    path: the path that made it: "fx", "eager", "export" or "hooks".
+    why_not: path -> why it was not taken, for those that were tried before.
     removed: original parameter or buffer -> {dimension: sorted indices, in the original's numbering}.
     exact: whether the small model equals the masked original; else some statistic is taken over fewer channels.
     before, after: tensor -> shape, of every parameter and buffer.
@@ -31,7 +31,7 @@ class Record:
     training: the modules that were in training mode when the graph was traced; "" is the model.
     error: the relative error against the reference, None where it was not compared.
     norms: "preserve" where statistics count the original width as far as that is possible, else "kept".
-    plan: what was done, with every size that was counted anew; it can be saved, and made again on other weights.
+    plan: what was done, with every size that was recounted; it can be saved, and made again on other weights.
     cost: of the original and of the small model, None where it was not counted.
     """
 
@@ -74,7 +74,7 @@ class Record:
 
     @property
     def zeroed(self) -> Mapping[str, Mapping[int, list[int]]]:
-        """What the reference sets to zero: what was removed, but the weights alone where constants were folded."""
+        """The slots that the reference sets to zero: the removed ones, of weights alone where constants were folded."""
         return self.removed if self.plan.zeroed is None else self.plan.zeroed
 
     @property

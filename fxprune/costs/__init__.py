@@ -1,4 +1,4 @@
-"""What a model costs, of a model and of a plan not yet applied: parameters, bytes and MACs, by module and in total."""
+"""Costs of a model, and of the model that a plan would make: parameters, bytes and MACs, by module and in total."""
 
 from fxprune.costs.count import Cost, LayerCost, cost, planned
 from fxprune.costs.marginal import ChannelCost, per_channel, withheld

@@ -1,4 +1,4 @@
-"""What one channel costs, and what a lock withholds: parameters and MACs that would go, counted from the analysis."""
+"""The cost of one channel, and the cost that a lock withholds: parameters and MACs, counted from the analysis."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from fxprune.costs.count import contractions, macs_of
 
 @dataclass(frozen=True)
 class ChannelCost:
-    """What goes with one channel alone: parameters, and MACs of one forward, None where some are not counted."""
+    """The cost of one channel alone: parameters, and MACs of one forward, None where some are not counted."""
 
     params: int
     macs: int | None
 
 
 def per_channel(findings: Findings) -> tuple[ChannelCost, ...]:
-    """What the first channel of each group costs: what the model has less of if it alone goes."""
+    """The cost of the first channel of each group: the difference to the model without that channel."""
     axes: dict[str, list[Axis]] = {}
     for axis in findings.axes:
         axes.setdefault(axis.parameter, []).append(axis)

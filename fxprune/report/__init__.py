@@ -1,4 +1,4 @@
-"""What an analysis or a record says, as plain data, and views of it: text, Markdown, JSON, graphs."""
+"""An analysis or a record as plain data, and views of it: text, Markdown, JSON, graphs."""
 
 from fxprune.report.data import SCHEMA, AnalysisData, RecordData, analysis_data, record_data
 from fxprune.report.graphs import KINDS, dot, graph

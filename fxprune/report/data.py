@@ -1,4 +1,4 @@
-"""What the reports say, as plain data: of an analysis, and of the record of a small model."""
+"""The contents of reports as plain data: of an analysis, and of the record of a small model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class MemberData:
 
 @dataclass(frozen=True)
 class GroupData:
-    """A group. params_per_channel, macs_per_channel: what goes with one channel alone, None where that is unknown.
+    """A group. params_per_channel, macs_per_channel: those of one channel alone, None where they are unknown.
 
     reasons: the statistics that its removal changes; none of an exact group.
     """
@@ -49,7 +49,7 @@ class GroupData:
 
 @dataclass(frozen=True)
 class HeldData:
-    """How many slots of one dimension of a tensor are held back."""
+    """The number of slots of one dimension of a tensor that a lock holds."""
 
     parameter: str
     dim: int
@@ -61,7 +61,7 @@ class LockedData:
     """An operation that holds channels back.
 
     module: its path, "" for the model itself. node: of the graph that was walked. file, line: where the user's
-        code calls it, None where nobody knows.
+        code calls it, None where that is unknown.
     params, macs: what these slots carry, at most; None where that is unknown.
     """
 
@@ -256,7 +256,7 @@ def layers_of(findings: Findings, cost: Cost) -> tuple[LayerData, ...]:
 
 
 def role_of(findings: Findings, member: Member) -> str:
-    """What a dimension does: it makes the channels, reads them, or scales and shifts them in a norm."""
+    """The role of a dimension: it makes the channels, reads them, or scales and shifts them in a norm."""
     owner = findings.owner(member.parameter)
     if "Norm" in type(owner).__name__:
         return "norm"

@@ -93,7 +93,7 @@ def _attributes(findings: Findings, node: str, kind: str) -> dict[str, Any]:
 
 
 def _without_joins(made: Any) -> Any:
-    """What reaches a join reaches all that it reaches; inputs and outputs are left out."""
+    """The flow without joins, inputs and outputs: edges into a join go on to every node that the join reaches."""
     for node, kind in list(made.nodes(data="kind")):
         if kind == "join":
             before, after = list(made.predecessors(node)), list(made.out_edges(node, data="shape"))

@@ -1,4 +1,4 @@
-"""Which layer's output reaches which layer, whatever code is between them: one forward, every tensor's origin kept."""
+"""Edges from layer to layer, whatever code is between them: one forward that keeps the origin of every tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the nodes of a flow stand in a picture: columns by what comes first, wrapped into rows like a text."""
+"""The places of a flow's nodes in a picture: columns in the order of the flow, wrapped into rows like a text."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def _rows(graph: Any, column: dict[str, int], last: int, columns: int) -> Iterat
     """First column, one past the last one, and the node of the row before that is drawn again."""
     start, repeated = 0, None
     while start <= last:
-        room = columns - (repeated is not None)
-        stop, cut = min(start + room, last + 1), None
+        space = columns - (repeated is not None)
+        stop, cut = min(start + space, last + 1), None
         if stop <= last:
             ends = (*range(stop - 1, start, -1), *range(stop, min(start + 2 * columns, last)))
             cut, stop = next(((c, end + 1) for end in ends if (c := _bottleneck(graph, column, end))), (None, stop))

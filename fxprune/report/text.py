@@ -37,12 +37,12 @@ def analysis_text(data: AnalysisData, *, markdown: bool = False) -> str:
 
 
 def record_text(data: RecordData, *, markdown: bool = False) -> str:
-    """A row for every layer that changed and one for the totals, then the way, the proof and the notes."""
+    """A row for every layer that changed and one for the totals, then the path, the proof and the notes."""
     rows = fold([_layer(layer) for layer in data.layers if _changed(layer)])
     rows.append(("total", "", change(data.params), change(data.macs)))
     lines = [_table(("layer", "shape", "params", "MACs"), rows, markdown), ""]
     lines.append(f"path {data.path}, bytes {change(data.bytes)}")
-    lines += [f"not {rung}: {why}" for rung, why in data.why_not.items()]
+    lines += [f"not {path}: {why}" for path, why in data.why_not.items()]
     lines.append("exact" if data.exact else "not exact: some statistics are taken over fewer channels")
     if data.norms == "preserve":
         lines.append("statistics count the original width where that is possible")
