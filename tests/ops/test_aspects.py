@@ -44,13 +44,15 @@ def test_every_operation_has_the_aspect_or_says_why_not(name: str) -> None:
     lacking = RULES.keys() - table.functions.keys()
     assert [operation for operation in lacking if not table.reasons.get(operation)] == []
     assert set(table.functions).isdisjoint(table.reasons)
-    assert set(table.reasons) <= set(RULES), "only operations with a rule say what they lack"
+    own = {operation for operation in table.reasons if operation.startswith("aten::")}
+    assert own <= RULES.keys(), "only operations with a rule say what they lack"
 
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_absences_may_only_fall(name: str) -> None:
     listed = {f"aten::{operation}" for operation in ELEMENTWISE}
-    assert len(ASPECTS[name].reasons.keys() - listed) == ABSENT[name], "write the number if it is smaller"
+    lacking = RULES.keys() & ASPECTS[name].reasons.keys()
+    assert len(lacking - listed) == ABSENT[name], "write the number if it is smaller"
 
 
 def test_everything_about_an_operation_stands_in_one_file() -> None:
