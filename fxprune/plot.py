@@ -157,7 +157,7 @@ def _merged(flow: Any) -> Any:
 
 
 def _box(analysis: Analysis, flow: Any, node: str, removal: Removal | None) -> _Box:
-    """What is drawn of a node: its channels are the slots of its weight's output dimension."""
+    """The box of a node: its channels are the slots of its weight's output dimension."""
     found = flow.nodes[node]
     if found["kind"] not in ("layer", "parameter"):
         operation = found["type"]
@@ -233,7 +233,7 @@ class _Drawing:
         return float(node.column), self.middles[node.row, node.lane]
 
     def tall(self, node: Placed) -> float:
-        """The height of a node before anything went."""
+        """The height of a node before pruning."""
         return self._height(self.boxes[node.node].before)
 
     def _height(self, channels: int | None) -> float:
@@ -274,7 +274,7 @@ class _Drawing:
         ax.add_patch(Rectangle(corner, self.WIDE, tall, facecolor=colour, alpha=alpha, linewidth=0, zorder=2))
 
     def _over(self, before: Placed, after: Placed) -> bool:
-        """Whether an edge goes over what stands between its ends, or back."""
+        """True if an edge passes over nodes between its ends, or leads back."""
         if before.row != after.row or before.column >= after.column:
             return True
         between = range(before.column + 1, after.column)

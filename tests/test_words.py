@@ -31,30 +31,21 @@ FORBIDDEN = {
 EXCEPTIONS = {("docs/models.md", "twin"): "Twins is a model of timm"}
 """(File, forbidden word) -> why the word is right there."""
 
-REMAINING = {"package": 136, "pages": 2}
+REMAINING = {"package": 23, "pages": 2}
 """How often forbidden words still occur. A number here may only fall."""
 
 RELATIVE = {
     "_analyze.py": 3,
-    "_record.py": 3,
-    "analysis": 18,
-    "artifacts": 8,
-    "capture": 12,
-    "channels": 10,
-    "cli": 11,
-    "costs": 7,
-    "criteria": 5,
-    "fold": 24,
+    "analysis": 3,
+    "capture": 8,
+    "cli": 4,
+    "costs": 3,
+    "fold": 13,
     "names.py": 5,
     "ops": 17,
-    "paths.py": 1,
-    "planning": 12,
-    "plot.py": 2,
-    "proof": 4,
-    "pruner": 13,
-    "report": 7,
-    "rewrite": 7,
-    "sparse": 45,
+    "proof": 1,
+    "pruner": 2,
+    "rewrite": 5,
 }
 """Docstrings that begin with a relative clause, by part of the package. A number here may only fall."""
 

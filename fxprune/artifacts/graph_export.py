@@ -33,7 +33,7 @@ FORMATS: dict[str, Format] = {
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export` has written.
+    """The result of `export`.
 
     path: the file. format: "onnx" or "pt2". bytes: its size.
     error: the largest relative error of what the file computes, over all outputs; None where it was not compared.

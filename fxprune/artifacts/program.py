@@ -97,7 +97,7 @@ def tensors_only(value: Any, path: str, dropped: dict[str, str]) -> Any:
 def program_of(
     portable: Portable, inputs: Inputs, varying: frozenset[int]
 ) -> tuple[torch.export.ExportedProgram, list[str]]:
-    """The program, and what is to be known of it.
+    """The program, and sentences on what it leaves out.
 
     Args:
         varying: the ids of the input tensors whose dimension 0 is the batch, which may have any size.

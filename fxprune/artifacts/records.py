@@ -48,7 +48,7 @@ def record_of(data: Field, plan: Plan) -> Record:
         data["reasons"].texts(),
         data["training"].texts(),
         None if data["error"].value is None else float(data["error"].number()),
-        {rung: why.text() for rung, why in data["why_not"].mapping().items()},
+        {path: why.text() for path, why in data["why_not"].mapping().items()},
         data["norms"].text(("kept", "preserve")),
         plan,
         _costs(data["cost"]),
@@ -79,7 +79,7 @@ def _cost(data: Field) -> Cost:
 
 
 def _count(data: Field) -> int | None:
-    """A number of things; null where nobody knows."""
+    """A count; None where it is unknown."""
     if data.value is None:
         return None
     if type(data.value) is not int or data.value < 0:

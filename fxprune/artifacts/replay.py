@@ -1,4 +1,4 @@
-"""A plan made again without an analysis: tensors cut, attributes set. What needs more than that is said."""
+"""A plan carried out without an analysis: tensors are cut, attributes set. A plan that needs more is refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _COUNTED = (conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag,
 
 
 def needs_inputs(plan: Plan) -> str:
-    """What of a plan cannot be done without an analysis; "" where there is nothing."""
+    """The part of a plan that cannot be carried out without an analysis; "" where there is none."""
     if plan.path not in PATHS or PATHS[plan.path].without_inputs is None:
         return f'the model was made by "{plan.path}"'
     other = next((size for size in plan.sizes if size.kind != "attribute"), None)
@@ -39,7 +39,7 @@ def needs_inputs(plan: Plan) -> str:
 
 
 def replay(model: nn.Module, plan: Plan, source: str, shapes: Mapping[str, tuple[int, ...]] | None = None) -> nn.Module:
-    """The small model, with what is left of the weights of `model`, which may be used up for it.
+    """The small model, with the kept part of the weights of `model`, which may be used up for it.
 
     shapes: of the tensors that will be filled in; biases and maps that the plan makes begin as zeros.
 
@@ -132,7 +132,7 @@ def _set(small: nn.Module, size: Size, source: str) -> None:
 
 
 def _alike(old: Any, new: Any) -> bool:
-    """Whether two values are numbers of one type, or lists of them of one length."""
+    """True if two values are numbers of one type, or lists of them of one length."""
     if isinstance(old, list) or isinstance(new, list):
         return isinstance(old, list) and isinstance(new, list) and list(map(type, old)) == list(map(type, new))
     return old is None or type(old) is type(new)

@@ -37,7 +37,7 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def refuse_unwritable(name: str, tensor: Any) -> None:
-    """Raise `FileError` for what the format has no place for."""
+    """Raise `FileError` for a value that the format cannot hold."""
     if not isinstance(tensor, torch.Tensor):
         why = f"it is a {type(tensor).__name__}, and only tensors are stored without pickle"
         raise FileError(f'"{name}" cannot be stored', why=why, do="keep it out of state_dict, or make it a tensor")

@@ -86,7 +86,7 @@ def load(path: PathLike, *, into: nn.Module, example_inputs: Any = None, also: S
             the class of a module, or was made by "export" or "hooks", the model is analysed again.
 
     Returns a new model with the weights, dtypes, train/eval modes and record of the one that was saved, taken by the
-    same rung of the ladder, on the devices of `into`, with its `requires_grad` flags.
+    same path, on the devices of `into`, with its `requires_grad` flags.
 
     Raises `FileError` for a file that is truncated, foreign or contradicts itself, `PlanError` where `into` is another
     architecture, `InputError` where inputs are needed and do not fit.
@@ -119,7 +119,7 @@ def load(path: PathLike, *, into: nn.Module, example_inputs: Any = None, also: S
         small = replay(model, plan, file.source, file.shapes)
     else:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NothingRemovedWarning)  # whoever saved it was warned
+            warnings.simplefilter("ignore", NothingRemovedWarning)  # the user was warned when it was saved
             options: dict[str, Any] = {"also": also, "verify": False, "norms": made.norms}
             small = transform(model, example_inputs, plan=plan, path=plan.path, **options)
         refuse_other_sizes(small, plan, file.source)
@@ -171,7 +171,7 @@ def shown_name(name: str) -> str:
 
 
 def _state(small: nn.Module, made: Record) -> dict[str, Any]:
-    """What is stored as tensors: `state_dict` without the buffers that do not belong there.
+    """The tensors that are stored: `state_dict` without the buffers that do not belong there.
 
     A deep copy of a graph module forgets which of its buffers stay out of `state_dict`.
     """

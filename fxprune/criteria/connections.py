@@ -1,4 +1,4 @@
-"""How often the two ends of every connection of a layer are active together, and how they correlate."""
+"""Coactivation and correlation of the two ends of every connection of a layer."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ CHUNK = 2**23
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the input of a connection stands, in numbers that operators take.
+    """The position of a connection's input, in numbers that operators take.
 
-    padding: zeros on both sides of each dimension. margins: what goes around the input before that, last dimension
+    padding: zeros on both sides of each dimension. margins: padding of another kind before that, last dimension
     first and before / after, as `F.pad` takes it; empty where nothing does. mode: how the margins are filled.
     A linear layer has no dimensions: all are empty.
     """
@@ -237,8 +237,8 @@ def _shape_after(shape: torch.Size, layer: Layer) -> tuple[int, ...] | None:
     margins = g.margins or (0, 0) * len(g.stride)
     for dim, (size, step, apart) in enumerate(zip(layer.kernel_size, g.stride, g.dilation, strict=True)):
         before, after = margins[2 * (len(g.stride) - 1 - dim) :][:2]
-        room = shape[2 + dim] + before + after + 2 * g.padding[dim] - apart * (size - 1) - 1
-        if room < 0:
+        positions = shape[2 + dim] + before + after + 2 * g.padding[dim] - apart * (size - 1) - 1
+        if positions < 0:
             return None
-        sizes.append(room // step + 1)
+        sizes.append(positions // step + 1)
     return (shape[0], layer.out_channels, *sizes)

@@ -1,4 +1,4 @@
-"""What every input channel of a layer adds to its outputs, at sampled outputs: measured by running the model."""
+"""Contributions of every input channel of a layer to sampled outputs, measured by running the model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BLOCK = 1 << 22
 
 @dataclass(frozen=True)
 class Sampled:
-    """Sampled outputs of one layer, taken apart by what its input slots add to them.
+    """Sampled outputs of one layer, as sums over its input slots.
 
     parts: [m, slots of weight dimension 1]; the sum of a row is that output without the bias.
     outputs: [m], the output channel of each row.
@@ -35,7 +35,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Contributions:
-    """Per convolution and linear layer of a model that was called: what its input slots add to sampled outputs.
+    """Per convolution and linear layer of a model that was called: terms that its input slots add to sampled outputs.
 
         parts[m, c] = sum over taps k of weight[o, c, k] * x[n, c, position + k],  (n, o, position) drawn for row m
 
@@ -144,7 +144,7 @@ class _Collector:
                 handle.remove()
 
     def layers(self) -> dict[str, Sampled]:
-        """What was sampled, by the first path of each weight."""
+        """The samples, by the first path of each weight."""
         result: dict[str, Sampled] = {}
         for path, module in self.model.named_modules():
             parts = self.found.pop(id(module._parameters.get("weight")), None)

@@ -1,4 +1,4 @@
-"""Distance to the geometric median: filters that the others of their layer can best replace go first."""
+"""Distance to the geometric median: filters that the others of their layer can best replace are removed first."""
 
 from __future__ import annotations
 

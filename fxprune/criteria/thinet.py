@@ -20,9 +20,9 @@ from fxprune.errors import PlanError
 
 @dataclass(frozen=True)
 class ThiNetImportance:
-    """The order in which the greedy algorithm of ThiNet removes a group's channels: 0 goes first.
+    """The order in which the greedy algorithm of ThiNet removes a group's channels: 0 is the first.
 
-    The set T of channels that go is to minimise the squared error of the next layer's sampled outputs,
+    The set T of removed channels is to minimise the squared error of the next layer's sampled outputs,
 
         E(T) = sum over samples m of (sum over j in T of x[m, j])^2,    x[m, j]: what channel j adds to output m
 
@@ -46,7 +46,7 @@ class ThiNetImportance:
         return scores
 
     def parts(self, group: Group) -> list[torch.Tensor]:
-        """Per consumer what each channel adds to its sampled outputs, float64 [m, group.size]."""
+        """Per consumer the terms that each channel adds to its sampled outputs, float64 [m, group.size]."""
         known = {id(p) for p in self.contributions.model.parameters()}
         found, missed = [], []
         for member in group.members:
@@ -98,16 +98,16 @@ def thinet_importance(model: nn.Module, loader: Iterable[Any], *, samples: int =
 
 
 def removal_order(gram: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """The channels in the order in which the greedy algorithm removes them; of equal ones the first goes first.
+    """The channels in the order in which the greedy algorithm removes them; of equal ones the first comes first.
 
-    gram: [c, c], gram[i, j] = sum over samples of x[m, i] * x[m, j]. With T the channels that are gone,
+    gram: [c, c], gram[i, j] = sum over samples of x[m, i] * x[m, j]. With T the removed channels,
 
         E(T + j) - E(T) = gram[j, j] + 2 * sum over i in T of gram[i, j]
 
     so that one step costs c additions, and all of them c^2.
 
     >>> import numpy as np
-    >>> x = np.array([[1.0, -1.1, 0.5]])  # 0.5 goes first, then -1.1 cancels most of it
+    >>> x = np.array([[1.0, -1.1, 0.5]])  # 0.5 is removed first, then -1.1 cancels most of it
     >>> removal_order(x.T @ x).tolist()
     [2, 1, 0]
     """
@@ -130,7 +130,7 @@ def _per_channel(member: Member, parts: torch.Tensor, size: int) -> torch.Tensor
 
 
 def _reads(group: Group, member: Member) -> bool:
-    """Whether a layer of torch reads the channels by this dimension: a matrix, but not its output dimension."""
+    """True if a layer of torch reads the channels by this dimension: a matrix, but not its output dimension."""
     owner = group.owner(member)
     of_torch = type(owner).__module__.startswith("torch.nn") and not isinstance(owner, (nn.Embedding, nn.EmbeddingBag))
     return of_torch and member.tensor.ndim > 1 and not group.is_output(member)

@@ -1,4 +1,4 @@
-"""The eager pruner: prepare, step, squash, convert."""
+"""The base of the eager pruners: prepare, step, squash, convert."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ class BasePruner(abc.ABC):
         return converted(self.model, self.masks(), example_inputs, options)
 
     def state_dict(self) -> dict[str, Any]:
-        """How many steps were taken. The masks are buffers of the model, and in its `state_dict`."""
+        """The number of steps. The masks are buffers of the model, and in its `state_dict`."""
         return {"steps": self.steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -183,7 +183,7 @@ class BasePruner(abc.ABC):
     # -- what subclasses may say ----------------------------------------------------------------------------
 
     def _asks(self) -> bool:
-        """Whether the last step asked for any output to be pruned."""
+        """True if the last step asked for any output to be pruned."""
         return True
 
     # -- inside ---------------------------------------------------------------------------------------------

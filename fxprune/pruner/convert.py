@@ -1,4 +1,4 @@
-"""From a model that carries masks and hooks to the smaller one, through the pass."""
+"""The smaller model from a pruner's masks: zeros are squashed into a copy, and the pass removes them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def converted(
     """See `BasePruner.convert`."""
     for taken in ("masks", "plan", "ratio", "bias", "exact"):
         if taken in options:
-            raise PlanError(f"convert takes no {taken}", why="the masks of the pruner say what goes, exactly")
+            raise PlanError(f"convert takes no {taken}", why="the masks of the pruner say what is removed, exactly")
     options = {"norms": "preserve", **options}  # a norm of the hooked model counts the zeros too
     zeros = plain(model)
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""One layer: whether it can be pruned, the machinery put on, and taken off again."""
+"""One layer of an eager pruner: the refusal of layers that cannot be pruned, parametrizations and hooks on and off."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def outputs_of(layer: nn.Module) -> int:
-    """How many outputs a layer has, or how many channels a batch normalisation."""
+    """The number of outputs of a layer, or of channels of a batch normalisation."""
     found: Any = layer
     if isinstance(layer, NORMS):
         return int(found.num_features)
@@ -106,7 +106,7 @@ def _prune_bias(layer: nn.Module, pruning: OutputsParametrization, *, prune_bias
 
 
 def is_prepared(module: nn.Module) -> bool:
-    """Whether a module carries the machinery of a pruner."""
+    """True if a module carries the parametrizations or hooks of a pruner."""
     return parametrize.is_parametrized(module, "weight") and isinstance(
         module.parametrizations["weight"][0],  # type: ignore[index]
         (OutputsParametrization, FollowingParametrization),
@@ -114,7 +114,7 @@ def is_prepared(module: nn.Module) -> bool:
 
 
 def why_not_squash(module: nn.Module) -> str:
-    """What stands in the way of taking the machinery off; empty if nothing does."""
+    """The reason why parametrizations and hooks cannot be taken off; empty if there is none."""
     if not is_prepared(module):
         return "it has lost the parametrization that prepare put on its weight"
     for name, found in module.parametrizations.items():  # type: ignore[operator, union-attr]

@@ -1,4 +1,4 @@
-"""From the masks of other pruners to masks that `transform` takes."""
+"""Masks and plain models from what pruners left in a model: those of torch, of torch.ao, and of this package."""
 
 from __future__ import annotations
 
@@ -74,11 +74,12 @@ def masks_of(model: nn.Module, *, zeros: bool = False) -> dict[str, Tensor]:
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """A deep copy without the machinery of pruners: zeros in the weights instead of masks, parametrizations and hooks.
+    """A deep copy of a model that a pruner has masked: zeros in the weights, no masks, parametrizations and hooks.
 
-    The function of the copy is that of the model. Taken off are the machinery of `fxprune.pruner`, the
-    parametrizations and hooks of `torch.ao.pruning`, and the masks of `torch.nn.utils.prune`. So
-    `transform(plain(model), example_inputs, masks=masks_of(model))` removes what any of them has masked.
+    This is the `plain` of whole models; that of one masked layer is `fxprune.sparse.plain`. The function of the copy is
+    that of the model. Taken off are the parametrizations and hooks of `fxprune.pruner` and `torch.ao.pruning`, and the
+    masks of `torch.nn.utils.prune`. So `transform(plain(model), example_inputs, masks=masks_of(model))` removes the
+    outputs that any of them has masked.
 
     >>> import torch
     >>> from torch.nn.utils import prune
@@ -145,7 +146,7 @@ def _whole_rows(module: nn.Module, mask: Tensor) -> tuple[Tensor, int]:
 
 
 def _is_torch_ao(parametrization: nn.Module) -> bool:
-    """Whether it masks as torch.ao does. Where its module was never imported, it cannot."""
+    """True if it masks as torch.ao does. Where its module was never imported, it cannot."""
     rows, elements = sys.modules.get(TORCH_AO), sys.modules.get(TORCH_AO_ELEMENTS)
     return (rows is not None and isinstance(parametrization, rows.FakeStructuredSparsity)) or (
         elements is not None and isinstance(parametrization, elements.FakeSparsity)

@@ -50,7 +50,7 @@ class OriginalOutputs(Sequence[int], Set[int]):
 
 
 class Masked(Protocol):
-    """What holds the mask of a layer's outputs, True = keep."""
+    """An owner of the mask of a layer's outputs, True = keep."""
 
     mask: torch.Tensor
 

@@ -1,4 +1,4 @@
-"""What a pruned layer carries: the parametrizations of its weight, and the hooks on its output.
+"""The parametrizations of a pruned layer's weight, and the hooks on its output.
 
 The weight loses the pruned outputs, so that the layer computes only those that are kept; `ActivationReconstruction`
 puts them back among zeros, so that what follows sees the shape it always saw; `BiasHook` adds the bias then. Both
@@ -20,7 +20,7 @@ BIAS = "_bias"
 
 
 class OutputsParametrization(nn.Module):
-    """Which outputs of a layer are pruned.
+    """A parametrization that knows which outputs of a layer are pruned.
 
     mask: bool buffer [outputs], True = keep; saved with the model.
     kept: int64 buffer [outputs that are kept], derived from the mask; not saved.
@@ -147,7 +147,7 @@ class FollowingParametrization(nn.Module):
 
     @property
     def followed(self) -> OutputsParametrization:
-        """Whose mask it is."""
+        """The parametrization whose mask it is."""
         return self._followed[0]
 
     @property

@@ -1,4 +1,4 @@
-"""Pruners that are ready to use: each scores the outputs of a layer, and the lowest go."""
+"""Pruners that are ready to use: each scores the outputs of a layer and prunes the lowest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fxprune.schedules import Schedule, as_schedule
 
 
 class ScoredPruner(BasePruner):
-    """At every step, of each layer, the outputs of the lowest score go, until `sparsity_level` of them are pruned.
+    """Prunes at every step the outputs of the lowest score of each layer, until `sparsity_level` of them are pruned.
 
     The level is a share of all outputs in [0, 1), rounded down to whole outputs, or a schedule: a function of the
     number of steps before, such as `fxprune.schedules.AGP`. A layer's own {"sparsity_level": ...} in the config of
@@ -73,7 +73,7 @@ class ScoredPruner(BasePruner):
 
 
 class RandomPruner(ScoredPruner):
-    """Outputs go at random.
+    """Prunes outputs at random.
 
     Args:
         seed: of the choices; None for the global generator of torch. Processes that train one model together need
@@ -92,7 +92,7 @@ class RandomPruner(ScoredPruner):
 
 
 class L1Pruner(ScoredPruner):
-    """The filters of the smallest norm sum |w| go (Li et al. 2016, "Pruning Filters for Efficient ConvNets").
+    """Prunes the filters of the smallest norm sum |w| (Li et al. 2016, "Pruning Filters for Efficient ConvNets").
 
     >>> import torch
     >>> layer = torch.nn.Linear(1, 4)
@@ -110,7 +110,7 @@ class L1Pruner(ScoredPruner):
 
 
 class L2Pruner(ScoredPruner):
-    """The filters of the smallest Euclidean norm go."""
+    """Prunes the filters of the smallest Euclidean norm."""
 
     def scores(self, layer: nn.Module, weight: Tensor, dim: int) -> Tensor:
         """(sum w^2)^(1/2)."""
@@ -118,7 +118,7 @@ class L2Pruner(ScoredPruner):
 
 
 class FPGMPruner(ScoredPruner):
-    """The filters nearest to all others go (He et al. 2019, "Filter Pruning via Geometric Median").
+    """Prunes the filters nearest to all others (He et al. 2019, "Filter Pruning via Geometric Median").
 
     Distances are taken between the filters that are left.
     """
@@ -129,7 +129,7 @@ class FPGMPruner(ScoredPruner):
 
 
 class SaliencyPruner(ScoredPruner):
-    """The filters whose removal changes the loss least go, by a criterion of your choice.
+    """Prunes the filters whose removal changes the loss least, by a criterion of your choice.
 
     "magnitude" sums |w|, as `torch.ao.pruning.SaliencyPruner` does, and needs no data. "taylor" sums |w * dL/dw|, the
     change of the loss to first order if one weight at a time were zero (the first-order terms of Molchanov et al. 2019,

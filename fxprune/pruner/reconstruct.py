@@ -128,7 +128,7 @@ def rescale_consumers(analysis: Analysis, plan: Plan, contributions: Contributio
 
 
 def _factors(analysis: Analysis, name: str, dims: dict[int, list[int]], sampled: Sampled) -> torch.Tensor:
-    """One factor per slot of the input dimension, 1 for those that go."""
+    """One factor per slot of the input dimension, 1 for removed slots."""
     parts, outputs = sampled.parts.to("cpu", torch.float64), sampled.outputs.cpu()
     stay = torch.ones(analysis.tensors[name].shape[0], dtype=torch.bool)
     stay[dims.get(0, [])] = False
@@ -153,7 +153,7 @@ def _factors(analysis: Analysis, name: str, dims: dict[int, list[int]], sampled:
 
 
 def _labels(analysis: Analysis, name: str) -> Any:
-    """Which factor each input slot shares: that of its channel; slots of none, or of a grid, have their own."""
+    """The number of the factor of each input slot: that of its channel; slots of none, or of a grid, have their own."""
     vector = analysis.axis_vector(name, 1)
     columns = analysis.solution.channels_of(vector)
     own = np.arange(vector.size) + analysis.solution.channels

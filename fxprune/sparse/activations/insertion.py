@@ -20,7 +20,7 @@ from fxprune.sparse.activations.nodes import is_activation, is_activation_module
 RELUS: tuple[Any, ...] = (
     *(nn.ReLU, nn.ReLU6, F.relu, F.relu_, F.relu6, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_),
 )
-"""Every spelling of a ReLU: what thresholds are put behind where nobody says another thing."""
+"""Every spelling of a ReLU: thresholds are put behind these unless `where` says otherwise."""
 
 _PATHS = ("fx", "modules")
 
@@ -87,7 +87,7 @@ def insert_thresholds(
 
 
 def _maker(model: nn.Module, threshold: Any, magnitude: bool) -> Callable[[bool], ThresholdActivation]:
-    """What makes the layers, on the model's device; the first one is made now, to refuse what cannot be made."""
+    """A function that makes layers on the model's device; the first is made now, so that bad options are refused."""
     first = next(iter([*model.parameters(), *model.buffers()]), None)
 
     def make(training: bool) -> ThresholdActivation:
@@ -99,7 +99,7 @@ def _maker(model: nn.Module, threshold: Any, magnitude: bool) -> Callable[[bool]
 
 
 def _why(error: CaptureError) -> str:
-    """What could not be traced and the reason, in one line."""
+    """The place that could not be traced and the reason, in one line."""
     return "; ".join(line.removeprefix("  why  ") for line in str(error).splitlines() if not line.startswith("  do "))
 
 
@@ -162,7 +162,7 @@ def _free(root: nn.Module, wanted: str) -> str:
 
 
 def _match(names: Names, entry: Any, any_of: bool) -> Match | None:
-    """What a pattern names; None for a function, and for a type that need not be there."""
+    """The modules that a pattern names; None for a function, and for a type that need not be there."""
     if isinstance(entry, type):
         absent = not any(isinstance(module, entry) for module in names.modules.values())
         return None if any_of and absent else find(names, entry, what="after")

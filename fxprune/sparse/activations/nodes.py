@@ -1,4 +1,4 @@
-"""Which nodes of a traced graph are activations, and which leave every channel where it is."""
+"""Kinds of nodes in a traced graph: activations, norms, and others that leave every channel where it is."""
 
 from __future__ import annotations
 
@@ -49,32 +49,32 @@ NORMS = _functions(_NORMS)
 
 
 def is_activation(root: nn.Module, node: fx.Node) -> bool:
-    """Whether a node applies a function of one number to every number: ReLU, GELU, sigmoid, clamp, ..."""
+    """True if a node applies a function of one number to every number: ReLU, GELU, sigmoid, clamp, ..."""
     if node.op == "call_module":
         return is_activation_module(root.get_submodule(str(node.target)))
     return node.target in (ACTIVATIONS if node.op == "call_function" else _NAMES if node.op == "call_method" else ())
 
 
 def is_activation_module(module: nn.Module) -> bool:
-    """Whether a module is one of torch's activations that look at one number at a time."""
+    """True if a module is one of torch's activations that look at one number at a time."""
     own = type(module).__module__ == activation.__name__
     return own and not isinstance(module, (*_OTHERS, *_MIXING))
 
 
 def is_norm(root: nn.Module, node: fx.Node) -> bool:
-    """Whether a node is a norm layer or the function of one."""
+    """True if a node is a norm layer or the function of one."""
     if node.op == "call_module":
         return isinstance(root.get_submodule(str(node.target)), _NORM_LAYERS)
     return node.op == "call_function" and node.target in NORMS
 
 
 def is_threshold(root: nn.Module, node: fx.Node) -> bool:
-    """Whether a node is a `ThresholdActivation`."""
+    """True if a node is a `ThresholdActivation`."""
     return node.op == "call_module" and isinstance(root.get_submodule(str(node.target)), ThresholdActivation)
 
 
 def keeps_channels(root: nn.Module, node: fx.Node) -> bool:
-    """Whether a node leaves every channel where it is: norms, sums, products, dropout, pooling over space."""
+    """True if a node leaves every channel where it is: norms, sums, products, dropout, pooling over space."""
     if node.op == "call_module":
         return isinstance(root.get_submodule(str(node.target)), (*_NORM_LAYERS, *_KEEPING_LAYERS))
     return node.target in (KEEPING if node.op == "call_function" else _KEEPING if node.op == "call_method" else ())

@@ -32,7 +32,7 @@ Shapes = Mapping[fx.Node, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Site:
-    """Where the activations of a layer are taken: at which node (`at`, its module where it calls one), and in which
+    """The place where the activations of a layer are taken: the node (`at`, its module where it calls one), and the
     dimension its channels are; None where that is not known."""
 
     layer: str
@@ -42,7 +42,7 @@ class Site:
 
 @dataclass
 class Sums:
-    """What has been added up: per channel, how many numbers are zero and the sum of magnitudes; how many there are."""
+    """Running sums: per channel, the count of zeros and the sum of magnitudes; and how many numbers there are."""
 
     zeros: Tensor | None = None
     total: Tensor | None = None
@@ -177,7 +177,7 @@ def channel_dim_of(module: nn.Module) -> int | None:
 
 
 def sites_in(graph: fx.GraphModule, layers: Sequence[str], shapes: Shapes, through: bool) -> dict[fx.Node, list[Site]]:
-    """Where in a graph each layer's activations are taken: per node, for which layers.
+    """The nodes of a graph at which activations are taken, each with the layers that they are taken for.
 
     Every call of a convolution or linear layer is followed to its activation (see `activation_statistics`); every
     call of another module is taken as it is, and the dimension of its channels is that of the layer before it.
@@ -215,7 +215,7 @@ def _follow(graph: fx.GraphModule, node: fx.Node, dim: int, shapes: Shapes) -> f
 
 
 def _only_user(node: fx.Node, first: fx.Node, dim: int, shapes: Shapes) -> fx.Node | None:
-    """What uses a node, if that is one node alone, with as many channels in the same dimension."""
+    """The only user of a node, if it has as many channels in the same dimension; else None."""
     user = next(iter(node.users)) if len(node.users) == 1 else None
     if user is None or user not in shapes or len(shapes[user]) != len(shapes[first]):
         return None

@@ -147,7 +147,7 @@ _PRODUCERS = (*CONVOLUTIONS, nn.Linear)
 
 
 def _looks(module: nn.Module, exact: bool) -> bool:
-    """Whether a module that was met is one to look at itself; if not, it stands for what is inside."""
+    """True if a named module is looked at itself; if not, it stands for the layers inside."""
     return isinstance(module, _PRODUCERS) or is_activation_module(module) or (exact and not module._modules)
 
 

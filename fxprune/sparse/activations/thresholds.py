@@ -1,4 +1,4 @@
-"""Where the threshold of a sparse activation comes from: a schedule, a batch's quantile, or a running histogram."""
+"""Sources of the threshold of a sparse activation: a schedule, a batch's quantile, or a running histogram."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _BILLION = 10**9
 
 @runtime_checkable
 class Threshold(Protocol):
-    """Where a `ThresholdActivation` gets its threshold from. State lives in buffers of that layer, never in here."""
+    """The source of a `ThresholdActivation`'s threshold. State lives in buffers of that layer, never in here."""
 
     def buffers(self) -> dict[str, Tensor]:
-        """What the layer has to keep, as it is in the beginning, besides its `threshold`."""
+        """The buffers that the layer keeps besides its `threshold`, with their first values."""
 
     def advance(self, layer: Any, step: int) -> None:
         """Set what holds at a step; called with 0 in the beginning, and whenever the layer's `step()` is."""
@@ -62,7 +62,7 @@ class Scheduled:
 
 @dataclass(frozen=True)
 class _Tracking:
-    """What follows a target sparsity: the target, and how fast the running estimate follows the batches."""
+    """A threshold that follows a target sparsity: the target, and how fast the running estimate follows the batches."""
 
     sparsity: float | Schedule
     momentum: float = 0.1
@@ -97,11 +97,11 @@ class Quantile(_Tracking):
     In training, the threshold is the value below which `sparsity` of the batch's elements lie, over all dimensions
     together; elements that equal it survive. `threshold` follows by `momentum`, as the statistics of a batch norm
     do, and is what evaluation uses. Where more than `sparsity` of the elements are equal to the smallest one (zeros
-    behind a ReLU), they are what goes.
+    behind a ReLU), they are set to zero.
 
-    sparsity: the share that goes, in [0, 1), or a schedule of it.
+    sparsity: the share that is set to zero, in [0, 1), or a schedule of it.
     sample: larger batches are judged by so many of their elements, one from each of as many equal stretches. The
-        share p that goes is then off by about sqrt(p (1 - p) / sample), 0.0016 for 0.8 of 65536; by less where
+        share p set to zero is then off by about sqrt(p (1 - p) / sample), 0.0016 for 0.8 of 65536; by less where
         neighbours are alike. Sorting them is what this rule costs.
 
     >>> from fxprune.sparse.activations.layers import ThresholdActivation
@@ -134,13 +134,13 @@ class Histogram(_Tracking):
 
     `histogram` holds the distribution of the values of recent batches, each forgotten by `momentum`; the threshold
     is the value below which `sparsity` of it lies. One odd batch, or a batch of one, moves it little. Unlike that of
-    `Quantile`, the share that goes of a single batch may be off.
+    `Quantile`, the share set to zero in a single batch may be off.
 
     Bins are `per_octave` to each power of two, from 2^-32 to 2^32, on both sides of zero, which needs no range to be
     known; magnitudes below the smallest one count as zero. A threshold is off by at most the width of a bin, a factor
     of 2^(1 / per_octave): 2.2 %.
 
-    sparsity: the share that goes, in [0, 1), or a schedule of it.
+    sparsity: the share that is set to zero, in [0, 1), or a schedule of it.
 
     >>> from fxprune.sparse.activations.layers import ThresholdActivation
     >>> layer = ThresholdActivation(Histogram(0.75))

@@ -1,4 +1,4 @@
-"""What the dynamically sparse layers share: what they count, which connections exist, the update that moves them."""
+"""The base of the dynamically sparse layers: their counts, their mask of connections, and the update that moves it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class DynamicSparse(nn.Module):
             warnings.warn(lay_out(f"a sparsity of {asked:.3g} is out of reach", why=why, do=do), stacklevel=3)
 
     def _slice(self) -> int:
-        """How many connections compete with each other."""
+        """The number of connections that compete with each other."""
         return math.prod(n for d, n in enumerate(self.mask.shape) if d not in self.dims)
 
     @torch.no_grad()
@@ -78,12 +78,12 @@ class DynamicSparse(nn.Module):
 
     @property
     def steps(self) -> int:
-        """How many forwards there were in training mode."""
+        """The number of forwards in training mode."""
         return int(self._tally[0])
 
     @property
     def opportunities(self) -> int:
-        """How often each weight was applied in the forwards that were counted since the last update."""
+        """The number of times that each weight was applied in the forwards that were counted since the last update."""
         return int(self._tally[1])
 
     def masked_weight(self) -> Tensor:
@@ -204,7 +204,7 @@ class DynamicSparse(nn.Module):
             self._begin()
 
     def extra_repr(self) -> str:
-        """As torch's layer, and what becomes of the connections."""
+        """As torch's layer, then sparsity and growth."""
         return f"{super().extra_repr()}, sparsity={self.sparsity(self.steps):.3g}, growth={self.growth!r}"
 
     def _apply(self: Kept, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Kept:
@@ -259,7 +259,7 @@ def _summed(strengths: Tensor, tally: Tensor, process_group: Any) -> tuple[Tenso
 
 
 def _as_first(choice: Choice, values: Tensor, process_group: Any) -> tuple[Choice, Tensor]:
-    """What the first rank has chosen: its random numbers are those of all."""
+    """The choice of the first rank: its random numbers are those of all."""
     codes = choice.active.to(torch.uint8) + 2 * choice.fresh.to(torch.uint8)
     values = values.contiguous()
     dist.broadcast(codes, group=process_group, group_src=0)

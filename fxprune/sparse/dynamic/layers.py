@@ -170,7 +170,7 @@ def update_layers(
 
 
 def _arguments(layer: Any, names: Sequence[str]) -> dict[str, Any]:
-    """What a layer of the same sizes is made with."""
+    """The arguments that make a layer of the same sizes."""
     kind = {"bias": layer.bias is not None, "device": layer.weight.device, "dtype": layer.weight.dtype}
     return {name: getattr(layer, name) for name in names} | kind
 

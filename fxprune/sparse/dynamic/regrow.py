@@ -1,4 +1,4 @@
-"""Which connections of a weight stay, which are pruned and which grow; and the optimizer's memory of them."""
+"""The choice of connections that stay, are pruned, or grow; and the optimizer's memory of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fxprune.errors import PlanError
 
 @dataclass(frozen=True)
 class Choice:
-    """Of every connection of a weight, bool of its shape: whether it is active, and whether it gets a new value."""
+    """Two bools per connection, of the weight's shape: True if it is active, and True if it gets a new value."""
 
     active: Tensor
     fresh: Tensor
@@ -23,7 +23,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Update:
-    """What an update did to a layer, in connections.
+    """The result of an update of one layer, in numbers of connections.
 
     kept: active before and after, with their values. grown: active after, with new values. pruned: active before and
     not after. sparsity: the share of connections that are not active after.
@@ -36,7 +36,7 @@ class Update:
 
 
 def shares(size: int, sparsity: float, regrow: float) -> tuple[int, int]:
-    """How many of `size` connections keep their value, and how many are active: k1 and k2, at least 1.
+    """The numbers of `size` connections that keep their value, and that are active: k1 and k2, at least 1.
 
     >>> shares(20, sparsity=0.85, regrow=1 / 3)
     (2, 3)
@@ -71,7 +71,7 @@ def ranks(scores: Tensor, ties: Tensor) -> Tensor:
 
 
 def strongest(strengths: Tensor, weight: Tensor, mask: Tensor, dims: Sequence[int], k1: int, k2: int) -> Choice:
-    """In every slice the k1 strongest connections stay as they are, the next up to k2 get a new value, the rest goes.
+    """In every slice the k1 strongest connections stay, the next up to k2 get a new value, all others are pruned.
 
     So is also one of the k1 that was not active: it has no value yet. Equal strengths go by |weight|.
     """
@@ -81,7 +81,7 @@ def strongest(strengths: Tensor, weight: Tensor, mask: Tensor, dims: Sequence[in
 
 
 def random(mask: Tensor, dims: Sequence[int], k1: int, k2: int, generator: torch.Generator | None) -> Choice:
-    """In every slice k1 of the active connections stay, chosen at random, and k2 - k1 of the others are active anew.
+    """In every slice k1 of the active connections stay, chosen at random, and k2 - k1 of the others become active.
 
     Where fewer than k1 are active all of them stay, and others fill up.
     """

@@ -1,4 +1,4 @@
-"""What a dynamic layer counts while it trains: its steps, and every few steps the coactivation of its connections."""
+"""The counts of a dynamic layer in training: its steps, and every few steps the coactivation of its connections."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ _GUARDS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # by parameter; di
 
 
 def guarded(parameter: nn.Parameter) -> Guard | None:
-    """How a parameter is guarded; None where it is not."""
+    """The guard of a parameter; None where it has none."""
     return cast(Guard, _GUARDS[parameter]) if parameter in _GUARDS else None
 
 

@@ -23,7 +23,7 @@ _STATISTICS = (_NormBase, _SpectralNorm)  # the layers of torch that change thei
 
 @dataclass(frozen=True)
 class FreezeReport:
-    """What `freeze` stopped, or what `unfreeze` set free.
+    """The parameters and norms that `freeze` stopped, or that `unfreeze` set free.
 
     parameters: whole parameters, by the first of their names. partial: parameter -> how many of its elements.
     norms: layers whose running statistics are meant. unchanged: parameters that were so already.
@@ -178,13 +178,13 @@ def _is_frozen(parameter: nn.Parameter, owners: Owners) -> bool:
 
 
 def _forget(parameter: nn.Parameter, owners: Owners) -> bool:
-    """Whether the parameter required a gradient before it was frozen; that is known no longer afterwards."""
+    """True if the parameter required a gradient before it was frozen; the record of that is deleted."""
     earlier = [module.__dict__.get(_EARLIER, {}).pop(leaf, False) for module, leaf in owners[id(parameter)]]
     return any(earlier)
 
 
 def _all_frozen(module: nn.Module, owners: Owners, meant: set[int]) -> bool:
-    """Whether all of a layer is frozen, some of it just now."""
+    """True if all of a layer is frozen, some of it just now."""
     own = list(module.parameters(recurse=False))
     return any(id(p) in meant for p in own) and all(_is_frozen(p, owners) for p in own)
 
@@ -192,7 +192,7 @@ def _all_frozen(module: nn.Module, owners: Owners, meant: set[int]) -> bool:
 def _hold(module: nn.Module) -> bool:
     """Let a layer run in evaluation mode, whatever its flag says; False if it does so already.
 
-    Hooks, because a flag would be lost at the next `model.train()`, and another `train` at whoever sets the flag
+    Hooks, because a flag would be lost at the next `model.train()`, and another `train` where code sets the flag
     itself. They survive deep copies and pickling, and `torch.compile` traces them.
     """
     if _HELD in module.__dict__:
@@ -220,7 +220,7 @@ def _leave(module: Any, args: Any, made: Any) -> None:
 
 
 def _moves_without_gradient(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> bool:
-    """Whether an optimizer may move a parameter whose grad is None; those of torch do not, but for LBFGS."""
+    """True if an optimizer may move a parameter whose grad is None; those of torch do not, but for LBFGS."""
     if isinstance(optimizer, torch.optim.LBFGS) or not type(optimizer).__module__.startswith("torch.optim."):
         return any(parameter is p for group in optimizer.param_groups for p in group["params"])
     return False

@@ -15,7 +15,9 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def plain(layer: MaskedLayer) -> nn.Linear | nn.Conv2d:
-    """A copy as `nn.Linear` or `nn.Conv2d`, with zeros where the mask was False; nothing holds them there.
+    """A copy of a masked layer as `nn.Linear` or `nn.Conv2d`, with zeros where the mask was False; training moves them.
+
+    This is the `plain` of one layer; that of a model which a pruner has masked is `fxprune.pruner.plain`.
 
     Raises `PlanError` for any other layer.
 

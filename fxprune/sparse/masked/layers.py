@@ -6,8 +6,8 @@ parameter gets another name in checkpoints, `weight` has no `grad`, initial valu
 word, and the layer cannot be pickled.
 
 Zero where the weight is zero and its gradient is zero: that is where optimizers leave a weight alone. Some do not
-(Muon mixes the entries of a matrix), and momentum goes on after `set_mask` has cut a connection, or after somebody has
-filled the weight. So whoever reads `layer.weight` gets it with zeros where nothing is connected: reading writes them.
+(Muon mixes the entries of a matrix), and momentum goes on after `set_mask` has cut a connection, or after the user has
+filled the weight. So `layer.weight` always has zeros where nothing is connected: reading writes them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Masked(nn.Module):
-    """What both layers have: a weight and a mask that says which of its entries are connections."""
+    """The base of both layers: a weight and a mask that says which of its entries are connections."""
 
     weight: Tensor
     mask: Tensor
@@ -52,11 +52,11 @@ class Masked(nn.Module):
 
     @property
     def connections(self) -> int:
-        """How many entries of the weight are connected."""
+        """The number of connected entries of the weight."""
         return int(self.mask.expand(self.weight.shape).sum())
 
     def set_mask(self, mask: Tensor) -> None:
-        """Connect other inputs and outputs from now on; what is connected anew starts with weight 0.
+        """Connect other inputs and outputs from now on; a new connection starts with weight 0.
 
         mask: as the layer was made with. What an optimizer remembers of the old connections stays with the optimizer.
 
@@ -247,12 +247,12 @@ def checked_mask(mask: Any, shape: torch.Size, at: str, *, empty: bool = False) 
 
 
 def is_masked(module: nn.Module) -> bool:
-    """Whether a module is one of these layers, or of a subclass."""
+    """True if a module is one of these layers, or of a subclass."""
     return isinstance(module, (MaskedLinear, MaskedConv2d))
 
 
 def _clear(weight: Any, mask: Tensor) -> None:
-    """Write zeros into a parameter where the mask is False; NaN goes too, and no version is counted up.
+    """Write zeros into a parameter where the mask is False, also over NaN; its version counter stays as it is.
 
     What autograd has saved does not change by it: forward multiplies those entries with zero. Inside a compiler, a
     trace, a transform or a mode that looks at operations nothing is written: only real parameters are.
@@ -311,7 +311,7 @@ def _masked_linear(call: LeafCall, input: Operand) -> Operand:
 
 @leaf(MaskedConv2d, weight=_connected)
 def _masked_conv2d(call: LeafCall, input: Operand) -> Operand:
-    """A convolution with w * mask; the mask goes with the weight."""
+    """A convolution with the kernel w * mask."""
     weight, mask = call.parameter("weight"), call.parameter("mask")
     for a, b in zip(weight.vectors, mask.vectors, strict=True):
         if a.size == b.size:

@@ -1,4 +1,4 @@
-"""From masks to smaller layers: what masks have cut off goes through the pass."""
+"""Smaller layers from masks: channels that masks have cut off are removed by the pass."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def empty_outputs(model: nn.Module) -> dict[str, Tensor]:
 
 
 def shrink(model: nn.Module, example_inputs: Any, *, path: str | None = None, prefer: str | None = None) -> nn.Module:
-    """A physically smaller model that computes the same: channels that masks have cut off are gone.
+    """A smaller model that computes the same: channels that masks have cut off are removed.
 
-    What goes are channels that nobody reads (empty columns), channels that nothing reaches (empty rows: their bias is a
+    Removed are channels that no layer reads (empty columns), channels that nothing reaches (empty rows: their bias is a
     constant, and is folded into what reads it), and what was only there for them, as long as their group changes no
     statistic: `transform(..., masks="zeros")`. Masked layers that have all connections then become plain ones.
 
     Args:
         model, example_inputs, path, prefer: as of `fxprune.transform`. The model is only read.
 
-    Raises what `transform` raises. Warns with `NothingRemovedWarning`, and says why, when no channel goes.
+    Raises what `transform` raises. Warns with `NothingRemovedWarning`, and says why, when no channel is removed.
 
     >>> import torch
     >>> from fxprune.sparse import MaskedLinear

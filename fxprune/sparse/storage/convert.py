@@ -1,4 +1,4 @@
-"""Dense layers to sparse ones and back: small weights go, the function stays that of the weights that are left."""
+"""Sparse layers from dense ones, and back: small weights become zero and are not stored, others keep their values."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ BlockSize = tuple[int, int] | None
 
 
 class SparseLayer(nn.Module):
-    """What both layers have: a weight that exists as the components of a sparse matrix, and nowhere else.
+    """The base of both layers: a weight that exists as the components of a sparse matrix, and nowhere else.
 
     values: the parameter, [stored], or [blocks, height, width] of a "bsr". Beside it the buffers of its layout:
     `crow_indices` [rows + 1] and `col_indices` [stored] of "csr" and "bsr", `indices` [2, stored] of "coo". All are
@@ -53,7 +53,7 @@ class SparseLayer(nn.Module):
         raise NotImplementedError
 
     def dense_weight(self) -> Tensor:
-        """The weight as a dense tensor, made anew with every call."""
+        """The weight as a new dense tensor."""
         columns = self.spec.shape[1] // self.groups
         local = Spec(self.layout, (self.spec.shape[0], columns), self.spec.blocksize)
         indices = local.moved(self.index_tensors(), self.groups, -columns)
@@ -248,7 +248,7 @@ def sparse_linear(
     shape: tuple[int, int],
     blocksize: BlockSize,
 ) -> Tensor:
-    """What `SparseLinear` computes; a function of its own, so that a symbolic trace takes it as one step."""
+    """The forward of `SparseLinear`, as a function of its own: a symbolic trace takes it as one step."""
     if not input.ndim or input.shape[-1] != shape[1]:
         raise InputError(
             "the input does not fit a sparse linear layer",
@@ -275,7 +275,7 @@ def sparse_conv2d(
     pads: tuple[int, ...],
     padding_mode: str,
 ) -> Tensor:
-    """What `SparseConv2d` computes. `pads`: left, right, top, bottom, as `F.pad` takes them."""
+    """The forward of `SparseConv2d`. `pads`: left, right, top, bottom, as `F.pad` takes them."""
     channels = shape[1] // (kernel[0] * kernel[1])
     if input.ndim not in (3, 4) or input.shape[-3] != channels:
         raise InputError(

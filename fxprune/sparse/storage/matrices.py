@@ -21,7 +21,7 @@ Indices = Sequence[Tensor]
 
 @dataclass(frozen=True)
 class Spec:
-    """What components mean: layout "csr", "coo" or "bsr", shape [rows, columns], and the blocksize of a "bsr"."""
+    """The meaning of components: layout "csr", "coo" or "bsr", shape [rows, columns], and the blocksize of a "bsr"."""
 
     layout: str
     shape: tuple[int, int]

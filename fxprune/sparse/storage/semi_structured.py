@@ -53,7 +53,7 @@ class SemiStructuredLinear(nn.Module):
         return F.linear(input.contiguous(), self._weight(), self.bias)
 
     def dense_weight(self) -> Tensor:
-        """The weight as a dense tensor, made anew with every call."""
+        """The weight as a new dense tensor."""
         dense: Tensor = self._weight().to_dense()
         return dense
 

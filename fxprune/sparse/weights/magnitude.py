@@ -1,4 +1,4 @@
-"""Magnitude pruning of single weights (Han et al. 2015): small ones go, the rest is trained on."""
+"""Magnitude pruning of single weights (Han et al. 2015): small ones are pruned, the rest is trained on."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class MagnitudePruner(WeightPruner):
             given = "a quality" if quality is not None else "a sparsity per layer"
             raise PlanError(
                 f'{given} and scope="global" contradict each other',
-                why="the first says for every layer what goes, the second ranks all layers together",
+                why="the first says for every layer what is pruned, the second ranks all layers together",
                 do="pass one number or schedule as sparsity, or leave the scope out",
             )
         targets = targets_of(model, where)
@@ -113,7 +113,7 @@ class MagnitudePruner(WeightPruner):
         self._warn(asked, before)
 
     def state_dict(self) -> dict[str, int]:
-        """How often `step` was called; the masks are part of the model's own state."""
+        """The number of steps; the masks are part of the model's own state."""
         return {"steps": self.steps}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:

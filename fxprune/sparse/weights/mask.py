@@ -45,7 +45,7 @@ class WeightMask(nn.Module):
         return torch.where(self.mask, weight, 0.0)
 
     def extra_repr(self) -> str:
-        """What a printed model shows."""
+        """The sparsity, as a printed model shows it."""
         return f"sparsity={1 - self.mask.float().mean().item():.3f}"
 
 
@@ -77,7 +77,7 @@ class MaskedWeight:
 
     @property
     def pruned(self) -> int:
-        """How many weights are masked."""
+        """The number of masked weights."""
         return self.mask.numel() - int(self.mask.count_nonzero())
 
     def keep(self, mask: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What pruners of single weights have in common: masks on the weights of a model, and a count of steps."""
+"""The base of the pruners of single weights: masks on the weights of a model, and a count of steps."""
 
 from __future__ import annotations
 
