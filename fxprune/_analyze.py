@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from fxprune.analysis.analyzer import Analyzer
-from fxprune.analysis.findings import Findings
+from fxprune.analysis.findings import Findings, Subject
+from fxprune.analysis.single_layers import analyze_single_layers
 from fxprune.capture.captured import FrontEnd
 from fxprune.capture.inputs import Inputs, devices, initialised, normalize, unhooked, unwrapped
 from fxprune.capture.process_state import public_call
@@ -158,14 +159,15 @@ def _analysis(
 
 def _walked(model: nn.Module, inputs: Inputs, path: FrontEnd, more: Sequence[Inputs], strict: bool) -> Findings:
     captured = capture(model, inputs, path)
+    subject = Subject(model, captured, inputs, tuple(more))
     if captured.needs_hooks:
-        return Analyzer(model, captured, inputs, more, strict=strict).layers()
+        return analyze_single_layers(subject, strict=strict)
     try:
-        return Analyzer(model, captured, inputs, more, strict=strict).run()
+        return Analyzer(subject, strict=strict).run()
     except CaptureError as error:
         weightless = any(t.device.type == "meta" for _, t in captured.tensors())
         if captured.has_graph or not error.raised or weightless:
             raise
         note = f"the forward decides by numbers, it was observed on real tensors: {error.why}"
         captured = replace(captured, real=True, notes=(*captured.notes, note))
-        return Analyzer(model, captured, inputs, more, strict=strict).run()
+        return Analyzer(replace(subject, captured=captured), strict=strict).run()

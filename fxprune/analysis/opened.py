@@ -1,0 +1,93 @@
+"""A captured model with a fresh vector for every dimension of every tensor, ready to be walked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.analysis.findings import Findings, Subject
+from fxprune.analysis.marked_integers import Setting, Sizing
+from fxprune.analysis.observed import Observation
+from fxprune.analysis.observer import Observer
+from fxprune.analysis.tensor_table import TensorTable
+from fxprune.capture.captured import Captured
+from fxprune.capture.fake_tensors import Faker, Real
+from fxprune.capture.scopes import Scopes
+from fxprune.channels.groups import Axis, solve
+from fxprune.channels.terms import Terms
+from fxprune.channels.vector import Vector
+from fxprune.ops import Operand
+
+
+class Opened:
+    """The fake tensors of a captured model, and the observer that knows their vectors.
+
+    tensors, aliases: as in `TensorTable`. axes: of each fake tensor the dimensions that may shrink.
+    """
+
+    def __init__(self, subject: Subject, *, strict: bool) -> None:
+        self.subject = subject
+        self.terms = Terms()
+        self.faker = Real() if subject.captured.real else Faker()
+        self.module = self.faker.module(subject.captured.module)
+        self.scopes = Scopes(self.module)
+        self.observer = Observer(self.terms, self.scopes, strict=strict)
+        self.tensors: dict[str, torch.Tensor] = {}
+        self.aliases: dict[str, list[str]] = {}
+        self.axes: list[tuple[torch.Tensor, list[Axis]]] = []
+        self._constants = _constants(subject.model, subject.captured)
+        first: dict[int, str] = {}
+        for name, tensor in subject.captured.tensors():
+            known = first.setdefault(id(tensor), name)
+            if known == name:
+                self._open(name, tensor)
+            else:
+                self.aliases.setdefault(known, []).append(name)
+
+    def _open(self, name: str, tensor: torch.Tensor) -> None:
+        self.tensors[name] = tensor
+        fake = self.faker.tensor(tensor)
+        vectors = tuple(self.terms.fresh(size) for size in tensor.shape)
+        value = tensor if not tensor.is_floating_point() and tensor.device.type != "meta" else None
+        registered = name not in self._constants  # the masked reference zeroes parameters and buffers only
+        self.observer.unread.open(fake, tensor)
+        self.observer.bind(fake, Operand(vectors, tuple(registered or v.fixed for v in vectors), value))
+        axes = [Axis(name, dim, v, tuple(tensor.shape)) for dim, v in enumerate(vectors) if not v.fixed]
+        self.axes.append((fake, axes))
+
+    def vectors(self) -> dict[tuple[str, int], Vector]:
+        """The vector of every dimension that may shrink, by the first name of its tensor and the dimension."""
+        return {(axis.parameter, axis.dim): axis.vector for _, axes in self.axes for axis in axes}
+
+    def unused_parameters(self) -> list[str]:
+        """The parameters that no operation of the walk has read."""
+        trained = ((name, tensor) for name, tensor in self.tensors.items() if isinstance(tensor, nn.Parameter))
+        return [name for name, tensor in trained if id(self.faker.tensor(tensor)) not in self.observer.used]
+
+    def findings(
+        self,
+        nodes: Mapping[str, Any],
+        observations: Mapping[str, Observation],
+        settings: Mapping[Setting, Sequence[Sizing]],
+        notes: Iterable[str],
+    ) -> Findings:
+        """The findings of a walk that is over. Tensors that it has not read take no part in the groups."""
+        axes = [axis for fake, opened in self.axes if id(fake) in self.observer.used for axis in opened]
+        return Findings(
+            subject=self.subject,
+            observed=self.observer.observed(nodes, observations),
+            table=TensorTable(self.tensors, self.aliases, tuple(axes)),
+            solution=solve(self.terms, [axis for axis in axes if axis.parameter not in self._constants]),
+            settings=settings,
+            notes=tuple(dict.fromkeys(notes)),
+        )
+
+
+def _constants(model: nn.Module, captured: Captured) -> set[str]:
+    """The tensors that are neither parameters nor buffers of the model: they shrink, and no plan names them."""
+    registered = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    registered |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    return {name for name, _ in captured.tensors()} - registered

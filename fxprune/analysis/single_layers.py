@@ -1,0 +1,79 @@
+"""The analysis of a model whose forward is not looked into: every layer's outputs are channels of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fxprune.analysis.counter import Counter, Found
+from fxprune.analysis.findings import Findings, Subject
+from fxprune.analysis.hookable import hookable
+from fxprune.analysis.observed import Contraction, Observation
+from fxprune.analysis.opened import Opened
+from fxprune.capture.scopes import Scope
+from fxprune.capture.values import tensors_in
+from fxprune.capture.walk import walk
+from fxprune.channels.terms import Terms
+from fxprune.channels.vector import Vector
+
+
+def analyze_single_layers(subject: Subject, *, strict: bool) -> Findings:
+    """Findings in which the outputs of every hookable layer are a group; layers that make results are locked.
+
+    A forward hook puts the removed outputs back, so nothing else shrinks.
+    """
+    opened = Opened(subject, strict=strict)
+    results, counted = _run(opened)
+    weights = {path: f"{path}.weight" for path, _ in hookable(subject.captured.module)}
+    vectors = opened.vectors()
+    _lock_all_but_outputs(opened, weights, results, vectors)
+    observations = {node.name: Observation() for node in subject.captured.graph.nodes}
+    observations["forward"].contractions.extend(
+        _scaled(opened.terms, *found, vectors.get((weights.get(found[0], ""), 0))) for found in counted
+    )
+    opened.observer.used.update(id(fake) for fake, _ in opened.axes)
+    return opened.findings({}, observations, {}, subject.captured.notes)
+
+
+def _run(opened: Opened) -> tuple[set[str], list[Found]]:
+    """Run the model once: the layers whose output is a result of it, in whatever shape, and all multiply-adds."""
+    captured, scopes = opened.subject.captured, opened.scopes
+    layers = {path for path, _ in hookable(captured.module)}
+    made: dict[int, tuple[str, torch.Tensor]] = {}  # holds the tensors, so that no address is used twice
+
+    def leave(scope: Scope, args: Any, kwargs: Any, output: Any) -> None:
+        if scope.name in layers:
+            made.update((t.untyped_storage().data_ptr(), (scope.name, t)) for t in tensors_in(output))
+
+    scopes.enter, scopes.leave = lambda scope: None, leave
+    counter = Counter(scopes)
+    values, modes = captured.values(opened.subject.inputs), (scopes.watching(), counter)
+    results = walk(captured.graph, opened.module, opened.faker, values, lambda node, execute: execute(), modes)
+    found = (made.get(tensor.untyped_storage().data_ptr()) for tensor in tensors_in(results))
+    return {entry[0] for entry in found if entry is not None}, counter.found
+
+
+def _lock_all_but_outputs(
+    opened: Opened, weights: dict[str, str], results: set[str], vectors: dict[tuple[str, int], Vector]
+) -> None:
+    """Lock every dimension but the outputs of hookable layers; a bias goes with the rows of its weight."""
+    terms, free = opened.terms, {f"{path}.{leaf}" for path in weights for leaf in ("weight", "bias")}
+    event = opened.observer.event("hooks", "layers are looked at one by one, so only their own outputs can go")
+    for (name, dim), vector in vectors.items():
+        if name not in free or dim:
+            terms.lock(vector, event)
+    event = opened.observer.event("output", "output of the model")
+    for path, weight in weights.items():
+        if path in results and (weight, 0) in vectors:
+            terms.lock(vectors[weight, 0], event)
+        if (f"{path}.bias", 0) in vectors and (weight, 0) in vectors:
+            terms.same(vectors[weight, 0], vectors[f"{path}.bias", 0])
+
+
+def _scaled(terms: Terms, path: str, op: str, macs: int | None, rows: Vector | None) -> Contraction:
+    """The multiply-adds of a layer, in proportion to its own outputs; those of other operations stay."""
+    if macs is None:
+        return Contraction(op, path, None)
+    shares = (terms.fixed(macs),) if rows is None else (terms.fixed(macs // rows.size), rows)
+    return Contraction(op, path, [shares])
