@@ -49,6 +49,9 @@ RELATIVE = {
 }
 """Docstrings that begin with a relative clause, by part of the package. A number here may only fall."""
 
+SHARED = {"Dependence", "FindingsT", "Masked", "NORMS", "Removed", "Rule", "Seen", "Shape", "Site", "Target", "Visit"}
+"""Names that mean two things, in two files of the package. A name may only be taken out."""
+
 CLAUSE = re.compile(r"(What|Which|Where|How|That|When|Whether|Who|Whose)\b")
 
 
@@ -92,6 +95,21 @@ def relative_docstrings():
                     place = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}: {text.splitlines()[0]}"
                     found.setdefault(path.relative_to(PACKAGE).parts[0], []).append(place)
     return found
+
+
+def names_of(path):
+    """The classes and types that a file defines at its top level, and its table `NORMS`."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            yield node.name
+        if isinstance(node, ast.Assign):
+            names = (target.id for target in node.targets if isinstance(target, ast.Name))
+            yield from (name for name in names if name == "NORMS" or re.match(r"[A-Z]+[a-z]", name))
+
+
+def test_a_class_means_one_thing():
+    found = Counter(name for path in package_files() for name in set(names_of(path)) if not name.startswith("_"))
+    assert {name for name, n in found.items() if n > 1} <= SHARED
 
 
 def test_every_word_is_defined_once():
