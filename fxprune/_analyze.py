@@ -29,10 +29,10 @@ NORMS = ("kept", "preserve")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Analysis(Findings):
-    """What `analyze` returns: the findings, and what can be done with them."""
+    """The findings of `analyze`, with plans, costs, reports and graphs made from them."""
 
     def plan(self, ratio: float | None = None, **options: Any) -> Plan:
-        """What goes: see `fxprune.planning.choose.choose` for all options, and `bias` of `fxprune.transform`.
+        """Make a plan: see `fxprune.planning.choose.choose` for all options, and `bias` of `fxprune.transform`.
 
         >>> import torch, fxprune
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
@@ -43,7 +43,7 @@ class Analysis(Findings):
         return make_plan(self, ratio=ratio, **options).plan
 
     def cost(self, plan: Plan | None = None) -> Cost:
-        """What the model costs, or the one that a plan would make: parameters, bytes and MACs, in total and by layer.
+        """Count parameters, bytes and MACs of the model, or of the one that a plan would make, in total and by layer.
 
         Counted from the analysis, without making that model: `fxprune.cost` of it gives the same. Raises `PlanError`
         where the plan was made for another model.

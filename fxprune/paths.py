@@ -78,7 +78,7 @@ def paths_for(
 
 
 def without_hooks(paths: Sequence[FrontEnd]) -> Sequence[FrontEnd]:
-    """The paths that need no hooks; a path alone stays whatever it needs, since somebody asked for it."""
+    """The paths that need no hooks; a path alone stays whatever it needs, since it was asked for."""
     return [path for path in paths if len(paths) == 1 or not path.needs_hooks]
 
 

@@ -236,7 +236,7 @@ class Moving(nn.Module):
 
 
 @pytest.mark.parametrize("name", MOVES)
-def test_sizes_and_positions_are_counted_anew(name: str) -> None:
+def test_sizes_and_positions_are_recounted(name: str) -> None:
     net = randomise(Moving(MOVES[name]).double().eval(), 0)
     x, other = torch.randn(2, 3, 4, 4).double(), torch.randn(3, 3, 4, 4).double()
     made = export(net, normalize(x))

@@ -1,4 +1,4 @@
-"""The ladder: which rung is taken, why not another, and that each of them is right or says that it is not."""
+"""The paths: which one is taken, why not another, and that each of them is right or says that it is not."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from torch import fx, nn
 from torch.nn.modules import module as torch_module
 
 import fxprune
+from fxprune.capture.captured import Captured, FrontEnd, captured_graph
+from fxprune.paths import PATHS, paths_for
 from tests.support import randomise, relative_error
 
 BATCH, TIME, WIDTH, HEADS = 2, 5, 24, 4
@@ -66,7 +69,7 @@ def is_exact(model: nn.Module, small: nn.Module, inputs: Any) -> bool:
         return relative_error(small(*args, **kwargs), reference(*args, **kwargs)) < 1e-9
 
 
-def test_what_no_tracer_takes_keeps_its_class() -> None:
+def test_a_model_that_no_tracer_takes_keeps_its_class() -> None:
     model, inputs = double(Net()), ids()
     small = fxprune.transform(model, inputs, ratio=0.5)
     record = fxprune.record(small)
@@ -96,7 +99,7 @@ def test_nothing_global_is_left_behind() -> None:
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-def test_a_size_that_comes_out_wrong_sends_the_model_on() -> None:
+def test_a_size_that_comes_out_wrong_leads_to_the_next_path() -> None:
     """x.shape[-1] // num_heads counts the width of the residual stream, not that of the heads which are left."""
     model, inputs = double(Net(inconsistent=True)), ids()
     small = fxprune.transform(model, inputs, ratio=0.5)
@@ -460,12 +463,150 @@ def test_hooks_are_not_taken_for_a_model_that_is_merely_wrong() -> None:
         ({"path": "fx", "prefer": "graph"}, "path says already"),
     ],
 )
-def test_unknown_ways_are_refused(options: dict[str, str], text: str) -> None:
-    with pytest.raises(fxprune.PlanError, match=text):
-        fxprune.transform(nn.Linear(4, 4), torch.randn(1, 4), ratio=0.5, **options)
+def test_unknown_paths_are_refused_alike_everywhere(options: dict[str, str], text: str) -> None:
+    model, x, errors = nn.Linear(4, 4), torch.randn(1, 4), set()
+    calls = (fxprune.analyze, fxprune.cost, functools.partial(fxprune.transform, ratio=0.5))
+    for function in calls:
+        with pytest.raises(fxprune.PlanError, match=text) as caught:
+            function(model, x, **options)
+        errors.add(str(caught.value))
+    assert len(errors) == 1
+    assert "path" in options or '"class" or "graph"' in errors.pop()
 
 
-def test_a_forced_rung_raises_its_own_error() -> None:
+def test_the_error_of_an_unknown_path_lists_the_paths() -> None:
+    with pytest.raises(fxprune.PlanError, match="the paths are fx, eager, export, hooks"):
+        fxprune.cost(nn.Linear(4, 4), torch.randn(1, 4), path="magic")
+
+
+def sequence() -> nn.Module:
+    return double(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)))
+
+
+def points() -> torch.Tensor:
+    return torch.randn(3, 4, dtype=torch.float64)
+
+
+ORDERS = {
+    None: ("fx", "eager", "export", "hooks"),
+    "graph": ("fx", "export", "eager", "hooks"),
+    "class": ("eager", "fx", "export", "hooks"),
+}
+
+
+@pytest.mark.parametrize("prefer", ORDERS)
+def test_the_order_of_the_paths(prefer: str | None) -> None:
+    model = sequence()
+    assert tuple(path.name for path in paths_for(model, None, prefer)) == ORDERS[prefer]
+    assert [path.name for path in paths_for(fx.symbolic_trace(model), None, prefer)] == ["fx"]
+    assert [path.name for path in paths_for(model, "export", None)] == ["export"]
+
+
+@pytest.mark.parametrize(
+    ("path", "answers"),
+    [
+        ("fx", (False, True, True, False)),
+        ("eager", (True, False, True, False)),
+        ("export", (False, True, True, False)),
+        ("hooks", (True, False, False, True)),
+    ],
+)
+def test_a_captured_model_answers_what_its_path_means(path: str, answers: tuple[bool, ...]) -> None:
+    captured = fxprune.analyze(sequence(), points(), path=path).captured
+    assert captured.path == path
+    assert (captured.keeps_class, captured.has_graph, captured.can_fold, captured.needs_hooks) == answers
+    assert isinstance(captured.module, fx.GraphModule) is captured.has_graph
+
+
+@pytest.mark.parametrize(
+    ("options", "of_a_sequence", "of_a_net"),
+    [
+        ({}, "fx", "eager"),
+        ({"prefer": "class"}, "eager", "eager"),
+        ({"prefer": "graph"}, "fx", "export"),
+        ({"path": "export"}, "export", "export"),
+        ({"path": "hooks"}, "hooks", "hooks"),
+    ],
+)
+def test_analyze_takes_path_and_preference(options: dict[str, str], of_a_sequence: str, of_a_net: str) -> None:
+    assert fxprune.analyze(sequence(), points(), **options).captured.path == of_a_sequence
+    assert fxprune.analyze(double(Net()), ids(), **options).captured.path == of_a_net
+
+
+@pytest.mark.parametrize(
+    "options", [*({"path": path} for path in PATHS), *({"prefer": kind} for kind in ("class", "graph"))]
+)
+def test_cost_takes_path_and_preference(options: dict[str, str]) -> None:
+    model, x = sequence(), points()
+    assert fxprune.cost(model, x, **options) == fxprune.cost(model, x)
+
+
+def test_cost_counts_the_operations_of_the_path_that_is_asked_for() -> None:
+    model, inputs = double(Net()), ids()
+    own = fxprune.cost(model, inputs)
+    assert own == fxprune.cost(model, inputs, path="eager") == fxprune.cost(model, inputs, prefer="class")
+    with pytest.raises(fxprune.CaptureError, match="Net cannot be traced"):
+        fxprune.cost(model, inputs, path="fx")
+    exported = fxprune.cost(model, inputs, prefer="graph")
+    assert (exported.params, exported.macs) == (own.params, own.macs)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_plan_is_carried_out_on_the_path_that_it_was_made_on(path: str) -> None:
+    model, x = sequence(), points()
+    plan = fxprune.analyze(model, x, path=path).plan(ratio=0.5)
+    assert plan.path == path
+    small = fxprune.transform(model, x, plan=plan)
+    assert (fxprune.record(small).path, fxprune.record(small).why_not) == (path, {})
+    assert isinstance(small, fx.GraphModule) is not PATHS[path].keeps_class
+    assert is_exact(model, small, x)
+
+
+def test_a_new_front_end_is_one_line_of_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def capture(model: nn.Module, inputs: Any) -> Captured:
+        return captured_graph(flattened, fx.symbolic_trace(model))
+
+    flattened = FrontEnd("flattened", capture)
+    monkeypatch.setitem(PATHS, "flattened", flattened)
+    model, x = sequence(), points()
+    assert fxprune.cost(model, x, path="flattened") == fxprune.cost(model, x)
+    small = fxprune.transform(model, x, ratio=0.5, path="flattened")
+    assert fxprune.record(small).path == "flattened"
+    assert is_exact(model, small, x)
+    assert fxprune.verify(model, small, points()) < 1e-9
+    fxprune.record(small).plan.save(tmp_path / "plan.json")
+    again = fxprune.transform(model, x, plan=fxprune.Plan.load(tmp_path / "plan.json"))
+    assert fxprune.record(again).path == "flattened"
+    fxprune.save(small, tmp_path / "small.safetensors")
+    loaded = fxprune.load(tmp_path / "small.safetensors", into=sequence(), example_inputs=x)
+    assert torch.equal(loaded(x), small(x))
+
+
+class DecidesAndReverses(nn.Module):
+    """Decides by a number; one of its layers has a rule that is wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.reverses, self.b = nn.Linear(4, 12), Reverses(), nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.reverses(self.a(x)).relu()
+        return self.b(h if float(x.sum()) < 1e6 else -h)
+
+
+def test_a_failed_proof_shows_a_public_error() -> None:
+    masks = {"a": torch.tensor([True] * 11 + [False])}
+    with pytest.raises(fxprune.VerificationError) as caught:
+        fxprune.transform(double(DecidesAndReverses()), points(), masks=masks, path="eager")
+    assert type(caught.value) is fxprune.VerificationError
+    model = double(nn.Sequential(nn.Linear(4, 12), Reverses(), nn.ReLU(), nn.Linear(12, 3)))
+    for path in ("fx", "eager"):
+        with pytest.raises(fxprune.VerificationError, match='group "0"') as caught:
+            fxprune.transform(model, points(), masks={"0": masks["a"]}, path=path)
+        assert type(caught.value) is fxprune.VerificationError
+
+
+def test_a_path_that_is_asked_for_raises_its_own_error() -> None:
     with pytest.raises(fxprune.CaptureError, match="Net cannot be traced"):
         fxprune.transform(Net(), ids(), ratio=0.5, path="fx")
     with pytest.raises(fxprune.InputError, match=r"do not fit Net\.forward"):

@@ -124,7 +124,7 @@ def _deep(model: nn.Module) -> nn.Module:
 
 
 def _strayed(model: nn.Module, program: torch.export.ExportedProgram) -> bool:
-    """Whether a parameter is a constant: an attribute holds a bound method, whose modules are not those of the copy."""
+    """True if a parameter is a constant: an attribute holds a bound method, whose modules are not those of the copy."""
     own = {id(t) for t in (*model.parameters(), *model.buffers())}
     known = {*program.state_dict, *(n for n, _ in model.named_buffers(remove_duplicate=False))}
     return any(id(value) in own and name not in known for name, value in program.constants.items())
@@ -195,7 +195,7 @@ def _split(dropped: list[str]) -> list[list[str]]:
 
 
 def _fixed_sizes(program: torch.export.ExportedProgram) -> list[str]:
-    """Which input sizes, and which arguments that are no tensors, the graph has taken for constants."""
+    """The input sizes, and the arguments that are no tensors, that the graph has taken for constants, as sentences."""
     from torch.utils._sympy.numbers import int_oo  # here, because it imports sympy
 
     notes = []

@@ -20,9 +20,9 @@ _EXPORTED = os.path.join(os.path.dirname(__file__), "exported.py")
 
 
 def inline_regions(graph_module: fx.GraphModule) -> None:
-    """Regions with gradients off or on, and without autocast, become part of the graph around them.
+    """Make regions with gradients off or on, and without autocast, part of the graph around them.
 
-    What comes out of a region without gradients is detached.
+    The results of a region without gradients are detached.
     """
     higher = torch.ops.higher_order
     for node in list(graph_module.graph.nodes):
@@ -76,7 +76,7 @@ def _detached(graph: fx.Graph, node: fx.Node) -> fx.Node:
 
 
 def remove_assertions(graph: fx.Graph) -> None:
-    """Assertions on sizes and types go, and what only they or nobody reads; nodes keep their place in the source."""
+    """Erase assertions on sizes and types, and nodes that nothing else reads; nodes keep their place in the source."""
     for node in reversed(graph.nodes):
         target = node.target
         asserts = isinstance(target, torch._ops.OpOverload) and target._schema.name.split("::")[-1].startswith(
@@ -95,7 +95,7 @@ def remove_assertions(graph: fx.Graph) -> None:
 
 
 def unshare_sizes(graph: fx.Graph) -> None:
-    """Each size that is a product with a number (8 heads of every sample) is computed for one use alone.
+    """Compute each size that is a product with a number (8 heads of every sample) for one use alone.
 
     The numbers shrink with the layers that they belong to, and equal ones need not stay equal.
     """
@@ -108,7 +108,7 @@ def unshare_sizes(graph: fx.Graph) -> None:
 
 
 def _is_product(node: fx.Node) -> bool:
-    """Whether a number is among the factors of the factors."""
+    """True if a number is among the factors of the factors."""
     if node.target is not operator.mul:
         return False
     return any(type(a) is int or (isinstance(a, fx.Node) and _is_product(a)) for a in node.args)

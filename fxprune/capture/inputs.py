@@ -84,7 +84,7 @@ _TORCH_AO = "torch.ao.pruning._experimental.pruner."
 _WRAPPERS: Mapping[str, tuple[str, str]] = {
     "DataParallel": ("its forward scatters the inputs, and pruned layers would not match", "`model.module`"),
     "DistributedDataParallel": ("its replicas would not match the pruned model", "`model.module`"),
-    "ScriptModule": ("TorchScript runs a forward of its own that nobody can look into", "the Python model"),
+    "ScriptModule": ("TorchScript runs a forward of its own that cannot be looked into", "the Python model"),
     "OptimizedModule": ("torch.compile holds a program for the old sizes", "the model that was compiled"),
 }
 """By the name of a class of torch: why it cannot be pruned, and what can. Importing all of them takes seconds."""
@@ -184,12 +184,12 @@ def leaves_for_placeholders(graph: fx.Graph, inputs: Inputs) -> list[Any]:
             do="pass the same arguments as when it was exported",
         )
     values = [(given | kwargs)[name] for name in names]
-    spec, whole = info.in_spec, values
-    parts: tuple[Any, Any] = (tuple(whole), {})
+    spec = info.in_spec
+    parts: tuple[Any, Any] = (tuple(values), {})
     if len(spec.children()) == 2 and spec.child(1).type is dict:
         positional = spec.child(0).num_children
-        keywords = zip(spec.child(1).context, whole[positional:], strict=True)
-        parts = (tuple(whole[:positional]), dict(keywords))
+        keywords = zip(spec.child(1).context, values[positional:], strict=True)
+        parts = (tuple(values[:positional]), dict(keywords))
     leaves, have = pytree.tree_flatten(parts)
     if len(leaves) != len(graph.find_nodes(op="placeholder")):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Which module is running: the names by which an operation is found again in another run of the same model."""
+"""The module that is running: the names by which an operation is found again in another run of the same model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Scope:
 
     @property
     def loose(self) -> bool:
-        """Whether other sizes may lead to other operations in here."""
+        """True if other sizes may lead to other operations in here."""
         return "|" in self.name
 
     def key(self, operation: str) -> Key:

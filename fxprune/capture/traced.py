@@ -25,7 +25,7 @@ _WALK = os.path.join(os.path.dirname(__file__), "walk.py")
 
 
 def users_line() -> str:
-    """Where in the user's code the operation that is running was called, as file:line; "" where only torch did."""
+    """The line of the user's code that called the operation that is running, as file:line; "" where only torch did."""
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
@@ -55,7 +55,7 @@ class _Tracer(fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """What stands for a tensor in the graph; the tensor itself in another thread."""
+        """The proxy of a tensor in the graph; the tensor itself in another thread."""
         if threading.get_ident() != self._thread:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
@@ -128,7 +128,7 @@ def _same_containers(model: nn.Module, traced: fx.GraphModule) -> None:
 
 
 def source_of(node: fx.Node) -> str:
-    """Where in the user's code a node comes from, as file:line; the node itself where nobody noted it."""
+    """The line of the user's code that a node comes from, as file:line; the node's name where it was not noted."""
     if SOURCE in node.meta:
         return str(node.meta[SOURCE])
     lines = [line for line in (node.stack_trace or "").splitlines() if line.strip().startswith("File ")]

@@ -1,4 +1,4 @@
-"""What each command does: options -> the text for stdout and an exit code. What it says besides goes to stderr."""
+"""The commands: options -> the text for stdout and an exit code. Progress and warnings are written to stderr."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command prints on stdout, and its exit code."""
+    """The text that a command prints on stdout, and its exit code."""
 
     text: str
     code: int = DONE
@@ -150,7 +150,7 @@ def export(options: argparse.Namespace, say: Say) -> Answer:
 
 
 def diff(options: argparse.Namespace, say: Say) -> Answer:
-    """What one plan removes and the other keeps."""
+    """The indices that one plan removes and the other keeps."""
     _readable(options.first, options.second)
     first, second = _plan(options.first), _plan(options.second)
     found = first.diff(second)
@@ -214,7 +214,7 @@ FILTERED = ("ignore", "exact")
 
 
 def _choices(options: argparse.Namespace) -> dict[str, Any]:
-    """What `transform` is told to remove. Raises `UsageError` for options that would be without effect."""
+    """The arguments of `transform` that say what to remove. Raises `UsageError` for options without effect."""
     ratio = ratio_of(options.ratio)
     given = {"ratio": ratio, "masks": options.masks, "plan": options.plan}
     said = [name for name, value in given.items() if value is not None]

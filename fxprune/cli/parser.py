@@ -12,7 +12,7 @@ import fxprune
 from fxprune.cli.commands import COMMANDS
 from fxprune.cli.inputs import example
 from fxprune.cli.models import FORMS
-from fxprune.cli.usage import Parser, UsageError, literal, one_of, share, tolerance, whole
+from fxprune.cli.usage import Parser, UsageError, integer, literal, one_of, share, tolerance
 from fxprune.criteria import CRITERIA
 from fxprune.errors import nearest
 from fxprune.paths import PATHS, PREFERENCES
@@ -120,7 +120,7 @@ def _model_options(parser: Parser) -> None:
         "--device", type=_device, default=torch.device("cpu"), metavar="DEVICE", help="cpu (default), cuda, ..."
     )
     parser.option(
-        "--seed", type=whole(0), default=0, metavar="N", help="of random weights, inputs and importance (default 0)"
+        "--seed", type=integer(0), default=0, metavar="N", help="of random weights, inputs and importance (default 0)"
     )
 
 
@@ -158,7 +158,7 @@ def _prune_options(parser: Parser) -> None:
     parser.option(
         "--importance", type=one_of("importance", CRITERIA), metavar="NAME", help=f"{', '.join(CRITERIA)} (default l2)"
     )
-    parser.option("--round-to", type=whole(1), metavar="N", help="keep multiples of N channels")
+    parser.option("--round-to", type=integer(1), metavar="N", help="keep multiples of N channels")
     parser.option("--exact", action="store_true", help="only groups whose removal changes no statistic")
     parser.option("--bias", type=one_of("bias", ("prune", "fold")), metavar="BIAS", help="prune or fold constants")
     parser.option("--border", type=one_of("border", ("carrier", "map")), metavar="BORDER", help="carrier or map")
@@ -174,7 +174,7 @@ def _verify_options(parser: Parser) -> None:
 def _export_options(parser: Parser) -> None:
     parser.option("--output", "-o", required=True, metavar="FILE", help="the file, .onnx or .pt2")
     parser.option("--dynamic-batch", action="store_true", help="take any size of dimension 0 of all inputs")
-    parser.option("--opset", type=whole(18), metavar="N", help="the version of the ONNX operators")
+    parser.option("--opset", type=integer(18), metavar="N", help="the version of the ONNX operators")
     parser.option("--tolerance", type=tolerance, metavar="X", help="largest relative error (default: by the dtype)")
     parser.option("--no-verify", dest="verify", action="store_false", help="leave out running the file")
 

@@ -59,7 +59,7 @@ def one_of(what: str, names: Collection[str]) -> Callable[[str], str]:
     return parse
 
 
-def whole(least: int) -> Callable[[str], int]:
+def integer(least: int) -> Callable[[str], int]:
     """The type of an option that takes an integer of at least `least`."""
 
     def parse(text: str) -> int:

@@ -30,7 +30,6 @@ INDICES = 1 << 25
 DEPTH = 8
 """Lists in lists that the values of a size may be."""
 
-_PATHS = ("", *PATHS)
 _KEYS = "format version versions path fingerprint tensors outside zeroed biases maps coupled sizes reasons".split()
 _ADVICE = "make the plan anew (analysis.plan, record(small).plan) and save it"
 
@@ -160,7 +159,7 @@ def plan_of(data: Field, kind: type[PlanT]) -> PlanT:
         data["maps"].texts(),
         _sizes(data["sizes"]),
         structure,
-        data["path"].text(_PATHS),
+        data["path"].text(("", *PATHS)),
         {name: version.text() for name, version in data["versions"].mapping().items()},
     )
 

@@ -162,6 +162,18 @@ def test_a_model_of_its_own_layers_is_inspected_by_the_path_that_is_named(capsys
     assert (code, json.loads(out)["path"]) == (0, "eager")
 
 
+@pytest.mark.parametrize(("kind", "path"), [("class", "eager"), ("graph", "fx")])
+def test_a_model_is_inspected_by_the_path_that_is_preferred(kind, path, capsys):
+    code, out, _ = run(capsys, "inspect", *NET, "--prefer", kind, "--json")
+    assert (code, json.loads(out)["path"]) == (0, path)
+
+
+def test_path_and_preference_exclude_each_other(capsys):
+    code, _, err = run(capsys, "inspect", *NET, "--prefer", "class", "--path", "fx")
+    assert code == 1
+    assert "path says already which path to take" in err
+
+
 def test_diff_says_what_only_one_removes(tmp_path, capsys):
     original = seeded(models.net)
     first = fxprune.transform(original, image(), ratio=0.25)

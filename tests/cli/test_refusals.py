@@ -32,6 +32,8 @@ USAGE = {
     ("prune", *NET, *OUT, "--importance", "fpmg"): 'there is no importance "fpmg": did you mean "fpgm"?',
     ("prune", *NET, *OUT, "--norms", "keep"): 'there is no norms "keep": did you mean "kept"?',
     ("prune", *NET, *OUT, "--path", "exprot"): 'there is no path "exprot": did you mean "export"?',
+    ("inspect", *NET, "--path", "exprot"): 'there is no path "exprot": did you mean "export"?',
+    ("inspect", *NET, "--prefer", "clas"): 'there is no preference "clas": did you mean "class"?',
     ("prune", *NET, *OUT, "--round-to", "0"): '"0" is no integer of at least 1',
     ("prune", *NET, *OUT, "--seed", "-1"): '"-1" is no integer of at least 0',
     ("prune", *NET, *OUT, "--border", "map"): "--border is without effect here\n  why  no constants are folded",
