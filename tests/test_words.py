@@ -31,14 +31,11 @@ FORBIDDEN = {
 EXCEPTIONS = {("docs/models.md", "twin"): "Twins is a model of timm"}
 """(File, forbidden word) -> why the word is right there."""
 
-REMAINING = {"package": 23, "pages": 2}
+REMAINING = {"package": 18, "pages": 2}
 """How often forbidden words still occur. A number here may only fall."""
 
 RELATIVE = {
-    "_analyze.py": 3,
     "analysis": 3,
-    "capture": 8,
-    "cli": 4,
     "costs": 3,
     "fold": 13,
     "names.py": 5,
