@@ -26,25 +26,26 @@ from fxprune.capture.values import objects_in, tensors_in
 from fxprune.channels.groups import Bools, Ints
 from fxprune.channels.vector import Vector
 from fxprune.errors import CaptureError
-from fxprune.fold.dependence import (
-    ATTENTION,
-    NORMS,
-    Seen,
-    Shadows,
-    along,
-    constant_planes,
-    dims_of,
-    execute,
-    is_reduction,
-    is_view,
-    rule_of,
-)
+from fxprune.fold.dependence import Shadows, execute, is_view
 from fxprune.ops import Operand
+from fxprune.ops.aspects import DEPENDENCE
+from fxprune.ops.attention import KERNELS
+from fxprune.ops.dependence import Seen, along, constant_planes
 from fxprune.ops.leaves import leaf_rule, leaf_weight
+from fxprune.ops.reduction import STATISTICS, SUMS, reduced_dims
 from fxprune.proof.deterministic import deterministic
 from fxprune.proof.float64 import Float64Run, in_float64
 from fxprune.proof.operations import Operations
 from fxprune.rewrite.constants import WITH_BIAS
+
+NORMS = {f"aten::{name}" for name in ("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")}
+WHOLE = NORMS | {
+    f"aten::{name}"
+    for name in """
+        _weight_norm _weight_norm_interface _cdist_forward _euclidean_dist _grouped_mm _trilinear addbmm linear
+        mkldnn_rnn_layer _cudnn_rnn _thnn_fused_lstm_cell embedding_renorm histc
+    """.split()
+}
 
 
 @dataclass(eq=False)
@@ -183,14 +184,14 @@ class _Readings(Operations):  # type: ignore[no-untyped-call]
         if func.namespace == "prim":
             return func(*args, **kwargs)
         name, raw = bound(func, args, kwargs)
-        seen = Seen(func, raw, self.shadows)
+        seen = Seen(func, raw, self.shadows.of)
         if self._leaf is not None:  # its rule says it all, see `_leave`
             return execute(seen, args, kwargs, self.shadows)
         promised = self.observation.outputs.get(self.scopes.now.key(name))
         reading = None
         if not is_view(func):
             reading = self._reading(name, seen)
-            if rule_of(name) is None or name in NORMS:
+            if DEPENDENCE.of(name) is None or name in WHOLE:
                 self._all_zero(name, seen)
         made = execute(seen, args, kwargs, self.shadows)
         outputs = [made] if isinstance(made, torch.Tensor) else tensors_in(made)
@@ -218,7 +219,7 @@ class _Readings(Operations):  # type: ignore[no-untyped-call]
         name = type(module).__name__
         promised = self.observation.outputs.get(self.scopes.now.key(name))
         weight = leaf_weight(module)
-        seen = Seen(torch.ops.aten.alias.default, {str(i): t for i, t in enumerate(entering)}, self.shadows)
+        seen = Seen(torch.ops.aten.alias.default, {str(i): t for i, t in enumerate(entering)}, self.shadows.of)
         self.scopes.stack.append(scope)  # so that a reading is named after the leaf
         reading = None if weight is None else self._layer(seen, module, entering[0], weight)
         if reading is None:
@@ -272,10 +273,10 @@ class _Readings(Operations):  # type: ignore[no-untyped-call]
                 return self._linear(seen, a, b)
         if short in ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "vdot"):
             self._product(name, seen)
-        elif short in ATTENTION:
+        elif short in KERNELS:
             self._zero(name, seen, seen["query"], -1, seen["key"], -1)
-        elif is_reduction(name, seen):
-            for dim in dims_of(seen):
+        elif short in ("cumsum", *SUMS, *STATISTICS) and not isinstance(seen.raw.get("other"), torch.Tensor):
+            for dim in reduced_dims(seen):
                 self._zero(name, seen, seen["self"], dim)
         return None
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 
 from fxprune.channels.vector import Vector
-from fxprune.ops.aspects import absent, multiplies, resizes
+from fxprune.ops.aspects import absent, depends, multiplies, resizes
 from fxprune.ops.contraction import NOT_ZERO
+from fxprune.ops.dependence import Dependence, Seen
 from fxprune.ops.elementwise import broadcast
 from fxprune.ops.macs import Dims, met
 from fxprune.ops.registry import Call, Operand, rule
@@ -70,6 +71,16 @@ def _shared(call: Call, heads: Vector, fewer: Vector) -> bool:
 
 
 _KERNELS = tuple(f"aten::{name}" for name in KERNELS)
+
+
+@depends(*_KERNELS)
+def attention_dependence(seen: Seen) -> list[Dependence]:
+    """Each column as a whole: zero where the values always are."""
+    live = seen.live(seen["value"]).any(-2, keepdim=True)
+    heads = seen["query"].shape[-3]
+    if live.shape[-3] != heads:
+        live = live.repeat_interleave(heads // live.shape[-3], -3)
+    return [live, *(True for _ in seen.func._schema.returns[1:])]
 
 
 @multiplies(*_KERNELS)

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from fxprune.channels.vector import Vector
-from fxprune.ops.aspects import absent, multiplies, recounts
+from fxprune.ops.aspects import absent, depends, multiplies, recounts
+from fxprune.ops.dependence import Dependence, Seen, anything, either, over
 from fxprune.ops.elementwise import broadcast
 from fxprune.ops.macs import Dims, met
 from fxprune.ops.module_use import Use, stored_weight
@@ -55,6 +57,40 @@ def plus(call: Call, addend: Operand, product: Operand) -> Operand:
 def mm(call: Call, self: Operand, mat2: Operand) -> Operand:
     """y[m, n] = sum_k a[m, k] * b[k, n]"""
     return contract(call, "mk,kn->mn", self, mat2)
+
+
+@depends("aten::mm", "aten::bmm", "aten::mv", "aten::dot", "aten::vdot", "aten::linear")
+def product_dependence(seen: Seen) -> Dependence:
+    """Each column as a whole: depends where a slot does that meets a factor that is not always zero."""
+    a, b = seen.tensors[:2]
+    if seen.func._schema.name == "aten::linear":
+        bias = seen["bias"]
+        return either(_product(seen, a, b.t()), False if bias is None else seen.of(bias))
+    return _product(seen, a, b) if a.ndim > 1 and b.ndim > 1 else anything(seen)
+
+
+def _product(seen: Seen, a: torch.Tensor, b: torch.Tensor) -> Dependence:
+    """[.., m, k] times [.., k, n]: shape [.., 1, n]."""
+    da, db = seen.of(a), seen.of(b)
+    if da is False and db is False:
+        return False
+    rows = da if isinstance(da, torch.Tensor) else torch.full(a.shape, da, device=a.device)
+    made = rows.any(-2)[..., :, None] & seen.live(b)
+    if db is not False:
+        made = made | (seen.live(a).any(-2)[..., :, None] & db)
+    return made.any(-2, keepdim=True)
+
+
+@depends("aten::addmm", "aten::baddbmm", "aten::addbmm", "aten::addmv")
+def add_product_dependence(seen: Seen) -> Dependence:
+    """Depends where the product or what is added to it does."""
+    addend, a, b = seen.tensors[:3]
+    if b.ndim < 2:
+        return anything(seen)
+    made = _product(seen, a, b)
+    if seen.func._schema.name == "aten::addbmm" and isinstance(made, torch.Tensor):
+        made = made.any(0)
+    return either(seen.of(addend), made)
 
 
 @multiplies("aten::mm", "aten::_int_mm", "aten::_scaled_mm")
@@ -111,6 +147,15 @@ def addr(call: Call, self: Operand, vec1: Operand, vec2: Operand) -> Operand:
     return plus(call, self, contract(call, "m,n->mn", vec1, vec2))
 
 
+@depends("aten::addr")
+def addr_dependence(seen: Seen) -> Dependence:
+    """Depends where the addend does, or one factor where the other is not always zero."""
+    addend, a, b = seen.tensors[:3]
+    columns = _product(seen, a[:, None], b[None, :])
+    rows = _product(seen, b[:, None], a[None, :])
+    return either(seen.of(addend), columns, rows if isinstance(rows, bool) else rows.t())
+
+
 @multiplies("aten::addr")
 def addr_products(vec1: Dims, vec2: Dims) -> list[Dims]:
     """m n"""
@@ -144,6 +189,12 @@ def grouped_mm(call: Call, self: Operand, mat2: Operand, offs: Operand | None) -
     return made
 
 
+@depends("aten::_grouped_mm", "aten::_trilinear")
+def grouped_mm_dependence(seen: Seen) -> Dependence:
+    """Each element depends if anything does."""
+    return anything(seen)
+
+
 @multiplies("aten::_grouped_mm")
 def grouped_mm_products(self: Dims, mat2: Dims) -> list[Dims]:
     """m k n: each row, column or term of the sum belongs to one matrix; e m k n where all have the same size."""
@@ -162,6 +213,14 @@ def distances(call: Call, x1: Operand, x2: Operand) -> Operand:
     outer = [Operand(x.vectors[:-2], x.zero[:-2]) for x in (x1, x2)]
     batch = broadcast(call, outer, call.shapes[0][:-2])
     return call.operand([*batch, x1.dim(-2), x2.dim(-2)], False)
+
+
+@depends("aten::_cdist_forward", "aten::_euclidean_dist")
+def distances_dependence(seen: Seen) -> Dependence:
+    """Depends for each pair of which one does."""
+    x1, x2 = seen["x1"], seen["x2"]
+    a, b = over(seen.of(x1), x1, [-1]), over(seen.of(x2), x2, [-1])
+    return either(a, b if isinstance(b, bool) else b.transpose(-1, -2))
 
 
 @multiplies("aten::_cdist_forward", "aten::_euclidean_dist")

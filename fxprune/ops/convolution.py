@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch.nn.modules import conv
 
-from fxprune.ops.aspects import absent, multiplies, reads, recounts, resizes
+from fxprune.ops.aspects import absent, depends, multiplies, reads, recounts, resizes
 from fxprune.ops.contraction import NOT_ZERO
+from fxprune.ops.dependence import Dependence, Seen, along
 from fxprune.ops.macs import Dims
 from fxprune.ops.module_use import Use, stored_weight
 from fxprune.ops.python_call import Counted, PythonCall
@@ -60,6 +61,22 @@ def convolution(
     space = [call.fixed(s) for s in call.shapes[0][channel + 1 :]]
     batch = [vanishes and bias is None for vanishes in input.zero[:channel]]
     return call.operand([*input.vectors[:channel], out, *space], [*batch, zero, *(True for _ in space)])
+
+
+@depends(*_CONVOLUTIONS, "aten::cudnn_convolution")
+def convolution_dependence(seen: Seen) -> Dependence:
+    """Every output channel as a whole: depends where an input channel does that it reads with a weight."""
+    x, w, bias = seen.tensors[0], seen["weight"], seen.raw.get("bias")
+    if seen.of(w) is not False or (bias is not None and seen.of(bias) is not False):
+        return True
+    space, groups = w.ndim - 2, seen["groups"]
+    channels = along(seen.of(x), x, -1 - space).view(groups, -1)
+    live = torch.as_tensor(w != 0).flatten(2).any(2)
+    if seen.raw.get("transposed", False):
+        made = (live.view(*channels.shape, -1) & channels[:, :, None]).any(1)
+    else:
+        made = (live.view(groups, -1, live.shape[1]) & channels[:, None, :]).any(2)
+    return made.reshape(-1, *(1,) * space)
 
 
 @multiplies(*_CONVOLUTIONS)

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
 
-from fxprune.ops.aspects import absent, reads, resizes
+from fxprune.ops.aspects import absent, depends, reads, resizes
+from fxprune.ops.dependence import Dependence, Seen, nothing
 from fxprune.ops.python_call import Counted, PythonCall
 from fxprune.ops.registry import Call, Operand, rule
 from fxprune.ops.site import Site
@@ -134,6 +135,19 @@ def ranges(call: Call) -> list[Operand]:
     return [call.constant(i) for i in range(len(call.shapes))]
 
 
+_RANDOM = "rand randn rand_like randn_like randint_like bernoulli_like randperm randint".split()
+
+
+@depends(*(f"aten::{name}" for name in _RANDOM))
+def random_fills_dependence(seen: Seen) -> Dependence:
+    """A random number is no constant."""
+    return True
+
+
+depends(
+    *("aten::zeros_like", "aten::arange"),
+    *(f"aten::{name}" for name in (*FILLS, *ZEROS, *LIKE, *RANGES) if name not in _RANDOM),
+)(nothing)
 _RANGES = tuple(f"aten::{name}" for name in RANGES)
 absent(*_RANGES, sizes="what is made keeps its size", readers="what is made keeps its size")
 absent(

@@ -16,7 +16,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from fxprune.channels.vector import Vector
-from fxprune.ops.aspects import absent, recounts
+from fxprune.ops.aspects import absent, depends, recounts
+from fxprune.ops.dependence import Dependence, Seen, either
 from fxprune.ops.module_use import Use
 from fxprune.ops.registry import Call, Operand, rule
 
@@ -80,6 +81,28 @@ def elementwise(call: Call, *operands: Operand) -> list[Operand]:
     return outputs
 
 
+@depends(*(f"aten::{name}" for name in ELEMENTWISE if name != "mul"), "aten::eq", "aten::ne")
+def elementwise_dependence(seen: Seen) -> Dependence:
+    """Depends where an operand does."""
+    return either(*map(seen.of, seen.tensors))
+
+
+@depends("aten::mul")
+def mul_dependence(seen: Seen) -> Dependence:
+    """A product is zero where one factor always is."""
+    a, b = seen["self"], seen["other"]
+    if not isinstance(b, torch.Tensor):
+        return False if b == 0 else seen.of(a)
+    return either(_times(seen.of(a), seen, b), _times(seen.of(b), seen, a))
+
+
+def _times(dependence: Dependence, seen: Seen, factor: torch.Tensor) -> Dependence:
+    if dependence is False:
+        return False
+    live = seen.live(factor)
+    return live if isinstance(dependence, bool) else dependence & live
+
+
 @rule("aten::eq", "aten::ne", labels="own")
 def equal(call: Call, self: Operand, other: Any) -> list[Operand]:
     """y[i] = a[i] == b[i]. Positions in a dimension compared with positions in the same one follow its numbering."""
@@ -107,10 +130,28 @@ def copies(call: Call, *operands: Operand) -> Operand:
     return operands[0]
 
 
+@depends(*(f"aten::{name}" for name in COPIES))
+def copies_dependence(seen: Seen) -> Dependence:
+    """That of what is copied."""
+    return either(*map(seen.of, seen.tensors))
+
+
 @rule(*(f"aten::{name}" for name in RANDOM))
 def random(call: Call, *operands: Operand) -> list[Operand]:
     """y[i] = a random number, which x[i] or the numbers at i describe"""
     return [call.operand(broadcast(call, operands, shape), False) for shape in call.shapes]
+
+
+@depends(*(f"aten::{name}" for name in RANDOM if "dropout" not in name))
+def random_dependence(seen: Seen) -> Dependence:
+    """A random number is no constant."""
+    return True
+
+
+@depends("aten::dropout", "aten::native_dropout")
+def dropout_dependence(seen: Seen) -> list[Dependence]:
+    """Zeros stay zeros."""
+    return [seen.live(seen["input"]), True]
 
 
 @rule("aten::copy")
@@ -137,6 +178,12 @@ absent(
     readers="no argument is a size",
     norms="it is no statistic",
 )
+
+
+@depends("aten::copy")
+def copy_dependence(seen: Seen) -> Dependence:
+    """That of the source."""
+    return seen.of(seen["src"])
 
 
 def _carries_zero(operand: Operand, d: int, size: int) -> bool:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from fxprune.channels.vector import Vector
-from fxprune.ops.aspects import absent
+from fxprune.ops.aspects import absent, depends
+from fxprune.ops.dependence import Dependence, Seen, anything, moved, summed
 from fxprune.ops.elementwise import broadcast
 from fxprune.ops.registry import Call, Operand, integers, rule
 from fxprune.ops.views import with_vectors
@@ -234,6 +235,32 @@ def written(call: Call, self: Operand, src: Operand) -> Operand:
 def counted(call: Call, *operands: Operand) -> list[Operand]:
     """y = the positions or values of the entries that are not zero, that a mask marks, that differ from the others"""
     return call.refuse(operands, "how many entries there are is data")
+
+
+depends(
+    *("aten::index_select", "aten::index", "aten::_unsafe_index", "aten::gather", "aten::take", "aten::index_copy"),
+    *("aten::index_fill", "aten::masked_scatter", "aten::select_scatter", "aten::slice_scatter"),
+    *("aten::diagonal_scatter", "aten::as_strided_scatter"),
+)(moved)
+
+
+@depends(
+    *("aten::index_put", "aten::_unsafe_index_put", "aten::_index_put_impl", "aten::put"),
+    *("aten::scatter", "aten::scatter_add", "aten::scatter_reduce", "aten::index_add", "aten::index_reduce"),
+)
+def written_dependence(seen: Seen) -> Dependence | list[Dependence]:
+    """That of what is written; where it is added to what is there, also that of the latter."""
+    changed = {"reduce": "amax"} if "reduce" in seen.raw else {"alpha": 1} if "alpha" in seen.raw else {}
+    if seen.func._schema.name == "aten::scatter" and changed:
+        changed = {"reduce": "add"}
+    added = changed or seen.raw.get("accumulate") or seen.func._schema.name == "aten::scatter_add"
+    return summed(seen, **changed) if added else moved(seen)
+
+
+depends(
+    *("aten::nonzero", "aten::nonzero_static", "aten::masked_select", "aten::bincount"),
+    *("aten::_unique", "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive"),
+)(anything)
 
 
 def gathered(call: Call, vector: Vector, index: Operand) -> Vector:

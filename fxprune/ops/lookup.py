@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from fxprune.ops.aspects import absent, recounts
+from fxprune.ops.aspects import absent, depends, recounts
 from fxprune.ops.contraction import NOT_ZERO
+from fxprune.ops.dependence import Dependence, Seen, anything
 from fxprune.ops.module_use import Use
 from fxprune.ops.registry import Call, Operand, rule
 
@@ -19,6 +20,13 @@ def embedding(call: Call, weight: Operand, indices: Operand) -> Operand:
     return call.operand([*indices.vectors, weight.dim(1)], [*(False for _ in indices.vectors), weight.zero[1]])
 
 
+@depends("aten::embedding")
+def embedding_dependence(seen: Seen) -> Dependence:
+    """A column that is the same in every row is a constant."""
+    w = seen["weight"]
+    return ~(w == w[:1]).all(0) if seen.of(w) is False else True
+
+
 @rule("aten::embedding_renorm")
 def embedding_renorm(call: Call, self: Operand, indices: Operand) -> Operand:
     """w[i, c] *= max_norm / |w[i, :]| for the rows that are looked up and whose norm is larger"""
@@ -26,6 +34,12 @@ def embedding_renorm(call: Call, self: Operand, indices: Operand) -> Operand:
     if not self.zero[1]:
         call.mark(self.dim(1), NOT_ZERO)
     return self
+
+
+@depends("aten::embedding_renorm")
+def embedding_renorm_dependence(seen: Seen) -> Dependence:
+    """Rows that are looked up are scaled: all depends where anything does."""
+    return anything(seen)
 
 
 @rule("aten::_embedding_bag", "aten::_embedding_bag_forward_only")
@@ -43,6 +57,13 @@ def embedding_bag(
         vectors = [call.fixed(s) for s in shape]
         outputs.append(call.operand([*vectors[:1], weight.dim(1)] if shape == bags else vectors, False))
     return outputs
+
+
+@depends("aten::_embedding_bag", "aten::_embedding_bag_forward_only")
+def embedding_bag_dependence(seen: Seen) -> list[Dependence]:
+    """A column of zeros stays zero; another one follows which rows are in a bag, and is zero in an empty one."""
+    w = seen["weight"]
+    return [seen.live(w).any(0), *(True for _ in seen.func._schema.returns[1:])]
 
 
 @recounts(

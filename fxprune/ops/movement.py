@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fxprune.channels.groups import Removal
-from fxprune.ops.aspects import absent, reads, recounts, repositions, resizes
+from fxprune.ops.aspects import absent, depends, reads, recounts, repositions, resizes
+from fxprune.ops.dependence import moved
 from fxprune.ops.module_use import Use
 from fxprune.ops.python_call import Counted, PythonCall
 from fxprune.ops.registry import Call, Operand, rule
@@ -230,6 +231,7 @@ def padding(removal: Removal, input: Operand, output: Operand, pad: Sequence[int
 
 _MOVED = ("aten::cat", "aten::concat", "aten::concatenate", "aten::stack", "aten::flip", "aten::rot90")
 _ALL = (*_MOVED, "aten::roll", "aten::repeat", "aten::tile", "aten::repeat_interleave", "aten::constant_pad_nd")
+depends(*_ALL)(moved)
 absent(*_ALL, multiply_adds="nothing is computed", norms="it is no statistic")
 absent(*(op for op in _ALL if op != "aten::constant_pad_nd"), modules="no module of torch keeps its arguments")
 absent(*_MOVED, "aten::roll", sizes="no argument is a size")

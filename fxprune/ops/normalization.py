@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.modules import batchnorm, instancenorm
 
 from fxprune.channels.vector import Vector
-from fxprune.ops.aspects import absent, reads, recounts, resizes, respells
+from fxprune.ops.aspects import absent, depends, reads, recounts, resizes, respells
+from fxprune.ops.dependence import Dependence, Seen, Settled, constant_planes, depends_anywhere, either, over
 from fxprune.ops.module_use import Use
 from fxprune.ops.python_call import Counted, PythonCall
 from fxprune.ops.registry import Call, Operand, rule
@@ -51,6 +52,47 @@ def batch_norm(call: Call, input: Operand, weight: Operand | None, bias: Operand
         vectors = [channels if size == channels.size else call.fixed(size) for size in shape]
         outputs.append(call.operand(vectors, False))
     return outputs
+
+
+@depends(*_BATCH_NORMS, "aten::batch_norm", "aten::_batch_norm_no_update", "aten::_batch_norm_impl_index")
+def batch_norm_dependence(seen: Seen) -> list[Dependence | Settled]:
+    """Depends where x does, if statistics are those that were learned; else where any of its channel does."""
+    x, weight = seen["input"], seen["weight"]
+    rest = seen.func._schema.returns[1:]
+    own = seen.func._schema.name == "aten::_batch_norm_with_update" or seen.raw.get("training", False)
+    if own or seen.raw.get("running_mean") is None:
+        settled = _of_statistic(seen, lambda t: t.transpose(0, 1).flatten(1)[None, :, None])
+        return [settled.view(1, -1, *(1,) * (x.ndim - 2)), *(True for _ in rest)]
+    made: Dependence = seen.of(x)
+    if weight is not None and made is not False:
+        scale = (weight != 0).view(-1, *(1,) * (x.ndim - 2))
+        made = scale if isinstance(made, bool) else made & scale
+    return [made, *(False for _ in rest)]
+
+
+def _of_statistic(seen: Seen, form: Callable[[torch.Tensor], torch.Tensor]) -> Settled:
+    """That of y[n, g, i, s] = (x - mean_{i, s} x) / sqrt(var_{i, s} x + eps) * w[(g i)] + b[(g i)], [n, g, i, 1].
+
+    form: brings a tensor of the input's shape into that form. A group whose planes are constants is constant, whatever
+    their size, as is an output whose weight is zero. It is written without rounding: the difference to the mean is 0.
+    """
+    weight, bias = (seen.raw.get(name) for name in ("weight", "bias"))
+    x = form(seen["input"])
+    flags = torch.as_tensor(seen.of(seen["input"]), device=x.device)
+    varies = form(flags.expand(seen["input"].shape)).any(3) | ~constant_planes(x.flatten(0, 2)).view(x.shape[:3])
+    made = varies.any(2, keepdim=True).expand(varies.shape)
+    values = x[..., 0] - x[..., 0].mean(2, keepdim=True)
+    values = values / (values.square().mean(2, keepdim=True) + seen.raw.get("eps", seen.raw.get("epsilon"))).sqrt()
+    for part in (weight, bias):
+        if part is not None and depends_anywhere(seen.of(part)):
+            made = torch.ones_like(made)
+    if weight is not None:
+        made = made & (weight != 0).view(x.shape[1:3])
+        values = torch.where(made, values, values * weight.view(x.shape[1:3]))
+        values = torch.where((weight == 0).view(x.shape[1:3]), torch.zeros_like(values), values)
+    if bias is not None:
+        values = values + bias.view(x.shape[1:3])
+    return Settled(made, values)
 
 
 @recounts(*_BATCH_NORMS, modules=(batchnorm._BatchNorm, instancenorm._InstanceNorm))
@@ -94,6 +136,16 @@ def layer_norm(
         kept: list[Vector] = [v if s == v.size else call.fixed(s) for v, s in zip(input.vectors, shape, strict=True)]
         outputs.append(call.operand(kept[:first] + [call.fixed(s) for s in shape[first:]], False))
     return outputs
+
+
+@depends("aten::native_layer_norm", "aten::layer_norm", "aten::_fused_rms_norm", "aten::rms_norm")
+def layer_norm_dependence(seen: Seen) -> list[Dependence]:
+    """All of x goes into each element, but where the weight is zero."""
+    x, weight = seen["input"], seen["weight"]
+    made: Dependence = any(depends_anywhere(seen.of(t)) for t in seen.tensors)
+    if made and weight is not None and seen.of(weight) is False:
+        made = torch.as_tensor(weight != 0).expand(x.shape)
+    return [made, *(True for _ in seen.func._schema.returns[1:])]
 
 
 @resizes("aten::native_layer_norm", "aten::layer_norm", targets=(F.layer_norm, torch.layer_norm))
@@ -149,6 +201,14 @@ def group_norm(call: Call, input: Operand, weight: Operand | None, bias: Operand
     zero[1] = weight is not None and weight.zero[0] and (bias is None or bias.zero[0])
     statistics = [call.operand([input.dim(0), g], False) for _ in call.shapes[1:]]
     return [call.operand(input.vectors, zero), *statistics]
+
+
+@depends("aten::native_group_norm")
+def group_norm_dependence(seen: Seen) -> list[Dependence | Settled]:
+    """Depends where any channel of the group does, or is no constant plane."""
+    x, groups = seen["input"], seen["group"]
+    made = _of_statistic(seen, lambda t: t.reshape(t.shape[0], groups, t.shape[1] // groups, -1))
+    return [made.view(*x.shape[:2], *(1,) * (x.ndim - 2)), True, True]
 
 
 @resizes("aten::native_group_norm")
@@ -217,6 +277,14 @@ def weight_norm(call: Call, v: Operand, g: Operand, dim: int) -> list[Operand]:
         for shape in call.shapes[1:]
     ]
     return [call.operand(v.vectors, v.zero), *norms]
+
+
+@depends("aten::_weight_norm_interface", "aten::_weight_norm")
+def weight_norm_dependence(seen: Seen) -> list[Dependence]:
+    """Depends where the norm or any element of the same output does."""
+    v, g, dim = seen["v"], seen["g"], seen["dim"]
+    rows = over(seen.of(v), v, [d for d in range(v.ndim) if d != dim % v.ndim])
+    return [either(rows, seen.of(g)), *(True for _ in seen.func._schema.returns[1:])]
 
 
 absent(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from fxprune.ops.aspects import absent
+from collections.abc import Iterable
+from typing import Any
+
+from fxprune.ops.aspects import absent, depends
+from fxprune.ops.dependence import Dependence, Seen, either, over
 from fxprune.ops.registry import Call, Operand, rule
 
 SPATIAL = {
@@ -39,6 +43,39 @@ def _register(space: int) -> None:
 
 for _space in SPATIAL:
     _register(_space)
+
+
+_AVERAGES = ("aten::avg_pool1d", "aten::avg_pool2d", "aten::avg_pool3d")
+
+
+@depends(*(f"aten::{name}" for names in SPATIAL.values() for name in names.split() if "unpool" not in name))
+def spatial_dependence(seen: Seen) -> list[Dependence]:
+    """A constant plane stays one, unless zeros of the padding are averaged."""
+    name = seen.func._schema.name
+    x = seen.tensors[0]
+    space = next(k for k, names in SPATIAL.items() if name.removeprefix("aten::") in names.split())
+    averaged = name in _AVERAGES and any(_listed(seen["padding"])) and seen.raw.get("count_include_pad", True)
+    dependence: Dependence = seen.live(x) if averaged else seen.of(x)
+    return [over(dependence, x, range(-space, 0)), *(True for _ in seen.func._schema.returns[1:])]
+
+
+def _listed(value: Any) -> Iterable[int]:
+    return value if isinstance(value, (list, tuple)) else (value,)
+
+
+@depends(
+    *("aten::max_unpool2d", "aten::max_unpool3d", "aten::fractional_max_pool2d", "aten::fractional_max_pool3d"),
+    *("aten::grid_sampler_2d", "aten::grid_sampler_3d", "aten::cudnn_grid_sampler"),
+)
+def sampled_dependence(seen: Seen) -> list[Dependence]:
+    """Zero planes stay zero; others depend on where they are sampled."""
+    x = seen.tensors[0]
+    made = over(seen.live(x), x, range(2, x.ndim) if "grid" in seen.func._schema.name else _space_of(seen))
+    return [made, *(True for _ in seen.func._schema.returns[1:])]
+
+
+def _space_of(seen: Seen) -> range:
+    return range(-3 if "3d" in seen.func._schema.name else -2, 0)
 
 
 @rule("aten::fractional_max_pool2d", "aten::fractional_max_pool3d")
@@ -79,6 +116,17 @@ def glu(call: Call, self: Operand, dim: int) -> Operand:
     call.lock(halves, "glu needs both halves")
     d = dim % self.ndim
     return call.operand([channels if i == d else v for i, v in enumerate(self.vectors)], self.zero)
+
+
+@depends("aten::glu")
+def glu_dependence(seen: Seen) -> Dependence:
+    """Depends where x[c] does, or the gate x[n + c] of an x[c] that is not zero."""
+    x, dim = seen["self"], seen["dim"]
+    dependence = seen.of(x)
+    if isinstance(dependence, bool):
+        return dependence
+    a, b = dependence.expand(x.shape).chunk(2, dim)
+    return either(a, b & seen.live(x.chunk(2, dim)[0]))
 
 
 absent(

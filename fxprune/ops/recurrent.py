@@ -15,8 +15,9 @@ from typing import Any
 from torch import nn
 
 from fxprune.channels.vector import Vector
-from fxprune.ops.aspects import absent, multiplies, recounts, resizes
+from fxprune.ops.aspects import absent, depends, multiplies, recounts, resizes
 from fxprune.ops.contraction import NOT_ZERO
+from fxprune.ops.dependence import Dependence, Seen, anything, over
 from fxprune.ops.macs import Dims
 from fxprune.ops.module_use import Use
 from fxprune.ops.registry import Call, Operand, rule
@@ -251,6 +252,17 @@ def pack(call: Call, input: Operand, lengths: Operand) -> list[Operand]:
     return [packed, call.constant(1)]
 
 
+@depends("aten::_pack_padded_sequence")
+def pack_dependence(seen: Seen) -> list[Dependence]:
+    """Each feature as a whole."""
+    x, lengths = seen["input"], seen.of(seen["lengths"])
+    features = over(seen.of(x), x, (0, 1))
+    if lengths is not False:
+        return [True, True]
+    return [features if isinstance(features, bool) else features[0], False]
+
+
+depends("aten::mkldnn_rnn_layer", "aten::_cudnn_rnn", "aten::_thnn_fused_lstm_cell")(anything)
 _LAYERS = ("aten::mkldnn_rnn_layer", "aten::_cudnn_rnn")
 absent(*_LAYERS, readers="no function of torch takes a number of units")
 absent(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fxprune.ops.aspects import absent, respells
+from fxprune.ops.aspects import absent, depends, respells
+from fxprune.ops.dependence import Dependence, Seen, anything, either, over
 from fxprune.ops.registry import Call, Operand, rule
 from fxprune.ops.statistic import StatisticNode
 
@@ -86,6 +87,23 @@ def wide_mean(statistic: StatisticNode) -> fx.Node:
     return statistic.scaled(math.prod(statistic.counts) / statistic.width)
 
 
+@depends(*(f"aten::{name}" for name in (*SUMS, *STATISTICS)))
+def reduction_dependence(seen: Seen) -> Dependence:
+    """Depends where an element that is reduced does. A sum of constants follows how many there are."""
+    if isinstance(seen.raw.get("other"), torch.Tensor):
+        return either(*map(seen.of, seen.tensors))
+    x = seen["self"]
+    dependence: Dependence = seen.live(x) if seen.func._schema.name.removeprefix("aten::") in SUMS else seen.of(x)
+    return over(dependence, x, reduced_dims(seen), bool(seen.raw.get("keepdim", False)))
+
+
+def reduced_dims(seen: Seen) -> list[int]:
+    """The dimensions that an operation runs over, from its arguments."""
+    ndim, dim = seen["self"].ndim, seen.raw.get("dim")
+    dims: Sequence[int] = range(ndim) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
+    return sorted({d % ndim for d in dims}) if ndim else []
+
+
 @rule(*(f"aten::{name}" for name in POSITIONS))
 def positions(call: Call, self: Operand) -> list[Operand]:
     """y = the positions in one dimension, or what stands at them: that dimension stays, the others are independent."""
@@ -128,6 +146,23 @@ def topk(call: Call, self: Operand, k: int, dim: int) -> list[Operand]:
     return [chosen, replace(chosen, labels=None if vector.fixed else vector)]
 
 
+@depends(
+    *("aten::argmax", "aten::argmin", "aten::kthvalue", "aten::cummax", "aten::cummin"),
+    *("aten::sort", "aten::argsort", "aten::topk"),
+)
+def positions_dependence(seen: Seen) -> Dependence:
+    """Depends where anything in the dimension does, or is not zero: positions follow how many there are."""
+    x = seen["self"]
+    keep = seen.func._schema.name.removeprefix("aten::") not in ("argmax", "argmin", "kthvalue")
+    return over(seen.live(x), x, reduced_dims(seen), keep or bool(seen.raw.get("keepdim", False)))
+
+
+@depends("aten::searchsorted", "aten::bucketize")
+def lookups_dependence(seen: Seen) -> Dependence:
+    """All depends where anything does."""
+    return anything(seen)
+
+
 @rule("aten::searchsorted", "aten::bucketize")
 def lookups(call: Call, *operands: Operand) -> list[Operand]:
     """y[i] = how many boundaries lie below x[i]: refused."""
@@ -141,6 +176,16 @@ def cumsum(call: Call, self: Operand, dim: int) -> Operand:
         call.mark(self.dim(dim), "a running sum over values that are not zero where the channel is gone")
     zero = [z and d != dim % max(self.ndim, 1) for d, z in enumerate(self.zero)]
     return call.operand(self.vectors, zero)
+
+
+@depends("aten::cumsum", "aten::cumprod", "aten::logcumsumexp")
+def running_dependence(seen: Seen) -> Dependence:
+    """Depends where an element up to here does."""
+    x = seen["self"]
+    dependence = seen.of(x)
+    if isinstance(dependence, bool) or not x.ndim:
+        return dependence
+    return dependence.expand(x.shape).cumsum(seen["dim"]) > 0
 
 
 @rule("aten::logcumsumexp", "aten::cumprod")
@@ -160,6 +205,12 @@ def softmax(call: Call, self: Operand, dim: int) -> Operand:
         for vector in self.vectors[:-2]:
             call.heads(vector)
     return call.operand(self.vectors, False)
+
+
+@depends("aten::_softmax", "aten::softmax", "aten::_log_softmax", "aten::log_softmax", "aten::_safe_softmax")
+def softmax_dependence(seen: Seen) -> Dependence:
+    """Even that of a constant follows how many there are."""
+    return True
 
 
 _EVERY = (

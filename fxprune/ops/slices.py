@@ -19,7 +19,7 @@ from fxprune.ops.aspects import absent, reads, repositions, resizes
 from fxprune.ops.python_call import Counted, PythonCall
 from fxprune.ops.registry import Call, Operand, rule
 from fxprune.ops.site import Site, rank
-from fxprune.ops.views import with_vectors
+from fxprune.ops.views import SHARED, with_vectors
 
 
 @rule("aten::slice", labels="keep")
@@ -210,5 +210,6 @@ absent(
     modules="no module of torch takes parts",
     norms="it is no statistic",
 )
+absent("aten::slice", "aten::narrow", "aten::select", dependence=SHARED)
 absent("aten::slice", "aten::select", sizes="no argument is a size")
 absent("aten::select", readers="a single position that is taken stays")

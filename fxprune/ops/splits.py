@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from fxprune.ops.aspects import absent, reads, resizes
+from fxprune.ops.aspects import absent, depends, reads, resizes
+from fxprune.ops.dependence import moved
 from fxprune.ops.python_call import Counted, PythonCall
 from fxprune.ops.registry import Call, Operand, rule
 from fxprune.ops.site import Site
-from fxprune.ops.views import with_vectors
+from fxprune.ops.views import SHARED, with_vectors
 
 
 @rule("aten::unbind", labels="keep")
@@ -112,6 +113,8 @@ absent(
     modules="no module of torch takes parts",
     norms="it is no statistic",
 )
+depends(*_UNSAFE)(moved)
+absent("aten::unbind", *_SPLITS, dependence=SHARED)
 absent("aten::unbind", sizes="no argument is a size", readers="no argument is a size")
 absent(*_UNSAFE, sizes="only torch's own code calls it", readers="only torch's own code calls it")
 absent("aten::chunk", "aten::tensor_split", readers="how many parts there are stays what it was")

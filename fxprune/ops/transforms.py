@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from fxprune.ops.aspects import absent, multiplies, reads, resizes
+from fxprune.ops.aspects import absent, depends, multiplies, reads, resizes
+from fxprune.ops.dependence import Dependence, Seen, anything, either, moved, nothing, over
 from fxprune.ops.elementwise import broadcast
 from fxprune.ops.python_call import Counted, PythonCall
 from fxprune.ops.registry import Call, Operand, rule
 from fxprune.ops.site import Site
+from fxprune.ops.views import SHARED
 
 POSITION = "the result depends on the position in this dimension"
 
@@ -29,6 +31,13 @@ def fft(call: Call, self: Operand, dim: Sequence[int]) -> Operand:
 @multiplies("aten::_fft_r2c", "aten::_fft_c2c", "aten::_fft_c2r")
 def fft_products() -> None:
     """How many there are depends on the factors of the lengths: unknown."""
+
+
+@depends("aten::_fft_r2c", "aten::_fft_c2c", "aten::_fft_c2r")
+def fft_dependence(seen: Seen) -> Dependence:
+    """Depends where anything along the dimension does, or is not zero: a sum of constants follows their number."""
+    x = seen["self"]
+    return over(seen.live(x), x, seen["dim"])
 
 
 @rule("aten::tril", "aten::triu")
@@ -101,6 +110,12 @@ def histc_integers(call: PythonCall) -> Iterable[Counted]:
     return [Counted(call.argument(1, "bins", 100), call.result.dim(0))]
 
 
+@depends("aten::trace", "aten::histc", "aten::affine_grid_generator")
+def counted_dependence(seen: Seen) -> Dependence:
+    """How many there are counts: always depends."""
+    return True
+
+
 @rule("aten::linalg_cross")
 def cross(call: Call, self: Operand, other: Operand, dim: int) -> Operand:
     """y[c, i] = a[c, i + 1] * b[c, i + 2] - a[c, i + 2] * b[c, i + 1], i modulo 3"""
@@ -115,6 +130,13 @@ def cross(call: Call, self: Operand, other: Operand, dim: int) -> Operand:
     return call.operand(vectors, zero)
 
 
+@depends("aten::linalg_cross")
+def cross_dependence(seen: Seen) -> Dependence:
+    """Depends where any of the three coordinates does."""
+    a, b = seen["self"], seen["other"]
+    return either(over(seen.of(a), a, [seen["dim"]]), over(seen.of(b), b, [seen["dim"]]))
+
+
 @rule("aten::isin")
 def isin(call: Call, *operands: Operand) -> Operand:
     """y[i] = whether x[i] is one of the elements"""
@@ -125,6 +147,12 @@ def isin(call: Call, *operands: Operand) -> Operand:
             for vector in operand.vectors:
                 call.lock(vector, "the elements that are looked for")
     return call.operand(elements.vectors if isinstance(elements, Operand) else [call.fixed(s) for s in shape], False)
+
+
+@depends("aten::isin")
+def isin_dependence(seen: Seen) -> Dependence:
+    """Depends where the element does, or all where the elements that are looked for do."""
+    return anything(seen)
 
 
 @rule("aten::affine_grid_generator")
@@ -138,6 +166,9 @@ def assertions(call: Call) -> None:
     """No result."""
 
 
+depends("aten::_assert_tensor_metadata", "aten::_assert_async")(nothing)
+depends("aten::tril", "aten::triu", "aten::diag_embed")(moved)
+absent("aten::diagonal", dependence=SHARED)
 _FFT = ("aten::_fft_r2c", "aten::_fft_c2c", "aten::_fft_c2r")
 _OTHERS = (
     *("aten::tril", "aten::triu", "aten::diagonal", "aten::diag_embed", "aten::trace", "aten::linalg_cross"),

@@ -11,11 +11,14 @@ from typing import Any
 import torch
 
 from fxprune.channels.vector import Vector
-from fxprune.ops.aspects import absent, reads, recounts, resizes
+from fxprune.ops.aspects import absent, depends, reads, recounts, resizes
+from fxprune.ops.dependence import moved
 from fxprune.ops.module_use import Use
 from fxprune.ops.python_call import Counted, PythonCall
 from fxprune.ops.registry import Call, Operand, rule
 from fxprune.ops.site import Site
+
+SHARED = "a view shares its memory, and with it the dependence on the inputs"
 
 
 def reshape(call: Call, operand: Operand, shape: Sequence[int]) -> Operand:
@@ -235,6 +238,8 @@ absent(*_UNSIZED, sizes="no argument is a size", readers="no argument is a size"
 absent("aten::squeeze", readers="no argument is a size")
 absent("aten::_reshape_alias", sizes="only torch's own code calls it", readers="Python has no function for it")
 absent("aten::as_strided", readers="it takes strides too")
+depends("aten::_reshape_copy")(moved)
+absent(*_OTHERS, "aten::unflatten", dependence=SHARED)
 absent(
     *(*_OTHERS, "aten::unflatten"),
     multiply_adds="nothing is computed",

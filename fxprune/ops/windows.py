@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fxprune.ops.aspects import absent, reads, recounts, resizes
+from fxprune.ops.aspects import absent, depends, reads, recounts, resizes
+from fxprune.ops.dependence import Dependence, Seen, moved, summed
 from fxprune.ops.module_use import Use
 from fxprune.ops.python_call import Counted, PythonCall
 from fxprune.ops.registry import Call, Operand, rule
 from fxprune.ops.site import Site
-from fxprune.ops.views import with_vectors
+from fxprune.ops.views import SHARED, with_vectors
 
 
 @rule("aten::pixel_shuffle")
@@ -96,6 +97,12 @@ def col2im(call: Call, self: Operand) -> Operand:
     return call.operand([*batch, c, call.fixed(height), call.fixed(width)], [*self.zero[:-1], True, True])
 
 
+@depends("aten::col2im")
+def col2im_dependence(seen: Seen) -> Dependence | list[Dependence]:
+    """Windows are added up where they overlap."""
+    return summed(seen)
+
+
 @rule("aten::unfold")
 def unfold(call: Call, self: Operand, dimension: int) -> Operand:
     """y[.., l, .., k] = x[.., step * l + k, ..]"""
@@ -108,6 +115,8 @@ def unfold(call: Call, self: Operand, dimension: int) -> Operand:
 
 _SHUFFLES = ("aten::channel_shuffle", "aten::native_channel_shuffle")
 _WINDOWS = ("aten::pixel_shuffle", "aten::pixel_unshuffle", "aten::im2col", "aten::col2im", "aten::unfold")
+depends(*_SHUFFLES, "aten::pixel_shuffle", "aten::pixel_unshuffle", "aten::im2col")(moved)
+absent("aten::unfold", dependence=SHARED)
 absent(
     *_SHUFFLES,
     *_WINDOWS,

@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.analysis.observer import bound
 from fxprune.capture.values import tensors_in
-from fxprune.fold import dependence
-from fxprune.fold.dependence import Seen, Shadows, execute
+from fxprune.fold.dependence import Shadows, execute
+from fxprune.ops.aspects import DEPENDENCE
+from fxprune.ops.dependence import Seen
 from tests.ops.cases import CASES, RANDOM, OpCase
 from tests.ops.test_ops import operands, randomise
 
@@ -28,7 +29,7 @@ class Watched(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "prim":
             return func(*args, **kwargs)
-        return execute(Seen(func, bound(func, args, kwargs)[1], self.shadows), args, kwargs, self.shadows)
+        return execute(Seen(func, bound(func, args, kwargs)[1], self.shadows.of), args, kwargs, self.shadows)
 
 
 def dependence_of(function, x, dependent, *others):
@@ -127,7 +128,7 @@ def per_channel(flags: torch.Tensor) -> torch.Tensor:
 
 def test_a_wrong_rule_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     case = next(case for case in FIXED if case.name == "Linear")
-    monkeypatch.setitem(dependence.RULES, "aten::addmm", lambda seen: False)
+    monkeypatch.setitem(DEPENDENCE.functions, "aten::addmm", [lambda seen: False])
     with pytest.raises(AssertionError):
         test_what_does_not_depend_does_not_move(case, 0)
 
