@@ -90,7 +90,7 @@ def attention_products(query: Dims, key: Dims, value: Dims) -> list[Dims]:
     return [(batch, heads, length, key[2], width), (batch, heads, length, key[2], value[3])]
 
 
-@resizes("aten::scaled_dot_product_attention", targets=(F.scaled_dot_product_attention,), calls=_KERNELS)
+@resizes("aten::scaled_dot_product_attention", *_KERNELS, targets=(F.scaled_dot_product_attention,))
 def attention_scale(site: Site) -> None:
     """The scale is a number, not a size: it stays that of the original width, where torch would take the new one."""
     query = site.operand(site.argument(0, "query"))

@@ -139,6 +139,13 @@ def select_index(site: Site) -> None:
         site.put(2, "index", rank(kept, site.position(site.argument(2, "index")) % len(kept)))
 
 
+@reads("aten::select", functions=("select",))
+def select_integers(call: PythonCall) -> Iterable[Counted]:
+    """The index counts what stands before it."""
+    dim, index = call.argument(1, "dim"), call.argument(2, "index")
+    return [Counted(index, call.input.dim(dim), int(index))] if call.marked(index) else ()
+
+
 @repositions(targets=(operator.getitem,), calls=("aten::slice", "aten::select"))
 def subscript_positions(site: Site) -> None:
     """Every bound, index and list of positions in x[...]."""
@@ -186,12 +193,12 @@ def _item(site: Site, item: Any, vector: Vector) -> Any:
     return item
 
 
-@reads("aten::slice", functions=("__getitem__",))
+@reads("aten::slice", "aten::select", functions=("__getitem__",))
 def subscript_integers(call: PythonCall) -> Iterable[Counted]:
-    """A bound of a slice counts what stands before it."""
+    """A bound of a slice, or an index, counts what stands before it."""
     index = call.args[1]
     items = index if isinstance(index, tuple) else (index,)
-    if not any(isinstance(i, slice) and (call.marked(i.start) or call.marked(i.stop)) for i in items):
+    if not any(call.marked(bound) for item in items for bound in _bounds(item)):
         return
     vectors = call.input.vectors
     dim = 0
@@ -199,9 +206,13 @@ def subscript_integers(call: PythonCall) -> Iterable[Counted]:
         if item is Ellipsis:
             dim = len(vectors) - sum(i is not None for i in items[position + 1 :])
             continue
-        if isinstance(item, slice):
-            yield from (Counted(bound, vectors[dim], int(bound)) for bound in (item.start, item.stop) if bound)
+        yield from (Counted(bound, vectors[dim], int(bound)) for bound in _bounds(item) if call.marked(bound))
         dim += item is not None
+
+
+def _bounds(item: Any) -> tuple[Any, ...]:
+    """The positions in an index item."""
+    return (item.start, item.stop) if isinstance(item, slice) else (item,)
 
 
 absent(
@@ -212,4 +223,3 @@ absent(
 )
 absent("aten::slice", "aten::narrow", "aten::select", dependence=SHARED)
 absent("aten::slice", "aten::select", sizes="no argument is a size")
-absent("aten::select", readers="a single position that is taken stays")
