@@ -8,6 +8,10 @@ import runpy
 from pathlib import Path
 
 import pytest
+from torch import fx, nn
+
+from fxprune.capture.captured import Captured
+from fxprune.paths import PATHS
 
 DOCS = Path(__file__).parents[1] / "docs"
 SCRIPT = runpy.run_path(str(DOCS / "make_pictures.py"))
@@ -43,6 +47,16 @@ def test_words_stay_on_the_card_and_apart_from_each_other(name):
     for a, b in itertools.combinations(words, 2):
         apart = a[3] <= b[1] or b[3] <= a[1] or a[4] <= b[2] or b[4] <= a[2]
         assert apart, f"{a[0]!r} lies over {b[0]!r}"
+
+
+def test_the_paths_are_drawn_as_they_are():
+    drawn = {name: answers for name, (_, _, answers) in SCRIPT["PATHS"].items()}
+    assert SCRIPT["QUESTIONS"] == ("keeps the class", "has a graph", "can fold constants", "needs hooks")
+    told = {}
+    for name, path in PATHS.items():
+        captured = Captured(path, nn.Module(), fx.Graph(), lambda inputs: [])
+        told[name] = (captured.keeps_class, captured.has_graph, captured.can_fold, captured.needs_hooks)
+    assert list(drawn.items()) == list(told.items())
 
 
 def test_every_picture_is_shown_with_its_words():
