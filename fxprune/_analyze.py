@@ -14,6 +14,7 @@ from fxprune.analysis.single_layers import analyze_single_layers
 from fxprune.capture.captured import FrontEnd
 from fxprune.capture.inputs import Inputs, devices, initialised, normalize, unhooked, unwrapped
 from fxprune.capture.process_state import public_call
+from fxprune.capture.tensors import Tensors
 from fxprune.costs import ChannelCost, Cost, per_channel, planned
 from fxprune.errors import CaptureError, PlanError
 from fxprune.fold import carry_out, make_plan
@@ -140,33 +141,41 @@ def analyze(
     paths = without_hooks(paths_for(model, path, prefer))
     inputs, more = normalize(example_inputs), [normalize(other) for other in also]
     unwrapped(model)
-    initialised(model)
+    tensors = Tensors.of(model)
+    initialised(tensors)
     unhooked(model)
     for given in (inputs, *more):
-        devices(model, given)
+        devices(tensors, given)
     if norms not in NORMS:
         raise PlanError(f"there are no norms {norms!r}", why='norms is "kept" or "preserve"')
-    return try_in_turn(paths, lambda path: _analysis(model, inputs, path, more, strict, norms)).get()
+    return try_in_turn(paths, lambda path: _analysis(model, tensors, inputs, path, more, strict, norms)).get()
 
 
 def _analysis(
-    model: nn.Module, inputs: Inputs, path: FrontEnd, more: Sequence[Inputs], strict: bool, norms: str
+    model: nn.Module,
+    tensors: Tensors,
+    inputs: Inputs,
+    path: FrontEnd,
+    more: Sequence[Inputs],
+    strict: bool,
+    norms: str,
 ) -> Analysis:
-    findings = _walked(model, inputs, path, more, strict)
+    findings = _walked(model, tensors, inputs, path, more, strict)
     findings = preserve(findings) if norms == "preserve" else findings
     return Analysis(**{part.name: getattr(findings, part.name) for part in fields(findings)})
 
 
-def _walked(model: nn.Module, inputs: Inputs, path: FrontEnd, more: Sequence[Inputs], strict: bool) -> Findings:
+def _walked(
+    model: nn.Module, tensors: Tensors, inputs: Inputs, path: FrontEnd, more: Sequence[Inputs], strict: bool
+) -> Findings:
     captured = capture(model, inputs, path)
-    subject = Subject(model, captured, inputs, tuple(more))
+    subject = Subject(model, tensors, captured, inputs, tuple(more))
     if captured.needs_hooks:
         return analyze_single_layers(subject, strict=strict)
     try:
         return Analyzer(subject, strict=strict).run()
     except CaptureError as error:
-        weightless = any(t.device.type == "meta" for _, t in captured.tensors())
-        if captured.has_graph or not error.raised or weightless:
+        if captured.has_graph or not error.raised or captured.tensors.weightless:
             raise
         note = f"the forward decides by numbers, it was observed on real tensors: {error.why}"
         captured = replace(captured, real=True, notes=(*captured.notes, note))

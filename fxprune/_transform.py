@@ -16,6 +16,7 @@ from fxprune._record import Record, attach, record
 from fxprune.capture.captured import FrontEnd
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import public_call
+from fxprune.capture.tensors import PARAMETER, Tensors
 from fxprune.costs import planned
 from fxprune.criteria import Importance
 from fxprune.errors import CaptureError, FxpruneError, NothingRemovedWarning, PlanError, RewriteError
@@ -204,12 +205,9 @@ def _recorded(result: Result) -> Record:
             for event in analysis.marked_by(inexact.nonzero()[0])
         )
         reasons += [f"a statistic changed: {text}" for text in changed]
-    state = {
-        **dict(small.named_parameters(remove_duplicate=False)),
-        **dict(small.named_buffers(remove_duplicate=False)),
-    }
+    state = Tensors.of(small)
     before = {name: tuple(tensor.shape) for key, tensor in analysis.tensors.items() for name in analysis.names_of(key)}
-    absent = [name for name, _ in analysis.model.named_parameters() if name not in state]
+    absent = [name for name in analysis.subject.tensors.names(PARAMETER) if name not in state]
     if absent:
         mode = "training" if analysis.model.training else "evaluation"
         listed = ", ".join(absent[:4]) + (", ..." if len(absent) > 4 else "")

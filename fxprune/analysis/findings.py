@@ -17,6 +17,7 @@ from fxprune.analysis.observed import Observed
 from fxprune.analysis.tensor_table import TensorTable
 from fxprune.capture.captured import Captured
 from fxprune.capture.inputs import Inputs
+from fxprune.capture.tensors import Tensors
 from fxprune.channels.groups import Axis, Bools, Ints, Solution
 from fxprune.channels.vector import Vector
 from fxprune.ops import Event
@@ -118,9 +119,10 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """The model that was analysed, its graph, and the example inputs that it was run on: the first, and `more`."""
+    """The model that was analysed, its tensors, its graph, and the example inputs: the first, and `more`."""
 
     model: nn.Module
+    tensors: Tensors
     captured: Captured
     inputs: Inputs
     more: tuple[Inputs, ...] = ()

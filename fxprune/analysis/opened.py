@@ -13,7 +13,6 @@ from fxprune.analysis.marked_integers import Setting, Sizing
 from fxprune.analysis.observed import Observation
 from fxprune.analysis.observer import Observer
 from fxprune.analysis.tensor_table import TensorTable
-from fxprune.capture.captured import Captured
 from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.scopes import Scopes
 from fxprune.channels.groups import Axis, solve
@@ -36,16 +35,13 @@ class Opened:
         self.scopes = Scopes(self.module)
         self.observer = Observer(self.terms, self.scopes, strict=strict)
         self.tensors: dict[str, torch.Tensor] = {}
-        self.aliases: dict[str, list[str]] = {}
+        self.aliases: dict[str, tuple[str, ...]] = {}
         self.axes: list[tuple[torch.Tensor, list[Axis]]] = []
-        self._constants = _constants(subject.model, subject.captured)
-        first: dict[int, str] = {}
-        for name, tensor in subject.captured.tensors():
-            known = first.setdefault(id(tensor), name)
-            if known == name:
-                self._open(name, tensor)
-            else:
-                self.aliases.setdefault(known, []).append(name)
+        self._constants = subject.captured.tensors.keys() - subject.tensors.keys()  # they shrink, no plan names them
+        for found in subject.captured.tensors.unique:
+            self._open(found.name, found.tensor)
+            if found.others:
+                self.aliases[found.name] = found.others
 
     def _open(self, name: str, tensor: torch.Tensor) -> None:
         self.tensors[name] = tensor
@@ -84,10 +80,3 @@ class Opened:
             settings=settings,
             notes=tuple(dict.fromkeys(notes)),
         )
-
-
-def _constants(model: nn.Module, captured: Captured) -> set[str]:
-    """The tensors that are neither parameters nor buffers of the model: they shrink, and no plan names them."""
-    registered = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    registered |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
-    return {name for name, _ in captured.tensors()} - registered

@@ -20,6 +20,7 @@ from fxprune.artifacts.onnx_file import ONNX
 from fxprune.artifacts.program import evaluating, program_of
 from fxprune.artifacts.pt2_file import PT2
 from fxprune.capture.inputs import Inputs, bound, devices, initialised, normalize, unwrapped
+from fxprune.capture.tensors import Tensors
 from fxprune.errors import FileError, FxpruneError, InputError, nearest
 from fxprune.files import PathLike, replacing
 from fxprune.paths import PATHS
@@ -154,9 +155,10 @@ def _refuse_options(kind: Format, opset: int | None, tolerance: float | None) ->
 def _ordered(model: nn.Module, inputs: Inputs) -> Inputs:
     """The inputs, keywords in the order of the signature, of a model that can be run on them."""
     unwrapped(model)
-    initialised(model)
-    devices(model, inputs)
-    if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
+    tensors = Tensors.of(model)
+    initialised(tensors)
+    devices(tensors, inputs)
+    if tensors.weightless:
         raise InputError("the model is on the meta device", why="it has no weights to write", do="load weights first")
     names = list(bound(model, inputs).signature.parameters)
     order = {name: place for place, name in enumerate(names)}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from fxprune.capture.inputs import Inputs, for_graph
+from fxprune.capture.tensors import Tensors
 
 WHOLE_MODEL = ""
 """The target of a `call_module` node that runs the whole model."""
@@ -63,22 +64,11 @@ class Captured:
         """True if constants can be folded: the sizes are known before, and no hook puts zeros in their place."""
         return not self.real and not self.needs_hooks
 
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Parameters, buffers, and the plain tensors in attributes that the forward may read, by dotted name.
-
-        Tied ones appear under each of their names.
-        """
-        seen = set()
-        for name, tensor in [
-            *self.module.named_parameters(remove_duplicate=False),
-            *self.module.named_buffers(remove_duplicate=False),
-        ]:
-            seen.add(name)
-            yield name, tensor
-        for name, value in self._attributes():
-            if name not in seen and isinstance(value, torch.Tensor):
-                seen.add(name)
-                yield name, value
+    @cached_property
+    def tensors(self) -> Tensors:
+        """Parameters, buffers, and the plain tensors in attributes that the forward may read."""
+        constants = ((name, value) for name, value in self._attributes() if isinstance(value, torch.Tensor))
+        return Tensors.of(self.module).with_constants(constants)
 
     def _attributes(self) -> Iterator[tuple[str, Any]]:
         if self.has_graph:

@@ -8,6 +8,7 @@ from torch.nn.modules import batchnorm, conv, instancenorm
 
 from fxprune.capture.captured import fetch
 from fxprune.capture.module_copy import copy_module
+from fxprune.capture.tensors import Tensors
 
 _LAYERS = (
     *(conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.PReLU),
@@ -45,8 +46,7 @@ def _is_layer(module: nn.Module) -> bool:
 
 def add_constants(root: nn.Module, graph_module: fx.GraphModule) -> None:
     """Registers what the graph reads and the model has not registered, as buffers that stay out of `state_dict`."""
-    known = {name for name, _ in root.named_parameters(remove_duplicate=False)}
-    known |= {name for name, _ in root.named_buffers(remove_duplicate=False)}
+    known = set(Tensors.of(root))
     for node in graph_module.graph.find_nodes(op="get_attr"):
         name = str(node.target)
         if name in known:

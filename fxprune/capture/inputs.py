@@ -12,6 +12,7 @@ from torch.fx.graph import _PyTreeCodeGen
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.tensors import PARAMETER, Tensors
 from fxprune.errors import CaptureError, InputError
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -66,11 +67,11 @@ def bound(model: nn.Module, inputs: Inputs) -> inspect.BoundArguments:
         ) from None
 
 
-def devices(model: nn.Module, inputs: Inputs) -> None:
+def devices(tensors: Tensors, inputs: Inputs) -> None:
     """Refuse a model and inputs that live on several devices."""
     places: dict[torch.device, str] = {}
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        places.setdefault(tensor.device, f'"{name}"')
+    for found in tensors.unique:
+        places.setdefault(found.tensor.device, f'"{found.name}"')
     for leaf in pytree.tree_leaves(inputs):
         if isinstance(leaf, torch.Tensor):
             places.setdefault(leaf.device, "an example input")
@@ -99,9 +100,9 @@ def unwrapped(model: nn.Module) -> None:
             raise CaptureError(what, why=why, do=f"pass {instead}, prune, and wrap the result again")
 
 
-def initialised(model: nn.Module) -> None:
+def initialised(tensors: Tensors) -> None:
     """Refuse a model whose lazy modules have not met an input yet: they have no shapes."""
-    lazy = [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]
+    lazy = [name for name in tensors.names(PARAMETER) if nn.parameter.is_lazy(tensors[name])]
     if lazy:
         raise CaptureError(
             "the model has lazy modules that were never run",

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from fxprune.analysis.after_removal import shapes_after
@@ -21,6 +20,7 @@ from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.inputs import Inputs, initialised, normalize
 from fxprune.capture.process_state import clean_caches, public_call
 from fxprune.capture.scopes import Scopes
+from fxprune.capture.tensors import CONSTANT, PARAMETER, Tensors
 from fxprune.capture.traced import module_of
 from fxprune.capture.walk import walk
 from fxprune.channels.groups import Removal
@@ -84,9 +84,10 @@ def cost(model: nn.Module, example_inputs: Any, *, path: str | None = None, pref
     """
     paths = without_hooks(paths_for(model, path, prefer, usual="class"))
     inputs = normalize(example_inputs)
-    initialised(model)
+    tensors = Tensors.of(model)
+    initialised(tensors)
     found = try_in_turn(paths, lambda path: _counted(model, inputs, path)).get()
-    return _summed({name: tuple(t.shape) for name, t in _state(model)}, model, found)
+    return _summed({name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors, found)
 
 
 def _counted(model: nn.Module, inputs: Inputs, path: FrontEnd) -> list[Found]:
@@ -96,8 +97,7 @@ def _counted(model: nn.Module, inputs: Inputs, path: FrontEnd) -> list[Found]:
         try:
             return run_counted(captured, inputs, Faker())
         except CaptureError as error:
-            weightless = any(tensor.device.type == "meta" for _, tensor in _state(model))
-            if not error.raised or weightless:
+            if not error.raised or captured.tensors.weightless:
                 raise
             return run_counted(captured, inputs, Real())
 
@@ -109,12 +109,12 @@ def planned(findings: Findings, removal: Removal | None = None, constants: Const
     nothing.
     """
     if removal is None:
-        model = findings.model
-        shapes = {name: tuple(t.shape) for name, t in _state(model)}
+        tensors = findings.subject.tensors
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     else:
-        model, shapes = findings.captured.module, shapes_after(findings, removal)
+        tensors, shapes = findings.captured.tensors, shapes_after(findings, removal)
     found = [(c.module, c.op, macs_of(c, removal)) for c in contractions(findings)]
-    made = _with_constants(_summed(shapes, model, found), model, constants or Constants())
+    made = _with_constants(_summed(shapes, tensors, found), tensors, constants or Constants())
     if removal is None or not findings.captured.needs_hooks:
         return made
     return _with_positions(made, findings, removal)
@@ -151,22 +151,18 @@ def run_counted(captured: Captured, inputs: Inputs, faker: Faker | Real) -> list
     return counter.found
 
 
-def _state(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """Parameters and buffers, tied ones under their first name."""
-    return [*model.named_parameters(), *model.named_buffers()]
-
-
-def _summed(shapes: Mapping[str, tuple[int, ...]], model: nn.Module, found: Iterable[Found]) -> Cost:
+def _summed(shapes: Mapping[str, tuple[int, ...]], tensors: Tensors, found: Iterable[Found]) -> Cost:
     """Tensors of these shapes and what operations multiply, by module."""
     params: dict[str, int] = {}
     octets: dict[str, int] = {}
     macs: dict[str, int | None] = {}
     least = 0
     uncounted: dict[str, None] = {}
-    for name, tensor in _state(model):
-        path, elements = name.rpartition(".")[0], math.prod(shapes[name])
-        octets[path] = octets.get(path, 0) + elements * tensor.element_size()
-        params[path] = params.get(path, 0) + (elements if isinstance(tensor, nn.Parameter) else 0)
+    for entry in tensors.unique:
+        if entry.kind != CONSTANT:
+            path, elements = entry.owner, math.prod(shapes[entry.name])
+            octets[path] = octets.get(path, 0) + elements * entry.tensor.element_size()
+            params[path] = params.get(path, 0) + (elements if entry.kind == PARAMETER else 0)
     for path, op, count in found:
         before = macs.get(path, 0)
         macs[path] = None if count is None or before is None else before + count
@@ -179,10 +175,11 @@ def _summed(shapes: Mapping[str, tuple[int, ...]], model: nn.Module, found: Iter
     return Cost(sum(params.values()), sum(octets.values()), total, layers, least, tuple(uncounted))
 
 
-def _with_constants(made: Cost, model: nn.Module, constants: Constants) -> Cost:
+def _with_constants(made: Cost, tensors: Tensors, constants: Constants) -> Cost:
     """New biases are parameters, maps that are added are buffers of the graph."""
     layers = dict(made.layers)
-    size = next((p.element_size() for p in model.parameters() if p.is_floating_point()), 0)
+    parameters = (tensors[name] for name in tensors.names(PARAMETER))
+    size = next((p.element_size() for p in parameters if p.is_floating_point()), 0)
     new = [(bias_name(place), bias, True) for place, bias in constants.biases.items()]
     for name, tensor, trained in [*new, *((node, values, False) for node, values in constants.maps.items())]:
         path = name.rpartition(".")[0] if trained else ""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fxprune.analysis.findings import Findings, Group
+from fxprune.capture.tensors import PARAMETER
 from fxprune.criteria.weights import filters_of, refuse_without_values
 
 
@@ -45,7 +46,7 @@ def norm_scores(findings: Findings, p: int) -> npt.NDArray[np.float64]:
     """
     refuse_without_values(findings, f"l{p}")
     solution = findings.solution
-    trained = {name for name, _ in findings.captured.module.named_parameters()}
+    trained = set(findings.captured.tensors.names(PARAMETER))
     largest = max((t.numel() for n, t in findings.tensors.items() if n in trained), default=0)
     buffer = np.empty(largest, np.float32)  # one for all: fresh memory costs more than the arithmetic
     held: tuple[str, npt.NDArray[np.float32]] = ("", buffer)

@@ -10,6 +10,7 @@ import torch
 
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.folded_constants import Constants, bias_name
+from fxprune.capture.tensors import PARAMETER
 from fxprune.channels.groups import Bools, Ints, Removal
 from fxprune.errors import CaptureError, PlanError
 from fxprune.fold.constants import Folding, fold, opened
@@ -149,7 +150,8 @@ def zero_rows(findings: Findings) -> dict[str, torch.Tensor]:
 def _zero_already(findings: Findings, found: Folding) -> Removed:
     """What is zero of the parameters of the channels that go and of carriers: so much the plan needs to be zero."""
     removal, zero = Removal(findings.solution, found.removed | found.carriers), Removed()
-    trained = dict(findings.captured.module.named_parameters(remove_duplicate=False))
+    tensors = findings.captured.tensors
+    trained = {name: tensors[name] for name in tensors.names(PARAMETER)}
     for axis in findings.axes:
         kept = removal.kept(axis.vector)
         if kept is None or axis.parameter not in trained or not trained[axis.parameter].is_floating_point():

@@ -104,7 +104,7 @@ def structure_of(findings: Findings, removed: Bools, names: Mapping[str, object]
     names: the parameters and buffers that the plan cuts.
     """
     shapes = shapes_of_model(findings.model)
-    outside = {n: tuple(b.shape) for n, b in findings.model.named_buffers(remove_duplicate=False) if n not in shapes}
+    outside = {n: tuple(t.shape) for n, t in findings.subject.tensors.items() if n not in shapes}
     shapes |= {name: shape for name, shape in outside.items() if name in names}
     coupled = _coupled(findings, removed, {name: i for i, name in enumerate(shapes)})
     return Structure(shapes, coupled, tuple(outside))

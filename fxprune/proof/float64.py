@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.captured import WHOLE_MODEL
 from fxprune.capture.module_copy import copy_module
+from fxprune.capture.tensors import Tensors
 from fxprune.capture.walk import Run
 from fxprune.ops.normalization import default_eps
 from fxprune.proof.masked_reference import zero_slots
@@ -104,12 +105,8 @@ class Float64Run(Run):
         """A copy of a module in float64 and evaluation mode, its zeroed slots zero."""
         prefix = target and f"{target}."
         made: dict[int, torch.Tensor] = {}
-        for name, tensor in [
-            *module.named_parameters(remove_duplicate=False),
-            *module.named_buffers(remove_duplicate=False),
-        ]:
-            if id(tensor) not in made:
-                made[id(tensor)] = self._tensor(prefix + name, tensor)
+        for found in Tensors.of(module).unique:
+            made[id(found.tensor)] = self._tensor(prefix + found.name, found.tensor)
         copied = copy_module(module, lambda tensor: made.get(id(tensor), tensor))
         for part, original in zip(copied.modules(), module.modules(), strict=True):
             part.training = False

@@ -238,9 +238,9 @@ def _locked(findings: Findings) -> tuple[LockedData, ...]:
 def layers_of(findings: Findings, cost: Cost) -> tuple[LayerData, ...]:
     """Every module that owns a tensor or multiplies, in the order of the model."""
     shapes: dict[str, dict[str, Shape]] = {}
-    for name, tensor in [*findings.model.named_parameters(), *findings.model.named_buffers()]:
-        path, _, leaf = name.rpartition(".")
-        shapes.setdefault(path, {})[leaf] = tuple(tensor.shape)
+    for found in findings.subject.tensors.unique:
+        leaf = found.name.rpartition(".")[2]
+        shapes.setdefault(found.owner, {})[leaf] = tuple(found.tensor.shape)
     modules = dict(findings.model.named_modules(remove_duplicate=False))
     ordered = [path for path in modules if path in cost.layers] + [path for path in cost.layers if path not in modules]
     return tuple(

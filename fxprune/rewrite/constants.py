@@ -28,6 +28,8 @@ WITH_BIAS = {
 
 def place_constants(draft: Draft, constants: Constants) -> None:
     """Give layers and nodes of the smaller model the biases and maps that they did not have."""
+    if not (constants.biases or constants.maps):
+        return
     kind = next((p for p in draft.module.parameters() if p.is_floating_point()), torch.empty(0))
     nodes = {before.name: node for node, before in draft.before.items()}
     for where, values in constants.biases.items():

@@ -16,7 +16,6 @@ from torch import fx, nn
 from fxprune.analysis.findings import Findings
 from fxprune.capture.captured import fetch
 from fxprune.planning.sizes import Size
-from fxprune.planning.structure import shapes_of_model
 from fxprune.rewrite.constants import STANDS_FOR
 
 
@@ -65,10 +64,8 @@ def _plain(value: Any) -> Any:
 
 def _constants(findings: Findings, small: nn.Module) -> Iterator[Size]:
     """Tensors in attributes: no plan names them, so their new shapes follow from the analysis alone."""
-    named = [*findings.model.named_parameters(remove_duplicate=False), *findings.model.named_buffers()]
-    registered = {*(name for name, _ in named), *shapes_of_model(findings.model)}
     for name, tensor in findings.tensors.items():
-        if name in registered:
+        if name in findings.subject.tensors:
             continue
         now = fetch(small, name)
         if isinstance(now, torch.Tensor) and now.shape != tensor.shape:

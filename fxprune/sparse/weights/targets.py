@@ -10,6 +10,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from fxprune.capture.inputs import initialised, unwrapped
+from fxprune.capture.tensors import Tensors
 from fxprune.errors import PlanError
 from fxprune.names import Candidate, Level, Match, Names, assign, find_all, names_of, show
 
@@ -39,7 +40,7 @@ def targets_of(model: nn.Module, where: Any) -> tuple[Target, ...]:
     if not isinstance(model, nn.Module):
         raise PlanError("not a model", why=f"{type(model).__name__} is no torch.nn.Module", do="pass a module")
     unwrapped(model)
-    initialised(model)
+    initialised(Tensors.of(model))
     names = names_of(model)
     chosen: set[int] = set()
     for match in find_all(names, model if where is None else where, what="where"):

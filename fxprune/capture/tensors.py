@@ -1,0 +1,96 @@
+"""Every tensor of a model by name, listed once and handed on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+PARAMETER, BUFFER, CONSTANT = "parameter", "buffer", "constant"
+
+
+@dataclass(frozen=True, eq=False)
+class NamedTensor:
+    """A tensor of a model.
+
+    name: its first name. others: the further names of a tied one.
+    kind: "parameter", "buffer", or "constant" for a plain tensor in an attribute.
+    persistent: whether `state_dict` holds it.
+    """
+
+    name: str
+    tensor: torch.Tensor
+    kind: str
+    persistent: bool
+    others: tuple[str, ...] = ()
+
+    @property
+    def owner(self) -> str:
+        """The path of the module that holds it, "" for the model itself."""
+        return self.name.rpartition(".")[0]
+
+
+class Tensors(Mapping[str, torch.Tensor]):
+    """All names of all tensors of a model, parameters first, then buffers and constants; `unique` lists each once.
+
+    It is a list of the moment: a model that changes afterwards needs another one.
+
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(2, 3))
+    >>> net[1].weight = net[0].weight
+    >>> tensors = Tensors.of(net)
+    >>> list(tensors)
+    ['0.weight', '0.bias', '1.weight', '1.bias']
+    >>> [(found.name, found.others) for found in tensors.unique]
+    [('0.weight', ('1.weight',)), ('0.bias', ()), ('1.bias', ())]
+    """
+
+    def __init__(self, listed: Iterable[NamedTensor]) -> None:
+        self._by_name = {found.name: found for found in listed}
+        first: dict[int, NamedTensor] = {}
+        for found in self._by_name.values():
+            before = first.get(id(found.tensor))
+            first[id(found.tensor)] = found if before is None else replace(before, others=(*before.others, found.name))
+        self.unique = tuple(first.values())
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Tensors:
+        """The parameters and buffers of a model, under the names of `named_parameters()` and `named_buffers()`."""
+        found: dict[str, list[NamedTensor]] = {PARAMETER: [], BUFFER: []}
+        for path, module in model.named_modules(remove_duplicate=False):
+            prefix, hidden = f"{path}." if path else "", module._non_persistent_buffers_set
+            for kind, own in ((PARAMETER, module._parameters), (BUFFER, module._buffers)):
+                found[kind] += [
+                    NamedTensor(prefix + name, tensor, kind, name not in hidden)
+                    for name, tensor in own.items()
+                    if tensor is not None
+                ]
+        return cls(found[PARAMETER] + found[BUFFER])
+
+    def with_constants(self, constants: Iterable[tuple[str, torch.Tensor]]) -> Tensors:
+        """The same and these tensors in attributes, as far as their names are new."""
+        more = {name: NamedTensor(name, tensor, CONSTANT, persistent=False) for name, tensor in constants}
+        return Tensors([*self._by_name.values(), *(found for name, found in more.items() if name not in self)])
+
+    def names(self, *kinds: str) -> tuple[str, ...]:
+        """The first names of all tensors of these kinds."""
+        return tuple(found.name for found in self.unique if found.kind in kinds)
+
+    @property
+    def weightless(self) -> bool:
+        """True if some tensor is on the meta device and has no values."""
+        return any(found.tensor.device.type == "meta" for found in self.unique)
+
+    def entry(self, name: str) -> NamedTensor:
+        """What is known of one name; `others` only of a first name."""
+        return self._by_name[name]
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._by_name[name].tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
