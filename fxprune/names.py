@@ -74,7 +74,7 @@ class Grouped(Protocol):
 
 
 class Level(IntEnum):
-    """How exactly a pattern names something; the highest level wins."""
+    """The exactness with which a pattern names something; the highest level counts."""
 
     TYPE = 0
     GLOB = 1
@@ -123,6 +123,10 @@ class Names:
         groups = [text for g in self.groups or () for text in (g.name, f"{g.name}:{g.kind}", g.key)]
         return list(dict.fromkeys(text for text in (*groups, *self.modules, *self.tensors) if text))
 
+    def nearest_type(self, kind: str) -> str:
+        """A hint that says which of the model's types has the nearest name."""
+        return nearest(kind, sorted({type(module).__name__ for module in self.modules.values()}))
+
     @property
     def kinds(self) -> str:
         """The kinds of patterns, for messages."""
@@ -148,7 +152,7 @@ def checked(model: Any) -> nn.Module:
 
 @dataclass(frozen=True)
 class Match:
-    """The things that one pattern names.
+    """The modules, tensors and groups that one pattern names.
 
     modules: by name; everything below them is meant too. tensors: those named themselves, outside of named modules.
     groups: numbers of the groups named themselves. literals: how many characters of a glob are literal.
@@ -166,7 +170,7 @@ class Match:
         return any(path in self.modules for path in chain(name))
 
     def rank(self, steps: int) -> tuple[Level, int]:
-        """How exactly the pattern names something that stands so many steps below what it fits; higher first."""
+        """The exactness for something that stands so many steps below a named module: level and rank, higher first."""
         if self.level is Level.NAME and steps:
             return Level.BLOCK, -steps
         return self.level, -steps if self.level is Level.TYPE else self.literals
@@ -182,7 +186,7 @@ def entries_of(patterns: Any) -> list[Any]:
 
 
 def find(names: Names, pattern: Any, *, what: str) -> Match:
-    """What one pattern names. what: the option that it was passed to, for messages.
+    """The modules, tensors and groups that one pattern names. what: the option it was passed to, for messages.
 
     Raises `PlanError` where it names nothing.
 
@@ -199,14 +203,16 @@ def find(names: Names, pattern: Any, *, what: str) -> Match:
     if isinstance(pattern, nn.Module):
         modules = {name: module for name, module in names.modules.items() if module is pattern}
         if not modules:
-            own = nearest(type(pattern).__name__, sorted({type(m).__name__ for m in names.modules.values()}))
-            raise PlanError(f"{what} holds a module that is not part of the model: {type(pattern).__name__}", why=own)
+            kind = type(pattern).__name__
+            why = names.nearest_type(kind)
+            raise PlanError(f"{what} holds a module that is not part of the model: {kind}", why=why)
         return Match(pattern, Level.NAME, modules)
     if isinstance(pattern, type):
         modules = {name: module for name, module in names.modules.items() if isinstance(module, pattern)}
         if not modules:
-            own = nearest(pattern.__name__, sorted({type(m).__name__ for m in names.modules.values()}))
-            raise PlanError(f"{what} names a type that the model has no module of: {pattern.__name__}", why=own)
+            kind = pattern.__name__
+            why = names.nearest_type(kind)
+            raise PlanError(f"{what} names a type that the model has no module of: {kind}", why=why)
         return Match(pattern, Level.TYPE, modules)
     if names.groups is not None and isinstance(pattern, Grouped):
         return _of_group(names, names.groups, pattern, what)
@@ -219,7 +225,7 @@ def find(names: Names, pattern: Any, *, what: str) -> Match:
 
 
 def find_all(names: Names, patterns: Any, *, what: str, empty: bool = False) -> list[Match]:
-    """What each of several patterns names, or one alone. Raises `PlanError` for none, unless `empty` allows it."""
+    """The match of each of several patterns, or of one alone. Raises `PlanError` for none, unless `empty` allows it."""
     entries = entries_of(patterns)
     if not entries and not empty:
         raise PlanError(f"{what} names nothing", why="the list of patterns is empty", do=names.kinds)
@@ -321,7 +327,7 @@ def show(pattern: Any) -> str:
 
 
 def _of_text(names: Names, text: str) -> Match:
-    """Exact names first, each kind of thing together; a glob only where nothing has this name."""
+    """The match of a text: the thing of exactly that name; where there is none, everything that the glob fits."""
     groups = names.groups or ()
     if exact := frozenset(g.number for g in groups if "@" in text and g.key == text):
         return Match(text, Level.GROUP, {}, groups=exact)
@@ -362,7 +368,7 @@ def _index(candidates: Sequence[Candidate], *, further: bool = False) -> Index:
 
 
 def _claims(match: Match, index: Index, numbers: Mapping[int, int]) -> dict[int, tuple[Level, int]]:
-    """How exactly a match names each candidate that it names: position -> level and rank."""
+    """The exactness with which a match names each candidate: position -> level and rank; the others are left out."""
     closest: dict[int, int] = {}
     for name in (*match.modules, *match.tensors):
         for position, steps in index.get(name, ()):

@@ -32,17 +32,17 @@ def choose(
     """The channels to remove, as flags, and why something that was asked for stays.
 
     Args:
-        ratio: the share of every group's channels to remove, in [0, 1), rounded down; or {glob: share} over
-            group names ("layer1.0.conv2") or names with kinds ("layer1.0.conv2:block width"), where groups that no
-            glob names stay. A dimension that is a grid (conv groups x their width) is
-            shrunk by both of its groups.
-        masks: instead of a ratio: {layer: bool tensor [out_channels], True = keep}. Channels that are coupled to a
-            masked one are removed with it; those that cannot be removed stay, and `Plan.reasons` says why. "zeros" for
-            every channel.
+        ratio: the share of every group's channels to remove, in [0, 1), rounded down; or {pattern: share},
+            such as "layer1.0.conv2" or "layer1.0.conv2:block width" (see `fxprune.names`), where groups that no pattern
+            names stay. A number is that of a group of this analysis. A dimension that is a grid (conv groups x their
+            width) is shrunk by both of its groups.
+        masks: instead of a ratio: {pattern: bool tensor [out_channels], True = keep} for each layer that is named.
+            Channels that are coupled to a masked one are removed with it; those that cannot be removed stay, and
+            `Plan.reasons` says why. "zeros" for every channel.
         importance: "l2", "l1" (norms of everything that is removed with a channel), "fpgm" (distance of the
             producer's filter from the group's others, see `fxprune.criteria`), "random", or a callable that takes a
             `Group` and returns one score per channel; the lowest are removed.
-        ignore: names, globs, modules or types whose output channels stay.
+        ignore: a pattern or several; the output channels of the layers that they name stay.
         round_to: the number of channels kept in a group is a multiple of this where the group is large enough.
         exact: only groups whose removal equals setting their slots to zero.
         seed: of importance "random".

@@ -96,7 +96,7 @@ _WEIGHTS = (
     ".weight_orig",
     ".weight_v",
 )
-"""How the weight of a layer is called, also where something computes it from another tensor; the first counts."""
+"""The names that the weight of a layer has, also where it is computed from another tensor; the first counts."""
 
 
 def _weights(findings: Findings, selectable: Names) -> dict[str, tuple[str, ...]]:

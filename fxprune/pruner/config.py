@@ -63,7 +63,7 @@ class _Layers:
         self.first = {id(module): name for name, module in model.named_modules()}
 
     def find(self, entry: Any) -> Match:
-        """What a pattern names. Raises `PlanError` for nothing, and for the model where it is a layer itself."""
+        """The match of a pattern. Raises `PlanError` for nothing, and for the model where it is a layer itself."""
         itself = isinstance(self.model, LAYERS) and entry is self.model
         if itself or (isinstance(entry, str) and not entry):
             raise PlanError(
@@ -162,7 +162,7 @@ def _named_by(layers: _Layers, entry: Mapping[str, Any]) -> Any:
 
 
 def _resolved(layers: _Layers, entry: Any) -> Any:
-    """What an entry names, to be compared."""
+    """The names of the layers in an entry, to be compared."""
     if isinstance(entry, (tuple, list)):
         return [_resolved(layers, e) for e in entry]
     return set(layers.meant(entry))
