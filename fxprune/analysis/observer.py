@@ -278,7 +278,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         counts = self._inner[-1].counts
         for name, vectors in call.counts.items():
             counts.setdefault(name, vectors)
-        key = self.scopes.now.key(call.op)
+        key = self.scopes.now.next_key(call.op)
         if call.marks:
             made = tuple(map(id, outputs))
             self._marks += [Mark(e, vector, key[0], e in call.widths, made) for e, vector in call.marks]

@@ -41,8 +41,13 @@ class Scope:
         """True if other sizes may lead to other operations in here."""
         return "|" in self.name
 
-    def key(self, operation: str) -> Key:
-        """The key of the next operation of this name."""
+    def next_key(self, operation: str) -> Key:
+        """Count one more operation of this name, and return its key: ask once for each that runs.
+
+        >>> scope = Scope("conv", 1)
+        >>> scope.next_key("aten::relu"), scope.next_key("aten::relu")
+        (('conv', 1, 'aten::relu', 1), ('conv', 1, 'aten::relu', 2))
+        """
         operation = _SAME.get(operation, operation)
         self.operations[operation] += 1
         return self.name, self.number, operation, self.operations[operation]
@@ -65,7 +70,7 @@ class Scopes:
         self.scaled: Callable[[Key, torch.Tensor], None] = lambda key, query: None
 
     def follow(self, module: nn.Module, path: str) -> None:
-        """From now on know this module and those in it, by the names that they have in the model; no others."""
+        """Know this module and those in it, by the names that they have in the model; no others."""
         self._names = {id(m): (f"{path}.{n}".strip("."), m) for n, m in module.named_modules()}
 
     def restart(self) -> None:
@@ -135,7 +140,7 @@ class _Composites(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             query = args[0] if args else kwargs["query"]
             if kwargs.get("scale") is None:
-                self.scopes.scaled(self.scopes.now.key(ATTENTION), query)
+                self.scopes.scaled(self.scopes.now.next_key(ATTENTION), query)
         elif func not in _COMPOSITE:
             return func(*args, **kwargs)
         with self.scopes.inside(func.__name__):

@@ -187,7 +187,7 @@ class _Readings(Operations):  # type: ignore[no-untyped-call]
         seen = Seen(func, raw, self.shadows.of)
         if self._leaf is not None:  # its rule says it all, see `_leave`
             return execute(seen, args, kwargs, self.shadows)
-        promised = self.observation.outputs.get(self.scopes.now.key(name))
+        promised = self.observation.outputs.get(self.scopes.now.next_key(name))
         reading = None
         if not is_view(func):
             reading = self._reading(name, seen)
@@ -217,7 +217,7 @@ class _Readings(Operations):  # type: ignore[no-untyped-call]
         self, scope: Scope, module: nn.Module, entering: list[torch.Tensor], outputs: list[torch.Tensor]
     ) -> None:
         name = type(module).__name__
-        promised = self.observation.outputs.get(self.scopes.now.key(name))
+        promised = self.observation.outputs.get(self.scopes.now.next_key(name))
         weight = leaf_weight(module)
         seen = Seen(torch.ops.aten.alias.default, {str(i): t for i, t in enumerate(entering)}, self.shadows.of)
         self.scopes.stack.append(scope)  # so that a reading is named after the leaf

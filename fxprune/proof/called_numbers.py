@@ -41,7 +41,7 @@ class CalledNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace != "prim":
             name, named = bound(func, args, kwargs or {})
-            key = self.scopes.now.key(name)
+            key = self.scopes.now.next_key(name)
             if not self.scopes.now.loose and (found := numbers_of(named.values(), named)):
                 self.seen[key] = found
         return func(*args, **(kwargs or {}))

@@ -49,7 +49,7 @@ class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func.namespace == "prim" or scope.loose or scope.path in self.replaced:
             return made
         name, named = bound(func, args, kwargs or {})
-        key = scope.key(name)
+        key = scope.next_key(name)
         promised = self.expected.outputs.get(key)
         if func is torch.ops.aten.lift_fresh.default:  # a literal list has its own site
             self._same_numbers(key, numbers_of(named.values(), named))

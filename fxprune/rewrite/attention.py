@@ -1,8 +1,9 @@
 """Multi-head attention whose heads are narrower, or fewer, than `embed_dim` says.
 
 `nn.MultiheadAttention` computes the width of a head as embed_dim / num_heads and takes queries, keys and values to be
-equally wide, so it cannot express what is left when heads, or positions within them, are gone. An instance that lost
-some becomes a `MultiheadAttention` of this file: the same parameters under the same names, called in the same way.
+equally wide, so it cannot express the layer that is left when heads, or positions within them, are removed. An instance
+that lost some becomes a `MultiheadAttention` of this file: the same parameters under the same names, called in the same
+way.
 
 Axes: N batch, L target positions, S source positions, H heads, D width of a query or key, V width of a value, E the
 embedding of the query, K and W those of the key and of the value (`kdim`, `vdim`), O the output's.
@@ -27,7 +28,7 @@ class MultiheadAttention(nn.MultiheadAttention):
 
     MultiHead(Q, K, V) = Concat(head_1, ..., head_H) W_out, where
     head_i = softmax(scale * (Q W_i_q) (K W_i_k)^T + mask) (V W_i_v), with scale = 1 / sqrt(D) of the layer that this
-    one was cut from: what went contributed zeros to the products, so they keep their scale
+    one was cut from: removed rows contributed zeros to the products, so those keep their scale
     (Vaswani et al. 2017, section 3.2; https://docs.pytorch.org/docs/stable/generated/torch.nn.MultiheadAttention.html).
 
     in_proj_weight: (H*D + H*D + H*V, E), or q_proj_weight (H*D, E), k_proj_weight (H*D, K), v_proj_weight (H*V, W).
@@ -177,21 +178,13 @@ def multi_head_attention(
         attn_mask = padding if attn_mask is None else attn_mask + padding
     weights = None
     if need_weights:
-        scaled, keys = q * scale, k.transpose(-2, -1)
-        scores = torch.bmm(scaled, keys) if attn_mask is None else torch.baddbmm(attn_mask, scaled, keys)
-        weights = torch.softmax(scores, -1)
-        if dropout > 0:
-            weights = F.dropout(weights, dropout)
-        mixed = torch.bmm(weights, v).transpose(0, 1).reshape(targets * n, count * v_width)
+        mixed, weights = _with_weights(q, k, v, attn_mask, scale, dropout)
+        mixed = mixed.transpose(0, 1).reshape(targets * n, count * v_width)
         weights = weights.view(n, count, targets, sources)
         weights = weights.mean(1) if average_attn_weights else weights
         weights = weights if batched else weights.squeeze(0)
     else:
-        if attn_mask is not None:
-            attn_mask = attn_mask[None] if attn_mask.shape[0] == 1 else attn_mask.view(n, count, -1, sources)
-        q, k, v = q.view(n, count, targets, width), k.view(n, count, sources, width), v.view(n, count, sources, v_width)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout, causal_kernel, scale=scale)
-        mixed = mixed.permute(2, 0, 1, 3).reshape(n * targets, count * v_width)
+        mixed = _fused(q, k, v, attn_mask, (n, count), dropout=dropout, is_causal=causal_kernel, scale=scale)
     output = F.linear(mixed, out_weight, out_bias).view(targets, n, -1)
     if not batched:
         return output.squeeze(1), weights
@@ -199,6 +192,38 @@ def multi_head_attention(
 
 
 fx.wrap("multi_head_attention")
+
+
+def _with_weights(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float
+) -> tuple[Tensor, Tensor]:
+    """softmax(scale * q k^T + mask) v, (N*H, L, V), and the weights (N*H, L, S), after dropout."""
+    scaled, keys = q * scale, k.transpose(-2, -1)
+    scores = torch.bmm(scaled, keys) if mask is None else torch.baddbmm(mask, scaled, keys)
+    weights = torch.softmax(scores, -1)
+    if dropout > 0:
+        weights = F.dropout(weights, dropout)
+    return torch.bmm(weights, v), weights
+
+
+def _fused(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    split: tuple[int, int],
+    *,
+    dropout: float,
+    is_causal: bool,
+    scale: float,
+) -> Tensor:
+    """The same without the weights, by one kernel, as the rows (L*N, H*V) that `out_proj` reads; split: (N, H)."""
+    n, count = split
+    if mask is not None:
+        mask = mask[None] if mask.shape[0] == 1 else mask.view(n, count, -1, k.shape[1])
+    q, k, v = (x.view(n, count, x.shape[1], x.shape[2]) for x in (q, k, v))
+    mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, scale=scale)
+    return mixed.permute(2, 0, 1, 3).reshape(n * q.shape[2], count * v.shape[3])
 
 
 def _of_all(change: Any, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -280,7 +305,7 @@ def _widths(module: nn.MultiheadAttention) -> tuple[int, int, int]:
 
 @recounts(modules=(nn.MultiheadAttention,))
 def _attention(module: nn.MultiheadAttention, use: Use) -> dict[str, Any]:
-    """What is left of the grid of heads and positions, read off the rows of the projections that survive.
+    """The counts of the grid of heads and positions that is left, read off the kept rows of the projections.
 
     The layer stays what it is where `nn.MultiheadAttention` can express the result.
     """
