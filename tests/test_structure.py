@@ -193,3 +193,59 @@ def test_whoever_lets_a_user_name_layers_uses_the_selector():
     modules = {path: [module for _, module in imports_of(path)] for path in source_files()}
     users = {path.relative_to(PACKAGE).as_posix() for path, used in modules.items() if "fxprune.names" in used}
     assert users == set(SELECTORS)
+
+
+def files_imported_by(path, files):
+    """The other files of the package that a file imports, wherever in it the import stands."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fxprune":
+            for name in (f"{node.module}.{alias.name}" for alias in node.names):
+                found = files.get(name) or files.get(node.module)
+                if found not in (None, path):
+                    yield found
+
+
+def circles(imports):
+    """The files that import each other, directly or through others: {file: files} without those that end somewhere."""
+    left = {path: set(others) for path, others in imports.items()}
+    while done := [path for path, others in left.items() if not others & left.keys()]:
+        for path in done:
+            del left[path]
+    return left
+
+
+def test_no_files_import_each_other():
+    files = {".".join(("fxprune", *p.relative_to(PACKAGE).with_suffix("").parts)): p for p in source_files()}
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    found = circles({path: set(files_imported_by(path, files)) for path in files.values()})
+    assert [str(path.relative_to(PACKAGE)) for path in found] == []
+
+
+def test_a_circle_is_seen():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}).keys() == {"a", "b", "c"}
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == {}
+
+
+SCREEN = 50
+"""Lines of a function, its docstring left out."""
+
+LONG = {
+    "ops/recurrent.py: all_layers": "the equations of every layer and direction, in the order of their weights",
+    "rewrite/attention.py: multi_head_attention": "18 parameters, those of the function of torch, a third of its lines",
+}
+"""Longer functions, and why they are."""
+
+
+def long_functions():
+    for path in source_files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = node.end_lineno - node.lineno + 1
+                if ast.get_docstring(node) is not None:
+                    lines -= node.body[0].end_lineno - node.body[0].lineno + 1
+                if lines > SCREEN:
+                    yield f"{path.relative_to(PACKAGE)}: {node.name}"
+
+
+def test_functions_fit_a_screen():
+    assert sorted(long_functions()) == sorted(LONG)
