@@ -144,13 +144,13 @@ def data_flow() -> Picture:
     return picture
 
 
-PATHS = {
-    "fx": ("a traced graph", "one node per call", (False, True, True, False)),
-    "eager": ("the model itself", "one node, looked into", (True, False, True, False)),
-    "export": ("an exported graph", "one node per operation", (False, True, True, False)),
-    "hooks": ("the model itself", "one node, not looked into", (True, False, False, True)),
+GRAPHS = {
+    "fx": ("a traced graph", "one node per call"),
+    "eager": ("the model itself", "one node, looked into"),
+    "export": ("an exported graph", "one node per operation"),
+    "hooks": ("the model itself", "one node, not looked into"),
 }
-"""Path -> what its graph is, and the answers to QUESTIONS."""
+"""Path -> what its graph is."""
 
 QUESTIONS = ("keeps the class", "has a graph", "can fold constants", "needs hooks")
 
@@ -159,8 +159,12 @@ def paths() -> Picture:
     """The four paths in their order, and what each gives."""
     picture = Picture(392, "The paths fx, eager, export and hooks: tried in this order, what each gives")
     left, step, w = 158, 168, 138
-    for i, (name, (graph, nodes, answers)) in enumerate(PATHS.items()):
-        x = left + step * i
+    sys.path.insert(0, str(ROOT))
+    from fxprune.paths import PATHS
+
+    for i, (name, path) in enumerate(PATHS.items()):
+        (graph, nodes), x = GRAPHS[name], left + step * i
+        answers = (path.keeps_class, not path.keeps_class, not path.needs_hooks, path.needs_hooks)
         picture.box(x, 62, w, 40, f"`{name}`", fill=BLUE)
         picture.text(x + w / 2, 126, graph, colour=INK)
         picture.text(x + w / 2, 144, nodes, size=11)

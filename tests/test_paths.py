@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.nn.modules import module as torch_module
 
 import fxprune
 from fxprune.capture.captured import Captured, FrontEnd, captured_graph
-from fxprune.paths import PATHS, paths_for
+from fxprune.paths import PATHS, paths_for, telling_error, try_in_turn, without_hooks
 from tests.support import randomise, relative_error
 
 BATCH, TIME, WIDTH, HEADS = 2, 5, 24, 4
@@ -560,6 +561,72 @@ def test_a_plan_is_carried_out_on_the_path_that_it_was_made_on(path: str) -> Non
     assert (fxprune.record(small).path, fxprune.record(small).why_not) == (path, {})
     assert isinstance(small, fx.GraphModule) is not PATHS[path].keeps_class
     assert is_exact(model, small, x)
+
+
+def refuses(model: nn.Module, inputs: Any) -> Captured:
+    raise AssertionError("this path was tried")
+
+
+def test_no_path_is_tried_after_a_forward_that_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PATHS, "export", FrontEnd("export", refuses))
+    monkeypatch.setitem(PATHS, "hooks", FrontEnd("hooks", refuses, keeps_class=True, needs_hooks=True))
+    model, inputs = nn.Sequential(nn.Linear(4, 8), nn.Unflatten(1, (7, 3))), torch.randn(2, 4)
+    for function in (fxprune.analyze, functools.partial(fxprune.transform, ratio=0.5)):
+        with pytest.raises(fxprune.CaptureError, match="forward raises") as caught:
+            function(model, inputs)
+        assert caught.value.raised
+    monkeypatch.setitem(PATHS, "fx", FrontEnd("fx", refuses))
+    with pytest.raises(fxprune.CaptureError, match="forward raises"):
+        fxprune.cost(model, inputs)
+
+
+def failing(errors: dict[str, fxprune.FxpruneError]) -> Callable[[FrontEnd], str]:
+    def attempt(path: FrontEnd) -> str:
+        if path.name in errors:
+            raise errors[path.name]
+        return path.name
+
+    return attempt
+
+
+ALL = tuple(PATHS.values())
+CANNOT = fxprune.CaptureError("it cannot")
+RAISES = fxprune.CaptureError("it raises", raised=True)
+SIZE = fxprune.RewriteError("a size", node="n")
+
+
+def test_the_first_result_counts_and_errors_before_it_are_kept() -> None:
+    outcome = try_in_turn(ALL, failing({"fx": CANNOT}))
+    assert (outcome.get(), dict(outcome.errors)) == ("eager", {"fx": CANNOT})
+    assert outcome.model_runs
+    assert try_in_turn(ALL[2:], failing({}), before=outcome).errors == {"fx": CANNOT}
+
+
+def test_a_model_that_does_not_run_ends_the_search() -> None:
+    outcome = try_in_turn(ALL, failing({"fx": CANNOT, "eager": RAISES}))
+    assert (outcome.result, list(outcome.errors), outcome.model_runs) == (None, ["fx", "eager"], False)
+    with pytest.raises(fxprune.CaptureError, match="it raises"):
+        outcome.get()
+
+
+def test_only_errors_that_say_so_lead_to_the_next_path() -> None:
+    errors = {"fx": CANNOT, "eager": SIZE}
+    with pytest.raises(fxprune.RewriteError):
+        try_in_turn(ALL, failing(errors))
+    assert try_in_turn(ALL, failing(errors), goes_on=lambda path, error: error is not RAISES).get() == "export"
+
+
+@pytest.mark.parametrize(
+    ("errors", "telling"),
+    [([CANNOT], CANNOT), ([CANNOT, RAISES], RAISES), ([RAISES, SIZE], SIZE), ([SIZE, CANNOT], SIZE)],
+)
+def test_the_error_that_says_most(errors: list[fxprune.FxpruneError], telling: fxprune.FxpruneError) -> None:
+    assert telling_error(errors) is telling
+
+
+def test_hooks_are_tried_only_where_they_are_asked_for() -> None:
+    assert [path.name for path in without_hooks(ALL)] == ["fx", "eager", "export"]
+    assert [path.name for path in without_hooks(ALL[3:])] == ["hooks"]
 
 
 def test_a_new_front_end_is_one_line_of_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from tabulate import tabulate
-from torch import nn
+from torch import fx, nn
 
 import fxprune
 from fxprune.artifacts.graph_export import FORMATS
@@ -49,6 +49,8 @@ def inspect(options: argparse.Namespace, say: Say) -> Answer:
     model, inputs = _model(options, say)
     say("analysing")
     chosen = {name: getattr(options, name) for name in ("path", "prefer", "norms", "strict")}
+    if plan is not None and options.path is None and options.prefer is None and not isinstance(model, fx.GraphModule):
+        chosen["path"] = plan.path or None  # a plan names the tensors of the path that it was made on
     analysis = fxprune.analyze(model, inputs, **chosen)
     report = analysis.report(options.format)
     if plan is None:

@@ -168,6 +168,16 @@ def test_a_model_is_inspected_by_the_path_that_is_preferred(kind, path, capsys):
     assert (code, json.loads(out)["path"]) == (0, path)
 
 
+@pytest.mark.parametrize("path", ["eager", "export", "hooks"])
+def test_a_plan_is_inspected_by_the_path_that_it_was_made_on(path, tmp_path, capsys):
+    analysis = fxprune.analyze(seeded(models.net), image(), path=path)
+    plan = analysis.plan(ratio=0.5)
+    plan.save(tmp_path / "plan.json")
+    code, out, _ = run(capsys, "inspect", *NET, "--plan", tmp_path / "plan.json", "--json")
+    told = json.loads(out)
+    assert (code, told["path"], told["plan"]["params"]["after"]) == (0, path, analysis.cost(plan).params)
+
+
 def test_path_and_preference_exclude_each_other(capsys):
     code, _, err = run(capsys, "inspect", *NET, "--prefer", "class", "--path", "fx")
     assert code == 1
