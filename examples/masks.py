@@ -39,7 +39,7 @@ def without(channels: int, *removed: int) -> Tensor:
 
 
 def main() -> None:
-    """Mask three layers, print what goes and what stays, and check the result by hand."""
+    """Mask three layers, print the removed and the kept channels, and check the result by hand."""
     torch.manual_seed(0)
     net, x = Net().eval(), torch.randn(1, 3, 8, 8)
     masks = {"stem": without(8, 1, 5), "free": without(6, 0), "head": without(4, 3)}

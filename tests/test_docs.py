@@ -23,11 +23,7 @@ from fxprune.ops import FAMILIES, registered
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-OF_READERS = (
-    "nets.py",
-    "tests/ops/test_aspects.py",
-    "tests/test_names.py",
-)
+OF_READERS = ("nets.py",)
 """Files in the texts that are those of a reader."""
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

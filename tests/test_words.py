@@ -28,19 +28,24 @@ FORBIDDEN = {
 }
 """Word -> the word to write."""
 
-EXCEPTIONS = {("docs/models.md", "twin"): "Twins is a model of timm"}
+MESSAGE = "the text of an error or a report, which tests compare and users may look for"
+EXCEPTIONS = {
+    ("docs/models.md", "twin"): "Twins is a model of timm",
+    ("fxprune/_transform.py", "what goes"): MESSAGE,
+    ("fxprune/planning/plan_file.py", "anew"): MESSAGE,
+    ("fxprune/report/text.py", "nobody"): MESSAGE,
+    ("fxprune/sparse/storage/convert.py", "anew"): MESSAGE,
+}
 """(File, forbidden word) -> why the word is right there."""
 
-REMAINING = {"package": 18, "pages": 2}
+REMAINING = {"package": 12, "pages": 1}
 """How often forbidden words still occur. A number here may only fall."""
 
 RELATIVE = {
     "analysis": 3,
-    "costs": 3,
-    "fold": 13,
+    "fold": 4,
     "names.py": 5,
-    "ops": 17,
-    "proof": 1,
+    "ops": 22,
     "pruner": 2,
     "rewrite": 5,
 }

@@ -83,7 +83,7 @@ class Tensors(Mapping[str, torch.Tensor]):
         return any(found.tensor.device.type == "meta" for found in self.unique)
 
     def entry(self, name: str) -> NamedTensor:
-        """What is known of one name; `others` only of a first name."""
+        """The tensor of one name with its kind; `others` only of a first name."""
         return self._by_name[name]
 
     def __getitem__(self, name: str) -> torch.Tensor:

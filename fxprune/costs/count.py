@@ -1,4 +1,4 @@
-"""What a model costs, per module and in total, also a model that a plan would make: parameters, bytes and MACs."""
+"""The cost of a model, or of one that a plan would make, per module and in total: parameters, bytes and MACs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from fxprune.paths import capture, paths_for, try_in_turn, without_hooks
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one module costs by itself, those in it left out.
+    """The cost of one module by itself, those in it left out.
 
     params, bytes: of the parameters (and buffers) that it owns; a tied one counts for its first owner.
     macs: multiply-adds of the operations that it runs; None where one of them is not counted.
@@ -43,7 +43,7 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model costs.
+    """The cost of a model.
 
     params: elements of all parameters. bytes: of parameters and buffers. macs: multiply-adds of one forward, None where
     some are not counted: then they are more than `at_least`, and `uncounted` says what is missing.
@@ -121,7 +121,7 @@ def planned(findings: Findings, removal: Removal | None = None, constants: Const
 
 
 def macs_of(contraction: Contraction, removal: Removal | None = None) -> int | None:
-    """The multiply-adds of an operation, after a removal if there is one; None where nobody knows."""
+    """The multiply-adds of an operation, after a removal if there is one; None where it is unknown."""
     if contraction.products is None:
         return None
     if removal is None:

@@ -1,4 +1,4 @@
-"""From a request to a plan, constants included; and from a plan back to what it does to this model."""
+"""From a request to a plan, constants included; and from a plan back to the channels of this model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BORDER = ("carrier", "map")
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan, and what it does: the channels that go, and the parameters that take constants up."""
+    """A plan, the channels of this model that it removes, and the parameters that take constants up."""
 
     plan: Plan
     removal: Removal
@@ -33,14 +33,14 @@ class Planned:
 
     @property
     def zeroed(self) -> Removed:
-        """What the reference sets to zero."""
+        """The slots that the reference sets to zero."""
         return self.plan.removed if self.plan.zeroed is None else self.plan.zeroed
 
 
 def folds(bias: str | None, masks: Any) -> bool:
-    """Whether a request folds constants: the weights of a channel that is zero already go, and nothing else does.
+    """True if a request folds constants: `bias="fold"`, or no bias and masks="zeros".
 
-    Raises `PlanError` for what cannot be meant.
+    Raises `PlanError` for another bias.
     """
     if bias not in (None, *BIAS):
         raise PlanError(f"there is no bias {bias!r}", why='bias is "prune" or "fold"')
@@ -51,9 +51,9 @@ def make_plan(findings: Findings, *, bias: str | None = None, border: str = "car
     """Choose channels, see `fxprune.planning.choose.choose`.
 
     Args:
-        bias: "prune" removes channels with everything that belongs to them. "fold" removes the weights, and what a
-            channel is without them, a constant, goes exactly into the layers that read it; channels for which that
-            is not possible stay. Default: "prune", but "fold" for masks="zeros".
+        bias: "prune" removes channels with everything that belongs to them. "fold" removes the weights, and adds
+            the constant that the channel is without them to the layers that read it; channels for which that is not
+            possible exactly stay. Default: "prune", but "fold" for masks="zeros".
         border: "carrier" or "map", see `fxprune.transform`.
     """
     if border not in BORDER:
@@ -79,7 +79,7 @@ def make_plan(findings: Findings, *, bias: str | None = None, border: str = "car
 
 
 def carry_out(findings: Findings, plan: Plan) -> Planned:
-    """What a plan that was made before does to this model.
+    """The channels and constants of this model that a plan made before removes and folds.
 
     Raises `PlanError` where it was made for another one, or where a constant cannot be folded here.
     """
@@ -148,7 +148,7 @@ def zero_rows(findings: Findings) -> dict[str, torch.Tensor]:
 
 
 def _zero_already(findings: Findings, found: Folding) -> Removed:
-    """What is zero of the parameters of the channels that go and of carriers: so much the plan needs to be zero."""
+    """The zeros in the parameters of removed channels and carriers: the plan needs these to be zero."""
     removal, zero = Removal(findings.solution, found.removed | found.carriers), Removed()
     tensors = findings.captured.tensors
     trained = {name: tensors[name] for name in tensors.names(PARAMETER)}
@@ -206,7 +206,7 @@ def _columns(findings: Findings, name: str) -> list[Ints]:
 
 
 def _live(tensor: torch.Tensor, dim: int) -> Bools:
-    """Which slots of a dimension are not all zero."""
+    """True for the slots of a dimension that are not all zero."""
     flags = (tensor.detach() != 0).movedim(dim, 0).reshape(tensor.shape[dim], -1).any(1)
     return np.asarray(flags.cpu().numpy(), dtype=bool)
 

@@ -51,7 +51,7 @@ def choose(
     """
     if (ratio is None) == (masks is None):
         raise PlanError(
-            "say what goes: exactly one of ratio and masks",
+            "say which channels to remove: exactly one of ratio and masks",
             why=f"ratio={ratio!r}, masks={'given' if masks is not None else None}",
         )
     _check_round_to(round_to)

@@ -1,4 +1,4 @@
-"""What watches the operations of a run in float64."""
+"""Dispatch modes that watch the operations of a run in float64."""
 
 from __future__ import annotations
 
