@@ -80,7 +80,7 @@ def transform(
         also: more example inputs, for a forward that does other things on them; what holds for one holds for all.
         strict: raise at an operation without a rule instead of keeping its channels.
         verify: compare the result with its reference in float64 where the weights are real (see
-            `fxprune.check`); shapes are always proven. A forward that decides by numbers is always compared: its
+            `fxprune.proof`); shapes are always proven. A forward that decides by numbers is always compared: its
             shapes cannot be proven.
         path: take this path or raise.
         prefer: "class" keeps the class where that is possible, "graph" makes a graph where that is possible; without

@@ -132,7 +132,7 @@ def _strayed(model: nn.Module, program: torch.export.ExportedProgram) -> bool:
 
 @contextlib.contextmanager
 def _silent_export(oblivious: bool) -> Iterator[None]:
-    """Torch's prints, logs and warnings on its own affairs are not shown.
+    """Hide what torch prints, logs and warns of on its own affairs.
 
     oblivious: whether sizes of 1 are treated like any other size.
     """
@@ -143,7 +143,7 @@ def _silent_export(oblivious: bool) -> Iterator[None]:
 
 
 def _dropping(model: nn.Module, dropped: list[str]) -> nn.Module:
-    """The copy in a class whose forward leaves out what pytree does not know; names and signature stay."""
+    """Give the copy a class whose forward leaves out objects that pytree does not know; names and signature stay."""
     kind = type(model)
     inner: Callable[..., Any] = kind.__dict__.get("forward", kind.forward)
 
@@ -163,7 +163,7 @@ def _dropping(model: nn.Module, dropped: list[str]) -> nn.Module:
 
 
 def _plain(value: Any, path: str, dropped: list[str]) -> Any:
-    """An output without what is no container of tensors; where it stood is noted."""
+    """An output with None for each object that is no container of tensors; its place in the output is noted."""
     if value is None or isinstance(value, (torch.Tensor, int, float, bool, str, torch.SymInt, torch.SymFloat)):
         return value
     if isinstance(value, dict):

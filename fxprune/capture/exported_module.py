@@ -45,7 +45,7 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def add_constants(root: nn.Module, graph_module: fx.GraphModule) -> None:
-    """Registers what the graph reads and the model has not registered, as buffers that stay out of `state_dict`."""
+    """Register tensors that only the graph reads, as buffers that stay out of `state_dict`; set other attributes."""
     known = set(Tensors.of(root))
     for node in graph_module.graph.find_nodes(op="get_attr"):
         name = str(node.target)

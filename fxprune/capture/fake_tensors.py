@@ -29,7 +29,7 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 class Real:
-    """Stands where a `Faker` stands when a forward asks for numbers: parameters as they are, the rest copied."""
+    """Takes the place of a `Faker` where a forward asks for numbers: parameters as they are, the rest copied."""
 
     def __init__(self) -> None:
         self.mode: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()

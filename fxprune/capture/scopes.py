@@ -83,7 +83,7 @@ class Scopes:
         return self.stack[-1]
 
     def node(self, name: str) -> Scope:
-        """A node of the graph begins to run."""
+        """Begin with a node of the graph."""
         self.stack = [self._scope(f"%{name}", None)]
         return self.now
 

@@ -41,7 +41,7 @@ class _Tracer(fx.Tracer):
     """`torch.fx.Tracer` that notes where in the user's code each node comes from."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Torch's own layers, and those that have a rule as a whole."""
+        """True for torch's own layers, and for those that have a rule as a whole."""
         return leaf_rule(m) is not None or super().is_leaf_module(m, module_qualified_name)
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ def _traced(model: nn.Module) -> fx.GraphModule:
 
 
 def _same_containers(model: nn.Module, traced: fx.GraphModule) -> None:
-    """GraphModule makes new containers: they get the originals' modes, and the same buffers stay out of state_dict.
+    """Give the new containers of a `GraphModule` the originals' modes; the same buffers stay out of `state_dict`.
 
     Tensors that were plain attributes, or made in forward, become buffers there: they stay out of it too.
     """

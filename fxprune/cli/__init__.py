@@ -21,10 +21,10 @@ from fxprune.errors import FxpruneError, VerificationError
 __all__ = ["main"]
 
 BROKEN_PIPE = 141
-"""What a shell reports of a process whose reader has gone: 128 + SIGPIPE."""
+"""The exit code that a shell reports of a process whose reader has gone: 128 + SIGPIPE."""
 
 QUIET = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
-"""Warnings that are for whoever writes the code that is called, not for whoever runs it."""
+"""Warnings for the author of the code that is called, not for the user of the command line."""
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -43,7 +43,7 @@ class Answer:
 
 
 def inspect(options: argparse.Namespace, say: Say) -> Answer:
-    """The report of an analysis, and what a plan would leave."""
+    """The report of an analysis, and the cost that a plan would leave."""
     _readable(options.weights, options.plan)
     plan = None if options.plan is None else _plan(options.plan)
     model, inputs = _model(options, say)

@@ -112,7 +112,7 @@ def _made(spec: str, found: Any, args: Mapping[str, Any]) -> nn.Module:
 
 @contextlib.contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """An error of the user's code becomes one that names its line; a missing module and an error of fxprune stay."""
+    """Turn an error of the user's code into one that names its line; a missing module and an error of fxprune stay."""
     try:
         yield
     except (ModuleNotFoundError, FxpruneError):

@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
         self.known += self.add_argument(*names, **settings).option_strings
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print."""
+        """Raise a message that argparse would print."""
         raise UsageError(message, do=f"`{self.prog} --help` says what it takes")
 
     def refuse_unknown(self, words: Sequence[str]) -> None:
