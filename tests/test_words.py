@@ -38,7 +38,7 @@ EXCEPTIONS = {
 }
 """(File, forbidden word) -> why the word is right there."""
 
-REMAINING = {"package": 12, "pages": 1}
+REMAINING = {"package": 12, "pages": 0}
 """How often forbidden words still occur. A number here may only fall."""
 
 RELATIVE = {
