@@ -274,6 +274,27 @@ def test_a_tie_of_masks_names_the_layer():
         freeze(net, {"a0.bi?s": mask, "?0.bias": mask}, optimizer=optimizer)
 
 
+def test_a_mask_of_a_block_is_for_the_weights_of_its_layers():
+    stem = nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6))  # num_batches_tracked has no channels
+    net = nn.Sequential(OrderedDict(stem=stem, last=nn.Conv2d(6, 2, 1))).eval()
+    plan = fxprune.analyze(net, torch.randn(1, 3, 4, 4)).plan(masks={"stem": torch.arange(6) > 0})
+    assert plan.removed["stem.1.weight"] == {0: [0]}
+
+
+def test_a_parameter_of_the_model_itself_is_named_by_a_glob_over_everything():
+    net = nn.Sequential(nn.Linear(2, 3))
+    net.gain = nn.Parameter(torch.ones(3, 3))
+    assert find(names_of(net), "*", what="ignore").tensors == {"gain"}
+    assert find(names_of(net), "0*", what="ignore").tensors == frozenset()
+
+
+def test_every_name_of_a_shared_layer_names_it():
+    net = nn.Sequential(OrderedDict(one=nn.Linear(8, 8), two=nn.Linear(8, 8)))
+    net.again = net.one
+    assert sparse_layers(sparsify_model(net, 0.1, ignore="again")) == {"two"}
+    assert per_target(net, {"again": 0.5}, weights_of(net, None), "sparsity") == {"one.weight": 0.5}
+
+
 def test_a_layer_that_cannot_be_pruned_is_no_group():
     with pytest.raises(PlanError, match='ratio names no group: "head"'):
         fxprune.transform(network(), X, ratio={"head": 0.5})
