@@ -117,7 +117,7 @@ def test_widths_are_those_of_outputs() -> None:
     assert texts(plot.widths(fxprune.record(small))) == [" 3", " 8 → 4"]
 
 
-def test_what_cannot_be_drawn_is_refused() -> None:
+def test_an_object_that_cannot_be_drawn_is_refused() -> None:
     with pytest.raises(InputError, match="a Linear is no analysis"):
         plot.dependencies(nn.Linear(2, 3))
     with pytest.raises(FxpruneError, match="this Linear has no record"):

@@ -249,3 +249,9 @@ def long_functions():
 
 def test_functions_fit_a_screen():
     assert sorted(long_functions()) == sorted(LONG)
+
+
+def test_packages_of_sparse_do_not_import_each_other():
+    for path in sorted((PACKAGE / "sparse").glob("*/*.py")):
+        others = {m.split(".")[2] for _, m in imports_of(path) if m.startswith("fxprune.sparse.")} - {path.parent.name}
+        assert others == set(), f"{path.relative_to(PACKAGE)} imports {others}"

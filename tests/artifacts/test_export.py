@@ -150,7 +150,7 @@ def test_a_dynamic_batch_takes_any_size(batch: int, suffix: str, tmp_path: Path)
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("dynamic", [False, True, ["x", "pair"]], ids=str)
-def test_nested_inputs_and_outputs(dynamic: Any, suffix: str, tmp_path: Path) -> None:
+def test_nested_inputs_and_outputs_are_exported(dynamic: Any, suffix: str, tmp_path: Path) -> None:
     model, path = made(Nested()), tmp_path / f"nested{suffix}"
     inputs = nested(3, 6 if isinstance(dynamic, list) else None)
     result = export(model, path, inputs, dynamic_batch=dynamic)
@@ -195,7 +195,7 @@ def test_operators_are_those_of_the_file(tmp_path: Path) -> None:
     }
 
 
-def test_opset(tmp_path: Path) -> None:
+def test_the_opset_is_that_of_the_file(tmp_path: Path) -> None:
     for opset in (18, 20):
         export(made(Net()), tmp_path / "a.onnx", image(), opset=opset)
         assert {o.domain: o.version for o in onnx.load(tmp_path / "a.onnx").opset_import}[""] == opset
@@ -298,7 +298,7 @@ def test_random_numbers_of_a_program_are_drawn_from_the_same_state(tmp_path: Pat
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_other_numbers_leave_no_file(tmp_path: Path) -> None:
+def test_a_file_of_other_numbers_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(VerificationError) as caught:
         export(Noise().eval(), tmp_path / "a.onnx", torch.ones(2, 4))
     lines = str(caught.value).splitlines()
@@ -361,7 +361,7 @@ def test_which_batches_are_compared(
     assert all(torch.equal(t[i], x[i % batch]) for t in seen for i in range(len(t)))
 
 
-def test_difference() -> None:
+def test_the_difference_is_relative_and_infinite_where_outputs_do_not_compare() -> None:
     nan, inf = math.nan, math.inf
     a = torch.tensor([1.0, -4.0])
     assert difference([a], [a]) == 0
@@ -389,7 +389,7 @@ def refusal(error: type[FxpruneError], *args: Any, **options: Any) -> str:
     return str(caught.value)
 
 
-def test_paths_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_refuses_paths_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any) -> None:
         raise AssertionError("nothing is exported")
 
@@ -410,7 +410,7 @@ def test_paths_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "the path must be text" in refusal(FileError, model, b"a.onnx", x)
 
 
-def test_options_that_make_no_sense(tmp_path: Path) -> None:
+def test_export_refuses_options_that_make_no_sense(tmp_path: Path) -> None:
     model, x = made(Net()), image()
     onnx_path, pt2 = tmp_path / "a.onnx", tmp_path / "a.pt2"
     assert "opset is given for a .pt2 file" in refusal(InputError, model, pt2, x, opset=18)
@@ -432,7 +432,7 @@ def test_options_that_make_no_sense(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
-def test_models_and_inputs_that_do_not_fit(tmp_path: Path) -> None:
+def test_export_refuses_models_and_inputs_that_do_not_fit(tmp_path: Path) -> None:
     path, model, x = tmp_path / "a.pt2", made(Net()), image()
     assert "model must be a module, not int" in refusal(InputError, 3, path, x)
     assert "example inputs are missing" in refusal(InputError, model, path, None)
@@ -468,7 +468,7 @@ class Decomposes(nn.Module):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_models_that_no_graph_can_say(suffix: str, tmp_path: Path) -> None:
+def test_export_refuses_models_that_no_graph_can_hold(suffix: str, tmp_path: Path) -> None:
     path, x = tmp_path / f"a{suffix}", torch.ones(2, 4)
     text = refusal(CaptureError, Fixed(), path, x, dynamic_batch=True)
     assert "Fixed cannot be exported with a dynamic batch" in text
@@ -527,7 +527,7 @@ def hide(monkeypatch: pytest.MonkeyPatch) -> Any:
     return hidden
 
 
-def test_onnx_is_not_installed(hide: Any, tmp_path: Path) -> None:
+def test_without_onnx_only_pt2_is_written(hide: Any, tmp_path: Path) -> None:
     hide("onnxscript")
     text = refusal(FxpruneError, made(Net()), tmp_path / "a.onnx", image())
     assert text == (
@@ -538,7 +538,7 @@ def test_onnx_is_not_installed(hide: Any, tmp_path: Path) -> None:
     assert export(made(Net()), tmp_path / "a.pt2", image()).error == 0
 
 
-def test_onnxruntime_is_not_installed(hide: Any, tmp_path: Path) -> None:
+def test_without_onnxruntime_the_file_is_not_compared(hide: Any, tmp_path: Path) -> None:
     hide("onnxruntime")
     why = "onnxruntime is not installed (pip install 'fxprune[onnx]')"
     with pytest.warns(UserWarning, match="was not compared: onnxruntime is not installed"):
@@ -547,7 +547,7 @@ def test_onnxruntime_is_not_installed(hide: Any, tmp_path: Path) -> None:
     assert export(made(Net()), tmp_path / "a.onnx", image(), verify=False).reasons == ()
 
 
-def test_what_onnxruntime_cannot_run_is_said(tmp_path: Path) -> None:
+def test_a_file_that_onnxruntime_cannot_run_says_so(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="onnxruntime cannot run it on this machine: .*Conv"):
         result = export(made(Net()).double(), tmp_path / "a.onnx", image().double())
     assert result.error is None
@@ -558,7 +558,7 @@ def test_what_onnxruntime_cannot_run_is_said(tmp_path: Path) -> None:
     assert export(made(Net()).double(), tmp_path / "a.pt2", image().double()).error == 0
 
 
-def test_what_does_not_fit_into_one_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_too_large_for_one_onnx_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = made(Net()), image()
     size = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
     monkeypatch.setattr(onnx_file, "LIMIT", size)

@@ -151,7 +151,7 @@ def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "there").iterdir()) == ["later.txt", "target.txt"]
 
 
-def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_save_refuses_places_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileError, match="it is a directory"):
         write_text(tmp_path, "a")
     with pytest.raises(FileNotFoundError):
@@ -181,7 +181,7 @@ def saved_badly(change: Callable[[nn.Module], Any], folder: Path, make: Any = Pl
     return str(caught.value)
 
 
-def test_what_cannot_be_saved_is_said_before_anything_is_written(tmp_path: Path) -> None:
+def test_save_refuses_before_anything_is_written(tmp_path: Path) -> None:
     assert "no record" in saved_badly(lambda m: Plain(), tmp_path)
     assert "only tensors are stored without pickle" in saved_badly(lambda m: None, tmp_path, Extra)
     assert "on the meta device" in saved_badly(lambda m: m.to("meta"), tmp_path)

@@ -120,7 +120,7 @@ def steps(model: nn.Module, x: Tensor, *, autocast: bool, count: int = 8) -> lis
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch on its own RMSNorm there
 @both
 @pytest.mark.parametrize("name", ["fx", "literal", "eager", "preserved", "hooks", "tied"])
-def test_fine_tuning_under_autocast(name: str, loaded: bool, tmp_path: Path) -> None:
+def test_a_small_model_is_fine_tuned_under_autocast(name: str, loaded: bool, tmp_path: Path) -> None:
     _, small, x = small_one(name, tmp_path, loaded, torch.float32)
     seen = []
     layer = next(m for m in small.modules() if isinstance(m, nn.Linear))
@@ -142,7 +142,7 @@ def test_a_loaded_model_trains_as_the_one_that_was_saved(tmp_path: Path) -> None
 
 @both
 @every
-def test_copies_dtypes_and_devices(name: str, loaded: bool, tmp_path: Path) -> None:
+def test_copies_share_nothing_and_change_dtype_and_device(name: str, loaded: bool, tmp_path: Path) -> None:
     _, small, x = small_one(name, tmp_path, loaded, torch.float32)
     before = run(small, x)[0]
     twin = copy.deepcopy(small)
@@ -166,7 +166,7 @@ def test_copies_dtypes_and_devices(name: str, loaded: bool, tmp_path: Path) -> N
 
 @both
 @pytest.mark.parametrize("name", ["fx", "literal", "eager", "export", "tied"])
-def test_pruned_again(name: str, loaded: bool, tmp_path: Path) -> None:
+def test_a_small_model_is_pruned_again(name: str, loaded: bool, tmp_path: Path) -> None:
     net, small, x = small_one(name, tmp_path, loaded)
     first = fxprune.record(small)
     second = pruned(small, x, ratio=0.4)

@@ -44,7 +44,7 @@ def plan_in(folder: Path, text: str) -> Plan:
 # -- what is written -----------------------------------------------------------------------------------------
 
 
-def test_the_file_says_what_goes_what_stays_and_every_size(plan: Plan, data: dict[str, Any]) -> None:
+def test_the_file_lists_removed_and_kept_indices_and_every_size(plan: Plan, data: dict[str, Any]) -> None:
     conv = data["tensors"]["conv.weight"]
     gone, stays = (indices_of(parse(conv[key]["0"])) for key in ("removed", "kept"))
     assert gone == plan.removed["conv.weight"][0]
@@ -73,7 +73,7 @@ def test_a_loaded_plan_prunes_fresh_models_and_newer_weights(plan: Plan, tmp_pat
         assert fxprune.record(small).plan == plan
 
 
-def test_what_knows_nothing_of_the_model_is_not_saved(tmp_path: Path) -> None:
+def test_a_plan_written_by_hand_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(fxprune.PlanError) as caught:
         Plan({"conv.weight": {0: [1]}}).save(tmp_path / "plan.json")
     assert "does not know what it was made for" in str(caught.value)
@@ -94,7 +94,9 @@ def test_what_knows_nothing_of_the_model_is_not_saved(tmp_path: Path) -> None:
         ("nothing", 0, [0]),
     ],
 )
-def test_what_is_not_there_is_not_saved(plan: Plan, name: str, dim: int, indices: list[int], tmp_path: Path) -> None:
+def test_indices_that_are_not_there_are_not_saved(
+    plan: Plan, name: str, dim: int, indices: list[int], tmp_path: Path
+) -> None:
     removed: Removed = {name: {dim: indices}}
     with pytest.raises(fxprune.PlanError, match="the plan removes what is not there"):
         Plan(removed, structure=plan.structure).save(tmp_path / "plan.json")
@@ -128,7 +130,7 @@ def test_the_fingerprint_knows_no_weights_dtype_device_or_batch() -> None:
 
 
 @pytest.mark.parametrize("name", ["Residual", "Concat", "GroupedConv", "Depthwise", "SqueezeExcite", "TiedWeights"])
-def test_the_fingerprint_does_not_depend_on_the_rung(name: str) -> None:
+def test_the_fingerprint_does_not_depend_on_the_path(name: str) -> None:
     """Which channels are numbered how differs between walks; what goes together does not."""
     make, shape = NETWORKS[name]
     plans = [
@@ -200,7 +202,7 @@ def test_a_plan_for_another_architecture_is_refused_with_the_first_difference(
     assert here in text
 
 
-def test_channels_that_go_together_otherwise_are_refused_though_they_could_go() -> None:
+def test_channels_coupled_in_another_way_are_refused_though_they_could_be_removed() -> None:
     """In the plan's model channels 3 and 7 go as a pair; in the other one each goes alone."""
     masks = {"conv": torch.tensor([True, True, True, False, True, True, True, False])}
     plan = fxprune.analyze(seeded(Joined, 1), image()).plan(masks=masks)
@@ -243,7 +245,7 @@ def test_then_is_one_after_the_other(make: Callable[[], nn.Module], seed: int) -
     assert one.then(two).then(three).removed == one.then(two.then(three)).removed
 
 
-def test_then_in_the_small_numbering_only(plan: Plan) -> None:
+def test_then_takes_plans_in_the_numbering_of_the_small_model_only(plan: Plan) -> None:
     with pytest.raises(fxprune.PlanError) as caught:
         plan.then(plan)
     text = str(caught.value)
@@ -261,7 +263,7 @@ def test_then_in_the_small_numbering_only(plan: Plan) -> None:
         Plan({}).then(plan)
 
 
-def test_what_is_zeroed_is_joined_in_the_numbering_of_the_original() -> None:
+def test_zeroed_indices_are_joined_in_the_numbering_of_the_original() -> None:
     structure = fxprune.analyze(seeded(Plain, 1), image()).plan(ratio=0.0).structure
     first = Plan({"conv.bias": {0: [1, 2]}}, zeroed={"conv.bias": {0: [1, 2, 7]}}, structure=structure)
     second = Plan({"conv.bias": {0: [1]}}, zeroed={"conv.bias": {0: [0, 1]}})  # 0 and 3 by their first numbers
@@ -407,7 +409,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
-def test_what_is_no_plan_is_refused(text: str, tmp_path: Path) -> None:
+def test_a_plan_file_that_is_broken_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(fxprune.PlanError) as caught:
         plan_in(tmp_path, text)
     assert TEXTS[text] in str(caught.value)
@@ -423,7 +425,7 @@ def test_a_short_text_cannot_name_endless_indices(data: dict[str, Any], tmp_path
         plan_in(tmp_path, json.dumps(data))
 
 
-def test_no_text_is_no_plan(tmp_path: Path) -> None:
+def test_a_text_that_is_no_plan_is_refused(tmp_path: Path) -> None:
     (tmp_path / "changed.json").write_bytes(b"\xff\xfe")
     with pytest.raises(fxprune.PlanError, match="no text in UTF-8"):
         Plan.load(tmp_path / "changed.json")

@@ -71,7 +71,7 @@ TRIPS: dict[str, tuple[Any, Any, bool | None, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", TRIPS)
-def test_every_rung(name: str, tmp_path: Path) -> None:
+def test_every_path_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
     make, inputs, needed, options = TRIPS[name]
     again = trip(make, inputs(), tmp_path, needed=needed, **options)
     if "path" in options:
@@ -80,7 +80,7 @@ def test_every_rung(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["fx", "eager", "export", "hooks"])
-def test_a_plan_is_tried_first_on_the_rung_that_it_was_made_on(path: str) -> None:
+def test_a_plan_is_tried_first_on_its_own_path(path: str) -> None:
     net, x = seeded(Plain, 1), image()
     plan = fxprune.record(pruned(net, x, path=path)).plan
     small = fxprune.transform(net, x, plan=plan)
@@ -97,26 +97,26 @@ class Deciding(Plain):
         return self.head(x.mean((2, 3)))
 
 
-def test_a_forward_that_decides_by_numbers(tmp_path: Path) -> None:
+def test_a_forward_that_decides_by_numbers_is_saved_and_loaded(tmp_path: Path) -> None:
     again = trip(Deciding, image(), tmp_path, needed=False)
     assert any("decides by numbers" in reason for reason in fxprune.record(again).reasons)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_golden_networks(name: str, tmp_path: Path) -> None:
+def test_golden_networks_are_saved_and_loaded(name: str, tmp_path: Path) -> None:
     make, shape = NETWORKS[name]
     trip(make, torch.randn(shape), tmp_path)
 
 
 @settings(DRAWN, max_examples=10)
 @given(program=networks.programs())
-def test_generated_networks(program: networks.Program, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_generated_networks_are_loaded(program: networks.Program, tmp_path_factory: pytest.TempPathFactory) -> None:
     trip(lambda: networks.build(program), networks.images(program), tmp_path_factory.mktemp("trip"))
 
 
 @settings(DRAWN, max_examples=6)
 @given(program=networks_tokens.token_programs(longest=2))
-def test_generated_networks_over_tokens(
+def test_generated_networks_over_tokens_are_loaded(
     program: networks_tokens.Tokens, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     make = functools.partial(networks_tokens.build_tokens, program)
@@ -132,7 +132,7 @@ REAL = {
 
 @pytest.mark.filterwarnings("ignore")  # those of other packages, which are imported here
 @pytest.mark.parametrize("family", REAL)
-def test_real_models(family: str, tmp_path: Path) -> None:
+def test_real_models_are_saved_and_loaded(family: str, tmp_path: Path) -> None:
     assert importlib.util.find_spec(family), f"{family} is among the test dependencies"
     torchvision()  # the others import it where it is installed
     place, function, arguments = REAL[family]

@@ -27,7 +27,7 @@ def batches(n=3):
     return [torch.randn(2 + i, 3, 8, 8, dtype=torch.float64) for i in range(n)]
 
 
-def test_scores_by_hand():
+def test_scores_are_those_computed_by_hand():
     """The mean over the slots of each weight that a channel has, in every group; rates from a loop over batches."""
     model, data = net(), batches()
     importance = coactivation_importance(model, data)
@@ -61,7 +61,7 @@ def test_scores_by_hand():
         torch.testing.assert_close(importance(group), torch.stack(expected))
 
 
-def test_a_plain_chain_by_formula():
+def test_scores_of_a_chain_follow_the_formula():
     """score[c] = (mean of what makes c + mean of what reads c) / 2, with 4 features per channel after flattening."""
     model = randomise(nn.Sequential(nn.Conv2d(2, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(20, 3)), 1)
     x = torch.randn(7, 2, 4, 4)
@@ -74,7 +74,7 @@ def test_a_plain_chain_by_formula():
     torch.testing.assert_close(importance(group), expected.double())
 
 
-def test_the_channels_that_are_never_active_go_first():
+def test_the_channels_that_are_never_active_are_removed_first():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
     with torch.no_grad():
         model[0].bias.copy_(torch.tensor([9.0, -9, -9, 9, 9, -9, -9, 9]))
@@ -140,7 +140,7 @@ def test_the_model_is_only_read():
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_a_layer_that_is_given_nothing_counts_nothing():
+def test_a_layer_called_with_no_token_counts_nothing():
     class Experts(nn.Module):
         def __init__(self):
             super().__init__()

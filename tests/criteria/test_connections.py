@@ -64,7 +64,7 @@ def test_all_methods_count_the_same(case):
 
 @settings(max_examples=30, deadline=None)
 @given(cases(), st.sampled_from([-0.7, -0.1, 0.4, 1.0]))
-def test_any_threshold(case, threshold):
+def test_counts_by_any_threshold_equal_the_loops(case, threshold):
     conv, x = case
     y = conv(x) * 3
     expected = brute_force(conv, threshold)(x, y)
@@ -144,7 +144,7 @@ def test_correlation_of_a_linear_layer():
     torch.testing.assert_close(correlation(x, y, layer), expected)
 
 
-def test_without_a_batch():
+def test_inputs_without_a_batch_are_counted():
     conv = nn.Conv2d(3, 4, 3, stride=2)
     x = torch.randn(3, 9, 9)
     y = conv(x)
@@ -187,7 +187,7 @@ def test_nothing_is_recorded_or_changed():
     assert conv.weight.grad is None
 
 
-def test_what_does_not_fit_is_refused():
+def test_tensors_that_do_not_fit_the_layer_are_refused():
     conv, x = nn.Conv2d(3, 4, 3, stride=2), torch.randn(2, 3, 9, 9)
     y = conv(x)
     with pytest.raises(InputError, match="do not belong to the layer") as error:

@@ -266,7 +266,7 @@ def test_the_set_is_the_greedy_one_for_every_ratio():
             assert plan.removed[f"{group.name}.weight"][0] == sorted(order[:drop])
 
 
-def test_what_the_next_layer_cannot_see_goes_first():
+def test_channels_that_the_next_layer_cannot_see_are_removed_first():
     """Large filters whose consumer weights are tiny: the l1 norm keeps them, ThiNet does not."""
     model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 3, 1)).double().eval()
     with torch.no_grad():
@@ -285,7 +285,7 @@ def test_same_seed_same_samples_and_another_seed_others():
     assert not torch.equal(first.outputs, other.outputs)
 
 
-def test_the_model_is_as_before():
+def test_sampling_leaves_the_model_as_it_was():
     model = Residual().double().train()
     model.bn.eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -300,7 +300,7 @@ def test_the_model_is_as_before():
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_batches_as_tuples_dicts_and_shared_layers():
+def test_batches_may_be_tuples_or_dicts_and_layers_shared():
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()

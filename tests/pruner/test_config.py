@@ -16,7 +16,7 @@ def names(model, config):
     return [(t.name, t.norm_name) for t in targets_of(model, config)]
 
 
-def test_the_spellings_of_a_layer():
+def test_a_layer_may_be_spelled_in_every_way():
     net = small_resnet()
     expected = [("stem", "")]
     for entry in (
@@ -70,7 +70,7 @@ def test_the_spellings_of_a_layer():
         ([{"name": "stem", "tensor_fqn": "head.weight"}], r"names two layers: by 'name' one, by 'tensor_fqn' another"),
     ],
 )
-def test_what_a_config_cannot_be(config, message):
+def test_a_config_of_another_form_is_refused(config, message):
     net = small_resnet()
     state = list(net.state_dict())
     pruner = L1Pruner()

@@ -44,7 +44,7 @@ def test_an_interior_layer_leaves_without_a_trace():
     assert hooks_in(net)
 
 
-def test_a_channel_of_a_sum_goes_when_every_writer_is_pruned():
+def test_a_channel_of_a_sum_is_removed_when_every_writer_is_pruned():
     net, x = small_resnet(), image()
     writers = [("stem", "norm"), ("block1.conv2", "block1.bn2"), ("block2.conv2", "block2.bn2")]
     pruner = prepared(net, dict(zip(writers, ([0, 1, 2], [0, 2, 5], [0, 2, 4, 7]), strict=True)))
@@ -76,7 +76,7 @@ def test_the_output_of_the_model_stays_as_zeros():
     assert small.stem.out_channels == 8
 
 
-def test_nothing_pruned():
+def test_convert_warns_where_nothing_is_pruned():
     pruner = L1Pruner()
     pruner.prepare(small_resnet(), ["stem"])
     with pytest.warns(NothingRemovedWarning, match="nothing was removed: no output is pruned"):
@@ -101,7 +101,7 @@ def test_a_layer_that_forward_does_not_use():
 
 
 @pytest.mark.parametrize("path", ["fx", "eager", "export"])
-def test_every_path(path):
+def test_convert_takes_every_path(path):
     net, x = small_resnet(), image()
     pruner = prepared(net, {("block1.conv1", "block1.bn1"): [0, 3, 6]})
     small = pruner.convert(x, path=path)
@@ -119,7 +119,7 @@ def test_training_goes_on_in_the_mode_it_was_in():
     assert relative_error(small.eval()(x), net.eval()(x)) > 0, "running statistics moved in training"
 
 
-def test_after_squash_and_fine_tuning():
+def test_zeros_are_removed_after_squash_and_fine_tuning():
     """Zeros that training has filled again are no longer pruned, and say so."""
     net, x = small_resnet(), image()
     pruner = prepared(net, {("block1.conv1", "block1.bn1"): [0, 3], ("block2.conv1", "block2.bn1"): [1, 2]})
@@ -139,7 +139,7 @@ def test_after_squash_and_fine_tuning():
     assert (small.block1.conv1.out_channels, small.block2.conv1.out_channels) == (7, 6)
 
 
-def test_options_that_are_not_to_be_given():
+def test_convert_refuses_options_that_the_masks_decide():
     pruner = prepared(small_resnet(), {("block1.conv1", "block1.bn1"): [0, 3]})
     for option in ("masks", "plan", "ratio", "bias", "exact"):
         with pytest.raises(PlanError, match=f"convert takes no {option}"):
@@ -158,7 +158,7 @@ class Scaled(nn.Module):
         return self.head(x + self.raw if self.add else x * self.raw)
 
 
-def test_a_raw_parameter_that_scales_goes_along():
+def test_a_raw_parameter_that_scales_is_removed_along():
     net, x = Scaled(add=False).double().eval(), torch.randn(3, 4, dtype=torch.float64)
     small = prepared(net, {"first": [1, 2]}).convert(x)
     assert (small.first.out_features, small.raw.shape) == (4, (4,))
@@ -178,7 +178,7 @@ def test_grouped_and_depthwise_convolutions():
     assert small.get_submodule("6").in_channels == 4
 
 
-def test_what_a_depthwise_convolution_reads_is_what_it_writes():
+def test_a_depthwise_convolution_reads_what_it_writes():
     """Its own row is not zero, and its channel goes with the one that it reads."""
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8, bias=False), nn.Conv2d(8, 4, 1))
     net, x = randomise(net, 0).double().eval(), image()
@@ -292,14 +292,14 @@ def test_fold_through_a_depthwise_convolution():
     assert small.get_submodule("0").out_channels == 4
 
 
-def test_fold_where_a_constant_meets_a_border_is_right_whatever_goes():
+def test_fold_where_a_constant_meets_a_border_is_right_whatever_is_removed():
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sigmoid(), nn.Conv2d(8, 4, 3, padding=1))
     net, x = randomise(net, 0).double().eval(), image()
     small = quiet(lambda: prepared(net, {"0": [0, 1, 2, 5]}).convert(x))
     assert relative_error(small(x), net(x)) < TOLERANCE
 
 
-def test_fold_a_raw_parameter_that_is_added_is_right_whatever_goes():
+def test_fold_a_raw_parameter_that_is_added_is_right_whatever_is_removed():
     net, x = Scaled(add=True).double().eval(), torch.randn(3, 4, dtype=torch.float64)
     small = quiet(lambda: prepared(net, {"first": [1, 2]}).convert(x))
     assert relative_error(small(x), net(x)) < TOLERANCE

@@ -47,7 +47,7 @@ def torch_ao(net, kind=TorchSaliency, **settings):
 
 @pytest.mark.parametrize("prune_bias", [True, False])
 @pytest.mark.parametrize("kind", [TorchSaliency, TorchFPGM])
-def test_torch_ao(kind, prune_bias):
+def test_masks_of_torch_ao_are_read(kind, prune_bias):
     net, x = mlp(), inputs()
     torch_ao(net, kind, prune_bias=prune_bias)
     masks = masks_of(net)
@@ -77,7 +77,7 @@ def test_saliency_pruner_chooses_what_that_of_torch_ao_chooses():
     assert relative_error(ours(x), theirs(x)) < EXACT
 
 
-def test_elements_of_torch_ao():
+def test_masks_of_single_elements_by_torch_ao_count_where_they_empty_a_row():
     net, x = mlp(), inputs()
     sparsifier = WeightNormSparsifier(sparsity_level=0.5, sparse_block_shape=(1, 4), zeros_per_block=4)
     sparsifier.prepare(net, [{"tensor_fqn": "0.weight"}, {"tensor_fqn": "2.weight"}])
@@ -114,7 +114,7 @@ def keeping(size, *gone):
     return mask
 
 
-def test_torch_prune_of_every_kind():
+def test_masks_of_torch_prune_of_every_kind_are_read():
     net = mlp()
     prune.ln_structured(net[0], "weight", 3, n=1, dim=0)
     prune.random_structured(net[2], "weight", 2, dim=0)
@@ -177,7 +177,7 @@ def test_transposed_convolutions_have_their_outputs_in_dimension_one():
     assert relative_error(small(x), net(x)) < EXACT
 
 
-def test_zeros_that_prune_remove_leaves():
+def test_zeros_that_prune_remove_leaves_are_no_masks():
     net, x = mlp(), inputs()
     for layer, gone in ((net[0], (1, 6)), (net[2], (0,))):
         size, width = layer.weight.shape
@@ -205,7 +205,7 @@ def test_a_layer_that_is_zero_altogether_is_left_out():
 # -- our own ----------------------------------------------------------------------------------------------------
 
 
-def test_own_masks_before_and_after_squash():
+def test_masks_of_this_package_are_read_before_and_after_squash():
     net, x = small_resnet(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
     pruner = prepared(net, {("stem", "norm"): [1], ("block1.conv1", "block1.bn1"): [0, 5]})
     expected = {"stem": [1], "block1.conv1": [0, 5]}
@@ -229,7 +229,7 @@ def test_a_mask_that_is_read_is_a_copy():
     assert dropped(masks_of(net)) == {"0": [1]}
 
 
-def test_nothing_is_pruned_yet():
+def test_before_the_first_step_nothing_is_pruned():
     net = mlp()
     L1Pruner().prepare(net, ["0"])
     with pytest.warns(NothingRemovedWarning, match="the masks of 1 layers keep every output"):
@@ -249,7 +249,7 @@ def test_plain_refuses_what_it_cannot_squash():
         plain(net)
 
 
-def test_layers_whose_weight_a_hook_computes_are_counted_anew():
+def test_layers_whose_weight_a_hook_computes_are_recounted():
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4, 6), nn.ReLU(), nn.Linear(6, 2))
     net = net.double().eval()
     prune.ln_structured(net[0], "weight", amount=0.25, n=2, dim=0)

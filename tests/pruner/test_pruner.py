@@ -104,7 +104,7 @@ def test_a_batch_norm_alone_has_a_mask_of_its_own():
     assert pruner.masks()["1"].tolist() == [True, True, False, True, True, True]
 
 
-def test_what_torch_ao_users_know_is_where_it_was():
+def test_attributes_that_torch_ao_users_know_are_there():
     net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
 
     class ImplementedPruner(BasePruner):
@@ -126,7 +126,7 @@ def test_what_torch_ao_users_know_is_where_it_was():
     assert (net[0](torch.randn(3, 4)) == 0).all(0).nonzero().flatten().tolist() == sorted(param.pruned_outputs)
 
 
-def test_masks_that_update_mask_writes_itself_count():
+def test_a_mask_written_by_update_mask_itself_counts():
     """As pruners for torch.ao do: mask.data[rows] = False."""
     net = nn.Sequential(nn.Linear(4, 6))
 
@@ -226,7 +226,7 @@ def test_a_deep_copy_is_on_its_own():
     assert relative_error(twin(x), changed) == 0.0
 
 
-def test_half_precision_and_autocast():
+def test_pruned_layers_run_in_half_precision_and_under_autocast():
     net, x = small_resnet().float(), torch.randn(2, 3, 6, 6)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         dtypes = net.stem(x).dtype, net.head(torch.randn(2, 8)).dtype
@@ -247,7 +247,7 @@ def test_it_compiles_without_a_break():
     assert relative_error(compiled(x), net(x)) < EXACT
 
 
-def test_hooks_of_others_see_outputs_of_the_original_size():
+def test_hooks_of_other_code_see_outputs_of_the_original_size():
     net, seen = nn.Sequential(nn.Linear(4, 6)), []
     net[0].register_forward_hook(
         lambda module, args, output: seen.append(("before", output.shape, bool((output[:, 1] == 0).all())))
@@ -287,7 +287,7 @@ def test_squash_keeps_what_optimizers_and_training_hold():
     assert pruner.masks().keys() == {"block2.conv1"}
 
 
-def test_layers_called_twice_and_traced_graphs():
+def test_layers_called_twice_and_in_traced_graphs_are_sampled():
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
@@ -321,7 +321,7 @@ def test_frozen_layers_are_pruned_all_the_same():
 # -- refusals -------------------------------------------------------------------------------------------------
 
 
-def test_steps_before_and_twice():
+def test_step_before_prepare_and_prepare_twice_are_refused():
     pruner = L1Pruner()
     for method in (pruner.step, pruner.squash_mask, pruner.masks, lambda: pruner.convert(torch.zeros(1))):
         with pytest.raises(PlanError, match=r"was called before prepare\n.*prepare\(model, config\) first"):
@@ -384,7 +384,7 @@ def test_a_lost_parametrization_is_noticed():
         pruner.step()
 
 
-def test_a_state_that_is_none():
+def test_a_state_that_is_no_state_is_refused():
     with pytest.raises(PlanError, match=r"no state of a pruner\n.*steps are None\n.*pass state_dict\(\)"):
         L1Pruner().load_state_dict({})
 

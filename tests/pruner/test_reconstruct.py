@@ -114,7 +114,7 @@ def test_slots_of_a_channel_share_a_factor_also_after_a_concatenation():
     assert fxprune.verify(scaled, small, images(5, 9, batches=1)[0]) < 1e-9
 
 
-def test_samples_of_outputs_that_go_do_not_count():
+def test_samples_of_removed_outputs_do_not_count():
     model = wide()
     x = images(24, 3)
     found = sample_contributions(model, x, samples=20)
@@ -131,7 +131,7 @@ def test_samples_of_outputs_that_go_do_not_count():
     assert torch.allclose(factor, expected, rtol=1e-6)
 
 
-def test_what_the_samples_leave_open_stays_as_it_is():
+def test_weights_that_the_samples_leave_open_stay_as_they_are():
     model = two_convolutions()
     with torch.no_grad():
         model[0].weight[3], model[0].bias[3] = 0.0, -1.0  # never passes the ReLU

@@ -69,7 +69,7 @@ def unchanged(model, before):
     return all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_behind_every_relu_however_it_is_spelled():
+def test_thresholds_stand_behind_every_relu_however_it_is_spelled():
     net, x = spellings(), torch.randn(9, 6).double()
     before = state(net)
     made = insert_thresholds(net, threshold=0.3)
@@ -100,7 +100,7 @@ def test_behind_every_relu_however_it_is_spelled():
     ],
     ids=[*"module function torch_function method several path glob every inner exact list".split()],
 )
-def test_what_is_meant(after, expected):
+def test_patterns_choose_the_activations(after, expected):
     made = insert_thresholds(spellings(), after, threshold=0.3)
     assert list(made.layers.values()) == expected
     named = dict(made.model.named_modules())
@@ -183,7 +183,7 @@ def test_modules_are_replaced_where_there_is_no_graph(plain, path):
     assert isinstance(net.act, nn.SiLU)
 
 
-def test_the_same_by_default_and_by_glob():
+def test_a_glob_and_the_default_choose_the_same():
     assert insert_thresholds(Plain(), threshold=0.4).layers == {"body.1.1": "body.1"}
     assert insert_thresholds(Plain(), "*", threshold=0.4).layers == {"act.1": "act", "body.1.1": "body.1"}
 
@@ -231,7 +231,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("call", "kind", "text"), REFUSED, ids=[str(i) for i in range(len(REFUSED))])
-def test_refused(call, kind, text):
+def test_insertion_refuses_bad_arguments(call, kind, text):
     with pytest.raises(kind) as caught:
         call()
     assert text in str(caught.value)

@@ -31,7 +31,7 @@ def share(x, threshold, magnitude=True):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("magnitude", [True, False])
 @pytest.mark.parametrize("shape", [(7,), (3, 5), (2, 3, 4, 5), ()])
-def test_the_definition(magnitude, shape, dtype):
+def test_outputs_and_gradients_follow_the_definition(magnitude, shape, dtype):
     x = torch.randn(shape, dtype=torch.float64).to(dtype)
     threshold = 0.5  # a number of every type
     layer = ThresholdActivation(threshold, magnitude=magnitude)
@@ -40,7 +40,7 @@ def test_the_definition(magnitude, shape, dtype):
     assert layer.zeros.item() == pytest.approx(zeros, abs=1e-6)
 
 
-def test_what_equals_the_threshold_survives_and_so_does_nan():
+def test_values_equal_to_the_threshold_survive_and_so_does_nan():
     layer = ThresholdActivation(0.5)
     x = torch.tensor([0.5, -0.5, math.nextafter(0.5, 0), math.nan, math.inf, -math.inf], dtype=torch.float64)
     assert layer(x).tolist()[:3] == [0.5, -0.5, 0.0]
@@ -68,7 +68,7 @@ def test_gradients_pass_where_the_activation_survived(rule, magnitude):
 
 
 @pytest.mark.parametrize("magnitude", [True, False])
-def test_gradcheck_away_from_the_threshold(magnitude):
+def test_gradients_pass_the_numeric_check_away_from_the_threshold(magnitude):
     x = torch.randn(40, dtype=torch.float64)
     x = x[(x.abs() - 0.5).abs() > 0.01].requires_grad_()
     assert len(x) > 20
@@ -117,7 +117,7 @@ def test_step_thresholds_steps_all():
 
 @pytest.mark.parametrize("magnitude", [True, False])
 @pytest.mark.parametrize("sparsity", [0.07, 0.5, 0.8, 0.95])
-def test_a_quantile_lets_exactly_its_share_go(sparsity, magnitude):
+def test_a_quantile_sets_exactly_its_share_to_zero(sparsity, magnitude):
     layer = ThresholdActivation(Quantile(sparsity), magnitude=magnitude)
     for size in (1, 10, 61, 1000):
         x = torch.randn(size)
@@ -125,7 +125,7 @@ def test_a_quantile_lets_exactly_its_share_go(sparsity, magnitude):
         assert abs(gone - min(size - 1, sparsity * size)) <= 0.5 or gone == size - 1
 
 
-def test_running_quantile_and_evaluation():
+def test_evaluation_uses_the_running_quantile():
     layer = ThresholdActivation(Quantile(0.6, momentum=0.3)).double()
     running = None
     for _ in range(5):
@@ -141,7 +141,7 @@ def test_running_quantile_and_evaluation():
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items() if name != "zeros")
 
 
-def test_zeros_behind_a_relu_are_what_goes_first():
+def test_zeros_behind_a_relu_count_as_the_smallest():
     layer = ThresholdActivation(Quantile(0.3))
     x = torch.relu(torch.randn(1000))
     assert torch.equal(layer(x), x)
@@ -181,7 +181,7 @@ def test_a_sample_meets_every_column(width):
     assert ((found - expected).abs() < 6 * (expected / 65536).sqrt()).all()
 
 
-def test_the_error_of_a_sample_is_what_is_written():
+def test_the_error_of_a_sample_is_that_of_the_docstring():
     errors = []
     for _ in range(40):
         x = torch.rand(10_007)
@@ -227,7 +227,7 @@ def test_a_histogram_is_that_of_recent_batches():
     assert layer.threshold.item() == threshold
 
 
-def test_a_histogram_holds_signs_zeros_and_what_is_beyond_its_range():
+def test_a_histogram_holds_signs_zeros_and_values_beyond_its_range():
     layer = ThresholdActivation(Histogram(0.5, per_octave=2), magnitude=False)
     layer(torch.tensor([0.0, 1e-20, -1e-20, math.nan, 1e20, math.inf, -1e20, 2.0, -2.0]))
     counts = (layer.histogram * 9).round().long()
@@ -239,7 +239,7 @@ def test_a_histogram_holds_signs_zeros_and_what_is_beyond_its_range():
     assert counts.sum() == 9
 
 
-def test_a_histogram_without_a_target_yet_lets_nothing_go():
+def test_a_histogram_without_a_target_yet_sets_nothing_to_zero():
     layer = ThresholdActivation(Histogram(Linear(0.0, 0.5, steps=1)))
     x = torch.randn(1000)
     assert torch.equal(layer(x), x)
@@ -306,7 +306,7 @@ def test_fullgraph_on_the_eager_backend():
 
 
 @pytest.mark.parametrize("path", ["fx", "eager", "export"])
-def test_the_pass_goes_through_it(path):
+def test_channels_of_a_model_with_thresholds_can_be_removed(path):
     net = nn.Sequential(
         *(nn.Conv2d(2, 8, 3), nn.ReLU(), ThresholdActivation(Quantile(0.7)), nn.Conv2d(8, 6, 3), nn.SiLU()),
         *(ThresholdActivation(0.1), nn.Flatten(), nn.Linear(24, 3)),
@@ -348,19 +348,19 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("call", "text"), REFUSED, ids=[str(i) for i in range(len(REFUSED))])
-def test_refused(call, text):
+def test_thresholds_refuse_bad_arguments(call, text):
     with pytest.raises(PlanError) as caught:
         call()
     assert text in str(caught.value)
 
 
-def test_a_schedule_that_goes_wrong_is_refused_at_its_step_and_leaves_the_layer_as_it_was():
+def test_a_bad_value_of_a_schedule_is_refused_at_its_step_and_leaves_the_layer_as_it_was():
     layer = ThresholdActivation(lambda step: 0.5 - step)
     with pytest.raises(PlanError, match=r"at least 0, not -0\.5\n  at   step 1"):
         layer.step()
     assert [layer.steps.item(), layer.threshold.item()] == [0, 0.5]
 
 
-def test_no_model_is_refused():
+def test_an_object_that_is_no_model_is_refused():
     with pytest.raises(InputError, match=r"must be a torch\.nn\.Module, not list"):
         step_thresholds([ThresholdActivation(0.1)])

@@ -101,7 +101,7 @@ def collect(model, loader, **options):
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3])
-def test_behind_the_activation_that_follows(threshold):
+def test_activations_are_taken_behind_the_activation_that_follows(threshold):
     net, batches = residual(), images(3, 5, 1)
     found = collect(net, batches, threshold=threshold)
     net.eval()
@@ -116,7 +116,7 @@ def test_behind_the_activation_that_follows(threshold):
     assert found["stem"].sparsity == pytest.approx(sum(plain([v[0] for v in inside], 1, threshold)[0]) / 4)
 
 
-def test_at_the_layer_itself():
+def test_activations_are_taken_at_the_layer_itself_without_through():
     net, batches = residual(), images(3, 2)
     found = collect(net, batches, through=False, where=["conv1", "act"])
     net.eval()
@@ -157,7 +157,7 @@ def test_without_a_graph_the_layers_are_taken_as_they_are():
         (lambda: nn.Linear(3, 4), (2, 5, 6, 3), 3),
     ],
 )
-def test_where_the_channels_are(layer, shape, dim):
+def test_the_dimension_of_channels_is_found(layer, shape, dim):
     net = nn.Sequential(layer(), nn.Dropout(), nn.ReLU()).double()
     x = torch.randn(shape).double()
     y = net.eval()(x).detach()
@@ -196,7 +196,7 @@ def test_a_threshold_behind_the_activation_counts():
     agrees(found["0"], [net[:3](x).detach()], 1)
 
 
-def test_without_an_activation_behind_the_norm_that_follows_at_once():
+def test_without_an_activation_they_are_taken_behind_the_norm_that_follows_at_once():
     layers = [nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2)]
     net = randomise(nn.Sequential(*layers), seed=2).double()
     x = torch.randn(3, 2, 4, 4).double()
@@ -205,7 +205,7 @@ def test_without_an_activation_behind_the_norm_that_follows_at_once():
     agrees(found["0"], [net.eval()[:2](x).detach()], 1)
 
 
-def test_what_is_broadcast_or_used_twice_is_not_followed():
+def test_nodes_that_are_broadcast_or_used_twice_are_not_followed():
     class Wide(nn.Module):
         def __init__(self):
             super().__init__()
@@ -242,7 +242,7 @@ def test_layers_inside_a_leaf_of_the_graph_are_taken_by_hooks():
     assert torch.backends.mha.get_fastpath_enabled() == before
 
 
-def test_inf_and_nan_are_seen():
+def test_inf_and_nan_show_in_the_statistics():
     net = nn.Sequential(nn.Linear(1, 2), nn.ReLU()).requires_grad_(False)
     net[0].weight.copy_(torch.tensor([[1.0], [math.nan]]))
     found = collect(net, [torch.tensor([[1.0], [-9.0]])])["0"]
@@ -266,7 +266,7 @@ def test_inf_and_nan_are_seen():
     ],
     ids=str,
 )
-def test_where(where, layers):
+def test_where_names_layers_in_every_way(where, layers):
     if layers is None:
         with pytest.raises(PlanError, match='where names nothing: ""'):
             collect(residual(), images(1), where=where)
@@ -346,7 +346,7 @@ class Named(nn.Module):
         (lambda x: {"x": x, "scale": 2.0, "label": 1}, {"prepare": lambda b: {"x": b["x"], "scale": b["scale"]}}),
     ],
 )
-def test_batches_of_every_kind(batch, options):
+def test_batches_of_every_kind_are_taken(batch, options):
     net, x = Named().double(), torch.randn(5, 3).double()
     scale = 2.0 if "prepare" in options and "image" not in batch(x) else 1.0
     with torch.no_grad():
@@ -354,7 +354,7 @@ def test_batches_of_every_kind(batch, options):
     agrees(collect(net, [batch(x)], **options)["layer"], [expected], 1)
 
 
-def test_a_data_loader_a_generator_and_a_limit():
+def test_a_data_loader_and_a_generator_are_taken_up_to_a_limit():
     net, x = Named().double(), torch.randn(10, 3).double()
     with torch.no_grad():
         expected = net(x)
@@ -439,7 +439,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("call", "kind", "text"), REFUSED, ids=[str(i) for i in range(len(REFUSED))])
-def test_refused(call, kind, text):
+def test_statistics_refuse_bad_arguments(call, kind, text):
     with pytest.raises(kind) as caught:
         call(Named())
     assert text in str(caught.value)
@@ -472,7 +472,7 @@ def test_importance_against_a_plain_loop(kind):
             importance(groups["plain"])
 
 
-def test_the_channels_with_most_zeros_go():
+def test_the_channels_with_most_zeros_are_removed():
     net, batches = residual().eval(), images(20)
     found = collect(net, batches, where=["stem", "conv1", "conv2"])
     small = fxprune.transform(
@@ -485,7 +485,7 @@ def test_the_channels_with_most_zeros_go():
     assert gone["stem.weight"][0] == sorted(both[:2].tolist())
 
 
-def test_a_channel_that_is_never_active_goes_first_and_nothing_changes():
+def test_a_channel_that_is_never_active_is_removed_first_and_nothing_changes():
     net = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 3, 3)).double().eval()
     with torch.no_grad():
         net[0].bias[[1, 4]] = -1e3
@@ -527,7 +527,7 @@ def test_tied_and_parametrized_layers_are_found():
     assert all(torch.isfinite(importance_from(found)(group)).all() for group in groups)
 
 
-def test_activations_of_a_model_without_a_graph_by_name():
+def test_statistics_of_an_activation_stand_for_a_layer_without_a_graph():
     net, batches = residual(look=True), images(6)
     found = collect(net, batches, where=["act", "conv1"], channel_dim=1)
     importance = importance_from(found, layers={"conv1": "act"})
@@ -538,7 +538,7 @@ def test_activations_of_a_model_without_a_graph_by_name():
         importance_from(found)(group)
 
 
-def test_importance_refuses():
+def test_importance_from_refuses_what_it_cannot_use():
     net, batches = residual().eval(), images(3)
     found = collect(net, batches, where="conv1")
     with pytest.raises(PlanError, match="statistics cannot be a dict"):

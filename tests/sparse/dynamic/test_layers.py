@@ -198,7 +198,7 @@ def test_the_reference_of_an_update_can_fail():
 @given(
     st.sampled_from([(), (0,), (0, 1)]), st.floats(0, 0.95), st.floats(0, 0.95), st.floats(0, 0.95), st.integers(0, 99)
 )
-def test_random_growth(dims, first, sparsity, regrow, seed):
+def test_random_growth_equals_the_loop_over_slices(dims, first, sparsity, regrow, seed):
     """From any sparsity to any other: of k1 connections those stay that were active, and k2 are active."""
     torch.manual_seed(seed)
     values = iter([first, first, sparsity])  # asked for the first mask, for a warning, and at the update
@@ -568,13 +568,13 @@ def test_a_symbolic_trace_in_training_mode_counts_nothing():
         ({"dims": (0, 1, 2, 3)}, "dims=(0, 1, 2, 3) leave nothing to choose"),
     ],
 )
-def test_bad_arguments(options, sentence):
+def test_bad_arguments_of_dynamic_layers_are_refused(options, sentence):
     with pytest.raises(PlanError) as error:
         conv(**options)
     assert sentence in str(error.value)
 
 
-def test_dims_of_a_linear_layer():
+def test_dims_of_a_linear_layer_choose_its_slices():
     with pytest.raises(PlanError) as error:
         DynamicSparseLinear(3, 2, sparsity=0.5, dims=(0, 1))
     assert "a weight of shape (2, 3) has then one connection in each slice" in str(error.value)

@@ -61,7 +61,7 @@ FIRST = {"0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.runnin
 
 @pytest.mark.parametrize("set_to_none", [True, False])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_frozen_stays_bit_for_bit_and_the_rest_moves(name, set_to_none):
+def test_frozen_parameters_stay_bit_for_bit_and_the_rest_moves(name, set_to_none):
     net = network()
     optimizer = OPTIMIZERS[name](net.parameters())
     train(net, optimizer, 3, set_to_none=set_to_none)  # momentum has built up, gradients are left over
@@ -84,7 +84,7 @@ def test_momentum_and_decay_move_what_has_a_gradient_of_zeros():
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_reversible(name):
+def test_unfreeze_undoes_freeze(name):
     net = network()
     net[6].bias.requires_grad_(False)
     optimizer = OPTIMIZERS[name](net.parameters())
@@ -101,7 +101,7 @@ def test_reversible(name):
     assert moved(before, net) == set(before) - {"6.bias"}
 
 
-def test_partly_unfrozen():
+def test_a_part_can_be_unfrozen():
     net = network()
     freeze(net, nn.Conv2d)
     freeze(net, "1")
@@ -111,7 +111,7 @@ def test_partly_unfrozen():
     assert moved(before, net) == set(before) - FIRST
 
 
-def test_between_forward_and_backward():
+def test_freezing_between_forward_and_backward_leaves_no_gradient():
     net = network()
     optimizer = OPTIMIZERS["momentum"](net.parameters())
     train(net, optimizer, 2)
@@ -124,7 +124,7 @@ def test_between_forward_and_backward():
     assert "6.weight" in moved(before, net)
 
 
-def test_what_patterns_mean():
+def test_patterns_choose_parameters_and_norms():
     for patterns, names in [
         ("0", ("0.weight", "0.bias")),
         ("0.weight", ("0.weight",)),
@@ -137,7 +137,7 @@ def test_what_patterns_mean():
     assert len(freeze(network(), nn.Sequential).parameters) == 10
 
 
-def test_what_is_frozen_already_is_said():
+def test_parameters_frozen_already_are_reported():
     net = network()
     freeze(net, "0.weight")
     report = freeze(net, "0")
@@ -419,7 +419,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("call", "kind", "text"), REFUSED, ids=[str(i) for i in range(len(REFUSED))])
-def test_refused_and_nothing_changed(call, kind, text):
+def test_what_freeze_refuses_changes_nothing(call, kind, text):
     net = network()
     before = state(net)
     with pytest.raises(kind) as caught:
@@ -432,7 +432,7 @@ def test_refused_and_nothing_changed(call, kind, text):
         unfreeze(net)
 
 
-def test_masks_of_what_is_frozen_are_refused():
+def test_masks_of_frozen_parameters_are_refused():
     net = network()
     optimizer = OPTIMIZERS["sgd"](net.parameters())
     mask = {"6.bias": torch.tensor([True, False, False])}

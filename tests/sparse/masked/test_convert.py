@@ -25,7 +25,7 @@ def input_for(layer):
 
 
 @layers
-def test_plain(make):
+def test_plain_layers_have_zeros_where_the_mask_was_false(make):
     layer = make().double().eval()
     layer.weight.requires_grad_(False)
     x = input_for(layer)
@@ -40,7 +40,7 @@ def test_plain(make):
 
 
 @layers
-def test_to_prune_and_back(make):
+def test_layers_go_to_torch_prune_and_back(make):
     layer = make().double()
     x = input_for(layer)
     pruned = to_prune(layer)
@@ -57,7 +57,7 @@ def test_to_prune_and_back(make):
 
 
 @pytest.mark.parametrize("make", [lambda: nn.Linear(6, 4), lambda: nn.Conv2d(6, 4, 3, groups=2)])
-def test_from_what_torch_has_pruned_by_itself(make):
+def test_layers_that_torch_has_pruned_become_masked(make):
     layer = make().double().eval()
     x = input_for(layer)
     prune.random_unstructured(layer, "weight", 0.5)
@@ -91,7 +91,7 @@ def fractional():
         (lambda: from_prune(fractional()), ["other numbers than 0 and 1"]),
     ],
 )
-def test_what_cannot_be_converted_is_refused(attempt, sentences):
+def test_layers_that_cannot_be_converted_are_refused(attempt, sentences):
     with pytest.raises(PlanError) as raised:
         attempt()
     assert all(sentence in str(raised.value) for sentence in sentences)

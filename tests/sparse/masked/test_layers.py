@@ -218,7 +218,7 @@ WRITES = {
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
 @makers
-def test_what_is_written_stays_where_there_are_connections_only(make, write):
+def test_values_written_into_a_weight_stay_where_there_are_connections(make, write):
     layer = make()
     for write_again in (False, True):
         write(layer.weight)
@@ -230,7 +230,7 @@ def test_what_is_written_stays_where_there_are_connections_only(make, write):
     assert (layer.state_dict()["weight"][~whole_mask(layer)] == 0).all()
 
 
-def test_a_saved_state_is_clear_though_nobody_read_the_weight():
+def test_a_saved_state_has_zeros_though_the_weight_was_not_read():
     layer = linear()
     parameter = stored(layer)
     parameter.data.fill_(1)
@@ -337,7 +337,7 @@ def test_bad_masks_are_refused_everywhere(bad, sentences):
 
 
 @pytest.mark.parametrize("mask", [None, [[True]], torch.eye(3, dtype=torch.bool).to_sparse()], ids=type)
-def test_what_is_no_mask_is_refused(mask):
+def test_a_value_that_is_no_mask_is_refused(mask):
     with pytest.raises(PlanError, match="a mask must be a dense bool tensor"):
         MaskedLinear(3, 3, mask)
 
@@ -360,7 +360,7 @@ def test_an_empty_mask_that_the_pass_has_made_loads_back():
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_from_a_dense_layer(bias):
+def test_from_linear_copies_a_dense_layer(bias):
     dense = nn.Linear(IN, OUT, bias=bias, dtype=torch.float64).eval()
     dense.weight.requires_grad_(False)
     mask, before = some_mask(OUT, IN), dense.weight.clone()
@@ -374,7 +374,7 @@ def test_from_a_dense_layer(bias):
     assert layer.mask.any()
 
 
-def test_from_a_dense_convolution():
+def test_from_conv_copies_a_dense_convolution():
     dense = nn.Conv2d(4, 6, (3, 1), 2, (1, 0), groups=2, padding_mode="reflect", dtype=torch.float64)
     mask, x = some_mask(6, 2), torch.randn(2, 4, 7, 5, dtype=torch.float64)
     layer = MaskedConv2d.from_conv(dense, mask)
@@ -416,7 +416,7 @@ def test_copies_are_equal_and_independent(make):
         assert (layer.weight[~whole_mask(layer)] == 0).all()
 
 
-def test_moves():
+def test_masks_move_with_their_layer():
     layer = linear().to("meta")
     assert (layer.mask.device.type, layer.weight.device.type, layer.mask.dtype) == ("meta", "meta", torch.bool)
     assert repr(layer) == f"MaskedLinear(in_features={IN}, out_features={OUT}, bias=True)"
@@ -426,7 +426,7 @@ def test_moves():
     assert MaskedLinear(IN, OUT, some_mask(OUT, IN), device="meta").mask.device.type == "meta"
 
 
-def test_set_mask():
+def test_set_mask_connects_others_from_zero():
     layer = linear()
     old, new = layer.mask.clone(), some_mask(OUT, IN)
     weight = layer.weight.detach().clone()
@@ -437,7 +437,7 @@ def test_set_mask():
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @makers
-def test_compiled(make, backend):
+def test_masked_layers_compile_into_one_graph(make, backend):
     torch._dynamo.reset()
     layer = make(dtype=torch.float64)
     other = copy.deepcopy(layer)
@@ -456,7 +456,7 @@ def test_compiled(make, backend):
 
 
 @makers
-def test_exported_and_traced(make):
+def test_masked_layers_are_exported_and_traced(make):
     layer = make(dtype=torch.float64).eval()
     x = input_for(layer)
     with torch.no_grad():

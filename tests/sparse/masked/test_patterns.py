@@ -47,7 +47,7 @@ def test_random_masks_are_uniform_and_repeatable():
 
 @pytest.mark.parametrize(("out", "into"), SIZES)
 @pytest.mark.parametrize("width", [0, 1, 2, 20])
-def test_banded_masks(out, into, width):
+def test_banded_masks_equal_their_definition(out, into, width):
     mask = banded_mask(out, into, width)
     for o in range(out):
         place = (o + Fraction(1, 2)) * into / out - Fraction(1, 2)
@@ -59,7 +59,7 @@ def test_banded_masks(out, into, width):
 
 
 @pytest.mark.parametrize(("out", "into", "blocks"), [(6, 4, 2), (6, 9, 3), (5, 5, 5), (3, 4, 1)])
-def test_block_masks(out, into, blocks):
+def test_block_masks_equal_their_definition(out, into, blocks):
     mask = block_mask(out, into, blocks)
     parts = [torch.ones(out // blocks, into // blocks)] * blocks
     assert torch.equal(mask, torch.block_diag(*parts).bool())
@@ -79,7 +79,7 @@ def test_block_masks(out, into, blocks):
         (lambda: block_mask(5, 6, 3), "3 blocks do not divide out_features, 5"),
     ],
 )
-def test_patterns_that_cannot_be_are_refused(make, sentence):
+def test_impossible_patterns_are_refused(make, sentence):
     with pytest.raises(PlanError, match=sentence):
         make()
 
@@ -116,7 +116,7 @@ def test_the_attribute_tells_the_sides_apart():
     assert mask_from_graph(graph).tolist() == [[False, False], [True, False]]
 
 
-def test_as_networkx_itself_makes_the_matrix():
+def test_a_mask_equals_the_matrix_that_networkx_makes():
     graph = nx.bipartite.random_graph(5, 7, 0.4, seed=3)
     rows = [n for n, side in graph.nodes(data="bipartite") if side == 0]
     columns = [n for n, side in graph.nodes(data="bipartite") if side == 1]

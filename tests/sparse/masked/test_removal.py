@@ -104,7 +104,7 @@ def test_the_pass_shrinks_masks_along(path, importance):
 
 
 @pytest.mark.parametrize("path", ["fx", "eager"])
-def test_layers_keep_their_class_and_are_counted_anew(path):
+def test_layers_keep_their_class_and_are_recounted(path):
     net, x = randomise(mixed(), 1).eval(), torch.randn(2, 3, 8, 8)
     small = fxprune.transform(net, x, ratio=0.5, path=path)
     conv, grouped, linear, head = (small.get_submodule(name) for name in ("0", "3", "6", "8"))
@@ -126,7 +126,7 @@ def test_a_graph_that_the_user_traced_reads_weight_and_mask():
     assert {k: v.shape for k, v in small.state_dict().items()} == {k: v.shape for k, v in other.state_dict().items()}
 
 
-def test_a_class_that_cannot_be_traced():
+def test_a_masked_model_that_cannot_be_traced_keeps_its_class():
     net, x = randomise(Residual(), 2).eval(), torch.randn(4, 5)
     small = fxprune.transform(net, x, ratio=0.4)
     record = fxprune.record(small)
@@ -181,7 +181,7 @@ def test_empty_outputs():
     }
 
 
-def test_empty_rows_without_bias_go_with_the_plain_masks_of_transform():
+def test_empty_rows_without_bias_are_removed_by_the_masks_of_transform():
     net = nn.Sequential(
         MaskedLinear(4, 6, mask_of(6, 4, rows=[1, 3]), bias=False), nn.ReLU(), MaskedLinear(6, 3, mask_of(3, 6))
     ).eval()
@@ -193,7 +193,7 @@ def test_empty_rows_without_bias_go_with_the_plain_masks_of_transform():
 
 @pytest.mark.parametrize("path", [None, "fx", "eager", "export"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_columns_that_nobody_reads(path, bias):
+def test_columns_that_no_layer_reads_are_removed(path, bias):
     net = nn.Sequential(
         *(MaskedConv2d(3, 7, 3, mask_of(7, 3), bias=bias), nn.BatchNorm2d(7), nn.Sigmoid()),
         *(MaskedConv2d(7, 5, 3, mask_of(5, 7, columns=[0, 2, 6])), nn.Sigmoid(), nn.Flatten()),
@@ -205,7 +205,7 @@ def test_columns_that_nobody_reads(path, bias):
     assert small.get_parameter("6.weight").shape == (3, 16)
 
 
-def test_rows_that_are_zero():
+def test_rows_that_are_zero_are_removed():
     net = nn.Sequential(
         MaskedConv2d(3, 6, 3, mask_of(6, 3, rows=[0, 4]), bias=False),
         nn.ReLU(),
@@ -246,13 +246,13 @@ def test_a_constant_before_padding_stays_where_its_carrier_would_be_masked():
         shrink(net.eval(), torch.randn(2, 3, 6, 6))
 
 
-def test_an_empty_row_whose_bias_is_zero_goes():
+def test_an_empty_row_whose_bias_is_zero_is_removed():
     net = nn.Sequential(MaskedLinear(4, 6, mask_of(6, 4, rows=[1])), nn.ReLU(), nn.Linear(6, 2)).eval()
     net[0].bias.data[1] = 0
     assert equal_and_smaller(net, torch.randn(2, 4)).get_submodule("0").out_features == 5
 
 
-def test_what_was_only_there_for_what_goes_goes_too():
+def test_channels_that_fed_removed_channels_only_are_removed_too():
     """Input 2 of the last layer is not read, so output 2 of the middle goes, and with it 0 of the first."""
     middle = mask_of(5, 6)
     middle[:, 0] = False
@@ -278,7 +278,7 @@ class Elsewhere(nn.Module):
         return self.head(y) + y.sum(1, keepdim=True)
 
 
-def test_channels_that_something_else_reads_stay():
+def test_channels_that_another_layer_reads_stay():
     net = Elsewhere().eval()
     net.stem.bias.data[1] = -100.0  # never above zero on these inputs: their numbers alone would not tell
     x = 0.1 * torch.randn(2, 4)
@@ -303,13 +303,13 @@ class Gated(nn.Module):
         return self.head(y * torch.sigmoid(self.gate(y)))
 
 
-def test_a_channel_goes_only_if_none_of_its_readers_reads_it():
+def test_a_channel_is_removed_only_if_none_of_its_readers_reads_it():
     small = equal_and_smaller(Gated().eval(), torch.randn(2, 4))
     assert small.get_submodule("b").out_features == 6  # 0 and 5; 1 is read by the head, 2 by the gate
     assert type(small.get_submodule("b")) is nn.Linear
 
 
-def test_in_conv_groups_whole_rows_of_the_grid_go():
+def test_in_conv_groups_whole_rows_of_the_grid_are_removed():
     mask = torch.ones(6, 4, dtype=torch.bool)
     mask[3:] = False  # the second group connects nothing
     net = nn.Sequential(
@@ -323,7 +323,7 @@ def test_in_conv_groups_whole_rows_of_the_grid_go():
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_depthwise_filter_that_is_cut_off(bias):
+def test_a_depthwise_filter_that_is_cut_off_is_removed(bias):
     mask = torch.ones(6, 1, dtype=torch.bool)
     mask[[1, 4]] = False
     net = nn.Sequential(
@@ -379,14 +379,14 @@ def test_nothing_to_shrink_warns():
         shrink(net, torch.randn(2, 4))
 
 
-def test_one_channel_stays_in_a_dimension_that_nobody_reads():
+def test_one_channel_stays_in_a_dimension_that_no_layer_reads():
     net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), MaskedLinear(3, 2, torch.tensor([[True, False, False]] * 2))).eval()
     net[2].weight.data.fill_(0)
     small = equal_and_smaller(net, torch.randn(2, 4))
     assert small.get_submodule("0").out_features == 1
 
 
-def test_a_model_that_casts_to_single_precision():
+def test_a_model_that_casts_to_single_precision_shrinks():
     class Single(nn.Module):
         def __init__(self):
             super().__init__()

@@ -72,7 +72,7 @@ def test_the_text_says_which_is_faster(dense, sparse, slower, sentence):
     assert f"latency  dense {1000 * dense:.3f} ms, sparse {1000 * sparse:.3f} ms (median of 2, " in str(found)
 
 
-def test_what_was_not_measured_is_unknown():
+def test_unmeasured_latency_is_unknown():
     found = compare(sparsify(layer(density=0.9)))
     assert found.dense_ms is None
     assert found.sparse_ms is None
@@ -101,7 +101,7 @@ def test_density_of_several_layers_counts_their_elements():
     assert compare(net).density == pytest.approx(stored / (128 + 6), abs=1e-12)
 
 
-def test_refusals():
+def test_comparisons_refuse_bad_arguments():
     with pytest.raises(PlanError, match="there is no sparse layer to compare"):
         compare(nn.Linear(2, 2))
     with pytest.raises(InputError, match="example inputs are of no use"):
@@ -138,7 +138,7 @@ def test_break_even_lies_where_the_clock_says():
     assert str(found) == "csr [50, 40], batch 3: sparse is faster below density 0.4"
 
 
-def test_break_even_is_not_made_up():
+def test_break_even_outside_the_measured_range_says_so():
     never = break_even(40, 50, densities=(0.1, 0.2), timer=linear_clock(2.0, 1.0))
     assert never.density is None
     assert str(never) == "csr [50, 40], batch 1: none found; sparse is slower even at density 0.1"

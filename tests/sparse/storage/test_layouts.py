@@ -135,7 +135,7 @@ def test_gradients_are_those_of_the_dense_layer_at_the_stored_places(layout, blo
 
 @pytest.mark.parametrize("form", ["stride, padding", "groups", "1x1, stride"])
 @pytest.mark.parametrize(("layout", "blocksize"), [("csr", None), ("coo", None), ("bsr", (3, 2))])
-def test_gradients_of_a_convolution(layout, blocksize, form):
+def test_gradients_of_a_sparse_convolution_are_those_of_the_dense_one(layout, blocksize, form):
     dense = conv(**CONVS[form])
     sparse = sparsify(dense, 0.7, layout=layout, blocksize=blocksize)
     reference = thresholded(dense, 0.7)
@@ -230,13 +230,13 @@ def test_round_trip_is_exact(layout, blocksize, threshold):
     assert close(x.grad, back.weight.sum(0).expand(3, 8))
 
 
-def test_a_weight_at_the_threshold_goes():
+def test_a_weight_at_the_threshold_is_not_stored():
     dense = nn.Linear(3, 1, bias=False)
     dense.weight.data = torch.tensor([[0.5, -0.5, 0.75]])
     assert sparsify(dense, 0.5).to_dense().weight.tolist() == [[0.0, 0.0, 0.75]]
 
 
-def test_what_is_stored():
+def test_stored_values_and_density_are_counted():
     dense = nn.Linear(4, 4, bias=False)
     dense.weight.data = torch.tensor([[1.0, 0, 0, 0], [0, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 3]])
     csr = sparsify(dense).state_dict()
@@ -257,7 +257,7 @@ def test_what_is_stored():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("layout", "blocksize"), LAYOUTS, ids=IDS)
-def test_other_types(layout, blocksize, dtype):
+def test_other_types_are_computed_in_their_own(layout, blocksize, dtype):
     """Sums run in float32: its bound for sums of 1024 terms, and of half precision two roundings of the result."""
     dense = linear(1024, 6, dtype=dtype)
     sparse = sparsify(dense, 0.7, layout=layout, blocksize=blocksize)
@@ -463,7 +463,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=str)
-def test_refusals(case):
+def test_sparsify_refuses_layers_it_cannot_store(case):
     make, options, sentences = REFUSED[case]
     with pytest.raises(PlanError) as error:
         sparsify(make(), **options)
@@ -471,7 +471,7 @@ def test_refusals(case):
         assert sentence in str(error.value)
 
 
-def test_more_refusals():
+def test_sparsify_refuses_other_options():
     layer = linear()
     with torch.no_grad():
         layer.weight[1, 2] = math.nan
@@ -488,7 +488,7 @@ def test_more_refusals():
         sparsify(none)
 
 
-def test_what_changes_nothing_warns():
+def test_a_conversion_that_changes_nothing_warns():
     with pytest.warns(NothingRemovedWarning) as caught:
         sparsify(linear())
     assert "every weight stays: the sparse layer takes more memory than the dense one" in str(caught[0].message)
@@ -570,7 +570,7 @@ def test_layers_that_cannot_be_replaced_are_named():
     assert [type(m) for m in net] == [nn.Linear] * 4
 
 
-def test_names_that_mean_nothing():
+def test_names_that_mean_nothing_are_refused():
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
     for where, sentences in {
         "1x": ['where names nothing: "1x"', 'did you mean "1"?'],

@@ -48,7 +48,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_refusals_in_this_order(case):
+def test_refusals_come_in_this_order(case):
     make, sentences = CASES[case]
     with pytest.raises(PlanError) as error:
         sparsify(make(), layout="semi_structured")

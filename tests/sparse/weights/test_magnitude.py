@@ -143,7 +143,7 @@ def test_quality_is_a_threshold_in_deviations_of_what_is_left(std_of):
         assert 0 < pruner.sparsities[name] < 1
 
 
-def test_quality_per_layer():
+def test_quality_may_differ_per_layer():
     model = net()
     pruner = MagnitudePruner(model, quality={"conv*": 0.3, "fc.2": Constant(0.8)})
     pruner.step()
@@ -155,7 +155,7 @@ def test_quality_per_layer():
     assert type(model.fc[0]) is nn.Linear
 
 
-def test_sparsity_per_layer_and_where():
+def test_sparsity_may_differ_per_layer_and_where_chooses_layers():
     model = net()
     pruner = MagnitudePruner(model, sparsity={"fc.*": 0.5, "fc.2": Linear(0.0, 0.9, steps=1)}, where=nn.Linear)
     pruner.step()
@@ -317,7 +317,7 @@ def test_channels_of_a_masked_model_can_be_removed():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_half_precision(dtype):
+def test_masks_work_in_half_precision(dtype):
     layer = nn.Linear(16, 4).to(dtype)
     values = layer.weight.detach().clone()
     for scope in ("layer", "global"):
@@ -343,7 +343,7 @@ def test_moving_the_model_takes_the_masks_along():
     assert int((model.conv1.weight == 0).sum()) == 36
 
 
-def test_report():
+def test_the_report_has_a_row_per_weight():
     model = net()
     pruner = MagnitudePruner(model, sparsity=0.5, where="fc")
     pruner.step()
@@ -440,7 +440,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("make", "options", "message"), REFUSED, ids=[r[2][:50] for r in REFUSED])
-def test_refused(make, options, message):
+def test_magnitude_pruning_refuses_bad_arguments(make, options, message):
     model = make()
     before = [type(m) for m in model.modules()] if isinstance(model, nn.Module) else []
     with pytest.raises(fxprune.FxpruneError) as caught:

@@ -231,7 +231,7 @@ def test_rates_per_layer_and_report():
     assert surgery.sparsities == {"2.weight": pruned / 33}
 
 
-def test_it_warns():
+def test_surgery_warns_where_it_prunes_nothing_or_everything():
     layer = nn.Linear(2, 2)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, 1.1], [1.1, 1.0]]))
@@ -266,7 +266,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("options", "message"), REFUSED, ids=[r[1][:50] for r in REFUSED])
-def test_refused(options, message):
+def test_surgery_refuses_bad_arguments(options, message):
     model = net()
     with pytest.raises(PlanError) as caught:
         DynamicSurgery(model, **options)
@@ -275,12 +275,12 @@ def test_refused(options, message):
 
 
 @pytest.mark.parametrize(("gamma", "power"), [(-1.0, 1.0), (1.0, -1.0), (math.inf, 1.0), ("a", 1.0)])
-def test_inverse_decay_refuses(gamma, power):
+def test_inverse_decay_refuses_bad_arguments(gamma, power):
     with pytest.raises(PlanError, match="must be a number of at least 0"):
         InverseDecay(gamma=gamma, power=power)
 
 
-def test_what_goes_wrong_later():
+def test_errors_after_the_first_step_leave_the_masks():
     surgery = DynamicSurgery(net(), rate=0.0, probability=lambda step: 1.0 - 2 * step)
     surgery.step()
     with pytest.raises(PlanError, match=r"probability must be a number in \[0, 1\], not -1.0"):
