@@ -1,4 +1,4 @@
-"""The record: what happened to a model, kept with the model."""
+"""The record: how a small model was made, kept with the model."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Record:
     cost: tuple[Cost, Cost] | None = None
 
     def then(self, second: Record) -> Record:
-        """Both in one: from what this record's model was to what `second`, of the model pruned again, leaves.
+        """One record of two prunings: from the original of this one to the model of `second`, which was pruned again.
 
         Raises `PlanError` where `second` is for another model, or treats statistics otherwise.
         """
@@ -83,7 +83,7 @@ class Record:
         return sum(map(math.prod, self.before.values())), sum(map(math.prod, self.after.values()))
 
     def report(self, format: str = "text") -> str:
-        """Each layer before and after, the totals, the way, the proof and the notes: docs/report.md.
+        """Each layer before and after, the totals, the path, the proof and the notes: docs/report.md.
 
         format: "text", "markdown" or "json". Raises `InputError` for any other.
         """

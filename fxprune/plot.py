@@ -17,7 +17,7 @@ from fxprune.ops.layers import known_output_dim, output_dim
 from fxprune.planning.channels import removal_of
 from fxprune.planning.plan import Plan
 from fxprune.report.graphs import graph, group_names
-from fxprune.report.layout import Layout, Placed, arrange
+from fxprune.report.layout import Layout, PlacedNode, arrange
 
 COLUMNS = 9
 """How many nodes stand beside each other in a row of a picture."""
@@ -228,11 +228,11 @@ class _Drawing:
         """Columns, and the height in the same unit."""
         return 1 + max((n.column for n in self.layout.nodes), default=0), self.GAP - self.bottom
 
-    def place(self, node: Placed) -> tuple[float, float]:
+    def place(self, node: PlacedNode) -> tuple[float, float]:
         """The middle of a node."""
         return float(node.column), self.middles[node.row, node.lane]
 
-    def tall(self, node: Placed) -> float:
+    def tall(self, node: PlacedNode) -> float:
         """The height of a node before pruning."""
         return self._height(self.boxes[node.node].before)
 
@@ -249,9 +249,9 @@ class _Drawing:
         for node in self.layout.nodes:
             self._node(ax, node, self.boxes[node.node])
 
-    def _node(self, ax: Any, node: Placed, box: _Box) -> None:
+    def _node(self, ax: Any, node: PlacedNode, box: _Box) -> None:
         x, y = self.place(node)
-        faint = 0.5 if node.again else 1.0
+        faint = 0.5 if node.repeated else 1.0
         if box.before is None:
             frame = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": _LINE, "alpha": faint}
             ax.text(x, y, box.label, ha="center", va="center", fontsize=8, bbox=frame, alpha=faint, zorder=3)
@@ -273,7 +273,7 @@ class _Drawing:
         ax.add_patch(Rectangle(corner, self.WIDE, tall, facecolor="white", linewidth=0, zorder=2))
         ax.add_patch(Rectangle(corner, self.WIDE, tall, facecolor=colour, alpha=alpha, linewidth=0, zorder=2))
 
-    def _over(self, before: Placed, after: Placed) -> bool:
+    def _over(self, before: PlacedNode, after: PlacedNode) -> bool:
         """True if an edge passes over nodes between its ends, or leads back."""
         if before.row != after.row or before.column >= after.column:
             return True
@@ -281,7 +281,7 @@ class _Drawing:
         lane = max(before.lane, after.lane)
         return any((n.row, n.lane) == (after.row, lane) and n.column in between for n in self.layout.nodes)
 
-    def _edge(self, ax: Any, before: Placed, after: Placed) -> None:
+    def _edge(self, ax: Any, before: PlacedNode, after: PlacedNode) -> None:
         from matplotlib.patches import FancyArrowPatch
         from matplotlib.path import Path as Line
 
@@ -309,7 +309,7 @@ class _Drawing:
         }
         ax.add_patch(FancyArrowPatch(path=Line(points), shrinkA=0, shrinkB=0, joinstyle="round", **style))
 
-    def _clear(self, before: Placed, after: Placed) -> float:
+    def _clear(self, before: PlacedNode, after: PlacedNode) -> float:
         """The height at which an edge passes over all that stands between its ends; longer ones pass higher."""
         columns = sorted((before.column, after.column))
         tops = [
@@ -319,7 +319,7 @@ class _Drawing:
         ]
         return max(tops) + 0.02 * min(8, columns[1] - columns[0])
 
-    def _half(self, node: Placed) -> float:
+    def _half(self, node: PlacedNode) -> float:
         box = self.boxes[node.node]
         return self.WIDE / 2 if box.before is not None else 0.05 + 0.03 * len(box.label)
 

@@ -166,7 +166,7 @@ def test_rows_end_where_all_goes_through_one_node() -> None:
     layout = arrange(graph, 6)
     rows: dict[int, list[str]] = {}
     for node in layout.nodes:
-        rows.setdefault(node.row, []).append(node.node + ("'" if node.again else ""))
+        rows.setdefault(node.row, []).append(node.node + ("'" if node.repeated else ""))
     assert rows == {0: ["0", "1", "2", "3", "4"], 1: ["4'", "5", "6", "7", "8"], 2: ["8'", "9", "10", "11", "12"]}
     for before, after in layout.edges:
         assert layout.nodes[before].row == layout.nodes[after].row

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import InputError
-from fxprune.report.repeats import fold
+from fxprune.report.repeats import merge_repeats
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "report"
 ENDINGS = {"text": "txt", "markdown": "md", "json": "json"}
@@ -346,22 +346,22 @@ def test_markdown_escapes_what_would_end_a_cell() -> None:
 
 def test_rows_that_differ_otherwise_stay() -> None:
     rows = [("b.0.x", 1), ("b.1.x", 2), ("b.2.x", 1)]
-    assert fold(rows) == [("b.0,2.x", 1), ("b.1.x", 2)]
+    assert merge_repeats(rows) == [("b.0,2.x", 1), ("b.1.x", 2)]
 
 
 def test_the_last_number_of_a_name_is_no_block() -> None:
     rows = [("b.conv1", 1), ("b.conv2", 1), ("features.0", 1), ("features.1", 1)]
-    assert fold(rows) == rows
+    assert merge_repeats(rows) == rows
 
 
 def test_blocks_of_blocks() -> None:
     rows = [(f"stage{s}.{b}.conv", f"stage{s}.{b}.conv.weight[0], head", 8) for s in (1, 2) for b in range(3)]
-    assert fold(rows) == [("stage1-2.0-2.conv", "stage1-2.0-2.conv.weight[0], head", 8)]
+    assert merge_repeats(rows) == [("stage1-2.0-2.conv", "stage1-2.0-2.conv.weight[0], head", 8)]
 
 
 def test_a_number_is_replaced_as_a_whole() -> None:
     rows = [("b.1.x", "b.1.x, b.10.y, ab.1.x"), ("b.2.x", "b.2.x, b.10.y, ab.1.x")]
-    assert fold(rows) == [("b.1-2.x", "b.1-2.x, b.10.y, ab.1.x")]
+    assert merge_repeats(rows) == [("b.1-2.x", "b.1-2.x, b.10.y, ab.1.x")]
 
 
 def test_folding_loses_no_group() -> None:

@@ -30,7 +30,7 @@ from fxprune.paths import capture, paths_for, try_in_turn, without_hooks
 
 @dataclass(frozen=True)
 class LayerCost:
-    """The cost of one module by itself, those in it left out.
+    """The cost of one module by itself, without the modules in it.
 
     params, bytes: of the parameters (and buffers) that it owns; a tied one counts for its first owner.
     macs: multiply-adds of the operations that it runs; None where one of them is not counted.
@@ -103,10 +103,11 @@ def _counted(model: nn.Module, inputs: Inputs, path: FrontEnd) -> list[Found]:
 
 
 def planned(findings: Findings, removal: Removal | None = None, constants: Constants | None = None) -> Cost:
-    """The same of the model that was analysed, or of the one that is left after a removal, from the analysis alone.
+    """The cost of the model that was analysed, or of the smaller one that a removal leaves, as `cost` would count it.
 
-    constants: what that one has besides, to take constants up. It equals `cost` of that model. Runs nothing, makes
-    nothing.
+    It comes from the analysis alone: no model is made or run.
+
+    constants: the folded constants of the smaller model, which make its biases.
     """
     if removal is None:
         tensors = findings.subject.tensors
@@ -121,7 +122,7 @@ def planned(findings: Findings, removal: Removal | None = None, constants: Const
 
 
 def macs_of(contraction: Contraction, removal: Removal | None = None) -> int | None:
-    """The multiply-adds of an operation, after a removal if there is one; None where it is unknown."""
+    """The multiply-adds of an operation, after a removal if there is one; None where they are unknown."""
     if contraction.products is None:
         return None
     if removal is None:
@@ -152,7 +153,7 @@ def run_counted(captured: Captured, inputs: Inputs, faker: Faker | Real) -> list
 
 
 def _summed(shapes: Mapping[str, tuple[int, ...]], tensors: Tensors, found: Iterable[Found]) -> Cost:
-    """Tensors of these shapes and what operations multiply, by module."""
+    """The cost of tensors of these shapes and of the operations that were counted."""
     params: dict[str, int] = {}
     octets: dict[str, int] = {}
     macs: dict[str, int | None] = {}
@@ -176,7 +177,7 @@ def _summed(shapes: Mapping[str, tuple[int, ...]], tensors: Tensors, found: Iter
 
 
 def _with_constants(made: Cost, tensors: Tensors, constants: Constants) -> Cost:
-    """New biases are parameters, maps that are added are buffers of the graph."""
+    """Add folded constants: new biases are parameters, maps are buffers of the graph."""
     layers = dict(made.layers)
     parameters = (tensors[name] for name in tensors.names(PARAMETER))
     size = next((p.element_size() for p in parameters if p.is_floating_point()), 0)
@@ -191,7 +192,7 @@ def _with_constants(made: Cost, tensors: Tensors, constants: Constants) -> Cost:
 
 
 def _with_positions(made: Cost, findings: Findings, removal: Removal) -> Cost:
-    """Layers behind hooks keep a buffer of the positions that are left, 8 bytes each."""
+    """Add the buffers of positions that layers behind hooks keep, 8 bytes for each kept output."""
     layers = dict(made.layers)
     for path, _ in hookable(findings.captured.module):
         vector = findings.axis_vector(f"{path}.weight", 0)

@@ -51,7 +51,7 @@ def _vectors(contraction: Contraction) -> Iterator[Vector]:
 
 
 def _touching(findings: Findings) -> dict[int, list[Contraction]]:
-    """By group the operations that multiply its channels."""
+    """The operations that multiply the channels of each group, by its number."""
     groups_of: dict[Vector, list[int]] = {}
     touching: dict[int, list[Contraction]] = {}
     s = findings.solution
@@ -77,7 +77,7 @@ def _saved(touched: Iterable[Contraction], removal: Removal) -> int | None:
 
 
 def withheld(findings: Findings) -> dict[int, int | None]:
-    """By the number of an event, the MACs that would go at most if all slots went that it holds; None if unknown."""
+    """The MACs that each event withholds at most, by its number; None where they are unknown."""
     held_in: dict[Vector, dict[int, int]] = {}
     result: dict[int, int | None] = {}
     for contraction in contractions(findings):

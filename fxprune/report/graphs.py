@@ -9,10 +9,10 @@ from fxprune.analysis.findings import Findings
 from fxprune.costs import LayerCost, planned
 from fxprune.errors import InputError, nearest
 from fxprune.report.data import role_of
-from fxprune.report.layer_graph import flow
+from fxprune.report.layer_graph import trace_layers
 
 KINDS = ("layers", "groups", "flow")
-"""Layers and what flows between them; groups and parameters; layers with the operations at which branches meet."""
+"""Layers and the tensors between them; groups and parameters; layers with the operations at which branches meet."""
 
 
 def graph(findings: Findings, kind: str) -> Any:
@@ -53,7 +53,7 @@ def _groups(findings: Findings) -> Any:
 def _layers(findings: Findings, *, whole: bool) -> Any:
     import networkx as nx
 
-    found = flow(findings.model, findings.captured, findings.inputs)
+    found = trace_layers(findings.model, findings.captured, findings.inputs)
     made = nx.DiGraph()
     for node, kind in found.nodes.items():
         made.add_node(node, **_attributes(findings, node, kind))
@@ -93,13 +93,13 @@ def _attributes(findings: Findings, node: str, kind: str) -> dict[str, Any]:
 
 
 def _without_joins(made: Any) -> Any:
-    """The flow without joins, inputs and outputs: edges into a join go on to every node that the join reaches."""
+    """The graph without joins, inputs and outputs: an edge into a join leads to every node behind the join."""
     for node, kind in list(made.nodes(data="kind")):
         if kind == "join":
             before, after = list(made.predecessors(node)), list(made.out_edges(node, data="shape"))
             made.remove_node(node)
-            ways = [(a, b, shape) for a in before for _, b, shape in after if a != b and not made.has_edge(a, b)]
-            made.add_edges_from((a, b, {"shape": shape}) for a, b, shape in ways)
+            through = [(a, b, shape) for a in before for _, b, shape in after if a != b and not made.has_edge(a, b)]
+            made.add_edges_from((a, b, {"shape": shape}) for a, b, shape in through)
         elif kind in ("input", "output"):
             made.remove_node(node)
     return made

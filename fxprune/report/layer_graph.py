@@ -24,8 +24,8 @@ _NOWHERE: frozenset[str] = frozenset()
 
 
 @dataclass
-class Flow:
-    """Nodes in the order in which they first ran, and edges with the shape of what the one hands to the other.
+class LayerGraph:
+    """The nodes of one forward in the order in which they ran, and edges with the shape of the tensor between them.
 
     nodes: name -> what it is: "layer" (a module by its path), "parameter" (by its name: one that no layer owns), "join"
         (an operation at which branches meet, "module:operation"), "input" ("input:argument") or "output".
@@ -35,8 +35,8 @@ class Flow:
     edges: dict[tuple[str, str], Shape] = field(default_factory=dict)
 
 
-def flow(model: nn.Module, captured: Captured, inputs: Inputs) -> Flow:
-    """The flow of one forward of a model on these inputs, on fake tensors unless it decides by numbers."""
+def trace_layers(model: nn.Module, captured: Captured, inputs: Inputs) -> LayerGraph:
+    """The layers of one forward and the tensors between them; on fake tensors unless the forward decides by numbers."""
     faker = Real() if captured.real else Faker()
     module = faker.module(captured.module)
     tracker = _Tracker(Scopes(module), module, dict(_named(model, inputs, faker)))
@@ -49,23 +49,23 @@ def flow(model: nn.Module, captured: Captured, inputs: Inputs) -> Flow:
     modes = (tracker.scopes.watching(), tracker)
     results = walk(captured.graph, module, faker, captured.values(inputs), visit, modes)
     for tensor in tensors_in(results):
-        tracker.reach("output", "output", [tensor])
-    return tracker.flow
+        tracker.connect("output", "output", [tensor])
+    return tracker.graph
 
 
 def _named(model: nn.Module, inputs: Inputs, faker: Faker | Real) -> Iterator[tuple[int, str]]:
-    """The tensors of the inputs (their ids under the faker), by the name of the argument that holds them."""
+    """The id of every (fake) tensor of the inputs, and the name of the argument that holds it."""
     for name, value in bound(model, inputs).arguments.items():
         for number, tensor in enumerate(tensors_in(value)):
             yield id(faker.tensor(tensor)), f"input:{name}" if not number else f"input:{name}.{number}"
 
 
 class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Keeps for every tensor the nodes that it comes from, nothing else having been in between."""
+    """Knows for every tensor the last nodes that it comes from, and adds edges from them."""
 
     def __init__(self, scopes: Scopes, module: nn.Module, inputs: dict[int, str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.scopes, self.module, self.flow = scopes, "", Flow()
+        self.scopes, self.module, self.graph = scopes, "", LayerGraph()
         self._layers = set(_layers(module))
         self._raw: set[str] = set()
         self._owner = {id(t): self._owner_of(module, name) for name, t in module.named_parameters()}
@@ -93,13 +93,13 @@ class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             known = max(known, self._written.get(tensor.untyped_storage()._cdata, known), key=lambda found: found[0])
         return known[1]
 
-    def reach(self, node: str, kind: str, tensors: Iterable[torch.Tensor]) -> None:
-        """All that these tensors come from reaches this node."""
+    def connect(self, node: str, kind: str, tensors: Iterable[torch.Tensor]) -> None:
+        """Add edges to this node from all nodes that these tensors come from."""
         for tensor in tensors:
             for source in sorted(self.sources(tensor) - {node}):
-                self.flow.nodes.setdefault(source, "input")  # anything else is there already
-                self.flow.edges.setdefault((source, node), tuple(tensor.shape))
-        self.flow.nodes.setdefault(node, kind)
+                self.graph.nodes.setdefault(source, "input")  # anything else is there already
+                self.graph.edges.setdefault((source, node), tuple(tensor.shape))
+        self.graph.nodes.setdefault(node, kind)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = run(func, args, kwargs or {})
@@ -115,15 +115,15 @@ class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return made
         if layer is not None or owners:
             node = next(iter(owners)) if layer is None else layer
-            self.reach(node, self._kind(node), data)
+            self.connect(node, self._kind(node), data)
             for other in owners:
                 if other != node and layer is None:
-                    self.flow.nodes.setdefault(other, self._kind(other))
-                    self.flow.edges.setdefault((other, node), ())
+                    self.graph.nodes.setdefault(other, self._kind(other))
+                    self.graph.edges.setdefault((other, node), ())
             origin = frozenset({node})
         elif len(origin) > 1:
             node = self._join(func)
-            self.reach(node, "join", data)
+            self.connect(node, "join", data)
             origin = frozenset({node})
         self._leave(func, args, outputs, origin)
         return made
@@ -147,7 +147,7 @@ class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _layers(module: nn.Module) -> Iterator[str]:
-    """The modules that own parameters and have no others in them that do."""
+    """The modules that own parameters and hold no module that owns some."""
     owning = {path for path, m in module.named_modules() if any(True for _ in m.parameters(recurse=False))}
     for path in owning:
         if path and not any(other.startswith(f"{path}.") for other in owning):

@@ -1,4 +1,4 @@
-"""The places of a flow's nodes in a picture: columns in the order of the flow, wrapped into rows like a text."""
+"""The places of a graph's nodes in a picture: columns from inputs to outputs, wrapped into rows like a text."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Placed:
-    """A node in a picture. again: whether it stands at the end of the row before as well, and is repeated here."""
+class PlacedNode:
+    """A node in a picture. repeated: whether it stands at the end of the row before as well."""
 
     node: str
     row: int
     column: int
     lane: int
-    again: bool = False
+    repeated: bool = False
 
 
 @dataclass(frozen=True)
 class Layout:
     """Nodes, and edges between them as indices into `nodes`. lanes: how many each row has."""
 
-    nodes: tuple[Placed, ...]
+    nodes: tuple[PlacedNode, ...]
     edges: tuple[tuple[int, int], ...]
     lanes: tuple[int, ...]
 
@@ -36,7 +36,7 @@ def arrange(graph: Any, columns: int) -> Layout:
     column = _columns(graph)
     last = max(column.values(), default=0)
     rows = list(_rows(graph, column, last, columns))
-    nodes: list[Placed] = []
+    nodes: list[PlacedNode] = []
     at: dict[tuple[str, int], int] = {}
     lanes: list[int] = []
     for row, (start, stop, repeated) in enumerate(rows):
@@ -44,13 +44,13 @@ def arrange(graph: Any, columns: int) -> Layout:
         lane_of = {} if repeated is None else {repeated: 0}
         if repeated is not None:
             at[repeated, row] = len(nodes)
-            nodes.append(Placed(repeated, row, 0, 0, again=True))
+            nodes.append(PlacedNode(repeated, row, 0, 0, repeated=True))
         for number in range(start, stop):
             here = [node for node in graph if column[node] == number]
             for node, lane in _lanes(graph, here, lane_of).items():
                 lane_of[node] = lane
                 at[node, row] = len(nodes)
-                nodes.append(Placed(node, row, number - start + offset, lane))
+                nodes.append(PlacedNode(node, row, number - start + offset, lane))
         lanes.append(1 + max((n.lane for n in nodes if n.row == row), default=0))
     row_of = {
         node: next(r for r, (start, stop, _) in enumerate(rows) if start <= column[node] < stop) for node in graph
@@ -63,7 +63,10 @@ def arrange(graph: Any, columns: int) -> Layout:
 
 
 def _columns(graph: Any) -> dict[str, int]:
-    """The longest way to each node; one that nothing reaches stands just before the first that it reaches."""
+    """The column of each node: the length of the longest path to it.
+
+    A node that no edge leads to stands just before the first node that it leads to.
+    """
     order = {node: number for number, node in enumerate(graph)}
     column: dict[str, int] = {}
     for node in graph:
@@ -76,7 +79,7 @@ def _columns(graph: Any) -> dict[str, int]:
 
 
 def _rows(graph: Any, column: dict[str, int], last: int, columns: int) -> Iterator[tuple[int, int, str | None]]:
-    """First column, one past the last one, and the node of the row before that is drawn again."""
+    """Of each row: its first column, one past its last one, and the node of the row before that is drawn again."""
     start, repeated = 0, None
     while start <= last:
         space = columns - (repeated is not None)
@@ -96,7 +99,7 @@ def _bottleneck(graph: Any, column: dict[str, int], end: int) -> str | None:
 
 
 def _lanes(graph: Any, here: list[str], lane_of: dict[str, int]) -> dict[str, int]:
-    """The lane of each node of one column: that of the first that reaches it, or the next one that is free."""
+    """The lane of each node of one column: that of the first node that leads to it, or the next free one."""
     found: dict[str, int] = {}
     reached = {node: [lane_of[p] for p in graph.predecessors(node) if p in lane_of] for node in here}
     for node in sorted(here, key=lambda node: not reached[node]):  # what nothing reaches comes last

@@ -10,23 +10,23 @@ from typing import Any
 Row = tuple[Any, ...]
 
 
-def fold(rows: Sequence[Row]) -> list[Row]:
-    """Rows whose first cell, a dotted name, differs in one number only and whose other cells are equal, as one.
+def merge_repeats(rows: Sequence[Row]) -> list[Row]:
+    """One row for all rows whose first cell, a dotted name, differs in one number and whose other cells are equal.
 
     The number must stand before the last dot: it is that of a block. Text in other cells that names the same block
     follows it. The result stands where the first of the rows stood.
 
-    >>> fold([("block.0.conv", 8), ("block.1.conv", 8), ("block.2.conv", 8), ("block.4.conv", 8), ("head", 8)])
+    >>> merge_repeats([("block.0.conv", 8), ("block.1.conv", 8), ("block.2.conv", 8), ("block.4.conv", 8), ("head", 8)])
     [('block.0-2,4.conv', 8), ('head', 8)]
-    >>> fold([("a.0.x", "a.0.x.weight"), ("a.1.x", "a.1.x.weight"), ("a.2.x", 5)])
+    >>> merge_repeats([("a.0.x", "a.0.x.weight"), ("a.1.x", "a.1.x.weight"), ("a.2.x", 5)])
     [('a.0-1.x', 'a.0-1.x.weight'), ('a.2.x', 5)]
-    >>> fold([("a.0.x", 8), ("a.0.x", 8), ("a.1.x", 8), ("a.1.x", 8)])
+    >>> merge_repeats([("a.0.x", 8), ("a.0.x", 8), ("a.1.x", 8), ("a.1.x", 8)])
     [('a.0-1.x', 8), ('a.0-1.x', 8)]
     """
     found = list(rows)
     depth = max((len(_numbers(str(row[0]))) for row in found), default=0)
     for position in reversed(range(depth)):
-        found = _fold_at(found, position)
+        found = _merge_at(found, position)
     return found
 
 
@@ -35,7 +35,7 @@ def _numbers(name: str) -> list[re.Match[str]]:
     return list(re.finditer(r"\d+(?:[-,]\d+)*", name.rpartition(".")[0]))
 
 
-def _fold_at(rows: list[Row], position: int) -> list[Row]:
+def _merge_at(rows: list[Row], position: int) -> list[Row]:
     kept: list[Row] = []
     first: dict[tuple[Row, int], int] = {}
     seen: Counter[Row] = Counter()

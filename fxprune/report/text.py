@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from fxprune.report.data import AnalysisData, Change, GroupData, LayerChange, LockedData, RecordData, TensorChange
-from fxprune.report.repeats import Row, fold
+from fxprune.report.repeats import Row, merge_repeats
 
 ROLES = ("producer", "norm", "consumer", "raw")
 """What a member can be, in the order in which a row lists them."""
@@ -26,19 +26,21 @@ def analysis_text(data: AnalysisData, *, markdown: bool = False) -> str:
     parts += [f"MACs are unknown: nobody counts {text}" for text in data.uncounted]
     if data.groups:
         headers = ("group", "kind", "channels", "members", "params per channel", "MACs per channel", "exact")
-        parts.append(_table(headers, fold([_group(group) for group in data.groups]), markdown, right=(2, 4, 5)))
+        parts.append(
+            _table(headers, merge_repeats([_group(group) for group in data.groups]), markdown, right=(2, 4, 5))
+        )
     else:
         parts.append("no removable channels")
     if data.locked:
         headers = ("module", "operation", "source", "why", "holds", "params", "MACs")
-        rows = fold([_locked(locked) for locked in data.locked])
+        rows = merge_repeats([_locked(locked) for locked in data.locked])
         parts.append(f"locked:{_gap(markdown)}" + _table(headers, rows, markdown, right=(5, 6)))
     return "\n\n".join(parts) + _notes(data.notes, markdown)
 
 
 def record_text(data: RecordData, *, markdown: bool = False) -> str:
     """A row for every layer that changed and one for the totals, then the path, the proof and the notes."""
-    rows = fold([_layer(layer) for layer in data.layers if _changed(layer)])
+    rows = merge_repeats([_layer(layer) for layer in data.layers if _changed(layer)])
     rows.append(("total", "", change(data.params), change(data.macs)))
     lines = [_table(("layer", "shape", "params", "MACs"), rows, markdown), ""]
     lines.append(f"path {data.path}, bytes {change(data.bytes)}")
@@ -141,16 +143,16 @@ def _gap(markdown: bool) -> str:
 _STATISTIC = re.compile(r"a statistic changed: (\S+) in (\S+): (.*)")
 
 
-def _folded(notes: Iterable[str]) -> list[str]:
+def _merged(notes: Iterable[str]) -> list[str]:
     """Notes about the same statistic in repeated blocks as one, after all others."""
     matches = [(note, _STATISTIC.fullmatch(note)) for note in notes]
-    rows = fold([(found[2], found[1], found[3]) for _, found in matches if found])
+    rows = merge_repeats([(found[2], found[1], found[3]) for _, found in matches if found])
     changed = [f"a statistic changed: {operation} in {module}: {why}" for module, operation, why in rows]
     return [note for note, found in matches if not found] + changed
 
 
 def _notes(notes: Iterable[str], markdown: bool) -> str:
-    notes = _folded(notes)
+    notes = _merged(notes)
     if markdown:
         return "".join(f"\n{'' if n else chr(10)}- note: {note}" for n, note in enumerate(notes))
     return "".join(f"\nnote: {note}" for note in notes)

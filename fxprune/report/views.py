@@ -25,7 +25,7 @@ def checked(format: str) -> str:
 
 
 def view(data: AnalysisData | RecordData, format: str) -> str:
-    """The report as "text", "markdown" or "json" (all of it: nothing is folded or shortened there)."""
+    """The report as "text", "markdown" or "json" (all of it: no rows are merged or shortened there)."""
     if checked(format) == "json":
         return json.dumps(dataclasses.asdict(data), indent=1, allow_nan=False)
     markdown = format == "markdown"
