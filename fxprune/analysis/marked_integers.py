@@ -1,4 +1,4 @@
-"""Which setting of a module counts which dimension: integers that remember where they come from.
+"""Settings of modules and the dimensions that they count: integers that remember where they come from.
 
 Inside a module that no graph shows, `view(batch, -1, self.num_heads, self.head_dim)` says what `num_heads` counts, and
 nothing else does. During the walk the integers in attributes are replaced by marked ones: a subclass of `int` that
@@ -76,11 +76,11 @@ class Sizing:
 
     @property
     def plain(self) -> bool:
-        """Whether it is simply the size of a dimension."""
+        """True if it is simply the size of a dimension."""
         return self.until is None and self.under is None
 
     def setting(self, removal: Removal) -> Fraction:
-        """What the setting must be for this place."""
+        """The value that the setting must have for this place."""
         if self.until is not None:
             kept = removal.kept(self.vector)
             count = Fraction(self.until if kept is None else int(np.count_nonzero(kept[: self.until])))
@@ -98,7 +98,7 @@ class Settings(TorchFunctionMode):
         self.found: dict[Setting, list[Sizing]] = {}
 
     def mark(self, module: nn.Module) -> None:
-        """Replace the integers in the attributes of a twin; torch's own modules are counted anew by type."""
+        """Replace the integers in the attributes of a copy; torch's own modules are recounted by type."""
         for path, part in module.named_modules():
             if type(part).__module__.startswith("torch.") or isinstance(part, (fx.GraphModule, nn.MultiheadAttention)):
                 continue

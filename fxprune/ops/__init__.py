@@ -19,7 +19,7 @@ from fxprune.ops import (
     views,
     windows,
 )
-from fxprune.ops.aspects import absent, multiplies, reads, recounts, repositions, resizes, respells
+from fxprune.ops.aspects import absent, depends, multiplies, reads, recounts, repositions, resizes, respells
 from fxprune.ops.leaves import leaf
 from fxprune.ops.registry import Call, Event, Operand, Rule, apply, registered, rule, rule_for
 
@@ -30,6 +30,7 @@ __all__ = [
     "Rule",
     "absent",
     "apply",
+    "depends",
     "leaf",
     "multiplies",
     "reads",

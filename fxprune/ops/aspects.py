@@ -89,12 +89,13 @@ SIZES: Aspect[Any] = Aspect("sizes")
 POSITIONS: Aspect[Any] = Aspect("positions")
 READERS: Aspect[Any] = Aspect("readers")
 MODULES: Aspect[Any] = Aspect("modules")
-NORMS: Aspect[Any] = Aspect("norms")
+RESPELLINGS: Aspect[Any] = Aspect("norms")
 DEPENDENCE: Aspect[Any] = Aspect("dependence")
 CONSTANTS: Aspect[Any] = Aspect("constants")
 
 ASPECTS: Mapping[str, Aspect[Any]] = {
-    aspect.name: aspect for aspect in (MULTIPLY_ADDS, SIZES, POSITIONS, READERS, MODULES, NORMS, DEPENDENCE, CONSTANTS)
+    aspect.name: aspect
+    for aspect in (MULTIPLY_ADDS, SIZES, POSITIONS, READERS, MODULES, RESPELLINGS, DEPENDENCE, CONSTANTS)
 }
 """All tables, in the order in which an operation's functions stand."""
 
@@ -148,7 +149,7 @@ def recounts(*operations: Any, modules: Iterable[type]) -> Callable[[FunctionT],
 
 def respells(*operations: Any, targets: Iterable[Any] = ()) -> Callable[[FunctionT], FunctionT]:
     """Register how the node of a statistic is written that keeps counting its original width: a new node."""
-    return _decorator(NORMS, operations, _targets(operations, targets))
+    return _decorator(RESPELLINGS, operations, _targets(operations, targets))
 
 
 def depends(*operations: Any) -> Callable[[FunctionT], FunctionT]:

@@ -17,7 +17,7 @@ FILLS = """
     empty full new_empty new_full new_ones ones rand randn scalar_tensor new_empty_strided empty_strided
 """.split()
 ZEROS = "zeros new_zeros".split()
-LIKE = "empty_like full_like ones_like rand_like randn_like randint_like bernoulli_like".split()
+LIKE = "empty_like full_like ones_like rand_like randn_like randint_like".split()
 RANGES = "linspace logspace eye randperm randint tril_indices triu_indices hann_window".split()
 
 
@@ -135,7 +135,7 @@ def ranges(call: Call) -> list[Operand]:
     return [call.constant(i) for i in range(len(call.shapes))]
 
 
-_RANDOM = "rand randn rand_like randn_like randint_like bernoulli_like randperm randint".split()
+_RANDOM = "rand randn rand_like randn_like randint_like randperm randint".split()
 
 
 @depends(*(f"aten::{name}" for name in _RANDOM))

@@ -132,7 +132,7 @@ def copies(call: Call, *operands: Operand) -> Operand:
 
 @depends(*(f"aten::{name}" for name in COPIES))
 def copies_dependence(seen: Seen) -> Dependence:
-    """That of what is copied."""
+    """The dependence of the tensor that is copied."""
     return either(*map(seen.of, seen.tensors))
 
 
@@ -182,28 +182,28 @@ absent(
 
 @depends("aten::copy")
 def copy_dependence(seen: Seen) -> Dependence:
-    """That of the source."""
+    """The dependence of the source."""
     return seen.of(seen["src"])
 
 
 def _carries_zero(operand: Operand, d: int, size: int) -> bool:
-    """Whether removed slots of dimension d (from the end) are zero in this operand; broadcast ones are not."""
+    """True if removed slots of dimension d (from the end) are zero in this operand; broadcast ones are not."""
     return operand.ndim >= -d and operand.vectors[d].size == size and operand.zero[d]
 
 
 _NUMBERS = (1.37, 0.4, -0.73, -2.1, 2.9)
 _ROUNDS = (*(_NUMBERS[k:] + _NUMBERS[:k] for k in range(len(_NUMBERS))), _NUMBERS[:1] * len(_NUMBERS))
-"""What the operands that are not zero are, in turn: different numbers, all pairs of signs, and equal numbers."""
+"""The numbers that the other operands have, in turn: different numbers, all pairs of signs, and equal numbers."""
 _PROBES: dict[tuple[Any, ...], tuple[float, ...]] = {}
 
 
 def vanishes(call: Call, zero: Sequence[bool]) -> bool:
-    """Whether f is 0 where the operands with `zero` are 0, whatever the others are."""
+    """True if f is 0 where the operands with `zero` are 0, whatever the others are."""
     return all(value == 0 for value in _values(call, zero))
 
 
 def breaks(call: Call, zero: Sequence[bool]) -> bool:
-    """Whether f is infinite or no number where the operands with `zero` are 0, and not so in general: 1 / x."""
+    """True if f is infinite or no number where the operands with `zero` are 0, and not so in general: 1 / x."""
     if not any(zero) or any(math.isfinite(value) for value in _values(call, zero)):
         return False
     return any(math.isfinite(value) for value in _values(call, [False] * len(zero)))
@@ -230,7 +230,7 @@ def _values(call: Call, zero: Sequence[bool]) -> tuple[float, ...]:
 
 
 _UNKNOWN = 1.0
-"""What an operation gives that cannot be asked: neither zero nor infinite."""
+"""The value of an operation that cannot be asked: neither zero nor infinite."""
 
 
 def _kind(dtype: torch.dtype) -> str:

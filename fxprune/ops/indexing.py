@@ -119,7 +119,7 @@ def _picked(call: Call, self: Operand, shape: Sequence[int] | None, why: str) ->
 
 
 def _chosen(call: Call, vector: Vector, index: Operand, why: str) -> None:
-    """What positions choose from: the dimension that they are positions in, or it stays."""
+    """Ties the dimension that positions choose from to the one that they are positions in; any other stays."""
     if index.labels is not None and index.labels.size == vector.size:
         call.same(vector, index.labels)
         return
@@ -249,7 +249,7 @@ depends(
     *("aten::scatter", "aten::scatter_add", "aten::scatter_reduce", "aten::index_add", "aten::index_reduce"),
 )
 def written_dependence(seen: Seen) -> Dependence | list[Dependence]:
-    """That of what is written; where it is added to what is there, also that of the latter."""
+    """The dependence of the written values; where these are added, also that of the tensor."""
     changed = {"reduce": "amax"} if "reduce" in seen.raw else {"alpha": 1} if "alpha" in seen.raw else {}
     if seen.func._schema.name == "aten::scatter" and changed:
         changed = {"reduce": "add"}

@@ -31,7 +31,7 @@ class LeafCall(Call):
         return self.parameters[name]
 
     def mark(self, vector: Vector, why: str, *, width: bool = False) -> None:
-        """Locks: the reference cannot take a statistic inside a module that nobody looks into."""
+        """Locks: the reference cannot take a statistic over kept slots inside such a module."""
         self.lock(vector, why)
 
 
@@ -43,9 +43,9 @@ def leaf(*types: type[nn.Module], weight: Callable[..., Tensor] | None = None) -
 
     The rule is called with a `LeafCall` and what forward was called with, tensors as `Operand`s. It ties what belongs
     together, `call.parameter("weight")` included, and returns the `Operand` of the output, or a sequence of them.
-    `call.count("width", vector)` says that the attribute `width` of the module is the size of that dimension: it is set
-    anew when channels go. Parameters of the module shrink as the rule ties them; what it leaves alone could go freely,
-    so every dimension of every parameter must be tied, or locked with `call.lock`.
+    `call.count("width", vector)` says that the attribute `width` of the module is the size of that dimension: it is
+    recounted when channels are removed. Parameters of the module shrink as the rule ties them; what it leaves alone
+    could be removed freely, so every dimension of every parameter must be tied, or locked with `call.lock`.
 
     Symbolic tracing does not trace into such a module. A class has one rule: a second one raises `RuleError`.
 

@@ -18,20 +18,24 @@ from fxprune.ops.aspects import MULTIPLY_ADDS
 Dims = tuple[Any, ...]
 """The dimensions of a tensor: sizes, or vectors."""
 
-NOTHING = frozenset(
-    f"aten::{name}"
-    for name in """
-    _local_scalar_dense _nested_tensor_size _unique2 _to_sparse bincount equal is_same_size masked_fill_ nonzero
-    nonzero_static randperm record_stream repeat_interleave resize_ set_ unique_consecutive unique_dim
-    """.split()
-) | {"torchvision::nms", "torchvision::roi_align", "torchvision::roi_pool"}
+NOTHING = {
+    *(
+        "aten::_local_scalar_dense",
+        "aten::_nested_tensor_size",
+        "aten::_to_sparse",
+        "aten::equal",
+        "aten::is_same_size",
+    ),
+    *("aten::record_stream", "aten::resize_", "aten::set_"),
+    *("torchvision::nms", "torchvision::roi_align", "torchvision::roi_pool"),
+}
 """Operations without a rule that multiply nothing with anything."""
 
 
 def products(
     func: torch._ops.OpOverload, arguments: dict[str, Any], made: Any, dims: Callable[[torch.Tensor], Dims]
 ) -> list[Dims] | None:
-    """What an operation multiplies and adds up, as products of dimensions; None where they are unknown.
+    """Returns the multiply-adds of an operation as products of dimensions; None where they are unknown.
 
     arguments: by the names of the schema. made: its result. dims: the dimensions of a tensor.
     """

@@ -38,7 +38,7 @@ class Use:
         return None if self.input is None or self.input.ndim == 0 else self.removal.count(self.input.dim(dim))
 
     def kept(self, parameter: str, dim: int, size: int) -> Bools:
-        """Which of the `size` slots that a parameter of the module had in a dimension are left."""
+        """Of the `size` slots that a parameter of the module had in a dimension: True for those that are left."""
         vector = self.vectors.get(parameter, {}).get(dim)
         kept = None if vector is None else self.removal.kept(vector)
         return np.ones(size, dtype=bool) if kept is None else kept

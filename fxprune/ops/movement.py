@@ -85,7 +85,7 @@ def roll(call: Call, self: Operand, shifts: Sequence[int], dims: Sequence[int]) 
 
 @repositions("aten::roll", targets=("roll", torch.roll))
 def roll_shifts(site: Site) -> None:
-    """How many slots come to the front: as many as are left of them."""
+    """The number of slots that come to the front: as many as are left of them."""
     shifts, dims = site.argument(1, "shifts"), site.argument(2, "dims")
     if dims is None or len(dims if isinstance(dims, (list, tuple)) else (dims,)) == 0:
         return
@@ -124,7 +124,7 @@ def repeat(call: Call, self: Operand, repeats: Sequence[int]) -> Operand:
 
 @resizes("aten::repeat", "aten::tile", targets=("repeat", "tile", torch.tile))
 def repeat_sizes(site: Site) -> None:
-    """How often each dimension is repeated: the quotient of the new sizes, unless it is right as it is written."""
+    """The repetitions of each dimension: the quotient of the new sizes, unless it is right as it is written."""
     output, source = site.output, site.input
     sizes = site.removal.shape(output.vectors)
     pad = output.ndim - source.ndim

@@ -71,7 +71,7 @@ def batch_norm_dependence(seen: Seen) -> list[Dependence | Settled]:
 
 
 def _of_statistic(seen: Seen, form: Callable[[torch.Tensor], torch.Tensor]) -> Settled:
-    """That of y[n, g, i, s] = (x - mean_{i, s} x) / sqrt(var_{i, s} x + eps) * w[(g i)] + b[(g i)], [n, g, i, 1].
+    """The dependence of y[n, g, i, s] = (x - mean_{i, s} x) / sqrt(var_{i, s} x + eps) * w[(g i)] + b[(g i)].
 
     form: brings a tensor of the input's shape into that form. A group whose planes are constants is constant, whatever
     their size, as is an output whose weight is zero. It is written without rounding: the difference to the mean is 0.

@@ -47,7 +47,7 @@ class Operand:
 
     @property
     def ndim(self) -> int:
-        """How many dimensions there are."""
+        """The number of dimensions."""
         return len(self.vectors)
 
     def dim(self, index: int) -> Vector:
@@ -149,7 +149,7 @@ class Call:
         self.positions.append((argument, self.arguments[argument], vector))
 
     def least(self, vector: Vector, count: int) -> None:
-        """So many slots must stay."""
+        """At least `count` slots must stay."""
         if not vector.fixed:
             self.minima.append((vector, count))
 
@@ -174,7 +174,7 @@ class Call:
         return Operand(tuple(vectors), tuple(z or self.held(v) for z, v in zip(zeros, vectors, strict=True)))
 
     def held(self, vector: Vector) -> bool:
-        """Whether no slot can go any more: what its removed slots carry is nobody's question."""
+        """True if no slot can be removed any more, so that removed slots carry nothing."""
         return vector.fixed or (not vector.untouched and not len(self.terms.free(vector)))
 
     def constant(self, output: int = 0) -> Operand:
@@ -252,7 +252,7 @@ def apply(function: Rule, call: Call, operands: Sequence[Operand]) -> list[Opera
 
 
 def checked(call: Call, outputs: list[Operand]) -> list[Operand]:
-    """What a rule promises, if it has the shapes that the operation made."""
+    """Returns the promises of a rule, if they have the shapes that the operation made."""
     shapes = [o.shape for o in outputs]
     if shapes != call.shapes:
         raise RuleError(

@@ -57,7 +57,7 @@ class Site:
         return old
 
     def computed(self, argument: Any) -> bool:
-        """Whether an argument is the result of another node."""
+        """True if an argument is the result of another node."""
         return isinstance(argument, fx.Node)
 
     def refusal(self, what: str, *, why: str = "", do: str) -> RewriteError:

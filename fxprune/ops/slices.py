@@ -84,7 +84,7 @@ def _stretch(site: Site, item: slice, kept: Bools) -> slice:
 
 
 def _alike(a: Any, b: Any) -> bool:
-    """Whether two indices, or parts of them, are written alike; nodes of a graph are the same or not."""
+    """True if two indices, or parts of them, are written alike; nodes are alike if they are the same node."""
     if isinstance(a, tuple) and isinstance(b, tuple):
         return len(a) == len(b) and all(_alike(x, y) for x, y in zip(a, b, strict=True))
     if isinstance(a, slice) and isinstance(b, slice):
@@ -171,7 +171,7 @@ def subscript_positions(site: Site) -> None:
 
 
 def _width(site: Site, item: Any) -> int:
-    """How many dimensions an index item takes up."""
+    """The number of dimensions that an index item takes up."""
     if item is None or item is Ellipsis:
         return 0
     value = site.value(item) if site.computed(item) else item

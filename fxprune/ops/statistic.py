@@ -19,7 +19,7 @@ class StatisticNode(Protocol):
 
     @property
     def width(self) -> int:
-        """How many slots there were."""
+        """The number of slots that it ran over in the original."""
 
     def argument(self, position: int, name: str) -> Any:
         """An argument by position or keyword, None where it is not given."""

@@ -30,7 +30,7 @@ def fft(call: Call, self: Operand, dim: Sequence[int]) -> Operand:
 
 @multiplies("aten::_fft_r2c", "aten::_fft_c2c", "aten::_fft_c2r")
 def fft_products() -> None:
-    """How many there are depends on the factors of the lengths: unknown."""
+    """Unknown: the number depends on the factors of the lengths."""
 
 
 @depends("aten::_fft_r2c", "aten::_fft_c2c", "aten::_fft_c2r")
@@ -112,7 +112,7 @@ def histc_integers(call: PythonCall) -> Iterable[Counted]:
 
 @depends("aten::trace", "aten::histc", "aten::affine_grid_generator")
 def counted_dependence(seen: Seen) -> Dependence:
-    """How many there are counts: always depends."""
+    """Counts of values: they always depend."""
     return True
 
 

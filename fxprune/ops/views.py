@@ -130,7 +130,7 @@ def as_strided(call: Call, self: Operand, stride: Sequence[int]) -> Operand | li
 
 @resizes("aten::as_strided")
 def as_strided_sizes(site: Site) -> None:
-    """Where size and strides are those of the tensor itself they follow it; the rule refuses everything else."""
+    """Size and strides, where they are those of the tensor itself; the rule refuses everything else."""
     if "size" in site.counts and site.removal.shape(site.input.vectors) != site.input.shape:
         site.put(1, "size", list(site.counted("size")))
         site.put(2, "stride", list(site.value(site.node.args[0]).stride()))

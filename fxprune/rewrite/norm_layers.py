@@ -15,7 +15,7 @@ from fxprune.ops.normalization import default_eps
 
 
 class _Counting(nn.Module):
-    """What both layers have: the width that they count, that of their shape by default."""
+    """A norm layer that counts a width of its own, by default that of its shape."""
 
     width: int
     normalized_shape: tuple[int, ...]
@@ -121,7 +121,7 @@ def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 @leaf(LayerNorm, RMSNorm)
 def _preserved(call: LeafCall, input: Operand, weight: Operand | None = None, bias: Operand | None = None) -> Operand:
-    """y[.., c] = (x[.., c] - mean_c x) / sqrt(var_c x + eps) * w[c] + b[c]; a c that is gone is counted as zero.
+    """y[.., c] = (x[.., c] - mean_c x) / sqrt(var_c x + eps) * w[c] + b[c]; removed c are counted as zero.
 
     The same without a mean, and so without a shift by it, for an RMS norm.
     """

@@ -33,7 +33,7 @@ from fxprune.capture.module_copy import copy_module
 from fxprune.channels.groups import Ints, Removal
 from fxprune.channels.vector import Vector
 from fxprune.ops import Operand
-from fxprune.ops.aspects import NORMS
+from fxprune.ops.aspects import RESPELLINGS
 from fxprune.ops.normalization import default_eps
 from fxprune.ops.reduction import wide_mean
 from fxprune.ops.statistic import StatisticNode
@@ -57,7 +57,7 @@ class Swap:
 class Rescale:
     """A layer that computes y = x / sqrt(sum_i x_i^2 / N + eps) * (offset + weight).
 
-    With x_i = 0 at what is gone, the sum over N is N' / N of the one over N'. So, with s = sqrt(N / N'),
+    With x_i = 0 at removed slots, the sum over N is N' / N of the one over N'. So, with s = sqrt(N / N'),
     y = x / sqrt(sum_i x_i^2 / N' + eps * N / N') * s * (offset + weight): eps' = s^2 * eps, and
     weight' = s * (offset + weight) - offset (Zhang and Sennrich 2019, equation 4).
 
@@ -92,8 +92,8 @@ _EPS = ("variance_epsilon", "eps", "epsilon")
 def preserve(findings: FindingsT) -> FindingsT:
     """The findings without the marks of those statistics that can keep counting the original width.
 
-    Within one module the statistics over a channel are preserved together or not at all: half of a variance would be
-    nobody's.
+    Within one module the statistics over a channel are preserved together or not at all: half of a
+    variance means nothing.
     """
     live = [(mark, channels) for mark in findings.observed.marks if len(channels := _channels(findings, mark.vector))]
     scopes = {mark.scope: [m for m, _ in live if m.scope == mark.scope] for mark, _ in live}
@@ -127,7 +127,7 @@ def _spoiled(findings: Findings, live: list[tuple[Mark, Ints]], chosen: Mapping[
 
 
 def _way(findings: Findings, scope: str) -> Swap | Rescale | Respell | None:
-    """How all statistics of a scope, a node of the graph or a module, can be preserved; None where they cannot."""
+    """Returns how all statistics of a scope, a node or a module, can be preserved; None where they cannot."""
     if scope.startswith("%"):
         return _way_of_node(findings, next(n for n in findings.captured.graph.nodes if n.name == scope[1:]))
     module = findings.captured.module.get_submodule(scope)
@@ -145,7 +145,7 @@ def _way(findings: Findings, scope: str) -> Swap | Rescale | Respell | None:
 
 
 def _owns_its_weight(findings: Findings, path: str, module: nn.Module) -> bool:
-    """Whether nothing else has the weight: it may get other values."""
+    """True if the module alone has its weight, so that it may get other values."""
     key = f"{path}.weight"
     owners = [findings.owner(name) for name in findings.names_of(key)[1:]]
     return (
@@ -156,7 +156,7 @@ def _owns_its_weight(findings: Findings, path: str, module: nn.Module) -> bool:
 
 
 def _way_of_node(findings: Findings, node: fx.Node) -> Respell | None:
-    write = NORMS.at(node.target) if node.op in ("call_function", "call_method") else None
+    write = RESPELLINGS.at(node.target) if node.op in ("call_function", "call_method") else None
     if write is None or "out" in node.kwargs:
         return None
     shape = _argument(node, 1, "normalized_shape")
@@ -173,9 +173,9 @@ def _argument(node: fx.Node, position: int, name: str) -> Any:
 
 
 def _agrees(findings: Findings, path: str, module: nn.Module, way: Swap | Rescale) -> bool:
-    """Whether a module of any class, narrowed in this way, gives what it gave: tried in float64 on random numbers.
+    """True if a module of any class, narrowed in this way, gives the same results: tried in float64, on random numbers.
 
-    Every other slot is gone. What comes in has variances of about 1 and of about the epsilon, so that both terms count.
+    Every other slot is removed. The inputs have variances near 1 and near the epsilon, so that both terms count.
     """
     weight, visit = module._parameters["weight"], findings.observed.visits.get(path)
     own = {*module._parameters} <= {"weight", "bias"} and not module._buffers and not module._modules
