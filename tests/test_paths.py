@@ -580,6 +580,23 @@ def test_no_path_is_tried_after_a_forward_that_does_not_run(monkeypatch: pytest.
         fxprune.cost(model, inputs)
 
 
+def test_a_request_that_is_wrong_is_wrong_on_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("eager", "export", "hooks"):
+        monkeypatch.setitem(PATHS, name, FrontEnd(name, refuses))
+    model, x = sequence(), points()
+    other = fxprune.analyze(nn.Sequential(nn.Linear(4, 9), nn.Linear(9, 2)), torch.randn(3, 4)).plan(ratio=0.5)
+    for request in ({"ratio": {"nothing": 0.5}}, {"plan": other}):
+        with pytest.raises(fxprune.PlanError):
+            fxprune.transform(model, x, **request)
+
+
+def test_a_plan_is_carried_out_on_the_next_path_where_its_own_fails() -> None:
+    model, x = double(Rolls()), points()
+    plan = fxprune.analyze(model, x, path="export").plan(ratio=0.5)
+    small = fxprune.transform(model, x, plan=dataclasses.replace(plan, path="eager"))
+    assert (fxprune.record(small).path, list(fxprune.record(small).why_not)) == ("export", ["eager", "fx"])
+
+
 def failing(errors: dict[str, fxprune.FxpruneError]) -> Callable[[FrontEnd], str]:
     def attempt(path: FrontEnd) -> str:
         if path.name in errors:

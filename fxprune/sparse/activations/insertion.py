@@ -56,7 +56,7 @@ def insert_thresholds(
             name of a node of the graph. A block means the activations in it, a glob those that it fits. Each must be
             found. None takes every ReLU, however it is spelled.
         threshold, magnitude: see `ThresholdActivation`. A rule that learns is the same one for all and learns in each.
-        path: take this way or raise.
+        path: take this path or raise.
 
     Raises `PlanError` for what is not in the model; on the path "modules", for functions; and for an activation
     in place whose result is not what the model goes on with. `CaptureError` where path="fx" cannot trace.
