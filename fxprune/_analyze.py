@@ -15,7 +15,7 @@ from fxprune.capture.captured import FrontEnd
 from fxprune.capture.inputs import Inputs, devices, initialised, normalize, unhooked, unwrapped
 from fxprune.capture.process_state import public_call
 from fxprune.capture.tensors import Tensors
-from fxprune.costs import ChannelCost, Cost, per_channel, planned
+from fxprune.costs import ChannelCost, Cost, cost_of, per_channel
 from fxprune.errors import CaptureError, PlanError
 from fxprune.fold import carry_out, make_plan
 from fxprune.paths import capture, paths_for, try_in_turn, without_hooks
@@ -56,9 +56,9 @@ class Analysis(Findings):
         (48, 24)
         """
         if plan is None:
-            return planned(self)
+            return cost_of(self)
         done = carry_out(self, plan)
-        return planned(self, done.removal, done.constants)
+        return cost_of(self, done.removal, done.constants)
 
     def cost_per_channel(self) -> tuple[ChannelCost, ...]:
         """Parameters and MACs that one channel of each group costs: what the model has less of if it goes alone.

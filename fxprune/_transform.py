@@ -17,7 +17,7 @@ from fxprune.capture.captured import FrontEnd
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import public_call
 from fxprune.capture.tensors import PARAMETER, Tensors
-from fxprune.costs import planned
+from fxprune.costs import cost_of
 from fxprune.criteria import Importance
 from fxprune.errors import CaptureError, FxpruneError, NothingRemovedWarning, PlanError, RewriteError
 from fxprune.fold import carry_out, folds
@@ -100,7 +100,7 @@ def transform(
     """
     if plan is not None and not (ratio is None and masks is None and bias is None):
         raise PlanError("a plan says already what goes", why="ratio, masks or bias were given too", do="pass the plan")
-    paths = paths_for(model, path, prefer, planned=plan.path if isinstance(plan, Plan) else "")
+    paths = paths_for(model, path, prefer, made_on=plan.path if isinstance(plan, Plan) else "")
     if folds(bias, masks) and all(front_end.needs_hooks for front_end in paths):
         raise PlanError("constants cannot be folded behind hooks", why="they put zeros back", do="take another path")
     choices: dict[str, Any] = {
@@ -226,7 +226,7 @@ def _recorded(result: Result) -> Record:
         result.why_not,
         "kept" if analysis.preserved is None else "preserve",
         _complete(result),
-        (planned(analysis), planned(analysis, result.removal, result.constants)),
+        (cost_of(analysis), cost_of(analysis, result.removal, result.constants)),
     )
 
 

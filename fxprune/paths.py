@@ -45,7 +45,7 @@ PREFERENCES: Mapping[str, Callable[[FrontEnd], bool]] = {
 
 
 def paths_for(
-    model: nn.Module, path: str | None, prefer: str | None, *, usual: str | None = None, planned: str = ""
+    model: nn.Module, path: str | None, prefer: str | None, *, usual: str | None = None, made_on: str = ""
 ) -> tuple[FrontEnd, ...]:
     """The paths to try, in order.
 
@@ -53,7 +53,7 @@ def paths_for(
         path: this path alone.
         prefer: "class" or "graph", for the paths that come first.
         usual: the preference where neither is given.
-        planned: the path that a plan was made on. It is tried first unless something is preferred, and alone if it
+        made_on: the path that a plan was made on. It is tried first unless something is preferred, and alone if it
             needs hooks.
 
     Raises `PlanError` for names that do not exist, and where both `path` and `prefer` are given.
@@ -69,7 +69,7 @@ def paths_for(
         return (PATHS[path],)
     if isinstance(model, fx.GraphModule):
         return tuple(front_end for front_end in PATHS.values() if front_end.takes_graphs)
-    first = PATHS.get(planned)
+    first = PATHS.get(made_on)
     if prefer is None and first is not None:
         return (first,) if first.needs_hooks else (first, *(other for other in PATHS.values() if other is not first))
     preference = prefer or usual

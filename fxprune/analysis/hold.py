@@ -11,7 +11,7 @@ from torch import fx
 from fxprune.analysis.findings import Findings
 from fxprune.capture.traced import module_of, source_of
 from fxprune.capture.values import leaves
-from fxprune.channels.groups import solve
+from fxprune.channels.solve import solve
 from fxprune.channels.vector import Vector
 from fxprune.errors import RewriteError
 from fxprune.ops import Event, Operand

@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxprune.analysis.arguments import bound, numbers_of
 from fxprune.analysis.observed import Contraction, Mark, Observation, Observed, Place, Visit
 from fxprune.analysis.unread_slots import UnreadSlots
 from fxprune.capture.fake_tensors import run
@@ -307,33 +308,6 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(value, (list, tuple)) and any(isinstance(v, torch.Tensor) for v in value):
             return [self.operand(v) if isinstance(v, torch.Tensor) else v for v in value]
         return value
-
-
-def numbers_of(arguments: Iterable[Any], named: Mapping[str, Any]) -> tuple[float, ...]:
-    """The fractions among an operation's arguments, numbers that become tensors, a scale that attention computes."""
-    found = [argument for argument in arguments if type(argument) is float]
-    lifted = named.get("self")
-    if len(named) == 1 and type(lifted) is torch.Tensor and lifted.ndim == 0 and lifted.device.type == "cpu":
-        with unset_fake_temporarily():
-            found.append(float(lifted))  # a number that forward made a tensor
-    query = named.get("query")
-    if isinstance(query, torch.Tensor) and named.get("scale", 0) is None:
-        found.append(query.shape[-1] ** -0.5)
-    return tuple(found)
-
-
-_SCHEMAS: dict[Any, tuple[str, tuple[str, ...], dict[str, Any]]] = {}
-
-
-def bound(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The operator's name, and its arguments by the names of the schema, defaults filled in."""
-    known = _SCHEMAS.get(func)
-    if known is None:
-        schema = func._schema
-        defaults = {a.name: a.default_value for a in schema.arguments}
-        known = _SCHEMAS[func] = (schema.name, tuple(defaults), defaults)
-    name, names, defaults = known
-    return name, {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
 
 
 def _flat(made: Any) -> Iterable[Any]:

@@ -15,7 +15,8 @@ from fxprune.analysis.observer import Observer
 from fxprune.analysis.tensor_table import TensorTable
 from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.scopes import Scopes
-from fxprune.channels.groups import Axis, solve
+from fxprune.channels.groups import Axis
+from fxprune.channels.solve import solve
 from fxprune.channels.terms import Terms
 from fxprune.channels.vector import Vector
 from fxprune.ops import Operand

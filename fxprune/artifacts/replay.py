@@ -24,7 +24,7 @@ from fxprune.rewrite.derived import numbers
 from fxprune.rewrite.draft import draft_of
 from fxprune.rewrite.modules import recount
 from fxprune.rewrite.recurrent import refresh
-from fxprune.rewrite.tensors import like, shrink
+from fxprune.rewrite.tensors import cut, like
 
 _COUNTED = (conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.PReLU, batchnorm._BatchNorm)
 """Layers whose counts follow from their own tensors."""
@@ -58,7 +58,7 @@ def replay(model: nn.Module, plan: Plan, source: str, shapes: Mapping[str, tuple
         *whole.named_buffers(remove_duplicate=False),
     ]:
         if id(tensor) not in tensors:
-            tensors[id(tensor)] = like(tensor, shrink(tensor.detach(), _kept(plan, name, tensor)))
+            tensors[id(tensor)] = like(tensor, cut(tensor.detach(), _kept(plan, name, tensor)))
     draft = draft_of(captured, tensors)
     small, nodes = draft.module, {node.name for node in draft.before.values()}
     place_constants(draft, _constants(small, nodes, plan, source, shapes or {}))

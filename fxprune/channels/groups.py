@@ -212,7 +212,7 @@ class Solution:
         """The number of slots of any vector that each event locks; a slot with a free atom is locked by none."""
         if vector.fixed or vector.untouched:
             return {}
-        atoms, _, _, slot = _expanded(self.terms, [vector])
+        atoms, _, _, slot = expanded(self.terms, [vector])
         events = self.terms.event(atoms)
         stuck = (events > 1) & ~np.isin(slot, slot[events == 0])
         once = np.unique(np.stack([events[stuck], slot[stuck]]), axis=1)
@@ -226,9 +226,25 @@ def _sorted_into(keys: Ints, size: int) -> list[Ints]:
     return np.split(order, np.cumsum(np.bincount(keys, minlength=size))[:-1]) if len(order) else []
 
 
+def expanded(terms: Terms, vectors: Sequence[Vector]) -> tuple[Ints, Ints, Ints, Ints]:
+    """Every atom that vectors stand for, the number of its vector, its column and its slot there.
+
+    Columns are numbered from 1; an atom that is bound to two others leaves its column to them as two columns.
+    """
+    parts = [(number, k, column) for number, v in enumerate(vectors) for k, column in enumerate(v.columns, start=1)]
+    if not parts:
+        return (np.zeros(0, dtype=np.int64),) * 4
+    numbers, columns, atoms = zip(*parts, strict=True)
+    sizes = [len(column) for column in atoms]
+    found, entry, column = terms.expand_all(np.concatenate(atoms), np.repeat(np.array(columns), sizes))
+    slots = np.concatenate([np.arange(size) for size in sizes])
+    return found, np.repeat(np.array(numbers), sizes)[entry], column, slots[entry]
+
+
 class Removal:
     """Channels that are removed, and what every vector keeps then.
 
+    >>> from fxprune.channels.solve import solve
     >>> terms = Terms()
     >>> rows, columns = terms.fresh(2), terms.fresh(3)
     >>> grid = terms.merge([rows, columns])
@@ -269,71 +285,3 @@ class Removal:
     def shape(self, vectors: Sequence[Vector]) -> tuple[int, ...]:
         """The new size of each dimension."""
         return tuple(self.count(v) for v in vectors)
-
-
-def solve(terms: Terms, axes: Sequence[Axis]) -> Solution:
-    """Read channels and groups off the unified terms. All in bulk: counting and hashing, no loop over channels."""
-    by_vector: dict[Vector, list[int]] = {}
-    for number, axis in enumerate(axes):
-        by_vector.setdefault(axis.vector.representative, []).append(number)
-    axes_of = list(by_vector.values())
-    atoms, place, column, slot = _expanded(terms, list(by_vector))
-    events = terms.event(atoms)
-    held = _held(events, place, slot)
-    free = events == 0
-    atoms, place, column, slot = atoms[free], place[free], column[free], slot[free]
-    present = np.zeros(terms.count, dtype=bool)
-    present[atoms] = True
-    roots, channel = np.flatnonzero(present), (np.cumsum(present) - 1)[atoms]
-    return Solution(
-        terms,
-        axes,
-        Entries(channel, place, column, slot, axes_of),
-        roots,
-        _footprints(channel, place, column, len(roots)),
-        [(event, number, count) for event, at, count in held for number in axes_of[at]],
-    )
-
-
-def _expanded(terms: Terms, vectors: Sequence[Vector]) -> tuple[Ints, Ints, Ints, Ints]:
-    """Every atom that vectors stand for, the number of its vector, its column and its slot there.
-
-    Columns are numbered from 1; an atom that is bound to two others leaves its column to them as two columns.
-    """
-    parts = [(number, k, column) for number, v in enumerate(vectors) for k, column in enumerate(v.columns, start=1)]
-    if not parts:
-        return (np.zeros(0, dtype=np.int64),) * 4
-    numbers, columns, atoms = zip(*parts, strict=True)
-    sizes = [len(column) for column in atoms]
-    found, entry, column = terms.expand_all(np.concatenate(atoms), np.repeat(np.array(columns), sizes))
-    slots = np.concatenate([np.arange(size) for size in sizes])
-    return found, np.repeat(np.array(numbers), sizes)[entry], column, slots[entry]
-
-
-def _held(events: Ints, place: Ints, slot: Ints) -> list[tuple[int, int, int]]:
-    """Every lock as event, place and number of slots; dimensions that are no channels are left out.
-
-    A slot with a locked atom and a free one is not held: it can go with the free one.
-    """
-    at = (place << 32) + slot
-    stuck = (events > 1) & ~np.isin(at, at[events == 0])
-    keys, counts = np.unique(np.stack([events[stuck], place[stuck]]), axis=1, return_counts=True)
-    return [(int(e), int(p), int(n)) for e, p, n in zip(keys[0], keys[1], counts, strict=True)]
-
-
-def _footprints(channel: Ints, place: Ints, column: Ints, channels: int) -> Ints:
-    """Number the channels by footprint: equal multisets of (place, column) get the same number, in order of place.
-
-    A multiset is compared by the sum of its members' 64-bit hashes (splitmix64), modulo 2^64.
-    """
-    with np.errstate(over="ignore"):
-        mixed = (place.astype(np.uint64) << np.uint64(32)) + column.astype(np.uint64)
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-        prints = np.zeros(channels, dtype=np.uint64)
-        np.add.at(prints, channel, mixed ^ (mixed >> np.uint64(31)))
-    _, inverse = np.unique(prints, return_inverse=True)
-    first = np.full(int(inverse.max()) + 1 if channels else 0, np.iinfo(np.int64).max)
-    np.minimum.at(first, inverse.reshape(-1)[channel], (place << 32) + column)
-    order = np.argsort(np.argsort(first, kind="stable"))
-    return np.asarray(order[inverse.reshape(-1)], dtype=np.int64)

@@ -1,6 +1,6 @@
 """Costs of a model, and of the model that a plan would make: parameters, bytes and MACs, by module and in total."""
 
-from fxprune.costs.count import Cost, LayerCost, cost, planned
+from fxprune.costs.count import Cost, LayerCost, cost, cost_of
 from fxprune.costs.marginal import ChannelCost, per_channel, withheld
 
 __all__ = [
@@ -8,7 +8,7 @@ __all__ = [
     "Cost",
     "LayerCost",
     "cost",
+    "cost_of",
     "per_channel",
-    "planned",
     "withheld",
 ]

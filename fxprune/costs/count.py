@@ -102,7 +102,7 @@ def _counted(model: nn.Module, inputs: Inputs, path: FrontEnd) -> list[Found]:
             return run_counted(captured, inputs, Real())
 
 
-def planned(findings: Findings, removal: Removal | None = None, constants: Constants | None = None) -> Cost:
+def cost_of(findings: Findings, removal: Removal | None = None, constants: Constants | None = None) -> Cost:
     """The cost of the model that was analysed, or of the smaller one that a removal leaves, as `cost` would count it.
 
     It comes from the analysis alone: no model is made or run.

@@ -24,7 +24,7 @@ from fxprune.fold.readings import Reading, read
 from fxprune.ops.layers import weight_output_dim
 from fxprune.proof.masked_reference import zero_slots
 from fxprune.rewrite.norms import rescaled
-from fxprune.rewrite.tensors import shrink
+from fxprune.rewrite.tensors import cut
 
 Removed = dict[str, dict[int, list[int]]]
 
@@ -338,7 +338,7 @@ class _Decision:
                     value(name).add_(change)
         kept = kept_slots(self.findings, removal)
         made = {
-            alias: shrink(tensor, kept.get(name, {}))
+            alias: cut(tensor, kept.get(name, {}))
             for name, tensor in values.items()
             for alias in self.findings.names_of(name)
         }

@@ -18,8 +18,8 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
+from fxprune.analysis.arguments import bound
 from fxprune.analysis.findings import Findings
-from fxprune.analysis.observer import bound
 from fxprune.capture.process_state import clean_caches
 from fxprune.capture.scopes import Scope
 from fxprune.capture.values import objects_in, tensors_in

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune.analysis.observer import bound, numbers_of
+from fxprune.analysis.arguments import bound, numbers_of
 from fxprune.capture.scopes import Key, Scopes
 from fxprune.proof.operations import NOTHING
 

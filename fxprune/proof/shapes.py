@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxprune.analysis.arguments import bound, numbers_of
 from fxprune.analysis.observed import Observation
-from fxprune.analysis.observer import bound, numbers_of
 from fxprune.capture.fake_tensors import run
 from fxprune.capture.scopes import Key, Scopes
 from fxprune.channels.groups import Bools, Removal

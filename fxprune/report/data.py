@@ -10,7 +10,7 @@ from torch import nn
 
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.members import Member
-from fxprune.costs import Cost, LayerCost, per_channel, planned, withheld
+from fxprune.costs import Cost, LayerCost, cost_of, per_channel, withheld
 from fxprune.ops.layers import output_dim
 
 SCHEMA = "fxprune.report/1"
@@ -179,7 +179,7 @@ class Recorded(Protocol):
 
 def analysis_data(findings: Findings) -> AnalysisData:
     """All that the report of an analysis says."""
-    cost = planned(findings)
+    cost = cost_of(findings)
     costs = per_channel(findings)
     groups = tuple(
         GroupData(

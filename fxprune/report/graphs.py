@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from fxprune.analysis.findings import Findings
-from fxprune.costs import LayerCost, planned
+from fxprune.costs import LayerCost, cost_of
 from fxprune.errors import InputError, nearest
 from fxprune.report.data import role_of
 from fxprune.report.layer_graph import trace_layers
@@ -59,7 +59,7 @@ def _layers(findings: Findings, *, whole: bool) -> Any:
         made.add_node(node, **_attributes(findings, node, kind))
     for (before, after), shape in found.edges.items():
         made.add_edge(before, after, shape=shape)
-    costs = planned(findings).layers
+    costs = cost_of(findings).layers
     for node, macs in ((n, costs.get(n, LayerCost()).macs) for n in made):
         made.nodes[node]["macs"] = macs
     for name, group in zip(group_names(findings), findings.groups, strict=True):

@@ -21,7 +21,7 @@ from fxprune.rewrite.module_sizes import recount_modules
 from fxprune.rewrite.node_sizes import settle_nodes
 from fxprune.rewrite.norms import preserve_modules, preserve_nodes, rescaled
 from fxprune.rewrite.recurrent import refresh
-from fxprune.rewrite.tensors import shrink_all
+from fxprune.rewrite.tensors import cut_all
 
 
 def rewrite(findings: Findings, removal: Removal, constants: Constants | None = None) -> nn.Module:
@@ -46,7 +46,7 @@ def rewrite(findings: Findings, removal: Removal, constants: Constants | None = 
         settle_nodes(draft, findings, removal, faker)
     preserve_modules(small, findings, removal)
     preserve_nodes(small, draft.graph, draft.before, findings, removal)
-    real = shrink_all(findings, removal)
+    real = cut_all(findings, removal)
     for name, numbers in {**rescaled(findings, removal), **constants.values}.items():
         if name in real:
             real[name].detach().copy_(numbers)

@@ -39,7 +39,7 @@ from fxprune.ops.reduction import wide_mean
 from fxprune.ops.statistic import StatisticNode
 from fxprune.proof.deterministic import NoRandomness
 from fxprune.rewrite.norm_layers import WIDE, LayerNorm, RMSNorm, shape_of
-from fxprune.rewrite.tensors import shrink
+from fxprune.rewrite.tensors import cut
 
 FindingsT = TypeVar("FindingsT", bound=Findings)
 
@@ -295,7 +295,7 @@ def rescaled(findings: Findings, removal: Removal) -> dict[str, Tensor]:
     for name, (path, way) in ways.items():
         if isinstance(way, Rescale) and name in kept:
             width, count = _widths(findings, removal, path)
-            values = shrink(findings.tensors[name].detach().to(torch.float64), kept[name])
+            values = cut(findings.tensors[name].detach().to(torch.float64), kept[name])
             made.update(dict.fromkeys(findings.names_of(name), way.weight(values, width / count)))
     return made
 

@@ -14,7 +14,7 @@ BLOCK = 1 << 18
 """Elements of a tensor that may be held a second time while it is cut."""
 
 
-def shrink_all(findings: Findings, removal: Removal) -> dict[str, torch.Tensor]:
+def cut_all(findings: Findings, removal: Removal) -> dict[str, torch.Tensor]:
     """A new tensor for every parameter, buffer and constant of the model, by name."""
     kept = kept_slots(findings, removal)
     made: dict[str, torch.Tensor] = {}
@@ -24,11 +24,11 @@ def shrink_all(findings: Findings, removal: Removal) -> dict[str, torch.Tensor]:
         positions = None if source is None else removal.kept(source)
         if positions is not None:
             values = renumber(values, positions)
-        made[name] = like(tensor, shrink(values, kept.get(name, {})))
+        made[name] = like(tensor, cut(values, kept.get(name, {})))
     return made
 
 
-def shrink(values: torch.Tensor, kept: dict[int, Bools]) -> torch.Tensor:
+def cut(values: torch.Tensor, kept: dict[int, Bools]) -> torch.Tensor:
     """A copy with only the kept slots; the dimension that loses most goes first."""
     if not kept:
         return values.clone()

@@ -20,7 +20,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from fxprune.analysis.observer import bound
+from fxprune.analysis.arguments import bound
 from fxprune.capture.values import tensors_in
 from fxprune.channels.terms import Terms
 from fxprune.ops import Call, Operand, elementwise, normalization, reduction, registry
