@@ -1,7 +1,7 @@
 """Contractions: products summed over shared letters. Each is an einsum string; equal letters are the same vector.
 
 A sum over a dimension is exact when one factor is zero at the removed slots: parameters are, and so is what comes
-out of a layer whose weights and bias went. Otherwise the dimension is marked.
+out of a layer whose weights and bias are removed. Otherwise the dimension is marked.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def grouped_mm(call: Call, self: Operand, mat2: Operand, offs: Operand | None) -
         if operand.ndim == 3 and form != (3, 3):
             if offs is None or offs.dim(0).size != operand.dim(0).size:
                 call.lock(operand.dim(0), "the groups of a grouped product")
-            else:  # an expert goes with the end of its rows
+            else:  # an expert is removed with the end of its rows
                 call.same(operand.dim(0), offs.dim(0))
     if form in ((2, 2), (3, 3)):
         for vector in offs.vectors if offs is not None else ():

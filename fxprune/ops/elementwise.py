@@ -111,7 +111,7 @@ def equal(call: Call, self: Operand, other: Any) -> list[Operand]:
     made = elementwise(call, *operands)
     if len(labels) == 2 and labels[0].size == labels[1].size:
         call.same(*labels)
-        if call.op == "aten::eq":  # nothing is at a position that is gone
+        if call.op == "aten::eq":  # nothing is at a removed position
             gone = labels[0].representative
             zero = [z or v.representative is gone for z, v in zip(made[0].zero, made[0].vectors, strict=True)]
             return [Operand(made[0].vectors, tuple(zero))]

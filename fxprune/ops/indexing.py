@@ -55,7 +55,7 @@ def index_put(call: Call, self: Operand, indices: Sequence[Operand | None], valu
             vectors[d] = vector if self.dim(d).fixed else self.dim(d)
             zero[d] = self.zero[d] and mask.zero[d - first]  # where the mask is false nothing is written
         return call.operand(vectors, zero)
-    for listed in indices:  # an entry of a list that goes would no longer be written
+    for listed in indices:  # a removed entry of a list would no longer be written
         for vector in listed.vectors if listed is not None else ():
             call.lock(vector, WRITTEN)
     target, positions = _picked(call, self, None, WRITTEN)
@@ -80,7 +80,7 @@ def _picked(call: Call, self: Operand, shape: Sequence[int] | None, why: str) ->
 
     The dimensions of the lists stand where the first one stood, in front of everything if a dimension lies between
     two lists. A mask takes up as many dimensions as it has, and stands for one list of a length that is data. Also
-    returns where the dimensions that are not indexed went.
+    returns the new positions of the dimensions that are not indexed.
     """
     indices: Sequence[Operand | None] = call.arguments["indices"]
     dims: list[int] = []
@@ -172,7 +172,7 @@ def scatter(call: Call, self: Operand, dim: int, index: Operand) -> Operand:
             for other in others:
                 call.lock(other, WRITTEN)
             _chosen(call, vector, index, WRITTEN)
-            continue  # nothing is written at a position that is gone
+            continue  # nothing is written at a removed position
         for other in others:
             if along or other.size != vector.size:
                 call.lock(vector, WRITTEN)

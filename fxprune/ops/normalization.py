@@ -140,7 +140,7 @@ def layer_norm(
 
 @depends("aten::native_layer_norm", "aten::layer_norm", "aten::_fused_rms_norm", "aten::rms_norm")
 def layer_norm_dependence(seen: Seen) -> list[Dependence]:
-    """All of x goes into each element, but where the weight is zero."""
+    """Each element depends on all of x, but where the weight is zero."""
     x, weight = seen["input"], seen["weight"]
     made: Dependence = any(depends_anywhere(seen.of(t)) for t in seen.tensors)
     if made and weight is not None and seen.of(weight) is False:
@@ -183,7 +183,7 @@ def wide_layer_norm(statistic: StatisticNode) -> fx.Node:
 def group_norm(call: Call, input: Operand, weight: Operand | None, bias: Operand | None, group: int) -> list[Operand]:
     """y[n, (g i), s] = (x - mean_{i, s} x) / sqrt(var_{i, s} x + eps) * w[(g i)] + b[(g i)];  g counts `group`.
 
-    Whole groups go exactly; a position inside the groups changes their statistic.
+    Removing whole groups is exact; removing a position inside the groups changes their statistic.
     """
     channels = input.dim(1)
     for part in (weight, bias):
@@ -266,7 +266,7 @@ def wide_rms_norm(statistic: StatisticNode) -> fx.Node:
 
 @rule("aten::_weight_norm_interface", "aten::_weight_norm")
 def weight_norm(call: Call, v: Operand, g: Operand, dim: int) -> list[Operand]:
-    """w[o, i] = g[o] * v[o, i] / |v[o, :]|: i goes exactly, o leaves 0 / 0 behind when it is set to zero."""
+    """w[o, i] = g[o] * v[o, i] / |v[o, :]|: removing i is exact; o set to zero leaves 0 / 0 behind."""
     call.same(v.dim(dim), g.dim(dim))
     call.mark(v.dim(dim), "weight_norm divides by the norm of what is removed")
     for d, vector in enumerate(v.vectors):

@@ -110,7 +110,7 @@ def grid_sampler(call: Call, *operands: Operand) -> Operand:
 
 @rule("aten::glu")
 def glu(call: Call, self: Operand, dim: int) -> Operand:
-    """y[c] = x[c] * sigmoid(x[n + c]): both halves go together."""
+    """y[c] = x[c] * sigmoid(x[n + c]): both halves are removed together."""
     vector = self.dim(dim)
     halves, channels = call.split(vector, (2, vector.size // 2))
     call.lock(halves, "glu needs both halves")

@@ -1,4 +1,4 @@
-"""Recurrent layers: unit j goes with row j of every gate, column j of the recurrent weight and slot j of the state.
+"""Recurrent layers: unit j is row j of every gate, column j of the recurrent weight and slot j of the state.
 
 With a state that starts at zero, a unit whose weights and biases are zero stays zero: every gate of it is
 sigmoid(0), its candidate is tanh(0). Most recurrent layers take themselves apart, step by step, into operations that

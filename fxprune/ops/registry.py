@@ -101,7 +101,7 @@ class Call:
     # -- vectors ------------------------------------------------------------------------------------------
 
     def same(self, a: Vector, b: Vector) -> None:
-        """Slot i of `a` goes exactly when slot i of `b` does."""
+        """Slot i of `a` is removed exactly when slot i of `b` is."""
         if a is not b:
             self.terms.same(a, b)
 
@@ -122,7 +122,7 @@ class Call:
         return self.terms.merge(vectors)
 
     def lock(self, vector: Vector, why: str) -> Vector:
-        """No slot may go, and the report says `why`. Returns the vector, for chaining."""
+        """No slot may be removed, and the report says `why`. Returns the vector, for chaining."""
         if not vector.fixed and len(self.terms.free(vector)):
             self.terms.lock(vector, self.event(why))
         return vector

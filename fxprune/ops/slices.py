@@ -24,7 +24,7 @@ from fxprune.ops.views import SHARED, with_vectors
 
 @rule("aten::slice", labels="keep")
 def slice_(call: Call, self: Operand, dim: int, start: int | None, end: int | None, step: int) -> Operand:
-    """y[i] = x[start + step * i]. With step > 1 whole periods of the dimension can go, so that the step stays."""
+    """y[i] = x[start + step * i]. With step > 1 whole periods can be removed, so that the step stays."""
     vector = self.dim(dim)
     if step == 1:
         call.position("start", vector)
@@ -77,7 +77,7 @@ def _stretch(site: Site, item: slice, kept: Bools) -> slice:
             return new if new else left
         return rank(kept, min(number, size))
 
-    if item.step is not None and site.value(item.step) != 1:  # whole periods went: the phase stays what it was
+    if item.step is not None and site.value(item.step) != 1:  # whole periods are removed: the phase stays
         first, last, _ = slice(*(site.operand(part) for part in (item.start, item.stop, item.step))).indices(size)
         return slice(item.start and first, None if last == size else rank(kept, last), item.step)
     return slice(bound(item.start), bound(item.stop), item.step)

@@ -1,4 +1,4 @@
-"""Norms that count the width they once had: the layers that stand in for torch's where channels went."""
+"""Norms that count their original width: the layers that stand in for torch's where channels are removed."""
 
 from __future__ import annotations
 

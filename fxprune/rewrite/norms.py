@@ -214,7 +214,7 @@ def _agrees(findings: Findings, path: str, module: nn.Module, way: Swap | Rescal
 
 
 def _dims_like(findings: Findings, visit: Visit, parameter: str) -> list[int]:
-    """The dimensions of a module's only input that go with those of its parameter."""
+    """The dimensions of a module's only input that are removed with those of its parameter."""
     if len(visit.inputs) != 1 or not isinstance(visit.inputs[0], Operand):
         return []
     channels_of = findings.solution.channels_of
