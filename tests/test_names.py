@@ -14,10 +14,10 @@ from torch import nn
 import fxprune
 from fxprune import PlanError
 from fxprune.names import Candidate, Level, assign, chain, find, find_all, literals, matching, names_of
-from fxprune.pruner.config import targets_of as layers_of_config
+from fxprune.pruner.config import layers_to_prune as layers_of_config
 from fxprune.sparse import SparseLinear, activation_statistics, freeze, insert_thresholds, sparsify_model
+from fxprune.sparse.weights.targets import named_weights as weights_of
 from fxprune.sparse.weights.targets import per_target
-from fxprune.sparse.weights.targets import targets_of as weights_of
 
 WIDTH = 8
 

@@ -49,7 +49,7 @@ RELATIVE = {
 }
 """Docstrings that begin with a relative clause, by part of the package. A number here may only fall."""
 
-SHARED = {"Dependence", "FindingsT", "Masked", "NORMS", "Removed", "Rule", "Seen", "Shape", "Site", "Target", "Visit"}
+SHARED = {"NORMS", "Removed", "Rule", "Seen", "Dependence"}
 """Names that mean two things, in two files of the package. A name may only be taken out."""
 
 CLAUSE = re.compile(r"(What|Which|Where|How|That|When|Whether|Who|Whose)\b")
@@ -98,11 +98,11 @@ def relative_docstrings():
 
 
 def names_of(path):
-    """The classes and types that a file defines at its top level, and its table `NORMS`."""
+    """The classes and types that a file defines at its top level, and its table `NORMS`; no type variables."""
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ClassDef):
             yield node.name
-        if isinstance(node, ast.Assign):
+        if isinstance(node, ast.Assign) and "TypeVar(" not in ast.unparse(node.value):
             names = (target.id for target in node.targets if isinstance(target, ast.Name))
             yield from (name for name in names if name == "NORMS" or re.match(r"[A-Z]+[a-z]", name))
 

@@ -15,7 +15,7 @@ from fxprune.capture.process_state import no_fake_tensor_log, no_fused_attention
 from fxprune.capture.traced import module_of, source_of
 from fxprune.errors import CaptureError, FxpruneError
 
-Visit = Callable[[fx.Node, Callable[[], Any]], Any]
+NodeVisitor = Callable[[fx.Node, Callable[[], Any]], Any]
 
 
 class Run(fx.Interpreter):
@@ -37,7 +37,7 @@ class Run(fx.Interpreter):
 
 
 class _Walk(Run):
-    def __init__(self, graph: fx.Graph, module: nn.Module, visit: Visit) -> None:
+    def __init__(self, graph: fx.Graph, module: nn.Module, visit: NodeVisitor) -> None:
         super().__init__(graph, module)
         self.visit = visit
         self.node: fx.Node | None = None
@@ -52,7 +52,7 @@ def walk(
     module: nn.Module,
     faker: Faker | Real,
     values: list[Any],
-    visit: Visit,
+    visit: NodeVisitor,
     modes: Sequence[contextlib.AbstractContextManager[Any]] = (),
 ) -> Any:
     """Run a graph node by node on the faker's tensors under `modes`: `visit(node, execute)` for each node, in order.

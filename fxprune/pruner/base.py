@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import NothingRemovedWarning, PlanError
-from fxprune.pruner.config import Target, targets_of
+from fxprune.pruner.config import LayerToPrune, layers_to_prune
 from fxprune.pruner.convert import converted
 from fxprune.pruner.layers import follow, is_prepared, prepare_layer, squash_layer, why_not_squash
 from fxprune.pruner.parametrization import OutputsParametrization, pruning_of
@@ -52,7 +52,7 @@ class BasePruner(abc.ABC):
         self.defaults = dict(defaults or {})
         self.also_prune_bias = also_prune_bias
         self.model: nn.Module | None = None
-        self.targets: list[Target] = []
+        self.targets: list[LayerToPrune] = []
         self.steps = 0
         self._squashed: dict[str, Tensor] | None = None
 
@@ -83,7 +83,7 @@ class BasePruner(abc.ABC):
         """
         if self.model is not None and self._squashed is None:
             raise PlanError("the pruner has prepared a model already", do="squash_mask() first, or make another pruner")
-        targets = targets_of(model, config)
+        targets = layers_to_prune(model, config)
         for target in targets:
             prepare_layer(target.layer, prune_bias=self.also_prune_bias)
             if target.norm is not None:
@@ -188,7 +188,7 @@ class BasePruner(abc.ABC):
 
     # -- inside ---------------------------------------------------------------------------------------------
 
-    def _update(self, target: Target) -> None:
+    def _update(self, target: LayerToPrune) -> None:
         try:
             self.update_mask(target.layer, **{**self.defaults, **target.settings})
             self._pruning(target).refresh()
@@ -210,7 +210,7 @@ class BasePruner(abc.ABC):
         return [*norms, *((t.name, t.layer) for t in self.targets)]
 
     @staticmethod
-    def _pruning(target: Target) -> OutputsParametrization:
+    def _pruning(target: LayerToPrune) -> OutputsParametrization:
         return pruning_of(target.layer)
 
     def _pruned(self) -> int:

@@ -11,14 +11,14 @@ from torch import nn
 
 from fxprune.errors import ChannelsStayWarning, PlanError
 from fxprune.names import Level, Match, find, names_of, show
-from fxprune.pruner.layers import LAYERS, NORMS, outputs_of, unsupported, uses_of
+from fxprune.pruner.layers import BATCH_NORMS, LAYERS, outputs_of, unsupported, uses_of
 
 SPELLINGS = ("module", "name", "tensor_fqn")
 """The keys of a config entry that say which layer is meant; all others are settings."""
 
 
 @dataclass(frozen=True)
-class Target:
+class LayerToPrune:
     """A layer to prune, the batch normalisation that loses the same channels, and the layer's own settings."""
 
     name: str
@@ -28,7 +28,7 @@ class Target:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def targets_of(model: nn.Module, config: Any) -> list[Target]:
+def layers_to_prune(model: nn.Module, config: Any) -> list[LayerToPrune]:
     """The layers that a config means, checked, in its order; see `BasePruner.prepare`. Changes nothing.
 
     Raises `PlanError` for what names nothing, names a layer twice, or names one whose outputs cannot be pruned.
@@ -110,11 +110,11 @@ class _Layers:
         if match.level is not Level.NAME:
             return True
         [module] = {id(m): m for m in match.modules.values()}.values()
-        own = isinstance(module, (*LAYERS, *NORMS))
+        own = isinstance(module, (*LAYERS, *BATCH_NORMS))
         return not own and any(isinstance(m, LAYERS) for m in module.modules())
 
 
-def _targets(layers: _Layers, entry: Any) -> Iterator[Target]:
+def _targets(layers: _Layers, entry: Any) -> Iterator[LayerToPrune]:
     settings: dict[str, Any] = {}
     if isinstance(entry, Mapping):
         settings = {k: v for k, v in entry.items() if k not in SPELLINGS}
@@ -127,10 +127,10 @@ def _targets(layers: _Layers, entry: Any) -> Iterator[Target]:
             )
         yield _pair(layers, entry, settings)
     elif layers.is_block(entry):
-        yield from (Target(name, module, settings=settings) for name, module in layers.several(entry).items())
+        yield from (LayerToPrune(name, module, settings=settings) for name, module in layers.several(entry).items())
     else:
-        name, module = layers.one(entry, (*LAYERS, *NORMS))
-        yield Target(name, module, settings=settings)
+        name, module = layers.one(entry, (*LAYERS, *BATCH_NORMS))
+        yield LayerToPrune(name, module, settings=settings)
 
 
 def _named_by(layers: _Layers, entry: Mapping[str, Any]) -> Any:
@@ -172,23 +172,23 @@ def _is_pair(entry: Any) -> bool:
     return len(entry) == 2 and not any(isinstance(e, (Mapping, tuple, list)) for e in entry)
 
 
-def _pair(layers: _Layers, entry: Any, settings: Mapping[str, Any]) -> Target:
+def _pair(layers: _Layers, entry: Any, settings: Mapping[str, Any]) -> LayerToPrune:
     name, layer = layers.one(entry[0], LAYERS)
-    norm_name, norm = layers.one(entry[1], NORMS)
+    norm_name, norm = layers.one(entry[1], BATCH_NORMS)
     if outputs_of(layer) != outputs_of(norm):
         raise PlanError(
             f'"{norm_name}" cannot follow "{name}"',
             why=f"it normalises {outputs_of(norm)} channels, the layer has {outputs_of(layer)} outputs",
         )
-    return Target(name, layer, norm_name, norm, settings)
+    return LayerToPrune(name, layer, norm_name, norm, settings)
 
 
-def _every_layer(model: nn.Module) -> list[Target]:
+def _every_layer(model: nn.Module) -> list[LayerToPrune]:
     uses = uses_of(model)
     layers = {n: m for n, m in model.named_modules() if n and isinstance(m, LAYERS)}
     left_out = {n: unsupported(m, uses) for n, m in layers.items()}
     left_out |= {n: "it has one output" for n, m in layers.items() if not left_out[n] and outputs_of(m) < 2}
-    targets = [Target(n, m) for n, m in layers.items() if not left_out[n]]
+    targets = [LayerToPrune(n, m) for n, m in layers.items() if not left_out[n]]
     reasons = [f'"{name}": {why}' for name, why in left_out.items() if why]
     if not targets:
         raise PlanError(

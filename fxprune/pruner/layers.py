@@ -26,13 +26,13 @@ from fxprune.pruner.parametrization import (
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def outputs_of(layer: nn.Module) -> int:
     """The number of outputs of a layer, or of channels of a batch normalisation."""
     found: Any = layer
-    if isinstance(layer, NORMS):
+    if isinstance(layer, BATCH_NORMS):
         return int(found.num_features)
     return int(found.out_features if isinstance(layer, nn.Linear) else found.out_channels)
 
@@ -45,9 +45,9 @@ def uses_of(model: nn.Module) -> Mapping[int, int]:
 def unsupported(layer: nn.Module, uses: Mapping[int, int]) -> str:
     """Why the outputs of a layer cannot be pruned; empty if they can."""
     kind: Any = type_before_parametrizations(layer)
-    base: Any = next((t for t in (*LAYERS, *NORMS) if isinstance(layer, t)), None)
+    base: Any = next((t for t in (*LAYERS, *BATCH_NORMS) if isinstance(layer, t)), None)
     if base is None:
-        known = ", ".join(t.__name__ for t in (*LAYERS, *NORMS))
+        known = ", ".join(t.__name__ for t in (*LAYERS, *BATCH_NORMS))
         return f"{kind.__name__} is not one of {known}"
     weight = layer._parameters.get("weight")
     reasons = {
@@ -77,7 +77,7 @@ def prepare_layer(layer: nn.Module, *, prune_bias: bool) -> None:
     """
     size, weight = outputs_of(layer), layer._parameters["weight"]
     assert weight is not None
-    if isinstance(layer, NORMS) or getattr(layer, "groups", 1) > 1:
+    if isinstance(layer, BATCH_NORMS) or getattr(layer, "groups", 1) > 1:
         zeroes = ZeroesParametrization(size, device=weight.device)
         parametrize.register_parametrization(layer, "weight", zeroes, unsafe=True)
         _prune_bias(layer, zeroes, prune_bias=prune_bias)

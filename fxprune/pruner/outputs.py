@@ -49,7 +49,7 @@ class OriginalOutputs(Sequence[int], Set[int]):
         return f"{type(self).__name__}({len(self)})"
 
 
-class Masked(Protocol):
+class MaskOwner(Protocol):
     """An owner of the mask of a layer's outputs, True = keep."""
 
     mask: torch.Tensor
@@ -74,7 +74,7 @@ class PrunedOutputs(MutableSet[int]):
     (True, 1, True)
     """
 
-    def __init__(self, owner: Masked) -> None:
+    def __init__(self, owner: MaskOwner) -> None:
         self._owner = owner
 
     # -- reading --------------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from fxprune.capture.scopes import Scopes
 from fxprune.capture.traced import module_of
 from fxprune.capture.values import tensors_in
 from fxprune.capture.walk import walk
+from fxprune.report.data import Shape
 
-Shape = tuple[int, ...]
 _NOWHERE: frozenset[str] = frozenset()
 
 

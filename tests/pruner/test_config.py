@@ -8,12 +8,12 @@ from torch import nn
 
 from fxprune.errors import ChannelsStayWarning, PlanError
 from fxprune.pruner import L1Pruner, masks_of
-from fxprune.pruner.config import targets_of
+from fxprune.pruner.config import layers_to_prune
 from tests.pruner.pruners import small_resnet
 
 
 def names(model, config):
-    return [(t.name, t.norm_name) for t in targets_of(model, config)]
+    return [(t.name, t.norm_name) for t in layers_to_prune(model, config)]
 
 
 def test_a_layer_may_be_spelled_in_every_way():
@@ -35,7 +35,7 @@ def test_a_layer_may_be_spelled_in_every_way():
         {"module": (net.stem, net.norm), "sparsity_level": 0.1},
     ):
         assert names(net, [entry]) == [("stem", "norm")], entry
-    assert targets_of(net, [{"name": "stem", "sparsity_level": 0.1}])[0].settings == {"sparsity_level": 0.1}
+    assert layers_to_prune(net, [{"name": "stem", "sparsity_level": 0.1}])[0].settings == {"sparsity_level": 0.1}
     assert names(net, ["block?.conv1"]) == [("block1.conv1", ""), ("block2.conv1", "")]
     assert names(net, ["block1.*"]) == [("block1.conv1", ""), ("block1.conv2", "")], "layers, no batch norms"
     assert names(net, ["block1"]) == names(net, [net.block1]) == names(net, ["block1.*"]), "a block"
@@ -143,9 +143,9 @@ def test_every_layer_says_which_it_leaves_out():
     with pytest.warns(ChannelsStayWarning, match='"1": Twisted computes .*; "2": it has one output'):
         assert names(net, None) == [("0", "")]
     with pytest.raises(PlanError, match=r'no layer that can be pruned\n.*"1": Twisted'):
-        targets_of(nn.Sequential(nn.ReLU(), Twisted(4, 4)), None)
+        layers_to_prune(nn.Sequential(nn.ReLU(), Twisted(4, 4)), None)
     with pytest.raises(PlanError, match="none of its layers is one of Linear, Conv1d"):
-        targets_of(nn.Sequential(nn.ReLU()), None)
+        layers_to_prune(nn.Sequential(nn.ReLU()), None)
 
 
 def test_buffers_stand_where_the_weight_stands():

@@ -23,7 +23,7 @@ _KEEPING = """
     double clone max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_max_pool1d
     adaptive_max_pool2d adaptive_max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
 """.split()
-_NORMS = ["batch_norm", "instance_norm", "layer_norm", "group_norm", "rms_norm"]
+_NORM_NAMES = ["batch_norm", "instance_norm", "layer_norm", "group_norm", "rms_norm"]
 _OTHERS = (activation.MultiheadAttention, activation.GLU)
 _MIXING = (activation.Softmax, activation.Softmax2d, activation.LogSoftmax, activation.Softmin)
 _NORM_LAYERS = (
@@ -45,7 +45,7 @@ ACTIVATIONS = _functions(_NAMES)
 KEEPING = _functions(_KEEPING) | frozenset(
     getattr(operator, name) for name in ("add", "iadd", "sub", "isub", "mul", "imul", "truediv", "itruediv")
 )
-NORMS = _functions(_NORMS)
+NORM_FUNCTIONS = _functions(_NORM_NAMES)
 
 
 def is_activation(root: nn.Module, node: fx.Node) -> bool:
@@ -65,7 +65,7 @@ def is_norm(root: nn.Module, node: fx.Node) -> bool:
     """True if a node is a norm layer or the function of one."""
     if node.op == "call_module":
         return isinstance(root.get_submodule(str(node.target)), _NORM_LAYERS)
-    return node.op == "call_function" and node.target in NORMS
+    return node.op == "call_function" and node.target in NORM_FUNCTIONS
 
 
 def is_threshold(root: nn.Module, node: fx.Node) -> bool:

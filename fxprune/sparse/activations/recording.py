@@ -31,7 +31,7 @@ Shapes = Mapping[fx.Node, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Site:
+class RecordedLayer:
     """The place where the activations of a layer are taken: the node (`at`, its module where it calls one), and the
     dimension its channels are; None where that is not known."""
 
@@ -85,7 +85,7 @@ class Recorder:
         self.sums: dict[str, Sums] = {}
         self.places: dict[str, dict[str, None]] = {}
         self.graph: fx.GraphModule | None = None
-        self.sites: dict[fx.Node, list[Site]] | None = None
+        self.sites: dict[fx.Node, list[RecordedLayer]] | None = None
         self.path, self.why_not = "fx", ""
         try:
             self.graph = trace(model)
@@ -176,13 +176,15 @@ def channel_dim_of(module: nn.Module) -> int | None:
     return -1 if isinstance(module, (nn.Linear, nn.LayerNorm, nn.RMSNorm)) else None
 
 
-def sites_in(graph: fx.GraphModule, layers: Sequence[str], shapes: Shapes, through: bool) -> dict[fx.Node, list[Site]]:
+def sites_in(
+    graph: fx.GraphModule, layers: Sequence[str], shapes: Shapes, through: bool
+) -> dict[fx.Node, list[RecordedLayer]]:
     """The nodes of a graph at which activations are taken, each with the layers that they are taken for.
 
     Every call of a convolution or linear layer is followed to its activation (see `activation_statistics`); every
     call of another module is taken as it is, and the dimension of its channels is that of the layer before it.
     """
-    sites: dict[fx.Node, list[Site]] = {}
+    sites: dict[fx.Node, list[RecordedLayer]] = {}
     for node in graph.graph.find_nodes(op="call_module"):
         if node.target not in layers or node not in shapes:
             continue
@@ -194,7 +196,7 @@ def sites_in(graph: fx.GraphModule, layers: Sequence[str], shapes: Shapes, throu
         elif through and not is_norm(graph, node):
             place = _follow(graph, node, dim, shapes)
         at = str(place.target) if place.op == "call_module" else place.name
-        sites.setdefault(place, []).append(Site(str(node.target), at, dim))
+        sites.setdefault(place, []).append(RecordedLayer(str(node.target), at, dim))
     return sites
 
 

@@ -14,7 +14,7 @@ from fxprune.errors import NothingRemovedWarning, PlanError
 from fxprune.schedules import Constant, Schedule, as_schedule
 from fxprune.sparse.weights.mask import MaskedWeight, mask_weights
 from fxprune.sparse.weights.pruner import CALLER, WeightPruner, loaded_steps, warn_of_empty
-from fxprune.sparse.weights.targets import per_target, targets_of
+from fxprune.sparse.weights.targets import named_weights, per_target
 
 SCOPES = ("layer", "global")
 
@@ -40,7 +40,7 @@ class MagnitudePruner(WeightPruner):
         quality: instead of a sparsity: threshold / standard deviation, above 0; a number, a schedule or a dict as
             above. The deviation is that of the weights a layer has left.
         scope: "layer" ranks the weights of every layer on their own, "global" all of them together.
-        where: the weights that are meant: see `fxprune.sparse.weights.targets.targets_of`. Biases and norms are not,
+        where: the weights that are meant: see `fxprune.sparse.weights.targets.named_weights`. Biases and norms are not,
             unless they are named.
 
     Raises `PlanError` for requests that cannot be meant, before the model is changed.
@@ -85,7 +85,7 @@ class MagnitudePruner(WeightPruner):
                 why="the first says for every layer what is pruned, the second ranks all layers together",
                 do="pass one number or schedule as sparsity, or leave the scope out",
             )
-        targets = targets_of(model, where)
+        targets = named_weights(model, where)
         asked = per_target(model, sparsity if quality is None else quality, targets, self._what)
         self._schedules = {name: as_schedule(value, what=self._what) for name, value in asked.items()}
         for schedule in self._schedules.values():

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from fxprune.errors import PlanError
-from fxprune.sparse.weights.targets import Target
+from fxprune.sparse.weights.targets import NamedWeight
 
 
 class WeightMask(nn.Module):
@@ -53,7 +53,7 @@ class WeightMask(nn.Module):
 class MaskedWeight:
     """A parameter and the mask that every layer sees it through."""
 
-    target: Target
+    target: NamedWeight
     masking: WeightMask
 
     @property
@@ -85,7 +85,7 @@ class MaskedWeight:
         self.mask.copy_(mask)
 
 
-def mask_weights(targets: tuple[Target, ...], *, splicing: bool) -> dict[str, MaskedWeight]:
+def mask_weights(targets: tuple[NamedWeight, ...], *, splicing: bool) -> dict[str, MaskedWeight]:
     """Put an open mask on every target, in place; parameters stay the same objects, so that optimizers keep them.
 
     A tied parameter has one mask for all its owners.

@@ -15,7 +15,7 @@ from fxprune.errors import NothingRemovedWarning, PlanError
 from fxprune.schedules import Schedule, as_schedule
 from fxprune.sparse.weights.mask import MaskedWeight, mask_weights
 from fxprune.sparse.weights.pruner import CALLER, WeightPruner, loaded_steps, warn_of_empty
-from fxprune.sparse.weights.targets import per_target, targets_of
+from fxprune.sparse.weights.targets import named_weights, per_target
 
 
 def _finite(value: Any) -> bool:
@@ -69,7 +69,7 @@ class DynamicSurgery(WeightPruner):
         band: the factors of the lower and the upper threshold, 0 < lower <= upper.
         probability: sigma: a number or a function of the step, counted from 0, to [0, 1]. A constant 1 looks at the
             masks at every step; a function that reaches 0 stops the surgery.
-        where: the weights that are meant: see `fxprune.sparse.weights.targets.targets_of`.
+        where: the weights that are meant: see `fxprune.sparse.weights.targets.named_weights`.
         seed: of the draws against sigma.
 
     thresholds: by the name of the weight (a, b).
@@ -112,7 +112,7 @@ class DynamicSurgery(WeightPruner):
             raise PlanError(
                 "the probability is 0 at the first step", why="the masks would never be looked at", do="start at 1"
             )
-        targets = targets_of(model, where)
+        targets = named_weights(model, where)
         rates = per_target(model, rate, targets, "rate")
         targets = tuple(target for target in targets if target.name in rates)
         self.thresholds = {t.name: _thresholds(t.name, t.parameter.detach(), rates[t.name], band) for t in targets}

@@ -19,7 +19,7 @@ LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
 
 @dataclass(frozen=True)
-class Target:
+class NamedWeight:
     """A parameter, the first of its names, and every (module, attribute) that holds it: several where it is tied."""
 
     name: str
@@ -27,7 +27,7 @@ class Target:
     owners: tuple[tuple[nn.Module, str], ...]
 
 
-def targets_of(model: nn.Module, where: Any) -> tuple[Target, ...]:
+def named_weights(model: nn.Module, where: Any) -> tuple[NamedWeight, ...]:
     """The weights that `where` names, in the order of the model's parameters.
 
     Args:
@@ -60,13 +60,13 @@ def targets_of(model: nn.Module, where: Any) -> tuple[Target, ...]:
             if id(parameter) in owners:
                 owners[id(parameter)].append((module, leaf))
     named = {id(p): (name, p) for name, p in model.named_parameters()}
-    targets = tuple(Target(*named[number], tuple(owners[number])) for number in named if number in chosen)
+    targets = tuple(NamedWeight(*named[number], tuple(owners[number])) for number in named if number in chosen)
     for target in targets:
         _check(target)
     return targets
 
 
-def per_target(model: nn.Module, values: Any, targets: tuple[Target, ...], what: str) -> dict[str, Any]:
+def per_target(model: nn.Module, values: Any, targets: tuple[NamedWeight, ...], what: str) -> dict[str, Any]:
     """One value for all targets, or {pattern: value}, where the pattern that names a target most exactly counts.
 
     Targets that no pattern names are left out. Raises `PlanError` for a pattern that names none, and for a tie.
@@ -81,7 +81,7 @@ def per_target(model: nn.Module, values: Any, targets: tuple[Target, ...], what:
     return {targets[position].name: value for position, value in chosen.items()}
 
 
-def _paths(names: Names, target: Target) -> tuple[str, ...]:
+def _paths(names: Names, target: NamedWeight) -> tuple[str, ...]:
     """The names of the layers that hold a weight, and those of the weight itself."""
     spelled = names.spellings(target.name)
     return tuple(dict.fromkeys([*filter(None, (name.rpartition(".")[0] for name in spelled)), *spelled]))
@@ -112,7 +112,7 @@ def _layers(module: nn.Module, path: str) -> Iterator[int]:
             yield id(weight)
 
 
-def _check(target: Target) -> None:
+def _check(target: NamedWeight) -> None:
     """Refuse parameters that cannot be masked by a parametrization."""
     why = ""
     for module, _ in target.owners:
