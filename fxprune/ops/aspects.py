@@ -21,7 +21,7 @@ All functions of an operation stand together in the file of its family, its rule
     def layer_norm_dependence(seen): ...
 
     @reads_constants("aten::native_layer_norm")            # what becomes of constant channels that it reads
-    def layer_norm_constants(reading): ...
+    def layer_norm_constants(seen): ...
 
     absent("aten::native_layer_norm", multiply_adds="statistics are not counted", positions="no argument is one")
 
@@ -100,6 +100,10 @@ ASPECTS: Mapping[str, Aspect[Any]] = {
 """All tables, in the order in which an operation's functions stand."""
 
 
+SLOT_BY_SLOT = "no sum runs over channels that can be removed: a constant stays one, or the dimension stays"
+"""The reason for which most operations read no constants."""
+
+
 def multiplies(*operations: Any) -> Callable[[FunctionT], FunctionT]:
     """Register how many multiply-adds operations do: a list of products, each a tuple of dimensions.
 
@@ -158,7 +162,10 @@ def depends(*operations: Any) -> Callable[[FunctionT], FunctionT]:
 
 
 def reads_constants(*operations: Any) -> Callable[[FunctionT], FunctionT]:
-    """Register what becomes of channels that an operation reads and that are constant, or zero."""
+    """Register over which channels an operation sums: a function from what is `Seen` to a list of its reads.
+
+    Without one, and without `absent`, removed slots of every argument must be zero. See `fxprune.ops.constants`.
+    """
     return _decorator(CONSTANTS, operations, twice="the reading of constants of {} is known already")
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 
 from fxprune.channels.vector import Vector
-from fxprune.ops.aspects import absent, depends, multiplies, resizes
+from fxprune.ops.aspects import absent, depends, multiplies, reads_constants, resizes
+from fxprune.ops.constants import Read, Sum
 from fxprune.ops.contraction import NOT_ZERO
 from fxprune.ops.dependence import Dependence, Seen
 from fxprune.ops.elementwise import broadcast
@@ -81,6 +82,12 @@ def attention_dependence(seen: Seen) -> list[Dependence]:
     if live.shape[-3] != heads:
         live = live.repeat_interleave(heads // live.shape[-3], -3)
     return [live, *(True for _ in seen.func._schema.returns[1:])]
+
+
+@reads_constants(*_KERNELS)
+def attention_constants(seen: Seen) -> list[Read]:
+    """Scores are a sum over the width of queries and keys."""
+    return [Sum(seen["query"], -1, seen["key"], -1)]
 
 
 @multiplies(*_KERNELS)

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from fxprune.channels.vector import Vector
-from fxprune.ops.aspects import absent, depends, multiplies, recounts
+from fxprune.ops.aspects import SLOT_BY_SLOT, absent, depends, multiplies, reads_constants, recounts
+from fxprune.ops.constants import Read, Sum, WeightedSum, whole
 from fxprune.ops.dependence import Dependence, Seen, anything, either, over
 from fxprune.ops.elementwise import broadcast
 from fxprune.ops.macs import Dims, met
@@ -91,6 +92,32 @@ def add_product_dependence(seen: Seen) -> Dependence:
     if seen.func._schema.name == "aten::addbmm" and isinstance(made, torch.Tensor):
         made = made.any(0)
     return either(seen.of(addend), made)
+
+
+@reads_constants("aten::mm", "aten::addmm")
+def mm_constants(seen: Seen) -> list[Read]:
+    """A layer where the second factor is constant, else any product."""
+    a, b = seen.tensors[-2:]
+    if seen.of(b) is not False:
+        return product_constants(seen)
+    addend = seen["self"] if len(seen.tensors) > 2 else None
+    return [WeightedSum(a, 1, b.t()[:, :, None], b.shape[1], addend)]
+
+
+@reads_constants(
+    *("aten::bmm", "aten::baddbmm", "aten::mv", "aten::addmv", "aten::dot", "aten::vdot"),
+)
+def product_constants(seen: Seen) -> list[Read]:
+    """A sum over the last dimension of one factor and the last but one of the other."""
+    a, b = seen.tensors[-2:]
+    return [Sum(a, a.ndim - 1, b, max(b.ndim - 2, 0))]
+
+
+@reads_constants("aten::addbmm")
+def addbmm_constants(seen: Seen) -> list[Read]:
+    """A sum over the batch, too."""
+    a, b = seen.tensors[-2:]
+    return [*product_constants(seen), Sum(a, 0, b, 0)]
 
 
 @multiplies("aten::mm", "aten::_int_mm", "aten::_scaled_mm")
@@ -223,6 +250,12 @@ def distances_dependence(seen: Seen) -> Dependence:
     return either(a, b if isinstance(b, bool) else b.transpose(-1, -2))
 
 
+@reads_constants("aten::_cdist_forward", "aten::_euclidean_dist")
+def distances_constants(seen: Seen) -> list[Read]:
+    """A sum over the channels of differences: both must be zero."""
+    return [Sum(seen["x1"], -1), Sum(seen["x2"], -1)]
+
+
 @multiplies("aten::_cdist_forward", "aten::_euclidean_dist")
 def distances_products(x1: Dims, x2: Dims, out: Dims) -> list[Dims]:
     """One for each slot of each pair"""
@@ -283,6 +316,12 @@ def linear(call: Call, input: Operand, weight: Operand, bias: Operand | None) ->
     letters = "abcdefgh"[: input.ndim - 1]
     made = contract(call, f"{letters}i,oi->{letters}o", input, weight)
     return made if bias is None else plus(call, bias, made)
+
+
+@reads_constants("aten::linear")
+def linear_constants(seen: Seen) -> list[Read]:
+    """A sum over the last dimension of both; torch takes it apart before it runs."""
+    return [Sum(seen["input"], -1, seen["weight"], -1)]
 
 
 @multiplies("aten::linear")
@@ -348,10 +387,12 @@ def bilinear_attributes(module: Any, use: Use) -> dict[str, Any]:
     return {"out_features": out, "in1_features": first, "in2_features": second}
 
 
+reads_constants("aten::_grouped_mm", "aten::_trilinear")(whole)
 _PRODUCTS = (
     *("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::addbmm", "aten::addr", "aten::_grouped_mm"),
     *("aten::mv", "aten::addmv", "aten::dot", "aten::vdot", "aten::_cdist_forward", "aten::_euclidean_dist"),
 )
+absent("aten::addr", constants=SLOT_BY_SLOT)
 absent(*_PRODUCTS, modules="no module of torch is this operation alone")
 absent(
     *(*_PRODUCTS, "aten::linear", "aten::_trilinear"),

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.modules import conv
 
-from fxprune.ops.aspects import absent, depends, multiplies, reads, recounts, resizes
+from fxprune.ops.aspects import absent, depends, multiplies, reads, reads_constants, recounts, resizes
+from fxprune.ops.constants import Read, WeightedSum, Whole
 from fxprune.ops.contraction import NOT_ZERO
 from fxprune.ops.dependence import Dependence, Seen, along
 from fxprune.ops.macs import Dims
@@ -77,6 +78,32 @@ def convolution_dependence(seen: Seen) -> Dependence:
     else:
         made = (live.view(groups, -1, live.shape[1]) & channels[:, None, :]).any(2)
     return made.reshape(-1, *(1,) * space)
+
+
+@reads_constants(*_CONVOLUTIONS, "aten::cudnn_convolution")
+def convolution_constants(seen: Seen) -> list[Read]:
+    """A sum over the channels of a group, each with its window; a weight that depends is no constant column."""
+    x, w, bias = seen.tensors[0], seen["weight"], seen.raw.get("bias")
+    if seen.of(w) is not False:
+        return [Whole(seen.tensors)]
+    space, groups, transposed = w.ndim - 2, seen["groups"], seen.raw.get("transposed", False)
+    columns, extra = w.flatten(2), seen.raw.get("output_padding", [0] * space)
+    options = (seen["stride"], seen["padding"], seen["dilation"], transposed, extra, groups)
+    return [
+        WeightedSum(
+            x,
+            x.ndim - space - 1,
+            columns.transpose(0, 1) if transposed else columns,
+            w.shape[1] * groups if transposed else w.shape[0],
+            bias,
+            weight=w,
+            out=-1 - space,
+            blocks=groups,
+            transposed=transposed,
+            padded=any(seen["padding"]) or transposed,
+            apply=lambda x: torch.convolution(x, w, None, *options),
+        )
+    ]
 
 
 @multiplies(*_CONVOLUTIONS)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
 
-from fxprune.ops.aspects import absent, depends, reads, resizes
+from fxprune.ops.aspects import SLOT_BY_SLOT, absent, depends, reads, resizes
 from fxprune.ops.dependence import Dependence, Seen, nothing
 from fxprune.ops.python_call import Counted, PythonCall
 from fxprune.ops.registry import Call, Operand, rule
@@ -156,4 +156,5 @@ absent(
     positions="no argument is a position",
     modules="no module of torch makes tensors",
     norms="it is no statistic",
+    constants=SLOT_BY_SLOT,
 )

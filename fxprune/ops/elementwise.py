@@ -16,7 +16,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from fxprune.channels.vector import Vector
-from fxprune.ops.aspects import absent, depends, recounts
+from fxprune.ops.aspects import SLOT_BY_SLOT, absent, depends, recounts
 from fxprune.ops.dependence import Dependence, Seen, either
 from fxprune.ops.module_use import Use
 from fxprune.ops.registry import Call, Operand, rule
@@ -177,6 +177,7 @@ absent(
     positions="no argument is a position",
     readers="no argument is a size",
     norms="it is no statistic",
+    constants=SLOT_BY_SLOT,
 )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fxprune.channels.vector import Vector
-from fxprune.ops.aspects import absent, depends
+from fxprune.ops.aspects import SLOT_BY_SLOT, absent, depends
 from fxprune.ops.dependence import Dependence, Seen, anything, moved, summed
 from fxprune.ops.elementwise import broadcast
 from fxprune.ops.registry import Call, Operand, integers, rule
@@ -293,4 +293,5 @@ absent(
     readers="no argument is an integer that counts",
     modules="no module of torch indexes",
     norms="it is no statistic",
+    constants=SLOT_BY_SLOT,
 )

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from fxprune.ops.aspects import absent, depends, recounts
+from fxprune.ops.aspects import SLOT_BY_SLOT, absent, depends, reads_constants, recounts
+from fxprune.ops.constants import whole
 from fxprune.ops.contraction import NOT_ZERO
 from fxprune.ops.dependence import Dependence, Seen, anything
 from fxprune.ops.module_use import Use
@@ -75,6 +76,8 @@ def embedding_attributes(module: Any, use: Use) -> dict[str, Any]:
     return {"num_embeddings": module.weight.shape[0], "embedding_dim": module.weight.shape[1]}
 
 
+reads_constants("aten::embedding_renorm")(whole)
+absent("aten::embedding", "aten::_embedding_bag", "aten::_embedding_bag_forward_only", constants=SLOT_BY_SLOT)
 absent("aten::embedding_renorm", modules="the table belongs to `nn.Embedding`, which counts")
 absent(
     *("aten::embedding", "aten::embedding_renorm", "aten::_embedding_bag", "aten::_embedding_bag_forward_only"),

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fxprune.channels.groups import Removal
-from fxprune.ops.aspects import absent, depends, reads, recounts, repositions, resizes
+from fxprune.ops.aspects import SLOT_BY_SLOT, absent, depends, reads, recounts, repositions, resizes
 from fxprune.ops.dependence import moved
 from fxprune.ops.module_use import Use
 from fxprune.ops.python_call import Counted, PythonCall
@@ -238,3 +238,4 @@ absent(*_MOVED, "aten::roll", sizes="no argument is a size")
 absent(*(op for op in _ALL if op != "aten::roll"), positions="no argument is a position")
 absent(*_MOVED, "aten::roll", readers="no argument is an integer that counts")
 absent("aten::constant_pad_nd", readers="what is left of two edges and what they stand for is not one number")
+absent(*_ALL, constants=SLOT_BY_SLOT)

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.modules import batchnorm, instancenorm
 
 from fxprune.channels.vector import Vector
-from fxprune.ops.aspects import absent, depends, reads, recounts, resizes, respells
+from fxprune.ops.aspects import absent, depends, reads, reads_constants, recounts, resizes, respells
+from fxprune.ops.constants import Read, Sum, Whole
 from fxprune.ops.dependence import Dependence, Seen, Settled, constant_planes, depends_anywhere, either, over
 from fxprune.ops.module_use import Use
 from fxprune.ops.python_call import Counted, PythonCall
@@ -146,6 +147,12 @@ def layer_norm_dependence(seen: Seen) -> list[Dependence]:
     if made and weight is not None and seen.of(weight) is False:
         made = torch.as_tensor(weight != 0).expand(x.shape)
     return [made, *(True for _ in seen.func._schema.returns[1:])]
+
+
+@reads_constants("aten::native_layer_norm", "aten::layer_norm", "aten::_fused_rms_norm", "aten::rms_norm")
+def layer_norm_constants(seen: Seen) -> list[Read]:
+    """The statistic is taken over what is there."""
+    return [Whole(seen.tensors[:1])]
 
 
 @resizes("aten::native_layer_norm", "aten::layer_norm", targets=(F.layer_norm, torch.layer_norm))
@@ -287,6 +294,18 @@ def weight_norm_dependence(seen: Seen) -> list[Dependence]:
     return [either(rows, seen.of(g)), *(True for _ in seen.func._schema.returns[1:])]
 
 
+@reads_constants("aten::_weight_norm_interface", "aten::_weight_norm")
+def weight_norm_constants(seen: Seen) -> list[Read]:
+    """A norm over all dimensions but one."""
+    v, dim = seen["v"], seen["dim"]
+    return [Sum(v, d) for d in range(v.ndim) if d != dim % v.ndim]
+
+
+absent(
+    *_BATCH_NORMS,
+    "aten::native_group_norm",
+    constants="a channel or a whole group has a statistic of its own; part of a group is inexact",
+)
 absent(
     *("aten::_weight_norm_interface", "aten::_weight_norm"),
     sizes="no argument is a size",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from fxprune.ops.aspects import absent, depends
+from fxprune.ops.aspects import SLOT_BY_SLOT, absent, depends
 from fxprune.ops.dependence import Dependence, Seen, either, over
 from fxprune.ops.registry import Call, Operand, rule
 
@@ -139,4 +139,5 @@ absent(
     readers="its arguments are sizes in space, which stay",
     modules="the attributes of its module are sizes in space, which stay",
     norms="it is no statistic over channels",
+    constants=SLOT_BY_SLOT,
 )

@@ -15,7 +15,8 @@ from typing import Any
 from torch import nn
 
 from fxprune.channels.vector import Vector
-from fxprune.ops.aspects import absent, depends, multiplies, recounts, resizes
+from fxprune.ops.aspects import SLOT_BY_SLOT, absent, depends, multiplies, reads_constants, recounts, resizes
+from fxprune.ops.constants import whole
 from fxprune.ops.contraction import NOT_ZERO
 from fxprune.ops.dependence import Dependence, Seen, anything, over
 from fxprune.ops.macs import Dims
@@ -263,6 +264,8 @@ def pack_dependence(seen: Seen) -> list[Dependence]:
 
 
 depends("aten::mkldnn_rnn_layer", "aten::_cudnn_rnn", "aten::_thnn_fused_lstm_cell")(anything)
+reads_constants("aten::mkldnn_rnn_layer", "aten::_cudnn_rnn", "aten::_thnn_fused_lstm_cell")(whole)
+absent("aten::_pack_padded_sequence", constants=SLOT_BY_SLOT)
 _LAYERS = ("aten::mkldnn_rnn_layer", "aten::_cudnn_rnn")
 absent(*_LAYERS, readers="no function of torch takes a number of units")
 absent(

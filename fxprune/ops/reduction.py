@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fxprune.ops.aspects import absent, depends, respells
+from fxprune.ops.aspects import absent, depends, reads_constants, respells
+from fxprune.ops.constants import Read, Sum
 from fxprune.ops.dependence import Dependence, Seen, anything, either, over
 from fxprune.ops.registry import Call, Operand, rule
 from fxprune.ops.statistic import StatisticNode
@@ -95,6 +96,14 @@ def reduction_dependence(seen: Seen) -> Dependence:
     x = seen["self"]
     dependence: Dependence = seen.live(x) if seen.func._schema.name.removeprefix("aten::") in SUMS else seen.of(x)
     return over(dependence, x, reduced_dims(seen), bool(seen.raw.get("keepdim", False)))
+
+
+@reads_constants(*(f"aten::{name}" for name in (*SUMS, *STATISTICS)), "aten::cumsum")
+def reduction_constants(seen: Seen) -> list[Read]:
+    """A sum over each dimension that is reduced, but for the maximum of two tensors."""
+    if isinstance(seen.raw.get("other"), torch.Tensor):
+        return []
+    return [Sum(seen["self"], dim) for dim in reduced_dims(seen)]
 
 
 def reduced_dims(seen: Seen) -> list[int]:
@@ -225,5 +234,10 @@ absent(
     positions="no argument is a position",
     readers="no argument is a size that changes",
     modules="its module has no count",
+)
+_SUMMED = {*(f"aten::{name}" for name in (*SUMS, *STATISTICS)), "aten::cumsum"}
+absent(
+    *(name for name in _EVERY if name not in _SUMMED),
+    constants="a statistic or an order of channels is inexact or refused, and takes up no constants",
 )
 absent(*(name for name in _EVERY if name != "aten::mean"), norms="it says nothing of the original width")

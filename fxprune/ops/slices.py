@@ -15,7 +15,7 @@ import torch
 
 from fxprune.channels.groups import Bools
 from fxprune.channels.vector import Vector
-from fxprune.ops.aspects import absent, reads, repositions, resizes
+from fxprune.ops.aspects import SLOT_BY_SLOT, absent, reads, repositions, resizes
 from fxprune.ops.python_call import Counted, PythonCall
 from fxprune.ops.registry import Call, Operand, rule
 from fxprune.ops.site import Site, rank
@@ -223,3 +223,4 @@ absent(
 )
 absent("aten::slice", "aten::narrow", "aten::select", dependence=SHARED)
 absent("aten::slice", "aten::select", sizes="no argument is a size")
+absent("aten::slice", "aten::narrow", "aten::select", constants=SLOT_BY_SLOT)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from fxprune.ops.aspects import absent, depends, reads, resizes
+from fxprune.ops.aspects import SLOT_BY_SLOT, absent, depends, reads, resizes
 from fxprune.ops.dependence import moved
 from fxprune.ops.python_call import Counted, PythonCall
 from fxprune.ops.registry import Call, Operand, rule
@@ -118,3 +118,4 @@ absent("aten::unbind", *_SPLITS, dependence=SHARED)
 absent("aten::unbind", sizes="no argument is a size", readers="no argument is a size")
 absent(*_UNSAFE, sizes="only torch's own code calls it", readers="only torch's own code calls it")
 absent("aten::chunk", "aten::tensor_split", readers="how many parts there are stays what it was")
+absent("aten::unbind", *_SPLITS, *_UNSAFE, constants=SLOT_BY_SLOT)

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from fxprune.ops.aspects import absent, depends, multiplies, reads, resizes
+from fxprune.ops.aspects import SLOT_BY_SLOT, absent, depends, multiplies, reads, reads_constants, resizes
+from fxprune.ops.constants import whole
 from fxprune.ops.dependence import Dependence, Seen, anything, either, moved, nothing, over
 from fxprune.ops.elementwise import broadcast
 from fxprune.ops.python_call import Counted, PythonCall
@@ -169,6 +170,7 @@ def assertions(call: Call) -> None:
 depends("aten::_assert_tensor_metadata", "aten::_assert_async")(nothing)
 depends("aten::tril", "aten::triu", "aten::diag_embed")(moved)
 absent("aten::diagonal", dependence=SHARED)
+reads_constants("aten::histc")(whole)
 _FFT = ("aten::_fft_r2c", "aten::_fft_c2c", "aten::_fft_c2r")
 _OTHERS = (
     *("aten::tril", "aten::triu", "aten::diagonal", "aten::diag_embed", "aten::trace", "aten::linalg_cross"),
@@ -182,3 +184,4 @@ absent(
     modules="no module of torch is this operation",
     norms="it is no statistic that a layer keeps",
 )
+absent(*_FFT, *_OTHERS, constants=SLOT_BY_SLOT)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fxprune.channels.vector import Vector
-from fxprune.ops.aspects import absent, depends, reads, recounts, resizes
+from fxprune.ops.aspects import SLOT_BY_SLOT, absent, depends, reads, recounts, resizes
 from fxprune.ops.dependence import moved
 from fxprune.ops.module_use import Use
 from fxprune.ops.python_call import Counted, PythonCall
@@ -246,3 +246,4 @@ absent(
     positions="no argument is a position",
     norms="it is no statistic",
 )
+absent(*_OTHERS, "aten::unflatten", constants=SLOT_BY_SLOT)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fxprune.ops.aspects import absent, depends, reads, recounts, resizes
+from fxprune.ops.aspects import SLOT_BY_SLOT, absent, depends, reads, recounts, resizes
 from fxprune.ops.dependence import Dependence, Seen, moved, summed
 from fxprune.ops.module_use import Use
 from fxprune.ops.python_call import Counted, PythonCall
@@ -130,3 +130,4 @@ absent(
     readers="its arguments are sizes in space, which stay",
     modules="the attributes of its module are sizes in space, which stay",
 )
+absent(*_SHUFFLES, *_WINDOWS, constants=SLOT_BY_SLOT)

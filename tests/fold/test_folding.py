@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.artifacts import load, save
-from fxprune.fold import constants
+from fxprune.fold import changes
 from tests.support import calibrate, randomise, torchvision
 
 ACTIVATIONS = (nn.ReLU, nn.Sigmoid, nn.SiLU, nn.Hardswish, nn.GELU, nn.Tanh, nn.Softplus)
@@ -428,8 +428,8 @@ def test_inputs_that_nobody_looks_into_could_be_taken_for_constants() -> None:
 
 
 def test_the_proof_sees_a_constant_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = constants._ratios
-    monkeypatch.setattr(constants, "_ratios", lambda *args: (right(*args)[0] * (1 + 1e-6), right(*args)[1]))
+    right = changes.ratios
+    monkeypatch.setattr(changes, "ratios", lambda *args: (right(*args)[0] * (1 + 1e-6), right(*args)[1]))
     net = ready(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sigmoid(), nn.Conv2d(8, 4, 3, padding=1), nn.ReLU()))
     with pytest.raises(fxprune.VerificationError, match="a channel whose constant was folded"):
         fxprune.transform(net, images(2, 3, 9, 9), ratio=0.5, bias="fold")
