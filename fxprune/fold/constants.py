@@ -134,9 +134,7 @@ def _carried_out(decision: Decision, zeroed: Removed) -> Folding:
                 value(name).add_(change)
     kept = kept_slots(findings, removal)
     made = {
-        alias: cut(tensor, kept.get(name, {}))
-        for name, tensor in values.items()
-        for alias in findings.names_of(name)
+        alias: cut(tensor, kept.get(name, {})) for name, tensor in values.items() for alias in findings.names_of(name)
     }
     return Folding(decision.removed, decision.carriers, zeroed, Constants(made, biases, maps), decision.reasons)
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune.analysis.observer import bound
+from fxprune.analysis.arguments import bound
 from fxprune.capture.values import tensors_in
 from fxprune.fold.dependence import Shadows, execute
 from fxprune.ops.aspects import DEPENDENCE

@@ -18,6 +18,7 @@ from fxprune.capture.fake_tensors import Faker
 from fxprune.capture.scopes import Scopes
 from fxprune.channels.terms import Terms
 from fxprune.errors import RuleError
+from fxprune.fold.dependence import is_view
 from fxprune.ops import FAMILIES, Call, Operand, aspects, registered
 from fxprune.ops.aspects import ASPECTS, Aspect, absent
 from fxprune.ops.attention import KERNELS
@@ -26,7 +27,7 @@ from tests.ops.cases import CASES
 from tests.ops.test_ops import operands, randomise
 
 RULES = {name: rule for name, rule in registered().items() if rule.__module__.startswith("fxprune.ops.")}
-WRITTEN = ("multiply_adds", "sizes", "positions", "readers", "modules", "norms", "dependence")
+WRITTEN = tuple(ASPECTS)
 ABSENT = {
     "multiply_adds": 247,
     "sizes": 230,
@@ -35,6 +36,7 @@ ABSENT = {
     "modules": 250,
     "norms": 271,
     "dependence": 28,
+    "constants": 218,
 }
 """The number of operations that lack an aspect, without the list of elementwise ones. A number may only fall."""
 
@@ -155,6 +157,11 @@ def test_integers_in_hidden_code_are_read_where_those_in_graphs_are() -> None:
     assert contradictions(table, counts) == []
     sized = RULES.keys() & ASPECTS["sizes"].functions.keys()
     assert sized & table.reasons.keys() == SIZED_WITHOUT_READER
+
+
+def test_only_views_lack_dependence() -> None:
+    packets = [getattr(torch.ops.aten, name.removeprefix("aten::")) for name in ASPECTS["dependence"].reasons]
+    assert [p for p in packets if not any(is_view(getattr(p, overload)) for overload in p.overloads())] == []
 
 
 def test_torch_counts_nothing_where_multiply_adds_are_absent() -> None:

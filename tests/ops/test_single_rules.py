@@ -24,6 +24,7 @@ from fxprune.analysis.arguments import bound
 from fxprune.capture.values import tensors_in
 from fxprune.channels.terms import Terms
 from fxprune.ops import Call, Operand, elementwise, normalization, reduction, registry
+from fxprune.ops.aspects import CONSTANTS
 
 from .cases import CASES
 from .test_ops import atoms, operands, randomise
@@ -82,22 +83,22 @@ class Recorder(TorchDispatchMode):
 
     def __init__(self, rules: Mapping[str, Any]) -> None:
         super().__init__()
-        self.rules = set(rules.values())
+        self.names, self.rules = rules.keys(), set(rules.values())
         self.made: dict[str, dict[str, Made]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace != "prim" and registry.rule_for(func) in self.rules:
             name, raw = bound(func, args, kwargs or {})
-            known = self.made.setdefault(name if name in RULES else name.removesuffix("_"), {})
+            known = self.made.setdefault(name if name in self.names else name.removesuffix("_"), {})
             made = Made(func, copied(raw))
             if len(known) < PER_OPERATION:
                 known.setdefault(made.key(), made)
         return func(*args, **(kwargs or {}))
 
 
-def calls_in_rows() -> dict[str, dict[str, Made]]:
+def calls_in_rows(rules: Mapping[str, Any] = RULES) -> dict[str, dict[str, Made]]:
     """The calls that the rows of the op table make, by operation."""
-    recorder = Recorder(RULES)
+    recorder = Recorder(rules)
     for case in CASES:
         torch.manual_seed(zlib.crc32(case.name.encode()))
         op, inputs = randomise(case.make()).train(case.train), operands(case)
@@ -260,6 +261,30 @@ def test_a_rule_marks_statistics_and_knows_where_zeros_are(calls: dict[str, list
 
 def _listed(value: Any) -> Sequence[Any]:
     return value if isinstance(value, (list, tuple)) else (value,)
+
+
+def needs_zeros(made: Made) -> bool:
+    """True if removing slots is exact only because they are zero, in some of the tensors that enter."""
+    count = sum(isinstance(v, torch.Tensor) for value in made.raw.values() for v in _listed(value))
+
+    def marks(zero: bool) -> int:
+        _, call, given = asked(made, [zero] * count)
+        registry.apply(registry.rule_for(made.func), call, given)  # type: ignore[arg-type]
+        return len(call.marks)
+
+    return marks(False) > marks(True)
+
+
+def summing() -> set[str]:
+    """The operations of the op table that sum over channels."""
+    made = calls_in_rows(registry.registered())
+    return {name for name, found in made.items() if any(map(needs_zeros, found.values()))}
+
+
+def test_an_operation_that_sums_over_channels_says_what_it_reads() -> None:
+    found = summing()
+    assert found & CONSTANTS.reasons.keys() == set()
+    assert {"aten::mm", "aten::convolution", "aten::sum", "aten::cumsum", "aten::_cdist_forward"} <= found
 
 
 # -- the check can fail -----------------------------------------------------------------------------------------
