@@ -38,15 +38,10 @@ EXCEPTIONS = {
 }
 """(File, forbidden word) -> why the word is right there."""
 
-REMAINING = {"package": 12, "pages": 0}
+REMAINING = {"package": 4, "pages": 0}
 """How often forbidden words still occur. A number here may only fall."""
 
-RELATIVE = {
-    "fold": 4,
-    "names.py": 5,
-    "pruner": 2,
-    "rewrite": 1,
-}
+RELATIVE = {"fold": 4}
 """Docstrings that begin with a relative clause, by part of the package. A number here may only fall."""
 
 SHARED = {"NORMS", "Removed", "Rule", "Seen", "Dependence"}

@@ -222,7 +222,7 @@ def _choices(options: argparse.Namespace) -> dict[str, Any]:
     said = [name for name, value in given.items() if value is not None]
     if len(said) != 1:
         why = " and ".join(f"--{name}" for name in said) + " were given" if said else "none of them was given"
-        raise UsageError("say what goes: exactly one of --ratio, --masks and --plan", why=why)
+        raise UsageError("say which channels to remove: exactly one of --ratio, --masks and --plan", why=why)
     chosen = {name: getattr(options, name) for name in (*RANKED, *FILTERED, "bias", "border")}
     chosen = {name: value for name, value in chosen.items() if value not in (None, [], False)}
     idle = {"plan": (*RANKED, *FILTERED, "bias", "border"), "masks": RANKED, "ratio": ()}[said[0]]

@@ -26,7 +26,7 @@ class Shadows:
         self._known: dict[int, tuple[StorageWeakRef, Dependence]] = {}
 
     def of(self, tensor: torch.Tensor) -> Dependence:
-        """The dependence of a tensor; a constant where nobody said anything."""
+        """The dependence of a tensor; a constant where nothing was noted."""
         shadow = self._shadow(tensor)
         if isinstance(shadow, bool):
             return shadow
