@@ -19,7 +19,17 @@ from fxprune.ops import (
     views,
     windows,
 )
-from fxprune.ops.aspects import absent, depends, multiplies, reads, recounts, repositions, resizes, respells
+from fxprune.ops.aspects import (
+    absent,
+    depends,
+    multiplies,
+    reads,
+    reads_constants,
+    recounts,
+    repositions,
+    resizes,
+    respells,
+)
 from fxprune.ops.leaves import leaf
 from fxprune.ops.registry import Call, Event, Operand, Rule, apply, registered, rule, rule_for
 
@@ -34,6 +44,7 @@ __all__ = [
     "leaf",
     "multiplies",
     "reads",
+    "reads_constants",
     "recounts",
     "registered",
     "repositions",
