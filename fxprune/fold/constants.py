@@ -23,11 +23,10 @@ from fxprune.fold.decision import Decision
 from fxprune.fold.reading import ProductReading
 from fxprune.fold.reference import read
 from fxprune.ops.layers import weight_output_dim
+from fxprune.planning.plan import Removed
 from fxprune.proof.masked_reference import zero_slots
 from fxprune.rewrite.norms import rescaled
 from fxprune.rewrite.tensors import cut
-
-Removed = dict[str, dict[int, list[int]]]
 
 
 @dataclass(frozen=True)

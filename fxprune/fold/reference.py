@@ -49,7 +49,7 @@ def read(findings: Findings, zeroed: Mapping[str, Mapping[int, Any]]) -> list[Re
         if hidden:
             raise CaptureError(
                 "constants cannot be told from what depends on the inputs",
-                why=f"an input is an object of type {hidden[0]}, which nobody looks into",
+                why=f"an input is an object of type {hidden[0]}, whose content is unknown",
                 do='pass tensors, or use bias="prune"',
             )
         for tensor in [*tensors_in(values), *(part for part in parts if isinstance(part, torch.Tensor))]:

@@ -1,4 +1,4 @@
-"""How operations read their arguments: the data that functions registered with `reads_constants` return.
+"""The reads of an operation, as data: the values that functions registered with `reads_constants` return.
 
 Such a function gets an operation that is about to run, as a `Seen`, and lists its reads. An operation reads a channel
 in one of three ways: it sums over the channels with constant weights, so that a bias can take up a constant; it sums
