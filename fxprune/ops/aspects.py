@@ -20,7 +20,7 @@ All functions of an operation stand together in the file of its family, its rule
     @depends("aten::native_layer_norm")                    # which results follow the inputs of the model
     def layer_norm_dependence(seen): ...
 
-    @reads_constants("aten::native_layer_norm")            # what becomes of constant channels that it reads
+    @reads_constants("aten::native_layer_norm")            # over which channels it sums
     def layer_norm_constants(seen): ...
 
     absent("aten::native_layer_norm", multiply_adds="statistics are not counted", positions="no argument is one")
