@@ -1,4 +1,4 @@
-"""Channels whose weights are gone but that carry a constant: the constant goes into what reads them, exactly."""
+"""Constants that removed channels leave behind, added exactly to the layers that read them."""
 
 from fxprune.fold.constants import Folding, fold
 from fxprune.fold.planned import Planned, carry_out, folds, make_plan

@@ -12,7 +12,7 @@ from fxprune.channels.groups import Bools, Ints
 from fxprune.fold.reading import BorderedReading, ProductReading
 
 ROUNDING = 1e-12
-"""How far two constants may be apart, relatively, that are the same but for rounding."""
+"""The relative difference of two constants that are the same but for rounding."""
 
 
 @dataclass(frozen=True)

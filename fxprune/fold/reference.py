@@ -162,9 +162,9 @@ class _Watcher(Operations):  # type: ignore[no-untyped-call]
         self._finish(sums, outputs)
 
     def _follow(self, name: str, seen: Seen, outputs: list[torch.Tensor], promised: list[Operand] | None) -> None:
-        """The vectors of the results, from the analysis. Where it saw no such operation, nothing may go unseen.
+        """The vectors of the results, from the analysis. Where it saw no such operation, every channel must be zero.
 
-        What batch normalisation in training makes besides its result is not there in evaluation.
+        Batch normalisation in training has more results than in evaluation.
         """
         if promised is None and name == "aten::_to_copy":  # to single precision, where the model is in it anyway
             known = self.vectors(seen["self"])

@@ -57,13 +57,17 @@ def batch_norm(call: Call, input: Operand, weight: Operand | None, bias: Operand
 
 @depends(*_BATCH_NORMS, "aten::batch_norm", "aten::_batch_norm_no_update", "aten::_batch_norm_impl_index")
 def batch_norm_dependence(seen: Seen) -> list[Dependence | Settled]:
-    """Depends where x does, if statistics are those that were learned; else where any of its channel does."""
+    """Depends where x does, or where its channel is no constant plane if no statistics are kept.
+
+    Statistics that are learned in this very call are others in evaluation: all depends.
+    """
     x, weight = seen["input"], seen["weight"]
     rest = seen.func._schema.returns[1:]
-    own = seen.func._schema.name == "aten::_batch_norm_with_update" or seen.raw.get("training", False)
-    if own or seen.raw.get("running_mean") is None:
+    if seen.raw.get("running_mean") is None:
         settled = _of_statistic(seen, lambda t: t.transpose(0, 1).flatten(1)[None, :, None])
         return [settled.view(1, -1, *(1,) * (x.ndim - 2)), *(True for _ in rest)]
+    if seen.func._schema.name == "aten::_batch_norm_with_update" or seen.raw.get("training", False):
+        return [True, *(True for _ in rest)]
     made: Dependence = seen.of(x)
     if weight is not None and made is not False:
         scale = (weight != 0).view(-1, *(1,) * (x.ndim - 2))

@@ -1,4 +1,4 @@
-"""Which elements depend on the input, against what moves when the input does, for every row of the op table."""
+"""The elements that depend on the input, compared with those that move when it does, for every row of the op table."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def dependence_of(function, x, dependent, *others):
 
 
 def moved(function, x, dependent, *others):
-    """Where the results move when the chosen elements of x do, in any of several ways; NaN counts as moved."""
+    """True where the results move when the chosen elements of x do, in any of several ways; NaN counts as moved."""
     with torch.no_grad():
         first = tensors_in(function(x.clone(), *others))
         result = [torch.zeros(t.shape, dtype=torch.bool) for t in first]
@@ -76,7 +76,7 @@ FIXED = [case for case in CASES if not case.indices and not is_random(case)]
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in FIXED])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_what_does_not_depend_does_not_move(case: OpCase, seed: int) -> None:
+def test_an_element_that_does_not_depend_does_not_move(case: OpCase, seed: int) -> None:
     torch.manual_seed(zlib.crc32(case.name.encode()) + seed)
     op = randomise(case.make()).eval()
     x, *others = operands(case)
@@ -130,10 +130,10 @@ def test_a_wrong_rule_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     case = next(case for case in FIXED if case.name == "Linear")
     monkeypatch.setitem(DEPENDENCE.functions, "aten::addmm", [lambda seen: False])
     with pytest.raises(AssertionError):
-        test_what_does_not_depend_does_not_move(case, 0)
+        test_an_element_that_does_not_depend_does_not_move(case, 0)
 
 
-def test_views_and_what_is_written_in_place_share_their_dependence() -> None:
+def test_views_and_tensors_written_in_place_share_their_dependence() -> None:
     x = torch.randn(4, 6)
     mode = Watched()
     with mode:
@@ -151,7 +151,7 @@ def test_views_and_what_is_written_in_place_share_their_dependence() -> None:
     assert not torch.as_tensor(mode.shadows.of(view)).any()
 
 
-def test_an_empty_part_of_what_depends_can_be_put_together_again() -> None:
+def test_an_empty_part_of_a_dependent_tensor_can_be_concatenated() -> None:
     x, dependent = torch.randn(2, 3, 4), torch.zeros(2, 3, 4, dtype=torch.bool)
     dependent[:, 1] = True
     _, (said,) = dependence_of(lambda t: torch.cat([t[:, :0], t[:, 1:], t[:, 3:]], 1), x, dependent)

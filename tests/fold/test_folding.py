@@ -76,7 +76,7 @@ def check(net: nn.Module, x: Tensor, *others: Tensor, **options: Any) -> nn.Modu
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("padding", [0, 1, "same"])
 @pytest.mark.parametrize("border", ["carrier", "map"])
-def test_activations_and_padding(activation: Any, padding: Any, border: str) -> None:
+def test_constants_fold_behind_every_activation_and_padding(activation: Any, padding: Any, border: str) -> None:
     act = activation()
     net = ready(
         nn.Sequential(
@@ -122,7 +122,7 @@ def test_other_padding_needs_no_carrier(mode: str) -> None:
         (lambda: nn.Conv2d(8, 6, 1), 4),
     ],
 )
-def test_kinds_of_consumers(layer: Any, kept: int) -> None:
+def test_constants_go_into_every_kind_of_convolution(layer: Any, kept: int) -> None:
     net = ready(
         nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sigmoid(), layer(), nn.ReLU(), nn.Conv2d(layer().out_channels, 4, 1))
     )
@@ -131,7 +131,7 @@ def test_kinds_of_consumers(layer: Any, kept: int) -> None:
 
 
 @pytest.mark.parametrize(("conv", "norm", "size"), [(nn.Conv1d, nn.BatchNorm1d, 1), (nn.Conv3d, nn.BatchNorm3d, 3)])
-def test_other_dimensions(conv: Any, norm: Any, size: int) -> None:
+def test_constants_fold_in_one_and_three_dimensions(conv: Any, norm: Any, size: int) -> None:
     net = ready(nn.Sequential(conv(3, 8, 3, padding=1), norm(8), nn.SiLU(), conv(8, 4, 3, padding=1), nn.ReLU()))
     small = check(net, images(2, 3, *(7,) * size), ratio=0.5)
     assert small.get_submodule("0").out_channels == 5
@@ -156,7 +156,7 @@ class Residual(nn.Module):
 
 
 @pytest.mark.parametrize("path", ["fx", "eager", "export"])
-def test_sums_concatenations_and_several_readers(path: str) -> None:
+def test_constants_fold_through_sums_and_concatenations_into_several_readers(path: str) -> None:
     small = check(ready(Residual()), images(2, 3, 8, 8), ratio=0.4, path=path)
     assert fxprune.record(small).path == path
     assert small.get_parameter("stem.weight").shape[0] <= 9
@@ -215,7 +215,7 @@ def test_zeros_keep_the_function() -> None:
     assert '"stem": 2 channels without weights stay (1, 7): it carries the constants of others into ' in text
 
 
-def test_columns_that_nobody_reads_go_too() -> None:
+def test_channels_without_readers_are_removed_too() -> None:
     net = ready(nn.Sequential(nn.Linear(5, 8), nn.GELU(), nn.Linear(8, 3)))
     emptied(net, {"2.weight": [0, 6]}, dim=1)
     x = images(4, 5)
@@ -242,7 +242,7 @@ def test_a_layer_without_any_weights_keeps_one_output() -> None:
     assert "a dimension would be empty without it" in fxprune.record(small).reasons[0]
 
 
-def test_zeros_without_constants_by_pruning() -> None:
+def test_zeros_are_pruned_without_constants_on_request() -> None:
     net = emptied(ready(nn.Sequential(nn.Linear(5, 4), nn.Sigmoid(), nn.Linear(4, 3))), {"0.weight": [1, 3]})
     small = fxprune.transform(net, images(2, 5), masks="zeros", bias="prune")
     made = fxprune.record(small)
@@ -278,7 +278,7 @@ class Read(nn.Module):
         (lambda h: h.sum(1, keepdim=True).expand(-1, 6, -1, -1), ""),
     ],
 )
-def test_what_cannot_be_folded_stays_and_says_why(function: Any, says: str) -> None:
+def test_a_channel_that_cannot_be_folded_stays_and_says_why(function: Any, says: str) -> None:
     net, x = ready(Read(function)), images(2, 3, 7, 7)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fxprune.NothingRemovedWarning)
@@ -367,7 +367,7 @@ def test_a_plan_is_carried_out_on_another_checkpoint_where_the_channels_are_cons
 
 @pytest.mark.parametrize("border", ["carrier", "map"])
 @pytest.mark.parametrize("path", ["fx", "eager", "export"])
-def test_files_hold_what_took_constants_up(border: str, path: str, tmp_path: Path) -> None:
+def test_files_hold_the_tensors_that_took_constants_up(border: str, path: str, tmp_path: Path) -> None:
     if (border, path) == ("map", "eager"):
         return  # a map needs a graph
     net, x = ready(Residual()), images(2, 3, 8, 8)
@@ -392,7 +392,7 @@ def test_files_hold_what_took_constants_up(border: str, path: str, tmp_path: Pat
         ({"plan": fxprune.Plan({}), "bias": "fold"}, "a plan says already what goes"),
     ],
 )
-def test_bad_input(options: dict[str, Any], says: str) -> None:
+def test_a_request_that_cannot_be_meant_is_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(fxprune.PlanError, match=says):
         fxprune.transform(ready(Residual()), images(2, 3, 8, 8), **options)
 
@@ -409,7 +409,7 @@ def test_a_map_needs_a_graph() -> None:
         fxprune.transform(ready(Residual()), images(2, 3, 8, 8), ratio=0.5, bias="fold", border="map", path="eager")
 
 
-def test_inputs_that_nobody_looks_into_could_be_taken_for_constants() -> None:
+def test_inputs_of_unknown_contents_are_refused() -> None:
     class Box:
         def __init__(self, x: Tensor) -> None:
             self.x = x
@@ -458,7 +458,7 @@ SLOW = """
     [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)],
 )
 @pytest.mark.parametrize("how", ["ratio", "zeros"])
-def test_networks(name: str, how: str) -> None:
+def test_constants_fold_in_whole_networks(name: str, how: str) -> None:
     torch.manual_seed(0)
     extra: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     net = torchvision().models.get_model(name, **extra).double().eval()

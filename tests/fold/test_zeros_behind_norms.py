@@ -33,7 +33,7 @@ def without_zeros(net: nn.Module, x: Tensor) -> nn.Module:
 
 
 def remaining(net: nn.Module, *inputs: Tensor) -> int:
-    """How many channels of the first layer stay, in a model that computes the same for inputs of all sizes."""
+    """The channels of the first layer that stay, in a model that computes the same for inputs of all sizes."""
     small = without_zeros(net, inputs[0])
     for x in inputs:
         assert difference(small(x), net(x)) < 1e-12
@@ -56,7 +56,7 @@ def remaining(net: nn.Module, *inputs: Tensor) -> int:
     ],
     ids=["group", "group without affine", "instance", "instance with affine", "instance with running statistics"],
 )
-def test_a_constant_channel_goes_behind_a_norm_of_single_channels(
+def test_a_constant_channel_is_removed_behind_a_norm_of_single_channels(
     norm: Callable[[int], nn.Module], bias: bool, space: int
 ) -> None:
     net = network(norm(space), [1, 4, 6], bias=bias, space=space)
@@ -74,7 +74,7 @@ def test_constants_behind_a_norm_take_a_carrier_near_a_border(norm: nn.Module) -
 
 
 @pytest.mark.parametrize(("gone", "stay"), [([2, 3], 6), ([2, 3, 6, 7], 4), ([3], 8), ([1, 2, 3], 6)])
-def test_a_group_goes_when_all_of_its_channels_are_constant(gone: list[int], stay: int) -> None:
+def test_a_group_is_removed_when_all_of_its_channels_are_constant(gone: list[int], stay: int) -> None:
     net = network(nn.GroupNorm(4, 8), gone)
     with torch.no_grad():
         net.get_parameter("0.bias").uniform_(-2, 2)  # the constants of a group differ, and its result with them
@@ -118,3 +118,21 @@ def test_any_channel_folds_behind_a_norm_of_single_channels(norm: nn.Module) -> 
     small = fxprune.transform(net, images(2, 3, 9, 9), ratio={"0*": 0.5, "*": 0.0}, bias="fold")
     assert small.get_parameter("0.weight").shape[0] == 4
     assert fxprune.verify(net, small, images(1, 3, 7, 12, seed=1)) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("norm", "stay"),
+    [
+        (lambda: nn.BatchNorm2d(8), 5),
+        (lambda: nn.InstanceNorm2d(8, affine=True, track_running_stats=True), 8),
+        (lambda: nn.BatchNorm2d(8, track_running_stats=False), 5),
+        (lambda: nn.GroupNorm(8, 8), 5),
+    ],
+    ids=["batch", "instance with running statistics", "batch without running statistics", "group"],
+)
+def test_a_model_in_training_folds_the_constants_of_evaluation(norm: Callable[[], nn.Module], stay: int) -> None:
+    net = network(norm(), [1, 4, 6]).train()
+    x = images(2, 3, 9, 9)
+    small = without_zeros(net, x)
+    assert small.get_parameter("0.weight").shape[0] == stay
+    assert difference(small.eval()(x), net.eval()(x)) < 1e-12

@@ -104,7 +104,7 @@ def built(case: OpCase, seed: int = 0) -> tuple[Net, torch.Tensor]:
 
 
 def operands(case: OpCase) -> list[torch.Tensor]:
-    """What enters the operation."""
+    """The tensors that enter the operation."""
     return [sample(case, case.shape), *([sample(case, source_shape(case))] if case.takes_input else [])]
 
 
@@ -119,7 +119,7 @@ def sample(case: OpCase, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def run(module: nn.Module, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    """What a module computes; neither it nor its inputs change, also where it works in place."""
+    """The result of a module; neither it nor its inputs change, also where it works in place."""
     with torch.no_grad():
         return copy.deepcopy(module)(*(x.clone() for x in inputs))
 
@@ -171,7 +171,7 @@ def claimed(case: OpCase, op: nn.Module, inputs: Sequence[torch.Tensor]) -> tupl
 
 
 def atoms(terms: Terms, vector: Vector) -> list[set[int]]:
-    """Per slot, the free atoms with which it goes."""
+    """Per slot, the free atoms that remove it."""
     columns = [np.where(terms.event(c) == 0, c, 0) for c in terms.resolve(vector).columns]
     return [{int(c[i]) for c in columns} - {0} for i in range(vector.size)]
 
@@ -201,7 +201,7 @@ def check_transfer(case: OpCase) -> None:
 
 
 @rows(COMPARED)
-def test_transfer(case: OpCase) -> None:
+def test_a_rule_ties_the_slots_that_move_together(case: OpCase) -> None:
     check_transfer(case)
 
 
@@ -241,7 +241,7 @@ def difference(ours: torch.Tensor, reference: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("seed", SEEDS)
 @rows(SHRINKING)
-def test_shrink(case: OpCase, seed: int) -> None:
+def test_a_smaller_model_computes_the_same(case: OpCase, seed: int) -> None:
     check_shrink(case, seed)
 
 
@@ -250,8 +250,8 @@ WORDS = {word: word for word in ("same", "circular", "reflect", "replicate")}  #
 
 
 @rows([c for c in SHRINKING if isinstance(c.make(), COUNTING) and not parametrize.is_parametrized(c.make())])
-def test_attributes(case: OpCase) -> None:
-    """A layer built anew from the numbers that the small one prints has its shapes and computes the same."""
+def test_a_layer_built_from_its_printed_numbers_computes_the_same(case: OpCase) -> None:
+    """A layer built from the numbers that the small one prints has its shapes and computes the same."""
     net, x = built(case)
     small = fxprune.transform(net, x, ratio=0.4, importance="random", seed=0, verify=False)
     op = small.get_submodule("op")
@@ -297,12 +297,12 @@ def check_refusal(case: OpCase) -> None:
 
 
 @rows(REFUSED)
-def test_refusal(case: OpCase) -> None:
+def test_refused_channels_stay_and_the_report_says_why(case: OpCase) -> None:
     check_refusal(case)
 
 
 @rows(REFUSED)
-def test_strict(case: OpCase) -> None:
+def test_strict_raises_for_operations_without_a_rule(case: OpCase) -> None:
     """An operation without a rule raises, and each sentence of the message is there; one with a rule does not."""
     net, x = built(case)
     if not case.unruled:

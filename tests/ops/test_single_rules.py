@@ -44,7 +44,7 @@ NOT_ASKED = {
     "aten::bucketize": "refuses everything",
 }
 PER_OPERATION = 12
-"""How many different calls of an operation are checked."""
+"""The number of different calls of an operation that are checked."""
 
 
 # -- calls ------------------------------------------------------------------------------------------------------
