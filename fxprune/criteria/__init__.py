@@ -5,8 +5,11 @@
 
 An importance of your own is a callable that takes a `Group` and returns one score per channel: pass it as it is, or
 give it a name with `CRITERIA["mine"] = by_group(mine)`. A criterion of this package is a function in a file of its own,
-with the paper it comes from in its docstring, and one line in a table of `fxprune/criteria/scores.py`.
+with the paper it comes from in its docstring; its decorator, `criterion` or `measured`, puts it into the table.
 """
+
+import importlib
+import pkgutil
 
 from fxprune.criteria.activation import ActivationStatistics, LayerStatistics, importance_from
 from fxprune.criteria.by_layer import scores_by_layer
@@ -14,7 +17,8 @@ from fxprune.criteria.coactivation import CoactivationImportance, coactivation_i
 from fxprune.criteria.contributions import Contributions, sample_contributions
 from fxprune.criteria.geometric_median import geometric_median_distances
 from fxprune.criteria.magnitude import filter_norms, norm_scores
-from fxprune.criteria.scores import CRITERIA, MEASURED, Criterion, Importance, by_group, scores_of
+from fxprune.criteria.scores import by_group, scores_of
+from fxprune.criteria.table import CRITERIA, MEASURED, Criterion, Importance, criterion, measured
 from fxprune.criteria.taylor import taylor_scores
 from fxprune.criteria.thinet import ThiNetImportance, thinet_importance
 
@@ -30,9 +34,11 @@ __all__ = [
     "ThiNetImportance",
     "by_group",
     "coactivation_importance",
+    "criterion",
     "filter_norms",
     "geometric_median_distances",
     "importance_from",
+    "measured",
     "norm_scores",
     "sample_contributions",
     "scores_by_layer",
@@ -40,3 +46,6 @@ __all__ = [
     "taylor_scores",
     "thinet_importance",
 ]
+
+for _file in pkgutil.iter_modules(__path__):  # every criterion puts itself into its table when its file is imported
+    importlib.import_module(f"{__name__}.{_file.name}")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fxprune.analysis.findings import Group
 from fxprune.criteria.by_layer import scores_by_layer
+from fxprune.criteria.table import measured
 from fxprune.errors import PlanError, nearest
 
 
@@ -68,6 +69,7 @@ class ActivationStatistics(Mapping[str, LayerStatistics]):
         return tabulate(rows, headers=headers, floatfmt=".3f", disable_numparse=[0, 1])
 
 
+@measured("activation")
 def importance_from(
     statistics: ActivationStatistics, kind: str = "apoz", *, layers: Mapping[str, str] | None = None
 ) -> Callable[[Group], Tensor]:

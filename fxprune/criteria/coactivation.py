@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fxprune.analysis.findings import Group
 from fxprune.analysis.members import Member
 from fxprune.criteria.connections import Layer, check_threshold, coactivation
+from fxprune.criteria.table import measured
 from fxprune.errors import InputError, PlanError
 
 NAMES = (
@@ -65,6 +66,7 @@ class CoactivationImportance:
         return member.per_channel(along, size) / member.per_channel(torch.ones_like(along), size)
 
 
+@measured("coactivation")
 def coactivation_importance(
     model: nn.Module, loader: Iterable[Any], *, threshold: float = 0.0, batches: int | None = None
 ) -> CoactivationImportance:

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from fxprune.analysis.findings import Findings, Group
+from fxprune.criteria.table import criterion
 from fxprune.criteria.weights import filters_of, refuse_without_values
 
 BLOCK = 1 << 22
 """How many distances are held at a time, in elements of float64."""
 
 
+@criterion("fpgm")
 def fpgm(findings: Findings, groups: Sequence[Group], seed: int | None = None) -> npt.NDArray[np.float64]:
     """The distances of a channel to the others of its group, by the weights of the producer, summed over its slots.
 

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from fxprune.analysis.findings import Findings, Group
 from fxprune.capture.tensors import PARAMETER
+from fxprune.criteria.table import criterion
 from fxprune.criteria.weights import filters_of, refuse_without_values
 
 
+@criterion("l1")
 def l1(findings: Findings, groups: Sequence[Group], seed: int | None = None) -> npt.NDArray[np.float64]:
     """The sum of |w| over all parameter elements that are removed with a channel: `norm_scores` with p = 1.
 
@@ -24,6 +26,7 @@ def l1(findings: Findings, groups: Sequence[Group], seed: int | None = None) -> 
     return norm_scores(findings, 1)
 
 
+@criterion("l2")
 def l2(findings: Findings, groups: Sequence[Group], seed: int | None = None) -> npt.NDArray[np.float64]:
     """The Euclidean norm of all parameter elements that are removed with a channel: `norm_scores` with p = 2.
 

@@ -1,57 +1,17 @@
-"""The tables of criteria, and the way from what the user asked for to one score per channel."""
+"""The way from what the user asked for to one score per channel."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from fxprune.analysis.findings import Findings, Group
-from fxprune.criteria.activation import importance_from
-from fxprune.criteria.coactivation import coactivation_importance
-from fxprune.criteria.geometric_median import fpgm
-from fxprune.criteria.magnitude import l1, l2
-from fxprune.criteria.thinet import thinet_importance
-from fxprune.criteria.uniform import uniform
+from fxprune.criteria.table import CRITERIA, Criterion, Importance
 from fxprune.errors import FxpruneError, PlanError, nearest
-
-Importance = str | Callable[[Group], Any]
-"""What `importance` may be: a name in `CRITERIA`, or a callable that takes a group and returns one score per channel.
-
-A callable returns [group.size] numbers as a tensor, an array or a list, in the order of the group's channels.
-"""
-
-
-class Criterion(Protocol):
-    """A criterion that is asked for by its name. It selects nothing."""
-
-    def __call__(self, findings: Findings, groups: Sequence[Group], seed: int | None) -> npt.NDArray[np.float64]:
-        """One score per channel of the analysis, float64 [findings.solution.channels], higher = keep.
-
-        Args:
-            findings: what the analysis found: the tensors of the model by name, and the channels.
-            groups: those whose channels are ranked; the scores of all others are not looked at.
-            seed: of anything random.
-        """
-
-
-CRITERIA: dict[str, Criterion] = {
-    "l1": l1,
-    "l2": l2,
-    "fpgm": fpgm,
-    "random": uniform,
-}
-"""The criteria by the name that is passed as `importance`. A name that is added here can be used at once."""
-
-MEASURED: dict[str, Callable[..., Callable[[Group], Any]]] = {
-    "thinet": thinet_importance,
-    "activation": importance_from,
-    "coactivation": coactivation_importance,
-}
-"""The criteria that need data: functions that return an importance, from a model and a loader or from statistics."""
 
 
 def by_group(importance: Callable[[Group], Any]) -> Criterion:

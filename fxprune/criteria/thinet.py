@@ -15,6 +15,7 @@ from torch import nn
 from fxprune.analysis.findings import Group
 from fxprune.analysis.members import Member
 from fxprune.criteria.contributions import Contributions, sample_contributions
+from fxprune.criteria.table import measured
 from fxprune.errors import PlanError
 
 
@@ -79,6 +80,7 @@ class ThiNetImportance:
         return found
 
 
+@measured("thinet")
 def thinet_importance(model: nn.Module, loader: Iterable[Any], *, samples: int = 10, seed: int = 0) -> ThiNetImportance:
     """The importance of ThiNet, for `fxprune.transform(model, x, ratio=..., importance=thinet_importance(model, ...))`.
 

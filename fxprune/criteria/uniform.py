@@ -8,9 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fxprune.analysis.findings import Findings, Group
+from fxprune.criteria.table import criterion
 from fxprune.errors import PlanError
 
 
+@criterion("random")
 def uniform(findings: Findings, groups: Sequence[Group], seed: int | None = None) -> npt.NDArray[np.float64]:
     """Uniform in [0, 1), the same scores for the same seed; another draw each time for None.
 

@@ -1,0 +1,63 @@
+"""The tables of criteria: each criterion puts itself there, in the file that it stands in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fxprune.analysis.findings import Findings, Group
+
+Importance = str | Callable[[Group], Any]
+"""What `importance` may be: a name in `CRITERIA`, or a callable that takes a group and returns one score per channel.
+
+A callable returns [group.size] numbers as a tensor, an array or a list, in the order of the group's channels.
+"""
+
+
+class Criterion(Protocol):
+    """A criterion that is asked for by its name. It selects nothing."""
+
+    def __call__(self, findings: Findings, groups: Sequence[Group], seed: int | None) -> npt.NDArray[np.float64]:
+        """One score per channel of the analysis, float64 [findings.solution.channels], higher = keep.
+
+        Args:
+            findings: what the analysis found: the tensors of the model by name, and the channels.
+            groups: those whose channels are ranked; the scores of all others are not looked at.
+            seed: of anything random.
+        """
+
+
+FromData = Callable[..., Callable[[Group], Any]]
+"""A function that returns an importance, from a model and a loader or from statistics."""
+
+CRITERIA: dict[str, Criterion] = {}
+"""The criteria by the name that is passed as `importance`. A name that is added here can be used at once."""
+
+MEASURED: dict[str, FromData] = {}
+"""The criteria that need data, by name."""
+
+CriterionT = TypeVar("CriterionT", bound=Criterion)
+FromDataT = TypeVar("FromDataT", bound=FromData)
+
+
+def criterion(name: str) -> Callable[[CriterionT], CriterionT]:
+    """Puts a function into `CRITERIA` under this name."""
+
+    def register(function: CriterionT) -> CriterionT:
+        CRITERIA[name] = function
+        return function
+
+    return register
+
+
+def measured(name: str) -> Callable[[FromDataT], FromDataT]:
+    """Puts a function that needs data into `MEASURED` under this name."""
+
+    def register(function: FromDataT) -> FromDataT:
+        MEASURED[name] = function
+        return function
+
+    return register
