@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
+import warnings
 from collections import Counter
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fxprune"
@@ -37,6 +41,18 @@ EXCEPTIONS = {
     ("fxprune/sparse/storage/convert.py", "anew"): MESSAGE,
 }
 """(File, forbidden word) -> why the word is right there."""
+
+DOTTED = re.compile(r'(?<![\w./"-])fxprune(?:\.[A-Za-z_]\w*)+(?!\w|/\d)')
+"""A dotted name of the package; `fxprune.diff/1` is a format of files."""
+
+FILE = re.compile(r"`([\w./-]*/[\w.-]*\.(?:json|md|py|svg|toml))`")
+"""The path of a file in backquotes, such as `capture/walk.py`."""
+
+FOLDERS = (ROOT, PACKAGE, ROOT / "docs", ROOT / "tests")
+"""The folders from which such a path may start."""
+
+MISSING = {("tests/test_import.py", "fxprune.nonsense")}
+"""(File, name): names that are meant not to exist."""
 
 CLAUSE = re.compile(r"(What|Which|Where|How|That|When|Whether|Who|Whose)\b")
 
@@ -78,6 +94,30 @@ def relative_docstrings():
                 text = ast.get_docstring(node) or ""
                 if CLAUSE.match(text):
                     yield f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}: {text.splitlines()[0]}"
+
+
+def resolves(name):
+    """True if a dotted name is a module, or an attribute of one."""
+    parts = name.split(".")
+    for split in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:split]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[split:]:
+            if not hasattr(found, part):
+                return False
+            found = getattr(found, part)
+        return True
+    return False
+
+
+def all_texts():
+    """(File, text) of every other file that may name a part of the package: code, docstrings, comments and pages."""
+    folders = (PACKAGE, ROOT / "tests", ROOT / "examples", ROOT / "docs")
+    files = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".md")]
+    for path in sorted({*files, ROOT / "README.md"} - {Path(__file__)}):
+        yield str(path.relative_to(ROOT)), path.read_text()
 
 
 def names_of(path):
@@ -133,3 +173,34 @@ def test_the_pages_use_the_words_of_the_glossary():
 
 def test_docstrings_begin_with_a_verb_or_a_noun():
     assert list(relative_docstrings()) == []
+
+
+def test_every_dotted_name_exists():
+    named = {(name, found) for name, text in all_texts() for found in DOTTED.findall(text)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the changelog names two old paths
+        assert sorted(entry for entry in named - MISSING if not resolves(entry[1])) == []
+
+
+def test_every_file_named_exists():
+    named = {(name, found) for name, text in all_texts() for found in FILE.findall(text)}
+    assert sorted(entry for entry in named if not any((folder / entry[1]).is_file() for folder in FOLDERS)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("see `fxprune.check`, or fxprune.plot.", ["fxprune.check", "fxprune.plot"]),
+        ("`fxprune.diff/1` and docs/fxprune.md", []),
+    ],
+)
+def test_dotted_names_are_found(text, found):
+    assert DOTTED.findall(text) == found
+
+
+def test_names_that_do_not_exist_are_told_apart():
+    assert [resolves(name) for name in ("fxprune.check", "fxprune.channels.terms.Terms.merge", "fxprune.plot.x")] == [
+        False,
+        True,
+        False,
+    ]

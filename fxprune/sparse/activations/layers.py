@@ -21,7 +21,7 @@ class ThresholdActivation(nn.Module):
 
     Args:
         threshold: a number; a schedule of it (`fxprune.schedules`), which `step()` advances; or what follows a target
-            sparsity, `fxprune.sparse.thresholds.Quantile` or `Histogram`, which learns in training and is fixed in
+            sparsity, `fxprune.sparse.Quantile` or `Histogram`, which learns in training and is fixed in
             evaluation; before its first training batch, the threshold is 0 and nothing is set to zero.
         magnitude: compare |x|, which is right for signed activations and equal to comparing x behind a ReLU. False
             compares x itself: y = 0 where x < threshold, so that a threshold of 0 is a ReLU.
