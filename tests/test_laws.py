@@ -136,6 +136,15 @@ def test_requires_grad_carries_over() -> None:
     assert all(p.is_leaf and p.grad is None for p in small.parameters())
 
 
+def test_a_buffer_that_requires_a_gradient_goes_on_to() -> None:
+    net = ready(Buffers())
+    net.scale.requires_grad_()
+    for path in ("fx", "eager"):
+        small = fxprune.transform(net, random(2, 3, 4, 5), ratio=0.5, path=path)
+        assert {name for name, b in small.named_buffers() if b.requires_grad} == {"scale"}
+        assert small.scale.is_leaf
+
+
 def test_gradients_flow_in_the_small_model() -> None:
     net, x = chain(), random(2, 3, 5, 4)
     small = fxprune.transform(net, x, ratio=0.5).train()
@@ -156,6 +165,16 @@ def test_modes_carry_over_module_by_module() -> None:
     x = random(2, 3, 5, 4, seed=2)
     small.eval()
     assert equals_masked(net.eval(), small, x)
+
+
+@pytest.mark.parametrize("path", ["fx", "eager", "export"])
+def test_modes_of_containers_carry_over(path: str) -> None:
+    layers = [nn.Sequential(nn.Linear(4, 8), nn.ReLU()), nn.Sequential(nn.Linear(8, 6), nn.ReLU())]
+    net = ready(nn.Sequential(*layers, nn.Linear(6, 2)))
+    net.get_submodule("1").train()
+    small = fxprune.transform(net, random(2, 4), ratio=0.5, path=path)
+    assert {name for name, module in small.named_modules() if module.training} <= {"1", "1.0", "1.1"}
+    assert {"1", "1.0"} <= {name for name, module in small.named_modules() if module.training}
 
 
 def test_forward_hooks_on_layers_carry_over() -> None:
@@ -227,11 +246,28 @@ def test_buffers_shrink_and_lists_of_positions_are_renumbered() -> None:
     assert equals_masked(net, small, x)
 
 
+class UsedBackwards(nn.Module):
+    """Registers everything in another order than forward uses it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.block = nn.Linear(8, 2), nn.Sequential(nn.Linear(4, 8), nn.ReLU())
+        self.gain, self.bias = nn.Parameter(torch.zeros(8)), nn.Parameter(torch.zeros(8))
+        self.register_buffer("scale", torch.zeros(8))
+        self.register_buffer("shift", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.block(x) * self.shift + self.scale * self.bias * self.gain)
+
+
 def test_the_state_dict_has_the_same_keys_in_the_same_order() -> None:
-    for make, shape in ((chain, (2, 3, 5, 4)), (lambda: ready(Tied()), (2, 5))):
-        net = make()
-        small = fxprune.transform(net, random(*shape), ratio=0.5)
-        assert list(small.state_dict()) == list(net.state_dict())
+    cases = ((chain, (2, 3, 5, 4)), (lambda: ready(Tied()), (2, 5)), (lambda: ready(UsedBackwards()), (2, 4)))
+    for make, shape in cases:
+        for path in ("fx", "eager", "export"):
+            net = make()
+            small = fxprune.transform(net, random(*shape), ratio=0.5, path=path)
+            assert list(small.state_dict()) == list(net.state_dict())
+            assert [name for name, _ in small.named_parameters()] == [name for name, _ in net.named_parameters()]
 
 
 def test_the_small_model_shares_no_memory_with_the_original() -> None:

@@ -10,7 +10,7 @@ import re
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,35 @@ def test_a_piece_of_state_is_changed_once_at_a_time_and_comes_back_after_an_exce
     thread.join(10)
     assert entered.is_set()
     assert state() == before
+
+
+@pytest.fixture
+def unusual() -> Iterator[None]:
+    """State as a program may have set it: everything that a context manager changes is as that would set it, or odd."""
+    logger, found = logging.getLogger("torch._subclasses.fake_tensor"), state()
+    gc.disable()
+    logger.setLevel(logging.INFO)
+    logging.disable(logging.INFO)
+    torch.backends.mha.set_fastpath_enabled(False)
+    yield
+    torch.backends.mha.set_fastpath_enabled(found["attention"])
+    logging.disable(found["logging"])
+    logger.setLevel(found["log of fake tensors"])
+    if found["collector"]:
+        gc.enable()
+
+
+@pytest.mark.usefixtures("unusual")
+@pytest.mark.parametrize("name", MANAGERS)
+def test_state_that_is_not_the_usual_one_comes_back_too(name: str) -> None:
+    before = state()
+    with contextlib.suppress(ZeroDivisionError), MANAGERS[name]():
+        torch.rand(1)
+        raise ZeroDivisionError
+    after = state()
+    if name != "same_random_state":
+        del before["random"], after["random"]
+    assert after == before
 
 
 def test_every_context_manager_is_listed_and_tested() -> None:

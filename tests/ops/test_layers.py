@@ -57,7 +57,9 @@ def test_a_slot_of_the_output_dimension_decides_its_own_outputs_only(name: str) 
     assert moved.nonzero().flatten().tolist() == list(range(1, before.shape[result_dim], slots))
 
 
-@pytest.mark.parametrize("layer", [nn.LSTM(3, 4, proj_size=2), nn.GRUCell(3, 4), nn.MultiheadAttention(4, 2)], ids=str)
+@pytest.mark.parametrize(
+    "layer", [nn.LSTM(3, 4, proj_size=2), nn.GRUCell(3, 4), nn.MultiheadAttention(4, 2), nn.Bilinear(3, 4, 2)], ids=str
+)
 def test_weights_with_rows_of_outputs(layer: nn.Module) -> None:
     weights = {n: p.ndim for n, p in layer.named_parameters() if "weight" in n and "." not in n}
     assert weights
@@ -69,6 +71,8 @@ def test_biases_and_norms_count_outputs_in_their_only_dimension_and_are_no_weigh
         assert known_output_dim(layer, 1) == 0
         assert weight_output_dim(layer, "bias", 1) is None
     assert weight_output_dim(nn.LayerNorm((3, 4)), "weight", 2) is None
+    attention = nn.MultiheadAttention(4, 2, add_bias_kv=True)
+    assert weight_output_dim(attention, "bias_k", attention.bias_k.ndim) is None
 
 
 def test_a_parameter_in_a_module_of_the_users_own_may_mean_anything() -> None:

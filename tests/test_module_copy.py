@@ -1,0 +1,65 @@
+"""A copy of a model around other tensors: what its forward changes in itself does not reach the original."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.capture.module_copy import copy_module
+
+
+class Holds(nn.Module):
+    """A module with everything in its attributes that belongs to it, and one layer in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(2, 2)
+        self.again, self.block = self.first, nn.Sequential(OrderedDict(inner=nn.Linear(2, 2)))
+        self.register_buffer("scale", torch.ones(2))
+        self.register_parameter("nothing", None)
+        self.plain, self.stranger = torch.ones(3), [nn.Linear(1, 1)]
+        self.step, self.foreign = self.block.forward, self.stranger[0].forward
+        self.cache: dict[str, Any] = {"seen": [], "layer": [self.block], "tensors": (self.plain,)}
+        self.numbers = {1, 2}
+
+
+def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    return dict([*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)])
+
+
+def test_every_tensor_is_mapped_also_in_attributes_and_containers() -> None:
+    net = Holds()
+    copied: Any = copy_module(net, lambda tensor: tensor.detach() + 1)
+    assert all(torch.equal(t, tensors_of(net)[name] + 1) for name, t in tensors_of(copied).items())
+    assert copied.plain.tolist() == [2.0, 2.0, 2.0]
+    assert copied.cache["tensors"][0].tolist() == [2.0, 2.0, 2.0]
+    assert copied.nothing is None
+    assert list(copied.state_dict()) == list(net.state_dict())
+
+
+def test_modules_and_bound_methods_in_attributes_are_those_of_the_copy() -> None:
+    net = Holds()
+    copied: Any = copy_module(net, lambda tensor: tensor)
+    assert set(map(id, copied.modules())).isdisjoint(map(id, net.modules()))
+    assert copied.cache["layer"][0] is copied.block
+    assert copied.step.__self__ is copied.block
+    assert copied.again is copied.first
+    assert copied.stranger[0] is net.stranger[0], "no part of the model"
+    assert copied.foreign.__self__ is net.stranger[0]
+
+
+def test_containers_are_copied_so_that_writing_into_them_changes_the_copy_alone() -> None:
+    net = Holds()
+    copied: Any = copy_module(net, lambda tensor: tensor)
+    copied.numbers.add(3)
+    copied.cache["new"] = 1
+    copied.cache["seen"].append(1)
+    copied.stranger.clear()
+    del copied.block.inner
+    copied._buffers["scale"] = None
+    assert (net.numbers, list(net.cache), net.cache["seen"]) == ({1, 2}, ["seen", "layer", "tensors"], [])
+    assert len(net.stranger) == len(net.block) == 1
+    assert net.scale is not None
