@@ -34,7 +34,7 @@ def answers(findings):
         (g.name, g.kind, g.size, g.exact, g.reasons, [(m.parameter, m.dim, m.slots.tolist()) for m in g.members])
         for g in findings.groups
     ]
-    held = [findings.solution.held_in(axis.vector) for axis in findings.axes]
+    held = [findings.solution.locked_slots_in(axis.vector) for axis in findings.axes]
     return groups, [str(locked) for locked in findings.locked], findings.events, findings.inexact.tolist(), held
 
 

@@ -217,7 +217,7 @@ def test_shuffled_channels_are_the_transposed_grid() -> None:
 
 def test_meeting_a_fixed_dimension_locks() -> None:
     terms = Terms()
-    terms.now = EVENT
+    terms.current_event = EVENT
     a, b = terms.fresh(3), terms.fresh(3)
     terms.same(a, b)
     terms.same(terms.fixed(3), b)

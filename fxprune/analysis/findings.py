@@ -213,24 +213,24 @@ class Findings:
     @cached_property
     def inexact(self) -> Bools:
         """A flag per channel: its removal changes a statistic."""
-        return self.solution.standing_in(mark.vector for mark in self.observed.marks)
+        return self.solution.channels_in(mark.vector for mark in self.observed.marks)
 
     @cached_property
     def heads(self) -> Bools:
         """A flag per channel: it is a head of some attention."""
-        return self.solution.standing_in(self.observed.heads)
+        return self.solution.channels_in(self.observed.heads)
 
     def marked_by(self, channels: Ints) -> Iterator[Event]:
         """The events that make removing any of `channels` inexact."""
         for mark in self.observed.marks:
-            if self.solution.standing_in([mark.vector])[channels].any():
+            if self.solution.channels_in([mark.vector])[channels].any():
                 yield self.events[mark.event]
 
     @cached_property
     def locked(self) -> tuple[Locked, ...]:
         """The locked channels, by the operation that locks them, most withheld parameters first."""
         found: dict[int, dict[tuple[str, int], int]] = {}
-        for event, axis, count in self.solution.held_slots():
+        for event, axis, count in self.solution.locked_slots():
             slots = found.setdefault(event, {})
             slots[axis.parameter, axis.dim] = slots.get((axis.parameter, axis.dim), 0) + count
         locked = [Locked(self.events[event], slots, self._elements(slots)) for event, slots in found.items()]

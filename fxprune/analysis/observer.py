@@ -188,7 +188,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         operands = [o for v in arguments.values() for o in (v if isinstance(v, (list, tuple)) else (v,))]
         tensors = [o for o in operands if isinstance(o, Operand)]
         function = rule_for(func)
-        self.terms.now = self.event(name, MEETS)
+        self.terms.current_event = self.event(name, MEETS)
         if function is None:
             results = self._unknown(call, tensors)
         else:
@@ -221,7 +221,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
         given, named_given = outline(args, self.operand), outline(kwargs, self.operand)
         entering = [*leaves((given, named_given), Operand), *parameters.values()]
-        self.terms.now = self.event(name, MEETS)
+        self.terms.current_event = self.event(name, MEETS)
 
         def run() -> list[Operand]:
             ruled = function(call, *given, **named_given)

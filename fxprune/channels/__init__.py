@@ -1,1 +1,4 @@
-"""The domain: terms, vectors, unification, channels and groups. Knows no fx and no operation."""
+"""Channels and groups as arrays of numbers: atoms, vectors, their unification, and what follows from it.
+
+Nothing here imports torch or knows an operation.
+"""

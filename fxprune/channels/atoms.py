@@ -1,4 +1,4 @@
-"""Atoms: classes of them that go together, sets that an atom turned out to be, and locks."""
+"""The table of atoms: which atoms are removed together, which stand for two others, and which are locked."""
 
 from __future__ import annotations
 
@@ -10,34 +10,41 @@ from fxprune.channels.vector import Atoms
 
 
 class AtomTable:
-    """A union-find over atoms, with bindings and locks. Atom 0 means "none".
+    """A union-find over atoms, with bindings and locks. An atom is a positive integer; 0 means "no atom".
 
-    An atom is free, *bound* to a pair of atoms (slot `x` turned out to be `{r, c}`), or *locked* by an event, a number.
-    Only the representative of a class is bound or locked. Everything works on arrays of atoms.
+    Atoms of one class are removed together; the smallest one represents the class. A class is in one of three states:
 
-    count: one more than the largest atom. now: the event that an atom is locked by when it meets something fixed.
-    learned: grows with everything that changes classes, bindings and locks.
+    - free: it can be removed;
+    - bound to a pair of atoms, as slot `x` of a flattened grid is bound to `{r, c}`, its row and its column;
+    - locked by an event (the number of the operation that keeps it).
+
+    Bindings and locks are stored at the representative only. All methods work on arrays of atoms.
+
+    Attributes:
+        count: one more than the largest atom.
+        current_event: the event that locks an atom which is unified with a fixed slot.
+        changes: a counter, which grows whenever a class, a binding or a lock changes.
     """
 
     def __init__(self) -> None:
         self.count = 1
-        self.now = 1
-        self.learned = 0
+        self.current_event = 1
+        self.changes = 0
         self._parent: Atoms = np.arange(1024, dtype=np.int64)
         self._left: Atoms = np.zeros(1024, dtype=np.int64)
         self._right: Atoms = np.zeros(1024, dtype=np.int64)
         self._event: Atoms = np.zeros(1024, dtype=np.int64)
 
     def copy(self) -> AtomTable:
-        """A table of its own with the same contents. Costs four arrays."""
+        """An independent table with the same contents. Copies four arrays."""
         made = AtomTable()
-        made.count, made.now, made.learned = self.count, self.now, self.learned
+        made.count, made.current_event, made.changes = self.count, self.current_event, self.changes
         for name in ("_parent", "_left", "_right", "_event"):
             setattr(made, name, getattr(self, name).copy())
         return made
 
     def new(self, size: int) -> Atoms:
-        """New atoms, each a free class of its own."""
+        """Makes `size` new atoms, each of them free and the only one of its class."""
         first, self.count = self.count, self.count + size
         if self.count > len(self._parent):
             capacity = 2 * self.count
@@ -50,7 +57,7 @@ class AtomTable:
                 setattr(self, name, table)
         return np.arange(first, self.count, dtype=np.int64)
 
-    # -- what is known ------------------------------------------------------------------------------------
+    # -- reading the table --------------------------------------------------------------------------------
 
     def find(self, atoms: Atoms) -> Atoms:
         """The representative of each atom's class."""
@@ -68,12 +75,15 @@ class AtomTable:
         """The event that locks each representative, 0 where it is free."""
         return self._event[roots]
 
-    def alive(self, roots: Atoms) -> Atoms:
-        """The representatives that are free, 0 in place of the others."""
+    def free_or_zero(self, roots: Atoms) -> Atoms:
+        """The same array with 0 in place of every locked representative."""
         return np.where(self._event[roots] == 0, roots, 0)
 
     def resolve(self, columns: Sequence[Atoms]) -> list[Atoms]:
-        """Columns of representatives: bound atoms replaced by the pair that they are bound to, in order."""
+        """The columns with every bound atom replaced by the pair that it is bound to, until none is bound.
+
+        A column with bound atoms becomes two columns. Returns representatives; columns without any atom are left out.
+        """
         resolved: list[Atoms] = []
         todo = list(reversed(columns))
         while todo:
@@ -87,10 +97,16 @@ class AtomTable:
         return resolved
 
     def expand(self, atoms: Atoms, column: Atoms) -> tuple[Atoms, Atoms, Atoms]:
-        """All representatives that `atoms` stand for, for each its position in `atoms`, and which column it is.
+        """The unbound representatives that `atoms` lead to, as three arrays of one length.
 
-        `column` numbers the columns that the atoms stand in, from 1; the halves of what is bound in column c become
-        columns 64 c + 1 and 64 c + 2, so that equal numbers are equal places.
+        Args:
+            atoms: any atoms.
+            column: for each atom the number of the column that it is in, counted from 1.
+
+        Returns:
+            The representatives; for each its position in `atoms`; for each the number of its column. An atom of column
+            c that is bound to a pair puts one half into column 64 c + 1 and the other into 64 c + 2, so that atoms of
+            one column get the same numbers.
         """
         position = np.arange(len(atoms))
         found: list[tuple[Atoms, Atoms, Atoms]] = []
@@ -106,10 +122,13 @@ class AtomTable:
         parts = list(zip(*found, strict=True)) or [(none,)] * 3
         return np.concatenate(parts[0]), np.concatenate(parts[1]), np.concatenate(parts[2])
 
-    # -- what is learned ----------------------------------------------------------------------------------
+    # -- changing the table -------------------------------------------------------------------------------
 
     def unite(self, a: Atoms, b: Atoms) -> None:
-        """Merge the classes of a[i] and b[i] where both are there. None is bound. The smallest atom represents."""
+        """Merge the classes of a[i] and b[i] for every i where neither is 0. No atom may be bound.
+
+        The smallest atom represents the merged class. If either class was locked, the merged one is.
+        """
         both = (a != 0) & (b != 0)
         a, b = a[both], b[both]
         involved = np.concatenate([a, b])
@@ -118,36 +137,38 @@ class AtomTable:
             differ = a != b
             if not differ.any():
                 break
-            self.learned += 1
+            self.changes += 1
             a, b = a[differ], b[differ]
-            # one of several hooks of the same atom wins; the others are seen again in the next round
+            # where an atom is written several times, one of the writes counts; the next round does the others
             self._parent[np.maximum(a, b)] = np.minimum(a, b)
         events = self._event[involved]
         if events.any():
             self._event[self.find(involved[events != 0])] = events[events != 0]
 
     def lock(self, roots: Atoms, events: Atoms | int | None = None) -> None:
-        """Lock the representatives that are free, roots[i] for the reason of events[i], `now` without any."""
+        """Lock every roots[i] that is free by events[i]; by `current_event` if no events are given."""
         free = (roots != 0) & (self._event[roots] == 0)
         if free.any():
-            self.learned += 1
-            self._event[roots[free]] = np.broadcast_to(self.now if events is None else events, roots.shape)[free]
+            self.changes += 1
+            self._event[roots[free]] = np.broadcast_to(self.current_event if events is None else events, roots.shape)[
+                free
+            ]
 
     def bind(self, roots: Atoms, rows: Sequence[Atoms]) -> None:
-        """Bind roots[i], each there once, to the set of rows[0][i], rows[1][i], ..., two of them or more.
+        """Bind every roots[i] to the set {rows[0][i], rows[1][i], ...}. No root may occur twice.
 
-        A set {a, b, c} becomes a nested pair (a, (b, c)).
+        There are two rows or more. A set {a, b, c} is stored as the nested pair (a, (b, c)).
         """
         head, *rest = rows
         tail = rest.pop()
         for row in reversed(rest):
             tail = self._pair_up(row, tail)
-        self.learned += 1
+        self.changes += 1
         self._left[roots] = np.where(head != 0, head, tail)
         self._right[roots] = np.where(head != 0, tail, 0)
 
     def _pair_up(self, left: Atoms, right: Atoms) -> Atoms:
-        """An atom bound to {left, right}, or just the one that is there."""
+        """For every i a new atom bound to {left[i], right[i]}; the other one where one of them is 0."""
         both = (left != 0) & (right != 0)
         made = np.where(left != 0, left, right)
         if both.any():

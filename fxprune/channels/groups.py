@@ -1,11 +1,11 @@
-"""Channels and groups: what remains after unification.
+"""Channels and groups, the result of unification.
 
-A *channel* is a class of atoms with every parameter slot that goes with it: the smallest thing that can be
-removed. Channels with the same footprint (the same dimensions of the same parameters, as often) form a *group*
-and compete with each other.
+A *channel* is a class of free atoms together with all parameter slots that carry them: the smallest thing that can be
+removed. Channels with the same footprint (equally many slots in the same dimensions of the same parameters) form a
+*group* and are ranked against each other.
 
-Everything is kept in flat arrays, one entry per (channel, slot) pair; objects are made when they are asked for. Nothing
-outside this file reads the arrays: callers ask a `Solution`, or a `Removal`.
+The data is stored in flat arrays with one entry per pair of a channel and a slot. No other file reads these arrays:
+callers use the methods of `Solution` and `Removal`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Axis:
-    """One dimension of one parameter or buffer, and its vector."""
+    """One dimension of one parameter or buffer: its vector, and the shape of the whole tensor."""
 
     parameter: str
     dim: int
@@ -37,11 +37,11 @@ class Axis:
 
 @dataclass(frozen=True, eq=False)
 class Entries:
-    """Entry e says that channel `channel[e]` has slot `slot[e]` of place `place[e]`, in column `column[e]` there.
+    """The slots of every channel. Entry e: channel `channel[e]` has slot `slot[e]` in column `column[e]` of `place[e]`.
 
-    A *place* is a vector with all the axes that have it: a layer's output stands in its weight, its bias, the norm
-    after it and the input of the next layer, and is looked at once. `axes_of[p]` lists the numbers of the axes of
-    place p.
+    A *place* is one vector together with all axes that share it. For example, the weight of a layer, its bias, the norm
+    behind it and the next layer's weight share the vector of the layer's outputs. `axes_of[p]` lists the axes of place
+    p, as positions in `Solution.axes`.
     """
 
     channel: Ints
@@ -54,8 +54,8 @@ class Entries:
         return len(self.channel)
 
 
-class Stand(NamedTuple):
-    """The slots of some channels in one vector: channel `channels[i]` has slot `slots[i]` of each of these axes."""
+class PlaceSlots(NamedTuple):
+    """The slots of some channels in one place: channel `channels[i]` has slot `slots[i]` in each of `axes`."""
 
     axes: list[int]
     channels: Ints
@@ -64,10 +64,16 @@ class Stand(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """The free channels, numbered 0, 1, ... in the order of their atoms, and their groups, by their first parameters.
+    """The channels that can be removed, and their groups.
 
-    roots: the atom that represents each channel. group: the group of each channel.
-    held: (event, number of the axis, how many of its slots the event locks).
+    Channels are numbered from 0 in the order of their atoms; groups are numbered in the order of the first axis that
+    they have slots in.
+
+    Attributes:
+        axes: the dimensions that take part. "The number of an axis" is its position here.
+        roots: for each channel the atom that represents it.
+        group: for each channel the number of its group.
+        locks: triples of an event, the number of an axis, and how many of its slots the event locks.
     """
 
     terms: Terms
@@ -75,7 +81,7 @@ class Solution:
     entries: Entries
     roots: Ints
     group: Ints
-    held: Sequence[tuple[int, int, int]] = ()
+    locks: Sequence[tuple[int, int, int]] = ()
 
     # -- channels and groups ------------------------------------------------------------------------------
 
@@ -90,7 +96,7 @@ class Solution:
         return int(self.group.max()) + 1 if len(self.group) else 0
 
     def no_channel(self) -> Bools:
-        """A flag per channel, none of them set."""
+        """A new array of flags, one per channel, all False."""
         return np.zeros(self.channels, dtype=bool)
 
     @cached_property
@@ -98,7 +104,7 @@ class Solution:
         return _sorted_into(self.group, self.groups)
 
     def in_group(self, group: int) -> Ints:
-        """The channels of a group, ascending."""
+        """The numbers of a group's channels, ascending."""
         return self._by_group[group]
 
     def group_of(self, channel: int) -> int:
@@ -106,26 +112,29 @@ class Solution:
         return int(self.group[channel])
 
     def groups_with(self, flags: Bools) -> list[int]:
-        """The groups that have one of the channels with a flag."""
+        """The numbers of the groups with at least one channel whose flag is set."""
         return [int(group) for group in np.unique(self.group[flags])]
 
     # -- channels and vectors -----------------------------------------------------------------------------
 
     def channels_of(self, vector: Vector) -> list[Ints]:
-        """Per column the channel of every slot, -1 where the column has none."""
+        """The channels of a vector's slots: one array per column, with the channel of each slot.
+
+        -1 stands where the column has no channel at a slot. The list is empty for a vector without free atoms.
+        """
         if vector.untouched:
             return []
         return [self._number[column] for column in self.terms.resolve(vector).columns]
 
     @cached_property
     def _number(self) -> Ints:
-        """The channel of each atom's root, -1 for none."""
+        """For every atom that represents a channel the number of that channel, -1 for all other atoms."""
         table = np.full(self.terms.count, -1, dtype=np.int64)
         table[self.roots] = np.arange(len(self.roots))
         return table
 
-    def standing_in(self, vectors: Iterable[Vector]) -> Bools:
-        """A flag per channel: it has a slot in one of these vectors."""
+    def channels_in(self, vectors: Iterable[Vector]) -> Bools:
+        """Flags, one per channel: True if the channel has a slot in one of these vectors."""
         flags = self.no_channel()
         for vector in vectors:
             for channels in self.channels_of(vector):
@@ -137,19 +146,19 @@ class Solution:
         return not vector.untouched and len(self.terms.free(vector)) > 0
 
     def is_grid(self, vector: Vector) -> bool:
-        """True if slots of a vector go with several channels: it has rows and columns, heads and their widths."""
+        """True if a slot of a vector can belong to several channels, such as a head and a position inside the heads."""
         return not vector.untouched and len(self.terms.resolve(vector).columns) > 1
 
     # -- channels and axes --------------------------------------------------------------------------------
 
     def members(self, group: int) -> list[tuple[Axis, Ints, Ints]]:
-        """Every axis that a group stands in; for each of its slots the channel, counted within the group, and the slot.
+        """The axes in which a group has slots, in the order of `axes`.
 
-        In the order of `axes`.
+        Returns triples: the axis; the channel of each slot, counted within the group; the slots, of the same length.
         """
         found: dict[int, tuple[Axis, Ints, Ints]] = {}
         own = self.in_group(group)
-        for axes, channels, slots in self._stands(self._entries_by_group[group]):
+        for axes, channels, slots in self._entries_by_place(self._entries_by_group[group]):
             index = np.searchsorted(own, channels)
             found.update((number, (self.axes[number], index, slots)) for number in axes)
         return [found[number] for number in sorted(found)]
@@ -159,42 +168,51 @@ class Solution:
         return _sorted_into(self.group[self.entries.channel], self.groups)
 
     @cached_property
-    def shrinking(self) -> set[int]:
-        """The numbers of the axes in which some channel stands."""
+    def shrinkable_axes(self) -> set[int]:
+        """The numbers of the axes in which some channel has slots."""
         return {number for place in np.unique(self.entries.place) for number in self.entries.axes_of[place]}
 
-    def stands(self, chosen: Bools) -> Iterator[Stand]:
-        """The places of the chosen channels, by vector: the axes that have it, the channels and their slots."""
-        return self._stands(np.flatnonzero(chosen[self.entries.channel]))
+    def slots_by_place(self, chosen: Bools) -> Iterator[PlaceSlots]:
+        """The slots of the chosen channels, place by place. `chosen` has a flag per channel."""
+        return self._entries_by_place(np.flatnonzero(chosen[self.entries.channel]))
 
-    def _stands(self, chosen: Ints) -> Iterator[Stand]:
-        """The same of chosen entries."""
+    def _entries_by_place(self, chosen: Ints) -> Iterator[PlaceSlots]:
+        """The same for entries, by their positions in the arrays."""
         if not len(chosen):
             return
         entries = self.entries
         chosen = chosen[np.argsort(entries.place[chosen], kind="stable")]
         for run in np.split(chosen, np.flatnonzero(np.diff(entries.place[chosen])) + 1):
-            yield Stand(entries.axes_of[entries.place[run[0]]], entries.channel[run], entries.slot[run])
+            yield PlaceSlots(entries.axes_of[entries.place[run[0]]], entries.channel[run], entries.slot[run])
 
     def slots_of(self, chosen: Bools) -> list[tuple[Axis, list[int]]]:
-        """Every axis that loses slots when the chosen channels go, and those slots; in the order of `axes`."""
+        """The slots that disappear with the chosen channels: for each axis that loses some, the sorted slots.
+
+        In the order of `axes`; `chosen` has a flag per channel.
+        """
         found: dict[int, list[int]] = {}
-        for axes, _, slots in self.stands(chosen):
+        for axes, _, slots in self.slots_by_place(chosen):
             found.update(dict.fromkeys(axes, np.unique(slots).tolist()))
         return [(self.axes[number], found[number]) for number in sorted(found)]
 
     def channels_within(self, slots: Sequence[Bools]) -> Bools:
-        """The channels all of whose slots are among those given, one flag for every slot of every axis."""
+        """Flags, one per channel: True if all its slots are among the given ones.
+
+        slots: for every axis, in the order of `axes`, a flag per slot.
+        """
         inside = np.ones(self.channels, dtype=bool)
-        for axes, channels, taken in self._stands(np.arange(len(self.entries))):
+        for axes, channels, taken in self._entries_by_place(np.arange(len(self.entries))):
             everywhere = np.all([slots[number] for number in axes], axis=0)
             inside[channels[~everywhere[taken]]] = False
         return inside
 
     def sum_over_slots(self, values: Mapping[int, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
-        """Per channel the sum over its slots, of `values[number]` [slots of that axis]; other axes add nothing."""
+        """For each channel the sum of the values at its slots.
+
+        values: number of an axis -> one value per slot of it. Axes that are missing there add nothing.
+        """
         totals = np.zeros(self.channels)
-        for axes, channels, slots in self._stands(np.arange(len(self.entries))):
+        for axes, channels, slots in self._entries_by_place(np.arange(len(self.entries))):
             by_slot = np.zeros(self.axes[axes[0]].vector.size)
             for number in axes:
                 if number in values:
@@ -202,14 +220,17 @@ class Solution:
             np.add.at(totals, channels, by_slot[slots])
         return totals
 
-    # -- what is locked -----------------------------------------------------------------------------------
+    # -- locked slots -------------------------------------------------------------------------------------
 
-    def held_slots(self) -> Iterator[tuple[int, Axis, int]]:
-        """Every lock as event, axis and number of slots; slots with a free atom are left out."""
-        return ((event, self.axes[number], count) for event, number, count in self.held)
+    def locked_slots(self) -> Iterator[tuple[int, Axis, int]]:
+        """Every lock as a triple: the event, the axis, and how many of its slots are locked by it.
 
-    def held_in(self, vector: Vector) -> dict[int, int]:
-        """The number of slots of any vector that each event locks; a slot with a free atom is locked by none."""
+        A slot that also has a free atom does not count: it can be removed with that atom.
+        """
+        return ((event, self.axes[number], count) for event, number, count in self.locks)
+
+    def locked_slots_in(self, vector: Vector) -> dict[int, int]:
+        """Event -> how many slots of a vector it locks. A slot that also has a free atom does not count."""
         if vector.fixed or vector.untouched:
             return {}
         atoms, _, _, slot = expanded(self.terms, [vector])
@@ -221,15 +242,16 @@ class Solution:
 
 
 def _sorted_into(keys: Ints, size: int) -> list[Ints]:
-    """The positions of each key 0 .. size - 1, ascending."""
+    """For each key from 0 to size - 1 the positions where `keys` has it, ascending."""
     order = np.argsort(keys, kind="stable")
     return np.split(order, np.cumsum(np.bincount(keys, minlength=size))[:-1]) if len(order) else []
 
 
 def expanded(terms: Terms, vectors: Sequence[Vector]) -> tuple[Ints, Ints, Ints, Ints]:
-    """Every atom that vectors stand for, the number of its vector, its column and its slot there.
+    """The unbound atoms of all slots of the vectors, as four arrays of one length.
 
-    Columns are numbered from 1; an atom that is bound to two others leaves its column to them as two columns.
+    Returns, for each of them, the atom; the position of its vector in `vectors`; the number of its column (see
+    `AtomTable.expand`); its slot.
     """
     parts = [(number, k, column) for number, v in enumerate(vectors) for k, column in enumerate(v.columns, start=1)]
     if not parts:
@@ -242,7 +264,9 @@ def expanded(terms: Terms, vectors: Sequence[Vector]) -> tuple[Ints, Ints, Ints,
 
 
 class Removal:
-    """Channels that are removed, and what every vector keeps then.
+    """A choice of channels to remove, and the slots that every vector keeps then.
+
+    removed: a flag per channel, True = remove.
 
     >>> from fxprune.channels.solve import solve
     >>> terms = Terms()
@@ -262,11 +286,11 @@ class Removal:
         self._known: dict[Vector, tuple[Bools | None, int]] = {}
 
     def kept(self, vector: Vector) -> Bools | None:
-        """The slots that stay, as flags; None where all do."""
+        """A flag per slot of a vector, True = the slot stays; None if all stay."""
         return self._look_up(vector)[0]
 
     def count(self, vector: Vector) -> int:
-        """The number of slots that stay."""
+        """The number of a vector's slots that stay."""
         return self._look_up(vector)[1]
 
     def _look_up(self, vector: Vector) -> tuple[Bools | None, int]:
@@ -275,13 +299,13 @@ class Removal:
             return None, vector.size
         known = self._known.get(vector)
         if known is None:
-            gone = np.zeros(vector.size, dtype=bool)
+            lost = np.zeros(vector.size, dtype=bool)
             for column in self.solution.terms.resolve(vector).columns:
-                gone |= self._atoms[column]
-            lost = int(np.count_nonzero(gone))
-            known = self._known[vector] = (~gone if lost else None, vector.size - lost)
+                lost |= self._atoms[column]
+            count = int(np.count_nonzero(lost))
+            known = self._known[vector] = (~lost if count else None, vector.size - count)
         return known
 
     def shape(self, vectors: Sequence[Vector]) -> tuple[int, ...]:
-        """The new size of each dimension."""
+        """The size of each of these dimensions after the removal."""
         return tuple(self.count(v) for v in vectors)

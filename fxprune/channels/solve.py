@@ -1,4 +1,4 @@
-"""Channels and groups, read off the unified terms."""
+"""From unified terms to channels and groups."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from fxprune.channels.vector import Vector
 
 
 def solve(terms: Terms, axes: Sequence[Axis]) -> Solution:
-    """Read channels and groups off the unified terms. All in bulk: counting and hashing, no loop over channels."""
+    """Find the channels of the given axes and sort them into groups.
+
+    Axes with the same vector are treated as one place. All work is done on whole arrays; no loop runs over channels.
+    """
     by_vector: dict[Vector, list[int]] = {}
     for number, axis in enumerate(axes):
         by_vector.setdefault(axis.vector.representative, []).append(number)
     axes_of = list(by_vector.values())
     atoms, place, column, slot = expanded(terms, list(by_vector))
     events = terms.event(atoms)
-    held = _held(events, place, slot)
+    locks = _locks(events, place, slot)
     free = events == 0
     atoms, place, column, slot = atoms[free], place[free], column[free], slot[free]
     present = np.zeros(terms.count, dtype=bool)
@@ -31,14 +34,15 @@ def solve(terms: Terms, axes: Sequence[Axis]) -> Solution:
         Entries(channel, place, column, slot, axes_of),
         roots,
         _footprints(channel, place, column, len(roots)),
-        [(event, number, count) for event, at, count in held for number in axes_of[at]],
+        [(event, number, count) for event, at, count in locks for number in axes_of[at]],
     )
 
 
-def _held(events: Ints, place: Ints, slot: Ints) -> list[tuple[int, int, int]]:
-    """Every lock as event, place and number of slots; dimensions that are no channels are left out.
+def _locks(events: Ints, place: Ints, slot: Ints) -> list[tuple[int, int, int]]:
+    """Triples of an event, a place, and how many of its slots the event locks.
 
-    A slot with a locked atom and a free one is not held: it can go with the free one.
+    Event 1 is left out: it locks dimensions that are never channels, such as the height of a kernel. A slot that also
+    has a free atom does not count: it can be removed with that atom.
     """
     at = (place << 32) + slot
     stuck = (events > 1) & ~np.isin(at, at[events == 0])
@@ -47,9 +51,11 @@ def _held(events: Ints, place: Ints, slot: Ints) -> list[tuple[int, int, int]]:
 
 
 def _footprints(channel: Ints, place: Ints, column: Ints, channels: int) -> Ints:
-    """Number the channels by footprint: equal multisets of (place, column) get the same number, in order of place.
+    """The number of each channel's group, from three arrays with one value per entry.
 
-    A multiset is compared by the sum of its members' 64-bit hashes (splitmix64), modulo 2^64.
+    The footprint of a channel is the multiset of its (place, column) pairs; channels with equal footprints are one
+    group. Groups are numbered by the smallest pair that they contain. Footprints are compared by the sum of the 64-bit
+    hashes (splitmix64) of their pairs, modulo 2^64.
     """
     with np.errstate(over="ignore"):
         mixed = (place.astype(np.uint64) << np.uint64(32)) + column.astype(np.uint64)

@@ -5,14 +5,14 @@ the slot is removed. A slot is removed when **any** of its atoms is; a slot with
 
     fixed            {}          can never be removed
     a free slot      {a}
-    a merged slot    {r_h, c_j}  slot h * d + j of a flattened (h, d) grid: gone when its row or its column is
+    a merged slot    {r_h, c_j}  slot h * d + j of a flattened (h, d) grid: removed when its row or its column is
 
-Sets instead of the pairs of first-order terms make merging associative: flattening (h, d, e) in one step
-or in two gives the same vector, so the two forms unify without search.
+Sets make merging associative, which nested pairs would not be: flattening (h, d, e) in one step or in two gives the
+same vector.
 
 A vector stores its sets by *columns*: column k holds the k-th atom of every slot, 0 where there is none.
 An ordinary dimension has one column, a merged (heads, width) dimension two, a fixed one none. All work on
-columns is done by numpy in bulk; no loop here runs over channels.
+columns is done by numpy on whole arrays; no loop runs over channels.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ from fxprune.channels.vector import Atoms, Vector
 
 
 class Terms:
-    """The vectors of one analysis, over one table of atoms.
+    """Makes, combines and unifies the vectors of one analysis. They share one table of atoms, see `AtomTable`.
 
-    An atom is free, *bound* to a set of two atoms (slot `x` turned out to be `{r, c}`), or *locked* by an
-    event (a number that the caller can look up: the operation that holds the channel back).
+    An event is a number. The caller keeps a list that says which operation each event stands for.
     """
 
     def __init__(self) -> None:
@@ -40,10 +39,10 @@ class Terms:
         self._unified: dict[tuple[int, int], tuple[Vector, Vector]] = {}
 
     def with_locked(self, vectors: Sequence[Vector], event: int) -> Terms:
-        """Other terms, with the same atoms, classes and bindings, in which these vectors are locked too.
+        """A copy of the terms, in which `vectors` are locked by `event`. Copies four arrays.
 
-        Costs four arrays. A vector whose atoms have not been asked for stays with these terms: the others would give
-        them other numbers.
+        Untouched vectors (see `Vector.untouched`) are not locked: they have no atoms yet, and would get other ones from
+        the copy than from the original.
         """
         made = Terms()
         made._table, made._fixed, made._unified = self._table.copy(), dict(self._fixed), dict(self._unified)
@@ -53,29 +52,29 @@ class Terms:
         return made
 
     @property
-    def now(self) -> int:
-        """The event that a slot is locked by when it is unified with a fixed one. The caller keeps it current."""
-        return self._table.now
+    def current_event(self) -> int:
+        """The event that locks a slot which is unified with a fixed one. The caller sets it for each operation."""
+        return self._table.current_event
 
-    @now.setter
-    def now(self, event: int) -> None:
-        self._table.now = event
+    @current_event.setter
+    def current_event(self, event: int) -> None:
+        self._table.current_event = event
 
     # -- making vectors -----------------------------------------------------------------------------------
 
     def fixed(self, size: int) -> Vector:
-        """The vector of a dimension that never changes. Interned: one object per size."""
+        """The vector of a dimension whose slots cannot be removed. There is one object per size."""
         vector = self._fixed.get(size)
         if vector is None:
             vector = self._fixed[size] = Vector(size)
         return vector
 
     def fresh(self, size: int) -> Vector:
-        """A vector of new atoms; a dimension of size 1 is never removed, so it is fixed."""
+        """A vector of new atoms, one per slot. A dimension of size 1 or 0 is fixed: its only slot cannot be removed."""
         return self.fixed(size) if size <= 1 else Vector(size, make=self._table.new)
 
     def cat(self, vectors: Sequence[Vector]) -> Vector:
-        """The vectors one after the other."""
+        """The vector of a concatenation: the slots of the first vector, then those of the second, and so on."""
         size = sum(v.size for v in vectors)
         if all(v.fixed for v in vectors):
             return self.fixed(size)
@@ -89,7 +88,10 @@ class Terms:
         return Vector(size, tuple(columns))
 
     def merge(self, vectors: Sequence[Vector]) -> Vector:
-        """Flatten dimensions into one, the last running fastest: slot h * d + j gets the atoms of h and of j."""
+        """The vector of several dimensions that are flattened into one, the last of them running fastest.
+
+        For sizes (h, d), slot i * d + j gets the atoms of slot i of the first and of slot j of the second.
+        """
         sizes = [v.size for v in vectors]
         size = math.prod(sizes)
         moving = [(axis, v) for axis, v in enumerate(vectors) if not v.fixed]
@@ -106,10 +108,11 @@ class Terms:
         return Vector(size, tuple(columns))
 
     def split(self, vector: Vector, sizes: Sequence[int]) -> list[Vector]:
-        """Take a dimension apart into `sizes`. Inverse of `merge` where the vector is already a grid.
+        """The vectors of the dimensions of these sizes into which one dimension is split. The inverse of `merge`.
 
-        A column that varies along several of the new axes gets fresh atoms on each of them and is unified
-        with their merge: from then on only whole rows and whole columns of the grid can go.
+        The product of `sizes` is the vector's size. A column of atoms that varies along several of the new dimensions
+        gets new atoms on each of them and is unified with their merge. From then on only whole rows and whole columns
+        of the grid can be removed.
         """
         if sum(s > 1 for s in sizes) <= 1:
             return [vector if s > 1 else self.fixed(s) for s in sizes]
@@ -120,10 +123,10 @@ class Terms:
             axes = _varying(column, sizes)
             if len(axes) > 1:
                 mixed.append(column)
-            else:  # without any axis, one atom holds the whole dimension: removing it would empty every axis
+            else:  # a column that is one atom belongs to any axis: removing it would empty all of them
                 axis = axes[0] if axes else longest
                 parts[axis].append(_line(column, sizes, axis))
-        if len(mixed) == 1 and self._table.alive(mixed[0]).all():
+        if len(mixed) == 1 and self._table.free_or_zero(mixed[0]).all():
             for axis, atoms in self._grid(mixed[0], sizes).items():
                 parts[axis].append(atoms)
         elif mixed:
@@ -131,14 +134,21 @@ class Terms:
         return [Vector(s, tuple(p)) if p else self.fixed(s) for s, p in zip(sizes, parts, strict=True)]
 
     def _grid(self, column: Atoms, sizes: Sequence[int]) -> dict[int, Atoms]:
-        """Fresh atoms for every axis along which a column varies, whose merge the column turns out to be."""
+        """New atoms for every axis along which a column varies; the column is unified with their merge.
+
+        Axis -> atoms.
+        """
         new = {axis: self._table.new(sizes[axis]) for axis in _varying(column, sizes)}
         axes = [Vector(size, (new[axis],)) if axis in new else self.fixed(size) for axis, size in enumerate(sizes)]
         unify(self._table, [column], list(self.merge(axes).columns))
         return new
 
     def _one_axis(self, columns: list[Atoms], sizes: Sequence[int], axis: int) -> tuple[Atoms, ...]:
-        """An irregular grid (fixed slots, several columns): all its lines along `axis` become the same."""
+        """Make all lines along one axis equal, and return the columns of one such line.
+
+        This is for grids that cannot be split into rows and columns: they have fixed slots, or several columns that
+        vary along more than one axis.
+        """
         lines = [np.moveaxis(c.reshape(tuple(sizes)), axis, -1).reshape(-1, sizes[axis]) for c in columns]
         first = Vector(sizes[axis], tuple(np.ascontiguousarray(line[0]) for line in lines))
         for k in range(1, len(lines[0])):
@@ -148,7 +158,10 @@ class Terms:
     # -- unification --------------------------------------------------------------------------------------
 
     def same(self, a: Vector, b: Vector) -> None:
-        """Slot i of `a` is removed exactly when slot i of `b` is."""
+        """Unify two vectors: from now on slot i of `a` is removed exactly when slot i of `b` is.
+
+        Raises `ValueError` for different sizes.
+        """
         a, b = a.representative, b.representative
         if a is b or (a.fixed and b.fixed):
             return
@@ -164,28 +177,28 @@ class Terms:
         if key in self._unified:
             return
         unify(self._table, list(a.columns), list(b.columns))
-        self._unified[key] = (a, b)  # holds both, so that their ids stay theirs
+        self._unified[key] = (a, b)  # while both are referred to, no other object gets their ids
 
     def lock(self, vector: Vector, event: int) -> Atoms:
-        """No slot of `vector` may be removed, because of `event`; returns the atoms this newly locks."""
+        """Lock all slots of a vector by `event`. Returns the atoms that were free before."""
         touched = self.free(vector)
         self._table.lock(touched, event)
         return touched
 
-    # -- asking about vectors -----------------------------------------------------------------------------
+    # -- reading vectors ----------------------------------------------------------------------------------
 
     def free(self, vector: Vector) -> Atoms:
-        """The atoms of `vector` that may still be removed, each once."""
+        """The free atoms of a vector (representatives), sorted, each once."""
         columns = self.resolve(vector).columns
         if not columns:
             return np.zeros(0, dtype=np.int64)
-        atoms = np.unique(self._table.alive(np.concatenate(columns)))
+        atoms = np.unique(self._table.free_or_zero(np.concatenate(columns)))
         free: Atoms = atoms[atoms != 0]
         return free
 
     def resolve(self, vector: Vector) -> Vector:
-        """The vector in terms of unbound representatives, columns without a free atom dropped."""
-        columns = (column for column in self._table.resolve(vector.columns) if self._table.alive(column).any())
+        """The same vector in terms of unbound representatives; columns without a free atom are left out."""
+        columns = (column for column in self._table.resolve(vector.columns) if self._table.free_or_zero(column).any())
         return Vector(vector.size, tuple(columns))
 
     def roots(self, atoms: Atoms) -> Atoms:
@@ -197,7 +210,7 @@ class Terms:
         return self._table.event(self._table.find(atoms))
 
     def expand_all(self, atoms: Atoms, column: Atoms) -> tuple[Atoms, Atoms, Atoms]:
-        """All that `atoms` stand for, see `AtomTable.expand`."""
+        """The unbound atoms that `atoms` lead to: see `AtomTable.expand`."""
         return self._table.expand(atoms, column)
 
     @property
@@ -207,13 +220,13 @@ class Terms:
 
 
 def _varying(column: Atoms, sizes: Sequence[int]) -> list[int]:
-    """The axes along which a column varies, seen as a grid of these sizes."""
+    """The axes along which a column changes, when it is reshaped to these sizes."""
     grid = column.reshape(tuple(sizes))
     return [axis for axis, size in enumerate(sizes) if size > 1 and (grid != grid.take([0], axis)).any()]
 
 
 def _line(column: Atoms, sizes: Sequence[int], axis: int) -> Atoms:
-    """The first line along an axis of a column, seen as a grid of these sizes."""
+    """The first line along an axis of a column that is reshaped to these sizes."""
     corner: list[int | slice] = [0] * len(sizes)
     corner[axis] = slice(None)
     return np.ascontiguousarray(column.reshape(tuple(sizes))[tuple(corner)])

@@ -1,12 +1,12 @@
-"""Unification: the sets of two vectors are made equal, slot by slot.
+"""Unification: making the sets of two vectors equal, slot by slot.
 
-Each side is a list of columns, and slot i of a side is the set of its columns' atoms at i. An example, the two forms of
-a dimension of 6 that is two heads of width 3:
+Each side is a list of columns. The set of slot i contains the i-th atom of every column. For example, a dimension of 6
+consists of two heads of width 3, and has two descriptions:
 
-    as a weight has it      {x0}     {x1}     {x2}     {x3}     {x4}     {x5}      one column
+    in a weight             {x0}     {x1}     {x2}     {x3}     {x4}     {x5}      one column
     as heads and widths     {r0,c0}  {r0,c1}  {r0,c2}  {r1,c0}  {r1,c1}  {r1,c2}   two columns
 
-From then on each x is bound to its set: when head r1 goes, so do x3, x4 and x5.
+Unification binds each x to its set: if head r1 is removed, x3, x4 and x5 are removed too.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ Columns = list[Atoms]
 def unify(table: AtomTable, a: Columns, b: Columns) -> None:
     """Make the sets of `a` and `b` equal, slot by slot.
 
-    Both sides are resolved, what they share is dropped, and the columns that are left decide:
+    The function works in rounds. A round resolves both sides and drops the columns that they share; the numbers of
+    columns that are left decide what it does:
 
-    1. none on one side: the other side is fixed too;
-    2. one and one: merge the classes;
-    3. one and several: bind each atom to its set, the heart of taking a dimension apart;
-    4. several and several: pair the columns that vary in the same way, then go on with the rest.
+    1. none on one side: lock the other side;
+    2. one and one: merge the classes of the two atoms of each slot;
+    3. one and several: bind each atom to the set on the other side (this splits a dimension into several);
+    4. several and several: pair the columns that vary in the same way and merge their classes.
 
-    Each round may change how the sides resolve, so it starts over until both are equal. A round that teaches nothing
-    ends it: then all atoms of a slot become one.
+    The rounds end when both sides are equal. If a round changes nothing, all atoms of each slot are merged into one
+    class, which makes the sides equal.
     """
     before = -1
     while True:
         a, b = _without_common(table, table.resolve(a), table.resolve(b))
         if not a and not b:
             return
-        if before == table.learned:
+        if before == table.changes:
             _join_all(table, a, b)
             return
-        before = table.learned
+        before = table.changes
         if not a or not b:  # case 1
             for column in a or b:
                 table.lock(column)
@@ -56,12 +57,16 @@ def unify(table: AtomTable, a: Columns, b: Columns) -> None:
 
 
 def _without_common(table: AtomTable, a: Columns, b: Columns) -> tuple[Columns, Columns]:
-    """Drop the columns that both sides have. Locked atoms count as none; those at the same slots become one class."""
+    """Both sides without the columns that they share.
+
+    Locked atoms are ignored, so that only free ones have to be equal. Two locked atoms at the same slot are merged if
+    each side is one column and all free atoms agree.
+    """
     if len(a) == len(b) == 1:
         if np.array_equal(a[0], b[0]):
             return [], []
         differ = a[0] != b[0]
-        if not any((table.alive(column) != 0)[differ].any() for column in (a[0], b[0])):
+        if not any((table.free_or_zero(column) != 0)[differ].any() for column in (a[0], b[0])):
             table.unite(a[0], b[0])
             return [], []
         return a, b
@@ -79,64 +84,64 @@ def _without_common(table: AtomTable, a: Columns, b: Columns) -> tuple[Columns, 
 
 
 def _alive_columns(table: AtomTable, columns: Columns) -> Columns:
-    return [column for column in map(table.alive, columns) if column.any()]
+    return [column for column in map(table.free_or_zero, columns) if column.any()]
 
 
 def _equate(table: AtomTable, x: Atoms, y: Atoms) -> None:
-    """x[i] is y[i]; an atom without another one at its slot is fixed."""
+    """Merge the classes of x[i] and y[i]; where one of them is 0, the other one is locked."""
     table.unite(x, y)
     table.lock(np.where((x != 0) & (y != 0), 0, x + y))
 
 
 def _bind(table: AtomTable, x: Atoms, rows: Columns) -> None:
-    """x[i] is the set {rows[0][i], rows[1][i], ...}.
+    """Make x[i] equal to the set {rows[0][i], rows[1][i], ...} for every slot i.
 
-    Of each set the atoms count that are alive, each once. Slot by slot, with `.` for none and `L` for locked:
+    Only free atoms of a set count, each once. In the example, `.` is no atom and `L` is a locked atom:
 
         x          x0    x1    x2    x3    L     .
         rows[0]    r0    r1    L     .     r4    r5
         rows[1]    c0    .     .     .     c4    .
-                   |     |     |     |     |     r5 is locked: nothing at all stands on the other side
+                   |     |     |     |     |     r5 is locked: there is no atom on the other side
                    |     |     |     |     r4 and c4 are locked by the event of L
                    |     |     |     x3 is locked: its set is empty
                    |     |     x2 is locked by the event of L
                    |     x1 and r1 are one class
                    x0 is bound to the pair (r0, c0)
 
-    What can be locked or merged comes first. It may change the sets of other slots, so where it teaches anything,
-    nothing is bound yet: the caller resolves both sides and comes back.
+    Locks and merges are done first, because they may change the sets of other slots. If they change anything, nothing
+    is bound in this round: `unify` resolves both sides again and starts the next round.
     """
     sets = np.stack(rows)
-    alive = table.alive(sets)
-    for k in range(1, len(alive)):  # an atom that stands twice in a set counts once
+    alive = table.free_or_zero(sets)
+    for k in range(1, len(alive)):  # an atom that occurs twice in a set counts once
         alive[k][(alive[:k] == alive[k]).any(0)] = 0
     many = (alive != 0).sum(0)
     stuck = (x == 0) | (table.event(x) != 0)
-    learned = _lock_sets(table, x, np.where(stuck, alive, 0))
-    learned |= _lock_empty(table, np.where(~stuck & (many == 0), x, 0), sets)
-    learned |= _merge_single(table, np.where(~stuck & (many == 1), x, 0), alive.max(0))
+    changed = _lock_sets(table, x, np.where(stuck, alive, 0))
+    changed |= _lock_empty(table, np.where(~stuck & (many == 0), x, 0), sets)
+    changed |= _merge_single(table, np.where(~stuck & (many == 1), x, 0), alive.max(0))
     several = ~stuck & (many > 1)
-    if not learned and several.any():
+    if not changed and several.any():
         _bind_several(table, x[several], alive[:, several])
 
 
 def _lock_sets(table: AtomTable, x: Atoms, sets: Atoms) -> bool:
-    """Lock all of `sets`, by the events of x, or by what fixes it where x is none; says whether there were any."""
-    events = np.where(x == 0, table.now, table.event(x))
+    """Lock all atoms of `sets`: by the event of x, or by the current event where x is 0. True if there were any."""
+    events = np.where(x == 0, table.current_event, table.event(x))
     for row in sets:
         table.lock(row, events)
     return bool(sets.any())
 
 
 def _lock_empty(table: AtomTable, x: Atoms, sets: Atoms) -> bool:
-    """Lock x, whose sets are empty, by an event of what is locked in them; says whether there were any."""
+    """Lock every x, whose set has no free atom, by an event that locks an atom of the set. True if there were any."""
     events = table.event(sets).max(0)
-    table.lock(x, np.where(events == 0, table.now, events))
+    table.lock(x, np.where(events == 0, table.current_event, events))
     return bool(x.any())
 
 
 def _merge_single(table: AtomTable, x: Atoms, only: Atoms) -> bool:
-    """Merge x with the only atom of its set; says whether any of them was another one."""
+    """Merge each x with the only atom of its set. True if any of them was a different atom."""
     table.unite(x, only)
     return bool((x != only)[x != 0].any())
 
@@ -144,8 +149,8 @@ def _merge_single(table: AtomTable, x: Atoms, only: Atoms) -> bool:
 def _bind_several(table: AtomTable, x: Atoms, sets: Atoms) -> None:
     """Bind each x to its set of several atoms.
 
-    An x that stands in such a set itself would be a set that contains itself. No finite set solves that, except where
-    all its atoms are the same one: they are merged.
+    If some x is itself in one of these sets, it cannot be bound: a set would contain itself. Then every x is merged
+    with all atoms of its set, which makes both sides equal too.
     """
     candidates, first = np.unique(x, return_index=True)
     chosen = sets[:, first]
@@ -157,7 +162,10 @@ def _bind_several(table: AtomTable, x: Atoms, sets: Atoms) -> None:
 
 
 def _pair(table: AtomTable, a: Columns, b: Columns) -> None:
-    """Make those columns equal that change at the same slots: they are the same axis of the grid."""
+    """Merge each column of `a` with one of `b` that changes at the same slots: both are the same axis of a grid.
+
+    If there is no such pair, all atoms of each slot are merged.
+    """
     kinds = [_pattern(column) for column in b]
     paired, left = False, list(range(len(b)))
     for column in a:
@@ -172,8 +180,11 @@ def _pair(table: AtomTable, a: Columns, b: Columns) -> None:
 
 
 def _join_all(table: AtomTable, a: Columns, b: Columns) -> None:
-    """Make all atoms of a slot one class; a slot with atoms on one side only is locked. Coarser, and still right."""
-    alive = [table.alive(np.stack(columns)) for columns in (a, b)]
+    """Merge all atoms of each slot into one class; lock the slots that have atoms on one side only.
+
+    This is right, but coarser than necessary: fewer slots can be removed independently of each other.
+    """
+    alive = [table.free_or_zero(np.stack(columns)) for columns in (a, b)]
     lone = (alive[0] != 0).any(0) != (alive[1] != 0).any(0)
     both = np.concatenate(alive)
     for column in both:
@@ -185,7 +196,7 @@ def _join_all(table: AtomTable, a: Columns, b: Columns) -> None:
 
 
 def _equal_sets(a: Columns, b: Columns) -> bool:
-    """True if every slot has the same atoms on both sides, whatever the columns they stand in."""
+    """True if every slot has the same set of atoms on both sides; the order of the columns does not matter."""
     tables = []
     for columns in (a, b):
         table = np.zeros((max(len(a), len(b)), len(a[0])), dtype=np.int64)
@@ -198,6 +209,6 @@ def _equal_sets(a: Columns, b: Columns) -> bool:
 
 
 def _pattern(column: Atoms) -> bytes:
-    """A key of the slots of a column that carry the same atom, whatever the atoms are called."""
+    """A key that is equal for two columns if the same slots share an atom in both, whatever the atoms are."""
     _, first, inverse = np.unique(column, return_index=True, return_inverse=True)
     return np.asarray(first[inverse.reshape(-1)]).tobytes()

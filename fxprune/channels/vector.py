@@ -11,10 +11,13 @@ Atoms = npt.NDArray[np.int64]
 
 
 class Vector:
-    """The terms of one dimension, one per slot. Compared by identity of its `representative`.
+    """The sets of atoms of one dimension, one set per slot.
 
-    A fresh vector has no atoms until its `columns` are asked for. Until then, unifying it with another vector is a link
-    from one to the other, whatever their size: most dimensions of most models never get further.
+    A new vector has no atoms until its `columns` are read. Until then it is *untouched*, and unifying it with another
+    vector only links the two, which costs the same for every size. Most dimensions of most models stay untouched.
+    After linking, two vectors are the same one if their `representative` is the same object.
+
+    size: the number of slots.
     """
 
     __slots__ = ("_columns", "_link", "_make", "size")
@@ -29,7 +32,7 @@ class Vector:
 
     @property
     def representative(self) -> Vector:
-        """The vector that this one was linked to, itself if none."""
+        """The vector that this one was linked to, directly or through others; itself if it was not."""
         vector = self
         while vector._link is not None:
             vector = vector._link
@@ -39,7 +42,10 @@ class Vector:
 
     @property
     def columns(self) -> tuple[Atoms, ...]:
-        """`columns[k][i]` is the k-th atom of slot i, 0 for none. Makes the atoms of a fresh vector."""
+        """Arrays of atoms: `columns[k][i]` is the k-th atom of slot i, 0 for none.
+
+        Reading them makes the atoms of an untouched vector.
+        """
         vector = self.representative
         if vector._columns is None:
             assert vector._make is not None
@@ -48,20 +54,23 @@ class Vector:
 
     @property
     def fixed(self) -> bool:
-        """True if no slot can ever be removed: there are no columns."""
+        """True if there are no columns: no slot can ever be removed."""
         return self.representative._columns == ()
 
     @property
     def untouched(self) -> bool:
-        """True if it is fresh: its atoms have not been asked for."""
+        """True if it has no atoms yet, because its `columns` have not been read."""
         return self.representative._columns is None
 
     def link(self, other: Vector) -> None:
-        """Let this untouched vector be the other one, from now on."""
+        """Make this untouched vector the same one as `other`."""
         self.representative._link = other.representative
 
     def take(self, positions: npt.NDArray[np.int64] | slice) -> Vector:
-        """The slots at `positions`, in that order: the effect of any data movement along this dimension."""
+        """The vector of the slots at `positions`, in that order.
+
+        Any movement of data along a dimension is such a choice.
+        """
         columns = tuple(column[positions] for column in self.columns)
         size = len(columns[0]) if columns else len(np.empty(self.size, bool)[positions])
         return Vector(size, columns)

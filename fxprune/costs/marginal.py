@@ -59,7 +59,7 @@ def _touching(findings: Findings) -> dict[int, list[Contraction]]:
         met: set[int] = set()
         for vector in _vectors(contraction):
             if vector not in groups_of:
-                groups_of[vector] = s.groups_with(s.standing_in([vector]))
+                groups_of[vector] = s.groups_with(s.channels_in([vector]))
             met.update(groups_of[vector])
         for group in met:
             touching.setdefault(group, []).append(contraction)
@@ -78,20 +78,20 @@ def _saved(touched: Iterable[Contraction], removal: Removal) -> int | None:
 
 def withheld(findings: Findings) -> dict[int, int | None]:
     """The MACs that each event withholds at most, by its number; None where they are unknown."""
-    held_in: dict[Vector, dict[int, int]] = {}
+    locked_slots_in: dict[Vector, dict[int, int]] = {}
     result: dict[int, int | None] = {}
     for contraction in contractions(findings):
         for vector in _vectors(contraction):
-            if vector not in held_in:
-                held_in[vector] = findings.solution.held_in(vector)
+            if vector not in locked_slots_in:
+                locked_slots_in[vector] = findings.solution.locked_slots_in(vector)
         unknown = contraction.products is None or contraction.inside
-        for event in {e for vector in _vectors(contraction) for e in held_in[vector]}:
+        for event in {e for vector in _vectors(contraction) for e in locked_slots_in[vector]}:
             before = result.get(event, 0)
-            saved = None if unknown else sum(_less(vs, held_in, event) for vs in contraction.products or ())
+            saved = None if unknown else sum(_less(vs, locked_slots_in, event) for vs in contraction.products or ())
             result[event] = None if before is None or saved is None else before + saved
     return result
 
 
-def _less(vectors: Iterable[Vector], held_in: dict[Vector, dict[int, int]], event: int) -> int:
-    sizes = [(v.size, held_in[v.representative].get(event, 0)) for v in vectors]
+def _less(vectors: Iterable[Vector], locked_slots_in: dict[Vector, dict[int, int]], event: int) -> int:
+    sizes = [(v.size, locked_slots_in[v.representative].get(event, 0)) for v in vectors]
     return math.prod(size for size, _ in sizes) - math.prod(size - held for size, held in sizes)

@@ -56,7 +56,7 @@ def norm_scores(findings: Findings, p: int) -> npt.NDArray[np.float64]:
     sums: dict[int, npt.NDArray[np.float32]] = {}
     for number, axis in enumerate(solution.axes):
         tensor = findings.tensors[axis.parameter]
-        if axis.parameter in trained and tensor.is_floating_point() and number in solution.shrinking:
+        if axis.parameter in trained and tensor.is_floating_point() and number in solution.shrinkable_axes:
             if held[0] != axis.parameter:  # the axes of a parameter follow each other: its powers are taken once
                 held = (axis.parameter, _powers(tensor, p, buffer))
             sums[number] = _sum_but(held[1], axis.dim)

@@ -41,7 +41,7 @@ def keep_equal_widths(findings: Findings, removed: Bools, scores: npt.NDArray[np
 
 def _keep(findings: Findings, removed: Bools, vector: Vector, missing: int, scores: npt.NDArray[np.float64]) -> None:
     """Keep removed channels, the best first, that bring back `missing` slots of a vector, or at least one channel."""
-    gone = np.flatnonzero(removed & findings.solution.standing_in([vector]))
+    gone = np.flatnonzero(removed & findings.solution.channels_in([vector]))
     for channel in gone[np.argsort(-scores[gone], kind="stable")]:
         before = Removal(findings.solution, removed).count(vector)
         removed[channel] = False

@@ -121,7 +121,7 @@ def _coupled(findings: Findings, removed: Bools, order: Mapping[str, int]) -> tu
     s = findings.solution
     names = [_name(findings, number, order) for number in range(len(s.axes))]
     slots, dims = np.zeros(s.channels, dtype=np.uint64), np.zeros(s.channels, dtype=np.uint64)
-    stands = list(s.stands(removed))
+    stands = list(s.slots_by_place(removed))
     for axes, channels, taken in stands:
         hashed = np.array([_hash(f"{name}[{dim}]") for name, dim in (names[n] for n in axes)]).sum()
         np.add.at(slots, channels, hashed * _mix(taken.astype(np.uint64)))

@@ -111,7 +111,7 @@ def preserve(findings: FindingsT) -> FindingsT:
 
 
 def _channels(findings: Findings, vector: Vector) -> Ints:
-    return np.flatnonzero(findings.solution.standing_in([vector]))
+    return np.flatnonzero(findings.solution.channels_in([vector]))
 
 
 def _spoiled(findings: Findings, live: list[tuple[Mark, Ints]], chosen: Mapping[str, Any]) -> set[str]:
