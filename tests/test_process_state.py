@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib
 import logging
 import re
 import sys
 import threading
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -145,6 +147,78 @@ def test_state_that_is_not_the_usual_one_comes_back_too(name: str) -> None:
     if name != "same_random_state":
         del before["random"], after["random"]
     assert after == before
+
+
+@pytest.mark.parametrize("usual", ["error", "ignore", "once"])
+def test_warnings_are_collected_whatever_the_filters_are(usual: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter(usual)
+        with process_state.silence() as caught:
+            for _ in range(2):
+                warnings.warn("for the test", stacklevel=1)
+        assert [str(warning.message) for warning in caught] == ["for the test"] * 2
+
+
+@functools.lru_cache
+def table(size: int) -> list[int]:
+    return [0] * size
+
+
+def behind_a_function() -> tuple[Any, Any]:
+    cached = functools.lru_cache(lambda size: [0] * size)
+    return cached, lambda size: cached(size)
+
+
+CACHED, calls_cached = behind_a_function()
+BASE = """
+import functools
+from torch import nn
+
+@functools.lru_cache
+def table(size):
+    return [0] * size
+
+class Base(nn.Module):
+    pass
+"""
+
+
+class OfClass(nn.Module):
+    @staticmethod
+    @functools.lru_cache
+    def static(size: int) -> list[int]:
+        return [0] * size
+
+    @functools.lru_cache  # noqa: B019
+    def method(self, size: int) -> list[int]:
+        return [0] * size
+
+
+def test_caches_that_a_run_fills_are_emptied_wherever_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = types.ModuleType("fxprune_base_of_a_model")
+    exec(BASE.replace("class Base(", f"__name__ = {base.__name__!r}\nclass Base("), base.__dict__)
+    monkeypatch.setitem(sys.modules, base.__name__, base)
+    model = type("Derived", (base.Base,), {"__module__": __name__})()
+    caches = [table, CACHED, OfClass.static, OfClass.method, base.table]
+    fills = [table, calls_cached, OfClass.static, functools.partial(OfClass.method, OfClass()), base.table]
+    for cache, fill in zip(caches, fills, strict=True):
+        for other in caches:
+            other.cache_clear()
+        table(0)
+        with contextlib.suppress(ZeroDivisionError), process_state.clean_caches(nn.Sequential(model)):
+            fill(3)
+            raise ZeroDivisionError
+        assert cache.cache_info().currsize == 0
+        assert table.cache_info().currsize == (0 if cache is table else 1), "what was there before stays"
+
+
+def test_a_cache_that_a_run_empties_and_fills_is_emptied_too() -> None:
+    table.cache_clear()
+    table(1), table(2)
+    with process_state.clean_caches(OfClass()):
+        table.cache_clear()
+        table(3)
+    assert table.cache_info().currsize == 0
 
 
 def test_every_context_manager_is_listed_and_tested() -> None:
