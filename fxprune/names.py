@@ -1,37 +1,27 @@
-"""The one selector: which layers, parameters and groups of a model a pattern names.
+"""Patterns: how users name layers, parameters and groups of a model.
 
-Every option that names something uses it: `ignore`, `ratio`, `masks`, `freeze`, the config of a pruner, `where` and
-`after` of `fxprune.sparse`. A pattern is one of these; the first line that fits says what it means:
+Every option that names something uses this file: `ignore`, `ratio`, `masks`, `freeze`, the config of a pruner, `where`
+and `after` of `fxprune.sparse`. The kinds of patterns, the most exact one first:
 
     ===========  ==============================================  ==================================================
-    pattern      names                                           of several in a dict
+    kind         what it names                                   which pattern of a dict counts for a layer
     ===========  ==============================================  ==================================================
-    the group    a `Group`, its number, or its unique `key`      before everything else
-    name:kind    the groups of that name and kind                before the name alone
-    the layer    a module object, or the exact name of a layer,  before every block around it
+    the group    a `Group`, its number, or its unique `key`      this one before all other kinds
+    name:kind    the groups of that name and kind                this one before the name alone
+    the layer    a module object, or the exact name of a layer,  this one before every block around it
                  parameter or group, also one with brackets
-    a block      a module around the layer, by object or name:   the nearest block
+    a block      a module object or the name of a module:        the nearest block around the layer
                  everything below it
-    a glob       what `*`, `?` and `[...]` fit: names of layers,  the one with more literal characters
-                 blocks, parameters, groups, `name:kind`
-    a type       modules of a class, and everything below them   a subclass before its base, then the nearest module
+    a glob       a text with `*`, `?` or `[...]`, compared with  the one with more literal characters
+                 names of layers, blocks, parameters, groups,
+                 and `name:kind`
+    a type       a class of modules: these modules, and          a subclass before its base class, then the type of
+                 everything below them                           the nearest module
     ===========  ==============================================  ==================================================
 
-Group objects, numbers and kinds are patterns only where groups are meant. What names nothing is an error that says the
-nearest name; two patterns of a dict that tie are an error that says both.
-
->>> from torch import nn
->>> net = nn.Sequential(nn.Linear(4, 8), nn.Sequential(nn.Linear(8, 8), nn.ReLU()), nn.Linear(8, 2))
->>> shares = {nn.Linear: 0.1, "*.?": 0.2, "1": 0.3, net[1][0]: 0.4}
->>> layers = [Candidate(f'layer "{name}"', (name,)) for name in ("0", "1.0", "2")]
->>> assign(names_of(net), shares, layers, what="ratio", kind="layer")
-{0: 0.1, 1: 0.4, 2: 0.1}
->>> del shares[net[1][0]]  # the layer itself
->>> assign(names_of(net), shares, layers, what="ratio", kind="layer")
-{0: 0.1, 1: 0.3, 2: 0.1}
->>> del shares["1"]  # the block around it
->>> assign(names_of(net), shares, layers, what="ratio", kind="layer")
-{0: 0.1, 1: 0.2, 2: 0.1}
+If a text can be read in several of these ways, the most exact one is meant. Group objects, numbers and kinds are
+allowed only for options that name groups. A pattern that names nothing is an error, which gives the nearest name.
+`fxprune.pattern_values` chooses among the patterns of a dict.
 """
 
 from __future__ import annotations
@@ -54,11 +44,11 @@ V = TypeVar("V")
 
 @runtime_checkable
 class Grouped(Protocol):
-    """A group of channels, as far as it can be named."""
+    """The properties of a group of channels that patterns use."""
 
     @property
     def number(self) -> int:
-        """The position in the analysis."""
+        """The position in `analysis.groups`."""
 
     @property
     def name(self) -> str:
@@ -66,15 +56,15 @@ class Grouped(Protocol):
 
     @property
     def kind(self) -> str:
-        """The kind of its channels, such as "heads"."""
+        """The kind of the channels, such as "heads"."""
 
     @property
     def key(self) -> str:
-        """The name that no other group has."""
+        """A text that names this group and no other."""
 
 
 class Level(IntEnum):
-    """The exactness with which a pattern names something; the highest level counts."""
+    """The kinds of patterns, as in the table above; a higher level is more exact."""
 
     TYPE = 0
     GLOB = 1
@@ -84,22 +74,13 @@ class Level(IntEnum):
     GROUP = 5
 
 
-SPOKEN = {
-    Level.TYPE: "a type of the nearest module",
-    Level.GLOB: "a glob",
-    Level.BLOCK: "the nearest block",
-    Level.NAME: "an exact name or a module",
-    Level.KIND: "a name with a kind",
-    Level.GROUP: "one group",
-}
-
-
 @dataclass(frozen=True)
 class Names:
     """Everything in a model that can be named.
 
-    modules: by every name, "" for the model itself. tensors: parameters and buffers by every name. groups: in the order
-    of their numbers; None where groups cannot be meant.
+    modules: every name -> the module; "" is the model itself. A module that occurs in several places has several names.
+    tensors: every name -> the parameter or buffer.
+    groups: the groups in the order of their numbers; None for an option that does not name groups.
     """
 
     modules: Mapping[str, nn.Module]
@@ -114,30 +95,30 @@ class Names:
         return found
 
     def spellings(self, name: str) -> tuple[str, ...]:
-        """All names of the module or tensor of that name, itself first: several where it stands in several places."""
+        """All names of the module or tensor that has this name, the given one first."""
         thing = self.modules.get(name, self.tensors.get(name))
         return tuple(dict.fromkeys((name, *self._by_identity.get(id(thing), ()))))
 
     def known(self) -> list[str]:
-        """Every text that names something, groups first."""
+        """Every text that names something: names, `name:kind` and keys of groups, then modules, then tensors."""
         groups = [text for g in self.groups or () for text in (g.name, f"{g.name}:{g.kind}", g.key)]
         return list(dict.fromkeys(text for text in (*groups, *self.modules, *self.tensors) if text))
 
     def nearest_type(self, kind: str) -> str:
-        """A hint that says which of the model's types has the nearest name."""
+        """A hint for an error: the type of the model's modules with the most similar name."""
         return nearest(kind, sorted({type(module).__name__ for module in self.modules.values()}))
 
     @property
     def kinds(self) -> str:
-        """The kinds of patterns, for messages."""
+        """A sentence for errors that lists the kinds of patterns."""
         groups = ", or a group, its number or its name:kind" if self.groups is not None else ""
         return f"pass names, globs, modules or types of modules{groups}"
 
 
 def names_of(model: nn.Module, *, parameters: bool = True) -> Names:
-    """The names of a model's modules, and those of its parameters.
+    """The names of a model's modules and, unless `parameters` is False, of its parameters. Groups are not named.
 
-    Raises `InputError` for anything that is no module.
+    Raises `InputError` if `model` is no module.
     """
     modules = dict(checked(model).named_modules(remove_duplicate=False))
     return Names(modules, dict(model.named_parameters(remove_duplicate=False)) if parameters else {})
@@ -154,8 +135,10 @@ def checked(model: Any) -> nn.Module:
 class Match:
     """The modules, tensors and groups that one pattern names.
 
-    modules: by name; everything below them is meant too. tensors: those named themselves, outside of named modules.
-    groups: numbers of the groups named themselves. literals: how many characters of a glob are literal.
+    modules: name -> module; everything below these modules is named too.
+    tensors: the names of parameters and buffers that the pattern names directly, not through a module.
+    groups: the numbers of the groups that the pattern names directly.
+    literals: how many characters of a glob are literal.
     """
 
     pattern: Any
@@ -166,18 +149,21 @@ class Match:
     literals: int = 0
 
     def below(self, name: str) -> bool:
-        """True if a module that is meant, or a block around it that is meant, has this name or holds it."""
+        """True if `name` belongs to one of `modules`, or to something below one of them."""
         return any(path in self.modules for path in chain(name))
 
     def rank(self, steps: int) -> tuple[Level, int]:
-        """The exactness for something that stands so many steps below a named module: level and rank, higher first."""
+        """The exactness with which the match names something that is `steps` modules below a module of the match.
+
+        Returns a level and a rank within that level; higher is more exact.
+        """
         if self.level is Level.NAME and steps:
             return Level.BLOCK, -steps
         return self.level, -steps if self.level is Level.TYPE else self.literals
 
 
 def entries_of(patterns: Any) -> list[Any]:
-    """One pattern, or a collection of them, as a list.
+    """A pattern, or a collection of patterns, as a list.
 
     >>> entries_of("conv1"), entries_of(("conv1", "fc"))
     (['conv1'], ['conv1', 'fc'])
@@ -186,9 +172,11 @@ def entries_of(patterns: Any) -> list[Any]:
 
 
 def find(names: Names, pattern: Any, *, what: str) -> Match:
-    """The modules, tensors and groups that one pattern names. what: the option it was passed to, for messages.
+    """The modules, tensors and groups that one pattern names.
 
-    Raises `PlanError` where it names nothing.
+    what: the name of the option that the pattern was passed to, for errors.
+
+    Raises `PlanError` if it names nothing.
 
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> list(find(names_of(net), nn.Linear, what="freeze").modules)
@@ -225,65 +213,18 @@ def find(names: Names, pattern: Any, *, what: str) -> Match:
 
 
 def find_all(names: Names, patterns: Any, *, what: str, empty: bool = False) -> list[Match]:
-    """The match of each of several patterns, or of one alone. Raises `PlanError` for none, unless `empty` allows it."""
+    """The match of each pattern; `patterns` is one pattern or a collection of them.
+
+    Raises `PlanError` if a pattern names nothing, and for an empty collection unless `empty` is True.
+    """
     entries = entries_of(patterns)
     if not entries and not empty:
         raise PlanError(f"{what} names nothing", why="the list of patterns is empty", do=names.kinds)
     return [find(names, pattern, what=what) for pattern in entries]
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """Something that a value can be given to.
-
-    said: what it is called in messages. paths: its names. number: of a group. further: other layers that have to do
-    with it; their names count for a pattern that fits no candidate's own. alone: a module that holds it does not mean
-    it.
-    """
-
-    said: str
-    paths: tuple[str, ...]
-    number: int | None = None
-    further: tuple[str, ...] = ()
-    alone: bool = False
-
-
-def assign(
-    names: Names, values: Mapping[Any, V], candidates: Sequence[Candidate], *, what: str, kind: str
-) -> dict[int, V]:
-    """The value of each candidate: position -> value, by the pattern that names it most exactly; see `winners`."""
-    won = winners(names, values, candidates, what=what, kind=kind)
-    return {position: values[pattern] for position, pattern in won.items()}
-
-
-def winners(
-    names: Names, patterns: Iterable[Any], candidates: Sequence[Candidate], *, what: str, kind: str
-) -> dict[int, Any]:
-    """The pattern that names each candidate most exactly: position -> pattern. Candidates without one are left out.
-
-    what: the option, kind: what the candidates are, for messages.
-
-    Raises `PlanError` for a pattern that names no candidate, and for two that name one equally well.
-    """
-    claims: list[list[tuple[Level, int, Match]]] = [[] for _ in candidates]
-    own, further = _index(candidates), _index(candidates, further=True)
-    numbers = {c.number: position for position, c in enumerate(candidates) if c.number is not None}
-    for pattern in patterns:
-        match = find(names, pattern, what=what)
-        found = _claims(match, own, numbers) or _claims(match, further, {})
-        if not found:
-            raise _no_candidate(pattern, [path for c in candidates for path in c.paths], what, kind)
-        for position, (level, rank) in found.items():
-            claims[position].append((level, rank, match))
-    return {
-        position: _winner(candidates[position], claimed, what).pattern
-        for position, claimed in enumerate(claims)
-        if claimed
-    }
-
-
 def matching(pattern: str, known: Iterable[str]) -> list[str]:
-    """The name itself where it is one, however it is spelled; else the names that the glob fits.
+    """The names that a text means: the name that equals it, else all names that it matches as a glob.
 
     >>> matching("a[0]", ["a[0]", "a0"]), matching("a[0]", ["a0"]), matching("", ["", "a"])
     (['a[0]'], ['a0'], [])
@@ -295,7 +236,7 @@ def matching(pattern: str, known: Iterable[str]) -> list[str]:
 
 
 def literals(pattern: str) -> int:
-    """The number of literal characters of a glob; brackets around one character stand for that character.
+    """The number of literal characters of a glob. Brackets around one character count as that character.
 
     >>> literals("conv*"), literals("conv?.[ab]"), literals("a[[]0]")
     (4, 5, 4)
@@ -304,7 +245,7 @@ def literals(pattern: str) -> int:
 
 
 def chain(name: str) -> Iterator[str]:
-    """A name and those of the modules around it, the nearest first.
+    """A dotted name, then the names of all modules around it, from the nearest to "", the model.
 
     >>> list(chain("body.0.weight"))
     ['body.0.weight', 'body.0', 'body', '']
@@ -316,7 +257,7 @@ def chain(name: str) -> Iterator[str]:
 
 
 def show(pattern: Any) -> str:
-    """A pattern as a message spells it."""
+    """A pattern as errors write it."""
     if isinstance(pattern, str):
         return f'"{pattern}"'
     if isinstance(pattern, type):
@@ -327,7 +268,7 @@ def show(pattern: Any) -> str:
 
 
 def _of_text(names: Names, text: str) -> Match:
-    """The match of a text: the thing of exactly that name; where there is none, everything that the glob fits."""
+    """The match of a text: whatever has exactly this key, `name:kind` or name, else all that it matches as a glob."""
     groups = names.groups or ()
     if exact := frozenset(g.number for g in groups if "@" in text and g.key == text):
         return Match(text, Level.GROUP, {}, groups=exact)
@@ -346,64 +287,9 @@ def _of_text(names: Names, text: str) -> Match:
 
 
 def _of_group(names: Names, groups: Sequence[Grouped], pattern: Grouped, what: str) -> Match:
-    """The group of the same key: the object may come from another analysis of the same model."""
+    """The match of a group object. Groups are compared by key, since it may come from another analysis of the model."""
     found = frozenset(g.number for g in groups if g.key == pattern.key)
     if not found:
         why = nearest(pattern.key, [g.key for g in groups])
         raise PlanError(f'{what} names nothing: the group "{pattern.key}"', why=why, do=names.kinds)
     return Match(pattern, Level.GROUP, {}, groups=found)
-
-
-Index = Mapping[str, Sequence[tuple[int, int]]]
-"""Name of a candidate, or of a module around it -> (position of the candidate, steps from it to that module)."""
-
-
-def _index(candidates: Sequence[Candidate], *, further: bool = False) -> Index:
-    found: dict[str, list[tuple[int, int]]] = {}
-    for position, candidate in enumerate(candidates):
-        for path in candidate.further if further else candidate.paths:
-            for steps, name in enumerate([path] if candidate.alone else chain(path)):
-                found.setdefault(name, []).append((position, steps))
-    return found
-
-
-def _claims(match: Match, index: Index, numbers: Mapping[int, int]) -> dict[int, tuple[Level, int]]:
-    """The exactness with which a match names each candidate: position -> level and rank; the others are left out."""
-    closest: dict[int, int] = {}
-    for name in (*match.modules, *match.tensors):
-        for position, steps in index.get(name, ()):
-            closest[position] = min(steps, closest.get(position, steps))
-    found = {position: match.rank(steps) for position, steps in closest.items()}
-    return found | {numbers[number]: match.rank(0) for number in match.groups if number in numbers}
-
-
-def _winner(candidate: Candidate, claims: list[tuple[Level, int, Match]], what: str) -> Match:
-    """The pattern that names a candidate most exactly. Raises `PlanError` for a tie."""
-    types = [match.pattern for level, _, match in claims if level is Level.TYPE]
-    derived = [c for c in claims if c[0] is not Level.TYPE or not _has_subclass(c[2].pattern, types)]
-    best = max((level, rank) for level, rank, _ in derived)
-    winners = [match for level, rank, match in derived if (level, rank) == best]
-    if len(winners) > 1:
-        level, _ = best
-        detail = f" with {winners[0].literals} literal characters" if level is Level.GLOB else ""
-        first, second = (show(match.pattern) for match in winners[:2])
-        raise PlanError(
-            f"{what} says two things of one: {first} and {second}",
-            at=candidate.said,
-            why=f"each names it by {SPOKEN[level]}{detail}",
-            do="leave one out, or name it more exactly",
-        )
-    return winners[0]
-
-
-def _has_subclass(kind: type, others: Iterable[type]) -> bool:
-    return any(other is not kind and issubclass(other, kind) for other in others)
-
-
-def _no_candidate(pattern: Any, known: Iterable[str], what: str, kind: str) -> PlanError:
-    others = list(dict.fromkeys(known))
-    if isinstance(pattern, str) and pattern not in others:
-        why = nearest(pattern, others)
-    else:
-        why = "known names: " + ", ".join(others[:8]) if others else "there are none"
-    return PlanError(f"{what} names no {kind}: {show(pattern)}", why=why)

@@ -13,7 +13,8 @@ from torch import nn
 
 import fxprune
 from fxprune import PlanError
-from fxprune.names import Candidate, Level, assign, chain, find, find_all, literals, matching, names_of
+from fxprune.names import Level, chain, find, find_all, literals, matching, names_of
+from fxprune.pattern_values import Candidate, assign
 from fxprune.pruner.config import layers_to_prune as layers_of_config
 from fxprune.sparse import SparseLinear, activation_statistics, freeze, insert_thresholds, sparsify_model
 from fxprune.sparse.weights.targets import named_weights as weights_of

@@ -11,8 +11,9 @@ import torch
 from fxprune.analysis.findings import Findings
 from fxprune.channels.groups import Bools
 from fxprune.errors import PlanError
-from fxprune.names import Candidate, Names, winners
+from fxprune.names import Names
 from fxprune.ops.layers import output_dim
+from fxprune.pattern_values import Candidate, winners
 from fxprune.planning.select import names_in
 
 
@@ -77,7 +78,7 @@ def _checked(findings: Findings, masks: Mapping[Any, Any]) -> list[tuple[str, st
     weights = _weights(findings, selectable)
     layers = [Candidate(f'layer "{names[0]}"', names) for names in weights.values()]
     others = [selectable.spellings(name) for name in findings.tensors if name not in weights]
-    tensors = [Candidate(f'"{names[0]}"', names, alone=True) for names in others]
+    tensors = [Candidate(f'"{names[0]}"', names, exact_only=True) for names in others]
     parameters = [*weights, *(names[0] for names in others)]
     won = winners(selectable, masks, [*layers, *tensors], what="masks", kind="layer with a weight")
     order = {pattern: number for number, pattern in enumerate(masks)}

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from fxprune.analysis.findings import Findings, Group
 from fxprune.analysis.members import Member
-from fxprune.names import Candidate, Names, assign, chain, find_all, names_of
+from fxprune.names import Names, chain, find_all, names_of
+from fxprune.pattern_values import Candidate, assign
 
 V = TypeVar("V")
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from fxprune.errors import PlanError
-from fxprune.names import Candidate, names_of, winners
+from fxprune.names import names_of
 from fxprune.ops.layers import output_dim
+from fxprune.pattern_values import Candidate, winners
 
 
 @dataclass(frozen=True)

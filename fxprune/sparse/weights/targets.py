@@ -12,7 +12,8 @@ from torch.nn.utils import parametrize
 from fxprune.capture.inputs import initialised, unwrapped
 from fxprune.capture.tensors import Tensors
 from fxprune.errors import PlanError
-from fxprune.names import Candidate, Level, Match, Names, assign, find_all, names_of, show
+from fxprune.names import Level, Match, Names, find_all, names_of, show
+from fxprune.pattern_values import Candidate, assign
 
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 """The layers whose `weight` is meant when a module around them is named: linear, and every convolution."""
