@@ -17,7 +17,7 @@ from fxprune.capture.process_state import public_call
 from fxprune.capture.tensors import Tensors
 from fxprune.costs import ChannelCost, Cost, cost_of, per_channel
 from fxprune.errors import CaptureError, PlanError
-from fxprune.fold import carry_out, make_plan
+from fxprune.fold import make_plan, resolve_plan
 from fxprune.paths import capture, paths_for, try_in_turn, without_hooks
 from fxprune.planning.plan import Plan
 from fxprune.report import analysis_data, dot, graph, view
@@ -57,7 +57,7 @@ class Analysis(Findings):
         """
         if plan is None:
             return cost_of(self)
-        done = carry_out(self, plan)
+        done = resolve_plan(self, plan)
         return cost_of(self, done.removal, done.constants)
 
     def cost_per_channel(self) -> tuple[ChannelCost, ...]:

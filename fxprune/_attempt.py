@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 
 from fxprune._analyze import Analysis
-from fxprune.analysis.folded_constants import Constants
+from fxprune.analysis.folded_constants import FoldedConstants
 from fxprune.analysis.hold import hold
 from fxprune.channels.groups import Removal
 from fxprune.errors import CaptureError, PlanError, RewriteError, VerificationError
-from fxprune.fold import Planned, carry_out, make_plan
+from fxprune.fold import ResolvedPlan, make_plan, resolve_plan
 from fxprune.planning.channels import plan_from
 from fxprune.planning.plan import Plan
 from fxprune.proof.compare import TOLERANCE, NoReferenceError, compare, first_wrong_group, rounding_amplification
@@ -51,7 +51,7 @@ class Result:
     removal: Removal
     small: nn.Module
     error: float | None
-    constants: Constants
+    constants: FoldedConstants
     why_not: dict[str, str] = field(default_factory=dict)
 
 
@@ -65,9 +65,9 @@ def attempt(analysis: Analysis, request: Request, *, holding: bool = False) -> R
     """
     held: list[str] = []
     while True:
-        planned = _planned(analysis, request, held)
+        resolved = _resolved(analysis, request, held)
         try:
-            small = rewrite(analysis, planned.removal, planned.constants)
+            small = rewrite(analysis, resolved.removal, resolved.constants)
         except RewriteError as error:
             narrower = hold(analysis, error) if holding else None
             if narrower is None:
@@ -75,24 +75,24 @@ def attempt(analysis: Analysis, request: Request, *, holding: bool = False) -> R
             held.append(f"channels stay at {error.at}: {error.why}")
             analysis = narrower
             continue
-        made = Result(analysis, planned.plan, planned.removal, small, None, planned.constants)
-        return _proven(made, planned, request)
+        made = Result(analysis, resolved.plan, resolved.removal, small, None, resolved.constants)
+        return _proven(made, resolved, request)
 
 
-def _planned(analysis: Analysis, request: Request, held: Sequence[str]) -> Planned:
+def _resolved(analysis: Analysis, request: Request, held: Sequence[str]) -> ResolvedPlan:
     """The plan, made or carried out, with the reasons of channels that were held before."""
-    planned = make_plan(analysis, **request.choices) if request.plan is None else carry_out(analysis, request.plan)
-    _refuse_empty(analysis, planned.removal)
-    return replace(planned, plan=replace(planned.plan, reasons=(*planned.plan.reasons, *held)))
+    resolved = make_plan(analysis, **request.choices) if request.plan is None else resolve_plan(analysis, request.plan)
+    _refuse_empty(analysis, resolved.removal)
+    return replace(resolved, plan=replace(resolved.plan, reasons=(*resolved.plan.reasons, *held)))
 
 
-def _proven(result: Result, planned: Planned, request: Request) -> Result:
+def _proven(result: Result, resolved: ResolvedPlan, request: Request) -> Result:
     """The result with its error against the reference, where it can be compared."""
     analysis, decides = result.analysis, result.analysis.captured.real
     if not (request.verify or decides) or _weightless(analysis):
         return result
     try:
-        return replace(result, error=_error(analysis, result.small, planned))
+        return replace(result, error=_error(analysis, result.small, resolved))
     except NoReferenceError as error:
         if decides:
             raise CaptureError(
@@ -102,21 +102,21 @@ def _proven(result: Result, planned: Planned, request: Request) -> Result:
         return replace(result, plan=replace(result.plan, reasons=(*result.plan.reasons, text)))
 
 
-def _error(analysis: Analysis, small: nn.Module, planned: Planned) -> float:
+def _error(analysis: Analysis, small: nn.Module, resolved: ResolvedPlan) -> float:
     """The relative error of the small model. Raises `UnprovenError` where it is more than rounding."""
-    removal, zeroed = planned.removal, planned.zeroed
-    exact = {**rescaled(analysis, removal), **planned.constants.exact}
+    removal, zeroed = resolved.removal, resolved.zeroed
+    exact = {**rescaled(analysis, removal), **resolved.constants.exact}
     error = compare(analysis, small, removal, zeroed, exact)
     if error <= TOLERANCE or (error < BLURRED and error <= 100 * rounding_amplification(analysis, removal, zeroed)):
         return error
-    raise UnprovenError(analysis, planned, error)
+    raise UnprovenError(analysis, resolved, error)
 
 
 class UnprovenError(VerificationError):
     """A wrong small model. It stays inside: a user sees the `VerificationError` that `shown` or `diagnosed` makes."""
 
-    def __init__(self, analysis: Analysis, planned: Planned, error: float) -> None:
-        self.analysis, self.planned, self.error = analysis, planned, error
+    def __init__(self, analysis: Analysis, resolved: ResolvedPlan, error: float) -> None:
+        self.analysis, self.resolved, self.error = analysis, resolved, error
         super().__init__(**self._parts())
 
     def _parts(self, at: str = "") -> dict[str, str]:
@@ -133,9 +133,9 @@ class UnprovenError(VerificationError):
 
     def diagnosed(self) -> VerificationError:
         """The error with the first group whose removal alone goes wrong."""
-        if self.planned.plan.zeroed is not None:
+        if self.resolved.plan.zeroed is not None:
             return VerificationError(**self._parts("a channel whose constant was folded"))
-        wrong = first_wrong_group(self._error_of, self.planned.removal)
+        wrong = first_wrong_group(self._error_of, self.resolved.removal)
         alone = f'group "{self.analysis.groups[wrong].name}"' if wrong >= 0 else ""
         return VerificationError(**self._parts(alone or "no group alone, only several together"))
 

@@ -20,7 +20,7 @@ from fxprune.capture.tensors import PARAMETER, Tensors
 from fxprune.costs import cost_of
 from fxprune.criteria import Importance
 from fxprune.errors import CaptureError, FxpruneError, NothingRemovedWarning, PlanError, RewriteError
-from fxprune.fold import carry_out, folds
+from fxprune.fold import folds, resolve_plan
 from fxprune.paths import Outcome, paths_for, telling_error, try_in_turn, without_hooks
 from fxprune.planning.plan import Plan
 from fxprune.planning.structure import structure_of
@@ -190,9 +190,9 @@ def verify(model: nn.Module, small: nn.Module, example_inputs: Any) -> float:
     for name, module in recorded.named_modules():
         module.training = name in made.training
     analysis = analyze(recorded, example_inputs, path=made.path, norms=made.norms)
-    planned = carry_out(analysis, replace(made.plan, structure=None))
-    exact = {**rescaled(analysis, planned.removal), **planned.constants.exact}
-    return compare(analysis, small, planned.removal, planned.zeroed, exact)
+    resolved = resolve_plan(analysis, replace(made.plan, structure=None))
+    exact = {**rescaled(analysis, resolved.removal), **resolved.constants.exact}
+    return compare(analysis, small, resolved.removal, resolved.zeroed, exact)
 
 
 def _recorded(result: Result) -> Record:

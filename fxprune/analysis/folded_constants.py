@@ -9,7 +9,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Constants:
+class FoldedConstants:
     """The numbers that change besides sizes, in float64 and at their new size.
 
     values: parameter, by all its names -> its new numbers.

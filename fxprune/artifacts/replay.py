@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.nn.modules import batchnorm, conv
 
-from fxprune.analysis.folded_constants import Constants, bias_name
+from fxprune.analysis.folded_constants import FoldedConstants, bias_name
 from fxprune.channels.groups import Bools, Removal
 from fxprune.errors import PlanError
 from fxprune.ops.module_use import Use
@@ -75,7 +75,7 @@ def replay(model: nn.Module, plan: Plan, source: str, shapes: Mapping[str, tuple
 
 def _constants(
     small: nn.Module, nodes: Set[str], plan: Plan, source: str, shapes: Mapping[str, tuple[int, ...]]
-) -> Constants:
+) -> FoldedConstants:
     """Zeros for every bias and map that the plan makes."""
     modules = dict(small.named_modules())
     for place in (*plan.biases, *(f"%{node}" for node in plan.maps)):
@@ -90,7 +90,7 @@ def _constants(
                 do="load into the architecture that the plan was made for",
             )
     biases = {place: torch.zeros(shapes[bias_name(place)]) for place in plan.biases}
-    return Constants({}, biases, {node: torch.zeros(shapes[f"{node}_map"]) for node in plan.maps})
+    return FoldedConstants({}, biases, {node: torch.zeros(shapes[f"{node}_map"]) for node in plan.maps})
 
 
 def _refuse_other_model(model: nn.Module, plan: Plan) -> None:

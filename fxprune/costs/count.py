@@ -12,7 +12,7 @@ from torch import fx, nn
 from fxprune.analysis.after_removal import shapes_after
 from fxprune.analysis.counter import Counter, Found
 from fxprune.analysis.findings import Findings
-from fxprune.analysis.folded_constants import Constants, bias_name
+from fxprune.analysis.folded_constants import FoldedConstants, bias_name
 from fxprune.analysis.hookable import hookable
 from fxprune.analysis.observed import Contraction
 from fxprune.capture.captured import Captured, FrontEnd
@@ -102,7 +102,7 @@ def _counted(model: nn.Module, inputs: Inputs, path: FrontEnd) -> list[Found]:
             return run_counted(captured, inputs, Real())
 
 
-def cost_of(findings: Findings, removal: Removal | None = None, constants: Constants | None = None) -> Cost:
+def cost_of(findings: Findings, removal: Removal | None = None, constants: FoldedConstants | None = None) -> Cost:
     """The cost of the model that was analysed, or of the smaller one that a removal leaves, as `cost` would count it.
 
     It comes from the analysis alone: no model is made or run.
@@ -115,7 +115,7 @@ def cost_of(findings: Findings, removal: Removal | None = None, constants: Const
     else:
         tensors, shapes = findings.captured.tensors, shapes_after(findings, removal)
     found = [(c.module, c.op, macs_of(c, removal)) for c in contractions(findings)]
-    made = _with_constants(_summed(shapes, tensors, found), tensors, constants or Constants())
+    made = _with_constants(_summed(shapes, tensors, found), tensors, constants or FoldedConstants())
     if removal is None or not findings.captured.needs_hooks:
         return made
     return _with_positions(made, findings, removal)
@@ -176,7 +176,7 @@ def _summed(shapes: Mapping[str, tuple[int, ...]], tensors: Tensors, found: Iter
     return Cost(sum(params.values()), sum(octets.values()), total, layers, least, tuple(uncounted))
 
 
-def _with_constants(made: Cost, tensors: Tensors, constants: Constants) -> Cost:
+def _with_constants(made: Cost, tensors: Tensors, constants: FoldedConstants) -> Cost:
     """Add folded constants: new biases are parameters, maps are buffers of the graph."""
     layers = dict(made.layers)
     parameters = (tensors[name] for name in tensors.names(PARAMETER))

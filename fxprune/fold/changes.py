@@ -1,4 +1,7 @@
-"""The changes of parameters that take the constants of removed channels up: a bias, a carrier's column, or a map."""
+"""The numbers to add to parameters, so that these take up the constants of removed channels.
+
+There are three places for them: a bias, the column of a carrier in a weight, and a map that is added to a result.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,18 @@ from fxprune.channels.groups import Bools, Ints
 from fxprune.fold.reading import BorderedReading, ProductReading
 
 ROUNDING = 1e-12
-"""The relative difference of two constants that are the same but for rounding."""
+"""Two constants whose relative difference is at most this are the same number; the rest is rounding."""
 
 
 @dataclass(frozen=True)
 class Changes:
-    """The changes that a reading makes.
+    """Computes the changes that a reading makes, once it is known which channels are removed.
 
-    maps: add a map where zeros are padded, instead of a carrier.
-    places: the biases and nodes that take constants up even if all of these are zero.
-    shapes: those of parameters. uses: how many readings each weight has.
+    maps: where zeros are padded, add a map to the result instead of keeping a carrier.
+    places: names of biases and nodes that always get a bias or a map, even if every constant is zero.
+    shapes: the shape of each parameter, by name. uses: the number of readings of each weight, by its name.
+
+    In all methods, `gone` are flags of the slots of the reading's dimension: True for those that are removed.
     """
 
     maps: bool
@@ -29,41 +34,48 @@ class Changes:
     shapes: Mapping[str, torch.Size]
     uses: Mapping[str, int] = field(default_factory=dict)
 
-    def mapped(self, reading: ProductReading) -> bool:
-        """True if constants become a map that is added to the result."""
-        return self.maps and bool(reading.result)
+    def uses_map(self, reading: ProductReading) -> bool:
+        """True if the constants of this reading become a map that is added to its result."""
+        return self.maps and bool(reading.map_node)
 
-    def possible(self, reading: ProductReading) -> bool:
-        """True if there is a place that takes constants up."""
-        return bool(reading.bias.name or reading.weight or self.mapped(reading))
+    def can_take_up(self, reading: ProductReading) -> bool:
+        """True if the reading has a bias, a weight or a map that can take constants up."""
+        return bool(reading.bias.name or reading.weight or self.uses_map(reading))
 
-    def needs(self, reading: ProductReading, gone: Bools) -> Bools:
-        """The constants of removed slots that need a carrier."""
-        going = gone[reading.constants.slots]
-        if self.mapped(reading):
-            return np.zeros_like(going)
-        return going if reading.carried else going & ~reading.constants.uniform
+    def needs_carrier(self, reading: ProductReading, gone: Bools) -> Bools:
+        """Flags of the reading's constants: True if the constant is removed and only a carrier can take it up."""
+        removed = gone[reading.constants.slots]
+        if self.uses_map(reading):
+            return np.zeros_like(removed)
+        return removed if reading.carrier_only else removed & ~reading.constants.uniform
 
     def of(self, reading: ProductReading, gone: Bools) -> dict[str, torch.Tensor]:
-        """Parameter -> the change to add to it; changes of zero too, which are compared with other uses."""
+        """The change to add to each parameter, by name, and to the result of a node, by the node's name.
+
+        A weight that several readings use gets an entry even if the change is zero: all of them must agree.
+        """
         constants = reading.constants
-        going = gone[constants.slots]
-        if isinstance(reading, BorderedReading) and self.mapped(reading):
-            wanted = going.any() or reading.result in self.places
-            return {reading.result: reading.mapped(going)} if wanted else {}
+        removed = gone[constants.slots]
+        if isinstance(reading, BorderedReading) and self.uses_map(reading):
+            wanted = removed.any() or reading.map_node in self.places
+            return {reading.map_node: reading.map_of(removed)} if wanted else {}
         changes: dict[str, torch.Tensor] = {}
-        carried = self.needs(reading, gone)
+        carried = self.needs_carrier(reading, gone)
         if reading.bias.name:
-            chosen = torch.from_numpy(going & ~carried)
+            chosen = torch.from_numpy(removed & ~carried)
             changes[reading.bias.name] = constants.columns[:, chosen].sum(2) @ constants.planes[chosen][:, 0]
         if reading.weight and (carried.any() or self.uses[reading.weight] > 1):
-            columns = _carried_columns(reading, going, carried)
+            columns = _carried_columns(reading, removed, carried)
             changes[reading.weight] = _as_weight(columns, self.shapes[reading.weight], reading)
         return changes
 
 
 def carrier(reading: ProductReading, candidates: Bools) -> int | None:
-    """The strongest of some constants; None if there is none that is not tiny beside the others."""
+    """The number of the largest constant among the candidates, None if there is no candidate that is large enough.
+
+    candidates: flags of the reading's constants. The others are divided by the carrier's constant, so one that is less
+    than a thousandth of the reading's largest would be inexact.
+    """
     found = np.flatnonzero(candidates)
     if not len(found):
         return None
@@ -73,32 +85,41 @@ def carrier(reading: ProductReading, candidates: Bools) -> int | None:
 
 
 def ratios(planes: torch.Tensor, carrier: int, others: Ints) -> tuple[torch.Tensor, Bools]:
-    """The other planes as multiples of the carrier's, and for each whether it is a multiple at all positions."""
+    """The factor of each other plane to the carrier's, and whether the plane is that multiple at all positions.
+
+    planes: the constants at all positions, [constants, positions]. carrier, others: numbers of constants.
+    """
     base = planes[carrier]
     rows = planes[torch.from_numpy(others)]
     at = int(base.abs().argmax())
-    made = rows[:, at] / base[at]
-    apart = (rows - made[:, None] * base).abs().amax(1)
-    return made, (apart <= ROUNDING * rows.abs().amax(1)).cpu().numpy()
+    times = rows[:, at] / base[at]
+    apart = (rows - times[:, None] * base).abs().amax(1)
+    return times, (apart <= ROUNDING * rows.abs().amax(1)).cpu().numpy()
 
 
-def _carried_columns(reading: ProductReading, going: Bools, carried: Bools) -> torch.Tensor:
-    """The change to add to the weight [out, slots of all blocks, taps]."""
+def _carried_columns(reading: ProductReading, removed: Bools, carried: Bools) -> torch.Tensor:
+    """The change of the weight, [out, slots of all blocks, taps]: in each block, the carrier's column takes the others.
+
+    removed, carried: flags of the reading's constants, those that are removed and those that a carrier takes up.
+    """
     constants, columns = reading.constants, reading.constants.columns
-    made = columns.new_zeros(columns.shape[0], reading.vector.size, columns.shape[2])
+    change = columns.new_zeros(columns.shape[0], reading.vector.size, columns.shape[2])
     for block in np.unique(reading.block[carried]):
         inside = reading.block == block
-        chosen = carrier(reading, inside & ~going)
+        chosen = carrier(reading, inside & ~removed)
         assert chosen is not None
         others = np.flatnonzero(inside & carried)
         times, _ = ratios(constants.planes, chosen, others)
         added = torch.einsum("ost,s->ot", columns[:, torch.from_numpy(others)], times)
-        made[:, int(constants.slots[chosen])] += added
-    return made
+        change[:, int(constants.slots[chosen])] += added
+    return change
 
 
 def _as_weight(change: torch.Tensor, shape: torch.Size, reading: ProductReading) -> torch.Tensor:
-    """[out, slots of all blocks, taps] in the shape of the weight: a block's outputs have its slots only."""
+    """Bring a change [out, slots of all blocks, taps] to the shape of the weight.
+
+    In the weight, the outputs of a block have columns for the slots of their own block only.
+    """
     blocks = reading.blocks
     split = change.view(blocks, change.shape[0] // blocks, blocks, -1, change.shape[2])
     every = torch.arange(blocks)

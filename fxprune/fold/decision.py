@@ -1,4 +1,8 @@
-"""The choice of channels that can be removed, and of carriers among those that stay."""
+"""The choice of channels that can be removed, and of carriers among those that stay.
+
+A channel is *given up* if it cannot be removed exactly: it stays, with its weights. A *carrier* stays too, without its
+weights: it is a constant, and its column in the weight of the next layer takes up the constants of others.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +22,11 @@ from fxprune.fold.reading import ProductReading, Reading
 
 @dataclass
 class Decision:
-    """Removed channels, carriers among those that stay, and the reasons why others stay.
+    """The channels to remove and the carriers, as far as they are decided; `settle` changes them step by step.
 
-    keep: takes away from the removed channels, in place, those without which a dimension would be empty.
+    removed, carriers: flags of the channels. reasons: channel -> why it stays.
+    keep: a function that clears flags in `removed`, in place, where a dimension would be empty otherwise.
+    changes: computes the numbers to add.
     products: the readings that can take constants up. others: those that cannot.
     """
 
@@ -36,26 +42,33 @@ class Decision:
     def __post_init__(self) -> None:
         self.carriers = np.zeros_like(self.removed)
 
-    def lost(self, before: Bools) -> bool:
-        """True if channels were given up since, so that their weights stay as well."""
+    def gave_up_since(self, before: Bools) -> bool:
+        """True if channels were given up since `before`, flags of the removed channels at an earlier time.
+
+        Their weights are not zero in the reference, so that it has to run again.
+        """
         return bool((before & ~self.removed & ~self.carriers).any())
 
     def settle(self, readings: Sequence[Reading]) -> None:
-        """Give up channels that cannot be removed, and choose carriers, until no reading needs the others."""
+        """Give up channels and choose carriers, until every removed channel can be removed exactly.
+
+        Each step may make another one necessary, so all readings are checked again after every change. Channels are
+        only ever taken out of `removed`, so this ends.
+        """
         self.products = [reading for reading in readings if isinstance(reading, ProductReading)]
         self.others = [reading for reading in readings if not isinstance(reading, ProductReading)]
         self.changes = replace(self.changes, uses=Counter(reading.weight for reading in self.products))
         while True:
             removal = Removal(self.findings.solution, self.removed)
-            gone = [self.gone(reading, removal) for reading in self.products]
-            given = [self._refuse(r, g) for r, g in zip(self.products, gone, strict=True)]
-            given += [self._give_up(r, self.gone(r, removal) & r.bad, r.why) for r in self.others]
+            gone = [self.removed_and_read(reading, removal) for reading in self.products]
+            given = [self._give_up_unfit(r, g) for r, g in zip(self.products, gone, strict=True)]
+            given += [self._give_up(r, self.removed_and_read(r, removal) & r.bad, r.why) for r in self.others]
             if any(given):
                 continue
-            strength = self._strength(gone)
-            if any(self._carry(r, g, strength) for r, g in zip(self.products, gone, strict=True)):
+            worth = self._worth_as_carrier(gone)
+            if any(self._find_carriers(r, g, worth) for r, g in zip(self.products, gone, strict=True)):
                 continue
-            if self._contradiction(gone):
+            if self._give_up_contradictions(gone):
                 continue
             before = self.removed.copy()
             self.keep(self.removed)
@@ -63,8 +76,8 @@ class Decision:
                 return
             self._note(before & ~self.removed, "a dimension would be empty without it")
 
-    def gone(self, reading: Reading, removal: Removal) -> Bools:
-        """The removed slots that kept outputs read."""
+    def removed_and_read(self, reading: Reading, removal: Removal) -> Bools:
+        """Flags of the reading's slots: True if the slot is removed and an output that stays reads it."""
         kept = removal.kept(reading.vector)
         gone = np.zeros(reading.vector.size, dtype=bool) if kept is None else ~kept
         if gone.any():
@@ -74,41 +87,49 @@ class Decision:
 
     # -- one reading --------------------------------------------------------------------------------------
 
-    def _refuse(self, reading: ProductReading, gone: Bools) -> bool:
-        """Give up channels that are not constant, and constants that nothing can take up."""
+    def _give_up_unfit(self, reading: ProductReading, gone: Bools) -> bool:
+        """Give up channels that are not constant, and constants that nothing can take up; True if there were any."""
         given = self._give_up(reading, gone & reading.bad, reading.why)
-        if not self.changes.possible(reading):
+        if not self.changes.can_take_up(reading):
             constant = reading.flags(gone[reading.constants.slots])
             given |= self._give_up(reading, constant, "no bias there can take its constant up")
         return given
 
-    def _strength(self, gone: list[Bools]) -> Any:
-        """Per channel its constant over the largest, in the reading where that is least: its worth as a carrier."""
+    def _worth_as_carrier(self, gone: list[Bools]) -> Any:
+        """The worth of each channel as a carrier, in [0, 1], float64 [channels].
+
+        It is the size of the channel's constant, relative to the largest one that needs a carrier in the same reading;
+        of several readings the worst counts.
+        """
         weakest = np.ones(len(self.removed))
-        for reading, going in zip(self.products, gone, strict=True):
-            needs, constants = self.changes.needs(reading, going), reading.constants
+        for reading, flags in zip(self.products, gone, strict=True):
+            needs, constants = self.changes.needs_carrier(reading, flags), reading.constants
             if needs.any() and reading.weight:
                 sizes = np.zeros(reading.vector.size)
                 sizes[constants.slots] = constants.sizes
                 sizes /= sizes[constants.slots[needs]].max()
                 for column in self.findings.solution.channels_of(reading.vector):
-                    at = going & (column >= 0)
+                    at = flags & (column >= 0)
                     np.minimum.at(weakest, column[at], sizes[at])
         return weakest
 
-    def _carry(self, reading: ProductReading, gone: Bools, strength: Any) -> bool:
-        """Keep one channel of every block as carrier, and those that it cannot carry; True if anything changed."""
-        going, needs = gone[reading.constants.slots], self.changes.needs(reading, gone)
+    def _find_carriers(self, reading: ProductReading, gone: Bools, worth: Any) -> bool:
+        """Find a carrier in every block that needs one; True if anything changed.
+
+        Where no constant channel stays, the best removed one becomes the carrier. Constants that are no multiple of it
+        are given up.
+        """
+        removed, needs = gone[reading.constants.slots], self.changes.needs_carrier(reading, gone)
         if not needs.any():
             return False
         if not reading.weight:
             return self._give_up(reading, reading.flags(needs), "its constant is not the same everywhere")
         for block in np.unique(reading.block[needs]):
             inside = reading.block == block
-            chosen = carrier(reading, inside & ~going)
+            chosen = carrier(reading, inside & ~removed)
             if chosen is None:
                 every = np.flatnonzero(inside & needs)
-                best = [strength[self._channels(reading, reading.constants.slots[[k]])].min() for k in every]
+                best = [worth[self._channels(reading, reading.constants.slots[[k]])].min() for k in every]
                 self._keep_as_carrier(reading, int(every[np.argmax(best)]))
                 return True
             others = np.flatnonzero(inside & needs)
@@ -128,13 +149,14 @@ class Decision:
             )
 
     def _channels(self, reading: Reading, slots: Any) -> Ints:
-        """The removed channels that have some slots of a reading."""
+        """The removed channels that have one of these slots of a reading. slots: flags or numbers."""
         columns = self.findings.solution.channels_of(reading.vector)
         found = np.concatenate([column[slots] for column in columns]) if columns else np.zeros(0, dtype=np.int64)
         found = np.unique(found[found >= 0])
         return found[self.removed[found]]
 
     def _give_up(self, reading: Reading, wrong: Bools, why: str) -> bool:
+        """Give up the channels in the slots that `wrong` flags; True if any of them was removed until now."""
         if not wrong.any():
             return False
         given = np.zeros_like(self.removed)
@@ -149,11 +171,11 @@ class Decision:
 
     # -- all readings -------------------------------------------------------------------------------------
 
-    def _contradiction(self, gone: list[Bools]) -> bool:
-        """True if two readings change the same parameter in different ways; the channels of both stay then."""
+    def _give_up_contradictions(self, gone: list[Bools]) -> bool:
+        """Give up the channels of two readings that would change one parameter differently; True if there were any."""
         made: dict[str, tuple[int, torch.Tensor]] = {}
-        for number, (reading, going) in enumerate(zip(self.products, gone, strict=True)):
-            for name, change in self.changes.of(reading, going).items():
+        for number, (reading, removed) in enumerate(zip(self.products, gone, strict=True)):
+            for name, change in self.changes.of(reading, removed).items():
                 first, before = made.setdefault(name, (number, change))
                 scale = max(float(before.abs().max()), float(change.abs().max()))
                 if before.shape == change.shape and float((before - change).abs().max()) <= ROUNDING * scale:

@@ -1,7 +1,7 @@
-"""The dependence of every tensor on the inputs of a model, while the model runs.
+"""Follows which elements of every tensor depend on the inputs of a model, while the model runs.
 
-What does not depend on them is a constant of the model, and stands in the tensor as a number. How the dependence of a
-result follows from that of its arguments is an aspect of each operation, see `fxprune.ops.dependence`.
+An element that does not depend on them is a constant of the model, and the tensor holds its value. Each operation says
+how its results depend on its arguments, see `fxprune.ops.dependence`.
 """
 
 from __future__ import annotations
@@ -18,26 +18,31 @@ from fxprune.ops.dependence import Dependence, Seen, Settled, anything, depends_
 
 
 class Shadows:
-    """The dependence of every tensor, kept per storage: views and what is written in place need no rule."""
+    """The dependence of every tensor, its *shadow*.
+
+    Shadows are kept per storage (the memory of a tensor) with one flag for each element of it. So views share their
+    shadow, as they share their memory, and a write in place changes the shadow of every view.
+    """
 
     SWEEP = 64
+    """Shadows of freed memory are dropped each time this many are known."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[StorageWeakRef, Dependence]] = {}
 
     def of(self, tensor: torch.Tensor) -> Dependence:
-        """The dependence of a tensor; a constant where nothing was noted."""
+        """The dependence of a tensor; False where none was set."""
         shadow = self._shadow(tensor)
         if isinstance(shadow, bool):
             return shadow
         if not tensor.numel():
             return False
         if shadow.numel() != _elements(tensor):
-            return True  # seen as another type
+            return True  # the memory is read as another type: its elements are not those of the shadow
         return shadow.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
     def set(self, tensor: torch.Tensor, dependence: Dependence) -> None:
-        """From now on a tensor, and what shares memory with it, has this dependence."""
+        """Set the dependence of a tensor, and so that of every tensor that shares memory with it."""
         before = self._shadow(tensor)
         if not tensor.numel() or before is dependence:
             return None
@@ -50,7 +55,7 @@ class Shadows:
             return self._keep(tensor, True)
         if isinstance(dependence, torch.Tensor):
             dependence = dependence.expand(tensor.shape)
-        for dim, stride in enumerate(tensor.stride()):  # one place in memory depends on what any of its elements does
+        for dim, stride in enumerate(tensor.stride()):  # expanded: several elements are one place in memory
             if stride == 0 and tensor.shape[dim] > 1:
                 tensor = tensor.narrow(dim, 0, 1)
                 dependence = dependence if isinstance(dependence, bool) else dependence.any(dim, keepdim=True)
@@ -78,12 +83,16 @@ def _elements(tensor: torch.Tensor) -> int:
 
 
 def is_view(func: Any) -> bool:
-    """True if the result shares memory with an argument, and with it its dependence."""
+    """True if the result of an operation shares the memory of an argument, and so its dependence."""
     return bool(func.is_view) or func._schema.name == "aten::_unsafe_view"
 
 
 def execute(seen: Seen, args: Sequence[Any], kwargs: Mapping[str, Any], shadows: Shadows) -> Any:
-    """Run an operation and keep the dependence of its results; all depend where anything does if none is written."""
+    """Run an operation, and set the dependence of its results in `shadows`; returns the results.
+
+    Where an operation has no rule of dependence, all results depend if any element of any argument does. Constants
+    that a rule knows exactly (`Settled`) are written into the results, in place.
+    """
     func = seen.func
     before = {t.untyped_storage()._cdata for t in seen.tensors}
     found: Any = False

@@ -1,4 +1,7 @@
-"""One read of a dimension by an operation of the reference: which slots carry constants, and what can take them up."""
+"""A reading: one place where an operation of the reference sums over a dimension, or uses it in an unknown way.
+
+It says which slots are constants there, and which parameters can take these up. Nothing is decided here.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,11 @@ from fxprune.channels.vector import Vector
 
 @dataclass(eq=False)
 class Reading:
-    """A read of a dimension.
+    """A place where an operation reads a dimension.
 
-    at, why: the place, and what the slots in `bad` are there.
-    vector: the dimension's.
-    bad: the slots that cannot be removed: not constant, or not zero where nothing can take a constant up.
+    at: the place, as it stands in messages. vector: the vector of the dimension.
+    bad: flags of the slots that cannot be removed while this place reads them, and `why`: because they depend on the
+        input, or because they are not zero and nothing here can take a constant up.
     """
 
     at: str
@@ -29,16 +32,18 @@ class Reading:
     bad: Bools
 
     def read_by(self, kept: Bools | None) -> Bools:
-        """The slots that the `kept` outputs read, all outputs if that is None."""
+        """Flags of the slots that at least one kept output reads. kept: flags of the outputs, None for all."""
         return np.ones(self.vector.size, dtype=bool)
 
 
 @dataclass(frozen=True, eq=False)
 class ReadConstants:
-    """The slots that carry a constant c != 0 into a product.
+    """The slots that are constants other than zero where a product reads them.
 
-    planes: the values at all positions, [slots, positions or 1]. uniform: the slots that have one value everywhere.
-    columns: the weight's columns for them, [out, slots, taps].
+    slots: their numbers in the dimension; "constant i" is the one at slots[i].
+    planes: their values at every position in space, [constants, positions], or [constants, 1] if all are uniform.
+    uniform: flags of the constants that have the same value at every position.
+    columns: the columns of the weight that multiply them, [out, constants, taps]. A tap is a position in the kernel.
     """
 
     slots: Ints
@@ -48,13 +53,17 @@ class ReadConstants:
 
     @property
     def sizes(self) -> Any:
-        """The largest value of each, without sign."""
+        """The largest absolute value of each constant."""
         return self.planes.abs().amax(1).cpu().numpy()
 
 
 @dataclass(frozen=True)
 class Bias:
-    """A bias that can take up constants: a parameter of the model, or one to be made (`new`); "" is none."""
+    """A bias that can take up constants.
+
+    name: that of a parameter of the model, or "%node" for a function in a graph; "" if there is no such bias.
+    new: True if the bias has to be made.
+    """
 
     name: str = ""
     new: bool = False
@@ -62,11 +71,13 @@ class Bias:
 
 @dataclass(eq=False)
 class ProductReading(Reading):
-    """A product with a constant weight, which sums over the dimension.
+    """A layer: a product that sums over the dimension, with a weight that does not depend on the inputs.
 
-    reads: which outputs read which slots of their block [out, slots]; transposed [out of a block, slots of all blocks].
-    blocks, out: the blocks of the dimension (conv groups) and the vector of the outputs, which are in as many blocks.
-    weight: the parameter whose column can be changed, "" for none.
+    reads: True where the weight is not zero, so that an output reads a slot of its block: [out, slots of a block];
+        [out of a block, slots of all blocks] if `transposed`.
+    blocks: the number of conv groups. Slots and outputs are in as many blocks, and a block's outputs read its slots.
+    bias: the bias that can take constants up. weight: the parameter whose columns can be changed, "" for none.
+    out: the vector of the outputs, None if it is unknown.
     """
 
     constants: ReadConstants
@@ -78,28 +89,28 @@ class ProductReading(Reading):
     out: Vector | None = None
 
     @property
-    def carried(self) -> bool:
-        """True if all constants go into the column of a carrier, and none into a bias."""
+    def carrier_only(self) -> bool:
+        """True if only a carrier can take constants up, since there is no bias."""
         return not self.bias.name
 
     @property
-    def result(self) -> str:
-        """The node to whose result a map can be added, "" for none."""
+    def map_node(self) -> str:
+        """The name of the node to whose result a map can be added, "" for none."""
         return ""
 
     @property
     def block(self) -> Ints:
-        """The block of each slot that carries a constant."""
+        """The number of the block that each constant is in."""
         return np.asarray(self.constants.slots // (self.vector.size // self.blocks))
 
     def flags(self, chosen: Bools) -> Bools:
-        """The slots of the dimension that carry the chosen constants."""
+        """Flags of the dimension's slots, True at the chosen constants. chosen: flags of the constants."""
         flags = np.zeros(self.vector.size, dtype=bool)
         flags[self.constants.slots[chosen]] = True
         return flags
 
     def read_by(self, kept: Bools | None) -> Bools:
-        """The slots that the `kept` outputs read, all outputs if that is None."""
+        """Flags of the slots that at least one kept output reads. kept: flags of the outputs, None for all."""
         size, blocks = self.vector.size, self.blocks
         if self.transposed:
             made = self.reads.T.reshape(blocks, size // blocks, -1)
@@ -110,10 +121,10 @@ class ProductReading(Reading):
 
 @dataclass(eq=False)
 class BorderedReading(ProductReading):
-    """A convolution with zeros around its input: a constant is another one near the border.
+    """A convolution that pads its input with zeros, so that a constant adds less to the results near the border.
 
-    node: the node of the graph that is this convolution, "" for none.
-    shape, apply: the shape of its input without batch, and the convolution without bias.
+    node: the name of the node that is this convolution, "" if no graph shows it.
+    shape: the shape of its input without the batch, [slots, *space]. apply: the convolution without its bias.
     """
 
     node: str = ""
@@ -121,17 +132,17 @@ class BorderedReading(ProductReading):
     apply: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     @property
-    def carried(self) -> bool:
-        """True: no bias can take up what differs near the border."""
+    def carrier_only(self) -> bool:
+        """True: a bias is one number for all positions, and what is added differs near the border."""
         return True
 
     @property
-    def result(self) -> str:
-        """The node to whose result a map can be added, "" for none."""
+    def map_node(self) -> str:
+        """The name of the node to whose result a map can be added, "" for none."""
         return self.node
 
-    def mapped(self, chosen: Bools) -> torch.Tensor:
-        """The result that the chosen constants give alone, [out_channels, ...]."""
+    def map_of(self, chosen: Bools) -> torch.Tensor:
+        """The convolution of the chosen constants alone, [out, *space]. chosen: flags of the constants."""
         assert self.apply is not None
         space, planes = self.shape[1:], self.constants.planes
         x = planes.new_zeros(self.shape)

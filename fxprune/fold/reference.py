@@ -1,8 +1,10 @@
-"""The run of the reference that lists every reading of a channel.
+"""Runs the reference once, and lists every reading of it.
 
-The reference is run once in float64 under a dispatch mode that knows the vectors of every tensor from the analysis and
-which elements depend on the inputs. What an operation reads is an aspect of it, see `fxprune.ops.constants`; here its
-tensors get the names and vectors of the model. Nothing is decided.
+The reference is the original with the weights of the removed channels set to zero. It runs in float64 under a dispatch
+mode (`_Watcher`), which sees every operation. The mode knows the vectors of every tensor, from the analysis, and which
+elements depend on the inputs. Each operation says itself which of its tensors it reads, and how, as values of
+`fxprune.ops.constants` (`WeightedSum`, `Sum`, `Whole`). Here these become readings: with the names of parameters and
+the vectors of dimensions.
 """
 
 from __future__ import annotations
@@ -39,7 +41,12 @@ from fxprune.rewrite.constants import WITH_BIAS
 
 
 def read(findings: Findings, zeroed: Mapping[str, Mapping[int, Any]]) -> list[Reading]:
-    """Run the reference, the original with the slots in `zeroed` set to zero, and list every reading."""
+    """Run the reference and return its readings, in the order of the run.
+
+    zeroed: the slots that are set to zero in the original, {parameter or buffer: {dimension: slots}}.
+
+    Raises `CaptureError` where an input is an object whose tensors cannot be found.
+    """
     watcher = _Watcher(findings)
     captured = findings.captured
     with clean_caches(findings.model), deterministic():
@@ -59,7 +66,7 @@ def read(findings: Findings, zeroed: Mapping[str, Mapping[int, Any]]) -> list[Re
 
 
 class _Reference(Float64Run):
-    """Tells the watcher the name of every parameter and buffer."""
+    """The run in float64, which tells the watcher the name of every parameter and buffer."""
 
     def _tensor(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         made = super()._tensor(name, tensor)
@@ -69,6 +76,8 @@ class _Reference(Float64Run):
 
 
 class _Watcher(Operations):  # type: ignore[no-untyped-call]
+    """The dispatch mode of the run; `found` are the readings so far."""
+
     def __init__(self, findings: Findings) -> None:
         super().__init__(findings)
         self.shadows = Shadows()
@@ -83,10 +92,10 @@ class _Watcher(Operations):  # type: ignore[no-untyped-call]
         self._names: dict[int, tuple[weakref.ref[torch.Tensor], str]] = {}
         self._operands: dict[int, tuple[weakref.ref[torch.Tensor], tuple[Vector, ...]]] = {}
 
-    # -- what the reference tells -------------------------------------------------------------------------
+    # -- names and vectors of tensors ----------------------------------------------------------------------
 
     def name(self, tensor: torch.Tensor, name: str) -> None:
-        """A parameter or buffer of the reference; tied ones have one name."""
+        """Note the name of a parameter or buffer of the reference; tied ones get the same name."""
         name = self._canonical.get(name, name)
         known = self._vectors.get(name, {})
         fixed = self.findings.solution.terms.fixed
@@ -114,7 +123,7 @@ class _Watcher(Operations):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         name, raw = bound(func, args, kwargs)
         seen = Seen(func, raw, self.shadows.of)
-        if self._leaf is not None:  # its rule says it all, see `_leave`
+        if self._leaf is not None:  # operations inside a leaf are not readings; the leaf is one, see `_leave`
             return execute(seen, args, kwargs, self.shadows)
         promised = self.observation.outputs.get(self.scopes.now.next_key(name))
         sums: list[tuple[WeightedSum, ProductReading]] = []
@@ -127,7 +136,7 @@ class _Watcher(Operations):  # type: ignore[no-untyped-call]
         return made
 
     def _finish(self, sums: Sequence[tuple[WeightedSum, ProductReading]], outputs: Sequence[torch.Tensor]) -> None:
-        """Keep the readings of products, now that the vectors of their outputs are known."""
+        """Add the readings of products to `found`, now that the vectors of their outputs are known."""
         for read, reading in sums:
             known = self.vectors(outputs[0])
             reading.out = None if known is None else known[read.out]
@@ -138,7 +147,7 @@ class _Watcher(Operations):  # type: ignore[no-untyped-call]
             self._leaf = scope
 
     def _leave(self, scope: Scope, args: Any, kwargs: Any, made: Any) -> None:
-        """A module that the analysis treats as one operation has returned."""
+        """A module returns: if it is a leaf, one operation for the analysis, note its reading."""
         if scope is not self._leaf or scope.module is None:
             return
         self._leaf = None
@@ -162,11 +171,15 @@ class _Watcher(Operations):  # type: ignore[no-untyped-call]
         self._finish(sums, outputs)
 
     def _follow(self, name: str, seen: Seen, outputs: list[torch.Tensor], promised: list[Operand] | None) -> None:
-        """The vectors of the results, from the analysis. Where it saw no such operation, every channel must be zero.
+        """Give the results of an operation the vectors that the analysis found for them.
 
-        Batch normalisation in training has more results than in evaluation.
+        promised: the results in the analysis, None if it saw no such operation there. Then the vectors are unknown, and
+        every removed slot of the arguments must be zero. An operation may have fewer results here than in the analysis
+        or more (batch normalisation in training).
         """
-        if promised is None and name == "aten::_to_copy":  # to single precision, where the model is in it anyway
+        if (
+            promised is None and name == "aten::_to_copy"
+        ):  # a cast that is no operation of the original, which has that type already
             known = self.vectors(seen["self"])
             return None if known is None else self._bind(outputs[0], known)
         shapes = [] if promised is None else [o.shape for o in promised]
@@ -180,7 +193,7 @@ class _Watcher(Operations):  # type: ignore[no-untyped-call]
     # -- readings -----------------------------------------------------------------------------------------
 
     def _note(self, name: str, seen: Seen, read: Read) -> list[tuple[WeightedSum, ProductReading]]:
-        """Keep what one read needs to be zero; the reading of a product waits for its outputs."""
+        """Turn one read into readings. That of a product is returned with it: it lacks the vector of its outputs."""
         if isinstance(read, WeightedSum):
             reading = self._product(seen, read)
             return [] if reading is None else [(read, reading)]
@@ -191,6 +204,7 @@ class _Watcher(Operations):  # type: ignore[no-untyped-call]
         return []
 
     def _product(self, seen: Seen, read: WeightedSum) -> ProductReading | None:
+        """The reading of a layer, None if no slot of the dimension can be removed."""
         x, dim, columns = read.x, read.dim, read.columns
         known = self.vectors(x)
         if known is None or known[dim].fixed:
@@ -225,7 +239,7 @@ class _Watcher(Operations):  # type: ignore[no-untyped-call]
         )
 
     def _bias(self, bias: torch.Tensor | None, outputs: int) -> Bias:
-        """The bias that can take up constants: that of the operation, else one that its layer does not have yet."""
+        """The bias that can take up constants: that of the operation, else a new one, for the layer or the node."""
         if bias is not None:
             return Bias(self.named(bias) if bias.shape == (outputs,) else "")
         scope, node = self.scopes.now, self._shown()
@@ -238,7 +252,7 @@ class _Watcher(Operations):  # type: ignore[no-untyped-call]
         return Bias(f"%{node.name}", True) if node is not None and node.op == "call_function" else Bias()
 
     def _zero_in_sum(self, name: str, seen: Seen, read: Sum) -> None:
-        """Removed slots of this dimension must be zero, in one of two factors if there are two."""
+        """Note the slots that are not zero in a sum, or with a second factor, those that are zero in neither."""
         x, factor = read.x, read.factor
         vector = (self.vectors(x) or (None,) * x.ndim)[read.dim]
         if vector is None and factor is not None:
@@ -252,7 +266,7 @@ class _Watcher(Operations):  # type: ignore[no-untyped-call]
             self.found.append(Reading(self._at(), f"{name} sums over it and it is not zero", vector, _numpy(bad)))
 
     def _zero_in_all(self, name: str, seen: Seen, read: Whole, why: str = "") -> None:
-        """Removed slots must be zero in every dimension of some tensors."""
+        """Note the slots that are not zero, in every dimension of some tensors."""
         for tensor in read.tensors:
             for dim, vector in enumerate(self.vectors(tensor) or ()):
                 if not vector.fixed and tensor.numel():
@@ -261,16 +275,17 @@ class _Watcher(Operations):  # type: ignore[no-untyped-call]
                         self.found.append(Reading(self._at(), why or f"{name} is given it", vector, _numpy(bad)))
 
     def _shown(self) -> fx.Node | None:
-        """The node of a graph that is this operation and nothing else."""
+        """The node that is the running operation and nothing else; None where the rewritten model shows no graph."""
         node, scope = self._nodes[self.node], self.scopes.now
         if self.findings.captured.keeps_class:
             return None
         if node.op == "call_module":
-            plain = type(scope.module).__module__.startswith("torch.nn.")
-            return node if plain and scope.path == node.target else None
+            of_torch = type(scope.module).__module__.startswith("torch.nn.")
+            return node if of_torch and scope.path == node.target else None
         return node if node.target in WITH_BIAS else None
 
     def _at(self) -> str:
+        """The place of the running operation, for messages."""
         path = self.scopes.now.path
         if path and not path.startswith("%"):
             return f'"{path}"'
@@ -278,7 +293,7 @@ class _Watcher(Operations):  # type: ignore[no-untyped-call]
 
 
 def reads_of(name: str, seen: Seen) -> Sequence[Read]:
-    """The reads of an operation; one that nothing is said of reads every argument as a whole."""
+    """The reads of an operation, from its own function. Without one it reads all arguments, unless it is `absent`."""
     function = CONSTANTS.of(name)
     if function is not None:
         return function(seen)  # type: ignore[no-any-return]
@@ -286,7 +301,7 @@ def reads_of(name: str, seen: Seen) -> Sequence[Read]:
 
 
 def layer_read(layer: Any, x: torch.Tensor, weight: torch.Tensor) -> WeightedSum:
-    """The read of a linear layer or convolution that computes with another weight than its parameter."""
+    """The read of a linear layer or convolution that computes with `weight` instead of its parameter."""
     padding = getattr(layer, "padding", "valid")
     zeros = getattr(layer, "padding_mode", "zeros") == "zeros"
     return WeightedSum(
@@ -302,7 +317,10 @@ def layer_read(layer: Any, x: torch.Tensor, weight: torch.Tensor) -> WeightedSum
 
 
 def _columns(columns: torch.Tensor, slots: torch.Tensor, blocks: int, transposed: bool) -> torch.Tensor:
-    """The weight's columns [out, slots, taps] for slots of the whole dimension, zero outside their block."""
+    """The columns of some slots, [outputs of all blocks, slots, taps]; an output of another block gets zeros.
+
+    columns: as in `WeightedSum`. slots: numbers in the whole dimension.
+    """
     if blocks == 1:
         return columns[:, slots].clone()
     if transposed:  # [o of a block, (g i), taps]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from fxprune.analysis.folded_constants import Constants, bias_name
+from fxprune.analysis.folded_constants import FoldedConstants, bias_name
 from fxprune.rewrite.draft import Draft
 
 aten = torch.ops.aten
@@ -26,7 +26,7 @@ WITH_BIAS = {
 """Functions whose third argument is a bias."""
 
 
-def place_constants(draft: Draft, constants: Constants) -> None:
+def place_constants(draft: Draft, constants: FoldedConstants) -> None:
     """Give layers and nodes of the smaller model the biases and maps that they did not have."""
     if not (constants.biases or constants.maps):
         return

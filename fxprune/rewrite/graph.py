@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from fxprune.analysis.after_removal import shapes_after
 from fxprune.analysis.findings import Findings
-from fxprune.analysis.folded_constants import Constants
+from fxprune.analysis.folded_constants import FoldedConstants
 from fxprune.capture.fake_tensors import Faker
 from fxprune.channels.groups import Removal
 from fxprune.rewrite.attributes import settle_settings
@@ -24,7 +24,7 @@ from fxprune.rewrite.recurrent import refresh
 from fxprune.rewrite.tensors import cut_all
 
 
-def rewrite(findings: Findings, removal: Removal, constants: Constants | None = None) -> nn.Module:
+def rewrite(findings: Findings, removal: Removal, constants: FoldedConstants | None = None) -> nn.Module:
     """The smaller model, which shares no tensor with the original.
 
     It has the class of the original where the capture kept that, else it is a `GraphModule`. Sizes are settled on fake
@@ -35,7 +35,7 @@ def rewrite(findings: Findings, removal: Removal, constants: Constants | None = 
 
     Raises `RewriteError` where a node's shape is not the promised one; nothing of the original has changed then.
     """
-    faker, constants = Faker(), constants or Constants()
+    faker, constants = Faker(), constants or FoldedConstants()
     shapes = shapes_after(findings, removal)
     fakes = {name: faker.smaller(tensor, shapes[name]) for name, tensor in findings.tensors.items()}
     draft = draft_of(findings.captured, {id(findings.tensors[name]): fake for name, fake in fakes.items()})

@@ -137,6 +137,74 @@ def test_constants_fold_in_one_and_three_dimensions(conv: Any, norm: Any, size: 
     assert small.get_submodule("0").out_channels == 5
 
 
+class Steps(nn.Module):
+    """A linear layer and a sigmoid before a recurrent cell, which is called once for each step."""
+
+    def __init__(self, cell: nn.RNNCellBase) -> None:
+        super().__init__()
+        self.first, self.cell, self.last = nn.Linear(3, 8), cell, nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.cell(torch.sigmoid(self.first(x[0])))
+        for step in x[1:]:
+            state = self.cell(torch.sigmoid(self.first(step)), state)
+        return self.last(state[0] if isinstance(self.cell, nn.LSTMCell) else state)
+
+
+def with_zeros(net: nn.Module, zeroed: Any) -> nn.Module:
+    """A copy with these slots of its weights set to zero."""
+    made = copy.deepcopy(net)
+    for name, dims in zeroed.items():
+        for dim, slots in dims.items():
+            made.get_parameter(name).detach().index_fill_(dim, torch.tensor(slots), 0.0)
+    return made
+
+
+CELLS = ((nn.RNNCell, 1), (nn.LSTMCell, 4), (nn.GRUCell, 3))
+
+
+@pytest.mark.parametrize(("kind", "gates"), CELLS)
+@pytest.mark.parametrize("path", ["eager", "export"])
+def test_constant_inputs_of_a_recurrent_cell_fold_into_its_bias(kind: Any, gates: int, path: str) -> None:
+    net = ready(Steps(kind(8, 6)))
+    x = images(3, 4, 3)
+    small = fxprune.transform(net, x, ratio=0.5, bias="fold", path=path)
+    plan = fxprune.record(small).plan
+    assert small.get_parameter("cell.weight_ih").shape == (6 * gates, 4)
+    assert plan.zeroed.keys() == {"first.weight"}, "units with a bias vary from step to step, and stay"
+    assert any("cell.weight_ih" in reason for reason in plan.reasons)
+    for inputs in (x, images(3, 5, 3, seed=1)):
+        assert difference(net(inputs), with_zeros(net, plan.zeroed)(inputs)) > 1e-6
+        assert difference(small(inputs), with_zeros(net, plan.zeroed)(inputs)) < 1e-9
+
+
+@pytest.mark.parametrize(("kind", "gates"), CELLS)
+def test_a_recurrent_cell_without_bias_keeps_constant_inputs_and_loses_units(kind: Any, gates: int) -> None:
+    net = ready(Steps(kind(8, 6, bias=False)))
+    x = images(3, 4, 3)
+    small = fxprune.transform(net, x, ratio=0.5, bias="fold", path="eager")
+    plan = fxprune.record(small).plan
+    assert small.get_parameter("cell.weight_ih").shape == (3 * gates, 8)
+    assert plan.zeroed.keys() == {"cell.weight_ih", "cell.weight_hh"}
+    assert any("first" in reason and "no bias there" in reason for reason in plan.reasons)
+    for inputs in (x, images(3, 5, 3, seed=1)):
+        assert difference(net(inputs), with_zeros(net, plan.zeroed)(inputs)) > 1e-6
+        assert difference(small(inputs), with_zeros(net, plan.zeroed)(inputs)) < 1e-9
+
+
+@pytest.mark.parametrize(("kind", "gates"), CELLS)
+def test_units_without_weights_are_found_in_a_recurrent_cell(kind: Any, gates: int) -> None:
+    net = ready(Steps(kind(8, 6, bias=False)))
+    rows = [unit + 6 * gate for gate in range(gates) for unit in (1, 4)]
+    for weight in (net.cell.weight_ih, net.cell.weight_hh):
+        weight.detach()[rows] = 0.0
+    x = images(3, 4, 3)
+    for options in ({"masks": "zeros"}, {"masks": "zeros", "bias": "prune"}):
+        small = fxprune.transform(net, x, **options)
+        assert small.get_parameter("cell.weight_hh").shape == (4 * gates, 4)
+        assert difference(small(x), net(x)) < 1e-9
+
+
 class Residual(nn.Module):
     """A sum, a concatenation, several readers, pooling, a gate."""
 

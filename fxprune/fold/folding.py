@@ -1,9 +1,10 @@
-"""Folding: the constants of removed channels go into biases, carriers or maps.
+"""The loop of folding: which channels can be removed exactly, and the new numbers of biases, weights and maps.
 
 A layer that reads channel k with the constant c_k computes y[o] = ... + sum_k W[o, k] c_k. That sum goes into its bias.
-Where zeros are padded around the channel it is another one near the border; then one of the constant channels, the
-*carrier* 0, stays and takes the others along: W'[o, 0] = W[o, 0] + sum_k W[o, k] c_k / c_0. Its own layer has zero
-weights, and emits c_0 by the bias and the shifts that are there anyway.
+Where zeros are padded around the channel, the sum is smaller near the border, and no bias is right everywhere. Then one
+of the constant channels, the *carrier* 0, stays. Its column of the weight takes up the others:
+W'[o, 0] = W[o, 0] + sum_k W[o, k] c_k / c_0. The weights of its own layer are zero, but the bias and the shifts behind
+it still make it c_0. With `maps`, the sum is added to the result as an image of constants instead.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 
 from fxprune.analysis.after_removal import kept_slots
 from fxprune.analysis.findings import Findings
-from fxprune.analysis.folded_constants import Constants, bias_name
+from fxprune.analysis.folded_constants import FoldedConstants, bias_name
 from fxprune.channels.groups import Bools, Removal
 from fxprune.fold.changes import Changes
 from fxprune.fold.decision import Decision
@@ -31,9 +32,9 @@ from fxprune.rewrite.tensors import cut
 
 @dataclass(frozen=True)
 class Folding:
-    """The channels to remove, and the changes of the rest.
+    """The result of `fold`.
 
-    removed: the channels to remove. carriers: those that stay to carry the others' constants.
+    removed: flags of the channels to remove. carriers: flags of those that stay to carry the others' constants.
     zeroed: the slots that the reference sets to zero.
     constants: the new values of the tensors that take constants up. reasons: channel -> why it stays.
     """
@@ -41,15 +42,18 @@ class Folding:
     removed: Bools
     carriers: Bools
     zeroed: Removed
-    constants: Constants
+    constants: FoldedConstants
     reasons: Mapping[int, str]
 
 
 def zeroed_by(findings: Findings, removed: Bools) -> Removed:
-    """The output slots that the removed channels have in every layer's weight: these are "their weights"."""
+    """The output slots of these channels in the weight of every layer, {weight: {dimension: slots}}.
+
+    Setting them to zero is to remove "the weights of a channel"; its biases and norms stay. removed: flags of channels.
+    """
     removal, zeroed = Removal(findings.solution, removed), {}
     for axis in findings.axes:
-        if axis.parameter in findings.tensors and axis.dim == opened(findings, axis.parameter):
+        if axis.parameter in findings.tensors and axis.dim == weight_output_dim_of(findings, axis.parameter):
             kept = removal.kept(axis.vector)
             if kept is not None:
                 for name in findings.names_of(axis.parameter):
@@ -57,8 +61,8 @@ def zeroed_by(findings: Findings, removed: Bools) -> Removed:
     return zeroed
 
 
-def opened(findings: Findings, parameter: str) -> int | None:
-    """The output dimension of a layer's weight, None for anything else."""
+def weight_output_dim_of(findings: Findings, parameter: str) -> int | None:
+    """The output dimension of a parameter that is the weight of a layer, None for any other parameter."""
     name, ndim = parameter.rpartition(".")[2], findings.tensors[parameter].ndim
     return weight_output_dim(findings.owner(parameter), name, ndim)
 
@@ -72,13 +76,14 @@ def fold(
     maps: bool = False,
     places: Set[str] = frozenset(),
 ) -> Folding:
-    """Choose as many of the channels in `removed` as can be removed exactly.
+    """Choose as many of these channels as can be removed exactly, and compute what takes up their constants.
 
     Args:
-        maps: add a map of constants where zeros are padded, instead of a carrier.
-        places: the biases and nodes that take constants up even if all of these are zero.
-        zeroed: the slots that the reference sets to zero; None for the weights of the channels in `removed`.
-        keep: takes away from the removed channels, in place, those without which a dimension would be empty.
+        removed: flags of the channels that should be removed.
+        zeroed: the slots that the reference sets to zero; None for the weights of the channels that are removed.
+        keep: a function that clears flags of channels, in place, where a dimension would be empty otherwise.
+        maps: where zeros are padded, add a map of constants instead of keeping a carrier.
+        places: names of biases and nodes that always get a bias or a map, even if every constant is zero.
     """
     shapes = {name: tensor.shape for name, tensor in findings.tensors.items()}
     decision = Decision(findings, removed.copy(), keep, Changes(maps, places, shapes))
@@ -93,13 +98,16 @@ def fold(
         decision.settle(read(findings, slots()))
         if zeroed is not None or (decision.removed == before).all() or not decision.removed.any():
             break
-        if not decision.lost(before):  # carriers only: what is zero is what it was
+        if not decision.gave_up_since(before):  # only carriers stayed, and their weights are zero still
             break
-    return _carried_out(decision, slots())
+    return _result(decision, slots())
 
 
-def _carried_out(decision: Decision, zeroed: Removed) -> Folding:
-    """The result, with every parameter that changes."""
+def _result(decision: Decision, zeroed: Removed) -> Folding:
+    """The decision as a `Folding`, with the new numbers of every parameter that changes.
+
+    zeroed: the slots that the reference sets to zero; parameters that keep such slots get these zeros as well.
+    """
     findings = decision.findings
     removal = Removal(findings.solution, decision.removed)
     values: dict[str, torch.Tensor] = {}
@@ -112,19 +120,19 @@ def _carried_out(decision: Decision, zeroed: Removed) -> Folding:
             zero_slots(values[name], zeroed.get(name, {}))
         return values[name]
 
-    own = rescaled(findings, removal)  # norms that go on counting their width have numbers of their own
+    own = rescaled(findings, removal)  # norms that keep counting the original width get their numbers elsewhere
     for name in (zeroed.keys() & findings.tensors.keys()) - own.keys():
-        if _still_there(findings, name, zeroed[name], removal):
+        if _keeps_zeroed(findings, name, zeroed[name], removal):
             value(name)
     done: set[str] = set()
     for reading in decision.products:
         new = reading.bias.name if reading.bias.new else ""
-        for name, change in decision.changes.of(reading, decision.gone(reading, removal)).items():
-            wanted = bias_name(name) if new and name.startswith("%") else name
-            if name in done or not (wanted in decision.changes.places or bool((change != 0).any())):
+        for name, change in decision.changes.of(reading, decision.removed_and_read(reading, removal)).items():
+            place = bias_name(name) if new and name.startswith("%") else name
+            if name in done or not (place in decision.changes.places or bool((change != 0).any())):
                 continue
             done.add(name)
-            if name == reading.result:
+            if name == reading.map_node:
                 maps[name] = _of_kept(change, reading, removal)
             elif name == new:
                 layer = name if name.startswith("%") else name.removesuffix(".bias")
@@ -135,17 +143,20 @@ def _carried_out(decision: Decision, zeroed: Removed) -> Folding:
     made = {
         alias: cut(tensor, kept.get(name, {})) for name, tensor in values.items() for alias in findings.names_of(name)
     }
-    return Folding(decision.removed, decision.carriers, zeroed, Constants(made, biases, maps), decision.reasons)
+    return Folding(decision.removed, decision.carriers, zeroed, FoldedConstants(made, biases, maps), decision.reasons)
 
 
 def _of_kept(change: torch.Tensor, reading: ProductReading, removal: Removal) -> torch.Tensor:
-    """The numbers of the kept outputs, [out, ...]."""
+    """A change [out, ...] without the rows of removed outputs."""
     kept = None if reading.out is None else removal.kept(reading.out)
     return change if kept is None else change[torch.from_numpy(kept)]
 
 
-def _still_there(findings: Findings, name: str, dims: Mapping[int, list[int]], removal: Removal) -> bool:
-    """True if slots that the reference sets to zero stay, as those of carriers do."""
+def _keeps_zeroed(findings: Findings, name: str, dims: Mapping[int, list[int]], removal: Removal) -> bool:
+    """True if the small model keeps some slots that the reference sets to zero, as those of carriers.
+
+    dims: dimension of the parameter `name` -> the slots that are set to zero.
+    """
     vectors = {(a.parameter, a.dim): a.vector for a in findings.axes}
     for dim, slots in dims.items():
         kept = removal.kept(vectors[name, dim]) if (name, dim) in vectors else None
