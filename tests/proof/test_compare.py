@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import fxprune
-from fxprune.fold import carry_out
+from fxprune.fold import resolve_plan
 from fxprune.proof.compare import compare, first_wrong_group, relative_error, rounding_amplification
 from fxprune.proof.deterministic import deterministic
 
@@ -76,18 +76,18 @@ def test_every_example_is_compared() -> None:
     x, other = torch.tensor([[0.0, 1.0, 2.0]]).double(), torch.tensor([[3.0, 1.0, 2.0]]).double()
     small = fxprune.transform(net, x, ratio=0.5, also=[other])
     analysis = fxprune.analyze(net, x, also=[other])
-    planned = carry_out(analysis, fxprune.record(small).plan)
-    assert compare(analysis, small, planned.removal, planned.zeroed) < 1e-12
+    resolved = resolve_plan(analysis, fxprune.record(small).plan)
+    assert compare(analysis, small, resolved.removal, resolved.zeroed) < 1e-12
     with torch.no_grad():
         small.get_parameter("0.weight")[:, 0] += 1.0  # which reads a zero in the first example
-    assert compare(analysis, small, planned.removal, planned.zeroed) > 1e-3
+    assert compare(analysis, small, resolved.removal, resolved.zeroed) > 1e-3
     assert fxprune.verify(net, small, x) < 1e-12
 
 
 def test_the_group_that_is_wrong_by_itself_is_found() -> None:
     layers = [layer for _ in range(3) for layer in (torch.nn.Linear(4, 4), torch.nn.Tanh())]
     analysis = fxprune.analyze(torch.nn.Sequential(*layers, torch.nn.Linear(4, 2)).eval(), torch.ones(1, 4))
-    removal = carry_out(analysis, analysis.plan(ratio={1: 0.5, 2: 0.5})).removal
+    removal = resolve_plan(analysis, analysis.plan(ratio={1: 0.5, 2: 0.5})).removal
     asked: list[list[int]] = []
 
     def error_of(wrong: int, value: float) -> Callable[[Any], float]:
@@ -109,6 +109,6 @@ def test_the_inputs_move_by_one_rounding() -> None:
     torch.manual_seed(0)
     net, x = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)).double().eval(), torch.randn(3, 4)
     analysis = fxprune.analyze(net, x.double())
-    planned = carry_out(analysis, analysis.plan(ratio=0.5))
-    moved = rounding_amplification(analysis, planned.removal, planned.zeroed)
+    resolved = resolve_plan(analysis, analysis.plan(ratio=0.5))
+    moved = rounding_amplification(analysis, resolved.removal, resolved.zeroed)
     assert 1e-17 < moved < 1e-14
