@@ -28,8 +28,8 @@ from fxprune.artifacts import load, save, weights
 from fxprune.artifacts import safetensors_file as layout
 from fxprune.errors import FileError
 from fxprune.files import replacing, write_text
-from tests.artifacts.test_plans import FLIPS, VALUES, mutated
 from tests.artifacts.trips import Plain, Tied, differences, equal, image, pruned, run, seeded, tensors
+from tests.planning.test_plans import FLIPS, VALUES, mutated
 
 MUTANTS = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
 

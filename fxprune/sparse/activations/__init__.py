@@ -1,8 +1,8 @@
-"""Thresholds behind activations, and statistics of activations.
+"""Thresholds after activations, and statistics of activations.
 
-A `ThresholdActivation` sets small activations to zero; `insert_thresholds` puts one behind every activation of a model.
-`activation_statistics` says how often each channel is zero and how large it is, and `importance_from` makes an
-importance of that.
+A `ThresholdActivation` sets small activations to zero; `insert_thresholds` puts one after every activation of a model.
+`activation_statistics` measures how often each channel is zero and how large it is; `importance_from` turns that into
+an importance.
 """
 
 from fxprune.criteria.activation import ActivationStatistics, LayerStatistics, importance_from

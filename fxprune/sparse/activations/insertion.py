@@ -1,4 +1,4 @@
-"""Thresholds behind the activations of a model that has none."""
+"""`insert_thresholds`: a copy of a model with thresholds after its activations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fxprune.sparse.activations.nodes import is_activation, is_activation_module
 RELUS: tuple[Any, ...] = (
     *(nn.ReLU, nn.ReLU6, F.relu, F.relu_, F.relu6, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_),
 )
-"""Every spelling of a ReLU: thresholds are put behind these unless `where` says otherwise."""
+"""Every spelling of a ReLU: thresholds are put after these unless `after` names other activations."""
 
 _PATHS = ("fx", "modules")
 
@@ -29,8 +29,8 @@ _PATHS = ("fx", "modules")
 class Inserted:
     """A model with thresholds.
 
-    layers: name of a `ThresholdActivation` in `model` -> the activation that it stands behind.
-    path: "fx", a `GraphModule`; or "modules", the model's own class. why_not: why not "fx".
+    layers: name of a `ThresholdActivation` in `model` -> name of the activation before it.
+    path: "fx" if `model` is a `GraphModule`, "modules" if it keeps its class. why_not: why the path is not "fx".
     """
 
     model: nn.Module
@@ -42,24 +42,27 @@ class Inserted:
 def insert_thresholds(
     model: nn.Module, after: Any = None, *, threshold: Any, magnitude: bool = True, path: str | None = None
 ) -> Inserted:
-    """A copy of a model, with a `ThresholdActivation` behind each of the activations that are meant.
+    """Returns a copy of a model with a `ThresholdActivation` after each of the named activations.
 
-    On the path "fx", the copy is traced symbolically, and every call gets a threshold of its own: also functions
-    (`F.relu(x)`), methods (`x.relu()`), and every call of a module that is called several times. What a graph takes
-    over from the mode, such as `F.dropout(x, training=self.training)`, is that of the mode which the model is in.
-    Where tracing fails, "modules" puts an `nn.Sequential` of module and threshold in the place of each module; a
-    module that is called several times has one threshold then, and functions cannot be reached.
+    On the path "fx", the copy is traced symbolically, and every call gets its own threshold: calls of functions
+    (`F.relu(x)`) and methods (`x.relu()`), and each call of a module that is called several times. The graph keeps the
+    mode that the model is in now wherever forward reads it, as in `F.dropout(x, training=self.training)`.
+
+    If tracing fails, the path is "modules": an `nn.Sequential` of the module and a threshold replaces each named
+    module. A module that is called several times then has one threshold, and functions cannot be named.
 
     Args:
         model: only read.
-        after: a pattern or several: see `fxprune.names`; also a function (`F.relu`, `torch.Tensor.relu`), and the
-            name of a node of the graph. A block means the activations in it, a glob those that it fits. Each must be
-            found. None takes every ReLU, however it is spelled.
-        threshold, magnitude: see `ThresholdActivation`. A rule that learns is the same one for all and learns in each.
-        path: take this path or raise.
+        after: one or several of: a pattern (see `fxprune.names`), a function (`F.relu`, `torch.Tensor.relu`), the name
+            of a node of the graph. A block means the activations in it, a glob the activations that it matches. Each
+            must match something. None means every ReLU, in all its spellings.
+        threshold, magnitude: as for `ThresholdActivation`. All layers get the same rule; one that learns from the
+            activations learns in each layer separately.
+        path: "fx" or "modules"; None tries both in this order.
 
-    Raises `PlanError` for what is not in the model; on the path "modules", for functions; and for an activation
-    in place whose result is not what the model goes on with. `CaptureError` where path="fx" cannot trace.
+    Raises `PlanError` if `after` names something that the model does not have, or a function on the path "modules". It
+    also raises it for an in-place activation whose result is not used, because the model reads the changed input
+    instead. Raises `CaptureError` if path="fx" is asked for and tracing fails.
 
     >>> from fxprune.sparse.activations.thresholds import Quantile
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -67,7 +70,7 @@ def insert_thresholds(
     >>> made.layers, made.path
     ({'1_threshold': '1'}, 'fx')
     """
-    make = _maker(checked(model), threshold, magnitude)
+    make = _layer_maker(checked(model), threshold, magnitude)
     if path is not None and path not in _PATHS:
         raise PlanError(f"unknown path {path!r}", do='use "fx" or "modules"')
     entries = list(RELUS) if after is None else entries_of(after)
@@ -82,12 +85,12 @@ def insert_thresholds(
     except CaptureError as error:
         if path is not None:
             raise
-        return _in_modules(copied, entries, names, make, after is None, _why(error))
+        return _in_modules(copied, entries, names, make, after is None, _failure(error))
     return _in_graph(traced, entries, names, make, after is None)
 
 
-def _maker(model: nn.Module, threshold: Any, magnitude: bool) -> Callable[[bool], ThresholdActivation]:
-    """A function that makes layers on the model's device; the first is made now, so that bad options are refused."""
+def _layer_maker(model: nn.Module, threshold: Any, magnitude: bool) -> Callable[[bool], ThresholdActivation]:
+    """Returns a function that makes layers on the model's device; makes one at once, to refuse bad options early."""
     first = next(iter([*model.parameters(), *model.buffers()]), None)
 
     def make(training: bool) -> ThresholdActivation:
@@ -98,8 +101,8 @@ def _maker(model: nn.Module, threshold: Any, magnitude: bool) -> Callable[[bool]
     return make
 
 
-def _why(error: CaptureError) -> str:
-    """The place that could not be traced and the reason, in one line."""
+def _failure(error: CaptureError) -> str:
+    """Returns the place that could not be traced and the reason, in one line."""
     return "; ".join(line.removeprefix("  why  ") for line in str(error).splitlines() if not line.startswith("  do "))
 
 
@@ -111,11 +114,11 @@ def _in_graph(
 ) -> Inserted:
     nodes = [n for n in traced.graph.nodes if n.op in ("call_module", "call_function", "call_method")]
     functions = {node.name: node for node in nodes if node.op != "call_module"}
-    names = Names(names.modules, functions)  # a node that calls no module has a name of its own
+    names = Names(names.modules, functions)  # other nodes are found by their own names
     sites: dict[fx.Node, None] = {}
     for entry in entries:
         match = _match(names, entry, any_of)
-        hits = _calling(nodes, entry) if match is None else _meant(traced, nodes, match, names)
+        hits = _calls_of(nodes, entry) if match is None else _matching_nodes(traced, nodes, match, names)
         if not hits and not any_of:
             raise _not_found(entry, [_name(n) for n in nodes if is_activation(traced, n)])
         sites.update(dict.fromkeys(hits))
@@ -129,20 +132,20 @@ def _in_graph(
             raise PlanError("there is a threshold already", at=f'behind "{_name(node)}"')
     layers = {}
     for node in sorted(sites, key=nodes.index):
-        name = _free(traced, f"{_name(node)}_threshold")
+        name = _unused_name(traced, f"{_name(node)}_threshold")
         traced.add_submodule(name, make(traced.training))
         with traced.graph.inserting_after(node):
             new = traced.graph.call_module(name, (node,))
         new.meta.update({key: value for key, value in node.meta.items() if key != "nn_module_stack"})
-        _reroute(node, new)
+        _replace_uses(node, new)
         layers[name] = _name(node)
     traced.graph.lint()
     traced.recompile()
     return Inserted(traced, layers, "fx")
 
 
-def _reroute(node: fx.Node, new: fx.Node) -> None:
-    """Let everything but `new` itself use `new` instead of a node."""
+def _replace_uses(node: fx.Node, new: fx.Node) -> None:
+    """Replaces a node by `new` for all its users except `new` itself."""
 
     def another(user: fx.Node) -> bool:
         return user is not new
@@ -151,18 +154,21 @@ def _reroute(node: fx.Node, new: fx.Node) -> None:
 
 
 def _name(node: fx.Node) -> str:
-    """The module that a node calls, or the node itself."""
+    """Returns the name of the module that a node calls, or of the node itself."""
     return str(node.target) if node.op == "call_module" else node.name
 
 
-def _free(root: nn.Module, wanted: str) -> str:
+def _unused_name(root: nn.Module, wanted: str) -> str:
     taken = {name for name, _ in root.named_modules(remove_duplicate=False)}
     numbered = (f"{wanted}_{number}" for number in range(1, len(taken) + 2))
     return next(name for name in (wanted, *numbered) if name not in taken)
 
 
 def _match(names: Names, entry: Any, any_of: bool) -> Match | None:
-    """The modules that a pattern names; None for a function, and for a type that need not be there."""
+    """Returns the match of a pattern; None for a function, and with `any_of` for a type that the model lacks.
+
+    any_of: True if the entries are alternatives (all spellings of a ReLU), so that each may be missing.
+    """
     if isinstance(entry, type):
         absent = not any(isinstance(module, entry) for module in names.modules.values())
         return None if any_of and absent else find(names, entry, what="after")
@@ -173,8 +179,8 @@ def _match(names: Names, entry: Any, any_of: bool) -> Match | None:
     raise PlanError(f"after cannot be a {type(entry).__name__}", do=_KINDS)
 
 
-def _calling(nodes: list[fx.Node], function: Any) -> list[fx.Node]:
-    """The nodes that call a function, or the method of a tensor."""
+def _calls_of(nodes: list[fx.Node], function: Any) -> list[fx.Node]:
+    """Returns the nodes that call a function or a method of tensors."""
     return [
         node
         for node in nodes
@@ -183,8 +189,8 @@ def _calling(nodes: list[fx.Node], function: Any) -> list[fx.Node]:
     ]
 
 
-def _meant(traced: fx.GraphModule, nodes: list[fx.Node], match: Match, names: Names) -> list[fx.Node]:
-    """The nodes that are named themselves; else the activations that a glob fits, or that stand in a named block."""
+def _matching_nodes(traced: fx.GraphModule, nodes: list[fx.Node], match: Match, names: Names) -> list[fx.Node]:
+    """Returns the nodes that are named directly; else the activations that a glob matches or a named block holds."""
     activations = [node for node in nodes if is_activation(traced, node)]
     own = [
         node
@@ -208,7 +214,7 @@ def _not_found(entry: Any, known: list[str]) -> PlanError:
     return PlanError(f"the model does not call {getattr(entry, '__name__', entry)}", why=f"activations: {listed}")
 
 
-# -- where no graph can be had ----------------------------------------------------------------------------
+# -- without a graph ----------------------------------------------------------------------------
 
 
 def _in_modules(
@@ -225,7 +231,7 @@ def _in_modules(
     for entry in entries:
         match = _match(names, entry, any_of)
         if match is not None:
-            hits = _named(match, modules, known)
+            hits = _matching_modules(match, modules, known)
         elif any_of:
             continue
         else:
@@ -253,8 +259,8 @@ def _in_modules(
     return Inserted(copied, layers, "modules", why_not)
 
 
-def _named(match: Match, modules: Mapping[str, nn.Module], known: list[str]) -> list[str]:
-    """The modules that a pattern names: of a block its activations, of a glob the activations that it fits."""
+def _matching_modules(match: Match, modules: Mapping[str, nn.Module], known: list[str]) -> list[str]:
+    """Returns the names of matching modules; for a block or a glob, only the activations."""
     if match.level is Level.GLOB:
         return [name for name in known if match.below(name)]
     hits: dict[str, None] = {}

@@ -14,22 +14,22 @@ from fxprune.sparse.activations.thresholds import Threshold, as_threshold
 
 
 class ThresholdActivation(nn.Module):
-    """y = 0 where |x| < threshold, else x; the gradient passes where the activation survives, and is 0 elsewhere.
+    """y = 0 where |x| < threshold, else x; the gradient is 0 where y was set to zero.
 
-    What equals the threshold survives, and so does NaN: a number that went wrong is not hidden. The threshold itself
-    gets no gradient.
+    Activations equal to the threshold stay. NaN stays too, so that errors are not hidden. The threshold itself gets no
+    gradient.
 
     Args:
-        threshold: a number; a schedule of it (`fxprune.schedules`), which `step()` advances; or what follows a target
-            sparsity, `fxprune.sparse.Quantile` or `Histogram`, which learns in training and is fixed in
-            evaluation; before its first training batch, the threshold is 0 and nothing is set to zero.
-        magnitude: compare |x|, which is right for signed activations and equal to comparing x behind a ReLU. False
-            compares x itself: y = 0 where x < threshold, so that a threshold of 0 is a ReLU.
-        track: keep the share of zeros in the last output, in training and evaluation, which costs a pass over it.
+        threshold: a number; or a schedule of it (`fxprune.schedules`), which `step()` advances; or a rule that aims at
+            a sparsity, `fxprune.sparse.Quantile` or `fxprune.sparse.Histogram`. A rule learns the threshold in training
+            mode and keeps it in evaluation mode; before its first training batch the threshold is 0.
+        magnitude: True compares |x|, for signed activations; after a ReLU it makes no difference. False compares x
+            itself: y = 0 where x < threshold, so that a threshold of 0 is a ReLU.
+        track: store the share of zeros in the last output, which costs one pass over the output.
 
-    Buffers, all in `state_dict`: `threshold`, in use in evaluation; `steps`, how many times `step()` was called;
-    `zeros`, the share of zeros in the last output, NaN before the first; and those of the rule. They are what a
-    checkpoint holds of a schedule: the schedule itself is code.
+    Buffers, all in `state_dict`: `threshold`, used in evaluation mode; `steps`, the number of calls of `step()`;
+    `zeros`, the share of zeros in the last output, NaN before the first one; and the buffers of the rule. A checkpoint
+    stores the state of a schedule in them, and not the schedule itself.
 
     >>> layer = ThresholdActivation(0.5)
     >>> layer(torch.tensor([-1.0, -0.2, 0.5, 0.4]))
@@ -57,7 +57,7 @@ class ThresholdActivation(nn.Module):
         self.rule.advance(self, 0)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Any shape; the same shape."""
+        """Returns a tensor of the same shape; any shape is allowed."""
         values = input.detach().abs() if self.magnitude else input.detach()
         threshold = self.threshold
         if self.training and input.numel():
@@ -71,19 +71,19 @@ class ThresholdActivation(nn.Module):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Go on by one step of the schedule, if there is one: after each optimizer step, or each epoch."""
+        """Advances the schedule, if there is one, by one step: call it after each optimizer step, or each epoch."""
         self.rule.advance(self, int(self.steps) + 1)
         self.steps.add_(1)
 
     def extra_repr(self) -> str:
-        """The source of the threshold."""
+        """The rule of the threshold, and what is compared with it."""
         return f"{self.rule}, magnitude={self.magnitude}"
 
 
 def step_thresholds(model: nn.Module) -> int:
-    """Call `step()` of every `ThresholdActivation` in a model once; returns how many there are.
+    """Calls `step()` of every `ThresholdActivation` in a model once; returns the number of these layers.
 
-    Raises `PlanError` where there is none.
+    Raises `PlanError` if there is none.
 
     >>> step_thresholds(nn.Sequential(nn.Linear(2, 2), ThresholdActivation(0.1)))
     1
@@ -100,5 +100,5 @@ def step_thresholds(model: nn.Module) -> int:
 
 @leaf(ThresholdActivation)
 def _threshold(call: LeafCall, input: Operand) -> Operand:
-    """y[i] = x[i] or 0: a channel that is zero stays zero. The threshold is one number, and stays what it is."""
+    """y[i] = x[i] or 0: a channel that is zero stays zero. The threshold is one number and no channel."""
     return call.operand(input.vectors, input.zero)

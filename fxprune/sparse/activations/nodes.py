@@ -1,4 +1,4 @@
-"""Kinds of nodes in a traced graph: activations, norms, and others that leave every channel where it is."""
+"""Kinds of nodes in a traced graph: activations, norms, and other operations that keep the order of channels."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ NORM_FUNCTIONS = _functions(_NORM_NAMES)
 
 
 def is_activation(root: nn.Module, node: fx.Node) -> bool:
-    """True if a node applies a function of one number to every number: ReLU, GELU, sigmoid, clamp, ..."""
+    """True if a node is an activation: a function applied to each element, such as ReLU, GELU, sigmoid, clamp."""
     if node.op == "call_module":
         return is_activation_module(root.get_submodule(str(node.target)))
     return node.target in (ACTIVATIONS if node.op == "call_function" else _NAMES if node.op == "call_method" else ())
 
 
 def is_activation_module(module: nn.Module) -> bool:
-    """True if a module is one of torch's activations that look at one number at a time."""
+    """True if a module is one of torch's activations that work on each element alone."""
     own = type(module).__module__ == activation.__name__
     return own and not isinstance(module, (*_OTHERS, *_MIXING))
 
@@ -74,7 +74,7 @@ def is_threshold(root: nn.Module, node: fx.Node) -> bool:
 
 
 def keeps_channels(root: nn.Module, node: fx.Node) -> bool:
-    """True if a node leaves every channel where it is: norms, sums, products, dropout, pooling over space."""
+    """True if a node keeps the order of channels: norms, sums, products, dropout, pooling over space."""
     if node.op == "call_module":
         return isinstance(root.get_submodule(str(node.target)), (*_NORM_LAYERS, *_KEEPING_LAYERS))
     return node.target in (KEEPING if node.op == "call_function" else _KEEPING if node.op == "call_method" else ())

@@ -1,4 +1,4 @@
-"""Running a model and adding up its activations: where in a graph those of a layer are taken, and how."""
+"""Runs of a model that add up its activations, and the nodes of the graph at which they are recorded."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ CONVOLUTIONS: Mapping[type[nn.Module], int] = {
     nn.ConvTranspose2d: 2,
     nn.ConvTranspose3d: 3,
 }
-"""Convolutions and how many dimensions of space they have."""
+"""Type of convolution -> the number of its dimensions of space."""
 
 Shapes = Mapping[fx.Node, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class RecordedLayer:
-    """The place where the activations of a layer are taken: the node (`at`, its module where it calls one), and the
-    dimension its channels are; None where that is not known."""
+    """The point at which the activations of a layer are recorded.
+
+    at: the module that the node calls, or the name of the node. dim: the dimension of the channels, None if unknown.
+    """
 
     layer: str
     at: str
@@ -42,7 +44,7 @@ class RecordedLayer:
 
 @dataclass
 class Sums:
-    """Running sums: per channel, the count of zeros and the sum of magnitudes; and how many numbers there are."""
+    """Running sums: zeros and magnitudes per channel (`zeros`, `total`), elements per channel (`count`), and calls."""
 
     zeros: Tensor | None = None
     total: Tensor | None = None
@@ -50,14 +52,14 @@ class Sums:
     calls: int = 0
 
     def add(self, layer: str, made: Tensor, dim: int, threshold: float) -> None:
-        """Add what a layer made once. Raises `PlanError` where it has another number of channels than before."""
+        """Adds the activations of one call. Raises `PlanError` if the number of channels has changed."""
         made = made.detach()
         if made.ndim < 2:
             made, dim = made.reshape(1, -1), 1
         others = [d for d in range(made.ndim) if d != dim % made.ndim]
         size = made.abs()
-        precise = torch.float32 if made.device.type == "mps" else torch.float64
-        zeros, total = (size <= threshold).sum(others), size.sum(others, dtype=precise)
+        dtype = torch.float32 if made.device.type == "mps" else torch.float64
+        zeros, total = (size <= threshold).sum(others), size.sum(others, dtype=dtype)
         self.zeros, self.total = (
             zeros if self.zeros is None else self.zeros,
             total if self.total is None else self.total,
@@ -75,7 +77,7 @@ class Sums:
 
 
 class Recorder:
-    """Runs a model on batches, as a graph where that can be had, and adds up what its layers make."""
+    """Runs a model on batches, as a graph if it can be traced, and adds up the activations of its layers."""
 
     def __init__(
         self, model: nn.Module, layers: list[str], threshold: float, through: bool, channel_dim: int | None
@@ -96,7 +98,7 @@ class Recorder:
         self.unseen = [layer for layer in layers if layer not in called]
 
     def run(self, inputs: Inputs) -> None:
-        """One batch. Of the first one, the graph runs twice: where to look depends on the shapes."""
+        """Runs one batch. The graph runs twice for the first batch, because the recorded nodes depend on shapes."""
         if self.graph is None:
             self.model(*inputs[0], **inputs[1])
             return
@@ -105,15 +107,15 @@ class Recorder:
             shapes: dict[fx.Node, tuple[int, ...]] = {}
             _Interpreter(self.graph, lambda node, made: shapes.update({node: tuple(made.shape)})).run(*values)
             self.sites = sites_in(self.graph, self.layers, shapes, self.through)
-            self.sums, self.places = {}, {}  # hooks have added the numbers of the run for the shapes
-        _Interpreter(self.graph, self._taken).run(*values)
+            self.sums, self.places = {}, {}  # the run for the shapes is not counted
+        _Interpreter(self.graph, self._record).run(*values)
 
-    def _taken(self, node: fx.Node, made: Tensor) -> None:
+    def _record(self, node: fx.Node, made: Tensor) -> None:
         for site in (self.sites or {}).get(node, ()):
             self.add(site.layer, site.at, made, site.dim)
 
     def add(self, layer: str, at: str, made: Any, dim: int | None) -> None:
-        """Count what a layer made."""
+        """Adds one output of a layer to its sums. at: the point at which it was recorded."""
         if not isinstance(made, Tensor):
             raise PlanError(f'"{layer}" makes a {type(made).__name__}, not a tensor', do="name another layer")
         dim = self.channel_dim if dim is None else dim
@@ -131,7 +133,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def hooked(self) -> Iterator[None]:
-        """Hooks on the layers that are no nodes of the graph; on all of them where there is none."""
+        """Sets hooks on layers that are no nodes of the graph, or on all layers if there is no graph."""
         root = self.model if self.graph is None else self.graph
         present = {name for name, _ in root.named_modules(remove_duplicate=False)}
         handles = []
@@ -157,7 +159,7 @@ class _Interpreter(fx.Interpreter):
     def __init__(self, graph: fx.GraphModule, show: Callable[[fx.Node, Tensor], Any]) -> None:
         super().__init__(graph)
         self.show = show
-        self.extra_traceback = False  # which would write into the messages of errors
+        self.extra_traceback = False  # it would change the messages of errors
 
     def run_node(self, n: fx.Node) -> Any:
         made = super().run_node(n)
@@ -167,7 +169,7 @@ class _Interpreter(fx.Interpreter):
 
 
 def channel_dim_of(module: nn.Module) -> int | None:
-    """The dimension of a layer's output that holds its channels; None where its type does not say."""
+    """Returns the dimension of the channels in a layer's output; None if its type does not say."""
     for kind, space in CONVOLUTIONS.items():
         if isinstance(module, kind):
             return -space - 1
@@ -179,10 +181,11 @@ def channel_dim_of(module: nn.Module) -> int | None:
 def sites_in(
     graph: fx.GraphModule, layers: Sequence[str], shapes: Shapes, through: bool
 ) -> dict[fx.Node, list[RecordedLayer]]:
-    """The nodes of a graph at which activations are taken, each with the layers that they are taken for.
+    """Returns the nodes at which activations are recorded, each with the layers that it is recorded for.
 
-    Every call of a convolution or linear layer is followed to its activation (see `activation_statistics`); every
-    call of another module is taken as it is, and the dimension of its channels is that of the layer before it.
+    For a call of a convolution or linear layer, this is the activation after it, or its own node if `through` is False
+    (see `activation_statistics`). For a call of another module it is its own node; the dimension of its channels is
+    that of the layer before it.
     """
     sites: dict[fx.Node, list[RecordedLayer]] = {}
     for node in graph.graph.find_nodes(op="call_module"):
@@ -190,18 +193,18 @@ def sites_in(
             continue
         module = graph.get_submodule(str(node.target))
         dim = channel_dim_of(module)
-        place = node
+        site = node
         if dim is None:
             dim = _dim_before(graph, node, shapes)
         elif through and not is_norm(graph, node):
-            place = _follow(graph, node, dim, shapes)
-        at = str(place.target) if place.op == "call_module" else place.name
-        sites.setdefault(place, []).append(RecordedLayer(str(node.target), at, dim))
+            site = _activation_after(graph, node, dim, shapes)
+        at = str(site.target) if site.op == "call_module" else site.name
+        sites.setdefault(site, []).append(RecordedLayer(str(node.target), at, dim))
     return sites
 
 
-def _follow(graph: fx.GraphModule, node: fx.Node, dim: int, shapes: Shapes) -> fx.Node:
-    """The first activation behind a layer, with thresholds behind it; without one, the norms behind it, or itself."""
+def _activation_after(graph: fx.GraphModule, node: fx.Node, dim: int, shapes: Shapes) -> fx.Node:
+    """Returns the first activation after a layer, with its thresholds; else the last norm after it, or the layer."""
     behind_norms, current, norms = node, node, True
     while (user := _only_user(current, node, dim, shapes)) is not None:
         if is_activation(graph, user) or is_threshold(graph, user):
@@ -217,7 +220,7 @@ def _follow(graph: fx.GraphModule, node: fx.Node, dim: int, shapes: Shapes) -> f
 
 
 def _only_user(node: fx.Node, first: fx.Node, dim: int, shapes: Shapes) -> fx.Node | None:
-    """The only user of a node, if it has as many channels in the same dimension; else None."""
+    """Returns the user of a node if there is only one and it has as many channels as `first` in `dim`; else None."""
     user = next(iter(node.users)) if len(node.users) == 1 else None
     if user is None or user not in shapes or len(shapes[user]) != len(shapes[first]):
         return None
@@ -225,7 +228,7 @@ def _only_user(node: fx.Node, first: fx.Node, dim: int, shapes: Shapes) -> fx.No
 
 
 def _dim_before(graph: fx.GraphModule, node: fx.Node, shapes: Shapes) -> int | None:
-    """The dimension of the channels that the layer before an activation has, as seen through what keeps channels."""
+    """Returns the channel dimension of the nearest layer before a node, behind nodes that keep channels; else None."""
     seen: set[fx.Node] = set()
     queue = list(node.all_input_nodes)
     while queue:

@@ -32,39 +32,40 @@ def activation_statistics(
     progress: bool = True,
     device: torch.device | str | None = None,
 ) -> ActivationStatistics:
-    """Share of zeros and mean magnitude of every channel of every layer, over the batches of a loader.
+    """Measures the share of zeros and the mean magnitude of every channel, over the batches of a loader.
 
         zeros[c] = share of (sample, position) with |x[.., c, ..]| <= threshold;  mean_abs[c] = mean of |x[.., c, ..]|
 
-    Behind a ReLU, with a threshold of 0, `zeros` is the average percentage of zeros, APoZ (Hu et al. 2016, "Network
+    After a ReLU, with a threshold of 0, `zeros` is the average percentage of zeros, APoZ (Hu et al. 2016, "Network
     Trimming: A Data-Driven Neuron Pruning Approach towards Efficient Deep Architectures", equation 1;
     https://arxiv.org/abs/1607.03250).
 
-    The model runs in evaluation mode without gradients, and gets its modes back; hooks are taken away, also where a
-    batch raises. What is called several times adds up.
+    The model runs in evaluation mode without gradients. Its modes are restored and the hooks removed afterwards, also
+    if a batch raises. The numbers of a layer that is called several times are added up.
 
     Args:
-        model: only run.
+        model: run, and not changed.
         loader: any iterable of batches: a tensor; a tuple or list, whose first entry is the input; or a dict of
             keyword arguments.
-        where: names, globs, modules or types, or a list: convolutions and linear layers, activation modules, any
-            other module without submodules if it is no glob that names it; or modules around them, which stand for
-            the convolutions and linear layers inside. None takes all convolutions and linear layers.
-        threshold: what counts as zero, for activations that are never exactly zero (GELU).
-        through: take the numbers of a convolution or linear layer not at its own output, but behind the first
-            activation that follows, with nothing in between but norms, sums, products, dropout and pooling, each
-            used once; where none follows, behind the norm that does. `LayerStatistics.at` says where. That needs a
-            traced graph: where tracing fails, the layer's own output is taken.
-        channel_dim: the dimension of the channels of activation modules, where neither the layer before it nor two
-            dimensions say which it is.
-        prepare: makes of a batch what one call of the model takes: a tensor, a tuple of positional arguments, or a
-            dict of keywords. Without it, see `loader`.
-        limit: no more batches than this.
-        progress: a progress bar on stderr.
-        device: where inputs go; by default where the first parameter is.
+        where: names, globs, modules or types, or a list of them. A pattern may name convolutions, linear layers and
+            activation modules, and also any other module without submodules, unless the pattern is a glob. A module
+            with submodules stands for the convolutions and linear layers in it. None means all convolutions and linear
+            layers.
+        threshold: a magnitude up to it counts as zero, for activations that are never exactly zero (GELU).
+        through: True records a convolution or linear layer after the first activation that follows it. Only norms,
+            sums, products, dropout and pooling may stand in between, and each result must be used once. If no
+            activation follows, the layer is recorded after its norm. `LayerStatistics.at` names the point. This needs
+            a traced graph; if tracing fails, or with False, the layer's own output is recorded.
+        channel_dim: the dimension of the channels of activation modules, needed where it follows neither from the
+            layer before nor from an output of two dimensions.
+        prepare: a function from a batch to the input of one call of the model: a tensor, a tuple of positional
+            arguments, or a dict of keywords. Without it, see `loader`.
+        limit: the largest number of batches.
+        progress: show a progress bar on stderr.
+        device: the device for the inputs; by default that of the first parameter.
 
-    Raises `PlanError` for `where` that means nothing or was never reached; `InputError` for a loader without batches
-    and batches that do not fit.
+    Raises `PlanError` if `where` matches nothing or its layers are never called, and `InputError` for a loader without
+    batches and for batches that do not fit.
 
     >>> net = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1)).requires_grad_(False)
     >>> _ = net[0].weight.copy_(torch.tensor([[1.0], [-1.0]])), net[0].bias.zero_()
@@ -76,7 +77,7 @@ def activation_statistics(
     layers, named = _layers(checked(model), where)
     if any(t.is_meta for t in [*model.parameters(), *model.buffers()]):
         raise InputError("the model is on the meta device", why="its parameters have no values")
-    place = _device(model, device)
+    target = _device(model, device)
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -84,8 +85,8 @@ def activation_statistics(
             recorder = Recorder(model, layers, threshold, through, channel_dim)
             batches = 0
             with recorder.hooked():
-                for batch in _shown(loader, limit, progress):
-                    recorder.run(_inputs(model, batch, prepare, place))
+                for batch in _with_progress(loader, limit, progress):
+                    recorder.run(_inputs(model, batch, prepare, target))
                     batches += 1
     finally:
         for module, mode in modes:
@@ -104,7 +105,7 @@ def activation_statistics(
     return ActivationStatistics(found, batches, missing, recorder.path, recorder.why_not)
 
 
-# -- what is asked for ------------------------------------------------------------------------------------
+# -- options ------------------------------------------------------------------------------------
 
 
 def _check_options(threshold: Any, limit: Any, channel_dim: Any) -> None:
@@ -118,7 +119,7 @@ def _check_options(threshold: Any, limit: Any, channel_dim: Any) -> None:
 
 
 def _layers(model: nn.Module, where: Any) -> tuple[list[str], set[str]]:
-    """The layers to look at, in the order of the model; and those of them that are named one by one."""
+    """Returns the layers to record, in the order of the model; and those of them that are named directly."""
     first: dict[int, str] = {}
     for name, module in model.named_modules():
         first.setdefault(id(module), name)
@@ -130,9 +131,9 @@ def _layers(model: nn.Module, where: Any) -> tuple[list[str], set[str]]:
     chosen: set[str] = set()
     named: set[str] = set()
     for match in find_all(names_of(model, parameters=False), where, what="where"):
-        exact = match.level is not Level.GLOB  # of what a glob fits, dropout and the like are not meant
+        exact = match.level is not Level.GLOB  # a glob also matches dropout and the like, which are not recorded
         hits = match.modules.values()
-        own = {first[id(m)] for m in hits if _looks(m, exact)}
+        own = {first[id(m)] for m in hits if _is_recorded(m, exact)}
         around = [m for m in hits if first[id(m)] not in own]
         inside = {first[id(m)] for outer in around for m in outer.modules() if isinstance(m, _PRODUCERS)}
         if not own and not inside:
@@ -146,8 +147,8 @@ def _layers(model: nn.Module, where: Any) -> tuple[list[str], set[str]]:
 _PRODUCERS = (*CONVOLUTIONS, nn.Linear)
 
 
-def _looks(module: nn.Module, exact: bool) -> bool:
-    """True if a named module is looked at itself; if not, it stands for the layers inside."""
+def _is_recorded(module: nn.Module, exact: bool) -> bool:
+    """True if a named module is recorded itself; if not, it stands for the layers inside."""
     return isinstance(module, _PRODUCERS) or is_activation_module(module) or (exact and not module._modules)
 
 
@@ -165,8 +166,8 @@ def _device(model: nn.Module, device: torch.device | str | None) -> torch.device
 # -- the loader -------------------------------------------------------------------------------------------
 
 
-def _shown(loader: Iterable[Any], limit: int | None, progress: bool) -> Iterator[Any]:
-    """The batches, at most `limit`, with a progress bar."""
+def _with_progress(loader: Iterable[Any], limit: int | None, progress: bool) -> Iterator[Any]:
+    """Yields the batches, at most `limit`, with a progress bar."""
     from tqdm import tqdm
 
     if isinstance(loader, (Tensor, str, Mapping)) or not isinstance(loader, Iterable):
@@ -192,8 +193,8 @@ def _inputs(model: nn.Module, batch: Any, prepare: Callable[[Any], Any] | None, 
         batch = batch[0]
     inputs = normalize(batch)
     bound(model, inputs)
-    moved: Inputs = pytree.tree_map_only(Tensor, lambda t: t.to(device), inputs) if device is not None else inputs
-    return moved
+    on_device: Inputs = pytree.tree_map_only(Tensor, lambda t: t.to(device), inputs) if device is not None else inputs
+    return on_device
 
 
 def _statistics(layer: str, recorder: Recorder) -> LayerStatistics:

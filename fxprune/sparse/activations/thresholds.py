@@ -1,4 +1,4 @@
-"""Sources of the threshold of a sparse activation: a schedule, a batch's quantile, or a running histogram."""
+"""Rules for the threshold of activations: a schedule, the quantile of each batch, or a running histogram."""
 
 from __future__ import annotations
 
@@ -13,26 +13,29 @@ from fxprune.errors import PlanError
 from fxprune.schedules import Constant, Schedule, as_schedule
 
 _BILLION = 10**9
-"""A target sparsity is kept as an integer of so many parts: no cast of a model to half precision changes it."""
+"""A target sparsity is stored as an integer, in units of 1e-9: a cast of the model to half precision keeps it."""
 
 
 @runtime_checkable
 class Threshold(Protocol):
-    """The source of a `ThresholdActivation`'s threshold. State lives in buffers of that layer, never in here."""
+    """The rule for the threshold of a `ThresholdActivation`. Its state stands in buffers of that layer, not here."""
 
     def buffers(self) -> dict[str, Tensor]:
-        """The buffers that the layer keeps besides its `threshold`, with their first values."""
+        """Returns the buffers that the layer needs besides `threshold`, with their first values."""
 
     def advance(self, layer: Any, step: int) -> None:
-        """Set what holds at a step; called with 0 in the beginning, and whenever the layer's `step()` is."""
+        """Sets the buffers of the layer for a step. Called with step 0 at first, and by the layer's `step()`."""
 
     def observe(self, layer: Any, values: Tensor) -> Tensor:
-        """The threshold of one training forward, and what is to be learned from its values (magnitudes, or signed)."""
+        """Returns the threshold of one training forward, and updates the buffers from its values.
+
+        values: magnitudes, or signed numbers if the layer has magnitude=False.
+        """
 
 
 @dataclass(frozen=True)
 class Scheduled:
-    """The threshold itself follows a schedule: `Constant`, `Linear`, `AGP` of `fxprune.schedules`, or any function.
+    """The threshold follows a schedule: `Constant`, `Linear`, `AGP` of `fxprune.schedules`, or any function.
 
     >>> from fxprune.schedules import Linear
     >>> rule = Scheduled(Linear(0.0, 0.4, steps=2))
@@ -43,7 +46,7 @@ class Scheduled:
     schedule: Schedule
 
     def buffers(self) -> dict[str, Tensor]:
-        """Nothing but the threshold."""
+        """Returns no buffers; the threshold is enough."""
         return {}
 
     def advance(self, layer: Any, step: int) -> None:
@@ -55,14 +58,14 @@ class Scheduled:
         layer.threshold.fill_(value)
 
     def observe(self, layer: Any, values: Tensor) -> Tensor:
-        """The values do not matter."""
+        """Returns the threshold of the schedule, whatever the values are."""
         threshold: Tensor = layer.threshold
         return threshold
 
 
 @dataclass(frozen=True)
-class _Tracking:
-    """A threshold that follows a target sparsity: the target, and how fast the running estimate follows the batches."""
+class _AimsAtSparsity:
+    """A rule that aims at a sparsity. momentum: the weight of the newest batch in the running estimate."""
 
     sparsity: float | Schedule
     momentum: float = 0.1
@@ -77,32 +80,32 @@ class _Tracking:
             raise PlanError(f"momentum must be a number in (0, 1], not {momentum!r}", at=type(self).__name__, why=why)
 
     def buffers(self) -> dict[str, Tensor]:
-        """The target in parts of 10^9, and how many batches were seen."""
+        """Returns the target in units of 1e-9, and the number of batches."""
         return {"target": torch.zeros((), dtype=torch.int64), "batches": torch.zeros((), dtype=torch.int64)}
 
     def advance(self, layer: Any, step: int) -> None:
         """target = sparsity(step)"""
         layer.target.fill_(round(share_at(as_schedule(self.sparsity), step) * _BILLION))
 
-    def _follow(self, layer: Any, running: Tensor, new: Tensor) -> None:
-        """running <- (1 - momentum) running + momentum new; the first batch counts whole."""
+    def _update_running_mean(self, layer: Any, running: Tensor, new: Tensor) -> None:
+        """running <- (1 - momentum) running + momentum new; the first batch sets running <- new."""
         running.copy_(torch.where(layer.batches == 0, new, torch.lerp(running, new.to(running.dtype), self.momentum)))
         layer.batches.add_(1)
 
 
 @dataclass(frozen=True)
-class Quantile(_Tracking):
-    """The quantile of each batch in training, its running mean in evaluation.
+class Quantile(_AimsAtSparsity):
+    """The threshold is the quantile of each batch in training mode, and the running mean of it in evaluation mode.
 
-    In training, the threshold is the value below which `sparsity` of the batch's elements lie, over all dimensions
-    together; elements that equal it survive. `threshold` follows by `momentum`, as the statistics of a batch norm
-    do, and is what evaluation uses. Where more than `sparsity` of the elements are equal to the smallest one (zeros
-    behind a ReLU), they are set to zero.
+    In training mode, a share of `sparsity` of the batch's elements, over all dimensions together, lies below the
+    threshold; elements equal to it stay. The layer's buffer `threshold` is a running mean, updated like the statistics
+    of a batch norm. More than the share is zero only if more elements already were, as after a ReLU.
 
-    sparsity: the share that is set to zero, in [0, 1), or a schedule of it.
-    sample: larger batches are judged by so many of their elements, one from each of as many equal stretches. The
-        share p set to zero is then off by about sqrt(p (1 - p) / sample), 0.0016 for 0.8 of 65536; by less where
-        neighbours are alike. Sorting them is what this rule costs.
+    sparsity: the share to set to zero, in [0, 1), or a schedule of it.
+    momentum: the weight of the newest batch in the running mean, in (0, 1].
+    sample: the largest number of elements that are sorted. Of a larger batch, one element from each of `sample` equal
+        parts is taken. The share p that is set to zero is then off by about sqrt(p (1 - p) / sample): 0.0016 for
+        p = 0.8 and sample = 65536, and less if neighbours are similar.
 
     >>> from fxprune.sparse.activations.layers import ThresholdActivation
     >>> layer = ThresholdActivation(Quantile(0.5))
@@ -120,27 +123,28 @@ class Quantile(_Tracking):
             raise PlanError(f"sample must be an integer of at least 1, not {self.sample!r}", at="Quantile")
 
     def observe(self, layer: Any, values: Tensor) -> Tensor:
-        """The quantile of the values."""
+        """Returns the quantile of the values, and updates the running mean."""
         ordered = sampled(values, self.sample).sort().values
         count = (layer.target * ordered.numel() + _BILLION // 2) // _BILLION
         threshold = ordered.index_select(0, count.clamp(max=ordered.numel() - 1).view(1)).view(())
-        self._follow(layer, layer.threshold, threshold)
+        self._update_running_mean(layer, layer.threshold, threshold)
         return threshold
 
 
 @dataclass(frozen=True)
-class Histogram(_Tracking):
-    """The quantile of a running histogram, in training as in evaluation.
+class Histogram(_AimsAtSparsity):
+    """The threshold is the quantile of a running histogram, in both modes.
 
-    `histogram` holds the distribution of the values of recent batches, each forgotten by `momentum`; the threshold
-    is the value below which `sparsity` of it lies. One odd batch, or a batch of one, moves it little. Unlike that of
-    `Quantile`, the share set to zero in a single batch may be off.
+    The layer's buffer `histogram` is a running mean of the distributions of the batches, and a share of `sparsity` of
+    it lies below the threshold. A single unusual batch, or a batch of one, changes the threshold little. The share that
+    is set to zero in a single batch may differ from `sparsity`, unlike with `Quantile`.
 
-    Bins are `per_octave` to each power of two, from 2^-32 to 2^32, on both sides of zero, which needs no range to be
-    known; magnitudes below the smallest one count as zero. A threshold is off by at most the width of a bin, a factor
-    of 2^(1 / per_octave): 2.2 %.
+    There are `per_octave` bins for each power of two from 2^-32 to 2^32, for either sign, so that no range has to be
+    known. Smaller magnitudes count as zero. The error of a threshold is at most the width of a bin, a factor of
+    2^(1 / per_octave): 2.2 % by default.
 
-    sparsity: the share that is set to zero, in [0, 1), or a schedule of it.
+    sparsity: the share to set to zero, in [0, 1), or a schedule of it.
+    momentum: the weight of the newest batch in the running mean, in (0, 1].
 
     >>> from fxprune.sparse.activations.layers import ThresholdActivation
     >>> layer = ThresholdActivation(Histogram(0.75))
@@ -157,41 +161,42 @@ class Histogram(_Tracking):
             raise PlanError(f"per_octave must be an integer from 1 to 512, not {self.per_octave!r}", at="Histogram")
 
     @property
-    def _half(self) -> int:
+    def _bins_per_sign(self) -> int:
         """The number of bins on one side of zero."""
         return 2 * _OCTAVES * self.per_octave
 
     def buffers(self) -> dict[str, Tensor]:
-        """The shares of the bins as well: those of negative values, of zero, of positive ones."""
-        return {**super().buffers(), "histogram": torch.zeros(2 * self._half + 1)}
+        """Returns also the shares of the bins, ordered by value: negative values, zero, positive values."""
+        return {**super().buffers(), "histogram": torch.zeros(2 * self._bins_per_sign + 1)}
 
     def observe(self, layer: Any, values: Tensor) -> Tensor:
-        """The quantile of the histogram, into which the values have gone."""
-        bins = self._bins(values)
-        counts = torch.zeros(2 * self._half + 1, dtype=torch.int64, device=bins.device)
+        """Adds the values to the histogram, and returns its quantile."""
+        bins = self._bins_of(values)
+        counts = torch.zeros(2 * self._bins_per_sign + 1, dtype=torch.int64, device=bins.device)
         counts.scatter_add_(0, bins, torch.ones_like(bins))
-        precise = torch.promote_types(layer.histogram.dtype, torch.float32)
-        self._follow(layer, layer.histogram, (counts.to(precise) / bins.numel()).to(layer.histogram.dtype))
-        shares = layer.histogram.to(precise)
+        dtype = torch.promote_types(layer.histogram.dtype, torch.float32)
+        self._update_running_mean(layer, layer.histogram, (counts.to(dtype) / bins.numel()).to(layer.histogram.dtype))
+        shares = layer.histogram.to(dtype)
         below = shares.cumsum(0)
         target = (layer.target.to(below.dtype) / _BILLION) * below[-1]
-        found = torch.searchsorted(below, target.view(1)).clamp(max=2 * self._half)
+        found = torch.searchsorted(below, target.view(1)).clamp(max=2 * self._bins_per_sign)
         share = shares.index_select(0, found)
         inside = ((target - below.index_select(0, found) + share) / share.clamp_min(1e-12)).clamp(0, 1)
-        value = self._value(found, inside).view(())
+        value = self._value_in_bin(found, inside).view(())
         layer.threshold.copy_(value.clamp_min(0.0) if layer.magnitude else value)
         threshold: Tensor = layer.threshold
         return threshold
 
-    def _bins(self, values: Tensor) -> Tensor:
-        """Bin half + 1 + floor((log2 |v| + 32) per_octave) for positive values, mirrored for negative ones."""
+    def _bins_of(self, values: Tensor) -> Tensor:
+        """bin(v) = half + 1 + floor((32 + log2 v) per_octave), v > 0; mirrored for v < 0; half = `_bins_per_sign`."""
         values = values.flatten().to(torch.promote_types(values.dtype, torch.float32))
-        place = ((values.abs().log2() + _OCTAVES) * self.per_octave).floor().clamp(-1, self._half - 1).nan_to_num(-1.0)
-        return (self._half + (place + 1) * values.sign().nan_to_num(0.0)).to(torch.int64)
+        place = ((values.abs().log2() + _OCTAVES) * self.per_octave).floor().clamp(-1, self._bins_per_sign - 1)
+        place = place.nan_to_num(-1.0)
+        return (self._bins_per_sign + (place + 1) * values.sign().nan_to_num(0.0)).to(torch.int64)
 
-    def _value(self, bins: Tensor, inside: Tensor) -> Tensor:
-        """The value at a share of the way through a bin, on the scale of its logarithm."""
-        place = bins - self._half
+    def _value_in_bin(self, bins: Tensor, inside: Tensor) -> Tensor:
+        """Returns a value inside a bin; inside: its position between the edges, in [0, 1] on a logarithmic scale."""
+        place = bins - self._bins_per_sign
         along = torch.where(place > 0, place - 1 + inside, -place - inside)
         return torch.exp2(along / self.per_octave - _OCTAVES) * place.sign()
 
@@ -200,7 +205,7 @@ _OCTAVES = 32
 
 
 def as_threshold(value: Any) -> Threshold:
-    """A number or a schedule as the threshold itself; what says where a threshold comes from, as it is.
+    """Returns `Scheduled` for a number or a schedule; returns a rule as it is.
 
     >>> as_threshold(0.1)
     Scheduled(schedule=Constant(value=0.1))
@@ -213,7 +218,7 @@ def as_threshold(value: Any) -> Threshold:
 
 
 def value_at(schedule: Schedule, step: int, what: str, *, negative: bool) -> float:
-    """The value of a schedule at a step. Raises `PlanError` where it is no finite number, or negative."""
+    """Returns the value of a schedule at a step. Raises `PlanError` if it is not finite or must not be negative."""
     value = schedule(step)
     fine = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not fine:
@@ -229,7 +234,7 @@ def value_at(schedule: Schedule, step: int, what: str, *, negative: bool) -> flo
 
 
 def share_at(schedule: Schedule, step: int) -> float:
-    """The target sparsity at a step, in [0, 1). Raises `PlanError` for anything else."""
+    """Returns the target sparsity at a step. Raises `PlanError` if it is not in [0, 1)."""
     value = value_at(schedule, step, "sparsity", negative=True)
     if not 0 <= value < 1:
         raise PlanError(f"the sparsity must be in [0, 1), not {value!r}", at=f"step {step}")
@@ -237,10 +242,10 @@ def share_at(schedule: Schedule, step: int) -> float:
 
 
 def sampled(values: Tensor, count: int) -> Tensor:
-    """At most `count` elements, flat, in a type that can be sorted: one from each of `count` equal stretches.
+    """Returns at most `count` elements, flat, in a type that can be sorted: one from each of `count` equal parts.
 
-    Where in its stretch is fixed, and spread by Knuth's multiplicative hash: equal strides would meet the same column
-    or the same channel again and again, and random numbers would change what the rest of a program draws.
+    The position inside each part comes from Knuth's multiplicative hash and is always the same. Equal steps would take
+    the same column or channel again and again, and random numbers would change the random state of the program.
 
     >>> sampled(torch.arange(12.0), 4)
     tensor([ 0.,  4.,  8., 10.])

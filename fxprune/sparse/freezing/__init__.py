@@ -1,6 +1,6 @@
 """Parameters, single weights and running statistics that training leaves as they are.
 
-`freeze` switches gradients off, holds norm layers in evaluation mode, and guards single elements by hooks of the
+`freeze` switches gradients off, keeps norm layers in evaluation mode, and protects single elements by hooks of the
 optimizer; `unfreeze` undoes it.
 """
 

@@ -1,4 +1,4 @@
-"""Single elements of a parameter that an optimizer leaves as they are: masks, held by hooks around its steps."""
+"""Frozen elements of parameters: hooks before and after each step of an optimizer give them their values back."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from fxprune.pattern_values import Candidate, winners
 
 @dataclass(frozen=True)
 class Guard:
-    """Elements that the steps of an optimizer leave alone, how many, and how to let them go."""
+    """The frozen elements of one parameter: count, how many; release, a function that removes the hooks."""
 
     count: int
     release: Callable[[], None]
 
 
-_GUARDS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # by parameter; dies with it, a deep copy has none
+_GUARDS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # parameter -> its guard; a deep copy has none
 
 
-def guarded(parameter: nn.Parameter) -> Guard | None:
-    """The guard of a parameter; None where it has none."""
+def guard_of(parameter: nn.Parameter) -> Guard | None:
+    """Returns the guard of a parameter, or None."""
     return cast(Guard, _GUARDS[parameter]) if parameter in _GUARDS else None
 
 
-def let_go(parameter: nn.Parameter) -> Guard | None:
-    """Take the guard of a parameter away, and return it."""
-    found = guarded(parameter)
+def remove_guard(parameter: nn.Parameter) -> Guard | None:
+    """Removes the guard of a parameter, and returns it."""
+    found = guard_of(parameter)
     if found is not None:
         found.release()
         del _GUARDS[parameter]
@@ -42,20 +42,22 @@ def let_go(parameter: nn.Parameter) -> Guard | None:
 
 
 def guard(parameter: nn.Parameter, frozen: Tensor | None, optimizer: torch.optim.Optimizer) -> None:
-    """Let every step of an optimizer leave `frozen` elements (all where None) bit for bit as it found them.
+    """Freezes elements of a parameter: every step of an optimizer leaves them bit for bit as they were before it.
 
-    The values are taken just before a step, so that weights that are loaded or set by hand in between stay. The
-    gradient of the elements becomes zero: it counts in no norm that gradients are clipped by, and no momentum builds
-    up that would push the elements once they are free.
+    frozen: bool, of the parameter's shape, True = frozen; None freezes all elements.
+
+    The values are stored just before each step, so that weights which are loaded or set by hand between steps stay. The
+    gradient of the elements becomes zero. So it does not count in the norm when gradients are clipped, and no momentum
+    builds up that would move the elements after `unfreeze`.
     """
     before: list[Tensor] = []
-    weak = TensorWeakRef(parameter)  # what lives in the hooks of an optimizer must not keep a parameter alive
+    weak = TensorWeakRef(parameter)  # the hooks of an optimizer must not keep the parameter alive
 
-    def take(*_: Any) -> None:
+    def store(*_: Any) -> None:
         held = weak()
         before[:] = [] if held is None else [held.detach().clone()]
 
-    def put_back(*_: Any) -> None:
+    def restore(*_: Any) -> None:
         held = weak()
         if held is not None and before:
             old = before[0]
@@ -64,11 +66,11 @@ def guard(parameter: nn.Parameter, frozen: Tensor | None, optimizer: torch.optim
         before.clear()
 
     def without(grad: Tensor) -> Tensor:
-        if grad.is_sparse or frozen is None:  # what is put back is what counts
+        if grad.is_sparse or frozen is None:  # `restore` is enough
             return grad
         return grad.masked_fill(frozen.to(grad.device), 0.0)
 
-    handles: list[Any] = [optimizer.register_step_pre_hook(take), optimizer.register_step_post_hook(put_back)]
+    handles: list[Any] = [optimizer.register_step_pre_hook(store), optimizer.register_step_post_hook(restore)]
     if frozen is not None:
         handles.append(parameter.register_hook(without))  # type: ignore[no-untyped-call]
         if parameter.grad is not None:
@@ -84,9 +86,9 @@ def guard(parameter: nn.Parameter, frozen: Tensor | None, optimizer: torch.optim
 def guard_elements(
     model: nn.Module, masks: Mapping[Any, Any], optimizer: torch.optim.Optimizer | None
 ) -> dict[str, int]:
-    """Guard {pattern: bool mask, True = frozen}; how many elements are frozen of each parameter that is named.
+    """Freezes elements by {pattern: bool mask, True = frozen}; returns {parameter: number of frozen elements}.
 
-    Raises `PlanError`, before anything is changed, for what does not fit.
+    Raises `PlanError`, before anything is changed, for masks or patterns that do not fit.
     """
     if not masks:
         raise PlanError("freeze names nothing", why="the dict of masks is empty")
@@ -105,10 +107,10 @@ def guard_elements(
         spelled = first[position]
         name = pattern if pattern in spelled else spelled[0]
         parameter = names.tensors[name]
-        frozen = _in_shape(name, names.modules[name.rpartition(".")[0]], parameter, masks[pattern])
+        frozen = _fitted_mask(name, names.modules[name.rpartition(".")[0]], parameter, masks[pattern])
         if id(parameter) not in updated:
             raise PlanError(f'the optimizer does not update "{name}"', do="pass the one that does")
-        if guarded(parameter) is not None or not parameter.requires_grad:
+        if guard_of(parameter) is not None or not parameter.requires_grad:
             raise PlanError(f'"{name}" cannot be frozen by this mask', why="all or some of it is frozen already")
         wanted[name] = (parameter, frozen)
     for parameter, frozen in wanted.values():
@@ -116,8 +118,8 @@ def guard_elements(
     return {name: int(frozen.sum()) for name, (_, frozen) in wanted.items()}
 
 
-def _in_shape(name: str, module: nn.Module, parameter: nn.Parameter, mask: Any) -> Tensor:
-    """The mask in the parameter's shape and on its device. Raises `PlanError` where it does not fit."""
+def _fitted_mask(name: str, module: nn.Module, parameter: nn.Parameter, mask: Any) -> Tensor:
+    """Returns the mask in the parameter's shape and on its device. Raises `PlanError` if it does not fit."""
     if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
         kind = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
         do = "pass a bool tensor, True = frozen"

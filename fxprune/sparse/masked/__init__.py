@@ -1,7 +1,7 @@
 """Layers whose connections are chosen by a mask.
 
-`MaskedConv2d` and `MaskedLinear` compute with the connections that their mask has, by a pattern or a graph. `plain`
-turns them into layers of torch with zeros, `shrink` removes the channels that the masks have cut off.
+`MaskedConv2d` and `MaskedLinear` use only the connections that their mask allows; masks come from a pattern or a graph.
+`plain` copies them into layers of torch with zeros, `shrink` removes the channels that the masks have cut off.
 """
 
 from fxprune.sparse.masked.convert import from_prune, plain, to_prune

@@ -1,4 +1,4 @@
-"""Masked layers as plain layers and as `torch.nn.utils.prune` writes them, and back."""
+"""Conversions of masked layers: to layers of torch, and to and from the form of `torch.nn.utils.prune`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def plain(layer: MaskedLayer) -> nn.Linear | nn.Conv2d:
-    """A copy of a masked layer as `nn.Linear` or `nn.Conv2d`, with zeros where the mask was False; training moves them.
+    """Returns a copy of a masked layer as `nn.Linear` or `nn.Conv2d`, with zeros where the mask is False.
 
-    This is the `plain` of one layer; that of a model which a pruner has masked is `fxprune.pruner.plain`.
+    The copy has no mask, so training it changes these zeros. This function takes one layer; `fxprune.pruner.plain`
+    takes a model that a pruner has masked.
 
     Raises `PlanError` for any other layer.
 
@@ -45,7 +46,7 @@ def plain(layer: MaskedLayer) -> nn.Linear | nn.Conv2d:
 
 
 def to_prune(layer: MaskedLayer) -> nn.Linear | nn.Conv2d:
-    """A copy as a plain layer under `torch.nn.utils.prune`: `weight_orig`, the buffer `weight_mask`, and a hook.
+    """Returns a copy that `torch.nn.utils.prune` masks: with `weight_orig`, the buffer `weight_mask`, and a hook.
 
     https://docs.pytorch.org/docs/stable/generated/torch.nn.utils.prune.custom_from_mask.html
 
@@ -60,9 +61,9 @@ def to_prune(layer: MaskedLayer) -> nn.Linear | nn.Conv2d:
 
 
 def from_prune(layer: nn.Module) -> MaskedLayer:
-    """The masked layer of an `nn.Linear` or `nn.Conv2d` that `torch.nn.utils.prune` masks; the original is only read.
+    """Returns a masked layer for an `nn.Linear` or `nn.Conv2d` that `torch.nn.utils.prune` masks; only reads it.
 
-    Raises `PlanError` where the weight is not pruned, and for a mask of other numbers than 0 and 1.
+    Raises `PlanError` if the weight is not pruned, or if the mask has other numbers than 0 and 1.
 
     >>> from torch.nn.utils import prune
     >>> from_prune(prune.l1_unstructured(nn.Linear(4, 2), "weight", amount=5)).connections
@@ -82,14 +83,14 @@ def from_prune(layer: nn.Module) -> MaskedLayer:
     mask = given != 0
     if not ((given == 1) == mask).all():
         raise PlanError("the mask has other numbers than 0 and 1", do="a masked layer connects or does not")
-    bare = _bare(layer, original)
+    bare = _without_hooks(layer, original)
     if isinstance(bare, nn.Conv2d):
         return MaskedConv2d.from_conv(bare, mask)
     return MaskedLinear.from_linear(bare, mask)
 
 
-def _bare(layer: Any, weight: Tensor) -> Any:
-    """The layer with its settings and this weight, without hooks and buffers."""
+def _without_hooks(layer: Any, weight: Tensor) -> Any:
+    """Returns the layer with the same settings and this weight, without hooks and buffers."""
     bare = object.__new__(type(layer))
     nn.Module.__init__(bare)
     kept = {k: v for k, v in layer.__dict__.items() if k not in bare.__dict__ and not isinstance(v, Tensor)}

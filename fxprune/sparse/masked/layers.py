@@ -1,13 +1,13 @@
-"""Layers whose connections are chosen: what the mask leaves out carries no signal, no gradient, and never drifts.
+"""Layers whose connections are chosen by a mask: other entries of the weight are zero and stay zero.
 
 `weight` is a plain `nn.Parameter`, `mask` a bool buffer beside it, and forward computes with `weight * mask`, so that
 autograd masks the gradient too. A parametrization (`torch.nn.utils.parametrize`) would do that as well, but the
-parameter gets another name in checkpoints, `weight` has no `grad`, initial values written into it are lost without a
-word, and the layer cannot be pickled.
+parameter gets another name in checkpoints, `weight` has no `grad`, initial values written into it are lost silently,
+and the layer cannot be pickled.
 
-Zero where the weight is zero and its gradient is zero: that is where optimizers leave a weight alone. Some do not
-(Muon mixes the entries of a matrix), and momentum goes on after `set_mask` has cut a connection, or after the user has
-filled the weight. So `layer.weight` always has zeros where nothing is connected: reading writes them.
+Most optimizers leave an entry alone whose value and gradient are zero. Some do not: Muon mixes the entries of a matrix,
+and momentum still moves an entry after `set_mask` has cut it or the user has filled the weight. So each access to
+`layer.weight` first writes zeros into the entries that are not connected.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 LayerT = TypeVar("LayerT", bound="Masked")
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""By the size of an element in bytes, the integers of that size."""
+"""Size of an element in bytes -> the integer type of that size."""
 
 
 class Masked(nn.Module):
@@ -44,10 +44,10 @@ class Masked(nn.Module):
     mask: Tensor
 
     def __getattr__(self, name: str) -> Any:
-        """As of any module; `weight` with zeros where there is no connection, which are written into it first."""
+        """The attribute of the module; `weight` gets zeros where nothing is connected before it is returned."""
         value = super().__getattr__(name)
         if name == "weight" and isinstance(mask := self.__dict__.get("_buffers", {}).get("mask"), Tensor):
-            _clear(value, mask)
+            _zero_unconnected(value, mask)
         return value
 
     @property
@@ -58,7 +58,7 @@ class Masked(nn.Module):
     def set_mask(self, mask: Tensor) -> None:
         """Connect other inputs and outputs from now on; a new connection starts with weight 0.
 
-        mask: as the layer was made with. What an optimizer remembers of the old connections stays with the optimizer.
+        mask: in one of the shapes that the constructor takes. An optimizer keeps its state of the old connections.
 
         >>> layer = MaskedLinear(2, 1, torch.tensor([[True, False]]))
         >>> layer.set_mask(torch.tensor([[False, True]]))
@@ -67,12 +67,12 @@ class Masked(nn.Module):
         """
         made = checked_mask(mask, self.weight.shape, type(self).__name__)
         self.mask = made.to(self.mask.device)
-        _ = self.weight  # what is cut off now becomes zero at once
+        _ = self.weight  # access writes zeros where the connection is cut
 
     def to_graph(self) -> nx.DiGraph:
         """The connections as a bipartite graph of networkx: nodes ("in", i) and ("out", o), edges with their `weight`.
 
-        The edge of a convolution has the L2 norm of its kernel. `mask_from_graph` reads the mask off it again.
+        The edge of a convolution has the L2 norm of its kernel. `mask_from_graph` turns it into a mask again.
 
         >>> layer = MaskedLinear(2, 1, torch.tensor([[False, True]]), bias=False)
         >>> list(layer.to_graph().edges)
@@ -81,19 +81,19 @@ class Masked(nn.Module):
         return graph_of(self.weight, self.mask, getattr(self, "groups", 1))
 
     def extra_repr(self) -> str:
-        """The sizes, and how many of the connections are there."""
+        """The sizes of the layer and the number of its connections."""
         if type(self.mask) is not Tensor or self.mask.is_meta:
             return str(super().extra_repr())
         return f"{super().extra_repr()}, connections={self.connections}/{self.weight.numel()}"
 
-    def _adopt(self, mask: Tensor) -> None:
-        """Register a mask that fits the weight."""
+    def _register_mask(self, mask: Tensor) -> None:
+        """Checks that a mask fits the weight, and registers it as the buffer `mask`."""
         made = checked_mask(mask, self.weight.shape, type(self).__name__)
         self.register_buffer("mask", made.to(self.weight.device))
         _ = self.weight
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        _ = self.weight  # the state is read without asking for `weight`
+        _ = self.weight  # torch reads the parameter past `__getattr__`
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
@@ -106,18 +106,17 @@ class Masked(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """A checkpoint without a mask, such as that of a dense layer, leaves the layer its own."""
-        given = dict(state_dict)  # what is put into it is ours, the checkpoint stays as it is
+        """Loads weight and mask; without a mask in the checkpoint, as from a dense layer, the layer keeps its own."""
+        given = dict(state_dict)  # changed below; the checkpoint stays as it is
         mask = given.setdefault(f"{prefix}mask", self.mask)
         try:
-            empty = not self.mask.is_meta and not bool(
-                self.mask.any()
-            )  # as it is where the pass has taken all connections away
+            # the pass may have removed all connections; then an empty mask fits
+            empty = not self.mask.is_meta and not bool(self.mask.any())
             mask = checked_mask(mask, self.weight.shape, f'"{prefix}mask" in the checkpoint', empty=empty)
         except PlanError as error:
             error_msgs.append(str(error))
             return
-        if mask.shape != self.mask.shape:  # per channel before, per position of the kernel now, or the other way
+        if mask.shape != self.mask.shape:  # one of them has an entry per kernel, the other per element of it
             self.mask = torch.empty_like(mask, device=self.mask.device)
         given[f"{prefix}mask"] = mask
         weight = given.get(f"{prefix}weight")
@@ -130,11 +129,11 @@ class MaskedLinear(Masked, nn.Linear):
     """A linear layer with chosen connections: y[.., o] = sum_i mask[o, i] * weight[o, i] * x[.., i] + bias[o].
 
     Args:
-        in_features, out_features, bias, device, dtype: as of `nn.Linear`, whose initial weights it has.
+        in_features, out_features, bias, device, dtype: as for `nn.Linear`, with its initial weights.
         mask: bool [out_features, in_features], True = connected; copied. It is a buffer, and saved with the layer.
 
-    `weight` is zero where the mask is False, whatever is loaded, written or optimised. An output without a connection
-    is its bias; a mask without any raises `PlanError`, as do other shapes and types.
+    `weight` is zero where the mask is False, also after loading, writing or an optimizer step. An output without a
+    connection returns its bias. A mask without any connection raises `PlanError`, as does a wrong shape or type.
 
     >>> layer = MaskedLinear(3, 2, torch.tensor([[True, False, True], [False, True, False]]))
     >>> layer
@@ -153,7 +152,7 @@ class MaskedLinear(Masked, nn.Linear):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        self._adopt(mask)
+        self._register_mask(mask)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, mask: Tensor) -> MaskedLinear:
@@ -166,10 +165,10 @@ class MaskedLinear(Masked, nn.Linear):
         """
         _check_layer(linear, nn.Linear)
         made = cls(linear.in_features, linear.out_features, mask, linear.bias is not None, device="meta")
-        return _filled(made, linear, mask)
+        return _with_parameters_of(made, linear, mask)
 
     def forward(self, input: Tensor) -> Tensor:
-        """As `nn.Linear.forward`, over the connections only."""
+        """Computes `nn.Linear.forward` over the connections only."""
         return F.linear(input, self.weight * self.mask, self.bias)
 
 
@@ -177,10 +176,10 @@ class MaskedConv2d(Masked, nn.Conv2d):
     """A convolution with chosen connections: `nn.Conv2d` with the kernel weight * mask.
 
     Args:
-        mask: bool [out_channels, in_channels / groups], True = these channels are connected, by a whole kernel; or of
-            the weight's shape [out_channels, in_channels / groups, h, w]; copied. The former is kept as
-            [out_channels, in_channels / groups, 1, 1] in the buffer `mask`.
-        others: as of `nn.Conv2d`.
+        mask: bool, copied. Either [out_channels, in_channels / groups], True = the whole kernel between these channels
+            is connected; the buffer `mask` then has the shape [out_channels, in_channels / groups, 1, 1]. Or the
+            weight's shape [out_channels, in_channels / groups, h, w].
+        others: as for `nn.Conv2d`.
 
     >>> layer = MaskedConv2d(2, 2, 3, torch.eye(2, dtype=torch.bool), padding=1)
     >>> layer.connections, layer(torch.randn(1, 2, 5, 5)).shape
@@ -205,7 +204,7 @@ class MaskedConv2d(Masked, nn.Conv2d):
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
-        self._adopt(mask)
+        self._register_mask(mask)
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, mask: Tensor) -> MaskedConv2d:
@@ -213,17 +212,17 @@ class MaskedConv2d(Masked, nn.Conv2d):
         _check_layer(conv, nn.Conv2d)
         settings = (conv.stride, conv.padding, conv.dilation, conv.groups, conv.bias is not None, conv.padding_mode)
         made = cls(conv.in_channels, conv.out_channels, conv.kernel_size, mask, *settings, device="meta")  # type: ignore[arg-type]
-        return _filled(made, conv, mask)
+        return _with_parameters_of(made, conv, mask)
 
     def forward(self, input: Tensor) -> Tensor:
-        """As `nn.Conv2d.forward`, over the connections only."""
+        """Computes `nn.Conv2d.forward` over the connections only."""
         return self._conv_forward(input, self.weight * self.mask, self.bias)  # type: ignore[no-any-return]
 
 
 def checked_mask(mask: Any, shape: torch.Size, at: str, *, empty: bool = False) -> Tensor:
-    """A copy of a mask that fits a weight of this shape: of the same shape, or with kernels of size 1.
+    """Returns a copy of a mask that fits a weight of this shape: in the same shape, or with kernels of size 1.
 
-    Raises `PlanError` for another type or shape, and where nothing is connected, unless `empty` allows it.
+    Raises `PlanError` for another type or shape, and for a mask without connections unless `empty` is True.
     """
     if not isinstance(mask, Tensor) or mask.layout is not torch.strided:
         kind = str(mask.layout) if isinstance(mask, Tensor) else type(mask).__name__
@@ -247,15 +246,15 @@ def checked_mask(mask: Any, shape: torch.Size, at: str, *, empty: bool = False) 
 
 
 def is_masked(module: nn.Module) -> bool:
-    """True if a module is one of these layers, or of a subclass."""
+    """True if a module is a `MaskedLinear` or `MaskedConv2d`, or of a subclass."""
     return isinstance(module, (MaskedLinear, MaskedConv2d))
 
 
-def _clear(weight: Any, mask: Tensor) -> None:
-    """Write zeros into a parameter where the mask is False, also over NaN; its version counter stays as it is.
+def _zero_unconnected(weight: Any, mask: Tensor) -> None:
+    """Writes zeros into a parameter where the mask is False, also over NaN, and leaves its version counter as it is.
 
-    What autograd has saved does not change by it: forward multiplies those entries with zero. Inside a compiler, a
-    trace, a transform or a mode that looks at operations nothing is written: only real parameters are.
+    Gradients stay right, because forward multiplies those entries by zero. Only real parameters are written to;
+    nothing is written under a compiler, a tracer, a transform of torch.func or a dispatch mode.
     """
     if type(weight) is not nn.Parameter or type(mask) is not Tensor:
         return
@@ -285,22 +284,22 @@ def _check_layer(layer: Any, kind: type[nn.Module]) -> None:
         )
 
 
-def _filled(made: LayerT, layer: Any, mask: Tensor) -> LayerT:
-    """`made` with copies of the parameters of `layer`, in its mode."""
+def _with_parameters_of(made: LayerT, layer: Any, mask: Tensor) -> LayerT:
+    """Returns `made` with copies of the parameters of `layer`, this mask, and the same mode."""
     for name in ("weight", "bias"):
         old = layer._parameters.get(name)
         if old is not None:
             setattr(made, name, nn.Parameter(old.detach().clone(), requires_grad=old.requires_grad))
-    made._adopt(mask)
+    made._register_mask(mask)
     return made.train(layer.training)
 
 
-def _connected(layer: Masked) -> Tensor:
-    """The weight that counts: zero where nothing is connected."""
+def _weight_in_use(layer: Masked) -> Tensor:
+    """The weight that forward uses: zero where nothing is connected."""
     return layer.weight * layer.mask
 
 
-@leaf(MaskedLinear, weight=_connected)
+@leaf(MaskedLinear, weight=_weight_in_use)
 def _masked_linear(call: LeafCall, input: Operand) -> Operand:
     """y[.., o] = sum_i x[.., i] * mask[o, i] * w[o, i] + b[o]"""
     weight, mask = call.parameter("weight"), call.parameter("mask")
@@ -309,7 +308,7 @@ def _masked_linear(call: LeafCall, input: Operand) -> Operand:
     return linear(call, input, weight, call.parameters.get("bias"))
 
 
-@leaf(MaskedConv2d, weight=_connected)
+@leaf(MaskedConv2d, weight=_weight_in_use)
 def _masked_conv2d(call: LeafCall, input: Operand) -> Operand:
     """A convolution with the kernel w * mask."""
     weight, mask = call.parameter("weight"), call.parameter("mask")

@@ -1,4 +1,7 @@
-"""Masks by pattern, and masks as graphs: which inputs a layer connects with which outputs."""
+"""Masks made from patterns and from graphs, and graphs made from masks.
+
+A mask says which inputs a layer connects with which outputs.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +28,15 @@ def random_mask(
     seed: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """A mask bool [out_features, in_features] that connects every output with exactly `fan_in` inputs.
+    """Returns a mask, bool [out_features, in_features], that connects every output with exactly `fan_in` inputs.
 
-    All sets of inputs are equally likely. `seed` or `generator` make it repeatable; else torch's own generator draws.
+    All sets of inputs are equally likely. `seed` or `generator` makes the mask repeatable; without them the global
+    generator of torch is used.
 
     >>> random_mask(4, 6, fan_in=2, seed=0).sum(1)
     tensor([2, 2, 2, 2])
     """
-    _sizes(out_features=out_features, in_features=in_features, fan_in=fan_in)
+    _check_sizes(out_features=out_features, in_features=in_features, fan_in=fan_in)
     if fan_in > in_features:
         raise PlanError(f"fan_in must be at most in_features, {in_features}, not {fan_in}", at="random_mask")
     if seed is not None and generator is not None:
@@ -40,18 +44,18 @@ def random_mask(
     if seed is not None:
         generator = torch.Generator().manual_seed(seed)
     device = None if generator is None else generator.device
-    # in float64 two of the numbers are practically never equal
+    # float64: two equal numbers are practically impossible
     drawn = torch.rand(out_features, in_features, generator=generator, dtype=torch.float64, device=device)
     mask = torch.zeros(out_features, in_features, dtype=torch.bool, device=device)
     return mask.scatter_(1, drawn.topk(fan_in, 1).indices, True)
 
 
 def banded_mask(out_features: int, in_features: int, width: int) -> Tensor:
-    """mask[o, i] = |i - c(o)| <= width + 1/2: every output reads the inputs at most `width` places from its own.
+    """mask[o, i] = |i - c(o)| <= width + 1/2: every output reads the inputs at most `width` positions from c(o).
 
-    c(o) = (o + 1/2) in_features / out_features - 1/2 is the place of an output among the inputs. In a square mask that
-    is o itself, and 2 width + 1 diagonals are connected. Every output has a connection; where there are many more
-    inputs than outputs, a narrow band passes some of them by.
+    c(o) = (o + 1/2) in_features / out_features - 1/2 is the position of an output among the inputs. In a square mask
+    c(o) = o, and 2 width + 1 diagonals are connected. Every output has a connection. With many more inputs than
+    outputs, a narrow band leaves some inputs without a connection.
 
     >>> banded_mask(4, 4, 1).int()
     tensor([[1, 1, 0, 0],
@@ -59,20 +63,20 @@ def banded_mask(out_features: int, in_features: int, width: int) -> Tensor:
             [0, 1, 1, 1],
             [0, 0, 1, 1]], dtype=torch.int32)
     """
-    _sizes(out_features=out_features, in_features=in_features)
-    _sizes(0, width=width)
+    _check_sizes(out_features=out_features, in_features=in_features)
+    _check_sizes(0, width=width)
     o = (2 * torch.arange(out_features) + 1)[:, None] * in_features
     i = (2 * torch.arange(in_features) + 1)[None] * out_features
     return (i - o).abs() <= (2 * width + 1) * out_features
 
 
 def block_mask(out_features: int, in_features: int, blocks: int) -> Tensor:
-    """mask[o, i] = (o and i are in the same of `blocks` equal stretches), as in a convolution with groups.
+    """mask[o, i] = (o and i are in the same of `blocks` equal parts), as in a convolution with groups.
 
     >>> block_mask(4, 2, 2).int().tolist()
     [[1, 0], [1, 0], [0, 1], [0, 1]]
     """
-    _sizes(out_features=out_features, in_features=in_features, blocks=blocks)
+    _check_sizes(out_features=out_features, in_features=in_features, blocks=blocks)
     for name, size in (("out_features", out_features), ("in_features", in_features)):
         if size % blocks:
             raise PlanError(
@@ -85,12 +89,12 @@ def block_mask(out_features: int, in_features: int, blocks: int) -> Tensor:
 def mask_from_graph(
     graph: nx.Graph, inputs: Sequence[Node] | None = None, outputs: Sequence[Node] | None = None
 ) -> Tensor:
-    """The mask bool [outputs, inputs] of a bipartite graph of networkx: mask[o, i] = there is an edge from i to o.
+    """Returns the mask, bool [outputs, inputs], of a bipartite graph: mask[o, i] = there is an edge from i to o.
 
     Args:
-        graph: any graph of networkx; where it is directed, edges go from inputs to outputs. Not changed.
-        inputs, outputs: all its nodes, in the order of the features. Without them the node attribute `bipartite`
-            tells them apart, 0 for inputs and 1 for outputs, and their order is that of the graph.
+        graph: a graph of networkx, only read; in a directed graph, edges go from inputs to outputs.
+        inputs, outputs: together all nodes of the graph, each in the order of the features. Without them, the node
+            attribute `bipartite` says which is which (0 = input, 1 = output), in the order of the graph.
 
     Raises `PlanError` for a graph that is not bipartite in this way.
 
@@ -132,13 +136,13 @@ def mask_from_graph(
 def mask_from_adjacency(
     adjacency: Any, inputs: Sequence[int] | None = None, outputs: Sequence[int] | None = None
 ) -> Tensor:
-    """The mask bool [outputs, inputs] of an adjacency array, whose rows are where connections start.
+    """Returns the mask, bool [outputs, inputs], of an adjacency array, in which connections lead from row to column.
 
     Args:
-        adjacency: an array, tensor or nested list; what is not 0 is a connection. Of shape [inputs, outputs], as
-            `networkx.bipartite.biadjacency_matrix` makes it, or of all nodes of a graph, [nodes, nodes].
-        inputs, outputs: with an array of all nodes, which of them are what, each node once, in the order of the
-            features. An undirected graph has every connection twice, which is one.
+        adjacency: an array, tensor or nested list; an element that is not 0 is a connection. Of shape [inputs,
+            outputs], as `networkx.bipartite.biadjacency_matrix` makes it, or [nodes, nodes] for all nodes of a graph.
+        inputs, outputs: needed for shape [nodes, nodes]: the numbers of the nodes that are inputs and outputs, each
+            node once, in the order of the features. An undirected graph may list each connection in both directions.
 
     >>> mask_from_adjacency([[1, 0, 1], [0, 1, 0]]).int().tolist()
     [[1, 0], [0, 1], [1, 0]]
@@ -176,11 +180,11 @@ def mask_from_adjacency(
 
 
 def graph_of(weight: Tensor, mask: Tensor, groups: int = 1) -> nx.DiGraph:
-    """A bipartite graph with a node per input and output and an edge per connection, its weight as attribute.
+    """Returns a bipartite graph with a node per input and output, and an edge with its weight per connection.
 
     Nodes are ("in", i) with `bipartite` 0 and ("out", o) with `bipartite` 1. weight, mask: [out, in / groups] or
-    [out, in / groups, h, w]; an edge of a convolution has the L2 norm of its kernel. Output o of group g, one of
-    `groups` equal stretches, reads inputs g * in / groups and on.
+    [out, in / groups, h, w]; an edge of a convolution has the L2 norm of its kernel. The outputs
+    and inputs are divided into `groups` equal parts; an output of group g reads the in / groups inputs of part g.
     """
     import networkx as nx
 
@@ -199,7 +203,7 @@ def graph_of(weight: Tensor, mask: Tensor, groups: int = 1) -> nx.DiGraph:
     return graph
 
 
-def _sizes(least: int = 1, /, **sizes: Any) -> None:
+def _check_sizes(least: int = 1, /, **sizes: Any) -> None:
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < least:
             raise PlanError(f"{name} must be an integer of at least {least}, not {size!r}")

@@ -18,16 +18,17 @@ if TYPE_CHECKING:
 def spy(
     layer_or_mask: nn.Module | Tensor, *, ax: Axes | None = None, path: str | os.PathLike[str] | None = None
 ) -> Axes:
-    """Draw which inputs (columns) a layer connects with which outputs (rows); returns the axes.
+    """Draws which inputs (columns) a layer connects with which outputs (rows); returns the axes.
 
     Args:
-        layer_or_mask: a bool mask [out, in], drawn in black; or a masked layer, an `nn.Linear` or `nn.Conv2d`, or a
-            matrix of weights, drawn in colours, red above zero and blue below, where it is connected (not zero, if
-            there is no mask). A kernel [h, w] counts by its L2 norm.
-        ax: the axes to draw on; without them a new figure.
-        path: where to save the figure, in a format that the suffix names.
+        layer_or_mask: a bool mask [out, in], drawn in black. Or weights, drawn in colours, red above zero and blue
+            below: a masked layer, an `nn.Linear`, an `nn.Conv2d` or a matrix. Only connected weights are drawn; without
+            a mask these are the weights that are not zero. A kernel [h, w] is drawn as its L2 norm.
+        ax: the axes to draw on; None makes a new figure.
+        path: the file to save the figure to; its suffix is the format.
 
-    Raises `FxpruneError` without matplotlib (`pip install 'fxprune[plot]'`), and `PlanError` for what is no matrix.
+    Raises `FxpruneError` without matplotlib (`pip install 'fxprune[plot]'`), and `PlanError` for anything that is no
+    matrix.
 
     >>> from matplotlib.figure import Figure
     >>> ax = spy(torch.eye(3, dtype=torch.bool), ax=Figure().subplots())
@@ -54,7 +55,7 @@ def spy(
 
 
 def _matrix(given: Any) -> tuple[Tensor | None, Tensor]:
-    """Weights [out, in], None for a bare mask, and where they are connected; on the CPU."""
+    """Returns the weights [out, in] (None for a mask) and a bool matrix of the connections, both on the CPU."""
     if isinstance(given, nn.Module):
         weight, mask = getattr(given, "weight", None), getattr(given, "mask", None)
         if not isinstance(given, (nn.Linear, nn.Conv2d)) or not isinstance(weight, Tensor):
@@ -75,7 +76,7 @@ def _matrix(given: Any) -> tuple[Tensor | None, Tensor]:
 
 
 def _axes(path: Any) -> Axes:
-    """New axes; of a figure that no window knows if it only goes to a file."""
+    """Returns new axes; those of a figure that is saved to a path open no window."""
     try:
         if path is not None:
             from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Smaller layers from masks: channels that masks have cut off are removed by the pass."""
+"""Removal of the channels that masks have cut off, by `fxprune.transform`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fxprune.sparse.masked.layers import Masked, is_masked
 
 
 def empty_outputs(model: nn.Module) -> dict[str, Tensor]:
-    """The masked layers that have outputs without any connection: name -> bool [outputs], False where there is none.
+    """Returns the masked layers with unconnected outputs: name -> bool [outputs], False = without any connection.
 
-    The dict is what `fxprune.transform` takes as `masks`. Such an output is its bias: without one it is zero.
+    `fxprune.transform` takes this dict as `masks`. An unconnected output is constant: its bias, or zero without a bias.
 
     >>> import torch
     >>> from fxprune.sparse import MaskedLinear
@@ -31,16 +31,17 @@ def empty_outputs(model: nn.Module) -> dict[str, Tensor]:
 
 
 def shrink(model: nn.Module, example_inputs: Any, *, path: str | None = None, prefer: str | None = None) -> nn.Module:
-    """A smaller model that computes the same: channels that masks have cut off are removed.
+    """Returns a smaller model that computes the same, without the channels that masks have cut off.
 
-    Removed are channels that no layer reads (empty columns), channels that nothing reaches (empty rows: their bias is a
-    constant, and is folded into what reads it), and what was only there for them, as long as their group changes no
-    statistic: `transform(..., masks="zeros")`. Masked layers that have all connections then become plain ones.
+    It calls `transform(..., masks="zeros")`, which removes channels that no layer reads (empty columns), channels that
+    no input reaches (empty rows; their bias is constant, and is folded into the next layer), and channels that only
+    served those. Channels whose removal changes a statistic stay. A masked layer that has all its connections
+    afterwards becomes an `nn.Linear` or `nn.Conv2d`.
 
     Args:
-        model, example_inputs, path, prefer: as of `fxprune.transform`. The model is only read.
+        model, example_inputs, path, prefer: as for `fxprune.transform`. The model is only read.
 
-    Raises what `transform` raises. Warns with `NothingRemovedWarning`, and says why, when no channel is removed.
+    Raises the errors of `transform`. Warns with `NothingRemovedWarning`, which says why, if no channel is removed.
 
     >>> import torch
     >>> from fxprune.sparse import MaskedLinear

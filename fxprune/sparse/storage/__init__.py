@@ -1,7 +1,7 @@
 """Layers whose weight is stored as a sparse matrix.
 
-`sparsify` makes such a layer of a dense one, in a layout of torch, and `densify` the dense one again. `compare` and
-`break_even` measure bytes and latency.
+`sparsify` makes such a layer from a dense one, in one of torch's sparse layouts; `densify` makes the dense layer again.
+`compare` counts bytes and measures latency, `break_even` looks for the density below which a sparse layer is faster.
 """
 
 from fxprune.sparse.storage.comparison import BreakEven, Comparison, break_even, compare

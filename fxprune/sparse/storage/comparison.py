@@ -1,4 +1,4 @@
-"""The costs of sparse layers beside dense ones: bytes, which are counted, and latency, which is measured."""
+"""Sparse layers compared with dense ones: bytes are counted, latency is measured."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ Timer = Callable[[Callable[[], Any]], float]
 """Runs a function once and returns the seconds that it took."""
 
 DENSITIES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
-"""Where `break_even` measures if nothing else is said."""
+"""The densities at which `break_even` measures by default."""
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """The duration of one call, including the work that it starts on a GPU."""
+    """Returns the seconds that one call takes, including the work that it starts on a GPU."""
     start = time.perf_counter()
     result = function()
     for device in {t.device for t in pytree.tree_leaves(result) if isinstance(t, Tensor) and t.is_cuda}:
@@ -38,11 +38,12 @@ def seconds(function: Callable[[], Any]) -> float:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A module with sparse layers, and the same module with dense ones.
+    """The figures of a module with sparse layers and of the same module with dense layers.
 
-    layers: sparse layers. layouts: theirs, sorted. density: stored values over the elements of the dense weights.
-    dense_bytes, sparse_bytes: of all parameters and buffers, indices included. dense_ms, sparse_ms: the median latency
-    of a forward over `repeats` rounds in which one follows the other, None if it was not measured. threads: of torch.
+    layers: the number of sparse layers. layouts: their layouts, sorted. density: stored values over the elements of the
+    dense weights. dense_bytes, sparse_bytes: the bytes of all parameters and buffers, indices included. dense_ms,
+    sparse_ms: the median latency of a forward over `repeats` rounds, each with one forward of both modules; None if it
+    was not measured. threads: the number of threads of torch.
     """
 
     layers: int
@@ -63,7 +64,7 @@ class Comparison:
         return self.sparse_ms > self.dense_ms
 
     def __str__(self) -> str:
-        """The figures, and in words what they say."""
+        """The figures, and a sentence that says which module is faster."""
         noun = "layer" if self.layers == 1 else "layers"
         share = f"{self.sparse_bytes / self.dense_bytes:.3f} times"
         share += "" if self.sparse_bytes < self.dense_bytes else ", not smaller"
@@ -88,8 +89,9 @@ class Comparison:
 class BreakEven:
     """The density below which a sparse linear layer is faster than the dense one.
 
-    density: below it the sparse layer was faster, None if it was at no density that was measured. points: density,
-    dense and sparse milliseconds, by rising density; densities as they came out, blocks with all their values.
+    density: the sparse layer was faster below it; None if it was slower at every measured density. points: (density,
+    dense milliseconds, sparse milliseconds) by rising density. It is the density that was reached, not the one asked
+    for, and counts all values of a stored block.
     """
 
     in_features: int
@@ -101,7 +103,7 @@ class BreakEven:
     threads: int
 
     def __str__(self) -> str:
-        """One sentence, with the ends of what was measured where they are the answer."""
+        """One sentence: the density, or that sparse is faster, or slower, at every measured density."""
         matrix = f"{self.layout} [{self.out_features}, {self.in_features}], batch {self.batch}"
         lowest, highest = self.points[0][0], self.points[-1][0]
         if self.density is None:
@@ -112,13 +114,15 @@ class BreakEven:
 
 
 def compare(module: nn.Module, example_inputs: Any = None, *, repeats: int = 30, timer: Timer = seconds) -> Comparison:
-    """A module with sparse layers, or one such layer, beside the same with dense layers (`densify`).
+    """Compares a module that has, or is, a sparse layer with the same module with dense layers (`densify`).
 
-    example_inputs: a tensor, a tuple of arguments or a dict of keywords; without them latency is unknown. repeats:
-    rounds, each of one forward of either, after one to warm up; in inference mode, and in the mode that the module is
-    in. timer: runs a function and returns seconds. The module is only read: a copy of it is timed.
+    Args:
+        module: only read; a copy of it is timed, in its mode (training or evaluation) and under inference mode.
+        example_inputs: a tensor, a tuple of arguments or a dict of keywords; without them latency is not measured.
+        repeats: the number of rounds, each with one forward of both modules; one more round before is not counted.
+        timer: a function that runs the function it is given, and returns seconds.
 
-    Raises PlanError without a sparse layer, InputError for inputs that do not fit.
+    Raises `PlanError` if there is no sparse layer, and `InputError` for inputs that do not fit.
 
     >>> import torch
     >>> from fxprune.sparse import sparsify
@@ -129,7 +133,7 @@ def compare(module: nn.Module, example_inputs: Any = None, *, repeats: int = 30,
     bytes    dense 40, sparse 36: 0.900 times
     latency  unknown: no example input was given
     """
-    _count("repeats", repeats)
+    _check_count("repeats", repeats)
     layers: list[Any] = [m for m in module.modules() if isinstance(m, SPARSE)]
     if not layers:
         raise PlanError("there is no sparse layer to compare", at=type(module).__name__, do="call `sparsify` first")
@@ -167,21 +171,29 @@ def break_even(
     repeats: int = 30,
     timer: Timer = seconds,
 ) -> BreakEven:
-    """The density below which a sparse linear layer is faster than the dense one, measured here and now.
+    """Measures the density below which a sparse linear layer is faster than the dense one, on this machine's CPU.
 
-    Random weights of each of `densities`, whole blocks of them for "bsr", are timed on x [batch, in_features] beside
-    the dense layer. Between the last density up to which sparse always wins and the next one, the ratio of latencies is
-    taken as linear in density. On CPU, from seeds of its own.
+    At each of `densities`, a layer of random weights (of random whole blocks for "bsr") and the dense layer with the
+    same weight are timed on x [batch, in_features]. The result lies between the last density up to which sparse is
+    always faster and the next one, where the ratio of both latencies, taken as linear in between, is 1. Weights and x
+    come from a fixed seed.
 
-    >>> def timer(forward):  # a clock for which a stored value takes 3 times as long as a weight of a dense layer
+    Args:
+        in_features, out_features, dtype: of the layers.
+        layout, blocksize: as for `sparsify`.
+        batch: the number of rows of x.
+        densities: the densities to measure, each between 0 and 1.
+        repeats, timer: as for `compare`.
+
+    >>> def timer(forward):  # pretends that a stored value takes 3 times as long as a weight of a dense layer
     ...     layer = forward.func
     ...     return getattr(layer, "density", 1 / 3) * 1e-3
     >>> print(break_even(64, 64, densities=(0.1, 0.2, 0.5), timer=timer))
     csr [64, 64], batch 1: sparse is faster below density 0.333
     """
     for name, value in (("in_features", in_features), ("out_features", out_features), ("batch", batch)):
-        _count(name, value)
-    _count("repeats", repeats)
+        _check_count(name, value)
+    _check_count("repeats", repeats)
     wrong = [d for d in densities if isinstance(d, bool) or not isinstance(d, (int, float)) or not 0 < d < 1]
     if wrong or not densities:
         what = f"densities must be numbers between 0 and 1, not {wrong[0] if wrong else densities!r}"
@@ -191,7 +203,9 @@ def break_even(
     points = []
     for density in sorted(set(densities)):
         sparse: Any = sparsify(
-            _random(in_features, out_features, density, blocksize, dtype, generator), layout=layout, blocksize=blocksize
+            _random_layer(in_features, out_features, density, blocksize, dtype, generator),
+            layout=layout,
+            blocksize=blocksize,
         )
         dense_s, sparse_s = _medians(partial(sparse.to_dense(), x), partial(sparse, x), repeats, timer)
         points.append((sparse.density, dense_s, sparse_s))
@@ -199,10 +213,10 @@ def break_even(
     return BreakEven(in_features, out_features, layout, batch, found, tuple(points), torch.get_num_threads())
 
 
-def _random(
+def _random_layer(
     in_features: int, out_features: int, density: float, blocksize: Any, dtype: torch.dtype, generator: torch.Generator
 ) -> nn.Linear:
-    """A linear layer with this share of random weights or blocks, at least one."""
+    """Returns a linear layer in which this share of the weights, or blocks, is random and not zero; at least one is."""
     height, width = blocksize if isinstance(blocksize, tuple) and len(blocksize) == 2 else (1, 1)
     grid = (math.ceil(out_features / height), math.ceil(in_features / width))
     kept = torch.zeros(grid[0] * grid[1], dtype=torch.bool)
@@ -217,7 +231,7 @@ def _random(
 
 
 def _medians(dense: Callable[[], Any], sparse: Callable[[], Any], repeats: int, timer: Timer) -> tuple[float, float]:
-    """Median milliseconds of both, one after the other in every round, after one round that does not count."""
+    """Returns the median milliseconds of both. Every round runs both; the first round is not counted."""
     times: tuple[list[float], list[float]] = ([], [])
     with torch.inference_mode():
         for _ in range(repeats + 1):
@@ -227,7 +241,7 @@ def _medians(dense: Callable[[], Any], sparse: Callable[[], Any], repeats: int, 
 
 
 def _crossing(points: Sequence[tuple[float, float, float]]) -> float | None:
-    """The density at which sparse over dense first passes 1, between two measured ones, else the last one."""
+    """Returns the density at which sparse is first as slow as dense; the last one where it always is faster."""
     won: tuple[float, float] | None = None
     for density, dense, sparse in points:
         ratio = sparse / dense if dense else math.inf
@@ -244,6 +258,6 @@ def _bytes(module: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in itertools.chain(module.parameters(), module.buffers()))
 
 
-def _count(name: str, value: Any) -> None:
+def _check_count(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise PlanError(f"{name} must be a positive integer, not {value!r}")

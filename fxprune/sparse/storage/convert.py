@@ -1,4 +1,4 @@
-"""Sparse layers from dense ones, and back: small weights become zero and are not stored, others keep their values."""
+"""Conversions of dense layers to sparse ones and back. Weights at or below a threshold are not stored."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from fxprune.sparse.storage.semi_structured import SemiStructuredLinear, check_p
 
 SPARSE = (SparseLayer, SemiStructuredLinear)
 LAYOUTS = (*COMPONENTS, "semi_structured")
-"""What `layout` can be."""
+"""The values that `layout` can have."""
 
 _DENSE = (nn.Linear, nn.Conv2d)
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 _READERS = (nn.TransformerEncoderLayer, nn.MultiheadAttention)
-"""Modules of torch that read the weights of their layers past the layers' forward."""
+"""Modules of torch that use the weights of their layers without calling the layers."""
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -45,20 +45,23 @@ def sparsify(
 def sparsify(
     layer: nn.Module, threshold: float = 0.0, *, layout: str = "csr", blocksize: tuple[int, int] | None = None
 ) -> Any:
-    """A sparse layer with those weights of a linear layer or convolution for which |w| > threshold.
+    """Returns a sparse layer that stores those weights of a linear layer or convolution for which |w| > threshold.
 
-    It computes what the dense layer computes with all other weights at zero, up to the order of summation. The layer is
-    only read: the result shares no memory with it, and is on its device and of its type.
+    It computes what the dense layer computes with all other weights at zero, up to the order of summation. The result
+    shares no memory with the layer, and has its device and type.
 
-    layer: an `nn.Linear` or `nn.Conv2d`, with parametrizations or with masks of `torch.nn.utils.prune` or without; its
-    weight is taken as it is in forward. threshold: in [0, inf], in units of the weight and compared in its type;
-    `math.inf` gives an empty layer to load a state_dict into. layout: "csr" (compressed rows), "coo" (coordinates),
-    "bsr" (blocks of `blocksize`, which divides the matrix; a block stays if one of its weights does), or
-    "semi_structured" (at most two of every four, on CUDA, linear layers only). The matrix is
-    [out_features, in_features] or [out_channels, in_channels / groups * kh * kw].
+    Args:
+        layer: an `nn.Linear` or `nn.Conv2d`, only read. Parametrizations and masks of `torch.nn.utils.prune` are
+            allowed; the weight is the one that forward uses.
+        threshold: in [0, inf], compared with |w| in the type of the weight. `math.inf` gives a layer without stored
+            values, into which a state_dict can be loaded.
+        layout: "csr" (compressed rows); "coo" (coordinates); "bsr" (a block is stored if one of its weights is above
+            the threshold); or "semi_structured" (at most two of every four weights; linear layers on CUDA only).
+        blocksize: for "bsr", (height, width) of a block; it must divide the matrix, which is
+            [out_features, in_features] or [out_channels, in_channels / groups * kh * kw].
 
-    Raises PlanError for a layer, threshold, layout, shape, type or device that this cannot be done for. Warns with
-    `NothingRemovedWarning` if every weight stays, when the sparse layer takes more memory than the dense one.
+    Raises `PlanError` for a layer, threshold, layout, shape, type or device that is not supported. Warns with
+    `NothingRemovedWarning` if every weight stays, because the sparse layer then takes more memory than the dense one.
 
     >>> import torch
     >>> _ = torch.manual_seed(0)
@@ -77,14 +80,19 @@ def sparsify_model(
     layout: str = "csr",
     blocksize: tuple[int, int] | None = None,
 ) -> nn.Module:
-    """A deep copy of a model in which the layers that `where` names and `ignore` does not are sparse; see `sparsify`.
+    """Returns a deep copy of a model in which chosen layers are sparse; see `sparsify`.
 
-    where, ignore: a pattern or several, see `fxprune.names`; a type in `where` means modules of exactly that type, and
-    None every `nn.Linear` and `nn.Conv2d`. A layer that cannot be sparse is an error, not an exception to the rule:
-    leave it out by name. The model is only read, and weights that become sparse are not copied first.
+    Args:
+        model: only read.
+        threshold, layout, blocksize: as for `sparsify`.
+        where: the layers to convert: a pattern or several, see `fxprune.names`; a type means modules of exactly that
+            type. None means every `nn.Linear` and `nn.Conv2d`.
+        ignore: a pattern or several, for layers that stay dense. A layer that cannot be sparse is an error and is
+            never skipped silently, so name it here.
 
-    Raises PlanError as `sparsify` does, naming the layers; also where the weight of a layer is tied to something else,
-    and inside modules of torch that read the weights of their layers (`nn.TransformerEncoderLayer`).
+    Raises `PlanError`, with the names of the layers, for the reasons of `sparsify`. It also raises it for a layer whose
+    weight is tied to another parameter, and for a layer inside a module of torch that uses the weights of its layers
+    directly (`nn.TransformerEncoderLayer`).
 
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(32, 10))
@@ -104,19 +112,19 @@ def sparsify_model(
         for name, layer in chosen.items():
             at = f'layer "{name}"'
             try:
-                _replaceable(model, name, layer, at)
+                _check_replaceable(model, name, layer, at)
                 made[id(layer)] = made.get(id(layer)) or _sparse(layer, threshold, layout, blocksize, at)
             except PlanError as error:
                 refused.append(error)
     if refused:
-        raise _together(refused)
+        raise _one_error(refused)
     for warning in caught:
         warnings.warn(warning.message, stacklevel=2)
     return copy.deepcopy(model, dict(made))
 
 
 def densify(model: nn.Module) -> nn.Module:
-    """A deep copy of a model in which every sparse layer is the dense layer of torch with the same weight.
+    """Returns a deep copy of a model in which dense layers of torch with the same weights replace the sparse ones.
 
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU())
@@ -132,9 +140,9 @@ def densify(model: nn.Module) -> nn.Module:
 
 
 def _sparse(layer: Any, threshold: Any, layout: Any, blocksize: Any, at: str) -> Sparse:
-    """The sparse layer; everything is checked before anything is made."""
-    _options(threshold, layout, blocksize)
-    weight, bias = _effective(layer, at)
+    """Returns the sparse layer; checks everything before it makes anything."""
+    _check_options(threshold, layout, blocksize)
+    weight, bias = _tensors_in_use(layer, at)
     if layout == "semi_structured" and isinstance(layer, nn.Conv2d):
         why = "torch's kernel of two in four is that of a linear layer"
         raise PlanError("layout semi_structured does not take a convolution", at=at, why=why, do='take layout "csr"')
@@ -146,12 +154,12 @@ def _sparse(layer: Any, threshold: Any, layout: Any, blocksize: Any, at: str) ->
         check_product(semi, weight, at)
         return semi.train(layer.training)
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-    _blocks_fit(tuple(weight.flatten(1).shape), groups, blocksize, at)
+    _check_blocks(tuple(weight.flatten(1).shape), groups, blocksize, at)
     why = refusal(Spec(layout, (1, 1), blocksize), weight.dtype, weight.device)
     if why:
         what = f"this build of torch has no product of layout {layout} for {weight.dtype} on {weight.device.type}"
         raise PlanError(what, at=at, why=why, do="take another layout, type or device")
-    _tell(kept, threshold, at)
+    _warn_if_all_or_none(kept, threshold, at)
     sparse: SparseLinear | SparseConv2d
     if isinstance(layer, nn.Conv2d):
         sparse = SparseConv2d(layer, weight, bias, layout=layout, blocksize=blocksize)
@@ -164,7 +172,7 @@ def _sparse(layer: Any, threshold: Any, layout: Any, blocksize: Any, at: str) ->
     return sparse.train(layer.training)
 
 
-def _options(threshold: Any, layout: Any, blocksize: Any) -> None:
+def _check_options(threshold: Any, layout: Any, blocksize: Any) -> None:
     if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not threshold >= 0:
         what = f"threshold must be a number of at least 0, not {threshold!r}"
         raise PlanError(what, do="weights with |w| > threshold stay: pass 0 to drop only what is zero")
@@ -181,8 +189,8 @@ def _options(threshold: Any, layout: Any, blocksize: Any) -> None:
         raise PlanError(what, do="pass (height, width), for example blocksize=(8, 8)")
 
 
-def _effective(layer: Any, at: str) -> tuple[Tensor, Tensor | None]:
-    """The weight and bias that forward uses, detached; `torch.nn.utils.prune` multiplies its masks in just before."""
+def _tensors_in_use(layer: Any, at: str) -> tuple[Tensor, Tensor | None]:
+    """Returns copies of the weight and bias that forward uses: with parametrizations and masks of `prune` applied."""
     kind = type(layer).__mro__[1] if parametrize.is_parametrized(layer) else type(layer)
     if kind not in (nn.Linear, nn.Conv2d):
         if isinstance(layer, SPARSE):
@@ -206,11 +214,11 @@ def _effective(layer: Any, at: str) -> tuple[Tensor, Tensor | None]:
             found.append(None if tensor is None else tensor.detach().clone())
     weight, bias = found
     assert weight is not None
-    _numbers(weight, at)
+    _check_weight(weight, at)
     return weight, bias
 
 
-def _numbers(weight: Tensor, at: str) -> None:
+def _check_weight(weight: Tensor, at: str) -> None:
     if weight.dtype not in DTYPES or weight.is_meta or weight.layout is not torch.strided:
         where = "on the meta device" if weight.is_meta else f"{weight.dtype}, {weight.layout}"
         why = f"it is {where}; it must be dense, real, floating and hold numbers"
@@ -221,7 +229,7 @@ def _numbers(weight: Tensor, at: str) -> None:
         raise PlanError("the weight holds NaN", at=at, why="NaN is neither above nor below a threshold")
 
 
-def _blocks_fit(shape: tuple[int, ...], groups: int, blocksize: Any, at: str) -> None:
+def _check_blocks(shape: tuple[int, ...], groups: int, blocksize: Any, at: str) -> None:
     if blocksize is None:
         return
     rows, columns = shape[0] // groups, shape[1]
@@ -235,8 +243,8 @@ def _blocks_fit(shape: tuple[int, ...], groups: int, blocksize: Any, at: str) ->
         )
 
 
-def _tell(kept: Tensor, threshold: float, at: str) -> None:
-    """Warn where the threshold makes no difference, or leaves nothing."""
+def _warn_if_all_or_none(kept: Tensor, threshold: float, at: str) -> None:
+    """Warns if the threshold keeps every weight, or none."""
     if bool(kept.all()):
         text = lay_out(
             "every weight stays: the sparse layer takes more memory than the dense one",
@@ -251,11 +259,11 @@ def _tell(kept: Tensor, threshold: float, at: str) -> None:
 
 
 def _chosen(model: nn.Module, where: Any, ignore: Any) -> dict[str, nn.Module]:
-    """The layers that `where` names and `ignore` does not, in the order of the model."""
+    """Returns the layers that `where` names and `ignore` does not, in the order of the model."""
     names = names_of(model, parameters=False)
     found: set[int] = set()
     for match in find_all(names, where, what="where") if where is not None else ():
-        layers = {id(layer) for module in match.modules.values() for layer in _layers(module, match)}
+        layers = {id(layer) for module in match.modules.values() for layer in _layers_of(module, match)}
         if not layers:
             raise PlanError(
                 f"where names nothing: {show(match.pattern)}", why="no module of the model is of exactly that type"
@@ -276,7 +284,7 @@ def _chosen(model: nn.Module, where: Any, ignore: Any) -> dict[str, nn.Module]:
     }
 
 
-def _layers(module: nn.Module, match: Match) -> list[nn.Module]:
+def _layers_of(module: nn.Module, match: Match) -> list[nn.Module]:
     """The layers that a named module stands for: itself, or those in a block. A type means exactly that type."""
     if not isinstance(module, _DENSE) and (inside := [m for m in module.modules() if _kind(m) in _DENSE]):
         return inside
@@ -287,8 +295,8 @@ def _kind(module: nn.Module) -> type:
     return type(module).__mro__[1] if parametrize.is_parametrized(module) else type(module)
 
 
-def _replaceable(model: nn.Module, name: str, layer: nn.Module, at: str) -> None:
-    """Refuse a layer whose weight something else holds or reads."""
+def _check_replaceable(model: nn.Module, name: str, layer: nn.Module, at: str) -> None:
+    """Raises `PlanError` for a layer whose weight is tied, or is read by a module around it."""
     parent = name
     while parent:
         parent = parent.rpartition(".")[0]
@@ -307,8 +315,8 @@ def _replaceable(model: nn.Module, name: str, layer: nn.Module, at: str) -> None
                 raise PlanError("the layer is tied", at=at, why=why, do="leave it out with `ignore`, or untie it first")
 
 
-def _together(refused: list[PlanError]) -> PlanError:
-    """One error for all that was refused for the same reason as the first, and how many others there were."""
+def _one_error(refused: list[PlanError]) -> PlanError:
+    """Returns one error for all layers refused for the first one's reason, with the number of the other layers."""
     first = refused[0]
     if len(refused) == 1:
         return first

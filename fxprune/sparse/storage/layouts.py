@@ -1,4 +1,4 @@
-"""Layers whose weight is a sparse matrix: a linear layer, and a convolution as that matrix times the unfolded input."""
+"""Layers whose weight is a sparse matrix: a linear layer, and a convolution that unfolds its input first."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxprune.errors import InputError, PlanError
-from fxprune.sparse.storage.matrices import Indices, Spec, beta, stored_share
+from fxprune.sparse.storage.matrices import Indices, Spec, no_beta_warning, stored_share
 from fxprune.sparse.storage.products import product, refusal
 
 BlockSize = tuple[int, int] | None
 
 
 class SparseLayer(nn.Module):
-    """The base of both layers: a weight that exists as the components of a sparse matrix, and nowhere else.
+    """The base of both layers. The weight is held only as the components of a sparse matrix: values and indices.
 
-    values: the parameter, [stored], or [blocks, height, width] of a "bsr". Beside it the buffers of its layout:
-    `crow_indices` [rows + 1] and `col_indices` [stored] of "csr" and "bsr", `indices` [2, stored] of "coo". All are
-    dense tensors, so that a state_dict is stored like any other. `load_state_dict` takes another number of stored
-    values: the components then get that size. Components that contradict each other or the layer are refused, and the
-    layer stays as it was.
+    values: the parameter, [stored], or [blocks, height, width] for "bsr". The indices are buffers: `crow_indices`
+    [rows + 1] and `col_indices` [stored] for "csr" and "bsr", `indices` [2, stored] for "coo". All are dense tensors,
+    so a state_dict of them is saved like any other. `load_state_dict` may bring another number of stored values; the
+    components then change their sizes. It refuses components that do not fit each other or the layer, and leaves the
+    layer as it was.
     """
 
     values: nn.Parameter
@@ -31,9 +31,9 @@ class SparseLayer(nn.Module):
     def __init__(self, spec: Spec, groups: int, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.spec, self.groups = spec, groups
-        with beta():
+        with no_beta_warning():
             indices, values = spec.components(weight)
-        for name, index in zip(spec.names, spec.moved(indices, groups, weight.shape[1]), strict=True):
+        for name, index in zip(spec.names, spec.shifted(indices, groups, weight.shape[1]), strict=True):
             self.register_buffer(name, index.contiguous())
         self.values = nn.Parameter(values)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
@@ -45,7 +45,7 @@ class SparseLayer(nn.Module):
 
     @property
     def density(self) -> float:
-        """Stored values over the elements of the dense weight, in [0, 1]; a block counts with all its values."""
+        """Stored values over the elements of the dense weight, in [0, 1]; all values of a stored block count."""
         return stored_share(self.values.numel(), self.weight_shape())
 
     def weight_shape(self) -> tuple[int, ...]:
@@ -56,20 +56,20 @@ class SparseLayer(nn.Module):
         """The weight as a new dense tensor."""
         columns = self.spec.shape[1] // self.groups
         local = Spec(self.layout, (self.spec.shape[0], columns), self.spec.blocksize)
-        indices = local.moved(self.index_tensors(), self.groups, -columns)
-        with beta():
+        indices = local.shifted(self.index_tensors(), self.groups, -columns)
+        with no_beta_warning():
             return local.matrix(indices, self.values.detach()).to_dense().reshape(self.weight_shape())
 
     def to_dense(self) -> nn.Module:
-        """The layer of torch with the same weight, zeros where nothing is stored; a new one, this one is only read."""
+        """Returns a new layer of torch with the same weight, zeros where nothing is stored."""
         raise NotImplementedError
 
     def index_tensors(self) -> Indices:
-        """The index tensors, in the order of the layout."""
+        """Returns the index tensors, in the order of the layout."""
         return tuple(getattr(self, name) for name in self.spec.names)
 
-    def _fill(self, dense: Any) -> Any:
-        """Give a layer on the meta device this layer's weight and bias, and its mode."""
+    def _with_own_tensors(self, dense: Any) -> Any:
+        """Gives a layer on the meta device the weight, bias and mode of this layer; returns it."""
         dense.weight = nn.Parameter(self.dense_weight(), requires_grad=self.values.requires_grad)
         if self.bias is not None:
             dense.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
@@ -80,16 +80,16 @@ class SparseLayer(nn.Module):
         given = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
         bias = state_dict.get(prefix + "bias")
         if given:
-            self._check(given, bias, prefix.rstrip("."))
-            for name, tensor in given.items():  # the sizes first: torch copies into what has the right one
+            self._check_components(given, bias, prefix.rstrip("."))
+            for name, tensor in given.items():  # set the sizes first: torch then copies the values
                 held = getattr(self, name)
                 dtype = held.dtype if name == "values" else self.spec.index_dtype(given["values"].shape[0])
                 held.grad = held.grad if held.shape == tensor.shape else None
                 held.data = torch.empty(tensor.shape, dtype=dtype, device=held.device)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _check(self, given: dict[str, Any], bias: Any, at: str) -> None:
-        """Raise PlanError unless the components are there, fit each other and this layer."""
+    def _check_components(self, given: dict[str, Any], bias: Any, at: str) -> None:
+        """Raises `PlanError` unless all components are there and fit each other and this layer."""
         names, where = (*self.spec.names, "values"), f'layer "{at}"' if at else type(self).__name__
         if missing := [name for name in names if name not in given]:
             raise PlanError(
@@ -102,7 +102,7 @@ class SparseLayer(nn.Module):
             why = f"its shape is {tuple(bias.shape)}, that of the layer {tuple(self.bias.shape)}"
             raise PlanError("the bias of a state_dict does not fit", at=where, why=why)
         try:
-            indices = tuple(self._index(name, given[name]) for name in self.spec.names)
+            indices = tuple(self._checked_index(name, given[name]) for name in self.spec.names)
             values = given["values"].detach()
             if not values.is_floating_point():
                 raise ValueError(f"values are {values.dtype}, not floating")
@@ -110,7 +110,7 @@ class SparseLayer(nn.Module):
                 raise ValueError(f"values of shape {tuple(values.shape)} are no blocks of {self.spec.blocksize}")
             self.spec.matrix(indices, values, check=True)
             if self.groups > 1:
-                self._within_groups(indices)
+                self._check_groups(indices)
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise PlanError(
                 "the components of a sparse weight contradict each other or the layer",
@@ -119,13 +119,13 @@ class SparseLayer(nn.Module):
                 do="load the state_dict of a layer of the same layout, shape and blocksize",
             ) from None
 
-    def _index(self, name: str, index: Tensor) -> Tensor:
+    def _checked_index(self, name: str, index: Tensor) -> Tensor:
         if index.dtype not in (torch.int32, torch.int64):
             raise ValueError(f"{name} are {index.dtype}, not int32 or int64")
         return index if self.layout != "coo" else index.long()
 
-    def _within_groups(self, indices: Indices) -> None:
-        rows, columns = self.spec.places(indices)
+    def _check_groups(self, indices: Indices) -> None:
+        rows, columns = self.spec.rows_and_columns(indices)
         height, width = self.spec.blocksize or (1, 1)
         a_row, a_column = (self.spec.shape[i] // self.groups // (height, width)[i] for i in (0, 1))
         if bool((rows // a_row != columns // a_column).any()):
@@ -135,7 +135,8 @@ class SparseLayer(nn.Module):
 class SparseLinear(SparseLayer):
     """y = x @ w.T + b, w [out_features, in_features] a sparse matrix: `nn.Linear` after `fxprune.sparse.sparsify`.
 
-    Takes x [.., in_features] of any leading dimensions. Gradients reach `values`, `bias` and x, and only stored places.
+    x: [.., in_features], with any leading dimensions. `values`, `bias` and x get gradients; weights that are not stored
+    get none.
 
     >>> import torch
     >>> from fxprune.sparse import sparsify
@@ -155,7 +156,7 @@ class SparseLinear(SparseLayer):
         self.out_features, self.in_features = weight.shape
 
     def forward(self, input: Tensor) -> Tensor:
-        """As `nn.Linear.forward`."""
+        """Computes `nn.Linear.forward`."""
         spec = self.spec
         matrix = (spec.layout, spec.shape, spec.blocksize)
         return sparse_linear(input, self.values, self.bias, self.index_tensors(), *matrix)
@@ -167,22 +168,22 @@ class SparseLinear(SparseLayer):
     def to_dense(self) -> nn.Linear:
         """An `nn.Linear` with the same weight, zeros where nothing is stored."""
         sizes = (self.in_features, self.out_features, self.bias is not None)
-        dense: nn.Linear = self._fill(nn.Linear(*sizes, device="meta"))
+        dense: nn.Linear = self._with_own_tensors(nn.Linear(*sizes, device="meta"))
         return dense
 
     def extra_repr(self) -> str:
-        """As of `nn.Linear`, and what is stored."""
-        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {_stored(self)}"
+        """The text of `nn.Linear`, the layout and the number of stored values."""
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {_storage_text(self)}"
 
 
 class SparseConv2d(SparseLayer):
     """A convolution as a sparse matrix [out_channels, in_channels * kh * kw] times the unfolded input.
 
-    y[n, o, l] = sum_k w[o, k] * unfold(x)[n, k, l] + b[o], l counts positions
-    (https://docs.pytorch.org/docs/stable/generated/torch.nn.Unfold.html). A kernel of 1 x 1 takes the input as it is;
-    for any other the unfolded input holds about kh * kw times the elements of the input. With `groups` the matrix is
-    [out_channels, in_channels * kh * kw] and block-diagonal, at no cost: what is outside the blocks is not stored.
-    Takes x [n, c, h, w] or [c, h, w].
+    y[n, o, l] = sum_k w[o, k] * unfold(x)[n, k, l] + b[o], where l counts the positions of the output
+    (https://docs.pytorch.org/docs/stable/generated/torch.nn.Unfold.html). x: [n, c, h, w] or [c, h, w].
+
+    A kernel of 1 x 1 needs no unfolding; for other kernels the unfolded input has about kh * kw times the elements of
+    the input. With `groups` > 1 the matrix is block-diagonal, and the zeros outside the blocks are not stored.
     """
 
     def __init__(
@@ -196,7 +197,7 @@ class SparseConv2d(SparseLayer):
         self.pads: tuple[int, ...] = tuple(conv._reversed_padding_repeated_twice)
 
     def forward(self, input: Tensor) -> Tensor:
-        """As `nn.Conv2d.forward`."""
+        """Computes `nn.Conv2d.forward`."""
         return sparse_conv2d(
             input,
             self.values,
@@ -216,15 +217,15 @@ class SparseConv2d(SparseLayer):
 
     def to_dense(self) -> nn.Conv2d:
         """An `nn.Conv2d` with the same weight, zeros where nothing is stored."""
-        dense: nn.Conv2d = self._fill(self._like())
+        dense: nn.Conv2d = self._with_own_tensors(self._empty_dense())
         return dense
 
     def extra_repr(self) -> str:
-        """As of `nn.Conv2d`, and what is stored."""
-        return f"{self._like().extra_repr()}, {_stored(self)}"  # type: ignore[no-untyped-call]
+        """The text of `nn.Conv2d`, the layout and the number of stored values."""
+        return f"{self._empty_dense().extra_repr()}, {_storage_text(self)}"  # type: ignore[no-untyped-call]
 
-    def _like(self) -> nn.Conv2d:
-        """The dense layer without its numbers."""
+    def _empty_dense(self) -> nn.Conv2d:
+        """Returns the dense layer on the meta device."""
         return nn.Conv2d(
             self.in_channels,
             self.out_channels,
@@ -248,7 +249,7 @@ def sparse_linear(
     shape: tuple[int, int],
     blocksize: BlockSize,
 ) -> Tensor:
-    """The forward of `SparseLinear`, as a function of its own: a symbolic trace takes it as one step."""
+    """Computes the forward of `SparseLinear`. It is a separate function, so that fx traces it as one node."""
     if not input.ndim or input.shape[-1] != shape[1]:
         raise InputError(
             "the input does not fit a sparse linear layer",
@@ -275,7 +276,7 @@ def sparse_conv2d(
     pads: tuple[int, ...],
     padding_mode: str,
 ) -> Tensor:
-    """The forward of `SparseConv2d`. `pads`: left, right, top, bottom, as `F.pad` takes them."""
+    """Computes the forward of `SparseConv2d`; one node for fx. pads: (left, right, top, bottom), as for `F.pad`."""
     channels = shape[1] // (kernel[0] * kernel[1])
     if input.ndim not in (3, 4) or input.shape[-3] != channels:
         raise InputError(
@@ -309,7 +310,7 @@ fx.wrap("sparse_conv2d")
 def _multiply(
     values: Tensor, x: Tensor, indices: Indices, layout: str, shape: tuple[int, int], blocksize: BlockSize
 ) -> Tensor:
-    """The product [rows, n]; under autocast in the type of the values, elsewhere x must be of it."""
+    """Returns the product [rows, n]. Under autocast x is cast to the type of the values; else it must have it."""
     device = x.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):
@@ -330,6 +331,6 @@ def _multiply(
         raise InputError(what, why=why, do="take another layout or type, or go back with `to_dense()`") from error
 
 
-def _stored(layer: SparseLayer) -> str:
+def _storage_text(layer: SparseLayer) -> str:
     block = "" if layer.spec.blocksize is None else f", blocksize={layer.spec.blocksize}"
     return f"layout={layer.layout}{block}, stored={layer.values.numel()}, density={layer.density:.3f}"

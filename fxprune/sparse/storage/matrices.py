@@ -1,4 +1,4 @@
-"""A sparse matrix as plain dense tensors: what they are called, what they mean, and where their values stand."""
+"""Sparse matrices as dense component tensors: their names, and conversions to and from torch's sparse tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 COMPONENTS = {"csr": ("crow_indices", "col_indices"), "coo": ("indices",), "bsr": ("crow_indices", "col_indices")}
-"""By layout: the names of the index tensors, torch's own (https://docs.pytorch.org/docs/stable/sparse.html)."""
+"""Layout -> names of the index tensors, as in torch (https://docs.pytorch.org/docs/stable/sparse.html)."""
 
 _TORCH = {"csr": torch.sparse_csr, "bsr": torch.sparse_bsr}
 
@@ -21,7 +21,7 @@ Indices = Sequence[Tensor]
 
 @dataclass(frozen=True)
 class Spec:
-    """The meaning of components: layout "csr", "coo" or "bsr", shape [rows, columns], and the blocksize of a "bsr"."""
+    """The format of a matrix: layout "csr", "coo" or "bsr", shape [rows, columns], and for "bsr" the blocksize."""
 
     layout: str
     shape: tuple[int, int]
@@ -29,16 +29,16 @@ class Spec:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The index tensors of the layout, in the order in which they are passed."""
+        """The names of the index tensors, in the order in which functions take them."""
         return COMPONENTS[self.layout]
 
     def index_dtype(self, stored: int) -> torch.dtype:
-        """int32 where it can count so many stored values; torch takes a "coo" in int64 alone."""
+        """int32 if it can count this number of stored values; "coo" needs int64 in torch."""
         fits = max(stored, *self.shape) <= torch.iinfo(torch.int32).max
         return torch.int32 if fits and self.layout != "coo" else torch.int64
 
     def matrix(self, indices: Indices, values: Tensor, *, check: bool = False) -> Tensor:
-        """The torch sparse tensor that shares these components; `check` raises RuntimeError if they are wrong."""
+        """Returns torch's sparse tensor, without a copy. check: raise RuntimeError if components are wrong."""
         if self.layout == "coo":
             return torch.sparse_coo_tensor(indices[0], values, self.shape, is_coalesced=True, check_invariants=check)
         layout = _TORCH[self.layout]
@@ -46,7 +46,7 @@ class Spec:
         return torch.sparse_compressed_tensor(crow, columns, values, self.shape, layout=layout, check_invariants=check)
 
     def components(self, dense: Tensor) -> tuple[Indices, Tensor]:
-        """The components of what is not zero in a dense matrix of this shape; of a "bsr", the blocks that are not."""
+        """Returns indices and values of the elements (for "bsr": blocks) of a dense matrix that are not zero."""
         if self.layout == "coo":
             sparse = dense.to_sparse().coalesce()
             return (sparse.indices(),), sparse.values()
@@ -54,35 +54,36 @@ class Spec:
         dtype = self.index_dtype(sparse.values().shape[0])
         return (sparse.crow_indices().to(dtype), sparse.col_indices().to(dtype)), sparse.values()
 
-    def places(self, indices: Indices) -> tuple[Tensor, Tensor]:
-        """Row and column of every stored value, or of every block in counts of blocks."""
+    def rows_and_columns(self, indices: Indices) -> tuple[Tensor, Tensor]:
+        """Returns row and column of every stored value; for "bsr" those of every block, counted in blocks."""
         if self.layout == "coo":
             return indices[0][0], indices[0][1]
         crow, columns = indices
         return torch.repeat_interleave(crow.diff()).to(columns.dtype), columns
 
-    def moved(self, indices: Indices, groups: int, by: int) -> Indices:
-        """The indices, the columns of group g moved by g * `by`, where the rows are `groups` equal stretches.
+    def shifted(self, indices: Indices, groups: int, by: int) -> Indices:
+        """Returns the indices with the columns of group g shifted by g * `by`. The rows are `groups` equal parts.
 
-        A grouped convolution's weight [o, k], k the columns of one group, is the block-diagonal matrix [o, groups * k]
-        over the unfolded input: the same values, the columns of each group moved by those of the groups before it.
+        The weight of a grouped convolution is [o, k], where k counts the columns of one group. As a matrix over the
+        whole unfolded input it is block-diagonal, [o, groups * k]: with by=k the columns of group g move to its block,
+        and with by=-k they move back.
         """
         if groups == 1:
             return indices
         height, width = self.blocksize or (1, 1)
-        rows, columns = self.places(indices)
+        rows, columns = self.rows_and_columns(indices)
         columns = columns + rows // (self.shape[0] // height // groups) * (by // width)
         return (torch.stack((rows, columns)),) if self.layout == "coo" else (indices[0], columns)
 
 
 def stored_share(stored: int, shape: tuple[int, ...]) -> float:
-    """Stored values over all elements, blocks with everything in them; 0 of nothing."""
+    """Returns stored values over all elements of the shape; 0 for a shape without elements."""
     return stored / size if (size := math.prod(shape)) else 0.0
 
 
 @contextlib.contextmanager
-def beta() -> Iterator[None]:
-    """Without the warning that torch gives when a process makes its first tensor of a compressed layout."""
+def no_beta_warning() -> Iterator[None]:
+    """Hides torch's warning about the first tensor of a compressed layout in a process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse .* tensor support is in beta", category=UserWarning)
         yield

@@ -1,8 +1,9 @@
-"""Products of sparse matrices as two operators, and their gradients with respect to what is stored.
+"""Products with sparse matrices, as two operators whose gradients are sparse too.
 
-torch's own gradient of a sparse matrix is a dense matrix, and for blocks there is none on CPU. Here the gradient is
-taken at the stored places alone, in any layout, as often as it is asked for: each operator's gradient is the other one
-and itself. As operators they also run on fake tensors, in exported graphs, and count their FLOPs.
+In torch, the gradient of a sparse matrix is a dense matrix, and for blocks there is none on CPU. Here the gradient is
+computed for stored values only, in every layout. The gradient of each operator consists of calls of the same two
+operators, so gradients of gradients work as well. Operators also run on fake tensors and in exported graphs, and their
+FLOPs are counted.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from fxprune.ops.aspects import multiplies
-from fxprune.sparse.storage.matrices import Indices, Spec, beta
+from fxprune.sparse.storage.matrices import Indices, Spec, no_beta_warning
 
 _HALF = (torch.float16, torch.bfloat16)
 _GATHERED = 1 << 20
-"""Elements that are gathered at a time where blocks are multiplied in batches."""
+"""The number of elements that are gathered at a time when blocks are multiplied in batches."""
 
 _MATRIX = "Tensor first, Tensor? second, str layout, int[] shape, int[]? blocksize"
 _LIBRARY: Any = torch.library.Library("fxprune", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -31,21 +32,22 @@ _LIBRARY.define(f"sparse_sampled(Tensor a, Tensor b, {_MATRIX}) -> Tensor")
 def product(
     values: Tensor, x: Tensor, indices: Indices, layout: str, shape: tuple[int, int], blocksize: tuple[int, int] | None
 ) -> Tensor:
-    """y[r, n] = sum_c w[r, c] * x[c, n], w the matrix [rows, columns] of the components; see `matrices.Spec`.
+    """y[r, n] = sum_c w[r, c] * x[c, n], where w [rows, columns] is the matrix of the components; see `matrices.Spec`.
 
-    x: [columns, n], of the type of `values`. Differentiable, twice and more, in `values` and `x`. Values of half
-    precision are multiplied and summed in float32 on CPU: torch's kernels there lack these types or round every sum.
+    values, indices, layout, shape, blocksize: the components of w. x: [columns, n], in the type of `values`.
+    Differentiable any number of times in `values` and `x`. Half precision is computed in float32 on CPU, because
+    torch's kernels there lack these types or round after every addition.
     """
     return _product(values, x, *_two(indices), layout, shape, blocksize, False)
 
 
 def refusal(spec: Spec, dtype: torch.dtype, device: torch.device) -> str:
-    """Why this build of torch cannot multiply in a layout on a device; "" if it can. Tried on a matrix of one value."""
+    """Returns why torch cannot multiply in this layout on this device, "" if it can. It tries a very small matrix."""
     height, width = spec.blocksize or (1, 1)
     small = Spec(spec.layout, (height, width), spec.blocksize)
     ones = torch.ones(height, width, dtype=dtype, device=device)
     try:
-        with beta(), torch.no_grad():
+        with no_beta_warning(), torch.no_grad():
             indices, values = small.components(ones)
             product(values, ones.new_ones(width, 1), indices, small.layout, small.shape, small.blocksize)
     except (RuntimeError, NotImplementedError) as error:
@@ -54,19 +56,19 @@ def refusal(spec: Spec, dtype: torch.dtype, device: torch.device) -> str:
 
 
 def _product(values: Tensor, x: Tensor, *matrix: Any) -> Tensor:
-    """x [columns, n] -> w @ x [rows, n], or across: x [rows, n] -> w.T @ x [columns, n]."""
+    """Returns w @ x [rows, n], or w.T @ x [columns, n] where the last argument, `across`, is True."""
     result: Tensor = torch.ops.fxprune.sparse_product(values, x, *matrix)
     return result
 
 
 def _sampled(a: Tensor, b: Tensor, *matrix: Any) -> Tensor:
-    """v[k] = sum_n a[r_k, n] * b[c_k, n] over the stored places (r_k, c_k): a @ b.T, where w stores something."""
+    """v[k] = sum_n a[r_k, n] * b[c_k, n]: a @ b.T at (r_k, c_k), the positions of the values that w stores."""
     result: Tensor = torch.ops.fxprune.sparse_sampled(a, b, *matrix)
     return result
 
 
 def _two(indices: Indices) -> tuple[Tensor, Tensor | None]:
-    """Both index tensors: operators of single tensors cost less per call than those of lists."""
+    """Returns both index tensors, None for a missing one: an operator that takes a list costs more per call."""
     return indices[0], indices[1] if len(indices) > 1 else None
 
 
@@ -132,13 +134,13 @@ torch.library.register_autograd("fxprune::sparse_sampled", _sampled_backward, se
 
 @multiplies(torch.ops.fxprune.sparse_product)
 def _product_macs(values: Any, x: Any) -> list[Any]:
-    """Every stored value times every column of x."""
+    """Counts one multiply-add for every stored value and column of x."""
     return [(*values, x[1])]
 
 
 @register_flop_formula([torch.ops.fxprune.sparse_product])
 def _product_flops(values_shape: Any, x_shape: Any, *_: Any, **__: Any) -> int:
-    """One multiply-add, 2 FLOPs, for every stored value and column of x."""
+    """Returns 2 FLOPs, one multiply-add, for every stored value and column of x."""
     return 2 * math.prod((*values_shape, int(x_shape[1])))
 
 
@@ -153,16 +155,16 @@ def _multiply(values: Tensor, x: Tensor, spec: Spec, across: bool, indices: Indi
     if not values.shape[0] or not x.shape[1]:
         return x.new_zeros(spec.shape[1 if across else 0], x.shape[1])
     height, width = spec.blocksize or (1, 1)
-    if spec.layout == "bsr" and (across or height != width):  # neither is in MKL, which torch calls here
+    if spec.layout == "bsr" and (across or height != width):  # torch calls MKL here, which has neither
         return _multiply_blocks(values, x, spec, across, indices)
     matrix = spec.matrix(indices, values)
-    x = x.contiguous() if spec.layout == "coo" else x  # a "coo" takes 20 times as long on strided columns
+    x = x.contiguous() if spec.layout == "coo" else x  # "coo" takes 20 times as long on strided columns
     return (matrix.t() if across else matrix) @ x
 
 
 def _multiply_blocks(values: Tensor, x: Tensor, spec: Spec, across: bool, indices: Indices) -> Tensor:
-    """The product of blocks, one by one in batches: for what torch has no kernel, at its pace for large blocks."""
-    into, source = spec.places(indices)
+    """Multiplies block by block, in batches, where torch has no kernel; as fast as torch's kernels for large blocks."""
+    into, source = spec.rows_and_columns(indices)
     into, source, values = (source, into, values.mT) if across else (into, source, values)
     height, width = values.shape[1:]
     tall = x.new_zeros(spec.shape[1 if across else 0] // height, height, x.shape[1])
@@ -175,7 +177,7 @@ def _multiply_blocks(values: Tensor, x: Tensor, spec: Spec, across: bool, indice
 def _sample(a: Tensor, b: Tensor, spec: Spec, indices: Indices) -> Tensor:
     if a.dtype in _HALF:
         return _sample(a.float(), b.float(), spec, indices).to(a.dtype)
-    rows, columns = spec.places(indices)
+    rows, columns = spec.rows_and_columns(indices)
     if spec.layout == "bsr":
         return _sample_blocks(a, b, spec, rows, columns)
     if not len(rows) or not a.shape[1]:
@@ -189,7 +191,7 @@ def _sample(a: Tensor, b: Tensor, spec: Spec, indices: Indices) -> Tensor:
 
 
 def _sample_blocks(a: Tensor, b: Tensor, spec: Spec, rows: Tensor, columns: Tensor) -> Tensor:
-    """The same for whole blocks."""
+    """Computes `_sample` for whole blocks."""
     height, width = spec.blocksize or (1, 1)
     result = a.new_empty(len(rows), height, width)
     tall, wide = a.reshape(-1, height, a.shape[1]), b.reshape(-1, width, b.shape[1])
@@ -199,7 +201,7 @@ def _sample_blocks(a: Tensor, b: Tensor, spec: Spec, rows: Tensor, columns: Tens
 
 
 def _parts(blocks: int, elements: int) -> Iterator[slice]:
-    """Stretches of so many blocks that what is gathered for them, `elements` each, stays small."""
+    """Yields slices of the blocks that gather `_GATHERED` elements or fewer each; one block gathers `elements`."""
     step = max(1, _GATHERED // max(1, elements))
     for first in range(0, blocks, step):
         yield slice(first, first + step)

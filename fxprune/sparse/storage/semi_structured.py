@@ -1,4 +1,4 @@
-"""Two of every four weights: the pattern that tensor cores skip, held in torch's packed form. For CUDA alone."""
+"""A linear layer with at most two of every four weights, in the packed form of torch; for tensor cores of CUDA only."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch.sparse import SparseSemiStructuredTensorCUTLASS as Packed
 from fxprune.errors import PlanError
 
 ROWS, COLUMNS = 32, 64
-"""What torch's kernel takes multiples of (`_DTYPE_SHAPE_CONSTRAINTS` of the class above, half precision)."""
+"""Rows and columns must be multiples of these (`_DTYPE_SHAPE_CONSTRAINTS` of `Packed`, for half precision)."""
 
 
 class SemiStructuredLinear(nn.Module):
-    """y = x @ w.T + b, w [out_features, in_features] with at most two values in every four of a row, on CUDA.
+    """y = x @ w.T + b, where every four weights in a row of w [out_features, in_features] have at most two values.
 
-    packed: buffer [out_features, in_features / 2], the values. meta: int16 buffer, where they stood. Both as
-    `torch.sparse.SparseSemiStructuredTensorCUTLASS` has them (Mishra et al. 2021, "Accelerating Sparse Deep Neural
-    Networks"; https://docs.pytorch.org/docs/stable/sparse.html#sparse-semi-structured-tensors). For inference: they are
-    buffers and have no gradient. `load_state_dict` takes tensors of the same shapes.
+    packed: buffer [out_features, in_features / 2], the values. meta: int16 buffer, the positions of the values. Both
+    are in the format of `torch.sparse.SparseSemiStructuredTensorCUTLASS` (Mishra et al. 2021, "Accelerating Sparse Deep
+    Neural Networks"; https://docs.pytorch.org/docs/stable/sparse.html#sparse-semi-structured-tensors). The layer is for
+    inference on CUDA: buffers have no gradient. `load_state_dict` takes tensors of the same shapes.
     """
 
     packed: Tensor
@@ -39,17 +39,17 @@ class SemiStructuredLinear(nn.Module):
         self.register_buffer("packed", packed)
         self.register_buffer("meta", meta)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
-        with warnings.catch_warnings():  # that the interface is a prototype, once per process
+        with warnings.catch_warnings():  # torch warns once per process that this is a prototype
             warnings.filterwarnings("ignore", message=".*prototype stage", category=UserWarning)
             self._weight()
 
     @property
     def density(self) -> float:
-        """Stored values over elements: always a half."""
+        """Stored values over elements: always 0.5."""
         return 0.5
 
     def forward(self, input: Tensor) -> Tensor:
-        """As `nn.Linear.forward`."""
+        """Computes `nn.Linear.forward`."""
         return F.linear(input.contiguous(), self._weight(), self.bias)
 
     def dense_weight(self) -> Tensor:
@@ -66,7 +66,7 @@ class SemiStructuredLinear(nn.Module):
         return dense.train(self.training)
 
     def extra_repr(self) -> str:
-        """As of `nn.Linear`, and the layout."""
+        """The text of `nn.Linear`, and the layout."""
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, layout={self.layout}"
 
     def _weight(self) -> Any:
@@ -75,7 +75,7 @@ class SemiStructuredLinear(nn.Module):
 
 
 def check_semi_structured(weight: Tensor, at: str) -> None:
-    """Raise PlanError unless a weight [rows, columns] has the shape, pattern, type and device of the packed form."""
+    """Raises `PlanError` unless a weight [rows, columns] has the shape, pattern, type and device of the packed form."""
     rows, columns = weight.shape
     where = f"{at}, weight {[rows, columns]} {weight.dtype} on {weight.device}"
     if rows % ROWS or columns % COLUMNS:
@@ -110,7 +110,7 @@ def check_semi_structured(weight: Tensor, at: str) -> None:
 
 
 def check_product(layer: SemiStructuredLinear, weight: Tensor, at: str) -> None:
-    """Raise PlanError unless the layer's product equals the dense one: not every GPU and build has the kernel."""
+    """Raises `PlanError` unless the layer computes what the dense one does: not every GPU and build has the kernel."""
     x = torch.linspace(-1, 1, 8 * layer.in_features, dtype=torch.float32, device=weight.device).view(8, -1)
     x = x.to(weight.dtype)
     try:

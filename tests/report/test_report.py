@@ -1,7 +1,6 @@
 """The reports: every figure against the model, every view against a text that a reader can check.
 
-`python tests/test_report.py --write` writes tests/golden/report/ anew (`python -m tests.test_report --write` where
-fxprune is not installed); read the difference before you keep it.
+`python -m tests.report.test_report --write` rewrites tests/report/golden/; read the difference before you keep it.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from test_golden import NETWORKS
 from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import InputError
 from fxprune.report.repeats import merge_repeats
+from tests.test_golden import NETWORKS
 
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "report"
+GOLDEN = pathlib.Path(__file__).parent / "golden"
 ENDINGS = {"text": "txt", "markdown": "md", "json": "json"}
 
 
@@ -66,7 +65,7 @@ def written(name: str, format: str) -> str:
     text = REPORTS[name]().report(format=format)
     text = re.sub(r'"file": "[^"]*/', '"file": "', text)
     text = re.sub(r'"line": \d+', '"line": 0', text)
-    return re.sub(r'[^\s("]*test_report\.py:\d+', "tests/test_report.py:00", text) + "\n"
+    return re.sub(r'[^\s("]*test_report\.py:\d+', "report/test_report.py:00", text) + "\n"
 
 
 @pytest.mark.parametrize("format", ENDINGS)
@@ -211,7 +210,7 @@ def test_the_checker_finds_what_is_wrong() -> None:
 
 
 def test_docs_state_the_schema() -> None:
-    page = (pathlib.Path(__file__).parents[1] / "docs" / "report.md").read_text(encoding="utf-8")
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
 
     def keys(part: Any) -> set[str]:
         if isinstance(part, list):

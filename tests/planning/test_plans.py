@@ -14,13 +14,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_golden import NETWORKS
 from torch import Tensor, nn
 
 import fxprune
 from fxprune.planning.plan import Plan, Removed
 from fxprune.planning.ranges import between, indices_of, parse, spans_of, text_of
 from tests.artifacts.trips import Attention, Literal, Plain, image, pruned, run, seeded
+from tests.test_golden import NETWORKS
 
 MUTANTS = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
 

@@ -8,9 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Program, Step, build, images
-from support import call
-from test_golden import NETWORKS
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,6 +15,9 @@ import fxprune
 from fxprune.costs import LayerCost, per_channel, withheld
 from fxprune.errors import CaptureError, InputError, RuleError
 from fxprune.ops import multiplies
+from tests.networks import Program, Step, build, images
+from tests.support import call
+from tests.test_golden import NETWORKS
 
 
 class Run(nn.Module):

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import randomize
-from support import randomise, torchvision
 from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune.proof.deterministic import NoRandomness
 from fxprune.rewrite.norm_layers import LayerNorm, RMSNorm, layer_norm, rms_norm
+from tests.networks import randomize
+from tests.support import randomise, torchvision
 
 ROUNDING = 1e-9
 GRAPHS = ("fx", "export")

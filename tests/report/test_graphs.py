@@ -8,12 +8,12 @@ from typing import Any
 import networkx as nx
 import pytest
 import torch
-from test_golden import NETWORKS
 from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import InputError
 from fxprune.report.graphs import dot
+from tests.test_golden import NETWORKS
 
 
 class Written(nn.Module):

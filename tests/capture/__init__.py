@@ -1,0 +1,1 @@
+"""Tests of captured models: exported graphs, lists of tensors, state of the process."""

@@ -1,0 +1,1 @@
+"""Tests of vectors, their unification, channels and groups."""

@@ -1,0 +1,1 @@
+"""Tests of parameters, bytes and multiply-adds."""
