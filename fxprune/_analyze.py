@@ -12,7 +12,7 @@ from fxprune.analysis.analyzer import Analyzer
 from fxprune.analysis.findings import Findings, Subject
 from fxprune.analysis.single_layers import analyze_single_layers
 from fxprune.capture.captured import FrontEnd
-from fxprune.capture.inputs import Inputs, devices, initialised, normalize, unhooked, unwrapped
+from fxprune.capture.inputs import Inputs, check_devices, check_initialised, check_unhooked, check_unwrapped, normalize
 from fxprune.capture.process_state import public_call
 from fxprune.capture.tensors import Tensors
 from fxprune.costs import ChannelCost, Cost, cost_of, per_channel
@@ -140,12 +140,12 @@ def analyze(
         raise CaptureError("not a model", why=f"{type(model).__name__} is no torch.nn.Module", do="pass a module")
     paths = without_hooks(paths_for(model, path, prefer))
     inputs, more = normalize(example_inputs), [normalize(other) for other in also]
-    unwrapped(model)
+    check_unwrapped(model)
     tensors = Tensors.of(model)
-    initialised(tensors)
-    unhooked(model)
+    check_initialised(tensors)
+    check_unhooked(model)
     for given in (inputs, *more):
-        devices(tensors, given)
+        check_devices(tensors, given)
     if norms not in NORMS:
         raise PlanError(f"there are no norms {norms!r}", why='norms is "kept" or "preserve"')
     return try_in_turn(paths, lambda path: _analysis(model, tensors, inputs, path, more, strict, norms)).get()

@@ -14,7 +14,7 @@ from fxprune.analysis.observed import Observation, Place
 from fxprune.analysis.opened import Opened
 from fxprune.capture.process_state import clean_caches
 from fxprune.capture.traced import module_of, source_of
-from fxprune.capture.values import objects_in, outline, tensors_in
+from fxprune.capture.values import map_tensors, objects_in, tensors_in
 from fxprune.capture.walk import walk
 from fxprune.channels.vector import Vector
 from fxprune.ops import Operand
@@ -53,7 +53,7 @@ class Analyzer:
         result = execute()
         if node.op == "placeholder":
             self._open_inputs(result)
-        self.nodes[node.name] = outline(result, self.observer.peek)
+        self.nodes[node.name] = map_tensors(result, self.observer.peek)
         if node.op == "output":
             self._lock_results(result)
         return result

@@ -32,6 +32,6 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name, arguments = bound(func, args, kwargs)
         sizes = products(func, arguments, made, lambda tensor: tuple(tensor.shape))
         if sizes != []:
-            path = self.module if self.scopes.now.module is None else self.scopes.now.path
+            path = self.module if self.scopes.current.module is None else self.scopes.current.path
             self.found.append((path, name, None if sizes is None else sum(map(math.prod, sizes))))
         return made

@@ -17,7 +17,7 @@ from fxprune.analysis.unread_slots import UnreadSlots
 from fxprune.capture.fake_tensors import run
 from fxprune.capture.scopes import Key, Scope, Scopes
 from fxprune.capture.traced import users_line
-from fxprune.capture.values import leaves, outline, tensors_in
+from fxprune.capture.values import leaves, map_tensors, tensors_in
 from fxprune.channels.terms import Terms
 from fxprune.channels.vector import Vector
 from fxprune.errors import RuleError
@@ -36,7 +36,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.terms = terms
         self.scopes = scopes
-        scopes.enter, scopes.leave, scopes.scaled = self._enter, self._leave, self._scaled
+        scopes.on_enter, scopes.on_leave, scopes.on_computed_scale = self._enter, self._leave, self._scaled
         self.visits: dict[str, Visit] = {}
         self.strict = strict
         self.events: list[Event] = [Event("", "", "", "", "")] * 2  # 0 none, 1 structure
@@ -109,8 +109,8 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._observe_leaf(function, scope, args, kwargs, made)
         inner = self._inner.pop()
         if scope.name not in self.visits:
-            inputs = outline((*args, *kwargs.values()), self.peek)
-            self.visits[scope.name] = Visit(inputs, outline(made, self.peek), inner)
+            inputs = map_tensors((*args, *kwargs.values()), self.peek)
+            self.visits[scope.name] = Visit(inputs, map_tensors(made, self.peek), inner)
 
     def counted(self, argument: str) -> tuple[Vector, ...]:
         """The vectors that the innermost scope's operations counted under this name, if any."""
@@ -121,14 +121,14 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def where(self) -> Place:
         """The node's place; inside a module that the graph does not show, that module and its line."""
-        scope = self.scopes.now
+        scope = self.scopes.current
         if scope.module is None or scope.path == self.place.module:
             return self.place
         return Place(self.place.node, scope.path, users_line() or self.place.source)
 
     def _module(self) -> str:
         """The path of the innermost module that is running."""
-        scope = self.scopes.now
+        scope = self.scopes.current
         return self.place.module if scope.module is None else scope.path
 
     def observed(self, nodes: Mapping[str, Any], observations: Mapping[str, Observation]) -> Observed:
@@ -219,7 +219,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             module=module,
             parameters=parameters,
         )
-        given, named_given = outline(args, self.operand), outline(kwargs, self.operand)
+        given, named_given = map_tensors(args, self.operand), map_tensors(kwargs, self.operand)
         entering = [*leaves((given, named_given), Operand), *parameters.values()]
         self.terms.current_event = self.event(name, MEETS)
 
@@ -279,7 +279,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         counts = self._inner[-1].counts
         for name, vectors in call.counts.items():
             counts.setdefault(name, vectors)
-        key = self.scopes.now.next_key(call.op)
+        key = self.scopes.current.next_key(call.op)
         if call.marks:
             made = tuple(map(id, outputs))
             self._marks += [Mark(e, vector, key[0], e in call.widths, made) for e, vector in call.marks]
@@ -290,7 +290,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if index.value is not None:
                 self.renumbered.append((index.value, vector))
         self.observation.outputs[key] = results
-        if self.scopes.now.module is not None and (positions := self._positions(call)):
+        if self.scopes.current.module is not None and (positions := self._positions(call)):
             self.observation.positions[key] = positions
         if numbers := numbers_of(call.raw.values(), call.raw):
             query = call.arguments.get("query")

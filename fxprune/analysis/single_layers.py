@@ -46,7 +46,7 @@ def _run(opened: Opened) -> tuple[set[str], list[Found]]:
         if scope.name in layers:
             made.update((t.untyped_storage().data_ptr(), (scope.name, t)) for t in tensors_in(output))
 
-    scopes.enter, scopes.leave = lambda scope: None, leave
+    scopes.on_enter, scopes.on_leave = lambda scope: None, leave
     counter = Counter(scopes)
     values, modes = captured.values(opened.subject.inputs), (scopes.watching(), counter)
     results = walk(captured.graph, opened.module, opened.faker, values, lambda node, execute: execute(), modes)

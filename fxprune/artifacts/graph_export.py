@@ -19,7 +19,7 @@ from fxprune.artifacts.graph_format import Format
 from fxprune.artifacts.onnx_file import ONNX
 from fxprune.artifacts.program import evaluating, program_of
 from fxprune.artifacts.pt2_file import PT2
-from fxprune.capture.inputs import Inputs, bound, devices, initialised, normalize, unwrapped
+from fxprune.capture.inputs import Inputs, bound, check_devices, check_initialised, check_unwrapped, normalize
 from fxprune.capture.tensors import Tensors
 from fxprune.errors import FileError, FxpruneError, InputError, nearest
 from fxprune.files import PathLike, replacing
@@ -154,10 +154,10 @@ def _refuse_options(kind: Format, opset: int | None, tolerance: float | None) ->
 
 def _ordered(model: nn.Module, inputs: Inputs) -> Inputs:
     """The inputs, keywords in the order of the signature, of a model that can be run on them."""
-    unwrapped(model)
+    check_unwrapped(model)
     tensors = Tensors.of(model)
-    initialised(tensors)
-    devices(tensors, inputs)
+    check_initialised(tensors)
+    check_devices(tensors, inputs)
     if tensors.weightless:
         raise InputError("the model is on the meta device", why="it has no weights to write", do="load weights first")
     names = list(bound(model, inputs).signature.parameters)

@@ -1,1 +1,1 @@
-"""The front ends: a model and example inputs become a walk of ATen operations on fake tensors."""
+"""Capturing a model: its forward as a graph, one front end per path, and the run of that graph on fake tensors."""

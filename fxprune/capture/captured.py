@@ -1,4 +1,4 @@
-"""A captured model: tensors by the names of the original, and a graph that says how they are used."""
+"""A captured model: the original's tensors by name, and the graph of its forward."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ WHOLE_MODEL = ""
 """The target of a `call_module` node that runs the whole model."""
 
 NOTES = "fxprune_notes"
-"""In `meta` of a `GraphModule`: sentences on what the graph cannot do that the model could."""
+"""Key in `meta` of a `GraphModule`: a tuple of sentences about what the model could do and the graph cannot."""
 
 
 @dataclass(frozen=True, eq=False)
 class Captured:
-    """A model as one of the front ends sees it.
+    """A model as a front end has captured it. The model itself is not changed.
 
-    front_end: the one that made it, which answers what the path means for the small model.
-    module: holds parameters and buffers by their original names; the `GraphModule` itself where there is one.
-    graph: its nodes are run one by one, always on example inputs.
-    values: example inputs as one value per placeholder.
-    notes: what the reader of the record should know about this capture.
-    real: True where the forward decides by numbers: it runs on real tensors, and its sizes are not known before.
+    front_end: the front end that made it.
+    module: holds the parameters and buffers by their original names. It is the `GraphModule` if there is one, else the
+        model.
+    graph: the nodes that the analysis runs one by one.
+    values: a function from example inputs to one value per placeholder of the graph.
+    notes: sentences about this capture for the reader of the record.
+    real: True if the forward depends on the numbers in its tensors. Then it runs on real tensors instead of fake ones,
+        and the sizes in the small model cannot be proven beforehand.
     """
 
     front_end: FrontEnd
@@ -41,32 +43,32 @@ class Captured:
 
     @property
     def path(self) -> str:
-        """The name of the path, as plans, records and reports say it."""
+        """The name of the path, as in plans, records and reports."""
         return self.front_end.name
 
     @property
     def keeps_class(self) -> bool:
-        """True if the small model is of the model's own class; its graph is then the model as one node."""
+        """True if the small model has the model's own class. Its graph then runs the whole model in one node."""
         return self.front_end.keeps_class
 
     @property
     def has_graph(self) -> bool:
-        """True if the nodes of the graph are the calls of forward; the small model is then a `GraphModule`."""
+        """True if the graph has a node for each call in forward. The small model is then a `GraphModule`."""
         return not self.front_end.keeps_class
 
     @property
     def needs_hooks(self) -> bool:
-        """True if hooks put the outputs of smaller layers back among zeros."""
+        """True if hooks of the small model fill up the outputs of its smaller layers with zeros."""
         return self.front_end.needs_hooks
 
     @property
     def can_fold(self) -> bool:
-        """True if constants can be folded: the sizes are known before, and no hook puts zeros in their place."""
+        """True if constants can be folded: sizes are known beforehand, and no hook fills up with zeros."""
         return not self.real and not self.needs_hooks
 
     @cached_property
     def tensors(self) -> Tensors:
-        """Parameters, buffers, and the plain tensors in attributes that the forward may read."""
+        """All parameters and buffers, and the plain tensors in attributes that the forward may read."""
         constants = ((name, value) for name, value in self._attributes() if isinstance(value, torch.Tensor))
         return Tensors.of(self.module).with_constants(constants)
 
@@ -82,16 +84,17 @@ class Captured:
 
 @dataclass(frozen=True, eq=False)
 class FrontEnd:
-    """A path as `fxprune/paths.py` lists it: how a model is captured on it, and what follows for the small model.
+    """One path of `fxprune/paths.py`: how it captures a model, and what kind of small model it gives.
 
-    name: of the path, as users, plans and records write it.
-    capture: the model and example inputs -> the captured model. Raises `CaptureError` for a model that this front end
-        cannot take, `InputError` for inputs that do not fit.
-    keeps_class: the model's own forward runs, and the small model is of its class; else it is a `GraphModule`.
-    needs_hooks: hooks put zeros back at inference; such a path is the last to be tried.
-    takes_graphs: a `GraphModule` is taken as the graph that it is; the others begin with a module.
-    fixes_mode: training or evaluation mode is written into the graph.
-    without_inputs: the captured model for a plan that is carried out without an analysis; None where that cannot be.
+    name: the name of the path, as users, plans and records write it.
+    capture: a function from the model and example inputs to the captured model. Raises `CaptureError` if this front end
+        cannot capture the model, `InputError` for inputs that do not fit.
+    keeps_class: True if the small model has the model's class and runs its forward; False if it is a `GraphModule`.
+    needs_hooks: True if the small model fills up outputs with zeros by hooks. Such a path is tried last.
+    takes_graphs: True if the path accepts a `GraphModule` as the graph that it is.
+    fixes_mode: True if training or evaluation mode is written into the graph.
+    without_inputs: a function that captures a model without running it, to apply a plan without an analysis; None if
+        this path cannot do so.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The path "eager": the model's own forward, whatever it calls, as a graph of one node."""
+"""The path "eager": a graph of one node, which runs the model's own forward."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from fxprune.capture.inputs import Inputs, bound
 
 
 def forward_as_node(model: nn.Module, inputs: Inputs) -> fx.Graph:
-    """A graph of one node, which runs the model on a tuple of arguments and a dict of keywords.
+    """A graph that runs the model in one node, on a tuple of arguments and a dict of keyword arguments.
 
-    Raises `InputError` where the inputs do not fit the signature of forward.
+    The inputs are only compared with the signature of forward. Raises `InputError` if they do not fit.
     """
     bound(model, inputs)
     graph = fx.Graph()

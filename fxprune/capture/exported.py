@@ -1,7 +1,8 @@
-"""The path "export": `torch.export`, for models whose forward decides by sizes, and that symbolic tracing refuses.
+"""The path "export": a graph of ATen operations, made by `torch.export`.
 
-The exported graph is put around the model's containers, so that parameters, buffers, their names and their flags are
-the model's own. Guards and assertions on the old sizes are left out.
+It also captures models that symbolic tracing refuses, such as those with an `if` on a size. The exported graph becomes
+the forward of a copy of the model's modules, so that parameters and buffers, their names and their flags are the
+model's own. Guards and assertions about the old sizes are removed.
 """
 
 from __future__ import annotations
@@ -33,17 +34,17 @@ _TORCH = os.path.dirname(torch.__file__) + os.sep
 
 
 def export(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
-    """The model as a graph of ATen operations; parameters and buffers are shared with it.
+    """The model as a graph of ATen operations, which shares the model's parameters and buffers.
 
-    The graph takes the arguments that the model was given here, positional or by keyword, and returns the same
-    structure; an output that is neither a tensor nor a plain container of tensors (a cache of keys and values) is
-    None there. Sizes of inputs are symbols where torch allows it. `meta[NOTES]` says which are not, and what was
-    dropped.
+    The graph takes the same arguments as the model in this call, by position or by keyword. It returns the same
+    structure, except that objects which are neither tensors nor plain containers of tensors (such as a cache of keys
+    and values) are replaced by None. Sizes of inputs stay variable where torch allows it. `meta[NOTES]` lists the sizes
+    that do not, and the objects that were replaced.
 
-    Raises `CaptureError` where torch refuses, with what it said.
+    Raises `CaptureError` with torch's message if torch cannot export the model.
     """
     dropped: list[str] = []
-    program, reason = _program(model, _in_order(model, inputs), dropped)
+    program, reason = _program(model, _positional(model, inputs), dropped)
     graph_module = program.module(check_guards=False)
     graph = graph_module.graph
     inline_regions(graph_module)
@@ -58,7 +59,7 @@ def export(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
         made.__dict__.setdefault(name, value)
     notes = [] if reason is None else [f"every input keeps the sizes of the example: {reason}"]
     notes += [] if reason is not None else _fixed_sizes(program)
-    notes += [f"the output {path} is None: {kind} is no container of tensors" for path, kind in _split(dropped)]
+    notes += [f"the output {path} is None: {kind} is no container of tensors" for path, kind in _split_entries(dropped)]
     made.meta[NOTES] = tuple(notes)
     return made
 
@@ -74,7 +75,10 @@ EXPORTED = FrontEnd("export", _capture, fixes_mode=True)
 
 
 def _program(model: nn.Module, inputs: Inputs, dropped: list[str]) -> tuple[torch.export.ExportedProgram, str | None]:
-    """The exported program, and why its sizes are literal if they are."""
+    """The exported program, and the reason why its input sizes are fixed; None if they are variable.
+
+    Appends the outputs that are replaced by None to `dropped`. Raises `CaptureError` if torch refuses all attempts.
+    """
     args, kwargs = inputs
     tensors = [t for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor)]
     sizes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
@@ -83,13 +87,13 @@ def _program(model: nn.Module, inputs: Inputs, dropped: list[str]) -> tuple[torc
             dims = range(tensor.ndim) if tensor.ndim < 4 else (0,)  # symbolic heights and widths cost minutes
             sizes[tensor] = dict.fromkeys(dims, torch.export.Dim.AUTO)
     attempts: list[tuple[Any, bool]] = [(sizes, any(1 in t.shape for t in tensors)), (None, False)]
-    if attempts[0][1]:  # a batch of one would be taken for a broadcast and stay one for ever
+    if attempts[0][1]:  # otherwise torch takes a batch of one for a broadcast and fixes it
         attempts.insert(1, (sizes, False))
     first: Exception | None = None
     for shapes, oblivious in attempts:
-        for copies in (_shallow, _deep):
+        for copies in (_sharing_copy, _deep_copy):
             dropped.clear()
-            model_copy = _dropping(copies(model), dropped)
+            model_copy = _with_plain_outputs(copies(model), dropped)
             try:
                 with _silent_export(oblivious):
                     program = torch.export.export(
@@ -98,33 +102,36 @@ def _program(model: nn.Module, inputs: Inputs, dropped: list[str]) -> tuple[torc
             except Exception as error:
                 first = first or error
                 break
-            if not _strayed(model, program):
-                return program, None if shapes is not None else _line(first)
+            if not _has_parameter_as_constant(model, program):
+                return program, None if shapes is not None else _one_line(first)
     assert first is not None
     raise CaptureError(
         f"{type(model).__name__} cannot be exported",
-        at=_where(first),
-        why=_line(first),
+        at=_users_line(first),
+        why=_one_line(first),
         do="pass a GraphModule of your own (torch.export or torch.fx), or change that line",
     ) from first
 
 
-def _in_order(model: nn.Module, inputs: Inputs) -> Inputs:
-    """Arguments by position where the signature allows it: the graph takes them in the order in which they come."""
+def _positional(model: nn.Module, inputs: Inputs) -> Inputs:
+    """The inputs, with keyword arguments made positional where the signature of forward allows it."""
     arguments = bound(model, inputs)
     return arguments.args, arguments.kwargs
 
 
-def _shallow(model: nn.Module) -> nn.Module:
+def _sharing_copy(model: nn.Module) -> nn.Module:
     return copy_module(model, lambda tensor: tensor)
 
 
-def _deep(model: nn.Module) -> nn.Module:
+def _deep_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
 
 
-def _strayed(model: nn.Module, program: torch.export.ExportedProgram) -> bool:
-    """True if a parameter is a constant: an attribute holds a bound method, whose modules are not those of the copy."""
+def _has_parameter_as_constant(model: nn.Module, program: torch.export.ExportedProgram) -> bool:
+    """True if the program has a parameter of the model as a constant.
+
+    This happens if an attribute holds a bound method of a module: the method runs on the model, not on the copy.
+    """
     own = {id(t) for t in (*model.parameters(), *model.buffers())}
     known = {*program.state_dict, *(n for n, _ in model.named_buffers(remove_duplicate=False))}
     return any(id(value) in own and name not in known for name, value in program.constants.items())
@@ -132,9 +139,9 @@ def _strayed(model: nn.Module, program: torch.export.ExportedProgram) -> bool:
 
 @contextlib.contextmanager
 def _silent_export(oblivious: bool) -> Iterator[None]:
-    """Hide what torch prints, logs and warns of on its own affairs.
+    """Hide torch's own prints, logs and warnings while it exports.
 
-    oblivious: whether sizes of 1 are treated like any other size.
+    oblivious: True to treat sizes of 1 like any other size.
     """
     from torch.fx.experimental import _config as shape_config  # here, because it imports sympy
 
@@ -142,19 +149,22 @@ def _silent_export(oblivious: bool) -> Iterator[None]:
         yield
 
 
-def _dropping(model: nn.Module, dropped: list[str]) -> nn.Module:
-    """Give the copy a class whose forward leaves out objects that pytree does not know; names and signature stay."""
+def _with_plain_outputs(model: nn.Module, dropped: list[str]) -> nn.Module:
+    """Give a model a forward that returns None for objects which pytree does not know. Changes the model.
+
+    It gets a new class of the same name and signature, and is returned. The objects are listed in `dropped`.
+    """
     kind = type(model)
     inner: Callable[..., Any] = kind.__dict__.get("forward", kind.forward)
 
     @functools.wraps(inner)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         dropped.clear()
-        return _plain(inner(self, *args, **kwargs), "", dropped)
+        return _without_objects(inner(self, *args, **kwargs), "", dropped)
 
     if "forward" in model.__dict__:  # set on the instance
         own = model.__dict__["forward"]
-        model.__dict__["forward"] = functools.wraps(own)(lambda *a, **k: _plain(own(*a, **k), "", dropped))
+        model.__dict__["forward"] = functools.wraps(own)(lambda *a, **k: _without_objects(own(*a, **k), "", dropped))
         return model
     forward.__dict__["__signature__"] = inspect.signature(inner)
     model.__class__ = types.new_class(kind.__name__, (kind,), exec_body=lambda space: space.update(forward=forward))
@@ -162,19 +172,22 @@ def _dropping(model: nn.Module, dropped: list[str]) -> nn.Module:
     return model
 
 
-def _plain(value: Any, path: str, dropped: list[str]) -> Any:
-    """An output with None for each object that is no container of tensors; its place in the output is noted."""
+def _without_objects(value: Any, path: str, dropped: list[str]) -> Any:
+    """An output with None in place of every object that is no container of tensors.
+
+    path: the place of `value` in the whole output. Each such object is appended to `dropped` as "place\\ntype".
+    """
     if value is None or isinstance(value, (torch.Tensor, int, float, bool, str, torch.SymInt, torch.SymFloat)):
         return value
     if isinstance(value, dict):
-        parts = {key: _plain(v, f"{path}[{key!r}]", dropped) for key, v in value.items()}
+        parts = {key: _without_objects(v, f"{path}[{key!r}]", dropped) for key, v in value.items()}
         if all(parts[key] is v for key, v in value.items()):
             return value
         if type(value) in (dict, OrderedDict):
             return type(value)(parts)
         return type(value)(**parts)
     if isinstance(value, (tuple, list)):
-        items = [_plain(v, f"{path}[{i}]", dropped) for i, v in enumerate(value)]
+        items = [_without_objects(v, f"{path}[{i}]", dropped) for i, v in enumerate(value)]
         if all(new is old for new, old in zip(items, value, strict=True)):
             return value
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
@@ -182,7 +195,7 @@ def _plain(value: Any, path: str, dropped: list[str]) -> Any:
         if type(value) not in pytree.SUPPORTED_NODES:
             torch.export.register_dataclass(type(value))
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
-        parts = {name: _plain(v, f".{name}", dropped) for name, v in fields.items()}
+        parts = {name: _without_objects(v, f".{name}", dropped) for name, v in fields.items()}
         if all(parts[name] is v for name, v in fields.items()):
             return value
         return dataclasses.replace(value, **parts)
@@ -190,12 +203,12 @@ def _plain(value: Any, path: str, dropped: list[str]) -> Any:
     return None
 
 
-def _split(dropped: list[str]) -> list[list[str]]:
+def _split_entries(dropped: list[str]) -> list[list[str]]:
     return [entry.split("\n") for entry in dropped]
 
 
 def _fixed_sizes(program: torch.export.ExportedProgram) -> list[str]:
-    """The input sizes, and the arguments that are no tensors, that the graph has taken for constants, as sentences."""
+    """Sentences about the sizes of inputs, and about arguments other than tensors, that are constants in the graph."""
     from torch.utils._sympy.numbers import int_oo  # here, because it imports sympy
 
     notes = []
@@ -217,13 +230,13 @@ def _fixed_sizes(program: torch.export.ExportedProgram) -> list[str]:
     return notes
 
 
-def _line(error: Exception | None) -> str:
+def _one_line(error: Exception | None) -> str:
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
 
 
-def _where(error: BaseException) -> str:
-    """The innermost line of the traceback that is not torch's own."""
+def _users_line(error: BaseException) -> str:
+    """The innermost line of an error's traceback that is not in torch, as file:line."""
     place = ""
     traceback = error.__traceback__
     while traceback is not None:

@@ -1,4 +1,4 @@
-"""The graph that `torch.export` makes, without regions, assertions and sizes that are shared."""
+"""Changes to the graph that `torch.export` makes: no nested regions, no assertions, no shared sizes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ _EXPORTED = os.path.join(os.path.dirname(__file__), "exported.py")
 
 
 def inline_regions(graph_module: fx.GraphModule) -> None:
-    """Make regions with gradients off or on, and without autocast, part of the graph around them.
+    """Move the nodes of nested graphs into the graph around them. Changes `graph_module`.
 
-    The results of a region without gradients are detached.
+    `torch.export` makes a nested graph for a block under `torch.no_grad` or `torch.enable_grad`, and for a block under
+    `torch.autocast`; the latter are moved only if autocast is disabled. Results of blocks without gradients are
+    detached.
     """
     higher = torch.ops.higher_order
     for node in list(graph_module.graph.nodes):
@@ -76,7 +78,10 @@ def _detached(graph: fx.Graph, node: fx.Node) -> fx.Node:
 
 
 def remove_assertions(graph: fx.Graph) -> None:
-    """Erase assertions on sizes and types, and nodes that nothing else reads; nodes keep their place in the source."""
+    """Erase assertions on sizes and types, and the nodes that only they read. Changes the graph.
+
+    The `meta` of the other nodes is reduced to their module and their line in the user's source.
+    """
     for node in reversed(graph.nodes):
         target = node.target
         asserts = isinstance(target, torch._ops.OpOverload) and target._schema.name.split("::")[-1].startswith(
@@ -95,9 +100,9 @@ def remove_assertions(graph: fx.Graph) -> None:
 
 
 def unshare_sizes(graph: fx.Graph) -> None:
-    """Compute each size that is a product with a number (8 heads of every sample) for one use alone.
+    """Give every user of a size like `batch * 8` its own copy of the node that computes it. Changes the graph.
 
-    The numbers shrink with the layers that they belong to, and equal ones need not stay equal.
+    The number may count channels of different layers, which need not stay equal when the layers shrink.
     """
     for node in reversed(graph.nodes):
         if not isinstance(node.meta.get("val"), torch.SymInt) or not _is_product(node):
@@ -108,14 +113,14 @@ def unshare_sizes(graph: fx.Graph) -> None:
 
 
 def _is_product(node: fx.Node) -> bool:
-    """True if a number is among the factors of the factors."""
+    """True if a node is a product that has a literal number among its factors, or among their factors."""
     if node.target is not operator.mul:
         return False
     return any(type(a) is int or (isinstance(a, fx.Node) and _is_product(a)) for a in node.args)
 
 
 def _line_of_user(node: fx.Node) -> str:
-    """The innermost line of a node's stack that is not torch's own."""
+    """The innermost line of a node's stack trace that is not in torch, as file:line; "" if there is none."""
     places = []
     for line in (node.stack_trace or "").splitlines():
         parts = line.split('"')

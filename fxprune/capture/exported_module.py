@@ -1,4 +1,4 @@
-"""The module around an exported graph: the model's containers and tensors, by their names, without its forwards."""
+"""The modules that an exported graph runs with: copies of the model's modules, most of them without their forward."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _LAYERS = (
 
 
 def containers(model: nn.Module) -> nn.Module:
-    """The model's containers without their forwards; torch's own layers stay what they are."""
+    """The model's modules as plain containers with the same parameters and buffers.
+
+    Layers of torch that the rewrite knows (see `_LAYERS`) are copied whole, with their class and forward.
+    """
     made: dict[int, nn.Module] = {}
 
     def clone(original: nn.Module) -> nn.Module:
@@ -45,7 +48,10 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def add_constants(root: nn.Module, graph_module: fx.GraphModule) -> None:
-    """Register tensors that only the graph reads, as buffers that stay out of `state_dict`; set other attributes."""
+    """Add everything to `root` that the graph of `graph_module` reads and `root` does not have yet. Changes `root`.
+
+    Tensors become buffers that `state_dict` leaves out; other values become attributes.
+    """
     known = set(Tensors.of(root))
     for node in graph_module.graph.find_nodes(op="get_attr"):
         name = str(node.target)

@@ -1,4 +1,4 @@
-"""Fake copies: the same modules and inputs on tensors that have shape, dtype and device but no memory."""
+"""Fake tensors (shape, dtype and device without memory), and copies of modules and inputs around them."""
 
 from __future__ import annotations
 
@@ -15,43 +15,47 @@ from fxprune.capture.module_copy import copy_module
 
 
 def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run an operation on fake tensors.
+    """The result of an ATen operation on fake tensors.
 
-    Batch normalisation in evaluation mode has the shape of its input; torch finds that out by decomposing it, which
-    costs more than all the rest of a convolutional network when it is asked for the first time.
+    Two operations are computed here instead of by torch. For batch normalisation in evaluation mode torch is slow: it
+    decomposes the operation, although the result has the shape of the input. For `_grouped_mm` torch accepts bfloat16
+    only.
     """
     if func is torch.ops.aten.native_batch_norm.default and args[5] is False and isinstance(args[0], FakeTensor):
         return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
     by_rows = func is torch.ops.aten._grouped_mm.default and args[0].ndim == 2 and args[1].ndim == 3
     if by_rows and isinstance(args[0], FakeTensor):
-        return args[0].new_empty(args[0].shape[0], args[1].shape[2])  # torch's own wants bfloat16 there
+        return args[0].new_empty(args[0].shape[0], args[1].shape[2])  # [rows, out]
     return func(*args, **kwargs)
 
 
 class Real:
-    """Takes the place of a `Faker` where a forward asks for numbers: parameters as they are, the rest copied."""
+    """Replaces a `Faker` for a forward that reads the numbers in tensors: real parameters, and copies of all else."""
 
     def __init__(self) -> None:
         self.mode: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         self._made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def tensor(self, real: torch.Tensor) -> torch.Tensor:
-        """The same tensor; a copy of a buffer or an input, which the forward may write into."""
+        """A parameter as it is; of any other tensor a copy, since the forward may write into it.
+
+        The same tensor always gets the same copy.
+        """
         if isinstance(real, nn.Parameter):
             return real
         return self._made.setdefault(id(real), (real, real.detach().clone()))[1]
 
     def tree(self, values: Any) -> Any:
-        """Every tensor of a nested structure as a copy."""
+        """The nested structure `values` with every tensor replaced: see `tensor`."""
         return pytree.tree_map_only(torch.Tensor, self.tensor, values)
 
     def module(self, module: nn.Module) -> nn.Module:
-        """A copy of the module with copies of its buffers."""
+        """A copy of a module with the same parameters and copies of its buffers."""
         return copy_module(module, self.tensor)
 
 
 class Faker:
-    """Makes fake tensors under one mode; the same real tensor always becomes the same fake one.
+    """Makes fake tensors under one `FakeTensorMode`. The same real tensor always gets the same fake one.
 
     A tensor on the meta device becomes a fake tensor on the CPU, so that models without weights can be analysed.
     """
@@ -61,7 +65,7 @@ class Faker:
         self._made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def tensor(self, real: torch.Tensor) -> torch.Tensor:
-        """The fake copy of a tensor."""
+        """The fake tensor for a real one."""
         known = self._made.get(id(real))
         if known is not None:
             return known[1]
@@ -73,16 +77,16 @@ class Faker:
         return fake
 
     def smaller(self, real: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-        """A fake tensor like `real` but of another shape."""
+        """A new fake tensor with the dtype and device of `real`, but another shape."""
         return self._wrap(torch.empty(tuple(shape), dtype=real.dtype, device="meta"), real)
 
     def _wrap(self, meta: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         return FakeTensor(self.mode, meta, torch.device("cpu") if real.device.type == "meta" else real.device)
 
     def tree(self, values: Any) -> Any:
-        """Every tensor of a nested structure as a fake one."""
+        """The nested structure `values` with every tensor replaced by its fake one."""
         return pytree.tree_map_only(torch.Tensor, self.tensor, values)
 
     def module(self, module: nn.Module) -> nn.Module:
-        """A copy of the module with fake parameters and buffers."""
+        """A copy of a module with fake parameters and buffers."""
         return copy_module(module, self.tensor)

@@ -1,4 +1,4 @@
-"""The path "hooks": the model as one node that is not looked into; its layers shrink one by one, behind hooks."""
+"""The path "hooks": a graph of one node, which runs the model. Layers shrink alone; hooks fill up their outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Example inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments."""
+"""Example inputs: reading them, comparing them with the model, and giving them to a graph."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def normalize(example_inputs: Any) -> Inputs:
-    """Positional and keyword arguments.
+    """Example inputs as a tuple of positional arguments and a dict of keyword arguments.
+
+    They are given as a tensor, as a tuple or list of arguments, or as a mapping of keyword arguments. Raises
+    `InputError` for anything else, and if they contain no tensor or an empty one.
 
     >>> args, kwargs = normalize(torch.zeros(2, 3))
     >>> [a.shape for a in args], kwargs
@@ -56,7 +59,7 @@ def normalize(example_inputs: Any) -> Inputs:
 
 
 def bound(model: nn.Module, inputs: Inputs) -> inspect.BoundArguments:
-    """The inputs as the arguments of forward. Raises `InputError` where they do not fit its signature."""
+    """The inputs bound to the signature of forward. Raises `InputError` if they do not fit it."""
     try:
         return inspect.signature(model.forward).bind(*inputs[0], **inputs[1])
     except TypeError as error:
@@ -67,8 +70,8 @@ def bound(model: nn.Module, inputs: Inputs) -> inspect.BoundArguments:
         ) from None
 
 
-def devices(tensors: Tensors, inputs: Inputs) -> None:
-    """Refuse a model and inputs that live on several devices."""
+def check_devices(tensors: Tensors, inputs: Inputs) -> None:
+    """Raises `InputError` if the model's tensors and the inputs are on more than one device."""
     places: dict[torch.device, str] = {}
     for found in tensors.unique:
         places.setdefault(found.tensor.device, f'"{found.name}"')
@@ -88,11 +91,13 @@ _WRAPPERS: Mapping[str, tuple[str, str]] = {
     "ScriptModule": ("TorchScript runs a forward of its own that cannot be looked into", "the Python model"),
     "OptimizedModule": ("torch.compile holds a program for the old sizes", "the model that was compiled"),
 }
-"""By the name of a class of torch: why it cannot be pruned, and what can. Importing all of them takes seconds."""
+"""Name of a class of torch -> why it cannot be pruned, and what to pass instead.
+
+The classes are listed by name, because importing them takes seconds."""
 
 
-def unwrapped(model: nn.Module) -> None:
-    """Refuse what is not the model itself but something that torch has put around it."""
+def check_unwrapped(model: nn.Module) -> None:
+    """Raises `CaptureError` for a model that is wrapped by torch, such as in `DataParallel`."""
     for kind in type(model).__mro__:
         if kind.__name__ in _WRAPPERS and kind.__module__.startswith("torch."):
             why, instead = _WRAPPERS[kind.__name__]
@@ -100,8 +105,8 @@ def unwrapped(model: nn.Module) -> None:
             raise CaptureError(what, why=why, do=f"pass {instead}, prune, and wrap the result again")
 
 
-def initialised(tensors: Tensors) -> None:
-    """Refuse a model whose lazy modules have not met an input yet: they have no shapes."""
+def check_initialised(tensors: Tensors) -> None:
+    """Raises `CaptureError` for a model with lazy modules that have not run yet, since their shapes are unknown."""
     lazy = [name for name in tensors.names(PARAMETER) if nn.parameter.is_lazy(tensors[name])]
     if lazy:
         raise CaptureError(
@@ -112,8 +117,11 @@ def initialised(tensors: Tensors) -> None:
         )
 
 
-def unhooked(model: nn.Module) -> None:
-    """Refuse a model that still carries the masks and hooks of an eager pruner: they count its channels too."""
+def check_unhooked(model: nn.Module) -> None:
+    """Raises `CaptureError` for a model that still has the masks and hooks of an eager pruner.
+
+    They have sizes of their own, which the rewrite does not know.
+    """
     for name, module in model.named_modules():
         lists: Any = module.parametrizations.values() if is_parametrized(module) else ()
         parts = [*module._forward_hooks.values(), *(p for parametrizations in lists for p in parametrizations)]
@@ -127,12 +135,15 @@ def unhooked(model: nn.Module) -> None:
 
 
 def for_graph(graph: fx.Graph, inputs: Inputs) -> list[Any]:
-    """One value per placeholder of a graph, whichever way it was made."""
+    """The inputs as one value per placeholder of a graph. Raises `InputError` if they do not fit."""
     return leaves_for_placeholders(graph, inputs) if has_leaves(graph) else for_placeholders(graph, inputs)
 
 
 def for_placeholders(graph: fx.Graph, inputs: Inputs) -> list[Any]:
-    """One value per placeholder of a traced graph, defaults filled in."""
+    """The inputs as one value per placeholder of a traced graph; missing ones get their default.
+
+    Raises `InputError` if one is missing without a default, and if some are left over.
+    """
     args, kwargs = list(inputs[0]), dict(inputs[1])
     values: list[Any] = []
     for node in graph.find_nodes(op="placeholder"):
@@ -166,12 +177,15 @@ def for_placeholders(graph: fx.Graph, inputs: Inputs) -> list[Any]:
 
 
 def has_leaves(graph: fx.Graph) -> bool:
-    """True if the placeholders of a graph are the leaves of nested arguments, as those of an exported one are."""
+    """True if a graph has a placeholder for each tensor inside its arguments, as exported graphs do."""
     return isinstance(graph._codegen, _PyTreeCodeGen)
 
 
 def leaves_for_placeholders(graph: fx.Graph, inputs: Inputs) -> list[Any]:
-    """One value per placeholder of an exported graph: the leaves of its arguments, given by position or by name."""
+    """The inputs as one value per placeholder of an exported graph: the leaves of its nested arguments.
+
+    Raises `InputError` if the arguments or their nesting are not those of the export.
+    """
     info = graph._codegen.pytree_info  # type: ignore[attr-defined]
     args, kwargs = inputs
     names = [name for name in info.orig_args if name != "self"]

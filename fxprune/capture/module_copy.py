@@ -1,4 +1,4 @@
-"""Copies of modules around other tensors: a forward that changes itself changes the copy, not the user's model."""
+"""Copies of modules around other tensors. A forward that sets attributes changes the copy only."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from torch import nn
 
 
 def copy_module(module: nn.Module, tensor: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
-    """The same modules around other tensors: `tensor` maps every parameter, buffer and plain tensor attribute.
+    """A copy of a module and its submodules, with other tensors. The original is not changed.
 
-    Settings are shared, dicts, lists and sets of them copied, so that a forward that caches something in an
-    attribute leaves the original alone. Submodules that are shared stay shared; modules, bound methods and tensors
-    that stand in attributes, or in containers there, become those of the copy.
+    tensor: a function that gives the tensor of the copy for each parameter, buffer, and tensor in an attribute.
+
+    Dicts, lists and sets in attributes are copied, so that a forward that stores something there leaves the original
+    as it is; other values are shared. A submodule that is used twice is one submodule in the copy too. Modules of the
+    model, their bound methods, and tensors are replaced wherever attributes hold them, also inside dicts, lists and
+    tuples.
     """
     made: dict[int, nn.Module] = {}
     members = {id(m) for m in module.modules()}
@@ -24,7 +27,7 @@ def copy_module(module: nn.Module, tensor: Callable[[torch.Tensor], torch.Tensor
     def clone(original: nn.Module) -> nn.Module:
         if id(original) in made:
             return made[id(original)]
-        new: nn.Module = object.__new__(type(original))  # a GraphModule's own class holds its compiled forward
+        new: nn.Module = object.__new__(type(original))  # also of a GraphModule, whose class holds its compiled forward
         made[id(original)] = new
         own = {k: v for k, v in original.__dict__.items() if k not in ("_parameters", "_buffers", "_modules")}
         for kind in ("_parameters", "_buffers"):

@@ -1,6 +1,6 @@
-"""State of the whole process that the package changes for a while: every piece of it, and the lock that guards it.
+"""Temporary changes of state that all threads of the process share, each as a context manager.
 
-| state | changed by | change, and how long |
+| state | context manager | change, and for how long |
 | --- | --- | --- |
 | Python's cyclic garbage collector | `public_call` | off, during one call of a public function |
 | function caches in the files of a model's classes | `clean_caches` | emptied after a run, where the run filled them |
@@ -11,8 +11,8 @@
 | printing, logging, filters of warnings | `silence` | nothing is shown, during an export |
 | torch's random generators | `same_random_state` | set back after a run |
 
-Each is as it was before when the context manager ends, also by an exception. All of them hold one lock, which a
-thread may take again: a second thread waits until the call of the first is over.
+Every context manager restores the earlier state at its end, also after an exception. All of them hold the same lock
+meanwhile. A thread can take it several times; a second thread waits until the first one has released it.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ _LOCK = threading.RLock()
 
 @contextlib.contextmanager
 def public_call() -> Iterator[None]:
-    """Around a public function: one call at a time in a process, and no cyclic garbage collection meanwhile.
+    """Runs a public function: one call at a time in a process, without cyclic garbage collection.
 
-    A call makes many small objects, nodes and fake tensors, that live until it ends. Their number sets off full
-    collections, each of which walks everything that torch has loaded: a good part of a second, and nothing to find.
+    A call makes many small objects (nodes, fake tensors) that live until it ends. Their number triggers full garbage
+    collections, each of which visits everything that torch has loaded. That takes a good part of a second and finds
+    nothing.
     """
     with _LOCK:
         enabled = gc.isenabled()
@@ -54,7 +55,10 @@ def public_call() -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_fake_tensor_log() -> Iterator[None]:
-    """Errors on fake tensors are raised only; torch would log each in a hundred lines too."""
+    """Stops torch from logging errors on fake tensors.
+
+    They are raised anyway, and the log has a hundred lines for each.
+    """
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     with _LOCK:
         before = logger.level
@@ -67,7 +71,10 @@ def no_fake_tensor_log() -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_fused_attention() -> Iterator[None]:
-    """`nn.MultiheadAttention` and `nn.TransformerEncoderLayer` do without their fast path, one opaque operation."""
+    """Turns off the fast path of `nn.MultiheadAttention` and `nn.TransformerEncoderLayer`.
+
+    The fast path is one fused operation, whose parts a dispatch mode cannot see.
+    """
     with _LOCK:
         before = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
@@ -79,7 +86,7 @@ def no_fused_attention() -> Iterator[None]:
 
 @contextlib.contextmanager
 def same_random_state() -> Iterator[None]:
-    """Random numbers drawn inside change none that is drawn later."""
+    """Restores torch's random generators at the end, so that later random numbers are the same as without the run."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     with _LOCK, torch.random.fork_rng(devices=devices):
         yield
@@ -89,7 +96,7 @@ def same_random_state() -> Iterator[None]:
 def module_hooks(
     before: Callable[[nn.Module, Any], None], after: Callable[[nn.Module, Any, Any, Any], None]
 ) -> Iterator[None]:
-    """Call `before(module, args)` and `after(module, args, kwargs, result)` around the forward of every module."""
+    """Calls `before(module, args)` and `after(module, args, kwargs, result)` around every forward of any module."""
     with _LOCK:
         handles = [
             torch_module.register_module_forward_pre_hook(before),
@@ -100,21 +107,21 @@ def module_hooks(
         finally:
             for handle in handles:
                 handle.remove()
-                torch_module._global_forward_hooks_with_kwargs.pop(handle.id, None)  # which torch leaves behind
+                torch_module._global_forward_hooks_with_kwargs.pop(handle.id, None)  # torch forgets this one
 
 
 @contextlib.contextmanager
 def tracing() -> Iterator[None]:
-    """While `torch.fx.Tracer` traces: it replaces methods of `nn.Module`, for all modules of the process."""
+    """Holds the lock while `torch.fx.Tracer` traces: it replaces methods of `nn.Module` in the whole process."""
     with _LOCK:
         yield
 
 
 @contextlib.contextmanager
 def silence() -> Iterator[list[warnings.WarningMessage]]:
-    """Nothing is printed or logged, warnings are collected in the list, and attention has no fast path.
+    """Hides prints and logs, and yields a list that collects warnings. Also turns off the fast path of attention.
 
-    Torch logs and prints what it also raises.
+    Nothing is lost: torch raises the errors that it prints and logs.
     """
     with no_fused_attention():
         logs = logging.root.manager.disable
@@ -136,10 +143,10 @@ def silence() -> Iterator[list[warnings.WarningMessage]]:
 
 @contextlib.contextmanager
 def clean_caches(model: nn.Module) -> Iterator[None]:
-    """Empty the caches that grow inside: those of functions and methods in the files of the model's classes.
+    """Empties function caches that were filled inside: those in the files that define the model's classes.
 
-    Tables of positions are often made by a function under `functools.lru_cache`. A run on fake tensors would leave a
-    fake table there, for every later forward of every model that shares the function.
+    For example, a table of positions is often made by a function with `functools.lru_cache`. A run on fake tensors
+    would leave a fake table in the cache, and every later forward of every model with that function would get it.
     """
     with _LOCK:
         found = list(_caches(model))
@@ -153,7 +160,7 @@ def clean_caches(model: nn.Module) -> Iterator[None]:
 
 
 def _caches(model: nn.Module) -> Iterator[Any]:
-    """The caches in the files of a model's classes, each once."""
+    """The function caches in the files that define a model's classes, each once."""
     files = {kind.__module__ for module in model.modules() for kind in type(module).__mro__}
     seen: set[int] = set()
     for name in sorted(files):
@@ -161,25 +168,25 @@ def _caches(model: nn.Module) -> Iterator[Any]:
             continue
         for value in list(vars(sys.modules[name]).values()):
             parts = list(vars(value).values()) if isinstance(value, type) and value.__module__ == name else [value]
-            for cache in (cache for part in parts for cache in _behind(part)):
+            for cache in (cache for part in parts for cache in _caches_in(part)):
                 if id(cache) not in seen:
                     seen.add(id(cache))
                     yield cache
 
 
-def _behind(value: Any) -> Iterator[Any]:
-    """The cache that a function is, or that a function around it calls."""
+def _caches_in(value: Any) -> Iterator[Any]:
+    """The function caches among a value and the variables that it closes over, since it may wrap a cached function."""
     function = getattr(value, "__func__", value)
     closure = function.__closure__ or () if isinstance(function, types.FunctionType) else ()
-    for candidate in (function, *(_content(cell) for cell in closure)):
+    for candidate in (function, *(_cell_value(cell) for cell in closure)):
         if isinstance(candidate, types.FunctionType | types.BuiltinFunctionType | type):
             continue
         if callable(getattr(candidate, "cache_clear", None)) and callable(getattr(candidate, "cache_info", None)):
             yield candidate
 
 
-def _content(cell: Any) -> Any:
-    """The value of a closure's cell, None while it has none."""
+def _cell_value(cell: Any) -> Any:
+    """The value of a variable in a closure; None if it has none yet."""
     try:
         return cell.cell_contents
     except ValueError:

@@ -1,4 +1,4 @@
-"""The module that is running: the names by which an operation is found again in another run of the same model."""
+"""Scopes: which module is running, and a key for each operation, by which another run of the model finds it again."""
 
 from __future__ import annotations
 
@@ -16,15 +16,22 @@ from torch.overrides import TorchFunctionMode
 from fxprune.capture.process_state import module_hooks
 
 Key = tuple[str, int, str, int]
-"""Scope, how many times it had been entered, operation, how often that operation had run in this scope."""
+"""An operation of a run: the name of its scope, which run of that scope it was, its own name, and which call of that
+name in that run. Both counts begin with 1."""
 
 ATTENTION = "scaled_dot_product_attention"
-_SAME = {"aten::_unsafe_view": "aten::view", "aten::_reshape_alias": "aten::view"}
+_SAME_OPERATION = {"aten::_unsafe_view": "aten::view", "aten::_reshape_alias": "aten::view"}
 
 
 @dataclass(eq=False)
 class Scope:
-    """One run of a node or of a module: `name` is "%node" or the module's path, "path|einsum" inside an `einsum`."""
+    """One run of a node or of a module.
+
+    name: "%node", or the path of the module; inside a function such as `einsum` followed by "|einsum".
+    number: which run of that name it is, from 1.
+    module: the module that runs, None for a node.
+    operations: how often each operation has run in it.
+    """
 
     name: str
     number: int
@@ -33,31 +40,35 @@ class Scope:
 
     @property
     def path(self) -> str:
-        """The node or module that it is, or stands in."""
+        """The name without the function: "%node" or the path of a module."""
         return self.name.partition("|")[0]
 
     @property
-    def loose(self) -> bool:
-        """True if other sizes may lead to other operations in here."""
+    def depends_on_sizes(self) -> bool:
+        """True if the operations in this scope may be different ones for other sizes."""
         return "|" in self.name
 
     def next_key(self, operation: str) -> Key:
-        """Count one more operation of this name, and return its key: ask once for each that runs.
+        """The key of the next operation of this name. Counts it, so call it once for every operation that runs.
 
         >>> scope = Scope("conv", 1)
         >>> scope.next_key("aten::relu"), scope.next_key("aten::relu")
         (('conv', 1, 'aten::relu', 1), ('conv', 1, 'aten::relu', 2))
         """
-        operation = _SAME.get(operation, operation)
+        operation = _SAME_OPERATION.get(operation, operation)
         self.operations[operation] += 1
         return self.name, self.number, operation, self.operations[operation]
 
 
 class Scopes:
-    """The stack of what is running. An operation that is repeated or left out elsewhere does not move its key.
+    """The stack of the scopes that are running.
 
-    enter, leave: called with the scope of each module as its forward begins and as it returns.
-    scaled: called with the key and the queries of an attention that takes its scale from their width.
+    Operations are counted in each scope alone, so that an operation which is added or left out in one scope changes no
+    key in another.
+
+    on_enter: called with the scope of a module when its forward begins.
+    on_leave: called with the scope, the arguments, the keyword arguments and the result when the forward returns.
+    on_computed_scale: called with the key and the queries of an attention that computes its scale from their width.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -65,32 +76,32 @@ class Scopes:
         self.follow(module, "")
         self._entered: Counter[str] = Counter()
         self.stack: list[Scope] = [Scope("", 0)]
-        self.enter: Callable[[Scope], None] = lambda scope: None
-        self.leave: Callable[[Scope, Any, Any, Any], None] = lambda scope, args, kwargs, made: None
-        self.scaled: Callable[[Key, torch.Tensor], None] = lambda key, query: None
+        self.on_enter: Callable[[Scope], None] = lambda scope: None
+        self.on_leave: Callable[[Scope, Any, Any, Any], None] = lambda scope, args, kwargs, made: None
+        self.on_computed_scale: Callable[[Key, torch.Tensor], None] = lambda key, query: None
 
     def follow(self, module: nn.Module, path: str) -> None:
-        """Know this module and those in it, by the names that they have in the model; no others."""
+        """Watch `module` and its submodules instead of those before. `path` is its name in the model."""
         self._names = {id(m): (f"{path}.{n}".strip("."), m) for n, m in module.named_modules()}
 
     def restart(self) -> None:
-        """Count from the beginning: the next run is another one."""
+        """Set the counts of runs back to zero, before another run of the model."""
         self._entered.clear()
 
     @property
-    def now(self) -> Scope:
+    def current(self) -> Scope:
         """The innermost scope."""
         return self.stack[-1]
 
     def node(self, name: str) -> Scope:
-        """Begin with a node of the graph."""
+        """Begin a node of the graph, outside of all modules. Returns its scope."""
         self.stack = [self._scope(f"%{name}", None)]
-        return self.now
+        return self.current
 
     @contextlib.contextmanager
     def inside(self, name: str) -> Iterator[None]:
-        """A scope of its own for what runs in here."""
-        self.stack.append(self._scope(f"{self.now.name}|{name}", self.now.module))
+        """Run a function in a scope of its own, inside the current one."""
+        self.stack.append(self._scope(f"{self.current.name}|{name}", self.current.module))
         try:
             yield
         finally:
@@ -102,7 +113,7 @@ class Scopes:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Follow the forwards of all submodules inside."""
+        """Keep the stack up to date while modules run."""
         with module_hooks(self._before, self._after), _Composites(self):
             yield
 
@@ -110,12 +121,12 @@ class Scopes:
         known = self._names.get(id(module))
         if known is not None:
             self.stack.append(self._scope(*known))
-            self.enter(self.now)
+            self.on_enter(self.current)
 
     def _after(self, module: nn.Module, args: Any, kwargs: Any, made: Any) -> None:
-        if id(module) in self._names and self.now.module is module:
+        if id(module) in self._names and self.current.module is module:
             scope = self.stack.pop()
-            self.leave(scope, args, kwargs, made)
+            self.on_leave(scope, args, kwargs, made)
 
 
 _COMPOSITE = {
@@ -125,10 +136,10 @@ _COMPOSITE = {
 
 
 class _Composites(TorchFunctionMode):
-    """Gives functions that run other operations at other sizes a scope of their own.
+    """Gives a scope of its own to every function whose operations depend on the sizes.
 
-    Products fold or copy what they multiply, by its strides; `einsum` treats dimensions of size 1 apart; attention
-    chooses among kernels. Attention that takes its scale from the width of the queries is told of, by its key.
+    Products of matrices reshape or copy their factors depending on the strides; `einsum` has a special case for
+    dimensions of size 1; attention chooses a kernel. Also calls `on_computed_scale` for attention without `scale=`.
     """
 
     def __init__(self, scopes: Scopes) -> None:
@@ -140,7 +151,7 @@ class _Composites(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             query = args[0] if args else kwargs["query"]
             if kwargs.get("scale") is None:
-                self.scopes.scaled(self.scopes.now.next_key(ATTENTION), query)
+                self.scopes.on_computed_scale(self.scopes.current.next_key(ATTENTION), query)
         elif func not in _COMPOSITE:
             return func(*args, **kwargs)
         with self.scopes.inside(func.__name__):

@@ -1,4 +1,4 @@
-"""Every tensor of a model by name, listed once and handed on."""
+"""The table of all tensors of a model, which a call makes once."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ PARAMETER, BUFFER, CONSTANT = "parameter", "buffer", "constant"
 class NamedTensor:
     """A tensor of a model.
 
-    name: its first name. others: the further names of a tied one.
+    name: its first name.
     kind: "parameter", "buffer", or "constant" for a plain tensor in an attribute.
-    persistent: whether `state_dict` holds it.
+    persistent: True if `state_dict` contains it.
+    others: its other names, if it is tied.
     """
 
     name: str
@@ -28,14 +29,14 @@ class NamedTensor:
 
     @property
     def owner(self) -> str:
-        """The path of the module that holds it, "" for the model itself."""
+        """The path of the module that has it as an attribute, "" for the model itself."""
         return self.name.rpartition(".")[0]
 
 
 class Tensors(Mapping[str, torch.Tensor]):
-    """All names of all tensors of a model, parameters first, then buffers and constants; `unique` lists each once.
+    """All tensors of a model by all their names: parameters first, then buffers, then constants.
 
-    It is a list of the moment: a model that changes afterwards needs another one.
+    `unique` lists every tensor once. The table does not follow later changes of the model.
 
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(2, 3))
     >>> net[1].weight = net[0].weight
@@ -56,7 +57,7 @@ class Tensors(Mapping[str, torch.Tensor]):
 
     @classmethod
     def of(cls, model: nn.Module) -> Tensors:
-        """The parameters and buffers of a model, under the names of `named_parameters()` and `named_buffers()`."""
+        """The table of a model's parameters and buffers; names as in `named_parameters()` and `named_buffers()`."""
         found: dict[str, list[NamedTensor]] = {PARAMETER: [], BUFFER: []}
         for path, module in model.named_modules(remove_duplicate=False):
             prefix, hidden = f"{path}." if path else "", module._non_persistent_buffers_set
@@ -69,21 +70,24 @@ class Tensors(Mapping[str, torch.Tensor]):
         return cls(found[PARAMETER] + found[BUFFER])
 
     def with_constants(self, constants: Iterable[tuple[str, torch.Tensor]]) -> Tensors:
-        """The same and these tensors in attributes, as far as their names are new."""
+        """A table with these constants added, given as pairs of name and tensor.
+
+        Names that exist already are left out.
+        """
         more = {name: NamedTensor(name, tensor, CONSTANT, persistent=False) for name, tensor in constants}
         return Tensors([*self._by_name.values(), *(found for name, found in more.items() if name not in self)])
 
     def names(self, *kinds: str) -> tuple[str, ...]:
-        """The first names of all tensors of these kinds."""
+        """The first name of every tensor of one of these kinds."""
         return tuple(found.name for found in self.unique if found.kind in kinds)
 
     @property
     def weightless(self) -> bool:
-        """True if some tensor is on the meta device and has no values."""
+        """True if some tensor is on the meta device, and so has no numbers."""
         return any(found.tensor.device.type == "meta" for found in self.unique)
 
     def entry(self, name: str) -> NamedTensor:
-        """The tensor of one name with its kind; `others` only of a first name."""
+        """The tensor of this name, with its kind. `others` is empty here: read it from `unique`."""
         return self._by_name[name]
 
     def __getitem__(self, name: str) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The path "fx": symbolic tracing, with the source line of every node kept."""
+"""The path "fx": a graph by symbolic tracing. Every node keeps the line of the user's code that made it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WALK = os.path.join(os.path.dirname(__file__), "walk.py")
 
 
 def users_line() -> str:
-    """The line of the user's code that called the operation that is running, as file:line; "" where only torch did."""
+    """The line of the user's code that called the running operation, as file:line; "" if torch alone called it."""
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
@@ -38,10 +38,13 @@ def users_line() -> str:
 
 
 class _Tracer(fx.Tracer):
-    """`torch.fx.Tracer` that notes where in the user's code each node comes from."""
+    """A `torch.fx.Tracer` that stores in each node's `meta` the line of the user's code that made it.
+
+    Other threads may run modules while it traces; their calls are not traced.
+    """
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """True for torch's own layers, and for those that have a rule as a whole."""
+        """True if a module becomes one node: a layer of torch, or a class with a rule of its own (`fxprune.leaf`)."""
         return leaf_rule(m) is not None or super().is_leaf_module(m, module_qualified_name)
 
     def __init__(self) -> None:
@@ -49,13 +52,13 @@ class _Tracer(fx.Tracer):
         self._thread = threading.get_ident()
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """A node of the graph; the forward as it is where another thread runs a module meanwhile."""
+        """The result of a module: a node of the graph; in another thread, the result of its forward."""
         if threading.get_ident() != self._thread:
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """The proxy of a tensor in the graph; the tensor itself in another thread."""
+        """The value of an attribute: a node of the graph for a tensor; in another thread, the value itself."""
         if threading.get_ident() != self._thread:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
@@ -66,15 +69,15 @@ class _Tracer(fx.Tracer):
         own = (_Tracer.call_module.__code__, _Tracer.getattr.__code__)
         while frame is not None and (frame.f_code.co_filename.startswith(_TORCH) or frame.f_code in own):
             frame = frame.f_back  # type: ignore[assignment]
-        if frame is not None and frame.f_code.co_filename != __file__:  # else torch's own code called the layer
+        if frame is not None and frame.f_code.co_filename != __file__:  # otherwise code of torch called the layer
             node.meta[SOURCE] = f"{frame.f_code.co_filename}:{frame.f_lineno}"
         return node
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
-    """The model as a graph. A `GraphModule` is taken as it is; parameters are shared with the model.
+    """The model as a graph by symbolic tracing. It shares the model's parameters. A `GraphModule` is returned as it is.
 
-    Raises `CaptureError` where symbolic tracing fails, with what torch said.
+    Raises `CaptureError` with torch's message if symbolic tracing fails.
     """
     if isinstance(model, fx.GraphModule):
         return model
@@ -108,19 +111,21 @@ def _traced(model: nn.Module) -> fx.GraphModule:
 
 
 def _same_containers(model: nn.Module, traced: fx.GraphModule) -> None:
-    """Give the new containers of a `GraphModule` the originals' modes; the same buffers stay out of `state_dict`.
+    """Make the containers of a traced model like those of the original. Changes `traced`.
 
-    Tensors that were plain attributes, or made in forward, become buffers there: they stay out of it too.
+    They get the same training mode and the same order of parameters, buffers and submodules, and `state_dict` contains
+    the same buffers. `torch.fx` adds buffers for tensors that were plain attributes or made in forward; `state_dict`
+    leaves these out.
     """
     originals = dict(model.named_modules())
     for name, module in traced.named_modules():
         if type(module) not in (nn.Module, type(traced)):
-            continue  # a leaf, taken over whole
+            continue  # one node of the graph: it is the original layer
         original = originals.get(name)
         module.training = model.training if original is None else original.training
         known = set() if original is None else set(original._buffers) - original._non_persistent_buffers_set
         module._non_persistent_buffers_set |= set(module._buffers) - known
-        if original is not None:  # the order of state_dict and of parameters() is the original's too
+        if original is not None:  # same order of state_dict and parameters()
             for kind in ("_modules", "_parameters", "_buffers"):
                 have, order = getattr(module, kind), list(getattr(original, kind))
                 for key in [*(k for k in order if k in have), *(k for k in list(have) if k not in order)]:
@@ -128,7 +133,7 @@ def _same_containers(model: nn.Module, traced: fx.GraphModule) -> None:
 
 
 def source_of(node: fx.Node) -> str:
-    """The line of the user's code that a node comes from, as file:line; the node's name where it was not noted."""
+    """The line of the user's code that made a node, as file:line; "%" and the node's name if it is unknown."""
     if SOURCE in node.meta:
         return str(node.meta[SOURCE])
     lines = [line for line in (node.stack_trace or "").splitlines() if line.strip().startswith("File ")]
@@ -139,7 +144,7 @@ def source_of(node: fx.Node) -> str:
 
 
 def module_of(node: fx.Node) -> str:
-    """The dotted path of the innermost module that a node stands in, "" for the model itself."""
+    """The path of the innermost module that contains a node, "" for the model itself."""
     if node.op == "call_module":
         return str(node.target)
     stack = node.meta.get("nn_module_stack")

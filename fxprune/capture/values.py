@@ -1,4 +1,7 @@
-"""Nested values of a forward: containers that are looked into, and objects that are not."""
+"""Nested arguments and results of a forward: tensors in tuples, lists, mappings and data classes.
+
+Any other object is treated as a leaf, even if it contains tensors.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ from typing import Any
 import torch
 
 
-def outline(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
-    """The same nesting with `function` of every tensor; data classes and mappings become dicts, objects stay.
+def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
+    """A nested value with every tensor replaced by `function(tensor)`. Data classes and mappings become dicts.
 
-    >>> outline({"a": (torch.zeros(2), None)}, lambda tensor: tuple(tensor.shape))
+    >>> map_tensors({"a": (torch.zeros(2), None)}, lambda tensor: tuple(tensor.shape))
     {'a': ((2,), None)}
     """
     if isinstance(value, torch.Tensor):
@@ -20,17 +23,17 @@ def outline(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
     if isinstance(value, torch.Size):
         return value
     if isinstance(value, (tuple, list)):
-        made = [outline(part, function) for part in value]
+        made = [map_tensors(part, function) for part in value]
         return made if isinstance(value, list) else tuple(made)
     if isinstance(value, Mapping):
-        return {key: outline(part, function) for key, part in value.items()}
+        return {key: map_tensors(part, function) for key, part in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: outline(getattr(value, f.name), function) for f in dataclasses.fields(value)}
+        return {f.name: map_tensors(getattr(value, f.name), function) for f in dataclasses.fields(value)}
     return value
 
 
 def leaves(value: Any, kind: type = torch.Tensor) -> Iterator[Any]:
-    """Everything in a nested value that is of this `kind` or no container, in order."""
+    """The leaves of a nested value, in order: instances of `kind`, and objects that are no containers."""
     if isinstance(value, kind):
         yield value
     elif isinstance(value, (tuple, list)):
@@ -47,11 +50,14 @@ def leaves(value: Any, kind: type = torch.Tensor) -> Iterator[Any]:
 
 
 def tensors_in(value: Any) -> list[torch.Tensor]:
-    """Every tensor of a nested value, in order."""
+    """The tensors of a nested value, in order."""
     return [leaf for leaf in leaves(value) if isinstance(leaf, torch.Tensor)]
 
 
 def objects_in(value: Any) -> list[str]:
-    """The type names of the objects that are not looked into: a cache of keys and values, a custom result."""
+    """The type names of objects in a nested value that are neither containers, tensors, nor plain values, each once.
+
+    An example is a cache of keys and values.
+    """
     plain = (torch.Tensor, str, bytes, bool, int, float, complex, type(None), torch.dtype, torch.device)
     return list(dict.fromkeys(type(leaf).__name__ for leaf in leaves(value) if not isinstance(leaf, plain)))

@@ -1,4 +1,4 @@
-"""Running the graph of a capture, node by node, on fake tensors."""
+"""Running the graph of a captured model, node by node."""
 
 from __future__ import annotations
 
@@ -19,18 +19,24 @@ NodeVisitor = Callable[[fx.Node, Callable[[], Any]], Any]
 
 
 class Run(fx.Interpreter):
-    """Runs the graph of a capture with one value per placeholder; `module` is the captured one or a copy of it."""
+    """Runs the graph of a captured model, from one value per placeholder.
+
+    module: the captured module or a copy of it.
+    """
 
     def __init__(self, graph: fx.Graph, module: nn.Module) -> None:
         super().__init__(module, graph=graph)
         self.extra_traceback = False
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """The next value, whatever the placeholder is called."""
+        """The next of the values that `run` was called with."""
         return next(self.args_iter)
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """A submodule, or the whole model with a tuple of arguments and a dict of keywords."""
+        """The result of a submodule, or of the whole model for a node with the target `WHOLE_MODEL`.
+
+        `args` of such a node are a tuple of arguments and a dict of keyword arguments.
+        """
         if target == WHOLE_MODEL:
             return self.module(*args[0], **args[1])
         return super().call_module(target, args, kwargs)
@@ -55,11 +61,18 @@ def walk(
     visit: NodeVisitor,
     modes: Sequence[contextlib.AbstractContextManager[Any]] = (),
 ) -> Any:
-    """Run a graph node by node on the faker's tensors under `modes`: `visit(node, execute)` for each node, in order.
+    """Run a graph node by node, and return its result.
 
-    Attention modules take the same path as in training: what their fused kernels do inside could not be seen.
+    The run changes no random state, and attention modules do not use their fused kernels, whose parts cannot be seen.
 
-    Raises `CaptureError` with node, module and source line where the forward raises.
+    Args:
+        faker: makes the tensors to run on from those in `values`.
+        values: one value per placeholder, with real tensors.
+        visit: called as `visit(node, execute)` for each node in order. `execute()` runs the node; `visit` returns the
+            result of the node.
+        modes: context managers that are active during the run.
+
+    Raises `CaptureError`, which names the node, the module and the source line, if the forward raises.
     """
     run = _Walk(graph, module, visit)
     fakes = faker.tree(values)

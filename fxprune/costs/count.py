@@ -17,7 +17,7 @@ from fxprune.analysis.hookable import hookable
 from fxprune.analysis.observed import Contraction
 from fxprune.capture.captured import Captured, FrontEnd
 from fxprune.capture.fake_tensors import Faker, Real
-from fxprune.capture.inputs import Inputs, initialised, normalize
+from fxprune.capture.inputs import Inputs, check_initialised, normalize
 from fxprune.capture.process_state import clean_caches, public_call
 from fxprune.capture.scopes import Scopes
 from fxprune.capture.tensors import CONSTANT, PARAMETER, Tensors
@@ -85,7 +85,7 @@ def cost(model: nn.Module, example_inputs: Any, *, path: str | None = None, pref
     paths = without_hooks(paths_for(model, path, prefer, usual="class"))
     inputs = normalize(example_inputs)
     tensors = Tensors.of(model)
-    initialised(tensors)
+    check_initialised(tensors)
     found = try_in_turn(paths, lambda path: _counted(model, inputs, path)).get()
     return _summed({name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors, found)
 

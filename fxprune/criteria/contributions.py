@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.inputs import bound, initialised, normalize, unwrapped
+from fxprune.capture.inputs import bound, check_initialised, check_unwrapped, normalize
 from fxprune.capture.tensors import Tensors
 from fxprune.errors import InputError, PlanError
 
@@ -86,8 +86,8 @@ def sample_contributions(model: nn.Module, loader: Iterable[Any], *, samples: in
     """
     if not isinstance(model, nn.Module):
         raise PlanError("not a model", why=f"{type(model).__name__} is no torch.nn.Module", do="pass a module")
-    unwrapped(model)
-    initialised(Tensors.of(model))
+    check_unwrapped(model)
+    check_initialised(Tensors.of(model))
     for name, value, least in (("samples", samples, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise PlanError(f"{name} must be an integer of at least {least}, not {value!r}")

@@ -88,7 +88,7 @@ class _Watcher(Operations):  # type: ignore[no-untyped-call]
         for axis in findings.axes:
             self._vectors.setdefault(axis.parameter, {})[axis.dim] = axis.vector
         self._leaf: Scope | None = None
-        self.scopes.enter, self.scopes.leave = self._enter, self._leave
+        self.scopes.on_enter, self.scopes.on_leave = self._enter, self._leave
         self._names: dict[int, tuple[weakref.ref[torch.Tensor], str]] = {}
         self._operands: dict[int, tuple[weakref.ref[torch.Tensor], tuple[Vector, ...]]] = {}
 
@@ -125,7 +125,7 @@ class _Watcher(Operations):  # type: ignore[no-untyped-call]
         seen = Seen(func, raw, self.shadows.of)
         if self._leaf is not None:  # operations inside a leaf are not readings; the leaf is one, see `_leave`
             return execute(seen, args, kwargs, self.shadows)
-        promised = self.observation.outputs.get(self.scopes.now.next_key(name))
+        promised = self.observation.outputs.get(self.scopes.current.next_key(name))
         sums: list[tuple[WeightedSum, ProductReading]] = []
         for read in () if is_view(func) else reads_of(name, seen):
             sums += self._note(name, seen, read)
@@ -158,7 +158,7 @@ class _Watcher(Operations):  # type: ignore[no-untyped-call]
         self, scope: Scope, module: nn.Module, entering: list[torch.Tensor], outputs: list[torch.Tensor]
     ) -> None:
         name = type(module).__name__
-        promised = self.observation.outputs.get(self.scopes.now.next_key(name))
+        promised = self.observation.outputs.get(self.scopes.current.next_key(name))
         weight = leaf_weight(module)
         seen = Seen(torch.ops.aten.alias.default, {str(i): t for i, t in enumerate(entering)}, self.shadows.of)
         self.scopes.stack.append(scope)  # so that a reading is named after the leaf
@@ -242,7 +242,7 @@ class _Watcher(Operations):  # type: ignore[no-untyped-call]
         """The bias that can take up constants: that of the operation, else a new one, for the layer or the node."""
         if bias is not None:
             return Bias(self.named(bias) if bias.shape == (outputs,) else "")
-        scope, node = self.scopes.now, self._shown()
+        scope, node = self.scopes.current, self._shown()
         layer = scope.module
         if isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)):
             count = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
@@ -276,7 +276,7 @@ class _Watcher(Operations):  # type: ignore[no-untyped-call]
 
     def _shown(self) -> fx.Node | None:
         """The node that is the running operation and nothing else; None where the rewritten model shows no graph."""
-        node, scope = self._nodes[self.node], self.scopes.now
+        node, scope = self._nodes[self.node], self.scopes.current
         if self.findings.captured.keeps_class:
             return None
         if node.op == "call_module":
@@ -286,7 +286,7 @@ class _Watcher(Operations):  # type: ignore[no-untyped-call]
 
     def _at(self) -> str:
         """The place of the running operation, for messages."""
-        path = self.scopes.now.path
+        path = self.scopes.current.path
         if path and not path.startswith("%"):
             return f'"{path}"'
         return "the model" if self.findings.captured.keeps_class else f"%{self.node}"

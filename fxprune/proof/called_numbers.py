@@ -25,7 +25,7 @@ class CalledNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.scopes = Scopes(NOTHING)
-        self.scopes.scaled = self._scaled
+        self.scopes.on_computed_scale = self._scaled
         self.seen: dict[Key, tuple[float, ...]] = {}
 
     def _scaled(self, key: Key, query: torch.Tensor) -> None:
@@ -41,8 +41,8 @@ class CalledNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace != "prim":
             name, named = bound(func, args, kwargs or {})
-            key = self.scopes.now.next_key(name)
-            if not self.scopes.now.loose and (found := numbers_of(named.values(), named)):
+            key = self.scopes.current.next_key(name)
+            if not self.scopes.current.depends_on_sizes and (found := numbers_of(named.values(), named)):
                 self.seen[key] = found
         return func(*args, **(kwargs or {}))
 

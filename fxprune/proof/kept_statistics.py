@@ -28,7 +28,7 @@ class KeptStatistics(Operations):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if func.namespace == "prim":
             return func(*args, **kwargs)
-        entry = self.observation.marked.get(self.scopes.now.next_key(func._schema.name))
+        entry = self.observation.marked.get(self.scopes.current.next_key(func._schema.name))
         if entry is None or entry[0].op != func._schema.name:
             return func(*args, **kwargs)
         call, outputs = entry

@@ -41,12 +41,12 @@ class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.removal, self.scopes, self.replaced = removal, scopes, replaced
         self.expected = Observation()
         self.deferred: list[tuple[str, ContradictionError]] = []
-        scopes.scaled = lambda key, query: self._same_numbers(key, (query.shape[-1] ** -0.5,))
+        scopes.on_computed_scale = lambda key, query: self._same_numbers(key, (query.shape[-1] ** -0.5,))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = run(func, args, kwargs or {})
-        scope = self.scopes.now
-        if func.namespace == "prim" or scope.loose or scope.path in self.replaced:
+        scope = self.scopes.current
+        if func.namespace == "prim" or scope.depends_on_sizes or scope.path in self.replaced:
             return made
         name, named = bound(func, args, kwargs or {})
         key = scope.next_key(name)

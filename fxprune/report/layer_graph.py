@@ -140,7 +140,7 @@ class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return "parameter" if node in self._raw else "layer"
 
     def _join(self, func: Any) -> str:
-        scope, operation = self.scopes.now, func._schema.name.partition("::")[2].strip("_")
+        scope, operation = self.scopes.current, func._schema.name.partition("::")[2].strip("_")
         name = f"{self.module if scope.module is None else scope.path}:{operation}"
         self._joins[name] += 1
         return name if self._joins[name] == 1 else f"{name} {self._joins[name]}"

@@ -76,11 +76,13 @@ class _Settling:
                 resize(self._site(node, before, observation))
             result = self.results[node] = execute()
         except ContradictionError as error:
-            raise contradiction(before, node, str(error), self.scopes.now.path, error.vectors) from None
+            raise contradiction(before, node, str(error), self.scopes.current.path, error.vectors) from None
         except RewriteError:
             raise
         except Exception as error:
-            raise contradiction(before, node, f"{type(error).__name__}: {error}", self.scopes.now.path, ()) from error
+            raise contradiction(
+                before, node, f"{type(error).__name__}: {error}", self.scopes.current.path, ()
+            ) from error
         self._check(node, before, result)
         return result
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
-from fxprune.capture.inputs import initialised, unwrapped
+from fxprune.capture.inputs import check_initialised, check_unwrapped
 from fxprune.capture.tensors import Tensors
 from fxprune.errors import PlanError
 from fxprune.names import Level, Match, Names, find_all, names_of, show
@@ -40,8 +40,8 @@ def named_weights(model: nn.Module, where: Any) -> tuple[NamedWeight, ...]:
     """
     if not isinstance(model, nn.Module):
         raise PlanError("not a model", why=f"{type(model).__name__} is no torch.nn.Module", do="pass a module")
-    unwrapped(model)
-    initialised(Tensors.of(model))
+    check_unwrapped(model)
+    check_initialised(Tensors.of(model))
     names = names_of(model)
     chosen: set[int] = set()
     for match in find_all(names, model if where is None else where, what="where"):
