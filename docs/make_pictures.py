@@ -286,7 +286,7 @@ LAYERS = {
     "proof": "from a plan to a smaller model",
     "report": "the pass, and what it says",
     "plot": "around the pass",
-    "__init__": "front doors",
+    "__init__": "entry points",
 }
 """The first part of every layer in the order of imports -> the layer."""
 

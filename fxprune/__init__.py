@@ -27,6 +27,7 @@ from fxprune.errors import (
     RuleError,
     VerificationError,
 )
+from fxprune.old_modules import register as _register_old_names
 from fxprune.ops import rule
 from fxprune.ops.leaves import leaf
 from fxprune.planning.difference import PlanDiff
@@ -94,3 +95,6 @@ if not TYPE_CHECKING:  # a type checker would believe that every name is here
 
 def __dir__() -> list[str]:
     return [*__all__, *_MODULES, "__version__"]
+
+
+_register_old_names()

@@ -5,6 +5,7 @@ their connections while they train. `weights`: pruning of single weights. `activ
 `freezing`: parameters that training leaves as they are. Criteria that need data stand in `fxprune.criteria`.
 """
 
+from fxprune.old_modules import register as _register_old_names
 from fxprune.sparse.activations import (
     ActivationStatistics,
     Histogram,
@@ -110,3 +111,5 @@ __all__ = [
     "unfreeze",
     "update_layers",
 ]
+
+_register_old_names()
