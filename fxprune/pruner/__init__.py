@@ -1,4 +1,4 @@
-"""The pruners that people know from PyTorch: prepare, step, squash, and convert to a smaller model."""
+"""Eager pruners with the interface of `torch.ao.pruning`: prepare, step, squash, and convert to a smaller model."""
 
 from fxprune.pruner.base import BasePruner
 from fxprune.pruner.migrate import masks_of, plain

@@ -1,4 +1,4 @@
-"""The base of the eager pruners: prepare, step, squash, convert."""
+"""The base class of the eager pruners: prepare, step, squash, convert."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from fxprune.pruner.parametrization import OutputsParametrization, pruning_of
 
 
 class BasePruner(abc.ABC):
-    """Prunes outputs of layers of a model in place, while the shapes of all outputs stay what they are.
+    """Prunes outputs of layers of a model in place, while all tensors between layers keep their shapes.
 
-    A pruned output is neither computed nor trained: its row of the weight is taken out, and a forward hook puts a
-    zero in its place. The interface is that of `torch.ao.pruning`; `convert` then makes the smaller model.
+    A pruned output is neither computed nor trained: its row of the weight is removed, and a forward hook puts zeros in
+    its place. The interface is that of `torch.ao.pruning`; `convert` then makes the smaller model.
 
-    Write `update_mask`, and the rest follows:
+    A subclass defines `update_mask`:
 
     >>> import random, torch
     >>> class ThirdPruner(BasePruner):
@@ -41,9 +41,9 @@ class BasePruner(abc.ABC):
     Linear(in_features=4, out_features=4, bias=True)
 
     Args:
-        defaults: settings that `update_mask` is called with, where the config of a layer does not say otherwise.
-        also_prune_bias: the bias of a pruned output is zero too, and with it the whole output. Otherwise the output
-            is the constant bias.
+        defaults: settings passed to `update_mask`, unless the config of a layer overrides them.
+        also_prune_bias: True makes the bias of a pruned output zero too, so that the output is zero. With False the
+            output is the bias, a constant.
     """
 
     def __init__(self, defaults: Mapping[str, Any] | None = None, also_prune_bias: bool = True) -> None:
@@ -58,7 +58,7 @@ class BasePruner(abc.ABC):
 
     @abc.abstractmethod
     def update_mask(self, layer: nn.Module, **kwargs: Any) -> None:
-        """Change `layer.parametrizations.weight[0].pruned_outputs`; called for every layer by `step`.
+        """Changes `layer.parametrizations.weight[0].pruned_outputs`; `step` calls it for every layer.
 
         Args:
             layer: one of the prepared layers.
@@ -66,20 +66,20 @@ class BasePruner(abc.ABC):
         """
 
     def prepare(self, model: nn.Module, config: list[Any] | None = None) -> None:
-        """Put parametrizations and hooks on layers of `model`, in place. Its function stays what it was, to rounding.
+        """Sets parametrizations and hooks on layers of `model`, in place. The model computes the same, up to rounding.
 
-        Parameters stay the objects they are, so that an optimizer made before stays valid: the weight as
-        `layer.parametrizations.weight.original`, the bias as `layer._bias`.
+        Parameters stay the same objects, so that an optimizer made before stays valid. The weight becomes
+        `layer.parametrizations.weight.original`, the bias `layer._bias`.
 
         Args:
-            model: the model.
-            config: a list whose entries say which layers, or None for every `nn.Linear` and convolution in it. An
-                entry is a pattern (see `fxprune.names`), a pair (layer, batch norm that follows it) of modules or
-                names, or a dict {"name" or "module": one of these, or "tensor_fqn": "conv1.weight"} whose other
-                keys are settings of this layer. A batch norm in a pair loses the channels its layer loses.
+            model: changed in place.
+            config: the layers to prune, a list; None means every `nn.Linear` and convolution. An entry is a pattern
+                (see `fxprune.names`); or a pair (layer, batch norm after it) of modules or names; or a dict with
+                "name" or "module" (one of these) or "tensor_fqn" ("conv1.weight"), whose other keys are settings of
+                this layer. The batch norm of a pair loses the same channels as its layer.
 
         Raises `PlanError`, before anything is changed, for a layer that is unknown, named twice, or cannot be pruned
-        (another kind, shared or parametrized weights, its own way to compute), and when called twice.
+        (another type, shared or parametrized weights, a forward of its own), and on a second call.
         """
         if self.model is not None and self._squashed is None:
             raise PlanError("the pruner has prepared a model already", do="squash_mask() first, or make another pruner")
@@ -91,10 +91,10 @@ class BasePruner(abc.ABC):
         self.model, self.targets, self.steps, self._squashed = model, targets, 0, None
 
     def step(self) -> None:
-        """Call `update_mask` for every layer, and count the call in `steps`.
+        """Calls `update_mask` for every layer, and adds 1 to `steps`.
 
-        Raises what `update_mask` raises, and `PlanError` where it left a layer without outputs; all masks are then
-        what they were. Warns with `NothingRemovedWarning` when no output of any layer is pruned afterwards.
+        Raises the errors of `update_mask`, and `PlanError` if a layer would have no outputs; all masks then stay as
+        they were. Warns with `NothingRemovedWarning` if no output of any layer is pruned afterwards.
         """
         self._check("step")
         before = [(p, p.mask.clone()) for p in map(self._pruning, self.targets)]
@@ -114,12 +114,12 @@ class BasePruner(abc.ABC):
             )
 
     def squash_mask(self) -> None:
-        """Take the machinery off, in place: weights of the original shapes, zero where outputs are pruned.
+        """Removes parametrizations and hooks, in place; weights have their original shapes, zero at pruned outputs.
 
-        Biases are zero there too if `also_prune_bias`. Parameters stay the objects they are, with their gradients
-        and `requires_grad`, so that an optimizer stays valid; it would train the zeros again, though.
+        Biases are zero there too if `also_prune_bias`. Parameters stay the same objects, with their gradients and
+        `requires_grad`, so that an optimizer stays valid; further training may change the zeros.
 
-        Warns with `NothingRemovedWarning` when no output is pruned.
+        Warns with `NothingRemovedWarning` if no output is pruned.
         """
         self._check("squash_mask")
         masks = self.masks()
@@ -134,28 +134,29 @@ class BasePruner(abc.ABC):
         self._squashed = masks
 
     def masks(self) -> dict[str, Tensor]:
-        """Layer name -> bool mask [outputs], True = keep; as `transform` takes them. Also after `squash_mask`."""
+        """Returns {layer name: bool mask [outputs], True = keep}, for `transform`; works after `squash_mask` too."""
         if self._squashed is not None:
             return {name: mask.clone() for name, mask in self._squashed.items()}
         self._check("masks")
         return {t.name: self._pruning(t).mask.clone() for t in self.targets}
 
     def convert(self, example_inputs: Any, **options: Any) -> nn.Module:
-        """The smaller model: the same function without pruned outputs and without hooks. The model is only read.
+        """Returns a smaller model that computes the same, without pruned outputs and hooks. The model is only read.
 
-        The zeros are squashed into a copy, and `fxprune.transform` takes the pruned outputs out of that, folding
-        into what follows what is left of them (a bias, the shift of a batch norm, an activation at zero). The result
-        is compared with the pruned model in float64 and evaluation mode.
+        The zeros are written into a copy, and `fxprune.transform` removes the pruned outputs of the copy. The constants
+        that these leave (a bias, the shift of a batch norm, an activation of zero) are folded into the next layers. The
+        result is compared with the pruned model in float64 and evaluation mode.
 
-        Outputs that cannot go, or that are added to others which are not pruned, stay as rows of zeros: that is the
-        same function too. A `ChannelsStayWarning` and `record(small).reasons` name the layers and the reasons.
+        Some pruned outputs cannot be removed, such as those that are added to outputs which are not pruned. They stay
+        as rows of zeros, and the model computes the same. A `ChannelsStayWarning` and `record(small).reasons` name the
+        layers and the reasons.
 
         Args:
             example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
-            options: of `fxprune.transform`, such as `path`, `ignore` or `verify`. `exact` is True, and `norms` is
-                "preserve" unless given.
+            options: passed to `fxprune.transform`, such as `path`, `ignore` or `verify`. `exact` is always True, and
+                `norms` is "preserve" by default.
 
-        Raises `VerificationError` where the result is another function, and what `transform` raises.
+        Raises `VerificationError` if the result computes something else, and the errors of `transform`.
         """
         if self._squashed is None:
             self._check("convert")
@@ -163,11 +164,11 @@ class BasePruner(abc.ABC):
         return converted(self.model, self.masks(), example_inputs, options)
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of steps. The masks are buffers of the model, and in its `state_dict`."""
+        """Returns the number of steps; the masks are in the `state_dict` of the model."""
         return {"steps": self.steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on after the steps that `state` counts."""
+        """Continues from the number of steps in `state`, a result of `state_dict`."""
         steps = state.get("steps") if isinstance(state, Mapping) else None
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
             raise PlanError("this is no state of a pruner", why=f"its steps are {steps!r}", do="pass state_dict()")
@@ -180,13 +181,13 @@ class BasePruner(abc.ABC):
             lines.append(f"  {target.name}{norm}: {self._pruning(target).extra_repr()}")
         return "\n".join(lines) + ")"
 
-    # -- what subclasses may say ----------------------------------------------------------------------------
+    # -- overridden by subclasses ----------------------------------------------------------------------------
 
     def _asks(self) -> bool:
-        """True if the last step asked for any output to be pruned."""
+        """True if the last step should have pruned an output; False suppresses the warning that nothing was pruned."""
         return True
 
-    # -- inside ---------------------------------------------------------------------------------------------
+    # -- internal ---------------------------------------------------------------------------------------------
 
     def _update(self, target: LayerToPrune) -> None:
         try:

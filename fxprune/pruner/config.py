@@ -1,4 +1,4 @@
-"""The config of a pruner: a list of patterns, pairs and dicts with settings -> the layers that are meant."""
+"""The config of a pruner: from a list of patterns, pairs and dicts to the layers that they name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fxprune.names import Level, Match, find, names_of, show
 from fxprune.pruner.layers import BATCH_NORMS, LAYERS, outputs_of, unsupported, uses_of
 
 SPELLINGS = ("module", "name", "tensor_fqn")
-"""The keys of a config entry that say which layer is meant; all others are settings."""
+"""The keys of a config entry that name a layer; all other keys are settings."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,10 @@ class LayerToPrune:
 
 
 def layers_to_prune(model: nn.Module, config: Any) -> list[LayerToPrune]:
-    """The layers that a config means, checked, in its order; see `BasePruner.prepare`. Changes nothing.
+    """Returns the layers that a config names, in its order; see `BasePruner.prepare`. Changes nothing.
 
-    Raises `PlanError` for what names nothing, names a layer twice, or names one whose outputs cannot be pruned.
+    Raises `PlanError` for an entry that matches nothing, for a layer that is named twice, and for a layer whose outputs
+    cannot be pruned.
     """
     if config is None:
         return _every_layer(model)
@@ -54,7 +55,7 @@ def layers_to_prune(model: nn.Module, config: Any) -> list[LayerToPrune]:
 
 
 class _Layers:
-    """The layers of a model, to be named; one that stands in two places has its first name."""
+    """The layers of a model by name. A layer with several names is known by the first."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -63,7 +64,7 @@ class _Layers:
         self.first = {id(module): name for name, module in model.named_modules()}
 
     def find(self, entry: Any) -> Match:
-        """The match of a pattern. Raises `PlanError` for nothing, and for the model where it is a layer itself."""
+        """Returns the match of a pattern. Raises `PlanError` if it matches nothing, or is a model that is one layer."""
         itself = isinstance(self.model, LAYERS) and entry is self.model
         if itself or (isinstance(entry, str) and not entry):
             raise PlanError(
@@ -71,13 +72,13 @@ class _Layers:
             )
         return find(self.names, entry, what="config")
 
-    def meant(self, entry: Any) -> dict[str, nn.Module]:
-        """The modules that a pattern names, by their first names."""
+    def modules_named(self, entry: Any) -> dict[str, nn.Module]:
+        """Returns the modules that a pattern names, by their first names."""
         return {self.first[id(module)]: module for module in self.find(entry).modules.values()}
 
     def one(self, entry: Any, kinds: tuple[type, ...]) -> tuple[str, nn.Module]:
-        """The layer that a pattern names, checked to be the only one, of one of these kinds, and prunable."""
-        found = self.meant(entry)
+        """Returns the one layer that a pattern names. Raises unless it is of one of these types and can be pruned."""
+        found = self.modules_named(entry)
         if len(found) > 1:
             raise PlanError(
                 f"config names several layers where one is meant: {show(entry)}", why=f"{', '.join(found)} fit"
@@ -91,11 +92,11 @@ class _Layers:
         return name, module
 
     def several(self, entry: Any) -> dict[str, nn.Module]:
-        """The layers that a block, a glob or a type names; those that cannot be pruned are left out.
+        """Returns the layers that a block, a glob or a type names, without those that cannot be pruned.
 
-        Raises `PlanError` where nothing is left.
+        Raises `PlanError` if none can be pruned.
         """
-        found = self.meant(entry)
+        found = self.modules_named(entry)
         inside = [m for module in found.values() for m in module.modules()]
         below = {self.first[id(m)]: m for m in inside if isinstance(m, LAYERS)}
         good: dict[str, nn.Module] = {name: m for name, m in below.items() if not unsupported(m, self.uses)}
@@ -105,7 +106,7 @@ class _Layers:
         return good
 
     def is_block(self, entry: Any) -> bool:
-        """True if a pattern means the layers below what it names: it is a glob, a type, or a module around layers."""
+        """True if a pattern stands for several layers: it is a glob, a type, or the name of a module around layers."""
         match = self.find(entry)
         if match.level is not Level.NAME:
             return True
@@ -118,7 +119,7 @@ def _targets(layers: _Layers, entry: Any) -> Iterator[LayerToPrune]:
     settings: dict[str, Any] = {}
     if isinstance(entry, Mapping):
         settings = {k: v for k, v in entry.items() if k not in SPELLINGS}
-        entry = _named_by(layers, entry)
+        entry = _layer_in_dict(layers, entry)
     if isinstance(entry, (tuple, list)):
         if not _is_pair(entry):
             raise PlanError(
@@ -133,8 +134,8 @@ def _targets(layers: _Layers, entry: Any) -> Iterator[LayerToPrune]:
         yield LayerToPrune(name, module, settings=settings)
 
 
-def _named_by(layers: _Layers, entry: Mapping[str, Any]) -> Any:
-    """The name or module in the entry of a dict; several spellings must agree."""
+def _layer_in_dict(layers: _Layers, entry: Mapping[str, Any]) -> Any:
+    """Returns the name or module in a dict of the config. Several keys must name the same layer."""
     given = {k: entry[k] for k in SPELLINGS if k in entry}
     if not given:
         raise PlanError(
@@ -153,7 +154,7 @@ def _named_by(layers: _Layers, entry: Mapping[str, Any]) -> Any:
         given["tensor_fqn"] = layer.removeprefix(".")  # torch.ao takes a leading dot
     chosen = next(iter(given.values()))
     for spelling, other in given.items():
-        if _resolved(layers, other) != _resolved(layers, chosen):
+        if _layer_names(layers, other) != _layer_names(layers, chosen):
             raise PlanError(
                 f"a dict in config names two layers: by {next(iter(given))!r} one, by {spelling!r} another",
                 do="name one",
@@ -161,11 +162,11 @@ def _named_by(layers: _Layers, entry: Mapping[str, Any]) -> Any:
     return chosen
 
 
-def _resolved(layers: _Layers, entry: Any) -> Any:
-    """The names of the layers in an entry, to be compared."""
+def _layer_names(layers: _Layers, entry: Any) -> Any:
+    """Returns the names of the layers in an entry, for comparison."""
     if isinstance(entry, (tuple, list)):
-        return [_resolved(layers, e) for e in entry]
-    return set(layers.meant(entry))
+        return [_layer_names(layers, e) for e in entry]
+    return set(layers.modules_named(entry))
 
 
 def _is_pair(entry: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The smaller model from a pruner's masks: zeros are squashed into a copy, and the pass removes them."""
+"""`BasePruner.convert`: zeros are written into a copy of the model, and `fxprune.transform` removes them."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ def converted(
     for taken in ("masks", "plan", "ratio", "bias", "exact"):
         if taken in options:
             raise PlanError(f"convert takes no {taken}", why="the masks of the pruner say what is removed, exactly")
-    options = {"norms": "preserve", **options}  # a norm of the hooked model counts the zeros too
+    options = {"norms": "preserve", **options}  # in the model with hooks, norms count the zeros too
     zeros = plain(model)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NothingRemovedWarning)  # said below, with more reasons
+        warnings.simplefilter("ignore", NothingRemovedWarning)  # `_warn` below gives more reasons
         small = transform(zeros, example_inputs, masks="zeros", **options)
     if options.get("verify", True):
-        _prove(model, small, [example_inputs, *options.get("also", ())])
+        _verify(model, small, [example_inputs, *options.get("also", ())])
     made = record(small)
-    stay = _stay(zeros, masks, made)
-    _tell(made, stay)
+    stay = _remaining_outputs(zeros, masks, made)
+    _warn(made, stay)
     others = tuple(r for r in made.reasons if not r.startswith(tuple(f'"{name}": ' for name in masks)))
     attach(small, replace(made, reasons=(*stay, *others)))
     return small
 
 
-def _stay(zeros: nn.Module, masks: Mapping[str, Tensor], made: Record) -> tuple[str, ...]:
-    """Per layer the pruned outputs that are still there, as zeros, and why."""
+def _remaining_outputs(zeros: nn.Module, masks: Mapping[str, Tensor], made: Record) -> tuple[str, ...]:
+    """Returns a line per layer with pruned outputs that stay as zeros: which, and why."""
     lines = []
     for layer, mask in masks.items():
         module = zeros.get_submodule(layer)
@@ -69,7 +69,7 @@ def _stay(zeros: nn.Module, masks: Mapping[str, Tensor], made: Record) -> tuple[
     return tuple(lines)
 
 
-def _tell(made: Record, reasons: tuple[str, ...]) -> None:
+def _warn(made: Record, reasons: tuple[str, ...]) -> None:
     if not made.removed:
         why = "; ".join(reasons) or "no output is pruned"
         warnings.warn(f"nothing was removed: {why}", NothingRemovedWarning, stacklevel=4)
@@ -80,8 +80,8 @@ def _tell(made: Record, reasons: tuple[str, ...]) -> None:
         )
 
 
-def _prove(model: nn.Module, small: nn.Module, inputs: list[Any]) -> None:
-    """Compare the smaller model with the one that carries hooks. Raises `VerificationError`."""
+def _verify(model: nn.Module, small: nn.Module, inputs: list[Any]) -> None:
+    """Compares the smaller model with the pruned one. Raises `VerificationError` if they differ."""
     error = _error(small, model, inputs, fixed=PATHS[record(small).path].fixes_mode)
     allowed = TOLERANCE if _is_double(small) else 1e-3  # folded constants are rounded to the type of the model
     if not error <= allowed:
@@ -97,11 +97,11 @@ def _is_double(model: nn.Module) -> bool:
 
 
 def _error(ours: nn.Module, theirs: nn.Module, inputs: list[Any], *, fixed: bool = False) -> float:
-    """The largest relative error between two models, in float64.
+    """Returns the largest relative error between two models, in float64 and evaluation mode.
 
-    In evaluation mode, or `fixed` in the mode that they are in: that of an exported graph cannot be changed.
+    fixed: True keeps the modes of the models, because the mode of an exported graph cannot be changed.
     """
-    ours, theirs, worst = _precise(ours, fixed=fixed), _precise(theirs, fixed=fixed), 0.0
+    ours, theirs, worst = _float64_copy(ours, fixed=fixed), _float64_copy(theirs, fixed=fixed), 0.0
     for example_inputs in inputs:
         args, kwargs = pytree.tree_map_only(torch.Tensor, _double, normalize(example_inputs))
         with deterministic():
@@ -109,7 +109,7 @@ def _error(ours: nn.Module, theirs: nn.Module, inputs: list[Any], *, fixed: bool
     return worst
 
 
-def _precise(model: nn.Module, *, fixed: bool) -> nn.Module:
+def _float64_copy(model: nn.Module, *, fixed: bool) -> nn.Module:
     made = copy_module(model, lambda tensor: _double(tensor).clone())
     for module in made.modules():
         module.training = module.training and fixed

@@ -1,4 +1,4 @@
-"""One layer of an eager pruner: the refusal of layers that cannot be pruned, parametrizations and hooks on and off."""
+"""The work of an eager pruner on one layer: checks, and parametrizations and hooks that are set and removed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def outputs_of(layer: nn.Module) -> int:
-    """The number of outputs of a layer, or of channels of a batch normalisation."""
+    """Returns the number of outputs of a layer, or of channels of a batch normalisation."""
     found: Any = layer
     if isinstance(layer, BATCH_NORMS):
         return int(found.num_features)
@@ -38,12 +38,12 @@ def outputs_of(layer: nn.Module) -> int:
 
 
 def uses_of(model: nn.Module) -> Mapping[int, int]:
-    """id of a parameter -> in how many places of the model it stands."""
+    """Returns {id of a parameter: the number of module attributes that hold it}."""
     return Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
 
 
 def unsupported(layer: nn.Module, uses: Mapping[int, int]) -> str:
-    """Why the outputs of a layer cannot be pruned; empty if they can."""
+    """Returns why the outputs of a layer cannot be pruned; "" if they can."""
     kind: Any = type_before_parametrizations(layer)
     base: Any = next((t for t in (*LAYERS, *BATCH_NORMS) if isinstance(layer, t)), None)
     if base is None:
@@ -58,7 +58,7 @@ def unsupported(layer: nn.Module, uses: Mapping[int, int]) -> str:
         "it has no weight parameter of its own": weight is None,
         "its parameters are not initialised yet": weight is not None and nn.parameter.is_lazy(weight),
         f"{kind.__name__} computes its output in its own way": kind.forward is not base.forward,
-        # nn.MultiheadAttention computes with the weight of its out_proj and never calls it
+        # nn.MultiheadAttention uses the weight of its out_proj and never calls that layer
         f"{kind.__name__} is used without being called": kind is nn.modules.linear.NonDynamicallyQuantizableLinear,
         "the groups of a transposed convolution share the outputs of its weight": isinstance(layer, TRANSPOSED)
         and layer.groups > 1,
@@ -71,9 +71,9 @@ def unsupported(layer: nn.Module, uses: Mapping[int, int]) -> str:
 
 
 def prepare_layer(layer: nn.Module, *, prune_bias: bool) -> None:
-    """Put the parametrization on the weight, and the hooks where outputs are taken out, in place.
+    """Sets the parametrization on the weight, and hooks if outputs are removed from it, in place.
 
-    Parameters stay the objects they are: the weight as `parametrizations.weight.original`, the bias as `_bias`.
+    Parameters stay the same objects: the weight as `parametrizations.weight.original`, the bias as `_bias`.
     """
     size, weight = outputs_of(layer), layer._parameters["weight"]
     assert weight is not None
@@ -94,7 +94,7 @@ def prepare_layer(layer: nn.Module, *, prune_bias: bool) -> None:
 
 
 def follow(norm: nn.Module, layer: nn.Module, *, prune_bias: bool) -> None:
-    """Make a batch normalisation zero the channels that are pruned in the prepared layer before it, in place."""
+    """Makes a batch norm set the channels to zero that are pruned in the prepared layer before it, in place."""
     pruning = pruning_of(layer)
     parametrize.register_parametrization(norm, "weight", FollowingParametrization(pruning), unsafe=True)
     _prune_bias(norm, pruning, prune_bias=prune_bias)
@@ -106,7 +106,7 @@ def _prune_bias(layer: nn.Module, pruning: OutputsParametrization, *, prune_bias
 
 
 def is_prepared(module: nn.Module) -> bool:
-    """True if a module carries the parametrizations or hooks of a pruner."""
+    """True if the weight of a module has a parametrization of a pruner."""
     return parametrize.is_parametrized(module, "weight") and isinstance(
         module.parametrizations["weight"][0],  # type: ignore[index]
         (OutputsParametrization, FollowingParametrization),
@@ -114,7 +114,7 @@ def is_prepared(module: nn.Module) -> bool:
 
 
 def why_not_squash(module: nn.Module) -> str:
-    """The reason why parametrizations and hooks cannot be taken off; empty if there is none."""
+    """Returns why parametrizations and hooks cannot be removed; "" if they can."""
     if not is_prepared(module):
         return "it has lost the parametrization that prepare put on its weight"
     for name, found in module.parametrizations.items():  # type: ignore[operator, union-attr]
@@ -124,17 +124,17 @@ def why_not_squash(module: nn.Module) -> str:
 
 
 def squash_layer(layer: nn.Module) -> None:
-    """Write the zeros into the parameters and take the machinery off, in place; the parameters stay the objects."""
-    mask: torch.Tensor = pruning_of(layer).mask  # also of one that follows
+    """Writes the zeros into the parameters and removes parametrizations and hooks; parameters stay the same objects."""
+    mask: torch.Tensor = pruning_of(layer).mask  # also for a batch norm
     for key, hook in list(layer._forward_hooks.items()):
         if isinstance(hook, BiasHook) and hook.prune:
-            _zero(layer._parameters[BIAS], mask, 0)
+            _set_zeros(layer._parameters[BIAS], mask, 0)
         if isinstance(hook, (ActivationReconstruction, BiasHook)):
             del layer._forward_hooks[key]
     for name in ("weight", "bias"):
         if parametrize.is_parametrized(layer, name):
             original: Any = layer.parametrizations[name].original  # type: ignore[index, union-attr]
-            _zero(original, mask, output_dim(layer, original.ndim))
+            _set_zeros(original, mask, output_dim(layer, original.ndim))
             remove_parametrization(layer, name)
     if BIAS in layer._parameters:
         layer._parameters["bias"] = layer._parameters.pop(BIAS)
@@ -142,16 +142,16 @@ def squash_layer(layer: nn.Module) -> None:
 
 
 def bias_last(layer: nn.Module) -> None:
-    """Put the bias behind the weight again: torch appends what it restores, which changes the order of parameters()."""
+    """Moves the bias behind the weight again. Torch appends restored tensors, which changes the order of parameters."""
     if "bias" in layer._parameters:
         layer._parameters["bias"] = layer._parameters.pop("bias")
 
 
 def remove_parametrization(module: nn.Module, name: str) -> None:
-    """Put the original tensor back under its name.
+    """Removes a parametrization, and puts the original tensor back under its name.
 
-    A deep copy shares its injected class with the module it was copied from, and torch takes the property off that
-    class: so this module gets a class of its own first.
+    A parametrized module and its deep copies have the same class object, and torch deletes a property from this class.
+    So this module gets its own class first.
     """
     shared = type(module)
     own = {k: v for k, v in vars(shared).items() if k not in ("__dict__", "__weakref__")}
@@ -159,7 +159,7 @@ def remove_parametrization(module: nn.Module, name: str) -> None:
     parametrize.remove_parametrizations(module, name, leave_parametrized=False)
 
 
-def _zero(tensor: torch.Tensor | None, mask: torch.Tensor, dim: int) -> None:
+def _set_zeros(tensor: torch.Tensor | None, mask: torch.Tensor, dim: int) -> None:
     assert tensor is not None
     with torch.no_grad():
         tensor.index_fill_(dim if tensor.ndim > 1 else 0, (~mask).nonzero().flatten().to(tensor.device), 0)

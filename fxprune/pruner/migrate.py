@@ -1,4 +1,4 @@
-"""Masks and plain models from what pruners left in a model: those of torch, of torch.ao, and of this package."""
+"""Masks and plain copies of models that other pruners have masked: those of torch, torch.ao and this package."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ TORCH_AO_ELEMENTS = "torch.ao.pruning.sparsifier.utils"
 
 
 def masks_of(model: nn.Module, *, zeros: bool = False) -> dict[str, Tensor]:
-    """Layer name -> bool mask of its outputs, True = keep, from whatever pruner has masked them.
+    """Returns {layer name: bool mask of its outputs, True = keep} of a model that one or several pruners have masked.
 
-    Read are the masks of `fxprune.pruner`, of `torch.ao.pruning` (`FakeStructuredSparsity`, and `FakeSparsity` over
-    single weights), and of `torch.nn.utils.prune` (`ln_structured`, `random_structured`, `custom_from_mask`, ...).
-    An output counts as pruned where its whole row of the weight is masked. Layers without a pruned output are in the
-    result only if they have a mask.
+    It reads the masks of `fxprune.pruner`, of `torch.ao.pruning` (`FakeStructuredSparsity`, and `FakeSparsity` over
+    single weights), and of `torch.nn.utils.prune` (`ln_structured`, `random_structured`, `custom_from_mask`, ...). An
+    output counts as pruned if its whole row of the weight is masked. The result has every layer that has a mask.
 
     Args:
         model: only read.
-        zeros: also read layers without any mask, such as `prune.remove` and `squash_mask` leave behind: an output of
-            `nn.Linear` or a convolution is pruned where its whole row of the weight is zero.
+        zeros: True also reads linear layers and convolutions without a mask, as `prune.remove` and `squash_mask` leave
+            them: an output counts as pruned if its whole row of the weight is zero. The result then also has those of
+            these layers that have such a row.
 
-    Warns with `ChannelsStayWarning` what it ignores (masked weights in rows that are not masked as a whole, masks of
-    other parameters, layers with every output masked), and with `NothingRemovedWarning` if no output is pruned.
+    Warns with `ChannelsStayWarning` of everything that it ignores: masked weights in rows that are not masked as a
+    whole, masks of other parameters, and layers with every output masked. Warns with `NothingRemovedWarning` if no
+    output is pruned.
 
     >>> import torch
     >>> from torch.nn.utils import prune
@@ -53,13 +54,13 @@ def masks_of(model: nn.Module, *, zeros: bool = False) -> dict[str, Tensor]:
             if parameter != "weight":
                 ignored.append(f'"{name}": the mask of {parameter}')
                 continue
-            whole, single = _whole_rows(module, elements)
+            whole, single = _kept_outputs(module, elements)
             masks[name] = masks[name] & whole if name in masks else whole
             if single:
                 ignored.append(f'"{name}": {single} masked weights in rows that are not masked as a whole')
         weight = module._parameters.get("weight")
         if zeros and name not in masks and isinstance(module, LAYERS) and weight is not None:
-            whole, _ = _whole_rows(module, weight.detach() != 0)
+            whole, _ = _kept_outputs(module, weight.detach() != 0)
             if not whole.all():
                 masks[name] = whole
     for name in [name for name, mask in masks.items() if not mask.any()]:
@@ -74,12 +75,12 @@ def masks_of(model: nn.Module, *, zeros: bool = False) -> dict[str, Tensor]:
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """A deep copy of a model that a pruner has masked: zeros in the weights, no masks, parametrizations and hooks.
+    """Returns a deep copy of a model that pruners have masked, with zeros in the weights instead of masks.
 
-    This is the `plain` of whole models; that of one masked layer is `fxprune.sparse.plain`. The function of the copy is
-    that of the model. Taken off are the parametrizations and hooks of `fxprune.pruner` and `torch.ao.pruning`, and the
-    masks of `torch.nn.utils.prune`. So `transform(plain(model), example_inputs, masks=masks_of(model))` removes the
-    outputs that any of them has masked.
+    The copy computes the same. It has none of the parametrizations and hooks of `fxprune.pruner` and
+    `torch.ao.pruning`, and none of the masks of `torch.nn.utils.prune`. So `transform(plain(model), example_inputs,
+    masks=masks_of(model))` removes the outputs that any of them has masked. This function takes a whole model;
+    `fxprune.sparse.plain` takes one masked layer.
 
     >>> import torch
     >>> from torch.nn.utils import prune
@@ -88,15 +89,15 @@ def plain(model: nn.Module) -> nn.Module:
     >>> list(net.state_dict()), list(plain(net).state_dict())
     (['0.bias', '0.weight_orig', '0.weight_mask'], ['0.weight', '0.bias'])
     """
-    made = _copied(model)
+    made = _deep_copy(model)
     for name, module in made.named_modules():
         if is_prepared(module):
             why = why_not_squash(module)
             if why:
                 raise PlanError(f'"{name}" cannot be squashed', why=why)
     prepared = [m for m in made.modules() if is_prepared(m)]
-    # those that follow first: they read the mask of the layer that they follow
-    for module in sorted(prepared, key=lambda m: not isinstance(_first(m), FollowingParametrization)):
+    # batch norms first: they read the mask of their layer
+    for module in sorted(prepared, key=lambda m: not isinstance(_weight_parametrization(m), FollowingParametrization)):
         squash_layer(module)
     for module in list(made.modules()):
         _squash_torch_ao(module)
@@ -107,22 +108,22 @@ def plain(model: nn.Module) -> nn.Module:
     return made
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    """A deep copy, also of models with tensors in attributes that are results of a computation.
+def _deep_copy(model: nn.Module) -> nn.Module:
+    """Returns a deep copy, also of a model with computed tensors in attributes, which `copy.deepcopy` refuses.
 
-    Such are the weights of `torch.nn.utils.prune` after a forward, which `copy.deepcopy` refuses.
+    `torch.nn.utils.prune` stores such tensors: the masked weights of the last forward.
     """
     computed = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf]
     return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
-def _first(module: nn.Module) -> Any:
+def _weight_parametrization(module: nn.Module) -> Any:
     found: Any = module.parametrizations
     return found["weight"][0]
 
 
 def _masks_on(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """(parameter, its mask over outputs or elements, True = keep) of everything that masks a module's parameters."""
+    """Yields (parameter, mask over its outputs or elements, True = keep) for every mask on a module's parameters."""
     if parametrize.is_parametrized(module):
         lists: Any = module.parametrizations
         for parameter, parametrizations in lists.items():
@@ -135,8 +136,8 @@ def _masks_on(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield parameter, module._buffers[parameter + "_mask"].detach().bool()  # type: ignore[union-attr]
 
 
-def _whole_rows(module: nn.Module, mask: Tensor) -> tuple[Tensor, int]:
-    """The outputs [outputs] of which anything is kept, and how many elements are masked in those."""
+def _kept_outputs(module: nn.Module, mask: Tensor) -> tuple[Tensor, int]:
+    """Returns bool [outputs], True if any element is kept, and the number of masked elements in those outputs."""
     if mask.ndim < 2:
         return mask.clone(), 0
     dim = output_dim(module, mask.ndim)
@@ -146,7 +147,7 @@ def _whole_rows(module: nn.Module, mask: Tensor) -> tuple[Tensor, int]:
 
 
 def _is_torch_ao(parametrization: nn.Module) -> bool:
-    """True if it masks as torch.ao does. Where its module was never imported, it cannot."""
+    """True if this is a mask of torch.ao; False without a look if nothing has imported its module."""
     rows, elements = sys.modules.get(TORCH_AO), sys.modules.get(TORCH_AO_ELEMENTS)
     return (rows is not None and isinstance(parametrization, rows.FakeStructuredSparsity)) or (
         elements is not None and isinstance(parametrization, elements.FakeSparsity)

@@ -1,4 +1,4 @@
-"""Sets of outputs: all of a layer's, and those that are pruned, as a view of a mask."""
+"""Sets of outputs: all outputs of a layer, and the pruned ones, a set that reads and writes a mask."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fxprune.errors import PlanError
 
 
 class OriginalOutputs(Sequence[int], Set[int]):
-    """The indices 0 .. size - 1 of a layer's outputs: a set, and a sequence that `random.sample` takes.
+    """The indices 0 .. size - 1 of a layer's outputs: a set, and also a sequence, for `random.sample`.
 
     >>> import random
     >>> outputs = OriginalOutputs(6)
@@ -50,21 +50,21 @@ class OriginalOutputs(Sequence[int], Set[int]):
 
 
 class MaskOwner(Protocol):
-    """An owner of the mask of a layer's outputs, True = keep."""
+    """An object that holds the mask of a layer's outputs, True = keep."""
 
     mask: torch.Tensor
 
     def set_mask(self, mask: torch.Tensor) -> None:
-        """Take another mask of the same shape, or refuse it."""
+        """Sets another mask of the same shape. Raises `PlanError` if it does not fit."""
 
 
 class PrunedOutputs(MutableSet[int]):
-    """The pruned outputs of a layer: a set of indices, whose members live in the mask.
+    """The pruned outputs of a layer: a set of indices that is stored as a mask.
 
-    Everything a `set` does in place is done here on the mask, in one operation for any number of indices, which may
-    come as any iterable of integers or as a tensor of integers. Copies and differences are plain sets.
+    It has the in-place methods of `set`; each changes the mask, in one operation for any number of indices. Indices may
+    be any iterable of integers, or a tensor of integers. Copies and differences are plain sets.
 
-    Raises `PlanError` for an index that the layer lacks, and where no output would be left.
+    Raises `PlanError` for an index that the layer lacks, and if no output would be left.
 
     >>> from fxprune.pruner.parametrization import PruningParametrization
     >>> pruned = PruningParametrization(6).pruned_outputs
@@ -94,7 +94,7 @@ class PrunedOutputs(MutableSet[int]):
         return set(indices)
 
     def copy(self) -> set[int]:
-        """The members as a plain set."""
+        """Returns the members as a plain set."""
         return set(self)
 
     def __repr__(self) -> str:
@@ -103,28 +103,28 @@ class PrunedOutputs(MutableSet[int]):
     # -- changing -------------------------------------------------------------------------------------------
 
     def update(self, *others: Iterable[int]) -> None:
-        """Prune all of these outputs too."""
-        self._put(others, keep=False)
+        """Prunes all of these outputs too."""
+        self._set(others, keep=False)
 
     def difference_update(self, *others: Iterable[int]) -> None:
-        """Bring all of these outputs back."""
-        self._put(others, keep=True)
+        """Brings all of these outputs back."""
+        self._set(others, keep=True)
 
     def add(self, value: int) -> None:
-        """Prune one more output."""
-        self._put([[value]], keep=False)
+        """Prunes one more output."""
+        self._set([[value]], keep=False)
 
     def discard(self, value: int) -> None:
-        """Bring one output back, if it is pruned."""
+        """Brings one output back, if it is pruned."""
         if value in self:
-            self._put([[value]], keep=True)
+            self._set([[value]], keep=True)
 
     def clear(self) -> None:
-        """Bring every output back."""
+        """Brings every output back."""
         self._owner.set_mask(torch.ones_like(self._owner.mask))
 
     def replace(self, indices: Iterable[int]) -> None:
-        """Prune these outputs and no others."""
+        """Prunes these outputs and no others."""
         mask = torch.ones_like(self._owner.mask)
         mask[self._positions(indices)] = False
         self._owner.set_mask(mask)
@@ -145,7 +145,7 @@ class PrunedOutputs(MutableSet[int]):
         self.replace(set(self) ^ set(other))
         return self
 
-    def _put(self, others: Iterable[Iterable[int]], *, keep: bool) -> None:
+    def _set(self, others: Iterable[Iterable[int]], *, keep: bool) -> None:
         mask = self._owner.mask.clone()
         for indices in others:
             mask[self._positions(indices)] = keep

@@ -1,8 +1,8 @@
 """The parametrizations of a pruned layer's weight, and the hooks on its output.
 
-The weight loses the pruned outputs, so that the layer computes only those that are kept; `ActivationReconstruction`
-puts them back among zeros, so that what follows sees the shape it always saw; `BiasHook` adds the bias then. Both
-hooks are without state, and read from the layer they are called for: a deep copy of a layer is a layer of its own.
+The weight loses the pruned outputs, so that the layer computes only the others. Then `ActivationReconstruction` inserts
+zeros for the pruned outputs, so that the next layer gets the original shape, and `BiasHook` adds the bias. Both hooks
+have no state and read the mask from the layer that they are called for, so that they work in deep copies.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from fxprune.errors import PlanError
 from fxprune.pruner.outputs import OriginalOutputs, PrunedOutputs
 
 BIAS = "_bias"
-"""Where the bias of a pruned layer stands while the layer itself has none."""
+"""The name of the bias of a prepared layer, whose own `bias` is None."""
 
 
 class OutputsParametrization(nn.Module):
-    """A parametrization that knows which outputs of a layer are pruned.
+    """The base of the parametrizations that hold the mask of a layer's outputs.
 
     mask: bool buffer [outputs], True = keep; saved with the model.
-    kept: int64 buffer [outputs that are kept], derived from the mask; not saved.
+    kept: int64 buffer, the indices of the kept outputs; computed from the mask, not saved.
 
-    Change the set through `pruned_outputs`. What is written into `mask` itself takes effect with `refresh`, which
+    Change the mask through `pruned_outputs`. Values written directly into `mask` take effect after `refresh`, which
     every `step` of a pruner calls.
     """
 
@@ -40,12 +40,12 @@ class OutputsParametrization(nn.Module):
 
     @property
     def original_outputs(self) -> OriginalOutputs:
-        """All outputs that the layer had: a set, which `random.sample` takes too."""
+        """All outputs that the layer had: a set, and also a sequence, for `random.sample`."""
         return OriginalOutputs(self.size)
 
     @property
     def pruned_outputs(self) -> PrunedOutputs:
-        """The outputs that are pruned: a set that can be changed."""
+        """The pruned outputs: a set that can be changed."""
         return PrunedOutputs(self)
 
     @pruned_outputs.setter
@@ -53,7 +53,7 @@ class OutputsParametrization(nn.Module):
         self.pruned_outputs.replace(set(indices) if isinstance(indices, PrunedOutputs) else indices)
 
     def set_mask(self, mask: Tensor) -> None:
-        """Take another mask. Raises `PlanError` if it has another shape or type, or keeps nothing."""
+        """Sets another mask. Raises `PlanError` if it has another shape or type, or keeps nothing."""
         if mask.dtype is not torch.bool or mask.shape != (self.size,):
             raise PlanError(
                 "a mask of outputs must be a bool tensor with one entry per output",
@@ -69,7 +69,7 @@ class OutputsParametrization(nn.Module):
         self.kept = kept.to(self.mask.device)
 
     def refresh(self) -> None:
-        """Read the mask again, after it was written to."""
+        """Applies values that were written directly into the mask."""
         self.set_mask(self.mask)
 
     def _load_from_state_dict(
@@ -92,12 +92,12 @@ class OutputsParametrization(nn.Module):
         self.refresh()
 
     def extra_repr(self) -> str:
-        """Kept and original outputs."""
+        """The numbers of kept and of all outputs."""
         return f"{len(self.kept)} of {self.size} outputs kept"
 
 
 class PruningParametrization(OutputsParametrization):
-    """w[k, ...] = original[kept[k], ...]: pruned outputs are taken out along `dim`.
+    """w[k, ...] = original[kept[k], ...]: pruned outputs are removed along `dim`.
 
     >>> import torch
     >>> parametrization = PruningParametrization(4)
@@ -112,15 +112,15 @@ class PruningParametrization(OutputsParametrization):
         self.dim = dim
 
     def forward(self, original: Tensor) -> Tensor:
-        """The rows that are kept."""
+        """Returns the kept rows."""
         return original.index_select(self.dim, self.kept)
 
 
 class ZeroesParametrization(OutputsParametrization):
-    """w[k, ...] = original[k, ...] if k is kept, else 0: where the shape has to stay.
+    """w[k, ...] = original[k, ...] if k is kept, else 0: the weight keeps its shape.
 
-    So for batch normalisation, whose input keeps its channels, and for convolutions with groups, which need equally
-    many outputs in each.
+    For batch norms, whose input keeps its channels, and for convolutions with groups, which need the same number of
+    outputs in each group.
 
     >>> import torch
     >>> parametrization = ZeroesParametrization(3)
@@ -130,29 +130,29 @@ class ZeroesParametrization(OutputsParametrization):
     """
 
     def forward(self, original: Tensor) -> Tensor:
-        """The same shape, pruned outputs zero."""
+        """Returns a tensor of the same shape, with zeros for pruned outputs."""
         return zeroed(original, self.mask)
 
 
 class FollowingParametrization(nn.Module):
-    """`ZeroesParametrization` by the mask of another parametrization.
+    """A `ZeroesParametrization` that uses the mask of another parametrization.
 
-    The bias of a layer follows its weight, and a batch normalisation its convolution: one mask, saved once, that
-    cannot come apart. `mask` and `pruned_outputs` are those that are followed.
+    The bias of a layer uses the mask of the weight, and a batch norm that of the layer before it. So there is one mask,
+    which is saved once. `mask` and `pruned_outputs` are those of the other parametrization.
     """
 
     def __init__(self, followed: OutputsParametrization) -> None:
         super().__init__()
-        self._followed = (followed,)  # in a tuple: followed, not owned, so that its mask is saved in one place
+        self._followed = (followed,)  # in a tuple it is no submodule, so that its mask is saved once
 
     @property
     def followed(self) -> OutputsParametrization:
-        """The parametrization whose mask it is."""
+        """The parametrization that holds the mask."""
         return self._followed[0]
 
     @property
     def mask(self) -> Tensor:
-        """True = keep."""
+        """The mask, True = keep."""
         return self.followed.mask
 
     @property
@@ -166,26 +166,26 @@ class FollowingParametrization(nn.Module):
         return self.followed.pruned_outputs
 
     def forward(self, original: Tensor) -> Tensor:
-        """The same shape, pruned outputs zero."""
+        """Returns a tensor of the same shape, with zeros for pruned outputs."""
         return zeroed(original, self.mask.to(original.device))
 
 
 def zeroed(tensor: Tensor, mask: Tensor) -> Tensor:
-    """A copy of a tensor [outputs, ...] that is zero where the mask is False, also where it held inf or NaN."""
+    """Returns a copy of a tensor [outputs, ...] that is zero where the mask is False, also if it held inf or NaN."""
     return tensor.masked_fill(~mask.view(-1, *[1] * (tensor.ndim - 1)), 0)
 
 
 class ActivationReconstruction:
-    """A forward hook: y[.., k, ..] of the kept outputs becomes [.., outputs, ..], zero where they are pruned.
+    """A forward hook that extends an output from the kept to all outputs, with zeros for the pruned ones.
 
-    dim: the dimension of the outputs in y, counted from the end, because y may have no batch.
+    dim: the dimension of the outputs, counted from the end, because there may be no batch dimension.
     """
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
 
     def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        """The output at its original size."""
+        """Returns the output in its original size."""
         pruning = pruning_of(module)
         shape = list(output.shape)
         if shape[self.dim] == pruning.size:
@@ -195,16 +195,16 @@ class ActivationReconstruction:
 
 
 class BiasHook:
-    """A forward hook: y[.., k, ..] + bias[k], after the zeros are back; without the pruned entries if `prune`.
+    """A forward hook that adds the bias, after `ActivationReconstruction`: y[.., k, ..] + bias[k].
 
-    dim: the dimension of the outputs in y, counted from the end.
+    dim: the dimension of the outputs, counted from the end. prune: True adds no bias to pruned outputs.
     """
 
     def __init__(self, dim: int, *, prune: bool) -> None:
         self.dim, self.prune = dim, prune
 
     def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        """The output with its bias, in the type of the output (under autocast not that of the bias)."""
+        """Returns the output with its bias, in the type of the output, which under autocast differs from the bias's."""
         bias = module._parameters[BIAS]
         assert bias is not None
         used = zeroed(bias, pruning_of(module).mask) if self.prune else bias
@@ -212,6 +212,6 @@ class BiasHook:
 
 
 def pruning_of(module: nn.Module) -> OutputsParametrization:
-    """The parametrization that says which outputs of a prepared layer are pruned."""
+    """Returns the parametrization of the weight of a prepared layer, which holds or knows the mask."""
     found: Any = module.parametrizations
     return found["weight"][0]  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Pruners that are ready to use: each scores the outputs of a layer and prunes the lowest."""
+"""Ready pruners: each scores the outputs of a layer and prunes those with the lowest scores."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from fxprune.schedules import Schedule, as_schedule
 
 
 class ScoredPruner(BasePruner):
-    """Prunes at every step the outputs of the lowest score of each layer, until `sparsity_level` of them are pruned.
+    """Prunes in each step the outputs with the lowest scores of each layer, up to a share of `sparsity_level`.
 
-    The level is a share of all outputs in [0, 1), rounded down to whole outputs, or a schedule: a function of the
-    number of steps before, such as `fxprune.schedules.AGP`. A layer's own {"sparsity_level": ...} in the config of
-    `prepare` goes before it. What is pruned stays pruned: scores rank what is left, and a level that falls brings
-    nothing back.
+    The level is a share of all outputs of a layer, rounded down to whole outputs. Pruned outputs stay pruned: only the
+    others are scored, and a lower level brings no output back.
 
     Args:
-        sparsity_level: for all layers that have none of their own.
+        sparsity_level: a number in [0, 1), or a schedule: a function of the number of steps done before, such as
+            `fxprune.schedules.AGP`. {"sparsity_level": ...} in the config of `prepare` sets it for one layer.
         also_prune_bias: see `BasePruner`.
     """
 
@@ -36,15 +35,15 @@ class ScoredPruner(BasePruner):
 
     @abc.abstractmethod
     def scores(self, layer: nn.Module, weight: Tensor, dim: int) -> Tensor:
-        """One score per output in `weight`, which holds those that are kept along `dim`; higher means keep."""
+        """Returns one score per output, higher = keep. `weight` has only the kept outputs, along `dim`."""
 
     def step(self) -> None:
-        """See `BasePruner.step`."""
+        """Prunes up to the levels for this step; see `BasePruner.step`."""
         self._highest = 0.0
         super().step()
 
     def update_mask(self, layer: nn.Module, **kwargs: Any) -> None:
-        """Prune the outputs of the lowest scores, as many as the level asks for and are not pruned yet."""
+        """Prunes the outputs with the lowest scores, until the share of pruned outputs reaches the level."""
         unknown = sorted(set(kwargs) - {"sparsity_level"})
         if unknown:
             raise PlanError(f"there is no setting {unknown[0]!r}", why="the setting of this pruner is 'sparsity_level'")
@@ -76,8 +75,8 @@ class RandomPruner(ScoredPruner):
     """Prunes outputs at random.
 
     Args:
-        seed: of the choices; None for the global generator of torch. Processes that train one model together need
-            the same one.
+        seed: the seed of the choices; None uses the global generator of torch. Processes that train one model
+            together need the same seed.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class RandomPruner(ScoredPruner):
 
 
 class L1Pruner(ScoredPruner):
-    """Prunes the filters of the smallest norm sum |w| (Li et al. 2016, "Pruning Filters for Efficient ConvNets").
+    """Prunes the filters with the smallest norm sum |w| (Li et al. 2016, "Pruning Filters for Efficient ConvNets").
 
     >>> import torch
     >>> layer = torch.nn.Linear(1, 4)
@@ -110,7 +109,7 @@ class L1Pruner(ScoredPruner):
 
 
 class L2Pruner(ScoredPruner):
-    """Prunes the filters of the smallest Euclidean norm."""
+    """Prunes the filters with the smallest Euclidean norm."""
 
     def scores(self, layer: nn.Module, weight: Tensor, dim: int) -> Tensor:
         """(sum w^2)^(1/2)."""
@@ -120,7 +119,7 @@ class L2Pruner(ScoredPruner):
 class FPGMPruner(ScoredPruner):
     """Prunes the filters nearest to all others (He et al. 2019, "Filter Pruning via Geometric Median").
 
-    Distances are taken between the filters that are left.
+    Distances are taken between the filters that are not pruned.
     """
 
     def scores(self, layer: nn.Module, weight: Tensor, dim: int) -> Tensor:
@@ -132,11 +131,11 @@ class SaliencyPruner(ScoredPruner):
     """Prunes the filters whose removal changes the loss least, by a criterion of your choice.
 
     "magnitude" sums |w|, as `torch.ao.pruning.SaliencyPruner` does, and needs no data. "taylor" sums |w * dL/dw|, the
-    change of the loss to first order if one weight at a time were zero (the first-order terms of Molchanov et al. 2019,
-    "Importance Estimation for Neural Network Pruning", https://arxiv.org/abs/1906.10771, by absolute value): call
-    `step` between `backward` and `zero_grad`. Gradients of several batches add up as usual.
+    first-order change of the loss if one weight at a time becomes zero. These are the terms of Molchanov et al. 2019,
+    "Importance Estimation for Neural Network Pruning" (https://arxiv.org/abs/1906.10771), in absolute value. For it,
+    call `step` between `backward` and `zero_grad`. Gradients of several batches add up as usual.
 
-    Raises `PlanError` at a step by "taylor" where a weight has no gradient.
+    With "taylor", `step` raises `PlanError` if a weight has no gradient.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""ThiNet as a whole: channels by greedy reconstruction, then the next layer's weights scaled by least squares."""
+"""ThiNet: channels chosen by greedy reconstruction, and the weights of the next layer scaled by least squares."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fxprune.planning.channels import removal_of
 from fxprune.planning.plan import Plan
 
 RCOND = 1e-6
-"""Singular values below this share of the largest are noise of float32 samples, and are not divided by."""
+"""Singular values below this share of the largest count as zero: they are noise of float32 samples."""
 
 
 def thinet(
@@ -37,26 +37,26 @@ def thinet(
     path: str | None = None,
     prefer: str | None = None,
 ) -> nn.Module:
-    """A smaller model, its channels chosen and its consumers rescaled so that layer outputs stay what they were.
+    """Returns a smaller model by ThiNet, which keeps the outputs of the next layers close to the original ones.
 
     Luo, Wu and Lin 2017, "ThiNet: A Filter Level Pruning Method for Deep Neural Network Compression"
     (https://arxiv.org/abs/1707.06342): the outputs of the next layer are sampled, the channels whose removal changes
-    them least go (`ThiNetImportance`), and the weights of the next layer are scaled by least squares
-    (`rescale_consumers`). The paper prunes one layer, fine-tunes, and goes on with the next; for that, call this in a
-    loop over `analysis.groups` with `ratio={group.name: share}`. With one ratio for all, every layer is reconstructed
-    from the inputs that the whole model gives it.
+    them least are removed (`ThiNetImportance`), and the weights of the next layer are scaled by least squares
+    (`rescale_consumers`). The paper prunes one layer, fine-tunes, and continues with the next. For that, call this
+    function in a loop over `analysis.groups` with `ratio={group.name: share}`. With one ratio for all groups, the
+    samples for every layer come from the original model.
 
-    The original is only read; the loader is run through once, in evaluation mode. `record(small)` is that of
-    `transform`. As the weights are other ones, `fxprune.verify` compares with the rescaled model, not the original.
+    The original is only read; the loader is iterated once, in evaluation mode. `record(small)` is the record of
+    `transform`. Since the weights have changed, `fxprune.verify` compares with the rescaled model, not the original.
 
     Args:
         model, example_inputs, path, prefer: see `fxprune.transform`.
         loader, samples, seed: see `fxprune.criteria.sample_contributions`.
         ratio, ignore, round_to, exact: see `fxprune.planning.choose.choose`. Groups that no convolution or linear
-            layer reads cannot be ranked: leave them out.
-        rescale: False leaves the least squares out.
+            layer reads cannot be ranked; `ignore` them.
+        rescale: False skips the scaling by least squares.
 
-    Raises what these raise, and `PlanError` where the samples are too few for the least squares.
+    Raises the errors of these functions, and `PlanError` if there are too few samples for the least squares.
 
     >>> import torch, fxprune
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3)).eval()
@@ -79,19 +79,25 @@ def thinet(
 
 
 def rescale_consumers(analysis: Analysis, plan: Plan, contributions: Contributions) -> nn.Module:
-    """A copy of the analysed model whose layers make up for the input channels that a plan takes from them.
+    """Returns a copy of the model with scaled weights, which compensate for the input channels that a plan removes.
 
         w* = argmin over w of sum over samples m of (sum over all c of x[m, c] - sum over kept c of w[c] * x[m, c])^2
 
-    and the weight column of channel c is multiplied by w*[c] (Luo et al. 2017, "ThiNet"). All slots of a channel
-    share a factor, such as the H * W columns of a flattened one. Where the samples leave w open, it is as near to 1
-    as they allow. Samples of outputs that go as well do not count.
+    and the weight column of channel c is multiplied by w*[c] (Luo et al. 2017, "ThiNet"). x[m, c] is the part of sample
+    m of an output that input channel c adds. All slots of a channel have the same factor, such as the H * W columns of
+    a flattened channel. If several w are optimal, the one nearest to 1 is taken. Samples of outputs that the plan
+    removes are not used.
 
-    The copy has the original's shapes: give it to `transform` with the same plan. Layers that lose no input channel
-    stay as they are.
+    The copy has the original's shapes: pass it to `transform` with the same plan. Layers that lose no input channel are
+    not changed.
 
-    Raises `PlanError` where the samples are those of another model, where a layer has fewer samples than factors, and
-    where its weight is also used by something else.
+    Args:
+        analysis: the analysis of the model.
+        plan: the plan that will be carried out.
+        contributions: samples from the same model, see `fxprune.criteria.sample_contributions`.
+
+    Raises `PlanError` if the samples are from another model, if a layer has fewer samples than factors, or if its
+    weight is also used by another module.
 
     >>> import torch, fxprune
     >>> from fxprune.criteria import sample_contributions
@@ -117,7 +123,7 @@ def rescale_consumers(analysis: Analysis, plan: Plan, contributions: Contributio
     for name, dims in plan.removed.items():
         sampled = contributions.of(analysis.tensors[name]) if name in analysis.tensors and dims.get(1) else None
         if sampled is not None:
-            _used_alone(analysis, name)
+            _check_used_alone(analysis, name)
             factors[name] = _factors(analysis, name, dims, sampled)
     made = copy.deepcopy(analysis.model)
     with torch.no_grad():
@@ -128,12 +134,12 @@ def rescale_consumers(analysis: Analysis, plan: Plan, contributions: Contributio
 
 
 def _factors(analysis: Analysis, name: str, dims: dict[int, list[int]], sampled: Sampled) -> torch.Tensor:
-    """One factor per slot of the input dimension, 1 for removed slots."""
+    """Returns one factor per slot of the input dimension, 1 for removed slots."""
     parts, outputs = sampled.parts.to("cpu", torch.float64), sampled.outputs.cpu()
     stay = torch.ones(analysis.tensors[name].shape[0], dtype=torch.bool)
     stay[dims.get(0, [])] = False
     parts = parts[stay[outputs]]
-    label = torch.from_numpy(_labels(analysis, name))
+    label = torch.from_numpy(_factor_numbers(analysis, name))
     gone = torch.zeros(int(label.max()) + 1, dtype=torch.bool)
     gone[label[dims[1]]] = True
     columns = parts.new_zeros(len(parts), len(gone)).index_add_(1, label, parts)
@@ -145,15 +151,15 @@ def _factors(analysis: Analysis, name: str, dims: dict[int, list[int]], sampled:
             why=f"{len(parts)} samples of its outputs, {count} factors",
             do="give more batches or more samples per input, ten times the factors or more; or leave the scaling out",
         )
-    lost = columns[:, gone].sum(1, keepdim=True)  # solved for w - 1, so that what is left open stays at 1
+    lost = columns[:, gone].sum(1, keepdim=True)  # solved for w - 1: the smallest solution then leaves w nearest to 1
     solution = torch.linalg.lstsq(columns[:, ~gone], lost, rcond=RCOND, driver="gelsd").solution
     scale = torch.ones(len(gone), dtype=torch.float64)
     scale[~gone] += solution.squeeze(1)
     return scale[label]
 
 
-def _labels(analysis: Analysis, name: str) -> Any:
-    """The number of the factor of each input slot: that of its channel; slots of none, or of a grid, have their own."""
+def _factor_numbers(analysis: Analysis, name: str) -> Any:
+    """Returns the number of the factor of each input slot: one per channel, or per slot of no channel or of a grid."""
     vector = analysis.axis_vector(name, 1)
     columns = analysis.solution.channels_of(vector)
     own = np.arange(vector.size) + analysis.solution.channels
@@ -161,8 +167,8 @@ def _labels(analysis: Analysis, name: str) -> Any:
     return np.unique(np.where(channel >= 0, channel, own), return_inverse=True)[1].reshape(-1)
 
 
-def _used_alone(analysis: Analysis, name: str) -> None:
-    """Refuse a weight that something besides the sampled layers computes with."""
+def _check_used_alone(analysis: Analysis, name: str) -> None:
+    """Raises `PlanError` for a weight that a module other than the sampled layers uses too."""
     tensor = analysis.tensors[name]
     owners = [m for m in analysis.model.modules() if any(p is tensor for p in m._parameters.values())]
     others = [type(m).__name__ for m in owners if not isinstance(m, (nn.Linear, *CONVOLUTIONS))]

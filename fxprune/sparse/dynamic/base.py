@@ -1,4 +1,4 @@
-"""The base of the dynamically sparse layers: their counts, their mask of connections, and the update that moves it."""
+"""The base of the dynamically sparse layers: the counts, the mask of connections, and its update."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from torch import Tensor, fx, nn
 from fxprune.criteria.connections import Geometry, check_threshold, geometry_of
 from fxprune.errors import PlanError, lay_out, nearest
 from fxprune.schedules import Constant, Schedule, as_schedule
-from fxprune.sparse.dynamic import regrow as growing
-from fxprune.sparse.dynamic.regrow import Choice, Update
+from fxprune.sparse.dynamic import selection
+from fxprune.sparse.dynamic.selection import Choice, Update
 from fxprune.sparse.dynamic.training_counts import accumulate
 
-fx.wrap("accumulate")  # a symbolic trace takes it as one step, and counts nothing
+fx.wrap("accumulate")  # one node of a symbolic trace; tracing counts nothing
 
 GROWTHS = ("coactivation", "random")
 
-Kept = TypeVar("Kept", bound="DynamicSparse")
+LayerT = TypeVar("LayerT", bound="DynamicSparse")
 
 
 class DynamicSparse(nn.Module):
-    """The base of `DynamicSparseConv2d` and `DynamicSparseLinear`, in front of torch's layer; see there.
+    """The first base class of `DynamicSparseConv2d` and `DynamicSparseLinear`, before the layer of torch.
 
-    mask: bool of the weight's shape, True = active; a buffer. strengths: int64 of the weight's shape.
+    mask: buffer, bool of the weight's shape, True = active. strengths: int64 of the weight's shape, no buffer.
     """
 
     weight: Tensor
@@ -55,25 +55,25 @@ class DynamicSparse(nn.Module):
         self.every, self.threshold, self.growth = every, float(threshold), growth
         self._geometry: Geometry = geometry_of(self)  # type: ignore[arg-type]
         self.register_buffer("mask", torch.ones(self.weight.shape, dtype=torch.bool, device=self.weight.device))
-        self._begin()
-        size, asked = self._slice(), self.sparsity(0)
+        self._initialise_mask()
+        size, asked = self._slice_size(), self.sparsity(0)
         if (1 - asked) * size < 0.5:
             why = f"each slice of {size} connections keeps one, which makes {1 - 1 / size:.3g}"
             do = "choose dims with larger slices"
             warnings.warn(lay_out(f"a sparsity of {asked:.3g} is out of reach", why=why, do=do), stacklevel=3)
 
-    def _slice(self) -> int:
+    def _slice_size(self) -> int:
         """The number of connections that compete with each other."""
         return math.prod(n for d, n in enumerate(self.mask.shape) if d not in self.dims)
 
     @torch.no_grad()
-    def _begin(self) -> None:
-        """A random mask, zeros where it is False, nothing counted."""
-        # No buffers: DistributedDataParallel would overwrite the counts of every rank by those of the first.
+    def _initialise_mask(self) -> None:
+        """Draws a random mask, sets the weight to zero where it is False, and resets the counts."""
+        # Not a buffer: DistributedDataParallel would overwrite the counts of every rank by those of the first.
         self.strengths = torch.zeros_like(self.mask, dtype=torch.int64)
-        self._tally = torch.zeros(2, dtype=torch.int64, device="cpu")  # where reading it waits for no device
-        _, active = self._shares(0)
-        self.mask.copy_(growing.initial(self.weight, self.dims, active))
+        self._tally = torch.zeros(2, dtype=torch.int64, device="cpu")  # reading it waits for no device
+        _, active = self._active_counts(0)
+        self.mask.copy_(selection.initial(self.weight, self.dims, active))
         self.weight.copy_(self.masked_weight())
 
     @property
@@ -83,34 +83,34 @@ class DynamicSparse(nn.Module):
 
     @property
     def opportunities(self) -> int:
-        """The number of times that each weight was applied in the forwards that were counted since the last update."""
+        """The number of times that each weight was used in the counted forwards since the last update."""
         return int(self._tally[1])
 
     def masked_weight(self) -> Tensor:
-        """The weight, exactly 0 where the mask is False; no gradient flows there, not even inf or NaN."""
+        """Returns the weight, exactly 0 where the mask is False; the gradient there is 0 too, never inf or NaN."""
         return torch.where(self.mask, self.weight, 0.0)
 
-    def _count(self, input: Tensor, output: Tensor) -> None:
-        self._fit()
+    def _count_coactivation(self, input: Tensor, output: Tensor) -> None:
+        self._reset_if_pruned()
         every = self.every if self.growth == "coactivation" else 0
         accumulate(input, output, self.strengths, self._tally, every, self.threshold, self._geometry)
 
-    def _fit(self) -> None:
-        """Start the strengths again where channels were pruned: the mask, a buffer, has shrunk with them."""
+    def _reset_if_pruned(self) -> None:
+        """Resets the strengths if channels were pruned, which made the mask smaller but not the strengths."""
         if self.strengths.shape != self.mask.shape:
             self.strengths = torch.zeros_like(self.mask, dtype=torch.int64)
             self._tally[1] = 0
             self._geometry = geometry_of(self)  # type: ignore[arg-type]
 
-    def _shares(self, step: int) -> tuple[int, int]:
-        """k1 and k2 of every slice at a step, as the schedules have it."""
+    def _active_counts(self, step: int) -> tuple[int, int]:
+        """Returns (k1, k2) of every slice at a step: k2 connections are active, and k1 of them keep their value."""
         values = []
         for name, schedule in (("sparsity", self.sparsity), ("regrow", self.regrow)):
             value = schedule(step)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
                 raise PlanError(f"{name} must be in [0, 1), not {value!r}", at=f"step {step}")
             values.append(value)
-        return growing.shares(self._slice(), *values)
+        return selection.shares(self._slice_size(), *values)
 
     @torch.no_grad()
     def update(
@@ -120,51 +120,51 @@ class DynamicSparse(nn.Module):
         generator: torch.Generator | None = None,
         process_group: Any = None,
     ) -> Update:
-        """Prune and regrow, in place; strengths start again from 0.
+        """Prunes and regrows connections, in place, and resets the strengths to 0.
 
-        In every slice of the weight (see `dims`) k2 = (1 - sparsity) * n of its n connections are active afterwards,
-        and k1 = (1 - regrow) * k2 of them keep their value. By "coactivation" these are the k1 strongest of all,
-        active or not, and the k2 - k1 next in strength get a new value; so does a connection among the k1 that was
-        not active. By "random" k1 of the active ones stay, and k2 - k1 of the others grow (as in Mocanu et al. 2018,
-        "Scalable training of artificial neural networks with adaptive sparse connectivity", but there the smallest
-        weights go).
+        Each slice of the weight (see `dims`) has n connections. After the update k2 = (1 - sparsity) * n of them are
+        active, and k1 = (1 - regrow) * k2 keep their value. With growth="coactivation" the k2 strongest connections
+        become active, whether they were active before or not. The k1 strongest keep their value, unless they were not
+        active; the others get a new value. With growth="random" k1 of the active connections stay, and k2 - k1 of the
+        others become active with a new value. (This follows Mocanu et al. 2018, "Scalable training of artificial neural
+        networks with adaptive sparse connectivity", who however prune the smallest weights.)
 
-        Call it between `optimizer.step()` and the next forward. With `torch.distributed` initialised all ranks have to
-        call it: counts are summed over the ranks, and all get the choice and the new values of the first.
+        Call it between `optimizer.step()` and the next forward. If `torch.distributed` is initialised, all ranks must
+        call it: counts are summed over the ranks, and all ranks get the mask and the new values of the first rank.
 
         Args:
-            optimizer: the one that trains the weight. Its state of the weight's shape (momenta, averages) is set to 0
-                where a connection is pruned or new, and so is the gradient. Without it momentum goes on moving the
-                stored value of a pruned weight, which forward does not see.
+            optimizer: the one that trains the weight. Its state of the weight's shape (momenta, averages) and the
+                gradient become 0 where a connection is pruned or new. Without it, momentum still changes the stored
+                value of a pruned weight, which forward does not use.
             generator: for new values and random choices.
-            process_group: the ranks that train this layer together, all by default.
+            process_group: the ranks that train this layer together; all by default.
 
-        Raises `PlanError`, and changes nothing, for an optimizer that does not hold the weight, and where nothing was
-        counted since the last update.
+        Raises `PlanError`, before any change, if the optimizer does not hold the weight, or if nothing was counted
+        since the last update.
         """
-        growing.check_optimizer(optimizer, self.weight)
+        selection.check_optimizer(optimizer, self.weight)
         if self.weight.shape != self.mask.shape:
             raise PlanError(
                 "the weight has another shape than its mask",
                 why=f"{tuple(self.weight.shape)} and {tuple(self.mask.shape)}: it is sharded, or was replaced",
                 do="update where the whole weight is",
             )
-        self._fit()
-        together = dist.is_available() and dist.is_initialized()
+        self._reset_if_pruned()
+        distributed = dist.is_available() and dist.is_initialized()
         strengths, tally = self.strengths, self._tally
-        if together:
-            strengths, tally = _summed(strengths, tally, process_group)
+        if distributed:
+            strengths, tally = _sum_over_ranks(strengths, tally, process_group)
         steps = int(tally[0])
-        k1, k2 = self._shares(steps)
+        k1, k2 = self._active_counts(steps)
         choice = self._choose(strengths, int(tally[1]), k1, k2, generator)
-        values = torch.where(choice.fresh, growing.new_values(self.weight, generator), self.weight)
+        values = torch.where(choice.fresh, selection.new_values(self.weight, generator), self.weight)
         values = torch.where(choice.active, values, 0.0)
-        if together:
-            choice, values = _as_first(choice, values, process_group)
+        if distributed:
+            choice, values = _from_first_rank(choice, values, process_group)
         before = self.mask.clone()
         self.mask.copy_(choice.active)
         self.weight.copy_(values)
-        growing.forget(optimizer, self.weight, choice.fresh | ~choice.active)
+        selection.forget(optimizer, self.weight, choice.fresh | ~choice.active)
         self.strengths.zero_()
         self._tally.copy_(torch.tensor([steps, 0]))
         done = Update(
@@ -183,7 +183,7 @@ class DynamicSparse(nn.Module):
         self, strengths: Tensor, opportunities: int, k1: int, k2: int, generator: torch.Generator | None
     ) -> Choice:
         if self.growth == "random":
-            return growing.random(self.mask, self.dims, k1, k2, generator)
+            return selection.random(self.mask, self.dims, k1, k2, generator)
         if not opportunities:
             raise PlanError(
                 "no coactivation was counted since the last update",
@@ -195,26 +195,26 @@ class DynamicSparse(nn.Module):
             why = f"over {opportunities} opportunities no input and output of a connection were both > {self.threshold}"
             text = lay_out("all strengths are 0, the choice is by the size of the weights", at=str(self), why=why)
             warnings.warn(text, UserWarning, stacklevel=4)
-        return growing.strongest(strengths, self.weight, self.mask, self.dims, k1, k2)
+        return selection.strongest(strengths, self.weight, self.mask, self.dims, k1, k2)
 
     def reset_parameters(self) -> None:
-        """New weights, a new mask, nothing counted."""
+        """Draws new weights and a new mask, and resets the counts."""
         super().reset_parameters()  # type: ignore[misc]
-        if "mask" in self._buffers:  # not yet where torch's __init__ calls it
-            self._begin()
+        if "mask" in self._buffers:  # missing when torch's __init__ calls this
+            self._initialise_mask()
 
     def extra_repr(self) -> str:
-        """As torch's layer, then sparsity and growth."""
+        """The text of torch's layer, then sparsity and growth."""
         return f"{super().extra_repr()}, sparsity={self.sparsity(self.steps):.3g}, growth={self.growth!r}"
 
-    def _apply(self: Kept, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Kept:
+    def _apply(self: LayerT, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LayerT:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.strengths = fn(self.strengths)
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        self._fit()
+        self._reset_if_pruned()
         destination[prefix + "strengths"] = self.strengths
         destination[prefix + "tally"] = self._tally
 
@@ -247,8 +247,8 @@ def _dims(dims: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(names)
 
 
-def _summed(strengths: Tensor, tally: Tensor, process_group: Any) -> tuple[Tensor, Tensor]:
-    """Strengths and opportunities over all ranks, and the most steps of any."""
+def _sum_over_ranks(strengths: Tensor, tally: Tensor, process_group: Any) -> tuple[Tensor, Tensor]:
+    """Returns strengths and opportunities summed over all ranks, and the largest number of steps of a rank."""
     total, steps = strengths.clone(), tally[:1].to(strengths.device)
     opportunities = tally[1:].to(strengths.device, copy=True)
     dist.all_reduce(total, dist.ReduceOp.SUM, group=process_group)
@@ -258,8 +258,8 @@ def _summed(strengths: Tensor, tally: Tensor, process_group: Any) -> tuple[Tenso
     return total, torch.cat([steps, opportunities]).cpu()
 
 
-def _as_first(choice: Choice, values: Tensor, process_group: Any) -> tuple[Choice, Tensor]:
-    """The choice of the first rank: its random numbers are those of all."""
+def _from_first_rank(choice: Choice, values: Tensor, process_group: Any) -> tuple[Choice, Tensor]:
+    """Returns choice and values of the first rank, whose random numbers all ranks use."""
     codes = choice.active.to(torch.uint8) + 2 * choice.fresh.to(torch.uint8)
     values = values.contiguous()
     dist.broadcast(codes, group=process_group, group_src=0)

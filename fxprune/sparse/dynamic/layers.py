@@ -1,4 +1,4 @@
-"""Layers that are sparse while they train, and move their connections to where input and output are active together."""
+"""Layers that are sparse during training, and move connections to inputs and outputs that are active together."""
 
 from __future__ import annotations
 
@@ -11,34 +11,35 @@ from torch import Tensor, nn
 
 from fxprune.errors import PlanError
 from fxprune.schedules import Schedule
-from fxprune.sparse.dynamic import regrow as growing
+from fxprune.sparse.dynamic import selection
 from fxprune.sparse.dynamic.base import DynamicSparse
-from fxprune.sparse.dynamic.regrow import Update
+from fxprune.sparse.dynamic.selection import Update
 
 CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 LINEAR = ("in_features", "out_features")
 
 
 class DynamicSparseConv2d(DynamicSparse, nn.Conv2d):
-    """A convolution of which only some connections exist; `update` moves them to where they are strong.
+    """A convolution with only some of its connections; `update` replaces weak ones by strong ones.
 
-    y = conv2d(x, where(mask, weight, 0), bias). In training mode every `every`-th forward adds to the strength of each
-    connection, active or not, how often its input and output are active together (`coactivation`: Hebb's "what fires
-    together wires together"). In evaluation mode nothing is counted.
+    y = conv2d(x, where(mask, weight, 0), bias). The strength of a connection, active or not, is how often its input and
+    output are active together (`fxprune.sparse.coactivation`; Hebb's rule). In training mode every `every`-th forward
+    adds to the strengths; in evaluation mode nothing is counted.
 
     Args:
-        in_channels ... dtype: those of `nn.Conv2d`.
-        sparsity: the share of connections that are not active, in [0, 1): a number, or a schedule over the forwards in
-            training mode (`fxprune.schedules`), so that AGP(0.0, 0.9, steps=1000) goes from dense to sparse. Every
-            slice keeps at least one connection.
+        in_channels ... dtype: as for `nn.Conv2d`.
+        sparsity: the share of connections that are not active, in [0, 1). A number, or a schedule
+            (`fxprune.schedules`) whose steps are the forwards in training mode: AGP(0.0, 0.9, steps=1000) begins dense.
+            Every slice keeps at least one connection.
         regrow: the share of the active connections that an update replaces, in [0, 1), or a schedule.
-        dims: one slice for every combination of indices in these dimensions of the weight [c_out, c_in / groups, k, k];
-            connections compete within their slice. (0,) per output channel, (0, 1) per pair of channels, () the layer.
-        every: how many forwards from one count to the next.
-        threshold: an input or output is active above it.
+        dims: the dimensions of the weight [c_out, c_in / groups, k, k] that divide it into slices: one slice for every
+            combination of their indices. Connections compete within their slice. With (0,) a slice is an output
+            channel, with (0, 1) a pair of channels, with () the whole layer.
+        every: every `every`-th forward in training mode is counted.
+        threshold: an input or output counts as active if it is above the threshold.
         growth: "coactivation", or "random", which counts nothing.
 
-    mask is a buffer. `strengths` (int64, of the weight's shape) and `steps` are in the state dict, but are no buffers.
+    `mask` is a buffer. `strengths` (int64, of the weight's shape) and `steps` are in the state_dict, but no buffers.
 
     Raises `PlanError` for bad arguments.
 
@@ -89,26 +90,26 @@ class DynamicSparseConv2d(DynamicSparse, nn.Conv2d):
 
     @classmethod
     def from_dense(cls, layer: nn.Conv2d, **options: Any) -> DynamicSparseConv2d:
-        """A dynamic layer with the values of a convolution where the new mask has them; `layer` is left alone."""
-        _same_kind(layer, nn.Conv2d)
+        """Returns a dynamic layer with the weights of a convolution where the new mask is True; only reads `layer`."""
+        _check_type(layer, nn.Conv2d)
         return _with_values_of(layer, cls(**_arguments(layer, CONV), **options))
 
     def forward(self, input: Tensor) -> Tensor:
-        """[n, c_in, h, w] to [n, c_out, h', w']; in training mode counts, see the class."""
+        """Maps [n, c_in, h, w] to [n, c_out, h', w']; counts coactivations in training mode."""
         output: Tensor = self._conv_forward(input, self.masked_weight(), self.bias)
         if self.training:
-            self._count(input, output)
+            self._count_coactivation(input, output)
         return output
 
     def squashed(self) -> nn.Conv2d:
-        """An `nn.Conv2d` that computes the same, the mask multiplied into its weight; shares nothing with this one."""
+        """Returns an `nn.Conv2d` that computes the same, with the mask multiplied into a copy of the weight."""
         return _with_values_of(self, nn.Conv2d(**_arguments(self, CONV)))
 
 
 class DynamicSparseLinear(DynamicSparse, nn.Linear):
-    """A linear layer of which only some connections exist: y = x @ where(mask, weight, 0).T + bias.
+    """A linear layer with only some of its connections: y = x @ where(mask, weight, 0).T + bias.
 
-    Everything else as in `DynamicSparseConv2d`, with a weight [out_features, in_features].
+    Options and behaviour are those of `DynamicSparseConv2d`, for a weight [out_features, in_features].
 
     >>> layer = DynamicSparseLinear(10, 5, sparsity=0.8)
     >>> layer.mask.sum(1)
@@ -135,28 +136,29 @@ class DynamicSparseLinear(DynamicSparse, nn.Linear):
 
     @classmethod
     def from_dense(cls, layer: nn.Linear, **options: Any) -> DynamicSparseLinear:
-        """A dynamic layer with the values of a linear layer where the new mask has them; `layer` is left alone."""
-        _same_kind(layer, nn.Linear)
+        """Returns a dynamic layer with the weights of a linear layer where the new mask is True; only reads `layer`."""
+        _check_type(layer, nn.Linear)
         return _with_values_of(layer, cls(**_arguments(layer, LINEAR), **options))
 
     def forward(self, input: Tensor) -> Tensor:
-        """[..., in_features] to [..., out_features]; in training mode counts."""
+        """Maps [..., in_features] to [..., out_features]; counts coactivations in training mode."""
         output = F.linear(input, self.masked_weight(), self.bias)
         if self.training:
-            self._count(input, output)
+            self._count_coactivation(input, output)
         return output
 
     def squashed(self) -> nn.Linear:
-        """An `nn.Linear` that computes the same, the mask multiplied into its weight; shares nothing with this one."""
+        """Returns an `nn.Linear` that computes the same, with the mask multiplied into a copy of the weight."""
         return _with_values_of(self, nn.Linear(**_arguments(self, LINEAR)))
 
 
 def update_layers(
     model: nn.Module, optimizer: torch.optim.Optimizer | None = None, **options: Any
 ) -> dict[str, Update]:
-    """`update` of every dynamic layer of a model, by name; what each did. All are asked before the first changes.
+    """Calls `update` of every dynamic layer of a model; returns {name of the layer: result}.
 
-    Raises `PlanError` where there is none.
+    optimizer, options: as for `DynamicSparseConv2d.update`. The optimizer is checked for all layers before the first
+    one changes. Raises `PlanError` if the model has no dynamic layer.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, DynamicSparse)}
     if not layers:
@@ -165,17 +167,17 @@ def update_layers(
             do="use DynamicSparseConv2d or DynamicSparseLinear, or their from_dense",
         )
     for layer in layers.values():
-        growing.check_optimizer(optimizer, layer.weight)
+        selection.check_optimizer(optimizer, layer.weight)
     return {name: layer.update(optimizer, **options) for name, layer in layers.items()}
 
 
 def _arguments(layer: Any, names: Sequence[str]) -> dict[str, Any]:
-    """The arguments that make a layer of the same sizes."""
+    """Returns the arguments that make a layer of the same sizes."""
     kind = {"bias": layer.bias is not None, "device": layer.weight.device, "dtype": layer.weight.dtype}
     return {name: getattr(layer, name) for name in names} | kind
 
 
-def _same_kind(layer: Any, kind: type[nn.Module]) -> None:
+def _check_type(layer: Any, kind: type[nn.Module]) -> None:
     if not isinstance(layer, kind) or isinstance(layer, DynamicSparse):
         raise PlanError(f"from_dense takes an nn.{kind.__name__}, not {type(layer).__name__}")
 
@@ -185,7 +187,7 @@ Made = TypeVar("Made", nn.Linear, nn.Conv2d, "DynamicSparseConv2d", "DynamicSpar
 
 @torch.no_grad()
 def _with_values_of(source: Any, made: Made) -> Made:
-    """`made` with the weight and bias of `source`, its mode and what of it is trained; in place."""
+    """Copies weight, bias, mode and `requires_grad` of `source` into `made`, and returns `made`."""
     made.weight.copy_(source.masked_weight() if isinstance(source, DynamicSparse) else source.weight)
     made.weight.requires_grad_(source.weight.requires_grad)
     if isinstance(made, DynamicSparse):

@@ -1,4 +1,4 @@
-"""The counts of a dynamic layer in training: its steps, and every few steps the coactivation of its connections."""
+"""Counts of a dynamic layer in training mode: the steps, and in some of them the coactivation of its connections."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from fxprune.criteria.connections import Geometry, count
 
 _STEP = torch.tensor([1, 0], device="cpu")
-"""One step more, no opportunity. Indexing the tally takes longer than adding this: every forward pays for it."""
+"""Added to the tally in every forward: one step, no opportunity. Adding a tensor is faster than indexing one."""
 
 
 def accumulate(
@@ -23,11 +23,12 @@ def accumulate(
     threshold: float,
     geometry: Geometry,
 ) -> None:
-    """Add 1 to the steps; at steps 0, every, 2 * every, ... add coactivations to `strengths`, in place.
+    """Adds 1 to the steps, and at steps 0, every, 2 * every, ... the coactivations to `strengths`; in place.
 
-    tally: int64 [2] on the CPU, the steps and the opportunities: how often each weight was applied while they were
-    counted. every: 0 counts nothing but steps. Reading the tally decides, and no graph shows that: under
-    `torch.compile` and `torch.export` the whole is one opaque operator, `fxprune::accumulate`.
+    tally: int64 [2] on the CPU: steps, and opportunities, which is how often each weight was applied while
+    coactivations were counted. every: with 0 only the steps are counted. What is done depends on a value of the tally,
+    which no graph can express; so this is one operator, `fxprune::accumulate`, under `torch.compile` and
+    `torch.export`.
     """
     if torch.compiler.is_compiling():
         g = geometry
@@ -47,7 +48,7 @@ def _accumulate(
     tally.add_(_STEP)
     if not every or step % every or not output.numel():
         return
-    if len(geometry.stride) == input.ndim - 1:  # without a batch
+    if len(geometry.stride) == input.ndim - 1:  # without a batch dimension
         input, output = input[None], output[None]
     strengths += count(input, output, strengths.shape, threshold, geometry)
     tally[1] += output.numel() // strengths.shape[0]

@@ -1,7 +1,7 @@
-"""Pruning of single weights, whatever their channel.
+"""Pruning of single weights instead of channels.
 
-`MagnitudePruner` removes the smallest weights by a schedule, `DynamicSurgery` lets weights come back. Both hold masks
-as parametrizations of the layers; `squash_masks` multiplies them in.
+`MagnitudePruner` removes the smallest weights by a schedule, `DynamicSurgery` lets weights come back. Both set
+masks as parametrizations of the layers; `squash_masks` writes the zeros into the weights and removes the masks.
 """
 
 from fxprune.sparse.weights.magnitude import MagnitudePruner

@@ -1,4 +1,4 @@
-"""Magnitude pruning of single weights (Han et al. 2015): small ones are pruned, the rest is trained on."""
+"""Magnitude pruning of single weights (Han et al. 2015): the smallest are pruned while the others are trained."""
 
 from __future__ import annotations
 
@@ -20,30 +20,29 @@ SCOPES = ("layer", "global")
 
 
 class MagnitudePruner(WeightPruner):
-    """Iterative magnitude pruning with retraining: prune the smallest weights, train the others, prune again.
+    """Prunes the smallest weights step by step, with training in between.
 
         mask[i] = 0 for the floor(sparsity * n) weights of smallest |w|, and for all that were 0 before
         mask[i] = 0 where |w[i]| < quality * std(w), for `quality` instead of `sparsity`
 
     Han et al. 2015, "Learning both Weights and Connections for Efficient Neural Networks"
     (https://arxiv.org/abs/1506.02626), take the threshold of a layer as a quality parameter times the standard
-    deviation of its weights. Pruned weights stay pruned, and what is left goes on from the values it has.
+    deviation of its weights. Pruned weights stay pruned; the others keep their values.
 
     The masks are parametrizations (`WeightMask`) with bool buffers: `layer.weight` is exactly zero where a weight is
     pruned, under any optimizer. The parameters stay the same objects. `model.state_dict()` holds the masks.
 
     Args:
-        model: changed in place: its weights get masks, all open until the first `step`.
-        sparsity: the share of zeros in [0, 1), of every layer or of all together (`scope`); a number, a schedule
-            (the n-th call of `step`, counted from 0, goes to `schedule(n)`), or {pattern that names layers: one of
-            these}, where layers that no pattern names stay dense.
-        quality: instead of a sparsity: threshold / standard deviation, above 0; a number, a schedule or a dict as
-            above. The deviation is that of the weights a layer has left.
-        scope: "layer" ranks the weights of every layer on their own, "global" all of them together.
-        where: the weights that are meant: see `fxprune.sparse.weights.targets.named_weights`. Biases and norms are not,
-            unless they are named.
+        model: changed in place: its weights get masks that prune nothing until the first `step`.
+        sparsity: the share of zeros in [0, 1), per layer or over all layers (see `scope`). Either a number, or a
+            schedule, whose value `schedule(n)` is used by the n-th call of `step`, counted from 0; or a dict {pattern:
+            number or schedule}, where layers that no pattern names are not pruned.
+        quality: used instead of sparsity: the threshold divided by the standard deviation, above 0; a number, a
+            schedule or a dict as above. The deviation is taken over the weights that are not pruned.
+        scope: "layer" ranks the weights of each layer separately, "global" those of all layers together.
+        where: the weights to prune, see `fxprune.sparse.weights.targets.named_weights`; by default no biases and norms.
 
-    Raises `PlanError` for requests that cannot be meant, before the model is changed.
+    Raises `PlanError` for arguments that make no sense, before the model is changed.
 
     >>> import torch
     >>> from fxprune.schedules import Linear
@@ -98,11 +97,11 @@ class MagnitudePruner(WeightPruner):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Prune what the schedule says for this call, the calls counted from 0. Reads the weights, changes the masks.
+        """Prunes to the schedule's value for this call. Changes only the masks.
 
-        Warns with `NothingRemovedWarning` where something was asked for and nothing more could go, and with
-        `UserWarning` where a layer has no weight left. Raises `PlanError` for a sparsity or quality that is none and
-        for weights that are NaN, and changes nothing then.
+        Warns with `NothingRemovedWarning` if no further weight is pruned although the value is above 0, and with
+        `UserWarning` if a layer has no weight left. Raises `PlanError`, before any change, for an invalid sparsity or
+        quality and for weights that are NaN.
         """
         asked = {name: _checked(s(self.steps), self._what) for name, s in self._schedules.items()}
         self._refuse_nan()
@@ -113,24 +112,24 @@ class MagnitudePruner(WeightPruner):
         self._warn(asked, before)
 
     def state_dict(self) -> dict[str, int]:
-        """The number of steps; the masks are part of the model's own state."""
+        """Returns the number of steps; the masks are in the `state_dict` of the model."""
         return {"steps": self.steps}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on where another pruner of the same arguments was."""
+        """Continues from the state of another pruner with the same arguments."""
         self.steps = loaded_steps(state, ("steps",))
 
     def _new_masks(self, asked: dict[str, float]) -> dict[str, torch.Tensor]:
         if self._what == "quality":
-            return {name: _above(self._weights[name], value) for name, value in asked.items()}
-        ranked = {name: _ranked(weight) for name, weight in self._weights.items()}
+            return {name: _above_threshold(self._weights[name], value) for name, value in asked.items()}
+        ranked = {name: _scores(weight) for name, weight in self._weights.items()}
         if self.scope == "layer":
-            kept = {name: ~smallest(scores, _count(asked[name], scores)) for name, scores in ranked.items()}
+            kept = {name: ~smallest(scores, _number_to_prune(asked[name], scores)) for name, scores in ranked.items()}
         else:
             place = next(iter(ranked.values())).device
             dtype = max((s.dtype for s in ranked.values()), key=lambda d: torch.finfo(d).bits)
             every = torch.cat([scores.to(place, dtype) for scores in ranked.values()])
-            gone = smallest(every, _count(next(iter(asked.values())), every))
+            gone = smallest(every, _number_to_prune(next(iter(asked.values())), every))
             pieces = torch.split(~gone, [len(scores) for scores in ranked.values()])
             kept = {name: piece.to(ranked[name].device) for name, piece in zip(ranked, pieces, strict=True)}
         return {name: self._weights[name].mask & mask.view_as(self._weights[name].mask) for name, mask in kept.items()}
@@ -148,7 +147,7 @@ class MagnitudePruner(WeightPruner):
 
 
 def smallest(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """True for exactly `count` of the scores [n], the smallest ones; of equal ones the first.
+    """Returns bool [n]: True for the `count` smallest of the scores [n]; among equal ones, for the first.
 
     >>> import torch
     >>> smallest(torch.tensor([3.0, 1.0, 1.0, 0.5]), 2)
@@ -163,18 +162,18 @@ def smallest(scores: torch.Tensor, count: int) -> torch.Tensor:
     return chosen
 
 
-def _ranked(weight: MaskedWeight) -> torch.Tensor:
-    """|w| as a flat vector, -1 where a weight is pruned already, so that it stays so."""
+def _scores(weight: MaskedWeight) -> torch.Tensor:
+    """Returns |w| as a flat vector, with -1 for pruned weights, so that they rank lowest and stay pruned."""
     values = weight.dense.abs()
     values = values.to(torch.promote_types(values.dtype, torch.float32))  # there is no kthvalue of half precision
     return torch.where(weight.mask, values, -1.0).flatten()
 
 
-def _count(sparsity: float, scores: torch.Tensor) -> int:
+def _number_to_prune(sparsity: float, scores: torch.Tensor) -> int:
     return int(sparsity * len(scores) + 1e-9)
 
 
-def _above(weight: MaskedWeight, quality: float) -> torch.Tensor:
+def _above_threshold(weight: MaskedWeight, quality: float) -> torch.Tensor:
     left = weight.dense[weight.mask]
     left = left.to(torch.promote_types(left.dtype, torch.float32))
     if not len(left):

@@ -1,4 +1,4 @@
-"""Masks of single weights: a parametrization that makes pruned weights exactly zero, whatever an optimizer does."""
+"""Masks of single weights: a parametrization that keeps pruned weights at exactly zero under any optimizer."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fxprune.sparse.weights.targets import NamedWeight
 class WeightMask(nn.Module):
     """weight[i] = original[i] where mask[i], else exactly 0: a parametrization for `torch.nn.utils.parametrize`.
 
-    mask: bool buffer of the weight's shape, True = keep; it stands in the model's `state_dict`.
-    splicing: where the gradient goes. False: only to weights that are kept, so that pruned ones get a gradient of 0.
-        True: to all, as if the mask were not there, so that pruned ones go on learning and may come back.
+    mask: bool buffer of the weight's shape, True = keep; part of the model's `state_dict`.
+    splicing: False gives pruned weights a gradient of 0. True gives them a gradient as if there were no mask, so that
+        they are trained and can come back.
 
-    Whatever an optimizer does to `original` (momentum, weight decay, moments of Adam), the layer's `weight` is zero
-    where the mask says so.
+    An optimizer may change `original` everywhere (momentum, weight decay, moments of Adam); the layer's `weight` is
+    zero wherever the mask is False.
 
     >>> import torch
     >>> mask = WeightMask(torch.tensor([True, False]))
@@ -39,26 +39,26 @@ class WeightMask(nn.Module):
         self.splicing = splicing
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        """The weight as the layer uses it."""
+        """Returns the weight that the layer uses."""
         if self.splicing:  # w - w is 0 and has the gradient of w
             return torch.where(self.mask, weight, weight - weight.detach())
         return torch.where(self.mask, weight, 0.0)
 
     def extra_repr(self) -> str:
-        """The sparsity, as a printed model shows it."""
+        """The share of masked weights."""
         return f"sparsity={1 - self.mask.float().mean().item():.3f}"
 
 
 @dataclass(frozen=True)
 class MaskedWeight:
-    """A parameter and the mask that every layer sees it through."""
+    """A parameter with its mask. All layers that share the parameter share the mask."""
 
     target: NamedWeight
     masking: WeightMask
 
     @property
     def dense(self) -> torch.Tensor:
-        """The parameter's values, those under the mask included, without a graph."""
+        """The parameter's values, detached, including those that the mask hides."""
         module, leaf = self.target.owners[0]
         if not parametrize.is_parametrized(module, leaf):
             raise PlanError(
@@ -72,7 +72,7 @@ class MaskedWeight:
 
     @property
     def mask(self) -> torch.Tensor:
-        """True = keep."""
+        """The mask, True = keep."""
         return self.masking.mask
 
     @property
@@ -81,14 +81,14 @@ class MaskedWeight:
         return self.mask.numel() - int(self.mask.count_nonzero())
 
     def keep(self, mask: torch.Tensor) -> None:
-        """Set the mask, in place."""
+        """Sets the mask, in place."""
         self.mask.copy_(mask)
 
 
 def mask_weights(targets: tuple[NamedWeight, ...], *, splicing: bool) -> dict[str, MaskedWeight]:
-    """Put an open mask on every target, in place; parameters stay the same objects, so that optimizers keep them.
+    """Gives every target a mask that keeps all its weights, in place; returns {name of the weight: masked weight}.
 
-    A tied parameter has one mask for all its owners.
+    The parameters stay the same objects, so optimizers made before still update them. A tied parameter gets one mask.
     """
     result: dict[str, MaskedWeight] = {}
     for target in targets:
@@ -100,13 +100,13 @@ def mask_weights(targets: tuple[NamedWeight, ...], *, splicing: bool) -> dict[st
 
 
 def squash_masks(model: nn.Module) -> nn.Module:
-    """Write the zeros of every `WeightMask` in a model into its parameters and take the masks off, in place.
+    """Writes the zeros of every `WeightMask` in a model into its parameters and removes the masks, in place.
 
-    Returns the model. Its layers are plain ones again, and its outputs do not change; training goes on without masks
-    and fills the zeros. Works on copies too: what another copy of the model has stays. Names in the `state_dict` are
-    those from before the masks; torch lists a weight that was parametrized after the other parameters of its layer.
+    Returns the model. Its layers have their original classes again, and its outputs do not change. Further training may
+    change the zeros. Copies of the model keep their masks. The names in the `state_dict` are those from before the
+    masks, in another order: torch lists a weight that was parametrized after the other parameters of its layer.
 
-    Raises `PlanError` where a weight has other parametrizations besides the mask.
+    Raises `PlanError` if a weight has other parametrizations besides the mask.
 
     >>> import torch, fxprune.sparse
     >>> layer = torch.nn.Linear(2, 1)
@@ -128,24 +128,24 @@ def squash_masks(model: nn.Module) -> nn.Module:
                     )
                 found.append((module, leaf))
     for module, leaf in found:
-        _own_class(module)
+        _separate_class(module)
         parametrize.remove_parametrizations(module, leaf, leave_parametrized=True)
     return model
 
 
 def sparsity_report(weights: dict[str, MaskedWeight]) -> str:
-    """One row per weight, and one for all: elements, those that are masked, and their share."""
+    """Returns a table with a row per weight and one for all: elements, masked elements, and their share."""
     rows = [(name, w.mask.numel(), w.pruned, w.pruned / w.mask.numel()) for name, w in weights.items()]
     total, pruned = sum(row[1] for row in rows), sum(row[2] for row in rows)
     rows.append(("all", total, pruned, pruned / total))
     return tabulate(rows, headers=("weight", "elements", "pruned", "sparsity"), floatfmt=".4f")
 
 
-def _own_class(module: nn.Module) -> None:
-    """Give a parametrized module a class of its own.
+def _separate_class(module: nn.Module) -> None:
+    """Gives a parametrized module its own class.
 
-    A deep copy shares the class of its original, and torch removes a parametrization by deleting a property of the
-    class: the other one would lose its weight.
+    A deep copy has the same class object as its original, and torch removes a parametrization by deleting a property
+    from the class. Without a separate class the other module would lose its weight.
     """
     kind = type(module)
     members = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}

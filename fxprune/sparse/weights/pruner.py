@@ -1,4 +1,4 @@
-"""The base of the pruners of single weights: masks on the weights of a model, and a count of steps."""
+"""The base class of the pruners of single weights."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fxprune.errors import PlanError
 from fxprune.sparse.weights.mask import MaskedWeight, sparsity_report, squash_masks
 
 CALLER = 4
-"""The stack level of a warning that points at the line that called `step`, past `_warn` and the wrapper of no_grad."""
+"""The stack level for warnings, so that they point at the line of the user that called `step`."""
 
 
 class WeightPruner:
-    """The masks of a model's weights; `step` of a subclass says what they become."""
+    """The masks of a model's weights, and a count of steps; `step` of a subclass changes the masks."""
 
     model: nn.Module
     steps: int
@@ -25,20 +25,20 @@ class WeightPruner:
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
-        """By the name of the weight its mask, True = keep."""
+        """Name of the weight -> its mask, True = keep."""
         return {name: weight.mask for name, weight in self._weights.items()}
 
     @property
     def sparsities(self) -> dict[str, float]:
-        """By the name of the weight the share of it that is masked."""
+        """Name of the weight -> the share of it that is masked."""
         return {name: weight.pruned / weight.mask.numel() for name, weight in self._weights.items()}
 
     def squash(self) -> nn.Module:
-        """Write the zeros into the parameters, take the masks off, in place; returns the model."""
+        """Writes the zeros into the parameters and removes the masks, in place; returns the model."""
         return squash_masks(self.model)
 
     def report(self) -> str:
-        """A table of how sparse every weight is."""
+        """Returns a table with the sparsity of every weight."""
         return sparsity_report(self._weights)
 
     def _refuse_nan(self) -> None:
@@ -48,7 +48,7 @@ class WeightPruner:
 
 
 def warn_of_empty(weights: Mapping[str, MaskedWeight]) -> None:
-    """Say which weights are zero altogether."""
+    """Warns of weights in which everything is masked."""
     empty = [name for name, weight in weights.items() if weight.pruned == weight.mask.numel()]
     if empty:
         listed = ", ".join(f'"{name}"' for name in empty[:4]) + (", ..." if len(empty) > 4 else "")
@@ -56,7 +56,7 @@ def warn_of_empty(weights: Mapping[str, MaskedWeight]) -> None:
 
 
 def loaded_steps(state: Mapping[str, Any], keys: tuple[str, ...]) -> int:
-    """The number of steps in the state of a pruner. Raises `PlanError` where it is no such state."""
+    """Returns the number of steps in the state of a pruner. Raises `PlanError` unless the state has these keys."""
     if not isinstance(state, Mapping) or set(state) != set(keys):
         have = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
         raise PlanError("not the state of this pruner", why=f"it has {have}, not {sorted(keys)}")

@@ -1,4 +1,4 @@
-"""Dynamic network surgery (Guo et al. 2016): single weights are pruned, and spliced back where that was a mistake."""
+"""Dynamic network surgery (Guo et al. 2016): single weights are pruned, and may come back later."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def _finite(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class InverseDecay:
-    """sigma(n) = (1 + gamma * n) ^ -power: 1 at first, then ever smaller; how likely step n looks at the masks.
+    """sigma(n) = (1 + gamma * n) ^ -power: the probability that step n updates the masks; 1 at first, then decreasing.
 
-    The form and the values of the authors' code (https://github.com/yiwenguo/Dynamic-Network-Surgery).
+    Form and default values are those of the authors' code (https://github.com/yiwenguo/Dynamic-Network-Surgery).
 
     >>> sigma = InverseDecay(gamma=0.5, power=1)
     >>> sigma(0), sigma(2)
@@ -42,39 +42,39 @@ class InverseDecay:
                 raise PlanError(f"{name} must be a number of at least 0, not {value!r}", at=type(self).__name__)
 
     def __call__(self, step: int) -> float:
-        """The probability at a step."""
+        """Returns the probability at a step."""
         return float((1.0 + self.gamma * step) ** -self.power)
 
 
 class DynamicSurgery(WeightPruner):
-    """Pruning with splicing: what was pruned goes on learning, and comes back when it has grown.
+    """Prunes small weights and splices them back: pruned weights are trained on, and come back when they have grown.
 
         T[i] <- 0      where      |W[i]| < a
         T[i] <- T[i]   where a <= |W[i]| < b
         T[i] <- 1      where b <= |W[i]|
 
-    The layer computes with W * T; the gradient with respect to W * T is applied to all of W, masked or not, so that
-    W stays dense and a pruned weight can return. The masks T are looked at again with probability sigma(n), which is
-    1 at first and does not grow. Guo, Yao and Chen 2016, "Dynamic Network Surgery for Efficient DNNs"
+    The layer computes with W * T. The gradient with respect to W * T is applied to all of W, so that masked weights are
+    trained too and can come back. Step n updates the masks T with probability sigma(n), which is 1 at first and does
+    not grow. Guo, Yao and Chen 2016, "Dynamic Network Surgery for Efficient DNNs"
     (https://arxiv.org/abs/1608.04493).
 
     The thresholds of a layer follow the authors' code (https://github.com/yiwenguo/Dynamic-Network-Surgery), which
     takes mean and standard deviation over the non-zero weights once, at the start: (a, b) = band * max(mean(|W|) + rate
-    * std(|W|), 0). Their code masks biases by the same thresholds; here only those named in `where` are.
+    * std(|W|), 0). Their code masks biases by the same thresholds; here a bias is masked only if `where` names it.
 
     Args:
-        model: changed in place: its weights get masks, all open until the first `step`.
-        rate: how many standard deviations above the mean of |W| the thresholds lie, may be negative; or {pattern:
-            rate}, where layers that no pattern names stay dense (see `fxprune.names`).
+        model: changed in place: its weights get masks that prune nothing until the first `step`.
+        rate: the distance of the thresholds from the mean of |W|, in standard deviations; may be negative. Or a dict
+            {pattern: rate}, see `fxprune.names`, where layers that no pattern names are not pruned.
         band: the factors of the lower and the upper threshold, 0 < lower <= upper.
-        probability: sigma: a number or a function of the step, counted from 0, to [0, 1]. A constant 1 looks at the
-            masks at every step; a function that reaches 0 stops the surgery.
-        where: the weights that are meant: see `fxprune.sparse.weights.targets.named_weights`.
-        seed: of the draws against sigma.
+        probability: sigma, a number in [0, 1] or a function of the step, counted from 0. With 1 the masks are updated
+            at every step; a function that reaches 0 ends the updates.
+        where: the weights to prune, see `fxprune.sparse.weights.targets.named_weights`.
+        seed: the seed of the random numbers that are compared with sigma.
 
-    thresholds: by the name of the weight (a, b).
+    thresholds: an attribute, name of the weight -> (a, b).
 
-    Raises `PlanError` for requests that cannot be meant, before the model is changed.
+    Raises `PlanError` for arguments that make no sense, before the model is changed.
 
     >>> import torch
     >>> layer = torch.nn.Linear(4, 1, bias=False)
@@ -122,24 +122,24 @@ class DynamicSurgery(WeightPruner):
 
     @torch.no_grad()
     def step(self) -> None:
-        """With probability sigma(n), prune and splice; call it once per training step. Changes the masks only.
+        """Updates the masks with probability sigma(n); changes nothing else. Call it once per training step.
 
-        Warns with `NothingRemovedWarning` where it looked, nothing was masked and nothing is, and with `UserWarning`
-        where a layer has no weight left. Raises `PlanError` for a sigma outside [0, 1] and for weights that are NaN.
+        If it updates the masks, it warns with `NothingRemovedWarning` if no weight was or is masked, and with
+        `UserWarning` if a layer has no weight left. Raises `PlanError` for a sigma outside [0, 1] and for NaN weights.
         """
         sigma = _probability(self._sigma(self.steps))
         self._refuse_nan()
-        looks = float(torch.rand((), generator=self._generator)) < sigma
+        updates = float(torch.rand((), generator=self._generator)) < sigma
         self.steps += 1
-        if not looks:
+        if not updates:
             return
         before = sum(weight.pruned for weight in self._weights.values())
         for name, weight in self._weights.items():
-            weight.keep(_looked_at(weight, *self.thresholds[name]))
+            weight.keep(_updated_mask(weight, *self.thresholds[name]))
         self._warn(before)
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps, thresholds and the state of the draws; weights and masks are part of the model's own state."""
+        """Returns steps, thresholds and the random state; weights and masks are in the `state_dict` of the model."""
         return {
             "steps": self.steps,
             "thresholds": dict(self.thresholds),
@@ -147,7 +147,7 @@ class DynamicSurgery(WeightPruner):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another surgery of the same arguments was."""
+        """Continues from the state of another `DynamicSurgery` with the same arguments."""
         steps = loaded_steps(state, ("steps", "thresholds", "generator"))
         if set(state["thresholds"]) != set(self.thresholds):
             raise PlanError(
@@ -167,7 +167,7 @@ class DynamicSurgery(WeightPruner):
         warn_of_empty(self._weights)
 
 
-def _looked_at(weight: MaskedWeight, low: float, high: float) -> torch.Tensor:
+def _updated_mask(weight: MaskedWeight, low: float, high: float) -> torch.Tensor:
     size = weight.dense.abs()
     return (weight.mask & (size >= low)) | (size >= high)
 

@@ -16,12 +16,12 @@ from fxprune.names import Level, Match, Names, find_all, names_of, show
 from fxprune.pattern_values import Candidate, assign
 
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
-"""The layers whose `weight` is meant when a module around them is named: linear, and every convolution."""
+"""The layers that a named module stands for: the linear layers and convolutions in it."""
 
 
 @dataclass(frozen=True)
 class NamedWeight:
-    """A parameter, the first of its names, and every (module, attribute) that holds it: several where it is tied."""
+    """A parameter, its first name, and every (module, attribute) that holds it; a tied one has several owners."""
 
     name: str
     parameter: nn.Parameter
@@ -29,14 +29,14 @@ class NamedWeight:
 
 
 def named_weights(model: nn.Module, where: Any) -> tuple[NamedWeight, ...]:
-    """The weights that `where` names, in the order of the model's parameters.
+    """Returns the weights that `where` names, in the order of the model's parameters.
 
     Args:
         where: None for the weights of all linear and convolution layers; or a pattern or several, see `fxprune.names`.
-            A module means the layers in it, a type the weights of its modules, or else the layers in them. A pattern
-            that names no module means parameters.
+            A module stands for the layers in it. A type stands for its modules: for the weight of each, or for the
+            layers in it if it has no weight itself. A pattern that names no module stands for parameters.
 
-    Raises `PlanError` for names that mean nothing, and for weights that cannot be masked.
+    Raises `PlanError` for patterns that match nothing, and for weights that cannot be masked.
     """
     if not isinstance(model, nn.Module):
         raise PlanError("not a model", why=f"{type(model).__name__} is no torch.nn.Module", do="pass a module")
@@ -45,7 +45,7 @@ def named_weights(model: nn.Module, where: Any) -> tuple[NamedWeight, ...]:
     names = names_of(model)
     chosen: set[int] = set()
     for match in find_all(names, model if where is None else where, what="where"):
-        found = set(_weights(names, match))
+        found = set(_matched_parameters(names, match))
         if not found:
             raise PlanError(
                 "the model has no weights to prune"
@@ -63,42 +63,43 @@ def named_weights(model: nn.Module, where: Any) -> tuple[NamedWeight, ...]:
     named = {id(p): (name, p) for name, p in model.named_parameters()}
     targets = tuple(NamedWeight(*named[number], tuple(owners[number])) for number in named if number in chosen)
     for target in targets:
-        _check(target)
+        _check_maskable(target)
     return targets
 
 
 def per_target(model: nn.Module, values: Any, targets: tuple[NamedWeight, ...], what: str) -> dict[str, Any]:
-    """One value for all targets, or {pattern: value}, where the pattern that names a target most exactly counts.
+    """Returns {name of the target: value}, from one value for all targets or from {pattern: value}.
 
-    Targets that no pattern names are left out. Raises `PlanError` for a pattern that names none, and for a tie.
+    The most exact pattern that names a target decides; targets that no pattern names are left out. what: the name of
+    the argument, for errors. Raises `PlanError` for a pattern that names no target, and for a tie of patterns.
     """
     if not isinstance(values, Mapping):
         return dict.fromkeys((target.name for target in targets), values)
     if not values:
         raise PlanError(f"{what} is an empty dict", why="it names no weight", do="pass {pattern: value}, or one value")
     names = names_of(model)
-    candidates = [Candidate(f'weight "{target.name}"', _paths(names, target)) for target in targets]
+    candidates = [Candidate(f'weight "{target.name}"', _candidate_names(names, target)) for target in targets]
     chosen = assign(names, values, candidates, what=what, kind="weight that is pruned")
     return {targets[position].name: value for position, value in chosen.items()}
 
 
-def _paths(names: Names, target: NamedWeight) -> tuple[str, ...]:
-    """The names of the layers that hold a weight, and those of the weight itself."""
+def _candidate_names(names: Names, target: NamedWeight) -> tuple[str, ...]:
+    """Returns the names of the layers that hold a weight, and all names of the weight itself."""
     spelled = names.spellings(target.name)
     return tuple(dict.fromkeys([*filter(None, (name.rpartition(".")[0] for name in spelled)), *spelled]))
 
 
-def _weights(names: Names, match: Match) -> Iterator[int]:
-    """The ids of the parameters that one pattern means: of the layers in modules, else those named themselves."""
+def _matched_parameters(names: Names, match: Match) -> Iterator[int]:
+    """Yields the ids of the parameters that a match stands for: the weights of layers in modules, or parameters."""
     for name, module in match.modules.items():
         own = module._parameters.get("weight") if match.level is Level.TYPE else None
-        yield from [id(own)] if own is not None else _layers(module, name)
+        yield from [id(own)] if own is not None else _weights_of_layers(module, name)
     if not match.modules:
         yield from (id(names.tensors[name]) for name in match.tensors)
 
 
-def _layers(module: nn.Module, path: str) -> Iterator[int]:
-    """The weights of the layers in a module, itself included. Raises where such a weight is computed."""
+def _weights_of_layers(module: nn.Module, path: str) -> Iterator[int]:
+    """Yields the ids of the weights of the layers in a module, or of itself. Raises if such a weight is computed."""
     for name, layer in module.named_modules(prefix=path):
         if isinstance(layer, LAYERS):
             weight = layer._parameters.get("weight")
@@ -113,8 +114,8 @@ def _layers(module: nn.Module, path: str) -> Iterator[int]:
             yield id(weight)
 
 
-def _check(target: NamedWeight) -> None:
-    """Refuse parameters that cannot be masked by a parametrization."""
+def _check_maskable(target: NamedWeight) -> None:
+    """Raises `PlanError` for a parameter that a parametrization cannot mask."""
     why = ""
     for module, _ in target.owners:
         if isinstance(module, nn.RNNBase):

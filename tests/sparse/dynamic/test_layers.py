@@ -17,9 +17,9 @@ import fxprune
 from fxprune.criteria.connections import coactivation
 from fxprune.errors import PlanError
 from fxprune.schedules import AGP
-from fxprune.sparse.dynamic import regrow as growing
+from fxprune.sparse.dynamic import selection
 from fxprune.sparse.dynamic.layers import DynamicSparseConv2d, DynamicSparseLinear, update_layers
-from fxprune.sparse.dynamic.regrow import Update, forget, new_values, ranks, shares
+from fxprune.sparse.dynamic.selection import Update, forget, new_values, ranks, shares
 from tests.criteria.slow_coactivation import brute_force
 from tests.sparse.dynamic import two_processes
 
@@ -659,7 +659,7 @@ def test_shares_by_hand():
     assert shares(9, 0.85, 1 / 3) == (1, 1)
     assert shares(9, 0.999, 0.9) == (1, 1)
     assert shares(100, 0.0, 0.25) == (75, 100)
-    assert growing.shares is shares
+    assert selection.shares is shares
 
 
 def test_a_pruned_convolution_in_groups_counts_on():

@@ -1,4 +1,4 @@
-"""The choice of connections that stay, are pruned, or grow; and the optimizer's memory of them."""
+"""Selection of the connections that an update keeps, prunes or grows, and the reset of their optimizer state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from fxprune.errors import PlanError
 
 @dataclass(frozen=True)
 class Choice:
-    """Two bools per connection, of the weight's shape: True if it is active, and True if it gets a new value."""
+    """The outcome for every connection, as two bools of the weight's shape.
+
+    active: True if it is active afterwards. fresh: True if it gets a new value.
+    """
 
     active: Tensor
     fresh: Tensor
@@ -25,8 +28,8 @@ class Choice:
 class Update:
     """The result of an update of one layer, in numbers of connections.
 
-    kept: active before and after, with their values. grown: active after, with new values. pruned: active before and
-    not after. sparsity: the share of connections that are not active after.
+    kept: active before and afterwards, with their values. grown: active afterwards, with new values. pruned: active
+    before, but not afterwards. sparsity: the share of connections that are not active afterwards.
     """
 
     kept: int
@@ -36,7 +39,7 @@ class Update:
 
 
 def shares(size: int, sparsity: float, regrow: float) -> tuple[int, int]:
-    """The numbers of `size` connections that keep their value, and that are active: k1 and k2, at least 1.
+    """Returns (k1, k2) for a slice of `size` connections: k2 are active, k1 of them keep their value; both at least 1.
 
     >>> shares(20, sparsity=0.85, regrow=1 / 3)
     (2, 3)
@@ -46,44 +49,45 @@ def shares(size: int, sparsity: float, regrow: float) -> tuple[int, int]:
 
 
 def slices(tensor: Tensor, dims: Sequence[int]) -> Tensor:
-    """[slice, connection]: one slice for every combination of indices in `dims`, of all others a connection each."""
+    """Reshapes a tensor to [slice, connection]: a slice for every combination of the indices in `dims`."""
     others = [d for d in range(tensor.ndim) if d not in dims]
     return tensor.permute(*dims, *others).reshape(math.prod(tensor.shape[d] for d in dims), -1)
 
 
 def unslice(flat: Tensor, shape: torch.Size, dims: Sequence[int]) -> Tensor:
-    """The inverse of `slices`."""
+    """Inverts `slices`: [slice, connection] to a tensor of this shape."""
     order = [*dims, *(d for d in range(len(shape)) if d not in dims)]
     back = sorted(range(len(order)), key=order.__getitem__)
     return flat.reshape([shape[d] for d in order]).permute(back)
 
 
 def ranks(scores: Tensor, ties: Tensor) -> Tensor:
-    """The place of every score in its row, 0 for the highest. Equal scores go by `ties`, equal ties by index.
+    """Returns the rank of every score in its row, 0 for the highest. `ties` orders equal scores, the index equal ties.
 
     >>> ranks(torch.tensor([[3, 5, 3, 5]]), torch.tensor([[0.1, 0.2, 0.3, 0.2]]))
     tensor([[3, 0, 2, 1]])
     """
     order = ties.argsort(dim=1, descending=True, stable=True)
     order = order.gather(1, scores.gather(1, order).argsort(dim=1, descending=True, stable=True))
-    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, places)
+    rank = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, rank)
 
 
 def strongest(strengths: Tensor, weight: Tensor, mask: Tensor, dims: Sequence[int], k1: int, k2: int) -> Choice:
-    """In every slice the k1 strongest connections stay, the next up to k2 get a new value, all others are pruned.
+    """Selects in every slice the k2 strongest connections; all others are pruned.
 
-    So is also one of the k1 that was not active: it has no value yet. Equal strengths go by |weight|.
+    The k1 strongest keep their value; the others, and those that were not active before, get a new one. |weight|
+    orders connections of equal strength.
     """
-    places = ranks(slices(strengths, dims), slices(weight.abs(), dims))
-    active = unslice(places < k2, mask.shape, dims)
-    return Choice(active, active & ~(unslice(places < k1, mask.shape, dims) & mask))
+    rank = ranks(slices(strengths, dims), slices(weight.abs(), dims))
+    active = unslice(rank < k2, mask.shape, dims)
+    return Choice(active, active & ~(unslice(rank < k1, mask.shape, dims) & mask))
 
 
 def random(mask: Tensor, dims: Sequence[int], k1: int, k2: int, generator: torch.Generator | None) -> Choice:
-    """In every slice k1 of the active connections stay, chosen at random, and k2 - k1 of the others become active.
+    """Selects in every slice k1 of the active connections at random, which stay, and k2 - k1 of the others, which grow.
 
-    Where fewer than k1 are active all of them stay, and others fill up.
+    If fewer than k1 are active, all of them stay, and more of the others grow.
     """
     before = slices(mask, dims)
     draws = torch.rand(2, *before.shape, device=mask.device, generator=generator, dtype=torch.float64)
@@ -93,13 +97,13 @@ def random(mask: Tensor, dims: Sequence[int], k1: int, k2: int, generator: torch
 
 
 def initial(weight: Tensor, dims: Sequence[int], active: int) -> Tensor:
-    """A mask with this many connections of every slice active, chosen at random."""
+    """Returns a random mask with `active` connections in every slice."""
     draws = slices(torch.rand(weight.shape, device=weight.device), dims)
     return unslice(ranks(draws, draws) < active, weight.shape, dims)
 
 
 def new_values(weight: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Uniform in [-1, 1] / sqrt(fan_in): how torch initialises its linear and convolution layers.
+    """Returns values uniform in [-1, 1] / sqrt(fan_in), as torch initialises linear layers and convolutions.
 
     Kaiming uniform with a = sqrt(5), gain sqrt(2 / (1 + a^2)) and bound gain * sqrt(3 / fan_in) (He et al. 2015,
     "Delving Deep into Rectifiers"; `reset_parameters` of `nn.Linear` and `nn.Conv2d`). fan_in counts all connections
@@ -111,7 +115,7 @@ def new_values(weight: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def check_optimizer(optimizer: Any, weight: Tensor) -> None:
-    """Refuse what is no optimizer of this weight."""
+    """Raises `PlanError` unless this is None or an optimizer of the weight."""
     if optimizer is None:
         return
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -126,9 +130,9 @@ def check_optimizer(optimizer: Any, weight: Tensor) -> None:
 
 
 def forget(optimizer: torch.optim.Optimizer | None, weight: Tensor, where: Tensor) -> None:
-    """Set to 0 at these positions, in place: the gradient, and every tensor of the weight's shape in its state.
+    """Sets the gradient, and every tensor of the weight's shape in its optimizer state, to 0 where `where` is True.
 
-    Momenta, averages and the squares that step sizes come from: a connection that changes starts like a new one.
+    These are momenta and running averages; a pruned or new connection then starts without them.
     """
     state = {} if optimizer is None else optimizer.state.get(weight, {})
     for tensor in (weight.grad, *state.values()):
