@@ -10,7 +10,7 @@ from torch import nn
 
 from fxprune._analyze import Analysis
 from fxprune.analysis.folded_constants import FoldedConstants
-from fxprune.analysis.hold import hold
+from fxprune.analysis.lock_channels import lock_channels
 from fxprune.channels.groups import Removal
 from fxprune.errors import CaptureError, PlanError, RewriteError, VerificationError
 from fxprune.fold import ResolvedPlan, make_plan, resolve_plan
@@ -55,10 +55,10 @@ class Result:
     why_not: dict[str, str] = field(default_factory=dict)
 
 
-def attempt(analysis: Analysis, request: Request, *, holding: bool = False) -> Result:
+def attempt(analysis: Analysis, request: Request, *, locking: bool = False) -> Result:
     """Plan, rewrite and prove, from an analysis on one path.
 
-    holding: channels that cannot be rewritten are locked, and the attempt starts over without them.
+    locking: channels that cannot be rewritten are locked, and the attempt starts over without them.
 
     Raises `UnprovenError` where the small model is wrong, `RewriteError` where a size cannot be recounted,
     `CaptureError` where the forward raises, `PlanError` for a plan that cannot be carried out.
@@ -69,7 +69,7 @@ def attempt(analysis: Analysis, request: Request, *, holding: bool = False) -> R
         try:
             small = rewrite(analysis, resolved.removal, resolved.constants)
         except RewriteError as error:
-            narrower = hold(analysis, error) if holding else None
+            narrower = lock_channels(analysis, error) if locking else None
             if narrower is None:
                 raise
             held.append(f"channels stay at {error.at}: {error.why}")

@@ -129,9 +129,9 @@ def _first_result(model: nn.Module, example_inputs: Any, request: Request, paths
     If there is none, some channels are held: the first path on which the rest can be rewritten. Hooks come last.
     """
 
-    def attempted(path: FrontEnd, *, holding: bool = False) -> Result:
+    def attempted(path: FrontEnd, *, locking: bool = False) -> Result:
         options: dict[str, Any] = {"also": request.also, "strict": request.strict, "norms": request.norms}
-        return attempt(analyze(model, example_inputs, path=path.name, **options), request, holding=holding)
+        return attempt(analyze(model, example_inputs, path=path.name, **options), request, locking=locking)
 
     def goes_on(path: FrontEnd, error: FxpruneError) -> bool:
         if isinstance(error, PlanError):  # a plan that was made for the first path may be none for the others
@@ -142,7 +142,7 @@ def _first_result(model: nn.Module, example_inputs: Any, request: Request, paths
     found = try_in_turn(usual, attempted, goes_on=goes_on)
     if found.result is None and request.plan is None and not request.strict:
         recountable = [path for path in usual if isinstance(found.errors.get(path.name), RewriteError)]
-        found = try_in_turn(recountable, partial(attempted, holding=True), goes_on=goes_on, before=found)
+        found = try_in_turn(recountable, partial(attempted, locking=True), goes_on=goes_on, before=found)
     if found.result is None and found.model_runs and not _wrong(found):
         behind_hooks = [path for path in paths if path not in usual]
         found = try_in_turn(behind_hooks, attempted, goes_on=goes_on, before=found)

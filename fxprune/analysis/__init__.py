@@ -1,1 +1,4 @@
-"""The walk over the operations of a model and its findings: channels, groups, and the operations that lock channels."""
+"""The analysis: one run of a captured model, in which the rule of every operation unifies or locks vectors.
+
+The result is a `Findings`: channels, groups, and the operations that lock channels.
+"""

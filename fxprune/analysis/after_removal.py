@@ -1,4 +1,4 @@
-"""The slots and the shapes that a removal leaves of every tensor."""
+"""The slots and the shapes of every tensor after a removal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from fxprune.channels.groups import Bools, Removal
 
 
 def kept_slots(findings: Findings, removal: Removal) -> dict[str, dict[int, Bools]]:
-    """Per parameter and buffer the surviving slots of every dimension that loses some."""
+    """Name of a tensor -> dimension -> a flag per slot, True = it stays. Only dimensions that lose slots are listed."""
     kept: dict[str, dict[int, Bools]] = {}
     for axis in findings.axes:
         mask = removal.kept(axis.vector)
@@ -17,7 +17,7 @@ def kept_slots(findings: Findings, removal: Removal) -> dict[str, dict[int, Bool
 
 
 def shapes_after(findings: Findings, removal: Removal) -> dict[str, tuple[int, ...]]:
-    """The new shape of every parameter, buffer and constant."""
+    """Name -> the new shape of every parameter, buffer and constant."""
     shapes = {name: list(tensor.shape) for name, tensor in findings.tensors.items()}
     for axis in findings.axes:
         shapes[axis.parameter][axis.dim] = removal.count(axis.vector)

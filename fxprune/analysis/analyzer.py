@@ -1,4 +1,4 @@
-"""The walk over a captured model: its graph is run once per example input, under the observing dispatch mode."""
+"""The walk over a captured model: its graph runs once per example input, and an `Observer` sees every operation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fxprune.ops import Operand
 
 
 class Analyzer:
-    """One walk over a model, all of whose tensors are opened beforehand."""
+    """One walk over a model. Use it once: make it, then call `run`."""
 
     def __init__(self, subject: Subject, *, strict: bool) -> None:
         self.subject = subject
@@ -33,10 +33,15 @@ class Analyzer:
         self.notes: list[str] = list(subject.captured.notes)
 
     def run(self) -> Findings:
-        """Walk, and read the findings off."""
+        """Run the model on all example inputs, and return the findings.
+
+        Raises `CaptureError` if the forward raises, `RuleError` under `strict` for an operation without a rule.
+        """
         opened, captured = self.opened, self.subject.captured
         self.settings.mark(opened.module)
-        for inputs in reversed((self.subject.inputs, *self.subject.more)):  # the last walk is the one that is kept
+        for inputs in reversed(
+            (self.subject.inputs, *self.subject.more)
+        ):  # what is kept of a node is from the last run
             values = captured.values(inputs)
             modes = (opened.scopes.watching(), self.settings, self.observer)
             opened.scopes.restart()
@@ -49,7 +54,7 @@ class Analyzer:
 
     def _visit(self, node: fx.Node, execute: Callable[[], Any]) -> Any:
         place = Place(node.name, module_of(node), source_of(node))
-        self.observations[node.name] = self.observer.at(place)
+        self.observations[node.name] = self.observer.begin_node(place)
         result = execute()
         if node.op == "placeholder":
             self._open_inputs(result)
@@ -59,7 +64,7 @@ class Analyzer:
         return result
 
     def _open_inputs(self, result: Any) -> None:
-        """Fix every dimension of the inputs. Their numbers are not known, also where they are real."""
+        """Give the inputs fixed vectors. Their numbers count as unknown, even if they are real."""
         for tensor in tensors_in(result):
             fixed = tuple(self.terms.fixed(size) for size in tensor.shape)
             self.observer.bind(tensor, Operand(fixed, (True,) * len(fixed)))
@@ -74,7 +79,10 @@ class Analyzer:
             self.notes.append(f"{name} in the result is taken for internal state: it has the widths of the model")
 
     def _follow_index_lists(self) -> None:
-        """Make the two dimensions equal that one buffer of positions indexes: it is renumbered alike for both."""
+        """Unify the dimensions that are indexed by the same tensor of positions, since it has one renumbering only.
+
+        If their sizes differ, both are locked.
+        """
         seen: dict[int, Vector] = {}
         for tensor, vector in self.observer.renumbered:
             before = seen.setdefault(id(tensor), vector)
@@ -86,7 +94,7 @@ class Analyzer:
                 self.terms.lock(vector, event)
 
     def _lock_unread(self) -> None:
-        """Lock slots that only other inputs read, such as positions beyond the length of the example."""
+        """Lock slots that the example inputs do not read, such as positions beyond their length."""
         event = self.observer.event("slice", "the example inputs do not reach these slots")
         for fake, axes in self.opened.axes:
             missed = self.observer.unread.missed(fake)
@@ -95,7 +103,10 @@ class Analyzer:
                     self.terms.lock(axis.vector.take(np.flatnonzero(missed[axis.dim])), event)
 
     def _note_unused(self) -> None:
-        """Note the parameters that forward does not read: a graph leaves them out, a class keeps their old width."""
+        """Note the parameters that forward does not read, if the small model keeps them at their old width.
+
+        A `GraphModule` leaves them out; a model that keeps its class does not.
+        """
         names, captured = self.opened.unused_parameters(), self.subject.captured
         if names and captured.keeps_class:
             listed = ", ".join(names[:4]) + (f", ... {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,4 +1,4 @@
-"""The arguments of an ATen operation: by the names of its schema, and the numbers among them."""
+"""The arguments of an ATen operation by name, and the fractions among them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 
 def numbers_of(arguments: Iterable[Any], named: Mapping[str, Any]) -> tuple[float, ...]:
-    """The fractions among an operation's arguments, numbers that become tensors, a scale that attention computes."""
+    """The fractions that an operation is called with. In a small model they must be the same as in the original.
+
+    arguments: the values of the arguments. named: the same by their names.
+
+    Includes a number that forward turned into a tensor, and the scale that attention computes from the width.
+    """
     found = [argument for argument in arguments if type(argument) is float]
     lifted = named.get("self")
     if len(named) == 1 and type(lifted) is torch.Tensor and lifted.ndim == 0 and lifted.device.type == "cpu":
         with unset_fake_temporarily():
-            found.append(float(lifted))  # a number that forward made a tensor
+            found.append(float(lifted))  # such as torch.tensor(0.5)
     query = named.get("query")
     if isinstance(query, torch.Tensor) and named.get("scale", 0) is None:
         found.append(query.shape[-1] ** -0.5)
@@ -26,7 +31,7 @@ _SCHEMAS: dict[Any, tuple[str, tuple[str, ...], dict[str, Any]]] = {}
 
 
 def bound(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The operator's name, and its arguments by the names of the schema, defaults filled in."""
+    """The name of an operator, and its arguments by the names in its schema, with defaults filled in."""
     known = _SCHEMAS.get(func)
     if known is None:
         schema = func._schema

@@ -1,4 +1,4 @@
-"""Counts the multiply-adds of every operation of a run."""
+"""A dispatch mode that counts the multiply-adds of a run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from fxprune.capture.scopes import Scopes
 from fxprune.ops.macs import products
 
 Found = tuple[str, str, "int | None"]
-"""One operation: the module that runs it, its name, its multiply-adds or None."""
+"""One operation: the path of the module that runs it, its name, its multiply-adds (None if they are unknown)."""
 
 
 class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the multiply-adds of every ATen operation and the innermost module that runs it."""
+    """Notes the multiply-adds of every ATen operation that has some, and the innermost module that runs it.
+
+    scopes: keeps track of the modules. module: the path to note where no module runs. found: the result.
+    """
 
     def __init__(self, scopes: Scopes) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

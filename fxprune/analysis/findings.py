@@ -1,4 +1,4 @@
-"""The findings of an analysis: groups of channels, locked channels with reasons, and the graph that was walked."""
+"""The result of an analysis: groups of channels, locked channels with reasons, and the graph that was run."""
 
 from __future__ import annotations
 
@@ -26,12 +26,10 @@ from fxprune.ops.layers import known_output_dim
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Group:
-    """Interchangeable channels: the same footprint, ranked against each other.
+    """Channels with the same footprint, which are ranked against each other.
 
-    name: the producer's module, or the parameter's name.
-    kind: "channels"; where a dimension is a grid "heads" and "head width" (attention), or "blocks" and "block width".
-    size: the number of channels. exact: True if removing one equals setting its slots to zero; `reasons` if not.
-    channels: their numbers among all channels of the analysis, ascending.
+    For example, the outputs of a convolution, with their slots in its weight and bias, in the norm behind it and in the
+    weight of the next convolution.
     """
 
     _findings: Findings
@@ -39,7 +37,7 @@ class Group:
 
     @property
     def channels(self) -> Ints:
-        """The numbers of the group's channels, ascending."""
+        """The numbers of the group's channels among all channels of the analysis, ascending."""
         return self._findings.solution.in_group(self.number)
 
     @property
@@ -49,39 +47,43 @@ class Group:
 
     @cached_property
     def members(self) -> tuple[Member, ...]:
-        """Every parameter dimension the channels stand in, in the order of the walk."""
+        """The dimensions of parameters and buffers in which the channels have slots, in the order of the tensors."""
         tensors, found = self._findings.tensors, self._findings.solution.members(self.number)
         return tuple(Member(a.parameter, a.dim, tensors[a.parameter], index, slots) for a, index, slots in found)
 
     @cached_property
     def producer(self) -> Member:
-        """The member that opens the channels: an output dimension of a weight, else the first member."""
+        """The member that the group is named after: the first output dimension of a weight, else the first member."""
         weights = [member for member in self.members if member.tensor.ndim > 1 and self.is_output(member)]
         return (weights or list(self.members))[0]
 
     def is_output(self, member: Member) -> bool:
-        """True if a member is the output dimension of the layer that owns its parameter."""
-        return self._findings.opens(member.parameter, member.dim)
+        """True if a member is the output dimension of the layer that has the parameter."""
+        return self._findings.is_output_dim(member.parameter, member.dim)
 
     def owner(self, member: Member) -> nn.Module:
-        """The module that a member's parameter is registered in."""
+        """The module that has a member's parameter."""
         return self._findings.owner(member.parameter)
 
     def layers_of(self, member: Member) -> list[str]:
-        """The names of the layers that own a member's parameter; a tied one has several."""
+        """The names of the layers that have a member's parameter; there are several for a tied one."""
         names = self._findings.names_of(member.parameter)
         return [name.rpartition(".")[0].split(".parametrizations.")[0] for name in names]
 
     @property
     def name(self) -> str:
-        """The module that opens the channels, or the raw parameter."""
+        """The name of the producer's module; the name of its parameter if that is no `weight` or `bias`."""
         parameter = self.producer.parameter
         module, _, leaf = parameter.rpartition(".")
         return module if module and leaf in ("weight", "bias") else parameter
 
     @property
     def kind(self) -> str:
-        """ "channels"; of a grid "heads" and "head width", or "blocks" and "block width" where no attention runs."""
+        """The kind of the channels.
+
+        In a dimension that is a grid, such as heads times head width: "heads" or "head width" if an attention runs over
+        it, else "blocks" or "block width". In any other dimension: "channels".
+        """
         s, producer = self._findings.solution, self.producer
         columns = s.channels_of(self._findings.axis_vector(producer.parameter, producer.dim))
         if len(columns) < 2:
@@ -95,17 +97,20 @@ class Group:
 
     @property
     def key(self) -> str:
-        """The group's name that no other has: `name:kind@parameter[dim]`, numbered where groups share even that."""
+        """A text that names this group and no other: `name:kind@parameter[dim]`, followed by `#2`, ... if repeated."""
         return self._findings.keys[self.number]
 
     @property
     def exact(self) -> bool:
-        """True if removing a channel equals setting its slots to zero."""
+        """True if removing a channel gives the same results as setting its slots to zero."""
         return not self._findings.inexact[self.channels].any()
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """The operations that take another statistic when a channel of this group is removed."""
+        """The operations whose statistic changes when a channel of this group is removed, as texts.
+
+        Empty if `exact`.
+        """
         return tuple(dict.fromkeys(str(event) for event in self._findings.marked_by(self.channels)))
 
     def __len__(self) -> int:
@@ -119,7 +124,7 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """The model that was analysed, its tensors, its graph, and the example inputs: the first, and `more`."""
+    """The input of an analysis: a model, its tensors, its graph, the first example inputs and `more` of them."""
 
     model: nn.Module
     tensors: Tensors
@@ -130,13 +135,18 @@ class Subject:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Findings:
-    """Groups of channels, locked channels with their reasons, and the graph they were found in.
+    """Groups of channels, locked channels with their reasons, and the graph in which they were found.
 
-    A frozen value: nothing in it changes, and the model that it was made from is only referred to. Functions that hold
-    channels, or keep statistics as they were, return other findings.
+    The value is frozen. Functions that lock channels or preserve statistics return new findings. The model is referred
+    to and never changed.
 
-    settings: what each integer in the attributes of a module counts.
-    preserved: scope -> how its statistics go on counting the original width; None where none were asked to.
+    subject: the model and the example inputs.
+    observed: the operations of the run.
+    table: the tensors of the model, and their dimensions with vectors.
+    solution: channels and groups as arrays.
+    settings: each integer in a module's attributes that counts something -> all places where it does so.
+    notes: sentences for the reader of the record.
+    preserved: scope -> how the small model preserves the statistics there; None without `norms="preserve"`.
     """
 
     subject: Subject
@@ -147,7 +157,7 @@ class Findings:
     notes: tuple[str, ...]
     preserved: Mapping[str, Any] | None = None
 
-    # -- parts that are asked for most --------------------------------------------------------------------
+    # -- parts of the parts -------------------------------------------------------------------------------
 
     @property
     def model(self) -> nn.Module:
@@ -156,7 +166,7 @@ class Findings:
 
     @property
     def captured(self) -> Captured:
-        """The graph that was walked."""
+        """The captured model that was run."""
         return self.subject.captured
 
     @property
@@ -176,12 +186,12 @@ class Findings:
 
     @property
     def axes(self) -> tuple[Axis, ...]:
-        """The dimensions of tensors that may shrink, those of constants included."""
+        """The dimensions of parameters, buffers and constants that may shrink, with their vectors."""
         return self.table.axes
 
     @property
     def events(self) -> tuple[Event, ...]:
-        """The operations that lock channels or make their removal inexact, by number."""
+        """The events that lock channels or make their removal inexact. The number of an event is its position."""
         return self.observed.events
 
     def names_of(self, name: str) -> tuple[str, ...]:
@@ -196,12 +206,12 @@ class Findings:
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        """Every group of removable channels, in the order in which the walk met them."""
+        """All groups of channels that can be removed, in the order of the tensors in which they have slots."""
         return tuple(Group(self, number) for number in range(self.solution.groups))
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
-        """The unique name of each group: see `Group.key`."""
+        """The key of each group: see `Group.key`."""
         parts = [f"{g.name}:{g.kind}@{g.producer.parameter}[{g.producer.dim}]" for g in self.groups]
         seen: Counter[str] = Counter()
         keys = []
@@ -212,23 +222,23 @@ class Findings:
 
     @cached_property
     def inexact(self) -> Bools:
-        """A flag per channel: its removal changes a statistic."""
+        """Flags, one per channel: True if removing it changes a statistic."""
         return self.solution.channels_in(mark.vector for mark in self.observed.marks)
 
     @cached_property
     def heads(self) -> Bools:
-        """A flag per channel: it is a head of some attention."""
+        """Flags, one per channel: True if it is a head of an attention."""
         return self.solution.channels_in(self.observed.heads)
 
     def marked_by(self, channels: Ints) -> Iterator[Event]:
-        """The events that make removing any of `channels` inexact."""
+        """The events that make removing some of `channels` inexact. They may repeat."""
         for mark in self.observed.marks:
             if self.solution.channels_in([mark.vector])[channels].any():
                 yield self.events[mark.event]
 
     @cached_property
     def locked(self) -> tuple[Locked, ...]:
-        """The locked channels, by the operation that locks them, most withheld parameters first."""
+        """The locked channels, one entry per event, the one that withholds most parameters first."""
         found: dict[int, dict[tuple[str, int], int]] = {}
         for event, axis, count in self.solution.locked_slots():
             slots = found.setdefault(event, {})
@@ -241,23 +251,23 @@ class Findings:
         return sum(tensor.numel() // max(tensor.shape[dim], 1) * count for tensor, dim, count in tensors)
 
     def has_axis(self, parameter: str, dim: int) -> bool:
-        """True if a parameter's dimension takes part in the groups."""
+        """True if a dimension of a parameter can have channels."""
         return (parameter, dim) in self._vectors
 
     def axis_vector(self, parameter: str, dim: int) -> Vector:
-        """The vector of a parameter's dimension in terms of free channels."""
+        """The vector of a parameter's dimension, resolved: see `Terms.resolve`."""
         return self.solution.terms.resolve(self._vectors[parameter, dim])
 
     @cached_property
     def _vectors(self) -> dict[tuple[str, int], Vector]:
         return {(axis.parameter, axis.dim): axis.vector for axis in self.solution.axes}
 
-    def opens(self, parameter: str, dim: int) -> bool:
-        """True if a dimension is the output of the module that owns the parameter."""
+    def is_output_dim(self, parameter: str, dim: int) -> bool:
+        """True if a dimension is the output dimension of the module that has the parameter."""
         return dim == known_output_dim(self.owner(parameter), self.tensors[parameter].ndim)
 
     def owner(self, parameter: str) -> nn.Module:
-        """The module that a parameter or buffer is registered in."""
+        """The module that has a parameter or buffer."""
         return self.captured.module.get_submodule(parameter.rpartition(".")[0])
 
     def __repr__(self) -> str:

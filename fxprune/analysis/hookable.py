@@ -1,4 +1,4 @@
-"""Layers whose outputs a forward hook can put back."""
+"""The layers that the path "hooks" can shrink."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch import nn
 
 
 def hookable(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The layers whose outputs a forward hook can put back, whatever the code around them: path and module.
+    """The path and the module of every layer whose outputs a forward hook can fill up with zeros.
 
-    They own their weight alone, and nothing else computes it.
+    These are linear layers and convolutions without groups. They are the only ones that use their parameters, and
+    their weight is a plain parameter (no parametrization computes it).
     """
     uses = Counter(id(t) for _, t in model.named_parameters(remove_duplicate=False))
     for path, module in model.named_modules():

@@ -1,9 +1,10 @@
-"""Settings of modules and the dimensions that they count: integers that remember where they come from.
+"""Integers that remember which attribute of a module they were read from. They show what a setting counts.
 
-Inside a module that no graph shows, `view(batch, -1, self.num_heads, self.head_dim)` says what `num_heads` counts, and
-nothing else does. During the walk the integers in attributes are replaced by marked ones: a subclass of `int` that
-keeps its mark through multiplication and division by plain numbers. A function mode finds them in the arguments of what
-takes sizes, and notes the vector that they count there.
+When a small model keeps its class, a setting such as `self.num_heads` must become the new number of heads. But only
+its use shows that it counts heads: `view(batch, -1, self.num_heads, self.head_dim)`. So during the walk the integers in
+the attributes of modules are replaced by `Marked` ones, a subclass of `int` that keeps its mark when it is multiplied
+or divided by a plain integer. A function mode finds marked integers in the arguments of functions that take sizes, and
+notes which vector they count there.
 """
 
 from __future__ import annotations
@@ -23,18 +24,21 @@ from fxprune.ops.aspects import READERS
 from fxprune.ops.python_call import Counted, PythonCall
 
 Setting = tuple[str, str, "int | None"]
-"""The path of a module, an attribute, and the position in it where that is a tuple or list of integers."""
+"""The path of a module, the name of an attribute, and the position in it if it is a tuple or list (else None)."""
 
 
 class Marked(int):
-    """An integer that is `times` the setting it was read from."""
+    """An integer that was computed from a setting.
+
+    setting: the setting. times: the factor; the integer is `times` times the value of the setting.
+    """
 
     setting: Setting
     times: Fraction
 
     @classmethod
     def make(cls, value: int, setting: Setting, times: Fraction = Fraction(1)) -> Marked:
-        """A marked `value`."""
+        """A marked integer with this value."""
         made = cls(value)
         made.setting, made.times = setting, times
         return made
@@ -63,9 +67,12 @@ class Marked(int):
 
 @dataclass(frozen=True)
 class Sizing:
-    """One place where a marked integer stood: `times` the setting is a count there.
+    """One place where a marked integer was used: there, `times` times the setting is the size of something.
 
-    vector: what is counted, all of it, or what stands before slot `until`; or how often it repeats the vector `under`.
+    vector: the dimension whose slots are counted.
+    place: the function, the module and the source line, for errors.
+    until: if not None, only the slots before this one are counted.
+    under: if not None, the number is the size of `vector` divided by the size of `under`, which it repeats.
     """
 
     times: Fraction
@@ -76,11 +83,11 @@ class Sizing:
 
     @property
     def plain(self) -> bool:
-        """True if it is simply the size of a dimension."""
+        """True if it is the size of a whole dimension."""
         return self.until is None and self.under is None
 
     def setting(self, removal: Removal) -> Fraction:
-        """The value that the setting must have for this place."""
+        """The value that the setting must have after a removal, as far as this place is concerned."""
         if self.until is not None:
             kept = removal.kept(self.vector)
             count = Fraction(self.until if kept is None else int(np.count_nonzero(kept[: self.until])))
@@ -90,7 +97,7 @@ class Sizing:
 
 
 class Settings(TorchFunctionMode):
-    """Notes what the marked integers of a walk count; `found` holds every place of every setting."""
+    """A function mode that notes what marked integers count. `found`: setting -> all places where it is used."""
 
     def __init__(self, observer: Observer) -> None:
         super().__init__()
@@ -98,7 +105,10 @@ class Settings(TorchFunctionMode):
         self.found: dict[Setting, list[Sizing]] = {}
 
     def mark(self, module: nn.Module) -> None:
-        """Replace the integers in the attributes of a copy; torch's own modules are recounted by type."""
+        """Replace the integers in the attributes of a module and its submodules by marked ones. Changes `module`.
+
+        Modules of torch are left out: the rewrite knows their attributes.
+        """
         for path, part in module.named_modules():
             if type(part).__module__.startswith("torch.") or isinstance(part, (fx.GraphModule, nn.MultiheadAttention)):
                 continue
@@ -121,7 +131,7 @@ class Settings(TorchFunctionMode):
         return made
 
     def _note(self, counted: Counted, function: str) -> None:
-        at, marked = self.observer.where(), counted.value
+        at, marked = self.observer.current_place(), counted.value
         place = f"{function} in {at.module or 'the model'} ({at.source})"
         sizing = Sizing(marked.times, counted.vector, place, counted.until, counted.under)
         self.found.setdefault(marked.setting, []).append(sizing)

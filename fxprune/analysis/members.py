@@ -1,4 +1,4 @@
-"""Members of groups and locked dimensions: parameters and buffers, and their slots."""
+"""The members of groups, and locked dimensions."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fxprune.ops import Event
 class Member:
     """One dimension of a parameter or buffer in which a group's channels have slots.
 
-    index: for each of its slots the channel (0 .. size - 1) of the group it goes with, ascending by slot.
-    slots: the slots, same length; a channel of a flattened C x H x W input has H * W of them.
+    slots: the slots, ascending. A channel can have several: H * W in the weight behind a flattened [C, H, W].
+    index: for each slot its channel, counted within the group from 0; of the same length as `slots`.
     """
 
     parameter: str
@@ -26,7 +26,10 @@ class Member:
     slots: Ints
 
     def per_channel(self, values: torch.Tensor, size: int) -> torch.Tensor:
-        """Sum `values` (one per index of the dimension) over the slots of each of the group's `size` channels."""
+        """The sum of the values at the slots of each channel: [size].
+
+        values: one per index of the dimension. size: the number of channels of the group.
+        """
         index = torch.from_numpy(self.index).to(values.device)
         slots = torch.from_numpy(self.slots).to(values.device)
         return values.new_zeros(size).index_add_(0, index, values[slots])
@@ -34,9 +37,11 @@ class Member:
 
 @dataclass(frozen=True)
 class Locked:
-    """Parameter dimensions whose slots an operation holds back.
+    """The dimensions whose slots one event locks.
 
-    slots: (parameter, dim) -> how many slots. parameters: how many elements those slots carry, at most.
+    slots: (parameter, dimension) -> how many of its slots are locked.
+    parameters: the number of elements of the tensors at these slots. An element counts twice if two of its dimensions
+        are locked.
     """
 
     event: Event

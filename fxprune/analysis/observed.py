@@ -1,4 +1,4 @@
-"""Plain data: what one walk over a model has seen of its operations."""
+"""Data classes for the operations that were seen in the run of a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fxprune.ops import Call, Event, Operand
 
 @dataclass(frozen=True)
 class Place:
-    """The position of the walk: a node of the graph, the path of its module, its source line."""
+    """A place in the run: the name of a node of the graph, the path of a module, and a source line."""
 
     node: str = ""
     module: str = ""
@@ -24,9 +24,12 @@ class Place:
 class Mark:
     """A statistic over a dimension that may shrink.
 
-    event: the number of the event that says which operation takes it. vector: the dimension. scope: as in `Key`.
-    width: whether it only changes because fewer slots are counted, the removed ones being zero.
-    made: the ids of the tensors that depend on it.
+    event: the number of the event that names the operation.
+    vector: the dimension.
+    scope: the name of the scope, as in `Key`.
+    width: True if the removed slots are zero in the masked reference, so that the statistic changes only because fewer
+        slots are counted.
+    made: the ids of the tensors that are computed from it.
     """
 
     event: int
@@ -40,10 +43,12 @@ class Mark:
 class Contraction:
     """The multiply-adds of an operation.
 
-    op, module: the operation, and the path of the innermost module that runs it.
-    products: their sum is the number of multiply-adds, each a product of dimensions; None where it is unknown.
-    inside: all dimensions that enter or leave an operation whose multiply-adds are unknown, or the module around it
-        that is treated as one operation: the products hold as long as none of these dimensions shrinks.
+    op: the name of the operation.
+    module: the path of the innermost module that runs it.
+    products: the number of multiply-adds as a sum of products. Each tuple is a product of the sizes of its dimensions.
+        None if the number is unknown.
+    inside: all dimensions that enter or leave the operation if `products` is None, or that enter or leave a module that
+        is treated as one operation (a leaf). The number stays right as long as none of them shrinks.
     """
 
     op: str
@@ -54,15 +59,15 @@ class Contraction:
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """The effects of a node's operations; filled while the node runs.
+    """The operations of one node, or of one call of a module. It is filled while these run.
 
-    counts: integer arguments by name and the vectors they count.
-    outputs: what came out of each operation.
-    numbers: the fractions that it was called with, which are no sizes and must not follow them; and of which dimension
-        they are known to be computed.
-    positions: arguments of operations inside a module that are positions in a dimension: name, value, dimension.
-    marked: the calls that change a statistic, and what came out of them.
-    contractions: the operations that multiply and add up, in order.
+    counts: name of an integer argument -> the vectors whose sizes it gives.
+    marked: the calls that take a statistic, with their results.
+    outputs: the results of every operation.
+    numbers: the fractions that an operation was called with, and the dimensions from which they are known to be
+        computed. In the small model they must be the same.
+    positions: for operations inside a module, the arguments that are positions in a dimension: name, value, dimension.
+    contractions: the operations with multiply-adds, in order.
     """
 
     counts: dict[str, tuple[Vector, ...]] = field(default_factory=dict)
@@ -75,7 +80,7 @@ class Observation:
 
 @dataclass(frozen=True, eq=False)
 class Visit:
-    """The first call of a module: what went in and came out (tensors as operands), what its operations counted."""
+    """The first call of a module: its inputs and its output, with operands in place of tensors, and its operations."""
 
     inputs: Any
     output: Any
@@ -84,16 +89,18 @@ class Visit:
 
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """All that the walk has seen.
+    """Everything that was seen in the run of a model.
 
-    nodes: the result of every node of the graph, tensors as operands. observations: what its operations did.
-    visits: the first call of every module, by its path.
-    events: what locks or marks channels, by number; 0 stands for none, 1 for dimensions that are no channels.
+    nodes: name of a node -> its result, with operands in place of tensors.
+    observations: name of a node -> its operations.
+    visits: path of a module -> its first call.
+    events: the operations that lock or mark channels, by number. 0 means "none"; 1 locks dimensions that are never
+        channels, such as the height of a kernel.
     marks: the statistics over dimensions that may shrink.
     heads: the dimensions that are heads of an attention.
-    minima: dimensions from which the model chooses, and how many it chooses at once (topk).
-    vectors: every dimension that may shrink, of any tensor, each once.
-    renumbered: by the id of a tensor of positions, the dimension that they index.
+    minima: dimensions in which the model chooses positions (topk), and how many it chooses at once.
+    vectors: the vectors of all dimensions that may shrink, of any tensor, each once.
+    renumbered: id of a tensor of positions -> the dimension in which they are positions.
     """
 
     nodes: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""The dispatch mode that sees every ATen operation of the walk and applies its rule."""
+"""The dispatch mode that sees every ATen operation of a run and applies its rule."""
 
 from __future__ import annotations
 
@@ -26,11 +26,16 @@ from fxprune.ops.leaves import LeafCall, LeafRule, leaf_rule
 from fxprune.ops.macs import products
 from fxprune.ops.registry import checked
 
-MEETS = "meets a fixed dimension (model input, space or a constant)"
+MEETS_FIXED = "meets a fixed dimension (model input, space or a constant)"
 
 
 class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Keeps an `Operand` for every tensor, and asks the rule of every operation for those of its outputs."""
+    """Keeps an `Operand` for every tensor. The rule of an operation gives the operands of its outputs.
+
+    An `Operand` has the vectors of a tensor's dimensions; rules unify and lock them in `terms`.
+
+    strict: raise `RuleError` for an operation without a rule, instead of locking the channels that enter it.
+    """
 
     def __init__(self, terms: Terms, scopes: Scopes, *, strict: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -39,7 +44,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         scopes.on_enter, scopes.on_leave, scopes.on_computed_scale = self._enter, self._leave, self._scaled
         self.visits: dict[str, Visit] = {}
         self.strict = strict
-        self.events: list[Event] = [Event("", "", "", "", "")] * 2  # 0 none, 1 structure
+        self.events: list[Event] = [Event("", "", "", "", "")] * 2  # see `Observed.events`
         self._marks: list[Mark] = []
         self.renumbered: list[tuple[torch.Tensor, Vector]] = []
         self.heads: list[Vector] = []
@@ -50,15 +55,18 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._inner = [self.observation]
         self.vectors: dict[int, Vector] = {}
         self._operands: dict[int, tuple[torch.Tensor, Operand]] = {}
-        self.used: set[int] = set()  # ids of the tensors that some operation or the output read
-        self._inside_leaf = 0
+        self.used: set[int] = set()  # ids of the tensors that an operation or the model's output uses
+        self._leaf_depth = 0
         self._leaf_contractions: list[Contraction] = []
-        self._spoiled: set[int] = set()  # storages into which values that are not zero were written
+        self._nonzero_storages: set[int] = set()  # storages whose removed slots are no longer zero
 
     # -- operands of tensors ------------------------------------------------------------------------------
 
     def bind(self, tensor: torch.Tensor, operand: Operand) -> None:
-        """The operand of a tensor from now on."""
+        """Set the operand of a tensor.
+
+        A vector with a single slot is locked here, because a dimension cannot become empty.
+        """
         self._operands[id(tensor)] = (tensor, operand)
         for vector in operand.vectors:
             if not vector.fixed:
@@ -67,15 +75,15 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self.terms.lock(vector, self.event("slice", "the only slot of a dimension cannot go"))
 
     def operand(self, tensor: torch.Tensor) -> Operand:
-        """The operand of a tensor; an unknown one is fixed, its numbers known if they are real."""
+        """The operand of a tensor that is used now. A tensor that is not known yet gets fixed vectors."""
         self.used.add(id(tensor))
         return self.peek(tensor)
 
     def peek(self, tensor: torch.Tensor) -> Operand:
-        """The operand of a tensor, without counting as a use of it."""
+        """The operand of a tensor. Unlike `operand`, this does not note that the tensor is used."""
         known = self._operands.get(id(tensor))
         if known is not None:
-            if self._spoiled and tensor.untyped_storage()._cdata in self._spoiled:
+            if self._nonzero_storages and tensor.untyped_storage()._cdata in self._nonzero_storages:
                 return replace(known[1], zero=(False,) * len(known[1].vectors))
             return known[1]
         vectors = tuple(self.terms.fixed(s) for s in tensor.shape)
@@ -85,13 +93,13 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return operand
 
     def event(self, op: str, why: str) -> int:
-        """A new event at the place where the walk is."""
-        place = self.where()
+        """Add an event at the current place, and return its number."""
+        place = self.current_place()
         self.events.append(Event(op, place.node, place.module, place.source, why))
         return len(self.events) - 1
 
-    def at(self, place: Place) -> Observation:
-        """Move on to a new node of the graph, and start its observation."""
+    def begin_node(self, place: Place) -> Observation:
+        """Begin a node of the graph. Returns its observation, which is filled while the node runs."""
         self.place, self.observation = place, Observation()
         self._inner = [self.observation]
         self.scopes.node(place.node)
@@ -99,13 +107,13 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _enter(self, scope: Scope) -> None:
         self._inner.append(Observation())
-        self._inside_leaf += leaf_rule(scope.module) is not None
+        self._leaf_depth += leaf_rule(scope.module) is not None
 
     def _leave(self, scope: Scope, args: Any, kwargs: Any, made: Any) -> None:
         function = leaf_rule(scope.module)
         if function is not None:
-            self._inside_leaf -= 1
-            if not self._inside_leaf:
+            self._leaf_depth -= 1
+            if not self._leaf_depth:
                 self._observe_leaf(function, scope, args, kwargs, made)
         inner = self._inner.pop()
         if scope.name not in self.visits:
@@ -113,14 +121,14 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.visits[scope.name] = Visit(inputs, map_tensors(made, self.peek), inner)
 
     def counted(self, argument: str) -> tuple[Vector, ...]:
-        """The vectors that the innermost scope's operations counted under this name, if any."""
+        """The vectors whose sizes an integer argument of this name gave in the innermost scope; () if there is none."""
         return self._inner[-1].counts.get(argument, ())
 
     def _scaled(self, key: Key, query: torch.Tensor) -> None:
         self.observation.numbers[key] = (query.shape[-1] ** -0.5,), self.operand(query).vectors[-1:]
 
-    def where(self) -> Place:
-        """The node's place; inside a module that the graph does not show, that module and its line."""
+    def current_place(self) -> Place:
+        """The place of the current node; inside a module that is one node, the inner module and its source line."""
         scope = self.scopes.current
         if scope.module is None or scope.path == self.place.module:
             return self.place
@@ -132,7 +140,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self.place.module if scope.module is None else scope.path
 
     def observed(self, nodes: Mapping[str, Any], observations: Mapping[str, Observation]) -> Observed:
-        """Everything that the walk has seen, once it is over."""
+        """Everything that was seen. Call it after the run."""
         return Observed(
             nodes=nodes,
             observations=observations,
@@ -147,20 +155,20 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @property
     def marks(self) -> list[tuple[int, Vector]]:
-        """The events that change a statistic, and its vector; without those whose result no operation used."""
+        """The event and the vector of each of the `statistics`."""
         return [(mark.event, mark.vector) for mark in self.statistics]
 
     @property
     def statistics(self) -> list[Mark]:
-        """The marks of these events."""
+        """The statistics over dimensions that may shrink, without those whose result is not used."""
         return [mark for mark in self._marks if not mark.made or self.used.intersection(mark.made)]
 
     # -- operations ---------------------------------------------------------------------------------------
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "prim":  # asks for a device
+        if func.namespace == "prim":  # such as a question for the device
             return func(*args, **(kwargs or {}))
-        if self._inside_leaf:  # the module's own rule stands for it
+        if self._leaf_depth:  # the rule of the module around it is applied instead
             made = func(*args, **(kwargs or {}))
             name, raw = bound(func, args, kwargs or {})
             contracted = products(func, raw, made, lambda tensor: tuple(map(self.terms.fixed, tensor.shape)))
@@ -188,7 +196,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         operands = [o for v in arguments.values() for o in (v if isinstance(v, (list, tuple)) else (v,))]
         tensors = [o for o in operands if isinstance(o, Operand)]
         function = rule_for(func)
-        self.terms.current_event = self.event(name, MEETS)
+        self.terms.current_event = self.event(name, MEETS_FIXED)
         if function is None:
             results = self._unknown(call, tensors)
         else:
@@ -204,7 +212,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.observation.contractions.append(Contraction(name, self._module(), contracted, every))
 
     def _observe_leaf(self, function: LeafRule, scope: Scope, args: Any, kwargs: Any, made: Any) -> None:
-        """Apply the rule of a module that is treated as one operation, instead of those of the operations inside."""
+        """Apply the rule of a module that is treated as one operation (a leaf), when its forward has returned."""
         module = scope.module
         assert module is not None
         named = [*module.named_parameters(), *module.named_buffers()]
@@ -221,7 +229,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
         given, named_given = map_tensors(args, self.operand), map_tensors(kwargs, self.operand)
         entering = [*leaves((given, named_given), Operand), *parameters.values()]
-        self.terms.current_event = self.event(name, MEETS)
+        self.terms.current_event = self.event(name, MEETS_FIXED)
 
         def run() -> list[Operand]:
             ruled = function(call, *given, **named_given)
@@ -236,11 +244,14 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._leaf_contractions.clear()
 
     def _ruled(self, function: Rule, call: Call, tensors: list[Operand]) -> list[Operand]:
-        """The outputs by the rule."""
+        """The operands of the outputs, from the rule of the operation."""
         return self._guarded(lambda: apply(function, call, tensors), call, tensors)
 
     def _guarded(self, run: Callable[[], list[Operand]], call: Call, tensors: list[Operand]) -> list[Operand]:
-        """The outputs by a rule; one that fails is treated as if there were none. Vectors that it tied stay tied."""
+        """The operands of the outputs, from a function that applies a rule.
+
+        If the rule fails, the operation is treated as one without a rule. Vectors that were unified before stay so.
+        """
         try:
             return run()
         except Exception as error:
@@ -250,7 +261,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return call.refuse(tensors, f"its rule failed, please report this: {type(error).__name__}: {text}")
 
     def _unknown(self, call: Call, tensors: list[Operand]) -> list[Operand]:
-        """The outputs of an operation without a rule, which locks every channel that enters it."""
+        """The operands of the outputs of an operation without a rule. Locks all channels that enter it."""
         held = [v for o in tensors for v in o.vectors if len(self.terms.free(v))]
         if held and self.strict:
             raise RuleError(
@@ -266,12 +277,12 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor, operand in zip(outputs, results, strict=True):
             before = self.operand(tensor) if id(tensor) in inputs else None
             if before is not None and len(before.vectors) == len(operand.vectors) and before.shape == operand.shape:
-                # in place: the tensor keeps its vectors (but for views of itself, as unsqueeze_ makes them)
+                # an operation in place: the tensor keeps its vectors (not after unsqueeze_, which changes the shape)
                 for old, new in zip(before.vectors, operand.vectors, strict=True):
                     if old is not new:
                         self.terms.same(old, new)
                 if operand.zero != before.zero and not all(operand.zero):
-                    self._spoiled.add(tensor.untyped_storage()._cdata)
+                    self._nonzero_storages.add(tensor.untyped_storage()._cdata)
                 operand = Operand(before.vectors, operand.zero)
             self.bind(tensor, operand)
 
@@ -297,7 +308,10 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.observation.numbers[key] = numbers, query.vectors[-1:] if isinstance(query, Operand) else ()
 
     def _positions(self, call: Call) -> list[tuple[str, Any, Vector]]:
-        """The positions that forward writes down where no graph shows them: no other ones can be written there."""
+        """The arguments of a call that are positions in a dimension which may shrink: name, value, dimension.
+
+        Inside a module that is one node they cannot be rewritten. Tensors that the model owns are left out: these can.
+        """
         found = [(argument, value, vector) for argument, value, vector in call.positions if not vector.fixed]
         lists = [(index.value, vector) for index, vector in call.renumbered if index.value is not None]
         return found + [("index", None, vector) for value, vector in lists if not self.unread.follows(value)]

@@ -1,4 +1,4 @@
-"""A captured model with a fresh vector for every dimension of every tensor, ready to be walked."""
+"""A captured model that is ready for the walk: fake tensors, with a new vector for each of their dimensions."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ from fxprune.ops import Operand
 
 
 class Opened:
-    """The fake tensors of a captured model, and the observer that knows their vectors.
+    """A captured model with fake tensors, and the observer that knows the vectors of these tensors.
 
-    tensors, aliases: as in `TensorTable`. axes: of each fake tensor the dimensions that may shrink.
+    module: the copy of the model with fake tensors, or with real ones if `captured.real`.
+    tensors, aliases: as in `TensorTable`.
+    axes: each fake tensor with those of its dimensions that may shrink.
     """
 
     def __init__(self, subject: Subject, *, strict: bool) -> None:
@@ -38,7 +40,9 @@ class Opened:
         self.tensors: dict[str, torch.Tensor] = {}
         self.aliases: dict[str, tuple[str, ...]] = {}
         self.axes: list[tuple[torch.Tensor, list[Axis]]] = []
-        self._constants = subject.captured.tensors.keys() - subject.tensors.keys()  # they shrink, no plan names them
+        self._constants = (
+            subject.captured.tensors.keys() - subject.tensors.keys()
+        )  # they shrink too, but plans do not name them
         for found in subject.captured.tensors.unique:
             self._open(found.name, found.tensor)
             if found.others:
@@ -56,11 +60,11 @@ class Opened:
         self.axes.append((fake, axes))
 
     def vectors(self) -> dict[tuple[str, int], Vector]:
-        """The vector of every dimension that may shrink, by the first name of its tensor and the dimension."""
+        """(First name of a tensor, dimension) -> the vector, for all dimensions that may shrink."""
         return {(axis.parameter, axis.dim): axis.vector for _, axes in self.axes for axis in axes}
 
     def unused_parameters(self) -> list[str]:
-        """The parameters that no operation of the walk has read."""
+        """The names of the parameters that no operation has read. Call it after the walk."""
         trained = ((name, tensor) for name, tensor in self.tensors.items() if isinstance(tensor, nn.Parameter))
         return [name for name, tensor in trained if id(self.faker.tensor(tensor)) not in self.observer.used]
 
@@ -71,7 +75,10 @@ class Opened:
         settings: Mapping[Setting, Sequence[Sizing]],
         notes: Iterable[str],
     ) -> Findings:
-        """The findings of a walk that is over. Tensors that it has not read take no part in the groups."""
+        """The findings, after the walk. Tensors that no operation has read take no part in the groups.
+
+        The arguments are those of `Observed` and `Findings`.
+        """
         axes = [axis for fake, opened in self.axes if id(fake) in self.observer.used for axis in opened]
         return Findings(
             subject=self.subject,

@@ -1,4 +1,4 @@
-"""The analysis of a model whose forward is not looked into: every layer's outputs are channels of their own."""
+"""The analysis for the path "hooks": the outputs of each layer are a group of their own."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from fxprune.channels.vector import Vector
 
 
 def analyze_single_layers(subject: Subject, *, strict: bool) -> Findings:
-    """Findings in which the outputs of every hookable layer are a group; layers that make results are locked.
+    """Findings in which the outputs of each hookable layer are one group. All other dimensions are locked.
 
-    A forward hook puts the removed outputs back, so nothing else shrinks.
+    Only the weight and the bias of that layer shrink, because a forward hook fills up its output with zeros. Layers
+    whose output is a result of the model are locked too.
     """
     opened = Opened(subject, strict=strict)
     results, counted = _run(opened)
@@ -37,10 +38,13 @@ def analyze_single_layers(subject: Subject, *, strict: bool) -> Findings:
 
 
 def _run(opened: Opened) -> tuple[set[str], list[Found]]:
-    """Run the model once: the layers whose output is a result of it, in whatever shape, and all multiply-adds."""
+    """Run the model once on its example inputs.
+
+    Returns the paths of the layers whose output, or a view of it, is a result of the model; and all multiply-adds.
+    """
     captured, scopes = opened.subject.captured, opened.scopes
     layers = {path for path, _ in hookable(captured.module)}
-    made: dict[int, tuple[str, torch.Tensor]] = {}  # holds the tensors, so that no address is used twice
+    made: dict[int, tuple[str, torch.Tensor]] = {}  # the tensors are kept, so that no address is used twice
 
     def leave(scope: Scope, args: Any, kwargs: Any, output: Any) -> None:
         if scope.name in layers:
@@ -57,7 +61,11 @@ def _run(opened: Opened) -> tuple[set[str], list[Found]]:
 def _lock_all_but_outputs(
     opened: Opened, weights: dict[str, str], results: set[str], vectors: dict[tuple[str, int], Vector]
 ) -> None:
-    """Lock every dimension but the outputs of hookable layers; a bias goes with the rows of its weight."""
+    """Lock all dimensions but the outputs of hookable layers, and unify the bias of each with the rows of its weight.
+
+    weights: path of a hookable layer -> name of its weight. results: paths of the layers that make results.
+    vectors: as `Opened.vectors` returns them.
+    """
     terms, free = opened.terms, {f"{path}.{leaf}" for path in weights for leaf in ("weight", "bias")}
     event = opened.observer.event("hooks", "layers are looked at one by one, so only their own outputs can go")
     for (name, dim), vector in vectors.items():
@@ -72,7 +80,11 @@ def _lock_all_but_outputs(
 
 
 def _scaled(terms: Terms, path: str, op: str, macs: int | None, rows: Vector | None) -> Contraction:
-    """The multiply-adds of a layer, in proportion to its own outputs; those of other operations stay."""
+    """The multiply-adds of one operation.
+
+    They are proportional to the outputs of the layer that runs it, whose vector is `rows`; None if the layer cannot
+    shrink, and the number is constant.
+    """
     if macs is None:
         return Contraction(op, path, None)
     shares = (terms.fixed(macs),) if rows is None else (terms.fixed(macs // rows.size), rows)

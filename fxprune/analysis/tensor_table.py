@@ -1,4 +1,4 @@
-"""The parameters, buffers and tensor constants of a model, by name."""
+"""The tensors of an analysed model by name, and their dimensions with vectors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from fxprune.channels.groups import Axis
 
 @dataclass(frozen=True, eq=False)
 class TensorTable:
-    """Every parameter, buffer and tensor constant once.
+    """Every parameter, buffer and tensor constant of a model, each once.
 
-    by_name: each under its first name. aliases: the first name of a tied tensor -> its other names.
-    axes: the dimensions that may shrink, those of constants included.
+    by_name: first name -> the tensor.
+    aliases: first name of a tied tensor -> its other names.
+    axes: the dimensions that may shrink, also those of constants.
     """
 
     by_name: Mapping[str, torch.Tensor]
@@ -24,14 +25,14 @@ class TensorTable:
     axes: tuple[Axis, ...]
 
     def names_of(self, name: str) -> tuple[str, ...]:
-        """All names of a tensor, by its first one."""
+        """All names of a tensor. `name` is its first name."""
         return (name, *self.aliases.get(name, ()))
 
     @cached_property
     def first_names(self) -> Mapping[str, str]:
-        """The first name of a tied tensor, by each of its other names."""
+        """Other name of a tied tensor -> its first name."""
         return {alias: name for name, aliases in self.aliases.items() for alias in aliases}
 
     def first_name(self, name: str) -> str:
-        """The first name of a tensor, by any of its names."""
+        """The first name of a tensor. `name` is any of its names."""
         return self.first_names.get(name, name)

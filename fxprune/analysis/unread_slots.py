@@ -1,7 +1,7 @@
 """Slots of parameters and buffers that the example inputs do not reach.
 
-`self.position_ids[:, : x.shape[1]]` reads as many slots as the example has. The others belong to longer inputs: nothing
-was seen of them, so they stay.
+For example, `self.position_ids[:, : x.shape[1]]` reads as many slots as the input is long. The other slots are for
+longer inputs. The analysis has not seen how they are used, so they are not removed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ _PARTIAL = ("aten::slice", "aten::narrow", "aten::select")
 
 
 class UnreadSlots:
-    """Follows slices of the tensors that were opened; any other operation that reads such a tensor reads all of it."""
+    """Notes which slots of the model's tensors are read.
+
+    Only slices read a part of a tensor; other operations read all.
+    """
 
     def __init__(self) -> None:
         self._opened: dict[int, torch.Tensor] = {}
@@ -27,16 +30,19 @@ class UnreadSlots:
         self._parts: dict[int, dict[int, Bools]] = {}
 
     def open(self, tensor: torch.Tensor, real: torch.Tensor) -> None:
-        """Follow this tensor, which stands for a real one, from now on."""
+        """Begin to follow a tensor. `real` is the model's tensor that it was made from."""
         self._opened[id(tensor)] = tensor
         self._real[id(real)] = real
 
     def follows(self, tensor: torch.Tensor) -> bool:
-        """True if the model holds this tensor."""
+        """True if this is a tensor of the model, given as `real`."""
         return id(tensor) in self._real
 
     def note(self, operation: str, raw: dict[str, Any], made: Any) -> None:
-        """Note that an operation has read its arguments."""
+        """Note that an operation has read its arguments.
+
+        raw: the arguments by name, with tensors. made: the result.
+        """
         for value in raw.values():
             for tensor in value if isinstance(value, (list, tuple)) else (value,):
                 if isinstance(tensor, torch.Tensor):
@@ -65,7 +71,10 @@ class UnreadSlots:
         parts[dim] = parts.get(dim, np.zeros(size, dtype=bool)) | taken
 
     def missed(self, tensor: torch.Tensor) -> dict[int, Bools]:
-        """Per dimension that was only read in parts, the slots that no operation read."""
+        """Dimension -> a flag per slot, True = no operation has read it.
+
+        Dimensions that were read whole are left out.
+        """
         if id(tensor) in self._whole:
             return {}
         return {dim: ~taken for dim, taken in self._parts.get(id(tensor), {}).items() if not taken.all()}

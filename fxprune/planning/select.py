@@ -61,7 +61,7 @@ def _keeps(findings: Findings, names: Names, group: Group, modules: set[str], te
 
 
 def _is_output(findings: Findings, member: Member) -> bool:
-    return findings.opens(member.parameter, member.dim) or member.tensor.ndim == 1
+    return findings.is_output_dim(member.parameter, member.dim) or member.tensor.ndim == 1
 
 
 def _opened(findings: Findings, names: Names, group: Group) -> dict[str, None]:

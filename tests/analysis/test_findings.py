@@ -11,7 +11,7 @@ from torch import nn
 
 import fxprune
 from fxprune.analysis.findings import Findings
-from fxprune.analysis.hold import hold
+from fxprune.analysis.lock_channels import lock_channels
 from fxprune.errors import RewriteError
 from fxprune.rewrite.norms import preserve
 
@@ -56,7 +56,7 @@ def refusal(findings, name):
 
 
 def test_holding_channels_gives_other_findings_and_leaves_these(findings):
-    held = hold(findings, refusal(findings, "first.weight"))
+    held = lock_channels(findings, refusal(findings, "first.weight"))
     assert type(held) is type(findings)
     assert [group.name for group in held.groups] == ["second"]
     assert held.locked[0].event is held.events[-1]
@@ -66,12 +66,12 @@ def test_holding_channels_gives_other_findings_and_leaves_these(findings):
 
 
 def test_holding_twice_holds_both(findings):
-    once = hold(findings, refusal(findings, "first.weight"))
+    once = lock_channels(findings, refusal(findings, "first.weight"))
     seen = answers(once)
-    twice = hold(once, refusal(once, "second.weight"))
+    twice = lock_channels(once, refusal(once, "second.weight"))
     assert not twice.groups
     assert answers(once) == seen
-    assert hold(twice, refusal(twice, "second.weight")) is None
+    assert lock_channels(twice, refusal(twice, "second.weight")) is None
     assert answers(findings) == expected()
 
 

@@ -1,4 +1,4 @@
-"""Locking channels that cannot be rewritten, in other findings."""
+"""After an error of the rewrite: new findings, in which the channels that caused it are locked."""
 
 from __future__ import annotations
 
@@ -19,19 +19,24 @@ from fxprune.ops import Event, Operand
 FindingsT = TypeVar("FindingsT", bound=Findings)
 
 
-def hold(findings: FindingsT, error: RewriteError) -> FindingsT | None:
-    """The findings with the channels locked that could not be rewritten, or None where nothing is left to lock.
+def lock_channels(findings: FindingsT, error: RewriteError) -> FindingsT | None:
+    """New findings in which the channels that caused an error are locked; None if there is nothing left to lock.
 
-    Grids (heads, blocks) go first: a literal size inside an opaque function is mostly theirs. Everything else that
-    enters follows if that was not it. What fails in one block of a model fails in all of them: they are held together.
-    The findings passed in stay as they are.
+    The error names dimensions, or a module, or a node. All modules of that class, or all calls of that function, are
+    treated alike, since an error in one block of a model usually occurs in all of them. If some of their dimensions are
+    grids (heads, blocks), only these are locked, because most sizes that are written into code count heads or blocks.
+    If the rewrite fails again, a second call locks the rest.
     """
     node = next(n for n in findings.captured.graph.nodes if n.name == error.node)
     vectors = list(error.vectors)
     if not vectors:
-        vectors = [v for scope in _alike(findings, error.scope) for v in _inside(findings, error.node, scope)]
+        vectors = [
+            v
+            for scope in _modules_of_same_class(findings, error.scope)
+            for v in _vectors_inside(findings, error.node, scope)
+        ]
     if not vectors:
-        vectors = [v for same in _same_function(findings, node) for v in _entering(findings, same)]
+        vectors = [v for same in _calls_of_same_function(findings, node) for v in _entering_vectors(findings, same)]
     solution = findings.solution
     why = f"its sizes cannot be recounted: {error.why}"
     grids = [v for v in vectors if solution.is_grid(v)]
@@ -46,7 +51,7 @@ def hold(findings: FindingsT, error: RewriteError) -> FindingsT | None:
     return replace(findings, observed=observed, solution=solve(terms, solution.axes))
 
 
-def _entering(findings: Findings, node: fx.Node) -> list[Vector]:
+def _entering_vectors(findings: Findings, node: fx.Node) -> list[Vector]:
     operands = [findings.observed.nodes[n.name] for n in node.all_input_nodes]
     vectors = [v for o in leaves(operands, Operand) if isinstance(o, Operand) for v in o.vectors]
     if node.op == "call_module":
@@ -54,8 +59,11 @@ def _entering(findings: Findings, node: fx.Node) -> list[Vector]:
     return vectors
 
 
-def _alike(findings: Findings, scope: str) -> list[str]:
-    """The paths of a module and of all others of its class; none for a node, one for a layer of torch."""
+def _modules_of_same_class(findings: Findings, scope: str) -> list[str]:
+    """The paths of all modules of the same class as the one at `scope`.
+
+    Only `scope` itself for a layer of torch; none if it is empty or a node.
+    """
     if not scope or scope.startswith("%"):
         return []
     kind = type(findings.captured.module.get_submodule(scope))
@@ -64,15 +72,18 @@ def _alike(findings: Findings, scope: str) -> list[str]:
     return [name for name, module in findings.captured.module.named_modules() if type(module) is kind]
 
 
-def _same_function(findings: Findings, node: fx.Node) -> list[fx.Node]:
-    """All calls of the function that a node calls, the node alone if it is one of torch's."""
+def _calls_of_same_function(findings: Findings, node: fx.Node) -> list[fx.Node]:
+    """All nodes that call the same function as `node`; only `node` for a function of torch or a module."""
     if not isinstance(node.target, types.FunctionType) or node.target.__module__.startswith("torch."):
         return [node]
     return list(findings.captured.graph.find_nodes(op="call_function", target=node.target))
 
 
-def _inside(findings: Findings, node: str, scope: str) -> list[Vector]:
-    """The vectors that the operations of a module inside a node made, or else took, as far as they can still shrink."""
+def _vectors_inside(findings: Findings, node: str, scope: str) -> list[Vector]:
+    """The vectors that can shrink in the results of the operations in a module; if none can, those in its inputs.
+
+    node: the name of the node that runs the module. scope: the path of the module.
+    """
     can_shrink = findings.solution.can_shrink
     outputs = findings.observed.observations[node].outputs
     made = [
