@@ -18,7 +18,7 @@ OLD_NAMES = {
     "fxprune.sparse.layouts": "fxprune.sparse.storage.layouts",
     "fxprune.sparse.magnitude": "fxprune.sparse.weights.magnitude",
     "fxprune.sparse.matrices": "fxprune.sparse.storage.matrices",
-    "fxprune.sparse.regrow": "fxprune.sparse.dynamic.regrow",
+    "fxprune.sparse.regrow": "fxprune.sparse.dynamic.selection",
     "fxprune.sparse.semi_structured": "fxprune.sparse.storage.semi_structured",
     "fxprune.sparse.statistics": "fxprune.criteria.activation",
     "fxprune.sparse.surgery": "fxprune.sparse.weights.surgery",
