@@ -1,4 +1,4 @@
-"""Everything about every ATen operation: the registries, and one file per family of operations."""
+"""The ATen operations: everything that the package knows of each, in one file per family, and the tables of it."""
 
 from fxprune.ops import (
     attention,

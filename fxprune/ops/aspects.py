@@ -1,8 +1,11 @@
-"""The aspects of an operation besides its channel rule: one table per aspect, one decorator per table.
+"""The aspects of an operation besides its channel rule.
+
+Each aspect is one thing that the package has to know of an operation. It has a table, from operations to functions, and
+a decorator that puts a function into it.
 
 All functions of an operation stand together in the file of its family, its rule first. Layer norm, for example:
 
-    @rule("aten::native_layer_norm")                       # what it does to channels
+    @rule("aten::native_layer_norm")                       # its effect on channels
     def layer_norm(call, input, normalized_shape, weight, bias): ...
 
     @resizes("aten::native_layer_norm", targets=(F.layer_norm,))     # arguments in a graph that are sizes
@@ -17,16 +20,16 @@ All functions of an operation stand together in the file of its family, its rule
     @respells("aten::native_layer_norm", targets=(F.layer_norm,))    # its node, counting the original width
     def wide_layer_norm(statistic): ...
 
-    @depends("aten::native_layer_norm")                    # which results follow the inputs of the model
+    @depends("aten::native_layer_norm")                    # the results that depend on the inputs of the model
     def layer_norm_dependence(seen): ...
 
-    @reads_constants("aten::native_layer_norm")            # over which channels it sums
+    @reads_constants("aten::native_layer_norm")            # the channels that it sums over
     def layer_norm_constants(seen): ...
 
     absent("aten::native_layer_norm", multiply_adds="statistics are not counted", positions="no argument is one")
 
-`multiplies` and `repositions` are the two that layer norm lacks. `absent` says why; an operation of the package has
-every aspect, or a reason for each that it lacks.
+Layer norm lacks two aspects, those of `multiplies` and `repositions`, and `absent` says why. An operation of the
+package has every aspect, or a reason for each one that it lacks.
 """
 
 from __future__ import annotations
@@ -45,11 +48,11 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 @dataclass(frozen=True, eq=False)
 class Aspect(Generic[FunctionT]):
-    """A table of functions.
+    """The table of one aspect.
 
-    functions: those of an operation, by its name. keys: the function that is found by something else: the target of a
-        node, the name of a Python function, the type of a module.
-    reasons: why an operation has none.
+    functions: name of an operation -> its functions, the first one counts.
+    keys: the same functions by another key: the target of a node, the name of a Python function, the type of a module.
+    reasons: name of an operation -> why it lacks this aspect.
     """
 
     name: str
@@ -58,7 +61,14 @@ class Aspect(Generic[FunctionT]):
     reasons: dict[str, str] = field(default_factory=dict)
 
     def add(self, function: FunctionT, operations: Iterable[Any], keys: Iterable[Any] = (), twice: str = "") -> None:
-        """Register a function. Raises `RuleError` where a key has one already, or an operation and `twice` says so."""
+        """Register a function for operations, and under keys.
+
+        twice: the message for an operation that has a function already, with {} for its name; "" if it may have
+            several.
+
+        Raises `RuleError` where a key has another function, an operation has one and `twice` is given, or `absent` has
+        said that an operation lacks this aspect.
+        """
         names = [name_of(operation) for operation in operations]
         taken = [name for name in names if name in self.functions] if twice else []
         if taken or any(name in self.reasons for name in names):
@@ -73,12 +83,12 @@ class Aspect(Generic[FunctionT]):
             self.keys[key] = function
 
     def of(self, operation: str) -> FunctionT | None:
-        """The function of an operation; `relu_` has that of `relu`."""
+        """The function of an operation, None if it has none; `relu_` has that of `relu`."""
         found = self.functions.get(operation) or self.functions.get(operation.removesuffix("_"))
         return found[0] if found else None
 
     def at(self, target: Any) -> FunctionT | None:
-        """The function of a node's target: a Python function, the name of a method, an operation."""
+        """The function for the target of a node (a Python function, the name of a method, an operation), or None."""
         if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
             return self.keys.get(name_of(target))
         return self.keys.get(target)
@@ -97,19 +107,21 @@ ASPECTS: Mapping[str, Aspect[Any]] = {
     aspect.name: aspect
     for aspect in (MULTIPLY_ADDS, SIZES, POSITIONS, READERS, MODULES, RESPELLINGS, DEPENDENCE, CONSTANTS)
 }
-"""All tables, in the order in which an operation's functions stand."""
+"""All tables by name, in the order in which the functions of an operation stand."""
 
 
 SLOT_BY_SLOT = "no sum runs over channels that can be removed: a constant stays one, or the dimension stays"
-"""The reason for which most operations read no constants."""
+"""The reason why most operations read no constants."""
 
 
 def multiplies(*operations: Any) -> Callable[[FunctionT], FunctionT]:
-    """Register how many multiply-adds operations do: a list of products, each a tuple of dimensions.
+    """Register the multiply-adds of operations.
 
-    The function is called with those arguments of the operation that it names, as the operator's schema spells them: a
-    tensor is the tuple of its dimensions, a list of tensors a list of such tuples; `out` is the output, the first one
-    where there are several. What multiplies nothing returns an empty list, None says that the number is unknown.
+    The function returns a list of products, each a tuple of dimensions: the number of multiply-adds is the sum of these
+    products. It returns an empty list if the operation multiplies nothing, and None if the number is unknown.
+
+    Its parameters are arguments of the operation, by the names of the operator's schema. A tensor comes as the tuple of
+    its dimensions, a list of tensors as a list of such tuples. `out` is the (first) output.
 
     An operation has one formula: registering a second one raises `RuleError`.
 
@@ -123,10 +135,12 @@ def multiplies(*operations: Any) -> Callable[[FunctionT], FunctionT]:
 def resizes(
     *operations: Any, targets: Iterable[Any] = (), calls: Iterable[Any] = ()
 ) -> Callable[[FunctionT], FunctionT]:
-    """Register how the arguments of a node that are sizes get their new values: a function of the `Site`.
+    """Register how the arguments of a node that are sizes get their new values.
 
-    operations: those that have these arguments. targets: the Python functions and names of methods that have them too.
-    calls: operations with other arguments that such a function calls.
+    The function is called with the `Site` of the node, and changes its arguments.
+
+    operations: the operations with these arguments. targets: Python functions, and names of methods, that have the same
+        arguments at the same positions. calls: operations with other arguments, which these Python functions call.
     """
     return _decorator(SIZES, (*operations, *calls), _targets(operations, targets))
 
@@ -134,37 +148,52 @@ def resizes(
 def repositions(
     *operations: Any, targets: Iterable[Any] = (), calls: Iterable[Any] = ()
 ) -> Callable[[FunctionT], FunctionT]:
-    """Register how the arguments of a node that are positions get their new values. Otherwise as `resizes`."""
+    """Register how the arguments of a node that are positions get their new values; used like `resizes`."""
     return _decorator(POSITIONS, (*operations, *calls), _targets(operations, targets))
 
 
 def reads(*operations: Any, functions: Iterable[str]) -> Callable[[FunctionT], FunctionT]:
-    """Register which integers in a call of Python functions with these names count which dimension.
+    """Register which integers in the call of a Python function count dimensions.
 
-    The function is called with a `PythonCall` and returns, for each, its value and what it counts, see `Counted`.
+    The function is called with a `PythonCall`, and returns a `Counted` for each such integer.
+
+    functions: the names of the Python functions and methods.
     """
     return _decorator(READERS, operations, functions)
 
 
 def recounts(*operations: Any, modules: Iterable[type]) -> Callable[[FunctionT], FunctionT]:
-    """Register which attributes of modules of these types count something: a function from (module, use) to them."""
+    """Register which attributes of modules of these types count something.
+
+    The function is called with the module, whose parameters have their new sizes, and a `Use`. It returns
+    {attribute: new value}, None for a value that is unknown.
+    """
     return _decorator(MODULES, operations, modules)
 
 
 def respells(*operations: Any, targets: Iterable[Any] = ()) -> Callable[[FunctionT], FunctionT]:
-    """Register how the node of a statistic is written that keeps counting its original width: a new node."""
+    """Register how the node of a statistic is replaced by one that keeps counting the original width.
+
+    The function is called with a `StatisticNode`, and returns the new node.
+    """
     return _decorator(RESPELLINGS, operations, _targets(operations, targets))
 
 
 def depends(*operations: Any) -> Callable[[FunctionT], FunctionT]:
-    """Register which elements of the results depend on the inputs of the model: a function of what was `Seen`."""
+    """Register which elements of the results depend on the inputs of the model.
+
+    The function is called with the operation that is about to run, a `Seen`. It returns one `Dependence` for all
+    results, or a list with one for each.
+    """
     return _decorator(DEPENDENCE, operations, twice="the dependence of {} is known already")
 
 
 def reads_constants(*operations: Any) -> Callable[[FunctionT], FunctionT]:
-    """Register over which channels an operation sums: a function from what is `Seen` to a list of its reads.
+    """Register over which channels an operation sums.
 
-    Without one, and without `absent`, removed slots of every argument must be zero. See `fxprune.ops.constants`.
+    The function is called with the operation that is about to run, a `Seen`. It returns a list of `WeightedSum`, `Sum`
+    or `Whole`, see `fxprune.ops.constants`. If an operation has no function, and no reason in `absent`, removed slots
+    of all its arguments must be zero.
     """
     return _decorator(CONSTANTS, operations, twice="the reading of constants of {} is known already")
 
@@ -172,7 +201,9 @@ def reads_constants(*operations: Any) -> Callable[[FunctionT], FunctionT]:
 def absent(*operations: Any, **reasons: str) -> None:
     """Say why operations lack aspects: `absent("aten::relu", sizes="no argument is one")`.
 
-    Raises `RuleError` where an operation has the aspect.
+    reasons: name of an aspect in `ASPECTS` -> the reason.
+
+    Raises `RuleError` where an operation has the aspect, or a reason already.
     """
     for aspect, why in reasons.items():
         table = ASPECTS[aspect]
@@ -183,6 +214,7 @@ def absent(*operations: Any, **reasons: str) -> None:
 
 
 def _targets(operations: Iterable[Any], targets: Iterable[Any]) -> tuple[Any, ...]:
+    """The keys of an aspect of nodes: operations by name, and other targets."""
     return (*map(name_of, operations), *targets)
 
 

@@ -1,10 +1,10 @@
-"""Fused attention: q [n, h, l, e], k [n, h, s, e], v [n, h, s, f], all of it one operation.
+"""Fused attention: one operation for q [n, h, l, e], k [n, h, s, e], v [n, h, s, f].
 
-What a fused kernel promises is what its parts would: two contractions and a softmax between them. Only the kernels
-are here; where torch has none (other than four dimensions, dropout on a CPU, values of another width than the
-queries), `scaled_dot_product_attention` takes itself apart into operations that have rules of their own. The widths
-e and f are therefore independent. A graph that calls a kernel of equal widths itself is caught when its sizes are
-settled: that operation then gives another shape than is promised here, and its channels are held.
+Its rule is that of its parts, two contractions and a softmax between them. Only the fused kernels are here. Where torch
+has no kernel (tensors without four dimensions, dropout on a CPU, values of another width than the queries),
+`scaled_dot_product_attention` runs operations that have rules of their own. So the widths e and f may become different
+here. If a graph calls a kernel that needs equal widths, its result gets another shape than the rule says; that is found
+when the sizes of the graph are settled, and the channels are locked.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ KERNELS = """
 def attention(call: Call, query: Operand, key: Operand, value: Operand) -> list[Operand]:
     """y[n, h, l, f] = sum_s softmax_s(sum_e q[n, h, l, e] * k[n, h, s, e] + mask[n, h, l, s]) * v[n, h, s, f]
 
-    The mask is broadcast. Fewer heads in k and v than in q are shared: q[n, (h g)] meets k[n, h] and v[n, h].
+    The mask is broadcast. Where k and v have fewer heads than q, g heads of q share one: q[n, (h g)] meets k[n, h].
     """
     batch, heads, length, width = query.vectors
     call.heads(heads)
@@ -54,7 +54,7 @@ def attention(call: Call, query: Operand, key: Operand, value: Operand) -> list[
         call.lock(key.dim(2), "causal attention compares positions")
     zero = [value.zero[0], value.zero[1] and not shared, False, value.zero[3]]
     outputs = [call.operand([batch, heads, length, value.dim(3)], zero)]
-    for shape in call.shapes[1:]:  # the logarithm of the softmax's sum per query; random seeds; nothing at all
+    for shape in call.shapes[1:]:  # logsumexp of each query's scores, random seeds, or empty tensors
         known: list[Vector] = [batch, heads, length] if len(shape) > 2 else []
         kept = [v if v.size == s else call.fixed(s) for v, s in zip(known, shape, strict=False)]
         outputs.append(call.operand([*kept, *(call.fixed(s) for s in shape[len(kept) :])], False))
@@ -62,7 +62,7 @@ def attention(call: Call, query: Operand, key: Operand, value: Operand) -> list[
 
 
 def _shared(call: Call, heads: Vector, fewer: Vector) -> bool:
-    """Tie the heads of the queries to those of the keys; whether several of them meet the same one."""
+    """Tie the heads of the queries to those of the keys; True if several heads of the queries share one of the keys."""
     if heads.size == fewer.size:
         call.same(heads, fewer)
         return False
@@ -76,7 +76,7 @@ _KERNELS = tuple(f"aten::{name}" for name in KERNELS)
 
 @depends(*_KERNELS)
 def attention_dependence(seen: Seen) -> list[Dependence]:
-    """Each column as a whole: zero where the values always are."""
+    """Each channel of a head depends, unless all its values are zero."""
     live = seen.live(seen["value"]).any(-2, keepdim=True)
     heads = seen["query"].shape[-3]
     if live.shape[-3] != heads:
@@ -86,20 +86,20 @@ def attention_dependence(seen: Seen) -> list[Dependence]:
 
 @reads_constants(*_KERNELS)
 def attention_constants(seen: Seen) -> list[Read]:
-    """Scores are a sum over the width of queries and keys."""
+    """The scores are sums over the width of queries and keys."""
     return [Sum(seen["query"], -1, seen["key"], -1)]
 
 
 @multiplies(*_KERNELS)
 def attention_products(query: Dims, key: Dims, value: Dims) -> list[Dims]:
-    """n h l s e and n h l s f; a causal mask is not taken off"""
+    """n h l s e and n h l s f; what a causal mask leaves out is counted too"""
     batch, heads, length, width = query[0], query[1], query[2], met(query[3], key[3])
     return [(batch, heads, length, key[2], width), (batch, heads, length, key[2], value[3])]
 
 
 @resizes("aten::scaled_dot_product_attention", *_KERNELS, targets=(F.scaled_dot_product_attention,))
 def attention_scale(site: Site) -> None:
-    """The scale is a number, not a size: it stays that of the original width, where torch would take the new one."""
+    """Write the scale of the original width: without one, torch would compute it from the new width."""
     query = site.operand(site.argument(0, "query"))
     if site.node.kwargs.get("scale") is None and site.removal.kept(query.dim(-1)) is not None:
         site.node.update_kwarg("scale", query.shape[-1] ** -0.5)

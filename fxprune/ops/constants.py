@@ -1,8 +1,12 @@
 """The reads of an operation, as data: the values that functions registered with `reads_constants` return.
 
-Such a function gets an operation that is about to run, as a `Seen`, and lists its reads. An operation reads a channel
-in one of three ways: it sums over the channels with constant weights, so that a bias can take up a constant; it sums
-over them in another way, so that removed ones must be zero; or nothing is known. What it does slot by slot is no read.
+An operation reads a channel in one of three ways:
+
+- `WeightedSum`: it sums over the channels with constant weights, as a layer does. A bias can take up a constant.
+- `Sum`: it sums over them in another way. Removed channels must be zero there.
+- `Whole`: nothing is known. Removed channels must be zero.
+
+An operation that treats each slot on its own, as relu does, reads nothing: a constant stays a constant.
 """
 
 from __future__ import annotations
@@ -17,14 +21,18 @@ from fxprune.ops.dependence import Seen
 
 @dataclass(frozen=True, eq=False)
 class WeightedSum:
-    """y[o, s'] = sum_{k, t} columns[o, k, t] * x[k, s], with constant columns.
+    """y[o, s'] = sum_{k, t} columns[o, k, t] * x[k, s], with columns that do not depend on the inputs.
 
-    dim: the dimension of x that is summed over, and `out` that of the outputs in the result, counted from the end.
-    columns: [outputs, slots of a block, taps]; transposed [outputs of a block, slots of all blocks, taps].
-    outputs: how many there are, in as many blocks as the slots.
-    bias: the tensor that is added per output. weight: the tensor whose numbers the columns are, if it can change.
-    padded: True if zeros stand around x in space, so that a constant is another one near the border.
-    apply: the operation without bias, for another x.
+    A tap t is a position in the kernel: each pair of s' and t reads one position s. A matrix product has one tap.
+
+    x: the tensor that is read. dim: the dimension of x that is summed over.
+    columns: the weight as [outputs, slots of a block, taps]; [outputs of a block, slots of all blocks, taps] if
+        `transposed`. blocks: the number of conv groups; outputs and slots are in as many blocks.
+    outputs: the number of outputs. out: their dimension in the result, counted from the end (-1 is the last).
+    bias: the tensor that is added to each output. weight: the parameter that the columns are views of, None if its
+        numbers must not change.
+    padded: True if zeros are padded around x in space, so that a constant adds less near the border.
+    apply: the operation without bias, as a function of x.
     """
 
     x: torch.Tensor
@@ -42,7 +50,11 @@ class WeightedSum:
 
 @dataclass(frozen=True, eq=False)
 class Sum:
-    """Any other sum over a dimension, where removed slots must be zero: in x or in the factor that it meets."""
+    """Any other sum over a dimension of x, in which removed slots must be zero.
+
+    factor: the second tensor of a product, None if there is none; `factor_dim` is its dimension that is summed over.
+        It is enough if removed slots are zero in one of the two.
+    """
 
     x: torch.Tensor
     dim: int
@@ -52,7 +64,7 @@ class Sum:
 
 @dataclass(frozen=True, eq=False)
 class Whole:
-    """An operation that may do anything with some tensors: removed slots of all their dimensions must be zero."""
+    """An unknown use of some tensors: removed slots of all their dimensions must be zero."""
 
     tensors: Sequence[torch.Tensor]
 
@@ -61,5 +73,5 @@ Read = WeightedSum | Sum | Whole
 
 
 def whole(seen: Seen) -> list[Read]:
-    """Each argument as a whole."""
+    """The reads of an operation of which nothing is known: all its tensors."""
     return [Whole(seen.tensors)]

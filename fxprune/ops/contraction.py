@@ -1,7 +1,7 @@
-"""Contractions: products summed over shared letters. Each is an einsum string; equal letters are the same vector.
+"""Contractions: products that are summed over dimensions. Each is an einsum string, in which a letter is a vector.
 
-A sum over a dimension is exact when one factor is zero at the removed slots: parameters are, and so is what comes
-out of a layer whose weights and bias are removed. Otherwise the dimension is marked.
+A sum over a dimension is exact if one factor is zero at the removed slots. The removed slots of parameters are zero,
+and so are the outputs of a layer whose weights and bias are removed. Otherwise the dimension is marked.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NOT_ZERO = "a sum over values that are not zero where the channel is gone"
 
 
 def contract(call: Call, equation: str, *operands: Operand) -> Operand:
-    """einsum over vectors: equal letters are unified, letters missing from the output are summed over."""
+    """The result of an einsum. Dimensions with one letter are tied; letters that the output lacks are summed over."""
     inputs, output = equation.split("->")
     vectors: dict[str, Vector] = {}
     zero: dict[str, bool] = {}
@@ -45,7 +45,7 @@ def contract(call: Call, equation: str, *operands: Operand) -> Operand:
 
 
 def plus(call: Call, addend: Operand, product: Operand) -> Operand:
-    """addend + product, broadcast: zero only where both are."""
+    """The result of addend + product, broadcast; removed slots are zero if they are in both."""
     vectors = broadcast(call, [product, addend], product.shape)
     zero = []
     for d in range(-product.ndim, 0):
@@ -62,7 +62,7 @@ def mm(call: Call, self: Operand, mat2: Operand) -> Operand:
 
 @depends("aten::mm", "aten::bmm", "aten::mv", "aten::dot", "aten::vdot", "aten::linear")
 def product_dependence(seen: Seen) -> Dependence:
-    """Each column as a whole: depends where a slot does that meets a factor that is not always zero."""
+    """A column depends if one of its products does: a factor that depends, times one that is not always zero."""
     a, b = seen.tensors[:2]
     if seen.func._schema.name == "aten::linear":
         bias = seen["bias"]
@@ -71,7 +71,7 @@ def product_dependence(seen: Seen) -> Dependence:
 
 
 def _product(seen: Seen, a: torch.Tensor, b: torch.Tensor) -> Dependence:
-    """[.., m, k] times [.., k, n]: shape [.., 1, n]."""
+    """The dependence of the columns of [.., m, k] times [.., k, n]; shape [.., 1, n]."""
     da, db = seen.of(a), seen.of(b)
     if da is False and db is False:
         return False
@@ -84,7 +84,7 @@ def _product(seen: Seen, a: torch.Tensor, b: torch.Tensor) -> Dependence:
 
 @depends("aten::addmm", "aten::baddbmm", "aten::addbmm", "aten::addmv")
 def add_product_dependence(seen: Seen) -> Dependence:
-    """Depends where the product or what is added to it does."""
+    """Depends where the product or the addend does."""
     addend, a, b = seen.tensors[:3]
     if b.ndim < 2:
         return anything(seen)
@@ -96,7 +96,7 @@ def add_product_dependence(seen: Seen) -> Dependence:
 
 @reads_constants("aten::mm", "aten::addmm")
 def mm_constants(seen: Seen) -> list[Read]:
-    """A layer where the second factor is constant, else any product."""
+    """A weighted sum if the second factor is constant, as in a linear layer; else a product of two tensors."""
     a, b = seen.tensors[-2:]
     if seen.of(b) is not False:
         return product_constants(seen)
@@ -115,7 +115,7 @@ def product_constants(seen: Seen) -> list[Read]:
 
 @reads_constants("aten::addbmm")
 def addbmm_constants(seen: Seen) -> list[Read]:
-    """A sum over the batch, too."""
+    """The sum of a product, and the sum over the batch."""
     a, b = seen.tensors[-2:]
     return [*product_constants(seen), Sum(a, 0, b, 0)]
 
@@ -176,7 +176,7 @@ def addr(call: Call, self: Operand, vec1: Operand, vec2: Operand) -> Operand:
 
 @depends("aten::addr")
 def addr_dependence(seen: Seen) -> Dependence:
-    """Depends where the addend does, or one factor where the other is not always zero."""
+    """Depends where the addend does, or where one factor does and the other is not always zero."""
     addend, a, b = seen.tensors[:3]
     columns = _product(seen, a[:, None], b[None, :])
     rows = _product(seen, b[:, None], a[None, :])
@@ -189,11 +189,15 @@ def addr_products(vec1: Dims, vec2: Dims) -> list[Dims]:
     return [(*vec1, *vec2)]
 
 
+absent("aten::addr", constants=SLOT_BY_SLOT)
+
+
 @rule("aten::_grouped_mm")
 def grouped_mm(call: Call, self: Operand, mat2: Operand, offs: Operand | None) -> Operand:
-    """y[m, n] = sum_k a[m, k] * b[e, k, n] for the rows m of expert e: the rows stay where they are, as do experts.
+    """y[m, n] = sum_k a[m, k] * b[e, k, n], where e is the expert of row m; the offsets say where its rows end.
 
-    Also with the ragged dimension in b (y[m, n], n belongs to e) or in the sum (y[e, m, n], k belongs to e).
+    The dimension that is divided among the experts may also be n (y[m, n]) or k (y[e, m, n]). It is locked; whole
+    experts can be removed, with their offsets.
     """
     ragged = "the offsets of the groups count this dimension"
     forms = {(2, 3): "mk,ekn->mn", (3, 2): "emk,kn->mn", (2, 2): "mk,kn->mn", (3, 3): "emk,ekn->emn"}
@@ -203,7 +207,7 @@ def grouped_mm(call: Call, self: Operand, mat2: Operand, offs: Operand | None) -
         if operand.ndim == 3 and form != (3, 3):
             if offs is None or offs.dim(0).size != operand.dim(0).size:
                 call.lock(operand.dim(0), "the groups of a grouped product")
-            else:  # an expert is removed with the end of its rows
+            else:  # an expert is removed with its offset
                 call.same(operand.dim(0), offs.dim(0))
     if form in ((2, 2), (3, 3)):
         for vector in offs.vectors if offs is not None else ():
@@ -218,16 +222,19 @@ def grouped_mm(call: Call, self: Operand, mat2: Operand, offs: Operand | None) -
 
 @depends("aten::_grouped_mm", "aten::_trilinear")
 def grouped_mm_dependence(seen: Seen) -> Dependence:
-    """Each element depends if anything does."""
+    """Everything depends if anything does."""
     return anything(seen)
 
 
 @multiplies("aten::_grouped_mm")
 def grouped_mm_products(self: Dims, mat2: Dims) -> list[Dims]:
-    """m k n: each row, column or term of the sum belongs to one matrix; e m k n where all have the same size."""
+    """m k n, since each m, k or n belongs to one expert; e m k n for a batch of equal products"""
     if len(self) == 3 and len(mat2) == 3:
         return bmm_products(self, mat2)
     return [(self[-2], met(self[-1], mat2[-2]), mat2[-1])]
+
+
+reads_constants("aten::_grouped_mm")(whole)
 
 
 @rule("aten::_cdist_forward", "aten::_euclidean_dist")
@@ -244,7 +251,7 @@ def distances(call: Call, x1: Operand, x2: Operand) -> Operand:
 
 @depends("aten::_cdist_forward", "aten::_euclidean_dist")
 def distances_dependence(seen: Seen) -> Dependence:
-    """Depends for each pair of which one does."""
+    """The distance of a pair depends if one of the two does."""
     x1, x2 = seen["x1"], seen["x2"]
     a, b = over(seen.of(x1), x1, [-1]), over(seen.of(x2), x2, [-1])
     return either(a, b if isinstance(b, bool) else b.transpose(-1, -2))
@@ -252,13 +259,13 @@ def distances_dependence(seen: Seen) -> Dependence:
 
 @reads_constants("aten::_cdist_forward", "aten::_euclidean_dist")
 def distances_constants(seen: Seen) -> list[Read]:
-    """A sum over the channels of differences: both must be zero."""
+    """A sum over the channels of differences: removed slots must be zero in both tensors."""
     return [Sum(seen["x1"], -1), Sum(seen["x2"], -1)]
 
 
 @multiplies("aten::_cdist_forward", "aten::_euclidean_dist")
 def distances_products(x1: Dims, x2: Dims, out: Dims) -> list[Dims]:
-    """One for each slot of each pair"""
+    """p r m: one for each slot of each pair"""
     return [(*out, met(x1[-1], x2[-1]))]
 
 
@@ -320,7 +327,7 @@ def linear(call: Call, input: Operand, weight: Operand, bias: Operand | None) ->
 
 @reads_constants("aten::linear")
 def linear_constants(seen: Seen) -> list[Read]:
-    """A sum over the last dimension of both; torch takes it apart before it runs."""
+    """A sum over the last dimension of both. Usually torch runs it as `addmm`, which can fold constants."""
     return [Sum(seen["input"], -1, seen["weight"], -1)]
 
 
@@ -364,7 +371,7 @@ def trilinear_products(
     expand3: Sequence[int],
     sumdim: Sequence[int],
 ) -> list[Dims]:
-    """Two products one after the other: what only the first two have is summed over in the first."""
+    """Two products, one after the other: the first sums over those letters that the third factor lacks."""
     total = len(i1) + len(expand1)
     full = []
     for dims, expand in ((i1, expand1), (i2, expand2), (i3, expand3)):
@@ -377,6 +384,7 @@ def trilinear_products(
 
 
 def _either(a: Any, b: Any) -> Any:
+    """The size of a letter that one or both of two factors have, None for a factor without it."""
     return b if a is None else a if b is None else met(a, b)
 
 
@@ -387,12 +395,12 @@ def bilinear_attributes(module: Any, use: Use) -> dict[str, Any]:
     return {"out_features": out, "in1_features": first, "in2_features": second}
 
 
-reads_constants("aten::_grouped_mm", "aten::_trilinear")(whole)
+reads_constants("aten::_trilinear")(whole)
+
 _PRODUCTS = (
     *("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::addbmm", "aten::addr", "aten::_grouped_mm"),
     *("aten::mv", "aten::addmv", "aten::dot", "aten::vdot", "aten::_cdist_forward", "aten::_euclidean_dist"),
 )
-absent("aten::addr", constants=SLOT_BY_SLOT)
 absent(*_PRODUCTS, modules="no module of torch is this operation alone")
 absent(
     *(*_PRODUCTS, "aten::linear", "aten::_trilinear"),

@@ -1,4 +1,4 @@
-"""Convolutions: a contraction over the channels, of each group on its own, and a window over space."""
+"""Convolutions: a sum over the channels of each group, and over a window in space."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def convolution(
 
 @depends(*_CONVOLUTIONS, "aten::cudnn_convolution")
 def convolution_dependence(seen: Seen) -> Dependence:
-    """Every output channel as a whole: depends where an input channel does that it reads with a weight."""
+    """An output channel depends if an input channel does that it reads with a weight that is not zero."""
     x, w, bias = seen.tensors[0], seen["weight"], seen.raw.get("bias")
     if seen.of(w) is not False or (bias is not None and seen.of(bias) is not False):
         return True
@@ -82,7 +82,7 @@ def convolution_dependence(seen: Seen) -> Dependence:
 
 @reads_constants(*_CONVOLUTIONS, "aten::cudnn_convolution")
 def convolution_constants(seen: Seen) -> list[Read]:
-    """A sum over the channels of a group, each with its window; a weight that depends is no constant column."""
+    """A weighted sum over the channels of a group; nothing is known if the weight depends on the inputs."""
     x, w, bias = seen.tensors[0], seen["weight"], seen.raw.get("bias")
     if seen.of(w) is not False:
         return [Whole(seen.tensors)]
@@ -108,7 +108,7 @@ def convolution_constants(seen: Seen) -> list[Read]:
 
 @multiplies(*_CONVOLUTIONS)
 def convolution_products(input: Dims, weight: Dims, out: Dims, transposed: bool) -> list[Dims]:
-    """n (g o) i k s': the whole weight at each position of the output; transposed, at each of the input"""
+    """n (g o) i k s': the whole weight at each position s' of the output; of the input if transposed"""
     spatial = len(weight) - 2
     places = input if transposed else out
     return [(*input[: len(input) - spatial - 1], *weight, *places[len(places) - spatial :])]
@@ -124,7 +124,7 @@ def convolution_sizes(site: Site) -> None:
     *(f"aten::{name}" for name in _NAMES), targets=[getattr(module, name) for module in (F, torch) for name in _NAMES]
 )
 def python_convolution_sizes(site: Site) -> None:
-    """The number of groups, where it is another one than is written or meant."""
+    """The number of groups, unless the written one, or the default 1, is right."""
     groups = site.counted("groups")[0]
     if site.value(site.argument(6, "groups", 1)) != groups:
         site.put(6, "groups", groups)
@@ -138,7 +138,7 @@ def convolution_integers(call: PythonCall) -> Iterable[Counted]:
 
 @recounts(*_CONVOLUTIONS, modules=(conv._ConvNd,))
 def convolution_attributes(module: Any, use: Use) -> dict[str, Any]:
-    """Groups as they were counted, channels of the weight."""
+    """The number of groups as the operation counted it, and channels from the sizes of the weight."""
     groups = (use.counted("groups") or (module.groups,))[0]
     first, second = stored_weight(module).shape[:2]
     if module.transposed:

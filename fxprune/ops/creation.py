@@ -1,4 +1,8 @@
-"""Tensors made in forward. A constant fill is the same at any size, so its slots are free; ranges are not."""
+"""Tensors that forward makes.
+
+A tensor with one value everywhere is the same at any size, so its slots can be removed. One whose values follow from
+their positions (a range) stays.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ RANGES = "linspace logspace eye randperm randint tril_indices triu_indices hann_
 
 @rule(*(f"aten::{name}" for name in FILLS))
 def fills(call: Call) -> Operand:
-    """y[i] = value, for as many i as `size` says"""
+    """y[i] = value, for i below `size`"""
     made = call.operand([call.fresh(s) for s in call.shapes[0]], False)
     call.count("size", *made.vectors)
     return made
@@ -31,7 +35,7 @@ def fills(call: Call) -> Operand:
 
 @rule(*(f"aten::{name}" for name in ZEROS))
 def zeros(call: Call) -> Operand:
-    """y[i] = 0, for as many i as `size` says"""
+    """y[i] = 0, for i below `size`"""
     made = call.operand([call.fresh(s) for s in call.shapes[0]])
     call.count("size", *made.vectors)
     return made
@@ -95,7 +99,7 @@ absent(
 
 @rule("aten::arange")
 def arange(call: Call) -> Operand:
-    """y[i] = start + step * i; counted from 0 in ones, the numbers are the positions in the result itself."""
+    """y[i] = start + step * i. With start 0 and step 1, the numbers are positions in the result itself."""
     arguments, (size,) = call.arguments, call.shapes[0]
     if arguments.get("start", 0) != 0 or arguments.get("step", 1) != 1 or arguments["end"] != size:
         return call.constant()
@@ -105,20 +109,20 @@ def arange(call: Call) -> Operand:
 
 @resizes("aten::arange", targets=(torch.arange,))
 def arange_end(site: Site) -> None:
-    """The positions in a dimension that loses slots: as many as are left."""
+    """The end, if it is the only argument: the number of slots that are left."""
     if site.result is not None and len(site.node.args) == 1:
         site.put(0, "end", site.removal.count(site.result.dim(0)))
 
 
 @reads("aten::arange", functions=("arange",))
 def arange_integers(call: PythonCall) -> Iterable[Counted]:
-    """The end, where it is all that is said."""
+    """The end, if it is the only argument."""
     return [Counted(call.args[0], call.result.dim(0))] if len(call.args) == 1 else ()
 
 
 @resizes("aten::one_hot", targets=(F.one_hot,))
 def one_hot_classes(site: Site) -> None:
-    """The number of classes; it is compared with the positions that `arange` makes."""
+    """The number of classes."""
     if site.result is not None:
         site.put(1, "num_classes", site.removal.count(site.result.dim(-1)))
 

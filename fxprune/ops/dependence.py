@@ -1,9 +1,11 @@
-"""Dependence of tensors on the inputs of a model, as a function of an operation sees it.
+"""The dependence of tensors on the inputs of a model, and the tools for functions registered with `depends`.
 
-A *dependence* is a bool tensor of the shape of the tensor or one that broadcasts to it, True where an element depends
-on the inputs; `True` and `False` stand for all and for none. What does not depend on them is a constant of the model.
-A function may say that a constant depends on the inputs, and does so for constants that follow the size of the inputs,
-but never the other way round.
+A *dependence* says which elements of a tensor depend on the inputs. It is a bool tensor whose shape broadcasts to that
+of the tensor, True where an element depends; or `True` for all elements, `False` for none. An element that does not
+depend is a constant of the model.
+
+A function may be careful and say that a constant depends; it must never say that an element which depends is a
+constant. A number that changes with the *size* of the inputs depends on them, too.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ Dependence = bool | torch.Tensor
 class Seen:
     """An operation that is about to run.
 
-    raw: its arguments by name. of: the dependence of a tensor.
+    func: the operator. raw: its arguments, by the names of the schema. of: a function, the dependence of a tensor.
     """
 
     func: Any
@@ -39,7 +41,7 @@ class Seen:
         return [v for v in found if isinstance(v, torch.Tensor)]
 
     def live(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The elements at which a tensor is not always zero."""
+        """Flags of the elements that are not always zero, since they depend on the inputs or are another constant."""
         dependence = self.of(tensor)
         if dependence is True:
             return torch.ones_like(tensor, dtype=torch.bool)
@@ -47,7 +49,7 @@ class Seen:
 
 
 def either(*dependences: Dependence) -> Dependence:
-    """Depends where any of them does, broadcast."""
+    """The dependence of elements that depend where any of these does, broadcast."""
     made: Dependence = False
     for other in dependences:
         if made is True or other is True:
@@ -57,7 +59,7 @@ def either(*dependences: Dependence) -> Dependence:
 
 
 def along(dependence: Dependence, tensor: torch.Tensor, dim: int) -> torch.Tensor:
-    """Per index of a dimension whether any element there depends, shape [size of the dimension]."""
+    """Flags of the slots of a dimension, [size]: True if any element of the slot depends."""
     size = tensor.shape[dim]
     if isinstance(dependence, bool):
         return torch.full((size,), dependence, device=tensor.device)
@@ -66,7 +68,10 @@ def along(dependence: Dependence, tensor: torch.Tensor, dim: int) -> torch.Tenso
 
 @dataclass(frozen=True, eq=False)
 class Settled:
-    """The dependence of a result, and the numbers that it has where it does not depend, free of rounding."""
+    """The dependence of a result, and the exact numbers of its constants, which the operation itself would round.
+
+    values: of the shape of `dependence`; only those where it is False count.
+    """
 
     dependence: torch.Tensor
     values: torch.Tensor
@@ -77,7 +82,7 @@ class Settled:
 
 
 def anything(seen: Seen) -> Dependence:
-    """All of the results depend where any element of any argument does."""
+    """The dependence where nothing better is known: everything depends if any element of any argument does."""
     return any(depends_anywhere(seen.of(tensor)) for tensor in seen.tensors)
 
 
@@ -87,35 +92,39 @@ def depends_anywhere(dependence: Dependence) -> bool:
 
 
 def nothing(seen: Seen) -> Dependence:
-    """A result that is made from a shape alone."""
+    """The dependence of a result that is made from a shape and numbers alone: none."""
     return False
 
 
 def over(dependence: Dependence, tensor: torch.Tensor, dims: Sequence[int], keepdim: bool = True) -> Dependence:
-    """The dependence of a function of all elements along some dimensions."""
+    """The dependence of a result that is computed from all elements along some dimensions of a tensor."""
     if isinstance(dependence, bool) or not dims:
         return dependence
     return dependence.expand(tensor.shape).amax(tuple(dims), keepdim=keepdim)
 
 
 def moved(seen: Seen) -> Dependence | list[Dependence]:
-    """Data that is moved: the operation itself moves the dependence."""
+    """The dependence of results whose elements are elements of the arguments: it is moved as they are."""
     return _run_on(seen, seen.of)
 
 
 def summed(seen: Seen, **changed: Any) -> Dependence | list[Dependence]:
-    """Data that is moved and added up: a sum follows how many constants there are, unless they are zero."""
+    """The dependence of results whose elements are sums of moved elements.
+
+    A sum of constants changes with their number, unless they are zero: so elements that are not zero depend.
+    changed: arguments of the operation that are replaced.
+    """
     return _run_on(seen, seen.live, **changed)
 
 
 def _run_on(
     seen: Seen, dependence_of: Callable[[torch.Tensor], Dependence], **changed: Any
 ) -> Dependence | list[Dependence]:
-    """The results of the operation for 1 where an argument depends and 0 elsewhere; `changed` are other arguments."""
+    """Run the operation itself on 1 where an element depends and 0 elsewhere; the result depends where it is not 0."""
     if any(depends_anywhere(seen.of(t)) for t in seen.tensors if not t.is_floating_point()):
         return True
     raw = {name: _flags(value, dependence_of) for name, value in seen.raw.items()} | changed
-    for name in ("value", "values"):  # a number that is written is no dependence
+    for name in ("value", "values"):  # a number that is written into the result does not depend
         if isinstance(raw.get(name), (int, float)):
             raw[name] = 0.0
     positional = [raw.pop(a.name) for a in seen.func._schema.arguments if not a.kwarg_only]
@@ -124,6 +133,7 @@ def _run_on(
 
 
 def _flags(value: Any, dependence_of: Callable[[torch.Tensor], Dependence]) -> Any:
+    """An argument with its floating tensors replaced by their dependence, as 0 and 1 in float64."""
     if isinstance(value, torch.Tensor):
         if not (value.is_floating_point() or value.is_complex()):
             return value
@@ -137,7 +147,7 @@ def _flags(value: Any, dependence_of: Callable[[torch.Tensor], Dependence]) -> A
 
 
 def constant_planes(planes: torch.Tensor, rounding: float = 1e-13) -> torch.Tensor:
-    """The rows of [n, positions] that hold one number at all positions, but for rounding."""
+    """Flags of the rows of [n, positions], True if a row holds one number at all positions, up to rounding."""
     if not planes.numel():
         return torch.ones(len(planes), dtype=torch.bool, device=planes.device)
     spread = (planes - planes[:, :1]).abs().amax(1)

@@ -1,7 +1,7 @@
 """Elementwise operations: y[..., i, ...] = f(a[..., i, ...], b[..., i, ...], ...) under broadcasting.
 
-Vectors of equal size are the same; a dimension of size 1 adopts the other. Nothing mixes two slots, so no rule
-of its own is needed for any of them: the list below is the documentation.
+Dimensions of equal size are tied; one of size 1 takes the other's vector. No operation mixes two slots, so one rule
+serves all of them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ RANDOM = """
 
 
 def broadcast(call: Call, operands: Sequence[Operand], shape: Sequence[int]) -> tuple[Vector, ...]:
-    """The vectors of the broadcast of `operands`, aligned from the last dimension."""
+    """The vectors of the broadcast of `operands` to `shape`, aligned from the last dimension; equal sizes are tied."""
     vectors = []
     for d, size in enumerate(shape, start=-len(shape)):
         vector = None
@@ -64,7 +64,7 @@ def broadcast(call: Call, operands: Sequence[Operand], shape: Sequence[int]) -> 
 
 @rule(*(f"aten::{name}" for name in ELEMENTWISE))
 def elementwise(call: Call, *operands: Operand) -> list[Operand]:
-    """y[i] = f(a[i], b[i], ...): equal sizes are the same, size 1 adopts."""
+    """y[i] = f(a[i], b[i], ...), broadcast"""
     outputs = []
     for shape in call.shapes:
         if shape == (0,):  # some return an empty second output
@@ -89,7 +89,7 @@ def elementwise_dependence(seen: Seen) -> Dependence:
 
 @depends("aten::mul")
 def mul_dependence(seen: Seen) -> Dependence:
-    """A product is zero where one factor always is."""
+    """Depends where a factor does, unless the other one is always zero."""
     a, b = seen["self"], seen["other"]
     if not isinstance(b, torch.Tensor):
         return False if b == 0 else seen.of(a)
@@ -97,6 +97,7 @@ def mul_dependence(seen: Seen) -> Dependence:
 
 
 def _times(dependence: Dependence, seen: Seen, factor: torch.Tensor) -> Dependence:
+    """A dependence, without the elements at which a factor is always zero."""
     if dependence is False:
         return False
     live = seen.live(factor)
@@ -105,18 +106,18 @@ def _times(dependence: Dependence, seen: Seen, factor: torch.Tensor) -> Dependen
 
 @rule("aten::eq", "aten::ne", labels="own")
 def equal(call: Call, self: Operand, other: Any) -> list[Operand]:
-    """y[i] = a[i] == b[i]. Positions in a dimension compared with positions in the same one follow its numbering."""
+    """y[i] = a[i] == b[i]. Two tensors of positions in one dimension may be compared; both are renumbered with it."""
     operands = [o for o in (self, other) if isinstance(o, Operand)]
     labels = [o.labels for o in operands if o.labels is not None]
     made = elementwise(call, *operands)
     if len(labels) == 2 and labels[0].size == labels[1].size:
         call.same(*labels)
-        if call.op == "aten::eq":  # nothing is at a removed position
+        if call.op == "aten::eq":  # no number is equal to a removed position
             gone = labels[0].representative
             zero = [z or v.representative is gone for z, v in zip(made[0].zero, made[0].vectors, strict=True)]
             return [Operand(made[0].vectors, tuple(zero))]
         return made
-    if call.op == "aten::eq" and len(operands) == 2:  # other numbers may be zero as well
+    if call.op == "aten::eq" and len(operands) == 2:  # two zeros are equal
         made = [call.operand(made[0].vectors, False)]
     beyond = isinstance(other, (int, float)) and labels and not 0 <= other < labels[0].size
     for vector in () if beyond else labels:
@@ -138,19 +139,19 @@ def copies_dependence(seen: Seen) -> Dependence:
 
 @rule(*(f"aten::{name}" for name in RANDOM))
 def random(call: Call, *operands: Operand) -> list[Operand]:
-    """y[i] = a random number, which x[i] or the numbers at i describe"""
+    """y[i] = a random number, whose distribution may follow from the arguments at i"""
     return [call.operand(broadcast(call, operands, shape), False) for shape in call.shapes]
 
 
 @depends(*(f"aten::{name}" for name in RANDOM if "dropout" not in name))
 def random_dependence(seen: Seen) -> Dependence:
-    """A random number is no constant."""
+    """Everything depends: a random number is no constant."""
     return True
 
 
 @depends("aten::dropout", "aten::native_dropout")
 def dropout_dependence(seen: Seen) -> list[Dependence]:
-    """Zeros stay zeros."""
+    """Depends where the argument is not always zero: a zero stays zero."""
     return [seen.live(seen["input"]), True]
 
 
@@ -160,6 +161,12 @@ def copy(call: Call, self: Operand, src: Operand) -> Operand:
     vectors = broadcast(call, [self, src], call.shapes[0])
     zero = [_carries_zero(src, d, v.size) for d, v in enumerate(vectors, start=-len(vectors))]
     return call.operand(vectors, zero)
+
+
+@depends("aten::copy")
+def copy_dependence(seen: Seen) -> Dependence:
+    """The dependence of the source."""
+    return seen.of(seen["src"])
 
 
 @recounts("aten::_prelu_kernel", modules=(nn.PReLU,))
@@ -181,39 +188,40 @@ absent(
 )
 
 
-@depends("aten::copy")
-def copy_dependence(seen: Seen) -> Dependence:
-    """The dependence of the source."""
-    return seen.of(seen["src"])
-
-
 def _carries_zero(operand: Operand, d: int, size: int) -> bool:
-    """True if removed slots of dimension d (from the end) are zero in this operand; broadcast ones are not."""
+    """True if removed slots are zero in this operand; False if it is broadcast there.
+
+    d: the dimension, counted from the end. size: its size in the result.
+    """
     return operand.ndim >= -d and operand.vectors[d].size == size and operand.zero[d]
 
 
 _NUMBERS = (1.37, 0.4, -0.73, -2.1, 2.9)
 _ROUNDS = (*(_NUMBERS[k:] + _NUMBERS[:k] for k in range(len(_NUMBERS))), _NUMBERS[:1] * len(_NUMBERS))
-"""The numbers that the other operands have, in turn: different numbers, all pairs of signs, and equal numbers."""
+"""The numbers that an operation is tried on, one tuple per trial: different numbers with all pairs of signs, then equal
+ones."""
 _PROBES: dict[tuple[Any, ...], tuple[float, ...]] = {}
 
 
 def vanishes(call: Call, zero: Sequence[bool]) -> bool:
-    """True if f is 0 where the operands with `zero` are 0, whatever the others are."""
+    """True if the operation gives 0 where some operands are 0, whatever the others are. zero: a flag per operand."""
     return all(value == 0 for value in _values(call, zero))
 
 
 def breaks(call: Call, zero: Sequence[bool]) -> bool:
-    """True if f is infinite or no number where the operands with `zero` are 0, and not so in general: 1 / x."""
+    """True if the operation has no finite result where some operands are 0, but has one elsewhere, as 1 / x.
+
+    zero: a flag per operand.
+    """
     if not any(zero) or any(math.isfinite(value) for value in _values(call, zero)):
         return False
     return any(math.isfinite(value) for value in _values(call, [False] * len(zero)))
 
 
 def _values(call: Call, zero: Sequence[bool]) -> tuple[float, ...]:
-    """f at zero for the operands with `zero`, for several values of the others.
+    """The results of the operation for 0 in some operands, and for several numbers in the others.
 
-    Asked of the operation itself, on single numbers, once per operation and scalar arguments.
+    The operation itself is run on single numbers, once for each operation, flags and other arguments.
     """
     values: list[Any] = []
     tensors = iter(zero)
@@ -231,14 +239,19 @@ def _values(call: Call, zero: Sequence[bool]) -> tuple[float, ...]:
 
 
 _UNKNOWN = 1.0
-"""The value of an operation that cannot be asked: neither zero nor infinite."""
+"""The result of an operation that cannot be run on single numbers: neither zero nor infinite."""
 
 
 def _kind(dtype: torch.dtype) -> str:
+    """The kind of number to run an operation on: "b" bool, "f" float (also for complex), "i" integer."""
     return "b" if dtype == torch.bool else "f" if dtype.is_floating_point or dtype.is_complex else "i"
 
 
 def _probe(call: Call, values: Sequence[tuple[Any, ...]], numbers: Sequence[float]) -> float:
+    """The result of the operation on single numbers.
+
+    values: (name, zero, kind) of each tensor and (name, value) of each other argument. numbers: for the other tensors.
+    """
     following = itertools.cycle(numbers)
 
     def tensor(zero: bool, kind: str) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""Indexing: what a list of positions picks or writes.
+"""Indexing: reading and writing at a list of positions.
 
-A list whose numbers are known is a movement. A dimension that is indexed by other numbers stays, and every dimension
-that is not indexed passes through, as do the dimensions of the list itself.
+If the numbers in the list are constants, the slots are moved, and can be removed. Otherwise the dimension that is
+indexed is locked. All other dimensions of the tensor, and the dimensions of the list, are those of the result.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def index_select(call: Call, self: Operand, dim: int, index: Operand) -> Operand
 
 @rule("aten::index", "aten::_unsafe_index", labels="own")
 def index(call: Call, self: Operand, indices: Sequence[Operand | None]) -> Operand:
-    """y[j, c] = x[index[j], c]: a constant list is a movement; numbers that are not known lock what they index."""
+    """y[j, c] = x[index[j], c]; numbers that are not known lock the dimension that they index."""
     lists = [(d, i) for d, i in enumerate(indices) if i is not None]
     first = lists[0][1]
     if len(lists) == 1 and first.ndim == 1 and first.labels is None and not _is_mask(call, lists[0][0]):
@@ -45,7 +45,7 @@ def index(call: Call, self: Operand, indices: Sequence[Operand | None]) -> Opera
 
 @rule("aten::index_put", "aten::_unsafe_index_put", "aten::_index_put_impl")
 def index_put(call: Call, self: Operand, indices: Sequence[Operand | None], values: Operand) -> Operand:
-    """y = x, but y[index[j], c] = values[j, c]; one value for a whole mask is elementwise."""
+    """y = x, but y[index[j], c] = values[j, c]. One value for all positions of a mask is elementwise."""
     first = next(d for d, i in enumerate(indices) if i is not None)
     mask = indices[first]
     if mask is not None and all(size == 1 for size in values.shape) and _is_mask(call, first) and _alone(indices):
@@ -53,9 +53,9 @@ def index_put(call: Call, self: Operand, indices: Sequence[Operand | None], valu
         for d, vector in enumerate(mask.vectors, start=first):
             call.same(self.dim(d), vector)
             vectors[d] = vector if self.dim(d).fixed else self.dim(d)
-            zero[d] = self.zero[d] and mask.zero[d - first]  # where the mask is false nothing is written
+            zero[d] = self.zero[d] and mask.zero[d - first]  # nothing is written where the mask is false
         return call.operand(vectors, zero)
-    for listed in indices:  # a removed entry of a list would no longer be written
+    for listed in indices:  # without an entry of the list, one slot less would be written
         for vector in listed.vectors if listed is not None else ():
             call.lock(vector, WRITTEN)
     target, positions = _picked(call, self, None, WRITTEN)
@@ -72,15 +72,16 @@ def index_put(call: Call, self: Operand, indices: Sequence[Operand | None], valu
 
 
 def _alone(indices: Sequence[Operand | None]) -> bool:
+    """True if only one list or mask is given."""
     return sum(i is not None for i in indices) == 1
 
 
 def _picked(call: Call, self: Operand, shape: Sequence[int] | None, why: str) -> tuple[Operand, dict[int, int]]:
-    """x[indices] for any lists and masks: what is indexed is locked, the rest and the lists' own dimensions pass.
+    """The operand of x[indices], for any lists and masks, and the new place of each dimension that is not indexed.
 
-    The dimensions of the lists stand where the first one stood, in front of everything if a dimension lies between
-    two lists. A mask takes up as many dimensions as it has, and stands for one list of a length that is data. Also
-    returns the new positions of the dimensions that are not indexed.
+    Indexed dimensions are locked, for the reason `why`. As in torch, the dimensions of the lists come where the first
+    list stood, or first of all if there is another dimension between two lists. A mask indexes as many dimensions as it
+    has, and is like one list, whose length depends on the data. shape: that of the result, None if it is not needed.
     """
     indices: Sequence[Operand | None] = call.arguments["indices"]
     dims: list[int] = []
@@ -119,7 +120,7 @@ def _picked(call: Call, self: Operand, shape: Sequence[int] | None, why: str) ->
 
 
 def _chosen(call: Call, vector: Vector, index: Operand, why: str) -> None:
-    """Ties the dimension that positions choose from to the one that they are positions in; any other stays."""
+    """Tie the dimension that is indexed to the one that the numbers are positions in; lock it if that is unknown."""
     if index.labels is not None and index.labels.size == vector.size:
         call.same(vector, index.labels)
         return
@@ -130,7 +131,7 @@ def _chosen(call: Call, vector: Vector, index: Operand, why: str) -> None:
 
 @rule("aten::gather", labels="own")
 def gather(call: Call, self: Operand, dim: int, index: Operand) -> Operand:
-    """y[i, j, k] = x[i, index[i, j, k], k]: the dimension that is indexed stays, the others are those of the list."""
+    """y[i, j, k] = x[i, index[i, j, k], k]: the dimension that is indexed stays."""
     zero = list(self.zero)
     for d, (vector, listed) in enumerate(zip(self.vectors, index.vectors, strict=True)):
         if d == dim % len(zero):
@@ -172,7 +173,7 @@ def scatter(call: Call, self: Operand, dim: int, index: Operand) -> Operand:
             for other in others:
                 call.lock(other, WRITTEN)
             _chosen(call, vector, index, WRITTEN)
-            continue  # nothing is written at a removed position
+            continue  # no number is a removed position, so nothing is written there
         for other in others:
             if along or other.size != vector.size:
                 call.lock(vector, WRITTEN)
@@ -233,7 +234,7 @@ def written(call: Call, self: Operand, src: Operand) -> Operand:
     *("aten::_unique", "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive"),
 )
 def counted(call: Call, *operands: Operand) -> list[Operand]:
-    """y = the positions or values of the entries that are not zero, that a mask marks, that differ from the others"""
+    """y = the positions or values of those entries that are not zero, that a mask selects, or that are unique"""
     return call.refuse(operands, "how many entries there are is data")
 
 
@@ -249,7 +250,7 @@ depends(
     *("aten::scatter", "aten::scatter_add", "aten::scatter_reduce", "aten::index_add", "aten::index_reduce"),
 )
 def written_dependence(seen: Seen) -> Dependence | list[Dependence]:
-    """The dependence of the written values; where these are added, also that of the tensor."""
+    """The dependence of the tensor and of the values that are written into it; a sum depends if it is not zero."""
     changed = {"reduce": "amax"} if "reduce" in seen.raw else {"alpha": 1} if "alpha" in seen.raw else {}
     if seen.func._schema.name == "aten::scatter" and changed:
         changed = {"reduce": "add"}
@@ -264,7 +265,7 @@ depends(
 
 
 def gathered(call: Call, vector: Vector, index: Operand) -> Vector:
-    """vector[index], the list following the new numbering where it is a buffer; unknown numbers lock."""
+    """The vector of x[index] for one list. A list in a buffer is renumbered; unknown numbers lock the vector."""
     positions = integers(index)
     if positions is None or index.ndim == 0:
         call.lock(vector, "indexed by numbers that are not known")

@@ -1,4 +1,4 @@
-"""Layers of torch: the dimension of their parameters that counts their outputs."""
+"""The output dimension of a parameter: the dimension with one slot for each output of its layer."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ OUTPUT_DIMS: Mapping[type[nn.Module], int] = {
     nn.RNNBase: 0,  # weight_ih [gates x hidden, in], weight_hh [gates x hidden, hidden], weight_hr [out, hidden]
     rnn.RNNCellBase: 0,
 }
-"""Type of a layer -> the dimension of its weights that counts outputs; subclasses are like their nearest base class."""
+"""Type of a layer -> the output dimension of its weights. A subclass has that of its nearest base class."""
 
 
 def output_dim(module: nn.Module, ndim: int) -> int:
-    """The dimension that counts outputs, in a parameter of `ndim` dimensions of this module; 0 where it is unknown."""
+    """The output dimension of a parameter of this module, 0 where it is unknown. ndim: its number of dimensions."""
     return known_output_dim(module, ndim) or 0
 
 
 def known_output_dim(module: nn.Module, ndim: int) -> int | None:
-    """The same, None in a module of the user's own, whose parameters may mean anything.
+    """As `output_dim`, but None in a module that is not of torch: its parameters may mean anything.
 
     Biases and the parameters of norms have their outputs in dimension 0.
 
@@ -41,7 +41,9 @@ def known_output_dim(module: nn.Module, ndim: int) -> int | None:
 
 
 def weight_output_dim(module: nn.Module, name: str, ndim: int) -> int | None:
-    """The dimension that counts the outputs of a layer in this parameter, None where it is no weight of a layer.
+    """The output dimension of a parameter if it is the weight of a layer, None if not.
+
+    name: its name in the module, such as "weight" or "weight_ih".
 
     >>> weight_output_dim(nn.Linear(2, 3), "weight", 2), weight_output_dim(nn.Linear(2, 3), "bias", 1)
     (0, None)
@@ -50,5 +52,5 @@ def weight_output_dim(module: nn.Module, name: str, ndim: int) -> int | None:
 
 
 def _of_layer(module: nn.Module) -> int | None:
-    """The entry of the table for a module, None where it is no such layer."""
+    """The entry of `OUTPUT_DIMS` for a module, None if it is no such layer."""
     return next((OUTPUT_DIMS[kind] for kind in type(module).__mro__ if kind in OUTPUT_DIMS), None)

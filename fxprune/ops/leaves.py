@@ -1,4 +1,4 @@
-"""Modules that are treated as one operation: a rule of their own says what their forward does."""
+"""Modules that are treated as one operation, with a rule that says what their forward does to channels."""
 
 from __future__ import annotations
 
@@ -31,21 +31,22 @@ class LeafCall(Call):
         return self.parameters[name]
 
     def mark(self, vector: Vector, why: str, *, width: bool = False) -> None:
-        """Locks: the reference cannot take a statistic over kept slots inside such a module."""
+        """Lock the vector: inside such a module the reference cannot take a statistic over the kept slots alone."""
         self.lock(vector, why)
 
 
 def leaf(*types: type[nn.Module], weight: Callable[..., Tensor] | None = None) -> Callable[[LeafRule], LeafRule]:
     """Treat modules of these types as one operation, with this rule.
 
-    weight: for subclasses of linear layers and convolutions that compute with another weight than their parameter: that
-        weight, of the module. With it constants can be folded into such a layer.
+    The rule is called with a `LeafCall` and the arguments of forward, in which tensors are `Operand`s. It ties the
+    dimensions that lose the same slots (`call.same`), and returns the `Operand` of the output, or a sequence of them.
+    A parameter of the module is `call.parameter("weight")`. Every dimension of every parameter must be tied, or locked
+    with `call.lock`: one that is left alone could lose any slots. `call.count("width", vector)` says that the attribute
+    `width` of the module is the size of that dimension, so that it is recounted when channels are removed.
 
-    The rule is called with a `LeafCall` and what forward was called with, tensors as `Operand`s. It ties what belongs
-    together, `call.parameter("weight")` included, and returns the `Operand` of the output, or a sequence of them.
-    `call.count("width", vector)` says that the attribute `width` of the module is the size of that dimension: it is
-    recounted when channels are removed. Parameters of the module shrink as the rule ties them; what it leaves alone
-    could be removed freely, so every dimension of every parameter must be tied, or locked with `call.lock`.
+    weight: a function from the module to the weight that its forward computes with. It is for subclasses of linear
+        layers and convolutions that compute with another weight than their parameter; without it, constants cannot be
+        folded into such a layer.
 
     Symbolic tracing does not trace into such a module. A class has one rule: a second one raises `RuleError`.
 
@@ -55,7 +56,7 @@ def leaf(*types: type[nn.Module], weight: Callable[..., Tensor] | None = None) -
     ...         super().__init__()
     ...         self.width, self.weight = width, torch.nn.Parameter(torch.ones(width))
     ...     def forward(self, x):
-    ...         assert x.shape[-1] == self.width  # what no tracer could follow
+    ...         assert x.shape[-1] == self.width  # no tracer could follow this
     ...         return x * self.weight
     >>> @fxprune.leaf(Scale)
     ... def scale(call, x):
@@ -86,6 +87,6 @@ def leaf_rule(module: nn.Module | None) -> LeafRule | None:
 
 
 def leaf_weight(module: nn.Module) -> Tensor | None:
-    """The weight that a leaf computes with, None where it did not say."""
+    """The weight that a leaf computes with, None if `leaf` was not given a function for it."""
     function = _WEIGHTS.get(type(module))
     return None if function is None else function(module)

@@ -1,4 +1,4 @@
-"""Lookups: rows of a table by their number, each of them a vector of channels."""
+"""Lookups: rows of a table are read by their number; the columns are channels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def embedding(call: Call, weight: Operand, indices: Operand) -> Operand:
 
 @depends("aten::embedding")
 def embedding_dependence(seen: Seen) -> Dependence:
-    """A column that is the same in every row is a constant."""
+    """A column depends, unless it is the same number in every row of the table."""
     w = seen["weight"]
     return ~(w == w[:1]).all(0) if seen.of(w) is False else True
 
@@ -39,22 +39,26 @@ def embedding_renorm(call: Call, self: Operand, indices: Operand) -> Operand:
 
 @depends("aten::embedding_renorm")
 def embedding_renorm_dependence(seen: Seen) -> Dependence:
-    """Rows that are looked up are scaled: all depends where anything does."""
+    """Everything depends if anything does: the rows that are looked up are scaled."""
     return anything(seen)
+
+
+reads_constants("aten::embedding_renorm")(whole)
+absent("aten::embedding_renorm", modules="the table belongs to `nn.Embedding`, which counts")
 
 
 @rule("aten::_embedding_bag", "aten::_embedding_bag_forward_only")
 def embedding_bag(
     call: Call, weight: Operand, indices: Operand, offsets: Operand, per_sample_weights: Operand | None
 ) -> list[Operand]:
-    """y[b, c] = sum, mean or max over the rows i of bag b of w[i, c]; rows are looked up by number and stay."""
+    """y[b, c] = sum, mean or max of w[i, c] over the rows i of bag b; rows are looked up by number and stay."""
     call.lock(weight.dim(0), "rows of an embedding are looked up by number")
     for part in (indices, offsets, per_sample_weights):
         if part is not None:
             call.lock(part.dim(0), "entries of a bag")
     bags, *rest = call.shapes
     outputs = [call.operand([call.fixed(bags[0]), weight.dim(1)], [True, weight.zero[1]])]
-    for shape in rest:  # offsets and sizes of the bags, and in mode "max" the row of every maximum
+    for shape in rest:  # offsets and sizes of the bags; in mode "max" the row of every maximum
         vectors = [call.fixed(s) for s in shape]
         outputs.append(call.operand([*vectors[:1], weight.dim(1)] if shape == bags else vectors, False))
     return outputs
@@ -62,7 +66,7 @@ def embedding_bag(
 
 @depends("aten::_embedding_bag", "aten::_embedding_bag_forward_only")
 def embedding_bag_dependence(seen: Seen) -> list[Dependence]:
-    """A column of zeros stays zero; another one follows which rows are in a bag, and is zero in an empty one."""
+    """A column depends, unless it is all zero: other constants change with the number of rows in a bag."""
     w = seen["weight"]
     return [seen.live(w).any(0), *(True for _ in seen.func._schema.returns[1:])]
 
@@ -76,9 +80,7 @@ def embedding_attributes(module: Any, use: Use) -> dict[str, Any]:
     return {"num_embeddings": module.weight.shape[0], "embedding_dim": module.weight.shape[1]}
 
 
-reads_constants("aten::embedding_renorm")(whole)
 absent("aten::embedding", "aten::_embedding_bag", "aten::_embedding_bag_forward_only", constants=SLOT_BY_SLOT)
-absent("aten::embedding_renorm", modules="the table belongs to `nn.Embedding`, which counts")
 absent(
     *("aten::embedding", "aten::embedding_renorm", "aten::_embedding_bag", "aten::_embedding_bag_forward_only"),
     multiply_adds="rows are looked up, and summed without a second factor",

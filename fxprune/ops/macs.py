@@ -1,7 +1,7 @@
-"""Multiply-adds of an operation, from the formulas of `multiplies`: for sizes and for vectors alike.
+"""Multiply-adds of an operation, from the formulas that are registered with `multiplies`.
 
-A formula says what an operation multiplies and adds up as products of dimensions. It never looks at what a dimension
-is: with integers the products are counts, with vectors they are counts after any removal.
+A formula gives products of dimensions. A dimension may be an integer, its size: then the products are numbers of
+multiply-adds. Or it is a vector: then the products can be counted after any removal.
 """
 
 from __future__ import annotations
@@ -29,15 +29,18 @@ NOTHING = {
     *("aten::record_stream", "aten::resize_", "aten::set_"),
     *("torchvision::nms", "torchvision::roi_align", "torchvision::roi_pool"),
 }
-"""Operations without a rule that multiply nothing with anything."""
+"""Operations that have no rule, and do no multiply-adds."""
 
 
 def products(
     func: torch._ops.OpOverload, arguments: dict[str, Any], made: Any, dims: Callable[[torch.Tensor], Dims]
 ) -> list[Dims] | None:
-    """Returns the multiply-adds of an operation as products of dimensions; None where they are unknown.
+    """The multiply-adds of an operation as products of dimensions, None where they are unknown.
 
-    arguments: by the names of the schema. made: its result. dims: the dimensions of a tensor.
+    arguments: the arguments, by the names of the schema. made: the result. dims: a function, the dimensions of a
+        tensor.
+
+    Raises `RuleError` where the formula has a parameter that the operator lacks.
     """
     name = func._schema.name
     formula = MULTIPLY_ADDS.of(name)
@@ -55,6 +58,7 @@ def products(
 
 
 def _dims(value: Any, dims: Callable[[torch.Tensor], Dims]) -> Any:
+    """An argument as a formula gets it: tensors by their dimensions."""
     if isinstance(value, torch.Tensor):
         return dims(value)
     if isinstance(value, (tuple, list)):
@@ -64,7 +68,7 @@ def _dims(value: Any, dims: Callable[[torch.Tensor], Dims]) -> Any:
 
 @functools.cache
 def _multiplies_nothing(func: torch._ops.OpOverload) -> bool:
-    """An operation of torch that works slot by slot, moves data, or sums up without a second factor."""
+    """True if an operation does no multiply-adds: it is elementwise, moves data, or sums without a second factor."""
     name = func._schema.name
     if name in MULTIPLY_ADDS.reasons or name.removesuffix("_") in MULTIPLY_ADDS.reasons:
         return True
@@ -73,5 +77,5 @@ def _multiplies_nothing(func: torch._ops.OpOverload) -> bool:
 
 
 def met(a: Any, b: Any) -> Any:
-    """One dimension of two operands: that of a weight rather than that of an input, which is fixed."""
+    """The dimension that two operands share: `b` if `a` is a fixed vector, so that a removal is counted, else `a`."""
     return b if getattr(a, "fixed", False) else a

@@ -1,4 +1,4 @@
-"""Movement of data: the vectors are moved alike, so that a rule only says which dimension moves, and how."""
+"""Movement of data: slots get other places, and their vectors are moved in the same way."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fxprune.ops.views import unsqueeze_at, with_vectors
 @rule("aten::cat", "aten::concat", "aten::concatenate")
 def cat(call: Call, tensors: Sequence[Operand], dim: int) -> Operand:
     """y[start_k + i] = x_k[i]"""
-    tensors = [t for t in tensors if t.shape != (0,)]  # torch lets an empty list member through
+    tensors = [t for t in tensors if t.shape != (0,)]  # torch allows empty tensors in the list
     d = dim % tensors[0].ndim
     for other in tensors[1:]:
         for axis in range(other.ndim):
@@ -85,7 +85,7 @@ def roll(call: Call, self: Operand, shifts: Sequence[int], dims: Sequence[int]) 
 
 @repositions("aten::roll", targets=("roll", torch.roll))
 def roll_shifts(site: Site) -> None:
-    """The number of slots that come to the front: as many as are left of them."""
+    """The shifts: the number of kept slots among those that come to the front."""
     shifts, dims = site.argument(1, "shifts"), site.argument(2, "dims")
     if dims is None or len(dims if isinstance(dims, (list, tuple)) else (dims,)) == 0:
         return
@@ -108,7 +108,7 @@ def roll_shifts(site: Site) -> None:
 
 @rule("aten::repeat", "aten::tile", labels="keep")
 def repeat(call: Call, self: Operand, repeats: Sequence[int]) -> Operand:
-    """y[(r i)] = x[i]; a dimension of size 1 is expanded."""
+    """y[(r i)] = x[i]; a dimension of size 1 becomes r slots that can be removed."""
     pad = len(repeats) - self.ndim
     vectors, zero = [], []
     for d, times in enumerate(repeats):
@@ -124,14 +124,14 @@ def repeat(call: Call, self: Operand, repeats: Sequence[int]) -> Operand:
 
 @resizes("aten::repeat", "aten::tile", targets=("repeat", "tile", torch.tile))
 def repeat_sizes(site: Site) -> None:
-    """The repetitions of each dimension: the quotient of the new sizes, unless it is right as it is written."""
+    """The number of repetitions of each dimension, new size of the result over that of the tensor."""
     output, source = site.output, site.input
     sizes = site.removal.shape(output.vectors)
     pad = output.ndim - source.ndim
     name = "repeats" if str(getattr(site.node.target, "__name__", site.node.target)).startswith("repeat") else "dims"
     first = site.argument(1, name)
     old = first if isinstance(first, (list, tuple)) else site.node.args[1:]
-    if len(old) != output.ndim:  # tile with fewer numbers than dimensions leaves the first ones alone
+    if len(old) != output.ndim:  # `tile` with fewer numbers than dimensions: 1 for the first ones
         old = (1,) * (output.ndim - len(old)) + tuple(old)
     new = []
     for d, times in enumerate(old):
@@ -143,7 +143,7 @@ def repeat_sizes(site: Site) -> None:
 
 @reads("aten::repeat", "aten::tile", functions=("repeat", "tile"))
 def repeat_integers(call: PythonCall) -> Iterable[Counted]:
-    """Each integer says how often the result's dimension repeats the tensor's."""
+    """Each integer is the number of times that a dimension of the result repeats that of the tensor."""
     times = call.sizes(1, "repeats", "dims")
     source, target = call.input.vectors, call.result.vectors
     skipped, added = len(target) - len(times), len(target) - len(source)
@@ -153,13 +153,13 @@ def repeat_integers(call: PythonCall) -> Iterable[Counted]:
 
 @rule("aten::repeat_interleave")
 def repeat_interleave(call: Call, *operands: Operand) -> list[Operand]:
-    """The form that takes a tensor of repeats has an output whose size depends on numbers: refused."""
+    """y = each x[i] as often as a tensor says: refused, the size of the result depends on numbers."""
     return call.refuse(operands, "the number of repeats is data")
 
 
 @resizes("aten::repeat_interleave", targets=("repeat_interleave", torch.repeat_interleave))
 def repeat_interleave_sizes(site: Site) -> None:
-    """Each slot as often as there are kept repetitions of it: the new sizes' quotient."""
+    """The number of repetitions, if it is an integer: new size of the result over that of the tensor."""
     if isinstance(site.value(site.argument(1, "repeats")), int):
         output, source = (math.prod(site.removal.shape(o.vectors)) for o in (site.output, site.input))
         site.put(1, "repeats", output // source)
@@ -167,7 +167,7 @@ def repeat_interleave_sizes(site: Site) -> None:
 
 @reads("aten::repeat_interleave", functions=("repeat_interleave",))
 def repeat_interleave_integers(call: PythonCall) -> Iterable[Counted]:
-    """The integer says how often the dimension is repeated."""
+    """The integer is the number of times that a dimension is repeated."""
     times, dim = call.argument(1, "repeats"), call.argument(2, "dim")
     if not call.marked(times) or dim is None:
         return ()
@@ -176,9 +176,9 @@ def repeat_interleave_integers(call: PythonCall) -> Iterable[Counted]:
 
 @rule("aten::constant_pad_nd")
 def constant_pad_nd(call: Call, self: Operand, pad: Sequence[int], value: float) -> Operand:
-    """y[l + i] = x[i]. The slots that padding adds beside channels are free: they are only a number."""
+    """y[l + i] = x[i]. Slots that are added to a dimension of channels are one number, and can be removed."""
     vectors = list(self.vectors)
-    filled = value != 0 and any(side > 0 for side in pad)  # the border of a removed channel is not zero then
+    filled = value != 0 and any(side > 0 for side in pad)  # then a removed channel is not zero in the border
     for k in range(len(pad) // 2):
         d = self.ndim - 1 - k
         before, after = pad[2 * k], pad[2 * k + 1]
@@ -195,7 +195,7 @@ def constant_pad_nd(call: Call, self: Operand, pad: Sequence[int], value: float)
 
 @resizes("aten::constant_pad_nd", "aten::pad", targets=(F.pad,))
 def pad_sizes(site: Site) -> None:
-    """The slots that are added at both ends of each dimension."""
+    """The number of slots that are added at both ends of each dimension."""
     pad = site.argument(1, "pad")
     if not isinstance(pad, (list, tuple)):
         return
@@ -205,14 +205,18 @@ def pad_sizes(site: Site) -> None:
 
 @recounts("aten::constant_pad_nd", modules=(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d))
 def pad_attributes(module: Any, use: Use) -> dict[str, Any]:
-    """The slots that are added."""
+    """The number of slots that are added at both ends of each dimension."""
     if use.input is None or not isinstance(use.output, Operand):
         return {}
     return {"padding": tuple(padding(use.removal, use.input, use.output, module.padding))}
 
 
 def padding(removal: Removal, input: Operand, output: Operand, pad: Sequence[int]) -> list[int]:
-    """The new padding: what is left of the slots that it adds, and of those that it cuts off where it is negative."""
+    """The new padding: the kept slots among those that it adds, or that it cuts off where it is negative.
+
+    pad: as in `F.pad`, two numbers per dimension, the last dimension first. input, output: the operands before and
+    after padding.
+    """
     new = list(pad)
     for k in range(len(pad) // 2):
         d = input.ndim - 1 - k
@@ -229,6 +233,9 @@ def padding(removal: Removal, input: Operand, output: Operand, pad: Sequence[int
     return new
 
 
+absent("aten::constant_pad_nd", readers="a number of added slots is no size of a dimension")
+
+
 _MOVED = ("aten::cat", "aten::concat", "aten::concatenate", "aten::stack", "aten::flip", "aten::rot90")
 _ALL = (*_MOVED, "aten::roll", "aten::repeat", "aten::tile", "aten::repeat_interleave", "aten::constant_pad_nd")
 depends(*_ALL)(moved)
@@ -237,5 +244,4 @@ absent(*(op for op in _ALL if op != "aten::constant_pad_nd"), modules="no module
 absent(*_MOVED, "aten::roll", sizes="no argument is a size")
 absent(*(op for op in _ALL if op != "aten::roll"), positions="no argument is a position")
 absent(*_MOVED, "aten::roll", readers="no argument is an integer that counts")
-absent("aten::constant_pad_nd", readers="what is left of two edges and what they stand for is not one number")
 absent(*_ALL, constants=SLOT_BY_SLOT)

@@ -1,4 +1,7 @@
-"""Normalizations: weight, bias and statistics belong to the channel; what changes a statistic is marked."""
+"""Normalizations: weight, bias and statistics are removed with their channel.
+
+Where a statistic is taken over several channels, removing one of them changes it, and the dimension is marked.
+"""
 
 from __future__ import annotations
 
@@ -57,9 +60,10 @@ def batch_norm(call: Call, input: Operand, weight: Operand | None, bias: Operand
 
 @depends(*_BATCH_NORMS, "aten::batch_norm", "aten::_batch_norm_no_update", "aten::_batch_norm_impl_index")
 def batch_norm_dependence(seen: Seen) -> list[Dependence | Settled]:
-    """Depends where x does, or where its channel is no constant plane if no statistics are kept.
+    """Depends where x does and the weight is not zero.
 
-    Statistics that are learned in this very call are others in evaluation: all depends.
+    Without running statistics, a channel depends unless x is one constant in it. If this call changes the running
+    statistics, everything depends, since they are others in evaluation.
     """
     x, weight = seen["input"], seen["weight"]
     rest = seen.func._schema.returns[1:]
@@ -78,8 +82,9 @@ def batch_norm_dependence(seen: Seen) -> list[Dependence | Settled]:
 def _of_statistic(seen: Seen, form: Callable[[torch.Tensor], torch.Tensor]) -> Settled:
     """The dependence of y[n, g, i, s] = (x - mean_{i, s} x) / sqrt(var_{i, s} x + eps) * w[(g i)] + b[(g i)].
 
-    form: brings a tensor of the input's shape into that form. A group whose planes are constants is constant, whatever
-    their size, as is an output whose weight is zero. It is written without rounding: the difference to the mean is 0.
+    form: a function that brings a tensor of the input's shape to [n, g, i, s]. A channel i of group g is constant if
+    each channel of the group is one constant over s, or if its weight is zero. Its numbers are computed here from one
+    position s, without the rounding of a mean over all of them.
     """
     weight, bias = (seen.raw.get(name) for name in ("weight", "bias"))
     x = form(seen["input"])
@@ -102,7 +107,7 @@ def _of_statistic(seen: Seen, form: Callable[[torch.Tensor], torch.Tensor]) -> S
 
 @recounts(*_BATCH_NORMS, modules=(batchnorm._BatchNorm, instancenorm._InstanceNorm))
 def batch_norm_attributes(module: Any, use: Use) -> dict[str, Any]:
-    """The number of channels: of weight and statistics, else of the input."""
+    """The number of channels, from the weight, the statistics or the input."""
     for tensor in (module.weight, module.running_mean):
         if tensor is not None:
             return {"num_features": tensor.shape[0]}
@@ -117,6 +122,7 @@ absent(
     sizes="no argument is a size",
     readers="no argument is a size",
     norms="every channel has a statistic of its own",
+    constants="every channel has a statistic of its own",
 )
 
 
@@ -145,7 +151,7 @@ def layer_norm(
 
 @depends("aten::native_layer_norm", "aten::layer_norm", "aten::_fused_rms_norm", "aten::rms_norm")
 def layer_norm_dependence(seen: Seen) -> list[Dependence]:
-    """Each element depends on all of x, but where the weight is zero."""
+    """Everything depends if anything does, except where the weight is zero."""
     x, weight = seen["input"], seen["weight"]
     made: Dependence = any(depends_anywhere(seen.of(t)) for t in seen.tensors)
     if made and weight is not None and seen.of(weight) is False:
@@ -155,13 +161,13 @@ def layer_norm_dependence(seen: Seen) -> list[Dependence]:
 
 @reads_constants("aten::native_layer_norm", "aten::layer_norm", "aten::_fused_rms_norm", "aten::rms_norm")
 def layer_norm_constants(seen: Seen) -> list[Read]:
-    """The statistic is taken over what is there."""
+    """The whole input: the statistic changes with its slots."""
     return [Whole(seen.tensors[:1])]
 
 
 @resizes("aten::native_layer_norm", "aten::layer_norm", targets=(F.layer_norm, torch.layer_norm))
 def layer_norm_sizes(site: Site) -> None:
-    """The dimensions over which the statistic runs."""
+    """The sizes of the dimensions that the statistic runs over."""
     site.put_sizes(1, "normalized_shape", site.counted("normalized_shape"))
 
 
@@ -174,7 +180,7 @@ def layer_norm_integers(call: PythonCall) -> Iterable[Counted]:
 
 @recounts("aten::native_layer_norm", "aten::layer_norm", modules=(nn.LayerNorm,))
 def layer_norm_attributes(module: Any, use: Use) -> dict[str, Any]:
-    """The shape: of the weight, else of the input's last dimensions."""
+    """The shape, from the weight or the last dimensions of the input."""
     if module.weight is not None:
         return {"normalized_shape": tuple(module.weight.shape)}
     if use.input is None:
@@ -184,7 +190,7 @@ def layer_norm_attributes(module: Any, use: Use) -> dict[str, Any]:
 
 @respells("aten::native_layer_norm", "aten::layer_norm", targets=(F.layer_norm, torch.layer_norm))
 def wide_layer_norm(statistic: StatisticNode) -> fx.Node:
-    """As a layer that counts the original width."""
+    """Replace it by a layer that counts the original width."""
     eps, input = statistic.argument(4, "eps"), statistic.argument(0, "input")
     weight, bias = statistic.argument(2, "weight"), statistic.argument(3, "bias")
     return statistic.layer(nn.LayerNorm, 1e-5 if eps is None else eps, input, weight, bias)
@@ -216,7 +222,7 @@ def group_norm(call: Call, input: Operand, weight: Operand | None, bias: Operand
 
 @depends("aten::native_group_norm")
 def group_norm_dependence(seen: Seen) -> list[Dependence | Settled]:
-    """Depends where any channel of the group does, or is no constant plane."""
+    """A group depends, unless x is one constant in each channel of it."""
     x, groups = seen["input"], seen["group"]
     made = _of_statistic(seen, lambda t: t.reshape(t.shape[0], groups, t.shape[1] // groups, -1))
     return [made.view(*x.shape[:2], *(1,) * (x.ndim - 2)), True, True]
@@ -224,7 +230,7 @@ def group_norm_dependence(seen: Seen) -> list[Dependence | Settled]:
 
 @resizes("aten::native_group_norm")
 def native_group_norm_sizes(site: Site) -> None:
-    """Batch, channels, positions and groups."""
+    """The sizes of batch, channels and space, and the number of groups."""
     for position, name in enumerate(("N", "C", "HxW", "group"), start=3):
         site.put(position, name, site.counted(name)[0])
 
@@ -243,12 +249,16 @@ def group_norm_integers(call: PythonCall) -> Iterable[Counted]:
 
 @recounts("aten::native_group_norm", modules=(nn.GroupNorm,))
 def group_norm_attributes(module: Any, use: Use) -> dict[str, Any]:
-    """Groups and channels."""
+    """The numbers of groups and channels."""
     groups, channels = use.counted("group"), use.counted("C")
     return {"num_groups": groups and groups[0], "num_channels": channels and channels[0]}
 
 
-absent("aten::native_group_norm", norms="its statistic is that of the channels that are left in a group")
+absent(
+    "aten::native_group_norm",
+    norms="its statistic is that of the channels that are left in a group",
+    constants="a group has a statistic of its own; part of a group is inexact",
+)
 
 
 @rule("aten::_fused_rms_norm", "aten::rms_norm")
@@ -259,7 +269,7 @@ def rms_norm(call: Call, input: Operand, normalized_shape: Sequence[int], weight
 
 @resizes("aten::_fused_rms_norm", "aten::rms_norm", targets=(F.rms_norm, torch.rms_norm))
 def rms_norm_sizes(site: Site) -> None:
-    """The dimensions over which the statistic runs."""
+    """The sizes of the dimensions that the statistic runs over."""
     count = len(site.value(site.argument(1, "normalized_shape")))
     site.put_sizes(1, "normalized_shape", site.removal.shape(site.input.vectors[-count:]))
 
@@ -270,14 +280,14 @@ recounts("aten::_fused_rms_norm", "aten::rms_norm", modules=(nn.RMSNorm,))(layer
 
 @respells("aten::_fused_rms_norm", "aten::rms_norm", targets=(F.rms_norm, torch.rms_norm))
 def wide_rms_norm(statistic: StatisticNode) -> fx.Node:
-    """As a layer that counts the original width."""
+    """Replace it by a layer that counts the original width."""
     eps, input = statistic.argument(3, "eps"), statistic.argument(0, "input")
     return statistic.layer(nn.RMSNorm, eps, input, statistic.argument(2, "weight"))
 
 
 @rule("aten::_weight_norm_interface", "aten::_weight_norm")
 def weight_norm(call: Call, v: Operand, g: Operand, dim: int) -> list[Operand]:
-    """w[o, i] = g[o] * v[o, i] / |v[o, :]|: removing i is exact; o set to zero leaves 0 / 0 behind."""
+    """w[o, i] = g[o] * v[o, i] / |v[o, :]|: removing an i is exact; an o of zeros gives 0 / 0 in the reference."""
     call.same(v.dim(dim), g.dim(dim))
     call.mark(v.dim(dim), "weight_norm divides by the norm of what is removed")
     for d, vector in enumerate(v.vectors):
@@ -292,7 +302,7 @@ def weight_norm(call: Call, v: Operand, g: Operand, dim: int) -> list[Operand]:
 
 @depends("aten::_weight_norm_interface", "aten::_weight_norm")
 def weight_norm_dependence(seen: Seen) -> list[Dependence]:
-    """Depends where the norm or any element of the same output does."""
+    """Depends where g or any element v[o, :] does."""
     v, g, dim = seen["v"], seen["g"], seen["dim"]
     rows = over(seen.of(v), v, [d for d in range(v.ndim) if d != dim % v.ndim])
     return [either(rows, seen.of(g)), *(True for _ in seen.func._schema.returns[1:])]
@@ -300,16 +310,11 @@ def weight_norm_dependence(seen: Seen) -> list[Dependence]:
 
 @reads_constants("aten::_weight_norm_interface", "aten::_weight_norm")
 def weight_norm_constants(seen: Seen) -> list[Read]:
-    """A norm over all dimensions but one."""
+    """A sum over all dimensions but one."""
     v, dim = seen["v"], seen["dim"]
     return [Sum(v, d) for d in range(v.ndim) if d != dim % v.ndim]
 
 
-absent(
-    *_BATCH_NORMS,
-    "aten::native_group_norm",
-    constants="a channel or a whole group has a statistic of its own; part of a group is inexact",
-)
 absent(
     *("aten::_weight_norm_interface", "aten::_weight_norm"),
     sizes="no argument is a size",
@@ -320,7 +325,7 @@ absent(
 
 
 def default_eps(dtype: torch.dtype) -> float:
-    """The epsilon of an RMS norm that names none: that of the type in which torch computes.
+    """The epsilon that torch takes in an RMS norm without one, for an input of this type.
 
     >>> default_eps(torch.float64), default_eps(torch.bfloat16) == default_eps(torch.float32)
     (2.220446049250313e-16, True)

@@ -1,4 +1,4 @@
-"""Pooling, resampling and spatial padding: every channel on its own, the last k dimensions in space."""
+"""Pooling, resampling and padding in space: the last dimensions are space, and each channel is treated on its own."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ SPATIAL = {
 
 
 def _register(space: int) -> None:
+    """Register the rule of the operations with this number of dimensions in space."""
+
     @rule(*(f"aten::{name}" for name in SPATIAL[space].split()))
     def spatial(call: Call, *operands: Operand) -> list[Operand]:
         """y[.., c, s'] = f over a window of x[.., c, s]"""
@@ -50,7 +52,7 @@ _AVERAGES = ("aten::avg_pool1d", "aten::avg_pool2d", "aten::avg_pool3d")
 
 @depends(*(f"aten::{name}" for names in SPATIAL.values() for name in names.split() if "unpool" not in name))
 def spatial_dependence(seen: Seen) -> list[Dependence]:
-    """A constant plane stays one, unless zeros of the padding are averaged."""
+    """A channel depends if any position does; with averages that count padded zeros, also if it is not zero."""
     name = seen.func._schema.name
     x = seen.tensors[0]
     space = next(k for k, names in SPATIAL.items() if name.removeprefix("aten::") in names.split())
@@ -61,21 +63,6 @@ def spatial_dependence(seen: Seen) -> list[Dependence]:
 
 def _listed(value: Any) -> Iterable[int]:
     return value if isinstance(value, (list, tuple)) else (value,)
-
-
-@depends(
-    *("aten::max_unpool2d", "aten::max_unpool3d", "aten::fractional_max_pool2d", "aten::fractional_max_pool3d"),
-    *("aten::grid_sampler_2d", "aten::grid_sampler_3d", "aten::cudnn_grid_sampler"),
-)
-def sampled_dependence(seen: Seen) -> list[Dependence]:
-    """Zero planes stay zero; others depend on where they are sampled."""
-    x = seen.tensors[0]
-    made = over(seen.live(x), x, range(2, x.ndim) if "grid" in seen.func._schema.name else _space_of(seen))
-    return [made, *(True for _ in seen.func._schema.returns[1:])]
-
-
-def _space_of(seen: Seen) -> range:
-    return range(-3 if "3d" in seen.func._schema.name else -2, 0)
 
 
 @rule("aten::fractional_max_pool2d", "aten::fractional_max_pool3d")
@@ -108,9 +95,25 @@ def grid_sampler(call: Call, *operands: Operand) -> Operand:
     )
 
 
+@depends(
+    *("aten::max_unpool2d", "aten::max_unpool3d", "aten::fractional_max_pool2d", "aten::fractional_max_pool3d"),
+    *("aten::grid_sampler_2d", "aten::grid_sampler_3d", "aten::cudnn_grid_sampler"),
+)
+def sampled_dependence(seen: Seen) -> list[Dependence]:
+    """A channel depends unless it is all zero: other constants change with the places that are sampled."""
+    x = seen.tensors[0]
+    made = over(seen.live(x), x, range(2, x.ndim) if "grid" in seen.func._schema.name else _space_of(seen))
+    return [made, *(True for _ in seen.func._schema.returns[1:])]
+
+
+def _space_of(seen: Seen) -> range:
+    """The dimensions in space, from the name of the operation."""
+    return range(-3 if "3d" in seen.func._schema.name else -2, 0)
+
+
 @rule("aten::glu")
 def glu(call: Call, self: Operand, dim: int) -> Operand:
-    """y[c] = x[c] * sigmoid(x[n + c]): both halves are removed together."""
+    """y[c] = x[c] * sigmoid(x[n + c]): slots c and n + c are removed together."""
     vector = self.dim(dim)
     halves, channels = call.split(vector, (2, vector.size // 2))
     call.lock(halves, "glu needs both halves")
@@ -120,7 +123,7 @@ def glu(call: Call, self: Operand, dim: int) -> Operand:
 
 @depends("aten::glu")
 def glu_dependence(seen: Seen) -> Dependence:
-    """Depends where x[c] does, or the gate x[n + c] of an x[c] that is not zero."""
+    """Depends where x[c] does, or where x[n + c] does and x[c] is not zero."""
     x, dim = seen["self"], seen["dim"]
     dependence = seen.of(x)
     if isinstance(dependence, bool):

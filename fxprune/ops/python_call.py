@@ -1,4 +1,4 @@
-"""A call of a Python function inside a module that no graph shows, as the functions of `reads` see it."""
+"""A call of a Python function in code that no graph shows, as functions registered with `reads` see it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from fxprune.ops.registry import Operand
 
 @dataclass(frozen=True)
 class Counted:
-    """An integer in a call, and what it counts: `vector`, all of it or what stands before the slot `until`; or how
-    often `vector` repeats the vector `under`."""
+    """An integer in a call, and the meaning of it: a number of slots of `vector`.
+
+    value: the integer. until: it counts only the slots before this one, as an index does; None for all.
+    under: it is how often `vector` repeats this vector, as in `x.repeat(value)`; None if not.
+    """
 
     value: Any
     vector: Vector
@@ -25,10 +28,11 @@ class Counted:
 
 @dataclass(frozen=True)
 class PythonCall:
-    """A function, or a method, that has been called.
+    """A Python function, or a method, that has been called.
 
-    made: its result. operand: the operand of a tensor. marked: whether an integer is one whose origin is looked for.
-    counted_under: what the rules of the operations inside counted under a name.
+    args, kwargs: the arguments; of a method, the tensor comes first. made: the result.
+    operand: a function, the operand of a tensor. marked: a function, True if an integer comes from an attribute.
+    counted_under: a function, the dimensions that the operations inside counted under the name of an argument.
     """
 
     args: Sequence[Any]
@@ -54,11 +58,14 @@ class PythonCall:
         return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
 
     def sizes(self, first: int, *names: str) -> Sequence[Any]:
-        """Sizes written as one sequence or as several integers, from position `first` on."""
+        """The sizes, whether they are given as one sequence or as several integers, from position `first` on.
+
+        names: the keywords that the sizes may have.
+        """
         given = self.args[first:] or tuple(self.kwargs[name] for name in names if name in self.kwargs)
         return given[0] if given and isinstance(given[0], (tuple, list)) else given
 
     def counted(self, value: Any, argument: str) -> Iterable[Counted]:
-        """The integer counts what the rule of the operation counted under that name."""
+        """A `Counted` for an integer that the operation inside counted as its `argument`; nothing if it did not."""
         vectors = self.counted_under(argument)
         return [Counted(value, vectors[0])] if vectors else ()

@@ -1,10 +1,11 @@
 """Recurrent layers: unit j is row j of every gate, column j of the recurrent weight and slot j of the state.
 
-With a state that starts at zero, a unit whose weights and biases are zero stays zero: every gate of it is
-sigmoid(0), its candidate is tanh(0). Most recurrent layers take themselves apart, step by step, into operations that
-have rules of their own; here are the kernels that do a whole layer, or all of them, at once. The gates stand one
-after the other in the first dimension of the weights, which are, per layer and direction,
-w_ih [(gate unit), input], w_hh [(gate unit), unit], the biases b_ih and b_hh, and a projection w_hr [output, unit].
+If the state starts at zero, a unit whose weights and biases are zero stays zero: its gates are sigmoid(0), and its
+candidate is tanh(0). Mostly torch runs a recurrent layer step by step, by operations that have rules of their own.
+Here are the kernels that run a whole layer, or all layers, at once.
+
+The weights of each layer and direction are w_ih [(gate unit), input], w_hh [(gate unit), unit], the biases b_ih and
+b_hh [(gate unit)], and a projection w_hr [output, unit]. The gates stand one after the other in their first dimension.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from fxprune.ops.registry import Call, Operand, rule
 from fxprune.ops.site import Site
 
 GATES = {0: 1, 1: 1, 2: 4, 3: 3}
-"""How many gates there are, by the number of the mode: relu, tanh, LSTM, GRU."""
+"""The number of gates, by the number of the mode: relu, tanh, LSTM, GRU."""
 
 GATES_BY_NAME = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
-"""How many gates there are, by `nn.RNNBase.mode`."""
+"""The number of gates, by `nn.RNNBase.mode`."""
+
+_LAYERS = ("aten::mkldnn_rnn_layer", "aten::_cudnn_rnn")
 
 TIME = "a recurrent layer runs over the steps in order"
 
@@ -61,7 +64,7 @@ def one_layer(
 
 @multiplies("aten::mkldnn_rnn_layer")
 def one_layer_products(input: Dims, weight0: Dims, weight1: Dims, weight2: Dims, weight3: Dims) -> list[Dims]:
-    """All matrices at each step of each sequence"""
+    """All matrices, at each step of each sequence"""
     return [(*input[:-1], *weight) for weight in (weight0, weight1, weight2, weight3) if len(weight) == 2]
 
 
@@ -90,8 +93,8 @@ def all_layers(
 ) -> list[Operand]:
     """h[t, n, j], c[t, n, j] = f_j(sum_i w_ih[(g j), i] * x[t, n, i] + sum_k w_hh[(g j), k] * h[t - 1, n, k])
 
-    Per layer and direction; a layer reads both directions of the one below. The states of all layers are one
-    tensor, so that all layers have the same units.
+    This is for each layer and direction; a layer reads both directions of the layer below. The states of all layers are
+    one tensor, so unit j is removed from all layers together.
     """
     if weight_buf is not None:
         call.refuse([weight_buf], "all weights of the layers in one buffer")
@@ -136,13 +139,13 @@ def all_layers(
 
 @multiplies("aten::_cudnn_rnn")
 def all_layers_products(input: Dims, weight: Sequence[Dims]) -> list[Dims]:
-    """All matrices at each step of each sequence"""
+    """All matrices, at each step of each sequence"""
     return [(*input[:-1], *matrix) for matrix in weight if len(matrix) == 2]
 
 
 @resizes("aten::_cudnn_rnn")
 def all_layers_sizes(site: Site) -> None:
-    """The number of units, and of outputs of a projection."""
+    """The numbers of units and of outputs of a projection."""
     site.put(7, "hidden_size", site.counted("hidden_size")[0])
     site.put(8, "proj_size", site.counted("proj_size")[0])
 
@@ -157,7 +160,13 @@ def _cell(
     hx: Operand,
     cx: Operand | None,
 ) -> tuple[Vector, bool]:
-    """One layer in one direction: what comes out of it, and whether it is zero at removed units."""
+    """Tie the dimensions of one layer in one direction.
+
+    entering: the dimension of its input; zero: True if that is zero at removed slots. weights: as in the module's
+    docstring. hx, cx: the states, [batch, unit].
+
+    Returns the dimension of its output, and whether that is zero at removed slots.
+    """
     into, recurrent, *rest = weights
     projected = recurrent.shape[1] != hidden_size or (rest and rest[-1].ndim == 2)
     projection = rest.pop() if projected else None
@@ -189,9 +198,9 @@ def _cell(
 
 @recounts("aten::mkldnn_rnn_layer", "aten::_cudnn_rnn", modules=(nn.RNNBase,))
 def layer_attributes(module: Any, use: Use) -> dict[str, Any]:
-    """Sizes as the weights of the first layer have them; those of all others must agree.
+    """The sizes, from the weights of the first layer. Raises `SizeError` if other layers have others.
 
-    weight_ih: (gates * H, inputs); weight_hh: (gates * H, R); weight_hr, of a projection: (R, H), else R = H.
+    weight_ih: [gates * H, inputs]; weight_hh: [gates * H, R]; weight_hr: [R, H] with a projection, else R = H.
     """
     gates, directions = GATES_BY_NAME[module.mode], 2 if module.bidirectional else 1
     hidden = module.weight_hh_l0.shape[0] // gates
@@ -214,6 +223,11 @@ def layer_attributes(module: Any, use: Use) -> dict[str, Any]:
                     why = f"{name + suffix} would have shape {tuple(weight.shape)}, the layer needs {shape}"
                     raise use.impossible(why, {name + suffix: 0, "weight_hh_l0": 1, "weight_hr_l0": 1})
     return {"input_size": inputs, "hidden_size": hidden, "proj_size": projected}
+
+
+depends(*_LAYERS)(anything)
+reads_constants(*_LAYERS)(whole)
+absent(*_LAYERS, readers="no function of torch takes a number of units")
 
 
 @rule("aten::_thnn_fused_lstm_cell")
@@ -244,6 +258,16 @@ def cell_attributes(module: Any, use: Use) -> dict[str, Any]:
     return {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}
 
 
+depends("aten::_thnn_fused_lstm_cell")(anything)
+reads_constants("aten::_thnn_fused_lstm_cell")(whole)
+absent(
+    "aten::_thnn_fused_lstm_cell",
+    multiply_adds="the products come before it",
+    sizes="no argument is a size",
+    readers="no argument is a size",
+)
+
+
 @rule("aten::_pack_padded_sequence")
 def pack(call: Call, input: Operand, lengths: Operand) -> list[Operand]:
     """y[(t n), i] = x[t, n, i] for the steps t that sequence n has"""
@@ -255,7 +279,7 @@ def pack(call: Call, input: Operand, lengths: Operand) -> list[Operand]:
 
 @depends("aten::_pack_padded_sequence")
 def pack_dependence(seen: Seen) -> list[Dependence]:
-    """Each feature as a whole."""
+    """A feature i depends if it does in any step of any sequence."""
     x, lengths = seen["input"], seen.of(seen["lengths"])
     features = over(seen.of(x), x, (0, 1))
     if lengths is not False:
@@ -263,18 +287,14 @@ def pack_dependence(seen: Seen) -> list[Dependence]:
     return [features if isinstance(features, bool) else features[0], False]
 
 
-depends("aten::mkldnn_rnn_layer", "aten::_cudnn_rnn", "aten::_thnn_fused_lstm_cell")(anything)
-reads_constants("aten::mkldnn_rnn_layer", "aten::_cudnn_rnn", "aten::_thnn_fused_lstm_cell")(whole)
-absent("aten::_pack_padded_sequence", constants=SLOT_BY_SLOT)
-_LAYERS = ("aten::mkldnn_rnn_layer", "aten::_cudnn_rnn")
-absent(*_LAYERS, readers="no function of torch takes a number of units")
 absent(
-    *("aten::_thnn_fused_lstm_cell", "aten::_pack_padded_sequence"),
-    multiply_adds="the products come before it",
+    "aten::_pack_padded_sequence",
+    multiply_adds="nothing is multiplied",
     sizes="no argument is a size",
     readers="no argument is a size",
+    modules="no module of torch packs",
+    constants=SLOT_BY_SLOT,
 )
-absent("aten::_pack_padded_sequence", modules="no module of torch packs")
 absent(
     *(*_LAYERS, "aten::_thnn_fused_lstm_cell", "aten::_pack_padded_sequence"),
     positions="no argument is a position",

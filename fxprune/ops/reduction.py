@@ -1,4 +1,8 @@
-"""Reductions. A sum drops its dimension; what depends on how many slots there are, or on which, is marked."""
+"""Reductions: sums, statistics and orders over dimensions.
+
+A sum over a dimension is exact if removed slots are zero. A statistic changes with the number of slots, so its
+dimension is marked. A result that holds positions locks the dimension that they are in.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +33,14 @@ ZERO_OF_ZEROS = set(SUMS) | {"mean", "amax", "amin", "max", "min", "prod", "var"
 
 
 def _dims(call: Call, ndim: int) -> list[int]:
+    """The dimensions that are reduced, ascending."""
     dim = call.arguments.get("dim")
     dims: Sequence[int] = range(ndim) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
     return sorted({d % ndim for d in dims}) if ndim else []
 
 
 def _reduced(call: Call, x: Operand, dims: Sequence[int], vanishes: bool) -> list[Operand]:
+    """The outputs of a reduction over `dims`. vanishes: True if the reduction of zeros is zero."""
     keep = bool(call.arguments.get("keepdim", False))
     vectors, zero = [], []
     for d, vector in enumerate(x.vectors):
@@ -49,13 +55,13 @@ def _reduced(call: Call, x: Operand, dims: Sequence[int], vanishes: bool) -> lis
 
 
 def _is_elementwise(call: Call) -> bool:
-    """max(a, b) of two tensors is no reduction."""
+    """True for max(a, b) of two tensors, which is no reduction."""
     return isinstance(call.arguments.get("other"), Operand)
 
 
 @rule(*(f"aten::{name}" for name in SUMS))
 def sums(call: Call, self: Operand) -> list[Operand]:
-    """y = sum_i x[i], sum_i |x[i]|^p: exact where x is zero at the removed slots."""
+    """y = sum_i x[i] or (sum_i |x[i]|^p)^(1/p): exact if x is zero at removed slots"""
     dims = _dims(call, self.ndim)
     for d in dims:
         if not self.zero[d]:
@@ -69,7 +75,7 @@ def sums(call: Call, self: Operand) -> list[Operand]:
 
 @rule(*(f"aten::{name}" for name in STATISTICS))
 def statistics(call: Call, self: Operand) -> list[Operand]:
-    """y = statistic_i x[i]: over the channels that are there."""
+    """y = statistic_i x[i], over the slots that are left"""
     if _is_elementwise(call):
         from fxprune.ops.elementwise import elementwise
 
@@ -84,13 +90,13 @@ def statistics(call: Call, self: Operand) -> list[Operand]:
 
 @respells("aten::mean", targets=("mean", torch.mean))
 def wide_mean(statistic: StatisticNode) -> fx.Node:
-    """sum_i x_i / N = N' / N * (sum_i x_i / N')"""
+    """sum_i x_i / N = N' / N * (sum_i x_i / N'), with N slots in the original and N' left"""
     return statistic.scaled(math.prod(statistic.counts) / statistic.width)
 
 
 @depends(*(f"aten::{name}" for name in (*SUMS, *STATISTICS)))
 def reduction_dependence(seen: Seen) -> Dependence:
-    """Depends where an element that is reduced does. A sum of constants follows how many there are."""
+    """Depends where a reduced element does; a sum, also where one is not zero: it changes with their number."""
     if isinstance(seen.raw.get("other"), torch.Tensor):
         return either(*map(seen.of, seen.tensors))
     x = seen["self"]
@@ -100,14 +106,14 @@ def reduction_dependence(seen: Seen) -> Dependence:
 
 @reads_constants(*(f"aten::{name}" for name in (*SUMS, *STATISTICS)), "aten::cumsum")
 def reduction_constants(seen: Seen) -> list[Read]:
-    """A sum over each dimension that is reduced, but for the maximum of two tensors."""
+    """A sum over each reduced dimension; nothing for the maximum of two tensors, which is elementwise."""
     if isinstance(seen.raw.get("other"), torch.Tensor):
         return []
     return [Sum(seen["self"], dim) for dim in reduced_dims(seen)]
 
 
 def reduced_dims(seen: Seen) -> list[int]:
-    """The dimensions that an operation runs over, from its arguments."""
+    """The dimensions that an operation reduces, from its arguments, ascending."""
     ndim, dim = seen["self"].ndim, seen.raw.get("dim")
     dims: Sequence[int] = range(ndim) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
     return sorted({d % ndim for d in dims}) if ndim else []
@@ -115,7 +121,7 @@ def reduced_dims(seen: Seen) -> list[int]:
 
 @rule(*(f"aten::{name}" for name in POSITIONS))
 def positions(call: Call, self: Operand) -> list[Operand]:
-    """y = the positions in one dimension, or what stands at them: that dimension stays, the others are independent."""
+    """y = positions in one dimension, or the values at them: that dimension stays"""
     dims = _dims(call, self.ndim)
     for d in dims:
         call.lock(self.dim(d), POSITION)
@@ -133,7 +139,7 @@ def positions(call: Call, self: Operand) -> list[Operand]:
 
 @rule("aten::sort", "aten::argsort", labels="own")
 def sort(call: Call, self: Operand) -> list[Operand]:
-    """y = x in order, and where its values stood: that dimension stays. Labels stay labels."""
+    """y = x in order, and the positions that its values had: that dimension stays"""
     made = positions(call, self)
     if self.labels is not None and call.op == "aten::sort":
         made[0] = replace(made[0], labels=self.labels)
@@ -142,7 +148,7 @@ def sort(call: Call, self: Operand) -> list[Operand]:
 
 @rule("aten::topk", labels="own")
 def topk(call: Call, self: Operand, k: int, dim: int) -> list[Operand]:
-    """y, j = the k largest x[j]: among the channels that are there. j are positions, and k must stay."""
+    """y, j = the k largest x[j] of the slots that are left, and their positions; k slots must stay"""
     if self.labels is not None:
         call.lock(self.labels, POSITION)
     if not self.ndim:
@@ -160,27 +166,27 @@ def topk(call: Call, self: Operand, k: int, dim: int) -> list[Operand]:
     *("aten::sort", "aten::argsort", "aten::topk"),
 )
 def positions_dependence(seen: Seen) -> Dependence:
-    """Depends where anything in the dimension does, or is not zero: positions follow how many there are."""
+    """Depends if any element in the dimension does, or is not zero: positions change with the number of slots."""
     x = seen["self"]
     keep = seen.func._schema.name.removeprefix("aten::") not in ("argmax", "argmin", "kthvalue")
     return over(seen.live(x), x, reduced_dims(seen), keep or bool(seen.raw.get("keepdim", False)))
 
 
-@depends("aten::searchsorted", "aten::bucketize")
-def lookups_dependence(seen: Seen) -> Dependence:
-    """All depends where anything does."""
-    return anything(seen)
-
-
 @rule("aten::searchsorted", "aten::bucketize")
 def lookups(call: Call, *operands: Operand) -> list[Operand]:
-    """y[i] = how many boundaries lie below x[i]: refused."""
+    """y[i] = the number of boundaries below x[i]: refused"""
     return call.refuse(operands, POSITION)
+
+
+@depends("aten::searchsorted", "aten::bucketize")
+def lookups_dependence(seen: Seen) -> Dependence:
+    """Everything depends if anything does."""
+    return anything(seen)
 
 
 @rule("aten::cumsum")
 def cumsum(call: Call, self: Operand, dim: int) -> Operand:
-    """y[i] = sum_{j <= i} x[j]: exact where x is zero at the removed slots."""
+    """y[i] = sum_{j <= i} x[j]: exact if x is zero at removed slots"""
     if self.ndim and not self.zero[dim]:
         call.mark(self.dim(dim), "a running sum over values that are not zero where the channel is gone")
     zero = [z and d != dim % max(self.ndim, 1) for d, z in enumerate(self.zero)]
@@ -189,7 +195,7 @@ def cumsum(call: Call, self: Operand, dim: int) -> Operand:
 
 @depends("aten::cumsum", "aten::cumprod", "aten::logcumsumexp")
 def running_dependence(seen: Seen) -> Dependence:
-    """Depends where an element up to here does."""
+    """Depends where an element does that stands before, or there."""
     x = seen["self"]
     dependence = seen.of(x)
     if isinstance(dependence, bool) or not x.ndim:
@@ -199,7 +205,7 @@ def running_dependence(seen: Seen) -> Dependence:
 
 @rule("aten::logcumsumexp", "aten::cumprod")
 def running(call: Call, self: Operand, dim: int) -> Operand:
-    """y[i] = log sum_{j <= i} exp(x[j]), prod_{j <= i} x[j]: over the channels that are there."""
+    """y[i] = log sum_{j <= i} exp(x[j]) or prod_{j <= i} x[j], over the slots that are left"""
     if self.ndim:
         call.mark(self.dim(dim), f"{call.op.removeprefix('aten::')} over the channel")
     return call.operand(self.vectors, False)
@@ -218,7 +224,7 @@ def softmax(call: Call, self: Operand, dim: int) -> Operand:
 
 @depends("aten::_softmax", "aten::softmax", "aten::_log_softmax", "aten::log_softmax", "aten::_safe_softmax")
 def softmax_dependence(seen: Seen) -> Dependence:
-    """Even that of a constant follows how many there are."""
+    """Everything depends: even the softmax of constants changes with their number."""
     return True
 
 

@@ -1,6 +1,6 @@
-"""The registry of rules, and what a rule may do.
+"""The registry of rules, and the things that a rule works with: `Operand`, `Call`, `Event`.
 
-A rule says how the output's vectors of one ATen operation follow from its inputs', which vectors must be the
+A rule says how the vectors of an operation's results follow from those of its arguments, which vectors must be the
 same, and which integer arguments count a dimension. It sees `Operand`s instead of tensors, and a `Call`.
 """
 
@@ -28,11 +28,12 @@ class Operand:
     """A tensor as a rule sees it.
 
     vectors: one per dimension.
-    zero: per dimension, whether the elements at its removed slots are zero in the masked reference. It decides
-        whether a sum over the dimension is exact.
+    zero: one flag per dimension, True if the elements at its removed slots are zero in the masked reference. A sum over
+        the dimension is exact then.
     value: the numbers of an integer tensor that does not depend on the inputs (an index list), else None.
-    labels: the dimension in which the tensor's numbers are positions (which experts a router chose), else None. They
-        follow its numbering: what uses them as mere numbers locks it.
+    labels: a dimension of another tensor, if the numbers of this tensor are positions in it, such as the experts that a
+        router chose; else None. The numbers change when that dimension loses slots. An operation that uses them as
+        numbers, not as positions, locks that dimension.
     """
 
     vectors: tuple[Vector, ...]
@@ -75,12 +76,14 @@ class Event:
 
 @dataclass(eq=False)
 class Call:
-    """One observed operation: what a rule works with. Its methods are all the effects a rule can have.
+    """One operation that has run. All that a rule can do, it does by the methods of this class.
 
-    op: the operator's name, as in "aten::relu".
-    shapes: one per output tensor.
-    arguments: by the names of the schema, defaults filled in, tensors as `Operand`s; `raw`: the same with tensors.
-    event: makes an event of this operation's place and a reason, and returns its number.
+    op: the name of the operator, as in "aten::relu". func: the operator. shapes: one per output tensor.
+    arguments: all arguments by the names of the schema, with `Operand`s for tensors; `raw`: the same with tensors.
+    event: a function that makes an event at this operation from a reason, and returns the number of the event.
+
+    The other fields collect what the rule says: counts, marks (with `widths`, those that only a smaller number of slots
+    makes inexact), renumbered index lists, dimensions of heads, least numbers of slots, and positions.
     """
 
     op: str
@@ -101,42 +104,42 @@ class Call:
     # -- vectors ------------------------------------------------------------------------------------------
 
     def same(self, a: Vector, b: Vector) -> None:
-        """Slot i of `a` is removed exactly when slot i of `b` is."""
+        """Tie two dimensions: slot i of `a` is removed exactly when slot i of `b` is."""
         if a is not b:
             self.terms.same(a, b)
 
     def fixed(self, size: int) -> Vector:
-        """A dimension that never changes."""
+        """A new dimension that never loses slots."""
         return self.terms.fixed(size)
 
     def fresh(self, size: int) -> Vector:
-        """A dimension whose slots are free until something holds them."""
+        """A new dimension whose slots can be removed, until another rule ties or locks them."""
         return self.terms.fresh(size)
 
     def split(self, vector: Vector, sizes: Sequence[int]) -> list[Vector]:
-        """Take a dimension apart: slot h * d + j is removed when row h or column j is."""
+        """Take a dimension apart into a grid; for sizes (h, d), slot i * d + j is removed if row i or column j is."""
         return self.terms.split(vector, sizes)
 
     def merge(self, vectors: Sequence[Vector]) -> Vector:
-        """Flatten dimensions into one, the last running fastest."""
+        """Flatten dimensions into one; the last one runs fastest, as in `torch.flatten`."""
         return self.terms.merge(vectors)
 
     def lock(self, vector: Vector, why: str) -> Vector:
-        """No slot may be removed, and the report says `why`. Returns the vector, for chaining."""
+        """Let no slot of a dimension be removed; the report says `why`. Returns the vector."""
         if not vector.fixed and len(self.terms.free(vector)):
             self.terms.lock(vector, self.event(why))
         return vector
 
     def fix(self, *vectors: Vector) -> None:
-        """These dimensions are no channels (a kernel's height); locked without a word in the report."""
+        """Lock dimensions that are no channels, such as the height of a kernel; the report does not mention them."""
         for vector in vectors:
             if not vector.fixed:
                 self.terms.lock(vector, STRUCTURE)
 
     def mark(self, vector: Vector, why: str, *, width: bool = False) -> None:
-        """Removing slots changes a statistic: allowed, but not equal to setting them to zero.
+        """Say that removing slots of a dimension changes a statistic. They can be removed, but that is inexact.
 
-        width: only because fewer slots are counted, since what the statistic is taken over is zero at removed ones.
+        width: True if the values are zero at removed slots, so that only the number of slots changes the statistic.
         """
         if not vector.fixed and len(self.terms.free(vector)):
             event = self.event(why)
@@ -145,44 +148,44 @@ class Call:
                 self.widths.add(event)
 
     def position(self, argument: str, vector: Vector) -> None:
-        """The argument is a position in `vector` (a bound, an index, a shift), and follows its new numbering."""
+        """Say that an argument is a position in `vector` (a bound, an index, a shift); it is renumbered with it."""
         self.positions.append((argument, self.arguments[argument], vector))
 
     def least(self, vector: Vector, count: int) -> None:
-        """At least `count` slots must stay."""
+        """Let at least `count` slots of a dimension stay."""
         if not vector.fixed:
             self.minima.append((vector, count))
 
     def heads(self, vector: Vector) -> None:
-        """Attention runs once for each slot: they are called heads, and what else their grid has is head width."""
+        """Say that attention runs once for each slot, a head; the other dimension of their grid is the head width."""
         if not vector.fixed:
             self.attention.append(vector)
 
     def count(self, argument: str, *vectors: Vector) -> None:
-        """The integer argument (or list of integers) `argument` is the size of these dimensions."""
+        """Say that an integer argument, or a list of integers, is the size of these dimensions."""
         self.counts[argument] = vectors
 
     def renumber(self, index: Operand, vector: Vector) -> None:
-        """The values of the integer tensor `index` are positions in `vector` and follow its new numbering."""
+        """Say that the values of an integer tensor are positions in `vector`: they are renumbered with its slots."""
         self.renumbered.append((index, vector))
 
     # -- operands -----------------------------------------------------------------------------------------
 
     def operand(self, vectors: Sequence[Vector], zero: Sequence[bool] | bool = True) -> Operand:
-        """An output with these vectors; `zero` as in `Operand`, one value for all or one each."""
+        """An output with these vectors. zero: as in `Operand`, one flag for all dimensions or one for each."""
         zeros = tuple(zero) if not isinstance(zero, bool) else (zero,) * len(vectors)
         return Operand(tuple(vectors), tuple(z or self.held(v) for z, v in zip(zeros, vectors, strict=True)))
 
     def held(self, vector: Vector) -> bool:
-        """True if no slot can be removed any more, so that removed slots carry nothing."""
+        """True if no slot of a dimension can be removed any more; then it has no removed slots that are not zero."""
         return vector.fixed or (not vector.untouched and not len(self.terms.free(vector)))
 
     def constant(self, output: int = 0) -> Operand:
-        """An output none of whose dimensions can change."""
+        """The operand of an output whose dimensions never change. output: the number of the output."""
         return self.operand([self.fixed(s) for s in self.shapes[output]])
 
     def refuse(self, operands: Sequence[Operand], why: str) -> list[Operand]:
-        """Lock every channel that enters, and everything that leaves."""
+        """Lock every dimension of these operands, and of all outputs; returns the outputs."""
         for operand in operands:
             for vector in operand.vectors:
                 self.lock(vector, why)
@@ -195,14 +198,15 @@ _LABELS: dict[Rule, str] = {}
 
 
 def rule(*operations: Any, labels: str = "lock") -> Callable[[RuleT], RuleT]:
-    """Register a rule for ATen operations (or any registered operator), all overloads, in place and `out=` too.
+    """Register a rule for operations of ATen, or any registered operator. It is for all overloads, also in place.
 
-    The rule is called with a `Call` and with those arguments of the operation that it names, spelled as in the
-    operator's schema; tensors come as `Operand`s. It returns the output's `Operand`, a sequence of them where
-    there are several outputs, or None where there is none. A rule that takes `*operands` gets all tensors.
+    The rule is called with a `Call`, and with those arguments of the operation that are its parameters, by the names of
+    the operator's schema; tensors come as `Operand`s. A rule with a parameter `*operands` gets all tensors. It returns
+    the `Operand` of the output, a sequence of them if there are several outputs, None if there are none.
 
-    labels: what becomes of `Operand.labels` of an input: "keep" hands them on to the outputs (movements, copies), "own"
-        leaves them to the rule; by default the numbers are used as such, which locks the dimension that they label.
+    labels: what happens to the `Operand.labels` of an argument. "keep": the outputs have them too, as for copies and
+        moved data. "own": the rule looks after them itself. "lock", the default: the operation uses the numbers as
+        numbers, so the dimension that they are positions in is locked.
 
     An operation has one rule: registering a second one raises `RuleError`.
     """
@@ -223,7 +227,7 @@ def rule(*operations: Any, labels: str = "lock") -> Callable[[RuleT], RuleT]:
 
 
 def rule_for(func: torch._ops.OpOverload) -> Rule | None:
-    """The rule of an operation; `relu_` has that of `relu`."""
+    """The rule of an operation, None if it has none; `relu_` has that of `relu`."""
     name = func._schema.name
     return _RULES.get(name) or (_RULES.get(name[:-1]) if name.endswith("_") else None)
 
@@ -234,7 +238,7 @@ def registered() -> dict[str, Rule]:
 
 
 def apply(function: Rule, call: Call, operands: Sequence[Operand]) -> list[Operand]:
-    """Run a rule and check that what it promises has the shapes that the operation made."""
+    """Run a rule, and return its outputs. Raises `RuleError` if they have other shapes than the operation's results."""
     names = _PARAMETERS[function]
     labelled = [o.labels for o in operands if o.labels is not None] if _LABELS.get(function) != "own" else []
     if labelled and _LABELS.get(function, "lock") == "lock":
@@ -252,7 +256,7 @@ def apply(function: Rule, call: Call, operands: Sequence[Operand]) -> list[Opera
 
 
 def checked(call: Call, outputs: list[Operand]) -> list[Operand]:
-    """Returns the promises of a rule, if they have the shapes that the operation made."""
+    """The outputs of a rule. Raises `RuleError` if they have other shapes than the operation's results."""
     shapes = [o.shape for o in outputs]
     if shapes != call.shapes:
         raise RuleError(
@@ -264,7 +268,7 @@ def checked(call: Call, outputs: list[Operand]) -> list[Operand]:
 
 
 def name_of(operation: Any) -> str:
-    """The qualified name of an operation, its packet, or its name itself."""
+    """The name of an operation, "aten::relu", from the overload, the packet of overloads, or the name itself."""
     if isinstance(operation, str):
         return operation
     if isinstance(operation, torch._ops.OpOverload):

@@ -1,4 +1,4 @@
-"""A node of the smaller graph that is about to run: what the functions of `resizes` and `repositions` work with."""
+"""A node of the smaller graph, as functions registered with `resizes` and `repositions` see and change it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from fxprune.ops.registry import Operand
 
 @dataclass(frozen=True)
 class Site:
-    """A node of the new graph that is about to run; `before` is the old graph's.
+    """A node of the new graph that is about to run.
 
-    output: the old result, tensors as operands. counts: what the rules of its operations counted, by argument.
-    value: what an argument evaluates to in the new graph. operand: what a node's result was in the old one.
+    node: the node, whose arguments are changed. before: the same node in the old graph.
+    removal: the removed channels. output: the result in the old graph, with operands for tensors.
+    counts: argument of the node's operation -> the dimensions that its rule counted.
+    value: a function, the value of an argument in the new graph. operand: a function, its value in the old graph, with
+        operands for tensors.
     """
 
     node: fx.Node
@@ -39,15 +42,18 @@ class Site:
 
     @property
     def result(self) -> Operand | None:
-        """The old result, None where it is not one tensor."""
+        """The result in the old graph, None if it is not one tensor."""
         return self.output if isinstance(self.output, Operand) else None
 
     def counted(self, argument: str) -> tuple[int, ...]:
-        """The new value of an integer argument that a rule counted."""
+        """The new value of an argument that a rule counted: one size per dimension."""
         return self.removal.shape(self.counts[argument])
 
     def position(self, value: Any) -> int:
-        """A position as it was in the old graph, written as a number or computed from sizes."""
+        """The value of a position in the old graph.
+
+        Raises `RewriteError` if it is neither a number nor computed from sizes.
+        """
         old = self.operand(value)
         if not isinstance(old, int):
             raise self.refusal(
@@ -66,20 +72,20 @@ class Site:
         return RewriteError(what, node=self.before.name, at=at, why=why, do=do)
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument by position or keyword, as it stands in the graph."""
+        """An argument by position or keyword, as it is written in the graph: a number or a node."""
         if len(self.node.args) > position:
             return self.node.args[position]
         return self.node.kwargs.get(name, default)
 
     def put(self, position: int, name: str, new: Any) -> None:
-        """Set an argument, unless it has that value already."""
+        """Set an argument, unless its value in the new graph is right as it is."""
         old = self.argument(position, name, _MISSING)
         if old is not _MISSING and _equal(self.value(old), new):
             return
         self.put_anyway(position, name, new)
 
     def put_sizes(self, position: int, name: str, sizes: Sequence[int]) -> None:
-        """Set sizes that are written as one sequence or as several integers; -1 and right values stay."""
+        """Set sizes, whether they are written as one sequence or as several integers; -1 and right values stay."""
         old = self.argument(position, name)
         if isinstance(old, (list, tuple)):
             new = type(old)(self._settled(o, s) for o, s in zip(old, sizes, strict=True))
@@ -96,13 +102,14 @@ class Site:
             )
 
     def put_anyway(self, position: int, name: str, new: Any) -> None:
-        """Set an argument by position or keyword."""
+        """Set an argument by position or keyword, whatever its value is."""
         if len(self.node.args) > position:
             self.node.update_arg(position, new)
         else:
             self.node.update_kwarg(name, new)
 
     def _settled(self, old: Any, size: int) -> Any:
+        """One of several sizes: the old argument if it is right, else the number."""
         return old if self.value(old) in (-1, size) else size
 
 

@@ -1,6 +1,6 @@
-"""Slices and single positions.
+"""Slices and single positions: a part of the slots of a dimension is taken.
 
-The same part is taken of the vector. A bound or an index becomes a rank among the kept slots of its dimension.
+A bound or an index is a position. Its new value is its rank: the number of kept slots before it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fxprune.ops.views import SHARED, with_vectors
 
 @rule("aten::slice", labels="keep")
 def slice_(call: Call, self: Operand, dim: int, start: int | None, end: int | None, step: int) -> Operand:
-    """y[i] = x[start + step * i]. With step > 1 whole periods can be removed, so that the step stays."""
+    """y[i] = x[start + step * i]. With a step above 1, only whole periods of `step` slots can be removed."""
     vector = self.dim(dim)
     if step == 1:
         call.position("start", vector)
@@ -44,21 +44,27 @@ def slice_(call: Call, self: Operand, dim: int, start: int | None, end: int | No
 
 @repositions("aten::slice")
 def slice_bounds(site: Site) -> None:
-    """As `x[start:end:step]` of one dimension; an end that stands for "to the last one" stays as it is written."""
+    """Start and end; an end that is so large that it means the last slot stays as it is written."""
     kept = site.removal.kept(site.input.dim(site.value(site.argument(1, "dim", 0))))
     if kept is None:
         return
     start, end, step = site.argument(2, "start"), site.argument(3, "end"), site.argument(4, "step", 1)
     whole = isinstance(end, int) and end >= sys.maxsize
-    new = _stretch(site, slice(start, None if whole else end, step), kept)
-    if not _alike(new.start, start):
+    new = _kept_slice(site, slice(start, None if whole else end, step), kept)
+    if not _written_alike(new.start, start):
         site.put_anyway(2, "start", new.start)
-    if not _alike(new.stop, None if whole else end):
+    if not _written_alike(new.stop, None if whole else end):
         site.put_anyway(3, "end", new.stop)
 
 
-def _stretch(site: Site, item: slice, kept: Bools) -> slice:
-    """The same stretch among the kept slots. An open end stays open, a bound counted from the end stays so."""
+def _kept_slice(site: Site, item: slice, kept: Bools) -> slice:
+    """The slice that takes the kept slots of a slice.
+
+    A bound that is None stays None, and a bound that is counted from the end is counted from the end. kept: flags of
+    the slots of the dimension.
+
+    Raises `RewriteError` if a bound follows the size of an input.
+    """
     size = len(kept)
     left = int(kept.sum())
 
@@ -77,18 +83,20 @@ def _stretch(site: Site, item: slice, kept: Bools) -> slice:
             return new if new else left
         return rank(kept, min(number, size))
 
-    if item.step is not None and site.value(item.step) != 1:  # whole periods are removed: the phase stays
+    if (
+        item.step is not None and site.value(item.step) != 1
+    ):  # whole periods are removed, so the step and the start inside a period stay
         first, last, _ = slice(*(site.operand(part) for part in (item.start, item.stop, item.step))).indices(size)
         return slice(item.start and first, None if last == size else rank(kept, last), item.step)
     return slice(bound(item.start), bound(item.stop), item.step)
 
 
-def _alike(a: Any, b: Any) -> bool:
-    """True if two indices, or parts of them, are written alike; nodes are alike if they are the same node."""
+def _written_alike(a: Any, b: Any) -> bool:
+    """True if two indices, or parts of them, are written in the same way; two nodes have to be the same node."""
     if isinstance(a, tuple) and isinstance(b, tuple):
-        return len(a) == len(b) and all(_alike(x, y) for x, y in zip(a, b, strict=True))
+        return len(a) == len(b) and all(_written_alike(x, y) for x, y in zip(a, b, strict=True))
     if isinstance(a, slice) and isinstance(b, slice):
-        return all(_alike(x, y) for x, y in ((a.start, b.start), (a.stop, b.stop), (a.step, b.step)))
+        return all(_written_alike(x, y) for x, y in ((a.start, b.start), (a.stop, b.stop), (a.step, b.step)))
     return a is b or (type(a) is type(b) and bool(a == b))
 
 
@@ -114,7 +122,7 @@ def narrow_bounds(site: Site) -> None:
 
 @reads("aten::narrow", "aten::slice", functions=("narrow",))
 def narrow_integers(call: PythonCall) -> Iterable[Counted]:
-    """The start counts what stands before it, the length what is taken."""
+    """The start counts the slots before it, the length the slots that are taken."""
     if call.kwargs:
         return ()
     _, dim, start, length = call.args
@@ -141,7 +149,7 @@ def select_index(site: Site) -> None:
 
 @reads("aten::select", functions=("select",))
 def select_integers(call: PythonCall) -> Iterable[Counted]:
-    """The index counts what stands before it."""
+    """The index counts the slots before it."""
     dim, index = call.argument(1, "dim"), call.argument(2, "index")
     return [Counted(index, call.input.dim(dim), int(index))] if call.marked(index) else ()
 
@@ -166,12 +174,12 @@ def subscript_positions(site: Site) -> None:
         new.append(_item(site, item, source.vectors[dim]) if width == 1 else item)
         dim += width
     changed: Any = tuple(new) if isinstance(index, tuple) else new[0]
-    if not _alike(changed, index):
+    if not _written_alike(changed, index):
         site.node.update_arg(1, changed)
 
 
 def _width(site: Site, item: Any) -> int:
-    """The number of dimensions that an index item takes up."""
+    """The number of dimensions that an item of an index indexes."""
     if item is None or item is Ellipsis:
         return 0
     value = site.value(item) if site.computed(item) else item
@@ -179,11 +187,12 @@ def _width(site: Site, item: Any) -> int:
 
 
 def _item(site: Site, item: Any, vector: Vector) -> Any:
+    """An item of an index for the kept slots of the dimension that it indexes."""
     kept = site.removal.kept(vector)
     if kept is None:
         return item
     if isinstance(item, slice):
-        return _stretch(site, item, kept)
+        return _kept_slice(site, item, kept)
     if isinstance(site.operand(item), int):
         return rank(kept, site.operand(item) % len(kept))
     if isinstance(item, (list, tuple)):
@@ -195,7 +204,7 @@ def _item(site: Site, item: Any, vector: Vector) -> Any:
 
 @reads("aten::slice", "aten::select", functions=("__getitem__",))
 def subscript_integers(call: PythonCall) -> Iterable[Counted]:
-    """A bound of a slice, or an index, counts what stands before it."""
+    """A bound of a slice, or an index, counts the slots before it."""
     index = call.args[1]
     items = index if isinstance(index, tuple) else (index,)
     if not any(call.marked(bound) for item in items for bound in _bounds(item)):
@@ -211,7 +220,7 @@ def subscript_integers(call: PythonCall) -> Iterable[Counted]:
 
 
 def _bounds(item: Any) -> tuple[Any, ...]:
-    """The positions in an index item."""
+    """The positions in an item of an index."""
     return (item.start, item.stop) if isinstance(item, slice) else (item,)
 
 

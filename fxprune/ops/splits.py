@@ -1,4 +1,4 @@
-"""Dimensions that are split into stretches, each of them a part of the vector."""
+"""Splits: a dimension is cut into parts, which follow each other."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ def unbind(call: Call, self: Operand, dim: int) -> list[Operand]:
     """y_i = x[i]; every slot stays."""
     call.lock(self.dim(dim), "unbind takes every position on its own")
     return [with_vectors(self, dim)] * len(call.shapes)
+
+
+absent("aten::unbind", sizes="no argument is a size", readers="no argument is a size")
 
 
 @rule(
@@ -43,14 +46,14 @@ def split(call: Call, self: Operand, dim: int) -> list[Operand]:
     targets=("split", "split_with_sizes", torch.split, torch.split_with_sizes),
 )
 def split_sizes(site: Site) -> None:
-    """The size of the parts, or all their sizes."""
+    """The size of all parts, or the size of each."""
     name = "split_size_or_sections" if site.node.target is torch.split else "split_size"
     _into_parts(site, name, lambda whole, old: [min(old, whole - i) for i in range(0, whole, old)])
 
 
 @resizes("aten::chunk", targets=("chunk", torch.chunk))
 def chunk_sizes(site: Site) -> None:
-    """The number of parts, which are then of equal size but for the last one."""
+    """The number of parts; their sizes are equal, but the last one may be smaller."""
 
     def parts(whole: int, chunks: int) -> list[int]:
         size = -(-whole // chunks)
@@ -61,7 +64,7 @@ def chunk_sizes(site: Site) -> None:
 
 @resizes("aten::tensor_split", targets=("tensor_split", torch.tensor_split))
 def tensor_split_sizes(site: Site) -> None:
-    """The number of parts, of which the first ones are larger by one, or where they begin."""
+    """The number of parts, of which the first ones may be larger by one; or the positions at which parts begin."""
 
     def parts(whole: int, sections: int) -> list[int]:
         return [whole // sections + (i < whole % sections) for i in range(sections)]
@@ -70,7 +73,11 @@ def tensor_split_sizes(site: Site) -> None:
 
 
 def _into_parts(site: Site, name: str, natural: Callable[[int, int], list[int]]) -> None:
-    """Parts of the promised sizes: as it is written if that gives them, else an explicit list of split sizes."""
+    """Write a node that gives parts of the new sizes: as it is, if it gives them, else with a list of sizes.
+
+    name: the keyword of the number of parts or of the sizes. natural: a function from the size of the dimension and
+        that number to the sizes of the parts.
+    """
     dim = site.value(site.argument(2, "dim", 0))
     sizes = [site.removal.count(part.dim(dim)) for part in site.output]
     old = site.value(site.argument(1, name, site.argument(1, "split_sizes")))
@@ -95,7 +102,7 @@ def _into_parts(site: Site, name: str, natural: Callable[[int, int], list[int]])
 
 @reads("aten::split", "aten::split_with_sizes", functions=("split", "split_with_sizes"))
 def split_integers(call: PythonCall) -> Iterable[Counted]:
-    """Each size counts a part; one size for all counts those parts that have it."""
+    """Each size counts a part; one size for all counts the parts of that size."""
     named = next((v for k, v in call.kwargs.items() if k.startswith("split_s")), ())
     sizes = call.args[1] if len(call.args) > 1 else named
     dim = call.argument(2, "dim", 0)
@@ -106,6 +113,10 @@ def split_integers(call: PythonCall) -> Iterable[Counted]:
 
 _SPLITS = ("aten::split", "aten::split_with_sizes", "aten::chunk", "aten::tensor_split")
 _UNSAFE = ("aten::unsafe_split", "aten::unsafe_split_with_sizes", "aten::unsafe_chunk")
+
+depends(*_UNSAFE)(moved)
+absent(*_UNSAFE, sizes="only torch's own code calls it", readers="only torch's own code calls it")
+absent("aten::chunk", "aten::tensor_split", readers="the number of parts does not change")
 absent(
     *("aten::unbind", *_SPLITS, *_UNSAFE),
     multiply_adds="nothing is computed",
@@ -113,9 +124,5 @@ absent(
     modules="no module of torch takes parts",
     norms="it is no statistic",
 )
-depends(*_UNSAFE)(moved)
 absent("aten::unbind", *_SPLITS, dependence=SHARED)
-absent("aten::unbind", sizes="no argument is a size", readers="no argument is a size")
-absent(*_UNSAFE, sizes="only torch's own code calls it", readers="only torch's own code calls it")
-absent("aten::chunk", "aten::tensor_split", readers="how many parts there are stays what it was")
 absent("aten::unbind", *_SPLITS, *_UNSAFE, constants=SLOT_BY_SLOT)

@@ -1,4 +1,4 @@
-"""A node that takes a statistic, as the functions of `respells` see it."""
+"""A node that takes a statistic, as functions registered with `respells` see it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,27 @@ if TYPE_CHECKING:
 
 
 class StatisticNode(Protocol):
-    """A node whose statistic runs over `counts` slots and is to count `width` of them, the others being zero."""
+    """A node whose statistic runs over the slots that are left, and has to count `width` slots.
+
+    The removed slots were zero in the original, so each of them adds a zero to the statistic.
+    """
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """The sizes that are left of the dimensions over which it runs."""
+        """The new sizes of the dimensions over which the statistic runs."""
 
     @property
     def width(self) -> int:
-        """The number of slots that it ran over in the original."""
+        """The number of slots that the statistic ran over in the original."""
 
     def argument(self, position: int, name: str) -> Any:
         """An argument by position or keyword, None where it is not given."""
 
     def scaled(self, factor: float) -> fx.Node:
-        """A new node: the result times a number."""
+        """Add a node: the result times a number."""
 
     def layer(self, kind: type[nn.Module], eps: float | None, *arguments: Any) -> fx.Node:
-        """A new node: a call of the norm layer that stands in for one of torch's and counts `width` slots."""
+        """Add a node: a call of the norm layer of this package that counts `width` slots.
+
+        kind: the layer of torch that it is a variant of. arguments: those of the call.
+        """

@@ -1,4 +1,4 @@
-"""Transforms that mix all positions of one or two dimensions: those stay, the others pass through."""
+"""Transforms that mix all positions of one or two dimensions. Those are locked; the others are treated one by one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fft_products() -> None:
 
 @depends("aten::_fft_r2c", "aten::_fft_c2c", "aten::_fft_c2r")
 def fft_dependence(seen: Seen) -> Dependence:
-    """Depends where anything along the dimension does, or is not zero: a sum of constants follows their number."""
+    """Depends if any element along the dimension does, or is not zero: sums change with the number of positions."""
     x = seen["self"]
     return over(seen.live(x), x, seen["dim"])
 
@@ -49,6 +49,9 @@ def triangle(call: Call, self: Operand) -> Operand:
     return self
 
 
+depends("aten::tril", "aten::triu")(moved)
+
+
 @rule("aten::diagonal")
 def diagonal(call: Call, self: Operand, dim1: int, dim2: int) -> Operand:
     """y[c, i] = x[c, i, i + offset]"""
@@ -59,6 +62,9 @@ def diagonal(call: Call, self: Operand, dim1: int, dim2: int) -> Operand:
     return call.operand(
         [*(self.dim(d) for d in rest), call.fixed(call.shapes[0][-1])], [*(self.zero[d] for d in rest), True]
     )
+
+
+absent("aten::diagonal", dependence=SHARED)
 
 
 @rule("aten::diag_embed")
@@ -74,6 +80,9 @@ def diag_embed(call: Call, self: Operand, dim1: int, dim2: int) -> Operand:
     return call.operand(vectors, zero)
 
 
+depends("aten::diag_embed")(moved)
+
+
 @rule("aten::trace")
 def trace(call: Call, self: Operand) -> Operand:
     """y = sum_i x[i, i]"""
@@ -84,7 +93,11 @@ def trace(call: Call, self: Operand) -> Operand:
 
 @rule("aten::histc", labels="own")
 def histc(call: Call, self: Operand, bins: int, min: float, max: float) -> Operand:
-    """y[j] = how many values lie in bin j; of positions in a dimension of `bins` slots, how often slot j was chosen."""
+    """y[j] = the number of values in bin j
+
+    If the values are positions in a dimension, and there is a bin for each of its slots, the bins are removed with
+    them.
+    """
     for vector in self.vectors:
         call.lock(vector, "counted by value")
     labels = self.labels
@@ -98,7 +111,7 @@ def histc(call: Call, self: Operand, bins: int, min: float, max: float) -> Opera
 
 @resizes("aten::histc", targets=("histc", torch.histc))
 def histc_bins(site: Site) -> None:
-    """As many bins as there are positions, up to the last one."""
+    """The number of bins and their upper end, if there is a bin for each slot of a dimension."""
     if "bins" in site.counts:
         (count,) = site.counted("bins")
         site.put(1, "bins", count)
@@ -111,9 +124,12 @@ def histc_integers(call: PythonCall) -> Iterable[Counted]:
     return [Counted(call.argument(1, "bins", 100), call.result.dim(0))]
 
 
+reads_constants("aten::histc")(whole)
+
+
 @depends("aten::trace", "aten::histc", "aten::affine_grid_generator")
 def counted_dependence(seen: Seen) -> Dependence:
-    """Counts of values: they always depend."""
+    """Everything depends: the results are sums of constants, or numbers that follow from sizes."""
     return True
 
 
@@ -140,7 +156,7 @@ def cross_dependence(seen: Seen) -> Dependence:
 
 @rule("aten::isin")
 def isin(call: Call, *operands: Operand) -> Operand:
-    """y[i] = whether x[i] is one of the elements"""
+    """y[i] = True if x[i] is one of the elements that are looked for"""
     shape = call.shapes[0]
     elements = call.arguments.get("elements")
     for operand in operands:
@@ -152,7 +168,7 @@ def isin(call: Call, *operands: Operand) -> Operand:
 
 @depends("aten::isin")
 def isin_dependence(seen: Seen) -> Dependence:
-    """Depends where the element does, or all where the elements that are looked for do."""
+    """Everything depends if anything does."""
     return anything(seen)
 
 
@@ -164,13 +180,11 @@ def affine_grid(call: Call, theta: Operand) -> list[Operand]:
 
 @rule("aten::_assert_tensor_metadata", "aten::_assert_async")
 def assertions(call: Call) -> None:
-    """No result."""
+    """No result"""
 
 
 depends("aten::_assert_tensor_metadata", "aten::_assert_async")(nothing)
-depends("aten::tril", "aten::triu", "aten::diag_embed")(moved)
-absent("aten::diagonal", dependence=SHARED)
-reads_constants("aten::histc")(whole)
+
 _FFT = ("aten::_fft_r2c", "aten::_fft_c2c", "aten::_fft_c2r")
 _OTHERS = (
     *("aten::tril", "aten::triu", "aten::diagonal", "aten::diag_embed", "aten::trace", "aten::linalg_cross"),

@@ -1,6 +1,6 @@
-"""Views: the same memory read in another shape, so the same is done to the vectors.
+"""Views: the same memory is read in another shape, and the vectors are changed in the same way.
 
-They follow a small algebra: stretches of dimensions with equal products are merged, then split.
+A reshape merges neighbouring dimensions and splits the result: [2, 3, 4] becomes [6, 4] by merging 2 and 3.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ SHARED = "a view shares its memory, and with it the dependence on the inputs"
 
 
 def reshape(call: Call, operand: Operand, shape: Sequence[int]) -> Operand:
-    """[.., a, b, ..] -> [.., (a b), ..] and back, stretch by stretch of equal products."""
+    """The operand in another shape.
+
+    The dimensions of both shapes are divided into the shortest runs of neighbours with equal products, so that each run
+    of
+    the old shape becomes one run of the new shape: [2, 3, 4, 5] -> [6, 20] by (2, 3) -> (6) and (4, 5) -> (20).
+    """
     vectors: list[Vector] = []
     zero: list[bool] = []
     start = 0
@@ -35,12 +40,12 @@ def reshape(call: Call, operand: Operand, shape: Sequence[int]) -> Operand:
     while position < len(shape) or start < len(source):
         stop, end = start, position
         have, want = 1, 1
-        while True:  # the shortest stretches [start, stop) and [position, end) with equal products
+        while True:  # the shortest runs [start, stop) and [position, end) with equal products
             if have < want or (have == want == 1 and end == position and stop < len(source) and source[stop] == 1):
                 have *= source[stop]
                 stop += 1
             elif want < have or end == position:
-                if end == len(shape):  # trailing source dimensions of size 1
+                if end == len(shape):  # old dimensions of size 1 at the end
                     stop = len(source)
                     break
                 want *= shape[end]
@@ -73,7 +78,7 @@ def view(call: Call, self: Operand) -> Operand:
 
 @resizes(*("aten::view", "aten::_unsafe_view", "aten::reshape"), targets=("view", "reshape", torch.reshape))
 def view_sizes(site: Site) -> None:
-    """The shape, written as one sequence or as several integers; also that of `expand`, `new_zeros` and the like."""
+    """The shape, written as one sequence or as several integers."""
     first = site.value(site.argument(1, "shape", site.argument(1, "size")))
     if site.result is None or first is None or isinstance(first, torch.dtype):
         return
@@ -90,7 +95,7 @@ def view_integers(call: PythonCall) -> Iterable[Counted]:
 
 @resizes("aten::unflatten", targets=("unflatten", torch.unflatten))
 def unflatten_sizes(site: Site) -> None:
-    """The sizes into which one dimension is taken apart."""
+    """The sizes of the dimensions that one dimension is split into."""
     dim = site.value(site.argument(1, "dim"))
     if site.result is None or not isinstance(dim, int):
         return
@@ -109,7 +114,7 @@ def unflatten_integers(call: PythonCall) -> Iterable[Counted]:
 
 @recounts("aten::unflatten", modules=(torch.nn.Unflatten,))
 def unflatten_attributes(module: Any, use: Use) -> dict[str, Any]:
-    """The sizes into which one dimension is taken apart."""
+    """The sizes of the dimensions that one dimension is split into."""
     if not isinstance(use.output, Operand) or not isinstance(module.dim, int) or use.input is None:
         return {}
     first = module.dim % use.input.ndim
@@ -117,9 +122,13 @@ def unflatten_attributes(module: Any, use: Use) -> dict[str, Any]:
     return {"unflattened_size": use.removal.shape(vectors)}
 
 
+depends("aten::_reshape_copy")(moved)
+absent("aten::_reshape_alias", sizes="only torch's own code calls it", readers="Python has no function for it")
+
+
 @rule("aten::as_strided")
 def as_strided(call: Call, self: Operand, stride: Sequence[int]) -> Operand | list[Operand]:
-    """y = x where size and strides are those of x; anything else is refused."""
+    """y = x, if size and strides are those of x; all else is refused"""
     shape = call.shapes[0]
     kept = zip(shape, stride, call.raw["self"].stride(), strict=False)
     if shape == self.shape and all(new == old for size, new, old in kept if size > 1):
@@ -130,10 +139,13 @@ def as_strided(call: Call, self: Operand, stride: Sequence[int]) -> Operand | li
 
 @resizes("aten::as_strided")
 def as_strided_sizes(site: Site) -> None:
-    """Size and strides, where they are those of the tensor itself; the rule refuses everything else."""
+    """Size and strides, which are those of the tensor itself: the rule refuses all else."""
     if "size" in site.counts and site.removal.shape(site.input.vectors) != site.input.shape:
         site.put(1, "size", list(site.counted("size")))
         site.put(2, "stride", list(site.value(site.node.args[0]).stride()))
+
+
+absent("aten::as_strided", readers="it takes strides too")
 
 
 @rule("aten::permute", "aten::transpose", "aten::t", "aten::numpy_T", "aten::movedim", "aten::swapaxes", labels="keep")
@@ -161,7 +173,7 @@ def squeeze(call: Call, self: Operand) -> Operand:
 
 @resizes("aten::squeeze", targets=("squeeze", torch.squeeze))
 def squeeze_dims(site: Site) -> None:
-    """A dimension that has become 1 is not squeezed where it was not before."""
+    """The dimensions to squeeze, written out if another dimension has size 1 now."""
     given = site.argument(1, "dim")
     every = range(site.input.ndim) if given is None else (given,) if isinstance(given, int) else given
     dims = [d % site.input.ndim for d in every]
@@ -170,6 +182,9 @@ def squeeze_dims(site: Site) -> None:
         if isinstance(site.node.target, torch._ops.OpOverload):
             site.node.args, site.node.kwargs = (site.node.args[0], site.argument(1, "dim")), {}
             site.node.target = torch.ops.aten.squeeze.dims
+
+
+absent("aten::squeeze", readers="no argument is a size")
 
 
 @rule("aten::unsqueeze", labels="keep")
@@ -195,13 +210,14 @@ def view_as_real(call: Call, self: Operand) -> Operand:
 
 @rule("aten::expand", labels="keep")
 def expand(call: Call, self: Operand) -> Operand:
-    """y[i, j] = x[j]: a new dimension is only a number, so its slots are free."""
+    """y[i, j] = x[j]: the slots of a new dimension are all the same, and can be removed"""
     vectors, zero = _expanded(call, self, call.shapes[0])
     call.count("size", *vectors)
     return call.operand(vectors, zero)
 
 
 def _expanded(call: Call, operand: Operand, shape: Sequence[int]) -> tuple[list[Vector], list[bool]]:
+    """The vectors of an operand that is expanded to a shape, and their flags `zero`."""
     vectors, zero = [], []
     for d, size in enumerate(shape, start=-len(shape)):
         old = operand.vectors[d] if operand.ndim >= -d else call.fixed(1)
@@ -216,14 +232,14 @@ reads("aten::expand", functions=("expand", "broadcast_to"))(view_integers)
 
 
 def with_vectors(operand: Operand, dim: int, *vectors: Vector) -> Operand:
-    """The operand with dimension `dim` replaced by `vectors` (none drops it)."""
+    """The operand with these vectors instead of dimension `dim`; without any, it loses the dimension."""
     d = dim % operand.ndim
     zero = operand.zero[:d] + (operand.zero[d],) * len(vectors) + operand.zero[d + 1 :]
     return Operand(operand.vectors[:d] + vectors + operand.vectors[d + 1 :], zero)
 
 
 def unsqueeze_at(call: Call, operand: Operand, dim: int, size: int) -> Operand:
-    """The operand with a new fixed dimension of `size`."""
+    """The operand with a new fixed dimension of this size at `dim`."""
     d = dim % (operand.ndim + 1)
     vectors, zero = operand.vectors, operand.zero
     return call.operand([*vectors[:d], call.fixed(size), *vectors[d:]], [*zero[:d], True, *zero[d:]])
@@ -235,10 +251,6 @@ _UNSIZED = (*_PERMUTED, "aten::unsqueeze", "aten::view_as_complex", "aten::view_
 _OTHERS = (*_SIZED, *_UNSIZED, "aten::squeeze", "aten::_reshape_alias", "aten::as_strided")
 absent(*_OTHERS, modules="no module of torch keeps its sizes")
 absent(*_UNSIZED, sizes="no argument is a size", readers="no argument is a size")
-absent("aten::squeeze", readers="no argument is a size")
-absent("aten::_reshape_alias", sizes="only torch's own code calls it", readers="Python has no function for it")
-absent("aten::as_strided", readers="it takes strides too")
-depends("aten::_reshape_copy")(moved)
 absent(*_OTHERS, "aten::unflatten", dependence=SHARED)
 absent(
     *(*_OTHERS, "aten::unflatten"),

@@ -1,4 +1,4 @@
-"""Channels and positions in space exchanged: shuffles of pixels and channels, and windows."""
+"""Windows and shuffles: positions in space become channels, channels become positions, or are reordered."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def col2im(call: Call, self: Operand) -> Operand:
 
 @depends("aten::col2im")
 def col2im_dependence(seen: Seen) -> Dependence | list[Dependence]:
-    """Windows are added up where they overlap."""
+    """The dependence of sums: windows are added where they overlap."""
     return summed(seen)
 
 
@@ -113,10 +113,12 @@ def unfold(call: Call, self: Operand, dimension: int) -> Operand:
     return call.operand([*vectors, call.fixed(shape[-1])], [*self.zero, True])
 
 
+absent("aten::unfold", dependence=SHARED)
+
+
 _SHUFFLES = ("aten::channel_shuffle", "aten::native_channel_shuffle")
 _WINDOWS = ("aten::pixel_shuffle", "aten::pixel_unshuffle", "aten::im2col", "aten::col2im", "aten::unfold")
 depends(*_SHUFFLES, "aten::pixel_shuffle", "aten::pixel_unshuffle", "aten::im2col")(moved)
-absent("aten::unfold", dependence=SHARED)
 absent(
     *_SHUFFLES,
     *_WINDOWS,
