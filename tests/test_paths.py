@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules import module as torch_module
+from torch.nn.utils import prune
 
 import fxprune
 from fxprune.capture.captured import Captured, FrontEnd, captured_graph
@@ -443,6 +445,33 @@ def test_hooks_serve_what_nothing_else_does() -> None:
     assert set(small.state_dict()) == set(model.state_dict())
 
 
+class OwnLinear(nn.Linear):
+    """A class of the user's own, which may do anything with its weight."""
+
+
+def test_only_plain_layers_that_own_their_weight_alone_shrink_behind_hooks() -> None:
+    layers = {
+        "plain": nn.Conv2d(4, 4, 1),
+        "grouped": nn.Conv2d(4, 4, 1, groups=2),
+        "transposed": nn.ConvTranspose2d(4, 4, 1),
+        "tied": nn.Conv2d(4, 4, 1),
+        "tied_too": nn.Conv2d(4, 4, 1),
+        "computed": nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1)),
+        "masked": nn.Conv2d(4, 4, 1),
+        "flat": nn.Flatten(),
+        "own": OwnLinear(36, 8),
+        "row": nn.Linear(8, 6),
+        "last": nn.Linear(6, 2),
+    }
+    layers["tied_too"].weight = layers["tied"].weight
+    with torch.no_grad():
+        prune.identity(layers["masked"], "weight")
+    model, x = double(nn.Sequential(OrderedDict(layers))), torch.randn(2, 4, 3, 3, dtype=torch.float64)
+    assert [group.name for group in fxprune.analyze(model, x, path="hooks").groups] == ["plain", "row"]
+    with torch.no_grad():
+        assert is_exact(model, fxprune.transform(model, x, ratio=0.5, path="hooks"), x)
+
+
 def test_hooks_are_not_taken_for_a_model_that_is_merely_wrong() -> None:
     class Broken(nn.Module):
         def __init__(self) -> None:
@@ -501,6 +530,24 @@ def test_the_order_of_the_paths(prefer: str | None) -> None:
     assert tuple(path.name for path in paths_for(model, None, prefer)) == ORDERS[prefer]
     assert [path.name for path in paths_for(fx.symbolic_trace(model), None, prefer)] == ["fx"]
     assert [path.name for path in paths_for(model, "export", None)] == ["export"]
+
+
+@pytest.mark.parametrize(
+    ("made_on", "prefer", "order"),
+    [
+        ("eager", None, ("eager", "fx", "export", "hooks")),
+        ("export", None, ("export", "fx", "eager", "hooks")),
+        ("export", "class", ORDERS["class"]),
+        ("eager", "graph", ORDERS["graph"]),
+        ("hooks", None, ("hooks",)),
+        ("hooks", "graph", ORDERS["graph"]),
+        ("", None, ORDERS[None]),
+    ],
+)
+def test_the_path_of_a_plan_comes_first_unless_something_is_preferred(
+    made_on: str, prefer: str | None, order: tuple[str, ...]
+) -> None:
+    assert tuple(path.name for path in paths_for(sequence(), None, prefer, made_on=made_on)) == order
 
 
 @pytest.mark.parametrize(

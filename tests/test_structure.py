@@ -203,6 +203,8 @@ def files_imported_by(path, files):
                 found = files.get(name) or files.get(node.module)
                 if found not in (None, path):
                     yield found
+        elif isinstance(node, ast.Import):
+            yield from (files[alias.name] for alias in node.names if files.get(alias.name) not in (None, path))
 
 
 def circles(imports):

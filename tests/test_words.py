@@ -66,10 +66,10 @@ def rows():
 
 def uses(path):
     """The forbidden words that a file uses: (line, word), also as parts of names (`rungs_of`) and in the plural."""
-    words = "|".join(word.replace(" ", r"\s+") for word in FORBIDDEN)
+    words = "|".join(word.replace(" ", r"[\s#]+") for word in FORBIDDEN)
     text = path.read_text()
     for match in re.finditer(rf"(?<![a-z])({words})(?:s|ed|ing)?(?![a-z])", text, re.IGNORECASE):
-        word = " ".join(match[1].lower().split())
+        word = " ".join(re.split(r"[\s#]+", match[1].lower()))
         if (str(path.relative_to(ROOT)), word) not in EXCEPTIONS:
             yield text[: match.start()].count("\n") + 1, word
 

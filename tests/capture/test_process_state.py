@@ -164,12 +164,12 @@ def table(size: int) -> list[int]:
     return [0] * size
 
 
-def behind_a_function() -> tuple[Any, Any]:
+def behind_a_function() -> tuple[list[Any], Any]:
     cached = functools.lru_cache(lambda size: [0] * size)
-    return cached, lambda size: cached(size)
+    return [cached], lambda size: cached(size)
 
 
-CACHED, calls_cached = behind_a_function()
+HIDDEN, calls_hidden = behind_a_function()
 BASE = """
 import functools
 from torch import nn
@@ -199,8 +199,8 @@ def test_caches_that_a_run_fills_are_emptied_wherever_they_are(monkeypatch: pyte
     exec(BASE.replace("class Base(", f"__name__ = {base.__name__!r}\nclass Base("), base.__dict__)
     monkeypatch.setitem(sys.modules, base.__name__, base)
     model = type("Derived", (base.Base,), {"__module__": __name__})()
-    caches = [table, CACHED, OfClass.static, OfClass.method, base.table]
-    fills = [table, calls_cached, OfClass.static, functools.partial(OfClass.method, OfClass()), base.table]
+    caches = [table, *HIDDEN, OfClass.static, OfClass.method, base.table]
+    fills = [table, calls_hidden, OfClass.static, functools.partial(OfClass.method, OfClass()), base.table]
     for cache, fill in zip(caches, fills, strict=True):
         for other in caches:
             other.cache_clear()

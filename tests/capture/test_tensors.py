@@ -51,6 +51,13 @@ def test_tied_tensors_are_listed_once_with_their_other_names() -> None:
     }
 
 
+def test_every_further_name_of_a_tensor_is_listed() -> None:
+    net = Net()
+    net.third = net.block[0].again = net.first
+    others = {found.name: found.others for found in Tensors.of(net).unique}
+    assert others["first.bias"] == ("again.bias", "block.0.again.bias", "third.bias")
+
+
 def test_the_module_that_holds_a_tensor() -> None:
     owners = {found.name: found.owner for found in Tensors.of(Net()).unique}
     assert (owners["own"], owners["norm.running_var"], owners["block.0.bias"]) == ("", "norm", "block.0")
@@ -69,6 +76,7 @@ def test_constants_are_the_tensors_in_attributes_that_are_not_registered(path: s
 def test_a_model_without_weights() -> None:
     assert Tensors.of(nn.Linear(2, 3, device="meta")).weightless
     assert not Tensors.of(Net()).weightless
+    assert Tensors.of(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2, device="meta"))).weightless, "a part has none"
 
 
 @pytest.mark.parametrize(("path", "at_most"), [("fx", 4), ("eager", 6)])

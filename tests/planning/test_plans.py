@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.planning.plan import Plan, Removed
 from fxprune.planning.ranges import between, indices_of, parse, spans_of, text_of
+from fxprune.planning.structure import Structure
 from tests.artifacts.trips import Attention, Literal, Plain, image, pruned, run, seeded
 from tests.test_golden import NETWORKS
 
@@ -101,6 +102,23 @@ def test_indices_that_are_not_there_are_not_saved(
     with pytest.raises(fxprune.PlanError, match="the plan removes what is not there"):
         Plan(removed, structure=plan.structure).save(tmp_path / "plan.json")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "dim", "indices"), [("conv.weight", 0, [16]), ("nothing", 0, [0])])
+def test_zeros_that_are_not_there_are_not_saved(
+    plan: Plan, name: str, dim: int, indices: list[int], tmp_path: Path
+) -> None:
+    with pytest.raises(fxprune.PlanError, match="the plan sets to zero what is not there"):
+        Plan(plan.removed, zeroed={name: {dim: indices}}, structure=plan.structure).save(tmp_path / "plan.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_goes_on_naming_the_versions_that_wrote_it(data: dict[str, Any], tmp_path: Path) -> None:
+    data["versions"] = {"fxprune": "0.0.1", "torch": "2.0", "another": "3"}
+    read = plan_in(tmp_path, json.dumps(data))
+    assert read.versions == data["versions"]
+    read.save(tmp_path / "again.json")
+    assert json.loads((tmp_path / "again.json").read_text())["versions"] == data["versions"]
 
 
 def test_folded_constants_are_written_too(plan: Plan, tmp_path: Path) -> None:
@@ -215,6 +233,46 @@ def test_channels_coupled_in_another_way_are_refused_though_they_could_be_remove
 
 
 # -- two plans ---------------------------------------------------------------------------------------------------
+
+
+class Flipped(nn.Module):
+    """Reads its hidden channels forwards or backwards."""
+
+    def __init__(self, *, flip: bool) -> None:
+        super().__init__()
+        self.flip, self.first, self.last = flip, nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        return self.last(hidden.flip(1) if self.flip else hidden)
+
+
+def test_the_same_slots_in_other_pairs_are_another_coupling() -> None:
+    x, keep = torch.ones(1, 3), torch.tensor([True, False, False, True])
+    straight, back = (fxprune.analyze(Flipped(flip=flip), x).plan(masks={"first": keep}) for flip in (False, True))
+    assert straight.removed == back.removed
+    assert straight.structure is not None
+    assert back.structure is not None
+    assert straight.structure.fingerprint != back.structure.fingerprint
+    with pytest.raises(fxprune.PlanError, match="other slots go together"):
+        fxprune.transform(Flipped(flip=True), x, plan=straight)
+
+
+def test_buffers_outside_state_dict_that_a_plan_does_not_cut_may_be_there_or_not() -> None:
+    with_one, without, x = Flipped(flip=False), Flipped(flip=False), torch.ones(1, 3)
+    with_one.register_buffer("table", torch.ones(5), persistent=False)
+    for there, here in ((with_one, without), (without, with_one)):
+        plan = fxprune.analyze(there, x).plan(ratio=0.5)
+        assert fxprune.transform(here, x, plan=plan).first.out_features == 2
+
+
+def test_the_fingerprint_knows_no_order(plan: Plan) -> None:
+    made = plan.structure
+    assert made is not None
+    backwards = Structure(dict(reversed(made.shapes.items())), made.coupled[::-1])
+    assert list(backwards.shapes) != list(made.shapes)
+    assert backwards.fingerprint == made.fingerprint
+    assert Structure(made.shapes).fingerprint != made.fingerprint
 
 
 @pytest.mark.parametrize("make", [Plain, Literal])
