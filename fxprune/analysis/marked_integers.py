@@ -82,7 +82,7 @@ class Sizing:
     under: Vector | None = None
 
     @property
-    def plain(self) -> bool:
+    def is_size(self) -> bool:
         """True if it is the size of a whole dimension."""
         return self.until is None and self.under is None
 

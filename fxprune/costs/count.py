@@ -45,8 +45,9 @@ class LayerCost:
 class Cost:
     """The cost of a model.
 
-    params: elements of all parameters. bytes: of parameters and buffers. macs: multiply-adds of one forward, None where
-    some are not counted: then they are more than `at_least`, and `uncounted` says what is missing.
+    params: elements of all parameters. bytes: of parameters and buffers.
+    macs: multiply-adds of one forward. None if some operations are not counted: `uncounted` says which, and `at_least`
+        is the number without them.
     layers: path -> cost of every module that owns a tensor or multiplies; their sums are the totals.
     """
 
@@ -91,7 +92,7 @@ def cost(model: nn.Module, example_inputs: Any, *, path: str | None = None, pref
 
 
 def _counted(model: nn.Module, inputs: Inputs, path: FrontEnd) -> list[Found]:
-    """The multiply-adds of every operation on one path: on fake tensors, or on real ones where numbers decide."""
+    """The multiply-adds of every operation on one path. It runs on fake tensors, or on real ones if numbers decide."""
     captured = capture(model, inputs, path)
     with clean_caches(model):
         try:
@@ -122,7 +123,7 @@ def cost_of(findings: Findings, removal: Removal | None = None, constants: Folde
 
 
 def macs_of(contraction: Contraction, removal: Removal | None = None) -> int | None:
-    """The multiply-adds of an operation, after a removal if there is one; None where they are unknown."""
+    """The multiply-adds of an operation, in the smaller model if there is a removal; None if they are unknown."""
     if contraction.products is None:
         return None
     if removal is None:
@@ -133,7 +134,7 @@ def macs_of(contraction: Contraction, removal: Removal | None = None) -> int | N
 
 
 def contractions(findings: Findings) -> Iterator[Contraction]:
-    """Every operation of the walk that multiplies and adds up, in order."""
+    """Every operation of the analysis that does multiply-adds, in order."""
     for observation in findings.observed.observations.values():
         yield from observation.contractions
 
@@ -177,7 +178,7 @@ def _summed(shapes: Mapping[str, tuple[int, ...]], tensors: Tensors, found: Iter
 
 
 def _with_constants(made: Cost, tensors: Tensors, constants: FoldedConstants) -> Cost:
-    """Add folded constants: new biases are parameters, maps are buffers of the graph."""
+    """The cost with folded constants: new biases are parameters, maps are buffers of the graph."""
     layers = dict(made.layers)
     parameters = (tensors[name] for name in tensors.names(PARAMETER))
     size = next((p.element_size() for p in parameters if p.is_floating_point()), 0)
@@ -192,7 +193,7 @@ def _with_constants(made: Cost, tensors: Tensors, constants: FoldedConstants) ->
 
 
 def _with_positions(made: Cost, findings: Findings, removal: Removal) -> Cost:
-    """Add the buffers of positions that layers behind hooks keep, 8 bytes for each kept output."""
+    """The cost with the buffers of positions that layers with hooks have: 8 bytes for each kept output."""
     layers = dict(made.layers)
     for path, _ in hookable(findings.captured.module):
         vector = findings.axis_vector(f"{path}.weight", 0)

@@ -45,7 +45,7 @@ def per_channel(findings: Findings) -> tuple[ChannelCost, ...]:
 
 
 def _vectors(contraction: Contraction) -> Iterator[Vector]:
-    """The dimensions that decide how much an operation multiplies, each once."""
+    """The dimensions that the number of multiply-adds depends on, each once."""
     every = (*contraction.inside, *(v for vectors in contraction.products or () for v in vectors))
     yield from dict.fromkeys(v.representative for v in every)
 
@@ -67,6 +67,7 @@ def _touching(findings: Findings) -> dict[int, list[Contraction]]:
 
 
 def _saved(touched: Iterable[Contraction], removal: Removal) -> int | None:
+    """The multiply-adds that a removal saves in some operations, None if they are unknown."""
     total = 0
     for contraction in touched:
         before, after = macs_of(contraction), macs_of(contraction, removal)
@@ -77,7 +78,7 @@ def _saved(touched: Iterable[Contraction], removal: Removal) -> int | None:
 
 
 def withheld(findings: Findings) -> dict[int, int | None]:
-    """The MACs that each event withholds at most, by its number; None where they are unknown."""
+    """The most MACs that could be saved without each event, by its number; None if they are unknown."""
     locked_slots_in: dict[Vector, dict[int, int]] = {}
     result: dict[int, int | None] = {}
     for contraction in contractions(findings):

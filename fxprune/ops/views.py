@@ -25,8 +25,7 @@ def reshape(call: Call, operand: Operand, shape: Sequence[int]) -> Operand:
     """The operand in another shape.
 
     The dimensions of both shapes are divided into the shortest runs of neighbours with equal products, so that each run
-    of
-    the old shape becomes one run of the new shape: [2, 3, 4, 5] -> [6, 20] by (2, 3) -> (6) and (4, 5) -> (20).
+    of the old shape becomes one of the new shape: [2, 3, 4, 5] -> [6, 20] by (2, 3) -> (6) and (4, 5) -> (20).
     """
     vectors: list[Vector] = []
     zero: list[bool] = []

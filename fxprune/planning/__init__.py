@@ -1,1 +1,1 @@
-"""Scores and a request become a plan: which slots of which parameters go."""
+"""Plans: a request and scores become the slots to remove from every parameter; plans are files, and can be combined."""

@@ -1,4 +1,4 @@
-"""Chosen channels as a plan, and a plan as channels of the model that it is carried out on."""
+"""From channels to a plan, and from a plan to the channels of a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from fxprune.planning.structure import Structure, structure_of
 
 
 def plan_from(findings: Findings, removed: Bools, reasons: tuple[str, ...]) -> Plan:
-    """The plan that removes these channels: their slots in every parameter and buffer, under all its names."""
+    """The plan that removes these channels: their slots in every parameter and buffer, under all its names.
+
+    removed: flags of the channels.
+    """
     result: Removed = {}
     for axis, slots in findings.solution.slots_of(removed):
         for name in findings.names_of(axis.parameter):
@@ -45,7 +48,10 @@ def removal_of(findings: Findings, plan: Plan) -> Removal:
 
 
 def _named_slots(findings: Findings, plan: Plan) -> list[Bools]:
-    """Per axis of the solution, the slots that a plan names, as flags."""
+    """The slots that a plan removes, as flags for each axis of the solution, in its order.
+
+    Raises `PlanError` where the plan names tensors, dimensions or indices that the model lacks.
+    """
     named = {(axis.parameter, axis.dim): np.zeros(axis.vector.size, dtype=bool) for axis in findings.solution.axes}
     for name, dims in plan.removed.items():
         parameter = findings.first_name(name)
@@ -67,7 +73,10 @@ def _named_slots(findings: Findings, plan: Plan) -> list[Bools]:
 
 
 def _refuse_halves(axis: Axis, want: Bools, removal: Removal) -> None:
-    """Raise `PlanError` where a plan names other slots of an axis than those of whole channels."""
+    """Raise `PlanError` where a plan removes only some slots of a channel.
+
+    want: flags of the slots of an axis that the plan removes. removal: the channels that it removes as a whole.
+    """
     kept = removal.kept(axis.vector)
     have = np.zeros(axis.vector.size, dtype=bool) if kept is None else ~kept
     if (want != have).any():
@@ -79,6 +88,7 @@ def _refuse_halves(axis: Axis, want: Bools, removal: Removal) -> None:
 
 
 def _refuse_other(made_for: Structure, here: Structure) -> None:
+    """Raise `PlanError` where a plan was made for a model of another structure."""
     there, instead = made_for.difference(here)
     if there:
         raise _other_model(f"where it was made {there}", f"here {instead}")

@@ -1,4 +1,4 @@
-"""Choosing channels: by a ratio and scores, or by masks."""
+"""The choice of channels to remove: by a ratio and scores, or by masks."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ def choose(
     exact: bool = False,
     seed: int | None = None,
 ) -> tuple[Bools, tuple[str, ...]]:
-    """The channels to remove, as flags, and why something that was asked for stays.
+    """The channels to remove, as flags, and the reasons why something that was asked for stays.
 
     Args:
-        ratio: the share of every group's channels to remove, in [0, 1), rounded down; or {pattern: share},
-            such as "layer1.0.conv2" or "layer1.0.conv2:block width" (see `fxprune.names`), where groups that no pattern
-            names stay. A number is that of a group of this analysis. A dimension that is a grid (conv groups x their
+        ratio: the share of every group's channels to remove, in [0, 1), rounded down. Or {pattern: share}, with
+            patterns such as "layer1.0.conv2" or "layer1.0.conv2:block width" (see `fxprune.names`) or the number of a
+            group of this analysis; groups that no pattern names stay. A dimension that is a grid (conv groups x their
             width) is shrunk by both of its groups.
-        masks: instead of a ratio: {pattern: bool tensor [out_channels], True = keep} for each layer that is named.
+        masks: instead of a ratio, {pattern: bool tensor [out_channels], True = keep} for each layer that is named.
             Channels that are coupled to a masked one are removed with it; those that cannot be removed stay, and
-            `Plan.reasons` says why. "zeros" for every channel.
+            the reasons say why. "zeros" chooses every channel.
         importance: "l2", "l1" (norms of everything that is removed with a channel), "fpgm" (distance of the
             producer's filter from the group's others, see `fxprune.criteria`), "random", or a callable that takes a
             `Group` and returns one score per channel; the lowest are removed.
         ignore: a pattern or several; the output channels of the layers that they name stay.
         round_to: the number of channels kept in a group is a multiple of this where the group is large enough.
         exact: only groups whose removal equals setting their slots to zero.
-        seed: of importance "random".
+        seed: the seed of importance "random".
 
-    Raises `PlanError` for requests that cannot be meant.
+    Raises `PlanError` for a request that makes no sense.
     """
     if (ratio is None) == (masks is None):
         raise PlanError(
@@ -92,7 +92,10 @@ def kept_count(size: int, ratio: float, round_to: int) -> int:
 
 
 def keep_enough(findings: Findings, removed: Bools, scores: npt.NDArray[np.float64]) -> None:
-    """Keep more channels, in place, the best first, where a dimension would be empty, or too small to choose from."""
+    """Keep more channels where a dimension would be empty, or have fewer slots than `topk` chooses from it.
+
+    removed: flags of channels, cleared in place. scores: one per channel; those with the best are kept first.
+    """
     solution = findings.solution
     for vector, least in (*findings.observed.minima, *((vector, 1) for vector in findings.observed.vectors)):
         columns = solution.channels_of(vector)
@@ -122,7 +125,7 @@ def _check_ratio(ratio: Any) -> float:
 
 
 def _ratios(findings: Findings, ratio: Any) -> list[float]:
-    """The share of every group, by number; groups that no pattern of a dict names stay."""
+    """The share to remove of every group, by its number; 0 for groups that no pattern of a dict names."""
     if not isinstance(ratio, Mapping):
         return [_check_ratio(ratio)] * len(findings.groups)
     shares = {pattern: _check_ratio(share) for pattern, share in ratio.items()}
@@ -133,7 +136,7 @@ def _ratios(findings: Findings, ratio: Any) -> list[float]:
 def _why_nothing(
     findings: Findings, ratios: list[float], stay: set[int], exact: bool, round_to: int
 ) -> tuple[str, ...]:
-    """Why a ratio removes no channel at all."""
+    """The reasons why a ratio removes no channel at all. stay: the numbers of the groups that must stay."""
     if not findings.groups:
         held = [str(locked) for locked in findings.locked[:5]]
         return ("no channel of this model can be removed", *held)

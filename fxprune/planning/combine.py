@@ -1,4 +1,4 @@
-"""The kept indices of a plan, the shapes that it leaves, and two plans in one."""
+"""What follows from a plan (the kept indices, the shapes that it leaves), and one plan from two."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fxprune.planning.structure import Structure
 
 
 def kept(plan: PlanFields) -> Removed:
-    """The indices that stay in every dimension that loses some."""
+    """The indices that stay, for every dimension that loses some. Raises `PlanError` where the shapes are unknown."""
     shapes = plan.known_structure("what stays").shapes
     return {
         name: {dim: indices_of(between(spans_of(gone), shapes[name][dim])) for dim, gone in dims.items()}
@@ -25,7 +25,7 @@ def kept(plan: PlanFields) -> Removed:
 
 
 def shapes_after(plan: PlanFields) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor in the small model."""
+    """The shape of every tensor in the small model. Raises `PlanError` where the shapes are unknown."""
     shapes = plan.known_structure("what it leaves").shapes
     return {name: _after(plan, name, shape) for name, shape in shapes.items()}
 
@@ -36,10 +36,13 @@ def _after(plan: PlanFields, name: str, shape: tuple[int, ...]) -> tuple[int, ..
 
 
 def then(first: PlanT, second: PlanFields) -> PlanT:
-    """Both in one, in the numbering of the first plan's model.
+    """One plan for two prunings, in the numbering of the model that the first plan is for.
 
-    Which channels of the original went together is not known of the result: its fingerprint has names and shapes only.
-    Constants that the graph of the small model has, and the original has not, follow without being named.
+    It is not known which channels of that model are removed together, so the fingerprint of the result has names and
+    shapes only. The second plan may cut constants that only the graph of the small model has. They are left out: they
+    follow from the analysis.
+
+    Raises `PlanError` where the second plan is not for the model that the first one leaves.
     """
     structure = first.known_structure("what it leaves")
     later = {} if second.structure is None else second.structure.shapes
@@ -97,15 +100,15 @@ def _not_after(what: str, why: str) -> PlanError:
 
 
 def _path_of_both(first: PlanFields, second: PlanFields) -> str:
-    """The path that stands for two prunings: a graph is pruned again as the graph that it is."""
+    """The path of the combined plan: that of the second, unless it only says that a graph was pruned again."""
     path = PATHS.get(second.path)
     return first.path if path is None or path.takes_graphs else second.path
 
 
 def _renumbered(size: int, before: list[int], after: list[int]) -> list[int]:
-    """The indices that the first plan removes, and those that the second does, in the numbering of the first.
+    """The indices that two plans remove from a dimension, one after the other, in the numbering of the first.
 
-    >>> _renumbered(6, [0, 1], [0, 3])  # 2, 3, 4, 5 are left; of those the first and the last go
+    >>> _renumbered(6, [0, 1], [0, 3])  # 2, 3, 4, 5 are left; then the first and the last of them are removed
     [0, 1, 2, 5]
     """
     stays = np.ones(size, dtype=bool)
@@ -116,7 +119,7 @@ def _renumbered(size: int, before: list[int], after: list[int]) -> list[int]:
 
 
 def _zeroed_by_both(first: PlanFields, second: PlanFields, shapes: Mapping[str, tuple[int, ...]]) -> Removed | None:
-    """The indices that the reference of both sets to zero, in the numbering of the first plan."""
+    """The indices that the reference of the combined plan sets to zero, None if no plan has folded constants."""
     if first.zeroed is None and second.zeroed is None:
         return None
     made: Removed = {}
@@ -132,7 +135,7 @@ def _zeroed_by_both(first: PlanFields, second: PlanFields, shapes: Mapping[str, 
 
 
 def _sizes(first: tuple[Size, ...], second: tuple[Size, ...]) -> tuple[Size, ...]:
-    """The old values of the first, the new ones of the second, one after the other."""
+    """The sizes of both: where both changed a number, its old value is from the first, the new one from the second."""
     made = {size.place: size for size in first}
     for size in second:
         before = made.get(size.place)

@@ -12,7 +12,9 @@ from fxprune.planning.structure import Structure
 
 @dataclass(frozen=True)
 class PlanDiff:
-    """The indices that only one of two plans for one model removes; prints as a list, and is false if there are none.
+    """The indices that only one of two plans for one model removes.
+
+    As text it is a list of them; as a bool it is False if both plans remove the same.
 
     only_first, only_second: parameter or buffer -> {dimension: indices} that one plan removes and the other keeps.
     """
@@ -38,7 +40,7 @@ class PlanDiff:
 
 
 def diff(first: PlanFields, second: PlanFields) -> PlanDiff:
-    """The indices that one plan removes and the other keeps."""
+    """The indices that one plan removes and the other keeps. Raises `PlanError` for plans for different models."""
     if first.structure is not None and second.structure is not None:
         there, here = Structure(first.structure.shapes).difference(Structure(second.structure.shapes))
         if there:
@@ -51,6 +53,7 @@ def diff(first: PlanFields, second: PlanFields) -> PlanDiff:
 
 
 def _without(ours: Removed, theirs: Removed) -> Removed:
+    """The indices of `ours` that `theirs` lacks."""
     made: Removed = {}
     for name, dims in ours.items():
         for dim, indices in dims.items():

@@ -16,7 +16,7 @@ Removed = dict[str, dict[int, list[int]]]
 
 @dataclass(frozen=True)
 class PlanFields:
-    """The fields of a `Plan`, which says what they mean."""
+    """The fields of a `Plan`; their meaning is explained there."""
 
     removed: Removed
     reasons: tuple[str, ...] = field(default=())
@@ -29,7 +29,7 @@ class PlanFields:
     versions: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def known_structure(self, what: str) -> Structure:
-        """The structure. Raises `PlanError`, saying what is not known without it, where there is none."""
+        """The structure. Raises `PlanError` if there is none. what: for the message, what is unknown without it."""
         if self.structure is None:
             raise PlanError(
                 f"the plan does not know {what}",

@@ -1,4 +1,4 @@
-"""Masks: exactly these channels of these layers."""
+"""Masks: the user names the channels of a layer one by one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from fxprune.planning.select import names_in
 
 
 def every_channel(findings: Findings, masks: str, stay: set[int]) -> Bools:
-    """All channels but those of the groups that stay: what masks="zeros" chooses from."""
+    """All channels except those of the groups that stay, as flags: masks="zeros" chooses from them.
+
+    stay: the numbers of these groups. Raises `PlanError` for any other name of masks.
+    """
     if masks != "zeros":
         raise PlanError(f"there are no masks {masks!r}", why='the only ones with a name are "zeros"')
     removed = np.ones(findings.solution.channels, dtype=bool)
@@ -28,9 +31,11 @@ def every_channel(findings: Findings, masks: str, stay: set[int]) -> Bools:
 
 
 def removed_by_masks(findings: Findings, masks: Mapping[str, Any], stay: set[int]) -> tuple[Bools, tuple[str, ...]]:
-    """The channels that masks {layer: bool [out_channels], True = keep} ask for, and why some of them stay.
+    """The channels that masks remove, as flags, and the reasons why some channels stay.
 
-    A slot with several atoms (a position of a conv group) goes when its whole row or column is asked for.
+    masks: {pattern: bool tensor [out_channels], True = keep}. stay: the numbers of the groups that must stay.
+
+    In a dimension that is a grid (conv groups, heads), a whole row or column is removed if the mask has all its slots.
     """
     if not isinstance(masks, Mapping):
         raise PlanError(
@@ -73,7 +78,7 @@ def removed_by_masks(findings: Findings, masks: Mapping[str, Any], stay: set[int
 
 
 def _checked(findings: Findings, masks: Mapping[Any, Any]) -> list[tuple[str, str, int, Bools]]:
-    """Per mask the name of its layer, the parameter and dimension that it is for, and the mask as an array."""
+    """A tuple for each layer with a mask: its name, its weight, the output dimension, and the mask as an array."""
     selectable = names_in(findings)
     weights = _weights(findings, selectable)
     layers = [Candidate(f'layer "{names[0]}"', names) for names in weights.values()]
@@ -97,11 +102,11 @@ _WEIGHTS = (
     ".weight_orig",
     ".weight_v",
 )
-"""The names that the weight of a layer has, also where it is computed from another tensor; the first counts."""
+"""The endings of the name of a layer's weight, or of the tensor it is computed from. The first that exists counts."""
 
 
 def _weights(findings: Findings, selectable: Names) -> dict[str, tuple[str, ...]]:
-    """The weight of each layer that has one: its first name -> the names of the layer, then those of the weight."""
+    """The weights of layers: name of the weight -> all names of its layer, then all names of the weight."""
     found: dict[str, tuple[str, ...]] = {}
     seen: set[str] = set()
     for end in _WEIGHTS:
@@ -115,7 +120,7 @@ def _weights(findings: Findings, selectable: Names) -> dict[str, tuple[str, ...]
 
 
 def _check(findings: Findings, layer: str, parameter: str, mask: Any) -> tuple[int, Bools]:
-    """The dimension that a layer's mask speaks of, and the mask as an array."""
+    """The output dimension and the mask as an array. Raises `PlanError` for a mask that does not fit."""
     tensor = findings.tensors[parameter]
     module = findings.owner(parameter)
     dim = output_dim(module, tensor.ndim)
@@ -139,6 +144,10 @@ def _check(findings: Findings, layer: str, parameter: str, mask: Any) -> tuple[i
 
 
 def _why(findings: Findings, layer: str, columns: list[Any], left: Any, held: Bools) -> str:
+    """The reason why masked channels of a layer stay.
+
+    columns: the channels in the slots of the mask. left: the slots that stay. held: flags of the channels that must.
+    """
     if columns and any((column[left] >= 0).any() and held[column[left][column[left] >= 0]].any() for column in columns):
         return "their group is ignored, or inexact under exact=True"
     if len(columns) > 1:

@@ -1,4 +1,4 @@
-"""Plans: which indices of which parameters are removed, and what can be done with that."""
+"""The plan: the indices that are removed from every parameter."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class Plan(PlanFields):
     def save(self, path: PathLike) -> None:
         """Write the plan as JSON (`docs/files.md`), whole or not at all.
 
-        The same plan always gives the same bytes, also after it was loaded. Raises `PlanError` for a plan that does not
-        know what it was made for, one that was written by hand.
+        The same plan always gives the same bytes, also after it was loaded. Raises `PlanError` for a plan that was
+        written by hand: it does not know the model that it is for.
         """
         save(self, path)
 
     @classmethod
     def load(cls, path: PathLike) -> Plan:
-        """The plan in a file. Raises `PlanError` that names the key, the value and the rule it breaks.
+        """The plan in a file. Raises `PlanError` for a wrong file, with the key, the value and the rule that it breaks.
 
         >>> import os, tempfile, torch, fxprune
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -59,7 +59,7 @@ class Plan(PlanFields):
         return load(path, cls)
 
     def then(self, second: Plan) -> Plan:
-        """Both in one, in the numbering of this plan's model; `second` was made for the small one.
+        """One plan for two prunings, in the numbering of this plan's model. second: a plan for the small model.
 
         Raises `PlanError` where `second` is for another model than the one that this plan leaves.
         """

@@ -22,13 +22,13 @@ from fxprune.planning.structure import Coupled, Structure
 FORMAT, VERSION = "fxprune plan", 1
 
 LIMIT = 1 << 28
-"""Bytes of a plan file that are read."""
+"""The most bytes of a plan file."""
 
 INDICES = 1 << 25
-"""Indices that the ranges of one file may name altogether."""
+"""The most indices that the ranges of one file may name altogether."""
 
 DEPTH = 8
-"""Lists in lists that the values of a size may be."""
+"""The most lists inside each other in the value of a size."""
 
 _KEYS = "format version versions path fingerprint tensors outside zeroed biases maps coupled sizes reasons".split()
 _ADVICE = "make the plan anew (analysis.plan, record(small).plan) and save it"
@@ -50,7 +50,7 @@ def load(path: PathLike, kind: type[PlanT]) -> PlanT:
 
 
 def data_of(plan: PlanFields) -> dict[str, Any]:
-    """A plan as plain data."""
+    """A plan as data for JSON. Raises `PlanError` for a plan that no file can hold."""
     structure = plan.known_structure("what it was made for")
     _refuse_what_no_file_holds(plan, structure)
     return {
@@ -107,7 +107,7 @@ def _refuse_what_no_file_holds(plan: PlanFields, structure: Structure) -> None:
 
 
 def _layout(data: Mapping[str, Any]) -> str:
-    """One line for every tensor, size and reason."""
+    """The data as JSON, with one line for every tensor, size and reason."""
     lines = []
     for key, value in data.items():
         if isinstance(value, (dict, list)) and len(value) > 0 and key not in ("versions", "outside", "biases", "maps"):
@@ -129,7 +129,7 @@ def _json(value: Any) -> str:
 
 
 def plan_of(data: Field, kind: type[PlanT]) -> PlanT:
-    """A plan of plain data. Raises `PlanError` for anything that `data_of` would not have given."""
+    """The plan from data of JSON. Raises `PlanError` for anything that `data_of` would not have given."""
     if not isinstance(data.value, dict) or data.value.get("format") != FORMAT:
         raise data.wrong(f'it is no plan of fxprune: there is no "format": "{FORMAT}"')
     if data.value.get("version") != VERSION:
@@ -165,7 +165,7 @@ def plan_of(data: Field, kind: type[PlanT]) -> PlanT:
 
 
 class _Budget:
-    """The number of indices that the rest of a file may name: a short text can name many."""
+    """Reads indices, and counts them: a short text in a file could name very many. left: how many more it may name."""
 
     def __init__(self, data: Field) -> None:
         self.data, self.left = data, INDICES

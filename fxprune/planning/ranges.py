@@ -10,11 +10,11 @@ import numpy as np
 _RANGE = re.compile(r"(0|[1-9][0-9]{0,11})(?:-([1-9][0-9]{0,11}))?")
 
 Spans = list[tuple[int, int]]
-"""First and last index of every stretch, ascending, none next to another."""
+"""First and last index of every run of indices without a gap, ascending."""
 
 
 def spans_of(indices: Sequence[int]) -> Spans:
-    """The stretches of sorted indices."""
+    """The runs of sorted indices."""
     if not len(indices):
         return []
     values = np.asarray(indices)
@@ -24,7 +24,7 @@ def spans_of(indices: Sequence[int]) -> Spans:
 
 
 def between(spans: Spans, size: int) -> Spans:
-    """The stretches of all other indices below `size`.
+    """The runs of all other indices below `size`.
 
     >>> between([(0, 7), (9, 9)], 12)
     [(8, 8), (10, 11)]
@@ -34,7 +34,7 @@ def between(spans: Spans, size: int) -> Spans:
 
 
 def text_of(spans: Spans) -> str:
-    """The stretches as text.
+    """The runs as text.
 
     >>> text_of(spans_of([0, 1, 2, 5, 7, 8]))
     '0-2,5,7-8'
@@ -43,7 +43,7 @@ def text_of(spans: Spans) -> str:
 
 
 def parse(text: str) -> Spans:
-    """The stretches that a text names; there is one way only to write each set.
+    """The runs that a text names. Each set of indices has only one text.
 
     Raises `ValueError` with the rule that the text breaks.
     """
@@ -64,5 +64,5 @@ def parse(text: str) -> Spans:
 
 
 def indices_of(spans: Spans) -> list[int]:
-    """Every index of the stretches."""
+    """Every index of the runs."""
     return [index for first, last in spans for index in range(first, last + 1)]

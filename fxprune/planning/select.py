@@ -1,4 +1,4 @@
-"""The groups that a pattern names: those of its own name, or those that the outputs of its layers are in."""
+"""The groups that a pattern names, by their own name or by a layer whose outputs they are."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def names_in(findings: Findings) -> Names:
 def ignored_groups(findings: Findings, ignore: Any) -> set[int]:
     """The numbers of the groups that must stay.
 
-    ignore: a pattern or several, see `fxprune.names`. A group stays when it is named itself, or would remove *output*
-    channels of a layer that is named; inputs may still shrink. A parameter that is named keeps every dimension.
+    ignore: a pattern or several, see `fxprune.names`. A group stays if it is named itself, or if its channels are
+    *outputs* of a layer that is named; inputs of the layer may be removed. A parameter that is named keeps its shape.
     """
     names = names_in(findings)
     matches = find_all(names, ignore, what="ignore", empty=True)

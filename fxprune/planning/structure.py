@@ -21,9 +21,9 @@ Hashes = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class Coupled:
-    """Removed channels that stand in the same dimensions.
+    """Removed channels that have slots in the same dimensions.
 
-    channels: how many. members: (parameter or buffer, dimension). slots: a hash of which slots each takes there.
+    channels: their number. members: these dimensions, (parameter or buffer, dimension). slots: a hash of their slots.
     """
 
     channels: int
@@ -51,13 +51,13 @@ class Structure:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all that counts."""
+        """SHA-256 of names, shapes and coupled channels."""
         shapes = sorted((name, list(shape)) for name, shape in self.shapes.items())
         coupled = sorted([c.channels, sorted(c.members), c.slots] for c in self.coupled)
         return hashlib.sha256(json.dumps([shapes, coupled]).encode()).hexdigest()
 
     def difference(self, other: Structure) -> tuple[str, str]:
-        """The first difference, as what stands here and what stands there; two empty texts where there is none."""
+        """The first difference, as a text for this one and one for the other; two empty texts if there is none."""
         for name, shape in self.shapes.items():
             if name not in other.shapes:
                 return f'there is "{name}" of shape {shape}', "there is no such tensor"
@@ -99,9 +99,9 @@ def _state(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def structure_of(findings: Findings, removed: Bools, names: Mapping[str, object]) -> Structure:
-    """The structure of the model that was analysed, as a plan needs it that removes these channels.
+    """The structure of the analysed model, for the plan that removes these channels.
 
-    names: the parameters and buffers that the plan cuts.
+    removed: flags of the channels. names: the parameters and buffers that the plan cuts.
     """
     shapes = shapes_of_model(findings.model)
     outside = {n: tuple(t.shape) for n, t in findings.subject.tensors.items() if n not in shapes}
@@ -111,10 +111,11 @@ def structure_of(findings: Findings, removed: Bools, names: Mapping[str, object]
 
 
 def _coupled(findings: Findings, removed: Bools, order: Mapping[str, int]) -> tuple[Coupled, ...]:
-    """The removed channels by the dimensions that they stand in.
+    """The removed channels, grouped by the dimensions in which they have slots.
 
-    A set of slots is compared by the sum of hash(dimension) * hash(slot), modulo 2^64: no order matters, neither that
-    of the walk nor that of the channels.
+    The slots of a channel become one number, the sum of hash(dimension) * hash(slot) modulo 2^64. A sum has no order,
+    so the order of channels and dimensions, which may differ between two analyses, does not matter. order: name -> its
+    place, for sorting.
     """
     if not removed.any():
         return ()
@@ -140,7 +141,7 @@ def _coupled(findings: Findings, removed: Bools, order: Mapping[str, int]) -> tu
 
 
 def _name(findings: Findings, number: int, order: Mapping[str, int]) -> tuple[str, int]:
-    """An axis by the first of the names of its tensor."""
+    """The name and dimension of an axis, by its number; of several names the first in `order`."""
     axis = findings.solution.axes[number]
     names = findings.names_of(axis.parameter)
     return min(names, key=lambda name: (order.get(name, len(order)), name)), axis.dim
@@ -151,7 +152,7 @@ def _hash(text: str) -> np.uint64:
 
 
 def _mix(x: Hashes) -> Hashes:
-    """The finish of splitmix64 (Steele, Lea and Flood 2014)."""
+    """A hash of each number: the last step of splitmix64 (Steele, Lea and Flood 2014)."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
     return x ^ (x >> np.uint64(31))
