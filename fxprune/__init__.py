@@ -1,7 +1,7 @@
 """fxprune: structured pruning as a `torch.fx` compiler pass.
 
-`import fxprune` is enough for its packages too: `fxprune.plot` and `fxprune.sparse` are imported when they are first
-asked for.
+After `import fxprune` its public modules, such as `fxprune.plot` and `fxprune.sparse`, are available too. They are
+imported when they are first used.
 """
 
 import importlib
@@ -81,13 +81,13 @@ __all__ = [
 ]
 
 _MODULES = ("criteria", "ops", "plot", "pruner", "schedules", "sparse")
-"""The public modules; what else stands in the package is internal, and `dir` leaves it out."""
+"""The public modules. All other modules are internal, and `dir(fxprune)` does not list them."""
 
 
-if not TYPE_CHECKING:  # a type checker would believe that every name is here
+if not TYPE_CHECKING:  # a type checker would take this for a module with every name
 
     def __getattr__(name: str) -> ModuleType:
-        """Import a public module when it is first asked for."""
+        """Import a public module when it is first used."""
         if name in _MODULES:
             return importlib.import_module(f"fxprune.{name}")
         raise AttributeError(f"module 'fxprune' has no attribute {name!r}")

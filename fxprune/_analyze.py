@@ -1,4 +1,4 @@
-"""`analyze`: one walk over the graph on fake tensors, rules applied, channels and groups read off."""
+"""`analyze` and its result, an `Analysis`."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from fxprune.report.views import checked
 from fxprune.rewrite.norms import preserve
 
 NORMS = ("kept", "preserve")
-"""What a statistic counts: the channels that are left, or the original width where that is possible."""
+"""The values of `norms`: statistics are taken over the kept channels, or preserved where that is exactly possible."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Analysis(Findings):
-    """The findings of `analyze`, with plans, costs, reports and graphs made from them."""
+    """The result of `analyze`: the findings, and methods that make plans, costs, reports and graphs from them."""
 
     def plan(self, ratio: float | None = None, **options: Any) -> Plan:
-        """Make a plan: see `fxprune.planning.choose.choose` for all options, and `bias` of `fxprune.transform`.
+        """Make a plan. Options: those of `fxprune.planning.choose.choose`, and `bias` and `border` of `transform`.
 
         >>> import torch, fxprune
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
@@ -44,10 +44,10 @@ class Analysis(Findings):
         return make_plan(self, ratio=ratio, **options).plan
 
     def cost(self, plan: Plan | None = None) -> Cost:
-        """Count parameters, bytes and MACs of the model, or of the one that a plan would make, in total and by layer.
+        """Parameters, bytes and MACs, in total and by layer: of the model, or of the small one that a plan would make.
 
-        Counted from the analysis, without making that model: `fxprune.cost` of it gives the same. Raises `PlanError`
-        where the plan was made for another model.
+        The small model is not made, but `fxprune.cost` of it would give the same. Raises `PlanError` if the plan was
+        made for another model.
 
         >>> import torch, fxprune
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -61,9 +61,9 @@ class Analysis(Findings):
         return cost_of(self, done.removal, done.constants)
 
     def cost_per_channel(self) -> tuple[ChannelCost, ...]:
-        """Parameters and MACs that one channel of each group costs: what the model has less of if it goes alone.
+        """The parameters and MACs that the model loses if one channel of a group is removed, for each of `groups`.
 
-        In the order of `groups`, each for the group's first channel.
+        They are counted for the first channel of each group.
 
         >>> import torch, fxprune
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -73,9 +73,9 @@ class Analysis(Findings):
         return per_channel(self)
 
     def report(self, format: str = "text") -> str:
-        """Groups, what one channel of each costs, and what is locked by which operation: docs/report.md.
+        """A report on groups, the cost of one channel of each, and locked channels with reasons: see docs/report.md.
 
-        format: "text", "markdown" or "json". Raises `InputError` for any other.
+        format: "text", "markdown" or "json". Raises `InputError` for any other value.
         """
         checked(format)
         return view(analysis_data(self), format)
@@ -83,11 +83,13 @@ class Analysis(Findings):
     def to_networkx(self, kind: str = "layers") -> Any:
         """The model as a graph of networkx.
 
-        kind: "layers", a `DiGraph` of the modules that own parameters, an edge where the output of the one reaches the
-        other through operations only; "flow", the same with inputs, outputs and the operations at which branches meet;
-        "groups", a bipartite `MultiGraph` of groups and parameters. docs/report.md lists their attributes.
+        Args:
+            kind: "layers" is a `DiGraph` of the modules that have parameters. An edge means that the output of one
+                reaches the other without passing a third. "flow" is the same with inputs, outputs, and the operations
+                at which branches meet. "groups" is a bipartite `MultiGraph` of groups and parameters. docs/report.md
+                lists their attributes.
 
-        The first two run the model once more, on fake tensors. Raises `InputError` for any other kind.
+        "layers" and "flow" run the model once more, on fake tensors. Raises `InputError` for any other kind.
 
         >>> import torch, fxprune
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -97,7 +99,7 @@ class Analysis(Findings):
         return graph(self, kind)
 
     def to_dot(self, kind: str = "layers") -> str:
-        """The same graph as text for Graphviz: write it to a file, and `dot -Tsvg file` draws it."""
+        """The graph of `to_networkx` as text for Graphviz. Write it to a file, and `dot -Tsvg file` draws it."""
         return dot(graph(self, kind))
 
 
@@ -112,23 +114,26 @@ def analyze(
     prefer: str | None = None,
     norms: str = "kept",
 ) -> Analysis:
-    """Find out which channels of `model` belong together.
+    """Find out which channels of a model can be removed, and which of them only together.
 
-    Reads the model, changes nothing. Runs it once on fake tensors, so that the cost does not depend on the size of
-    the weights: as a graph where symbolic tracing takes it, else as it is.
+    The model is not changed. It runs once on fake tensors, so that time and memory do not depend on the size of its
+    weights. It runs as a graph if symbolic tracing works, else as it is.
 
     Args:
         model: any module, or a `torch.fx.GraphModule`.
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
-        also: more example inputs, for a forward that does other things on them; what holds for one holds for all.
-        strict: raise `RuleError` at an operation without a rule instead of keeping its channels.
-        path: look at the model on this path only: "fx", "eager", "export" or "hooks".
-        prefer: "class" tries first what keeps the model's class, "graph" what makes a graph; without it "fx", "eager",
-            "export" are tried in turn. See `fxprune.transform`.
-        norms: "kept", or "preserve" for a `transform` that goes on counting the original width; such groups are exact.
+        also: a list of further example inputs, for a forward that runs other code on them. Channels that are locked or
+            tied on one of the inputs are so in the result.
+        strict: raise `RuleError` at an operation without a rule, instead of locking the channels that enter it.
+        path: use only this path: "fx", "eager", "export" or "hooks". See `fxprune.transform`.
+        prefer: "class" tries the paths that keep the model's class first, "graph" those that make a graph. Without it
+            "fx", "eager" and "export" are tried in turn.
+        norms: the value that `transform` will get. With "preserve", groups whose statistics can be preserved exactly
+            count as exact.
 
     Raises:
-        InputError: the inputs do not fit. CaptureError: the model cannot be captured or its forward raises.
+        InputError: the inputs do not fit the model.
+        CaptureError: the model cannot be captured, or its forward raises.
         PlanError: there is no such path, preference or value of norms.
 
     >>> import torch, fxprune

@@ -21,14 +21,16 @@ from fxprune.rewrite.graph import rewrite
 from fxprune.rewrite.norms import rescaled
 
 BLURRED = 1e-3
-"""Below this an error may be a rounding that the model amplifies; above it, it is an error."""
+"""An error above this is never explained by rounding. An error below it can be a rounding that the model amplifies."""
 
 
 @dataclass(frozen=True)
 class Request:
     """The arguments of `transform` that do not depend on the path.
 
-    choices: what a plan is made from, where there is none.
+    plan: the plan to apply, None if one is made from `choices`.
+    choices: the options of `make_plan`: ratio, masks, importance and so on.
+    also, strict, verify, norms: as in `transform`.
     """
 
     plan: Plan | None
@@ -41,9 +43,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Result:
-    """A small model and how it came about.
+    """A small model, and how it was made.
 
-    error: against the reference, None where it was not compared. why_not: path -> why it was not taken.
+    analysis: the analysis that it was made from; some channels may be locked that could not be rewritten.
+    plan, removal: the removed channels, as a plan and as flags.
+    error: the relative error against the reference, None if it was not compared.
+    constants: the constants that were folded.
+    why_not: name of a path that was tried before -> why it was not taken.
     """
 
     analysis: Analysis
@@ -56,12 +62,12 @@ class Result:
 
 
 def attempt(analysis: Analysis, request: Request, *, locking: bool = False) -> Result:
-    """Plan, rewrite and prove, from an analysis on one path.
+    """Make a plan, rewrite the model and prove it, from an analysis on one path.
 
-    locking: channels that cannot be rewritten are locked, and the attempt starts over without them.
+    locking: True to lock channels that cannot be rewritten and to start again without them; False to raise the error.
 
-    Raises `UnprovenError` where the small model is wrong, `RewriteError` where a size cannot be recounted,
-    `CaptureError` where the forward raises, `PlanError` for a plan that cannot be carried out.
+    Raises `UnprovenError` if the small model is wrong, `RewriteError` if a size cannot be recounted, `CaptureError` if
+    the forward raises, `PlanError` if the plan cannot be applied.
     """
     held: list[str] = []
     while True:
@@ -80,14 +86,17 @@ def attempt(analysis: Analysis, request: Request, *, locking: bool = False) -> R
 
 
 def _resolved(analysis: Analysis, request: Request, held: Sequence[str]) -> ResolvedPlan:
-    """The plan, made or carried out, with the reasons of channels that were held before."""
+    """The plan of the request, made or applied to the analysis.
+
+    held: sentences about the channels that were locked in earlier rounds; they are added to the plan's reasons.
+    """
     resolved = make_plan(analysis, **request.choices) if request.plan is None else resolve_plan(analysis, request.plan)
     _refuse_empty(analysis, resolved.removal)
     return replace(resolved, plan=replace(resolved.plan, reasons=(*resolved.plan.reasons, *held)))
 
 
 def _proven(result: Result, resolved: ResolvedPlan, request: Request) -> Result:
-    """The result with its error against the reference, where it can be compared."""
+    """The result with its error against the reference, if it has to be compared and can be."""
     analysis, decides = result.analysis, result.analysis.captured.real
     if not (request.verify or decides) or _weightless(analysis):
         return result
@@ -103,7 +112,7 @@ def _proven(result: Result, resolved: ResolvedPlan, request: Request) -> Result:
 
 
 def _error(analysis: Analysis, small: nn.Module, resolved: ResolvedPlan) -> float:
-    """The relative error of the small model. Raises `UnprovenError` where it is more than rounding."""
+    """The relative error of the small model. Raises `UnprovenError` if it is too large for rounding."""
     removal, zeroed = resolved.removal, resolved.zeroed
     exact = {**rescaled(analysis, removal), **resolved.constants.exact}
     error = compare(analysis, small, removal, zeroed, exact)
@@ -113,7 +122,7 @@ def _error(analysis: Analysis, small: nn.Module, resolved: ResolvedPlan) -> floa
 
 
 class UnprovenError(VerificationError):
-    """A wrong small model. It stays inside: a user sees the `VerificationError` that `shown` or `diagnosed` makes."""
+    """The small model is wrong. Internal: users get the `VerificationError` that `shown` or `diagnosed` makes of it."""
 
     def __init__(self, analysis: Analysis, resolved: ResolvedPlan, error: float) -> None:
         self.analysis, self.resolved, self.error = analysis, resolved, error
@@ -128,11 +137,14 @@ class UnprovenError(VerificationError):
         }
 
     def shown(self) -> VerificationError:
-        """The error without its findings."""
+        """The error for the user."""
         return VerificationError(**self._parts())
 
     def diagnosed(self) -> VerificationError:
-        """The error with the first group whose removal alone goes wrong."""
+        """The error for the user, which names the first group whose removal alone gives a wrong model.
+
+        This makes and compares a small model for each group.
+        """
         if self.resolved.plan.zeroed is not None:
             return VerificationError(**self._parts("a channel whose constant was folded"))
         wrong = first_wrong_group(self._error_of, self.resolved.removal)
@@ -140,7 +152,7 @@ class UnprovenError(VerificationError):
         return VerificationError(**self._parts(alone or "no group alone, only several together"))
 
     def _error_of(self, channels: Any) -> float:
-        """The error where these channels alone are removed."""
+        """The relative error of a model in which only these channels are removed."""
         analysis = self.analysis
         part, removal = plan_from(analysis, channels, ()), Removal(analysis.solution, channels)
         return compare(analysis, rewrite(analysis, removal), removal, part.removed, rescaled(analysis, removal))

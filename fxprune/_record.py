@@ -1,4 +1,4 @@
-"""The record: how a small model was made, kept with the model."""
+"""The record of a small model: how it was made. It is stored in the model."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ _KEY = "fxprune_record"
 
 @dataclass(frozen=True)
 class Record:
-    """The history of a small model: its plan, its path, its proof.
+    """How a small model was made: its plan, its path, its proof.
 
     path: the path that made it: "fx", "eager", "export" or "hooks".
-    why_not: path -> why it was not taken, for those that were tried before.
     removed: original parameter or buffer -> {dimension: sorted indices, in the original's numbering}.
-    exact: whether the small model equals the masked original; else some statistic is taken over fewer channels.
-    before, after: tensor -> shape, of every parameter and buffer.
-    reasons: what stayed although it was asked for, which statistics changed, which unused parameters were left out.
-    training: the modules that were in training mode when the graph was traced; "" is the model.
-    error: the relative error against the reference, None where it was not compared.
-    norms: "preserve" where statistics count the original width as far as that is possible, else "kept".
-    plan: what was done, with every size that was recounted; it can be saved, and made again on other weights.
-    cost: of the original and of the small model, None where it was not counted.
+    exact: True if the small model equals the masked original; False if a statistic is taken over fewer channels.
+    before, after: name of every parameter and buffer -> its shape, in the original and in the small model.
+    reasons: sentences: which channels stayed although their removal was requested, which statistics changed, which
+        unused parameters were left out.
+    training: the paths of the modules that were in training mode during the analysis; "" is the model.
+    error: the relative error against the reference, None if it was not compared.
+    why_not: name of a path that was tried before -> why it was not taken.
+    norms: "preserve" or "kept", as in `transform`.
+    plan: the plan that was applied, with all recounted sizes. It can be saved, and applied to other weights.
+    cost: the cost of the original and of the small model, None if it was not counted.
     """
 
     path: str
@@ -49,9 +50,9 @@ class Record:
     cost: tuple[Cost, Cost] | None = None
 
     def then(self, second: Record) -> Record:
-        """One record of two prunings: from the original of this one to the model of `second`, which was pruned again.
+        """One record for a model that was pruned twice: from the original of this one to the small model of `second`.
 
-        Raises `PlanError` where `second` is for another model, or treats statistics otherwise.
+        Raises `PlanError` if `second` is for another model, or if the two have different `norms`.
         """
         if self.norms != second.norms:
             why = f'the first was made with norms="{self.norms}", the second with "{second.norms}"'
@@ -74,25 +75,25 @@ class Record:
 
     @property
     def zeroed(self) -> Mapping[str, Mapping[int, list[int]]]:
-        """The slots that the reference sets to zero: the removed ones, of weights alone where constants were folded."""
+        """The slots that the reference sets to zero: all removed ones, or those of weights if constants were folded."""
         return self.removed if self.plan.zeroed is None else self.plan.zeroed
 
     @property
     def params(self) -> tuple[int, int]:
-        """Elements of all tensors before and after."""
+        """The number of elements of all parameters and buffers, before and after."""
         return sum(map(math.prod, self.before.values())), sum(map(math.prod, self.after.values()))
 
     def report(self, format: str = "text") -> str:
-        """Each layer before and after, the totals, the path, the proof and the notes: docs/report.md.
+        """A report on each layer before and after, the totals, the path, the proof and the notes: see docs/report.md.
 
-        format: "text", "markdown" or "json". Raises `InputError` for any other.
+        format: "text", "markdown" or "json". Raises `InputError` for any other value.
         """
         checked(format)
         return view(record_data(self), format)
 
 
 def record(small: nn.Module) -> Record:
-    """The record of a model that `transform` returned (or of a deep copy of it).
+    """The record of a model that `transform` returned, or of a deep copy of such a model.
 
     Raises `FxpruneError` for any other model.
     """
@@ -107,7 +108,7 @@ def record(small: nn.Module) -> Record:
 
 
 def attach(small: nn.Module, made: Record) -> None:
-    """Keep the record with the model; deep copies keep it too."""
+    """Store a record in a model. Deep copies of the model have it too."""
     if isinstance(small, fx.GraphModule):
         small.meta[_KEY] = made
     else:

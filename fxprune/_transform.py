@@ -1,4 +1,4 @@
-"""The pass: analyse, plan, rewrite, prove."""
+"""`transform` and `verify`, the functions that users call, and the record that a small model gets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fxprune.costs import cost_of
 from fxprune.criteria import Importance
 from fxprune.errors import CaptureError, FxpruneError, NothingRemovedWarning, PlanError, RewriteError
 from fxprune.fold import folds, resolve_plan
-from fxprune.paths import Outcome, paths_for, telling_error, try_in_turn, without_hooks
+from fxprune.paths import Outcome, most_useful_error, paths_for, try_in_turn, without_hooks
 from fxprune.planning.plan import Plan
 from fxprune.planning.structure import structure_of
 from fxprune.proof.compare import compare
@@ -51,46 +51,48 @@ def transform(
     prefer: str | None = None,
     norms: str = "kept",
 ) -> nn.Module:
-    """A physically smaller model, in which the removed channels never existed.
+    """A smaller model, which computes what the original would compute if the removed channels had never existed.
 
-    The original is only read. The result has the original's parameter names, dtypes, devices, `requires_grad` flags
-    and train/eval modes; shared parameters stay shared. What it is depends on the path that was taken, the first of
-    these that removes everything that was asked for and is proven right (`record(small).path` names it,
-    `record(small).why_not` says what was wrong with those before it):
+    The original is not changed. The result has the same parameter names, dtypes, devices, `requires_grad` flags and
+    train/eval modes; shared parameters stay shared. There are four paths, tried in this order:
 
-    - "fx": symbolic tracing; a `torch.fx.GraphModule`;
-    - "eager": the model's own class, with smaller parameters and recounted attributes;
-    - "export": `torch.export`; a `GraphModule` of ATen operations;
-    - "hooks": the model's own class, the outputs of smaller layers put back among zeros by forward hooks.
+    - "fx": the result is a `torch.fx.GraphModule`, made by symbolic tracing;
+    - "eager": the result has the model's own class, with smaller parameters and recounted attributes;
+    - "export": the result is a `GraphModule` of ATen operations, made by `torch.export`;
+    - "hooks": the result has the model's own class. Forward hooks fill up the outputs of smaller layers with zeros.
+
+    The first path counts that removes everything that was asked for and is proven right. `record(small).path` names it,
+    and `record(small).why_not` says why the paths before it were not taken.
 
     Args:
         model: any module, or a traced `torch.fx.GraphModule`.
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
-        plan: the channels to remove, made by `analysis.plan(...)` or loaded from a file; the path that it was made on
-            is tried first. Or say here what a plan is made from:
+        plan: the channels to remove, made by `analysis.plan(...)` or loaded from a file. The path that it was made on
+            is tried first. Without a plan, the next arguments say how to make one:
         ratio, masks, importance, ignore, round_to, exact, seed: see `fxprune.planning.choose.choose`.
-        bias: the part of a channel that is removed. "prune": everything, it never existed. "fold": its weights; the
-            constant that its bias, the shift of a norm or an activation at zero then makes of it goes exactly into the
-            layers that read it, and where that is not possible the channel stays. masks="zeros" with "fold", which is
-            the default there, removes whatever has no influence or a constant one, and computes the same function.
-        border: where zeros are padded, a constant is another one near the border. "carrier" keeps one of the constant
-            channels, which takes the others along; costs that channel. "map" adds a map of constants to the result of
-            the layer; costs an addition, out_channels x height x width numbers, and takes inputs of the example's
-            height and width only, in a graph.
-        also: more example inputs, for a forward that does other things on them; what holds for one holds for all.
-        strict: raise at an operation without a rule instead of keeping its channels.
-        verify: compare the result with its reference in float64 where the weights are real (see
-            `fxprune.proof`); shapes are always proven. A forward that decides by numbers is always compared: its
-            shapes cannot be proven.
-        path: take this path or raise.
-        prefer: "class" keeps the class where that is possible, "graph" makes a graph where that is possible; without
-            it a graph by tracing, else the class, else a graph by export.
-        norms: "kept" takes a statistic over the channels that are left; "preserve" goes on counting the original
-            width where that is exactly possible (layer norms, RMS norms, means over what is zero where it is gone),
-            so that the result equals the masked original there, and such groups are exact.
+        bias: "prune" removes everything that belongs to a channel. "fold" removes its weights only. What the channel
+            computes without them is a constant (from its bias, the shift of a norm, an activation at zero), which is
+            folded exactly into the layers that read it. If that is not possible, the channel stays. The default is
+            "fold" for masks="zeros", else "prune". masks="zeros" with "fold" removes all channels that are constant for
+            every input or have no influence, so that the result computes the same function as the original.
+        border: how to fold a constant into a layer that pads with zeros, where its effect is different near the border.
+            "carrier" keeps one of the constant channels, and folds the others into it. "map" adds a map of constants to
+            the result of the layer. The map has out_channels x height x width numbers, works only for inputs of the
+            example's height and width, and needs a graph.
+        also: a list of further example inputs, for a forward that runs other code on them. Channels that are locked or
+            tied on one of the inputs are so in the result.
+        strict: raise `RuleError` at an operation without a rule, instead of keeping the channels that enter it.
+        verify: compare the result with its reference in float64, if the weights have values (see `fxprune.proof`).
+            Shapes are always proven. A forward that depends on the numbers in its tensors is always compared, because
+            its shapes cannot be proven.
+        path: the name of the only path to try.
+        prefer: "class" tries the paths that keep the model's class first, "graph" those that make a graph.
+        norms: "kept" takes statistics over the kept channels. "preserve" makes statistics count the original width
+            wherever that is exactly possible: layer norms, RMS norms, and means over values that are zero at removed
+            channels. The result then equals the masked original there, and such groups are exact.
 
-    Raises `FxpruneError` of some kind, before anything is changed. Warns with `NothingRemovedWarning`, and says
-    why, when nothing could be removed.
+    Raises a subclass of `FxpruneError`, which says what to do. Warns with `NothingRemovedWarning`, which says why, if
+    nothing could be removed.
 
     >>> import torch, fxprune
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 4, 3))
@@ -124,9 +126,13 @@ def transform(
 
 
 def _first_result(model: nn.Module, example_inputs: Any, request: Request, paths: Sequence[FrontEnd]) -> Result:
-    """The result of the first path that does all that is asked for.
+    """The result of the first path that gives one.
 
-    If there is none, some channels are held: the first path on which the rest can be rewritten. Hooks come last.
+    First all paths without hooks are tried, each for the whole request. If none works, those that failed because a size
+    could not be recounted are tried again, with the channels locked that cause the failure (not for a given plan, and
+    not with `strict`). If none works, the path with hooks is tried.
+
+    Raises the most useful of the errors if there is no result.
     """
 
     def attempted(path: FrontEnd, *, locking: bool = False) -> Result:
@@ -134,7 +140,7 @@ def _first_result(model: nn.Module, example_inputs: Any, request: Request, paths
         return attempt(analyze(model, example_inputs, path=path.name, **options), request, locking=locking)
 
     def goes_on(path: FrontEnd, error: FxpruneError) -> bool:
-        if isinstance(error, PlanError):  # a plan that was made for the first path may be none for the others
+        if isinstance(error, PlanError):  # the plan may fit the path that it was made on and no other
             return request.plan is not None and path is not paths[0]
         return isinstance(error, CaptureError | RewriteError | UnprovenError)
 
@@ -152,22 +158,22 @@ def _first_result(model: nn.Module, example_inputs: Any, request: Request, paths
 
 
 def _wrong(found: Outcome[Result]) -> list[UnprovenError]:
-    """The errors of paths that made a wrong model, although they know all sizes before."""
+    """The errors of paths that made a wrong model although its shapes were proven: fxprune has a mistake."""
     unproven = (error for error in found.errors.values() if isinstance(error, UnprovenError))
     return [error for error in unproven if not error.analysis.captured.real]
 
 
 def _shown(found: Outcome[Result]) -> FxpruneError:
-    """The error that a user sees where no path gave a result."""
+    """The error for the user if no path gave a result."""
     wrong = _wrong(found)
     if wrong:
         return wrong[0].diagnosed()
-    error = telling_error(list(found.errors.values()))
+    error = most_useful_error(list(found.errors.values()))
     return error.shown() if isinstance(error, UnprovenError) else error
 
 
 def _why_not(found: Outcome[Result], result: Result) -> dict[str, str]:
-    """Path -> why it was not taken, in one line, for the paths that were tried and failed."""
+    """Name of a path that was tried and failed -> why, in one line."""
     return {
         path: "; ".join(part for part in (error.what, error.at, error.why) if part)
         for path, error in found.errors.items()
@@ -177,13 +183,17 @@ def _why_not(found: Outcome[Result], result: Result) -> dict[str, str]:
 
 @public_call()
 def verify(model: nn.Module, small: nn.Module, example_inputs: Any) -> float:
-    """The largest relative error of `small`, made from `model` by `transform`, against its reference.
+    """The relative error of a small model against its reference.
 
-    Both run in float64 and evaluation mode on `example_inputs`, which may differ from those of `transform`. The
-    reference is `masked(model, record(small).zeroed)`; where removal changed a statistic (see `norms` of
-    `transform`), that statistic is taken over the kept channels.
+    The reference is `masked(model, record(small).zeroed)`. Where the removal changed a statistic (see `norms` of
+    `transform`), the reference takes that statistic over the kept channels. Both run in float64 and evaluation mode.
 
-    Returns max |small - reference| / max |reference| over all outputs; inf where shapes differ or NaN appears.
+    Args:
+        model: the original.
+        small: the model that `transform` made from it.
+        example_inputs: as for `transform`. They may be different ones, also in their sizes.
+
+    Returns the largest max |small - reference| / max |reference| of all outputs; inf if shapes differ or NaN appears.
     """
     made = record(small)
     recorded = copy_module(model, lambda tensor: tensor)
@@ -231,7 +241,7 @@ def _recorded(result: Result) -> Record:
 
 
 def _complete(result: Result) -> Plan:
-    """The plan with all that is known of it after the rewrite."""
+    """The plan with everything that is known after the rewrite: recounted sizes, structure and path."""
     analysis, small, plan = result.analysis, result.small, result.plan
     structure = plan.structure
     if structure is None or not structure.coupled:

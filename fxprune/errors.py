@@ -1,4 +1,4 @@
-"""The exceptions and warnings of fxprune, and the one place that lays out their text."""
+"""The exceptions and warnings of fxprune, and the layout of their text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class FxpruneError(Exception):
-    """Anything fxprune refuses. The text has four parts: what, where (`at`), `why`, and the next step (`do`).
+    """The base class of all errors. The text has four parts: what is wrong, where (`at`), `why`, and what to `do`.
 
     >>> print(PlanError("mask has the wrong length", at='layer "conv1"', why="it has 3 entries for 8 channels"))
     mask has the wrong length
@@ -26,7 +26,10 @@ class InputError(FxpruneError, ValueError):
 
 
 class CaptureError(FxpruneError, RuntimeError):
-    """The model could not be traced or run on fake tensors; `raised` if its own forward raised."""
+    """The model could not be captured, or run on fake tensors.
+
+    raised: True if the model's own forward raised an exception.
+    """
 
     def __init__(self, what: str, *, raised: bool = False, at: str = "", why: str = "", do: str = "") -> None:
         self.raised = raised
@@ -34,11 +37,11 @@ class CaptureError(FxpruneError, RuntimeError):
 
 
 class PlanError(FxpruneError, ValueError):
-    """A request (ratio, mask, importance, name, plan) that cannot be carried out as it was said."""
+    """A request (ratio, mask, importance, name, plan) that cannot be carried out."""
 
 
 class FileError(FxpruneError, ValueError):
-    """A file that is not what it should be (foreign, truncated, contradictory), or what no such file can hold."""
+    """A file that is foreign, truncated or contradictory, or something that cannot be written into such a file."""
 
 
 class RuleError(FxpruneError, RuntimeError):
@@ -46,9 +49,11 @@ class RuleError(FxpruneError, RuntimeError):
 
 
 class RewriteError(FxpruneError, RuntimeError):
-    """The smaller graph could not be proven to have the shapes that the analysis promises.
+    """A size could not be recounted: the smaller graph does not have the shapes that the analysis promises.
 
-    node, scope: where, in the graph and in which module inside that node. vectors: the dimensions that contradict.
+    node: the name of the node in the graph.
+    scope: the path of the module inside that node; "" if it is unknown.
+    vectors: the vectors of the dimensions that have the wrong size, if they are known.
     """
 
     def __init__(
@@ -71,21 +76,21 @@ class VerificationError(FxpruneError, RuntimeError):
 
 
 class NothingRemovedWarning(UserWarning):
-    """A request was carried out and removed nothing; the text says why."""
+    """A request removed nothing. The text says why."""
 
 
 class ChannelsStayWarning(UserWarning):
-    """A request was carried out in part; the text says what stays, and why."""
+    """Some channels stay although their removal was requested. The text says which, and why."""
 
 
 def lay_out(what: str, *, at: str = "", why: str = "", do: str = "") -> str:
-    """The four parts of a message, one a line, empty ones left out."""
+    """The text of an error: one line for each part that is not empty."""
     parts = [what] + [f"  {label:<4} {text}" for label, text in (("at", at), ("why", why), ("do", do)) if text]
     return "\n".join(parts)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """A hint that names the closest of `names`, or lists the first few.
+    """A hint for an error: the one of `names` that is most similar to `name`, or a list of the first few.
 
     >>> nearest("layer1.conv", ["layer1.conv1", "fc"])
     'did you mean "layer1.conv1"?'

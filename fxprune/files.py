@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read up to a limit, and JSON of which nothing is taken on trust."""
+"""Safe files: written whole or not at all, read up to a limit, and JSON whose values are all checked."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from fxprune.errors import FileError, FxpruneError, nearest
 PathLike = str | os.PathLike[str]
 
 SHOWN = 60
-"""Characters of a wrong value that a message shows."""
+"""How many characters of a wrong value an error shows."""
 
 
 @contextlib.contextmanager
 def replacing(path: PathLike) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes the place of `path` when the block ends.
+    """A context manager with a temporary file to write to, which replaces the file at `path` when the block ends.
 
-    Until then `path` is what it was; when the block raises it stays that, and when the process is killed too (a
-    hidden temporary file beside it is left behind then). A new file gets the permissions of an ordinary one, an old one
-    keeps its own. Where `path` is a symbolic link, what it leads to is replaced and the link stays.
+    Until then the file at `path` does not change. It does not change either if the block raises, or if the process is
+    killed; in the latter case a hidden temporary file stays beside it. A new file gets the usual permissions; an
+    existing one keeps its own. If `path` is a symbolic link, its target is replaced and the link stays.
+
+    Raises `FileError` if `path` is a directory.
     """
     target = os.path.realpath(path)
     if os.path.isdir(target):
@@ -49,7 +51,10 @@ def replacing(path: PathLike) -> Iterator[IO[bytes]]:
 
 
 def _sync_folder(folder: str) -> None:
-    """Make a rename last through a loss of power, where directories can be opened."""
+    """Write a rename to the disk, so that it survives a loss of power.
+
+    Does nothing where directories cannot be opened.
+    """
     with contextlib.suppress(OSError):
         handle = os.open(folder or ".", os.O_RDONLY)
         try:
@@ -59,7 +64,7 @@ def _sync_folder(folder: str) -> None:
 
 
 def write_text(path: PathLike, text: str) -> None:
-    """Write a text in UTF-8, whole or not at all."""
+    """Write a text in UTF-8. The file is written whole or not at all: see `replacing`."""
     with replacing(path) as file:
         file.write(text.encode())
 
@@ -67,7 +72,7 @@ def write_text(path: PathLike, text: str) -> None:
 def read_bytes(path: PathLike, limit: int) -> bytes:
     """The content of an ordinary file of at most `limit` bytes.
 
-    Raises `FileError` for what is larger or no ordinary file, `OSError` where it cannot be opened.
+    Raises `FileError` if the file is larger, or if it is no ordinary file; `OSError` if it cannot be opened.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise FileError(f'"{os.fspath(path)}" is no ordinary file', do="pass the name of a file")
@@ -79,7 +84,11 @@ def read_bytes(path: PathLike, limit: int) -> bytes:
 
 
 def parse_json(content: bytes, source: str, error: type[FxpruneError] = FileError) -> Any:
-    """The value of a JSON text. Keys that occur twice, NaN, infinities and endless nesting are refused.
+    """The value of a JSON text in UTF-8.
+
+    Raises `error` for a text that is no JSON, and for keys that occur twice, NaN, infinities, and too deep nesting.
+
+    source: the name of the file, for the error.
 
     >>> parse_json(b'{"a": 1, "a": 2}', "plan.json")
     Traceback (most recent call last):
@@ -116,7 +125,7 @@ def parse_json(content: bytes, source: str, error: type[FxpruneError] = FileErro
 
 
 def shown(value: Any) -> str:
-    """A value from a file as a message may show it: printable and short."""
+    """A value from a file as errors show it: printable characters only, and not too many."""
     text = value if isinstance(value, str) else repr(value)
     text = "".join(c if c.isprintable() else "?" for c in text[: SHOWN + 1])
     return text if len(text) <= SHOWN else text[:SHOWN] + "..."
@@ -124,7 +133,10 @@ def shown(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Field:
-    """A value in a file and the place where it stands; refuses with both what is not what it should be.
+    """A value from a file, with its place there. Its methods check the value, and raise an error that shows both.
+
+    source: the name of the file. key: the keys that lead to the value, separated by dots.
+    error: the class of the errors. do: the advice in the errors.
 
     >>> Field({"version": "one"}, "plan.json")["version"].integer(1, 9)
     Traceback (most recent call last):
@@ -141,7 +153,7 @@ class Field:
     do: str = ""
 
     def wrong(self, rule: str, do: str = "") -> FxpruneError:
-        """The error that says which rule the value breaks."""
+        """The error for a value that breaks a rule, such as "it must be a list"."""
         at = f'key "{shown(self.key)}": {shown(self.value)}' if self.key else ""
         return self.error(f"{self.source} is not what it should be", at=at, why=rule, do=do or self.do)
 
@@ -150,7 +162,7 @@ class Field:
         return Field(self.value[name], self.source, key, self.error, self.do)
 
     def object(self, required: Collection[str], optional: Collection[str] = ()) -> Field:
-        """The same, if it is an object with these keys and no others."""
+        """The same field, checked to be an object with these keys and no others."""
         self.mapping()
         missing = [name for name in required if name not in self.value]
         if missing:
@@ -162,19 +174,19 @@ class Field:
         return self
 
     def mapping(self) -> dict[str, Field]:
-        """The values of an object by their keys, whichever they are."""
+        """The fields of an object by their keys, which may be any."""
         if not isinstance(self.value, dict):
             raise self.wrong("it must be an object")
         return {name: self[name] for name in self.value}
 
     def items(self) -> list[Field]:
-        """The values of a list."""
+        """The fields of a list."""
         if not isinstance(self.value, list):
             raise self.wrong("it must be a list")
         return [self[i] for i in range(len(self.value))]
 
     def text(self, choices: Collection[str] = ()) -> str:
-        """A string, one of `choices` if there are any."""
+        """The value, checked to be a string, and one of `choices` if these are given."""
         if not isinstance(self.value, str):
             raise self.wrong("it must be a string")
         if choices and self.value not in choices:
@@ -182,23 +194,23 @@ class Field:
         return self.value
 
     def integer(self, low: int, high: int) -> int:
-        """An integer, which true and false are not."""
+        """The value, checked to be an integer from `low` to `high`. True and false are no integers here."""
         if type(self.value) is not int or not low <= self.value <= high:
             raise self.wrong(f"it must be an integer from {low} to {high}")
         return self.value
 
     def number(self) -> int | float | bool:
-        """A number, or true or false."""
+        """The value, checked to be a number, true or false."""
         if not isinstance(self.value, (int, float)):
             raise self.wrong("it must be a number")
         return self.value
 
     def texts(self) -> tuple[str, ...]:
-        """A list of strings."""
+        """The value, checked to be a list of strings."""
         return tuple(item.text() for item in self.items())
 
     def shape(self) -> tuple[int, ...]:
-        """A list of sizes."""
+        """The value, checked to be a list of sizes."""
         if len(self.items()) > MAX_DIMS:
             raise self.wrong(f"a tensor has at most {MAX_DIMS} dimensions here")
         return tuple(item.integer(0, 2**40) for item in self.items())

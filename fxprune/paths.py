@@ -1,7 +1,8 @@
-"""The paths to a smaller model: one table, in the order in which they are tried, and the one loop that tries them.
+"""The paths to a smaller model: the table of all paths, and the loop that tries them in turn.
 
-A path begins with a front end, a file of `fxprune/capture/`, which says what the path means: whether the small model
-keeps its class, whether hooks are needed. A new front end is such a file and one line of the table.
+Each path is a `FrontEnd` in a file of `fxprune/capture/`. It captures the model, and says what kind of small model the
+path gives: whether it keeps its class, and whether it needs hooks. A new path is a new file there and a new line in the
+table.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ PREFERENCES: Mapping[str, Callable[[FrontEnd], bool]] = {
     "class": lambda front_end: front_end.keeps_class,
     "graph": lambda front_end: not front_end.keeps_class,
 }
-"""By `prefer`, the paths that are tried before the others."""
+"""Value of `prefer` -> a function that is True for the paths to try first."""
 
 
 # -- which paths ------------------------------------------------------------------------------------------
@@ -50,13 +51,14 @@ def paths_for(
     """The paths to try, in order.
 
     Args:
-        path: this path alone.
-        prefer: "class" or "graph", for the paths that come first.
-        usual: the preference where neither is given.
-        made_on: the path that a plan was made on. It is tried first unless something is preferred, and alone if it
-            needs hooks.
+        model: a `GraphModule` is only tried on the paths that take graphs.
+        path: the name of the only path to try.
+        prefer: "class" or "graph": which paths to try first.
+        usual: the value of `prefer` if neither `path` nor `prefer` is given.
+        made_on: the name of the path that a plan was made on. It is tried first unless `prefer` is given. If it needs
+            hooks, it is the only one.
 
-    Raises `PlanError` for names that do not exist, and where both `path` and `prefer` are given.
+    Raises `PlanError` for names that do not exist, and if both `path` and `prefer` are given.
     """
     if path is not None and prefer is not None:
         raise PlanError("path says already which path to take", why="prefer was given too", do="pass one of them")
@@ -78,14 +80,14 @@ def paths_for(
 
 
 def without_hooks(paths: Sequence[FrontEnd]) -> Sequence[FrontEnd]:
-    """The paths that need no hooks; a path alone stays whatever it needs, since it was asked for."""
+    """The paths that need no hooks. A single path is kept even if it needs hooks, because the user asked for it."""
     return [path for path in paths if len(paths) == 1 or not path.needs_hooks]
 
 
 def capture(model: nn.Module, inputs: Inputs, path: FrontEnd) -> Captured:
-    """The model as captured on one path.
+    """The model, captured on one path.
 
-    Raises `CaptureError` where the front end cannot take the model, `InputError` where the inputs do not fit.
+    Raises `CaptureError` if the path cannot capture the model, `InputError` if the inputs do not fit.
     """
     if isinstance(model, fx.GraphModule) and not path.takes_graphs:
         graphs = next(other.name for other in PATHS.values() if other.takes_graphs)
@@ -103,27 +105,27 @@ def capture(model: nn.Module, inputs: Inputs, path: FrontEnd) -> Captured:
 class Outcome(Generic[T]):
     """The outcome of trying paths in turn.
 
-    result: of the first path that gave one, None where none did.
-    errors: name of a path -> why it gave none, in the order in which they were tried.
+    result: the result of the first path that gave one; None if none did.
+    errors: name of a path -> the error that it raised, in the order in which they were tried.
     """
 
     result: T | None = None
     errors: Mapping[str, FxpruneError] = field(default_factory=dict)
 
     def get(self) -> T:
-        """The result. Raises the error that says most where there is none."""
+        """The result. If there is none, raises the most useful of the errors: see `most_useful_error`."""
         if self.result is None:
-            raise telling_error(list(self.errors.values()))
+            raise most_useful_error(list(self.errors.values()))
         return self.result
 
     @property
     def model_runs(self) -> bool:
-        """False if the model's own forward cannot be captured: it does not run on these inputs."""
+        """False if the model's own forward was tried and does not run on the example inputs."""
         return not any(_does_not_run(PATHS[name], error) for name, error in self.errors.items())
 
 
 def is_capture_error(path: FrontEnd, error: FxpruneError) -> bool:
-    """True if a path cannot take the model; another one may."""
+    """True if the path cannot capture the model, so that another path may work."""
     return isinstance(error, CaptureError)
 
 
@@ -134,13 +136,15 @@ def try_in_turn(
     goes_on: Callable[[FrontEnd, FxpruneError], bool] = is_capture_error,
     before: Outcome[T] | None = None,
 ) -> Outcome[T]:
-    """The first result that `attempt` gives on one of the paths.
+    """The outcome of calling `attempt` on one path after the other, until one gives a result.
 
-    No path is tried after the model's own forward could not be captured, since the model does not run then.
+    If the model's own forward cannot be captured, the loop ends: the model does not run on these inputs.
 
     Args:
-        goes_on: whether the next path is tried after an error; any other error is raised.
-        before: an outcome without a result, whose errors are kept.
+        attempt: a function from a path to a result. It raises an `FxpruneError` if the path gives none.
+        goes_on: a function of a path and its error. If it returns False, the error is raised; if True, the next path is
+            tried.
+        before: the outcome of an earlier loop, whose errors are kept.
     """
     errors = dict(before.errors) if before is not None else {}
     for path in paths:
@@ -155,10 +159,10 @@ def try_in_turn(
     return Outcome(None, errors)
 
 
-def telling_error(errors: Sequence[FxpruneError]) -> FxpruneError:
-    """The error that says most.
+def most_useful_error(errors: Sequence[FxpruneError]) -> FxpruneError:
+    """The error of several paths that helps a user most.
 
-    The first that is not about capturing the model, else one that forward itself raises, else the first.
+    The first that is not about capturing the model; else the first that forward itself raises; else the first.
     """
     captures = [error for error in errors if isinstance(error, CaptureError)]
     others = [error for error in errors if not isinstance(error, CaptureError)]

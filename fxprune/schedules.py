@@ -1,4 +1,4 @@
-"""Schedules: a value for every step, such as the sparsity of a pruner or the threshold of an activation."""
+"""Schedules: functions from a step to a value, such as the sparsity of a pruner or the threshold of an activation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from fxprune.errors import PlanError
 
 Schedule = Callable[[int], float]
-"""From a step, counted from 0, to the value at that step."""
+"""A function from a step, counted from 0, to the value at that step."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,15 @@ class _Ramp:
                 raise PlanError(f"{name} must be an integer of at least {least}, not {value!r}", at=type(self).__name__)
 
     def _left(self, step: int) -> float:
-        """The share of the way that is still to go at a step, in [0, 1]."""
+        """The share of the ramp that is left at a step: from 1 at `begin` to 0 at `begin + steps`."""
         return 1.0 - min(max((step - self.begin) / self.steps, 0.0), 1.0)
 
 
 @dataclass(frozen=True)
 class Linear(_Ramp):
-    """From `initial` at step `begin` to `final` at step `begin + steps`, in equal strides; constant before and after.
+    """A value that changes from `initial` at step `begin` to `final` at step `begin + steps` by equal amounts.
+
+    It is constant before and after.
 
     >>> schedule = Linear(0.0, 0.8, steps=4)
     >>> [round(schedule(step), 3) for step in range(6)]
@@ -65,7 +67,7 @@ class Linear(_Ramp):
 
 @dataclass(frozen=True)
 class AGP(_Ramp):
-    """Automated gradual pruning: fast at first, where there is much to remove, then ever slower.
+    """Automated gradual pruning: the value changes fast at first, and then more and more slowly.
 
     s(t) = s_final + (s_initial - s_final) * (1 - (t - begin) / steps)^3, constant before and after (Zhu and Gupta
     2017, "To prune, or not to prune", equation 1; https://arxiv.org/abs/1710.01878).
@@ -81,7 +83,9 @@ class AGP(_Ramp):
 
 
 def as_schedule(value: Any, *, what: str = "schedule") -> Schedule:
-    """A number as a constant schedule, a schedule as it is.
+    """A schedule: `value` itself if it is a function, a constant one if it is a number.
+
+    what: the name of the value, for the error. Raises `PlanError` for anything else.
 
     >>> as_schedule(0.3)
     Constant(value=0.3)

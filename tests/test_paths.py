@@ -20,7 +20,7 @@ from torch.nn.utils import prune
 
 import fxprune
 from fxprune.capture.captured import Captured, FrontEnd, captured_graph
-from fxprune.paths import PATHS, paths_for, telling_error, try_in_turn, without_hooks
+from fxprune.paths import PATHS, most_useful_error, paths_for, try_in_turn, without_hooks
 from tests.support import randomise, relative_error
 
 BATCH, TIME, WIDTH, HEADS = 2, 5, 24, 4
@@ -685,7 +685,7 @@ def test_only_errors_that_say_so_lead_to_the_next_path() -> None:
     [([CANNOT], CANNOT), ([CANNOT, RAISES], RAISES), ([RAISES, SIZE], SIZE), ([SIZE, CANNOT], SIZE)],
 )
 def test_the_error_that_says_most(errors: list[fxprune.FxpruneError], telling: fxprune.FxpruneError) -> None:
-    assert telling_error(errors) is telling
+    assert most_useful_error(errors) is telling
 
 
 def test_hooks_are_tried_only_where_they_are_asked_for() -> None:
