@@ -94,5 +94,9 @@ def withheld(findings: Findings) -> dict[int, int | None]:
 
 
 def _less(vectors: Iterable[Vector], locked_slots_in: dict[Vector, dict[int, int]], event: int) -> int:
+    """The part of a product of dimensions that an event withholds: all slots, less the product without those it locks.
+
+    locked_slots_in: dimension -> event -> the number of slots that it locks.
+    """
     sizes = [(v.size, locked_slots_in[v.representative].get(event, 0)) for v in vectors]
     return math.prod(size for size, _ in sizes) - math.prod(size - held for size, held in sizes)

@@ -1,4 +1,4 @@
-"""What follows from a plan (the kept indices, the shapes that it leaves), and one plan from two."""
+"""Functions of plans: the kept indices, the shapes in the small model, and one plan from two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plan and analysis become the smaller model: parameters, module attributes, sizes in the graph."""
+"""The rewrite: a copy of the model gets smaller parameters, new attributes of modules, and new sizes in its graph."""
 
 from fxprune.rewrite import attention
 

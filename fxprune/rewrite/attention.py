@@ -1,12 +1,14 @@
 """Multi-head attention whose heads are narrower, or fewer, than `embed_dim` says.
 
 `nn.MultiheadAttention` computes the width of a head as embed_dim / num_heads and takes queries, keys and values to be
-equally wide, so it cannot express the layer that is left when heads, or positions within them, are removed. An instance
-that lost some becomes a `MultiheadAttention` of this file: the same parameters under the same names, called in the same
+equally wide. So it cannot be the layer that is left when heads, or positions inside heads, are removed. Such a layer
+becomes a `MultiheadAttention` of this file. It has the same parameters under the same names, and is called in the same
 way.
 
-Axes: N batch, L target positions, S source positions, H heads, D width of a query or key, V width of a value, E the
-embedding of the query, K and W those of the key and of the value (`kdim`, `vdim`), O the output's.
+Letters in shapes: N batch, L target positions, S source positions, H heads, D width of a query or key in a head, V
+    width
+of a value in a head, E width of the query before the projection, K and W those of key and value (`kdim`, `vdim`), O
+width of the output.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ class MultiheadAttention(nn.MultiheadAttention):
     """Attention with any number of heads, of any two widths, and a scale of its own.
 
     MultiHead(Q, K, V) = Concat(head_1, ..., head_H) W_out, where
-    head_i = softmax(scale * (Q W_i_q) (K W_i_k)^T + mask) (V W_i_v), with scale = 1 / sqrt(D) of the layer that this
-    one was cut from: removed rows contributed zeros to the products, so those keep their scale
+    head_i = softmax(scale * (Q W_i_q) (K W_i_k)^T + mask) (V W_i_v), with scale = 1 / sqrt(D) for the D of the original
+    layer: removed rows would add zeros to the products, so the scale must not change
     (Vaswani et al. 2017, section 3.2; https://docs.pytorch.org/docs/stable/generated/torch.nn.MultiheadAttention.html).
 
     in_proj_weight: (H*D + H*D + H*V, E), or q_proj_weight (H*D, E), k_proj_weight (H*D, K), v_proj_weight (H*V, W).
@@ -91,7 +93,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         )
 
     def extra_repr(self) -> str:
-        """The counts that the parameters alone do not tell."""
+        """The sizes and the scale, for `repr`."""
         names = ("embed_dim", "num_heads", "head_dim", "v_head_dim", "scale")
         return ", ".join(f"{name}={getattr(self, name):.4g}" for name in names)
 
@@ -99,11 +101,10 @@ class MultiheadAttention(nn.MultiheadAttention):
 def narrow(
     module: nn.MultiheadAttention, *, num_heads: int, head_dim: int, v_head_dim: int, scale: float
 ) -> MultiheadAttention:
-    """Turn a layer, in place, into one with these heads; its parameters have their sizes already.
+    """Turn a layer, in place, into one with these heads. Its parameters must have their new sizes already.
 
-    The names of parameters, hooks and the mode stay what they are. `_qkv_same_embed_dim` is what
-    `nn.TransformerEncoderLayer` and `nn.TransformerEncoder` ask before they take a fused kernel, or nested tensors: it
-    says no.
+    Parameters, hooks and the mode stay. `nn.TransformerEncoderLayer` and `nn.TransformerEncoder` use fused kernels and
+    nested tensors only if `_qkv_same_embed_dim` is True, so it is set to False.
     """
     module.__class__ = MultiheadAttention
     made: MultiheadAttention = module  # type: ignore[assignment]
@@ -141,7 +142,7 @@ def multi_head_attention(
     key_padding_mask: (N, S) or (S,); attn_mask: (L, S) or (N*H, L, S); True is -inf, numbers are added.
     Returns the output (L, N, O) in the order of the query, and the weights (N, L, S) or (N, H, L, S), or None.
 
-    A function of its own, so that a symbolic trace can take it as one step where the layer is not a leaf.
+    It is a function, not a method, so that a symbolic trace which looks into the layer records it as one node.
     """
     count, width, v_width = heads
     _check_shapes(query, key, value, key_padding_mask)
@@ -217,7 +218,7 @@ def _fused(
     is_causal: bool,
     scale: float,
 ) -> Tensor:
-    """The same without the weights, by one kernel, as the rows (L*N, H*V) that `out_proj` reads; split: (N, H)."""
+    """As `_with_weights`, by one fused kernel: the input (L*N, H*V) of `out_proj`, and no weights. split: (N, H)."""
     n, count = split
     if mask is not None:
         mask = mask[None] if mask.shape[0] == 1 else mask.view(n, count, -1, k.shape[1])
@@ -227,7 +228,7 @@ def _fused(
 
 
 def _of_all(change: Any, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same change to three tensors; those that are one tensor stay one."""
+    """Apply a change to three tensors; arguments that are the same tensor get the same result."""
     q = change(query)
     k = q if key is query else change(key)
     return q, k, k if value is key else q if value is query else change(value)
@@ -246,7 +247,7 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor, key_padding_mask: T
 
 
 def _additive(mask: Tensor | None, query: Tensor) -> Tensor | None:
-    """A mask as numbers to add: -inf where a boolean one is True."""
+    """A mask as numbers to add to the scores: a boolean mask becomes -inf where it is True."""
     if mask is None or mask.is_floating_point():
         return mask
     if mask.dtype != torch.bool:
@@ -265,7 +266,7 @@ def _three_dims(mask: Tensor | None, shape: tuple[int, int, int]) -> Tensor | No
 
 
 def _one_more(mask: Tensor | None) -> Tensor | None:
-    """A mask that lets everything attend to one more source position."""
+    """The mask with one more source position, which is not masked."""
     return None if mask is None else F.pad(mask, (0, 1))
 
 
@@ -277,7 +278,7 @@ def _project(
     weights: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries (L, N, H*D), keys (S, N, H*D) and values (S, N, H*V); one product for what is one tensor."""
+    """Queries (L, N, H*D), keys (S, N, H*D) and values (S, N, H*V); inputs that are one tensor share one product."""
     rows = [heads[0] * heads[1], heads[0] * heads[1], heads[0] * heads[2]]
     none = (None, None, None)
     packed, *apart = weights
@@ -305,9 +306,11 @@ def _widths(module: nn.MultiheadAttention) -> tuple[int, int, int]:
 
 @recounts(modules=(nn.MultiheadAttention,))
 def _attention(module: nn.MultiheadAttention, use: Use) -> dict[str, Any]:
-    """The counts of the grid of heads and positions that is left, read off the kept rows of the projections.
+    """The numbers of heads and the widths, from the kept rows of the projections.
 
-    The layer stays what it is where `nn.MultiheadAttention` can express the result.
+    A layer that `nn.MultiheadAttention` can still be keeps its class; any other gets the one of this file, in place.
+
+    Raises `SizeError` where heads would differ in width.
     """
     h, d = module.num_heads, module.head_dim
     v = module.v_head_dim if isinstance(module, MultiheadAttention) else d
@@ -334,13 +337,13 @@ def _attention(module: nn.MultiheadAttention, use: Use) -> dict[str, Any]:
 
 @recounts(modules=(nn.TransformerEncoder,))
 def _encoder(module: nn.TransformerEncoder, use: Use) -> dict[str, Any]:
-    """Nested tensors go through all layers or none; the encoder asks the first one only."""
+    """Turn nested tensors off if any layer cannot take them: the encoder checks only its first layer."""
     narrowed = any(isinstance(m, MultiheadAttention) for m in module.modules())
     return {"use_nested_tensor": False} if narrowed else {}
 
 
 @recounts(modules=(nn.Transformer,))
 def _transformer(module: nn.Transformer, use: Use) -> dict[str, Any]:
-    """The width that its forward asks source and target for: that of the first query."""
+    """The width that its forward checks in source and target: that of the first query."""
     layers = (m for m in module.modules() if isinstance(m, nn.MultiheadAttention))
     return {"d_model": next((_widths(m)[0] for m in layers), None)}

@@ -1,4 +1,4 @@
-"""Settings of modules that no graph shows: each gets the one value that fits everywhere it was used."""
+"""Settings, attributes that count dimensions in code that no graph shows: each gets the value that its uses need."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fxprune.errors import RewriteError
 
 
 def settle_settings(small: nn.Module, findings: Findings, removal: Removal) -> None:
-    """Set every attribute that was seen to count a dimension to the new count.
+    """Give every setting its new value, in the modules of the small model.
 
     Raises `RewriteError` where the places that use a setting need different values now.
     """

@@ -14,7 +14,7 @@ from fxprune.rewrite.draft import Draft
 aten = torch.ops.aten
 
 STANDS_FOR = "fxprune_stands_for"
-"""In the meta of a node that takes constants up: the text of what stood there before."""
+"""A key in the meta of a node that was added for constants: the name of the node in whose place it stands, or None."""
 
 WITH_BIAS = {
     *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
@@ -27,7 +27,7 @@ WITH_BIAS = {
 
 
 def place_constants(draft: Draft, constants: FoldedConstants) -> None:
-    """Give layers and nodes of the smaller model the biases and maps that they did not have."""
+    """Add the new biases and maps to layers and nodes of the smaller model."""
     if not (constants.biases or constants.maps):
         return
     kind = next((p for p in draft.module.parameters() if p.is_floating_point()), torch.empty(0))
@@ -45,7 +45,7 @@ def place_constants(draft: Draft, constants: FoldedConstants) -> None:
 
 
 def _read_bias(graph: fx.Graph, node: fx.Node, name: str) -> None:
-    """Pass a parameter as the bias of a function."""
+    """Pass a parameter as the bias of a function. name: that of the parameter."""
     with graph.inserting_before(node):
         read = graph.get_attr(name)
     read.meta[STANDS_FOR] = None
@@ -56,7 +56,7 @@ def _read_bias(graph: fx.Graph, node: fx.Node, name: str) -> None:
 
 
 def _add(graph: fx.Graph, node: fx.Node, name: str) -> None:
-    """Add a buffer to the result of a node, for all that use it."""
+    """Add a buffer to the result of a node, for all its users. name: that of the buffer."""
     add = aten.add.Tensor if isinstance(node.target, torch._ops.OpOverload) else operator.add
     with graph.inserting_after(node):
         read = graph.get_attr(name)

@@ -1,7 +1,7 @@
-"""The numbers that a rewrite has changed besides the tensors, found by comparing the small model with the original.
+"""The numbers that a rewrite has changed, besides the tensors, for the record.
 
-So no recounting function has to report what it sets, and none is forgotten. Biases and maps that take constants up are
-no sizes.
+They are found by comparing the small model with the original. So the functions that recount sizes need not report them,
+and none is forgotten. Biases and maps for constants are no sizes, and are left out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fxprune.rewrite.constants import STANDS_FOR
 
 
 def derived(findings: Findings, small: nn.Module) -> tuple[Size, ...]:
-    """Every number that the rewrite set, with its place: attributes, arguments in the graph, constants, classes."""
+    """Every number that the rewrite changed, with its place: attributes, arguments in the graph, constants, classes."""
     made = [*_modules(findings.captured.module, small), *_constants(findings, small)]
     if isinstance(small, fx.GraphModule):
         made += _nodes(findings.captured.graph, small.graph)
@@ -29,7 +29,7 @@ def derived(findings: Findings, small: nn.Module) -> tuple[Size, ...]:
 
 def numbers(module: nn.Module) -> dict[str, Any]:
     """The attributes of a module that are numbers, or lists or tuples of numbers."""
-    if isinstance(module, fx.GraphModule):  # the graph's own; a size is never kept there
+    if isinstance(module, fx.GraphModule):  # its attributes belong to the graph, and hold no sizes
         return {}
     return {name: value for name, value in module.__dict__.items() if name != "training" and _is_number(value)}
 
@@ -63,7 +63,7 @@ def _plain(value: Any) -> Any:
 
 
 def _constants(findings: Findings, small: nn.Module) -> Iterator[Size]:
-    """Tensors in attributes: no plan names them, so their new shapes follow from the analysis alone."""
+    """The tensors in attributes that are neither parameters nor buffers, if their shapes have changed."""
     for name, tensor in findings.tensors.items():
         if name in findings.subject.tensors:
             continue
@@ -91,7 +91,7 @@ def _nodes(before: fx.Graph, after: fx.Graph) -> Iterator[Size]:
 
 
 def _arguments(node: str, place: str, old: Any, new: Any) -> Iterator[Size]:
-    """The innermost arguments that differ."""
+    """The arguments of a node that differ, inside lists, tuples and dicts. place: where they stand, as "args[1]"."""
     if isinstance(old, (tuple, list)) and isinstance(new, (tuple, list)) and len(old) == len(new):
         for i, (a, b) in enumerate(zip(old, new, strict=True)):
             yield from _arguments(node, f"{place}[{i}]", a, b)
@@ -103,7 +103,7 @@ def _arguments(node: str, place: str, old: Any, new: Any) -> Iterator[Size]:
 
 
 def _text(value: Any) -> Any:
-    """An argument as JSON has it; what it cannot hold becomes text."""
+    """An argument as data for JSON; a value that JSON cannot hold becomes text."""
     if isinstance(value, fx.Node):
         return value.meta.get(STANDS_FOR, f"%{value.name}")
     if value is None or type(value) in (int, bool, str) or (type(value) is float and math.isfinite(value)):

@@ -22,7 +22,7 @@ class Draft:
     """A copy of a captured model, changed step by step until it is the smaller one.
 
     module: the copy, of the original's class or a `GraphModule`. graph: its graph, not yet compiled.
-    before: the original of each node; nodes are told apart by identity, since a copy may give them other names.
+    before: node of the copy -> node of the original. Their names may differ.
     """
 
     module: nn.Module
@@ -31,9 +31,9 @@ class Draft:
 
 
 def draft_of(captured: Captured, tensors: Mapping[int, torch.Tensor]) -> Draft:
-    """A deep copy of a captured model with other tensors in it; tensors that were shared stay shared.
+    """A deep copy of a captured model with other tensors in it. A tensor that has several names keeps them.
 
-    tensors: the id of each tensor of the original -> the one that stands for it in the copy.
+    tensors: id of a tensor of the original -> the tensor of the copy.
 
     Raises `RewriteError` where the model cannot be copied.
     """
@@ -53,10 +53,10 @@ def draft_of(captured: Captured, tensors: Mapping[int, torch.Tensor]) -> Draft:
 
 
 def _memo(module: nn.Module, tensors: Mapping[int, torch.Tensor]) -> dict[int, Any]:
-    """The copies that `deepcopy` is not to make: of tensors, also of those that torch refuses to copy.
+    """The memo for `deepcopy`: id of an object -> the object to use as its copy.
 
-    A hook that computes a weight before every forward (the old `weight_norm`) leaves a tensor in an attribute which is
-    no leaf of autograd.
+    It holds all tensors, since `deepcopy` must not copy them. Some it could not copy: a hook that computes a weight in
+    every forward (the old `weight_norm`) leaves a tensor in an attribute that is no leaf of autograd.
     """
     memo: dict[int, Any] = dict(tensors)
     for part in module.modules():

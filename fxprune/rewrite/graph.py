@@ -27,13 +27,15 @@ from fxprune.rewrite.tensors import cut_all
 def rewrite(findings: Findings, removal: Removal, constants: FoldedConstants | None = None) -> nn.Module:
     """The smaller model, which shares no tensor with the original.
 
-    It has the class of the original where the capture kept that, else it is a `GraphModule`. Sizes are settled on fake
-    tensors of the new shapes; the real ones are cut when all of them are right.
+    It has the class of the original if the capture kept it, else it is a `GraphModule`. First all sizes are settled on
+    fake tensors of the new shapes. Only then the real tensors are cut.
 
     Args:
-        constants: what removed channels leave behind in those that stay.
+        removal: the channels to remove.
+        constants: the new numbers of parameters that take up constants, and new biases and maps.
 
-    Raises `RewriteError` where a node's shape is not the promised one; nothing of the original has changed then.
+    Raises `RewriteError` where a size cannot be recounted, or a node's result has another shape than the analysis says.
+    The original never changes.
     """
     faker, constants = Faker(), constants or FoldedConstants()
     shapes = shapes_after(findings, removal)

@@ -1,4 +1,4 @@
-"""Smaller layers whose outputs a forward hook puts back among zeros: the path of last resort."""
+"""The rewrite of the path "hooks": layers are smaller, and a forward hook fills their outputs up with zeros."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Reinsert:
 
 
 def reinsert(small: nn.Module, findings: Findings, removal: Removal) -> None:
-    """Register the hooks on every layer of `small` that lost outputs; the kept positions become a buffer of it."""
+    """Register a hook on every layer of `small` that lost outputs, and a buffer with the positions of the kept ones."""
     for path, layer in hookable(findings.captured.module):
         kept = removal.kept(findings.axis_vector(f"{path}.weight", 0))
         if kept is None:

@@ -1,4 +1,4 @@
-"""The attributes of all modules of the smaller model that count something."""
+"""Recounts the attributes of all modules of the smaller model."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from fxprune.rewrite.node_sizes import contradiction
 
 
 def recount_modules(draft: Draft, findings: Findings, removal: Removal) -> None:
-    """Give every module the sizes that its parameters and its input have now.
+    """Set the attributes of every module that count something, by its parameters and its input.
 
-    Raises `RewriteError` where a module that the graph calls cannot have them.
+    Raises `RewriteError` where a module that the graph calls cannot have its new sizes.
     """
     vectors = _vectors_by_module(findings)
     visits = {**_visits_of_parameters(findings), **findings.observed.visits}
-    for name, module in reversed(list(draft.module.named_modules())):  # some count the sizes of the modules inside
+    for name, module in reversed(
+        list(draft.module.named_modules())
+    ):  # a module may count the sizes of modules inside it, so these come first
         visit, own = visits.get(name), vectors.get(name, {})
         if visit is None:
             use = Use(removal, vectors=own)
@@ -38,13 +40,13 @@ def recount_modules(draft: Draft, findings: Findings, removal: Removal) -> None:
 
 
 def _call_of(graph: fx.Graph, path: str) -> fx.Node | None:
-    """The first node that calls a module, or one that it stands in."""
+    """The first node that calls the module at `path`, or a module that contains it; None if there is none."""
     calls = graph.find_nodes(op="call_module")
     return next((node for node in calls if not node.target or f"{path}.".startswith(f"{node.target}.")), None)
 
 
 def _visits_of_parameters(findings: Findings) -> dict[str, Visit]:
-    """The operations that stand for modules, in a graph that reads the parameters of modules one by one."""
+    """In a graph that reads parameters one by one: module -> the operation that uses them, as a visit of it."""
     visits: dict[str, Visit] = {}
     nodes, observations = findings.observed.nodes, findings.observed.observations
     for node in findings.captured.graph.find_nodes(op="get_attr"):

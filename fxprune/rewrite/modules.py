@@ -1,7 +1,7 @@
-"""Module attributes that count something: `out_channels`, `groups`, `num_features` and their kind.
+"""Recounts the attributes of one module: `out_channels`, `groups`, `num_features` and the like.
 
-Nothing is patched: every attribute is recounted, from the module's new weight where it has one, else from the vectors
-of its input or from what its operation was seen to count. How stands with the operation, see `fxprune/ops`.
+Each is computed again, from the new weight of the module, from the vectors of its input, or from what its operation
+counted. The functions for that are registered with `recounts`, in the files of `fxprune/ops`.
 """
 
 from __future__ import annotations

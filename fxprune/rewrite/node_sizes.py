@@ -1,6 +1,6 @@
 """The sizes in the arguments of nodes, settled while the smaller graph runs on fake tensors.
 
-The run is the proof as well: every node's result must have the shape that its old vectors promise.
+The run checks the result, too: every node must give the shapes that the vectors of the original have after the removal.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LOOSE = {
     *(torch.ops.aten.einsum.default, torch.ops.aten.linear.default, torch.ops.aten.matmul.default),
     torch.ops.aten.scaled_dot_product_attention.default,
 }
-"""Nodes inside which other sizes may lead to other operations; their results are checked."""
+"""Nodes that may run other operations for other sizes, so only their results are checked, not the operations inside."""
 
 
 def settle_nodes(draft: Draft, findings: Findings, removal: Removal, faker: Faker) -> None:
@@ -129,7 +129,10 @@ def contradiction(before: fx.Node, node: fx.Node, why: str, scope: str, vectors:
 
 
 def _erase_unused(graph: fx.Graph, had_users: set[fx.Node]) -> None:
-    """Erase nodes that only computed a size which is a number now. Others may act by side effects and stay."""
+    """Erase nodes that lost all their users: they computed sizes that are numbers now.
+
+    Nodes that never had users stay, since they may have side effects.
+    """
     for node in reversed(graph.nodes):
         if node in had_users and not node.users and node.op in ("call_function", "call_method", "get_attr"):
             graph.erase_node(node)

@@ -1,4 +1,4 @@
-"""Norms that count their original width: the layers that stand in for torch's where channels are removed."""
+"""Norm layers that count a width of their own, for models in which a norm keeps the statistic of its original width."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class RMSNorm(_Counting, nn.RMSNorm):
 
 
 WIDE: Mapping[type[nn.Module], Callable[..., nn.Module]] = {nn.LayerNorm: LayerNorm, nn.RMSNorm: RMSNorm}
-"""The layer that stands in for one of torch's."""
+"""Layer of torch -> the layer of this file that replaces it."""
 
 
 def layer_norm(
@@ -83,7 +83,7 @@ def layer_norm(
 ) -> Tensor:
     """The formula of `LayerNorm`, over the last dimensions of `input`; half precision is computed in float32.
 
-    A function of its own, so that a symbolic trace can take it as one step where the layer is not a leaf.
+    It is a function, not a method, so that a symbolic trace which looks into the layer records it as one node.
     """
     dims, x = _dims(input, shape), _single(input)
     mean = x.sum(dims, keepdim=True) / width
@@ -93,7 +93,7 @@ def layer_norm(
 
 
 def rms_norm(input: Tensor, shape: tuple[int, ...], weight: Tensor | None, eps: float | None, width: int) -> Tensor:
-    """The formula of `RMSNorm`; without `eps` the one that torch takes."""
+    """The formula of `RMSNorm`; if `eps` is None, with the epsilon that torch takes."""
     dims, x = _dims(input, shape), _single(input)
     squares = x.square().sum(dims, keepdim=True)
     eps = default_eps(input.dtype) if eps is None else eps
@@ -123,7 +123,7 @@ def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 def _preserved(call: LeafCall, input: Operand, weight: Operand | None = None, bias: Operand | None = None) -> Operand:
     """y[.., c] = (x[.., c] - mean_c x) / sqrt(var_c x + eps) * w[c] + b[c]; removed c are counted as zero.
 
-    The same without a mean, and so without a shift by it, for an RMS norm.
+    An RMS norm has no mean, so removed slots stay zero in it whatever the weight is.
     """
     normalized = input.vectors[-len(shape_of(call.module)) :]
     weight = call.parameters.get("weight") if weight is None else weight

@@ -1,14 +1,14 @@
-"""Statistics over a pruned width that keep counting the original one, so that the model equals the masked reference.
+"""Statistics that keep counting their original width, so that the small model equals the masked reference.
 
-A statistic over N slots of which N - N' are zero, and gone, is one over the N' that are left, written otherwise. What a
-pruned layer norm, RMS norm or mean has to do for that is decided from the findings, before anything is planned:
+In the masked reference, a layer norm, RMS norm or mean runs over N slots, N - N' of which are zero. The same number can
+be computed from the N' slots that are left. How, is decided from the findings, before a plan is made:
 
 - `nn.LayerNorm` becomes the `LayerNorm` of `norm_layers.py`, and so does `F.layer_norm` in a graph;
 - layers that divide by a root mean square take it into their weight and their epsilon (`Rescale`); `nn.RMSNorm` without
   a weight of its own becomes the `RMSNorm` there, and so does `F.rms_norm` in a graph;
 - a mean in a graph is multiplied by N' / N.
 
-What cannot be preserved exactly is left as it is: the statistic is taken over what is left, and its groups are marked.
+A statistic for which this is not exact is taken over the slots that are left, and its groups are marked as inexact.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Rescale:
     y = x / sqrt(sum_i x_i^2 / N' + eps * N / N') * s * (offset + weight): eps' = s^2 * eps, and
     weight' = s * (offset + weight) - offset (Zhang and Sennrich 2019, equation 4).
 
-    attribute: the name of eps. offset: 0, or 1 for a weight that says by how much the scale differs from 1.
+    attribute: the name of the attribute for eps. offset: 0, or 1 for layers that scale by 1 + weight.
     """
 
     attribute: str
@@ -72,7 +72,7 @@ class Rescale:
         return math.sqrt(ratio) * (self.offset + weight) - self.offset
 
     def eps(self, module: nn.Module, ratio: float) -> float:
-        """The new epsilon; a layer that has none takes the one of torch."""
+        """The new epsilon, for `ratio` = N / N'; a layer without one takes that of torch."""
         eps, weight = getattr(module, self.attribute), module.weight
         assert isinstance(weight, Tensor)
         return ratio * float(default_eps(weight.dtype) if eps is None else eps)
@@ -80,7 +80,7 @@ class Rescale:
 
 @dataclass(frozen=True)
 class Respell:
-    """A node of a graph that takes a statistic over these dimensions, and how it is written otherwise."""
+    """A node that takes a statistic over these dimensions. write: a function that replaces it by another node."""
 
     write: Callable[[StatisticNode], fx.Node]
     vectors: tuple[Vector, ...]
@@ -92,8 +92,8 @@ _EPS = ("variance_epsilon", "eps", "epsilon")
 def preserve(findings: FindingsT) -> FindingsT:
     """The findings without the marks of those statistics that can keep counting the original width.
 
-    Within one module the statistics over a channel are preserved together or not at all: half of a
-    variance means nothing.
+    The statistics of one module over a channel are preserved all together or not at all: a variance with the old width
+    and a mean with the new one would be wrong.
     """
     live = [(mark, channels) for mark in findings.observed.marks if len(channels := _channels(findings, mark.vector))]
     scopes = {mark.scope: [m for m, _ in live if m.scope == mark.scope] for mark, _ in live}
@@ -127,7 +127,7 @@ def _spoiled(findings: Findings, live: list[tuple[Mark, Ints]], chosen: Mapping[
 
 
 def _way(findings: Findings, scope: str) -> Swap | Rescale | Respell | None:
-    """Returns how all statistics of a scope, a node or a module, can be preserved; None where they cannot."""
+    """A way to preserve all statistics of a scope, None if there is none. scope: path of a module, or "%node"."""
     if scope.startswith("%"):
         return _way_of_node(findings, next(n for n in findings.captured.graph.nodes if n.name == scope[1:]))
     module = findings.captured.module.get_submodule(scope)
@@ -145,7 +145,7 @@ def _way(findings: Findings, scope: str) -> Swap | Rescale | Respell | None:
 
 
 def _owns_its_weight(findings: Findings, path: str, module: nn.Module) -> bool:
-    """True if the module alone has its weight, so that it may get other values."""
+    """True if no other module has the same weight, so that its values may be changed."""
     key = f"{path}.weight"
     owners = [findings.owner(name) for name in findings.names_of(key)[1:]]
     return (
@@ -173,9 +173,10 @@ def _argument(node: fx.Node, position: int, name: str) -> Any:
 
 
 def _agrees(findings: Findings, path: str, module: nn.Module, way: Swap | Rescale) -> bool:
-    """True if a module of any class, narrowed in this way, gives the same results: tried in float64, on random numbers.
+    """True if a module of any class gives the same results when it is made smaller in this way.
 
-    Every other slot is removed. The inputs have variances near 1 and near the epsilon, so that both terms count.
+    It is tried in float64 on random numbers, with every second slot removed. One input has a variance near 1 and the
+    other one near the epsilon, so that an error in either shows.
     """
     weight, visit = module._parameters["weight"], findings.observed.visits.get(path)
     own = {*module._parameters} <= {"weight", "bias"} and not module._buffers and not module._modules
@@ -214,7 +215,7 @@ def _agrees(findings: Findings, path: str, module: nn.Module, way: Swap | Rescal
 
 
 def _dims_like(findings: Findings, visit: Visit, parameter: str) -> list[int]:
-    """The dimensions of a module's only input that are removed with those of its parameter."""
+    """The dimensions of a module's only input that have the same channels as its parameter; none for several inputs."""
     if len(visit.inputs) != 1 or not isinstance(visit.inputs[0], Operand):
         return []
     channels_of = findings.solution.channels_of
@@ -230,7 +231,7 @@ def _take(tensor: Tensor, dims: list[int], index: Tensor) -> Tensor:
 
 
 def _with(module: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Module:
-    """A copy around other parameters, in evaluation mode."""
+    """A copy of a module with other parameters, in evaluation mode."""
     tensors = {id(module._parameters[name]): new for name, new in parameters.items()}
     made = copy_module(module, lambda tensor: tensors.get(id(tensor), tensor))
     made.training = False
@@ -238,7 +239,7 @@ def _with(module: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _recount(module: nn.Module, size: int, count: int) -> None:
-    """Set attributes that are the width, or a shape of one width."""
+    """Set every attribute that is the width, or a shape of this width alone, to the new width."""
     for name, value in module.__dict__.items():
         if type(value) is int and value == size:
             module.__dict__[name] = count
@@ -246,11 +247,14 @@ def _recount(module: nn.Module, size: int, count: int) -> None:
             module.__dict__[name] = type(value)([count])
 
 
-# -- what is done about it --------------------------------------------------------------------------------
+# -- changes in the small model -----------------------------------------------------------------------------
 
 
 def preserve_modules(small: nn.Module, findings: Findings, removal: Removal) -> None:
-    """Class and epsilon of the modules that keep their width. Their counts are right already, their weights are not."""
+    """Set class and epsilon of the modules that keep counting their original width.
+
+    Their sizes have been recounted before; their weights get new numbers later, see `rescaled`.
+    """
     for path, way in (findings.preserved or {}).items():
         if isinstance(way, Respell):
             continue
@@ -266,7 +270,7 @@ def preserve_modules(small: nn.Module, findings: Findings, removal: Removal) -> 
 
 
 def _slow_path(module: nn.Module) -> None:
-    """Transformer layers of torch have a fused kernel with a layer norm of its own; these settings rule it out."""
+    """Turn off the fused kernel of torch's transformer layers, which computes the layer norm itself."""
     if isinstance(module, nn.TransformerEncoderLayer):
         module.activation_relu_or_gelu = 0
     if isinstance(module, nn.TransformerEncoder):
@@ -282,14 +286,14 @@ def _apply(module: nn.Module, way: Swap | Rescale, original: nn.Module, width: i
 
 
 def _widths(findings: Findings, removal: Removal, path: str) -> tuple[int, int]:
-    """N and N' of a module's weight."""
+    """The old and the new number of elements of a module's weight, N and N'."""
     sizes = findings.tensors[f"{path}.weight"].shape
     left = {a.dim: removal.count(a.vector) for a in findings.axes if a.parameter == f"{path}.weight"}
     return math.prod(sizes), math.prod(left.get(d, n) for d, n in enumerate(sizes))
 
 
 def rescaled(findings: Findings, removal: Removal) -> dict[str, Tensor]:
-    """The weights that take up a statistic, by all their names: their new values, in float64."""
+    """The new values of the weights of `Rescale`d modules, by all their names, in float64 and at their new size."""
     ways = {f"{path}.weight": (path, way) for path, way in (findings.preserved or {}).items()}
     kept, made = kept_slots(findings, removal) if ways else {}, {}
     for name, (path, way) in ways.items():
@@ -303,7 +307,10 @@ def rescaled(findings: Findings, removal: Removal) -> dict[str, Tensor]:
 def preserve_nodes(
     small: nn.Module, graph: fx.Graph, old: Mapping[fx.Node, fx.Node], findings: Findings, removal: Removal
 ) -> None:
-    """The nodes that keep their width, written so that they do. Their sizes are settled."""
+    """Replace the nodes that keep counting their original width; their sizes have been settled before.
+
+    old: node of the small graph -> node of the original.
+    """
     for node in list(graph.nodes):
         way = (findings.preserved or {}).get(f"%{old[node].name}")
         if not isinstance(way, Respell):
@@ -337,7 +344,7 @@ class _Statistic:
         return self.graph.call_function(multiply, (self.node, factor))
 
     def layer(self, kind: type[nn.Module], eps: float | None, *arguments: Any) -> fx.Node:
-        """The analysis, or a trace, of the result takes the new module for one operation."""
+        """Add the layer as a module of the small model, so that an analysis of it treats the layer as one operation."""
         made = WIDE[kind](self.counts, eps, elementwise_affine=False, width=self.width)
         name = next(n for k in itertools.count() if not hasattr(self.small, n := f"preserved_norm_{k}"))
         made.training = self.small.training

@@ -8,8 +8,8 @@ from torch import nn
 def refresh(module: nn.Module) -> None:
     """Make a recurrent layer's list of weights the list of its parameters, after these were replaced.
 
-    It would notice in its next forward; until then it would keep the old ones in memory. On a GPU this also puts them
-    into one block of memory, as cuDNN wants them.
+    The layer would do so itself in its next forward; until then the list would keep the old weights in memory. On a GPU
+    this also puts the weights into one block of memory, which cuDNN needs.
     """
     if isinstance(module, nn.RNNBase):
         module._init_flat_weights()

@@ -1,7 +1,7 @@
-"""Integers in the graph that stand for sizes or positions: recounted at the place where they stand.
+"""Integers in the graph that are sizes or positions get their new values.
 
-What a node's operation does to its arguments stands with the operation, see `fxprune/ops`. Here are products of sizes,
-and numbers that are computed from sizes and are none.
+The functions for the arguments of an operation are registered with `resizes` and `repositions`, in the files of
+`fxprune/ops`. Here are products of sizes, and numbers that are computed from sizes but are no sizes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def resizes(*targets: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def _keep_numbers(site: Site) -> None:
-    """A number that is computed from a size but is none (1 / sqrt(channels)) stays what it was."""
+    """Write the old value of a number that is computed from a size but is no size, such as 1 / sqrt(channels)."""
     arguments = (*site.node.args, *site.node.kwargs.values())
     if not any(isinstance(a, fx.Node) and isinstance(site.operand(a), Operand) for a in arguments):
         return
@@ -61,7 +61,7 @@ def _keep_numbers(site: Site) -> None:
 
 
 def _factor(site: Site) -> None:
-    """A number in a product of sizes (batch * heads): set here, so that the size where it is used stays a product."""
+    """Set the number in a product of sizes, such as 8 in batch * 8, so that the product is the new size."""
     numbers = [i for i, a in enumerate(site.node.args) if type(a) is int]
     if type(site.output) is not int or len(numbers) != 1:
         _keep_numbers(site)
@@ -77,7 +77,7 @@ def _factor(site: Site) -> None:
 
 
 def _ratio(site: Site, product: fx.Node) -> Fraction | None:
-    """By how much the sizes shrink that are a product, or a product of it: None where that is not one number."""
+    """The new size over the old one, where a product is used as a size; None if its uses need different ratios."""
     ratios: set[Fraction | None] = set()
     for user in product.users:
         promised = site.operand(user)

@@ -11,7 +11,7 @@ from fxprune.analysis.findings import Findings
 from fxprune.channels.groups import Bools, Ints, Removal
 
 BLOCK = 1 << 18
-"""Elements of a tensor that may be held a second time while it is cut."""
+"""The most elements of a large tensor that are copied at a time, so that cutting it takes little memory."""
 
 
 def cut_all(findings: Findings, removal: Removal) -> dict[str, torch.Tensor]:
@@ -29,7 +29,7 @@ def cut_all(findings: Findings, removal: Removal) -> dict[str, torch.Tensor]:
 
 
 def cut(values: torch.Tensor, kept: dict[int, Bools]) -> torch.Tensor:
-    """A copy with only the kept slots; the dimension that loses most goes first."""
+    """A copy with only the kept slots. kept: dimension -> flags of its slots, for the dimensions that lose some."""
     if not kept:
         return values.clone()
     channels_last = values.ndim == 4 and not values.is_contiguous()
@@ -58,18 +58,18 @@ def _in_blocks(values: torch.Tensor, kept: dict[int, Bools]) -> torch.Tensor:
 
 
 def _take(values: torch.Tensor, dim: int, index: Ints) -> torch.Tensor:
-    """`index_select`; on the CPU by numpy, whose one thread is never kept waiting by a busy machine."""
+    """`index_select`; on the CPU by numpy, which uses one thread and so never waits for others on a busy machine."""
     if values.device.type != "cpu" or not values.is_contiguous() or values.is_complex():
         return values.index_select(dim, torch.from_numpy(index).to(values.device))
     same_size = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
-    # into memory of torch's own: numpy's is not aligned as the kernels of torch like it
+    # the result is in memory of torch, which is aligned for its kernels; that of numpy is not
     result = values.new_empty([*values.shape[:dim], len(index), *values.shape[dim + 1 :]])
     values.view(same_size).numpy().take(index, dim, out=result.view(same_size).numpy(), mode="clip")
     return result
 
 
 def renumber(positions: torch.Tensor, kept: Bools) -> torch.Tensor:
-    """Positions in a dimension as positions among its kept slots; those that go keep any number in range."""
+    """Positions in a dimension as positions among its kept slots; that of a removed slot is any number in range."""
     rank = torch.from_numpy(np.maximum(np.cumsum(kept) - 1, 0)).to(positions.device)
     return rank[positions.long() % len(kept)].to(positions.dtype)
 
