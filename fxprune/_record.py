@@ -20,7 +20,7 @@ _KEY = "fxprune_record"
 
 @dataclass(frozen=True)
 class Record:
-    """How a small model was made: its plan, its path, its proof.
+    """The history of a small model: its plan, its path, its proof.
 
     path: the path that made it: "fx", "eager", "export" or "hooks".
     removed: original parameter or buffer -> {dimension: sorted indices, in the original's numbering}.

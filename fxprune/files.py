@@ -16,7 +16,7 @@ from fxprune.errors import FileError, FxpruneError, nearest
 PathLike = str | os.PathLike[str]
 
 SHOWN = 60
-"""How many characters of a wrong value an error shows."""
+"""The number of characters of a wrong value that an error shows."""
 
 
 @contextlib.contextmanager

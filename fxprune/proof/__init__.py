@@ -1,1 +1,1 @@
-"""The proof: the small model against its reference, by shapes and by numbers."""
+"""The proof: comparing the small model with its reference, by shapes and by numbers."""

@@ -1,4 +1,4 @@
-"""The numbers that operations are called with must be the same in both runs."""
+"""Comparing the fractions that operations are called with, in the run of the original and of the small model."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from fxprune.proof.operations import NOTHING
 
 
 class CalledNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the fractions that operations are called with, to be compared with those of another run.
+    """A dispatch mode that notes the fractions that operations are called with.
 
-    A scale may follow a width although the example inputs do not show it.
+    It finds a scale that forward computes from a width, such as `width ** -0.5`. In the small model such a scale is
+    wrong, even if the outputs for the example inputs do not show it.
+
+    seen: key of an operation -> its fractions.
     """
 
     def __init__(self) -> None:
@@ -33,7 +36,7 @@ class CalledNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextlib.contextmanager
     def inside(self, module: nn.Module, path: str) -> Iterator[None]:
-        """Watch a module, a copy of the one at `path`, and those in it while it runs."""
+        """Note the operations of a module while it runs. `module` may be a copy; `path` is its name in the model."""
         self.scopes.follow(module, path)
         with self.scopes.watching(), self:
             yield
@@ -46,7 +49,10 @@ class CalledNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.seen[key] = found
         return func(*args, **(kwargs or {}))
 
-    def agrees(self, other: CalledNumbers, rounding: float) -> bool:
-        """True if the operations that ran in both were called with the same numbers but for rounding."""
+    def same_numbers(self, other: CalledNumbers, rounding: float) -> bool:
+        """True if all operations that ran in both runs were called with the same numbers.
+
+        Operations with different counts of numbers are not compared. rounding: the largest relative difference.
+        """
         pairs = ((mine, other.seen[key]) for key, mine in self.seen.items() if key in other.seen)
         return all(len(a) != len(b) or np.allclose(a, b, rtol=rounding, atol=0, equal_nan=True) for a, b in pairs)

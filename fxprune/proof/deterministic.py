@@ -1,4 +1,4 @@
-"""Runs of a forward without random numbers, without gradients, in one precision: two of them can be compared."""
+"""Running a forward so that its outputs can be compared: no random numbers, no gradients, one precision."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from fxprune.capture.process_state import no_fused_attention, same_random_state
 
 @contextlib.contextmanager
 def deterministic() -> Iterator[None]:
-    """Run without gradients, random numbers and fused attention, casts to floating types being casts to float64."""
+    """Run without gradients, random numbers and fused attention; casts to floating types become casts to float64."""
     with torch.no_grad(), same_random_state(), no_fused_attention(), NoRandomness():  # type: ignore[no-untyped-call]
         yield
 
 
 class NoRandomness(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Random numbers are constants (dropout keeps all), and every cast to a floating type is a cast to float64.
+    """A dispatch mode in which random numbers are constants, and casts to floating types become casts to float64.
 
-    So a graph that was traced in training mode can be compared, and mixed precision does not blur the comparison.
+    Dropout keeps everything, so that a graph which was traced in training mode can be compared. The casts make models
+    with mixed precision run in float64.
+
+    CONSTANTS: name of a random operation -> the value of all its numbers.
     """
 
     CONSTANTS: Mapping[str, float] = {
@@ -37,7 +40,7 @@ class NoRandomness(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = dict(kwargs or {})
         if isinstance(kwargs.get("dtype"), torch.dtype) and kwargs["dtype"].is_floating_point:
             kwargs["dtype"] = torch.float64
-        if name == "_grouped_mm":  # torch has it for half precision only
+        if name == "_grouped_mm":  # torch has no float64 version
             return _grouped_mm(*args, **kwargs)
         made = func(*args, **kwargs)
         if name in self.CONSTANTS:
@@ -48,7 +51,10 @@ class NoRandomness(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _grouped_mm(a: torch.Tensor, b: torch.Tensor, offs: torch.Tensor, **options: Any) -> torch.Tensor:
-    """Rows [row, into] of `a` times one matrix [into, out] of `b` each: row i by the first g with i < offs[g]."""
+    """The product of each row of `a` with one matrix of `b`: [row, out]. Rows after the last offset give zeros.
+
+    a: [row, in]. b: [group, in, out]. offs: [group], ascending; row i belongs to the first group g with i < offs[g].
+    """
     starts = [0, *offs.tolist()]
     parts = [a[start:stop] @ b[g] for g, (start, stop) in enumerate(itertools.pairwise(starts))]
     return torch.cat([*parts, a.new_zeros(a.shape[0] - starts[-1], b.shape[2])])

@@ -1,7 +1,7 @@
-"""Running a model in float64 and evaluation mode, some of its slots set to zero.
+"""Running a model in float64 and evaluation mode, with some slots of its tensors set to zero.
 
-One layer's tensors are copied at a time, so that the proof needs little memory and is as sharp for float16 weights as
-for float64 ones.
+Each layer is copied to float64 when it runs, and the copy is dropped afterwards. So the proof needs little memory, and
+is as precise for float16 weights as for float64 ones.
 """
 
 from __future__ import annotations
@@ -25,25 +25,29 @@ from fxprune.proof.masked_reference import zero_slots
 from fxprune.proof.operations import Operations, Watcher
 
 BLOCK = 1 << 21
-"""Elements of a weight that are held in float64 at a time."""
+"""The number of elements of a large linear layer's weight that are in float64 at a time."""
 
 
 def to_float64(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy of a tensor, in float64 if it is floating."""
+    """A copy of a tensor, in float64 if its type is floating."""
     return tensor.detach().to(torch.float64, copy=True) if tensor.is_floating_point() else tensor.detach().clone()
 
 
 def in_float64(values: Any) -> Any:
-    """Copies of all tensors of a nested value, floating ones in float64."""
+    """A nested value with every tensor replaced by a copy: see `to_float64`."""
     return pytree.tree_map_only(torch.Tensor, to_float64, values)
 
 
 class Float64Run(Run):
-    """Runs a graph in float64 and evaluation mode, each module as a copy that lives as long as it runs.
+    """Runs a graph in float64 and evaluation mode.
 
-    zeroed: slots of parameters and buffers that are zero in the copies.
-    operations, numbers: what watches the run.
-    unrounded: parameters before they were rounded to their type; a parameter that is such a rounding counts as exact.
+    Every module runs as a copy, which is dropped when it has run. The model is not changed.
+
+    zeroed: name of a parameter or buffer -> dimension -> the slots that are zero in the copy.
+    operations: a mode that sees, and may replace, all operations of the run.
+    numbers: a watcher of what runs inside modules.
+    unrounded: name of a parameter -> its numbers before they were rounded to its type. Where the parameter is that
+        rounding, the copy gets the exact number, so that the rounding does not count as an error.
     """
 
     def __init__(
@@ -66,28 +70,28 @@ class Float64Run(Run):
         copied = to_float64(tensor)
         zero_slots(copied, self.zeroed.get(name, {}))
         exact = self.unrounded.get(name)
-        if exact is not None:  # a new number that is right but for the rounding of its type counts as right
+        if exact is not None:  # see `unrounded`
             rounded = tensor.detach().clone().copy_(exact)
             copied = torch.where(tensor == rounded, exact, copied)
         return copied
 
     def run_node(self, n: fx.Node) -> Any:
-        """The value of a node, its operations watched."""
+        """The value of a node. Its operations run under the mode `operations`."""
         if self.operations is None:
             return super().run_node(n)
         self.operations.enter(n.name)
-        if n.op == "call_module":  # enters the mode around the copy that it makes
+        if n.op == "call_module":  # `call_module` enters the mode itself, for its copy
             return super().run_node(n)
         with self.operations.scopes.watching(), self.operations:
             return super().run_node(n)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """The tensor in float64."""
+        """The value of an attribute; a tensor in float64, with zeroed slots."""
         value = super().get_attr(target, args, kwargs)
         return self._tensor(target, value) if isinstance(value, torch.Tensor) else value
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """A copy of the module in float64."""
+        """The result of a copy of the module in float64."""
         module = self.module if target == WHOLE_MODEL else self.fetch_attr(target)
         hooked = module._forward_hooks or module._forward_pre_hooks
         if type(module) is nn.Linear and not hooked and module.weight.numel() > BLOCK and self.operations is None:
@@ -102,7 +106,7 @@ class Float64Run(Run):
             return copied(*args, **kwargs)
 
     def _copy_of(self, target: str, module: nn.Module) -> nn.Module:
-        """A copy of a module in float64 and evaluation mode, its zeroed slots zero."""
+        """A copy of a module in float64 and evaluation mode, with zeroed slots. `target` is its path."""
         prefix = target and f"{target}."
         made: dict[int, torch.Tensor] = {}
         for found in Tensors.of(module).unique:
@@ -111,11 +115,14 @@ class Float64Run(Run):
         for part, original in zip(copied.modules(), module.modules(), strict=True):
             part.training = False
             if isinstance(part, nn.RMSNorm) and part.eps is None and part.weight is not None:
-                part.eps = default_eps(original.get_parameter("weight").dtype)  # not that of float64
+                part.eps = default_eps(original.get_parameter("weight").dtype)  # not of float64
         return copied
 
     def _linear_in_blocks(self, name: str, module: nn.Linear, input: torch.Tensor) -> torch.Tensor:
-        """A large linear layer, some outputs at a time: the copy of its weight would be the largest tensor of all."""
+        """The result of a large linear layer, computed for some outputs at a time.
+
+        A float64 copy of the whole weight would need too much memory. `name` is the path of the layer.
+        """
         weight, bias = module.weight.detach(), module.bias
         zeroed = self.zeroed.get(f"{name}.weight", {})
         kept = torch.ones(weight.shape[0], 1, dtype=torch.float64, device=weight.device)

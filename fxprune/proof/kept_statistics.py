@@ -1,4 +1,4 @@
-"""The reference where removal changes a statistic: it is taken over the kept slots, and all else is as before."""
+"""The reference for removals that change a statistic: only the kept slots enter the statistic."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from fxprune.proof.operations import Operations
 
 
 class KeptStatistics(Operations):  # type: ignore[no-untyped-call]
-    """Operations that take a statistic over pruned slots see the kept ones only.
+    """A dispatch mode in which operations that take a statistic over removed slots get the kept slots only.
 
-    Such a call is cut down to the kept slots of all its inputs, run, and its result put back among zeros.
+    The inputs of such an operation are reduced to the kept slots, and its result is filled up with zeros to the old
+    size. All other operations run as usual.
     """
 
     def __init__(self, findings: Findings, removal: Removal) -> None:
@@ -39,7 +40,7 @@ class KeptStatistics(Operations):  # type: ignore[no-untyped-call]
             if name in cut:
                 sizes = self.removal.shape(vectors)
                 cut[name] = list(sizes) if isinstance(bound[name], (list, tuple)) else sizes[0]
-        if "scale" in names and bound.get("scale") is None and "query" in bound:  # that of the original width
+        if "scale" in names and bound.get("scale") is None and "query" in bound:  # as computed from the original width
             cut["scale"] = bound["query"].shape[-1] ** -0.5
         positional = [cut.pop(name) for name in names[: len(args)]]
         made = func(*positional, **cut)
@@ -61,7 +62,7 @@ class KeptStatistics(Operations):  # type: ignore[no-untyped-call]
 
     def _put_back(self, value: torch.Tensor, operand: Operand) -> torch.Tensor:
         kept = None if operand.labels is None else self.removal.kept(operand.labels)
-        if kept is not None:  # positions among the kept, as positions among all
+        if kept is not None:  # from positions among the kept slots to positions among all
             value = torch.from_numpy(np.flatnonzero(kept)).to(value.device)[value]
         for dim, index in self._kept(operand.vectors):
             shape = list(value.shape)

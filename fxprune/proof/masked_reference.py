@@ -1,4 +1,4 @@
-"""The masked reference: the original with every removed slot set to zero."""
+"""The masked reference: a copy of the original in which every removed slot is zero."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]]) -> nn.Mod
     """The masked reference: a deep copy with every removed slot of every parameter and buffer set to zero.
 
     Args:
+        model: the original, which is not changed.
         removed: parameter or buffer name -> {dimension: indices}, as in `Plan.removed` and `record(small).removed`.
+
+    Raises `PlanError` if the model has no such parameter or buffer.
 
     >>> import torch, fxprune
     >>> net = torch.nn.Linear(2, 3)
@@ -40,7 +43,10 @@ def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]]) -> nn.Mod
 
 
 def zero_slots(tensor: torch.Tensor, dims: Mapping[int, Any]) -> None:
-    """Set the listed slots of each dimension to zero, in place. Lists of positions keep their numbers."""
+    """Set slots of a tensor to zero, in place. A tensor of integers is left as it is, since it may contain positions.
+
+    dims: dimension -> the slots.
+    """
     if not tensor.is_floating_point() and not tensor.is_complex():
         return
     for dim, indices in dims.items():

@@ -1,4 +1,4 @@
-"""Dispatch modes that watch the operations of a run in float64."""
+"""The base class of dispatch modes that watch the operations of a run in float64."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from fxprune.analysis.observed import Observation
 from fxprune.capture.scopes import Scopes
 
 NOTHING = nn.Module()
-"""The module to watch while none runs."""
+"""An empty module: the one to watch while no other runs."""
 
 
 class Watcher(Protocol):
-    """Sees what runs inside a module."""
+    """Something that watches what runs inside a module."""
 
     def inside(self, module: nn.Module, path: str) -> contextlib.AbstractContextManager[None]:
-        """Watch a module, a copy of the one at `path`, and those in it while it runs."""
+        """Watch a module and its submodules while it runs. `module` may be a copy; `path` is its name in the model."""
 
 
 class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operation of a run.
+    """A dispatch mode for the operations of a run, which knows what the analysis has seen of them.
 
-    observation: what the analysis saw of the node that runs, by the keys of `scopes`.
+    node: the name of the node that runs.
+    observation: what the analysis has seen of that node, by the keys of `scopes`.
     """
 
     def __init__(self, findings: Findings) -> None:
@@ -38,13 +39,13 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.observation = Observation()
 
     def enter(self, node: str) -> None:
-        """Take the next operations for those of this node."""
+        """Begin a node of the graph: the next operations belong to it."""
         self.node, self.observation = node, self.findings.observed.observations[node]
         self.scopes.node(node)
 
     @contextlib.contextmanager
     def inside(self, module: nn.Module, path: str) -> Iterator[None]:
-        """Watch a module, a copy of the one at `path`, and those in it while it runs."""
+        """Watch a module and its submodules while it runs. `module` may be a copy; `path` is its name in the model."""
         self.scopes.follow(module, path)
         with self.scopes.watching(), self:
             yield

@@ -1,4 +1,4 @@
-"""Proof by shapes: the operations inside each node of the new graph give the shapes that the analysis promises."""
+"""Proof by shapes: every operation of the small model gives the shape that the analysis promises."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from fxprune.channels.vector import Vector
 
 
 class ContradictionError(Exception):
-    """An operation inside a node gives another shape than promised, along these vectors."""
+    """An operation gives another shape than the analysis promises, or is called with wrong numbers or positions.
+
+    vectors: the vectors of the dimensions that are wrong.
+    """
 
     def __init__(self, why: str, vectors: tuple[Vector, ...]) -> None:
         self.vectors = vectors
@@ -26,14 +29,16 @@ class ContradictionError(Exception):
 
 
 class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees the operations inside a node, and compares shapes, numbers and positions with those of the old graph.
+    """A dispatch mode that compares the operations inside a node with those that the analysis has seen.
 
-    The result of a node proves too little: `view(n, 4, c // 4)` in an opaque function takes any c, but where whole
-    heads are removed, 4 is not the number of heads any more.
+    It compares the shapes of results, fractions and positions. Comparing the result of the node alone would prove too
+    little: `view(n, 4, c // 4)` inside a function works for any c, but after whole heads were removed, 4 is no longer
+    the number of heads.
 
-    replaced: modules that run other operations in the small model than in the original.
-    expected: what the analysis saw of the node that runs.
-    deferred: wrong numbers that were computed from sizes, by scope; a caller raises them once all shapes are right.
+    replaced: paths of modules that run other operations in the small model than in the original; they are left out.
+    expected: what the analysis has seen of the node that runs.
+    deferred: pairs of a scope and an error about a fraction that was computed from a size. The caller raises them after
+        all shapes have turned out right.
     """
 
     def __init__(self, removal: Removal, scopes: Scopes, replaced: set[str]) -> None:
@@ -51,7 +56,7 @@ class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name, named = bound(func, args, kwargs or {})
         key = scope.next_key(name)
         promised = self.expected.outputs.get(key)
-        if func is torch.ops.aten.lift_fresh.default:  # a literal list has its own site
+        if func is torch.ops.aten.lift_fresh.default:  # a tensor of literals: only its numbers are compared
             self._same_numbers(key, numbers_of(named.values(), named))
             return made
         if promised is None:
@@ -75,10 +80,10 @@ class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
             why = f"{key[2]} inside is called with {numbers}, computed from a size; it was {before}"
             if not vectors:
                 raise ContradictionError(why, vectors)
-            self.deferred.append((key[0], ContradictionError(why, vectors)))  # the shapes are right
+            self.deferred.append((key[0], ContradictionError(why, vectors)))  # raised later, after errors about shapes
 
     def _same_positions(self, key: Key, named: Mapping[str, Any]) -> None:
-        """A position that forward writes down must be what the old one has become among the kept slots."""
+        """Raises `ContradictionError` if a position is not the number of kept slots before the old position."""
         for argument, old, vector in self.expected.positions.get(key, ()):
             kept = self.removal.kept(vector)
             if kept is None:
@@ -97,7 +102,7 @@ class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _rank(position: int | None, kept: Bools) -> int:
-    """The number of kept slots before a position, which may count from the end; None is the beginning."""
+    """The number of kept slots before a position. A negative position counts from the end; None is the beginning."""
     if position is None:
         return 0
     position = max(position + len(kept), 0) if position < 0 else position
