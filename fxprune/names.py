@@ -192,7 +192,8 @@ def find(names: Names, pattern: Any, *, what: str) -> Match:
         modules = {name: module for name, module in names.modules.items() if module is pattern}
         if not modules:
             kind = type(pattern).__name__
-            why = names.nearest_type(kind)
+            same = any(type(module) is type(pattern) for module in names.modules.values())
+            why = "the model has other modules of this type" if same else names.nearest_type(kind)
             raise PlanError(f"{what} holds a module that is not part of the model: {kind}", why=why)
         return Match(pattern, Level.NAME, modules)
     if isinstance(pattern, type):

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from fxprune.errors import PlanError, nearest
+from fxprune.errors import PlanError
 from fxprune.names import Level, Match, Names, chain, find, show
 
 V = TypeVar("V")
@@ -153,9 +153,9 @@ def _has_subclass(kind: type, others: Iterable[type]) -> bool:
 
 
 def _no_candidate(pattern: Any, known: Iterable[str], what: str, kind: str) -> PlanError:
+    """The error for a pattern that names something in the model, but none of the candidates."""
     others = list(dict.fromkeys(known))
-    if isinstance(pattern, str) and pattern not in others:
-        why = nearest(pattern, others)
-    else:
-        why = "known names: " + ", ".join(others[:8]) if others else "there are none"
-    return PlanError(f"{what} names no {kind}: {show(pattern)}", why=why)
+    listed = ", ".join(others[:8]) + (", ..." if len(others) > 8 else "")
+    why = f"the model has it, but the only {kind}s are {listed}" if others else f"there is no {kind} at all"
+    do = "`analyze(...).report()` says what holds its channels" if kind == "group" else ""
+    return PlanError(f"{what} names no {kind}: {show(pattern)}", why=why, do=do)

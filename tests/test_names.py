@@ -297,8 +297,17 @@ def test_every_name_of_a_shared_layer_names_it():
 
 
 def test_a_layer_that_cannot_be_pruned_is_no_group():
-    with pytest.raises(PlanError, match='ratio names no group: "head"'):
+    with pytest.raises(PlanError, match='ratio names no group: "head"') as caught:
         fxprune.transform(network(), X, ratio={"head": 0.5})
+    assert "the model has it, but the only groups are " in str(caught.value)
+    assert "report()` says what holds its channels" in str(caught.value)
+
+
+def test_a_copy_of_a_layer_is_said_to_be_another_module_of_its_type():
+    with pytest.raises(
+        PlanError, match="not part of the model: Linear\n  why  the model has other modules of this type"
+    ):
+        find(names_of(network()), nn.Linear(1, 1), what="ignore")
 
 
 # -- groups -------------------------------------------------------------------------------------------------------

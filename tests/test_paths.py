@@ -489,7 +489,9 @@ def test_hooks_are_not_taken_for_a_model_that_is_merely_wrong() -> None:
     ("options", "text"),
     [
         ({"path": "magic"}, "there is no path 'magic'"),
+        ({"path": ["fx", "eager"]}, r"there is no path \['fx', 'eager'\]"),
         ({"prefer": "speed"}, "there is no preference 'speed'"),
+        ({"prefer": ["class"]}, r"there is no preference \['class'\]"),
         ({"path": "fx", "prefer": "graph"}, "path says already"),
     ],
 )

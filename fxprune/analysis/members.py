@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -21,9 +21,9 @@ class Member:
 
     parameter: str
     dim: int
-    tensor: torch.Tensor
-    index: Ints
-    slots: Ints
+    tensor: torch.Tensor = field(repr=False)
+    index: Ints = field(repr=False)
+    slots: Ints = field(repr=False)
 
     def per_channel(self, values: torch.Tensor, size: int) -> torch.Tensor:
         """The sum of the values at the slots of each channel: [size].

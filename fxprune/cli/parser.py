@@ -147,21 +147,31 @@ def _prune_options(parser: Parser) -> None:
         type=share,
         action="append",
         metavar="SHARE",
-        help="the share of every group's channels to remove, like 0.5; or GLOB=SHARE for groups, can be repeated",
+        help="the share of every group's channels to remove, like 0.5; or PATTERN=SHARE for groups, can be repeated",
     )
     parser.option(
         "--masks", type=one_of("masks", ("zeros",)), metavar="zeros", help="what is zero, or constant, is removed"
     )
     parser.option(
-        "--ignore", action="append", default=[], metavar="GLOB", help="layers whose outputs stay. Can be repeated."
+        "--ignore", action="append", default=[], metavar="PATTERN", help="layers whose outputs stay. Can be repeated."
     )
     parser.option(
         "--importance", type=one_of("importance", CRITERIA), metavar="NAME", help=f"{', '.join(CRITERIA)} (default l2)"
     )
     parser.option("--round-to", type=integer(1), metavar="N", help="keep multiples of N channels")
     parser.option("--exact", action="store_true", help="only groups whose removal changes no statistic")
-    parser.option("--bias", type=one_of("bias", ("prune", "fold")), metavar="BIAS", help="prune or fold constants")
-    parser.option("--border", type=one_of("border", ("carrier", "map")), metavar="BORDER", help="carrier or map")
+    parser.option(
+        "--bias",
+        type=one_of("bias", ("prune", "fold")),
+        metavar="BIAS",
+        help="of removed channels: prune (default) or fold",
+    )
+    parser.option(
+        "--border",
+        type=one_of("border", ("carrier", "map")),
+        metavar="BORDER",
+        help="with --bias fold, at zero padding: carrier (default) or map",
+    )
     parser.option("--no-verify", dest="verify", action="store_false", help="leave out the numeric proof")
     parser.option("--output", "-o", required=True, metavar="FILE", help="the small model, a .safetensors file")
     parser.option("--save-plan", metavar="FILE", help="the plan that was carried out, a .json file")

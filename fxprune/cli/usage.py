@@ -97,7 +97,7 @@ def share(text: str) -> tuple[str | None, float]:
     except ValueError:
         number = math.nan
     if not 0 <= number < 1 or (equals and not glob):
-        raise argparse.ArgumentTypeError(f'"{text}" is no number in [0, 1), alone or as GLOB=NUMBER')
+        raise argparse.ArgumentTypeError(f'"{text}" is no number in [0, 1), alone or as PATTERN=NUMBER')
     return glob or None, number
 
 
@@ -111,8 +111,8 @@ def ratio_of(shares: Sequence[tuple[str | None, float]] | None) -> float | dict[
     if None in globs or len({*globs}) < len(globs):
         raise UsageError(
             "several --ratio contradict each other",
-            why="one for every group stands alone, and each glob stands once",
-            do="say --ratio 0.5, or --ratio 'GLOB=0.5' for each glob",
+            why="one for every group stands alone, and each pattern stands once",
+            do="say --ratio 0.5, or --ratio 'PATTERN=0.5' for each pattern",
         )
     return {glob: number for glob, number in shares if glob is not None}
 

@@ -13,6 +13,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from fxprune.capture.values import tensors_in
+from fxprune.errors import RuleError
 from fxprune.ops.aspects import DEPENDENCE
 from fxprune.ops.dependence import Dependence, Seen, Settled, anything, depends_anywhere
 
@@ -106,5 +107,19 @@ def execute(seen: Seen, args: Sequence[Any], kwargs: Mapping[str, Any], shadows:
             if isinstance(own, Settled):
                 output.copy_(torch.where(own.dependence, output, own.values.to(output.dtype)))
                 own = own.dependence
+            _check_shape(own, output, func._schema.name)
             shadows.set(output, own if depends_anywhere(own) else False)
     return made
+
+
+def _check_shape(dependence: Dependence, output: torch.Tensor, operation: str) -> None:
+    """Raise `RuleError` for a dependence that does not broadcast to the result of its operation."""
+    if not isinstance(dependence, torch.Tensor):
+        return
+    sizes = zip(reversed(dependence.shape), reversed(output.shape), strict=False)
+    if dependence.ndim > output.ndim or any(own not in (1, size) for own, size in sizes):
+        raise RuleError(
+            f"the dependence of {operation} has the wrong shape",
+            why=f"it is {tuple(dependence.shape)}, the result has {tuple(output.shape)}",
+            do="let its function under `depends` return True, False, or a bool tensor that broadcasts to the result",
+        )

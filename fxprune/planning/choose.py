@@ -119,7 +119,7 @@ def _check_ratio(ratio: Any) -> float:
     if isinstance(ratio, bool) or not isinstance(ratio, numbers.Real) or not 0 <= float(ratio) < 1:
         raise PlanError(
             f"ratio must be a number in [0, 1), not {ratio!r}",
-            why="it is the share of channels that go; at least one channel of a group stays",
+            why="it is the share of channels to remove; at least one channel of a group stays",
         )
     return float(ratio)
 

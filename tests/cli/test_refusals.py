@@ -26,7 +26,7 @@ USAGE = {
     ("prune", *NET, "--ratio", "0.5"): "the following arguments are required: --output/-o",
     ("prune", *NET, "-o", "a.safetensors"): "exactly one of --ratio, --masks and --plan\n  why  none of them was given",
     ("prune", *NET, *OUT, "--masks", "zeros"): "  why  --ratio and --masks were given",
-    ("prune", *NET, "-r", "1", "-o", "a.safetensors"): '"1" is no number in [0, 1), alone or as GLOB=NUMBER',
+    ("prune", *NET, "-r", "1", "-o", "a.safetensors"): '"1" is no number in [0, 1), alone or as PATTERN=NUMBER',
     ("prune", *NET, "-r", "nan", "-o", "a.safetensors"): '"nan" is no number in [0, 1)',
     ("prune", *NET, *OUT, "-r", "conv*=0.2"): "several --ratio contradict each other",
     ("prune", *NET, *OUT, "--importance", "fpmg"): 'there is no importance "fpmg": did you mean "fpgm"?',

@@ -104,7 +104,7 @@ def test_a_name_added_to_the_table_can_be_passed_as_importance(monkeypatch):
 def test_an_unknown_importance_is_refused_with_the_names_there_are(importance):
     with pytest.raises(PlanError, match=r"unknown importance") as caught:
         scores(net(), importance)
-    assert "use one of fpgm, l1, l2, random, or a callable" in str(caught.value)
+    assert f"use one of {', '.join(CRITERIA)}, or a callable" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["l1", "l2", "fpgm"])

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.analysis.arguments import bound
 from fxprune.capture.values import tensors_in
+from fxprune.errors import RuleError
 from fxprune.fold.dependence import Shadows, execute
 from fxprune.ops.aspects import DEPENDENCE
 from fxprune.ops.dependence import Seen
@@ -131,6 +132,18 @@ def test_a_wrong_rule_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DEPENDENCE.functions, "aten::addmm", [lambda seen: False])
     with pytest.raises(AssertionError):
         test_an_element_that_does_not_depend_does_not_move(case, 0)
+
+
+@pytest.mark.parametrize("shape", [(2,), (4, 1, 3)])
+def test_a_dependence_of_another_shape_is_an_error_that_names_the_operation(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
+) -> None:
+    monkeypatch.setitem(DEPENDENCE.functions, "aten::relu", [lambda seen: torch.ones(shape, dtype=torch.bool)])
+    x = torch.randn(4, 3)
+    seen = Seen(torch.ops.aten.relu.default, {"self": x}, Shadows().of)
+    with pytest.raises(RuleError, match="the dependence of aten::relu has the wrong shape") as caught:
+        execute(seen, (x,), {}, Shadows())
+    assert f"it is {shape}, the result has (4, 3)" in str(caught.value)
 
 
 def test_views_and_tensors_written_in_place_share_their_dependence() -> None:
