@@ -246,6 +246,27 @@ def test_buffers_shrink_and_lists_of_positions_are_renumbered() -> None:
     assert equals_masked(net, small, x)
 
 
+class OneListForTwo(nn.Module):
+    """One list of positions picks from two dimensions of different sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.short, self.long, self.last = nn.Linear(4, 6), nn.Linear(4, 8), nn.Linear(6, 2)
+        self.register_buffer("order", torch.tensor([4, 0, 2]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        picked = torch.tanh(self.short(x))[:, self.order], torch.tanh(self.long(x))[:, self.order]
+        return self.last(torch.cat(picked, 1))
+
+
+def test_a_list_of_positions_in_two_dimensions_of_different_sizes_holds_both() -> None:
+    net, x = ready(OneListForTwo()), random(2, 4)
+    analysis = fxprune.analyze(net, x)
+    held = {name for locked in analysis.locked if "different sizes" in str(locked.event) for name, _ in locked.slots}
+    assert {"short.weight", "long.weight"} <= held
+    assert analysis.groups == ()
+
+
 class UsedBackwards(nn.Module):
     """Registers everything in another order than forward uses it."""
 

@@ -280,6 +280,11 @@ def test_a_channel_costs_what_goes_with_it(name: str) -> None:
         assert costs.params > 0
 
 
+def test_the_cost_of_an_analysis_is_that_of_its_first_example() -> None:
+    net, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.randn(2, 3)
+    assert fxprune.analyze(net, x, also=[torch.randn(5, 3)]).cost() == fxprune.cost(net, x)
+
+
 def test_what_locks_withhold() -> None:
     """Of a linear layer with locked outputs all multiply-adds, of locked inputs those that read them."""
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 5, 1)).eval()
@@ -288,6 +293,22 @@ def test_what_locks_withhold() -> None:
     events = {event: (analysis.events[event].op, analysis.events[event].module) for event in withheld(analysis)}
     by_event = {events[event]: macs for event, macs in withheld(analysis).items()}
     assert by_event == {("aten::convolution", "0"): first, ("output", ""): second}
+
+
+def test_a_slot_that_one_lock_holds_twice_is_withheld_once() -> None:
+    """Two heads of four outputs each go to the result: each slot has an atom of its head and one of its width."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(3, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.first(x).view(-1, 2, 4)
+
+    analysis = fxprune.analyze(Heads().eval(), torch.randn(5, 3))
+    macs = {analysis.events[event].op: macs for event, macs in withheld(analysis).items()}
+    assert macs == {"aten::addmm": 5 * 3 * 8, "output": 5 * 3 * 8}
 
 
 def test_a_plan_of_another_model_is_refused() -> None:
