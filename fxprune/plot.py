@@ -20,10 +20,10 @@ from fxprune.report.graphs import graph, group_names
 from fxprune.report.layout import Layout, PlacedNode, arrange
 
 COLUMNS = 9
-"""How many nodes stand beside each other in a row of a picture."""
+"""The number of nodes in a row of a picture."""
 
 LISTED = 24
-"""How many groups a legend names."""
+"""The largest number of groups in a legend."""
 
 _SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "bmm": "@", "mm": "@"}
 _COLOURS = (
@@ -35,7 +35,10 @@ _GREY, _LINE = "#b8b8b8", "#707070"
 
 @dataclass(frozen=True)
 class _Box:
-    """A node as it is drawn: channels before and after (None for an operation), the number of its group."""
+    """A node as it is drawn.
+
+    before, after: its channels, None for an operation. group: the number of its group, None if it has none.
+    """
 
     label: str
     before: int | None
@@ -44,25 +47,25 @@ class _Box:
 
 
 def dependencies(analysis: Analysis, plan: Plan | None = None, path: str | Path | None = None, ax: Any = None) -> Any:
-    """Draw the layers of a model, what flows between them, and which of them share their channels.
+    """Draws the layers of a model, the connections between them, and the layers that share channels.
 
-    Layers whose outputs are one group have one colour; grey ones keep all of their channels. The height of a box is
-    the square root of the layer's output width, on one scale; with a plan the dark part is what stays. Norms that
-    follow a layer are drawn with it; operations at which branches meet are circles.
+    Layers whose outputs are in the same group have the same colour; grey layers keep all of their channels. The height
+    of a box is proportional to the square root of the output width; with a plan, the dark part is what remains. A norm
+    after a layer is drawn as a part of the layer. Operations at which branches join are circles.
 
     Args:
-        analysis: of `fxprune.analyze`. Its model runs once more, on fake tensors.
-        plan: draw what it leaves as well. Raises `PlanError` where it was made for another model.
-        path: also write the picture there; its ending says how (".png", ".svg", ".pdf").
-        ax: axes of matplotlib to draw into; new ones of a fitting size if there are none.
+        analysis: a result of `fxprune.analyze`. Its model is run once more, on fake tensors.
+        plan: shows the widths that a plan leaves.
+        path: also write the picture to this file; its suffix is the format (".png", ".svg", ".pdf").
+        ax: axes of matplotlib to draw into; None makes new ones of a suitable size.
 
-    Returns the axes. Raises `FxpruneError` where matplotlib is missing.
+    Returns the axes. Raises `FxpruneError` if matplotlib is missing, and `PlanError` if the plan is for another model.
     """
     plt = _pyplot()
     if not isinstance(analysis, Analysis):
         raise InputError(f"a {type(analysis).__name__} is no analysis", do="pass what fxprune.analyze(...) returned")
     removal = None if plan is None else removal_of(analysis, plan)
-    flow = _merged(graph(analysis, "flow"))
+    flow = _without_merged_norms(graph(analysis, "flow"))
     boxes = {node: _box(analysis, flow, node, removal) for node in flow}
     placed = arrange(flow, COLUMNS)
     numbers = list(dict.fromkeys(box.group for box in boxes.values() if box.group is not None))
@@ -89,15 +92,15 @@ def dependencies(analysis: Analysis, plan: Plan | None = None, path: str | Path 
 
 
 def widths(small: Record | nn.Module, path: str | Path | None = None, ax: Any = None) -> Any:
-    """Draw the output width of every layer that changed, before and after, as bars.
+    """Draws the output widths of all changed layers, before and after, as bars.
 
     Args:
-        small: what `fxprune.transform` returned, or its record, which does not know classes: for it the width is the
-            first dimension of a weight, also of a transposed convolution or an embedding.
-        path: also write the picture there; its ending says how (".png", ".svg", ".pdf").
-        ax: axes of matplotlib to draw into; new ones if there are none.
+        small: a result of `fxprune.transform`, or its record. A record does not know the types of layers, so the width
+            is then the first dimension of a weight, even for a transposed convolution or an embedding.
+        path: also write the picture to this file; its suffix is the format (".png", ".svg", ".pdf").
+        ax: axes of matplotlib to draw into; None makes new ones.
 
-    Returns the axes. Raises `FxpruneError` where matplotlib is missing, for a model without a record, and where nothing
+    Returns the axes. Raises `FxpruneError` if matplotlib is missing, if the model has no record, or if no layer has
     changed.
     """
     plt = _pyplot()
@@ -143,8 +146,8 @@ def _save(ax: Any, path: str | Path | None) -> None:
         ax.figure.savefig(path, dpi=110)
 
 
-def _merged(flow: Any) -> Any:
-    """Norms that alone follow a layer are drawn with it."""
+def _without_merged_norms(flow: Any) -> Any:
+    """Returns the graph without norms that are the only user of a layer: they are drawn as a part of the layer."""
     for node, found in list(flow.nodes(data=True)):
         before = list(flow.predecessors(node))
         if "Norm" not in found["type"] or len(before) != 1 or flow.out_degree(before[0]) != 1:
@@ -157,7 +160,7 @@ def _merged(flow: Any) -> Any:
 
 
 def _box(analysis: Analysis, flow: Any, node: str, removal: Removal | None) -> _Box:
-    """The box of a node: its channels are the slots of its weight's output dimension."""
+    """Returns the box of a node; its channels are the slots of the output dimension of its weight."""
     found = flow.nodes[node]
     if found["kind"] not in ("layer", "parameter"):
         operation = found["type"]
@@ -187,7 +190,7 @@ def _group_of(analysis: Analysis, parameter: str, dim: int) -> int | None:
 
 
 def _colour(position: int) -> str:
-    """Colours that differ from those before; they repeat."""
+    """Returns the colour at a position; after the last colour they repeat."""
     return _COLOURS[position % len(_COLOURS)]
 
 
@@ -205,7 +208,7 @@ def _legend(analysis: Analysis, colours: dict[int, str], removal: Removal | None
 
 
 class _Drawing:
-    """The placed nodes in coordinates: one unit a column; rows as high as what stands in them."""
+    """The coordinates of placed nodes, and the drawing of them. A column is one unit wide; a row fits its nodes."""
 
     TALL, WIDE, TEXT, ARC, GAP = 0.8, 0.62, 0.2, 0.2, 0.18
 
@@ -214,7 +217,7 @@ class _Drawing:
         self.widest = max((box.before or 1 for box in boxes.values()), default=1)
         self.middles: dict[tuple[int, int], float] = {}
         self.bottom = 0.0
-        arcs = {layout.nodes[b].row for a, b in layout.edges if self._over(layout.nodes[a], layout.nodes[b])}
+        arcs = {layout.nodes[b].row for a, b in layout.edges if self._passes_above(layout.nodes[a], layout.nodes[b])}
         for row, lanes in enumerate(layout.lanes):
             self.bottom -= self.GAP + (self.ARC if row in arcs else 0)
             for lane in range(lanes):
@@ -225,22 +228,22 @@ class _Drawing:
 
     @property
     def size(self) -> tuple[float, float]:
-        """Columns, and the height in the same unit."""
+        """The width in columns, and the height in the same unit."""
         return 1 + max((n.column for n in self.layout.nodes), default=0), self.GAP - self.bottom
 
     def place(self, node: PlacedNode) -> tuple[float, float]:
-        """The middle of a node."""
+        """Returns the centre of a node."""
         return float(node.column), self.middles[node.row, node.lane]
 
     def tall(self, node: PlacedNode) -> float:
-        """The height of a node before pruning."""
+        """Returns the height of a node before pruning."""
         return self._height(self.boxes[node.node].before)
 
     def _height(self, channels: int | None) -> float:
         return 0.16 if channels is None else max(0.02, self.TALL * math.sqrt(channels / self.widest))
 
     def draw(self, ax: Any) -> None:
-        """All of it."""
+        """Draws all edges and nodes."""
         ax.set_axis_off()
         ax.set_xlim(-0.5, self.size[0] - 0.5)
         ax.set_ylim(self.bottom - self.GAP / 2, 0)
@@ -263,7 +266,7 @@ class _Drawing:
             self._bar(ax, x, y - (outer - inner) / 2, inner, colour, faint)
         text = f"{box.before}" if box.before == box.after else f"{box.before} → {box.after}"
         style = {"ha": "center", "fontsize": 7, "alpha": faint, "zorder": 4}
-        ax.text(x, y + outer / 2 + 0.025, _short(box.label), va="bottom", **style)
+        ax.text(x, y + outer / 2 + 0.025, _shortened(box.label), va="bottom", **style)
         ax.text(x, y - outer / 2 - 0.03, text, va="top", color="#505050", **style)
 
     def _bar(self, ax: Any, x: float, y: float, tall: float, colour: Any, alpha: float) -> None:
@@ -273,8 +276,8 @@ class _Drawing:
         ax.add_patch(Rectangle(corner, self.WIDE, tall, facecolor="white", linewidth=0, zorder=2))
         ax.add_patch(Rectangle(corner, self.WIDE, tall, facecolor=colour, alpha=alpha, linewidth=0, zorder=2))
 
-    def _over(self, before: PlacedNode, after: PlacedNode) -> bool:
-        """True if an edge passes over nodes between its ends, or leads back."""
+    def _passes_above(self, before: PlacedNode, after: PlacedNode) -> bool:
+        """True if an edge must pass above other nodes, or leads to another row or backwards."""
         if before.row != after.row or before.column >= after.column:
             return True
         between = range(before.column + 1, after.column)
@@ -286,9 +289,9 @@ class _Drawing:
         from matplotlib.path import Path as Line
 
         (x, y), (u, v) = self.place(before), self.place(after)
-        right, left = x + self._half(before), u - self._half(after)
-        if self._over(before, after):
-            over = self._clear(before, after)
+        right, left = x + self._half_width(before), u - self._half_width(after)
+        if self._passes_above(before, after):
+            over = self._height_above(before, after)
             start = [(x + 0.04, y), (x + 0.04, over)]
             if self.boxes[before.node].before is not None:
                 start = [(right, y), (right + 0.08, y), (right + 0.08, over)]
@@ -298,7 +301,7 @@ class _Drawing:
             points = [*start, *end]
         elif before.lane == after.lane:
             points = [(right, y), (left, v)]
-        else:  # leave the first lane early, come back to it late
+        else:  # turn early when leaving the first lane, late when coming back
             turn = right + 0.08 if before.lane < after.lane else left - 0.14
             points = [(right, y), (turn, y), (turn, v), (left, v)]
         style: dict[str, Any] = {
@@ -309,8 +312,8 @@ class _Drawing:
         }
         ax.add_patch(FancyArrowPatch(path=Line(points), shrinkA=0, shrinkB=0, joinstyle="round", **style))
 
-    def _clear(self, before: PlacedNode, after: PlacedNode) -> float:
-        """The height at which an edge passes over all that stands between its ends; longer ones pass higher."""
+    def _height_above(self, before: PlacedNode, after: PlacedNode) -> float:
+        """Returns the height at which an edge passes above the nodes between its ends; longer edges pass higher."""
         columns = sorted((before.column, after.column))
         tops = [
             self.place(n)[1] + self.tall(n) / 2 + self.TEXT
@@ -319,12 +322,12 @@ class _Drawing:
         ]
         return max(tops) + 0.02 * min(8, columns[1] - columns[0])
 
-    def _half(self, node: PlacedNode) -> float:
+    def _half_width(self, node: PlacedNode) -> float:
         box = self.boxes[node.node]
         return self.WIDE / 2 if box.before is not None else 0.05 + 0.03 * len(box.label)
 
 
-def _short(label: str) -> str:
+def _shortened(label: str) -> str:
     parts = label.split(".")
     while len(label) > 15 and len(parts) > 1 and len(".".join(parts)) > 14:
         parts = parts[1:]

@@ -698,7 +698,7 @@ class Attention(nn.Module):
 
 @block("odd", ODD)
 class Odd(nn.Module):
-    """What mixes channels by position or by value: no rule, or one that refuses."""
+    """Operations that mix channels by position or by value: without a rule, or with one that refuses."""
 
     def __init__(self, step: Step, x: Tensor) -> None:
         super().__init__()

@@ -185,7 +185,7 @@ class Attend(Block):
     # -- products --
 
     def bias(self) -> Tensor | None:
-        """What is added to the scores: [h, 1, 1] or [h, n, n]."""
+        """The term that is added to the scores: [h, 1, 1] or [h, n, n]."""
         if self.position == "bias":
             return self.head_bias
         if self.position == "table":

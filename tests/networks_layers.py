@@ -41,7 +41,7 @@ class Choices:
         self.made: list[str] = []
 
     def number(self, low: int, high: int) -> int:
-        """From low to high, both included."""
+        """A random integer from low to high, both included."""
         return low + (self.rest.pop(0) if self.rest else 0) % (high - low + 1)
 
     def of(self, what: str, options: str) -> str:
@@ -87,7 +87,7 @@ def kind(name: str) -> Callable[[type[Block]], type[Block]]:
 
 
 def features(net: nn.Module) -> set[str]:
-    """What the blocks of a network chose."""
+    """The choices that the blocks of a network made."""
     return {feature for module in net.modules() for feature in getattr(module, "features", ())}
 
 

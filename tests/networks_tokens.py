@@ -91,7 +91,7 @@ class Pair(NamedTuple):
 
 
 class TokenNetwork(nn.Module):
-    """A program as a module, with a plain hidden layer in its head: something can always go."""
+    """A program as a module, with a plain hidden layer in its head, whose channels can always be removed."""
 
     def __init__(self, program: Tokens) -> None:
         super().__init__()

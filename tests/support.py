@@ -1,4 +1,4 @@
-"""What several tests need: torchvision on any build of torch, models whose numbers agree with nothing by accident."""
+"""Helpers of several tests: torchvision on any build of torch, and models whose random numbers hide no error."""
 
 from __future__ import annotations
 

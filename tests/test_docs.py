@@ -144,7 +144,7 @@ def operations_page():
     return "\n".join(lines)
 
 
-def test_operations_page_is_written_anew():
+def test_operations_page_is_up_to_date():
     assert (ROOT / "docs" / "ops.md").read_text() == operations_page(), "run `python tests/test_docs.py`"
 
 

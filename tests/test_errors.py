@@ -152,7 +152,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     "ratio nan": (transform(ratio=float("nan")), P, ["[0, 1), not nan"]),
     "ratio text": (transform(ratio="0.5"), P, ["[0, 1), not '0.5'"]),
     "ratio true": (transform(ratio=True), P, ["[0, 1), not True"]),
-    "ratio of nobody": (transform(ratio={"conv*": 0.5}), P, ['ratio names nothing: "conv*"', "known names"]),
+    "ratio of no group": (transform(ratio={"conv*": 0.5}), P, ['ratio names nothing: "conv*"', "known names"]),
     "round_to 0": (transform(ratio=0.5, round_to=0), P, ["at least 1, not 0"]),
     "round_to 2.5": (transform(ratio=0.5, round_to=2.5), P, ["at least 1, not 2.5"]),
     "seed": (transform(ratio=0.5, importance="random", seed="a"), P, ["seed must be an integer", "'a'"]),
@@ -222,7 +222,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     "plan name": (transform(plan=fxprune.Plan({"00.weight": {0: [1]}})), P, ['"00.weight"', 'did you mean "0.weight"']),
     "plan and ratio": (transform(plan=fxprune.Plan({}), ratio=0.5), P, ["a plan says already"]),
     "plan a dict": (transform(plan={"0.weight": {0: [1]}}), P, ["must be a fxprune.Plan, not dict", "analysis.plan"]),
-    # after the fact
+    # after the model was pruned
     "no record": (lambda: fxprune.record(small_net()), fxprune.FxpruneError, ["has no record", "pass what transform"]),
     "masked stranger": (lambda: fxprune.masked(small_net(), {"x.weight": {0: [1]}}), P, ['no parameter "x.weight"']),
 }

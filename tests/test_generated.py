@@ -165,7 +165,7 @@ def test_rules_do_not_fail(program: Program) -> None:
 
 
 def later(removed: Removed, first: Removed, net: nn.Module) -> Removed:
-    """What is left of `removed` after `first` went, in the numbering of the model without it."""
+    """Returns `removed` without `first`, in the numbering of the model from which `first` was removed."""
     result: Removed = {}
     for name, dims in removed.items():
         for dim, indices in dims.items():
@@ -375,14 +375,14 @@ def test_the_record_tells_what_happened(program: Program, ratio: float, seed: in
     assert sum(row["macs"]["after"] for row in layers) == made.cost[1].macs
 
 
-# -- networks over tokens, by every rung of the ladder --------------------------------------------------------
+# -- networks over tokens, on every path ----------------------------------------------------------------------
 
 TAKEN: Counter[str] = Counter()
-"""How often each rung was taken."""
+"""Path -> how often it was taken."""
 
 
 def pruned(net: nn.Module, args: tuple[Any, ...], **options: Any) -> nn.Module:
-    """`transform` by whatever rung; the plain hidden layer of the head must lose channels."""
+    """`transform` on any path; the plain hidden layer of the head must lose channels."""
     small = fxprune.transform(net, args, importance="random", **options)
     made = fxprune.record(small)
     assert made.removed.get("hidden.weight", {}).get(0), "a plain hidden layer keeps all of its channels"
@@ -417,7 +417,7 @@ def token_channels_never_existed(program: Tokens, ratio: float, seed: int) -> No
 
 
 def test_token_channels_never_existed() -> None:
-    """The masked original needs no rule. No rung is there for nothing."""
+    """The masked original needs no rule. Every path is taken by some network."""
     TAKEN.clear()
     token_channels_never_existed()
     assert_varied(TAKEN, {"fx", "eager", "export"})
@@ -439,7 +439,7 @@ def test_all_token_channels_verify(program: Tokens, ratio: float, seed: int) -> 
 
 
 @law(5, program=token_programs(longest=2), ratio=ratios, seed=seeds)
-def test_every_rung_is_right_or_refuses(program: Tokens, ratio: float, seed: int) -> None:
+def test_every_path_is_right_or_refuses(program: Tokens, ratio: float, seed: int) -> None:
     net = build_tokens(program)
     args, fresh = tokens(net, program), tokens(net, program, seed + 1)
     for path in PATHS:
@@ -477,7 +477,7 @@ def test_token_programs_are_varied() -> None:
     assert_varied(TAKEN, Choices.offered, part=0.9)
 
 
-def test_the_oracles_see_what_is_wrong() -> None:
+def test_the_checks_of_this_file_find_wrong_models() -> None:
     program = Tokens(4, (Layer("self", (0, 1)), Layer("mlp", (1,))), (1,), 3)
     net = build_tokens(program)
     args = tokens(net, program)
@@ -506,7 +506,7 @@ def test_the_oracles_see_what_is_wrong() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(LAWS))
-def test_thousands(name: str) -> None:
+def test_thousands_of_examples(name: str) -> None:
     function, strategies = LAWS[name]
     examples = int(os.environ.get("FXPRUNE_EXAMPLES", "1000"))
     TAKEN.clear()

@@ -1,6 +1,6 @@
 """The groups and locked channels of ten tiny networks, as text that a reader can check by hand.
 
-`python tests/test_golden.py --write` writes tests/golden/*.txt anew (`python -m tests.test_golden --write` where
+`python tests/test_golden.py --write` rewrites tests/golden/*.txt (`python -m tests.test_golden --write` where
 fxprune is not installed); read the difference before you keep it.
 """
 
@@ -80,7 +80,7 @@ class SharedModule(nn.Module):
 
 @network(2, 3, 4, 5)
 class GroupedConv(nn.Module):
-    """12 channels in 3 blocks of 4: whole blocks go, or the same position of every block."""
+    """12 channels in 3 blocks of 4: whole blocks are removed, or the same position of every block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class SqueezeExcite(nn.Module):
 
 @network(2, 3, 4, 5)
 class FlattenToLinear(nn.Module):
-    """Height * width columns of the linear layer go with each channel."""
+    """Height * width columns of the linear layer are removed with each channel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -191,13 +191,13 @@ class LayerNorm(nn.Module):
 
 
 def describe(name: str) -> str:
-    """What the analysis of a network says, line by line."""
+    """The analysis of a network as text, line by line."""
     make, shape = NETWORKS[name]
     return "\n".join(lines_of(fxprune.analyze(make().eval(), torch.zeros(shape)))) + "\n"
 
 
 def lines_of(analysis: fxprune.Analysis) -> Iterator[str]:
-    """Groups with what goes with each of their channels, then what is locked by which operation."""
+    """Groups with all slots of one of their channels, then the locked channels by operation."""
     for group in analysis.groups:
         yield f"{group.name}: {group.size} {group.kind}, {'exact' if group.exact else 'inexact'}"
         for reason in group.reasons:
@@ -239,7 +239,7 @@ def test_every_text_has_its_network() -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_half_of_it_can_go(name: str) -> None:
+def test_half_of_every_network_can_be_removed(name: str) -> None:
     """The texts are about networks that the rest of the pass accepts."""
     make, shape = NETWORKS[name]
     torch.manual_seed(0)

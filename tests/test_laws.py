@@ -42,7 +42,7 @@ def error(ours: Tensor, reference: Tensor) -> float:
 
 
 def equals_masked(net: nn.Module, small: nn.Module, *inputs: Any) -> bool:
-    """Whether the small model computes what the original does with the removed slots set to zero."""
+    """True if the small model computes what the original does with the removed slots set to zero."""
     return error(small(*inputs), fxprune.masked(net, fxprune.record(small).removed)(*inputs)) < ROUNDING
 
 
@@ -335,10 +335,10 @@ def test_a_pruned_model_can_be_pruned_again() -> None:
 def test_copies_keep_the_record() -> None:
     net, x = chain(), random(2, 3, 5, 4)
     small = fxprune.transform(net, x, ratio=0.5)
-    twin = copy.deepcopy(small)
-    assert fxprune.record(twin) == fxprune.record(small)
-    assert fxprune.verify(net, twin, x) < ROUNDING
-    assert torch.equal(twin(x), small(x))
+    clone = copy.deepcopy(small)
+    assert fxprune.record(clone) == fxprune.record(small)
+    assert fxprune.verify(net, clone, x) < ROUNDING
+    assert torch.equal(clone(x), small(x))
 
 
 def test_pickles_compute_the_same() -> None:
@@ -619,7 +619,7 @@ ALL = {"encoder.0.weight": 3, "encoder.2.weight": 4, "decoder.0.weight": 5, "hea
         pytest.param((), {}, id="nothing"),
     ],
 )
-def test_what_is_ignored_keeps_its_outputs(ignore: Any, whole: dict[str, int]) -> None:
+def test_ignored_layers_keep_their_outputs(ignore: Any, whole: dict[str, int]) -> None:
     net, x = ready(Named()), random(2, 3, 4, 5)
     small = fxprune.transform(net, x, ratio=0.5, ignore=ignore)
     assert {name: small.get_parameter(name).shape[0] for name in ALL} == {**ALL, **whole}
@@ -706,7 +706,7 @@ def test_the_seed_decides_what_random_removes() -> None:
 
 
 @pytest.mark.parametrize("importance", ["l1", "l2"])
-def test_the_smallest_go(importance: str) -> None:
+def test_channels_of_the_smallest_importance_are_removed(importance: str) -> None:
     net, x = chain(), random(2, 3, 5, 4)
     with torch.no_grad():
         for name in ("0.weight", "0.bias", "1.weight", "1.bias"):
@@ -735,7 +735,7 @@ class Normed(nn.Module):
         return self.out(torch.tanh(self.up(self.norm(self.embed(x)))))
 
 
-def test_changed_statistics_are_said_and_can_be_left_out() -> None:
+def test_changed_statistics_are_recorded_and_can_be_left_out() -> None:
     net, x = ready(Normed()), random(4, 3)
     small = fxprune.transform(net, x, ratio=0.5)
     assert not fxprune.record(small).exact
@@ -825,7 +825,7 @@ def test_hooks_run_in_the_proof_whatever_the_size_of_the_layer() -> None:
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 @pytest.mark.parametrize("kind", [nn.utils.weight_norm, nn.utils.spectral_norm])
 def test_old_style_reparametrised_layers_never_raise_torch_errors(kind: Any) -> None:
-    """Their weight is made anew before every call and cannot be copied; refused or done, but said by fxprune."""
+    """Their weight is computed again before every call and cannot be copied: fxprune prunes them or refuses them."""
     net, x = (
         nn.Sequential(nn.Linear(3, 6), kind(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 2)).double().eval(),
         random(2, 3),

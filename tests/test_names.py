@@ -202,7 +202,7 @@ def test_none_names_nothing():
 
 
 def shares(net, ratio):
-    """Of each group that becomes smaller, how many channels go."""
+    """Returns for each group that becomes smaller the number of removed channels."""
     plan = fxprune.analyze(net, X).plan(ratio=ratio)
     return {name.removesuffix(".bias"): len(dims[0]) for name, dims in plan.removed.items() if name.endswith(".bias")}
 

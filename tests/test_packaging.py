@@ -1,4 +1,4 @@
-"""What is built for an installation: the whole package and nothing else, with the version and extras of the sources.
+"""Built distributions hold the whole package and nothing else, with the version and extras of the sources.
 
 The build runs in a copy of the sources, without network and without isolation: the backend is the setuptools at hand.
 """

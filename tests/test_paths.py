@@ -1,4 +1,4 @@
-"""The paths: which one is taken, why not another, and that each of them is right or says that it is not."""
+"""The paths: which one is taken, why another is not, and that each is right or refuses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BATCH, TIME, WIDTH, HEADS = 2, 5, 24, 4
 
 
 class Attention(nn.Module):
-    """Self-attention that no symbolic tracer takes, with its sizes in attributes."""
+    """Self-attention that cannot be traced symbolically, with its sizes in attributes."""
 
     def __init__(self, inconsistent: bool = False) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ def test_a_class_that_cannot_shrink_fully_shrinks_as_far_as_it_can() -> None:
 
 
 @pytest.mark.parametrize(("prefer", "path"), [("class", "eager"), ("graph", "fx"), (None, "fx")])
-def test_prefer(prefer: str | None, path: str) -> None:
+def test_prefer_chooses_the_first_path(prefer: str | None, path: str) -> None:
     model = double(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
     x = torch.randn(3, 4, dtype=torch.float64)
     small = fxprune.transform(model, x, ratio=0.5, prefer=prefer)
@@ -191,7 +191,7 @@ class ByPosition(nn.Module):
 
 
 @pytest.mark.parametrize("way", ["roll", "slice", "list", "select"])
-def test_positions_tell_what_shapes_do_not(way: str) -> None:
+def test_wrong_positions_are_seen_where_shapes_are_right(way: str) -> None:
     model, x = double(ByPosition(way)), torch.randn(3, 4, dtype=torch.float64)
     keep = torch.tensor([False, False, False] + [True] * 9)
     masks = {"a": keep.flip(0) if way == "roll" else keep}
@@ -217,7 +217,7 @@ def reverses(call: Any, x: Any) -> Any:
     return call.operand(x.vectors, x.zero)
 
 
-def test_numbers_tell_what_nothing_else_does() -> None:
+def test_a_model_that_is_wrong_only_in_numbers_is_caught() -> None:
     model = double(nn.Sequential(nn.Linear(4, 12), Reverses(), nn.ReLU(), nn.Linear(12, 3)))
     x = torch.randn(3, 4, dtype=torch.float64)
     masks = {"0": torch.tensor([True] * 11 + [False])}
@@ -430,7 +430,7 @@ class Outside(nn.Module):
         return self.c(torch.from_numpy(self.b(h).detach().numpy()).relu())
 
 
-def test_hooks_serve_what_nothing_else_does() -> None:
+def test_hooks_serve_models_that_no_other_path_serves() -> None:
     model, x = double(Outside()), torch.randn(2, 3, 6, 6, dtype=torch.float64)
     small = fxprune.transform(model, x, ratio=0.5)
     record = fxprune.record(small)
@@ -795,7 +795,7 @@ def test_a_class_has_one_leaf_rule() -> None:
         fxprune.leaf(Opaque)(opaque)
 
 
-def test_the_helper_sees_a_wrong_model() -> None:
+def test_the_comparison_sees_a_wrong_model() -> None:
     model, inputs = double(Net()), ids()
     small = fxprune.transform(model, inputs, ratio=0.5)
     with torch.no_grad():

@@ -1,6 +1,6 @@
-"""Pictures: what they show, read back from the axes; where nodes stand; what is refused.
+"""Pictures: their content, read from the axes; the positions of nodes; refusals.
 
-`python tests/test_plot.py --write` draws docs/images/resnet18.png anew (`python -m tests.test_plot --write` where
+`python tests/test_plot.py --write` draws docs/images/resnet18.png again (`python -m tests.test_plot --write` where
 fxprune is not installed).
 """
 

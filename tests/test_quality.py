@@ -1,4 +1,4 @@
-"""Format, lint and types, as everybody runs them by hand."""
+"""Format, lint and types, by the commands that docs/contributing.md gives."""
 
 from __future__ import annotations
 

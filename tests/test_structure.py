@@ -1,4 +1,4 @@
-"""How the package is put together: imports go one way, names are public on purpose, there is one version."""
+"""The structure of the package: imports go one way, names are public on purpose, there is one version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The comparison of a graph with the model it was made of: outputs at the example inputs, and at other batches."""
+"""The comparison of an exported graph with its model, on the example inputs and on batches of other sizes."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from fxprune.errors import InputError, VerificationError
 def worst_error(
     portable: Portable, runner: Runner, inputs: Inputs, varying: frozenset[int], tolerance: float | None, path: str
 ) -> float:
-    """The largest relative error of a file, at the batch of the example, one more, and one.
+    """Returns the largest relative error of a file over several batch sizes: n as in the example, n + 1, and 1.
 
     Args:
         portable: the model.
-        runner: of the bytes of the file.
-        inputs: the example.
-        varying: the ids of the input tensors whose dimension 0 is the batch; only the example is run without any.
-        tolerance: the largest error; None for the square root of the coarsest dtype's eps.
-        path: the file, for messages.
+        runner: a function that runs the bytes of the file.
+        inputs: the example inputs.
+        varying: the ids of the input tensors whose dimension 0 is the batch; if empty, only the example is run.
+        tolerance: the largest error that is accepted; None for the square root of the coarsest dtype's eps.
+        path: the path of the file, for messages.
 
     Raises `VerificationError` above the tolerance.
     """
-    return max(_compared(portable, runner, case, tolerance, path) for case in _cases(inputs, varying))
+    return max(_error_on(portable, runner, case, tolerance, path) for case in _batches(inputs, varying))
 
 
-def _cases(inputs: Inputs, varying: frozenset[int]) -> Iterator[Inputs]:
-    """The example, and its samples in a batch of one more, and of one."""
+def _batches(inputs: Inputs, varying: frozenset[int]) -> Iterator[Inputs]:
+    """Yields the example inputs, and its samples in a batch of one more and in a batch of one."""
     yield inputs
     if varying:
         size = next(t.shape[0] for t in pytree.tree_leaves(inputs) if id(t) in varying)
@@ -44,23 +44,26 @@ def _cases(inputs: Inputs, varying: frozenset[int]) -> Iterator[Inputs]:
             yield resized(inputs, varying, 1)
 
 
-def _compared(portable: Portable, runner: Runner, inputs: Inputs, tolerance: float | None, path: str) -> float:
-    """The relative error on these inputs. Raises `VerificationError` if it is too large."""
+def _error_on(portable: Portable, runner: Runner, inputs: Inputs, tolerance: float | None, path: str) -> float:
+    """Returns the relative error on these inputs. Raises `VerificationError` if it is too large."""
     sizes = ", ".join(str(tuple(t.shape)) for t in tensors_in(inputs))
     try:
         theirs = portable.run(inputs)
     except Exception as failure:
         raise InputError(
-            "the model does not run on these inputs", at=f"inputs {sizes}", why=_line(failure)
+            "the model does not run on these inputs", at=f"inputs {sizes}", why=_first_line(failure)
         ) from failure
     try:
         ours = runner(inputs)
     except Exception as failure:
         raise VerificationError(
-            f'what "{path}" would hold does not run', at=f"inputs {sizes}", why=_line(failure), do="no file was written"
+            f'what "{path}" would hold does not run',
+            at=f"inputs {sizes}",
+            why=_first_line(failure),
+            do="no file was written",
         ) from failure
     error = difference(ours, theirs)
-    allowed = _allowed(portable.model, inputs, theirs) if tolerance is None else tolerance
+    allowed = _default_tolerance(portable.model, inputs, theirs) if tolerance is None else tolerance
     if not error <= allowed:
         raise VerificationError(
             f'what "{path}" would hold computes other numbers than the model',
@@ -72,7 +75,9 @@ def _compared(portable: Portable, runner: Runner, inputs: Inputs, tolerance: flo
 
 
 def difference(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float:
-    """max |ours - theirs| / max |theirs| over all outputs; infinite where shapes, dtypes, NaN or infinities differ.
+    """Returns the largest max |ours - theirs| / max |theirs| of an output.
+
+    It is infinite if shapes, dtypes or the positions of NaN and infinities differ.
 
     >>> inf = float("inf")
     >>> difference([torch.tensor([1.0, -inf])], [torch.tensor([2.0, -inf])]), difference([], [torch.ones(1)])
@@ -92,13 +97,13 @@ def difference(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> 
     return worst
 
 
-def _allowed(model: nn.Module, inputs: Inputs, outputs: Sequence[torch.Tensor]) -> float:
-    """sqrt(eps) of the coarsest floating dtype among parameters, buffers, inputs and outputs."""
+def _default_tolerance(model: nn.Module, inputs: Inputs, outputs: Sequence[torch.Tensor]) -> float:
+    """Returns sqrt(eps) of the coarsest floating dtype among parameters, buffers, inputs and outputs."""
     tensors = [*model.parameters(), *model.buffers(), *tensors_in(inputs), *outputs]
     dtypes = {t.dtype for t in tensors if t.is_floating_point() or t.is_complex()}
     return math.sqrt(max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0))
 
 
-def _line(failure: BaseException) -> str:
+def _first_line(failure: BaseException) -> str:
     text = str(failure).strip()
     return f"{type(failure).__name__}: {text.splitlines()[0] if text else ''}"

@@ -1,4 +1,4 @@
-"""Export of a model as a file that runs without its code; what the file computes is compared before it is written."""
+"""`export`: a model as a file that runs without its code. The file is compared with the model before it is written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fxprune._record import record
 from fxprune.artifacts.graph_comparison import worst_error
 from fxprune.artifacts.graph_format import Format
 from fxprune.artifacts.onnx_file import ONNX
-from fxprune.artifacts.program import evaluating, program_of
+from fxprune.artifacts.program import evaluation_copy, program_of
 from fxprune.artifacts.pt2_file import PT2
 from fxprune.capture.inputs import Inputs, bound, check_devices, check_initialised, check_unwrapped, normalize
 from fxprune.capture.tensors import Tensors
@@ -29,17 +29,17 @@ FORMATS: dict[str, Format] = {
     ".onnx": ONNX,
     ".pt2": PT2,
 }
-"""The formats by the suffix of a file. A new one is a file that makes a `Format`, and a line here."""
+"""Suffix of a file -> format. A new format is a module that makes a `Format`, and a line here."""
 
 
 @dataclass(frozen=True)
 class Exported:
     """The result of `export`.
 
-    path: the file. format: "onnx" or "pt2". bytes: its size.
-    error: the largest relative error of what the file computes, over all outputs; None where it was not compared.
-    operators: how often each operation occurs in the graph, "Conv" in ONNX, "aten::conv2d" in pt2.
-    reasons: what the file does not hold of the model, and what the exporter warned of.
+    path: the file. format: "onnx" or "pt2". bytes: the size of the file.
+    error: the largest relative error of an output of the file; None if it was not compared.
+    operators: name of an operator ("Conv" in ONNX, "aten::conv2d" in pt2) -> how often it occurs in the graph.
+    reasons: sentences about parts of the model that the file does not have, and warnings of the exporter.
     """
 
     path: str
@@ -60,30 +60,32 @@ def export(
     verify: bool = True,
     tolerance: float | None = None,
 ) -> Exported:
-    """Write a model as a graph that runs without its code: ONNX (.onnx), or `torch.export` (.pt2).
+    """Writes a model as a graph that runs without its code: ONNX (.onnx), or `torch.export` (.pt2).
 
-    A deep copy in evaluation mode is exported; the model is only read. The bytes of the file are loaded and run on the
-    example inputs, a .pt2 by torch and an .onnx by onnxruntime where that is installed, before they are written, whole
-    or not at all. Outputs are plain tuples, lists and dicts of tensors: data classes become dicts, what is no tensor
-    is left out (None in a .pt2) and named in `reasons`.
+    A deep copy in evaluation mode is exported; the model is only read. The bytes of the file are run on the example
+    inputs and compared with the model before the file is written: a .pt2 by torch, an .onnx by onnxruntime if that is
+    installed. A file is written completely or not at all. Outputs become plain tuples, lists and dicts of tensors.
+    Data classes become dicts; other objects are left out (None in a .pt2) and named in `reasons`.
 
     Args:
-        model: any module, made by `transform` or not.
-        path: the file, its suffix says the format. An old one is replaced.
+        model: any module, also one that `transform` did not make.
+        path: the file; its suffix is the format. An existing file is replaced.
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments. The graph takes
             inputs of these sizes and dtypes.
-        dynamic_batch: the graph takes any size of dimension 0, one for all input tensors that have dimensions, or for
-            those of the arguments named here. It is then compared at the batch of the example, one more, and 1.
-        opset: the version of the ONNX operators; the exporter's own choice without it.
-        verify: run and compare what the file holds.
-        tolerance: the largest relative error, max |file - model| / max |model|, of any output. Without it sqrt(eps) of
-            the coarsest floating dtype among parameters, inputs and outputs: 3.5e-4 for float32, 1.5e-8 for float64.
+        dynamic_batch: True makes a graph for any batch size: dimension 0 of all input tensors may have any size, the
+            same for all. Names of arguments instead of True mean only the tensors of these arguments. The file is then
+            compared at the batch size of the example, at one more, and at 1.
+        opset: the version of the ONNX operators; None leaves it to the exporter.
+        verify: run the file and compare it with the model.
+        tolerance: the largest relative error max |file - model| / max |model| of an output that is accepted. None
+            means sqrt(eps) of the coarsest floating dtype among parameters, buffers, inputs and outputs: 3.5e-4 for
+            float32, 1.5e-8 for float64.
 
-    Returns an `Exported`. Warns where onnxruntime could not compare, and where the model was made by "hooks".
+    Returns an `Exported`. Warns if onnxruntime cannot run the file, or if the model was made by the path "hooks".
 
-    Raises `FileError` for a file that cannot be written, `InputError` for inputs that do not fit, `CaptureError` where
-    torch cannot export the model, `VerificationError` where the file computes other numbers (no file is left behind
-    then, and an old one stays), `FxpruneError` where onnx or onnxscript is missing.
+    Raises `FileError` for a file that cannot be written, `InputError` for inputs that do not fit, `CaptureError` if
+    torch cannot export the model, `VerificationError` if the file computes other numbers (an existing file then stays
+    as it is), and `FxpruneError` if onnx or onnxscript is missing.
 
     >>> import os, tempfile, torch, fxprune
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
@@ -93,14 +95,14 @@ def export(
     (torch.Size([7, 2]), {'aten::linear': 2, 'aten::relu': 1})
     """
     kind = _format_of(path)
-    _refuse_options(kind, opset, tolerance)
+    _check_options(kind, opset, tolerance)
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a module, not {type(model).__name__}", do="pass an nn.Module")
-    inputs = _ordered(model, normalize(example_inputs))
+    inputs = _checked_inputs(model, normalize(example_inputs))
     kind.refuse(model)
-    varying = _varying(model, inputs, dynamic_batch)
+    varying = _batch_tensors(model, inputs, dynamic_batch)
 
-    portable = evaluating(model)
+    portable = evaluation_copy(model)
     program, reasons = program_of(portable, inputs, varying)
     content = kind.write(program, opset)
     reasons = [*reasons, *content.warnings, *_from_record(model)]
@@ -123,7 +125,7 @@ def export(
 
 
 def _format_of(path: PathLike) -> Format:
-    """The format of a path that can be written."""
+    """Returns the format of a path. Raises `FileError` if the path cannot be written."""
     text = os.fspath(path)
     if not isinstance(text, str):
         raise FileError("the path must be text", why=f"got {type(text).__name__}", do="pass a str or a pathlib.Path")
@@ -139,7 +141,7 @@ def _format_of(path: PathLike) -> Format:
     return FORMATS[suffix]
 
 
-def _refuse_options(kind: Format, opset: int | None, tolerance: float | None) -> None:
+def _check_options(kind: Format, opset: int | None, tolerance: float | None) -> None:
     if opset is not None and not kind.opsets:
         raise InputError(
             f"opset is given for a .{kind.name} file", why="opsets are versions of ONNX", do="leave it out"
@@ -152,8 +154,8 @@ def _refuse_options(kind: Format, opset: int | None, tolerance: float | None) ->
         raise InputError(f"tolerance is {tolerance!r}", why="it must be a finite number that is not negative")
 
 
-def _ordered(model: nn.Module, inputs: Inputs) -> Inputs:
-    """The inputs, keywords in the order of the signature, of a model that can be run on them."""
+def _checked_inputs(model: nn.Module, inputs: Inputs) -> Inputs:
+    """Returns the inputs with keywords in the order of the signature. Raises if the model cannot run on them."""
     check_unwrapped(model)
     tensors = Tensors.of(model)
     check_initialised(tensors)
@@ -168,8 +170,8 @@ def _ordered(model: nn.Module, inputs: Inputs) -> Inputs:
 # -- the batch --------------------------------------------------------------------------------------------
 
 
-def _varying(model: nn.Module, inputs: Inputs, dynamic_batch: bool | Sequence[str]) -> frozenset[int]:
-    """The ids of the input tensors whose dimension 0 is the batch."""
+def _batch_tensors(model: nn.Module, inputs: Inputs, dynamic_batch: bool | Sequence[str]) -> frozenset[int]:
+    """Returns the ids of the input tensors whose dimension 0 is the batch."""
     if isinstance(dynamic_batch, str) or not isinstance(dynamic_batch, (bool, Sequence)):
         raise InputError(
             f"dynamic_batch is {dynamic_batch!r}",
@@ -203,7 +205,7 @@ def _varying(model: nn.Module, inputs: Inputs, dynamic_batch: bool | Sequence[st
 
 
 def _from_record(model: nn.Module) -> list[str]:
-    """Sentences on what follows for a file from the path by which a small model was made."""
+    """Returns sentences about a file that follow from the record of a small model: its path and mode."""
     try:
         made = record(model)
     except FxpruneError:

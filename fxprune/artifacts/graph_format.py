@@ -1,4 +1,4 @@
-"""A file format of graphs: a program becomes bytes, and the bytes are run again."""
+"""The interface of a file format of graphs: from a program to bytes, and from bytes to a function that runs them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Runner = Callable[[Inputs], list[torch.Tensor]]
 
 @dataclass(frozen=True)
 class Content:
-    """A file before it is written.
+    """The content of a file before it is written.
 
-    data: its bytes. operators: how often each operation occurs in the graph. warnings: those of the exporter.
+    data: the bytes. operators: name of an operator -> how often it occurs in the graph. warnings: of the exporter.
     """
 
     data: bytes
@@ -28,13 +28,14 @@ class Content:
 
 @dataclass(frozen=True)
 class Format:
-    """A format, as the table `FORMATS` of `graph_export.py` holds it by its suffix.
+    """A file format, an entry of the table `FORMATS` in `graph_export.py`.
 
-    name: as `Exported.format` says it. opsets: True if it has versions of its operators, and `write` takes one.
-    refuse: raises for a model that the format has no place for, before anything is traced.
-    write: the content of a file, from a program and an opset or None.
-    read: a runner of the bytes of a file that holds this program; or a sentence that says why none of them can be run
-        here, without a comparison then. Raises `VerificationError` for bytes that are no graph.
+    name: the value of `Exported.format`. opsets: True if the format has versions of its operators (`write` takes one).
+    refuse: a function that raises for a model that the format cannot store; called before the export begins.
+    write: a function from a program, and an opset or None, to the content of a file.
+    read: a function from the bytes of a file and its program to a function that runs the file. It returns a sentence
+        instead if the file cannot be run on this machine; the file is not compared then. Raises `VerificationError` for
+        bytes that are no graph.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Format:
 
 
 def innermost_cause(failure: BaseException) -> str:
-    """The innermost cause of an error, in one line."""
+    """Returns the innermost cause of an error, in one line."""
     while failure.__cause__ is not None:
         failure = failure.__cause__
     lines = [line.strip() for line in str(failure).splitlines() if line.strip()]

@@ -16,17 +16,17 @@ from fxprune.capture.inputs import Inputs
 from fxprune.errors import CaptureError, FileError, FxpruneError, VerificationError
 
 LIMIT = 2**31 - 2**20
-"""How many bytes of weights a file takes: protobuf ends at 2 GiB, and the graph needs some of it."""
+"""The largest number of bytes of weights in a file. Protobuf ends at 2 GiB, and the graph needs a part of it."""
 
 
 def refuse(model: nn.Module) -> None:
-    """Raise where the packages that write the file are missing, or the weights do not fit into one."""
-    _refuse_missing()
-    _refuse_large(model)
+    """Raises if packages for writing are missing, or if the weights do not fit into one file."""
+    _check_packages()
+    _check_size(model)
 
 
 def write(program: torch.export.ExportedProgram, opset: int | None) -> Content:
-    """The file of a program, in an opset or in the exporter's own choice."""
+    """Returns the file of a program, in this opset; None leaves the opset to the exporter."""
     try:
         with quiet() as warnings:
             made: Any = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=opset)
@@ -55,7 +55,7 @@ def write(program: torch.export.ExportedProgram, opset: int | None) -> Content:
 
 
 def read(data: bytes, program: torch.export.ExportedProgram) -> Runner | str:
-    """A runner of the bytes of a file, by onnxruntime; or why it cannot run them here."""
+    """Returns a function that runs the bytes of a file by onnxruntime; or a sentence that says why it cannot."""
     if importlib.util.find_spec("onnxruntime") is None:
         return "onnxruntime is not installed (pip install 'fxprune[onnx]')"
     import onnxruntime  # type: ignore[import-untyped,unused-ignore]
@@ -86,7 +86,7 @@ def read(data: bytes, program: torch.export.ExportedProgram) -> Runner | str:
     return run
 
 
-def _refuse_missing() -> None:
+def _check_packages() -> None:
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise FxpruneError(
@@ -96,7 +96,7 @@ def _refuse_missing() -> None:
         )
 
 
-def _refuse_large(model: nn.Module) -> None:
+def _check_size(model: nn.Module) -> None:
     size = sum({id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}.values())
     if size > LIMIT:
         raise FileError(

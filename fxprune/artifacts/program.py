@@ -1,4 +1,4 @@
-"""A model as a program of `torch.export`: a copy in evaluation mode whose outputs are plain containers of tensors."""
+"""Programs of `torch.export`, from a copy of the model in evaluation mode with plain containers as outputs."""
 
 from __future__ import annotations
 
@@ -24,22 +24,25 @@ from fxprune.paths import PATHS
 
 @dataclass(frozen=True)
 class Portable:
-    """A copy that can be exported. dropped: where outputs stood that are no tensors, and what they were."""
+    """A copy of a model that can be exported.
+
+    dropped: position of an output that is no tensor -> its type; filled by each run. reasons: sentences for `Exported`.
+    """
 
     model: nn.Module
     dropped: dict[str, str]
     reasons: tuple[str, ...]
 
     def run(self, inputs: Inputs) -> list[torch.Tensor]:
-        """The tensors among its outputs, without gradients; the inputs and the numbers of the caller stay."""
+        """Returns the tensors among the outputs, without gradients; inputs and random state do not change."""
         args, kwargs = cloned(inputs)
         with torch.no_grad(), same_random_state(), no_fused_attention():
             return tensors_in(self.model(*args, **kwargs))
 
 
-def evaluating(model: nn.Module) -> Portable:
-    """A deep copy in evaluation mode. Raises `CaptureError` where the mode can no longer be changed."""
-    _refuse_training_graph(model)
+def evaluation_copy(model: nn.Module) -> Portable:
+    """Returns a deep copy in evaluation mode. Raises `CaptureError` for a graph whose training mode is fixed."""
+    _check_mode(model)
     try:
         copied = copy.deepcopy(model).eval()
     except Exception as failure:
@@ -60,7 +63,7 @@ def evaluating(model: nn.Module) -> Portable:
     return Portable(copied, dropped, reasons if training else ())
 
 
-def _refuse_training_graph(model: nn.Module) -> None:
+def _check_mode(model: nn.Module) -> None:
     try:
         made = record(model)
     except FxpruneError:
@@ -74,7 +77,9 @@ def _refuse_training_graph(model: nn.Module) -> None:
 
 
 def tensors_only(value: Any, path: str, dropped: dict[str, str]) -> Any:
-    """An output as tuples, lists and dicts of tensors; what is something else becomes None and is noted by its path.
+    """Returns an output as tuples, lists and dicts of tensors, with None for every other object.
+
+    path: the position of `value` in the output. dropped: gets {position: type} of the other objects.
 
     >>> noted = {}
     >>> tensors_only({"n": 3, "y": [torch.ones(1), None]}, "", noted), noted
@@ -97,16 +102,18 @@ def tensors_only(value: Any, path: str, dropped: dict[str, str]) -> Any:
 def program_of(
     portable: Portable, inputs: Inputs, varying: frozenset[int]
 ) -> tuple[torch.export.ExportedProgram, list[str]]:
-    """The program, and sentences on what it leaves out.
+    """Returns the program, and sentences about the outputs that it leaves out.
 
     Args:
+        portable: the copy of the model.
+        inputs: the example inputs.
         varying: the ids of the input tensors whose dimension 0 is the batch, which may have any size.
     """
     shapes: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
     if varying:
         size = next(t.shape[0] for t in pytree.tree_leaves(inputs) if id(t) in varying)
         batch = torch.export.Dim("batch")
-        inputs, marked = _copied(inputs, varying, max(size, 2))  # a batch of one would stay one for ever
+        inputs, marked = _with_batch(inputs, varying, max(size, 2))  # torch would fix a batch of one
         for tensor in marked:
             shapes[tensor] = {0: batch}
     else:
@@ -120,7 +127,7 @@ def program_of(
     except Exception as failure:
         raise CaptureError(
             f"{type(portable.model).__name__} cannot be exported" + (" with a dynamic batch" if varying else ""),
-            why=_sentence(failure),
+            why=_first_sentence(failure),
             do="leave out dynamic_batch, or change what fixes the batch" if varying else "",
         ) from failure
     dropped = portable.dropped
@@ -134,8 +141,8 @@ def _outputs(program: torch.export.ExportedProgram) -> list[Any]:
     return [s for s in program.graph_signature.output_specs if s.kind.name == "USER_OUTPUT"]
 
 
-def _copied(inputs: Inputs, varying: frozenset[int], size: int) -> tuple[Inputs, list[torch.Tensor]]:
-    """The inputs with a batch of this size, and those of their tensors that have one."""
+def _with_batch(inputs: Inputs, varying: frozenset[int], size: int) -> tuple[Inputs, list[torch.Tensor]]:
+    """Returns the inputs with a batch of this size, and those of their tensors that have a batch."""
     leaves = pytree.tree_leaves(inputs)
     changed = resized(inputs, varying, size)
     new = pytree.tree_leaves(changed)
@@ -143,7 +150,7 @@ def _copied(inputs: Inputs, varying: frozenset[int], size: int) -> tuple[Inputs,
 
 
 def resized(inputs: Inputs, varying: frozenset[int], size: int) -> Inputs:
-    """The inputs with a batch of this size: samples in turn, and copies of what has no batch."""
+    """Returns the inputs with a batch of this size: the samples are repeated; tensors without a batch are copied."""
 
     def change(tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) not in varying:
@@ -155,13 +162,13 @@ def resized(inputs: Inputs, varying: frozenset[int], size: int) -> Inputs:
 
 
 def cloned(inputs: Inputs) -> Inputs:
-    """Inputs that a forward may write to."""
+    """Returns copies of inputs, so that a forward may change them."""
     copied: Inputs = pytree.tree_map_only(torch.Tensor, lambda t: t.detach().clone(), inputs)
     return copied
 
 
-def _sentence(failure: BaseException) -> str:
-    """The first line of an error of torch that is a sentence."""
+def _first_sentence(failure: BaseException) -> str:
+    """Returns the first line of an error of torch that is a sentence."""
     lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith(("Constraints violated", "The following call raised"))]
     return f"{type(failure).__name__}: {lines[0] if lines else ''}"
@@ -169,7 +176,7 @@ def _sentence(failure: BaseException) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[list[str]]:
-    """Nothing is printed or logged; the list gets the first line of each warning, torch's own deprecations left out."""
+    """Hides printed and logged text; the list gets the first line of each warning, except deprecations of torch."""
     texts: list[str] = []
     with silence() as caught:
         yield texts

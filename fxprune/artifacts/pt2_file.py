@@ -16,7 +16,7 @@ from fxprune.errors import CaptureError, VerificationError
 
 
 def write(program: torch.export.ExportedProgram, opset: int | None) -> Content:
-    """The file of a program; there are no opsets."""
+    """Returns the file of a program. opset: not used, this format has none."""
     file = io.BytesIO()
     try:
         with quiet() as warnings:
@@ -34,7 +34,7 @@ def write(program: torch.export.ExportedProgram, opset: int | None) -> Content:
 
 
 def read(data: bytes, program: torch.export.ExportedProgram) -> Runner:
-    """A runner of the bytes of a file."""
+    """Returns a function that runs the bytes of a file."""
     try:
         with quiet():
             module = torch.export.load(io.BytesIO(data)).module()

@@ -1,7 +1,7 @@
-"""The safetensors format: written with the same bytes every time, read only where every number in its header is right.
+"""The safetensors format. Writing gives the same bytes every time; reading checks every number in the header.
 
-8 bytes with the length of the header, the header as JSON (name -> dtype, shape, first and last byte), the tensors one
-after the other (https://huggingface.co/docs/safetensors). Nothing in it is ever executed.
+A file has 8 bytes with the length of the header, the header as JSON (name -> dtype, shape, first byte and the one after
+the last), and then the tensors one after the other (https://huggingface.co/docs/safetensors). Nothing is executed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fxprune.errors import FileError
 from fxprune.files import Field, PathLike, parse_json, replacing, shown
 
 HEADER = 100_000_000
-"""Bytes that a header may have; the library refuses more as well."""
+"""The largest number of bytes of a header; the library has the same limit."""
 
 DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, kind)
@@ -31,13 +31,13 @@ DTYPES: dict[str, torch.dtype] = {
     """.split()
     )
 }
-"""The dtypes by their names in the file."""
+"""Name of a dtype in the file -> dtype."""
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def refuse_unwritable(name: str, tensor: Any) -> None:
-    """Raise `FileError` for a value that the format cannot hold."""
+def check_writable(name: str, tensor: Any) -> None:
+    """Raises `FileError` for a value that the format cannot store."""
     if not isinstance(tensor, torch.Tensor):
         why = f"it is a {type(tensor).__name__}, and only tensors are stored without pickle"
         raise FileError(f'"{name}" cannot be stored', why=why, do="keep it out of state_dict, or make it a tensor")
@@ -48,14 +48,14 @@ def refuse_unwritable(name: str, tensor: Any) -> None:
         raise FileError(f'"{name}" cannot be stored', why=f"safetensors knows no {kind}", do="convert it first")
 
 
-def raw(tensor: torch.Tensor) -> Any:
-    """The bytes of a tensor, row by row."""
+def raw_bytes(tensor: torch.Tensor) -> Any:
+    """Returns the bytes of a tensor, row by row."""
     flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else b""
 
 
 def write(path: PathLike, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors and texts, whole or not at all; one tensor at a time is held a second time."""
+    """Writes tensors and metadata, completely or not at all. Memory holds a second copy of one tensor at a time."""
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that all are aligned
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     position = 0
@@ -74,13 +74,14 @@ def write(path: PathLike, tensors: Mapping[str, torch.Tensor], metadata: Mapping
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for name in names:
-            file.write(raw(tensors[name]))
+            file.write(raw_bytes(tensors[name]))
 
 
 class SafetensorsFile:
-    """A file whose header has been read and is right. `texts`: its metadata. `shapes`, `dtypes`: of its tensors.
+    """A file whose header has been read and checked.
 
-    Raises `FileError` for one that is truncated, foreign or contradicts itself.
+    texts: the metadata. shapes, dtypes: those of the tensors, by name. Raises `FileError` for a file that is truncated,
+    of another format, or contradicts itself.
     """
 
     def __init__(self, path: PathLike) -> None:
@@ -110,11 +111,11 @@ class SafetensorsFile:
             raise self.wrong(f"the tensors end at byte {position}, the file has {size} bytes of them")
 
     def wrong(self, why: str, *, at: str = "", do: str = "") -> FileError:
-        """The error that says what is wrong with the file."""
+        """Returns an error about this file."""
         return FileError(f"{self.source} is not what it should be", at=at, why=why, do=do)
 
     def _header(self) -> tuple[dict[str, str], dict[str, Field], int]:
-        """The metadata, the entry of every tensor, and how many bytes follow."""
+        """Returns the metadata, the entry of every tensor, and the number of bytes after the header."""
         if not stat.S_ISREG(os.stat(self.path).st_mode):
             raise FileError(f"{self.source} is no ordinary file", do="pass the name of a file")
         with open(self.path, "rb") as file:
@@ -129,7 +130,7 @@ class SafetensorsFile:
         return {name: field.text() for name, field in texts.items()}, fields, size - 8 - length
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every tensor, one after the other, as a copy in memory."""
+        """Yields every tensor by name, as a copy in memory."""
         from safetensors import SafetensorError, safe_open
 
         try:

@@ -1,7 +1,7 @@
-"""Save and load small models: the weights and the plan in one safetensors file, nothing pickled.
+"""`save` and `load`: the weights and the plan of a small model in one safetensors file, without pickle.
 
-The file holds what `state_dict` holds. The rest of a model is its code, and the plan says how the code of the original
-becomes that of the small model.
+The file has the tensors of `state_dict`. The other part of a model is its code; the plan says how the small model is
+made from the code of the original.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import fx, nn
 from fxprune._record import Record, attach
 from fxprune._record import record as record_of_model
 from fxprune._transform import transform
-from fxprune.artifacts import records
-from fxprune.artifacts.replay import needs_inputs, put_in_place, refuse_other_sizes, replay
-from fxprune.artifacts.safetensors_file import DTYPES, NAMES, SafetensorsFile, raw, refuse_unwritable, write
+from fxprune.artifacts import record_data
+from fxprune.artifacts.rebuild import check_sizes, needs_inputs, rebuild, replace_tensors
+from fxprune.artifacts.safetensors_file import DTYPES, NAMES, SafetensorsFile, check_writable, raw_bytes, write
 from fxprune.capture.module_copy import copy_module
 from fxprune.errors import FileError, NothingRemovedWarning, PlanError, nearest
 from fxprune.files import Field, PathLike, parse_json
@@ -34,62 +34,62 @@ from fxprune.rewrite.tensors import like
 FORMAT, VERSION, KEY = "fxprune weights", 1, "fxprune"
 
 INLINE = 1 << 20
-"""Bytes of a buffer outside `state_dict` that are stored; of a larger one only its hash is."""
+"""The largest size, in bytes, of a buffer outside `state_dict` that is stored; of a larger one the hash is stored."""
 
 Buffers = Mapping[str, torch.Tensor]
 
 
 def save(small: nn.Module, path: PathLike, *, record: Record | None = None) -> None:
-    """Write a small model, its weights and what `load` needs to rebuild it, into one safetensors file.
+    """Writes a small model into one safetensors file: its weights, and what `load` needs to rebuild it.
 
     The names of the tensors are those of `small.state_dict()`, so that any program that reads safetensors can use the
-    file; tied tensors are stored once. Plan and record stand in its metadata. The file is written whole or not at all
-    (see `fxprune.files.replacing`), and twice the same model gives twice the same bytes.
+    file; tied tensors are stored once. Plan and record are in the metadata. The file is written completely or not at
+    all (see `fxprune.files.replacing`), and the same model always gives the same bytes.
 
     Args:
-        small: what `transform` returned, whatever has been trained since; it is only read.
-        path: the file to write, by custom with the suffix .safetensors.
-        record: instead of the record of `small`, one that begins with an earlier model:
-            `record(first).then(record(second))` for a model that was pruned twice.
+        small: a result of `transform`, also after more training; only read.
+        path: the file to write; the usual suffix is .safetensors.
+        record: the record to store; None means that of `small`. For a model that was pruned twice, pass
+            `record(first).then(record(second))`.
 
-    Raises `FileError` for what cannot be stored, `PlanError` where shapes are not those that the plan leaves.
+    Raises `FileError` for tensors that cannot be stored, and `PlanError` if a shape differs from the plan's.
     """
     made = record_of_model(small) if record is None else record
-    state = _state(small, made)
+    state = _tensors_to_store(small, made)
     for name, tensor in state.items():
-        refuse_unwritable(name, tensor)
+        check_writable(name, tensor)
     first: dict[int, str] = {}
     tied = {name: other for name, tensor in state.items() if (other := first.setdefault(id(tensor), name)) != name}
     data = {
         "format": FORMAT,
         "version": VERSION,
         "plan": data_of(made.plan),
-        "record": records.data_of(made),
+        "record": record_data.data_of(made),
         "tied": tied,
-        "buffers": {name: _buffer(buffer) for name, buffer in _outside(small, state, made).items()},
+        "buffers": {name: _buffer_data(buffer) for name, buffer in _buffers_outside_state(small, state, made).items()},
         "training": [name for name, module in small.named_modules() if module.training],
     }
-    _refuse_changed(state, made)
+    _check_unchanged(state, made)
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     write(path, {name: tensor for name, tensor in state.items() if name not in tied}, {"format": "pt", KEY: text})
 
 
 def load(path: PathLike, *, into: nn.Module, example_inputs: Any = None, also: Sequence[Any] = ()) -> nn.Module:
-    """The small model in a file that `save` wrote, rebuilt from the original's architecture, bit for bit.
+    """Rebuilds a small model from a file of `save` and the original's architecture; weights are equal bit for bit.
 
     Args:
         path: the file.
-        into: a model as `transform` was given it, with any weights, on any device ("meta" too: the result is on the
-            CPU then). It is only read; the result shares no tensor with it.
-        example_inputs, also: as `transform` takes them, for a model of the dtypes in the file. They may be left out
-            where the plan changes nothing but the tensors and the attributes of modules; where it changes a graph or
-            the class of a module, or was made by "export" or "hooks", the model is analysed again.
+        into: a model of the original architecture, with any weights and on any device. Only read; the result shares no
+            tensor with it. For the device "meta", the result is on the CPU.
+        example_inputs, also: as for `transform`, in the dtypes of the file. They are needed if the plan changes a graph
+            or the class of a module, or was made by the path "export" or "hooks"; the model is then analysed again. If
+            the plan changes only tensors and attributes of modules, they may be left out.
 
-    Returns a new model with the weights, dtypes, train/eval modes and record of the one that was saved, taken by the
-    same path, on the devices of `into`, with its `requires_grad` flags.
+    Returns a new model with the weights, dtypes, train/eval modes and record of the saved one. It is made by the same
+    path, and has the devices and the `requires_grad` flags of `into`.
 
-    Raises `FileError` for a file that is truncated, foreign or contradicts itself, `PlanError` where `into` is another
-    architecture, `InputError` where inputs are needed and do not fit.
+    Raises `FileError` for a file that is truncated, of another format, or contradicts itself; `PlanError` if `into` has
+    another architecture or inputs are missing; `InputError` if the inputs do not fit.
 
     >>> import os, tempfile, torch, fxprune
     >>> make = lambda: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
@@ -116,14 +116,14 @@ def load(path: PathLike, *, into: nn.Module, example_inputs: Any = None, also: S
                 why=f"{reason}, which follows from an analysis of the model",
                 do="pass `example_inputs`, as to `transform`",
             )
-        small = replay(model, plan, file.source, file.shapes)
+        small = rebuild(model, plan, file.source, file.shapes)
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingRemovedWarning)  # the user was warned when it was saved
             options: dict[str, Any] = {"also": also, "verify": False, "norms": made.norms}
             small = transform(model, example_inputs, plan=plan, path=plan.path, **options)
-        refuse_other_sizes(small, plan, file.source)
-    _fill(small, file, {name: field.text() for name, field in data["tied"].mapping().items()}, data["buffers"])
+        check_sizes(small, plan, file.source)
+    _load_tensors(small, file, {name: field.text() for name, field in data["tied"].mapping().items()}, data["buffers"])
     training = set(data["training"].texts())
     for name, module in small.named_modules():
         module.training = name in training
@@ -132,7 +132,7 @@ def load(path: PathLike, *, into: nn.Module, example_inputs: Any = None, also: S
 
 
 def record_in(path: PathLike) -> Record:
-    """The record, and with it the plan, in a file that `save` wrote; its weights are not read.
+    """Returns the record, with its plan, in a file of `save`; does not read the weights.
 
     Raises `FileError` or `PlanError` as `load` does.
     """
@@ -140,7 +140,7 @@ def record_in(path: PathLike) -> Record:
 
 
 def _read(file: SafetensorsFile) -> tuple[Field, Record]:
-    """The metadata of a file, and the record in it."""
+    """Returns the metadata of a file, and the record in it."""
     if KEY not in file.texts:
         raise file.wrong(
             f'it was not written by fxprune: its metadata has no key "{KEY}"',
@@ -154,26 +154,26 @@ def _read(file: SafetensorsFile) -> tuple[Field, Record]:
         raise data.wrong(f"this fxprune reads version {VERSION}", "load it with the fxprune that wrote it")
     data.object("format version plan record tied buffers training".split())
     plan = plan_of(Field(data["plan"].value, source, "plan", PlanError), Plan)
-    made = records.record_of(data["record"], plan)
-    _refuse_shapes(file, plan_shapes=shapes_after(plan))
+    made = record_data.record_of(data["record"], plan)
+    _check_shapes(file, plan_shapes=shapes_after(plan))
     return data, made
 
 
-def _refuse_shapes(file: SafetensorsFile, plan_shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _check_shapes(file: SafetensorsFile, plan_shapes: Mapping[str, tuple[int, ...]]) -> None:
     for name, shape in file.shapes.items():
         if plan_shapes.get(name, shape) != shape:
             raise file.wrong(f"the plan in it leaves shape {plan_shapes[name]}", at=f'"{shown_name(name)}" of {shape}')
 
 
 def shown_name(name: str) -> str:
-    """A name as a message may show it."""
+    """Returns a name in a form that a message can show."""
     return name if name.isprintable() else repr(name)
 
 
-def _state(small: nn.Module, made: Record) -> dict[str, Any]:
-    """The tensors that are stored: `state_dict` without the buffers that do not belong there.
+def _tensors_to_store(small: nn.Module, made: Record) -> dict[str, Any]:
+    """Returns the tensors to store: `state_dict`, without buffers that the original keeps out of it.
 
-    A deep copy of a graph module forgets which of its buffers stay out of `state_dict`.
+    These can appear in the `state_dict` of a copied graph module: a deep copy forgets which buffers it leaves out.
     """
     structure = made.plan.known_structure("what it was made for")
     graph = isinstance(small, fx.GraphModule)
@@ -183,8 +183,8 @@ def _state(small: nn.Module, made: Record) -> dict[str, Any]:
     return {name: tensor for name, tensor in state.items() if name in kept or name not in buffers}
 
 
-def _refuse_changed(state: Mapping[str, torch.Tensor], made: Record) -> None:
-    """A model that was changed after it was pruned cannot be made by its plan."""
+def _check_unchanged(state: Mapping[str, torch.Tensor], made: Record) -> None:
+    """Raises `PlanError` if a shape differs from the plan's: the model was changed after it was pruned."""
     after = shapes_after(made.plan)
     for name, tensor in state.items():
         if after.get(name, tuple(tensor.shape)) != tuple(tensor.shape):
@@ -196,20 +196,20 @@ def _refuse_changed(state: Mapping[str, torch.Tensor], made: Record) -> None:
             )
 
 
-def _outside(small: nn.Module, state: Mapping[str, Any], made: Record) -> Buffers:
-    """The buffers that `state_dict` leaves out, as far as they have the shape that the plan left them with."""
+def _buffers_outside_state(small: nn.Module, state: Mapping[str, Any], made: Record) -> Buffers:
+    """Returns the buffers outside `state_dict` that still have the shape from the record."""
     found = dict(small.named_buffers(remove_duplicate=False)).items()
     return {n: b for n, b in found if n not in state and made.after.get(n) == tuple(b.shape) and b.dtype in NAMES}
 
 
-def _buffer(buffer: torch.Tensor) -> dict[str, Any]:
-    content = bytes(raw(buffer))
+def _buffer_data(buffer: torch.Tensor) -> dict[str, Any]:
+    content = bytes(raw_bytes(buffer))
     made = {"dtype": NAMES[buffer.dtype], "shape": list(buffer.shape), "sha256": hashlib.sha256(content).hexdigest()}
     return made | ({"data": base64.b64encode(content).decode()} if len(content) <= INLINE else {})
 
 
 def _in_dtypes(into: nn.Module, file: SafetensorsFile, buffers: Field) -> nn.Module:
-    """A copy of the model with the floating dtypes of the file: an analysis runs it on inputs of these dtypes."""
+    """Returns a copy of the model with the floating dtypes of the file, which are also those of the inputs."""
     dtypes = dict(file.dtypes)
     for name, field in buffers.mapping().items():
         dtypes[name] = DTYPES[field.object(("dtype", "shape", "sha256"), ("data",))["dtype"].text(DTYPES)]
@@ -222,8 +222,8 @@ def _in_dtypes(into: nn.Module, file: SafetensorsFile, buffers: Field) -> nn.Mod
     return copy_module(into, lambda tensor: converted.get(id(tensor), tensor))
 
 
-def _fill(small: nn.Module, file: SafetensorsFile, tied: Mapping[str, str], buffers: Field) -> None:
-    """The values of the file in place of those that the small model was rebuilt with."""
+def _load_tensors(small: nn.Module, file: SafetensorsFile, tied: Mapping[str, str], buffers: Field) -> None:
+    """Replaces the tensors of the rebuilt small model by those of the file, in place."""
     state = small.state_dict(keep_vars=True)
     for name in (*file.shapes, *tied):
         if name not in state:
@@ -237,15 +237,15 @@ def _fill(small: nn.Module, file: SafetensorsFile, tied: Mapping[str, str], buff
             raise file.wrong(f"in the model {ours}, in the file it is {theirs}", at=f'"{name}"')
     new: dict[int, torch.Tensor] = {}
     for name, shape in file.shapes.items():
-        _refuse_unlike(file, name, shape, file.dtypes[name], state[name])
+        _check_like(file, name, shape, file.dtypes[name], state[name])
     for name, values in file.tensors():
         new[id(state[name])] = values
     outside = dict(small.named_buffers(remove_duplicate=False))
     for name, field in buffers.mapping().items():
         if name not in outside or name in state:
             raise file.wrong(f'the model has no buffer "{shown_name(name)}" outside state_dict')
-        new.setdefault(id(outside[name]), _value_of(file, field, name, outside[name]))
-    put_in_place(small, new)
+        new.setdefault(id(outside[name]), _buffer_values(file, field, name, outside[name]))
+    replace_tensors(small, new)
     for name, tensor in [*small.named_parameters(), *small.named_buffers()]:
         if tensor.device.type == "meta":
             raise FileError(
@@ -255,21 +255,21 @@ def _fill(small: nn.Module, file: SafetensorsFile, tied: Mapping[str, str], buff
             )
 
 
-def _refuse_unlike(
+def _check_like(
     file: SafetensorsFile, name: str, shape: tuple[int, ...], dtype: torch.dtype, tensor: torch.Tensor
 ) -> None:
-    """Floating numbers may have another precision; nothing else may differ."""
+    """Raises `FileError` if shapes differ, or dtypes of which not both are floating point."""
     if shape != tuple(tensor.shape):
         raise file.wrong(f"the model has shape {tuple(tensor.shape)}", at=f'"{name}" of shape {shape}')
     if dtype != tensor.dtype and not (dtype.is_floating_point and tensor.is_floating_point()):
         raise file.wrong(f"the model has {tensor.dtype}", at=f'"{name}" of {dtype}')
 
 
-def _value_of(file: SafetensorsFile, field: Field, name: str, derived: torch.Tensor) -> torch.Tensor:
-    """A buffer outside `state_dict`: the stored one, or the derived one if it is what the hash says."""
+def _buffer_values(file: SafetensorsFile, field: Field, name: str, derived: torch.Tensor) -> torch.Tensor:
+    """Returns a buffer outside `state_dict`: the stored one, or that of the rebuilt model if its hash is right."""
     field.object(("dtype", "shape", "sha256"), ("data",))
     shape, dtype = field["shape"].shape(), DTYPES[field["dtype"].text(DTYPES)]
-    _refuse_unlike(file, name, shape, dtype, derived)
+    _check_like(file, name, shape, dtype, derived)
     if "data" in field.value:
         try:
             content = base64.b64decode(field["data"].text(), validate=True)
@@ -282,7 +282,7 @@ def _value_of(file: SafetensorsFile, field: Field, name: str, derived: torch.Ten
     elif derived.device.type == "meta":
         raise field.wrong("it is too large to be stored, and a model on the meta device has no values of its own")
     else:
-        values, content = derived.to(dtype), bytes(raw(derived.to(dtype)))
+        values, content = derived.to(dtype), bytes(raw_bytes(derived.to(dtype)))
     if hashlib.sha256(content).hexdigest() != field["sha256"].text():
         stored = "data" in field.value
         raise field.wrong("its numbers are not those that were saved" + ("" if stored else ", and they are not stored"))

@@ -1,6 +1,6 @@
 """The command line: `fxprune`, or `python -m fxprune`. docs/cli.md describes it.
 
-Results go to stdout, everything else to stderr, what the model's own code prints too.
+Results go to stdout; everything else goes to stderr, also what the code of the model prints.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from fxprune.errors import FxpruneError, VerificationError
 __all__ = ["main"]
 
 BROKEN_PIPE = 141
-"""The exit code that a shell reports of a process whose reader has gone: 128 + SIGPIPE."""
+"""The exit code if the reader of the output has ended: 128 + SIGPIPE, as shells report it."""
 
 QUIET = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
-"""Warnings for the author of the code that is called, not for the user of the command line."""
+"""Warnings that are meant for authors of code and not for users of the command line."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Runs one command.
 
     Args:
-        words: the command and its options; those of the process if None.
+        words: the command and its options; None means the arguments of the process.
 
     Returns the exit code: 0 done, 1 an error in model, inputs or files, 2 wrong usage, 3 nothing was pruned,
     4 verification failed, 130 interrupted. Prints the result on stdout, all else on stderr.
@@ -40,16 +40,16 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         return _run(words)
     except KeyboardInterrupt:
-        _say("interrupted; files that are not complete were not written")
+        _print_line("interrupted; files that are not complete were not written")
         return INTERRUPTED
     except BrokenPipeError:
-        with contextlib.suppress(OSError, ValueError):  # so that the exit does not flush into it once more
+        with contextlib.suppress(OSError, ValueError):  # or the exit would flush into it again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except Exception as error:
         if "--debug" in words:
             traceback.print_exc()
-        _say(f"error: {_text(error)}")
+        _print_line(f"error: {_error_text(error)}")
         if isinstance(error, UsageError):
             return USAGE
         return WRONG if isinstance(error, VerificationError) else ERROR
@@ -58,23 +58,23 @@ def main(words: Sequence[str] | None = None) -> int:
 def _run(words: Sequence[str]) -> int:
     try:
         options = parse(words)
-    except SystemExit:  # --help and --version have printed what they are
+    except SystemExit:  # after --help and --version
         return 0
-    with _warnings_in_a_line(), contextlib.redirect_stdout(sys.stderr):
-        answer: Answer = COMMANDS[options.command](options, (lambda line: None) if options.quiet else _say)
+    with _one_line_warnings(), contextlib.redirect_stdout(sys.stderr):
+        answer: Answer = COMMANDS[options.command](options, (lambda line: None) if options.quiet else _print_line)
     print(answer.text, flush=True)
     return answer.code
 
 
 @contextlib.contextmanager
-def _warnings_in_a_line() -> Iterator[None]:
-    """Warnings as one line each, the same one once."""
+def _one_line_warnings() -> Iterator[None]:
+    """Prints each warning as one line, and equal warnings once."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        _say("warning: " + " ".join(str(message).split()))
+        _print_line("warning: " + " ".join(str(message).split()))
 
     with warnings.catch_warnings():
-        if not sys.warnoptions:  # python -W says otherwise
+        if not sys.warnoptions:  # not with python -W
             warnings.simplefilter("default")
             for category in QUIET:
                 warnings.simplefilter("ignore", category)
@@ -82,12 +82,12 @@ def _warnings_in_a_line() -> Iterator[None]:
         yield
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _text(error: Exception) -> str:
-    """The text of an error: all four parts of one of fxprune's, one line of any other."""
+def _error_text(error: Exception) -> str:
+    """Returns the text of an error: all four parts for an error of fxprune, one line for any other."""
     if isinstance(error, FxpruneError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:

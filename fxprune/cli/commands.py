@@ -1,4 +1,4 @@
-"""The commands: options -> the text for stdout and an exit code. Progress and warnings are written to stderr."""
+"""The commands. Each takes the options and returns the text for stdout and an exit code; progress goes to stderr."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from fxprune.artifacts.graph_export import FORMATS
 from fxprune.artifacts.weights import record_in
 from fxprune.cli import models, weights
 from fxprune.cli.inputs import filled
-from fxprune.cli.output_files import readable, writable
-from fxprune.cli.usage import UsageError, once, ratio_of
+from fxprune.cli.output_files import check_readable, check_writable
+from fxprune.cli.usage import UsageError, ratio_of, unique_dict
 from fxprune.errors import FxpruneError
 from fxprune.planning.plan import Plan, Removed
 from fxprune.report.data import Change
@@ -28,7 +28,7 @@ from fxprune.report.repeats import merge_repeats
 from fxprune.report.text import change
 
 DONE, ERROR, USAGE, NOTHING, WRONG, INTERRUPTED = 0, 1, 2, 3, 4, 130
-"""Exit codes; docs/cli.md says which means what."""
+"""Exit codes; docs/cli.md explains them."""
 
 Say = Callable[[str], None]
 """Writes a line to stderr."""
@@ -43,14 +43,14 @@ class Answer:
 
 
 def inspect(options: argparse.Namespace, say: Say) -> Answer:
-    """The report of an analysis, and the cost that a plan would leave."""
-    _readable(options.weights, options.plan)
+    """Reports an analysis; with a plan, also the cost that the plan would leave."""
+    _check_readable(options.weights, options.plan)
     plan = None if options.plan is None else _plan(options.plan)
     model, inputs = _model(options, say)
     say("analysing")
     chosen = {name: getattr(options, name) for name in ("path", "prefer", "norms", "strict")}
     if plan is not None and options.path is None and options.prefer is None and not isinstance(model, fx.GraphModule):
-        chosen["path"] = plan.path or None  # a plan names the tensors of the path that it was made on
+        chosen["path"] = plan.path or None  # the names in a plan are those of its path
     analysis = fxprune.analyze(model, inputs, **chosen)
     report = analysis.report(options.format)
     if plan is None:
@@ -73,13 +73,13 @@ def inspect(options: argparse.Namespace, say: Say) -> Answer:
 
 
 def prune(options: argparse.Namespace, say: Say) -> Answer:
-    """A smaller model as a file, and its record as text."""
+    """Writes a smaller model to a file, and reports its record."""
     chosen = _choices(options)
-    _readable(options.weights, options.plan)
+    _check_readable(options.weights, options.plan)
     read = [path for path in (options.weights, options.plan) if path is not None]
-    writable(options.output, (".safetensors",), read)
+    check_writable(options.output, (".safetensors",), read)
     if options.save_plan is not None:
-        writable(options.save_plan, (".json",), read, (options.output,))
+        check_writable(options.save_plan, (".json",), read, (options.output,))
     if options.plan is not None:
         chosen["plan"] = _plan(options.plan)
     model, inputs = _model(options, say)
@@ -112,8 +112,8 @@ def prune(options: argparse.Namespace, say: Say) -> Answer:
 
 
 def verify(options: argparse.Namespace, say: Say) -> Answer:
-    """The relative error of a small model against its masked original."""
-    _readable(options.weights, options.small)
+    """Reports the relative error of a small model against its masked original."""
+    _check_readable(options.weights, options.small)
     model, inputs = _model(options, say)
     small = _small(options.small, model, inputs, say)
     say("comparing in float64")
@@ -129,10 +129,10 @@ def verify(options: argparse.Namespace, say: Say) -> Answer:
 
 
 def export(options: argparse.Namespace, say: Say) -> Answer:
-    """A model, or a small one, as a graph that runs without its code."""
-    _readable(options.weights, options.small)
+    """Writes a model, or a small model from a file, as a graph that runs without its code."""
+    _check_readable(options.weights, options.small)
     read = [path for path in (options.weights, options.small) if path is not None]
-    writable(options.output, tuple(FORMATS), read)
+    check_writable(options.output, tuple(FORMATS), read)
     if options.opset is not None and not options.output.endswith(".onnx"):
         raise UsageError("--opset is for .onnx files", why=f'the output is "{options.output}"', do="leave it out")
     model, inputs = _model(options, say)
@@ -152,14 +152,14 @@ def export(options: argparse.Namespace, say: Say) -> Answer:
 
 
 def diff(options: argparse.Namespace, say: Say) -> Answer:
-    """The indices that one plan removes and the other keeps."""
-    _readable(options.first, options.second)
+    """Reports the indices that one plan removes and the other keeps."""
+    _check_readable(options.first, options.second)
     first, second = _plan(options.first), _plan(options.second)
     found = first.diff(second)
     folds = (first.zeroed, first.biases, first.maps) != (second.zeroed, second.biases, second.maps)
     identical = not found and not folds
     if options.format == "json":
-        both = {"only_first": _texts(found.only_first), "only_second": _texts(found.only_second)}
+        both = {"only_first": _string_keys(found.only_first), "only_second": _string_keys(found.only_second)}
         return Answer(_json({"schema": "fxprune.diff/1", "identical": identical, **both, "constants_differ": folds}))
     text = "identical: both remove the same" if identical else str(found)
     return Answer(text + ("\nconstants are folded differently" if folds else ""))
@@ -175,13 +175,13 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Say], Answer]] = {
 
 
 def _model(options: argparse.Namespace, say: Say) -> tuple[nn.Module, Any]:
-    """The model with its weights, in its mode and on its device, and the example inputs."""
-    args = once("--arg", options.arg)
+    """Returns the model, with weights, mode and device set, and the example inputs."""
+    args = unique_dict("--arg", options.arg)
     torch.manual_seed(options.seed)
     say(f"making {options.model}")
     model, library = models.build(options.model, args)
     if options.weights is not None:
-        for note in weights.put(model, options.weights, options.weights_key):
+        for note in weights.load_into(model, options.weights, options.weights_key):
             say(note)
     elif library:
         say(f"the weights of {options.model} are random (seed {options.seed}); --weights FILE loads others")
@@ -201,31 +201,34 @@ def _small(path: str, model: nn.Module, inputs: Any, say: Say) -> nn.Module:
 
 
 def _plan(path: str) -> Plan:
-    """The plan in a plan file, or in the file of a small model."""
+    """Returns the plan in a plan file, or in the file of a small model."""
     return record_in(path).plan if path.endswith(".safetensors") else Plan.load(path)
 
 
-def _readable(*paths: str | None) -> None:
+def _check_readable(*paths: str | None) -> None:
     for path in paths:
         if path is not None:
-            readable(path)
+            check_readable(path)
 
 
-RANKED = ("importance", "round_to")
-FILTERED = ("ignore", "exact")
+RANKING_OPTIONS = ("importance", "round_to")
+FILTER_OPTIONS = ("ignore", "exact")
 
 
 def _choices(options: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `transform` that say what to remove. Raises `UsageError` for options without effect."""
+    """Returns the arguments of `transform` that choose channels. Raises `UsageError` for options without effect."""
     ratio = ratio_of(options.ratio)
     given = {"ratio": ratio, "masks": options.masks, "plan": options.plan}
     said = [name for name, value in given.items() if value is not None]
     if len(said) != 1:
         why = " and ".join(f"--{name}" for name in said) + " were given" if said else "none of them was given"
         raise UsageError("say which channels to remove: exactly one of --ratio, --masks and --plan", why=why)
-    chosen = {name: getattr(options, name) for name in (*RANKED, *FILTERED, "bias", "border")}
+    everything = (*RANKING_OPTIONS, *FILTER_OPTIONS, "bias", "border")
+    chosen = {name: getattr(options, name) for name in everything}
     chosen = {name: value for name, value in chosen.items() if value not in (None, [], False)}
-    idle = {"plan": (*RANKED, *FILTERED, "bias", "border"), "masks": RANKED, "ratio": ()}[said[0]]
+    idle = {"plan": (*RANKING_OPTIONS, *FILTER_OPTIONS, "bias", "border"), "masks": RANKING_OPTIONS, "ratio": ()}[
+        said[0]
+    ]
     for name in idle:
         if name in chosen:
             why = f"--{said[0]} says already which channels go"
@@ -242,7 +245,7 @@ def _counts(plan: Plan) -> dict[str, dict[str, int]]:
     return {name: {str(dim): len(gone) for dim, gone in dims.items()} for name, dims in plan.removed.items()}
 
 
-def _texts(removed: Removed) -> dict[str, dict[str, list[int]]]:
+def _string_keys(removed: Removed) -> dict[str, dict[str, list[int]]]:
     return {name: {str(dim): list(gone) for dim, gone in dims.items()} for name, dims in removed.items()}
 
 

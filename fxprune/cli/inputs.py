@@ -1,4 +1,4 @@
-"""Example inputs as words: `1x3x224x224`, `ids=2x16:int64<30000`."""
+"""Example inputs from the words of a command line: `1x3x224x224`, `ids=2x16:int64<30000`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FORM = re.compile(r"(?:(?P<name>[^\W\d]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dt
 
 @dataclass(frozen=True)
 class Example:
-    """One `--input`. name: of a keyword argument, "" for a positional one. below: integers are in [0, below).
+    """One `--input`. name: that of a keyword argument, "" for a positional one. below: integers are in [0, below).
 
     >>> example("ids=2x16:int64<30000")
     Example(name='ids', shape=(2, 16), dtype='int64', below=30000)
@@ -39,10 +39,10 @@ class Example:
     below: int | None = None
 
     def fill(self, generator: torch.Generator) -> torch.Tensor:
-        """Normal numbers; integers below `below`, zeros without it; True."""
+        """Returns a tensor of normal numbers, of integers in [0, below) (zeros without `below`), or of True."""
         dtype = DTYPES[self.dtype]
         if dtype.is_floating_point or dtype.is_complex:
-            wide = dtype if dtype.is_complex else torch.float64  # the same numbers in every dtype
+            wide = dtype if dtype.is_complex else torch.float64  # so that all dtypes get the same numbers
             return torch.randn(self.shape, generator=generator, dtype=wide).to(dtype)
         if self.below is not None:
             return torch.randint(self.below, self.shape, generator=generator).to(dtype)
@@ -50,7 +50,7 @@ class Example:
 
 
 def example(text: str) -> Example:
-    """The type of `--input`."""
+    """Parses a value of `--input`."""
     found = _FORM.fullmatch(text)
     if found is None:
         raise argparse.ArgumentTypeError(
@@ -70,10 +70,10 @@ def example(text: str) -> Example:
 
 
 def filled(examples: Sequence[Example], model: nn.Module, seed: int, device: torch.device) -> Any:
-    """Example inputs for `fxprune`: a tuple of positional arguments, or a dict if there is a keyword.
+    """Returns the example inputs: a tuple of positional arguments, or a dict if one of them has a name.
 
-    Positional arguments get the names that forward has for them if there are keywords too. The numbers depend on the
-    seed, and on nothing else.
+    In the dict, positional arguments get their names from the signature of forward. The numbers depend only on the
+    seed.
     """
     generator = torch.Generator().manual_seed(seed)
     made = [(entry.name, entry.fill(generator).to(device)) for entry in examples]

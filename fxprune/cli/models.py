@@ -1,4 +1,4 @@
-"""The model that a word names: `package.module:callable`, `torchvision:NAME`, `timm:NAME`. Nothing is downloaded."""
+"""Models by name: `package.module:callable`, `torchvision:NAME`, `timm:NAME`. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ FORMS = "MODEL is package.module:callable, torchvision:NAME or timm:NAME"
 
 
 def build(spec: str, args: Mapping[str, Any]) -> tuple[nn.Module, bool]:
-    """The model, and whether a library has filled it with random weights.
+    """Returns the model, and True if it is from a library and has random weights.
 
-    Raises `UsageError` for a word that can name no model, `FxpruneError` where there is none or making it raises.
+    spec: the name of the model. args: arguments of its callable. Raises `UsageError` for a name of a wrong form, and
+    `FxpruneError` if there is no such model or its code raises.
     """
     package, colon, name = spec.partition(":")
     if not colon or not name or not package or package.endswith(".py"):
@@ -40,14 +41,14 @@ def build(spec: str, args: Mapping[str, Any]) -> tuple[nn.Module, bool]:
         return _timm(name, args)
     if not all(part.isidentifier() for part in (*package.split("."), *name.split("."))):
         raise UsageError(f'"{spec}" names no model', why=FORMS)
-    return _of_callable(spec, _found(package, name), args), False
+    return _from_callable(spec, _attribute(package, name), args), False
 
 
-def _found(package: str, name: str) -> Any:
+def _attribute(package: str, name: str) -> Any:
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)
-    found: Any = _imported(package)
+    found: Any = _import(package)
     for part in name.split("."):
         if not hasattr(found, part):
             what = f'module "{package}"' if isinstance(found, ModuleType) else f'"{package}:{name}"'
@@ -57,9 +58,9 @@ def _found(package: str, name: str) -> Any:
     return found
 
 
-def _imported(package: str) -> ModuleType:
+def _import(package: str) -> ModuleType:
     try:
-        with _explained(f'importing "{package}"'):
+        with _errors_with_line(f'importing "{package}"'):
             return importlib.import_module(package)
     except ModuleNotFoundError as error:
         missing = error.name or ""
@@ -74,7 +75,7 @@ def _imported(package: str) -> ModuleType:
         raise FxpruneError(f'there is no module "{missing}"', why=why) from None
 
 
-def _of_callable(spec: str, found: Any, args: Mapping[str, Any]) -> nn.Module:
+def _from_callable(spec: str, found: Any, args: Mapping[str, Any]) -> nn.Module:
     if isinstance(found, nn.Module):
         if args:
             raise FxpruneError(f'"{spec}" is a model, not a callable', why="--arg was given", do="leave out --arg")
@@ -83,15 +84,15 @@ def _of_callable(spec: str, found: Any, args: Mapping[str, Any]) -> nn.Module:
         raise FxpruneError(
             f'"{spec}" is no callable', why=f"it is a {type(found).__name__}", do="name a class or function"
         )
-    return _made(spec, found, args)
+    return _call(spec, found, args)
 
 
-def _made(spec: str, found: Any, args: Mapping[str, Any]) -> nn.Module:
-    """The model that a callable makes of the arguments. Raises `FxpruneError` where it does not take them."""
+def _call(spec: str, found: Any, args: Mapping[str, Any]) -> nn.Module:
+    """Returns the model that a callable makes. Raises `FxpruneError` if it does not take the arguments."""
     try:
         signature = inspect.signature(found)
     except (TypeError, ValueError):
-        signature = None  # of something in C
+        signature = None  # a function in C has none
     if signature is not None:
         try:
             signature.bind(**args)
@@ -103,7 +104,7 @@ def _made(spec: str, found: Any, args: Mapping[str, Any]) -> nn.Module:
             hint = nearest(unknown, names) if unknown is not None else f"its arguments are {', '.join(names)}"
             do = "give arguments as --arg NAME=VALUE"
             raise FxpruneError(f'"{spec}" cannot be called', why=f"{error}; {hint}", do=do) from None
-    with _explained(f'"{spec}"'):
+    with _errors_with_line(f'"{spec}"'):
         model = found(**args)
     if not isinstance(model, nn.Module):
         raise FxpruneError(f'"{spec}" makes no model', why=f"it returns a {type(model).__name__}, no torch.nn.Module")
@@ -111,8 +112,8 @@ def _made(spec: str, found: Any, args: Mapping[str, Any]) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Turn an error of the user's code into one that names its line; a missing module and an error of fxprune stay."""
+def _errors_with_line(what: str) -> Iterator[None]:
+    """Turns errors of the user's code into errors with its line, except missing modules and errors of fxprune."""
     try:
         yield
     except (ModuleNotFoundError, FxpruneError):
@@ -151,13 +152,13 @@ def _torchvision(name: str, args: Mapping[str, Any]) -> tuple[nn.Module, bool]:
     if "weights_backbone" in inspect.signature(builder).parameters:
         options["weights_backbone"] = None  # it would be downloaded
     made = {**options, **args}
-    return _made(f"torchvision:{name}", builder, made), made["weights"] is None
+    return _call(f"torchvision:{name}", builder, made), made["weights"] is None
 
 
 def _timm(name: str, args: Mapping[str, Any]) -> tuple[nn.Module, bool]:
     timm: Any = _library("timm")
     if not timm.is_model(name):
         raise FxpruneError(f'timm has no model "{name}"', why=nearest(name, timm.list_models()))
-    with _explained(f'"timm:{name}"'):
+    with _errors_with_line(f'"timm:{name}"'):
         model: nn.Module = timm.create_model(name, **{"pretrained": False, **args})
     return model, not args.get("pretrained", False)

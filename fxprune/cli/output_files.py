@@ -1,4 +1,4 @@
-"""Checks before the work starts: files that are read are there, files that are written can be."""
+"""Checks of files before the work starts: input files exist, and output files can be written."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from fxprune.cli.usage import UsageError
 from fxprune.errors import FileError, nearest
 
 
-def readable(path: str) -> None:
-    """Raise `FileError` where there is no such file."""
+def check_readable(path: str) -> None:
+    """Raises `FileError` if there is no such file."""
     if os.path.isdir(path):
         raise FileError(f'"{path}" is a directory', do="pass the name of a file")
     if not os.path.exists(path):
@@ -21,10 +21,10 @@ def readable(path: str) -> None:
         raise FileError(f'there is no file "{path}"', why=nearest(os.path.basename(path), sorted(names)))
 
 
-def writable(path: str, suffixes: tuple[str, ...], inputs: Iterable[str], others: Iterable[str] = ()) -> None:
-    """Raise where a file cannot be written, would replace one that is read, or has a name that says another format.
+def check_writable(path: str, suffixes: tuple[str, ...], inputs: Iterable[str], others: Iterable[str] = ()) -> None:
+    """Raises if a file cannot be written, would replace an input, or has a suffix of another format.
 
-    others: what else the command writes.
+    suffixes: the allowed ones. inputs: files that the command reads. others: other files that it writes.
     """
     suffix = os.path.splitext(path)[1]
     if suffix not in suffixes:

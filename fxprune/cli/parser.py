@@ -41,7 +41,7 @@ EXAMPLE = """example:
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """The options of a command line. Raises `UsageError`; `SystemExit` after --help and --version."""
+    """Returns the options of a command line. Raises `UsageError`, and `SystemExit` after --help and --version."""
     parsers = {name: _command(name) for name in COMMANDS}
     top = Parser(prog="fxprune", description="Structured pruning of PyTorch models.", epilog=_epilog(ABOUT))
     top.option("--version", action="version", version=f"fxprune {fxprune.__version__}, torch {torch.__version__}")
@@ -73,7 +73,7 @@ def _epilog(about: dict[str, str]) -> str:
 
 
 def _command(name: str) -> Parser:
-    """The parser of one command."""
+    """Returns the parser of one command."""
     parser = Parser(prog=f"fxprune {name}", description=ABOUT[name], epilog=CODES)
     for add in PARTS[name]:
         add(parser)
@@ -196,7 +196,7 @@ PARTS: dict[str, tuple[Callable[[Parser], None], ...]] = {
     "export": (_model, partial(_small, nargs="?"), _model_options, _export_options),
     "diff": (_plans,),
 }
-"""Command -> the functions that add its arguments and options, in the order in which its help lists them."""
+"""Command -> the functions that add its arguments and options, in the order of its help."""
 
 
 def _device(text: str) -> torch.device:

@@ -1,4 +1,4 @@
-"""The syntax of commands: argparse whose errors are those of fxprune, and the values that options take."""
+"""The syntax of commands: an argparse parser that raises errors of fxprune, and the types of options."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from fxprune.errors import FxpruneError, nearest
 
 
 class UsageError(FxpruneError, ValueError):
-    """A command that is written wrongly, whatever the model and the files are."""
+    """A command line is wrong, independently of the model and the files."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that raises `UsageError`, knows no abbreviations, and hints at the nearest option."""
+    """An `ArgumentParser` that raises `UsageError`, allows no abbreviations, and suggests the nearest option."""
 
     def __init__(self, **options: Any) -> None:
         self.known = ["--help"]
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def option(self, *names: str, **settings: Any) -> None:
-        """An argument, whose names are remembered if it is an option."""
+        """Adds an argument or option; `known` gets the names of options."""
         self.known += self.add_argument(*names, **settings).option_strings
 
     def error(self, message: str) -> NoReturn:
-        """Raise a message that argparse would print."""
+        """Raises `UsageError` with the message, which argparse would print."""
         raise UsageError(message, do=f"`{self.prog} --help` says what it takes")
 
     def refuse_unknown(self, words: Sequence[str]) -> None:
-        """Raise at a mistyped option, before its value is taken for something else."""
+        """Raises `UsageError` for an unknown option. argparse would take its value for an argument first."""
         for word in words:
             if word == "--":
                 return
@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def one_of(what: str, names: Collection[str]) -> Callable[[str], str]:
-    """The type of an option that takes one of some names.
+    """Returns the type of an option that takes one of several names.
 
     >>> one_of("importance", ("l1", "fpgm"))("fpmg")
     Traceback (most recent call last):
@@ -60,7 +60,7 @@ def one_of(what: str, names: Collection[str]) -> Callable[[str], str]:
 
 
 def integer(least: int) -> Callable[[str], int]:
-    """The type of an option that takes an integer of at least `least`."""
+    """Returns the type of an option that takes an integer of at least `least`."""
 
     def parse(text: str) -> int:
         try:
@@ -75,7 +75,7 @@ def integer(least: int) -> Callable[[str], int]:
 
 
 def tolerance(text: str) -> float:
-    """The type of an option that takes a finite number that is not negative."""
+    """Parses a finite number that is not negative."""
     try:
         number = float(text)
     except ValueError:
@@ -86,7 +86,7 @@ def tolerance(text: str) -> float:
 
 
 def share(text: str) -> tuple[str | None, float]:
-    """The type of `--ratio`: a share in [0, 1) of every group, or of those that a glob names.
+    """Parses a value of `--ratio`: a share in [0, 1) for every group, or for the groups that a glob names.
 
     >>> share("0.5"), share("layer1.*=0.25")
     ((None, 0.5), ('layer1.*', 0.25))
@@ -102,7 +102,7 @@ def share(text: str) -> tuple[str | None, float]:
 
 
 def ratio_of(shares: Sequence[tuple[str | None, float]] | None) -> float | dict[str, float] | None:
-    """Several `--ratio` as one argument of `transform`. Raises `UsageError` where they contradict each other."""
+    """Returns several `--ratio` as one argument of `transform`. Raises `UsageError` if they contradict each other."""
     if not shares:
         return None
     if len(shares) == 1 and shares[0][0] is None:
@@ -118,7 +118,7 @@ def ratio_of(shares: Sequence[tuple[str | None, float]] | None) -> float | dict[
 
 
 def literal(text: str) -> tuple[str, Any]:
-    """The type of `--arg`: a name, and a Python literal or else a text.
+    """Parses a value of `--arg`: a name, and a Python literal, or else a text.
 
     >>> literal("width=64"), literal("sizes=(1, 2)"), literal("act=relu")
     (('width', 64), ('sizes', (1, 2)), ('act', 'relu'))
@@ -132,8 +132,8 @@ def literal(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def once(what: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Pairs as a dict. Raises `UsageError` where a name occurs twice."""
+def unique_dict(what: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns pairs as a dict. Raises `UsageError` if a name occurs twice. what: the option, for the message."""
     made = dict(pairs)
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]

@@ -1,4 +1,4 @@
-"""Weights from a file into a model: every tensor of the one is one of the other, or an error says which is not."""
+"""Loading of weights from a file into a model. File and model must have the same tensors."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from fxprune.errors import FileError, nearest
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
-def put(model: nn.Module, path: str, key: str | None) -> tuple[str, ...]:
-    """Load the weights in a file into `model`, in place, all or none.
+def load_into(model: nn.Module, path: str, key: str | None) -> tuple[str, ...]:
+    """Loads all weights of a file into `model`, in place; returns notes for the user.
 
-    Tied tensors may stand in the file under one of their names. key: where in a .pt file the weights stand.
-    Returns what a reader should know. Raises `FileError` for weights of another model.
+    key: the entry of a .pt file that holds the weights. A tied tensor may have any one of its names in the file. Raises
+    `FileError`, before any change, for weights of another model.
     """
     values = _read(path, key)
     state = model.state_dict(keep_vars=True)
@@ -77,7 +77,7 @@ def _read(path: str, key: str | None) -> Mapping[str, torch.Tensor]:
 
 
 def _pickled(path: str, key: str | None) -> Mapping[str, torch.Tensor]:
-    """The tensors that `torch.load(weights_only=True)` reads, which executes nothing."""
+    """Returns the tensors in a file of `torch.save`; `weights_only=True` executes no code from the file."""
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

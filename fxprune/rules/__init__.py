@@ -1,1 +1,1 @@
-"""The old place of `fxprune.ops`, for one more release."""
+"""Deprecated names of `fxprune.ops`; they work for one more release."""

@@ -1,4 +1,4 @@
-"""The decorator `multiplies` under its old name."""
+"""The deprecated name of the decorator `fxprune.ops.multiplies`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ Function = Callable[..., Any]
 
 
 def multiplies(*operations: Any) -> Callable[[Function], Function]:
-    """The decorator `fxprune.ops.multiplies`; warns that this name goes away."""
+    """Returns `fxprune.ops.multiplies(*operations)`, and warns that this name is deprecated."""
     warnings.warn("fxprune.rules.macs.multiplies is fxprune.ops.multiplies now", DeprecationWarning, stacklevel=2)
     return ops.multiplies(*operations)

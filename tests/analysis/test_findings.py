@@ -1,4 +1,4 @@
-"""What an analysis found is a value: asking for more of it gives another value and changes nothing."""
+"""Findings are values: an operation on them gives other findings, and never changes them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Net(nn.Module):
 
 
 def answers(findings):
-    """What a caller can see of groups, reasons, locks and events."""
+    """All that a caller can see of groups, reasons, locks and events."""
     groups = [
         (g.name, g.kind, g.size, g.exact, g.reasons, [(m.parameter, m.dim, m.slots.tolist()) for m in g.members])
         for g in findings.groups
@@ -94,7 +94,7 @@ def test_what_is_locked_in_other_terms_is_free_in_the_first():
     assert terms.free(first).tolist() == terms.free(second).tolist() == before
     assert other.free(second).tolist() == before[2:]
     assert other.event(np.array(before)).tolist() == [7, 7, 0, 0]
-    assert len(terms.free(unseen)) == 4  # atoms that are made afterwards are of no concern to the others
+    assert len(terms.free(unseen)) == 4  # atoms that are made later do not change the others
     terms.lock(second, 5)
     assert other.free(second).tolist() == before[2:]
 

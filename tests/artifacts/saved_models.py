@@ -31,7 +31,7 @@ class Branch(nn.Module):
 
 
 class Leaves(nn.Module):
-    """Leaves torch on the way: smaller layers behind hooks."""
+    """Leaves torch in forward: smaller layers, with hooks."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Portable graphs: what a file holds is what the model computes, or there is no file."""
+"""Exported graphs: a file computes what the model computes, or there is no file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fxprune.artifacts import Exported, export, graph_export, onnx_file
 from fxprune.artifacts.graph_comparison import difference
 from fxprune.artifacts.graph_export import FORMATS
 from fxprune.artifacts.graph_format import Content, Format
-from fxprune.artifacts.program import Portable, evaluating
+from fxprune.artifacts.program import Portable, evaluation_copy
 from fxprune.errors import CaptureError, FileError, FxpruneError, InputError, VerificationError
 from tests.support import call, randomise, relative_error
 
@@ -53,7 +53,7 @@ class Result:
 
 
 class Cache:
-    """What no graph returns."""
+    """Outputs that no graph returns."""
 
 
 class Nested(nn.Module):
@@ -89,7 +89,7 @@ def image(batch: int = 2) -> Tensor:
 
 
 def run_file(path: Path, inputs: Any) -> list[Tensor]:
-    """What a file computes, loaded by the runtime alone."""
+    """The outputs of a file, loaded by its runtime alone."""
     if path.suffix == ".pt2":
         loaded = torch.export.load(path).module()
         with torch.no_grad():
@@ -329,7 +329,7 @@ def test_a_wrong_file_leaves_the_old_one(suffix: str, tmp_path: Path, monkeypatc
 
 
 class OneBranch(nn.Module):
-    """Computes something else for a batch of one, which no graph of a larger batch knows."""
+    """Computes something else for a batch of one, which a graph traced at a larger batch cannot show."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * 2 if x.shape[0] == 1 else x * 3
@@ -393,7 +393,7 @@ def test_export_refuses_paths_that_cannot_be_written(tmp_path: Path, monkeypatch
     def never(*_: Any) -> None:
         raise AssertionError("nothing is exported")
 
-    monkeypatch.setattr(graph_export, "evaluating", never)
+    monkeypatch.setattr(graph_export, "evaluation_copy", never)
     model, x = made(Net()), image()
     text = refusal(FileError, model, tmp_path / "small.onx", x)
     assert text == (
@@ -608,7 +608,7 @@ def test_the_bytes_that_are_compared_are_those_of_the_file(tmp_path: Path, monke
 
 
 def test_a_format_is_a_line_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A format of text that names the operators: what it holds cannot be run, which the result says."""
+    """A format that lists the operators as text; it cannot be run, and the result says so."""
 
     def write(program: Any, opset: int | None) -> Content:
         names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
@@ -650,7 +650,7 @@ def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
 
 
 def test_a_copy_knows_what_it_dropped() -> None:
-    copied = evaluating(made(Nested()))
+    copied = evaluation_copy(made(Nested()))
     assert [t.shape for t in copied.run(((), nested(2)))] == [(2, 3), (2, 6), (2,)]
     assert copied.dropped == {".hidden['cache']": "Cache", ".hidden['size']": "int"}
 

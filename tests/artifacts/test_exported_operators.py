@@ -1,4 +1,4 @@
-"""The graph of a small model is that of a model written at its widths: nothing is picked, scattered or padded there."""
+"""The graph of a small model has no operation that picks, scatters or pads channels."""
 
 from __future__ import annotations
 
@@ -146,19 +146,19 @@ MANY: dict[str, Case] = {
 
 
 def check(case: Case, folder: Path, suffixes: tuple[str, ...] = (".pt2", ".onnx")) -> None:
-    make, rungs = case
+    make, paths = case
     torch.manual_seed(0)
     model, inputs = make()
     model = randomise(model.eval(), 0)
     original = counts(model, inputs, folder, suffixes)
-    for rung in rungs:
-        small = fxprune.transform(model, inputs, ratio=0.5, path=rung)
+    for path in paths:
+        small = fxprune.transform(model, inputs, ratio=0.5, path=path)
         before, after = fxprune.record(small).params
-        assert after < before, rung
+        assert after < before, path
         ours = counts(small, inputs, folder, suffixes)
         for suffix in suffixes:
             more = ours[suffix] - original[suffix]
-            assert not more, f"{rung} {suffix}: {dict(more)} on top of {dict(original[suffix])}"
+            assert not more, f"{path} {suffix}: {dict(more)} on top of {dict(original[suffix])}"
 
 
 @pytest.mark.parametrize("name", FEW)
@@ -198,7 +198,7 @@ def test_the_count_sees_what_hooks_put_back(suffix: str, tmp_path: Path) -> None
 
 
 def breaks(model: nn.Module, inputs: Any) -> int:
-    """How many graph breaks `torch.compile` meets in a model."""
+    """The number of graph breaks that `torch.compile` meets in a model."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     with torch.no_grad(), warnings.catch_warnings():
@@ -220,14 +220,14 @@ def test_the_count_of_graph_breaks_sees_one() -> None:
 
 @pytest.mark.parametrize("name", FEW)
 def test_a_small_model_compiles_into_as_few_graphs(name: str) -> None:
-    make, rungs = FEW[name]
+    make, paths = FEW[name]
     torch.manual_seed(0)
     model, inputs = make()
     model = randomise(model.eval(), 0)
     before = breaks(model, inputs)
-    for rung in rungs:
-        small = fxprune.transform(model, inputs, ratio=0.5, path=rung)
-        assert breaks(small, inputs) <= before, rung
+    for path in paths:
+        small = fxprune.transform(model, inputs, ratio=0.5, path=path)
+        assert breaks(small, inputs) <= before, path
         if before:
             continue
         with torch.no_grad(), warnings.catch_warnings():

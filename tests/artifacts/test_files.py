@@ -1,4 +1,4 @@
-"""Files: whole or not at all, and nothing in them is taken on trust."""
+"""Files are written completely or not at all, and everything in them is checked."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_save_that_fails_in_the_middle_leaves_the_old_file(tmp_path: Path, mon
             raise OSError("no space left on device")
         return b"\x00" * tensor.numel() * tensor.element_size()
 
-    monkeypatch.setattr(layout, "raw", failing)
+    monkeypatch.setattr(layout, "raw_bytes", failing)
     with pytest.raises(OSError, match="no space left"):
         save(small, path)
     assert len(calls) == 4
@@ -226,7 +226,7 @@ def put_together(header: Any, data: Any, rest: bytes) -> bytes:
 
 
 def loaded_badly(content: bytes, folder: Path, **options: Any) -> str:
-    """What loading this file says; the model that it was loaded into is what it was."""
+    """The error of loading this file; checks that the model it was loaded into has not changed."""
     path = folder / "wrong.safetensors"
     path.write_bytes(content)
     into = seeded(Tied, 2)
@@ -422,7 +422,7 @@ def test_large_buffers_are_only_compared(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def check_mutant(content: bytes, folder: Path) -> bool:
-    """Either an error of ours, or a model of the shapes that its own plan leaves, that runs; whether it was one."""
+    """Loads a file: True if the result runs and has the shapes of its plan; False if fxprune raises its own error."""
     path = folder / "mutant.safetensors"
     path.write_bytes(content)
     into = seeded(Plain, 2)

@@ -1,4 +1,4 @@
-"""After pruning, and after loading, life goes on: training, autocast, copies, dtypes, devices, pruning again."""
+"""Small and loaded models in use: training, autocast, copies, dtypes, devices, pruning again."""
 
 from __future__ import annotations
 
@@ -117,7 +117,9 @@ def steps(model: nn.Module, x: Tensor, *, autocast: bool, count: int = 8) -> lis
     return losses
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch on its own RMSNorm there
+@pytest.mark.filterwarnings(
+    "ignore:Mismatch dtype between input and weight"
+)  # the warning of torch about its own RMSNorm
 @both
 @pytest.mark.parametrize("name", ["fx", "literal", "eager", "preserved", "hooks", "tied"])
 def test_a_small_model_is_fine_tuned_under_autocast(name: str, loaded: bool, tmp_path: Path) -> None:
@@ -145,10 +147,10 @@ def test_a_loaded_model_trains_as_the_one_that_was_saved(tmp_path: Path) -> None
 def test_copies_share_nothing_and_change_dtype_and_device(name: str, loaded: bool, tmp_path: Path) -> None:
     _, small, x = small_one(name, tmp_path, loaded, torch.float32)
     before = run(small, x)[0]
-    twin = copy.deepcopy(small)
-    assert fxprune.record(twin) == fxprune.record(small)
-    assert equal(run(twin, x)[0], before)
-    for parameter in twin.parameters():
+    clone = copy.deepcopy(small)
+    assert fxprune.record(clone) == fxprune.record(small)
+    assert equal(run(clone, x)[0], before)
+    for parameter in clone.parameters():
         nn.init.zeros_(parameter)
     assert equal(run(small, x)[0], before), "the copy shares nothing"
 

@@ -1,4 +1,4 @@
-"""Saved, loaded, and the same bit for bit: every rung, every dtype, real models, models pruned twice."""
+"""Models that are saved and loaded are equal bit for bit: every path, every dtype, real models, models pruned twice."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def test_a_deep_copy_is_saved_as_what_it_was_copied_from(path: str, tmp_path: Pa
 
 
 class ByHand(Plain):
-    """`Plain` with 40 % of its channels gone, as a person would write it."""
+    """`Plain` without 40 % of its channels, written by hand."""
 
     def __init__(self) -> None:
         super().__init__()

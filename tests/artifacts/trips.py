@@ -1,4 +1,4 @@
-"""What the tests of files share: models on every rung, and what "the same model" means, bit for bit."""
+"""Helpers of the tests of files: models for every path, and the comparison of two models, bit for bit."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune.artifacts import load, save
-from fxprune.artifacts.replay import needs_inputs
+from fxprune.artifacts.rebuild import needs_inputs
 from fxprune.planning.plan import Plan
 
 Make = Callable[[], nn.Module]
 
 
 class Attention(nn.Module):
-    """Self-attention that no symbolic tracer takes; its sizes stand in attributes."""
+    """Self-attention that cannot be traced symbolically; its sizes are attributes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Recurrent(nn.Module):
 
 
 class Plain(nn.Module):
-    """No size anywhere but in modules."""
+    """Sizes stand in modules only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ def image() -> Tensor:
 
 
 def seeded(make: Make, seed: int) -> nn.Module:
-    """A model with the numbers of this seed; those of buffers are what the model makes them."""
+    """A model whose parameters are drawn from this seed; buffers keep the values that the model gives them."""
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         model = make().eval()
@@ -121,7 +121,7 @@ def seeded(make: Make, seed: int) -> nn.Module:
 
 
 def pruned(model: nn.Module, inputs: Any, **options: Any) -> nn.Module:
-    """`transform` without a warning where nothing can go."""
+    """`transform` without the warning that nothing was removed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fxprune.NothingRemovedWarning)
         return fxprune.transform(model, inputs, **{"ratio": 0.4, **options})
@@ -139,7 +139,7 @@ def run(model: nn.Module, inputs: Any) -> list[Tensor]:
 
 
 def equal(a: Tensor, b: Tensor) -> bool:
-    """Bit for bit, NaN and the sign of zero included."""
+    """True if two tensors are equal bit for bit, NaN and the sign of zero included."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     x, y = (t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
@@ -147,13 +147,13 @@ def equal(a: Tensor, b: Tensor) -> bool:
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by all their names, those outside state_dict too."""
+    """Parameters and buffers by all their names, also those outside state_dict."""
     named = dict(model.named_parameters(remove_duplicate=False))
     return {**named, **dict(model.named_buffers(remove_duplicate=False))}
 
 
 def differences(a: nn.Module, b: nn.Module, inputs: Any) -> list[str]:
-    """Everything in which two models are not the same."""
+    """All differences between two models."""
     found = [] if type(a).__name__ == type(b).__name__ else [f"class {type(a)}, {type(b)}"]
     ours, theirs = tensors(a), tensors(b)
     found += [f"names {set(ours) ^ set(theirs)}"] if list(ours) != list(theirs) else []

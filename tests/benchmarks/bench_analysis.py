@@ -1,4 +1,4 @@
-"""What the analysis costs, in fake-tensor forwards of the same traced graph and in milliseconds per node.
+"""The time of an analysis, in fake-tensor forwards of the same traced graph and in milliseconds per node.
 
 Both are warm. The cost per node should not grow with the number of nodes.
 """

@@ -29,7 +29,7 @@ WAYS = ("eager", "torch.compile", "onnxruntime")
 
 
 class Attention(nn.Module):
-    """Self-attention as one writes it where heads are not width / num_heads wide, which no layer of torch can be."""
+    """Self-attention written for heads whose width is not width / num_heads; no layer of torch can have such heads."""
 
     def __init__(self, narrow: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What it costs to fold constants: seconds of `transform` with bias="fold" over those with bias="prune"."""
+"""The cost of folding constants: seconds of `transform` with bias="fold" over those with bias="prune"."""
 
 from __future__ import annotations
 

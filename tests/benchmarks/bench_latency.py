@@ -25,15 +25,15 @@ BATCHES = (1, 16)
 
 
 def by_hand(original: nn.Module, small: nn.Module) -> nn.Module:
-    """The original class with its layers made anew at the widths of `small`."""
-    twin = copy.deepcopy(original)
+    """The original class with new layers of the widths of `small`."""
+    clone = copy.deepcopy(original)
     for name, module in original.named_modules():
         fresh = fresh_layer(module, small.get_submodule(name) if name else small)
         if fresh is not None:
             parent, _, leaf = name.rpartition(".")
-            setattr(twin.get_submodule(parent), leaf, fresh)
-    twin.load_state_dict(small.state_dict())
-    return twin.eval()
+            setattr(clone.get_submodule(parent), leaf, fresh)
+    clone.load_state_dict(small.state_dict())
+    return clone.eval()
 
 
 def fresh_layer(old: nn.Module, new: Any) -> nn.Module | None:

@@ -59,10 +59,10 @@ def measure_one(name: str, rounds: int) -> dict[str, Any]:
     for turn in range(rounds):
         times["fxprune"].append(seconds(ours))
         if turn == 0 or name not in ONCE:
-            twin = copy.deepcopy(model)
+            clone = copy.deepcopy(model)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                times["torch-pruning"].append(seconds(lambda twin=twin: torch_pruning_step(twin, x)))
+                times["torch-pruning"].append(seconds(lambda clone=clone: torch_pruning_step(clone, x)))
     return times
 
 

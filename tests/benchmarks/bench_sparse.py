@@ -27,14 +27,14 @@ DENSITIES = (0.01, 0.05, 0.1, 0.2, 0.5)
 
 
 def cpu_seconds(function: Callable[[], Any]) -> float:
-    """How long the thread runs for one call."""
+    """The seconds that the thread runs for one call."""
     start = time.thread_time()
     function()
     return time.thread_time() - start
 
 
 def name_of(layout: str, block: int) -> str:
-    """As the tables call it."""
+    """The name in the tables."""
     return f"{layout} {block}x{block}" if block else layout
 
 

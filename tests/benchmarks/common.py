@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: models, clocks, fresh processes, tables."""
+"""Helpers of the benchmark scripts: models, clocks, fresh processes, tables."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def model_and_input(name: str, batch: int = 1) -> tuple[nn.Module, torch.Tensor]
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """How long one call takes."""
+    """The seconds of one call."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start

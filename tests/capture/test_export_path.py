@@ -53,7 +53,7 @@ def prune_exported(case: Case, **options: Any) -> tuple[Any, nn.Module]:
 
 
 class Cache:
-    """What pytree does not know."""
+    """A class that pytree does not know."""
 
 
 @dataclasses.dataclass
@@ -171,7 +171,7 @@ class Deciding(nn.Module):
         return x if x.sum() > 0 else x + 1
 
 
-def test_what_cannot_be_exported_is_said_in_four_lines(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_cannot_be_exported_gives_an_error_of_four_parts(capfd: pytest.CaptureFixture[str]) -> None:
     fast = torch.backends.mha.get_fastpath_enabled()
     with pytest.raises(fxprune.CaptureError) as caught:
         export(Deciding(), normalize(torch.randn(2, 3)))
@@ -380,11 +380,11 @@ SLOW: dict[str, Callable[[], Case]] = {
 
 
 @pytest.mark.parametrize("name", FAST)
-def test_models(name: str) -> None:
+def test_models_are_pruned_as_exported_graphs(name: str) -> None:
     prune_exported(FAST[name]())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
-def test_more_models(name: str) -> None:
+def test_more_models_are_pruned_as_exported_graphs(name: str) -> None:
     prune_exported(SLOW[name]())

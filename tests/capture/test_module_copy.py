@@ -1,4 +1,4 @@
-"""A copy of a model around other tensors: what its forward changes in itself does not reach the original."""
+"""A copy of a model around other tensors: changes that its forward makes do not reach the original."""
 
 from __future__ import annotations
 

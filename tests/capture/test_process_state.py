@@ -122,7 +122,7 @@ def test_a_piece_of_state_is_changed_once_at_a_time_and_comes_back_after_an_exce
 
 @pytest.fixture
 def unusual() -> Iterator[None]:
-    """State as a program may have set it: everything that a context manager changes is as that would set it, or odd."""
+    """State that a program may have set before: either as the context manager sets it, or unusual."""
     logger, found = logging.getLogger("torch._subclasses.fake_tensor"), state()
     gc.disable()
     logger.setLevel(logging.INFO)

@@ -83,7 +83,7 @@ def test_a_model_without_weights() -> None:
 def test_the_tensors_of_a_model_are_listed_few_times_in_a_call(
     path: str, at_most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For the model, the graph, what the user names, the result; the proof copies each module, here the whole."""
+    """Listed for the model, the graph, the names of the user, and the result; the proof copies each module."""
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
     x, listed = torch.ones(2, 3, 8, 8), Counter[str]()
     fxprune.transform(net, x, ratio=0.5, path=path)

@@ -42,7 +42,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def sets(terms: Terms, vector: Vector) -> list[frozenset[int]]:
-    """Per slot the free atoms with which it goes; empty where it cannot go."""
+    """For each slot the free atoms with which it is removed; empty where it cannot be removed."""
     made: list[set[int]] = [set() for _ in range(vector.size)]
     for column in terms.resolve(vector).columns:
         for slot, (atom, event) in enumerate(zip(column.tolist(), terms.event(column).tolist(), strict=True)):
@@ -122,7 +122,7 @@ def test_flattening_one_slot_of_many() -> None:
     one = terms.fresh(3).take(slice(0, 1))
     flat = terms.merge([one, terms.fixed(4)])
     assert flat.size == 4
-    assert sets(terms, flat) in (sets(terms, one) * 4, [frozenset()] * 4)  # it can never go, either is sound
+    assert sets(terms, flat) in (sets(terms, one) * 4, [frozenset()] * 4)  # it can never be removed, so both are right
     flat = terms.merge([one, terms.fresh(3)])
     assert flat.size == 3
 
@@ -175,7 +175,7 @@ def test_a_grid_splits_further() -> None:
 
 
 def test_two_ways_to_split_that_disagree_stay_sound() -> None:
-    """2 x 3 rows and columns, and 3 x 2 too: nothing but all together is left."""
+    """2 x 3 rows and columns, and 3 x 2 as well: then all slots can only be removed together."""
     terms = Terms()
     whole = terms.fresh(6)
     for sizes in ((2, 3), (3, 2)):
@@ -343,7 +343,7 @@ def test_the_order_of_plain_constraints_does_not_matter(constraints: list[tuple[
 
 
 class Model:
-    """A pool of vectors, made and tied by random operations, and what must hold for them ever after."""
+    """A pool of vectors, made and tied by random operations, with the constraints that must hold for them."""
 
     def __init__(self) -> None:
         self.terms = Terms()
@@ -394,7 +394,7 @@ class Model:
         self.told.append((what, made, parts))
 
     def check(self) -> None:
-        """Everything that was said still holds. The one slot of a dimension of size 1 never goes, whatever it has."""
+        """All constraints so far hold. The slot of a dimension of size 1 is never removed, whatever its atoms are."""
         every = {id(v): sets(self.terms, v) for v in self.pool}
         stuck = frozenset().union(*(s for v in self.pool if v.size == 1 for s in every[id(v)]))
 
@@ -425,7 +425,7 @@ sequences = st.lists(st.tuples(st.sampled_from(OPERATIONS), numbers, numbers, nu
 
 @given(sequence=sequences)
 @settings(QUICK, max_examples=1500)
-def test_everything_that_was_said_holds_ever_after(sequence: list[tuple[str, int, int, int]]) -> None:
+def test_every_constraint_holds_after_all_later_ones(sequence: list[tuple[str, int, int, int]]) -> None:
     model = Model()
     with time_limit(10):
         for operation in sequence:
@@ -435,7 +435,7 @@ def test_everything_that_was_said_holds_ever_after(sequence: list[tuple[str, int
 
 @given(sequence=sequences)
 @settings(QUICK, max_examples=200)
-def test_saying_it_again_changes_nothing(sequence: list[tuple[str, int, int, int]]) -> None:
+def test_repeating_a_constraint_changes_nothing(sequence: list[tuple[str, int, int, int]]) -> None:
     model = Model()
     with time_limit(10):
         for operation in sequence:
@@ -451,7 +451,7 @@ def test_saying_it_again_changes_nothing(sequence: list[tuple[str, int, int, int
 @pytest.mark.slow
 @given(sequence=sequences)
 @settings(QUICK, max_examples=50_000, derandomize=False)
-def test_everything_that_was_said_holds_many_times(sequence: list[tuple[str, int, int, int]]) -> None:
+def test_every_constraint_holds_in_many_sequences(sequence: list[tuple[str, int, int, int]]) -> None:
     model = Model()
     with time_limit(10):
         for operation in sequence:

@@ -26,7 +26,7 @@ class Net(nn.Module):
 
 
 def net(width=16):
-    print("noise on stdout")  # of the model's code; no result
+    print("noise on stdout")  # printed by the model's code; not a result
     return randomise(Net(width), int(torch.randint(1 << 30, ())))
 
 
@@ -53,7 +53,7 @@ def dead():
 
 
 def fixed():
-    """Nothing can go."""
+    """A model without channels to remove."""
     return nn.Linear(4, 3)
 
 

@@ -1,4 +1,4 @@
-"""What commands make is what the functions of the package make; in this process, where nothing is imported again."""
+"""Commands give the same results as the functions of the package. They run in this process, which saves imports."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ def test_a_module_in_the_current_directory_is_found(tmp_path, capsys, monkeypatc
     assert run(capsys, "inspect", "made_here:make", "-i", "1x3")[0] == 0
 
 
-def test_a_model_that_is_there_already(capsys):
+def test_a_module_object_is_the_model_itself(capsys):
     code, out, _ = run(capsys, "inspect", "tests.cli.models:model", "--input", "1x4")
     assert (code, out.partition(":")[0]) == (0, "Sequential")
 
@@ -336,7 +336,7 @@ def test_weights_of_another_model_are_refused(case, tmp_path, capsys):
     assert why in err
 
 
-def test_files_that_are_no_weights(tmp_path, capsys):
+def test_files_without_weights_are_refused(tmp_path, capsys):
     torch.save(models.Net(), tmp_path / "whole.pt")
     (tmp_path / "text.pt").write_text("no weights")
     torch.save([1, 2], tmp_path / "list.pth")

@@ -1,4 +1,4 @@
-"""Example inputs as words: which numbers they are, and which arguments they become."""
+"""Example inputs from words: the numbers they have, and the arguments they become."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_numbers_depend_on_the_seed_alone():
     assert torch.equal(single, double.float())
 
 
-def test_places_and_names():
+def test_inputs_by_position_and_by_name():
     assert [tensor.shape for tensor in made("1", "2", "3")] == [(1,), (2,), (3,)]
     found = made("c=3", "1", "b=2")
     assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {"a": (1,), "b": (2,), "c": (3,)}

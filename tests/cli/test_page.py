@@ -1,4 +1,4 @@
-"""docs/cli.md: every command is run, and prints what the page says. `python -m tests.cli.test_page` writes it anew."""
+"""docs/cli.md: every command is run, and prints what the page says. `python -m tests.cli.test_page` rewrites it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def printed(line):
-    """What a command prints, as in a terminal, and its exit code."""
+    """The text that a command prints, as in a terminal, and its exit code."""
     program, *words = shlex.split(line)
     assert program == "fxprune", line
     screen = io.StringIO()

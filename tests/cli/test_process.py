@@ -47,7 +47,7 @@ def test_every_exit_code(tmp_path):
     small = tmp_path / "small.safetensors"
     code, out, err = ended(started("prune", *NET, "-r", "0.5", "-o", small, "--json"))
     assert code == 0
-    told = json.loads(out)  # what the model's own code prints goes elsewhere
+    told = json.loads(out)  # text printed by the model's own code is on stderr
     assert (told["kind"], told["exact"], told["files"]["output"]) == ("record", True, str(small))
     assert told["error"] < 1e-12
     assert err.splitlines()[:3] == ["making tests.cli.models:net", "noise on stdout", "pruning"]

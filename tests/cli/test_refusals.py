@@ -1,4 +1,4 @@
-"""What is refused: the sentences, the exit code, and that nothing was written or changed."""
+"""Refused commands: the message, the exit code, and that no file was written or changed."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_wrong_usage(words, folder, capsys):
 
 
 @pytest.mark.parametrize("spec", MODELS)
-def test_models_that_are_not_there(spec, folder, capsys):
+def test_names_without_a_model_are_refused(spec, folder, capsys):
     code, err = refused(capsys, "inspect", spec, "--input", "1x3")
     assert MODELS[spec] in err
     assert code == 1
@@ -231,7 +231,7 @@ def test_an_interrupt_leaves_no_file(folder, capsys, monkeypatch):
             raise KeyboardInterrupt
         return b"\0" * tensor.nbytes
 
-    monkeypatch.setattr(safetensors_file, "raw", raw)
+    monkeypatch.setattr(safetensors_file, "raw_bytes", raw)
     before = sorted(os.listdir())
     assert main(["prune", *NET, *OUT, "-q"]) == 130
     assert capsys.readouterr() == ("", "interrupted; files that are not complete were not written\n")

@@ -205,7 +205,7 @@ class Recurrent(nn.Module):
 
 
 class Eager(nn.Module):
-    """What no tracer takes."""
+    """A forward that no tracer takes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -262,7 +262,7 @@ def test_a_plan_costs_what_the_model_costs_that_it_makes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "attention behind hooks"])
-def test_a_channel_costs_what_goes_with_it(name: str) -> None:
+def test_a_channel_costs_everything_that_is_removed_with_it(name: str) -> None:
     """Each group's first channel removed alone, and both models counted."""
     make, shape, options = CASES[name]
     model, x = make().eval(), torch.randn(shape)
@@ -285,8 +285,8 @@ def test_the_cost_of_an_analysis_is_that_of_its_first_example() -> None:
     assert fxprune.analyze(net, x, also=[torch.randn(5, 3)]).cost() == fxprune.cost(net, x)
 
 
-def test_what_locks_withhold() -> None:
-    """Of a linear layer with locked outputs all multiply-adds, of locked inputs those that read them."""
+def test_parameters_and_macs_that_locks_withhold() -> None:
+    """Locked outputs withhold all multiply-adds of a linear layer, locked inputs those that read them."""
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 5, 1)).eval()
     analysis = fxprune.analyze(net, torch.randn(2, 3, 4, 4))
     first, second = 2 * 8 * 3 * 9 * 16, 2 * 5 * 8 * 16
@@ -317,7 +317,7 @@ def test_a_plan_of_another_model_is_refused() -> None:
         analysis.cost(fxprune.Plan({"9.weight": {0: [1]}}))
 
 
-# -- what nobody counts ---------------------------------------------------------------------------------------
+# -- operations without a formula -----------------------------------------------------------------------------
 
 
 class Mixed(nn.Module):
@@ -331,7 +331,7 @@ class Mixed(nn.Module):
         return self.second(torch.fft.fft(self.first(x), dim=0).real)
 
 
-def test_what_is_not_counted_is_unknown_and_never_zero() -> None:
+def test_uncounted_operations_are_unknown_and_never_zero() -> None:
     model, x = Mixed(), torch.randn(4, 3)
     found = fxprune.cost(model, x)
     assert found.macs is None
@@ -344,7 +344,7 @@ def test_what_is_not_counted_is_unknown_and_never_zero() -> None:
     assert analysis.cost(analysis.plan(ratio=0.5)).macs is None
 
 
-def test_an_operation_that_nobody_knows_is_unknown() -> None:
+def test_an_operation_without_a_formula_is_unknown() -> None:
     found = fxprune.cost(Run(torch.linalg.inv_ex), torch.randn(3, 3))
     assert found.macs is None
     assert found.uncounted == ("aten::linalg_inv_ex in the model",)
@@ -412,7 +412,7 @@ def test_inside_a_module_with_a_rule_of_its_own_only_the_original_is_known() -> 
     assert [c.macs for c in per_channel(analysis)] == [None]
 
 
-def test_images_of_the_generated_networks() -> None:
+def test_a_plan_of_a_generated_network_of_images_costs_what_its_model_costs() -> None:
     """Convolutions of the generator, several seeds of its variants."""
     for pick in range(6):
         program = Program(4, (Step("conv", 6, pick), Step("norm"), Step("act", 2, pick)), 0, 5, pick)

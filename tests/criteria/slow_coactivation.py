@@ -1,4 +1,4 @@
-"""Slow ways to count coactivations and to correlate, each by another idea: references of tests and benchmarks.
+"""Slow methods to count coactivations and to correlate: references of tests and benchmarks.
 
 `single_units`, `stacked_units` and `brute_force` are the three methods of the notes that the dynamic layers go back to,
 with padding, dilation, groups and any number of dimensions added. Each is built for a convolution and then called with

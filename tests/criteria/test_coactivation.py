@@ -1,4 +1,4 @@
-"""Coactivation as an importance: scores by hand, and the channels that go are the least active ones."""
+"""Coactivation as an importance: scores by hand, and removal of the least active channels."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_a_layer_called_with_no_token_counts_nothing():
     assert set(importance.rates) == {"experts.0.weight"}
 
 
-def test_refusals():
+def test_wrong_arguments_are_refused():
     model, data = net(), batches()
     with pytest.raises(PlanError, match="ReLU has no linear layer and no convolution to count in"):
         coactivation_importance(nn.ReLU(), data)

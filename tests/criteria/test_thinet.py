@@ -403,7 +403,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("loader", "options", "kind", "message"), REFUSED, ids=[r[3][:40] for r in REFUSED])
-def test_refused(loader, options, kind, message):
+def test_wrong_arguments_are_refused(loader, options, kind, message):
     with pytest.raises(kind) as caught:
         thinet_importance(Residual().double(), loader, **options)
     assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""Folded constants against the original whose layers put out zeros, by hooks, and nothing else."""
+"""Folded constants, compared with the original whose layers give zeros by hooks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def difference(a: Tensor, b: Tensor) -> float:
 
 
 def output_masked(net: nn.Module, zeroed: Any) -> nn.Module:
-    """A copy whose layers put out their bias alone at what is gone: forward hooks, no parameter is touched."""
+    """A copy whose forward hooks replace removed outputs of layers by their bias; parameters stay as they are."""
     hooked = copy.deepcopy(net)
     for name, dims in zeroed.items():
         layer = hooked.get_submodule(name.rpartition(".")[0])

@@ -135,7 +135,7 @@ def _exact(result: dict[str, Any], model: nn.Module, inputs: Any, original: Any)
     result["seconds"] = time.perf_counter() - started
     made = fxprune.record(small)
     result["path"] = made.path
-    result["why_not"] = {rung: str(why)[:500] for rung, why in (getattr(made, "why_not", None) or {}).items()}
+    result["why_not"] = {path: str(why)[:500] for path, why in (getattr(made, "why_not", None) or {}).items()}
     result["own_error"] = made.error
     result["removed"] = 1 - sum(p.numel() for p in small.parameters()) / result["params"]
     reference_model = fxprune.masked(model, made.removed)

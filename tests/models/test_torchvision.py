@@ -1,4 +1,4 @@
-"""Every classification model of torchvision that is not a transformer: 30 % of every group go, at random.
+"""Every classification model of torchvision that is not a transformer: 30 % of every group are removed, at random.
 
 The other models of torchvision, and a harness that runs all with less detail, are in `test_zoo.py`.
 
@@ -76,8 +76,8 @@ def test_equals_the_masked_original(subject: Subject) -> None:
     with torch.no_grad():
         reference = fxprune.masked(model, fxprune.record(small).removed)(x)
         assert relative_error(small(x), reference) < TOLERANCE
-        assert relative_error(model(x), reference) > 1e-3  # what was removed mattered
-        assert relative_error(reference[1], reference[0]) > 1e-4  # and so does what is left
+        assert relative_error(model(x), reference) > 1e-3  # the removed channels mattered
+        assert relative_error(reference[1], reference[0]) > 1e-4  # and so do the kept ones
 
 
 def test_equals_its_reference_with_every_group(subject: Subject) -> None:
@@ -223,7 +223,7 @@ def largest_groups(analysis: fxprune.Analysis) -> dict[tuple[str, int], Any]:
 def layer_widths(
     before: nn.Conv2d | nn.Linear, after: Any, largest: dict[tuple[str, int], Any], name: str
 ) -> list[tuple[str, int, int, Any]]:
-    """Of each width of a layer: its name, its old and new value, and the sizes of the groups that decide it."""
+    """Yields for each width of a layer: its name, its old and new value, and the sizes of its groups."""
     none = [np.zeros(size, dtype=np.int64) for size in before.weight.shape[:2]]
     out, per_block = (largest.get((f"{name}.weight", dim), none[dim]) for dim in (0, 1))
     if isinstance(before, nn.Linear):

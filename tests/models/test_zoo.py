@@ -40,7 +40,7 @@ KNOWN = {"timm/gmlp_ti16_224": "every group passes a layer norm, so that with ex
 
 
 @pytest.mark.parametrize("key", REPRESENTATIVE)
-def test_representative(key: str) -> None:
+def test_one_small_model_of_a_family(key: str) -> None:
     family = key.split("/")[0]
     result = measure.measure(zoo.entries(family)[key])
     assert good(result) == (key not in KNOWN), json.dumps(result, indent=1)
@@ -48,7 +48,7 @@ def test_representative(key: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", list(zoo.FAMILIES))
-def test_family(family: str, tmp_path: Path) -> None:
+def test_all_models_of_a_family(family: str, tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     main([family, "--jobs", "1", "--results", str(results), "--output", ""])
     bad = {key: result for key, result in read(results).items() if not good(result)}
@@ -121,7 +121,7 @@ def test_a_wrong_small_model_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> N
     assert not good(result)
 
 
-def test_a_model_of_which_nothing_goes_does_not_pass() -> None:
+def test_a_model_that_loses_no_channel_does_not_pass() -> None:
     entry = zoo.Entry("torch.nn", "one", lambda: zoo.ready(nn.Linear(4, 3), (zoo.numbers(2, 4),)))
     result = measure.measure(entry)
     assert result["removed"] == 0

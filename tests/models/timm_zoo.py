@@ -1,6 +1,6 @@
 """The smallest registered model of every architecture family of timm, a family being a file of `timm.models`.
 
-`python -m tests.models.timm_zoo` computes the choice anew (minutes) and prints it; a family that the table below
+`python -m tests.models.timm_zoo` computes the choice again (minutes) and prints it; a family that the table below
 does not know, or whose model is gone, is computed when it is asked for.
 """
 

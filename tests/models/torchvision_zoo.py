@@ -85,7 +85,7 @@ SEGMENTATION = (
 
 
 def smaller(module: Any, name: str, replaced: Mapping[str, Any]) -> Any:
-    """In here a class of this module is instantiated with some of its arguments replaced."""
+    """Replaces some arguments of a class of this module while the context lasts."""
     cls = getattr(module, name)
     return mock.patch.object(module, name, lambda *args, **kwargs: cls(*args, **{**kwargs, **replaced}))
 

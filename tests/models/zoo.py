@@ -71,6 +71,6 @@ def ids(high: int, *shape: int) -> torch.Tensor:
 
 
 def ready(model: nn.Module, inputs: Any) -> tuple[nn.Module, Any]:
-    """The model in evaluation mode and float64 with numbers that agree with nothing by accident."""
+    """The model in evaluation mode and float64, with random numbers that hide no error."""
     model = randomise(model.double().eval(), SEED, weights=True)
     return calibrate(model, inputs, SEED), inputs

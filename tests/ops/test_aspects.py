@@ -121,17 +121,17 @@ def calls() -> dict[str, list[Call]]:
 
 
 def counts(call: Call) -> bool:
-    """Whether an integer argument counts a dimension that is not fixed."""
+    """True if an integer argument counts a dimension that is not fixed."""
     return any(not vector.fixed for vectors in call.counts.values() for vector in vectors)
 
 
 def positions(call: Call) -> bool:
-    """Whether an argument is a position in a dimension that is not fixed."""
+    """True if an argument is a position in a dimension that is not fixed."""
     return any(not vector.fixed for _, _, vector in call.positions)
 
 
 def keeps_width(call: Call) -> bool:
-    """Whether a statistic changes with the width alone, so that it could go on counting the original one."""
+    """True if a statistic depends on the width alone, so that it could still count the original one."""
     return bool(call.widths)
 
 
@@ -148,7 +148,7 @@ PROBES: tuple[tuple[str, Callable[[Call], bool]], ...] = (
 
 
 @pytest.mark.parametrize(("name", "test"), PROBES)
-def test_no_row_needs_what_an_operation_lacks(name: str, test: Callable[[Call], bool]) -> None:
+def test_no_row_of_the_table_needs_an_absent_aspect(name: str, test: Callable[[Call], bool]) -> None:
     assert contradictions(ASPECTS[name], test) == []
 
 
@@ -204,7 +204,7 @@ def test_a_false_absence_is_found(
     assert contradictions(ASPECTS[name], test) == [operation]
 
 
-def test_what_is_there_cannot_be_said_to_be_absent() -> None:
+def test_an_aspect_that_exists_cannot_be_declared_absent() -> None:
     with pytest.raises(RuleError, match="sizes of aten::convolution cannot be absent"):
         absent("aten::convolution", sizes="for the test")
     with pytest.raises(RuleError, match="sizes of aten::relu cannot be absent"):
@@ -239,7 +239,7 @@ def test_old_names_of_the_decorators_warn_and_register(monkeypatch: pytest.Monke
     del aspects.SIZES.keys["old_method"], aspects.SIZES.keys["aspectstest::old"]
 
 
-def test_what_an_extension_needs_is_public() -> None:
+def test_the_names_that_extensions_need_are_public() -> None:
     aspects_of_operations = (
         "absent depends multiplies reads reads_constants recounts repositions resizes respells".split()
     )

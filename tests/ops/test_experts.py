@@ -1,4 +1,4 @@
-"""Mixtures of experts: whole experts go with their row of the router, positions of the hidden width go inside them."""
+"""Mixtures of experts: whole experts are removed with their row of the router, or positions of their hidden width."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ ROUTES = ("by_index", "by_one_hot", "by_scatter", "by_gather")
 
 @pytest.mark.parametrize("path", ["fx", "eager", "export"])
 @pytest.mark.parametrize("route", ROUTES)
-def test_whole_experts_go_with_their_row_of_the_router(route: str, path: str) -> None:
+def test_whole_experts_are_removed_with_their_row_of_the_router(route: str, path: str) -> None:
     model, x = mixture(route)
     analysis = fxprune.analyze(model, x, path=path)
     (group,) = [g for g in analysis.groups if len(g) == EXPERTS]
@@ -96,7 +96,7 @@ def test_whole_experts_go_with_their_row_of_the_router(route: str, path: str) ->
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_the_hidden_width_of_experts_goes_exactly(route: str) -> None:
+def test_the_hidden_width_of_experts_is_pruned_exactly(route: str) -> None:
     model, x = mixture(route)
     small = fxprune.transform(model, x, ratio=0.3, exact=True)
     removed = fxprune.record(small).removed
@@ -106,14 +106,14 @@ def test_the_hidden_width_of_experts_goes_exactly(route: str) -> None:
 
 
 @pytest.mark.parametrize(("route", "why"), [("as_numbers", "used as numbers"), ("compared", "compared with other")])
-def test_positions_that_are_used_as_numbers_hold_the_experts(route: str, why: str) -> None:
+def test_positions_that_are_used_as_numbers_lock_the_experts(route: str, why: str) -> None:
     model, x = mixture(route)
     analysis = fxprune.analyze(model, x)
     assert not any(len(group) == EXPERTS for group in analysis.groups)
     assert any(why in locked.event.why and ("router.weight", 0) in locked.slots for locked in analysis.locked)
 
 
-def test_as_many_stay_as_are_chosen() -> None:
+def test_as_many_experts_stay_as_the_router_chooses() -> None:
     model, x = mixture("by_index")
     small = fxprune.transform(model, x, ratio=0.99)
     assert small.get_submodule("router").out_features == CHOSEN
@@ -123,7 +123,7 @@ def test_as_many_stay_as_are_chosen() -> None:
         fxprune.transform(model, x, masks={"router": keep})
 
 
-def test_the_helper_sees_another_expert() -> None:
+def test_the_comparison_of_experts_can_fail() -> None:
     model, x = mixture("by_index")
     small = fxprune.transform(model, x, masks={"router": torch.arange(EXPERTS) != 1})
     wrong = without(model, x, [2], model.by_index)

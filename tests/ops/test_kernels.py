@@ -1,8 +1,8 @@
-"""Kernels that do the work of many operations: their rules claim what the parts claim, and the parts have the rows.
+"""Kernels that do the work of many operations: their rules must claim the same as the rules of the parts.
 
-Every dimension of every tensor that enters is open. What is tied, what is held and what is marked must be the same
-for the kernel and for the same computation written out; most of these kernels run on devices that are not here, so
-that they are only ever asked for shapes.
+Every dimension of every input is open. Ties, locks and marks must be the same for the kernel and for the same
+computation written out. Most of these kernels run on devices that this machine lacks, so that only their shapes are
+computed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Shapes = Sequence[tuple[int, ...]]
 
 
 class Claims:
-    """What the rules say of a function of tensors, names of atoms apart."""
+    """The claims of the rules about a function of tensors, without the names of atoms."""
 
     def __init__(self, function: Callable[..., Any], shapes: Shapes, device: str = "cpu") -> None:
         self.terms, mode = Terms(), FakeTensorMode(allow_non_fake_inputs=True)
@@ -126,7 +126,7 @@ def test_attention_is_two_products_and_a_softmax(name: str) -> None:
     assert len(marked) == shapes[1][2], "the keys are marked, and nothing else"
 
 
-def test_attention_tells_what_is_summed_that_is_not_zero() -> None:
+def test_attention_reports_sums_over_values_that_are_not_zero() -> None:
     def marked(function: Callable[..., Any]) -> int:
         return len(Claims(function, (Q, K, K))()[2])
 
@@ -136,7 +136,7 @@ def test_attention_tells_what_is_summed_that_is_not_zero() -> None:
     assert marked(lambda q, k, v: attend(q.cos(), k.cos(), v)) == K[2] + K[3]
 
 
-def test_attention_without_a_kernel_takes_itself_apart() -> None:
+def test_attention_without_a_kernel_has_the_rule_of_its_parts() -> None:
     kernels = Claims(
         lambda q, k, v, b: ATEN._scaled_dot_product_fused_attention_overrideable(q, k, v, b), (Q, K, V, BIAS)
     )
@@ -161,7 +161,7 @@ def parameters(
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize(("mode", "outputs"), [(0, 0), (1, 0), (2, 0), (2, 3), (3, 0)])
-def test_all_layers_at_once_are_the_layers(
+def test_a_kernel_of_all_layers_equals_layer_by_layer(
     mode: int, layers: int, directions: int, outputs: int, batch_first: bool
 ) -> None:
     gates, hidden, stacked = (1, 1, 4, 3)[mode], 5, layers * directions
@@ -186,7 +186,7 @@ def test_all_layers_at_once_are_the_layers(
     assert Claims(at_once, shapes)(1 + len(states)) == Claims(one_by_one, shapes)(1 + len(states))
 
 
-def test_weights_in_one_buffer_are_held() -> None:
+def test_weights_in_one_buffer_are_locked() -> None:
     def with_buffer(x: Any, h: Any, *w: Any) -> Any:
         return ATEN._cudnn_rnn(x, list(w[:4]), 4, w[4], h, h, 2, 5, 0, 1, False, 0.0, False, False, [], None)[:1]
 
@@ -200,7 +200,7 @@ def lstm_cell(x: Any, z: Any, c: Any, b: Any, d: Any) -> Any:
     return o.sigmoid() * cell.tanh(), cell
 
 
-def test_a_fused_cell_is_its_gates() -> None:
+def test_a_fused_cell_has_the_rule_of_its_gates() -> None:
     four = [(2, 20), (2, 20), (2, 5), (20,), (20,)]
     assert Claims(ATEN._thnn_fused_lstm_cell, four)(2) == Claims(lstm_cell, four)(2)
 
@@ -249,15 +249,15 @@ def members(net: nn.Module) -> dict[Any, Any]:
 
 
 @pytest.mark.parametrize("name", [n for n in LAYERS if n != "LSTM with projections"])
-def test_the_layer_kernel_is_the_steps(name: str) -> None:
-    """In single precision a CPU has a kernel for a whole layer of an LSTM, in double precision it has not."""
+def test_a_kernel_of_a_layer_equals_step_by_step(name: str) -> None:
+    """A CPU has a kernel for a whole layer of an LSTM in single precision, and none in double precision."""
     net, _ = recurrent(name)
     assert members(net) == members(net.double())
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_smaller_layer_made_by_hand_is_the_zeroed_one(name: str) -> None:
-    """The units of a group that went to zero everywhere: the layer of the rest, made by hand, computes the same."""
+    """A layer without the units of a group, made by hand, equals the layer with these units set to zero."""
     net, make = recurrent(name)
     net.double()
     x = torch.randn(4, 2, 3, dtype=torch.float64)
@@ -329,7 +329,7 @@ def test_a_mask_locks_what_it_covers_and_lets_the_rest_through() -> None:
     assert picked.shape == (3, int(mask.sum()), 6)
 
 
-def test_assertions_hold_nothing() -> None:
+def test_assertions_lock_no_channel() -> None:
     def checked(x: Any) -> Any:
         ATEN._assert_tensor_metadata(x, dtype=x.dtype)
         ATEN._assert_async(x.sum() > 0)

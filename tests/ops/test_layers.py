@@ -44,7 +44,7 @@ LAYERS: dict[str, tuple[nn.Module, tuple[Any, ...], int]] = {
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_slot_of_the_output_dimension_decides_its_own_outputs_only(name: str) -> None:
-    """In grouped layers a slot of a transposed weight stands for one output of every group."""
+    """A slot of a transposed weight with groups stands for one output of every group."""
     layer, inputs, result_dim = LAYERS[name]
     layer = layer.double()
     weight: Any = layer.weight

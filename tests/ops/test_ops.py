@@ -152,7 +152,7 @@ def moved_slots(case: OpCase, op: nn.Module, inputs: Sequence[torch.Tensor]) -> 
 
 
 def claimed(case: OpCase, op: nn.Module, inputs: Sequence[torch.Tensor]) -> tuple[Any, Any, set[int]]:
-    """By the rules: the free atoms of every slot of the input's and of the result's channel axis, and the marked."""
+    """The claims of the rules: the free atoms of every slot of both channel axes, and the marked atoms."""
     terms, faker = Terms(), Faker()
     observer = Observer(terms, Scopes(op))
     for tensor in [*op.parameters(), *op.buffers()]:
@@ -209,7 +209,7 @@ def test_a_rule_ties_the_slots_that_move_together(case: OpCase) -> None:
 
 
 def check_shrink(case: OpCase, seed: int) -> None:
-    """The channels go, everywhere they should, and the small model computes what it must."""
+    """The channels are removed everywhere they should be, and the small model equals the reference."""
     net, x = built(case, seed)
     untouched = copy.deepcopy(net.state_dict())
     exact = case.expect == "exact"
@@ -255,12 +255,12 @@ def test_a_layer_built_from_its_printed_numbers_computes_the_same(case: OpCase) 
     net, x = built(case)
     small = fxprune.transform(net, x, ratio=0.4, importance="random", seed=0, verify=False)
     op = small.get_submodule("op")
-    twin = eval(repr(op), {**vars(nn), **WORDS}).double().train(case.train)
-    twin.load_state_dict(op.state_dict(), strict=True)
+    clone = eval(repr(op), {**vars(nn), **WORDS}).double().train(case.train)
+    clone.load_state_dict(op.state_dict(), strict=True)
     seen: list[torch.Tensor] = []
     op.register_forward_hook(lambda module, given, made: seen.extend((*given, made)))
     run(small, [x])
-    assert torch.equal(run(twin, seen[:1]), seen[1])
+    assert torch.equal(run(clone, seen[:1]), seen[1])
 
 
 def test_squeeze_keeps_a_channel_axis_that_becomes_one() -> None:
@@ -351,7 +351,7 @@ def test_transfer_sees_an_unmarked_statistic(pretend: Callable[[str], None]) -> 
         check_transfer(BY_NAME["softmax over the channels"])
 
 
-def test_transfer_sees_caution() -> None:
+def test_transfer_sees_a_needless_tie() -> None:
     cautious = BY_NAME["slice, every second, from one"]
     with pytest.raises(AssertionError, match="tied though i does not move j"):
         check_transfer(dataclasses.replace(cautious, ties=""))

@@ -1,4 +1,4 @@
-"""Plans as files and as values: what is written, what is refused, two in one, and where two differ."""
+"""Plans as files and as values: the text of the file, refusals, combination and difference of two plans."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_the_fingerprint_knows_no_weights_dtype_device_or_batch() -> None:
 
 @pytest.mark.parametrize("name", ["Residual", "Concat", "GroupedConv", "Depthwise", "SqueezeExcite", "TiedWeights"])
 def test_the_fingerprint_does_not_depend_on_the_path(name: str) -> None:
-    """Which channels are numbered how differs between walks; what goes together does not."""
+    """The numbers of channels differ between walks; the slots that are removed together do not."""
     make, shape = NETWORKS[name]
     plans = [
         fxprune.analyze(make().eval(), torch.randn(shape), path=path).plan(ratio=0.5, importance=lambda g: -g_order(g))
@@ -221,7 +221,7 @@ def test_a_plan_for_another_architecture_is_refused_with_the_first_difference(
 
 
 def test_channels_coupled_in_another_way_are_refused_though_they_could_be_removed() -> None:
-    """In the plan's model channels 3 and 7 go as a pair; in the other one each goes alone."""
+    """Channels 3 and 7 are removed together in the plan's model, and each alone in the other one."""
     masks = {"conv": torch.tensor([True, True, True, False, True, True, True, False])}
     plan = fxprune.analyze(seeded(Joined, 1), image()).plan(masks=masks)
     assert plan.removed["conv.weight"] == {0: [3, 7]}
@@ -527,7 +527,7 @@ def mutated(data: Any, choose: random.Random, value: Any) -> Any:
 
 
 def check_mutant(text: bytes, folder: Path) -> None:
-    """Either it is refused by an error of ours, or it is a plan that says again what it says."""
+    """Checks that a text is refused by an error of fxprune, or is a plan that is written as the same text again."""
     path = folder / "mutant.json"
     path.write_bytes(text)
     try:

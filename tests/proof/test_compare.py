@@ -22,7 +22,7 @@ FINE = torch.tensor([1.0, 2.0])
 @pytest.mark.parametrize("small", [[NAN, FINE], [FINE, NAN]])
 @pytest.mark.parametrize("reference", [[FINE, FINE], [NAN, FINE], [FINE, NAN], [NAN, NAN]])
 def test_a_difference_that_is_no_number_is_an_error(small: list[Tensor], reference: list[Tensor]) -> None:
-    """Wherever it stands: the maximum of 0.0 and NaN is 0.0."""
+    """NaN counts wherever it stands; a plain maximum of 0.0 and NaN would be 0.0."""
     assert relative_error(small, reference) == math.inf
     assert relative_error(reference, small) == math.inf
 

@@ -1,4 +1,4 @@
-"""What the tests of pruners share: a pruner that prunes what it is told, and the function that it should leave."""
+"""Helpers of the tests of pruners: a pruner of given outputs, and the function that the pruned model should compute."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which layers a config means, and what is refused, before anything is changed."""
+"""Configs: the layers that they name, and refusals before any change."""
 
 from __future__ import annotations
 

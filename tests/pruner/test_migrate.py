@@ -1,4 +1,4 @@
-"""Masks of other pruners, and models freed from their machinery."""
+"""Masks of other pruners, and copies of models without the hooks and parametrizations of these pruners."""
 
 from __future__ import annotations
 

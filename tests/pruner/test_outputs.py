@@ -1,4 +1,4 @@
-"""The set of pruned outputs is a set, and lives in the mask."""
+"""The set of pruned outputs behaves like a set, and is stored in the mask."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fxprune.errors import PlanError
 from fxprune.pruner import OriginalOutputs, PruningParametrization, ZeroesParametrization
 
 
-def test_it_does_what_a_set_does():
+def test_pruned_outputs_behave_like_a_set():
     """The same random operations on both, and the mask, the kept positions and the set agree after each."""
     param, reference = PruningParametrization(20), set()
     operations = {

@@ -1,4 +1,4 @@
-"""Prepare, step, squash: what a pruned model computes, trains, saves and leaves behind."""
+"""Prepare, step and squash: outputs, training, saved state, and the model afterwards."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_attributes_that_torch_ao_users_know_are_there():
 
 
 def test_a_mask_written_by_update_mask_itself_counts():
-    """As pruners for torch.ao do: mask.data[rows] = False."""
+    """Writes the mask as pruners for torch.ao do: mask.data[rows] = False."""
     net = nn.Sequential(nn.Linear(4, 6))
 
     class Writer(BasePruner):
@@ -211,19 +211,19 @@ def test_a_state_dict_that_prunes_all_is_refused():
 def test_a_deep_copy_is_on_its_own():
     net, x = small_resnet(), torch.randn(2, 3, 6, 6, dtype=torch.float64)
     pruner = prepared(net, {("stem", "norm"): [0, 1], ("block1.conv1", "block1.bn1"): [5]})
-    before, twin = net(x), copy.deepcopy(net)
-    assert relative_error(twin(x), before) == 0.0
-    twin.stem.parametrizations.weight[0].pruned_outputs.update([2, 3, 4])
-    changed = twin(x)
+    before, clone = net(x), copy.deepcopy(net)
+    assert relative_error(clone(x), before) == 0.0
+    clone.stem.parametrizations.weight[0].pruned_outputs.update([2, 3, 4])
+    changed = clone(x)
     assert relative_error(changed, before) > 1e-3
     assert relative_error(net(x), before) == 0.0
-    assert twin.norm.weight[[2, 3, 4]].abs().max() == 0, "the copied batch norm follows the copied convolution"
+    assert clone.norm.weight[[2, 3, 4]].abs().max() == 0, "the copied batch norm follows the copied convolution"
     pruner.squash_mask()
     assert relative_error(net(x), before) < EXACT
-    assert relative_error(twin(x), changed) == 0.0
+    assert relative_error(clone(x), changed) == 0.0
     with torch.no_grad():
         net.stem.weight.fill_(7.0)
-    assert relative_error(twin(x), changed) == 0.0
+    assert relative_error(clone(x), changed) == 0.0
 
 
 def test_pruned_layers_run_in_half_precision_and_under_autocast():

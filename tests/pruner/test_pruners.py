@@ -1,4 +1,4 @@
-"""The pruners that are ready to use: which outputs go, how many, and when."""
+"""The ready pruners: which outputs they prune, how many, and when."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_the_lowest_scores_are_pruned_and_stay_pruned(kind, make, dim):
 
 
 def test_geometric_median_and_norms_rank_differently():
-    """Filters in a cluster far from zero go before a small one that stands alone."""
+    """Filters in a cluster far from zero are pruned before a small one that stands alone."""
     layer = nn.Linear(2, 5)
     layer.weight.data = torch.tensor([[5.0, 5.0], [5.0, 5.1], [5.1, 5.0], [5.2, 5.2], [0.1, 0.0]])
     found = {}
@@ -127,7 +127,7 @@ def test_random_pruning_repeats_with_a_seed():
         assert sum(found[-1]) == 20
     assert found[0] == found[1] != found[2]
     pruner.step()
-    assert pruner.masks()["0"].tolist() == found[2], "what is pruned stays pruned, nothing is drawn anew"
+    assert pruner.masks()["0"].tolist() == found[2], "pruned outputs stay pruned, and no output is drawn again"
 
 
 def test_taylor_sums_weight_times_gradient():

@@ -1,4 +1,4 @@
-"""Graphs of layers and of groups: edges by what really depends on what, text for Graphviz that can be read back."""
+"""Graphs of layers and of groups: edges are real dependences, and the text for Graphviz has the same graph."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ EDGES = {
 
 @pytest.mark.parametrize("make", [Written, NoTrace])
 @pytest.mark.parametrize("path", ["eager", "export", "hooks"])
-def test_layers_whatever_the_way(make: type[nn.Module], path: str) -> None:
+def test_the_graph_of_layers_is_the_same_on_every_path(make: type[nn.Module], path: str) -> None:
     analysis = fxprune.analyze(make().eval(), (torch.randn(2, 3), torch.ones(2, 4)), path=path)
     made = analysis.to_networkx()
     assert set(made.edges) == EDGES
@@ -67,7 +67,7 @@ def test_the_flow_has_inputs_outputs_and_joins() -> None:
 
 
 def depends(model: nn.Module, x: Tensor, before: str, after: str) -> bool:
-    """Whether the input of one layer changes with the output of the other: by running it."""
+    """True if the input of one layer changes with the output of the other, when the model runs."""
     seen: list[Tensor] = []
     moved = False
 
@@ -88,8 +88,8 @@ def depends(model: nn.Module, x: Tensor, before: str, after: str) -> bool:
 
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ("TiedWeights", "SharedModule")])
-def test_a_way_in_the_graph_is_a_dependence_of_numbers(name: str) -> None:
-    """Of any two layers: the one's output changes the other's input exactly if a way leads there."""
+def test_layers_are_connected_exactly_where_their_numbers_depend_on_each_other(name: str) -> None:
+    """The output of one layer changes the input of another exactly if the graph leads from the one to the other."""
     make, shape = NETWORKS[name]
     torch.manual_seed(1)
     model, x = make().double().eval(), torch.randn(shape, dtype=torch.float64)

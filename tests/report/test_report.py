@@ -61,7 +61,7 @@ REPORTS = {"analysis": analysis, "record": record}
 
 
 def written(name: str, format: str) -> str:
-    """A report without what moves: directories and lines of source files."""
+    """A report without the directories and lines of source files, which change."""
     text = REPORTS[name]().report(format=format)
     text = re.sub(r'"file": "[^"]*/', '"file": "', text)
     text = re.sub(r'"line": \d+', '"line": 0', text)
@@ -250,7 +250,7 @@ def test_figures_of_an_analysis() -> None:
     assert roles["scale", 0] == "raw"
 
 
-def test_figures_of_what_is_locked() -> None:
+def test_figures_of_locked_channels() -> None:
     found = {row["operation"]: row for row in json.loads(analysis().report(format="json"))["locked"]}
     sort = found["aten::sort"]
     assert (sort["macs"], pathlib.Path(sort["file"]).name) == (2 * 8 * 12, "test_report.py")
@@ -277,7 +277,7 @@ def test_figures_of_a_record() -> None:
     assert found["why_not"] == {}
 
 
-def test_a_record_says_which_way_was_taken_and_how_it_was_proven() -> None:
+def test_a_record_says_which_path_was_taken_and_how_it_was_proven() -> None:
     class NoTrace(Blocks):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) if len([*x.shape]) == 2 else x
@@ -303,7 +303,7 @@ def test_a_record_that_was_not_counted_says_unknown() -> None:
     assert json.loads(made.report(format="json"))["macs"] == {"before": None, "after": None}
 
 
-def test_what_is_not_counted_is_said() -> None:
+def test_the_report_names_operations_that_are_not_counted() -> None:
     class Transform(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -319,7 +319,7 @@ def test_what_is_not_counted_is_said() -> None:
     assert (found["macs"], found["macs_at_least"], found["uncounted"]) == (None, 96, ["aten::_fft_r2c in the model"])
 
 
-def test_nothing_to_remove_is_said() -> None:
+def test_the_report_says_that_no_channel_can_be_removed() -> None:
     text = fxprune.analyze(nn.Linear(3, 2), torch.randn(1, 3)).report()
     assert "no removable channels" in text
     assert "0 channels in 0 groups" in text

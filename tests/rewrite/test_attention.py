@@ -115,7 +115,7 @@ def test_dropout_draws_the_same_numbers(need_weights: bool) -> None:
     assert relative_error(ours(x, x, x)[0], ours.eval()(x, x, x)[0]) > 1e-3
 
 
-def test_what_torch_refuses_is_refused() -> None:
+def test_arguments_that_torch_refuses_are_refused() -> None:
     ours, x = widened(layer()), torch.randn(L, N, E, dtype=torch.float64)
     with pytest.raises(RuntimeError, match="give the mask too"):
         ours(x, x, x, is_causal=True)
@@ -146,7 +146,7 @@ def use_of(kept: dict[str, dict[int, Any]]) -> Use:
 def slots(
     original: nn.MultiheadAttention, heads: list[int], q: list[int], v: list[int], embed: list[int]
 ) -> dict[str, dict[int, Any]]:
-    """Which slots of each parameter are left, by name, when these heads, positions and embedding columns are."""
+    """Returns the kept slots of each parameter, if these heads, positions and embedding columns are kept."""
 
     def grid(positions: list[int]) -> Any:
         return np.outer(np.isin(range(H), heads), np.isin(range(D), positions)).ravel()
@@ -225,7 +225,7 @@ def test_a_cut_layer_computes_what_the_masked_one_does(name: str, options: dict[
                 assert relative_error(weights, averaged) < 1e-12
 
 
-def test_what_torch_can_express_stays_what_it_was() -> None:
+def test_a_layer_that_torch_can_express_keeps_its_class() -> None:
     original = layer()
     kept = slots(original, [0, 2], ALL_D, ALL_D, [0, 1, 2, 5, 6, 7, 9, 11])
     small = cut(original, kept)
@@ -289,9 +289,9 @@ def test_it_is_copied_pickled_and_loaded() -> None:
     small, _ = small_layer()
     x = torch.randn(N, L, E, dtype=torch.float64)
     expected = small(x, x, x)
-    for twin in (copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
-        assert type(twin) is MultiheadAttention
-        assert relative_error(twin(x, x, x), expected) == 0
+    for clone in (copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
+        assert type(clone) is MultiheadAttention
+        assert relative_error(clone(x, x, x), expected) == 0
     fresh = cut(layer(seed=5, batch_first=True), slots(small_original(), [0, 2], [0, 1, 3], [0, 1], ALL_E))
     assert relative_error(fresh(x, x, x), expected) > 1e-3
     fresh.load_state_dict(small.state_dict())

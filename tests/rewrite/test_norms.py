@@ -30,7 +30,7 @@ def error(ours: Tensor, reference: Tensor) -> float:
 
 
 def from_masked(net: nn.Module, small: nn.Module, *inputs: Any, out: Callable[[Any], Tensor] = lambda y: y) -> float:
-    """How far the small model is from the original with the removed slots at zero; casts are to float64."""
+    """The error of the small model against the original with removed slots at zero; casts are to float64."""
     reference = fxprune.masked(net, fxprune.record(small).removed)
     with torch.no_grad(), NoRandomness():
         return error(out(small(*inputs)), out(reference(*inputs)))
@@ -62,7 +62,7 @@ class FunctionalRMSNorm(nn.Module):
 
 
 class MeanSquare(nn.Module):
-    """By hand; what stands in `weight` is the scale, or by how much it is more than 1."""
+    """A norm by hand, whose `weight` is the scale, or the scale minus 1."""
 
     def __init__(self, width: int, offset: float = 0.0) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ def test_a_norm_keeps_its_width(norm: Any, path: str, dtype: torch.dtype) -> Non
 
 
 @pytest.mark.parametrize(("norm", "path"), IMPOSSIBLE)
-def test_what_cannot_be_preserved_is_as_before(norm: Any, path: str) -> None:
+def test_norms_that_cannot_be_preserved_are_the_same_under_both_options(norm: Any, path: str) -> None:
     net, x = ready(MLP(norm)), random(2, 4, 5)
     small, kept = (fxprune.transform(net, x, ratio=0.5, norms=norms, path=path) for norms in ("preserve", "kept"))
     assert not fxprune.record(small).exact
@@ -198,7 +198,7 @@ def test_what_cannot_be_preserved_is_as_before(norm: Any, path: str) -> None:
 
 
 @pytest.mark.parametrize("norm", [plain_layer_norm, plain_rms_norm])
-def test_the_default_counts_what_is_left(norm: Any) -> None:
+def test_by_default_norms_count_the_kept_width(norm: Any) -> None:
     net, x = ready(MLP(norm)), random(2, 4, 5)
     small = fxprune.transform(net, x, ratio=0.5)
     assert fxprune.record(small).norms == "kept"
@@ -260,7 +260,7 @@ def test_a_second_pruning_counts_the_very_first_width(norm: Any, path: str) -> N
 
 
 @pytest.mark.parametrize("norm", [FunctionalLayerNorm, FunctionalRMSNorm, MeanSquare])
-def test_a_second_pruning_of_what_a_graph_has_written_anew(norm: Any) -> None:
+def test_a_second_pruning_of_a_rewritten_graph(norm: Any) -> None:
     net, x = ready(MLP(norm)), random(2, 4, 5)
     first = fxprune.transform(net, x, ratio=0.25, norms="preserve", path="fx")
     for norms in ("preserve", "kept"):
@@ -315,7 +315,7 @@ def test_a_mean_is_multiplied(reduce: Any, path: str) -> None:
     ],
     ids=["not zero", "largest", "variance", "softmax", "group norm"],
 )
-def test_other_statistics_are_marked_as_before(activation: Any, reduce: Any) -> None:
+def test_other_statistics_are_still_marked(activation: Any, reduce: Any) -> None:
     net, x = ready(Reduced(activation, reduce)), random(3, 4, 5)
     small = fxprune.transform(net, x, ratio=0.5, norms="preserve")
     assert not fxprune.record(small).exact
@@ -326,7 +326,7 @@ def test_other_statistics_are_marked_as_before(activation: Any, reduce: Any) -> 
 
 @pytest.mark.parametrize("kind", [nn.LayerNorm, nn.RMSNorm])
 @pytest.mark.parametrize("path", PATHS)
-def test_a_norm_over_what_is_not_zero_is_marked_as_before(kind: Any, path: str) -> None:
+def test_a_norm_over_values_that_are_not_zero_is_still_marked(kind: Any, path: str) -> None:
     net, x = ready(nn.Sequential(nn.Linear(5, 8), nn.Sigmoid(), kind(8, eps=1e-2), nn.Linear(8, 2))), random(4, 5)
     small = fxprune.transform(net, x, ratio=0.5, norms="preserve", path=path)
     assert not fxprune.record(small).exact
@@ -352,7 +352,7 @@ class Several(nn.Module):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_what_can_be_preserved_is_where_other_things_cannot(path: str) -> None:
+def test_a_norm_is_preserved_beside_statistics_that_cannot_be(path: str) -> None:
     net, x = ready(Several()), random(4, 5)
     small = fxprune.transform(net, x, ratio=0.5, norms="preserve", path=path)
     assert not fxprune.record(small).exact
@@ -475,8 +475,8 @@ def test_a_graph_lives_like_any_other(norm: Any, path: str) -> None:
     small.recompile()
     copies = [copy.deepcopy(small), pickle.loads(pickle.dumps(small))]
     copies.append(torch.export.export(copy.deepcopy(small), (x,)).module())
-    for twin in copies:
-        assert error(twin(x), small(x)) < 1e-14
+    for clone in copies:
+        assert error(clone(x), small(x)) < 1e-14
     assert small.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
 
 
@@ -503,7 +503,7 @@ def test_the_layer_lives_like_any_other(norm: Any) -> None:
         fx.symbolic_trace(small),
         torch.export.export(small, (x,)).module(),
     ]
-    assert all(error(twin(x), want) < 1e-14 for twin in copies)
+    assert all(error(clone(x), want) < 1e-14 for clone in copies)
     fx.symbolic_trace(small).graph.lint()
 
 
@@ -527,7 +527,7 @@ def test_the_layer_says_no_to_another_width() -> None:
 
 @pytest.mark.parametrize("kind", [LayerNorm, RMSNorm])
 @pytest.mark.parametrize("path", ["fx", "eager"])
-def test_what_is_not_zero_is_held_before_the_layer(kind: Any, path: str) -> None:
+def test_channels_that_are_not_zero_are_locked_before_the_layer(kind: Any, path: str) -> None:
     for activation, width in ((nn.Tanh(), 4), (nn.Sigmoid(), 8)):
         layers = [nn.Linear(5, 8), activation, kind(8, eps=1e-2, width=10), nn.Linear(8, 3)]
         net, x = ready(nn.Sequential(*layers, nn.ReLU(), nn.Linear(3, 2))), random(4, 5)
@@ -550,7 +550,7 @@ class Norm(nn.Module):
 
 @pytest.mark.parametrize("kind", [LayerNorm, RMSNorm])
 @pytest.mark.parametrize("path", ["fx", "eager"])
-def test_what_the_layer_gives_where_nothing_comes_in(kind: Any, path: str) -> None:
+def test_a_sum_after_the_layer_is_exact_if_zeros_stay_zeros(kind: Any, path: str) -> None:
     net, x = ready(Norm(kind)), random(4, 5)
     small = fxprune.transform(net, x, ratio=0.5, path=path)
     assert fxprune.record(small).exact == (kind is RMSNorm)
@@ -621,7 +621,7 @@ def logits(made: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", NORMS)
-def test_transformers(kind: str) -> None:
+def test_transformers_keep_the_width_of_their_norms(kind: str) -> None:
     net, ids = ready(transformer(kind)), torch.tensor([[3, 5, 9, 4], [3, 4, 7, 8]])
     small = fxprune.transform(net, (ids,), ratio=0.5, norms="preserve", path="eager", exact=True)
     weight, name = NORMS[kind]

@@ -1,4 +1,4 @@
-"""Recurrent layers: sizes counted anew, the list of weights beside the parameters, and whole networks pruned."""
+"""Recurrent layers: recounted sizes, the list of weights beside the parameters, and whole networks pruned."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def rows(units: list[int], size: int, blocks: int) -> list[int]:
 
 
 def kept_slots(module: nn.RNNBase) -> dict[str, dict[int, list[int]]]:
-    """What is left of each parameter when COLUMNS of the input, UNITS and PROJECTED outputs are."""
+    """The kept slots of each parameter, if COLUMNS of the input, UNITS and PROJECTED outputs are kept."""
     gates, directions = GATES[module.mode], 2 if module.bidirectional else 1
     out, width = (PROJECTED, module.proj_size) if module.proj_size else (UNITS, H)
     kept: dict[str, dict[int, list[int]]] = {}
@@ -149,7 +149,7 @@ def test_sizes_that_no_layer_has_are_refused() -> None:
 
 
 def held_by(module: nn.RNNBase) -> bool:
-    """Whether the list of weights is the list of the parameters, and its weak references point at them."""
+    """True if the list of weights has the parameters, and its weak references point at them."""
     own = [module._parameters[name] for name in module._flat_weights_names]
     listed = all(a is b for a, b in zip(own, module._flat_weights, strict=True))
     return listed and all(a is b() for a, b in zip(own, module._flat_weight_refs, strict=True))
@@ -169,7 +169,7 @@ def test_the_list_of_weights_follows_the_parameters() -> None:
     refresh(nn.Linear(2, 2))
 
 
-def test_a_twin_lists_its_own_weights() -> None:
+def test_a_fake_copy_lists_its_own_weights() -> None:
     original = layer("lstm, projections")
     assert held_by(copy_module(original, lambda t: t))
     other: dict[int, torch.Tensor] = {}

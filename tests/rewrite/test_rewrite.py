@@ -34,7 +34,7 @@ class Opaque(nn.Module):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_an_opaque_function_keeps_only_what_it_cannot_lose(seed: int) -> None:
+def test_an_opaque_function_locks_only_the_channels_that_it_fixes(seed: int) -> None:
     net, x = Opaque().double().eval(), torch.randn(2, 7, 5).double()
     small = fxprune.transform(net, x, ratio=0.5, importance="random", seed=seed)
     record = fxprune.record(small)
@@ -47,7 +47,7 @@ def test_an_opaque_function_keeps_only_what_it_cannot_lose(seed: int) -> None:
         assert "test_rewrite.py" in reason
 
 
-def test_what_is_held_is_an_error_where_the_plan_is_given() -> None:
+def test_a_size_that_cannot_be_recounted_is_an_error_with_a_given_plan() -> None:
     net, x = Opaque().double().eval(), torch.randn(2, 7, 5).double()
     heads = [g for g in fxprune.analyze(net, x).groups if g.kind == "heads"]
     assert [len(g) for g in heads] == [4]

@@ -28,7 +28,7 @@ class Spellings(nn.Module):
         self.cut = 0.0
 
     def forward(self, x):
-        def act(y):  # what the thresholds are to do, by hand
+        def act(y):  # the thresholds by hand
             return y if self.cut == 0 else torch.where(y.abs() < self.cut, 0.0, y)
 
         x = act(self.act(self.layers[0](x)))

@@ -1,4 +1,4 @@
-"""A threshold on activations: what survives, what gets a gradient, where the threshold comes from, what is kept."""
+"""The threshold layer: outputs, gradients, rules of the threshold, and saved state."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""Statistics of activations against plain loops, where they are taken, and what the model is like afterwards."""
+"""Statistics of activations against plain loops, the points where they are recorded, and the model afterwards."""
 
 import io
 import math

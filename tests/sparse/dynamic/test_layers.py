@@ -1,4 +1,4 @@
-"""The dynamic layers: what they compute, what they count, what an update does, and how they live in training loops."""
+"""The dynamic layers: outputs, counts, updates, and use in training loops."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_forward_and_gradients_are_those_of_the_masked_weight(layer, x):
     plain = layer.squashed()
     assert type(plain) in (nn.Conv2d, nn.Linear)
     with torch.no_grad():
-        layer.weight.masked_fill_(~layer.mask, 3.0)  # as if something had moved them
+        layer.weight.masked_fill_(~layer.mask, 3.0)  # as if an optimizer had changed them
     y, expected = layer(x), plain(x)
     assert torch.equal(y, expected)
     scale = torch.randn_like(y)
@@ -199,7 +199,7 @@ def test_the_reference_of_an_update_can_fail():
     st.sampled_from([(), (0,), (0, 1)]), st.floats(0, 0.95), st.floats(0, 0.95), st.floats(0, 0.95), st.integers(0, 99)
 )
 def test_random_growth_equals_the_loop_over_slices(dims, first, sparsity, regrow, seed):
-    """From any sparsity to any other: of k1 connections those stay that were active, and k2 are active."""
+    """Any sparsity can follow any other: k2 connections are active, and of the k1 first those stay that were active."""
     torch.manual_seed(seed)
     values = iter([first, first, sparsity])  # asked for the first mask, for a warning, and at the update
     layer = conv(sparsity=lambda step: next(values), regrow=regrow, dims=dims, growth="random")
@@ -214,7 +214,7 @@ def test_random_growth_equals_the_loop_over_slices(dims, first, sparsity, regrow
 
 
 def test_random_growth_is_uniform():
-    """Of 2 active and 18 other connections, 1 stays and 1 grows: each with its probability, over 20000 slices."""
+    """With 2 active and 18 other connections, 1 stays and 1 grows, each with its probability, over 20000 slices."""
     layer = DynamicSparseLinear(20, 20000, sparsity=0.9, regrow=0.5, growth="random")
     with torch.no_grad():
         layer.mask.fill_(False)
@@ -387,7 +387,7 @@ def test_state_dict_in_the_middle_of_training():
     assert all(torch.equal(a, b) for a, b in zip(states(model, optimizer), states(other, other_optimizer), strict=True))
 
 
-def test_state_dicts_that_do_not_fit():
+def test_state_dicts_that_do_not_fit_are_refused():
     model = net()
     dense = nn.Conv2d(3, 8, 3).state_dict()
     with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "mask", "strengths", "tally"'):
@@ -590,7 +590,7 @@ def refused(layer, *args, **kwargs):
     return str(error.value)
 
 
-def test_updates_that_are_refused():
+def test_updates_that_cannot_be_right_are_refused():
     layer = conv(every=5)
     text = refused(layer)
     assert "no coactivation was counted since the last update" in text
@@ -613,7 +613,7 @@ def test_updates_that_are_refused():
     assert "the weight has another shape than its mask" in refused(layer)
 
 
-def test_a_model_is_asked_before_its_first_layer_changes():
+def test_all_layers_are_checked_before_the_first_one_changes():
     model = net()
     optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
     model(torch.randn(2, 3, 8, 8))
@@ -663,7 +663,7 @@ def test_shares_by_hand():
 
 
 def test_a_pruned_convolution_in_groups_counts_on():
-    """What the smaller layer counts is what its own, smaller attributes say."""
+    """The smaller layer counts by its own, smaller attributes."""
     model = nn.Sequential(nn.Conv2d(3, 8, 1), DynamicSparseConv2d(8, 8, 3, groups=4, sparsity=0.3, every=1), nn.ReLU())
     model.append(nn.Conv2d(8, 2, 1))
     x = torch.randn(3, 3, 6, 6)

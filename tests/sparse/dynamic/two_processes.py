@@ -1,4 +1,4 @@
-"""What each of two processes does in the test of distributed training; imports little, so that it starts fast."""
+"""The work of each of two processes in the test of distributed training; few imports make it start fast."""
 
 from __future__ import annotations
 

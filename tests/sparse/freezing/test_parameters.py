@@ -1,4 +1,4 @@
-"""What is frozen stays bit for bit what it was, under every optimizer; the rest moves; and all of it can be undone."""
+"""Frozen parameters stay bit for bit under every optimizer, the others move, and all of it can be undone."""
 
 import copy
 import gc
@@ -73,7 +73,7 @@ def test_frozen_parameters_stay_bit_for_bit_and_the_rest_moves(name, set_to_none
     assert moved(before, net) == set(before) - FIRST
 
 
-def test_momentum_and_decay_move_what_has_a_gradient_of_zeros():
+def test_momentum_and_decay_move_parameters_with_a_gradient_of_zeros():
     net = network()
     optimizer = OPTIMIZERS["momentum"](net.parameters())
     train(net, optimizer, 3, set_to_none=False)
@@ -185,7 +185,7 @@ def test_a_frozen_norm_layer_computes_what_it_does_in_evaluation():
         ("*", True, ("1", "4")),
     ],
 )
-def test_which_norm_layers_are_held(patterns, norms, held):
+def test_which_norm_layers_are_frozen(patterns, norms, held):
     net = network()
     assert freeze(net, patterns, norms=norms).norms == held
     before = state(net)
@@ -419,7 +419,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("call", "kind", "text"), REFUSED, ids=[str(i) for i in range(len(REFUSED))])
-def test_what_freeze_refuses_changes_nothing(call, kind, text):
+def test_a_refused_freeze_changes_nothing(call, kind, text):
     net = network()
     before = state(net)
     with pytest.raises(kind) as caught:

@@ -1,4 +1,4 @@
-"""Masked layers: what is not connected carries nothing, has no gradient, and stays exactly zero."""
+"""Masked layers: entries without a connection carry no signal, have no gradient, and stay exactly zero."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OUT, IN = 5, 7
 
 
 def some_mask(*shape):
-    """About half connected, in no order; something is and something is not."""
+    """A random mask with about half of the connections; at least one is connected and one is not."""
     mask = torch.rand(shape) < 0.5
     mask.view(-1)[0], mask.view(-1)[-1] = True, False
     return mask
@@ -88,7 +88,7 @@ def test_output_is_the_sum_over_connections(make):
     layer = make(dtype=torch.float64)
     x, weight = input_for(layer), stored(layer).detach().clone()
     assert (layer(x) - brute_force(layer, x, weight)).abs().max() < 1e-12
-    assert (layer(x) - brute_force(layer, x, weight.roll(1, 0))).abs().max() > 1e-3  # the reference can tell
+    assert (layer(x) - brute_force(layer, x, weight.roll(1, 0))).abs().max() > 1e-3  # the reference can fail
 
 
 @makers

@@ -93,6 +93,6 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
         (torch.ones(3), r"the shape is \(3,\)"),
     ],
 )
-def test_what_is_no_matrix_is_refused(given, sentence):
+def test_anything_but_a_matrix_is_refused(given, sentence):
     with pytest.raises(PlanError, match=sentence):
         spy(given)

@@ -1,4 +1,4 @@
-"""Masked layers through the pass: masks shrink along, and what is cut off goes without a change of the result."""
+"""Masked layers in the pass: masks become smaller too, and channels that are cut off are removed without a change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes are counted exactly, latency comes from a clock that is given, and the text says what the figures say."""
+"""Bytes are counted exactly, latency comes from a given timer, and the text agrees with the figures."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def test_convolution_equals_the_dense_layer_with_small_weights_at_zero(layout, b
 
 
 @pytest.mark.parametrize(("layout", "blocksize"), LAYOUTS, ids=IDS)
-def test_gradients_are_those_of_the_dense_layer_at_the_stored_places(layout, blocksize):
+def test_gradients_are_those_of_the_dense_layer_at_stored_positions(layout, blocksize):
     dense = linear()
     sparse = sparsify(dense, 0.7, layout=layout, blocksize=blocksize)
     reference = thresholded(dense, 0.7)
@@ -186,7 +186,7 @@ def test_blocks_are_gathered_in_parts(monkeypatch):
 
 
 @pytest.mark.parametrize(("layout", "blocksize"), LAYOUTS, ids=IDS)
-def test_values_train_and_places_stay(layout, blocksize):
+def test_values_are_trained_and_positions_stay(layout, blocksize):
     sparse = sparsify(linear(), 0.7, layout=layout, blocksize=blocksize)
     reference = sparse.to_dense()
     places = sparse.state_dict()
@@ -275,15 +275,15 @@ def test_other_types_are_computed_in_their_own(layout, blocksize, dtype):
 @pytest.mark.parametrize(("layout", "blocksize"), LAYOUTS, ids=IDS)
 def test_conversion_of_the_type_and_copies(layout, blocksize):
     sparse = sparsify(linear(), 0.7, layout=layout, blocksize=blocksize)
-    twin = copy.deepcopy(sparse)
+    clone = copy.deepcopy(sparse)
     x = torch.randn(3, 8, dtype=torch.float64)
-    assert torch.equal(twin(x), sparse(x))
-    twin.float()
-    assert twin.values.dtype == torch.float32
-    assert twin.state_dict()[COMPONENTS[layout][-1]].dtype == sparse.state_dict()[COMPONENTS[layout][-1]].dtype
-    assert torch.allclose(twin(x.float()).double(), sparse(x), atol=1e-5)
+    assert torch.equal(clone(x), sparse(x))
+    clone.float()
+    assert clone.values.dtype == torch.float32
+    assert clone.state_dict()[COMPONENTS[layout][-1]].dtype == sparse.state_dict()[COMPONENTS[layout][-1]].dtype
+    assert torch.allclose(clone(x.float()).double(), sparse(x), atol=1e-5)
     with pytest.raises(InputError) as error:
-        twin(x)
+        clone(x)
     assert "input and weight of a sparse layer differ in type or device" in str(error.value)
     assert "the input is torch.float64 on cpu, the weight torch.float32 on cpu" in str(error.value)
 
@@ -499,7 +499,7 @@ def test_a_conversion_that_changes_nothing_warns():
     assert caught[0].filename == __file__
 
 
-def test_inputs_that_do_not_fit():
+def test_inputs_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match=r"its shape is \(3, 7\), the layer takes \[.., 8\]"):
         sparsify(linear(), 0.5)(torch.zeros(3, 7, dtype=torch.float64))
     layer = sparsify(conv(kernel_size=3), 0.5)

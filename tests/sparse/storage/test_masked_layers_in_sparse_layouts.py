@@ -1,4 +1,4 @@
-"""As a plain layer a masked one has zeros where it is masked: sparse layouts hold its connections and no more."""
+"""Masked layers in sparse layouts: only their connections are stored."""
 
 from __future__ import annotations
 

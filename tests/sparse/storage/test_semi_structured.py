@@ -1,4 +1,4 @@
-"""Two of every four: what is refused, in which order, and the packed form; the product itself needs a GPU."""
+"""Two of every four weights: refusals in their order, and the packed form; the product itself needs a GPU."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ def test_the_packed_form_holds_the_weight_exactly(dtype):
     back = packed.to_dense()
     assert torch.equal(back.weight, dense.weight)
     assert torch.equal(back.bias, dense.bias)
-    twin = copy.deepcopy(packed)
+    clone = copy.deepcopy(packed)
     other = layer(64, 128, dtype)
-    twin.load_state_dict(SemiStructuredLinear(other.weight.detach(), other.bias.detach()).state_dict())
-    assert torch.equal(twin.dense_weight(), other.weight)
+    clone.load_state_dict(SemiStructuredLinear(other.weight.detach(), other.bias.detach()).state_dict())
+    assert torch.equal(clone.dense_weight(), other.weight)
     assert sorted(packed.state_dict()) == ["bias", "meta", "packed"]
     assert str(packed) == "SemiStructuredLinear(128, 64, bias=True, layout=semi_structured)"
 

@@ -1,4 +1,4 @@
-"""Magnitude pruning: which weights go, by plain loops; that they stay zero whatever the optimizer; what is refused."""
+"""Magnitude pruning: pruned weights against plain loops, zeros under any optimizer, and refusals."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_global_agrees_with_a_loop(sparsity):
     assert shares["conv1.weight"] > shares["conv2.weight"]
 
 
-def test_equal_magnitudes_go_in_order_and_no_more_than_asked():
+def test_equal_magnitudes_are_pruned_in_order_and_no_more_than_asked():
     layer = nn.Linear(8, 1)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, -1.0, 1.0, 2.0, -1.0, 1.0, 0.5, 1.0]]))
@@ -242,13 +242,13 @@ def test_deep_copies_are_independent():
     pruner.step()
     x = torch.randn(3, 2, 4, 4, dtype=torch.float64)
     expected = model(x)
-    twin = copy.deepcopy(model)
-    squash_masks(twin)
-    assert torch.equal(twin(x), expected)
+    clone = copy.deepcopy(model)
+    squash_masks(clone)
+    assert torch.equal(clone(x), expected)
     assert torch.equal(model(x), expected), "squashing a copy breaks the original"
-    assert not any(isinstance(m, WeightMask) for m in twin.modules())
+    assert not any(isinstance(m, WeightMask) for m in clone.modules())
     with torch.no_grad():
-        twin.conv1.weight.zero_()
+        clone.conv1.weight.zero_()
     assert torch.equal(model(x), expected)
 
     other = copy.deepcopy(pruner)

@@ -1,4 +1,4 @@
-"""Dynamic surgery: masks and gradients by plain loops over the formulas; weights that come back; what is refused."""
+"""Dynamic surgery: masks and gradients against plain loops over the formulas, weights that come back, and refusals."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_a_wrongly_pruned_weight_comes_back_by_training():
     assert layer.weight[0, 2].item() == 0
 
 
-def test_how_often_it_looks_follows_sigma():
+def test_masks_are_updated_with_probability_sigma():
     layer = nn.Linear(30, 30)
     surgery = DynamicSurgery(layer, rate=2.0, probability=InverseDecay(gamma=0.05, power=2.0), seed=3)
     draws = torch.Generator().manual_seed(3)
@@ -156,7 +156,7 @@ def test_how_often_it_looks_follows_sigma():
     assert surgery.steps == 200
 
 
-def test_a_sigma_that_falls_to_zero_stops_it():
+def test_a_sigma_that_falls_to_zero_stops_updates():
     layer = nn.Linear(5, 5)
     surgery = DynamicSurgery(layer, rate=0.0, probability=Linear(1.0, 0.0, steps=3))
     for _ in range(3):
@@ -191,10 +191,10 @@ def test_squash_copy_and_state(tmp_path):
     surgery.step()
     x = torch.randn(4, 6, dtype=torch.float64)
     expected = model(x)
-    twin = copy.deepcopy(model)
-    squash_masks(twin)
-    assert torch.equal(twin(x), expected)
-    assert type(twin[0]) is nn.Linear
+    clone = copy.deepcopy(model)
+    squash_masks(clone)
+    assert torch.equal(clone(x), expected)
+    assert type(clone[0]) is nn.Linear
     assert torch.equal(model(x), expected)
 
     torch.save({"model": model.state_dict(), "surgery": surgery.state_dict()}, tmp_path / "state.pt")
@@ -247,7 +247,7 @@ def test_surgery_warns_where_it_prunes_nothing_or_everything():
     surgery = DynamicSurgery(net(), rate=0.0, probability=1e-12)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        surgery.step()  # it did not look
+        surgery.step()  # it did not update the masks
 
 
 REFUSED = [

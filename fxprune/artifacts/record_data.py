@@ -1,4 +1,4 @@
-"""A record as plain data, beside its plan."""
+"""Records as plain data for JSON, and back. The plan of a record is stored separately."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from fxprune.files import Field
 from fxprune.planning.plan import Plan
 
 _KEYS = "exact before after reasons training error why_not norms cost".split()
-_COST = "params bytes macs at_least uncounted layers".split()
+_COST_KEYS = "params bytes macs at_least uncounted layers".split()
 
 
 def data_of(record: Record) -> dict[str, Any]:
-    """A record as plain data, without its plan and what the plan says already."""
+    """Returns a record as plain data, without its plan and without what the plan contains."""
     return {
         "exact": record.exact,
         "before": {name: list(shape) for name, shape in record.before.items()},
@@ -29,13 +29,13 @@ def data_of(record: Record) -> dict[str, Any]:
 
 
 def _cost_data(cost: Cost) -> dict[str, Any]:
-    made = {key: getattr(cost, key) for key in _COST[:4]}
+    made = {key: getattr(cost, key) for key in _COST_KEYS[:4]}
     layers = {path: [layer.params, layer.bytes, layer.macs] for path, layer in cost.layers.items()}
     return {**made, "uncounted": list(cost.uncounted), "layers": layers}
 
 
 def record_of(data: Field, plan: Plan) -> Record:
-    """A record of plain data and its plan."""
+    """Returns the record that plain data and its plan describe. Raises for data that is no record."""
     data.object(_KEYS)
     if not isinstance(data["exact"].value, bool):
         raise data["exact"].wrong("it must be true or false")
@@ -65,21 +65,21 @@ def _costs(data: Field) -> tuple[Cost, Cost] | None:
 
 
 def _cost(data: Field) -> Cost:
-    data.object(_COST)
+    data.object(_COST_KEYS)
     layers = {}
     for path, entry in data["layers"].mapping().items():
         numbers = [_count(part) for part in entry.items()]
         if len(numbers) != 3 or None in numbers[:2]:
             raise entry.wrong("it must be parameters, bytes and MACs")
         layers[path] = LayerCost(numbers[0] or 0, numbers[1] or 0, numbers[2])
-    params, octets, macs, least = (_count(data[key]) for key in _COST[:4])
+    params, octets, macs, least = (_count(data[key]) for key in _COST_KEYS[:4])
     if params is None or octets is None or least is None:
         raise data.wrong("only MACs may be unknown")
     return Cost(params, octets, macs, layers, least, data["uncounted"].texts())
 
 
 def _count(data: Field) -> int | None:
-    """A count; None where it is unknown."""
+    """Returns a count, or None for an unknown one."""
     if data.value is None:
         return None
     if type(data.value) is not int or data.value < 0:

@@ -1,4 +1,7 @@
-"""A plan carried out without an analysis: tensors are cut, attributes set. A plan that needs more is refused."""
+"""A plan carried out without an analysis: tensors are cut, and attributes of modules are set.
+
+That is enough for most saved models, and needs no example inputs; `needs_inputs` says for which plans it is not.
+"""
 
 from __future__ import annotations
 
@@ -27,29 +30,35 @@ from fxprune.rewrite.recurrent import refresh
 from fxprune.rewrite.tensors import cut, like
 
 _COUNTED = (conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.PReLU, batchnorm._BatchNorm)
-"""Layers whose counts follow from their own tensors."""
+"""Layers whose attributes (such as `out_features`) follow from the shapes of their own tensors."""
 
 
 def needs_inputs(plan: Plan) -> str:
-    """The part of a plan that cannot be carried out without an analysis; "" where there is none."""
+    """Returns why a plan cannot be carried out without an analysis; "" if it can."""
     if plan.path not in PATHS or PATHS[plan.path].without_inputs is None:
         return f'the model was made by "{plan.path}"'
     other = next((size for size in plan.sizes if size.kind != "attribute"), None)
     return "" if other is None else f"a size changes that is no attribute of a module ({other})"
 
 
-def replay(model: nn.Module, plan: Plan, source: str, shapes: Mapping[str, tuple[int, ...]] | None = None) -> nn.Module:
-    """The small model, with the kept part of the weights of `model`, which may be used up for it.
+def rebuild(
+    model: nn.Module, plan: Plan, source: str, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> nn.Module:
+    """Returns the small model that a plan makes of `model`, with the kept part of its weights.
 
-    shapes: of the tensors that will be filled in; biases and maps that the plan makes begin as zeros.
+    Args:
+        model: the original; it may be changed.
+        plan: the plan, with `needs_inputs(plan) == ""`.
+        source: the file of the plan, for messages.
+        shapes: name of a tensor -> its shape in the file, for biases and maps that the plan adds; they are zeros here.
 
-    Raises `PlanError` where the plan is for another model, or what it says of a size is not so.
+    Raises `PlanError` if the plan is for another model, or if a size in the model differs from the one in the plan.
     """
     path = PATHS[plan.path]
     assert path.without_inputs is not None
     if isinstance(model, fx.GraphModule) and not path.takes_graphs:
         raise PlanError(f"{source} holds a model that kept its class", why="into is a graph", do="pass the module")
-    _refuse_other_model(model, plan)
+    _check_model(model, plan)
     captured = path.without_inputs(model)
     whole = captured.module
     tensors: dict[int, torch.Tensor] = {}
@@ -58,13 +67,13 @@ def replay(model: nn.Module, plan: Plan, source: str, shapes: Mapping[str, tuple
         *whole.named_buffers(remove_duplicate=False),
     ]:
         if id(tensor) not in tensors:
-            tensors[id(tensor)] = like(tensor, cut(tensor.detach(), _kept(plan, name, tensor)))
+            tensors[id(tensor)] = like(tensor, cut(tensor.detach(), _kept_slots(plan, name, tensor)))
     draft = draft_of(captured, tensors)
     small, nodes = draft.module, {node.name for node in draft.before.values()}
-    place_constants(draft, _constants(small, nodes, plan, source, shapes or {}))
+    place_constants(draft, _zero_constants(small, nodes, plan, source, shapes or {}))
     for size in plan.sizes:
-        _set(small, size, source)
-    _refuse_miscounted(small, source)
+        _set_size(small, size, source)
+    _check_counts(small, source)
     for module in small.modules():
         refresh(module)
     if isinstance(small, fx.GraphModule):
@@ -73,10 +82,10 @@ def replay(model: nn.Module, plan: Plan, source: str, shapes: Mapping[str, tuple
     return small
 
 
-def _constants(
+def _zero_constants(
     small: nn.Module, nodes: Set[str], plan: Plan, source: str, shapes: Mapping[str, tuple[int, ...]]
 ) -> FoldedConstants:
-    """Zeros for every bias and map that the plan makes."""
+    """Returns zeros for every bias and map that the plan adds."""
     modules = dict(small.named_modules())
     for place in (*plan.biases, *(f"%{node}" for node in plan.maps)):
         name = f"{place[1:]}_map" if place[1:] in plan.maps and place.startswith("%") else bias_name(place)
@@ -93,7 +102,7 @@ def _constants(
     return FoldedConstants({}, biases, {node: torch.zeros(shapes[f"{node}_map"]) for node in plan.maps})
 
 
-def _refuse_other_model(model: nn.Module, plan: Plan) -> None:
+def _check_model(model: nn.Module, plan: Plan) -> None:
     assert plan.structure is not None
     shapes = shapes_of_model(model)
     buffers = {name: tuple(b.shape) for name, b in model.named_buffers(remove_duplicate=False)}
@@ -107,7 +116,7 @@ def _refuse_other_model(model: nn.Module, plan: Plan) -> None:
         )
 
 
-def _kept(plan: Plan, name: str, tensor: torch.Tensor) -> dict[int, Bools]:
+def _kept_slots(plan: Plan, name: str, tensor: torch.Tensor) -> dict[int, Bools]:
     kept = {}
     for dim, indices in plan.removed.get(name, {}).items():
         kept[dim] = np.ones(tensor.shape[dim], dtype=bool)
@@ -115,12 +124,12 @@ def _kept(plan: Plan, name: str, tensor: torch.Tensor) -> dict[int, Bools]:
     return kept
 
 
-def _set(small: nn.Module, size: Size, source: str) -> None:
-    """Give an attribute its new value, if it exists and has the old one."""
+def _set_size(small: nn.Module, size: Size, source: str) -> None:
+    """Sets an attribute to its new value. Raises `PlanError` unless it exists and has the old value."""
     found = dict(small.named_modules()).get(size.at)
     have = found.__dict__.get(size.name) if found is not None else None
     exists = found is not None and (size.name in numbers(found) or (size.name in found.__dict__ and have is None))
-    if found is None or not exists or _plain(have) != size.old or not _alike(size.old, size.new):
+    if found is None or not exists or _as_list(have) != size.old or not _same_kind(size.old, size.new):
         now = "there is no such number" if not exists else f"it is {have}"
         raise PlanError(
             f"{source} is not what it should be",
@@ -131,20 +140,20 @@ def _set(small: nn.Module, size: Size, source: str) -> None:
     setattr(found, size.name, tuple(size.new) if isinstance(have, tuple) else size.new)
 
 
-def _alike(old: Any, new: Any) -> bool:
-    """True if two values are numbers of one type, or lists of them of one length."""
+def _same_kind(old: Any, new: Any) -> bool:
+    """True if two values are numbers of one type, or lists of equal length with numbers of equal types."""
     if isinstance(old, list) or isinstance(new, list):
         return isinstance(old, list) and isinstance(new, list) and list(map(type, old)) == list(map(type, new))
     return old is None or type(old) is type(new)
 
 
-def _plain(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _refuse_miscounted(small: nn.Module, source: str) -> None:
-    """A count that is not that of the layer's own weight."""
-    use = Use(_NONE)
+def _check_counts(small: nn.Module, source: str) -> None:
+    """Raises `PlanError` if an attribute of a layer does not fit the layer's own tensors."""
+    use = Use(_NO_REMOVAL)
     for path, module in small.named_modules():
         if isinstance(module, _COUNTED):
             before = numbers(module)
@@ -155,13 +164,13 @@ def _refuse_miscounted(small: nn.Module, source: str) -> None:
                     raise PlanError(f"{source} contradicts itself", at=f"{path}.{name} = {before[name]}", why=why)
 
 
-_NONE: Removal = None  # type: ignore[assignment]  # no layer of `_COUNTED` asks what was removed
+_NO_REMOVAL: Removal = None  # type: ignore[assignment]  # no layer of `_COUNTED` needs the removal
 
 
-def refuse_other_sizes(small: nn.Module, plan: Plan, source: str) -> None:
-    """Raise `PlanError` where an attribute of a rewritten model is not what the plan says that it has become.
+def check_sizes(small: nn.Module, plan: Plan, source: str) -> None:
+    """Raises `PlanError` if an attribute of a rewritten model differs from its new value in the plan.
 
-    Numbers that are no counts (an epsilon) may differ by a rounding, and are set to what the plan says.
+    Floats (an epsilon) may differ by a rounding error, and are set to the value in the plan.
     """
     modules = dict(small.named_modules())
     for size in plan.sizes:
@@ -171,7 +180,7 @@ def refuse_other_sizes(small: nn.Module, plan: Plan, source: str) -> None:
         have = None if module is None else numbers(module).get(size.name)
         if module is not None and type(have) is type(size.new) is float and math.isclose(have, size.new, rel_tol=1e-9):
             setattr(module, size.name, size.new)
-        elif module is None or _plain(have) != size.new:
+        elif module is None or _as_list(have) != size.new:
             raise PlanError(
                 f"{source} is not what it should be",
                 at=f"size {size}",
@@ -180,8 +189,11 @@ def refuse_other_sizes(small: nn.Module, plan: Plan, source: str) -> None:
             )
 
 
-def put_in_place(small: nn.Module, values: Mapping[int, torch.Tensor]) -> None:
-    """Put tensors where those with these ids stand: as parameters where they were some, on their devices."""
+def replace_tensors(small: nn.Module, values: Mapping[int, torch.Tensor]) -> None:
+    """Replaces tensors of a model, in place, on their devices; parameters stay parameters.
+
+    values: id of a tensor of the model -> its new values.
+    """
     made: dict[int, torch.Tensor] = {}
 
     def new(old: torch.Tensor) -> torch.Tensor:
@@ -190,7 +202,7 @@ def put_in_place(small: nn.Module, values: Mapping[int, torch.Tensor]) -> None:
             made[id(old)] = like(old, values[id(old)].to(device))
         return made[id(old)]
 
-    keep = []  # so that no address is used twice while the old ones go
+    keep = []  # keeps replaced tensors alive, so that no id is used again
     for module in small.modules():
         places: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module.__dict__)
         for place in places:
