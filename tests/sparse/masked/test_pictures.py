@@ -8,6 +8,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -19,7 +20,7 @@ from fxprune.sparse import MaskedConv2d, MaskedLinear, random_mask, spy
 def _agg():
     mpl.use("Agg")
     yield
-    mpl.pyplot.close("all")
+    pyplot.close("all")
 
 
 def drawn(ax):
