@@ -17,8 +17,9 @@ from fxprune.errors import PlanError, nearest
 class LayerStatistics:
     """The activations of one layer.
 
-    layer: its name. at: where they were taken; the layer itself, or what follows it. calls: how often. count: how
-    many numbers per channel. zeros: the share of them that is zero, [c]. mean_abs: the mean of |x|, [c].
+    layer: its name. at: the module whose output was counted, the layer itself or one behind it. calls: the number of
+    calls. count: the number of values per channel. zeros: the share of them that is zero, [c]. mean_abs: the mean of
+    |x|, [c].
     """
 
     layer: str

@@ -1,4 +1,4 @@
-"""Criteria that come from activations: scores per output channel of a layer, joined over the layers of a group."""
+"""Criteria by layer: scores of the output channels of layers are joined to scores of the channels of a group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Coactivation as a criterion: a channel is worth as much as its connections are active at both ends."""
+"""Coactivation as a criterion: a channel stays if both ends of its connections are often active together."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = (
     *("weight", "weight_orig", "weight_v"),
     *("parametrizations.weight.original", "parametrizations.weight.original1"),
 )
-"""What the weight of a layer is called, also where it is computed from a parameter of its shape."""
+"""The names of a layer's weight, or of the parameter of the same shape that it is computed from."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def coactivation_importance(
 
 
 def _layers(model: nn.Module) -> dict[Any, list[str]]:
-    """Every layer that can be counted, with all names that its weight goes by."""
+    """Every layer that can be counted, with all names of its weight."""
     found: dict[Layer, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):

@@ -16,10 +16,10 @@ Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 """The layers whose weight has one element per connection between an input and an output channel."""
 
 EXACT = 2**24
-"""Up to here a float32 holds every integer (IEEE 754: 24 bits of significand)."""
+"""The largest number up to which float32 holds every integer (IEEE 754: 24 bits of significand)."""
 
 CHUNK = 2**23
-"""How many correlations are held at a time: 32 MiB in float32."""
+"""The most correlations in memory at a time: 32 MiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def _batched(x: Tensor, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Tensor:
 
 
 def _shape_after(shape: torch.Size, layer: Layer) -> tuple[int, ...] | None:
-    """The shape that the layer makes of an input of this shape, None where it does not take it."""
+    """The shape of the layer's output for an input of this shape, None if the input does not fit."""
     if isinstance(layer, nn.Linear):
         return (*shape[:-1], layer.out_features) if len(shape) and shape[-1] == layer.in_features else None
     if len(shape) != len(layer.kernel_size) + 2 or shape[1] != layer.in_channels:

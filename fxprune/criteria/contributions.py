@@ -19,7 +19,7 @@ from fxprune.errors import InputError, PlanError
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BLOCK = 1 << 22
-"""How many elements of gathered inputs are held at a time."""
+"""The most elements of gathered inputs in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Contributions:
-    """Per convolution and linear layer of a model that was called: terms that its input slots add to sampled outputs.
+    """The terms that input slots add to sampled outputs, for each convolution and linear layer that was called.
 
         parts[m, c] = sum over taps k of weight[o, c, k] * x[n, c, position + k],  (n, o, position) drawn for row m
 
@@ -50,7 +50,7 @@ class Contributions:
     layers: dict[str, Sampled]
 
     def of(self, weight: torch.Tensor) -> Sampled | None:
-        """The samples of the layers that compute with this parameter, None where no layer was seen doing so."""
+        """The samples of the layers with this weight, None if no such layer was called."""
         path = self._paths.get(id(weight))
         return None if path is None else self.layers[path]
 
@@ -60,7 +60,7 @@ class Contributions:
 
 
 def sample_contributions(model: nn.Module, loader: Iterable[Any], *, samples: int = 10, seed: int = 0) -> Contributions:
-    """Run the model on every batch, and take `samples` outputs per input of each batch apart, in every layer.
+    """Run the model on every batch; in every layer, sample `samples` outputs per input, as sums over input slots.
 
     Layers are `nn.Linear` and `nn.Conv1d`, `2d`, `3d` that are called as modules and own their weight. Outputs are
     drawn uniformly over images, positions and output channels, with replacement. Runs in evaluation mode without
@@ -74,7 +74,7 @@ def sample_contributions(model: nn.Module, loader: Iterable[Any], *, samples: in
         samples: outputs per input and layer; the paper takes 10 per image.
         seed: of the draws.
 
-    Raises `InputError` for batches that do not fit, `PlanError` for samples or seeds that are none.
+    Raises `InputError` for batches that do not fit, `PlanError` for wrong samples or seeds.
 
     >>> import torch
     >>> layer = torch.nn.Linear(2, 1, bias=False)
@@ -196,7 +196,7 @@ def _convolution(draw: Any, module: Any, x: torch.Tensor, weight: torch.Tensor, 
 
 @contextlib.contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while, every module back in its own mode afterwards."""
+    """Set evaluation mode for a while; afterwards every module has its own mode again."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

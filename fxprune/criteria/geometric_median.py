@@ -14,7 +14,7 @@ from fxprune.criteria.table import criterion
 from fxprune.criteria.weights import filters_of, refuse_without_values
 
 BLOCK = 1 << 22
-"""How many distances are held at a time, in elements of float64."""
+"""The most distances in memory at a time, in elements of float64."""
 
 
 @criterion("fpgm")

@@ -1,4 +1,4 @@
-"""The way from what the user asked for to one score per channel."""
+"""From the argument `importance` to one score per channel."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def scores_of(
 
 
 def _of_one_group(importance: Callable[[Group], Any], group: Group) -> npt.NDArray[np.float64]:
-    """The scores that a callable gives the channels of a group. Raises `PlanError` where they are none."""
+    """The scores of a group from a callable. Raises `PlanError` for anything but one number per channel."""
     at = f'group "{group.name}"'
     try:
         scores = torch.as_tensor(importance(group)).detach().to(device="cpu", dtype=torch.float64)

@@ -18,7 +18,7 @@ A callable returns [group.size] numbers as a tensor, an array or a list, in the 
 
 
 class Criterion(Protocol):
-    """A criterion that is asked for by its name. It selects nothing."""
+    """A criterion in `CRITERIA`. It gives scores; it chooses no channels."""
 
     def __call__(self, findings: Findings, groups: Sequence[Group], seed: int | None) -> npt.NDArray[np.float64]:
         """One score per channel of the analysis, float64 [findings.solution.channels], higher = keep.
@@ -44,7 +44,7 @@ FromDataT = TypeVar("FromDataT", bound=FromData)
 
 
 def criterion(name: str) -> Callable[[CriterionT], CriterionT]:
-    """Puts a function into `CRITERIA` under this name."""
+    """Put a function into `CRITERIA` under this name."""
 
     def register(function: CriterionT) -> CriterionT:
         CRITERIA[name] = function
@@ -54,7 +54,7 @@ def criterion(name: str) -> Callable[[CriterionT], CriterionT]:
 
 
 def measured(name: str) -> Callable[[FromDataT], FromDataT]:
-    """Puts a function that needs data into `MEASURED` under this name."""
+    """Put a function that needs data into `MEASURED` under this name."""
 
     def register(function: FromDataT) -> FromDataT:
         MEASURED[name] = function

@@ -78,7 +78,7 @@ class LockedData:
 
 @dataclass(frozen=True)
 class LayerData:
-    """A module by itself: its class, the shapes of its tensors, and what it costs."""
+    """A module without the modules in it: its class, the shapes of its tensors, and its cost."""
 
     name: str
     type: str
@@ -116,7 +116,7 @@ class Change:
 
 @dataclass(frozen=True)
 class TensorChange:
-    """A tensor by its name inside its module: shapes, `after` None where it was left out."""
+    """The shapes of a tensor, by its name in its module. after: None if the small model lacks it."""
 
     name: str
     before: Shape
@@ -125,7 +125,7 @@ class TensorChange:
 
 @dataclass(frozen=True)
 class LayerChange:
-    """A module by itself, before and after."""
+    """A module without the modules in it, before and after."""
 
     name: str
     params: Change
@@ -153,7 +153,7 @@ class RecordData:
 
 
 class Recorded(Protocol):
-    """A record, as far as its report looks at it."""
+    """The attributes of a record that its report uses."""
 
     @property
     def path(self) -> str: ...  # noqa: D102
@@ -178,7 +178,7 @@ class Recorded(Protocol):
 
 
 def analysis_data(findings: Findings) -> AnalysisData:
-    """All that the report of an analysis says."""
+    """The contents of the report of an analysis."""
     cost = cost_of(findings)
     costs = per_channel(findings)
     groups = tuple(
@@ -266,7 +266,7 @@ def role_of(findings: Findings, member: Member) -> str:
 
 
 def record_data(record: Recorded) -> RecordData:
-    """All that the report of a record says."""
+    """The contents of the report of a record."""
     before, after = record.cost or (None, None)
     tensors: dict[str, list[TensorChange]] = {}
     for name, shape in record.before.items():

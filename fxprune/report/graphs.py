@@ -27,7 +27,7 @@ def graph(findings: Findings, kind: str) -> Any:
 
 
 def group_names(findings: Findings) -> list[str]:
-    """A name of its own for each group: "name:kind", numbered where several have the same."""
+    """A unique name for each group: "name:kind", with a number where several groups have the same."""
     seen: Counter[str] = Counter()
     names = []
     for group in findings.groups:

@@ -1,4 +1,4 @@
-"""Edges from layer to layer, whatever code is between them: one forward that keeps the origin of every tensor."""
+"""The graph of layers, whatever code is between them: one forward keeps for every tensor the layers it comes from."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _named(model: nn.Module, inputs: Inputs, faker: Faker | Real) -> Iterator[tu
 
 
 class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Knows for every tensor the last nodes that it comes from, and adds edges from them."""
+    """The dispatch mode that notes for every tensor the last nodes that it comes from, and adds edges from them."""
 
     def __init__(self, scopes: Scopes, module: nn.Module, inputs: dict[int, str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -108,7 +108,7 @@ class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         data = [t for t in entering if id(t) not in self._owner]
         origin = _NOWHERE.union(*(self.sources(t) for t in data))
         outputs = tensors_in(made)
-        self._alive += [entering, outputs]  # so that no address is used twice
+        self._alive += [entering, outputs]  # kept alive, so that no other tensor gets the same id
         layer = next((scope.path for scope in reversed(self.scopes.stack) if scope.path in self._layers), None)
         if layer is None and owners and not origin and len(owners) == 1:
             self._owner.update((id(t), next(iter(owners))) for t in outputs)  # a parameter in another shape

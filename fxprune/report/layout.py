@@ -79,7 +79,7 @@ def _columns(graph: Any) -> dict[str, int]:
 
 
 def _rows(graph: Any, column: dict[str, int], last: int, columns: int) -> Iterator[tuple[int, int, str | None]]:
-    """Of each row: its first column, one past its last one, and the node of the row before that is drawn again."""
+    """For each row: its first column, its last column plus one, and the node of the row before that is drawn again."""
     start, repeated = 0, None
     while start <= last:
         space = columns - (repeated is not None)
@@ -92,7 +92,7 @@ def _rows(graph: Any, column: dict[str, int], last: int, columns: int) -> Iterat
 
 
 def _bottleneck(graph: Any, column: dict[str, int], end: int) -> str | None:
-    """The node of this column from which alone edges lead beyond it, if there is one."""
+    """The only node of this column from which edges lead beyond it, None if there are several or none."""
     crossing = {before for before, after in graph.edges if column[before] <= end < column[after]}
     (only, *more) = crossing or {None}
     return only if not more and only is not None and column[only] == end else None

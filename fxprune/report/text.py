@@ -11,7 +11,7 @@ from fxprune.report.data import AnalysisData, Change, GroupData, LayerChange, Lo
 from fxprune.report.repeats import Row, merge_repeats
 
 ROLES = ("producer", "norm", "consumer", "raw")
-"""What a member can be, in the order in which a row lists them."""
+"""The roles of members, in the order in which a row lists them."""
 
 
 def analysis_text(data: AnalysisData, *, markdown: bool = False) -> str:
@@ -119,7 +119,7 @@ def _layer(layer: LayerChange) -> Row:
 
 
 def _shapes(tensors: Sequence[TensorChange]) -> str:
-    """Of the largest tensor that changed, named where it is not the weight."""
+    """The shapes of the largest tensor that changed, with its name if it is not the weight."""
     changed = [t for t in tensors if t.before != t.after]
     if not changed:
         return ""
@@ -144,7 +144,7 @@ _STATISTIC = re.compile(r"a statistic changed: (\S+) in (\S+): (.*)")
 
 
 def _merged(notes: Iterable[str]) -> list[str]:
-    """Notes about the same statistic in repeated blocks as one, after all others."""
+    """The notes, in which those about the same statistic of repeated blocks are merged and come last."""
     matches = [(note, _STATISTIC.fullmatch(note)) for note in notes]
     rows = merge_repeats([(found[2], found[1], found[3]) for _, found in matches if found])
     changed = [f"a statistic changed: {operation} in {module}: {why}" for module, operation, why in rows]

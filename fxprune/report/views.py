@@ -10,7 +10,7 @@ from fxprune.report.data import AnalysisData, RecordData
 from fxprune.report.text import analysis_text, record_text
 
 FORMATS = ("text", "markdown", "json")
-"""What a report can be written as."""
+"""The formats of a report."""
 
 
 def checked(format: str) -> str:
@@ -25,7 +25,7 @@ def checked(format: str) -> str:
 
 
 def view(data: AnalysisData | RecordData, format: str) -> str:
-    """The report as "text", "markdown" or "json" (all of it: no rows are merged or shortened there)."""
+    """The report as "text", "markdown" or "json". JSON has every row; the others merge and shorten rows."""
     if checked(format) == "json":
         return json.dumps(dataclasses.asdict(data), indent=1, allow_nan=False)
     markdown = format == "markdown"
