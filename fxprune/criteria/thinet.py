@@ -47,7 +47,7 @@ class ThiNetImportance:
         return scores
 
     def parts(self, group: Group) -> list[torch.Tensor]:
-        """For each layer that reads the group: the terms of each channel in m sampled outputs, float64 [m, group.size]."""
+        """By reading layer, the terms of each channel in m sampled outputs, float64 [m, group.size]."""
         known = {id(p) for p in self.contributions.model.parameters()}
         found, missed = [], []
         for member in group.members:
