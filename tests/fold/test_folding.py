@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.artifacts import load, save
 from fxprune.fold import changes
+from fxprune.fold.changes import carrier
 from tests.support import calibrate, randomise, torchvision
 
 ACTIVATIONS = (nn.ReLU, nn.Sigmoid, nn.SiLU, nn.Hardswish, nn.GELU, nn.Tanh, nn.Softplus)
@@ -549,3 +551,12 @@ def test_constants_fold_in_whole_networks(name: str, how: str) -> None:
         assert difference(small(x), reference(x)) < 1e-9
     before, after = (sum(p.numel() for p in m.parameters()) for m in (net, small))
     assert after < before
+
+
+def test_a_carrier_is_the_strongest_constant_and_none_that_is_tiny_beside_the_others() -> None:
+    reading: Any = SimpleNamespace(constants=SimpleNamespace(sizes=np.array([1.0, 3.0, 1e-4, 0.5])))
+    flags = np.eye(4, dtype=bool)
+    assert carrier(reading, flags[0] | flags[1] | flags[2]) == 1
+    assert carrier(reading, flags[3]) == 3
+    assert carrier(reading, flags[2]) is None
+    assert carrier(reading, np.zeros(4, dtype=bool)) is None
