@@ -412,6 +412,14 @@ def test_inside_a_module_with_a_rule_of_its_own_only_the_original_is_known() -> 
     assert [c.macs for c in per_channel(analysis)] == [None]
 
 
+def test_multiply_adds_that_a_lock_inside_such_a_module_withholds_are_unknown() -> None:
+    """They stay unknown, although the layer behind it reads the same channels and is counted."""
+    net = nn.Sequential(nn.Linear(3, 6), Whole(), nn.Linear(6, 2)).eval()
+    analysis = fxprune.analyze(net, torch.randn(4, 3))
+    by_event = {analysis.events[event].op: macs for event, macs in withheld(analysis).items()}
+    assert by_event == {"aten::addmm": 4 * 18, "Whole": None, "output": 4 * 12}
+
+
 def test_a_plan_of_a_generated_network_of_images_costs_what_its_model_costs() -> None:
     """Convolutions of the generator, several seeds of its variants."""
     for pick in range(6):
