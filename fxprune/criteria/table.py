@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fxprune.analysis.findings import Findings, Group
+from fxprune.errors import PlanError
 
 Importance = str | Callable[[Group], Any]
 """What `importance` may be: a name in `CRITERIA`, or a callable that takes a group and returns one score per channel.
@@ -44,20 +45,30 @@ FromDataT = TypeVar("FromDataT", bound=FromData)
 
 
 def criterion(name: str) -> Callable[[CriterionT], CriterionT]:
-    """Put a function into `CRITERIA` under this name."""
+    """Put a function into `CRITERIA` under this name. Raises `PlanError` for a name that another function has."""
 
     def register(function: CriterionT) -> CriterionT:
-        CRITERIA[name] = function
+        _put(CRITERIA, name, function)
         return function
 
     return register
 
 
 def measured(name: str) -> Callable[[FromDataT], FromDataT]:
-    """Put a function that needs data into `MEASURED` under this name."""
+    """Put a function that needs data into `MEASURED` under this name. Raises `PlanError` as `criterion` does."""
 
     def register(function: FromDataT) -> FromDataT:
-        MEASURED[name] = function
+        _put(MEASURED, name, function)
         return function
 
     return register
+
+
+def _put(table: dict[str, Any], name: str, function: Any) -> None:
+    if name in table:
+        raise PlanError(
+            f"there is a criterion {name!r} already",
+            at=f"{table[name].__module__}.{table[name].__name__}",
+            do="choose another name",
+        )
+    table[name] = function

@@ -12,7 +12,16 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.criteria import CRITERIA, MEASURED, by_group, norm_scores, scores_of, taylor_scores
+from fxprune.criteria import (
+    CRITERIA,
+    MEASURED,
+    by_group,
+    criterion,
+    measured,
+    norm_scores,
+    scores_of,
+    taylor_scores,
+)
 from fxprune.errors import PlanError
 from fxprune.sparse import activation_statistics
 
@@ -147,3 +156,9 @@ def test_a_criterion_touches_one_file():
     assert all(len(files) == 1 for files in where.values()), where
     for path in (package / "criteria" / "scores.py", package / "criteria" / "table.py"):
         assert not re.search("|".join(f'"{name}"' for name in where), path.read_text())
+
+
+@pytest.mark.parametrize(("decorator", "name"), [(criterion, "l2"), (measured, "thinet")])
+def test_the_name_of_a_criterion_is_taken_once(decorator, name):
+    with pytest.raises(PlanError, match=rf"there is a criterion '{name}' already\s+at\s+fxprune.criteria"):
+        decorator(name)(lambda *arguments: None)
