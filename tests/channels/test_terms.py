@@ -255,6 +255,26 @@ def test_a_locked_row_leaves_the_columns_of_a_grid_free() -> None:
     assert len(terms.free(weight)) == 3
 
 
+def test_a_locked_slot_of_a_grid_locks_its_row_and_column_and_joins_nothing() -> None:
+    """A round of locks alone is a change, after which the other slots are bound to their sets."""
+    terms = Terms()
+    h, d, weight = terms.fresh(2), terms.fresh(2), terms.fresh(4)
+    terms.lock(weight.take(slice(0, 1)), EVENT)
+    terms.same(weight, terms.merge([h, d]))
+    assert sets(terms, weight) == grid([sets(terms, h), sets(terms, d)])
+    assert (len(terms.free(h)), len(terms.free(d)), len(terms.free(weight))) == (1, 1, 2)
+
+
+def test_equal_sets_in_other_columns_join_nothing() -> None:
+    terms = Terms()
+    ((a,), (b,)) = terms.fresh(2).columns, terms.fresh(2).columns
+    crossed = Vector(2, (np.array([a[0], b[1]]), np.array([b[0], a[1]])))
+    before = sets(terms, crossed)
+    terms.same(Vector(2, (a, b)), crossed)
+    assert sets(terms, crossed) == before
+    assert len(terms.free(crossed)) == 4
+
+
 def test_vectors_of_different_sizes_are_refused() -> None:
     terms = Terms()
     with pytest.raises(ValueError, match="vectors of 3 and 2 slots"):
