@@ -50,6 +50,7 @@ class DataDependent(nn.Module):
 def scripted() -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)  # of torch 2.14
         return torch.jit.trace(small_net(), image())
 
 

@@ -160,9 +160,7 @@ def test_the_target_follows_a_schedule_whatever_the_type_of_the_model():
 def test_more_elements_than_torch_quantile_takes():
     x = torch.randn(17 * 2**20)
     layer = ThresholdActivation(Quantile(0.8))
-    with pytest.raises(RuntimeError, match="too large"):
-        torch.quantile(x, 0.8)
-    y = layer(x)
+    y = layer(x)  # torch.quantile takes no more than 2^24 elements before torch 2.14
     assert (y == 0).double().mean().item() == pytest.approx(0.8, abs=5 * math.sqrt(0.8 * 0.2 / 65536))
 
 
