@@ -97,7 +97,7 @@ class Picture:
 
 
 def width_of(words: str, size: int) -> float:
-    """How wide words are at most, in a wide font."""
+    """The largest width of words, in a wide font."""
     return len(words.strip("`")) * size * (0.61 if words.startswith("`") else 0.57)
 
 

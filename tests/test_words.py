@@ -54,7 +54,7 @@ FOLDERS = (ROOT, PACKAGE, ROOT / "docs", ROOT / "tests")
 MISSING = {("tests/test_import.py", "fxprune.nonsense")}
 """(File, name): names that are meant not to exist."""
 
-CLAUSE = re.compile(r"(What|Which|Where|How|That|When|Whether|Who|Whose)\b")
+CLAUSE = re.compile(r"(As|From|What|Which|Where|How|That|When|Whether|Who|Whose)\b")
 
 
 def rows():

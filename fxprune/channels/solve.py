@@ -1,4 +1,4 @@
-"""From unified terms to channels and groups."""
+"""Reads channels and groups off unified terms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the argument `importance` to one score per channel."""
+"""Turns the argument `importance` into one score per channel."""
 
 from __future__ import annotations
 

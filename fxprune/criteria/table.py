@@ -12,7 +12,7 @@ from fxprune.analysis.findings import Findings, Group
 from fxprune.errors import PlanError
 
 Importance = str | Callable[[Group], Any]
-"""What `importance` may be: a name in `CRITERIA`, or a callable that takes a group and returns one score per channel.
+"""A name in `CRITERIA`, or a callable that takes a group and returns one score per channel.
 
 A callable returns [group.size] numbers as a tensor, an array or a list, in the order of the group's channels.
 """

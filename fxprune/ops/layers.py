@@ -27,7 +27,7 @@ def output_dim(module: nn.Module, ndim: int) -> int:
 
 
 def known_output_dim(module: nn.Module, ndim: int) -> int | None:
-    """As `output_dim`, but None in a module that is not of torch: its parameters may mean anything.
+    """The output dimension of a parameter, None in a module that is not of torch: its parameters may mean anything.
 
     Biases and the parameters of norms have their outputs in dimension 0.
 

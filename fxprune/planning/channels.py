@@ -1,4 +1,4 @@
-"""From channels to a plan, and from a plan to the channels of a model."""
+"""Turns channels into a plan, and a plan into the channels of a model."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `nn.MultiheadAttention.forward`: the output (L, N, O) and, if needed, the weights (N, L, S)."""
+        """Returns the output (L, N, O) and, if needed, the weights (N, L, S), as in `nn.MultiheadAttention`."""
         return multi_head_attention(
             query,
             key,
@@ -218,7 +218,7 @@ def _fused(
     is_causal: bool,
     scale: float,
 ) -> Tensor:
-    """As `_with_weights`, by one fused kernel: the input (L*N, H*V) of `out_proj`, and no weights. split: (N, H)."""
+    """Attention by one fused kernel: returns the input (L*N, H*V) of `out_proj`, and no weights. split: (N, H)."""
     n, count = split
     if mask is not None:
         mask = mask[None] if mask.shape[0] == 1 else mask.view(n, count, -1, k.shape[1])

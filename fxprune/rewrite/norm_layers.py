@@ -48,7 +48,7 @@ class LayerNorm(_Counting, nn.LayerNorm):
     """
 
     def forward(self, input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """As `nn.LayerNorm.forward`; a graph gives the weight and the bias of `F.layer_norm`."""
+        """The forward of `nn.LayerNorm`; a graph gives the weight and the bias of `F.layer_norm`."""
         weight, bias = (self.weight if weight is None else weight), (self.bias if bias is None else bias)
         return layer_norm(input, self.normalized_shape, weight, bias, self.eps, self.width)
 
@@ -70,7 +70,7 @@ class RMSNorm(_Counting, nn.RMSNorm):
     """
 
     def forward(self, input: Tensor, weight: Tensor | None = None) -> Tensor:
-        """As `nn.RMSNorm.forward`; a graph gives the weight of `F.rms_norm`."""
+        """The forward of `nn.RMSNorm`; a graph gives the weight of `F.rms_norm`."""
         return rms_norm(input, self.normalized_shape, self.weight if weight is None else weight, self.eps, self.width)
 
 

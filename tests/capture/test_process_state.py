@@ -183,15 +183,17 @@ class Base(nn.Module):
 """
 
 
+def zeros_of(self: nn.Module, size: int) -> list[int]:
+    return [0] * size
+
+
 class OfClass(nn.Module):
     @staticmethod
     @functools.lru_cache
     def static(size: int) -> list[int]:
         return [0] * size
 
-    @functools.lru_cache  # noqa: B019
-    def method(self, size: int) -> list[int]:
-        return [0] * size
+    method = functools.lru_cache(zeros_of)
 
 
 def test_caches_that_a_run_fills_are_emptied_wherever_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

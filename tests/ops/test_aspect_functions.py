@@ -33,7 +33,6 @@ class Kernel(nn.Module):
         return self.head(made[0])
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="the kernel is one of oneDNN")
 def test_a_recurrent_kernel_in_a_graph_gets_its_new_number_of_units() -> None:
     torch.manual_seed(0)
     net, x = Kernel().eval(), torch.randn(7, 2, 5)

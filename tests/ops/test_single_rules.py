@@ -269,7 +269,9 @@ def needs_zeros(made: Made) -> bool:
 
     def marks(zero: bool) -> int:
         _, call, given = asked(made, [zero] * count)
-        registry.apply(registry.rule_for(made.func), call, given)  # type: ignore[arg-type]
+        function = registry.rule_for(made.func)
+        assert function is not None
+        registry.apply(function, call, given)
         return len(call.marks)
 
     return marks(False) > marks(True)
