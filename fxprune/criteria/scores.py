@@ -64,7 +64,7 @@ def _of_one_group(importance: Callable[[Group], Any], group: Group) -> npt.NDArr
     try:
         scores = torch.as_tensor(importance(group)).detach().to(device="cpu", dtype=torch.float64)
     except FxpruneError:
-        raise  # a criterion of fxprune says better than the text below what is wrong, and where
+        raise  # the errors of fxprune's own criteria say more than the text below
     except Exception as error:
         raise PlanError(
             "importance raises, or returns no numbers",

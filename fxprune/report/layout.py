@@ -102,7 +102,7 @@ def _lanes(graph: Any, here: list[str], lane_of: dict[str, int]) -> dict[str, in
     """The lane of each node of one column: that of the first node that leads to it, or the next free one."""
     found: dict[str, int] = {}
     reached = {node: [lane_of[p] for p in graph.predecessors(node) if p in lane_of] for node in here}
-    for node in sorted(here, key=lambda node: not reached[node]):  # what nothing reaches comes last
+    for node in sorted(here, key=lambda node: not reached[node]):  # nodes that no edge leads to come last
         lane = min(reached[node], default=0)
         while lane in found.values():
             lane += 1
