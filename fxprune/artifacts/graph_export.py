@@ -20,6 +20,7 @@ from fxprune.artifacts.onnx_file import ONNX
 from fxprune.artifacts.program import evaluation_copy, program_of
 from fxprune.artifacts.pt2_file import PT2
 from fxprune.capture.inputs import Inputs, bound, check_devices, check_initialised, check_unwrapped, normalize
+from fxprune.capture.process_state import public_call
 from fxprune.capture.tensors import Tensors
 from fxprune.errors import FileError, FxpruneError, InputError, nearest
 from fxprune.files import PathLike, replacing
@@ -50,6 +51,7 @@ class Exported:
     reasons: tuple[str, ...] = ()
 
 
+@public_call()
 def export(
     model: nn.Module,
     path: PathLike,
@@ -111,7 +113,7 @@ def export(
         runner = kind.read(content.data, program)
         if isinstance(runner, str):
             reasons.append(f"not compared: {runner}")
-            warnings.warn(f'"{os.fspath(path)}" was not compared: {runner}', stacklevel=2)
+            warnings.warn(f'"{os.fspath(path)}" was not compared: {runner}', stacklevel=3)
         else:
             error = worst_error(portable, runner, inputs, varying, tolerance, os.fspath(path))
     with replacing(path) as file:
@@ -215,7 +217,7 @@ def _from_record(model: nn.Module) -> list[str]:
     if path.needs_hooks:
         zeros = "the graph puts zeros back into the outputs of smaller layers (index_copy)"
         reasons.append(f'made by "{made.path}": {zeros}')
-        warnings.warn(f"the exported model is {reasons[0]}", stacklevel=3)
+        warnings.warn(f"the exported model is {reasons[0]}", stacklevel=4)
     if made.training and not (path.keeps_class or path.fixes_mode):
         reasons.append("traced in training mode: what a function was told of the mode stays that")
     return reasons

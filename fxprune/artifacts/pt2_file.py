@@ -36,7 +36,7 @@ def write(program: torch.export.ExportedProgram, opset: int | None) -> Content:
 def read(data: bytes, program: torch.export.ExportedProgram) -> Runner:
     """Returns a function that runs the bytes of a file."""
     try:
-        with quiet():
+        with quiet(), torch.device("cpu"):  # torch unpickles into the default device
             module = torch.export.load(io.BytesIO(data)).module()
     except Exception as failure:
         raise VerificationError("the graph cannot be loaded again", why=innermost_cause(failure)) from failure

@@ -24,6 +24,7 @@ from fxprune.artifacts import record_data
 from fxprune.artifacts.rebuild import check_sizes, needs_inputs, rebuild, replace_tensors
 from fxprune.artifacts.safetensors_file import DTYPES, NAMES, SafetensorsFile, check_writable, raw_bytes, write
 from fxprune.capture.module_copy import copy_module
+from fxprune.capture.process_state import public_call
 from fxprune.errors import FileError, NothingRemovedWarning, PlanError, nearest
 from fxprune.files import Field, PathLike, parse_json
 from fxprune.planning.combine import shapes_after
@@ -39,6 +40,7 @@ INLINE = 1 << 20
 Buffers = Mapping[str, torch.Tensor]
 
 
+@public_call()
 def save(small: nn.Module, path: PathLike, *, record: Record | None = None) -> None:
     """Writes a small model into one safetensors file: its weights, and what `load` needs to rebuild it.
 
@@ -74,6 +76,7 @@ def save(small: nn.Module, path: PathLike, *, record: Record | None = None) -> N
     write(path, {name: tensor for name, tensor in state.items() if name not in tied}, {"format": "pt", KEY: text})
 
 
+@public_call()
 def load(path: PathLike, *, into: nn.Module, example_inputs: Any = None, also: Sequence[Any] = ()) -> nn.Module:
     """Rebuilds a small model from a file of `save` and the original's architecture; weights are equal bit for bit.
 

@@ -44,7 +44,7 @@ def export(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
     Raises `CaptureError` with torch's message if torch cannot export the model.
     """
     dropped: list[str] = []
-    program, reason = _program(model, _positional(model, inputs), dropped)
+    program, reason = _program(_outside_inference_mode(model), _positional(model, inputs), dropped)
     graph_module = program.module(check_guards=False)
     graph = graph_module.graph
     inline_regions(graph_module)
@@ -111,6 +111,15 @@ def _program(model: nn.Module, inputs: Inputs, dropped: list[str]) -> tuple[torc
         why=_one_line(first),
         do="pass a GraphModule of your own (torch.export or torch.fx), or change that line",
     ) from first
+
+
+def _outside_inference_mode(model: nn.Module) -> nn.Module:
+    """The model; a copy of it if parts were made in inference mode, which torch does not export."""
+    copies: dict[int, torch.Tensor] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_inference():
+            copies[id(tensor)] = copy.deepcopy(tensor) if isinstance(tensor, nn.Parameter) else tensor.clone()
+    return copy_module(model, lambda tensor: copies.get(id(tensor), tensor)) if copies else model
 
 
 def _positional(model: nn.Module, inputs: Inputs) -> Inputs:

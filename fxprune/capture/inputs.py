@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -55,6 +55,8 @@ def normalize(example_inputs: Any) -> Inputs:
                 why=f"its shape is {tuple(leaf.shape)}: nothing could be compared on it",
                 do="use a batch of at least one",
             )
+    if any(isinstance(leaf, torch.Tensor) and leaf.is_inference() for leaf in pytree.tree_leaves((args, kwargs))):
+        return cast(Inputs, pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs)))  # usual tensors
     return args, kwargs
 
 

@@ -32,18 +32,23 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
+from fxprune.capture.thread_state import usual_state
+
 _LOCK = threading.RLock()
 
 
 @contextlib.contextmanager
 def public_call() -> Iterator[None]:
-    """Runs a public function: one call at a time in a process, without cyclic garbage collection.
+    """Runs a public function: one call at a time in a process, without cyclic garbage collection, in the usual state.
+
+    The state of its thread is set to the usual one meanwhile (see `fxprune.capture.thread_state`), so that the result
+    is the same under `torch.inference_mode`, autocast and the like.
 
     A call makes many small objects (nodes, fake tensors) that live until it ends. Their number triggers full garbage
     collections, each of which visits everything that torch has loaded. That takes a good part of a second and finds
     nothing.
     """
-    with _LOCK:
+    with _LOCK, usual_state():
         enabled = gc.isenabled()
         gc.disable()
         try:

@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from fxprune.capture.captured import fetch
+from fxprune.capture.process_state import public_call
 from fxprune.errors import PlanError, nearest
 
 
+@public_call()
 def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]]) -> nn.Module:
     """The masked reference: a deep copy with every removed slot of every parameter and buffer set to zero.
 
