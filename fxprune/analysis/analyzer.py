@@ -1,8 +1,12 @@
-"""The walk over a captured model: its graph runs once per example input, and an `Observer` sees every operation."""
+"""The walks over a captured model: its graph runs once per example input, and an `Observer` sees every operation.
+
+Where code of the model reads its mode, the graph runs in the other mode too, so that what only training reaches is
+analysed as well.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,18 +14,21 @@ from torch import fx
 
 from fxprune.analysis.findings import Findings, Subject
 from fxprune.analysis.marked_integers import Settings
-from fxprune.analysis.observed import Observation, Place
+from fxprune.analysis.observed import Observation, Place, Walked
 from fxprune.analysis.opened import Opened
+from fxprune.capture.inputs import Inputs
+from fxprune.capture.modes import MODES, doubled, modules_reading_training, set_mode
 from fxprune.capture.process_state import clean_caches
 from fxprune.capture.traced import module_of, source_of
 from fxprune.capture.values import map_tensors, objects_in, tensors_in
 from fxprune.capture.walk import walk
 from fxprune.channels.vector import Vector
+from fxprune.errors import CaptureError
 from fxprune.ops import Operand
 
 
 class Analyzer:
-    """One walk over a model. Use it once: make it, then call `run`."""
+    """The walks over a model. Use it once: make it, then call `run`."""
 
     def __init__(self, subject: Subject, *, strict: bool) -> None:
         self.subject = subject
@@ -35,22 +42,31 @@ class Analyzer:
     def run(self) -> Findings:
         """Run the model on all example inputs, and return the findings.
 
+        The run on the first example inputs, in the mode of the model, comes last: what is kept of a node or of the
+        first call of a module is from the last run that reaches it.
+
         Raises `CaptureError` if the forward raises, `RuleError` under `strict` for an operation without a rule.
         """
-        opened, captured = self.opened, self.subject.captured
-        self.settings.mark(opened.module)
-        for inputs in reversed(
-            (self.subject.inputs, *self.subject.more)
-        ):  # what is kept of a node is from the last run
-            values = captured.values(inputs)
-            modes = (opened.scopes.watching(), self.settings, self.observer)
-            opened.scopes.restart()
-            with clean_caches(self.subject.model):
-                walk(captured.graph, opened.module, opened.faker, values, self._visit, modes)
+        subject = self.subject
+        other_mode = self._walk_other_mode()
+        if other_mode is not None:
+            self.opened.reopen()
+        self.settings.mark(self.opened.module)
+        for inputs in reversed((subject.inputs, *subject.more)):
+            self._walk(inputs)
         self._follow_index_lists()
         self._lock_unread()
         self._note_unused()
-        return opened.findings(self.nodes, self.observations, self.settings.found, self.notes)
+        return self.opened.findings(self.nodes, self.observations, self.settings.found, self.notes, other_mode)
+
+    def _walk(self, inputs: Inputs, *, when: str = "") -> None:
+        """Run the model that is open. `nodes` and `observations` are those of this run afterwards."""
+        opened, captured = self.opened, self.subject.captured
+        self.nodes, self.observations = {}, {}
+        self.observer.begin_run(when)
+        modes = (opened.scopes.watching(), self.settings, self.observer)
+        with clean_caches(self.subject.model):
+            walk(captured.graph, opened.module, opened.faker, captured.values(inputs), self._visit, modes)
 
     def _visit(self, node: fx.Node, execute: Callable[[], Any]) -> Any:
         place = Place(node.name, module_of(node), source_of(node))
@@ -62,6 +78,49 @@ class Analyzer:
         if node.op == "output":
             self._lock_results(result)
         return result
+
+    # -- the other mode -----------------------------------------------------------------------------------
+
+    def _walk_other_mode(self) -> Walked | None:
+        """Run the model in the mode in which it was not given, on the first inputs on which its forward runs there.
+
+        None if no code of the model reads its mode, or if forward raises on all inputs: then a note says so.
+        """
+        subject, captured = self.subject, self.subject.captured
+        training, reading = not subject.model.training, modules_reading_training(subject.model)
+        if not reading:
+            return None
+        if captured.front_end.fixes_mode:
+            self.notes.append(
+                f"the graph is that of {MODES[not training]} mode: what {_listed(reading)} would do otherwise in "
+                f"{MODES[training]} mode is not in it"
+            )
+            return None
+        if not modules_reading_training(captured.module):
+            return None
+        errors = []
+        for inputs in (subject.inputs, *subject.more):
+            for given in (inputs, doubled(inputs)) if training else (inputs,):
+                sizings = {setting: list(places) for setting, places in self.settings.found.items()}
+                try:
+                    with self.observer.tentative():
+                        self._walk_in(training, given)
+                except CaptureError as error:
+                    errors.append(error)
+                    self.settings.found = sizings
+                    self.opened.reopen()
+                else:
+                    return Walked(training, given, self.nodes, self.observations)
+        self.notes.append(f"{MODES[training]} mode was not looked at, because forward raises there: {errors[0].why}")
+        return None
+
+    def _walk_in(self, training: bool, inputs: Inputs) -> None:
+        """Run the model in a mode, set as its class does it. Raises `CaptureError` if that, or the forward, raises."""
+        set_mode(self.opened.module, training)
+        self.settings.mark(self.opened.module)
+        self._walk(inputs, when=f" (in {MODES[training]} mode)")
+
+    # -- inputs, results and what was not reached ---------------------------------------------------------
 
     def _open_inputs(self, result: Any) -> None:
         """Give the inputs fixed vectors. Their numbers count as unknown, even if they are real."""
@@ -112,3 +171,9 @@ class Analyzer:
             listed = ", ".join(names[:4]) + (f", ... {len(names) - 4} more" if len(names) > 4 else "")
             also = "; if other inputs reach them, give such inputs with `also`" if captured.real else ""
             self.notes.append(f"not reached on the example inputs, and left as they are: {listed}{also}")
+
+
+def _listed(paths: Sequence[str]) -> str:
+    """The first paths of modules, and how many there are more."""
+    named = ", ".join(path or "the model" for path in paths[:3])
+    return named + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")

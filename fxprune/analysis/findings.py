@@ -13,10 +13,11 @@ from torch import nn
 
 from fxprune.analysis.marked_integers import Setting, Sizing
 from fxprune.analysis.members import Locked, Member
-from fxprune.analysis.observed import Observed
+from fxprune.analysis.observed import Observed, Walked
 from fxprune.analysis.tensor_table import TensorTable
 from fxprune.capture.captured import Captured
 from fxprune.capture.inputs import Inputs
+from fxprune.capture.modes import MODES
 from fxprune.capture.tensors import Tensors
 from fxprune.channels.groups import Axis, Bools, Ints, Solution
 from fxprune.channels.vector import Vector
@@ -173,6 +174,21 @@ class Findings:
     def inputs(self) -> Inputs:
         """The first example inputs."""
         return self.subject.inputs
+
+    @property
+    def walked(self) -> tuple[Walked, ...]:
+        """The run on the first example inputs in the mode of the model, and the run in the other mode if there is one.
+
+        There is none if no code of the model reads its mode, and if the forward raises there, which `notes` say.
+        """
+        observed = self.observed
+        main = Walked(self.model.training, self.inputs, observed.nodes, observed.observations)
+        return (main,) if observed.other_mode is None else (main, observed.other_mode)
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The modes in which the model was analysed, the one in which it was given first: "evaluation", "training"."""
+        return tuple(MODES[walked.training] for walked in self.walked)
 
     @property
     def tensors(self) -> Mapping[str, torch.Tensor]:

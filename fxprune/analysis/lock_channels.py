@@ -85,9 +85,13 @@ def _vectors_inside(findings: Findings, node: str, scope: str) -> list[Vector]:
     node: the name of the node that runs the module. scope: the path of the module.
     """
     can_shrink = findings.solution.can_shrink
-    outputs = findings.observed.observations[node].outputs
     made = [
-        v for key, operands in outputs.items() if key[0].partition("|")[0] == scope for o in operands for v in o.vectors
+        vector
+        for walked in findings.walked
+        for key, operands in walked.observations[node].outputs.items()
+        if key[0].partition("|")[0] == scope
+        for operand in operands
+        for vector in operand.vectors
     ]
     visit = findings.observed.visits.get(scope)
     taken = [v for o in leaves(visit.inputs if visit else (), Operand) if isinstance(o, Operand) for v in o.vectors]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fxprune.capture.inputs import Inputs
 from fxprune.capture.scopes import Key
 from fxprune.channels.vector import Vector
 from fxprune.ops import Call, Event, Operand
@@ -88,12 +89,29 @@ class Visit:
 
 
 @dataclass(frozen=True, eq=False)
-class Observed:
-    """Everything that was seen in the run of a model.
+class Walked:
+    """One run of the graph, in one mode.
 
+    training: the mode of the run, as in `nn.Module.train(training)`.
+    inputs: the inputs of the run. In training mode every example is in them twice if a statistic needs two values.
     nodes: name of a node -> its result, with operands in place of tensors.
     observations: name of a node -> its operations.
-    visits: path of a module -> its first call.
+    """
+
+    training: bool
+    inputs: Inputs
+    nodes: Mapping[str, Any]
+    observations: Mapping[str, Observation]
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """Everything that was seen in the runs of a model.
+
+    nodes: name of a node -> its result, with operands in place of tensors; in the run on the first example inputs, in
+        the mode in which the model was given.
+    observations: name of a node -> its operations in that run.
+    visits: path of a module -> its first call in that run; of a module that it does not reach, in another run.
     events: the operations that lock or mark channels, by number. 0 means "none"; 1 locks dimensions that are never
         channels, such as the height of a kernel.
     marks: the statistics over dimensions that may shrink.
@@ -101,6 +119,8 @@ class Observed:
     minima: dimensions in which the model chooses positions (topk), and how many it chooses at once.
     vectors: the vectors of all dimensions that may shrink, of any tensor, each once.
     renumbered: id of a tensor of positions -> the dimension in which they are positions.
+    other_mode: the run in the mode in which the model was not given: training for a model in evaluation mode, and vice
+        versa. None if no code of the model reads its mode, or if the forward raises in the other one.
     """
 
     nodes: Mapping[str, Any]
@@ -112,3 +132,4 @@ class Observed:
     minima: tuple[tuple[Vector, int], ...]
     vectors: tuple[Vector, ...]
     renumbered: Mapping[int, Vector]
+    other_mode: Walked | None = None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.analysis.arguments import bound, numbers_of
-from fxprune.analysis.observed import Contraction, Mark, Observation, Observed, Place, Visit
+from fxprune.analysis.observed import Contraction, Mark, Observation, Observed, Place, Visit, Walked
 from fxprune.analysis.unread_slots import UnreadSlots
 from fxprune.capture.fake_tensors import run
 from fxprune.capture.scopes import Key, Scope, Scopes
@@ -43,6 +46,11 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.scopes = scopes
         scopes.on_enter, scopes.on_leave, scopes.on_computed_scale = self._enter, self._leave, self._scaled
         self.visits: dict[str, Visit] = {}
+        self._visited: set[str] = set()  # in this run
+        self._when = ""
+        self._numbers: dict[tuple[Event, int], int] = {}  # event, how often it occurred before in its run -> its number
+        self._occurred: Counter[Event] = Counter()  # in this run
+        self._only_when: dict[int, str] = {}  # number of an event that only one kind of run has seen -> which
         self.strict = strict
         self.events: list[Event] = [Event("", "", "", "", "")] * 2  # see `Observed.events`
         self._marks: list[Mark] = []
@@ -93,10 +101,36 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return operand
 
     def event(self, op: str, why: str) -> int:
-        """Add an event at the current place, and return its number."""
+        """The number of a new event at the current place; that of the same event of an earlier run, if there is one."""
         place = self.current_place()
-        self.events.append(Event(op, place.node, place.module, place.source, why))
-        return len(self.events) - 1
+        event = Event(op, place.node, place.module, place.source, why)
+        self._occurred[event] += 1
+        number = self._numbers.setdefault((event, self._occurred[event]), len(self.events))
+        if number == len(self.events):
+            self.events.append(event)
+            self._only_when[number] = self._when
+        elif not self._when:
+            self._only_when[number] = ""
+        return number
+
+    def begin_run(self, when: str = "") -> None:
+        """Begin a run of the model. Its visits of modules replace those of earlier runs.
+
+        when: a text that is added to the reasons of the events that no run without such a text has.
+        """
+        self._visited, self._when, self._occurred = set(), when, Counter()
+        self.scopes.restart()
+
+    @contextlib.contextmanager
+    def tentative(self) -> Iterator[None]:
+        """Forget what is seen inside if it raises an error. What was unified or locked stays so."""
+        names = ("visits", "_marks", "renumbered", "heads", "minima", "vectors", "used", "unread")
+        before = {name: copy.copy(getattr(self, name)) for name in names}
+        try:
+            yield
+        except Exception:
+            self.__dict__.update(before, _leaf_depth=0, _leaf_contractions=[])
+            raise
 
     def begin_node(self, place: Place) -> Observation:
         """Begin a node of the graph. Returns its observation, which is filled while the node runs."""
@@ -116,7 +150,8 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if not self._leaf_depth:
                 self._observe_leaf(function, scope, args, kwargs, made)
         inner = self._inner.pop()
-        if scope.name not in self.visits:
+        if scope.name not in self._visited:
+            self._visited.add(scope.name)
             inputs = map_tensors((*args, *kwargs.values()), self.peek)
             self.visits[scope.name] = Visit(inputs, map_tensors(made, self.peek), inner)
 
@@ -139,18 +174,24 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         scope = self.scopes.current
         return self.place.module if scope.module is None else scope.path
 
-    def observed(self, nodes: Mapping[str, Any], observations: Mapping[str, Observation]) -> Observed:
-        """Everything that was seen. Call it after the run."""
+    def observed(
+        self,
+        nodes: Mapping[str, Any],
+        observations: Mapping[str, Observation],
+        other_mode: Walked | None = None,
+    ) -> Observed:
+        """Everything that was seen. Call it after the runs. The arguments are those of `Observed`."""
         return Observed(
             nodes=nodes,
             observations=observations,
             visits=self.visits,
-            events=tuple(self.events),
+            events=tuple(replace(e, why=e.why + self._only_when.get(n, "")) for n, e in enumerate(self.events)),
             marks=tuple(self.statistics),
             heads=tuple(self.heads),
             minima=tuple(self.minima),
             vectors=tuple(dict.fromkeys(v.representative for v in self.vectors.values())),
             renumbered={id(tensor): vector for tensor, vector in self.renumbered},
+            other_mode=other_mode,
         )
 
     @property

@@ -10,7 +10,7 @@ from torch import nn
 
 from fxprune.analysis.findings import Findings, Subject
 from fxprune.analysis.marked_integers import Setting, Sizing
-from fxprune.analysis.observed import Observation
+from fxprune.analysis.observed import Observation, Walked
 from fxprune.analysis.observer import Observer
 from fxprune.analysis.tensor_table import TensorTable
 from fxprune.capture.fake_tensors import Faker, Real
@@ -25,7 +25,7 @@ from fxprune.ops import Operand
 class Opened:
     """A captured model with fake tensors, and the observer that knows the vectors of these tensors.
 
-    module: the copy of the model with fake tensors, or with real ones if `captured.real`.
+    module: the copy of the model with fake tensors, or with real ones if `captured.real`, that runs now.
     tensors, aliases: as in `TensorTable`.
     axes: each fake tensor with those of its dimensions that may shrink.
     """
@@ -47,6 +47,11 @@ class Opened:
             self._open(found.name, found.tensor)
             if found.others:
                 self.aliases[found.name] = found.others
+
+    def reopen(self) -> None:
+        """Take a new copy of the model around the same tensors: what forward has stored in the old one is gone."""
+        self.module = self.faker.module(self.subject.captured.module)
+        self.scopes.follow(self.module, "")
 
     def _open(self, name: str, tensor: torch.Tensor) -> None:
         self.tensors[name] = tensor
@@ -74,6 +79,7 @@ class Opened:
         observations: Mapping[str, Observation],
         settings: Mapping[Setting, Sequence[Sizing]],
         notes: Iterable[str],
+        other_mode: Walked | None = None,
     ) -> Findings:
         """The findings, after the walk. Tensors that no operation has read take no part in the groups.
 
@@ -82,7 +88,7 @@ class Opened:
         axes = [axis for fake, opened in self.axes if id(fake) in self.observer.used for axis in opened]
         return Findings(
             subject=self.subject,
-            observed=self.observer.observed(nodes, observations),
+            observed=self.observer.observed(nodes, observations, other_mode),
             table=TensorTable(self.tensors, self.aliases, tuple(axes)),
             solution=solve(self.terms, [axis for axis in axes if axis.parameter not in self._constants]),
             settings=settings,

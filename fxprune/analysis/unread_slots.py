@@ -34,6 +34,13 @@ class UnreadSlots:
         self._opened[id(tensor)] = tensor
         self._real[id(real)] = real
 
+    def __copy__(self) -> UnreadSlots:
+        made = UnreadSlots()
+        made._opened, made._real = self._opened, self._real
+        made._views, made._whole = self._views.copy(), self._whole.copy()
+        made._parts = {owner: parts.copy() for owner, parts in self._parts.items()}
+        return made
+
     def follows(self, tensor: torch.Tensor) -> bool:
         """True if this is a tensor of the model, given as `real`."""
         return id(tensor) in self._real

@@ -12,8 +12,9 @@ import torch
 from torch import fx
 
 from fxprune.analysis.findings import Findings
-from fxprune.analysis.observed import Observation
+from fxprune.analysis.observed import Observation, Walked
 from fxprune.capture.fake_tensors import Faker
+from fxprune.capture.modes import MODES, set_mode
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import clean_caches
 from fxprune.capture.scopes import Scopes
@@ -39,19 +40,27 @@ _LOOSE = {
 def settle_nodes(draft: Draft, findings: Findings, removal: Removal, faker: Faker) -> None:
     """Run the smaller graph; settle the sizes of each node just before it runs, and check its shapes just after.
 
+    The smaller graph runs in the other mode too, if the analysis has seen the original there, and is only checked then.
+
     Raises `RewriteError` where a shape is not the promised one.
     """
     had_users = {node for node in draft.graph.nodes if node.users}
     with clean_caches(findings.model):
         _Settling(draft, findings, removal).run(faker)
+        for seen in findings.walked[1:]:
+            _Checking(draft, findings, removal, seen).run(faker)
     _erase_unused(draft.graph, had_users)
 
 
-class _Settling:
-    """One run of the smaller graph, node by node."""
+class _Checking:
+    """One run of the smaller graph, node by node, in which the shapes of all results are checked.
 
-    def __init__(self, draft: Draft, findings: Findings, removal: Removal) -> None:
-        self.draft, self.findings, self.removal = draft, findings, removal
+    seen: the run of the original that it repeats, with the same inputs and in the same mode.
+    """
+
+    def __init__(self, draft: Draft, findings: Findings, removal: Removal, seen: Walked) -> None:
+        self.draft, self.removal, self.seen = draft, removal, seen
+        self.values = findings.captured.values(seen.inputs)
         self.module = copy_module(draft.module, lambda tensor: tensor)
         self.results: dict[fx.Node, Any] = {}
         self.scopes = Scopes(self.module)
@@ -59,35 +68,66 @@ class _Settling:
         modules = draft.module.named_modules()
         replaced = {name for name, module in modules if name and type(module) is not type(originals[name])}
         self.check = ShapeCheck(removal, self.scopes, replaced)
+        self.when = ""
+        if seen.training != findings.model.training:
+            set_mode(self.module, seen.training)
+            self.when = f" in {MODES[seen.training]} mode"
 
     def run(self, faker: Faker) -> None:
-        """Run all nodes on the first example inputs."""
-        values = self.findings.captured.values(self.findings.inputs)
-        walk(self.draft.graph, self.module, faker, values, self.visit, (self.scopes.watching(), self.check))
+        """Run all nodes."""
+        walk(self.draft.graph, self.module, faker, self.values, self.visit, (self.scopes.watching(), self.check))
+
+    def settle(self, node: fx.Node, before: fx.Node, observation: Observation) -> None:
+        """Settle the sizes of a node before it runs: nothing, where sizes are only checked."""
 
     def visit(self, node: fx.Node, execute: Callable[[], Any]) -> Any:
         """Settle a node, run it, and compare what it gives with what the analysis promises."""
         before = self.draft.before[node]
-        observation = self.findings.observed.observations[before.name]
+        observation = self.seen.observations[before.name]
         self.scopes.node(before.name)
         self.check.expected = Observation() if node.target in _LOOSE else observation
         try:
-            if node.op in ("call_function", "call_method"):
-                resize(self._site(node, before, observation))
+            self.settle(node, before, observation)
             result = self.results[node] = execute()
         except ContradictionError as error:
-            raise contradiction(before, node, str(error), self.scopes.current.path, error.vectors) from None
+            raise self._contradiction(before, node, str(error), self.scopes.current.path, error.vectors) from None
         except RewriteError:
             raise
         except Exception as error:
-            raise contradiction(
-                before, node, f"{type(error).__name__}: {error}", self.scopes.current.path, ()
-            ) from error
+            why = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+            raise self._contradiction(before, node, why, self.scopes.current.path, ()) from error
         self._check(node, before, result)
         return result
 
-    def _site(self, node: fx.Node, before: fx.Node, observation: Observation) -> Site:
-        nodes = self.findings.observed.nodes
+    def _check(self, node: fx.Node, before: fx.Node, result: Any) -> None:
+        promised = leaves(self.seen.nodes[before.name], Operand)
+        shapes = [tuple(tensor.shape) for tensor in tensors_in(result)]
+        counts = [self.removal.shape(operand.vectors) for operand in promised if isinstance(operand, Operand)]
+        if shapes != counts:
+            why = f"its result has shape {shapes}, the analysis promises {counts}"
+            raise self._contradiction(before, node, why, "", ())
+        if self.check.deferred:
+            scope, first = self.check.deferred[0]
+            vectors = tuple(vector for _, error in self.check.deferred for vector in error.vectors)
+            raise self._contradiction(before, node, str(first), scope, vectors)
+
+    def _contradiction(
+        self, before: fx.Node, node: fx.Node, why: str, scope: str, vectors: tuple[Vector, ...]
+    ) -> RewriteError:
+        return contradiction(before, node, why + self.when, scope, vectors)
+
+
+class _Settling(_Checking):
+    """The run on the first example inputs, in the mode of the model, in which the sizes of nodes are settled too."""
+
+    def __init__(self, draft: Draft, findings: Findings, removal: Removal) -> None:
+        super().__init__(draft, findings, removal, findings.walked[0])
+
+    def settle(self, node: fx.Node, before: fx.Node, observation: Observation) -> None:
+        """Settle the sizes among the arguments of a call."""
+        if node.op not in ("call_function", "call_method"):
+            return
+        nodes = self.seen.nodes
 
         def value(argument: Any) -> Any:
             return fx.map_arg(argument, lambda n: self.results[n]) if argument is not None else None
@@ -95,19 +135,7 @@ class _Settling:
         def operand(argument: Any) -> Any:
             return nodes[self.draft.before[argument].name] if isinstance(argument, fx.Node) else argument
 
-        return Site(node, before, self.removal, nodes[before.name], observation.counts, value, operand)
-
-    def _check(self, node: fx.Node, before: fx.Node, result: Any) -> None:
-        promised = leaves(self.findings.observed.nodes[before.name], Operand)
-        shapes = [tuple(tensor.shape) for tensor in tensors_in(result)]
-        counts = [self.removal.shape(operand.vectors) for operand in promised if isinstance(operand, Operand)]
-        if shapes != counts:
-            why = f"its result has shape {shapes}, the analysis promises {counts}"
-            raise contradiction(before, node, why, "", ())
-        if self.check.deferred:
-            scope, first = self.check.deferred[0]
-            vectors = tuple(vector for _, error in self.check.deferred for vector in error.vectors)
-            raise contradiction(before, node, str(first), scope, vectors)
+        resize(Site(node, before, self.removal, nodes[before.name], observation.counts, value, operand))
 
 
 def contradiction(before: fx.Node, node: fx.Node, why: str, scope: str, vectors: tuple[Vector, ...]) -> RewriteError:

@@ -28,7 +28,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.analysis.after_removal import kept_slots
 from fxprune.analysis.findings import Findings
-from fxprune.analysis.observed import Mark, Visit
+from fxprune.analysis.observed import Mark, Observation, Visit
 from fxprune.capture.module_copy import copy_module
 from fxprune.channels.groups import Ints, Removal
 from fxprune.channels.vector import Vector
@@ -102,12 +102,19 @@ def preserve(findings: FindingsT) -> FindingsT:
     while spoiled := _spoiled(findings, live, chosen):
         chosen = {scope: way for scope, way in chosen.items() if scope not in spoiled}
     marks = tuple(mark for mark in findings.observed.marks if mark.scope not in chosen)
-    observations = {
-        name: replace(seen, marked={key: entry for key, entry in seen.marked.items() if key[0] not in chosen})
-        for name, seen in findings.observed.observations.items()
-    }
-    observed = replace(findings.observed, marks=marks, observations=observations)
+    observations = [_unmarked(walked.observations, chosen) for walked in findings.walked]
+    observed = replace(findings.observed, marks=marks, observations=observations[0])
+    if observed.other_mode is not None:
+        observed = replace(observed, other_mode=replace(observed.other_mode, observations=observations[1]))
     return replace(findings, observed=observed, preserved=chosen)
+
+
+def _unmarked(observations: Mapping[str, Observation], chosen: Mapping[str, Any]) -> dict[str, Observation]:
+    """The observations without the statistics of the chosen scopes."""
+    return {
+        name: replace(seen, marked={key: entry for key, entry in seen.marked.items() if key[0] not in chosen})
+        for name, seen in observations.items()
+    }
 
 
 def _channels(findings: Findings, vector: Vector) -> Ints:

@@ -1,0 +1,144 @@
+"""Training and evaluation mode: which modules read it, and the inputs that a forward in training needs."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from fxprune.capture.inputs import Inputs
+from fxprune.errors import CaptureError
+
+MODES = {True: "training", False: "evaluation"}
+"""Value of `nn.Module.training` -> the name of that mode."""
+
+
+def reads_training(module: nn.Module) -> bool:
+    """True if code of the module's class, of its base classes or of its hooks names `training`, except code of torch.
+
+    Functions that this code calls by a global name count too. So the answer can be True for a module that never reads
+    its mode; it is False only for one whose forward cannot.
+
+    >>> reads_training(nn.Dropout()), reads_training(nn.Sequential(nn.BatchNorm2d(8)))
+    (False, False)
+    """
+    seen: set[types.CodeType] = set()
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    own = (value for value in module.__dict__.values() if callable(value) and not isinstance(value, nn.Module))
+    return any(_names_training(value, seen) for value in (*_methods(type(module)), *own, *hooks))
+
+
+def modules_reading_training(model: nn.Module) -> list[str]:
+    """The paths of the modules that read their mode: see `reads_training`. One of each class is enough to know."""
+    classes: dict[type, bool] = {}
+    found = []
+    for path, module in model.named_modules():
+        plain = not (module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+        reads = classes.get(type(module)) if plain else None
+        if reads is None:
+            reads = reads_training(module)
+        if plain:
+            classes[type(module)] = reads
+        if reads:
+            found.append(path)
+    return found
+
+
+def set_mode(module: nn.Module, training: bool) -> None:
+    """Set the mode of a module as its own `train` does it. Raises `CaptureError` if that raises."""
+    try:
+        module.train(training)
+    except Exception as error:
+        raise CaptureError(
+            f"{type(module).__name__}.train({training}) raises",
+            raised=True,
+            why=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
+            do="check that the model can be set to that mode",
+        ) from error
+
+
+def doubled(inputs: Inputs) -> Inputs:
+    """The inputs with every example twice: tensors whose dimension 0 is the batch are concatenated with themselves.
+
+    The batch is the size of dimension 0 of the first tensor.
+
+    >>> [tuple(t.shape) for t in doubled(((torch.zeros(1, 3), torch.zeros(4)), {}))[0]]
+    [(2, 3), (4,)]
+    """
+    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor) and leaf.ndim]
+    if not tensors:
+        return inputs
+    batch = tensors[0].shape[0]
+
+    def twice(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.cat([tensor, tensor]) if tensor.ndim and tensor.shape[0] == batch else tensor
+
+    made: Inputs = pytree.tree_map_only(torch.Tensor, twice, inputs)
+    return made
+
+
+def _methods(kind: type) -> Iterator[Any]:
+    """The values in a class and its base classes, except those of torch and of Python."""
+    for base in kind.__mro__:
+        if base is not object and not _is_torch(base.__module__):
+            yield from vars(base).values()
+
+
+def _is_torch(module: str | None) -> bool:
+    return (module or "").partition(".")[0] == "torch"
+
+
+def _names_training(value: Any, seen: set[types.CodeType]) -> bool:
+    """True if the code of a function or descriptor, or of a function that it calls, names `training`.
+
+    seen: the code that was looked at before; it is extended.
+    """
+    for function in _functions(value):
+        code = function.__code__
+        if code in seen or _is_torch(function.__module__):
+            continue
+        seen.add(code)
+        names = set(_names(code))
+        if "training" in names:
+            return True
+        called = [function.__globals__.get(name) for name in names]
+        closed = [_content(cell) for cell in function.__closure__ or ()]
+        if any(_names_training(other, seen) for other in (*called, *closed)):
+            return True
+    return False
+
+
+def _functions(value: Any) -> Iterator[types.FunctionType]:
+    """The Python functions behind a method, property, partial or decorated function."""
+    if isinstance(value, property):
+        parts = [value.fget]
+    elif isinstance(value, functools.partial):
+        parts = [value.func]
+    else:
+        parts = [getattr(value, "__func__", value), getattr(value, "__wrapped__", None)]
+    for part in parts:
+        if isinstance(part, types.FunctionType):
+            yield part
+
+
+def _content(cell: Any) -> Any:
+    """The value of a variable in a closure; None if it has none yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """The names that code and the functions inside it use, and the texts in it that could be names."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+        elif isinstance(constant, str):
+            yield constant

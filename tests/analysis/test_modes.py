@@ -1,0 +1,231 @@
+"""Models whose forward reads its mode are analysed, cut and checked in both modes."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fxprune
+from tests.support import randomise, relative_error
+
+
+class Block(nn.Module):
+    """Returns a second result in training: a head of its own, or none."""
+
+    def __init__(self, head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.stem, self.body, self.last = nn.Linear(6, 16), nn.Linear(16, 12), nn.Linear(12, 3)
+        self.head = head
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.stem(x))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        h = self.features(x)
+        y = self.last(torch.relu(self.body(h)))
+        return (y, self.head(h)) if self.head is not None and self.training else y
+
+
+class Scaled(Block):
+    """Drops whole examples in training, and divides its features into blocks there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = 4
+        self.mix = nn.Linear(16, 16)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.relu(self.stem(x))
+        if not self.training:
+            return h
+        parts = self.mix(h).view(x.shape[0], self.blocks, -1) * torch.rand(x.shape[0], 1, 1)
+        return h + parts.flatten(1)
+
+
+class EvaluationOnly(Block):
+    """Smooths its features in evaluation, by a layer that training does not reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.smooth = nn.Linear(16, 16)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        h = super().features(x)
+        return h if self.training else torch.tanh(self.smooth(h))
+
+
+class Frozen(Block):
+    """Keeps its head in evaluation mode, whatever mode it is set to."""
+
+    def train(self, mode: bool = True) -> Frozen:
+        super().train(mode)
+        if self.head is not None:
+            self.head.eval()
+        return self
+
+
+class NeedsTargets(Block):
+    """Raises in training without targets, as detectors do."""
+
+    def forward(self, x: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
+        if not self.training:
+            return super().forward(x)
+        if targets is None:
+            raise ValueError("targets are needed in training")
+        y, other = super().forward(x)
+        return F.mse_loss(y, targets) + F.mse_loss(other, targets)
+
+
+def aux_head() -> nn.Module:
+    return nn.Sequential(nn.Linear(16, 10), nn.BatchNorm1d(10), nn.ReLU(), nn.Linear(10, 3))
+
+
+def ready(model: nn.Module) -> nn.Module:
+    return randomise(model.double(), 7, weights=True).eval()
+
+
+def numbers(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def error_in(training: bool, model: nn.Module, small: nn.Module, *inputs: Any) -> float:
+    """The relative error against the masked original in one mode, with the same random numbers."""
+    results = []
+    for one in (small, fxprune.masked(model, fxprune.record(small).removed)):
+        torch.manual_seed(5)
+        results.append(copy.deepcopy(one).train(training)(*inputs))
+    return relative_error(*results)
+
+
+MODELS = {
+    "auxiliary head": lambda: Block(aux_head()),
+    "branch with a width": Scaled,
+    "layer of evaluation": EvaluationOnly,
+    "frozen head": lambda: Frozen(aux_head()),
+}
+
+
+@pytest.mark.parametrize("given_in", [True, False], ids=["given in training", "given in evaluation"])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_small_model_equals_the_masked_one_in_both_modes(name: str, given_in: bool) -> None:
+    model, x = ready(MODELS[name]()).train(given_in), numbers(4, 6)
+    small = fxprune.transform(model, x, ratio=0.5, importance="random", seed=1, path="eager")
+    made = fxprune.record(small)
+    assert made.removed["stem.weight"][0]
+    for training in (True, False):
+        assert error_in(training, model, small, numbers(3, 6)) < 1e-9, training
+    assert [m.training for m in small.modules()] == [m.training for m in model.modules()]
+    assert not [reason for reason in made.reasons if "not reached" in reason or "not looked at" in reason]
+
+
+def test_what_only_training_reaches_is_cut() -> None:
+    small = fxprune.transform(ready(Block(aux_head())), numbers(4, 6), ratio=0.5, path="eager")
+    assert small.get_submodule("head.0").weight.shape == (5, 8)
+    assert small.get_submodule("head.0").in_features == 8
+    assert small.get_submodule("head.1").num_features == 5
+
+
+def test_both_modes_are_named_the_given_one_first() -> None:
+    model = ready(Block(aux_head()))
+    assert fxprune.analyze(model, numbers(4, 6), path="eager").modes == ("evaluation", "training")
+    assert fxprune.analyze(model.train(), numbers(4, 6), path="eager").modes == ("training", "evaluation")
+
+
+def test_layers_of_torch_alone_need_no_second_run() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(), nn.BatchNorm1d(8), nn.Linear(8, 2)).eval()
+    assert fxprune.analyze(model, torch.randn(4, 6), path="eager").modes == ("evaluation",)
+
+
+def test_a_statistic_that_needs_two_values_gets_every_example_twice() -> None:
+    analysis = fxprune.analyze(ready(Block(aux_head())), numbers(1, 6), path="eager")
+    assert analysis.modes == ("evaluation", "training")
+    assert [walked.inputs[0][0].shape[0] for walked in analysis.walked] == [1, 2]
+    assert not analysis.notes
+
+
+def test_the_first_call_of_a_module_is_that_in_the_given_mode() -> None:
+    analysis = fxprune.analyze(ready(Block(aux_head())), numbers(1, 6), path="eager")
+    visits = analysis.observed.visits
+    assert visits["stem"].output.shape == (1, 16)
+    assert visits["head.0"].output.shape == (2, 10)
+
+
+def test_reasons_that_hold_in_training_alone_say_so() -> None:
+    model = ready(Block(nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 3))))
+    analysis = fxprune.analyze(model, numbers(4, 6), path="eager")
+    (reasons,) = {group.reasons for group in analysis.groups if group.name == "stem"}
+    assert reasons
+    assert all(reason.endswith("(in training mode)") for reason in reasons)
+    assert not [str(locked) for locked in analysis.locked if "training" in str(locked)]
+
+
+class TestForwardRaisesInTraining:
+    """What a model does in training is unknown if its forward needs other inputs there."""
+
+    def test_the_record_says_that_training_was_not_looked_at(self) -> None:
+        small = fxprune.transform(ready(NeedsTargets(aux_head())), numbers(4, 6), ratio=0.5, path="eager")
+        (reason,) = [r for r in fxprune.record(small).reasons if "not looked at" in r]
+        assert reason == (
+            "training mode was not looked at, because forward raises there: ValueError: targets are needed in training"
+        )
+
+    def test_other_inputs_can_give_what_training_needs(self) -> None:
+        model, x, targets = ready(NeedsTargets(aux_head())), numbers(4, 6), numbers(4, 3)
+        small = fxprune.transform(model, x, ratio=0.5, importance="random", seed=1, path="eager", also=[(x, targets)])
+        assert not [r for r in fxprune.record(small).reasons if "not looked at" in r]
+        assert small.get_submodule("head.0").in_features == 8
+        assert error_in(True, model, small, x, targets) < 1e-9
+
+    def test_nothing_remains_of_a_run_that_failed_halfway(self) -> None:
+        class Halfway(Block):
+            def forward(self, x: torch.Tensor) -> Any:
+                if self.training:
+                    assert self.head is not None
+                    self.head[0](self.features(x))
+                    raise RuntimeError("halfway")
+                return super().forward(x)
+
+        model = ready(Halfway(aux_head()))
+        analysis = fxprune.analyze(model, numbers(4, 6), path="eager")
+        assert "halfway" in analysis.notes[0]
+        assert not analysis.has_axis("head.0.weight", 0)
+        assert not [name for name in analysis.observed.visits if name.startswith("head")]
+
+    def test_a_train_method_that_raises_is_told(self) -> None:
+        class Fixed(Block):
+            def train(self, mode: bool = True) -> Fixed:
+                if mode:
+                    raise RuntimeError("for inference only")
+                return self
+
+            def forward(self, x: torch.Tensor) -> Any:
+                return super().forward(x) if not self.training else x
+
+        model = Fixed()
+        for module in model.modules():
+            module.training = False
+        assert "for inference only" in fxprune.analyze(model, torch.randn(4, 6), path="eager").notes[0]
+
+
+def test_a_size_that_only_training_writes_down_holds_channels() -> None:
+    class Written(Block):
+        def features(self, x: torch.Tensor) -> torch.Tensor:
+            h = super().features(x)
+            return h.view(-1, 4, 4).flatten(1) if self.training else h
+
+    model, x = ready(Written()), numbers(4, 6)
+    small = fxprune.transform(model, x, ratio=0.5, importance="random", seed=1, path="eager")
+    for training in (True, False):
+        assert error_in(training, model, small, numbers(3, 6)) < 1e-9
+    assert "in training mode" in " ".join(fxprune.record(small).reasons)
+
+
+def test_a_graph_of_one_mode_says_so() -> None:
+    analysis = fxprune.analyze(ready(Block(aux_head())), numbers(4, 6), path="export")
+    assert analysis.modes == ("evaluation",)
+    assert [n for n in analysis.notes if n.startswith("the graph is that of evaluation mode")]
