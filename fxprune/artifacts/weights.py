@@ -18,9 +18,9 @@ import torch
 from torch import fx, nn
 
 from fxprune._record import Record, attach
+from fxprune._record import data as record_data
 from fxprune._record import record as record_of_model
 from fxprune._transform import transform
-from fxprune.artifacts import record_data
 from fxprune.artifacts.rebuild import check_sizes, needs_inputs, rebuild, replace_tensors
 from fxprune.artifacts.safetensors_file import DTYPES, NAMES, SafetensorsFile, check_writable, raw_bytes, write
 from fxprune.capture.module_copy import copy_module

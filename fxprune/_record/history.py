@@ -1,21 +1,16 @@
-"""The record of a small model: how it was made. It is stored in the model."""
+"""The record of a small model: how it was made."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-from torch import fx, nn
 
 from fxprune.costs import Cost
-from fxprune.errors import FxpruneError, PlanError
+from fxprune.errors import PlanError
 from fxprune.planning.plan import Plan
 from fxprune.report import record_data, view
 from fxprune.report.views import checked
-
-_KEY = "fxprune_record"
 
 
 @dataclass(frozen=True)
@@ -90,26 +85,3 @@ class Record:
         """
         checked(format)
         return view(record_data(self), format)
-
-
-def record(small: nn.Module) -> Record:
-    """The record of a model that `transform` returned, or of a deep copy of such a model.
-
-    Raises `FxpruneError` for any other model.
-    """
-    found: Any = small.meta.get(_KEY) if isinstance(small, fx.GraphModule) else small.__dict__.get(_KEY)
-    if not isinstance(found, Record):
-        raise FxpruneError(
-            f"this {type(small).__name__} has no record",
-            why="it was not made by transform",
-            do="pass what transform returned",
-        )
-    return found
-
-
-def attach(small: nn.Module, made: Record) -> None:
-    """Store a record in a model. Deep copies of the model have it too."""
-    if isinstance(small, fx.GraphModule):
-        small.meta[_KEY] = made
-    else:
-        small.__dict__[_KEY] = made

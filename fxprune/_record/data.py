@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fxprune._record import Record
+from fxprune._record.history import Record
 from fxprune.costs import Cost, LayerCost
 from fxprune.files import Field
 from fxprune.planning.plan import Plan

@@ -1,0 +1,6 @@
+"""The record of a small model: how it was made, and how the model keeps it."""
+
+from fxprune._record.history import Record
+from fxprune._record.holder import attach, record
+
+__all__ = ["Record", "attach", "record"]

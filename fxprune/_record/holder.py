@@ -1,0 +1,105 @@
+"""The record inside a small model: shared by deep copies of the model, plain text in a pickle of it.
+
+So a pickled model loads where fxprune is not installed. The text is JSON; nothing of it is executed.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from torch import fx, nn
+
+from fxprune._record.data import data_of, record_of
+from fxprune._record.history import Record
+from fxprune.capture.tensors import Tensors
+from fxprune.errors import FxpruneError
+from fxprune.files import Field, parse_json
+from fxprune.planning import plan_file
+from fxprune.planning.plan import Plan
+
+FORMAT, VERSION = "fxprune record", 1
+
+_KEY = "fxprune_record"
+_SOURCE = "the record in this model"
+
+
+class _Holder:
+    """Holds the record of a model. Deep copies share it; a pickle has the text instead."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+
+    def __copy__(self) -> _Holder:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Holder:
+        return self
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (text_of(self.record),)
+
+
+def text_of(record: Record) -> str:
+    """A record with its plan as JSON. Raises `PlanError` for a plan that no file can hold."""
+    data = {
+        "format": FORMAT,
+        "version": VERSION,
+        "plan": plan_file.data_of(record.plan),
+        "record": data_of(record),
+    }
+    return json.dumps(data, ensure_ascii=False, allow_nan=False)
+
+
+def record_from(text: str) -> Record:
+    """The record that `text_of` wrote. Raises an `FxpruneError` for any other text."""
+    data = Field(parse_json(text.encode(), _SOURCE), _SOURCE).object(("format", "version", "plan", "record"))
+    data["format"].text((FORMAT,))
+    if data["version"].value != VERSION:
+        raise data["version"].wrong(f"this fxprune reads version {VERSION}", "read it with the fxprune that wrote it")
+    return record_of(data["record"], plan_file.plan_of(data["plan"], Plan))
+
+
+def record(small: nn.Module) -> Record:
+    """The record of a model that `transform` returned, of a deep copy of such a model, or of one that was pickled.
+
+    Raises `FxpruneError` for any other model.
+    """
+    found = _found(small)
+    if isinstance(found, str):  # the model was pickled
+        return record_from(found)
+    if isinstance(found, _Holder):
+        return found.record
+    if not isinstance(found, Record):  # pickles of version 0.1 have the record itself
+        raise FxpruneError(
+            f"this {type(small).__name__} has no record",
+            why="it was not made by transform",
+            do="pass what transform returned",
+        )
+    return found
+
+
+def _found(small: nn.Module) -> Any:
+    """The value under the key of the record. A deep copy of a graph keeps `meta`, a pickle of it keeps attributes."""
+    found = small.meta.get(_KEY) if isinstance(small, fx.GraphModule) else None
+    return small.__dict__.get(_KEY) if found is None else found
+
+
+def _describes(made: Record, small: nn.Module) -> bool:
+    shapes = {name: tuple(tensor.shape) for name, tensor in Tensors.of(small).items()}
+    return all(shapes.get(name) == tuple(shape) for name, shape in made.after.items())
+
+
+def attach(small: nn.Module, made: Record) -> None:
+    """Store a record in a model. Deep copies of the model and pickles of it have it too.
+
+    Modules inside it that have a record of their own, and other shapes than that says, lose it.
+    """
+    for inner in small.modules():
+        if inner is not small and _found(inner) is not None and not _describes(record(inner), inner):
+            inner.__dict__.pop(_KEY, None)
+            inner.__dict__.get("meta", {}).pop(_KEY, None)
+    holder = _Holder(made)
+    small.__dict__[_KEY] = holder
+    if isinstance(small, fx.GraphModule):
+        small.meta[_KEY] = holder
