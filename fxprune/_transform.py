@@ -19,7 +19,7 @@ from fxprune.capture.process_state import public_call
 from fxprune.capture.tensors import PARAMETER, Tensors
 from fxprune.costs import cost_of
 from fxprune.criteria import Importance
-from fxprune.errors import CaptureError, FxpruneError, NothingRemovedWarning, PlanError, RewriteError
+from fxprune.errors import CaptureError, FixedSizesWarning, FxpruneError, NothingRemovedWarning, PlanError, RewriteError
 from fxprune.fold import folds, resolve_plan
 from fxprune.paths import Outcome, most_useful_error, paths_for, try_in_turn, without_hooks
 from fxprune.planning.plan import Plan
@@ -92,7 +92,8 @@ def transform(
             channels. The result then equals the masked original there, and such groups are exact.
 
     Raises a subclass of `FxpruneError`, which says what to do. Warns with `NothingRemovedWarning`, which says why, if
-    nothing could be removed.
+    nothing could be removed, and with `FixedSizesWarning` if the result is an exported graph that takes fewer sizes of
+    inputs than the original.
 
     >>> import torch, fxprune
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 4, 3))
@@ -121,6 +122,10 @@ def transform(
     if not result.plan:
         why = "; ".join(result.plan.reasons) or "the plan is empty"
         warnings.warn(f"nothing was removed: {why}", NothingRemovedWarning, stacklevel=3)
+    if result.analysis.captured.fixed:
+        sizes = "; ".join(result.analysis.captured.fixed)
+        text = f"the small model is an exported graph, which raises for sizes that the original takes: {sizes}"
+        warnings.warn(text, FixedSizesWarning, stacklevel=3)
     attach(result.small, _recorded(result))
     return result.small
 

@@ -24,9 +24,9 @@ ORDER = """
 """Parts of the package; each imports only from itself and from those before it."""
 
 PUBLIC = """
-    Analysis CaptureError ChannelsStayWarning Cost Exported FileError FxpruneError Group InputError LayerCost
-    Locked Member NothingRemovedWarning Plan PlanDiff PlanError Record RewriteError RuleError VerificationError
-    analyze cost export leaf load masked masks_of record rule save transform verify
+    Analysis CaptureError ChannelsStayWarning Cost Exported FileError FixedSizesWarning FxpruneError Group InputError
+    LayerCost Locked Member NothingRemovedWarning Plan PlanDiff PlanError Record RewriteError RuleError
+    VerificationError analyze cost export leaf load masked masks_of record rule save transform verify
 """.split()
 
 TOP_LEVEL = {"pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "fxprune", "tests", "examples", "docs"}

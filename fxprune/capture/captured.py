@@ -19,6 +19,9 @@ WHOLE_MODEL = ""
 NOTES = "fxprune_notes"
 """Key in `meta` of a `GraphModule`: a tuple of sentences about what the model could do and the graph cannot."""
 
+FIXED = "fxprune_fixed_sizes"
+"""Key in `meta` of a `GraphModule`: a tuple of sentences about sizes that the model takes and the graph does not."""
+
 
 @dataclass(frozen=True, eq=False)
 class Captured:
@@ -32,6 +35,7 @@ class Captured:
     notes: sentences about this capture for the reader of the record.
     real: True if the forward depends on the numbers in its tensors. Then it runs on real tensors instead of fake ones,
         and the sizes in the small model cannot be proven beforehand.
+    fixed: sentences about the sizes of inputs that the model takes and the graph does not.
     """
 
     front_end: FrontEnd
@@ -40,6 +44,7 @@ class Captured:
     values: Callable[[Inputs], list[Any]]
     notes: tuple[str, ...] = ()
     real: bool = False
+    fixed: tuple[str, ...] = ()
 
     @property
     def path(self) -> str:
@@ -106,9 +111,10 @@ class FrontEnd:
     without_inputs: Callable[[nn.Module], Captured] | None = None
 
 
-def captured_graph(front_end: FrontEnd, module: fx.GraphModule) -> Captured:
-    """A `GraphModule` as a captured model."""
-    return Captured(front_end, module, module.graph, partial(for_graph, module.graph), module.meta.get(NOTES, ()))
+def captured_graph(front_end: FrontEnd, module: fx.GraphModule, fixed: tuple[str, ...] = ()) -> Captured:
+    """A `GraphModule` as a captured model. fixed: sentences about sizes that the model takes and the graph does not."""
+    values, notes = partial(for_graph, module.graph), tuple(module.meta.get(NOTES, ()))
+    return Captured(front_end, module, module.graph, values, (*notes, *fixed), fixed=fixed)
 
 
 def fetch(module: nn.Module, name: str) -> Any:

@@ -2,7 +2,8 @@
 
 It also captures models that symbolic tracing refuses, such as those with an `if` on a size. The exported graph becomes
 the forward of a copy of the model's modules, so that parameters and buffers, their names and their flags are the
-model's own. Guards and assertions about the old sizes are removed.
+model's own. Assertions about sizes inside the graph are removed; torch's guards on
+the sizes of inputs stay.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.captured import NOTES, Captured, FrontEnd, captured_graph
+from fxprune.capture.captured import FIXED, NOTES, Captured, FrontEnd, captured_graph
 from fxprune.capture.exported_graph import inline_regions, remove_assertions, unshare_sizes
+from fxprune.capture.exported_guards import inline_guards
 from fxprune.capture.exported_module import add_constants, containers
-from fxprune.capture.inputs import Inputs, bound
+from fxprune.capture.exported_sizes import ShortFormulas, constants, needlessly_fixed
+from fxprune.capture.inputs import Inputs, bound, leaves_for_placeholders
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import silence
 from fxprune.errors import CaptureError
@@ -38,18 +41,21 @@ def export(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
 
     The graph takes the same arguments as the model in this call, by position or by keyword. It returns the same
     structure, except that objects which are neither tensors nor plain containers of tensors (such as a cache of keys
-    and values) are replaced by None. Sizes of inputs stay variable where torch allows it. `meta[NOTES]` lists the sizes
-    that do not, and the objects that were replaced.
+    and values) are replaced by None. Sizes of inputs stay variable where torch allows it. `meta[FIXED]` lists those
+    that do not although the model takes other ones; `meta[NOTES]` has the arguments that are constants, and the objects
+    that were replaced.
 
     Raises `CaptureError` with torch's message if torch cannot export the model.
     """
     dropped: list[str] = []
-    program, reason = _program(_outside_inference_mode(model), _positional(model, inputs), dropped)
-    graph_module = program.module(check_guards=False)
+    inputs = _positional(model, inputs)
+    program, reason = _program(_outside_inference_mode(model), inputs, dropped)
+    graph_module = program.module()
     graph = graph_module.graph
     inline_regions(graph_module)
     unshare_sizes(graph)
     remove_assertions(graph)
+    inline_guards(graph_module, leaves_for_placeholders(graph, inputs))
     root = containers(model)
     add_constants(root, graph_module)
     made = fx.GraphModule(root, graph, type(model).__name__)
@@ -57,15 +63,17 @@ def export(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
         made.__dict__[kind] = root.__dict__[kind]
     for name, value in root.__dict__.items():
         made.__dict__.setdefault(name, value)
-    notes = [] if reason is None else [f"every input keeps the sizes of the example: {reason}"]
-    notes += [] if reason is not None else _fixed_sizes(program)
+    notes = constants(program)
     notes += [f"the output {path} is None: {kind} is no container of tensors" for path, kind in _split_entries(dropped)]
     made.meta[NOTES] = tuple(notes)
+    because = "" if reason is None else f", because torch did not leave it open: {reason}"
+    made.meta[FIXED] = tuple(f"{note}{because}" for note in needlessly_fixed(program, model, inputs))
     return made
 
 
 def _capture(model: nn.Module, inputs: Inputs) -> Captured:
-    return captured_graph(EXPORTED, export(model, inputs))
+    made = export(model, inputs)
+    return captured_graph(EXPORTED, made, made.meta[FIXED])
 
 
 EXPORTED = FrontEnd("export", _capture, fixes_mode=True)
@@ -80,22 +88,13 @@ def _program(model: nn.Module, inputs: Inputs, dropped: list[str]) -> tuple[torc
     Appends the outputs that are replaced by None to `dropped`. Raises `CaptureError` if torch refuses all attempts.
     """
     args, kwargs = inputs
-    tensors = [t for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor)]
-    sizes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
-    for tensor in tensors:
-        if tensor.ndim:
-            dims = range(tensor.ndim) if tensor.ndim < 4 else (0,)  # symbolic heights and widths cost minutes
-            sizes[tensor] = dict.fromkeys(dims, torch.export.Dim.AUTO)
-    attempts: list[tuple[Any, bool]] = [(sizes, any(1 in t.shape for t in tensors)), (None, False)]
-    if attempts[0][1]:  # otherwise torch takes a batch of one for a broadcast and fixes it
-        attempts.insert(1, (sizes, False))
     first: Exception | None = None
-    for shapes, oblivious in attempts:
+    for shapes, oblivious, formulas in _attempts(inputs):
         for copies in (_sharing_copy, _deep_copy):
             dropped.clear()
             model_copy = _with_plain_outputs(copies(model), dropped)
             try:
-                with _silent_export(oblivious):
+                with _silent_export(oblivious), formulas:
                     program = torch.export.export(
                         model_copy, tuple(args), dict(kwargs), dynamic_shapes=shapes, strict=False
                     )
@@ -103,7 +102,7 @@ def _program(model: nn.Module, inputs: Inputs, dropped: list[str]) -> tuple[torc
                 first = first or error
                 break
             if not _has_parameter_as_constant(model, program):
-                return program, None if shapes is not None else _one_line(first)
+                return program, None if first is None else _one_line(first)
     assert first is not None
     raise CaptureError(
         f"{type(model).__name__} cannot be exported",
@@ -120,6 +119,24 @@ def _outside_inference_mode(model: nn.Module) -> nn.Module:
         if tensor.is_inference():
             copies[id(tensor)] = copy.deepcopy(tensor) if isinstance(tensor, nn.Parameter) else tensor.clone()
     return copy_module(model, lambda tensor: copies.get(id(tensor), tensor)) if copies else model
+
+
+def _attempts(inputs: Inputs) -> Iterator[tuple[Any, bool, contextlib.AbstractContextManager[Any]]]:
+    """What to export with, in turn: which sizes are open, whether sizes of 1 are like others, and a limit on formulas.
+
+    All sizes are open at first; then those of images are fixed but for their batch; then every size is.
+    """
+    tensors = [t for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor) and t.ndim]
+    images = any(t.ndim > 3 for t in tensors)
+    for all_open in (True, False) if images else (True,):
+        sizes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+        for tensor in tensors:
+            dims = range(tensor.ndim) if tensor.ndim < 4 or all_open else (0,)
+            sizes[tensor] = dict.fromkeys(dims, torch.export.Dim.AUTO)
+        # otherwise torch takes a batch of one for a broadcast and fixes it
+        for oblivious in (True, False) if any(1 in t.shape for t in tensors) else (False,):
+            yield sizes, oblivious, ShortFormulas() if images and all_open else contextlib.nullcontext()
+    yield None, False, contextlib.nullcontext()
 
 
 def _positional(model: nn.Module, inputs: Inputs) -> Inputs:
@@ -214,29 +231,6 @@ def _without_objects(value: Any, path: str, dropped: list[str]) -> Any:
 
 def _split_entries(dropped: list[str]) -> list[list[str]]:
     return [entry.split("\n") for entry in dropped]
-
-
-def _fixed_sizes(program: torch.export.ExportedProgram) -> list[str]:
-    """Sentences about the sizes of inputs, and about arguments other than tensors, that are constants in the graph."""
-    from torch.utils._sympy.numbers import int_oo  # here, because it imports sympy
-
-    notes = []
-    given = {s.arg.name: s for s in program.graph_signature.input_specs if s.kind.name == "USER_INPUT"}
-    for node in program.graph.find_nodes(op="placeholder"):
-        value = node.meta.get("val")
-        if node.name not in given or value is None:
-            continue
-        if isinstance(value, torch.Tensor):
-            fixed = [f"{size} in dimension {d}" for d, size in enumerate(value.shape) if isinstance(size, int)]
-            if fixed:
-                notes.append(f"the input {node.name} keeps its size {', '.join(fixed)}")
-        else:
-            notes.append(f"the argument {node.name} is the constant {value!r}")
-        for d, size in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
-            bounds = program.range_constraints.get(size.node.expr) if isinstance(size, torch.SymInt) else None
-            if bounds is not None and (bounds.upper != int_oo or bounds.lower > 2):
-                notes.append(f"the input {node.name} in dimension {d} is of size {bounds.lower} to {bounds.upper}")
-    return notes
 
 
 def _one_line(error: Exception | None) -> str:

@@ -1,0 +1,121 @@
+"""The sizes of inputs that an export fixes: sentences about them, and whether the model itself takes other ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from fxprune.capture.fake_tensors import Faker
+from fxprune.capture.inputs import Inputs
+from fxprune.capture.process_state import no_fake_tensor_log, no_fused_attention, same_random_state
+
+FORMULA = 100
+"""The most operations in the formula of a size."""
+
+Dims = dict[tuple[int, int], int]
+"""Number of an input and dimension -> size."""
+
+
+def constants(program: torch.export.ExportedProgram) -> list[str]:
+    """Sentences about the arguments that are constants in the graph, and about sizes that are in a range only."""
+    from torch.utils._sympy.numbers import int_oo  # here, because it imports sympy
+
+    notes = []
+    for node in user_inputs(program):
+        value = node.meta.get("val")
+        if value is not None and not isinstance(value, torch.Tensor):
+            notes.append(f"the argument {node.name} is the constant {value!r}")
+        for dim, size in enumerate(_shape(value)):
+            if not _varies(size):
+                continue
+            bounds = program.range_constraints.get(size.node.expr)
+            if bounds is not None and (bounds.upper != int_oo or bounds.lower > 2):
+                notes.append(f"the input {node.name} in dimension {dim} is of size {bounds.lower} to {bounds.upper}")
+            if not size.node.expr.is_symbol:
+                notes.append(f"the input {node.name} in dimension {dim} is of a size {size.node.expr}")
+    return notes
+
+
+def needlessly_fixed(program: torch.export.ExportedProgram, model: nn.Module, inputs: Inputs) -> list[str]:
+    """Sentences about the sizes of inputs that are constants in the graph although the model itself takes other ones.
+
+    Whether it does is tried on fake tensors: with twice the size, and with one more, of this input alone, and of all
+    dimensions that are as long.
+    """
+    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
+    numbers = {id(tensor): number for number, tensor in enumerate(tensors)}
+    given = zip(user_inputs(program), pytree.tree_leaves(inputs), strict=True)
+    notes = []
+    for node, leaf in given:
+        for dim, size in enumerate(_shape(node.meta.get("val"))):
+            if not _varies(size) and _takes_another(model, inputs, tensors, (numbers[id(leaf)], dim)):
+                notes.append(f"the input {node.name} keeps its size {leaf.shape[dim]} in dimension {dim}")
+    return notes
+
+
+class LongFormulaError(Exception):
+    """A size inside the model has become a formula that takes torch minutes."""
+
+
+class ShortFormulas(TorchFunctionMode):
+    """Raises `LongFormulaError` as soon as a size of a result is a formula of more than `FORMULA` operations.
+
+    Convolutions and pooling make short ones of a height. Windows of tokens, with a padding that depends on a remainder,
+    make nested ones, which take torch minutes. A limit on time would give other results on a busy machine.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The result of a function."""
+        result = func(*args, **(kwargs or {}))
+        for leaf in pytree.tree_leaves(result):
+            for size in _shape(leaf):
+                if _varies(size) and size.node.expr.count_ops() > FORMULA:
+                    raise LongFormulaError(f"a size inside the model is a formula of more than {FORMULA} operations")
+        return result
+
+
+def user_inputs(program: torch.export.ExportedProgram) -> Iterator[torch.fx.Node]:
+    """The placeholders of a program that stand for what its user passes."""
+    given = {s.arg.name for s in program.graph_signature.input_specs if s.kind.name == "USER_INPUT"}
+    return (node for node in program.graph.find_nodes(op="placeholder") if node.name in given)
+
+
+def _shape(value: Any) -> tuple[Any, ...]:
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+
+
+def _varies(size: Any) -> bool:
+    return isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols)
+
+
+def _takes_another(model: nn.Module, inputs: Inputs, tensors: list[torch.Tensor], place: tuple[int, int]) -> bool:
+    """True if the model runs with another size at one place: the number of an input tensor, and a dimension of it."""
+    size = tensors[place[0]].shape[place[1]]
+    equal = [(number, dim) for number, t in enumerate(tensors) for dim, other in enumerate(t.shape) if other == size]
+    changes: list[Dims] = [{place: new} for new in (2 * size, size + 1)]
+    if len(equal) > 1:
+        changes += [dict.fromkeys(equal, new) for new in (2 * size, size + 1)]
+    return any(_runs(model, inputs, tensors, change) for change in changes)
+
+
+def _runs(model: nn.Module, inputs: Inputs, tensors: list[torch.Tensor], sizes: Dims) -> bool:
+    faker = Faker()
+    numbers = {id(tensor): number for number, tensor in enumerate(tensors)}
+
+    def resized(tensor: torch.Tensor) -> torch.Tensor:
+        number = numbers[id(tensor)]
+        return faker.smaller(tensor, [sizes.get((number, dim), size) for dim, size in enumerate(tensor.shape)])
+
+    args, kwargs = pytree.tree_map_only(torch.Tensor, resized, inputs)
+    run: Callable[..., Any] = faker.module(model)
+    try:
+        with torch.no_grad(), faker.mode, no_fused_attention(), same_random_state(), no_fake_tensor_log():
+            run(*args, **kwargs)
+    except Exception:
+        return False
+    return True
