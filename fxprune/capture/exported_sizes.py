@@ -14,7 +14,7 @@ from fxprune.capture.fake_tensors import Faker
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.process_state import no_fake_tensor_log, no_fused_attention, same_random_state
 
-FORMULA = 100
+FORMULA = 24
 """The most operations in the formula of a size."""
 
 Dims = dict[tuple[int, int], int]
