@@ -17,7 +17,7 @@ from fxprune.capture.process_state import no_fake_tensor_log, no_fused_attention
 FORMULA = 24
 """The most operations in the formula of a size."""
 
-Dims = dict[tuple[int, int], int]
+_Sizes = dict[tuple[int, int], int]
 """Number of an input and dimension -> size."""
 
 
@@ -97,13 +97,13 @@ def _takes_another(model: nn.Module, inputs: Inputs, tensors: list[torch.Tensor]
     """True if the model runs with another size at one place: the number of an input tensor, and a dimension of it."""
     size = tensors[place[0]].shape[place[1]]
     equal = [(number, dim) for number, t in enumerate(tensors) for dim, other in enumerate(t.shape) if other == size]
-    changes: list[Dims] = [{place: new} for new in (2 * size, size + 1)]
+    changes: list[_Sizes] = [{place: new} for new in (2 * size, size + 1)]
     if len(equal) > 1:
         changes += [dict.fromkeys(equal, new) for new in (2 * size, size + 1)]
     return any(_runs(model, inputs, tensors, change) for change in changes)
 
 
-def _runs(model: nn.Module, inputs: Inputs, tensors: list[torch.Tensor], sizes: Dims) -> bool:
+def _runs(model: nn.Module, inputs: Inputs, tensors: list[torch.Tensor], sizes: _Sizes) -> bool:
     faker = Faker()
     numbers = {id(tensor): number for number, tensor in enumerate(tensors)}
 
