@@ -122,7 +122,7 @@ def _outside_inference_mode(model: nn.Module) -> nn.Module:
 
 
 def _attempts(inputs: Inputs) -> Iterator[tuple[Any, bool, contextlib.AbstractContextManager[Any]]]:
-    """What to export with, in turn: which sizes are open, whether sizes of 1 are like others, and a limit on formulas.
+    """The options of `torch.export` to try: open sizes, whether sizes of 1 are like others, a limit on formulas.
 
     All sizes are open at first; then those of images are fixed but for their batch; then every size is.
     """
