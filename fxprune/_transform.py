@@ -27,6 +27,8 @@ from fxprune.planning.structure import structure_of
 from fxprune.proof.compare import compare
 from fxprune.rewrite.derived import derived
 from fxprune.rewrite.norms import rescaled
+from fxprune.rewrite.references import references_to_original
+from fxprune.rewrite.tensor_hooks import left_out
 
 
 @public_call()
@@ -227,6 +229,7 @@ def _recorded(result: Result) -> Record:
         mode = "training" if analysis.model.training else "evaluation"
         listed = ", ".join(absent[:4]) + (", ..." if len(absent) > 4 else "")
         reasons.append(f"left out, because the forward does not use them in {mode} mode: {listed}")
+    reasons += references_to_original(analysis.model, small) + left_out(analysis.tensors, analysis.model, small)
     after = {name: tuple(t.shape) for name, t in state.items() if name in before}
     training = tuple(name for name, module in analysis.model.named_modules() if module.training)
     return Record(

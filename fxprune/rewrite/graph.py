@@ -21,6 +21,7 @@ from fxprune.rewrite.module_sizes import recount_modules
 from fxprune.rewrite.node_sizes import settle_nodes
 from fxprune.rewrite.norms import preserve_modules, preserve_nodes, rescaled
 from fxprune.rewrite.recurrent import refresh
+from fxprune.rewrite.tensor_hooks import carry_over
 from fxprune.rewrite.tensors import cut_all
 
 
@@ -54,6 +55,7 @@ def rewrite(findings: Findings, removal: Removal, constants: FoldedConstants | N
             real[name].detach().copy_(numbers)
     _fill(small, {id(fake): real[name] for name, fake in fakes.items()})
     place_constants(draft, constants)
+    carry_over(findings.tensors, findings.model, real, small)
     if findings.captured.needs_hooks:
         reinsert(small, findings, removal)
     if isinstance(small, fx.GraphModule):

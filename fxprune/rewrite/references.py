@@ -1,0 +1,123 @@
+"""What Python functions refer to: in closures, defaults and globals, which no copy of a model changes.
+
+A hook bound to a module of the model is bound to the counterpart in the small one, since the model is copied with
+everything in it. A function is shared by copies, and what it closes over is too.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import types
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import _WrappedHook
+
+HOOKS = {
+    "_forward_hooks": "forward hook",
+    "_forward_pre_hooks": "forward pre-hook",
+    "_backward_hooks": "backward hook",
+    "_backward_pre_hooks": "backward pre-hook",
+    "_state_dict_hooks": "state_dict hook",
+    "_state_dict_pre_hooks": "state_dict pre-hook",
+    "_load_state_dict_pre_hooks": "load_state_dict pre-hook",
+    "_load_state_dict_post_hooks": "load_state_dict hook",
+}
+"""Attribute of a module -> the name of the hooks in it."""
+
+_CONTENTS = ("_parameters", "_buffers", "_modules")
+_DEPTH = 8
+_LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
+
+
+def references_to_original(original: nn.Module, small: nn.Module) -> list[str]:
+    """Sentences about hooks and attributes of a small model that still refer to the original.
+
+    They run as they are: a hook that closes over a layer of the original reads that layer.
+    """
+    known = names_in(original)
+    found = []
+    for path, module in small.named_modules():
+        for name, value in module.__dict__.items():
+            if name in _CONTENTS:
+                continue
+            for part in value.values() if name in HOOKS else [value]:
+                target = next((known[id(v)] for v in reachable(part) if id(v) in known), None)
+                if target is not None:
+                    kind = HOOKS.get(name) or f'attribute "{name}"'
+                    where = f'"{path}"' if path else "the model"
+                    found.append(f"the {kind} of {where} ({place_of(part)}) refers to {target}")
+    return found
+
+
+def names_in(model: nn.Module) -> dict[int, str]:
+    """Id of every module, parameter and buffer of the original -> what to call it in a sentence."""
+    named: list[tuple[str, Any]] = [*model.named_modules(), *model.named_parameters(), *model.named_buffers()]
+    return {id(value): f'"{name}" of the original' if name else "the original" for name, value in reversed(named)}
+
+
+def reachable(value: Any) -> Iterator[Any]:
+    """Every value that `value` holds or refers to, itself included; modules and tensors are not looked into."""
+    seen: set[int] = set()
+    waiting = [(value, 0)]
+    while waiting:
+        one, depth = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        if depth < _DEPTH and not isinstance(one, (nn.Module, torch.Tensor, type, types.ModuleType)):
+            waiting += [(part, depth + 1) for part in _parts(one)]
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, types.FunctionType):
+        return [*closed_over(value).values()]
+    if isinstance(value, types.MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, weakref.ref):
+        return [value()]
+    if isinstance(value, Mapping):
+        return [*value.keys(), *value.values()]
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [*value]
+    return [*getattr(value, "__dict__", {}).values()]
+
+
+def closed_over(function: types.FunctionType) -> dict[str, Any]:
+    """The values that a function has in its closure, its defaults and the globals that it reads."""
+    found: dict[str, Any] = {}
+    for name in _globals_read(function.__code__):
+        if name in function.__globals__:
+            found[name] = function.__globals__[name]
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        if cell.cell_contents is not cell:
+            found[name] = cell.cell_contents
+    found.update({f"default {i}": value for i, value in enumerate(function.__defaults__ or ())})
+    return found | (function.__kwdefaults__ or {})
+
+
+def _globals_read(code: types.CodeType) -> Iterator[str]:
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in _LOADS:
+            yield instruction.argval
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _globals_read(constant)
+
+
+def place_of(function: Any) -> str:
+    """The name of a function and the line where it is defined; for other objects the name of their class."""
+    inner: dict[type, str] = {functools.partial: "func", types.MethodType: "__func__", _WrappedHook: "hook"}
+    while type(function) in inner:
+        function = getattr(function, inner[type(function)])
+    if isinstance(function, types.FunctionType):
+        code = function.__code__
+        return f"{function.__name__}, {code.co_filename}:{code.co_firstlineno}"
+    return type(function).__name__

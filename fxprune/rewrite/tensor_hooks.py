@@ -1,0 +1,98 @@
+"""Hooks of parameters: functions of a gradient, and functions that run after a gradient was accumulated."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.capture.tensors import Tensors
+from fxprune.rewrite.references import names_in, place_of, reachable
+
+_TABLES = {
+    "_backward_hooks": ("gradient hook", torch.Tensor.register_hook),
+    "_post_accumulate_grad_hooks": ("hook on the sum of gradients", torch.Tensor.register_post_accumulate_grad_hook),
+}
+"""Attribute of a tensor -> the name of the hooks in it, and the method that registers one."""
+
+
+def carry_over(
+    original: Mapping[str, torch.Tensor], model: nn.Module, tensors: Mapping[str, torch.Tensor], small: nn.Module
+) -> None:
+    """Register the hooks of the original's parameters on those of the small model. Changes `tensors`.
+
+    One that is bound to a module of the original is bound to the counterpart. Those that cannot work are left out:
+    see `left_out`.
+
+    original, tensors: name of a tensor -> the original one, the new one. model: the original.
+    """
+    modules, known = dict(small.named_modules()), names_in(model)
+    counterparts: dict[int, Any] = {id(m): modules[path] for path, m in model.named_modules() if path in modules}
+    counterparts |= {id(original[name]): tensor for name, tensor in tensors.items() if name in original}
+    for name, table, hook in _hooks(original):
+        new = tensors.get(name)
+        if new is not None and not _why_not(hook, original[name].shape, new.shape, known):
+            needs_gradient = new.requires_grad
+            _TABLES[table][1](new.requires_grad_(), _rebound(hook, counterparts))
+            new.requires_grad_(needs_gradient)
+
+
+def left_out(original: Mapping[str, torch.Tensor], model: nn.Module, small: nn.Module) -> list[str]:
+    """Sentences about the hooks of parameters that the small model does not have, and why."""
+    state, known, found = Tensors.of(small), names_in(model), []
+    for name, table, hook in _hooks(original):
+        why = _why_not(hook, original[name].shape, state[name].shape, known) if name in state else ""
+        if why:
+            found.append(f'a {_TABLES[table][0]} of "{name}" ({place_of(hook)}) is left out: {why}')
+    return found
+
+
+def _hooks(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, str, Any]]:
+    """Every hook of a parameter: the name of the parameter, the table, the hook."""
+    for name, tensor in tensors.items():
+        for table in _TABLES if tensor.is_leaf else ():
+            for hook in (getattr(tensor, table, None) or {}).values():
+                yield name, table, hook
+
+
+def _why_not(hook: Any, old: Sequence[int], new: Sequence[int], known: Mapping[int, str]) -> str:
+    """Why a hook cannot work on a parameter of another shape; "" if it can."""
+    bound = {id(value) for value in _bound_to(hook)}
+    for part in reachable(hook):
+        if id(part) in known and id(part) not in bound:
+            return f"it refers to {known[id(part)]}"
+        if isinstance(part, torch.Tensor) and id(part) not in known and old != new and not _fits(part.shape, new):
+            return f"it uses a tensor of shape {tuple(part.shape)}, and the gradient has shape {tuple(new)} now"
+    return ""
+
+
+def _fits(shape: Sequence[int], gradient: Sequence[int]) -> bool:
+    try:
+        return list(torch.broadcast_shapes(shape, gradient)) == list(gradient)
+    except RuntimeError:
+        return False
+
+
+def _bound_to(hook: Any) -> Iterator[Any]:
+    """The objects that `_rebound` replaces if they are of the original."""
+    if isinstance(hook, types.MethodType):
+        yield hook.__self__
+    if isinstance(hook, functools.partial):
+        for part in (hook.func, *hook.args, *hook.keywords.values()):
+            yield part
+            yield from _bound_to(part)
+
+
+def _rebound(value: Any, counterparts: Mapping[int, Any]) -> Any:
+    """A hook with the counterparts of the modules and tensors that it is bound to, or that a partial function has."""
+    if isinstance(value, types.MethodType):
+        return types.MethodType(value.__func__, _rebound(value.__self__, counterparts))
+    if isinstance(value, functools.partial):
+        args = [_rebound(part, counterparts) for part in value.args]
+        keywords = {name: _rebound(part, counterparts) for name, part in value.keywords.items()}
+        return functools.partial(_rebound(value.func, counterparts), *args, **keywords)
+    return counterparts.get(id(value), value)

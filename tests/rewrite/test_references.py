@@ -1,0 +1,201 @@
+"""Hooks of modules and parameters: bound to the small model, or named where they close over the original."""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+import fxprune
+from tests.support import relative_error
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)
+        self.calls = 0
+
+    def forward(self, x):
+        return self.b(torch.relu(self.norm(self.a(x))))
+
+    def counted(self, module, *args):
+        self.calls += 1
+
+
+def net():
+    return Net().double().eval()
+
+
+def inputs():
+    return torch.randn(3, 4).double()
+
+
+def pruned(model, **options):
+    return fxprune.transform(model, inputs(), **({"ratio": 0.5, "path": "eager"} | options))
+
+
+def with_owner(owner, module, args, output):
+    owner.calls += 1
+
+
+class Counting:
+    def __init__(self, owner):
+        self.owner = owner
+
+    def __call__(self, module, args, output):
+        self.owner.calls += 1
+
+
+def counting_function(model):
+    def hook(module, args, output):
+        model.calls += 1
+
+    return hook
+
+
+@pytest.mark.parametrize("options", [{}, {"always_call": True}, {"prepend": True}])
+def test_a_hook_of_the_model_itself_runs(options):
+    model = net()
+    model.register_forward_hook(lambda m, args, out: out + 1, **options)
+    model.register_forward_pre_hook(lambda m, args: (args[0] * 2,))
+    model.register_forward_hook(lambda m, args, kwargs, out: out * 3, with_kwargs=True)
+    small, x = pruned(model), inputs()
+    assert relative_error(small(x), fxprune.masked(model, fxprune.record(small).removed)(x)) < 1e-12
+    assert fxprune.record(small).reasons == ()
+
+
+@pytest.mark.parametrize("make", [lambda m: m.counted, lambda m: functools.partial(with_owner, m), Counting])
+def test_a_hook_bound_to_a_module_is_bound_to_its_small_counterpart(make):
+    model = net()
+    model.a.register_forward_hook(make(model))
+    small = pruned(model)
+    before = model.calls, small.calls
+    small(inputs())
+    assert (model.calls, small.calls) == (before[0], before[1] + 1)
+    assert fxprune.record(small).reasons == ()
+
+
+REGISTER = {
+    "forward hook": lambda m, hook: m.register_forward_hook(hook),
+    "forward pre-hook": lambda m, hook: m.register_forward_pre_hook(hook),
+    "backward hook": lambda m, hook: m.register_full_backward_hook(hook),
+    "backward pre-hook": lambda m, hook: m.register_full_backward_pre_hook(hook),
+    "state_dict pre-hook": lambda m, hook: m.register_state_dict_pre_hook(hook),
+    "state_dict hook": lambda m, hook: m.register_state_dict_post_hook(hook),
+    "load_state_dict pre-hook": lambda m, hook: m.register_load_state_dict_pre_hook(hook),
+    "load_state_dict hook": lambda m, hook: m.register_load_state_dict_post_hook(hook),
+}
+
+
+@pytest.mark.parametrize("kind", REGISTER)
+def test_a_hook_that_closes_over_the_original_is_named(kind):
+    model = net()
+
+    def hook(module, *args):
+        model.calls += 1
+
+    REGISTER[kind](model.a, hook)
+    with_default = net()
+    REGISTER[kind](with_default.a, lambda module, *args, owner=with_default.norm: None)
+    for given, what in ((model, "the original"), (with_default, '"norm" of the original')):
+        [reason] = [r for r in fxprune.record(pruned(given)).reasons if "refers" in r]
+        assert reason.startswith(f'the {kind} of "a" (')
+        assert "test_references.py" in reason
+        assert reason.endswith(f"refers to {what}")
+
+
+@pytest.mark.parametrize("kind", REGISTER)
+def test_hooks_of_every_kind_run_on_the_small_model(kind):
+    model, seen = net(), []
+    REGISTER[kind](model.a, lambda module, *args: seen.append(module))
+    small = pruned(model)
+    seen.clear()
+    small(inputs().requires_grad_()).sum().backward()
+    small.load_state_dict(small.state_dict())
+    assert small.a in seen
+    assert model.a not in seen
+
+
+def test_an_attribute_that_closes_over_the_original_is_named():
+    model = net()
+    model.scaled = lambda x: x * model.a.weight.sum()
+    model.method = model.counted
+    model.listed = [functools.partial(with_owner, model.norm)]
+    small = pruned(model)
+    [reason] = fxprune.record(small).reasons
+    assert reason.startswith('the attribute "scaled" of the model (<lambda>')
+    assert small.method.__self__ is small
+    assert small.listed[0].args[0] is small.norm
+
+
+# -- hooks of parameters ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["fx", "eager"])
+def test_a_hook_of_a_parameter_is_carried_over(path):
+    model = net()
+    model.a.weight.register_hook(lambda g: g * 0)
+    small = pruned(model, path=path)
+    small(inputs()).sum().backward()
+    assert not small.get_submodule("a").weight.grad.any()
+    assert small.get_submodule("b").weight.grad.any()
+    assert fxprune.record(small).reasons == ()
+
+
+def test_a_gradient_mask_of_the_old_width_is_named():
+    model = net()
+    model.a.weight.register_hook(functools.partial(torch.mul, torch.ones(8, 4).double()))
+    mask = torch.zeros(8, 1).double()
+    model.norm.weight.register_hook(lambda g: g * mask[:, 0])
+    keep = torch.zeros(2).double()
+    model.b.bias.register_hook(lambda g: g * keep)
+    small = pruned(model)
+    first, second = fxprune.record(small).reasons
+    assert first.startswith('a gradient hook of "a.weight" (')
+    assert first.endswith("is left out: it uses a tensor of shape (8, 4), and the gradient has shape (4, 4) now")
+    assert '"norm.weight" (<lambda>' in second
+    small(inputs()).sum().backward()
+    assert small.a.weight.grad.any()
+    assert not small.b.bias.grad.any(), "a parameter that keeps its shape keeps its hook"
+
+
+def test_a_hook_on_the_sum_of_gradients_is_carried_over_unless_it_refers_to_the_original():
+    model, seen = net(), []
+    model.a.bias.register_post_accumulate_grad_hook(lambda p: seen.append(p))
+    optimizers = {model.a.weight: torch.optim.SGD([model.a.weight])}
+    model.a.weight.register_post_accumulate_grad_hook(lambda p: optimizers[p].step())
+    small = pruned(model)
+    small(inputs()).sum().backward()
+    assert [p is small.a.bias for p in seen] == [True]
+    [reason] = fxprune.record(small).reasons
+    assert reason.startswith('a hook on the sum of gradients of "a.weight"')
+    assert reason.endswith('it refers to "a.weight" of the original')
+
+
+def test_a_hook_of_a_parameter_that_is_bound_to_a_module_is_bound_to_its_counterpart():
+    class Layer(nn.Linear):
+        def halved(self, gradient):
+            self.last = gradient
+            return gradient / 2
+
+    model = net()
+    model.a = Layer(4, 8).double()
+    model.a.weight.register_hook(model.a.halved)
+    small = pruned(model)
+    small(inputs()).sum().backward()
+    assert small.a.last.shape == (4, 4)
+    assert not hasattr(model.a, "last")
+
+
+def test_attributes_of_parameters_are_kept():
+    model = net()
+    model.a.bias.no_weight_decay = True
+    model.a.weight.requires_grad_(False)
+    small = pruned(model)
+    assert small.a.bias.no_weight_decay
+    assert not small.a.weight.requires_grad
+    assert copy.deepcopy(small)(inputs()).shape == (3, 2)
