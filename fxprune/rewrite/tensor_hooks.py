@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from fxprune.capture.tensors import Tensors
 from fxprune.rewrite.references import names_in, place_of, reachable
 
-_TABLES = {
+_TABLES: Mapping[str, tuple[str, Callable[..., Any]]] = {
     "_backward_hooks": ("gradient hook", torch.Tensor.register_hook),
     "_post_accumulate_grad_hooks": ("hook on the sum of gradients", torch.Tensor.register_post_accumulate_grad_hook),
 }
@@ -71,10 +71,9 @@ def _why_not(hook: Any, old: Sequence[int], new: Sequence[int], known: Mapping[i
 
 
 def _fits(shape: Sequence[int], gradient: Sequence[int]) -> bool:
-    try:
-        return list(torch.broadcast_shapes(shape, gradient)) == list(gradient)
-    except RuntimeError:
-        return False
+    """True if a tensor of this shape can be broadcast to a gradient, as in a product of the two."""
+    pairs = zip(reversed(shape), reversed(gradient), strict=False)
+    return len(shape) <= len(gradient) and all(size in (1, other) for size, other in pairs)
 
 
 def _bound_to(hook: Any) -> Iterator[Any]:
