@@ -1,4 +1,4 @@
-"""What Python functions refer to: in closures, defaults and globals, which no copy of a model changes.
+"""The objects that Python functions refer to: in closures, defaults and globals, which no copy of a model changes.
 
 A hook bound to a module of the model is bound to the counterpart in the small one, since the model is copied with
 everything in it. A function is shared by copies, and what it closes over is too.

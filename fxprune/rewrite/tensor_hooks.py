@@ -60,7 +60,7 @@ def _hooks(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, str, Any]
 
 
 def _why_not(hook: Any, old: Sequence[int], new: Sequence[int], known: Mapping[int, str]) -> str:
-    """Why a hook cannot work on a parameter of another shape; "" if it can."""
+    """The reason why a hook cannot work on a parameter of another shape; "" if it can."""
     bound = {id(value) for value in _bound_to(hook)}
     for part in reachable(hook):
         if id(part) in known and id(part) not in bound:
