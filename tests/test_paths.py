@@ -38,7 +38,7 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shape = (*x.shape[:-1], -1, self.head_dim)
         if self.inconsistent:
-            shape = (*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads)
+            shape = (*x.shape[:-1], self.num_heads, x.shape[-1] // len(range(self.num_heads)))
         q, k, v = (t.view(shape).transpose(1, 2) for t in self.qkv(x).split(self.split_size, -1))
         scores = (q @ k.mT * 0.3).softmax(-1)
         return self.proj((scores @ v).transpose(1, 2).flatten(2))
@@ -103,7 +103,10 @@ def test_nothing_global_is_left_behind() -> None:
 
 
 def test_a_size_that_comes_out_wrong_leads_to_the_next_path() -> None:
-    """x.shape[-1] // num_heads counts the width of the residual stream, not that of the heads which are left."""
+    """The width of the residual stream, divided by the number of heads, is not the width of the heads which are left.
+
+    Nothing shows that `len(range(self.num_heads))` is the number of heads.
+    """
     model, inputs = double(Net(inconsistent=True)), ids()
     small = fxprune.transform(model, inputs, ratio=0.5)
     record = fxprune.record(small)

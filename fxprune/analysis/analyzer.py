@@ -13,7 +13,7 @@ import numpy as np
 from torch import fx
 
 from fxprune.analysis.findings import Findings, Subject
-from fxprune.analysis.marked_integers import Settings
+from fxprune.analysis.marking import Settings
 from fxprune.analysis.observed import Observation, Place, Walked
 from fxprune.analysis.opened import Opened
 from fxprune.capture.inputs import Inputs
@@ -57,7 +57,7 @@ class Analyzer:
         self._follow_index_lists()
         self._lock_unread()
         self._note_unused()
-        return self.opened.findings(self.nodes, self.observations, self.settings.found, self.notes, other_mode)
+        return self.opened.findings(self.nodes, self.observations, self.settings.uses(), self.notes, other_mode)
 
     def _walk(self, inputs: Inputs, *, when: str = "") -> None:
         """Run the model that is open. `nodes` and `observations` are those of this run afterwards."""
@@ -101,13 +101,11 @@ class Analyzer:
         errors = []
         for inputs in (subject.inputs, *subject.more):
             for given in (inputs, doubled(inputs)) if training else (inputs,):
-                sizings = {setting: list(places) for setting, places in self.settings.found.items()}
                 try:
-                    with self.observer.tentative():
+                    with self.observer.tentative(), self.settings.tentative():
                         self._walk_in(training, given)
                 except CaptureError as error:
                     errors.append(error)
-                    self.settings.found = sizings
                     self.opened.reopen()
                 else:
                     return Walked(training, given, self.nodes, self.observations)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.analysis.marked_integers import Setting, Sizing
 from fxprune.analysis.members import Locked, Member
 from fxprune.analysis.observed import Observed, Walked
 from fxprune.analysis.tensor_table import TensorTable
+from fxprune.analysis.uses import Uses
 from fxprune.capture.captured import Captured
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.modes import MODES
@@ -145,7 +145,7 @@ class Findings:
     observed: the operations of the run.
     table: the tensors of the model, and their dimensions with vectors.
     solution: channels and groups as arrays.
-    settings: each integer in a module's attributes that counts something -> all places where it does so.
+    uses: the places where forward uses integers from attributes of modules, and sizes of tensors.
     notes: sentences for the reader of the record.
     preserved: scope -> how the small model preserves the statistics there; None without `norms="preserve"`.
     """
@@ -154,7 +154,7 @@ class Findings:
     observed: Observed
     table: TensorTable
     solution: Solution
-    settings: Mapping[Setting, Sequence[Sizing]]
+    uses: Uses
     notes: tuple[str, ...]
     preserved: Mapping[str, Any] | None = None
 

@@ -1,59 +1,182 @@
-"""Integers that remember which attribute of a module they were read from. They show what a setting counts.
+"""Integers that remember what they were computed from: attributes of modules, and sizes of tensors.
 
 When a small model keeps its class, a setting such as `self.num_heads` must become the new number of heads. But only
 its use shows that it counts heads: `view(batch, -1, self.num_heads, self.head_dim)`. So during the walk the integers in
-the attributes of modules are replaced by `Marked` ones, a subclass of `int` that keeps its mark when it is multiplied
-or divided by a plain integer. A function mode finds marked integers in the arguments of functions that take sizes, and
-notes which vector they count there.
+the attributes of modules, and the sizes that forward reads from tensors (`x.shape[1]`), are replaced by `Marked` ones.
+These are a subclass of `int` that carries an `Expression` through arithmetic. A marked integer behaves like the plain
+one everywhere; its comparisons are noted.
+
+A mark belongs to the notes of one walk, and counts until they are closed. One that forward has left in a cache is a
+plain integer in every later run.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
-from torch import fx, nn
-from torch.overrides import TorchFunctionMode
+from fxprune.analysis.expressions import Expression, Rounded
 
-from fxprune.analysis.observer import Observer
-from fxprune.channels.groups import Removal
-from fxprune.channels.vector import Vector
-from fxprune.ops.aspects import READERS
-from fxprune.ops.python_call import Counted, PythonCall
+Compared = Callable[[Expression, str, Expression, bool], None]
+"""A function that notes a comparison: two integers, the operator between them such as "<", and the result."""
 
-Setting = tuple[str, str, "int | None"]
-"""The path of a module, the name of an attribute, and the position in it if it is a tuple or list (else None)."""
+
+class Notes:
+    """The marks of one walk.
+
+    compared: called for every comparison of a marked integer while `listening`.
+    listening: set to False while functions of torch run, whose own code compares sizes too.
+    closed: True after the walk. From then on arithmetic gives plain numbers.
+    """
+
+    def __init__(self, compared: Compared) -> None:
+        self.compared = compared
+        self.listening = True
+        self.closed = False
+
+    def marked(self, value: int, expression: Expression) -> int:
+        """An integer with a mark; a plain one if its expression has no variable."""
+        if self.closed or expression.constant is not None:
+            return value
+        made = Marked(value)
+        made.notes, made.expression = self, expression
+        return made
+
+    def fraction(self, value: float, expression: Expression) -> float:
+        """A float with a mark; a plain one if its expression has no variable."""
+        if self.closed or expression.constant is not None:
+            return value
+        made = MarkedFloat(value)
+        made.notes, made.expression = self, expression
+        return made
+
+    def owns(self, value: Any) -> bool:
+        """True if a value is an integer with a mark of these notes."""
+        return type(value) is Marked and value.notes is self
+
+    def expression(self, value: float) -> Expression:
+        """The expression of a number; the number itself if it has no mark of these notes."""
+        if isinstance(value, Marked | MarkedFloat) and value.notes is self:
+            return value.expression
+        return Expression.of(Fraction(value))
 
 
 class Marked(int):
-    """An integer that was computed from a setting.
+    """An integer that was computed from settings and sizes.
 
-    setting: the setting. times: the factor; the integer is `times` times the value of the setting.
+    notes: the notes of the walk that it belongs to. expression: how it was computed.
     """
 
-    setting: Setting
-    times: Fraction
+    notes: Notes
+    expression: Expression
 
-    @classmethod
-    def make(cls, value: int, setting: Setting, times: Fraction = Fraction(1)) -> Marked:
-        """A marked integer with this value."""
-        made = cls(value)
-        made.setting, made.times = setting, times
-        return made
+    def __add__(self, other: Any) -> Any:
+        return self._made(int.__add__(self, other), other, lambda a, b: a + b)
+
+    def __sub__(self, other: Any) -> Any:
+        return self._made(int.__sub__(self, other), other, lambda a, b: a - b)
+
+    def __rsub__(self, other: Any) -> Any:
+        return self._made(int.__rsub__(self, other), other, lambda a, b: b - a)
 
     def __mul__(self, other: Any) -> Any:
-        product = int(self) * other
-        return Marked.make(product, self.setting, self.times * other) if type(other) is int and other else product
+        if type(other) is float:
+            return self._share(int(self) * other, other, lambda a, b: a * b)
+        return self._made(int.__mul__(self, other), other, lambda a, b: a * b)
 
-    __rmul__ = __mul__
+    def __truediv__(self, other: Any) -> Any:
+        return self._share(int.__truediv__(self, other), other, lambda a, b: a / b)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return self._share(int.__rtruediv__(self, other), other, lambda a, b: b / a)
 
     def __floordiv__(self, other: Any) -> Any:
-        quotient = int(self) // other
-        if type(other) is int and quotient * other == self and quotient:
-            return Marked.make(quotient, self.setting, self.times / other)
-        return quotient
+        return self._made(int.__floordiv__(self, other), other, lambda a, b: _floor(a, b, int(self) % int(other)))
+
+    def __rfloordiv__(self, other: Any) -> Any:
+        return self._made(int.__rfloordiv__(self, other), other, lambda a, b: _floor(b, a, int(other) % int(self)))
+
+    def __mod__(self, other: Any) -> Any:
+        return self._made(int.__mod__(self, other), other, lambda a, b: a - b * Rounded.of(a, b, math.floor))
+
+    def __rmod__(self, other: Any) -> Any:
+        return self._made(int.__rmod__(self, other), other, lambda a, b: b - a * Rounded.of(b, a, math.floor))
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return other // self, other % self
+
+    def __pow__(self, other: Any, modulo: Any = None) -> Any:
+        power = int.__pow__(self, other, modulo)
+        if type(power) is not int or modulo is not None or not 0 < other <= 4:
+            return power
+        product = self.expression
+        for _ in range(other - 1):
+            product = product * self.expression
+        return self.notes.marked(power, product)
+
+    def __neg__(self) -> int:
+        return self.notes.marked(-int(self), self.expression * -1)
+
+    def __pos__(self) -> int:
+        return self
+
+    __radd__, __rmul__ = __add__, __mul__
+    __floor__ = __ceil__ = __trunc__ = __pos__
+
+    def __round__(self, digits: Any = None) -> int:
+        return self if digits is None else int.__round__(self, digits)
+
+    def _made(self, value: Any, other: Any, combine: Callable[[Expression, Expression], Expression]) -> Any:
+        """The result of an operator with another integer, marked; `NotImplemented` for any other operand."""
+        if type(value) is not int or self.notes.closed:
+            return value
+        return self.notes.marked(value, combine(self.expression, self.notes.expression(other)))
+
+    def _share(self, value: Any, other: Any, combine: Callable[[Expression, Expression], Expression]) -> Any:
+        """The result of an operator that gives a float, marked if its expression is known."""
+        if type(value) is not float or self.notes.closed or not math.isfinite(value):
+            return value
+        try:
+            return self.notes.fraction(value, combine(self.expression, self.notes.expression(other)))
+        except ValueError:
+            return value
+
+    # -- comparisons --------------------------------------------------------------------------------------
+
+    def __eq__(self, other: object) -> Any:
+        return self._compared(int.__eq__(self, other), "==", other)
+
+    def __ne__(self, other: object) -> Any:
+        return self._compared(int.__ne__(self, other), "!=", other)
+
+    def __lt__(self, other: Any) -> Any:
+        return self._compared(int.__lt__(self, other), "<", other)
+
+    def __le__(self, other: Any) -> Any:
+        return self._compared(int.__le__(self, other), "<=", other)
+
+    def __gt__(self, other: Any) -> Any:
+        return self._compared(int.__gt__(self, other), ">", other)
+
+    def __ge__(self, other: Any) -> Any:
+        return self._compared(int.__ge__(self, other), ">=", other)
+
+    def __bool__(self) -> bool:
+        return bool(self._compared(int.__bool__(self), "!=", 0))
+
+    __hash__ = int.__hash__
+
+    def _compared(self, outcome: Any, operator: str, other: Any) -> Any:
+        if self.notes.listening and not self.notes.closed and type(outcome) is bool:
+            self.notes.compared(self.expression, operator, self.notes.expression(other), outcome)
+        return outcome
+
+    # -- copies are plain integers ------------------------------------------------------------------------
 
     def __copy__(self) -> int:
         return int(self)
@@ -65,77 +188,65 @@ class Marked(int):
         return int, (int(self),)
 
 
-@dataclass(frozen=True)
-class Sizing:
-    """One place where a marked integer was used: there, `times` times the setting is the size of something.
+class MarkedFloat(float):
+    """A float that was computed from settings and sizes, such as `self.dim * 0.5`. It is of use once it is rounded."""
 
-    vector: the dimension whose slots are counted.
-    place: the function, the module and the source line, for errors.
-    until: if not None, only the slots before this one are counted.
-    under: if not None, the number is the size of `vector` divided by the size of `under`, which it repeats.
-    """
+    notes: Notes
+    expression: Expression
 
-    times: Fraction
-    vector: Vector
-    place: str
-    until: int | None = None
-    under: Vector | None = None
+    def __mul__(self, other: Any) -> Any:
+        return self._made(float.__mul__(self, other), other, lambda a, b: a * b)
 
-    @property
-    def is_size(self) -> bool:
-        """True if it is the size of a whole dimension."""
-        return self.until is None and self.under is None
+    def __truediv__(self, other: Any) -> Any:
+        return self._made(float.__truediv__(self, other), other, lambda a, b: a / b)
 
-    def setting(self, removal: Removal) -> Fraction:
-        """The value that the setting must have after a removal, as far as this place is concerned."""
-        if self.until is not None:
-            kept = removal.kept(self.vector)
-            count = Fraction(self.until if kept is None else int(np.count_nonzero(kept[: self.until])))
-        else:
-            count = Fraction(removal.count(self.vector), 1 if self.under is None else removal.count(self.under))
-        return count / self.times
+    def __add__(self, other: Any) -> Any:
+        return self._made(float.__add__(self, other), other, lambda a, b: a + b)
 
+    def __sub__(self, other: Any) -> Any:
+        return self._made(float.__sub__(self, other), other, lambda a, b: a - b)
 
-class Settings(TorchFunctionMode):
-    """A function mode that notes what marked integers count. `found`: setting -> all places where it is used."""
+    __rmul__, __radd__ = __mul__, __add__
 
-    def __init__(self, observer: Observer) -> None:
-        super().__init__()
-        self.observer = observer
-        self.found: dict[Setting, list[Sizing]] = {}
+    def _made(self, value: Any, other: Any, combine: Callable[[Expression, Expression], Expression]) -> Any:
+        if type(value) is not float or self.notes.closed or not math.isfinite(value) or not math.isfinite(other):
+            return value
+        try:
+            return self.notes.fraction(value, combine(self.expression, self.notes.expression(other)))
+        except ValueError:
+            return value
 
-    def mark(self, module: nn.Module) -> None:
-        """Replace the integers in the attributes of a module and its submodules by marked ones. Changes `module`.
+    def __floor__(self) -> int:
+        return self._rounded(math.floor(float(self)), math.floor)
 
-        Modules of torch are left out: the rewrite knows their attributes.
-        """
-        for path, part in module.named_modules():
-            if type(part).__module__.startswith("torch.") or isinstance(part, (fx.GraphModule, nn.MultiheadAttention)):
-                continue
-            for name, value in part.__dict__.items():
-                if type(value) is int and value > 1:
-                    part.__dict__[name] = Marked.make(value, (path, name, None))
-                elif type(value) in (tuple, list) and value and all(type(v) is int for v in value):
-                    items = [Marked.make(v, (path, name, i)) if v > 1 else v for i, v in enumerate(value)]
-                    part.__dict__[name] = type(value)(items)
+    def __ceil__(self) -> int:
+        return self._rounded(math.ceil(float(self)), math.ceil)
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        made = func(*args, **kwargs)
-        reader = READERS.keys.get(getattr(func, "__name__", ""))
-        if reader is not None:
-            call = PythonCall(args, kwargs, made, self.observer.peek, _is_marked, self.observer.counted)
-            for counted in reader(call):
-                if _is_marked(counted.value):
-                    self._note(counted, func.__name__)
-        return made
+    def __trunc__(self) -> int:
+        return self._rounded(math.trunc(float(self)), math.trunc)
 
-    def _note(self, counted: Counted, function: str) -> None:
-        at, marked = self.observer.current_place(), counted.value
-        place = f"{function} in {at.module or 'the model'} ({at.source})"
-        sizing = Sizing(marked.times, counted.vector, place, counted.until, counted.under)
-        self.found.setdefault(marked.setting, []).append(sizing)
+    def __round__(self, digits: Any = None) -> Any:
+        return self._rounded(round(float(self)), round) if digits is None else round(float(self), digits)
+
+    def _rounded(self, value: int, rounding: Callable[[Fraction], int]) -> int:
+        even = float(self) == value
+        return self.notes.marked(value, self.expression if even else Rounded.of(self.expression, 1, rounding))
+
+    def __copy__(self) -> float:
+        return float(self)
+
+    def __deepcopy__(self, memo: Any) -> float:
+        return float(self)
+
+    def __reduce__(self) -> Any:
+        return float, (float(self),)
 
 
-def _is_marked(value: Any) -> bool:
-    return type(value) is Marked
+def _floor(above: Expression, below: Expression, rest: int) -> Expression:
+    """The expression of `above // below`. rest: what is left over; if it is 0, the quotient is taken for exact."""
+    if rest == 0:
+        try:
+            return above / below
+        except ValueError:
+            pass
+    return Rounded.of(above, below, math.floor)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from fxprune.analysis.findings import Findings, Subject
-from fxprune.analysis.marked_integers import Setting, Sizing
 from fxprune.analysis.observed import Observation, Walked
 from fxprune.analysis.observer import Observer
 from fxprune.analysis.tensor_table import TensorTable
+from fxprune.analysis.uses import Uses
 from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.scopes import Scopes
 from fxprune.channels.groups import Axis
@@ -77,7 +77,7 @@ class Opened:
         self,
         nodes: Mapping[str, Any],
         observations: Mapping[str, Observation],
-        settings: Mapping[Setting, Sequence[Sizing]],
+        uses: Uses,
         notes: Iterable[str],
         other_mode: Walked | None = None,
     ) -> Findings:
@@ -91,6 +91,6 @@ class Opened:
             observed=self.observer.observed(nodes, observations, other_mode),
             table=TensorTable(self.tensors, self.aliases, tuple(axes)),
             solution=solve(self.terms, [axis for axis in axes if axis.parameter not in self._constants]),
-            settings=settings,
+            uses=uses,
             notes=tuple(dict.fromkeys(notes)),
         )

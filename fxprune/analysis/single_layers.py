@@ -11,6 +11,7 @@ from fxprune.analysis.findings import Findings, Subject
 from fxprune.analysis.hookable import hookable
 from fxprune.analysis.observed import Contraction, Observation
 from fxprune.analysis.opened import Opened
+from fxprune.analysis.uses import Uses
 from fxprune.capture.scopes import Scope
 from fxprune.capture.values import tensors_in
 from fxprune.capture.walk import walk
@@ -34,7 +35,7 @@ def analyze_single_layers(subject: Subject, *, strict: bool) -> Findings:
         _scaled(opened.terms, *found, vectors.get((weights.get(found[0], ""), 0))) for found in counted
     )
     opened.observer.used.update(id(fake) for fake, _ in opened.axes)
-    return opened.findings({}, observations, {}, subject.captured.notes)
+    return opened.findings({}, observations, Uses(), subject.captured.notes)
 
 
 def _run(opened: Opened) -> tuple[set[str], list[Found]]:

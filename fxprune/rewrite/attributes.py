@@ -2,49 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from fractions import Fraction
-
 from torch import nn
 
 from fxprune.analysis.findings import Findings
-from fxprune.analysis.marked_integers import Setting, Sizing
+from fxprune.analysis.setting_values import Solved, is_touched, solve_part
+from fxprune.analysis.settings import name_of, write_setting
 from fxprune.channels.groups import Removal
 from fxprune.errors import RewriteError
+from fxprune.planning.shared_settings import why_unequal
 
 
 def settle_settings(small: nn.Module, findings: Findings, removal: Removal) -> None:
     """Give every setting its new value, in the modules of the small model.
 
-    Raises `RewriteError` where the places that use a setting need different values now.
+    Raises `RewriteError` where the places that use settings and sizes need different values now.
     """
-    for setting, sizings in findings.settings.items():
-        path, name, position = setting
-        module = small.get_submodule(path)
-        value = _agreed(findings, setting, sizings, removal)
-        if position is None:
-            if getattr(module, name) != value:
-                setattr(module, name, value)
-        else:
-            old = getattr(module, name)
-            new = type(old)([*old[:position], value, *old[position + 1 :]])
-            if new != old:
-                setattr(module, name, new)
+    for part in findings.uses.parts:
+        if is_touched(part, removal):
+            solved = solve_part(part, findings.uses.before, removal)
+            if solved.missed:
+                raise _contradiction(solved, removal)
+            for setting, value in solved.values.items():
+                write_setting(small, setting, int(value))
 
 
-def _agreed(findings: Findings, setting: Setting, sizings: Iterable[Sizing], removal: Removal) -> int:
-    values: dict[Fraction, Sizing] = {}
-    for sizing in sizings:
-        values.setdefault(sizing.setting(removal), sizing)
-    if len(values) == 1 and (value := next(iter(values))).denominator == 1:
-        return int(value)
-    path, name, _ = setting
-    node = next(n for n in findings.captured.graph.nodes if n.op == "call_module" and path.startswith(str(n.target)))
-    raise RewriteError(
-        f'"{path}.{name}" counts several things that are no longer equal',
-        node=node.name,
-        scope=path,
-        at=f"{path or 'the model'}, setting {name}",
-        why="; ".join(f"{sizing.place} needs {value}" for value, sizing in values.items()),
+def _contradiction(solved: Solved, removal: Removal) -> RewriteError:
+    use = solved.wrong[0][0] if solved.wrong else next(iter(solved.deciding.values()))
+    names = " and ".join(sorted(f'"{name_of(s)}"' for s in use.expression.settings))
+    return RewriteError(
+        f"{names or 'a size'} counts several things that are no longer equal",
+        node=use.at.node,
+        scope=use.at.module,
+        vectors=tuple(v for wrong, _ in solved.wrong for v in wrong.vectors) or use.vectors,
+        at=f"{use.at.module or 'the model'} ({use.at.source})",
+        why=why_unequal(solved, removal),
         do="prune these groups by the same number, or let the model become a graph",
     )
