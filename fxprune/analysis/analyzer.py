@@ -18,8 +18,8 @@ from fxprune.analysis.observed import Observation, Place, Walked
 from fxprune.analysis.opened import Opened
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.modes import MODES, doubled, modules_reading_training, set_mode
+from fxprune.capture.places import module_of, source_of
 from fxprune.capture.process_state import clean_caches
-from fxprune.capture.traced import module_of, source_of
 from fxprune.capture.values import map_tensors, objects_in, tensors_in
 from fxprune.capture.walk import walk
 from fxprune.channels.vector import Vector

@@ -9,7 +9,7 @@ from typing import TypeVar
 from torch import fx
 
 from fxprune.analysis.findings import Findings
-from fxprune.capture.traced import module_of, source_of
+from fxprune.capture.places import module_of, source_of
 from fxprune.capture.values import leaves
 from fxprune.channels.solve import solve
 from fxprune.channels.vector import Vector

@@ -18,8 +18,8 @@ from fxprune.analysis.arguments import bound, numbers_of
 from fxprune.analysis.observed import Contraction, Mark, Observation, Observed, Place, Visit, Walked
 from fxprune.analysis.unread_slots import UnreadSlots
 from fxprune.capture.fake_tensors import run
+from fxprune.capture.places import users_line
 from fxprune.capture.scopes import Key, Scope, Scopes
-from fxprune.capture.traced import users_line
 from fxprune.capture.values import leaves, map_tensors, tensors_in
 from fxprune.channels.terms import Terms
 from fxprune.channels.vector import Vector

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from fxprune.capture.captured import fetch
-from fxprune.capture.traced import SOURCE
+from fxprune.capture.places import SOURCE
 
 _ASSERTIONS = ("_assert_", "sym_constrain_range", "_functional_assert_", "_functional_sym_constrain_range")
 _COUNTING = (torch.ops.aten.sym_size.int, torch.ops.aten.sym_numel.default, torch.ops.aten.sym_stride.int)

@@ -8,6 +8,7 @@
 | torch's fast path of attention | `no_fused_attention` | off, during a run |
 | global hooks of `nn.Module` | `module_hooks` | one before and one after each forward, during a run |
 | `nn.Module.__call__`, `nn.Module.__getattr__` | `tracing` | replaced by `torch.fx` while it traces |
+| other attributes of torch, see `trace_watch.py` | `tracing` | replaced by functions that report, while a trace runs |
 | printing, logging, filters of warnings | `silence` | nothing is shown, during an export |
 | torch's random generators | `same_random_state` | set back after a run |
 

@@ -1,95 +1,52 @@
-"""The path "fx": a graph by symbolic tracing. Every node keeps the line of the user's code that made it."""
+"""The path "fx": a graph by symbolic tracing. Every node keeps the line of the user's code that made it.
+
+A graph has one course: no mode, no state, no backward of its own. A module whose forward needs one of them stays whole,
+as one node that runs the module itself. The model is traced in rounds: each round finds modules that have to stay
+whole, and the next one does not trace into them. Where the model itself would have to stay whole, the path is refused.
+"""
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
-import types
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import torch
 from torch import fx, nn
 
-from fxprune.capture.captured import Captured, FrontEnd, captured_graph
+from fxprune.capture.captured import NOTES, Captured, FrontEnd, captured_graph
+from fxprune.capture.in_place import mutated_constants, settle_in_place
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.module_copy import copy_module
-from fxprune.capture.process_state import tracing
+from fxprune.capture.places import line_of
+from fxprune.capture.symbolic import Reason, Trace, trace_once
 from fxprune.errors import CaptureError
-from fxprune.ops.leaves import leaf_rule
 
-SOURCE = "fxprune_source"
-_TORCH = os.path.dirname(torch.__file__) + os.sep
-_OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep
-_WALK = os.path.join(os.path.dirname(__file__), "walk.py")
+WHOLE = "fxprune_whole"
+"""Key in `meta` of a `GraphModule`: a dict from the path of a module that stays whole to the reason."""
 
-
-def users_line() -> str:
-    """The line of the user's code that called the running operation, as file:line; "" if torch alone called it."""
-    frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if name == _WALK:
-            return ""
-        if not name.startswith((_OWN, _TORCH)):
-            return f"{name}:{frame.f_lineno}"
-        frame = frame.f_back
-    return ""
+_HOOKS = {
+    "_forward_hooks": "a forward hook",
+    "_forward_pre_hooks": "a forward pre-hook",
+    "_backward_hooks": "a backward hook",
+    "_backward_pre_hooks": "a backward pre-hook",
+}
 
 
-class _Tracer(fx.Tracer):
-    """A `torch.fx.Tracer` that stores in each node's `meta` the line of the user's code that made it.
-
-    Other threads may run modules while it traces; their calls are not traced.
-    """
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """True if a module becomes one node: a layer of torch, or a class with a rule of its own (`fxprune.leaf`)."""
-        return leaf_rule(m) is not None or super().is_leaf_module(m, module_qualified_name)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._thread = threading.get_ident()
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """The result of a module: a node of the graph; in another thread, the result of its forward."""
-        if threading.get_ident() != self._thread:
-            return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """The value of an attribute: a node of the graph for a tensor; in another thread, the value itself."""
-        if threading.get_ident() != self._thread:
-            return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        node = super().create_node(*args, **kwargs)
-        frame = sys._getframe(1)
-        own = (_Tracer.call_module.__code__, _Tracer.getattr.__code__)
-        while frame is not None and (frame.f_code.co_filename.startswith(_TORCH) or frame.f_code in own):
-            frame = frame.f_back  # type: ignore[assignment]
-        if frame is not None and frame.f_code.co_filename != __file__:  # otherwise code of torch called the layer
-            node.meta[SOURCE] = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        return node
-
-
-def trace(model: nn.Module) -> fx.GraphModule:
+def traced_graph(model: nn.Module) -> fx.GraphModule:
     """The model as a graph by symbolic tracing. It shares the model's parameters. A `GraphModule` is returned as it is.
 
-    Raises `CaptureError` with torch's message if symbolic tracing fails.
+    Raises `CaptureError` if symbolic tracing fails, or if the model does what a graph cannot express.
     """
     if isinstance(model, fx.GraphModule):
         return model
-    try:
-        traced = _traced(copy_module(model, lambda tensor: tensor))
-    except Exception as error:
-        raise CaptureError(
-            f"{type(model).__name__} cannot be traced symbolically",
-            why=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
-            do="trace it yourself (torch.fx.Tracer with leaf modules, concrete_args) and pass the GraphModule",
-        ) from error
+    rounds = _Rounds(model)
+    copied, graph = rounds.run()
+    settle_in_place(graph)
+    graph._tracer_cls = None  # a pickled graph is traced again when it is loaded, where fxprune may be missing
+    traced = fx.GraphModule(copied, graph, type(model).__name__)
     _same_containers(model, traced)
+    traced.meta[WHOLE] = {path: str(reason) for path, reason in rounds.reasons.items()}
+    traced.meta[NOTES] = _notes(model, rounds.reasons.values())
     return traced
 
 
@@ -98,16 +55,123 @@ def _capture(model: nn.Module, inputs: Inputs) -> Captured:
 
 
 def _without_inputs(model: nn.Module) -> Captured:
-    return captured_graph(TRACED, trace(model))
+    return captured_graph(TRACED, traced_graph(model))
 
 
 TRACED = FrontEnd("fx", _capture, takes_graphs=True, without_inputs=_without_inputs)
 
 
-def _traced(model: nn.Module) -> fx.GraphModule:
-    with tracing():
-        graph = _Tracer().trace(model)
-    return fx.GraphModule(model, graph, type(model).__name__)
+# -- rounds -----------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Rounds:
+    """The rounds of a trace. reasons: path of a module that stays whole -> why."""
+
+    model: nn.Module
+    reasons: dict[str, Reason] = field(default_factory=dict)
+
+    def run(self) -> tuple[nn.Module, fx.Graph]:
+        """The copy that was traced last, and its graph.
+
+        Raises `CaptureError` if the trace fails, or if the model itself would have to stay whole.
+        """
+        self._add(_at_rest(self.model))
+        while True:
+            copied, made = self._trace(None)
+            new = dict(made.reasons)
+            if made.graph is not None and not new:
+                new = mutated_constants(made.graph)
+            if not new and made.reads:
+                new = self._mode_dependent(made)
+            if new.keys() - self.reasons.keys():
+                self._add(new)
+            elif made.graph is None:
+                assert made.error is not None
+                raise self._failed(made.error)
+            else:
+                return copied, made.graph
+
+    def _trace(self, training: bool | None) -> tuple[nn.Module, Trace]:
+        """A copy of the model and its trace, in one mode; None is the mode that the model is in."""
+        tensors: list[torch.Tensor] = []
+
+        def same(tensor: torch.Tensor) -> torch.Tensor:
+            tensors.append(tensor)
+            return tensor
+
+        copied = copy_module(self.model, same)
+        for module in copied.modules() if training is not None else ():
+            module.__dict__["training"] = training
+        return copied, trace_once(copied, tensors, self.reasons.keys())
+
+    def _mode_dependent(self, made: Trace) -> dict[str, Reason]:
+        """The innermost modules whose part of the graph is another one in the other mode."""
+        modes = {m.training for m in self.model.modules()}
+        others = [mode for mode in (False, True) if modes != {mode}]
+        different: dict[str, Reason] = {}
+        for mode in others:
+            _, other = self._trace(mode)
+            for path, reason in made.reads.items():
+                fails = other.graph is None and (path in other.failed_in or not path)
+                if fails or made.events.get(path) != other.events.get(path):
+                    different[path] = reason
+        return {p: r for p, r in different.items() if not any(_below(q, p) for q in different)}
+
+    def _add(self, reasons: dict[str, Reason]) -> None:
+        if "" in reasons:
+            reason = reasons[""]
+            raise CaptureError(
+                f"{type(self.model).__name__} does what a graph cannot express",
+                at=f"the model itself{f', {reason.source}' if reason.source else ''}",
+                why=reason.why,
+                do='keep the class (prefer="class"), or move that part into a submodule, which then stays whole',
+            )
+        for path, reason in reasons.items():
+            self.reasons.setdefault(path, reason)
+
+    def _failed(self, error: Exception) -> CaptureError:
+        text = str(error).strip()
+        made = CaptureError(
+            f"{type(self.model).__name__} cannot be traced symbolically",
+            why=f"{type(error).__name__}: {text.splitlines()[0] if text else ''}",
+            do="trace it yourself (torch.fx.Tracer with leaf modules, concrete_args) and pass the GraphModule",
+        )
+        made.__cause__ = error
+        return made
+
+
+def _below(path: str, other: str) -> bool:
+    """True if a module is inside the other one."""
+    return path != other and (not other or path.startswith(f"{other}."))
+
+
+def _at_rest(model: nn.Module) -> dict[str, Reason]:
+    """The reasons that are known without a trace: hooks, and modes that a class sets in its own way."""
+    found: dict[str, Reason] = {}
+    for path, module in model.named_modules():
+        if path and type(module).__module__.startswith(("torch.nn.", "torch.ao.nn.")):
+            continue  # one node of the graph anyway
+        for kind, name in _HOOKS.items():
+            for hook in vars(module).get(kind, {}).values():
+                found.setdefault(path, Reason(path, f"it carries {name}", line_of(hook)))
+        for method in ("train", "eval"):
+            function = getattr(type(module), method)
+            if function is not getattr(nn.Module, method):
+                found.setdefault(path, Reason(path, f"its class has a {method}() of its own", line_of(function)))
+    return found
+
+
+def _notes(model: nn.Module, reasons: Iterable[Reason]) -> tuple[str, ...]:
+    """One sentence for all modules of a class that stay whole for the same reason."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for reason in reasons:
+        kind = type(model.get_submodule(reason.module)).__name__
+        alike.setdefault((kind, str(reason)), []).append(reason.module)
+    return tuple(
+        f"one node of the graph: {paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''} ({kind}), {why}"
+        for (kind, why), paths in alike.items()
+    )
 
 
 def _same_containers(model: nn.Module, traced: fx.GraphModule) -> None:
@@ -130,22 +194,3 @@ def _same_containers(model: nn.Module, traced: fx.GraphModule) -> None:
                 have, order = getattr(module, kind), list(getattr(original, kind))
                 for key in [*(k for k in order if k in have), *(k for k in list(have) if k not in order)]:
                     have[key] = have.pop(key)
-
-
-def source_of(node: fx.Node) -> str:
-    """The line of the user's code that made a node, as file:line; "%" and the node's name if it is unknown."""
-    if SOURCE in node.meta:
-        return str(node.meta[SOURCE])
-    lines = [line for line in (node.stack_trace or "").splitlines() if line.strip().startswith("File ")]
-    if lines:
-        parts = lines[-1].split('"')
-        return f"{parts[1]}:{parts[2].split('line ')[-1].split(',')[0]}" if len(parts) > 2 else lines[-1].strip()
-    return f"%{node.name}"
-
-
-def module_of(node: fx.Node) -> str:
-    """The path of the innermost module that contains a node, "" for the model itself."""
-    if node.op == "call_module":
-        return str(node.target)
-    stack = node.meta.get("nn_module_stack")
-    return str(next(reversed(stack.values()))[0] if stack and isinstance(next(reversed(stack.values())), tuple) else "")

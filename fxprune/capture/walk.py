@@ -11,8 +11,8 @@ from torch import fx, nn
 
 from fxprune.capture.captured import WHOLE_MODEL
 from fxprune.capture.fake_tensors import Faker, Real
+from fxprune.capture.places import module_of, source_of
 from fxprune.capture.process_state import no_fake_tensor_log, no_fused_attention, same_random_state
-from fxprune.capture.traced import module_of, source_of
 from fxprune.errors import CaptureError, FxpruneError
 
 NodeVisitor = Callable[[fx.Node, Callable[[], Any]], Any]

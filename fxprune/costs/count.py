@@ -18,10 +18,10 @@ from fxprune.analysis.observed import Contraction
 from fxprune.capture.captured import Captured, FrontEnd
 from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.inputs import Inputs, check_initialised, normalize
+from fxprune.capture.places import module_of
 from fxprune.capture.process_state import clean_caches, public_call
 from fxprune.capture.scopes import Scopes
 from fxprune.capture.tensors import CONSTANT, PARAMETER, Tensors
-from fxprune.capture.traced import module_of
 from fxprune.capture.walk import walk
 from fxprune.channels.groups import Removal
 from fxprune.errors import CaptureError

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fxprune.capture.captured import Captured
 from fxprune.capture.fake_tensors import Faker, Real, run
 from fxprune.capture.inputs import Inputs, bound
+from fxprune.capture.places import module_of
 from fxprune.capture.scopes import Scopes
-from fxprune.capture.traced import module_of
 from fxprune.capture.values import tensors_in
 from fxprune.capture.walk import walk
 from fxprune.report.data import Shape

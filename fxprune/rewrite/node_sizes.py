@@ -16,9 +16,9 @@ from fxprune.analysis.observed import Observation, Walked
 from fxprune.capture.fake_tensors import Faker
 from fxprune.capture.modes import MODES, set_mode
 from fxprune.capture.module_copy import copy_module
+from fxprune.capture.places import module_of, source_of
 from fxprune.capture.process_state import clean_caches
 from fxprune.capture.scopes import Scopes
-from fxprune.capture.traced import module_of, source_of
 from fxprune.capture.values import leaves, tensors_in
 from fxprune.capture.walk import walk
 from fxprune.channels.groups import Removal

@@ -28,7 +28,7 @@ def resize(site: Site) -> None:
     functions = dict.fromkeys(f for f in (SIZES.at(target), POSITIONS.at(target)) if f is not None)
     for function in functions:
         function(site)
-    if target is operator.mul:
+    if target in (operator.mul, operator.imul):
         _factor(site)
     elif not functions:
         _keep_numbers(site)
@@ -81,7 +81,7 @@ def _ratio(site: Site, product: fx.Node) -> Fraction | None:
     ratios: set[Fraction | None] = set()
     for user in product.users:
         promised = site.operand(user)
-        if user.target is operator.mul:
+        if user.target in (operator.mul, operator.imul):
             ratios.add(_ratio(site, user))
         elif SIZES.at(user.target) is view_sizes and isinstance(promised, Operand):
             sizes = user.args[1] if len(user.args) == 2 and isinstance(user.args[1], (list, tuple)) else user.args[1:]

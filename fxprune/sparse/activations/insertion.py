@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from fxprune.capture.traced import module_of, trace
+from fxprune.capture.places import module_of
+from fxprune.capture.traced import traced_graph
 from fxprune.errors import CaptureError, PlanError, nearest
 from fxprune.names import Level, Match, Names, checked, entries_of, find, names_of, show
 from fxprune.sparse.activations.layers import ThresholdActivation
@@ -81,7 +82,7 @@ def insert_thresholds(
     if path == "modules":
         return _in_modules(copied, entries, names, make, after is None, "")
     try:
-        traced = trace(copied)
+        traced = traced_graph(copied)
     except CaptureError as error:
         if path is not None:
             raise

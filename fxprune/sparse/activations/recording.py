@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fxprune.capture.inputs import Inputs, for_placeholders
-from fxprune.capture.traced import trace
+from fxprune.capture.traced import traced_graph
 from fxprune.errors import CaptureError, PlanError
 from fxprune.sparse.activations.nodes import is_activation, is_norm, is_threshold, keeps_channels
 
@@ -90,7 +90,7 @@ class Recorder:
         self.sites: dict[fx.Node, list[RecordedLayer]] | None = None
         self.path, self.why_not = "fx", ""
         try:
-            self.graph = trace(model)
+            self.graph = traced_graph(model)
         except CaptureError as error:
             lines = (line for line in str(error).splitlines() if not line.startswith("  do "))
             self.path, self.why_not = "hooks", "; ".join(line.removeprefix("  why  ") for line in lines)

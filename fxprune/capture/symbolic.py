@@ -1,0 +1,414 @@
+"""One symbolic trace of a model, which also says where a graph would not be faithful to the model.
+
+The `Tracer` keeps operations in place (`y += h`), reads buffers as nodes, and stores in each node the line of the
+user's code. What a graph cannot express becomes a `Reason` for the innermost module whose forward does it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import random
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.proxy import Attribute, Proxy
+
+from fxprune.capture.places import SOURCE, TORCH, line_of, users_line
+from fxprune.capture.process_state import same_random_state, tracing
+from fxprune.capture.trace_watch import APPLY, changed, contents, random_state, storage_of, torch_state, watching
+from fxprune.ops.leaves import leaf_rule
+
+_SIZES = ("shape", "ndim", "size", "dim", "numel", "__len__", "stride", "nelement")
+_ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.getitem)
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a module stays whole.
+
+    module: the path of the module, "" for the model. why: what its forward does. source: the line that does it.
+    """
+
+    module: str
+    why: str
+    source: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.why} ({self.source})" if self.source else self.why
+
+
+@dataclass(eq=False)
+class Trace:
+    """What one trace gave.
+
+    graph: the graph; None if the trace failed with `error`.
+    reasons: what the graph does not express, by the path of the module to keep whole: the first for each module.
+    reads: the paths of the modules whose forward reads `training` -> the line.
+    events: for each of these modules, the nodes that it made, in a form that can be compared with another trace.
+    """
+
+    graph: fx.Graph | None = None
+    error: Exception | None = None
+    reasons: dict[str, Reason] = field(default_factory=dict)
+    reads: dict[str, Reason] = field(default_factory=dict)
+    events: dict[str, list[Any]] = field(default_factory=dict)
+    failed_in: tuple[str, ...] = ()
+
+
+def _in_place(name: str) -> Callable[[Any, Any], Any]:
+    target, plain = getattr(operator, f"i{name}"), getattr(operator, f"{name}_" if name in ("and", "or") else name)
+
+    def operate(self: Any, other: Any) -> Any:
+        chosen = plain if _is_size(self.node) else target
+        return self.tracer.create_proxy("call_function", chosen, (self, other), {})
+
+    return operate
+
+
+def _is_size(node: fx.Node) -> bool:
+    """True if a node is a size of a tensor, or computed from nothing else: `n += 1` changes no value in place."""
+    if node.op == "call_method":
+        return node.target in _SIZES
+    if node.op != "call_function":
+        return False
+    if node.target is getattr:
+        return node.args[1] in _SIZES
+    nodes = [a for a in node.args if isinstance(a, fx.Node)]
+    return node.target in _ARITHMETIC and bool(nodes) and all(map(_is_size, nodes))
+
+
+class _Symbol(Proxy):
+    """A value of the trace. Operators in place stay in place; an assignment to an attribute is reported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("tracer", "node", "root", "attr", "_node"):
+            self.tracer.happened(f"assigns to .{name} of a tensor")  # type: ignore[attr-defined]
+        object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        return _SymbolAttribute(self, name)
+
+
+_NAMES = "add sub mul truediv floordiv mod pow and or xor lshift rshift matmul".split()
+OPERATORS: tuple[Any, ...] = tuple(getattr(operator, f"i{name}") for name in _NAMES)
+"""The operators in place, such as `operator.iadd` for `+=`."""
+
+for _name in _NAMES:
+    setattr(_Symbol, f"__i{_name}__", _in_place(_name))
+
+
+class _SymbolAttribute(_Symbol, Attribute):
+    """An attribute of a value of the trace, which is a node only if it is used."""
+
+
+class _Buffer(_Symbol):
+    """A buffer: a node of the graph, whose shape and kind are known."""
+
+    def __init__(self, node: fx.Node, tracer: Tracer, value: torch.Tensor) -> None:
+        super().__init__(node, tracer)
+        object.__setattr__(self, "_known", value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("shape", "ndim", "dtype", "device", "layout", "requires_grad", "is_cuda"):
+            return getattr(self._known, name)
+        if name in ("size", "dim", "numel", "is_floating_point", "is_complex"):
+            return getattr(self._known, name)
+        return super().__getattr__(name)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.happened("assigns into a buffer")  # type: ignore[attr-defined]
+        raise TypeError("a symbolic trace cannot assign into a buffer")
+
+
+@dataclass(eq=False)
+class _Call:
+    """A module whose forward runs. state: that of torch when it began. events: what was made since then."""
+
+    path: str
+    state: tuple[Any, ...]
+    events: list[Any] = field(default_factory=list)
+    numbers: dict[Any, int] = field(default_factory=dict)
+
+    def numbered(self, value: Any) -> Any:
+        """An argument with nodes replaced by numbers, in the order in which this call meets them."""
+        if isinstance(value, Proxy):
+            value = value.node
+        if isinstance(value, fx.Node):
+            return ("node", self.numbers.setdefault(value, len(self.numbers)))
+        if isinstance(value, (tuple, list)):
+            return (type(value).__name__, *map(self.numbered, value))
+        if isinstance(value, Mapping):
+            return ("dict", *((key, self.numbered(part)) for key, part in value.items()))
+        if isinstance(value, slice):
+            return ("slice", *map(self.numbered, (value.start, value.stop, value.step)))
+        return _Constant(value)
+
+
+@dataclass(eq=False)
+class _Constant:
+    """A constant that compares equal to one with the same type and value."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Constant) or type(self.value) is not type(other.value):
+            return False
+        if isinstance(self.value, torch.Tensor):
+            return self.value is other.value or (
+                self.value.shape == other.value.shape
+                and not self.value.is_meta
+                and torch.equal(self.value, other.value)
+            )
+        return bool(self.value is other.value or self.value == other.value)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Tracer(fx.Tracer):
+    """A `torch.fx.Tracer` that keeps some modules whole, and notes what a graph cannot express.
+
+    Other threads may run modules while it traces; their calls are not traced.
+    """
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, whole: Set[str] = frozenset()) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+        self.whole = whole
+        self.made = Trace()
+        self.calls: list[_Call] = []
+        self.contexts: list[tuple[str, Reason]] = []
+        self.numbers: tuple[Any, ...] = random_state()
+
+    # -- what happens ---------------------------------------------------------------------------------
+
+    def happened(self, why: str) -> None:
+        """Note something that a graph cannot express, for the module whose forward runs."""
+        self._note(Reason(self.calls[-1].path if self.calls else "", f"its forward {why}", users_line()))
+
+    def training_read(self) -> None:
+        """Note that the forward that runs reads `training`. It matters if the other mode gives another graph."""
+        path = self.calls[-1].path if self.calls else ""
+        self.made.reads.setdefault(path, Reason(path, "its forward reads self.training", users_line()))
+
+    def entered(self, name: str) -> None:
+        """Begin a context. It is noted where a node is made in it."""
+        path = self.calls[-1].path if self.calls else ""
+        self.contexts.append((path, Reason(path, f"its forward enters the context {name}", users_line())))
+
+    def left(self) -> None:
+        """End the context that began last."""
+        if self.contexts:
+            self.contexts.pop()
+
+    def _note(self, reason: Reason) -> None:
+        self.made.reasons.setdefault(reason.module, reason)
+
+    def _compare_state(self) -> None:
+        """Note contexts in which a node is made."""
+        for _, reason in self.contexts:
+            self._note(reason)
+        if self.calls and not self.contexts and torch_state() != self.calls[-1].state:
+            self.happened("changes a setting of torch")
+
+    def _compare_numbers(self) -> None:
+        """Note random numbers of Python or numpy that were drawn since the last comparison."""
+        now = random_state()
+        if now != self.numbers:
+            self.numbers = now
+            self._note(Reason(self.calls[-1].path, "its forward draws random numbers (of Python or numpy)"))
+
+    # -- tracing ----------------------------------------------------------------------------------------
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """The graph of a model; `made` has the rest."""
+        self.calls = [_Call("", torch_state())]
+        try:
+            graph = super().trace(root, concrete_args)
+            self._compare_numbers()
+        finally:
+            self.made.events[""] = self.calls[0].events
+        return graph
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """True if a module becomes one node: a layer of torch, one with a rule of its own, or one to keep whole."""
+        if module_qualified_name in self.whole or leaf_rule(m) is not None:
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """The result of a module: a node of the graph; in another thread, the result of its forward."""
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        path = self.path_of_module(m)
+        self._compare_state()
+        self._compare_numbers()
+        if self.is_leaf_module(m, path):
+            return super().call_module(m, forward, args, kwargs)
+        call = _Call(path, torch_state())
+        self.calls.append(call)
+        try:
+            result = super().call_module(m, forward, args, kwargs)
+            self._compare_numbers()
+            call.events.append(("result", call.numbered(result)))
+            return result
+        except BaseException:
+            if not self.made.failed_in:
+                self.made.failed_in = tuple(c.path for c in self.calls)
+            raise
+        finally:
+            self.calls.pop()
+            self.made.events.setdefault(path, []).extend(call.events)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """The value of an attribute: a node of the graph for a tensor; in another thread, the value itself."""
+        if threading.get_ident() != self._thread:
+            return attr_val
+        found = super().getattr(attr, attr_val, parameter_proxy_cache)
+        if isinstance(found, Proxy) and not isinstance(attr_val, nn.Parameter):
+            return _Buffer(found.node, self, attr_val)
+        return found
+
+    def proxy(self, node: fx.Node) -> Proxy:
+        """The symbol of a node."""
+        return _Symbol(node, self)
+
+    def to_bool(self, obj: Proxy) -> bool:
+        """Raises `TraceError`, since a graph cannot decide by numbers."""
+        self._decides(obj.node)
+        return super().to_bool(obj)
+
+    def iter(self, obj: Proxy) -> Iterator[Any]:
+        """Raises `TraceError`, since the number of values is unknown."""
+        self._decides(obj.node)
+        return super().iter(obj)
+
+    def _decides(self, node: fx.Node) -> None:
+        """Note a decision by numbers of parameters or buffers alone, which the module could go on making by itself."""
+        if not any(n.op == "placeholder" for n in _ancestors(node)):
+            self.happened("decides by the numbers in its tensors")
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """A new node, with the line that made it."""
+        node = super().create_node(*args, **kwargs)
+        self._find_source(node)
+        self._compare_state()
+        event: Any = (node.op, node.target)
+        if node.op == "get_attr":
+            event = (node.op, _Constant(_value_of(self.root, str(node.target))))
+        for call in self.calls:
+            numbered = (call.numbered(node.args), call.numbered(node.kwargs))
+            call.events.append((event, numbered, call.numbered(node)))
+        return node
+
+    def _find_source(self, node: fx.Node) -> None:
+        """Store the user's line, and look in the stack for an `autograd.Function` that was not seen before."""
+        frame: types.FrameType | None = sys._getframe(2)
+        own = (Tracer.call_module.__code__, Tracer.getattr.__code__, _IN_PLACE)
+        while frame is not None and (frame.f_code.co_filename.startswith(TORCH) or frame.f_code in own):
+            self._look_at(frame.f_code)
+            frame = frame.f_back
+        if frame is not None and frame.f_code.co_filename != __file__:  # otherwise code of torch called the layer
+            node.meta[SOURCE] = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        while frame is not None and frame.f_code not in (Tracer.call_module.__code__, Tracer.trace.__code__):
+            self._look_at(frame.f_code)
+            frame = frame.f_back
+
+    def _look_at(self, code: types.CodeType) -> None:
+        if code is APPLY:
+            self.happened("applies an autograd.Function")
+
+
+_IN_PLACE = _Symbol.__iadd__.__code__  # type: ignore[attr-defined]
+
+
+def _ancestors(node: fx.Node) -> set[fx.Node]:
+    """A node and all nodes that it is computed from."""
+    found, todo = {node}, [node]
+    while todo:
+        for before in todo.pop().all_input_nodes:
+            if before not in found:
+                found.add(before)
+                todo.append(before)
+    return found
+
+
+def _value_of(root: nn.Module, name: str) -> Any:
+    """The attribute at a dotted path, read past `__getattr__`, which gives symbols during a trace."""
+    value: Any = root
+    for part in name.split("."):
+        places = (value.__dict__, value._parameters, value._buffers, value._modules)
+        value = next((place[part] for place in places if part in place), None)
+    return value
+
+
+def trace_once(model: nn.Module, tensors: Iterable[torch.Tensor], whole: Set[str]) -> Trace:
+    """One trace of a model.
+
+    Args:
+        model: a copy of the model, whose attributes may change.
+        tensors: all tensors of the original. No operation changes them.
+        whole: the paths of the modules that become one node.
+    """
+    tracer, made = Tracer(whole), None
+    modules = dict(model.named_modules())
+    named = [t for m in modules.values() for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
+    parameters = {storage_of(t) for t in named} - {0}
+    storages = {storage_of(t) for t in tensors} - {0}
+    before = contents(modules)
+    made = tracer.made
+    watch = watching(tracer, {id(m) for m in modules.values()}, storages, parameters)
+    with tracing(), same_random_state(), _same_python_numbers(), watch:
+        try:
+            made.graph = tracer.trace(model)
+        except Exception as error:
+            made.error = error
+    _compare_attributes(made, modules, before, whole)
+    return made
+
+
+def _compare_attributes(
+    made: Trace, modules: Mapping[str, nn.Module], before: Mapping[str, Mapping[str, list[Any]]], whole: Set[str]
+) -> None:
+    """Note attributes that are not what they were. The module that was traced into gets the reason."""
+    for path, now in contents(modules).items():
+        for name, values in now.items():
+            if name.startswith("_tensor_constant") or not changed(before[path].get(name), values):
+                continue
+            holder = next(p for p in _and_parents(path) if p not in whole and (p in made.events or not p))
+            why = f"changes self.{name}" if holder == path else f"changes {path}.{name}"
+            made.reasons.setdefault(
+                holder, Reason(holder, f"its forward {why}", line_of(type(modules[holder]).forward))
+            )
+
+
+def _and_parents(path: str) -> Iterator[str]:
+    """A path and the paths of all modules around it, from the inside."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+    yield ""
+
+
+@contextlib.contextmanager
+def _same_python_numbers() -> Iterator[None]:
+    """Restores the random numbers of Python and numpy."""
+    numpy: Any = sys.modules.get("numpy")
+    python, arrays = random.getstate(), None if numpy is None else numpy.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        if numpy is not None:
+            numpy.random.set_state(arrays)

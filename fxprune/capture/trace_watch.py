@@ -1,0 +1,278 @@
+"""Watching a symbolic trace for what a graph cannot express, such as a read of `self.training`.
+
+`watching` replaces a few attributes of torch while the lock of `process_state.tracing` is held, and reports to a
+`Listener`. Calls of other threads are not reported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.autograd import grad_mode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.fx.proxy import Proxy
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+"""The code of `torch.autograd.Function.apply`, for a trace to find in the stack where the method was stored before."""
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_CONTEXTS = (
+    *(grad_mode.no_grad, grad_mode.enable_grad, grad_mode.inference_mode, grad_mode.set_grad_enabled),
+    *(torch.amp.autocast_mode.autocast, saved_tensors_hooks, TorchFunctionMode),
+)
+_grad_enabled = torch.is_grad_enabled
+_inference_mode_enabled = torch.is_inference_mode_enabled
+_autocast_enabled = torch.is_autocast_enabled
+_PLAIN = (int, float, str, bool, bytes)
+_QUESTIONS = ("is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled")
+
+
+class Listener(Protocol):
+    """What `watching` reports to."""
+
+    def training_read(self) -> None:
+        """The flag `training` of a module was read."""
+
+    def entered(self, name: str) -> None:
+        """A context such as `no_grad` was entered."""
+
+    def left(self) -> None:
+        """The context that was entered last was left."""
+
+    def happened(self, why: str) -> None:
+        """Something happened that a graph cannot express; `why` follows on "its forward"."""
+
+
+class FrozenStateError(Exception):
+    """An operation on a concrete tensor would have changed the original model. Internal: the trace begins again."""
+
+
+@contextlib.contextmanager
+def watching(listener: Listener, members: Set[int], storages: Set[int], parameters: Set[int]) -> Iterator[None]:
+    """Report to a listener what happens in this thread.
+
+    Args:
+        members: ids of the modules whose attributes are watched.
+        storages: the storages of all tensors of the original, which no operation may change.
+        parameters: the storages of parameters and buffers. The trace knows them as nodes; an operation on the concrete
+            tensor would become a constant.
+    """
+    thread = threading.get_ident()
+
+    def here() -> bool:
+        return threading.get_ident() == thread
+
+    with contextlib.ExitStack() as stack:
+        _watch_training(stack, listener, here)
+        _watch_assignments(stack, listener, here, members)
+        _watch_functions(stack, listener, here)
+        _watch_contexts(stack, listener, here)
+        _watch_questions(stack, listener, here)
+        stack.enter_context(_ConcreteOperations(listener, storages, parameters))
+        yield
+
+
+def _replace(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Set an attribute until the stack is closed."""
+    missing = object()
+    before = vars(owner).get(name, missing)
+    setattr(owner, name, value)
+    if before is missing:
+        stack.callback(delattr, owner, name)
+    else:
+        stack.callback(setattr, owner, name, before)
+
+
+def _watch_training(stack: contextlib.ExitStack, listener: Listener, here: Callable[[], bool]) -> None:
+    """Makes `training` a property of all modules. Its value stays in the module's `__dict__`."""
+
+    def read(module: nn.Module) -> Any:
+        if here():
+            listener.training_read()
+        try:
+            return module.__dict__["training"]
+        except KeyError:
+            raise AttributeError("training") from None
+
+    def write(module: nn.Module, value: Any) -> None:
+        module.__dict__["training"] = value
+
+    _replace(stack, nn.Module, "training", property(read, write))
+
+
+def _watch_assignments(
+    stack: contextlib.ExitStack, listener: Listener, here: Callable[[], bool], members: Set[int]
+) -> None:
+    set_attribute, delete_attribute = nn.Module.__setattr__, nn.Module.__delattr__
+
+    def assigned(module: nn.Module, name: str, value: Any) -> None:
+        if id(module) in members and here() and not name.startswith("_tensor_constant"):
+            listener.happened(f"assigns to self.{name}")
+        set_attribute(module, name, value)
+
+    def deleted(module: nn.Module, name: str) -> None:
+        if id(module) in members and here():
+            listener.happened(f"deletes self.{name}")
+        delete_attribute(module, name)
+
+    _replace(stack, nn.Module, "__setattr__", assigned)
+    _replace(stack, nn.Module, "__delattr__", deleted)
+
+
+def _watch_functions(stack: contextlib.ExitStack, listener: Listener, here: Callable[[], bool]) -> None:
+    original = vars(torch.autograd.Function)["apply"]
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if here() and any(isinstance(leaf, Proxy) for leaf in pytree.tree_leaves((args, kwargs))):
+            listener.happened(f"applies the autograd.Function {cls.__name__}")
+        return original.__get__(None, cls)(*args, **kwargs)
+
+    _replace(stack, torch.autograd.Function, "apply", classmethod(apply))
+
+
+def _watch_contexts(stack: contextlib.ExitStack, listener: Listener, here: Callable[[], bool]) -> None:
+    for kind in _CONTEXTS:
+        _replace(stack, kind, "__enter__", _entering(kind, listener, here))
+        _replace(stack, kind, "__exit__", _leaving(kind, listener, here))
+
+
+def _entering(kind: Any, listener: Listener, here: Callable[[], bool]) -> Callable[..., Any]:
+    enter = kind.__enter__
+
+    def entered(context: Any, *args: Any) -> Any:
+        if here():
+            listener.entered(type(context).__name__.removeprefix("_").removesuffix("_hook"))
+        return enter(context, *args)
+
+    return entered
+
+
+def _leaving(kind: Any, listener: Listener, here: Callable[[], bool]) -> Callable[..., Any]:
+    leave = kind.__exit__
+
+    def left(context: Any, *args: Any) -> Any:
+        if here():
+            listener.left()
+        return leave(context, *args)
+
+    return left
+
+
+def _watch_questions(stack: contextlib.ExitStack, listener: Listener, here: Callable[[], bool]) -> None:
+    for name in _QUESTIONS:
+        _replace(stack, torch, name, _asking(getattr(torch, name), name, listener, here))
+
+
+def _asking(function: Any, name: str, listener: Listener, here: Callable[[], bool]) -> Callable[..., Any]:
+    def asked(*args: Any) -> Any:
+        if here() and not sys._getframe(1).f_code.co_filename.startswith(_TORCH):
+            listener.happened(f"asks torch.{name}()")
+        return function(*args)
+
+    return asked
+
+
+class _ConcreteOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees the operations that run on concrete tensors during a trace, whose results would be constants."""
+
+    def __init__(self, listener: Listener, storages: Set[int], parameters: Set[int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.listener, self.storages, self.parameters = listener, storages, parameters
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.listener.happened(f"draws random numbers ({func.overloadpacket.__name__})")
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            changed = argument.alias_info is not None and argument.alias_info.is_write
+            for tensor in pytree.tree_leaves(value):
+                if not isinstance(tensor, torch.Tensor):
+                    continue
+                place = storage_of(tensor)
+                if changed and place in self.storages:
+                    self.listener.happened(f"changes a tensor of the model in place ({func.overloadpacket.__name__})")
+                    raise FrozenStateError(str(func))
+                if place in self.parameters:
+                    self.listener.happened(f"computes with a parameter that it does not read as an attribute ({func})")
+        return func(*args, **kwargs)
+
+
+def storage_of(tensor: torch.Tensor) -> int:
+    """A number for the memory of a tensor, the same for all its views; 0 for a tensor without such memory."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return 0
+
+
+def torch_state() -> tuple[Any, ...]:
+    """What contexts change in torch, as far as it can be asked for."""
+    cuda: Any = torch.backends.cuda
+    cudnn: Any = torch.backends.cudnn
+    return (
+        *(_grad_enabled(), _inference_mode_enabled(), torch.is_anomaly_enabled()),
+        *(_autocast_enabled(kind) for kind in ("cpu", "cuda")),
+        *(torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda")),
+        *(torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()),
+        *(torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()),
+        *(cuda.flash_sdp_enabled(), cuda.math_sdp_enabled(), cuda.mem_efficient_sdp_enabled()),
+        *(cuda.cudnn_sdp_enabled(), cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32),
+    )
+
+
+def random_state() -> tuple[Any, ...]:
+    """The state of the random numbers of Python and numpy."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return random.getstate(), None, None
+    _, keys, position, *_ = numpy.random.get_state()
+    return random.getstate(), keys.tobytes(), position
+
+
+def contents(modules: Mapping[str, nn.Module]) -> dict[str, dict[str, list[Any]]]:
+    """What the attributes of modules hold: path -> attribute -> its value, and the values inside it."""
+    seen: set[int] = set()
+    return {
+        path: {name: list(_inside(value, 4, seen)) for name, value in module.__dict__.items()}
+        for path, module in modules.items()
+    }
+
+
+def _inside(value: Any, depth: int, seen: set[int]) -> Iterator[Any]:
+    yield value
+    if depth == 0 or isinstance(value, (nn.Module, torch.Tensor, type, str, bytes)):
+        return
+    parts: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        parts = [part for item in value.items() for part in item]
+    elif isinstance(value, (list, tuple, set, deque)):
+        parts = value
+    elif isinstance(getattr(value, "__dict__", None), dict) and not callable(value) and id(value) not in seen:
+        seen.add(id(value))
+        parts = vars(value).values()
+    for part in parts:
+        yield from _inside(part, depth - 1, seen)
+
+
+def changed(before: list[Any] | None, after: list[Any]) -> bool:
+    """True if an attribute holds other values than before."""
+    if before is None or len(before) != len(after):
+        return True
+    return not all(
+        a is b or (type(a) is type(b) and isinstance(a, _PLAIN) and a == b) for a, b in zip(before, after, strict=True)
+    )
+
+
+_PLAIN = (int, float, str, bool, bytes)
