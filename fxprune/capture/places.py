@@ -1,4 +1,4 @@
-"""Where nodes and operations come from: the line of the user's code, and the module."""
+"""The lines of the user's code and the modules that nodes and operations belong to."""
 
 from __future__ import annotations
 

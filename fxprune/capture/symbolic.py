@@ -46,7 +46,7 @@ class Reason:
 
 @dataclass(eq=False)
 class Trace:
-    """What one trace gave.
+    """The outcome of one trace.
 
     graph: the graph; None if the trace failed with `error`.
     reasons: what the graph does not express, by the path of the module to keep whole: the first for each module.

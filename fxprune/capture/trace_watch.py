@@ -40,7 +40,7 @@ _QUESTIONS = ("is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabl
 
 
 class Listener(Protocol):
-    """What `watching` reports to."""
+    """The receiver of what `watching` sees."""
 
     def training_read(self) -> None:
         """The flag `training` of a module was read."""
@@ -218,7 +218,7 @@ def storage_of(tensor: torch.Tensor) -> int:
 
 
 def torch_state() -> tuple[Any, ...]:
-    """What contexts change in torch, as far as it can be asked for."""
+    """The settings of torch that contexts change, as far as torch tells them."""
     cuda: Any = torch.backends.cuda
     cudnn: Any = torch.backends.cudnn
     return (
@@ -242,7 +242,7 @@ def random_state() -> tuple[Any, ...]:
 
 
 def contents(modules: Mapping[str, nn.Module]) -> dict[str, dict[str, list[Any]]]:
-    """What the attributes of modules hold: path -> attribute -> its value, and the values inside it."""
+    """The attributes of modules: path -> attribute -> its value, and the values inside it."""
     seen: set[int] = set()
     return {
         path: {name: list(_inside(value, 4, seen)) for name, value in module.__dict__.items()}
