@@ -26,6 +26,7 @@ from fxprune.planning.plan import Plan
 from fxprune.planning.structure import structure_of
 from fxprune.proof.compare import compare
 from fxprune.rewrite.derived import derived
+from fxprune.rewrite.missing_graph import explain_missing_graph
 from fxprune.rewrite.norms import rescaled
 from fxprune.rewrite.references import references_to_original
 from fxprune.rewrite.tensor_hooks import left_out
@@ -129,6 +130,8 @@ def transform(
         text = f"the small model is an exported graph, which raises for sizes that the original takes: {sizes}"
         warnings.warn(text, FixedSizesWarning, stacklevel=3)
     attach(result.small, _recorded(result))
+    if path is None and prefer is None:
+        explain_missing_graph(result.small)
     return result.small
 
 
