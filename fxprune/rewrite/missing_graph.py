@@ -1,7 +1,8 @@
 """The message of `small.graph` and `small.code` where the result has the model's own class, which has no graph.
 
 `transform` returned graphs up to version 0.1, so code that reads these attributes exists. `nn.Module.__getattr__` looks
-into the table of buffers, and that of the small model raises an `AttributeError` with advice if it is asked for them. So `type(small)` stays the user's class, no class of the user or of torch is changed, and `hasattr` is False.
+into the table of buffers; that of the small model raises an `AttributeError` with advice if it is asked for them. So
+`type(small)` stays the user's class, no class of the user or of torch is changed, and `hasattr` is False.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import fxprune
 from fxprune.rewrite.missing_graph import explain_missing_graph
 
 
