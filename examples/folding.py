@@ -41,7 +41,7 @@ def main() -> None:
         ("folded, with a carrier", {"bias": "fold", "border": "carrier"}),
         ("folded, with a map", {"bias": "fold", "border": "map"}),
     ):
-        small = fxprune.transform(net, x, masks="zeros", **options)
+        small = fxprune.transform(net, x, masks="zeros", prefer="graph", **options)
         after = fxprune.cost(small, x)
         with torch.no_grad():
             error = float((small(x) - net(x)).abs().max() / net(x).abs().max())

@@ -18,6 +18,7 @@ from fxprune.costs import Cost, LayerCost, cost
 from fxprune.errors import (
     CaptureError,
     ChannelsStayWarning,
+    ClassLostWarning,
     FileError,
     FixedSizesWarning,
     FxpruneError,
@@ -50,6 +51,7 @@ __all__ = [
     "Analysis",
     "CaptureError",
     "ChannelsStayWarning",
+    "ClassLostWarning",
     "Cost",
     "Exported",
     "FileError",

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from fxprune._analyze import analyze
-from fxprune._attempt import Request, Result, UnprovenError, attempt
+from fxprune._attempt import Request, Result
+from fxprune._first_result import first_result
 from fxprune._record import Record, attach, record
-from fxprune.capture.captured import FrontEnd
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import public_call
 from fxprune.capture.tensors import PARAMETER, Tensors
 from fxprune.costs import cost_of
 from fxprune.criteria import Importance
-from fxprune.errors import CaptureError, FixedSizesWarning, FxpruneError, NothingRemovedWarning, PlanError, RewriteError
+from fxprune.errors import ClassLostWarning, FixedSizesWarning, NothingRemovedWarning, PlanError
 from fxprune.fold import folds, resolve_plan
-from fxprune.paths import Outcome, most_useful_error, paths_for, try_in_turn, without_hooks
+from fxprune.paths import paths_for
 from fxprune.planning.plan import Plan
 from fxprune.planning.structure import structure_of
 from fxprune.proof.compare import compare
@@ -59,13 +58,16 @@ def transform(
     The original is not changed. The result has the same parameter names, dtypes, devices, `requires_grad` flags and
     train/eval modes; shared parameters stay shared. There are four paths, tried in this order:
 
-    - "fx": the result is a `torch.fx.GraphModule`, made by symbolic tracing;
     - "eager": the result has the model's own class, with smaller parameters and recounted attributes;
+    - "fx": the result is a `torch.fx.GraphModule`, made by symbolic tracing;
     - "export": the result is a `GraphModule` of ATen operations, made by `torch.export`;
     - "hooks": the result has the model's own class. Forward hooks fill up the outputs of smaller layers with zeros.
 
-    The first path counts that removes everything that was asked for and is proven right. `record(small).path` names it,
-    and `record(small).why_not` says why the paths before it were not taken.
+    A `GraphModule` comes back as a `GraphModule`. Any other model comes back as its own class, if that can be proven
+    right. Channels that its forward cannot run without are kept, and `record(small).reasons` names them. If the class
+    would lose less than nine tenths of the parameters that a graph would lose, the result is a graph, and a
+    `ClassLostWarning` says why. `record(small).path` names the path, and `record(small).why_not` says why the paths
+    before it were not taken.
 
     Args:
         model: any module, or a traced `torch.fx.GraphModule`.
@@ -89,7 +91,7 @@ def transform(
             Shapes are always proven. A forward that depends on the numbers in its tensors is always compared, because
             its shapes cannot be proven.
         path: the name of the only path to try.
-        prefer: "class" tries the paths that keep the model's class first, "graph" those that make a graph.
+        prefer: "class" keeps the model's class wherever that is possible, whatever it costs. "graph" gives a graph.
         norms: "kept" takes statistics over the kept channels. "preserve" makes statistics count the original width
             wherever that is exactly possible: layer norms, RMS norms, and means over values that are zero at removed
             channels. The result then equals the masked original there, and such groups are exact.
@@ -121,74 +123,29 @@ def transform(
         "seed": seed,
     }
     request = Request(plan, choices, also, strict, verify, norms)
-    result = _first_result(model, example_inputs, request, paths)
-    if not result.plan:
-        why = "; ".join(result.plan.reasons) or "the plan is empty"
-        warnings.warn(f"nothing was removed: {why}", NothingRemovedWarning, stacklevel=3)
-    if result.analysis.captured.fixed:
-        sizes = "; ".join(result.analysis.captured.fixed)
-        text = f"the small model is an exported graph, which raises for sizes that the original takes: {sizes}"
-        warnings.warn(text, FixedSizesWarning, stacklevel=3)
+    free = plan is None and path is None and prefer is None and not isinstance(model, fx.GraphModule)
+    result = first_result(model, example_inputs, request, paths, may_give_up_class=free)
+    for text, kind in _warnings(result, class_expected=free):
+        warnings.warn(text, kind, stacklevel=3)
     attach(result.small, _recorded(result))
     if path is None and prefer is None:
         explain_missing_graph(result.small)
     return result.small
 
 
-def _first_result(model: nn.Module, example_inputs: Any, request: Request, paths: Sequence[FrontEnd]) -> Result:
-    """The result of the first path that gives one.
-
-    First all paths without hooks are tried, each for the whole request. If none works, those that failed because a size
-    could not be recounted are tried again, with the channels locked that cause the failure (not for a given plan, and
-    not with `strict`). If none works, the path with hooks is tried.
-
-    Raises the most useful of the errors if there is no result.
-    """
-
-    def attempted(path: FrontEnd, *, locking: bool = False) -> Result:
-        options: dict[str, Any] = {"also": request.also, "strict": request.strict, "norms": request.norms}
-        return attempt(analyze(model, example_inputs, path=path.name, **options), request, locking=locking)
-
-    def goes_on(path: FrontEnd, error: FxpruneError) -> bool:
-        if isinstance(error, PlanError):  # the plan may fit the path that it was made on and no other
-            return request.plan is not None and path is not paths[0]
-        return isinstance(error, CaptureError | RewriteError | UnprovenError)
-
-    usual = without_hooks(paths)
-    found = try_in_turn(usual, attempted, goes_on=goes_on)
-    if found.result is None and request.plan is None and not request.strict:
-        recountable = [path for path in usual if isinstance(found.errors.get(path.name), RewriteError)]
-        found = try_in_turn(recountable, partial(attempted, locking=True), goes_on=goes_on, before=found)
-    if found.result is None and found.model_runs and not _wrong(found):
-        behind_hooks = [path for path in paths if path not in usual]
-        found = try_in_turn(behind_hooks, attempted, goes_on=goes_on, before=found)
-    if found.result is None:
-        raise _shown(found)
-    return replace(found.result, why_not=_why_not(found, found.result))
-
-
-def _wrong(found: Outcome[Result]) -> list[UnprovenError]:
-    """The errors of paths that made a wrong model although its shapes were proven: fxprune has a mistake."""
-    unproven = (error for error in found.errors.values() if isinstance(error, UnprovenError))
-    return [error for error in unproven if not error.analysis.captured.real]
-
-
-def _shown(found: Outcome[Result]) -> FxpruneError:
-    """The error for the user if no path gave a result."""
-    wrong = _wrong(found)
-    if wrong:
-        return wrong[0].diagnosed()
-    error = most_useful_error(list(found.errors.values()))
-    return error.shown() if isinstance(error, UnprovenError) else error
-
-
-def _why_not(found: Outcome[Result], result: Result) -> dict[str, str]:
-    """Name of a path that was tried and failed -> why, in one line."""
-    return {
-        path: "; ".join(part for part in (error.what, error.at, error.why) if part)
-        for path, error in found.errors.items()
-        if path != result.analysis.captured.path
-    }
+def _warnings(result: Result, *, class_expected: bool) -> Iterator[tuple[str, type[Warning]]]:
+    """The warnings about a result: their texts and categories."""
+    captured = result.analysis.captured
+    if class_expected and captured.has_graph:
+        why = next(iter(result.why_not.values()), "")
+        yield f"the result is a graph, no {type(result.analysis.model).__name__}: {why}", ClassLostWarning
+    if not result.plan:
+        why = "; ".join(result.plan.reasons) or "the plan is empty"
+        yield f"nothing was removed: {why}", NothingRemovedWarning
+    if captured.fixed:
+        sizes = "; ".join(captured.fixed)
+        text = f"the small model is an exported graph, which raises for sizes that the original takes: {sizes}"
+        yield text, FixedSizesWarning
 
 
 @public_call()

@@ -87,6 +87,10 @@ class FixedSizesWarning(UserWarning):
     """The small model takes fewer sizes of its inputs than the original, and raises for others. The text says which."""
 
 
+class ClassLostWarning(UserWarning):
+    """The result is a graph and has no longer the model's class. The text says why."""
+
+
 def lay_out(what: str, *, at: str = "", why: str = "", do: str = "") -> str:
     """The text of an error: one line for each part that is not empty."""
     parts = [what] + [f"  {label:<4} {text}" for label, text in (("at", at), ("why", why), ("do", do)) if text]

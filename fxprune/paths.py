@@ -27,8 +27,8 @@ T = TypeVar("T")
 PATHS: Mapping[str, FrontEnd] = {
     front_end.name: front_end
     for front_end in (
-        TRACED,
         CLASS_FORWARD,
+        TRACED,
         EXPORTED,
         HOOKED,
     )
@@ -170,4 +170,4 @@ def most_useful_error(errors: Sequence[FxpruneError]) -> FxpruneError:
 
 
 def _does_not_run(path: FrontEnd, error: FxpruneError) -> bool:
-    return path.keeps_class and isinstance(error, CaptureError)
+    return path.keeps_class and isinstance(error, CaptureError) and error.raised

@@ -18,13 +18,14 @@ PACKAGE = ROOT / "fxprune"
 
 ORDER = """
     errors names pattern_values files schedules old_modules channels ops rules capture paths analysis costs criteria
-    planning proof rewrite fold report _record _analyze _attempt _transform plot artifacts sparse pruner __init__
-    cli __main__
+    planning proof rewrite fold report _record _analyze _attempt _first_result _transform plot artifacts sparse pruner
+    __init__ cli __main__
 """.split()
 """Parts of the package; each imports only from itself and from those before it."""
 
 PUBLIC = """
-    Analysis CaptureError ChannelsStayWarning Cost Exported FileError FixedSizesWarning FxpruneError Group InputError
+    Analysis CaptureError ChannelsStayWarning ClassLostWarning Cost Exported FileError FixedSizesWarning FxpruneError
+    Group InputError
     LayerCost Locked Member NothingRemovedWarning Plan PlanDiff PlanError Record RewriteError RuleError
     VerificationError analyze cost export leaf load masked masks_of record rule save transform verify
 """.split()

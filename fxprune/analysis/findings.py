@@ -270,6 +270,10 @@ class Findings:
         """True if a dimension of a parameter can have channels."""
         return (parameter, dim) in self._vectors
 
+    def reads(self, name: str) -> bool:
+        """True if the forward reads a tensor, by its first name."""
+        return any(axis.parameter == name for axis in self.axes)
+
     def axis_vector(self, parameter: str, dim: int) -> Vector:
         """The vector of a parameter's dimension, resolved: see `Terms.resolve`."""
         return self.solution.terms.resolve(self._vectors[parameter, dim])

@@ -20,6 +20,9 @@ class Place:
     module: str = ""
     source: str = ""
 
+    def __str__(self) -> str:
+        return (self.module or "the model") + (f" ({self.source})" if self.source else "")
+
 
 @dataclass(frozen=True, eq=False)
 class Mark:

@@ -165,7 +165,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def current_place(self) -> Place:
         """The place of the current node; inside a module that is one node, the inner module and its source line."""
         scope = self.scopes.current
-        if scope.module is None or scope.path == self.place.module:
+        if scope.module is None:
             return self.place
         return Place(self.place.node, scope.path, users_line() or self.place.source)
 
@@ -307,11 +307,16 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if held and self.strict:
             raise RuleError(
                 f"no channel rule for {call.op}",
-                at=f"{self.place.module or 'the model'} ({self.place.source}), node %{self.place.node}",
+                at=self._where(),
                 why=f"channels enter it on a dimension of size {held[0].size}",
                 do="add a rule (docs/adding_an_op.md), or drop strict=True to keep these channels",
             )
         return call.refuse(tensors, "no channel rule for this operation")
+
+    def _where(self) -> str:
+        """The current place, for an error."""
+        place = self.current_place()
+        return f"{place}, node %{place.node}"
 
     def _attach(self, raw: dict[str, Any], outputs: list[torch.Tensor], results: list[Operand]) -> None:
         inputs = {id(t) for v in raw.values() for t in (v if isinstance(v, (list, tuple)) else (v,))}

@@ -73,6 +73,10 @@ class Opened:
         trained = ((name, tensor) for name, tensor in self.tensors.items() if isinstance(tensor, nn.Parameter))
         return [name for name, tensor in trained if id(self.faker.tensor(tensor)) not in self.observer.used]
 
+    def _is_unread_constant(self, name: str) -> bool:
+        """True for a tensor in an attribute that no operation has read, such as a weight that a hook computes."""
+        return name in self._constants and id(self.faker.tensor(self.tensors[name])) not in self.observer.used
+
     def findings(
         self,
         nodes: Mapping[str, Any],
@@ -86,10 +90,11 @@ class Opened:
         The arguments are those of `Observed` and `Findings`.
         """
         axes = [axis for fake, opened in self.axes if id(fake) in self.observer.used for axis in opened]
+        tensors = {name: tensor for name, tensor in self.tensors.items() if not self._is_unread_constant(name)}
         return Findings(
             subject=self.subject,
             observed=self.observer.observed(nodes, observations, other_mode),
-            table=TensorTable(self.tensors, self.aliases, tuple(axes)),
+            table=TensorTable(tensors, self.aliases, tuple(axes)),
             solution=solve(self.terms, [axis for axis in axes if axis.parameter not in self._constants]),
             uses=uses,
             notes=tuple(dict.fromkeys(notes)),

@@ -51,7 +51,7 @@ class Count:
     @property
     def place(self) -> str:
         """The function, the module and the source line."""
-        return f"{self.function} in {self.at.module or 'the model'} ({self.at.source})"
+        return f"{self.function} in {self.at}"
 
     @property
     def vectors(self) -> tuple[Vector, ...]:
@@ -96,7 +96,7 @@ class SizeComparison:
     @property
     def place(self) -> str:
         """The comparison, the module and the source line."""
-        return f"the comparison by {self.operator} in {self.at.module or 'the model'} ({self.at.source})"
+        return f"the comparison by {self.operator} in {self.at}"
 
     @property
     def vectors(self) -> tuple[Vector, ...]:

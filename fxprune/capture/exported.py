@@ -13,7 +13,6 @@ import copy
 import dataclasses
 import functools
 import inspect
-import os
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.captured import FIXED, NOTES, Captured, FrontEnd, captured_graph
+from fxprune.capture.error_place import line_of
 from fxprune.capture.exported_graph import inline_regions, remove_assertions, unshare_sizes
 from fxprune.capture.exported_guards import inline_guards
 from fxprune.capture.exported_module import add_constants, containers
@@ -32,8 +32,6 @@ from fxprune.capture.inputs import Inputs, bound, leaves_for_placeholders
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import silence
 from fxprune.errors import CaptureError
-
-_TORCH = os.path.dirname(torch.__file__) + os.sep
 
 
 def export(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
@@ -106,7 +104,7 @@ def _program(model: nn.Module, inputs: Inputs, dropped: list[str]) -> tuple[torc
     assert first is not None
     raise CaptureError(
         f"{type(model).__name__} cannot be exported",
-        at=_users_line(first),
+        at=line_of(first),
         why=_one_line(first),
         do="pass a GraphModule of your own (torch.export or torch.fx), or change that line",
     ) from first
@@ -236,15 +234,3 @@ def _split_entries(dropped: list[str]) -> list[list[str]]:
 def _one_line(error: Exception | None) -> str:
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
-
-
-def _users_line(error: BaseException) -> str:
-    """The innermost line of an error's traceback that is not in torch, as file:line."""
-    place = ""
-    traceback = error.__traceback__
-    while traceback is not None:
-        name = traceback.tb_frame.f_code.co_filename
-        if not name.startswith(_TORCH) and name != __file__:
-            place = f"{name}:{traceback.tb_lineno}"
-        traceback = traceback.tb_next
-    return place

@@ -62,12 +62,14 @@ def normalize(example_inputs: Any) -> Inputs:
 
 def bound(model: nn.Module, inputs: Inputs) -> inspect.BoundArguments:
     """The inputs bound to the signature of forward. Raises `InputError` if they do not fit it."""
+    signature = inspect.signature(model.forward)
     try:
-        return inspect.signature(model.forward).bind(*inputs[0], **inputs[1])
+        return signature.bind(*inputs[0], **inputs[1])
     except TypeError as error:
+        given = f"{len(inputs[0])} positional and the keywords {list(inputs[1])}"
         raise InputError(
-            f"the example inputs do not fit {type(model).__name__}.forward",
-            why=str(error),
+            f"the example inputs do not fit {type(model).__name__}.forward{signature}",
+            why=f"{error}; the example inputs are {given}",
             do="pass a tuple of all positional arguments, or a dict of keyword arguments",
         ) from None
 

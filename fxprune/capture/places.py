@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxprune.capture.captured import WHOLE_MODEL
+
 SOURCE = "fxprune_source"
 """The key in a node's `meta` of the line of the user's code that made it."""
 
@@ -41,7 +43,12 @@ def line_of(function: Callable[..., Any]) -> str:
 
 
 def source_of(node: fx.Node) -> str:
-    """The line of the user's code that made a node, as file:line; "%" and the node's name if it is unknown."""
+    """The line of the user's code that made a node, as file:line; "%" and the node's name if it is unknown.
+
+    "" for a node that runs the whole model.
+    """
+    if node.target == WHOLE_MODEL:
+        return ""
     if SOURCE in node.meta:
         return str(node.meta[SOURCE])
     lines = [line for line in (node.stack_trace or "").splitlines() if line.strip().startswith("File ")]

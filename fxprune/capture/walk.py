@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.capture.captured import WHOLE_MODEL
+from fxprune.capture.error_place import line_of, module_of_error
 from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.places import module_of, source_of
 from fxprune.capture.process_state import no_fake_tensor_log, no_fused_attention, same_random_state
@@ -78,6 +80,8 @@ def walk(
     fakes = faker.tree(values)
     try:
         with contextlib.ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")  # the model gives them when its user runs it; none may end the walk
             kept = (no_fused_attention(), same_random_state(), no_fake_tensor_log())
             for mode in (torch.no_grad(), faker.mode, *kept, *modes):
                 stack.enter_context(mode)
@@ -87,6 +91,9 @@ def walk(
     except Exception as error:
         node = run.node
         where = f"{module_of(node) or 'the model'} ({source_of(node)}), node %{node.name}" if node else "the model"
+        if node is not None and node.target == WHOLE_MODEL:
+            line = line_of(error)
+            where = (module_of_error(error, module) or "the model") + (f" ({line})" if line else "")
         raise CaptureError(
             f"the model's forward raises{' on fake tensors' if isinstance(faker, Faker) else ''}",
             raised=True,

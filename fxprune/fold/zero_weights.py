@@ -104,6 +104,8 @@ def _nonzero(tensor: torch.Tensor, dim: int) -> Bools:
 
 def _held_by(findings: Findings, name: str) -> str:
     """The reason for which the outputs of a weight cannot be removed."""
+    if not findings.reads(name):
+        return "forward does not use the layer"
     for locked in findings.locked:
         if (name, weight_output_dim_of(findings, name)) in locked.slots:
             return str(locked.event)

@@ -71,7 +71,7 @@ class Event:
     why: str
 
     def __str__(self) -> str:
-        return f"{self.op} in {self.module or 'the model'} ({self.source}): {self.why}"
+        return f"{self.op} in {self.module or 'the model'}{f' ({self.source})' if self.source else ''}: {self.why}"
 
 
 @dataclass(eq=False)

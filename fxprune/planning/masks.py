@@ -152,6 +152,8 @@ def _why(findings: Findings, layer: str, columns: list[Any], left: Any, held: Bo
         return "their group is ignored, or inexact under exact=True"
     if len(columns) > 1:
         return "this dimension is a grid (conv groups, heads): only whole rows or columns of it can go"
+    if not any(findings.reads(findings.first_name(name)) for name in (f"{layer}.weight", layer)):
+        return "forward does not use the layer"
     for locked in findings.locked:
         if any(name == layer or name.rpartition(".")[0] == layer for name, _ in locked.slots):
             return str(locked.event)

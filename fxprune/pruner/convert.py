@@ -60,9 +60,7 @@ def _remaining_outputs(zeros: nn.Module, masks: Mapping[str, Tensor], made: Reco
         if len(left):
             known = next((r for r in made.reasons if r.startswith(f'"{layer}": ')), "")
             why = known.partition("): ")[2]
-            if f"{layer}.weight" not in made.after:
-                why = "forward does not use the layer"
-            elif not why:
+            if not why:
                 why = f'they are not zero in "{layer}.weight"'
             listed = ", ".join(map(str, left[:6])) + (", ..." if len(left) > 6 else "")
             lines.append(f'"{layer}": {len(left)} pruned outputs stay ({listed}): {why}')

@@ -13,6 +13,7 @@ from torch import fx
 
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.observed import Observation, Walked
+from fxprune.capture.captured import WHOLE_MODEL
 from fxprune.capture.fake_tensors import Faker
 from fxprune.capture.modes import MODES, set_mode
 from fxprune.capture.module_copy import copy_module
@@ -145,12 +146,13 @@ def contradiction(before: fx.Node, node: fx.Node, why: str, scope: str, vectors:
     vectors: the dimensions that have to keep their size for it to go right; empty where they are unknown.
     """
     inside = f", in {scope}" if scope and not scope.startswith("%") and scope != before.target else ""
+    call = "" if before.target == WHOLE_MODEL else f" ({source_of(before)}), %{before.name}: {node.format_node()}"
     return RewriteError(
         "the smaller graph is not what the analysis promises",
         node=before.name,
         scope=scope,
         vectors=vectors,
-        at=f"{module_of(before) or 'the model'} ({source_of(before)}), %{before.name}: {node.format_node()}{inside}",
+        at=f"{module_of(before) or 'the model'}{call}{inside}",
         why=why.strip().splitlines()[0],
         do="report this; until then `ignore` the layers whose channels enter here",
     )

@@ -40,14 +40,14 @@ def answers(findings):
 
 @pytest.fixture(params=["asked before", "asked afterwards"])
 def findings(request):
-    found = fxprune.analyze(Net(), torch.randn(2, 3))
+    found = fxprune.analyze(Net(), torch.randn(2, 3), path="fx")
     if request.param == "asked before":
         answers(found)
     return found
 
 
 def expected():
-    return answers(fxprune.analyze(Net(), torch.randn(2, 3)))
+    return answers(fxprune.analyze(Net(), torch.randn(2, 3), path="fx"))
 
 
 def refusal(findings, name):

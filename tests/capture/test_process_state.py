@@ -266,7 +266,7 @@ def test_another_thread_may_run_models_while_one_is_traced() -> None:
 
     net = Net().eval()
     expected = net(torch.ones(2, 4))
-    small = fxprune.transform(net, torch.ones(2, 4), ratio=0.5)
+    small = fxprune.transform(net, torch.ones(2, 4), ratio=0.5, path="fx")
     assert fxprune.record(small).path == "fx"
     assert torch.equal(results[1], expected)
 

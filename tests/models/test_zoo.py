@@ -111,7 +111,7 @@ def test_a_wrong_small_model_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> N
 
     right = measure.measure(LINEAR)
     assert good(right)
-    assert right["path"] == "fx"
+    assert right["path"] == "eager"
     assert right["removed"] == pytest.approx(24 / 83)
     assert right["all_error"] < 1e-14
     monkeypatch.setattr(fxprune, "transform", wrong)
@@ -176,7 +176,7 @@ def test_the_page_tells_what_went_and_what_failed() -> None:
     right = measure.measure(LINEAR)
     failed = {"key": "timm/other", "failure": "CaptureError: a | b", "total_seconds": 1.0}
     text = page([right, failed])
-    assert "| torch.nn | 1 | 1 | fx 1 | 1 |" in text
+    assert "| torch.nn | 1 | 1 | eager 1 | 1 |" in text
     assert "| timm | 1 | 0 | - | 0 |" in text
     assert "| all | 2 | 1 | fx 1 | 1 |" in text
     assert "| linear | 0.00 M | fx | 28.9% |" in text

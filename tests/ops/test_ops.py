@@ -214,7 +214,7 @@ def check_shrink(case: OpCase, seed: int) -> None:
     untouched = copy.deepcopy(net.state_dict())
     exact = case.expect == "exact"
     small = fxprune.transform(
-        net, x, ratio=0.4, importance="random", seed=seed, exact=exact, strict=True, verify=seed == 0
+        net, x, ratio=0.4, importance="random", seed=seed, exact=exact, strict=True, verify=seed == 0, prefer="graph"
     )
     assert all(torch.equal(t, untouched[name]) for name, t in net.state_dict().items())
     removed = fxprune.record(small).removed
@@ -268,7 +268,7 @@ def test_squeeze_keeps_a_channel_axis_that_becomes_one() -> None:
         net = nn.Sequential(nn.Conv2d(3, 5, 1), nn.AdaptiveAvgPool2d(1), Op(squeeze), Op(lambda h: h.view(2, -1)))
         net.append(nn.Linear(5, 7)).double()
         x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
-        small = fxprune.transform(net, x, masks={"0": torch.arange(5) == 3})
+        small = fxprune.transform(net, x, masks={"0": torch.arange(5) == 3}, prefer="graph")
         assert small.get_submodule("0").out_channels == 1
         reference = fxprune.masked(net, fxprune.record(small).removed)
         assert difference(run(small, [x]), run(reference, [x])) < 1e-9
@@ -289,7 +289,7 @@ def check_refusal(case: OpCase) -> None:
             assert any(re.search(part, text) for text in texts), f"{part} is not in {texts}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fxprune.NothingRemovedWarning)
-        small = fxprune.transform(net, x, ratio=0.4, importance="random", seed=0)
+        small = fxprune.transform(net, x, ratio=0.4, importance="random", seed=0, prefer="graph")
     removed = fxprune.record(small).removed
     assert not any(dim in removed.get(name, {}) for name, dim in map(place, case.loses))
     ours, reference = run(small, [x]), run(fxprune.masked(net, removed), [x])

@@ -192,7 +192,7 @@ def test_json_of_other_networks_follows_the_schema(name: str) -> None:
     model, x = make().eval(), torch.randn(shape)
     found = json.loads(fxprune.analyze(model, x).report(format="json"))
     assert Check(SCHEMAS["analysis"]).problems(found) == []
-    small = fxprune.transform(model, x, ratio=0.5)
+    small = fxprune.transform(model, x, ratio=0.5, prefer="graph")
     assert Check(SCHEMAS["record"]).problems(json.loads(fxprune.record(small).report(format="json"))) == []
 
 
@@ -282,13 +282,14 @@ def test_a_record_says_which_path_was_taken_and_how_it_was_proven() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) if len([*x.shape]) == 2 else x
 
-    made = fxprune.record(fxprune.transform(NoTrace().eval(), torch.randn(2, 6), ratio=0.5, norms="preserve"))
+    x = torch.randn(2, 6)
+    made = fxprune.record(fxprune.transform(NoTrace().eval(), x, ratio=0.5, norms="preserve", prefer="graph"))
     found = json.loads(made.report(format="json"))
-    assert (found["path"], list(found["why_not"]), found["norms"]) == ("eager", ["fx"], "preserve")
+    assert (found["path"], list(found["why_not"]), found["norms"]) == ("export", ["fx"], "preserve")
     assert found["error"] == made.error
     assert found["error"] < 1e-9
     text = made.report()
-    assert "path eager, bytes" in text
+    assert "path export, bytes" in text
     assert "not fx: NoTrace cannot be traced symbolically" in text
     assert "statistics count the original width where that is possible" in text
     assert re.search(r"relative error against the reference: \d\.\de-\d\d", text)

@@ -36,7 +36,7 @@ class Opaque(nn.Module):
 @pytest.mark.parametrize("seed", range(3))
 def test_an_opaque_function_locks_only_the_channels_that_it_fixes(seed: int) -> None:
     net, x = Opaque().double().eval(), torch.randn(2, 7, 5).double()
-    small = fxprune.transform(net, x, ratio=0.5, importance="random", seed=seed)
+    small = fxprune.transform(net, x, ratio=0.5, importance="random", seed=seed, prefer="graph")
     record = fxprune.record(small)
     assert relative_error(small(x), fxprune.masked(net, record.removed)(x)) < 1e-9
     assert len(record.removed["mlp.0.weight"][0]) == 10
@@ -105,7 +105,7 @@ class NumbersOfSizes(nn.Module):
 
 def test_a_number_computed_from_a_size_stays_what_it_was() -> None:
     net, x = NumbersOfSizes().double().eval(), torch.randn(2, 3, 5, 5).double()
-    small = fxprune.transform(net, x, ratio=0.5)
+    small = fxprune.transform(net, x, ratio=0.5, prefer="graph")
     assert relative_error(small(x), fxprune.masked(net, fxprune.record(small).removed)(x)) < 1e-9
     assert "2.8284" in small.code
 
@@ -124,7 +124,7 @@ class Attention(nn.Module):
 
 def test_the_scale_of_attention_stays_that_of_the_original_width() -> None:
     net, x = Attention().double().eval(), torch.randn(2, 7, 5).double()
-    small = fxprune.transform(net, x, ratio=0.5, importance="random", seed=0, verify=False)
+    small = fxprune.transform(net, x, ratio=0.5, importance="random", seed=0, verify=False, prefer="graph")
     assert fxprune.record(small).removed
     assert small.q.weight.shape[0] == small.k.weight.shape[0] == 6
     assert relative_error(small(x), fxprune.masked(net, fxprune.record(small).removed)(x)) < 1e-9

@@ -1,0 +1,151 @@
+"""The paths that `transform` tries in turn, and the result that it takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from fxprune._analyze import Analysis, analyze
+from fxprune._attempt import Request, Result, UnprovenError, attempt
+from fxprune.analysis.after_removal import shapes_after
+from fxprune.capture.captured import FrontEnd
+from fxprune.errors import CaptureError, FxpruneError, PlanError, RewriteError
+from fxprune.fold import folds, make_plan
+from fxprune.paths import Outcome, most_useful_error, try_in_turn, without_hooks
+
+CLASS_SHARE = 0.9
+"""The class is kept by default if the small model loses at least this share of what a graph would lose."""
+
+
+def first_result(
+    model: nn.Module, example_inputs: Any, request: Request, paths: Sequence[FrontEnd], *, may_give_up_class: bool
+) -> Result:
+    """The result of the first path that gives one.
+
+    The paths are tried in two groups: those that keep the class, and those that make a graph; first the group of the
+    first path. All paths of a group are tried for the whole request. If none works, those that failed because a size
+    could not be recounted are tried again, with the channels locked that cause the failure (not for a given plan, and
+    not with `strict`). If neither group gives a result, the path with hooks is tried.
+
+    may_give_up_class: True to take a graph instead of the class if too many channels are locked: see `CLASS_SHARE`.
+
+    Raises the most useful of the errors if there is no result.
+    """
+    trial = _Trial(model, example_inputs, request, paths)
+    usual = without_hooks(paths)
+    found: Outcome[Result] = Outcome()
+    for keeps_class in dict.fromkeys(path.keeps_class for path in usual):
+        group = [path for path in usual if path.keeps_class is keeps_class]
+        found = trial.tried(group, found)
+        if found.result is not None:
+            break
+    if found.result is not None and may_give_up_class and found.result.analysis.captured.keeps_class:
+        found = trial.graph_instead(found, [path for path in usual if not path.keeps_class])
+    if found.result is None and found.model_runs and not _wrong(found):
+        found = trial.tried([path for path in paths if path not in usual], found)
+    if found.result is None:
+        raise _shown(found)
+    return replace(found.result, why_not=_why_not(found, found.result))
+
+
+class _Trial:
+    """The attempts of one call of `transform`. A path is analysed once."""
+
+    def __init__(self, model: nn.Module, example_inputs: Any, request: Request, paths: Sequence[FrontEnd]) -> None:
+        self.model, self.example_inputs, self.request = model, example_inputs, request
+        self.first = paths[0]
+        self.analyses: dict[str, Analysis] = {}
+
+    def tried(self, group: Sequence[FrontEnd], before: Outcome[Result]) -> Outcome[Result]:
+        """The outcome of trying a group of paths, after that of other paths."""
+        if before.errors and not before.model_runs:
+            return before
+        found = try_in_turn(group, self._whole, goes_on=self._goes_on, before=before)
+        if found.result is None and self.request.plan is None and not self.request.strict:
+            recountable = [path for path in group if isinstance(found.errors.get(path.name), RewriteError)]
+            found = try_in_turn(recountable, self._locking, goes_on=self._goes_on, before=found)
+        return found
+
+    def graph_instead(self, found: Outcome[Result], graphs: Sequence[FrontEnd]) -> Outcome[Result]:
+        """The outcome with a graph as the result, if it loses clearly more parameters than the class does."""
+        kept = found.get()
+        if not kept.plan.reasons or self.request.plan is not None or not self._may_lose_more(kept):
+            return found
+        other = self.tried(graphs, Outcome())
+        if other.result is None or _loss(kept) >= CLASS_SHARE * _loss(other.result):
+            return found
+        name = kept.analysis.captured.path
+        why = CaptureError(
+            f"the class would lose {_loss(kept)} parameters, the graph loses {_loss(other.result)}",
+            why="; ".join(kept.plan.reasons),
+        )
+        return Outcome(other.result, {name: why, **other.errors})
+
+    def _whole(self, path: FrontEnd) -> Result:
+        return attempt(self._analysis(path), self.request)
+
+    def _locking(self, path: FrontEnd) -> Result:
+        return attempt(self._analysis(path), self.request, locking=True)
+
+    def _analysis(self, path: FrontEnd) -> Analysis:
+        if path.name not in self.analyses:
+            request = self.request
+            self.analyses[path.name] = analyze(
+                self.model,
+                self.example_inputs,
+                path=path.name,
+                also=request.also,
+                strict=request.strict,
+                norms=request.norms,
+            )
+        return self.analyses[path.name]
+
+    def _goes_on(self, path: FrontEnd, error: FxpruneError) -> bool:
+        if isinstance(error, PlanError):  # the plan may fit the path that it was made on and no other
+            return self.request.plan is not None and path is not self.first
+        return isinstance(error, CaptureError | RewriteError | UnprovenError)
+
+    def _may_lose_more(self, kept: Result) -> bool:
+        """True if a graph may lose clearly more: if the request would, were no channels tied or held by forward's code.
+
+        Also True if constants are folded, because a graph can take up constants in more places.
+        """
+        if folds(self.request.choices["bias"], self.request.choices["masks"]):
+            return True
+        free = replace(self.analyses[kept.analysis.captured.path], settings={})
+        most = replace(kept, analysis=free, removal=make_plan(free, **self.request.choices).removal)
+        return _loss(kept) < CLASS_SHARE * _loss(most)
+
+
+def _loss(result: Result) -> int:
+    """The number of elements that the tensors lost. Parameters that a graph leaves out as unused do not count."""
+    shapes = shapes_after(result.analysis, result.removal)
+    return sum(tensor.numel() - math.prod(shapes[name]) for name, tensor in result.analysis.tensors.items())
+
+
+def _wrong(found: Outcome[Result]) -> list[UnprovenError]:
+    """The errors of paths that made a wrong model although its shapes were proven: fxprune has a mistake."""
+    unproven = (error for error in found.errors.values() if isinstance(error, UnprovenError))
+    return [error for error in unproven if not error.analysis.captured.real]
+
+
+def _shown(found: Outcome[Result]) -> FxpruneError:
+    """The error for the user if no path gave a result."""
+    wrong = _wrong(found)
+    if wrong:
+        return wrong[0].diagnosed()
+    error = most_useful_error(list(found.errors.values()))
+    return error.shown() if isinstance(error, UnprovenError) else error
+
+
+def _why_not(found: Outcome[Result], result: Result) -> dict[str, str]:
+    """Name of a path that was tried and failed -> why, in one line."""
+    return {
+        path: "; ".join(part for part in (error.what, error.at, error.why) if part)
+        for path, error in found.errors.items()
+        if path != result.analysis.captured.path
+    }
