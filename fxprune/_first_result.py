@@ -12,6 +12,7 @@ from torch import nn
 from fxprune._analyze import Analysis, analyze
 from fxprune._attempt import Request, Result, UnprovenError, attempt
 from fxprune.analysis.after_removal import shapes_after
+from fxprune.analysis.uses import Uses
 from fxprune.capture.captured import FrontEnd
 from fxprune.errors import CaptureError, FxpruneError, PlanError, RewriteError
 from fxprune.fold import folds, make_plan
@@ -116,7 +117,7 @@ class _Trial:
         """
         if folds(self.request.choices["bias"], self.request.choices["masks"]):
             return True
-        free = replace(self.analyses[kept.analysis.captured.path], settings={})
+        free = replace(self.analyses[kept.analysis.captured.path], uses=Uses())
         most = replace(kept, analysis=free, removal=make_plan(free, **self.request.choices).removal)
         return _loss(kept) < CLASS_SHARE * _loss(most)
 
