@@ -14,6 +14,7 @@ from fxprune._transform import transform, verify
 from fxprune.analysis.findings import Group
 from fxprune.analysis.members import Locked, Member
 from fxprune.artifacts import Exported, export, load, save
+from fxprune.capture.traced import trace
 from fxprune.costs import Cost, LayerCost, cost
 from fxprune.errors import (
     CaptureError,
@@ -80,6 +81,7 @@ __all__ = [
     "record",
     "rule",
     "save",
+    "trace",
     "transform",
     "verify",
 ]

@@ -27,7 +27,7 @@ PUBLIC = """
     Analysis CaptureError ChannelsStayWarning ClassLostWarning Cost Exported FileError FixedSizesWarning FxpruneError
     Group InputError
     LayerCost Locked Member NothingRemovedWarning Plan PlanDiff PlanError Record RewriteError RuleError
-    VerificationError analyze cost export leaf load masked masks_of record rule save transform verify
+    VerificationError analyze cost export leaf load masked masks_of record rule save trace transform verify
 """.split()
 
 TOP_LEVEL = {"pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "fxprune", "tests", "examples", "docs"}

@@ -19,6 +19,7 @@ _VIEWS = frozenset(
 )
 """Names of functions and methods whose result may share the memory of their first argument."""
 
+_NUMBERS = ("shape", "ndim", "size", "dim", "numel", "stride", "item", "tolist", "__len__", "len", "int", "float")
 _INPLACE = {operator_: f"__{operator_.__name__}__" for operator_ in OPERATORS}
 
 
@@ -64,12 +65,13 @@ def settle_in_place(graph: fx.Graph) -> None:
 
 
 def _is_tensor(node: fx.Node) -> bool:
-    """True if a node is a tensor for sure: the result of a layer or of a function of torch, or a parameter."""
-    if node.op == "call_function":
-        first = _first(node)
-        torchs = str(getattr(node.target, "__module__", "")).startswith("torch")
-        return torchs or (node.target in _INPLACE and first is not None and _is_tensor(first))
-    return node.op in ("call_module", "get_attr")
+    """True if a node is a tensor, unless forward was called with numbers or takes them out of a tensor."""
+    first = _first(node)
+    if node.op == "placeholder" or _name(node) in _NUMBERS:
+        return False
+    if node.op == "call_function" and getattr(node.target, "__module__", "") in ("_operator", "builtins"):
+        return first is not None and _is_tensor(first)
+    return True
 
 
 def _first(node: fx.Node) -> fx.Node | None:

@@ -14,10 +14,12 @@ import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx._symbolic_trace import _assert_is_none
 from torch.fx.proxy import Attribute, Proxy
 
 from fxprune.capture.places import SOURCE, TORCH, line_of, users_line
@@ -182,8 +184,9 @@ class Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, whole: Set[str] = frozenset()) -> None:
+    def __init__(self, whole: Set[str] = frozenset(), constants: Mapping[str, Any] = MappingProxyType({})) -> None:
         super().__init__()
+        self.constants = constants
         self._thread = threading.get_ident()
         self.whole = whole
         self.made = Trace()
@@ -240,6 +243,22 @@ class Tracer(fx.Tracer):
         finally:
             self.made.events[""] = self.calls[0].events
         return graph
+
+    def create_args_for_root(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
+        """The forward to trace and its arguments. Those in `constants` are their values; the graph checks them."""
+        forward, symbols = super().create_args_for_root(*args, **kwargs)
+        return forward, [self._constant_or_symbol(symbol) for symbol in symbols]
+
+    def _constant_or_symbol(self, symbol: Any) -> Any:
+        name = str(symbol.node.target) if isinstance(symbol, Proxy) else ""
+        if name not in self.constants:
+            return symbol
+        value, message = self.constants[name], f"the graph was traced with {name}={self.constants[name]!r}"
+        if value is None:
+            self.create_proxy("call_function", _assert_is_none, (symbol, message), {})
+        else:
+            self.create_proxy("call_function", torch._assert, (symbol == value, message), {})
+        return value
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """True if a module becomes one node: a layer of torch, one with a rule of its own, or one to keep whole."""
@@ -302,6 +321,8 @@ class Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """A new node, with the line that made it."""
         node = super().create_node(*args, **kwargs)
+        if isinstance(node.type, str):  # an annotation that is not evaluated; a graph with one cannot be pickled
+            node.type = None
         self._find_source(node)
         self._compare_state()
         event: Any = (node.op, node.target)
@@ -353,15 +374,18 @@ def _value_of(root: nn.Module, name: str) -> Any:
     return value
 
 
-def trace_once(model: nn.Module, tensors: Iterable[torch.Tensor], whole: Set[str]) -> Trace:
+def trace_once(
+    model: nn.Module, tensors: Iterable[torch.Tensor], whole: Set[str], constants: Mapping[str, Any]
+) -> Trace:
     """One trace of a model.
 
     Args:
         model: a copy of the model, whose attributes may change.
         tensors: all tensors of the original. No operation changes them.
         whole: the paths of the modules that become one node.
+        constants: arguments of forward that are no symbols: name -> value.
     """
-    tracer, made = Tracer(whole), None
+    tracer = Tracer(whole, constants)
     modules = dict(model.named_modules())
     named = [t for m in modules.values() for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
     parameters = {storage_of(t) for t in named} - {0}
@@ -369,7 +393,7 @@ def trace_once(model: nn.Module, tensors: Iterable[torch.Tensor], whole: Set[str
     before = contents(modules)
     made = tracer.made
     watch = watching(tracer, {id(m) for m in modules.values()}, storages, parameters)
-    with tracing(), same_random_state(), _same_python_numbers(), watch:
+    with tracing(), same_random_state(), same_python_numbers(), watch:
         try:
             made.graph = tracer.trace(model)
         except Exception as error:
@@ -402,7 +426,7 @@ def _and_parents(path: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _same_python_numbers() -> Iterator[None]:
+def same_python_numbers() -> Iterator[None]:
     """Restores the random numbers of Python and numpy."""
     numpy: Any = sys.modules.get("numpy")
     python, arrays = random.getstate(), None if numpy is None else numpy.random.get_state()

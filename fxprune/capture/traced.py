@@ -7,18 +7,21 @@ whole, and the next one does not trace into them. Where the model itself would h
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import fx, nn
 
 from fxprune.capture.captured import NOTES, Captured, FrontEnd, captured_graph
 from fxprune.capture.in_place import mutated_constants, settle_in_place
-from fxprune.capture.inputs import Inputs
+from fxprune.capture.inputs import Inputs, normalize
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.places import line_of
 from fxprune.capture.symbolic import Reason, Trace, trace_once
+from fxprune.capture.trace_check import check_trace
 from fxprune.errors import CaptureError
 
 WHOLE = "fxprune_whole"
@@ -32,14 +35,58 @@ _HOOKS = {
 }
 
 
-def traced_graph(model: nn.Module) -> fx.GraphModule:
-    """The model as a graph by symbolic tracing. It shares the model's parameters. A `GraphModule` is returned as it is.
+def trace(model: nn.Module, example_inputs: Any) -> fx.GraphModule:
+    """A model as a `torch.fx.GraphModule` that reads like it, and does what it does in both modes.
 
-    Raises `CaptureError` if symbolic tracing fails, or if the model does what a graph cannot express.
+    It shares the parameters and buffers of the model. What a graph cannot express stays whole, as one `call_module`
+    node that runs the module itself: a submodule whose forward reads `self.training` and does something else in the
+    other mode, applies an `autograd.Function`, computes in a context (`no_grad`, `enable_grad`, `autocast`,
+    `checkpoint`, `inference_mode`), assigns to its attributes or to `.data`, draws random numbers outside of the
+    operations of the graph, decides by numbers in buffers, carries hooks, or has a `train` of its own. The dict
+    `meta["fxprune_whole"]` of the result has the reason for each of them, by its path.
+
+    Operators in place stay in place. Arguments of forward that are None, a flag or a string in this call are constants
+    of the graph, which checks them.
+
+    Args:
+        model: any module. A `GraphModule` is returned as it is.
+        example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments. Model and graph run
+            on them in both modes, with the same random numbers, and must give the same.
+
+    Raises `CaptureError` with the reason and the source line if the model itself would have to stay whole, if symbolic
+    tracing fails, or if the graph gives other numbers than the model.
+
+    >>> import torch, fxprune
+    >>> class Block(torch.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.conv = torch.nn.Conv2d(8, 8, 1)
+    ...     def forward(self, x):
+    ...         return torch.nn.functional.dropout(self.conv(x), 0.5, self.training)
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), Block(), torch.nn.Conv2d(8, 4, 3))
+    >>> x = torch.randn(1, 3, 8, 8)
+    >>> traced = fxprune.trace(net, x)
+    >>> [node.target for node in traced.graph.nodes if node.op == "call_module"]
+    ['0', '1', '2', '3']
+    >>> list(traced.meta["fxprune_whole"])
+    ['2']
+    >>> fxprune.transform(traced, x, ratio=0.5).get_submodule("2").conv
+    Conv2d(4, 4, kernel_size=(1, 1), stride=(1, 1))
     """
+    if not isinstance(model, nn.Module):
+        raise CaptureError("not a model", why=f"{type(model).__name__} is no torch.nn.Module", do="pass a module")
+    inputs = normalize(example_inputs)
+    traced = traced_graph(model, inputs)
+    if traced is not model:
+        check_trace(model, traced, inputs)
+    return traced
+
+
+def traced_graph(model: nn.Module, inputs: Inputs | None = None) -> fx.GraphModule:
+    """The graph of `trace`, without running the model. inputs: None if they are unknown; then defaults count."""
     if isinstance(model, fx.GraphModule):
         return model
-    rounds = _Rounds(model)
+    rounds = _Rounds(model, _constants(model, inputs))
     copied, graph = rounds.run()
     settle_in_place(graph)
     graph._tracer_cls = None  # a pickled graph is traced again when it is loaded, where fxprune may be missing
@@ -50,8 +97,19 @@ def traced_graph(model: nn.Module) -> fx.GraphModule:
     return traced
 
 
+def _constants(model: nn.Module, inputs: Inputs | None) -> dict[str, Any]:
+    """The arguments of forward that are None, flags or strings in this call."""
+    signature = inspect.signature(model.forward)
+    try:
+        arguments = signature.bind_partial(*(inputs or ((), {}))[0], **(inputs or ((), {}))[1])
+    except TypeError:  # the inputs do not fit; that is an error when the graph gets them
+        return {}
+    arguments.apply_defaults()
+    return {name: value for name, value in arguments.arguments.items() if value is None or type(value) in (bool, str)}
+
+
 def _capture(model: nn.Module, inputs: Inputs) -> Captured:
-    return _without_inputs(model)
+    return captured_graph(TRACED, traced_graph(model, inputs))
 
 
 def _without_inputs(model: nn.Module) -> Captured:
@@ -66,9 +124,13 @@ TRACED = FrontEnd("fx", _capture, takes_graphs=True, without_inputs=_without_inp
 
 @dataclass(eq=False)
 class _Rounds:
-    """The rounds of a trace. reasons: path of a module that stays whole -> why."""
+    """The rounds of a trace.
+
+    constants: the arguments of forward that are constants. reasons: path of a module that stays whole -> why.
+    """
 
     model: nn.Module
+    constants: Mapping[str, Any]
     reasons: dict[str, Reason] = field(default_factory=dict)
 
     def run(self) -> tuple[nn.Module, fx.Graph]:
@@ -103,7 +165,7 @@ class _Rounds:
         copied = copy_module(self.model, same)
         for module in copied.modules() if training is not None else ():
             module.__dict__["training"] = training
-        return copied, trace_once(copied, tensors, self.reasons.keys())
+        return copied, trace_once(copied, tensors, self.reasons.keys(), self.constants)
 
     def _mode_dependent(self, made: Trace) -> dict[str, Reason]:
         """The innermost modules whose part of the graph is another one in the other mode."""
