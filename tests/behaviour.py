@@ -61,7 +61,13 @@ class Compared:
 
 
 def compare_behaviour(
-    model: nn.Module, small: nn.Module, inputs: Any, *, training: Any = None, without: Collection[str] = ()
+    model: nn.Module,
+    small: nn.Module,
+    inputs: Any,
+    *,
+    training: Any = None,
+    without: Collection[str] = (),
+    around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> list[str]:
     """The differences in behaviour between a model and the small one made from it, as sentences.
 
@@ -74,15 +80,17 @@ def compare_behaviour(
         inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
         training: the inputs of calls in training mode, if they are others.
         without: the names of what is not compared; see `GIVEN_UP`.
+        around: makes a context in which all models are called.
     """
     reference = fxprune.masked(model, fxprune.record(small).removed)
     compared = Compared(model, small, reference, inputs, inputs if training is None else training, without)
     found: list[str] = []
-    for name, check in CHECKS.items():
-        if name not in without:
-            found += [f"{name}: {sentence}" for sentence in check(compared)]
-    for check in (evaluation, training_step):
-        found += check(compared)
+    with around():
+        for name, check in CHECKS.items():
+            if name not in without:
+                found += [f"{name}: {sentence}" for sentence in check(compared)]
+        for check in (evaluation, training_step):
+            found += check(compared)
     return found
 
 

@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxprune
+from tests.behaviour import GIVEN_UP, compare_behaviour
 from tests.models.zoo import SEED, Entry
 from tests.support import call
 
@@ -79,16 +80,23 @@ class InDouble(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def run(model: nn.Module, inputs: Any) -> Any:
-    """The output in float64; random numbers, where a forward draws any, are the same at every call."""
+@contextlib.contextmanager
+def in_double() -> Iterator[None]:
+    """Everything inside is computed in float64."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), InDouble():
-            torch.manual_seed(SEED)
-            return call(model, inputs)
+        with InDouble():
+            yield
     finally:
         torch.set_default_dtype(before)
+
+
+def run(model: nn.Module, inputs: Any) -> Any:
+    """The output in float64; random numbers, where a forward draws any, are the same at every call."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), in_double():
+        torch.manual_seed(SEED)
+        return call(model, inputs)
 
 
 def measure(entry: Entry) -> dict[str, Any]:
@@ -110,6 +118,17 @@ def measure(entry: Entry) -> dict[str, Any]:
 def passed(result: Mapping[str, Any]) -> bool:
     """The small model equals the masked reference, and something was removed that mattered."""
     return bool(result.get("error", math.inf) < TOLERANCE and result["removed"] > 0 and result["effect"] > MATTERS)
+
+
+def keeps_class(result: Mapping[str, Any]) -> bool:
+    """The small model has the class of the original, and loses at least 90 % of what the best path loses."""
+    removed = result.get("all_removed", 0.0)
+    return bool(result.get("same_class")) and removed >= 0.9 * max(removed, result.get("graph_removed", 0.0))
+
+
+def behaves(result: Mapping[str, Any]) -> bool:
+    """Behaviour was compared, and no difference was found."""
+    return result.get("behaviour") == []
 
 
 def _locked(result: dict[str, Any], model: nn.Module, inputs: Any, original: Any) -> None:
@@ -146,12 +165,23 @@ def _exact(result: dict[str, Any], model: nn.Module, inputs: Any, original: Any)
         result["failure"] = f"the small model does not run: {brief(error)}"
         return
     result["effect"] = error_of(original, reference)
+    result["behaviour"] = _behaviour(model, small, inputs)
     if not result["error"] < TOLERANCE:
         with torch.no_grad():
             for parameter in reference_model.parameters():
                 if parameter.is_floating_point():
                     parameter.mul_(1 + torch.finfo(torch.float64).eps * torch.randn_like(parameter).sign())
         result["rounding"] = error_of(run(reference_model, inputs), reference)
+
+
+def _behaviour(model: nn.Module, small: nn.Module, inputs: Any) -> list[str]:
+    """The differences in behaviour that the path of the small model does not give up by its nature."""
+    without = GIVEN_UP[fxprune.record(small).path]
+    try:
+        found = compare_behaviour(model, small, inputs, without=without, around=in_double)
+    except Exception as error:
+        return [f"not compared: {brief(error)}"]
+    return [sentence[:300] for sentence in found[:20]]
 
 
 def _all_groups(result: dict[str, Any], model: nn.Module, inputs: Any, original: Any) -> None:
@@ -162,8 +192,18 @@ def _all_groups(result: dict[str, Any], model: nn.Module, inputs: Any, original:
         result["all_removed"] = 1 - sum(p.numel() for p in small.parameters()) / result["params"]
         result["all_error"] = made.error
         result["all_shapes"] = shapes_of(run(small, inputs)) == shapes_of(original)
+        _class(result, model, inputs, small)
     except Exception as error:
         result["all_failure"] = brief(error)
+
+
+def _class(result: dict[str, Any], model: nn.Module, inputs: Any, small: nn.Module) -> None:
+    """Whether the class is kept, and how much a graph loses for the same request."""
+    result["same_class"] = type(small) is type(model)
+    options: dict[str, Any] = {"ratio": RATIO, "importance": "random", "seed": SEED, "prefer": "graph", "verify": False}
+    with contextlib.suppress(fxprune.FxpruneError):
+        graph = fxprune.transform(model, inputs, **options)
+        result["graph_removed"] = 1 - sum(p.numel() for p in graph.parameters()) / result["params"]
 
 
 def brief(error: BaseException) -> str:

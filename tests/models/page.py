@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tests.models.measure import TOLERANCE, passed
+from tests.models.measure import TOLERANCE, behaves, keeps_class, passed
 
 Result = Mapping[str, Any]
 
@@ -23,6 +23,11 @@ masked original: every removed slot of every parameter and buffer set to zero.
   over all outputs of that, which must stay below 1e-9; *path*: how the model was captured.
 - *all groups*: the share that goes without `exact=True`, that is with the groups that change a statistic (layer norm,
   softmax), and the error of the package's own proof.
+- *class kept*: the small model has the class of the original, and loses at least 90 % of the parameters that a graph
+  loses for the same request. *behaviour*: "same" if type, methods, attributes, hooks, modes, names, copies and files,
+  the results in evaluation and in training, of two calls in turn, of another batch and of another size, and the
+  gradients of a training step are those of the masked original; else the first difference. A graph has no class, no
+  methods and no attributes, an exported one has one mode and fixed sizes; these are left out there.
 - *seconds*: analysis, rewrite and proof of the exact run, on one thread of a shared machine.
 - *held*: what kept most, as a share of the parameters; the model's outputs and inputs are not listed.
 """
@@ -32,7 +37,10 @@ ALWAYS = ("output of the model", "model input, space or a constant")
 def page(results: Sequence[Result]) -> str:
     families = list(dict.fromkeys(r["key"].split("/")[0] for r in results))
     lines = [INTRODUCTION, f"torch {torch.__version__.split('+')[0]}, {len(results)} models.", ""]
-    lines += ["| family | models | equal to the masked original | by path | runs with all groups |", "| --- " * 5 + "|"]
+    lines += [
+        "| family | models | equal to the masked original | class kept | same behaviour | by path | runs, all groups |",
+        "| --- " * 7 + "|",
+    ]
     for family in families:
         lines.append(total(family, [r for r in results if r["key"].startswith(f"{family}/")]))
     if len(families) > 1:
@@ -47,17 +55,30 @@ def total(name: str, results: Sequence[Result]) -> str:
     paths = Counter(str(r["path"]) for r in equal)
     runs = sum(bool(r.get("all_shapes")) for r in results)
     listed = ", ".join(f"{path} {n}" for path, n in sorted(paths.items())) or "-"
-    return f"| {name} | {len(results)} | {len(equal)} | {listed} | {runs} |"
+    kept, same = (share(sum(map(test, results)), len(results)) for test in (keeps_class, behaves))
+    return f"| {name} | {len(results)} | {len(equal)} | {kept} | {same} | {listed} | {runs} |"
+
+
+def share(part: int, whole: int) -> str:
+    """A number of models and its share of all.
+
+    >>> share(3, 4)
+    '3 (75 %)'
+    """
+    return f"{part} ({100 * part / max(whole, 1):.0f} %)"
 
 
 def table(results: Iterable[Result]) -> list[str]:
-    rows = ["| model | params | path | removed | error | seconds | all groups | held, or why not |", "| --- " * 8 + "|"]
+    titles = ("model", "params", "path", "class kept", "behaviour", "removed", "error", "seconds", "all groups")
+    rows = [f"| {' | '.join(titles)} | held, or why not |", "| --- " * (len(titles) + 1) + "|"]
     for r in results:
         name = r["key"].split("/", 1)[1]
         cells = [
             f"{name} ({r['note']})" if r.get("note") else name,
             f"{r['params'] / 1e6:.2f} M" if "params" in r else "-",
             str(r.get("path", "-")),
+            class_kept(r),
+            behaviour(r),
             f"{r['removed']:.1%}" if "removed" in r else "-",
             figure(r.get("error")),
             f"{r['seconds']:.1f}" if "seconds" in r else "-",
@@ -73,6 +94,20 @@ def figure(error: float | None) -> str:
         return "-"
     shown = "inf" if math.isinf(error) else f"{error:.0e}"
     return shown if error < TOLERANCE else f"**{shown}**"
+
+
+def class_kept(r: Result) -> str:
+    if "same_class" not in r:
+        return "-"
+    if keeps_class(r):
+        return "yes"
+    return f"no, a graph loses {r['graph_removed']:.1%}" if r["same_class"] else "no"
+
+
+def behaviour(r: Result) -> str:
+    if "behaviour" not in r:
+        return "-"
+    return "same" if behaves(r) else short(r["behaviour"][0], 100)
 
 
 def all_groups(r: Result) -> str:

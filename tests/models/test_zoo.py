@@ -121,6 +121,23 @@ def test_a_wrong_small_model_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> N
     assert not good(result)
 
 
+def test_a_class_that_loses_much_less_than_a_graph_is_not_kept() -> None:
+    kept = {"same_class": True, "all_removed": 0.28, "graph_removed": 0.3}
+    assert measure.keeps_class(kept)
+    assert measure.keeps_class({"same_class": True, "all_removed": 0.28})  # there is no graph
+    assert not measure.keeps_class({**kept, "all_removed": 0.26})
+    assert not measure.keeps_class({**kept, "same_class": False})
+
+
+def test_another_behaviour_is_told() -> None:
+    build = zoo.Entry("torch.nn", "linear", lambda: (linear()[0].train(), zoo.numbers(2, 4)))
+    right = measure.measure(build)
+    assert measure.behaves(right)
+    other = {**right, "behaviour": ["modes: 1 in the other mode"]}
+    assert not measure.behaves(other)
+    assert "| modes: 1 in the other mode |" in page([other])
+
+
 def test_a_model_that_loses_no_channel_does_not_pass() -> None:
     entry = zoo.Entry("torch.nn", "one", lambda: zoo.ready(nn.Linear(4, 3), (zoo.numbers(2, 4),)))
     result = measure.measure(entry)
@@ -176,10 +193,10 @@ def test_the_page_tells_what_went_and_what_failed() -> None:
     right = measure.measure(LINEAR)
     failed = {"key": "timm/other", "failure": "CaptureError: a | b", "total_seconds": 1.0}
     text = page([right, failed])
-    assert "| torch.nn | 1 | 1 | eager 1 | 1 |" in text
-    assert "| timm | 1 | 0 | - | 0 |" in text
-    assert "| all | 2 | 1 | fx 1 | 1 |" in text
-    assert "| linear | 0.00 M | fx | 28.9% |" in text
+    assert "| torch.nn | 1 | 1 | 1 (100 %) | 1 (100 %) | eager 1 | 1 |" in text
+    assert "| timm | 1 | 0 | 0 (0 %) | 0 (0 %) | - | 0 |" in text
+    assert "| all | 2 | 1 | 1 (50 %) | 1 (50 %) | eager 1 | 1 |" in text
+    assert "| linear | 0.00 M | eager | yes | same | 28.9% |" in text
     assert "CaptureError: a \\| b |" in text
 
 
@@ -191,7 +208,8 @@ def test_arguments_of_a_class_can_be_replaced_from_outside() -> None:
 
 
 def test_the_smallest_model_of_a_family_is_found() -> None:
-    pytest.importorskip("timm")
+    if "timm" not in zoo.installed():
+        pytest.skip("timm is not installed")
     zoo.entries("timm")  # imports it in the right order
     assert timm_zoo.smallest("mambaout") == timm_zoo.SMALLEST["mambaout"] == timm_zoo.choice("mambaout")
 

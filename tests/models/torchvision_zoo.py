@@ -16,15 +16,15 @@ from tests.support import torchvision, uninitialised
 # Shape of one input; by default images of 64 pixels. More where an unpadded stem or fixed windows ask for it.
 SHAPES: dict[str, tuple[int, ...]] = {
     "alexnet": (2, 3, 96, 96),
-    "inception_v3": (2, 3, 96, 96),
+    "inception_v3": (2, 3, 299, 299),
     "maxvit_t": (1, 3, 224, 224),
     "s3d": (1, 3, 16, 224, 224),
     "mvit_v1_b": (2, 3, 8, 64, 64),
     "mvit_v2_s": (2, 3, 8, 64, 64),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
-    "googlenet": {"init_weights": False, "aux_logits": False},
-    "inception_v3": {"init_weights": False, "aux_logits": False},
+    "googlenet": {"init_weights": False},
+    "inception_v3": {"init_weights": False},
     "vit_b_16": {"image_size": 64},
     "vit_b_32": {"image_size": 64},
     "fcn_resnet50": {"aux_loss": True},
