@@ -42,22 +42,22 @@ class Analyzer:
     def run(self) -> Findings:
         """Run the model on all example inputs, and return the findings.
 
-        The run on the first example inputs, in the mode of the model, comes last: what is kept of a node or of the
-        first call of a module is from the last run that reaches it.
+        What is kept of a node is from the run on the first example inputs. So is the first call of a module, unless
+        only another run reaches that module. The run in the other mode comes last.
 
         Raises `CaptureError` if the forward raises, `RuleError` under `strict` for an operation without a rule.
         """
         subject = self.subject
-        other_mode = self._walk_other_mode()
-        if other_mode is not None:
-            self.opened.reopen()
         self.settings.mark(self.opened.module)
         for inputs in reversed((subject.inputs, *subject.more)):
             self._walk(inputs)
+        nodes, observations = self.nodes, self.observations
+        other_mode = self._walk_other_mode()
+        self.observer.begin_run()
         self._follow_index_lists()
         self._lock_unread()
         self._note_unused()
-        return self.opened.findings(self.nodes, self.observations, self.settings.uses(), self.notes, other_mode)
+        return self.opened.findings(nodes, observations, self.settings.uses(), self.notes, other_mode)
 
     def _walk(self, inputs: Inputs, *, when: str = "") -> None:
         """Run the model that is open. `nodes` and `observations` are those of this run afterwards."""
@@ -101,12 +101,12 @@ class Analyzer:
         errors = []
         for inputs in (subject.inputs, *subject.more):
             for given in (inputs, doubled(inputs)) if training else (inputs,):
+                self.opened.reopen()
                 try:
                     with self.observer.tentative(), self.settings.tentative():
                         self._walk_in(training, given)
                 except CaptureError as error:
                     errors.append(error)
-                    self.opened.reopen()
                 else:
                     return Walked(training, given, self.nodes, self.observations)
         self.notes.append(f"{MODES[training]} mode was not looked at, because forward raises there: {errors[0].why}")

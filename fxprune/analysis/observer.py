@@ -50,7 +50,6 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._when = ""
         self._numbers: dict[tuple[Event, int], int] = {}  # event, how often it occurred before in its run -> its number
         self._occurred: Counter[Event] = Counter()  # in this run
-        self._only_when: dict[int, str] = {}  # number of an event that only one kind of run has seen -> which
         self.strict = strict
         self.events: list[Event] = [Event("", "", "", "", "")] * 2  # see `Observed.events`
         self._marks: list[Mark] = []
@@ -107,18 +106,15 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._occurred[event] += 1
         number = self._numbers.setdefault((event, self._occurred[event]), len(self.events))
         if number == len(self.events):
-            self.events.append(event)
-            self._only_when[number] = self._when
-        elif not self._when:
-            self._only_when[number] = ""
+            self.events.append(replace(event, why=why + self._when))
         return number
 
     def begin_run(self, when: str = "") -> None:
-        """Begin a run of the model. Its visits of modules replace those of earlier runs.
+        """Begin a run of the model. Its visits of modules replace those of earlier runs, unless `when` is given.
 
-        when: a text that is added to the reasons of the events that no run without such a text has.
+        when: a text that is added to the reasons of the events that no earlier run had.
         """
-        self._visited, self._when, self._occurred = set(), when, Counter()
+        self._visited, self._when, self._occurred = set(self.visits) if when else set(), when, Counter()
         self.scopes.restart()
 
     @contextlib.contextmanager
@@ -185,7 +181,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             nodes=nodes,
             observations=observations,
             visits=self.visits,
-            events=tuple(replace(e, why=e.why + self._only_when.get(n, "")) for n, e in enumerate(self.events)),
+            events=tuple(self.events),
             marks=tuple(self.statistics),
             heads=tuple(self.heads),
             minima=tuple(self.minima),

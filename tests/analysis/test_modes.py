@@ -229,3 +229,17 @@ def test_a_graph_of_one_mode_says_so() -> None:
     analysis = fxprune.analyze(ready(Block(aux_head())), numbers(4, 6), path="export")
     assert analysis.modes == ("evaluation",)
     assert [n for n in analysis.notes if n.startswith("the graph is that of evaluation mode")]
+
+
+def test_a_reason_that_holds_in_both_modes_names_none() -> None:
+    class Looked(Block):
+        def __init__(self) -> None:
+            super().__init__(aux_head())
+            self.table = nn.Embedding(9, 6)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return super().forward(self.table(x))
+
+    analysis = fxprune.analyze(ready(Looked()), torch.arange(4), path="eager")
+    assert analysis.modes == ("evaluation", "training")
+    assert not [str(locked) for locked in analysis.locked if "training" in str(locked)]
