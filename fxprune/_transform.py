@@ -108,7 +108,8 @@ def transform(
     """
     if plan is not None and not (ratio is None and masks is None and bias is None):
         raise PlanError("a plan says already what goes", why="ratio, masks or bias were given too", do="pass the plan")
-    paths = paths_for(model, path, prefer, made_on=plan.path if isinstance(plan, Plan) else "")
+    module = graph_of(model, example_inputs) if isinstance(model, ExportedProgram) else model
+    paths = paths_for(module, path, prefer, made_on=plan.path if isinstance(plan, Plan) else "")
     if folds(bias, masks) and all(front_end.needs_hooks for front_end in paths):
         raise PlanError("constants cannot be folded behind hooks", why="they put zeros back", do="take another path")
     choices: dict[str, Any] = {
@@ -123,11 +124,13 @@ def transform(
         "seed": seed,
     }
     request = Request(plan, choices, also, strict, verify, norms)
-    free = plan is None and path is None and prefer is None and not isinstance(model, fx.GraphModule)
-    result = first_result(model, example_inputs, request, paths, may_give_up_class=free)
+    free = plan is None and path is None and prefer is None and not isinstance(module, fx.GraphModule)
+    result = first_result(module, example_inputs, request, paths, may_give_up_class=free)
     for text, kind in _warnings(result, class_expected=free):
         warnings.warn(text, kind, stacklevel=3)
     attach(result.small, _recorded(result))
+    if isinstance(model, ExportedProgram):
+        return with_record(exported_again(model, result.small, example_inputs), result.small)
     if path is None and prefer is None:
         explain_missing_graph(result.small)
     return result.small

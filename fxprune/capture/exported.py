@@ -48,7 +48,20 @@ def export(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
     dropped: list[str] = []
     inputs = _positional(model, inputs)
     program, reason = _program(_outside_inference_mode(model), inputs, dropped)
-    graph_module = program.module()
+    made = exported_graph(program.module(), model, inputs, type(model).__name__)
+    notes = constants(program)
+    notes += [f"the output {path} is None: {kind} is no container of tensors" for path, kind in _split_entries(dropped)]
+    made.meta[NOTES] = tuple(notes)
+    because = "" if reason is None else f", because torch did not leave it open: {reason}"
+    made.meta[FIXED] = tuple(f"{note}{because}" for note in needlessly_fixed(program, model, inputs))
+    return made
+
+
+def exported_graph(graph_module: fx.GraphModule, model: nn.Module, inputs: Inputs, name: str) -> fx.GraphModule:
+    """The graph of a program with the modules of `model`, for the analysis. Changes `graph_module`.
+
+    graph_module: what `program.module()` returns. inputs: those that it was exported for. name: of the class.
+    """
     graph = graph_module.graph
     inline_regions(graph_module)
     unshare_sizes(graph)
@@ -56,16 +69,11 @@ def export(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
     inline_guards(graph_module, leaves_for_placeholders(graph, inputs))
     root = containers(model)
     add_constants(root, graph_module)
-    made = fx.GraphModule(root, graph, type(model).__name__)
+    made = fx.GraphModule(root, graph, name)
     for kind in ("training", "_parameters", "_buffers", "_non_persistent_buffers_set", "_modules"):
         made.__dict__[kind] = root.__dict__[kind]
-    for name, value in root.__dict__.items():
-        made.__dict__.setdefault(name, value)
-    notes = constants(program)
-    notes += [f"the output {path} is None: {kind} is no container of tensors" for path, kind in _split_entries(dropped)]
-    made.meta[NOTES] = tuple(notes)
-    because = "" if reason is None else f", because torch did not leave it open: {reason}"
-    made.meta[FIXED] = tuple(f"{note}{because}" for note in needlessly_fixed(program, model, inputs))
+    for attribute, value in root.__dict__.items():
+        made.__dict__.setdefault(attribute, value)
     return made
 
 
@@ -92,7 +100,7 @@ def _program(model: nn.Module, inputs: Inputs, dropped: list[str]) -> tuple[torc
             dropped.clear()
             model_copy = _with_plain_outputs(copies(model), dropped)
             try:
-                with _silent_export(oblivious), formulas:
+                with silent_export(oblivious), formulas:
                     program = torch.export.export(
                         model_copy, tuple(args), dict(kwargs), dynamic_shapes=shapes, strict=False
                     )
@@ -100,12 +108,12 @@ def _program(model: nn.Module, inputs: Inputs, dropped: list[str]) -> tuple[torc
                 first = first or error
                 break
             if not _has_parameter_as_constant(model, program):
-                return program, None if first is None else _one_line(first)
+                return program, None if first is None else one_line(first)
     assert first is not None
     raise CaptureError(
         f"{type(model).__name__} cannot be exported",
         at=line_of(first),
-        why=_one_line(first),
+        why=one_line(first),
         do="pass a GraphModule of your own (torch.export or torch.fx), or change that line",
     ) from first
 
@@ -162,7 +170,7 @@ def _has_parameter_as_constant(model: nn.Module, program: torch.export.ExportedP
 
 
 @contextlib.contextmanager
-def _silent_export(oblivious: bool) -> Iterator[None]:
+def silent_export(oblivious: bool) -> Iterator[None]:
     """Hide torch's own prints, logs and warnings while it exports.
 
     oblivious: True to treat sizes of 1 like any other size.
@@ -231,6 +239,7 @@ def _split_entries(dropped: list[str]) -> list[list[str]]:
     return [entry.split("\n") for entry in dropped]
 
 
-def _one_line(error: Exception | None) -> str:
+def one_line(error: Exception | None) -> str:
+    """The first line of an error, behind the name of its class."""
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"

@@ -31,6 +31,7 @@ def inline_guards(graph_module: fx.GraphModule, examples: list[Any]) -> None:
         with graph.inserting_before(call):
             graph_module.get_submodule(_GUARDS).forward(*(fx.Proxy(node, tracer) for node in call.args))
         graph.erase_node(call)
+        delattr(graph_module, _GUARDS)
 
 
 class _Tracer(GraphAppendingTracer):
