@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import nn
+from torch.export import ExportedProgram
 
 from fxprune.analysis.analyzer import Analyzer
 from fxprune.analysis.findings import Findings, Subject
@@ -14,6 +15,7 @@ from fxprune.analysis.single_layers import analyze_single_layers
 from fxprune.capture.captured import FrontEnd
 from fxprune.capture.inputs import Inputs, check_devices, check_initialised, check_unhooked, check_unwrapped, normalize
 from fxprune.capture.process_state import public_call
+from fxprune.capture.program import as_module
 from fxprune.capture.tensors import Tensors
 from fxprune.costs import ChannelCost, Cost, cost_of, per_channel
 from fxprune.errors import CaptureError, PlanError
@@ -105,7 +107,7 @@ class Analysis(Findings):
 
 @public_call()
 def analyze(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     example_inputs: Any,
     *,
     also: Sequence[Any] = (),
@@ -120,7 +122,7 @@ def analyze(
     weights. It runs as a graph if symbolic tracing works, else as it is.
 
     Args:
-        model: any module, or a `torch.fx.GraphModule`.
+        model: any module, a `torch.fx.GraphModule`, or a `torch.export.ExportedProgram`.
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
         also: a list of further example inputs, for a forward that runs other code on them. Channels that are locked or
             tied on one of the inputs are so in the result.
@@ -141,6 +143,7 @@ def analyze(
     >>> fxprune.analyze(net, torch.randn(1, 4)).groups
     (Group('0', 8 channels, 0.weight[0], 0.bias[0], 2.weight[1]),)
     """
+    model = as_module(model, example_inputs)
     if not isinstance(model, nn.Module):
         raise CaptureError("not a model", why=f"{type(model).__name__} is no torch.nn.Module", do="pass a module")
     paths = without_hooks(paths_for(model, path, prefer))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from torch import fx, nn
+from torch.export import ExportedProgram
 
 from fxprune._analyze import analyze
 from fxprune._attempt import Request, Result
@@ -15,6 +16,7 @@ from fxprune._first_result import first_result
 from fxprune._record import Record, attach, record
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import public_call
+from fxprune.capture.program import as_module, exported_again
 from fxprune.capture.tensors import PARAMETER, Tensors
 from fxprune.costs import cost_of
 from fxprune.criteria import Importance
@@ -30,10 +32,12 @@ from fxprune.rewrite.norms import rescaled
 from fxprune.rewrite.references import references_to_original
 from fxprune.rewrite.tensor_hooks import left_out
 
+ModelT = TypeVar("ModelT", nn.Module, ExportedProgram)
+
 
 @public_call()
 def transform(
-    model: nn.Module,
+    model: ModelT,
     example_inputs: Any,
     *,
     plan: Plan | None = None,
@@ -52,7 +56,7 @@ def transform(
     path: str | None = None,
     prefer: str | None = None,
     norms: str = "kept",
-) -> nn.Module:
+) -> ModelT:
     """A smaller model, which computes what the original would compute if the removed channels had never existed.
 
     The original is not changed. The result has the same parameter names, dtypes, devices, `requires_grad` flags and
@@ -63,14 +67,14 @@ def transform(
     - "export": the result is a `GraphModule` of ATen operations, made by `torch.export`;
     - "hooks": the result has the model's own class. Forward hooks fill up the outputs of smaller layers with zeros.
 
-    A `GraphModule` comes back as a `GraphModule`. Any other model comes back as its own class, if that can be proven
-    right. Channels that its forward cannot run without are kept, and `record(small).reasons` names them. If the class
-    would lose less than nine tenths of the parameters that a graph would lose, the result is a graph, and a
-    `ClassLostWarning` says why. `record(small).path` names the path, and `record(small).why_not` says why the paths
-    before it were not taken.
+    A `GraphModule` comes back as a `GraphModule`, a program of `torch.export` as a program with the same open sizes.
+    Any other model comes back as its own class, if that can be proven right. Channels that its forward cannot run
+    without are kept, and `record(small).reasons` names them. If the class would lose less than nine tenths of the
+    parameters that a graph would lose, the result is a graph, and a `ClassLostWarning` says why. `record(small).path`
+    names the path, and `record(small).why_not` says why the paths before it were not taken.
 
     Args:
-        model: any module, or a traced `torch.fx.GraphModule`.
+        model: any module, a traced `torch.fx.GraphModule`, or a `torch.export.ExportedProgram`.
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
         plan: the channels to remove, made by `analysis.plan(...)` or loaded from a file. The path that it was made on
             is tried first. Without a plan, the next arguments say how to make one:
@@ -108,7 +112,7 @@ def transform(
     """
     if plan is not None and not (ratio is None and masks is None and bias is None):
         raise PlanError("a plan says already what goes", why="ratio, masks or bias were given too", do="pass the plan")
-    module = graph_of(model, example_inputs) if isinstance(model, ExportedProgram) else model
+    module = as_module(model, example_inputs)
     paths = paths_for(module, path, prefer, made_on=plan.path if isinstance(plan, Plan) else "")
     if folds(bias, masks) and all(front_end.needs_hooks for front_end in paths):
         raise PlanError("constants cannot be folded behind hooks", why="they put zeros back", do="take another path")
@@ -128,12 +132,13 @@ def transform(
     result = first_result(module, example_inputs, request, paths, may_give_up_class=free)
     for text, kind in _warnings(result, class_expected=free):
         warnings.warn(text, kind, stacklevel=3)
-    attach(result.small, _recorded(result))
+    small: Any = result.small
     if isinstance(model, ExportedProgram):
-        return with_record(exported_again(model, result.small, example_inputs), result.small)
-    if path is None and prefer is None:
-        explain_missing_graph(result.small)
-    return result.small
+        small = exported_again(model, result.small, example_inputs)
+    elif path is None and prefer is None:
+        explain_missing_graph(small)
+    attach(small, _recorded(result))
+    return cast(ModelT, small)
 
 
 def _warnings(result: Result, *, class_expected: bool) -> Iterator[tuple[str, type[Warning]]]:
@@ -152,7 +157,7 @@ def _warnings(result: Result, *, class_expected: bool) -> Iterator[tuple[str, ty
 
 
 @public_call()
-def verify(model: nn.Module, small: nn.Module, example_inputs: Any) -> float:
+def verify(model: nn.Module | ExportedProgram, small: nn.Module | ExportedProgram, example_inputs: Any) -> float:
     """The relative error of a small model against its reference.
 
     The reference is `masked(model, record(small).zeroed)`. Where the removal changed a statistic (see `norms` of
@@ -166,13 +171,13 @@ def verify(model: nn.Module, small: nn.Module, example_inputs: Any) -> float:
     Returns the largest max |small - reference| / max |reference| of all outputs; inf if shapes differ or NaN appears.
     """
     made = record(small)
-    recorded = copy_module(model, lambda tensor: tensor)
+    recorded = copy_module(as_module(model, example_inputs), lambda tensor: tensor)
     for name, module in recorded.named_modules():
         module.training = name in made.training
     analysis = analyze(recorded, example_inputs, path=made.path, norms=made.norms)
     resolved = resolve_plan(analysis, replace(made.plan, structure=None))
     exact = {**rescaled(analysis, resolved.removal), **resolved.constants.exact}
-    return compare(analysis, small, resolved.removal, resolved.zeroed, exact)
+    return compare(analysis, as_module(small, example_inputs), resolved.removal, resolved.zeroed, exact)
 
 
 def _recorded(result: Result) -> Record:

@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from torch import fx, nn
+from torch.export import ExportedProgram
 
 from fxprune._record.data import data_of, record_of
 from fxprune._record.history import Record
@@ -60,8 +61,10 @@ def record_from(text: str) -> Record:
     return record_of(data["record"], plan_file.plan_of(data["plan"], Plan))
 
 
-def record(small: nn.Module) -> Record:
+def record(small: nn.Module | ExportedProgram) -> Record:
     """The record of a model that `transform` returned, of a deep copy of such a model, or of one that was pickled.
+
+    A file of `torch.export.save` has no record.
 
     Raises `FxpruneError` for any other model.
     """
@@ -79,8 +82,10 @@ def record(small: nn.Module) -> Record:
     return found
 
 
-def _found(small: nn.Module) -> Any:
+def _found(small: nn.Module | ExportedProgram) -> Any:
     """The value under the key of the record. A deep copy of a graph keeps `meta`, a pickle of it keeps attributes."""
+    if isinstance(small, ExportedProgram):
+        return small.graph_module.meta.get(_KEY)
     found = small.meta.get(_KEY) if isinstance(small, fx.GraphModule) else None
     return small.__dict__.get(_KEY) if found is None else found
 
@@ -90,16 +95,19 @@ def _describes(made: Record, small: nn.Module) -> bool:
     return all(shapes.get(name) == tuple(shape) for name, shape in made.after.items())
 
 
-def attach(small: nn.Module, made: Record) -> None:
+def attach(small: nn.Module | ExportedProgram, made: Record) -> None:
     """Store a record in a model. Deep copies of the model and pickles of it have it too.
 
     Modules inside it that have a record of their own, and other shapes than that says, lose it.
     """
+    holder = _Holder(made)
+    if isinstance(small, ExportedProgram):
+        small.graph_module.meta[_KEY] = holder
+        return
     for inner in small.modules():
         if inner is not small and _found(inner) is not None and not _describes(record(inner), inner):
             inner.__dict__.pop(_KEY, None)
             inner.__dict__.get("meta", {}).pop(_KEY, None)
-    holder = _Holder(made)
     small.__dict__[_KEY] = holder
     if isinstance(small, fx.GraphModule):
         small.meta[_KEY] = holder

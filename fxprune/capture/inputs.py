@@ -185,10 +185,10 @@ def has_leaves(graph: fx.Graph) -> bool:
     return isinstance(graph._codegen, _PyTreeCodeGen)
 
 
-def leaves_for_placeholders(graph: fx.Graph, inputs: Inputs) -> list[Any]:
-    """The inputs as one value per placeholder of an exported graph: the leaves of its nested arguments.
+def as_exported(graph: fx.Graph, inputs: Inputs) -> Inputs:
+    """The inputs of an exported graph, by position and by keyword as when it was exported.
 
-    Raises `InputError` if the arguments or their nesting are not those of the export.
+    Raises `InputError` if they are not those of the export.
     """
     info = graph._codegen.pytree_info  # type: ignore[attr-defined]
     args, kwargs = inputs
@@ -204,16 +204,22 @@ def leaves_for_placeholders(graph: fx.Graph, inputs: Inputs) -> list[Any]:
         )
     values = [(given | kwargs)[name] for name in names]
     spec = info.in_spec
-    parts: tuple[Any, Any] = (tuple(values), {})
-    if len(spec.children()) == 2 and spec.child(1).type is dict:
-        positional = spec.child(0).num_children
-        keywords = zip(spec.child(1).context, values[positional:], strict=True)
-        parts = (tuple(values[:positional]), dict(keywords))
-    leaves, have = pytree.tree_flatten(parts)
+    if len(spec.children()) != 2 or spec.child(1).type is not dict:
+        return tuple(values), {}
+    positional = spec.child(0).num_children
+    return tuple(values[:positional]), dict(zip(spec.child(1).context, values[positional:], strict=True))
+
+
+def leaves_for_placeholders(graph: fx.Graph, inputs: Inputs) -> list[Any]:
+    """The inputs as one value per placeholder of an exported graph: the leaves of its nested arguments.
+
+    Raises `InputError` if the arguments or their nesting are not those of the export.
+    """
+    leaves, have = pytree.tree_flatten(as_exported(graph, inputs))
     if len(leaves) != len(graph.find_nodes(op="placeholder")):
         raise InputError(
             "the inputs are nested otherwise than when the graph was exported",
-            why=f"expected {spec}, got {have}",
+            why=f"expected {graph._codegen.pytree_info.in_spec}, got {have}",  # type: ignore[attr-defined]
             do="pass inputs of the same structure",
         )
     return leaves

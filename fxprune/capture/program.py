@@ -1,41 +1,42 @@
-"""Exported programs of a user: the graph that is pruned, and the program that is exported again from the small graph."""
+"""Exported programs of a user: the graph that is pruned, and the small graph exported again."""
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.exported import exported_graph, one_line, silent_export
 from fxprune.capture.exported_sizes import user_inputs
-from fxprune.capture.inputs import Inputs, normalize
+from fxprune.capture.inputs import Inputs, as_exported, normalize
 from fxprune.errors import CaptureError
 
-Program = torch.export.ExportedProgram
+
+def as_module(model: Any, example_inputs: Any) -> Any:
+    """The graph of a program of `torch.export`, which is no module; any other model as it is."""
+    return graph_of(model, example_inputs) if isinstance(model, ExportedProgram) else model
 
 
-def is_program(model: Any) -> TypeGuard[Program]:
-    """True for a program of `torch.export`, which is no module."""
-    return isinstance(model, Program)
-
-
-def graph_of(program: Program, example_inputs: Any) -> fx.GraphModule:
+def graph_of(program: ExportedProgram, example_inputs: Any) -> fx.GraphModule:
     """The graph of a program, with the names of its parameters and buffers, which are shared."""
     module = program.module()
-    made = exported_graph(module, module, _in_order(program, normalize(example_inputs)), "ExportedProgram")
+    made = exported_graph(module, module, normalize(example_inputs), "ExportedProgram")
     for part in made.modules():
         part.training = False
     return made
 
 
-def exported_again(program: Program, small: nn.Module, example_inputs: Any) -> Program:
+def exported_again(program: ExportedProgram, small: nn.Module, example_inputs: Any) -> ExportedProgram:
     """The small graph as a program, with the open sizes of inputs that `program` has.
 
     Raises `CaptureError` with torch's message if torch cannot export it.
     """
-    args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, _in_order(program, normalize(example_inputs)))
+    assert isinstance(small, fx.GraphModule), "a graph comes back as a graph"
+    given = as_exported(small.graph, normalize(example_inputs))
+    args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, given)
     first: Exception | None = None
     for named in (True, False):
         shapes = _open_sizes(program, (args, kwargs), named=named)
@@ -52,15 +53,7 @@ def exported_again(program: Program, small: nn.Module, example_inputs: Any) -> P
     ) from first
 
 
-def _in_order(program: Program, inputs: Inputs) -> Inputs:
-    """The inputs, with keyword arguments in the order of the program."""
-    spec = program.call_spec.in_spec
-    keywords = spec.child(1).context if spec is not None and spec.num_children == 2 else []
-    args, kwargs = inputs
-    return args, {**{name: kwargs[name] for name in keywords if name in kwargs}, **kwargs}
-
-
-def _open_sizes(program: Program, inputs: Inputs, *, named: bool) -> Any:
+def _open_sizes(program: ExportedProgram, inputs: Inputs, *, named: bool) -> Any:
     """The dimensions that are open in a program, for `dynamic_shapes` of `torch.export`.
 
     named: True for the ranges of the program, and equal sizes where it has them; False to let torch find out.
@@ -75,7 +68,7 @@ def _open_sizes(program: Program, inputs: Inputs, *, named: bool) -> Any:
     return sizes
 
 
-def _dimension(program: Program, size: Any, dims: dict[Any, Any], *, named: bool) -> Any:
+def _dimension(program: ExportedProgram, size: Any, dims: dict[Any, Any], *, named: bool) -> Any:
     from torch.utils._sympy.numbers import int_oo  # here, because it imports sympy
 
     symbols = size.node.expr.free_symbols if isinstance(size, torch.SymInt) else ()
@@ -86,7 +79,7 @@ def _dimension(program: Program, size: Any, dims: dict[Any, Any], *, named: bool
     [symbol] = symbols
     if symbol not in dims:
         bounds = program.range_constraints.get(symbol)
-        lower = None if bounds is None or bounds.lower <= 2 else int(bounds.lower)
+        lower = None if bounds is None or bounds.lower < 1 else int(bounds.lower)
         upper = None if bounds is None or bounds.upper == int_oo else int(bounds.upper)
         dims[symbol] = torch.export.Dim(str(symbol), min=lower, max=upper)
     factor = size.node.expr.coeff(symbol)

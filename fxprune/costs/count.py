@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import fx, nn
+from torch.export import ExportedProgram
 
 from fxprune.analysis.after_removal import shapes_after
 from fxprune.analysis.counter import Counter, Found
@@ -20,6 +21,7 @@ from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.inputs import Inputs, check_initialised, normalize
 from fxprune.capture.places import module_of
 from fxprune.capture.process_state import clean_caches, public_call
+from fxprune.capture.program import as_module
 from fxprune.capture.scopes import Scopes
 from fxprune.capture.tensors import CONSTANT, PARAMETER, Tensors
 from fxprune.capture.walk import walk
@@ -60,7 +62,9 @@ class Cost:
 
 
 @public_call()
-def cost(model: nn.Module, example_inputs: Any, *, path: str | None = None, prefer: str | None = None) -> Cost:
+def cost(
+    model: nn.Module | ExportedProgram, example_inputs: Any, *, path: str | None = None, prefer: str | None = None
+) -> Cost:
     """Count a model's parameters, bytes, and the MACs of one forward on inputs of these shapes.
 
     MACs are the multiply-adds of convolutions, matrix products, attention and recurrent layers: 2 FLOPs = 1 MAC.
@@ -83,11 +87,12 @@ def cost(model: nn.Module, example_inputs: Any, *, path: str | None = None, pref
     >>> found.layers
     {'': LayerCost(params=220, bytes=880, macs=600)}
     """
-    paths = without_hooks(paths_for(model, path, prefer, usual="class"))
+    module = as_module(model, example_inputs)
+    paths = without_hooks(paths_for(module, path, prefer, usual="class"))
     inputs = normalize(example_inputs)
-    tensors = Tensors.of(model)
+    tensors = Tensors.of(module)
     check_initialised(tensors)
-    found = try_in_turn(paths, lambda path: _counted(model, inputs, path)).get()
+    found = try_in_turn(paths, lambda path: _counted(module, inputs, path)).get()
     return _summed({name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors, found)
 
 
