@@ -58,6 +58,14 @@ class Count:
         """All dimensions that the requirement is about."""
         return (*self.expression.vectors, self.vector, *(() if self.under is None else (self.under,)))
 
+    @property
+    def regions(self) -> tuple[Vector, ...]:
+        """The dimensions, and the parts of dimensions, whose slots are counted."""
+        if self.until is None:
+            return self.vectors
+        counted = slice(self.until) if self.until >= 0 else slice(self.until, None)
+        return (*self.vectors, self.vector.take(counted))
+
     def required(self, removal: Removal) -> Fraction | None:
         """The value that the expression must have after a removal."""
         if self.until is not None:
@@ -103,12 +111,16 @@ class SizeComparison:
         """All dimensions that are compared."""
         return self.expression.vectors
 
+    regions = vectors
+
     def required(self, removal: Removal) -> Fraction | None:
         """0 if both numbers must stay equal; None if they may differ."""
         return Fraction(0) if (self.operator, self.outcome) in (("==", True), ("!=", False)) else None
 
     def missed_by(self, value: Fraction, removal: Removal) -> Fraction:
         """The distance to the next difference of the numbers for which the comparison comes out as it did."""
+        if value.denominator != 1:  # a quotient that came out even does so no longer
+            return -value % 1
         right = _OPERATORS[self.operator](value, 0) is self.outcome
         return Fraction(0) if right else abs(value) or Fraction(1)
 

@@ -65,8 +65,9 @@ class _Keeping:
 
     def __init__(self, findings: Findings, part: Sequence[NumberUse], removed: Bools, scores: Scores) -> None:
         self.findings, self.part, self.removed, self.scores = findings, part, removed, scores
-        vectors = dict.fromkeys(vector.representative for use in part for vector in use.vectors)
-        self.candidates = findings.solution.channels_in(vectors)
+        counted = dict.fromkeys(vector.representative for use in part for vector in use.regions)
+        self.regions = np.stack([findings.solution.channels_in([vector]) for vector in counted])
+        self.candidates = self.regions.any(0)
 
     def run(self) -> None:
         """Keep channels until the uses hold."""
@@ -91,14 +92,11 @@ class _Keeping:
         return after
 
     def _trials(self, missed: Fraction) -> Iterator[tuple[Fraction, Ints]]:
-        """For each group: the distance that is left with one channel more, and its channels, that one first.
+        """For each kind of channels: the distance that is left with one more, and these channels, that one first.
 
         It is the one with the best score, unless another one helps and that one does not.
         """
-        solution, gone = self.findings.solution, self.removed & self.candidates
-        for group in solution.groups_with(gone):
-            own = solution.in_group(group)
-            own = own[gone[own]]
+        for own in self._kinds():
             ranked = own[np.argsort(-self.scores[own], kind="stable")]
             found = (missed, ranked)
             for first in range(min(TRIALS, len(ranked))):
@@ -108,6 +106,15 @@ class _Keeping:
                 if found[0] < missed:
                     break
             yield found
+
+    def _kinds(self) -> Iterator[Ints]:
+        """The removed channels that could be kept, those of one group that are counted at the same places together."""
+        solution, gone = self.findings.solution, self.removed & self.candidates
+        for group in solution.groups_with(gone):
+            own = solution.in_group(group)
+            own = own[gone[own]]
+            _, kinds = np.unique(self.regions[:, own], axis=1, return_inverse=True)
+            yield from (own[kinds.reshape(-1) == kind] for kind in range(kinds.max() + 1))
 
     def _missed_with(self, channels: Ints) -> Fraction:
         """The distance that would be left if these channels stayed too."""
