@@ -478,6 +478,25 @@ def test_only_plain_layers_that_own_their_weight_alone_shrink_behind_hooks() -> 
         assert is_exact(model, fxprune.transform(model, x, ratio=0.5, path="hooks"), x)
 
 
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.Linear(6, 8), nn.Linear(8, 1), nn.Linear(1, 3)],
+        [nn.Linear(6, 1), nn.Linear(1, 8), nn.Linear(8, 3)],
+        [nn.Linear(6, 8), nn.Linear(8, 4), nn.Linear(4, 1)],
+        [nn.Conv2d(6, 8, 1), nn.Conv2d(8, 1, 1, bias=False), nn.Conv2d(1, 3, 1)],
+    ],
+    ids=["in the middle", "first", "last", "convolution"],
+)
+def test_a_layer_with_one_output_stays_behind_hooks(layers: list[Any]) -> None:
+    model = double(nn.Sequential(*layers))
+    x = torch.randn(2, 6, *[5] * (layers[0].weight.ndim - 2), dtype=torch.float64)
+    small = fxprune.transform(model, x, ratio=0.5, path="hooks")
+    before, after = fxprune.record(small).cost
+    assert after.params < before.params
+    assert is_exact(model, small, x)
+
+
 def test_hooks_are_not_taken_for_a_model_that_is_merely_wrong() -> None:
     class Broken(nn.Module):
         def __init__(self) -> None:

@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from fxprune.analysis.findings import Findings
+from fxprune.channels.vector import Vector
+
 
 def hookable(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """The path and the module of every layer whose outputs a forward hook can fill up with zeros.
@@ -21,3 +24,10 @@ def hookable(model: nn.Module) -> Iterator[tuple[str, Any]]:
         own = list(module.parameters(recurse=False))
         if path and plain and "weight" in module._parameters and all(uses[id(t)] == 1 for t in own):
             yield path, module
+
+
+def outputs_behind_hooks(findings: Findings) -> Iterator[tuple[str, Any, Vector]]:
+    """The path, the module and the outputs of every hookable layer that has several outputs."""
+    for path, layer in hookable(findings.captured.module):
+        if findings.has_axis(f"{path}.weight", 0):
+            yield path, layer, findings.axis_vector(f"{path}.weight", 0)

@@ -19,6 +19,7 @@ meanwhile. A thread can take it several times; a second thread waits until the f
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import io
 import logging
@@ -36,6 +37,9 @@ from torch.nn.modules import module as torch_module
 from fxprune.capture.thread_state import usual_state
 
 _LOCK = threading.RLock()
+
+_CACHED: Any = type(functools.lru_cache(len))
+_METHODS = (staticmethod, classmethod, types.MethodType)
 
 
 @contextlib.contextmanager
@@ -173,7 +177,8 @@ def _caches(model: nn.Module) -> Iterator[Any]:
         if name == "builtins" or name.startswith("torch.") or name not in sys.modules:
             continue
         for value in list(vars(sys.modules[name]).values()):
-            parts = list(vars(value).values()) if isinstance(value, type) and value.__module__ == name else [value]
+            of_this_file = issubclass(type(value), type) and value.__module__ == name
+            parts = list(vars(value).values()) if of_this_file else [value]
             for cache in (cache for part in parts for cache in _caches_in(part)):
                 if id(cache) not in seen:
                     seen.add(id(cache))
@@ -181,13 +186,16 @@ def _caches(model: nn.Module) -> Iterator[Any]:
 
 
 def _caches_in(value: Any) -> Iterator[Any]:
-    """The function caches among a value and the variables that it closes over, since it may wrap a cached function."""
-    function = getattr(value, "__func__", value)
-    closure = function.__closure__ or () if isinstance(function, types.FunctionType) else ()
+    """The function caches among a value and the variables that it closes over, since it may wrap a cached function.
+
+    No attribute of an object is read unless its type is known: an object that stands for a package which is not
+    installed may raise at every attribute.
+    """
+    function = value.__func__ if type(value) in _METHODS else value
+    closure = function.__closure__ or () if type(function) is types.FunctionType else ()
     for candidate in (function, *(_cell_value(cell) for cell in closure)):
-        if isinstance(candidate, types.FunctionType | types.BuiltinFunctionType | type):
-            continue
-        if callable(getattr(candidate, "cache_clear", None)) and callable(getattr(candidate, "cache_info", None)):
+        kind = type(candidate)
+        if kind is _CACHED or (kind is types.FunctionType and {"cache_clear", "cache_info"} <= vars(candidate).keys()):
             yield candidate
 
 

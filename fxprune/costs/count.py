@@ -14,7 +14,7 @@ from fxprune.analysis.after_removal import shapes_after
 from fxprune.analysis.counter import Counter, Found
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.folded_constants import FoldedConstants, bias_name
-from fxprune.analysis.hookable import hookable
+from fxprune.analysis.hookable import outputs_behind_hooks
 from fxprune.analysis.observed import Contraction
 from fxprune.capture.captured import Captured, FrontEnd
 from fxprune.capture.fake_tensors import Faker, Real
@@ -200,8 +200,7 @@ def _with_constants(made: Cost, tensors: Tensors, constants: FoldedConstants) ->
 def _with_positions(made: Cost, findings: Findings, removal: Removal) -> Cost:
     """The cost with the buffers of positions that layers with hooks have: 8 bytes for each kept output."""
     layers = dict(made.layers)
-    for path, _ in hookable(findings.captured.module):
-        vector = findings.axis_vector(f"{path}.weight", 0)
+    for path, _, vector in outputs_behind_hooks(findings):
         if removal.kept(vector) is not None:
             layers[path] = replace(layers[path], bytes=layers[path].bytes + 8 * removal.count(vector))
     return replace(made, layers=layers, bytes=sum(layer.bytes for layer in layers.values()))

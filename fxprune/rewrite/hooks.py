@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fxprune.analysis.findings import Findings
-from fxprune.analysis.hookable import hookable
+from fxprune.analysis.hookable import outputs_behind_hooks
 from fxprune.channels.groups import Removal
 
 KEPT = "fxprune_kept"
@@ -33,8 +33,8 @@ class Reinsert:
 
 def reinsert(small: nn.Module, findings: Findings, removal: Removal) -> None:
     """Register a hook on every layer of `small` that lost outputs, and a buffer with the positions of the kept ones."""
-    for path, layer in hookable(findings.captured.module):
-        kept = removal.kept(findings.axis_vector(f"{path}.weight", 0))
+    for path, layer, vector in outputs_behind_hooks(findings):
+        kept = removal.kept(vector)
         if kept is None:
             continue
         positions = torch.from_numpy(np.flatnonzero(kept)).to(layer.weight.device)

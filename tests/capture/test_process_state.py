@@ -223,6 +223,33 @@ def test_a_cache_that_a_run_empties_and_fills_is_emptied_too() -> None:
     assert table.cache_info().currsize == 0
 
 
+class Untouchable:
+    """An object in the place of a package that is not installed: any attribute of it raises, also its class."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise ImportError(f"no attribute of it may be read: {name}")
+
+
+@pytest.mark.parametrize("place", ["global", "attribute of a class", "variable in a closure"])
+def test_no_attribute_of_a_placeholder_for_a_missing_package_is_read(
+    monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    module = types.ModuleType("fxprune_with_a_placeholder")
+    exec(BASE.replace("class Base(", f"__name__ = {module.__name__!r}\nclass Base("), module.__dict__)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    missing: Any = Untouchable()
+    if place == "global":
+        module.__dict__["missing"] = missing
+    elif place == "attribute of a class":
+        module.__dict__["Base"].missing = missing
+    else:
+        module.__dict__["uses"] = lambda: missing
+    model = type("Derived", (module.__dict__["Base"],), {"__module__": __name__, "forward": lambda self, x: x})()
+    with process_state.clean_caches(model):
+        module.__dict__["table"](3)
+    assert module.__dict__["table"].cache_info().currsize == 0
+
+
 def test_every_context_manager_is_listed_and_tested() -> None:
     made = re.findall(
         r"^@contextlib\.contextmanager\ndef (\w+)", Path(process_state.__file__).read_text(), re.MULTILINE
