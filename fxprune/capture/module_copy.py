@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import types
 import weakref
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
+
+from fxprune.capture.containers import is_container, map_parts
+
+_CACHED: Any = type(functools.lru_cache(len))
 
 
 def copy_module(module: nn.Module, tensor: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
@@ -16,12 +21,13 @@ def copy_module(module: nn.Module, tensor: Callable[[torch.Tensor], torch.Tensor
 
     tensor: a function that gives the tensor of the copy for each parameter, buffer, and tensor in an attribute.
 
-    Dicts, lists and sets in attributes are copied, so that a forward that stores something there leaves the original
-    as it is; other values are shared. A submodule that is used twice is one submodule in the copy too. Modules of the
-    model, their bound methods, and tensors are replaced wherever attributes hold them, also inside dicts, lists and
-    tuples.
+    Containers in attributes (see `fxprune/capture/containers.py`) and sets are copied, so that a forward that stores
+    something there leaves the original as it is; other values are shared. What is used in two places is one thing in
+    the copy too. Modules of the model, their bound methods, and tensors are replaced wherever attributes hold them,
+    also inside containers, partial functions, and functions with a cache.
     """
     made: dict[int, nn.Module] = {}
+    containers: dict[int, Any] = {}
     members = {id(m) for m in module.modules()}
 
     def clone(original: nn.Module) -> nn.Module:
@@ -42,15 +48,25 @@ def copy_module(module: nn.Module, tensor: Callable[[torch.Tensor], torch.Tensor
             return clone(value) if id(value) in members else value
         if isinstance(value, torch.Tensor):
             return tensor(value)
-        if isinstance(value, types.MethodType) and id(value.__self__) in members:
-            return types.MethodType(value.__func__, clone(cast(nn.Module, value.__self__)))
+        if isinstance(value, types.MethodType):
+            return _bound(value, attribute(value.__self__))
         if type(value) is weakref.ref:  # recurrent layers compare these with their parameters
             target: Any = value()
             return weakref.ref(tensor(target)) if isinstance(target, torch.Tensor) else value
-        if type(value) in (list, tuple):
-            return type(value)(map(attribute, value))
-        if type(value) is dict:
-            return {k: attribute(v) for k, v in value.items()}
-        return value.copy() if type(value) is set else value
+        if type(value) is functools.partial:
+            parts = (value.func, value.args, value.keywords)
+            new = tuple(map(attribute, parts))
+            return functools.partial(new[0], *new[1], **new[2])
+        if type(value) is _CACHED:  # a method of a module, with a cache of its own
+            function = attribute(value.__wrapped__)
+            return value if function is value.__wrapped__ else functools.lru_cache(**value.cache_parameters())(function)
+        if type(value) is set:
+            return value.copy()
+        return map_parts(value, containers, attribute) if is_container(value) else value
 
     return clone(module)
+
+
+def _bound(method: types.MethodType, new: Any) -> types.MethodType:
+    """A method, bound to another object."""
+    return method if new is method.__self__ else types.MethodType(method.__func__, new)

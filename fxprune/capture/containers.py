@@ -1,0 +1,186 @@
+"""Containers in the attributes of modules: what they hold, and copies of them that hold something else.
+
+Containers are lists, tuples, dicts, deques, their subclasses, and *data objects*: `SimpleNamespace`, data classes,
+objects with a configuration, and other instances of a user's class that hold plain values. An object that holds
+anything of the standard library or of torch (a logger, a lock, a trainer with its loops) is none: such an object is
+shared by a model and its copies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import enum
+import functools
+import sys
+import types
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+_NOT_THE_USERS = {*sys.stdlib_module_names, "torch", "numpy"} - {"__main__"}
+_NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
+_NUMBERS = (int, float, bool, str, type(None))
+_LEAVES = (enum.Enum, BaseException, nn.Module, torch.Tensor, type, types.ModuleType)
+_SEQUENCES, _TABLES = (list, tuple, deque), (dict,)
+
+
+def is_container(value: Any) -> bool:
+    """True if a value is a container."""
+    kind = type(value)
+    return kind not in _NUMBERS and (issubclass(kind, (*_SEQUENCES, *_TABLES)) or _is_data(value, {}))
+
+
+def parts(value: Any) -> Mapping[Any, Any]:
+    """What a container holds: position, key or name of an attribute -> value.
+
+    >>> parts([4, 8]), parts({"heads": 4}), parts(types.SimpleNamespace(heads=4))
+    ({0: 4, 1: 8}, {'heads': 4}, {'heads': 4})
+    """
+    if issubclass(type(value), _SEQUENCES):
+        return dict(enumerate(value))
+    return dict(dict.items(value)) if issubclass(type(value), _TABLES) else _attributes(value)
+
+
+def with_parts(value: Any, new: Mapping[Any, Any]) -> Any:
+    """A container with other values under its keys. One that can change is changed, of a tuple there is a new one."""
+    if issubclass(type(value), tuple):
+        items = [new[position] for position in range(len(value))]
+        return type(value)(*items) if hasattr(type(value), "_fields") else type(value)(items)
+    if issubclass(type(value), (list, deque)):
+        for position, item in new.items():
+            value[position] = item
+    elif issubclass(type(value), _TABLES):
+        for key, item in new.items():
+            dict.__setitem__(value, key, item)
+    else:
+        for name, item in new.items():
+            object.__setattr__(value, name, item)
+    return value
+
+
+def emptied(value: Any) -> Any:
+    """A new object for a container, which `with_parts` fills. A tuple cannot change, and is returned as it is."""
+    kind = type(value)
+    if issubclass(kind, tuple):
+        return value
+    if kind in (dict, OrderedDict, list):
+        return value.copy()
+    if not issubclass(kind, (*_SEQUENCES, *_TABLES)):
+        return _blank(kind)
+    if getattr(value, "__dict__", None) is not value:
+        return copy.copy(value)
+    options: Any = kind  # class Options(dict), which says: self.__dict__ = self
+    made = options.__new__(options)
+    made.update(value)
+    made.__dict__ = made
+    return made
+
+
+def key_text(value: Any, key: Any) -> str:
+    """The key of a container as it stands in code: `[0]`, `['heads']`, `.heads`."""
+    return f"[{key!r}]" if issubclass(type(value), (*_SEQUENCES, *_TABLES)) else f".{key}"
+
+
+# -- data objects -----------------------------------------------------------------------------------------
+
+
+def _is_data(value: Any, known: dict[int, bool]) -> bool:
+    """True if a value is a data object. known: id of an object -> whether it is one."""
+    kind = type(value)
+    if id(value) in known:
+        return known[id(value)]
+    if issubclass(kind, _LEAVES) or not _has_attributes(kind):
+        return False
+    users = kind in _NAMESPACES or kind.__module__.partition(".")[0] not in _NOT_THE_USERS
+    known[id(value)] = True  # for an object that holds itself
+    known[id(value)] = users and _blank(kind) is not None and all(_plain(v, known) for v in _held(value))
+    return known[id(value)]
+
+
+def _held(value: Any) -> Iterator[Any]:
+    """The values in the attributes of an object. None of them is read through a method of its class."""
+    found = _attributes(value)
+    yield from found.values()
+    if not found:
+        yield _NOTHING  # an object without attributes is known by its identity, so it has no copies
+
+
+def _plain(value: Any, known: dict[int, bool]) -> bool:
+    """True if a value may stand in a data object: a number, a tensor, a module, a function, or a container."""
+    kind = type(value)
+    if value is _NOTHING:
+        return False
+    if issubclass(kind, (*_SEQUENCES, *_TABLES)):
+        if id(value) not in known:
+            known[id(value)] = True
+            known[id(value)] = all(_plain(v, known) for v in parts(value).values())
+        return known[id(value)]
+    if issubclass(kind, _LEAVES) or kind is types.FunctionType or not _has_attributes(kind):
+        return True
+    return kind is functools.partial or _is_data(value, known)
+
+
+_NOTHING = object()
+
+
+def _has_attributes(kind: type) -> bool:
+    """True if the instances of a class have attributes of their own. The class is one that Python code has made."""
+    return kind in _NAMESPACES or bool(kind.__flags__ & _MADE_BY_CODE and (kind.__dictoffset__ or any(_slots(kind))))
+
+
+_MADE_BY_CODE = 1 << 9
+"""`Py_TPFLAGS_HEAPTYPE`, which the classes of a `class` statement have."""
+
+
+def _slots(kind: type) -> Iterator[str]:
+    for part in kind.__mro__:
+        own = part.__dict__.get("__slots__", ())
+        for name in (own,) if isinstance(own, str) else own:
+            if name not in ("__dict__", "__weakref__"):
+                hidden = name.startswith("__") and not name.endswith("__")
+                yield f"_{part.__name__.lstrip('_')}{name}" if hidden else name
+
+
+def _attributes(value: Any) -> Mapping[str, Any]:
+    """The attributes of an object by name."""
+    found: dict[str, Any] = {}
+    for name in _slots(type(value)):
+        try:
+            found[name] = object.__getattribute__(value, name)
+        except AttributeError:  # a slot that nothing was assigned to
+            continue
+    if type(value).__dictoffset__:
+        found.update(object.__getattribute__(value, "__dict__"))
+    return found
+
+
+def _blank(kind: type) -> Any:
+    """A new object of a class, without any attribute; None where only the class itself can make one."""
+    try:
+        return types.SimpleNamespace() if kind is types.SimpleNamespace else object.__new__(kind)
+    except TypeError:
+        return None
+
+
+# -- copies -----------------------------------------------------------------------------------------------
+
+
+def map_parts(value: Any, made: dict[int, Any], function: Callable[[Any], Any]) -> Any:
+    """A copy of a container, whose parts are those that `function` returns for the original ones.
+
+    made: id of a container -> its copy, for those that are held in several places, and for those that hold themselves.
+        The originals must stay alive meanwhile.
+    """
+    if id(value) in made:
+        return made[id(value)]
+    made[id(value)] = new = emptied(value)
+    found = parts(value)
+    mapped = {key: function(item) for key, item in found.items()}
+    if new is value and all(mapped[key] is found[key] for key in found):
+        return value
+    made[id(value)] = with_parts(new, mapped)
+    return made[id(value)]
