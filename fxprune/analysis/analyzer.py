@@ -19,7 +19,7 @@ from fxprune.analysis.opened import Opened
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.modes import MODES, doubled, modules_reading_training, set_mode
 from fxprune.capture.places import module_of, source_of
-from fxprune.capture.process_state import clean_caches
+from fxprune.capture.process_state import no_caches
 from fxprune.capture.values import map_tensors, objects_in, tensors_in
 from fxprune.capture.walk import walk
 from fxprune.channels.vector import Vector
@@ -65,7 +65,7 @@ class Analyzer:
         self.nodes, self.observations = {}, {}
         self.observer.begin_run(when)
         modes = (opened.scopes.watching(), self.settings, self.observer)
-        with clean_caches(self.subject.model):
+        with no_caches(self.subject.model) as opened.scopes.between_modules:
             walk(captured.graph, opened.module, opened.faker, captured.values(inputs), self._visit, modes)
 
     def _visit(self, node: fx.Node, execute: Callable[[], Any]) -> Any:

@@ -1,58 +1,105 @@
 """The integers among the attributes of a model's modules: which ones there are, and how each is read and replaced.
 
 A setting such as `self.num_heads` may count something. `marked_integers` finds out what, and `rewrite/attributes` gives
-it its new value. This file only knows where settings stand.
+it its new value. This file only knows where settings stand: in an attribute, or in a container that an attribute holds,
+such as `self.axes["heads"]`, `self.sizes[1]` or `self.config.hidden_size`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import fx, nn
 
-Setting = tuple[str, str, "int | None"]
-"""The path of a module, the name of an attribute, and the position in it if it is a tuple or list (else None)."""
+from fxprune.capture.containers import is_container, key_text, parts, with_parts
+
+Setting = tuple[str, str, tuple[Any, ...]]
+"""The path of a module, the name of an attribute, and the keys that lead to the integer inside it: () if it is one.
+
+Keys are those of `fxprune.capture.containers.parts`. An object that several modules hold is named after the first."""
+
+OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
+"""The attributes that every module has."""
+
+MOST_PARTS = 256
+"""A container with more parts than this holds data, such as a vocabulary, and no sizes."""
 
 
 def mark_settings(model: nn.Module, marked: Callable[[int, Setting], int]) -> None:
     """Replace the integers in the attributes of a model and its submodules by marked ones. Changes `model`.
 
-    Modules of torch are left out: the rewrite knows their attributes.
+    Modules of torch are left out: the rewrite knows their attributes. The containers of `model` must be its own, as
+    those of a copy are that `copy_module` has made.
 
     marked: called with the value of a setting and the setting; returns the marked integer.
     """
-    for path, part in model.named_modules():
-        if type(part).__module__.startswith("torch.") or isinstance(part, (fx.GraphModule, nn.MultiheadAttention)):
-            continue
+    seen: dict[int, Any] = {}
+    for path, part in _modules_with_settings(model):
         for name, value in part.__dict__.items():
-            if type(value) is int and value > 1:
-                part.__dict__[name] = marked(value, (path, name, None))
-            elif type(value) in (tuple, list) and value and all(type(v) is int for v in value):
-                items = [marked(v, (path, name, i)) if v > 1 else v for i, v in enumerate(value)]
-                part.__dict__[name] = type(value)(items)
+            if name not in OF_EVERY_MODULE:
+                part.__dict__[name] = _marked(value, (path, name, ()), marked, seen)
+
+
+def _modules_with_settings(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for path, part in model.named_modules():
+        if not (
+            type(part).__module__.startswith("torch.") or isinstance(part, (fx.GraphModule, nn.MultiheadAttention))
+        ):
+            yield path, part
+
+
+def _marked(value: Any, setting: Setting, marked: Callable[[int, Setting], int], seen: dict[int, Any]) -> Any:
+    """A value with marked integers. A tuple is replaced, any other container is changed.
+
+    seen: the containers that are done already, by id. They are kept, so that no id is used twice.
+    """
+    if type(value) is int:
+        return marked(value, setting) if value > 1 else value
+    if id(value) in seen or not is_container(value):
+        return value
+    found = parts(value)
+    if len(found) > MOST_PARTS:
+        return value
+    if not isinstance(value, tuple):  # one tuple in two attributes is two settings, one list is one
+        seen[id(value)] = value
+    path, name, keys = setting
+    new = {key: _marked(item, (path, name, (*keys, key)), marked, seen) for key, item in found.items()}
+    return value if all(new[key] is found[key] for key in found) else with_parts(value, new)
 
 
 def read_setting(model: nn.Module, setting: Setting) -> int:
     """The value of a setting in a model."""
-    path, name, position = setting
+    path, name, keys = setting
     value = getattr(model.get_submodule(path), name)
-    return int(value if position is None else value[position])
+    for key in keys:
+        value = parts(value)[key]
+    return int(value)
 
 
 def write_setting(model: nn.Module, setting: Setting, value: int) -> None:
-    """Give a setting of a model a new value. A tuple or list is replaced by a new one. Changes `model`."""
-    path, name, position = setting
-    module = model.get_submodule(path)
+    """Give a setting of a model a new value. A tuple is replaced by a new one, any other container changes."""
+    path, name, keys = setting
     if read_setting(model, setting) == value:
         return
-    if position is None:
-        setattr(module, name, value)
-    else:
-        old = getattr(module, name)
-        setattr(module, name, type(old)([*old[:position], value, *old[position + 1 :]]))
+    module = model.get_submodule(path)
+    setattr(module, name, with_part(getattr(module, name), keys, value) if keys else value)
+
+
+def with_part(container: Any, keys: tuple[Any, ...], value: Any) -> Any:
+    """A container with another value at the place where `keys` lead to. Only tuples are replaced, others change."""
+    found = dict(parts(container))
+    first, rest = keys[0], keys[1:]
+    found[first] = with_part(found[first], rest, value) if rest else value
+    return with_parts(container, found)
 
 
 def name_of(setting: Setting) -> str:
-    """The name of a setting for a reader: "blocks.0.attn.num_heads", or "sizes[1]" for a place in a sequence."""
-    path, name, position = setting
-    return f"{path}.{name}".lstrip(".") + ("" if position is None else f"[{position}]")
+    """The name of a setting for a reader: "blocks.0.attn.num_heads", "sizes[1]", "split.axes['heads']"."""
+    path, name, keys = setting
+    return setting_name(f"{path}.{name}".lstrip("."), keys)
+
+
+def setting_name(name: str, keys: tuple[Any, ...]) -> str:
+    """The name of what stands in an attribute under some keys, as it stands in code: `axes['heads']`."""
+    return name + "".join(map(key_text, keys))

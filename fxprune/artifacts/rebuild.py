@@ -23,7 +23,7 @@ from fxprune.planning.plan import Plan
 from fxprune.planning.sizes import Size
 from fxprune.planning.structure import Structure, shapes_of_model
 from fxprune.rewrite.constants import place_constants
-from fxprune.rewrite.derived import numbers
+from fxprune.rewrite.derived import numbers, set_number
 from fxprune.rewrite.draft import draft_of
 from fxprune.rewrite.modules import recount
 from fxprune.rewrite.recurrent import refresh
@@ -127,8 +127,9 @@ def _kept_slots(plan: Plan, name: str, tensor: torch.Tensor) -> dict[int, Bools]
 def _set_size(small: nn.Module, size: Size, source: str) -> None:
     """Sets an attribute to its new value. Raises `PlanError` unless it exists and has the old value."""
     found = dict(small.named_modules()).get(size.at)
-    have = found.__dict__.get(size.name) if found is not None else None
-    exists = found is not None and (size.name in numbers(found) or (size.name in found.__dict__ and have is None))
+    had = {} if found is None else {**dict.fromkeys(found.__dict__), **numbers(found)}
+    have, exists = had.get(size.name), size.name in had and found is not None
+    exists = exists and (had[size.name] is not None or found.__dict__[size.name] is None)
     if found is None or not exists or _as_list(have) != size.old or not _same_kind(size.old, size.new):
         now = "there is no such number" if not exists else f"it is {have}"
         raise PlanError(
@@ -137,7 +138,7 @@ def _set_size(small: nn.Module, size: Size, source: str) -> None:
             why=f"{now} in this model; a number becomes one of its kind",
             do="load into the architecture that the plan was made for",
         )
-    setattr(found, size.name, tuple(size.new) if isinstance(have, tuple) else size.new)
+    set_number(found, size.name, tuple(size.new) if isinstance(have, tuple) else size.new)
 
 
 def _same_kind(old: Any, new: Any) -> bool:
@@ -179,7 +180,7 @@ def check_sizes(small: nn.Module, plan: Plan, source: str) -> None:
         module = modules.get(size.at)
         have = None if module is None else numbers(module).get(size.name)
         if module is not None and type(have) is type(size.new) is float and math.isclose(have, size.new, rel_tol=1e-9):
-            setattr(module, size.name, size.new)
+            set_number(module, size.name, size.new)
         elif module is None or _as_list(have) != size.new:
             raise PlanError(
                 f"{source} is not what it should be",

@@ -35,14 +35,16 @@ def is_container(value: Any) -> bool:
 
 
 def parts(value: Any) -> Mapping[Any, Any]:
-    """What a container holds: position, key or name of an attribute -> value.
+    """What a container holds: position, key, or name of an attribute with a dot before it -> value.
 
     >>> parts([4, 8]), parts({"heads": 4}), parts(types.SimpleNamespace(heads=4))
-    ({0: 4, 1: 8}, {'heads': 4}, {'heads': 4})
+    ({0: 4, 1: 8}, {'heads': 4}, {'.heads': 4})
     """
     if issubclass(type(value), _SEQUENCES):
         return dict(enumerate(value))
-    return dict(dict.items(value)) if issubclass(type(value), _TABLES) else _attributes(value)
+    if issubclass(type(value), _TABLES):
+        return dict(dict.items(value))
+    return {f".{name}": item for name, item in _attributes(value).items()}
 
 
 def with_parts(value: Any, new: Mapping[Any, Any]) -> Any:
@@ -58,7 +60,7 @@ def with_parts(value: Any, new: Mapping[Any, Any]) -> Any:
             dict.__setitem__(value, key, item)
     else:
         for name, item in new.items():
-            object.__setattr__(value, name, item)
+            object.__setattr__(value, name[1:], item)
     return value
 
 
@@ -80,9 +82,9 @@ def emptied(value: Any) -> Any:
     return made
 
 
-def key_text(value: Any, key: Any) -> str:
-    """The key of a container as it stands in code: `[0]`, `['heads']`, `.heads`."""
-    return f"[{key!r}]" if issubclass(type(value), (*_SEQUENCES, *_TABLES)) else f".{key}"
+def key_text(key: Any) -> str:
+    """A key of a container as it stands in code: `[0]`, `['heads']`, `.heads`."""
+    return key if isinstance(key, str) and key.startswith(".") else f"[{key!r}]"
 
 
 # -- data objects -----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import types
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch import nn
 
 from fxprune.capture.containers import is_container, map_parts
 
-_CACHED: Any = type(functools.lru_cache(len))
+_SHARED = (int, float, bool, str, type(None), torch.dtype, torch.device)
+CACHED_FUNCTION: Any = type(functools.lru_cache(len))
+"""The type of a function with a cache."""
 
 
 def copy_module(module: nn.Module, tensor: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
@@ -44,23 +47,28 @@ def copy_module(module: nn.Module, tensor: Callable[[torch.Tensor], torch.Tensor
         return new
 
     def attribute(value: Any) -> Any:
+        kind = type(value)
+        if kind in _SHARED:
+            return value
+        if kind in (dict, OrderedDict) and not value:  # most attributes of a module are empty tables of hooks
+            return containers.setdefault(id(value), kind())
         if isinstance(value, nn.Module):
             return clone(value) if id(value) in members else value
         if isinstance(value, torch.Tensor):
             return tensor(value)
         if isinstance(value, types.MethodType):
             return _bound(value, attribute(value.__self__))
-        if type(value) is weakref.ref:  # recurrent layers compare these with their parameters
+        if kind is weakref.ref:  # recurrent layers compare these with their parameters
             target: Any = value()
             return weakref.ref(tensor(target)) if isinstance(target, torch.Tensor) else value
-        if type(value) is functools.partial:
+        if kind is functools.partial:
             parts = (value.func, value.args, value.keywords)
             new = tuple(map(attribute, parts))
             return functools.partial(new[0], *new[1], **new[2])
-        if type(value) is _CACHED:  # a method of a module, with a cache of its own
+        if kind is CACHED_FUNCTION:  # a method of a module, with a cache of its own
             function = attribute(value.__wrapped__)
             return value if function is value.__wrapped__ else functools.lru_cache(**value.cache_parameters())(function)
-        if type(value) is set:
+        if kind is set:
             return value.copy()
         return map_parts(value, containers, attribute) if is_container(value) else value
 

@@ -3,7 +3,8 @@
 | state | context manager | change, and for how long |
 | --- | --- | --- |
 | Python's cyclic garbage collector | `public_call` | off, during one call of a public function |
-| function caches in the files of a model's classes | `clean_caches` | emptied after a run, where the run filled them |
+| function caches, variables and containers in the files of a model | `clean_caches` | as before after a run |
+| functions with a cache in the files of a model | `no_caches` | replaced by those they wrap, during a run |
 | the level of torch's log about fake tensors | `no_fake_tensor_log` | critical errors only, during a run on them |
 | torch's fast path of attention | `no_fused_attention` | off, during a run |
 | global hooks of `nn.Module` | `module_hooks` | one before and one after each forward, during a run |
@@ -19,13 +20,10 @@ meanwhile. A thread can take it several times; a second thread waits until the f
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import io
 import logging
-import sys
 import threading
-import types
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -34,12 +32,10 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
+from fxprune.capture.file_state import Code, Kept, cached_functions, places_of_cached_functions, uncached
 from fxprune.capture.thread_state import usual_state
 
 _LOCK = threading.RLock()
-
-_CACHED: Any = type(functools.lru_cache(len))
-_METHODS = (staticmethod, classmethod, types.MethodType)
 
 
 @contextlib.contextmanager
@@ -148,60 +144,46 @@ def silence() -> Iterator[list[warnings.WarningMessage]]:
             logging.disable(logs)
 
 
-# -- function caches --------------------------------------------------------------------------------------
+# -- what forward leaves in the files of a model -------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def clean_caches(model: nn.Module) -> Iterator[None]:
-    """Empties function caches that were filled inside: those in the files that define the model's classes.
+    """Takes out again what a run leaves in the files of the model: in function caches, global variables, containers.
 
     For example, a table of positions is often made by a function with `functools.lru_cache`. A run on fake tensors
     would leave a fake table in the cache, and every later forward of every model with that function would get it.
     """
     with _LOCK:
-        found = list(_caches(model))
-        before = [cache.cache_info().currsize for cache in found]
+        code = Code.of(model)
+        functions = cached_functions(code)
+        sizes = [cache.cache_info().currsize for cache in functions]
+        before = Kept(code)
         try:
             yield
         finally:
-            for cache, size in zip(found, before, strict=True):
+            for cache, size in zip(functions, sizes, strict=True):
                 if cache.cache_info().currsize != size:
                     cache.cache_clear()
+            before.restore()
 
 
-def _caches(model: nn.Module) -> Iterator[Any]:
-    """The function caches in the files that define a model's classes, each once."""
-    files = {kind.__module__ for module in model.modules() for kind in type(module).__mro__}
-    seen: set[int] = set()
-    for name in sorted(files):
-        if name == "builtins" or name.startswith("torch.") or name not in sys.modules:
-            continue
-        for value in list(vars(sys.modules[name]).values()):
-            of_this_file = issubclass(type(value), type) and value.__module__ == name
-            parts = list(vars(value).values()) if of_this_file else [value]
-            for cache in (cache for part in parts for cache in _caches_in(part)):
-                if id(cache) not in seen:
-                    seen.add(id(cache))
-                    yield cache
+@contextlib.contextmanager
+def no_caches(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Replaces the functions with a cache in the files of the model by the functions they wrap, during a run.
 
-
-def _caches_in(value: Any) -> Iterator[Any]:
-    """The function caches among a value and the variables that it closes over, since it may wrap a cached function.
-
-    No attribute of an object is read unless its type is known: an object that stands for a package which is not
-    installed may raise at every attribute.
+    A cached function of `(batch, heads)` would return numbers that were made in the run of another layer with as many
+    heads. Yields a function that takes out again what the run has left in other places of these files so far.
     """
-    function = value.__func__ if type(value) in _METHODS else value
-    closure = function.__closure__ or () if type(function) is types.FunctionType else ()
-    for candidate in (function, *(_cell_value(cell) for cell in closure)):
-        kind = type(candidate)
-        if kind is _CACHED or (kind is types.FunctionType and {"cache_clear", "cache_info"} <= vars(candidate).keys()):
-            yield candidate
-
-
-def _cell_value(cell: Any) -> Any:
-    """The value of a variable in a closure; None if it has none yet."""
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return None
+    with clean_caches(model):
+        code = Code.of(model)
+        before = Kept(code)
+        undo: list[Callable[[], None]] = []
+        try:
+            for place in places_of_cached_functions(code):
+                undo.append(place.replace(uncached(place.function)))
+            before.note()
+            yield before.forget_marks
+        finally:
+            for restore in reversed(undo):
+                restore()

@@ -66,6 +66,7 @@ class Scopes:
     Operations are counted in each scope alone, so that an operation which is added or left out in one scope changes no
     key in another.
 
+    between_modules: called before a module's forward begins, and after it returns.
     on_enter: called with the scope of a module when its forward begins.
     on_leave: called with the scope, the arguments, the keyword arguments and the result when the forward returns.
     on_computed_scale: called with the key and the queries of an attention that computes its scale from their width.
@@ -76,6 +77,7 @@ class Scopes:
         self.follow(module, "")
         self._entered: Counter[str] = Counter()
         self.stack: list[Scope] = [Scope("", 0)]
+        self.between_modules: Callable[[], None] = lambda: None
         self.on_enter: Callable[[Scope], None] = lambda scope: None
         self.on_leave: Callable[[Scope, Any, Any, Any], None] = lambda scope, args, kwargs, made: None
         self.on_computed_scale: Callable[[Key, torch.Tensor], None] = lambda key, query: None
@@ -121,11 +123,13 @@ class Scopes:
         known = self._names.get(id(module))
         if known is not None:
             self.stack.append(self._scope(*known))
+            self.between_modules()
             self.on_enter(self.current)
 
     def _after(self, module: nn.Module, args: Any, kwargs: Any, made: Any) -> None:
         if id(module) in self._names and self.current.module is module:
             scope = self.stack.pop()
+            self.between_modules()
             self.on_leave(scope, args, kwargs, made)
 
 

@@ -14,7 +14,9 @@ import torch
 from torch import fx, nn
 
 from fxprune.analysis.findings import Findings
+from fxprune.analysis.settings import MOST_PARTS, OF_EVERY_MODULE, setting_name, with_part
 from fxprune.capture.captured import fetch
+from fxprune.capture.containers import is_container, parts
 from fxprune.planning.sizes import Size
 from fxprune.rewrite.constants import STANDS_FOR
 
@@ -27,11 +29,46 @@ def derived(findings: Findings, small: nn.Module) -> tuple[Size, ...]:
     return tuple(made)
 
 
-def numbers(module: nn.Module) -> dict[str, Any]:
-    """The attributes of a module that are numbers, or lists or tuples of numbers."""
+def numbers(module: nn.Module, seen: dict[int, Any] | None = None) -> dict[str, Any]:
+    """The attributes of a module that are numbers, or lists or tuples of numbers, also inside other containers.
+
+    Their names are as in code: `heads`, `axes['heads']`, `config.heads`.
+
+    seen: the containers that were looked at before, by id; they are left out.
+    """
     if isinstance(module, fx.GraphModule):  # its attributes belong to the graph, and hold no sizes
         return {}
-    return {name: value for name, value in module.__dict__.items() if name != "training" and _is_number(value)}
+    seen = {} if seen is None else seen
+    return {
+        setting_name(name, keys): value
+        for name, held in module.__dict__.items()
+        if name not in OF_EVERY_MODULE
+        for keys, value in _numbers_in(held, (), seen)
+    }
+
+
+def set_number(module: nn.Module, name: str, value: Any) -> None:
+    """Give one of the `numbers` of a module, by its name there, a new value."""
+    for attribute, held in module.__dict__.items():
+        if name.startswith(attribute):
+            for keys, _ in _numbers_in(held, (), {}):
+                if setting_name(attribute, keys) == name:
+                    setattr(module, attribute, with_part(held, keys, value) if keys else value)
+                    return
+    setattr(module, name, value)
+
+
+def _numbers_in(value: Any, keys: tuple[Any, ...], seen: dict[int, Any]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """The numbers in a value, each with the keys that lead to it."""
+    if _is_number(value):
+        yield keys, value
+    elif id(value) not in seen and is_container(value):
+        if not isinstance(value, tuple):
+            seen[id(value)] = value
+        found = parts(value)
+        if len(found) <= MOST_PARTS:
+            for key, item in found.items():
+                yield from _numbers_in(item, (*keys, key), seen)
 
 
 def _is_number(value: Any) -> bool:
@@ -42,14 +79,15 @@ def _is_number(value: Any) -> bool:
 
 def _modules(before: nn.Module, small: nn.Module) -> Iterator[Size]:
     modules = dict(before.named_modules())
+    seen: tuple[dict[int, Any], dict[int, Any]] = ({}, {})
     for path, module in small.named_modules():
         old = modules.get(path)
         if type(module) is not type(old) and not isinstance(module, fx.GraphModule):
             yield Size("class", path, "", _class(old), _class(module))
         if old is None:
             continue
-        had = numbers(old)
-        for name, value in numbers(module).items():
+        had = numbers(old, seen[0])
+        for name, value in numbers(module, seen[1]).items():
             if name not in had or value != had[name]:
                 yield Size("attribute", path, name, _plain(had.get(name)), _plain(value))
 

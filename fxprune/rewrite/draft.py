@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +13,8 @@ import torch
 from torch import fx, nn
 
 from fxprune.capture.captured import Captured
+from fxprune.capture.containers import is_container, map_parts
+from fxprune.capture.module_copy import CACHED_FUNCTION
 from fxprune.errors import RewriteError
 
 _SPECS = ("_in_spec", "_out_spec")
@@ -42,14 +46,51 @@ def draft_of(captured: Captured, tensors: Mapping[int, torch.Tensor]) -> Draft:
     if isinstance(captured.module, fx.GraphModule):
         return Draft(_copied_graph_module(captured.module, memo, graph), graph, before)
     try:
-        return Draft(copy.deepcopy(captured.module, memo), graph, before)
+        small = copy.deepcopy(captured.module, memo)
     except Exception as error:
         raise RewriteError(
             f"{type(captured.module).__name__} cannot be copied",
             node="forward",
+            at=_what_cannot_be_copied(captured.module, memo),
             why=f"{type(error).__name__}: {error}",
             do="keep what cannot be copied out of the model's attributes, or give it a __deepcopy__",
         ) from error
+    _own_attributes(captured.module, small)
+    return Draft(small, graph, before)
+
+
+def _what_cannot_be_copied(model: nn.Module, memo: Mapping[int, Any]) -> str:
+    """The name of the first attribute that `deepcopy` fails on, and its type; the model if none fails alone."""
+    own = {**memo, **{id(module): module for module in model.modules()}}
+    for path, module in model.named_modules():
+        for name, value in module.__dict__.items():
+            try:
+                copy.deepcopy(value, dict(own))
+            except Exception:
+                return f"{path}.{name}".lstrip(".") + f", of type {type(value).__name__}"
+    return "the model"
+
+
+def _own_attributes(original: nn.Module, small: nn.Module) -> None:
+    """Replace what `deepcopy` has left shared: cached methods, and data objects that return themselves.
+
+    A cached method would run with the attributes of the original, and a size of a shared object is changed in both.
+    """
+    counterparts = {id(module): small.get_submodule(path) for path, module in original.named_modules()}
+    for module in original.modules():
+        new = counterparts[id(module)]
+        own: dict[str, Any] = module.__dict__
+        for name, value in own.items():
+            if value is None or new.__dict__.get(name) is not value or isinstance(value, tuple):
+                continue
+            if type(value) is CACHED_FUNCTION:
+                cached: Any = value
+                method = cached.__wrapped__
+                if isinstance(method, types.MethodType) and id(method.__self__) in counterparts:
+                    bound = types.MethodType(method.__func__, counterparts[id(method.__self__)])
+                    new.__dict__[name] = functools.lru_cache(**cached.cache_parameters())(bound)
+            elif is_container(value):
+                new.__dict__[name] = map_parts(value, {}, lambda part: part)
 
 
 def _memo(module: nn.Module, tensors: Mapping[int, torch.Tensor]) -> dict[int, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,6 +26,35 @@ class Holds(nn.Module):
         self.step, self.foreign = self.block.forward, self.stranger[0].forward
         self.cache: dict[str, Any] = {"seen": [], "layer": [self.block], "tensors": (self.plain,)}
         self.numbers = {1, 2}
+
+
+class Cached(nn.Module):
+    """A module with functions in its attributes that read its other attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 4
+        self.cached = functools.lru_cache(maxsize=7)(self.times)
+        self.partly = functools.partial(self.times, 3)
+        self.state, self.table = SimpleNamespace(seen=[], layer=self), OrderedDict(a=[1])
+        self.same = self.state
+
+    def times(self, factor: int) -> int:
+        return self.width * factor
+
+
+def test_functions_in_attributes_read_the_copy_and_data_objects_belong_to_it() -> None:
+    net = Cached()
+    assert (net.cached(3), net.partly()) == (12, 12)
+    copied: Any = copy_module(net, lambda tensor: tensor)
+    copied.width = 2
+    assert (copied.cached(3), copied.partly(), net.cached(3)) == (6, 6, 12)
+    assert copied.cached.cache_parameters()["maxsize"] == 7
+    copied.state.seen.append(1)
+    copied.table["a"].append(2)
+    assert (net.state.seen, net.table) == ([], {"a": [1]})
+    assert copied.state.layer is copied
+    assert copied.same is copied.state
 
 
 def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:

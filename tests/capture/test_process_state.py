@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules import module as torch_module
 
 import fxprune
@@ -99,6 +100,7 @@ MANAGERS: dict[str, Callable[[], Any]] = {
     "same_random_state": process_state.same_random_state,
     "silence": process_state.silence,
     "clean_caches": lambda: process_state.clean_caches(nn.Identity()),
+    "no_caches": lambda: process_state.no_caches(nn.Identity()),
 }
 
 
@@ -221,6 +223,88 @@ def test_a_cache_that_a_run_empties_and_fills_is_emptied_too() -> None:
         table.cache_clear()
         table(3)
     assert table.cache_info().currsize == 0
+
+
+FILE_WITH_STATE = """
+import functools
+from torch import nn
+
+TABLES, LAST, NESTED, COUNT = {}, None, {"inner": {}}, 0
+
+def fill(value, cache={}):
+    global LAST, NEW, COUNT
+    TABLES["a", 3] = LAST = NEW = value
+    NESTED["inner"][value] = value
+    cache[value] = value
+    fill.known = {"value": value}
+    COUNT += 1
+    return cache
+
+fill.known = {}
+
+class Base(nn.Module):
+    of_class = {}
+"""
+
+
+def file_with_state(monkeypatch: pytest.MonkeyPatch, name: str) -> Any:
+    file: Any = types.ModuleType(name)
+    exec(f"__name__ = {name!r}\n{FILE_WITH_STATE}", file.__dict__)
+    monkeypatch.setitem(sys.modules, name, file)
+    return file
+
+
+@pytest.mark.parametrize("imported", [False, True], ids=["own file", "imported file"])
+def test_tensors_that_a_run_leaves_in_variables_and_containers_are_taken_out_again(
+    monkeypatch: pytest.MonkeyPatch, imported: bool
+) -> None:
+    file = file_with_state(monkeypatch, "fxprune_file_with_state")
+    base = file.Base
+    if imported:
+        user = file_with_state(monkeypatch, "fxprune_imports_state")
+        user.helper, base = file.fill, user.Base
+    held = file.fill(1)
+    with process_state.clean_caches(type("Derived", (base,), {})()):
+        file.fill(torch.ones(2))
+        file.Base.of_class["x"] = torch.ones(2)
+    assert (file.TABLES, file.LAST, file.NEW, file.NESTED) == ({("a", 3): 1}, 1, 1, {"inner": {1: 1}})
+    assert (held, file.Base.of_class) == ({1: 1}, {} if not imported else file.Base.of_class)
+    assert file.COUNT == 2, "numbers may be those of another thread"
+
+
+@pytest.mark.parametrize("fake", [False, True], ids=["real", "fake"])
+def test_a_list_keeps_the_real_tensors_that_are_put_into_it(monkeypatch: pytest.MonkeyPatch, fake: bool) -> None:
+    file = file_with_state(monkeypatch, "fxprune_file_with_state")
+    file.collected = []
+    with process_state.clean_caches(file.Base()):
+        file.collected.append(FakeTensorMode().from_tensor(torch.ones(2)) if fake else torch.ones(2))
+    assert len(file.collected) == (not fake)
+
+
+def test_no_function_has_a_cache_during_a_run_without_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    @functools.lru_cache
+    def local(size: int) -> int:
+        calls.append(size)
+        return size
+
+    class Inside(OfClass):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * local(3) * len(Inside.static(3)) * len(table(3))
+
+    net, kept = Inside(), (OfClass.__dict__["static"].__func__, OfClass.__dict__["method"], table)
+    for cache in kept:
+        cache.cache_clear()
+    with process_state.no_caches(net):
+        net(torch.ones(1)), net(torch.ones(1))
+        assert calls == [3, 3]
+        table.cache_clear()
+        assert OfClass().method(3) == [0] * 3
+        assert [cache.cache_info().currsize for cache in (*kept, local)] == [0] * 4
+    assert kept == (OfClass.__dict__["static"].__func__, OfClass.__dict__["method"], table)
+    net(torch.ones(1)), net(torch.ones(1))
+    assert calls == [3] * 3
 
 
 class Untouchable:

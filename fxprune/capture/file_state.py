@@ -1,0 +1,254 @@
+"""What forward may leave behind in the files of a model: in function caches, global variables, containers.
+
+The files are those that define the classes of the modules, and those that they take functions and classes from. No
+attribute of an object in them is read unless its type is known: an object that stands for a package which is not
+installed may raise at every attribute.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from fxprune.capture.containers import is_container, parts
+from fxprune.capture.module_copy import CACHED_FUNCTION
+
+_OTHERS = {*sys.stdlib_module_names, "torch", "numpy", "fxprune"} - {"__main__"}
+_STEPS = 2
+"""How far imports are followed: a file takes a function from a second one, which calls one of a third."""
+_METHODS = (staticmethod, classmethod, types.MethodType)
+_CONTAINERS = (dict, list, set, defaultdict, OrderedDict, deque)
+_MOST_ITEMS = 10_000
+"""A container with more items than this is data, and no cache."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """The code that runs when a model runs: the files, and the classes of its modules, which may stand in a function.
+
+    files: the files that define the classes, and those that they take functions, classes and modules from.
+    """
+
+    files: tuple[types.ModuleType, ...]
+    classes: tuple[type, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Code:
+        """The code of a model."""
+        kinds = {kind: None for module in model.modules() for kind in type(module).__mro__}
+        own = tuple(kind for kind in kinds if kind.__module__.partition(".")[0] not in _OTHERS)
+        names, found = {kind.__module__ for kind in own}, dict[str, types.ModuleType]()
+        for step in range(_STEPS + 1):
+            new = {name for name in names if name not in found and name.partition(".")[0] not in _OTHERS}
+            files = {name: sys.modules[name] for name in sorted(new) if type(sys.modules.get(name)) is types.ModuleType}
+            found |= files
+            names = {name for file in files.values() for name in _taken_from(file)} if step < _STEPS else set()
+        return cls(tuple(found.values()), own)
+
+    def values(self) -> Iterator[tuple[Any, Callable[[Any], None]]]:
+        """Every global variable and every attribute of a class, with a function that puts something else there."""
+        classes = dict.fromkeys(self.classes)
+        for file in self.files:
+            for name, value in list(vars(file).items()):
+                if issubclass(type(value), type):
+                    if value.__module__ == file.__name__:
+                        classes[value] = None
+                elif not name.startswith("__"):
+                    yield value, functools.partial(vars(file).__setitem__, name)
+        for kind in classes:
+            for name, value in list(vars(kind).items()):
+                if name not in ("__dict__", "__weakref__", "__doc__", "__module__"):
+                    yield value, functools.partial(setattr, kind, name)
+
+
+def _taken_from(file: types.ModuleType) -> Iterator[str]:
+    """The names of the files of the functions, classes and modules among the global variables of a file."""
+    for value in list(vars(file).values()):
+        kind = type(value)
+        if kind is types.ModuleType:
+            yield value.__name__
+        elif kind is types.FunctionType or kind is CACHED_FUNCTION or issubclass(kind, type):
+            yield str(value.__module__)
+
+
+# -- functions with a cache -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place that holds a function with a cache: a global variable, an attribute of a class, a variable in a closure.
+
+    function: the function. put: puts something else there.
+    """
+
+    function: Any
+    put: Callable[[Any], None]
+
+    def replace(self, other: Any) -> Callable[[], None]:
+        """Put another function there. Returns a function that puts the first one back."""
+        self.put(other)
+        return lambda: self.put(self.function)
+
+
+def cached_functions(code: Code) -> list[Any]:
+    """The functions with a cache in some code, each once."""
+    return list({id(place.function): place.function for place in places_of_cached_functions(code)}.values())
+
+
+def places_of_cached_functions(code: Code) -> list[Place]:
+    """The places of the functions with a cache: global variables, attributes of classes, and closures."""
+    seen: set[int] = set()
+    return [place for value, put in code.values() for place in _in_value(value, put, seen)]
+
+
+def _in_value(value: Any, put: Callable[[Any], None], seen: set[int]) -> Iterator[Place]:
+    """The places of functions with a cache in a value: itself, and the variables that it closes over.
+
+    put: puts something else in the place of the value. seen: the ids of the functions whose closure was looked at.
+    """
+    kind = type(value)
+    function = value.__func__ if kind in _METHODS else value
+    if _has_cache(function):
+        wrap = kind if kind in (staticmethod, classmethod) else None
+        yield Place(function, put if wrap is None else lambda other: put(other if type(other) is kind else wrap(other)))
+    inner = getattr(function, "__wrapped__", None) if _has_cache(function) else function
+    if type(inner) is types.FunctionType and id(inner) not in seen:
+        seen.add(id(inner))
+        for cell in inner.__closure__ or ():
+            yield from _in_value(_cell_value(cell), functools.partial(setattr, cell, "cell_contents"), seen)
+
+
+def _has_cache(value: Any) -> bool:
+    kind = type(value)
+    return kind is CACHED_FUNCTION or (
+        kind is types.FunctionType and {"cache_clear", "cache_info"} <= vars(value).keys()
+    )
+
+
+def _cell_value(cell: Any) -> Any:
+    """The value of a variable in a closure; None if it has none yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
+def uncached(function: Any) -> Any:
+    """The function that a function with a cache wraps, with the other methods of the cache."""
+    inner = getattr(function, "__wrapped__", None)
+    if inner is None:
+        return function
+
+    @functools.wraps(inner)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return inner(*args, **kwargs)
+
+    for name in ("cache_clear", "cache_info", "cache_parameters"):
+        if hasattr(function, name):
+            setattr(call, name, getattr(function, name))
+    return call
+
+
+_NOTHING = object()
+
+
+# -- variables and containers -----------------------------------------------------------------------------
+
+
+class Kept:
+    """The global variables of some code, and the containers among them and in classes and functions, as they are.
+
+    `restore` puts back what has changed since `note`, which is called at the beginning.
+    """
+
+    def __init__(self, code: Code) -> None:
+        self.code = code
+        self.note()
+
+    def note(self) -> None:
+        """Note how everything is now."""
+        self._variables = [(vars(file), dict(vars(file))) for file in self.code.files]
+        self._containers = [(found, found.copy()) for found in self._found()]
+
+    def restore(self) -> None:
+        """Put back what was there, where a tensor or a marked integer has come in. Anything else is not ours.
+
+        Real tensors in a list stay too: caches are tables and variables, and a list may collect the results of another
+        thread.
+        """
+        for variables, before in self._variables:
+            for name, value in list(variables.items()):
+                if before.get(name, _NOTHING) is not value and _may_be_ours(value):
+                    if name in before:
+                        variables[name] = before[name]
+                    else:
+                        del variables[name]
+        for container, before in self._containers:
+            collects = isinstance(container, (list, deque))
+            if not _same(container, before) and _may_be_ours(container, FakeTensor if collects else torch.Tensor):
+                container.clear()
+                container.extend(before) if collects else container.update(before)
+
+    def forget_marks(self) -> None:
+        """Take out what a module has put into a table under marked integers, if it holds marked integers itself.
+
+        Such a table is a cache, in which the next module with the same numbers would find those of this one.
+        """
+        for table, before in self._containers:
+            if isinstance(table, dict) and len(table) != len(before):
+                for key in [key for key, value in table.items() if _may_be_ours(key, ()) and _may_be_ours(value, ())]:
+                    del table[key]
+
+    def _found(self) -> Iterator[Any]:
+        """The containers among the global variables, in classes and functions, and in other containers."""
+        seen: set[int] = set()
+        for value, _ in self.code.values():
+            yield from _containers_in(value, seen)
+
+
+def _containers_in(value: Any, seen: set[int]) -> Iterator[Any]:
+    kind = type(value)
+    function = value.__func__ if kind in _METHODS else value
+    if (kind not in _CONTAINERS and type(function) is not types.FunctionType) or id(function) in seen:
+        return
+    seen.add(id(function))
+    if kind not in _CONTAINERS:
+        own = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *vars(function).values())
+        for item in (*own, *map(_cell_value, function.__closure__ or ())):
+            yield from _containers_in(item, seen)
+    elif len(value) <= _MOST_ITEMS:
+        yield value
+        for item in list(value.values() if isinstance(value, dict) else value):
+            if type(item) in _CONTAINERS:
+                yield from _containers_in(item, seen)
+
+
+def _may_be_ours(value: Any, tensors: Any = torch.Tensor, depth: int = 4) -> bool:
+    """True if a value is or holds a tensor, or an integer of a class of its own as marked integers are."""
+    kind = type(value)
+    if issubclass(kind, tensors) or (issubclass(kind, int) and kind not in (int, bool)):
+        return True
+    if not depth or kind in (int, float, bool, str, type(None)) or not is_container(value):
+        return kind in (set, frozenset) and any(_may_be_ours(item, tensors, 0) for item in value)
+    return any(_may_be_ours(item, tensors, depth - 1) for pair in parts(value).items() for item in pair)
+
+
+def _same(container: Any, before: Any) -> bool:
+    """True if two containers of a type hold the same objects in the same order."""
+    if len(container) != len(before):
+        return False
+    if isinstance(container, set):
+        return bool(container == before)
+    if isinstance(container, dict):
+        pairs = zip(container.items(), before.items(), strict=True)
+        return all(a is c and b is d for (a, b), (c, d) in pairs)
+    return all(map(lambda a, b: a is b, container, before))
