@@ -15,6 +15,7 @@ from torch import fx, nn
 from torch.nn.modules import batchnorm, conv
 
 from fxprune.analysis.folded_constants import FoldedConstants, bias_name
+from fxprune.capture.containers import with_parts
 from fxprune.channels.groups import Bools, Removal
 from fxprune.errors import PlanError
 from fxprune.ops.module_use import Use
@@ -138,7 +139,8 @@ def _set_size(small: nn.Module, size: Size, source: str) -> None:
             why=f"{now} in this model; a number becomes one of its kind",
             do="load into the architecture that the plan was made for",
         )
-    set_number(found, size.name, tuple(size.new) if isinstance(have, tuple) else size.new)
+    new = with_parts(have, dict(enumerate(size.new))) if isinstance(have, tuple) else size.new
+    set_number(found, size.name, new)
 
 
 def _same_kind(old: Any, new: Any) -> bool:

@@ -184,7 +184,6 @@ CACHES = {
     "called by another": lambda: calls_a_cached_function,
     "of a class": lambda: Splits.sizes,
     "closure": behind_a_closure,
-    "table": lambda: kept_in_a_table,
 }
 
 
@@ -200,7 +199,23 @@ def test_layers_of_one_width_behind_a_function_with_a_cache_get_their_own_sizes(
             net.double()(torch.randn(2, 5, 24, dtype=torch.float64))
         small = of_class(net, ratio={"0.qkv:heads": 0.5, "1.qkv:heads": 0.25})
         assert [block.held["h"] for block in small] == [2, 3]
-        assert all(type(size) is int for sizes in TABLE.items() for part in sizes for size in part)
+
+
+def test_layers_of_one_width_behind_a_table_get_their_own_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "NAMED", kept_in_a_table)
+    for _ in range(2):
+        TABLE.clear()
+        net = nn.Sequential(*(Calls({"h": 4, "w": 6}, lambda held: (held["h"], held["w"])) for _ in range(2)))
+        small = of_class(net, ratio={"0.qkv:heads": 0.5, "1.qkv:heads": 0.25})
+        assert [block.held["h"] for block in small] == [2, 3]
+
+
+def test_heads_stay_where_a_table_with_their_number_was_filled_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "NAMED", kept_in_a_table)
+    net = nn.Sequential(*(Calls({"h": 4, "w": 6}, lambda held: (held["h"], held["w"])) for _ in range(2)))
+    net.double()(torch.randn(2, 5, 24, dtype=torch.float64))
+    with pytest.warns(fxprune.NothingRemovedWarning, match="its sizes cannot be recounted"):
+        of_class(net, ratio=0.5)
 
 
 class WithCachedMethod(nn.Module):
