@@ -84,7 +84,7 @@ def _taken_from(file: types.ModuleType) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Place:
+class CachePlace:
     """A place that holds a function with a cache: a global variable, an attribute of a class, a variable in a closure.
 
     function: the function. put: puts something else there.
@@ -104,13 +104,13 @@ def cached_functions(code: Code) -> list[Any]:
     return list({id(place.function): place.function for place in places_of_cached_functions(code)}.values())
 
 
-def places_of_cached_functions(code: Code) -> list[Place]:
+def places_of_cached_functions(code: Code) -> list[CachePlace]:
     """The places of the functions with a cache: global variables, attributes of classes, and closures."""
     seen: set[int] = set()
     return [place for value, put in code.values() for place in _in_value(value, put, seen)]
 
 
-def _in_value(value: Any, put: Callable[[Any], None], seen: set[int]) -> Iterator[Place]:
+def _in_value(value: Any, put: Callable[[Any], None], seen: set[int]) -> Iterator[CachePlace]:
     """The places of functions with a cache in a value: itself, and the variables that it closes over.
 
     put: puts something else in the place of the value. seen: the ids of the functions whose closure was looked at.
@@ -119,7 +119,9 @@ def _in_value(value: Any, put: Callable[[Any], None], seen: set[int]) -> Iterato
     function = value.__func__ if kind in _METHODS else value
     if _has_cache(function):
         wrap = kind if kind in (staticmethod, classmethod) else None
-        yield Place(function, put if wrap is None else lambda other: put(other if type(other) is kind else wrap(other)))
+        yield CachePlace(
+            function, put if wrap is None else lambda other: put(other if type(other) is kind else wrap(other))
+        )
     inner = getattr(function, "__wrapped__", None) if _has_cache(function) else function
     if type(inner) is types.FunctionType and id(inner) not in seen:
         seen.add(id(inner))
