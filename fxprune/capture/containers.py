@@ -35,7 +35,7 @@ def is_container(value: Any) -> bool:
 
 
 def parts(value: Any) -> Mapping[Any, Any]:
-    """What a container holds: position, key, or name of an attribute with a dot before it -> value.
+    """The values that a container holds: position, key, or name of an attribute with a dot before it -> value.
 
     >>> parts([4, 8]), parts({"heads": 4}), parts(types.SimpleNamespace(heads=4))
     ({0: 4, 1: 8}, {'heads': 4}, {'.heads': 4})

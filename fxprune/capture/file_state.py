@@ -1,4 +1,4 @@
-"""What forward may leave behind in the files of a model: in function caches, global variables, containers.
+"""State that forward may leave behind in the files of a model: in function caches, global variables, containers.
 
 The files are those that define the classes of the modules, and those that they take functions and classes from. No
 attribute of an object in them is read unless its type is known: an object that stands for a package which is not
