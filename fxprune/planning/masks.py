@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.modules import conv
 
 from fxprune.analysis.findings import Findings
 from fxprune.channels.groups import Bools
@@ -44,7 +45,8 @@ def removed_by_masks(findings: Findings, masks: Mapping[str, Any], stay: set[int
     s = findings.solution
     wanted = s.no_channel()
     asked: list[tuple[str, list[np.ndarray[Any, Any]], Bools]] = []
-    for layer, parameter, dim, keep in _checked(findings, masks):
+    for layer, parameter, dim, whole_mask in _checked(findings, masks):
+        keep = _of_all_groups(whole_mask, findings.tensors[parameter].shape[dim])
         columns = s.channels_of(findings.axis_vector(parameter, dim)) if findings.has_axis(parameter, dim) else []
         for column in columns:
             outside = s.no_channel()
@@ -52,7 +54,7 @@ def removed_by_masks(findings: Findings, masks: Mapping[str, Any], stay: set[int
             inside = np.unique(column[~keep & (column >= 0)])
             whole = inside[~outside[inside]] if len(columns) > 1 else inside
             wanted[whole] = True
-        asked.append((layer, columns, ~keep))
+        asked.append((layer, [np.tile(column, len(whole_mask) // len(keep)) for column in columns], ~whole_mask))
     held = s.no_channel()
     for group in stay:
         held[s.in_group(group)] = True
@@ -124,13 +126,14 @@ def _check(findings: Findings, layer: str, parameter: str, mask: Any) -> tuple[i
     tensor = findings.tensors[parameter]
     module = findings.owner(parameter)
     dim = output_dim(module, tensor.ndim)
-    size = tensor.shape[dim] if tensor.ndim else 1
+    groups = module.groups if isinstance(module, conv._ConvTransposeNd) and tensor.ndim > 1 else 1
+    size = tensor.shape[dim] * groups if tensor.ndim else 1
     if not isinstance(mask, torch.Tensor) or mask.dtype is not torch.bool:
         kind = str(mask.dtype) if isinstance(mask, torch.Tensor) else type(mask).__name__
         raise PlanError(
             f'the mask of "{layer}" is not boolean', why=f"it is {kind}", do="pass a bool tensor, True = keep"
         )
-    if mask.shape != (size,):
+    if mask.shape not in ((size,), (size // groups,)):
         raise PlanError(
             f'the mask of "{layer}" has the wrong length',
             why=f"its shape is {tuple(mask.shape)}, the layer has {size} output channels",
@@ -143,6 +146,15 @@ def _check(findings: Findings, layer: str, parameter: str, mask: Any) -> tuple[i
     return dim, mask.detach().cpu().numpy()
 
 
+def _of_all_groups(keep: Bools, slots: int) -> Bools:
+    """The mask of the slots of a weight's output dimension. It drops a slot that all groups drop.
+
+    A transposed convolution with groups has out_channels / groups slots there: each is an output of every group.
+    keep: [groups x slots], True = keep.
+    """
+    return np.asarray(keep.reshape(-1, slots).any(0))
+
+
 def _why(findings: Findings, layer: str, columns: list[Any], left: Any, held: Bools) -> str:
     """The reason why masked channels of a layer stay.
 
@@ -150,7 +162,7 @@ def _why(findings: Findings, layer: str, columns: list[Any], left: Any, held: Bo
     """
     if columns and any((column[left] >= 0).any() and held[column[left][column[left] >= 0]].any() for column in columns):
         return "their group is ignored, or inexact under exact=True"
-    if len(columns) > 1:
+    if len(columns) > 1 or (columns and (columns[0][left] >= 0).all()):
         return "this dimension is a grid (conv groups, heads): only whole rows or columns of it can go"
     if not any(findings.reads(findings.first_name(name)) for name in (f"{layer}.weight", layer)):
         return "forward does not use the layer"
