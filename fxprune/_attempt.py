@@ -17,8 +17,8 @@ from fxprune.fold import ResolvedPlan, make_plan, resolve_plan
 from fxprune.planning.channels import plan_from
 from fxprune.planning.plan import Plan
 from fxprune.proof.compare import TOLERANCE, NoReferenceError, compare, first_wrong_group, rounding_amplification
-from fxprune.rewrite.graph import rewrite
-from fxprune.rewrite.norms import rescaled
+from fxprune.rewrite.factors import factors_of
+from fxprune.rewrite.graph import Rewritten, rewrite
 
 BLURRED = 1e-3
 """An error above this is never explained by rounding. An error below it can be a rounding that the model amplifies."""
@@ -73,7 +73,7 @@ def attempt(analysis: Analysis, request: Request, *, locking: bool = False) -> R
     while True:
         resolved = _resolved(analysis, request, held)
         try:
-            small = rewrite(analysis, resolved.removal, resolved.constants)
+            made = rewrite(analysis, resolved.removal, resolved.constants)
         except RewriteError as error:
             narrower = lock_channels(analysis, error) if locking else None
             if narrower is None:
@@ -81,8 +81,9 @@ def attempt(analysis: Analysis, request: Request, *, locking: bool = False) -> R
             held.append(f"channels stay at {error.at}: {error.why}")
             analysis = narrower
             continue
-        made = Result(analysis, resolved.plan, resolved.removal, small, None, resolved.constants)
-        return _proven(made, resolved, request)
+        plan = replace(resolved.plan, factors=factors_of(analysis, resolved.removal, made.factors))
+        result = Result(analysis, plan, resolved.removal, made.small, None, resolved.constants)
+        return _proven(result, resolved, request, made)
 
 
 def _resolved(analysis: Analysis, request: Request, held: Sequence[str]) -> ResolvedPlan:
@@ -95,13 +96,13 @@ def _resolved(analysis: Analysis, request: Request, held: Sequence[str]) -> Reso
     return replace(resolved, plan=replace(resolved.plan, reasons=(*resolved.plan.reasons, *held)))
 
 
-def _proven(result: Result, resolved: ResolvedPlan, request: Request) -> Result:
+def _proven(result: Result, resolved: ResolvedPlan, request: Request, made: Rewritten) -> Result:
     """The result with its error against the reference, if it has to be compared and can be."""
     analysis, decides = result.analysis, result.analysis.captured.real
     if not (request.verify or decides) or _weightless(analysis):
         return result
     try:
-        return replace(result, error=_error(analysis, result.small, resolved))
+        return replace(result, error=_error(analysis, made, resolved))
     except NoReferenceError as error:
         if decides:
             raise CaptureError(
@@ -111,11 +112,10 @@ def _proven(result: Result, resolved: ResolvedPlan, request: Request) -> Result:
         return replace(result, plan=replace(result.plan, reasons=(*result.plan.reasons, text)))
 
 
-def _error(analysis: Analysis, small: nn.Module, resolved: ResolvedPlan) -> float:
+def _error(analysis: Analysis, made: Rewritten, resolved: ResolvedPlan) -> float:
     """The relative error of the small model. Raises `UnprovenError` if it is too large for rounding."""
     removal, zeroed = resolved.removal, resolved.zeroed
-    exact = {**rescaled(analysis, removal), **resolved.constants.exact}
-    error = compare(analysis, small, removal, zeroed, exact)
+    error = compare(analysis, made.small, removal, zeroed, made.exact, made.factors)
     if error <= TOLERANCE or (error < BLURRED and error <= 100 * rounding_amplification(analysis, removal, zeroed)):
         return error
     raise UnprovenError(analysis, resolved, error)
@@ -155,7 +155,8 @@ class UnprovenError(VerificationError):
         """The relative error of a model in which only these channels are removed."""
         analysis = self.analysis
         part, removal = plan_from(analysis, channels, ()), Removal(analysis.solution, channels)
-        return compare(analysis, rewrite(analysis, removal), removal, part.removed, rescaled(analysis, removal))
+        made = rewrite(analysis, removal)
+        return compare(analysis, made.small, removal, part.removed, made.exact, made.factors)
 
 
 def _refuse_empty(analysis: Analysis, removal: Removal) -> None:

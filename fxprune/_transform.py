@@ -14,6 +14,7 @@ from fxprune._analyze import analyze
 from fxprune._attempt import Request, Result
 from fxprune._first_result import first_result
 from fxprune._record import Record, attach, record
+from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import public_call
 from fxprune.capture.program import as_module, exported_again
@@ -27,6 +28,8 @@ from fxprune.planning.plan import Plan
 from fxprune.planning.structure import structure_of
 from fxprune.proof.compare import compare
 from fxprune.rewrite.derived import derived
+from fxprune.rewrite.factors import multiplied
+from fxprune.rewrite.graph import scale_factors
 from fxprune.rewrite.missing_graph import explain_missing_graph
 from fxprune.rewrite.norms import rescaled
 from fxprune.rewrite.references import references_to_original
@@ -176,8 +179,11 @@ def verify(model: nn.Module | ExportedProgram, small: nn.Module | ExportedProgra
         module.training = name in made.training
     analysis = analyze(recorded, example_inputs, path=made.path, norms=made.norms)
     resolved = resolve_plan(analysis, replace(made.plan, structure=None))
+    factors = scale_factors(analysis, resolved.removal) if made.plan.factors else ScaleFactors()
     exact = {**rescaled(analysis, resolved.removal), **resolved.constants.exact}
-    return compare(analysis, as_module(small, example_inputs), resolved.removal, resolved.zeroed, exact)
+    exact = multiplied(analysis, resolved.removal, factors, exact)
+    plain = as_module(small, example_inputs)
+    return compare(analysis, plain, resolved.removal, resolved.zeroed, exact, factors)
 
 
 def _recorded(result: Result) -> Record:
@@ -191,6 +197,13 @@ def _recorded(result: Result) -> Record:
         )
         reasons += [f"a statistic changed: {text}" for text in changed]
     state = Tensors.of(small)
+    if plan.factors:
+        names = list(dict.fromkeys(factor.tensor for factor in plan.factors))
+        dtypes = ", ".join(dict.fromkeys(str(state[name].dtype) for name in names if name in state))
+        reasons.append(
+            f"the code computes a scale from a smaller width: {', '.join(names[:4])}{', ...' if names[4:] else ''} "
+            f"carry the ratio to the scale of before, rounded to {dtypes} (see `plan.factors`)"
+        )
     before = {name: tuple(tensor.shape) for key, tensor in analysis.tensors.items() for name in analysis.names_of(key)}
     absent = [name for name in analysis.subject.tensors.names(PARAMETER) if name not in state]
     if absent:

@@ -128,6 +128,7 @@ class Analyzer:
 
     def _lock_results(self, result: Any) -> None:
         event = self.observer.event("output", "output of the model")
+        self.observer.recorder.result(tensors_in(result))
         for tensor in tensors_in(result):
             operand = self.observer.operand(tensor)
             for vector in (*operand.vectors, *((operand.labels,) if operand.labels is not None else ())):

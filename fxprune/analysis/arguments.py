@@ -14,9 +14,11 @@ def numbers_of(arguments: Iterable[Any], named: Mapping[str, Any]) -> tuple[floa
 
     arguments: the values of the arguments. named: the same by their names.
 
-    Includes a number that forward turned into a tensor, and the scale that attention computes from the width.
+    Includes an integer that a tensor of fractions is multiplied with or divided by, a number that forward turned into a
+    tensor, and the scale that attention computes from the width.
     """
     found = [argument for argument in arguments if type(argument) is float]
+    found += [float(named[name]) for name in integers_among(named)]
     lifted = named.get("self")
     if len(named) == 1 and type(lifted) is torch.Tensor and lifted.ndim == 0 and lifted.device.type == "cpu":
         with unset_fake_temporarily():
@@ -25,6 +27,13 @@ def numbers_of(arguments: Iterable[Any], named: Mapping[str, Any]) -> tuple[floa
     if isinstance(query, torch.Tensor) and named.get("scale", 0) is None:
         found.append(query.shape[-1] ** -0.5)
     return tuple(found)
+
+
+def integers_among(named: Mapping[str, Any]) -> list[str]:
+    """The arguments that are integers and meet a tensor of fractions: "other" of `x / 8`, or none."""
+    other, tensor = named.get("other"), named.get("self")
+    fractions = isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
+    return ["other"] if fractions and isinstance(other, int) and not isinstance(other, bool) else []
 
 
 _SCHEMAS: dict[Any, tuple[str, tuple[str, ...], dict[str, Any]]] = {}

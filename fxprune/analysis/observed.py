@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fxprune.analysis.steps import Steps
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.scopes import Key
 from fxprune.channels.vector import Vector
@@ -124,6 +125,7 @@ class Observed:
     renumbered: id of a tensor of positions -> the dimension in which they are positions.
     other_mode: the run in the mode in which the model was not given: training for a model in evaluation mode, and vice
         versa. None if no code of the model reads its mode, or if the forward raises in the other one.
+    steps: all operations in order, with the tensors that they read and make.
     """
 
     nodes: Mapping[str, Any]
@@ -136,3 +138,4 @@ class Observed:
     vectors: tuple[Vector, ...]
     renumbered: Mapping[int, Vector]
     other_mode: Walked | None = None
+    steps: Steps = field(default_factory=Steps)

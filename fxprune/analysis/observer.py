@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.analysis.arguments import bound, numbers_of
 from fxprune.analysis.observed import Contraction, Mark, Observation, Observed, Place, Visit, Walked
+from fxprune.analysis.steps import Recorder
 from fxprune.analysis.unread_slots import UnreadSlots
 from fxprune.capture.fake_tensors import run
 from fxprune.capture.places import users_line
@@ -44,7 +45,8 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.terms = terms
         self.scopes = scopes
-        scopes.on_enter, scopes.on_leave, scopes.on_computed_scale = self._enter, self._leave, self._scaled
+        scopes.on_enter, scopes.on_leave, scopes.on_attention = self._enter, self._leave, self._attended
+        self.recorder = Recorder()
         self.visits: dict[str, Visit] = {}
         self._visited: set[str] = set()  # in this run
         self._when = ""
@@ -155,8 +157,10 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The vectors whose sizes an integer argument of this name gave in the innermost scope; () if there is none."""
         return self._inner[-1].counts.get(argument, ())
 
-    def _scaled(self, key: Key, query: torch.Tensor) -> None:
-        self.observation.numbers[key] = (query.shape[-1] ** -0.5,), self.operand(query).vectors[-1:]
+    def _attended(self, key: Key, named: dict[str, Any], made: Any) -> None:
+        self.observation.numbers[key] = (named["scale"],), self.operand(named["query"]).vectors[-1:]
+        if not self._leaf_depth:
+            self.recorder.attention(key, named, made, self.event(key[2], "attention is scaled"))
 
     def current_place(self) -> Place:
         """The place of the current node; inside a module that is one node, the inner module and its source line."""
@@ -188,6 +192,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             vectors=tuple(dict.fromkeys(v.representative for v in self.vectors.values())),
             renumbered={id(tensor): vector for tensor, vector in self.renumbered},
             other_mode=other_mode,
+            steps=self.recorder.steps(),
         )
 
     @property
@@ -276,6 +281,8 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor, operand in zip(outputs, results, strict=True):
             self.bind(tensor, operand)
         self._note(call, outputs, results)
+        read = [*tensors_in((args, kwargs)), *(tensor for _, tensor in named)]
+        self.recorder.opaque((scope.name, scope.number, name, 0), read, outputs, self.terms.current_event)
         every = tuple(v for o in (*entering, *results) if isinstance(o, Operand) for v in o.vectors)
         self.observation.contractions.extend(replace(c, inside=every) for c in self._leaf_contractions)
         self._leaf_contractions.clear()
@@ -333,6 +340,8 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for name, vectors in call.counts.items():
             counts.setdefault(name, vectors)
         key = self.scopes.current.next_key(call.op)
+        if call.func is not None:
+            self.recorder.record(key, call.func, call.raw, outputs, self.terms.current_event)
         if call.marks:
             made = tuple(map(id, outputs))
             self._marks += [Mark(e, vector, key[0], e in call.widths, made) for e, vector in call.marks]

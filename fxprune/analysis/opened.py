@@ -60,6 +60,7 @@ class Opened:
         value = tensor if not tensor.is_floating_point() and tensor.device.type != "meta" else None
         registered = name not in self._constants  # the masked reference zeroes parameters and buffers only
         self.observer.unread.open(fake, tensor)
+        self.observer.recorder.name(fake, name)
         self.observer.bind(fake, Operand(vectors, tuple(registered or v.fixed for v in vectors), value))
         axes = [Axis(name, dim, v, tuple(tensor.shape)) for dim, v in enumerate(vectors) if not v.fixed]
         self.axes.append((fake, axes))

@@ -69,7 +69,8 @@ class Scopes:
     between_modules: called before a module's forward begins, and after it returns.
     on_enter: called with the scope of a module when its forward begins.
     on_leave: called with the scope, the arguments, the keyword arguments and the result when the forward returns.
-    on_computed_scale: called with the key and the queries of an attention that computes its scale from their width.
+    on_attention: called with the key, the arguments by name and the result of `scaled_dot_product_attention`. The scale
+        is among the arguments, also where attention computes it from the width of the queries.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -80,7 +81,7 @@ class Scopes:
         self.between_modules: Callable[[], None] = lambda: None
         self.on_enter: Callable[[Scope], None] = lambda scope: None
         self.on_leave: Callable[[Scope, Any, Any, Any], None] = lambda scope, args, kwargs, made: None
-        self.on_computed_scale: Callable[[Key, torch.Tensor], None] = lambda key, query: None
+        self.on_attention: Callable[[Key, dict[str, Any], Any], None] = lambda key, named, made: None
 
     def follow(self, module: nn.Module, path: str) -> None:
         """Watch `module` and its submodules instead of those before. `path` is its name in the model."""
@@ -137,13 +138,14 @@ _COMPOSITE = {
     *(torch.functional.einsum, F.linear, torch.matmul, torch.Tensor.matmul),
     *(torch.Tensor.__matmul__, torch.Tensor.__rmatmul__),
 }
+_ATTENTION_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 
 class _Composites(TorchFunctionMode):
     """Gives a scope of its own to every function whose operations depend on the sizes.
 
     Products of matrices reshape or copy their factors depending on the strides; `einsum` has a special case for
-    dimensions of size 1; attention chooses a kernel. Also calls `on_computed_scale` for attention without `scale=`.
+    dimensions of size 1; attention chooses a kernel. Also calls `on_attention`.
     """
 
     def __init__(self, scopes: Scopes) -> None:
@@ -153,10 +155,18 @@ class _Composites(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            query = args[0] if args else kwargs["query"]
-            if kwargs.get("scale") is None:
-                self.scopes.on_computed_scale(self.scopes.current.next_key(ATTENTION), query)
-        elif func not in _COMPOSITE:
+            return self._attention(func, args, kwargs)
+        if func not in _COMPOSITE:
             return func(*args, **kwargs)
         with self.scopes.inside(func.__name__):
             return func(*args, **kwargs)
+
+    def _attention(self, func: Any, args: Any, kwargs: Any) -> Any:
+        key = self.scopes.current.next_key(ATTENTION)
+        with self.scopes.inside(func.__name__):
+            made = func(*args, **kwargs)
+        named = {**dict(zip(_ATTENTION_ARGUMENTS, args, strict=False)), **kwargs}
+        if named.get("scale") is None:
+            named["scale"] = named["query"].shape[-1] ** -0.5
+        self.scopes.on_attention(key, named, made)
+        return made

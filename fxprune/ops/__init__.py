@@ -21,6 +21,7 @@ from fxprune.ops import (
 )
 from fxprune.ops.aspects import (
     absent,
+    carries,
     depends,
     multiplies,
     reads,
@@ -40,6 +41,7 @@ __all__ = [
     "Rule",
     "absent",
     "apply",
+    "carries",
     "depends",
     "leaf",
     "multiplies",

@@ -26,6 +26,9 @@ All functions of an operation stand together in the file of its family, its rule
     @reads_constants("aten::native_layer_norm")            # the channels that it sums over
     def layer_norm_constants(seen): ...
 
+    @carries("aten::native_layer_norm")                    # the arguments that can carry a factor of the result
+    def layer_norm_factors(asked): ...
+
     absent("aten::native_layer_norm", multiply_adds="statistics are not counted", positions="no argument is one")
 
 Layer norm lacks two aspects, those of `multiplies` and `repositions`, and `absent` says why. An operation of the
@@ -102,13 +105,17 @@ MODULES: Aspect[Any] = Aspect("modules")
 RESPELLINGS: Aspect[Any] = Aspect("norms")
 DEPENDENCE: Aspect[Any] = Aspect("dependence")
 CONSTANTS: Aspect[Any] = Aspect("constants")
+FACTORS: Aspect[Any] = Aspect("factors")
 
 ASPECTS: Mapping[str, Aspect[Any]] = {
     aspect.name: aspect
-    for aspect in (MULTIPLY_ADDS, SIZES, POSITIONS, READERS, MODULES, RESPELLINGS, DEPENDENCE, CONSTANTS)
+    for aspect in (MULTIPLY_ADDS, SIZES, POSITIONS, READERS, MODULES, RESPELLINGS, DEPENDENCE, CONSTANTS, FACTORS)
 }
 """All tables by name, in the order in which the functions of an operation stand."""
 
+
+NO_FACTOR = "no factor is carried through it"
+"""The reason why an operation has no `carries`: it does not keep a factor, or nobody has needed it to."""
 
 SLOT_BY_SLOT = "no sum runs over channels that can be removed: a constant stays one, or the dimension stays"
 """The reason why most operations read no constants."""
@@ -196,6 +203,15 @@ def reads_constants(*operations: Any) -> Callable[[FunctionT], FunctionT]:
     of all its arguments must be zero.
     """
     return _decorator(CONSTANTS, operations, twice="the reading of constants of {} is known already")
+
+
+def carries(*operations: Any) -> Callable[[FunctionT], FunctionT]:
+    """Register which arguments of an operation can be multiplied so that its results are.
+
+    The function is called with an `Asked`. It returns the ways to do so, see `fxprune.ops.factors`; none if there is
+    none.
+    """
+    return _decorator(FACTORS, operations, twice="the factors of {} are known already")
 
 
 def absent(*operations: Any, **reasons: str) -> None:

@@ -12,11 +12,12 @@ from __future__ import annotations
 import torch.nn.functional as F
 
 from fxprune.channels.vector import Vector
-from fxprune.ops.aspects import absent, depends, multiplies, reads_constants, resizes
+from fxprune.ops.aspects import absent, carries, depends, multiplies, reads_constants, resizes
 from fxprune.ops.constants import Read, Sum
 from fxprune.ops.contraction import NOT_ZERO
 from fxprune.ops.dependence import Dependence, Seen
 from fxprune.ops.elementwise import broadcast
+from fxprune.ops.factors import Asked, Way, is_one
 from fxprune.ops.macs import Dims, met
 from fxprune.ops.registry import Call, Operand, rule
 from fxprune.ops.site import Site
@@ -105,8 +106,18 @@ def attention_scale(site: Site) -> None:
         site.node.update_kwarg("scale", query.shape[-1] ** -0.5)
 
 
+@carries("aten::scaled_dot_product_attention")
+def attention_factors(asked: Asked) -> list[Way]:
+    """The queries or the keys carry the ratio of two scales; the values a factor of the result."""
+    ratio = asked.factor.new_tensor(asked.as_before("scale"))
+    if is_one(ratio):
+        return []
+    return [{"query": ratio}, {"key": ratio}] if is_one(asked.factor) else []
+
+
 absent(
     *_KERNELS,
+    factors="the scale is an argument of the function that calls it",
     positions="no argument is a position",
     readers="no argument is a size",
     modules="a multi-head attention has heads and widths of its own, see `fxprune/rewrite/attention.py`",

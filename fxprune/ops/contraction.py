@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from fxprune.channels.vector import Vector
-from fxprune.ops.aspects import SLOT_BY_SLOT, absent, depends, multiplies, reads_constants, recounts
+from fxprune.ops.aspects import NO_FACTOR, SLOT_BY_SLOT, absent, carries, depends, multiplies, reads_constants, recounts
 from fxprune.ops.constants import Read, Sum, WeightedSum, whole
 from fxprune.ops.dependence import Dependence, Seen, anything, either, over
 from fxprune.ops.elementwise import broadcast
+from fxprune.ops.factors import Asked, Value, Way, column, fitted, possible, reduced
 from fxprune.ops.macs import Dims, met
 from fxprune.ops.module_use import Use, stored_weight
 from fxprune.ops.registry import Call, Operand, rule
@@ -92,6 +93,26 @@ def add_product_dependence(seen: Seen) -> Dependence:
     if seen.func._schema.name == "aten::addbmm" and isinstance(made, torch.Tensor):
         made = made.any(0)
     return either(seen.of(addend), made)
+
+
+@carries("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::mv", "aten::addmv")
+def product_factors(asked: Asked) -> list[Way]:
+    """One of the two factors carries it, and so does the addend."""
+    *addends, first, second = [name for name, value in asked.raw.items() if isinstance(value, Value)]
+    product, last = asked.factor * asked.as_before("alpha"), asked.factor.ndim - 1
+    matrix = len(asked[second].shape) > 1
+
+    def added() -> Way:
+        factor = asked.factor * asked.as_before("beta")
+        return {name: fitted(factor, asked[name].shape) for name in addends if asked["beta"] != 0}
+
+    def of_first() -> Way:
+        return {first: reduced(product, [last]) if matrix else product[..., None], **added()}
+
+    def of_second() -> Way:
+        return {second: reduced(product, [last - 1 if matrix else last]), **added()}
+
+    return possible(of_first, of_second)
 
 
 @reads_constants("aten::mm", "aten::addmm")
@@ -397,9 +418,25 @@ def bilinear_attributes(module: Any, use: Use) -> dict[str, Any]:
 
 reads_constants("aten::_trilinear")(whole)
 
+
+@carries("aten::linear")
+def linear_factors(asked: Asked) -> list[Way]:
+    """The weight or the input carries it, and so does the bias."""
+    outputs = column(asked.factor, -1)
+    bias = {} if asked["bias"] is None else {"bias": outputs}
+    return possible(
+        lambda: {"weight": outputs[:, None], **bias}, lambda: {"input": reduced(asked.factor, [-1]), **bias}
+    )
+
+
 _PRODUCTS = (
     *("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::addbmm", "aten::addr", "aten::_grouped_mm"),
     *("aten::mv", "aten::addmv", "aten::dot", "aten::vdot", "aten::_cdist_forward", "aten::_euclidean_dist"),
+)
+absent(
+    *("aten::_cdist_forward", "aten::_euclidean_dist", "aten::_grouped_mm", "aten::_trilinear", "aten::addbmm"),
+    *("aten::addr", "aten::dot", "aten::vdot"),
+    factors=NO_FACTOR,
 )
 absent(*_PRODUCTS, modules="no module of torch is this operation alone")
 absent(

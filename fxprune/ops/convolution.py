@@ -9,10 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch.nn.modules import conv
 
-from fxprune.ops.aspects import absent, depends, multiplies, reads, reads_constants, recounts, resizes
+from fxprune.ops.aspects import (
+    NO_FACTOR,
+    absent,
+    carries,
+    depends,
+    multiplies,
+    reads,
+    reads_constants,
+    recounts,
+    resizes,
+)
 from fxprune.ops.constants import Read, WeightedSum, Whole
 from fxprune.ops.contraction import NOT_ZERO
 from fxprune.ops.dependence import Dependence, Seen, along
+from fxprune.ops.factors import Asked, Way, column, possible, reduced
 from fxprune.ops.macs import Dims
 from fxprune.ops.module_use import Use, stored_weight
 from fxprune.ops.python_call import Counted, PythonCall
@@ -146,6 +157,22 @@ def convolution_attributes(module: Any, use: Use) -> dict[str, Any]:
     return {"groups": groups, "out_channels": first, "in_channels": second * groups}
 
 
+@carries(*_CONVOLUTIONS)
+def convolution_factors(asked: Asked) -> list[Way]:
+    """The weight carries it, or the input where all outputs have one; and so does the bias."""
+    weight, factor = asked["weight"], asked.factor
+    spatial, transposed = len(weight.shape) - 2, asked["transposed"]
+    outputs = column(factor, -1 - spatial)
+    bias = {} if asked["bias"] is None else {"bias": outputs}
+
+    def of_weight() -> Way:
+        if transposed and asked["groups"] > 1:
+            return {"weight": reduced(outputs, [0]).reshape((1,) * len(weight.shape)), **bias}
+        return {"weight": outputs.reshape(*((1, -1) if transposed else (-1, 1)), *(1,) * spatial), **bias}
+
+    return possible(of_weight, lambda: {"input": reduced(factor, range(factor.ndim)), **bias})
+
+
 @rule("aten::cudnn_convolution")
 def cudnn_convolution(call: Call, self: Operand, weight: Operand, groups: int) -> Operand:
     """y[n, (g o), s'] = sum_{i, k} w[(g o), i, k] * x[n, (g i), s + k]"""
@@ -165,4 +192,5 @@ def cudnn_convolution_sizes(site: Site) -> None:
 
 
 absent(*_CONVOLUTIONS, "aten::cudnn_convolution", positions="no argument is a position", norms="it is no statistic")
+absent("aten::cudnn_convolution", factors=NO_FACTOR)
 absent("aten::cudnn_convolution", readers="no function of torch's own calls it", modules="no module of torch calls it")

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
 
-from fxprune.ops.aspects import SLOT_BY_SLOT, absent, depends, reads, resizes
+from fxprune.ops.aspects import NO_FACTOR, SLOT_BY_SLOT, absent, depends, reads, resizes
 from fxprune.ops.dependence import Dependence, Seen, nothing
 from fxprune.ops.python_call import Counted, PythonCall
 from fxprune.ops.registry import Call, Operand, rule
@@ -160,5 +160,6 @@ absent(
     positions="no argument is a position",
     modules="no module of torch makes tensors",
     norms="it is no statistic",
+    factors=NO_FACTOR,
     constants=SLOT_BY_SLOT,
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from fxprune.channels.vector import Vector
-from fxprune.ops.aspects import SLOT_BY_SLOT, absent, depends, recounts
+from fxprune.ops.aspects import NO_FACTOR, SLOT_BY_SLOT, absent, carries, depends, recounts
 from fxprune.ops.dependence import Dependence, Seen, either
+from fxprune.ops.factors import Asked, Way, carriers, change, fitted, is_one, possible, unchanged_factor
 from fxprune.ops.module_use import Use
 from fxprune.ops.registry import Call, Operand, rule
 
@@ -87,6 +89,20 @@ def elementwise_dependence(seen: Seen) -> Dependence:
     return either(*map(seen.of, seen.tensors))
 
 
+@carries(*(f"aten::{name}" for name in ELEMENTWISE))
+def elementwise_factors(asked: Asked) -> list[Way]:
+    """The smallest sets of operands that have to be multiplied so that the result is, found by trying."""
+    ratio = change(asked)
+    if ratio is None:
+        return []
+    wanted = asked.factor / ratio
+
+    def way(names: Sequence[str]) -> Way:
+        return {name: fitted(wanted, asked[name].shape) for name in names}
+
+    return possible(*(partial(way, names) for names in carriers(asked)))
+
+
 @depends("aten::mul")
 def mul_dependence(seen: Seen) -> Dependence:
     """Depends where a factor does, unless the other one is always zero."""
@@ -137,6 +153,9 @@ def copies_dependence(seen: Seen) -> Dependence:
     return either(*map(seen.of, seen.tensors))
 
 
+carries(*(f"aten::{name}" for name in COPIES))(unchanged_factor)
+
+
 @rule(*(f"aten::{name}" for name in RANDOM))
 def random(call: Call, *operands: Operand) -> list[Operand]:
     """y[i] = a random number, whose distribution may follow from the arguments at i"""
@@ -155,6 +174,12 @@ def dropout_dependence(seen: Seen) -> list[Dependence]:
     return [seen.live(seen["input"]), True]
 
 
+@carries("aten::dropout", "aten::native_dropout")
+def dropout_factors(asked: Asked) -> list[Way]:
+    """Each element is kept or zero; the mask is what it is."""
+    return [{"input": asked.factor}] if all(map(is_one, asked.factors[1:])) else []
+
+
 @rule("aten::copy")
 def copy(call: Call, self: Operand, src: Operand) -> Operand:
     """self[i] = src[i], src broadcast"""
@@ -169,6 +194,12 @@ def copy_dependence(seen: Seen) -> Dependence:
     return seen.of(seen["src"])
 
 
+@carries("aten::copy")
+def copy_factors(asked: Asked) -> list[Way]:
+    """The source carries the factor."""
+    return possible(lambda: {"src": fitted(asked.factor, asked["src"].shape)})
+
+
 @recounts("aten::_prelu_kernel", modules=(nn.PReLU,))
 def prelu_attributes(module: Any, use: Use) -> dict[str, Any]:
     """The number of slopes."""
@@ -177,6 +208,7 @@ def prelu_attributes(module: Any, use: Use) -> dict[str, Any]:
 
 _EVERY = tuple(f"aten::{name}" for name in (*ELEMENTWISE, "eq", "ne", *COPIES, *RANDOM, "copy"))
 absent(*(name for name in _EVERY if name != "aten::_prelu_kernel"), modules="its module has no count")
+absent("aten::eq", "aten::ne", *(f"aten::{name}" for name in RANDOM if "dropout" not in name), factors=NO_FACTOR)
 absent(
     *_EVERY,
     multiply_adds="each element is computed on its own",

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from fxprune.channels.vector import Vector
-from fxprune.ops.aspects import SLOT_BY_SLOT, absent, depends
+from fxprune.ops.aspects import NO_FACTOR, SLOT_BY_SLOT, absent, carries, depends
 from fxprune.ops.dependence import Dependence, Seen, anything, moved, summed
 from fxprune.ops.elementwise import broadcast
+from fxprune.ops.factors import Asked, Way, moved_factors, possible, reduced
 from fxprune.ops.registry import Call, Operand, integers, rule
 from fxprune.ops.views import with_vectors
 
@@ -281,6 +282,22 @@ def _is_mask(call: Call, position: int) -> bool:
     return str(call.raw["indices"][position].dtype) in ("torch.bool", "torch.uint8")
 
 
+@carries("aten::index_select", "aten::index", "aten::gather")
+def index_factors(asked: Asked) -> list[Way]:
+    """Nobody knows which slots are read, so all carry one factor."""
+    return possible(lambda: {"self": reduced(asked.factor, range(asked.factor.ndim)).reshape(())})
+
+
+_SCATTERS = ("aten::select_scatter", "aten::slice_scatter", "aten::diagonal_scatter")
+carries(*_SCATTERS)(moved_factors)
+absent(
+    *("aten::_unsafe_index", "aten::index_put", "aten::_unsafe_index_put", "aten::_index_put_impl", "aten::take"),
+    *("aten::put", "aten::scatter", "aten::scatter_add", "aten::scatter_reduce", "aten::index_add"),
+    *("aten::index_copy", "aten::index_reduce", "aten::index_fill", "aten::masked_scatter", "aten::nonzero"),
+    *("aten::as_strided_scatter", "aten::nonzero_static", "aten::masked_select", "aten::bincount", "aten::_unique"),
+    *("aten::_unique2", "aten::unique_dim", "aten::unique_consecutive"),
+    factors=NO_FACTOR,
+)
 absent(
     *("aten::index_select", "aten::index", "aten::_unsafe_index", "aten::index_put", "aten::_unsafe_index_put"),
     *("aten::_index_put_impl", "aten::gather", "aten::take", "aten::put", "aten::scatter", "aten::scatter_add"),

@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import nn
 
-from fxprune.ops.aspects import SLOT_BY_SLOT, absent, depends, reads_constants, recounts
+from fxprune.ops.aspects import NO_FACTOR, SLOT_BY_SLOT, absent, carries, depends, reads_constants, recounts
 from fxprune.ops.constants import whole
 from fxprune.ops.contraction import NOT_ZERO
 from fxprune.ops.dependence import Dependence, Seen, anything
+from fxprune.ops.factors import Asked, Way, column
 from fxprune.ops.module_use import Use
 from fxprune.ops.registry import Call, Operand, rule
 
@@ -26,6 +27,12 @@ def embedding_dependence(seen: Seen) -> Dependence:
     """A column depends, unless it is the same number in every row of the table."""
     w = seen["weight"]
     return ~(w == w[:1]).all(0) if seen.of(w) is False else True
+
+
+@carries("aten::embedding")
+def embedding_factors(asked: Asked) -> list[Way]:
+    """The columns of the table carry it."""
+    return [{"weight": column(asked.factor, -1)[None, :]}]
 
 
 @rule("aten::embedding_renorm")
@@ -80,6 +87,10 @@ def embedding_attributes(module: Any, use: Use) -> dict[str, Any]:
     return {"num_embeddings": module.weight.shape[0], "embedding_dim": module.weight.shape[1]}
 
 
+absent(
+    *("aten::embedding_renorm", "aten::_embedding_bag", "aten::_embedding_bag_forward_only"),
+    factors=NO_FACTOR,
+)
 absent("aten::embedding", "aten::_embedding_bag", "aten::_embedding_bag_forward_only", constants=SLOT_BY_SLOT)
 absent(
     *("aten::embedding", "aten::embedding_renorm", "aten::_embedding_bag", "aten::_embedding_bag_forward_only"),

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from fxprune.channels.groups import Removal
-from fxprune.ops.aspects import SLOT_BY_SLOT, absent, depends, reads, recounts, repositions, resizes
+from fxprune.ops.aspects import SLOT_BY_SLOT, absent, carries, depends, reads, recounts, repositions, resizes
 from fxprune.ops.dependence import moved
+from fxprune.ops.factors import Asked, Way, moved_factors
 from fxprune.ops.module_use import Use
 from fxprune.ops.python_call import Counted, PythonCall
 from fxprune.ops.registry import Call, Operand, rule
@@ -233,12 +234,19 @@ def padding(removal: Removal, input: Operand, output: Operand, pad: Sequence[int
     return new
 
 
+@carries("aten::constant_pad_nd")
+def constant_pad_nd_factors(asked: Asked) -> list[Way]:
+    """Elements are moved; added ones are zero, or they would have to stay as they are."""
+    return moved_factors(asked) if not asked["value"] else []
+
+
 absent("aten::constant_pad_nd", readers="a number of added slots is no size of a dimension")
 
 
 _MOVED = ("aten::cat", "aten::concat", "aten::concatenate", "aten::stack", "aten::flip", "aten::rot90")
 _ALL = (*_MOVED, "aten::roll", "aten::repeat", "aten::tile", "aten::repeat_interleave", "aten::constant_pad_nd")
 depends(*_ALL)(moved)
+carries(*(op for op in _ALL if op != "aten::constant_pad_nd"))(moved_factors)
 absent(*_ALL, multiply_adds="nothing is computed", norms="it is no statistic")
 absent(*(op for op in _ALL if op != "aten::constant_pad_nd"), modules="no module of torch keeps its arguments")
 absent(*_MOVED, "aten::roll", sizes="no argument is a size")

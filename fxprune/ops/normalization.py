@@ -14,9 +14,10 @@ from torch import nn
 from torch.nn.modules import batchnorm, instancenorm
 
 from fxprune.channels.vector import Vector
-from fxprune.ops.aspects import absent, depends, reads, reads_constants, recounts, resizes, respells
+from fxprune.ops.aspects import absent, carries, depends, reads, reads_constants, recounts, resizes, respells
 from fxprune.ops.constants import Read, Sum, Whole
 from fxprune.ops.dependence import Dependence, Seen, Settled, constant_planes, depends_anywhere, either, over
+from fxprune.ops.factors import Asked, Way, column, fitted, is_one, possible, reduced
 from fxprune.ops.module_use import Use
 from fxprune.ops.python_call import Counted, PythonCall
 from fxprune.ops.registry import Call, Operand, rule
@@ -285,6 +286,24 @@ def wide_rms_norm(statistic: StatisticNode) -> fx.Node:
     return statistic.layer(nn.RMSNorm, eps, input, statistic.argument(2, "weight"))
 
 
+@carries("aten::native_layer_norm", "aten::layer_norm", "aten::_fused_rms_norm", "aten::rms_norm")
+def layer_norm_factors(asked: Asked) -> list[Way]:
+    """Weight and bias carry it; nothing before the norm can, since it adds an epsilon."""
+    if asked["weight"] is None or not all(map(is_one, asked.factors[1:])):
+        return []
+    named = [name for name in ("weight", "bias") if asked.raw.get(name) is not None]
+    return possible(lambda: {name: fitted(asked.factor, asked[name].shape) for name in named})
+
+
+@carries(*_BATCH_NORMS, "aten::native_group_norm")
+def channel_norm_factors(asked: Asked) -> list[Way]:
+    """Weight and bias of a channel carry it."""
+    if asked["weight"] is None or not all(map(is_one, asked.factors[1:])):
+        return []
+    channels = column(asked.factor, 1)
+    return [{name: channels for name in ("weight", "bias") if asked[name] is not None}]
+
+
 @rule("aten::_weight_norm_interface", "aten::_weight_norm")
 def weight_norm(call: Call, v: Operand, g: Operand, dim: int) -> list[Operand]:
     """w[o, i] = g[o] * v[o, i] / |v[o, :]|: removing an i is exact; an o of zeros gives 0 / 0 in the reference."""
@@ -313,6 +332,13 @@ def weight_norm_constants(seen: Seen) -> list[Read]:
     """A sum over all dimensions but one."""
     v, dim = seen["v"], seen["dim"]
     return [Sum(v, d) for d in range(v.ndim) if d != dim % v.ndim]
+
+
+@carries("aten::_weight_norm_interface", "aten::_weight_norm")
+def weight_norm_factors(asked: Asked) -> list[Way]:
+    """g carries it; the length of v does not count."""
+    rows = [d for d in range(asked.factor.ndim) if d != asked["dim"] % asked.factor.ndim]
+    return [{"g": reduced(asked.factor, rows)}] if all(map(is_one, asked.factors[1:])) else []
 
 
 absent(

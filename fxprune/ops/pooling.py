@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from fxprune.ops.aspects import SLOT_BY_SLOT, absent, depends
+from fxprune.ops.aspects import NO_FACTOR, SLOT_BY_SLOT, absent, carries, depends
 from fxprune.ops.dependence import Dependence, Seen, either, over
+from fxprune.ops.factors import Asked, Way, is_one, possible, reduced
 from fxprune.ops.registry import Call, Operand, rule
 
 SPATIAL = {
@@ -59,6 +60,20 @@ def spatial_dependence(seen: Seen) -> list[Dependence]:
     averaged = name in _AVERAGES and any(_listed(seen["padding"])) and seen.raw.get("count_include_pad", True)
     dependence: Dependence = seen.live(x) if averaged else seen.of(x)
     return [over(dependence, x, range(-space, 0)), *(True for _ in seen.func._schema.returns[1:])]
+
+
+_POOLS = tuple(f"aten::{name}" for names in SPATIAL.values() for name in names.split() if "unpool" not in name)
+
+
+@carries(*_POOLS)
+def spatial_factors(asked: Asked) -> list[Way]:
+    """A channel carries the factor of all its positions: maxima, averages and copies are multiplied with it."""
+    name = asked.func._schema.name.removeprefix("aten::")
+    space = next(k for k, names in SPATIAL.items() if name in names.split())
+    read = next(n for n in ("self", "input") if n in asked.raw)
+    if not all(map(is_one, asked.factors[1:])):
+        return []
+    return possible(lambda: {read: reduced(asked.factor, range(-space, 0))})
 
 
 def _listed(value: Any) -> Iterable[int]:
@@ -132,6 +147,11 @@ def glu_dependence(seen: Seen) -> Dependence:
     return either(a, b & seen.live(x.chunk(2, dim)[0]))
 
 
+absent(
+    *("aten::max_unpool2d", "aten::max_unpool3d", "aten::fractional_max_pool2d", "aten::fractional_max_pool3d"),
+    *("aten::grid_sampler_2d", "aten::grid_sampler_3d", "aten::cudnn_grid_sampler", "aten::glu"),
+    factors=NO_FACTOR,
+)
 absent(
     *(f"aten::{name}" for names in SPATIAL.values() for name in names.split()),
     *("aten::fractional_max_pool2d", "aten::fractional_max_pool3d"),

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from fxprune.channels.vector import Vector
-from fxprune.ops.aspects import SLOT_BY_SLOT, absent, depends, multiplies, reads_constants, recounts, resizes
+from fxprune.ops.aspects import NO_FACTOR, SLOT_BY_SLOT, absent, depends, multiplies, reads_constants, recounts, resizes
 from fxprune.ops.constants import whole
 from fxprune.ops.contraction import NOT_ZERO
 from fxprune.ops.dependence import Dependence, Seen, anything, over
@@ -299,4 +299,5 @@ absent(
     *(*_LAYERS, "aten::_thnn_fused_lstm_cell", "aten::_pack_padded_sequence"),
     positions="no argument is a position",
     norms="it is no statistic",
+    factors=NO_FACTOR,
 )

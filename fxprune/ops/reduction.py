@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fxprune.ops.aspects import absent, depends, reads_constants, respells
+from fxprune.ops.aspects import NO_FACTOR, absent, carries, depends, reads_constants, respells
 from fxprune.ops.constants import Read, Sum
 from fxprune.ops.dependence import Dependence, Seen, anything, either, over
+from fxprune.ops.factors import Asked, Way
 from fxprune.ops.registry import Call, Operand, rule
 from fxprune.ops.statistic import StatisticNode
 
@@ -102,6 +103,18 @@ def reduction_dependence(seen: Seen) -> Dependence:
     x = seen["self"]
     dependence: Dependence = seen.live(x) if seen.func._schema.name.removeprefix("aten::") in SUMS else seen.of(x)
     return over(dependence, x, reduced_dims(seen), bool(seen.raw.get("keepdim", False)))
+
+
+@carries("aten::sum", "aten::mean", "aten::amax", "aten::amin")
+def reduction_factors(asked: Asked) -> list[Way]:
+    """Everything that is reduced to one number carries the factor of this number."""
+    ndim, dim = len(asked["self"].shape), asked.raw.get("dim")
+    dims = range(ndim) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
+    factor = asked.factor
+    if not asked.raw.get("keepdim", False):
+        for d in sorted({d % ndim for d in dims}) if ndim else ():
+            factor = factor.unsqueeze(d)
+    return [{"self": factor}]
 
 
 @reads_constants(*(f"aten::{name}" for name in (*SUMS, *STATISTICS)), "aten::cumsum")
@@ -240,6 +253,10 @@ absent(
     positions="no argument is a position",
     readers="no argument is a size that changes",
     modules="its module has no count",
+)
+absent(
+    *(name for name in _EVERY if name not in ("aten::sum", "aten::mean", "aten::amax", "aten::amin")),
+    factors=NO_FACTOR,
 )
 _SUMMED = {*(f"aten::{name}" for name in (*SUMS, *STATISTICS)), "aten::cumsum"}
 absent(

@@ -15,7 +15,8 @@ import torch
 
 from fxprune.channels.groups import Bools
 from fxprune.channels.vector import Vector
-from fxprune.ops.aspects import SLOT_BY_SLOT, absent, reads, repositions, resizes
+from fxprune.ops.aspects import SLOT_BY_SLOT, absent, carries, reads, repositions, resizes
+from fxprune.ops.factors import moved_factors
 from fxprune.ops.python_call import Counted, PythonCall
 from fxprune.ops.registry import Call, Operand, rule
 from fxprune.ops.site import Site, rank
@@ -224,6 +225,7 @@ def _bounds(item: Any) -> tuple[Any, ...]:
     return (item.start, item.stop) if isinstance(item, slice) else (item,)
 
 
+carries("aten::slice", "aten::narrow", "aten::select")(moved_factors)
 absent(
     *("aten::slice", "aten::narrow", "aten::select"),
     multiply_adds="nothing is computed",

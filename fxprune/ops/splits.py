@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from fxprune.ops.aspects import SLOT_BY_SLOT, absent, depends, reads, resizes
+from fxprune.ops.aspects import SLOT_BY_SLOT, absent, carries, depends, reads, resizes
 from fxprune.ops.dependence import moved
+from fxprune.ops.factors import moved_factors
 from fxprune.ops.python_call import Counted, PythonCall
 from fxprune.ops.registry import Call, Operand, rule
 from fxprune.ops.site import Site
@@ -115,6 +116,7 @@ _SPLITS = ("aten::split", "aten::split_with_sizes", "aten::chunk", "aten::tensor
 _UNSAFE = ("aten::unsafe_split", "aten::unsafe_split_with_sizes", "aten::unsafe_chunk")
 
 depends(*_UNSAFE)(moved)
+carries("aten::unbind", *_SPLITS, *_UNSAFE)(moved_factors)
 absent(*_UNSAFE, sizes="only torch's own code calls it", readers="only torch's own code calls it")
 absent("aten::chunk", "aten::tensor_split", readers="the number of parts does not change")
 absent(

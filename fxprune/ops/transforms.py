@@ -6,10 +6,21 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from fxprune.ops.aspects import SLOT_BY_SLOT, absent, depends, multiplies, reads, reads_constants, resizes
+from fxprune.ops.aspects import (
+    NO_FACTOR,
+    SLOT_BY_SLOT,
+    absent,
+    carries,
+    depends,
+    multiplies,
+    reads,
+    reads_constants,
+    resizes,
+)
 from fxprune.ops.constants import whole
 from fxprune.ops.dependence import Dependence, Seen, anything, either, moved, nothing, over
 from fxprune.ops.elementwise import broadcast
+from fxprune.ops.factors import moved_factors
 from fxprune.ops.python_call import Counted, PythonCall
 from fxprune.ops.registry import Call, Operand, rule
 from fxprune.ops.site import Site
@@ -190,6 +201,9 @@ _OTHERS = (
     *("aten::tril", "aten::triu", "aten::diagonal", "aten::diag_embed", "aten::trace", "aten::linalg_cross"),
     *("aten::isin", "aten::affine_grid_generator", "aten::_assert_tensor_metadata", "aten::_assert_async"),
 )
+_MOVED = ("aten::diagonal", "aten::diag_embed", "aten::tril", "aten::triu")
+carries(*_MOVED)(moved_factors)
+absent(*(name for name in (*_FFT, *_OTHERS, "aten::histc") if name not in _MOVED), factors=NO_FACTOR)
 absent(*_OTHERS, "aten::histc", multiply_adds="it is no contraction")
 absent(*_FFT, *_OTHERS, sizes="no argument is a size that changes", readers="no argument is a size that changes")
 absent(

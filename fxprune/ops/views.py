@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from fxprune.channels.vector import Vector
-from fxprune.ops.aspects import SLOT_BY_SLOT, absent, depends, reads, recounts, resizes
+from fxprune.ops.aspects import SLOT_BY_SLOT, absent, carries, depends, reads, recounts, resizes
 from fxprune.ops.dependence import moved
+from fxprune.ops.factors import Asked, Way, moved_factors, possible, reduced
 from fxprune.ops.module_use import Use
 from fxprune.ops.python_call import Counted, PythonCall
 from fxprune.ops.registry import Call, Operand, rule
@@ -207,6 +208,18 @@ def view_as_real(call: Call, self: Operand) -> Operand:
     return call.operand([*self.vectors, call.fixed(2)], [*self.zero, True])
 
 
+@carries("aten::view_as_complex")
+def view_as_complex_factors(asked: Asked) -> list[Way]:
+    """Both parts of a number carry its factor."""
+    return [{"self": asked.factor[..., None]}]
+
+
+@carries("aten::view_as_real")
+def view_as_real_factors(asked: Asked) -> list[Way]:
+    """A number carries the factor of its parts."""
+    return possible(lambda: {"self": reduced(asked.factor, [asked.factor.ndim - 1])[..., 0]})
+
+
 @rule("aten::expand", labels="keep")
 def expand(call: Call, self: Operand) -> Operand:
     """y[i, j] = x[j]: the slots of a new dimension are all the same, and can be removed"""
@@ -248,6 +261,11 @@ _SIZED = ("aten::view", "aten::_unsafe_view", "aten::reshape", "aten::expand")
 _PERMUTED = ("aten::permute", "aten::transpose", "aten::t", "aten::numpy_T", "aten::movedim", "aten::swapaxes")
 _UNSIZED = (*_PERMUTED, "aten::unsqueeze", "aten::view_as_complex", "aten::view_as_real", "aten::flatten")
 _OTHERS = (*_SIZED, *_UNSIZED, "aten::squeeze", "aten::_reshape_alias", "aten::as_strided")
+carries(
+    *(*_SIZED, *_PERMUTED, "aten::unsqueeze", "aten::flatten", "aten::unflatten", "aten::squeeze"),
+    "aten::_reshape_alias",
+)(moved_factors)
+absent("aten::as_strided", factors="it reads memory in an order of its own")
 absent(*_OTHERS, modules="no module of torch keeps its sizes")
 absent(*_UNSIZED, sizes="no argument is a size", readers="no argument is a size")
 absent(*_OTHERS, "aten::unflatten", dependence=SHARED)

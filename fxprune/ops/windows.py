@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fxprune.ops.aspects import SLOT_BY_SLOT, absent, depends, reads, recounts, resizes
+from fxprune.ops.aspects import NO_FACTOR, SLOT_BY_SLOT, absent, carries, depends, reads, recounts, resizes
 from fxprune.ops.dependence import Dependence, Seen, moved, summed
+from fxprune.ops.factors import moved_factors
 from fxprune.ops.module_use import Use
 from fxprune.ops.python_call import Counted, PythonCall
 from fxprune.ops.registry import Call, Operand, rule
@@ -118,6 +119,8 @@ absent("aten::unfold", dependence=SHARED)
 
 _SHUFFLES = ("aten::channel_shuffle", "aten::native_channel_shuffle")
 _WINDOWS = ("aten::pixel_shuffle", "aten::pixel_unshuffle", "aten::im2col", "aten::col2im", "aten::unfold")
+carries(*_SHUFFLES, *(name for name in _WINDOWS if name != "aten::col2im"))(moved_factors)
+absent("aten::col2im", factors=NO_FACTOR)
 depends(*_SHUFFLES, "aten::pixel_shuffle", "aten::pixel_unshuffle", "aten::im2col")(moved)
 absent(
     *_SHUFFLES,

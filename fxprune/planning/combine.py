@@ -9,6 +9,7 @@ import numpy as np
 
 from fxprune.errors import PlanError, nearest
 from fxprune.paths import PATHS
+from fxprune.planning.factors import Factor, Products
 from fxprune.planning.fields import PlanFields, PlanT, Removed
 from fxprune.planning.ranges import between, indices_of, spans_of
 from fxprune.planning.sizes import Size
@@ -67,6 +68,7 @@ def then(first: PlanT, second: PlanFields) -> PlanT:
         biases=tuple(dict.fromkeys((*first.biases, *second.biases))),
         maps=tuple(dict.fromkeys((*first.maps, *second.maps))),
         sizes=_sizes(first.sizes, second.sizes),
+        factors=_factors(first, second, shapes, removed),
         structure=Structure(shapes, (), structure.outside),
         path=_path_of_both(first, second),
         versions={},
@@ -132,6 +134,22 @@ def _zeroed_by_both(first: PlanFields, second: PlanFields, shapes: Mapping[str, 
             zero = {*ours.get(name, {}).get(dim, []), *(set(later) - set(gone))}
             made.setdefault(name, {})[dim] = sorted(zero)
     return made
+
+
+def _factors(
+    first: PlanFields, second: PlanFields, shapes: Mapping[str, tuple[int, ...]], removed: Removed
+) -> tuple[Factor, ...]:
+    """The factors of both plans, multiplied. removed: the indices that the combined plan removes."""
+    made = Products(shapes, removed)
+    for factor in first.factors:
+        made.add(factor)
+    for factor in second.factors:
+        if factor.tensor not in shapes:
+            continue  # a constant that only the graph of the small model has
+        gone = first.removed.get(factor.tensor, {}).get(factor.dim, [])
+        size = shapes[factor.tensor][factor.dim] if factor.slots is not None else 0
+        made.add(factor, np.setdiff1d(np.arange(size), gone))
+    return made.factors()
 
 
 def _sizes(first: tuple[Size, ...], second: tuple[Size, ...]) -> tuple[Size, ...]:

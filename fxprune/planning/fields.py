@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from fxprune.errors import PlanError
+from fxprune.planning.factors import Factor
 from fxprune.planning.sizes import Size
 from fxprune.planning.structure import Structure
 
@@ -27,6 +28,7 @@ class PlanFields:
     structure: Structure | None = field(default=None, repr=False)
     path: str = ""
     versions: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    factors: tuple[Factor, ...] = ()
 
     def known_structure(self, what: str) -> Structure:
         """The structure. Raises `PlanError` if there is none. what: for the message, what is unknown without it."""

@@ -26,6 +26,8 @@ class Plan(PlanFields):
     structure: the model that it was made for; None where a plan was written by hand.
     path: the path that it was made on, "" where that is not known.
     versions: of the packages that wrote the file it was read from.
+    factors: the parts of parameters that are multiplied, because code of the small model computes another scale from a
+        smaller width; known after a rewrite, as `sizes` are.
     """
 
     def __bool__(self) -> bool:

@@ -14,12 +14,16 @@ from typing import Any
 from fxprune.errors import PlanError
 from fxprune.files import Field, PathLike, parse_json, read_bytes, write_text
 from fxprune.paths import PATHS
+from fxprune.planning.factors import Factor
 from fxprune.planning.fields import PlanFields, PlanT, Removed
 from fxprune.planning.ranges import between, indices_of, parse, spans_of, text_of
 from fxprune.planning.sizes import KINDS, Size
 from fxprune.planning.structure import Coupled, Structure
 
 FORMAT, VERSION = "fxprune plan", 1
+
+WITH_FACTORS = 2
+"""The version of a file whose plan has factors; a reader that knows none must refuse it."""
 
 LIMIT = 1 << 28
 """The most bytes of a plan file."""
@@ -55,7 +59,7 @@ def data_of(plan: PlanFields) -> dict[str, Any]:
     _refuse_what_no_file_holds(plan, structure)
     return {
         "format": FORMAT,
-        "version": VERSION,
+        "version": WITH_FACTORS if plan.factors else VERSION,
         "versions": dict(plan.versions) or versions(),
         "path": plan.path,
         "fingerprint": structure.fingerprint,
@@ -70,6 +74,7 @@ def data_of(plan: PlanFields) -> dict[str, Any]:
         ],
         "sizes": [{k: getattr(size, k) for k in ("kind", "at", "name", "old", "new")} for size in plan.sizes],
         "reasons": list(plan.reasons),
+        **({"factors": [_factor_data(factor) for factor in plan.factors]} if plan.factors else {}),
     }
 
 
@@ -86,6 +91,11 @@ def _tensor(shape: tuple[int, ...], dims: Mapping[int, list[int]] | None) -> dic
         stays = {dim: between(spans_of(gone), shape[dim]) for dim, gone in sorted(dims.items())}
         made |= {"removed": _texts(dims), "kept": {str(dim): text_of(spans) for dim, spans in stays.items()}}
     return made
+
+
+def _factor_data(factor: Factor) -> dict[str, Any]:
+    slots = None if factor.slots is None else text_of(spans_of(factor.slots))
+    return {"tensor": factor.tensor, "dim": factor.dim, "slots": slots, "factor": factor.factor}
 
 
 def _texts(dims: Mapping[int, list[int]]) -> dict[str, str]:
@@ -132,13 +142,13 @@ def plan_of(data: Field, kind: type[PlanT]) -> PlanT:
     """The plan from data of JSON. Raises `PlanError` for anything that `data_of` would not have given."""
     if not isinstance(data.value, dict) or data.value.get("format") != FORMAT:
         raise data.wrong(f'it is no plan of fxprune: there is no "format": "{FORMAT}"')
-    if data.value.get("version") != VERSION:
-        raise (
-            data["version"].wrong(f"this fxprune reads version {VERSION}", "load it with the fxprune that wrote it")
-            if "version" in data.value
-            else data.wrong('the key "version" is missing')
-        )
-    data.object(_KEYS)
+    version = data.value.get("version")
+    if type(version) is not int or version not in (VERSION, WITH_FACTORS):
+        if "version" not in data.value:
+            raise data.wrong('the key "version" is missing')
+        why = f"this fxprune reads versions {VERSION} and {WITH_FACTORS}"
+        raise data["version"].wrong(why, "load it with the fxprune that wrote it")
+    data.object([*_KEYS, *(["factors"] if version == WITH_FACTORS else [])])
     budget = _Budget(data)
     shapes: dict[str, tuple[int, ...]] = {}
     removed: Removed = {}
@@ -161,6 +171,7 @@ def plan_of(data: Field, kind: type[PlanT]) -> PlanT:
         structure,
         data["path"].text(("", *PATHS)),
         {name: version.text() for name, version in data["versions"].mapping().items()},
+        _factors(data["factors"], shapes, budget) if version == WITH_FACTORS else (),
     )
 
 
@@ -222,6 +233,26 @@ def _zeroed(data: Field, shapes: Mapping[str, tuple[int, ...]], budget: _Budget)
         fields = dims.mapping().items()
         made[name] = {d: budget.indices(f, shapes[name][d]) for k, f in fields for d in [_dim(f, k, shapes[name])]}
     return made
+
+
+def _factors(data: Field, shapes: Mapping[str, tuple[int, ...]], budget: _Budget) -> tuple[Factor, ...]:
+    made: dict[tuple[str, int, str | None], Factor] = {}
+    for entry in data.items():
+        entry.object(("tensor", "dim", "slots", "factor"))
+        name, place = entry["tensor"].text(), entry["slots"].value
+        if name not in shapes:
+            raise entry["tensor"].wrong('"tensors" has no such key')
+        dim = entry["dim"].integer(0, max(len(shapes[name]) - 1, 0))
+        slots = None if place is None else tuple(budget.indices(entry["slots"], shapes[name][dim]))
+        number = float(entry["factor"].number())
+        if not number > 0 or number == 1:
+            raise entry["factor"].wrong("a factor is positive and not 1")
+        if (name, dim, place) in made:
+            raise entry.wrong("the same place stands here twice")
+        made[name, dim, place] = Factor(name, dim, slots, number)
+    if not made:
+        raise data.wrong(f"a file of version {WITH_FACTORS} has factors")
+    return tuple(made.values())
 
 
 def _coupled(entry: Field, shapes: Mapping[str, tuple[int, ...]]) -> Coupled:

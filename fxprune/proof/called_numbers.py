@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -28,11 +27,11 @@ class CalledNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.scopes = Scopes(NOTHING)
-        self.scopes.on_computed_scale = self._scaled
+        self.scopes.on_attention = self._scaled
         self.seen: dict[Key, tuple[float, ...]] = {}
 
-    def _scaled(self, key: Key, query: torch.Tensor) -> None:
-        self.seen[key] = (query.shape[-1] ** -0.5,)
+    def _scaled(self, key: Key, named: dict[str, Any], made: Any) -> None:
+        self.seen[key] = (named["scale"],)
 
     @contextlib.contextmanager
     def inside(self, module: nn.Module, path: str) -> Iterator[None]:

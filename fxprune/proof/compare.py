@@ -16,6 +16,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.analysis.findings import Findings
+from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.process_state import clean_caches
 from fxprune.capture.values import tensors_in
@@ -39,6 +40,7 @@ def compare(
     removal: Removal,
     zeroed: Mapping[str, Any],
     exact: Mapping[str, torch.Tensor] | None = None,
+    factors: ScaleFactors | None = None,
 ) -> float:
     """Returns the relative error of `small` against its reference, the largest over all example inputs.
 
@@ -51,12 +53,16 @@ def compare(
         zeroed: tensor -> dimension -> the slots that are zero in the reference. These are the removed ones, or fewer if
             constants were folded.
         exact: name -> the new numbers of parameters of `small`, before they were rounded to the parameter's type.
+        factors: the factors that weights of `small` carry, since its code computes other scales.
 
     Raises `NoReferenceError` if the original does not run in float64.
     """
     with clean_caches(findings.model), deterministic():
         every = (findings.inputs, *findings.subject.more)
-        return max(_error_on(inputs, findings, small, removal, zeroed, exact or {}) for inputs in every)
+        return max(
+            _error_on(inputs, findings, small, removal, zeroed, exact or {}, factors or ScaleFactors())
+            for inputs in every
+        )
 
 
 def _error_on(
@@ -66,6 +72,7 @@ def _error_on(
     removal: Removal,
     zeroed: Mapping[str, Any],
     exact: Mapping[str, torch.Tensor],
+    factors: ScaleFactors,
 ) -> float:
     """The relative error on one example input; see `compare`."""
     values = findings.captured.values(inputs)
@@ -81,8 +88,10 @@ def _error_on(
         result = _run_small(findings, small, exact, values, numbers[1])
     except Exception:
         return float("inf")  # the reference runs in float64, so the small model must
-    if numbers[0] is not None and numbers[1] is not None and not numbers[0].same_numbers(numbers[1], TOLERANCE):
-        return float("inf")
+    if numbers[0] is not None and numbers[1] is not None:
+        numbers[0].seen.update({key: other for key, other in factors.numbers.items() if key in numbers[0].seen})
+        if not numbers[0].same_numbers(numbers[1], TOLERANCE):
+            return float("inf")
     return relative_error(result, reference)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,22 @@ class ContradictionError(Exception):
         super().__init__(why)
 
 
+@dataclass(frozen=True, eq=False)
+class Changed:
+    """An operation that is called with other fractions than in the original.
+
+    before, after: all its fractions. vectors: the dimensions from which they are known to be computed.
+    """
+
+    key: Key
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    vectors: tuple[Vector, ...]
+
+    def __str__(self) -> str:
+        return f"{self.key[2]} inside is called with {self.after}, computed from a size; it was {self.before}"
+
+
 class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A dispatch mode that compares the operations inside a node with those that the analysis has seen.
 
@@ -37,16 +54,16 @@ class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     replaced: paths of modules that run other operations in the small model than in the original; they are left out.
     expected: what the analysis has seen of the node that runs.
-    deferred: pairs of a scope and an error about a fraction that was computed from a size. The caller raises them after
-        all shapes have turned out right.
+    changed: the operations that are called with other fractions. The caller looks at them after all shapes have turned
+        out right.
     """
 
     def __init__(self, removal: Removal, scopes: Scopes, replaced: set[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.removal, self.scopes, self.replaced = removal, scopes, replaced
         self.expected = Observation()
-        self.deferred: list[tuple[str, ContradictionError]] = []
-        scopes.on_computed_scale = lambda key, query: self._same_numbers(key, (query.shape[-1] ** -0.5,))
+        self.changed: list[Changed] = []
+        scopes.on_attention = lambda key, named, made: self._same_numbers(key, (named["scale"],))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = run(func, args, kwargs or {})
@@ -77,10 +94,7 @@ class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _same_numbers(self, key: Key, numbers: tuple[float, ...]) -> None:
         before, vectors = self.expected.numbers.get(key, (numbers, ()))
         if len(numbers) == len(before) and numbers != before:
-            why = f"{key[2]} inside is called with {numbers}, computed from a size; it was {before}"
-            if not vectors:
-                raise ContradictionError(why, vectors)
-            self.deferred.append((key[0], ContradictionError(why, vectors)))  # raised later, after errors about shapes
+            self.changed.append(Changed(key, before, numbers, vectors))
 
     def _same_positions(self, key: Key, named: Mapping[str, Any]) -> None:
         """Raises `ContradictionError` if a position is not the number of kept slots before the old position."""

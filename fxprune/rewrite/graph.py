@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,11 +12,13 @@ from torch import fx, nn
 from fxprune.analysis.after_removal import shapes_after
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.folded_constants import FoldedConstants
+from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.capture.fake_tensors import Faker
 from fxprune.channels.groups import Removal
 from fxprune.rewrite.attributes import settle_settings
 from fxprune.rewrite.constants import place_constants
-from fxprune.rewrite.draft import draft_of
+from fxprune.rewrite.draft import Draft, draft_of
+from fxprune.rewrite.factors import multiplied, with_factors
 from fxprune.rewrite.hooks import reinsert
 from fxprune.rewrite.module_sizes import recount_modules
 from fxprune.rewrite.node_sizes import settle_nodes
@@ -25,7 +28,20 @@ from fxprune.rewrite.tensor_hooks import carry_over
 from fxprune.rewrite.tensors import cut_all
 
 
-def rewrite(findings: Findings, removal: Removal, constants: FoldedConstants | None = None) -> nn.Module:
+@dataclass(frozen=True, eq=False)
+class Rewritten:
+    """A smaller model.
+
+    factors: the factors that its weights carry. exact: name of a parameter whose numbers are other ones than those that
+        were cut -> its numbers before they were rounded to its type.
+    """
+
+    small: nn.Module
+    factors: ScaleFactors
+    exact: Mapping[str, torch.Tensor]
+
+
+def rewrite(findings: Findings, removal: Removal, constants: FoldedConstants | None = None) -> Rewritten:
     """The smaller model, which shares no tensor with the original.
 
     It has the class of the original if the capture kept it, else it is a `GraphModule`. First all sizes are settled on
@@ -38,21 +54,19 @@ def rewrite(findings: Findings, removal: Removal, constants: FoldedConstants | N
     Raises `RewriteError` where a size cannot be recounted, or a node's result has another shape than the analysis says.
     The original never changes.
     """
-    faker, constants = Faker(), constants or FoldedConstants()
-    shapes = shapes_after(findings, removal)
-    fakes = {name: faker.smaller(tensor, shapes[name]) for name, tensor in findings.tensors.items()}
-    draft = draft_of(findings.captured, {id(findings.tensors[name]): fake for name, fake in fakes.items()})
+    constants = constants or FoldedConstants()
+    draft, fakes, factors = _settled(findings, removal)
     small = draft.module
-    recount_modules(draft, findings, removal)
-    settle_settings(small, findings, removal)
-    if not findings.captured.real:
-        settle_nodes(draft, findings, removal, faker)
     preserve_modules(small, findings, removal)
     preserve_nodes(small, draft.graph, draft.before, findings, removal)
     real = cut_all(findings, removal)
     for name, numbers in {**rescaled(findings, removal), **constants.values}.items():
         if name in real:
             real[name].detach().copy_(numbers)
+    constants = with_factors(findings, removal, factors, constants)
+    exact = multiplied(findings, removal, factors, {**rescaled(findings, removal), **constants.exact})
+    for name in factors.parameters:
+        real[name].detach().copy_(exact[name])
     _fill(small, {id(fake): real[name] for name, fake in fakes.items()})
     place_constants(draft, constants)
     carry_over(findings.tensors, findings.model, real, small)
@@ -61,7 +75,24 @@ def rewrite(findings: Findings, removal: Removal, constants: FoldedConstants | N
     if isinstance(small, fx.GraphModule):
         small.graph.lint()
         small.recompile()
-    return small
+    return Rewritten(small, factors, exact)
+
+
+def scale_factors(findings: Findings, removal: Removal) -> ScaleFactors:
+    """The factors that the weights of the smaller model carry; it is not made. Raises `RewriteError` as `rewrite`."""
+    return _settled(findings, removal)[2]
+
+
+def _settled(findings: Findings, removal: Removal) -> tuple[Draft, dict[str, torch.Tensor], ScaleFactors]:
+    """The smaller model around fake tensors, all sizes settled; these tensors by name; and the factors of weights."""
+    faker, shapes = Faker(), shapes_after(findings, removal)
+    fakes = {name: faker.smaller(tensor, shapes[name]) for name, tensor in findings.tensors.items()}
+    draft = draft_of(findings.captured, {id(findings.tensors[name]): fake for name, fake in fakes.items()})
+    recount_modules(draft, findings, removal)
+    settle_settings(draft.module, findings, removal)
+    if findings.captured.real:
+        return draft, fakes, ScaleFactors()
+    return draft, fakes, settle_nodes(draft, findings, removal, faker)
 
 
 def _fill(small: nn.Module, tensors: Mapping[int, torch.Tensor]) -> None:

@@ -13,6 +13,7 @@ from torch import fx
 
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.observed import Observation, Walked
+from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.capture.captured import WHOLE_MODEL
 from fxprune.capture.fake_tensors import Faker
 from fxprune.capture.modes import MODES, set_mode
@@ -29,6 +30,7 @@ from fxprune.ops import Operand
 from fxprune.ops.site import Site
 from fxprune.proof.shapes import ContradictionError, ShapeCheck
 from fxprune.rewrite.draft import Draft
+from fxprune.rewrite.scales import HeldWidthsError, OtherNumber, factors_for
 from fxprune.rewrite.sizes import resize
 
 _LOOSE = {
@@ -38,19 +40,28 @@ _LOOSE = {
 """Nodes that may run other operations for other sizes, so only their results are checked, not the operations inside."""
 
 
-def settle_nodes(draft: Draft, findings: Findings, removal: Removal, faker: Faker) -> None:
+def settle_nodes(draft: Draft, findings: Findings, removal: Removal, faker: Faker) -> ScaleFactors:
     """Run the smaller graph; settle the sizes of each node just before it runs, and check its shapes just after.
 
     The smaller graph runs in the other mode too, if the analysis has seen the original there, and is only checked then.
 
-    Raises `RewriteError` where a shape is not the promised one.
+    Returns the factors that weights have to carry, because code computes other scales from the smaller sizes.
+
+    Raises `RewriteError` where a shape is not the promised one, or no weights can carry a factor.
     """
     had_users = {node for node in draft.graph.nodes if node.users}
     with clean_caches(findings.model):
-        _Settling(draft, findings, removal).run(faker)
+        runs: list[_Checking] = [_Settling(draft, findings, removal)]
+        runs[0].run(faker)
         for seen in findings.walked[1:]:
-            _Checking(draft, findings, removal, seen).run(faker)
+            runs.append(_Checking(draft, findings, removal, seen))
+            runs[-1].run(faker)
     _erase_unused(draft.graph, had_users)
+    try:
+        return factors_for(findings, removal, [number for run in runs for number in run.numbers])
+    except HeldWidthsError as error:
+        before, node, scope = error.number.before, error.number.node, error.number.scope
+        raise contradiction(before, node, str(error), scope, error.vectors) from None
 
 
 class _Checking:
@@ -69,6 +80,7 @@ class _Checking:
         modules = draft.module.named_modules()
         replaced = {name for name, module in modules if name and type(module) is not type(originals[name])}
         self.check = ShapeCheck(removal, self.scopes, replaced)
+        self.numbers: list[OtherNumber] = []
         self.when = ""
         if seen.training != findings.model.training:
             set_mode(self.module, seen.training)
@@ -107,10 +119,8 @@ class _Checking:
         if shapes != counts:
             why = f"its result has shape {shapes}, the analysis promises {counts}"
             raise self._contradiction(before, node, why, "", ())
-        if self.check.deferred:
-            scope, first = self.check.deferred[0]
-            vectors = tuple(vector for _, error in self.check.deferred for vector in error.vectors)
-            raise self._contradiction(before, node, str(first), scope, vectors)
+        self.numbers += [OtherNumber(changed, before, node, self.seen) for changed in self.check.changed]
+        self.check.changed.clear()
 
     def _contradiction(
         self, before: fx.Node, node: fx.Node, why: str, scope: str, vectors: tuple[Vector, ...]

@@ -37,6 +37,7 @@ ABSENT = {
     "norms": 271,
     "dependence": 28,
     "constants": 218,
+    "factors": 140,
 }
 """The number of operations that lack an aspect, without the list of elementwise ones. A number may only fall."""
 
@@ -241,7 +242,7 @@ def test_old_names_of_the_decorators_warn_and_register(monkeypatch: pytest.Monke
 
 def test_the_names_that_extensions_need_are_public() -> None:
     aspects_of_operations = (
-        "absent depends multiplies reads reads_constants recounts repositions resizes respells".split()
+        "absent carries depends multiplies reads reads_constants recounts repositions resizes respells".split()
     )
     needed = ["Call", "Operand", "leaf", "rule", *aspects_of_operations]
     assert set(needed) <= set(fxprune.ops.__all__)

@@ -398,8 +398,9 @@ def at(*path: Any) -> Callable[[Any, Any], None]:
 
 WRONG: dict[str, tuple[Callable[[Any, Any], None], Any, list[str]]] = {
     "format": (at("format"), "onnx", ["no plan of fxprune"]),
-    "version": (at("version"), 2, ['key "version": 2', "reads version 1", "the fxprune that wrote it"]),
-    "version text": (at("version"), "1", ["reads version 1"]),
+    "version": (at("version"), 3, ['key "version": 3', "reads versions 1 and 2", "the fxprune that wrote it"]),
+    "version text": (at("version"), "1", ["reads versions 1 and 2"]),
+    "version without factors": (at("version"), 2, ['the key "factors" is missing']),
     "unknown key": (at("shape"), 1, ['nothing is known of the key "shape"']),
     "path": (at("path"), "jit", ['key "path": jit', "'eager'"]),
     "tensors a list": (at("tensors"), [], ['key "tensors": []', "must be an object"]),

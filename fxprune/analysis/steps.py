@@ -1,0 +1,136 @@
+"""The operations of a run in order, and the tensors that each of them reads and makes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fxprune.capture.scopes import ATTENTION, Key
+from fxprune.capture.values import tensors_in
+from fxprune.ops.factors import Value, values_in
+
+ATEN_ATTENTION = f"aten::{ATTENTION}"
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One operation.
+
+    key: as in `Observation.outputs`. name: of the operation; "" if nothing is known of it. func: the operator, None
+        where several run. raw: its arguments by name, with a `Value` for each tensor. made: its results.
+    event: the number of the event that names its place.
+    """
+
+    key: Key
+    name: str
+    func: Any
+    raw: Mapping[str, Any]
+    made: tuple[Value, ...]
+    event: int
+
+    @property
+    def read(self) -> list[Value]:
+        """Every tensor among the arguments, in order."""
+        return [value for argument in self.raw.values() for value in values_in(argument)]
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """All operations of all runs.
+
+    done: the operations in order. results: the tensors that leave the model. numbers: tensors that forward made from a
+        single number, such as `torch.tensor(0.5)`.
+    """
+
+    done: Sequence[Step] = ()
+    results: frozenset[Value] = frozenset()
+
+
+class Recorder:
+    """Records the operations of a run. An operation in place makes a new `Value` for its tensor.
+
+    A tensor that shares memory with one that was written to is read as a result of all that was known of this memory.
+    """
+
+    def __init__(self) -> None:
+        self._done: list[Step] = []
+        self._results: set[Value] = set()
+        self._known: dict[int, tuple[torch.Tensor, Value, int]] = {}
+        self._writes: dict[int, int] = {}
+        self._memory: dict[int, list[Value]] = {}
+
+    def steps(self) -> Steps:
+        """Everything that was recorded."""
+        return Steps(tuple(self._done), frozenset(self._results))
+
+    def name(self, tensor: torch.Tensor, name: str) -> None:
+        """Say that a tensor is a parameter or buffer of the model."""
+        self._new(tensor, name)
+
+    def result(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Say that tensors leave the model."""
+        self._results.update(map(self._value, tensors))
+
+    def record(self, key: Key, func: Any, raw: Mapping[str, Any], made: Sequence[torch.Tensor], event: int) -> None:
+        """Record an operation that has run."""
+        if "|" in key[0] and key[0].rpartition("|")[2] == ATTENTION:
+            return  # it is recorded as one, see `attention`
+        self._step(key, func._schema.name, func, raw, made, event)
+
+    def attention(self, key: Key, raw: Mapping[str, Any], made: Any, event: int) -> None:
+        """Record a call of `scaled_dot_product_attention`, whatever operations it consists of."""
+        self._step(key, ATEN_ATTENTION, None, raw, tensors_in(made), event)
+
+    def opaque(self, key: Key, read: Sequence[torch.Tensor], made: Sequence[torch.Tensor], event: int) -> None:
+        """Record a module that is treated as one operation."""
+        self._step(key, "", None, {"tensors": list(read)}, made, event)
+
+    def _step(
+        self, key: Key, name: str, func: Any, raw: Mapping[str, Any], made: Sequence[torch.Tensor], event: int
+    ) -> None:
+        arguments = {argument: self._converted(value) for argument, value in raw.items()}
+        given = {id(t) for value in raw.values() for t in (value if isinstance(value, (list, tuple)) else (value,))}
+        written = [t for t in made if id(t) in given] if func is None or func._schema.is_mutable else []
+        for tensor in written:
+            memory = _memory(tensor)
+            self._writes[memory] = self._writes.get(memory, 0) + 1
+        results = tuple(
+            self._new(t) if id(t) not in given or any(t is w for w in written) else self._value(t) for t in made
+        )
+        self._done.append(Step(key, name, func, arguments, results, event))
+
+    def _converted(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self._value(value)
+        if isinstance(value, (list, tuple)) and any(isinstance(v, torch.Tensor) for v in value):
+            return [self._value(v) if isinstance(v, torch.Tensor) else v for v in value]
+        return value
+
+    def _value(self, tensor: torch.Tensor) -> Value:
+        known = self._known.get(id(tensor))
+        if known is None:
+            return self._new(tensor)
+        memory = _memory(tensor)
+        if known[2] == self._writes.get(memory, 0):
+            return known[1]
+        before = tuple(self._memory.get(memory, ()))
+        made = self._new(tensor)
+        self._done.append(Step(("", 0, "", 0), "", None, {"tensors": list(before)}, (made,), 0))
+        return made
+
+    def _new(self, tensor: torch.Tensor, name: str | None = None) -> Value:
+        value, memory = Value(tuple(tensor.shape), tensor.dtype, name), _memory(tensor)
+        self._known[id(tensor)] = (tensor, value, self._writes.get(memory, 0))
+        self._memory.setdefault(memory, []).append(value)
+        return value
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """The number of the memory that a tensor is in; tensors that share memory have the same."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # a sparse tensor has none
+        return -id(tensor)

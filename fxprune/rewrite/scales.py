@@ -1,0 +1,85 @@
+"""Scales that code of the small model computes anew: weights carry their ratio, or the widths before them stay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from fxprune.analysis.findings import Findings
+from fxprune.analysis.observed import Walked
+from fxprune.analysis.scale_factors import ScaleFactors
+from fxprune.channels.groups import Removal
+from fxprune.channels.vector import Vector
+from fxprune.proof.shapes import Changed
+from fxprune.rewrite.carriers import NoCarrierError, carried
+
+
+@dataclass(frozen=True, eq=False)
+class OtherNumber:
+    """An operation of the smaller graph that is called with other numbers than in the original.
+
+    before, node: the node that runs it, in the original and in the smaller graph. seen: the run of the original.
+    """
+
+    changed: Changed
+    before: fx.Node
+    node: fx.Node
+    seen: Walked
+
+    @property
+    def scope(self) -> str:
+        """The path of the module that runs it, or "%node"."""
+        return self.changed.key[0].partition("|")[0]
+
+
+class HeldWidthsError(Exception):
+    """No weights can carry a ratio, so widths have to stay.
+
+    number: the first of the operations that need it. vectors: these widths.
+    """
+
+    def __init__(self, why: str, number: OtherNumber, vectors: tuple[Vector, ...]) -> None:
+        self.number, self.vectors = number, vectors
+        super().__init__(why)
+
+
+def factors_for(findings: Findings, removal: Removal, numbers: Sequence[OtherNumber]) -> ScaleFactors:
+    """The factors with which the smaller model is right although operations are called with other numbers.
+
+    Raises `HeldWidthsError` where no weights can carry them.
+    """
+    if not numbers:
+        return ScaleFactors()
+    by_key = {number.changed.key: number for number in reversed(numbers)}
+    parameters = [(name, tensor) for name, tensor in findings.tensors.items() if isinstance(tensor, nn.Parameter)]
+    trainable = [name for name, tensor in parameters if tensor.is_floating_point()]
+    try:
+        return carried(findings.observed.steps, [number.changed for number in by_key.values()], trainable)
+    except NoCarrierError as error:
+        event = findings.events[error.event]
+        where = f" in {event.module or 'the model'} ({event.source})" if error.event else ""
+        held = [by_key[changed.key] for changed in error.changed]
+        vectors = tuple(vector for number in held for vector in _widths(number, removal))
+        why = f"{held[0].changed}, and no weights can carry the ratio: {error}{where}"
+        raise HeldWidthsError(why, held[0], vectors) from None
+
+
+def _widths(number: OtherNumber, removal: Removal) -> list[Vector]:
+    """The dimensions that have to keep their size so that an operation is called with the numbers of before."""
+    changed = number.changed
+    if changed.vectors:
+        return list(changed.vectors)
+    outputs = number.seen.observations[number.before.name].outputs
+    inside = (o for key, made in outputs.items() if key[0].partition("|")[0] == number.scope for o in made)
+    shrinking = [*{id(v): v for o in inside for v in o.vectors if removal.count(v) != v.size}.values()]
+    pairs = [(a, b) for a, b in zip(changed.before, changed.after, strict=True) if a != b and b]
+    exactly = [v for v in shrinking if any(_is_power(v.size, a) for a, _ in pairs)]
+    return exactly or [v for v in shrinking if any(_is_power(v.size / removal.count(v), a / b) for a, b in pairs)]
+
+
+def _is_power(width: float, number: float) -> bool:
+    """True if a number is what code usually computes from a width: its root, the root of that, or their inverses."""
+    return any(math.isclose(width**power, number, rel_tol=1e-9) for power in (-0.5, 0.5, -0.25, 0.25, -1.0, 1.0))
