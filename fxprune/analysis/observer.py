@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.analysis.arguments import bound, numbers_of
 from fxprune.analysis.observed import Contraction, Mark, Observation, Observed, Place, Visit, Walked
-from fxprune.analysis.steps import Recorder
+from fxprune.analysis.steps import StepRecorder
 from fxprune.analysis.unread_slots import UnreadSlots
 from fxprune.capture.fake_tensors import run
 from fxprune.capture.places import users_line
@@ -46,7 +46,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.terms = terms
         self.scopes = scopes
         scopes.on_enter, scopes.on_leave, scopes.on_attention = self._enter, self._leave, self._attended
-        self.recorder = Recorder()
+        self.recorder = StepRecorder()
         self.visits: dict[str, Visit] = {}
         self._visited: set[str] = set()  # in this run
         self._when = ""

@@ -49,7 +49,7 @@ class Steps:
     results: frozenset[Value] = frozenset()
 
 
-class Recorder:
+class StepRecorder:
     """Records the operations of a run. An operation in place makes a new `Value` for its tensor.
 
     A tensor that shares memory with one that was written to is read as a result of all that was known of this memory.

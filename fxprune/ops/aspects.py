@@ -115,7 +115,7 @@ ASPECTS: Mapping[str, Aspect[Any]] = {
 
 
 NO_FACTOR = "no factor is carried through it"
-"""The reason why an operation has no `carries`: it does not keep a factor, or nobody has needed it to."""
+"""The reason why an operation has no `carries`: it does not keep a factor, or no function says how."""
 
 SLOT_BY_SLOT = "no sum runs over channels that can be removed: a constant stays one, or the dimension stays"
 """The reason why most operations read no constants."""

@@ -76,7 +76,7 @@ class Asked:
         return self.factors[0]
 
     def as_before(self, name: str) -> float:
-        """What a number has to be multiplied by, so that it is what it was; 1 if it did not change."""
+        """The factor that makes a number what it was; 1 if it did not change."""
         return float(self.raw[name] / self.numbers[name]) if name in self.numbers else 1.0
 
 
@@ -271,7 +271,7 @@ def _multiplies(asked: Asked, chosen: Sequence[str]) -> bool:
 
 
 def change(asked: Asked) -> float | None:
-    """How many times too large the result of an elementwise operation is; None if that differs between elements.
+    """The number of times that the result of an elementwise operation is too large; None if elements differ in it.
 
     It is so because of the `numbers` and the tensors that are `off`.
     """

@@ -284,7 +284,7 @@ def _is_mask(call: Call, position: int) -> bool:
 
 @carries("aten::index_select", "aten::index", "aten::gather")
 def index_factors(asked: Asked) -> list[Way]:
-    """Nobody knows which slots are read, so all carry one factor."""
+    """It is not known which slots are read, so all carry one factor."""
     return possible(lambda: {"self": reduced(asked.factor, range(asked.factor.ndim)).reshape(())})
 
 

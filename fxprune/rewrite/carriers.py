@@ -68,7 +68,7 @@ class _ContradictionError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class _Request:
-    """What a step asks of a value: its factor, and the steps that led to it."""
+    """A factor that a step asks of a value, and the steps that led to it."""
 
     factor: torch.Tensor
     blame: frozenset[int]
@@ -242,7 +242,7 @@ class _Pass:
         return sorted(ways, key=lambda way: not any(v in pure for name in way for v in values_in(step.raw[name])))
 
     def _asked_of(self, step: Step, way: Way, blame: frozenset[int]) -> dict[Value, torch.Tensor]:
-        """What a step asks of each of its arguments. One that it does not name has to stay as it is."""
+        """The factor that a step asks of each argument. One that it does not name has to stay as it is."""
         made: dict[Value, torch.Tensor] = {}
         for name, argument in step.raw.items():
             given = way.get(name, _ONE)
@@ -256,7 +256,7 @@ class _Pass:
         return made
 
     def _agreed(self, value: Value) -> _Request:
-        """What all readers ask of a value together."""
+        """The factor that all readers ask of a value together."""
         requests = self.requests.get(value)
         if not requests:
             return _Request(_ONE, frozenset())
@@ -326,7 +326,7 @@ def _named(step: Step, entry: Changed) -> dict[str, float]:
 
 
 def _ratio(step: Step, entry: Changed | None, numbers: Mapping[str, float], off: Mapping[str, float]) -> float | None:
-    """How many times too large the result of a step is that reads plain numbers only; None if it is not one number."""
+    """The number of times that the result of a step on plain numbers is too large; None if elements differ in it."""
     if step.name == "aten::lift_fresh" and entry is not None:
         return entry.after[0] / entry.before[0]
     if _only_moves(step) and not numbers:

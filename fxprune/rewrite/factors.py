@@ -1,4 +1,4 @@
-"""The weights of the small model that carry a factor, so that scales which code computes anew are right.
+"""The weights of the small model that carry a factor, so that scales are right which code computes from widths.
 
 `carriers.py` finds the factors; `fxprune/planning/factors.py` has them as a part of the plan.
 """

@@ -1,4 +1,4 @@
-"""Scales that code of the small model computes anew: weights carry their ratio, or the widths before them stay."""
+"""Scales that code computes from a smaller width: weights carry their ratio, or the width stays."""
 
 from __future__ import annotations
 
