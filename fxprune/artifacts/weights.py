@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.export import ExportedProgram
 
 from fxprune._record import Record, attach
 from fxprune._record import data as record_data
@@ -56,6 +57,12 @@ def save(small: nn.Module, path: PathLike, *, record: Record | None = None) -> N
 
     Raises `FileError` for tensors that cannot be stored, and `PlanError` if a shape differs from the plan's.
     """
+    if isinstance(small, ExportedProgram):
+        raise FileError(
+            "an exported program cannot be stored",
+            why="it is a graph, and no class could be loaded into it",
+            do="torch.export.save(program, path), and fxprune.record(program).plan.save(other_path)",
+        )
     made = record_of_model(small) if record is None else record
     state = _tensors_to_store(small, made)
     for name, tensor in state.items():

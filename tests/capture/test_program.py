@@ -131,6 +131,11 @@ def test_a_program_without_a_record_says_so():
         fxprune.record(exported(net()))
 
 
+def test_saving_a_program_names_the_function_of_torch(tmp_path):
+    with pytest.raises(fxprune.FileError, match=r"torch.export.save\(program, path\)"):
+        fxprune.save(exported(net()), tmp_path / "small.safetensors")
+
+
 def test_running_statistics_of_a_program_in_training_mode_go_on():
     program = exported(net().train())
     small = fxprune.transform(program, arguments(inputs()), ratio=0.5)
