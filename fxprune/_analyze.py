@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from fxprune.analysis.analyzer import Analyzer
 from fxprune.analysis.findings import Findings, Subject
 from fxprune.analysis.single_layers import analyze_single_layers
+from fxprune.arguments import checks_arguments
 from fxprune.capture.captured import FrontEnd
 from fxprune.capture.inputs import Inputs, check_devices, check_initialised, check_unhooked, check_unwrapped, normalize
 from fxprune.capture.process_state import public_call
@@ -45,6 +46,7 @@ class Analysis(Findings):
         """
         return make_plan(self, ratio=ratio, **options).plan
 
+    @checks_arguments()
     def cost(self, plan: Plan | None = None) -> Cost:
         """Parameters, bytes and MACs, in total and by layer: of the model, or of the small one that a plan would make.
 
@@ -105,6 +107,7 @@ class Analysis(Findings):
         return dot(graph(self, kind))
 
 
+@checks_arguments("also", "strict")
 @public_call()
 def analyze(
     model: nn.Module | ExportedProgram,

@@ -15,6 +15,7 @@ from fxprune._attempt import Request, Result
 from fxprune._first_result import first_result
 from fxprune._record import Record, attach, record
 from fxprune.analysis.scale_factors import ScaleFactors
+from fxprune.arguments import checks_arguments
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import public_call
 from fxprune.capture.program import as_module, exported_again
@@ -38,6 +39,7 @@ from fxprune.rewrite.tensor_hooks import left_out
 ModelT = TypeVar("ModelT", nn.Module, ExportedProgram)
 
 
+@checks_arguments("also", "exact", "strict", "verify")
 @public_call()
 def transform(
     model: ModelT,
@@ -134,7 +136,7 @@ def transform(
     free = plan is None and path is None and prefer is None and not isinstance(module, fx.GraphModule)
     result = first_result(module, example_inputs, request, paths, may_give_up_class=free)
     for text, kind in _warnings(result, class_expected=free):
-        warnings.warn(text, kind, stacklevel=3)
+        warnings.warn(text, kind, stacklevel=4)
     small: Any = result.small
     if isinstance(model, ExportedProgram):
         small = exported_again(model, result.small, example_inputs)
@@ -159,6 +161,7 @@ def _warnings(result: Result, *, class_expected: bool) -> Iterator[tuple[str, ty
         yield text, FixedSizesWarning
 
 
+@checks_arguments("model", "small")
 @public_call()
 def verify(model: nn.Module | ExportedProgram, small: nn.Module | ExportedProgram, example_inputs: Any) -> float:
     """The relative error of a small model against its reference.

@@ -11,6 +11,7 @@ from torch import nn
 
 from fxprune._analyze import Analysis
 from fxprune._record import Record, record
+from fxprune.arguments import checks_arguments
 from fxprune.channels.groups import Removal
 from fxprune.errors import FxpruneError, InputError
 from fxprune.ops.layers import known_output_dim, output_dim
@@ -91,6 +92,7 @@ def dependencies(analysis: Analysis, plan: Plan | None = None, path: str | Path 
     return ax
 
 
+@checks_arguments("small", "path", "ax")
 def widths(small: Record | nn.Module, path: str | Path | None = None, ax: Any = None) -> Any:
     """Draws the output widths of all changed layers, before and after, as bars.
 
@@ -113,6 +115,10 @@ def widths(small: Record | nn.Module, path: str | Path | None = None, ax: Any = 
             rows.append((name.removesuffix(".weight"), shape[dim], made.after[name][dim]))
     if not rows:
         raise FxpruneError("there are no widths to draw", why="no layer changed", do="prune something first")
+    if ax is not None and not hasattr(ax, "barh"):
+        raise InputError(
+            f"ax must be axes of matplotlib, not {type(ax).__name__}", do="pass `plt.gca()`, or leave it out"
+        )
     if ax is None:
         size = (7, 0.8 + 0.22 * len(rows))
         ax = plt.figure(figsize=size, layout="constrained").add_subplot()

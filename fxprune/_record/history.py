@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fxprune.arguments import checks_arguments
 from fxprune.costs import Cost
 from fxprune.errors import PlanError
 from fxprune.planning.plan import Plan
@@ -44,6 +45,7 @@ class Record:
     plan: Plan = field(default_factory=lambda: Plan({}), repr=False)
     cost: tuple[Cost, Cost] | None = None
 
+    @checks_arguments()
     def then(self, second: Record) -> Record:
         """One record for a model that was pruned twice: from the original of this one to the small model of `second`.
 

@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 
 from fxprune._record.data import data_of, record_of
 from fxprune._record.history import Record
+from fxprune.arguments import checks_arguments
 from fxprune.capture.tensors import Tensors
 from fxprune.errors import FxpruneError
 from fxprune.files import Field, parse_json
@@ -61,6 +62,7 @@ def record_from(text: str) -> Record:
     return record_of(data["record"], plan_file.plan_of(data["plan"], Plan))
 
 
+@checks_arguments("small")
 def record(small: nn.Module | ExportedProgram) -> Record:
     """The record of a model that `transform` returned, of a deep copy of such a model, or of one that was pickled.
 

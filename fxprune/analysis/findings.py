@@ -15,6 +15,7 @@ from fxprune.analysis.members import Locked, Member
 from fxprune.analysis.observed import Observed, Walked
 from fxprune.analysis.tensor_table import TensorTable
 from fxprune.analysis.uses import Uses
+from fxprune.arguments import checks_arguments
 from fxprune.capture.captured import Captured
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.modes import MODES
@@ -58,14 +59,17 @@ class Group:
         weights = [member for member in self.members if member.tensor.ndim > 1 and self.is_output(member)]
         return (weights or list(self.members))[0]
 
+    @checks_arguments()
     def is_output(self, member: Member) -> bool:
         """True if a member is the output dimension of the layer that has the parameter."""
         return self._findings.is_output_dim(member.parameter, member.dim)
 
+    @checks_arguments()
     def owner(self, member: Member) -> nn.Module:
         """The module that has a member's parameter."""
         return self._findings.owner(member.parameter)
 
+    @checks_arguments()
     def layers_of(self, member: Member) -> list[str]:
         """The names of the layers that have a member's parameter; there are several for a tied one."""
         names = self._findings.names_of(member.parameter)

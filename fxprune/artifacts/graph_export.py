@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fxprune._record import record
+from fxprune.arguments import checks_arguments
 from fxprune.artifacts.graph_comparison import worst_error
 from fxprune.artifacts.graph_format import Format
 from fxprune.artifacts.onnx_file import ONNX
@@ -51,6 +52,7 @@ class Exported:
     reasons: tuple[str, ...] = ()
 
 
+@checks_arguments("path")
 @public_call()
 def export(
     model: nn.Module,
@@ -113,7 +115,7 @@ def export(
         runner = kind.read(content.data, program)
         if isinstance(runner, str):
             reasons.append(f"not compared: {runner}")
-            warnings.warn(f'"{os.fspath(path)}" was not compared: {runner}', stacklevel=3)
+            warnings.warn(f'"{os.fspath(path)}" was not compared: {runner}', stacklevel=4)
         else:
             error = worst_error(portable, runner, inputs, varying, tolerance, os.fspath(path))
     with replacing(path) as file:
@@ -217,7 +219,7 @@ def _from_record(model: nn.Module) -> list[str]:
     if path.needs_hooks:
         zeros = "the graph puts zeros back into the outputs of smaller layers (index_copy)"
         reasons.append(f'made by "{made.path}": {zeros}')
-        warnings.warn(f"the exported model is {reasons[0]}", stacklevel=4)
+        warnings.warn(f"the exported model is {reasons[0]}", stacklevel=5)
     if made.training and not (path.keeps_class or path.fixes_mode):
         reasons.append("traced in training mode: what a function was told of the mode stays that")
     return reasons

@@ -22,6 +22,7 @@ from fxprune._record import Record, attach
 from fxprune._record import data as record_data
 from fxprune._record import record as record_of_model
 from fxprune._transform import transform
+from fxprune.arguments import checks_arguments
 from fxprune.artifacts.rebuild import check_sizes, needs_inputs, rebuild, replace_tensors
 from fxprune.artifacts.safetensors_file import DTYPES, NAMES, SafetensorsFile, check_writable, raw_bytes, write
 from fxprune.capture.module_copy import copy_module
@@ -41,6 +42,7 @@ INLINE = 1 << 20
 Buffers = Mapping[str, torch.Tensor]
 
 
+@checks_arguments()
 @public_call()
 def save(small: nn.Module, path: PathLike, *, record: Record | None = None) -> None:
     """Writes a small model into one safetensors file: its weights, and what `load` needs to rebuild it.
@@ -83,6 +85,7 @@ def save(small: nn.Module, path: PathLike, *, record: Record | None = None) -> N
     write(path, {name: tensor for name, tensor in state.items() if name not in tied}, {"format": "pt", KEY: text})
 
 
+@checks_arguments("path", "also")
 @public_call()
 def load(path: PathLike, *, into: nn.Module, example_inputs: Any = None, also: Sequence[Any] = ()) -> nn.Module:
     """Rebuilds a small model from a file of `save` and the original's architecture; weights are equal bit for bit.

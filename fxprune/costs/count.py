@@ -16,6 +16,7 @@ from fxprune.analysis.findings import Findings
 from fxprune.analysis.folded_constants import FoldedConstants, bias_name
 from fxprune.analysis.hookable import outputs_behind_hooks
 from fxprune.analysis.observed import Contraction
+from fxprune.arguments import checks_arguments
 from fxprune.capture.captured import Captured, FrontEnd
 from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.inputs import Inputs, check_initialised, normalize
@@ -61,6 +62,7 @@ class Cost:
     uncounted: tuple[str, ...] = field(default=(), repr=False)
 
 
+@checks_arguments("model")
 @public_call()
 def cost(
     model: nn.Module | ExportedProgram, example_inputs: Any, *, path: str | None = None, prefer: str | None = None

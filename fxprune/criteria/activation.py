@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fxprune.analysis.findings import Group
+from fxprune.arguments import checks_arguments
 from fxprune.criteria.by_layer import scores_by_layer
 from fxprune.criteria.table import measured
 from fxprune.errors import PlanError, nearest
@@ -70,6 +71,7 @@ class ActivationStatistics(Mapping[str, LayerStatistics]):
         return tabulate(rows, headers=headers, floatfmt=".3f", disable_numparse=[0, 1])
 
 
+@checks_arguments("layers")
 @measured("activation")
 def importance_from(
     statistics: ActivationStatistics, kind: str = "apoz", *, layers: Mapping[str, str] | None = None

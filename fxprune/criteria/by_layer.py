@@ -9,9 +9,11 @@ from torch import Tensor
 
 from fxprune.analysis.findings import Group
 from fxprune.analysis.members import Member
+from fxprune.arguments import checks_arguments
 from fxprune.errors import PlanError, nearest
 
 
+@checks_arguments("scores")
 def scores_by_layer(scores: Mapping[str, Tensor], *, what: str = "scores") -> Callable[[Group], Tensor]:
     """An importance from one score per output channel of each layer.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fxprune.analysis.findings import Group
 from fxprune.analysis.members import Member
+from fxprune.arguments import checks_arguments
 from fxprune.criteria.connections import Layer, check_threshold, coactivation
 from fxprune.criteria.table import measured
 from fxprune.errors import InputError, PlanError
@@ -66,6 +67,7 @@ class CoactivationImportance:
         return member.per_channel(along, size) / member.per_channel(torch.ones_like(along), size)
 
 
+@checks_arguments("model", "loader")
 @measured("coactivation")
 def coactivation_importance(
     model: nn.Module, loader: Iterable[Any], *, threshold: float = 0.0, batches: int | None = None
@@ -145,6 +147,9 @@ def _key(layer: Any) -> int:
 
 
 def _run(model: nn.Module, loader: Iterable[Any], batches: int | None) -> None:
+    if isinstance(loader, Tensor | Mapping):
+        what = f"loader must give batches, not be a {type(loader).__name__}"
+        raise InputError(what, do="pass a data loader or a list of batches, for example `[torch.randn(64, 3, 32, 32)]`")
     number = 0
     for number, batch in enumerate(loader, 1):
         first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fxprune.analysis.findings import Findings, Group
+from fxprune.arguments import checks_arguments
 from fxprune.criteria.table import criterion
 from fxprune.criteria.weights import filters_of, refuse_without_values
 
@@ -36,6 +37,7 @@ def fpgm(findings: Findings, groups: Sequence[Group], seed: int | None = None) -
     return scores
 
 
+@checks_arguments("weight", "dim")
 def geometric_median_distances(weight: Tensor, dim: int = 0) -> Tensor:
     """score[o] = sum over j of ||w[o, ...] - w[j, ...]||_2, in float64.
 

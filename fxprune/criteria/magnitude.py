@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fxprune.analysis.findings import Findings, Group
+from fxprune.arguments import checks_arguments
 from fxprune.capture.tensors import PARAMETER
 from fxprune.criteria.table import criterion
 from fxprune.criteria.weights import filters_of, refuse_without_values
@@ -36,6 +37,7 @@ def l2(findings: Findings, groups: Sequence[Group], seed: int | None = None) -> 
     return norm_scores(findings, 2)
 
 
+@checks_arguments("findings", "p")
 def norm_scores(findings: Findings, p: int) -> npt.NDArray[np.float64]:
     """The p-norm of all parameter elements that are removed with a channel, per channel of the analysis.
 
@@ -63,6 +65,7 @@ def norm_scores(findings: Findings, p: int) -> npt.NDArray[np.float64]:
     return np.asarray(solution.sum_over_slots(sums) ** (1 / p), dtype=np.float64)
 
 
+@checks_arguments("weight", "p", "dim")
 def filter_norms(weight: Tensor, p: int = 2, dim: int = 0) -> Tensor:
     """score[o] = (sum over all other indices of |w[o, ...]|^p)^(1/p), in float64.
 

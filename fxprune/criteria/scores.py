@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from fxprune.analysis.findings import Findings, Group
+from fxprune.arguments import checks_arguments
 from fxprune.criteria.table import CRITERIA, Criterion, Importance
 from fxprune.errors import FxpruneError, PlanError, nearest
 
@@ -36,6 +37,7 @@ def by_group(importance: Callable[[Group], Any]) -> Criterion:
     return criterion
 
 
+@checks_arguments("findings")
 def scores_of(
     findings: Findings, importance: Importance, groups: Sequence[Group], seed: int | None
 ) -> npt.NDArray[np.float64]:

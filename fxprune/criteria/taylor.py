@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fxprune.arguments import checks_arguments
 from fxprune.criteria.magnitude import filter_norms
+from fxprune.errors import PlanError
 
 
+@checks_arguments("weight", "gradient", "dim")
 def taylor_scores(weight: Tensor, gradient: Tensor, dim: int = 0) -> Tensor:
     """score[o] = sum over all other indices of |w[o, ...] * dL/dw[o, ...]|, in float64.
 
@@ -22,4 +25,7 @@ def taylor_scores(weight: Tensor, gradient: Tensor, dim: int = 0) -> Tensor:
     >>> taylor_scores(torch.tensor([[1.0, -2.0], [3.0, 0.0]]), torch.tensor([[4.0, 1.0], [-1.0, 9.0]])).tolist()
     [6.0, 3.0]
     """
+    if weight.shape != gradient.shape:
+        why = f"their shapes are {tuple(weight.shape)} and {tuple(gradient.shape)}"
+        raise PlanError("weight and gradient do not fit each other", why=why, do="pass `weight.grad`")
     return filter_norms(weight * gradient, 1, dim)

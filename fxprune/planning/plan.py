@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fxprune.arguments import checks_arguments
 from fxprune.files import PathLike
 from fxprune.planning.combine import kept, then
 from fxprune.planning.difference import PlanDiff, diff
@@ -38,6 +39,7 @@ class Plan(PlanFields):
         """The kept indices, in the same form as `removed`. Raises `PlanError` where the plan knows no shapes."""
         return kept(self)
 
+    @checks_arguments()
     def save(self, path: PathLike) -> None:
         """Write the plan as JSON (`docs/files.md`), whole or not at all.
 
@@ -47,6 +49,7 @@ class Plan(PlanFields):
         save(self, path)
 
     @classmethod
+    @checks_arguments()
     def load(cls, path: PathLike) -> Plan:
         """The plan in a file. Raises `PlanError` for a wrong file, with the key, the value and the rule that it breaks.
 
@@ -60,6 +63,7 @@ class Plan(PlanFields):
         """
         return load(path, cls)
 
+    @checks_arguments()
     def then(self, second: Plan) -> Plan:
         """One plan for two prunings, in the numbering of this plan's model. second: a plan for the small model.
 
@@ -67,6 +71,7 @@ class Plan(PlanFields):
         """
         return then(self, second)
 
+    @checks_arguments()
     def diff(self, second: Plan) -> PlanDiff:
         """The indices that one plan removes and the other keeps.
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
+from fxprune.arguments import checks_arguments
 from fxprune.errors import ChannelsStayWarning, NothingRemovedWarning, PlanError
 from fxprune.ops.layers import output_dim
 from fxprune.pruner.layers import LAYERS, bias_last, is_prepared, remove_parametrization, squash_layer, why_not_squash
@@ -21,6 +22,7 @@ TORCH_AO = "torch.ao.pruning._experimental.pruner.parametrization"
 TORCH_AO_ELEMENTS = "torch.ao.pruning.sparsifier.utils"
 
 
+@checks_arguments("model", "zeros")
 def masks_of(model: nn.Module, *, zeros: bool = False) -> dict[str, Tensor]:
     """Returns {layer name: bool mask of its outputs, True = keep} of a model that one or several pruners have masked.
 
@@ -66,14 +68,15 @@ def masks_of(model: nn.Module, *, zeros: bool = False) -> dict[str, Tensor]:
     for name in [name for name, mask in masks.items() if not mask.any()]:
         ignored.append(f'"{name}": the masks of all its {len(masks.pop(name))} outputs, a layer cannot be empty')
     if ignored:
-        warnings.warn("masks_of ignores " + "; ".join(ignored), ChannelsStayWarning, stacklevel=2)
+        warnings.warn("masks_of ignores " + "; ".join(ignored), ChannelsStayWarning, stacklevel=3)
     if all(bool(mask.all()) for mask in masks.values()):
         why = "no layer has a mask" if not masks else f"the masks of {len(masks)} layers keep every output"
         more = "" if zeros else "; rows of zeros without a mask are read with zeros=True"
-        warnings.warn(f"no output of this model is pruned: {why}{more}", NothingRemovedWarning, stacklevel=2)
+        warnings.warn(f"no output of this model is pruned: {why}{more}", NothingRemovedWarning, stacklevel=3)
     return masks
 
 
+@checks_arguments("model")
 def plain(model: nn.Module) -> nn.Module:
     """Returns a deep copy of a model that pruners have masked, with zeros in the weights instead of masks.
 

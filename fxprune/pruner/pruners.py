@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxprune.arguments import checks_arguments
 from fxprune.criteria import filter_norms, geometric_median_distances, taylor_scores
 from fxprune.errors import PlanError
 from fxprune.ops.layers import output_dim
@@ -79,6 +80,7 @@ class RandomPruner(ScoredPruner):
             together need the same seed.
     """
 
+    @checks_arguments()
     def __init__(
         self, sparsity_level: float | Schedule = 0.5, *, also_prune_bias: bool = True, seed: int | None = None
     ) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from fxprune._analyze import Analysis, analyze
 from fxprune._transform import transform
+from fxprune.arguments import checks_arguments
 from fxprune.criteria.contributions import CONVOLUTIONS, Contributions, Sampled, sample_contributions
 from fxprune.criteria.thinet import ThiNetImportance
 from fxprune.errors import PlanError
@@ -22,6 +23,7 @@ RCOND = 1e-6
 """Singular values below this share of the largest count as zero: they are noise of float32 samples."""
 
 
+@checks_arguments("exact")
 def thinet(
     model: nn.Module,
     example_inputs: Any,
@@ -78,6 +80,7 @@ def thinet(
     return transform(source, example_inputs, plan=plan, path=path, prefer=prefer)
 
 
+@checks_arguments("analysis", "contributions")
 def rescale_consumers(analysis: Analysis, plan: Plan, contributions: Contributions) -> nn.Module:
     """Returns a copy of the model with scaled weights, which compensate for the input channels that a plan removes.
 

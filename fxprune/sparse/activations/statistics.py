@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.arguments import checks_arguments
 from fxprune.capture.inputs import Inputs, bound, normalize
 from fxprune.capture.process_state import no_fused_attention
 from fxprune.criteria.activation import ActivationStatistics, LayerStatistics
@@ -19,6 +20,7 @@ from fxprune.sparse.activations.nodes import is_activation_module
 from fxprune.sparse.activations.recording import CONVOLUTIONS, Recorder
 
 
+@checks_arguments("through", "prepare", "progress", "device")
 def activation_statistics(
     model: nn.Module,
     loader: Iterable[Any],
@@ -157,7 +159,10 @@ def _device(model: nn.Module, device: torch.device | str | None) -> torch.device
     own = None if first is None else first.device
     if device is None:
         return own
-    wanted = torch.device(device)
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"there is no device {device!r}", why=str(error).splitlines()[0]) from error
     if own is not None and wanted.type != own.type:
         raise InputError(f"the model is on {own}, not on {wanted}", do="move the model first")
     return wanted

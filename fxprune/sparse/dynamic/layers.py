@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxprune.arguments import checks_arguments
 from fxprune.errors import PlanError
 from fxprune.schedules import Schedule
 from fxprune.sparse.dynamic import selection
@@ -152,6 +153,7 @@ class DynamicSparseLinear(DynamicSparse, nn.Linear):
         return _with_values_of(self, nn.Linear(**_arguments(self, LINEAR)))
 
 
+@checks_arguments("model")
 def update_layers(
     model: nn.Module, optimizer: torch.optim.Optimizer | None = None, **options: Any
 ) -> dict[str, Update]:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from fxprune.arguments import checks_arguments
 from fxprune.errors import PlanError
 from fxprune.sparse.masked.layers import MaskedConv2d, MaskedLinear, is_masked
 
@@ -14,6 +15,7 @@ MaskedLayer = MaskedLinear | MaskedConv2d
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
+@checks_arguments("model")
 def plain(layer: MaskedLayer) -> nn.Linear | nn.Conv2d:
     """Returns a copy of a masked layer as `nn.Linear` or `nn.Conv2d`, with zeros where the mask is False.
 

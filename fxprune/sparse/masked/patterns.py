@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fxprune.arguments import checks_arguments
 from fxprune.errors import PlanError, nearest
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 Node = Hashable
 
 
+@checks_arguments("seed", "generator")
 def random_mask(
     out_features: int,
     in_features: int,

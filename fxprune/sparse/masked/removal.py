@@ -7,10 +7,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxprune._transform import transform
+from fxprune.arguments import checks_arguments
 from fxprune.sparse.masked.convert import plain
 from fxprune.sparse.masked.layers import Masked, is_masked
 
 
+@checks_arguments("model")
 def empty_outputs(model: nn.Module) -> dict[str, Tensor]:
     """Returns the masked layers with unconnected outputs: name -> bool [outputs], False = without any connection.
 

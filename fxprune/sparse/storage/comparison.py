@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.arguments import checks_arguments
 from fxprune.capture.inputs import bound, normalize
 from fxprune.errors import PlanError
 from fxprune.sparse.storage.convert import SPARSE, densify, sparsify
@@ -113,6 +114,7 @@ class BreakEven:
         return f"{matrix}: sparse is faster below density {self.density:.3g}"
 
 
+@checks_arguments("module")
 def compare(module: nn.Module, example_inputs: Any = None, *, repeats: int = 30, timer: Timer = seconds) -> Comparison:
     """Compares a module that has, or is, a sparse layer with the same module with dense layers (`densify`).
 
@@ -159,6 +161,7 @@ def compare(module: nn.Module, example_inputs: Any = None, *, repeats: int = 30,
     )
 
 
+@checks_arguments("dtype", "densities", "timer")
 def break_even(
     in_features: int,
     out_features: int,

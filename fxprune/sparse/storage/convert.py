@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
+from fxprune.arguments import checks_arguments
 from fxprune.errors import NothingRemovedWarning, PlanError, lay_out, nearest
 from fxprune.names import Level, Match, find_all, names_of, show
 from fxprune.sparse.storage.layouts import SparseConv2d, SparseLayer, SparseLinear
@@ -123,6 +124,7 @@ def sparsify_model(
     return copy.deepcopy(model, dict(made))
 
 
+@checks_arguments("model")
 def densify(model: nn.Module) -> nn.Module:
     """Returns a deep copy of a model in which dense layers of torch with the same weights replace the sparse ones.
 

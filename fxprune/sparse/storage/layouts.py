@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fxprune.arguments import checks_arguments
 from fxprune.errors import InputError, PlanError
 from fxprune.sparse.storage.matrices import Indices, Spec, no_beta_warning, stored_share
 from fxprune.sparse.storage.products import product, refusal
@@ -149,6 +150,7 @@ class SparseLinear(SparseLayer):
     [-1.5, 3.0]
     """
 
+    @checks_arguments()
     def __init__(
         self, weight: Tensor, bias: Tensor | None, *, layout: str = "csr", blocksize: BlockSize = None
     ) -> None:
@@ -186,6 +188,7 @@ class SparseConv2d(SparseLayer):
     the input. With `groups` > 1 the matrix is block-diagonal, and the zeros outside the blocks are not stored.
     """
 
+    @checks_arguments()
     def __init__(
         self, conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, *, layout: str, blocksize: BlockSize
     ) -> None:

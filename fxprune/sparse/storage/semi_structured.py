@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.sparse import SparseSemiStructuredTensorCUTLASS as Packed
 
+from fxprune.arguments import checks_arguments
 from fxprune.errors import PlanError
 
 ROWS, COLUMNS = 32, 64
@@ -30,6 +31,7 @@ class SemiStructuredLinear(nn.Module):
     bias: nn.Parameter | None
     layout = "semi_structured"
 
+    @checks_arguments()
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass as pack

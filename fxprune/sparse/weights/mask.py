@@ -9,6 +9,7 @@ from tabulate import tabulate
 from torch import nn
 from torch.nn.utils import parametrize
 
+from fxprune.arguments import checks_arguments
 from fxprune.errors import PlanError
 from fxprune.sparse.weights.targets import NamedWeight
 
@@ -31,6 +32,7 @@ class WeightMask(nn.Module):
 
     mask: torch.Tensor
 
+    @checks_arguments()
     def __init__(self, mask: torch.Tensor, *, splicing: bool = False) -> None:
         super().__init__()
         if mask.dtype is not torch.bool:
@@ -99,6 +101,7 @@ def mask_weights(targets: tuple[NamedWeight, ...], *, splicing: bool) -> dict[st
     return result
 
 
+@checks_arguments("model")
 def squash_masks(model: nn.Module) -> nn.Module:
     """Writes the zeros of every `WeightMask` in a model into its parameters and removes the masks, in place.
 

@@ -1,0 +1,209 @@
+"""Checks of the arguments of public functions against the kinds that their signatures declare.
+
+>>> @checks_arguments()
+... def shrink(name: str, *, share: float = 0.5, also: Sequence[str] = ()) -> str:
+...     return name
+>>> shrink("conv1", also=("fc",))
+'conv1'
+>>> shrink("conv1", also="fc")
+Traceback (most recent call last):
+    ...
+fxprune.errors.InputError: also must be a list of texts, not str
+  at   shrink(also='fc')
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import functools
+import inspect
+import numbers
+import os
+import reprlib
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+from torch import nn
+
+from fxprune.errors import CaptureError, FxpruneError, InputError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def checks_arguments(*only: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator: a call raises `InputError`, before anything else, for an argument that is not of its declared kind.
+
+    A module is checked by `CaptureError`, as models are elsewhere. A call that Python itself refuses, since an argument
+    is missing or unknown, raises Python's own error.
+
+    only: the arguments to check; without names all. The function checks the others itself, since it has more to say.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+
+        @functools.cache
+        def kinds() -> Mapping[str, Any]:
+            return {name: _kind(function, name) for name in signature.parameters if not only or name in only}
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                given = signature.bind(*args, **kwargs)
+            except TypeError:
+                return function(*args, **kwargs)  # Python says it best
+            for name, value in given.arguments.items():
+                if name in kinds():
+                    _check(function, signature.parameters[name], value, kinds()[name])
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def _kind(function: Callable[..., Any], name: str) -> Any:
+    """The declared kind of an argument; `Any` if none is declared, or one of a package that is imported late."""
+    own = inspect.unwrap(function)
+    declared = types.SimpleNamespace(__annotations__={name: own.__annotations__.get(name, Any)})
+    try:
+        return typing.get_type_hints(declared, own.__globals__)[name]
+    except NameError:
+        return Any
+
+
+def _check(function: Callable[..., Any], parameter: inspect.Parameter, value: Any, kind: Any) -> None:
+    """Raises an error if the value of an argument is not of its kind; of `*args` and `**kwargs`, each of the values."""
+    values = [value]
+    if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+        values = list(value)
+    elif parameter.kind is inspect.Parameter.VAR_KEYWORD:
+        values = list(value.values())
+    for one in values:
+        if not fits(one, kind):
+            raise _error(function.__qualname__.removesuffix(".__init__"), parameter.name, one, kind)
+
+
+def _error(function: str, name: str, value: Any, kind: Any) -> FxpruneError:
+    where = f"{function}({name}={shown(value)})"
+    if _is_model(kind):
+        return CaptureError(
+            "not a model", at=where, why=f"{type(value).__name__} is no torch.nn.Module", do="pass a module"
+        )
+    wrong = next(_wrong_parts(value, kind), "")
+    return InputError(f"{name} must be {described(kind)}, not {type(value).__name__}", at=where, why=wrong)
+
+
+def _is_model(kind: Any) -> bool:
+    return any(isinstance(part, type) and issubclass(part, nn.Module) for part in (kind, *typing.get_args(kind)))
+
+
+def shown(value: Any) -> str:
+    """A short text of a value, also of one whose `repr` raises.
+
+    >>> shown("a" * 100)
+    "'aaaaaaaaaaaa...aaaaaaaaaaaaa'"
+    """
+    return reprlib.repr(value).partition("\n")[0]
+
+
+# -- kinds ------------------------------------------------------------------------------------------------
+
+_PLAIN: Mapping[Any, Callable[[Any], bool]] = {
+    Any: lambda value: True,
+    bool: lambda value: isinstance(value, bool | np.bool_),
+    int: lambda value: isinstance(value, numbers.Integral) and not isinstance(value, bool),
+    float: lambda value: isinstance(value, numbers.Real) and not isinstance(value, bool),
+}
+"""Kinds for which `isinstance` is not what is meant -> a function that is True for their values."""
+
+_NAMES: Mapping[Any, tuple[str, str]] = {
+    Any: ("anything", "anything"),
+    bool: ("True or False", "True or False"),
+    int: ("an integer", "integers"),
+    float: ("a number", "numbers"),
+    str: ("a text", "texts"),
+    type(None): ("None", "None"),
+    os.PathLike: ("a path", "paths"),
+    type: ("a class", "classes"),
+    collections.abc.Callable: ("a function", "functions"),
+}
+"""The names of kinds in errors: of one value, and of several."""
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """True if a value is of a declared kind. Elements of sequences and mappings are looked at too.
+
+    >>> fits([1, 2], Sequence[int]), fits("ab", Sequence[str]), fits({"a": True}, Mapping[str, float])
+    (True, False, False)
+    """
+    if kind in _PLAIN:
+        return _PLAIN[kind](value)
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, part) for part in parts)
+    if origin is typing.Literal:
+        return any(type(value) is type(part) and value == part for part in parts)
+    plain = kind if origin is None else origin
+    if plain is type:
+        return isinstance(value, type) and (not parts or not isinstance(parts[0], type) or issubclass(value, parts[0]))
+    if not isinstance(plain, type) or (getattr(plain, "_is_protocol", False) and not issubclass(plain, os.PathLike)):
+        return True  # a type variable, a protocol: there is nothing to compare with
+    if plain is collections.abc.Iterable:
+        return not isinstance(value, str | bytes) and (hasattr(value, "__iter__") or hasattr(value, "__getitem__"))
+    if not isinstance(value, plain) or (isinstance(value, str | bytes) and plain is collections.abc.Sequence):
+        return False
+    return next(_wrong_parts(value, kind), None) is None
+
+
+def _wrong_parts(value: Any, kind: Any) -> Iterator[str]:
+    """Sentences about the parts of a list or dict that are not of their kind."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        for part in parts:
+            if fits(value, typing.get_origin(part) or part):
+                yield from _wrong_parts(value, part)
+    elif isinstance(value, Mapping) and isinstance(origin, type) and issubclass(origin, Mapping):
+        for key, element in value.items():
+            if not fits(key, parts[0]):
+                yield f"its key {shown(key)} is not {described(parts[0])}"
+            elif not fits(element, parts[1]):
+                yield f"its value {shown(element)} for {shown(key)} is not {described(parts[1])}"
+    elif origin is tuple and isinstance(value, tuple) and parts[-1] is not ...:
+        if len(value) != len(parts) or not all(map(fits, value, parts)):
+            yield f"its {len(parts)} elements are not {', '.join(map(described, parts))}"
+    elif isinstance(origin, type) and issubclass(origin, Sequence) and isinstance(value, Sequence):
+        for place, element in enumerate(value):
+            if not fits(element, parts[0]):
+                yield f"its element {place}, {shown(element)}, is not {described(parts[0])}"
+
+
+def described(kind: Any, *, several: bool = False) -> str:
+    """The name of a kind in a sentence.
+
+    >>> described(float | Mapping[str, int] | None)
+    'a number, a dict from texts to integers, or None'
+    """
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        names = list(dict.fromkeys(described(part, several=several) for part in parts))
+        return f"{', '.join(names[:-1])}{',' if len(names) > 2 else ''} or {names[-1]}" if len(names) > 1 else names[0]
+    if origin is typing.Literal:
+        return " or ".join(map(repr, parts))
+    plain = kind if origin is None else origin
+    if plain in _NAMES:
+        return _NAMES[plain][several]
+    if isinstance(plain, type) and issubclass(plain, Mapping):
+        name = "dicts" if several else "a dict"
+        return (
+            f"{name} from {described(parts[0], several=True)} to {described(parts[1], several=True)}" if parts else name
+        )
+    if plain in (collections.abc.Sequence, collections.abc.Iterable, list, tuple):
+        name = "lists" if several else "a list"
+        return f"{name} of {described(parts[0], several=True)}" if parts and parts[0] is not Any else name
+    name = getattr(plain, "__name__", str(plain))
+    return f"values of type {name}" if several else f"a value of type {name}"

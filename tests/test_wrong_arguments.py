@@ -1,0 +1,240 @@
+"""Arguments of the wrong kind, for every public function: only errors of fxprune, or of Python's own call protocol."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import fxprune
+from fxprune import criteria, plot, pruner, schedules, sparse
+from fxprune.arguments import checks_arguments, described, fits
+
+DECORATORS = {"leaf", "rule", "criterion", "measured"}
+"""Functions that return a decorator: an operation may be anything that can be registered."""
+
+PYTHON = re.compile(r"(missing|unexpected|required|multiple values|positional).*argument|takes .* arguments? but")
+"""Messages of the errors that Python raises for a call that does not fit a signature."""
+
+
+class Strange:
+    """A value that nothing is prepared for: its `repr` raises, and so does its truth."""
+
+    def __repr__(self) -> str:
+        raise ZeroDivisionError
+
+    def __bool__(self) -> bool:
+        raise ZeroDivisionError
+
+
+def net() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+
+
+NET, X = net(), torch.randn(2, 3, 8, 8)
+ANALYSIS = fxprune.analyze(NET, X)
+PLAN = ANALYSIS.plan(ratio=0.5)
+SMALL = fxprune.transform(NET, X, ratio=0.5, path="fx")
+RECORD = fxprune.record(SMALL)
+
+SIMPLE = st.sampled_from(
+    [
+        *(None, True, -1, 3, 2.5, float("nan"), 1e300, 10**400, 1j, "", "x", "0", b"x"),
+        *(torch.ones(2), np.ones(3), torch.float32, range(3), Ellipsis, int, net, nn.Identity(), NET[0]),
+    ]
+)
+HASHABLE = st.sampled_from([None, 3, "0", "x", 2.5, NET[0], nn.Identity(), nn.Conv2d, ("0", 1)])
+VALUES = st.recursive(
+    SIMPLE,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(HASHABLE, inner, max_size=2) | st.tuples(inner, inner),
+    max_leaves=4,
+)
+"""Values of any kind: numbers, texts, tensors, modules, classes and lists, tuples and dicts of them."""
+
+GOOD: Mapping[str, Any] = {
+    "model": net,
+    "into": net,
+    "module": lambda: nn.Linear(8, 8),
+    "layer": lambda: nn.Linear(8, 8),
+    "linear": lambda: nn.Linear(8, 8),
+    "example_inputs": X,
+    "small": SMALL,
+    "plan": PLAN,
+    "removed": {},
+    "loader": [X],
+    "weight": torch.ones(4, 3),
+    "gradient": torch.ones(4, 3),
+    "name": "made",
+    "seed": None,
+    "p": 2,
+    "findings": ANALYSIS,
+    "analysis": ANALYSIS,
+    "groups": list(ANALYSIS.groups),
+    "importance": "l2",
+    "member": ANALYSIS.groups[0].members[0],
+    "path": "file.pt2",
+    "scores": {"0": torch.ones(8)},
+}
+"""A right value for the arguments of this name, or a function that makes one."""
+
+
+def public() -> Iterator[tuple[str, Callable[..., Any], dict[str, Any]]]:
+    """Name, function, and its own right values: all public functions, and the methods of results."""
+    for module in (fxprune, criteria, plot, pruner, schedules, sparse):
+        own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        for name in getattr(module, "__all__", own):
+            value = getattr(module, name)
+            if inspect.isfunction(value) and name not in DECORATORS and not name.startswith("_"):
+                yield f"{module.__name__}.{name}", value, {}
+    for made in (PLAN, RECORD, ANALYSIS, ANALYSIS.groups[0]):
+        kind = type(made)
+        for name in vars(kind):
+            if not name.startswith("_") and callable(getattr(made, name)):
+                yield f"{kind.__name__}.{name}", getattr(made, name), {"second": made, "path": "plan.json"}
+    for kind in (sparse.WeightMask, sparse.SparseLinear, pruner.RandomPruner, pruner.L1Pruner):
+        yield kind.__name__, kind, {}
+    prepared = pruner.L1Pruner()
+    yield "L1Pruner.prepare", prepared.prepare, {}
+
+
+CALLS = {name: (function, good) for name, function, good in public()}
+
+FREE = {
+    ("fxprune.sparse.break_even", "timer"),
+    ("fxprune.sparse.activation_statistics", "prepare"),
+    ("fxprune.sparse.insert_thresholds", "threshold"),
+    ("fxprune.criteria.coactivation_importance", "loader"),
+}
+"""Arguments that are the user's functions, or batches for the user's model: what these raise is the user's."""
+
+
+def test_every_public_function_is_called() -> None:
+    assert {"fxprune.transform", "fxprune.save", "Plan.then", "Record.then", "Analysis.plan", "Group.owner"} <= set(
+        CALLS
+    )
+    assert len(CALLS) > 60
+
+
+@pytest.mark.parametrize("name", CALLS)
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_wrong_arguments_raise_no_foreign_error(
+    name: str, data: st.DataObject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function, own = CALLS[name]
+    good = {**GOOD, **own}
+    monkeypatch.chdir(tmp_path)
+    parameters = inspect.signature(function).parameters.values()
+    usual = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    given_ = {p.name: good[p.name] for p in usual if p.default is p.empty and p.name in good}
+    arguments: dict[str, Any] = {k: v() if inspect.isfunction(v) else v for k, v in given_.items()}
+    if name == "fxprune.transform":
+        arguments["ratio"] = 0.5
+    if usual:
+        for chosen in data.draw(st.lists(st.sampled_from([p.name for p in usual]), min_size=1, max_size=2)):
+            if (name, chosen) not in FREE:
+                arguments[chosen] = data.draw(VALUES, label=chosen)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            function(**arguments)
+        except (fxprune.FxpruneError, OSError):  # no such file
+            pass
+        except TypeError as error:
+            if not PYTHON.search(str(error)):
+                raise
+
+
+# -- the check itself -------------------------------------------------------------------------------------
+
+KINDS: list[tuple[Any, list[Any], list[Any]]] = [
+    (int, [3, np.int64(3)], [True, 3.0, "3", None]),
+    (float, [3, 0.5, np.float32(1)], [True, "0.5", None]),
+    (bool, [True, np.bool_(False)], [1, None, "yes"]),
+    (str | None, ["x", None], [3, b"x"]),
+    (Literal["a", "b"], ["a"], ["c", 1]),
+    (Sequence[str], [["a"], ("a", "b"), ()], ["ab", [1], 3, {"a"}]),
+    (Mapping[str, int], [{"a": 1}, {}], [{1: 1}, {"a": "b"}, [("a", 1)]]),
+    (tuple[int, str], [(1, "a")], [(1,), ("a", 1), [1, "a"]]),
+    (Callable[..., Any], [len, nn.ReLU()], [3, "len"]),
+    (type[nn.Module], [nn.ReLU], [nn.ReLU(), int, 3]),
+    (nn.Module, [nn.ReLU()], [nn.ReLU, None]),
+    (Any, [None, 3], []),
+]
+
+
+@pytest.mark.parametrize(("kind", "right", "wrong"), KINDS, ids=[described(kind) for kind, _, _ in KINDS])
+def test_a_value_is_compared_with_its_kind(kind: Any, right: list[Any], wrong: list[Any]) -> None:
+    assert all(fits(value, kind) for value in right)
+    assert not any(fits(value, kind) for value in wrong)
+
+
+@checks_arguments("model", "names", "shares", "more")
+def called(
+    model: nn.Module, *names: str, shares: Mapping[str, float] | None = None, last: int = 0, **more: bool
+) -> str:
+    return "done"
+
+
+def test_a_wrong_argument_is_named_with_its_place_and_kind() -> None:
+    with pytest.raises(fxprune.InputError) as caught:
+        called(NET, shares={"conv1": "half"})
+    assert str(caught.value).splitlines() == [
+        "shares must be a dict from texts to numbers or None, not dict",
+        "  at   called(shares={'conv1': 'half'})",
+        "  why  its value 'half' for 'conv1' is not a number",
+    ]
+    with pytest.raises(fxprune.InputError, match="names must be a text, not int"):
+        called(NET, "a", 3)
+    with pytest.raises(fxprune.InputError, match="more must be True or False, not str"):
+        called(NET, other="yes")
+    with pytest.raises(fxprune.CaptureError, match="not a model"):
+        called("net")
+
+
+def test_what_python_refuses_is_left_to_python() -> None:
+    with pytest.raises(TypeError, match="missing 1 required positional argument"):
+        called()
+    assert called(NET, "a", shares={"a": 1}, last="later", other=True) == "done"
+
+
+def test_a_value_that_cannot_be_shown_is_named_by_its_type() -> None:
+    with pytest.raises(fxprune.InputError, match="<Strange instance"):
+        called(NET, shares=Strange())
+
+
+REFUSED: dict[str, Callable[[], Any]] = {
+    "also": lambda: fxprune.transform(NET, X, ratio=0.5, also=3),
+    "prefer": lambda: fxprune.transform(NET, X, ratio=0.5, prefer=[]),
+    "strict": lambda: fxprune.analyze(NET, X, strict="no"),
+    "small": lambda: fxprune.save(NET, 3),
+    "second": lambda: PLAN.then({}),
+    "plan": lambda: ANALYSIS.cost(3),
+    "removed": lambda: fxprune.masked(NET, {"0.weight": 3}),
+    "a number as a key of ratio": lambda: fxprune.transform(NET, X, ratio={2.5: 0.5}),
+    "another model's layer": lambda: fxprune.transform(NET, X, ratio={nn.Conv2d(3, 8, 3): 0.5}),
+    "indices": lambda: fxprune.masked(NET, {"0.weight": {7: [0]}}),
+    "a module": lambda: fxprune.masked(NET, {"0": {0: [0]}}),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_wrong_argument_is_refused_before_anything_happens(name: str) -> None:
+    with pytest.raises(fxprune.FxpruneError) as caught:
+        REFUSED[name]()
+    assert caught.value.what
+    assert caught.value.at or caught.value.why or caught.value.do
+
+
+def test_a_layer_of_the_model_is_a_key_of_ratio() -> None:
+    assert fxprune.transform(NET, X, ratio={NET[0]: 0.5}, path="fx").get_submodule("0").out_channels == 4
