@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from fxprune.capture.inputs import Inputs
 from fxprune.errors import CaptureError
@@ -80,6 +82,27 @@ def doubled(inputs: Inputs) -> Inputs:
 
     made: Inputs = pytree.tree_map_only(torch.Tensor, twice, inputs)
     return made
+
+
+class RandomDecisions(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A dispatch mode in which a random tensor with one number is the constant 0.5, also on fake tensors.
+
+    So a forward can decide by it, as in `if torch.rand([]) < self.layerdrop`, and decides the same in every run. Enter
+    it below the modes that watch operations.
+    """
+
+    NAMES = frozenset({"aten::rand", "aten::rand_like", "aten::uniform"})
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func._schema.name not in self.NAMES or made.numel() != 1:
+            return made
+        with _disable_current_modes():
+            number = torch.full(made.shape, 0.5, dtype=made.dtype, device=made.device)
+            if not isinstance(made, FakeTensor):
+                return number
+            mode = made.fake_mode
+            return mode.fake_tensor_converter.from_real_tensor(mode, number, make_constant=True)
 
 
 def _methods(kind: type) -> Iterator[Any]:

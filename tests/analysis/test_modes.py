@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -243,3 +245,26 @@ def test_a_reason_that_holds_in_both_modes_names_none() -> None:
     analysis = fxprune.analyze(ready(Looked()), torch.arange(4), path="eager")
     assert analysis.modes == ("evaluation", "training")
     assert not [str(locked) for locked in analysis.locked if "training" in str(locked)]
+
+
+@pytest.mark.parametrize("draw", [lambda: torch.rand([]), lambda: torch.rand(1), random.random, np.random.rand])
+def test_layers_that_training_skips_at_random_are_seen(draw: Any) -> None:
+    class Skips(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.extra = nn.ModuleList([nn.Linear(16, 16) for _ in range(2)])
+
+        def features(self, x: torch.Tensor) -> torch.Tensor:
+            h = super().features(x)
+            for layer in self.extra:
+                if self.training and draw() < 0.05:
+                    continue
+                h = h + layer(h)
+            return h
+
+    model, before = ready(Skips()), (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())
+    small = fxprune.transform(model, numbers(4, 6), ratio=0.5, importance="random", seed=1, path="eager")
+    assert not [reason for reason in fxprune.record(small).reasons if "not looked at" in reason]
+    assert random.getstate() == before[0]
+    assert np.random.get_state()[1].tolist() == before[1]
+    assert torch.equal(torch.get_rng_state(), before[2])

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fxprune.capture.modes import doubled, modules_reading_training, reads_training, set_mode
+from fxprune.capture.fake_tensors import Faker
+from fxprune.capture.modes import RandomDecisions, doubled, modules_reading_training, reads_training, set_mode
 from fxprune.errors import CaptureError
 
 
@@ -113,3 +114,14 @@ def test_a_train_method_that_raises_gives_its_text() -> None:
 
     with pytest.raises(CaptureError, match="for inference only"):
         set_mode(Fixed(), True)
+
+
+def test_a_forward_can_decide_by_one_random_number() -> None:
+    faker = Faker()
+    with faker.mode, RandomDecisions():
+        assert torch.rand([]) < 0.6
+        assert not torch.rand(1) < 0.4
+        assert float(torch.empty(1).uniform_(0, 1)) == 0.5
+        assert torch.rand(2).shape == (2,)
+    with RandomDecisions():
+        assert torch.rand([]) == 0.5
