@@ -17,7 +17,7 @@ from fxprune.analysis.marking import Settings
 from fxprune.analysis.observed import Observation, Place, Walked
 from fxprune.analysis.opened import Opened
 from fxprune.capture.inputs import Inputs
-from fxprune.capture.modes import MODES, RandomDecisions, doubled, modules_reading_training, set_mode
+from fxprune.capture.modes import MODES, doubled, modules_reading_training, random_decisions, set_mode
 from fxprune.capture.places import module_of, source_of
 from fxprune.capture.process_state import no_caches
 from fxprune.capture.values import map_tensors, objects_in, tensors_in
@@ -64,7 +64,7 @@ class Analyzer:
         opened, captured = self.opened, self.subject.captured
         self.nodes, self.observations = {}, {}
         self.observer.begin_run(when)
-        decisions = (RandomDecisions(),) if when else ()
+        decisions = (random_decisions(),) if when else ()
         modes = (*decisions, opened.scopes.watching(), self.settings, self.observer)
         with no_caches(self.subject.model) as opened.scopes.between_modules:
             walk(captured.graph, opened.module, opened.faker, captured.values(inputs), self._visit, modes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import types
 from collections.abc import Iterator
@@ -103,6 +104,11 @@ class RandomDecisions(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return number
             mode = made.fake_mode
             return mode.fake_tensor_converter.from_real_tensor(mode, number, make_constant=True)
+
+
+def random_decisions() -> contextlib.AbstractContextManager[Any]:
+    """A new `RandomDecisions`."""
+    return RandomDecisions()  # type: ignore[no-untyped-call]
 
 
 def _methods(kind: type) -> Iterator[Any]:

@@ -11,7 +11,7 @@
 | `nn.Module.__call__`, `nn.Module.__getattr__` | `tracing` | replaced by `torch.fx` while it traces |
 | other attributes of torch, see `trace_watch.py` | `tracing` | replaced by functions that report, while a trace runs |
 | printing, logging, filters of warnings | `silence` | nothing is shown, during an export |
-| torch's random generators | `same_random_state` | set back after a run |
+| the random generators of torch, numpy and Python | `same_random_state` | set back after a run |
 
 Every context manager restores the earlier state at its end, also after an exception. All of them hold the same lock
 meanwhile. A thread can take it several times; a second thread waits until the first one has released it.
@@ -23,11 +23,13 @@ import contextlib
 import gc
 import io
 import logging
+import random
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
@@ -92,10 +94,18 @@ def no_fused_attention() -> Iterator[None]:
 
 @contextlib.contextmanager
 def same_random_state() -> Iterator[None]:
-    """Restores torch's random generators at the end, so that later random numbers are the same as without the run."""
+    """Restores the random generators of torch, numpy and Python at the end.
+
+    So later random numbers are the same as without the run.
+    """
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     with _LOCK, torch.random.fork_rng(devices=devices):
-        yield
+        before = random.getstate(), np.random.get_state()
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
 
 
 @contextlib.contextmanager

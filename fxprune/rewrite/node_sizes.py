@@ -16,7 +16,7 @@ from fxprune.analysis.observed import Observation, Walked
 from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.capture.captured import WHOLE_MODEL
 from fxprune.capture.fake_tensors import Faker
-from fxprune.capture.modes import MODES, RandomDecisions, set_mode
+from fxprune.capture.modes import MODES, random_decisions, set_mode
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.places import module_of, source_of
 from fxprune.capture.process_state import clean_caches
@@ -88,7 +88,7 @@ class _Checking:
 
     def run(self, faker: Faker) -> None:
         """Run all nodes."""
-        decisions = (RandomDecisions(),) if self.when else ()
+        decisions = (random_decisions(),) if self.when else ()
         modes = (*decisions, self.scopes.watching(), self.check)
         walk(self.draft.graph, self.module, faker, self.values, self.visit, modes)
 

@@ -262,8 +262,9 @@ def test_layers_that_training_skips_at_random_are_seen(draw: Any) -> None:
                 h = h + layer(h)
             return h
 
-    model, before = ready(Skips()), (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())
-    small = fxprune.transform(model, numbers(4, 6), ratio=0.5, importance="random", seed=1, path="eager")
+    model, x = ready(Skips()), numbers(4, 6)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    small = fxprune.transform(model, x, ratio=0.5, importance="random", seed=1, path="eager")
     assert not [reason for reason in fxprune.record(small).reasons if "not looked at" in reason]
     assert random.getstate() == before[0]
     assert np.random.get_state()[1].tolist() == before[1]
