@@ -79,6 +79,33 @@ def test_a_hook_bound_to_a_module_is_bound_to_its_small_counterpart(make):
     assert fxprune.record(small).reasons == ()
 
 
+class Gated(Net):
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Parameter(torch.rand(8))
+
+    def gated(self, module, args, output):
+        return output * self.gate
+
+
+class Gate:
+    def __init__(self, owner):
+        self.owner = owner
+
+    def __call__(self, module, args, output):
+        return self.owner.gated(module, args, output)
+
+
+@pytest.mark.parametrize("make", [lambda m: m.gated, lambda m: functools.partial(Gated.gated, m), Gate])
+def test_what_a_hook_reads_of_its_module_shrinks_with_what_it_meets(make):
+    model = Gated().double().eval()
+    model.a.register_forward_hook(make(model))
+    small, x = pruned(model), inputs()
+    assert small.gate.shape == (4,)
+    assert relative_error(small(x), fxprune.masked(model, fxprune.record(small).removed)(x)) < 1e-12
+    assert fxprune.record(small).reasons == ()
+
+
 REGISTER = {
     "forward hook": lambda m, hook: m.register_forward_hook(hook),
     "forward pre-hook": lambda m, hook: m.register_forward_pre_hook(hook),
