@@ -76,6 +76,7 @@ class Analysis(Findings):
         """
         return per_channel(self)
 
+    @checks_arguments()
     def report(self, format: str = "text") -> str:
         """A report on groups, the cost of one channel of each, and locked channels with reasons: see docs/report.md.
 
@@ -84,6 +85,7 @@ class Analysis(Findings):
         checked(format)
         return view(analysis_data(self), format)
 
+    @checks_arguments()
     def to_networkx(self, kind: str = "layers") -> Any:
         """The model as a graph of networkx.
 
@@ -102,6 +104,7 @@ class Analysis(Findings):
         """
         return graph(self, kind)
 
+    @checks_arguments()
     def to_dot(self, kind: str = "layers") -> str:
         """The graph of `to_networkx` as text for Graphviz. Write it to a file, and `dot -Tsvg file` draws it."""
         return dot(graph(self, kind))

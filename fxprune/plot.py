@@ -47,6 +47,7 @@ class _Box:
     group: int | None
 
 
+@checks_arguments()
 def dependencies(analysis: Analysis, plan: Plan | None = None, path: str | Path | None = None, ax: Any = None) -> Any:
     """Draws the layers of a model, the connections between them, and the layers that share channels.
 
@@ -63,6 +64,7 @@ def dependencies(analysis: Analysis, plan: Plan | None = None, path: str | Path 
     Returns the axes. Raises `FxpruneError` if matplotlib is missing, and `PlanError` if the plan is for another model.
     """
     plt = _pyplot()
+    _check_axes(ax)
     if not isinstance(analysis, Analysis):
         raise InputError(f"a {type(analysis).__name__} is no analysis", do="pass what fxprune.analyze(...) returned")
     removal = None if plan is None else removal_of(analysis, plan)
@@ -106,6 +108,7 @@ def widths(small: Record | nn.Module, path: str | Path | None = None, ax: Any = 
     changed.
     """
     plt = _pyplot()
+    _check_axes(ax)
     made = small if isinstance(small, Record) else record(small)
     rows = []
     for name, shape in made.before.items():
@@ -115,10 +118,6 @@ def widths(small: Record | nn.Module, path: str | Path | None = None, ax: Any = 
             rows.append((name.removesuffix(".weight"), shape[dim], made.after[name][dim]))
     if not rows:
         raise FxpruneError("there are no widths to draw", why="no layer changed", do="prune something first")
-    if ax is not None and not hasattr(ax, "barh"):
-        raise InputError(
-            f"ax must be axes of matplotlib, not {type(ax).__name__}", do="pass `plt.gca()`, or leave it out"
-        )
     if ax is None:
         size = (7, 0.8 + 0.22 * len(rows))
         ax = plt.figure(figsize=size, layout="constrained").add_subplot()
@@ -145,6 +144,14 @@ def _pyplot() -> Any:
     except ImportError as error:
         raise FxpruneError("pictures need matplotlib", why=str(error), do="pip install 'fxprune[plot]'") from error
     return plt
+
+
+def _check_axes(ax: Any) -> None:
+    """Raises `InputError` for what is neither None nor axes of matplotlib."""
+    if ax is not None and not hasattr(ax, "barh"):
+        raise InputError(
+            f"ax must be axes of matplotlib, not {type(ax).__name__}", do="pass `plt.gca()`, or leave it out"
+        )
 
 
 def _save(ax: Any, path: str | Path | None) -> None:

@@ -80,6 +80,7 @@ class Record:
         """The number of elements of all parameters and buffers, before and after."""
         return sum(map(math.prod, self.before.values())), sum(map(math.prod, self.after.values()))
 
+    @checks_arguments()
     def report(self, format: str = "text") -> str:
         """A report on each layer before and after, the totals, the path, the proof and the notes: see docs/report.md.
 

@@ -147,9 +147,6 @@ def _key(layer: Any) -> int:
 
 
 def _run(model: nn.Module, loader: Iterable[Any], batches: int | None) -> None:
-    if isinstance(loader, Tensor | Mapping):
-        what = f"loader must give batches, not be a {type(loader).__name__}"
-        raise InputError(what, do="pass a data loader or a list of batches, for example `[torch.randn(64, 3, 32, 32)]`")
     number = 0
     for number, batch in enumerate(loader, 1):
         first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch

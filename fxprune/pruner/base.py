@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxprune.arguments import checks_arguments
 from fxprune.errors import NothingRemovedWarning, PlanError
 from fxprune.pruner.config import LayerToPrune, layers_to_prune
 from fxprune.pruner.convert import converted
@@ -65,6 +66,7 @@ class BasePruner(abc.ABC):
             kwargs: the defaults, overridden by the settings in the config of this layer.
         """
 
+    @checks_arguments("model")
     def prepare(self, model: nn.Module, config: list[Any] | None = None) -> None:
         """Sets parametrizations and hooks on layers of `model`, in place. The model computes the same, up to rounding.
 

@@ -197,5 +197,5 @@ def _every_layer(model: nn.Module) -> list[LayerToPrune]:
             why="; ".join(reasons[:4]) or f"none of its layers is one of {', '.join(t.__name__ for t in LAYERS)}",
         )
     if reasons:
-        warnings.warn("layers are left out: " + "; ".join(reasons), ChannelsStayWarning, stacklevel=4)
+        warnings.warn("layers are left out: " + "; ".join(reasons), ChannelsStayWarning, stacklevel=5)
     return targets
