@@ -157,7 +157,7 @@ QUESTIONS = ("keeps the class", "has a graph", "can fold constants", "needs hook
 
 def paths() -> Picture:
     """The four paths in their order, and what each gives."""
-    picture = Picture(392, "The paths fx, eager, export and hooks: tried in this order, what each gives")
+    picture = Picture(392, "The paths eager, fx, export and hooks: tried in this order, what each gives")
     left, step, w = 158, 168, 138
     sys.path.insert(0, str(ROOT))
     from fxprune.paths import PATHS
@@ -184,7 +184,7 @@ def paths() -> Picture:
     picture.text(
         left,
         346,
-        'as drawn; with prefer="class" eager is the first, with prefer="graph" export comes before eager',
+        'as drawn; with prefer="graph" eager comes after fx and export',
         anchor="start",
     )
     picture.text(16, 371, "path=", anchor="start", colour=INK)
