@@ -48,12 +48,13 @@ NESTED: Blocks = {}
 SPATIAL: Blocks = {}
 STATISTIC: Blocks = {}
 ODD: Blocks = {}
+EFFECTS: Blocks = {}
 WIDEST = 16
 
 
 def block(kind: str, table: Blocks = PLAIN) -> Callable[[type[nn.Module]], type[nn.Module]]:
     """Register a kind of block: PLAIN keeps the spatial size, SPATIAL does not, NESTED has insides; STATISTIC may be
-    inexact, ODD locks channels.
+    inexact, ODD locks channels, EFFECTS do what a traced graph cannot express (`networks_effects.py`).
     """
 
     def register(made: type[nn.Module]) -> type[nn.Module]:
@@ -469,7 +470,7 @@ class Chain(nn.Module):
 
     def __init__(self, steps: Sequence[Step], x: Tensor) -> None:
         super().__init__()
-        kinds = {**PLAIN, **NESTED, **SPATIAL, **STATISTIC, **ODD}
+        kinds = {**PLAIN, **NESTED, **SPATIAL, **STATISTIC, **ODD, **EFFECTS}
         made: list[nn.Module] = []
         for step in steps:
             made.append(kinds[step.kind](step, x))

@@ -20,7 +20,7 @@ from fxprune.capture.in_place import mutated_constants, settle_in_place
 from fxprune.capture.inputs import Inputs, normalize
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.places import line_of
-from fxprune.capture.symbolic import Reason, Trace, trace_once
+from fxprune.capture.symbolic import Reason, Trace, Tracer, trace_once
 from fxprune.capture.trace_check import check_trace
 from fxprune.errors import CaptureError
 
@@ -211,8 +211,9 @@ def _below(path: str, other: str) -> bool:
 def _at_rest(model: nn.Module) -> dict[str, Reason]:
     """The reasons that are known without a trace: hooks, and modes that a class sets in its own way."""
     found: dict[str, Reason] = {}
+    layers = Tracer()
     for path, module in model.named_modules():
-        if path and type(module).__module__.startswith(("torch.nn.", "torch.ao.nn.")):
+        if path and layers.is_leaf_module(module, path):
             continue  # one node of the graph anyway
         for kind, name in _HOOKS.items():
             for hook in vars(module).get(kind, {}).values():

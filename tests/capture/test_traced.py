@@ -324,9 +324,10 @@ HOOKS: dict[str, Callable[[nn.Module], Any]] = {
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", HOOKS)
-def test_a_module_with_hooks_is_one_node(name: str, place: str) -> None:
+@pytest.mark.parametrize("kind", [Wrapper, nn.Sequential])
+def test_a_module_with_hooks_is_one_node(kind: type[nn.Module], name: str, place: str) -> None:
     build, path = PLACES[place]
-    part = Wrapper(nn.ReLU())
+    part = kind(nn.Linear(C, C))
     HOOKS[name](part)
     model = build(part).eval()
     traced = traced_graph(model)
