@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fxprune.errors import PlanError
+from fxprune.planning.factors import Factor
 from fxprune.planning.fields import PlanFields, Removed
 from fxprune.planning.ranges import spans_of, text_of
 from fxprune.planning.structure import Structure
@@ -17,13 +18,16 @@ class PlanDiff:
     As text it is a list of them; as a bool it is False if both plans remove the same.
 
     only_first, only_second: parameter or buffer -> {dimension: indices} that one plan removes and the other keeps.
+    factors_first, factors_second: the factors that only one of them has, where both have some.
     """
 
     only_first: Removed = field(default_factory=dict)
     only_second: Removed = field(default_factory=dict)
+    factors_first: tuple[Factor, ...] = ()
+    factors_second: tuple[Factor, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.only_first or self.only_second)
+        return bool(self.only_first or self.only_second or self.factors_first or self.factors_second)
 
     def __str__(self) -> str:
         lines = []
@@ -36,6 +40,8 @@ class PlanDiff:
                     if dim in part
                 )
                 lines.append(f"{name}[{dim}]: {', '.join(parts)}")
+        lines += [f"only the first: {factor}" for factor in self.factors_first]
+        lines += [f"only the second: {factor}" for factor in self.factors_second]
         return "\n".join(lines) or "both remove the same"
 
 
@@ -49,7 +55,14 @@ def diff(first: PlanFields, second: PlanFields) -> PlanDiff:
                 why=f"for the first {there}, for the second {here}",
                 do="compare plans that were made for one model",
             )
-    return PlanDiff(_without(first.removed, second.removed), _without(second.removed, first.removed))
+    ours, theirs = first.factors, second.factors
+    known = bool(ours and theirs)
+    return PlanDiff(
+        _without(first.removed, second.removed),
+        _without(second.removed, first.removed),
+        tuple(factor for factor in ours if known and factor not in theirs),
+        tuple(factor for factor in theirs if known and factor not in ours),
+    )
 
 
 def _without(ours: Removed, theirs: Removed) -> Removed:
