@@ -5,6 +5,8 @@ Such an output is zero, or the number in its bias, for every input.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -66,7 +68,9 @@ def why_zeros_stay(findings: Findings, found: Folding) -> tuple[str, ...]:
             listed = ", ".join(f'"{other}"' for other in list(others)[:3])
             why = f"they are not zero in {listed}" if others else ""
             why = (
-                why or next((found.reasons[c] for c in channels if c in found.reasons), "") or _held_by(findings, name)
+                why
+                or next((found.reasons[c] for c in channels if c in found.reasons), "")
+                or _held_by(findings, name, channels)
             )
             listed = ", ".join(map(str, left[:6])) + (", ..." if len(left) > 6 else "")
             lines.append(f'"{layer}": {len(left)} channels without weights stay ({listed}): {why}')
@@ -102,11 +106,15 @@ def _nonzero(tensor: torch.Tensor, dim: int) -> Bools:
     return np.asarray(flags.cpu().numpy(), dtype=bool)
 
 
-def _held_by(findings: Findings, name: str) -> str:
-    """The reason for which the outputs of a weight cannot be removed."""
+def _held_by(findings: Findings, name: str, channels: Sequence[int]) -> str:
+    """The reason for which the outputs of a weight cannot be removed.
+
+    channels: the channels of these outputs; none if they are locked.
+    """
     if not findings.reads(name):
         return "forward does not use the layer"
     for locked in findings.locked:
         if (name, weight_output_dim_of(findings, name)) in locked.slots:
             return str(locked.event)
-    return "their group is ignored, or its removal changes a statistic"
+    statistic = next(findings.marked_by(np.asarray(channels, dtype=np.int64)), None)
+    return "their group is ignored" if statistic is None else f"a statistic would change: {statistic}"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fxprune.analysis.findings import Findings, Group
+from fxprune.analysis.findings import Findings
 from fxprune.channels.groups import Bools
 from fxprune.criteria import Importance, scores_of
 from fxprune.errors import PlanError
@@ -61,19 +61,26 @@ def choose(
     if isinstance(masks, str):
         return every_channel(findings, masks, stay), ()
     if masks is not None:
-        return removed_by_masks(findings, masks, stay)
+        removed, reasons = removed_by_masks(findings, masks, stay)
+        return removed, (*reasons, *keep_equal_widths(findings, removed, np.zeros(len(removed))))
     ratios = _ratios(findings, ratio)
     groups = [g for g in findings.groups if g.number not in stay and ratios[g.number] > 0]
     removed = findings.solution.no_channel()
-    reasons: tuple[str, ...] = ()
-    if groups:
-        scores = scores_of(findings, importance, groups, seed)
-        for group in groups:
-            drop = group.size - kept_count(group.size, ratios[group.number], round_to)
-            removed[group.channels[np.argsort(scores[group.channels], kind="stable")[:drop]]] = True
-        keep_enough(findings, removed, scores)
-        reasons = keep_equal_widths(findings, removed, scores)
-    return removed, reasons if removed.any() else _why_nothing(findings, ratios, stay, exact, round_to)
+    if not groups:
+        return removed, _why_no_group(findings, ratios, stay, exact)
+    scores = scores_of(findings, importance, groups, seed)
+    for group in groups:
+        drop = group.size - kept_count(group.size, ratios[group.number], round_to)
+        removed[group.channels[np.argsort(scores[group.channels], kind="stable")[:drop]]] = True
+    if not removed.any():
+        largest = max(groups, key=len)
+        why = (
+            f"rounding leaves every group whole: the largest has {largest.size} channels "
+            f'("{largest.name}"), ratio {ratios[largest.number]}, round_to {round_to}'
+        )
+        return removed, (why,)
+    reasons = keep_enough(findings, removed, scores)
+    return removed, (*reasons, *keep_equal_widths(findings, removed, scores))
 
 
 def kept_count(size: int, ratio: float, round_to: int) -> int:
@@ -91,12 +98,15 @@ def kept_count(size: int, ratio: float, round_to: int) -> int:
     return rounded if rounded <= size else size // round_to * round_to
 
 
-def keep_enough(findings: Findings, removed: Bools, scores: npt.NDArray[np.float64]) -> None:
+def keep_enough(findings: Findings, removed: Bools, scores: npt.NDArray[np.float64]) -> tuple[str, ...]:
     """Keep more channels where a dimension would be empty, or have fewer slots than `topk` chooses from it.
+
+    Returns a reason for each such dimension of a parameter.
 
     removed: flags of channels, cleared in place. scores: one per channel; those with the best are kept first.
     """
     solution = findings.solution
+    reasons: dict[str, None] = {}
     for vector, least in (*findings.observed.minima, *((vector, 1) for vector in findings.observed.vectors)):
         columns = solution.channels_of(vector)
         if not columns:
@@ -108,6 +118,11 @@ def keep_enough(findings: Findings, removed: Bools, scores: npt.NDArray[np.float
             worst = np.where(gone, np.where(table >= 0, scores[table], np.inf).min(0), -np.inf)
             for slot in np.argsort(-worst, kind="stable")[:missing]:
                 removed[table[:, slot][table[:, slot] >= 0]] = False
+            axis = next((a for a in solution.axes if a.vector.representative is vector.representative), None)
+            named = f'"{axis.parameter}" in dimension {axis.dim}' if axis else f"a dimension of size {vector.size}"
+            needs = "it would be empty" if least == 1 else f"the model chooses {least} of its slots (topk)"
+            reasons[f"{named} keeps {missing} more of its {vector.size} slots: {needs}"] = None
+    return tuple(reasons)
 
 
 def _check_round_to(round_to: int) -> None:
@@ -133,21 +148,15 @@ def _ratios(findings: Findings, ratio: Any) -> list[float]:
     return [chosen.get(number, 0.0) for number in range(len(findings.groups))]
 
 
-def _why_nothing(
-    findings: Findings, ratios: list[float], stay: set[int], exact: bool, round_to: int
-) -> tuple[str, ...]:
-    """The reasons why a ratio removes no channel at all. stay: the numbers of the groups that must stay."""
+def _why_no_group(findings: Findings, ratios: list[float], stay: set[int], exact: bool) -> tuple[str, ...]:
+    """The reasons why a ratio is meant for no group. stay: the numbers of the groups that must stay."""
     if not findings.groups:
         held = [str(locked) for locked in findings.locked[:5]]
         return ("no channel of this model can be removed", *held)
-    if not any(ratios):
+    asked = [number for number, ratio in enumerate(ratios) if ratio > 0]
+    if not asked:
         return ("the ratio is 0",)
-    open_groups: list[Group] = [g for g in findings.groups if g.number not in stay]
-    if not open_groups:
-        cause = "ignored or inexact (exact=True)" if exact else "ignored"
-        return (f"all {len(findings.groups)} groups are {cause}",)
-    largest = max(open_groups, key=len)
-    return (
-        f"rounding leaves every group whole: the largest has {largest.size} channels "
-        f'("{largest.name}"), ratio {max(ratios)}, round_to {round_to}',
-    )
+    inexact = set(findings.solution.groups_with(findings.inexact)) if exact else set()
+    causes = {"inexact (exact=True)" if number in inexact else "ignored" for number in asked}
+    which = "groups" if len(asked) == len(findings.groups) else "groups with a ratio"
+    return (f"all {len(asked)} {which} are {' or '.join(sorted(causes))}",)

@@ -10,7 +10,7 @@ import torch
 from torch.nn.modules import conv
 
 from fxprune.analysis.findings import Findings
-from fxprune.channels.groups import Bools
+from fxprune.channels.groups import Bools, Ints
 from fxprune.errors import PlanError
 from fxprune.names import Names
 from fxprune.ops.layers import output_dim
@@ -44,7 +44,7 @@ def removed_by_masks(findings: Findings, masks: Mapping[str, Any], stay: set[int
         )
     s = findings.solution
     wanted = s.no_channel()
-    asked: list[tuple[str, list[np.ndarray[Any, Any]], Bools]] = []
+    asked: list[tuple[str, tuple[str, int], list[Ints], Bools]] = []
     for layer, parameter, dim, whole_mask in _checked(findings, masks):
         keep = _of_all_groups(whole_mask, findings.tensors[parameter].shape[dim])
         columns = s.channels_of(findings.axis_vector(parameter, dim)) if findings.has_axis(parameter, dim) else []
@@ -54,22 +54,22 @@ def removed_by_masks(findings: Findings, masks: Mapping[str, Any], stay: set[int
             inside = np.unique(column[~keep & (column >= 0)])
             whole = inside[~outside[inside]] if len(columns) > 1 else inside
             wanted[whole] = True
-        asked.append((layer, [np.tile(column, len(whole_mask) // len(keep)) for column in columns], ~whole_mask))
+        tiled = [np.tile(column, len(whole_mask) // len(keep)) for column in columns]
+        asked.append((layer, (parameter, dim), tiled, ~whole_mask))
     held = s.no_channel()
     for group in stay:
         held[s.in_group(group)] = True
     removed = wanted & ~held
     reasons = []
-    for layer, columns, drop in asked:
+    for layer, outputs, columns, drop in asked:
         gone = np.zeros(len(drop), dtype=bool)
         for column in columns:
             gone |= (column >= 0) & removed[column]
         left = np.flatnonzero(drop & ~gone)
         if len(left):
             listed = ", ".join(map(str, left[:6])) + (", ..." if len(left) > 6 else "")
-            reasons.append(
-                f'"{layer}": {len(left)} masked channels stay ({listed}): {_why(findings, layer, columns, left, held)}'
-            )
+            why = _why(findings, outputs, columns, left, held)
+            reasons.append(f'"{layer}": {len(left)} masked channels stay ({listed}): {why}')
         also = np.flatnonzero(~drop & gone)
         if len(also):
             listed = ", ".join(map(str, also[:6])) + (", ..." if len(also) > 6 else "")
@@ -155,18 +155,18 @@ def _of_all_groups(keep: Bools, slots: int) -> Bools:
     return np.asarray(keep.reshape(-1, slots).any(0))
 
 
-def _why(findings: Findings, layer: str, columns: list[Any], left: Any, held: Bools) -> str:
+def _why(findings: Findings, outputs: tuple[str, int], columns: list[Ints], left: Ints, held: Bools) -> str:
     """The reason why masked channels of a layer stay.
 
-    columns: the channels in the slots of the mask. left: the slots that stay. held: flags of the channels that must.
+    outputs: the parameter and the dimension of the mask. columns: the channels in its slots. left: the slots that stay.
+    held: flags of the channels that must.
     """
-    if columns and any((column[left] >= 0).any() and held[column[left][column[left] >= 0]].any() for column in columns):
+    channels = [column[left][column[left] >= 0] for column in columns]
+    if any(held[found].any() for found in channels):
         return "their group is ignored, or inexact under exact=True"
-    if len(columns) > 1 or (columns and (columns[0][left] >= 0).all()):
+    if any(len(found) for found in channels):
         return "this dimension is a grid (conv groups, heads): only whole rows or columns of it can go"
-    if not any(findings.reads(findings.first_name(name)) for name in (f"{layer}.weight", layer)):
+    if not findings.reads(outputs[0]):
         return "forward does not use the layer"
-    for locked in findings.locked:
-        if any(name == layer or name.rpartition(".")[0] == layer for name, _ in locked.slots):
-            return str(locked.event)
-    return "nothing can be removed there"
+    events = dict.fromkeys(str(locked.event) for locked in findings.locked if outputs in locked.slots)
+    return "; ".join(events) or "the slots of this dimension are never channels, as in the height of a kernel"

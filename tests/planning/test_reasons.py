@@ -1,0 +1,110 @@
+"""The reasons why channels stay that a request asks for: the true cause, with its numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+
+
+def reasons(model: nn.Module, x: Tensor, **request: Any) -> tuple[str, ...]:
+    return fxprune.analyze(model.eval(), x, path="eager").plan(**request).reasons
+
+
+class Choice(nn.Module):
+    """The two largest of three scores, and the rows of a table that they choose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores, self.table = nn.Linear(4, 3), nn.Parameter(torch.randn(3, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table[self.scores(x).topk(2, -1).indices].sum(1)
+
+
+class Tied(nn.Module):
+    """Both parts of a dimension have one width; the width of the first comes out even."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.up, self.down = 2, nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.up(x).split([self.width, self.width], -1)
+        return self.down(torch.cat([a.relu(), b.tanh()], -1))
+
+
+def two_layers() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+
+
+def grouped() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 2, 1))
+
+
+def test_rounding_is_the_reason_only_where_it_leaves_all_groups_whole() -> None:
+    assert reasons(two_layers(), torch.randn(2, 4), ratio=0.1) == (
+        'rounding leaves every group whole: the largest has 6 channels ("0"), ratio 0.1, round_to 1',
+    )
+
+
+def test_the_largest_group_is_one_that_was_asked_for() -> None:
+    model = nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 5), nn.ReLU(), nn.Linear(5, 3))
+    (reason,) = reasons(model, torch.randn(2, 4), ratio={"2": 0.1})
+    assert '5 channels ("2")' in reason
+
+
+def test_a_choice_of_positions_is_the_reason_why_nothing_goes() -> None:
+    (reason,) = reasons(Choice(), torch.randn(2, 4), ratio=0.7)
+    assert reason == '"table" in dimension 0 keeps 1 more of its 3 slots: the model chooses 2 of its slots (topk)'
+
+
+def test_a_tie_is_the_reason_why_nothing_goes() -> None:
+    """One channel of four was chosen, and the two parts cannot differ."""
+    (reason,) = reasons(Tied(), torch.randn(2, 4), ratio=0.3)
+    assert reason.startswith("width is one number for several widths: they keep as many channels (split in the model (")
+    assert "needs 1" in reason
+    assert "needs 2" in reason
+
+
+def test_masks_keep_widths_equal_that_one_setting_counts() -> None:
+    plan = fxprune.analyze(Tied().eval(), torch.randn(2, 4), path="eager").plan(
+        masks={"up": torch.tensor([False, True, True, True])}
+    )
+    assert not plan
+    assert "width is one number for several widths" in plan.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"ignore": "*"}, "all 1 groups are ignored"),
+        ({"ratio": 0.0}, "the ratio is 0"),
+    ],
+)
+def test_a_ratio_that_is_meant_for_no_group(options: dict[str, Any], reason: str) -> None:
+    assert reasons(two_layers(), torch.randn(2, 4), **{"ratio": 0.5, **options}) == (reason,)
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "reason"),
+    [
+        (two_layers, "2", "output of the model"),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 2, 1)),
+            "1",
+            "whole rows",
+        ),
+    ],
+)
+def test_masked_channels_stay_for_a_reason_that_is_theirs(model: Any, layer: str, reason: str) -> None:
+    net = model()
+    x = torch.randn(2, 3, 5, 5) if isinstance(net[0], nn.Conv2d) else torch.randn(2, 4)
+    outputs = net.get_submodule(layer).weight.shape[0]
+    (found,) = reasons(net, x, masks={layer: torch.arange(outputs) > 0})
+    assert found.startswith(f'"{layer}": 1 masked channels stay (0): ')
+    assert reason in found
