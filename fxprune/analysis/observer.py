@@ -264,7 +264,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         call = LeafCall(
             op=name,
             terms=self.terms,
-            shapes=[tuple(t.shape) for t in outputs],
+            shapes=[tuple(map(int, t.shape)) for t in outputs],
             event=lambda why: self.event(name, why),
             module=module,
             parameters=parameters,
