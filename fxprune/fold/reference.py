@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from fxprune.analysis.arguments import bound
 from fxprune.analysis.findings import Findings
+from fxprune.analysis.observed import Walked
+from fxprune.capture.modes import reads_training
 from fxprune.capture.process_state import clean_caches
 from fxprune.capture.scopes import Scope
 from fxprune.capture.values import objects_in, tensors_in
@@ -43,14 +46,36 @@ from fxprune.rewrite.constants import WITH_BIAS
 def read(findings: Findings, zeroed: Mapping[str, Mapping[int, Any]]) -> list[Reading]:
     """Run the reference and return its readings, in the order of the run.
 
+    Where the analysis has seen both modes, what only training reads counts as well, such as an auxiliary head. There
+    the modules whose code reads its mode are in training, and the layers of torch in evaluation mode: a constant behind
+    a dropout, or behind statistics of a batch, is the one of evaluation.
+
     zeroed: the slots that are set to zero in the original, {parameter or buffer: {dimension: slots}}.
 
     Raises `CaptureError` where an input is an object whose tensors cannot be found.
     """
+    found: list[Reading] = []
+    known: set[tuple[str, str, int]] = set()
+    for walked in sorted(findings.walked, key=lambda walked: walked.training):
+        seen = replace(findings.observed, nodes=walked.nodes, observations=walked.observations)
+        readings = _read_in(replace(findings, observed=seen), walked, zeroed)
+        found += [reading for reading in readings if _key(reading) not in known]
+        known.update(map(_key, readings))
+    return found
+
+
+def _key(reading: Reading) -> tuple[str, str, int]:
+    """The place, the weight and the dimension of a reading: the same ones in both modes are one."""
+    weight = reading.weight if isinstance(reading, ProductReading) else ""
+    return reading.at, weight, id(reading.vector.representative)
+
+
+def _read_in(findings: Findings, walked: Walked, zeroed: Mapping[str, Mapping[int, Any]]) -> list[Reading]:
+    """The readings of one run of the reference. The arguments are those of `read`, `findings` those of that run."""
     watcher = _Watcher(findings)
     captured = findings.captured
     with clean_caches(findings.model), deterministic():
-        values = in_float64(captured.values(findings.inputs))
+        values = in_float64(captured.values(walked.inputs))
         parts = pytree.tree_leaves(values)
         hidden = objects_in([part for part in parts if not isinstance(part, torch.Tensor)])
         if hidden:
@@ -61,12 +86,23 @@ def read(findings: Findings, zeroed: Mapping[str, Mapping[int, Any]]) -> list[Re
             )
         for tensor in [*tensors_in(values), *(part for part in parts if isinstance(part, torch.Tensor))]:
             watcher.shadows.set(tensor, True)
-        _Reference(captured.graph, captured.module, zeroed, watcher).run(*values)
+        run = _Reference(captured.graph, captured.module, zeroed, watcher)
+        run.training = walked.training and len(findings.walked) > 1
+        run.run(*values)
     return watcher.found
 
 
 class _Reference(Float64Run):
     """The run in float64, which tells the watcher the name of every parameter and buffer."""
+
+    training = False
+    """True if the modules whose code reads its mode are in training mode."""
+
+    def _copy_of(self, target: str, module: nn.Module) -> nn.Module:
+        copied = super()._copy_of(target, module)
+        for part in copied.modules() if self.training else ():
+            part.training = reads_training(part)
+        return copied
 
     def _tensor(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         made = super()._tensor(name, tensor)
