@@ -27,7 +27,7 @@ from fxprune.capture.error_place import line_of
 from fxprune.capture.exported_graph import inline_regions, remove_assertions, unshare_sizes
 from fxprune.capture.exported_guards import inline_guards
 from fxprune.capture.exported_module import add_constants, containers
-from fxprune.capture.exported_sizes import ShortFormulas, constants, needlessly_fixed
+from fxprune.capture.exported_sizes import ShortFormulas, constants, needlessly_fixed, takes
 from fxprune.capture.inputs import Inputs, bound, leaves_for_placeholders
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import silence
@@ -93,9 +93,8 @@ def _program(model: nn.Module, inputs: Inputs, dropped: list[str]) -> tuple[torc
 
     Appends the outputs that are replaced by None to `dropped`. Raises `CaptureError` if torch refuses all attempts.
     """
-    args, kwargs = inputs
     first: Exception | None = None
-    for shapes, oblivious, formulas in _attempts(inputs):
+    for (args, kwargs), shapes, oblivious, formulas in _attempts(inputs):
         for copies in (_sharing_copy, _deep_copy):
             dropped.clear()
             model_copy = _with_plain_outputs(copies(model), dropped)
@@ -107,7 +106,7 @@ def _program(model: nn.Module, inputs: Inputs, dropped: list[str]) -> tuple[torc
             except Exception as error:
                 first = first or error
                 break
-            if not _has_parameter_as_constant(model, program):
+            if takes(program, inputs) and not _has_parameter_as_constant(model, program):
                 return program, None if first is None else one_line(first)
     assert first is not None
     raise CaptureError(
@@ -127,22 +126,36 @@ def _outside_inference_mode(model: nn.Module) -> nn.Module:
     return copy_module(model, lambda tensor: copies.get(id(tensor), tensor)) if copies else model
 
 
-def _attempts(inputs: Inputs) -> Iterator[tuple[Any, bool, contextlib.AbstractContextManager[Any]]]:
-    """The options of `torch.export` to try: open sizes, whether sizes of 1 are like others, a limit on formulas.
+def _attempts(inputs: Inputs) -> Iterator[tuple[Inputs, Any, bool, contextlib.AbstractContextManager[Any]]]:
+    """The options of `torch.export` to try: inputs, open sizes, whether a size of 1 is like others, a limit on formulas.
 
-    All sizes are open at first; then those of images are fixed but for their batch; then every size is.
+    All sizes are open at first; then those of images are fixed but for their batch; then every size is. Torch takes a
+    batch of one for a broadcast, and fixes it or what depends on it, so that a batch of two is tried before.
     """
     tensors = [t for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor) and t.ndim]
     images = any(t.ndim > 3 for t in tensors)
+    pairs = [pytree.tree_map_only(torch.Tensor, _two_of, inputs)] if all(t.shape[0] == 1 for t in tensors) else []
     for all_open in (True, False) if images else (True,):
-        sizes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
-        for tensor in tensors:
+        for given in (*pairs, inputs):
+            ones = given is inputs and any(1 in t.shape for t in tensors)
+            for oblivious in (True, False) if ones else (False,):
+                formulas = ShortFormulas() if images and all_open else contextlib.nullcontext()
+                yield given, _open_sizes(given, all_open=all_open), oblivious, formulas
+    yield inputs, None, False, contextlib.nullcontext()
+
+
+def _two_of(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.cat((tensor, tensor)) if tensor.ndim else tensor
+
+
+def _open_sizes(inputs: Inputs, *, all_open: bool) -> Any:
+    """The dimensions to leave open: all, or of images the batch alone."""
+    sizes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    for tensor in pytree.tree_leaves(inputs):
+        if isinstance(tensor, torch.Tensor) and tensor.ndim:
             dims = range(tensor.ndim) if tensor.ndim < 4 or all_open else (0,)
             sizes[tensor] = dict.fromkeys(dims, torch.export.Dim.AUTO)
-        # otherwise torch takes a batch of one for a broadcast and fixes it
-        for oblivious in (True, False) if any(1 in t.shape for t in tensors) else (False,):
-            yield sizes, oblivious, ShortFormulas() if images and all_open else contextlib.nullcontext()
-    yield None, False, contextlib.nullcontext()
+    return sizes
 
 
 def _positional(model: nn.Module, inputs: Inputs) -> Inputs:

@@ -23,8 +23,6 @@ _Sizes = dict[tuple[int, int], int]
 
 def constants(program: torch.export.ExportedProgram) -> list[str]:
     """Sentences about the arguments that are constants in the graph, and about sizes that are in a range only."""
-    from torch.utils._sympy.numbers import int_oo  # here, because it imports sympy
-
     notes = []
     for node in user_inputs(program):
         value = node.meta.get("val")
@@ -34,7 +32,7 @@ def constants(program: torch.export.ExportedProgram) -> list[str]:
             if not _varies(size):
                 continue
             bounds = program.range_constraints.get(size.node.expr)
-            if bounds is not None and (bounds.upper != int_oo or bounds.lower > 2):
+            if bounds is not None and (_bounded(program, size) or bounds.lower > 2):
                 notes.append(f"the input {node.name} in dimension {dim} is of size {bounds.lower} to {bounds.upper}")
             if not size.node.expr.is_symbol:
                 notes.append(f"the input {node.name} in dimension {dim} is of a size {size.node.expr}")
@@ -53,9 +51,20 @@ def needlessly_fixed(program: torch.export.ExportedProgram, model: nn.Module, in
     notes = []
     for node, leaf in given:
         for dim, size in enumerate(_shape(node.meta.get("val"))):
-            if not _varies(size) and _takes_another(model, inputs, tensors, (numbers[id(leaf)], dim)):
+            place = numbers[id(leaf)], dim
+            most = program.range_constraints[size.node.expr].upper if _bounded(program, size) else None
+            if not _varies(size) and _takes_another(model, inputs, tensors, place):
                 notes.append(f"the input {node.name} keeps its size {leaf.shape[dim]} in dimension {dim}")
+            elif most is not None and _runs(model, inputs, tensors, {place: int(most) + 1}):
+                notes.append(f"the input {node.name} is of size {most} at most in dimension {dim}")
     return notes
+
+
+def takes(program: torch.export.ExportedProgram, inputs: Inputs) -> bool:
+    """True if every size of these inputs is open in a program, or what it was fixed to."""
+    given = zip(user_inputs(program), pytree.tree_leaves(inputs), strict=True)
+    sizes = (pair for node, leaf in given for pair in zip(_shape(node.meta.get("val")), _shape(leaf), strict=True))
+    return all(_varies(size) or int(size) == have for size, have in sizes)
 
 
 class LongFormulaError(Exception):
@@ -91,6 +100,14 @@ def _shape(value: Any) -> tuple[Any, ...]:
 
 def _varies(size: Any) -> bool:
     return isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols)
+
+
+def _bounded(program: torch.export.ExportedProgram, size: Any) -> bool:
+    """True for an open size that has a greatest value."""
+    from torch.utils._sympy.numbers import int_oo  # here, because it imports sympy
+
+    bounds = program.range_constraints.get(size.node.expr) if _varies(size) else None
+    return bounds is not None and bounds.upper != int_oo
 
 
 def _takes_another(model: nn.Module, inputs: Inputs, tensors: list[torch.Tensor], place: tuple[int, int]) -> bool:

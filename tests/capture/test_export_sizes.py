@@ -152,6 +152,46 @@ def test_height_and_width_of_an_image_stay_open():
         assert relative_error(small(x), reference(x)) < 1e-12
 
 
+class Attention(nn.Module):
+    """Tokens behind a learnt one, as in vision transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.positions = nn.Parameter(torch.rand(1, 1, 8)), nn.Parameter(torch.rand(1, 6, 8))
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 2)
+
+    def forward(self, x):
+        x = torch.cat((self.first.expand(x.shape[0], -1, -1), x), 1) + self.positions
+        x = self.attention(x, x, x, need_weights=False)[0]
+        return self.b(torch.relu(self.a(x[:, 0])))
+
+
+def test_a_batch_of_one_leaves_the_batch_open_also_behind_attention():
+    model = Attention().double().eval()
+    small = fxprune.transform(model, torch.randn(1, 5, 8).double(), ratio=0.5, path="export")
+    reference = fxprune.masked(model, fxprune.record(small).removed)
+    for batch in (1, 2, 5):
+        x = torch.randn(batch, 5, 8).double()
+        assert relative_error(small(x), reference(x)) < 1e-12
+
+
+class Merged(nn.Module):
+    """Merges its batch into the rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x)).view(1, -1, 8))
+
+
+def test_a_model_that_merges_its_batch_is_exported():
+    small = exported(Merged().eval(), torch.randn(1, 3, 4))
+    assert small(torch.randn(1, 3, 4)).shape == (1, 3, 2)
+
+
 class Windows(nn.Module):
     """Pads an image to a multiple of seven and splits it into windows, as hierarchical transformers do."""
 
