@@ -127,7 +127,7 @@ def _outside_inference_mode(model: nn.Module) -> nn.Module:
 
 
 def _attempts(inputs: Inputs) -> Iterator[tuple[Inputs, Any, bool, contextlib.AbstractContextManager[Any]]]:
-    """The options of `torch.export` to try: inputs, open sizes, whether a size of 1 is like others, a limit on formulas.
+    """The options of `torch.export` to try: inputs, open sizes, whether 1 is like other sizes, a limit on formulas.
 
     All sizes are open at first; then those of images are fixed but for their batch; then every size is. Torch takes a
     batch of one for a broadcast, and fixes it or what depends on it, so that a batch of two is tried before.
