@@ -121,11 +121,12 @@ def seeded(make: Make, seed: int) -> nn.Module:
 
 
 def pruned(model: nn.Module, inputs: Any, **options: Any) -> nn.Module:
-    """`transform` without the warning that nothing was removed. The result is a graph unless the options say else."""
+    """`transform` without the warnings that nothing was removed or that sizes are fixed. The result is a graph unless the options say else."""
     if options.keys().isdisjoint(("path", "prefer", "plan")):
         options["prefer"] = "graph"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fxprune.NothingRemovedWarning)
+        warnings.simplefilter("ignore", fxprune.FixedSizesWarning)
         return fxprune.transform(model, inputs, **{"ratio": 0.4, **options})
 
 
