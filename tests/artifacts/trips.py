@@ -121,12 +121,10 @@ def seeded(make: Make, seed: int) -> nn.Module:
 
 
 def pruned(model: nn.Module, inputs: Any, **options: Any) -> nn.Module:
-    """`transform` without the warnings that nothing was removed or that sizes are fixed. The result is a graph unless the options say else."""
-    if options.keys().isdisjoint(("path", "prefer", "plan")):
-        options["prefer"] = "graph"
+    """`transform` without the warnings that nothing was removed, sizes are fixed, or the result is a graph."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", fxprune.NothingRemovedWarning)
-        warnings.simplefilter("ignore", fxprune.FixedSizesWarning)
+        for kind in (fxprune.NothingRemovedWarning, fxprune.FixedSizesWarning, fxprune.ClassLostWarning):
+            warnings.simplefilter("ignore", kind)
         return fxprune.transform(model, inputs, **{"ratio": 0.4, **options})
 
 

@@ -28,7 +28,7 @@ MUTANTS = settings(deadline=None, database=None, suppress_health_check=list(Heal
 
 @pytest.fixture
 def plan() -> Plan:
-    return fxprune.record(pruned(seeded(Literal, 1), image())).plan
+    return fxprune.record(pruned(seeded(Literal, 1), image(), prefer="graph")).plan
 
 
 @pytest.fixture
