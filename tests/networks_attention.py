@@ -35,12 +35,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, spelling: str) -> Tensor:
 
 
 QKV = "literal sizes minus heads-last chunk split slices widths separate separate-nobias kv-fused einsum conv"
-APART = "literal star-d star-h minus unflatten sizes computed"
+APART = "literal star-d star-h minus unflatten sizes computed settings"
 SHARING = "all multi-query repeat expand enable-gqa"
 POSITIONS = "none rotary-half rotary-chunk rotary-stack rotary-unflatten rotary-complex bias table alibi"
 NORMS = "none layer rms own-rms cosine"
 PRODUCT = "matmul einsum sdpa sdpa-scale sdpa-mask sdpa-causal bmm einsum-bnhd baddbmm loop"
-MERGE = "minus literal flatten sizes view-star einsum heads-loop"
+MERGE = "minus literal flatten sizes view-star einsum heads-loop product"
 
 
 class Attend(Block):
@@ -129,6 +129,10 @@ class Attend(Block):
             t = t.reshape(t.size(0), -1, count, d)
         elif self.apart == "unflatten":
             t = t.unflatten(-1, (count, -1))
+        elif self.apart == "settings":
+            if t.shape[-1] != count * d:
+                raise ValueError("another width")
+            t = t.view(*t.shape[:2], count, t.shape[-1] // count)
         elif self.apart == "computed":
             b, n, _ = t.shape
             return t.reshape(b, n, count, count * self.inner // self.num_heads // count).permute(0, 2, 1, 3)
@@ -273,6 +277,8 @@ class Attend(Block):
         y = y.transpose(1, 2)
         if self.merge == "literal":
             return y.reshape(b, n, self.inner)
+        if self.merge == "product":
+            return y.reshape(b, n, self.num_heads * self.head_dim)
         if self.merge == "flatten":
             return y.flatten(2)
         if self.merge == "sizes":
