@@ -14,7 +14,15 @@ from fxprune.analysis.findings import Findings, Subject
 from fxprune.analysis.single_layers import analyze_single_layers
 from fxprune.arguments import checks_arguments
 from fxprune.capture.captured import FrontEnd
-from fxprune.capture.inputs import Inputs, check_devices, check_initialised, check_unhooked, check_unwrapped, normalize
+from fxprune.capture.inputs import (
+    Inputs,
+    check_devices,
+    check_initialised,
+    check_plain,
+    check_unhooked,
+    check_unwrapped,
+    normalize,
+)
 from fxprune.capture.process_state import public_call
 from fxprune.capture.program import as_module
 from fxprune.capture.tensors import Tensors
@@ -157,6 +165,7 @@ def analyze(
     check_unwrapped(model)
     tensors = Tensors.of(model)
     check_initialised(tensors)
+    check_plain(model, tensors)
     check_unhooked(model)
     for given in (inputs, *more):
         check_devices(tensors, given)

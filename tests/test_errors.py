@@ -58,6 +58,14 @@ def transform(*args: Any, model: Callable[[], nn.Module] = small_net, **options:
     return lambda: fxprune.transform(model(), *(args or (image(),)), **options)
 
 
+def with_quantised_buffer() -> nn.Module:
+    net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that quantised tensors will go
+        net[0].register_buffer("table", torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8))
+    return net
+
+
 def other_net() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3)).eval()
 
@@ -147,6 +155,16 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
         lambda: fxprune.transform(nn.DataParallel(small_net()), image(), ratio=0.5),
         fxprune.CaptureError,
         ["DataParallel wraps", "model.module"],
+    ),
+    "scripted inside": (
+        transform(ratio=0.5, model=lambda: nn.Sequential(small_net(), scripted())),
+        fxprune.CaptureError,
+        ["submodule is scripted", 'at   "1"', "put the Python module in its place"],
+    ),
+    "quantised weight": (
+        transform(ratio=0.5, model=with_quantised_buffer),
+        fxprune.CaptureError,
+        ["no plain tensor", 'at   "0.table"', "torch.qint8", "dequantize()"],
     ),
     "lazy": (
         transform(ratio=0.5, model=lambda: nn.LazyConv2d(3, 1)),

@@ -121,6 +121,30 @@ def check_initialised(tensors: Tensors) -> None:
         )
 
 
+def check_plain(model: nn.Module, tensors: Tensors) -> None:
+    """Raises `CaptureError` for scripted submodules, and for weights that are no plain tensors of numbers."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise CaptureError(
+                "a submodule is scripted",
+                at=f'"{name}"',
+                why=f"TorchScript runs a forward of its own for {type(module).__name__}, which cannot be looked into",
+                do="put the Python module in its place, prune, and script it again",
+            )
+    for found in tensors.unique:
+        kind = type(found.tensor)
+        wrapped = kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__  # DTensor, torchao, fake tensors
+        wrapped = wrapped or type(found.tensor.data) not in (torch.Tensor, nn.Parameter)
+        if wrapped or found.tensor.is_quantized:
+            inner = type(found.tensor.data).__name__ if wrapped else str(found.tensor.dtype)
+            raise CaptureError(
+                "a weight is no plain tensor",
+                at=f'"{found.name}"',
+                why=f"it is {inner}, whose numbers cannot be cut",
+                do="make it plain first (`dequantize()`, `full_tensor()`), prune, and convert again",
+            )
+
+
 def check_unhooked(model: nn.Module) -> None:
     """Raises `CaptureError` for a model that still has the masks and hooks of an eager pruner.
 
