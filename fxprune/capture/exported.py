@@ -31,6 +31,7 @@ from fxprune.capture.exported_sizes import ShortFormulas, constants, needlessly_
 from fxprune.capture.inputs import Inputs, bound, leaves_for_placeholders
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import silence
+from fxprune.capture.trace_watch import watching_export
 from fxprune.errors import CaptureError
 
 
@@ -40,18 +41,19 @@ def export(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
     The graph takes the same arguments as the model in this call, by position or by keyword. It returns the same
     structure, except that objects which are neither tensors nor plain containers of tensors (such as a cache of keys
     and values) are replaced by None. Sizes of inputs stay variable where torch allows it. `meta[FIXED]` lists those
-    that do not although the model takes other ones; `meta[NOTES]` has the arguments that are constants, and the objects
-    that were replaced.
+    that do not although the model takes other ones; `meta[NOTES]` has the arguments that are constants, the objects
+    that were replaced, and what no exported graph keeps: state, and the backward of an `autograd.Function`.
 
     Raises `CaptureError` with torch's message if torch cannot export the model.
     """
     dropped: list[str] = []
     inputs = _positional(model, inputs)
-    program, reason = _program(_outside_inference_mode(model), inputs, dropped)
+    lost: list[str] = []
+    program, reason = _program(_outside_inference_mode(model), inputs, dropped, lost)
     made = exported_graph(program.module(), model, inputs, type(model).__name__)
     notes = constants(program)
     notes += [f"the output {path} is None: {kind} is no container of tensors" for path, kind in _split_entries(dropped)]
-    made.meta[NOTES] = tuple(notes)
+    made.meta[NOTES] = (*notes, *lost)
     because = "" if reason is None else f", because torch did not leave it open: {reason}"
     made.meta[FIXED] = tuple(f"{note}{because}" for note in needlessly_fixed(program, model, inputs))
     return made
@@ -88,18 +90,22 @@ EXPORTED = FrontEnd("export", _capture, fixes_mode=True)
 # -- the export itself ------------------------------------------------------------------------------------
 
 
-def _program(model: nn.Module, inputs: Inputs, dropped: list[str]) -> tuple[torch.export.ExportedProgram, str | None]:
+def _program(
+    model: nn.Module, inputs: Inputs, dropped: list[str], lost: list[str]
+) -> tuple[torch.export.ExportedProgram, str | None]:
     """The exported program, and the reason why its input sizes are fixed; None if they are variable.
 
-    Appends the outputs that are replaced by None to `dropped`. Raises `CaptureError` if torch refuses all attempts.
+    Appends the outputs that are replaced by None to `dropped`, and what no graph keeps to `lost`. Raises
+    `CaptureError` if torch refuses all attempts.
     """
     first: Exception | None = None
     for (args, kwargs), shapes, oblivious, formulas in _attempts(inputs):
         for copies in (_sharing_copy, _deep_copy):
             dropped.clear()
+            lost.clear()
             model_copy = _with_plain_outputs(copies(model), dropped)
             try:
-                with silent_export(oblivious), formulas:
+                with silent_export(oblivious), formulas, watching_export(model_copy, lost):
                     program = torch.export.export(
                         model_copy, tuple(args), dict(kwargs), dynamic_shapes=shapes, strict=False
                     )

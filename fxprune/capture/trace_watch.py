@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import sys
 import threading
@@ -24,10 +23,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxprune.capture.places import TORCH, users_line
+
 APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 """The code of `torch.autograd.Function.apply`, for a trace to find in the stack where the method was stored before."""
 
-_TORCH = os.path.dirname(torch.__file__) + os.sep
 _CONTEXTS = (
     *(grad_mode.no_grad, grad_mode.enable_grad, grad_mode.inference_mode, grad_mode.set_grad_enabled),
     *(torch.amp.autocast_mode.autocast, saved_tensors_hooks, TorchFunctionMode),
@@ -84,6 +84,39 @@ def watching(listener: Listener, members: Set[int], storages: Set[int], paramete
         yield
 
 
+@contextlib.contextmanager
+def watching_export(model: nn.Module, lost: list[str]) -> Iterator[None]:
+    """Append to `lost` what the forward of a model does while it is exported, and the exported graph does not keep."""
+    thread, listener = threading.get_ident(), _Lost(lost)
+    with contextlib.ExitStack() as stack:
+        _watch_assignments(stack, listener, lambda: threading.get_ident() == thread, {id(m) for m in model.modules()})
+        _watch_functions(stack, listener, lambda: threading.get_ident() == thread)
+        yield
+
+
+class _Lost:
+    """The listener of an export, which runs forward itself. Assignments by torch are not noted."""
+
+    def __init__(self, lost: list[str]) -> None:
+        self.lost = lost
+
+    def training_read(self) -> None:
+        """Nothing: the record says that the mode is fixed."""
+
+    def entered(self, name: str) -> None:
+        """Nothing: exported graphs keep contexts."""
+
+    def left(self) -> None:
+        """Nothing: exported graphs keep contexts."""
+
+    def happened(self, why: str) -> None:
+        """Note what the user's code did."""
+        if not sys._getframe(2).f_code.co_filename.startswith(TORCH):
+            text = f"an exported graph does not keep this: forward {why} ({users_line()})"
+            if text not in self.lost:
+                self.lost.append(text)
+
+
 def _replace(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
     """Set an attribute until the stack is closed."""
     missing = object()
@@ -135,7 +168,7 @@ def _watch_functions(stack: contextlib.ExitStack, listener: Listener, here: Call
     original = vars(torch.autograd.Function)["apply"]
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if here() and any(isinstance(leaf, Proxy) for leaf in pytree.tree_leaves((args, kwargs))):
+        if here() and any(isinstance(leaf, (Proxy, torch.Tensor)) for leaf in pytree.tree_leaves((args, kwargs))):
             listener.happened(f"applies the autograd.Function {cls.__name__}")
         return original.__get__(None, cls)(*args, **kwargs)
 
@@ -177,7 +210,7 @@ def _watch_questions(stack: contextlib.ExitStack, listener: Listener, here: Call
 
 def _asking(function: Any, name: str, listener: Listener, here: Callable[[], bool]) -> Callable[..., Any]:
     def asked(*args: Any) -> Any:
-        if here() and not sys._getframe(1).f_code.co_filename.startswith(_TORCH):
+        if here() and not sys._getframe(1).f_code.co_filename.startswith(TORCH):
             listener.happened(f"asks torch.{name}()")
         return function(*args)
 

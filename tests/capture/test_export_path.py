@@ -388,3 +388,40 @@ def test_models_are_pruned_as_exported_graphs(name: str) -> None:
 @pytest.mark.parametrize("name", SLOW)
 def test_more_models_are_pruned_as_exported_graphs(name: str) -> None:
     prune_exported(SLOW[name]())
+
+
+class _Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad
+
+
+class _Effects(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.a, self.b, self.kind, self.count = nn.Linear(4, 8), nn.Linear(8, 2), kind, 0
+
+    def forward(self, x):
+        h = self.a(x)
+        if self.kind == "function":
+            h = _Doubled.apply(h)
+        elif self.kind == "state":
+            self.count += 1
+        return self.b(h)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [("function", "applies the autograd.Function _Doubled"), ("state", "assigns to self.count"), ("none", "")],
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_record_says_what_an_exported_graph_does_not_keep(kind, why, inside):
+    model, x = _Effects(kind), torch.randn(3, 4)
+    small = fxprune.transform(nn.Sequential(model) if inside else model, x, ratio=0.5, path="export")
+    reasons = [reason for reason in fxprune.record(small).reasons if "does not keep this" in reason]
+    assert len(reasons) == bool(why)
+    assert all(f"forward {why} (" in reason and "test_export_path.py:" in reason for reason in reasons)
