@@ -407,7 +407,7 @@ def test_export_refuses_paths_that_cannot_be_written(tmp_path: Path, monkeypatch
     assert f'why  there is no directory "{tmp_path / "missing"}"\n  do   make it first' in text
     (tmp_path / "dir.pt2").mkdir()
     assert "it is a directory" in refusal(FileError, model, tmp_path / "dir.pt2", x)
-    assert "the path must be text" in refusal(FileError, model, b"a.onnx", x)
+    assert "path must be a text or a path, not bytes" in refusal(InputError, model, b"a.onnx", x)
 
 
 def test_export_refuses_options_that_make_no_sense(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ AT = Place("forward", "block", "model.py:7")
 
 
 def setting(name: str) -> Expression:
-    return Expression.of(("block", name, None))
+    return Expression.of(("block", name, ()))
 
 
 def count(expression: Expression, vector: Vector, **options: Any) -> Count:
@@ -32,7 +32,7 @@ def count(expression: Expression, vector: Vector, **options: Any) -> Count:
 def findings_of(terms: Terms, vectors: Sequence[Vector], *uses: NumberUse, **before: int) -> Any:
     """The channels of some dimensions, numbered one dimension after the other, and uses of their sizes."""
     axes = [Axis(f"{number}.weight", 0, vector, (vector.size, 2)) for number, vector in enumerate(vectors)]
-    values = {("block", name, None): value for name, value in before.items()}
+    values = {("block", name, ()): value for name, value in before.items()}
     return SimpleNamespace(solution=solve(terms, axes), uses=Uses(uses, values))
 
 
