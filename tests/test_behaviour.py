@@ -291,6 +291,18 @@ class DropPath(nn.Module):
         return self.d(torch.relu(h + branch))
 
 
+class Wide(nn.Module):
+    """From [n, 2] to [n, 1, 16]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(2, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.a(x)[:, None]
+        return y
+
+
 class Dictionary(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -317,6 +329,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "no gradients": (Detached, (4, 6)),
     "drop path": (DropPath, (4, 6)),
     "dictionary": (Dictionary, (4, 6)),
+    "layers of two modes": (lambda: nn.Sequential(nn.Linear(4, 6), DropPath(), Wide(), Attention()), (3, 4)),
     "recurrent": (Recurrent, (2, 5, 6)),
     "state and branches": (Net, (4, 6)),
 }
@@ -341,7 +354,7 @@ def test_a_model_given_in_training_mode_behaves_like_the_original(name: str) -> 
 ON_PATHS = [(name, path) for path in ("fx", "export", "hooks") for name in ("residual", "dictionary")]
 
 
-@pytest.mark.parametrize(("name", "path"), [*ON_PATHS, ("attention", "export")])
+@pytest.mark.parametrize(("name", "path"), [*ON_PATHS, ("attention", "export"), ("layers of two modes", "fx")])
 def test_other_paths_lose_what_they_cannot_keep_and_nothing_else(name: str, path: str) -> None:
     build, shape = MODELS[name]
     model, x = ready(build()), numbers(*shape)
