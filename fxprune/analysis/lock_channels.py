@@ -48,7 +48,10 @@ def lock_channels(findings: FindingsT, error: RewriteError) -> FindingsT | None:
     event = Event(str(target or "forward"), node.name, where, source_of(node), why)
     observed = replace(findings.observed, events=(*findings.observed.events, event))
     terms = solution.terms.with_locked(chosen, len(findings.events))
-    return replace(findings, observed=observed, solution=solve(terms, solution.axes))
+    locked = solve(terms, solution.axes)
+    if findings.captured.real and not locked.channels:
+        return None  # what is not walked on fake tensors may be served behind hooks
+    return replace(findings, observed=observed, solution=locked)
 
 
 def _entering_vectors(findings: Findings, node: fx.Node) -> list[Vector]:
@@ -62,8 +65,11 @@ def _entering_vectors(findings: Findings, node: fx.Node) -> list[Vector]:
 def _modules_of_same_class(findings: Findings, scope: str) -> list[str]:
     """The paths of all modules of the same class as the one at `scope`.
 
-    Only `scope` itself for a layer of torch; none if it is empty or a node.
+    Only `scope` itself for a layer of torch; the whole model, if its own forward runs in one node, for an empty scope;
+    else none for an empty scope or a node.
     """
+    if not scope and findings.captured.keeps_class:
+        return [scope]
     if not scope or scope.startswith("%"):
         return []
     kind = type(findings.captured.module.get_submodule(scope))

@@ -13,6 +13,9 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.module_copy import copy_module
 
+MOST_NUMBERS = 64
+"""The most numbers of a tensor that a fake one knows."""
+
 
 def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The result of an ATen operation on fake tensors.
@@ -45,6 +48,10 @@ class Real:
             return real
         return self._made.setdefault(id(real), (real, real.detach().clone()))[1]
 
+    def of_state(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of a small model: a buffer is copied, since the forward may write into it."""
+        return self.tensor(tensor)
+
     def tree(self, values: Any) -> Any:
         """The nested structure `values` with every tensor replaced: see `tensor`."""
         return pytree.tree_map_only(torch.Tensor, self.tensor, values)
@@ -76,9 +83,34 @@ class Faker:
         self._made[id(real)] = (real, fake)
         return fake
 
+    def known(self, real: torch.Tensor) -> torch.Tensor:
+        """The fake tensor for a real one of the model, which knows its numbers if it is small and is not trained.
+
+        So a forward can read a number from it, such as the stride of a detector's level.
+        """
+        fake = self.tensor(real)
+        self._give_numbers(fake, real)
+        return fake
+
+    def of_state(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of a small model with fake parameters: one that is real, in a container, becomes a fake one."""
+        return tensor if isinstance(tensor, FakeTensor) else self.known(tensor)
+
     def smaller(self, real: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-        """A new fake tensor with the dtype and device of `real`, but another shape."""
-        return self._wrap(torch.empty(tuple(shape), dtype=real.dtype, device="meta"), real)
+        """A new fake tensor with the dtype and device of `real`, but another shape.
+
+        It knows its numbers where the shape is the same: see `known`.
+        """
+        fake = self._wrap(torch.empty(tuple(shape), dtype=real.dtype, device="meta"), real)
+        if fake.shape == real.shape:
+            self._give_numbers(fake, real)
+        return fake
+
+    def _give_numbers(self, fake: torch.Tensor, real: torch.Tensor) -> None:
+        plain = type(real) is torch.Tensor and real.layout is torch.strided and not real.requires_grad
+        if plain and isinstance(fake, FakeTensor) and real.device.type == "cpu" and real.numel() <= MOST_NUMBERS:
+            fake.constant = real.detach().clone()
+            self.mode.fake_tensor_converter.add_constant_storage_mapping(fake)
 
     def _wrap(self, meta: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         return FakeTensor(self.mode, meta, torch.device("cpu") if real.device.type == "meta" else real.device)
@@ -89,4 +121,4 @@ class Faker:
 
     def module(self, module: nn.Module) -> nn.Module:
         """A copy of a module with fake parameters and buffers."""
-        return copy_module(module, self.tensor)
+        return copy_module(module, self.known)

@@ -21,7 +21,7 @@ from fxprune.rewrite.draft import Draft, draft_of
 from fxprune.rewrite.factors import multiplied, with_factors
 from fxprune.rewrite.hooks import reinsert
 from fxprune.rewrite.module_sizes import recount_modules
-from fxprune.rewrite.node_sizes import settle_nodes
+from fxprune.rewrite.node_sizes import run_once, settle_nodes
 from fxprune.rewrite.norms import preserve_modules, preserve_nodes, rescaled
 from fxprune.rewrite.recurrent import refresh
 from fxprune.rewrite.tensor_hooks import carry_over
@@ -69,6 +69,8 @@ def rewrite(findings: Findings, removal: Removal, constants: FoldedConstants | N
         real[name].detach().copy_(exact[name])
     _fill(small, {id(fake): real[name] for name, fake in fakes.items()})
     place_constants(draft, constants)
+    if findings.captured.real and not findings.captured.needs_hooks:
+        run_once(draft, findings, removal)
     carry_over(findings.tensors, findings.model, real, small)
     if findings.captured.needs_hooks:
         reinsert(small, findings, removal)

@@ -6,6 +6,7 @@ The run checks the result, too: every node must give the shapes that the vectors
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from fxprune.analysis.findings import Findings
 from fxprune.analysis.observed import Observation, Walked
 from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.capture.captured import WHOLE_MODEL
-from fxprune.capture.fake_tensors import Faker
+from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.modes import MODES, random_decisions, set_mode
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.places import module_of, source_of
@@ -64,6 +65,16 @@ def settle_nodes(draft: Draft, findings: Findings, removal: Removal, faker: Fake
         raise contradiction(before, node, str(error), scope, error.vectors) from None
 
 
+def run_once(draft: Draft, findings: Findings, removal: Removal) -> None:
+    """Run the smaller model on real tensors, where its forward decides by numbers and shapes cannot be proven.
+
+    Code whose result is not used runs too, and may need channels that are gone. Raises `RewriteError` where it does.
+    """
+    with clean_caches(findings.model):
+        for seen in findings.walked:
+            _Running(draft, findings, removal, seen).run(Real())
+
+
 class _Checking:
     """One run of the smaller graph, node by node, in which the shapes of all results are checked.
 
@@ -86,8 +97,10 @@ class _Checking:
             set_mode(self.module, seen.training)
             self.when = f" in {MODES[seen.training]} mode"
 
-    def run(self, faker: Faker) -> None:
+    def run(self, faker: Faker | Real) -> None:
         """Run all nodes."""
+        self.module = copy_module(self.module, faker.of_state)
+        self.scopes.follow(self.module, "")
         decisions = (random_decisions(),) if self.when else ()
         modes = (*decisions, self.scopes.watching(), self.check)
         walk(self.draft.graph, self.module, faker, self.values, self.visit, modes)
@@ -128,6 +141,17 @@ class _Checking:
         self, before: fx.Node, node: fx.Node, why: str, scope: str, vectors: tuple[Vector, ...]
     ) -> RewriteError:
         return contradiction(before, node, why + self.when, scope, vectors)
+
+
+class _Running(_Checking):
+    """A run on real tensors, which has to end without an exception. Other decisions may give other shapes."""
+
+    def __init__(self, draft: Draft, findings: Findings, removal: Removal, seen: Walked) -> None:
+        super().__init__(draft, findings, removal, seen)
+        self.seen = replace(seen, observations=dict.fromkeys(seen.observations, Observation()))
+
+    def _check(self, node: fx.Node, before: fx.Node, result: Any) -> None:
+        """Nothing: the numbers of the result are compared with those of the reference."""
 
 
 class _Settling(_Checking):
