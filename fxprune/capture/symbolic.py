@@ -24,7 +24,15 @@ from torch.fx.proxy import Attribute, Proxy
 
 from fxprune.capture.places import SOURCE, TORCH, line_of, users_line
 from fxprune.capture.process_state import same_random_state, tracing
-from fxprune.capture.trace_watch import APPLY, changed, contents, random_state, storage_of, torch_state, watching
+from fxprune.capture.trace_watch import (
+    changed,
+    codes_of_functions,
+    contents,
+    random_state,
+    storage_of,
+    torch_state,
+    watching,
+)
 from fxprune.ops.leaves import leaf_rule
 
 _SIZES = ("shape", "ndim", "size", "dim", "numel", "__len__", "stride", "nelement")
@@ -193,6 +201,7 @@ class Tracer(fx.Tracer):
         self.calls: list[_Call] = []
         self.contexts: list[tuple[str, Reason]] = []
         self.numbers: tuple[Any, ...] = random_state()
+        self.functions = codes_of_functions()
 
     # -- what happens ---------------------------------------------------------------------------------
 
@@ -347,7 +356,7 @@ class Tracer(fx.Tracer):
             frame = frame.f_back
 
     def _look_at(self, code: types.CodeType) -> None:
-        if code is APPLY:
+        if code in self.functions:
             self.happened("applies an autograd.Function")
 
 

@@ -10,6 +10,7 @@ import contextlib
 import random
 import sys
 import threading
+import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from typing import Any, Protocol
@@ -25,9 +26,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.capture.places import TORCH, users_line
 
-APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
-"""The code of `torch.autograd.Function.apply`, for a trace to find in the stack where the method was stored before."""
-
 _CONTEXTS = (
     *(grad_mode.no_grad, grad_mode.enable_grad, grad_mode.inference_mode, grad_mode.set_grad_enabled),
     *(torch.amp.autocast_mode.autocast, saved_tensors_hooks, TorchFunctionMode),
@@ -37,6 +35,16 @@ _inference_mode_enabled = torch.is_inference_mode_enabled
 _autocast_enabled = torch.is_autocast_enabled
 _PLAIN = (int, float, str, bool, bytes)
 _QUESTIONS = ("is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled")
+
+
+def codes_of_functions() -> frozenset[types.CodeType]:
+    """The code of `forward` of every `torch.autograd.Function` that is defined, for a trace to find in the stack."""
+    found, todo = set(), [torch.autograd.Function]
+    while todo:
+        kind = todo.pop()
+        todo += kind.__subclasses__()
+        found.add(getattr(kind.forward, "__code__", None))
+    return frozenset(code for code in found if code is not None)
 
 
 class Listener(Protocol):
