@@ -16,12 +16,9 @@ from fxprune.errors import CaptureError, PlanError, RewriteError, VerificationEr
 from fxprune.fold import ResolvedPlan, make_plan, resolve_plan
 from fxprune.planning.channels import plan_from
 from fxprune.planning.plan import Plan
-from fxprune.proof.compare import TOLERANCE, NoReferenceError, compare, first_wrong_group, rounding_amplification
+from fxprune.proof.compare import NoReferenceError, Proof, first_wrong_group, prove
 from fxprune.rewrite.factors import factors_of
 from fxprune.rewrite.graph import Rewritten, rewrite
-
-BLURRED = 1e-3
-"""An error above this is never explained by rounding. An error below it can be a rounding that the model amplifies."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +44,9 @@ class Result:
 
     analysis: the analysis that it was made from; some channels may be locked that could not be rewritten.
     plan, removal: the removed channels, as a plan and as flags.
-    error: the relative error against the reference, None if it was not compared.
+    proof: the comparison with the reference, None if there was none.
     constants: the constants that were folded.
+    unproven: why the small model could not be compared, "" if it was, or was not asked for.
     why_not: name of a path that was tried before -> why it was not taken.
     """
 
@@ -56,8 +54,9 @@ class Result:
     plan: Plan
     removal: Removal
     small: nn.Module
-    error: float | None
+    proof: Proof | None
     constants: FoldedConstants
+    unproven: str = ""
     why_not: dict[str, str] = field(default_factory=dict)
 
 
@@ -102,61 +101,72 @@ def _proven(result: Result, resolved: ResolvedPlan, request: Request, made: Rewr
     if not (request.verify or decides) or _weightless(analysis):
         return result
     try:
-        return replace(result, error=_error(analysis, made, resolved))
+        proof = _proof(analysis, made, resolved)
     except NoReferenceError as error:
         if decides:
             raise CaptureError(
                 "the model's forward raises", raised=True, why=str(error), do="check that it runs on these inputs"
             ) from error
-        text = f"not compared with the reference, which does not run in float64: {error}"
-        return replace(result, plan=replace(result.plan, reasons=(*result.plan.reasons, text)))
+        text = f"not compared with the reference, which does not run: {error}"
+        return replace(result, plan=replace(result.plan, reasons=(*result.plan.reasons, text)), unproven=text)
+    return replace(result, proof=proof, plan=replace(result.plan, reasons=(*result.plan.reasons, *proof.notes)))
 
 
-def _error(analysis: Analysis, made: Rewritten, resolved: ResolvedPlan) -> float:
-    """The relative error of the small model. Raises `UnprovenError` if it is too large for rounding."""
+def _proof(analysis: Analysis, made: Rewritten, resolved: ResolvedPlan) -> Proof:
+    """The proof of a small model. Raises `UnprovenError` if the model is wrong."""
     removal, zeroed = resolved.removal, resolved.zeroed
-    error = compare(analysis, made.small, removal, zeroed, made.exact, made.factors)
-    if error <= TOLERANCE or (error < BLURRED and error <= 100 * rounding_amplification(analysis, removal, zeroed)):
-        return error
-    raise UnprovenError(analysis, resolved, error)
+    try:
+        folded = None if resolved.plan.zeroed is None else resolved.constants
+        proof = prove(analysis, made.small, removal, zeroed, made.exact, made.factors, folded=folded)
+    except VerificationError as error:
+        raise UnprovenError(analysis, resolved, error) from error
+    if proof.wrong is not None:
+        raise UnprovenError(analysis, resolved, proof.wrong)
+    return proof
 
 
 class UnprovenError(VerificationError):
     """The small model is wrong. Internal: users get the `VerificationError` that `shown` or `diagnosed` makes of it."""
 
-    def __init__(self, analysis: Analysis, resolved: ResolvedPlan, error: float) -> None:
+    def __init__(self, analysis: Analysis, resolved: ResolvedPlan, error: VerificationError) -> None:
         self.analysis, self.resolved, self.error = analysis, resolved, error
-        super().__init__(**self._parts())
-
-    def _parts(self, at: str = "") -> dict[str, str]:
-        return {
-            "what": "the small model differs from its reference",
-            "at": at,
-            "why": f"the relative error is {self.error:.2e}, at most {TOLERANCE:.0e} is rounding",
-            "do": "report this; until then `ignore` that group, its channels stay",
-        }
+        super().__init__(error.what, at=error.at, why=error.why, do=error.do)
 
     def shown(self) -> VerificationError:
-        """The error for the user."""
-        return VerificationError(**self._parts())
+        """The error for the user. The exception of a model that raised is its cause."""
+        return self.error
 
     def diagnosed(self) -> VerificationError:
         """The error for the user, which names the first group whose removal alone gives a wrong model.
 
         This makes and compares a small model for each group.
         """
+        error = self.error
         if self.resolved.plan.zeroed is not None:
-            return VerificationError(**self._parts("a channel whose constant was folded"))
-        wrong = first_wrong_group(self._error_of, self.resolved.removal)
-        alone = f'group "{self.analysis.groups[wrong].name}"' if wrong >= 0 else ""
-        return VerificationError(**self._parts(alone or "no group alone, only several together"))
+            culprit = "a channel whose constant was folded"
+        else:
+            wrong = first_wrong_group(self._is_wrong, self.resolved.removal)
+            culprit = f'group "{self.analysis.groups[wrong].name}"' if wrong >= 0 else ""
+        culprit = culprit or "no group alone, only several together"
+        named = VerificationError(
+            error.what, at="; ".join(filter(None, (culprit, error.at))), why=error.why, do=error.do
+        )
+        named.__cause__ = error.__cause__
+        return named
 
-    def _error_of(self, channels: Any) -> float:
-        """The relative error of a model in which only these channels are removed."""
+    def _is_wrong(self, channels: Any) -> bool:
+        """True if the model in which only these channels are removed is wrong."""
         analysis = self.analysis
         part, removal = plan_from(analysis, channels, ()), Removal(analysis.solution, channels)
-        made = rewrite(analysis, removal)
-        return compare(analysis, made.small, removal, part.removed, made.exact, made.factors)
+        try:
+            made = rewrite(analysis, removal)
+        except RewriteError:
+            return False  # it cannot be made, so nothing is known of it
+        try:
+            proof = prove(analysis, made.small, removal, part.removed, made.exact, made.factors)
+        except VerificationError:
+            return True
+        return proof.wrong is not None
 
 
 def _refuse_empty(analysis: Analysis, removal: Removal) -> None:

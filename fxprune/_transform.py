@@ -22,12 +22,12 @@ from fxprune.capture.program import as_module, exported_again
 from fxprune.capture.tensors import PARAMETER, Tensors
 from fxprune.costs import cost_of
 from fxprune.criteria import Importance
-from fxprune.errors import ClassLostWarning, FixedSizesWarning, NothingRemovedWarning, PlanError
+from fxprune.errors import (CaptureError, ClassLostWarning, FixedSizesWarning, NotProvenWarning, NothingRemovedWarning, PlanError)
 from fxprune.fold import folds, resolve_plan
 from fxprune.paths import paths_for
 from fxprune.planning.plan import Plan
 from fxprune.planning.structure import structure_of
-from fxprune.proof.compare import compare
+from fxprune.proof.compare import NoReferenceError, prove
 from fxprune.rewrite.derived import derived
 from fxprune.rewrite.factors import multiplied
 from fxprune.rewrite.graph import scale_factors
@@ -106,7 +106,8 @@ def transform(
             channels. The result then equals the masked original there, and such groups are exact.
 
     Raises a subclass of `FxpruneError`, which says what to do. Warns with `NothingRemovedWarning`, which says why, if
-    nothing could be removed, and with `FixedSizesWarning` if the result is an exported graph that takes fewer sizes of
+    nothing could be removed; with `NotProvenWarning` if the result could not be compared with its reference, or nothing
+    that depends on what was removed was compared; and with `FixedSizesWarning` if the result is an exported graph that takes fewer sizes of
     inputs than the original.
 
     >>> import torch, fxprune
@@ -155,6 +156,11 @@ def _warnings(result: Result, *, class_expected: bool) -> Iterator[tuple[str, ty
     if not result.plan:
         why = "; ".join(result.plan.reasons) or "the plan is empty"
         yield f"nothing was removed: {why}", NothingRemovedWarning
+    if result.unproven:
+        yield f"the small model is not proven: {result.unproven}", NotProvenWarning
+    elif result.proof is not None and result.plan and not result.proof.compared:
+        why = "no number that depends on what was removed was compared; give inputs on which there is one"
+        yield f"the proof is empty: {why}", NotProvenWarning
     if captured.fixed:
         sizes = "; ".join(captured.fixed)
         text = f"the small model is an exported graph, which raises for sizes that the original takes: {sizes}"
@@ -174,7 +180,9 @@ def verify(model: nn.Module | ExportedProgram, small: nn.Module | ExportedProgra
         small: the model that `transform` made from it.
         example_inputs: as for `transform`. They may be different ones, also in their sizes.
 
-    Returns the largest max |small - reference| / max |reference| of all outputs; inf if shapes differ or NaN appears.
+    Returns the largest max |small - reference| / max |reference| of all outputs; inf if shapes differ, or if a number
+    is not finite in one of them only. Raises `VerificationError` if the small model raises where the original does not,
+    or computes with another scale.
     """
     made = record(small)
     recorded = copy_module(as_module(model, example_inputs), lambda tensor: tensor)
@@ -185,8 +193,12 @@ def verify(model: nn.Module | ExportedProgram, small: nn.Module | ExportedProgra
     factors = scale_factors(analysis, resolved.removal) if made.plan.factors else ScaleFactors()
     exact = {**rescaled(analysis, resolved.removal), **resolved.constants.exact}
     exact = multiplied(analysis, resolved.removal, factors, exact)
+    folded = None if made.plan.zeroed is None else resolved.constants
     plain = as_module(small, example_inputs)
-    return compare(analysis, plain, resolved.removal, resolved.zeroed, exact, factors)
+    try:
+        return prove(analysis, plain, resolved.removal, resolved.zeroed, exact, factors, folded=folded).error
+    except NoReferenceError as error:
+        raise CaptureError("the model's forward raises", raised=True, why=str(error)) from error
 
 
 def _recorded(result: Result) -> Record:
@@ -224,11 +236,12 @@ def _recorded(result: Result) -> Record:
         after,
         tuple(reasons),
         training,
-        result.error,
+        None if result.proof is None else result.proof.error,
         result.why_not,
         "kept" if analysis.preserved is None else "preserve",
         _complete(result),
         (cost_of(analysis), cost_of(analysis, result.removal, result.constants)),
+        None if result.proof is None else result.proof.compared,
     )
 
 

@@ -72,11 +72,15 @@ class RewriteError(FxpruneError, RuntimeError):
 
 
 class VerificationError(FxpruneError, RuntimeError):
-    """The small model and its reference give different numbers."""
+    """The small model is wrong. The text says how: its numbers differ, it raises, or it computes with another scale."""
 
 
 class NothingRemovedWarning(UserWarning):
     """A request removed nothing. The text says why."""
+
+
+class NotProvenWarning(UserWarning):
+    """A small model could not be compared with its reference, or nothing that depends on what was removed was."""
 
 
 class ChannelsStayWarning(UserWarning):

@@ -26,7 +26,7 @@ ORDER = """
 PUBLIC = """
     Analysis CaptureError ChannelsStayWarning ClassLostWarning Cost Exported FileError FixedSizesWarning FxpruneError
     Group InputError
-    LayerCost Locked Member NothingRemovedWarning Plan PlanDiff PlanError Record RewriteError RuleError
+    LayerCost Locked Member NotProvenWarning NothingRemovedWarning Plan PlanDiff PlanError Record RewriteError RuleError
     VerificationError analyze cost export leaf load masked masks_of record rule save trace transform verify
 """.split()
 

@@ -25,6 +25,7 @@ def data_of(record: Record) -> dict[str, Any]:
         "why_not": dict(record.why_not),
         "norms": record.norms,
         "cost": None if record.cost is None else [_cost_data(cost) for cost in record.cost],
+        **({} if record.compared is None else {"compared": record.compared}),
     }
 
 
@@ -36,7 +37,7 @@ def _cost_data(cost: Cost) -> dict[str, Any]:
 
 def record_of(data: Field, plan: Plan) -> Record:
     """Returns the record that plain data and its plan describe. Raises for data that is no record."""
-    data.object(_KEYS)
+    data.object(_KEYS, ["compared"])
     if not isinstance(data["exact"].value, bool):
         raise data["exact"].wrong("it must be true or false")
     return Record(
@@ -52,6 +53,7 @@ def record_of(data: Field, plan: Plan) -> Record:
         data["norms"].text(("kept", "preserve")),
         plan,
         _costs(data["cost"]),
+        _count(data["compared"]) if "compared" in data.mapping() else None,
     )
 
 

@@ -30,6 +30,7 @@ class Record:
     norms: "preserve" or "kept", as in `transform`.
     plan: the plan that was applied, with all recounted sizes. It can be saved, and applied to other weights.
     cost: the cost of the original and of the small model, None if it was not counted.
+    compared: how many numbers that depend on what was removed the proof has compared, None if there was no proof.
     """
 
     path: str
@@ -44,6 +45,7 @@ class Record:
     norms: str = "kept"
     plan: Plan = field(default_factory=lambda: Plan({}), repr=False)
     cost: tuple[Cost, Cost] | None = None
+    compared: int | None = None
 
     @checks_arguments()
     def then(self, second: Record) -> Record:

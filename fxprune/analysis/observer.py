@@ -46,6 +46,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.terms = terms
         self.scopes = scopes
         scopes.on_enter, scopes.on_leave, scopes.on_attention = self._enter, self._leave, self._attended
+        scopes.on_composite = self._composed
         self.recorder = StepRecorder()
         self.visits: dict[str, Visit] = {}
         self._visited: set[str] = set()  # in this run
@@ -161,6 +162,11 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.observation.numbers[key] = (named["scale"],), self.operand(named["query"]).vectors[-1:]
         if not self._leaf_depth:
             self.recorder.attention(key, named, made, self.event(key[2], "attention is scaled"))
+        self._composed(key, made)
+
+    def _composed(self, key: Key, made: Any) -> None:
+        if not self._leaf_depth:
+            self.observation.outputs[key] = [self.peek(tensor) for tensor in tensors_in(made)]
 
     def current_place(self) -> Place:
         """The place of the current node; inside a module that is one node, the inner module and its source line."""

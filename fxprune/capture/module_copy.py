@@ -19,10 +19,16 @@ CACHED_FUNCTION: Any = type(functools.lru_cache(len))
 """The type of a function with a cache."""
 
 
-def copy_module(module: nn.Module, tensor: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+def copy_module(
+    module: nn.Module,
+    tensor: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    parameters: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> nn.Module:
     """A copy of a module and its submodules, with other tensors. The original is not changed.
 
     tensor: a function that gives the tensor of the copy for each parameter, buffer, and tensor in an attribute.
+    parameters: a function that gives the dict of parameters of each module of the copy, instead of `tensor`.
 
     Containers in attributes (see `fxprune/capture/containers.py`) and sets are copied, so that a forward that stores
     something there leaves the original as it is; other values are shared. What is used in two places is one thing in
@@ -41,6 +47,9 @@ def copy_module(module: nn.Module, tensor: Callable[[torch.Tensor], torch.Tensor
         own = {k: v for k, v in original.__dict__.items() if k not in ("_parameters", "_buffers", "_modules")}
         for kind in ("_parameters", "_buffers"):
             tensors = original.__dict__[kind].items()
+            if parameters is not None and kind == "_parameters":
+                new.__dict__[kind] = parameters(original.__dict__[kind])
+                continue
             new.__dict__[kind] = {k: None if t is None else tensor(t) for k, t in tensors}
         new.__dict__["_modules"] = {k: None if m is None else clone(m) for k, m in original._modules.items()}
         new.__dict__.update({k: attribute(v) for k, v in own.items()})

@@ -71,6 +71,7 @@ class Scopes:
     on_leave: called with the scope, the arguments, the keyword arguments and the result when the forward returns.
     on_attention: called with the key, the arguments by name and the result of `scaled_dot_product_attention`. The scale
         is among the arguments, also where attention computes it from the width of the queries.
+    on_composite: called with the key and the result of any other function whose operations depend on the sizes.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -82,6 +83,7 @@ class Scopes:
         self.on_enter: Callable[[Scope], None] = lambda scope: None
         self.on_leave: Callable[[Scope, Any, Any, Any], None] = lambda scope, args, kwargs, made: None
         self.on_attention: Callable[[Key, dict[str, Any], Any], None] = lambda key, named, made: None
+        self.on_composite: Callable[[Key, Any], None] = lambda key, made: None
 
     def follow(self, module: nn.Module, path: str) -> None:
         """Watch `module` and its submodules instead of those before. `path` is its name in the model."""
@@ -145,7 +147,8 @@ class _Composites(TorchFunctionMode):
     """Gives a scope of its own to every function whose operations depend on the sizes.
 
     Products of matrices reshape or copy their factors depending on the strides; `einsum` has a special case for
-    dimensions of size 1; attention chooses a kernel. Also calls `on_attention`.
+    dimensions of size 1; attention chooses a kernel. Also calls `on_attention` and
+    `on_composite`.
     """
 
     def __init__(self, scopes: Scopes) -> None:
@@ -158,8 +161,11 @@ class _Composites(TorchFunctionMode):
             return self._attention(func, args, kwargs)
         if func not in _COMPOSITE:
             return func(*args, **kwargs)
+        key = self.scopes.current.next_key(f"{func.__name__}()")
         with self.scopes.inside(func.__name__):
-            return func(*args, **kwargs)
+            made = func(*args, **kwargs)
+        self.scopes.on_composite(key, made)
+        return made
 
     def _attention(self, func: Any, args: Any, kwargs: Any) -> Any:
         key = self.scopes.current.next_key(ATTENTION)

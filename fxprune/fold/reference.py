@@ -37,9 +37,11 @@ from fxprune.ops.aspects import CONSTANTS
 from fxprune.ops.constants import Read, Sum, WeightedSum, Whole
 from fxprune.ops.dependence import Seen, along, constant_planes
 from fxprune.ops.leaves import leaf_rule, leaf_weight
+from fxprune.proof.copies import Copying
 from fxprune.proof.deterministic import deterministic
-from fxprune.proof.float64 import Float64Run, in_float64
 from fxprune.proof.operations import Operations
+from fxprune.proof.precision import FLOAT64
+from fxprune.proof.runs import GraphRun
 from fxprune.rewrite.constants import WITH_BIAS
 
 
@@ -75,7 +77,7 @@ def _read_in(findings: Findings, walked: Walked, zeroed: Mapping[str, Mapping[in
     watcher = _Watcher(findings)
     captured = findings.captured
     with clean_caches(findings.model), deterministic():
-        values = in_float64(captured.values(walked.inputs))
+        values = FLOAT64.copies(captured.values(walked.inputs))
         parts = pytree.tree_leaves(values)
         hidden = objects_in([part for part in parts if not isinstance(part, torch.Tensor)])
         if hidden:
@@ -86,29 +88,12 @@ def _read_in(findings: Findings, walked: Walked, zeroed: Mapping[str, Mapping[in
             )
         for tensor in [*tensors_in(values), *(part for part in parts if isinstance(part, torch.Tensor))]:
             watcher.shadows.set(tensor, True)
-        run = _Reference(captured.graph, captured.module, zeroed, watcher)
-        run.training = walked.training and len(findings.walked) > 1
-        run.run(*values)
+        both = walked.training and len(findings.walked) > 1
+        reading = {path for path, part in captured.module.named_modules() if both and reads_training(part)}
+        copying = Copying(zeroed, made=watcher.name)
+        run = GraphRun(captured.graph, captured.module, copying, watcher, modes=lambda path: path in reading)
+        run.run_on(values)
     return watcher.found
-
-
-class _Reference(Float64Run):
-    """The run in float64, which tells the watcher the name of every parameter and buffer."""
-
-    training = False
-    """True if the modules whose code reads its mode are in training mode."""
-
-    def _copy_of(self, target: str, module: nn.Module) -> nn.Module:
-        copied = super()._copy_of(target, module)
-        for part in copied.modules() if self.training else ():
-            part.training = reads_training(part)
-        return copied
-
-    def _tensor(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        made = super()._tensor(name, tensor)
-        assert isinstance(self.operations, _Watcher)
-        self.operations.name(made, name)
-        return made
 
 
 class _Watcher(Operations):  # type: ignore[no-untyped-call]

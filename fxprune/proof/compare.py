@@ -1,50 +1,84 @@
-"""Proof by numbers: the small model and its reference run in float64, and their outputs are compared.
+"""Proof by numbers: the small model and its reference run in float64, and what they compute is compared.
 
 The reference is the original with every removed slot of every parameter and buffer set to zero. A statistic over
 channels, such as the mean of a layer norm, would count these zeros, which it does not do if the channels never existed.
 So the operations that take such a statistic get the kept slots only; all other operations run as usual.
+
+Not only the outputs are compared, but the results of all operations that both models run, at the kept slots: outputs
+that are empty, integers or saturated say little. Where forward changes the state of the model, a second call is
+compared as well. On paths that make a graph, the original is also called as its user calls it, and must give what the
+graph gives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.analysis.findings import Findings
+from fxprune.analysis.folded_constants import FoldedConstants
 from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.process_state import clean_caches
 from fxprune.capture.values import tensors_in
 from fxprune.channels.groups import Removal
-from fxprune.proof.called_numbers import CalledNumbers
+from fxprune.errors import VerificationError
+from fxprune.proof.copies import Copying
 from fxprune.proof.deterministic import deterministic
-from fxprune.proof.float64 import Float64Run, in_float64
+from fxprune.proof.difference import relative_error
+from fxprune.proof.digests import Digester
+from fxprune.proof.failures import another_scale, differs_inside, graph_differs, in_one_line, raised
 from fxprune.proof.kept_statistics import KeptStatistics
+from fxprune.proof.precision import FLOAT32, FLOAT64, OWN, Precision
+from fxprune.proof.runs import GraphRun, Modes, as_it_is, call_model, evaluation
+from fxprune.proof.trail import Recorder, Trail, comparable, differs
 
-TOLERANCE = 1e-9
-"""A relative error up to this counts as rounding."""
+TOLERANCE = FLOAT64.tolerance
+"""A relative error up to this counts as rounding in float64."""
+
+BLURRED = 1e-3
+"""An error above this is never explained by rounding. An error below it can be a rounding that the model amplifies."""
 
 
 class NoReferenceError(Exception):
-    """The original does not run in float64, so that there is no reference. The text says why."""
+    """The original does not run, so that there is no reference. The text says why."""
 
 
-def compare(
+@dataclass(frozen=True)
+class Proof:
+    """The result of a comparison.
+
+    error: the largest relative error of the outputs, and of an operation inside if that is wrong.
+    compared: how many numbers were compared that depend on what was removed.
+    precision: the type of numbers of both runs.
+    wrong: the error that says what differs; None if the small model is right.
+    notes: sentences for the reader of the record.
+    """
+
+    error: float
+    compared: int
+    precision: Precision
+    wrong: VerificationError | None = None
+    notes: tuple[str, ...] = ()
+
+
+def prove(
     findings: Findings,
     small: nn.Module,
     removal: Removal,
     zeroed: Mapping[str, Any],
     exact: Mapping[str, torch.Tensor] | None = None,
     factors: ScaleFactors | None = None,
-) -> float:
-    """Returns the relative error of `small` against its reference, the largest over all example inputs.
-
-    The error is inf if `small` does not run, or if its operations are called with other fractions.
+    *,
+    folded: FoldedConstants | None = None,
+) -> Proof:
+    """Compare `small` with its reference, on all example inputs.
 
     Args:
         findings: the analysis of the original, with the example inputs.
@@ -54,143 +88,318 @@ def compare(
             constants were folded.
         exact: name -> the new numbers of parameters of `small`, before they were rounded to the parameter's type.
         factors: the factors that weights of `small` carry, since its code computes other scales.
+        folded: the constants of removed channels that were folded, None if the channels are gone without a trace. They
+            are those of evaluation mode.
 
-    Raises `NoReferenceError` if the original does not run in float64.
+    Both run in float64. Where the original does not run in float64, or gives NaN there, they run in float32, or in the
+    types that the model has; the notes say so.
+
+    Raises `NoReferenceError` if the original does not run. Raises `VerificationError` if the small model raises, or if
+    its operations are called with other fractions.
     """
-    with clean_caches(findings.model), deterministic():
-        every = (findings.inputs, *findings.subject.more)
-        return max(
-            _error_on(inputs, findings, small, removal, zeroed, exact or {}, factors or ScaleFactors())
-            for inputs in every
+    pair = _Pair(findings, small, removal, zeroed, exact or {}, factors or ScaleFactors(), folded)
+    failed: list[str] = []
+    for precision in (FLOAT64, FLOAT32, OWN):
+        try:
+            done = pair.prove(precision)
+        except NoReferenceError as error:
+            failed.append(f"it does not run in {precision.name}: {error}")
+            continue
+        if precision is FLOAT64 and pair.without_number:
+            other = _in_float32(pair, pair.without_number)
+            done = other or done
+            failed += ["it gives NaN in float64"] if other else []
+        return _with_note(done, failed)
+    raise NoReferenceError(failed[0].partition(": ")[2])
+
+
+def _in_float32(pair: _Pair, without_number: int) -> Proof | None:
+    """The proof in float32, None if the reference has as many NaN there as in float64."""
+    try:
+        done = pair.prove(FLOAT32)
+    except NoReferenceError:
+        return None
+    return done if pair.without_number < without_number else None
+
+
+def _with_note(done: Proof, failed: list[str]) -> Proof:
+    if not failed:
+        return done
+    name, tolerance = done.precision.name, done.precision.tolerance
+    note = f"proven in {name}, where an error up to {tolerance:.0e} is rounding, because {'; '.join(failed)}"
+    return Proof(done.error, done.compared, done.precision, done.wrong, (*done.notes, note))
+
+
+@dataclass
+class _Pair:
+    """The original and the small model. The fields are the arguments of `prove`.
+
+    without_number: how many NaN the outputs of the reference had in the last proof.
+    """
+
+    findings: Findings
+    small: nn.Module
+    removal: Removal
+    zeroed: Mapping[str, Any]
+    exact: Mapping[str, torch.Tensor]
+    factors: ScaleFactors
+    folded: FoldedConstants | None
+    without_number: int = 0
+    digester: Digester = field(default_factory=Digester)
+
+    @cached_property
+    def statistics(self) -> bool:
+        """True if the removal changes a statistic."""
+        return bool((self.findings.inexact & self.removal.removed).any())
+
+    @cached_property
+    def skipped(self) -> frozenset[str]:
+        """The scopes whose operations are others in the small model."""
+        originals = dict(self.findings.captured.module.named_modules())
+        small = self.small.named_modules()
+        replaced = {path for path, module in small if path and type(module) is not type(originals.get(path))}
+        maps = () if self.folded is None else self.folded.maps  # what these nodes give lacks what a map adds later
+        mapped = [node for node in self.findings.captured.graph.nodes if node.name in maps]
+        scopes = [str(node.target) if node.op == "call_module" else f"%{node.name}" for node in mapped]
+        return frozenset((*replaced, *(self.findings.preserved or {}), *scopes))
+
+    @cached_property
+    def changed(self) -> frozenset[str]:
+        """The names of the tensors of the small model that are not those of the original."""
+        own = {**dict(self.small.named_parameters()), **dict(self.small.named_buffers())}
+        known = self.findings.captured.tensors
+        return frozenset((*self.exact, *(n for n, t in own.items() if n not in known or t.shape != known[n].shape)))
+
+    def prove(self, precision: Precision) -> Proof:
+        """The proof in one precision, over all example inputs and modes."""
+        self.without_number = 0
+        done = Proof(0.0, 0, precision)
+        with clean_caches(self.findings.model), deterministic(precision):
+            for number, inputs in enumerate((self.findings.inputs, *self.findings.subject.more)):
+                for modes, walked in self._modes():
+                    one = _Round(self, precision, inputs, modes, walked=walked, first=number == 0).prove()
+                    done = Proof(
+                        max(done.error, one.error),
+                        done.compared + one.compared,
+                        precision,
+                        done.wrong or one.wrong,
+                        (*done.notes, *one.notes),
+                    )
+        return done
+
+    def _modes(self) -> Iterator[tuple[Modes, bool]]:
+        """The modes to compare in, and whether the analysis has run in this one."""
+        captured = self.findings.captured
+        training = any(module.training for module in captured.module.modules())
+        if training and self.folded is None:
+            yield as_it_is, True
+        if self.folded is not None or not (training and captured.front_end.fixes_mode):
+            yield evaluation, not training
+
+
+@dataclass
+class _Round:
+    """The comparison on one example input, in one mode.
+
+    walked: True if the analysis has run in this mode. first: True for the first example input.
+    """
+
+    pair: _Pair
+    precision: Precision
+    inputs: Inputs
+    modes: Modes
+    walked: bool
+    first: bool
+
+    def prove(self) -> Proof:
+        """The proof of this round."""
+        pair, times = self.pair, None
+        graph_error = None
+        model = self._users_model()
+        if model is not None:
+            times = len(model)
+        reference, theirs = self._reference(times)
+        if model is not None:
+            graph_error = self._against_model(model, reference)
+        pair.without_number += sum(int(t.isnan().sum()) for t in tensors_in(reference) if t.is_floating_point())
+        results, ours = self._result(len(reference), theirs)
+        if pair.findings.captured.real and theirs is not None and ours is not None:
+            self._same_numbers(theirs, ours)
+        error = relative_error(results, reference)
+        wrong, inside = self._wrong(error, reference, theirs, ours)
+        compared = self._compared(theirs, ours) if theirs is not None and ours is not None else 0
+        if not self._digests and pair.changed:  # only outputs are compared
+            compared = sum(tensor.numel() for tensor in tensors_in(reference))
+        return Proof(max(error, inside), compared, self.precision, graph_error or wrong)
+
+    @property
+    def _digests(self) -> bool:
+        """True if the results of operations are compared: those of the analysis run in this round."""
+        return self.walked and self.first and not self.pair.findings.captured.needs_hooks
+
+    # -- the runs -----------------------------------------------------------------------------------------
+
+    def _users_model(self) -> list[Any] | None:
+        """The results of the original as its user calls it; None where that is what the reference runs."""
+        findings = self.pair.findings
+        captured, model = findings.captured, findings.model
+        hooked = model._forward_hooks or model._forward_pre_hooks
+        if captured.keeps_class or (captured.module is model and not hooked):
+            return None
+        zeroed = {} if self.pair.statistics else self.pair.zeroed
+        try:
+            return call_model(
+                model, self.inputs, Copying(zeroed), times=None, precision=self.precision, modes=self.modes
+            )
+        except Exception as error:
+            raise NoReferenceError(in_one_line(error)) from error
+
+    def _against_model(self, model: list[Any], reference: list[Any]) -> VerificationError | None:
+        """The error if the graph gives other results than the user's model, with the same slots set to zero."""
+        if self.pair.statistics:
+            reference, _ = self._reference(len(model), plain=True)
+        error = relative_error(reference, model)
+        if error <= self.precision.tolerance:
+            return None
+        zeroed = {} if self.pair.statistics else self.pair.zeroed
+        moved = call_model(
+            self.pair.findings.model,
+            self.inputs,
+            Copying(zeroed, moved=True),
+            times=len(model),
+            precision=self.precision,
+            modes=self.modes,
+        )
+        return None if self._is_rounding(error, relative_error(moved, model)) else graph_differs(error)
+
+    def _reference(
+        self, times: int | None, *, plain: bool = False, moved: bool = False
+    ) -> tuple[list[Any], Trail | None]:
+        """The results of the reference and its trail. plain: True to remove nothing. moved: as in `Copying`."""
+        pair, captured = self.pair, self.pair.findings.captured
+        statistics = KeptStatistics(pair.removal) if pair.statistics and not plain else None
+        recorder = None if plain else self._recorder(statistics=statistics)
+        copying = Copying({} if plain else pair.zeroed, moved=moved)
+        run = GraphRun(captured.graph, captured.module, copying, recorder, precision=self.precision, modes=self.modes)
+        try:
+            results = run.calls(captured.values(self.inputs), times)
+        except Exception as error:
+            if statistics is not None and self._runs():
+                raise raised("the reference", error, "with statistics over the kept channels") from error
+            raise NoReferenceError(in_one_line(error)) from error
+        return results, recorder.trail if recorder is not None else None
+
+    def _runs(self) -> bool:
+        """True if the original runs without an error."""
+        try:
+            self._reference(1, plain=True)
+        except NoReferenceError:
+            return False
+        return True
+
+    def _result(self, times: int, before: Trail | None) -> tuple[list[Any], Trail | None]:
+        """The results of the small model and its trail. before: the trail of the reference."""
+        pair, captured = self.pair, self.pair.findings.captured
+        recorder = self._recorder(before=before)
+        graph = pair.small.graph if isinstance(pair.small, fx.GraphModule) else captured.graph
+        copying = Copying(unrounded=pair.exact, made=recorder.made if recorder is not None else _ignore)
+        run = GraphRun(graph, pair.small, copying, recorder, precision=self.precision, modes=self.modes)
+        try:
+            results = run.calls(captured.values(self.inputs), times)
+        except Exception as error:
+            raise raised("the small model", error, "where the original does not") from error
+        return results, recorder.trail if recorder is not None else None
+
+    def _recorder(self, statistics: KeptStatistics | None = None, before: Trail | None = None) -> Recorder | None:
+        pair, captured = self.pair, self.pair.findings.captured
+        if not (self._digests or captured.real or statistics is not None):
+            return None
+        return Recorder(
+            pair.findings,
+            pair.removal,
+            pair.digester,
+            skipped=pair.skipped,
+            statistics=statistics,
+            before=before,
+            changed=pair.changed,
+            tolerance=self.precision.tolerance,
+            digests=self._digests,
         )
 
+    # -- what they gave -----------------------------------------------------------------------------------
 
-def _error_on(
-    inputs: Inputs,
-    findings: Findings,
-    small: nn.Module,
-    removal: Removal,
-    zeroed: Mapping[str, Any],
-    exact: Mapping[str, torch.Tensor],
-    factors: ScaleFactors,
-) -> float:
-    """The relative error on one example input; see `compare`."""
-    values = findings.captured.values(inputs)
-    numbers = (CalledNumbers(), CalledNumbers()) if findings.captured.real else (None, None)
-    try:
-        reference = _run_reference(findings, removal, zeroed, values, numbers[0])
-    except Exception as error:
-        if _changes_statistics(findings, removal) and _runs(findings, values):
-            return float("inf")  # the original runs, but not with statistics over the kept slots
-        text = str(error).strip().splitlines()
-        raise NoReferenceError(f"{type(error).__name__}: {text[0] if text else ''}") from error
-    try:
-        result = _run_small(findings, small, exact, values, numbers[1])
-    except Exception:
-        return float("inf")  # the reference runs in float64, so the small model must
-    if numbers[0] is not None and numbers[1] is not None:
-        numbers[0].seen.update({key: other for key, other in factors.numbers.items() if key in numbers[0].seen})
-        if not numbers[0].same_numbers(numbers[1], TOLERANCE):
-            return float("inf")
-    return relative_error(result, reference)
+    def _same_numbers(self, theirs: Trail, ours: Trail) -> None:
+        """Raises `VerificationError` if an operation is called with other fractions in the small model."""
+        for key, step in ours.steps.items():
+            other = theirs.steps.get(key)
+            if other is None or len(step.numbers) != len(other.numbers):
+                continue
+            expected = self.pair.factors.numbers.get(key, other.numbers)
+            if not np.allclose(step.numbers, expected, rtol=self.precision.tolerance, atol=0, equal_nan=True):
+                raise another_scale(key, step, other)
 
+    def _wrong(
+        self, error: float, reference: list[Any], theirs: Trail | None, ours: Trail | None
+    ) -> tuple[VerificationError | None, float]:
+        """The error that says what differs and how far it is apart; None and 0.0 if nothing does.
 
-# -- the two runs -----------------------------------------------------------------------------------------
+        Nor does what differs only by roundings that the model amplifies.
+        """
+        suspects = list(self._suspects(theirs, ours)) if theirs is not None and ours is not None else []
+        if error <= self.precision.tolerance and not suspects:
+            return None, 0.0
+        moved, trail = self._reference(len(reference), moved=True)
+        amplified = relative_error(moved, reference)
+        right = error <= self.precision.tolerance or self._is_rounding(error, amplified)
+        for key, apart in suspects:
+            other = trail.steps.get(key) if trail is not None and theirs is not None else None
+            movement = differs(other, theirs.steps[key]) if other is not None and theirs is not None else 0.0
+            if not self._is_rounding(apart, movement) and ours is not None:
+                return differs_inside(key, ours.steps[key], apart, error, self.precision.tolerance), apart
+        return (None if right else differs_inside(None, None, error, error, self.precision.tolerance)), 0.0
 
+    def _suspects(self, theirs: Trail, ours: Trail) -> Iterator[tuple[Any, float]]:
+        """The operations whose results differ by more than the tolerance, in the order of the run.
 
-def _run_reference(
-    findings: Findings,
-    removal: Removal,
-    zeroed: Mapping[str, Any],
-    values: list[Any],
-    numbers: CalledNumbers | None = None,
-) -> Any:
-    """The outputs of the reference: slots are zero, and changed statistics are taken over the kept slots.
+        None follows a decision that turned out otherwise, such as the order of equal numbers.
+        """
+        same = comparable(ours, theirs, self.pair.findings.observed.observations)
+        for key, step in ours.steps.items():
+            other = theirs.steps.get(key)
+            if other is None or key[:3] not in same:
+                continue
+            if not (apart := differs(step, other)) <= self.precision.tolerance:
+                yield key, apart
+            if step.decision is not None and other.decision is not None and step.decision.error(other.decision) > 0:
+                return
 
-    values: one value per placeholder of the graph. numbers: notes the fractions of the run.
-    """
-    captured = findings.captured
-    statistics = KeptStatistics(findings, removal) if _changes_statistics(findings, removal) else None
-    run = Float64Run(captured.graph, captured.module, zeroed, statistics, numbers=numbers)
-    return run.run(*in_float64(values))
+    def _is_rounding(self, error: float, amplified: float) -> bool:
+        """True if an error is explained by roundings. amplified: the change when every number moves by one rounding."""
+        blurred = max(BLURRED, 10 * self.precision.tolerance)
+        return error < blurred and error <= 100 * amplified
 
-
-def _run_small(
-    findings: Findings,
-    small: nn.Module,
-    exact: Mapping[str, torch.Tensor],
-    values: list[Any],
-    numbers: CalledNumbers | None,
-) -> Any:
-    """The outputs of the small model. The arguments are those of `_run_reference` and `compare`."""
-    graph = small.graph if isinstance(small, fx.GraphModule) else findings.captured.graph
-    return Float64Run(graph, small, unrounded=exact, numbers=numbers).run(*in_float64(values))
-
-
-def _changes_statistics(findings: Findings, removal: Removal) -> bool:
-    """True if the removal changes a statistic."""
-    return bool((findings.inexact & removal.removed).any())
+    def _compared(self, theirs: Trail, ours: Trail) -> int:
+        """How many numbers were compared that depend on what was removed."""
+        same = comparable(ours, theirs, self.pair.findings.observed.observations)
+        count = 0
+        for key, step in ours.steps.items():
+            other = theirs.steps.get(key)
+            if other is None or key[:3] not in same or not step.depends or len(step.digests) != len(other.digests):
+                continue
+            pairs = zip(step.digests, other.digests, strict=True)
+            count += sum(a.count for a, b in pairs if a is not None and b is not None)
+        return count
 
 
-def _runs(findings: Findings, values: list[Any]) -> bool:
-    """True if the original runs in float64 without an error."""
-    try:
-        Float64Run(findings.captured.graph, findings.captured.module).run(*in_float64(values))
-    except Exception:
-        return False
-    return True
+def _ignore(tensor: torch.Tensor, name: str) -> None:
+    """Do nothing with a copy that was made."""
 
 
-# -- the error --------------------------------------------------------------------------------------------
-
-
-def relative_error(small: Any, reference: Any) -> float:
-    """Returns max |small - reference| / max |reference|, the largest of all tensors in two nested values.
-
-    Returns inf if the shapes differ, or if a difference is NaN or infinite.
-    """
-    ours, theirs = tensors_in(small), tensors_in(reference)
-    if [t.shape for t in ours] != [t.shape for t in theirs]:
-        return float("inf")
-    worst = 0.0
-    for a, b in zip(ours, theirs, strict=True):
-        if not a.numel():
-            continue
-        a, b = _double_precision(a), _double_precision(b)
-        scale = float(b.abs().max())
-        error = float((a - b).abs().max()) / (scale or 1.0)
-        worst = max(worst, error if np.isfinite(error) else float("inf"))  # max(0.0, nan) would be 0.0
-    return worst
-
-
-def _double_precision(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in float64; in complex128 if it is complex."""
-    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
-
-
-def rounding_amplification(findings: Findings, removal: Removal, zeroed: Mapping[str, Any]) -> float:
-    """Returns the relative change of the reference's outputs when its inputs change by one rounding of float64.
-
-    Some models amplify a rounding by many orders of magnitude, such as a deep network with random statistics. Two
-    correct ways to compute such a model can differ by as much.
-    """
-    with clean_caches(findings.model), deterministic():
-        values = findings.captured.values(findings.inputs)
-        moved = pytree.tree_map_only(torch.Tensor, _one_rounding_away, in_float64(values))
-        runs = (_run_reference(findings, removal, zeroed, given) for given in (moved, values))
-        return relative_error(*runs)
-
-
-def _one_rounding_away(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor with every number changed by one rounding."""
-    return tensor * (1 + torch.finfo(torch.float64).eps) if tensor.is_floating_point() else tensor
-
-
-def first_wrong_group(error_of: Callable[[Any], float], removal: Removal) -> int:
+def first_wrong_group(is_wrong: Callable[[Any], bool], removal: Removal) -> int:
     """The number of the first group whose removal alone gives a wrong model; -1 if there is none.
 
     Args:
-        error_of: a function from flags, one per channel, to the relative error of the model without these channels.
+        is_wrong: a function from flags, one per channel, to True if the model without these channels is wrong.
         removal: the channels that were removed together.
     """
     s = removal.solution
@@ -198,6 +407,6 @@ def first_wrong_group(error_of: Callable[[Any], float], removal: Removal) -> int
         channels = s.in_group(group)
         alone = np.zeros_like(removal.removed)
         alone[channels] = removal.removed[channels]
-        if alone.any() and not error_of(alone) <= TOLERANCE:
+        if alone.any() and is_wrong(alone):
             return group
     return -1

@@ -11,37 +11,55 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.capture.process_state import no_fused_attention, same_random_state
+from fxprune.proof.precision import FLOAT64, Precision
 
 
 @contextlib.contextmanager
-def deterministic() -> Iterator[None]:
-    """Run without gradients, random numbers and fused attention; casts to floating types become casts to float64."""
-    with torch.no_grad(), same_random_state(), no_fused_attention(), NoRandomness():  # type: ignore[no-untyped-call]
-        yield
+def deterministic(precision: Precision = FLOAT64) -> Iterator[NoRandomness]:
+    """Run without gradients, random numbers and fused attention; casts to floating types become casts to `precision`.
+
+    Yields the mode, which knows the kernels that it replaced.
+    """
+    mode = NoRandomness(precision)
+    with torch.no_grad(), same_random_state(), no_fused_attention(), mode:
+        yield mode
 
 
 class NoRandomness(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A dispatch mode in which random numbers are constants, and casts to floating types become casts to float64.
+    """A dispatch mode in which random numbers are constants, and casts to floating types become casts to `precision`.
 
     Dropout keeps everything, so that a graph which was traced in training mode can be compared. The casts make models
     with mixed precision run in float64.
 
-    CONSTANTS: name of a random operation -> the value of all its numbers.
+    CONSTANTS: name of an operation whose numbers are random, or what the memory held -> the value of all its numbers.
+    replaced: the names of the kernels that were computed by other code, since torch has none of this precision.
     """
 
     CONSTANTS: Mapping[str, float] = {
         **dict.fromkeys(("bernoulli", "bernoulli_", "exponential", "exponential_"), 1.0),
+        **dict.fromkeys(("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"), 0.0),
         **dict.fromkeys(("rand", "rand_like", "uniform", "uniform_"), 0.5),
         **dict.fromkeys(("randn", "randn_like", "normal", "normal_"), 0.0),
     }
 
+    def __init__(self, precision: Precision = FLOAT64) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.precision = precision
+        self.replaced: set[str] = set()
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.removeprefix("aten::")
         kwargs = dict(kwargs or {})
-        if isinstance(kwargs.get("dtype"), torch.dtype) and kwargs["dtype"].is_floating_point:
-            kwargs["dtype"] = torch.float64
-        if name == "_grouped_mm":  # torch has no float64 version
+        dtype = kwargs.get("dtype")
+        if isinstance(dtype, torch.dtype) and dtype.is_floating_point and self.precision.dtype is not None:
+            kwargs["dtype"] = self.precision.dtype
+        if name == "_grouped_mm" and self.precision.dtype is not None:  # torch has no float64 version
+            self.replaced.add(name)
             return _grouped_mm(*args, **kwargs)
+        if name in ("rrelu_with_noise", "rrelu_with_noise_"):
+            return _rrelu(func, *args, **kwargs)
+        if torch.Tag.nondeterministic_seeded in func.tags and name not in self.CONSTANTS:
+            torch.manual_seed(0)  # the same numbers, however many were drawn before
         made = func(*args, **kwargs)
         if name in self.CONSTANTS:
             made.fill_(self.CONSTANTS[name])
@@ -58,3 +76,19 @@ def _grouped_mm(a: torch.Tensor, b: torch.Tensor, offs: torch.Tensor, **options:
     starts = [0, *offs.tolist()]
     parts = [a[start:stop] @ b[g] for g, (start, stop) in enumerate(itertools.pairwise(starts))]
     return torch.cat([*parts, a.new_zeros(a.shape[0] - starts[-1], b.shape[2])])
+
+
+def _rrelu(
+    func: Any,
+    input: torch.Tensor,
+    noise: torch.Tensor,
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
+    generator: Any = None,
+) -> torch.Tensor:
+    """The result of `rrelu_with_noise`, in training with the mean of all slopes that could be drawn."""
+    slope = (lower + upper) / 2
+    noise.fill_(slope)
+    made = torch.where(input > 0, input, input * slope)
+    return input.copy_(made) if func._schema.name.endswith("_") else made

@@ -7,32 +7,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from fxprune.analysis.findings import Findings
 from fxprune.channels.groups import Removal
 from fxprune.channels.vector import Vector
-from fxprune.ops import Operand
-from fxprune.proof.operations import Operations
+from fxprune.ops import Call, Operand
 
 
-class KeptStatistics(Operations):  # type: ignore[no-untyped-call]
-    """A dispatch mode in which operations that take a statistic over removed slots get the kept slots only.
+class KeptStatistics:
+    """Computes operations that take a statistic over removed slots from the kept slots only.
 
     The inputs of such an operation are reduced to the kept slots, and its result is filled up with zeros to the old
-    size. All other operations run as usual.
+    size.
     """
 
-    def __init__(self, findings: Findings, removal: Removal) -> None:
-        super().__init__(findings)
+    def __init__(self, removal: Removal) -> None:
         self.removal = removal
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func.namespace == "prim":
-            return func(*args, **kwargs)
-        entry = self.observation.marked.get(self.scopes.current.next_key(func._schema.name))
-        if entry is None or entry[0].op != func._schema.name:
-            return func(*args, **kwargs)
+    def call(self, entry: tuple[Call, list[Operand]], func: Any, args: Any, kwargs: Any) -> Any:
+        """The result of an operation. entry: the call as the analysis has seen it, and its results there."""
         call, outputs = entry
+        if call.op != func._schema.name:
+            return func(*args, **kwargs)
         names = [a.name for a in func._schema.arguments]
         bound = {**dict(zip(names, args, strict=False)), **kwargs}
         cut = {name: self._cut(value, call.arguments.get(name)) for name, value in bound.items()}

@@ -19,8 +19,9 @@ from fxprune.capture.module_copy import copy_module
 from fxprune.errors import ChannelsStayWarning, NothingRemovedWarning, PlanError, VerificationError
 from fxprune.ops.layers import output_dim
 from fxprune.paths import PATHS
-from fxprune.proof.compare import TOLERANCE, relative_error
+from fxprune.proof.compare import TOLERANCE
 from fxprune.proof.deterministic import deterministic
+from fxprune.proof.difference import relative_error
 from fxprune.pruner.migrate import plain
 
 

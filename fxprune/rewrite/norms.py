@@ -211,7 +211,7 @@ def _agrees(findings: Findings, path: str, module: nn.Module, way: Swap | Rescal
     for dim in dims:
         x.index_fill_(dim + 1, gone, 0)
     x[1] *= math.sqrt(max(eps for name in _EPS if type(eps := getattr(module, name, 0.0)) is float))
-    with torch.no_grad(), NoRandomness(), contextlib.suppress(Exception):  # type: ignore[no-untyped-call]
+    with torch.no_grad(), NoRandomness(), contextlib.suppress(Exception):
         for one in x:
             want, have = original.forward(one), small.forward(_take(one, dims, kept))  # without hooks
             error, scale = (_take(want, dims, kept) - have).abs().max(), want.abs().max()

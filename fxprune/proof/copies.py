@@ -1,0 +1,140 @@
+"""Copies of a model in another type of numbers, whose parameters are made when forward reads them.
+
+A parameter is copied when it is read, and the copy is dropped when the module that read it returns. So a run needs
+little memory, and is as precise for float16 weights as for float64 ones. What forward writes into stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from fxprune.capture.module_copy import copy_module
+from fxprune.capture.tensors import Tensors
+from fxprune.ops.normalization import default_eps
+from fxprune.proof.masked_reference import zero_slots
+from fxprune.proof.precision import FLOAT64, Precision
+
+
+@dataclass(frozen=True)
+class Copying:
+    """How the tensors of a copy differ from those of its model.
+
+    zeroed: name of a parameter or buffer -> dimension -> the slots that are zero in the copy.
+    unrounded: name of a parameter -> its numbers before they were rounded to its type. Where the parameter is that
+        rounding, the copy gets the exact number, so that the rounding does not count as an error.
+    moved: True to change every number by one rounding.
+    made: called with the copy and the name of each parameter and buffer when it is made.
+    """
+
+    zeroed: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
+    unrounded: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    moved: bool = False
+    made: Callable[[torch.Tensor, str], None] = lambda tensor, name: None
+
+
+PLAIN = Copying()
+"""No difference but the precision."""
+
+
+class Copies:
+    """The copies of the tensors of a model, made in this way and precision."""
+
+    def __init__(self, model: nn.Module, copying: Copying = PLAIN, precision: Precision = FLOAT64) -> None:
+        self.model, self.copying, self.precision = model, copying, precision
+        self._names = {id(found.tensor): found.name for found in Tensors.of(model).unique}
+        self._kept: dict[int, torch.Tensor] = {}  # id of an original -> its copy
+        self._read: dict[int, tuple[torch.Tensor, int, int]] = {}  # the same for a copy that may be dropped
+
+    def module(self, training: Callable[[nn.Module], bool]) -> nn.Module:
+        """A copy of the model. training: a function from a module of the model to the mode of its copy."""
+        copied = copy_module(self.model, self.keep, parameters=lambda own: _Parameters(own, self))
+        for part, original in zip(copied.modules(), self.model.modules(), strict=True):
+            part.training = training(original)
+            if isinstance(part, nn.RMSNorm) and part.eps is None:
+                weight = original._parameters["weight"]
+                part.eps = self.eps if weight is None else default_eps(weight.dtype)
+        return copied
+
+    @property
+    def eps(self) -> float:
+        """The epsilon of RMS norms that have none: that for the types of the model, not for those of the copies."""
+        floating = (tensor.dtype for tensor in self.model.parameters() if tensor.is_floating_point())
+        return default_eps(next(floating, torch.float32))
+
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The copy of a tensor, which is never dropped."""
+        if id(tensor) not in self._kept:
+            read = self._read.pop(id(tensor), None)
+            self._kept[id(tensor)] = read[0] if read is not None else self._copy(tensor)
+        return self._kept[id(tensor)]
+
+    def read(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The copy of a parameter of the model. Any other tensor, which forward has set, is given back as it is."""
+        if id(tensor) in self._kept:
+            return self._kept[id(tensor)]
+        if id(tensor) not in self._names:
+            return tensor
+        if id(tensor) not in self._read:
+            copied = self._copy(tensor)
+            self._read[id(tensor)] = copied, copied._version, copied.data_ptr()
+        return self._read[id(tensor)][0]
+
+    def release(self) -> None:
+        """Drop the copies of parameters that forward did not write into."""
+        for key, (copied, version, place) in self._read.items():
+            if copied._version != version or copied.data_ptr() != place:
+                self._kept[key] = copied
+        self._read.clear()
+
+    def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), _disable_current_modes():
+            name = self._names.get(id(tensor), "")
+            copied = self.precision.copy(tensor)
+            if self.copying.moved:
+                copied = moved_by_rounding(copied)
+            zero_slots(copied, self.copying.zeroed.get(name, {}))
+            exact = self.copying.unrounded.get(name)
+            if exact is not None and self.precision.dtype is not None:  # see `unrounded`
+                rounded = tensor.detach().clone().copy_(exact)
+                copied = torch.where(tensor == rounded, exact.to(copied.dtype), copied)
+        if name:
+            self.copying.made(copied, name)
+        return copied
+
+
+class _Parameters(dict[str, Any]):
+    """The parameters of a module of a copy. Holds the originals, and gives their copies."""
+
+    def __init__(self, originals: Mapping[str, Any], copies: Copies) -> None:
+        super().__init__(originals)
+        self._copies = copies
+
+    def __getitem__(self, name: str) -> Any:
+        value = super().__getitem__(name)
+        return value if value is None else self._copies.read(value)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        if name not in self:
+            return default
+        return self[name]
+
+    def values(self) -> Any:
+        return [self[name] for name in self]
+
+    def items(self) -> Any:
+        return [(name, self[name]) for name in self]
+
+
+def moved_by_rounding(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor with every number that is not an integer changed by one rounding, up or down."""
+    if not tensor.is_floating_point():
+        return tensor
+    generator = torch.Generator().manual_seed(0)
+    up = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor.device)
+    return tensor * (1 + torch.finfo(tensor.dtype).eps * (2 * up - 1).to(tensor.dtype))

@@ -1,0 +1,90 @@
+"""The errors of a failed proof: the results differ, the small model raises, or it computes with another scale."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from fxprune.capture.scopes import Key
+from fxprune.errors import VerificationError
+from fxprune.proof.trail import Step
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep
+
+REPORT = "report this; until then `ignore` that group, its channels stay"
+
+
+def differs_inside(
+    key: Key | None, step: Step | None, apart: float, error: float, tolerance: float
+) -> VerificationError:
+    """The error for results that differ.
+
+    key, step: the first operation whose result differs, None if only the outputs do. apart: its relative error.
+    error: that of the outputs.
+    """
+    why = f"the relative error is {apart:.2e}, at most {tolerance:.0e} is rounding"
+    if key is not None:
+        why = f"the first result that differs is that of {key[2]}; its relative error is {apart:.2e}, at most "
+        why += f"{tolerance:.0e} is rounding; that of the outputs is {error:.2e}"
+    at = place(key, step.source if step is not None else "") if key is not None else ""
+    return VerificationError("the small model differs from its reference", at=at, why=why, do=REPORT)
+
+
+def graph_differs(error: float) -> VerificationError:
+    """The error for a graph that is not the model it was made from."""
+    return VerificationError(
+        "the graph of the model gives other results than the model",
+        why=f"the relative error is {error:.2e}, called as its user calls it",
+        do='take a path that keeps the class: prefer="class"',
+    )
+
+
+def another_scale(key: Key, step: Step, reference: Step) -> VerificationError:
+    """The error for an operation that is called with other fractions in the small model."""
+    return VerificationError(
+        "the small model computes with another scale",
+        at=place(key, step.source),
+        why=f"{key[2]} is called with {_listed(step.numbers)}; in the original with {_listed(reference.numbers)}",
+        do="write the scale as a number, or `ignore` the layers whose width it is computed from",
+    )
+
+
+def raised(what: str, error: Exception, where: str) -> VerificationError:
+    """The error for a model that raises. what: which one. where: under which condition."""
+    return VerificationError(
+        f"{what} raises {where}",
+        at=_line_of(error),
+        why=in_one_line(error),
+        do="report this; until then " + REPORT[19:],
+    )
+
+
+def in_one_line(error: Exception) -> str:
+    """The type of an error and the first line of its text."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
+
+
+def place(key: Key, source: str) -> str:
+    """The module of an operation, and the user's line that called it."""
+    path = key[0].partition("|")[0]
+    named = "the model" if not path else path if path.startswith("%") else f'"{path}"'
+    return f"{named} ({source})" if source else named
+
+
+def _listed(numbers: tuple[float, ...]) -> str:
+    return ", ".join(f"{number:.6g}" for number in numbers)
+
+
+def _line_of(error: BaseException) -> str:
+    """The innermost line of an error's traceback that is the user's, as file:line; "" if there is none."""
+    found = ""
+    traceback = error.__traceback__
+    while traceback is not None:
+        name = traceback.tb_frame.f_code.co_filename
+        if not name.startswith((_TORCH, _OWN)):
+            found = f"{name}:{traceback.tb_lineno}"
+        traceback = traceback.tb_next
+    return found

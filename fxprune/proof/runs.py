@@ -1,0 +1,127 @@
+"""The runs of a proof: the graph of a captured model, or the model as its user calls it, as a copy in one precision."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.capture.class_forward import forward_as_node
+from fxprune.capture.inputs import Inputs
+from fxprune.capture.process_state import module_hooks
+from fxprune.capture.walk import Run
+from fxprune.proof.copies import PLAIN, Copies, Copying, moved_by_rounding
+from fxprune.proof.operations import Operations
+from fxprune.proof.precision import FLOAT64, Precision
+from fxprune.proof.state import State
+
+Modes = Callable[[nn.Module], bool]
+"""A function from a module of a model to the mode of its copy: True for training."""
+
+
+def evaluation(module: nn.Module) -> bool:
+    """The mode of evaluation, for every module."""
+    return False
+
+
+def as_it_is(module: nn.Module) -> bool:
+    """The mode that a module is in."""
+    return module.training
+
+
+class GraphRun(Run):
+    """Runs the graph of a captured model on a copy of its module.
+
+    operations: a mode that sees, and may replace, all operations of the run.
+    """
+
+    def __init__(
+        self,
+        graph: fx.Graph,
+        module: nn.Module,
+        copying: Copying = PLAIN,
+        operations: Operations | None = None,
+        *,
+        precision: Precision = FLOAT64,
+        modes: Modes = evaluation,
+    ) -> None:
+        self.copies = Copies(module, copying, precision)
+        self.copied = self.copies.module(modes)
+        super().__init__(graph, self.copied)
+        self.precision, self.operations, self.moved = precision, operations, copying.moved
+
+    def calls(self, values: list[Any], times: int | None = 1) -> list[Any]:
+        """The results of some calls in a row, on copies of the same values.
+
+        times: the number of calls; None for two if the first one changes the state of the model, else one.
+        """
+        state = State(self.copied)
+        results = [self._call(values)]
+        if times is None:
+            times = 2 if state.changed() else 1
+        operations, self.operations = self.operations, None
+        results += [self._call(values) for _ in range(times - 1)]
+        self.operations = operations
+        return results
+
+    def _call(self, values: list[Any]) -> Any:
+        given = self.precision.copies(values)
+        if self.moved:
+            given = pytree.tree_map_only(torch.Tensor, moved_by_rounding, given)
+        return self.run_on(given)
+
+    def run_on(self, values: list[Any]) -> Any:
+        """The result of one call, on these values themselves."""
+        with self._watching():
+            return self.run(*values)
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Watch the modules of the copy; what they have read is released when they return."""
+        own = {id(module) for module in self.copied.modules()}
+
+        def left(module: nn.Module, *call: Any) -> None:
+            if id(module) in own:
+                self.copies.release()
+
+        with contextlib.ExitStack() as stack:
+            if self.operations is not None:
+                stack.enter_context(self.operations.watching(self.copied))
+            stack.enter_context(module_hooks(lambda module, args: None, left))
+            yield
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The value of a node."""
+        if self.operations is not None:
+            self.operations.enter(n.name)
+        made = super().run_node(n)
+        self.copies.release()
+        return made
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """The result of a function."""
+        if target in _RMS_NORMS and (args[3] if len(args) > 3 else kwargs.get("eps")) is None:
+            args, kwargs = args[:3], {**kwargs, "eps": self.copies.eps}
+        return super().call_function(target, args, kwargs)
+
+
+_RMS_NORMS = {F.rms_norm, torch.rms_norm, torch.ops.aten.rms_norm.default}
+
+
+def call_model(
+    model: nn.Module,
+    inputs: Inputs,
+    copying: Copying = PLAIN,
+    *,
+    times: int | None = 1,
+    precision: Precision = FLOAT64,
+    modes: Modes = evaluation,
+) -> list[Any]:
+    """The results of some calls of a copy of a model, as its user calls it: see `GraphRun.calls`."""
+    graph = forward_as_node(model, inputs)
+    return GraphRun(graph, model, copying, precision=precision, modes=modes).calls(list(inputs), times)

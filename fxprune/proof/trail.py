@@ -1,0 +1,238 @@
+"""What a run leaves behind: a digest of the result of every operation, and the fractions that it was called with.
+
+The reference leaves its trail first, at the slots that are kept. Then the small model runs, and each of its results is
+compared at once. So no tensor is stored, and only one of the two models is in memory.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import _disable_current_modes
+
+from fxprune.analysis.arguments import bound, numbers_of
+from fxprune.analysis.findings import Findings
+from fxprune.analysis.observed import Observation
+from fxprune.capture.scopes import Key, Scope
+from fxprune.capture.traced import users_line
+from fxprune.capture.values import tensors_in
+from fxprune.channels.groups import Removal
+from fxprune.ops import Operand
+from fxprune.ops.leaves import leaf_rule
+from fxprune.proof.digests import Digest, Digester
+from fxprune.proof.kept_statistics import KeptStatistics
+from fxprune.proof.operations import Operations
+
+Call = tuple[str, int, str]
+"""All operations of one name in one run of a scope: a `Key` without its last part."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation of a run.
+
+    digests: of its floating results, None for one that cannot be compared.
+    decision: the digest of integers or flags that it made from floating numbers, None if it made none.
+    numbers: the fractions that it was called with.
+    depends: True if its results depend on what was removed.
+    source: the user's line that called it, "" where nothing differs.
+    """
+
+    digests: tuple[Digest | None, ...] = ()
+    decision: Digest | None = None
+    numbers: tuple[float, ...] = ()
+    depends: bool = False
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Trail:
+    """The operations of a run, in order.
+
+    steps: key of an operation -> what is known of it.
+    calls: how often each operation ran, also those that are not compared.
+    """
+
+    steps: dict[Key, Step] = field(default_factory=dict)
+    calls: Counter[Call] = field(default_factory=Counter)
+
+
+class Recorder(Operations):  # type: ignore[no-untyped-call]
+    """A dispatch mode that writes the trail of a run.
+
+    Args:
+        removal: the removed channels.
+        digester: the same for both runs.
+        skipped: the scopes whose operations are others in the small model: of replaced layers, and of statistics that
+            count the original width.
+        statistics: for the reference, computes the operations that take a statistic; None if no statistic changes.
+        before: for the small model, the trail of the reference.
+        changed: the names of the parameters and buffers of the small model that are others than in the original.
+        tolerance: a relative error up to this is rounding.
+        digests: False to note fractions only.
+    """
+
+    def __init__(
+        self,
+        findings: Findings,
+        removal: Removal,
+        digester: Digester,
+        *,
+        skipped: frozenset[str] = frozenset(),
+        statistics: KeptStatistics | None = None,
+        before: Trail | None = None,
+        changed: frozenset[str] = frozenset(),
+        tolerance: float = 0.0,
+        digests: bool = True,
+    ) -> None:
+        super().__init__(findings)
+        self.removal, self.digester, self.skipped = removal, digester, skipped
+        self.statistics, self.before, self.changed, self.tolerance = statistics, before, changed, tolerance
+        self.digests, self.trail = digests, Trail()
+        self.scopes.on_computed_scale = self._scaled
+        self.scopes.on_composite, self.scopes.on_leave = self._composed, self._left
+        self._tainted: dict[int, StorageWeakRef] = {}
+        self._slots: dict[bytes, torch.Tensor] = {}
+
+    # -- what depends on the removal ----------------------------------------------------------------------
+
+    def made(self, tensor: torch.Tensor, name: str) -> None:
+        """Note the copy of a parameter or buffer."""
+        if name in self.changed:
+            self._taint(tensor)
+
+    def _taint(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._tainted:
+            reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+            self._tainted[storage._cdata] = reference
+
+    def depends(self, value: Any) -> bool:
+        """True if a nested value depends on what was removed."""
+        return any(t.untyped_storage()._cdata in self._tainted for t in _flat(value))
+
+    # -- operations ---------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "prim":
+            return func(*args, **kwargs)
+        scope = self.scopes.current
+        name, named = bound(func, args, kwargs)
+        key = scope.next_key(name)
+        entry = self.observation.marked.get(key) if self.statistics is not None else None
+        entering = list(_flat((*args, *kwargs.values())))
+        depends = self.before is not None and self.depends(entering)
+        if entry is None or self.statistics is None:
+            made = func(*args, **kwargs)
+        else:
+            made = self.statistics.call(entry, func, args, kwargs)
+        if depends:
+            for tensor in _flat(made):
+                self._taint(tensor)
+        self.trail.calls[key[:3]] += 1
+        if not scope.depends_on_sizes and scope.path not in self.skipped:
+            numbers = numbers_of(named.values(), named)
+            floating = any(t.is_floating_point() or t.is_complex() for t in entering)
+            self._add(key, made, numbers, floating=floating and not _holds_nothing_new(func), depends=depends)
+        return made
+
+    def _composed(self, key: Key, made: Any) -> None:
+        self.trail.calls[key[:3]] += 1
+        if "|" not in key[0] and self.scopes.current.path not in self.skipped:
+            with _disable_current_modes():
+                self._add(key, made, (), floating=True, depends=self.depends(made))
+
+    def _left(self, scope: Scope, args: Any, kwargs: Any, made: Any) -> None:
+        """A module returns: if it is a leaf, it is one operation for the analysis."""
+        if leaf_rule(scope.module) is not None and not any(leaf_rule(outer.module) for outer in self.scopes.stack):
+            key = self.scopes.current.next_key(type(scope.module).__name__)
+            self._composed(key, made)
+
+    def _scaled(self, key: Key, query: torch.Tensor) -> None:
+        self.trail.calls[key[:3]] += 1
+        self.trail.steps[key] = Step(numbers=(query.shape[-1] ** -0.5,))
+
+    def _add(self, key: Key, made: Any, numbers: tuple[float, ...], *, floating: bool, depends: bool) -> None:
+        """Add the step of an operation. floating: True if a floating tensor enters it, and its results are no views."""
+        digests: list[Digest | None] = []
+        decision = None
+        if floating and self.digests:
+            tensors = list(_flat(made))
+            operands = self.observation.outputs.get(key, [])
+            known: list[Operand | None] = list(operands) if len(operands) == len(tensors) else [None] * len(tensors)
+            for tensor, operand in zip(tensors, known, strict=True):
+                digest = self._digest(tensor, operand)
+                if tensor.is_floating_point() or tensor.is_complex():
+                    digests.append(digest)
+                elif operand is not None and operand.labels is None:
+                    decision = digest
+        step = Step(tuple(digests), decision, numbers, depends)
+        other = self.before.steps.get(key) if self.before is not None else None
+        if other is not None and (differs(step, other) > self.tolerance or step.numbers != other.numbers):
+            step = Step(step.digests, decision, numbers, depends, users_line())
+        self.trail.steps[key] = step
+
+    def _digest(self, tensor: torch.Tensor, operand: Operand | None) -> Digest | None:
+        """The digest of a result: for the reference at the kept slots, None if these are not known."""
+        if self.before is not None:
+            return self.digester.digest(tensor)
+        if operand is None or len(operand.vectors) != tensor.ndim:
+            return None
+        with _disable_current_modes():
+            for dim, vector in enumerate(operand.vectors):
+                kept = self.removal.kept(vector)
+                if kept is None:
+                    continue
+                if len(kept) != tensor.shape[dim]:
+                    return None
+                tensor = tensor.index_select(dim, self._index(kept, tensor.device))
+        return self.digester.digest(tensor)
+
+    def _index(self, kept: Any, device: torch.device) -> torch.Tensor:
+        key = kept.tobytes() + str(device).encode()
+        if key not in self._slots:
+            self._slots[key] = torch.from_numpy(np.flatnonzero(kept)).to(device)
+        return self._slots[key]
+
+
+def differs(step: Step, reference: Step) -> float:
+    """The largest error of the floating results of an operation; 0.0 for those that cannot be compared."""
+    if len(step.digests) != len(reference.digests):
+        return 0.0
+    pairs = zip(step.digests, reference.digests, strict=True)
+    return max((a.error(b) for a, b in pairs if a is not None and b is not None), default=0.0)
+
+
+def comparable(ours: Trail, theirs: Trail, observations: Mapping[str, Observation]) -> set[Call]:
+    """The operations that ran equally often in both runs, and in the analysis as well: only these are the same ones."""
+    seen: Counter[Call] = Counter(key[:3] for o in observations.values() for key in o.outputs)
+    return {call for call, times in ours.calls.items() if theirs.calls.get(call) == times == seen.get(call)}
+
+
+def one_sided(ours: Trail, theirs: Trail) -> list[Call]:
+    """The operations that ran more often in one of the runs, without those whose number depends on the sizes."""
+    calls = {**ours.calls, **theirs.calls}
+    return [call for call in calls if "|" not in call[0] and ours.calls[call] != theirs.calls[call]]
+
+
+def _flat(value: Any) -> list[torch.Tensor]:
+    return [value] if isinstance(value, torch.Tensor) else tensors_in(value)
+
+
+_KNOWN: dict[Any, bool] = {}
+
+
+def _holds_nothing_new(func: Any) -> bool:
+    """True if the result has no numbers of its own: it is a view of an argument, or was not written yet."""
+    if func not in _KNOWN:
+        infos = [r.alias_info for r in func._schema.returns]
+        made_up = "empty" in func._schema.name or func._schema.name == "aten::resize_"  # whatever the memory holds
+        _KNOWN[func] = made_up or (bool(infos) and all(info is not None and not info.is_write for info in infos))
+    return _KNOWN[func]
