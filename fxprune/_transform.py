@@ -22,7 +22,14 @@ from fxprune.capture.program import as_module, exported_again
 from fxprune.capture.tensors import PARAMETER, Tensors
 from fxprune.costs import cost_of
 from fxprune.criteria import Importance
-from fxprune.errors import (CaptureError, ClassLostWarning, FixedSizesWarning, NotProvenWarning, NothingRemovedWarning, PlanError)
+from fxprune.errors import (
+    CaptureError,
+    ClassLostWarning,
+    FixedSizesWarning,
+    NothingRemovedWarning,
+    NotProvenWarning,
+    PlanError,
+)
 from fxprune.fold import folds, resolve_plan
 from fxprune.paths import paths_for
 from fxprune.planning.plan import Plan
@@ -107,8 +114,8 @@ def transform(
 
     Raises a subclass of `FxpruneError`, which says what to do. Warns with `NothingRemovedWarning`, which says why, if
     nothing could be removed; with `NotProvenWarning` if the result could not be compared with its reference, or nothing
-    that depends on what was removed was compared; and with `FixedSizesWarning` if the result is an exported graph that takes fewer sizes of
-    inputs than the original.
+    that depends on what was removed was compared; with `FixedSizesWarning` if the result is an exported graph that
+    takes fewer sizes of inputs than the original.
 
     >>> import torch, fxprune
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 4, 3))

@@ -23,6 +23,7 @@ from torch import fx, nn
 
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.folded_constants import FoldedConstants
+from fxprune.analysis.observed import Observation, Walked
 from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.process_state import clean_caches
@@ -36,7 +37,7 @@ from fxprune.proof.digests import Digester
 from fxprune.proof.failures import another_scale, differs_inside, graph_differs, in_one_line, raised
 from fxprune.proof.kept_statistics import KeptStatistics
 from fxprune.proof.precision import FLOAT32, FLOAT64, OWN, Precision
-from fxprune.proof.runs import GraphRun, Modes, as_it_is, call_model, evaluation
+from fxprune.proof.runs import GraphRun, Modes, all_training, call_model, evaluation, modes_of
 from fxprune.proof.trail import Recorder, Trail, comparable, differs
 
 TOLERANCE = FLOAT64.tolerance
@@ -175,41 +176,46 @@ class _Pair:
         self.without_number = 0
         done = Proof(0.0, 0, precision)
         with clean_caches(self.findings.model), deterministic(precision):
-            for number, inputs in enumerate((self.findings.inputs, *self.findings.subject.more)):
-                for modes, walked in self._modes():
-                    one = _Round(self, precision, inputs, modes, walked=walked, first=number == 0).prove()
-                    done = Proof(
-                        max(done.error, one.error),
-                        done.compared + one.compared,
-                        precision,
-                        done.wrong or one.wrong,
-                        (*done.notes, *one.notes),
-                    )
+            for inputs, modes, walked in self._rounds():
+                one = _Round(self, precision, inputs, modes, walked).prove()
+                done = Proof(
+                    max(done.error, one.error),
+                    done.compared + one.compared,
+                    precision,
+                    done.wrong or one.wrong,
+                    (*done.notes, *one.notes),
+                )
         return done
 
-    def _modes(self) -> Iterator[tuple[Modes, bool]]:
-        """The modes to compare in, and whether the analysis has run in this one."""
-        captured = self.findings.captured
+    def _rounds(self) -> Iterator[tuple[Inputs, Modes, Walked | None]]:
+        """The inputs and modes to compare in, and the run of the analysis on them if there was one."""
+        captured, (main, *others) = self.findings.captured, self.findings.walked
+        as_it_is = modes_of(captured.module)
         training = any(module.training for module in captured.module.modules())
-        if training and self.folded is None:
-            yield as_it_is, True
-        if self.folded is not None or not (training and captured.front_end.fixes_mode):
-            yield evaluation, not training
+        rounds: list[tuple[Inputs, Modes, Walked | None]] = [(main.inputs, as_it_is, main)]
+        rounds += [(walked.inputs, all_training if walked.training else evaluation, walked) for walked in others]
+        if training and not others and not captured.front_end.fixes_mode:
+            rounds.append((main.inputs, evaluation, None))
+        if self.folded is not None:  # constants are those of evaluation
+            walked = next((walked for _, modes, walked in rounds if modes is evaluation), None)
+            rounds = [(self.findings.inputs, evaluation, walked if training else main)]
+        yield from rounds
+        for inputs in self.findings.subject.more:
+            yield inputs, evaluation if self.folded is not None else as_it_is, None
 
 
 @dataclass
 class _Round:
     """The comparison on one example input, in one mode.
 
-    walked: True if the analysis has run in this mode. first: True for the first example input.
+    walked: the run of the analysis on this input in this mode, None if there was none.
     """
 
     pair: _Pair
     precision: Precision
     inputs: Inputs
     modes: Modes
-    walked: bool
-    first: bool
+    walked: Walked | None
 
     def prove(self) -> Proof:
         """The proof of this round."""
@@ -235,7 +241,12 @@ class _Round:
     @property
     def _digests(self) -> bool:
         """True if the results of operations are compared: those of the analysis run in this round."""
-        return self.walked and self.first and not self.pair.findings.captured.needs_hooks
+        return self.walked is not None and not self.pair.findings.captured.needs_hooks
+
+    @property
+    def _observations(self) -> Mapping[str, Observation]:
+        """What the analysis has seen in the mode of this round; nearly the same where it has not run on this input."""
+        return (self.walked or self.pair.findings.walked[0]).observations
 
     # -- the runs -----------------------------------------------------------------------------------------
 
@@ -318,6 +329,8 @@ class _Round:
             pair.findings,
             pair.removal,
             pair.digester,
+            observations=self._observations,
+            factors=pair.factors,
             skipped=pair.skipped,
             statistics=statistics,
             before=before,
@@ -363,11 +376,13 @@ class _Round:
 
         None follows a decision that turned out otherwise, such as the order of equal numbers.
         """
-        same = comparable(ours, theirs, self.pair.findings.observed.observations)
+        same = comparable(ours, theirs, self._observations)
         for key, step in ours.steps.items():
             other = theirs.steps.get(key)
             if other is None or key[:3] not in same:
                 continue
+            if self.pair.factors.results and not step.depends:
+                continue  # a number computed from a size, such as the scale that the factors make up for
             if not (apart := differs(step, other)) <= self.precision.tolerance:
                 yield key, apart
             if step.decision is not None and other.decision is not None and step.decision.error(other.decision) > 0:
@@ -380,7 +395,7 @@ class _Round:
 
     def _compared(self, theirs: Trail, ours: Trail) -> int:
         """How many numbers were compared that depend on what was removed."""
-        same = comparable(ours, theirs, self.pair.findings.observed.observations)
+        same = comparable(ours, theirs, self._observations)
         count = 0
         for key, step in ours.steps.items():
             other = theirs.steps.get(key)

@@ -51,11 +51,11 @@ class Copies:
         self._kept: dict[int, torch.Tensor] = {}  # id of an original -> its copy
         self._read: dict[int, tuple[torch.Tensor, int, int]] = {}  # the same for a copy that may be dropped
 
-    def module(self, training: Callable[[nn.Module], bool]) -> nn.Module:
-        """A copy of the model. training: a function from a module of the model to the mode of its copy."""
+    def module(self, training: Callable[[str], bool]) -> nn.Module:
+        """A copy of the model. training: a function from the path of a module to its mode."""
         copied = copy_module(self.model, self.keep, parameters=lambda own: _Parameters(own, self))
-        for part, original in zip(copied.modules(), self.model.modules(), strict=True):
-            part.training = training(original)
+        for (path, part), original in zip(copied.named_modules(), self.model.modules(), strict=True):
+            part.training = training(path)
             if isinstance(part, nn.RMSNorm) and part.eps is None:
                 weight = original._parameters["weight"]
                 part.eps = self.eps if weight is None else default_eps(weight.dtype)

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
-import torch
-
+from fxprune.capture.error_place import line_of
 from fxprune.capture.scopes import Key
 from fxprune.errors import VerificationError
 from fxprune.proof.trail import Step
-
-_TORCH = os.path.dirname(torch.__file__) + os.sep
-_OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 REPORT = "report this; until then `ignore` that group, its channels stay"
 
@@ -55,9 +49,9 @@ def raised(what: str, error: Exception, where: str) -> VerificationError:
     """The error for a model that raises. what: which one. where: under which condition."""
     return VerificationError(
         f"{what} raises {where}",
-        at=_line_of(error),
+        at=line_of(error),
         why=in_one_line(error),
-        do="report this; until then " + REPORT[19:],
+        do=REPORT,
     )
 
 
@@ -76,15 +70,3 @@ def place(key: Key, source: str) -> str:
 
 def _listed(numbers: tuple[float, ...]) -> str:
     return ", ".join(f"{number:.6g}" for number in numbers)
-
-
-def _line_of(error: BaseException) -> str:
-    """The innermost line of an error's traceback that is the user's, as file:line; "" if there is none."""
-    found = ""
-    traceback = error.__traceback__
-    while traceback is not None:
-        name = traceback.tb_frame.f_code.co_filename
-        if not name.startswith((_TORCH, _OWN)):
-            found = f"{name}:{traceback.tb_lineno}"
-        traceback = traceback.tb_next
-    return found

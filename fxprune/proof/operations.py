@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,13 +19,15 @@ NOTHING = nn.Module()
 class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A dispatch mode for the operations of a run, which knows what the analysis has seen of them.
 
+    observations: name of a node -> what the analysis has seen of it, in the mode of this run.
     node: the name of the node that runs.
     observation: what the analysis has seen of that node, by the keys of `scopes`; empty for a node that it has not.
     """
 
-    def __init__(self, findings: Findings) -> None:
+    def __init__(self, findings: Findings, observations: Mapping[str, Observation] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.findings = findings
+        self.observations = findings.observed.observations if observations is None else observations
         self.scopes = Scopes(NOTHING)
         self.node = ""
         self.observation = Observation()
@@ -33,7 +35,7 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def enter(self, node: str) -> None:
         """Begin a node of the graph: the next operations belong to it."""
         self.node = node
-        self.observation = self.findings.observed.observations.get(node) or Observation()
+        self.observation = self.observations.get(node) or Observation()
         self.scopes.node(node)
 
     @contextlib.contextmanager

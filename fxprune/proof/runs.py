@@ -20,18 +20,24 @@ from fxprune.proof.operations import Operations
 from fxprune.proof.precision import FLOAT64, Precision
 from fxprune.proof.state import State
 
-Modes = Callable[[nn.Module], bool]
-"""A function from a module of a model to the mode of its copy: True for training."""
+Modes = Callable[[str], bool]
+"""A function from the path of a module to its mode: True for training."""
 
 
-def evaluation(module: nn.Module) -> bool:
+def evaluation(path: str) -> bool:
     """The mode of evaluation, for every module."""
     return False
 
 
-def as_it_is(module: nn.Module) -> bool:
-    """The mode that a module is in."""
-    return module.training
+def all_training(path: str) -> bool:
+    """The mode of training, for every module."""
+    return True
+
+
+def modes_of(model: nn.Module) -> Modes:
+    """The modes that the modules of a model are in; that of the model itself for paths that it has not."""
+    known = {path: module.training for path, module in model.named_modules()}
+    return lambda path: known.get(path, model.training)
 
 
 class GraphRun(Run):

@@ -19,8 +19,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 from fxprune.analysis.arguments import bound, numbers_of
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.observed import Observation
+from fxprune.analysis.scale_factors import ScaleFactors
+from fxprune.capture.places import users_line
 from fxprune.capture.scopes import Key, Scope
-from fxprune.capture.traced import users_line
 from fxprune.capture.values import tensors_in
 from fxprune.channels.groups import Removal
 from fxprune.ops import Operand
@@ -69,6 +70,8 @@ class Recorder(Operations):  # type: ignore[no-untyped-call]
     Args:
         removal: the removed channels.
         digester: the same for both runs.
+        observations: what the analysis has seen in the mode of this run.
+        factors: the factors that the results of the small model have.
         skipped: the scopes whose operations are others in the small model: of replaced layers, and of statistics that
             count the original width.
         statistics: for the reference, computes the operations that take a statistic; None if no statistic changes.
@@ -84,6 +87,8 @@ class Recorder(Operations):  # type: ignore[no-untyped-call]
         removal: Removal,
         digester: Digester,
         *,
+        observations: Mapping[str, Observation],
+        factors: ScaleFactors,
         skipped: frozenset[str] = frozenset(),
         statistics: KeptStatistics | None = None,
         before: Trail | None = None,
@@ -91,11 +96,12 @@ class Recorder(Operations):  # type: ignore[no-untyped-call]
         tolerance: float = 0.0,
         digests: bool = True,
     ) -> None:
-        super().__init__(findings)
+        super().__init__(findings, observations)
+        self.factors, self._multiplied = factors, {key[0] for key in factors.results}
         self.removal, self.digester, self.skipped = removal, digester, skipped
         self.statistics, self.before, self.changed, self.tolerance = statistics, before, changed, tolerance
         self.digests, self.trail = digests, Trail()
-        self.scopes.on_computed_scale = self._scaled
+        self.scopes.on_attention = self._attended
         self.scopes.on_composite, self.scopes.on_leave = self._composed, self._left
         self._tainted: dict[int, StorageWeakRef] = {}
         self._slots: dict[bytes, torch.Tensor] = {}
@@ -143,11 +149,12 @@ class Recorder(Operations):  # type: ignore[no-untyped-call]
             self._add(key, made, numbers, floating=floating and not _holds_nothing_new(func), depends=depends)
         return made
 
-    def _composed(self, key: Key, made: Any) -> None:
+    def _composed(self, key: Key, made: Any, numbers: tuple[float, ...] = ()) -> None:
         self.trail.calls[key[:3]] += 1
         if "|" not in key[0] and self.scopes.current.path not in self.skipped:
+            inside = f"{key[0]}|{key[2].removesuffix('()')}"
             with _disable_current_modes():
-                self._add(key, made, (), floating=True, depends=self.depends(made))
+                self._add(key, made, numbers, floating=inside not in self._multiplied, depends=self.depends(made))
 
     def _left(self, scope: Scope, args: Any, kwargs: Any, made: Any) -> None:
         """A module returns: if it is a leaf, it is one operation for the analysis."""
@@ -155,9 +162,8 @@ class Recorder(Operations):  # type: ignore[no-untyped-call]
             key = self.scopes.current.next_key(type(scope.module).__name__)
             self._composed(key, made)
 
-    def _scaled(self, key: Key, query: torch.Tensor) -> None:
-        self.trail.calls[key[:3]] += 1
-        self.trail.steps[key] = Step(numbers=(query.shape[-1] ** -0.5,))
+    def _attended(self, key: Key, named: dict[str, Any], made: Any) -> None:
+        self._composed(key, made, (float(named["scale"]),))
 
     def _add(self, key: Key, made: Any, numbers: tuple[float, ...], *, floating: bool, depends: bool) -> None:
         """Add the step of an operation. floating: True if a floating tensor enters it, and its results are no views."""
@@ -167,7 +173,14 @@ class Recorder(Operations):  # type: ignore[no-untyped-call]
             tensors = list(_flat(made))
             operands = self.observation.outputs.get(key, [])
             known: list[Operand | None] = list(operands) if len(operands) == len(tensors) else [None] * len(tensors)
-            for tensor, operand in zip(tensors, known, strict=True):
+            carried = self.factors.results.get(key, ()) if self.before is None else ()
+            if carried and (len(carried) != len(tensors) or any(bool(factor.isnan().any()) for factor in carried)):
+                known = [None] * len(tensors)  # of some elements nothing is known
+                carried = ()
+            for number, (tensor, operand) in enumerate(zip(tensors, known, strict=True)):
+                if carried and operand is not None and tensor.is_floating_point():
+                    with _disable_current_modes():
+                        tensor = tensor * carried[number].to(tensor)
                 digest = self._digest(tensor, operand)
                 if tensor.is_floating_point() or tensor.is_complex():
                     digests.append(digest)

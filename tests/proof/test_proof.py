@@ -1,0 +1,227 @@
+"""The proof on small networks: what it compares, what it refuses, and what it says."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fxprune
+from tests.support import randomise
+
+
+class Detector(nn.Module):
+    """Returns the places above a threshold, of which there are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.b(torch.relu(self.a(x)))
+        return scores[scores > 1e3]
+
+
+class Classes(nn.Module):
+    """Returns integers only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.tanh(self.a(x))).argmax(1)
+
+
+class Saturated(nn.Module):
+    """Returns ones only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(
+            self.b(torch.relu(self.a(x))) * 0 + 50 + self.b(torch.relu(self.a(x))).clamp(-1, 1) * 1e-30
+        )
+
+
+class Mixed(nn.Module):
+    """Layer norm, attention, a product and a concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.LayerNorm(16), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.a(x).flatten(2).mT)
+        h = torch.cat([h, h @ (h.mT @ h)], -1)
+        return self.b(F.gelu(h))
+
+
+NETWORKS = [Detector, Classes, Saturated, Mixed]
+
+
+def made(network: Callable[[], nn.Module], **options: Any) -> tuple[nn.Module, Tensor, nn.Module]:
+    net = network().double().eval()
+    randomise(net, 0)
+    x = torch.randn(2, 3, 7, 7).double()
+    return net, x, fxprune.transform(net, x, ratio=0.5, **options)
+
+
+@pytest.mark.parametrize("path", ["eager", "fx"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_kept_weight_that_is_one_percent_off_is_found(network: Callable[[], nn.Module], path: str) -> None:
+    if network is Detector and path == "fx":
+        path = "eager"  # no graph of a forward that decides by numbers
+    net, x, small = made(network, path=path)
+    assert fxprune.verify(net, small, x) < 1e-9
+    for name in ("a.weight", "b.weight"):
+        weight = small.get_parameter(name)
+        with torch.no_grad():
+            weight.view(-1)[5] *= 1.01
+        assert fxprune.verify(net, small, x) > 1e-9, name
+        with torch.no_grad():
+            weight.view(-1)[5] /= 1.01
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_two_kept_channels_that_are_exchanged_are_found(network: Callable[[], nn.Module]) -> None:
+    net, x, small = made(network)
+    with torch.no_grad():
+        for part in ("weight", "bias"):
+            tensor = small.get_parameter(f"a.{part}")
+            tensor[[0, 1]] = tensor[[1, 0]].clone()
+    assert fxprune.verify(net, small, x) > 1e-9
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_record_counts_the_numbers_that_were_compared(network: Callable[[], nn.Module]) -> None:
+    _, _, small = made(network)
+    assert (fxprune.record(small).compared or 0) >= 2 * 8 * 49
+
+
+def test_the_operation_that_differs_is_named_with_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoiled(*args: Any) -> Any:
+        made = rewrite(*args)
+        small = made.small
+        with torch.no_grad():
+            small.get_parameter("a.weight").view(-1)[3] += 0.1
+        return made
+
+    rewrite = fxprune._attempt.rewrite  # type: ignore[attr-defined]
+    monkeypatch.setattr("fxprune._attempt.rewrite", spoiled)
+    with pytest.raises(fxprune.VerificationError) as caught:
+        made(Classes, path="eager")
+    assert caught.value.what == "the small model differs from its reference"
+    assert "aten::convolution" in caught.value.why
+    assert 'group "a"; "a" (' in caught.value.at
+    assert "test_proof.py:" in caught.value.at
+
+
+def test_a_small_model_that_raises_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoiled(*args: Any) -> Any:
+        made = rewrite(*args)
+        made.small.get_submodule("a").forward = lambda x: 1 / 0  # type: ignore[method-assign, assignment]
+        return made
+
+    rewrite = fxprune._attempt.rewrite  # type: ignore[attr-defined]
+    monkeypatch.setattr("fxprune._attempt.rewrite", spoiled)
+    with pytest.raises(fxprune.VerificationError) as caught:
+        made(Classes, path="eager")
+    assert caught.value.what == "the small model raises where the original does not"
+    assert "ZeroDivisionError: division by zero" in caught.value.why
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+class Counting(nn.Module):
+    """Counts its calls, and multiplies by their number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.n = nn.Linear(4, 8), nn.Linear(8, 2), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.n += 1
+        return self.b(self.a(x)) * self.n
+
+
+def test_a_model_that_counts_its_calls_is_compared_twice() -> None:
+    net, x = Counting().double().eval(), torch.randn(3, 4).double()
+    small = fxprune.transform(net, x, ratio=0.5)
+    assert type(small) is Counting
+    assert (net.n, small.n) == (0, 0)
+    small.forward = lambda x: small.b(small.a(x))  # type: ignore[method-assign, assignment]
+    assert fxprune.verify(net, small, x) > 0.1, "right at the first call only"
+
+
+def test_a_hook_of_the_model_itself_is_part_of_it() -> None:
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).double().eval(), torch.randn(2, 4).double()
+    net.register_forward_hook(lambda module, args, out: out + 1)
+    small = fxprune.transform(net, x, ratio=0.5)
+    assert torch.allclose(fxprune.masked(net, fxprune.record(small).removed)(x), small(x), atol=1e-12)
+
+
+class WithoutFloat64(nn.Module):
+    """Gives NaN in float64, where adding the smallest number twice is too much."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        least = torch.finfo(torch.float64).min
+        return self.b(h + least + least - (least + least) if h.dtype == torch.float64 else h)
+
+
+class Refusing(WithoutFloat64):
+    """Raises in float64."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float64:
+            raise TypeError("float32 only")
+        return self.b(self.a(x))
+
+
+@pytest.mark.parametrize("network", [WithoutFloat64, Refusing])
+def test_a_model_that_needs_float32_is_proven_in_float32(network: Callable[[], nn.Module]) -> None:
+    small = fxprune.transform(network().eval(), torch.randn(2, 4), ratio=0.5, path="eager")
+    record = fxprune.record(small)
+    assert record.error is not None
+    assert record.error < 1e-5
+    assert [r for r in record.reasons if r.startswith("proven in float32, where an error up to 1e-04 is rounding")]
+
+
+def test_a_proof_that_compares_nothing_is_empty() -> None:
+    class Nothing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x[:0]))
+
+    with pytest.warns(fxprune.NotProvenWarning, match="the proof is empty"):
+        small = fxprune.transform(Nothing().eval(), torch.randn(3, 4), ratio=0.5)
+    assert fxprune.record(small).compared == 0
+
+
+def test_infinities_at_the_same_places_are_equal() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.relu(self.a(x))).masked_fill(torch.arange(8) >= 5, float("-inf"))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small = fxprune.transform(Masked().eval(), torch.randn(2, 6), ratio=0.3)
+    assert (fxprune.record(small).error or 0.0) < 1e-9
