@@ -39,18 +39,17 @@ def copy_module(
     containers: dict[int, Any] = {}
     members = {id(m) for m in module.modules()}
 
+    def all_of(tensors: dict[str, Any]) -> dict[str, Any]:
+        return {name: None if value is None else tensor(value) for name, value in tensors.items()}
+
     def clone(original: nn.Module) -> nn.Module:
         if id(original) in made:
             return made[id(original)]
         new: nn.Module = object.__new__(type(original))  # also of a GraphModule, whose class holds its compiled forward
         made[id(original)] = new
         own = {k: v for k, v in original.__dict__.items() if k not in ("_parameters", "_buffers", "_modules")}
-        for kind in ("_parameters", "_buffers"):
-            tensors = original.__dict__[kind].items()
-            if parameters is not None and kind == "_parameters":
-                new.__dict__[kind] = parameters(original.__dict__[kind])
-                continue
-            new.__dict__[kind] = {k: None if t is None else tensor(t) for k, t in tensors}
+        for kind, copied in (("_parameters", parameters or all_of), ("_buffers", all_of)):
+            new.__dict__[kind] = copied(original.__dict__[kind])
         new.__dict__["_modules"] = {k: None if m is None else clone(m) for k, m in original._modules.items()}
         new.__dict__.update({k: attribute(v) for k, v in own.items()})
         return new

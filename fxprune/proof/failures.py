@@ -5,13 +5,13 @@ from __future__ import annotations
 from fxprune.capture.error_place import line_of
 from fxprune.capture.scopes import Key
 from fxprune.errors import VerificationError
-from fxprune.proof.trail import Step
+from fxprune.proof.trail import ProofStep
 
 REPORT = "report this; until then `ignore` that group, its channels stay"
 
 
 def differs_inside(
-    key: Key | None, step: Step | None, apart: float, error: float, tolerance: float
+    key: Key | None, step: ProofStep | None, apart: float, error: float, tolerance: float
 ) -> VerificationError:
     """The error for results that differ.
 
@@ -35,7 +35,7 @@ def graph_differs(error: float) -> VerificationError:
     )
 
 
-def another_scale(key: Key, step: Step, reference: Step) -> VerificationError:
+def another_scale(key: Key, step: ProofStep, reference: ProofStep) -> VerificationError:
     """The error for an operation that is called with other fractions in the small model."""
     return VerificationError(
         "the small model computes with another scale",

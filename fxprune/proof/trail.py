@@ -1,4 +1,4 @@
-"""What a run leaves behind: a digest of the result of every operation, and the fractions that it was called with.
+"""Trails of runs: a digest of the result of every operation, and the fractions that it was called with.
 
 The reference leaves its trail first, at the slots that are kept. Then the small model runs, and each of its results is
 compared at once. So no tensor is stored, and only one of the two models is in memory.
@@ -30,12 +30,12 @@ from fxprune.proof.digests import Digest, Digester
 from fxprune.proof.kept_statistics import KeptStatistics
 from fxprune.proof.operations import Operations
 
-Call = tuple[str, int, str]
+OperationRuns = tuple[str, int, str]
 """All operations of one name in one run of a scope: a `Key` without its last part."""
 
 
 @dataclass(frozen=True)
-class Step:
+class ProofStep:
     """One operation of a run.
 
     digests: of its floating results, None for one that cannot be compared.
@@ -60,8 +60,8 @@ class Trail:
     calls: how often each operation ran, also those that are not compared.
     """
 
-    steps: dict[Key, Step] = field(default_factory=dict)
-    calls: Counter[Call] = field(default_factory=Counter)
+    steps: dict[Key, ProofStep] = field(default_factory=dict)
+    calls: Counter[OperationRuns] = field(default_factory=Counter)
 
 
 class Recorder(Operations):  # type: ignore[no-untyped-call]
@@ -186,10 +186,10 @@ class Recorder(Operations):  # type: ignore[no-untyped-call]
                     digests.append(digest)
                 elif operand is not None and operand.labels is None:
                     decision = digest
-        step = Step(tuple(digests), decision, numbers, depends)
+        step = ProofStep(tuple(digests), decision, numbers, depends)
         other = self.before.steps.get(key) if self.before is not None else None
         if other is not None and (differs(step, other) > self.tolerance or step.numbers != other.numbers):
-            step = Step(step.digests, decision, numbers, depends, users_line())
+            step = ProofStep(step.digests, decision, numbers, depends, users_line())
         self.trail.steps[key] = step
 
     def _digest(self, tensor: torch.Tensor, operand: Operand | None) -> Digest | None:
@@ -215,7 +215,7 @@ class Recorder(Operations):  # type: ignore[no-untyped-call]
         return self._slots[key]
 
 
-def differs(step: Step, reference: Step) -> float:
+def differs(step: ProofStep, reference: ProofStep) -> float:
     """The largest error of the floating results of an operation; 0.0 for those that cannot be compared."""
     if len(step.digests) != len(reference.digests):
         return 0.0
@@ -223,13 +223,13 @@ def differs(step: Step, reference: Step) -> float:
     return max((a.error(b) for a, b in pairs if a is not None and b is not None), default=0.0)
 
 
-def comparable(ours: Trail, theirs: Trail, observations: Mapping[str, Observation]) -> set[Call]:
+def comparable(ours: Trail, theirs: Trail, observations: Mapping[str, Observation]) -> set[OperationRuns]:
     """The operations that ran equally often in both runs, and in the analysis as well: only these are the same ones."""
-    seen: Counter[Call] = Counter(key[:3] for o in observations.values() for key in o.outputs)
+    seen: Counter[OperationRuns] = Counter(key[:3] for o in observations.values() for key in o.outputs)
     return {call for call, times in ours.calls.items() if theirs.calls.get(call) == times == seen.get(call)}
 
 
-def one_sided(ours: Trail, theirs: Trail) -> list[Call]:
+def one_sided(ours: Trail, theirs: Trail) -> list[OperationRuns]:
     """The operations that ran more often in one of the runs, without those whose number depends on the sizes."""
     calls = {**ours.calls, **theirs.calls}
     return [call for call in calls if "|" not in call[0] and ours.calls[call] != theirs.calls[call]]
