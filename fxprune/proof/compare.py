@@ -38,7 +38,7 @@ from fxprune.proof.failures import another_scale, differs_inside, graph_differs,
 from fxprune.proof.kept_statistics import KeptStatistics
 from fxprune.proof.precision import FLOAT32, FLOAT64, OWN, Precision
 from fxprune.proof.runs import GraphRun, Modes, all_training, call_model, evaluation, modes_of
-from fxprune.proof.trail import Recorder, Trail, comparable, differs
+from fxprune.proof.trail import Trail, TrailRecorder, comparable, differs
 
 TOLERANCE = FLOAT64.tolerance
 """A relative error up to this counts as rounding in float64."""
@@ -245,7 +245,7 @@ class _Round:
 
     @property
     def _observations(self) -> Mapping[str, Observation]:
-        """What the analysis has seen in the mode of this round; nearly the same where it has not run on this input."""
+        """The operations that the analysis has seen in the mode of this round, or nearly the same ones."""
         return (self.walked or self.pair.findings.walked[0]).observations
 
     # -- the runs -----------------------------------------------------------------------------------------
@@ -321,11 +321,11 @@ class _Round:
             raise raised("the small model", error, "where the original does not") from error
         return results, recorder.trail if recorder is not None else None
 
-    def _recorder(self, statistics: KeptStatistics | None = None, before: Trail | None = None) -> Recorder | None:
+    def _recorder(self, statistics: KeptStatistics | None = None, before: Trail | None = None) -> TrailRecorder | None:
         pair, captured = self.pair, self.pair.findings.captured
         if not (self._digests or captured.real or statistics is not None):
             return None
-        return Recorder(
+        return TrailRecorder(
             pair.findings,
             pair.removal,
             pair.digester,
@@ -394,7 +394,7 @@ class _Round:
         return error < blurred and error <= 100 * amplified
 
     def _compared(self, theirs: Trail, ours: Trail) -> int:
-        """How many numbers were compared that depend on what was removed."""
+        """The number of numbers that were compared and depend on what was removed."""
         same = comparable(ours, theirs, self._observations)
         count = 0
         for key, step in ours.steps.items():

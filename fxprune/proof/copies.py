@@ -23,7 +23,7 @@ from fxprune.proof.precision import FLOAT64, Precision
 
 @dataclass(frozen=True)
 class Copying:
-    """How the tensors of a copy differ from those of its model.
+    """The differences between the tensors of a copy and those of its model.
 
     zeroed: name of a parameter or buffer -> dimension -> the slots that are zero in the copy.
     unrounded: name of a parameter -> its numbers before they were rounded to its type. Where the parameter is that

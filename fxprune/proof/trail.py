@@ -64,7 +64,7 @@ class Trail:
     calls: Counter[OperationRuns] = field(default_factory=Counter)
 
 
-class Recorder(Operations):  # type: ignore[no-untyped-call]
+class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
     """A dispatch mode that writes the trail of a run.
 
     Args:
