@@ -39,16 +39,14 @@ def copy_module(
     containers: dict[int, Any] = {}
     members = {id(m) for m in module.modules()}
 
-    def all_of(tensors: dict[str, Any]) -> dict[str, Any]:
-        return {name: None if value is None else tensor(value) for name, value in tensors.items()}
-
     def clone(original: nn.Module) -> nn.Module:
         if id(original) in made:
             return made[id(original)]
         new: nn.Module = object.__new__(type(original))  # also of a GraphModule, whose class holds its compiled forward
         made[id(original)] = new
         own = {k: v for k, v in original.__dict__.items() if k not in ("_parameters", "_buffers", "_modules")}
-        for kind, copied in (("_parameters", parameters or all_of), ("_buffers", all_of)):
+        buffers = functools.partial(_copied, tensor)
+        for kind, copied in (("_parameters", parameters or buffers), ("_buffers", buffers)):
             new.__dict__[kind] = copied(original.__dict__[kind])
         new.__dict__["_modules"] = {k: None if m is None else clone(m) for k, m in original._modules.items()}
         new.__dict__.update({k: attribute(v) for k, v in own.items()})
@@ -86,3 +84,8 @@ def copy_module(
 def _bound(method: types.MethodType, new: Any) -> types.MethodType:
     """A method, bound to another object."""
     return method if new is method.__self__ else types.MethodType(method.__func__, new)
+
+
+def _copied(tensor: Callable[[torch.Tensor], torch.Tensor], tensors: dict[str, Any]) -> dict[str, Any]:
+    """The tensors of a dict, each replaced by its copy."""
+    return {name: None if value is None else tensor(value) for name, value in tensors.items()}
