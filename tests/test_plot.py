@@ -118,7 +118,7 @@ def test_widths_are_those_of_outputs() -> None:
 
 
 def test_an_object_that_cannot_be_drawn_is_refused() -> None:
-    with pytest.raises(InputError, match="a Linear is no analysis"):
+    with pytest.raises(InputError, match="analysis must be a value of type Analysis, not Linear"):
         plot.dependencies(nn.Linear(2, 3))
     with pytest.raises(FxpruneError, match="this Linear has no record"):
         plot.widths(nn.Linear(2, 3))

@@ -57,7 +57,9 @@ class Analyzer:
         self._follow_index_lists()
         self._lock_unread()
         self._note_unused()
-        return self.opened.findings(nodes, observations, self.settings.uses(), self.notes, other_mode)
+        return self.opened.findings(
+            nodes, observations, self.settings.uses(self.opened.unread_vectors()), self.notes, other_mode
+        )
 
     def _walk(self, inputs: Inputs, *, when: str = "") -> None:
         """Run the model that is open. `nodes` and `observations` are those of this run afterwards."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -52,10 +52,16 @@ class Settings(TorchFunctionMode):
             self._seen = seen
             raise
 
-    def uses(self) -> Uses:
-        """Everything that was noted. Call it after the run: from then on marks count no more."""
+    def uses(self, unread: Sequence[Vector]) -> Uses:
+        """Everything that was noted. Call it after the run: from then on marks count no more.
+
+        unread: the dimensions of tensors that no operation reads. Comparisons with their sizes are left out: forward
+            only asks whether to make such a tensor again.
+        """
         self.notes.closed = True
-        return Uses(tuple(self._uses), self._before)
+        left_out = set(map(id, unread))
+        uses = (use for use in self._uses if left_out.isdisjoint(map(id, use.vectors)))
+        return Uses(tuple(uses), self._before)
 
     # -- the mode -----------------------------------------------------------------------------------------
 

@@ -69,6 +69,10 @@ class Opened:
         """(First name of a tensor, dimension) -> the vector, for all dimensions that may shrink."""
         return {(axis.parameter, axis.dim): axis.vector for _, axes in self.axes for axis in axes}
 
+    def unread_vectors(self) -> list[Vector]:
+        """The vectors of tensors that no operation has read. Call it after the walk."""
+        return [axis.vector for fake, axes in self.axes if id(fake) not in self.observer.used for axis in axes]
+
     def unused_parameters(self) -> list[str]:
         """The names of the parameters that no operation has read. Call it after the walk."""
         trained = ((name, tensor) for name, tensor in self.tensors.items() if isinstance(tensor, nn.Parameter))

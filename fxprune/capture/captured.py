@@ -81,8 +81,9 @@ class Captured:
         if self.has_graph:
             for node in self.graph.find_nodes(op="get_attr"):
                 yield str(node.target), fetch(self.module, str(node.target))
-            return
         for path, module in self.module.named_modules():
+            if module is self.module and self.has_graph:
+                continue  # a tensor that the graph reads is a node of it
             for name, value in module.__dict__.items():
                 yield f"{path}.{name}" if path else name, value
 

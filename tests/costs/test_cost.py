@@ -247,6 +247,7 @@ def test_a_plan_costs_what_the_model_costs_that_it_makes(name: str) -> None:
     """Equal in every figure of every layer, before and after, without making the small model."""
     make, shape, options = CASES[name]
     model, x = make().eval(), torch.randn(shape)
+    options = options if "path" in options else {"prefer": "graph", **options}
     small = fxprune.transform(model, x, ratio=0.5, importance="random", seed=1, verify=False, **options)
     made = fxprune.record(small)
     kept = {key: value for key, value in options.items() if key == "norms"}

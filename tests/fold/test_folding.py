@@ -166,6 +166,7 @@ def with_zeros(net: nn.Module, zeroed: Any) -> nn.Module:
 CELLS = ((nn.RNNCell, 1), (nn.LSTMCell, 4), (nn.GRUCell, 3))
 
 
+@pytest.mark.filterwarnings("ignore:the small model is an exported graph")
 @pytest.mark.parametrize(("kind", "gates"), CELLS)
 @pytest.mark.parametrize("path", ["eager", "export"])
 def test_constant_inputs_of_a_recurrent_cell_fold_into_its_bias(kind: Any, gates: int, path: str) -> None:

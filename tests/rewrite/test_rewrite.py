@@ -51,7 +51,7 @@ def test_a_size_that_cannot_be_recounted_is_an_error_with_a_given_plan() -> None
     net, x = Opaque().double().eval(), torch.randn(2, 7, 5).double()
     heads = [g for g in fxprune.analyze(net, x).groups if g.kind == "heads"]
     assert [len(g) for g in heads] == [4]
-    plan = fxprune.analyze(net, x).plan(masks={"weight": torch.arange(16) >= 4})
+    plan = fxprune.analyze(net, x, path="fx").plan(masks={"weight": torch.arange(16) >= 4})
     assert plan.removed["weight"][0] == [0, 1, 2, 3]
     with pytest.raises(fxprune.RewriteError) as caught:
         fxprune.transform(net, x, plan=plan, path="fx")

@@ -96,7 +96,9 @@ class DynamicSparse(nn.Module):
         accumulate(input, output, self.strengths, self._tally, every, self.threshold, self._geometry)
 
     def _reset_if_pruned(self) -> None:
-        """Resets the strengths if channels were pruned, which made the mask smaller but not the strengths."""
+        """Follows a pruning of channels, which made the mask smaller, perhaps not the strengths."""
+        if self._geometry.groups != getattr(self, "groups", 1):
+            self._geometry = geometry_of(self)  # type: ignore[arg-type]
         if self.strengths.shape != self.mask.shape:
             self.strengths = torch.zeros_like(self.mask, dtype=torch.int64)
             self._tally[1] = 0

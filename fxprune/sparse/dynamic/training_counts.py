@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from fxprune.criteria.connections import Geometry, count
+from fxprune.ops import Call, Operand, rule
 
 _STEP = torch.tensor([1, 0], device="cpu")
 """Added to the tally in every forward: one step, no opportunity. Adding a tensor is faster than indexing one."""
@@ -27,10 +29,10 @@ def accumulate(
 
     tally: int64 [2] on the CPU: steps, and opportunities, which is how often each weight was applied while
     coactivations were counted. every: with 0 only the steps are counted. What is done depends on a value of the tally,
-    which no graph can express; so this is one operator, `fxprune::accumulate`, under `torch.compile` and
-    `torch.export`.
+    which no graph can express; so this is one operator, `fxprune::accumulate`, under `torch.compile`, under
+    `torch.export` and on fake tensors.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or isinstance(input, FakeTensor):
         g = geometry
         torch.ops.fxprune.accumulate(
             *(input.detach(), output.detach(), strengths, tally, every, threshold),
@@ -76,3 +78,15 @@ def _operator(
 @_operator.register_fake
 def _(*args: Any, **kwargs: Any) -> None:
     return None
+
+
+@rule("fxprune::accumulate")
+def _channels(
+    call: Call, input: Operand, output: Operand, strengths: Operand, stride: Sequence[int], groups: int
+) -> list[Operand]:
+    """s[(g o), i] counts x[n, (g i), ...] with y[n, (g o), ...]; a linear layer has one group and its channels last."""
+    channel = -1 - len(stride)
+    call.same(output.vectors[channel], strengths.dim(0))
+    _, inner = call.split(input.vectors[channel], (groups, strengths.dim(1).size))
+    call.same(inner, strengths.dim(1))
+    return []
