@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.module_copy import copy_module
@@ -109,7 +109,8 @@ class Faker:
     def _give_numbers(self, fake: torch.Tensor, real: torch.Tensor) -> None:
         plain = type(real) is torch.Tensor and real.layout is torch.strided and not real.requires_grad
         if plain and isinstance(fake, FakeTensor) and real.device.type == "cpu" and real.numel() <= MOST_NUMBERS:
-            fake.constant = real.detach().clone()
+            with unset_fake_temporarily():  # torch computes with the numbers where it expects no fake tensor
+                fake.constant = real.detach().clone()
             self.mode.fake_tensor_converter.add_constant_storage_mapping(fake)
 
     def _wrap(self, meta: torch.Tensor, real: torch.Tensor) -> torch.Tensor:

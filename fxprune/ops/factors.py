@@ -309,8 +309,8 @@ def _on_numbers(
             if value.floating:
                 number *= (times or {}).get(name, 1.0)
                 tensors[name] = torch.tensor(number, dtype=torch.float64)
-            elif times and name in times:  # a width as a tensor of integers, which code computes fractions from
-                tensors[name] = torch.tensor(int(2 * number) * times[name], dtype=torch.float64)
+            elif name in asked.off:  # a width as a tensor of integers, which code computes fractions from
+                tensors[name] = torch.tensor(int(2 * number) * (times or {}).get(name, 1.0), dtype=torch.float64)
             elif value.dtype == torch.bool:
                 tensors[name] = torch.tensor(number > 0)
             else:
