@@ -417,7 +417,8 @@ def test_a_scale_that_follows_the_width_is_seen_without_weights(way: str) -> Non
     for verify in (False, True):
         small = fxprune.transform(model, x, ratio=0.5, verify=verify, path="eager")
         factors = [factor.factor for factor in fxprune.record(small).plan.factors]
-        assert factors == pytest.approx([0.5**0.5] * 2, rel=1e-12)
+        exact = way != "tensor"  # the root of a tensor of one integer is a float32
+        assert factors == pytest.approx([0.5**0.5] * 2, rel=1e-12 if exact else 1e-7)
         assert small.get_submodule("q").out_features == 6
         assert is_exact(model, small, x)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from fxprune.capture.scopes import ATTENTION, Key
 from fxprune.capture.values import tensors_in
@@ -122,10 +123,18 @@ class StepRecorder:
         return made
 
     def _new(self, tensor: torch.Tensor, name: str | None = None) -> Value:
-        value, memory = Value(tuple(tensor.shape), tensor.dtype, name), _memory(tensor)
+        value, memory = Value(tuple(tensor.shape), tensor.dtype, name, _number(tensor)), _memory(tensor)
         self._known[id(tensor)] = (tensor, value, self._writes.get(memory, 0))
         self._memory.setdefault(memory, []).append(value)
         return value
+
+
+def _number(tensor: torch.Tensor) -> float | None:
+    """The number of a tensor that forward made of one, None for other tensors."""
+    if type(tensor) is not torch.Tensor or tensor.ndim or tensor.device.type != "cpu" or tensor.is_complex():
+        return None
+    with unset_fake_temporarily():
+        return float(tensor)
 
 
 def _memory(tensor: torch.Tensor) -> int:

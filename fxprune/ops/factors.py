@@ -38,11 +38,15 @@ class UnevenError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """A tensor of a run: its shape, its type, and its name if it is a parameter or a buffer of the model."""
+    """A tensor of a run: its shape, its type, and its name if it is a parameter or a buffer of the model.
+
+    number: its only number, if forward made it of one, as `torch.tensor(0.5)`.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     name: str | None = None
+    number: float | None = None
 
     @property
     def floating(self) -> bool:
@@ -286,6 +290,16 @@ def change(asked: Asked) -> float | None:
             ratios.append(after / before if before else math.nan)
     first = ratios[0] if ratios else math.nan
     return first if first > 0 and math.isfinite(first) and all(_same(r, first) for r in ratios) else None
+
+
+def number_of(asked: Asked, values: Mapping[str, float], numbers: Mapping[str, float]) -> float | None:
+    """The result of an operation on tensors with one number, None where it has none.
+
+    values: argument that is a tensor -> its number. numbers: arguments that are other numbers.
+    """
+    tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+    made = _run(asked, {**tensors, **numbers, **({"size": []} if "size" in asked.raw else {})})
+    return float(made[0].reshape(-1)[0]) if made and made[0].numel() and not made[0].is_complex() else None
 
 
 def _same(a: float, b: float) -> bool:

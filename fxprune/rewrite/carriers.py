@@ -19,12 +19,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.analysis.steps import ATEN_ATTENTION, Step, Steps
+from fxprune.capture.scopes import Key
 from fxprune.ops.aspects import DEPENDENCE, FACTORS
 from fxprune.ops.dependence import nothing
 from fxprune.ops.factors import (
@@ -37,6 +39,7 @@ from fxprune.ops.factors import (
     is_one,
     met,
     moved_factors,
+    number_of,
     unchanged_factor,
     values_in,
 )
@@ -74,21 +77,30 @@ class _Request:
     blame: frozenset[int]
 
 
-def carried(steps: Steps, changed: Sequence[Changed], trainable: Iterable[str]) -> ScaleFactors:
+def carried(
+    steps: Steps,
+    changed: Sequence[Changed],
+    trainable: Iterable[str],
+    dtypes: Mapping[Key, torch.dtype] = MappingProxyType({}),
+) -> ScaleFactors:
     """The factors with which the small model is right although operations are called with other numbers.
 
-    trainable: the names of the parameters that may be multiplied.
+    trainable: the names of the parameters that may be multiplied. dtypes: operations whose result is of this type
+        whatever type the model is of.
 
     Raises `NoCarrierError` where there are none.
     """
-    return _Search(steps, changed, frozenset(trainable)).run()
+    return _Search(steps, changed, frozenset(trainable), dtypes).run()
 
 
 class _Search:
     """One search. Steps are known by their numbers in `steps.done`."""
 
-    def __init__(self, steps: Steps, changed: Sequence[Changed], trainable: frozenset[str]) -> None:
-        self.steps, self.done, self.trainable = steps, steps.done, trainable
+    def __init__(
+        self, steps: Steps, changed: Sequence[Changed], trainable: frozenset[str], dtypes: Mapping[Key, torch.dtype]
+    ) -> None:
+        self.steps, self.done, self.trainable, self.dtypes = steps, steps.done, trainable, dtypes
+        self.known: dict[Value, tuple[float, float]] = {}  # tensors of one number: that of before, and that of now
         self.changed = {entry.key: entry for entry in changed}
         self.producer: dict[Value, int] = {}
         self.readers: dict[Value, list[int]] = defaultdict(list)
@@ -146,18 +158,50 @@ class _Search:
             read, entry = _read(step), self.changed.get(step.key)
             is_plain = all(value in plain for value in read) or step.name == "aten::lift_fresh"
             plain.update(step.made if is_plain else ())
+            if is_plain:
+                self._compute(step, entry)
             if entry is None and not any(value in off for value in read):
                 continue
             numbers = {} if entry is None else _named(step, entry)
             times = {n: off[v][0] for n, v in step.raw.items() if isinstance(v, Value) and v in off}
             causes = frozenset({number}).union(*(off[value][1] for value in read if value in off))
             if is_plain:
-                ratio = _ratio(step, entry, numbers, times)
+                ratio = self._ratio(step, numbers, times)
                 if ratio is None:
                     raise _ContradictionError(f"{step.name} makes other numbers", step, causes)
                 off.update(dict.fromkeys(step.made, (ratio, causes)))
             else:
                 self.asking[number], self.causes[number] = (numbers, times), causes
+
+    def _compute(self, step: Step, entry: Changed | None) -> None:
+        """Note the number of a tensor that is made of plain numbers, before and now, rounded to its type."""
+        if len(step.made) != 1 or step.made[0].shape != ():
+            return
+        if step.name == "aten::lift_fresh":
+            number = step.read[0].number
+            pair = (number, number) if entry is None else (entry.before[0], entry.after[0])
+        else:
+            given = [(name, value) for name, value in step.raw.items() if isinstance(value, Value)]
+            if step.func is None or any(value not in self.known for _, value in given):
+                return
+            asked, numbers = Asked(step.func, step.raw, [_ONE]), {} if entry is None else _named(step, entry)
+            pair = (
+                number_of(asked, {name: self.known[value][0] for name, value in given}, {}),
+                number_of(asked, {name: self.known[value][1] for name, value in given}, numbers),
+            )
+        dtype = self.dtypes.get(step.key, torch.float64)
+        if pair[0] is not None and pair[1] is not None and dtype is not torch.bool:
+            before, now = (float(torch.tensor(number, dtype=dtype)) for number in pair)
+            self.known[step.made[0]] = before, now
+
+    def _ratio(self, step: Step, numbers: Mapping[str, float], off: Mapping[str, float]) -> float | None:
+        """The number of times that the result of a step on plain numbers is too large; None if elements differ."""
+        if step.made and step.made[0] in self.known:
+            before, now = self.known[step.made[0]]
+            return now / before if before and now / before > 0 else None
+        if _only_moves(step) and not numbers:
+            return next(iter(off.values())) if len(off) == len(step.read) == 1 else None
+        return None if step.func is None else change(Asked(step.func, step.raw, [_ONE], numbers, off))
 
     @cached_property
     def pure(self) -> frozenset[Value]:
@@ -323,12 +367,3 @@ def _named(step: Step, entry: Changed) -> dict[str, float]:
         names += ["other"] if isinstance(other, int) and not isinstance(other, bool) else ["self"]
     pairs = zip(names, entry.before, entry.after, strict=False)
     return {name: after for name, before, after in pairs if after != before}
-
-
-def _ratio(step: Step, entry: Changed | None, numbers: Mapping[str, float], off: Mapping[str, float]) -> float | None:
-    """The number of times that the result of a step on plain numbers is too large; None if elements differ in it."""
-    if step.name == "aten::lift_fresh" and entry is not None:
-        return entry.after[0] / entry.before[0]
-    if _only_moves(step) and not numbers:
-        return next(iter(off.values())) if len(off) == len(step.read) == 1 else None
-    return change(Asked(step.func, step.raw, [_ONE], numbers, off))
