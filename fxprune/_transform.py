@@ -40,7 +40,7 @@ from fxprune.rewrite.factors import multiplied
 from fxprune.rewrite.graph import scale_factors
 from fxprune.rewrite.missing_graph import explain_missing_graph
 from fxprune.rewrite.norms import rescaled
-from fxprune.rewrite.references import references_to_original
+from fxprune.rewrite.references import names_in, references_to_original
 from fxprune.rewrite.tensor_hooks import left_out
 
 ModelT = TypeVar("ModelT", nn.Module, ExportedProgram)
@@ -232,7 +232,8 @@ def _recorded(result: Result) -> Record:
         mode = "training" if analysis.model.training else "evaluation"
         listed = ", ".join(absent[:4]) + (", ..." if len(absent) > 4 else "")
         reasons.append(f"left out, because the forward does not use them in {mode} mode: {listed}")
-    reasons += references_to_original(analysis.model, small) + left_out(analysis.tensors, analysis.model, small)
+    known = names_in(analysis.model, analysis.subject.tensors)
+    reasons += references_to_original(known, small) + left_out(analysis.tensors, known, state)
     after = {name: tuple(t.shape) for name, t in state.items() if name in before}
     training = tuple(name for name, module in analysis.model.named_modules() if module.training)
     return Record(

@@ -75,7 +75,12 @@ class Captured:
     def tensors(self) -> Tensors:
         """All parameters and buffers, and the plain tensors in attributes that the forward may read."""
         constants = ((name, value) for name, value in self._attributes() if isinstance(value, torch.Tensor))
-        return Tensors.of(self.module).with_constants(constants)
+        return self.registered.with_constants(constants)
+
+    @cached_property
+    def registered(self) -> Tensors:
+        """All parameters and buffers."""
+        return Tensors.of(self.module)
 
     def _attributes(self) -> Iterator[tuple[str, Any]]:
         if self.has_graph:

@@ -27,6 +27,7 @@ from fxprune.analysis.observed import Observation, Walked
 from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.process_state import clean_caches
+from fxprune.capture.tensors import Tensors
 from fxprune.capture.values import tensors_in
 from fxprune.channels.groups import Removal
 from fxprune.errors import VerificationError
@@ -167,9 +168,16 @@ class _Pair:
     @cached_property
     def changed(self) -> frozenset[str]:
         """The names of the tensors of the small model that are not those of the original."""
-        own = {**dict(self.small.named_parameters()), **dict(self.small.named_buffers())}
         known = self.findings.captured.tensors
-        return frozenset((*self.exact, *(n for n, t in own.items() if n not in known or t.shape != known[n].shape)))
+        own = ((found.name, found.tensor.shape) for found in self.tensors.unique)
+        return frozenset(
+            (*self.exact, *(name for name, shape in own if name not in known or shape != known[name].shape))
+        )
+
+    @cached_property
+    def tensors(self) -> Tensors:
+        """The parameters and buffers of the small model."""
+        return Tensors.of(self.small)
 
     def prove(self, precision: Precision) -> Proof:
         """The proof in one precision, over all example inputs and modes."""
@@ -260,7 +268,13 @@ class _Round:
         zeroed = {} if self.pair.statistics else self.pair.zeroed
         try:
             return call_model(
-                model, self.inputs, Copying(zeroed), times=None, precision=self.precision, modes=self.modes
+                model,
+                self.inputs,
+                Copying(zeroed),
+                times=None,
+                precision=self.precision,
+                modes=self.modes,
+                tensors=findings.subject.tensors,
             )
         except Exception as error:
             raise NoReferenceError(in_one_line(error)) from error
@@ -280,6 +294,7 @@ class _Round:
             times=len(model),
             precision=self.precision,
             modes=self.modes,
+            tensors=self.pair.findings.subject.tensors,
         )
         return None if self._is_rounding(error, relative_error(moved, model)) else graph_differs(error)
 
@@ -291,7 +306,15 @@ class _Round:
         statistics = KeptStatistics(pair.removal) if pair.statistics and not plain else None
         recorder = None if plain else self._recorder(statistics=statistics)
         copying = Copying({} if plain else pair.zeroed, moved=moved)
-        run = GraphRun(captured.graph, captured.module, copying, recorder, precision=self.precision, modes=self.modes)
+        run = GraphRun(
+            captured.graph,
+            captured.module,
+            copying,
+            recorder,
+            precision=self.precision,
+            modes=self.modes,
+            tensors=captured.registered,
+        )
         try:
             results = run.calls(captured.values(self.inputs), times)
         except Exception as error:
@@ -314,7 +337,15 @@ class _Round:
         recorder = self._recorder(before=before)
         graph = pair.small.graph if isinstance(pair.small, fx.GraphModule) else captured.graph
         copying = Copying(unrounded=pair.exact, made=recorder.made if recorder is not None else _ignore)
-        run = GraphRun(graph, pair.small, copying, recorder, precision=self.precision, modes=self.modes)
+        run = GraphRun(
+            graph,
+            pair.small,
+            copying,
+            recorder,
+            precision=self.precision,
+            modes=self.modes,
+            tensors=pair.tensors,
+        )
         try:
             results = run.calls(captured.values(self.inputs), times)
         except Exception as error:

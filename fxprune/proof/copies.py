@@ -43,11 +43,21 @@ PLAIN = Copying()
 
 
 class Copies:
-    """The copies of the tensors of a model, made in this way and precision."""
+    """The copies of the tensors of a model, made in this way and precision.
 
-    def __init__(self, model: nn.Module, copying: Copying = PLAIN, precision: Precision = FLOAT64) -> None:
+    tensors: the parameters and buffers of the model, where they are listed already.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        copying: Copying = PLAIN,
+        precision: Precision = FLOAT64,
+        tensors: Tensors | None = None,
+    ) -> None:
         self.model, self.copying, self.precision = model, copying, precision
-        self._names = {id(found.tensor): found.name for found in Tensors.of(model).unique}
+        listed = Tensors.of(model) if tensors is None else tensors
+        self._names = {id(found.tensor): found.name for found in listed.unique}
         self._kept: dict[int, torch.Tensor] = {}  # id of an original -> its copy
         self._read: dict[int, tuple[torch.Tensor, int, int]] = {}  # the same for a copy that may be dropped
 

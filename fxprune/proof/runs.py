@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from fxprune.capture.class_forward import forward_as_node
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.process_state import module_hooks
+from fxprune.capture.tensors import Tensors
 from fxprune.capture.walk import Run
 from fxprune.proof.copies import PLAIN, Copies, Copying, moved_by_rounding
 from fxprune.proof.operations import Operations
@@ -44,6 +45,7 @@ class GraphRun(Run):
     """Runs the graph of a captured model on a copy of its module.
 
     operations: a mode that sees, and may replace, all operations of the run.
+    tensors: the parameters and buffers of the module, where they are listed already.
     """
 
     def __init__(
@@ -55,8 +57,9 @@ class GraphRun(Run):
         *,
         precision: Precision = FLOAT64,
         modes: Modes = evaluation,
+        tensors: Tensors | None = None,
     ) -> None:
-        self.copies = Copies(module, copying, precision)
+        self.copies = Copies(module, copying, precision, tensors)
         self.copied = self.copies.module(modes)
         super().__init__(graph, self.copied)
         self.precision, self.operations, self.moved = precision, operations, copying.moved
@@ -127,7 +130,8 @@ def call_model(
     times: int | None = 1,
     precision: Precision = FLOAT64,
     modes: Modes = evaluation,
+    tensors: Tensors | None = None,
 ) -> list[Any]:
     """The results of some calls of a copy of a model, as its user calls it: see `GraphRun.calls`."""
     graph = forward_as_node(model, inputs)
-    return GraphRun(graph, model, copying, precision=precision, modes=modes).calls(list(inputs), times)
+    return GraphRun(graph, model, copying, precision=precision, modes=modes, tensors=tensors).calls(list(inputs), times)

@@ -24,6 +24,7 @@ from fxprune.rewrite.module_sizes import recount_modules
 from fxprune.rewrite.node_sizes import run_once, settle_nodes
 from fxprune.rewrite.norms import preserve_modules, preserve_nodes, rescaled
 from fxprune.rewrite.recurrent import refresh
+from fxprune.rewrite.references import names_in
 from fxprune.rewrite.tensor_hooks import carry_over
 from fxprune.rewrite.tensors import cut_all
 
@@ -71,7 +72,8 @@ def rewrite(findings: Findings, removal: Removal, constants: FoldedConstants | N
     place_constants(draft, constants)
     if findings.captured.real and not findings.captured.needs_hooks:
         run_once(draft, findings, removal)
-    carry_over(findings.tensors, findings.model, real, small)
+    known = names_in(findings.model, findings.subject.tensors)
+    carry_over(findings.tensors, findings.model, known, real, small)
     if findings.captured.needs_hooks:
         reinsert(small, findings, removal)
     if isinstance(small, fx.GraphModule):

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _WrappedHook
 
+from fxprune.capture.tensors import Tensors
+
 HOOKS = {
     "_forward_hooks": "forward hook",
     "_forward_pre_hooks": "forward pre-hook",
@@ -34,12 +36,13 @@ _DEPTH = 8
 _LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
 
 
-def references_to_original(original: nn.Module, small: nn.Module) -> list[str]:
+def references_to_original(known: Mapping[int, str], small: nn.Module) -> list[str]:
     """Sentences about hooks and attributes of a small model that still refer to the original.
 
     They run as they are: a hook that closes over a layer of the original reads that layer.
+
+    known: the names of the original's parts, as `names_in` gives them.
     """
-    known = names_in(original)
     found = []
     for path, module in small.named_modules():
         for name, value in module.__dict__.items():
@@ -54,9 +57,9 @@ def references_to_original(original: nn.Module, small: nn.Module) -> list[str]:
     return found
 
 
-def names_in(model: nn.Module) -> dict[int, str]:
+def names_in(model: nn.Module, tensors: Tensors) -> dict[int, str]:
     """Id of every module, parameter and buffer of the original -> what to call it in a sentence."""
-    named: list[tuple[str, Any]] = [*model.named_modules(), *model.named_parameters(), *model.named_buffers()]
+    named: list[tuple[str, Any]] = [*model.named_modules(), *((found.name, found.tensor) for found in tensors.unique)]
     return {id(value): f'"{name}" of the original' if name else "the original" for name, value in reversed(named)}
 
 

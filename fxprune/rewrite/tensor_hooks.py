@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fxprune.capture.tensors import Tensors
-from fxprune.rewrite.references import names_in, place_of, reachable
+from fxprune.rewrite.references import place_of, reachable
 
 _TABLES: Mapping[str, tuple[str, Callable[..., Any]]] = {
     "_backward_hooks": ("gradient hook", torch.Tensor.register_hook),
@@ -21,7 +21,11 @@ _TABLES: Mapping[str, tuple[str, Callable[..., Any]]] = {
 
 
 def carry_over(
-    original: Mapping[str, torch.Tensor], model: nn.Module, tensors: Mapping[str, torch.Tensor], small: nn.Module
+    original: Mapping[str, torch.Tensor],
+    model: nn.Module,
+    known: Mapping[int, str],
+    tensors: Mapping[str, torch.Tensor],
+    small: nn.Module,
 ) -> None:
     """Register the hooks of the original's parameters on those of the small model. Changes `tensors`.
 
@@ -29,8 +33,9 @@ def carry_over(
     see `left_out`.
 
     original, tensors: name of a tensor -> the original one, the new one. model: the original.
+    known: the names of its parts, as `names_in` gives them.
     """
-    modules, known = dict(small.named_modules()), names_in(model)
+    modules = dict(small.named_modules())
     counterparts: dict[int, Any] = {id(m): modules[path] for path, m in model.named_modules() if path in modules}
     counterparts |= {id(original[name]): tensor for name, tensor in tensors.items() if name in original}
     for name, table, hook in _hooks(original):
@@ -41,9 +46,12 @@ def carry_over(
             new.requires_grad_(needs_gradient)
 
 
-def left_out(original: Mapping[str, torch.Tensor], model: nn.Module, small: nn.Module) -> list[str]:
-    """Sentences about the hooks of parameters that the small model does not have, and why."""
-    state, known, found = Tensors.of(small), names_in(model), []
+def left_out(original: Mapping[str, torch.Tensor], known: Mapping[int, str], state: Tensors) -> list[str]:
+    """Sentences about the hooks of parameters that the small model does not have, and why.
+
+    known: the names of the original's parts, as `names_in` gives them. state: the tensors of the small model.
+    """
+    found = []
     for name, table, hook in _hooks(original):
         why = _why_not(hook, original[name].shape, state[name].shape, known) if name in state else ""
         if why:
