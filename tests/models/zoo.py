@@ -24,6 +24,9 @@ FAMILIES = {
     "transformers": ("tests.models.transformers_zoo", "transformers"),
     "detection": ("tests.models.yolo", "torch"),
     "torch.nn": ("tests.models.recurrent", "torch"),
+    "detectors": ("tests.models.detectors_zoo", "torchvision"),
+    "diffusers": ("tests.models.diffusers_zoo", "diffusers"),
+    "ultralytics": ("tests.models.ultralytics_zoo", "ultralytics"),
 }
 """Family -> the file whose `entries()` lists its models, and the package that it needs."""
 
@@ -33,12 +36,14 @@ class Entry:
     """One model: `build()` gives it in evaluation mode and float64, and its inputs (a tuple, or a dict of keywords).
 
     note: what stands for what (the family of a timm model), or what was made smaller than registered.
+    training: gives the inputs of calls in training mode, where they are others.
     """
 
     family: str
     name: str
     build: Callable[[], tuple[nn.Module, Any]]
     note: str = ""
+    training: Callable[[], Any] | None = None
 
     @property
     def key(self) -> str:
