@@ -21,9 +21,16 @@ REGRESSION = ("rpn.head.bbox_pred", "roi_heads.box_predictor.bbox_pred")
 
 
 def entries() -> Iterator[Entry]:
+    if not compiled():
+        return
     for name, make in MODELS.items():
         size = {"ssd300": (300, 300), "ssdlite320": (320, 320)}.get(name, SMALL)
         yield Entry("detectors", name, functools.partial(build, make, size), training=functools.partial(targets, size))
+
+
+def compiled() -> bool:
+    """True if torchvision's operators fit the torch that is installed."""
+    return bool(torchvision().extension._has_ops())
 
 
 def build(make: Callable[[], nn.Module], size: tuple[int, int]) -> tuple[nn.Module, Any]:
@@ -56,22 +63,19 @@ def targets(size: tuple[int, int]) -> tuple[Any, ...]:
     return images(size), given
 
 
-def pyramid(**options: Any) -> nn.Module:
+def pyramid() -> nn.Module:
     """ResNet-18 and its feature pyramid."""
     utils = torchvision().models.detection.backbone_utils
-    return utils.resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=5, **options)
+    return utils.resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=5)
 
 
 def sizes() -> dict[str, Any]:
     return {"min_size": SMALL[0], "max_size": SMALL[1]}
 
 
-def retinanet() -> nn.Module:
-    return _class("RetinaNet")(pyramid(), CLASSES, score_thresh=0.0, detections_per_img=30, topk_candidates=60, **sizes())
-
-
-def fcos() -> nn.Module:
-    return _class("FCOS")(pyramid(), CLASSES, score_thresh=0.0, detections_per_img=30, topk_candidates=60, **sizes())
+def dense(name: str) -> nn.Module:
+    options = {"score_thresh": 0.0, "detections_per_img": 30, "topk_candidates": 60}
+    return _class(name)(pyramid(), CLASSES, **options, **sizes())
 
 
 def faster(name: str, **options: Any) -> nn.Module:
@@ -89,8 +93,8 @@ def _class(name: str) -> Any:
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    "retinanet": retinanet,
-    "fcos": fcos,
+    "retinanet": functools.partial(dense, "RetinaNet"),
+    "fcos": functools.partial(dense, "FCOS"),
     "fasterrcnn": functools.partial(faster, "FasterRCNN"),
     "maskrcnn": functools.partial(faster, "MaskRCNN"),
     "keypointrcnn": functools.partial(faster, "KeypointRCNN", num_keypoints=4),

@@ -110,8 +110,9 @@ def measure(entry: Entry) -> dict[str, Any]:
         result["build_seconds"] = time.perf_counter() - started
         original = run(model, inputs)
         result["outputs"] = {k: list(v) for k, v in shapes_of(original).items()}
+        training = entry.training() if entry.training else None
         for part in (_locked, _exact, _all_groups):
-            part(result, model, inputs, original)
+            part(result, model, inputs, original, training)
     return result
 
 
@@ -131,7 +132,7 @@ def behaves(result: Mapping[str, Any]) -> bool:
     return result.get("behaviour") == []
 
 
-def _locked(result: dict[str, Any], model: nn.Module, inputs: Any, original: Any) -> None:
+def _locked(result: dict[str, Any], model: nn.Module, inputs: Any, original: Any, training: Any) -> None:
     with contextlib.suppress(fxprune.FxpruneError):  # `transform` below fails for the same reason and says so
         held: Counter[str] = Counter()
         for locked in fxprune.analyze(model, inputs).locked:
@@ -139,10 +140,11 @@ def _locked(result: dict[str, Any], model: nn.Module, inputs: Any, original: Any
         result["locked"] = [[text, size / result["params"]] for text, size in held.most_common(8)]
 
 
-def _exact(result: dict[str, Any], model: nn.Module, inputs: Any, original: Any) -> None:
+def _exact(result: dict[str, Any], model: nn.Module, inputs: Any, original: Any, training: Any) -> None:
     """30 % of every group that changes no statistic, against the masked original."""
     started = time.perf_counter()
     options: dict[str, Any] = {"ratio": RATIO, "importance": "random", "seed": SEED, "exact": True}
+    options["also"] = [] if training is None else [training]
     try:
         small = fxprune.transform(model, inputs, **options)
     except fxprune.VerificationError as error:
@@ -165,7 +167,7 @@ def _exact(result: dict[str, Any], model: nn.Module, inputs: Any, original: Any)
         result["failure"] = f"the small model does not run: {brief(error)}"
         return
     result["effect"] = error_of(original, reference)
-    result["behaviour"] = _behaviour(model, small, inputs)
+    result["behaviour"] = _behaviour(model, small, inputs, training)
     if not result["error"] < TOLERANCE:
         with torch.no_grad():
             for parameter in reference_model.parameters():
@@ -174,17 +176,17 @@ def _exact(result: dict[str, Any], model: nn.Module, inputs: Any, original: Any)
         result["rounding"] = error_of(run(reference_model, inputs), reference)
 
 
-def _behaviour(model: nn.Module, small: nn.Module, inputs: Any) -> list[str]:
+def _behaviour(model: nn.Module, small: nn.Module, inputs: Any, training: Any) -> list[str]:
     """The differences in behaviour that the path of the small model does not give up by its nature."""
     without = GIVEN_UP[fxprune.record(small).path]
     try:
-        found = compare_behaviour(model, small, inputs, without=without, around=in_double)
+        found = compare_behaviour(model, small, inputs, training=training, without=without, around=in_double)
     except Exception as error:
         return [f"not compared: {brief(error)}"]
     return [sentence[:300] for sentence in found[:20]]
 
 
-def _all_groups(result: dict[str, Any], model: nn.Module, inputs: Any, original: Any) -> None:
+def _all_groups(result: dict[str, Any], model: nn.Module, inputs: Any, original: Any, training: Any) -> None:
     """The same with the groups that change a statistic: it runs, its outputs keep their shapes, the proof holds."""
     try:
         small = fxprune.transform(model, inputs, ratio=RATIO, importance="random", seed=SEED)

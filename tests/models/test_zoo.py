@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import fxprune
-from tests.models import measure, timm_zoo, zoo
+from tests.models import detectors_zoo, measure, timm_zoo, zoo
 from tests.models.__main__ import good, main, parse, read, run_all
 from tests.models.page import page
 from tests.models.torchvision_zoo import smaller
@@ -218,5 +218,6 @@ def test_every_family_is_there() -> None:
     listed = zoo.entries()
     assert {k for k in (*REPRESENTATIVE, *KNOWN) if k.split("/")[0] in zoo.installed()} <= set(listed)
     least = {"torchvision": 90, "timm": 90, "transformers": 27, "detection": 3, "torch.nn": 15}
+    least |= {"detectors": 7 if detectors_zoo.compiled() else 0, "diffusers": 9, "ultralytics": 27}
     for family in zoo.installed():
         assert sum(key.startswith(f"{family}/") for key in listed) >= least[family]
