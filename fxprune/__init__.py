@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from fxprune import schedules as schedules
     from fxprune import sparse as sparse
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Analysis",
