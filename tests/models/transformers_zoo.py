@@ -13,44 +13,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from tests.models.transformers_more import MORE
+from tests.models.transformers_sizes import (
+    DECODER,
+    ENCODER,
+    GROUPED,
+    IMAGE,
+    LENGTH,
+    SEQ2SEQ,
+    SOUND,
+    TARGET,
+    VISION,
+)
 from tests.models.zoo import Entry, ids, numbers, ready
 from tests.support import torchvision
-
-LENGTH, TARGET, IMAGE = 11, 7, 48
-
-# hidden 48 in 4 heads of 12, or 60 in 5
-ENCODER: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 72,
-    "max_position_embeddings": 40,
-}
-DECODER: dict[str, Any] = {**ENCODER, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10}
-GROUPED: dict[str, Any] = {**ENCODER, "num_attention_heads": 6, "num_key_value_heads": 2}  # width 8 per head
-VISION: dict[str, Any] = {
-    "hidden_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 72,
-    "image_size": IMAGE,
-    "patch_size": 16,
-}
-SEQ2SEQ: dict[str, Any] = {
-    "vocab_size": 97,
-    "d_model": 48,
-    "encoder_layers": 2,
-    "decoder_layers": 3,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 6,
-    "encoder_ffn_dim": 72,
-    "decoder_ffn_dim": 60,
-    "pad_token_id": 1,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-    "decoder_start_token_id": 2,
-}
 
 # class -> configuration class, its arguments, what the model reads
 MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -162,24 +138,13 @@ MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
         {**SEQ2SEQ, "num_mel_bins": 14, "max_source_positions": 23, "max_target_positions": 40, "pad_token_id": 2},
         "spectrum",
     ),
-    "Wav2Vec2ForCTC": (
-        "Wav2Vec2Config",
-        {
-            **{k: v for k, v in ENCODER.items() if k != "max_position_embeddings"},
-            "conv_dim": (20, 28, 36),
-            "conv_kernel": (10, 3, 2),
-            "conv_stride": (5, 2, 2),
-            "num_feat_extract_layers": 3,
-            "num_conv_pos_embeddings": 8,
-            "num_conv_pos_embedding_groups": 4,
-        },
-        "sound",
-    ),
+    "Wav2Vec2ForCTC": ("Wav2Vec2Config", SOUND, "sound"),
     "MambaForCausalLM": (
         "MambaConfig",
         {"vocab_size": 97, "hidden_size": 48, "state_size": 10, "num_hidden_layers": 2, "time_step_rank": 5},
         "text",
     ),
+    **MORE,
 }
 
 
@@ -203,14 +168,33 @@ def build(name: str) -> tuple[nn.Module, Any]:
 def inputs(reads: str) -> dict[str, Any]:
     mask = torch.ones(2, LENGTH, dtype=torch.int64)
     mask[1, -3:] = 0  # the second text is shorter
-    text = {"input_ids": ids(97, 2, LENGTH), "attention_mask": mask}
-    image = {"pixel_values": numbers(2, 3, IMAGE, IMAGE)}
+    only = {"input_ids": ids(97, 2, LENGTH)}
+    text, target = {**only, "attention_mask": mask}, {"decoder_input_ids": ids(97, 2, TARGET)}
+    image, frames = {"pixel_values": numbers(2, 3, IMAGE, IMAGE)}, numbers(2, 24, 14)
+    patches = torch.full((2, (IMAGE // 16) ** 2), 96)
     return {
+        "ids": only,
         "text": text,
-        "text to text": {**text, "decoder_input_ids": ids(97, 2, TARGET)},
+        "text to text": {**text, **target},
+        "boxes": {**text, "bbox": ids(30, 2, LENGTH, 4).sort(-1).values},
         "image": image,
         "large image": {"pixel_values": numbers(2, 3, 64, 64)},
+        "video": {"pixel_values": numbers(2, 4, 3, IMAGE, IMAGE)},
         "text and image": {**text, **image},
-        "spectrum": {"input_features": numbers(2, 14, 46), "decoder_input_ids": ids(97, 2, TARGET)},
+        "text with images": {"input_ids": torch.cat([patches, only["input_ids"].clamp(max=95)], 1), **image},
+        "text and features": {**text, "visual_embeds": numbers(2, 5, 20)},
+        "spectrum": {"input_features": numbers(2, 14, 46), **target},
+        "frames": {"input_values": frames},
+        "frames to text": {"input_features": frames, **target},
         "sound": {"input_values": numbers(2, 400)},
+        "sound to text": {"input_values": numbers(2, 2000), **target},
+        "series": {"past_values": numbers(2, 24, 3)},
+        "trajectory": {
+            "states": numbers(2, TARGET, 9),
+            "actions": numbers(2, TARGET, 4),
+            "rewards": numbers(2, TARGET, 1),
+            "returns_to_go": numbers(2, TARGET, 1),
+            "timesteps": torch.arange(TARGET).expand(2, TARGET),
+            "attention_mask": torch.ones(2, TARGET, dtype=torch.int64),
+        },
     }[reads]
