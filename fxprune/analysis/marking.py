@@ -78,7 +78,9 @@ class Settings(TorchFunctionMode):
             if reader is not None:
                 call = PythonCall(args, kwargs, made, self.observer.peek, notes.owns, self.observer.counted)
                 for counted in reader(call):
-                    if notes.owns(counted.value):
+                    if isinstance(counted.value, Vector):
+                        self._equal(counted.value, counted.vector, name)
+                    elif notes.owns(counted.value):
                         self._counted(counted, name)
             return made
         finally:
@@ -119,6 +121,12 @@ class Settings(TorchFunctionMode):
         if size == marked:
             place = self.observer.current_place()
             self._uses.append(Count(marked.expression, vector, place, function, counted.until, counted.under))
+
+    def _equal(self, width: Vector, other: Vector, function: str) -> None:
+        """Note that a function makes two dimensions equally large."""
+        if self._inside() and not (width.fixed and other.fixed):
+            expression = Expression.of(width.representative)
+            self._uses.append(Count(expression, other, self.observer.current_place(), function))
 
     def _compared(self, left: Expression, operator: str, right: Expression, outcome: bool) -> None:
         if left == right or not self._inside():

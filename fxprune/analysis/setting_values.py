@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from fxprune.analysis.expressions import Expression, Rounded
 from fxprune.analysis.settings import Setting
-from fxprune.analysis.uses import NumberUse, Uses
+from fxprune.analysis.uses import NumberUse
 from fxprune.channels.groups import Removal
 from fxprune.channels.vector import Vector
 
@@ -45,10 +45,10 @@ def is_touched(uses: Sequence[NumberUse], removal: Removal) -> bool:
     return any(removal.kept(vector) is not None for use in uses for vector in use.vectors)
 
 
-def wrong_parts(uses: Uses, removal: Removal) -> list[tuple[tuple[NumberUse, ...], Solved]]:
-    """The parts of the uses that do not hold after a removal."""
-    touched = [part for part in uses.parts if is_touched(part, removal)]
-    return [(part, solved) for part in touched if (solved := solve_part(part, uses.before, removal)).missed]
+def wrong_parts(parts: Sequence[Sequence[NumberUse]], before: Mapping[Setting, int], removal: Removal) -> list[Solved]:
+    """The solutions of those parts of the uses that do not hold after a removal. before: as in `solve_part`."""
+    touched = [part for part in parts if is_touched(part, removal)]
+    return [solved for part in touched if (solved := solve_part(part, before, removal)).missed]
 
 
 class _Equations:

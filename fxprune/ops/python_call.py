@@ -16,7 +16,8 @@ from fxprune.ops.registry import Operand
 class Counted:
     """An integer in a call, and the meaning of it: a number of slots of `vector`.
 
-    value: the integer. until: it counts only the slots before this one, as an index does; None for all.
+    value: the integer; or a dimension, if the function makes as many slots of `vector` as of that one.
+    until: it counts only the slots before this one, as an index does; None for all.
     under: it is how often `vector` repeats this vector, as in `x.repeat(value)`; None if not.
     """
 

@@ -112,13 +112,23 @@ def split_integers(call: PythonCall) -> Iterable[Counted]:
     return map(Counted, sizes, [call.operand(part).dim(dim) for part in call.made])
 
 
+@reads("aten::chunk", "aten::tensor_split", functions=("chunk", "tensor_split", "hsplit", "vsplit", "dsplit"))
+def equal_parts(call: PythonCall) -> Iterable[Counted]:
+    """All parts are as large as the first one, if they were: no argument says how large."""
+    sizes = [tuple(part.shape) for part in call.made]
+    dims = [dim for dim, size in enumerate(call.input.shape) if sizes and size != sizes[0][dim]]
+    if len(dims) != 1 or len(set(sizes)) != 1:
+        return ()
+    first, *others = (call.operand(part).dim(dims[0]) for part in call.made)
+    return [Counted(first, other) for other in others]
+
+
 _SPLITS = ("aten::split", "aten::split_with_sizes", "aten::chunk", "aten::tensor_split")
 _UNSAFE = ("aten::unsafe_split", "aten::unsafe_split_with_sizes", "aten::unsafe_chunk")
 
 depends(*_UNSAFE)(moved)
 carries("aten::unbind", *_SPLITS, *_UNSAFE)(moved_factors)
 absent(*_UNSAFE, sizes="only torch's own code calls it", readers="only torch's own code calls it")
-absent("aten::chunk", "aten::tensor_split", readers="the number of parts does not change")
 absent(
     *("aten::unbind", *_SPLITS, *_UNSAFE),
     multiply_adds="nothing is computed",

@@ -8,21 +8,17 @@ keeping more channels always ends well.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 import numpy as np
-import numpy.typing as npt
 
 from fxprune.analysis.findings import Findings
-from fxprune.analysis.setting_values import Solved, solve_part, wrong_parts
+from fxprune.analysis.setting_values import Solved, wrong_parts
 from fxprune.analysis.settings import name_of
 from fxprune.analysis.uses import NumberUse
-from fxprune.channels.groups import Bools, Ints, Removal
-
-Scores = npt.NDArray[np.float64]
-TRIALS = 8
-"""The most channels of a group that are tried one by one; they may have unlike numbers of slots."""
+from fxprune.channels.groups import Bools, Removal
+from fxprune.planning.common_width import keep_common_width
+from fxprune.planning.keeping import Keeping, Part, Scores
 
 
 def keep_equal_widths(findings: Findings, removed: Bools, scores: Scores) -> tuple[str, ...]:
@@ -36,10 +32,32 @@ def keep_equal_widths(findings: Findings, removed: Bools, scores: Scores) -> tup
     kept = -1
     while kept != np.count_nonzero(removed):  # every round keeps channels, or is the last one
         kept = int(np.count_nonzero(removed))
-        for part, solved in wrong_parts(findings.uses, Removal(findings.solution, removed)):
-            reasons[why_unequal(solved, Removal(findings.solution, removed))] = None
-            _Keeping(findings, part, removed, scores).run()
+        for parts, widths in _joined_parts(findings):
+            removal = Removal(findings.solution, removed)
+            wrong = wrong_parts(parts, findings.uses.before, removal)
+            reasons |= dict.fromkeys(why_unequal(solved, removal) for solved in wrong)
+            if wrong and not keep_common_width(Keeping(findings, parts, removed, scores), widths):
+                Keeping(findings, parts, removed, scores).run()
     return tuple(reasons)
+
+
+def _joined_parts(findings: Findings) -> list[tuple[list[Part], Bools]]:
+    """The parts of the uses, together where they compute with widths of the same group.
+
+    For example, every block of a transformer may compute `width // heads` from the one width that all blocks share.
+    Block by block, each would ask for another width, until nothing can go.
+
+    Returns with them the channels of these groups, as flags.
+    """
+    solution = findings.solution
+    joined: list[tuple[set[int], list[Part]]] = []
+    for part in findings.uses.parts:
+        widths = list(dict.fromkeys(vector for use in part for vector in use.expression.vectors))
+        groups = set(solution.groups_with(solution.channels_in(widths))) if widths else set()
+        others = [entry for entry in joined if entry[0] & groups]
+        joined = [entry for entry in joined if not entry[0] & groups]
+        joined.append((groups.union(*(g for g, _ in others)), [*(p for _, parts in others for p in parts), part]))
+    return [(parts, np.isin(solution.group, list(groups))) for groups, parts in joined]
 
 
 def why_unequal(solved: Solved, removal: Removal) -> str:
@@ -55,70 +73,3 @@ def why_unequal(solved: Solved, removal: Removal) -> str:
     uneven = [f"{name_of(s)} would be {v}" for s, v in solved.values.items() if v.denominator != 1]
     what = f"{' and '.join(names)} is one number for several widths" if names else "sizes are one number"
     return f"{what}: they keep as many channels ({'; '.join([*uses.values(), *uneven])})"
-
-
-class _Keeping:
-    """Keeping channels until the uses of one part hold.
-
-    removed: flags of channels, cleared in place.
-    """
-
-    def __init__(self, findings: Findings, part: Sequence[NumberUse], removed: Bools, scores: Scores) -> None:
-        self.findings, self.part, self.removed, self.scores = findings, part, removed, scores
-        counted = dict.fromkeys(vector.representative for use in part for vector in use.regions)
-        self.regions = np.stack([findings.solution.channels_in([vector]) for vector in counted])
-        self.candidates = self.regions.any(0)
-
-    def run(self) -> None:
-        """Keep channels until the uses hold."""
-        missed = self._missed()
-        while missed and (self.removed & self.candidates).any():
-            missed = self._step(missed)
-
-    def _missed(self) -> Fraction:
-        """The sum of the distances of the uses from holding."""
-        removal = Removal(self.findings.solution, self.removed)
-        return solve_part(self.part, self.findings.uses.before, removal).missed
-
-    def _step(self, missed: Fraction) -> Fraction:
-        """Keep some channels of the group that helps most. Returns the distance that is left."""
-        after, channels = min(self._trials(missed), key=lambda trial: trial[0])
-        gain = missed - after
-        count = int(missed / gain) if gain > 0 else 1
-        if count > 1 and (together := self._missed_with(channels[:count])) < after:
-            self.removed[channels[:count]] = False
-            return together
-        self.removed[channels[0]] = False
-        return after
-
-    def _trials(self, missed: Fraction) -> Iterator[tuple[Fraction, Ints]]:
-        """For each kind of channels: the distance that is left with one more, and these channels, that one first.
-
-        It is the one with the best score, unless another one helps and that one does not.
-        """
-        for own in self._kinds():
-            ranked = own[np.argsort(-self.scores[own], kind="stable")]
-            found = (missed, ranked)
-            for first in range(min(TRIALS, len(ranked))):
-                trial = (self._missed_with(ranked[first : first + 1]), np.roll(ranked, -first))
-                if first == 0 or trial[0] < missed:
-                    found = trial
-                if found[0] < missed:
-                    break
-            yield found
-
-    def _kinds(self) -> Iterator[Ints]:
-        """The removed channels that could be kept, those of one group that are counted at the same places together."""
-        solution, gone = self.findings.solution, self.removed & self.candidates
-        for group in solution.groups_with(gone):
-            own = solution.in_group(group)
-            own = own[gone[own]]
-            _, kinds = np.unique(self.regions[:, own], axis=1, return_inverse=True)
-            yield from (own[kinds.reshape(-1) == kind] for kind in range(kinds.max() + 1))
-
-    def _missed_with(self, channels: Ints) -> Fraction:
-        """The distance that would be left if these channels stayed too."""
-        self.removed[channels] = False
-        missed = self._missed()
-        self.removed[channels] = True
-        return missed

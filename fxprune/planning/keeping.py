@@ -1,0 +1,100 @@
+"""Keeping channels, one after the other, until the numbers that forward computes from settings and sizes fit again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+from fxprune.analysis.findings import Findings
+from fxprune.analysis.setting_values import solve_part
+from fxprune.analysis.uses import NumberUse
+from fxprune.channels.groups import Bools, Ints, Removal
+
+Scores = npt.NDArray[np.float64]
+Part = Sequence[NumberUse]
+"""Uses that share settings."""
+TRIALS = 8
+"""The most channels of a group that are tried one by one; they may have unlike numbers of slots."""
+
+
+class Keeping:
+    """Keeping channels until the uses of some parts hold.
+
+    removed: flags of channels, cleared in place.
+    """
+
+    def __init__(self, findings: Findings, parts: Sequence[Part], removed: Bools, scores: Scores) -> None:
+        self.findings, self.parts, self.removed, self.scores = findings, parts, removed, scores
+        counted = [dict.fromkeys(vector.representative for use in part for vector in use.regions) for part in parts]
+        rows = {vector: findings.solution.channels_in([vector]) for vectors in counted for vector in vectors}
+        self.regions = np.stack(list(rows.values()))
+        self.candidates = self.regions.any(0)
+        self.reach = np.stack([np.any([rows[vector] for vector in vectors], axis=0) for vectors in counted])
+        self.missed = [self.distance(part) for part in parts]
+
+    def run(self) -> None:
+        """Keep channels until the uses hold."""
+        while any(self.missed) and (self.removed & self.candidates).any():
+            kept = self._step(sum(self.missed, Fraction(0)))
+            self.removed[kept] = False
+            self.missed = [
+                self.distance(part) if reached else missed
+                for part, missed, reached in zip(self.parts, self.missed, self.reached(kept), strict=True)
+            ]
+
+    def distance(self, part: Part) -> Fraction:
+        """The sum of the distances of the uses of a part from holding."""
+        removal = Removal(self.findings.solution, self.removed)
+        return solve_part(part, self.findings.uses.before, removal).missed
+
+    def reached(self, channels: Ints) -> list[bool]:
+        """For each part, whether it counts some of these channels."""
+        return [bool(row[channels].any()) for row in self.reach]
+
+    def kinds(self) -> Iterator[Ints]:
+        """The removed channels that could be kept, those of one group that are counted at the same places together.
+
+        Those with the best scores come first.
+        """
+        solution, gone = self.findings.solution, self.removed & self.candidates
+        for group in solution.groups_with(gone):
+            own = solution.in_group(group)
+            own = own[gone[own]]
+            own = own[np.argsort(-self.scores[own], kind="stable")]
+            _, kinds = np.unique(self.regions[:, own], axis=1, return_inverse=True)
+            yield from (own[kinds.reshape(-1) == kind] for kind in range(kinds.max() + 1))
+
+    def _step(self, missed: Fraction) -> Ints:
+        """The channels to keep next: some of the kind that helps most. missed: the distance before."""
+        after, channels = min(self._trials(missed), key=lambda trial: trial[0])
+        gain = missed - after
+        count = int(missed / gain) if gain > 0 else 1
+        together = count > 1 and self._missed_with(channels[:count]) < after
+        return channels[: count if together else 1]
+
+    def _trials(self, missed: Fraction) -> Iterator[tuple[Fraction, Ints]]:
+        """For each kind of channels: the distance that is left with one more, and these channels, that one first.
+
+        It is the one with the best score, unless another one helps and that one does not.
+        """
+        for ranked in self.kinds():
+            found = (missed, ranked)
+            for first in range(min(TRIALS, len(ranked))):
+                trial = (self._missed_with(ranked[first : first + 1]), np.roll(ranked, -first))
+                if first == 0 or trial[0] < missed:
+                    found = trial
+                if found[0] < missed:
+                    break
+            yield found
+
+    def _missed_with(self, channels: Ints) -> Fraction:
+        """The distance that would be left if these channels stayed too."""
+        self.removed[channels] = False
+        parts = zip(self.parts, self.missed, self.reached(channels), strict=True)
+        left = (self.distance(part) if reached else missed for part, missed, reached in parts)
+        total = sum(left, Fraction(0))
+        self.removed[channels] = True
+        return total
