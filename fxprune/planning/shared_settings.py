@@ -57,7 +57,15 @@ def _joined_parts(findings: Findings) -> list[tuple[list[Part], Bools]]:
         others = [entry for entry in joined if entry[0] & groups]
         joined = [entry for entry in joined if not entry[0] & groups]
         joined.append((groups.union(*(g for g, _ in others)), [*(p for _, parts in others for p in parts), part]))
-    return [(parts, np.isin(solution.group, list(groups))) for groups, parts in joined]
+    return [(parts, _channels_of(findings, groups)) for groups, parts in joined]
+
+
+def _channels_of(findings: Findings, groups: set[int]) -> Bools:
+    """The channels of some groups, as flags."""
+    flags = findings.solution.no_channel()
+    for group in groups:
+        flags[findings.solution.in_group(group)] = True
+    return flags
 
 
 def why_unequal(solved: Solved, removal: Removal) -> str:
