@@ -6,7 +6,9 @@ graph would give numbers for other sizes too, and they would be wrong.
 
 from __future__ import annotations
 
+import math
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,7 +31,7 @@ def inline_guards(graph_module: fx.GraphModule, examples: list[Any]) -> None:
     for call in graph.find_nodes(op="call_module", target=_GUARDS):
         tracer = _Tracer(graph, dict(zip(placeholders, examples, strict=True)))
         with graph.inserting_before(call):
-            graph_module.get_submodule(_GUARDS).forward(*(fx.Proxy(node, tracer) for node in call.args))
+            graph_module.get_submodule(_GUARDS).forward(*(tracer.proxy(node) for node in call.args))
         graph.erase_node(call)
         delattr(graph_module, _GUARDS)
 
@@ -45,6 +47,9 @@ class _Tracer(GraphAppendingTracer):
         super().__init__(graph)
         self.values = values
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Number(node, self)
+
     def to_bool(self, obj: fx.Proxy) -> bool:
         """The truth of a condition on the example inputs."""
         truth = bool(self._value(obj.node))
@@ -59,3 +64,22 @@ class _Tracer(GraphAppendingTracer):
             call: Any = getattr(args[0], str(node.target)) if method else node.target
             self.values[node] = call(*args[method:], **kwargs)
         return self.values[node]
+
+
+class _Number(fx.Proxy):
+    """A size, or a number computed from sizes, which can be rounded as numbers are."""
+
+    def __trunc__(self) -> Any:
+        return self._rounded(math.trunc)
+
+    def __floor__(self) -> Any:
+        return self._rounded(math.floor)
+
+    def __ceil__(self) -> Any:
+        return self._rounded(math.ceil)
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return self._rounded(round, digits)
+
+    def _rounded(self, function: Callable[..., Any], *more: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, *more), {})

@@ -32,6 +32,7 @@ from fxprune.capture.values import tensors_in
 from fxprune.channels.groups import Removal
 from fxprune.errors import VerificationError
 from fxprune.proof.copies import Copying
+from fxprune.proof.decisions import Decisions
 from fxprune.proof.deterministic import deterministic
 from fxprune.proof.difference import relative_error
 from fxprune.proof.digests import Digester
@@ -186,6 +187,9 @@ class _Pair:
         with clean_caches(self.findings.model), deterministic(precision):
             for inputs, modes, walked in self._rounds():
                 one = _Round(self, precision, inputs, modes, walked).prove()
+                if one.wrong is not None:
+                    decisions = Decisions(self.digester, precision.tolerance)
+                    one = _Round(self, precision, inputs, modes, walked, decisions).prove()
                 done = Proof(
                     max(done.error, one.error),
                     done.compared + one.compared,
@@ -217,6 +221,7 @@ class _Round:
     """The comparison on one example input, in one mode.
 
     walked: the run of the analysis on this input in this mode, None if there was none.
+    decisions: the decisions of the reference, for the small model; None if it decides for itself.
     """
 
     pair: _Pair
@@ -224,6 +229,7 @@ class _Round:
     inputs: Inputs
     modes: Modes
     walked: Walked | None
+    decisions: Decisions | None = None
 
     def prove(self) -> Proof:
         """The proof of this round."""
@@ -244,7 +250,8 @@ class _Round:
         compared = self._compared(theirs, ours) if theirs is not None and ours is not None else 0
         if not self._digests and pair.changed:  # only outputs are compared
             compared = sum(tensor.numel() for tensor in tensors_in(reference))
-        return Proof(max(error, inside), compared, self.precision, graph_error or wrong)
+        note = self.decisions.note() if self.decisions is not None else ""
+        return Proof(max(error, inside), compared, self.precision, graph_error or wrong, (note,) if note else ())
 
     @property
     def _digests(self) -> bool:
@@ -368,6 +375,7 @@ class _Round:
             changed=pair.changed,
             tolerance=self.precision.tolerance,
             digests=self._digests,
+            decisions=self.decisions,
         )
 
     # -- what they gave -----------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from fxprune.capture.values import tensors_in
 from fxprune.channels.groups import Removal
 from fxprune.ops import Operand
 from fxprune.ops.leaves import leaf_rule
+from fxprune.proof.decisions import Decisions
 from fxprune.proof.digests import Digest, Digester
 from fxprune.proof.kept_statistics import KeptStatistics
 from fxprune.proof.operations import Operations
@@ -79,6 +80,7 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
         changed: the names of the parameters and buffers of the small model that are others than in the original.
         tolerance: a relative error up to this is rounding.
         digests: False to note fractions only.
+        decisions: those that the reference takes and the small model follows; None if each decides for itself.
     """
 
     def __init__(
@@ -95,12 +97,13 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
         changed: frozenset[str] = frozenset(),
         tolerance: float = 0.0,
         digests: bool = True,
+        decisions: Decisions | None = None,
     ) -> None:
         super().__init__(findings, observations)
         self.factors, self._multiplied = factors, {key[0] for key in factors.results}
         self.removal, self.digester, self.skipped = removal, digester, skipped
         self.statistics, self.before, self.changed, self.tolerance = statistics, before, changed, tolerance
-        self.digests, self.trail = digests, Trail()
+        self.digests, self.decisions, self.trail = digests, decisions, Trail()
         self.scopes.on_attention = self._attended
         self.scopes.on_composite, self.scopes.on_leave = self._composed, self._left
         self._tainted: dict[int, StorageWeakRef] = {}
@@ -139,6 +142,11 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
             made = func(*args, **kwargs)
         else:
             made = self.statistics.call(entry, func, args, kwargs)
+        if self.decisions is not None:
+            if self.before is None:
+                self.decisions.take(key, func, args, kwargs, made)
+            else:
+                made = self.decisions.follow(key, func, args, kwargs, made)
         if depends:
             for tensor in _flat(made):
                 self._taint(tensor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import warnings
 
 import pytest
@@ -217,3 +218,30 @@ def test_height_and_width_are_fixed_where_their_formulas_grow_long(monkeypatch):
     assert small(torch.randn(3, 28, 30, 3)).shape == model(torch.randn(3, 28, 30, 3)).shape
     with pytest.raises(AssertionError, match="Guard failed"):
         small(torch.randn(2, 35, 30, 3))
+
+
+class Grid(nn.Module):
+    """The number of rows is a rounded number: of a root, as in DiT, or of a fraction."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.a, self.b, self.rows = nn.Linear(3, 16), nn.Linear(16, 2), rows
+
+    def forward(self, x):
+        h = torch.relu(self.a(x))
+        return self.b(h.view(h.shape[0], self.rows(h.shape[1]), -1, h.shape[-1])).mean(2)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [lambda n: int(n**0.5), lambda n: math.floor(n / 4), lambda n: math.ceil(n / 4), lambda n: round(n / 4)],
+    ids=["int", "floor", "ceil", "round"],
+)
+@pytest.mark.filterwarnings("ignore::fxprune.FixedSizesWarning")
+def test_guards_round_numbers(rows):
+    net, x = Grid(rows).double().eval(), torch.randn(2, 16, 3).double()
+    small = fxprune.transform(net, x, ratio=0.5, path="export")
+    reference = fxprune.masked(net, fxprune.record(small).removed)
+    assert relative_error(small(x), reference(x)) < 1e-12
+    with pytest.raises(AssertionError, match="Guard failed"):
+        small(torch.randn(2, 25, 3).double())
