@@ -15,6 +15,8 @@ import torch
 from torch import fx
 from torch.fx.proxy import GraphAppendingTracer
 
+from fxprune.errors import CaptureError
+
 _GUARDS = "_guards_fn"
 
 
@@ -25,13 +27,22 @@ def inline_guards(graph_module: fx.GraphModule, examples: list[Any]) -> None:
     conditions on inputs, which keep their sizes, so that the smaller model has the same ones.
 
     examples: one value per placeholder, of the inputs that the program was exported for.
+
+    Raises `CaptureError` if the function cannot be traced.
     """
     graph = graph_module.graph
     placeholders = graph.find_nodes(op="placeholder")
     for call in graph.find_nodes(op="call_module", target=_GUARDS):
         tracer = _Tracer(graph, dict(zip(placeholders, examples, strict=True)))
-        with graph.inserting_before(call):
-            graph_module.get_submodule(_GUARDS).forward(*(tracer.proxy(node) for node in call.args))
+        try:
+            with graph.inserting_before(call):
+                graph_module.get_submodule(_GUARDS).forward(*(tracer.proxy(node) for node in call.args))
+        except TypeError as error:  # it calls `math.sqrt` or `float` on a size, which give plain numbers
+            raise CaptureError(
+                "torch's guards on the sizes of the inputs cannot be nodes of a graph",
+                why=str(error),
+                do="export the model with fixed sizes yourself, and pass the program",
+            ) from error
         graph.erase_node(call)
         delattr(graph_module, _GUARDS)
 

@@ -20,7 +20,7 @@ from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.modes import MODES, random_decisions, set_mode
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.places import module_of, source_of
-from fxprune.capture.process_state import clean_caches
+from fxprune.capture.process_state import no_caches
 from fxprune.capture.scopes import Scopes
 from fxprune.capture.values import leaves, tensors_in
 from fxprune.capture.walk import walk
@@ -51,7 +51,7 @@ def settle_nodes(draft: Draft, findings: Findings, removal: Removal, faker: Fake
     Raises `RewriteError` where a shape is not the promised one, or no weights can carry a factor.
     """
     had_users = {node for node in draft.graph.nodes if node.users}
-    with clean_caches(findings.model):
+    with no_caches(findings.model):
         runs: list[_Checking] = [_Settling(draft, findings, removal)]
         runs[0].run(faker)
         for seen in findings.walked[1:]:
@@ -70,7 +70,7 @@ def run_once(draft: Draft, findings: Findings, removal: Removal) -> None:
 
     Code whose result is not used runs too, and may need channels that are gone. Raises `RewriteError` where it does.
     """
-    with clean_caches(findings.model):
+    with no_caches(findings.model):
         for seen in findings.walked:
             _Running(draft, findings, removal, seen).run(Real())
 
