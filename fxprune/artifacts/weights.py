@@ -44,7 +44,7 @@ Buffers = Mapping[str, torch.Tensor]
 
 @checks_arguments()
 @public_call()
-def save(small: nn.Module, path: PathLike, *, record: Record | None = None) -> None:
+def save(small: nn.Module | ExportedProgram, path: PathLike, *, record: Record | None = None) -> None:
     """Writes a small model into one safetensors file: its weights, and what `load` needs to rebuild it.
 
     The names of the tensors are those of `small.state_dict()`, so that any program that reads safetensors can use the

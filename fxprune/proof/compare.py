@@ -39,7 +39,7 @@ from fxprune.proof.digests import Digester
 from fxprune.proof.failures import another_scale, differs_inside, graph_differs, in_one_line, raised
 from fxprune.proof.kept_statistics import KeptStatistics
 from fxprune.proof.precision import FLOAT32, FLOAT64, OWN, Precision
-from fxprune.proof.runs import GraphRun, Modes, all_training, call_model, evaluation, modes_of
+from fxprune.proof.runs import GraphRun, Modes, call_model, evaluation, modes_of, set_by_model
 from fxprune.proof.trail import Trail, TrailRecorder, comparable, differs
 
 TOLERANCE = FLOAT64.tolerance
@@ -205,11 +205,11 @@ class _Pair:
         as_it_is = modes_of(captured.module)
         training = any(module.training for module in captured.module.modules())
         rounds: list[tuple[Inputs, Modes, Walked | None]] = [(main.inputs, as_it_is, main)]
-        rounds += [(walked.inputs, all_training if walked.training else evaluation, walked) for walked in others]
+        rounds += [(walked.inputs, set_by_model(captured.module, walked.training), walked) for walked in others]
         if training and not others and not captured.front_end.fixes_mode:
             rounds.append((main.inputs, evaluation, None))
         if self.folded is not None:  # constants are those of evaluation
-            walked = next((walked for _, modes, walked in rounds if modes is evaluation), None)
+            walked = next((walked for walked in others if not walked.training), None)
             rounds = [(self.findings.inputs, evaluation, walked if training else main)]
         yield from rounds
         for inputs in self.findings.subject.more:

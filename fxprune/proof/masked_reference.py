@@ -54,7 +54,7 @@ def _check_slots(name: str, tensor: Any, dims: Mapping[int, Any]) -> None:
         raise PlanError(what, why=f"it is a {type(tensor).__name__}", do="pass names of parameters")
     for dim, indices in dims.items():
         try:
-            slots = torch.as_tensor(indices).tolist()
+            slots = torch.as_tensor(indices, device="cpu").tolist()
         except (TypeError, ValueError, RuntimeError):
             slots = [None]
         listed = slots if isinstance(slots, list) else [slots]

@@ -13,7 +13,9 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.class_forward import forward_as_node
 from fxprune.capture.inputs import Inputs
-from fxprune.capture.process_state import module_hooks
+from fxprune.capture.modes import set_mode
+from fxprune.capture.module_copy import copy_module
+from fxprune.capture.process_state import module_hooks, same_random_state
 from fxprune.capture.tensors import Tensors
 from fxprune.capture.walk import Run
 from fxprune.proof.copies import PLAIN, Copies, Copying, moved_by_rounding
@@ -30,15 +32,17 @@ def evaluation(path: str) -> bool:
     return False
 
 
-def all_training(path: str) -> bool:
-    """The mode of training, for every module."""
-    return True
-
-
 def modes_of(model: nn.Module) -> Modes:
     """The modes that the modules of a model are in; that of the model itself for paths that it has not."""
     known = {path: module.training for path, module in model.named_modules()}
     return lambda path: known.get(path, model.training)
+
+
+def set_by_model(model: nn.Module, training: bool) -> Modes:
+    """The modes that the modules of a model have after its own `train` or `eval`, which may leave some as they are."""
+    copied = copy_module(model, lambda tensor: tensor)
+    set_mode(copied, training)
+    return modes_of(copied)
 
 
 class GraphRun(Run):
@@ -70,12 +74,13 @@ class GraphRun(Run):
         times: the number of calls; None for two if the first one changes the state of the model, else one.
         """
         state = State(self.copied)
-        results = [self._call(values)]
-        if times is None:
-            times = 2 if state.changed() else 1
-        operations, self.operations = self.operations, None
-        results += [self._call(values) for _ in range(times - 1)]
-        self.operations = operations
+        with same_random_state():  # forward may draw numbers of Python or numpy: every run draws the same
+            results = [self._call(values)]
+            if times is None:
+                times = 2 if state.changed() else 1
+            operations, self.operations = self.operations, None
+            results += [self._call(values) for _ in range(times - 1)]
+            self.operations = operations
         return results
 
     def _call(self, values: list[Any]) -> Any:
