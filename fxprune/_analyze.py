@@ -33,6 +33,7 @@ from fxprune.paths import capture, paths_for, try_in_turn, without_hooks
 from fxprune.planning.plan import Plan
 from fxprune.report import analysis_data, dot, graph, view
 from fxprune.report.views import checked
+from fxprune.rewrite.kept_weights import keep_weights
 from fxprune.rewrite.norms import preserve
 
 NORMS = ("kept", "preserve")
@@ -183,7 +184,7 @@ def _analysis(
     strict: bool,
     norms: str,
 ) -> Analysis:
-    findings = _walked(model, tensors, inputs, path, more, strict)
+    findings = keep_weights(_walked(model, tensors, inputs, path, more, strict))
     findings = preserve(findings) if norms == "preserve" else findings
     return Analysis(**{part.name: getattr(findings, part.name) for part in fields(findings)})
 

@@ -38,8 +38,8 @@ from fxprune.proof.compare import NoReferenceError, prove
 from fxprune.rewrite.derived import derived
 from fxprune.rewrite.factors import multiplied
 from fxprune.rewrite.graph import scale_factors
+from fxprune.rewrite.kept_weights import own_numbers
 from fxprune.rewrite.missing_graph import explain_missing_graph
-from fxprune.rewrite.norms import rescaled
 from fxprune.rewrite.references import names_in, references_to_original
 from fxprune.rewrite.tensor_hooks import left_out
 
@@ -198,7 +198,7 @@ def verify(model: nn.Module | ExportedProgram, small: nn.Module | ExportedProgra
     analysis = analyze(recorded, example_inputs, path=made.path, norms=made.norms)
     resolved = resolve_plan(analysis, replace(made.plan, structure=None))
     factors = scale_factors(analysis, resolved.removal) if made.plan.factors else ScaleFactors()
-    exact = {**rescaled(analysis, resolved.removal), **resolved.constants.exact}
+    exact = {**own_numbers(analysis, resolved.removal), **resolved.constants.exact}
     exact = multiplied(analysis, resolved.removal, factors, exact)
     folded = None if made.plan.zeroed is None else resolved.constants
     plain = as_module(small, example_inputs)

@@ -287,12 +287,20 @@ class Findings:
         return {(axis.parameter, axis.dim): axis.vector for axis in self.solution.axes}
 
     def is_output_dim(self, parameter: str, dim: int) -> bool:
-        """True if a dimension is the output dimension of the module that has the parameter."""
-        return dim == known_output_dim(self.owner(parameter), self.tensors[parameter].ndim)
+        """True if a dimension is the output dimension of the layer that a parameter belongs to."""
+        return dim == known_output_dim(self.layer(parameter), self.tensors[parameter].ndim)
 
     def owner(self, parameter: str) -> nn.Module:
         """The module that has a parameter or buffer."""
         return self.captured.module.get_submodule(parameter.rpartition(".")[0])
+
+    def layer(self, parameter: str) -> nn.Module:
+        """The layer that a parameter belongs to: its owner, or the layer whose weight a parametrization makes of it."""
+        owner = f".{parameter}".rpartition(".")[0].partition(".parametrizations.")[0]
+        try:
+            return self.model.get_submodule(owner[1:])
+        except AttributeError:  # a constant of the graph
+            return self.owner(parameter)
 
     def __repr__(self) -> str:
         s = self.solution

@@ -25,7 +25,8 @@ from fxprune.fold.reading import ProductReading
 from fxprune.fold.reference import read
 from fxprune.ops.layers import weight_output_dim
 from fxprune.planning.plan import Removed
-from fxprune.proof.masked_reference import zero_slots
+from fxprune.proof.zeroed import zero_slots
+from fxprune.rewrite.kept_weights import weights_after
 from fxprune.rewrite.norms import rescaled
 from fxprune.rewrite.tensors import cut
 
@@ -63,8 +64,8 @@ def zeroed_by(findings: Findings, removed: Bools) -> Removed:
 
 def weight_output_dim_of(findings: Findings, parameter: str) -> int | None:
     """The output dimension of a parameter that is the weight of a layer, None for any other parameter."""
-    name, ndim = parameter.rpartition(".")[2], findings.tensors[parameter].ndim
-    return weight_output_dim(findings.owner(parameter), name, ndim)
+    name = parameter.partition("parametrizations.")[2] or parameter.rpartition(".")[2]
+    return weight_output_dim(findings.layer(parameter), name, findings.tensors[parameter].ndim)
 
 
 def fold(
@@ -110,17 +111,21 @@ def _result(decision: Decision, zeroed: Removed) -> Folding:
     """
     findings = decision.findings
     removal = Removal(findings.solution, decision.removed)
+    weights = weights_after(findings, removal, zeroed)
     values: dict[str, torch.Tensor] = {}
     biases: dict[str, torch.Tensor] = {}
     maps: dict[str, torch.Tensor] = {}
 
     def value(name: str) -> torch.Tensor:
         if name not in values:
-            values[name] = findings.tensors[name].detach().to(torch.float64, copy=True)
-            zero_slots(values[name], zeroed.get(name, {}))
+            tensor = weights.values.get(name, findings.tensors[name].detach())
+            values[name] = tensor.to(torch.float64, copy=True)
+            zero_slots(values[name], weights.zeroed.get(name, {}))
         return values[name]
 
     own = rescaled(findings, removal)  # norms that keep counting the original width get their numbers elsewhere
+    for name in weights.values.keys() & findings.tensors.keys():
+        value(name)
     for name in (zeroed.keys() & findings.tensors.keys()) - own.keys():
         if _keeps_zeroed(findings, name, zeroed[name], removal):
             value(name)

@@ -39,6 +39,7 @@ from fxprune.ops.dependence import Seen, along, constant_planes
 from fxprune.ops.leaves import leaf_rule, leaf_weight
 from fxprune.proof.copies import Copying
 from fxprune.proof.deterministic import deterministic
+from fxprune.proof.kept_weights import kept_weights, making_weights
 from fxprune.proof.operations import Operations
 from fxprune.proof.precision import FLOAT64
 from fxprune.proof.runs import GraphRun
@@ -90,7 +91,8 @@ def _read_in(findings: Findings, walked: Walked, zeroed: Mapping[str, Mapping[in
             watcher.shadows.set(tensor, True)
         both = walked.training and len(findings.walked) > 1
         reading = {path for path, part in captured.module.named_modules() if both and reads_training(part)}
-        copying = Copying(zeroed, made=watcher.name)
+        kept = kept_weights(findings.model, zeroed)
+        copying = Copying(kept.zeroed, kept.values, made=watcher.name)
         run = GraphRun(captured.graph, captured.module, copying, watcher, modes=lambda path: path in reading)
         run.run_on(values)
     return watcher.found
@@ -103,6 +105,7 @@ class _Watcher(Operations):  # type: ignore[no-untyped-call]
         super().__init__(findings)
         self.shadows = Shadows()
         self.found: list[Reading] = []
+        self._weights = making_weights(findings)  # norms of weights: what they sum over changes no weight that stays
         self._nodes = {node.name: node for node in findings.captured.graph.nodes}
         self._canonical = {alias: name for name, aliases in findings.aliases.items() for alias in aliases}
         self._vectors: dict[str, dict[int, Vector]] = {}
@@ -146,9 +149,10 @@ class _Watcher(Operations):  # type: ignore[no-untyped-call]
         seen = Seen(func, raw, self.shadows.of)
         if self._leaf is not None:  # operations inside a leaf are not readings; the leaf is one, see `_leave`
             return execute(seen, args, kwargs, self.shadows)
-        promised = self.observation.outputs.get(self.scopes.current.next_key(name))
+        key = self.scopes.current.next_key(name)
+        promised = self.observation.outputs.get(key)
         sums: list[tuple[WeightedSum, ProductReading]] = []
-        for read in () if is_view(func) else reads_of(name, seen):
+        for read in () if is_view(func) or key in self._weights else reads_of(name, seen):
             sums += self._note(name, seen, read)
         made = execute(seen, args, kwargs, self.shadows)
         outputs = [made] if isinstance(made, torch.Tensor) else tensors_in(made)

@@ -27,6 +27,7 @@ from fxprune.analysis.observed import Observation, Walked
 from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.process_state import clean_caches
+from fxprune.capture.scopes import Key
 from fxprune.capture.tensors import Tensors
 from fxprune.capture.values import tensors_in
 from fxprune.channels.groups import Removal
@@ -38,6 +39,7 @@ from fxprune.proof.difference import relative_error
 from fxprune.proof.digests import Digester
 from fxprune.proof.failures import another_scale, differs_inside, graph_differs, in_one_line, raised
 from fxprune.proof.kept_statistics import KeptStatistics
+from fxprune.proof.kept_weights import KeptWeights, kept_weights, making_weights
 from fxprune.proof.precision import FLOAT32, FLOAT64, OWN, Precision
 from fxprune.proof.runs import GraphRun, Modes, call_model, evaluation, modes_of, set_by_model
 from fxprune.proof.trail import Trail, TrailRecorder, comparable, differs
@@ -156,6 +158,19 @@ class _Pair:
         return bool((self.findings.inexact & self.removal.removed).any())
 
     @cached_property
+    def _kept(self) -> KeptWeights:
+        return kept_weights(self.findings.model, self.zeroed)
+
+    def copying(self, *, plain: bool, moved: bool = False) -> Copying:
+        """The copies of the reference. plain: True to remove nothing. moved: as in `Copying`."""
+        return Copying(moved=moved) if plain else Copying(self._kept.zeroed, self._kept.values, moved=moved)
+
+    @cached_property
+    def norms_of_weights(self) -> frozenset[Key]:
+        """The operations whose results differ because a norm of a weight counts columns that were folded."""
+        return frozenset() if self.folded is None else frozenset(making_weights(self.findings))
+
+    @cached_property
     def skipped(self) -> frozenset[str]:
         """The scopes whose operations are others in the small model."""
         originals = dict(self.findings.captured.module.named_modules())
@@ -272,12 +287,11 @@ class _Round:
         hooked = model._forward_hooks or model._forward_pre_hooks
         if captured.keeps_class or (captured.module is model and not hooked):
             return None
-        zeroed = {} if self.pair.statistics else self.pair.zeroed
         try:
             return call_model(
                 model,
                 self.inputs,
-                Copying(zeroed),
+                self.pair.copying(plain=self.pair.statistics),
                 times=None,
                 precision=self.precision,
                 modes=self.modes,
@@ -293,11 +307,10 @@ class _Round:
         error = relative_error(reference, model)
         if error <= self.precision.tolerance:
             return None
-        zeroed = {} if self.pair.statistics else self.pair.zeroed
         moved = call_model(
             self.pair.findings.model,
             self.inputs,
-            Copying(zeroed, moved=True),
+            self.pair.copying(plain=self.pair.statistics, moved=True),
             times=len(model),
             precision=self.precision,
             modes=self.modes,
@@ -312,7 +325,7 @@ class _Round:
         pair, captured = self.pair, self.pair.findings.captured
         statistics = KeptStatistics(pair.removal) if pair.statistics and not plain else None
         recorder = None if plain else self._recorder(statistics=statistics)
-        copying = Copying({} if plain else pair.zeroed, moved=moved)
+        copying = pair.copying(plain=plain, moved=moved)
         run = GraphRun(
             captured.graph,
             captured.module,
@@ -418,7 +431,7 @@ class _Round:
         same = comparable(ours, theirs, self._observations)
         for key, step in ours.steps.items():
             other = theirs.steps.get(key)
-            if other is None or key[:3] not in same:
+            if other is None or key[:3] not in same or key in self.pair.norms_of_weights:
                 continue
             if self.pair.factors.results and not step.depends:
                 continue  # a number computed from a size, such as the scale that the factors make up for

@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.tensors import Tensors
 from fxprune.ops.normalization import default_eps
-from fxprune.proof.masked_reference import zero_slots
 from fxprune.proof.precision import FLOAT64, Precision
+from fxprune.proof.zeroed import zero_slots
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Copying:
     """The differences between the tensors of a copy and those of its model.
 
     zeroed: name of a parameter or buffer -> dimension -> the slots that are zero in the copy.
+    values: name of a parameter or buffer -> its numbers, where they are others, see `kept_weights`.
     unrounded: name of a parameter -> its numbers before they were rounded to its type. Where the parameter is that
         rounding, the copy gets the exact number, so that the rounding does not count as an error.
     moved: True to change every number by one rounding.
@@ -33,6 +34,7 @@ class Copying:
     """
 
     zeroed: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
+    values: Mapping[str, torch.Tensor] = field(default_factory=dict)
     unrounded: Mapping[str, torch.Tensor] = field(default_factory=dict)
     moved: bool = False
     made: Callable[[torch.Tensor, str], None] = lambda tensor, name: None
@@ -106,6 +108,8 @@ class Copies:
         with torch.no_grad(), _disable_current_modes():
             name = self._names.get(id(tensor), "")
             copied = self.precision.copy(tensor)
+            if name in self.copying.values:
+                copied.copy_(self.copying.values[name])
             if self.copying.moved:
                 copied = moved_by_rounding(copied)
             zero_slots(copied, self.copying.zeroed.get(name, {}))

@@ -13,12 +13,18 @@ from fxprune.arguments import checks_arguments, shown
 from fxprune.capture.captured import fetch
 from fxprune.capture.process_state import public_call
 from fxprune.errors import PlanError, nearest
+from fxprune.proof.kept_weights import kept_weights
+from fxprune.proof.zeroed import zero_slots
 
 
 @checks_arguments("model", "removed")
 @public_call()
 def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]]) -> nn.Module:
     """The masked reference: a deep copy with every removed slot of every parameter and buffer set to zero.
+
+    Where a layer divides its weight by a norm (`weight_norm`, `spectral_norm`), what stays of the weight keeps its
+    values: `g` or `u` carries the ratio of the norms. A removed row of a weight norm is zero by its `g` alone, since
+    0 / |0| is no number.
 
     Args:
         model: the original, which is not changed.
@@ -31,7 +37,7 @@ def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]]) -> nn.Mod
     >>> fxprune.masked(net, {"bias": {0: [1]}}).bias[1].item()
     0.0
     """
-    copied = copy.deepcopy(model)
+    copied = copy.deepcopy(model, _computed(model))
     with torch.no_grad():
         for name, dims in removed.items():
             try:
@@ -43,8 +49,18 @@ def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]]) -> nn.Mod
                     do="use the model that the plan was made for",
                 ) from None
             _check_slots(name, tensor, dims)
-            zero_slots(tensor, dims)
+        kept = kept_weights(copied, removed)
+        for name, dims in kept.zeroed.items():
+            zero_slots(fetch(copied, name), dims)
+        for name, values in kept.values.items():
+            fetch(copied, name).copy_(values)
     return copied
+
+
+def _computed(model: nn.Module) -> dict[int, Any]:
+    """The memo of a deep copy with the tensors that modules have computed, which torch does not copy."""
+    held = (value for module in model.modules() for value in vars(module).values())
+    return {id(t): t.detach().clone() for t in held if isinstance(t, torch.Tensor) and not t.is_leaf}
 
 
 def _check_slots(name: str, tensor: Any, dims: Mapping[int, Any]) -> None:
@@ -66,14 +82,3 @@ def _check_slots(name: str, tensor: Any, dims: Mapping[int, Any]) -> None:
                 why=f"its shape is {tuple(tensor.shape)}",
                 do="pass {dimension: indices}, as in `record(small).removed`",
             )
-
-
-def zero_slots(tensor: torch.Tensor, dims: Mapping[int, Any]) -> None:
-    """Set slots of a tensor to zero, in place. A tensor of integers is left as it is, since it may contain positions.
-
-    dims: dimension -> the slots.
-    """
-    if not tensor.is_floating_point() and not tensor.is_complex():
-        return
-    for dim, indices in dims.items():
-        tensor.index_fill_(dim, torch.as_tensor(indices, dtype=torch.int64, device=tensor.device), 0)

@@ -20,9 +20,10 @@ from fxprune.rewrite.constants import place_constants
 from fxprune.rewrite.draft import Draft, draft_of
 from fxprune.rewrite.factors import multiplied, with_factors
 from fxprune.rewrite.hooks import reinsert
+from fxprune.rewrite.kept_weights import own_numbers
 from fxprune.rewrite.module_sizes import recount_modules
 from fxprune.rewrite.node_sizes import run_once, settle_nodes
-from fxprune.rewrite.norms import preserve_modules, preserve_nodes, rescaled
+from fxprune.rewrite.norms import preserve_modules, preserve_nodes
 from fxprune.rewrite.recurrent import refresh
 from fxprune.rewrite.references import names_in
 from fxprune.rewrite.tensor_hooks import carry_over
@@ -61,11 +62,11 @@ def rewrite(findings: Findings, removal: Removal, constants: FoldedConstants | N
     preserve_modules(small, findings, removal)
     preserve_nodes(small, draft.graph, draft.before, findings, removal)
     real = cut_all(findings, removal)
-    for name, numbers in {**rescaled(findings, removal), **constants.values}.items():
+    for name, numbers in {**own_numbers(findings, removal), **constants.values}.items():
         if name in real:
             real[name].detach().copy_(numbers)
     constants = with_factors(findings, removal, factors, constants)
-    exact = multiplied(findings, removal, factors, {**rescaled(findings, removal), **constants.exact})
+    exact = multiplied(findings, removal, factors, {**own_numbers(findings, removal), **constants.exact})
     for name in factors.parameters:
         real[name].detach().copy_(exact[name])
     _fill(small, {id(fake): real[name] for name, fake in fakes.items()})

@@ -30,6 +30,7 @@ from fxprune.analysis.after_removal import kept_slots
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.observed import Mark, Observation, Visit
 from fxprune.capture.module_copy import copy_module
+from fxprune.capture.scopes import Key
 from fxprune.channels.groups import Ints, Removal
 from fxprune.channels.vector import Vector
 from fxprune.ops import Operand
@@ -102,17 +103,22 @@ def preserve(findings: FindingsT) -> FindingsT:
     while spoiled := _spoiled(findings, live, chosen):
         chosen = {scope: way for scope, way in chosen.items() if scope not in spoiled}
     marks = tuple(mark for mark in findings.observed.marks if mark.scope not in chosen)
-    observations = [_unmarked(walked.observations, chosen) for walked in findings.walked]
+    return replace(without_marks(findings, marks, lambda key: key[0] in chosen), preserved=chosen)
+
+
+def without_marks(findings: FindingsT, marks: tuple[Mark, ...], kept: Callable[[Key], bool]) -> FindingsT:
+    """The findings with these marks only. kept: True for the operations that change no statistic any more."""
+    observations = [_unmarked(walked.observations, kept) for walked in findings.walked]
     observed = replace(findings.observed, marks=marks, observations=observations[0])
     if observed.other_mode is not None:
         observed = replace(observed, other_mode=replace(observed.other_mode, observations=observations[1]))
-    return replace(findings, observed=observed, preserved=chosen)
+    return replace(findings, observed=observed)
 
 
-def _unmarked(observations: Mapping[str, Observation], chosen: Mapping[str, Any]) -> dict[str, Observation]:
-    """The observations without the statistics of the chosen scopes."""
+def _unmarked(observations: Mapping[str, Observation], kept: Callable[[Key], bool]) -> dict[str, Observation]:
+    """The observations without the statistics of some operations."""
     return {
-        name: replace(seen, marked={key: entry for key, entry in seen.marked.items() if key[0] not in chosen})
+        name: replace(seen, marked={key: entry for key, entry in seen.marked.items() if not kept(key)})
         for name, seen in observations.items()
     }
 
