@@ -28,6 +28,15 @@ PIXELS = 64
 WIDTH, DEPTH = 0.25, 0.34
 """Multipliers of channels and of repeated blocks."""
 
+TASKS = {
+    "DetectionModel": "detect",
+    "SegmentationModel": "segment",
+    "PoseModel": "pose",
+    "OBBModel": "obb",
+    "ClassificationModel": "classify",
+}
+"""Class -> what the package calls its task."""
+
 
 def entries() -> Iterator[Entry]:
     for name in DETECT + OTHER:
@@ -73,19 +82,18 @@ def description(name: str) -> dict[str, Any]:
 
 
 def batch(name: str) -> dict[str, Any]:
-    """Images and what is on them, as the losses take it."""
-    count = torch.tensor([0.0, 0.0, 1.0])
-    boxes = torch.tensor([[0.4, 0.5, 0.3, 0.4], [0.6, 0.3, 0.5, 0.3], [0.5, 0.5, 0.6, 0.7]]).double()
-    given = {"img": numbers(2, 3, PIXELS, PIXELS).sigmoid(), "batch_idx": count, "bboxes": boxes}
-    given["cls"] = torch.tensor([[0.0], [2.0], [4.0]]).double()
+    """Images and what is on them in float32, as the losses take it."""
+    boxes = torch.tensor([[0.4, 0.5, 0.3, 0.4], [0.6, 0.3, 0.5, 0.3], [0.5, 0.5, 0.6, 0.7]])
+    given = {"img": numbers(2, 3, PIXELS, PIXELS).sigmoid().float(), "bboxes": boxes}
+    given |= {"batch_idx": torch.tensor([0.0, 0.0, 1.0]), "cls": torch.tensor([[0.0], [2.0], [4.0]])}
     if name.endswith("-cls"):
         given["cls"] = torch.tensor([1, 3])
     if name.endswith("-obb"):
         given["bboxes"] = torch.cat((boxes, torch.tensor([[0.1], [0.4], [0.7]])), 1)
     if name.endswith("-seg"):
         rows = torch.arange(PIXELS // 4) < PIXELS // 8
-        given["masks"] = torch.stack([rows[:, None] & rows, ~rows[:, None] & rows]).double()
+        given["masks"] = torch.stack([rows[:, None] & rows, ~rows[:, None] & rows]).float()
         given["sem_masks"] = given["masks"].long()
     if name.endswith("-pose"):
-        given["keypoints"] = torch.rand(3, 17, 3, generator=torch.Generator().manual_seed(1)).double()
+        given["keypoints"] = torch.rand(3, 17, 3, generator=torch.Generator().manual_seed(1))
     return given

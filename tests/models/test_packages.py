@@ -1,0 +1,136 @@
+"""What the users of packages do with a small model: they train, fuse, export and save it, with the package's own code.
+
+By hand only: ultralytics is under the AGPL and is in no extra, diffusers is in the extra "zoo".
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fxprune
+from tests.models import ultralytics_zoo
+from tests.models.measure import error_of, run
+from tests.models.zoo import SEED, numbers
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.skipif(importlib.util.find_spec("ultralytics") is None, reason="ultralytics is not installed"),
+]
+
+KINDS = ("yolov8", "yolo26", "yolov8-seg", "yolo11-pose", "yolo11-obb", "yolov8-cls", "yolov10n", "yolov9t", "rtdetr-l")
+DETECTORS = [name for name in KINDS if not name.endswith("-cls")]
+
+
+def pruned(name: str, *, fresh: bool = False) -> tuple[Any, nn.Module, Any]:
+    """A small model, the masked original and the inputs. fresh: True if the original has never seen an image."""
+    model, inputs = ultralytics_zoo.build(name)
+    if fresh:
+        for module in model.modules():
+            for cached in ("anchors", "strides", "shape"):
+                vars(module).pop(cached, None)
+    small = fxprune.transform(model, inputs, ratio=0.3, importance="random", seed=SEED, exact=True)
+    assert type(small) is type(model)
+    return small, fxprune.masked(model, fxprune.record(small).removed), inputs
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_losses_and_their_gradients_are_those_of_the_masked_original(name: str) -> None:
+    small, reference, _ = pruned(name)
+    losses, gradients = [], []
+    for model in (small, reference):
+        model = copy.deepcopy(model).float().train()
+        torch.manual_seed(SEED)
+        loss = model({k: v.clone() for k, v in ultralytics_zoo.batch(name).items()})[0].sum()
+        loss.backward()
+        losses.append(float(loss))
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert set(gradients[0]) == set(gradients[1])
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_small_model_takes_other_sizes_and_fuses(name: str, fresh: bool) -> None:
+    small, reference, inputs = pruned(name, fresh=fresh)
+    if not name.startswith("rtdetr"):
+        other = (numbers(1, 3, 96, 64).sigmoid(),)
+        assert error_of(run(copy.deepcopy(small), other), run(copy.deepcopy(reference), other)) < 1e-9
+    fused = [model.fuse(verbose=False) for model in (small, reference)]
+    assert error_of(run(fused[0], inputs), run(fused[1], inputs)) < 1e-9
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_fused_model_is_pruned(name: str) -> None:
+    model, inputs = ultralytics_zoo.build(name)
+    model = model.fuse(verbose=False)
+    small = fxprune.transform(model, inputs, ratio=0.3, importance="random", seed=SEED)
+    assert type(small) is type(model)
+    assert sum(p.numel() for p in small.parameters()) < 0.8 * sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["yolov8", "yolo11-pose", "yolov8-seg", "yolov8-cls", "yolo26"])
+def test_the_packages_own_export_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ultralytics.engine.exporter import Exporter
+
+    monkeypatch.chdir(tmp_path)
+    small, _, inputs = pruned(name)
+    small, images = small.float(), inputs[0].float()
+    small.pt_path = small.yaml_file = str(tmp_path / f"{name}.pt")
+    small.task = ultralytics_zoo.TASKS[type(small).__name__]
+    sizes = {"imgsz": ultralytics_zoo.PIXELS, "batch": len(images), "device": "cpu"}
+    file = Exporter(overrides={"format": "torchscript", **sizes})(model=small)
+    given = torch.jit.load(file)(images)
+    with torch.no_grad():
+        own = small.eval()(images)[0]
+    given, own = (value[0] if isinstance(value, tuple) else value for value in (given, own))
+    assert error_of(given, own) < 1e-3 or "26" in name  # the order of detections is decided by rounding there
+
+
+def test_the_packages_own_trainer_goes_on_with_a_small_model(tmp_path: Path) -> None:
+    from PIL import Image
+    from ultralytics.models.yolo.detect import DetectionTrainer
+
+    generator = np.random.default_rng(SEED)
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    for number in range(4):
+        pixels = generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+        (tmp_path / "labels" / f"{number}.txt").write_text("0 0.5 0.5 0.4 0.4\n2 0.3 0.6 0.2 0.3\n")
+    names = "\n".join(f"  {number}: class{number}" for number in range(5))
+    data = tmp_path / "data.yaml"
+    data.write_text(f"path: {tmp_path}\ntrain: images\nval: images\nnames:\n{names}\n")
+    small, _, _ = pruned("yolov8")
+    small = small.float()
+    before = {name: p.detach().clone() for name, p in small.named_parameters()}
+
+    class Trainer(DetectionTrainer):
+        def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
+            return small
+
+    options = {
+        "data": str(data),
+        "epochs": 2,
+        "imgsz": 64,
+        "batch": 2,
+        "nbs": 2,
+        "workers": 0,
+        "device": "cpu",
+        "plots": False,
+    }
+    trainer = Trainer(overrides={"model": "yolov8n.yaml", "project": str(tmp_path / "runs"), **options})
+    trainer.train()
+    assert trainer.last.exists()
+    saved = torch.load(trainer.last, weights_only=False)["model"]
+    assert type(saved) is type(small)
+    assert {name: p.shape for name, p in saved.named_parameters()} == {name: p.shape for name, p in before.items()}
+    assert any(not torch.equal(p.detach(), before[name]) for name, p in small.named_parameters())
