@@ -201,6 +201,6 @@ def _walked(
     except CaptureError as error:
         if captured.has_graph or not error.raised or captured.tensors.weightless:
             raise
-        note = f"the forward decides by numbers, it was observed on real tensors: {error.why}"
+        note = f"the forward decides by numbers, it was observed on real tensors: {error.first_why}"
         captured = replace(captured, real=True, notes=(*captured.notes, note))
         return Analyzer(replace(subject, captured=captured), strict=strict).run()

@@ -77,7 +77,7 @@ def attempt(analysis: Analysis, request: Request, *, locking: bool = False) -> R
             narrower = lock_channels(analysis, error) if locking else None
             if narrower is None:
                 raise
-            held.append(f"channels stay at {error.at}: {error.why}")
+            held.append(f"channels stay at {error.at}: {error.first_why}")
             analysis = narrower
             continue
         plan = replace(resolved.plan, factors=factors_of(analysis, resolved.removal, made.factors))

@@ -146,7 +146,7 @@ def _shown(found: Outcome[Result]) -> FxpruneError:
 def _why_not(found: Outcome[Result], result: Result) -> dict[str, str]:
     """Name of a path that was tried and failed -> why, in one line."""
     return {
-        path: "; ".join(part for part in (error.what, error.at, error.why) if part)
+        path: "; ".join(part for part in (error.what, error.at, error.first_why) if part)
         for path, error in found.errors.items()
         if path != result.analysis.captured.path
     }

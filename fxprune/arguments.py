@@ -92,7 +92,10 @@ def _error(function: str, name: str, value: Any, kind: Any) -> FxpruneError:
     where = f"{function}({name}={shown(value)})"
     if _is_model(kind):
         return CaptureError(
-            "not a model", at=where, why=f"{type(value).__name__} is no torch.nn.Module", do="pass a module"
+            "not a model",
+            at=where,
+            why=f"{type(value).__name__} is no torch.nn.Module",
+            do="pass `program.module()`" if type(value).__name__ == "ExportedProgram" else "pass a module",
         )
     wrong = next(_wrong_parts(value, kind), "")
     return InputError(f"{name} must be {described(kind)}, not {type(value).__name__}", at=where, why=wrong)

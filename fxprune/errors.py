@@ -20,6 +20,11 @@ class FxpruneError(Exception):
         self.what, self.at, self.why, self.do = what, at, why, do
         super().__init__(lay_out(what, at=at, why=why, do=do))
 
+    @property
+    def first_why(self) -> str:
+        """The first line of `why`, for a sentence."""
+        return self.why.partition("\n")[0]
+
 
 class InputError(FxpruneError, ValueError):
     """The example inputs do not fit the model."""
@@ -96,9 +101,22 @@ class ClassLostWarning(UserWarning):
 
 
 def lay_out(what: str, *, at: str = "", why: str = "", do: str = "") -> str:
-    """The text of an error: one line for each part that is not empty."""
-    parts = [what] + [f"  {label:<4} {text}" for label, text in (("at", at), ("why", why), ("do", do)) if text]
-    return "\n".join(parts)
+    """The text of an error: one line for each part that is not empty. Further lines of a part are indented."""
+    labelled = [(label, text) for label, text in (("at", at), ("why", why), ("do", do)) if text]
+    return "\n".join([what, *(f"  {label:<4} {text}".replace("\n", "\n       ") for label, text in labelled)])
+
+
+def text_of(error: BaseException, *, lines: int = 20) -> str:
+    """The type of an exception and its text. Of a longer text, as many lines as `lines`, and "...".
+
+    >>> text_of(ValueError("first\\n\\nsecond")).splitlines()
+    ['ValueError: first', 'second']
+    >>> text_of(ValueError("first\\nsecond"), lines=1)
+    'ValueError: first'
+    """
+    text = [line.rstrip() for line in str(error).strip().splitlines() if line.strip()]
+    shown = text[:lines] + (["..."] if lines > 1 and len(text) > lines else [])
+    return "\n".join([f"{type(error).__name__}: {shown[0]}", *shown[1:]]) if shown else type(error).__name__
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -62,7 +62,7 @@ def paths_for(
     """
     if path is not None and prefer is not None:
         raise PlanError("path says already which path to take", why="prefer was given too", do="pass one of them")
-    if path is not None and path not in tuple(PATHS):
+    if path is not None and not (isinstance(path, str) and path in PATHS):
         raise PlanError(f"there is no path {path!r}", why=f"the paths are {', '.join(PATHS)}")
     if prefer is not None and prefer not in tuple(PREFERENCES):
         names = " or ".join(f'"{name}"' for name in PREFERENCES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxprune
-from fxprune import criteria, plot, pruner, schedules, sparse
+from fxprune import cli, criteria, plot, pruner, schedules, sparse
 from fxprune.arguments import checks_arguments, described, fits
 
 DECORATORS = {"leaf", "rule", "criterion", "measured"}
@@ -90,7 +91,7 @@ GOOD: Mapping[str, Any] = {
 
 def public() -> Iterator[tuple[str, Callable[..., Any], dict[str, Any]]]:
     """Name, function, and its own right values: all public functions, and the methods of results."""
-    for module in (fxprune, criteria, plot, pruner, schedules, sparse):
+    for module in (fxprune, cli, criteria, plot, pruner, schedules, sparse):
         own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
         for name in getattr(module, "__all__", own):
             value = getattr(module, name)
@@ -98,9 +99,9 @@ def public() -> Iterator[tuple[str, Callable[..., Any], dict[str, Any]]]:
                 yield f"{module.__name__}.{name}", value, {}
     for made in (PLAN, RECORD, ANALYSIS, ANALYSIS.groups[0]):
         kind = type(made)
-        for name in vars(kind):
-            if not name.startswith("_") and callable(getattr(made, name)):
-                yield f"{kind.__name__}.{name}", getattr(made, name), {"second": made, "path": "plan.json"}
+        for name in dict.fromkeys(name for base in kind.__mro__[:-1] for name in vars(base)):
+            if not name.startswith("_") and inspect.ismethod(method := getattr(made, name)):
+                yield f"{kind.__name__}.{name}", method, {"second": made, "path": "plan.json", "parameter": "0.weight"}
     for kind in (sparse.WeightMask, sparse.SparseLinear, pruner.RandomPruner, pruner.L1Pruner):
         yield kind.__name__, kind, {}
     prepared = pruner.L1Pruner()
@@ -119,21 +120,40 @@ FREE = {
 
 
 def test_every_public_function_is_called() -> None:
-    assert {"fxprune.transform", "fxprune.save", "Plan.then", "Record.then", "Analysis.plan", "Group.owner"} <= set(
-        CALLS
-    )
+    assert {"fxprune.transform", "fxprune.cli.main", "Plan.then", "Record.then"} <= set(CALLS)
+    assert {"Analysis.plan", "Analysis.owner", "Group.reads"} - set(CALLS) == {"Group.reads"}
     assert len(CALLS) > 60
 
 
+FEW = settings(max_examples=6, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are written into a folder of the test, and the command line has no words of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fxprune"])
+
+
 @pytest.mark.parametrize("name", CALLS)
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@FEW
 @given(data=st.data())
-def test_wrong_arguments_raise_no_foreign_error(
-    name: str, data: st.DataObject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_arguments_raise_no_foreign_error(name: str, data: st.DataObject) -> None:
+    call_wrongly(name, data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CALLS)
+@settings(FEW, max_examples=400)
+@given(data=st.data())
+def test_many_wrong_arguments_raise_no_foreign_error(name: str, data: st.DataObject) -> None:
+    call_wrongly(name, data)
+
+
+def call_wrongly(name: str, data: st.DataObject) -> None:
+    """Calls a function with some wrong arguments; its errors have to be those of fxprune or of Python's protocol."""
     function, own = CALLS[name]
     good = {**GOOD, **own}
-    monkeypatch.chdir(tmp_path)
     parameters = inspect.signature(function).parameters.values()
     usual = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     given_ = {p.name: good[p.name] for p in usual if p.default is p.empty and p.name in good}

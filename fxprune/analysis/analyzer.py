@@ -112,7 +112,9 @@ class Analyzer:
                     errors.append(error)
                 else:
                     return Walked(training, given, self.nodes, self.observations)
-        self.notes.append(f"{MODES[training]} mode was not looked at, because forward raises there: {errors[0].why}")
+        self.notes.append(
+            f"{MODES[training]} mode was not looked at, because forward raises there: {errors[0].first_why}"
+        )
         return None
 
     def _walk_in(self, training: bool, inputs: Inputs) -> None:

@@ -22,6 +22,7 @@ from fxprune.capture.modes import MODES
 from fxprune.capture.tensors import Tensors
 from fxprune.channels.groups import Axis, Bools, Ints, Solution
 from fxprune.channels.vector import Vector
+from fxprune.errors import InputError, nearest
 from fxprune.ops import Event
 from fxprune.ops.layers import known_output_dim
 
@@ -214,10 +215,12 @@ class Findings:
         """The events that lock channels or make their removal inexact. The number of an event is its position."""
         return self.observed.events
 
+    @checks_arguments()
     def names_of(self, name: str) -> tuple[str, ...]:
         """All names of a tensor, by its first one."""
         return self.table.names_of(name)
 
+    @checks_arguments()
     def first_name(self, name: str) -> str:
         """The first name of a tensor, by any of its names."""
         return self.table.first_name(name)
@@ -270,37 +273,54 @@ class Findings:
         tensors = ((self.tensors[name], dim, count) for (name, dim), count in slots.items())
         return sum(tensor.numel() // max(tensor.shape[dim], 1) * count for tensor, dim, count in tensors)
 
+    @checks_arguments()
     def has_axis(self, parameter: str, dim: int) -> bool:
         """True if a dimension of a parameter can have channels."""
         return (parameter, dim) in self._vectors
 
+    @checks_arguments()
     def reads(self, name: str) -> bool:
         """True if the forward reads a tensor, by its first name."""
         return any(axis.parameter == name for axis in self.axes)
 
+    @checks_arguments()
     def axis_vector(self, parameter: str, dim: int) -> Vector:
         """The vector of a parameter's dimension, resolved: see `Terms.resolve`."""
+        if (parameter, dim) not in self._vectors:
+            known = [f"{name}[{dim}]" for name, dim in self._vectors]
+            raise InputError(
+                f"{parameter}[{dim}] is no dimension with channels", do=nearest(f"{parameter}[{dim}]", known)
+            )
         return self.solution.terms.resolve(self._vectors[parameter, dim])
 
     @cached_property
     def _vectors(self) -> dict[tuple[str, int], Vector]:
         return {(axis.parameter, axis.dim): axis.vector for axis in self.solution.axes}
 
+    @checks_arguments()
     def is_output_dim(self, parameter: str, dim: int) -> bool:
         """True if a dimension is the output dimension of the layer that a parameter belongs to."""
-        return dim == known_output_dim(self.layer(parameter), self.tensors[parameter].ndim)
+        return dim == known_output_dim(self.layer(parameter), self.tensors[self.first_name(parameter)].ndim)
 
+    @checks_arguments()
     def owner(self, parameter: str) -> nn.Module:
         """The module that has a parameter or buffer."""
+        self._check_known(parameter)
         return self.captured.module.get_submodule(parameter.rpartition(".")[0])
 
+    @checks_arguments()
     def layer(self, parameter: str) -> nn.Module:
         """The layer that a parameter belongs to: its owner, or the layer whose weight a parametrization makes of it."""
+        self._check_known(parameter)
         owner = f".{parameter}".rpartition(".")[0].partition(".parametrizations.")[0]
         try:
             return self.model.get_submodule(owner[1:])
         except AttributeError:  # a constant of the graph
             return self.owner(parameter)
+
+    def _check_known(self, parameter: str) -> None:
+        if self.first_name(parameter) not in self.tensors:
+            raise InputError(f'the model has no tensor "{parameter}"', do=nearest(parameter, self.tensors))
 
     def __repr__(self) -> str:
         s = self.solution

@@ -24,7 +24,7 @@ from fxprune.capture.scopes import Key, Scope, Scopes
 from fxprune.capture.values import leaves, map_tensors, tensors_in
 from fxprune.channels.terms import Terms
 from fxprune.channels.vector import Vector
-from fxprune.errors import RuleError
+from fxprune.errors import FxpruneError, RuleError, text_of
 from fxprune.ops import Call, Event, Operand, Rule, apply, rule_for
 from fxprune.ops.leaves import LeafCall, LeafRule, leaf_rule
 from fxprune.ops.macs import products
@@ -305,10 +305,16 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             return run()
         except Exception as error:
-            if self.strict:
+            if self.strict and isinstance(error, FxpruneError):
                 raise
-            text = str(error).splitlines()[0] if str(error) else ""
-            return call.refuse(tensors, f"its rule failed, please report this: {type(error).__name__}: {text}")
+            if self.strict:
+                raise RuleError(
+                    f"the rule of {call.op} raises",
+                    at=self._where(),
+                    why=text_of(error),
+                    do="correct the rule, or drop strict=True to keep these channels",
+                ) from error
+            return call.refuse(tensors, f"its rule failed, please report this: {text_of(error, lines=1)}")
 
     def _unknown(self, call: Call, tensors: list[Operand]) -> list[Operand]:
         """The operands of the outputs of an operation without a rule. Locks all channels that enter it."""

@@ -13,7 +13,7 @@ from fxprune.artifacts.graph_format import Runner
 from fxprune.artifacts.program import Portable, resized
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.values import tensors_in
-from fxprune.errors import InputError, VerificationError
+from fxprune.errors import InputError, VerificationError, text_of
 
 
 def worst_error(
@@ -51,7 +51,7 @@ def _error_on(portable: Portable, runner: Runner, inputs: Inputs, tolerance: flo
         theirs = portable.run(inputs)
     except Exception as failure:
         raise InputError(
-            "the model does not run on these inputs", at=f"inputs {sizes}", why=_first_line(failure)
+            "the model does not run on these inputs", at=f"inputs {sizes}", why=text_of(failure)
         ) from failure
     try:
         ours = runner(inputs)
@@ -59,7 +59,7 @@ def _error_on(portable: Portable, runner: Runner, inputs: Inputs, tolerance: flo
         raise VerificationError(
             f'what "{path}" would hold does not run',
             at=f"inputs {sizes}",
-            why=_first_line(failure),
+            why=text_of(failure),
             do="no file was written",
         ) from failure
     error = difference(ours, theirs)
@@ -102,8 +102,3 @@ def _default_tolerance(model: nn.Module, inputs: Inputs, outputs: Sequence[torch
     tensors = [*model.parameters(), *model.buffers(), *tensors_in(inputs), *outputs]
     dtypes = {t.dtype for t in tensors if t.is_floating_point() or t.is_complex()}
     return math.sqrt(max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0))
-
-
-def _first_line(failure: BaseException) -> str:
-    text = str(failure).strip()
-    return f"{type(failure).__name__}: {text.splitlines()[0] if text else ''}"

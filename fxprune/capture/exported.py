@@ -32,7 +32,7 @@ from fxprune.capture.inputs import Inputs, bound, leaves_for_placeholders
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import silence
 from fxprune.capture.trace_watch import watching_export
-from fxprune.errors import CaptureError
+from fxprune.errors import CaptureError, text_of
 
 
 def export(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
@@ -113,12 +113,12 @@ def _program(
                 first = first or error
                 break
             if takes(program, inputs) and not _has_parameter_as_constant(model, program):
-                return program, None if first is None else one_line(first)
+                return program, None if first is None else text_of(first, lines=1)
     assert first is not None
     raise CaptureError(
         f"{type(model).__name__} cannot be exported",
         at=line_of(first),
-        why=one_line(first),
+        why=text_of(first),
         do="pass a GraphModule of your own (torch.export or torch.fx), or change that line",
     ) from first
 
@@ -256,9 +256,3 @@ def _without_objects(value: Any, path: str, dropped: list[str]) -> Any:
 
 def _split_entries(dropped: list[str]) -> list[list[str]]:
     return [entry.split("\n") for entry in dropped]
-
-
-def one_line(error: Exception | None) -> str:
-    """The first line of an error, behind the name of its class."""
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"

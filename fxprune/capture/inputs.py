@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, cast
 
 import torch
@@ -92,6 +92,7 @@ _TORCH_AO = "torch.ao.pruning._experimental.pruner."
 _WRAPPERS: Mapping[str, tuple[str, str]] = {
     "DataParallel": ("its forward scatters the inputs, and pruned layers would not match", "`model.module`"),
     "DistributedDataParallel": ("its replicas would not match the pruned model", "`model.module`"),
+    "FullyShardedDataParallel": ("its parameters are pieces of flat tensors", "the module that was wrapped"),
     "ScriptModule": ("TorchScript runs a forward of its own that cannot be looked into", "the Python model"),
     "OptimizedModule": ("torch.compile holds a program for the old sizes", "the model that was compiled"),
 }
@@ -100,13 +101,16 @@ _WRAPPERS: Mapping[str, tuple[str, str]] = {
 The classes are listed by name, because importing them takes seconds."""
 
 
-def check_unwrapped(model: nn.Module) -> None:
-    """Raises `CaptureError` for a model that is wrapped by torch, such as in `DataParallel`."""
+def check_unwrapped(model: nn.Module, *, at: str = "", only: Collection[str] = _WRAPPERS) -> None:
+    """Raises `CaptureError` for a model that is wrapped by torch, such as in `DataParallel`.
+
+    at: its place in a larger model. only: the names of the wrappers to look for.
+    """
     for kind in type(model).__mro__:
-        if kind.__name__ in _WRAPPERS and kind.__module__.startswith("torch."):
+        if kind.__name__ in only and kind.__module__.startswith("torch."):
             why, instead = _WRAPPERS[kind.__name__]
             what = f"{type(model).__name__} wraps the model"
-            raise CaptureError(what, why=why, do=f"pass {instead}, prune, and wrap the result again")
+            raise CaptureError(what, at=at, why=why, do=f"pass {instead}, prune, and wrap the result again")
 
 
 def check_initialised(tensors: Tensors) -> None:
@@ -122,8 +126,9 @@ def check_initialised(tensors: Tensors) -> None:
 
 
 def check_plain(model: nn.Module, tensors: Tensors) -> None:
-    """Raises `CaptureError` for scripted submodules, and for weights that are no plain tensors of numbers."""
+    """Raises `CaptureError` for scripted or sharded submodules, and for weights that are no plain tensors."""
     for name, module in model.named_modules():
+        check_unwrapped(module, at=f'"{name}"', only=("FullyShardedDataParallel",))
         if isinstance(module, torch.jit.ScriptModule):
             raise CaptureError(
                 "a submodule is scripted",
@@ -135,13 +140,15 @@ def check_plain(model: nn.Module, tensors: Tensors) -> None:
         kind = type(found.tensor)
         wrapped = kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__  # DTensor, torchao, fake tensors
         wrapped = wrapped or type(found.tensor.data) not in (torch.Tensor, nn.Parameter)
-        if wrapped or found.tensor.is_quantized:
+        scattered = found.tensor.layout is not torch.strided
+        if wrapped or scattered or found.tensor.is_quantized:
             inner = type(found.tensor.data).__name__ if wrapped else str(found.tensor.dtype)
+            inner = str(found.tensor.layout) if scattered else inner
             raise CaptureError(
                 "a weight is no plain tensor",
                 at=f'"{found.name}"',
                 why=f"it is {inner}, whose numbers cannot be cut",
-                do="make it plain first (`dequantize()`, `full_tensor()`), prune, and convert again",
+                do="make it plain first (`dequantize()`, `full_tensor()`, `to_dense()`), prune, and convert again",
             )
 
 

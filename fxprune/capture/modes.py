@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from fxprune.capture.inputs import Inputs
-from fxprune.errors import CaptureError
+from fxprune.errors import CaptureError, text_of
 
 MODES = {True: "training", False: "evaluation"}
 """Value of `nn.Module.training` -> the name of that mode."""
@@ -60,7 +60,7 @@ def set_mode(module: nn.Module, training: bool) -> None:
         raise CaptureError(
             f"{type(module).__name__}.train({training}) raises",
             raised=True,
-            why=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
+            why=text_of(error),
             do="check that the model can be set to that mode",
         ) from error
 

@@ -112,11 +112,19 @@ def same_random_state() -> Iterator[None]:
 def module_hooks(
     before: Callable[[nn.Module, Any], None], after: Callable[[nn.Module, Any, Any, Any], None]
 ) -> Iterator[None]:
-    """Calls `before(module, args)` and `after(module, args, kwargs, result)` around every forward of any module."""
+    """Calls `before(module, args)` and `after(module, args, kwargs, result)` around every forward in this thread.
+
+    Torch calls the hooks in all threads. In another one it may leave out `kwargs`, if the hooks are removed meanwhile.
+    """
+    thread = threading.get_ident()
+
+    def here(function: Callable[..., None]) -> Callable[..., None]:
+        return lambda *call: function(*call) if threading.get_ident() == thread else None
+
     with _LOCK:
         handles = [
-            torch_module.register_module_forward_pre_hook(before),
-            torch_module.register_module_forward_hook(after, with_kwargs=True),
+            torch_module.register_module_forward_pre_hook(here(before)),
+            torch_module.register_module_forward_hook(here(after), with_kwargs=True),
         ]
         try:
             yield

@@ -9,10 +9,10 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.exported import exported_graph, one_line, silent_export
+from fxprune.capture.exported import exported_graph, silent_export
 from fxprune.capture.exported_sizes import user_inputs
 from fxprune.capture.inputs import Inputs, as_exported, normalize
-from fxprune.errors import CaptureError
+from fxprune.errors import CaptureError, text_of
 
 
 def as_module(model: Any, example_inputs: Any) -> Any:
@@ -48,7 +48,7 @@ def exported_again(program: ExportedProgram, small: nn.Module, example_inputs: A
     assert first is not None
     raise CaptureError(
         "the small graph cannot be exported again",
-        why=one_line(first),
+        why=text_of(first),
         do="pass program.module() instead, which gives a GraphModule",
     ) from first
 

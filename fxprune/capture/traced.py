@@ -22,7 +22,7 @@ from fxprune.capture.module_copy import copy_module
 from fxprune.capture.places import line_of
 from fxprune.capture.symbolic import Reason, Trace, Tracer, trace_once
 from fxprune.capture.trace_check import check_trace
-from fxprune.errors import CaptureError
+from fxprune.errors import CaptureError, text_of
 
 WHOLE = "fxprune_whole"
 """Key in `meta` of a `GraphModule`: a dict from the path of a module that stays whole to the reason."""
@@ -193,10 +193,9 @@ class _Rounds:
             self.reasons.setdefault(path, reason)
 
     def _failed(self, error: Exception) -> CaptureError:
-        text = str(error).strip()
         made = CaptureError(
             f"{type(self.model).__name__} cannot be traced symbolically",
-            why=f"{type(error).__name__}: {text.splitlines()[0] if text else ''}",
+            why=text_of(error),
             do="trace it yourself (torch.fx.Tracer with leaf modules, concrete_args) and pass the GraphModule",
         )
         made.__cause__ = error

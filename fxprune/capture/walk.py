@@ -15,7 +15,7 @@ from fxprune.capture.error_place import line_of, module_of_error
 from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.places import module_of, source_of
 from fxprune.capture.process_state import no_fake_tensor_log, no_fused_attention, same_random_state
-from fxprune.errors import CaptureError, FxpruneError
+from fxprune.errors import CaptureError, FxpruneError, text_of
 
 NodeVisitor = Callable[[fx.Node, Callable[[], Any]], Any]
 
@@ -98,6 +98,6 @@ def walk(
             f"the model's forward raises{' on fake tensors' if isinstance(faker, Faker) else ''}",
             raised=True,
             at=where,
-            why=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
+            why=text_of(error),
             do="check that the model runs on these example inputs",
         ) from error

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from fxprune.arguments import checks_arguments
 from fxprune.cli.commands import COMMANDS, ERROR, INTERRUPTED, USAGE, WRONG, Answer
 from fxprune.cli.parser import parse
 from fxprune.cli.usage import UsageError
@@ -27,6 +28,7 @@ QUIET = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceW
 """Warnings that are meant for authors of code and not for users of the command line."""
 
 
+@checks_arguments()
 def main(words: Sequence[str] | None = None) -> int:
     """Runs one command.
 

@@ -31,13 +31,13 @@ from fxprune.capture.scopes import Key
 from fxprune.capture.tensors import Tensors
 from fxprune.capture.values import tensors_in
 from fxprune.channels.groups import Removal
-from fxprune.errors import VerificationError
+from fxprune.errors import VerificationError, text_of
 from fxprune.proof.copies import Copying
 from fxprune.proof.decisions import Decisions
 from fxprune.proof.deterministic import deterministic
 from fxprune.proof.difference import relative_error
 from fxprune.proof.digests import Digester
-from fxprune.proof.failures import another_scale, differs_inside, graph_differs, in_one_line, raised
+from fxprune.proof.failures import another_scale, differs_inside, graph_differs, raised
 from fxprune.proof.kept_statistics import KeptStatistics
 from fxprune.proof.kept_weights import KeptWeights, kept_weights, making_weights
 from fxprune.proof.precision import FLOAT32, FLOAT64, OWN, Precision
@@ -298,7 +298,7 @@ class _Round:
                 tensors=findings.subject.tensors,
             )
         except Exception as error:
-            raise NoReferenceError(in_one_line(error)) from error
+            raise NoReferenceError(text_of(error, lines=1)) from error
 
     def _against_model(self, model: list[Any], reference: list[Any]) -> VerificationError | None:
         """The error if the graph gives other results than the user's model, with the same slots set to zero."""
@@ -340,7 +340,7 @@ class _Round:
         except Exception as error:
             if statistics is not None and self._runs():
                 raise raised("the reference", error, "with statistics over the kept channels") from error
-            raise NoReferenceError(in_one_line(error)) from error
+            raise NoReferenceError(text_of(error, lines=1)) from error
         return results, recorder.trail if recorder is not None else None
 
     def _runs(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fxprune.capture.error_place import line_of
 from fxprune.capture.scopes import Key
-from fxprune.errors import VerificationError
+from fxprune.errors import VerificationError, text_of
 from fxprune.proof.trail import ProofStep
 
 REPORT = "report this; until then `ignore` that group, its channels stay"
@@ -50,15 +50,9 @@ def raised(what: str, error: Exception, where: str) -> VerificationError:
     return VerificationError(
         f"{what} raises {where}",
         at=line_of(error),
-        why=in_one_line(error),
+        why=text_of(error),
         do=REPORT,
     )
-
-
-def in_one_line(error: Exception) -> str:
-    """The type of an error and the first line of its text."""
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
 
 
 def place(key: Key, source: str) -> str:

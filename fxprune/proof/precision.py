@@ -26,7 +26,9 @@ class Precision:
         return "its own types" if self.dtype is None else str(self.dtype).removeprefix("torch.")
 
     def copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy of a tensor, in this type if it is floating."""
+        """A copy of a tensor, in this type if it is floating, in the complex one of the same precision if complex."""
+        if self.dtype is not None and tensor.is_complex():
+            return tensor.detach().to(self.dtype.to_complex(), copy=True)
         if self.dtype is None or not tensor.is_floating_point():
             return tensor.detach().clone()
         return tensor.detach().to(self.dtype, copy=True)

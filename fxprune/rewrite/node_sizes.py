@@ -26,13 +26,15 @@ from fxprune.capture.values import leaves, tensors_in
 from fxprune.capture.walk import walk
 from fxprune.channels.groups import Removal
 from fxprune.channels.vector import Vector
-from fxprune.errors import RewriteError
+from fxprune.errors import RewriteError, text_of
 from fxprune.ops import Operand
 from fxprune.ops.site import Site
 from fxprune.proof.shapes import ContradictionError, ShapeCheck
 from fxprune.rewrite.draft import Draft
 from fxprune.rewrite.scales import HeldWidthsError, OtherNumber, factors_for
 from fxprune.rewrite.sizes import resize
+
+WRITE_THE_SCALE = "write the scale as a number, or `ignore` the layers whose width it is computed from"
 
 _LOOSE = {
     *(torch.ops.aten.einsum.default, torch.ops.aten.linear.default, torch.ops.aten.matmul.default),
@@ -62,7 +64,7 @@ def settle_nodes(draft: Draft, findings: Findings, removal: Removal, faker: Fake
         return factors_for(findings, removal, [number for run in runs for number in run.numbers])
     except HeldWidthsError as error:
         before, node, scope = error.number.before, error.number.node, error.number.scope
-        raise contradiction(before, node, str(error), scope, error.vectors) from None
+        raise contradiction(before, node, str(error), scope, error.vectors, WRITE_THE_SCALE) from None
 
 
 def run_once(draft: Draft, findings: Findings, removal: Removal) -> None:
@@ -122,8 +124,7 @@ class _Checking:
         except RewriteError:
             raise
         except Exception as error:
-            why = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-            raise self._contradiction(before, node, why, self.scopes.current.path, ()) from error
+            raise self._contradiction(before, node, text_of(error), self.scopes.current.path, ()) from error
         self._check(node, before, result)
         return result
 
@@ -140,7 +141,8 @@ class _Checking:
     def _contradiction(
         self, before: fx.Node, node: fx.Node, why: str, scope: str, vectors: tuple[Vector, ...]
     ) -> RewriteError:
-        return contradiction(before, node, why + self.when, scope, vectors)
+        first, *more = why.split("\n")
+        return contradiction(before, node, "\n".join([first + self.when, *more]), scope, vectors)
 
 
 class _Running(_Checking):
@@ -175,11 +177,14 @@ class _Settling(_Checking):
         resize(Site(node, before, self.removal, nodes[before.name], observation.counts, value, operand))
 
 
-def contradiction(before: fx.Node, node: fx.Node, why: str, scope: str, vectors: tuple[Vector, ...]) -> RewriteError:
+def contradiction(
+    before: fx.Node, node: fx.Node, why: str, scope: str, vectors: tuple[Vector, ...], do: str = ""
+) -> RewriteError:
     """The error to raise where the smaller graph is not what the analysis promises.
 
     before, node: a node of the original, and its copy. scope: the module inside which it goes wrong.
     vectors: the dimensions that have to keep their size for it to go right; empty where they are unknown.
+    do: what its user can do; by default what helps where forward has a size as a number.
     """
     inside = f", in {scope}" if scope and not scope.startswith("%") and scope != before.target else ""
     call = "" if before.target == WHOLE_MODEL else f" ({source_of(before)}), %{before.name}: {node.format_node()}"
@@ -189,9 +194,15 @@ def contradiction(before: fx.Node, node: fx.Node, why: str, scope: str, vectors:
         scope=scope,
         vectors=vectors,
         at=f"{module_of(before) or 'the model'}{call}{inside}",
-        why=why.strip().splitlines()[0],
-        do="report this; until then `ignore` the layers whose channels enter here",
+        why=why,
+        do=do or _read_the_size(before),
     )
+
+
+def _read_the_size(before: fx.Node) -> str:
+    graph = 'take a graph (prefer="graph"), whose sizes can be changed, ' if before.target == WHOLE_MODEL else ""
+    read = "read a size that forward has as a number from a tensor or an attribute, "
+    return f"{read}{graph}or `ignore` the layers whose channels enter here"
 
 
 def _erase_unused(graph: fx.Graph, had_users: set[fx.Node]) -> None:
