@@ -64,7 +64,7 @@ def paths_for(
         raise PlanError("path says already which path to take", why="prefer was given too", do="pass one of them")
     if path is not None and not (isinstance(path, str) and path in PATHS):
         raise PlanError(f"there is no path {path!r}", why=f"the paths are {', '.join(PATHS)}")
-    if prefer is not None and prefer not in tuple(PREFERENCES):
+    if prefer is not None and not (isinstance(prefer, str) and prefer in PREFERENCES):
         names = " or ".join(f'"{name}"' for name in PREFERENCES)
         raise PlanError(f"there is no preference {prefer!r}", why=f"prefer is {names}")
     if path is not None:

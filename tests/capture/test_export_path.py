@@ -15,6 +15,7 @@ import fxprune
 from fxprune.capture.captured import NOTES
 from fxprune.capture.exported import export
 from fxprune.capture.inputs import leaves_for_placeholders, normalize
+from fxprune.errors import text_of
 from tests.support import calibrate, randomise, relative_error, torchvision
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*deprecated:FutureWarning")
@@ -177,7 +178,9 @@ def test_a_model_that_cannot_be_exported_gives_an_error_of_four_parts(capfd: pyt
         export(Deciding(), normalize(torch.randn(2, 3)))
     assert "test_export_path.py" in str(caught.value)
     assert "data-dependent" in str(caught.value)
-    assert len(str(caught.value).splitlines()) == 4
+    assert [line[2:5].strip() for line in str(caught.value).splitlines()[1:] if line[2] != " "] == ["at", "why", "do"]
+    assert caught.value.why == text_of(caught.value.__cause__ or ValueError())
+    assert "TORCHDYNAMO_EXTENDED_DEBUG" in caught.value.why
     assert torch.backends.mha.get_fastpath_enabled() == fast
     assert capfd.readouterr() == ("", "")
 
