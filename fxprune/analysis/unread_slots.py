@@ -25,7 +25,7 @@ class UnreadSlots:
     def __init__(self) -> None:
         self._opened: dict[int, torch.Tensor] = {}
         self._real: dict[int, torch.Tensor] = {}
-        self._views: dict[int, tuple[int, torch.Tensor]] = {}
+        self._views: dict[int, tuple[int, torch.Tensor, frozenset[int]]] = {}  # with the dimensions cut already
         self._whole: set[int] = set()
         self._parts: dict[int, dict[int, Bools]] = {}
 
@@ -56,14 +56,27 @@ class UnreadSlots:
                     self._read(operation, tensor, raw, made)
 
     def _read(self, operation: str, tensor: torch.Tensor, raw: dict[str, Any], made: Any) -> None:
-        owner = id(tensor) if id(tensor) in self._opened else self._views.get(id(tensor), (0, tensor))[0]
-        if owner and operation in _PARTIAL and tensor is raw.get("self"):
-            self._slice(owner, tensor, raw, made)
-        elif owner:
-            self._whole.add(owner)
+        if id(tensor) in self._opened:
+            owner, cut = id(tensor), frozenset[int]()
+        elif id(tensor) in self._views:
+            owner, _, cut = self._views[id(tensor)]
+        else:
+            return
+        if operation in _PARTIAL and tensor is raw.get("self"):
+            cut = self._slice(owner, cut, tensor, raw)
+            if isinstance(made, torch.Tensor) and made.ndim == tensor.ndim:
+                self._views[id(made)] = owner, made, cut
+                return
+        self._read_rest(owner, cut, tensor)
 
-    def _slice(self, owner: int, tensor: torch.Tensor, raw: dict[str, Any], made: Any) -> None:
+    def _slice(self, owner: int, cut: frozenset[int], tensor: torch.Tensor, raw: dict[str, Any]) -> frozenset[int]:
+        """Note the slots that a slice takes. Returns the dimensions of which the result has a part only.
+
+        cut: those of which `tensor` has a part only. What is taken from them is a part of what was noted before.
+        """
         dim, size = raw["dim"] % tensor.ndim, tensor.shape[raw["dim"]]
+        if dim in cut:
+            return cut
         taken = np.zeros(size, dtype=bool)
         if "index" in raw:
             taken[raw["index"]] = True
@@ -71,11 +84,19 @@ class UnreadSlots:
             taken[raw["start"] : raw["start"] + raw["length"]] = True
         else:
             taken[slice(raw["start"], raw["end"], raw["step"])] = True
-        if taken.all() and isinstance(made, torch.Tensor) and made.ndim == tensor.ndim:
-            self._views[id(made)] = owner, made
-            return
+        if taken.all():
+            return cut
         parts = self._parts.setdefault(owner, {})
         parts[dim] = parts.get(dim, np.zeros(size, dtype=bool)) | taken
+        return cut | {dim}
+
+    def _read_rest(self, owner: int, cut: frozenset[int], tensor: torch.Tensor) -> None:
+        """Note that all is read, but for the dimensions of which `tensor` has a part only."""
+        if not cut:
+            self._whole.add(owner)
+            return
+        parts = self._parts.setdefault(owner, {})
+        parts |= {dim: np.ones(tensor.shape[dim], dtype=bool) for dim in range(tensor.ndim) if dim not in cut}
 
     def missed(self, tensor: torch.Tensor) -> dict[int, Bools]:
         """Dimension -> a flag per slot, True = no operation has read it.
