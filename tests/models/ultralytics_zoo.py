@@ -25,6 +25,7 @@ OTHER = (
     *("yolo12-seg", "yolo26-seg", "yolo26-pose", "yolo26-cls", "yolo26-obb", "rtdetr-l", "rtdetr-resnet50"),
 )
 PIXELS = 64
+CLASSES = 5
 WIDTH, DEPTH = 0.25, 0.34
 """Multipliers of channels and of repeated blocks."""
 
@@ -53,7 +54,7 @@ def make(name: str) -> Any:
     from ultralytics.utils import DEFAULT_CFG
 
     model = getattr(tasks, kind(name))(description(name), verbose=False)
-    model.args = DEFAULT_CFG
+    model.args, model.nc = DEFAULT_CFG, CLASSES  # as the package's trainer sets them
     return model
 
 
@@ -74,7 +75,7 @@ def description(name: str) -> dict[str, Any]:
     from ultralytics.nn.tasks import yaml_model_load
 
     given = yaml_model_load(f"{name}.yaml")
-    given["nc"] = 5
+    given["nc"] = CLASSES
     if "scales" in given and not re.fullmatch(r"yolov10\w|yolov9\w", name):
         given["scales"] = {"n": [DEPTH, WIDTH, 1024]}
         given["scale"] = "n"
