@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from fxprune.errors import CaptureError, PlanError, RewriteError, VerificationEr
 from fxprune.fold import ResolvedPlan, make_plan, resolve_plan
 from fxprune.planning.channels import plan_from
 from fxprune.planning.plan import Plan
+from fxprune.planning.select import by_group, carried_over, ignored_groups
 from fxprune.proof.compare import NoReferenceError, Proof, first_wrong_group, prove
 from fxprune.rewrite.factors import factors_of
 from fxprune.rewrite.graph import Rewritten, rewrite
@@ -48,6 +49,7 @@ class Result:
     constants: the constants that were folded.
     unproven: why the small model could not be compared, "" if it was, or was not asked for.
     why_not: name of a path that was tried before -> why it was not taken.
+    recounted: sentences about attributes that forward does not read.
     """
 
     analysis: Analysis
@@ -58,6 +60,7 @@ class Result:
     constants: FoldedConstants
     unproven: str = ""
     why_not: dict[str, str] = field(default_factory=dict)
+    recounted: tuple[str, ...] = ()
 
 
 def attempt(analysis: Analysis, request: Request, *, locking: bool = False) -> Result:
@@ -68,7 +71,8 @@ def attempt(analysis: Analysis, request: Request, *, locking: bool = False) -> R
     Raises `UnprovenError` if the small model is wrong, `RewriteError` if a size cannot be recounted, `CaptureError` if
     the forward raises, `PlanError` if the plan cannot be applied.
     """
-    held: list[str] = []
+    first, held = analysis, list[str]()
+    choices = request.choices
     while True:
         resolved = _resolved(analysis, request, held)
         try:
@@ -78,11 +82,23 @@ def attempt(analysis: Analysis, request: Request, *, locking: bool = False) -> R
             if narrower is None:
                 raise
             held.append(f"channels stay at {error.at}: {error.first_why}")
-            analysis = narrower
+            analysis, request = narrower, replace(request, choices=_carried_over(first, choices, narrower))
             continue
         plan = replace(resolved.plan, factors=factors_of(analysis, resolved.removal, made.factors))
-        result = Result(analysis, plan, resolved.removal, made.small, None, resolved.constants)
+        result = Result(analysis, plan, resolved.removal, made.small, None, resolved.constants, recounted=made.reasons)
         return _proven(result, resolved, request, made)
+
+
+def _carried_over(first: Analysis, choices: dict[str, Any], narrower: Analysis) -> dict[str, Any]:
+    """The options for an analysis in which channels are locked: patterns mean what they meant in the first one.
+
+    So a pattern may name a group that is locked now, and no number of a group means another one.
+    """
+    ratio, ignore = choices.get("ratio"), choices.get("ignore", ())
+    if isinstance(ratio, Mapping):
+        ratio = carried_over(first, by_group(first, ratio, what="ratio"), narrower)
+    stay = dict.fromkeys(ignored_groups(first, ignore), True)
+    return {**choices, "ratio": ratio, "ignore": tuple(carried_over(first, stay, narrower))}
 
 
 def _resolved(analysis: Analysis, request: Request, held: Sequence[str]) -> ResolvedPlan:

@@ -32,7 +32,8 @@ def first_result(
     could not be recounted are tried again, with the channels locked that cause the failure (not for a given plan, and
     not with `strict`). If neither group gives a result, the path with hooks is tried.
 
-    may_give_up_class: True to take a graph instead of the class if too many channels are locked: see `CLASS_SHARE`.
+    may_give_up_class: True to take a graph instead of the class if too many channels are locked (see `CLASS_SHARE`), or
+        the path with hooks if all are.
 
     Raises the most useful of the errors if there is no result.
     """
@@ -45,7 +46,7 @@ def first_result(
         if found.result is not None:
             break
     if found.result is not None and may_give_up_class and found.result.analysis.captured.keeps_class:
-        found = trial.graph_instead(found, [path for path in usual if not path.keeps_class])
+        found = trial.another_instead(found, [path for path in paths if path not in usual or not path.keeps_class])
     if found.result is None and found.model_runs and not _wrong(found):
         found = trial.tried([path for path in paths if path not in usual], found)
     if found.result is None:
@@ -71,17 +72,28 @@ class _Trial:
             found = try_in_turn(recountable, self._locking, goes_on=self._goes_on, before=found)
         return found
 
-    def graph_instead(self, found: Outcome[Result], graphs: Sequence[FrontEnd]) -> Outcome[Result]:
-        """The outcome with a graph as the result, if it loses clearly more parameters than the class does."""
+    def another_instead(self, found: Outcome[Result], others: Sequence[FrontEnd]) -> Outcome[Result]:
+        """The outcome with a graph as the result, if it loses clearly more parameters than the class does.
+
+        If no graph can be made and the class can lose nothing, because the channels of a forward that decides by
+        numbers are all held, the path with hooks is tried.
+        """
         kept = found.get()
         if not kept.plan.reasons or self.request.plan is not None or not self._may_lose_more(kept):
             return found
-        other = self.tried(graphs, Outcome())
+        graphs = without_hooks(others)
+        try:
+            other = self.tried(graphs, Outcome())
+            if other.result is None and kept.analysis.captured.real and not kept.plan:
+                other = self.tried([path for path in others if path not in graphs], other)
+        except PlanError:  # the request names groups that only the class has
+            return found
         if other.result is None or _loss(kept) >= CLASS_SHARE * _loss(other.result):
             return found
-        name = kept.analysis.captured.path
+        taken, name = other.result.analysis.captured, kept.analysis.captured.path
+        instead = "the graph loses" if taken.has_graph else f'the path "{taken.path}" loses'
         why = CaptureError(
-            f"the class would lose {_loss(kept)} parameters, the graph loses {_loss(other.result)}",
+            f"the class would lose {_loss(kept)} parameters, {instead} {_loss(other.result)}",
             why="; ".join(kept.plan.reasons),
         )
         return Outcome(other.result, {name: why, **other.errors})

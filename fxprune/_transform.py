@@ -210,7 +210,7 @@ def verify(model: nn.Module | ExportedProgram, small: nn.Module | ExportedProgra
 
 def _recorded(result: Result) -> Record:
     analysis, small, plan = result.analysis, result.small, result.plan
-    reasons = [*plan.reasons, *analysis.notes]
+    reasons = [*plan.reasons, *analysis.notes, *result.recounted]
     inexact = analysis.inexact & result.removal.removed
     if inexact.any():
         changed = dict.fromkeys(

@@ -451,6 +451,63 @@ def test_hooks_serve_models_that_no_other_path_serves() -> None:
     assert set(small.state_dict()) == set(model.state_dict())
 
 
+class UnusedTied(nn.Module):
+    """Decides by a number, cuts at a number in its code, and runs code with a tied weight whose result is not used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.tied, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.a(x)
+        h = h[:, :4] + h[:, 4:]
+        if float(h.detach().sum()) > -1e9:
+            h = h * 2
+        nn.functional.linear(self.tied(h.flatten(2).mT).relu(), self.tied.weight.t())
+        return self.b(h.permute(0, 2, 3, 1).flatten(1, 2))
+
+
+@pytest.mark.parametrize("options", [{"path": "eager"}, {"prefer": "class"}])
+def test_channels_that_are_all_held_are_no_error_where_forward_decides_by_numbers(options: dict[str, str]) -> None:
+    model, x = UnusedTied().eval(), torch.randn(2, 3, 6, 6)
+    with pytest.warns(fxprune.NothingRemovedWarning, match="channels stay"):
+        small = fxprune.transform(model, x, ratio=0.25, **options)
+    assert fxprune.record(small).path == "eager"
+    assert torch.equal(small(x), model(x))
+
+
+class WrittenHeads(nn.Module):
+    """Writes the number of heads in its code, so that they are held, and has a layer that is free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.up, self.down = nn.Linear(16, 12), nn.Linear(12, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.qkv(x).view(*x.shape[:2], 4, 4).softmax(-1)
+        return self.down(self.up(self.out(h.flatten(2))).relu())
+
+
+def _named(analysis: fxprune.Analysis, parameter: str) -> list[str]:
+    return [g.name for g in analysis.groups if any(m.parameter == parameter for m in g.members)]
+
+
+@pytest.mark.parametrize("key", ["name", "number"])
+def test_a_ratio_may_name_groups_that_are_locked_before_the_plan_is_made_again(key: str) -> None:
+    model, x = double(WrittenHeads()), torch.randn(2, 3, 16, dtype=torch.float64)
+    analysis = fxprune.analyze(model, x, path="eager")
+    heads, free = _named(analysis, "qkv.weight"), _named(analysis, "up.weight")
+    numbers = {group.name: group.number for group in analysis.groups}
+    names = [*heads, "up" if key == "name" else free[-1]]
+    ratio = {name if key == "name" else numbers[name]: 0.5 for name in names}
+    small = fxprune.transform(model, x, ratio=ratio, path="eager")
+    assert small.up.weight.shape == (6, 16)
+    assert small.qkv.weight.shape == (16, 16)
+    assert any("channels stay" in reason for reason in fxprune.record(small).reasons)
+    assert is_exact(model, small, x)
+
+
 class OwnLinear(nn.Linear):
     """A class of the user's own, which may do anything with its weight."""
 

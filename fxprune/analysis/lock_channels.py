@@ -48,10 +48,7 @@ def lock_channels(findings: FindingsT, error: RewriteError) -> FindingsT | None:
     event = Event(str(target or "forward"), node.name, where, source_of(node), why)
     observed = replace(findings.observed, events=(*findings.observed.events, event))
     terms = solution.terms.with_locked(chosen, len(findings.events))
-    locked = solve(terms, solution.axes)
-    if findings.captured.real and not locked.channels:
-        return None  # what is not walked on fake tensors may be served behind hooks
-    return replace(findings, observed=observed, solution=locked)
+    return replace(findings, observed=observed, solution=solve(terms, solution.axes))
 
 
 def _entering_vectors(findings: Findings, node: fx.Node) -> list[Vector]:

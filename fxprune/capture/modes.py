@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from fxprune.capture.code import content_of, functions_of, is_torch, names_in
 from fxprune.capture.inputs import Inputs
 from fxprune.errors import CaptureError, text_of
 
@@ -114,12 +114,8 @@ def random_decisions() -> contextlib.AbstractContextManager[Any]:
 def _methods(kind: type) -> Iterator[Any]:
     """The values in a class and its base classes, except those of torch and of Python."""
     for base in kind.__mro__:
-        if base is not object and not _is_torch(base.__module__):
+        if base is not object and not is_torch(base.__module__):
             yield from vars(base).values()
-
-
-def _is_torch(module: str | None) -> bool:
-    return (module or "").partition(".")[0] == "torch"
 
 
 def _names_training(value: Any, seen: set[types.CodeType]) -> bool:
@@ -127,47 +123,16 @@ def _names_training(value: Any, seen: set[types.CodeType]) -> bool:
 
     seen: the code that was looked at before; it is extended.
     """
-    for function in _functions(value):
+    for function in functions_of(value):
         code = function.__code__
-        if code in seen or _is_torch(function.__module__):
+        if code in seen or is_torch(function.__module__):
             continue
         seen.add(code)
-        names = set(_names(code))
+        names = set(names_in(code))
         if "training" in names:
             return True
         called = [function.__globals__.get(name) for name in names]
-        closed = [_content(cell) for cell in function.__closure__ or ()]
+        closed = [content_of(cell) for cell in function.__closure__ or ()]
         if any(_names_training(other, seen) for other in (*called, *closed)):
             return True
     return False
-
-
-def _functions(value: Any) -> Iterator[types.FunctionType]:
-    """The Python functions behind a method, property, partial or decorated function."""
-    if isinstance(value, property):
-        parts = [value.fget]
-    elif isinstance(value, functools.partial):
-        parts = [value.func]
-    else:
-        parts = [getattr(value, "__func__", value), getattr(value, "__wrapped__", None)]
-    for part in parts:
-        if isinstance(part, types.FunctionType):
-            yield part
-
-
-def _content(cell: Any) -> Any:
-    """The value of a variable in a closure; None if it has none yet."""
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return None
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    """The names that code and the functions inside it use, and the texts in it that could be names."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
-        elif isinstance(constant, str):
-            yield constant

@@ -155,7 +155,7 @@ def _why_no_group(findings: Findings, ratios: list[float], stay: set[int], exact
         return ("no channel of this model can be removed", *held)
     asked = [number for number, ratio in enumerate(ratios) if ratio > 0]
     if not asked:
-        return ("the ratio is 0",)
+        return ("the ratio is 0 for every group that can lose channels",)
     inexact = set(findings.solution.groups_with(findings.inexact)) if exact else set()
     causes = {"inexact (exact=True)" if number in inexact else "ignored" for number in asked}
     which = "groups" if len(asked) == len(findings.groups) else "groups with a ratio"

@@ -49,6 +49,21 @@ def by_group(findings: Findings, values: Mapping[Any, V], *, what: str) -> dict[
     return assign(names, values, candidates, what=what, kind="group")
 
 
+def carried_over(before: Findings, values: Mapping[int, V], after: Findings) -> dict[int, V]:
+    """The values of groups by their numbers after some channels were locked. What is locked as a whole is left out.
+
+    before, after: the findings before and after. values: number of a group before -> its value.
+    """
+    old: dict[int, int] = dict(zip(before.solution.roots.tolist(), before.solution.group.tolist(), strict=True))
+    found = {}
+    for group in range(after.solution.groups):
+        first = after.solution.in_group(group)[0]
+        number = old.get(int(after.solution.roots[first]))
+        if number is not None and number in values:
+            found[group] = values[number]
+    return found
+
+
 def _keeps(findings: Findings, names: Names, group: Group, modules: set[str], tensors: set[str]) -> bool:
     """True if a group stands in one of these tensors, or in outputs of one of these modules."""
     for member in group.members:

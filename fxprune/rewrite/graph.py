@@ -28,6 +28,7 @@ from fxprune.rewrite.recurrent import refresh
 from fxprune.rewrite.references import names_in
 from fxprune.rewrite.tensor_hooks import carry_over
 from fxprune.rewrite.tensors import cut_all
+from fxprune.rewrite.unread_attributes import recount_unread
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +37,13 @@ class Rewritten:
 
     factors: the factors that its weights carry. exact: name of a parameter whose numbers are other ones than those that
         were cut -> its numbers before they were rounded to its type.
+    reasons: sentences about attributes that forward does not read, for the record.
     """
 
     small: nn.Module
     factors: ScaleFactors
     exact: Mapping[str, torch.Tensor]
+    reasons: tuple[str, ...] = ()
 
 
 def rewrite(findings: Findings, removal: Removal, constants: FoldedConstants | None = None) -> Rewritten:
@@ -57,7 +60,8 @@ def rewrite(findings: Findings, removal: Removal, constants: FoldedConstants | N
     The original never changes.
     """
     constants = constants or FoldedConstants()
-    draft, fakes, factors = _settled(findings, removal)
+    settled = _settled(findings, removal)
+    draft, fakes, factors = settled.draft, settled.fakes, settled.factors
     small = draft.module
     preserve_modules(small, findings, removal)
     preserve_nodes(small, draft.graph, draft.before, findings, removal)
@@ -80,24 +84,34 @@ def rewrite(findings: Findings, removal: Removal, constants: FoldedConstants | N
     if isinstance(small, fx.GraphModule):
         small.graph.lint()
         small.recompile()
-    return Rewritten(small, factors, exact)
+    return Rewritten(small, factors, exact, settled.reasons)
 
 
 def scale_factors(findings: Findings, removal: Removal) -> ScaleFactors:
     """The factors that the weights of the smaller model carry; it is not made. Raises `RewriteError` as `rewrite`."""
-    return _settled(findings, removal)[2]
+    return _settled(findings, removal).factors
 
 
-def _settled(findings: Findings, removal: Removal) -> tuple[Draft, dict[str, torch.Tensor], ScaleFactors]:
-    """The smaller model around fake tensors, all sizes settled; these tensors by name; and the factors of weights."""
+@dataclass(frozen=True, eq=False)
+class _Settled:
+    """The smaller model around fake tensors, all sizes settled; these tensors by name. The rest as in `Rewritten`."""
+
+    draft: Draft
+    fakes: Mapping[str, torch.Tensor]
+    factors: ScaleFactors
+    reasons: tuple[str, ...]
+
+
+def _settled(findings: Findings, removal: Removal) -> _Settled:
+    """Settle all sizes on fake tensors of the new shapes."""
     faker, shapes = Faker(), shapes_after(findings, removal)
     fakes = {name: faker.smaller(tensor, shapes[name]) for name, tensor in findings.tensors.items()}
     draft = draft_of(findings.captured, {id(findings.tensors[name]): fake for name, fake in fakes.items()})
     recount_modules(draft, findings, removal)
     settle_settings(draft.module, findings, removal)
-    if findings.captured.real:
-        return draft, fakes, ScaleFactors()
-    return draft, fakes, settle_nodes(draft, findings, removal, faker)
+    reasons = recount_unread(draft.module, findings, removal)
+    factors = ScaleFactors() if findings.captured.real else settle_nodes(draft, findings, removal, faker)
+    return _Settled(draft, fakes, factors, reasons)
 
 
 def _fill(small: nn.Module, tensors: Mapping[int, torch.Tensor]) -> None:

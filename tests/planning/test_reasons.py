@@ -83,7 +83,7 @@ def test_masks_keep_widths_equal_that_one_setting_counts() -> None:
     ("options", "reason"),
     [
         ({"ignore": "*"}, "all 1 groups are ignored"),
-        ({"ratio": 0.0}, "the ratio is 0"),
+        ({"ratio": 0.0}, "the ratio is 0 for every group that can lose channels"),
     ],
 )
 def test_a_ratio_that_is_meant_for_no_group(options: dict[str, Any], reason: str) -> None:

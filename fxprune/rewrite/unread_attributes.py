@@ -1,0 +1,97 @@
+"""Integers that forward does not read, but other methods may: each gets the new width of the layers that it counts.
+
+Nothing shows what such an attribute counts. It is taken for a width if layers of its module have that width, and is
+recounted if these layers agree on the new one. What is done, or cannot be done, is said in the record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from fxprune.analysis.findings import Findings
+from fxprune.analysis.settings import Setting, name_of, read_setting, write_setting
+from fxprune.capture.code import is_torch, names_read_by
+from fxprune.channels.groups import Removal
+
+
+def recount_unread(small: nn.Module, findings: Findings, removal: Removal) -> tuple[str, ...]:
+    """Give the attributes that no run has used the width that their module's layers have now. Changes `small`.
+
+    Returns a sentence about each attribute whose layers have another width now. An attribute stays if the layers do
+    not agree on the new width, or if forward reads it: then it counts something else.
+    """
+    used = {setting for use in findings.uses.all for setting in use.expression.settings}
+    settings = [s for s in findings.uses.before if not s[2] and s not in used and not _is_layer(small, s[0])]
+    widths = _widths(findings, removal) if settings else {}
+    sentences = []
+    for setting in settings:
+        before = findings.uses.before[setting]
+        found = widths.get((setting[0], before))
+        if found is None or found.counts == {before} or read_setting(small, setting) != before:
+            continue
+        if _forward_reads(small, setting):
+            if len(found.counts) == 1:
+                sentences.append(_stays(setting, before, found, "forward reads it and counts nothing with it"))
+        elif len(found.counts) == 1:
+            (now,) = found.counts
+            write_setting(small, setting, now)
+            sentences.append(
+                f"{name_of(setting)} was {before} and is {now} now: forward does not read it, "
+                f"it is taken for the width of {found.layer}"
+            )
+        else:
+            sentences.append(_stays(setting, before, found, "forward does not read it, other methods may"))
+    return tuple(sentences)
+
+
+@dataclass(frozen=True)
+class _Width:
+    """The layers of a module that had one width: how far below it they are, their first one, and their new widths."""
+
+    depth: int
+    layer: str
+    counts: set[int]
+
+
+def _widths(findings: Findings, removal: Removal) -> Mapping[tuple[str, int], _Width]:
+    """Path of a module, width -> the layers nearest to it that had this width in one of their dimensions."""
+    made: dict[tuple[str, int], _Width] = {}
+    for axis in findings.axes:
+        now = removal.count(axis.vector)
+        for name in findings.names_of(axis.parameter):
+            layer = name.rpartition(".")[0]
+            for depth, path in enumerate(_from_inside(layer)):
+                known = made.get((path, axis.vector.size))
+                if known is None or depth < known.depth:
+                    made[path, axis.vector.size] = _Width(depth, layer, {now})
+                elif depth == known.depth:
+                    known.counts.add(now)
+    return made
+
+
+def _from_inside(path: str) -> Iterator[str]:
+    """A path and the paths of the modules around it, up to the model."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+    yield ""
+
+
+def _stays(setting: Setting, before: int, found: _Width, why: str) -> str:
+    counts = " or ".join(map(str, sorted(found.counts)))
+    return f"{name_of(setting)} stays {before}, although layers of that width have {counts} now ({found.layer}): {why}"
+
+
+def _is_layer(model: nn.Module, path: str) -> bool:
+    """True for a module that is one of torch's layers, or of a class derived from one: they are recounted elsewhere."""
+    bases = type(model.get_submodule(path)).__mro__
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Module, object)
+    return any(is_torch(base.__module__) and base not in containers for base in bases)
+
+
+def _forward_reads(model: nn.Module, setting: Setting) -> bool:
+    """True if forward of the module, or of a module around it, uses the name of the attribute."""
+    return any(setting[1] in names_read_by(model.get_submodule(path)) for path in _from_inside(setting[0]))

@@ -1,0 +1,129 @@
+"""Attributes that forward does not read, but other methods do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import fxprune
+
+
+class Split(nn.Module):
+    """A block whose other method reads a width that forward takes from its input."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.c = width
+        self.first, self.inner = nn.Conv2d(3, 2 * width, 1), nn.Conv2d(width, width, 3, padding=1)
+        self.last = nn.Conv2d(3 * width, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.joined(list(self.first(x).chunk(2, 1)))
+
+    def forward_split(self, x: Tensor) -> Tensor:
+        return self.joined(list(self.first(x).split((self.c, self.c), 1)))
+
+    def joined(self, parts: list[Tensor]) -> Tensor:
+        return self.last(torch.cat([*parts, self.inner(parts[-1])], 1))
+
+
+class TwoWidths(nn.Module):
+    """Two layers of one width, which shrink to different ones, and an attribute that may count either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 12
+        self.a, self.b, self.c = nn.Linear(4, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.relu(self.b(torch.relu(self.a(x)))))
+
+
+class Repeats(nn.Module):
+    """An attribute with the number of a width, which forward reads as the number of repetitions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depth = 6
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.depth):
+            x = self.b(torch.relu(self.a(x)))
+        return x
+
+
+def test_an_attribute_that_only_another_method_reads_follows_the_width_of_its_layers() -> None:
+    model, x = Split().eval(), torch.randn(1, 3, 8, 8)
+    small = fxprune.transform(model, x, ratio=0.5, path="eager")
+    assert (small.c, model.c) == (8, 16)
+    assert torch.equal(small.forward_split(x), small(x))
+    (reason,) = (text for text in fxprune.record(small).reasons if text.startswith("c "))
+    assert "was 16 and is 8 now: forward does not read it" in reason
+
+
+def test_the_layers_nearest_to_the_module_say_what_its_attribute_counts() -> None:
+    model, x = nn.Sequential(Split(8), nn.Conv2d(4, 16, 1), Split2(16)).eval(), torch.randn(1, 3, 8, 8)
+    small = fxprune.transform(model, x, ratio=0.5, path="eager")
+    assert (small.get_submodule("0").c, small.get_submodule("2").width) == (4, 8)
+
+
+class Split2(nn.Module):
+    """A block with an attribute that counts the channels of its input, and layers of other widths inside."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.a, self.inner = nn.Conv2d(width, 6, 1), nn.Sequential(nn.Conv2d(6, 16, 1), nn.Conv2d(16, 16, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.a(x))
+
+
+def test_an_attribute_stays_and_is_named_where_layers_of_its_width_shrink_differently() -> None:
+    model, x = TwoWidths().eval(), torch.randn(2, 4)
+    small = fxprune.transform(model, x, ratio={"a": 0.5, "b": 0.25}, path="eager")
+    assert small.width == 12
+    (reason,) = fxprune.record(small).reasons
+    assert reason.startswith("width stays 12, although layers of that width have 6 or 9 now"), reason
+
+
+def test_an_attribute_that_forward_uses_otherwise_stays_and_is_named() -> None:
+    small = fxprune.transform(Repeats().eval(), torch.randn(2, 4), ratio=0.5, path="eager")
+    assert small.depth == 6
+    (reason,) = fxprune.record(small).reasons
+    assert reason.startswith("depth stays 6")
+    assert "forward reads it" in reason
+
+
+class Plain(nn.Module):
+    """Two layers, and an attribute with the width between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 6
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x)))
+
+
+def test_a_hook_that_reads_an_attribute_counts_as_forward() -> None:
+    def repeated(module: Plain, args: tuple[Tensor]) -> Tensor:
+        return args[0] * sum(1 for _ in range(module.width))
+
+    model = Plain().eval()
+    model.register_forward_pre_hook(repeated)
+    small = fxprune.transform(model, torch.randn(2, 4), ratio=0.5, path="eager")
+    assert (small.width, small.a.out_features) == (6, 3)
+
+
+def test_attributes_of_layers_of_a_derived_class_are_no_widths_of_others() -> None:
+    class Own(nn.Linear):
+        """A layer of the user's own."""
+
+    model = nn.Sequential(Own(4, 8), nn.ReLU(), Own(8, 8), Own(8, 2)).eval()
+    small = fxprune.transform(model, torch.randn(2, 4), ratio={"0": 0.5}, path="eager")
+    layers = [small.get_submodule(name) for name in ("0", "2")]
+    assert [(layer.in_features, layer.out_features) for layer in layers] == [(4, 4), (4, 8)]
+    assert fxprune.record(small).reasons == ()
