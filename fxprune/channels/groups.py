@@ -115,6 +115,15 @@ class Solution:
         """The numbers of the groups with at least one channel whose flag is set."""
         return [int(group) for group in np.unique(self.group[flags])]
 
+    def groups_in(self, before: Solution) -> dict[int, int]:
+        """Number of a group -> the number that it had before some channels were locked.
+
+        before: the solution of the same terms without these locks.
+        """
+        old = dict(zip(before.roots.tolist(), before.group.tolist(), strict=True))
+        firsts = ((group, int(self.roots[self.in_group(group)[0]])) for group in range(self.groups))
+        return {group: old[root] for group, root in firsts if root in old}
+
     # -- channels and vectors -----------------------------------------------------------------------------
 
     def channels_of(self, vector: Vector) -> list[Ints]:

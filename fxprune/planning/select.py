@@ -54,14 +54,8 @@ def carried_over(before: Findings, values: Mapping[int, V], after: Findings) -> 
 
     before, after: the findings before and after. values: number of a group before -> its value.
     """
-    old: dict[int, int] = dict(zip(before.solution.roots.tolist(), before.solution.group.tolist(), strict=True))
-    found = {}
-    for group in range(after.solution.groups):
-        first = after.solution.in_group(group)[0]
-        number = old.get(int(after.solution.roots[first]))
-        if number is not None and number in values:
-            found[group] = values[number]
-    return found
+    numbers = after.solution.groups_in(before.solution)
+    return {group: values[number] for group, number in numbers.items() if number in values}
 
 
 def _keeps(findings: Findings, names: Names, group: Group, modules: set[str], tensors: set[str]) -> bool:
