@@ -121,6 +121,7 @@ class Observed:
     marks: the statistics over dimensions that may shrink.
     heads: the dimensions that are heads of an attention.
     minima: dimensions in which the model chooses positions (topk), and how many it chooses at once.
+    multiples: dimensions whose number of slots must be a multiple of a number, and why.
     vectors: the vectors of all dimensions that may shrink, of any tensor, each once.
     renumbered: id of a tensor of positions -> the dimension in which they are positions.
     other_mode: the run in the mode in which the model was not given: training for a model in evaluation mode, and vice
@@ -135,6 +136,7 @@ class Observed:
     marks: tuple[Mark, ...]
     heads: tuple[Vector, ...]
     minima: tuple[tuple[Vector, int], ...]
+    multiples: tuple[tuple[Vector, int, str], ...]
     vectors: tuple[Vector, ...]
     renumbered: Mapping[int, Vector]
     other_mode: Walked | None = None

@@ -60,6 +60,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.heads: list[Vector] = []
         self.unread = UnreadSlots()
         self.minima: list[tuple[Vector, int]] = []
+        self.multiples: list[tuple[Vector, int, str]] = []
         self.place = Place()
         self.observation = Observation()
         self._inner = [self.observation]
@@ -123,7 +124,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @contextlib.contextmanager
     def tentative(self) -> Iterator[None]:
         """Forget what is seen inside if it raises an error. What was unified or locked stays so."""
-        names = ("visits", "_marks", "renumbered", "heads", "minima", "vectors", "used", "unread")
+        names = ("visits", "_marks", "renumbered", "heads", "minima", "multiples", "vectors", "used", "unread")
         before = {name: copy.copy(getattr(self, name)) for name in names}
         try:
             yield
@@ -195,6 +196,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             marks=tuple(self.statistics),
             heads=tuple(self.heads),
             minima=tuple(self.minima),
+            multiples=tuple(self.multiples),
             vectors=tuple(dict.fromkeys(v.representative for v in self.vectors.values())),
             renumbered={id(tensor): vector for tensor, vector in self.renumbered},
             other_mode=other_mode,
@@ -360,6 +362,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.observation.marked[key] = (call, results)
         self.heads += call.attention
         self.minima += call.minima
+        self.multiples += call.multiples
         for index, vector in call.renumbered:
             if index.value is not None:
                 self.renumbered.append((index.value, vector))

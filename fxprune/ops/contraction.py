@@ -235,6 +235,9 @@ def grouped_mm(call: Call, self: Operand, mat2: Operand, offs: Operand | None) -
             call.lock(vector, ragged)
     for vector in counted[form]:
         call.lock(vector, ragged)
+    for operand, tensor in ((self, call.raw["self"]), (mat2, call.raw["mat2"])):
+        row = next((d for d in (-1, -2) if tensor.stride(d) == 1), -1)
+        call.multiple(operand.dim(row), 16 // tensor.element_size(), "the kernel of a grouped product needs 16 bytes")
     made = contract(call, forms[form], self, mat2)
     if form == (2, 2):
         made = call.operand([call.fixed(call.shapes[0][0]), *made.vectors], [True, *made.zero])

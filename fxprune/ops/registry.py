@@ -99,6 +99,7 @@ class Call:
     renumbered: list[tuple[Operand, Vector]] = field(default_factory=list)
     attention: list[Vector] = field(default_factory=list)
     minima: list[tuple[Vector, int]] = field(default_factory=list)
+    multiples: list[tuple[Vector, int, str]] = field(default_factory=list)
     positions: list[tuple[str, Any, Vector]] = field(default_factory=list)
 
     # -- vectors ------------------------------------------------------------------------------------------
@@ -155,6 +156,11 @@ class Call:
         """Let at least `count` slots of a dimension stay."""
         if not vector.fixed:
             self.minima.append((vector, count))
+
+    def multiple(self, vector: Vector, of: int, why: str) -> None:
+        """Let the number of slots that stay be a multiple of a number."""
+        if not vector.fixed and of > 1:
+            self.multiples.append((vector, of, why))
 
     def heads(self, vector: Vector) -> None:
         """Say that attention runs once for each slot, a head; the other dimension of their grid is the head width."""
