@@ -196,7 +196,6 @@ CONTRACTIONS = [
         "weight_norm on the producer side",
         lambda: parametrizations.weight_norm(nn.Linear(3, 11)),
         (2, 3),
-        "inexact",
         alone=True,
         mixes=SUMS,
         loses=("op.parametrizations.weight.original0[0]", "op.parametrizations.weight.original1[0]", "op.bias[0]"),
