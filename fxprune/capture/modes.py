@@ -112,9 +112,12 @@ def random_decisions() -> contextlib.AbstractContextManager[Any]:
 
 
 def _methods(kind: type) -> Iterator[Any]:
-    """The values in a class and its base classes, except those of torch and of Python."""
+    """The values in a class and its base classes, except those of torch, of this package and of Python.
+
+    The layers of this package learn from a batch in training mode, as batch norm does, and compute the same otherwise.
+    """
     for base in kind.__mro__:
-        if base is not object and not is_torch(base.__module__):
+        if base is not object and not is_torch(base.__module__) and not base.__module__.startswith("fxprune."):
             yield from vars(base).values()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from fxprune.capture.containers import is_container, map_parts
 
@@ -68,12 +69,12 @@ def copy_module(
             target: Any = value()
             return weakref.ref(tensor(target)) if isinstance(target, torch.Tensor) else value
         if kind is functools.partial:
-            parts = (value.func, value.args, value.keywords)
-            new = tuple(map(attribute, parts))
-            return functools.partial(new[0], *new[1], **new[2])
-        if kind is CACHED_FUNCTION:  # a method of a module, with a cache of its own
-            function = attribute(value.__wrapped__)
-            return value if function is value.__wrapped__ else functools.lru_cache(**value.cache_parameters())(function)
+            function, args, keywords = map(attribute, (value.func, value.args, value.keywords))
+            return functools.partial(function, *args, **keywords)
+        if kind is CACHED_FUNCTION:
+            return _with_cache(value, attribute(value.__wrapped__))
+        if kind is RemovableHandle:
+            return _handle(value, attribute)
         if kind is set:
             return value.copy()
         return map_parts(value, containers, attribute) if is_container(value) else value
@@ -84,6 +85,24 @@ def copy_module(
 def _bound(method: types.MethodType, new: Any) -> types.MethodType:
     """A method, bound to another object."""
     return method if new is method.__self__ else types.MethodType(method.__func__, new)
+
+
+def _with_cache(cached: Any, function: Any) -> Any:
+    """A function with a cache of its own, such as a method of a module; `function` is the copy of what it wraps."""
+    return cached if function is cached.__wrapped__ else functools.lru_cache(**cached.cache_parameters())(function)
+
+
+def _handle(handle: RemovableHandle, attribute: Callable[[Any], Any]) -> RemovableHandle:
+    """A handle that removes the same hook of the copy."""
+
+    def ref(table: Any) -> Any:
+        hooks = table()
+        return table if hooks is None else weakref.ref(attribute(hooks))
+
+    new: RemovableHandle = object.__new__(RemovableHandle)
+    new.id, new.hooks_dict_ref = handle.id, ref(handle.hooks_dict_ref)
+    new.extra_dict_ref = tuple(map(ref, handle.extra_dict_ref))
+    return new
 
 
 def _copied(tensor: Callable[[torch.Tensor], torch.Tensor], tensors: dict[str, Any]) -> dict[str, Any]:
