@@ -180,6 +180,8 @@ class UnprovenError(VerificationError):
             return False  # it cannot be made, so nothing is known of it
         try:
             proof = prove(analysis, made.small, removal, part.removed, made.exact, made.factors)
+        except NoReferenceError:
+            return False  # likewise
         except VerificationError:
             return True
         return proof.wrong is not None

@@ -175,15 +175,21 @@ def clean_caches(model: nn.Module) -> Iterator[None]:
     with _LOCK:
         code = Code.of(model)
         functions = cached_functions(code)
-        sizes = [cache.cache_info().currsize for cache in functions]
+        filled = [_filled(cache) for cache in functions]
         before = Kept(code)
         try:
             yield
         finally:
-            for cache, size in zip(functions, sizes, strict=True):
-                if cache.cache_info().currsize != size:
+            for cache, known in zip(functions, filled, strict=True):
+                if _filled(cache) != known:
                     cache.cache_clear()
             before.restore()
+
+
+def _filled(cache: Any) -> tuple[int, int | None]:
+    """The number of results that a cache holds, and of all it has made: a full one drops one for each new one."""
+    info = cache.cache_info()
+    return info.currsize, getattr(info, "misses", None)
 
 
 @contextlib.contextmanager

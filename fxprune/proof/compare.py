@@ -323,7 +323,8 @@ class _Round:
     ) -> tuple[list[Any], Trail | None]:
         """The results of the reference and its trail. plain: True to remove nothing. moved: as in `Copying`."""
         pair, captured = self.pair, self.pair.findings.captured
-        statistics = KeptStatistics(pair.removal) if pair.statistics and not plain else None
+        taken = pair.statistics or self._digests  # without one that counts: those that no operation reads
+        statistics = KeptStatistics(pair.removal) if taken and not plain else None
         recorder = None if plain else self._recorder(statistics=statistics)
         copying = pair.copying(plain=plain, moved=moved)
         run = GraphRun(
@@ -338,7 +339,7 @@ class _Round:
         try:
             results = run.calls(captured.values(self.inputs), times)
         except Exception as error:
-            if statistics is not None and self._runs():
+            if pair.statistics and not plain and self._runs():
                 raise raised("the reference", error, "with statistics over the kept channels") from error
             raise NoReferenceError(text_of(error, lines=1)) from error
         return results, recorder.trail if recorder is not None else None

@@ -216,6 +216,37 @@ def test_caches_that_a_run_fills_are_emptied_wherever_they_are(monkeypatch: pyte
         assert table.cache_info().currsize == (0 if cache is table else 1), "what was there before stays"
 
 
+@functools.lru_cache(maxsize=2)
+def two_tables(size: int) -> Tensor:
+    return torch.zeros(size)
+
+
+class OfTwoTables(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, size), nn.Linear(size, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x) + two_tables(self.a.out_features))
+
+
+def test_a_full_cache_that_a_run_replaces_a_result_in_is_emptied_too() -> None:
+    two_tables(1), two_tables(2)
+    with process_state.clean_caches(OfTwoTables(4)):
+        two_tables(2)
+    assert two_tables.cache_info().currsize == 2, "nothing was made"
+    with process_state.clean_caches(OfTwoTables(4)):
+        two_tables(3)
+    assert two_tables.cache_info().currsize == 0
+
+
+def test_models_whose_tables_do_not_fit_the_cache_are_pruned_one_after_the_other() -> None:
+    for size in (4, 6, 8, 10):
+        model, x = OfTwoTables(size).eval(), torch.ones(2, 3)
+        assert fxprune.transform(model, x, ratio=0.5, path="eager").a.out_features == size // 2
+        assert torch.isfinite(model(x)).all()
+
+
 def test_a_cache_that_a_run_empties_and_fills_is_emptied_too() -> None:
     table.cache_clear()
     table(1), table(2)

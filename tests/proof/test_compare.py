@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 import fxprune
+from fxprune import _attempt
+from fxprune._attempt import UnprovenError
+from fxprune.errors import VerificationError
 from fxprune.fold import resolve_plan
-from fxprune.proof.compare import first_wrong_group, prove
+from fxprune.proof.compare import NoReferenceError, first_wrong_group, prove
 from fxprune.proof.deterministic import deterministic
 from fxprune.proof.difference import relative_error
 
@@ -113,3 +116,15 @@ def test_the_group_that_is_wrong_by_itself_is_found() -> None:
     asked.clear()
     assert first_wrong_group(error_of(0, 1.0), removal) == -1
     assert asked == [[1], [2]], "each group that loses channels, alone"
+
+
+def test_no_group_is_wrong_where_the_original_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2)).eval(), torch.ones(2, 3)
+    analysis = fxprune.analyze(net, x)
+    error = UnprovenError(analysis, resolve_plan(analysis, analysis.plan(ratio=0.5)), VerificationError("it differs"))
+
+    def fails(*args: Any, **options: Any) -> Any:
+        raise NoReferenceError("it raises")
+
+    monkeypatch.setattr(_attempt, "prove", fails)
+    assert error.diagnosed().at == "no group alone, only several together"

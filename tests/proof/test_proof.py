@@ -225,3 +225,39 @@ def test_infinities_at_the_same_places_are_equal() -> None:
         warnings.simplefilter("error")
         small = fxprune.transform(Masked().eval(), torch.randn(2, 6), ratio=0.3)
     assert (fxprune.record(small).error or 0.0) < 1e-9
+
+
+class Unread(nn.Module):
+    """A statistic over channels that nobody reads: kept, or not even that."""
+
+    def __init__(self, *, keep: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.keep, self.seen = nn.Linear(4, 10), nn.Linear(10, 3), keep, list[Tensor]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.a(x))
+        mean = y.mean()
+        y.detach().std(-1)
+        if self.keep:
+            self.seen.append(mean)
+        return self.b(y)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_statistic_that_nobody_reads_is_taken_of_the_kept_channels(keep: bool, exact: bool) -> None:
+    model, x = randomise(Unread(keep=keep).double(), 0).eval(), torch.randn(5, 4, dtype=torch.float64)
+    small = fxprune.transform(model, x, ratio=0.5, path="eager", exact=exact)
+    made = fxprune.record(small)
+    assert len(made.removed["a.weight"][0]) == 5
+    assert made.exact
+    assert made.error is not None
+    assert torch.allclose(small(x), fxprune.masked(model, made.removed)(x), atol=1e-12, rtol=0)
+
+
+def test_a_wrong_weight_before_a_statistic_that_nobody_reads_is_found() -> None:
+    model, x = randomise(Unread(keep=True).double(), 0).eval(), torch.randn(5, 4, dtype=torch.float64)
+    small = fxprune.transform(model, x, ratio=0.5, path="eager")
+    with torch.no_grad():
+        small.get_parameter("a.weight")[0, 0] *= 1.01
+    assert fxprune.verify(model, small, x) > 1e-9

@@ -1,0 +1,96 @@
+"""Small networks of parts whose behaviour can get lost, made from data: `Course`, and `build_course`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import networks_modes
+import networks_sizes
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+from networks import randomize
+from networks_layers import Layer
+from networks_parts import PARTS, PartChoices
+from networks_tokens import PICKS
+from torch import Tensor, nn
+
+REGISTERED = (networks_modes, networks_sizes)
+"""The modules whose import registers parts."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """A network: width of the stem, parts, what the rest chooses, length of the input, seed of all numbers."""
+
+    width: int = 4
+    layers: tuple[Layer, ...] = ()
+    picks: tuple[int, ...] = ()
+    length: int = 4
+    seed: int = 0
+
+    def __repr__(self) -> str:
+        return f"Course({self.width}, {self.layers!r}, {self.picks}, {self.length}, {self.seed})"
+
+
+class CourseNetwork(nn.Module):
+    """A program as a module, with a plain hidden layer in its head, whose channels can always be removed."""
+
+    def __init__(self, program: Course) -> None:
+        super().__init__()
+        choose = PartChoices("course", program.picks)
+        self.features = choose.made
+        self.residual = choose.of("joined", "chain residual")
+        self.returned = choose.of("returned", "tensor dict auxiliary tuple")
+        self.pooled = choose.of("head", "mean tokens last")
+        self.given = choose.of("given", "tensor keyword")
+        x = torch.zeros(2, program.length, 3)
+        self.stem = nn.Linear(3, program.width)
+        x = self.stem(x)
+        self.parts = nn.ModuleList()
+        for layer in program.layers:
+            self.parts.append(PARTS[layer.kind](layer, x))
+        self.aside = nn.Linear(program.width, 2)
+        self.hidden, self.last = nn.Linear(program.width, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.stem(x)
+        for module in self.parts:
+            x = x + module(x) if self.residual == "residual" else module(x)
+        side = self.aside(x.mean(1)) if self.returned == "tuple" or self.auxiliary() else None
+        x = x.mean(1) if self.pooled == "mean" else x[:, -1] if self.pooled == "last" else x
+        x = self.last(F.relu(self.hidden(x)))
+        if self.returned == "dict":
+            return {"logits": x, "more": [x * 2]}
+        return x if side is None else (x, side)
+
+    def auxiliary(self) -> bool:
+        return self.returned == "auxiliary" and self.training
+
+
+def build_course(program: Course) -> nn.Module:
+    """The network of a program, float64, evaluation mode."""
+    with torch.random.fork_rng(), torch.no_grad():
+        net = CourseNetwork(program).eval()
+    return randomize(net.double(), program.seed)
+
+
+def course_inputs(net: nn.Module, program: Course, seed: int = 0, batch: int = 2) -> Any:
+    """An input of the network: a tensor, or a dict of keyword arguments."""
+    generator = torch.Generator().manual_seed(3000 + seed)
+    x = torch.randn(batch, program.length, 3, generator=generator, dtype=torch.float64)
+    return {"x": x} if net.given == "keyword" else x
+
+
+def courses(*, longest: int = 3) -> st.SearchStrategy[Course]:
+    """Random networks of such parts."""
+    layer = st.builds(Layer, st.sampled_from(sorted(PARTS)), PICKS)
+    return st.builds(
+        Course,
+        width=st.integers(2, 6),
+        layers=st.lists(layer, min_size=1, max_size=longest).map(tuple),
+        picks=PICKS,
+        length=st.integers(2, 5),
+        seed=st.integers(0, 99),
+    )
