@@ -161,11 +161,13 @@ def check(case: Case, folder: Path, suffixes: tuple[str, ...] = (".pt2", ".onnx"
             assert not more, f"{path} {suffix}: {dict(more)} on top of {dict(original[suffix])}"
 
 
+@pytest.mark.filterwarnings("ignore:the small model is an exported graph")
 @pytest.mark.parametrize("name", FEW)
 def test_a_small_graph_moves_nothing_that_the_original_does_not_move(name: str, tmp_path: Path) -> None:
     check(FEW[name], tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:the small model is an exported graph")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MANY)
 def test_real_graphs_move_nothing_that_the_original_does_not_move(name: str, tmp_path: Path) -> None:
@@ -218,6 +220,7 @@ def test_the_count_of_graph_breaks_sees_one() -> None:
     assert breaks(nn.Sequential(nn.Linear(3, 3), Broken()), torch.randn(2, 3)) >= 1
 
 
+@pytest.mark.filterwarnings("ignore:the small model is an exported graph")
 @pytest.mark.parametrize("name", FEW)
 def test_a_small_model_compiles_into_as_few_graphs(name: str) -> None:
     make, paths = FEW[name]
