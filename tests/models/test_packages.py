@@ -79,7 +79,6 @@ def test_a_fused_model_is_pruned(name: str) -> None:
     assert sum(p.numel() for p in small.parameters()) < 0.8 * sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="forward_split reads a width, `c`, that forward does not")
 @pytest.mark.parametrize("name", ["yolov8", "yolov8-cls"])
 def test_the_packages_own_export_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ultralytics.engine.exporter import Exporter
