@@ -158,6 +158,7 @@ def entries() -> Iterator[Entry]:
 
 
 def build(name: str) -> tuple[nn.Module, Any]:
+    torchvision()  # which it imports
     import transformers
 
     config, arguments, reads = MODELS[name]
