@@ -1,4 +1,4 @@
-"""What comes back for a class of one's own?
+"""The result for a class of one's own.
 
 The same class: caches, data classes as results and `forward` as its author wrote it. The attributes that count
 something (the 6 in `head_dim`) get their new values.

@@ -1,4 +1,4 @@
-"""Whether a small model behaves like the model that it was made from: `compare_behaviour`.
+"""The comparison of the behaviour of a small model and of the model it was made from: `compare_behaviour`.
 
 What a model computes is compared with the masked original, and everything else with the original. Nothing here uses the
 package's own proof.
@@ -179,7 +179,7 @@ def _saved(model: nn.Module) -> Any:
 
 
 def _same_copy(c: Compared, other: nn.Module) -> Iterator[str]:
-    """How a copy of the small model differs; one of a graph has a class of its own, by the same name or not."""
+    """The differences of a copy of the small model; one of a graph has a class of its own, by the same name or not."""
     graphs = isinstance(other, fx.GraphModule) and isinstance(c.small, fx.GraphModule)
     if type(other) is not type(c.small) and not graphs:
         yield f"{type(other).__name__} instead of {type(c.small).__name__}"
@@ -277,7 +277,7 @@ def _weighted(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _random(c: Compared, *, training: bool) -> Iterator[str]:
-    """Whether two calls with other random numbers differ must be the same for both models."""
+    """The difference if two calls draw other random numbers in one of the models only."""
     inputs = c.training if training else c.inputs
     if "random" in c.without:
         return
@@ -321,7 +321,7 @@ def outcome(model: nn.Module, inputs: Any) -> Any:
 
 
 def differences(ours: Any, theirs: Any) -> Iterator[str]:
-    """How two results differ; two errors of one type are equal."""
+    """The difference of two results; two errors of one type are equal."""
     if isinstance(ours, Exception) or isinstance(theirs, Exception):
         if type(ours) is not type(theirs):
             yield f"{_told(ours)} instead of {_told(theirs)}"

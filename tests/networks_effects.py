@@ -39,7 +39,7 @@ class Mode(_Conv):
             return F.dropout(y, 0.3, self.training)
         if self.variant % 3 == 1:
             return F.dropout2d(y, 0.3, self.training)
-        return y * 2 if self.training else y  # type: ignore[no-any-return]
+        return y * 2 if self.training else y
 
 
 @block("gradient", EFFECTS)
@@ -47,7 +47,7 @@ class Gradient(_Conv):
     """A function with a backward of its own."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Scaled.apply(self.conv(x))  # type: ignore[no-any-return, no-untyped-call]
+        return _Scaled.apply(self.conv(x))
 
 
 @block("context", EFFECTS)
@@ -58,12 +58,12 @@ class Context(_Conv):
         if self.variant % 3 == 0:
             with torch.no_grad():
                 y = self.conv(x)
-            return y * (1 + x.mean())  # type: ignore[no-any-return]
+            return y * (1 + x.mean())
         if self.variant % 3 == 1:
-            with torch.enable_grad():  # type: ignore[no-untyped-call]
-                return self.conv(x)  # type: ignore[no-any-return]
+            with torch.enable_grad():
+                return self.conv(x)
         with torch.autocast("cpu", enabled=False):
-            return self.conv(x)  # type: ignore[no-any-return]
+            return self.conv(x)
 
 
 @block("state", EFFECTS)
@@ -80,7 +80,7 @@ class State(_Conv):
             self.calls += 1
         else:
             self.kept["last"] = y.detach()
-        return y  # type: ignore[no-any-return]
+        return y
 
 
 @block("noise", EFFECTS)
@@ -89,7 +89,7 @@ class Noise(_Conv):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
-        return y * torch.rand(1) if self.training else y  # type: ignore[no-any-return]
+        return y * torch.rand(1) if self.training else y
 
 
 @block("hooked", EFFECTS)
@@ -107,7 +107,7 @@ class Hooked(nn.Module):
             self.inner.register_full_backward_hook(lambda module, into, out: (into[0] * 3,))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x)  # type: ignore[no-any-return]
+        return self.inner(x)
 
 
 def programs_with_effects(*, longest: int = 4) -> st.SearchStrategy[Program]:

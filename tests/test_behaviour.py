@@ -63,7 +63,7 @@ def test_a_small_model_of_its_class_differs_in_nothing(pair: Any) -> None:
 
 
 class Other(Net):
-    reset = None  # type: ignore[assignment]
+    reset = None
 
 
 def other_class(small: nn.Module) -> None:

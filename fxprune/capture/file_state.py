@@ -24,7 +24,7 @@ from fxprune.capture.module_copy import CACHED_FUNCTION
 
 _OTHERS = {*sys.stdlib_module_names, "torch", "numpy", "fxprune"} - {"__main__"}
 _STEPS = 2
-"""How far imports are followed: a file takes a function from a second one, which calls one of a third."""
+"""The number of imports that are followed: a file takes a function from a second one, which calls one of a third."""
 _METHODS = (staticmethod, classmethod, types.MethodType)
 _CONTAINERS = (dict, list, set, defaultdict, OrderedDict, deque)
 _MOST_ITEMS = 10_000

@@ -9,7 +9,7 @@ from torch import nn
 
 _OF_TORCH = {"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook"}
 _DEPTH = 4
-"""How deep containers and objects in attributes are looked into."""
+"""The depth to which containers and objects in attributes are looked into."""
 
 
 class State:

@@ -167,7 +167,7 @@ def test_reasons_that_hold_in_training_alone_say_so() -> None:
 
 
 class TestForwardRaisesInTraining:
-    """What a model does in training is unknown if its forward needs other inputs there."""
+    """Training is not looked at if forward needs other inputs there."""
 
     def test_the_record_says_that_training_was_not_looked_at(self) -> None:
         small = fxprune.transform(ready(NeedsTargets(aux_head())), numbers(4, 6), ratio=0.5, path="eager")

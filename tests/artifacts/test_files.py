@@ -385,7 +385,7 @@ def test_wrong_models_are_refused(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(fxprune.PlanError, match="kept its class"):
         load(path, into=torch.fx.symbolic_trace(seeded(Tied, 1)))
     with pytest.raises(FileError, match="into must be a model, not dict"):
-        load(path, into={})  # type: ignore[arg-type]
+        load(path, into={})
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "nothing", into=seeded(Tied, 1))
     with pytest.raises(FileError, match="no ordinary file"):

@@ -49,7 +49,7 @@ class Renamed:
         object.__setattr__(self, name, value)
 
 
-class Attributes(dict):  # type: ignore[type-arg]
+class Attributes(dict):
     def __init__(self, **items: int) -> None:
         super().__init__(items)
         self.__dict__ = self

@@ -1,4 +1,4 @@
-"""Which modules read their mode, and inputs with every example twice."""
+"""Tests of modules that read their mode, and of inputs with every example twice."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_code_that_does_not_name_it_and_layers_of_torch_do_not_count() -> None:
 def test_hooks_and_functions_of_one_module_count() -> None:
     hooked, replaced = Plain(), Plain()
     hooked.register_forward_hook(lambda module, args, output: output if module.training else -output)
-    replaced.forward = lambda x: drops(x, replaced)  # type: ignore[method-assign]
+    replaced.forward = lambda x: drops(x, replaced)
     assert modules_reading_training(nn.Sequential(Plain(), hooked, replaced)) == ["1", "2"]
 
 

@@ -52,7 +52,7 @@ def exported(model, **sizes):
 
 
 def arguments(values):
-    """As `transform` takes them: this model takes its second argument by keyword only."""
+    """The inputs for `transform`: this model takes its second argument by keyword only."""
     return {"x": values[0][0], **values[1]}
 
 

@@ -106,7 +106,7 @@ class Net(nn.Module):
         self.ln, self.head = nn.LayerNorm(8), nn.Linear(8, 5)
         self.a.weight.requires_grad_(False)
         for part in (self.norm.running_mean, self.norm.weight, self.norm.bias):
-            nn.init.uniform_(part, 0.1, 1.0)  # type: ignore[arg-type]
+            nn.init.uniform_(part, 0.1, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.ln(self.b(self.norm(self.a(x)).relu()).mean((2, 3))))

@@ -65,12 +65,12 @@ class Inherited(nn.Dropout):
 
 class Function(Part):
     def forward(self, x: Tensor) -> Tensor:
-        return _Reverse.apply(self.layer(x))  # type: ignore[no-any-return, no-untyped-call]
+        return _Reverse.apply(self.layer(x))
 
 
 class StoredFunction(Part):
     def forward(self, x: Tensor) -> Tensor:
-        return _stored_before(self.layer(x))  # type: ignore[no-any-return, no-untyped-call]
+        return _stored_before(self.layer(x))
 
 
 class NoGrad(Part):
@@ -83,13 +83,13 @@ class NoGrad(Part):
 class Decorated(Part):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)  # type: ignore[no-any-return]
+        return self.layer(x)
 
 
 class EnableGrad(Part):
     def forward(self, x: Tensor) -> Tensor:
-        with torch.enable_grad():  # type: ignore[no-untyped-call]
-            return self.layer(x)  # type: ignore[no-any-return]
+        with torch.enable_grad():
+            return self.layer(x)
 
 
 class SetGrad(Part):
@@ -97,24 +97,24 @@ class SetGrad(Part):
         torch.set_grad_enabled(False)
         y = self.layer(x)
         torch.set_grad_enabled(True)
-        return y + x  # type: ignore[no-any-return]
+        return y + x
 
 
 class Autocast(Part):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            return self.layer(x).to(x.dtype)  # type: ignore[no-any-return]
+            return self.layer(x).to(x.dtype)
 
 
 class AutocastOff(Part):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast("cpu", enabled=False):
-            return self.layer(x)  # type: ignore[no-any-return]
+            return self.layer(x)
 
 
 class Checkpoint(Part):
     def forward(self, x: Tensor) -> Tensor:
-        return checkpoint(self.layer, x, use_reentrant=False)  # type: ignore[no-any-return]
+        return checkpoint(self.layer, x, use_reentrant=False)
 
 
 class Asks(Part):
@@ -144,7 +144,7 @@ class Cache(Part):
 class CountInBuffer(Part):
     def forward(self, x: Tensor) -> Tensor:
         self.steps = self.steps + 1
-        return self.layer(x) * self.steps  # type: ignore[no-any-return]
+        return self.layer(x) * self.steps
 
 
 class DecidesByBuffer(Part):
@@ -156,27 +156,27 @@ class DecidesByBuffer(Part):
 class Data(Part):
     def forward(self, x: Tensor) -> Tensor:
         self.layer.weight.data = self.layer.weight.data * 0.5
-        return self.layer(x)  # type: ignore[no-any-return]
+        return self.layer(x)
 
 
 class Noise(Part):
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x) * torch.rand(C)  # type: ignore[no-any-return]
+        return self.layer(x) * torch.rand(C)
 
 
 class Bernoulli(Part):
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x) * torch.empty(C).bernoulli_(0.5)  # type: ignore[no-any-return]
+        return self.layer(x) * torch.empty(C).bernoulli_(0.5)
 
 
 class PythonNoise(Part):
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x) * random.random()  # type: ignore[no-any-return]
+        return self.layer(x) * random.random()
 
 
 class NumpyNoise(Part):
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x) * float(np.random.rand())  # type: ignore[no-any-return]
+        return self.layer(x) * float(np.random.rand())
 
 
 class Accumulates(Part):
@@ -193,7 +193,7 @@ class OwnTrain(Part):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)  # type: ignore[no-any-return]
+        return self.layer(x)
 
 
 KINDS: dict[type[nn.Module], str] = {
@@ -235,7 +235,7 @@ class Wrapper(nn.Module):
         x = self.first(x)
         for part in self.parts:
             x = torch.relu(part(x))
-        return self.last(x)  # type: ignore[no-any-return]
+        return self.last(x)
 
 
 class Twice(nn.Module):
@@ -244,7 +244,7 @@ class Twice(nn.Module):
         self.part, self.again = part, part
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.again(self.part(x) + 1)  # type: ignore[no-any-return]
+        return self.again(self.part(x) + 1)
 
 
 PLACES: dict[str, tuple[Callable[[nn.Module], nn.Module], str]] = {
@@ -368,7 +368,7 @@ class _Faithful(nn.Module):
         if self.training and self.rate:
             x = x * 2
         y = F.dropout(x, self.rate if self.training else 0.0)
-        return self.drop(self.layer(y)) * scale + self.mean  # type: ignore[no-any-return]
+        return self.drop(self.layer(y)) * scale + self.mean
 
 
 def test_what_a_graph_expresses_is_traced_through() -> None:
@@ -399,7 +399,7 @@ def test_the_module_stays_whole_that_gives_the_flag_to_a_function_or_to_another_
             self.scaled = Scaled()
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.scaled(self.layer(x), self.training)  # type: ignore[no-any-return]
+            return self.scaled(self.layer(x), self.training)
 
     model = Wrapper(Outer()).eval()
     traced = traced_graph(model)

@@ -26,7 +26,7 @@ class Residual(nn.Module):
         y = self.last(h)
         y += h
         y *= 2
-        return y  # type: ignore[no-any-return]
+        return y
 
 
 def targets(graph: fx.Graph) -> list[Any]:
@@ -43,7 +43,7 @@ def test_operators_in_place_stay_in_place(name: str) -> None:
             self.layer = nn.Linear(C, C)
 
         def forward(self, x: Tensor) -> Tensor:
-            return target(self.layer(x), 2)  # type: ignore[no-any-return]
+            return target(self.layer(x), 2)
 
     assert targets(fxprune.trace(Net(), torch.randn(2, C)).graph) == [target]
 
@@ -54,7 +54,7 @@ def test_operators_in_place_on_integers_stay_in_place(name: str) -> None:
 
     class Net(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return target(x.int() * 3, 1)  # type: ignore[no-any-return]
+            return target(x.int() * 3, 1)
 
     assert target in targets(fxprune.trace(Net(), torch.randn(2, C)).graph)
 
@@ -100,7 +100,7 @@ def pickled(module: nn.Module) -> nn.Module:
     file = io.BytesIO()
     torch.save(module, file)
     file.seek(0)
-    return torch.load(file, weights_only=False)  # type: ignore[no-any-return]
+    return torch.load(file, weights_only=False)
 
 
 @pytest.mark.parametrize("kind", [Views, Sizes, Lists, Residual])
@@ -111,7 +111,7 @@ def test_values_read_after_an_operator_in_place_are_those_of_the_model(kind: typ
     expected = model(x)
     for graph in (traced, copy.deepcopy(traced), pickled(traced)):
         torch.testing.assert_close(graph(x), expected, rtol=0, atol=0)
-        torch.testing.assert_close(fx.Interpreter(graph).run(x), expected, rtol=0, atol=0)  # type: ignore[arg-type]
+        torch.testing.assert_close(fx.Interpreter(graph).run(x), expected, rtol=0, atol=0)
 
 
 def test_a_number_that_is_given_may_change_in_place() -> None:
@@ -130,7 +130,7 @@ class Optional(nn.Module):
         if double:
             h = h * 2
         h = torch.relu(h) if how == "relu" else torch.sigmoid(h)
-        return self.head(h)  # type: ignore[no-any-return]
+        return self.head(h)
 
 
 CALLS: list[dict[str, Any]] = [
@@ -199,7 +199,7 @@ class Other(nn.Module):
     """A forward that asks what its argument is, which a symbol answers in another way than a tensor."""
 
     def forward(self, x: Any) -> Tensor:
-        return x * 2 if isinstance(x, Tensor) else x * 3  # type: ignore[no-any-return]
+        return x * 2 if isinstance(x, Tensor) else x * 3
 
 
 def test_a_graph_that_gives_other_numbers_than_the_model_is_refused() -> None:

@@ -114,7 +114,7 @@ def test_the_operation_that_differs_is_named_with_its_line(monkeypatch: pytest.M
             small.get_parameter("a.weight").view(-1)[3] += 0.1
         return made
 
-    rewrite = fxprune._attempt.rewrite  # type: ignore[attr-defined]
+    rewrite = fxprune._attempt.rewrite
     monkeypatch.setattr("fxprune._attempt.rewrite", spoiled)
     with pytest.raises(fxprune.VerificationError) as caught:
         made(Classes, path="eager")
@@ -127,10 +127,10 @@ def test_the_operation_that_differs_is_named_with_its_line(monkeypatch: pytest.M
 def test_a_small_model_that_raises_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     def spoiled(*args: Any) -> Any:
         made = rewrite(*args)
-        made.small.get_submodule("a").forward = lambda x: 1 / 0  # type: ignore[method-assign, assignment]
+        made.small.get_submodule("a").forward = lambda x: 1 / 0
         return made
 
-    rewrite = fxprune._attempt.rewrite  # type: ignore[attr-defined]
+    rewrite = fxprune._attempt.rewrite
     monkeypatch.setattr("fxprune._attempt.rewrite", spoiled)
     with pytest.raises(fxprune.VerificationError) as caught:
         made(Classes, path="eager")
@@ -156,7 +156,7 @@ def test_a_model_that_counts_its_calls_is_compared_twice() -> None:
     small = fxprune.transform(net, x, ratio=0.5)
     assert type(small) is Counting
     assert (net.n, small.n) == (0, 0)
-    small.forward = lambda x: small.b(small.a(x))  # type: ignore[method-assign, assignment]
+    small.forward = lambda x: small.b(small.a(x))
     assert fxprune.verify(net, small, x) > 0.1, "right at the first call only"
 
 
