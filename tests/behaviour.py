@@ -12,6 +12,7 @@ import dataclasses
 import io
 import pickle
 import random
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -313,11 +314,13 @@ def outcomes(model: nn.Module, given: Sequence[Any]) -> list[Any]:
 
 
 def outcome(model: nn.Module, inputs: Any) -> Any:
-    """The result of a call, or the error that it raises."""
-    try:
-        return call(model, pytree.tree_map_only(torch.Tensor, torch.clone, inputs))
-    except Exception as error:
-        return error
+    """The result of a call, or the error that it raises. A warning is none: torch gives some of them only once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return call(model, pytree.tree_map_only(torch.Tensor, torch.clone, inputs))
+        except Exception as error:
+            return error
 
 
 def differences(ours: Any, theirs: Any) -> Iterator[str]:

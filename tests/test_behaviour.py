@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -227,6 +228,25 @@ def test_another_size_is_compared_where_the_original_takes_it() -> None:
     without = ["type", "pickle", "the type of the result"]
     found = compare_behaviour(model, small, x, without=without)
     assert found == ["another size in evaluation mode: ValueError: another size instead of a result (Tensor)"]
+
+
+def test_a_warning_that_torch_gives_once_is_no_difference() -> None:
+    class Scalar(nn.Sequential):
+        warned = False
+
+        def forward(self, x: torch.Tensor) -> Any:
+            y = super().forward(x)
+            if self.training and not Scalar.warned:
+                Scalar.warned = True
+                warnings.warn("once", UserWarning, stacklevel=1)
+            return y
+
+    model, x = ready(Scalar(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))), numbers(3, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        small = pruned(model, x)
+    Scalar.warned = False
+    assert compare_behaviour(model, small, x, without=["pickle"]) == []
 
 
 def test_names_of_what_is_not_compared_leave_it_out(pair: Any) -> None:

@@ -99,8 +99,11 @@ def run(model: nn.Module, inputs: Any) -> Any:
         return call(model, inputs)
 
 
-def measure(entry: Entry) -> dict[str, Any]:
-    """Build the model, prune it with and without `exact`, compare. Everything that can be put into JSON."""
+def measure(entry: Entry, *, behaviour: bool = False) -> dict[str, Any]:
+    """Build the model, prune it with and without `exact`, compare. Everything that can be put into JSON.
+
+    behaviour: True for the exact run alone, the one whose behaviour is compared.
+    """
     result: dict[str, Any] = {"key": entry.key, "note": entry.note}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -111,7 +114,7 @@ def measure(entry: Entry) -> dict[str, Any]:
         original = run(model, inputs)
         result["outputs"] = {k: list(v) for k, v in shapes_of(original).items()}
         training = entry.training() if entry.training else None
-        for part in (_locked, _exact, _all_groups):
+        for part in (_exact,) if behaviour else (_locked, _exact, _all_groups):
             part(result, model, inputs, original, training)
     return result
 

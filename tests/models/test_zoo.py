@@ -131,10 +131,12 @@ def test_a_class_that_loses_much_less_than_a_graph_is_not_kept() -> None:
 
 def test_another_behaviour_is_told() -> None:
     build = zoo.Entry("torch.nn", "linear", lambda: (linear()[0].train(), zoo.numbers(2, 4)))
-    right = measure.measure(build)
-    assert measure.behaves(right)
+    right = measure.measure(build, behaviour=True)
+    assert good(right)
     other = {**right, "behaviour": ["modes: 1 in the other mode"]}
     assert not measure.behaves(other)
+    assert not good(other)
+    assert not good({**right, "all_failure": "ValueError"})
     assert "| modes: 1 in the other mode |" in page([other])
 
 
