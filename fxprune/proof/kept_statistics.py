@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
+from fxprune.analysis.arguments import bound
+from fxprune.analysis.findings import Findings
+from fxprune.analysis.observed import Observation
 from fxprune.channels.groups import Removal
 from fxprune.channels.vector import Vector
 from fxprune.ops import Call, Operand
+from fxprune.proof.operations import Operations
 
 
 class KeptStatistics:
@@ -44,6 +49,16 @@ class KeptStatistics:
             return args[0].copy_(back[0])
         return back[0] if isinstance(made, torch.Tensor) else type(made)(back)
 
+    def fits(self, call: Call, named: Mapping[str, Any]) -> bool:
+        """True if the tensors among some arguments have the widths of those of a call."""
+        operands = {name: operand.vectors for name, operand in call.arguments.items() if isinstance(operand, Operand)}
+        shapes = {name: value.shape for name, value in named.items() if isinstance(value, torch.Tensor)}
+        return operands.keys() == shapes.keys() and all(
+            len(shape) == len(operands[name])
+            and all(shape[dim] == operands[name][dim].size for dim, _ in self._kept(operands[name]))
+            for name, shape in shapes.items()
+        )
+
     def _kept(self, vectors: tuple[Vector, ...]) -> list[tuple[int, torch.Tensor]]:
         pairs = ((d, self.removal.kept(v)) for d, v in enumerate(vectors))
         return [(d, torch.from_numpy(np.flatnonzero(kept))) for d, kept in pairs if kept is not None]
@@ -63,3 +78,25 @@ class KeptStatistics:
             shape[dim] = operand.vectors[dim].size
             value = value.new_zeros(shape).index_copy_(dim, index.to(value.device), value)
         return value
+
+
+class StatisticsOfNextCall(Operations):  # type: ignore[no-untyped-call]
+    """A dispatch mode that computes the statistics of one more call of the reference from the kept slots.
+
+    The analysis has seen the first call only. An operation of the next call is the same one if it runs at the same
+    place and its tensors have the same widths. Other sizes may differ: a cache has grown.
+    """
+
+    def __init__(self, findings: Findings, observations: Mapping[str, Observation], statistics: KeptStatistics) -> None:
+        super().__init__(findings, observations)
+        self.statistics = statistics
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "prim":
+            return func(*args, **kwargs)
+        name, named = bound(func, args, kwargs)
+        entry = self.observation.marked.get(self.scopes.current.next_key(name))
+        if entry is None or not self.statistics.fits(entry[0], named):
+            return func(*args, **kwargs)
+        return self.statistics.call(entry, func, args, kwargs)

@@ -38,6 +38,10 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.observation = self.observations.get(node) or Observation()
         self.scopes.node(node)
 
+    def for_next_call(self) -> Operations | None:
+        """The operations to watch when the model is called once more; None if there is nothing to watch."""
+        return None
+
     @contextlib.contextmanager
     def watching(self, module: nn.Module) -> Iterator[None]:
         """Watch a module and its submodules while they run. `module` may be a copy of the model."""

@@ -78,10 +78,15 @@ class GraphRun(Run):
             results = [self._call(values)]
             if times is None:
                 times = 2 if state.changed() else 1
-            operations, self.operations = self.operations, None
-            results += [self._call(values) for _ in range(times - 1)]
-            self.operations = operations
+            results += [self._call_again(values) for _ in range(times - 1)]
         return results
+
+    def _call_again(self, values: list[Any]) -> Any:
+        operations = self.operations
+        self.operations = operations.for_next_call() if operations is not None else None
+        made = self._call(values)
+        self.operations = operations
+        return made
 
     def _call(self, values: list[Any]) -> Any:
         given = self.precision.copies(values)

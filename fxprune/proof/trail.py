@@ -28,7 +28,7 @@ from fxprune.ops import Operand
 from fxprune.ops.leaves import leaf_rule
 from fxprune.proof.decisions import Decisions
 from fxprune.proof.digests import Digest, Digester
-from fxprune.proof.kept_statistics import KeptStatistics
+from fxprune.proof.kept_statistics import KeptStatistics, StatisticsOfNextCall
 from fxprune.proof.operations import Operations
 
 OperationRuns = tuple[str, int, str]
@@ -108,6 +108,12 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
         self.scopes.on_composite, self.scopes.on_leave = self._composed, self._left
         self._tainted: dict[int, StorageWeakRef] = {}
         self._slots: dict[bytes, torch.Tensor] = {}
+
+    def for_next_call(self) -> Operations | None:
+        """The statistics of the next call; its operations leave no trail."""
+        if self.statistics is None:
+            return None
+        return StatisticsOfNextCall(self.findings, self.observations, self.statistics)
 
     # -- what depends on the removal ----------------------------------------------------------------------
 

@@ -160,6 +160,56 @@ def test_a_model_that_counts_its_calls_is_compared_twice() -> None:
     assert fxprune.verify(net, small, x) > 0.1, "right at the first call only"
 
 
+class CountingNorm(Counting):
+    """Takes a statistic of the channels in every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.n += 1
+        return self.b(self.statistic(self.a(x))) * self.n
+
+    def statistic(self, h: Tensor) -> Tensor:
+        return self.norm(h)
+
+
+class CountingRootMeanSquare(CountingNorm):
+    """A norm written by hand."""
+
+    def statistic(self, h: Tensor) -> Tensor:
+        return h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-5) + h.mean(-1, keepdim=True)
+
+
+class CountingAttention(CountingNorm):
+    """A softmax over the channels."""
+
+    def statistic(self, h: Tensor) -> Tensor:
+        return h * (h + self.n).softmax(-1)
+
+
+class Remembering(CountingNorm):
+    """Normalises what it has seen in all calls, which grows."""
+
+    seen: Tensor | None = None
+
+    def statistic(self, h: Tensor) -> Tensor:
+        self.seen = h if self.seen is None else torch.cat([self.seen, h])
+        return self.norm(self.seen)[-len(h) :]
+
+
+@pytest.mark.parametrize("network", [CountingNorm, CountingRootMeanSquare, CountingAttention, Remembering])
+@pytest.mark.parametrize("path", ["eager", "hooks"])
+def test_statistics_of_the_second_call_are_those_of_the_kept_channels(network: type[CountingNorm], path: str) -> None:
+    net, x = randomise(network().double().eval(), 0), torch.randn(3, 4).double()
+    small: Any = fxprune.transform(net, x, ratio=0.5, path=path)
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net.parameters())
+    error = fxprune.record(small).error
+    assert error is not None
+    assert error < 1e-9
+
+
 def test_a_hook_of_the_model_itself_is_part_of_it() -> None:
     net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).double().eval(), torch.randn(2, 4).double()
     net.register_forward_hook(lambda module, args, out: out + 1)
