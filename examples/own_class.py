@@ -1,7 +1,7 @@
-"""The result for a class of one's own.
+"""What comes back for a class of my own? The same class, smaller.
 
-The same class: caches, data classes as results and `forward` as its author wrote it. The attributes that count
-something (the 6 in `head_dim`) get their new values.
+Caches, data classes as results and `forward` stay as their author wrote them. The attributes that count something
+(the 6 in `head_dim`) get their new values.
 
     python examples/own_class.py
 """

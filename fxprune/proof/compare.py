@@ -323,7 +323,8 @@ class _Round:
     ) -> tuple[list[Any], Trail | None]:
         """The results of the reference and its trail. plain: True to remove nothing. moved: as in `Copying`."""
         pair, captured = self.pair, self.pair.findings.captured
-        taken = pair.statistics or self._digests  # without one that counts: those that no operation reads
+        unread = self._digests and pair.folded is None  # statistics that no operation reads; constants stay in theirs
+        taken = pair.statistics or unread
         statistics = KeptStatistics(pair.removal) if taken and not plain else None
         recorder = None if plain else self._recorder(statistics=statistics)
         copying = pair.copying(plain=plain, moved=moved)
