@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.nn.modules import conv
 
+from fxprune.channels.vector import Vector
 from fxprune.ops.aspects import (
     NO_FACTOR,
     absent,
@@ -36,16 +37,25 @@ _NAMES = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", 
 
 @rule(*_CONVOLUTIONS)
 def convolution(
-    call: Call, input: Operand, weight: Operand, bias: Operand | None, transposed: bool, groups: int
+    call: Call,
+    input: Operand,
+    weight: Operand,
+    bias: Operand | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    transposed: bool,
+    groups: int,
 ) -> Operand:
     """y[n, (g o), s'] = sum_{i, k} w[(g o), i, k] * x[n, (g i), s + k] + b[(g o)];  g counts `groups`.
 
     Transposed: y[n, (g o), s'] = sum_{i, k} w[(g i), o, k] * x[n, (g i), s - k] + b[(g o)].
+
+    A window of one slot that moves slot by slot leaves the slots of its dimension as they are.
     """
     spatial = weight.ndim - 2
     channel = input.ndim - 1 - spatial  # 1, or 0 for an input without batch
-    for vector in input.vectors[channel + 1 :]:
-        call.lock(vector, "spatial dimension of a convolution")
+    before = input.vectors[channel + 1 :]
+    space = _space(call, before, weight.vectors[2:], stride, padding)
     call.fix(*weight.vectors[2:])
     into = summed = input.dim(channel)
     if groups == 1:
@@ -70,9 +80,27 @@ def convolution(
     if bias is not None:
         call.same(out, bias.dim(0))
         zero = zero and bias.zero[0]
-    space = [call.fixed(s) for s in call.shapes[0][channel + 1 :]]
-    batch = [vanishes and bias is None for vanishes in input.zero[:channel]]
-    return call.operand([*input.vectors[:channel], out, *space], [*batch, zero, *(True for _ in space)])
+    zeros = [vanishes and bias is None for vanishes in input.zero]
+    vanish = [z or new is not old for z, old, new in zip(zeros[channel + 1 :], before, space, strict=True)]
+    return call.operand([*input.vectors[:channel], out, *space], [*zeros[:channel], zero, *vanish])
+
+
+def _space(
+    call: Call, before: Sequence[Vector], window: Sequence[Vector], stride: Sequence[int], padding: Sequence[int]
+) -> list[Vector]:
+    """The dimensions of the output in space. Those of the input are locked, but where the window is a single slot.
+
+    before: the dimensions of the input. window: those of the weight.
+    """
+    sizes = call.shapes[0][-len(before) :]
+    found = []
+    for i, (vector, size) in enumerate(zip(before, sizes, strict=True)):
+        if window[i].size == stride[i % len(stride)] == 1 and padding[i % len(padding)] == 0 and size == vector.size:
+            found.append(vector)
+        else:
+            call.lock(vector, "spatial dimension of a convolution")
+            found.append(call.fixed(size))
+    return found
 
 
 @depends(*_CONVOLUTIONS, "aten::cudnn_convolution")
@@ -174,9 +202,11 @@ def convolution_factors(asked: Asked) -> list[Way]:
 
 
 @rule("aten::cudnn_convolution")
-def cudnn_convolution(call: Call, self: Operand, weight: Operand, groups: int) -> Operand:
+def cudnn_convolution(
+    call: Call, self: Operand, weight: Operand, padding: Sequence[int], stride: Sequence[int], groups: int
+) -> Operand:
     """y[n, (g o), s'] = sum_{i, k} w[(g o), i, k] * x[n, (g i), s + k]"""
-    return convolution(call, self, weight, None, False, groups)
+    return convolution(call, self, weight, None, stride, padding, False, groups)
 
 
 @multiplies("aten::cudnn_convolution")

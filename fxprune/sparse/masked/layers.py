@@ -315,5 +315,6 @@ def _masked_conv2d(call: LeafCall, input: Operand) -> Operand:
     for a, b in zip(weight.vectors, mask.vectors, strict=True):
         if a.size == b.size:
             call.same(a, b)
-    groups: Any = call.module.groups
-    return convolution(call, input, weight, call.parameters.get("bias"), False, int(groups))
+    layer: Any = call.module
+    bias = call.parameters.get("bias")
+    return convolution(call, input, weight, bias, layer.stride, layer.padding, False, layer.groups)

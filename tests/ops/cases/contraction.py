@@ -112,6 +112,33 @@ CONTRACTIONS = [
         **CONV,
     ),
     OpCase("conv3d function", fn(lambda h, weight: F.conv3d(h, weight), weight=(13, 11, 3, 3, 3)), VOLUME, **CONV),
+    OpCase("Conv1d of one slot over the features of tokens", lambda: nn.Conv1d(5, 4, 1), TOKENS, axis=2, out=2),
+    OpCase("Conv1d of one slot, without bias", lambda: nn.Conv1d(5, 4, 1, bias=False), TOKENS, axis=2, out=2),
+    OpCase(
+        "Conv2d of one slot in one direction",
+        lambda: nn.Conv2d(11, 4, (3, 1), (2, 1)),
+        axis=3,
+        out=3,
+    ),
+    OpCase("ConvTranspose1d of one slot", lambda: nn.ConvTranspose1d(5, 4, 1), TOKENS, axis=2, out=2),
+    *(
+        OpCase(
+            f"Conv1d over the features of tokens, {words}",
+            lambda size=size, options=options: nn.Conv1d(5, 4, size, **options),
+            TOKENS,
+            "refused",
+            ("aten::convolution", "spatial dimension of a convolution"),
+            axis=2,
+            out=2,
+            loses=(),
+            mixes="a window sums over them",
+        )
+        for words, size, options in (
+            ("a window of three", 3, {"padding": 1}),
+            ("every other one", 1, {"stride": 2}),
+            ("padded", 1, {"padding": 1}),
+        )
+    ),
     OpCase("Conv1d, grouped", lambda: nn.Conv1d(12, 15, 3, groups=3), **{**GROUPED, "shape": (2, 12, 7)}),
     OpCase("Conv2d, grouped", lambda: nn.Conv2d(12, 15, 3, groups=3), **GROUPED),
     OpCase("Conv3d, grouped", lambda: nn.Conv3d(12, 15, 3, groups=3), **{**GROUPED, "shape": (2, 12, 3, 5, 7)}),
