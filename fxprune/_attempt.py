@@ -17,7 +17,8 @@ from fxprune.fold import ResolvedPlan, make_plan, resolve_plan
 from fxprune.planning.channels import plan_from
 from fxprune.planning.plan import Plan
 from fxprune.planning.select import by_group, carried_over, ignored_groups
-from fxprune.proof.compare import NoReferenceError, Proof, first_wrong_group, prove
+from fxprune.proof.compare import first_wrong_group, prove
+from fxprune.proof.result import NoReferenceError, Proof
 from fxprune.rewrite.factors import factors_of
 from fxprune.rewrite.graph import Rewritten, rewrite
 

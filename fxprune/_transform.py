@@ -34,7 +34,8 @@ from fxprune.fold import folds, resolve_plan
 from fxprune.paths import paths_for
 from fxprune.planning.plan import Plan
 from fxprune.planning.structure import structure_of
-from fxprune.proof.compare import NoReferenceError, prove
+from fxprune.proof.compare import prove
+from fxprune.proof.result import NoReferenceError
 from fxprune.rewrite.derived import derived
 from fxprune.rewrite.factors import multiplied
 from fxprune.rewrite.graph import scale_factors
@@ -250,6 +251,7 @@ def _recorded(result: Result) -> Record:
         _complete(result),
         (cost_of(analysis), cost_of(analysis, result.removal, result.constants)),
         None if result.proof is None else result.proof.compared,
+        () if result.proof is None else result.proof.one_sided,
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from fxprune._record.history import Record
 from fxprune.costs import Cost, LayerCost
 from fxprune.files import Field
 from fxprune.planning.plan import Plan
+from fxprune.proof.one_sided import OneSided
 
 _KEYS = "exact before after reasons training error why_not norms cost".split()
 _COST_KEYS = "params bytes macs at_least uncounted layers".split()
@@ -26,6 +28,7 @@ def data_of(record: Record) -> dict[str, Any]:
         "norms": record.norms,
         "cost": None if record.cost is None else [_cost_data(cost) for cost in record.cost],
         **({} if record.compared is None else {"compared": record.compared}),
+        **({} if not record.one_sided else {"one_sided": [asdict(found) for found in record.one_sided]}),
     }
 
 
@@ -37,7 +40,7 @@ def _cost_data(cost: Cost) -> dict[str, Any]:
 
 def record_of(data: Field, plan: Plan) -> Record:
     """Returns the record that plain data and its plan describe. Raises for data that is no record."""
-    data.object(_KEYS, ["compared"])
+    data.object(_KEYS, ["compared", "one_sided"])
     if not isinstance(data["exact"].value, bool):
         raise data["exact"].wrong("it must be true or false")
     return Record(
@@ -54,7 +57,16 @@ def record_of(data: Field, plan: Plan) -> Record:
         plan,
         _costs(data["cost"]),
         _count(data["compared"]) if "compared" in data.mapping() else None,
+        tuple(map(_one_sided, data["one_sided"].items())) if "one_sided" in data.mapping() else (),
     )
+
+
+def _one_sided(data: Field) -> OneSided:
+    data.object("operation original small modules".split())
+    original, small = (_count(data[key]) for key in ("original", "small"))
+    if original is None or small is None:
+        raise data.wrong("it must say how often the operation ran")
+    return OneSided(data["operation"].text(), original, small, data["modules"].texts())
 
 
 def _costs(data: Field) -> tuple[Cost, Cost] | None:

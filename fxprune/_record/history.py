@@ -10,6 +10,7 @@ from fxprune.arguments import checks_arguments
 from fxprune.costs import Cost
 from fxprune.errors import PlanError
 from fxprune.planning.plan import Plan
+from fxprune.proof.one_sided import OneSided
 from fxprune.report import record_data, view
 from fxprune.report.views import checked
 
@@ -31,6 +32,8 @@ class Record:
     plan: the plan that was applied, with all recounted sizes. It can be saved, and applied to other weights.
     cost: the cost of the original and of the small model, None if it was not counted.
     compared: how many numbers that depend on what was removed the proof has compared, None if there was no proof.
+    one_sided: the operations that did not run equally often in the original and in the small model, so that the proof
+        has not compared their results. Such an operation is no fault by itself.
     """
 
     path: str
@@ -46,6 +49,7 @@ class Record:
     plan: Plan = field(default_factory=lambda: Plan({}), repr=False)
     cost: tuple[Cost, Cost] | None = None
     compared: int | None = None
+    one_sided: tuple[OneSided, ...] = ()
 
     @checks_arguments()
     def then(self, second: Record) -> Record:

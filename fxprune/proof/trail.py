@@ -237,18 +237,6 @@ def differs(step: ProofStep, reference: ProofStep) -> float:
     return max((a.error(b) for a, b in pairs if a is not None and b is not None), default=0.0)
 
 
-def comparable(ours: Trail, theirs: Trail, observations: Mapping[str, Observation]) -> set[OperationRuns]:
-    """The operations that ran equally often in both runs, and in the analysis as well: only these are the same ones."""
-    seen: Counter[OperationRuns] = Counter(key[:3] for o in observations.values() for key in o.outputs)
-    return {call for call, times in ours.calls.items() if theirs.calls.get(call) == times == seen.get(call)}
-
-
-def one_sided(ours: Trail, theirs: Trail) -> list[OperationRuns]:
-    """The operations that ran more often in one of the runs, without those whose number depends on the sizes."""
-    calls = {**ours.calls, **theirs.calls}
-    return [call for call in calls if "|" not in call[0] and ours.calls[call] != theirs.calls[call]]
-
-
 def _flat(value: Any) -> list[torch.Tensor]:
     return [value] if isinstance(value, torch.Tensor) else tensors_in(value)
 

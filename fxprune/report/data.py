@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -135,7 +135,11 @@ class LayerChange:
 
 @dataclass(frozen=True)
 class RecordData:
-    """The report of a record. error: None where the small model was not compared with its reference."""
+    """The report of a record.
+
+    error: None where the small model was not compared with its reference.
+    one_sided: sentences about operations that did not run equally often in both models.
+    """
 
     schema: str
     kind: str
@@ -150,6 +154,7 @@ class RecordData:
     layers: tuple[LayerChange, ...]
     reasons: tuple[str, ...]
     training: tuple[str, ...]
+    one_sided: tuple[str, ...]
 
 
 class Recorded(Protocol):
@@ -175,6 +180,8 @@ class Recorded(Protocol):
     def reasons(self) -> tuple[str, ...]: ...  # noqa: D102
     @property
     def training(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def one_sided(self) -> tuple[Any, ...]: ...  # noqa: D102
 
 
 def analysis_data(findings: Findings) -> AnalysisData:
@@ -288,6 +295,7 @@ def record_data(record: Recorded) -> RecordData:
         layers,
         record.reasons,
         record.training,
+        tuple(map(str, record.one_sided)),
     )
 
 

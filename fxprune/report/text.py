@@ -50,6 +50,10 @@ def record_text(data: RecordData, *, markdown: bool = False) -> str:
         lines.append("statistics count the original width where that is possible")
     error = "unknown, it was not compared" if data.error is None else f"{data.error:.1e}"
     lines.append(f"relative error against the reference: {error}")
+    if data.one_sided:
+        first, more = data.one_sided[0], ", ..." if data.one_sided[1:] else ""
+        count = _plural(len(data.one_sided), "operation")
+        lines.append(f"not compared, as they ran another number of times: {count} ({first}{more})")
     return ("  \n" if markdown else "\n").join(lines).replace("  \n  \n", "\n\n") + _notes(data.reasons, markdown)
 
 

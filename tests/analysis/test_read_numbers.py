@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.proof.compare import relative_error
+from fxprune.proof.difference import relative_error
 
 
 class Anchors(nn.Module):

@@ -15,9 +15,10 @@ from fxprune import _attempt
 from fxprune._attempt import UnprovenError
 from fxprune.errors import VerificationError
 from fxprune.fold import resolve_plan
-from fxprune.proof.compare import NoReferenceError, first_wrong_group, prove
+from fxprune.proof.compare import first_wrong_group, prove
 from fxprune.proof.deterministic import deterministic
 from fxprune.proof.difference import relative_error
+from fxprune.proof.result import NoReferenceError
 
 NAN = torch.tensor([1.0, math.nan])
 FINE = torch.tensor([1.0, 2.0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.proof.one_sided import OneSided
 from tests.support import randomise
 
 
@@ -311,3 +313,39 @@ def test_a_wrong_weight_before_a_statistic_that_nobody_reads_is_found() -> None:
     with torch.no_grad():
         small.get_parameter("a.weight")[0, 0] *= 1.01
     assert fxprune.verify(model, small, x) > 1e-9
+
+
+class Copying(nn.Module):
+    """Copies what is wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 12), nn.Linear(12, 12), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.a(x))
+        h = torch.relu(h.clone().clone() if len(self.a.weight) > 8 else h)
+        h = self.b(h).tanh()
+        return self.c(h if len(self.b.weight) > 8 else h.clone())
+
+
+def test_operations_that_only_one_of_the_models_runs_are_listed() -> None:
+    net, x = Copying().double().eval(), torch.randn(3, 4).double()
+    small = fxprune.transform(net, x, ratio={"a": 0.5}, path="eager")
+    made = fxprune.record(small)
+    assert made.error is not None
+    assert [(o.operation, o.original, o.small, o.modules) for o in made.one_sided] == [("aten::clone", 2, 0, ("",))]
+    assert "OneSided('aten::clone in the model: 2 in the original, 0 in the small model')" in repr(made)
+    assert "(aten::clone in the model: 2 in the original, 0 in the small model)" in made.report()
+    assert fxprune.record(pickle.loads(pickle.dumps(small))).one_sided == made.one_sided
+
+
+def test_a_list_of_operations_is_short_in_a_line() -> None:
+    found = OneSided("aten::clone", 0, 1, ("", "a", "b", "c"))
+    assert str(found) == "aten::clone in the model, a, b, ... (4 modules): 0 in the original, 1 in the small model"
+    assert repr(found) == "OneSided('aten::clone in 4 modules: 0 in the original, 1 in the small model')"
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_both_models_run_the_same_operations(network: Callable[[], nn.Module]) -> None:
+    assert fxprune.record(made(network)[2]).one_sided == ()

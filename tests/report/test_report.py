@@ -176,6 +176,7 @@ SCHEMAS: dict[str, Any] = {
         ],
         "reasons": [str],
         "training": [str],
+        "one_sided": [str],
     },
 }
 

@@ -1,0 +1,240 @@
+"""One round of a proof: the reference and the small model run on one example input, in one mode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxprune.analysis.observed import Observation, Walked
+from fxprune.capture.inputs import Inputs
+from fxprune.capture.values import tensors_in
+from fxprune.errors import VerificationError, text_of
+from fxprune.proof.copies import Copying
+from fxprune.proof.decisions import Decisions
+from fxprune.proof.difference import relative_error
+from fxprune.proof.failures import differs_inside, graph_differs, raised
+from fxprune.proof.judgement import Judgement
+from fxprune.proof.kept_statistics import KeptStatistics
+from fxprune.proof.one_sided import OneSided, one_sided
+from fxprune.proof.pair import Pair
+from fxprune.proof.precision import Precision
+from fxprune.proof.result import NoReferenceError, Proof
+from fxprune.proof.runs import GraphRun, Modes, call_model
+from fxprune.proof.trail import Trail, TrailRecorder, differs
+
+BLURRED = 1e-3
+"""An error above this is never explained by rounding. An error below it can be a rounding that the model amplifies."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """The comparison on one example input, in one mode.
+
+    walked: the run of the analysis on this input in this mode, None if there was none.
+    decisions: the decisions of the reference, for the small model; None if it decides for itself.
+    """
+
+    pair: Pair
+    precision: Precision
+    inputs: Inputs
+    modes: Modes
+    walked: Walked | None
+    decisions: Decisions | None = None
+
+    def prove(self) -> Proof:
+        """The proof of this round. Raises `VerificationError` if the small model raises, or has another scale."""
+        model = self._users_model()
+        reference, theirs = self._reference(None if model is None else len(model))
+        graph_error = None if model is None else self._against_model(model, reference)
+        results, ours = self._result(len(reference), theirs)
+        judgement = None
+        if theirs is not None and ours is not None:
+            judgement = Judgement(self.pair, self.precision.tolerance, self._observations, theirs, ours)
+            scale = judgement.another_scale() if self.pair.findings.captured.real else None
+            if scale is not None:
+                raise scale
+        error = relative_error(results, reference)
+        wrong, inside = self._wrong(error, reference, judgement)
+        note = self.decisions.note() if self.decisions is not None else ""
+        return Proof(
+            max(error, inside),
+            self._compared(reference, judgement),
+            self.precision,
+            graph_error or wrong,
+            (note,) if note else (),
+            self._one_sided(judgement),
+            sum(int(t.isnan().sum()) for t in tensors_in(reference) if t.is_floating_point()),
+        )
+
+    @property
+    def _digests(self) -> bool:
+        """True if the results of operations are compared: those of the analysis run in this round."""
+        return self.walked is not None and not self.pair.findings.captured.needs_hooks
+
+    @property
+    def _observations(self) -> Mapping[str, Observation]:
+        """The operations that the analysis has seen in the mode of this round, or nearly the same ones."""
+        return (self.walked or self.pair.findings.walked[0]).observations
+
+    # -- the runs -----------------------------------------------------------------------------------------
+
+    def _users_model(self) -> list[Any] | None:
+        """The results of the original as its user calls it; None where that is what the reference runs."""
+        findings = self.pair.findings
+        captured, model = findings.captured, findings.model
+        hooked = model._forward_hooks or model._forward_pre_hooks
+        if captured.keeps_class or (captured.module is model and not hooked):
+            return None
+        try:
+            return call_model(
+                model,
+                self.inputs,
+                self.pair.copying(plain=self.pair.statistics),
+                times=None,
+                precision=self.precision,
+                modes=self.modes,
+                tensors=findings.subject.tensors,
+            )
+        except Exception as error:
+            raise NoReferenceError(text_of(error, lines=1)) from error
+
+    def _against_model(self, model: list[Any], reference: list[Any]) -> VerificationError | None:
+        """The error if the graph gives other results than the user's model, with the same slots set to zero."""
+        if self.pair.statistics:
+            reference, _ = self._reference(len(model), plain=True)
+        error = relative_error(reference, model)
+        if error <= self.precision.tolerance:
+            return None
+        moved = call_model(
+            self.pair.findings.model,
+            self.inputs,
+            self.pair.copying(plain=self.pair.statistics, moved=True),
+            times=len(model),
+            precision=self.precision,
+            modes=self.modes,
+            tensors=self.pair.findings.subject.tensors,
+        )
+        return None if self._is_rounding(error, relative_error(moved, model)) else graph_differs(error)
+
+    def _reference(
+        self, times: int | None, *, plain: bool = False, moved: bool = False
+    ) -> tuple[list[Any], Trail | None]:
+        """The results of the reference and its trail. plain: True to remove nothing. moved: as in `Copying`."""
+        pair, captured = self.pair, self.pair.findings.captured
+        unread = self._digests and pair.folded is None  # statistics that no operation reads; constants stay in theirs
+        taken = pair.statistics or unread
+        statistics = KeptStatistics(pair.removal) if taken and not plain else None
+        recorder = None if plain else self._recorder(statistics=statistics)
+        copying = pair.copying(plain=plain, moved=moved)
+        run = GraphRun(
+            captured.graph,
+            captured.module,
+            copying,
+            recorder,
+            precision=self.precision,
+            modes=self.modes,
+            tensors=captured.registered,
+        )
+        try:
+            results = run.calls(captured.values(self.inputs), times)
+        except Exception as error:
+            if pair.statistics and not plain and self._runs():
+                raise raised("the reference", error, "with statistics over the kept channels") from error
+            raise NoReferenceError(text_of(error, lines=1)) from error
+        return results, recorder.trail if recorder is not None else None
+
+    def _runs(self) -> bool:
+        """True if the original runs without an error."""
+        try:
+            self._reference(1, plain=True)
+        except NoReferenceError:
+            return False
+        return True
+
+    def _result(self, times: int, before: Trail | None) -> tuple[list[Any], Trail | None]:
+        """The results of the small model and its trail. before: the trail of the reference."""
+        pair, captured = self.pair, self.pair.findings.captured
+        recorder = self._recorder(before=before)
+        graph = pair.small.graph if isinstance(pair.small, fx.GraphModule) else captured.graph
+        copying = Copying(unrounded=pair.exact, made=recorder.made if recorder is not None else _ignore)
+        run = GraphRun(
+            graph,
+            pair.small,
+            copying,
+            recorder,
+            precision=self.precision,
+            modes=self.modes,
+            tensors=pair.tensors,
+        )
+        try:
+            results = run.calls(captured.values(self.inputs), times)
+        except Exception as error:
+            raise raised("the small model", error, "where the original does not") from error
+        return results, recorder.trail if recorder is not None else None
+
+    def _recorder(self, statistics: KeptStatistics | None = None, before: Trail | None = None) -> TrailRecorder | None:
+        pair, captured = self.pair, self.pair.findings.captured
+        if not (self._digests or captured.real or statistics is not None):
+            return None
+        return TrailRecorder(
+            pair.findings,
+            pair.removal,
+            pair.digester,
+            observations=self._observations,
+            factors=pair.factors,
+            skipped=pair.skipped,
+            statistics=statistics,
+            before=before,
+            changed=pair.changed,
+            tolerance=self.precision.tolerance,
+            digests=self._digests,
+            decisions=self.decisions,
+        )
+
+    # -- what they gave -----------------------------------------------------------------------------------
+
+    def _wrong(
+        self, error: float, reference: list[Any], judgement: Judgement | None
+    ) -> tuple[VerificationError | None, float]:
+        """The error that says what differs and how far it is apart; None and 0.0 if nothing does.
+
+        Nor does what differs only by roundings that the model amplifies.
+        """
+        tolerance = self.precision.tolerance
+        suspects = [] if judgement is None else list(judgement.suspects())
+        if error <= tolerance and not suspects:
+            return None, 0.0
+        moved, trail = self._reference(len(reference), moved=True)
+        right = error <= tolerance or self._is_rounding(error, relative_error(moved, reference))
+        if judgement is not None:
+            for key, apart in suspects:
+                other = trail.steps.get(key) if trail is not None else None
+                movement = differs(other, judgement.theirs.steps[key]) if other is not None else 0.0
+                if not self._is_rounding(apart, movement):
+                    return differs_inside(key, judgement.ours.steps[key], apart, error, tolerance), apart
+        return (None if right else differs_inside(None, None, error, error, tolerance)), 0.0
+
+    def _is_rounding(self, error: float, amplified: float) -> bool:
+        """True if an error is explained by roundings. amplified: the change when every number moves by one rounding."""
+        blurred = max(BLURRED, 10 * self.precision.tolerance)
+        return error < blurred and error <= 100 * amplified
+
+    def _compared(self, reference: list[Any], judgement: Judgement | None) -> int:
+        """The number of numbers that were compared and depend on what was removed."""
+        if not self._digests and self.pair.changed:  # only outputs are compared
+            return sum(tensor.numel() for tensor in tensors_in(reference))
+        return 0 if judgement is None else judgement.compared()
+
+    def _one_sided(self, judgement: Judgement | None) -> tuple[OneSided, ...]:
+        """The operations that did not run equally often in both models."""
+        if judgement is None or not self._digests:
+            return ()
+        return one_sided(judgement.theirs, judgement.ours, self.pair.skipped)
+
+
+def _ignore(tensor: torch.Tensor, name: str) -> None:
+    """Do nothing with a copy that was made."""
