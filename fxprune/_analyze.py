@@ -15,7 +15,6 @@ from fxprune.analysis.single_layers import analyze_single_layers
 from fxprune.arguments import checks_arguments
 from fxprune.capture.captured import FrontEnd
 from fxprune.capture.inputs import (
-    Inputs,
     check_devices,
     check_initialised,
     check_plain,
@@ -23,6 +22,7 @@ from fxprune.capture.inputs import (
     check_unwrapped,
     normalize,
 )
+from fxprune.capture.output_paths import output_paths
 from fxprune.capture.process_state import public_call
 from fxprune.capture.program import as_module
 from fxprune.capture.tensors import Tensors
@@ -130,6 +130,7 @@ def analyze(
     path: str | None = None,
     prefer: str | None = None,
     norms: str = "kept",
+    outputs: Any = None,
 ) -> Analysis:
     """Find out which channels of a model can be removed, and which of them only together.
 
@@ -147,9 +148,11 @@ def analyze(
             "fx", "eager" and "export" are tried in turn.
         norms: the value that `transform` will get. With "preserve", groups whose statistics can be preserved exactly
             count as exact.
+        outputs: the parts of the result that count: `"boxes"`, `0`, `("features", 0)`, or a list of such paths. See
+            `fxprune.transform`.
 
     Raises:
-        InputError: the inputs do not fit the model.
+        InputError: the inputs do not fit the model, or its result has no such outputs.
         CaptureError: the model cannot be captured, or its forward raises.
         PlanError: there is no such path, preference or value of norms.
 
@@ -163,6 +166,7 @@ def analyze(
         raise CaptureError("not a model", why=f"{type(model).__name__} is no torch.nn.Module", do="pass a module")
     paths = without_hooks(paths_for(model, path, prefer))
     inputs, more = normalize(example_inputs), [normalize(other) for other in also]
+    counting = output_paths(outputs)
     check_unwrapped(model)
     tensors = Tensors.of(model)
     check_initialised(tensors)
@@ -172,28 +176,22 @@ def analyze(
         check_devices(tensors, given)
     if norms not in NORMS:
         raise PlanError(f"there are no norms {norms!r}", why='norms is "kept" or "preserve"')
-    return try_in_turn(paths, lambda path: _analysis(model, tensors, inputs, path, more, strict, norms)).get()
+
+    def on(path: FrontEnd) -> Analysis:
+        subject = Subject(model, tensors, capture(model, inputs, path), inputs, tuple(more), counting)
+        return _analysis(subject, strict=strict, norms=norms)
+
+    return try_in_turn(paths, on).get()
 
 
-def _analysis(
-    model: nn.Module,
-    tensors: Tensors,
-    inputs: Inputs,
-    path: FrontEnd,
-    more: Sequence[Inputs],
-    strict: bool,
-    norms: str,
-) -> Analysis:
-    findings = keep_weights(_walked(model, tensors, inputs, path, more, strict))
+def _analysis(subject: Subject, *, strict: bool, norms: str) -> Analysis:
+    findings = keep_weights(_walked(subject, strict=strict))
     findings = preserve(findings) if norms == "preserve" else findings
     return Analysis(**{part.name: getattr(findings, part.name) for part in fields(findings)})
 
 
-def _walked(
-    model: nn.Module, tensors: Tensors, inputs: Inputs, path: FrontEnd, more: Sequence[Inputs], strict: bool
-) -> Findings:
-    captured = capture(model, inputs, path)
-    subject = Subject(model, tensors, captured, inputs, tuple(more))
+def _walked(subject: Subject, *, strict: bool) -> Findings:
+    captured = subject.captured
     if captured.needs_hooks:
         return analyze_single_layers(subject, strict=strict)
     try:

@@ -11,6 +11,7 @@ from torch import nn
 from fxprune._analyze import Analysis
 from fxprune.analysis.folded_constants import FoldedConstants
 from fxprune.analysis.lock_channels import lock_channels
+from fxprune.capture.output_paths import OutputPath
 from fxprune.channels.groups import Removal
 from fxprune.errors import CaptureError, PlanError, RewriteError, VerificationError
 from fxprune.fold import ResolvedPlan, make_plan, resolve_plan
@@ -30,6 +31,7 @@ class Request:
     plan: the plan to apply, None if one is made from `choices`.
     choices: the options of `make_plan`: ratio, masks, importance and so on.
     also, strict, verify, norms: as in `transform`.
+    outputs: the paths to the parts of the result that count; None for all.
     """
 
     plan: Plan | None
@@ -38,6 +40,7 @@ class Request:
     strict: bool
     verify: bool
     norms: str
+    outputs: tuple[OutputPath, ...] | None = None
 
 
 @dataclass(frozen=True)

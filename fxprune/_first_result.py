@@ -114,6 +114,7 @@ class _Trial:
                 also=request.also,
                 strict=request.strict,
                 norms=request.norms,
+                outputs=None if request.outputs is None else list(request.outputs),
             )
         return self.analyses[path.name]
 

@@ -17,6 +17,7 @@ from fxprune._record import Record, attach, record
 from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.arguments import checks_arguments
 from fxprune.capture.module_copy import copy_module
+from fxprune.capture.output_paths import narrowed, output_paths
 from fxprune.capture.process_state import public_call
 from fxprune.capture.program import as_module, exported_again
 from fxprune.capture.tensors import PARAMETER, Tensors
@@ -69,6 +70,7 @@ def transform(
     path: str | None = None,
     prefer: str | None = None,
     norms: str = "kept",
+    outputs: Any = None,
 ) -> ModelT:
     """A smaller model, which computes what the original would compute if the removed channels had never existed.
 
@@ -112,6 +114,11 @@ def transform(
         norms: "kept" takes statistics over the kept channels. "preserve" makes statistics count the original width
             wherever that is exactly possible: layer norms, RMS norms, and means over values that are zero at removed
             channels. The result then equals the masked original there, and such groups are exact.
+        outputs: the parts of the forward's result that count. A part is given by its path: the number of an element
+            (`0`), the key of a dict or the name of a field (`"boxes"`), or a tuple of such keys (`("features", 0)`); a
+            list has several paths. Only these parts keep their shape and are compared. The others may lose channels:
+            the record names them, with their new shapes. By default all parts count. A plan says which ones count for
+            it; `outputs` may then name some of these.
 
     Raises a subclass of `FxpruneError`, which says what to do. Warns with `NothingRemovedWarning`, which says why, if
     nothing could be removed; with `NotProvenWarning` if the result could not be compared with its reference, or nothing
@@ -141,18 +148,24 @@ def transform(
         "exact": exact,
         "seed": seed,
     }
-    request = Request(plan, choices, also, strict, verify, norms)
+    counting = narrowed(plan.outputs if isinstance(plan, Plan) else None, output_paths(outputs))
+    request = Request(plan, choices, also, strict, verify, norms, counting)
     free = plan is None and path is None and prefer is None and not isinstance(module, fx.GraphModule)
     result = first_result(module, example_inputs, request, paths, may_give_up_class=free)
     for text, kind in _warnings(result, class_expected=free):
         warnings.warn(text, kind, stacklevel=4)
-    small: Any = result.small
-    if isinstance(model, ExportedProgram):
-        small = exported_again(model, result.small, example_inputs)
-    elif path is None and prefer is None:
-        explain_missing_graph(small)
+    small: Any = _as_given(model, result, example_inputs)
+    if path is None and prefer is None and not isinstance(model, ExportedProgram):
+        explain_missing_graph(result.small)
     attach(small, _recorded(result))
     return cast(ModelT, small)
+
+
+def _as_given(model: Any, result: Result, example_inputs: Any) -> nn.Module | ExportedProgram:
+    """The small model; a program if the model is one."""
+    if isinstance(model, ExportedProgram):
+        return exported_again(model, result.small, example_inputs)
+    return result.small
 
 
 def _warnings(result: Result, *, class_expected: bool) -> Iterator[tuple[str, type[Warning]]]:
@@ -177,7 +190,9 @@ def _warnings(result: Result, *, class_expected: bool) -> Iterator[tuple[str, ty
 
 @checks_arguments("model", "small")
 @public_call()
-def verify(model: nn.Module | ExportedProgram, small: nn.Module | ExportedProgram, example_inputs: Any) -> float:
+def verify(
+    model: nn.Module | ExportedProgram, small: nn.Module | ExportedProgram, example_inputs: Any, *, outputs: Any = None
+) -> float:
     """The relative error of a small model against its reference.
 
     The reference is `masked(model, record(small).zeroed)`. Where the removal changed a statistic (see `norms` of
@@ -187,6 +202,7 @@ def verify(model: nn.Module | ExportedProgram, small: nn.Module | ExportedProgra
         model: the original.
         small: the model that `transform` made from it.
         example_inputs: as for `transform`. They may be different ones, also in their sizes.
+        outputs: the parts of the result to compare, as for `transform`; by default those that counted there.
 
     Returns the largest max |small - reference| / max |reference| of all outputs; inf if shapes differ, or if a number
     is not finite in one of them only. Raises `VerificationError` if the small model raises where the original does not,
@@ -196,7 +212,9 @@ def verify(model: nn.Module | ExportedProgram, small: nn.Module | ExportedProgra
     recorded = copy_module(as_module(model, example_inputs), lambda tensor: tensor)
     for name, module in recorded.named_modules():
         module.training = name in made.training
-    analysis = analyze(recorded, example_inputs, path=made.path, norms=made.norms)
+    counting = narrowed(made.plan.outputs, output_paths(outputs))
+    listed = None if counting is None else list(counting)
+    analysis = analyze(recorded, example_inputs, path=made.path, norms=made.norms, outputs=listed)
     resolved = resolve_plan(analysis, replace(made.plan, structure=None))
     factors = scale_factors(analysis, resolved.removal) if made.plan.factors else ScaleFactors()
     exact = {**own_numbers(analysis, resolved.removal), **resolved.constants.exact}
@@ -219,6 +237,7 @@ def _recorded(result: Result) -> Record:
             for event in analysis.marked_by(inexact.nonzero()[0])
         )
         reasons += [f"a statistic changed: {text}" for text in changed]
+    reasons += analysis.results.changes(result.removal)
     state = Tensors.of(small)
     if plan.factors:
         names = list(dict.fromkeys(factor.tensor for factor in plan.factors))
@@ -258,7 +277,7 @@ def _recorded(result: Result) -> Record:
 def _complete(result: Result) -> Plan:
     """The plan with everything that is known after the rewrite: recounted sizes, structure and path."""
     analysis, small, plan = result.analysis, result.small, result.plan
-    structure = plan.structure
+    structure, path = plan.structure, analysis.captured.path
     if structure is None or not structure.coupled:
         structure = structure_of(analysis, result.removal.removed, plan.removed)
-    return replace(plan, sizes=derived(analysis, small), structure=structure, path=analysis.captured.path)
+    return replace(plan, sizes=derived(analysis, small), structure=structure, path=path, outputs=analysis.results.paths)

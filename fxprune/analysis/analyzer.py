@@ -16,8 +16,10 @@ from fxprune.analysis.findings import Findings, Subject
 from fxprune.analysis.marking import Settings
 from fxprune.analysis.observed import Observation, Place, Walked
 from fxprune.analysis.opened import Opened
+from fxprune.analysis.results import Results
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.modes import MODES, doubled, modules_reading_training, random_decisions, set_mode
+from fxprune.capture.output_paths import Outputs, tensors_that_count
 from fxprune.capture.places import module_of, source_of
 from fxprune.capture.process_state import no_caches
 from fxprune.capture.values import map_tensors, objects_in, tensors_in
@@ -38,6 +40,8 @@ class Analyzer:
         self.nodes: dict[str, Any] = {}
         self.observations: dict[str, Observation] = {}
         self.notes: list[str] = list(subject.captured.notes)
+        self.results: list[tuple[Any, int]] = []
+        self.outputs: Outputs | None = None
 
     def run(self) -> Findings:
         """Run the model on all example inputs, and return the findings.
@@ -51,6 +55,7 @@ class Analyzer:
         self.settings.mark(self.opened.module)
         for inputs in reversed((subject.inputs, *subject.more)):
             self._walk(inputs)
+        results = self._lock_results()
         nodes, observations = self.nodes, self.observations
         other_mode = self._walk_other_mode()
         self.observer.begin_run()
@@ -58,7 +63,7 @@ class Analyzer:
         self._lock_unread()
         self._note_unused()
         return self.opened.findings(
-            nodes, observations, self.settings.uses(self.opened.unread_vectors()), self.notes, other_mode
+            nodes, observations, self.settings.uses(self.opened.unread_vectors()), self.notes, results, other_mode
         )
 
     def _walk(self, inputs: Inputs, *, when: str = "") -> None:
@@ -79,7 +84,7 @@ class Analyzer:
             self._open_inputs(result)
         self.nodes[node.name] = map_tensors(result, self.observer.peek)
         if node.op == "output":
-            self._lock_results(result)
+            self._keep_result(self.subject.captured.graph.process_outputs(result))
         return result
 
     # -- the other mode -----------------------------------------------------------------------------------
@@ -122,6 +127,7 @@ class Analyzer:
         set_mode(self.opened.module, training)
         self.settings.mark(self.opened.module)
         self._walk(inputs, when=f" (in {MODES[training]} mode)")
+        self._lock_results(when=f"in {MODES[training]} mode")
 
     # -- inputs, results and what was not reached ---------------------------------------------------------
 
@@ -131,15 +137,40 @@ class Analyzer:
             fixed = tuple(self.terms.fixed(size) for size in tensor.shape)
             self.observer.bind(tensor, Operand(fixed, (True,) * len(fixed)))
 
-    def _lock_results(self, result: Any) -> None:
-        event = self.observer.event("output", "output of the model")
+    def _keep_result(self, result: Any) -> None:
+        """Keep the result of a run, with the event that its place gives, until `_lock_results` is called."""
         self.observer.recorder.result(tensors_in(result))
-        for tensor in tensors_in(result):
+        self.results.append((result, self.observer.event("output", "output of the model")))
+        for name in objects_in(result):
+            self.notes.append(f"{name} in the result is taken for internal state: it has the widths of the model")
+
+    def _lock_results(self, *, when: str = "on some of the inputs") -> Results:
+        """Lock the outputs in the results of the runs since the last call, and return the last result.
+
+        The first time, this is the run that says which parts of the result are meant by the paths of the user. Raises
+        `InputError` if there are no such parts. when: for the note about results of another form.
+        """
+        made, self.results = self.results, []
+        last = made[-1][0]
+        if self.outputs is None and self.subject.outputs is not None:
+            self.outputs = Outputs.of(last, self.subject.outputs)
+        for result, event in made:
+            self._lock_result(result, event, when)
+        if self.outputs is None or not self.outputs.fit(last):
+            return Results(self.outputs)
+        others = self.outputs.others(last)
+        found = Results(self.outputs, tuple((path, self.observer.operand(tensor).vectors) for path, tensor in others))
+        self.notes.append(found.note())
+        return found
+
+    def _lock_result(self, result: Any, event: int, when: str) -> None:
+        """Lock the outputs in the result of a run."""
+        for tensor in tensors_that_count(self.outputs, result):
             operand = self.observer.operand(tensor)
             for vector in (*operand.vectors, *((operand.labels,) if operand.labels is not None else ())):
                 self.terms.lock(vector, event)
-        for name in objects_in(result):
-            self.notes.append(f"{name} in the result is taken for internal state: it has the widths of the model")
+        if self.outputs is not None and not self.outputs.fit(result):
+            self.notes.append(f"the result has another form {when}, and all of it counts as output there")
 
     def _follow_index_lists(self) -> None:
         """Unify the dimensions that are indexed by the same tensor of positions, since it has one renumbering only.

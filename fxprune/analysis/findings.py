@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -13,12 +13,14 @@ from torch import nn
 
 from fxprune.analysis.members import Locked, Member
 from fxprune.analysis.observed import Observed, Walked
+from fxprune.analysis.results import Results
 from fxprune.analysis.tensor_table import TensorTable
 from fxprune.analysis.uses import Uses
 from fxprune.arguments import checks_arguments
 from fxprune.capture.captured import Captured
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.modes import MODES
+from fxprune.capture.output_paths import OutputPath
 from fxprune.capture.tensors import Tensors
 from fxprune.channels.groups import Axis, Bools, Ints, Solution
 from fxprune.channels.vector import Vector
@@ -130,13 +132,17 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """The input of an analysis: a model, its tensors, its graph, the first example inputs and `more` of them."""
+    """The input of an analysis: a model, its tensors, its graph, the first example inputs and `more` of them.
+
+    outputs: the paths to the parts of the result that count as outputs, as the user gives them; None for all.
+    """
 
     model: nn.Module
     tensors: Tensors
     captured: Captured
     inputs: Inputs
     more: tuple[Inputs, ...] = ()
+    outputs: tuple[OutputPath, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -153,6 +159,7 @@ class Findings:
     uses: the places where forward uses integers from attributes of modules, and sizes of tensors.
     notes: sentences for the reader of the record.
     preserved: scope -> how the small model preserves the statistics there; None without `norms="preserve"`.
+    results: the tensors in the result of the forward, and which of them count as outputs.
     """
 
     subject: Subject
@@ -162,6 +169,7 @@ class Findings:
     uses: Uses
     notes: tuple[str, ...]
     preserved: Mapping[str, Any] | None = None
+    results: Results = field(default_factory=Results)
 
     # -- parts of the parts -------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from torch import nn
 from fxprune.analysis.findings import Findings, Subject
 from fxprune.analysis.observed import Observation, Walked
 from fxprune.analysis.observer import Observer
+from fxprune.analysis.results import Results
 from fxprune.analysis.tensor_table import TensorTable
 from fxprune.analysis.uses import Uses
 from fxprune.capture.fake_tensors import Faker, Real
@@ -88,6 +89,7 @@ class Opened:
         observations: Mapping[str, Observation],
         uses: Uses,
         notes: Iterable[str],
+        results: Results,
         other_mode: Walked | None = None,
     ) -> Findings:
         """The findings, after the walk. Tensors that no operation has read take no part in the groups.
@@ -103,4 +105,5 @@ class Opened:
             solution=solve(self.terms, [axis for axis in axes if axis.parameter not in self._constants]),
             uses=uses,
             notes=tuple(dict.fromkeys(notes)),
+            results=results,
         )

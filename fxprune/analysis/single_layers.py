@@ -11,7 +11,9 @@ from fxprune.analysis.findings import Findings, Subject
 from fxprune.analysis.hookable import hookable
 from fxprune.analysis.observed import Contraction, Observation
 from fxprune.analysis.opened import Opened
+from fxprune.analysis.results import Results
 from fxprune.analysis.uses import Uses
+from fxprune.capture.output_paths import Outputs, tensors_that_count
 from fxprune.capture.scopes import Scope
 from fxprune.capture.values import tensors_in
 from fxprune.capture.walk import walk
@@ -23,25 +25,27 @@ def analyze_single_layers(subject: Subject, *, strict: bool) -> Findings:
     """Findings in which the outputs of each hookable layer are one group. All other dimensions are locked.
 
     Only the weight and the bias of that layer shrink, because a forward hook fills up its output with zeros. Layers
-    whose output is a result of the model are locked too.
+    whose output is a result of the model are locked too, if that part of the result counts.
     """
     opened = Opened(subject, strict=strict)
-    results, counted = _run(opened)
+    results, locking, counted = _run(opened)
     weights = {path: f"{path}.weight" for path, _ in hookable(subject.captured.module)}
     vectors = opened.vectors()
-    _lock_all_but_outputs(opened, weights, results, vectors)
+    _lock_all_but_outputs(opened, weights, locking, vectors)
     observations = {node.name: Observation() for node in subject.captured.graph.nodes}
     observations["forward"].contractions.extend(
         _scaled(opened.terms, *found, vectors.get((weights.get(found[0], ""), 0))) for found in counted
     )
     opened.observer.used.update(id(fake) for fake, _ in opened.axes)
-    return opened.findings({}, observations, Uses(), subject.captured.notes)
+    notes = (*subject.captured.notes, *filter(None, [results.note()]))
+    return opened.findings({}, observations, Uses(), notes, results)
 
 
-def _run(opened: Opened) -> tuple[set[str], list[Found]]:
+def _run(opened: Opened) -> tuple[Results, set[str], list[Found]]:
     """Run the model once on its example inputs.
 
-    Returns the paths of the layers whose output, or a view of it, is a result of the model; and all multiply-adds.
+    Returns its results; the paths of the layers whose output, or a view of it, is a result that counts as an output;
+    and all multiply-adds.
     """
     captured, scopes = opened.subject.captured, opened.scopes
     layers = {path for path, _ in hookable(captured.module)}
@@ -54,9 +58,13 @@ def _run(opened: Opened) -> tuple[set[str], list[Found]]:
     scopes.on_enter, scopes.on_leave = lambda scope: None, leave
     counter = Counter(scopes)
     values, modes = captured.values(opened.subject.inputs), (scopes.watching(), counter)
-    results = walk(captured.graph, opened.module, opened.faker, values, lambda node, execute: execute(), modes)
-    found = (made.get(tensor.untyped_storage().data_ptr()) for tensor in tensors_in(results))
-    return {entry[0] for entry in found if entry is not None}, counter.found
+    result = walk(captured.graph, opened.module, opened.faker, values, lambda node, execute: execute(), modes)
+    paths = opened.subject.outputs
+    outputs = None if paths is None else Outputs.of(result, paths)
+    found = (made.get(tensor.untyped_storage().data_ptr()) for tensor in tensors_that_count(outputs, result))
+    shapes = () if outputs is None else ((path, tuple(tensor.shape)) for path, tensor in outputs.others(result))
+    others = tuple((path, tuple(opened.terms.fixed(size) for size in shape)) for path, shape in shapes)
+    return Results(outputs, others), {entry[0] for entry in found if entry is not None}, counter.found
 
 
 def _lock_all_but_outputs(

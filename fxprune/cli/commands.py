@@ -48,9 +48,11 @@ def inspect(options: argparse.Namespace, say: Say) -> Answer:
     plan = None if options.plan is None else _plan(options.plan)
     model, inputs = _model(options, say)
     say("analysing")
-    chosen = {name: getattr(options, name) for name in ("path", "prefer", "norms", "strict")}
+    chosen = {name: getattr(options, name) for name in ("path", "prefer", "norms", "strict", "outputs")}
     if plan is not None and options.path is None and options.prefer is None and not isinstance(model, fx.GraphModule):
         chosen["path"] = plan.path or None  # the names in a plan are those of its path
+    if plan is not None and plan.outputs is not None and options.outputs is None:
+        chosen["outputs"] = list(plan.outputs)
     analysis = fxprune.analyze(model, inputs, **chosen)
     report = analysis.report(options.format)
     if plan is None:
@@ -92,6 +94,7 @@ def prune(options: argparse.Namespace, say: Say) -> Answer:
         norms=options.norms,
         strict=options.strict,
         verify=options.verify,
+        outputs=options.outputs,
         **chosen,
     )
     made = fxprune.record(small)
@@ -117,7 +120,7 @@ def verify(options: argparse.Namespace, say: Say) -> Answer:
     model, inputs = _model(options, say)
     small = _small(options.small, model, inputs, say)
     say("comparing in float64")
-    error = fxprune.verify(model, small, inputs)
+    error = fxprune.verify(model, small, inputs, outputs=options.outputs)
     passed = error <= options.tolerance
     if options.format == "json":
         known = error if math.isfinite(error) else None

@@ -12,7 +12,7 @@ import fxprune
 from fxprune.cli.commands import COMMANDS
 from fxprune.cli.inputs import example
 from fxprune.cli.models import FORMS
-from fxprune.cli.usage import Parser, UsageError, integer, literal, one_of, share, tolerance
+from fxprune.cli.usage import Parser, UsageError, integer, literal, one_of, output_path, share, tolerance
 from fxprune.criteria import CRITERIA
 from fxprune.errors import nearest
 from fxprune.paths import PATHS, PREFERENCES
@@ -138,7 +138,18 @@ def _analysis_options(parser: Parser) -> None:
         metavar="NORMS",
         help='what statistics count: "kept" channels (default), or "preserve" the original width',
     )
+    _outputs_option(parser)
     parser.option("--strict", action="store_true", help="an operation without a rule is an error")
+
+
+def _outputs_option(parser: Parser) -> None:
+    parser.option(
+        "--outputs",
+        type=output_path,
+        action="append",
+        metavar="KEY[.KEY]",
+        help="a part of the result that counts, like boxes, 0 or features.0; without it all do. Can be repeated.",
+    )
 
 
 def _prune_options(parser: Parser) -> None:
@@ -178,6 +189,7 @@ def _prune_options(parser: Parser) -> None:
 
 
 def _verify_options(parser: Parser) -> None:
+    _outputs_option(parser)
     parser.option("--tolerance", type=tolerance, default=1e-9, help="largest relative error that is right (1e-9)")
 
 

@@ -117,6 +117,18 @@ def ratio_of(shares: Sequence[tuple[str | None, float]] | None) -> float | dict[
     return {glob: number for glob, number in shares if glob is not None}
 
 
+def output_path(text: str) -> tuple[str | int, ...]:
+    """Parses a value of `--outputs`: keys with dots between them, where digits are a number.
+
+    >>> output_path("boxes"), output_path("features.0")
+    (('boxes',), ('features', 0))
+    """
+    keys = text.split(".")
+    if not all(keys):
+        raise argparse.ArgumentTypeError(f'"{text}" is no path into the result, like boxes or features.0')
+    return tuple(int(key) if key.isascii() and key.isdigit() else key for key in keys)
+
+
 def literal(text: str) -> tuple[str, Any]:
     """Parses a value of `--arg`: a name, and a Python literal, or else a text.
 

@@ -22,7 +22,7 @@ def plan_from(findings: Findings, removed: Bools, reasons: tuple[str, ...]) -> P
         for name in findings.names_of(axis.parameter):
             result.setdefault(name, {})[axis.dim] = list(slots)
     structure = structure_of(findings, removed, result)
-    return Plan(result, reasons, structure=structure, path=findings.captured.path)
+    return Plan(result, reasons, structure=structure, path=findings.captured.path, outputs=findings.results.paths)
 
 
 def removal_of(findings: Findings, plan: Plan) -> Removal:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from fxprune.capture.output_paths import OutputPath, in_both, paths_text
 from fxprune.errors import PlanError, nearest
 from fxprune.paths import PATHS
 from fxprune.planning.factors import Factor, Products
@@ -72,7 +73,20 @@ def then(first: PlanT, second: PlanFields) -> PlanT:
         structure=Structure(shapes, (), structure.outside),
         path=_path_of_both(first, second),
         versions={},
+        outputs=_outputs(first, second),
     )
+
+
+def _outputs(first: PlanFields, second: PlanFields) -> tuple[OutputPath, ...] | None:
+    """The outputs that neither plan changes. Raises `PlanError` where there are none."""
+    both = in_both(first.outputs, second.outputs)
+    if both == ():
+        raise PlanError(
+            "the two plans have no output in common",
+            why=f"the first keeps {paths_text(first.outputs or ())}, the second {paths_text(second.outputs or ())}",
+            do="prune both times with the same outputs",
+        )
+    return both
 
 
 def _refuse_unless_small(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from fxprune.capture.output_paths import OutputPath
 from fxprune.errors import PlanError
 from fxprune.planning.factors import Factor
 from fxprune.planning.sizes import Size
@@ -29,6 +30,7 @@ class PlanFields:
     path: str = ""
     versions: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     factors: tuple[Factor, ...] = ()
+    outputs: tuple[OutputPath, ...] | None = None
 
     def known_structure(self, what: str) -> Structure:
         """The structure. Raises `PlanError` if there is none. what: for the message, what is unknown without it."""

@@ -29,6 +29,7 @@ class Plan(PlanFields):
     versions: of the packages that wrote the file it was read from.
     factors: the parts of parameters that are multiplied, because code of the small model computes another scale from a
         smaller width; known after a rewrite, as `sizes` are.
+    outputs: the parts of the model's result that count as outputs, as paths; None if all do. See `fxprune.transform`.
     """
 
     def __bool__(self) -> bool:

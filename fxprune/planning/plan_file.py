@@ -11,7 +11,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from fxprune.errors import PlanError
+from fxprune.capture.output_paths import OutputPath, output_paths
+from fxprune.errors import InputError, PlanError
 from fxprune.files import Field, PathLike, parse_json, read_bytes, write_text
 from fxprune.paths import PATHS
 from fxprune.planning.factors import Factor
@@ -24,6 +25,12 @@ FORMAT, VERSION = "fxprune plan", 1
 
 WITH_FACTORS = 2
 """The version of a file whose plan has factors; a reader that knows none must refuse it."""
+
+WITH_OUTPUTS = 3
+"""The version of a file whose plan says which outputs count; it may have factors too."""
+
+_OPTIONAL = {VERSION: (), WITH_FACTORS: ("factors",), WITH_OUTPUTS: ("outputs",)}
+"""Version of a file -> the keys that it has beside those of version 1."""
 
 LIMIT = 1 << 28
 """The most bytes of a plan file."""
@@ -59,7 +66,7 @@ def data_of(plan: PlanFields) -> dict[str, Any]:
     _refuse_what_no_file_holds(plan, structure)
     return {
         "format": FORMAT,
-        "version": WITH_FACTORS if plan.factors else VERSION,
+        "version": WITH_OUTPUTS if plan.outputs is not None else WITH_FACTORS if plan.factors else VERSION,
         "versions": dict(plan.versions) or versions(),
         "path": plan.path,
         "fingerprint": structure.fingerprint,
@@ -75,6 +82,7 @@ def data_of(plan: PlanFields) -> dict[str, Any]:
         "sizes": [{k: getattr(size, k) for k in ("kind", "at", "name", "old", "new")} for size in plan.sizes],
         "reasons": list(plan.reasons),
         **({"factors": [_factor_data(factor) for factor in plan.factors]} if plan.factors else {}),
+        **({} if plan.outputs is None else {"outputs": [list(path) for path in plan.outputs]}),
     }
 
 
@@ -143,12 +151,12 @@ def plan_of(data: Field, kind: type[PlanT]) -> PlanT:
     if not isinstance(data.value, dict) or data.value.get("format") != FORMAT:
         raise data.wrong(f'it is no plan of fxprune: there is no "format": "{FORMAT}"')
     version = data.value.get("version")
-    if type(version) is not int or version not in (VERSION, WITH_FACTORS):
+    if type(version) is not int or version not in _OPTIONAL:
         if "version" not in data.value:
             raise data.wrong('the key "version" is missing')
-        why = f"this fxprune reads versions {VERSION} and {WITH_FACTORS}"
+        why = f"this fxprune reads versions {VERSION} to {WITH_OUTPUTS}"
         raise data["version"].wrong(why, "load it with the fxprune that wrote it")
-    data.object([*_KEYS, *(["factors"] if version == WITH_FACTORS else [])])
+    data.object([*_KEYS, *_OPTIONAL[version]], ["factors"] if version == WITH_OUTPUTS else [])
     budget = _Budget(data)
     shapes: dict[str, tuple[int, ...]] = {}
     removed: Removed = {}
@@ -171,7 +179,8 @@ def plan_of(data: Field, kind: type[PlanT]) -> PlanT:
         structure,
         data["path"].text(("", *PATHS)),
         {name: version.text() for name, version in data["versions"].mapping().items()},
-        _factors(data["factors"], shapes, budget) if version == WITH_FACTORS else (),
+        _factors(data["factors"], shapes, budget) if "factors" in data.value else (),
+        _outputs(data["outputs"]) if version == WITH_OUTPUTS else None,
     )
 
 
@@ -253,6 +262,19 @@ def _factors(data: Field, shapes: Mapping[str, tuple[int, ...]], budget: _Budget
     if not made:
         raise data.wrong(f"a file of version {WITH_FACTORS} has factors")
     return tuple(made.values())
+
+
+def _outputs(data: Field) -> tuple[OutputPath, ...] | None:
+    """The paths in a file, each a list of names and numbers."""
+    paths = []
+    for entry in data.items():
+        if not isinstance(entry.value, list):
+            raise entry.wrong("it must be a list of names and numbers")
+        paths.append(tuple(entry.value))
+    try:
+        return output_paths(paths)
+    except InputError as error:
+        raise data.wrong(error.first_why) from None
 
 
 def _coupled(entry: Field, shapes: Mapping[str, tuple[int, ...]]) -> Coupled:

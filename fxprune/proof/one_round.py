@@ -11,6 +11,7 @@ from torch import fx
 
 from fxprune.analysis.observed import Observation, Walked
 from fxprune.capture.inputs import Inputs
+from fxprune.capture.output_paths import tensors_that_count
 from fxprune.capture.values import tensors_in
 from fxprune.errors import VerificationError, text_of
 from fxprune.proof.copies import Copying
@@ -90,7 +91,7 @@ class Round:
         if captured.keeps_class or (captured.module is model and not hooked):
             return None
         try:
-            return call_model(
+            results = call_model(
                 model,
                 self.inputs,
                 self.pair.copying(plain=self.pair.statistics),
@@ -101,6 +102,11 @@ class Round:
             )
         except Exception as error:
             raise NoReferenceError(text_of(error, lines=1)) from error
+        return self._outputs(results)
+
+    def _outputs(self, results: list[Any]) -> list[Any]:
+        """The tensors that count as outputs in the results of some calls, as one list per call."""
+        return [tensors_that_count(self.pair.findings.results.outputs, result) for result in results]
 
     def _against_model(self, model: list[Any], reference: list[Any]) -> VerificationError | None:
         """The error if the graph gives other results than the user's model, with the same slots set to zero."""
@@ -118,7 +124,8 @@ class Round:
             modes=self.modes,
             tensors=self.pair.findings.subject.tensors,
         )
-        return None if self._is_rounding(error, relative_error(moved, model)) else graph_differs(error)
+        amplified = relative_error(self._outputs(moved), model)
+        return None if self._is_rounding(error, amplified) else graph_differs(error)
 
     def _reference(
         self, times: int | None, *, plain: bool = False, moved: bool = False
@@ -145,7 +152,7 @@ class Round:
             if pair.statistics and not plain and self._runs():
                 raise raised("the reference", error, "with statistics over the kept channels") from error
             raise NoReferenceError(text_of(error, lines=1)) from error
-        return results, recorder.trail if recorder is not None else None
+        return self._outputs(results), recorder.trail if recorder is not None else None
 
     def _runs(self) -> bool:
         """True if the original runs without an error."""
@@ -174,7 +181,7 @@ class Round:
             results = run.calls(captured.values(self.inputs), times)
         except Exception as error:
             raise raised("the small model", error, "where the original does not") from error
-        return results, recorder.trail if recorder is not None else None
+        return self._outputs(results), recorder.trail if recorder is not None else None
 
     def _recorder(self, statistics: KeptStatistics | None = None, before: Trail | None = None) -> TrailRecorder | None:
         pair, captured = self.pair, self.pair.findings.captured

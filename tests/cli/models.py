@@ -40,6 +40,22 @@ class Normed(nn.Module):
         return self.down(torch.relu(self.up(self.norm(self.embed(ids) * scale))))
 
 
+class Staged(nn.Module):
+    """Returns its features beside its result."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        features = torch.relu(self.first(x))
+        return {"boxes": self.second(features), "features": [features]}
+
+
+def staged():
+    return randomise(Staged(), int(torch.randint(1 << 30, ())))
+
+
 def normed():
     return randomise(Normed(), int(torch.randint(1 << 30, ())))
 

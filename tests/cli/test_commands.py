@@ -43,6 +43,7 @@ MODELS = {
     "net": (NET, models.net, image),
     "normed": (NORMED, models.normed, tokens),
     "dead": (("tests.cli.models:dead", "--input", "2x4"), models.dead, line),
+    "staged": (("tests.cli.models:staged", "--input", "2x4"), models.staged, line),
 }
 
 OPTIONS = {
@@ -51,6 +52,7 @@ OPTIONS = {
     "globs": ("net", ["-r", "conv2=0.75", "-r", "conv1*=0.25"], {"ratio": {"conv2": 0.75, "conv1*": 0.25}}),
     "ignore": ("net", ["--ratio", "0.5", "--ignore", "conv1", "--ignore", "head"], {"ratio": 0.5, "ignore": ["conv1"]}),
     "l1": ("net", ["--ratio", "0.4", "--importance", "l1"], {"ratio": 0.4, "importance": "l1"}),
+    "outputs": ("staged", ["--ratio", "0.5", "--outputs", "boxes"], {"ratio": 0.5, "outputs": ["boxes"]}),
     "random": (
         "net",
         ["--ratio", "0.5", "--importance", "random", "--seed", "7"],
