@@ -27,6 +27,7 @@ from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.process_state import clean_caches
 from fxprune.channels.groups import Removal
+from fxprune.proof.as_it_is import raises_as_it_is
 from fxprune.proof.decisions import Decisions
 from fxprune.proof.deterministic import deterministic
 from fxprune.proof.one_round import Round
@@ -87,13 +88,18 @@ def prove(
 def _proven_in(pair: Pair, precision: Precision) -> Proof:
     """The proof in one precision, over all example inputs and modes."""
     done = Proof(0.0, 0, precision)
-    with clean_caches(pair.findings.model), deterministic(precision):
-        for inputs, modes, walked in _rounds(pair):
-            one = Round(pair, precision, inputs, modes, walked).prove()
-            if one.wrong is not None:
-                decisions = Decisions(pair.digester, precision.tolerance)
-                one = Round(pair, precision, inputs, modes, walked, decisions).prove()
-            done = done.with_round(one)
+    rounds = list(_rounds(pair))
+    with clean_caches(pair.findings.model):
+        with deterministic(precision) as mode:
+            for inputs, modes, walked in rounds:
+                one = Round(pair, precision, inputs, modes, walked).prove()
+                if one.wrong is not None:
+                    decisions = Decisions(pair.digester, precision.tolerance)
+                    one = Round(pair, precision, inputs, modes, walked, decisions).prove()
+                done = done.with_round(one)
+        if done.wrong is None:
+            inputs, modes, _ = rounds[0]
+            done = replace(done, wrong=raises_as_it_is(pair, inputs, modes, mode.replaced))
     return done
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.capture.process_state import no_fused_attention, same_random_state
+from fxprune.proof.own_kernels import own_kernel
 from fxprune.proof.precision import FLOAT64, Precision
 
 
@@ -32,7 +32,7 @@ class NoRandomness(TorchDispatchMode):  # type: ignore[no-untyped-call]
     with mixed precision run in float64.
 
     CONSTANTS: name of an operation whose numbers are random, or what the memory held -> the value of all its numbers.
-    replaced: the names of the kernels that were computed by other code, since torch has none of this precision.
+    replaced: the names of the kernels that refused, so that other code has computed their results.
     """
 
     CONSTANTS: Mapping[str, float] = {
@@ -53,29 +53,22 @@ class NoRandomness(TorchDispatchMode):  # type: ignore[no-untyped-call]
         dtype = kwargs.get("dtype")
         if isinstance(dtype, torch.dtype) and dtype.is_floating_point and self.precision.dtype is not None:
             kwargs["dtype"] = self.precision.dtype
-        if name == "_grouped_mm" and self.precision.dtype is not None:  # torch has no float64 version
-            self.replaced.add(name)
-            return _grouped_mm(*args, **kwargs)
         if name in ("rrelu_with_noise", "rrelu_with_noise_"):
             return _rrelu(func, *args, **kwargs)
         if torch.Tag.nondeterministic_seeded in func.tags and name not in self.CONSTANTS:
             torch.manual_seed(0)  # the same numbers, however many were drawn before
-        made = func(*args, **kwargs)
+        try:
+            made = func(*args, **kwargs)
+        except RuntimeError:
+            made = own_kernel(func, args, kwargs)
+            if made is None:
+                raise
+            self.replaced.add(name)
         if name in self.CONSTANTS:
             made.fill_(self.CONSTANTS[name])
         elif name == "native_dropout":
             made = (args[0].clone(), torch.ones_like(made[1]))
         return made
-
-
-def _grouped_mm(a: torch.Tensor, b: torch.Tensor, offs: torch.Tensor, **options: Any) -> torch.Tensor:
-    """The product of each row of `a` with one matrix of `b`: [row, out]. Rows after the last offset give zeros.
-
-    a: [row, in]. b: [group, in, out]. offs: [group], ascending; row i belongs to the first group g with i < offs[g].
-    """
-    starts = [0, *offs.tolist()]
-    parts = [a[start:stop] @ b[g] for g, (start, stop) in enumerate(itertools.pairwise(starts))]
-    return torch.cat([*parts, a.new_zeros(a.shape[0] - starts[-1], b.shape[2])])
 
 
 def _rrelu(

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from fxprune.analysis.arguments import bound
 from fxprune.analysis.findings import Findings
@@ -43,7 +42,7 @@ class KeptStatistics:
         if "scale" in names and bound.get("scale") is None and "query" in bound:  # as computed from the original width
             cut["scale"] = bound["query"].shape[-1] ** -0.5
         positional = [cut.pop(name) for name in names[: len(args)]]
-        made: Any = (_attention if _refuses(func, positional) else func)(*positional, **cut)
+        made = func(*positional, **cut)
         tensors = [made] if isinstance(made, torch.Tensor) else list(made)
         back = [self._put_back(t, o) for t, o in zip(tensors, outputs, strict=True)]
         if func._schema.name.endswith("_"):
@@ -101,28 +100,3 @@ class StatisticsOfNextCall(Operations):  # type: ignore[no-untyped-call]
         if entry is None or not self.statistics.fits(entry[0], named):
             return func(*args, **kwargs)
         return self.statistics.call(entry, func, args, kwargs)
-
-
-def _refuses(func: Any, positional: list[Any]) -> bool:
-    """True for a fused kernel of attention whose values have another width than its queries: the kernel needs one."""
-    fused = func._schema.name == "aten::_scaled_dot_product_flash_attention_for_cpu"
-    return bool(fused and positional[0].shape[-1] != positional[2].shape[-1])
-
-
-def _attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    attn_mask: torch.Tensor | None = None,
-    scale: float | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The results of the fused kernel on the CPU, by a kernel that takes all widths.
-
-    query, key: [N, H, L, E]. value: [N, H, S, Ev]. The results are [N, H, L, Ev] and the logarithms of the sums over
-    the keys, [N, H, L], which nothing but gradients reads: they are zeros here.
-    """
-    made = F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
-    return made, query.new_zeros(query.shape[:-1])

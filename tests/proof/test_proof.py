@@ -349,3 +349,55 @@ def test_a_list_of_operations_is_short_in_a_line() -> None:
 @pytest.mark.parametrize("network", NETWORKS)
 def test_both_models_run_the_same_operations(network: Callable[[], nn.Module]) -> None:
     assert fxprune.record(made(network)[2]).one_sided == ()
+
+
+class Experts(nn.Module):
+    """A grouped product, whose kernel needs rows of 16 bytes."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(2, 8, 16) / 4), nn.Parameter(torch.randn(2, 16, 8) / 4)
+        self.to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ends = torch.tensor([2, 4], dtype=torch.int32)
+        return F.grouped_mm(torch.relu(F.grouped_mm(x, self.up, offs=ends)), self.down, offs=ends)
+
+
+def test_a_kernel_that_the_proof_replaces_is_also_called_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxprune.ops.registry.Call.multiple", lambda *args: None)  # widths are not rounded
+    torch.manual_seed(0)
+    with pytest.raises(fxprune.VerificationError) as caught:
+        fxprune.transform(Experts(torch.float32), torch.randn(4, 8), ratio=0.1, path="eager")
+    assert caught.value.what == (
+        "the small model raises as its user calls it; the proof runs _grouped_mm by other code"
+    )
+    assert caught.value.why.splitlines()[0] == "RuntimeError: strides should be multiple of 16 bytes"
+    assert "test_proof.py:" in caught.value.at
+
+
+def test_a_kernel_that_the_original_does_not_have_either_is_no_fault() -> None:
+    torch.manual_seed(0)
+    model, x = Experts(torch.float64), torch.randn(4, 8, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="Double"):
+        model(x)
+    made = fxprune.record(fxprune.transform(model, x, ratio=0.5, path="eager"))
+    assert made.error is not None
+    assert made.compared
+
+
+def test_layers_with_a_fused_path_are_called_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    fused = torch._transformer_encoder_layer_fwd
+
+    def refuses(*args: Any) -> Tensor:
+        if any(isinstance(arg, Tensor) and arg.shape == (8, 8) for arg in args[14:]):  # linear1, then linear2
+            raise RuntimeError("no kernel for 8 slots")
+        return fused(*args)
+
+    monkeypatch.setattr(torch, "_transformer_encoder_layer_fwd", refuses)
+    layer, x = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval(), torch.randn(2, 3, 8)
+    options = {"path": "eager", "ignore": ["self_attn*"]}
+    assert fxprune.record(fxprune.transform(layer, x, ratio={"linear1": 0.25}, **options)).error is not None
+    with pytest.raises(fxprune.VerificationError, match="no kernel for 8 slots") as caught:
+        fxprune.transform(layer, x, ratio={"linear1": 0.5}, **options)
+    assert "the proof runs MultiheadAttention, TransformerEncoderLayer by other code" in caught.value.what
