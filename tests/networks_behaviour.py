@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+import networks_caches
+import networks_decisions
 import networks_modes
+import networks_scales
 import networks_sizes
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
 from networks import randomize
-from networks_layers import Layer
+from networks_layers import Layer, TokenProgram
 from networks_parts import PARTS, PartChoices
-from networks_tokens import PICKS
+from networks_tokens import PICKS, programs_of
 from torch import Tensor, nn
 
-REGISTERED = (networks_modes, networks_sizes)
+REGISTERED = (networks_modes, networks_decisions, networks_sizes, networks_scales, networks_caches)
 """The modules whose import registers parts."""
 
 
-@dataclass(frozen=True)
-class Course:
-    """A network: width of the stem, parts, what the rest chooses, length of the input, seed of all numbers."""
-
-    width: int = 4
-    layers: tuple[Layer, ...] = ()
-    picks: tuple[int, ...] = ()
-    length: int = 4
-    seed: int = 0
-
-    def __repr__(self) -> str:
-        return f"Course({self.width}, {self.layers!r}, {self.picks}, {self.length}, {self.seed})"
+class Course(TokenProgram):
+    """A network of such parts."""
 
 
 class CourseNetwork(nn.Module):
@@ -86,11 +78,4 @@ def course_inputs(net: nn.Module, program: Course, seed: int = 0, batch: int = 2
 def courses(*, longest: int = 3) -> st.SearchStrategy[Course]:
     """Random networks of such parts."""
     layer = st.builds(Layer, st.sampled_from(sorted(PARTS)), PICKS)
-    return st.builds(
-        Course,
-        width=st.integers(2, 6),
-        layers=st.lists(layer, min_size=1, max_size=longest).map(tuple),
-        picks=PICKS,
-        length=st.integers(2, 5),
-        seed=st.integers(0, 99),
-    )
+    return programs_of(Course, st.lists(layer, min_size=1, max_size=longest).map(tuple))

@@ -31,6 +31,20 @@ class Layer:
         return f"Layer({self.kind!r}, {picks}{f', {self.inside!r}' if self.inside else ''})"
 
 
+@dataclass(frozen=True)
+class TokenProgram:
+    """A network: width of the stem, layers, what the rest chooses, length of the input, seed of all numbers."""
+
+    width: int = 4
+    layers: tuple[Layer, ...] = ()
+    picks: tuple[int, ...] = ()
+    length: int = 4
+    seed: int = 0
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.width}, {self.layers!r}, {self.picks}, {self.length}, {self.seed})"
+
+
 class Choices:
     """The numbers of a block, read one after the other; none left is 0. `offered` collects all features there are."""
 

@@ -1,7 +1,8 @@
-"""Parts with modes, state, contexts, hooks, decisions by numbers, and code whose results nobody uses."""
+"""Parts with modes, state, contexts and hooks."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -35,11 +36,18 @@ def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
     return x * x.new_empty(shape).bernoulli_(1 - rate).div_(1 - rate)
 
 
+class FrozenNorm(nn.BatchNorm1d):
+    """A batch norm that stays in evaluation mode."""
+
+    def train(self, mode: bool = True) -> FrozenNorm:
+        return super().train(False)
+
+
 @part("mode")
 class Mode(Pair):
     """What happens in one mode only."""
 
-    kinds = "dropout module branch layer early path noise batchnorm inverse nested"
+    kinds = "dropout module branch layer early path noise batchnorm inverse nested frozen count annealed"
 
     def more(self, choose: Choices, x: Tensor) -> None:
         if self.way == "module":
@@ -48,6 +56,9 @@ class Mode(Pair):
             self.extra = nn.Linear(self.width, self.width)
         if self.way == "batchnorm":
             self.norm = nn.BatchNorm1d(self.width)
+        if self.way == "frozen":
+            self.norm = FrozenNorm(self.width)
+        self.steps = 0
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.tanh(self.up(x))
@@ -65,7 +76,12 @@ class Mode(Pair):
             y = self.extra(y) if self.extra.training else y
         elif self.way == "noise" and self.training:
             y = y + torch.randn_like(y) * 0.1
-        elif self.way == "batchnorm":
+        elif self.way == "count" and self.training:
+            self.steps += 1
+        elif self.way == "annealed":
+            y = y * (1.0 / (1 + self.steps) if self.training else 1.0)
+            self.steps += int(self.training)
+        elif self.way in ("batchnorm", "frozen"):
             y = self.norm(y.transpose(1, 2)).transpose(1, 2)
         y = self.down(y)
         if self.way == "path":
@@ -144,7 +160,7 @@ class _Twice(torch.autograd.Function):
 class Context(Pair):
     """Gradients off, on, of its own or computed again; automatic types."""
 
-    kinds = "no-grad enable autocast checkpoint function set-grad decorated detach"
+    kinds = "no-grad enable autocast checkpoint function set-grad decorated detach record device forked saved stack"
 
     @torch.no_grad()
     def fixed(self, y: Tensor) -> Tensor:
@@ -165,6 +181,23 @@ class Context(Pair):
             y = checkpoint(self.up, x, use_reentrant=False)
         elif self.way == "set-grad":
             with torch.set_grad_enabled(self.training):
+                y = self.up(x)
+        elif self.way == "record":
+            with torch.profiler.record_function("up"):
+                y = self.up(x)
+        elif self.way == "device":
+            with torch.device("cpu"):
+                y = self.up(x) + torch.ones((), dtype=x.dtype)
+        elif self.way == "forked":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.width)
+                y = self.up(x) + torch.rand((), dtype=x.dtype)
+        elif self.way == "saved":
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+                y = self.up(x)
+        elif self.way == "stack":
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
                 y = self.up(x)
         else:
             y = self.up(x)
@@ -246,74 +279,4 @@ class One(Pair):
             y = y * one.squeeze(-1)[:, :, None]
         else:
             y = y + one
-        return self.down(y)
-
-
-@part("decide")
-class Decide(Pair):
-    """Another course for other numbers."""
-
-    kinds = "sum argmax item rows bool any loop nonzero first none"
-
-    def more(self, choose: Choices, x: Tensor) -> None:
-        self.unused = choose.of("unused", "none discarded layer")
-        if self.unused == "layer":
-            self.aside = nn.Linear(self.width, 4)
-        self.other = nn.Linear(self.width, self.width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.tanh(self.up(x))
-        if (self.way == "sum" and float(y.sum()) > -1e9) or (self.way == "any" and (x > 1e9).any()):
-            y = y * 1.5
-        elif self.way == "argmax" and int(x.mean((0, 1)).argmax()) >= 0:
-            y = self.other(y)
-        elif self.way == "item":
-            y = y * (2.0 if x.abs().max().item() > -1 else self.other(y))
-        elif self.way == "rows":
-            rows = x[..., 0].abs() > -1
-            y = torch.zeros_like(y).masked_scatter(rows[..., None].expand_as(y), self.other(y[rows]))
-        elif self.way == "bool":
-            y = self.other(y) if bool((y == y).all()) else y
-        elif self.way == "loop":
-            for _ in range(1 + int(x.sum().abs() > -1)):
-                y = torch.tanh(self.other(y))
-        elif self.way == "nonzero":
-            where = (x[0, :, 0].abs() > -1).nonzero().flatten()
-            y = y + y.index_select(1, where)
-        elif self.way == "first" and x.flatten()[0] < 1e9:
-            y = self.other(y) + y
-        if self.unused == "discarded":
-            _ = y * 2
-        elif self.unused == "layer":
-            self.aside(y).sum()
-        return self.down(y)
-
-
-@part("unused")
-class Unused(Pair):
-    """Layers and results that nobody uses."""
-
-    kinds = "layer result never parameter overwritten norm branch"
-
-    def more(self, choose: Choices, x: Tensor) -> None:
-        self.aside = nn.Linear(self.width, choose.number(2, 5))
-        if self.way == "norm":
-            self.norm = nn.BatchNorm1d(self.width)
-        if self.way == "parameter":
-            self.spare = nn.Parameter(torch.zeros(self.width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.tanh(self.up(x))
-        if self.way == "layer":
-            self.aside(y)
-        elif self.way == "result":
-            best = self.aside(y).argmax(-1)  # noqa: F841
-        elif self.way == "overwritten":
-            z = self.aside(y)
-            z = y * 2
-            y = y + z
-        elif self.way == "norm":
-            self.norm(y.transpose(1, 2))
-        elif self.way == "branch":
-            self.kept = self.aside(y).detach() if y.shape[0] else y
         return self.down(y)

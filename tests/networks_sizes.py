@@ -1,15 +1,12 @@
-"""Parts that keep, compute, compare and hand on sizes: containers, caches, products, shapes, scales, methods."""
+"""Parts that keep, compute, compare and hand on sizes: containers, products, shapes, methods."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from networks_layers import Choices
 from networks_parts import Part, part
 from torch import Tensor, nn
@@ -226,120 +223,6 @@ class FromShape(Heads):
             width = self.q(x).size(2) // self.num_heads
         y = self.mixed(v.view(b, n, self.num_heads, width).transpose(1, 2)).transpose(1, 2)
         return self.out(y.reshape(b, n, self.num_heads * width))
-
-
-@part("scale")
-class Scale(Heads):
-    """Attention whose scale is a number of the constructor, of an attribute, or of a shape."""
-
-    kinds = "constant attribute sqrt-attribute sqrt-shape shape sdpa sdpa-scale fourth query tensor inner"
-
-    def more(self, choose: Choices, h: int, d: int) -> None:
-        self.norm = choose.of("norm", "none none layer cosine")
-        self.heads_way = choose.of("heads", "minus unflatten product shape")
-        self.scale, self.inner = d**-0.5, h * d
-        if self.norm == "layer":
-            self.q_norm, self.k_norm = nn.LayerNorm(d), nn.LayerNorm(d)
-
-    def apart(self, y: Tensor) -> Tensor:
-        b, n, c = y.shape
-        if self.heads_way == "minus":
-            y = y.view(b, n, self.num_heads, -1)
-        elif self.heads_way == "unflatten":
-            y = y.unflatten(-1, (self.num_heads, self.head_dim))
-        elif self.heads_way == "product":
-            y = y.reshape(b, n, self.num_heads, self.head_dim)
-        else:
-            y = y.reshape(b, n, self.num_heads, c // self.num_heads)
-        return y.transpose(1, 2)
-
-    def attended(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if self.way == "sdpa":
-            return F.scaled_dot_product_attention(q, k, v)
-        if self.way == "sdpa-scale":
-            return F.scaled_dot_product_attention(q, k, v, scale=self.head_dim**-0.5)
-        if self.way == "query":
-            q = q * self.head_dim**-0.5
-        elif self.way == "fourth":
-            q, k = q * self.head_dim**-0.25, k * self.head_dim**-0.25
-        scores = q @ k.transpose(-2, -1)
-        if self.way == "constant":
-            scores = scores * self.scale
-        elif self.way == "attribute":
-            scores = scores * self.head_dim**-0.5
-        elif self.way == "sqrt-attribute":
-            scores = scores / math.sqrt(self.head_dim)
-        elif self.way == "sqrt-shape":
-            scores = scores / math.sqrt(q.shape[-1])
-        elif self.way == "shape":
-            scores = scores * (1.0 / q.size(-1) ** 0.5)
-        elif self.way == "tensor":
-            scores = scores / torch.sqrt(torch.tensor(k.shape[-1], dtype=k.dtype))
-        elif self.way == "inner":
-            scores = scores * (self.inner // self.num_heads) ** -0.5
-        return scores.softmax(-1) @ v
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, n, _ = x.shape
-        q, k, v = (self.apart(layer(x)) for layer in (self.q, self.k, self.v))
-        if self.norm == "layer":
-            q, k = self.q_norm(q), self.k_norm(k)
-        elif self.norm == "cosine":
-            q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
-        return self.out(self.attended(q, k, v).transpose(1, 2).reshape(b, n, -1))
-
-
-@functools.cache
-def halves(width: int) -> tuple[int, int]:
-    return width // 2, width - width // 2
-
-
-@functools.lru_cache(maxsize=8)
-def per_head(width: int, heads: int) -> int:
-    return width // heads
-
-
-@functools.lru_cache
-def product(heads: int, head_dim: int) -> int:
-    return heads * head_dim
-
-
-@functools.lru_cache(maxsize=4)
-def positions(n: int, width: int) -> Tensor:
-    return torch.linspace(-1.0, 1.0, n, dtype=torch.float64)[:, None].expand(n, width).sin()
-
-
-@functools.cache
-def scale_of(width: int) -> float:
-    return width**-0.5
-
-
-@part("cached")
-class Cached(Heads):
-    """Sizes and tables out of functions that remember their results."""
-
-    kinds = "halves per-head product positions scale attribute"
-
-    def more(self, choose: Choices, h: int, d: int) -> None:
-        self.inner = h * d
-
-    @functools.cached_property
-    def width(self) -> int:
-        return self.num_heads * self.head_dim
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, n, _ = x.shape
-        y = self.v(x)
-        if self.way == "halves":
-            return self.out(torch.cat([part.tanh() for part in y.split(list(halves(self.inner)), -1)], -1))
-        if self.way == "positions":
-            return self.out(torch.tanh(y + positions(n, y.shape[-1])))
-        if self.way == "scale":
-            q, k = self.q(x), self.k(x)
-            return self.out((q @ k.mT * scale_of(q.shape[-1])).softmax(-1) @ y)
-        width = per_head(self.inner, self.num_heads) if self.way == "per-head" else self.head_dim
-        y = self.mixed(y.view(b, n, self.num_heads, width).transpose(1, 2)).transpose(1, 2)
-        return self.out(y.reshape(b, n, self.width if self.way == "attribute" else product(self.num_heads, width)))
 
 
 @part("methods")

@@ -6,14 +6,14 @@ import dataclasses
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import networks_attention
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
 from networks import randomize
-from networks_layers import TOKENS, Block, Choices, Layer, kind
+from networks_layers import TOKENS, Block, Choices, Layer, TokenProgram, kind
 from torch import Tensor, nn
 
 REGISTERED = (networks_attention,)
@@ -24,18 +24,8 @@ CHANNELS, MEMORY, WORDS = 3, 5, 7
 """Of the input, of the memory, and how many ids there are."""
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """A network: width of the stem, layers, what the rest chooses, length of the input, seed of all numbers."""
-
-    width: int = 4
-    layers: tuple[Layer, ...] = ()
-    picks: tuple[int, ...] = ()
-    length: int = 4
-    seed: int = 0
-
-    def __repr__(self) -> str:
-        return f"Tokens({self.width}, {self.layers!r}, {self.picks}, {self.length}, {self.seed})"
+class Tokens(TokenProgram):
+    """A network of blocks over tokens."""
 
 
 class Chain(nn.Module):
@@ -258,13 +248,21 @@ KINDS = (
 )
 
 
-def token_programs(*, kinds: Sequence[str] = KINDS, longest: int = 3) -> st.SearchStrategy[Tokens]:
-    """Random networks over tokens."""
+Made = TypeVar("Made", bound=TokenProgram)
+
+
+def programs_of(made: type[Made], drawn: st.SearchStrategy[tuple[Layer, ...]]) -> st.SearchStrategy[Made]:
+    """Random programs of a kind with layers that are drawn."""
     return st.builds(
-        Tokens,
+        made,
         width=st.integers(2, 6),
-        layers=layers(kinds, 1, longest),
+        layers=drawn,
         picks=PICKS,
         length=st.integers(2, 5),
         seed=st.integers(0, 99),
     )
+
+
+def token_programs(*, kinds: Sequence[str] = KINDS, longest: int = 3) -> st.SearchStrategy[Tokens]:
+    """Random networks over tokens."""
+    return programs_of(Tokens, layers(kinds, 1, longest))

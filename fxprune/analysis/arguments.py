@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 
-def numbers_of(arguments: Iterable[Any], named: Mapping[str, Any]) -> tuple[float, ...]:
+def numbers_of(name: str, named: Mapping[str, Any]) -> tuple[float, ...]:
     """The fractions that an operation is called with. In a small model they must be the same as in the original.
 
-    arguments: the values of the arguments. named: the same by their names.
+    name: the name of the operation. named: its arguments by their names.
 
     Includes an integer that a tensor of fractions is multiplied with or divided by, a number that forward turned into a
     tensor, and the scale that attention computes from the width.
     """
-    found = [argument for argument in arguments if type(argument) is float]
-    found += [float(named[name]) for name in integers_among(named)]
+    found = [argument for argument in named.values() if type(argument) is float]
+    found += [float(named[argument]) for argument in integers_among(named)]
     lifted = named.get("self")
-    if len(named) == 1 and type(lifted) is torch.Tensor and lifted.ndim == 0 and lifted.device.type == "cpu":
+    if name == "aten::lift_fresh" and type(lifted) is torch.Tensor and not lifted.ndim and lifted.device.type == "cpu":
         with unset_fake_temporarily():
             found.append(float(lifted))  # such as torch.tensor(0.5)
     query = named.get("query")

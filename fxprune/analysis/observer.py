@@ -369,7 +369,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.observation.outputs[key] = results
         if self.scopes.current.module is not None and (positions := self._positions(call)):
             self.observation.positions[key] = positions
-        if numbers := numbers_of(call.raw.values(), call.raw):
+        if numbers := numbers_of(key[2], call.raw):
             query = call.arguments.get("query")
             self.observation.numbers[key] = numbers, query.vectors[-1:] if isinstance(query, Operand) else ()
 

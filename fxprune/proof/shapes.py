@@ -72,12 +72,18 @@ class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return made
         name, named = bound(func, args, kwargs or {})
         key = scope.next_key(name)
+        # of a tensor of literals only the numbers are compared; torch calls `detach` on its own account after `arange`
+        if name not in ("aten::lift_fresh", "aten::detach"):
+            self._same_shapes(key, made)
+        self._same_numbers(key, numbers_of(name, named))
+        self._same_positions(key, named)
+        return made
+
+    def _same_shapes(self, key: Key, made: Any) -> None:
+        """Raises `ContradictionError` if results have other shapes than the analysis has seen and promises."""
         promised = self.expected.outputs.get(key)
-        if func is torch.ops.aten.lift_fresh.default:  # a tensor of literals: only its numbers are compared
-            self._same_numbers(key, numbers_of(named.values(), named))
-            return made
-        if promised is None or name == "aten::detach":  # torch calls it on its own account after `arange` and the like
-            return made
+        if promised is None:
+            return
         tensors = [t for t in (made if isinstance(made, (tuple, list)) else (made,)) if isinstance(t, torch.Tensor)]
         for tensor, operand in zip(tensors, promised, strict=True):
             counts = self.removal.shape(operand.vectors)
@@ -85,11 +91,8 @@ class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 wrong = [
                     v for v, have, want in zip(operand.vectors, tensor.shape, counts, strict=False) if have != want
                 ]
-                why = f"{name} inside gives shape {tuple(tensor.shape)}, the analysis promises {counts}"
+                why = f"{key[2]} inside gives shape {tuple(tensor.shape)}, the analysis promises {counts}"
                 raise ContradictionError(why, tuple(wrong))
-        self._same_numbers(key, numbers_of(named.values(), named))
-        self._same_positions(key, named)
-        return made
 
     def _same_numbers(self, key: Key, numbers: tuple[float, ...]) -> None:
         before, vectors = self.expected.numbers.get(key, (numbers, ()))

@@ -158,7 +158,7 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
                 self._taint(tensor)
         self.trail.calls[key[:3]] += 1
         if not scope.depends_on_sizes and scope.path not in self.skipped:
-            numbers = numbers_of(named.values(), named)
+            numbers = numbers_of(name, named)
             floating = any(t.is_floating_point() or t.is_complex() for t in entering)
             self._add(key, made, numbers, floating=floating and not _holds_nothing_new(func), depends=depends)
         return made

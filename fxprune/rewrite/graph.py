@@ -69,14 +69,14 @@ def rewrite(findings: Findings, removal: Removal, constants: FoldedConstants | N
     for name, numbers in {**own_numbers(findings, removal), **constants.values}.items():
         if name in real:
             real[name].detach().copy_(numbers)
+    _fill(small, {id(fake): real[name] for name, fake in fakes.items()})
+    if findings.captured.real and not findings.captured.needs_hooks:
+        factors = run_once(draft, findings, removal)
     constants = with_factors(findings, removal, factors, constants)
     exact = multiplied(findings, removal, factors, {**own_numbers(findings, removal), **constants.exact})
     for name in factors.parameters:
         real[name].detach().copy_(exact[name])
-    _fill(small, {id(fake): real[name] for name, fake in fakes.items()})
     place_constants(draft, constants)
-    if findings.captured.real and not findings.captured.needs_hooks:
-        run_once(draft, findings, removal)
     known = names_in(findings.model, findings.subject.tensors)
     carry_over(findings.tensors, findings.model, known, real, small)
     if findings.captured.needs_hooks:
@@ -88,8 +88,11 @@ def rewrite(findings: Findings, removal: Removal, constants: FoldedConstants | N
 
 
 def scale_factors(findings: Findings, removal: Removal) -> ScaleFactors:
-    """The factors that the weights of the smaller model carry; it is not made. Raises `RewriteError` as `rewrite`."""
-    return _settled(findings, removal).factors
+    """The factors that the weights of the smaller model carry. Raises `RewriteError` as `rewrite`.
+
+    The model is only made where its forward decides by numbers.
+    """
+    return (rewrite if findings.captured.real else _settled)(findings, removal).factors
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,8 +5,7 @@ The run checks the result, too: every node must give the shapes that the vectors
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -60,21 +59,30 @@ def settle_nodes(draft: Draft, findings: Findings, removal: Removal, faker: Fake
             runs.append(_Checking(draft, findings, removal, seen))
             runs[-1].run(faker)
     _erase_unused(draft.graph, had_users)
+    return _factors(findings, removal, runs)
+
+
+def run_once(draft: Draft, findings: Findings, removal: Removal) -> ScaleFactors:
+    """Run the smaller model on real tensors, where its forward decides by numbers and shapes cannot be proven.
+
+    Code whose result is not used runs too, and may need channels that are gone. Raises `RewriteError` where it does.
+
+    Returns the factors that weights have to carry, as `settle_nodes` does.
+    """
+    runs = [_Running(draft, findings, removal, seen) for seen in findings.walked]
+    with no_caches(findings.model):
+        for run in runs:
+            run.run(Real())
+    return _factors(findings, removal, runs)
+
+
+def _factors(findings: Findings, removal: Removal, runs: Sequence[_Checking]) -> ScaleFactors:
+    """The factors for the operations that were called with other numbers. Raises `RewriteError` if there are none."""
     try:
         return factors_for(findings, removal, [number for run in runs for number in run.numbers])
     except HeldWidthsError as error:
         before, node, scope = error.number.before, error.number.node, error.number.scope
         raise contradiction(before, node, str(error), scope, error.vectors, WRITE_THE_SCALE) from None
-
-
-def run_once(draft: Draft, findings: Findings, removal: Removal) -> None:
-    """Run the smaller model on real tensors, where its forward decides by numbers and shapes cannot be proven.
-
-    Code whose result is not used runs too, and may need channels that are gone. Raises `RewriteError` where it does.
-    """
-    with no_caches(findings.model):
-        for seen in findings.walked:
-            _Running(draft, findings, removal, seen).run(Real())
 
 
 class _Checking:
@@ -115,7 +123,7 @@ class _Checking:
         before = self.draft.before[node]
         observation = self.seen.observations[before.name]
         self.scopes.node(before.name)
-        self.check.expected = Observation() if node.target in _LOOSE else observation
+        self.check.expected = Observation() if node.target in _LOOSE else self._expected(observation)
         try:
             self.settle(node, before, observation)
             result = self.results[node] = execute()
@@ -126,17 +134,22 @@ class _Checking:
         except Exception as error:
             raise self._contradiction(before, node, text_of(error), self.scopes.current.path, ()) from error
         self._check(node, before, result)
+        self.numbers += [OtherNumber(changed, before, node, self.seen) for changed in self.check.changed]
+        self.check.changed.clear()
         return result
 
+    def _expected(self, observation: Observation) -> Observation:
+        """Returns the part of what the analysis has seen that the operations of a node have to match."""
+        return observation
+
     def _check(self, node: fx.Node, before: fx.Node, result: Any) -> None:
+        """Compare the result of a node with what the analysis promises."""
         promised = leaves(self.seen.nodes[before.name], Operand)
         shapes = [tuple(tensor.shape) for tensor in tensors_in(result)]
         counts = [self.removal.shape(operand.vectors) for operand in promised if isinstance(operand, Operand)]
         if shapes != counts:
             why = f"its result has shape {shapes}, the analysis promises {counts}"
             raise self._contradiction(before, node, why, "", ())
-        self.numbers += [OtherNumber(changed, before, node, self.seen) for changed in self.check.changed]
-        self.check.changed.clear()
 
     def _contradiction(
         self, before: fx.Node, node: fx.Node, why: str, scope: str, vectors: tuple[Vector, ...]
@@ -148,9 +161,9 @@ class _Checking:
 class _Running(_Checking):
     """A run on real tensors, which has to end without an exception. Other decisions may give other shapes."""
 
-    def __init__(self, draft: Draft, findings: Findings, removal: Removal, seen: Walked) -> None:
-        super().__init__(draft, findings, removal, seen)
-        self.seen = replace(seen, observations=dict.fromkeys(seen.observations, Observation()))
+    def _expected(self, observation: Observation) -> Observation:
+        """The numbers alone."""
+        return Observation(numbers=observation.numbers)
 
     def _check(self, node: fx.Node, before: fx.Node, result: Any) -> None:
         """Nothing: the numbers of the result are compared with those of the reference."""
