@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fxprune.analysis.adapters import low_rank_adapters
 from fxprune.analysis.findings import Findings
 from fxprune.channels.groups import Bools
 from fxprune.channels.vector import Vector
@@ -36,7 +37,8 @@ def choose(
         ratio: the share of every group's channels to remove, in [0, 1), rounded down. Or {pattern: share}, with
             patterns such as "layer1.0.conv2" or "layer1.0.conv2:block width" (see `fxprune.names`) or the number of a
             group of this analysis; groups that no pattern names stay. A dimension that is a grid (conv groups x their
-            width) is shrunk by both of its groups.
+            width) is shrunk by both of its groups. A number does not prune the rank of low-rank adapters (LoRA); a
+            pattern does.
         masks: instead of a ratio, {pattern: bool tensor [out_channels], True = keep} for each layer that is named.
             Channels that are coupled to a masked one are removed with it; those that cannot be removed stay, and
             the reasons say why. "zeros" chooses every channel.
@@ -65,10 +67,12 @@ def choose(
         removed, reasons = removed_by_masks(findings, masks, stay)
         return removed, (*reasons, *keep_equal_widths(findings, removed, np.zeros(len(removed))))
     ratios = _ratios(findings, ratio)
-    groups = [g for g in findings.groups if g.number not in stay and ratios[g.number] > 0]
+    adapters = frozenset() if isinstance(ratio, Mapping) else low_rank_adapters(findings) - stay
+    groups = [g for g in findings.groups if g.number not in stay | adapters and ratios[g.number] > 0]
     removed = findings.solution.no_channel()
+    ranks = _why_adapters_stay(findings, ratios, adapters)
     if not groups:
-        return removed, _why_no_group(findings, ratios, stay, exact)
+        return removed, (ranks or _why_no_group(findings, ratios, stay, exact))
     scores = scores_of(findings, importance, groups, seed)
     for group in groups:
         drop = group.size - kept_count(group.size, ratios[group.number], round_to)
@@ -79,9 +83,9 @@ def choose(
             f"rounding leaves every group whole: the largest has {largest.size} channels "
             f'("{largest.name}"), ratio {ratios[largest.number]}, round_to {round_to}'
         )
-        return removed, (why,)
+        return removed, (why, *ranks)
     reasons = keep_enough(findings, removed, scores)
-    return removed, (*reasons, *keep_equal_widths(findings, removed, scores))
+    return removed, (*ranks, *reasons, *keep_equal_widths(findings, removed, scores))
 
 
 def kept_count(size: int, ratio: float, round_to: int) -> int:
@@ -178,6 +182,21 @@ def _ratios(findings: Findings, ratio: Any) -> list[float]:
     shares = {pattern: _check_ratio(share) for pattern, share in ratio.items()}
     chosen = by_group(findings, shares, what="ratio")
     return [chosen.get(number, 0.0) for number in range(len(findings.groups))]
+
+
+def _why_adapters_stay(findings: Findings, ratios: list[float], adapters: frozenset[int]) -> tuple[str, ...]:
+    """The reason why low-rank adapters keep their rank, and how to ask for it.
+
+    adapters: the numbers of their groups.
+    """
+    asked = [findings.groups[number].name for number in sorted(adapters) if ratios[number] > 0]
+    if not asked:
+        return ()
+    listed = ", ".join(f'"{name}"' for name in asked[:3]) + (f", ... {len(asked) - 3} more" if len(asked) > 3 else "")
+    return (
+        f"low-rank adapters keep their rank ({listed}): a plain ratio does not prune it, a pattern does, such as "
+        f'ratio={{"{asked[0]}": 0.5}}',
+    )
 
 
 def _why_no_group(findings: Findings, ratios: list[float], stay: set[int], exact: bool) -> tuple[str, ...]:
