@@ -1,22 +1,25 @@
-"""Models of torchvision behave like the originals in both modes, in a step of training, copied and saved."""
+"""Models of packages behave like the originals in both modes, in a step of training, copied and saved.
+
+The small models of `test_zoo.py` are compared too, and all others with `-m slow`; `python -m tests.models --behaviour`
+compares nothing else.
+"""
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-import fxprune
-from tests.behaviour import compare_behaviour
-from tests.models import zoo
+from tests.models import measure, zoo
+from tests.models.__main__ import good
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of other packages, which are imported here
 
-SLOW = ("inception_v3", "densenet121", "efficientnet_b0", "vit_b_16", "swin_t")
+MODELS = ("torchvision/googlenet", "torchvision/resnet18")
 
 
-@pytest.mark.parametrize("name", ["googlenet", "resnet18", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
-def test_a_model_of_torchvision_behaves_like_the_original(name: str) -> None:
-    model, inputs = zoo.entries("torchvision")[f"torchvision/{name}"].build()
-    options = {"ratio": 0.3, "importance": "random", "seed": 3, "exact": True, "path": "eager"}
-    small = fxprune.transform(model, inputs, **options)
-    assert fxprune.record(small).removed
-    assert compare_behaviour(model, small, inputs) == []
+@pytest.mark.parametrize("key", MODELS)
+def test_a_model_of_a_package_behaves_like_the_original(key: str) -> None:
+    result = measure.measure(zoo.entries(key.split("/")[0])[key], behaviour=True)
+    assert (result["path"], result["why_not"]) == ("eager", {})
+    assert good(result), json.dumps(result, indent=1)
