@@ -108,37 +108,41 @@ def test_the_record_counts_the_numbers_that_were_compared(network: Callable[[], 
     assert (fxprune.record(small).compared or 0) >= 2 * 8 * 49
 
 
-def test_the_operation_that_differs_is_named_with_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def error_of_spoiled(spoil: Callable[[nn.Module], None], monkeypatch: pytest.MonkeyPatch) -> fxprune.VerificationError:
+    """The error of the proof of a small model that `spoil` has changed."""
+
     def spoiled(*args: Any) -> Any:
-        made = rewrite(*args)
-        small = made.small
-        with torch.no_grad():
-            small.get_parameter("a.weight").view(-1)[3] += 0.1
-        return made
+        rewritten = rewrite(*args)
+        spoil(rewritten.small)
+        return rewritten
 
     rewrite = fxprune._attempt.rewrite
     monkeypatch.setattr("fxprune._attempt.rewrite", spoiled)
     with pytest.raises(fxprune.VerificationError) as caught:
         made(Classes, path="eager")
-    assert caught.value.what == "the small model differs from its reference"
-    assert "aten::convolution" in caught.value.why
-    assert 'group "a"; "a" (' in caught.value.at
-    assert "test_proof.py:" in caught.value.at
+    return caught.value
+
+
+def test_the_operation_that_differs_is_named_with_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(small: nn.Module) -> None:
+        with torch.no_grad():
+            small.get_parameter("a.weight").view(-1)[3] += 0.1
+
+    error = error_of_spoiled(change, monkeypatch)
+    assert error.what == "the small model differs from its reference"
+    assert "aten::convolution" in error.why
+    assert 'group "a"; "a" (' in error.at
+    assert "test_proof.py:" in error.at
 
 
 def test_a_small_model_that_raises_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoiled(*args: Any) -> Any:
-        made = rewrite(*args)
-        made.small.get_submodule("a").forward = lambda x: 1 / 0
-        return made
+    def change(small: nn.Module) -> None:
+        small.get_submodule("a").forward = lambda x: 1 / 0
 
-    rewrite = fxprune._attempt.rewrite
-    monkeypatch.setattr("fxprune._attempt.rewrite", spoiled)
-    with pytest.raises(fxprune.VerificationError) as caught:
-        made(Classes, path="eager")
-    assert caught.value.what == "the small model raises where the original does not"
-    assert "ZeroDivisionError: division by zero" in caught.value.why
-    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    error = error_of_spoiled(change, monkeypatch)
+    assert error.what == "the small model raises where the original does not"
+    assert "ZeroDivisionError: division by zero" in error.why
+    assert isinstance(error.__cause__, ZeroDivisionError)
 
 
 class Counting(nn.Module):
