@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -13,8 +13,9 @@ from fxprune.analysis.analyzer import Analyzer
 from fxprune.analysis.findings import Findings, Subject
 from fxprune.analysis.single_layers import analyze_single_layers
 from fxprune.arguments import checks_arguments
-from fxprune.capture.captured import FrontEnd
+from fxprune.capture.captured import Captured, FrontEnd
 from fxprune.capture.inputs import (
+    Inputs,
     check_devices,
     check_initialised,
     check_plain,
@@ -22,6 +23,7 @@ from fxprune.capture.inputs import (
     check_unwrapped,
     normalize,
 )
+from fxprune.capture.methods import MethodCall, method_calls
 from fxprune.capture.output_paths import output_paths
 from fxprune.capture.process_state import public_call
 from fxprune.capture.program import as_module
@@ -119,13 +121,14 @@ class Analysis(Findings):
         return dot(graph(self, kind))
 
 
-@checks_arguments("also", "strict")
+@checks_arguments("also", "methods", "strict")
 @public_call()
 def analyze(
     model: nn.Module | ExportedProgram,
     example_inputs: Any,
     *,
     also: Sequence[Any] = (),
+    methods: Mapping[str, Any] | None = None,
     strict: bool = False,
     path: str | None = None,
     prefer: str | None = None,
@@ -142,6 +145,7 @@ def analyze(
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
         also: a list of further example inputs, for a forward that runs other code on them. Channels that are locked or
             tied on one of the inputs are so in the result.
+        methods: name of another method -> the example inputs of one call of it, as for `fxprune.transform`.
         strict: raise `RuleError` at an operation without a rule, instead of locking the channels that enter it.
         path: use only this path: "fx", "eager", "export" or "hooks". See `fxprune.transform`.
         prefer: "class" tries the paths that keep the model's class first, "graph" those that make a graph. Without it
@@ -152,7 +156,7 @@ def analyze(
             `fxprune.transform`.
 
     Raises:
-        InputError: the inputs do not fit the model, or its result has no such outputs.
+        InputError: the inputs do not fit the model or a method, or its result has no such outputs.
         CaptureError: the model cannot be captured, or its forward raises.
         PlanError: there is no such path, preference or value of norms.
 
@@ -172,16 +176,29 @@ def analyze(
     check_initialised(tensors)
     check_plain(model, tensors)
     check_unhooked(model)
-    for given in (inputs, *more):
+    calls = method_calls(model, methods)
+    for given in (inputs, *more, *(call.inputs for call in calls)):
         check_devices(tensors, given)
     if norms not in NORMS:
         raise PlanError(f"there are no norms {norms!r}", why='norms is "kept" or "preserve"')
 
     def on(path: FrontEnd) -> Analysis:
-        subject = Subject(model, tensors, capture(model, inputs, path), inputs, tuple(more), counting)
+        captured = _captured(model, inputs, path, calls)
+        subject = Subject(model, tensors, captured, inputs, tuple(more), counting, calls)
         return _analysis(subject, strict=strict, norms=norms)
 
     return try_in_turn(paths, on).get()
+
+
+def _captured(model: nn.Module, inputs: Inputs, path: FrontEnd, methods: Sequence[MethodCall]) -> Captured:
+    """The model, captured on one path. Raises `CaptureError` for methods on a path that makes a graph."""
+    if methods and not path.keeps_class:
+        raise CaptureError(
+            f"methods cannot be observed on the path {path.name}",
+            why=f"a graph is forward alone, and has no {methods[0].name}",
+            do='leave out `methods`, or take a path that keeps the class (path="eager")',
+        )
+    return capture(model, inputs, path)
 
 
 def _analysis(subject: Subject, *, strict: bool, norms: str) -> Analysis:

@@ -30,13 +30,14 @@ class Request:
 
     plan: the plan to apply, None if one is made from `choices`.
     choices: the options of `make_plan`: ratio, masks, importance and so on.
-    also, strict, verify, norms: as in `transform`.
+    also, methods, strict, verify, norms: as in `transform`.
     outputs: the paths to the parts of the result that count; None for all.
     """
 
     plan: Plan | None
     choices: dict[str, Any]
     also: Sequence[Any]
+    methods: Mapping[str, Any] | None
     strict: bool
     verify: bool
     norms: str

@@ -112,6 +112,7 @@ class _Trial:
                 self.example_inputs,
                 path=path.name,
                 also=request.also,
+                methods=request.methods,
                 strict=request.strict,
                 norms=request.norms,
                 outputs=None if request.outputs is None else list(request.outputs),

@@ -48,7 +48,7 @@ from fxprune.rewrite.tensor_hooks import left_out
 ModelT = TypeVar("ModelT", nn.Module, ExportedProgram)
 
 
-@checks_arguments("also", "exact", "strict", "verify")
+@checks_arguments("also", "methods", "exact", "strict", "verify")
 @public_call()
 def transform(
     model: ModelT,
@@ -65,6 +65,7 @@ def transform(
     exact: bool = False,
     seed: int | None = None,
     also: Sequence[Any] = (),
+    methods: Mapping[str, Any] | None = None,
     strict: bool = False,
     verify: bool = True,
     path: str | None = None,
@@ -105,6 +106,10 @@ def transform(
             example's height and width, and needs a graph.
         also: a list of further example inputs, for a forward that runs other code on them. Channels that are locked or
             tied on one of the inputs are so in the result.
+        methods: name of another method -> the example inputs of one call of it, given as `example_inputs`: {"encode":
+            x, "decoder.step": (x, 3)}. These methods are analysed, cut and compared like forward; what they return
+            keeps its shape. Each runs on a copy of its own, on which nothing ran before. Only a result that keeps its
+            class has methods, so no graph is made then.
         strict: raise `RuleError` at an operation without a rule, instead of keeping the channels that enter it.
         verify: compare the result with its reference in float64, if the weights have values (see `fxprune.proof`).
             Shapes are always proven. A forward that depends on the numbers in its tensors is always compared, because
@@ -131,8 +136,7 @@ def transform(
     >>> small.get_submodule("0"), small.get_submodule("1").num_features
     (Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1)), 4)
     """
-    if plan is not None and not (ratio is None and masks is None and bias is None):
-        raise PlanError("a plan says already what goes", why="ratio, masks or bias were given too", do="pass the plan")
+    _refuse_two_requests(plan, ratio, masks, bias)
     module = as_module(model, example_inputs)
     paths = paths_for(module, path, prefer, made_on=plan.path if isinstance(plan, Plan) else "")
     if folds(bias, masks) and all(front_end.needs_hooks for front_end in paths):
@@ -149,7 +153,7 @@ def transform(
         "seed": seed,
     }
     counting = narrowed(plan.outputs if isinstance(plan, Plan) else None, output_paths(outputs))
-    request = Request(plan, choices, also, strict, verify, norms, counting)
+    request = Request(plan, choices, also, methods, strict, verify, norms, counting)
     free = plan is None and path is None and prefer is None and not isinstance(module, fx.GraphModule)
     result = first_result(module, example_inputs, request, paths, may_give_up_class=free)
     for text, kind in _warnings(result, class_expected=free):
@@ -159,6 +163,11 @@ def transform(
         explain_missing_graph(result.small)
     attach(small, _recorded(result))
     return cast(ModelT, small)
+
+
+def _refuse_two_requests(plan: Plan | None, *choices: Any) -> None:
+    if plan is not None and any(choice is not None for choice in choices):
+        raise PlanError("a plan says already what goes", why="ratio, masks or bias were given too", do="pass the plan")
 
 
 def _as_given(model: Any, result: Result, example_inputs: Any) -> nn.Module | ExportedProgram:
@@ -188,10 +197,15 @@ def _warnings(result: Result, *, class_expected: bool) -> Iterator[tuple[str, ty
         yield text, FixedSizesWarning
 
 
-@checks_arguments("model", "small")
+@checks_arguments("model", "small", "methods")
 @public_call()
 def verify(
-    model: nn.Module | ExportedProgram, small: nn.Module | ExportedProgram, example_inputs: Any, *, outputs: Any = None
+    model: nn.Module | ExportedProgram,
+    small: nn.Module | ExportedProgram,
+    example_inputs: Any,
+    *,
+    methods: Mapping[str, Any] | None = None,
+    outputs: Any = None,
 ) -> float:
     """The relative error of a small model against its reference.
 
@@ -201,7 +215,7 @@ def verify(
     Args:
         model: the original.
         small: the model that `transform` made from it.
-        example_inputs: as for `transform`. They may be different ones, also in their sizes.
+        example_inputs, methods: as for `transform`. They may be different ones, also in their sizes.
         outputs: the parts of the result to compare, as for `transform`; by default those that counted there.
 
     Returns the largest max |small - reference| / max |reference| of all outputs; inf if shapes differ, or if a number
@@ -214,7 +228,8 @@ def verify(
         module.training = name in made.training
     counting = narrowed(made.plan.outputs, output_paths(outputs))
     listed = None if counting is None else list(counting)
-    analysis = analyze(recorded, example_inputs, path=made.path, norms=made.norms, outputs=listed)
+    options: dict[str, Any] = {"path": made.path, "norms": made.norms}
+    analysis = analyze(recorded, example_inputs, methods=methods, outputs=listed, **options)
     resolved = resolve_plan(analysis, replace(made.plan, structure=None))
     factors = scale_factors(analysis, resolved.removal) if made.plan.factors else ScaleFactors()
     exact = {**own_numbers(analysis, resolved.removal), **resolved.constants.exact}
@@ -271,6 +286,7 @@ def _recorded(result: Result) -> Record:
         (cost_of(analysis), cost_of(analysis, result.removal, result.constants)),
         None if result.proof is None else result.proof.compared,
         () if result.proof is None else result.proof.one_sided,
+        tuple(call.name for call in analysis.subject.methods),
     )
 
 

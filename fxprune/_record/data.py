@@ -29,6 +29,7 @@ def data_of(record: Record) -> dict[str, Any]:
         "cost": None if record.cost is None else [_cost_data(cost) for cost in record.cost],
         **({} if record.compared is None else {"compared": record.compared}),
         **({} if not record.one_sided else {"one_sided": [asdict(found) for found in record.one_sided]}),
+        **({"methods": list(record.methods)} if record.methods else {}),
     }
 
 
@@ -40,7 +41,7 @@ def _cost_data(cost: Cost) -> dict[str, Any]:
 
 def record_of(data: Field, plan: Plan) -> Record:
     """Returns the record that plain data and its plan describe. Raises for data that is no record."""
-    data.object(_KEYS, ["compared", "one_sided"])
+    data.object(_KEYS, ["compared", "one_sided", "methods"])
     if not isinstance(data["exact"].value, bool):
         raise data["exact"].wrong("it must be true or false")
     return Record(
@@ -58,6 +59,7 @@ def record_of(data: Field, plan: Plan) -> Record:
         _costs(data["cost"]),
         _count(data["compared"]) if "compared" in data.mapping() else None,
         tuple(map(_one_sided, data["one_sided"].items())) if "one_sided" in data.mapping() else (),
+        data["methods"].texts() if "methods" in data.mapping() else (),
     )
 
 

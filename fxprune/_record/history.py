@@ -34,6 +34,7 @@ class Record:
     compared: how many numbers that depend on what was removed the proof has compared, None if there was no proof.
     one_sided: the operations that did not run equally often in the original and in the small model, so that the proof
         has not compared their results. Such an operation is no fault by itself.
+    methods: the names of the other methods that were analysed, cut and compared like forward.
     """
 
     path: str
@@ -50,6 +51,7 @@ class Record:
     cost: tuple[Cost, Cost] | None = None
     compared: int | None = None
     one_sided: tuple[OneSided, ...] = ()
+    methods: tuple[str, ...] = ()
 
     @checks_arguments()
     def then(self, second: Record) -> Record:

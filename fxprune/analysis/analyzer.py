@@ -1,15 +1,16 @@
 """The walks over a captured model: its graph runs once per example input, and an `Observer` sees every operation.
 
 Where code of the model reads its mode, the graph runs in the other mode too, so that what only training reaches is
-analysed as well.
+analysed as well. Other methods that the user names run like forward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import fx
 
 from fxprune.analysis.findings import Findings, Subject
@@ -47,7 +48,7 @@ class Analyzer:
         """Run the model on all example inputs, and return the findings.
 
         What is kept of a node is from the run on the first example inputs. So is the first call of a module, unless
-        only another run reaches that module. The run in the other mode comes last.
+        only another run reaches that module. The runs in the other mode and of other methods come last.
 
         Raises `CaptureError` if the forward raises, `RuleError` under `strict` for an operation without a rule.
         """
@@ -57,24 +58,27 @@ class Analyzer:
             self._walk(inputs)
         results = self._lock_results()
         nodes, observations = self.nodes, self.observations
-        other_mode = self._walk_other_mode()
+        others = tuple(self._other_runs())
         self.observer.begin_run()
         self._follow_index_lists()
         self._lock_unread()
         self._note_unused()
         return self.opened.findings(
-            nodes, observations, self.settings.uses(self.opened.unread_vectors()), self.notes, results, other_mode
+            nodes, observations, self.settings.uses(self.opened.unread_vectors()), self.notes, results, others
         )
 
-    def _walk(self, inputs: Inputs, *, when: str = "") -> None:
-        """Run the model that is open. `nodes` and `observations` are those of this run afterwards."""
+    def _walk(self, inputs: Inputs, *, method: str = "", when: str = "") -> None:
+        """Run the model that is open. `nodes` and `observations` are those of this run afterwards.
+
+        method: what to call instead of forward. when: a text about a run after that on the first example inputs.
+        """
         opened, captured = self.opened, self.subject.captured
         self.nodes, self.observations = {}, {}
         self.observer.begin_run(when)
         decisions = (random_decisions(),) if when else ()
         modes = (*decisions, opened.scopes.watching(), self.settings, self.observer)
         with no_caches(self.subject.model) as opened.scopes.between_modules:
-            walk(captured.graph, opened.module, opened.faker, captured.values(inputs), self._visit, modes)
+            walk(captured.graph, opened.module, opened.faker, captured.arguments(inputs, method), self._visit, modes)
 
     def _visit(self, node: fx.Node, execute: Callable[[], Any]) -> Any:
         place = Place(node.name, module_of(node), source_of(node))
@@ -87,47 +91,65 @@ class Analyzer:
             self._keep_result(self.subject.captured.graph.process_outputs(result))
         return result
 
-    # -- the other mode -----------------------------------------------------------------------------------
+    # -- further runs --------------------------------------------------------------------------------------
 
-    def _walk_other_mode(self) -> Walked | None:
-        """Run the model in the mode in which it was not given, on the first inputs on which its forward runs there.
+    def _other_runs(self) -> Iterator[Walked]:
+        """Run forward in the mode in which the model was not given, and the other methods, in both modes likewise."""
+        subject, reads_mode = self.subject, self._reads_mode()
+        if reads_mode:
+            yield from self._in_other_mode("", (subject.inputs, *subject.more))
+        for call in subject.methods:
+            self.opened.reopen()
+            self.settings.mark(self.opened.module)
+            self._walk(call.inputs, method=call.name, when=f' (in the method "{call.name}")')
+            self._lock_results(call.name)
+            yield Walked(subject.model.training, call.inputs, self.nodes, self.observations, call.name)
+            if reads_mode:
+                yield from self._in_other_mode(call.name, (call.inputs,))
 
-        None if no code of the model reads its mode, or if forward raises on all inputs: then a note says so.
-        """
-        subject, captured = self.subject, self.subject.captured
-        training, reading = not subject.model.training, modules_reading_training(subject.model)
-        if not reading:
-            return None
-        if captured.front_end.fixes_mode:
+    def _reads_mode(self) -> bool:
+        """True if code of the model reads its mode, and both modes can be run. A graph has one: then a note says so."""
+        model, captured = self.subject.model, self.subject.captured
+        reading = modules_reading_training(model)
+        if reading and captured.front_end.fixes_mode:
             self.notes.append(
-                f"the graph is that of {MODES[not training]} mode: what {_listed(reading)} would do otherwise in "
-                f"{MODES[training]} mode is not in it"
+                f"the graph is that of {MODES[model.training]} mode: what {_listed(reading)} would do otherwise in "
+                f"{MODES[not model.training]} mode is not in it"
             )
-            return None
-        if not modules_reading_training(captured.module):
-            return None
+            return False
+        return bool(reading and modules_reading_training(captured.module))
+
+    def _in_other_mode(self, method: str, tries: Sequence[Inputs]) -> Iterator[Walked]:
+        """Run forward or a method in the mode in which the model was not given, on the first inputs on which it runs.
+
+        Nothing if it raises on all of them: then a note says so.
+        """
+        training = not self.subject.model.training
         errors = []
-        for inputs in (subject.inputs, *subject.more):
+        for inputs in tries:
             for given in (inputs, doubled(inputs)) if training else (inputs,):
                 self.opened.reopen()
                 try:
                     with self.observer.tentative(), self.settings.tentative():
-                        self._walk_in(training, given)
+                        self._walk_in(training, given, method)
                 except CaptureError as error:
                     errors.append(error)
                 else:
-                    return Walked(training, given, self.nodes, self.observations)
+                    yield Walked(training, given, self.nodes, self.observations, method)
+                    return
+        called = f'of the method "{method}" ' if method else ""
+        raises = "it" if method else "forward"
         self.notes.append(
-            f"{MODES[training]} mode was not looked at, because forward raises there: {errors[0].first_why}"
+            f"{MODES[training]} mode {called}was not looked at, because {raises} raises there: {errors[0].first_why}"
         )
-        return None
 
-    def _walk_in(self, training: bool, inputs: Inputs) -> None:
-        """Run the model in a mode, set as its class does it. Raises `CaptureError` if that, or the forward, raises."""
+    def _walk_in(self, training: bool, inputs: Inputs, method: str) -> None:
+        """Run the model in a mode, set as its class does it. Raises `CaptureError` if that, or the run, raises."""
         set_mode(self.opened.module, training)
         self.settings.mark(self.opened.module)
-        self._walk(inputs, when=f" (in {MODES[training]} mode)")
-        self._lock_results(when=f"in {MODES[training]} mode")
+        called = f'in the method "{method}", ' if method else ""
+        self._walk(inputs, method=method, when=f" ({called}in {MODES[training]} mode)")
+        self._lock_results(method, when=f"in {MODES[training]} mode")
 
     # -- inputs, results and what was not reached ---------------------------------------------------------
 
@@ -144,14 +166,19 @@ class Analyzer:
         for name in objects_in(result):
             self.notes.append(f"{name} in the result is taken for internal state: it has the widths of the model")
 
-    def _lock_results(self, *, when: str = "on some of the inputs") -> Results:
+    def _lock_results(self, method: str = "", *, when: str = "on some of the inputs") -> Results:
         """Lock the outputs in the results of the runs since the last call, and return the last result.
 
         The first time, this is the run that says which parts of the result are meant by the paths of the user. Raises
-        `InputError` if there are no such parts. when: for the note about results of another form.
+        `InputError` if there are no such parts. method: what was called instead of forward; all of its result counts.
+        when: for the note about results of another form.
         """
         made, self.results = self.results, []
         last = made[-1][0]
+        if method:
+            for result, event in made:
+                self._lock_tensors(tensors_in(result), event)
+            return Results()
         if self.outputs is None and self.subject.outputs is not None:
             self.outputs = Outputs.of(last, self.subject.outputs)
         for result, event in made:
@@ -164,13 +191,16 @@ class Analyzer:
         return found
 
     def _lock_result(self, result: Any, event: int, when: str) -> None:
-        """Lock the outputs in the result of a run."""
-        for tensor in tensors_that_count(self.outputs, result):
+        """Lock the outputs in the result of a run of forward."""
+        self._lock_tensors(tensors_that_count(self.outputs, result), event)
+        if self.outputs is not None and not self.outputs.fit(result):
+            self.notes.append(f"the result has another form {when}, and all of it counts as output there")
+
+    def _lock_tensors(self, tensors: Iterable[torch.Tensor], event: int) -> None:
+        for tensor in tensors:
             operand = self.observer.operand(tensor)
             for vector in (*operand.vectors, *((operand.labels,) if operand.labels is not None else ())):
                 self.terms.lock(vector, event)
-        if self.outputs is not None and not self.outputs.fit(result):
-            self.notes.append(f"the result has another form {when}, and all of it counts as output there")
 
     def _follow_index_lists(self) -> None:
         """Unify the dimensions that are indexed by the same tensor of positions, since it has one renumbering only.

@@ -19,6 +19,7 @@ from fxprune.analysis.uses import Uses
 from fxprune.arguments import checks_arguments
 from fxprune.capture.captured import Captured
 from fxprune.capture.inputs import Inputs
+from fxprune.capture.methods import MethodCall
 from fxprune.capture.modes import MODES
 from fxprune.capture.output_paths import OutputPath
 from fxprune.capture.tensors import Tensors
@@ -135,6 +136,7 @@ class Subject:
     """The input of an analysis: a model, its tensors, its graph, the first example inputs and `more` of them.
 
     outputs: the paths to the parts of the result that count as outputs, as the user gives them; None for all.
+    methods: calls of other methods than forward.
     """
 
     model: nn.Module
@@ -143,6 +145,7 @@ class Subject:
     inputs: Inputs
     more: tuple[Inputs, ...] = ()
     outputs: tuple[OutputPath, ...] | None = None
+    methods: tuple[MethodCall, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -190,18 +193,19 @@ class Findings:
 
     @property
     def walked(self) -> tuple[Walked, ...]:
-        """The run on the first example inputs in the mode of the model, and the run in the other mode if there is one.
+        """The run on the first example inputs in the mode of the model, then the one in the other mode, then methods.
 
-        There is none if no code of the model reads its mode, and if the forward raises there, which `notes` say.
+        There is none in the other mode if no code of the model reads its mode, and if it raises there, which `notes`
+        say.
         """
         observed = self.observed
         main = Walked(self.model.training, self.inputs, observed.nodes, observed.observations)
-        return (main,) if observed.other_mode is None else (main, observed.other_mode)
+        return (main, *observed.others)
 
     @property
     def modes(self) -> tuple[str, ...]:
         """The modes in which the model was analysed, the one in which it was given first: "evaluation", "training"."""
-        return tuple(MODES[walked.training] for walked in self.walked)
+        return tuple(dict.fromkeys(MODES[walked.training] for walked in self.walked))
 
     @property
     def tensors(self) -> Mapping[str, torch.Tensor]:

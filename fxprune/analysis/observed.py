@@ -96,6 +96,7 @@ class Visit:
 class Walked:
     """One run of the graph, in one mode.
 
+    method: the name of the method that was called; "" is forward.
     training: the mode of the run, as in `nn.Module.train(training)`.
     inputs: the inputs of the run. In training mode every example is in them twice if a statistic needs two values.
     nodes: name of a node -> its result, with operands in place of tensors.
@@ -106,6 +107,7 @@ class Walked:
     inputs: Inputs
     nodes: Mapping[str, Any]
     observations: Mapping[str, Observation]
+    method: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,8 +126,9 @@ class Observed:
     multiples: dimensions whose number of slots must be a multiple of a number, and why.
     vectors: the vectors of all dimensions that may shrink, of any tensor, each once.
     renumbered: id of a tensor of positions -> the dimension in which they are positions.
-    other_mode: the run in the mode in which the model was not given: training for a model in evaluation mode, and vice
-        versa. None if no code of the model reads its mode, or if the forward raises in the other one.
+    others: further runs. One is in the mode in which the model was not given (training for a model in evaluation mode,
+        and vice versa), unless no code of the model reads its mode, or forward raises in the other one. The rest are
+        calls of other methods, in both modes likewise.
     steps: all operations in order, with the tensors that they read and make.
     """
 
@@ -139,5 +142,5 @@ class Observed:
     multiples: tuple[tuple[Vector, int, str], ...]
     vectors: tuple[Vector, ...]
     renumbered: Mapping[int, Vector]
-    other_mode: Walked | None = None
+    others: tuple[Walked, ...] = ()
     steps: Steps = field(default_factory=Steps)

@@ -185,7 +185,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self,
         nodes: Mapping[str, Any],
         observations: Mapping[str, Observation],
-        other_mode: Walked | None = None,
+        others: Iterable[Walked] = (),
     ) -> Observed:
         """Everything that was seen. Call it after the runs. The arguments are those of `Observed`."""
         return Observed(
@@ -199,7 +199,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             multiples=tuple(self.multiples),
             vectors=tuple(dict.fromkeys(v.representative for v in self.vectors.values())),
             renumbered={id(tensor): vector for tensor, vector in self.renumbered},
-            other_mode=other_mode,
+            others=tuple(others),
             steps=self.recorder.steps(),
         )
 

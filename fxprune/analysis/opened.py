@@ -90,7 +90,7 @@ class Opened:
         uses: Uses,
         notes: Iterable[str],
         results: Results,
-        other_mode: Walked | None = None,
+        others: Iterable[Walked] = (),
     ) -> Findings:
         """The findings, after the walk. Tensors that no operation has read take no part in the groups.
 
@@ -100,7 +100,7 @@ class Opened:
         tensors = {name: tensor for name, tensor in self.tensors.items() if not self._is_unread_constant(name)}
         return Findings(
             subject=self.subject,
-            observed=self.observer.observed(nodes, observations, other_mode),
+            observed=self.observer.observed(nodes, observations, others),
             table=TensorTable(tensors, self.aliases, tuple(axes)),
             solution=solve(self.terms, [axis for axis in axes if axis.parameter not in self._constants]),
             uses=uses,

@@ -9,7 +9,7 @@ import torch
 from fxprune.analysis.counter import Counter, Found
 from fxprune.analysis.findings import Findings, Subject
 from fxprune.analysis.hookable import hookable
-from fxprune.analysis.observed import Contraction, Observation
+from fxprune.analysis.observed import Contraction, Observation, Walked
 from fxprune.analysis.opened import Opened
 from fxprune.analysis.results import Results
 from fxprune.analysis.uses import Uses
@@ -38,14 +38,16 @@ def analyze_single_layers(subject: Subject, *, strict: bool) -> Findings:
     )
     opened.observer.used.update(id(fake) for fake, _ in opened.axes)
     notes = (*subject.captured.notes, *filter(None, [results.note()]))
-    return opened.findings({}, observations, Uses(), notes, results)
+    blank, training = {name: Observation() for name in observations}, subject.model.training
+    others = [Walked(training, call.inputs, {}, blank, call.name) for call in subject.methods]
+    return opened.findings({}, observations, Uses(), notes, results, others)
 
 
 def _run(opened: Opened) -> tuple[Results, set[str], list[Found]]:
-    """Run the model once on its example inputs.
+    """Run the model once on its example inputs, and the other methods that are observed.
 
     Returns its results; the paths of the layers whose output, or a view of it, is a result that counts as an output;
-    and all multiply-adds.
+    and all multiply-adds of forward.
     """
     captured, scopes = opened.subject.captured, opened.scopes
     layers = {path for path, _ in hookable(captured.module)}
@@ -57,14 +59,22 @@ def _run(opened: Opened) -> tuple[Results, set[str], list[Found]]:
 
     scopes.on_enter, scopes.on_leave = lambda scope: None, leave
     counter = Counter(scopes)
-    values, modes = captured.values(opened.subject.inputs), (scopes.watching(), counter)
-    result = walk(captured.graph, opened.module, opened.faker, values, lambda node, execute: execute(), modes)
-    paths = opened.subject.outputs
+
+    def run(values: list[Any]) -> Any:
+        modes = (scopes.watching(), counter)
+        return walk(captured.graph, opened.module, opened.faker, values, lambda node, execute: execute(), modes)
+
+    result, paths = run(captured.arguments(opened.subject.inputs)), opened.subject.outputs
+    counted = list(counter.found)
     outputs = None if paths is None else Outputs.of(result, paths)
-    found = (made.get(tensor.untyped_storage().data_ptr()) for tensor in tensors_that_count(outputs, result))
     shapes = () if outputs is None else ((path, tuple(tensor.shape)) for path, tensor in outputs.others(result))
     others = tuple((path, tuple(opened.terms.fixed(size) for size in shape)) for path, shape in shapes)
-    return Results(outputs, others), {entry[0] for entry in found if entry is not None}, counter.found
+    ending = list(tensors_that_count(outputs, result))
+    for call in opened.subject.methods:
+        opened.reopen()
+        ending += tensors_in(run(captured.arguments(call.inputs, call.name)))
+    found = (made.get(tensor.untyped_storage().data_ptr()) for tensor in ending)
+    return Results(outputs, others), {entry[0] for entry in found if entry is not None}, counted
 
 
 def _lock_all_but_outputs(

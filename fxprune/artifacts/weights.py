@@ -85,18 +85,25 @@ def save(small: nn.Module | ExportedProgram, path: PathLike, *, record: Record |
     write(path, {name: tensor for name, tensor in state.items() if name not in tied}, {"format": "pt", KEY: text})
 
 
-@checks_arguments("path", "also")
+@checks_arguments("path", "also", "methods")
 @public_call()
-def load(path: PathLike, *, into: nn.Module, example_inputs: Any = None, also: Sequence[Any] = ()) -> nn.Module:
+def load(
+    path: PathLike,
+    *,
+    into: nn.Module,
+    example_inputs: Any = None,
+    also: Sequence[Any] = (),
+    methods: Mapping[str, Any] | None = None,
+) -> nn.Module:
     """Rebuilds a small model from a file of `save` and the original's architecture; weights are equal bit for bit.
 
     Args:
         path: the file.
         into: a model of the original architecture, with any weights and on any device. Only read; the result shares no
             tensor with it. For the device "meta", the result is on the CPU.
-        example_inputs, also: as for `transform`, in the dtypes of the file. They are needed if the plan changes a graph
-            or the class of a module, or was made by the path "export" or "hooks"; the model is then analysed again. If
-            the plan changes only tensors and attributes of modules, they may be left out.
+        example_inputs, also, methods: as for `transform`, in the dtypes of the file. They are needed if the plan
+            changes a graph or the class of a module, or was made by the path "export" or "hooks"; the model is then
+            analysed again. If the plan changes only tensors and attributes of modules, they may be left out.
 
     Returns a new model with the weights, dtypes, train/eval modes and record of the saved one. It is made by the same
     path, and has the devices and the `requires_grad` flags of `into`.
@@ -133,7 +140,7 @@ def load(path: PathLike, *, into: nn.Module, example_inputs: Any = None, also: S
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingRemovedWarning)  # the user was warned when it was saved
-            options: dict[str, Any] = {"also": also, "verify": False, "norms": made.norms}
+            options: dict[str, Any] = {"also": also, "methods": methods, "verify": False, "norms": made.norms}
             small = transform(model, example_inputs, plan=plan, path=plan.path, **options)
         check_sizes(small, plan, file.source)
     _load_tensors(small, file, {name: field.text() for name, field in data["tied"].mapping().items()}, data["buffers"])

@@ -31,7 +31,7 @@ class Captured:
     module: holds the parameters and buffers by their original names. It is the `GraphModule` if there is one, else the
         model.
     graph: the nodes that the analysis runs one by one.
-    values: a function from example inputs to one value per placeholder of the graph.
+    values: a function from example inputs to one value per placeholder of the graph: see `arguments`.
     notes: sentences about this capture for the reader of the record.
     real: True if the forward depends on the numbers in its tensors. Then it runs on real tensors instead of fake ones,
         and the sizes in the small model cannot be proven beforehand.
@@ -45,6 +45,10 @@ class Captured:
     notes: tuple[str, ...] = ()
     real: bool = False
     fixed: tuple[str, ...] = ()
+
+    def arguments(self, inputs: Inputs, method: str = "") -> list[Any]:
+        """One value per placeholder of the graph. method: what to call instead of forward, where the class is kept."""
+        return [*self.values(inputs)[:2], method] if self.keeps_class else self.values(inputs)
 
     @property
     def path(self) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from torch import nn
 
 from fxprune.capture.captured import Captured, FrontEnd
-from fxprune.capture.class_forward import forward_as_node
+from fxprune.capture.class_forward import as_values, forward_as_node
 from fxprune.capture.inputs import Inputs
 
 
 def _capture(model: nn.Module, inputs: Inputs) -> Captured:
-    return Captured(HOOKED, model, forward_as_node(model, inputs), list, real=True)
+    return Captured(HOOKED, model, forward_as_node(model, inputs), as_values, real=True)
 
 
 HOOKED = FrontEnd("hooks", _capture, keeps_class=True, needs_hooks=True)

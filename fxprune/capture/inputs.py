@@ -28,6 +28,25 @@ def normalize(example_inputs: Any) -> Inputs:
     >>> [a.shape for a in args], kwargs
     ([torch.Size([2, 3])], {})
     """
+    args, kwargs = arguments_of(example_inputs)
+    if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
+        raise InputError(
+            "example inputs hold no tensor",
+            why=f"got {args or kwargs!r}",
+            do="pass what one call of the model takes, for example `torch.randn(1, 3, 224, 224)`",
+        )
+    for leaf in pytree.tree_leaves((args, kwargs)):
+        if isinstance(leaf, torch.Tensor) and not leaf.numel():
+            raise InputError(
+                "an example input is empty",
+                why=f"its shape is {tuple(leaf.shape)}: nothing could be compared on it",
+                do="use a batch of at least one",
+            )
+    return args, kwargs
+
+
+def arguments_of(example_inputs: Any) -> Inputs:
+    """The arguments of one call, given as for `normalize`. There may be none at all."""
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     if isinstance(example_inputs, torch.Tensor):
@@ -42,19 +61,6 @@ def normalize(example_inputs: Any) -> Inputs:
             why=f"{type(example_inputs).__name__} is neither a tensor, a tuple of arguments nor a dict of keywords",
             do="pass what one call of the model takes, for example `torch.randn(1, 3, 224, 224)`",
         )
-    if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
-        raise InputError(
-            "example inputs hold no tensor",
-            why=f"got {args or kwargs!r}",
-            do="pass what one call of the model takes, for example `torch.randn(1, 3, 224, 224)`",
-        )
-    for leaf in pytree.tree_leaves((args, kwargs)):
-        if isinstance(leaf, torch.Tensor) and not leaf.numel():
-            raise InputError(
-                "an example input is empty",
-                why=f"its shape is {tuple(leaf.shape)}: nothing could be compared on it",
-                do="use a batch of at least one",
-            )
     if any(isinstance(leaf, torch.Tensor) and leaf.is_inference() for leaf in pytree.tree_leaves((args, kwargs))):
         return cast(Inputs, pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs)))  # usual tensors
     return args, kwargs

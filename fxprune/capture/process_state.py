@@ -39,6 +39,9 @@ from fxprune.capture.thread_state import usual_state
 
 _LOCK = threading.RLock()
 
+_WATCHING: list[tuple[Callable[[nn.Module, Any], None], Callable[[nn.Module, Any, Any, Any], None]]] = []
+"""The functions that `module_hooks` calls now."""
+
 
 @contextlib.contextmanager
 def public_call() -> Iterator[None]:
@@ -126,12 +129,25 @@ def module_hooks(
             torch_module.register_module_forward_pre_hook(here(before)),
             torch_module.register_module_forward_hook(here(after), with_kwargs=True),
         ]
+        _WATCHING.append((before, after))
         try:
             yield
         finally:
+            _WATCHING.remove((before, after))
             for handle in handles:
                 handle.remove()
                 torch_module._global_forward_hooks_with_kwargs.pop(handle.id, None)  # torch forgets this one
+
+
+def in_module(module: nn.Module, method: Callable[..., Any], inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+    """The result of a method, with the functions of `module_hooks` called as around a forward of its module."""
+    with _LOCK:
+        for before, _ in _WATCHING:
+            before(module, inputs[0])
+        made = method(*inputs[0], **inputs[1])
+        for _, after in _WATCHING:
+            after(module, *inputs, made)
+        return made
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from torch import fx, nn
 from fxprune.capture.captured import WHOLE_MODEL
 from fxprune.capture.error_place import line_of, module_of_error
 from fxprune.capture.fake_tensors import Faker, Real
+from fxprune.capture.methods import call_method
 from fxprune.capture.places import module_of, source_of
 from fxprune.capture.process_state import no_fake_tensor_log, no_fused_attention, same_random_state
 from fxprune.errors import CaptureError, FxpruneError, text_of
@@ -37,10 +38,11 @@ class Run(fx.Interpreter):
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         """The result of a submodule, or of the whole model for a node with the target `WHOLE_MODEL`.
 
-        `args` of such a node are a tuple of arguments and a dict of keyword arguments.
+        `args` of such a node are a tuple of arguments, a dict of keyword arguments, and the name of the method to call.
         """
         if target == WHOLE_MODEL:
-            return self.module(*args[0], **args[1])
+            inputs, method = args[:2], args[2]
+            return call_method(self.module, method, inputs) if method else self.module(*inputs[0], **inputs[1])
         return super().call_module(target, args, kwargs)
 
 
@@ -91,11 +93,13 @@ def walk(
     except Exception as error:
         node = run.node
         where = f"{module_of(node) or 'the model'} ({source_of(node)}), node %{node.name}" if node else "the model"
+        what = "the model's forward"
         if node is not None and node.target == WHOLE_MODEL:
             line = line_of(error)
             where = (module_of_error(error, module) or "the model") + (f" ({line})" if line else "")
+            what = f'the model\'s method "{values[-1]}"' if values[-1] else what
         raise CaptureError(
-            f"the model's forward raises{' on fake tensors' if isinstance(faker, Faker) else ''}",
+            f"{what} raises{' on fake tensors' if isinstance(faker, Faker) else ''}",
             raised=True,
             at=where,
             why=text_of(error),

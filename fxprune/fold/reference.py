@@ -78,7 +78,7 @@ def _read_in(findings: Findings, walked: Walked, zeroed: Mapping[str, Mapping[in
     watcher = _Watcher(findings)
     captured = findings.captured
     with clean_caches(findings.model), deterministic():
-        values = FLOAT64.copies(captured.values(walked.inputs))
+        values = FLOAT64.copies(captured.arguments(walked.inputs, walked.method))
         parts = pytree.tree_leaves(values)
         hidden = objects_in([part for part in parts if not isinstance(part, torch.Tensor)])
         if hidden:
@@ -89,7 +89,7 @@ def _read_in(findings: Findings, walked: Walked, zeroed: Mapping[str, Mapping[in
             )
         for tensor in [*tensors_in(values), *(part for part in parts if isinstance(part, torch.Tensor))]:
             watcher.shadows.set(tensor, True)
-        both = walked.training and len(findings.walked) > 1
+        both = walked.training and len(findings.modes) > 1
         reading = {path for path, part in captured.module.named_modules() if both and reads_training(part)}
         kept = kept_weights(findings.model, zeroed)
         copying = Copying(kept.zeroed, kept.values, made=watcher.name)

@@ -91,22 +91,24 @@ def _proven_in(pair: Pair, precision: Precision) -> Proof:
     rounds = list(_rounds(pair))
     with clean_caches(pair.findings.model):
         with deterministic(precision) as mode:
-            for inputs, modes, walked in rounds:
-                one = Round(pair, precision, inputs, modes, walked).prove()
+            for inputs, modes, walked, method in rounds:
+                one = Round(pair, precision, inputs, modes, walked, method).prove()
                 if one.wrong is not None:
                     decisions = Decisions(pair.digester, precision.tolerance)
-                    one = Round(pair, precision, inputs, modes, walked, decisions).prove()
+                    one = Round(pair, precision, inputs, modes, walked, method, decisions).prove()
                 done = done.with_round(one)
         if done.wrong is None:
-            inputs, modes, _ = rounds[0]
+            inputs, modes, *_ = rounds[0]
             done = replace(done, wrong=raises_as_it_is(pair, inputs, modes, mode.replaced))
     return done
 
 
-def _rounds(pair: Pair) -> Iterator[tuple[Inputs, Modes, Walked | None]]:
-    """The inputs and modes to compare in, and the run of the analysis on them if there was one."""
+def _rounds(pair: Pair) -> Iterator[tuple[Inputs, Modes, Walked | None, str]]:
+    """The inputs and modes to compare in, the run of the analysis on them if there was one, the method to call."""
     findings, folded = pair.findings, pair.folded is not None
     captured, (main, *others) = findings.captured, findings.walked
+    methods = [walked for walked in others if walked.method]
+    others = [walked for walked in others if not walked.method]
     as_it_is = modes_of(captured.module)
     training = any(module.training for module in captured.module.modules())
     rounds: list[tuple[Inputs, Modes, Walked | None]] = [(main.inputs, as_it_is, main)]
@@ -116,9 +118,15 @@ def _rounds(pair: Pair) -> Iterator[tuple[Inputs, Modes, Walked | None]]:
     if folded:  # constants are those of evaluation
         walked = next((walked for walked in others if not walked.training), None)
         rounds = [(findings.inputs, evaluation, walked if training else main)]
-    yield from rounds
+    for inputs, modes, run in rounds:
+        yield inputs, modes, run, ""
     for inputs in findings.subject.more:
-        yield inputs, evaluation if folded else as_it_is, None
+        yield inputs, evaluation if folded else as_it_is, None, ""
+    if folded:  # one run of each method, that in evaluation if there is one
+        methods = list({run.method: run for run in sorted(methods, key=lambda run: -run.training)}.values())
+    for run in methods:
+        modes = as_it_is if run.training == main.training else set_by_model(captured.module, run.training)
+        yield run.inputs, evaluation if folded else modes, run, run.method
 
 
 def _in_float32(pair: Pair, without_number: int) -> Proof | None:

@@ -36,6 +36,7 @@ class Round:
     """The comparison on one example input, in one mode.
 
     walked: the run of the analysis on this input in this mode, None if there was none.
+    method: what is called instead of forward.
     decisions: the decisions of the reference, for the small model; None if it decides for itself.
     """
 
@@ -44,6 +45,7 @@ class Round:
     inputs: Inputs
     modes: Modes
     walked: Walked | None
+    method: str = ""
     decisions: Decisions | None = None
 
     def prove(self) -> Proof:
@@ -106,7 +108,8 @@ class Round:
 
     def _outputs(self, results: list[Any]) -> list[Any]:
         """The tensors that count as outputs in the results of some calls, as one list per call."""
-        return [tensors_that_count(self.pair.findings.results.outputs, result) for result in results]
+        outputs = None if self.method else self.pair.findings.results.outputs
+        return [tensors_that_count(outputs, result) for result in results]
 
     def _against_model(self, model: list[Any], reference: list[Any]) -> VerificationError | None:
         """The error if the graph gives other results than the user's model, with the same slots set to zero."""
@@ -147,7 +150,7 @@ class Round:
             tensors=captured.registered,
         )
         try:
-            results = run.calls(captured.values(self.inputs), times)
+            results = run.calls(captured.arguments(self.inputs, self.method), times)
         except Exception as error:
             if pair.statistics and not plain and self._runs():
                 raise raised("the reference", error, "with statistics over the kept channels") from error
@@ -178,7 +181,7 @@ class Round:
             tensors=pair.tensors,
         )
         try:
-            results = run.calls(captured.values(self.inputs), times)
+            results = run.calls(captured.arguments(self.inputs, self.method), times)
         except Exception as error:
             raise raised("the small model", error, "where the original does not") from error
         return self._outputs(results), recorder.trail if recorder is not None else None

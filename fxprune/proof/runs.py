@@ -144,4 +144,6 @@ def call_model(
 ) -> list[Any]:
     """The results of some calls of a copy of a model, as its user calls it: see `GraphRun.calls`."""
     graph = forward_as_node(model, inputs)
-    return GraphRun(graph, model, copying, precision=precision, modes=modes, tensors=tensors).calls(list(inputs), times)
+    return GraphRun(graph, model, copying, precision=precision, modes=modes, tensors=tensors).calls(
+        [*inputs, ""], times
+    )

@@ -45,7 +45,8 @@ _LOOSE = {
 def settle_nodes(draft: Draft, findings: Findings, removal: Removal, faker: Faker) -> ScaleFactors:
     """Run the smaller graph; settle the sizes of each node just before it runs, and check its shapes just after.
 
-    The smaller graph runs in the other mode too, if the analysis has seen the original there, and is only checked then.
+    The smaller graph also runs in the other mode, and other methods of the model run, where the analysis has seen the
+    original so. These runs are only checked.
 
     Returns the factors that weights have to carry, because code computes other scales from the smaller sizes.
 
@@ -93,7 +94,7 @@ class _Checking:
 
     def __init__(self, draft: Draft, findings: Findings, removal: Removal, seen: Walked) -> None:
         self.draft, self.removal, self.seen = draft, removal, seen
-        self.values = findings.captured.values(seen.inputs)
+        self.values = findings.captured.arguments(seen.inputs, seen.method)
         self.module = copy_module(draft.module, lambda tensor: tensor)
         self.results: dict[fx.Node, Any] = {}
         self.scopes = Scopes(self.module)
@@ -106,6 +107,8 @@ class _Checking:
         if seen.training != findings.model.training:
             set_mode(self.module, seen.training)
             self.when = f" in {MODES[seen.training]} mode"
+        if seen.method:
+            self.when = f' in the method "{seen.method}"{self.when}'
 
     def run(self, faker: Faker | Real) -> None:
         """Run all nodes."""

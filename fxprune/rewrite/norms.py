@@ -108,11 +108,10 @@ def preserve(findings: FindingsT) -> FindingsT:
 
 def without_marks(findings: FindingsT, marks: tuple[Mark, ...], kept: Callable[[Key], bool]) -> FindingsT:
     """The findings with these marks only. kept: True for the operations that change no statistic any more."""
-    observations = [_unmarked(walked.observations, kept) for walked in findings.walked]
-    observed = replace(findings.observed, marks=marks, observations=observations[0])
-    if observed.other_mode is not None:
-        observed = replace(observed, other_mode=replace(observed.other_mode, observations=observations[1]))
-    return replace(findings, observed=observed)
+    main, *others = (_unmarked(walked.observations, kept) for walked in findings.walked)
+    pairs = zip(findings.observed.others, others, strict=True)
+    unmarked = tuple(replace(walked, observations=observations) for walked, observations in pairs)
+    return replace(findings, observed=replace(findings.observed, marks=marks, observations=main, others=unmarked))
 
 
 def _unmarked(observations: Mapping[str, Observation], kept: Callable[[Key], bool]) -> dict[str, Observation]:
