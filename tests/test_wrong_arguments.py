@@ -244,6 +244,10 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "a number as a key of ratio": lambda: fxprune.transform(NET, X, ratio={2.5: 0.5}),
     "another model's layer": lambda: fxprune.transform(NET, X, ratio={nn.Conv2d(3, 8, 3): 0.5}),
     "indices": lambda: fxprune.masked(NET, {"0.weight": {7: [0]}}),
+    "a key of example inputs": lambda: fxprune.verify(NET, SMALL, {NET[0]: X, None: ""}),
+    "another key": lambda: fxprune.analyze(NET, {0: X}),
+    "names of a batch": lambda: fxprune.export(NET, "file.pt2", X, dynamic_batch=(None, "input")),
+    "one name of a batch": lambda: fxprune.export(NET, "file.pt2", X, dynamic_batch=[{"input": 0}]),
     "a module": lambda: fxprune.masked(NET, {"0": {0: [0]}}),
 }
 

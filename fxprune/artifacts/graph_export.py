@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fxprune._record import record
-from fxprune.arguments import checks_arguments
+from fxprune.arguments import checks_arguments, fits
 from fxprune.artifacts.graph_comparison import worst_error
 from fxprune.artifacts.graph_format import Format
 from fxprune.artifacts.onnx_file import ONNX
@@ -176,7 +176,7 @@ def _checked_inputs(model: nn.Module, inputs: Inputs) -> Inputs:
 
 def _batch_tensors(model: nn.Module, inputs: Inputs, dynamic_batch: bool | Sequence[str]) -> frozenset[int]:
     """Returns the ids of the input tensors whose dimension 0 is the batch."""
-    if isinstance(dynamic_batch, str) or not isinstance(dynamic_batch, (bool, Sequence)):
+    if isinstance(dynamic_batch, str) or not fits(dynamic_batch, bool | Sequence[str]):
         raise InputError(
             f"dynamic_batch is {dynamic_batch!r}",
             why="it is True, False or a sequence of names of arguments",

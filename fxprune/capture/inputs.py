@@ -12,6 +12,7 @@ from torch.fx.graph import _PyTreeCodeGen
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils import _pytree as pytree
 
+from fxprune.arguments import shown
 from fxprune.capture.tensors import PARAMETER, Tensors
 from fxprune.errors import CaptureError, InputError
 
@@ -60,6 +61,13 @@ def arguments_of(example_inputs: Any) -> Inputs:
             "example inputs are missing" if example_inputs is None else "example inputs are of no use",
             why=f"{type(example_inputs).__name__} is neither a tensor, a tuple of arguments nor a dict of keywords",
             do="pass what one call of the model takes, for example `torch.randn(1, 3, 224, 224)`",
+        )
+    if any(not isinstance(name, str) for name in kwargs):
+        name = next(name for name in kwargs if not isinstance(name, str))
+        raise InputError(
+            "a dict of example inputs has a key that is no text",
+            why=f"{shown(name)} names no argument of forward",
+            do="pass a dict of keyword arguments, or (inputs,) where forward takes one dict",
         )
     if any(isinstance(leaf, torch.Tensor) and leaf.is_inference() for leaf in pytree.tree_leaves((args, kwargs))):
         return cast(Inputs, pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs)))  # usual tensors
