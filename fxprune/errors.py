@@ -59,6 +59,7 @@ class RewriteError(FxpruneError, RuntimeError):
     node: the name of the node in the graph.
     scope: the path of the module inside that node; "" if it is unknown.
     vectors: the vectors of the dimensions that have the wrong size, if they are known.
+    operation, dims: the key of the operation inside that has a wrong shape, and the dimensions, if they are known.
     """
 
     def __init__(
@@ -68,11 +69,14 @@ class RewriteError(FxpruneError, RuntimeError):
         node: str,
         scope: str = "",
         vectors: tuple[Any, ...] = (),
+        operation: Any = None,
+        dims: tuple[int, ...] = (),
         at: str = "",
         why: str = "",
         do: str = "",
     ) -> None:
         self.node, self.scope, self.vectors = node, scope, vectors
+        self.operation, self.dims = operation, dims
         super().__init__(what, at=at, why=why, do=do)
 
 

@@ -28,8 +28,8 @@ def lock_channels(findings: FindingsT, error: RewriteError) -> FindingsT | None:
     If the rewrite fails again, a second call locks the rest.
     """
     node = next(n for n in findings.captured.graph.nodes if n.name == error.node)
-    vectors = list(error.vectors)
-    if not vectors:
+    vectors = [*error.vectors, *_same_dimensions(findings, error)]
+    if not any(map(findings.solution.can_shrink, vectors)):
         vectors = [
             v
             for scope in _modules_of_same_class(findings, error.scope)
@@ -49,6 +49,23 @@ def lock_channels(findings: FindingsT, error: RewriteError) -> FindingsT | None:
     observed = replace(findings.observed, events=(*findings.observed.events, event))
     terms = solution.terms.with_locked(chosen, len(findings.events))
     return replace(findings, observed=observed, solution=solve(terms, solution.axes))
+
+
+def _same_dimensions(findings: Findings, error: RewriteError) -> list[Vector]:
+    """The vectors of the dimensions that an error is about, in the same operation of all modules of the same class."""
+    if error.operation is None:
+        return []
+    name, _, operation, number = error.operation
+    path, bar, function = name.partition("|")
+    scopes = {scope + bar + function for scope in _modules_of_same_class(findings, path)} | {name}
+    return [
+        operands[0].vectors[dim]
+        for walked in findings.walked
+        for key, operands in walked.observations[error.node].outputs.items()
+        if key[0] in scopes and key[2:] == (operation, number) and len(operands) == 1
+        for dim in error.dims
+        if dim < len(operands[0].vectors)
+    ]
 
 
 def _entering_vectors(findings: Findings, node: fx.Node) -> list[Vector]:

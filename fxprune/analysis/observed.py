@@ -72,6 +72,7 @@ class Observation:
     numbers: the fractions that an operation was called with, and the dimensions from which they are known to be
         computed. In the small model they must be the same.
     positions: for operations inside a module, the arguments that are positions in a dimension: name, value, dimension.
+        The value of a list ("index") is its number among the tensors of the call and its numbers; None if unknown.
     contractions: the operations with multiply-adds, in order.
     """
 

@@ -28,7 +28,7 @@ from fxprune.errors import FxpruneError, RuleError, text_of
 from fxprune.ops import Call, Event, Operand, Rule, apply, rule_for
 from fxprune.ops.leaves import LeafCall, LeafRule, leaf_rule
 from fxprune.ops.macs import products
-from fxprune.ops.registry import checked
+from fxprune.ops.registry import checked, integers
 
 MEETS_FIXED = "meets a fixed dimension (model input, space or a constant)"
 
@@ -379,8 +379,14 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         Inside a module that is one node they cannot be rewritten. Tensors that the model owns are left out: these can.
         """
         found = [(argument, value, vector) for argument, value, vector in call.positions if not vector.fixed]
-        lists = [(index.value, vector) for index, vector in call.renumbered if index.value is not None]
-        return found + [("index", None, vector) for value, vector in lists if not self.unread.follows(value)]
+        tensors = [self.peek(tensor).value for tensor in tensors_in(list(call.raw.values()))]
+        for index, vector in call.renumbered:
+            if index.value is None or self.unread.follows(index.value):
+                continue
+            number = next((n for n, value in enumerate(tensors) if value is index.value), None)
+            values = integers(index)
+            found.append(("index", None if number is None or values is None else (number, values), vector))
+        return found
 
     def _convert(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):

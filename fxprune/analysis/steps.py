@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from fxprune.capture.scopes import ATTENTION, Key
 from fxprune.capture.values import tensors_in
 from fxprune.ops.factors import Value, values_in
 
 ATEN_ATTENTION = f"aten::{ATTENTION}"
+MOST_POSITIONS = 1024
+"""The numbers of a longer list of positions are not looked at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +100,10 @@ class StepRecorder:
         for tensor in written:
             memory = _memory(tensor)
             self._writes[memory] = self._writes.get(memory, 0) + 1
+        positions = arguments["self"].positions if name == "aten::lift_fresh" else None
         results = tuple(
-            self._new(t) if id(t) not in given or any(t is w for w in written) else self._value(t) for t in made
+            self._new(t, positions=positions) if id(t) not in given or any(t is w for w in written) else self._value(t)
+            for t in made
         )
         self._done.append(Step(key, name, func, arguments, results, event))
 
@@ -122,8 +126,9 @@ class StepRecorder:
         self._done.append(Step(("", 0, "", 0), "", None, {"tensors": list(before)}, (made,), 0))
         return made
 
-    def _new(self, tensor: torch.Tensor, name: str | None = None) -> Value:
-        value, memory = Value(tuple(tensor.shape), tensor.dtype, name, _number(tensor)), _memory(tensor)
+    def _new(self, tensor: torch.Tensor, name: str | None = None, positions: tuple[int, ...] | None = None) -> Value:
+        memory = _memory(tensor)
+        value = Value(tuple(tensor.shape), tensor.dtype, name, _number(tensor), positions or _positions(tensor))
         self._known[id(tensor)] = (tensor, value, self._writes.get(memory, 0))
         self._memory.setdefault(memory, []).append(value)
         return value
@@ -143,3 +148,12 @@ def _memory(tensor: torch.Tensor) -> int:
         return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):  # a sparse tensor has none
         return -id(tensor)
+
+
+def _positions(tensor: torch.Tensor) -> tuple[int, ...] | None:
+    """The numbers of a list of positions that forward made, None for other tensors, and where they are not known."""
+    if tensor.ndim != 1 or tensor.dtype != torch.int64 or tensor.numel() > MOST_POSITIONS:
+        return None
+    known = tensor.constant if isinstance(tensor, FakeTensor) else tensor
+    with unset_fake_temporarily():
+        return None if known is None else tuple(known.tolist())

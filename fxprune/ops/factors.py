@@ -41,12 +41,14 @@ class Value:
     """A tensor of a run: its shape, its type, and its name if it is a parameter or a buffer of the model.
 
     number: its only number, if forward made it of one, as `torch.tensor(0.5)`.
+    positions: its numbers, if forward made it of a list, as `x[:, [0, 2]]`.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     name: str | None = None
     number: float | None = None
+    positions: tuple[int, ...] | None = None
 
     @property
     def floating(self) -> bool:
@@ -223,7 +225,7 @@ def values_in(argument: Any) -> Iterator[Value]:
 
 def _run(asked: Asked, tensors: Mapping[str, Any]) -> list[torch.Tensor] | None:
     """The results of the operation with other tensors; None if other arguments are tensors, too, or it fails."""
-    raw = {**asked.raw, **tensors}
+    raw = {name: _with_positions(value) for name, value in {**asked.raw, **tensors}.items()}
     if asked.func is None or any(True for value in raw.values() for _ in values_in(value)):
         return None
     if asked.func._schema.name in ("aten::_reshape_alias", "aten::_unsafe_view", "aten::view"):
@@ -238,6 +240,15 @@ def _run(asked: Asked, tensors: Mapping[str, Any]) -> list[torch.Tensor] | None:
     except (RuntimeError, TypeError, ValueError, IndexError):
         return None
     return [made] if isinstance(made, torch.Tensor) else [t for t in made if isinstance(t, torch.Tensor)]
+
+
+def _with_positions(argument: Any) -> Any:
+    """An argument with lists of positions as tensors, where they are known."""
+    if isinstance(argument, (list, tuple)):
+        return [_with_positions(part) for part in argument]
+    if isinstance(argument, Value) and argument.positions is not None:
+        return torch.tensor(argument.positions).reshape(argument.shape)
+    return argument
 
 
 # -- operations on single numbers ---------------------------------------------------------------------------------

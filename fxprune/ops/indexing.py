@@ -15,7 +15,7 @@ from fxprune.channels.vector import Vector
 from fxprune.ops.aspects import NO_FACTOR, SLOT_BY_SLOT, absent, carries, depends
 from fxprune.ops.dependence import Dependence, Seen, anything, moved, summed
 from fxprune.ops.elementwise import broadcast
-from fxprune.ops.factors import Asked, Way, moved_factors, possible, reduced
+from fxprune.ops.factors import Asked, Way, moved_factors, possible, reduced, values_in
 from fxprune.ops.registry import Call, Operand, integers, rule
 from fxprune.ops.views import with_vectors
 
@@ -282,10 +282,17 @@ def _is_mask(call: Call, position: int) -> bool:
     return str(call.raw["indices"][position].dtype) in ("torch.bool", "torch.uint8")
 
 
+def reads_known_slots(asked: Asked) -> bool:
+    """True if an operation picks by lists of positions whose numbers are known."""
+    given = [v for name, value in asked.raw.items() if name != "self" for v in values_in(value)]
+    return bool(given) and all(value.positions is not None for value in given)
+
+
 @carries("aten::index_select", "aten::index", "aten::gather")
 def index_factors(asked: Asked) -> list[Way]:
-    """It is not known which slots are read, so all carry one factor."""
-    return possible(lambda: {"self": reduced(asked.factor, range(asked.factor.ndim)).reshape(())})
+    """The slots that are read carry the factor; all of them, where it is not known which these are."""
+    moved = possible(lambda: moved_factors(asked)[0]) if reads_known_slots(asked) else []
+    return moved or possible(lambda: {"self": reduced(asked.factor, range(asked.factor.ndim)).reshape(())})
 
 
 _SCATTERS = ("aten::select_scatter", "aten::slice_scatter", "aten::diagonal_scatter")

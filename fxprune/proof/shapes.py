@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.analysis.arguments import bound, numbers_of
 from fxprune.analysis.observed import Observation
 from fxprune.capture.fake_tensors import run
 from fxprune.capture.scopes import Key, Scopes
-from fxprune.channels.groups import Bools, Removal
+from fxprune.capture.values import tensors_in
+from fxprune.channels.groups import Bools, Ints, Removal
 from fxprune.channels.vector import Vector
 
 
@@ -22,10 +24,13 @@ class ContradictionError(Exception):
     """An operation gives another shape than the analysis promises, or is called with wrong numbers or positions.
 
     vectors: the vectors of the dimensions that are wrong.
+    operation, dims: the operation whose result has the wrong shape, None if the shape is right, and these dimensions.
     """
 
-    def __init__(self, why: str, vectors: tuple[Vector, ...]) -> None:
-        self.vectors = vectors
+    def __init__(
+        self, why: str, vectors: tuple[Vector, ...], operation: Key | None = None, dims: tuple[int, ...] = ()
+    ) -> None:
+        self.vectors, self.operation, self.dims = vectors, operation, dims
         super().__init__(why)
 
 
@@ -63,6 +68,7 @@ class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.removal, self.scopes, self.replaced = removal, scopes, replaced
         self.expected = Observation()
         self.changed: list[Changed] = []
+        self._lists: dict[int, tuple[torch.Tensor, Ints | None]] = {}
         scopes.on_attention = lambda key, named, made: self._same_numbers(key, (named["scale"],))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -73,7 +79,9 @@ class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name, named = bound(func, args, kwargs or {})
         key = scope.next_key(name)
         # of a tensor of literals only the numbers are compared; torch calls `detach` on its own account after `arange`
-        if name not in ("aten::lift_fresh", "aten::detach"):
+        if name == "aten::lift_fresh":
+            self._lists[id(made)] = made, _numbers(args[0])
+        elif name != "aten::detach":
             self._same_shapes(key, made)
         self._same_numbers(key, numbers_of(name, named))
         self._same_positions(key, named)
@@ -88,11 +96,10 @@ class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor, operand in zip(tensors, promised, strict=True):
             counts = self.removal.shape(operand.vectors)
             if tuple(tensor.shape) != counts:
-                wrong = [
-                    v for v, have, want in zip(operand.vectors, tensor.shape, counts, strict=False) if have != want
-                ]
+                dims = not_adapted(operand.vectors, tensor.shape, self.removal)
                 why = f"{key[2]} inside gives shape {tuple(tensor.shape)}, the analysis promises {counts}"
-                raise ContradictionError(why, tuple(wrong))
+                one = (key, dims) if len(tensors) == 1 else ()
+                raise ContradictionError(why, tuple(operand.vectors[dim] for dim in dims), *one)
 
     def _same_numbers(self, key: Key, numbers: tuple[float, ...]) -> None:
         before, vectors = self.expected.numbers.get(key, (numbers, ()))
@@ -105,8 +112,10 @@ class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
             kept = self.removal.kept(vector)
             if kept is None:
                 continue
-            if argument == "index" and old is None:
-                raise ContradictionError(f"{key[2]} picks by a list of positions that forward makes", (vector,))
+            if argument == "index":
+                if old is None or not _same_list(old[1], self._positions(named, old[0]), kept):
+                    raise ContradictionError(f"{key[2]} picks by a list of positions that forward makes", (vector,))
+                continue
             if argument == "shifts":
                 position, old = old
                 new, want = named["shifts"][position], int(kept[len(kept) - old % len(kept) :].sum())
@@ -116,6 +125,38 @@ class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 right = _rank(old, kept) == _rank(new, np.ones(int(kept.sum()), dtype=bool))
             if not right:
                 raise ContradictionError(f"{key[2]} has {argument} {new}, which was {old} before slots went", (vector,))
+
+    def _positions(self, named: Mapping[str, Any], number: int) -> Ints | None:
+        """The numbers of a list of positions, the tensor of this number among the arguments; None if not known."""
+        index = tensors_in(list(named.values()))[number]
+        _, known = self._lists.get(id(index), (index, None))
+        return _numbers(index) if known is None else known
+
+
+def not_adapted(vectors: Sequence[Vector], sizes: Sequence[int | None], removal: Removal) -> tuple[int, ...]:
+    """The dimensions with wrong sizes after a removal; of these, those that have the size of the original, if any has.
+
+    Such a size is a number in code, and the others are wrong because of it.
+
+    sizes: one per dimension, None for one that follows from the others.
+    """
+    pairs = list(enumerate(zip(vectors, sizes, strict=False)))
+    wrong = [dim for dim, (vector, size) in pairs if size is not None and size != removal.count(vector)]
+    return tuple([dim for dim in wrong if sizes[dim] == vectors[dim].size] or wrong)
+
+
+def _numbers(index: torch.Tensor) -> Ints | None:
+    """The numbers of a tensor of positions, None if they are not known."""
+    known = index.constant if isinstance(index, FakeTensor) else index
+    with unset_fake_temporarily():
+        return None if known is None else known.detach().cpu().reshape(-1).to(torch.int64).numpy()
+
+
+def _same_list(old: Ints, new: Ints | None, kept: Bools) -> bool:
+    """True if the positions in a list are those that the old ones have become; those of removed slots are gone."""
+    old = old % len(kept)
+    expected = (np.cumsum(kept) - 1)[old[kept[old]]]
+    return new is not None and np.array_equal(expected, new % int(kept.sum()))
 
 
 def _rank(position: int | None, kept: Bools) -> int:

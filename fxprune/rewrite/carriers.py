@@ -43,6 +43,7 @@ from fxprune.ops.factors import (
     unchanged_factor,
     values_in,
 )
+from fxprune.ops.indexing import index_factors
 from fxprune.proof.shapes import Changed
 
 TRIES = 64
@@ -318,7 +319,7 @@ class _Pass:
     @staticmethod
     def _as_it_is(step: Step, value: Value) -> torch.Tensor:
         """The factor 1 for the elements that a step reads."""
-        if step.func is not None and FACTORS.of(step.name) is moved_factors:
+        if step.func is not None and FACTORS.of(step.name) in (moved_factors, index_factors):
             try:
                 for way in moved_factors(Asked(step.func, step.raw, [torch.ones(v.shape).double() for v in step.made])):
                     for name, argument in step.raw.items():

@@ -30,6 +30,7 @@ from fxprune.ops import Operand
 from fxprune.ops.site import Site
 from fxprune.proof.shapes import ContradictionError, ShapeCheck
 from fxprune.rewrite.draft import Draft
+from fxprune.rewrite.refused_sizes import RefusedSizes
 from fxprune.rewrite.scales import HeldWidthsError, OtherNumber, factors_for
 from fxprune.rewrite.sizes import resize
 
@@ -102,6 +103,7 @@ class _Checking:
         modules = draft.module.named_modules()
         replaced = {name for name, module in modules if name and type(module) is not type(originals[name])}
         self.check = ShapeCheck(removal, self.scopes, replaced)
+        self.refused = RefusedSizes(self.check)
         self.numbers: list[OtherNumber] = []
         self.when = ""
         if seen.training != findings.model.training:
@@ -115,7 +117,7 @@ class _Checking:
         self.module = copy_module(self.module, faker.of_state)
         self.scopes.follow(self.module, "")
         decisions = (random_decisions(),) if self.when else ()
-        modes = (*decisions, self.scopes.watching(), self.check)
+        modes = (*decisions, self.scopes.watching(), self.refused, self.check)
         walk(self.draft.graph, self.module, faker, self.values, self.visit, modes)
 
     def settle(self, node: fx.Node, before: fx.Node, observation: Observation) -> None:
@@ -131,11 +133,11 @@ class _Checking:
             self.settle(node, before, observation)
             result = self.results[node] = execute()
         except ContradictionError as error:
-            raise self._contradiction(before, node, str(error), self.scopes.current.path, error.vectors) from None
+            raise self._contradiction(before, node, str(error), self.scopes.current.path, error) from None
         except RewriteError:
             raise
         except Exception as error:
-            raise self._contradiction(before, node, text_of(error), self.scopes.current.path, ()) from error
+            raise self._contradiction(before, node, text_of(error), self.scopes.current.path, self.refused) from error
         self._check(node, before, result)
         self.numbers += [OtherNumber(changed, before, node, self.seen) for changed in self.check.changed]
         self.check.changed.clear()
@@ -152,13 +154,23 @@ class _Checking:
         counts = [self.removal.shape(operand.vectors) for operand in promised if isinstance(operand, Operand)]
         if shapes != counts:
             why = f"its result has shape {shapes}, the analysis promises {counts}"
-            raise self._contradiction(before, node, why, "", ())
+            raise self._contradiction(before, node, why, "")
 
     def _contradiction(
-        self, before: fx.Node, node: fx.Node, why: str, scope: str, vectors: tuple[Vector, ...]
+        self,
+        before: fx.Node,
+        node: fx.Node,
+        why: str,
+        scope: str,
+        wrong: ContradictionError | RefusedSizes | None = None,
     ) -> RewriteError:
+        """The error about a node. wrong: what is known of the operation inside it."""
         first, *more = why.split("\n")
-        return contradiction(before, node, "\n".join([first + self.when, *more]), scope, vectors)
+        error = contradiction(before, node, "\n".join([first + self.when, *more]), scope)
+        if wrong is not None:
+            error.operation, error.dims = wrong.operation, wrong.dims
+            error.vectors = wrong.vectors if isinstance(wrong, ContradictionError) else ()
+        return error
 
 
 class _Running(_Checking):
@@ -194,7 +206,7 @@ class _Settling(_Checking):
 
 
 def contradiction(
-    before: fx.Node, node: fx.Node, why: str, scope: str, vectors: tuple[Vector, ...], do: str = ""
+    before: fx.Node, node: fx.Node, why: str, scope: str, vectors: tuple[Vector, ...] = (), do: str = ""
 ) -> RewriteError:
     """The error to raise where the smaller graph is not what the analysis promises.
 

@@ -1,0 +1,52 @@
+"""The dimensions for which a function was given a size that does not fit, so that it raises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from fxprune.capture.scopes import Key
+from fxprune.proof.shapes import ShapeCheck, not_adapted
+
+_OPERATIONS = {
+    **dict.fromkeys(("view", "reshape"), "aten::view"),
+    **dict.fromkeys(("expand", "broadcast_to"), "aten::expand"),
+}
+"""The name of a function -> the operation that it runs, whose result has the sizes that it is called with."""
+
+
+class RefusedSizes(TorchFunctionMode):
+    """A function mode that notes why the last function raised, such as `x.view(n, 2, 4)` for 6 numbers.
+
+    check: knows what the analysis has promised.
+    operation, dims: the operation that was refused, None if it is not known, and its dimensions with wrong sizes.
+    """
+
+    def __init__(self, check: ShapeCheck) -> None:
+        super().__init__()
+        self.check = check
+        self.operation: Key | None = None
+        self.dims: tuple[int, ...] = ()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        operation = _OPERATIONS.get(getattr(func, "__name__", ""))
+        if operation is None or kwargs:
+            return func(*args, **(kwargs or {}))
+        scope = self.check.scopes.current
+        key = (scope.name, scope.number, operation, scope.operations[operation] + 1)
+        try:
+            return func(*args)
+        except RuntimeError:
+            self._note(key, args[1:])
+            raise
+
+    def _note(self, key: Key, sizes: tuple[Any, ...]) -> None:
+        promised = self.check.expected.outputs.get(key)
+        given = tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list, torch.Size)) else sizes
+        if promised is None or len(promised) != 1 or len(promised[0].vectors) != len(given):
+            return
+        wanted = [None if size == -1 else int(size) for size in given if isinstance(size, int)]
+        if len(wanted) == len(given):
+            self.operation, self.dims = key, not_adapted(promised[0].vectors, wanted, self.check.removal)

@@ -1,0 +1,84 @@
+"""Sizes that stand in forward as numbers: their dimensions stay, and the other widths of the same module shrink."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from tests.support import randomise
+
+
+class Gated(nn.Module):
+    """Heads and a head width, which may shrink, and a gate of 8 numbers in 2 rows of 4, which may not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.values, self.gate, self.out = nn.Linear(6, 24), nn.Linear(6, 8), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = self.values(x).view(len(x), self.heads, -1)
+        return self.out((values * self.gates(x)[:, None, None]).flatten(1))
+
+    def gates(self, x: Tensor) -> Tensor:
+        return self.gate(x).view((*x.shape[:-1], 2, 4)).sum(-1)[:, 0]
+
+
+class SeveralArguments(Gated):
+    def gates(self, x: Tensor) -> Tensor:
+        return self.gate(x).view(-1, 2, 4).sum(-1)[:, 0]
+
+
+class Transposed(Gated):
+    def gates(self, x: Tensor) -> Tensor:
+        return self.gate(x).t().reshape(2, 4, len(x)).sum(1)[0]
+
+
+class Function(Gated):
+    def gates(self, x: Tensor) -> Tensor:
+        return torch.reshape(self.gate(x), (-1, 2, 4)).sum(-1)[:, 0]
+
+
+class Expanded(Gated):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(8))
+
+    def gates(self, x: Tensor) -> Tensor:
+        return (self.gate(x) + self.shift.expand(len(x), 8)).tanh().sum(1)
+
+
+class OneOfTwo(Gated):
+    """Raises nothing: the rows are read as two, whatever their width is."""
+
+    def gates(self, x: Tensor) -> Tensor:
+        return self.gate(x).view(len(x), 2, -1).tanh().sum((1, 2))
+
+
+class Net(nn.Module):
+    def __init__(self, kind: type[Gated]) -> None:
+        super().__init__()
+        self.first, self.second = kind(), kind()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.first(x), self.second(x)], -1)
+
+
+@pytest.mark.parametrize("kind", [Gated, SeveralArguments, Transposed, Function, Expanded, OneOfTwo])
+def test_a_number_in_a_shape_holds_its_own_dimension_only(kind: type[Gated]) -> None:
+    net, x = randomise(Net(kind).double().eval(), 0), torch.randn(5, 6).double()
+    small: Any = fxprune.transform(net, x, ratio=0.5, path="eager")
+    assert type(small) is Net
+    for part in (small.first, small.second):
+        assert part.gate.out_features == (4 if kind is OneOfTwo else 8)
+        assert part.heads == 2
+        assert part.values.out_features == 6, "2 of 4 heads, 3 of 6 in each"
+    reference = fxprune.masked(net, fxprune.record(small).removed)
+    assert torch.allclose(small(x), reference(x), atol=1e-12)
+    stays = [r for r in fxprune.record(small).reasons if r.startswith("channels stay")]
+    assert len(stays) == 1, "both modules of one class are looked at together"
+    assert "in first" in stays[0]
