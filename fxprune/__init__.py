@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fxprune._analyze import Analysis, analyze
 from fxprune._record import Record, record
+from fxprune._repair import recalibrate, repair
 from fxprune._transform import transform, verify
 from fxprune.analysis.findings import Group
 from fxprune.analysis.members import Locked, Member
@@ -80,7 +81,9 @@ __all__ = [
     "load",
     "masked",
     "masks_of",
+    "recalibrate",
     "record",
+    "repair",
     "rule",
     "save",
     "trace",

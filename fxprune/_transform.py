@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
@@ -14,6 +14,7 @@ from fxprune._analyze import analyze
 from fxprune._attempt import Request, Result
 from fxprune._first_result import first_result
 from fxprune._record import Record, attach, record
+from fxprune._repair import RepairSettings, inputs_of, repaired
 from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.arguments import checks_arguments
 from fxprune.capture.module_copy import copy_module
@@ -48,7 +49,7 @@ from fxprune.rewrite.tensor_hooks import left_out
 ModelT = TypeVar("ModelT", nn.Module, ExportedProgram)
 
 
-@checks_arguments("also", "methods", "exact", "strict", "verify")
+@checks_arguments("also", "methods", "exact", "strict", "verify", "repair_mode")
 @public_call()
 def transform(
     model: ModelT,
@@ -72,6 +73,9 @@ def transform(
     prefer: str | None = None,
     norms: str = "kept",
     outputs: Any = None,
+    repair: Iterable[Any] | None = None,
+    repair_mode: str = "weights",
+    repair_inputs: Callable[[Any], Any] | None = None,
 ) -> ModelT:
     """A smaller model, which computes what the original would compute if the removed channels had never existed.
 
@@ -124,6 +128,9 @@ def transform(
             list has several paths. Only these parts keep their shape and are compared. The others may lose channels:
             the record names them, with their new shapes. By default all parts count. A plan says which ones count for
             it; `outputs` may then name some of these.
+        repair: batches of inputs, some hundred samples without labels, on which the result is repaired after its proof:
+            its layers compute again what they computed in the original. See `fxprune.repair`, which has more options.
+        repair_mode, repair_inputs: `mode` and `inputs` of `fxprune.repair`.
 
     Raises a subclass of `FxpruneError`, which says what to do. Warns with `NothingRemovedWarning`, which says why, if
     nothing could be removed; with `NotProvenWarning` if the result could not be compared with its reference, or nothing
@@ -138,31 +145,28 @@ def transform(
     """
     _refuse_two_requests(plan, ratio, masks, bias)
     module = as_module(model, example_inputs)
+    settings = RepairSettings(repair_mode)
+    batches = None if repair is None else inputs_of(module, repair, repair_inputs)
     paths = paths_for(module, path, prefer, made_on=plan.path if isinstance(plan, Plan) else "")
     if folds(bias, masks) and all(front_end.needs_hooks for front_end in paths):
         raise PlanError("constants cannot be folded behind hooks", why="they put zeros back", do="take another path")
-    choices: dict[str, Any] = {
-        "ratio": ratio,
-        "masks": masks,
-        "bias": bias,
-        "border": border,
-        "importance": importance,
-        "ignore": ignore,
-        "round_to": round_to,
-        "exact": exact,
-        "seed": seed,
-    }
     counting = narrowed(plan.outputs if isinstance(plan, Plan) else None, output_paths(outputs))
+    choices: dict[str, Any] = {"ratio": ratio, "masks": masks, "bias": bias, "border": border, "ignore": ignore}
+    choices |= {"importance": importance, "round_to": round_to, "exact": exact, "seed": seed}
     request = Request(plan, choices, also, methods, strict, verify, norms, counting)
     free = plan is None and path is None and prefer is None and not isinstance(module, fx.GraphModule)
     result = first_result(module, example_inputs, request, paths, may_give_up_class=free)
     for text, kind in _warnings(result, class_expected=free):
         warnings.warn(text, kind, stacklevel=4)
-    small: Any = _as_given(model, result, example_inputs)
+    recorded = _recorded(result)
+    if batches is not None:
+        small, done = repaired(result.small, module, batches, recorded.plan, settings)
+        result, recorded = replace(result, small=small), replace(recorded, repair=done)
+    made: Any = _as_given(model, result, example_inputs)
     if path is None and prefer is None and not isinstance(model, ExportedProgram):
         explain_missing_graph(result.small)
-    attach(small, _recorded(result))
-    return cast(ModelT, small)
+    attach(made, recorded)
+    return cast(ModelT, made)
 
 
 def _refuse_two_requests(plan: Plan | None, *choices: Any) -> None:

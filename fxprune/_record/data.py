@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from fxprune._record import repaired
 from fxprune._record.history import Record
 from fxprune.costs import Cost, LayerCost
 from fxprune.files import Field
@@ -30,6 +31,7 @@ def data_of(record: Record) -> dict[str, Any]:
         **({} if record.compared is None else {"compared": record.compared}),
         **({} if not record.one_sided else {"one_sided": [asdict(found) for found in record.one_sided]}),
         **({"methods": list(record.methods)} if record.methods else {}),
+        **({} if record.repair is None else {"repair": repaired.data_of(record.repair)}),
     }
 
 
@@ -41,7 +43,7 @@ def _cost_data(cost: Cost) -> dict[str, Any]:
 
 def record_of(data: Field, plan: Plan) -> Record:
     """Returns the record that plain data and its plan describe. Raises for data that is no record."""
-    data.object(_KEYS, ["compared", "one_sided", "methods"])
+    data.object(_KEYS, ["compared", "one_sided", "methods", "repair"])
     if not isinstance(data["exact"].value, bool):
         raise data["exact"].wrong("it must be true or false")
     return Record(
@@ -60,6 +62,7 @@ def record_of(data: Field, plan: Plan) -> Record:
         _count(data["compared"]) if "compared" in data.mapping() else None,
         tuple(map(_one_sided, data["one_sided"].items())) if "one_sided" in data.mapping() else (),
         data["methods"].texts() if "methods" in data.mapping() else (),
+        repaired.repair_of(data["repair"]) if "repair" in data.mapping() else None,
     )
 
 

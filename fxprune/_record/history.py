@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fxprune._record.repaired import Repair
 from fxprune.arguments import checks_arguments
 from fxprune.costs import Cost
 from fxprune.errors import PlanError
@@ -35,6 +36,7 @@ class Record:
     one_sided: the operations that did not run equally often in the original and in the small model, so that the proof
         has not compared their results. Such an operation is no fault by itself.
     methods: the names of the other methods that were analysed, cut and compared like forward.
+    repair: what `fxprune.repair` did, None without a repair. `error` and `compared` are those of before.
     """
 
     path: str
@@ -52,6 +54,7 @@ class Record:
     compared: int | None = None
     one_sided: tuple[OneSided, ...] = ()
     methods: tuple[str, ...] = ()
+    repair: Repair | None = None
 
     @checks_arguments()
     def then(self, second: Record) -> Record:
@@ -76,6 +79,7 @@ class Record:
             self.norms,
             plan,
             (self.cost[0], second.cost[1]) if self.cost and second.cost else None,
+            repair=second.repair,
         )
 
     @property

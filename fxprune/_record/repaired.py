@@ -1,0 +1,79 @@
+"""The report on a repair, for the record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tabulate import tabulate
+
+from fxprune.files import Field
+
+_KEYS = "mode layers left before after undone".split()
+
+
+@dataclass(frozen=True)
+class RepairedLayer:
+    """One layer of a repair.
+
+    before, after: the relative squared error of its outputs on held-out samples. ridge: of the regression, None if the
+    weight stays. Both errors are equal if the layer stays as it was.
+    """
+
+    before: float
+    after: float
+    ridge: float | None
+
+
+@dataclass(frozen=True)
+class Repair:
+    """The report on a repair of a small model.
+
+    mode: "weights", "bias" or "norms". layers: name of a parameter -> what happened to its layer, in the order of the
+    run. left: name of a parameter -> why its layer could not be refitted. before, after: the relative squared error of
+    the model's outputs on held-out samples. undone: the layers whose refit was taken back, since the outputs were worse
+    with it.
+    """
+
+    mode: str
+    layers: Mapping[str, RepairedLayer]
+    left: Mapping[str, str]
+    before: float
+    after: float
+    undone: tuple[str, ...] = field(default=())
+
+    def __str__(self) -> str:
+        rows = [(name, layer.before, layer.after, layer.ridge) for name, layer in self.layers.items()]
+        headers = ("layer", "error before", "error after", "ridge")
+        table = tabulate(rows, headers=headers, floatfmt=".2e", missingval="")
+        left = [f"{name}: left as it is; {why}" for name, why in self.left.items()]
+        undone = [f"taken back, since the outputs were worse: {', '.join(self.undone)}"] if self.undone else []
+        return "\n".join([table, f"outputs: {self.before:.2e}, after the repair {self.after:.2e}", *left, *undone])
+
+
+def data_of(repair: Repair) -> dict[str, Any]:
+    """Returns it as plain data for JSON."""
+    layers = {name: [layer.before, layer.after, layer.ridge] for name, layer in repair.layers.items()}
+    errors = {"before": repair.before, "after": repair.after}
+    return {"mode": repair.mode, "layers": layers, "left": dict(repair.left), **errors, "undone": list(repair.undone)}
+
+
+def repair_of(data: Field) -> Repair:
+    """Returns the repair that plain data describe. Raises for other data."""
+    data.object(_KEYS)
+    layers = {}
+    for name, entry in data["layers"].mapping().items():
+        parts = entry.items()
+        if len(parts) != 3:
+            raise entry.wrong("it must be two errors and a ridge")
+        ridge = None if parts[2].value is None else float(parts[2].number())
+        layers[name] = RepairedLayer(float(parts[0].number()), float(parts[1].number()), ridge)
+    return Repair(
+        data["mode"].text(),
+        layers,
+        {name: why.text() for name, why in data["left"].mapping().items()},
+        float(data["before"].number()),
+        float(data["after"].number()),
+        data["undone"].texts(),
+    )

@@ -1,0 +1,89 @@
+"""The data of a repair: what the model is called with, in parts, some of which are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.capture.inputs import Inputs, bound, normalize
+from fxprune.errors import InputError
+
+PARTS = 10
+"""Fewer batches than these are split, so that some samples can be held out."""
+
+
+def inputs_of(model: nn.Module, batches: Any, pick: Callable[[Any], Any] | None) -> list[Inputs]:
+    """The arguments of the model in each batch. An iterator that can be read once only is read here, as any other.
+
+    pick: a function that gives the inputs among what a batch holds, such as `lambda batch: batch[0]`; None if a batch
+    holds nothing else.
+
+    Raises `InputError` for what gives no batches, and for batches that do not fit the model.
+    """
+    if isinstance(batches, (Tensor, dict, str)) or not isinstance(batches, Iterable):
+        raise InputError(
+            f"batches must be a data loader or a list of batches, not {type(batches).__name__}",
+            do="pass for example `[torch.randn(64, 3, 32, 32)]`",
+        )
+    found = []
+    for number, batch in enumerate(batches):
+        try:
+            inputs = normalize(batch if pick is None else pick(batch))
+            bound(model, inputs)
+        except InputError as error:
+            raise InputError(
+                "a batch does not fit the model",
+                at=f"batch {number}",
+                why=f"{error}: {error.why}",
+                do="let a batch hold what one call takes, or pick it out: `inputs=lambda batch: batch[0]`",
+            ) from None
+        found.append(inputs)
+    if not found:
+        raise InputError("there is no batch", why="the iterable is empty", do="pass at least one batch")
+    return found
+
+
+def parts_of(batches: Sequence[Inputs], runs: Callable[[Inputs], bool]) -> list[Inputs]:
+    """The batches, split along their first dimension into at least `PARTS` parts where that is possible.
+
+    runs: a function that is True if the model takes these inputs.
+    """
+    if len(batches) >= PARTS:
+        return list(batches)
+    pieces = -(-PARTS // len(batches))
+    split = [part for batch in batches for part in _split(batch, pieces)]
+    return split if len(split) > len(batches) and all(map(runs, (split[0], split[-1]))) else list(batches)
+
+
+def _split(batch: Inputs, pieces: int) -> list[Inputs]:
+    """The pieces of a batch, or the batch alone if its tensors do not have one first dimension."""
+    leaves, spec = pytree.tree_flatten(batch)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in tensors}
+    size = sizes.pop()
+    if sizes or size < 2:
+        return [batch]
+    chunks = [
+        leaf.chunk(min(pieces, size)) if isinstance(leaf, Tensor) else [leaf] * min(pieces, size) for leaf in leaves
+    ]
+    return [pytree.tree_unflatten(list(piece), spec) for piece in zip(*chunks, strict=False)]
+
+
+def held_out(count: int, share: float) -> list[bool]:
+    """For each part True if it is held out: every n-th one, at least one, and at least one is not.
+
+    >>> held_out(5, 0.4)
+    [False, False, True, False, True]
+    """
+    wanted = min(max(round(count * share), 1), count - 1)
+    return [((number + 1) * wanted) // count > (number * wanted) // count for number in range(count)]
+
+
+def on_device(inputs: Inputs, device: torch.device) -> Inputs:
+    """The inputs with their tensors on a device."""
+    moved: Inputs = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs)
+    return moved

@@ -1,0 +1,141 @@
+"""The functions that users call: `repair` and `recalibrate`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from torch import nn
+
+from fxprune._record import attach, record
+from fxprune._repair.batch_norms import take_statistics
+from fxprune._repair.batches import inputs_of
+from fxprune._repair.layer_by_layer import repaired
+from fxprune._repair.settings import RIDGES, RepairSettings
+from fxprune.arguments import checks_arguments
+from fxprune.capture.inputs import check_initialised
+from fxprune.capture.process_state import public_call
+from fxprune.capture.tensors import Tensors
+from fxprune.errors import InputError
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+MEMORY = 2 << 30
+"""The bytes of activations that wait between layers, unless other ones are asked for."""
+
+
+@checks_arguments("small", "model", "mode", "ridge", "holdout", "memory", "progress")
+@public_call()
+def repair(
+    small: ModuleT,
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    inputs: Callable[[Any], Any] | None = None,
+    mode: str = "weights",
+    ridge: float | None = None,
+    holdout: float = 0.2,
+    memory: int = MEMORY,
+    progress: bool = False,
+) -> ModuleT:
+    """A copy of a small model whose layers compute again what they computed in the original, without training.
+
+    Each linear layer and convolution is refitted, in the order in which they run. With x what the layer reads in the
+    small model (after the layers before it were refitted), y the outputs of the original there, without the removed
+    channels, and W the weight that it has, the new weight is the ridge regression
+
+        min over V, b of  sum over rows of v |y - V x - b|^2 + ridge * mean(x^2) * |V - W|^2
+
+    The offset b goes to the bias, or to the running mean of the batch norm that follows; without both there is none.
+    The weight v of a row is 1, or 1 / |y|^2 where a layer norm or an RMS norm comes later: the length of such a row
+    says little, and a few rows are a thousand times as long as the others.
+
+    The result is not worse than `small` on samples that were held out. On them the ridge of each layer is chosen, and
+    whether it is refitted at all. At the end the last refits are taken back until the error of the outputs is not
+    above that of `small`. `record(result).repair` has the errors of all layers.
+
+    Runs both models in evaluation mode without gradients, once per batch. Neither of them is changed.
+
+    Args:
+        small: the model that `transform` made from `model`, or that was trained after it.
+        model: the original, with its weights.
+        batches: what the model is called with, in the form of `example_inputs`: some hundred samples. It is read once.
+            Fewer than ten batches are split.
+        inputs: a function that picks the inputs out of a batch, such as `lambda batch: batch[0]` of images and labels.
+        mode: "weights" refits weights and offsets, "bias" only the offsets, "norms" measures the statistics of batch
+            norms again.
+        ridge: the only one to try, as a share of the mean square of an input. By default five are tried, 1e-6 to 1.
+        holdout: the share of the samples that are held out.
+        memory: the most bytes of activations that wait between layers. Batches for which it is not enough are run again
+            for each layer, which takes longer.
+        progress: True to show a progress bar.
+
+    Raises `InputError` for batches that do not fit, fewer than two samples, NaN or infinities in a layer, and wrong
+    arguments. Raises `FxpruneError` if `small` has no record.
+
+    >>> import torch, fxprune
+    >>> _ = torch.manual_seed(0)
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.Tanh(), torch.nn.Linear(32, 3)).eval()
+    >>> data = [torch.randn(64, 8) for _ in range(10)]
+    >>> small = fxprune.transform(net, data[0], ratio=0.5)
+    >>> done = fxprune.record(fxprune.repair(small, net, data)).repair
+    >>> done.after < 0.2 * done.before
+    True
+    """
+    settings = RepairSettings(mode, RIDGES if ridge is None else (float(ridge),), holdout, memory, progress)
+    known = record(small)
+    _check_original(model, known.before)
+    data = inputs_of(model, batches, inputs)
+    made, done = repaired(small, model, data, known.plan, settings)
+    attach(made, replace(known, repair=done))
+    return made  # type: ignore[return-value]
+
+
+def _check_original(model: nn.Module, shapes: Any) -> None:
+    """Raises `InputError` for a model that is not the original."""
+    found = Tensors.of(model)
+    check_initialised(found)
+    given = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    for name, shape in shapes.items():
+        if given.get(name) != tuple(shape):
+            raise InputError(
+                "the model is not the original of the small one",
+                at=f'"{name}"',
+                why=f"it has {list(given[name]) if name in given else 'no such parameter'}, the original {list(shape)}",
+                do="pass the model that `transform` was called with",
+            )
+
+
+@checks_arguments("model", "progress")
+@public_call()
+def recalibrate(
+    model: ModuleT, batches: Iterable[Any], *, inputs: Callable[[Any], Any] | None = None, progress: bool = False
+) -> ModuleT:
+    """A copy of a model whose batch norms have the statistics of these batches.
+
+    The running mean and variance become the means over the batches. After a removal of channels this alone brings much
+    of the accuracy back, see docs/choosing.md. Nothing is held out; `repair(..., mode="norms")` does that.
+
+    Args:
+        model: any model. It is not changed.
+        batches, inputs, progress: as in `repair`.
+
+    Raises `InputError` for a model without running statistics, and as `repair`.
+
+    >>> import torch, fxprune
+    >>> net = torch.nn.Sequential(torch.nn.BatchNorm1d(2))
+    >>> fxprune.recalibrate(net, [torch.tensor([[0.0, 4.0], [2.0, 4.0]])])[0].running_mean
+    tensor([1., 4.])
+    """
+    check_initialised(Tensors.of(model))
+    data = inputs_of(model, batches, inputs)
+    made = copy.deepcopy(model)
+    if not take_statistics(made, data, progress=progress):
+        raise InputError(
+            "there is nothing to recalibrate",
+            why="no batch norm of the model has running statistics",
+            do="use `fxprune.repair`, which refits the layers themselves",
+        )
+    return made

@@ -1,0 +1,125 @@
+"""The refit of one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxprune._repair.moments import Moments
+from fxprune._repair.pairs import Pair
+from fxprune._repair.products import WeightProduct, double
+from fxprune._repair.watch import Parameters, ProductCall
+from fxprune.errors import InputError
+
+FLOOR = 1e-4
+"""The least weight of a row's own length, as a share of the mean: rows of zeros do not count without end."""
+
+
+@dataclass(frozen=True)
+class Refit:
+    """The result for a layer.
+
+    error, repaired: the relative squared error of its outputs on held-out samples, before and after. ridge: the chosen
+    one, None if the weight stays.
+    """
+
+    error: float
+    repaired: float
+    ridge: float | None
+
+
+class LayerFit:
+    """Gathers the moments of a layer, and refits it."""
+
+    def __init__(self, pair: Pair, small: Parameters, original: Parameters) -> None:
+        self.pair, self.small, self.original = pair, small, original
+        self.train: Moments | None = None
+        self.held: Moments | None = None
+        self.product: WeightProduct | None = None
+
+    def add(self, calls: Iterable[tuple[ProductCall, ProductCall]], *, held_out: bool) -> str:
+        """Add the rows of some calls. Returns why the layer cannot be refitted, "" if it can."""
+        for ours, theirs in calls:
+            product, wanted = ours.product, self.pair.wanted(theirs, self.original)
+            made = product.form.shape(product.x, product.weight)
+            if made != tuple(wanted.shape):
+                return f"the two models call it with other rows: {list(made)} and {list(wanted.shape)}"
+            self.product = product
+            matrix, bias = self.matrix(product), self.bias(product)
+            for x, y in product.form.rows(product.x, wanted, product.weight):
+                self._add(x, y, y - x @ matrix.mT - bias[:, None], held_out)
+        return ""
+
+    def _add(self, x: Tensor, wanted: Tensor, residual: Tensor, held_out: bool) -> None:
+        if not (bool(x.isfinite().all()) and bool(wanted.isfinite().all())):
+            raise InputError(
+                "a layer reads or gives numbers that are not finite",
+                at=f'"{self.pair.key[0]}"',
+                why="no regression is possible with NaN or infinities",
+                do="look for the batch that causes it, and leave it out",
+            )
+        for moments in ("train", "held"):
+            if getattr(self, moments) is None:
+                setattr(self, moments, Moments.zeros(x.shape[0], x.shape[2], residual.shape[2], x.device))
+        weights = None
+        if self.pair.weighted:
+            squares = wanted.square().sum(2)
+            weights = 1 / (squares + FLOOR * squares.mean().clamp(min=torch.finfo(torch.float64).tiny))
+        into = self.held if held_out else self.train
+        assert into is not None
+        into.add(x, wanted, residual, weights)
+
+    def matrix(self, product: WeightProduct) -> Tensor:
+        """The weight as it is, [g, o, k]."""
+        return double(product.form.matrix(product.weight))
+
+    def bias(self, product: WeightProduct) -> Tensor:
+        """The bias as it is, [g, o]; zeros without one."""
+        blocks, outputs = self.matrix(product).shape[:2]
+        if self.pair.small.bias is None:
+            return torch.zeros(blocks, outputs, dtype=torch.float64, device=double(product.weight).device)
+        name, start = self.pair.small.bias
+        values = double(self.small.tensors[name])
+        if len(values) == blocks * outputs:
+            return values.view(blocks, outputs)
+        return values[start : start + outputs].expand(blocks, outputs)
+
+    def solve(self, ridges: Sequence[float], *, weights: bool) -> Refit:
+        """Refit the layer if its error on the held-out samples gets smaller. weights: False for its bias only."""
+        assert self.train is not None
+        assert self.held is not None
+        before, scale = self.held.error(*self._nothing()), self.held.scale or 1.0
+        options: list[tuple[float | None, Tensor, Tensor]] = []
+        if self.pair.shifted:
+            options.append((None, self._nothing()[0], self.train.offset()))
+        if weights:
+            options += self.train.changes(ridges, shifted=self.pair.shifted)
+        best = min(options, key=lambda option: self.held.error(*option[1:]), default=None)  # type: ignore[union-attr]
+        if best is None or not self.held.error(*best[1:]) < before:
+            return Refit(before / scale, before / scale, None)
+        ridge, change, offset = best
+        self._apply(change, offset)
+        return Refit(before / scale, self.held.error(change, offset) / scale, ridge)
+
+    def _nothing(self) -> tuple[Tensor, Tensor]:
+        assert self.train is not None
+        return torch.zeros_like(self.train.dx), torch.zeros_like(self.train.d)
+
+    def _apply(self, change: Tensor, offset: Tensor) -> None:
+        """Change weight and bias, or the running mean, in place."""
+        product = self.product
+        assert product is not None
+        with torch.no_grad():
+            made = product.form.weight(self.matrix(product) + change, product.weight)
+            product.weight.copy_(made)
+            if self.pair.small.bias is not None:
+                name, start = self.pair.small.bias
+                bias = self.small.tensors[name]
+                part = bias if offset.numel() == len(bias) else bias[start : start + offset.shape[1]]
+                part.copy_(double(part) + offset.flatten().to(double(part).device))
+            elif self.pair.small.mean is not None:
+                mean = self.small.tensors[self.pair.small.mean]
+                mean.copy_(double(mean) - offset.flatten().to(double(mean).device))

@@ -1,0 +1,100 @@
+"""Second moments of what a layer reads and what it lacks, and the ridge regression that they decide.
+
+For rows x [k] of inputs and rows d [o] of residuals (the wanted output minus that of the layer as it is), a change
+`(dW, db)` of weight and bias has the error
+
+    E(dW, db) = sum over rows of v * |d - dW x - db|^2,    v: the weight of a row
+
+which needs only the sums of v, v x, v d, v x x^T, v d x^T and v d^2. The rows themselves are not kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CUTOFF = 1e-12
+"""Directions of the inputs with less than this share of the largest second moment are left as they are."""
+
+
+@dataclass
+class Moments:
+    """The sums over rows, float64; g blocks, k inputs, o outputs.
+
+    rows: v, [g]. x: [g, k]. d: [g, o]. xx: [g, k, k]. dx: [g, o, k]. dd: [g]. yy: the sum of v |y|^2 for the wanted
+    outputs y, [g].
+    """
+
+    rows: Tensor
+    x: Tensor
+    d: Tensor
+    xx: Tensor
+    dx: Tensor
+    dd: Tensor
+    yy: Tensor
+
+    @classmethod
+    def zeros(cls, blocks: int, inputs: int, outputs: int, device: torch.device) -> Moments:
+        """No rows yet."""
+
+        def made(*shape: int) -> Tensor:
+            return torch.zeros(blocks, *shape, dtype=torch.float64, device=device)
+
+        return cls(made(), made(inputs), made(outputs), made(inputs, inputs), made(outputs, inputs), made(), made())
+
+    def add(self, x: Tensor, wanted: Tensor, residual: Tensor, weights: Tensor | None) -> None:
+        """Add rows. x: [g, r, k]. wanted, residual: [g, r, o]. weights: [g, r], None for 1 each."""
+        v = torch.ones_like(x[..., 0]) if weights is None else weights
+        weighted, lacking = x * v[..., None], residual * v[..., None]
+        self.rows += v.sum(1)
+        self.x += weighted.sum(1)
+        self.d += lacking.sum(1)
+        self.xx += weighted.mT @ x
+        self.dx += lacking.mT @ x
+        self.dd += (lacking * residual).sum((1, 2))
+        self.yy += (wanted.square() * v[..., None]).sum((1, 2))
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All sums; those of several processes are added in place."""
+        return self.rows, self.x, self.d, self.xx, self.dx, self.dd, self.yy
+
+    def error(self, change: Tensor, offset: Tensor) -> float:
+        """E of a change. change: [g, o, k]. offset: [g, o]."""
+        squares = (change @ self.xx * change).sum((1, 2)) + self.rows * offset.square().sum(1)
+        products = (change * self.dx).sum((1, 2)) + (offset * self.d).sum(1)
+        mixed = (offset * (change @ self.x[..., None])[..., 0]).sum(1)
+        return float((self.dd + squares - 2 * products + 2 * mixed).sum().clamp(min=0))
+
+    @property
+    def scale(self) -> float:
+        """The sum of v |y|^2, which makes an error relative."""
+        return float(self.yy.sum())
+
+    def offset(self) -> Tensor:
+        """The best offset where the weight stays: the mean of the residuals, [g, o]."""
+        return self.d / self.rows.clamp(min=torch.finfo(torch.float64).tiny)[:, None]
+
+    def changes(self, ridges: Iterable[float], *, shifted: bool) -> list[tuple[float, Tensor, Tensor]]:
+        """The best change for each ridge, with it: (ridge, change [g, o, k], offset [g, o]).
+
+        A ridge is a share of the mean second moment of an input. shifted: False where no offset can be added.
+        """
+        count = self.rows.clamp(min=torch.finfo(torch.float64).tiny)[:, None, None]
+        xx, dx = self.xx, self.dx
+        if shifted:
+            xx = xx - self.x[..., None] * self.x[:, None] / count
+            dx = dx - self.d[..., None] * self.x[:, None] / count
+        values, vectors = torch.linalg.eigh(xx)  # ascending
+        values = values.clamp(min=0)
+        turned = dx @ vectors
+        found = values > CUTOFF * values[:, -1:]
+        made = []
+        for ridge in ridges:
+            inverse = 1 / (values + ridge * values.mean(1, keepdim=True))
+            change = (turned * torch.where(found, inverse, 0.0)[:, None]) @ vectors.mT
+            offset = (self.d[..., None] - change @ self.x[..., None]) / count
+            made.append((ridge, change, offset[..., 0] if shifted else torch.zeros_like(self.d)))
+        return made

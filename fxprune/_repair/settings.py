@@ -1,0 +1,42 @@
+"""The settings of a repair."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fxprune.errors import InputError
+
+RIDGES = (1e-6, 1e-4, 1e-2, 1e-1, 1.0)
+"""The ridges that are tried, as shares of the mean second moment of an input."""
+
+MODES = ("weights", "bias", "norms")
+"""What a repair changes."""
+
+
+@dataclass(frozen=True)
+class RepairSettings:
+    """The settings of a repair.
+
+    mode: one of `MODES`. ridges: those to try. holdout: the share of the samples that judge. memory: the most bytes of
+    activations that wait between layers. progress: True to show a bar.
+
+    Raises `InputError` for values that make no sense.
+    """
+
+    mode: str = "weights"
+    ridges: Sequence[float] = RIDGES
+    holdout: float = 0.2
+    memory: int = 2 << 30
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise InputError(f"there is no repair mode {self.mode!r}", do=f"choose one of {', '.join(MODES)}")
+        if not all(math.isfinite(ridge) and ridge >= 0 for ridge in self.ridges):
+            raise InputError("ridge must be a number of at least 0", why=f"it is {list(self.ridges)}")
+        if not 0 < self.holdout < 1:
+            raise InputError("holdout must be a share between 0 and 1", why=f"it is {self.holdout}")
+        if self.memory < 0:
+            raise InputError("memory must be a number of bytes", why=f"it is {self.memory}")
