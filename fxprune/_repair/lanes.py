@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune._repair.pairs import Pair
+from fxprune._repair.pairs import LayerPair
 from fxprune._repair.suspended import Stopped, SuspendedRun
 from fxprune._repair.watch import LayerKey, Parameters, ProductCall, Watch
 from fxprune.capture.inputs import Inputs
@@ -59,7 +59,7 @@ class Lane:
         self._at = waiting_at
         self._runs = (self._waiting(small), self._waiting(original, after=True))
 
-    def at(self, pair: Pair) -> Iterator[tuple[ProductCall, ProductCall]]:
+    def at(self, pair: LayerPair) -> Iterator[tuple[ProductCall, ProductCall]]:
         """The calls of a layer in the small model, before it is refitted, and in the original."""
         if self.waits and pair.small.calls == 1:
             small, original = (self._until(run, pair.key) for run in self._runs)
@@ -91,7 +91,7 @@ class Lane:
         call = run.resume()
         return call if call is not None and call.key == key else None
 
-    def _calls(self, model: Model, pair: Pair) -> list[ProductCall]:
+    def _calls(self, model: Model, pair: LayerPair) -> list[ProductCall]:
         """All calls of a layer in a run that ends with the last of them."""
         found: list[ProductCall] = []
 

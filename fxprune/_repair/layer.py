@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fxprune._repair.moments import Moments
-from fxprune._repair.pairs import Pair
+from fxprune._repair.pairs import LayerPair
 from fxprune._repair.products import WeightProduct, double
 from fxprune._repair.watch import Parameters, ProductCall
 from fxprune.errors import InputError
@@ -34,7 +34,7 @@ class Refit:
 class LayerFit:
     """Gathers the moments of a layer, and refits it."""
 
-    def __init__(self, pair: Pair, small: Parameters, original: Parameters) -> None:
+    def __init__(self, pair: LayerPair, small: Parameters, original: Parameters) -> None:
         self.pair, self.small, self.original = pair, small, original
         self.train: Moments | None = None
         self.held: Moments | None = None

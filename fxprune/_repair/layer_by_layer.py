@@ -15,7 +15,7 @@ from fxprune._repair.batches import held_out, parts_of
 from fxprune._repair.lanes import Lane, Model
 from fxprune._repair.layer import LayerFit
 from fxprune._repair.outputs import relative_squared_error
-from fxprune._repair.pairs import Pair, layers_of
+from fxprune._repair.pairs import LayerPair, layers_of
 from fxprune._repair.settings import RepairSettings
 from fxprune._repair.watch import LayerKey, survey
 from fxprune.capture.inputs import Inputs
@@ -117,7 +117,7 @@ class _Work:
         layers = {names[key]: layer for key, layer in done.items()}
         return Repair(self.settings.mode, layers, left, before, after, tuple(names[key] for key in undone))
 
-    def _bar(self, pairs: dict[LayerKey, Pair]) -> Iterable[tuple[LayerKey, Pair]]:
+    def _bar(self, pairs: dict[LayerKey, LayerPair]) -> Iterable[tuple[LayerKey, LayerPair]]:
         from tqdm import tqdm
 
         return tqdm(pairs.items(), desc="repair", unit="layer", disable=not self.settings.progress)
@@ -127,7 +127,7 @@ class _Work:
         found = [fit.add(lane.at(fit.pair), held_out=held) for lane, held in zip(lanes, self.held, strict=True)]
         return next(filter(None, found), "" if fit.product is not None else "no batch reached it")
 
-    def _tensors_of(self, pair: Pair) -> dict[str, Tensor]:
+    def _tensors_of(self, pair: LayerPair) -> dict[str, Tensor]:
         """Copies of the tensors that a refit of the layer changes."""
         names = (pair.key[0], pair.small.bias and pair.small.bias[0], pair.small.mean)
         return {name: self.small.parameters.tensors[name].detach().clone() for name in names if name}

@@ -18,7 +18,7 @@ Models = tuple[Parameters, Parameters]
 
 
 @dataclass(frozen=True)
-class Pair:
+class LayerPair:
     """A layer of the small model that can be refitted.
 
     small, original: what the two models do with it. kept: the kept output channels among the original's. blocks: the
@@ -70,7 +70,7 @@ class Layers:
     pairs: by key. left: name of a parameter -> why it stays as it is.
     """
 
-    pairs: dict[LayerKey, Pair] = field(default_factory=dict)
+    pairs: dict[LayerKey, LayerPair] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
 
 
@@ -89,7 +89,7 @@ def layers_of(
     for key, layer in small.layers.items():
         why = _why_not(layer, original.layers.get(key), small, shared, models)
         pair = None if why else _pair(layer, original.layers[key], plan, models)
-        if isinstance(pair, Pair):
+        if isinstance(pair, LayerPair):
             found.pairs[key] = pair
         else:
             found.left.setdefault(key[0], why or str(pair))
@@ -132,7 +132,7 @@ def _pair(
     other: ProductLayer,
     plan: Plan,
     models: Models,
-) -> Pair | str:
+) -> LayerPair | str:
     """The pair of two layers, or why their outputs do not belong together."""
     name = other.place.name
     gone = plan.removed.get(name, {})
@@ -146,7 +146,7 @@ def _pair(
     factor = _factor(other, slots[(slots >= other.place.start) & (slots < other.place.stop)], plan.factors)
     if isinstance(factor, str):
         return factor
-    return Pair(layer, other, kept, blocks, factor, layer.rows_normed)
+    return LayerPair(layer, other, kept, blocks, factor, layer.rows_normed)
 
 
 def _kept(size: int, gone: Iterable[int]) -> Tensor:
