@@ -14,6 +14,7 @@ import pickle
 import random
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,7 @@ class Compared:
 
     reference: the original with every removed slot of every parameter and buffer set to zero.
     training: the inputs of the calls in training mode.
+    methods: path and name of another method than forward -> the inputs of its calls.
     without: the names of what is not compared.
     """
 
@@ -58,6 +60,7 @@ class Compared:
     reference: nn.Module
     inputs: Any
     training: Any
+    methods: Mapping[str, Any]
     without: Collection[str]
 
 
@@ -67,30 +70,33 @@ def compare_behaviour(
     inputs: Any,
     *,
     training: Any = None,
+    methods: Mapping[str, Any] = MappingProxyType({}),
     without: Collection[str] = (),
     around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> list[str]:
     """The differences in behaviour between a model and the small one made from it, as sentences.
 
-    Each begins with the name of what differs: a check of `CHECKS`, a call of `CALLS`, or one of "training",
-    "gradients", "buffers", "random", "the type of the result".
+    Each begins with the name of what differs: a check of `CHECKS`, a call of `CALLS`, the name of a method, or one of
+    "training", "gradients", "buffers", "random", "the type of the result".
 
     Args:
         model: the original, in float64, pruned so that its small model is exact.
         small: the result of `transform`.
         inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
         training: the inputs of calls in training mode, if they are others.
+        methods: the methods that `transform` was given, with inputs of theirs.
         without: the names of what is not compared; see `GIVEN_UP`.
         around: makes a context in which all models are called.
     """
     reference = fxprune.masked(model, fxprune.record(small).removed)
-    compared = Compared(model, small, reference, inputs, inputs if training is None else training, without)
+    in_training = inputs if training is None else training
+    compared = Compared(model, small, reference, inputs, in_training, methods, without)
     found: list[str] = []
     with around():
         for name, check in CHECKS.items():
             if name not in without:
                 found += [f"{name}: {sentence}" for sentence in check(compared)]
-        for check in (evaluation, training_step):
+        for check in (evaluation, other_methods, training_step):
             found += check(compared)
     return found
 
@@ -104,7 +110,7 @@ def _type(c: Compared) -> Iterator[str]:
 
 
 def _methods(c: Compared) -> Iterator[str]:
-    names = [name for name in dir(type(c.model)) if not name.startswith("_") and callable(getattr(type(c.model), name))]
+    names = [name for name in dir(type(c.model)) if not name.startswith("_") and callable(getattr(c.model, name, None))]
     missing = [name for name in names if not callable(getattr(c.small, name, None))]
     if missing:
         yield f"{', '.join(missing)} missing"
@@ -215,6 +221,22 @@ def evaluation(c: Compared) -> Iterator[str]:
     yield from _random(c, training=False)
 
 
+def other_methods(c: Compared) -> Iterator[str]:
+    """Each method is called on copies of its own, in both modes."""
+    for training in (False, True):
+        for name, inputs in c.methods.items():
+            ours, theirs = (_result_of(model.train(training), name, inputs) for model in _copies(c))
+            yield from _sentences(c, f"{name} in {'training' if training else 'evaluation'} mode", ours, theirs)
+
+
+def _result_of(model: nn.Module, name: str, inputs: Any) -> Any:
+    """The result of a method, or the error that it raises. Random numbers are constants."""
+    path, _, leaf = name.rpartition(".")
+    method = getattr(model.get_submodule(path), leaf)
+    with torch.no_grad(), fixed_numbers():
+        return outcome(method, inputs)
+
+
 def training_step(c: Compared) -> Iterator[str]:
     """One copy of each model is called twice in training mode; the first time with gradients."""
     if "training" in c.without:
@@ -313,7 +335,7 @@ def outcomes(model: nn.Module, given: Sequence[Any]) -> list[Any]:
         return [outcome(model, inputs) for inputs in given]
 
 
-def outcome(model: nn.Module, inputs: Any) -> Any:
+def outcome(model: Callable[..., Any], inputs: Any) -> Any:
     """The result of a call, or the error that it raises. A warning is none: torch gives some of them only once."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -37,6 +37,7 @@ class CourseNetwork(nn.Module):
         self.returned = choose.of("returned", "tensor dict auxiliary tuple")
         self.pooled = choose.of("head", "mean tokens last")
         self.given = choose.of("given", "tensor keyword")
+        self.method = choose.of("method", "none scored halves product twice checked")
         x = torch.zeros(2, program.length, 3)
         self.stem = nn.Linear(3, program.width)
         x = self.stem(x)
@@ -45,6 +46,8 @@ class CourseNetwork(nn.Module):
             self.parts.append(PARTS[layer.kind](layer, x))
         self.aside = nn.Linear(program.width, 2)
         self.hidden, self.last = nn.Linear(program.width, 6), nn.Linear(6, 3)
+        if self.method in ("halves", "checked"):
+            self.split, self.half, self.closing = nn.Linear(program.width, 8), 4, nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Any:
         x = self.stem(x)
@@ -56,6 +59,35 @@ class CourseNetwork(nn.Module):
         if self.returned == "dict":
             return {"logits": x, "more": [x * 2]}
         return x if side is None else (x, side)
+
+    def body(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for module in self.parts:
+            x = module(x)
+        return x
+
+    def scored(self, x: Tensor) -> Tensor:
+        """A method with the layers of forward."""
+        return self.last(F.relu(self.hidden(self.body(x)))).softmax(-1)
+
+    def halves(self, x: Tensor) -> Tensor:
+        """A method with layers of its own, whose width it knows."""
+        a, b = self.split(self.stem(x)).split((self.half, self.half), -1)
+        return self.closing(a * b.sigmoid())
+
+    def checked(self, x: Tensor) -> Tensor:
+        """A method that compares widths."""
+        y = self.split(self.body(x))
+        assert y.shape[-1] == 2 * self.half
+        return self.closing(y[..., : self.half].tanh())
+
+    def product(self) -> Tensor:
+        """A method without inputs."""
+        return self.last.weight @ self.hidden.weight
+
+    def twice(self, x: Tensor) -> Any:
+        """A method that calls the model."""
+        return self(x), self(x * 2)
 
     def auxiliary(self) -> bool:
         return self.returned == "auxiliary" and self.training
@@ -73,6 +105,12 @@ def course_inputs(net: nn.Module, program: Course, seed: int = 0, batch: int = 2
     generator = torch.Generator().manual_seed(3000 + seed)
     x = torch.randn(batch, program.length, 3, generator=generator, dtype=torch.float64)
     return {"x": x} if net.given == "keyword" else x
+
+
+def method_inputs(net: nn.Module, program: Course, seed: int = 0, batch: int = 2) -> dict[str, Any]:
+    """The method of a network besides forward, if it has one, and its inputs."""
+    given = () if net.method == "product" else course_inputs(net, program, seed, batch)
+    return {} if net.method == "none" else {net.method: given}
 
 
 def courses(*, longest: int = 3) -> st.SearchStrategy[Course]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -78,8 +78,8 @@ def randomise(model: nn.Module, seed: int, *, weights: bool = False) -> nn.Modul
     return model
 
 
-def call(model: nn.Module, inputs: Any) -> Any:
-    """The model on a tensor, a tuple of positional arguments or a dict of keyword arguments."""
+def call(model: Callable[..., Any], inputs: Any) -> Any:
+    """The model, or a method, on a tensor, a tuple of positional arguments or a dict of keyword arguments."""
     if isinstance(inputs, dict):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)

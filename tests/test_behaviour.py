@@ -31,6 +31,9 @@ class Net(nn.Module):
     def reset(self) -> None:
         self.calls = 0
 
+    def scored(self, x: torch.Tensor) -> torch.Tensor:
+        return self.aux(torch.relu(self.a(x)))
+
     def forward(self, x: torch.Tensor) -> Any:
         h = torch.relu(self.norm(self.a(x)))
         self.calls += 1
@@ -212,6 +215,17 @@ def test_each_difference_is_found(name: str, pair: Any) -> None:
     change(small)
     found = compare_behaviour(model, small, x)
     assert [one for one in found if re.match(sentence, one)], found
+
+
+def test_other_methods_are_compared() -> None:
+    model, x = ready(Net()), numbers(4, 6)
+    small = pruned(model, x, methods={"scored": x})
+    assert compare_behaviour(model, small, x, methods={"scored": numbers(3, 6)}) == []
+    with torch.no_grad():
+        small.aux.bias += 1  # read in training too
+    found = compare_behaviour(model, small, x, methods={"scored": numbers(3, 6)})
+    assert [one for one in found if one.startswith("scored in evaluation mode: differs by")]
+    assert [one for one in found if one.startswith("scored in training mode: differs by")]
 
 
 def test_another_size_is_compared_where_the_original_takes_it() -> None:
