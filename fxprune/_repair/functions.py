@@ -66,7 +66,7 @@ def repair(
         inputs: a function that picks the inputs out of a batch, such as `lambda batch: batch[0]` of images and labels.
         mode: "weights" refits weights and offsets, "bias" only the offsets, "norms" measures the statistics of batch
             norms again.
-        ridge: the only one to try, as a share of the mean square of an input. By default five are tried, 1e-6 to 1.
+        ridge: the only one to try, as a share of the mean square of an input. By default several are tried, 1e-6 to 10.
         holdout: the share of the samples that are held out.
         memory: the most bytes of activations that wait between layers. Batches for which it is not enough are run again
             for each layer, which takes longer.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fxprune._repair.moments import Moments
+from fxprune._repair.moments import Moments, Regression
 from fxprune._repair.pairs import LayerPair
 from fxprune._repair.products import WeightProduct, double
 from fxprune._repair.watch import Parameters, ProductCall
@@ -29,6 +29,16 @@ class Refit:
     error: float
     repaired: float
     ridge: float | None
+
+
+@dataclass(frozen=True)
+class Option:
+    """A possible refit: its error on the held-out samples, its ridge, and what it adds to weight and bias."""
+
+    error: float
+    ridge: float | None
+    change: Tensor
+    offset: Tensor
 
 
 class LayerFit:
@@ -88,21 +98,52 @@ class LayerFit:
         return values[start : start + outputs].expand(blocks, outputs)
 
     def solve(self, ridges: Sequence[float], *, weights: bool) -> Refit:
-        """Refit the layer if its error on the held-out samples gets smaller. weights: False for its bias only."""
+        """Refit the layer if its error on the held-out samples gets smaller. weights: False for its bias only.
+
+        A layer that lacks nothing but rounding stays as it is.
+        """
         assert self.train is not None
         assert self.held is not None
         before, scale = self.held.error(*self._nothing()), self.held.scale or 1.0
-        options: list[tuple[float | None, Tensor, Tensor]] = []
-        if self.pair.shifted:
-            options.append((None, self._nothing()[0], self.train.offset()))
-        if weights:
-            options += self.train.changes(ridges, shifted=self.pair.shifted)
-        best = min(options, key=lambda option: self.held.error(*option[1:]), default=None)  # type: ignore[union-attr]
-        if best is None or not self.held.error(*best[1:]) < before:
+        if before <= scale * self._rounding:
             return Refit(before / scale, before / scale, None)
-        ridge, change, offset = best
-        self._apply(change, offset)
-        return Refit(before / scale, self.held.error(change, offset) / scale, ridge)
+        options: list[Option] = []
+        if self.pair.shifted:
+            options.append(self._option(None, self._nothing()[0], self.train.offset()))
+        if weights:
+            regression = Regression(self.train, shifted=self.pair.shifted)
+            options.append(self._best(lambda ridge: self._option(ridge, *regression.change(ridge)), sorted(ridges)))
+        best = min(options, key=lambda option: option.error, default=None)
+        if best is None or not best.error < before:
+            return Refit(before / scale, before / scale, None)
+        self._apply(best.change, best.offset)
+        return Refit(before / scale, best.error / scale, best.ridge)
+
+    @staticmethod
+    def _best(option: Callable[[float], Option], ridges: Sequence[float]) -> Option:
+        """The best option: the error falls and then rises with the ridge, so that not all ridges are tried."""
+        middle = len(ridges) // 2
+        best = option(ridges[middle])
+        for others in (ridges[middle + 1 :], ridges[:middle][::-1]):
+            start = best.ridge
+            for ridge in others:
+                other = option(ridge)
+                if not other.error < best.error:
+                    break
+                best = other
+            if best.ridge != start:
+                break
+        return best
+
+    def _option(self, ridge: float | None, change: Tensor, offset: Tensor) -> Option:
+        assert self.held is not None
+        return Option(self.held.error(change, offset), ridge, change, offset)
+
+    @property
+    def _rounding(self) -> float:
+        """The relative squared error that rounding of the model's numbers makes."""
+        assert self.product is not None
+        return (16 * torch.finfo(self.product.weight.dtype).eps) ** 2
 
     def _nothing(self) -> tuple[Tensor, Tensor]:
         assert self.train is not None

@@ -10,11 +10,14 @@ which needs only the sums of v, v x, v d, v x x^T, v d x^T and v d^2. The rows t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+SMALL = 512
+"""Up to so many inputs, all ridges are solved by one eigendecomposition."""
 
 CUTOFF = 1e-12
 """Directions of the inputs with less than this share of the largest second moment are left as they are."""
@@ -77,24 +80,47 @@ class Moments:
         """The best offset where the weight stays: the mean of the residuals, [g, o]."""
         return self.d / self.rows.clamp(min=torch.finfo(torch.float64).tiny)[:, None]
 
-    def changes(self, ridges: Iterable[float], *, shifted: bool) -> list[tuple[float, Tensor, Tensor]]:
-        """The best change for each ridge, with it: (ridge, change [g, o, k], offset [g, o]).
 
-        A ridge is a share of the mean second moment of an input. shifted: False where no offset can be added.
-        """
-        count = self.rows.clamp(min=torch.finfo(torch.float64).tiny)[:, None, None]
-        xx, dx = self.xx, self.dx
+class Regression:
+    """The ridge regression that some moments decide.
+
+    shifted: False where no offset can be added.
+    """
+
+    def __init__(self, moments: Moments, *, shifted: bool) -> None:
+        self.moments, self.shifted = moments, shifted
+        self._count = moments.rows.clamp(min=torch.finfo(torch.float64).tiny)[:, None, None]
+        self._xx, self._dx = moments.xx, moments.dx
         if shifted:
-            xx = xx - self.x[..., None] * self.x[:, None] / count
-            dx = dx - self.d[..., None] * self.x[:, None] / count
-        values, vectors = torch.linalg.eigh(xx)  # ascending
-        values = values.clamp(min=0)
-        turned = dx @ vectors
+            self._xx = self._xx - moments.x[..., None] * moments.x[:, None] / self._count
+            self._dx = self._dx - moments.d[..., None] * moments.x[:, None] / self._count
+        self._mean = self._xx.diagonal(dim1=1, dim2=2).mean(1)
+
+    def change(self, ridge: float) -> tuple[Tensor, Tensor]:
+        """The best change of the weight, [g, o, k], and the offset, [g, o].
+
+        ridge: the ridge as a share of the mean second moment of an input.
+        """
+        change = self._solved(ridge) if ridge and self._xx.shape[1] > SMALL else self._turned(ridge)
+        if not self.shifted:
+            return change, torch.zeros_like(self.moments.d)
+        return change, (self.moments.d - (change @ self.moments.x[..., None])[..., 0]) / self._count[..., 0]
+
+    def _solved(self, ridge: float) -> Tensor:
+        """The change by Cholesky's method, which is fast."""
+        more = torch.diag_embed((ridge * self._mean)[:, None].expand(self._xx.shape[:2]))
+        factor, failed = torch.linalg.cholesky_ex(self._xx + more)
+        return self._turned(ridge) if bool(failed.any()) else torch.cholesky_solve(self._dx.mT, factor).mT
+
+    def _turned(self, ridge: float) -> Tensor:
+        """The change by eigenvectors, which leave directions without data as they are."""
+        values, vectors = self._eigen
         found = values > CUTOFF * values[:, -1:]
-        made = []
-        for ridge in ridges:
-            inverse = 1 / (values + ridge * values.mean(1, keepdim=True))
-            change = (turned * torch.where(found, inverse, 0.0)[:, None]) @ vectors.mT
-            offset = (self.d[..., None] - change @ self.x[..., None]) / count
-            made.append((ridge, change, offset[..., 0] if shifted else torch.zeros_like(self.d)))
-        return made
+        inverse = torch.where(found, 1 / (values + ridge * self._mean[:, None]), 0.0)
+        return (self._dx @ vectors * inverse[:, None]) @ vectors.mT
+
+    @cached_property
+    def _eigen(self) -> tuple[Tensor, Tensor]:
+        """The eigenvalues in ascending order, and the eigenvectors."""
+        values, vectors = torch.linalg.eigh(self._xx)
+        return values.clamp(min=0), vectors
