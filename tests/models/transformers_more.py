@@ -277,7 +277,7 @@ SEQUENCES: dict[str, tuple[str, dict[str, Any], str]] = {
             "num_decoder_attention_heads": 6,
             "max_position_embeddings": 40,
         },
-        "text to text",
+        "text to text, mask of fractions",  # 1 - mask of integers is float32, and the least number of float64 is not
     ),
 }
 
@@ -294,7 +294,11 @@ IMAGES: dict[str, tuple[str, dict[str, Any], str]] = {
         {**without(VISION, "intermediate_size"), "mlp_ratio": 2, "num_labels": 5},
         "image",
     ),
-    "DINOv3ViTModel": ("DINOv3ViTConfig", {**VISION, "num_register_tokens": 2}, "image"),
+    "DINOv3ViTModel": (  # 40 in each head: 10 frequencies in 2 directions, sine and cosine
+        "DINOv3ViTConfig",
+        {**VISION, "hidden_size": 80, "num_attention_heads": 2, "num_register_tokens": 2},
+        "image",
+    ),
     "DPTForDepthEstimation": (
         "DPTConfig",
         {
@@ -382,7 +386,7 @@ IMAGES: dict[str, tuple[str, dict[str, Any], str]] = {
             "hidden_sizes": [16, 24, 32],
             "num_attention_heads": [2, 3, 4],
             "depths": [1, 1, 1],
-            "key_dim": [6, 6, 6],
+            "key_dim": [16, 16, 16],
             "num_labels": 5,
         },
         "large image",

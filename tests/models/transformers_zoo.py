@@ -78,7 +78,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
             "d_kv": 10,
             "num_heads": 5,
             "d_ff": 72,
-            "num_layers": 2,
+            "num_layers": 3,  # the cache has as many layers as the encoder
             "num_decoder_layers": 3,
             "feed_forward_proj": "gated-gelu",
             "tie_word_embeddings": False,
@@ -177,6 +177,7 @@ def inputs(reads: str) -> dict[str, Any]:
         "ids": only,
         "text": text,
         "text to text": {**text, **target},
+        "text to text, mask of fractions": {**only, "attention_mask": mask.double(), **target},
         "boxes": {**text, "bbox": ids(30, 2, LENGTH, 4).sort(-1).values},
         "image": image,
         "large image": {"pixel_values": numbers(2, 3, 64, 64)},
