@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
+import torch
 from torch import nn
 
 from fxprune.errors import CaptureError, FxpruneError, InputError
@@ -116,11 +117,21 @@ def shown(value: Any) -> str:
 
 # -- kinds ------------------------------------------------------------------------------------------------
 
+
+def _has_a_float(value: numbers.Real) -> bool:
+    """True if a number is not too large for a float; NaN and infinity are floats."""
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True
+
+
 _PLAIN: Mapping[Any, Callable[[Any], bool]] = {
     Any: lambda value: True,
     bool: lambda value: isinstance(value, bool | np.bool_),
     int: lambda value: isinstance(value, numbers.Integral) and not isinstance(value, bool),
-    float: lambda value: isinstance(value, numbers.Real) and not isinstance(value, bool),
+    float: lambda value: isinstance(value, numbers.Real) and not isinstance(value, bool) and _has_a_float(value),
 }
 """Kinds for which `isinstance` is not what is meant -> a function that is True for their values."""
 
@@ -136,6 +147,16 @@ _NAMES: Mapping[Any, tuple[str, str]] = {
     collections.abc.Callable: ("a function", "functions"),
 }
 """The names of kinds in errors: of one value, and of several."""
+
+
+def generator_of(seed: int) -> torch.Generator:
+    """A generator of random numbers with this seed. Raises `InputError` for a seed that torch does not take."""
+    try:
+        return torch.Generator().manual_seed(seed)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"seed is {shown(seed)}", why=f"torch does not take it: {error}", do="pass 0, 1, 2, ..."
+        ) from None
 
 
 def fits(value: Any, kind: Any) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from fxprune.arguments import fits, shown
 from fxprune.errors import PlanError
 
 Schedule = Callable[[int], float]
@@ -90,7 +91,7 @@ def as_schedule(value: Any, *, what: str = "schedule") -> Schedule:
     >>> as_schedule(0.3)
     Constant(value=0.3)
     """
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if fits(value, float):
         return Constant(float(value))
     if callable(value):
         return value  # type: ignore[no-any-return]
@@ -102,5 +103,5 @@ def as_schedule(value: Any, *, what: str = "schedule") -> Schedule:
 
 def _finite(schedule: object, **values: Any) -> None:
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise PlanError(f"{name} must be a finite number, not {value!r}", at=type(schedule).__name__)
+        if not fits(value, float) or not math.isfinite(value):
+            raise PlanError(f"{name} must be a finite number, not {shown(value)}", at=type(schedule).__name__)

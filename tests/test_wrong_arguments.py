@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import sys
 import warnings
@@ -114,7 +115,9 @@ FREE = {
     ("fxprune.sparse.break_even", "timer"),
     ("fxprune.sparse.activation_statistics", "prepare"),
     ("fxprune.sparse.insert_thresholds", "threshold"),
+    ("fxprune.sparse.activation_statistics", "loader"),
     ("fxprune.criteria.coactivation_importance", "loader"),
+    ("fxprune.sparse.coactivation_importance", "loader"),
 }
 """Arguments that are the user's functions, or batches for the user's model: what these raise is the user's."""
 
@@ -179,7 +182,7 @@ def call_wrongly(name: str, data: st.DataObject) -> None:
 
 KINDS: list[tuple[Any, list[Any], list[Any]]] = [
     (int, [3, np.int64(3)], [True, 3.0, "3", None]),
-    (float, [3, 0.5, np.float32(1)], [True, "0.5", None]),
+    (float, [3, 0.5, np.float32(1), math.inf], [True, "0.5", None, 10**400]),
     (bool, [True, np.bool_(False)], [1, None, "yes"]),
     (str | None, ["x", None], [3, b"x"]),
     (Literal["a", "b"], ["a"], ["c", 1]),
@@ -248,6 +251,13 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "another key": lambda: fxprune.analyze(NET, {0: X}),
     "names of a batch": lambda: fxprune.export(NET, "file.pt2", X, dynamic_batch=(None, "input")),
     "one name of a batch": lambda: fxprune.export(NET, "file.pt2", X, dynamic_batch=[{"input": 0}]),
+    "a seed": lambda: criteria.sample_contributions(NET, [X], seed=10**400),
+    "another seed": lambda: sparse.random_mask(4, 6, fan_in=2, seed=2**64),
+    "a class among groups": lambda: criteria.scores_of(ANALYSIS, "l1", [int], None),
+    "a number that is no float": lambda: schedules.as_schedule(10**400),
+    "a ratio that is no float": lambda: fxprune.transform(NET, X, ratio={nn.Conv2d: 10**400}),
+    "a threshold that is no float": lambda: sparse.sparsify(nn.Linear(8, 8), 10**400),
+    "a share that is no float": lambda: schedules.Constant(10**400),
     "a module": lambda: fxprune.masked(NET, {"0": {0: [0]}}),
 }
 

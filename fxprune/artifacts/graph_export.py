@@ -152,9 +152,7 @@ def _check_options(kind: Format, opset: int | None, tolerance: float | None) -> 
         )
     if opset is not None and (type(opset) is not int or opset < 18):
         raise InputError(f"opset is {opset!r}", why="the exporter of torch writes opsets from 18 on")
-    if tolerance is not None and (
-        isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 <= tolerance < math.inf
-    ):
+    if tolerance is not None and (not fits(tolerance, float) or not 0 <= tolerance < math.inf):
         raise InputError(f"tolerance is {tolerance!r}", why="it must be a finite number that is not negative")
 
 

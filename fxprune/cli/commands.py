@@ -15,6 +15,7 @@ from tabulate import tabulate
 from torch import fx, nn
 
 import fxprune
+from fxprune.arguments import generator_of
 from fxprune.artifacts.graph_export import FORMATS
 from fxprune.artifacts.weights import record_in
 from fxprune.cli import models, weights
@@ -180,7 +181,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Say], Answer]] = {
 def _model(options: argparse.Namespace, say: Say) -> tuple[nn.Module, Any]:
     """Returns the model, with weights, mode and device set, and the example inputs."""
     args = unique_dict("--arg", options.arg)
-    torch.manual_seed(options.seed)
+    torch.manual_seed(generator_of(options.seed).initial_seed())
     say(f"making {options.model}")
     model, library = models.build(options.model, args)
     if options.weights is not None:

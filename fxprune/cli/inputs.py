@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxprune.arguments import generator_of
 from fxprune.cli.usage import UsageError
 from fxprune.errors import nearest
 
@@ -75,7 +76,7 @@ def filled(examples: Sequence[Example], model: nn.Module, seed: int, device: tor
     In the dict, positional arguments get their names from the signature of forward. The numbers depend only on the
     seed.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_of(seed)
     made = [(entry.name, entry.fill(generator).to(device)) for entry in examples]
     args = tuple(tensor for name, tensor in made if not name)
     kwargs = {name: tensor for name, tensor in made if name}

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxprune.arguments import fits
 from fxprune.errors import InputError, PlanError
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -193,7 +194,7 @@ def check_layer(layer: Any) -> None:
 
 def check_threshold(threshold: Any) -> None:
     """Refuse a threshold that is no finite number."""
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not math.isfinite(threshold):
+    if not fits(threshold, float) or not math.isfinite(threshold):
         raise PlanError(f"threshold must be a finite number, not {threshold!r}")
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from fxprune.arguments import generator_of
 from fxprune.capture.inputs import bound, check_initialised, check_unwrapped, normalize
 from fxprune.capture.tensors import Tensors
 from fxprune.errors import InputError, PlanError
@@ -96,7 +97,7 @@ def sample_contributions(model: nn.Module, loader: Iterable[Any], *, samples: in
             f"loader must give batches, not be a {type(loader).__name__}",
             do="pass a data loader or a list of batches, for example `[torch.randn(64, 3, 32, 32)]`",
         )
-    collector = _Collector(model, samples, torch.Generator().manual_seed(seed))
+    collector = _Collector(model, samples, generator_of(seed))
     batches = 0
     with collector.hooked(), _evaluating(model), torch.no_grad():
         for batch in loader:

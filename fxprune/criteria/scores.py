@@ -37,7 +37,7 @@ def by_group(importance: Callable[[Group], Any]) -> Criterion:
     return criterion
 
 
-@checks_arguments("findings")
+@checks_arguments("findings", "groups")
 def scores_of(
     findings: Findings, importance: Importance, groups: Sequence[Group], seed: int | None
 ) -> npt.NDArray[np.float64]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from fxprune.analysis.adapters import low_rank_adapters
 from fxprune.analysis.findings import Findings
+from fxprune.arguments import fits
 from fxprune.channels.groups import Bools
 from fxprune.channels.vector import Vector
 from fxprune.criteria import Importance, scores_of
@@ -167,7 +168,7 @@ def _check_round_to(round_to: int) -> None:
 
 
 def _check_ratio(ratio: Any) -> float:
-    if isinstance(ratio, bool) or not isinstance(ratio, numbers.Real) or not 0 <= float(ratio) < 1:
+    if not fits(ratio, float) or not 0 <= float(ratio) < 1:
         raise PlanError(
             f"ratio must be a number in [0, 1), not {ratio!r}",
             why="it is the share of channels to remove; at least one channel of a group stays",

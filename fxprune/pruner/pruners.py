@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.arguments import checks_arguments
+from fxprune.arguments import checks_arguments, fits, generator_of
 from fxprune.criteria import filter_norms, geometric_median_distances, taylor_scores
 from fxprune.errors import PlanError
 from fxprune.ops.layers import output_dim
@@ -85,7 +85,7 @@ class RandomPruner(ScoredPruner):
         self, sparsity_level: float | Schedule = 0.5, *, also_prune_bias: bool = True, seed: int | None = None
     ) -> None:
         super().__init__(sparsity_level, also_prune_bias=also_prune_bias)
-        self._generator = None if seed is None else torch.Generator().manual_seed(seed)
+        self._generator = None if seed is None else generator_of(seed)
 
     def scores(self, layer: nn.Module, weight: Tensor, dim: int) -> Tensor:
         """Uniform in [0, 1)."""
@@ -169,7 +169,7 @@ class SaliencyPruner(ScoredPruner):
 
 def _level(value: Any, step: int) -> float:
     level = as_schedule(value, what="sparsity_level")(step)
-    if isinstance(level, bool) or not isinstance(level, (int, float)) or not 0 <= level < 1:
+    if not fits(level, float) or not 0 <= level < 1:
         raise PlanError(
             f"sparsity_level must be in [0, 1), not {level!r} (step {step})",
             why="it is the share of outputs that go; at least one of a layer stays",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.arguments import checks_arguments
+from fxprune.arguments import checks_arguments, fits
 from fxprune.capture.inputs import Inputs, bound, normalize
 from fxprune.capture.process_state import no_fused_attention
 from fxprune.criteria.activation import ActivationStatistics, LayerStatistics
@@ -111,7 +111,7 @@ def activation_statistics(
 
 
 def _check_options(threshold: Any, limit: Any, channel_dim: Any) -> None:
-    number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool) and math.isfinite(threshold)
+    number = fits(threshold, float) and math.isfinite(threshold)
     if not number or threshold < 0:
         raise PlanError(f"the threshold must be a finite number of at least 0, not {threshold!r}")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from fxprune.arguments import fits
 from fxprune.errors import PlanError
 from fxprune.schedules import Constant, Schedule, as_schedule
 
@@ -75,7 +76,7 @@ class _AimsAtSparsity:
         if not share_at(schedule, 0) and isinstance(schedule, Constant):
             raise PlanError("the sparsity is 0", at=type(self).__name__, why="nothing would ever go")
         momentum = self.momentum
-        if isinstance(momentum, bool) or not isinstance(momentum, (int, float)) or not 0 < momentum <= 1:
+        if not fits(momentum, float) or not 0 < momentum <= 1:
             why = "it is the weight of the newest batch in the running estimate"
             raise PlanError(f"momentum must be a number in (0, 1], not {momentum!r}", at=type(self).__name__, why=why)
 
@@ -220,7 +221,7 @@ def as_threshold(value: Any) -> Threshold:
 def value_at(schedule: Schedule, step: int, what: str, *, negative: bool) -> float:
     """Returns the value of a schedule at a step. Raises `PlanError` if it is not finite or must not be negative."""
     value = schedule(step)
-    fine = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    fine = fits(value, float) and math.isfinite(value)
     if not fine:
         raise PlanError(f"the {what} must be a finite number, not {value!r}", at=f"step {step}")
     if value < 0 and not negative:

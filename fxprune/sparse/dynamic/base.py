@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, fx, nn
 
+from fxprune.arguments import fits
 from fxprune.criteria.connections import Geometry, check_threshold, geometry_of
 from fxprune.errors import PlanError, lay_out, nearest
 from fxprune.schedules import Constant, Schedule, as_schedule
@@ -109,7 +110,7 @@ class DynamicSparse(nn.Module):
         values = []
         for name, schedule in (("sparsity", self.sparsity), ("regrow", self.regrow)):
             value = schedule(step)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+            if not fits(value, float) or not 0 <= value < 1:
                 raise PlanError(f"{name} must be in [0, 1), not {value!r}", at=f"step {step}")
             values.append(value)
         return selection.shares(self._slice_size(), *values)

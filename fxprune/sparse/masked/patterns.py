@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxprune.arguments import checks_arguments
+from fxprune.arguments import checks_arguments, generator_of
 from fxprune.errors import PlanError, nearest
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def random_mask(
     if seed is not None and generator is not None:
         raise PlanError("seed and generator are two ways to say the same", at="random_mask", do="pass one of them")
     if seed is not None:
-        generator = torch.Generator().manual_seed(seed)
+        generator = generator_of(seed)
     device = None if generator is None else generator.device
     # float64: two equal numbers are practically impossible
     drawn = torch.rand(out_features, in_features, generator=generator, dtype=torch.float64, device=device)

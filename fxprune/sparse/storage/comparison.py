@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.arguments import checks_arguments
+from fxprune.arguments import checks_arguments, fits
 from fxprune.capture.inputs import bound, normalize
 from fxprune.errors import PlanError
 from fxprune.sparse.storage.convert import SPARSE, densify, sparsify
@@ -197,7 +197,7 @@ def break_even(
     for name, value in (("in_features", in_features), ("out_features", out_features), ("batch", batch)):
         _check_count(name, value)
     _check_count("repeats", repeats)
-    wrong = [d for d in densities if isinstance(d, bool) or not isinstance(d, (int, float)) or not 0 < d < 1]
+    wrong = [d for d in densities if not fits(d, float) or not 0 < d < 1]
     if wrong or not densities:
         what = f"densities must be numbers between 0 and 1, not {wrong[0] if wrong else densities!r}"
         raise PlanError(what, do="pass for example densities=(0.01, 0.1, 0.3)")

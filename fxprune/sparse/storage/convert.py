@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
-from fxprune.arguments import checks_arguments
+from fxprune.arguments import checks_arguments, fits
 from fxprune.errors import NothingRemovedWarning, PlanError, lay_out, nearest
 from fxprune.names import Level, Match, find_all, names_of, show
 from fxprune.sparse.storage.layouts import SparseConv2d, SparseLayer, SparseLinear
@@ -175,7 +175,7 @@ def _sparse(layer: Any, threshold: Any, layout: Any, blocksize: Any, at: str) ->
 
 
 def _check_options(threshold: Any, layout: Any, blocksize: Any) -> None:
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not threshold >= 0:
+    if not fits(threshold, float) or not threshold >= 0:
         what = f"threshold must be a number of at least 0, not {threshold!r}"
         raise PlanError(what, do="weights with |w| > threshold stay: pass 0 to drop only what is zero")
     if layout not in LAYOUTS:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxprune.arguments import fits
 from fxprune.errors import NothingRemovedWarning, PlanError
 from fxprune.schedules import Constant, Schedule, as_schedule
 from fxprune.sparse.weights.mask import MaskedWeight, mask_weights
@@ -182,7 +183,7 @@ def _above_threshold(weight: MaskedWeight, quality: float) -> torch.Tensor:
 
 
 def _checked(value: Any, what: str) -> float:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = fits(value, float) and math.isfinite(value)
     if not number or value < 0 or (what == "sparsity" and value >= 1):
         bounds = "in [0, 1)" if what == "sparsity" else "of at least 0"
         raise PlanError(f"{what} must be a number {bounds}, not {value!r}")

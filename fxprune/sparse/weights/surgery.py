@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxprune.arguments import fits, generator_of
 from fxprune.errors import NothingRemovedWarning, PlanError
 from fxprune.schedules import Schedule, as_schedule
 from fxprune.sparse.weights.mask import MaskedWeight, mask_weights
@@ -19,7 +20,7 @@ from fxprune.sparse.weights.targets import named_weights, per_target
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return fits(value, float) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class DynamicSurgery(WeightPruner):
         targets = tuple(target for target in targets if target.name in rates)
         self.thresholds = {t.name: _thresholds(t.name, t.parameter.detach(), rates[t.name], band) for t in targets}
         self.model, self.steps = model, 0
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = generator_of(seed)
         self._weights = mask_weights(targets, splicing=True)
 
     @torch.no_grad()
