@@ -6,6 +6,7 @@ analysed as well. Other methods that the user names run like forward.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -23,11 +24,14 @@ from fxprune.capture.modes import MODES, doubled, modules_reading_training, rand
 from fxprune.capture.output_paths import Outputs, tensors_that_count
 from fxprune.capture.places import module_of, source_of
 from fxprune.capture.process_state import no_caches
+from fxprune.capture.state import State
 from fxprune.capture.values import map_tensors, objects_in, tensors_in
 from fxprune.capture.walk import walk
 from fxprune.channels.vector import Vector
 from fxprune.errors import CaptureError
 from fxprune.ops import Operand
+
+Mode = contextlib.AbstractContextManager[Any]
 
 
 class Analyzer:
@@ -43,6 +47,7 @@ class Analyzer:
         self.notes: list[str] = list(subject.captured.notes)
         self.results: list[tuple[Any, int]] = []
         self.outputs: Outputs | None = None
+        self.state: set[str] = set()
 
     def run(self) -> Findings:
         """Run the model on all example inputs, and return the findings.
@@ -53,8 +58,9 @@ class Analyzer:
         Raises `CaptureError` if the forward raises, `RuleError` under `strict` for an operation without a rule.
         """
         subject = self.subject
-        self.settings.mark(self.opened.module)
         for inputs in reversed((subject.inputs, *subject.more)):
+            self.opened.reopen()
+            self.settings.mark(self.opened.module)
             self._walk(inputs)
         results = self._lock_results()
         nodes, observations = self.nodes, self.observations
@@ -63,19 +69,39 @@ class Analyzer:
         self._follow_index_lists()
         self._lock_unread()
         self._note_unused()
-        return self.opened.findings(
-            nodes, observations, self.settings.uses(self.opened.unread_vectors()), self.notes, results, others
-        )
+        uses = self.settings.uses(self.opened.unread_vectors())
+        return self.opened.findings(nodes, observations, uses, self.notes, results, others, self.state)
 
     def _walk(self, inputs: Inputs, *, method: str = "", when: str = "") -> None:
         """Run the model that is open. `nodes` and `observations` are those of this run afterwards.
 
         method: what to call instead of forward. when: a text about a run after that on the first example inputs.
         """
+        state = State(self.opened.module, users=True)
+        decisions = (random_decisions(),) if when else ()
+        self._run(inputs, method, when, decisions)
+        if state.changed():
+            self.state |= self.opened.written()
+            self._walk_again(inputs, method, when, decisions)
+
+    def _walk_again(self, inputs: Inputs, method: str, when: str, decisions: Sequence[Mode]) -> None:
+        """Run the model once more, which reads the state that the run before has left. What is kept stays from that.
+
+        If it raises, nothing of it is kept but what it unified, and a note says so.
+        """
+        kept = self.nodes, self.observations
+        try:
+            with self.observer.tentative(), self.settings.tentative():
+                self._run(inputs, method, f" (in a second call){when}", decisions)
+            self.results[-2:] = reversed(self.results[-2:])
+        except CaptureError as error:
+            self.notes.append(f"a second call{when} was not looked at, because it raises: {error.first_why}")
+        self.nodes, self.observations = kept
+
+    def _run(self, inputs: Inputs, method: str, when: str, decisions: Sequence[Mode]) -> None:
         opened, captured = self.opened, self.subject.captured
         self.nodes, self.observations = {}, {}
         self.observer.begin_run(when)
-        decisions = (random_decisions(),) if when else ()
         modes = (*decisions, opened.scopes.watching(), self.settings, self.observer)
         with no_caches(self.subject.model) as opened.scopes.between_modules:
             walk(captured.graph, opened.module, opened.faker, captured.arguments(inputs, method), self._visit, modes)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,7 +17,8 @@ from fxprune.analysis.tensor_table import TensorTable
 from fxprune.analysis.uses import Uses
 from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.scopes import Scopes
-from fxprune.channels.groups import Axis
+from fxprune.capture.tensors import Tensors, constants_of
+from fxprune.channels.groups import Axis, Solution
 from fxprune.channels.solve import solve
 from fxprune.channels.terms import Terms
 from fxprune.channels.vector import Vector
@@ -41,6 +43,7 @@ class Opened:
         self.tensors: dict[str, torch.Tensor] = {}
         self.aliases: dict[str, tuple[str, ...]] = {}
         self.axes: list[tuple[torch.Tensor, list[Axis]]] = []
+        self._versions: dict[str, int] = {}
         self._constants = (
             subject.captured.tensors.keys() - subject.tensors.keys()
         )  # they shrink too, but plans do not name them
@@ -54,12 +57,19 @@ class Opened:
         self.module = self.faker.module(self.subject.captured.module)
         self.scopes.follow(self.module, "")
 
+    def written(self) -> set[str]:
+        """The names of the tensors that forward has written, since they have other numbers or were replaced."""
+        held = {**Tensors.of(self.module), **dict(constants_of(self.module))}
+        fakes = {name: self.faker.tensor(tensor) for name, tensor in self.tensors.items()}
+        return {n for n, fake in fakes.items() if fake._version != self._versions[n] or held.get(n) is not fake}
+
     def _open(self, name: str, tensor: torch.Tensor) -> None:
         self.tensors[name] = tensor
         fake = self.faker.tensor(tensor)
         vectors = tuple(self.terms.fresh(size) for size in tensor.shape)
         value = tensor if not tensor.is_floating_point() and tensor.device.type != "meta" else None
         registered = name not in self._constants  # the masked reference zeroes parameters and buffers only
+        self._versions[name] = fake._version
         self.observer.unread.open(fake, tensor)
         self.observer.recorder.name(fake, name)
         self.observer.bind(fake, Operand(vectors, tuple(registered or v.fixed for v in vectors), value))
@@ -91,19 +101,33 @@ class Opened:
         notes: Iterable[str],
         results: Results,
         others: Iterable[Walked] = (),
+        state: Collection[str] = (),
     ) -> Findings:
         """The findings, after the walk. Tensors that no operation has read take no part in the groups.
 
-        The arguments are those of `Observed` and `Findings`.
+        The arguments are those of `Observed` and `Findings`. state: the names of tensors that forward writes. Slots of
+        these alone are no channels.
         """
         axes = [axis for fake, opened in self.axes if id(fake) in self.observer.used for axis in opened]
         tensors = {name: tensor for name, tensor in self.tensors.items() if not self._is_unread_constant(name)}
+        solution = solve(self.terms, [axis for axis in axes if axis.parameter not in self._constants])
+        if state and self._lock_state(solution, state):
+            solution = solve(self.terms, solution.axes)
         return Findings(
             subject=self.subject,
             observed=self.observer.observed(nodes, observations, others),
             table=TensorTable(tensors, self.aliases, tuple(axes)),
-            solution=solve(self.terms, [axis for axis in axes if axis.parameter not in self._constants]),
+            solution=solution,
             uses=uses,
             notes=tuple(dict.fromkeys(notes)),
             results=results,
         )
+
+    def _lock_state(self, solution: Solution, state: Collection[str]) -> bool:
+        """Lock the groups that have slots in tensors of the state alone, such as the places of a cache."""
+        groups = [solution.members(number) for number in range(solution.groups)]
+        alone = [group for group in groups if all(axis.parameter in state for axis, _, _ in group)]
+        event = self.observer.event("state", "only a tensor that forward writes has these slots")
+        for axis, _, slots in (member for group in alone for member in group):
+            self.terms.lock(axis.vector.take(np.unique(slots)), event)
+        return bool(alone)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxprune.capture.containers import is_container, key_text, parts, with_parts
+from fxprune.capture.containers import MOST_PARTS, is_container, key_text, parts, with_parts
 
 Setting = tuple[str, str, tuple[Any, ...]]
 """The path of a module, the name of an attribute, and the keys that lead to the integer inside it: () if it is one.
@@ -21,9 +21,6 @@ Keys are those of `fxprune.capture.containers.parts`. An object that several mod
 
 OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 """The attributes that every module has."""
-
-MOST_PARTS = 256
-"""A container with more parts than this holds data, such as a vocabulary, and no sizes."""
 
 
 def mark_settings(model: nn.Module, marked: Callable[[int, Setting], int]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.capture.inputs import Inputs, for_graph
-from fxprune.capture.tensors import Tensors
+from fxprune.capture.tensors import Tensors, constants_of
 
 WHOLE_MODEL = ""
 """The target of a `call_module` node that runs the whole model."""
@@ -78,23 +78,20 @@ class Captured:
     @cached_property
     def tensors(self) -> Tensors:
         """All parameters and buffers, and the plain tensors in attributes that the forward may read."""
-        constants = ((name, value) for name, value in self._attributes() if isinstance(value, torch.Tensor))
-        return self.registered.with_constants(constants)
+        own = {id(found.tensor) for found in self.registered.unique}
+        held = ((name, tensor) for name, tensor in constants_of(self.module) if id(tensor) not in own)
+        return self.registered.with_constants([*self._read_by_graph(), *held])
 
     @cached_property
     def registered(self) -> Tensors:
         """All parameters and buffers."""
         return Tensors.of(self.module)
 
-    def _attributes(self) -> Iterator[tuple[str, Any]]:
-        if self.has_graph:
-            for node in self.graph.find_nodes(op="get_attr"):
-                yield str(node.target), fetch(self.module, str(node.target))
-        for path, module in self.module.named_modules():
-            if module is self.module and self.has_graph:
-                continue  # a tensor that the graph reads is a node of it
-            for name, value in module.__dict__.items():
-                yield f"{path}.{name}" if path else name, value
+    def _read_by_graph(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for node in self.graph.find_nodes(op="get_attr") if self.has_graph else ():
+            value = fetch(self.module, str(node.target))
+            if isinstance(value, torch.Tensor):
+                yield str(node.target), value
 
 
 @dataclass(frozen=True, eq=False)

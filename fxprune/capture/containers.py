@@ -21,6 +21,9 @@ from typing import Any
 import torch
 from torch import nn
 
+MOST_PARTS = 256
+"""A container with more parts than this holds data, such as a vocabulary: no sizes, and no state."""
+
 _NOT_THE_USERS = {*sys.stdlib_module_names, "torch", "numpy"} - {"__main__"}
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 _NUMBERS = (int, float, bool, str, type(None))

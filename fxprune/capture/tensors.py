@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
+
+from fxprune.capture.containers import MOST_PARTS, is_container, key_text, parts
 
 PARAMETER, BUFFER, CONSTANT = "parameter", "buffer", "constant"
 
@@ -98,3 +101,41 @@ class Tensors(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self._by_name)
+
+
+def constants_of(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The plain tensors in attributes of a model's modules, each with its name as in code: `block.cache['k'][0]`.
+
+    Parameters and buffers that an attribute holds are among them.
+    """
+    seen: dict[int, Any] = {}
+    for path, module in model.named_modules():
+        for name, value in module.__dict__.items():
+            if name not in _OF_EVERY_MODULE:
+                yield from _tensors_in(value, f"{path}.{name}" if path else name, seen)
+
+
+def computed_tensors(model: nn.Module) -> dict[int, torch.Tensor]:
+    """Id of a tensor that a forward has left in an attribute or buffer, with its gradient function -> a plain copy.
+
+    `copy.deepcopy` refuses such tensors. With these as its memo it takes the copies. For example, the old `weight_norm`
+    leaves the weight of the last forward, and a cache the keys of earlier ones.
+    """
+    buffers = (buffer for module in model.modules() for buffer in module._buffers.values() if buffer is not None)
+    held = (*buffers, *(tensor for _, tensor in constants_of(model)))
+    return {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf}
+
+
+def _tensors_in(value: Any, name: str, seen: dict[int, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif id(value) not in seen and is_container(value):
+        if not isinstance(value, tuple):
+            seen[id(value)] = value
+        found = parts(value)
+        if len(found) <= MOST_PARTS:
+            for key, item in found.items():
+                yield from _tensors_in(item, name + key_text(key), seen)
+
+
+_OF_EVERY_MODULE = frozenset(nn.Module().__dict__)

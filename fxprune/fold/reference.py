@@ -9,6 +9,7 @@ the vectors of dimensions.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,12 +27,14 @@ from fxprune.analysis.observed import Walked
 from fxprune.capture.modes import reads_training
 from fxprune.capture.process_state import clean_caches
 from fxprune.capture.scopes import Scope
+from fxprune.capture.state import State
 from fxprune.capture.values import objects_in, tensors_in
 from fxprune.channels.groups import Bools
 from fxprune.channels.vector import Vector
 from fxprune.errors import CaptureError
 from fxprune.fold.dependence import Shadows, execute, is_view
 from fxprune.fold.reading import Bias, BorderedReading, ProductReading, ReadConstants, Reading
+from fxprune.fold.second_call import holding
 from fxprune.ops import Operand
 from fxprune.ops.aspects import CONSTANTS
 from fxprune.ops.constants import Read, Sum, WeightedSum, Whole
@@ -78,7 +81,7 @@ def _read_in(findings: Findings, walked: Walked, zeroed: Mapping[str, Mapping[in
     watcher = _Watcher(findings)
     captured = findings.captured
     with clean_caches(findings.model), deterministic():
-        values = FLOAT64.copies(captured.arguments(walked.inputs, walked.method))
+        values = watcher.inputs(captured.arguments(walked.inputs, walked.method))
         parts = pytree.tree_leaves(values)
         hidden = objects_in([part for part in parts if not isinstance(part, torch.Tensor)])
         if hidden:
@@ -87,15 +90,30 @@ def _read_in(findings: Findings, walked: Walked, zeroed: Mapping[str, Mapping[in
                 why=f"an input is an object of type {hidden[0]}, whose content is unknown",
                 do='pass tensors, or use bias="prune"',
             )
-        for tensor in [*tensors_in(values), *(part for part in parts if isinstance(part, torch.Tensor))]:
-            watcher.shadows.set(tensor, True)
         both = walked.training and len(findings.modes) > 1
         reading = {path for path, part in captured.module.named_modules() if both and reads_training(part)}
         kept = kept_weights(findings.model, zeroed)
         copying = Copying(kept.zeroed, kept.values, made=watcher.name)
         run = GraphRun(captured.graph, captured.module, copying, watcher, modes=lambda path: path in reading)
+        state = State(run.copied, users=True)
         run.run_on(values)
+        if state.changed():
+            with contextlib.suppress(Exception):  # such as a cache that is full; the analysis has noted it
+                watcher.found += _read_again(run, watcher, state, captured.arguments(walked.inputs, walked.method))
     return watcher.found
+
+
+def _read_again(run: GraphRun, watcher: _Watcher, state: State, values: list[Any]) -> list[Reading]:
+    """The readings of a second call, which reads the state that the first one has left: see `holding`."""
+    for tensor in state.changed_tensors():
+        watcher.shadows.set(tensor, True)
+    first, watcher.found = watcher.found, []
+    try:
+        watcher.scopes.restart()
+        run.run_on(watcher.inputs(values))
+        return holding(first, watcher.found)
+    finally:
+        watcher.found = first
 
 
 class _Watcher(Operations):  # type: ignore[no-untyped-call]
@@ -115,6 +133,14 @@ class _Watcher(Operations):  # type: ignore[no-untyped-call]
         self.scopes.on_enter, self.scopes.on_leave = self._enter, self._leave
         self._names: dict[int, tuple[weakref.ref[torch.Tensor], str]] = {}
         self._operands: dict[int, tuple[weakref.ref[torch.Tensor], tuple[Vector, ...]]] = {}
+
+    def inputs(self, values: list[Any]) -> list[Any]:
+        """Copies of inputs in float64, on which all that is computed from them depends."""
+        copies: list[Any] = FLOAT64.copies(values)
+        parts = [part for part in pytree.tree_leaves(copies) if isinstance(part, torch.Tensor)]
+        for tensor in [*tensors_in(copies), *parts]:
+            self.shadows.set(tensor, True)
+        return copies
 
     # -- names and vectors of tensors ----------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from torch import nn
 from fxprune.arguments import checks_arguments, shown
 from fxprune.capture.captured import fetch
 from fxprune.capture.process_state import public_call
+from fxprune.capture.tensors import computed_tensors
 from fxprune.errors import PlanError, nearest
 from fxprune.proof.kept_weights import kept_weights
 from fxprune.proof.zeroed import zero_slots
@@ -37,7 +38,7 @@ def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]]) -> nn.Mod
     >>> fxprune.masked(net, {"bias": {0: [1]}}).bias[1].item()
     0.0
     """
-    copied = copy.deepcopy(model, _computed(model))
+    copied = copy.deepcopy(model, {**computed_tensors(model)})
     with torch.no_grad():
         for name, dims in removed.items():
             try:
@@ -55,12 +56,6 @@ def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]]) -> nn.Mod
         for name, values in kept.values.items():
             fetch(copied, name).copy_(values)
     return copied
-
-
-def _computed(model: nn.Module) -> dict[int, Any]:
-    """The memo of a deep copy with the tensors that modules have computed, which torch does not copy."""
-    held = (value for module in model.modules() for value in vars(module).values())
-    return {id(t): t.detach().clone() for t in held if isinstance(t, torch.Tensor) and not t.is_leaf}
 
 
 def _check_slots(name: str, tensor: Any, dims: Mapping[int, Any]) -> None:

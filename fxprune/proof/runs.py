@@ -11,17 +11,17 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.class_forward import forward_as_node
+from fxprune.capture.class_forward import as_values, forward_as_node
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.modes import set_mode
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import module_hooks, same_random_state
+from fxprune.capture.state import State
 from fxprune.capture.tensors import Tensors
 from fxprune.capture.walk import Run
 from fxprune.proof.copies import PLAIN, Copies, Copying, moved_by_rounding
 from fxprune.proof.operations import Operations
 from fxprune.proof.precision import FLOAT64, Precision
-from fxprune.proof.state import State
 
 Modes = Callable[[str], bool]
 """A function from the path of a module to its mode: True for training."""
@@ -71,14 +71,16 @@ class GraphRun(Run):
     def calls(self, values: list[Any], times: int | None = 1) -> list[Any]:
         """The results of some calls in a row, on copies of the same values.
 
-        times: the number of calls; None for two if the first one changes the state of the model, else one.
+        times: the number of calls; None for two if the first one changes the state of the model and a second one runs,
+            else one.
         """
         state = State(self.copied)
         with same_random_state():  # forward may draw numbers of Python or numpy: every run draws the same
             results = [self._call(values)]
-            if times is None:
-                times = 2 if state.changed() else 1
-            results += [self._call_again(values) for _ in range(times - 1)]
+            if times is None and state.changed():
+                with contextlib.suppress(Exception):  # such as a cache that is full; the analysis has noted it
+                    results.append(self._call_again(values))
+            results += [self._call_again(values) for _ in range((times or 1) - 1)]
         return results
 
     def _call_again(self, values: list[Any]) -> Any:
@@ -144,6 +146,5 @@ def call_model(
 ) -> list[Any]:
     """The results of some calls of a copy of a model, as its user calls it: see `GraphRun.calls`."""
     graph = forward_as_node(model, inputs)
-    return GraphRun(graph, model, copying, precision=precision, modes=modes, tensors=tensors).calls(
-        [*inputs, ""], times
-    )
+    run = GraphRun(graph, model, copying, precision=precision, modes=modes, tensors=tensors)
+    return run.calls(as_values(inputs), times)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from fxprune.arguments import checks_arguments
+from fxprune.capture.tensors import computed_tensors
 from fxprune.errors import ChannelsStayWarning, NothingRemovedWarning, PlanError
 from fxprune.ops.layers import output_dim
 from fxprune.pruner.layers import LAYERS, bias_last, is_prepared, remove_parametrization, squash_layer, why_not_squash
@@ -116,8 +117,7 @@ def _deep_copy(model: nn.Module) -> nn.Module:
 
     `torch.nn.utils.prune` stores such tensors: the masked weights of the last forward.
     """
-    computed = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf]
-    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+    return copy.deepcopy(model, {**computed_tensors(model)})
 
 
 def _weight_parametrization(module: nn.Module) -> Any:

@@ -10,13 +10,12 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from fxprune.analysis.findings import Findings
-from fxprune.analysis.settings import MOST_PARTS, OF_EVERY_MODULE, setting_name, with_part
-from fxprune.capture.captured import fetch
-from fxprune.capture.containers import is_container, parts
+from fxprune.analysis.settings import OF_EVERY_MODULE, setting_name, with_part
+from fxprune.capture.containers import MOST_PARTS, is_container, parts
+from fxprune.capture.tensors import constants_of
 from fxprune.planning.sizes import Size
 from fxprune.rewrite.constants import STANDS_FOR
 
@@ -102,11 +101,13 @@ def _plain(value: Any) -> Any:
 
 def _constants(findings: Findings, small: nn.Module) -> Iterator[Size]:
     """The tensors in attributes that are neither parameters nor buffers, if their shapes have changed."""
-    for name, tensor in findings.tensors.items():
-        if name in findings.subject.tensors:
-            continue
-        now = fetch(small, name)
-        if isinstance(now, torch.Tensor) and now.shape != tensor.shape:
+    held = {name: tensor for name, tensor in findings.tensors.items() if name not in findings.subject.tensors}
+    found = dict(constants_of(small)) if held else {}
+    if held and isinstance(small, fx.GraphModule):
+        found |= dict(small.named_buffers())
+    for name, tensor in held.items():
+        now = found.get(name)
+        if now is not None and now.shape != tensor.shape:
             yield Size("constant", name, "", list(tensor.shape), list(now.shape))
 
 

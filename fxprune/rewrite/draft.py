@@ -15,6 +15,7 @@ from torch import fx, nn
 from fxprune.capture.captured import Captured
 from fxprune.capture.containers import is_container, map_parts
 from fxprune.capture.module_copy import CACHED_FUNCTION
+from fxprune.capture.tensors import computed_tensors
 from fxprune.errors import RewriteError
 
 _SPECS = ("_in_spec", "_out_spec")
@@ -96,15 +97,9 @@ def _own_attributes(original: nn.Module, small: nn.Module) -> None:
 def _memo(module: nn.Module, tensors: Mapping[int, torch.Tensor]) -> dict[int, Any]:
     """The memo for `deepcopy`: id of an object -> the object to use as its copy.
 
-    It holds all tensors, since `deepcopy` must not copy them. Some it could not copy: a hook that computes a weight in
-    every forward (the old `weight_norm`) leaves a tensor in an attribute that is no leaf of autograd.
+    It holds all tensors, since `deepcopy` must not copy them. Some it could not copy: see `computed_tensors`.
     """
-    memo: dict[int, Any] = dict(tensors)
-    for part in module.modules():
-        for value in part.__dict__.values():
-            if isinstance(value, torch.Tensor) and not value.is_leaf:
-                memo.setdefault(id(value), value.detach().clone())
-    return memo
+    return {**computed_tensors(module), **tensors}
 
 
 def _copied_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:

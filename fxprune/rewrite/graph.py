@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -19,12 +18,12 @@ from fxprune.rewrite.attributes import settle_settings
 from fxprune.rewrite.constants import place_constants
 from fxprune.rewrite.draft import Draft, draft_of
 from fxprune.rewrite.factors import multiplied, with_factors
+from fxprune.rewrite.filling import fill
 from fxprune.rewrite.hooks import reinsert
 from fxprune.rewrite.kept_weights import own_numbers
 from fxprune.rewrite.module_sizes import recount_modules
 from fxprune.rewrite.node_sizes import run_once, settle_nodes
 from fxprune.rewrite.norms import preserve_modules, preserve_nodes
-from fxprune.rewrite.recurrent import refresh
 from fxprune.rewrite.references import names_in
 from fxprune.rewrite.tensor_hooks import carry_over
 from fxprune.rewrite.tensors import cut_all
@@ -69,7 +68,7 @@ def rewrite(findings: Findings, removal: Removal, constants: FoldedConstants | N
     for name, numbers in {**own_numbers(findings, removal), **constants.values}.items():
         if name in real:
             real[name].detach().copy_(numbers)
-    _fill(small, {id(fake): real[name] for name, fake in fakes.items()})
+    fill(small, {id(fake): real[name] for name, fake in fakes.items()})
     if findings.captured.real and not findings.captured.needs_hooks:
         factors = run_once(draft, findings, removal)
     constants = with_factors(findings, removal, factors, constants)
@@ -115,14 +114,3 @@ def _settled(findings: Findings, removal: Removal) -> _Settled:
     reasons = recount_unread(draft.module, findings, removal)
     factors = ScaleFactors() if findings.captured.real else settle_nodes(draft, findings, removal, faker)
     return _Settled(draft, fakes, factors, reasons)
-
-
-def _fill(small: nn.Module, tensors: Mapping[int, torch.Tensor]) -> None:
-    """Put the real tensors where the fake ones stood."""
-    for module in small.modules():
-        places: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module.__dict__)
-        for place in places:
-            for name, value in place.items():
-                if isinstance(value, torch.Tensor) and id(value) in tensors:
-                    place[name] = tensors[id(value)]
-        refresh(module)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
+
+from fxprune.capture.code import is_torch
 
 _OF_TORCH = {"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook"}
 _DEPTH = 4
@@ -13,20 +16,32 @@ _DEPTH = 4
 
 
 class State:
-    """A note of the state of a model, taken before a call."""
+    """A note of the state of a model, taken before a call.
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model, self._before = model, _state_of(model)
+    users: True to leave out the modules of torch. What these keep, such as the statistics of a norm, changes numbers
+        only: a second call does the same as the first one.
+    """
+
+    def __init__(self, model: nn.Module, *, users: bool = False) -> None:
+        self._model, self._users, self._before = model, users, _state_of(model, users)
 
     def changed(self) -> bool:
         """True if the state is another one now."""
-        return not _same(self._before, _state_of(self._model))
+        return not _same(self._before, _state_of(self._model, self._users))
+
+    def changed_tensors(self) -> Iterator[torch.Tensor]:
+        """The tensors in the attributes and buffers that have another value now."""
+        for place, value in _state_of(self._model, self._users).items():
+            if place not in self._before or not _same(self._before[place], value):
+                yield from _tensors_in(value)
 
 
-def _state_of(model: nn.Module) -> dict[tuple[str, str], Any]:
+def _state_of(model: nn.Module, users: bool) -> dict[tuple[str, str], Any]:
     """(path of a module, name of an attribute or buffer) -> its value, in a form that later writes do not change."""
     found = {}
     for path, module in model.named_modules():
+        if users and is_torch(type(module).__module__):
+            continue
         for name, value in (*module.__dict__.items(), *module._buffers.items()):
             if name not in _OF_TORCH and not name.endswith("_hooks"):
                 found[path, name] = _note(value, _DEPTH)
@@ -46,6 +61,14 @@ def _note(value: Any, depth: int) -> Any:
     if own and not callable(value) and not isinstance(value, type):
         return value, [(key, _note(part, depth - 1)) for key, part in own.items()]
     return value
+
+
+def _tensors_in(note: Any) -> Iterator[torch.Tensor]:
+    if isinstance(note, torch.Tensor):
+        yield note
+    elif isinstance(note, (list, tuple)):
+        for part in note:
+            yield from _tensors_in(part)
 
 
 def _same(a: Any, b: Any) -> bool:
