@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from fxprune.arguments import fits, shown
 from fxprune.errors import PlanError
 
@@ -93,7 +95,7 @@ def as_schedule(value: Any, *, what: str = "schedule") -> Schedule:
     """
     if fits(value, float):
         return Constant(float(value))
-    if callable(value):
+    if callable(value) and not isinstance(value, nn.Module):
         return value  # type: ignore[no-any-return]
     raise PlanError(
         f"{what} must be a number or a function of the step, not {type(value).__name__}",

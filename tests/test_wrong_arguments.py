@@ -257,6 +257,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "a number that is no float": lambda: schedules.as_schedule(10**400),
     "a ratio that is no float": lambda: fxprune.transform(NET, X, ratio={nn.Conv2d: 10**400}),
     "a threshold that is no float": lambda: sparse.sparsify(nn.Linear(8, 8), 10**400),
+    "a module as a schedule": lambda: pruner.L1Pruner(NET[0]),
     "a share that is no float": lambda: schedules.Constant(10**400),
     "a module": lambda: fxprune.masked(NET, {"0": {0: [0]}}),
 }

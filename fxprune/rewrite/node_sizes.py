@@ -31,7 +31,7 @@ from fxprune.ops.site import Site
 from fxprune.proof.shapes import ContradictionError, ShapeCheck
 from fxprune.rewrite.draft import Draft
 from fxprune.rewrite.refused_sizes import RefusedSizes
-from fxprune.rewrite.scales import HeldWidthsError, OtherNumber, factors_for
+from fxprune.rewrite.scales import HeldWidthsError, OtherNumber, factors_for, from_a_width
 from fxprune.rewrite.sizes import resize
 
 WRITE_THE_SCALE = "write the scale as a number, or `ignore` the layers whose width it is computed from"
@@ -176,12 +176,18 @@ class _Checking:
 class _Running(_Checking):
     """A run on real tensors, which has to end without an exception. Other decisions may give other shapes."""
 
+    def __init__(self, draft: Draft, findings: Findings, removal: Removal, seen: Walked) -> None:
+        super().__init__(draft, findings, removal, seen)
+        self.widths = findings.observed.vectors
+
     def _expected(self, observation: Observation) -> Observation:
         """The numbers alone."""
         return Observation(numbers=observation.numbers)
 
     def _check(self, node: fx.Node, before: fx.Node, result: Any) -> None:
-        """Nothing: the numbers of the result are compared with those of the reference."""
+        """Leave out what was counted in tensors. The numbers of the result are compared with those of the reference."""
+        changed = self.check.changed
+        changed[:] = [number for number in changed if from_a_width(number, self.widths, self.removal)]
 
 
 class _Settling(_Checking):

@@ -139,6 +139,27 @@ def _widths(number: OtherNumber, removal: Removal) -> list[Vector]:
     return exactly or [v for v in shrinking if any(_is_power(v.size / removal.count(v), a / b) for a, b in pairs)]
 
 
+def from_a_width(changed: Changed, widths: Sequence[Vector], removal: Removal) -> bool:
+    """True if other numbers are what code computes from the widths of before and of now, not from numbers in tensors.
+
+    Where a forward decides by numbers it also counts what it has decided for, such as the boxes that are left.
+    """
+    sizes = {(v.size, removal.count(v)) for v in widths}
+    pairs = [(a, b) for a, b in zip(changed.before, changed.after, strict=True) if a != b]
+    return all(any(_computed(*pair, *size) for size in sizes) for pair in pairs)
+
+
+def _computed(before: float, after: float, width: int, count: int) -> bool:
+    """True if two numbers are the same power of two widths, or such a power times the same fraction."""
+    if not before or not count or count == width:
+        return False
+    same = [p for p in _POWERS if math.isclose((width / count) ** p, before / after if after else 0.0, rel_tol=1e-9)]
+    return any(before % 1 != 0 or math.isclose(width**power, before, rel_tol=1e-9) for power in same)
+
+
 def _is_power(width: float, number: float) -> bool:
     """True if a number is what code usually computes from a width: its root, the root of that, or their inverses."""
-    return any(math.isclose(width**power, number, rel_tol=1e-9) for power in (-0.5, 0.5, -0.25, 0.25, -1.0, 1.0))
+    return any(math.isclose(width**power, number, rel_tol=1e-9) for power in _POWERS)
+
+
+_POWERS = (-0.5, 0.5, -0.25, 0.25, -1.0, 1.0)

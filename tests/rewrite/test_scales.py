@@ -338,6 +338,30 @@ def test_the_head_width_stays_where_no_weights_can_carry_the_ratio(
     assert error(net, small) < 1e-12
 
 
+class Boxes(nn.Module):
+    """A mean over the rows that a layer has chosen: their number is an argument of a division, and no scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.chooses, self.last = nn.Linear(WIDTH, 40), nn.Linear(40, 1), nn.Linear(40, 3)
+
+    def chosen(self, x: Tensor) -> Tensor:
+        h = self.first(x).relu().flatten(0, 1)
+        return h[self.chooses(h)[:, 0] > 0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.chosen(x)
+        return self.last(rows).sum(0) / rows.shape[0]
+
+
+def test_a_number_of_chosen_rows_is_no_scale() -> None:
+    net, x = randomised(Boxes()), torch.randn(6, 10, WIDTH).double()
+    small = fxprune.transform(net, x, ratio=0.5, importance="random", seed=0, path="eager")
+    assert small.first.out_features == 20
+    assert len(small.chosen(x)) != len(net.chosen(x))
+    assert error(net, small, x) < 1e-12
+
+
 # -- what a factor meets ---------------------------------------------------------------------------------------
 
 
