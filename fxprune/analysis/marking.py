@@ -15,6 +15,7 @@ from fxprune.analysis.marked_integers import Notes
 from fxprune.analysis.observer import Observer
 from fxprune.analysis.settings import Setting, mark_settings
 from fxprune.analysis.uses import Count, NumberUse, SizeComparison, Uses
+from fxprune.capture.opened_functions import opened
 from fxprune.channels.vector import Vector
 from fxprune.ops.aspects import READERS
 from fxprune.ops.python_call import Counted, PythonCall
@@ -68,6 +69,10 @@ class Settings(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         notes = self.notes
+        body = opened(func, self.observer.scopes.current.module)
+        if body is not None:
+            with self:
+                return body(*args, **kwargs)
         before, notes.listening = notes.listening, False
         try:
             made = func(*args, **kwargs)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from fxprune.capture.opened_functions import opened
 from fxprune.capture.process_state import module_hooks
 
 Key = tuple[str, int, str, int]
@@ -157,6 +158,10 @@ class _Composites(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        body = opened(func, self.scopes.current.module)
+        if body is not None:
+            with self:
+                return body(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             return self._attention(func, args, kwargs)
         if func not in _COMPOSITE:
