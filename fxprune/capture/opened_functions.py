@@ -32,7 +32,7 @@ def _no_mode(tensors: Any) -> bool:
     return False
 
 
-def _body(function: types.FunctionType) -> types.FunctionType:
+def _body(function: Any) -> types.FunctionType:
     """A function of torch that does not ask whether a mode wants to see it."""
     names = {**function.__globals__, "has_torch_function": _no_mode}
     made = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
