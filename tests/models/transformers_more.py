@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.models.transformers_sizes import DECODER, ENCODER, GROUPED, IMAGE, SEQ2SEQ, SOUND, VISION, without
+from tests.models.transformers_sizes import (
+    CLIP,
+    DECODER,
+    ENCODER,
+    GPT,
+    GROUPED,
+    IMAGE,
+    SEQ2SEQ,
+    SIDES,
+    SOUND,
+    T5,
+    VISION,
+    WIDER_VISION,
+    WINDOWS,
+    without,
+)
 
 LONG: dict[str, Any] = {**ENCODER, "pad_token_id": 1}
-GPT: dict[str, Any] = {"vocab_size": 97, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 40}
 EXPERTS: dict[str, Any] = {
     **DECODER,
     "num_experts": 3,
@@ -15,7 +29,6 @@ EXPERTS: dict[str, Any] = {
     "moe_intermediate_size": 44,
     "experts_implementation": "eager",
 }
-SIDES: dict[str, Any] = {"hidden_sizes": [20, 28, 36, 44], "depths": [1, 1, 2, 1], "num_labels": 5}
 RESNET: dict[str, Any] = {**SIDES, "embedding_size": 14, "layer_type": "basic"}
 
 ENCODERS: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -240,26 +253,16 @@ SEQUENCES: dict[str, tuple[str, dict[str, Any], str]] = {
     "UMT5ForConditionalGeneration": (
         "UMT5Config",
         {
-            "vocab_size": 97,
-            "d_model": 48,
-            "d_kv": 10,
-            "num_heads": 5,
-            "d_ff": 72,
+            **T5,
             "num_layers": 2,
-            "num_decoder_layers": 3,
         },
         "text to text",
     ),
     "LongT5ForConditionalGeneration": (
         "LongT5Config",
         {
-            "vocab_size": 97,
-            "d_model": 48,
-            "d_kv": 10,
-            "num_heads": 5,
-            "d_ff": 72,
+            **T5,
             "num_layers": 2,
-            "num_decoder_layers": 3,
             "local_radius": 4,
         },
         "text to text",
@@ -318,16 +321,7 @@ IMAGES: dict[str, tuple[str, dict[str, Any], str]] = {
     "ConvNextV2ForImageClassification": ("ConvNextV2Config", SIDES, "image"),
     "Swinv2ForImageClassification": (
         "Swinv2Config",
-        {
-            "image_size": IMAGE,
-            "patch_size": 4,
-            "embed_dim": 24,
-            "depths": [2, 2],
-            "num_heads": [2, 4],
-            "window_size": 3,
-            "mlp_ratio": 1.5,
-            "num_labels": 5,
-        },
+        WINDOWS,
         "image",
     ),
     "MobileNetV2ForImageClassification": ("MobileNetV2Config", {"depth_multiplier": 0.35, "num_labels": 5}, "image"),
@@ -525,7 +519,7 @@ SEVERAL: dict[str, tuple[str, dict[str, Any], str]] = {
         "BlipConfig",
         {
             "text_config": {**ENCODER, "encoder_hidden_size": 60},
-            "vision_config": {**VISION, "hidden_size": 60, "num_attention_heads": 5, "intermediate_size": 84},
+            "vision_config": WIDER_VISION,
             "projection_dim": 28,
             "image_text_hidden_size": 20,
         },
@@ -534,9 +528,7 @@ SEVERAL: dict[str, tuple[str, dict[str, Any], str]] = {
     "CLIPSegForImageSegmentation": (
         "CLIPSegConfig",
         {
-            "text_config": {**ENCODER, "bos_token_id": 0, "eos_token_id": 2},
-            "vision_config": {**VISION, "hidden_size": 60, "num_attention_heads": 5, "intermediate_size": 84},
-            "projection_dim": 28,
+            **CLIP,
             "reduce_dim": 20,
             "extract_layers": [0, 1],
             "decoder_intermediate_size": 34,
@@ -547,7 +539,7 @@ SEVERAL: dict[str, tuple[str, dict[str, Any], str]] = {
         "ChineseCLIPConfig",
         {
             "text_config": ENCODER,
-            "vision_config": {**VISION, "hidden_size": 60, "num_attention_heads": 5, "intermediate_size": 84},
+            "vision_config": WIDER_VISION,
             "projection_dim": 28,
         },
         "text and image",
@@ -557,7 +549,7 @@ SEVERAL: dict[str, tuple[str, dict[str, Any], str]] = {
         "GitConfig",
         {
             **ENCODER,
-            "vision_config": {**VISION, "hidden_size": 60, "num_attention_heads": 5, "intermediate_size": 84},
+            "vision_config": WIDER_VISION,
             "bos_token_id": 0,
             "eos_token_id": 2,
         },
@@ -575,11 +567,7 @@ SEVERAL: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "OwlViTModel": (
         "OwlViTConfig",
-        {
-            "text_config": {**ENCODER, "bos_token_id": 0, "eos_token_id": 2},
-            "vision_config": {**VISION, "hidden_size": 60, "num_attention_heads": 5, "intermediate_size": 84},
-            "projection_dim": 28,
-        },
+        CLIP,
         "text and image",
     ),
     "VisualBertModel": ("VisualBertConfig", {**ENCODER, "visual_embedding_dim": 20}, "text and features"),

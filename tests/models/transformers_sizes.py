@@ -48,6 +48,25 @@ SOUND: dict[str, Any] = {
     "num_conv_pos_embeddings": 8,
     "num_conv_pos_embedding_groups": 4,
 }
+GPT: dict[str, Any] = {"vocab_size": 97, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 40}
+T5: dict[str, Any] = {"vocab_size": 97, "d_model": 48, "d_kv": 10, "num_heads": 5, "d_ff": 72, "num_decoder_layers": 3}
+SIDES: dict[str, Any] = {"hidden_sizes": [20, 28, 36, 44], "depths": [1, 1, 2, 1], "num_labels": 5}
+WINDOWS: dict[str, Any] = {
+    "image_size": IMAGE,
+    "patch_size": 4,
+    "embed_dim": 24,
+    "depths": [2, 2],
+    "num_heads": [2, 4],
+    "window_size": 3,
+    "mlp_ratio": 1.5,
+    "num_labels": 5,
+}
+WIDER_VISION: dict[str, Any] = {**VISION, "hidden_size": 60, "num_attention_heads": 5, "intermediate_size": 84}
+CLIP: dict[str, Any] = {
+    "text_config": {**ENCODER, "bos_token_id": 0, "eos_token_id": 2},
+    "vision_config": WIDER_VISION,
+    "projection_dim": 28,
+}
 
 
 def without(sizes: dict[str, Any], *names: str) -> dict[str, Any]:

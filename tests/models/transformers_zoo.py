@@ -6,6 +6,7 @@ another one by accident. Caches are what they are by default.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -15,15 +16,20 @@ from torch import nn
 
 from tests.models.transformers_more import MORE
 from tests.models.transformers_sizes import (
+    CLIP,
     DECODER,
     ENCODER,
+    GPT,
     GROUPED,
     IMAGE,
     LENGTH,
     SEQ2SEQ,
+    SIDES,
     SOUND,
+    T5,
     TARGET,
     VISION,
+    WINDOWS,
 )
 from tests.models.zoo import Entry, ids, numbers, ready
 from tests.support import torchvision
@@ -45,7 +51,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
     "ElectraForTokenClassification": ("ElectraConfig", {**ENCODER, "embedding_size": 20, "num_labels": 5}, "text"),
     "GPT2LMHeadModel": (
         "GPT2Config",
-        {"vocab_size": 97, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_inner": 72, "n_positions": 40},
+        {**GPT, "n_inner": 72},
         "text",
     ),
     "OPTForCausalLM": (
@@ -73,13 +79,8 @@ MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
     "T5ForConditionalGeneration": (
         "T5Config",
         {
-            "vocab_size": 97,
-            "d_model": 48,
-            "d_kv": 10,
-            "num_heads": 5,
-            "d_ff": 72,
+            **T5,
             "num_layers": 3,  # the cache has as many layers as the encoder
-            "num_decoder_layers": 3,
             "feed_forward_proj": "gated-gelu",
             "tie_word_embeddings": False,
         },
@@ -90,21 +91,12 @@ MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
     "DeiTForImageClassificationWithTeacher": ("DeiTConfig", {**VISION, "num_labels": 5}, "image"),
     "SwinForImageClassification": (
         "SwinConfig",
-        {
-            "image_size": IMAGE,
-            "patch_size": 4,
-            "embed_dim": 24,
-            "depths": [2, 2],
-            "num_heads": [2, 4],
-            "window_size": 3,
-            "mlp_ratio": 1.5,
-            "num_labels": 5,
-        },
+        WINDOWS,
         "image",
     ),
     "ConvNextForImageClassification": (
         "ConvNextConfig",
-        {"hidden_sizes": [20, 28, 36, 44], "depths": [1, 1, 2, 1], "num_labels": 5},
+        SIDES,
         "image",
     ),
     "SegformerForSemanticSegmentation": (
@@ -126,11 +118,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "CLIPModel": (
         "CLIPConfig",
-        {
-            "text_config": {**ENCODER, "bos_token_id": 0, "eos_token_id": 2},
-            "vision_config": {**VISION, "hidden_size": 60, "num_attention_heads": 5, "intermediate_size": 84},
-            "projection_dim": 28,
-        },
+        CLIP,
         "text and image",
     ),
     "WhisperForConditionalGeneration": (
@@ -163,7 +151,7 @@ def build(name: str) -> tuple[nn.Module, Any]:
 
     config, arguments, reads = MODELS[name]
     torch.manual_seed(0)
-    return ready(getattr(transformers, name)(getattr(transformers, config)(**arguments)), inputs(reads))
+    return ready(getattr(transformers, name)(getattr(transformers, config)(**copy.deepcopy(arguments))), inputs(reads))
 
 
 def inputs(reads: str) -> dict[str, Any]:
