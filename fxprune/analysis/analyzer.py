@@ -255,10 +255,14 @@ class Analyzer:
     def _note_unused(self) -> None:
         """Note the parameters that forward does not read, if the small model keeps them at their old width.
 
-        A `GraphModule` leaves them out; a model that keeps its class does not.
+        A `GraphModule` leaves them out, unless they are in a module that is one node; a model that keeps its class does
+        not.
         """
         names, captured = self.opened.unused_parameters(), self.subject.captured
-        if names and captured.keeps_class:
+        if names and captured.has_graph:
+            whole = tuple(f"{node.target}." for node in captured.graph.find_nodes(op="call_module"))
+            names = [name for name in names if name.startswith(whole)]
+        if names:
             listed = ", ".join(names[:4]) + (f", ... {len(names) - 4} more" if len(names) > 4 else "")
             also = "; if other inputs reach them, give such inputs with `also`" if captured.real else ""
             self.notes.append(f"not reached on the example inputs, and left as they are: {listed}{also}")

@@ -62,6 +62,7 @@ class Trace:
     reasons: what the graph does not express, by the path of the module to keep whole: the first for each module.
     reads: the paths of the modules whose forward reads `training` -> the line.
     events: for each of these modules, the nodes that it made, in a form that can be compared with another trace.
+    failed_in: the paths of the modules that ran when the trace failed, the innermost last; () if only the model ran.
     """
 
     graph: fx.Graph | None = None

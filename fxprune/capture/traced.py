@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.capture.captured import NOTES, Captured, FrontEnd, captured_graph
+from fxprune.capture.error_place import line_of as error_line
 from fxprune.capture.in_place import mutated_constants, settle_in_place
 from fxprune.capture.inputs import Inputs, normalize
 from fxprune.capture.module_copy import copy_module
@@ -42,8 +43,8 @@ def trace(model: nn.Module, example_inputs: Any) -> fx.GraphModule:
     node that runs the module itself: a submodule whose forward reads `self.training` and does something else in the
     other mode, applies an `autograd.Function`, computes in a context (`no_grad`, `enable_grad`, `autocast`,
     `checkpoint`, `inference_mode`), assigns to its attributes or to `.data`, draws random numbers outside of the
-    operations of the graph, decides by numbers in buffers, carries hooks, or has a `train` of its own. The dict
-    `meta["fxprune_whole"]` of the result has the reason for each of them, by its path.
+    operations of the graph, decides by numbers in buffers, carries hooks, has a `train` of its own, or cannot be
+    traced. The dict `meta["fxprune_whole"]` of the result has the reason for each of them, by its path.
 
     Operators in place stay in place. Arguments of forward that are None, a flag or a string in this call are constants
     of the graph, which checks them.
@@ -54,7 +55,8 @@ def trace(model: nn.Module, example_inputs: Any) -> fx.GraphModule:
             on them in both modes, with the same random numbers, and must give the same.
 
     Raises `CaptureError` with the reason and the source line if the model itself would have to stay whole, if symbolic
-    tracing fails, or if the graph gives other numbers than the model.
+    tracing fails in its own forward or in a module with all of its parameters, or if the graph gives other numbers than
+    the model.
 
     >>> import torch, fxprune
     >>> class Block(torch.nn.Module):
@@ -146,6 +148,8 @@ class _Rounds:
                 new = mutated_constants(made.graph)
             if not new and made.reads:
                 new = self._mode_dependent(made)
+            if not new and made.error is not None:
+                new = self._not_traceable(made, made.error)
             if new.keys() - self.reasons.keys():
                 self._add(new)
             elif made.graph is None:
@@ -179,6 +183,20 @@ class _Rounds:
                 if fails or made.events.get(path) != other.events.get(path):
                     different[path] = reason
         return {p: r for p, r in different.items() if not any(_below(q, p) for q in different)}
+
+    def _not_traceable(self, made: Trace, error: Exception) -> dict[str, Reason]:
+        """The module in whose forward the trace failed, and the others of its class, which would fail one by one.
+
+        Empty if the model itself failed, or a module that has all of its parameters: nothing would be in the graph.
+        """
+        path = made.failed_in[-1] if made.failed_in else ""
+        modules = dict(self.model.named_modules())
+        every = {id(parameter) for parameter in self.model.parameters()}
+        if not path or {id(parameter) for parameter in modules[path].parameters()} >= every:
+            return {}
+        why = f"its forward cannot be traced: {text_of(error, lines=1).partition('. ')[0]}"
+        alike = [name for name, module in modules.items() if name and type(module) is type(modules[path])]
+        return {name: Reason(name, why, error_line(error)) for name in alike if name not in self.reasons}
 
     def _add(self, reasons: dict[str, Reason]) -> None:
         if "" in reasons:

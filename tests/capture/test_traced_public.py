@@ -232,3 +232,79 @@ def test_trace_works_under_inference_mode() -> None:
         traced = fxprune.trace(model, x)
     traced(x).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+class Rows(nn.Module):
+    """Goes through the rows of its input one by one."""
+
+    def __init__(self, size: int = C) -> None:
+        super().__init__()
+        self.inner = nn.Linear(size, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([torch.relu(self.inner(row)) for row in x])
+
+
+class BySize(nn.Module):
+    """Decides by the size of its input; one of its layers is not reached."""
+
+    def __init__(self, size: int = C) -> None:
+        super().__init__()
+        self.inner, self.other = nn.Linear(size, size), nn.Linear(size, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) if x.shape[0] > 1 else self.other(x)
+
+
+class Unpacks(nn.Module):
+    def __init__(self, size: int = C) -> None:
+        super().__init__()
+        self.inner = nn.Linear(size, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *_ = x.unsqueeze(0)
+        return self.inner(first)
+
+
+class ToNumbers(nn.Module):
+    def __init__(self, size: int = C) -> None:
+        super().__init__()
+        self.inner = nn.Linear(size, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) * float(len(x))
+
+
+class Around(nn.Module):
+    """Two modules of one class between layers."""
+
+    def __init__(self, kind: Any) -> None:
+        super().__init__()
+        self.first, self.one, self.middle = nn.Linear(C, 16), kind(16), nn.Linear(16, 12)
+        self.two, self.last = kind(12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.two(torch.relu(self.middle(self.one(torch.relu(self.first(x)))))))
+
+
+@pytest.mark.parametrize("kind", [Rows, BySize, Unpacks, ToNumbers])
+def test_a_submodule_that_cannot_be_traced_stays_whole(kind: type[nn.Module]) -> None:
+    torch.manual_seed(3)
+    model, x = Around(kind).double().eval(), torch.randn(4, C).double()
+    traced = fxprune.trace(model, x)
+    whole = traced.meta["fxprune_whole"]
+    assert list(whole) == ["one", "two"]
+    assert all("its forward cannot be traced" in why and "test_traced_public.py" in why for why in whole.values())
+    small = fxprune.transform(traced, x, ratio=0.5)
+    made = fxprune.record(small)
+    assert (made.path, small.get_submodule("one").inner.out_features) == ("fx", 8)
+    assert torch.allclose(small(x), fxprune.masked(model, made.removed)(x), rtol=1e-9, atol=1e-12)
+    assert any("one and 1 more" in reason for reason in made.reasons)
+    assert any("one.other.weight" in reason for reason in made.reasons) == (kind is BySize)
+
+
+@pytest.mark.parametrize("inner", [True, False])
+def test_a_model_that_cannot_be_traced_is_refused(inner: bool) -> None:
+    model = nn.Sequential(Rows(), nn.ReLU()) if inner else Rows()
+    with pytest.raises(fxprune.CaptureError, match=f"{type(model).__name__} cannot be traced symbolically"):
+        fxprune.trace(model, torch.randn(2, C))
