@@ -21,6 +21,8 @@ from fxprune.ops.aspects import READERS
 from fxprune.ops.python_call import Counted, PythonCall
 
 _SHAPE = torch.Tensor.shape
+REPEATING = ("expand", "broadcast_to")
+"""Functions that make dimensions of equal slots."""
 
 
 class Settings(TorchFunctionMode):
@@ -60,9 +62,22 @@ class Settings(TorchFunctionMode):
             only asks whether to make such a tensor again.
         """
         self.notes.closed = True
+        self._tie_repeated()
         left_out = set(map(id, unread))
         uses = (use for use in self._uses if left_out.isdisjoint(map(id, use.vectors)))
         return Uses(tuple(uses), self._before)
+
+    def _tie_repeated(self) -> None:
+        """Tie each dimension of equal slots that nothing looks at to another one that the same number counts.
+
+        `weights.expand(n, self.heads, t, t)` makes such slots. They may go with any others, and one number counts both.
+        """
+        counts = [use for use in self._uses if isinstance(use, Count) and use.until is None and use.under is None]
+        others = {use.expression: use.vector for use in reversed(counts) if not use.vector.representative.untouched}
+        for use in counts:
+            other = others.get(use.expression)
+            if use.function in REPEATING and use.vector.representative.untouched and other is not None:
+                self.observer.terms.same(use.vector, other)
 
     # -- the mode -----------------------------------------------------------------------------------------
 
