@@ -1,8 +1,11 @@
-"""Parts that keep, compute, compare and hand on sizes: containers, products, shapes, methods."""
+"""Parts that keep, compute, compare and hand on sizes: containers, layers in them, products, shapes, methods."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections import OrderedDict, UserDict
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -40,6 +43,27 @@ class Settings:
         self.label = "settings"
 
 
+class Slots:
+    """A config object without a dict."""
+
+    __slots__ = ("head_dim", "heads", "width")
+
+    def __init__(self, **values: int) -> None:
+        for name, value in values.items():
+            setattr(self, name, value)
+
+
+@dataclasses.dataclass
+class Outer:
+    """A config with another one inside."""
+
+    inner: Config
+
+
+class UserSizes(UserDict[str, int]):
+    """A mapping of a class of its own."""
+
+
 CONTAINERS = {
     "dataclass": Config,
     "frozen": Frozen,
@@ -49,6 +73,11 @@ CONTAINERS = {
     "object": Settings,
     "nested": lambda **values: {"sizes": [SimpleNamespace(**values)]},
     "attributes": SimpleNamespace,
+    "ordered": OrderedDict,
+    "slots": Slots,
+    "outer": lambda **values: Outer(Config(**values)),
+    "user": UserSizes,
+    "listed": lambda **values: list(values.items()),
 }
 
 
@@ -92,7 +121,8 @@ class Container(Heads):
         if self.way == "attributes":
             return {"width": self.num_heads * self.head_dim, "heads": self.num_heads, "head_dim": self.head_dim}[name]
         sizes = self.sizes["sizes"][0] if self.way == "nested" else self.sizes
-        return sizes[name] if isinstance(sizes, dict) else getattr(sizes, name)
+        sizes = self.sizes.inner if self.way == "outer" else dict(self.sizes) if self.way == "listed" else sizes
+        return sizes[name] if isinstance(sizes, Mapping) else getattr(sizes, name)
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, _ = x.shape
@@ -112,6 +142,61 @@ class Container(Heads):
         else:
             y = self.mixed(y.view(b, n, -1, self.size("head_dim")).transpose(1, 2)).transpose(1, 2).flatten(2)
         return self.out(y)
+
+
+@part("registered")
+class Registered(Part):
+    """Layers and tensors in the containers of torch, in plain ones, or made by a loop over a list of widths."""
+
+    kinds = "modules named sequential parameters parameter-dict buffers chosen items loop"
+
+    def make(self, choose: Choices, x: Tensor) -> None:
+        c, w = x.shape[-1], choose.number(3, 6)
+        self.way = choose.of("way", self.kinds)
+        self.widths = [c, w, w + 1, c]
+        pairs = list(itertools.pairwise(self.widths))
+        layers = [nn.Linear(a, b) for a, b in pairs]
+        if self.way in ("named", "chosen", "items"):
+            self.layers = nn.ModuleDict({f"layer{n}": layer for n, layer in enumerate(layers)})
+            self.order = list(self.layers)
+        elif self.way == "sequential":
+            self.layers = nn.Sequential(*layers)
+        elif self.way == "parameters":
+            self.weights = nn.ParameterList(nn.Parameter(torch.zeros(b, a)) for a, b in pairs)
+        elif self.way == "parameter-dict":
+            self.weights = nn.ParameterDict({str(n): nn.Parameter(torch.zeros(b, a)) for n, (a, b) in enumerate(pairs)})
+        else:
+            self.layers = nn.ModuleList(layers)
+        if self.way == "buffers":
+            for n, width in enumerate(self.widths[1:]):
+                self.register_buffer(f"gain{n}", torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "parameters":
+            return self.multiplied(x, list(self.weights))
+        if self.way == "parameter-dict":
+            return self.multiplied(x, [self.weights[str(n)] for n in range(len(self.weights))])
+        if self.way in ("named", "chosen"):
+            for name in self.order:
+                x = torch.tanh(self.layers[name](x))
+            return x
+        if self.way == "items":
+            for layer in dict(self.layers.items()).values():
+                x = torch.tanh(layer(x))
+            return x
+        for n, layer in enumerate(self.layers):
+            if self.way == "loop" and x.shape[-1] != self.widths[n]:
+                raise ValueError("another width")
+            x = torch.tanh(layer(x))
+            if self.way == "buffers":
+                x = x * getattr(self, f"gain{n}")
+        return x
+
+    @staticmethod
+    def multiplied(x: Tensor, weights: list[Tensor]) -> Tensor:
+        for weight in weights:
+            x = torch.tanh(x @ weight.mT)
+        return x
 
 
 @part("product")
