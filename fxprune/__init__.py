@@ -18,6 +18,7 @@ from fxprune.artifacts import Exported, export, load, save
 from fxprune.capture.traced import trace
 from fxprune.costs import Cost, LayerCost, cost
 from fxprune.errors import (
+    BudgetMissedWarning,
     CaptureError,
     ChannelsStayWarning,
     ClassLostWarning,
@@ -52,6 +53,7 @@ __version__ = "0.2.0"
 
 __all__ = [
     "Analysis",
+    "BudgetMissedWarning",
     "CaptureError",
     "ChannelsStayWarning",
     "ClassLostWarning",

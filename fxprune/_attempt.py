@@ -99,11 +99,12 @@ def _carried_over(first: Analysis, choices: dict[str, Any], narrower: Analysis) 
 
     So a pattern may name a group that is locked now, and no number of a group means another one.
     """
-    ratio, ignore = choices.get("ratio"), choices.get("ignore", ())
-    if isinstance(ratio, Mapping):
-        ratio = carried_over(first, by_group(first, ratio, what="ratio"), narrower)
-    stay = dict.fromkeys(ignored_groups(first, ignore), True)
-    return {**choices, "ratio": ratio, "ignore": tuple(carried_over(first, stay, narrower))}
+    stay = dict.fromkeys(ignored_groups(first, choices.get("ignore", ())), True)
+    carried: dict[str, Any] = {"ignore": tuple(carried_over(first, stay, narrower))}
+    for name in ("ratio", "counts"):
+        if isinstance(choices.get(name), Mapping):
+            carried[name] = carried_over(first, by_group(first, choices[name], what=name), narrower)
+    return {**choices, **carried}
 
 
 def _resolved(analysis: Analysis, request: Request, held: Sequence[str]) -> ResolvedPlan:

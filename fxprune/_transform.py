@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, TypeVar, cast
 
 from torch import fx, nn
@@ -17,6 +18,7 @@ from fxprune._record import Record, attach, record
 from fxprune._repair import RepairSettings, inputs_of, repaired
 from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.arguments import checks_arguments
+from fxprune.capture.inputs import Inputs
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.output_paths import narrowed, output_paths
 from fxprune.capture.process_state import public_call
@@ -25,6 +27,7 @@ from fxprune.capture.tensors import PARAMETER, Tensors
 from fxprune.costs import cost_of
 from fxprune.criteria import Importance
 from fxprune.errors import (
+    BudgetMissedWarning,
     CaptureError,
     ClassLostWarning,
     FixedSizesWarning,
@@ -34,6 +37,7 @@ from fxprune.errors import (
 )
 from fxprune.fold import folds, resolve_plan
 from fxprune.paths import paths_for
+from fxprune.planning.budgets import budgets_of
 from fxprune.planning.plan import Plan
 from fxprune.planning.structure import structure_of
 from fxprune.proof.compare import prove
@@ -73,6 +77,11 @@ def transform(
     prefer: str | None = None,
     norms: str = "kept",
     outputs: Any = None,
+    keep: Mapping[str, Any] | None = None,
+    scope: str = "local",
+    counts: Mapping[str, int] | None = None,
+    min_channels: int = 1,
+    max_ratio: float | None = None,
     repair: Iterable[Any] | None = None,
     repair_mode: str = "weights",
     repair_inputs: Callable[[Any], Any] | None = None,
@@ -98,7 +107,9 @@ def transform(
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
         plan: the channels to remove, made by `analysis.plan(...)` or loaded from a file. The path that it was made on
             is tried first. Without a plan, the next arguments say how to make one:
-        ratio, masks, importance, ignore, round_to, exact, seed: see `fxprune.planning.choose.choose`.
+        keep: the cost that stays, such as {"macs": 0.5}: the result is the largest model within it.
+        ratio, masks, importance, ignore, round_to, exact, seed, scope, counts, min_channels, max_ratio: see
+            `fxprune.planning.choose.choose`, which says more of `keep` too.
         bias: "prune" removes everything that belongs to a channel. "fold" removes its weights only. What the channel
             computes without them is a constant (from its bias, the shift of a norm, an activation at zero), which is
             folded exactly into the layers that read it. If that is not possible, the channel stays. The default is
@@ -133,9 +144,9 @@ def transform(
         repair_mode, repair_inputs: `mode` and `inputs` of `fxprune.repair`.
 
     Raises a subclass of `FxpruneError`, which says what to do. Warns with `NothingRemovedWarning`, which says why, if
-    nothing could be removed; with `NotProvenWarning` if the result could not be compared with its reference, or nothing
-    that depends on what was removed was compared; with `FixedSizesWarning` if the result is an exported graph that
-    takes fewer sizes of inputs than the original.
+    nothing could be removed; with `BudgetMissedWarning` if the result costs more than `keep`; with `NotProvenWarning`
+    if the result could not be compared with its reference, or nothing that depends on what was removed was compared;
+    with `FixedSizesWarning` if the result is an exported graph that takes fewer sizes of inputs than the original.
 
     >>> import torch, fxprune
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 4, 3))
@@ -143,7 +154,7 @@ def transform(
     >>> small.get_submodule("0"), small.get_submodule("1").num_features
     (Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1)), 4)
     """
-    _refuse_two_requests(plan, ratio, masks, bias)
+    _refuse_two_requests(plan, ratio, masks, bias, keep, counts)
     module = as_module(model, example_inputs)
     settings = RepairSettings(repair_mode)
     batches = None if repair is None else inputs_of(module, repair, repair_inputs)
@@ -152,16 +163,16 @@ def transform(
         raise PlanError("constants cannot be folded behind hooks", why="they put zeros back", do="take another path")
     counting = narrowed(plan.outputs if isinstance(plan, Plan) else None, output_paths(outputs))
     choices: dict[str, Any] = {"ratio": ratio, "masks": masks, "bias": bias, "border": border, "ignore": ignore}
-    choices |= {"importance": importance, "round_to": round_to, "exact": exact, "seed": seed}
+    choices |= {"importance": importance, "round_to": round_to, "exact": exact, "seed": seed, "keep": keep}
+    choices |= {"scope": scope, "counts": counts, "min_channels": min_channels, "max_ratio": max_ratio}
     request = Request(plan, choices, also, methods, strict, verify, norms, counting)
     free = plan is None and path is None and prefer is None and not isinstance(module, fx.GraphModule)
     result = first_result(module, example_inputs, request, paths, may_give_up_class=free)
-    for text, kind in _warnings(result, class_expected=free):
+    for text, kind in chain(_warnings(result, class_expected=free), _above_budget(result, keep)):
         warnings.warn(text, kind, stacklevel=4)
     recorded = _recorded(result)
     if batches is not None:
-        small, done = repaired(result.small, module, batches, recorded.plan, settings)
-        result, recorded = replace(result, small=small), replace(recorded, repair=done)
+        result, recorded = _repaired(result, module, batches, recorded, settings)
     made: Any = _as_given(model, result, example_inputs)
     if path is None and prefer is None and not isinstance(model, ExportedProgram):
         explain_missing_graph(result.small)
@@ -169,9 +180,29 @@ def transform(
     return cast(ModelT, made)
 
 
+def _repaired(
+    result: Result, model: nn.Module, batches: Sequence[Inputs], recorded: Record, settings: RepairSettings
+) -> tuple[Result, Record]:
+    """The result with a repaired model, and its record. model: the original."""
+    small, done = repaired(result.small, model, batches, recorded.plan, settings)
+    return replace(result, small=small), replace(recorded, repair=done)
+
+
+def _above_budget(result: Result, keep: Mapping[str, Any] | None) -> Iterator[tuple[str, type[Warning]]]:
+    """The warnings about budgets that the small model does not meet."""
+    if keep is not None:
+        made = cost_of(result.analysis, result.removal, result.constants)
+        for budget in budgets_of(result.analysis, keep):
+            if budget.of(made) > budget.limit:
+                why = next((reason for reason in result.plan.reasons if "budget" in reason), "")
+                text = f"{budget.of(made):,} {budget.key} stay, the budget is {budget.limit:,}: {why}"
+                yield text, BudgetMissedWarning
+
+
 def _refuse_two_requests(plan: Plan | None, *choices: Any) -> None:
     if plan is not None and any(choice is not None for choice in choices):
-        raise PlanError("a plan says already what goes", why="ratio, masks or bias were given too", do="pass the plan")
+        others = "ratio, masks, bias, keep or counts were given too"
+        raise PlanError("a plan says already what goes", why=others, do="pass the plan")
 
 
 def _as_given(model: Any, result: Result, example_inputs: Any) -> nn.Module | ExportedProgram:

@@ -84,6 +84,10 @@ class VerificationError(FxpruneError, RuntimeError):
     """The small model is wrong. The text says how: its numbers differ, it raises, or it computes with another scale."""
 
 
+class BudgetMissedWarning(UserWarning):
+    """The cost of a small model is above a budget that was asked for with `keep`."""
+
+
 class NothingRemovedWarning(UserWarning):
     """A request removed nothing. The text says why."""
 

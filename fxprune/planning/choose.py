@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fxprune.analysis.adapters import low_rank_adapters
-from fxprune.analysis.findings import Findings
+from fxprune.analysis.findings import Findings, Group
 from fxprune.arguments import fits
 from fxprune.channels.groups import Bools
 from fxprune.channels.vector import Vector
 from fxprune.criteria import Importance, scores_of
 from fxprune.errors import PlanError
+from fxprune.planning.budgets import Widths, budgets_of, within
+from fxprune.planning.keeping import Scores
 from fxprune.planning.masks import every_channel, removed_by_masks
+from fxprune.planning.scopes import Spread, scope_named
 from fxprune.planning.select import by_group, ignored_groups
 from fxprune.planning.shared_settings import keep_equal_widths
 
@@ -31,6 +35,11 @@ def choose(
     round_to: int = 1,
     exact: bool = False,
     seed: int | None = None,
+    keep: Mapping[str, Any] | None = None,
+    scope: str = "local",
+    counts: Mapping[str, int] | None = None,
+    min_channels: int = 1,
+    max_ratio: float | None = None,
 ) -> tuple[Bools, tuple[str, ...]]:
     """The channels to remove, as flags, and the reasons why something that was asked for stays.
 
@@ -50,14 +59,17 @@ def choose(
         round_to: the number of channels kept in a group is a multiple of this where the group is large enough.
         exact: only groups whose removal equals setting their slots to zero.
         seed: the seed of importance "random".
+        keep: instead of a ratio, the cost that stays: {"params", "bytes" or "macs": a share in (0, 1], an integer, or
+            a text with a unit such as "200 MB"}. Several hold all at once. The plan is the largest within them.
+        scope: how a budget is spread over the groups: "local" (the same share of each), "global" (all channels are
+            ranked together), or "isomorphic" (those of groups with the same structure).
+        counts: {pattern: the number of channels that stay}, for groups that neither ratio nor budget shall decide.
+        min_channels: the least number of channels that stay in a group.
+        max_ratio: the largest share that a group may lose; for a budget 0.9 by default, so that no group gets empty.
 
     Raises `PlanError` for a request that makes no sense.
     """
-    if (ratio is None) == (masks is None):
-        raise PlanError(
-            "say which channels to remove: exactly one of ratio and masks",
-            why=f"ratio={ratio!r}, masks={'given' if masks is not None else None}",
-        )
+    _check_one_request(ratio=ratio, masks=masks, keep=keep, counts=counts)
     _check_round_to(round_to)
     stay = ignored_groups(findings, ignore)
     if exact:
@@ -67,26 +79,118 @@ def choose(
     if masks is not None:
         removed, reasons = removed_by_masks(findings, masks, stay)
         return removed, (*reasons, *keep_equal_widths(findings, removed, np.zeros(len(removed))))
-    ratios = _ratios(findings, ratio)
+    limits = _Limits(round_to, min_channels, _largest(max_ratio, keep))
+    groups, fixed, why = _groups(findings, ratio, keep is not None, counts, stay)
+    if not groups and not fixed:
+        return findings.solution.no_channel(), (why or _why_no_group(findings, _ratios(findings, ratio), stay, exact))
+    scores = scores_of(findings, importance, [*groups, *(findings.groups[number] for number in fixed)], seed)
+    spread = Spread(list(groups), {g.number: g.size - limits.least(g.size) for g in groups}, limits.kept)
+    widths = Widths(lambda level: {}, lambda gone: _flags(findings, scores, {**gone, **fixed}), round_to)
+    if keep is None:
+        removed, reasons = widths.flags({g.number: spread.count(g, share) for g, share in groups.items()})
+    else:
+        at = scope_named(scope)(findings, spread, scores)
+        removed, reasons = within(findings, budgets_of(findings, keep), replace(widths, at=at))
+    if not removed.any() and not reasons:
+        reasons = (_why_rounding(groups, round_to),) if groups else ()
+    return removed, (*reasons, *why)
+
+
+def _groups(
+    findings: Findings, ratio: Any, full: bool, counts: Any, stay: set[int]
+) -> tuple[dict[Group, float], dict[int, int], tuple[str, ...]]:
+    """The groups that lose channels, and the reasons why low-rank adapters do not.
+
+    full: True for a budget, which may take all of every group. stay: the numbers of the groups that must stay.
+
+    Returns first the groups with the share that goes, then group -> how many channels go, for those in `counts`.
+    """
     adapters = frozenset() if isinstance(ratio, Mapping) else low_rank_adapters(findings) - stay
-    groups = [g for g in findings.groups if g.number not in stay | adapters and ratios[g.number] > 0]
+    ratios = [1.0] * len(findings.groups) if full else _ratios(findings, ratio)
+    fixed = _fixed_counts(findings, counts)
+    able = (g for g in findings.groups if g.number not in stay | adapters | fixed.keys() and ratios[g.number] > 0)
+    return {group: ratios[group.number] for group in able}, fixed, _why_adapters_stay(findings, ratios, adapters)
+
+
+def _why_rounding(groups: Mapping[Group, float], round_to: int) -> str:
+    """The reason why no group of a request loses a channel."""
+    largest = max(groups, key=lambda group: group.size)
+    return (
+        f"rounding leaves every group whole: the largest has {largest.size} channels "
+        f'("{largest.name}"), ratio {groups[largest]}, round_to {round_to}'
+    )
+
+
+def _flags(findings: Findings, scores: Scores, counts: Mapping[int, int]) -> tuple[Bools, tuple[str, ...]]:
+    """The channels with the lowest scores, so many of each group, without those that the model needs.
+
+    Returns with them the reasons why these stay.
+    """
     removed = findings.solution.no_channel()
-    ranks = _why_adapters_stay(findings, ratios, adapters)
-    if not groups:
-        return removed, (ranks or _why_no_group(findings, ratios, stay, exact))
-    scores = scores_of(findings, importance, groups, seed)
-    for group in groups:
-        drop = group.size - kept_count(group.size, ratios[group.number], round_to)
-        removed[group.channels[np.argsort(scores[group.channels], kind="stable")[:drop]]] = True
-    if not removed.any():
-        largest = max(groups, key=len)
-        why = (
-            f"rounding leaves every group whole: the largest has {largest.size} channels "
-            f'("{largest.name}"), ratio {ratios[largest.number]}, round_to {round_to}'
-        )
-        return removed, (why, *ranks)
+    for number, drop in counts.items():
+        channels = findings.groups[number].channels
+        removed[channels[np.argsort(scores[channels], kind="stable")[:drop]]] = True
     reasons = keep_enough(findings, removed, scores)
-    return removed, (*ranks, *reasons, *keep_equal_widths(findings, removed, scores))
+    return removed, (*reasons, *keep_equal_widths(findings, removed, scores))
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """The channels that every group keeps. The fields are arguments of `choose`."""
+
+    round_to: int
+    min_channels: int
+    max_ratio: float
+
+    def __post_init__(self) -> None:
+        if isinstance(self.min_channels, bool) or not isinstance(self.min_channels, int) or self.min_channels < 1:
+            raise PlanError(f"min_channels must be an integer of at least 1, not {self.min_channels!r}")
+        if isinstance(self.max_ratio, bool) or not isinstance(self.max_ratio, float | int):
+            raise PlanError(f"max_ratio must be a number, not {self.max_ratio!r}")
+        if not 0 < self.max_ratio <= 1:
+            raise PlanError(f"max_ratio must be in (0, 1], not {self.max_ratio!r}")
+
+    def kept(self, size: int, ratio: float) -> int:
+        """The channels that stay of a group, if this share goes."""
+        return kept_count(size, ratio, self.round_to)
+
+    def least(self, size: int) -> int:
+        """The fewest channels that stay of a group."""
+        return max(kept_count(size, self.max_ratio, self.round_to), min(self.min_channels, size))
+
+
+def _largest(max_ratio: float | None, keep: Any) -> float:
+    """The largest share that a group may lose: a ratio is taken literally, a budget leaves a tenth."""
+    if max_ratio is not None:
+        return max_ratio
+    return 1.0 if keep is None else 0.9
+
+
+def _fixed_counts(findings: Findings, counts: Any) -> dict[int, int]:
+    """The number of channels that each group of `counts` loses."""
+    if counts is None:
+        return {}
+    for pattern, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1:
+            raise PlanError("a count must be an integer of at least 1", at=f"counts={{{pattern!r}: {count!r}}}")
+    chosen = by_group(findings, counts, what="counts")
+    for number, count in chosen.items():
+        if count > findings.groups[number].size:
+            name, size = findings.groups[number].name, findings.groups[number].size
+            raise PlanError("a group has fewer channels than shall stay", at=f'"{name}"', why=f"{size} < {count}")
+    return {number: findings.groups[number].size - int(count) for number, count in chosen.items()}
+
+
+def _check_one_request(**given: Any) -> None:
+    """Raises `PlanError` unless exactly one of ratio, masks and keep is given, or counts alone."""
+    others = [name for name in ("ratio", "masks", "keep") if given[name] is not None]
+    if len(others) > 1 or not (others or given["counts"] is not None):
+        raise PlanError(
+            "say which channels to remove: exactly one of ratio, masks, keep and counts",
+            why=f"given: {', '.join(others) or 'none of them'}",
+        )
+    if given["masks"] is not None and given["counts"] is not None:
+        raise PlanError("masks say already which channels go", why="counts were given too", do="leave one of them out")
 
 
 def kept_count(size: int, ratio: float, round_to: int) -> int:
@@ -177,7 +281,9 @@ def _check_ratio(ratio: Any) -> float:
 
 
 def _ratios(findings: Findings, ratio: Any) -> list[float]:
-    """The share to remove of every group, by its number; 0 for groups that no pattern of a dict names."""
+    """The share to remove of every group, by its number; 0 without a ratio, and for groups that no pattern names."""
+    if ratio is None:
+        return [0.0] * len(findings.groups)
     if not isinstance(ratio, Mapping):
         return [_check_ratio(ratio)] * len(findings.groups)
     shares = {pattern: _check_ratio(share) for pattern, share in ratio.items()}

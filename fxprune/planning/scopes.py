@@ -1,0 +1,111 @@
+"""Scopes: how a budget is spread over the groups.
+
+Each of them turns a level in [0, 1] into the number of channels that each group loses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fxprune.analysis.findings import Findings, Group
+from fxprune.errors import PlanError, nearest
+from fxprune.planning.keeping import Scores
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The channels that the groups may lose.
+
+    groups: those that lose channels. most: the number of a group -> the most channels that it may lose.
+    kept: a function from a group's size and the share that goes to the number of channels that stay.
+    """
+
+    groups: Sequence[Group]
+    most: dict[int, int]
+    kept: Callable[[int, float], int]
+
+    def count(self, group: Group, share: float) -> int:
+        """The number of channels that a group loses, if this share of it goes."""
+        return min(group.size - self.kept(group.size, min(share, 1.0)), self.most[group.number])
+
+
+CountsByLevel = Callable[[float], dict[int, int]]
+
+ScopeFunction = Callable[[Findings, Spread, Scores], CountsByLevel]
+
+SCOPES: dict[str, ScopeFunction] = {}
+"""The scopes by name. A function gives the counts of every level."""
+
+
+def scope(name: str) -> Callable[[ScopeFunction], ScopeFunction]:
+    """Put a function into `SCOPES` under this name."""
+
+    def register(function: ScopeFunction) -> ScopeFunction:
+        SCOPES[name] = function
+        return function
+
+    return register
+
+
+def scope_named(name: str) -> ScopeFunction:
+    """The scope of this name. Raises `PlanError` if there is none."""
+    if name not in SCOPES:
+        why = nearest(str(name), SCOPES)
+        raise PlanError(f"there is no scope {name!r}", why=why, do=f"choose from {', '.join(SCOPES)}")
+    return SCOPES[name]
+
+
+@scope("local")
+def local(findings: Findings, spread: Spread, scores: Scores) -> CountsByLevel:
+    """Every group loses the same share."""
+    return lambda level: {group.number: spread.count(group, level) for group in spread.groups}
+
+
+@scope("global")
+def over_all(findings: Findings, spread: Spread, scores: Scores) -> CountsByLevel:
+    """The channels of all groups are ranked together.
+
+    The score of a channel is divided by the mean of its group, which makes groups comparable. It is not divided by the
+    cost of the channel: that was measured to be harmful, see docs/choosing.md.
+    """
+    return _ranked(spread, scores, [spread.groups])
+
+
+@scope("isomorphic")
+def isomorphic(findings: Findings, spread: Spread, scores: Scores) -> CountsByLevel:
+    """Groups of the same structure are ranked together; each such set loses the same share.
+
+    Fang et al. 2024, "Isomorphic Pruning for Vision Models" (https://arxiv.org/abs/2407.04616). The structure of a
+    group is the types of the modules that hold its channels, and the dimensions there.
+    """
+    found: dict[tuple[tuple[str, int], ...], list[Group]] = {}
+    for group in spread.groups:
+        parts = sorted((type(group.owner(member)).__name__, member.dim) for member in group.members)
+        found.setdefault(tuple(parts), []).append(group)
+    return _ranked(spread, scores, list(found.values()))
+
+
+def _ranked(spread: Spread, scores: Scores, sets: Sequence[Sequence[Group]]) -> CountsByLevel:
+    """The counts of each level, where the channels of a set of groups are ranked together."""
+    ranked = [_order(groups, scores) for groups in sets]
+
+    def at(level: float) -> dict[int, int]:
+        counts: dict[int, int] = {}
+        for groups, order in zip(sets, ranked, strict=True):
+            gone = np.bincount(order[: round(level * len(order))], minlength=len(groups))
+            for group, number in zip(groups, gone.tolist(), strict=True):
+                counts[group.number] = spread.count(group, number / group.size)
+        return counts
+
+    return at
+
+
+def _order(groups: Sequence[Group], scores: Scores) -> npt.NDArray[np.int64]:
+    """For each channel of a set of groups the position of its group, the channel that goes first at the start."""
+    values = [scores[group.channels] / (scores[group.channels].mean() or 1.0) for group in groups]
+    owners = np.repeat(np.arange(len(groups)), [group.size for group in groups])
+    return np.asarray(owners[np.argsort(np.concatenate(values), kind="stable")])

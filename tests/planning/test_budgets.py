@@ -1,0 +1,131 @@
+"""Budgets are met by the model that is returned, and nearly used up."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+
+
+class Residual(nn.Module):
+    """Convolutions with a residual stream and a head."""
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.inner = nn.Conv2d(width, 2 * width, 3, padding=1)
+        self.outer = nn.Conv2d(2 * width, width, 3, padding=1)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images to logits."""
+        x = torch.relu(self.stem(x))
+        x = x + self.outer(torch.relu(self.inner(x)))
+        return self.head(x.mean((2, 3)))
+
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def net(width: int = 24) -> Residual:
+    torch.manual_seed(0)
+    return Residual(width).eval()
+
+
+@pytest.mark.parametrize("scope", ["local", "global", "isomorphic"])
+@pytest.mark.parametrize(
+    "keep",
+    [{"macs": 0.5}, {"params": 0.3}, {"bytes": 0.2}, {"macs": 0.7, "params": 0.4}, {"macs": 1.0}, {"params": "40k"}],
+)
+def test_a_budget_is_met_and_used_up_by_the_model_that_is_returned(keep: dict[str, Any], scope: str) -> None:
+    model = net(64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fxprune.NothingRemovedWarning)
+        small = fxprune.transform(model, X, keep=keep, scope=scope)
+    whole, made = fxprune.cost(model, X), fxprune.cost(small, X)
+    shares = []
+    for key, value in keep.items():
+        limit = getattr(whole, key) * value if isinstance(value, float) else 40_000
+        assert getattr(made, key) <= limit
+        shares.append(getattr(made, key) / limit)
+    assert max(shares) >= 0.98  # the widths are small: one channel is up to two hundredths
+
+
+def test_a_plan_for_a_budget_holds_what_the_analysis_counts() -> None:
+    analysis = fxprune.analyze(net(), X)
+    plan = analysis.plan(keep={"macs": 0.4}, round_to=4)
+    found = analysis.cost(plan)
+    assert found.macs is not None
+    assert found.macs <= 0.4 * (analysis.cost().macs or 0)
+    small = fxprune.transform(net(), X, plan=plan)
+    assert fxprune.cost(small, X).macs == found.macs
+    assert small.inner.out_channels % 4 == small.stem.out_channels % 4 == 0
+
+
+def test_counts_fix_their_groups_alone_and_within_a_budget() -> None:
+    small = fxprune.transform(net(), X, counts={"inner": 17})
+    assert (small.inner.out_channels, small.stem.out_channels) == (17, 24)
+    small = fxprune.transform(net(), X, keep={"macs": 0.5}, counts={"inner": 40})
+    assert small.inner.out_channels == 40
+    assert small.stem.out_channels < 24
+    small = fxprune.transform(net(), X, ratio=0.5, counts={"inner": 40})
+    assert (small.inner.out_channels, small.stem.out_channels) == (40, 12)
+
+
+def test_no_group_loses_more_than_it_may() -> None:
+    with pytest.warns(fxprune.BudgetMissedWarning, match="macs stay, the budget is"):
+        small = fxprune.transform(net(), X, keep={"macs": 0.001})
+    assert (small.stem.out_channels, small.inner.out_channels) == (3, 5)  # nine tenths go
+    with pytest.warns(fxprune.BudgetMissedWarning, match="every group has lost the most that it may"):
+        small = fxprune.transform(net(), X, keep={"macs": 0.001}, min_channels=6)
+    assert (small.stem.out_channels, small.inner.out_channels) == (6, 6)
+    with pytest.warns(fxprune.BudgetMissedWarning):
+        small = fxprune.transform(net(), X, keep={"macs": 0.001}, max_ratio=0.5)
+    assert (small.stem.out_channels, small.inner.out_channels) == (12, 24)
+
+
+def test_a_budget_counts_what_a_path_holds() -> None:
+    class Holding(Residual):
+        """Its forward reads the width of the stem in a way that no attribute can follow."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.stem(x)).view(len(x), 24, 8, 8)
+            x = x + self.outer(torch.relu(self.inner(x)))
+            return self.head(x.mean((2, 3)))
+
+    torch.manual_seed(0)
+    model = Holding().eval()
+    small = fxprune.transform(model, X, keep={"macs": 0.5}, prefer="class")
+    assert isinstance(small, Holding)
+    share = (fxprune.cost(small, X).macs or 0) / (fxprune.cost(model, X).macs or 1)
+    assert 0.48 < share <= 0.5
+    assert small.stem.out_channels == 24
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"keep": {"macs": 0.0}}, "share must be in"),
+    ({"keep": {"macs": 1.5}}, "share must be in"),
+    ({"keep": {"macs": True}}, "a share, an integer or a text"),
+    ({"keep": {"mac": 0.5}}, "no such budget"),
+    ({"keep": {}}, "keep must name"),
+    ({"keep": {"bytes": "many"}}, "the text is no figure"),
+    ({"keep": {"params": 10**9}}, "above the model"),
+    ({"keep": {"macs": 0.5}, "ratio": 0.5}, "exactly one of"),
+    ({"keep": {"macs": 0.5}, "scope": "globl"}, "no scope"),
+    ({"keep": {"macs": 0.5}, "min_channels": 0}, "min_channels"),
+    ({"keep": {"macs": 0.5}, "max_ratio": 0.0}, "max_ratio"),
+    ({"counts": {"inner": 0}}, "at least 1"),
+    ({"counts": {"inner": 49}}, "fewer channels"),
+    ({"counts": {"nowhere": 4}}, "nowhere"),
+]
+
+
+@pytest.mark.parametrize(("options", "text"), WRONG, ids=[str(options) for options, _ in WRONG])
+def test_a_request_that_makes_no_sense_is_refused(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(fxprune.PlanError, match=text):
+        fxprune.transform(net(), X, **options)
