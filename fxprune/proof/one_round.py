@@ -222,10 +222,11 @@ class Round:
         right = error <= tolerance or self._is_rounding(error, relative_error(moved, reference))
         if judgement is not None:
             for key, apart in suspects:
+                theirs, ours = judgement.theirs.steps[key], judgement.ours.steps[key]
                 other = trail.steps.get(key) if trail is not None else None
-                movement = differs(other, judgement.theirs.steps[key]) if other is not None else 0.0
+                movement = differs(other, theirs, ours) if other is not None else 0.0
                 if not self._is_rounding(apart, movement):
-                    return differs_inside(key, judgement.ours.steps[key], apart, error, tolerance), apart
+                    return differs_inside(key, ours, apart, error, tolerance), apart
         return (None if right else differs_inside(None, None, error, error, tolerance)), 0.0
 
     def _is_rounding(self, error: float, amplified: float) -> bool:

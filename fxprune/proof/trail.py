@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import _disable_current_modes
@@ -107,7 +106,6 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
         self.scopes.on_attention = self._attended
         self.scopes.on_composite, self.scopes.on_leave = self._composed, self._left
         self._tainted: dict[int, StorageWeakRef] = {}
-        self._slots: dict[bytes, torch.Tensor] = {}
 
     def for_next_call(self) -> Operations | None:
         """The statistics of the next call; its operations leave no trail."""
@@ -212,29 +210,23 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
             return self.digester.digest(tensor)
         if operand is None or len(operand.vectors) != tensor.ndim:
             return None
-        with _disable_current_modes():
-            for dim, vector in enumerate(operand.vectors):
-                kept = self.removal.kept(vector)
-                if kept is None:
-                    continue
-                if len(kept) != tensor.shape[dim]:
-                    return None
-                tensor = tensor.index_select(dim, self._index(kept, tensor.device))
-        return self.digester.digest(tensor)
-
-    def _index(self, kept: Any, device: torch.device) -> torch.Tensor:
-        key = kept.tobytes() + str(device).encode()
-        if key not in self._slots:
-            self._slots[key] = torch.from_numpy(np.flatnonzero(kept)).to(device)
-        return self._slots[key]
+        kept = [self.removal.kept(vector) for vector in operand.vectors]
+        if any(flags is not None and len(flags) != size for flags, size in zip(kept, tensor.shape, strict=True)):
+            return None
+        return self.digester.digest(tensor, kept, norm=False)
 
 
-def differs(step: ProofStep, reference: ProofStep) -> float:
-    """The largest error of the floating results of an operation; 0.0 for those that cannot be compared."""
-    if len(step.digests) != len(reference.digests):
+def differs(step: ProofStep, reference: ProofStep, small: ProofStep | None = None) -> float:
+    """The largest error of the floating results of an operation; 0.0 for those that cannot be compared.
+
+    small: the same step of the small model, if `step` is not that one: errors are relative to its numbers.
+    """
+    scales = (small or step).digests
+    if not len(step.digests) == len(reference.digests) == len(scales):
         return 0.0
-    pairs = zip(step.digests, reference.digests, strict=True)
-    return max((a.error(b) for a, b in pairs if a is not None and b is not None), default=0.0)
+    each = zip(step.digests, reference.digests, scales, strict=True)
+    known = ((a, b, scale) for a, b, scale in each if a is not None and b is not None and scale is not None)
+    return max((a.error(b, scale.norm) for a, b, scale in known), default=0.0)
 
 
 def _flat(value: Any) -> list[torch.Tensor]:
