@@ -25,6 +25,8 @@ from typing import Any
 
 import torch
 
+from fxprune.ops.factor_moves import VIEWS, reordered_factor, reshaped_factor
+
 ROUNDING = 1e-12
 """The largest relative difference between two factors that count as equal."""
 
@@ -149,6 +151,8 @@ def moved_factors(asked: Asked) -> list[Way]:
         return []
     if len(names) == 1 and isinstance(asked[names[0]], Value) and _same_everywhere(asked, asked[names[0]]):
         return [{names[0]: asked.factor.reshape(-1)[:1].reshape((1,) * len(asked[names[0]].shape))}]
+    if names == ["self"] and isinstance(asked["self"], Value) and (factor := _moved_by_dimension(asked)) is not None:
+        return [{"self": factor}]
     total, sources = 1, {}
     for name in names:
         given = asked[name]
@@ -176,6 +180,23 @@ def moved_factors(asked: Asked) -> list[Way]:
         return carried[source.long()]
 
     return [{name: taken(s) if isinstance(s, torch.Tensor) else [*map(taken, s)] for name, s in sources.items()}]
+
+
+def _moved_by_dimension(asked: Asked) -> torch.Tensor | None:
+    """The factor of the only tensor of a view, a transposition or `unbind`; None for any other operation."""
+    name = "" if asked.func is None else asked.func._schema.name.removeprefix("aten::")
+    shape = asked["self"].shape
+    if name == "permute":
+        return reordered_factor(asked.factor, asked["dims"])
+    if name == "transpose":
+        return asked.factor.transpose(asked["dim0"], asked["dim1"])
+    if name == "unbind":
+        every = [max(sizes) for sizes in zip(*(factor.shape for factor in asked.factors), strict=True)]
+        return torch.stack([factor.expand(every) for factor in asked.factors], asked.raw.get("dim", 0))
+    if name not in VIEWS or 0 in shape or len(asked.factors) != 1:
+        return None
+    made = _run(asked, {"self": torch.empty(shape, device="meta")})
+    return None if made is None else reshaped_factor(asked.factor, made[0].shape, shape)
 
 
 _READ_WHOLE = {f"aten::{name}" for name in ("expand", "repeat", "tile", "repeat_interleave", "broadcast_to")}

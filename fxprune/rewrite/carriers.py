@@ -63,10 +63,14 @@ class NoCarrierError(Exception):
 
 
 class _ContradictionError(Exception):
-    """A factor that cannot be carried. step: where. blame: the steps whose choice led there, and the changed ones."""
+    """A factor that cannot be carried.
 
-    def __init__(self, why: str, step: Step | None, blame: frozenset[int]) -> None:
-        self.step, self.blame = step, blame
+    step: where. blame: the steps whose choice led there, and the changed ones.
+    at_input: True if an input or a constant would have to carry it.
+    """
+
+    def __init__(self, why: str, step: Step | None, blame: frozenset[int], *, at_input: bool = False) -> None:
+        self.step, self.blame, self.at_input = step, blame, at_input
         super().__init__(why)
 
 
@@ -119,17 +123,18 @@ class _Search:
         try:
             self._find_changed_steps()
         except _ContradictionError as error:
-            raise self._given_up(error) from None
+            raise self._given_up([error]) from None
+        errors = []
         for _ in range(TRIES * max(1, len(self.asking))):
             self.options.clear()
             attempt = _Pass(self)
             try:
                 return attempt.run()
             except _ContradictionError as error:
+                errors.append(error)
                 if not self._choose_again(error.blame):
-                    raise self._given_up(error) from None
-                last = error
-        raise self._given_up(last)
+                    raise self._given_up(errors) from None
+        raise self._given_up(errors)
 
     def _choose_again(self, blame: frozenset[int]) -> bool:
         """Take the next choice of the step that is nearest to the contradiction; False if none is left."""
@@ -142,12 +147,22 @@ class _Search:
                 return True
         return False
 
-    def _given_up(self, error: _ContradictionError) -> NoCarrierError:
-        causes = error.blame.union(*(self.causes.get(number, ()) for number in error.blame))
-        keys = {self.done[number].key for number in causes}
+    def _given_up(self, errors: Sequence[_ContradictionError]) -> NoCarrierError:
+        """The error for the operations that the last contradiction comes from.
+
+        It tells the last one that weights meet, if there is one: that an input cannot carry a factor says less.
+        """
+        keys = self._causes(errors[-1])
+        met_by_weights = (e for e in reversed(errors) if not e.at_input and self._causes(e) & keys)
+        told = next(met_by_weights, errors[-1])
         blamed = [entry for key, entry in self.changed.items() if key in keys]
-        event = 0 if error.step is None else error.step.event
-        return NoCarrierError(str(error), event, blamed or list(self.changed.values()))
+        event = 0 if told.step is None else told.step.event
+        return NoCarrierError(str(told), event, blamed or list(self.changed.values()))
+
+    def _causes(self, error: _ContradictionError) -> set[Key]:
+        """The changed operations that a contradiction comes from."""
+        causes = error.blame.union(*(self.causes.get(number, ()) for number in error.blame))
+        return {self.done[number].key for number in causes} & self.changed.keys()
 
     # -- from changed numbers to the operations that use them -----------------------------------------------------
 
@@ -269,7 +284,8 @@ class _Pass:
                 self.arrived[value] = None
             else:
                 what = f'"{value.name}"' if value.name else "an input or a constant"
-                raise _ContradictionError(f"{step.name} reads {what}, which is no weight", step, blame)
+                why = f"{step.name} reads {what}, which is no weight"
+                raise _ContradictionError(why, step, blame, at_input=True)
 
     def _ways(self, number: int, asked: Asked, blame: frozenset[int]) -> Sequence[Way]:
         """The ways in which a step can carry the factors, those first that need parameters alone."""
@@ -284,7 +300,7 @@ class _Pass:
             name = step.name or step.key[2] or "another view of memory that is written to"
             raise _ContradictionError(f"{name} reads it: {why}", step, blame)
         pure = self.search.pure
-        return sorted(ways, key=lambda way: not any(v in pure for name in way for v in values_in(step.raw[name])))
+        return sorted(ways, key=lambda way: not all(v in pure for name in way for v in values_in(step.raw[name])))
 
     def _asked_of(self, step: Step, way: Way, blame: frozenset[int]) -> dict[Value, torch.Tensor]:
         """The factor that a step asks of each argument. One that it does not name has to stay as it is."""

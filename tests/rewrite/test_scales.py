@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import fxprune
+from fxprune.rewrite import carriers
 
 WIDTH, HEADS = 24, 3
 HEAD = WIDTH // HEADS
@@ -426,3 +427,13 @@ def test_one_layer_for_several_calls_carries_one_factor() -> None:
     small = pruned(net)
     assert len(fxprune.record(small).plan.factors) == 2
     assert error(net, small) < 1e-11
+
+
+def test_weights_are_asked_before_what_other_layers_read_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes, run = [], carriers._Pass.run
+    monkeypatch.setattr(carriers._Pass, "run", lambda attempt: passes.append(attempt) or run(attempt))
+    blocks = randomised(nn.Sequential(*(Attention(fused) for _ in range(3))))
+    small = pruned(blocks)
+    assert small[0].head_dim < HEAD
+    assert len(passes) == 1
+    assert error(blocks, small) < 1e-9
