@@ -72,6 +72,8 @@ def record(small: nn.Module | ExportedProgram) -> Record:
     """
     found = _found(small)
     if isinstance(found, str):  # the model was pickled
+        if isinstance(small, fx.GraphModule):
+            _keep(small, found)
         return record_from(found)
     if isinstance(found, _Holder):
         return found.record
@@ -112,4 +114,28 @@ def attach(small: nn.Module | ExportedProgram, made: Record) -> None:
             inner.__dict__.get("meta", {}).pop(_KEY, None)
     small.__dict__[_KEY] = holder
     if isinstance(small, fx.GraphModule):
-        small.meta[_KEY] = holder
+        _keep(small, holder)
+
+
+def _keep(graph: fx.GraphModule, held: _Holder | str) -> None:
+    """Store a record where deep copies of a graph module take it along."""
+    graph.meta[_KEY] = held
+    if _keep_in_pickles not in graph._deepcopy_hooks:
+        graph._deepcopy_hooks.append(_keep_in_pickles)
+    _keep_in_pickles(graph)
+
+
+def _keep_in_pickles(graph: fx.GraphModule) -> None:
+    """Make pickles of a graph module keep its record. Also a hook of deep copies, since each is of a class of its own.
+
+    Torch leaves `meta` out of a pickle, and every other attribute out of a deep copy.
+    """
+    type.__setattr__(type(graph), "__reduce__", _reduced)
+
+
+def _reduced(graph: fx.GraphModule) -> tuple[Any, ...]:
+    """The parts of a pickle: those of torch, without the hook, and the record for `meta`."""
+    load, (attributes, imports) = fx.GraphModule.__reduce__(graph)
+    hooks = [hook for hook in attributes["_deepcopy_hooks"] if hook is not _keep_in_pickles]
+    meta = {_KEY: graph.meta[_KEY]} if _KEY in graph.meta else {}
+    return load, ({**attributes, "_deepcopy_hooks": hooks}, imports), {"meta": meta}

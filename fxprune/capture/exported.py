@@ -22,6 +22,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.at_rest import lost_in_program
 from fxprune.capture.captured import FIXED, NOTES, Captured, FrontEnd, captured_graph
 from fxprune.capture.error_place import line_of
 from fxprune.capture.exported_graph import inline_regions, remove_assertions, unshare_sizes
@@ -31,7 +32,7 @@ from fxprune.capture.exported_sizes import ShortFormulas, constants, needlessly_
 from fxprune.capture.inputs import Inputs, bound, leaves_for_placeholders
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import silence
-from fxprune.capture.trace_watch import watching_export
+from fxprune.capture.trace_watch import NOT_KEPT, watching_export
 from fxprune.errors import CaptureError, text_of
 
 
@@ -53,6 +54,7 @@ def export(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
     made = exported_graph(program.module(), model, inputs, type(model).__name__)
     notes = constants(program)
     notes += [f"the output {path} is None: {kind} is no container of tensors" for path, kind in _split_entries(dropped)]
+    lost += (f"{NOT_KEPT}: {what}" for what in lost_in_program(model))
     made.meta[NOTES] = (*notes, *lost)
     because = "" if reason is None else f", because torch did not leave it open: {reason}"
     made.meta[FIXED] = tuple(f"{note}{because}" for note in needlessly_fixed(program, model, inputs))
@@ -71,6 +73,7 @@ def exported_graph(graph_module: fx.GraphModule, model: nn.Module, inputs: Input
     inline_guards(graph_module, leaves_for_placeholders(graph, inputs))
     root = containers(model)
     add_constants(root, graph_module)
+    graph._tracer_cls = None  # a pickled graph is traced again when it is loaded, which torch's exporter cannot do
     made = fx.GraphModule(root, graph, name)
     for kind in ("training", "_parameters", "_buffers", "_non_persistent_buffers_set", "_modules"):
         made.__dict__[kind] = root.__dict__[kind]

@@ -92,6 +92,9 @@ def watching(listener: Listener, members: Set[int], storages: Set[int], paramete
         yield
 
 
+NOT_KEPT = "an exported graph does not keep this"
+
+
 @contextlib.contextmanager
 def watching_export(model: nn.Module, lost: list[str]) -> Iterator[None]:
     """Append to `lost` what the forward of a model does while it is exported, and the exported graph does not keep."""
@@ -99,7 +102,12 @@ def watching_export(model: nn.Module, lost: list[str]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         _watch_assignments(stack, listener, lambda: threading.get_ident() == thread, {id(m) for m in model.modules()})
         _watch_functions(stack, listener, lambda: threading.get_ident() == thread)
+        numbers = random_state()
         yield
+        if numbers != random_state():
+            lost.append(
+                f"{NOT_KEPT}: forward draws random numbers of Python or numpy, which are constants of the graph"
+            )
 
 
 class _Lost:
@@ -120,7 +128,7 @@ class _Lost:
     def happened(self, why: str) -> None:
         """Note what the user's code did."""
         if not sys._getframe(2).f_code.co_filename.startswith(TORCH):
-            text = f"an exported graph does not keep this: forward {why} ({users_line()})"
+            text = f"{NOT_KEPT}: forward {why} ({users_line()})"
             if text not in self.lost:
                 self.lost.append(text)
 

@@ -15,25 +15,18 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxprune.capture.at_rest import BACKWARD_HOOKS, FORWARD_HOOKS, hooks_of, own_modes
 from fxprune.capture.captured import NOTES, Captured, FrontEnd, captured_graph
 from fxprune.capture.error_place import line_of as error_line
 from fxprune.capture.in_place import mutated_constants, settle_in_place
 from fxprune.capture.inputs import Inputs, normalize
 from fxprune.capture.module_copy import copy_module
-from fxprune.capture.places import line_of
 from fxprune.capture.symbolic import Reason, Trace, Tracer, trace_once
 from fxprune.capture.trace_check import check_trace
 from fxprune.errors import CaptureError, text_of
 
 WHOLE = "fxprune_whole"
 """Key in `meta` of a `GraphModule`: a dict from the path of a module that stays whole to the reason."""
-
-_HOOKS = {
-    "_forward_hooks": "a forward hook",
-    "_forward_pre_hooks": "a forward pre-hook",
-    "_backward_hooks": "a backward hook",
-    "_backward_pre_hooks": "a backward pre-hook",
-}
 
 
 def trace(model: nn.Module, example_inputs: Any) -> fx.GraphModule:
@@ -232,13 +225,10 @@ def _at_rest(model: nn.Module) -> dict[str, Reason]:
     for path, module in model.named_modules():
         if path and layers.is_leaf_module(module, path):
             continue  # one node of the graph anyway
-        for kind, name in _HOOKS.items():
-            for hook in vars(module).get(kind, {}).values():
-                found.setdefault(path, Reason(path, f"it carries {name}", line_of(hook)))
-        for method in ("train", "eval"):
-            function = getattr(type(module), method)
-            if function is not getattr(nn.Module, method):
-                found.setdefault(path, Reason(path, f"its class has a {method}() of its own", line_of(function)))
+        for name, line in hooks_of(module, {**FORWARD_HOOKS, **BACKWARD_HOOKS}):
+            found.setdefault(path, Reason(path, f"it carries {name}", line))
+        for name, line in own_modes(module):
+            found.setdefault(path, Reason(path, f"its class has {name}", line))
     return found
 
 

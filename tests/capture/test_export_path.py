@@ -2,9 +2,11 @@
 
 import copy
 import dataclasses
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -428,3 +430,32 @@ def test_the_record_says_what_an_exported_graph_does_not_keep(kind, why, inside)
     reasons = [reason for reason in fxprune.record(small).reasons if "does not keep this" in reason]
     assert len(reasons) == bool(why)
     assert all(f"forward {why} (" in reason and "test_export_path.py:" in reason for reason in reasons)
+
+
+class _Frozen(_Effects):
+    """Has a `train` of its own, and draws numbers of Python, numpy or torch."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.a.eval()
+        return self
+
+    def forward(self, x):
+        draw = {"python": random.random, "numpy": np.random.rand, "torch": lambda: 0.0}[self.kind]
+        return super().forward(x) if draw() < 2 else x
+
+
+@pytest.mark.parametrize("kind", ["python", "numpy", "torch"])
+def test_the_record_names_hooks_modes_and_random_numbers_that_an_exported_graph_does_not_keep(kind):
+    model, x = _Frozen(kind).eval(), torch.randn(3, 4)
+    model.b.register_full_backward_hook(lambda module, gave, took: None)
+    model.register_full_backward_pre_hook(lambda module, gave: None)
+    small = fxprune.transform(model, x, ratio=0.5, path="export")
+    reasons = [reason for reason in fxprune.record(small).reasons if "does not keep this" in reason]
+    for text in (
+        'a backward hook of "b" (',
+        "a backward pre-hook of the model (",
+        "a train() of its own, which the model",
+    ):
+        assert any(text in reason and "test_export_path.py:" in reason for reason in reasons)
+    assert any("random numbers of Python or numpy" in reason for reason in reasons) == (kind != "torch")

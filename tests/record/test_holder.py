@@ -44,7 +44,15 @@ def unpickled(data):
 
 @pytest.mark.parametrize("path", ["fx", "eager", "export"])
 @pytest.mark.parametrize(
-    "again", [copy.deepcopy, lambda m: unpickled(pickled(m)), lambda m: pickle.loads(pickle.dumps(m))]
+    "again",
+    [
+        copy.deepcopy,
+        lambda m: unpickled(pickled(m)),
+        lambda m: pickle.loads(pickle.dumps(m)),
+        lambda m: copy.deepcopy(unpickled(pickled(m))),
+        lambda m: unpickled(pickled(copy.deepcopy(m))),
+        lambda m: copy.deepcopy(copy.deepcopy(unpickled(pickled(copy.deepcopy(m))))),
+    ],
 )
 def test_a_copy_and_a_pickle_keep_the_record(path, again):
     small = small_of(path)
