@@ -180,6 +180,7 @@ class Kept:
         """Note how everything is now."""
         self._variables = [(vars(file), dict(vars(file))) for file in self.code.files]
         self._containers = [(found, found.copy()) for found in self._found()]
+        self._tables = [(found, before) for found, before in self._containers if isinstance(found, dict)]
 
     def restore(self) -> None:
         """Put back what was there, where a tensor or a marked integer has come in. Anything else is not ours.
@@ -205,8 +206,8 @@ class Kept:
 
         Such a table is a cache, in which the next module with the same numbers would find those of this one.
         """
-        for table, before in self._containers:
-            if isinstance(table, dict) and len(table) != len(before):
+        for table, before in self._tables:
+            if len(table) != len(before):
                 for key in [key for key, value in table.items() if _may_be_ours(key, ()) and _may_be_ours(value, ())]:
                     del table[key]
 

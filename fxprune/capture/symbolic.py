@@ -282,9 +282,9 @@ class Tracer(fx.Tracer):
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
         self._compare_state()
-        self._compare_numbers()
         if self.is_leaf_module(m, path):
             return super().call_module(m, forward, args, kwargs)
+        self._compare_numbers()  # those that were drawn before belong to the module around it
         call = _Call(path, torch_state())
         self.calls.append(call)
         try:

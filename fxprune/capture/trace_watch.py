@@ -294,7 +294,10 @@ def contents(modules: Mapping[str, nn.Module]) -> dict[str, dict[str, list[Any]]
     """The attributes of modules: path -> attribute -> its value, and the values inside it."""
     seen: set[int] = set()
     return {
-        path: {name: list(_inside(value, 4, seen)) for name, value in module.__dict__.items()}
+        path: {
+            name: [value] if value is None or type(value) in _PLAIN else list(_inside(value, 4, seen))
+            for name, value in module.__dict__.items()
+        }
         for path, module in modules.items()
     }
 
