@@ -37,7 +37,7 @@ from fxprune.errors import (
 )
 from fxprune.fold import folds, resolve_plan
 from fxprune.paths import paths_for
-from fxprune.planning.budgets import budgets_of
+from fxprune.planning.budgets import above
 from fxprune.planning.plan import Plan
 from fxprune.planning.structure import structure_of
 from fxprune.proof.compare import prove
@@ -192,11 +192,10 @@ def _above_budget(result: Result, keep: Mapping[str, Any] | None) -> Iterator[tu
     """The warnings about budgets that the small model does not meet."""
     if keep is not None:
         made = cost_of(result.analysis, result.removal, result.constants)
-        for budget in budgets_of(result.analysis, keep):
-            if budget.of(made) > budget.limit:
-                why = next((reason for reason in result.plan.reasons if "budget" in reason), "")
-                text = f"{budget.of(made):,} {budget.key} stay, the budget is {budget.limit:,}: {why}"
-                yield text, BudgetMissedWarning
+        for budget in above(cost_of(result.analysis), made, keep):
+            why = next((reason for reason in result.plan.reasons if "budget" in reason), "")
+            text = f"{budget.of(made):,} {budget.key} stay, the budget is {budget.limit:,}: {why}"
+            yield text, BudgetMissedWarning
 
 
 def _refuse_two_requests(plan: Plan | None, *choices: Any) -> None:

@@ -172,8 +172,12 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
         ["lazy", "run the model once"],
     ),
     # requests
-    "nothing said": (transform(), P, ["exactly one of ratio and masks"]),
-    "both said": (transform(ratio=0.5, masks={}), P, ["exactly one of ratio and masks", "masks=given"]),
+    "nothing said": (transform(), P, ["exactly one of ratio, masks, keep and counts", "none of them"]),
+    "both said": (
+        transform(ratio=0.5, masks={}),
+        P,
+        ["exactly one of", "given: ratio, masks"],
+    ),
     "ratio 1": (transform(ratio=1.0), P, ["[0, 1), not 1.0", "at least one channel"]),
     "ratio negative": (transform(ratio=-0.1), P, ["[0, 1), not -0.1"]),
     "ratio nan": (transform(ratio=float("nan")), P, ["[0, 1), not nan"]),

@@ -36,7 +36,7 @@ def main(words: Sequence[str] | None = None) -> int:
         words: the command and its options; None means the arguments of the process.
 
     Returns the exit code: 0 done, 1 an error in model, inputs or files, 2 wrong usage, 3 nothing was pruned,
-    4 verification failed, 130 interrupted. Prints the result on stdout, all else on stderr.
+    4 verification failed, 5 a budget was not met, 130 interrupted. Prints the result on stdout, all else on stderr.
     """
     words = sys.argv[1:] if words is None else list(words)
     try:

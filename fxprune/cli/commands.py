@@ -23,12 +23,13 @@ from fxprune.cli.inputs import filled
 from fxprune.cli.output_files import check_readable, check_writable
 from fxprune.cli.usage import UsageError, ratio_of, unique_dict
 from fxprune.errors import FxpruneError
+from fxprune.planning.budgets import above
 from fxprune.planning.plan import Plan, Removed
 from fxprune.report.data import Change
 from fxprune.report.repeats import merge_repeats
 from fxprune.report.text import change
 
-DONE, ERROR, USAGE, NOTHING, WRONG, INTERRUPTED = 0, 1, 2, 3, 4, 130
+DONE, ERROR, USAGE, NOTHING, WRONG, ABOVE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 """Exit codes; docs/cli.md explains them."""
 
 Say = Callable[[str], None]
@@ -112,7 +113,8 @@ def prune(options: argparse.Namespace, say: Say) -> Answer:
         say("nothing was written")
     report = made.report(options.format)
     text = _json({**json.loads(report), "files": files}) if options.format == "json" else report
-    return Answer(text, DONE if made.plan else NOTHING)
+    missed = made.cost is not None and options.keep and above(*made.cost, dict(options.keep))
+    return Answer(text, NOTHING if not made.plan else ABOVE if missed else DONE)
 
 
 def verify(options: argparse.Namespace, say: Say) -> Answer:
@@ -215,24 +217,27 @@ def _check_readable(*paths: str | None) -> None:
             check_readable(path)
 
 
-RANKING_OPTIONS = ("importance", "round_to")
+RANKING_OPTIONS = ("importance", "round_to", "scope", "counts", "min_channels", "max_ratio")
 FILTER_OPTIONS = ("ignore", "exact")
 
 
 def _choices(options: argparse.Namespace) -> dict[str, Any]:
     """Returns the arguments of `transform` that choose channels. Raises `UsageError` for options without effect."""
     ratio = ratio_of(options.ratio)
-    given = {"ratio": ratio, "masks": options.masks, "plan": options.plan}
-    said = [name for name, value in given.items() if value is not None]
+    given: dict[str, Any] = {"ratio": ratio, "masks": options.masks, "plan": options.plan}
+    given["keep"] = unique_dict("--keep", options.keep or ()) or None
+    options.counts = unique_dict("--counts", options.counts or ())
+    said = [name for name, value in given.items() if value is not None] or ["counts"] * bool(options.counts)
     if len(said) != 1:
         why = " and ".join(f"--{name}" for name in said) + " were given" if said else "none of them was given"
-        raise UsageError("say which channels to remove: exactly one of --ratio, --masks and --plan", why=why)
+        what = "say which channels to remove: exactly one of --ratio, --keep, --masks and --plan, or --counts"
+        raise UsageError(what, why=why)
     everything = (*RANKING_OPTIONS, *FILTER_OPTIONS, "bias", "border")
     chosen = {name: getattr(options, name) for name in everything}
-    chosen = {name: value for name, value in chosen.items() if value not in (None, [], False)}
-    idle = {"plan": (*RANKING_OPTIONS, *FILTER_OPTIONS, "bias", "border"), "masks": RANKING_OPTIONS, "ratio": ()}[
-        said[0]
-    ]
+    chosen = {name: value for name, value in chosen.items() if value not in (None, [], {}, False)}
+    idle = {"plan": (*RANKING_OPTIONS, *FILTER_OPTIONS, "bias", "border"), "masks": RANKING_OPTIONS}.get(
+        said[0], ("scope",) if said[0] != "keep" else ()
+    )
     for name in idle:
         if name in chosen:
             why = f"--{said[0]} says already which channels go"
@@ -242,7 +247,7 @@ def _choices(options: argparse.Namespace) -> dict[str, Any]:
         raise UsageError("--border is without effect here", why="no constants are folded", do="add --bias fold")
     if said[0] == "plan":
         return {}
-    return {**chosen, said[0]: given[said[0]], "seed": options.seed}
+    return {**chosen, **({said[0]: given[said[0]]} if said[0] in given else {}), "seed": options.seed}
 
 
 def _counts(plan: Plan) -> dict[str, dict[str, int]]:

@@ -12,10 +12,24 @@ import fxprune
 from fxprune.cli.commands import COMMANDS
 from fxprune.cli.inputs import example
 from fxprune.cli.models import FORMS
-from fxprune.cli.usage import Parser, UsageError, integer, literal, one_of, output_path, share, tolerance
+from fxprune.cli.usage import (
+    Parser,
+    UsageError,
+    count,
+    integer,
+    kept,
+    largest,
+    literal,
+    one_of,
+    output_path,
+    share,
+    tolerance,
+)
 from fxprune.criteria import CRITERIA
 from fxprune.errors import nearest
 from fxprune.paths import PATHS, PREFERENCES
+from fxprune.planning.budgets import MEASURES
+from fxprune.planning.scopes import SCOPES
 from fxprune.report import FORMATS
 
 ABOUT = {
@@ -32,6 +46,7 @@ CODES = """exit codes:
   2    the command is written wrongly
   3    nothing was pruned, and nothing written
   4    verification failed
+  5    a budget of --keep could not be met; the file was written
   130  interrupted by Ctrl-C
 """
 
@@ -160,6 +175,28 @@ def _prune_options(parser: Parser) -> None:
         metavar="SHARE",
         help="the share of every group's channels to remove, like 0.5; or PATTERN=SHARE for groups, can be repeated",
     )
+    parser.option(
+        *("--keep", "-k"),
+        type=kept,
+        action="append",
+        metavar="KEY=AMOUNT",
+        help=f"the cost that stays, like macs=0.5 or bytes=20MB ({', '.join(MEASURES)}). Can be repeated.",
+    )
+    parser.option(
+        "--scope",
+        type=one_of("scope", SCOPES),
+        metavar="SCOPE",
+        help=f"how --keep is spread over the groups: {', '.join(SCOPES)} (default local)",
+    )
+    parser.option(
+        "--counts",
+        type=count,
+        action="append",
+        metavar="PATTERN=N",
+        help="the number of channels that stay in the groups of a pattern. Can be repeated.",
+    )
+    parser.option("--min-channels", type=integer(1), metavar="N", help="the least number that stays in a group")
+    parser.option("--max-ratio", type=largest, metavar="SHARE", help="the largest share that a group loses")
     parser.option(
         "--masks", type=one_of("masks", ("zeros",)), metavar="zeros", help="what is zero, or constant, is removed"
     )

@@ -117,6 +117,43 @@ def ratio_of(shares: Sequence[tuple[str | None, float]] | None) -> float | dict[
     return {glob: number for glob, number in shares if glob is not None}
 
 
+def kept(text: str) -> tuple[str, float | int | str]:
+    """Parses a value of `--keep`: a measure, and a share, an integer or a text with a unit.
+
+    >>> kept("macs=0.5"), kept("params=3000000"), kept("bytes=20 MB")
+    (('macs', 0.5), ('params', 3000000), ('bytes', '20 MB'))
+    """
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise argparse.ArgumentTypeError(f'"{text}" is no KEY=AMOUNT, like macs=0.5')
+    for number in (int, float):
+        try:
+            return key, number(value)
+        except ValueError:
+            continue
+    return key, value
+
+
+def count(text: str) -> tuple[str, int]:
+    """Parses a value of `--counts`: a pattern, and how many channels stay.
+
+    >>> count("layer1.0.conv1=24")
+    ('layer1.0.conv1', 24)
+    """
+    pattern, _, value = text.rpartition("=")
+    if not pattern or not value.isascii() or not value.isdigit() or int(value) < 1:
+        raise argparse.ArgumentTypeError(f'"{text}" is no PATTERN=N with N of at least 1')
+    return pattern, int(value)
+
+
+def largest(text: str) -> float:
+    """Parses a value of `--max-ratio`: a share in (0, 1]."""
+    number = tolerance(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f'"{text}" is no share in (0, 1]')
+    return number
+
+
 def output_path(text: str) -> tuple[str | int, ...]:
     """Parses a value of `--outputs`: keys with dots between them, where digits are a number.
 

@@ -52,9 +52,10 @@ class Budget:
         return f"{self.key} {self.limit:,} of {self.full:,} ({self.limit / self.full:.1%})"
 
 
-def budgets_of(findings: Findings, keep: Any) -> tuple[Budget, ...]:
+def budgets_of(whole: Cost, keep: Any) -> tuple[Budget, ...]:
     """The budgets of a request.
 
+    whole: the cost of the model.
     keep: name of a measure -> what stays. A share is a float in (0, 1]; a figure is an integer, or a text with a unit,
         such as "1.5 GMACs", "200 MB" or "3M".
 
@@ -62,8 +63,12 @@ def budgets_of(findings: Findings, keep: Any) -> tuple[Budget, ...]:
     """
     if not isinstance(keep, Mapping) or not keep:
         raise PlanError("keep must name what is kept", why=f"got {keep!r}", do='write for example keep={"macs": 0.5}')
-    whole = cost_of(findings)
     return tuple(_budget(key, value, whole) for key, value in keep.items())
+
+
+def above(before: Cost, after: Cost, keep: Any) -> list[Budget]:
+    """The budgets that a small model does not meet. before, after: the costs of the original and of the small model."""
+    return [budget for budget in budgets_of(before, keep) if budget.of(after) > budget.limit]
 
 
 def _budget(key: Any, value: Any, whole: Cost) -> Budget:

@@ -15,6 +15,7 @@ from fxprune.analysis.findings import Findings, Group
 from fxprune.arguments import fits
 from fxprune.channels.groups import Bools
 from fxprune.channels.vector import Vector
+from fxprune.costs.count import cost_of
 from fxprune.criteria import Importance, scores_of
 from fxprune.errors import PlanError
 from fxprune.planning.budgets import Widths, budgets_of, within
@@ -90,7 +91,7 @@ def choose(
         removed, reasons = widths.flags({g.number: spread.count(g, share) for g, share in groups.items()})
     else:
         at = scope_named(scope)(findings, spread, scores)
-        removed, reasons = within(findings, budgets_of(findings, keep), replace(widths, at=at))
+        removed, reasons = within(findings, budgets_of(cost_of(findings), keep), replace(widths, at=at))
     if not removed.any() and not reasons:
         reasons = (_why_rounding(groups, round_to),) if groups else ()
     return removed, (*reasons, *why)

@@ -52,6 +52,9 @@ OPTIONS = {
     "globs": ("net", ["-r", "conv2=0.75", "-r", "conv1*=0.25"], {"ratio": {"conv2": 0.75, "conv1*": 0.25}}),
     "ignore": ("net", ["--ratio", "0.5", "--ignore", "conv1", "--ignore", "head"], {"ratio": 0.5, "ignore": ["conv1"]}),
     "l1": ("net", ["--ratio", "0.4", "--importance", "l1"], {"ratio": 0.4, "importance": "l1"}),
+    "keep": ("net", ["--keep", "macs=0.5", "-k", "params=4k"], {"keep": {"macs": 0.5, "params": "4k"}}),
+    "scope": ("net", ["--keep", "bytes=9000", "--scope", "global"], {"keep": {"bytes": 9000}, "scope": "global"}),
+    "counts": ("net", ["--counts", "conv1=5"], {"counts": {"conv1": 5}}),
     "outputs": ("staged", ["--ratio", "0.5", "--outputs", "boxes"], {"ratio": 0.5, "outputs": ["boxes"]}),
     "random": (
         "net",
