@@ -167,14 +167,7 @@ def _outputs_option(parser: Parser) -> None:
     )
 
 
-def _prune_options(parser: Parser) -> None:
-    parser.option(
-        *("--ratio", "-r"),
-        type=share,
-        action="append",
-        metavar="SHARE",
-        help="the share of every group's channels to remove, like 0.5; or PATTERN=SHARE for groups, can be repeated",
-    )
+def _budget_options(parser: Parser) -> None:
     parser.option(
         *("--keep", "-k"),
         type=kept,
@@ -197,6 +190,17 @@ def _prune_options(parser: Parser) -> None:
     )
     parser.option("--min-channels", type=integer(1), metavar="N", help="the least number that stays in a group")
     parser.option("--max-ratio", type=largest, metavar="SHARE", help="the largest share that a group loses")
+
+
+def _prune_options(parser: Parser) -> None:
+    parser.option(
+        *("--ratio", "-r"),
+        type=share,
+        action="append",
+        metavar="SHARE",
+        help="the share of every group's channels to remove, like 0.5; or PATTERN=SHARE for groups, can be repeated",
+    )
+    _budget_options(parser)
     parser.option(
         "--masks", type=one_of("masks", ("zeros",)), metavar="zeros", help="what is zero, or constant, is removed"
     )
