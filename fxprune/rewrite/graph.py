@@ -26,7 +26,7 @@ from fxprune.rewrite.node_sizes import run_once, settle_nodes
 from fxprune.rewrite.norms import preserve_modules, preserve_nodes
 from fxprune.rewrite.references import names_in
 from fxprune.rewrite.tensor_hooks import carry_over
-from fxprune.rewrite.tensors import cut_all
+from fxprune.rewrite.tensors import cut_all, kept_part_of
 from fxprune.rewrite.unread_attributes import recount_unread
 
 
@@ -77,7 +77,7 @@ def rewrite(findings: Findings, removal: Removal, constants: FoldedConstants | N
         real[name].detach().copy_(exact[name])
     place_constants(draft, constants)
     known = names_in(findings.model, findings.subject.tensors)
-    carry_over(findings.tensors, findings.model, known, real, small)
+    carry_over(findings.tensors, findings.model, known, real, small, kept_part_of(findings, removal))
     if findings.captured.needs_hooks:
         reinsert(small, findings, removal)
     if isinstance(small, fx.GraphModule):

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fxprune.capture.tensors import Tensors
+from fxprune.rewrite.gradient_masks import mask_of, with_mask
 from fxprune.rewrite.references import place_of, reachable
 
 _TABLES: Mapping[str, tuple[str, Callable[..., Any]]] = {
@@ -26,6 +27,7 @@ def carry_over(
     known: Mapping[int, str],
     tensors: Mapping[str, torch.Tensor],
     small: nn.Module,
+    cut: Callable[[str, torch.Tensor], torch.Tensor],
 ) -> None:
     """Register the hooks of the original's parameters on those of the small model. Changes `tensors`.
 
@@ -33,13 +35,17 @@ def carry_over(
     see `left_out`.
 
     original, tensors: name of a tensor -> the original one, the new one. model: the original.
-    known: the names of its parts, as `names_in` gives them.
+    known: the names of its parts, as `names_in` gives them. cut: a function from the name of a parameter and a tensor
+        that fits it to the kept part of that tensor, for masks of gradients.
     """
     modules = dict(small.named_modules())
     counterparts: dict[int, Any] = {id(m): modules[path] for path, m in model.named_modules() if path in modules}
     counterparts |= {id(original[name]): tensor for name, tensor in tensors.items() if name in original}
     for name, table, hook in _hooks(original):
         new = tensors.get(name)
+        mask = None if new is None or new.shape == original[name].shape else mask_of(hook, original[name].shape)
+        if mask is not None:
+            hook = with_mask(hook, cut(name, mask), original[name].shape)
         if new is not None and not _why_not(hook, original[name].shape, new.shape, known):
             needs_gradient = new.requires_grad
             _TABLES[table][1](new.requires_grad_(), _rebound(hook, counterparts))
@@ -47,15 +53,20 @@ def carry_over(
 
 
 def left_out(original: Mapping[str, torch.Tensor], known: Mapping[int, str], state: Tensors) -> list[str]:
-    """Sentences about the hooks of parameters that the small model does not have, and why.
+    """Sentences about the hooks of parameters that the small model does not have, or has with another mask.
 
     known: the names of the original's parts, as `names_in` gives them. state: the tensors of the small model.
     """
     found = []
     for name, table, hook in _hooks(original):
-        why = _why_not(hook, original[name].shape, state[name].shape, known) if name in state else ""
+        if name not in state:
+            continue
+        old, new = original[name].shape, state[name].shape
+        what, why = f'a {_TABLES[table][0]} of "{name}" ({place_of(hook)})', _why_not(hook, old, new, known)
         if why:
-            found.append(f'a {_TABLES[table][0]} of "{name}" ({place_of(hook)}) is left out: {why}')
+            found.append(f"{what} is left out: {why}")
+        elif old != new and mask_of(hook, old) is not None:
+            found.append(f"{what} has the kept part of its mask, as a tensor of its own")
     return found
 
 
@@ -70,9 +81,12 @@ def _hooks(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, str, Any]
 def _why_not(hook: Any, old: Sequence[int], new: Sequence[int], known: Mapping[int, str]) -> str:
     """The reason why a hook cannot work on a parameter of another shape; "" if it can."""
     bound = {id(value) for value in _bound_to(hook)}
+    mask = mask_of(hook, old)
     for part in reachable(hook):
         if id(part) in known and id(part) not in bound:
             return f"it refers to {known[id(part)]}"
+        if part is mask and mask is not None:
+            continue
         if isinstance(part, torch.Tensor) and id(part) not in known and old != new and not _fits(part.shape, new):
             return f"it uses a tensor of shape {tuple(part.shape)}, and the gradient has shape {tuple(new)} now"
     return ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import nn
@@ -26,6 +28,16 @@ def cut_all(findings: Findings, removal: Removal) -> dict[str, torch.Tensor]:
             values = renumber(values, positions)
         made[name] = like(tensor, cut(values, kept.get(name, {})))
     return made
+
+
+def kept_part_of(findings: Findings, removal: Removal) -> Callable[[str, torch.Tensor], torch.Tensor]:
+    """A function from the name of a tensor and another one that is broadcast to its shape, to the part that stays."""
+    kept = kept_slots(findings, removal)
+
+    def part(name: str, values: torch.Tensor) -> torch.Tensor:
+        return cut(values.detach(), {dim: k for dim, k in kept.get(name, {}).items() if values.shape[dim] > 1})
+
+    return part
 
 
 def cut(values: torch.Tensor, kept: dict[int, Bools]) -> torch.Tensor:

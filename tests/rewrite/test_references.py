@@ -190,6 +190,79 @@ def test_a_gradient_mask_of_the_old_width_is_named():
     assert not small.b.bias.grad.any(), "a parameter that keeps its shape keeps its hook"
 
 
+MASK = torch.ones(8, 4).double()
+
+
+def masked_by(mask, gradient):
+    return gradient * mask
+
+
+def by_default(gradient, mask=None):
+    return gradient.mul(mask)
+
+
+def in_place(mask):
+    def hook(parameter):
+        parameter.grad.mul_(mask)
+
+    return hook
+
+
+@pytest.mark.parametrize("kind", ["closure", "default", "partial", "where", "rows", "cast", "in place"])
+def test_a_gradient_mask_is_cut_where_the_hook_works_element_by_element(kind):
+    torch.manual_seed(0)
+    model = net()
+    shape = (8, 1) if kind == "rows" else (8, 4)
+    flags = torch.rand(shape) < 0.5
+    mask = flags.double()
+    hooks = {
+        "closure": lambda g: g * mask,
+        "default": lambda g, mask=mask: g * mask / 1.0,
+        "partial": functools.partial(masked_by, mask),
+        "where": lambda g, keep=flags: torch.where(keep, g, 0.0),
+        "rows": lambda g: g.mul(mask),
+        "cast": lambda g, keep=flags: g * keep.to(g.dtype),
+    }
+    if kind == "in place":
+        model.a.weight.register_post_accumulate_grad_hook(in_place(mask))
+    else:
+        model.a.weight.register_hook(hooks[kind])
+    small = pruned(model)
+    [reason] = fxprune.record(small).reasons
+    assert "has the kept part of its mask" in reason
+    gone = fxprune.record(small).removed["a.weight"][0]
+    kept = [row for row in range(8) if row not in gone]
+    for x in (inputs(), inputs()):
+        small(x).sum().backward()
+    assert small.a.weight.grad.any()
+    zero = small.a.weight.grad == 0
+    expected = mask.expand(8, 4)[kept] == 0
+    assert torch.equal(zero | ~expected, torch.ones_like(zero))
+    assert not zero.all()
+    assert mask.shape == shape
+
+
+@pytest.mark.parametrize("kind", ["global", "counts", "mean", "two", "index", "call", "adds"])
+def test_a_hook_that_may_do_more_than_mask_is_left_out(kind):
+    model, seen = net(), []
+    mask, other = torch.ones(8, 4).double(), torch.ones(8, 4).double()
+    model.a.weight.register_hook(
+        {
+            "global": lambda g: g * MASK,
+            "counts": lambda g: seen.append(1) or g * mask,
+            "mean": lambda g: g * mask.mean(0) * mask.shape[0],
+            "two": lambda g: g * mask * other,
+            "index": lambda g: g * mask[:8],
+            "call": lambda g: masked_by(mask, g),
+            "adds": lambda g: g + mask,
+        }[kind]
+    )
+    small = pruned(model)
+    [reason] = fxprune.record(small).reasons
+    assert "is left out: it uses a tensor of shape (8, 4)" in reason
+    assert not seen
+
+
 def test_a_hook_on_the_sum_of_gradients_is_carried_over_unless_it_refers_to_the_original():
     model, seen = net(), []
     model.a.bias.register_post_accumulate_grad_hook(lambda p: seen.append(p))
