@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 import fxprune
+from tests.behaviour import compare_behaviour
 from tests.models import detectors_zoo, measure, timm_zoo, zoo
 from tests.models.__main__ import good, main, parse, read, run_all
 from tests.models.page import page
@@ -138,6 +139,19 @@ def test_another_behaviour_is_told() -> None:
     assert not good(other)
     assert not good({**right, "all_failure": "ValueError"})
     assert "| modes: 1 in the other mode |" in page([other])
+
+
+def test_rounding_in_the_statistics_of_two_values_is_no_difference() -> None:
+    def build() -> tuple[nn.Module, Any]:
+        norm = nn.BatchNorm1d(8, eps=1e-24)
+        layers = (nn.Conv2d(3, 9, 3), nn.ReLU(), nn.Conv2d(9, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), norm)
+        x = zoo.numbers(1, 3, 8, 8)
+        return zoo.ready(nn.Sequential(*layers, nn.Linear(8, 2)), (torch.cat([x, x + 1e-9 * x.square()]),))
+
+    model, inputs = build()
+    small = fxprune.transform(model, inputs, ratio=0.3, importance="random", exact=True)
+    assert [s for s in compare_behaviour(model, small, inputs) if s.startswith("training: first call: differs")]
+    assert measure.measure(zoo.Entry("torch.nn", "norm", build), behaviour=True)["behaviour"] == []
 
 
 def test_a_model_that_loses_no_channel_does_not_pass() -> None:
