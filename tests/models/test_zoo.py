@@ -209,10 +209,10 @@ def test_the_page_tells_what_went_and_what_failed() -> None:
     right = measure.measure(LINEAR)
     failed = {"key": "timm/other", "failure": "CaptureError: a | b", "total_seconds": 1.0}
     text = page([right, failed])
-    assert "| torch.nn | 1 | 1 | 1 (100 %) | 1 (100 %) | eager 1 | 1 |" in text
-    assert "| timm | 1 | 0 | 0 (0 %) | 0 (0 %) | - | 0 |" in text
-    assert "| all | 2 | 1 | 1 (50 %) | 1 (50 %) | eager 1 | 1 |" in text
-    assert "| linear | 0.00 M | eager | yes | same | 28.9% |" in text
+    assert "| torch.nn | 1 | 1 of 1 (100 %) | 1 of 1 (100 %) | 1 of 1 (100 %) | eager 1 |" in text
+    assert "| timm | 1 | 0 of 1 (0 %) | 0 of 1 (0 %) | 0 of 1 (0 %) | - |" in text
+    assert "| all | 2 | 1 of 2 (50 %) | 1 of 2 (50 %) | 1 of 2 (50 %) | eager 1 |" in text
+    assert "| linear | 0.00 M | eager | yes | 28.9% | 28.9% | 28.9% |" in text
     assert "CaptureError: a \\| b |" in text
 
 
@@ -237,3 +237,14 @@ def test_every_family_is_there() -> None:
     least |= {"detectors": 7 if detectors_zoo.compiled() else 0, "diffusers": 9, "ultralytics": 27}
     for family in zoo.installed():
         assert sum(key.startswith(f"{family}/") for key in listed) >= least[family]
+
+
+def test_the_page_says_what_was_not_measured_and_how_much_less_a_class_loses() -> None:
+    given_up = {"key": "timm/a", "path": "fx", "same_class": False, "all_removed": 0.5, "graph_removed": 0.5}
+    held = {"key": "timm/b", "path": "eager", "same_class": True, "all_removed": 0.4, "graph_removed": 0.5}
+    text = page([given_up, held, {**held, "key": "timm/c", "all_removed": 0.46}], "Measured in parts.")
+    assert "| timm | 3 | 1 of 3 (33 %) | - | - | eager 2, fx 1 |" in text
+    assert "| a | - | fx | no | 50.0% | 50.0% | - |" in text
+    assert "| b | - | eager | no | 40.0% | 50.0% | - |" in text
+    assert "| c | - | eager | yes | 46.0% | 50.0% | - |" in text
+    assert "Measured in parts." in text
