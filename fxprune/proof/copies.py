@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import _disable_current_modes
 
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.tensors import Tensors
@@ -105,7 +104,7 @@ class Copies:
         self._read.clear()
 
     def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad(), _disable_current_modes():
+        with torch.no_grad(), torch._C._DisableTorchDispatch():
             name = self._names.get(id(tensor), "")
             copied = self.precision.copy(tensor)
             if name in self.copying.values:

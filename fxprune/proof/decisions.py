@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import _disable_current_modes
 
 from fxprune.capture.scopes import Key
 from fxprune.capture.values import tensors_in
@@ -94,7 +93,7 @@ def _decides(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], made: An
 
 def _otherwise(made: Any, before: Any) -> bool:
     """True if two results hold other integers or flags."""
-    with _disable_current_modes():
+    with torch._C._DisableTorchDispatch():
         pairs = zip(tensors_in(made), tensors_in(before), strict=True)
         return any(not _floating(a) and not torch.equal(a, b) for a, b in pairs)
 

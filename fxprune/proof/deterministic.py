@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -48,19 +49,19 @@ class NoRandomness(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.replaced: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name.removeprefix("aten::")
-        kwargs = dict(kwargs or {})
-        dtype = kwargs.get("dtype")
-        if isinstance(dtype, torch.dtype) and dtype.is_floating_point and self.precision.dtype is not None:
-            kwargs["dtype"] = self.precision.dtype
+        name, seeded, cast = _known(func)
+        if cast and kwargs and self.precision.dtype is not None:
+            dtype = kwargs.get("dtype")
+            if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+                kwargs = {**kwargs, "dtype": self.precision.dtype}
         if name in ("rrelu_with_noise", "rrelu_with_noise_"):
-            return _rrelu(func, *args, **kwargs)
-        if torch.Tag.nondeterministic_seeded in func.tags and name not in self.CONSTANTS:
+            return _rrelu(func, *args, **(kwargs or {}))
+        if seeded and name not in self.CONSTANTS:
             torch.manual_seed(0)  # the same numbers, however many were drawn before
         try:
-            made = func(*args, **kwargs)
+            made = func(*args, **(kwargs or {}))
         except RuntimeError:
-            made = own_kernel(func, args, kwargs)
+            made = own_kernel(func, args, kwargs or {})
             if made is None:
                 raise
             self.replaced.add(name)
@@ -69,6 +70,13 @@ class NoRandomness(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif name == "native_dropout":
             made = (args[0].clone(), torch.ones_like(made[1]))
         return made
+
+
+@functools.cache
+def _known(func: Any) -> tuple[str, bool, bool]:
+    """The name of an operation, True if it draws random numbers, and True if it takes a type of numbers."""
+    casts = any(argument.name == "dtype" for argument in func._schema.arguments)
+    return func._schema.name.removeprefix("aten::"), torch.Tag.nondeterministic_seeded in func.tags, casts
 
 
 def _rrelu(

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import _disable_current_modes
 
 from fxprune.analysis.arguments import bound
 from fxprune.ops.attention import KERNELS as ATTENTION
@@ -46,7 +45,7 @@ def _attention(func: Any, args: Any, kwargs: Any) -> Any:
     first, _ = torch.ops.aten._scaled_dot_product_attention_math(
         query, key, named["value"], mask, 0.0, named["is_causal"], scale=named.get("scale"), enable_gqa=shared
     )
-    with _disable_current_modes():
+    with torch._C._DisableTorchDispatch():
         on_meta = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
         others = func(*on_meta[0], **on_meta[1])[1:]
         made = [torch.zeros_like(t, device=first.device) if isinstance(t, torch.Tensor) else t for t in others]

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import _disable_current_modes
 
 from fxprune.analysis.arguments import bound, numbers_of
 from fxprune.analysis.findings import Findings
@@ -128,7 +127,10 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
 
     def depends(self, value: Any) -> bool:
         """True if a nested value depends on what was removed."""
-        return any(t.untyped_storage()._cdata in self._tainted for t in _flat(value))
+        return self._any_tainted(_flat(value))
+
+    def _any_tainted(self, tensors: list[torch.Tensor]) -> bool:
+        return any(t.untyped_storage()._cdata in self._tainted for t in tensors)
 
     # -- operations ---------------------------------------------------------------------------------------
 
@@ -140,8 +142,8 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
         name, named = bound(func, args, kwargs)
         key = scope.next_key(name)
         entry = self.observation.marked.get(key) if self.statistics is not None else None
-        entering = list(_flat((*args, *kwargs.values())))
-        depends = self.before is not None and self.depends(entering)
+        entering = _operands(args, kwargs)
+        depends = self.before is not None and self._any_tainted(entering)
         if entry is None or self.statistics is None:
             made = func(*args, **kwargs)
         else:
@@ -165,7 +167,7 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
         self.trail.calls[key[:3]] += 1
         if "|" not in key[0] and self.scopes.current.path not in self.skipped:
             inside = f"{key[0]}|{key[2].removesuffix('()')}"
-            with _disable_current_modes():
+            with torch._C._DisableTorchDispatch():
                 self._add(key, made, numbers, floating=inside not in self._multiplied, depends=self.depends(made))
 
     def _left(self, scope: Scope, args: Any, kwargs: Any, made: Any) -> None:
@@ -191,7 +193,7 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
                 carried = ()
             for number, (tensor, operand) in enumerate(zip(tensors, known, strict=True)):
                 if carried and operand is not None and tensor.is_floating_point():
-                    with _disable_current_modes():
+                    with torch._C._DisableTorchDispatch():
                         tensor = tensor * carried[number].to(tensor)
                 digest = self._digest(tensor, operand)
                 if tensor.is_floating_point() or tensor.is_complex():
@@ -227,6 +229,17 @@ def differs(step: ProofStep, reference: ProofStep, small: ProofStep | None = Non
     each = zip(step.digests, reference.digests, scales, strict=True)
     known = ((a, b, scale) for a, b, scale in each if a is not None and b is not None and scale is not None)
     return max((a.error(b, scale.norm) for a, b, scale in known), default=0.0)
+
+
+def _operands(args: Any, kwargs: Any) -> list[torch.Tensor]:
+    """The tensors among the arguments of an operation: such an argument is a tensor or a list of tensors."""
+    found: list[torch.Tensor] = []
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += [part for part in value if isinstance(part, torch.Tensor)]
+    return found
 
 
 def _flat(value: Any) -> list[torch.Tensor]:
