@@ -4,9 +4,10 @@
 the layer reads in the small model. It needs some inputs and no labels. `recalibrate` measures the
 statistics of batch norms again.
 
-The files, in the order of a repair: `batches.py` reads the data, `watch.py` finds the layers, `pairs.py` says which
-layers of the two models belong together, `lanes.py` runs both models side by side, `layer.py` refits one layer from
-its `moments.py`, `outputs.py` judges the result, and `functions.py` has what users call.
+The files, in the order of a repair: `batches.py` reads the data, `watch.py` sees the products of a forward, `survey.py`
+says what a forward does with each parameter, `pairs.py` which layers of the two models belong together, `lanes.py` runs
+both models side by side, `layer.py` refits one layer from its `moments.py`, `outputs.py` judges the result,
+`processes.py` adds over several processes, and `functions.py` has what users call.
 """
 
 from fxprune._repair.batches import inputs_of

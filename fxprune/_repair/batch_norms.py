@@ -8,29 +8,38 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from fxprune.capture.inputs import Inputs
+from fxprune._repair.batches import DataPart
+from fxprune._repair.lanes import Model
+from fxprune._repair.processes import ALONE, Processes
 
 
-def take_statistics(model: nn.Module, batches: Sequence[Inputs], *, progress: bool = False) -> int:
-    """Set the running statistics of all batch norms to the mean over the batches, in place. Returns their number.
+def take_statistics(
+    model: nn.Module, parts: Sequence[DataPart], processes: Processes = ALONE, *, progress: bool = False
+) -> int:
+    """Set the running statistics of all batch norms to the mean over the parts, in place. Returns their number.
 
-    All other layers are in evaluation mode meanwhile. Modes and momenta are as before afterwards.
+    All other layers are in evaluation mode meanwhile. Nothing else of the model changes.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    modes = {module: module.training for module in model.modules()}
-    momenta = {norm: norm.momentum for norm in norms}
-    model.eval()
-    try:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the mean over all batches
-            norm.training = True
-        with torch.no_grad():
-            for args, kwargs in tqdm(batches, desc="statistics", unit="batch", disable=not progress):
-                model(*args, **kwargs)
-    finally:
-        for norm, momentum in momenta.items():
-            norm.momentum = momentum
-        for module, mode in modes.items():
-            module.training = mode
+    own = {id(tensor) for norm in norms for tensor in norm.buffers(recurse=False)}
+    others = {id(tensor) for tensor in model.buffers()} - own
+    watched = Model(model, written=others)
+    for norm in norms:
+        norm.reset_running_stats()
+
+    def measuring(copied: nn.Module) -> None:
+        copied.eval()
+        for module in copied.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+                module.training, module.momentum = True, None  # the mean over all batches
+
+    with torch.no_grad():
+        for part in tqdm(parts, desc="statistics", unit="batch", disable=not progress):
+            watched.run(part, measuring)
+        total = sum(processes.all(len(parts)))
+        if processes.group is not None and total:
+            for norm in norms:
+                for mean in (norm.running_mean, norm.running_var):
+                    if mean is not None:
+                        processes.add([mean.mul_(len(parts) / total)])
     return len(norms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,16 +48,36 @@ def inputs_of(model: nn.Module, batches: Any, pick: Callable[[Any], Any] | None)
     return found
 
 
-def parts_of(batches: Sequence[Inputs], runs: Callable[[Inputs], bool]) -> list[Inputs]:
+@dataclass(frozen=True)
+class DataPart:
+    """A part of the data.
+
+    inputs: the arguments of the model. batch: the number of the batch that it is from. held: True if it is held out.
+    """
+
+    inputs: Inputs
+    batch: int
+    held: bool = False
+
+    @property
+    def form(self) -> Any:
+        """The nesting, shapes and other values, on which the course of a forward may depend besides numbers."""
+        leaves, spec = pytree.tree_flatten(self.inputs)
+        return str(spec), tuple(tuple(leaf.shape) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
+
+
+def parts_of(batches: Sequence[Inputs], total: int, runs: Callable[[DataPart], bool]) -> list[DataPart]:
     """The batches, split along their first dimension into at least `PARTS` parts where that is possible.
 
-    runs: a function that is True if the model takes these inputs.
+    total: the number of batches, with those of other processes. runs: a function that is True if the models take a
+    part.
     """
-    if len(batches) >= PARTS:
-        return list(batches)
-    pieces = -(-PARTS // len(batches))
-    split = [part for batch in batches for part in _split(batch, pieces)]
-    return split if len(split) > len(batches) and all(map(runs, (split[0], split[-1]))) else list(batches)
+    whole = [DataPart(batch, number) for number, batch in enumerate(batches)]
+    if total >= PARTS:
+        return whole
+    pieces = -(-PARTS // total)
+    split = [DataPart(piece, part.batch) for part in whole for piece in _split(part.inputs, pieces)]
+    return split if len(split) > len(whole) and all(map(runs, (split[0], split[-1]))) else whole
 
 
 def _split(batch: Inputs, pieces: int) -> list[Inputs]:
@@ -83,7 +104,7 @@ def held_out(count: int, share: float) -> list[bool]:
     return [((number + 1) * wanted) // count > (number * wanted) // count for number in range(count)]
 
 
-def on_device(inputs: Inputs, device: torch.device) -> Inputs:
-    """The inputs with their tensors on a device."""
-    moved: Inputs = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs)
+def own_tensors(inputs: Inputs, device: torch.device | None) -> Inputs:
+    """The inputs with copies of their tensors, into which a forward may write. device: where they are, if not there."""
+    moved: Inputs = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device or tensor.device, copy=True), inputs)
     return moved

@@ -8,11 +8,13 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.export import ExportedProgram
 
 from fxprune._record import attach, record
 from fxprune._repair.batch_norms import take_statistics
-from fxprune._repair.batches import inputs_of
-from fxprune._repair.layer_by_layer import repaired
+from fxprune._repair.batches import DataPart, inputs_of
+from fxprune._repair.layer_by_layer import check_values, repaired
+from fxprune._repair.processes import Processes
 from fxprune._repair.settings import RIDGES, RepairSettings
 from fxprune.arguments import checks_arguments
 from fxprune.capture.inputs import check_initialised
@@ -21,6 +23,7 @@ from fxprune.capture.tensors import Tensors
 from fxprune.errors import InputError
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+ModelT = TypeVar("ModelT", nn.Module, ExportedProgram)
 
 MEMORY = 2 << 30
 """The bytes of activations that wait between layers, unless other ones are asked for."""
@@ -29,8 +32,8 @@ MEMORY = 2 << 30
 @checks_arguments("small", "model", "mode", "ridge", "holdout", "memory", "progress")
 @public_call()
 def repair(
-    small: ModuleT,
-    model: nn.Module,
+    small: ModelT,
+    model: ModelT,
     batches: Iterable[Any],
     *,
     inputs: Callable[[Any], Any] | None = None,
@@ -39,7 +42,8 @@ def repair(
     holdout: float = 0.2,
     memory: int = MEMORY,
     progress: bool = False,
-) -> ModuleT:
+    process_group: Any = None,
+) -> ModelT:
     """A copy of a small model whose layers compute again what they computed in the original, without training.
 
     Each linear layer and convolution is refitted, in the order in which they run. With x what the layer reads in the
@@ -56,7 +60,7 @@ def repair(
     whether it is refitted at all. At the end the last refits are taken back until the error of the outputs is not
     above that of `small`. `record(result).repair` has the errors of all layers.
 
-    Runs both models in evaluation mode without gradients, once per batch. Neither of them is changed.
+    Runs both models in evaluation mode without gradients, some times per batch. Neither of them is changed.
 
     Args:
         small: the model that `transform` made from `model`, or that was trained after it.
@@ -71,6 +75,8 @@ def repair(
         memory: the most bytes of activations that wait between layers. Batches for which it is not enough are run again
             for each layer, which takes longer.
         progress: True to show a progress bar.
+        process_group: a group of `torch.distributed`, whose processes have the same models and a part of the batches
+            each. All of them get the model that one process gets from all batches.
 
     Raises `InputError` for batches that do not fit, fewer than two samples, NaN or infinities in a layer, and wrong
     arguments. Raises `FxpruneError` if `small` has no record.
@@ -86,11 +92,17 @@ def repair(
     """
     settings = RepairSettings(mode, RIDGES if ridge is None else (float(ridge),), holdout, memory, progress)
     known = record(small)
+    if isinstance(model, ExportedProgram) or isinstance(small, ExportedProgram):
+        raise InputError(
+            "a program is repaired when it is made",
+            why="the names in an exported program are not those of a module",
+            do="pass `repair=batches` to `transform`, or repair the module before it is exported",
+        )
     _check_original(model, known.before)
     data = inputs_of(model, batches, inputs)
-    made, done = repaired(small, model, data, known.plan, settings)
+    made, done = repaired(small, model, data, known.plan, settings, Processes(process_group))
     attach(made, replace(known, repair=done))
-    return made  # type: ignore[return-value]
+    return made
 
 
 def _check_original(model: nn.Module, shapes: Any) -> None:
@@ -131,8 +143,10 @@ def recalibrate(
     """
     check_initialised(Tensors.of(model))
     data = inputs_of(model, batches, inputs)
+    check_values(model)
     made = copy.deepcopy(model)
-    if not take_statistics(made, data, progress=progress):
+    parts = [DataPart(batch, number) for number, batch in enumerate(data)]
+    if not take_statistics(made, parts, progress=progress):
         raise InputError(
             "there is nothing to recalibrate",
             why="no batch norm of the model has running statistics",

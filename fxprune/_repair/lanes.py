@@ -9,65 +9,127 @@ begin again for each layer, which needs time.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fxprune._repair.batches import DataPart, own_tensors
 from fxprune._repair.pairs import LayerPair
+from fxprune._repair.survey import Survey, survey
 from fxprune._repair.suspended import Stopped, SuspendedRun
 from fxprune._repair.watch import LayerKey, Parameters, ProductCall, Watch
-from fxprune.capture.inputs import Inputs
+from fxprune.capture.module_copy import copy_module
+from fxprune.errors import FxpruneError, InputError, text_of
 
 
 @dataclass
 class Model:
-    """A model that is watched."""
+    """A model that is watched. What its forward writes into itself is gone after each run.
+
+    name, advice: what errors call it, and what they advise.
+    written: the ids of tensors into which its forward writes. stacks: see `Parameters`.
+    """
 
     module: nn.Module
+    name: str = "the model"
+    advice: str = "let a batch hold what one call takes, or pick it out: `inputs=lambda batch: batch[0]`"
+    written: set[int] = field(default_factory=set)
+    stacks: Mapping[str, Sequence[int]] = field(default_factory=dict)
     parameters: Parameters = field(init=False)
 
     def __post_init__(self) -> None:
-        self.parameters = Parameters(self.module)
+        self.parameters = Parameters(self.module, self.stacks)
+        devices = {tensor.device for tensor in self.parameters.tensors.values()}
+        self.device = devices.pop() if len(devices) == 1 else None
 
-    def run(self, inputs: Inputs) -> Any:
-        """Its outputs, without gradients."""
+    def run(self, part: DataPart, prepared: Callable[[nn.Module], None] = lambda copied: None) -> Any:
+        """Its outputs, without gradients. prepared: called with the copy of the modules that runs."""
         with torch.no_grad():
-            return self.module(*inputs[0], **inputs[1])
+            return self._called(part, prepared)()
 
     def watched(
-        self, inputs: Inputs, before: Callable[[ProductCall], None] = lambda call: None, after: Any = lambda call: None
+        self, part: DataPart, before: Callable[[ProductCall], None] = lambda call: None, after: Any = lambda call: None
     ) -> Any:
         """Its outputs; each product with a parameter is reported."""
+        forward = self._called(part)
         with torch.no_grad(), Watch(self.parameters, before, after):
-            return self.module(*inputs[0], **inputs[1])
+            return forward()
+
+    def surveyed(self, part: DataPart) -> Survey:
+        """The survey of a run on a part. Notes the tensors into which its forward writes."""
+        before = [(tensor, tensor._version, tensor.detach().clone()) for tensor in self.module.buffers()]
+        found = survey(self.parameters, self._called(part))
+        for tensor, version, values in before:
+            if tensor._version != version:
+                self.written.add(id(tensor))
+                with torch.no_grad():
+                    tensor.copy_(values)
+        return found
+
+    def _called(self, part: DataPart, prepared: Callable[[nn.Module], None] = lambda copied: None) -> Callable[[], Any]:
+        """A call of a new copy of the modules around the same tensors, but for those that forward writes into."""
+        copied = copy_module(self.module, lambda t: t.detach().clone() if id(t) in self.written else t)
+        prepared(copied)
+        args, kwargs = own_tensors(part.inputs, self.device)
+
+        def call() -> Any:
+            try:
+                return copied(*args, **kwargs)
+            except FxpruneError:
+                raise
+            except Exception as error:
+                raise InputError(
+                    f"{self.name} raises an error on a batch",
+                    at=f"batch {part.batch}",
+                    why=text_of(error),
+                    do=self.advice,
+                ) from error
+
+        return call
 
 
 class Lane:
     """Both models on one part of the data.
 
-    waits: True if the runs wait in the middle.
+    calls: how often the small model calls each layer on it. waits: True if the runs wait in the middle.
     """
 
     def __init__(
-        self, small: Model, original: Model, inputs: Inputs, waiting_at: Collection[LayerKey], *, waits: bool
+        self,
+        small: Model,
+        original: Model,
+        part: DataPart,
+        calls: Mapping[LayerKey, int],
+        waiting_at: Collection[LayerKey],
+        *,
+        waits: bool,
     ) -> None:
-        self.small, self.original, self.inputs = small, original, inputs
-        self.waits = waits
+        self.small, self.original, self.part = small, original, part
+        self.calls, self.waits = calls, waits
         self._at = waiting_at
         self._runs = (self._waiting(small), self._waiting(original, after=True))
 
     def at(self, pair: LayerPair) -> Iterator[tuple[ProductCall, ProductCall]]:
-        """The calls of a layer in the small model, before it is refitted, and in the original."""
-        if self.waits and pair.small.calls == 1:
+        """The calls of a layer in the small model, before it is refitted, and in the original.
+
+        Raises `OtherCallsError` if one of the models has fewer of them.
+        """
+        count = self.calls.get(pair.key, 0)
+        if not count:
+            return
+        if self.waits and pair.key in self._at:
             small, original = (self._until(run, pair.key) for run in self._runs)
             if small is not None and original is not None:
                 yield small, original
                 return
             self.stop()
-        yield from zip(self._calls(self.small, pair), self._calls(self.original, pair), strict=False)
+        found = [self._calls(model, pair.key, count) for model in (self.small, self.original)]
+        if len(found[0]) != len(found[1]):
+            raise OtherCallsError(f"the small model calls it {len(found[0])} times, the original {len(found[1])} times")
+        yield from zip(*found, strict=True)
 
     def stop(self) -> None:
         """End the runs; later layers begin again."""
@@ -80,7 +142,7 @@ class Lane:
 
         def forward() -> Any:
             hook = {"after" if after else "before": lambda call: run.pause(call) if call.key in self._at else None}
-            return model.watched(self.inputs, **hook)
+            return model.watched(self.part, **hook)
 
         run = SuspendedRun(forward)
         return run
@@ -91,16 +153,36 @@ class Lane:
         call = run.resume()
         return call if call is not None and call.key == key else None
 
-    def _calls(self, model: Model, pair: LayerPair) -> list[ProductCall]:
+    def _calls(self, model: Model, key: LayerKey, count: int) -> list[ProductCall]:
         """All calls of a layer in a run that ends with the last of them."""
         found: list[ProductCall] = []
 
         def note(call: ProductCall) -> None:
-            if call.key == pair.key:
+            if call.key == key:
                 found.append(call)
-                if len(found) == pair.small.calls:
+                if len(found) == count:
                     raise Stopped
 
         with contextlib.suppress(Stopped):
-            model.watched(self.inputs, after=note)
+            model.watched(self.part, after=note)
         return found
+
+
+class OtherCallsError(Exception):
+    """The two models call a layer differently often on a part of the data."""
+
+
+def first_not_finite(model: Model, part: DataPart) -> str:
+    """The parameter of the first layer that reads or gives NaN or infinities in a run, "" if none does."""
+    found: list[str] = []
+
+    def note(call: ProductCall) -> None:
+        if not found and not (_finite(call.product.x) and _finite(call.y)):
+            found.append(call.key[0])
+
+    model.watched(part, after=note)
+    return found[0] if found else ""
+
+
+def _finite(tensor: Tensor | None) -> bool:
+    return tensor is None or bool(tensor.isfinite().all())

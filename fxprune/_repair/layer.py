@@ -53,7 +53,7 @@ class LayerFit:
     def add(self, calls: Iterable[tuple[ProductCall, ProductCall]], *, held_out: bool) -> str:
         """Add the rows of some calls. Returns why the layer cannot be refitted, "" if it can."""
         for ours, theirs in calls:
-            product, wanted = ours.product, self.pair.wanted(theirs, self.original)
+            product, wanted = ours.product, self.pair.wanted(theirs, self.original).to(double(ours.product.x).device)
             made = product.form.shape(product.x, product.weight)
             if made != tuple(wanted.shape):
                 return f"the two models call it with other rows: {list(made)} and {list(wanted.shape)}"
@@ -65,12 +65,7 @@ class LayerFit:
 
     def _add(self, x: Tensor, wanted: Tensor, residual: Tensor, held_out: bool) -> None:
         if not (bool(x.isfinite().all()) and bool(wanted.isfinite().all())):
-            raise InputError(
-                "a layer reads or gives numbers that are not finite",
-                at=f'"{self.pair.key[0]}"',
-                why="no regression is possible with NaN or infinities",
-                do="look for the batch that causes it, and leave it out",
-            )
+            raise not_finite(self.pair.key[0])
         for moments in ("train", "held"):
             if getattr(self, moments) is None:
                 setattr(self, moments, Moments.zeros(x.shape[0], x.shape[2], residual.shape[2], x.device))
@@ -92,7 +87,7 @@ class LayerFit:
         if self.pair.small.bias is None:
             return torch.zeros(blocks, outputs, dtype=torch.float64, device=double(product.weight).device)
         name, start = self.pair.small.bias
-        values = double(self.small.tensors[name])
+        values = double(self.small.tensors[name]).flatten()
         if len(values) == blocks * outputs:
             return values.view(blocks, outputs)
         return values[start : start + outputs].expand(blocks, outputs)
@@ -158,9 +153,19 @@ class LayerFit:
             product.weight.copy_(made)
             if self.pair.small.bias is not None:
                 name, start = self.pair.small.bias
-                bias = self.small.tensors[name]
+                bias = self.small.tensors[name].view(-1)
                 part = bias if offset.numel() == len(bias) else bias[start : start + offset.shape[1]]
                 part.copy_(double(part) + offset.flatten().to(double(part).device))
-            elif self.pair.small.mean is not None:
-                mean = self.small.tensors[self.pair.small.mean]
+            elif self.pair.mean is not None:
+                mean = self.small.tensors[self.pair.mean]
                 mean.copy_(double(mean) - offset.flatten().to(double(mean).device))
+
+
+def not_finite(layer: str, where: str = "") -> InputError:
+    """The error for NaN in a layer."""
+    return InputError(
+        "a layer reads or gives numbers that are not finite",
+        at=", ".join(part for part in (f'"{layer}"', where) if part),
+        why="no regression is possible with NaN or infinities",
+        do="look for the batch that causes it, and leave it out",
+    )

@@ -2,42 +2,70 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fxprune._record.repaired import Repair, RepairedLayer
 from fxprune._repair.batch_norms import take_statistics
-from fxprune._repair.batches import held_out, parts_of
-from fxprune._repair.lanes import Lane, Model
-from fxprune._repair.layer import LayerFit
-from fxprune._repair.outputs import relative_squared_error
-from fxprune._repair.pairs import LayerPair, layers_of
+from fxprune._repair.batches import DataPart, held_out, parts_of
+from fxprune._repair.lanes import Lane, Model, OtherCallsError, first_not_finite
+from fxprune._repair.layer import LayerFit, not_finite
+from fxprune._repair.outputs import relative_squared_error, squared_errors
+from fxprune._repair.pairs import LayerPair, layers_of, stacks_of, tied_in
+from fxprune._repair.processes import ALONE, Processes
 from fxprune._repair.settings import RepairSettings
-from fxprune._repair.watch import LayerKey, survey
+from fxprune._repair.survey import Survey, merged
+from fxprune._repair.watch import LayerKey
 from fxprune.capture.inputs import Inputs
+from fxprune.capture.process_state import no_fused_attention, no_fused_recurrence, same_random_state
+from fxprune.capture.tensors import Tensors
 from fxprune.errors import InputError
 from fxprune.planning.plan import Plan
 
+Saved = list[tuple[Tensor, Tensor]]
+"""Parts of parameters and buffers, each with a copy of its numbers."""
+
+
+def check_values(model: nn.Module) -> None:
+    """Raises `InputError` for a model on the meta device."""
+    if Tensors.of(model).weightless:
+        raise InputError(
+            "the weights have no values",
+            why="the model is on the meta device, so that there is nothing to refit",
+            do="load its weights first",
+        )
+
 
 def repaired(
-    small: nn.Module, model: nn.Module, batches: Sequence[Inputs], plan: Plan, settings: RepairSettings
+    small: nn.Module,
+    model: nn.Module,
+    batches: Sequence[Inputs],
+    plan: Plan,
+    settings: RepairSettings,
+    processes: Processes = ALONE,
 ) -> tuple[nn.Module, Repair]:
     """A repaired copy of a small model, and what was done.
 
-    model: the original. batches: the inputs of both. plan: the plan that made `small`.
+    model: the original. batches: the inputs of both. plan: the plan that made `small`. processes: those that work
+    together.
     """
+    check_values(small)
     made = copy.deepcopy(small)
     modes = [(module, module.training) for one in (made, model) for module in one.modules()]
+    recurrent = any(isinstance(module, nn.RNNBase) for module in made.modules())
+    recurrence = no_fused_recurrence() if recurrent else contextlib.nullcontext()
     try:
         for module, _ in modes:
             module.training = False
-        with torch.no_grad():
-            work = _Work(Model(made), Model(model), batches, settings)
-            report = work.norms() if settings.mode == "norms" else work.layers(plan)
+        with torch.no_grad(), no_fused_attention(), recurrence, same_random_state():
+            work = _Work(made, model, batches, plan, settings, processes)
+            report = work.norms() if settings.mode == "norms" else work.layers()
     finally:
         for module, training in modes:
             module.training = training
@@ -47,36 +75,83 @@ def repaired(
 class _Work:
     """A repair of `small` in place."""
 
-    def __init__(self, small: Model, original: Model, batches: Sequence[Inputs], settings: RepairSettings) -> None:
-        self.small, self.original, self.settings = small, original, settings
-        self.parts = parts_of(batches, self._takes)
-        if len(self.parts) < 2:
+    def __init__(
+        self,
+        small: nn.Module,
+        original: nn.Module,
+        batches: Sequence[Inputs],
+        plan: Plan,
+        settings: RepairSettings,
+        processes: Processes,
+    ) -> None:
+        self.original = Model(original)
+        stacks = stacks_of(plan, self.original.parameters)
+        self.small = Model(small, "the small model", "give `transform` such inputs too: `also=[batch]`", stacks=stacks)
+        self.plan, self.settings, self.processes = plan, settings, processes
+        self.parts = self._parts_of(batches)
+        theirs, ours = self._surveyed(self.original), self._surveyed(self.small)
+        self.surveys = ours, theirs
+        self.judges = [part for part in self.parts if part.held]
+        self.wanted = [self.original.run(part) for part in self.judges]
+
+    def _parts_of(self, batches: Sequence[Inputs]) -> list[DataPart]:
+        """The parts of the data, some of them held out. Raises `InputError` if there are too few."""
+        parts = parts_of(batches, sum(self.processes.all(len(batches))), self._takes)
+        counts = self.processes.all(len(parts))
+        if sum(counts) < 2:
+            self.original.run(parts[0])
             raise InputError(
                 "a repair needs at least two samples",
                 why="one part of them is held out, to see whether the repair helps on other inputs",
                 do="pass more batches, or a batch of several samples",
             )
-        self.held = held_out(len(self.parts), settings.holdout)
-        self.judges = [part for part, held in zip(self.parts, self.held, strict=True) if held]
-        self.wanted = [self.original.run(part) for part in self.judges]
+        before = sum(counts[: self.processes.rank])
+        held = held_out(sum(counts), self.settings.holdout)[before : before + len(parts)]
+        return [replace(part, held=judges) for part, judges in zip(parts, held, strict=True)]
 
-    def _takes(self, inputs: Inputs) -> bool:
+    def _takes(self, part: DataPart) -> bool:
         try:
-            self.original.run(inputs)
-        except Exception:
+            self.original.run(part)
+            self.small.run(part)
+        except InputError:
             return False
         return True
 
+    def _surveyed(self, model: Model) -> list[Survey]:
+        """The survey of a model on each part. Parts of one form have one survey, unless forward decides by numbers."""
+        found: list[Survey] = []
+        known: dict[Any, Survey] = {}
+        for part in self.parts:
+            form = part.form
+            if form not in known or known[form].decides:
+                known[form] = model.surveyed(part)
+            found.append(known[form])
+        return found
+
+    def before(self) -> float:
+        """The error of the small model as it is. Raises `InputError` where outputs are not finite, or none counts."""
+        try:
+            self.processes.all(relative_squared_error(zip(map(self.small.run, self.judges), self.wanted, strict=True)))
+        except InputError:
+            for model in (self.original, self.small):
+                for part in self.judges:
+                    layer = first_not_finite(model, part)
+                    if layer:
+                        raise not_finite(layer, f"batch {part.batch}") from None
+            raise
+        return self.error()
+
     def error(self) -> float:
         """The error of the outputs on the held-out samples."""
-        return relative_squared_error(zip(map(self.small.run, self.judges), self.wanted, strict=True))
+        total, count = squared_errors(zip(map(self.small.run, self.judges), self.wanted, strict=True))
+        sums = self.processes.all((total, count))
+        return sum(one for one, _ in sums) / max(sum(number for _, number in sums), 1)
 
     def norms(self) -> Repair:
         """Measure the statistics of the batch norms again, unless the outputs are worse with them."""
-        before = self.error()
+        before = self.before()
         state = _tensors(self.small.module)
-        some = [part for part, held in zip(self.parts, self.held, strict=True) if not held]
-        count = take_statistics(self.small.module, some)
+        count = take_statistics(self.small.module, [part for part in self.parts if not part.held], self.processes)
         after = self.error()
         left = {} if count else {"": "the model has no batch norm with running statistics"}
         if after <= before:
@@ -84,21 +159,19 @@ class _Work:
         _restore(self.small.module, state)
         return Repair("norms", {}, left, before, before, ("the statistics of batch norms",))
 
-    def layers(self, plan: Plan) -> Repair:
+    def layers(self) -> Repair:
         """Refit layer by layer; then take back the last refits, as many as make the outputs worse."""
-        before = self.error()
-        surveys = [survey(one.module, partial(one.run, self.parts[0])) for one in (self.small, self.original)]
-        parameters = self.small.parameters, self.original.parameters
-        found = layers_of(surveys[0], surveys[1], plan, parameters)
-        left = dict(found.left)
-        waiting_at = {key for key, pair in found.pairs.items() if pair.small.calls == 1}
-        memory = sum(one.memory for one in surveys)
-        lanes = [
-            Lane(self.small, self.original, part, waiting_at, waits=(number + 1) * memory <= self.settings.memory)
-            for number, part in enumerate(self.parts)
+        before = self.before()
+        both = [
+            merged(one for some in self.processes.all(list(dict.fromkeys(surveys))) for one in some)
+            for surveys in self.surveys
         ]
+        parameters = self.small.parameters, self.original.parameters
+        found = layers_of(both[0], both[1], self.plan, parameters, tied_in(self.small.module))
+        left = dict(found.left)
+        lanes = self._lanes(found.pairs, sum(one.memory for one in both))
         done: dict[LayerKey, RepairedLayer] = {}
-        states: list[tuple[LayerKey, dict[str, Tensor]]] = []
+        states: list[tuple[LayerKey, Saved]] = []
         try:
             for key, pair in self._bar(found.pairs):
                 fit = LayerFit(pair, *parameters)
@@ -108,6 +181,7 @@ class _Work:
                     continue
                 states.append((key, self._tensors_of(pair)))
                 refit = fit.solve(self.settings.ridges, weights=self.settings.mode == "weights")
+                self.processes.first(view for view, _ in states[-1][1])
                 done[key] = RepairedLayer(refit.error, refit.repaired, refit.ridge)
         finally:
             for lane in lanes:
@@ -117,6 +191,22 @@ class _Work:
         layers = {names[key]: layer for key, layer in done.items()}
         return Repair(self.settings.mode, layers, left, before, after, tuple(names[key] for key in undone))
 
+    def _lanes(self, pairs: Mapping[LayerKey, LayerPair], memory: int) -> list[Lane]:
+        """A lane for each part. They wait in the middle as long as the memory is enough, with so much for each."""
+        surveys = [survey for some in self.surveys for survey in some]
+        waiting_at = {key for key in pairs if all(survey.calls.get(key, 0) <= 1 for survey in surveys)}
+        return [
+            Lane(
+                self.small,
+                self.original,
+                part,
+                survey.calls,
+                waiting_at,
+                waits=(number + 1) * memory <= self.settings.memory,
+            )
+            for number, (part, survey) in enumerate(zip(self.parts, self.surveys[0], strict=True))
+        ]
+
     def _bar(self, pairs: dict[LayerKey, LayerPair]) -> Iterable[tuple[LayerKey, LayerPair]]:
         from tqdm import tqdm
 
@@ -124,23 +214,36 @@ class _Work:
 
     def _gather(self, fit: LayerFit, lanes: Sequence[Lane]) -> str:
         """Give a layer all its rows. Returns why it cannot be refitted, "" if it can."""
-        found = [fit.add(lane.at(fit.pair), held_out=held) for lane, held in zip(lanes, self.held, strict=True)]
-        return next(filter(None, found), "" if fit.product is not None else "no batch reached it")
+        found = []
+        for lane in lanes:
+            try:
+                found.append(fit.add(lane.at(fit.pair), held_out=lane.part.held))
+            except OtherCallsError as error:
+                found.append(str(error))
+        why = next(filter(None, found), "" if fit.product is not None else "no batch reached it")
+        why = next(filter(None, self.processes.all(why)), "")
+        if not why:
+            assert fit.train is not None
+            assert fit.held is not None
+            self.processes.add([*fit.train.tensors(), *fit.held.tensors()])
+            if not fit.train.rows.any() or not fit.held.rows.any():
+                why = f"no {'held-out ' if fit.train.rows.any() else ''}batch reaches it that is needed for a refit"
+        return why
 
-    def _tensors_of(self, pair: LayerPair) -> dict[str, Tensor]:
-        """Copies of the tensors that a refit of the layer changes."""
-        names = (pair.key[0], pair.small.bias and pair.small.bias[0], pair.small.mean)
-        return {name: self.small.parameters.tensors[name].detach().clone() for name in names if name}
+    def _tensors_of(self, pair: LayerPair) -> Saved:
+        """The tensors that a refit of the layer changes, with copies."""
+        tensors = self.small.parameters.tensors
+        others = [tensors[name] for name in (pair.small.bias and pair.small.bias[0], pair.mean) if name]
+        return [(view, view.detach().clone()) for view in (pair.small.place.of(tensors[pair.key[0]]), *others)]
 
-    def _judged(self, states: list[tuple[LayerKey, dict[str, Tensor]]], before: float) -> tuple[list[LayerKey], float]:
+    def _judged(self, states: list[tuple[LayerKey, Saved]], before: float) -> tuple[list[LayerKey], float]:
         """Take back refits from the last one on, until the outputs are not worse than before. Returns these refits."""
         undone: list[LayerKey] = []
         after = self.error()
         while states and not after <= before:
             for key, tensors in reversed(states[len(states) // 2 :]):
-                for name, tensor in tensors.items():
-                    with torch.no_grad():
-                        self.small.parameters.tensors[name].copy_(tensor)
+                for view, values in tensors:
+                    view.copy_(values)
                 undone.append(key)
             del states[len(states) // 2 :]
             after = self.error()

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fxprune._repair.products import double
 from fxprune.capture.values import tensors_in
@@ -17,26 +18,50 @@ def relative_squared_error(pairs: Iterable[tuple[Any, Any]]) -> float:
     """The mean over samples and tensors of |ours - theirs|^2 / |theirs|^2.
 
     A sample is an entry of the first dimension of a tensor. Tensors of integers do not count, nor those whose shapes
-    differ. Raises `InputError` if an output is not finite.
+    differ, nor numbers that are the same infinity in both. Raises `InputError` if another output is not finite, and if
+    nothing counts.
 
     >>> relative_squared_error([(torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 3.0]]))])
     0.4
     """
-    errors = []
+    total, count = squared_errors(pairs)
+    if not count:
+        raise InputError(
+            "the outputs of the two models cannot be compared",
+            why="none of them holds fractions, in the same shape in both",
+            do="repair the part of the model that gives fractions, such as the scores before the choice of the best",
+        )
+    return total / count
+
+
+def squared_errors(pairs: Iterable[tuple[Any, Any]]) -> tuple[float, int]:
+    """The sum whose mean is `relative_squared_error`, and the number of its terms."""
+    errors: list[Tensor] = []
     for ours, theirs in pairs:
         for a, b in zip(tensors_in(ours), tensors_in(theirs), strict=False):
-            if a.shape != b.shape or not b.is_floating_point() or not b.numel():
-                continue
-            first, second = double(a).flatten(1 if a.ndim > 1 else 0), double(b).flatten(1 if b.ndim > 1 else 0)
-            size = second.square().sum(-1)
-            errors.append((first - second).square().sum(-1) / torch.where(size > 0, size, 1.0))
+            if a.shape == b.shape and (b.is_floating_point() or b.is_complex()) and b.numel():
+                errors.append(_errors(_plain(a), _plain(b)))
     if not errors:
-        return 0.0
-    mean = float(torch.cat([error.flatten() for error in errors]).mean())
-    if not math.isfinite(mean):
+        return 0.0, 0
+    listed = torch.cat([error.flatten() for error in errors])
+    total = float(listed.sum())
+    if not math.isfinite(total):
         raise InputError(
             "an output of the model is not finite",
             why="results with NaN or infinities cannot be compared",
             do="leave out the batch that causes it",
         )
-    return mean
+    return total, len(listed)
+
+
+def _errors(ours: Tensor, theirs: Tensor) -> Tensor:
+    """The relative squared error of each sample."""
+    same = ours == theirs.to(ours.device)
+    first, second = (torch.where(same & one.isinf(), 0.0, one) for one in (ours, theirs.to(ours.device)))
+    first, second = (one.flatten(1 if one.ndim > 1 else 0) for one in (first, second))
+    size = second.square().sum(-1)
+    return (first - second).square().sum(-1) / torch.where(size > 0, size, 1.0)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return double(torch.view_as_real(tensor) if tensor.is_complex() else tensor)

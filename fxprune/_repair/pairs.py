@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxprune._repair.products import double
-from fxprune._repair.watch import LayerKey, Parameters, ProductCall, ProductLayer, Survey
+from fxprune._repair.survey import ProductLayer, Survey
+from fxprune._repair.watch import LayerKey, Parameters, ProductCall
+from fxprune.capture.tensors import Tensors
 from fxprune.planning.factors import Factor
 from fxprune.planning.plan import Plan
 
@@ -23,7 +25,7 @@ class LayerPair:
 
     small, original: what the two models do with it. kept: the kept output channels among the original's. blocks: the
     kept blocks of a stack of matrices, None for all. factor: what a plan multiplies the outputs with, [o], None for 1.
-    weighted: True if each row counts by its own length.
+    weighted: True if each row counts by its own length. mean: the name of the running mean that takes an offset.
     """
 
     small: ProductLayer
@@ -32,6 +34,7 @@ class LayerPair:
     blocks: Tensor | None
     factor: Tensor | None
     weighted: bool
+    mean: str | None = None
 
     @property
     def key(self) -> LayerKey:
@@ -41,7 +44,7 @@ class LayerPair:
     @property
     def shifted(self) -> bool:
         """True if an offset can be added to the outputs."""
-        return self.small.bias is not None or self.small.mean is not None
+        return self.small.bias is not None or self.mean is not None
 
     def wanted(self, call: ProductCall, parameters: Parameters) -> Tensor:
         """The kept outputs of one call in the original, with the bias that a later operation adds."""
@@ -49,7 +52,7 @@ class LayerPair:
         y, dim = double(call.y), call.product.form.out[1]
         if self.original.added and self.original.bias is not None:
             name, start = self.original.bias
-            y = y + _along(double(parameters.tensors[name])[start : start + y.shape[dim]], dim)
+            y = y + _along(double(parameters.tensors[name]).flatten()[start : start + y.shape[dim]], dim)
         size = self.original.place.stop - self.original.place.start  # of one group, if the convolution is transposed
         groups = torch.arange(0, y.shape[dim], size) if y.shape[dim] % size == 0 else torch.zeros(1, dtype=torch.long)
         y = y.index_select(dim, (groups[:, None] + self.kept).flatten().to(y.device))
@@ -74,30 +77,31 @@ class Layers:
     left: dict[str, str] = field(default_factory=dict)
 
 
-def layers_of(
-    small: Survey,
-    original: Survey,
-    plan: Plan,
-    models: Models,
-) -> Layers:
+def layers_of(small: Survey, original: Survey, plan: Plan, models: Models, tied: Mapping[str, str]) -> Layers:
     """The layers of the small model that multiply with the same parameter as a layer of the original.
 
-    plan: the plan that made the small model.
+    plan: the plan that made the small model. tied: a parameter that several modules have -> its names.
     """
     found = Layers()
     shared = _shared(small)
     for key, layer in small.layers.items():
-        why = _why_not(layer, original.layers.get(key), small, shared, models)
-        pair = None if why else _pair(layer, original.layers[key], plan, models)
+        why = _why_not(layer, original.layers.get(key), small, shared, tied, models)
+        pair = None if why else _pair(layer, original.layers[key], small, plan, models)
         if isinstance(pair, LayerPair):
             found.pairs[key] = pair
         else:
             found.left.setdefault(key[0], why or str(pair))
+    for name, why in small.apart.items():
+        found.left.setdefault(name, f"it is tied: {tied[name]}" if name in tied else why)
+    biases = {layer.bias[0] for layer in small.layers.values() if layer.bias is not None}
+    named = {name for name, _ in small.layers} | biases | set(small.elsewhere) | set(found.left)
+    for name in sorted(models[0].weights.intersection(plan.removed) - named):
+        found.left[name] = "no batch reaches it"
     return found
 
 
 def _shared(small: Survey) -> set[str]:
-    """The biases and running means that several layers use."""
+    """The biases that several layers use, or that are weights too, and the running means that several layers use."""
     used = [name for layer in small.layers.values() for name in (layer.bias and layer.bias[0], layer.mean) if name]
     names = {layer.key[0] for layer in small.layers.values()}
     blocks = {layer.bias[0] for layer in small.layers.values() if layer.bias and (layer.bias[1] or layer.place.start)}
@@ -109,27 +113,41 @@ def _why_not(
     other: ProductLayer | None,
     small: Survey,
     shared: set[str],
+    tied: Mapping[str, str],
     models: Models,
 ) -> str:
-    """Why a layer cannot be refitted, "" if nothing is known."""
+    """A reason why a layer cannot be refitted, "" if nothing is known."""
     name = layer.key[0]
+    if name in tied:
+        return f"it is tied: {tied[name]}"
     if other is None:
         return "the original does not use it in such an operation"
     if layer.calls != other.calls:
         return f"the small model calls it {layer.calls} times, the original {other.calls} times"
     if name in small.elsewhere:
         return f"it is used elsewhere too: {small.elsewhere[name]}"
-    for part in (layer.bias and layer.bias[0], layer.mean):
-        if part in shared:
-            return f'"{part}" belongs to other layers too'
+    bias = layer.bias[0] if layer.bias else ""
+    if bias in shared:
+        return f'"{bias}" belongs to other layers too'
+    if bias in small.elsewhere:
+        return f'"{bias}" is used elsewhere too: {small.elsewhere[bias]}'
     if (layer.bias is None) != (other.bias is None):
         return "only one of the two models adds a bias"
-    return "" if models[0].tensors[name].is_floating_point() else "its numbers are no real numbers"
+    if not models[0].tensors[name].is_floating_point():
+        return "its numbers are no real numbers"
+    return layer.problem or other.problem
+
+
+def _mean(layer: ProductLayer, small: Survey) -> str | None:
+    """The running mean that is subtracted from all that the layer gives, and from nothing else."""
+    mean = layer.mean
+    return mean if mean is not None and small.norms[mean] == layer.calls else None
 
 
 def _pair(
     layer: ProductLayer,
     other: ProductLayer,
+    small: Survey,
     plan: Plan,
     models: Models,
 ) -> LayerPair | str:
@@ -146,7 +164,27 @@ def _pair(
     factor = _factor(other, slots[(slots >= other.place.start) & (slots < other.place.stop)], plan.factors)
     if isinstance(factor, str):
         return factor
-    return LayerPair(layer, other, kept, blocks, factor, layer.rows_normed)
+    return LayerPair(layer, other, kept, blocks, factor, layer.rows_normed, _mean(layer, small))
+
+
+def tied_in(model: nn.Module) -> dict[str, str]:
+    """The parameters that several modules have -> all their names in a text."""
+    owners: dict[int, set[int]] = {}
+    for module in model.modules():
+        for tensor in module._parameters.values():
+            if tensor is not None:
+                owners.setdefault(id(tensor), set()).add(id(module))
+    found = [one for one in Tensors.of(model).unique if len(owners.get(id(one.tensor), ())) > 1]
+    return {one.name: ", ".join((one.name, *one.others)) for one in found}
+
+
+def stacks_of(plan: Plan, original: Parameters) -> dict[str, list[int]]:
+    """Name of a stack of matrices that lost some -> the numbers of those that stay."""
+    return {
+        name: _kept(original.tensors[name].shape[0], gone[0]).tolist()
+        for name, gone in plan.removed.items()
+        if 0 in gone and name in original.tensors and original.tensors[name].ndim > 2
+    }
 
 
 def _kept(size: int, gone: Iterable[int]) -> Tensor:

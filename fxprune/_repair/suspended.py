@@ -5,9 +5,12 @@ Only one of them works at a time: whoever calls `resume` waits until the run wai
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections.abc import Callable
 from typing import Any
+
+from fxprune.capture.thread_state import same_state
 
 
 class Stopped(BaseException):
@@ -23,6 +26,7 @@ class SuspendedRun:
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self._function = function
+        self._state = same_state()
         self._go, self._waits = threading.Semaphore(0), threading.Semaphore(0)
         self._stopped = False
         self._error: BaseException | None = None
@@ -37,7 +41,8 @@ class SuspendedRun:
             return None
         self.value = None
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="fxprune repair", daemon=True)
+            context = contextvars.copy_context()
+            self._thread = threading.Thread(target=context.run, args=(self._run,), name="fxprune repair", daemon=True)
             self._thread.start()
         else:
             self._go.release()
@@ -68,7 +73,8 @@ class SuspendedRun:
 
     def _run(self) -> None:
         try:
-            self.result = self._function()
+            with self._state():
+                self.result = self._function()
         except Stopped:
             pass
         except BaseException as error:

@@ -2,76 +2,55 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune._repair.products import READERS, Matrices, WeightProduct
+from fxprune._repair.products import READERS, WeightProduct
 from fxprune.analysis.arguments import bound
-from fxprune.capture.values import tensors_in
-
-SUBTRACTING = {
-    *("aten::native_batch_norm", "aten::_native_batch_norm_legit_no_training", "aten::batch_norm"),
-    *("aten::cudnn_batch_norm", "aten::miopen_batch_norm"),
-}
-"""The batch norms, which subtract a running mean."""
-
-ROW_NORMS = {
-    *("aten::native_layer_norm", "aten::layer_norm", "aten::_fused_rms_norm", "aten::rms_norm"),
-    "aten::rsqrt",  # of RMS norms that a model spells itself
-}
-"""The norms of rows: after them the length of a row says nothing."""
 
 
 @dataclass(frozen=True)
 class Block:
     """A block of a parameter, which an operation multiplies what it reads with.
 
-    name: of the parameter. dim: its dimension of outputs. start, stop: the slots of that dimension.
+    name: of the parameter. dim: its dimension of outputs. start, stop: the slots of that dimension. at: the number of
+    the matrix in a stack of matrices, where the operation takes one of them; None where it takes the whole parameter.
     """
 
     name: str
     dim: int
     start: int
     stop: int
+    at: int | None = None
+
+    def of(self, parameter: Tensor) -> Tensor:
+        """The view of the parameter that the block is."""
+        return (
+            parameter.narrow(self.dim, self.start, self.stop - self.start)
+            if self.at is None
+            else parameter.narrow(0, self.at, 1).narrow(self.dim, self.start, self.stop - self.start)
+        )
 
 
 LayerKey = tuple[str, int]
-"""A layer: the name of its parameter, and the number of its block among those that are used."""
-
-
-@dataclass
-class ProductLayer:
-    """The use that a forward makes of one block of a parameter.
-
-    key: the same in the original and in the small model. place: the block. calls: how often it is used.
-    bias: the name of the parameter that is added to the product, and the number of its first slot; None without one.
-    added: True if the bias is added by an operation of its own, behind the product.
-    mean: the name of the running mean of the batch norm that follows.
-    stacked: True for a product of stacks of matrices.
-    rows_normed: True if its rows may be tokens, and a norm of rows comes later.
-    """
-
-    key: LayerKey
-    place: Block
-    calls: int = 0
-    bias: tuple[str, int] | None = None
-    added: bool = False
-    mean: str | None = None
-    stacked: bool = False
-    rows_normed: bool = False
+"""A layer: the name of its parameter, and the number of its block: of the matrix in a stack, in the numbering of the
+original, or else among the blocks that are used."""
 
 
 class Parameters:
-    """The parameters and buffers of a model, found by the memory that a tensor shares with them."""
+    """The parameters and buffers of a model, found by the memory that a tensor shares with them.
 
-    def __init__(self, model: nn.Module) -> None:
+    stacks: name of a parameter -> the number that each of its matrices has in the original.
+    """
+
+    def __init__(self, model: nn.Module, stacks: Mapping[str, Sequence[int]] | None = None) -> None:
         self.tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self.weights = {name for name, tensor in model.named_parameters() if tensor.ndim > 1}
+        self.stacks = stacks or {}
         self._by_storage: dict[int, list[str]] = {}
         for name, tensor in self.tensors.items():
             self._by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append(name)
@@ -84,22 +63,42 @@ class Parameters:
 
     def place(self, product: WeightProduct) -> Block | None:
         """The block of a parameter that a product multiplies with, None if it is no such block."""
-        weight, dim = product.weight, product.form.out[0] % product.weight.ndim
+        weight = product.weight
         for name in self.sharing(weight):
             parameter = self.tensors[name]
-            if parameter.dtype != weight.dtype or parameter.ndim != weight.ndim:
+            if parameter.dtype != weight.dtype:
                 continue
             ahead = int(weight.storage_offset() - parameter.storage_offset())
-            if parameter.shape == weight.shape and _same_layout(parameter, weight) and not ahead:
-                return Block(name, dim, 0, weight.shape[dim])
-            if dim < weight.ndim - 2 or not _same_layout(parameter.mT, weight):
+            if parameter.ndim == weight.ndim:
+                found = _block_of(name, parameter, product, ahead)
+            elif parameter.ndim == weight.ndim + 1 and parameter.stride(0) and 0 <= ahead < parameter.numel():
+                at, rest = divmod(ahead, parameter.stride(0))
+                found = _block_of(name, parameter[at], product, rest) if at < len(parameter) else None
+                found = found and Block(name, found.dim + 1, found.start, found.stop, at)
+            else:
                 continue
-            dim = 2 * weight.ndim - 3 - dim  # the other one of the last two
-            start, rest = divmod(ahead, max(parameter.stride(dim), 1))
-            whole = parameter.mT.shape[:-1] == weight.shape[:-1] and not rest
-            if whole and 0 <= start <= parameter.shape[dim] - weight.shape[-1] and (weight.ndim == 2 or not start):
-                return Block(name, dim, start, start + weight.shape[-1])
+            if found is not None:
+                return found
         return None
+
+    def number(self, place: Block) -> int | None:
+        """The number of a matrix in its stack, in the numbering of the original; None for a whole parameter."""
+        return None if place.at is None else int(self.stacks.get(place.name, range(place.at + 1))[place.at])
+
+
+def _block_of(name: str, parameter: Tensor, product: WeightProduct, ahead: int) -> Block | None:
+    """The block of a parameter that has the weight's number of dimensions. ahead: where the weight begins in it."""
+    weight, dim = product.weight, product.form.out[0] % product.weight.ndim
+    if parameter.shape == weight.shape and _same_layout(parameter, weight) and not ahead:
+        return Block(name, dim, 0, weight.shape[dim])
+    if dim < weight.ndim - 2 or not _same_layout(parameter.mT, weight):
+        return None
+    dim = 2 * weight.ndim - 3 - dim  # the other one of the last two
+    start, rest = divmod(ahead, max(parameter.stride(dim), 1))
+    whole = parameter.mT.shape[:-1] == weight.shape[:-1] and not rest
+    if whole and 0 <= start <= parameter.shape[dim] - weight.shape[-1] and (weight.ndim == 2 or not start):
+        return Block(name, dim, start, start + weight.shape[-1])
+    return None
 
 
 def _same_layout(a: Tensor, b: Tensor) -> bool:
@@ -159,121 +158,11 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
     def _key(self, place: Block) -> LayerKey:
+        known = self.parameters.number(place)
+        if known is not None:
+            return place.name, known
         if place not in self._keys:
             number = self._blocks.get(place.name, 0)
             self._blocks[place.name] = number + 1
             self._keys[place] = place.name, number
         return self._keys[place]
-
-
-@dataclass
-class Survey:
-    """The use that one forward makes of the parameters of a model.
-
-    layers: in the order of their first calls. elsewhere: the parameters that other operations read -> one of these.
-    memory: the most bytes that lived at once, as far as they were seen.
-    result: what forward returned.
-    """
-
-    layers: dict[LayerKey, ProductLayer] = field(default_factory=dict)
-    elsewhere: dict[str, str] = field(default_factory=dict)
-    memory: int = 0
-    result: Any = None
-
-
-class _Surveying(Watch):  # type: ignore[no-untyped-call]
-    """The mode of a survey."""
-
-    def __init__(self, parameters: Parameters) -> None:
-        super().__init__(parameters, before=self._called, after=self._made)
-        self.survey = Survey()
-        self._last: tuple[ProductLayer, Tensor] | None = None
-        self._products: list[ProductLayer] = []
-        self._live = 0
-
-    def _called(self, call: ProductCall) -> None:
-        self._read_by("aten::mm", [call.product.x])
-        layer = self.survey.layers.setdefault(call.key, ProductLayer(call.key, call.place))
-        layer.calls += 1
-        layer.stacked = isinstance(call.product.form, Matrices)
-        bias = call.product.bias
-        if bias is not None:
-            layer.bias = self._bias(bias)
-            if layer.bias is None:
-                self.survey.elsewhere.setdefault(call.place.name, "a bias that is no parameter")
-        if call.product.x.ndim == 2:
-            self._products.append(layer)
-
-    def _made(self, call: ProductCall) -> None:
-        assert call.y is not None
-        self._count(call.y)
-        self._last = self.survey.layers[call.key], call.y
-
-    def _bias(self, bias: Tensor) -> tuple[str, int] | None:
-        for name in self.parameters.sharing(bias):
-            known = self.parameters.tensors[name]
-            if known.ndim == 1 and bias.ndim == 1 and known.dtype == bias.dtype and _same_layout(known, bias):
-                return name, int(bias.storage_offset() - known.storage_offset())
-        return None
-
-    def other(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Note what other operations say about the last product, and which parameters they read."""
-        name, named = bound(func, args, kwargs)
-        view = func.is_view or name == "aten::_unsafe_view"
-        taken: list[Tensor] = []
-        if not view:
-            taken = self._follows(name, named)
-            self._last = None
-        if name in ROW_NORMS:
-            for layer in self._products:
-                layer.rows_normed = True
-            self._products.clear()
-        made = func(*args, **kwargs)
-        if not view:
-            self._read_by(name, [t for t in tensors_in([args, kwargs]) if not any(t is one for one in taken)])
-            for tensor in [made] if isinstance(made, Tensor) else tensors_in(made):
-                self._count(tensor)
-        return made
-
-    def _follows(self, name: str, named: dict[str, Any]) -> list[Tensor]:
-        """Note a norm or a bias behind the last product. Returns the tensors that count as part of the layer."""
-        if self._last is None:
-            return []
-        layer, y = self._last
-        mean = named.get("running_mean") if name in SUBTRACTING else None
-        if mean is not None and _is(named.get("input", named.get("self")), y):
-            sharing = self.parameters.sharing(mean)
-            layer.mean = sharing[0] if sharing and not named.get("training", False) else None
-        if name in ("aten::add", "aten::add_") and layer.bias is None and named.get("alpha", 1) == 1:
-            for one, other in ((named["self"], named["other"]), (named["other"], named["self"])):
-                if _is(one, y) and isinstance(other, Tensor) and self._bias(other) is not None:
-                    layer.bias, layer.added = self._bias(other), True
-                    return [other]
-        return []
-
-    def _read_by(self, name: str, tensors: list[Tensor]) -> None:
-        for tensor in tensors:
-            for parameter in self.parameters.sharing(tensor):
-                self.survey.elsewhere.setdefault(parameter, name)
-
-    def _count(self, tensor: Tensor) -> None:
-        size = tensor.nbytes if tensor.layout is torch.strided else 0
-        self._live += size
-        self.survey.memory = max(self.survey.memory, self._live)
-        weakref.finalize(tensor, self._freed, size)
-
-    def _freed(self, size: int) -> None:
-        self._live -= size
-
-
-def _is(tensor: Any, y: Tensor) -> bool:
-    """True if a tensor holds the result of a product, in any shape."""
-    return isinstance(tensor, Tensor) and tensor.data_ptr() == y.data_ptr() and tensor.numel() == y.numel()
-
-
-def survey(model: nn.Module, run: Callable[[], Any]) -> Survey:
-    """Run a forward once and say what it does. run: calls `model`."""
-    mode = _Surveying(Parameters(model))
-    with torch.no_grad(), mode:
-        mode.survey.result = run()
-    return mode.survey

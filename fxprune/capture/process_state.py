@@ -7,6 +7,7 @@
 | functions with a cache in the files of a model | `no_caches` | replaced by those they wrap, during a run |
 | the level of torch's log about fake tensors | `no_fake_tensor_log` | critical errors only, during a run on them |
 | torch's fast path of attention | `no_fused_attention` | off, during a run |
+| torch's fused operations of recurrent layers (cuDNN, oneDNN) | `no_fused_recurrence` | off, during a run |
 | global hooks of `nn.Module` | `module_hooks` | one before and one after each forward, during a run |
 | `nn.Module.__call__`, `nn.Module.__getattr__` | `tracing` | replaced by `torch.fx` while it traces |
 | other attributes of torch, see `trace_watch.py` | `tracing` | replaced by functions that report, while a trace runs |
@@ -93,6 +94,21 @@ def no_fused_attention() -> Iterator[None]:
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextlib.contextmanager
+def no_fused_recurrence() -> Iterator[None]:
+    """Turns off cuDNN and oneDNN, whose fused operations of recurrent layers a dispatch mode cannot look into."""
+    backends: Any = torch._C
+    with _LOCK:
+        before = backends._get_cudnn_enabled(), backends._get_mkldnn_enabled()
+        backends._set_cudnn_enabled(False)
+        backends._set_mkldnn_enabled(False)
+        try:
+            yield
+        finally:
+            backends._set_cudnn_enabled(before[0])
+            backends._set_mkldnn_enabled(before[1])
 
 
 @contextlib.contextmanager

@@ -8,12 +8,14 @@
 | modes of `__torch_dispatch__` and `__torch_function__` | none, so that no other code sees or replaces operations |
 
 The default device and the default dtype stay as they are, because a forward that makes tensors may need them.
+`same_state` takes what a forward may need to another thread: the default device, and the current device and stream of
+CUDA.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +40,22 @@ def usual_state() -> Iterator[None]:
         _no_function_modes(),
     ):
         yield
+
+
+def same_state() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """A context manager for another thread, which gives it the state that a forward of this thread may need."""
+    modes = [mode for mode in _OVERRIDES._get_current_function_mode_stack() if isinstance(mode, DeviceContext)]
+    stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+
+    @contextlib.contextmanager
+    def given() -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            if stream is not None:
+                stack.enter_context(torch.cuda.stream(stream))
+            _set_function_modes(modes)
+            yield
+
+    return given
 
 
 @contextlib.contextmanager

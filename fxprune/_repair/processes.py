@@ -1,0 +1,50 @@
+"""Several processes that repair one model, each on its own part of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+ValueT = TypeVar("ValueT")
+
+
+class Processes:
+    """The processes of a group of `torch.distributed`, or this one alone.
+
+    group: a process group, None for this process alone. All of them must make the same calls in the same order.
+    """
+
+    def __init__(self, group: Any = None) -> None:
+        self.group = group
+        self.rank = 0 if group is None else torch.distributed.get_rank(group)
+
+    def all(self, value: ValueT) -> list[ValueT]:
+        """The values of all processes, in the order of their ranks."""
+        if self.group is None:
+            return [value]
+        found: list[Any] = [None] * torch.distributed.get_world_size(self.group)
+        torch.distributed.all_gather_object(found, value, group=self.group)
+        return found
+
+    def add(self, tensors: Iterable[Tensor]) -> None:
+        """Add tensors over all processes, in place."""
+        if self.group is not None:
+            for tensor in tensors:
+                torch.distributed.all_reduce(tensor, group=self.group)
+
+    def first(self, tensors: Iterable[Tensor]) -> None:
+        """Give all processes the numbers of the first one, in place."""
+        if self.group is not None:
+            source = torch.distributed.get_global_rank(self.group, 0)
+            for tensor in tensors:
+                made = tensor.contiguous()
+                torch.distributed.broadcast(made, source, group=self.group)
+                if made is not tensor:
+                    tensor.copy_(made)
+
+
+ALONE = Processes()
+"""This process alone."""
