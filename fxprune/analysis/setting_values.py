@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from types import MappingProxyType
 
 from fxprune.analysis.expressions import Expression, Rounded
 from fxprune.analysis.settings import Setting
@@ -32,12 +33,17 @@ class Solved:
     missed: Fraction
 
 
-def solve_part(uses: Sequence[NumberUse], before: Mapping[Setting, int], removal: Removal) -> Solved:
+def solve_part(
+    uses: Sequence[NumberUse],
+    before: Mapping[Setting, int],
+    removal: Removal,
+    given: Mapping[Setting, Fraction] = MappingProxyType({}),
+) -> Solved:
     """Find the values of the settings in some uses.
 
-    before: the values in the original. A setting whose value nothing decides keeps it.
+    before: the values in the original. A setting whose value nothing decides keeps it. given: values that are decided.
     """
-    return _Equations(uses, before, removal).solved()
+    return _Equations(uses, before, removal, given).solved()
 
 
 def is_touched(uses: Sequence[NumberUse], removal: Removal) -> bool:
@@ -54,9 +60,15 @@ def wrong_parts(parts: Sequence[Sequence[NumberUse]], before: Mapping[Setting, i
 class _Equations:
     """The equations of one part, in which settings are replaced by their values step by step."""
 
-    def __init__(self, uses: Sequence[NumberUse], before: Mapping[Setting, int], removal: Removal) -> None:
+    def __init__(
+        self,
+        uses: Sequence[NumberUse],
+        before: Mapping[Setting, int],
+        removal: Removal,
+        given: Mapping[Setting, Fraction],
+    ) -> None:
         self.before, self.removal = before, removal
-        self.values: dict[Setting, Fraction] = {}
+        self.values = dict(given)
         self.deciding: dict[Setting, NumberUse] = {}
         self.open = [(use, use.expression.partly(self._known)) for use in uses]
         self.closed: list[tuple[NumberUse, Fraction]] = []

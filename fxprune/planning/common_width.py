@@ -27,18 +27,18 @@ def keep_common_width(keeping: Keeping, widths: Bools) -> bool:
     own = [kind for kind in kinds if not widths[kind].any()]
     if len(common) != 1:
         return False
-    blocks = _blocks(keeping, own)
+    blocks = blocks_of(keeping, own)
     before = keeping.removed.copy()
     for count in range(len(common[0]) + 1):
         keeping.removed[:] = before
         keeping.removed[common[0][:count]] = False
-        if all(_fit(keeping, parts, own_kinds) for parts, own_kinds in blocks):
+        if all(fit(keeping, parts, own_kinds) for parts, own_kinds in blocks):
             return True
     keeping.removed[:] = before
     return False
 
 
-def _blocks(keeping: Keeping, own: Sequence[Ints]) -> list[tuple[set[int], list[Ints]]]:
+def blocks_of(keeping: Keeping, own: Sequence[Ints]) -> list[tuple[set[int], list[Ints]]]:
     """The numbers of the parts, together where they count the same channels, with these channels by kind."""
     blocks: list[tuple[set[int], list[Ints]]] = [({part}, []) for part in range(len(keeping.parts))]
     for kind in own:
@@ -50,7 +50,7 @@ def _blocks(keeping: Keeping, own: Sequence[Ints]) -> list[tuple[set[int], list[
     return blocks
 
 
-def _fit(keeping: Keeping, parts: set[int], kinds: Sequence[Ints]) -> bool:
+def fit(keeping: Keeping, parts: set[int], kinds: Sequence[Ints]) -> bool:
     """Keep channels of a block until its parts hold. Returns False if they do not; some may be kept then.
 
     Every number of channels of the smallest kind (heads) is tried, with as many of the others as then help.

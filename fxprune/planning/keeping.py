@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
 
 from fxprune.analysis.findings import Findings
-from fxprune.analysis.setting_values import solve_part
+from fxprune.analysis.setting_values import Solved, solve_part
+from fxprune.analysis.settings import Setting
 from fxprune.analysis.uses import NumberUse
 from fxprune.channels.groups import Bools, Ints, Removal
 
@@ -23,11 +24,12 @@ TRIALS = 8
 class Keeping:
     """Keeping channels until the uses of some parts hold.
 
-    removed: flags of channels, cleared in place.
+    removed: flags of channels, cleared in place. given: the values of some settings, where they are decided.
     """
 
     def __init__(self, findings: Findings, parts: Sequence[Part], removed: Bools, scores: Scores) -> None:
         self.findings, self.parts, self.removed, self.scores = findings, parts, removed, scores
+        self.given: Mapping[Setting, Fraction] = {}
         counted = [dict.fromkeys(vector.representative for use in part for vector in use.regions) for part in parts]
         rows = {vector: findings.solution.channels_in([vector]) for vectors in counted for vector in vectors}
         self.regions = np.stack(list(rows.values()))
@@ -47,8 +49,16 @@ class Keeping:
 
     def distance(self, part: Part) -> Fraction:
         """The sum of the distances of the uses of a part from holding."""
+        return self.solved(part).missed
+
+    def solved(self, part: Part) -> Solved:
+        """The values of the settings of a part with the channels that are kept now."""
         removal = Removal(self.findings.solution, self.removed)
-        return solve_part(part, self.findings.uses.before, removal).missed
+        return solve_part(part, self.findings.uses.before, removal, self.given)
+
+    def left(self) -> Fraction:
+        """The distance of all parts from holding, with the channels that are kept now."""
+        return sum((self.distance(part) for part in self.parts), Fraction(0))
 
     def reached(self, channels: Ints) -> list[bool]:
         """For each part, whether it counts some of these channels."""

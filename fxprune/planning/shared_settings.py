@@ -17,6 +17,7 @@ from fxprune.analysis.setting_values import Solved, wrong_parts
 from fxprune.analysis.settings import name_of
 from fxprune.analysis.uses import NumberUse
 from fxprune.channels.groups import Bools, Removal
+from fxprune.planning.common_number import keep_common_number
 from fxprune.planning.common_width import keep_common_width
 from fxprune.planning.keeping import Keeping, Part, Scores
 
@@ -36,8 +37,10 @@ def keep_equal_widths(findings: Findings, removed: Bools, scores: Scores) -> tup
             removal = Removal(findings.solution, removed)
             wrong = wrong_parts(parts, findings.uses.before, removal)
             reasons |= dict.fromkeys(why_unequal(solved, removal) for solved in wrong)
-            if wrong and not keep_common_width(Keeping(findings, parts, removed, scores), widths):
-                Keeping(findings, parts, removed, scores).run()
+            if wrong:
+                keeping = Keeping(findings, parts, removed, scores)
+                if not keep_common_width(keeping, widths) and not keep_common_number(keeping):
+                    keeping.run()
     return tuple(reasons)
 
 
@@ -80,4 +83,4 @@ def why_unequal(solved: Solved, removal: Removal) -> str:
     names = sorted({name_of(s) for use in uses for s in use.expression.settings} or map(name_of, solved.values))
     uneven = [f"{name_of(s)} would be {v}" for s, v in solved.values.items() if v.denominator != 1]
     what = f"{' and '.join(names)} is one number for several widths" if names else "sizes are one number"
-    return f"{what}: they keep as many channels ({'; '.join([*uses.values(), *uneven])})"
+    return f"{what}: they keep as many channels ({'; '.join(dict.fromkeys([*uses.values(), *uneven]))})"
