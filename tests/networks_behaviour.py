@@ -7,6 +7,7 @@ from typing import Any
 import networks_caches
 import networks_decisions
 import networks_modes
+import networks_places
 import networks_scales
 import networks_sizes
 import torch
@@ -18,7 +19,7 @@ from networks_parts import PARTS, PartChoices
 from networks_tokens import PICKS, programs_of
 from torch import Tensor, nn
 
-REGISTERED = (networks_modes, networks_decisions, networks_sizes, networks_scales, networks_caches)
+REGISTERED = (networks_modes, networks_decisions, networks_sizes, networks_places, networks_scales, networks_caches)
 """The modules whose import registers parts."""
 
 
