@@ -4,9 +4,13 @@ from fxprune.ops import (
     attention,
     contraction,
     convolution,
+    counting,
     creation,
     elementwise,
+    grouped_products,
     indexing,
+    linear_algebra,
+    linear_layers,
     lookup,
     movement,
     normalization,
@@ -18,6 +22,7 @@ from fxprune.ops import (
     transforms,
     views,
     windows,
+    writing,
 )
 from fxprune.ops.aspects import (
     absent,
@@ -57,8 +62,8 @@ __all__ = [
 ]
 
 FAMILIES = (
-    *(elementwise, views, slices, splits, movement, windows, indexing),
-    *(contraction, convolution, lookup, attention, recurrent),
-    *(reduction, normalization, pooling, transforms, creation),
+    *(elementwise, views, slices, splits, movement, windows, indexing, writing),
+    *(contraction, grouped_products, linear_layers, convolution, lookup, attention, recurrent),
+    *(reduction, normalization, pooling, transforms, linear_algebra, counting, creation),
 )
 """The modules whose import registers the rules, in the order of docs/ops.md."""

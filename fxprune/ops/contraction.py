@@ -6,20 +6,15 @@ and so are the outputs of a layer whose weights and bias are removed. Otherwise 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
-from torch import nn
 
 from fxprune.channels.vector import Vector
-from fxprune.ops.aspects import NO_FACTOR, SLOT_BY_SLOT, absent, carries, depends, multiplies, reads_constants, recounts
-from fxprune.ops.constants import Read, Sum, WeightedSum, whole
+from fxprune.ops.aspects import NO_FACTOR, SLOT_BY_SLOT, absent, carries, depends, multiplies, reads_constants
+from fxprune.ops.constants import Read, Sum, WeightedSum
 from fxprune.ops.dependence import Dependence, Seen, anything, either, over
 from fxprune.ops.elementwise import broadcast
-from fxprune.ops.factors import Asked, Value, Way, column, fitted, possible, reduced
+from fxprune.ops.factors import Asked, Value, Way, fitted, possible, reduced
 from fxprune.ops.macs import Dims, met
-from fxprune.ops.module_use import Use, stored_weight
 from fxprune.ops.registry import Call, Operand, rule
 
 NOT_ZERO = "a sum over values that are not zero where the channel is gone"
@@ -61,17 +56,14 @@ def mm(call: Call, self: Operand, mat2: Operand) -> Operand:
     return contract(call, "mk,kn->mn", self, mat2)
 
 
-@depends("aten::mm", "aten::bmm", "aten::mv", "aten::dot", "aten::vdot", "aten::linear")
+@depends("aten::mm", "aten::bmm", "aten::mv", "aten::dot", "aten::vdot")
 def product_dependence(seen: Seen) -> Dependence:
     """A column depends if one of its products does: a factor that depends, times one that is not always zero."""
     a, b = seen.tensors[:2]
-    if seen.func._schema.name == "aten::linear":
-        bias = seen["bias"]
-        return either(_product(seen, a, b.t()), False if bias is None else seen.of(bias))
-    return _product(seen, a, b) if a.ndim > 1 and b.ndim > 1 else anything(seen)
+    return columns_that_depend(seen, a, b) if a.ndim > 1 and b.ndim > 1 else anything(seen)
 
 
-def _product(seen: Seen, a: torch.Tensor, b: torch.Tensor) -> Dependence:
+def columns_that_depend(seen: Seen, a: torch.Tensor, b: torch.Tensor) -> Dependence:
     """The dependence of the columns of [.., m, k] times [.., k, n]; shape [.., 1, n]."""
     da, db = seen.of(a), seen.of(b)
     if da is False and db is False:
@@ -89,7 +81,7 @@ def add_product_dependence(seen: Seen) -> Dependence:
     addend, a, b = seen.tensors[:3]
     if b.ndim < 2:
         return anything(seen)
-    made = _product(seen, a, b)
+    made = columns_that_depend(seen, a, b)
     if seen.func._schema.name == "aten::addbmm" and isinstance(made, torch.Tensor):
         made = made.any(0)
     return either(seen.of(addend), made)
@@ -199,8 +191,8 @@ def addr(call: Call, self: Operand, vec1: Operand, vec2: Operand) -> Operand:
 def addr_dependence(seen: Seen) -> Dependence:
     """Depends where the addend does, or where one factor does and the other is not always zero."""
     addend, a, b = seen.tensors[:3]
-    columns = _product(seen, a[:, None], b[None, :])
-    rows = _product(seen, b[:, None], a[None, :])
+    columns = columns_that_depend(seen, a[:, None], b[None, :])
+    rows = columns_that_depend(seen, b[:, None], a[None, :])
     return either(seen.of(addend), columns, rows if isinstance(rows, bool) else rows.t())
 
 
@@ -211,54 +203,6 @@ def addr_products(vec1: Dims, vec2: Dims) -> list[Dims]:
 
 
 absent("aten::addr", constants=SLOT_BY_SLOT)
-
-
-@rule("aten::_grouped_mm")
-def grouped_mm(call: Call, self: Operand, mat2: Operand, offs: Operand | None) -> Operand:
-    """y[m, n] = sum_k a[m, k] * b[e, k, n], where e is the expert of row m; the offsets say where its rows end.
-
-    The dimension that is divided among the experts may also be n (y[m, n]) or k (y[e, m, n]). It is locked; whole
-    experts can be removed, with their offsets.
-    """
-    ragged = "the offsets of the groups count this dimension"
-    forms = {(2, 3): "mk,ekn->mn", (3, 2): "emk,kn->mn", (2, 2): "mk,kn->mn", (3, 3): "emk,ekn->emn"}
-    counted = {(2, 3): [self.dim(0)], (3, 2): [mat2.dim(-1)], (2, 2): [self.dim(1), mat2.dim(0)], (3, 3): []}
-    form = (self.ndim, mat2.ndim)
-    for operand in (self, mat2):
-        if operand.ndim == 3 and form != (3, 3):
-            if offs is None or offs.dim(0).size != operand.dim(0).size:
-                call.lock(operand.dim(0), "the groups of a grouped product")
-            else:  # an expert is removed with its offset
-                call.same(operand.dim(0), offs.dim(0))
-    if form in ((2, 2), (3, 3)):
-        for vector in offs.vectors if offs is not None else ():
-            call.lock(vector, ragged)
-    for vector in counted[form]:
-        call.lock(vector, ragged)
-    for operand, tensor in ((self, call.raw["self"]), (mat2, call.raw["mat2"])):
-        row = next((d for d in (-1, -2) if tensor.stride(d) == 1), -1)
-        call.multiple(operand.dim(row), 16 // tensor.element_size(), "the kernel of a grouped product needs 16 bytes")
-    made = contract(call, forms[form], self, mat2)
-    if form == (2, 2):
-        made = call.operand([call.fixed(call.shapes[0][0]), *made.vectors], [True, *made.zero])
-    return made
-
-
-@depends("aten::_grouped_mm", "aten::_trilinear")
-def grouped_mm_dependence(seen: Seen) -> Dependence:
-    """Everything depends if anything does."""
-    return anything(seen)
-
-
-@multiplies("aten::_grouped_mm")
-def grouped_mm_products(self: Dims, mat2: Dims) -> list[Dims]:
-    """m k n, since each m, k or n belongs to one expert; e m k n for a batch of equal products"""
-    if len(self) == 3 and len(mat2) == 3:
-        return bmm_products(self, mat2)
-    return [(self[-2], met(self[-1], mat2[-2]), mat2[-1])]
-
-
-reads_constants("aten::_grouped_mm")(whole)
 
 
 @rule("aten::_cdist_forward", "aten::_euclidean_dist")
@@ -341,109 +285,17 @@ def vdot_products(self: Dims, other: Dims) -> list[Dims]:
     return dot_products(self, other)
 
 
-@rule("aten::linear")
-def linear(call: Call, input: Operand, weight: Operand, bias: Operand | None) -> Operand:
-    """y[.., o] = sum_i x[.., i] * w[o, i] + b[o]"""
-    letters = "abcdefgh"[: input.ndim - 1]
-    made = contract(call, f"{letters}i,oi->{letters}o", input, weight)
-    return made if bias is None else plus(call, bias, made)
-
-
-@reads_constants("aten::linear")
-def linear_constants(seen: Seen) -> list[Read]:
-    """A sum over the last dimension of both. Usually torch runs it as `addmm`, which can fold constants."""
-    return [Sum(seen["input"], -1, seen["weight"], -1)]
-
-
-@multiplies("aten::linear")
-def linear_products(input: Dims, weight: Dims) -> list[Dims]:
-    """n i o"""
-    return [(*input[:-1], met(input[-1], weight[-1]), *weight[:-1])]
-
-
-@recounts("aten::linear", modules=(nn.Linear,))
-def linear_attributes(module: Any, use: Use) -> dict[str, Any]:
-    """The sizes of the weight."""
-    return {"out_features": stored_weight(module).shape[0], "in_features": stored_weight(module).shape[1]}
-
-
-@rule("aten::_trilinear")
-def trilinear(
-    call: Call,
-    i1: Operand,
-    i2: Operand,
-    i3: Operand,
-    expand1: Sequence[int],
-    expand2: Sequence[int],
-    expand3: Sequence[int],
-    sumdim: Sequence[int],
-) -> Operand:
-    """y = sum over `sumdim` of x1 * x2 * x3, each first unsqueezed at its `expand` dimensions (bilinear layers)."""
-    letters = "abcdefghij"[: i1.ndim + len(expand1)]
-    names = ["".join(k for d, k in enumerate(letters) if d not in e) for e in (expand1, expand2, expand3)]
-    output = "".join(k for d, k in enumerate(letters) if d not in sumdim)
-    return contract(call, ",".join(names) + "->" + output, i1, i2, i3)
-
-
-@multiplies("aten::_trilinear")
-def trilinear_products(
-    i1: Dims,
-    i2: Dims,
-    i3: Dims,
-    expand1: Sequence[int],
-    expand2: Sequence[int],
-    expand3: Sequence[int],
-    sumdim: Sequence[int],
-) -> list[Dims]:
-    """Two products, one after the other: the first sums over those letters that the third factor lacks."""
-    total = len(i1) + len(expand1)
-    full = []
-    for dims, expand in ((i1, expand1), (i2, expand2), (i3, expand3)):
-        left = iter(dims)
-        full.append([None if d in expand else next(left) for d in range(total)])
-    first = [_either(a, b) for a, b in zip(full[0], full[1], strict=True)]
-    rest = [None if d in sumdim and full[2][d] is None else size for d, size in enumerate(first)]
-    second = [_either(a, b) for a, b in zip(rest, full[2], strict=True)]
-    return [tuple(size for size in letters if size is not None) for letters in (first, second)]
-
-
-def _either(a: Any, b: Any) -> Any:
-    """The size of a letter that one or both of two factors have, None for a factor without it."""
-    return b if a is None else a if b is None else met(a, b)
-
-
-@recounts("aten::_trilinear", modules=(nn.Bilinear,))
-def bilinear_attributes(module: Any, use: Use) -> dict[str, Any]:
-    """The sizes of the weight."""
-    out, first, second = module.weight.shape
-    return {"out_features": out, "in1_features": first, "in2_features": second}
-
-
-reads_constants("aten::_trilinear")(whole)
-
-
-@carries("aten::linear")
-def linear_factors(asked: Asked) -> list[Way]:
-    """The weight or the input carries it, and so does the bias."""
-    outputs = column(asked.factor, -1)
-    bias = {} if asked["bias"] is None else {"bias": outputs}
-    return possible(
-        lambda: {"weight": outputs[:, None], **bias}, lambda: {"input": reduced(asked.factor, [-1]), **bias}
-    )
-
-
 _PRODUCTS = (
-    *("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::addbmm", "aten::addr", "aten::_grouped_mm"),
+    *("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::addbmm", "aten::addr"),
     *("aten::mv", "aten::addmv", "aten::dot", "aten::vdot", "aten::_cdist_forward", "aten::_euclidean_dist"),
 )
 absent(
-    *("aten::_cdist_forward", "aten::_euclidean_dist", "aten::_grouped_mm", "aten::_trilinear", "aten::addbmm"),
-    *("aten::addr", "aten::dot", "aten::vdot"),
+    *("aten::_cdist_forward", "aten::_euclidean_dist", "aten::addbmm", "aten::addr", "aten::dot", "aten::vdot"),
     factors=NO_FACTOR,
 )
-absent(*_PRODUCTS, modules="no module of torch is this operation alone")
 absent(
-    *(*_PRODUCTS, "aten::linear", "aten::_trilinear"),
+    *_PRODUCTS,
+    modules="no module of torch is this operation alone",
     sizes="no argument is a size",
     positions="no argument is a position",
     readers="no argument is a size",

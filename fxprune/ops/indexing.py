@@ -1,4 +1,4 @@
-"""Indexing: reading and writing at a list of positions.
+"""Indexing: reading at a list of positions.
 
 If the numbers in the list are constants, the slots are moved, and can be removed. Otherwise the dimension that is
 indexed is locked. All other dimensions of the tensor, and the dimensions of the list, are those of the result.
@@ -13,21 +13,20 @@ import numpy as np
 
 from fxprune.channels.vector import Vector
 from fxprune.ops.aspects import NO_FACTOR, SLOT_BY_SLOT, absent, carries, depends
-from fxprune.ops.dependence import Dependence, Seen, anything, moved, summed
+from fxprune.ops.dependence import moved
 from fxprune.ops.elementwise import broadcast
 from fxprune.ops.factors import Asked, Way, moved_factors, possible, reduced, values_in
 from fxprune.ops.registry import Call, Operand, integers, rule
 from fxprune.ops.views import with_vectors
 
 SPANNED = "indexed by numbers that are not known or span several dimensions"
-WRITTEN = "written to at positions"
 
 
 @rule("aten::index_select", labels="own")
 def index_select(call: Call, self: Operand, dim: int, index: Operand) -> Operand:
     """y[j] = x[index[j]]"""
     if index.labels is not None:
-        _chosen(call, self.dim(dim), index, SPANNED)
+        tie_chosen(call, self.dim(dim), index, SPANNED)
         return dataclasses.replace(with_vectors(self, dim, *index.vectors), labels=self.labels)
     return with_vectors(self, dim, gathered(call, self.dim(dim), index))
 
@@ -37,47 +36,14 @@ def index(call: Call, self: Operand, indices: Sequence[Operand | None]) -> Opera
     """y[j, c] = x[index[j], c]; numbers that are not known lock the dimension that they index."""
     lists = [(d, i) for d, i in enumerate(indices) if i is not None]
     first = lists[0][1]
-    if len(lists) == 1 and first.ndim == 1 and first.labels is None and not _is_mask(call, lists[0][0]):
+    if len(lists) == 1 and first.ndim == 1 and first.labels is None and not is_mask(call, lists[0][0]):
         made = with_vectors(self, lists[0][0], gathered(call, self.dim(lists[0][0]), first))
     else:
-        made = _picked(call, self, call.shapes[0], SPANNED)[0]
+        made = picked(call, self, call.shapes[0], SPANNED)[0]
     return dataclasses.replace(made, labels=self.labels)
 
 
-@rule("aten::index_put", "aten::_unsafe_index_put", "aten::_index_put_impl")
-def index_put(call: Call, self: Operand, indices: Sequence[Operand | None], values: Operand) -> Operand:
-    """y = x, but y[index[j], c] = values[j, c]. One value for all positions of a mask is elementwise."""
-    first = next(d for d, i in enumerate(indices) if i is not None)
-    mask = indices[first]
-    if mask is not None and all(size == 1 for size in values.shape) and _is_mask(call, first) and _alone(indices):
-        vectors, zero = list(self.vectors), [False] * self.ndim
-        for d, vector in enumerate(mask.vectors, start=first):
-            call.same(self.dim(d), vector)
-            vectors[d] = vector if self.dim(d).fixed else self.dim(d)
-            zero[d] = self.zero[d] and mask.zero[d - first]  # nothing is written where the mask is false
-        return call.operand(vectors, zero)
-    for listed in indices:  # without an entry of the list, one slot less would be written
-        for vector in listed.vectors if listed is not None else ():
-            call.lock(vector, WRITTEN)
-    target, positions = _picked(call, self, None, WRITTEN)
-    zero = list(self.zero)
-    for d, position in positions.items():
-        back = position - target.ndim
-        zero[d] = zero[d] and values.ndim >= -back and values.shape[back] == self.shape[d] and values.zero[back]
-    for a, b in zip(reversed(target.vectors), reversed(values.vectors), strict=False):
-        if a.size == b.size:
-            call.same(a, b)
-        else:
-            call.lock(b, WRITTEN)
-    return call.operand(self.vectors, zero)
-
-
-def _alone(indices: Sequence[Operand | None]) -> bool:
-    """True if only one list or mask is given."""
-    return sum(i is not None for i in indices) == 1
-
-
-def _picked(call: Call, self: Operand, shape: Sequence[int] | None, why: str) -> tuple[Operand, dict[int, int]]:
+def picked(call: Call, self: Operand, shape: Sequence[int] | None, why: str) -> tuple[Operand, dict[int, int]]:
     """The operand of x[indices], for any lists and masks, and the new place of each dimension that is not indexed.
 
     Indexed dimensions are locked, for the reason `why`. As in torch, the dimensions of the lists come where the first
@@ -92,7 +58,7 @@ def _picked(call: Call, self: Operand, shape: Sequence[int] | None, why: str) ->
     for position, listed in enumerate(indices):
         width = 1
         if listed is not None:
-            if _is_mask(call, position):
+            if is_mask(call, position):
                 width = listed.ndim
                 for vector in listed.vectors:
                     call.lock(vector, why)
@@ -104,7 +70,7 @@ def _picked(call: Call, self: Operand, shape: Sequence[int] | None, why: str) ->
         d += width
     for at in dims:
         if at in labels:
-            _chosen(call, self.dim(at), labels[at], why)
+            tie_chosen(call, self.dim(at), labels[at], why)
         else:
             call.lock(self.dim(at), why)
     first = dims[0] if dims == list(range(dims[0], dims[0] + len(dims))) else 0
@@ -120,7 +86,7 @@ def _picked(call: Call, self: Operand, shape: Sequence[int] | None, why: str) ->
     return picked, {at: position for position, at in enumerate(order) if at is not None}
 
 
-def _chosen(call: Call, vector: Vector, index: Operand, why: str) -> None:
+def tie_chosen(call: Call, vector: Vector, index: Operand, why: str) -> None:
     """Tie the dimension that is indexed to the one that the numbers are positions in; lock it if that is unknown."""
     if index.labels is not None and index.labels.size == vector.size:
         call.same(vector, index.labels)
@@ -136,7 +102,7 @@ def gather(call: Call, self: Operand, dim: int, index: Operand) -> Operand:
     zero = list(self.zero)
     for d, (vector, listed) in enumerate(zip(self.vectors, index.vectors, strict=True)):
         if d == dim % len(zero):
-            _chosen(call, vector, index, "gathered by numbers that are not known")
+            tie_chosen(call, vector, index, "gathered by numbers that are not known")
             zero[d] = False
         elif vector.size == listed.size:
             call.same(vector, listed)
@@ -154,115 +120,7 @@ def take(call: Call, self: Operand, index: Operand) -> Operand:
     return call.operand(index.vectors, False)
 
 
-@rule("aten::put")
-def put(call: Call, self: Operand, index: Operand, source: Operand) -> Operand:
-    """y = x, but y.flatten()[index[j]] = source[j]"""
-    call.refuse([self, index, source], "written to by positions in the flattened tensor")
-    return self
-
-
-@rule("aten::scatter", "aten::scatter_add", "aten::scatter_reduce", labels="own")
-def scatter(call: Call, self: Operand, dim: int, index: Operand) -> Operand:
-    """y = x, but y[i, index[i, j, k], k] = src[i, j, k]: the dimension that is written along stays."""
-    src = call.arguments.get("src")
-    value = call.arguments.get("value")
-    zero = list(self.zero)
-    for d, vector in enumerate(self.vectors):
-        others = [index.dim(d), *([src.dim(d)] if isinstance(src, Operand) else [])]
-        along = d == dim % self.ndim
-        if along and index.labels is not None:
-            for other in others:
-                call.lock(other, WRITTEN)
-            _chosen(call, vector, index, WRITTEN)
-            continue  # no number is a removed position, so nothing is written there
-        for other in others:
-            if along or other.size != vector.size:
-                call.lock(vector, WRITTEN)
-                call.lock(other, WRITTEN)
-            else:
-                call.same(vector, other)
-        zero[d] = zero[d] and (src.zero[d] if isinstance(src, Operand) else value == 0)
-    return call.operand(self.vectors, zero)
-
-
-@rule("aten::index_add", "aten::index_copy", "aten::index_reduce")
-def index_add(call: Call, self: Operand, dim: int, index: Operand, source: Operand) -> Operand:
-    """y = x, but y[i, index[j], k] = source[i, j, k], or added to it: the dimension that is written along stays."""
-    for vector in (*index.vectors, self.dim(dim), source.dim(dim)):
-        call.lock(vector, WRITTEN)
-    for a, b in zip(self.vectors, source.vectors, strict=True):
-        if a.size == b.size:
-            call.same(a, b)
-    return call.operand(self.vectors, [a and b for a, b in zip(self.zero, source.zero, strict=True)])
-
-
-@rule("aten::index_fill")
-def index_fill(call: Call, self: Operand, dim: int, index: Operand) -> Operand:
-    """y = x, but y[i, index[j], k] = value: the dimension that is written along stays."""
-    for vector in (*index.vectors, self.dim(dim)):
-        call.lock(vector, WRITTEN)
-    return call.operand(self.vectors, [zero and call.arguments["value"] == 0 for zero in self.zero])
-
-
-@rule("aten::masked_scatter")
-def masked_scatter(call: Call, self: Operand, mask: Operand, source: Operand) -> Operand:
-    """y = x, but where the mask is true y takes the entries of source one after the other."""
-    call.refuse([self, mask, source], "filled in order with the entries of another tensor")
-    return call.constant()
-
-
-@rule("aten::select_scatter", "aten::slice_scatter", "aten::diagonal_scatter", "aten::as_strided_scatter")
-def written(call: Call, self: Operand, src: Operand) -> Operand:
-    """y = x, but y[i, at] = src[i]: the dimensions that are written along stay."""
-    arguments, n = call.arguments, self.ndim
-    if "dim" in arguments:
-        along = {arguments["dim"] % n}
-    else:
-        along = {arguments["dim1"] % n, arguments["dim2"] % n} if "dim1" in arguments else set(range(n))
-    rest = [d for d in range(n) if d not in along]
-    kept = [d for d in range(src.ndim) if d not in along] if src.ndim == n else list(range(len(rest)))
-    zero = [False] * n
-    for d, at in zip(rest, kept, strict=True):
-        call.same(self.dim(d), src.dim(at))
-        zero[d] = self.zero[d] and src.zero[at]
-    for vector in (*(self.dim(d) for d in along), *(v for at, v in enumerate(src.vectors) if at not in kept)):
-        call.lock(vector, WRITTEN)
-    return call.operand(self.vectors, zero)
-
-
-@rule(
-    *("aten::nonzero", "aten::nonzero_static", "aten::masked_select", "aten::bincount"),
-    *("aten::_unique", "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive"),
-)
-def counted(call: Call, *operands: Operand) -> list[Operand]:
-    """y = the positions or values of those entries that are not zero, that a mask selects, or that are unique"""
-    return call.refuse(operands, "how many entries there are is data")
-
-
-depends(
-    *("aten::index_select", "aten::index", "aten::_unsafe_index", "aten::gather", "aten::take", "aten::index_copy"),
-    *("aten::index_fill", "aten::masked_scatter", "aten::select_scatter", "aten::slice_scatter"),
-    *("aten::diagonal_scatter", "aten::as_strided_scatter"),
-)(moved)
-
-
-@depends(
-    *("aten::index_put", "aten::_unsafe_index_put", "aten::_index_put_impl", "aten::put"),
-    *("aten::scatter", "aten::scatter_add", "aten::scatter_reduce", "aten::index_add", "aten::index_reduce"),
-)
-def written_dependence(seen: Seen) -> Dependence | list[Dependence]:
-    """The dependence of the tensor and of the values that are written into it; a sum depends if it is not zero."""
-    changed = {"reduce": "amax"} if "reduce" in seen.raw else {"alpha": 1} if "alpha" in seen.raw else {}
-    if seen.func._schema.name == "aten::scatter" and changed:
-        changed = {"reduce": "add"}
-    added = changed or seen.raw.get("accumulate") or seen.func._schema.name == "aten::scatter_add"
-    return summed(seen, **changed) if added else moved(seen)
-
-
-depends(
-    *("aten::nonzero", "aten::nonzero_static", "aten::masked_select", "aten::bincount"),
-    *("aten::_unique", "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive"),
-)(anything)
+depends("aten::index_select", "aten::index", "aten::_unsafe_index", "aten::gather", "aten::take")(moved)
 
 
 def gathered(call: Call, vector: Vector, index: Operand) -> Vector:
@@ -278,7 +136,8 @@ def gathered(call: Call, vector: Vector, index: Operand) -> Vector:
     return taken
 
 
-def _is_mask(call: Call, position: int) -> bool:
+def is_mask(call: Call, position: int) -> bool:
+    """True if the list at a position of `indices` is a mask."""
     return str(call.raw["indices"][position].dtype) in ("torch.bool", "torch.uint8")
 
 
@@ -295,23 +154,9 @@ def index_factors(asked: Asked) -> list[Way]:
     return moved or possible(lambda: {"self": reduced(asked.factor, range(asked.factor.ndim)).reshape(())})
 
 
-_SCATTERS = ("aten::select_scatter", "aten::slice_scatter", "aten::diagonal_scatter")
-carries(*_SCATTERS)(moved_factors)
+absent("aten::_unsafe_index", "aten::take", factors=NO_FACTOR)
 absent(
-    *("aten::_unsafe_index", "aten::index_put", "aten::_unsafe_index_put", "aten::_index_put_impl", "aten::take"),
-    *("aten::put", "aten::scatter", "aten::scatter_add", "aten::scatter_reduce", "aten::index_add"),
-    *("aten::index_copy", "aten::index_reduce", "aten::index_fill", "aten::masked_scatter", "aten::nonzero"),
-    *("aten::as_strided_scatter", "aten::nonzero_static", "aten::masked_select", "aten::bincount", "aten::_unique"),
-    *("aten::_unique2", "aten::unique_dim", "aten::unique_consecutive"),
-    factors=NO_FACTOR,
-)
-absent(
-    *("aten::index_select", "aten::index", "aten::_unsafe_index", "aten::index_put", "aten::_unsafe_index_put"),
-    *("aten::_index_put_impl", "aten::gather", "aten::take", "aten::put", "aten::scatter", "aten::scatter_add"),
-    *("aten::scatter_reduce", "aten::index_add", "aten::index_copy", "aten::index_reduce", "aten::index_fill"),
-    *("aten::masked_scatter", "aten::select_scatter", "aten::slice_scatter", "aten::diagonal_scatter"),
-    *("aten::as_strided_scatter", "aten::nonzero", "aten::nonzero_static", "aten::masked_select", "aten::bincount"),
-    *("aten::_unique", "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive"),
+    *("aten::index_select", "aten::index", "aten::_unsafe_index", "aten::gather", "aten::take"),
     multiply_adds="nothing is multiplied",
     sizes="no argument is a size that changes",
     positions="a list of positions is renumbered where it is kept; what other positions choose from stays",

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-import torch
-
-from fxprune.ops.aspects import (
-    NO_FACTOR,
-    SLOT_BY_SLOT,
-    absent,
-    carries,
-    depends,
-    multiplies,
-    reads,
-    reads_constants,
-    resizes,
-)
-from fxprune.ops.constants import whole
-from fxprune.ops.dependence import Dependence, Seen, anything, either, moved, nothing, over
+from fxprune.ops.aspects import NO_FACTOR, SLOT_BY_SLOT, absent, carries, depends, multiplies
+from fxprune.ops.dependence import Dependence, Seen, either, moved, nothing, over
 from fxprune.ops.elementwise import broadcast
 from fxprune.ops.factors import moved_factors
-from fxprune.ops.python_call import Counted, PythonCall
 from fxprune.ops.registry import Call, Operand, rule
-from fxprune.ops.site import Site
 from fxprune.ops.views import SHARED
 
 POSITION = "the result depends on the position in this dimension"
@@ -102,44 +87,8 @@ def trace(call: Call, self: Operand) -> Operand:
     return call.constant()
 
 
-@rule("aten::histc", labels="own")
-def histc(call: Call, self: Operand, bins: int, min: float, max: float) -> Operand:
-    """y[j] = the number of values in bin j
-
-    If the values are positions in a dimension, and there is a bin for each of its slots, the bins are removed with
-    them.
-    """
-    for vector in self.vectors:
-        call.lock(vector, "counted by value")
-    labels = self.labels
-    if labels is None or (bins, min, max) != (labels.size, 0, labels.size - 1):
-        if labels is not None:
-            call.lock(labels, "positions in this dimension are counted otherwise than one by one")
-        return call.constant()
-    call.count("bins", labels)
-    return call.operand([labels])
-
-
-@resizes("aten::histc", targets=("histc", torch.histc))
-def histc_bins(site: Site) -> None:
-    """The number of bins and their upper end, if there is a bin for each slot of a dimension."""
-    if "bins" in site.counts:
-        (count,) = site.counted("bins")
-        site.put(1, "bins", count)
-        site.put(3, "max", count - 1)
-
-
-@reads("aten::histc", functions=("histc",))
-def histc_integers(call: PythonCall) -> Iterable[Counted]:
-    """The number of bins."""
-    return [Counted(call.argument(1, "bins", 100), call.result.dim(0))]
-
-
-reads_constants("aten::histc")(whole)
-
-
-@depends("aten::trace", "aten::histc", "aten::affine_grid_generator")
-def counted_dependence(seen: Seen) -> Dependence:
+@depends("aten::trace", "aten::affine_grid_generator")
+def sized_dependence(seen: Seen) -> Dependence:
     """Everything depends: the results are sums of constants, or numbers that follow from sizes."""
     return True
 
@@ -165,24 +114,6 @@ def cross_dependence(seen: Seen) -> Dependence:
     return either(over(seen.of(a), a, [seen["dim"]]), over(seen.of(b), b, [seen["dim"]]))
 
 
-@rule("aten::isin")
-def isin(call: Call, *operands: Operand) -> Operand:
-    """y[i] = True if x[i] is one of the elements that are looked for"""
-    shape = call.shapes[0]
-    elements = call.arguments.get("elements")
-    for operand in operands:
-        if operand is not elements:
-            for vector in operand.vectors:
-                call.lock(vector, "the elements that are looked for")
-    return call.operand(elements.vectors if isinstance(elements, Operand) else [call.fixed(s) for s in shape], False)
-
-
-@depends("aten::isin")
-def isin_dependence(seen: Seen) -> Dependence:
-    """Everything depends if anything does."""
-    return anything(seen)
-
-
 @rule("aten::affine_grid_generator")
 def affine_grid(call: Call, theta: Operand) -> list[Operand]:
     """y[n, h, w, d] = sum_k theta[n, d, k] * (position h, w, 1)[k]"""
@@ -199,15 +130,15 @@ depends("aten::_assert_tensor_metadata", "aten::_assert_async")(nothing)
 _FFT = ("aten::_fft_r2c", "aten::_fft_c2c", "aten::_fft_c2r")
 _OTHERS = (
     *("aten::tril", "aten::triu", "aten::diagonal", "aten::diag_embed", "aten::trace", "aten::linalg_cross"),
-    *("aten::isin", "aten::affine_grid_generator", "aten::_assert_tensor_metadata", "aten::_assert_async"),
+    *("aten::affine_grid_generator", "aten::_assert_tensor_metadata", "aten::_assert_async"),
 )
 _MOVED = ("aten::diagonal", "aten::diag_embed", "aten::tril", "aten::triu")
 carries(*_MOVED)(moved_factors)
-absent(*(name for name in (*_FFT, *_OTHERS, "aten::histc") if name not in _MOVED), factors=NO_FACTOR)
-absent(*_OTHERS, "aten::histc", multiply_adds="it is no contraction")
+absent(*(name for name in (*_FFT, *_OTHERS) if name not in _MOVED), factors=NO_FACTOR)
+absent(*_OTHERS, multiply_adds="it is no contraction")
 absent(*_FFT, *_OTHERS, sizes="no argument is a size that changes", readers="no argument is a size that changes")
 absent(
-    *(*_FFT, *_OTHERS, "aten::histc"),
+    *(*_FFT, *_OTHERS),
     positions="no argument is a position",
     modules="no module of torch is this operation",
     norms="it is no statistic that a layer keeps",

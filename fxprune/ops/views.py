@@ -5,13 +5,14 @@ A reshape merges neighbouring dimensions and splits the result: [2, 3, 4] become
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
 from fxprune.channels.vector import Vector
-from fxprune.ops.aspects import SLOT_BY_SLOT, absent, carries, depends, reads, recounts, resizes
+from fxprune.ops.aspects import SLOT_BY_SLOT, absent, carries, depends, reads, recounts, repositions, resizes
 from fxprune.ops.dependence import moved
 from fxprune.ops.factors import Asked, Way, moved_factors, possible, reduced
 from fxprune.ops.module_use import Use
@@ -128,24 +129,61 @@ absent("aten::_reshape_alias", sizes="only torch's own code calls it", readers="
 
 @rule("aten::as_strided")
 def as_strided(call: Call, self: Operand, stride: Sequence[int]) -> Operand | list[Operand]:
-    """y = x, if size and strides are those of x; all else is refused"""
-    shape = call.shapes[0]
-    kept = zip(shape, stride, call.raw["self"].stride(), strict=False)
+    """y[i, j] = x[i, p(j)], where size and strides of i are those of x, and p(j) stays inside x[i]
+
+    Frames of a signal are such a view: y[i, t, k] = x[i, hop * t + k]. All else is refused.
+    """
+    shape, tensor = call.shapes[0], call.raw["self"]
+    kept = zip(shape, stride, tensor.stride(), strict=False)
     if shape == self.shape and all(new == old for size, new, old in kept if size > 1):
         call.count("size", *self.vectors)
         return self
-    return call.refuse([self], "as_strided reads memory in an order of its own")
+    lead = _leading_dims(tensor, shape, stride, call.arguments["storage_offset"])
+    for vector in self.vectors[lead:]:
+        call.lock(vector, "as_strided reads memory in an order of its own")
+    if not lead:
+        return call.constant()
+    inner = [call.merge(self.vectors[d + 1 :]) if d + 1 < self.ndim else call.fixed(1) for d in range(lead)]
+    call.positions += [("stride", (d, stride[d]), vector) for d, vector in enumerate(inner) if shape[d] > 1]
+    vectors = [*self.vectors[:lead], *(call.fixed(size) for size in shape[lead:])]
+    call.count("size", *vectors)
+    call.count("stride", *inner, *(call.fixed(number) for number in stride[lead:]))
+    return call.operand(vectors, [*self.zero[:lead], *(True for _ in shape[lead:])])
 
 
-@resizes("aten::as_strided")
+def _leading_dims(tensor: torch.Tensor, shape: Sequence[int], stride: Sequence[int], offset: int | None) -> int:
+    """The number of first dimensions that are those of the tensor, while the others stay inside each of their slots."""
+    begin = 0 if offset is None else offset - tensor.storage_offset()
+    if begin < 0 or not tensor.is_contiguous():
+        return 0
+    for lead in range(min(len(shape), tensor.ndim), 0, -1):
+        same = zip(shape[:lead], tensor.shape, stride, tensor.stride(), strict=False)
+        last = begin + sum((size - 1) * step for size, step in zip(shape[lead:], stride[lead:], strict=True))
+        if last < math.prod(tensor.shape[lead:]) and all(a == b and (a == 1 or s == t) for a, b, s, t in same):
+            return lead
+    return 0
+
+
+@resizes("aten::as_strided", targets=("as_strided", torch.as_strided))
+@repositions("aten::as_strided", targets=("as_strided", torch.as_strided))
 def as_strided_sizes(site: Site) -> None:
-    """Size and strides, which are those of the tensor itself: the rule refuses all else."""
+    """Size and strides, for the dimensions that are those of the tensor itself."""
     if "size" in site.counts and site.removal.shape(site.input.vectors) != site.input.shape:
-        site.put(1, "size", list(site.counted("size")))
-        site.put(2, "stride", list(site.value(site.node.args[0]).stride()))
+        site.put_sizes(1, "size", site.counted("size"))
+        own = site.value(site.node.args[0]).stride()
+        strides = site.counted("stride") if "stride" in site.counts else own
+        given = site.argument(2, "stride")
+        for old, new in zip(given if isinstance(given, (list, tuple)) else (), strides, strict=False):
+            if site.computed(old) and site.value(old) != new:
+                raise site.refusal("a stride is computed from sizes", do="ignore what is read there")
+        site.put_sizes(2, "stride", strides)
 
 
-absent("aten::as_strided", readers="it takes strides too")
+@reads("aten::as_strided", functions=("as_strided",))
+def as_strided_integers(call: PythonCall) -> Iterable[Counted]:
+    """Each size counts its dimension of the result, a stride the slots of the dimensions after its own."""
+    yield from map(Counted, call.argument(1, "size"), call.result.vectors)
+    yield from map(Counted, call.argument(2, "stride"), call.counted_under("stride"))
 
 
 @rule("aten::permute", "aten::transpose", "aten::t", "aten::numpy_T", "aten::movedim", "aten::swapaxes", labels="keep")
@@ -272,7 +310,7 @@ absent(*_OTHERS, "aten::unflatten", dependence=SHARED)
 absent(
     *(*_OTHERS, "aten::unflatten"),
     multiply_adds="nothing is computed",
-    positions="no argument is a position",
     norms="it is no statistic",
 )
+absent(*_SIZED, *_UNSIZED, "aten::squeeze", "aten::_reshape_alias", "aten::unflatten", positions="none is a position")
 absent(*_OTHERS, "aten::unflatten", constants=SLOT_BY_SLOT)

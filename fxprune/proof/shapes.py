@@ -120,6 +120,10 @@ class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 position, old = old
                 new, want = named["shifts"][position], int(kept[len(kept) - old % len(kept) :].sum())
                 right = new % int(kept.sum()) == want % int(kept.sum())
+            elif argument == "stride":  # the number of slots of the dimensions after this one
+                position, old = old
+                new = named["stride"][position]
+                right = new == int(kept.sum())
             else:
                 new = named.get(argument)
                 right = _rank(old, kept) == _rank(new, np.ones(int(kept.sum()), dtype=bool))

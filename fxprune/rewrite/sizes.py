@@ -6,6 +6,7 @@ The functions for the arguments of an operation are registered with `resizes` an
 
 from __future__ import annotations
 
+import math
 import operator
 import warnings
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from fxprune.ops import Operand
 from fxprune.ops.aspects import POSITIONS, SIZES
 from fxprune.ops.aspects import resizes as _resizes
 from fxprune.ops.site import Site
-from fxprune.ops.views import view_sizes
+from fxprune.ops.views import as_strided_sizes, view_sizes
 
 
 def resize(site: Site) -> None:
@@ -83,6 +84,8 @@ def _ratio(site: Site, product: fx.Node) -> Fraction | None:
         promised = site.operand(user)
         if user.target in (operator.mul, operator.imul):
             ratios.add(_ratio(site, user))
+        elif SIZES.at(user.target) is as_strided_sizes and isinstance(promised, Operand):
+            ratios |= _ratios_of_strides(site, user, promised, product)
         elif SIZES.at(user.target) is view_sizes and isinstance(promised, Operand):
             sizes = user.args[1] if len(user.args) == 2 and isinstance(user.args[1], (list, tuple)) else user.args[1:]
             if len(sizes) != promised.ndim or product not in sizes:
@@ -93,3 +96,13 @@ def _ratio(site: Site, product: fx.Node) -> Fraction | None:
         else:
             ratios.add(Fraction(1))
     return ratios.pop() if len(ratios) == 1 else None
+
+
+def _ratios_of_strides(site: Site, user: fx.Node, promised: Operand, product: fx.Node) -> set[Fraction | None]:
+    """The new strides over the old ones, where a product is a stride: it counts the slots of the dimensions after."""
+    strides = user.args[2] if len(user.args) > 2 else user.kwargs.get("stride")
+    if not isinstance(strides, (list, tuple)):
+        return {None}
+    counts, sizes = site.removal.shape(promised.vectors), promised.shape
+    places = [place for place, stride in enumerate(strides) if stride is product]
+    return {Fraction(math.prod(counts[d + 1 :]), max(math.prod(sizes[d + 1 :]), 1)) for d in places}

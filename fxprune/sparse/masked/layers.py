@@ -23,9 +23,9 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from fxprune.errors import PlanError
 from fxprune.ops import Operand
-from fxprune.ops.contraction import linear
 from fxprune.ops.convolution import convolution
 from fxprune.ops.leaves import LeafCall, leaf
+from fxprune.ops.linear_layers import linear
 from fxprune.sparse.masked.patterns import graph_of
 
 if TYPE_CHECKING:

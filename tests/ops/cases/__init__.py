@@ -13,6 +13,7 @@ from tests.ops.cases.contraction import CONTRACTIONS
 from tests.ops.cases.elementwise import ELEMENTWISE
 from tests.ops.cases.indexing import INDEXING
 from tests.ops.cases.leftovers import LEFTOVERS
+from tests.ops.cases.linear_algebra import LINEAR_ALGEBRA
 from tests.ops.cases.movement import MOVEMENT
 from tests.ops.cases.normalization import NORMALIZATIONS
 from tests.ops.cases.pooling import POOLING
@@ -34,6 +35,7 @@ CASES: tuple[OpCase, ...] = (
     *REDUCTIONS,
     *INDEXING,
     *TRANSFORMS,
+    *LINEAR_ALGEBRA,
     *ATTENTION,
     *RECURRENT,
     *SPELLINGS,

@@ -11,7 +11,22 @@ import torch.nn.functional as F
 
 from tests.ops.cases.row import ENTRIES, FLAT, LAST, SEQUENCE, OpCase, fn
 
+OVERWRITTEN = "what is overwritten moves nothing"
 TOKEN_LIST = torch.tensor([3, 0, 4])
+
+
+def _tokens(x: torch.Tensor) -> torch.Tensor:
+    return x[..., :1] > 0
+
+
+@torch.fx.wrap
+def _added(h: torch.Tensor, at: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    return h.sin().transpose(0, 1).index_put_((at,), source.transpose(0, 1), accumulate=True).transpose(0, 1)
+
+
+@torch.fx.wrap
+def _listed(h: torch.Tensor) -> torch.Tensor:
+    return h.index_add(1, torch.tensor([3, 0, 4]), h[:, :3])
 
 
 def _expanded(at: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
@@ -115,15 +130,56 @@ INDEXING = [
         expect="refused",
         says=("aten::scatter", "written to at positions"),
     ),
+    *(
+        OpCase(
+            f"{name} at constant channels",
+            fn(function, at=TOKEN_LIST, source=(2, 3, 5, 7)),
+            loses=("producer.weight[0]", "op.at[0]", "op.source[1]"),
+            ties=OVERWRITTEN if name in ("index_copy", "index_put", "set by a list") else "",
+        )
+        for name, function in (
+            ("index_add", lambda h, at, source: h.index_add(1, at, source, alpha=0.5)),
+            ("index_add_ of zeros", lambda h, at, source: h.sin() + torch.zeros_like(h).index_add_(1, at, source)),
+            ("index_copy", lambda h, at, source: h.index_copy(1, at, source)),
+            ("index_reduce", lambda h, at, source: _index_reduce(h, at, source)),
+            ("index_put", lambda h, at, source: h.transpose(0, 1).index_put((at,), source[0, :, None]).transpose(0, 1)),
+            ("set by a list", lambda h, at, source: _set(h, (slice(None), at), source)),
+            ("set and added", lambda h, at, source: _added(h, at, source)),
+        )
+    ),
     OpCase(
-        "index_add along the channels",
-        fn(lambda h, at: h.index_add(1, at, h[:, :3]), at=TOKEN_LIST),
+        "index_add at channels that repeat",
+        fn(
+            lambda h, at, source: h.index_add(1, at, source),
+            at=torch.tensor([3, 0, 3, 7, 9, 3]),
+            source=(2, 6, 5, 7),
+        ),
+        loses=("producer.weight[0]", "op.at[0]", "op.source[1]"),
+    ),
+    OpCase(
+        "set at constant channels to a value for each token",
+        fn(lambda h, at: _set(h, (slice(None), at), h.new_ones(1, 5, 7)), at=TOKEN_LIST),
+        loses=("producer.weight[0]", "op.at[0]"),
+        ties=OVERWRITTEN,
+    ),
+    *(
+        OpCase(
+            f"index_fill at constant channels by {value}",
+            fn(lambda h, at, value=value: h.index_fill(1, at, value), at=TOKEN_LIST),
+            loses=("producer.weight[0]", "op.at[0]"),
+            ties=OVERWRITTEN,
+        )
+        for value in (0.0, 0.7)
+    ),
+    OpCase(
+        "index_add at channels that the code lists",
+        fn(lambda h: _listed(h)),
         expect="refused",
         says=("aten::index_add", "written to at positions"),
     ),
     OpCase(
-        "index_fill along the channels",
-        fn(lambda h, at: h.index_fill(1, at, 0.0), at=TOKEN_LIST),
+        "index_fill at channels that follow from the input",
+        fn(lambda h: h.index_fill(1, (h[0, :2, 0, 0] > 0).long(), 0.0)),
         expect="refused",
         says=("aten::index_fill", "written to at positions"),
     ),
@@ -153,9 +209,56 @@ INDEXING = [
         ("aten::diagonal_scatter", "written to at positions"),
     ),
     OpCase("diagonal_scatter of space", fn(lambda h: h.diagonal_scatter(h[:, :, 0, :5].exp(), 0, -2, -1))),
+    *(
+        OpCase(
+            f"masked_scatter of whole rows {name}",
+            fn(function, rows=(10, 11)),
+            **LAST,
+            takes_input=True,
+            loses=("producer.weight[0]", "op.rows[1]"),
+        )
+        for name, function in (
+            ("by an expanded mask", lambda h, x, rows: h.masked_scatter(_tokens(x).expand_as(h), rows)),
+            ("by a mask that is broadcast", lambda h, x, rows: h.masked_scatter(_tokens(x), rows)),
+            ("from a flat tensor", lambda h, x, rows: h.masked_scatter(_tokens(x).expand_as(h), rows.flatten())),
+            ("from a batch", lambda h, x, rows: h.masked_scatter(_tokens(x).expand_as(h), rows.view(2, 5, 11))),
+            ("in place", lambda h, x, rows: h.sin().masked_scatter_(_tokens(x).expand_as(h), rows)),
+        )
+    ),
+    OpCase(
+        "masked_scatter of whole pixels",
+        fn(
+            lambda h, x, rows: h.permute(0, 2, 3, 1).masked_scatter((x[:, 0] > 0)[..., None], rows).permute(0, 3, 1, 2),
+            rows=(70, 11),
+        ),
+        takes_input=True,
+        loses=("producer.weight[0]", "op.rows[1]"),
+    ),
+    OpCase(
+        "masked_scatter of whole maps",
+        fn(lambda h, x, maps: h.masked_scatter((x[:, :1, :1, :1] > 0).expand_as(h), maps), maps=(2, 11, 5, 7)),
+        takes_input=True,
+        ties=OVERWRITTEN,
+        loses=("producer.weight[0]", "op.maps[1]"),
+    ),
     OpCase(
         "masked_scatter",
         fn(lambda h: h.masked_scatter(h > 0, h.exp())),
+        expect="refused",
+        says=("aten::masked_scatter", "filled in order"),
+    ),
+    OpCase(
+        "masked_scatter of whole maps from rows of space",
+        fn(lambda h, x, rows: h.masked_scatter((x[:, :1, :1, :1] > 0).expand_as(h), rows), rows=(22, 35)),
+        takes_input=True,
+        expect="refused",
+        says=("aten::masked_scatter", "filled in order"),
+    ),
+    OpCase(
+        "masked_scatter of a row that is broadcast",
+        fn(lambda h, x, rows: h[:1].masked_scatter(_tokens(x).expand(2, 5, 11), rows), rows=(10, 11)),
+        **LAST,
+        takes_input=True,
         expect="refused",
         says=("aten::masked_scatter", "filled in order"),
     ),

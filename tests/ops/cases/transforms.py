@@ -28,6 +28,32 @@ TRANSFORMS = [
             lambda h: torch.stft(h.flatten(0, 1), 8, window=h.new_ones(8), return_complex=True).abs().view(2, 11, 5, -1)
         ),
         (2, 11, 32),
+    ),
+    OpCase(
+        "frames of a signal by as_strided",
+        fn(lambda h: h.as_strided((2, 11, 7, 8), (h.stride(0), h.stride(1), 4, 1))),
+        (2, 11, 32),
+    ),
+    OpCase(
+        "frames of a signal by as_strided, from the third number on",
+        fn(lambda h: torch.as_strided(h, (2, 11, 5, 6), (h.stride(0), h.stride(1), 5, 1), h.storage_offset() + 2)),
+        (2, 11, 32),
+    ),
+    OpCase(
+        "windows of an image by as_strided",
+        fn(lambda h: h.as_strided((2, 11, 3, 5, 3, 3), (h.stride(0), h.stride(1), 7, 1, 7, 1))),
+    ),
+    OpCase(
+        "as_strided across the channels",
+        fn(lambda h: h.as_strided((2, 10, 14), (77, 7, 1))),
+        SEQUENCE,
+        "refused",
+        ("aten::as_strided", "as_strided reads memory"),
+    ),
+    OpCase(
+        "as_strided beyond the channel",
+        fn(lambda h: h.as_strided((1, 11, 3, 3), (77, 7, 3, 1))),
+        SEQUENCE,
         "refused",
         ("aten::as_strided", "as_strided reads memory"),
     ),
