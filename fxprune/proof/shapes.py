@@ -112,7 +112,7 @@ class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
             kept = self.removal.kept(vector)
             if kept is None:
                 continue
-            if argument == "index":
+            if argument == "index" and type(old) is not int:  # a list of positions, not one of `select`
                 if old is None or not _same_list(old[1], self._positions(named, old[0]), kept):
                     raise ContradictionError(f"{key[2]} picks by a list of positions that forward makes", (vector,))
                 continue
