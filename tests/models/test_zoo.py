@@ -242,9 +242,12 @@ def test_every_family_is_there() -> None:
 def test_the_page_says_what_was_not_measured_and_how_much_less_a_class_loses() -> None:
     given_up = {"key": "timm/a", "path": "fx", "same_class": False, "all_removed": 0.5, "graph_removed": 0.5}
     held = {"key": "timm/b", "path": "eager", "same_class": True, "all_removed": 0.4, "graph_removed": 0.5}
-    text = page([given_up, held, {**held, "key": "timm/c", "all_removed": 0.46}], "Measured in parts.")
+    kept = {**held, "key": "timm/c", "all_removed": 0.46}
+    alone = {"key": "torch.nn/d", "path": "eager", "same_class": True, "all_removed": 0.4}
+    text = page([given_up, held, kept, alone], "Measured in parts.")
     assert "| timm | 3 | 1 of 3 (33 %) | - | - | eager 2, fx 1 |" in text
     assert "| a | - | fx | no | 50.0% | 50.0% | - |" in text
     assert "| b | - | eager | no | 40.0% | 50.0% | - |" in text
     assert "| c | - | eager | yes | 46.0% | 50.0% | - |" in text
+    assert "| d | - | eager | yes | 40.0% | - | - |" in text
     assert "Measured in parts." in text
