@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from fxprune.capture.scopes import Key
 from fxprune.proof.shapes import ShapeCheck, not_adapted
 
 _OPERATIONS = {
-    **dict.fromkeys(("view", "reshape"), "aten::view"),
+    **dict.fromkeys(("view", "reshape", "unflatten"), "aten::view"),
     **dict.fromkeys(("expand", "broadcast_to"), "aten::expand"),
 }
 """The name of a function -> the operation that it runs, whose result has the sizes that it is called with."""
@@ -31,7 +32,8 @@ class RefusedSizes(TorchFunctionMode):
         self.dims: tuple[int, ...] = ()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        operation = _OPERATIONS.get(getattr(func, "__name__", ""))
+        name = getattr(func, "__name__", "")
+        operation = _OPERATIONS.get(name)
         if operation is None or kwargs:
             return func(*args, **(kwargs or {}))
         scope = self.check.scopes.current
@@ -39,14 +41,26 @@ class RefusedSizes(TorchFunctionMode):
         try:
             return func(*args)
         except RuntimeError:
-            self._note(key, args[1:])
+            self._note(key, _unflattened(*args) if name == "unflatten" else _listed(args[1:]))
             raise
 
-    def _note(self, key: Key, sizes: tuple[Any, ...]) -> None:
+    def _note(self, key: Key, sizes: Sequence[Any]) -> None:
         promised = self.check.expected.outputs.get(key)
-        given = tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list, torch.Size)) else sizes
-        if promised is None or len(promised) != 1 or len(promised[0].vectors) != len(given):
+        if promised is None or len(promised) != 1 or len(promised[0].vectors) != len(sizes):
             return
-        wanted = [None if size == -1 else int(size) for size in given if isinstance(size, int)]
-        if len(wanted) == len(given):
+        if all(size is None or isinstance(size, int) for size in sizes):
+            wanted = [None if size in (None, -1) else int(size) for size in sizes]
             self.operation, self.dims = key, not_adapted(promised[0].vectors, wanted, self.check.removal)
+
+
+def _listed(sizes: tuple[Any, ...]) -> Sequence[Any]:
+    """The sizes that a function was called with, one by one or as a list."""
+    return tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
+
+
+def _unflattened(tensor: torch.Tensor, dim: Any, sizes: Any) -> Sequence[Any]:
+    """The sizes that `unflatten` was called with, None for the dimensions that it leaves."""
+    if not isinstance(dim, int) or not isinstance(sizes, (tuple, list)):
+        return ()
+    before = dim % tensor.ndim
+    return (*[None] * before, *sizes, *[None] * (tensor.ndim - before - 1))

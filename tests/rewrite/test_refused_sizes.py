@@ -43,6 +43,11 @@ class Function(Gated):
         return torch.reshape(self.gate(x), (-1, 2, 4)).sum(-1)[:, 0]
 
 
+class Unflattened(Gated):
+    def gates(self, x: Tensor) -> Tensor:
+        return self.gate(x).unflatten(-1, (2, 4)).sum(-1)[:, 0]
+
+
 class Expanded(Gated):
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +73,7 @@ class Net(nn.Module):
         return torch.cat([self.first(x), self.second(x)], -1)
 
 
-@pytest.mark.parametrize("kind", [Gated, SeveralArguments, Transposed, Function, Expanded, OneOfTwo])
+@pytest.mark.parametrize("kind", [Gated, SeveralArguments, Transposed, Function, Unflattened, Expanded, OneOfTwo])
 def test_a_number_in_a_shape_holds_its_own_dimension_only(kind: type[Gated]) -> None:
     net, x = randomise(Net(kind).double().eval(), 0), torch.randn(5, 6).double()
     small: Any = fxprune.transform(net, x, ratio=0.5, path="eager")
