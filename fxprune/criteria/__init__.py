@@ -16,9 +16,10 @@ from fxprune.criteria.by_layer import scores_by_layer
 from fxprune.criteria.coactivation import CoactivationImportance, coactivation_importance
 from fxprune.criteria.contributions import Contributions, sample_contributions
 from fxprune.criteria.geometric_median import geometric_median_distances
+from fxprune.criteria.gradients import GradientImportance, fisher_importance, taylor_importance
 from fxprune.criteria.magnitude import filter_norms, norm_scores
 from fxprune.criteria.scores import by_group, scores_of
-from fxprune.criteria.table import CRITERIA, MEASURED, Criterion, Importance, criterion, measured
+from fxprune.criteria.table import CRITERIA, MEASURED, Criterion, Importance, comparable, criterion, measured
 from fxprune.criteria.taylor import taylor_scores
 from fxprune.criteria.thinet import ThiNetImportance, thinet_importance
 
@@ -29,13 +30,16 @@ __all__ = [
     "CoactivationImportance",
     "Contributions",
     "Criterion",
+    "GradientImportance",
     "Importance",
     "LayerStatistics",
     "ThiNetImportance",
     "by_group",
     "coactivation_importance",
+    "comparable",
     "criterion",
     "filter_norms",
+    "fisher_importance",
     "geometric_median_distances",
     "importance_from",
     "measured",
@@ -43,6 +47,7 @@ __all__ = [
     "sample_contributions",
     "scores_by_layer",
     "scores_of",
+    "taylor_importance",
     "taylor_scores",
     "thinet_importance",
 ]

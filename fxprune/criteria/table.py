@@ -44,11 +44,25 @@ CriterionT = TypeVar("CriterionT", bound=Criterion)
 FromDataT = TypeVar("FromDataT", bound=FromData)
 
 
-def criterion(name: str) -> Callable[[CriterionT], CriterionT]:
-    """Put a function into `CRITERIA` under this name. Raises `PlanError` for a name that another function has."""
+COMPARABLE: set[str] = set()
+"""The criteria whose scores compare between groups. Scores of others are divided by the mean of their group first."""
+
+
+def comparable(importance: Importance) -> bool:
+    """True if the scores of an importance compare between groups: one that says so by its attribute `comparable`."""
+    return importance in COMPARABLE if isinstance(importance, str) else bool(getattr(importance, "comparable", False))
+
+
+def criterion(name: str, *, comparable: bool = False) -> Callable[[CriterionT], CriterionT]:
+    """Put a function into `CRITERIA` under this name. Raises `PlanError` for a name that another function has.
+
+    comparable: True if its scores compare between groups.
+    """
 
     def register(function: CriterionT) -> CriterionT:
         _put(CRITERIA, name, function)
+        if comparable:
+            COMPARABLE.add(name)
         return function
 
     return register

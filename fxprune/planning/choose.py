@@ -16,7 +16,7 @@ from fxprune.arguments import fits
 from fxprune.channels.groups import Bools
 from fxprune.channels.vector import Vector
 from fxprune.costs.count import cost_of
-from fxprune.criteria import Importance, scores_of
+from fxprune.criteria import Importance, comparable, scores_of
 from fxprune.errors import PlanError
 from fxprune.planning.budgets import Widths, budgets_of, within
 from fxprune.planning.keeping import Scores
@@ -54,8 +54,10 @@ def choose(
             Channels that are coupled to a masked one are removed with it; those that cannot be removed stay, and
             the reasons say why. "zeros" chooses every channel.
         importance: "l2", "l1" (norms of everything that is removed with a channel), "fpgm" (distance of the
-            producer's filter from the group's others, see `fxprune.criteria`), "random", or a callable that takes a
-            `Group` and returns one score per channel; the lowest are removed.
+            producer's filter from the group's others, see `fxprune.criteria`), "lamp" (the share among those that are
+            not smaller), "bn_scale" (the weight of the batch norm), "random", or a callable that takes a `Group` and
+            returns one score per channel; the lowest are removed. `fxprune.criteria` makes such callables from data:
+            `taylor_importance`, `fisher_importance`, `thinet_importance` and others.
         ignore: a pattern or several; the output channels of the layers that they name stay.
         round_to: the number of channels kept in a group is a multiple of this where the group is large enough.
         exact: only groups whose removal equals setting their slots to zero.
@@ -85,7 +87,9 @@ def choose(
     if not groups and not fixed:
         return findings.solution.no_channel(), (why or _why_no_group(findings, _ratios(findings, ratio), stay, exact))
     scores = scores_of(findings, importance, [*groups, *(findings.groups[number] for number in fixed)], seed)
-    spread = Spread(list(groups), {g.number: g.size - limits.least(g.size) for g in groups}, limits.kept)
+    spread = Spread(
+        list(groups), {g.number: g.size - limits.least(g.size) for g in groups}, limits.kept, comparable(importance)
+    )
     widths = Widths(lambda level: {}, lambda gone: _flags(findings, scores, {**gone, **fixed}), round_to)
     if keep is None:
         removed, reasons = widths.flags({g.number: spread.count(g, share) for g, share in groups.items()})
