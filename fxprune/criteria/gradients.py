@@ -156,7 +156,7 @@ def _backward(model: nn.Module, batch: Any, loss: Loss, number: int) -> None:
         kind = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise InputError("the loss is no scalar", at=at, why=f"it is {kind}", do=do)
     if not bool(value.isfinite()):
-        raise InputError("the loss is not finite", at=at, why=f"it is {float(value.detach())}", do="leave out that batch")
+    """Evaluation mode, with gradients of all floating parameters. All is as before at the end."""
     if not value.requires_grad:
         raise InputError("the loss does not depend on the model's parameters", at=at, do=do)
     value.backward()  # type: ignore[no-untyped-call]
