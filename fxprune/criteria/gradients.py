@@ -156,7 +156,8 @@ def _backward(model: nn.Module, batch: Any, loss: Loss, number: int) -> None:
         kind = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise InputError("the loss is no scalar", at=at, why=f"it is {kind}", do=do)
     if not bool(value.isfinite()):
-    """Evaluation mode, with gradients of all floating parameters. All is as before at the end."""
+        why = f"it is {float(value.detach())}"
+        raise InputError("the loss is not finite", at=at, why=why, do="leave out that batch")
     if not value.requires_grad:
         raise InputError("the loss does not depend on the model's parameters", at=at, do=do)
     value.backward()  # type: ignore[no-untyped-call]
