@@ -114,7 +114,11 @@ def _groups(
     ratios = [1.0] * len(findings.groups) if full else _ratios(findings, ratio)
     fixed = _fixed_counts(findings, counts)
     able = (g for g in findings.groups if g.number not in stay | adapters | fixed.keys() and ratios[g.number] > 0)
-    return {group: ratios[group.number] for group in able}, fixed, _why_adapters_stay(findings, ratios, adapters)
+    return (
+        {group: ratios[group.number] for group in able},
+        fixed,
+        _why_adapters_stay(findings, ratios, adapters - fixed.keys()),
+    )
 
 
 def _why_rounding(groups: Mapping[Group, float], round_to: int) -> str:
@@ -175,6 +179,8 @@ def _fixed_counts(findings: Findings, counts: Any) -> dict[int, int]:
     """The number of channels that each group of `counts` loses."""
     if counts is None:
         return {}
+    if not isinstance(counts, Mapping):
+        raise PlanError("counts must be a dict from patterns to numbers", why=f"it is a {type(counts).__name__}")
     for pattern, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1:
             raise PlanError("a count must be an integer of at least 1", at=f"counts={{{pattern!r}: {count!r}}}")

@@ -179,6 +179,16 @@ def test_where_only_ranks_could_go_the_reason_says_so():
     assert not [reason for reason in fxprune.record(ignored).reasons if "low-rank" in reason]
 
 
+def test_a_count_and_a_budget_treat_the_rank_as_a_ratio_does():
+    model = randomise(stack(peft()), 1)
+    plan = fxprune.analyze(model, X).plan(ratio=0.5, counts={"2.lora_A.default": 3})
+    assert plan.removed["2.lora_A.default.weight"][0]
+    assert not [reason for reason in plan.reasons if "low-rank" in reason]
+    plan = fxprune.analyze(model, X).plan(keep={"params": 0.5})
+    assert 0 not in plan.removed.get("2.lora_A.default.weight", {})
+    assert [reason for reason in plan.reasons if "low-rank" in reason]
+
+
 def test_many_adapters_are_one_reason():
     model = nn.Sequential(*(peft(8, 8) for _ in range(5))).eval()
     plan = fxprune.analyze(model, torch.randn(2, 8)).plan(ratio=0.5)
