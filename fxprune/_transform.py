@@ -53,7 +53,7 @@ from fxprune.rewrite.tensor_hooks import left_out
 ModelT = TypeVar("ModelT", nn.Module, ExportedProgram)
 
 
-@checks_arguments("also", "methods", "exact", "strict", "verify", "repair_mode")
+@checks_arguments("also", "methods", "counts", "exact", "strict", "verify", "repair_mode")
 @public_call()
 def transform(
     model: ModelT,

@@ -72,9 +72,10 @@ def _kind(function: Callable[..., Any], name: str) -> Any:
     own = inspect.unwrap(function)
     declared = types.SimpleNamespace(__annotations__={name: own.__annotations__.get(name, Any)})
     try:
-        return typing.get_type_hints(declared, own.__globals__)[name]
+        kind = typing.get_type_hints(declared, own.__globals__)[name]
     except NameError:
         return Any
+    return (kind.__bound__ or kind) if isinstance(kind, TypeVar) else kind
 
 
 def _check(function: Callable[..., Any], parameter: inspect.Parameter, value: Any, kind: Any) -> None:

@@ -117,6 +117,8 @@ FREE = {
     ("fxprune.sparse.insert_thresholds", "threshold"),
     ("fxprune.sparse.activation_statistics", "loader"),
     ("fxprune.criteria.coactivation_importance", "loader"),
+    ("fxprune.criteria.sample_contributions", "loader"),
+    ("fxprune.criteria.thinet_importance", "loader"),
     ("fxprune.sparse.coactivation_importance", "loader"),
 }
 """Arguments that are the user's functions, or batches for the user's model: what these raise is the user's."""
@@ -258,6 +260,9 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "a ratio that is no float": lambda: fxprune.transform(NET, X, ratio={nn.Conv2d: 10**400}),
     "a threshold that is no float": lambda: sparse.sparsify(nn.Linear(8, 8), 10**400),
     "a module as a schedule": lambda: pruner.L1Pruner(NET[0]),
+    "a list as counts": lambda: fxprune.transform(NET, X, counts=[("0", 3)]),
+    "a list as a function": lambda: fxprune.repair(SMALL, NET, [X], inputs=[X]),
+    "a list as a model": lambda: fxprune.recalibrate([NET], [X]),
     "a share that is no float": lambda: schedules.Constant(10**400),
     "a module": lambda: fxprune.masked(NET, {"0": {0: [0]}}),
 }

@@ -29,7 +29,7 @@ MEMORY = 2 << 30
 """The bytes of activations that wait between layers, unless other ones are asked for."""
 
 
-@checks_arguments("small", "model", "mode", "ridge", "holdout", "memory", "progress")
+@checks_arguments("small", "model", "inputs", "mode", "ridge", "holdout", "memory", "progress")
 @public_call()
 def repair(
     small: ModelT,
@@ -120,7 +120,7 @@ def _check_original(model: nn.Module, shapes: Any) -> None:
             )
 
 
-@checks_arguments("model", "progress")
+@checks_arguments("model", "inputs", "progress")
 @public_call()
 def recalibrate(
     model: ModuleT, batches: Iterable[Any], *, inputs: Callable[[Any], Any] | None = None, progress: bool = False
