@@ -11,7 +11,8 @@
 | global hooks of `nn.Module` | `module_hooks` | one before and one after each forward, during a run |
 | `nn.Module.__call__`, `nn.Module.__getattr__` | `tracing` | replaced by `torch.fx` while it traces |
 | other attributes of torch, see `trace_watch.py` | `tracing` | replaced by functions that report, while a trace runs |
-| printing, logging, filters of warnings | `silence` | nothing is shown, during an export |
+| printing, filters of warnings | `silence` | nothing of this thread is shown, during an export |
+| `logging.Logger.handle` | `no_logs` | drops what this thread logs, during an export |
 | the random generators of torch, numpy and Python | `same_random_state` | set back after a run |
 
 Every context manager restores the earlier state at its end, also after an exception. All of them hold the same lock
@@ -25,6 +26,7 @@ import gc
 import io
 import logging
 import random
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -175,23 +177,54 @@ def tracing() -> Iterator[None]:
 
 @contextlib.contextmanager
 def silence() -> Iterator[list[warnings.WarningMessage]]:
-    """Hides prints and logs, and yields a list that collects warnings. Also turns off the fast path of attention.
+    """Hides prints and logs of this thread, and yields a list that collects warnings, those of all threads.
 
-    Nothing is lost: torch raises the errors that it prints and logs.
+    Nothing is lost: torch raises the errors that it prints and logs. Also turns off the fast path of attention.
     """
-    with no_fused_attention():
-        logs = logging.root.manager.disable
-        logging.disable(logging.ERROR)
+    with (
+        no_fused_attention(),
+        no_logs(),
+        warnings.catch_warnings(record=True) as caught,
+        contextlib.redirect_stdout(_OfOtherThreads(sys.stdout)),
+        contextlib.redirect_stderr(_OfOtherThreads(sys.stderr)),
+    ):
+        warnings.simplefilter("always")
+        yield caught
+
+
+@contextlib.contextmanager
+def no_logs() -> Iterator[None]:
+    """Drops what this thread logs, up to errors. `logging.disable` would do so for all threads."""
+    with _LOCK:
+        loggers: Any = logging.Logger
+        thread, handle = threading.get_ident(), loggers.handle
+
+        def of_other_threads(logger: logging.Logger, record: logging.LogRecord) -> None:
+            if threading.get_ident() != thread or record.levelno > logging.ERROR:
+                handle(logger, record)
+
+        loggers.handle = of_other_threads
         try:
-            with (
-                warnings.catch_warnings(record=True) as caught,
-                contextlib.redirect_stdout(io.StringIO()),
-                contextlib.redirect_stderr(io.StringIO()),
-            ):
-                warnings.simplefilter("always")
-                yield caught
+            yield
         finally:
-            logging.disable(logs)
+            loggers.handle = handle
+
+
+class _OfOtherThreads(io.StringIO):
+    """A stream that drops what the thread writes that made it, and passes on what others write."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__()
+        self._stream, self._thread = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        """Write a text; returns its length."""
+        return len(text) if threading.get_ident() == self._thread else int(self._stream.write(text))
+
+    def flush(self) -> None:
+        """Flush the stream of the other threads."""
+        if threading.get_ident() != self._thread:
+            self._stream.flush()
 
 
 # -- what forward leaves in the files of a model -------------------------------------------------------------

@@ -101,6 +101,7 @@ MANAGERS: dict[str, Callable[[], Any]] = {
     "tracing": process_state.tracing,
     "same_random_state": process_state.same_random_state,
     "silence": process_state.silence,
+    "no_logs": process_state.no_logs,
     "clean_caches": lambda: process_state.clean_caches(nn.Identity()),
     "no_caches": lambda: process_state.no_caches(nn.Identity()),
 }
@@ -161,6 +162,24 @@ def test_warnings_are_collected_whatever_the_filters_are(usual: Any) -> None:
             for _ in range(2):
                 warnings.warn("for the test", stacklevel=1)
         assert [str(warning.message) for warning in caught] == ["for the test"] * 2
+
+
+def test_what_other_threads_print_and_log_is_shown_during_an_export(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    def speak(who: str) -> None:
+        print(f"{who} prints")
+        print(f"{who} warns", file=sys.stderr, flush=True)
+        logging.getLogger("of.a.model").error("%s logs", who)
+
+    with process_state.silence():
+        speak("this thread")
+        thread = threading.Thread(target=speak, args=("another",))
+        thread.start()
+        thread.join(10)
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("another prints\n", "another warns\n")
+    assert [record.getMessage() for record in caplog.records] == ["another logs"]
 
 
 @functools.lru_cache
@@ -422,7 +441,8 @@ TOUCHES = (
     r"\.setLevel",
     r"register_module_forward",
     r"\bcache_clear\(\)",
-    r"redirect_std(out|err)\(io",
+    r"redirect_std(out|err)\((io|_OfOtherThreads)",
+    r"loggers\.handle = ",
     r"fork_rng",
 )
 
