@@ -17,6 +17,7 @@ from tests.benchmarks import (
     bench_masked,
     bench_memory,
     bench_pass,
+    bench_proof,
     bench_sparse,
     bench_transformers,
 )
@@ -29,6 +30,7 @@ BENCHMARKS: dict[str, Callable[[], str]] = {
     "export": bench_export.measure,
     "fold": bench_fold.measure,
     "memory": bench_memory.measure,
+    "proof": bench_proof.measure,
     "transformers": bench_transformers.measure,
     "sparse": bench_sparse.measure,
     "masked": bench_masked.measure,
