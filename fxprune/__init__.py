@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from fxprune._analyze import Analysis, analyze
 from fxprune._record import Record, record
 from fxprune._repair import recalibrate, repair
-from fxprune._transform import transform, verify
+from fxprune._transform import transform
+from fxprune._verify import verify
 from fxprune.analysis.findings import Group
 from fxprune.analysis.members import Locked, Member
 from fxprune.artifacts import Exported, export, load, save
@@ -28,6 +29,7 @@ from fxprune.errors import (
     InputError,
     NothingRemovedWarning,
     NotProvenWarning,
+    OtherWeightsWarning,
     PlanError,
     RewriteError,
     RuleError,
@@ -69,6 +71,7 @@ __all__ = [
     "Member",
     "NotProvenWarning",
     "NothingRemovedWarning",
+    "OtherWeightsWarning",
     "Plan",
     "PlanDiff",
     "PlanError",

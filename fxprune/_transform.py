@@ -1,4 +1,4 @@
-"""`transform` and `verify`, the functions that users call, and the record that a small model gets."""
+"""`transform`, and the record that a small model gets."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ from typing import Any, TypeVar, cast
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from fxprune._analyze import analyze
 from fxprune._attempt import Request, Result
 from fxprune._first_result import first_result
-from fxprune._record import Record, attach, record
+from fxprune._record import Record, attach, checksum
 from fxprune._repair import RepairSettings, inputs_of, repaired
-from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.arguments import checks_arguments
 from fxprune.capture.inputs import Inputs
-from fxprune.capture.module_copy import copy_module
 from fxprune.capture.output_paths import narrowed, output_paths
 from fxprune.capture.process_state import public_call
 from fxprune.capture.program import as_module, exported_again
@@ -28,24 +25,18 @@ from fxprune.costs import cost_of
 from fxprune.criteria import Importance
 from fxprune.errors import (
     BudgetMissedWarning,
-    CaptureError,
     ClassLostWarning,
     FixedSizesWarning,
     NothingRemovedWarning,
     NotProvenWarning,
     PlanError,
 )
-from fxprune.fold import folds, resolve_plan
+from fxprune.fold import folds
 from fxprune.paths import paths_for
 from fxprune.planning.budgets import above
 from fxprune.planning.plan import Plan
 from fxprune.planning.structure import structure_of
-from fxprune.proof.compare import prove
-from fxprune.proof.result import NoReferenceError
 from fxprune.rewrite.derived import derived
-from fxprune.rewrite.factors import multiplied
-from fxprune.rewrite.graph import scale_factors
-from fxprune.rewrite.kept_weights import own_numbers
 from fxprune.rewrite.missing_graph import explain_missing_graph
 from fxprune.rewrite.references import names_in, references_to_original
 from fxprune.rewrite.tensor_hooks import left_out
@@ -231,51 +222,6 @@ def _warnings(result: Result, *, class_expected: bool) -> Iterator[tuple[str, ty
         yield text, FixedSizesWarning
 
 
-@checks_arguments("model", "small", "methods")
-@public_call()
-def verify(
-    model: nn.Module | ExportedProgram,
-    small: nn.Module | ExportedProgram,
-    example_inputs: Any,
-    *,
-    methods: Mapping[str, Any] | None = None,
-    outputs: Any = None,
-) -> float:
-    """The relative error of a small model against its reference.
-
-    The reference is `masked(model, record(small).zeroed)`. Where the removal changed a statistic (see `norms` of
-    `transform`), the reference takes that statistic over the kept channels. Both run in float64 and evaluation mode.
-
-    Args:
-        model: the original.
-        small: the model that `transform` made from it.
-        example_inputs, methods: as for `transform`. They may be different ones, also in their sizes.
-        outputs: the parts of the result to compare, as for `transform`; by default those that counted there.
-
-    Returns the largest max |small - reference| / max |reference| of all outputs; inf if shapes differ, or if a number
-    is not finite in one of them only. Raises `VerificationError` if the small model raises where the original does not,
-    or computes with another scale.
-    """
-    made = record(small)
-    recorded = copy_module(as_module(model, example_inputs), lambda tensor: tensor)
-    for name, module in recorded.named_modules():
-        module.training = name in made.training
-    counting = narrowed(made.plan.outputs, output_paths(outputs))
-    listed = None if counting is None else list(counting)
-    options: dict[str, Any] = {"path": made.path, "norms": made.norms}
-    analysis = analyze(recorded, example_inputs, methods=methods, outputs=listed, **options)
-    resolved = resolve_plan(analysis, replace(made.plan, structure=None))
-    factors = scale_factors(analysis, resolved.removal) if made.plan.factors else ScaleFactors()
-    exact = {**own_numbers(analysis, resolved.removal), **resolved.constants.exact}
-    exact = multiplied(analysis, resolved.removal, factors, exact)
-    folded = None if made.plan.zeroed is None else resolved.constants
-    plain = as_module(small, example_inputs)
-    try:
-        return prove(analysis, plain, resolved.removal, resolved.zeroed, exact, factors, folded=folded).error
-    except NoReferenceError as error:
-        raise CaptureError("the model's forward raises", raised=True, why=str(error)) from error
-
-
 def _recorded(result: Result) -> Record:
     analysis, small, plan = result.analysis, result.small, result.plan
     reasons = [*plan.reasons, *analysis.notes, *result.recounted]
@@ -321,6 +267,7 @@ def _recorded(result: Result) -> Record:
         None if result.proof is None else result.proof.compared,
         () if result.proof is None else result.proof.one_sided,
         tuple(call.name for call in analysis.subject.methods),
+        weights=checksum(small),
     )
 
 

@@ -96,6 +96,10 @@ class NotProvenWarning(UserWarning):
     """A small model could not be compared with its reference, or nothing that depends on what was removed was."""
 
 
+class OtherWeightsWarning(UserWarning):
+    """A small model was repaired or trained, so that `verify` proves it with the weights of the original in it."""
+
+
 class ChannelsStayWarning(UserWarning):
     """Some channels stay although their removal was requested. The text says which, and why."""
 

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "fxprune"
 
 ORDER = """
     errors arguments names pattern_values files schedules old_modules channels ops rules capture paths analysis costs
-    criteria planning proof rewrite fold report _record _repair _analyze _attempt _first_result _transform plot
+    criteria planning proof rewrite fold report _record _repair _analyze _attempt _first_result _transform _verify plot
     artifacts sparse pruner __init__ cli __main__
 """.split()
 """Parts of the package; each imports only from itself and from those before it."""
@@ -27,7 +27,8 @@ PUBLIC = """
     Analysis BudgetMissedWarning CaptureError ChannelsStayWarning ClassLostWarning Cost Exported FileError
     FixedSizesWarning FxpruneError
     Group InputError
-    LayerCost Locked Member NotProvenWarning NothingRemovedWarning Plan PlanDiff PlanError Record RewriteError RuleError
+    LayerCost Locked Member NotProvenWarning NothingRemovedWarning OtherWeightsWarning Plan PlanDiff PlanError
+    Record RewriteError RuleError
     VerificationError analyze cost export leaf load masked masks_of recalibrate record repair rule save trace transform
     verify
 """.split()

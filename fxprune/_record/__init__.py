@@ -2,5 +2,6 @@
 
 from fxprune._record.history import Record
 from fxprune._record.holder import attach, record
+from fxprune._record.weight_sum import checksum
 
-__all__ = ["Record", "attach", "record"]
+__all__ = ["Record", "attach", "checksum", "record"]

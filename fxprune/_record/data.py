@@ -32,6 +32,7 @@ def data_of(record: Record) -> dict[str, Any]:
         **({} if not record.one_sided else {"one_sided": [asdict(found) for found in record.one_sided]}),
         **({"methods": list(record.methods)} if record.methods else {}),
         **({} if record.repair is None else {"repair": repaired.data_of(record.repair)}),
+        **({"weights": record.weights} if record.weights else {}),
     }
 
 
@@ -43,7 +44,7 @@ def _cost_data(cost: Cost) -> dict[str, Any]:
 
 def record_of(data: Field, plan: Plan) -> Record:
     """Returns the record that plain data and its plan describe. Raises for data that is no record."""
-    data.object(_KEYS, ["compared", "one_sided", "methods", "repair"])
+    data.object(_KEYS, ["compared", "one_sided", "methods", "repair", "weights"])
     if not isinstance(data["exact"].value, bool):
         raise data["exact"].wrong("it must be true or false")
     return Record(
@@ -63,6 +64,7 @@ def record_of(data: Field, plan: Plan) -> Record:
         tuple(map(_one_sided, data["one_sided"].items())) if "one_sided" in data.mapping() else (),
         data["methods"].texts() if "methods" in data.mapping() else (),
         repaired.repair_of(data["repair"]) if "repair" in data.mapping() else None,
+        data["weights"].text() if "weights" in data.mapping() else "",
     )
 
 

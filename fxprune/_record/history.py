@@ -37,6 +37,7 @@ class Record:
         has not compared their results. Such an operation is no fault by itself.
     methods: the names of the other methods that were analysed, cut and compared like forward.
     repair: what `fxprune.repair` did, None without a repair. `error` and `compared` are those of before.
+    weights: a checksum of the small model's weights before it was repaired or trained, "" if it is unknown.
     """
 
     path: str
@@ -55,6 +56,7 @@ class Record:
     one_sided: tuple[OneSided, ...] = ()
     methods: tuple[str, ...] = ()
     repair: Repair | None = None
+    weights: str = ""
 
     @checks_arguments()
     def then(self, second: Record) -> Record:
@@ -80,6 +82,7 @@ class Record:
             plan,
             (self.cost[0], second.cost[1]) if self.cost and second.cost else None,
             repair=second.repair,
+            weights=second.weights,
         )
 
     @property

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tabulate import tabulate
-
 from fxprune.files import Field
+from fxprune.report.repairs import repair_data, repair_text
 
 _KEYS = "mode layers left before after undone".split()
 
@@ -44,12 +43,9 @@ class Repair:
     undone: tuple[str, ...] = field(default=())
 
     def __str__(self) -> str:
-        rows = [(name, layer.before, layer.after, layer.ridge) for name, layer in self.layers.items()]
-        headers = ("layer", "error before", "error after", "ridge")
-        table = tabulate(rows, headers=headers, floatfmt=".2e", missingval="")
-        left = [f"{name}: left as it is; {why}" for name, why in self.left.items()]
-        undone = [f"taken back, since the outputs were worse: {', '.join(self.undone)}"] if self.undone else []
-        return "\n".join([table, f"outputs: {self.before:.2e}, after the repair {self.after:.2e}", *left, *undone])
+        made = repair_data(self)
+        assert made is not None
+        return repair_text(made)
 
 
 def data_of(repair: Repair) -> dict[str, Any]:

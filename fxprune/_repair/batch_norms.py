@@ -42,4 +42,6 @@ def take_statistics(
                 for mean in (norm.running_mean, norm.running_var):
                     if mean is not None:
                         processes.add([mean.mul_(len(parts) / total)])
+                if norm.num_batches_tracked is not None:
+                    processes.add([norm.num_batches_tracked])
     return len(norms)

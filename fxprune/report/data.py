@@ -12,6 +12,7 @@ from fxprune.analysis.findings import Findings
 from fxprune.analysis.members import Member
 from fxprune.costs import Cost, LayerCost, cost_of, per_channel, withheld
 from fxprune.ops.layers import output_dim
+from fxprune.report.repairs import RepairData, Repaired, repair_data
 
 SCHEMA = "fxprune.report/1"
 
@@ -139,6 +140,7 @@ class RecordData:
 
     error: None where the small model was not compared with its reference.
     one_sided: sentences about operations that did not run equally often in both models.
+    repair: what was repaired, None without a repair.
     """
 
     schema: str
@@ -155,6 +157,7 @@ class RecordData:
     reasons: tuple[str, ...]
     training: tuple[str, ...]
     one_sided: tuple[str, ...]
+    repair: RepairData | None
 
 
 class Recorded(Protocol):
@@ -182,6 +185,8 @@ class Recorded(Protocol):
     def training(self) -> tuple[str, ...]: ...  # noqa: D102
     @property
     def one_sided(self) -> tuple[Any, ...]: ...  # noqa: D102
+    @property
+    def repair(self) -> Repaired | None: ...  # noqa: D102
 
 
 def analysis_data(findings: Findings) -> AnalysisData:
@@ -296,6 +301,7 @@ def record_data(record: Recorded) -> RecordData:
         record.reasons,
         record.training,
         tuple(map(str, record.one_sided)),
+        repair_data(record.repair),
     )
 
 

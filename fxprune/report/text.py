@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from fxprune.report.data import AnalysisData, Change, GroupData, LayerChange, LockedData, RecordData, TensorChange
+from fxprune.report.repairs import repair_text
 from fxprune.report.repeats import Row, merge_repeats
 
 ROLES = ("producer", "norm", "consumer", "raw")
@@ -54,7 +55,12 @@ def record_text(data: RecordData, *, markdown: bool = False) -> str:
         first, more = data.one_sided[0], ", ..." if data.one_sided[1:] else ""
         count = _plural(len(data.one_sided), "operation")
         lines.append(f"not compared, as they ran another number of times: {count} ({first}{more})")
-    return ("  \n" if markdown else "\n").join(lines).replace("  \n  \n", "\n\n") + _notes(data.reasons, markdown)
+    told = ("  \n" if markdown else "\n").join(lines).replace("  \n  \n", "\n\n") + _notes(data.reasons, markdown)
+    return (
+        told
+        if data.repair is None
+        else f"{told}\n\nrepair:{_gap(markdown)}{repair_text(data.repair, markdown=markdown)}"
+    )
 
 
 def figure(number: int | None) -> str:

@@ -177,6 +177,7 @@ SCHEMAS: dict[str, Any] = {
         "reasons": [str],
         "training": [str],
         "one_sided": [str],
+        "repair": (dict, type(None)),
     },
 }
 

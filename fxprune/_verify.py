@@ -1,0 +1,126 @@
+"""`verify`, which compares a small model with its reference."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from fxprune._analyze import analyze
+from fxprune._record import checksum, record
+from fxprune.analysis.scale_factors import ScaleFactors
+from fxprune.arguments import checks_arguments
+from fxprune.capture.module_copy import copy_module
+from fxprune.capture.output_paths import narrowed, output_paths
+from fxprune.capture.process_state import public_call
+from fxprune.capture.program import as_module
+from fxprune.capture.tensors import Tensors
+from fxprune.errors import CaptureError, OtherWeightsWarning
+from fxprune.fold import resolve_plan
+from fxprune.proof.compare import prove
+from fxprune.proof.result import NoReferenceError
+from fxprune.rewrite.factors import multiplied
+from fxprune.rewrite.graph import rewrite, scale_factors
+from fxprune.rewrite.kept_weights import own_numbers
+
+
+@checks_arguments("model", "small", "methods")
+@public_call()
+def verify(
+    model: nn.Module | ExportedProgram,
+    small: nn.Module | ExportedProgram,
+    example_inputs: Any,
+    *,
+    methods: Mapping[str, Any] | None = None,
+    outputs: Any = None,
+) -> float:
+    """The relative error of a small model against its reference.
+
+    The reference is `masked(model, record(small).zeroed)`. Where the removal changed a statistic (see `norms` of
+    `transform`), the reference takes that statistic over the kept channels. Both run in float64 and evaluation mode.
+
+    If the weights of `small` are no longer those that it was made with, because it was repaired or trained, they cannot
+    equal those of the reference. Then its code and sizes are proven with the weights of the original in it, and an
+    `OtherWeightsWarning` says so. A model counts as trained if most numbers of some tensor are others.
+
+    Args:
+        model: the original.
+        small: the model that `transform` made from it.
+        example_inputs, methods: as for `transform`. They may be different ones, also in their sizes.
+        outputs: the parts of the result to compare, as for `transform`; by default those that counted there.
+
+    Returns the largest max |small - reference| / max |reference| of all outputs; inf if shapes differ, or if a number
+    is not finite in one of them only. Raises `VerificationError` if the small model raises where the original does not,
+    or computes with another scale.
+    """
+    made = record(small)
+    recorded = copy_module(as_module(model, example_inputs), lambda tensor: tensor)
+    for name, module in recorded.named_modules():
+        module.training = name in made.training
+    counting = narrowed(made.plan.outputs, output_paths(outputs))
+    listed = None if counting is None else list(counting)
+    options: dict[str, Any] = {"path": made.path, "norms": made.norms}
+    analysis = analyze(recorded, example_inputs, methods=methods, outputs=listed, **options)
+    resolved = resolve_plan(analysis, replace(made.plan, structure=None))
+    factors = scale_factors(analysis, resolved.removal) if made.plan.factors else ScaleFactors()
+    exact = {**own_numbers(analysis, resolved.removal), **resolved.constants.exact}
+    exact = multiplied(analysis, resolved.removal, factors, exact)
+    folded = None if made.plan.zeroed is None else resolved.constants
+    plain = as_module(small, example_inputs)
+    if made.weights and made.weights != checksum(plain):
+        own = rewrite(analysis, resolved.removal, resolved.constants).small
+        text = _other_weights(plain, own, made.repair is not None)
+        if text:
+            warnings.warn(text, OtherWeightsWarning, stacklevel=4)
+            plain = _with_tensors_of(plain, own)
+    try:
+        return prove(analysis, plain, resolved.removal, resolved.zeroed, exact, factors, folded=folded).error
+    except NoReferenceError as error:
+        raise CaptureError("the model's forward raises", raised=True, why=str(error)) from error
+
+
+def _other_weights(small: nn.Module, own: nn.Module, repaired: bool) -> str:
+    """A sentence about the tensors that are not those of the original; "" for a model that was not trained.
+
+    own: the small model with the weights of the original.
+    """
+    ours, theirs = Tensors.of(small), Tensors.of(own)
+    if any(name not in ours or ours[name].shape != tensor.shape for name, tensor in theirs.items()):
+        return ""
+    shares = {name: _share_of_others(ours[name], tensor) for name, tensor in theirs.items()}
+    others = [name for name, share in shares.items() if share]
+    if not others or not (repaired or max(shares.values()) > 0.5):
+        return ""
+    cause = "repaired" if repaired else "trained, or changed otherwise"
+    return (
+        f"the weights of the small model are not those of the original, since it was {cause}: {len(others)} of "
+        f'{len(shares)} tensors differ, such as "{others[0]}". So the plan is proven with the weights of the original'
+    )
+
+
+def _share_of_others(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The share of the numbers that differ, beyond the rounding to the type of `ours`."""
+    if not ours.numel():
+        return 0.0
+    rounded = theirs.to(device=ours.device, dtype=ours.dtype)
+    return float(((ours != rounded) & ~(ours.isnan() & rounded.isnan())).double().mean())
+
+
+def _with_tensors_of(small: nn.Module, own: nn.Module) -> nn.Module:
+    """A copy of the small model with the numbers of another one in its parameters and buffers."""
+    ours, theirs = Tensors.of(small), Tensors.of(own)
+    numbers = {id(ours[name]): tensor for name, tensor in theirs.items()}
+
+    def swapped(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in numbers:
+            return tensor
+        made = numbers[id(tensor)].detach().to(device=tensor.device, dtype=tensor.dtype, copy=True)
+        return nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+
+    memo: dict[int, torch.Tensor] = {}
+    return copy_module(small, lambda tensor: memo.setdefault(id(tensor), swapped(tensor)))

@@ -1,0 +1,77 @@
+"""The part of a record's report that tells of a repair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class RefitData:
+    """A layer that was refitted: the relative squared error of its outputs before and after, and the ridge."""
+
+    name: str
+    before: float
+    after: float
+    ridge: float | None
+
+
+@dataclass(frozen=True)
+class RepairData:
+    """A repair. before, after: the relative squared error of the model's outputs on held-out samples.
+
+    left: name of a parameter -> why its layer could not be refitted. undone: the layers whose refit was taken back.
+    """
+
+    mode: str
+    before: float
+    after: float
+    layers: tuple[RefitData, ...]
+    left: Mapping[str, str]
+    undone: tuple[str, ...]
+
+
+class Repaired(Protocol):
+    """The attributes of a repair that its report uses."""
+
+    @property
+    def mode(self) -> str: ...  # noqa: D102
+    @property
+    def before(self) -> float: ...  # noqa: D102
+    @property
+    def after(self) -> float: ...  # noqa: D102
+    @property
+    def layers(self) -> Mapping[str, Any]: ...  # noqa: D102
+    @property
+    def left(self) -> Mapping[str, str]: ...  # noqa: D102
+    @property
+    def undone(self) -> Sequence[str]: ...  # noqa: D102
+
+
+def repair_data(repair: Repaired | None) -> RepairData | None:
+    """The contents of the report of a repair."""
+    if repair is None:
+        return None
+    layers = tuple(RefitData(name, layer.before, layer.after, layer.ridge) for name, layer in repair.layers.items())
+    return RepairData(repair.mode, repair.before, repair.after, layers, dict(repair.left), tuple(repair.undone))
+
+
+def repair_text(data: RepairData, *, markdown: bool = False) -> str:
+    """A row for every layer with its errors, the errors of the outputs, and what was left or taken back."""
+    from tabulate import tabulate  # here, because only reports need it
+
+    rows = [
+        (one.name, f"{one.before:.2e}", f"{one.after:.2e}", "" if one.ridge is None else f"{one.ridge:g}")
+        for one in data.layers
+    ]
+    parts = []
+    if rows:
+        style, aligned = "github" if markdown else "simple", ("left", "right", "right", "right")
+        headers = ("layer", "error before", "error after", "ridge")
+        parts.append(tabulate(rows, headers=headers, tablefmt=style, colalign=aligned, disable_numparse=True))
+    lines = [f"outputs: {data.before:.2e}, after the repair {data.after:.2e}"]
+    if data.undone:
+        lines.append(f"taken back, since the outputs were worse: {', '.join(data.undone)}")
+    lines += [f"{name}: left as it is; {why}" if name else why for name, why in data.left.items()]
+    return ("\n\n" if markdown else "\n").join([*parts, ("  \n" if markdown else "\n").join(lines)])

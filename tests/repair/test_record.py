@@ -1,0 +1,171 @@
+"""The report on a repair in the record, in pickles and files; `verify` on models that were repaired or trained."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fxprune
+from fxprune.cli import main
+from tests.repair.test_data import small_of
+from tests.repair.test_models import batches, mlp
+
+X = torch.randn(8, 6, generator=torch.Generator().manual_seed(3))
+
+
+def models() -> tuple[nn.Module, nn.Module, nn.Module]:
+    """An original, its small model, and that repaired."""
+    torch.manual_seed(0)
+    net, data = mlp(), batches(6)
+    small = small_of(net, data)
+    return net, small, fxprune.repair(small, net, data)
+
+
+# -- where the report is ---------------------------------------------------------------------------------------
+
+
+def test_the_report_of_a_record_tells_of_the_repair() -> None:
+    _, small, made = models()
+    done = fxprune.record(made).repair
+    assert done is not None
+    text, markdown = (fxprune.record(made).report(format) for format in ("text", "markdown"))
+    told = json.loads(fxprune.record(made).report("json"))["repair"]
+    for report in (text, markdown):
+        assert f"outputs: {done.before:.2e}, after the repair {done.after:.2e}" in report
+        assert "2.weight" in report
+    assert "| 2.weight" in markdown
+    assert told["mode"] == "weights"
+    assert (told["before"], told["after"]) == (done.before, done.after)
+    layer = done.layers["2.weight"]
+    assert told["layers"][1] == {"name": "2.weight", "before": layer.before, "after": layer.after, "ridge": layer.ridge}
+    assert "repair" not in fxprune.record(small).report()
+    assert json.loads(fxprune.record(small).report("json"))["repair"] is None
+
+
+def test_layers_that_were_left_are_in_the_report() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.utils.parametrizations.weight_norm(nn.Linear(20, 4))).eval()
+    made = fxprune.repair(small_of(net, [X]), net, batches(6))
+    assert (
+        "original1: left as it is; its layer reads what aten::_weight_norm_interface" in fxprune.record(made).report()
+    )
+
+
+def test_pickles_and_copies_keep_the_report() -> None:
+    _, _, made = models()
+    file = io.BytesIO()
+    torch.save(made, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    for one in (again, copy.deepcopy(made)):
+        assert fxprune.record(one) == fxprune.record(made)
+
+
+def test_files_hold_the_repaired_weights_and_the_report(tmp_path: Path) -> None:
+    net, _, made = models()
+    fxprune.save(made, tmp_path / "small.safetensors")
+    again = fxprune.load(tmp_path / "small.safetensors", into=net)
+    assert fxprune.record(again).repair == fxprune.record(made).repair
+    assert all(map(torch.equal, made.state_dict().values(), again.state_dict().values()))
+
+
+def test_records_that_know_nothing_of_repairs_are_read() -> None:
+    _, small, _ = models()
+    from fxprune._record import holder
+
+    data = json.loads(holder.text_of(fxprune.record(small)))
+    data["record"].pop("weights")
+    made = holder.record_from(json.dumps(data))
+    assert (made.repair, made.weights) == (None, "")
+
+
+def test_two_records_have_the_second_repair() -> None:
+    net, small, made = models()
+    again = fxprune.transform(made, X, ratio=0.5, repair=batches(6))
+    both = fxprune.record(made).then(fxprune.record(again))
+    assert both.repair == fxprune.record(again).repair
+    assert both.repair != fxprune.record(made).repair
+    assert both.weights == fxprune.record(again).weights
+    assert small is not made
+    assert net(X).shape == again(X).shape
+
+
+# -- verify and export -----------------------------------------------------------------------------------------
+
+
+def trained(small: nn.Module) -> nn.Module:
+    made = copy.deepcopy(small)
+    optimizer = torch.optim.AdamW(made.parameters(), 0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        made(X).square().mean().backward()
+        optimizer.step()
+    return made
+
+
+@pytest.mark.parametrize("path", ["eager", "fx", "export", "hooks"])
+@pytest.mark.parametrize("how", ["repaired", "trained"])
+def test_verify_proves_the_plan_with_the_weights_of_the_original(how: str, path: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 6, 3), nn.Flatten())
+    data = batches(3, 6, 6)
+    small = small_of(net.eval(), data, path=path)
+    made = fxprune.repair(small, net, data) if how == "repaired" else copy.deepcopy(small)
+    if how == "trained":
+        with torch.no_grad():
+            for parameter in made.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+    state = copy.deepcopy(made.state_dict())
+    with pytest.warns(fxprune.OtherWeightsWarning, match=f"since it was {how}.*tensors differ, such as"):
+        assert fxprune.verify(net, made, data[0]) < 1e-9
+    assert all(torch.equal(tensor, state[name]) for name, tensor in made.state_dict().items())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", fxprune.OtherWeightsWarning)
+        assert fxprune.verify(net, small, data[0]) < 1e-9
+
+
+def test_verify_still_finds_what_is_wrong_in_a_trained_model() -> None:
+    net, small, _ = models()
+    made = trained(small)
+    made[1] = nn.ReLU()  # type: ignore[index]
+    with pytest.warns(fxprune.OtherWeightsWarning):
+        assert fxprune.verify(net, made, X) > 1e-3
+
+
+def test_a_single_wrong_number_and_another_original_are_no_training() -> None:
+    net, small, _ = models()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", fxprune.OtherWeightsWarning)
+        torch.manual_seed(5)
+        assert fxprune.verify(mlp(), small, X) > 1e-3
+        spoiled = copy.deepcopy(small)
+        with torch.no_grad():
+            spoiled.get_parameter("2.weight")[0, 0] += 1
+        assert fxprune.verify(net, spoiled, X) > 1e-3
+
+
+def test_an_export_is_compared_with_the_repaired_model(tmp_path: Path) -> None:
+    _, _, made = models()
+    assert (fxprune.export(made, tmp_path / "net.pt2", X).error or 0) < 1e-5
+
+
+def test_the_command_line_verifies_a_repaired_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net, _, made = models()
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    fxprune.save(made, tmp_path / "small.safetensors")
+    monkeypatch.chdir(tmp_path)
+    words: list[Any] = ["verify", "tests.repair.test_models:mlp", "small.safetensors", "--input", "8x6"]
+    assert main([*words, "--weights", "net.pt"]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("right: relative error")
+    assert "warning: the weights of the small model are not those of the original, since it was repaired" in said.err
