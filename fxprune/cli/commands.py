@@ -86,7 +86,12 @@ def prune(options: argparse.Namespace, say: Say) -> Answer:
         check_writable(options.save_plan, (".json",), read, (options.output,))
     if options.plan is not None:
         chosen["plan"] = _plan(options.plan)
+    if options.repair is None and options.repair_mode is not None:
+        raise UsageError("--repair-mode is without effect here", why="nothing is repaired", do="add --repair")
     model, inputs = _model(options, say)
+    if options.repair is not None:
+        chosen["repair"] = models.batches(options.repair)
+        chosen["repair_mode"] = options.repair_mode or "weights"
     say("pruning" if options.verify else "pruning, without a proof")
     small = fxprune.transform(
         model,

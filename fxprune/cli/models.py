@@ -44,6 +44,21 @@ def build(spec: str, args: Mapping[str, Any]) -> tuple[nn.Module, bool]:
     return _from_callable(spec, _attribute(package, name), args), False
 
 
+def batches(spec: str) -> Any:
+    """The batches that a name in `package.module:loader` stands for; a callable is called.
+
+    Raises `UsageError` for a name of a wrong form, and `FxpruneError` if there is no such thing or its code raises.
+    """
+    package, colon, name = spec.partition(":")
+    if not colon or not all(part.isidentifier() for part in (*package.split("."), *name.split("."))):
+        raise UsageError(f'"{spec}" names no batches', why="batches are named as package.module:loader")
+    found = _attribute(package, name)
+    if callable(found) and not hasattr(found, "__iter__"):
+        with _errors_with_line(f'"{spec}"'):
+            found = found()
+    return found
+
+
 def _attribute(package: str, name: str) -> Any:
     here = os.getcwd()
     if here not in sys.path:

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 import fxprune
+from fxprune._repair import MODES
 from fxprune.cli.commands import COMMANDS
 from fxprune.cli.inputs import example
 from fxprune.cli.models import FORMS
@@ -225,6 +226,17 @@ def _prune_options(parser: Parser) -> None:
         help="with --bias fold, at zero padding: carrier (default) or map",
     )
     parser.option("--no-verify", dest="verify", action="store_false", help="leave out the numeric proof")
+    parser.option(
+        "--repair",
+        metavar="LOADER",
+        help="repair the result on the batches of package.module:loader",
+    )
+    parser.option(
+        *("--repair-mode",),
+        type=one_of("repair mode", MODES),
+        metavar="MODE",
+        help="what a repair changes: weights (default), bias or norms",
+    )
     parser.option("--output", "-o", required=True, metavar="FILE", help="the small model, a .safetensors file")
     parser.option("--save-plan", metavar="FILE", help="the plan that was carried out, a .json file")
 

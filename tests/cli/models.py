@@ -112,3 +112,12 @@ def nothing():
 class Raising(nn.Module):
     def forward(self, x):
         raise RuntimeError("no forward today")
+
+
+def loader():
+    """Batches for a repair of `Net`."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(4, 3, 12, 12, generator=generator) for _ in range(10)]
+
+
+BROKEN = [3]
