@@ -32,9 +32,10 @@ class Keeping:
         self.given: Mapping[Setting, Fraction] = {}
         counted = [dict.fromkeys(vector.representative for use in part for vector in use.regions) for part in parts]
         rows = {vector: findings.solution.channels_in([vector]) for vectors in counted for vector in vectors}
-        self.regions = np.stack(list(rows.values()))
+        none = findings.solution.no_channel()  # a use may count no region
+        self.regions = np.stack([none, *rows.values()])
         self.candidates = self.regions.any(0)
-        self.reach = np.stack([np.any([rows[vector] for vector in vectors], axis=0) for vectors in counted])
+        self.reach = np.stack([np.any([none, *(rows[vector] for vector in vectors)], axis=0) for vectors in counted])
         self.missed = [self.distance(part) for part in parts]
 
     def run(self) -> None:

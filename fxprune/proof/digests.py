@@ -129,7 +129,7 @@ class Digester:
         Numbers are only ever added, so that later digests fit earlier ones.
         """
         while len(self._vectors) <= dim:
-            self._vectors.append(torch.empty(2, 0, dtype=torch.float64))
+            self._vectors.append(torch.empty(2, 0, dtype=torch.float64, device="cpu"))
         count = size if kept is None else int(kept.sum())
         have = self._vectors[dim]
         if have.shape[1] < count:
@@ -141,7 +141,7 @@ class Digester:
 
     def _random(self, count: int) -> Tensor:
         """Random numbers of either sign and of variance 1, none of which is near zero: [2, count]."""
-        drawn = torch.rand(2, count, generator=self._generator, dtype=torch.float64) - 0.5
+        drawn = torch.rand(2, count, generator=self._generator, dtype=torch.float64, device="cpu") - 0.5
         return (drawn + drawn.sign() * 0.5 + (drawn == 0)) / math.sqrt(7 / 12)
 
 
