@@ -61,7 +61,7 @@ class Opened:
         """The names of the tensors that forward has written, since they have other numbers or were replaced."""
         held = {**Tensors.of(self.module), **dict(constants_of(self.module))}
         fakes = {name: self.faker.tensor(tensor) for name, tensor in self.tensors.items()}
-        return {n for n, fake in fakes.items() if fake._version != self._versions[n] or held.get(n) is not fake}
+        return {n for n, fake in fakes.items() if _version_of(fake) != self._versions[n] or held.get(n) is not fake}
 
     def _open(self, name: str, tensor: torch.Tensor) -> None:
         self.tensors[name] = tensor
@@ -69,7 +69,7 @@ class Opened:
         vectors = tuple(self.terms.fresh(size) for size in tensor.shape)
         value = tensor if not tensor.is_floating_point() and tensor.device.type != "meta" else None
         registered = name not in self._constants  # the masked reference zeroes parameters and buffers only
-        self._versions[name] = fake._version
+        self._versions[name] = _version_of(fake)
         self.observer.unread.open(fake, tensor)
         self.observer.recorder.name(fake, name)
         self.observer.bind(fake, Operand(vectors, tuple(registered or v.fixed for v in vectors), value))
@@ -131,3 +131,8 @@ class Opened:
         for axis, _, slots in (member for group in alone for member in group):
             self.terms.lock(axis.vector.take(np.unique(slots)), event)
         return bool(alone)
+
+
+def _version_of(tensor: torch.Tensor) -> int:
+    """The number of writes into a tensor; 0 for one of inference mode, which torch does not count."""
+    return 0 if tensor.is_inference() else tensor._version

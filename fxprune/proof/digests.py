@@ -147,7 +147,7 @@ class Digester:
 
 def _outer(vectors: Sequence[Tensor]) -> Tensor:
     """The outer products of vectors [2, size], flat: [2, product of the sizes]."""
-    made = torch.ones(2, 1, dtype=torch.float64)
+    made = torch.ones(2, 1, dtype=torch.float64, device="cpu")
     for vector in vectors:
         made = (made[:, :, None] * vector[:, None, :]).flatten(1)
     return made
