@@ -98,7 +98,7 @@ def transform(
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
         plan: the channels to remove, made by `analysis.plan(...)` or loaded from a file. The path that it was made on
             is tried first. Without a plan, the next arguments say how to make one:
-        keep: the cost that stays, such as {"macs": 0.5}: the result is the largest model within it.
+        keep: the cost that stays, such as {"macs": 0.5}: the result is within it, and near it.
         ratio, masks, importance, ignore, round_to, exact, seed, scope, counts, min_channels, max_ratio: see
             `fxprune.planning.choose.choose`, which says more of `keep` too.
         bias: "prune" removes everything that belongs to a channel. "fold" removes its weights only. What the channel
@@ -184,7 +184,8 @@ def _above_budget(result: Result, keep: Mapping[str, Any] | None) -> Iterator[tu
     if keep is not None:
         made = cost_of(result.analysis, result.removal, result.constants)
         for budget in above(cost_of(result.analysis), made, keep):
-            why = next((reason for reason in result.plan.reasons if "budget" in reason), "")
+            reasons = result.plan.reasons
+            why = next((reason for reason in reasons if "budget" in reason), "; ".join(reasons) or "no more may go")
             text = f"{budget.of(made):,} {budget.key} stay, the budget is {budget.limit:,}: {why}"
             yield text, BudgetMissedWarning
 

@@ -60,6 +60,8 @@ def repair(
     whether it is refitted at all. At the end the last refits are taken back until the error of the outputs is not
     above that of `small`. `record(result).repair` has the errors of all layers.
 
+    Only what `forward` returns is looked at: other methods that share layers with it may get better or worse.
+
     Runs both models in evaluation mode without gradients, some times per batch. Neither of them is changed.
 
     Args:

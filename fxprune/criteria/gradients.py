@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ class GradientImportance:
         output dimensions that are removed with it: the weights of a reader would count the same change a second time.
     """
 
-    terms: Mapping[str, Tensor]
+    terms: Mapping[str, Tensor] = field(repr=False)
     comparable = True
 
     def __call__(self, group: Group) -> Tensor:

@@ -65,6 +65,12 @@ def make_plan(findings: Findings, *, bias: str | None = None, border: str = "car
     if border not in BORDER:
         raise PlanError(f"there is no border {border!r}", why='border is "carrier" or "map"')
     masks = choices.get("masks")
+    if folds(bias, masks) and choices.get("keep") is not None:
+        raise PlanError(
+            "a budget and folding do not go together",
+            why="a channel that carries constants stays, which the search for a budget does not count",
+            do="give a ratio, or leave bias out",
+        )
     if not folds(bias, masks):
         if masks == "zeros":
             choices["masks"] = {layer: live for layer, live in masks_of_zero_rows(findings).items() if live.any()}

@@ -8,6 +8,7 @@ from the analysis alone. Where many groups lose a channel at the same level, cha
 from __future__ import annotations
 
 import math
+import numbers
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,8 +57,8 @@ def budgets_of(whole: Cost, keep: Any) -> tuple[Budget, ...]:
     """The budgets of a request.
 
     whole: the cost of the model.
-    keep: name of a measure -> what stays. A share is a float in (0, 1]; a figure is an integer, or a text with a unit,
-        such as "1.5 GMACs", "200 MB" or "3M".
+    keep: name of a measure -> what stays. A share is a float in (0, 1]; a figure is an integer above 1, or a text
+        with a unit, such as "1.5 GMACs", "200 MB" or "3M" (k, M, G, T are powers of 1000).
 
     Raises `PlanError` for a request that makes no sense, and for a measure that is unknown for this model.
     """
@@ -91,18 +92,29 @@ def _budget(key: Any, value: Any, whole: Cost) -> Budget:
 
 
 def _limit(value: Any, full: int, at: str) -> int:
-    if isinstance(value, float) and not 0 < value <= 1:
-        raise PlanError("a share must be in (0, 1]", at=at, do="give an absolute figure as an integer")
-    if isinstance(value, float):
-        return math.floor(value * full)
+    """The figure that a value means. Raises `PlanError` for one that could mean a share and a figure."""
     if isinstance(value, str):
-        found = re.fullmatch(r"\s*([0-9][0-9_,]*\.?[0-9]*)\s*([kmgt]?)(?:b|bytes|macs|params)?\s*", value.lower())
-        if found is None:
-            raise PlanError("the text is no figure", at=at, do='write for example "200 MB", "1.5 GMACs" or "3M"')
-        return math.floor(float(re.sub("[_,]", "", found[1])) * UNITS[found[2]])
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        return _figure(value, at)
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool) and not whole:
+        if not 0 < float(value) <= 1:
+            raise PlanError("a share must be in (0, 1]", at=at, do="give an absolute figure as an integer")
+        return math.floor(float(value) * full)
+    if not whole or value < 1:
         raise PlanError("a budget is a share, an integer or a text with a unit", at=at, do="write 0.5, 3000000 or 3M")
-    return value
+    if value == 1:
+        raise PlanError("1 is no budget", at=at, why="an integer is an absolute figure", do="write 1.0 for all")
+    return int(value)
+
+
+def _figure(text: str, at: str) -> int:
+    """The figure in a text such as "200 MB". A small number without a unit is refused: it looks like a share."""
+    found = re.fullmatch(r"\s*([0-9][0-9_,]*\.?[0-9]*)\s*([kmgt]?)(b|bytes|macs|params)?\s*", text.lower())
+    number = float(re.sub("[_,]", "", found[1])) if found else 0.0
+    if found is None or (number <= 1 and not found[2] and not found[3]):
+        do = 'write for example "200 MB", "1.5 GMACs" or "3M"; a share is a number, 0.5'
+        raise PlanError("the text is no figure", at=at, do=do)
+    return math.floor(number * UNITS[found[2]])
 
 
 Counts = Mapping[int, int]

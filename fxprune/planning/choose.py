@@ -85,7 +85,8 @@ def choose(
     limits = _Limits(round_to, min_channels, _largest(max_ratio, keep))
     groups, fixed, why = _groups(findings, ratio, keep is not None, counts, stay)
     if not groups and not fixed:
-        return findings.solution.no_channel(), (why or _why_no_group(findings, _ratios(findings, ratio), stay, exact))
+        shares = _ratios(findings, ratio) if keep is None else [1.0] * len(findings.groups)
+        return findings.solution.no_channel(), (why or _why_no_group(findings, shares, stay, exact))
     scores = scores_of(findings, importance, [*groups, *(findings.groups[number] for number in fixed)], seed)
     spread = Spread(
         list(groups), {g.number: g.size - limits.least(g.size) for g in groups}, limits.kept, comparable(importance)
