@@ -214,7 +214,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     "importance unknown": (
         transform(ratio=0.5, importance="l3"),
         P,
-        ["unknown importance 'l3'", "use one of fpgm, l1, l2, random", "callable"],
+        ["unknown importance 'l3'", "use one of fpgm, l1, l2, bn_scale, lamp, random", "callable"],
     ),
     "importance short": (
         transform(ratio=0.5, importance=lambda group: torch.zeros(3)),

@@ -38,6 +38,20 @@ def net():
     return made
 
 
+def normed():
+    """The same, with a batch norm behind the first layer."""
+    made = nn.Sequential(*net())
+    norm = nn.BatchNorm1d(3).double()
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([2.0, -0.5, 1.0]))
+    made.insert(1, norm)
+    return made.eval()
+
+
+def total(model, x):
+    return model(x).sum()
+
+
 def statistics(model):
     return activation_statistics(model, [X], progress=False)
 
@@ -46,11 +60,16 @@ BY_NAME = {
     "l1": [3 + 4 + 12, 1, 1 + 2],
     "l2": [13, 1, 5**0.5],  # 13^2 = 3^2 + 4^2 + 12^2
     "fpgm": [18**0.5 + 32**0.5, 18**0.5 + 2**0.5, 32**0.5 + 2**0.5],
+    "lamp": [1, 1 / 175, 5 / 174],  # squares 169, 1, 5
+    "bn_scale": [2, 0.5, 1],
     "random": np.random.default_rng(3).random(3).tolist(),
 }
 FROM_DATA = {
     # after the ReLU the rows of X are (3, 0, 0) and (4, 1, 0): nothing is added to the output by the last two
     "thinet": (lambda model: MEASURED["thinet"](model, [X], samples=20), [2, 0, 1]),
+    # only channel 0 is active and read: its gradient is 12 in each of its two weights, 3 and 4
+    "taylor": (lambda model: MEASURED["taylor"](model, [X], loss=total), [12 * (3 + 4), 0, 0]),
+    "fisher": (lambda model: MEASURED["fisher"](model, [X], loss=total), [144 * (9 + 16) / 2, 0, 0]),
     "activation": (lambda model: MEASURED["activation"](statistics(model)), [1, 0.5, 0]),
     # before the ReLU channel 0 is active in both rows, channel 1 in the second, channel 2 in none; one input is active
     # in each row, and the output in both
@@ -74,7 +93,8 @@ def test_every_criterion_has_a_row_here():
 
 @pytest.mark.parametrize("name", CRITERIA)
 def test_scores_of_criteria_by_name_are_those_computed_by_hand(name):
-    assert scores(net(), name) == pytest.approx(BY_NAME[name], rel=1e-6)
+    model = normed() if name == "bn_scale" else net()
+    assert scores(model, name) == pytest.approx(BY_NAME[name], rel=1e-6)
 
 
 @pytest.mark.parametrize("name", MEASURED)
@@ -151,7 +171,7 @@ def test_a_criterion_touches_one_file():
     package = Path(fxprune.__file__).parent
     where = {name: set() for name in (*CRITERIA, *MEASURED)}
     for path in package.rglob("*.py"):
-        for name in re.findall(r'@(?:criterion|measured)\("(\w+)"\)', path.read_text()):
+        for name in re.findall(r'@(?:criterion|measured)\("(\w+)"', path.read_text()):
             where[name].add(path)
     assert all(len(files) == 1 for files in where.values()), where
     for path in (package / "criteria" / "scores.py", package / "criteria" / "table.py"):

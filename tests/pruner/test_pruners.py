@@ -233,5 +233,5 @@ def test_importance_fpgm_prunes_a_model_and_refuses_what_it_cannot_rank():
     net.stem.weight.data[0, 0, 0, 0] = torch.nan
     with pytest.raises(PlanError, match="the weights contain NaN"):
         fxprune.analyze(net, x).plan(ratio=0.5, importance="fpgm")
-    with pytest.raises(PlanError, match="use one of fpgm, l1, l2, random"):
+    with pytest.raises(PlanError, match="use one of fpgm, l1, l2, bn_scale, lamp, random"):
         fxprune.analyze(net, x).plan(ratio=0.5, importance="fgpm")
