@@ -39,7 +39,7 @@ class Mutation:
 
 @dataclass(frozen=True)
 class Tried:
-    """What came of it.
+    """The outcome.
 
     tried: the changes that were made.
     unseen: those that the proof did not see, although they change what the small model gives.

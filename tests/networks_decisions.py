@@ -96,7 +96,7 @@ class Unused(Pair):
         if self.way == "layer":
             self.aside(y)
         elif self.way == "result":
-            best = self.aside(y).argmax(-1)  # noqa: F841
+            self.aside(y).argmax(-1)
         elif self.way == "overwritten":
             z = self.aside(y)
             z = y * 2

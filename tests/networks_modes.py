@@ -45,7 +45,7 @@ class FrozenNorm(nn.BatchNorm1d):
 
 @part("mode")
 class Mode(Pair):
-    """What happens in one mode only."""
+    """Code that runs in one mode only."""
 
     kinds = "dropout module branch layer early path noise batchnorm inverse nested frozen count annealed"
 
@@ -93,7 +93,7 @@ class Mode(Pair):
 
 @part("state")
 class State(Pair):
-    """What one call leaves for the next."""
+    """State that one call leaves for the next."""
 
     kinds = "calls last hidden table mean trace memory counted list"
 

@@ -43,7 +43,7 @@ class Places(Heads):
             c = self.q.in_features
             self.v, self.out = nn.Linear(c, self.width_of_class), nn.Linear(self.width_of_class, c)
         elif self.way == "numpy":
-            self.inner = np.int64(h * d)  # type: ignore[assignment]
+            self.inner = np.int64(h * d)
         elif self.way == "argument":
             self.layer = Inner()
         elif self.way == "partial":
@@ -76,7 +76,7 @@ class Places(Heads):
         return y.reshape(-1, int(self.inner)).tanh().view(*y.shape)
 
     def by_argument(self, y: Tensor) -> Tensor:
-        return self.layer(y, self.num_heads, head_dim=self.head_dim)  # type: ignore[no-any-return]
+        return self.layer(y, self.num_heads, head_dim=self.head_dim)
 
     def by_partial(self, y: Tensor) -> Tensor:
         return self.norm(y)

@@ -12,7 +12,7 @@ RIDGES = (1e-6, 1e-4, 1e-2, 1e-1, 1.0, 10.0)
 """The ridges that are tried, as shares of the mean second moment of an input."""
 
 MODES = ("weights", "bias", "norms")
-"""What a repair changes."""
+"""The things that a repair can change."""
 
 
 @dataclass(frozen=True)

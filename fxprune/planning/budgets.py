@@ -25,7 +25,7 @@ MEASURES: dict[str, Callable[[Cost], int | None]] = {
     "bytes": lambda cost: cost.bytes,
     "macs": lambda cost: cost.macs,
 }
-"""What a budget can limit: name -> the figure of a cost, None if it is unknown."""
+"""The costs that a budget can limit: name -> the figure of a cost, None if it is unknown."""
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 """The prefixes of units in a text such as "200 MB"."""

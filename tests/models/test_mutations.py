@@ -27,7 +27,7 @@ def results(model: nn.Module, inputs: Any) -> list[torch.Tensor]:
 
 
 def mutated(entry: zoo.Entry, each: int = 2) -> dict[str, list[str]]:
-    """What was changed in the small model of an entry, and what the proof did not see of that."""
+    """The changes to the small model of an entry, and those that the proof did not see."""
     model, inputs = entry.build()
     tried = unseen_mutations(
         model, inputs, lambda m, x: [t for _, t in measure.tensors_of(measure.run(m, x))], each=each
@@ -50,7 +50,7 @@ def test_the_proof_sees_every_change_that_matters(key: str) -> None:
 @pytest.mark.parametrize("family", list(zoo.FAMILIES))
 def test_the_proof_sees_every_change_that_matters_in_a_family(family: str, tmp_path: Path) -> None:
     if family not in zoo.installed():
-        pytest.skip(f"{family} is not installed")
+        pytest.skip(f"the packages of {family} are no part of the test extra: install them by hand")
     options = parse([family, "--jobs", "1", "--results", str(tmp_path / "results.jsonl")])
     run_all(list(zoo.entries(family).values()), options, mutated)
     bad = {key: result for key, result in read(options.results).items() if result.get("unseen", ["no result"])}

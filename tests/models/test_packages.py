@@ -1,4 +1,4 @@
-"""What the users of packages do with a small model: they train, fuse, export and save it, with the package's own code.
+"""Small models in the hands of a package's users: trained, fused, exported and saved with the package's own code.
 
 By hand only: ultralytics is under the AGPL and is in no extra, diffusers is in the extra "zoo".
 """
@@ -23,7 +23,10 @@ from tests.models.zoo import SEED, numbers
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.skipif(importlib.util.find_spec("ultralytics") is None, reason="ultralytics is not installed"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("ultralytics") is None,
+        reason="ultralytics is under the AGPL, which the test extra must not bring in: install it by hand",
+    ),
 ]
 
 KINDS = ("yolov8", "yolo26", "yolov8-seg", "yolo11-pose", "yolo11-obb", "yolov8-cls", "yolov10n", "yolov9t", "rtdetr-l")

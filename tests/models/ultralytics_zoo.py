@@ -71,7 +71,7 @@ def kind(name: str) -> str:
 
 
 def description(name: str) -> dict[str, Any]:
-    """What the package says about a model, with few classes and one scale of its own."""
+    """The description of a model by the package, with few classes and one scale of its own."""
     from ultralytics.nn.tasks import yaml_model_load
 
     given = yaml_model_load(f"{name}.yaml")

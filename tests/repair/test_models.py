@@ -176,7 +176,7 @@ def tied() -> nn.Module:
         lambda net, x: net.c(torch.tanh(net.a(net.b(torch.tanh(net.a(x)))))),
         a=nn.Linear(6, 20), b=nn.Linear(20, 6), c=nn.Linear(20, 6),
     )  # fmt: skip
-    net.c.weight = net.b.weight  # type: ignore[union-attr, assignment]
+    net.c.weight = net.b.weight
     return net
 
 
@@ -403,7 +403,7 @@ def test_the_state_of_the_caller_has_no_influence() -> None:
 
 def test_hooks_of_users_run_in_both_models() -> None:
     net = mlp()
-    net[2].register_forward_hook(lambda module, args, made: 2 * made)  # type: ignore[index]
+    net[2].register_forward_hook(lambda module, args, made: 2 * made)
     _, made, done = repaired(net, batches(6))
     assert done.after < 0.2 * done.before
     assert len(made[2]._forward_hooks) == 1

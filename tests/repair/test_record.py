@@ -135,7 +135,7 @@ def test_verify_proves_the_plan_with_the_weights_of_the_original(how: str, path:
 def test_verify_still_finds_what_is_wrong_in_a_trained_model() -> None:
     net, small, _ = models()
     made = trained(small)
-    made[1] = nn.ReLU()  # type: ignore[index]
+    made[1] = nn.ReLU()
     with pytest.warns(fxprune.OtherWeightsWarning):
         assert fxprune.verify(net, made, X) > 1e-3
 

@@ -1,4 +1,4 @@
-"""What a model keeps between calls follows its channels: caches, statistics, tensors in containers."""
+"""State that a model keeps between calls follows its channels: caches, statistics, tensors in containers."""
 
 from __future__ import annotations
 
