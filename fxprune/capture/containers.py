@@ -93,6 +93,26 @@ def key_text(key: Any) -> str:
 # -- data objects -----------------------------------------------------------------------------------------
 
 
+def found_in(
+    value: Any, wanted: Callable[[Any], bool], seen: dict[int, Any], keys: tuple[Any, ...] = ()
+) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """The wanted values in a value and in the containers there, each with the keys that lead to it.
+
+    What is wanted is not looked into, nor are containers of more than `MOST_PARTS` parts.
+
+    seen: the containers that were looked at before, by id; they are left out, and new ones are added.
+    """
+    if wanted(value):
+        yield keys, value
+    elif id(value) not in seen and is_container(value):
+        if not isinstance(value, tuple):
+            seen[id(value)] = value
+        found = parts(value)
+        if len(found) <= MOST_PARTS:
+            for key, item in found.items():
+                yield from found_in(item, wanted, seen, (*keys, key))
+
+
 def _is_data(value: Any, known: dict[int, bool]) -> bool:
     """True if a value is a data object. known: id of an object -> whether it is one."""
     kind = type(value)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.capture.containers import MOST_PARTS, is_container, key_text, parts
+from fxprune.capture.containers import found_in, key_text
 
 PARAMETER, BUFFER, CONSTANT = "parameter", "buffer", "constant"
 
@@ -112,7 +112,9 @@ def constants_of(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for path, module in model.named_modules():
         for name, value in module.__dict__.items():
             if name not in _OF_EVERY_MODULE:
-                yield from _tensors_in(value, f"{path}.{name}" if path else name, seen)
+                held = f"{path}.{name}" if path else name
+                for keys, tensor in found_in(value, _is_tensor, seen):
+                    yield "".join((held, *map(key_text, keys))), tensor
 
 
 def computed_tensors(model: nn.Module) -> dict[int, torch.Tensor]:
@@ -126,16 +128,8 @@ def computed_tensors(model: nn.Module) -> dict[int, torch.Tensor]:
     return {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf}
 
 
-def _tensors_in(value: Any, name: str, seen: dict[int, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(value, torch.Tensor):
-        yield name, value
-    elif id(value) not in seen and is_container(value):
-        if not isinstance(value, tuple):
-            seen[id(value)] = value
-        found = parts(value)
-        if len(found) <= MOST_PARTS:
-            for key, item in found.items():
-                yield from _tensors_in(item, name + key_text(key), seen)
-
-
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)

@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.settings import OF_EVERY_MODULE, setting_name, with_part
-from fxprune.capture.containers import MOST_PARTS, is_container, parts
+from fxprune.capture.containers import found_in
 from fxprune.capture.tensors import constants_of
 from fxprune.planning.sizes import Size
 from fxprune.rewrite.constants import STANDS_FOR
@@ -42,7 +42,7 @@ def numbers(module: nn.Module, seen: dict[int, Any] | None = None) -> dict[str, 
         setting_name(name, keys): value
         for name, held in module.__dict__.items()
         if name not in OF_EVERY_MODULE
-        for keys, value in _numbers_in(held, (), seen)
+        for keys, value in found_in(held, _is_number, seen)
     }
 
 
@@ -50,24 +50,11 @@ def set_number(module: nn.Module, name: str, value: Any) -> None:
     """Give one of the `numbers` of a module, by its name there, a new value."""
     for attribute, held in module.__dict__.items():
         if name.startswith(attribute):
-            for keys, _ in _numbers_in(held, (), {}):
+            for keys, _ in found_in(held, _is_number, {}):
                 if setting_name(attribute, keys) == name:
                     setattr(module, attribute, with_part(held, keys, value) if keys else value)
                     return
     setattr(module, name, value)
-
-
-def _numbers_in(value: Any, keys: tuple[Any, ...], seen: dict[int, Any]) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """The numbers in a value, each with the keys that lead to it."""
-    if _is_number(value):
-        yield keys, value
-    elif id(value) not in seen and is_container(value):
-        if not isinstance(value, tuple):
-            seen[id(value)] = value
-        found = parts(value)
-        if len(found) <= MOST_PARTS:
-            for key, item in found.items():
-                yield from _numbers_in(item, (*keys, key), seen)
 
 
 def _is_number(value: Any) -> bool:
