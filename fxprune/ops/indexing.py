@@ -16,7 +16,7 @@ from fxprune.ops.aspects import NO_FACTOR, SLOT_BY_SLOT, absent, carries, depend
 from fxprune.ops.dependence import moved
 from fxprune.ops.elementwise import broadcast
 from fxprune.ops.factors import Asked, Way, moved_factors, possible, reduced, values_in
-from fxprune.ops.registry import Call, Operand, integers, rule
+from fxprune.ops.registry import Call, Operand, integers, kept_list, rule
 from fxprune.ops.views import with_vectors
 
 SPANNED = "indexed by numbers that are not known or span several dimensions"
@@ -98,10 +98,12 @@ def tie_chosen(call: Call, vector: Vector, index: Operand, why: str) -> None:
 
 @rule("aten::gather", labels="own")
 def gather(call: Call, self: Operand, dim: int, index: Operand) -> Operand:
-    """y[i, j, k] = x[i, index[i, j, k], k]: the dimension that is indexed stays."""
-    zero = list(self.zero)
+    """y[i, j, k] = x[i, index[i, j, k], k]: the dimension that is indexed stays, unless the numbers are a kept list."""
+    zero, vectors = list(self.zero), list(index.vectors)
     for d, (vector, listed) in enumerate(zip(self.vectors, index.vectors, strict=True)):
-        if d == dim % len(zero):
+        if d == dim % len(zero) and (known := kept_list(index, d)) is not None:
+            vectors[d] = gathered(call, vector, known)
+        elif d == dim % len(zero):
             tie_chosen(call, vector, index, "gathered by numbers that are not known")
             zero[d] = False
         elif vector.size == listed.size:
@@ -109,7 +111,7 @@ def gather(call: Call, self: Operand, dim: int, index: Operand) -> Operand:
         else:
             call.lock(vector, "gathered in part")
             call.lock(listed, "gathered in part")
-    return dataclasses.replace(call.operand(index.vectors, zero), labels=self.labels)
+    return dataclasses.replace(call.operand(vectors, zero), labels=self.labels)
 
 
 @rule("aten::take")
@@ -125,6 +127,8 @@ depends("aten::index_select", "aten::index", "aten::_unsafe_index", "aten::gathe
 
 def gathered(call: Call, vector: Vector, index: Operand) -> Vector:
     """The vector of x[index] for one list. A list in a buffer is renumbered; unknown numbers lock the vector."""
+    if index.ndim == 1:
+        index = kept_list(index) or index
     positions = integers(index)
     if positions is None or index.ndim == 0:
         call.lock(vector, "indexed by numbers that are not known")

@@ -34,12 +34,15 @@ class Operand:
     labels: a dimension of another tensor, if the numbers of this tensor are positions in it, such as the experts that a
         router chose; else None. The numbers change when that dimension loses slots. An operation that uses them as
         numbers, not as positions, locks that dimension.
+    listed: the list of positions whose numbers this tensor repeats along its other dimensions, as `at.expand(n, -1)`
+        does; else None. The list has one dimension, which is one of this tensor's, and can be renumbered.
     """
 
     vectors: tuple[Vector, ...]
     zero: tuple[bool, ...]
     value: torch.Tensor | None = None
     labels: Vector | None = None
+    listed: Operand | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -258,7 +261,31 @@ def apply(function: Rule, call: Call, operands: Sequence[Operand]) -> list[Opera
     else:
         made = function(call, **{name: call.arguments[name] for name in names})
     outputs = checked(call, [] if made is None else [made] if isinstance(made, Operand) else list(made))
+    if len(operands) == 1 and _LABELS.get(function) == "keep":
+        outputs = [_repeating(operands[0], made) for made in outputs]
     return [replace(o, labels=labelled[0]) for o in outputs] if labelled else outputs
+
+
+def _repeating(operand: Operand, made: Operand) -> Operand:
+    """The result of moving data, with the list of positions that it repeats, if the operand is one or repeats one."""
+    listed = operand.listed or (operand if _is_kept_list(operand) else None)
+    if listed is None or [v for v in made.vectors if v is listed.dim(0)] != [listed.dim(0)]:
+        return made
+    return replace(made, listed=listed)
+
+
+def _is_kept_list(operand: Operand) -> bool:
+    """True if an operand is a list of constant positions in a tensor of the model, which can be renumbered."""
+    return operand.ndim == 1 and not operand.dim(0).fixed and integers(operand) is not None
+
+
+def kept_list(index: Operand, dim: int = 0) -> Operand | None:
+    """The list of constant positions that an index consists of along one of its dimensions; None if there is none.
+
+    The list is a tensor of the model, which can be renumbered. Along its other dimensions the index repeats it.
+    """
+    listed = index if _is_kept_list(index) else index.listed
+    return listed if listed is not None and index.dim(dim) is listed.dim(0) else None
 
 
 def checked(call: Call, outputs: list[Operand]) -> list[Operand]:

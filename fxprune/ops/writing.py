@@ -17,7 +17,7 @@ from fxprune.ops.aspects import NO_FACTOR, SLOT_BY_SLOT, absent, carries, depend
 from fxprune.ops.dependence import Dependence, Seen, moved, summed
 from fxprune.ops.factors import moved_factors
 from fxprune.ops.indexing import gathered, is_mask, picked, tie_chosen
-from fxprune.ops.registry import Call, Operand, integers, rule
+from fxprune.ops.registry import Call, Operand, kept_list, rule
 
 WRITTEN = "written to at positions"
 FILLED = "filled in order with the entries of another tensor"
@@ -35,7 +35,7 @@ def index_put(call: Call, self: Operand, indices: Sequence[Operand | None], valu
             vectors[d] = vector if self.dim(d).fixed else self.dim(d)
             zero[d] = self.zero[d] and mask.zero[d - first]  # nothing is written where the mask is false
         return call.operand(vectors, zero)
-    if mask is not None and _alone(indices) and not is_mask(call, first) and _is_kept(mask):
+    if mask is not None and mask.ndim == 1 and _alone(indices) and not is_mask(call, first) and kept_list(mask):
         taken = list(self.vectors)
         taken[first] = gathered(call, self.dim(first), mask)
         target, positions = call.operand(taken), {d: d for d in range(self.ndim)}
@@ -62,17 +62,12 @@ def _written_by_lists(call: Call, self: Operand, indices: Sequence[Operand | Non
     return picked(call, self, None, WRITTEN)
 
 
-def _is_kept(index: Operand) -> bool:
-    """True if an operand is a list of constant positions in a tensor of the model, which can be renumbered."""
-    return index.ndim == 1 and not index.dim(0).fixed and integers(index) is not None
-
-
 def _places(call: Call, vector: Vector, index: Operand) -> Vector | None:
     """The slots of a dimension that a list names. They go with the entries of the list.
 
     If the numbers are not known, or stand in code, the dimension and the list are locked, and None is returned.
     """
-    if _is_kept(index):
+    if index.ndim == 1 and kept_list(index):
         return gathered(call, vector, index)
     for held in (*index.vectors, vector):
         call.lock(held, WRITTEN)
@@ -93,13 +88,22 @@ def put(call: Call, self: Operand, index: Operand, source: Operand) -> Operand:
 
 @rule("aten::scatter", "aten::scatter_add", "aten::scatter_reduce", labels="own")
 def scatter(call: Call, self: Operand, dim: int, index: Operand) -> Operand:
-    """y = x, but y[i, index[i, j, k], k] = src[i, j, k]: the dimension that is written along stays."""
+    """y = x, but y[i, index[i, j, k], k] = src[i, j, k], or added to it.
+
+    The dimension that is written along stays, unless the index repeats a list of the model.
+    """
     src = call.arguments.get("src")
     value = call.arguments.get("value")
     zero = list(self.zero)
     for d, vector in enumerate(self.vectors):
         others = [index.dim(d), *([src.dim(d)] if isinstance(src, Operand) else [])]
         along = d == dim % self.ndim
+        if along and (listed := kept_list(index, d)) is not None and all(o.size == listed.shape[0] for o in others):
+            taken = gathered(call, vector, listed)
+            for other in others:
+                call.same(taken, other)
+            zero[d] = zero[d] and (src.zero[d] if isinstance(src, Operand) else value == 0)
+            continue
         if along and index.labels is not None:
             for other in others:
                 call.lock(other, WRITTEN)

@@ -33,6 +33,10 @@ def _expanded(at: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
     return at.view(1, -1, 1).expand(2, 3, h.shape[-1])
 
 
+def _all(at: torch.Tensor) -> torch.Tensor:
+    return at.unsqueeze(-1).repeat(2, 1, 7)
+
+
 @torch.fx.wrap
 def _set(h: torch.Tensor, where: Any, what: Any) -> torch.Tensor:
     h = h.tanh()
@@ -118,11 +122,46 @@ INDEXING = [
         fn(lambda h, a, b: h[:, :, a, b], a=torch.tensor([[0], [4]]), b=torch.tensor([6, 1, 1])),
     ),
     OpCase(
-        "scatter along the channels",
-        fn(lambda h, at: h.scatter(1, at.view(1, 3, 1).expand(2, 3, 7), 0.0), at=TOKEN_LIST),
+        "scatter at channels that follow from the input",
+        fn(lambda h: h.scatter(1, (h[:, :3] > 0).long(), 0.0)),
         SEQUENCE,
         expect="refused",
         says=("aten::scatter", "written to at positions"),
+    ),
+    OpCase(
+        "scatter at channels that differ between the samples",
+        fn(lambda h, at: h.scatter(1, at, 0.0), at=torch.tensor([[3, 0, 4], [1, 0, 5]])),
+        FLAT,
+        expect="refused",
+        says=("aten::scatter", "written to at positions"),
+    ),
+    *(
+        OpCase(
+            f"{name} at constant channels for all samples",
+            fn(function, at=TOKEN_LIST, source=(2, 3, 7)),
+            SEQUENCE,
+            loses=("producer.weight[0]", "op.at[0]", "op.source[1]"),
+            ties=OVERWRITTEN if name.startswith("scatter of") else "",
+        )
+        for name, function in (
+            ("scatter of values", lambda h, at, source: h.scatter(1, at[:, None].expand_as(source), source)),
+            ("scatter_add", lambda h, at, source: h.scatter_add(1, at.view(1, -1, 1).expand_as(source), source)),
+            ("scatter_add_ of zeros", lambda h, at, source: h + torch.zeros_like(h).scatter_add_(1, _all(at), source)),
+            ("scatter_reduce", lambda h, at, source: h.scatter_reduce(1, _all(at.int().long()), source, "sum")),
+        )
+    ),
+    OpCase(
+        "scatter of a number at constant channels",
+        fn(lambda h, at: h.scatter(1, _all(at), 0.0), at=TOKEN_LIST),
+        SEQUENCE,
+        loses=("producer.weight[0]", "op.at[0]"),
+        ties=OVERWRITTEN,
+    ),
+    OpCase(
+        "gather at constant channels for all samples",
+        fn(lambda h, at: h.gather(1, _all(at)), at=torch.tensor([3, 0, 4, 9, 3])),
+        SEQUENCE,
+        loses=("producer.weight[0]", "op.at[0]"),
     ),
     OpCase(
         "scatter of some channels",
