@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from fxprune._attempt import Request, Result
 from fxprune._first_result import first_result
 from fxprune._record import Record, attach, checksum
-from fxprune._repair import RepairSettings, inputs_of, repaired
+from fxprune._repair import RepairSettings, repaired
 from fxprune.arguments import checks_arguments
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.output_paths import narrowed, output_paths
@@ -40,6 +40,7 @@ from fxprune.rewrite.derived import derived
 from fxprune.rewrite.missing_graph import explain_missing_graph
 from fxprune.rewrite.references import names_in, references_to_original
 from fxprune.rewrite.tensor_hooks import left_out
+from fxprune.running.inputs import inputs_of
 
 ModelT = TypeVar("ModelT", nn.Module, ExportedProgram)
 

@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fxprune"
 
 ORDER = """
-    errors arguments names pattern_values files schedules old_modules channels ops rules capture paths analysis costs
-    criteria planning proof rewrite fold report _record _repair _analyze _attempt _first_result _transform _verify plot
-    artifacts sparse pruner __init__ cli __main__
+    errors arguments names pattern_values files schedules old_modules channels ops rules capture paths analysis
+    running costs criteria planning proof rewrite fold report _record _repair _analyze _attempt _first_result _transform
+    _verify plot artifacts sparse pruner __init__ cli __main__
 """.split()
 """Parts of the package; each imports only from itself and from those before it."""
 

@@ -4,15 +4,14 @@
 the layer reads in the small model. It needs some inputs and no labels. `recalibrate` measures the
 statistics of batch norms again.
 
-The files, in the order of a repair: `batches.py` reads the data, `watch.py` sees the products of a forward, `survey.py`
-says what a forward does with each parameter, `pairs.py` which layers of the two models belong together, `lanes.py` runs
-both models side by side, `layer.py` refits one layer from its `moments.py`, `outputs.py` judges the result,
-`processes.py` adds over several processes, and `functions.py` has what users call.
+The files, in the order of a repair: `batches.py` splits the data, `survey.py` says what a forward does with each
+parameter, `pairs.py` which layers of the two models belong together, `lanes.py` runs both models side by side,
+`layer.py` refits one layer from its `moments.py`, `outputs.py` judges the result, and `functions.py` has what users
+call. `fxprune/running/` reads the data, sees the products of a forward, and adds over several processes.
 """
 
-from fxprune._repair.batches import inputs_of
 from fxprune._repair.functions import recalibrate, repair
 from fxprune._repair.layer_by_layer import repaired
 from fxprune._repair.settings import MODES, RepairSettings
 
-__all__ = ["MODES", "RepairSettings", "inputs_of", "recalibrate", "repair", "repaired"]
+__all__ = ["MODES", "RepairSettings", "recalibrate", "repair", "repaired"]

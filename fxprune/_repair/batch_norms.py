@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from fxprune._repair.batches import DataPart
 from fxprune._repair.lanes import Model
-from fxprune._repair.processes import ALONE, Processes
+from fxprune.running.processes import ALONE, Processes
 
 
 def take_statistics(

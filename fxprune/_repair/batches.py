@@ -2,50 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.inputs import Inputs, bound, normalize
-from fxprune.errors import InputError
+from fxprune.capture.inputs import Inputs
 
 PARTS = 10
 """Fewer batches than these are split, so that some samples can be held out."""
-
-
-def inputs_of(model: nn.Module, batches: Any, pick: Callable[[Any], Any] | None) -> list[Inputs]:
-    """The arguments of the model in each batch. An iterator that can be read once only is read here, as any other.
-
-    pick: a function that gives the inputs among what a batch holds, such as `lambda batch: batch[0]`; None if a batch
-    holds nothing else.
-
-    Raises `InputError` for what gives no batches, and for batches that do not fit the model.
-    """
-    if isinstance(batches, (Tensor, dict, str)) or not isinstance(batches, Iterable):
-        raise InputError(
-            f"batches must be a data loader or a list of batches, not {type(batches).__name__}",
-            do="pass for example `[torch.randn(64, 3, 32, 32)]`",
-        )
-    found = []
-    for number, batch in enumerate(batches):
-        try:
-            inputs = normalize(batch if pick is None else pick(batch))
-            bound(model, inputs)
-        except InputError as error:
-            raise InputError(
-                "a batch does not fit the model",
-                at=f"batch {number}",
-                why=f"{error}: {error.why}",
-                do="let a batch hold what one call takes, or pick it out: `inputs=lambda batch: batch[0]`",
-            ) from None
-        found.append(inputs)
-    if not found:
-        raise InputError("there is no batch", why="the iterable is empty", do="pass at least one batch")
-    return found
 
 
 @dataclass(frozen=True)

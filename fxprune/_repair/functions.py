@@ -12,15 +12,16 @@ from torch.export import ExportedProgram
 
 from fxprune._record import attach, record
 from fxprune._repair.batch_norms import take_statistics
-from fxprune._repair.batches import DataPart, inputs_of
+from fxprune._repair.batches import DataPart
 from fxprune._repair.layer_by_layer import check_values, repaired
-from fxprune._repair.processes import Processes
 from fxprune._repair.settings import RIDGES, RepairSettings
 from fxprune.arguments import checks_arguments
 from fxprune.capture.inputs import check_initialised
 from fxprune.capture.process_state import public_call
 from fxprune.capture.tensors import Tensors
 from fxprune.errors import InputError
+from fxprune.running.inputs import inputs_of
+from fxprune.running.processes import Processes
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 ModelT = TypeVar("ModelT", nn.Module, ExportedProgram)

@@ -20,9 +20,9 @@ from fxprune._repair.batches import DataPart, own_tensors
 from fxprune._repair.pairs import LayerPair
 from fxprune._repair.survey import Survey, survey
 from fxprune._repair.suspended import Stopped, SuspendedRun
-from fxprune._repair.watch import LayerKey, Parameters, ProductCall, Watch
 from fxprune.capture.module_copy import copy_module
 from fxprune.errors import FxpruneError, InputError, text_of
+from fxprune.running.watch import LayerKey, Parameters, ProductCall, Watch
 
 
 @dataclass

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from fxprune._repair.moments import Moments, Regression
 from fxprune._repair.pairs import LayerPair
-from fxprune._repair.products import WeightProduct, double
-from fxprune._repair.watch import Parameters, ProductCall
 from fxprune.errors import InputError
+from fxprune.running.products import WeightProduct, double
+from fxprune.running.watch import Parameters, ProductCall
 
 FLOOR = 1e-4
 """The least weight of a row's own length, as a share of the mean: rows of zeros do not count without end."""

@@ -18,15 +18,15 @@ from fxprune._repair.lanes import Lane, Model, OtherCallsError, first_not_finite
 from fxprune._repair.layer import LayerFit, not_finite
 from fxprune._repair.outputs import relative_squared_error, squared_errors
 from fxprune._repair.pairs import LayerPair, layers_of, stacks_of, tied_in
-from fxprune._repair.processes import ALONE, Processes
 from fxprune._repair.settings import RepairSettings
 from fxprune._repair.survey import Survey, merged
-from fxprune._repair.watch import LayerKey
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.process_state import no_fused_attention, no_fused_recurrence, same_random_state
 from fxprune.capture.tensors import Tensors
 from fxprune.errors import InputError
 from fxprune.planning.plan import Plan
+from fxprune.running.processes import ALONE, Processes
+from fxprune.running.watch import LayerKey
 
 Saved = list[tuple[Tensor, Tensor]]
 """Parts of parameters and buffers, each with a copy of its numbers."""

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune._repair.products import double
 from fxprune.capture.values import tensors_in
 from fxprune.errors import InputError
+from fxprune.running.products import double
 
 
 def relative_squared_error(pairs: Iterable[tuple[Any, Any]]) -> float:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from fxprune._repair.products import double
 from fxprune._repair.survey import ProductLayer, Survey
-from fxprune._repair.watch import LayerKey, Parameters, ProductCall
 from fxprune.capture.tensors import Tensors
 from fxprune.planning.factors import Factor
 from fxprune.planning.plan import Plan
+from fxprune.running.products import double
+from fxprune.running.watch import LayerKey, Parameters, ProductCall
 
 Models = tuple[Parameters, Parameters]
 """The parameters of the small model and of the original."""

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune._repair.products import READERS, Matrices
-from fxprune._repair.watch import Block, LayerKey, Parameters, ProductCall, Watch
 from fxprune.analysis.arguments import bound
 from fxprune.capture.values import tensors_in
+from fxprune.running.products import READERS, Matrices
+from fxprune.running.watch import Block, LayerKey, Parameters, ProductCall, Watch
 
 SUBTRACTING = {
     *("aten::native_batch_norm", "aten::_native_batch_norm_legit_no_training", "aten::batch_norm"),

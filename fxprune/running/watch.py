@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune._repair.products import READERS, WeightProduct
 from fxprune.analysis.arguments import bound
+from fxprune.running.products import READERS, WeightProduct
 
 
 @dataclass(frozen=True)
