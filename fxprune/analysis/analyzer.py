@@ -21,7 +21,7 @@ from fxprune.analysis.opened import Opened
 from fxprune.analysis.results import Results
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.modes import MODES, doubled, modules_reading_training, random_decisions, set_mode
-from fxprune.capture.output_paths import Outputs, tensors_that_count
+from fxprune.capture.output_paths import OutputPath, Outputs, paths_text, tensors_that_count
 from fxprune.capture.places import module_of, source_of
 from fxprune.capture.process_state import no_caches
 from fxprune.capture.state import State
@@ -47,6 +47,8 @@ class Analyzer:
         self.notes: list[str] = list(subject.captured.notes)
         self.results: list[tuple[Any, int]] = []
         self.outputs: Outputs | None = None
+        self.elsewhere: set[OutputPath] = set()
+        self.looked_everywhere = True
         self.state: set[str] = set()
 
     def run(self) -> Findings:
@@ -62,9 +64,11 @@ class Analyzer:
             self.opened.reopen()
             self.settings.mark(self.opened.module)
             self._walk(inputs)
+        first = self.results[-1][0]
         results = self._lock_results()
         nodes, observations = self.nodes, self.observations
         others = tuple(self._other_runs())
+        self._check_paths(first)
         self.observer.begin_run()
         self._follow_index_lists()
         self._lock_unread()
@@ -142,6 +146,7 @@ class Analyzer:
                 f"the graph is that of {MODES[model.training]} mode: what {_listed(reading)} would do otherwise in "
                 f"{MODES[not model.training]} mode is not in it"
             )
+            self.looked_everywhere = False
             return False
         return bool(reading and modules_reading_training(captured.module))
 
@@ -163,6 +168,7 @@ class Analyzer:
                 else:
                     yield Walked(training, given, self.nodes, self.observations, method)
                     return
+        self.looked_everywhere = False
         called = f'of the method "{method}" ' if method else ""
         raises = "it" if method else "forward"
         self.notes.append(
@@ -207,6 +213,7 @@ class Analyzer:
             return Results()
         if self.outputs is None and self.subject.outputs is not None:
             self.outputs = Outputs.of(last, self.subject.outputs)
+            self.elsewhere = set(self.outputs.elsewhere)
         for result, event in made:
             self._lock_result(result, event, when)
         if self.outputs is None or not self.outputs.fit(last):
@@ -219,8 +226,24 @@ class Analyzer:
     def _lock_result(self, result: Any, event: int, when: str) -> None:
         """Lock the outputs in the result of a run of forward."""
         self._lock_tensors(tensors_that_count(self.outputs, result), event)
-        if self.outputs is not None and not self.outputs.fit(result):
-            self.notes.append(f"the result has another form {when}, and all of it counts as output there")
+        if self.outputs is None or self.outputs.fit(result):
+            return
+        found = self.outputs.found_elsewhere(result)
+        self.elsewhere -= set(found)
+        counts = f"{paths_text(found)} of it" if found else "all of it"
+        self.notes.append(f"the result has another form {when}, and {counts} counts as output there")
+
+    def _check_paths(self, result: Any) -> None:
+        """Raise `InputError` for a path of the user that no result has. result: that on the first example inputs.
+
+        If a mode could not be looked at, the path may be for that one, and a note says so.
+        """
+        if self.outputs is None or not self.elsewhere:
+            return
+        missing = [path for path in self.outputs.elsewhere if path in self.elsewhere]
+        if self.looked_everywhere:
+            Outputs.of(result, missing)
+        self.notes.append(f"no result that was looked at has the part {paths_text(missing)}, which counts as output")
 
     def _lock_tensors(self, tensors: Iterable[torch.Tensor], event: int) -> None:
         for tensor in tensors:

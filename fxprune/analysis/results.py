@@ -24,7 +24,7 @@ class Results:
     @property
     def paths(self) -> tuple[OutputPath, ...] | None:
         """The paths to the parts that count; None if all do."""
-        return None if self.outputs is None else self.outputs.paths
+        return None if self.outputs is None else (*self.outputs.paths, *self.outputs.elsewhere)
 
     def note(self) -> str:
         """The sentence that says which parts count; "" if all do."""

@@ -123,16 +123,20 @@ class Outputs:
 
     paths: the paths to them, as the result has its keys.
     keys: for each path, the keys of the containers on it, the outermost first.
+    elsewhere: paths that the result does not have. They are for results of another form, such as the losses that a
+        detector returns in training mode.
     """
 
     paths: tuple[OutputPath, ...]
     keys: tuple[tuple[tuple[Any, ...], ...], ...]
+    elsewhere: tuple[OutputPath, ...] = ()
 
     @classmethod
     def of(cls, result: Any, paths: Sequence[OutputPath]) -> Outputs:
-        """The parts of a result at these paths. Raises `InputError` if it has no such part, or no tensor there."""
-        found = [_followed(result, path) for path in paths]
-        return cls(*(tuple(part) for part in zip(*found, strict=True)))
+        """The parts of a result at these paths. Raises `InputError` if it has none of them, or no tensor there."""
+        missing = tuple(path for path in paths if not _leads_to_tensors(result, path))
+        found = [_followed(result, path) for path in paths if path not in missing or missing == tuple(paths)]
+        return cls(tuple(path for path, _ in found), tuple(keys for _, keys in found), missing)
 
     def counts(self, path: OutputPath) -> bool:
         """True if the tensor at a path of the result is one of these parts, or in one of them."""
@@ -143,9 +147,21 @@ class Outputs:
         return all(_containers(result, path) == keys for path, keys in zip(self.paths, self.keys, strict=True))
 
     def tensors(self, result: Any) -> list[torch.Tensor]:
-        """The tensors that count in a result: all of them, if it has another form than the result that is known."""
-        fits = self.fit(result)
-        return [tensor for path, tensor in tensors_at(result) if not fits or self.counts(path)]
+        """The tensors that count in a result.
+
+        In a result of another form than the one that is known, the paths in `elsewhere` say it. If it has none of
+        these parts, all of it counts.
+        """
+        if self.fit(result):
+            return [tensor for path, tensor in tensors_at(result) if self.counts(path)]
+        found = self.found_elsewhere(result)
+        if not found:
+            return [tensor for _, tensor in tensors_at(result)]
+        return Outputs.of(result, found).tensors(result)
+
+    def found_elsewhere(self, result: Any) -> tuple[OutputPath, ...]:
+        """The paths in `elsewhere` that lead to tensors of a result."""
+        return tuple(path for path in self.elsewhere if _leads_to_tensors(result, path))
 
     def others(self, result: Any) -> list[tuple[OutputPath, torch.Tensor]]:
         """The tensors that do not count in a result of the known form, with their paths."""
@@ -174,6 +190,14 @@ def _followed(result: Any, path: OutputPath) -> tuple[OutputPath, tuple[tuple[An
     if not any(isinstance(leaf, torch.Tensor) for leaf in leaves(value)):
         raise _no_such_part(result, path, f"{_place(made)} is {_described(value)} and holds no tensor")
     return tuple(made), tuple(keys)
+
+
+def _leads_to_tensors(result: Any, path: OutputPath) -> bool:
+    try:
+        _followed(result, path)
+    except InputError:
+        return False
+    return True
 
 
 def _containers(result: Any, path: OutputPath) -> tuple[tuple[Any, ...], ...] | None:

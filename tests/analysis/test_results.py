@@ -294,6 +294,39 @@ def test_a_result_of_another_form_counts_as_a_whole_in_training():
     assert model.train()(X)[1].shape == small.train()(X)[1].shape
 
 
+def test_a_part_of_a_result_of_another_form_counts_where_a_path_leads_to_it():
+    model = detector(Learning)
+    small = fxprune.transform(model, X, ratio=0.5, outputs=["boxes", 0])
+    record = fxprune.record(small)
+    assert record.after["stem.weight"] == (4, 3, 3, 3)
+    assert "the result has another form in training mode, and 0 of it counts as output there" in record.reasons
+    assert record.plan.outputs == (("boxes",), (0,))
+    assert fxprune.verify(model, small, X) <= 1e-9
+    again = fxprune.transform(model, X, plan=record.plan)
+    assert fxprune.record(again).after == record.after
+    made, expected = small.train()(X), model.train()(X)
+    assert made[0].shape == expected[0].shape
+    assert made[1].shape[1] == expected[1].shape[1] // 2
+
+
+def test_a_path_that_no_result_has_is_refused():
+    with pytest.raises(fxprune.InputError, match='no part "bxes"'):
+        fxprune.transform(detector(Learning), X, ratio=0.5, outputs=["boxes", 0, "bxes"])
+    with pytest.raises(fxprune.InputError, match="no part 0"):
+        fxprune.transform(detector(), X, ratio=0.5, outputs=["boxes", 0, 4])
+
+
+def test_a_part_may_be_one_of_a_mode_that_was_not_looked_at():
+    class Raising(Detector):
+        def forward(self, x: torch.Tensor) -> Any:
+            if self.training:
+                raise ValueError("targets are needed")
+            return super().forward(x)
+
+    record = fxprune.record(fxprune.transform(detector(Raising), X, ratio=0.5, outputs=["boxes", "loss"]))
+    assert 'no result that was looked at has the part "loss", which counts as output' in record.reasons
+
+
 def test_a_result_of_the_same_form_counts_in_parts_in_training():
     class Dropping(Detector):
         def forward(self, x: torch.Tensor) -> Any:
