@@ -1,14 +1,21 @@
-"""Costs of a model, and of the model that a plan would make: parameters, bytes and MACs, by module and in total."""
+"""Costs of a model, and of the model that a plan would make: parameters, bytes, MACs, peak memory; measured latency."""
 
 from fxprune.costs.count import Cost, LayerCost, cost, cost_of
+from fxprune.costs.latency import Latency, measure, measured_in_turn
 from fxprune.costs.marginal import ChannelCost, per_channel, withheld
+from fxprune.costs.memory import PeakMemory, peak_memory
 
 __all__ = [
     "ChannelCost",
     "Cost",
+    "Latency",
     "LayerCost",
+    "PeakMemory",
     "cost",
     "cost_of",
+    "measure",
+    "measured_in_turn",
+    "peak_memory",
     "per_channel",
     "withheld",
 ]

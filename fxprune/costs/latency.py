@@ -1,0 +1,177 @@
+"""The latency of a model: the time of one forward on this machine, measured with `torch.utils.benchmark`.
+
+The clock of torch waits for the device, and warms up before it counts. A figure is a median, with the distance between
+the quartiles as its spread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.benchmark import Timer
+
+from fxprune.arguments import checks_arguments
+from fxprune.capture.fake_tensors import Real
+from fxprune.capture.inputs import Inputs, check_initialised, normalize
+from fxprune.capture.process_state import clean_caches, public_call, same_random_state
+from fxprune.capture.tensors import Tensors
+from fxprune.errors import CaptureError, text_of
+
+Clock = Callable[[Callable[[], Any]], float]
+"""Takes a function, and gives the seconds of one call."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The time of one forward.
+
+    seconds: the median. spread: between the quartiles, in seconds. rounds: the number of measurements.
+    device: where the model is, such as "cpu". threads: the number of threads of torch.
+
+    >>> print(Latency(0.0123, 0.0004, 50, "cpu", 1))
+    12.3 ms (± 2%, 50 rounds, cpu, 1 thread)
+    """
+
+    seconds: float
+    spread: float
+    rounds: int
+    device: str
+    threads: int
+
+    def __str__(self) -> str:
+        many = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"{milliseconds(self.seconds)} (± {self.share:.0%}, {self.rounds} rounds, {self.device}, {many})"
+
+    @property
+    def share(self) -> float:
+        """Half of the spread over the median."""
+        return self.spread / 2 / self.seconds
+
+
+def milliseconds(seconds: float) -> str:
+    """A time as text.
+
+    >>> milliseconds(1.23456), milliseconds(0.0123456), milliseconds(0.0000123)
+    ('1235 ms', '12.3 ms', '0.0123 ms')
+    """
+    number = 1000 * seconds
+    return f"{number:.0f} ms" if number >= 100 else f"{number:.3g} ms"
+
+
+@checks_arguments("model")
+@public_call()
+def measure(model: nn.Module, example_inputs: Any, *, rounds: int = 20, clock: Clock | None = None) -> Latency:
+    """The latency of a model on the device where it is, without gradients, in the mode in which it is.
+
+    Its parameters, buffers and the random state are as before afterwards.
+
+    Args:
+        rounds: the number of measurements, after a few to warm up.
+        clock: a function that takes a function and gives the seconds of one call; by default a `Timer` of torch.
+
+    Raises `CaptureError` for a model on the meta device, whose forward computes nothing, and where the forward raises.
+    """
+    return measured_in_turn([model], example_inputs, rounds, clock)[0]
+
+
+def measured_in_turn(
+    models: Sequence[nn.Module], example_inputs: Any, rounds: int = 20, clock: Clock | None = None
+) -> list[Latency]:
+    """The latency of each model. They are measured in turns, so that what slows the machine down slows down all.
+
+    Each figure is the median of the model's own rounds. The arguments are those of `measure`.
+    """
+    return [
+        summed_up(times, model)
+        for times, model in zip(in_turn(models, example_inputs, rounds, clock), models, strict=True)
+    ]
+
+
+def in_turn(
+    models: Sequence[nn.Module], example_inputs: Any, rounds: int, clock: Clock | None = None
+) -> list[list[float]]:
+    """The seconds of each round for each model."""
+    inputs = normalize(example_inputs)
+    for model in models:
+        _check(model)
+    clock = clock or torch_clock
+    with contextlib.ExitStack() as stack:
+        calls = [stack.enter_context(_callable(model, inputs)) for model in models]
+        times: list[list[float]] = [[] for _ in calls]
+        for call in calls:
+            _run(call)
+        for _ in range(rounds):
+            for call, seconds in zip(calls, times, strict=True):
+                seconds.append(clock(call))
+    return times
+
+
+def torch_clock(call: Callable[[], Any]) -> float:
+    """The seconds of one call, after two calls that are not counted."""
+    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+    return timer.timeit(1).mean
+
+
+def summed_up(times: Sequence[float], model: nn.Module) -> Latency:
+    """The latency that some measurements of a model give."""
+    quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
+    return Latency(statistics.median(times), quartiles[2] - quartiles[0], len(times), str(device_of(model)), threads())
+
+
+def threads() -> int:
+    """The number of threads that torch uses for one operation."""
+    return torch.get_num_threads()
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the first parameter or buffer of a model, the CPU for a model without them."""
+    return next((entry.tensor.device for entry in Tensors.of(model).unique), torch.device("cpu"))
+
+
+def device_name(device: torch.device) -> str:
+    """The name of the hardware, such as "NVIDIA H200" or "AMD EPYC"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+        return names[0] if names else device.type
+    return device.type
+
+
+def _check(model: nn.Module) -> None:
+    tensors = Tensors.of(model)
+    check_initialised(tensors)
+    if tensors.weightless:
+        raise CaptureError(
+            "the latency cannot be measured", why="the model is on the meta device, where nothing is computed",
+            do="make the model on the device that it will run on",
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _callable(model: nn.Module, inputs: Inputs) -> Iterator[Callable[[], Any]]:
+    """A function without arguments that runs a copy of the model, with the same parameters and copies of all else."""
+    copy = Real()
+    module, (args, kwargs) = copy.module(model), copy.tree(inputs)
+
+    def call() -> Any:
+        with torch.inference_mode():
+            return module(*args, **kwargs)
+
+    with clean_caches(model), same_random_state():
+        yield call
+
+
+def _run(call: Callable[[], Any]) -> None:
+    try:
+        call()
+    except Exception as error:
+        raise CaptureError(
+            "the model's forward raises", raised=True, why=text_of(error), do="check that it runs on these inputs"
+        ) from error
