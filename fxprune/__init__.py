@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fxprune._analyze import Analysis, analyze
 from fxprune._record import Record, record
 from fxprune._repair import recalibrate, repair
+from fxprune._search import Pareto, Sensitivity, pareto, sensitivity
 from fxprune._transform import transform
 from fxprune._verify import verify
 from fxprune.analysis.findings import Group
@@ -72,12 +73,14 @@ __all__ = [
     "NotProvenWarning",
     "NothingRemovedWarning",
     "OtherWeightsWarning",
+    "Pareto",
     "Plan",
     "PlanDiff",
     "PlanError",
     "Record",
     "RewriteError",
     "RuleError",
+    "Sensitivity",
     "VerificationError",
     "analyze",
     "cost",
@@ -86,11 +89,13 @@ __all__ = [
     "load",
     "masked",
     "masks_of",
+    "pareto",
     "recalibrate",
     "record",
     "repair",
     "rule",
     "save",
+    "sensitivity",
     "trace",
     "transform",
     "verify",

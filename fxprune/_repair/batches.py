@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.inputs import Inputs
+
+BatchT = TypeVar("BatchT")
 
 PARTS = 10
 """Fewer batches than these are split, so that some samples can be held out."""
@@ -44,17 +46,17 @@ def parts_of(batches: Sequence[Inputs], total: int, runs: Callable[[DataPart], b
     if total >= PARTS:
         return whole
     pieces = -(-PARTS // total)
-    split = [DataPart(piece, part.batch) for part in whole for piece in _split(part.inputs, pieces)]
-    return split if len(split) > len(whole) and all(map(runs, (split[0], split[-1]))) else whole
+    made = [DataPart(piece, part.batch) for part in whole for piece in split(part.inputs, pieces)]
+    return made if len(made) > len(whole) and all(map(runs, (made[0], made[-1]))) else whole
 
 
-def _split(batch: Inputs, pieces: int) -> list[Inputs]:
+def split(batch: BatchT, pieces: int) -> list[BatchT]:
     """The pieces of a batch, or the batch alone if its tensors do not have one first dimension."""
     leaves, spec = pytree.tree_flatten(batch)
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in tensors}
-    size = sizes.pop()
-    if sizes or size < 2:
+    size = max(sizes, default=0)
+    if len(sizes) > 1 or size < 2:
         return [batch]
     chunks = [
         leaf.chunk(min(pieces, size)) if isinstance(leaf, Tensor) else [leaf] * min(pieces, size) for leaf in leaves

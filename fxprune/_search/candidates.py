@@ -1,0 +1,121 @@
+"""Candidates: small models that are cut from one analysis, without a proof, and repaired."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from fxprune._analyze import Analysis
+from fxprune._attempt import Request, Result, attempt
+from fxprune._first_result import first_result
+from fxprune._repair import RepairSettings, repaired
+from fxprune._search.samples import Samples
+from fxprune.analysis.findings import Findings, Group
+from fxprune.capture.output_paths import output_paths
+from fxprune.costs import Cost, cost_of
+from fxprune.criteria import Importance, comparable, scores_of
+from fxprune.errors import InputError, PlanError, nearest
+from fxprune.paths import paths_for
+
+CHOICES = "importance ignore round_to exact seed scope counts min_channels max_ratio".split()
+"""The options of `transform` that say which channels go, beside how many."""
+
+OTHERS = "also methods strict norms outputs path prefer".split()
+"""The other options of `transform` that a candidate takes."""
+
+
+class KeptScores:
+    """An importance that computes the scores of each analysis once."""
+
+    def __init__(self, importance: Importance, seed: int | None) -> None:
+        self.importance, self.seed = importance, seed
+        self.comparable = comparable(importance)
+        self._known: dict[Findings, npt.NDArray[np.float64]] = {}
+        self._by_group: dict[Group, npt.NDArray[np.float64]] = {}
+
+    def __call__(self, group: Group) -> npt.NDArray[np.float64]:
+        """One score per channel of the group."""
+        findings = group._findings
+        if callable(self.importance):
+            if group not in self._by_group:
+                self._by_group[group] = scores_of(findings, self.importance, [group], self.seed)[group.channels]
+            return self._by_group[group]
+        if findings not in self._known:
+            self._known[findings] = scores_of(findings, self.importance, findings.groups, self.seed)
+        return self._known[findings][group.channels]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The small models of one analysis.
+
+    model: the original. analysis: of it, on the path that `transform` would take. request: with the options that all
+    candidates share. samples, settings: the data and the form of a repair; None without data.
+    """
+
+    model: nn.Module
+    analysis: Analysis
+    request: Request
+    samples: Samples | None
+    settings: RepairSettings
+
+    @property
+    def whole(self) -> Cost:
+        """The cost of the original."""
+        return cost_of(self.analysis)
+
+    def cut(self, **choices: Any) -> Result:
+        """The small model of a request, without a proof. choices: what `fxprune.planning.choose.choose` takes."""
+        request = replace(self.request, choices={**self.request.choices, **choices})
+        return attempt(self.analysis, request, locking=not request.strict)
+
+    def repaired(self, made: Result) -> nn.Module:
+        """The small model of a result, repaired on the samples that do not judge."""
+        assert self.samples is not None
+        small, _ = repaired(made.small, self.model, self.samples.repairing, made.plan, self.settings)
+        return small
+
+
+def candidates_of(
+    model: nn.Module,
+    example_inputs: Any,
+    first: Mapping[str, Any],
+    options: Mapping[str, Any],
+    samples: Samples | None,
+    settings: RepairSettings,
+) -> Candidates:
+    """The candidates of a model.
+
+    first: the request that decides the path: the smallest model of all. It alone is proven. options: of `transform`,
+    those in `CHOICES` and `OTHERS`.
+
+    Raises `InputError` for an option that does not exist, `PlanError` if no channel can be removed, and as `transform`.
+    """
+    unknown = [name for name in options if name not in (*CHOICES, *OTHERS)]
+    if unknown:
+        known = (*CHOICES, *OTHERS)
+        raise InputError(f"there is no option {unknown[0]!r}", why=nearest(unknown[0], known))
+    given = {"bias": None, "masks": None, **{name: options[name] for name in CHOICES if name in options}}
+    given["importance"] = KeptScores(options.get("importance", "l2"), options.get("seed"))
+    paths = paths_for(model, options.get("path"), options.get("prefer"))
+    request = Request(
+        None,
+        {**given, **first},
+        options.get("also", ()),
+        options.get("methods"),
+        options.get("strict", False),
+        True,
+        options.get("norms", "kept"),
+        output_paths(options.get("outputs")),
+    )
+    free = options.get("path") is None and options.get("prefer") is None
+    made = first_result(model, example_inputs, request, paths, may_give_up_class=free)
+    if not made.plan:
+        why = "; ".join(made.plan.reasons) or "the plan is empty"
+        raise PlanError("there is nothing to measure", why=f"nothing was removed: {why}")
+    return Candidates(model, made.analysis, replace(request, choices=given, verify=False), samples, settings)

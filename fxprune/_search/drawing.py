@@ -1,0 +1,54 @@
+"""Pictures of scores against ratios and costs, with matplotlib."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from fxprune.errors import FxpruneError
+from fxprune.files import PathLike
+
+Line = tuple[str, Sequence[float], Sequence[float], Sequence[float]]
+"""A name, the positions, the values without repair, and those with it: one number if nothing was repaired."""
+
+LISTED = 12
+"""The largest number of lines that a legend names."""
+
+
+def draw(lines: Sequence[Line], across: str, up: str, path: PathLike | None, ax: Any) -> Any:
+    """Draw lines, dashed without and full with repair, and write the picture if there is a path. Returns the axes.
+
+    Raises `FxpruneError` if matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise FxpruneError("pictures need matplotlib", why=str(error), do="pip install 'fxprune[plot]'") from error
+    if ax is None:
+        ax = Figure(figsize=(7, 4.2), layout="constrained").add_subplot()
+    for number, (name, places, plain, repaired) in enumerate(lines):
+        colour = f"C{number % 10}"
+        both = len(repaired) == len(places)
+        label = f"{name} repaired".strip() if both and not name else name
+        if both:
+            ax.plot(places, repaired, "-o", color=colour, label=label or None, markersize=4)
+        ax.plot(
+            places, plain, "--o" if both else "-o", color=colour, label=_plain_label(name, both=both), markersize=3,
+            alpha=0.6 if both else 1.0,
+        )  # fmt: skip
+    ax.set_xlabel(across)
+    ax.set_ylabel(up)
+    ax.grid(alpha=0.3)
+    if len(lines) <= LISTED and ax.get_legend_handles_labels()[1]:
+        ax.legend(fontsize=8)
+    if path is not None:
+        ax.figure.savefig(os.fspath(path))
+    return ax
+
+
+def _plain_label(name: str, *, both: bool) -> str | None:
+    """The name of a line without repair: none where the full line beside it has it."""
+    if name:
+        return None if both else name
+    return "as cut" if both else None
