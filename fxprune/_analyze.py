@@ -29,6 +29,7 @@ from fxprune.capture.process_state import public_call
 from fxprune.capture.program import as_module
 from fxprune.capture.tensors import Tensors
 from fxprune.costs import ChannelCost, Cost, cost_of, per_channel
+from fxprune.criteria.from_data import on_data
 from fxprune.errors import CaptureError, PlanError
 from fxprune.fold import make_plan, resolve_plan
 from fxprune.paths import capture, paths_for, try_in_turn, without_hooks
@@ -46,8 +47,10 @@ NORMS = ("kept", "preserve")
 class Analysis(Findings):
     """The result of `analyze`: the findings, and methods that make plans, costs, reports and graphs from them."""
 
-    def plan(self, ratio: float | None = None, **options: Any) -> Plan:
+    def plan(self, ratio: float | None = None, *, data: Any = None, loss: Any = None, **options: Any) -> Plan:
         """Make a plan. Options: those of `fxprune.planning.choose.choose`, and `bias` and `border` of `transform`.
+
+        data, loss: for an importance that is measured, such as "taylor": see `transform`.
 
         >>> import torch, fxprune
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
@@ -55,7 +58,8 @@ class Analysis(Findings):
         >>> sorted(plan.removed)
         ['0.bias', '0.weight', '2.weight']
         """
-        return make_plan(self, ratio=ratio, **options).plan
+        importance = on_data(options.pop("importance", "l2"), self.model, self.inputs, data=data, loss=loss)
+        return make_plan(self, ratio=ratio, importance=importance, **options).plan
 
     @checks_arguments()
     def cost(self, plan: Plan | None = None) -> Cost:

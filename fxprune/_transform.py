@@ -16,13 +16,14 @@ from fxprune._first_result import first_result
 from fxprune._record import Record, attach, checksum
 from fxprune._repair import RepairSettings, repaired
 from fxprune.arguments import checks_arguments
-from fxprune.capture.inputs import Inputs
+from fxprune.capture.inputs import Inputs, normalize
 from fxprune.capture.output_paths import narrowed, output_paths
 from fxprune.capture.process_state import public_call
 from fxprune.capture.program import as_module, exported_again
 from fxprune.capture.tensors import PARAMETER, Tensors
 from fxprune.costs import cost_of
 from fxprune.criteria import Importance
+from fxprune.criteria.from_data import on_data
 from fxprune.errors import (
     BudgetMissedWarning,
     ClassLostWarning,
@@ -40,7 +41,7 @@ from fxprune.rewrite.derived import derived
 from fxprune.rewrite.missing_graph import explain_missing_graph
 from fxprune.rewrite.references import names_in, references_to_original
 from fxprune.rewrite.tensor_hooks import left_out
-from fxprune.running.inputs import inputs_of
+from fxprune.running.inputs import inputs_like, inputs_of
 
 ModelT = TypeVar("ModelT", nn.Module, ExportedProgram)
 
@@ -74,7 +75,9 @@ def transform(
     counts: Mapping[str, int] | None = None,
     min_channels: int = 1,
     max_ratio: float | None = None,
-    repair: Iterable[Any] | None = None,
+    data: Iterable[Any] | None = None,
+    loss: Callable[[nn.Module, Any], Any] | None = None,
+    repair: Iterable[Any] | bool | None = None,
     repair_mode: str = "weights",
     repair_inputs: Callable[[Any], Any] | None = None,
 ) -> ModelT:
@@ -131,8 +134,13 @@ def transform(
             list has several paths. Only these parts keep their shape and are compared. The others may lose channels:
             the record names them, with their new shapes. By default all parts count. A plan says which ones count for
             it; `outputs` may then name some of these.
+        data: batches for an importance that is measured, such as "taylor", and for `repair=True`: in the form of the
+            example inputs, or tuples of these and labels.
+        loss: a function from the model and a batch of the data to a scalar, for an importance that needs gradients:
+            `lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])`.
         repair: batches of inputs, some hundred samples without labels, on which the result is repaired after its proof:
-            its layers compute again what they computed in the original. See `fxprune.repair`, which has more options.
+            its layers compute again what they computed in the original. True takes those of `data`. See
+            `fxprune.repair`, which has more options.
         repair_mode, repair_inputs: `mode` and `inputs` of `fxprune.repair`.
 
     Raises a subclass of `FxpruneError`, which says what to do. Warns with `NothingRemovedWarning`, which says why, if
@@ -149,11 +157,20 @@ def transform(
     _refuse_two_requests(plan, ratio, masks, bias, keep, counts)
     module = as_module(model, example_inputs)
     settings = RepairSettings(repair_mode)
-    batches = None if repair is None else inputs_of(module, repair, repair_inputs)
+    if repair is True and data is None:
+        raise PlanError(
+            "there is no data to repair on", why="repair=True takes those of `data`", do="pass data=batches"
+        )
+    example = normalize(example_inputs)
+    if repair is True and data is not None:
+        data = list(data)  # it is read twice
+        repair_inputs = repair_inputs or inputs_like(example)
+    batches = _repair_batches(module, data if repair is True else repair, repair_inputs)
     paths = paths_for(module, path, prefer, made_on=plan.path if isinstance(plan, Plan) else "")
     if folds(bias, masks) and all(front_end.needs_hooks for front_end in paths):
         raise PlanError("constants cannot be folded behind hooks", why="they put zeros back", do="take another path")
     counting = narrowed(plan.outputs if isinstance(plan, Plan) else None, output_paths(outputs))
+    importance = on_data(importance, module, example, data=data, loss=loss, used_elsewhere=repair is True)
     choices: dict[str, Any] = {"ratio": ratio, "masks": masks, "bias": bias, "border": border, "ignore": ignore}
     choices |= {"importance": importance, "round_to": round_to, "exact": exact, "seed": seed, "keep": keep}
     choices |= {"scope": scope, "counts": counts, "min_channels": min_channels, "max_ratio": max_ratio}
@@ -170,6 +187,11 @@ def transform(
         explain_missing_graph(result.small)
     attach(made, recorded)
     return cast(ModelT, made)
+
+
+def _repair_batches(model: nn.Module, batches: Any, pick: Callable[[Any], Any] | None) -> list[Inputs] | None:
+    """The inputs to repair on, None for no repair."""
+    return None if batches is None or batches is False else inputs_of(model, batches, pick)
 
 
 def _repaired(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.analysis.members import Locked, Member
+from fxprune.analysis.members import Locked, Member, role_of
 from fxprune.analysis.observed import Observed, Walked
 from fxprune.analysis.results import Results
 from fxprune.analysis.tensor_table import TensorTable
@@ -54,8 +54,14 @@ class Group:
     @cached_property
     def members(self) -> tuple[Member, ...]:
         """The dimensions of parameters and buffers in which the channels have slots, in the order of the tensors."""
-        tensors, found = self._findings.tensors, self._findings.solution.members(self.number)
-        return tuple(Member(a.parameter, a.dim, tensors[a.parameter], index, slots) for a, index, slots in found)
+        found = self._findings.solution.members(self.number)
+        return tuple(self._member(axis, index, slots) for axis, index, slots in found)
+
+    def _member(self, axis: Axis, index: Ints, slots: Ints) -> Member:
+        findings = self._findings
+        tensor, module = findings.tensors[axis.parameter], findings.layer(axis.parameter)
+        role = role_of(module, axis.dim, tensor.ndim)
+        return Member(axis.parameter, axis.dim, tensor, index, slots, module, role, self.size)
 
     @cached_property
     def producer(self) -> Member:

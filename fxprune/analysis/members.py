@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from fxprune.channels.groups import Ints
+from fxprune.errors import InputError
 from fxprune.ops import Event
+from fxprune.ops.layers import output_dim
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,9 @@ class Member:
 
     slots: the slots, ascending. A channel can have several: H * W in the weight behind a flattened [C, H, W].
     index: for each slot its channel, counted within the group from 0; of the same length as `slots`.
+    module: the layer that has the parameter. size: the number of channels of the group.
+    role: what the layer does with the channels: a "producer" writes them, a "consumer" reads them, a "norm" normalises
+        them; a "raw" tensor is that of a module that is no layer of torch.
     """
 
     parameter: str
@@ -24,15 +30,48 @@ class Member:
     tensor: torch.Tensor = field(repr=False)
     index: Ints = field(repr=False)
     slots: Ints = field(repr=False)
+    module: nn.Module = field(repr=False)
+    role: str
+    size: int = field(repr=False)
 
-    def per_channel(self, values: torch.Tensor, size: int) -> torch.Tensor:
+    def per_channel(self, values: torch.Tensor, size: int | None = None) -> torch.Tensor:
         """The sum of the values at the slots of each channel: [size].
 
-        values: one per index of the dimension. size: the number of channels of the group.
+        values: one per index of the dimension. size: the number of channels, that of the group by default.
         """
         index = torch.from_numpy(self.index).to(values.device)
         slots = torch.from_numpy(self.slots).to(values.device)
-        return values.new_zeros(size).index_add_(0, index, values[slots])
+        return values.new_zeros(self.size if size is None else size).index_add_(0, index, values[slots])
+
+    def sum_per_channel(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of the elements that belong to each channel, float64 [size] on the CPU.
+
+        values: of the parameter's shape, such as `member.tensor.abs()`. Raises `InputError` for another shape.
+
+        >>> import fxprune
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> reader = fxprune.analyze(net, torch.zeros(1, 2)).groups[0].members[2]
+        >>> reader.role, reader.sum_per_channel(torch.tensor([[1.0, -2.0, 3.0]])).tolist()
+        ('consumer', [1.0, -2.0, 3.0])
+        """
+        if values.shape != self.tensor.shape:
+            raise InputError(
+                "the values do not have the shape of the parameter",
+                at=f'"{self.parameter}"',
+                why=f"their shape is {tuple(values.shape)}, its shape is {tuple(self.tensor.shape)}",
+                do="pass one value per element, such as `member.tensor.abs()`",
+            )
+        wide = values.detach().to(device="cpu", dtype=torch.float64)
+        return self.per_channel(wide.movedim(self.dim, 0).flatten(1).sum(1) if wide.ndim > 1 else wide)
+
+
+def role_of(module: nn.Module, dim: int, ndim: int) -> str:
+    """The role of a dimension: see `Member`. module: the one that has the tensor. ndim: its number of dimensions."""
+    if "Norm" in type(module).__name__:
+        return "norm"
+    if not any(base.__module__.startswith("torch.nn.") for base in type(module).__mro__ if base is not nn.Module):
+        return "raw"
+    return "producer" if dim == output_dim(module, ndim) else "consumer"
 
 
 @dataclass(frozen=True)

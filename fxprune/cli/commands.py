@@ -19,6 +19,7 @@ from fxprune.arguments import generator_of
 from fxprune.artifacts.graph_export import FORMATS
 from fxprune.artifacts.weights import record_in
 from fxprune.cli import models, weights
+from fxprune.cli.data import check_data, data_of
 from fxprune.cli.inputs import filled
 from fxprune.cli.output_files import check_readable, check_writable
 from fxprune.cli.usage import UsageError, ratio_of, unique_dict
@@ -88,10 +89,9 @@ def prune(options: argparse.Namespace, say: Say) -> Answer:
         chosen["plan"] = _plan(options.plan)
     if options.repair is None and options.repair_mode is not None:
         raise UsageError("--repair-mode is without effect here", why="nothing is repaired", do="add --repair")
+    check_data(options)
     model, inputs = _model(options, say)
-    if options.repair is not None:
-        chosen["repair"] = models.batches(options.repair)
-        chosen["repair_mode"] = options.repair_mode or "weights"
+    chosen |= data_of(options)
     say("pruning" if options.verify else "pruning, without a proof")
     small = fxprune.transform(
         model,

@@ -49,14 +49,24 @@ def batches(spec: str) -> Any:
 
     Raises `UsageError` for a name of a wrong form, and `FxpruneError` if there is no such thing or its code raises.
     """
-    package, colon, name = spec.partition(":")
-    if not colon or not all(part.isidentifier() for part in (*package.split("."), *name.split("."))):
-        raise UsageError(f'"{spec}" names no batches', why="batches are named as package.module:loader")
-    found = _attribute(package, name)
+    found = _named(spec, "batches", "loader")
     if callable(found) and not hasattr(found, "__iter__"):
         with _errors_with_line(f'"{spec}"'):
             found = found()
     return found
+
+
+def function(spec: str) -> Any:
+    """The function that a name in `package.module:loss` stands for. Raises as `batches`."""
+    return _named(spec, "function", "loss")
+
+
+def _named(spec: str, what: str, example: str) -> Any:
+    package, colon, name = spec.partition(":")
+    if not colon or not all(part.isidentifier() for part in (*package.split("."), *name.split("."))):
+        why = f"{'batches are' if what == 'batches' else 'it is'} named as package.module:{example}"
+        raise UsageError(f'"{spec}" names no {what}', why=why)
+    return _attribute(package, name)
 
 
 def _attribute(package: str, name: str) -> Any:

@@ -26,7 +26,7 @@ from fxprune.cli.usage import (
     share,
     tolerance,
 )
-from fxprune.criteria import CRITERIA
+from fxprune.criteria import CRITERIA, MEASURED
 from fxprune.errors import nearest
 from fxprune.paths import PATHS, PREFERENCES
 from fxprune.planning.budgets import MEASURES
@@ -193,6 +193,19 @@ def _budget_options(parser: Parser) -> None:
     parser.option("--max-ratio", type=largest, metavar="SHARE", help="the largest share that a group loses")
 
 
+def _importance_options(parser: Parser) -> None:
+    parser.option(
+        *("--importance",),
+        type=one_of("importance", [*CRITERIA, *MEASURED]),
+        metavar="NAME",
+        help=f"{', '.join(CRITERIA)} (default l2); with --data {', '.join(MEASURED)}",
+    )
+    parser.option("--data", metavar="LOADER", help="the batches of package.module:loader, for such an importance")
+    parser.option(
+        "--loss", metavar="LOSS", help="package.module:loss, a function of the model and a batch, for gradients"
+    )
+
+
 def _prune_options(parser: Parser) -> None:
     parser.option(
         *("--ratio", "-r"),
@@ -208,9 +221,7 @@ def _prune_options(parser: Parser) -> None:
     parser.option(
         "--ignore", action="append", default=[], metavar="PATTERN", help="layers whose outputs stay. Can be repeated."
     )
-    parser.option(
-        "--importance", type=one_of("importance", CRITERIA), metavar="NAME", help=f"{', '.join(CRITERIA)} (default l2)"
-    )
+    _importance_options(parser)
     parser.option("--round-to", type=integer(1), metavar="N", help="keep multiples of N channels")
     parser.option("--exact", action="store_true", help="only groups whose removal changes no statistic")
     parser.option(
@@ -228,8 +239,10 @@ def _prune_options(parser: Parser) -> None:
     parser.option("--no-verify", dest="verify", action="store_false", help="leave out the numeric proof")
     parser.option(
         "--repair",
+        nargs="?",
+        const=True,
         metavar="LOADER",
-        help="repair the result on the batches of package.module:loader",
+        help="repair the result on the batches of package.module:loader, by default those of --data",
     )
     parser.option(
         *("--repair-mode",),

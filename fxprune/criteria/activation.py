@@ -10,7 +10,6 @@ from torch import Tensor
 from fxprune.analysis.findings import Group
 from fxprune.arguments import checks_arguments
 from fxprune.criteria.by_layer import scores_by_layer
-from fxprune.criteria.table import measured
 from fxprune.errors import PlanError, nearest
 
 
@@ -72,7 +71,6 @@ class ActivationStatistics(Mapping[str, LayerStatistics]):
 
 
 @checks_arguments("layers")
-@measured("activation")
 def importance_from(
     statistics: ActivationStatistics, kind: str = "apoz", *, layers: Mapping[str, str] | None = None
 ) -> Callable[[Group], Tensor]:

@@ -15,6 +15,7 @@ from fxprune.arguments import checks_arguments
 from fxprune.criteria.connections import Layer, check_threshold, coactivation
 from fxprune.criteria.table import measured
 from fxprune.errors import InputError, PlanError
+from fxprune.running.inputs import called
 
 NAMES = (
     *("weight", "weight_orig", "weight_v"),
@@ -151,9 +152,9 @@ def _run(model: nn.Module, loader: Iterable[Any], batches: int | None) -> None:
     for number, batch in enumerate(loader, 1):
         first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
         if isinstance(batch, Mapping):
-            model(**batch)
+            called(model, ((), dict(batch)), number - 1)
         elif isinstance(first, Tensor):
-            model(first)
+            called(model, ((first,), {}), number - 1)
         else:
             raise InputError(
                 "a batch holds no input",

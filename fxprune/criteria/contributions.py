@@ -17,6 +17,7 @@ from fxprune.arguments import generator_of
 from fxprune.capture.inputs import bound, check_initialised, check_unwrapped, normalize
 from fxprune.capture.tensors import Tensors
 from fxprune.errors import InputError, PlanError
+from fxprune.running.inputs import called
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BLOCK = 1 << 22
@@ -101,7 +102,7 @@ def sample_contributions(model: nn.Module, loader: Iterable[Any], *, samples: in
     batches = 0
     with collector.hooked(), _evaluating(model), torch.no_grad():
         for batch in loader:
-            collector.batch(batch)
+            collector.batch(batch, batches)
             batches += 1
     if not batches:
         raise InputError("loader gave no batch", why="nothing can be sampled", do="pass at least one batch")
@@ -116,8 +117,8 @@ class _Collector:
         self.count = 0
         self.found: dict[int, list[Sampled]] = {}
 
-    def batch(self, batch: Any) -> None:
-        """Run the model on one batch."""
+    def batch(self, batch: Any, number: int) -> None:
+        """Run the model on one batch. number: of the batch, for messages."""
         args, kwargs = normalize(batch)
         try:
             bound(self.model, (args, kwargs))
@@ -129,7 +130,7 @@ class _Collector:
             ) from None
         first = next(leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
         self.count = self.samples * (first.shape[0] if first.ndim else 1)
-        self.model(*args, **kwargs)
+        called(self.model, (args, kwargs), number)
 
     @contextlib.contextmanager
     def hooked(self) -> Iterator[None]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,17 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.analysis.findings import Group
-from fxprune.capture.inputs import check_initialised
-from fxprune.capture.tensors import Tensors
+from fxprune.criteria.losses import Loss, backward, check_loss, with_gradients
 from fxprune.criteria.table import measured
-from fxprune.errors import InputError, PlanError
-
-Loss = Callable[[nn.Module, Any], Tensor]
-"""A function from the model and one batch to the loss, a scalar: `lambda model, batch: F.cross_entropy(model(batch[0]),
-batch[1])`."""
+from fxprune.errors import PlanError
+from fxprune.running.inputs import each_batch
+from fxprune.running.processes import Processes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GradientImportance:
     """An importance for `fxprune.transform` and `analysis.plan`, in units of the loss.
 
@@ -41,9 +37,7 @@ class GradientImportance:
             if values is None or values.shape != member.tensor.shape or not group.is_output(member):
                 continue
             found = True
-            others = [dim for dim in range(values.ndim) if dim != member.dim]
-            summed = values.abs().sum(others) if others else values.abs()
-            scores += member.per_channel(summed, group.size)
+            scores += member.sum_per_channel(values.abs())
         if not found:
             raise PlanError(
                 "no gradient is known for a group",
@@ -55,7 +49,9 @@ class GradientImportance:
 
 
 @measured("taylor")
-def taylor_importance(model: nn.Module, batches: Iterable[Any], *, loss: Loss) -> GradientImportance:
+def taylor_importance(
+    model: nn.Module, batches: Iterable[Any], *, loss: Loss, progress: bool = False, process_group: Any = None
+) -> GradientImportance:
     """The change of the loss to first order, element by element: terms = |w * dL/dw|, L the mean over the batches.
 
     Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning" (https://arxiv.org/abs/1906.10771), the
@@ -67,8 +63,11 @@ def taylor_importance(model: nn.Module, batches: Iterable[Any], *, loss: Loss) -
         model: the one that will be pruned.
         batches: what `loss` takes, such as pairs of inputs and labels.
         loss: a function from the model and a batch to a scalar.
+        progress: True to show a progress bar.
+        process_group: a group of `torch.distributed`, whose processes have the same model and some of the batches each.
+            All of them get the importance that one process gets from all batches.
 
-    Raises `InputError` for no batches, a loss that is no scalar or not finite.
+    Raises `InputError` for no batches, a loss that raises, is no scalar or not finite, and for gradients that are not.
 
     >>> _ = torch.manual_seed(0)
     >>> net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
@@ -77,12 +76,14 @@ def taylor_importance(model: nn.Module, batches: Iterable[Any], *, loss: Loss) -
     >>> len(fxprune.analyze(net, torch.randn(1, 2)).plan(ratio=0.5, importance=importance).removed["0.bias"][0])
     2
     """
-    found = _means(model, batches, loss, lambda gradient: gradient)
+    found = _means(model, batches, loss, lambda gradient: gradient, progress, Processes(process_group))
     return GradientImportance({name: (weight * mean).abs() for name, (weight, mean) in found.items()})
 
 
 @measured("fisher")
-def fisher_importance(model: nn.Module, batches: Iterable[Any], *, loss: Loss) -> GradientImportance:
+def fisher_importance(
+    model: nn.Module, batches: Iterable[Any], *, loss: Loss, progress: bool = False, process_group: Any = None
+) -> GradientImportance:
     """The diagonal of the Fisher information: terms = w^2 * mean over batches of (dL/dw)^2 / 2.
 
     The second-order change of the loss where w becomes zero, with the Fisher information for the Hessian: LeCun et al.
@@ -99,65 +100,30 @@ def fisher_importance(model: nn.Module, batches: Iterable[Any], *, loss: Loss) -
     >>> fisher_importance(net, data, loss=lambda model, x: model(x).sum()).terms["0.weight"]
     tensor([[11.2500]], dtype=torch.float64)
     """
-    found = _means(model, batches, loss, torch.square)
+    found = _means(model, batches, loss, torch.square, progress, Processes(process_group))
     return GradientImportance({name: weight.square() * mean / 2 for name, (weight, mean) in found.items()})
 
 
 def _means(
-    model: nn.Module, batches: Iterable[Any], loss: Loss, of: Callable[[Tensor], Tensor]
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss: Loss,
+    of: Callable[[Tensor], Tensor],
+    progress: bool,
+    processes: Processes,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """For each parameter that has gradients its values, and the mean of a function of them over the batches."""
+    check_loss(loss)
     total: dict[str, Tensor] = {}
     count = 0
-    with _gradients(model) as parameters:
-        for batch in batches:
-            _backward(model, batch, loss, count)
+    with with_gradients(model) as parameters:
+        for number, batch in each_batch(batches, what="gradients", progress=progress):
+            backward(model, batch, loss, number, parameters)
             count += 1
             for name, parameter in parameters.items():
                 if parameter.grad is not None:
                     value = of(parameter.grad.double().cpu())
                     total[name] = total[name] + value if name in total else value
                     parameter.grad = None
-        if not count:
-            raise InputError("there is no batch", why="the iterable is empty", do="pass at least one batch")
+        total, count = processes.sums(total, count)
         return {name: (parameters[name].detach().double().cpu(), value / count) for name, value in total.items()}
-
-
-@contextlib.contextmanager
-def _gradients(model: nn.Module) -> Iterator[dict[str, nn.Parameter]]:
-    """Evaluation mode, with gradients of all floating parameters. At the end all is as before."""
-    if not isinstance(model, nn.Module):
-        raise PlanError("not a model", why=f"{type(model).__name__} is no torch.nn.Module", do="pass a module")
-    check_initialised(Tensors.of(model))
-    parameters = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
-    before = [(p, p.requires_grad, p.grad) for p in parameters.values()]
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        for parameter in parameters.values():
-            parameter.grad = None
-            parameter.requires_grad_(True)
-        with torch.inference_mode(False), torch.enable_grad():
-            yield parameters
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, flag, gradient in before:
-            parameter.requires_grad_(flag)
-            parameter.grad = gradient
-
-
-def _backward(model: nn.Module, batch: Any, loss: Loss, number: int) -> None:
-    """The gradients of the loss of one batch. Raises `InputError` for a loss that is no finite scalar."""
-    value = loss(model, batch)
-    at, do = f"batch {number}", "let `loss` return for example `F.cross_entropy(model(x), y)`"
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        kind = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise InputError("the loss is no scalar", at=at, why=f"it is {kind}", do=do)
-    if not bool(value.isfinite()):
-        why = f"it is {float(value.detach())}"
-        raise InputError("the loss is not finite", at=at, why=why, do="leave out that batch")
-    if not value.requires_grad:
-        raise InputError("the loss does not depend on the model's parameters", at=at, do=do)
-    value.backward()  # type: ignore[no-untyped-call]

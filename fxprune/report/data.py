@@ -6,12 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import nn
-
 from fxprune.analysis.findings import Findings
-from fxprune.analysis.members import Member
 from fxprune.costs import Cost, LayerCost, cost_of, per_channel, withheld
-from fxprune.ops.layers import output_dim
 from fxprune.report.repairs import RepairData, Repaired, repair_data
 
 SCHEMA = "fxprune.report/1"
@@ -202,7 +198,7 @@ def analysis_data(findings: Findings) -> AnalysisData:
             costs[g.number].macs,
             g.exact,
             g.reasons,
-            tuple(MemberData(m.parameter, m.dim, role_of(findings, m)) for m in g.members),
+            tuple(MemberData(m.parameter, m.dim, m.role) for m in g.members),
         )
         for g in findings.groups
     )
@@ -265,16 +261,6 @@ def layers_of(findings: Findings, cost: Cost) -> tuple[LayerData, ...]:
         )
         for path in ordered
     )
-
-
-def role_of(findings: Findings, member: Member) -> str:
-    """The role of a dimension: it makes the channels, reads them, or scales and shifts them in a norm."""
-    owner = findings.owner(member.parameter)
-    if "Norm" in type(owner).__name__:
-        return "norm"
-    if not any(base.__module__.startswith("torch.nn.") for base in type(owner).__mro__ if base is not nn.Module):
-        return "raw"
-    return "producer" if member.dim == output_dim(owner, member.tensor.ndim) else "consumer"
 
 
 def record_data(record: Recorded) -> RecordData:

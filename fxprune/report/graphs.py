@@ -8,7 +8,6 @@ from typing import Any
 from fxprune.analysis.findings import Findings
 from fxprune.costs import LayerCost, cost_of
 from fxprune.errors import InputError, nearest
-from fxprune.report.data import role_of
 from fxprune.report.layer_graph import trace_layers
 
 KINDS = ("layers", "groups", "flow")
@@ -46,7 +45,7 @@ def _groups(findings: Findings) -> Any:
         for member in group.members:
             shape = tuple(member.tensor.shape)
             made.add_node(member.parameter, bipartite=1, shape=shape)
-            made.add_edge(name, member.parameter, key=member.dim, dim=member.dim, role=role_of(findings, member))
+            made.add_edge(name, member.parameter, key=member.dim, dim=member.dim, role=member.role)
     return made
 
 
@@ -66,7 +65,7 @@ def _layers(findings: Findings, *, whole: bool) -> Any:
         for member in group.members:
             node = member.parameter if member.parameter in made else member.parameter.rpartition(".")[0]
             if node in made:
-                key = "makes" if role_of(findings, member) == "producer" else "reads"
+                key = "makes" if member.role == "producer" else "reads"
                 for place in {"groups", key}:
                     listed = made.nodes[node][place]
                     made.nodes[node][place] = listed if name in listed else (*listed, name)

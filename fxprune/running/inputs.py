@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from fxprune.capture.inputs import Inputs, bound, normalize
-from fxprune.errors import InputError
+from fxprune.errors import FxpruneError, InputError
 
 
 def inputs_of(model: nn.Module, batches: Any, pick: Callable[[Any], Any] | None) -> list[Inputs]:
@@ -19,11 +20,7 @@ def inputs_of(model: nn.Module, batches: Any, pick: Callable[[Any], Any] | None)
 
     Raises `InputError` for what gives no batches, and for batches that do not fit the model.
     """
-    if isinstance(batches, (Tensor, dict, str)) or not isinstance(batches, Iterable):
-        raise InputError(
-            f"batches must be a data loader or a list of batches, not {type(batches).__name__}",
-            do="pass for example `[torch.randn(64, 3, 32, 32)]`",
-        )
+    _check_iterable(batches)
     found = []
     for number, batch in enumerate(batches):
         try:
@@ -40,3 +37,81 @@ def inputs_of(model: nn.Module, batches: Any, pick: Callable[[Any], Any] | None)
     if not found:
         raise InputError("there is no batch", why="the iterable is empty", do="pass at least one batch")
     return found
+
+
+def each_batch(batches: Any, *, what: str, progress: bool = False) -> Iterator[tuple[int, Any]]:
+    """Every batch with its number, behind a progress bar. what: what is measured on them, for the bar.
+
+    Raises `InputError` for what gives no batches.
+    """
+    from tqdm import tqdm
+
+    _check_iterable(batches)
+    number = -1
+    for number, batch in enumerate(tqdm(batches, desc=what, unit="batch", disable=not progress)):
+        yield number, batch
+    if number < 0:
+        raise InputError("there is no batch", why="the iterable is empty", do="pass at least one batch")
+
+
+def called(model: nn.Module, inputs: Inputs, number: int) -> Any:
+    """The outputs of the model for a batch. Raises `InputError` where it raises. number: of the batch, for messages."""
+    try:
+        return model(*inputs[0], **inputs[1])
+    except FxpruneError:
+        raise
+    except Exception as error:
+        text = next(iter(str(error).strip().splitlines()), "")
+        shapes = [str(list(leaf.shape)) for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+        raise InputError(
+            "the model raises on a batch",
+            at=f"batch {number}",
+            why=f"{type(error).__name__}: {text}; it was called with tensors of the shapes {', '.join(shapes)}",
+            do="let a batch hold what one call of the model takes",
+        ) from error
+
+
+def inputs_like(example: Inputs) -> Callable[[Any], Any]:
+    """A function that picks the inputs of a model out of a batch that may hold labels too.
+
+    It gives the batch if that has the form of the example inputs; else its first entry, or the keywords of the example,
+    if they have it; else the batch, which then does not fit.
+
+    >>> x, labels = torch.zeros(4, 3), torch.zeros(4)
+    >>> pick = inputs_like(((x,), {}))
+    >>> pick(x) is x, pick([x, labels]) is x
+    (True, True)
+    """
+
+    def pick(batch: Any) -> Any:
+        if _has_form(batch, example):
+            return batch
+        if isinstance(batch, (tuple, list)) and batch and _has_form(batch[0], example):
+            return batch[0]
+        if isinstance(batch, Mapping) and not example[0] and example[1].keys() <= batch.keys():
+            return {name: batch[name] for name in example[1]}
+        return batch
+
+    return pick
+
+
+def _has_form(batch: Any, example: Inputs) -> bool:
+    """True if a batch is so many positional arguments with these keywords, nested in the same way."""
+    try:
+        args, kwargs = normalize(batch)
+    except InputError:
+        return False
+    if kwargs.keys() != example[1].keys():
+        return False
+    ordered = (args, {name: kwargs[name] for name in example[1]})
+    return bool(pytree.tree_structure(ordered) == pytree.tree_structure(example))
+
+
+def _check_iterable(batches: Any) -> None:
+    """Raises `InputError` for what gives no batches."""
+    if isinstance(batches, (Tensor, dict, str)) or not isinstance(batches, Iterable):
+        raise InputError(
+            f"batches must be a data loader or a list of batches, not {type(batches).__name__}",
+            why="the model is called once for each element of it",
+            do="pass for example `[torch.randn(64, 3, 32, 32)]`",
+        )

@@ -35,6 +35,17 @@ class Processes:
             for tensor in tensors:
                 torch.distributed.all_reduce(tensor, group=self.group)
 
+    def sums(self, totals: dict[str, Tensor], count: int) -> tuple[dict[str, Tensor], int]:
+        """Totals by name and their number over all processes. A process that lacks a name adds zeros."""
+        shapes: dict[str, tuple[torch.Size, torch.dtype]] = {}
+        for theirs in self.all({name: (tensor.shape, tensor.dtype) for name, tensor in totals.items()}):
+            shapes |= theirs
+        found = {
+            name: totals.get(name, torch.zeros(shape, dtype=dtype)) for name, (shape, dtype) in sorted(shapes.items())
+        }
+        self.add(found.values())
+        return found if self.group is not None else totals, sum(self.all(count))
+
     def first(self, tensors: Iterable[Tensor]) -> None:
         """Give all processes the numbers of the first one, in place."""
         if self.group is not None:

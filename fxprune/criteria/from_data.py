@@ -1,0 +1,77 @@
+"""The criteria that need data, asked for by name: `importance="taylor"` with `data=` and `loss=`."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from fxprune.capture.inputs import Inputs
+from fxprune.criteria.losses import Loss, check_loss
+from fxprune.criteria.table import MEASURED, Importance
+from fxprune.errors import PlanError
+from fxprune.running.inputs import inputs_like, inputs_of
+
+
+def takes_loss(name: str) -> bool | None:
+    """True if a criterion of `MEASURED` needs a loss, False if it can do with one, None if it takes none."""
+    parameter = inspect.signature(MEASURED[name]).parameters.get("loss")
+    return None if parameter is None else parameter.default is inspect.Parameter.empty
+
+
+def on_data(
+    importance: Importance,
+    model: nn.Module,
+    example: Inputs,
+    *,
+    data: Any = None,
+    loss: Loss | None = None,
+    used_elsewhere: bool = False,
+) -> Importance:
+    """The importance, with a name in `MEASURED` replaced by what that criterion measures on the data.
+
+    Args:
+        example: the example inputs. A batch for a criterion without a loss has their form, or is a tuple of these and
+            labels; one for a criterion with a loss is whatever the loss takes.
+        used_elsewhere: True if something else reads the data too; if not, data that no criterion reads are refused.
+
+    Raises `PlanError` for data or a loss that is missing, is without effect, or is none.
+    """
+    if not (isinstance(importance, str) and importance in MEASURED):
+        if not used_elsewhere and (data is not None or loss is not None):
+            given = "data" if data is not None else "loss"
+            raise PlanError(
+                f"{given} is without effect here",
+                why=f"importance {importance!r} reads no data, and nothing is repaired",
+                do=f"choose one of {', '.join(MEASURED)}, or leave it out",
+            )
+        return importance
+    if data is None:
+        raise PlanError(
+            f'importance "{importance}" needs data',
+            why="it is measured on batches, and none were given",
+            do="pass `data=batches`, such as a data loader" + (", and `loss=`" if takes_loss(importance) else ""),
+        )
+    takes = takes_loss(importance)
+    if takes and loss is None:
+        raise PlanError(
+            f'importance "{importance}" needs a loss',
+            why="it is measured by gradients, and no loss was given",
+            do="pass `loss=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])`, or another scalar",
+        )
+    if takes is not None and loss is not None:
+        check_loss(loss)
+        return MEASURED[importance](model, data, loss=loss)
+    inputs = inputs_of(model, data, inputs_like(example))
+    return MEASURED[importance](model, [_as_batch(model, *one) for one in inputs])
+
+
+def _as_batch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The arguments of a call as one batch: a tuple, or keywords where there are several of them or keywords."""
+    if len(args) <= 1 and not kwargs:
+        return args
+    parameters = inspect.signature(model.forward).parameters.values()
+    if any(parameter.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD for parameter in parameters):
+        return args or kwargs
+    return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
