@@ -294,7 +294,7 @@ def test_sampling_leaves_the_model_as_it_was():
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
-    with pytest.raises(RuntimeError):
+    with pytest.raises(InputError):
         thinet_importance(model, [*batches(1), *batches(1, channels=3)])
     assert [module.training for module in model.modules()] == modes
     assert not any(module._forward_hooks for module in model.modules())
