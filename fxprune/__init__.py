@@ -12,6 +12,7 @@ from fxprune._analyze import Analysis, analyze
 from fxprune._record import Record, record
 from fxprune._repair import recalibrate, repair
 from fxprune._search import Pareto, Sensitivity, pareto, sensitivity
+from fxprune._summary import Summary, summary
 from fxprune._transform import transform
 from fxprune._verify import verify
 from fxprune.analysis.findings import Group
@@ -81,6 +82,7 @@ __all__ = [
     "RewriteError",
     "RuleError",
     "Sensitivity",
+    "Summary",
     "VerificationError",
     "analyze",
     "cost",
@@ -96,6 +98,7 @@ __all__ = [
     "rule",
     "save",
     "sensitivity",
+    "summary",
     "trace",
     "transform",
     "verify",

@@ -19,19 +19,16 @@ PACKAGE = ROOT / "fxprune"
 ORDER = """
     errors arguments names pattern_values files schedules old_modules channels ops rules capture paths analysis
     running costs criteria planning proof rewrite fold report _record _repair _analyze _attempt _first_result _search
-    _transform _verify plot artifacts sparse pruner __init__ cli __main__
+    _transform _verify _summary plot artifacts sparse pruner __init__ cli __main__
 """.split()
 """Parts of the package; each imports only from itself and from those before it."""
 
 PUBLIC = """
     Analysis BudgetMissedWarning CaptureError ChannelsStayWarning ClassLostWarning Cost Exported FileError
-    FixedSizesWarning FxpruneError
-    Group InputError
-    LayerCost Locked Member NotProvenWarning NothingRemovedWarning OtherWeightsWarning Pareto Plan PlanDiff PlanError
-    Record RewriteError RuleError
-    Sensitivity VerificationError analyze cost export leaf load masked masks_of pareto recalibrate record repair rule
-    save
-    sensitivity trace transform verify
+    FixedSizesWarning FxpruneError Group InputError LayerCost Locked Member NotProvenWarning NothingRemovedWarning
+    OtherWeightsWarning Pareto Plan PlanDiff PlanError Record RewriteError RuleError Sensitivity Summary
+    VerificationError analyze cost export leaf load masked masks_of pareto recalibrate record repair rule save
+    sensitivity summary trace transform verify
 """.split()
 
 TOP_LEVEL = {"pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "fxprune", "tests", "examples", "docs"}

@@ -162,6 +162,16 @@ def export(options: argparse.Namespace, say: Say) -> Answer:
     return Answer("\n".join(lines))
 
 
+def summary(options: argparse.Namespace, say: Say) -> Answer:
+    """Reports the figures of a model and of a small model from a file, side by side."""
+    _check_readable(options.weights, options.small)
+    score = None if options.score is None else models.function(options.score)
+    model, inputs = _model(options, say)
+    small = _small(options.small, model, inputs, say)
+    say("measuring")
+    return Answer(fxprune.summary(model, small, inputs, score, rounds=options.rounds).report(options.format))
+
+
 def diff(options: argparse.Namespace, say: Say) -> Answer:
     """Reports the indices that one plan removes and the other keeps."""
     _check_readable(options.first, options.second)
@@ -181,6 +191,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Say], Answer]] = {
     "prune": prune,
     "verify": verify,
     "export": export,
+    "summary": summary,
     "diff": diff,
 }
 

@@ -38,6 +38,7 @@ ABOUT = {
     "prune": "Make a model physically smaller, prove it, and write it to a file.",
     "verify": "Compare a small model with its original, the removed slots set to zero, in float64.",
     "export": "Write a model, or a small one, as ONNX or as a program of torch.export.",
+    "summary": "Measure a model and its small model: size, multiply-adds, memory, latency, score.",
     "diff": "Say what one plan removes and another keeps.",
 }
 
@@ -267,11 +268,23 @@ def _export_options(parser: Parser) -> None:
     parser.option("--no-verify", dest="verify", action="store_false", help="leave out running the file")
 
 
+def _summary_options(parser: Parser) -> None:
+    parser.option(
+        *("--score",),
+        metavar="FUNCTION",
+        help="package.module:function, which takes a model and returns a number, such as its accuracy",
+    )
+    parser.option(
+        "--rounds", type=integer(0), default=20, metavar="N", help="measurements of the latency (20); 0 for none"
+    )
+
+
 PARTS: dict[str, tuple[Callable[[Parser], None], ...]] = {
     "inspect": (_model, _model_options, _analysis_options),
     "prune": (_model, _model_options, _analysis_options, _prune_options),
     "verify": (_model, _small, _model_options, _verify_options),
     "export": (_model, partial(_small, nargs="?"), _model_options, _export_options),
+    "summary": (_model, _small, _model_options, _summary_options),
     "diff": (_plans,),
 }
 """Command -> the functions that add its arguments and options, in the order of its help."""

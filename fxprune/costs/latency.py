@@ -80,6 +80,7 @@ def measure(model: nn.Module, example_inputs: Any, *, rounds: int = 20, clock: C
     return measured_in_turn([model], example_inputs, rounds, clock)[0]
 
 
+@public_call()
 def measured_in_turn(
     models: Sequence[nn.Module], example_inputs: Any, rounds: int = 20, clock: Clock | None = None
 ) -> list[Latency]:

@@ -27,15 +27,13 @@ def analysis_text(data: AnalysisData, *, markdown: bool = False) -> str:
     parts += [f"MACs are unknown: nobody counts {text}" for text in data.uncounted]
     if data.groups:
         headers = ("group", "kind", "channels", "members", "params per channel", "MACs per channel", "exact")
-        parts.append(
-            _table(headers, merge_repeats([_group(group) for group in data.groups]), markdown, right=(2, 4, 5))
-        )
+        parts.append(table(headers, merge_repeats([_group(group) for group in data.groups]), markdown, right=(2, 4, 5)))
     else:
         parts.append("no removable channels")
     if data.locked:
         headers = ("module", "operation", "source", "why", "holds", "params", "MACs")
         rows = merge_repeats([_locked(locked) for locked in data.locked])
-        parts.append(f"locked:{_gap(markdown)}" + _table(headers, rows, markdown, right=(5, 6)))
+        parts.append(f"locked:{_gap(markdown)}" + table(headers, rows, markdown, right=(5, 6)))
     return "\n\n".join(parts) + _notes(data.notes, markdown)
 
 
@@ -43,7 +41,7 @@ def record_text(data: RecordData, *, markdown: bool = False) -> str:
     """A row for every layer that changed and one for the totals, then the path, the proof and the notes."""
     rows = merge_repeats([_layer(layer) for layer in data.layers if _changed(layer)])
     rows.append(("total", "", change(data.params), change(data.macs)))
-    lines = [_table(("layer", "shape", "params", "MACs"), rows, markdown), ""]
+    lines = [table(("layer", "shape", "params", "MACs"), rows, markdown), ""]
     lines.append(f"path {data.path}, bytes {change(data.bytes)}")
     lines += [f"not {path}: {why}" for path, why in data.why_not.items()]
     lines.append("exact" if data.exact else "not exact: some statistics are taken over fewer channels")
@@ -168,7 +166,8 @@ def _notes(notes: Iterable[str], markdown: bool) -> str:
     return "".join(f"\nnote: {note}" for note in notes)
 
 
-def _table(headers: Sequence[str], rows: Sequence[Row], markdown: bool, *, right: Iterable[int] = ()) -> str:
+def table(headers: Sequence[str], rows: Sequence[Row], markdown: bool, *, right: Iterable[int] = ()) -> str:
+    """A table as plain text or as Markdown. right: the positions of the columns that are aligned to the right."""
     from tabulate import tabulate  # here, because only reports need it
 
     aligned = ["right" if column in set(right) else "left" for column in range(len(headers))]

@@ -130,3 +130,8 @@ def labelled():
 
 def loss(model, batch):
     return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def width(model):
+    """A score: the width of the first layer."""
+    return model.conv1.out_channels

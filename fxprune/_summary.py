@@ -1,0 +1,145 @@
+"""`summary`: the figures of a model and of its small model, side by side."""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from fxprune.arguments import checks_arguments, shown
+from fxprune.capture.program import as_module
+from fxprune.capture.tensors import Tensors
+from fxprune.costs import Latency, cost, measured_in_turn, peak_memory
+from fxprune.costs.latency import milliseconds
+from fxprune.errors import InputError
+from fxprune.report.text import figure, table
+from fxprune.report.views import checked
+
+Score = Callable[[nn.Module], float]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is known of one model.
+
+    params, bytes, macs: as in `fxprune.Cost`. memory: the peak of activations in bytes, see
+    `fxprune.costs.peak_memory`. latency: of one forward, None where it was not measured. score: what the user's
+    function returns, None without one.
+    """
+
+    params: int
+    bytes: int
+    macs: int | None
+    memory: int
+    latency: Latency | None = None
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The figures of the original and of the small model."""
+
+    before: Figures
+    after: Figures
+
+    def report(self, format: str = "text") -> str:
+        """A table: "text" or "markdown"; or "json", with every figure. Times are in seconds there."""
+        if checked(format) == "json":
+            return json.dumps({"schema": "fxprune.summary/1", **asdict(self)}, indent=1, allow_nan=False)
+        return table(("", "before", "after", "left"), list(self._rows()), format == "markdown", right=(1, 2, 3))
+
+    def __str__(self) -> str:
+        return self.report()
+
+    def _rows(self) -> Iterator[tuple[str, str, str, str]]:
+        before, after = self.before, self.after
+        for key, name in (
+            ("params", "parameters"),
+            ("bytes", "bytes"),
+            ("macs", "MACs"),
+            ("memory", "peak memory, bytes"),
+        ):
+            old, new = getattr(before, key), getattr(after, key)
+            yield name, figure(old), figure(new), _share(old, new)
+        old, new = before.latency, after.latency
+        if old is not None and new is not None:
+            conditions = f"latency ({old.device}, {old.threads} thread{'s' if old.threads > 1 else ''})"
+            yield conditions, _time(old), _time(new), _share(old.seconds, new.seconds)
+        if before.score is not None and after.score is not None:
+            yield "score", f"{before.score:.4g}", f"{after.score:.4g}", f"{after.score - before.score:+.4g}"
+
+
+@checks_arguments("model", "small", "rounds")
+def summary(
+    model: nn.Module | ExportedProgram,
+    small: nn.Module | ExportedProgram,
+    inputs: Any,
+    score: Score | None = None,
+    *,
+    rounds: int = 20,
+) -> Summary:
+    """The parameters, bytes, MACs, peak memory, latency and score of two models, side by side.
+
+    The latencies are medians of measurements in turns on this machine, on the device where the models are, with the
+    number of threads of torch. The models are neither changed nor put into another mode.
+
+    Args:
+        model, small: the original and the small model.
+        inputs: the inputs of one call of both models, as `fxprune.transform` takes them.
+        score: a function that takes a model and returns a number, such as its accuracy.
+        rounds: the number of measurements of each latency; 0 leaves the latency out.
+
+    Raises `InputError` where the inputs do not fit, or the score is no finite number; `CaptureError` where a forward
+    raises.
+
+    >>> import torch, fxprune
+    >>> net, x = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.Linear(64, 2)), torch.zeros(1, 8)
+    >>> found = fxprune.summary(net, fxprune.transform(net, x, ratio=0.5), x, rounds=3)
+    >>> found.before.params, found.after.params, found.after.memory
+    (706, 354, 136)
+    """
+    if rounds < 0:
+        raise InputError("rounds must be at least 0", at=f"summary(rounds={rounds})")
+    if score is not None and not callable(score):
+        raise InputError("score must be a function", at=f"score={shown(score)}", do="pass one that takes the model")
+    modules = [as_module(one, inputs) for one in (model, small)]
+    weightless = any(Tensors.of(module).weightless for module in modules)
+    times = [None, None] if weightless or not rounds else measured_in_turn(modules, inputs, rounds)
+    before, after = (
+        _figures(module, inputs, latency, None if score is None else _scored(score, module))
+        for module, latency in zip(modules, times, strict=True)
+    )
+    return Summary(before, after)
+
+
+def _figures(model: nn.Module, inputs: Any, latency: Latency | None, score: float | None) -> Figures:
+    counted = cost(model, inputs)
+    return Figures(counted.params, counted.bytes, counted.macs, peak_memory(model, inputs), latency, score)
+
+
+def _scored(score: Score, model: nn.Module) -> float:
+    """The score of a model, checked."""
+    value: Any = score(model)
+    number = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+    if isinstance(number, bool) or not isinstance(number, numbers.Real) or not math.isfinite(float(number)):
+        raise InputError(
+            "the score is no finite number",
+            at=f"score of the {type(model).__name__}: {shown(value)}",
+            do="return one number, such as an accuracy",
+        )
+    return float(number)
+
+
+def _time(latency: Latency) -> str:
+    return f"{milliseconds(latency.seconds)} ± {latency.share:.0%}"
+
+
+def _share(before: float | None, after: float | None) -> str:
+    return f"{after / before:.1%}" if before and after is not None else ""
