@@ -22,12 +22,15 @@ from fxprune.errors import InputError
 from fxprune.report.text import figure, table
 from fxprune.report.views import checked
 
+COUNTS = {"params": "parameters", "bytes": "bytes", "macs": "MACs", "memory": "peak memory, bytes"}
+"""Field of `Figures` -> its name in a table, for what is counted."""
+
 Score = Callable[[nn.Module], float]
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What is known of one model.
+    """The figures of one model.
 
     params, bytes, macs: as in `fxprune.Cost`. memory: the peak of activations in bytes, see
     `fxprune.costs.peak_memory`. latency: of one forward, None where it was not measured. score: what the user's
@@ -60,12 +63,7 @@ class Summary:
 
     def _rows(self) -> Iterator[tuple[str, str, str, str]]:
         before, after = self.before, self.after
-        for key, name in (
-            ("params", "parameters"),
-            ("bytes", "bytes"),
-            ("macs", "MACs"),
-            ("memory", "peak memory, bytes"),
-        ):
+        for key, name in COUNTS.items():
             old, new = getattr(before, key), getattr(after, key)
             yield name, figure(old), figure(new), _share(old, new)
         old, new = before.latency, after.latency

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.benchmark import Timer
 
 from fxprune.arguments import checks_arguments
 from fxprune.capture.fake_tensors import Real
@@ -115,6 +114,8 @@ def in_turn(
 
 def torch_clock(call: Callable[[], Any]) -> float:
     """The seconds of one call, after two calls that are not counted."""
+    from torch.utils.benchmark import Timer  # here, because it imports a compiler's helpers
+
     timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
     return timer.timeit(1).mean
 
