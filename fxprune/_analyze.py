@@ -3,49 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import nn
 from torch.export import ExportedProgram
 
-from fxprune.analysis.analyzer import Analyzer
-from fxprune.analysis.findings import Findings, Subject
-from fxprune.analysis.single_layers import analyze_single_layers
-from fxprune.arguments import checks_arguments
-from fxprune.capture.captured import Captured, FrontEnd
-from fxprune.capture.inputs import (
-    Inputs,
-    check_devices,
-    check_initialised,
-    check_plain,
-    check_unhooked,
-    check_unwrapped,
-    normalize,
-)
-from fxprune.capture.methods import MethodCall, method_calls
-from fxprune.capture.output_paths import output_paths
+from fxprune._attempt import Request
+from fxprune._find import Call, find
+from fxprune._transform import DataOptions, carry_out
+from fxprune.analysis.findings import Findings
+from fxprune.analysis.settings import changed_setting
+from fxprune.arguments import checks_arguments, shown
+from fxprune.capture.model_form import ModelForm, form_of
 from fxprune.capture.process_state import public_call
-from fxprune.capture.program import as_module
-from fxprune.capture.tensors import Tensors
 from fxprune.costs import ChannelCost, Cost, cost_of, per_channel
 from fxprune.criteria.from_data import on_data
-from fxprune.errors import CaptureError, PlanError
+from fxprune.errors import PlanError
 from fxprune.fold import make_plan, resolve_plan
-from fxprune.paths import capture, paths_for, try_in_turn, without_hooks
 from fxprune.planning.plan import Plan
 from fxprune.report import analysis_data, dot, graph, view
 from fxprune.report.views import checked
-from fxprune.rewrite.kept_weights import keep_weights
-from fxprune.rewrite.norms import preserve
-
-NORMS = ("kept", "preserve")
-"""The values of `norms`: statistics are taken over the kept channels, or preserved where that is exactly possible."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Analysis(Findings):
-    """The result of `analyze`: the findings, and methods that make plans, costs, reports and graphs from them."""
+    """The result of `analyze`: the findings, and methods that make plans, costs, models, reports and graphs from them.
+
+    The model may be trained after the analysis: everything is computed with the weights that it has then.
+    """
+
+    _call: Call = field(kw_only=True)
+    _form: ModelForm = field(kw_only=True)
 
     def plan(self, ratio: float | None = None, *, data: Any = None, loss: Any = None, **options: Any) -> Plan:
         """Make a plan. Options: those of `fxprune.planning.choose.choose`, and `bias` and `border` of `transform`.
@@ -60,6 +49,40 @@ class Analysis(Findings):
         """
         importance = on_data(options.pop("importance", "l2"), self.model, self.inputs, data=data, loss=loss)
         return make_plan(self, ratio=ratio, importance=importance, **options).plan
+
+    @checks_arguments("plan")
+    @public_call()
+    def transform(self, plan: Plan | None = None, **options: Any) -> Any:
+        """A smaller model, as `fxprune.transform` makes it, without analysing again.
+
+        Args:
+            plan: the channels to remove. Without a plan, `options` say how to make one.
+            options: those of `fxprune.transform`: ratio, keep, importance, bias, verify, repair and so on. `also`,
+                `methods`, `strict`, `path`, `prefer`, `norms` and `outputs` are those of the analysis.
+
+        The model may have been trained since it was analysed. Raises `PlanError` if something else has changed: its
+        modules, their settings, modes or hooks, or the shape, dtype or device of a tensor.
+
+        If the path of the analysis does not work, the others are tried, which needs an analysis for each. The model is
+        also analysed again if its tensors are other objects now, and if its forward depends on numbers in its tensors.
+
+        >>> import torch, fxprune
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> analysis = fxprune.analyze(net, torch.randn(1, 4))
+        >>> plan = analysis.plan(ratio=0.5)
+        >>> analysis.transform(plan)[0]
+        Linear(in_features=4, out_features=4, bias=True)
+        """
+        _refuse_own_options(options)
+        now = form_of(self.model)
+        if changed := now.difference(self._form) or changed_setting(self.model, self.uses.before):
+            raise PlanError(
+                "the model is no longer the one that was analysed", why=changed, do="call fxprune.analyze again"
+            )
+        known = {} if self.captured.real or not now.same_objects(self._form) else {self.captured.path: self}
+        on = DataOptions(**{name: options.pop(name) for name in DataOptions.__dataclass_fields__ if name in options})
+        verify = options.pop("verify", True)
+        return carry_out(Request(self._call, plan, options, verify, known), on)
 
     @checks_arguments()
     def cost(self, plan: Plan | None = None) -> Cost:
@@ -125,6 +148,17 @@ class Analysis(Findings):
         return dot(graph(self, kind))
 
 
+def _refuse_own_options(options: Mapping[str, Any]) -> None:
+    """Raises `PlanError` for options that the analysis has already."""
+    for name in options:
+        if name in Call.__dataclass_fields__:
+            raise PlanError(
+                f"the analysis has its own {name}",
+                at=f"analysis.transform({name}={shown(options[name])})",
+                do=f"pass {name} to fxprune.analyze, or call fxprune.transform",
+            )
+
+
 @checks_arguments("also", "methods", "strict")
 @public_call()
 def analyze(
@@ -169,57 +203,7 @@ def analyze(
     >>> fxprune.analyze(net, torch.randn(1, 4)).groups
     (Group('0', 8 channels, 0.weight[0], 0.bias[0], 2.weight[1]),)
     """
-    model = as_module(model, example_inputs)
-    if not isinstance(model, nn.Module):
-        raise CaptureError("not a model", why=f"{type(model).__name__} is no torch.nn.Module", do="pass a module")
-    paths = without_hooks(paths_for(model, path, prefer))
-    inputs, more = normalize(example_inputs), [normalize(other) for other in also]
-    counting = output_paths(outputs)
-    check_unwrapped(model)
-    tensors = Tensors.of(model)
-    check_initialised(tensors)
-    check_plain(model, tensors)
-    check_unhooked(model)
-    calls = method_calls(model, methods)
-    for given in (inputs, *more, *(call.inputs for call in calls)):
-        check_devices(tensors, given)
-    if norms not in NORMS:
-        raise PlanError(f"there are no norms {norms!r}", why='norms is "kept" or "preserve"')
-
-    def on(path: FrontEnd) -> Analysis:
-        captured = _captured(model, inputs, path, calls)
-        subject = Subject(model, tensors, captured, inputs, tuple(more), counting, calls)
-        return _analysis(subject, strict=strict, norms=norms)
-
-    return try_in_turn(paths, on).get()
-
-
-def _captured(model: nn.Module, inputs: Inputs, path: FrontEnd, methods: Sequence[MethodCall]) -> Captured:
-    """The model, captured on one path. Raises `CaptureError` for methods on a path that makes a graph."""
-    if methods and not path.keeps_class:
-        raise CaptureError(
-            f"methods cannot be observed on the path {path.name}",
-            why=f"a graph is forward alone, and has no {methods[0].name}",
-            do='leave out `methods`, or take a path that keeps the class (path="eager")',
-        )
-    return capture(model, inputs, path)
-
-
-def _analysis(subject: Subject, *, strict: bool, norms: str) -> Analysis:
-    findings = keep_weights(_walked(subject, strict=strict))
-    findings = preserve(findings) if norms == "preserve" else findings
-    return Analysis(**{part.name: getattr(findings, part.name) for part in fields(findings)})
-
-
-def _walked(subject: Subject, *, strict: bool) -> Findings:
-    captured = subject.captured
-    if captured.needs_hooks:
-        return analyze_single_layers(subject, strict=strict)
-    try:
-        return Analyzer(subject, strict=strict).run()
-    except CaptureError as error:
-        if captured.has_graph or not error.raised or captured.tensors.weightless:
-            raise
-        note = f"the forward decides by numbers, it was observed on real tensors: {error.first_why}"
-        captured = replace(captured, real=True, notes=(*captured.notes, note))
-        return Analyzer(replace(subject, captured=captured), strict=strict).run()
+    call = Call(model, example_inputs, also, methods, strict, path, prefer, norms, outputs)
+    found = find(call)
+    parts = {part.name: getattr(found, part.name) for part in fields(found)}
+    return Analysis(**parts, _call=call, _form=form_of(found.model))

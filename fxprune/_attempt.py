@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from fxprune._analyze import Analysis
+from fxprune._find import Call
+from fxprune.analysis.findings import Findings
 from fxprune.analysis.folded_constants import FoldedConstants
 from fxprune.analysis.lock_channels import lock_channels
-from fxprune.capture.output_paths import OutputPath
 from fxprune.channels.groups import Removal
 from fxprune.errors import CaptureError, PlanError, RewriteError, VerificationError
 from fxprune.fold import ResolvedPlan, make_plan, resolve_plan
@@ -26,22 +26,19 @@ from fxprune.rewrite.graph import Rewritten, rewrite
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of `transform` that do not depend on the path.
+    """The arguments of `transform`.
 
+    call: those that `analyze` has too.
     plan: the plan to apply, None if one is made from `choices`.
     choices: the options of `make_plan`: ratio, masks, importance and so on.
-    also, methods, strict, verify, norms: as in `transform`.
-    outputs: the paths to the parts of the result that count; None for all.
+    known: name of a path -> the findings on it, if the model was analysed before.
     """
 
+    call: Call
     plan: Plan | None
-    choices: dict[str, Any]
-    also: Sequence[Any]
-    methods: Mapping[str, Any] | None
-    strict: bool
-    verify: bool
-    norms: str
-    outputs: tuple[OutputPath, ...] | None = None
+    choices: Mapping[str, Any]
+    verify: bool = True
+    known: Mapping[str, Findings] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class Result:
     recounted: sentences about attributes that forward does not read.
     """
 
-    analysis: Analysis
+    analysis: Findings
     plan: Plan
     removal: Removal
     small: nn.Module
@@ -68,7 +65,7 @@ class Result:
     recounted: tuple[str, ...] = ()
 
 
-def attempt(analysis: Analysis, request: Request, *, locking: bool = False) -> Result:
+def attempt(analysis: Findings, request: Request, *, locking: bool = False) -> Result:
     """Make a plan, rewrite the model and prove it, from an analysis on one path.
 
     locking: True to lock channels that cannot be rewritten and to start again without them; False to raise the error.
@@ -94,7 +91,7 @@ def attempt(analysis: Analysis, request: Request, *, locking: bool = False) -> R
         return _proven(result, resolved, request, made)
 
 
-def _carried_over(first: Analysis, choices: dict[str, Any], narrower: Analysis) -> dict[str, Any]:
+def _carried_over(first: Findings, choices: Mapping[str, Any], narrower: Findings) -> dict[str, Any]:
     """The options for an analysis in which channels are locked: patterns mean what they meant in the first one.
 
     So a pattern may name a group that is locked now, and no number of a group means another one.
@@ -107,7 +104,7 @@ def _carried_over(first: Analysis, choices: dict[str, Any], narrower: Analysis) 
     return {**choices, **carried}
 
 
-def _resolved(analysis: Analysis, request: Request, held: Sequence[str]) -> ResolvedPlan:
+def _resolved(analysis: Findings, request: Request, held: Sequence[str]) -> ResolvedPlan:
     """The plan of the request, made or applied to the analysis.
 
     held: sentences about the channels that were locked in earlier rounds; they are added to the plan's reasons.
@@ -134,7 +131,7 @@ def _proven(result: Result, resolved: ResolvedPlan, request: Request, made: Rewr
     return replace(result, proof=proof, plan=replace(result.plan, reasons=(*result.plan.reasons, *proof.notes)))
 
 
-def _proof(analysis: Analysis, made: Rewritten, resolved: ResolvedPlan) -> Proof:
+def _proof(analysis: Findings, made: Rewritten, resolved: ResolvedPlan) -> Proof:
     """The proof of a small model. Raises `UnprovenError` if the model is wrong."""
     removal, zeroed = resolved.removal, resolved.zeroed
     try:
@@ -150,7 +147,7 @@ def _proof(analysis: Analysis, made: Rewritten, resolved: ResolvedPlan) -> Proof
 class UnprovenError(VerificationError):
     """The small model is wrong. Internal: users get the `VerificationError` that `shown` or `diagnosed` makes of it."""
 
-    def __init__(self, analysis: Analysis, resolved: ResolvedPlan, error: VerificationError) -> None:
+    def __init__(self, analysis: Findings, resolved: ResolvedPlan, error: VerificationError) -> None:
         self.analysis, self.resolved, self.error = analysis, resolved, error
         super().__init__(error.what, at=error.at, why=error.why, do=error.do)
 
@@ -193,7 +190,7 @@ class UnprovenError(VerificationError):
         return proof.wrong is not None
 
 
-def _refuse_empty(analysis: Analysis, removal: Removal) -> None:
+def _refuse_empty(analysis: Findings, removal: Removal) -> None:
     for vector, least in analysis.observed.minima:
         if removal.count(vector) < least:
             raise PlanError(
@@ -212,5 +209,5 @@ def _refuse_empty(analysis: Analysis, removal: Removal) -> None:
             )
 
 
-def _weightless(analysis: Analysis) -> bool:
+def _weightless(analysis: Findings) -> bool:
     return any(t.device.type == "meta" for t in analysis.tensors.values())

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-from torch import nn
-
-from fxprune._analyze import Analysis, analyze
 from fxprune._attempt import Request, Result, UnprovenError, attempt
+from fxprune._find import find
 from fxprune.analysis.after_removal import shapes_after
+from fxprune.analysis.findings import Findings
 from fxprune.analysis.uses import Uses
 from fxprune.capture.captured import FrontEnd
 from fxprune.errors import CaptureError, FxpruneError, PlanError, RewriteError
@@ -22,9 +20,7 @@ CLASS_SHARE = 0.9
 """The class is kept by default if the small model loses at least this share of what a graph would lose."""
 
 
-def first_result(
-    model: nn.Module, example_inputs: Any, request: Request, paths: Sequence[FrontEnd], *, may_give_up_class: bool
-) -> Result:
+def first_result(request: Request, paths: Sequence[FrontEnd], *, may_give_up_class: bool) -> Result:
     """The result of the first path that gives one.
 
     The paths are tried in two groups: those that keep the class, and those that make a graph; first the group of the
@@ -37,7 +33,7 @@ def first_result(
 
     Raises the most useful of the errors if there is no result.
     """
-    trial = _Trial(model, example_inputs, request, paths)
+    trial = _Trial(request, paths)
     usual = without_hooks(paths)
     found: Outcome[Result] = Outcome()
     for keeps_class in dict.fromkeys(path.keeps_class for path in usual):
@@ -57,17 +53,16 @@ def first_result(
 class _Trial:
     """The attempts of one call of `transform`. A path is analysed once."""
 
-    def __init__(self, model: nn.Module, example_inputs: Any, request: Request, paths: Sequence[FrontEnd]) -> None:
-        self.model, self.example_inputs, self.request = model, example_inputs, request
-        self.first = paths[0]
-        self.analyses: dict[str, Analysis] = {}
+    def __init__(self, request: Request, paths: Sequence[FrontEnd]) -> None:
+        self.request, self.first = request, paths[0]
+        self.analyses: dict[str, Findings] = dict(request.known)
 
     def tried(self, group: Sequence[FrontEnd], before: Outcome[Result]) -> Outcome[Result]:
         """The outcome of trying a group of paths, after that of other paths."""
         if before.errors and not before.model_runs:
             return before
         found = try_in_turn(group, self._whole, goes_on=self._goes_on, before=before)
-        if found.result is None and self.request.plan is None and not self.request.strict:
+        if found.result is None and self.request.plan is None and not self.request.call.strict:
             recountable = [path for path in group if isinstance(found.errors.get(path.name), RewriteError)]
             found = try_in_turn(recountable, self._locking, goes_on=self._goes_on, before=found)
         return found
@@ -104,19 +99,9 @@ class _Trial:
     def _locking(self, path: FrontEnd) -> Result:
         return attempt(self._analysis(path), self.request, locking=True)
 
-    def _analysis(self, path: FrontEnd) -> Analysis:
+    def _analysis(self, path: FrontEnd) -> Findings:
         if path.name not in self.analyses:
-            request = self.request
-            self.analyses[path.name] = analyze(
-                self.model,
-                self.example_inputs,
-                path=path.name,
-                also=request.also,
-                methods=request.methods,
-                strict=request.strict,
-                norms=request.norms,
-                outputs=None if request.outputs is None else list(request.outputs),
-            )
+            self.analyses[path.name] = find(replace(self.request.call, path=path.name, prefer=None))
         return self.analyses[path.name]
 
     def _goes_on(self, path: FrontEnd, error: FxpruneError) -> bool:
@@ -129,7 +114,7 @@ class _Trial:
 
         Also True if constants are folded, because a graph can take up constants in more places.
         """
-        if folds(self.request.choices["bias"], self.request.choices["masks"]):
+        if folds(self.request.choices.get("bias"), self.request.choices.get("masks")):
             return True
         free = replace(self.analyses[kept.analysis.captured.path], uses=Uses())
         most = replace(kept, analysis=free, removal=make_plan(free, **self.request.choices).removal)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, TypeVar, cast
 
@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from fxprune._attempt import Request, Result
+from fxprune._find import Call
 from fxprune._first_result import first_result
 from fxprune._record import Record, attach, checksum
 from fxprune._repair import RepairSettings, repaired
@@ -24,6 +25,7 @@ from fxprune.capture.tensors import PARAMETER, Tensors
 from fxprune.costs import cost_of
 from fxprune.criteria import Importance
 from fxprune.criteria.from_data import on_data
+from fxprune.criteria.losses import Loss
 from fxprune.errors import (
     BudgetMissedWarning,
     ClassLostWarning,
@@ -154,44 +156,67 @@ def transform(
     >>> small.get_submodule("0"), small.get_submodule("1").num_features
     (Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1)), 4)
     """
-    _refuse_two_requests(plan, ratio, masks, bias, keep, counts)
-    module = as_module(model, example_inputs)
-    settings = RepairSettings(repair_mode)
-    if repair is True and data is None:
-        raise PlanError(
-            "there is no data to repair on", why="repair=True takes those of `data`", do="pass data=batches"
-        )
-    example = normalize(example_inputs)
-    if repair is True and data is not None:
-        data = list(data)  # it is read twice
-        repair_inputs = repair_inputs or inputs_like(example)
-    batches = _repair_batches(module, data if repair is True else repair, repair_inputs)
-    paths = paths_for(module, path, prefer, made_on=plan.path if isinstance(plan, Plan) else "")
-    if folds(bias, masks) and all(front_end.needs_hooks for front_end in paths):
-        raise PlanError("constants cannot be folded behind hooks", why="they put zeros back", do="take another path")
-    counting = narrowed(plan.outputs if isinstance(plan, Plan) else None, output_paths(outputs))
-    importance = on_data(importance, module, example, data=data, loss=loss, used_elsewhere=repair is True)
+    call = Call(model, example_inputs, also, methods, strict, path, prefer, norms, outputs)
     choices: dict[str, Any] = {"ratio": ratio, "masks": masks, "bias": bias, "border": border, "ignore": ignore}
     choices |= {"importance": importance, "round_to": round_to, "exact": exact, "seed": seed, "keep": keep}
     choices |= {"scope": scope, "counts": counts, "min_channels": min_channels, "max_ratio": max_ratio}
-    request = Request(plan, choices, also, methods, strict, verify, norms, counting)
-    free = plan is None and path is None and prefer is None and not isinstance(module, fx.GraphModule)
-    result = first_result(module, example_inputs, request, paths, may_give_up_class=free)
-    for text, kind in chain(_warnings(result, class_expected=free), _above_budget(result, keep)):
-        warnings.warn(text, kind, stacklevel=4)
+    on = DataOptions(data, loss, repair, repair_mode, repair_inputs)
+    return cast(ModelT, carry_out(Request(call, plan, choices, verify), on))
+
+
+@dataclass(frozen=True, eq=False)
+class DataOptions:
+    """The arguments of `transform` about data, under their names there."""
+
+    data: Iterable[Any] | None = None
+    loss: Loss | None = None
+    repair: Iterable[Any] | bool | None = None
+    repair_mode: str = "weights"
+    repair_inputs: Callable[[Any], Any] | None = None
+
+    def read(self, model: nn.Module, call: Call, choices: Mapping[str, Any]) -> tuple[Importance, list[Inputs] | None]:
+        """The importance, measured if it needs data, and the inputs to repair on, None for no repair."""
+        data, pick, example = self.data, self.repair_inputs, normalize(call.example_inputs)
+        if self.repair is True:
+            if data is None:
+                raise PlanError(
+                    "there is no data to repair on", why="repair=True takes those of `data`", do="pass data=batches"
+                )
+            data = list(data)  # it is read twice
+            pick = pick or inputs_like(example)
+        repair = data if self.repair is True else self.repair
+        batches = None if repair is None or repair is False else inputs_of(model, repair, pick)
+        importance = choices.get("importance", "l2")
+        used = self.repair is True
+        return on_data(importance, model, example, data=data, loss=self.loss, used_elsewhere=used), batches
+
+
+def carry_out(request: Request, on: DataOptions) -> nn.Module | ExportedProgram:
+    """The small model of a request, with its record. Warns in the name of the caller of a public function."""
+    call, plan, choices = request.call, request.plan, request.choices
+    _refuse_two_requests(plan, choices)
+    known = next(iter(request.known.values()), None)
+    module = as_module(call.model, call.example_inputs) if known is None else known.model
+    settings = RepairSettings(on.repair_mode)
+    importance, batches = on.read(module, call, choices)
+    paths = paths_for(module, call.path, call.prefer, made_on=plan.path if isinstance(plan, Plan) else "")
+    if folds(choices.get("bias"), choices.get("masks")) and all(front_end.needs_hooks for front_end in paths):
+        raise PlanError("constants cannot be folded behind hooks", why="they put zeros back", do="take another path")
+    counting = narrowed(plan.outputs if isinstance(plan, Plan) else None, output_paths(call.outputs))
+    analysed = replace(call, model=module, outputs=None if counting is None else list(counting))
+    free = plan is None and call.path is None and call.prefer is None and not isinstance(module, fx.GraphModule)
+    request = replace(request, call=analysed, choices={**choices, "importance": importance})
+    result = first_result(request, paths, may_give_up_class=free)
+    for text, kind in chain(_warnings(result, class_expected=free), _above_budget(result, choices.get("keep"))):
+        warnings.warn(text, kind, stacklevel=5)
     recorded = _recorded(result)
     if batches is not None:
         result, recorded = _repaired(result, module, batches, recorded, settings)
-    made: Any = _as_given(model, result, example_inputs)
-    if path is None and prefer is None and not isinstance(model, ExportedProgram):
+    made: Any = _as_given(call.model, result, call.example_inputs)
+    if call.path is None and call.prefer is None and not isinstance(call.model, ExportedProgram):
         explain_missing_graph(result.small)
     attach(made, recorded)
-    return cast(ModelT, made)
-
-
-def _repair_batches(model: nn.Module, batches: Any, pick: Callable[[Any], Any] | None) -> list[Inputs] | None:
-    """The inputs to repair on, None for no repair."""
-    return None if batches is None or batches is False else inputs_of(model, batches, pick)
+    return cast(nn.Module | ExportedProgram, made)
 
 
 def _repaired(
@@ -213,10 +238,10 @@ def _above_budget(result: Result, keep: Mapping[str, Any] | None) -> Iterator[tu
             yield text, BudgetMissedWarning
 
 
-def _refuse_two_requests(plan: Plan | None, *choices: Any) -> None:
-    if plan is not None and any(choice is not None for choice in choices):
-        others = "ratio, masks, bias, keep or counts were given too"
-        raise PlanError("a plan says already what goes", why=others, do="pass the plan")
+def _refuse_two_requests(plan: Plan | None, choices: Mapping[str, Any]) -> None:
+    given = [name for name in ("ratio", "masks", "bias", "keep", "counts") if choices.get(name) is not None]
+    if plan is not None and given:
+        raise PlanError("a plan says already what goes", why=f"given too: {', '.join(given)}", do="pass the plan alone")
 
 
 def _as_given(model: Any, result: Result, example_inputs: Any) -> nn.Module | ExportedProgram:

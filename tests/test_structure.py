@@ -18,8 +18,8 @@ PACKAGE = ROOT / "fxprune"
 
 ORDER = """
     errors arguments names pattern_values files schedules old_modules channels ops rules capture paths analysis
-    running costs criteria planning proof rewrite fold report _record _repair _analyze _attempt _first_result _search
-    _transform _verify _summary plot artifacts sparse pruner __init__ cli __main__
+    running costs criteria planning proof rewrite fold report _record _repair _find _attempt _first_result _search
+    _transform _analyze _verify _summary plot artifacts sparse pruner __init__ cli __main__
 """.split()
 """Parts of the package; each imports only from itself and from those before it."""
 

@@ -10,13 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from fxprune._analyze import Analysis
 from fxprune._attempt import Request, Result, attempt
+from fxprune._find import Call
 from fxprune._first_result import first_result
 from fxprune._repair import RepairSettings, repaired
 from fxprune._search.samples import Samples
 from fxprune.analysis.findings import Findings, Group
-from fxprune.capture.output_paths import output_paths
 from fxprune.costs import Cost, cost_of
 from fxprune.criteria import Importance, comparable, scores_of
 from fxprune.errors import InputError, PlanError, nearest
@@ -59,7 +58,7 @@ class Candidates:
     """
 
     model: nn.Module
-    analysis: Analysis
+    analysis: Findings
     request: Request
     samples: Samples | None
     settings: RepairSettings
@@ -72,7 +71,7 @@ class Candidates:
     def cut(self, **choices: Any) -> Result:
         """The small model of a request, without a proof. choices: what `fxprune.planning.choose.choose` takes."""
         request = replace(self.request, choices={**self.request.choices, **choices})
-        return attempt(self.analysis, request, locking=not request.strict)
+        return attempt(self.analysis, request, locking=not request.call.strict)
 
     def repaired(self, made: Result) -> nn.Module:
         """The small model of a result, repaired on the samples that do not judge."""
@@ -103,18 +102,10 @@ def candidates_of(
     given = {"bias": None, "masks": None, **{name: options[name] for name in CHOICES if name in options}}
     given["importance"] = KeptScores(options.get("importance", "l2"), options.get("seed"))
     paths = paths_for(model, options.get("path"), options.get("prefer"))
-    request = Request(
-        None,
-        {**given, **first},
-        options.get("also", ()),
-        options.get("methods"),
-        options.get("strict", False),
-        True,
-        options.get("norms", "kept"),
-        output_paths(options.get("outputs")),
-    )
+    call = Call(model, example_inputs, **{name: options[name] for name in OTHERS if name in options})
+    request = Request(call, None, {**given, **first})
     free = options.get("path") is None and options.get("prefer") is None
-    made = first_result(model, example_inputs, request, paths, may_give_up_class=free)
+    made = first_result(request, paths, may_give_up_class=free)
     if not made.plan:
         why = "; ".join(made.plan.reasons) or "the plan is empty"
         raise PlanError("there is nothing to measure", why=f"nothing was removed: {why}")

@@ -7,7 +7,7 @@ such as `self.axes["heads"]`, `self.sizes[1]` or `self.config.hidden_size`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import fx, nn
@@ -72,6 +72,18 @@ def read_setting(model: nn.Module, setting: Setting) -> int:
     for key in keys:
         value = parts(value)[key]
     return int(value)
+
+
+def changed_setting(model: nn.Module, before: Mapping[Setting, int]) -> str:
+    """A sentence about a setting whose value is another one than before; "" if there is none."""
+    for setting, value in before.items():
+        try:
+            now: object = read_setting(model, setting)
+        except (AttributeError, LookupError, TypeError, ValueError):
+            now = "missing"
+        if now != value:
+            return f"{name_of(setting)} is {now}, it was {value}"
+    return ""
 
 
 def write_setting(model: nn.Module, setting: Setting, value: int) -> None:

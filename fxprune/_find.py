@@ -1,0 +1,106 @@
+"""The findings of a model on the first path that captures it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from fxprune.analysis.analyzer import Analyzer
+from fxprune.analysis.findings import Findings, Subject
+from fxprune.analysis.single_layers import analyze_single_layers
+from fxprune.capture.captured import Captured, FrontEnd
+from fxprune.capture.inputs import (
+    Inputs,
+    check_devices,
+    check_initialised,
+    check_plain,
+    check_unhooked,
+    check_unwrapped,
+    normalize,
+)
+from fxprune.capture.methods import MethodCall, method_calls
+from fxprune.capture.output_paths import output_paths
+from fxprune.capture.program import as_module
+from fxprune.capture.tensors import Tensors
+from fxprune.errors import CaptureError, PlanError
+from fxprune.paths import capture, paths_for, try_in_turn, without_hooks
+from fxprune.rewrite.kept_weights import keep_weights
+from fxprune.rewrite.norms import preserve
+
+NORMS = ("kept", "preserve")
+"""The values of `norms`: statistics are taken over the kept channels, or preserved where that is exactly possible."""
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """The arguments of `analyze`, some of which `transform` has too."""
+
+    model: Any
+    example_inputs: Any
+    also: Sequence[Any] = ()
+    methods: Mapping[str, Any] | None = None
+    strict: bool = False
+    path: str | None = None
+    prefer: str | None = None
+    norms: str = "kept"
+    outputs: Any = None
+
+
+def find(call: Call) -> Findings:
+    """The findings of a model, on the first path that captures it. Raises the errors of `analyze`."""
+    model = as_module(call.model, call.example_inputs)
+    if not isinstance(model, nn.Module):
+        raise CaptureError("not a model", why=f"{type(model).__name__} is no torch.nn.Module", do="pass a module")
+    paths = without_hooks(paths_for(model, call.path, call.prefer))
+    inputs, more = normalize(call.example_inputs), [normalize(other) for other in call.also]
+    counting = output_paths(call.outputs)
+    check_unwrapped(model)
+    tensors = Tensors.of(model)
+    check_initialised(tensors)
+    check_plain(model, tensors)
+    check_unhooked(model)
+    methods = method_calls(model, call.methods)
+    for given in (inputs, *more, *(method.inputs for method in methods)):
+        check_devices(tensors, given)
+    if call.norms not in NORMS:
+        raise PlanError(f"there are no norms {call.norms!r}", why='norms is "kept" or "preserve"')
+
+    def on(path: FrontEnd) -> Findings:
+        captured = _captured(model, inputs, path, methods)
+        subject = Subject(model, tensors, captured, inputs, tuple(more), counting, methods)
+        return _findings(subject, strict=call.strict, norms=call.norms)
+
+    return try_in_turn(paths, on).get()
+
+
+def _captured(model: nn.Module, inputs: Inputs, path: FrontEnd, methods: Sequence[MethodCall]) -> Captured:
+    """The model, captured on one path. Raises `CaptureError` for methods on a path that makes a graph."""
+    if methods and not path.keeps_class:
+        raise CaptureError(
+            f"methods cannot be observed on the path {path.name}",
+            why=f"a graph is forward alone, and has no {methods[0].name}",
+            do='leave out `methods`, or take a path that keeps the class (path="eager")',
+        )
+    return capture(model, inputs, path)
+
+
+def _findings(subject: Subject, *, strict: bool, norms: str) -> Findings:
+    findings = keep_weights(_walked(subject, strict=strict))
+    return preserve(findings) if norms == "preserve" else findings
+
+
+def _walked(subject: Subject, *, strict: bool) -> Findings:
+    captured = subject.captured
+    if captured.needs_hooks:
+        return analyze_single_layers(subject, strict=strict)
+    try:
+        return Analyzer(subject, strict=strict).run()
+    except CaptureError as error:
+        if captured.has_graph or not error.raised or captured.tensors.weightless:
+            raise
+        note = f"the forward decides by numbers, it was observed on real tensors: {error.first_why}"
+        captured = replace(captured, real=True, notes=(*captured.notes, note))
+        return Analyzer(replace(subject, captured=captured), strict=strict).run()
