@@ -10,7 +10,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from fxprune._attempt import Request
-from fxprune._find import Call, find
+from fxprune._find import AnalyzeArguments, find
 from fxprune._transform import DataOptions, carry_out
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.settings import changed_setting
@@ -33,7 +33,7 @@ class Analysis(Findings):
     The model may be trained after the analysis: everything is computed with the weights that it has then.
     """
 
-    _call: Call = field(kw_only=True)
+    _call: AnalyzeArguments = field(kw_only=True)
     _form: ModelForm = field(kw_only=True)
 
     def plan(self, ratio: float | None = None, *, data: Any = None, loss: Any = None, **options: Any) -> Plan:
@@ -151,7 +151,7 @@ class Analysis(Findings):
 def _refuse_own_options(options: Mapping[str, Any]) -> None:
     """Raises `PlanError` for options that the analysis has already."""
     for name in options:
-        if name in Call.__dataclass_fields__:
+        if name in AnalyzeArguments.__dataclass_fields__:
             raise PlanError(
                 f"the analysis has its own {name}",
                 at=f"analysis.transform({name}={shown(options[name])})",
@@ -203,7 +203,7 @@ def analyze(
     >>> fxprune.analyze(net, torch.randn(1, 4)).groups
     (Group('0', 8 channels, 0.weight[0], 0.bias[0], 2.weight[1]),)
     """
-    call = Call(model, example_inputs, also, methods, strict, path, prefer, norms, outputs)
+    call = AnalyzeArguments(model, example_inputs, also, methods, strict, path, prefer, norms, outputs)
     found = find(call)
     parts = {part.name: getattr(found, part.name) for part in fields(found)}
     return Analysis(**parts, _call=call, _form=form_of(found.model))

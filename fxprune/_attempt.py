@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from fxprune._find import Call
+from fxprune._find import AnalyzeArguments
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.folded_constants import FoldedConstants
 from fxprune.analysis.lock_channels import lock_channels
@@ -34,7 +34,7 @@ class Request:
     known: name of a path -> the findings on it, if the model was analysed before.
     """
 
-    call: Call
+    call: AnalyzeArguments
     plan: Plan | None
     choices: Mapping[str, Any]
     verify: bool = True

@@ -35,7 +35,7 @@ NORMS = ("kept", "preserve")
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
+class AnalyzeArguments:
     """The arguments of `analyze`, some of which `transform` has too."""
 
     model: Any
@@ -49,7 +49,7 @@ class Call:
     outputs: Any = None
 
 
-def find(call: Call) -> Findings:
+def find(call: AnalyzeArguments) -> Findings:
     """The findings of a model, on the first path that captures it. Raises the errors of `analyze`."""
     model = as_module(call.model, call.example_inputs)
     if not isinstance(model, nn.Module):

@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from fxprune._attempt import Request, Result
-from fxprune._find import Call
+from fxprune._find import AnalyzeArguments
 from fxprune._first_result import first_result
 from fxprune._record import Record, attach, checksum
 from fxprune._repair import RepairSettings, repaired
@@ -156,7 +156,7 @@ def transform(
     >>> small.get_submodule("0"), small.get_submodule("1").num_features
     (Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1)), 4)
     """
-    call = Call(model, example_inputs, also, methods, strict, path, prefer, norms, outputs)
+    call = AnalyzeArguments(model, example_inputs, also, methods, strict, path, prefer, norms, outputs)
     choices: dict[str, Any] = {"ratio": ratio, "masks": masks, "bias": bias, "border": border, "ignore": ignore}
     choices |= {"importance": importance, "round_to": round_to, "exact": exact, "seed": seed, "keep": keep}
     choices |= {"scope": scope, "counts": counts, "min_channels": min_channels, "max_ratio": max_ratio}
@@ -174,9 +174,9 @@ class DataOptions:
     repair_mode: str = "weights"
     repair_inputs: Callable[[Any], Any] | None = None
 
-    def read(self, model: nn.Module, call: Call, choices: Mapping[str, Any]) -> tuple[Importance, list[Inputs] | None]:
+    def read(self, model: nn.Module, example: Inputs, importance: Importance) -> tuple[Importance, list[Inputs] | None]:
         """The importance, measured if it needs data, and the inputs to repair on, None for no repair."""
-        data, pick, example = self.data, self.repair_inputs, normalize(call.example_inputs)
+        data, pick = self.data, self.repair_inputs
         if self.repair is True:
             if data is None:
                 raise PlanError(
@@ -186,7 +186,6 @@ class DataOptions:
             pick = pick or inputs_like(example)
         repair = data if self.repair is True else self.repair
         batches = None if repair is None or repair is False else inputs_of(model, repair, pick)
-        importance = choices.get("importance", "l2")
         used = self.repair is True
         return on_data(importance, model, example, data=data, loss=self.loss, used_elsewhere=used), batches
 
@@ -198,7 +197,7 @@ def carry_out(request: Request, on: DataOptions) -> nn.Module | ExportedProgram:
     known = next(iter(request.known.values()), None)
     module = as_module(call.model, call.example_inputs) if known is None else known.model
     settings = RepairSettings(on.repair_mode)
-    importance, batches = on.read(module, call, choices)
+    importance, batches = on.read(module, normalize(call.example_inputs), choices.get("importance", "l2"))
     paths = paths_for(module, call.path, call.prefer, made_on=plan.path if isinstance(plan, Plan) else "")
     if folds(choices.get("bias"), choices.get("masks")) and all(front_end.needs_hooks for front_end in paths):
         raise PlanError("constants cannot be folded behind hooks", why="they put zeros back", do="take another path")

@@ -234,7 +234,6 @@ SCREEN = 50
 """Lines of a function, its docstring left out."""
 
 LONG = {
-    "_transform.py: transform": "30 parameters, each of which a user looks for there; they take half of its lines",
     "ops/recurrent.py: all_layers": "the equations of every layer and direction, in the order of their weights",
     "rewrite/attention.py: multi_head_attention": "18 parameters, those of the function of torch, a third of its lines",
 }

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torch import nn
 
 from fxprune._attempt import Request, Result, attempt
-from fxprune._find import Call
+from fxprune._find import AnalyzeArguments
 from fxprune._first_result import first_result
 from fxprune._repair import RepairSettings, repaired
 from fxprune._search.samples import Samples
@@ -102,7 +102,7 @@ def candidates_of(
     given = {"bias": None, "masks": None, **{name: options[name] for name in CHOICES if name in options}}
     given["importance"] = KeptScores(options.get("importance", "l2"), options.get("seed"))
     paths = paths_for(model, options.get("path"), options.get("prefer"))
-    call = Call(model, example_inputs, **{name: options[name] for name in OTHERS if name in options})
+    call = AnalyzeArguments(model, example_inputs, **{name: options[name] for name in OTHERS if name in options})
     request = Request(call, None, {**given, **first})
     free = options.get("path") is None and options.get("prefer") is None
     made = first_result(request, paths, may_give_up_class=free)
