@@ -9,6 +9,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from fxprune._analyze import Analysis, analyze
+from fxprune._follow import Followed, follow
+from fxprune._in_place import transform_
 from fxprune._record import Record, record
 from fxprune._repair import recalibrate, repair
 from fxprune._search import Pareto, Sensitivity, pareto, sensitivity
@@ -31,6 +33,7 @@ from fxprune.errors import (
     InputError,
     NothingRemovedWarning,
     NotProvenWarning,
+    OptimizerLeftBehindWarning,
     OtherWeightsWarning,
     PlanError,
     RewriteError,
@@ -65,6 +68,7 @@ __all__ = [
     "Exported",
     "FileError",
     "FixedSizesWarning",
+    "Followed",
     "FxpruneError",
     "Group",
     "InputError",
@@ -73,6 +77,7 @@ __all__ = [
     "Member",
     "NotProvenWarning",
     "NothingRemovedWarning",
+    "OptimizerLeftBehindWarning",
     "OtherWeightsWarning",
     "Pareto",
     "Plan",
@@ -87,6 +92,7 @@ __all__ = [
     "analyze",
     "cost",
     "export",
+    "follow",
     "leaf",
     "load",
     "masked",
@@ -101,6 +107,7 @@ __all__ = [
     "summary",
     "trace",
     "transform",
+    "transform_",
     "verify",
 ]
 

@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from fxprune._attempt import Request, Result
 from fxprune._find import AnalyzeArguments
 from fxprune._first_result import first_result
+from fxprune._follow import let_follow, listed, optimizers_of, watch
 from fxprune._record import Record, attach, checksum
 from fxprune._repair import RepairSettings, repaired
 from fxprune.arguments import checks_arguments
@@ -82,6 +83,8 @@ def transform(
     repair: Iterable[Any] | bool | None = None,
     repair_mode: str = "weights",
     repair_inputs: Callable[[Any], Any] | None = None,
+    optimizer: Any = None,
+    ema: Any = None,
 ) -> ModelT:
     """A smaller model, which computes what the original would compute if the removed channels had never existed.
 
@@ -144,6 +147,8 @@ def transform(
             its layers compute again what they computed in the original. True takes those of `data`. See
             `fxprune.repair`, which has more options.
         repair_mode, repair_inputs: `mode` and `inputs` of `fxprune.repair`.
+        optimizer, ema: an optimizer of the model, and an averaged model of it, or lists of them. They are changed in
+            place, last of all, and go on with the result: see `fxprune.follow`.
 
     Raises a subclass of `FxpruneError`, which says what to do. Warns with `NothingRemovedWarning`, which says why, if
     nothing could be removed; with `BudgetMissedWarning` if the result costs more than `keep`; with `NotProvenWarning`
@@ -160,19 +165,26 @@ def transform(
     choices: dict[str, Any] = {"ratio": ratio, "masks": masks, "bias": bias, "border": border, "ignore": ignore}
     choices |= {"importance": importance, "round_to": round_to, "exact": exact, "seed": seed, "keep": keep}
     choices |= {"scope": scope, "counts": counts, "min_channels": min_channels, "max_ratio": max_ratio}
-    on = DataOptions(data, loss, repair, repair_mode, repair_inputs)
+    on = DataOptions(data, loss, repair, repair_mode, repair_inputs, optimizer, ema)
     return cast(ModelT, carry_out(Request(call, plan, choices, verify), on))
 
 
 @dataclass(frozen=True, eq=False)
 class DataOptions:
-    """The arguments of `transform` about data, under their names there."""
+    """The arguments of `transform` about data and training, under their names there."""
 
     data: Iterable[Any] | None = None
     loss: Loss | None = None
     repair: Iterable[Any] | bool | None = None
     repair_mode: str = "weights"
     repair_inputs: Callable[[Any], Any] | None = None
+    optimizer: Any = None
+    ema: Any = None
+
+    @property
+    def followers(self) -> list[Any]:
+        """The optimizers and averaged models that follow."""
+        return [*listed(self.optimizer), *listed(self.ema)]
 
     def read(self, model: nn.Module, example: Inputs, importance: Importance) -> tuple[Importance, list[Inputs] | None]:
         """The importance, measured if it needs data, and the inputs to repair on, None for no repair."""
@@ -196,7 +208,7 @@ def carry_out(request: Request, on: DataOptions) -> nn.Module | ExportedProgram:
     _refuse_two_requests(plan, choices)
     known = next(iter(request.known.values()), None)
     module = as_module(call.model, call.example_inputs) if known is None else known.model
-    settings = RepairSettings(on.repair_mode)
+    settings, optimizers = RepairSettings(on.repair_mode), optimizers_of(module)
     importance, batches = on.read(module, normalize(call.example_inputs), choices.get("importance", "l2"))
     paths = paths_for(module, call.path, call.prefer, made_on=plan.path if isinstance(plan, Plan) else "")
     if folds(choices.get("bias"), choices.get("masks")) and all(front_end.needs_hooks for front_end in paths):
@@ -215,6 +227,10 @@ def carry_out(request: Request, on: DataOptions) -> nn.Module | ExportedProgram:
     if call.path is None and call.prefer is None and not isinstance(call.model, ExportedProgram):
         explain_missing_graph(result.small)
     attach(made, recorded)
+    if notes := let_follow(on.followers, module, made):
+        attach(made, replace(recorded, reasons=recorded.reasons + notes))
+    if isinstance(made, nn.Module):
+        watch(optimizers, made, told=on.followers)
     return cast(nn.Module | ExportedProgram, made)
 
 

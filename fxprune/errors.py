@@ -100,6 +100,10 @@ class OtherWeightsWarning(UserWarning):
     """A small model was repaired or trained, so that `verify` proves it with the weights of the original in it."""
 
 
+class OptimizerLeftBehindWarning(UserWarning):
+    """An optimizer makes a step with the parameters of a model that was pruned, while the small model is trained."""
+
+
 class ChannelsStayWarning(UserWarning):
     """Some channels stay although their removal was requested. The text says which, and why."""
 

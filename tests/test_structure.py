@@ -18,17 +18,17 @@ PACKAGE = ROOT / "fxprune"
 
 ORDER = """
     errors arguments names pattern_values files schedules old_modules channels ops rules capture paths analysis
-    running costs criteria planning proof rewrite fold report _record _repair _find _attempt _first_result _search
-    _transform _analyze _verify _summary plot artifacts sparse pruner __init__ cli __main__
+    running costs criteria planning proof rewrite fold report _record _repair _follow _find _attempt _first_result
+    _search _transform _analyze _in_place _verify _summary plot artifacts sparse pruner __init__ cli __main__
 """.split()
 """Parts of the package; each imports only from itself and from those before it."""
 
 PUBLIC = """
     Analysis BudgetMissedWarning CaptureError ChannelsStayWarning ClassLostWarning Cost Exported FileError
-    FixedSizesWarning FxpruneError Group InputError LayerCost Locked Member NotProvenWarning NothingRemovedWarning
-    OtherWeightsWarning Pareto Plan PlanDiff PlanError Record RewriteError RuleError Sensitivity Summary
-    VerificationError analyze cost export leaf load masked masks_of pareto recalibrate record repair rule save
-    sensitivity summary trace transform verify
+    FixedSizesWarning Followed FxpruneError Group InputError LayerCost Locked Member NotProvenWarning
+    NothingRemovedWarning OptimizerLeftBehindWarning OtherWeightsWarning Pareto Plan PlanDiff PlanError Record
+    RewriteError RuleError Sensitivity Summary VerificationError analyze cost export follow leaf load masked
+    masks_of pareto recalibrate record repair rule save sensitivity summary trace transform transform_ verify
 """.split()
 
 TOP_LEVEL = {"pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "fxprune", "tests", "examples", "docs"}

@@ -1,0 +1,144 @@
+"""The parameters of an original and of its small model, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from fxprune._record import record
+from fxprune.channels.groups import Bools
+from fxprune.errors import PlanError
+from fxprune.planning.factors import Factor
+from fxprune.planning.plan import Plan
+from fxprune.rewrite.tensors import cut
+
+
+@dataclass(frozen=True, eq=False)
+class Counterpart:
+    """A parameter of the original, and its counterpart.
+
+    name: its first name. old: the parameter of the original. new: that of the small model, None if there is none.
+    kept: dimension -> flags of its slots, for the dimensions that lose some.
+    factor: what the plan multiplies the kept part by, in a form that broadcasts to it; None for 1.
+    """
+
+    name: str
+    old: nn.Parameter
+    new: nn.Parameter | None
+    kept: Mapping[int, Bools]
+    factor: torch.Tensor | None = None
+
+    def part(self, values: torch.Tensor, *, power: float = 0.0) -> torch.Tensor:
+        """The part of a tensor of the parameter's shape that stays, times the factor to this power.
+
+        values: dimensions of size 1 stay as they are, so statistics of rows and columns can be cut too.
+        """
+        made = cut(values.detach(), {dim: kept for dim, kept in self.kept.items() if values.shape[dim] == len(kept)})
+        if self.factor is None or not power or not made.is_floating_point():
+            return made
+        factor = self.factor.expand(self.small_shape)
+        for dim, size in enumerate(made.shape):
+            if size == 1 != factor.shape[dim]:
+                factor = factor.mean(dim, keepdim=True)
+        return made.mul_(factor.to(made) ** power)
+
+    @staticmethod
+    def flags(plan: Plan, name: str, tensor: torch.Tensor) -> dict[int, Bools]:
+        """Dimension of a parameter or buffer -> flags of the slots that stay, for the dimensions that lose some."""
+        kept = {}
+        for dim, indices in plan.removed.get(name, {}).items():
+            kept[dim] = np.ones(tensor.shape[dim], dtype=bool)
+            kept[dim][indices] = False
+        return kept
+
+    @property
+    def small_shape(self) -> tuple[int, ...]:
+        """The shape of the part that stays."""
+        return tuple(int(self.kept[dim].sum()) if dim in self.kept else size for dim, size in enumerate(self.old.shape))
+
+
+@dataclass(frozen=True, eq=False)
+class Counterparts:
+    """The parameters of an original and of its small model.
+
+    plan: the plan that made the small model. by_id: id of a parameter of the original -> its counterpart.
+    added: name -> a parameter that only the small model has.
+    """
+
+    model: nn.Module
+    small: nn.Module
+    plan: Plan
+    by_id: Mapping[int, Counterpart]
+    added: Mapping[str, nn.Parameter]
+
+    @property
+    def repaired(self) -> bool:
+        """True if the weights of the small model were refitted."""
+        return record(self.small).repair is not None
+
+
+def counterparts_of(model: nn.Module, small: nn.Module) -> Counterparts:
+    """The counterparts of an original and of the small model that `transform` made of it.
+
+    Raises `PlanError` if the small model was made from another model, or has other shapes than the plan gives it.
+    """
+    made = record(small)
+    news = dict(small.named_parameters(remove_duplicate=False))
+    olds = dict(model.named_parameters(remove_duplicate=False))
+    by_id: dict[int, Counterpart] = {}
+    for name, old in olds.items():
+        if tuple(old.shape) != made.before.get(name, tuple(old.shape)):
+            raise _another(f'"{name}" has shape {tuple(old.shape)}, and had {made.before[name]} when it was pruned')
+        if id(old) in by_id and (by_id[id(old)].new is not None or name not in news):
+            continue
+        by_id[id(old)] = _pair(name, old, news.get(name), made.plan)
+    lacking = next((name for name in made.removed if name in made.before and not _has(model, name)), None)
+    if lacking is not None:
+        raise _another(f'the model has no "{lacking}"')
+    return Counterparts(model, small, made.plan, by_id, {name: new for name, new in news.items() if name not in olds})
+
+
+def _has(model: nn.Module, name: str) -> bool:
+    path, _, last = name.rpartition(".")
+    try:
+        return hasattr(model.get_submodule(path), last)
+    except AttributeError:
+        return False
+
+
+def _pair(name: str, old: nn.Parameter, new: nn.Parameter | None, plan: Plan) -> Counterpart:
+    kept = Counterpart.flags(plan, name, old)
+    made = Counterpart(name, old, new, kept, _factor(plan.factors, name, old.shape, kept))
+    if new is not None and tuple(new.shape) != made.small_shape:
+        has, leaves = tuple(new.shape), made.small_shape
+        raise _another(f'"{name}" has shape {has} in the small model, the plan leaves {leaves}')
+    return made
+
+
+def _factor(
+    factors: tuple[Factor, ...], name: str, shape: torch.Size, kept: Mapping[int, Bools]
+) -> torch.Tensor | None:
+    """The product of the factors of one parameter, at the slots that stay; None if it has none."""
+    made: torch.Tensor | None = None
+    for factor in factors:
+        if factor.tensor != name:
+            continue
+        numbers = torch.ones(shape[factor.dim] if factor.slots is not None else 1, dtype=torch.float64)
+        numbers[list(factor.slots) if factor.slots is not None else slice(None)] = factor.factor
+        if factor.slots is not None and factor.dim in kept:
+            numbers = numbers[torch.from_numpy(kept[factor.dim])]
+        numbers = numbers.reshape([-1 if d == factor.dim else 1 for d in range(len(shape))])
+        made = numbers if made is None else made * numbers
+    return made
+
+
+def _another(why: str) -> PlanError:
+    return PlanError(
+        "the small model was not made from this model",
+        why=why,
+        do="pass the model that was given to transform, as it was then, and what transform returned",
+    )

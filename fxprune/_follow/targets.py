@@ -1,0 +1,57 @@
+"""The targets that can follow: one change for each, all prepared before the first is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from fxprune._follow.averages import average_follows
+from fxprune._follow.optimizers import gradients_follow, optimizer_follows
+from fxprune._follow.parameters import Counterparts, counterparts_of
+from fxprune._follow.result import Followed, Prepared
+from fxprune.errors import InputError, PlanError
+
+
+def listed(given: Any) -> list[Any]:
+    """The arguments as a list: nothing, one thing, or several."""
+    return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+
+
+def let_follow(targets: Sequence[Any], model: nn.Module, made: Any) -> tuple[str, ...]:
+    """Let targets follow the result of a transform. Returns the notes about them, each with the name of its class."""
+    if not targets:
+        return ()
+    if isinstance(made, ExportedProgram):
+        why = "its parameters are none of those that an optimizer holds"
+        raise PlanError("nothing can follow a program", why=why, do="leave optimizer and ema out")
+    changes = prepared(targets, model, made)
+    for change in changes:
+        change.make()
+    return tuple(f"{change.result.kind}: {note}" for change in changes for note in change.result.notes)
+
+
+def prepared(targets: Sequence[Any], model: nn.Module, small: nn.Module) -> tuple[Prepared, ...]:
+    """The changes of all targets; a further one, the last, gives the gradients to the small model.
+
+    Raises `InputError` for a target that cannot follow, `PlanError` for a small model of another original.
+    """
+    counterparts = counterparts_of(model, small)
+    return (*(_prepared(target, counterparts) for target in targets), gradients_follow(counterparts))
+
+
+def _prepared(target: Any, counterparts: Counterparts) -> Prepared:
+    kind = type(target).__name__
+    if isinstance(target, Optimizer):
+        return optimizer_follows(target, counterparts)
+    if isinstance(target, nn.Module):
+        return average_follows(target, counterparts)
+    if isinstance(target, torch.amp.GradScaler):
+        return Prepared(Followed(kind, (), notes=("it holds no parameters, and stays as it is",)), lambda: None)
+    inner = "its optimizer" if isinstance(target, LRScheduler) else "an optimizer, or an averaged model"
+    raise InputError(f"{kind} cannot follow", why="it holds no parameters itself", do=f"pass {inner}")

@@ -1,0 +1,123 @@
+"""`transform_`: the same objects, smaller."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+import fxprune
+from tests.follow.nets import Net, batch, net, step
+
+
+def test_the_model_and_its_modules_stay_the_same_objects() -> None:
+    model = net()
+    expected = fxprune.transform(model, batch(0), ratio=0.5)
+    modules = dict(model.named_modules())
+    assert fxprune.transform_(model, batch(0), ratio=0.5) is model
+    assert {name: id(module) for name, module in model.named_modules()} == {n: id(m) for n, m in modules.items()}
+    assert type(model) is Net
+    assert model.stem.out_channels == model.norm.num_features == 4
+    assert torch.equal(model(batch(1)), expected(batch(1)))
+    assert {n: t.shape for n, t in model.state_dict().items()} == {n: t.shape for n, t in expected.state_dict().items()}
+    assert fxprune.record(model).removed == fxprune.record(expected).removed
+
+
+def test_handles_of_hooks_work_on() -> None:
+    model = net()
+    seen: list[tuple[int, ...]] = []
+    handle = model.stem.register_forward_hook(lambda module, args, made: seen.append(tuple(made.shape)))
+    fxprune.transform_(model, batch(0), ratio=0.5)
+    seen.clear()
+    model(batch(1))
+    assert seen == [(4, 4, 6, 6)]
+    handle.remove()
+    model(batch(1))
+    assert len(seen) == 1
+
+
+def test_training_goes_on_with_the_same_objects() -> None:
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    average = AveragedModel(model)
+    step(model, optimizer, 0)
+    average.update_parameters(model)
+    fxprune.transform_(model, batch(0), ratio=0.5, optimizer=optimizer, ema=average)
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in model.parameters()]
+    before = copy.deepcopy(model.state_dict())
+    step(model, optimizer, 1)
+    average.update_parameters(model)
+    assert not torch.equal(before["stem.weight"], model.stem.weight)
+    assert average.module.stem.weight.shape == model.stem.weight.shape
+    fxprune.transform_(model, batch(0), ratio=0.5, optimizer=optimizer, ema=average)
+    assert model.stem.out_channels == 2
+    step(model, optimizer, 2)
+
+
+def test_a_shared_module_stays_shared() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(4, 8)
+            self.again = nn.Sequential(nn.ReLU(), nn.Linear(8, 8))
+            self.layers = [self.again[1]]
+            self.other = self.again[1]
+            self.last = nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.other(self.again(self.first(x))).relu() + self.layers[0](self.first(x)))
+
+    torch.manual_seed(0)
+    model = Shared().double().eval()
+    x = torch.randn(3, 4, dtype=torch.float64)
+    expected = fxprune.transform(model, x, ratio=0.5)(x)
+    fxprune.transform_(model, x, ratio=0.5)
+    assert model.other is model.again[1]
+    assert model.other.weight.shape[0] < 8
+    assert model.layers[0].weight is model.other.weight
+    assert torch.equal(model(x), expected)
+
+
+def test_a_traced_graph_stays_one() -> None:
+    traced = fxprune.trace(net(), batch(0))
+    expected = fxprune.transform(traced, batch(0), ratio=0.5)
+    assert fxprune.transform_(traced, batch(0), ratio=0.5) is traced
+    assert isinstance(traced, torch.fx.GraphModule)
+    assert torch.equal(traced(batch(1)), expected(batch(1)))
+
+
+def test_an_optimizer_that_was_not_told_is_warned_of() -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    fxprune.transform_(model, batch(0), ratio=0.5)
+    with pytest.warns(fxprune.OptimizerLeftBehindWarning):
+        step(model, optimizer, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"ratio": 2.0}, fxprune.PlanError),
+        ({"ratio": 0.5, "prefer": "graph"}, fxprune.PlanError),
+        ({"ratio": 0.5, "ema": AveragedModel(nn.Linear(2, 2))}, fxprune.InputError),
+        ({"ratio": 0.5, "no_such_option": 1}, TypeError),
+    ],
+)
+def test_nothing_is_changed_by_a_call_that_fails(options: dict[str, Any], error: type[Exception]) -> None:
+    model = net()
+    attributes = {name: dict(module.__dict__) for name, module in model.named_modules()}
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(error):
+        fxprune.transform_(model, batch(0), **options)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert {name: dict(module.__dict__) for name, module in model.named_modules()} == attributes
+
+
+def test_a_program_cannot_be_changed_in_place() -> None:
+    program = torch.export.export(net(), (batch(0),))
+    with pytest.raises(fxprune.InputError, match="cannot be changed in place"):
+        fxprune.transform_(program, batch(0), ratio=0.5)

@@ -1,0 +1,92 @@
+"""Optimizers that were not told that the model got smaller."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+
+import pytest
+import torch
+
+import fxprune
+from tests.follow.nets import batch, net, pruned, step
+
+
+def _step_twice(optimizer: torch.optim.Optimizer) -> None:
+    optimizer.step()
+    optimizer.step()
+
+
+def test_a_step_that_trains_nothing_is_warned_of_once() -> None:
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters())
+    step(model, optimizer, 0)
+    small = pruned(model)
+    optimizer.zero_grad()
+    small(batch(1)).square().mean().backward()
+    with pytest.warns(fxprune.OptimizerLeftBehindWarning, match=r"Adam trains nothing.*fxprune\.follow") as caught:
+        _step_twice(optimizer)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+def test_gradients_that_were_set_to_zero_train_nothing_either() -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    step(model, optimizer, 0)
+    small = pruned(model)
+    optimizer.zero_grad(set_to_none=False)
+    small(batch(1)).square().mean().backward()
+    with pytest.warns(fxprune.OptimizerLeftBehindWarning):
+        optimizer.step()
+
+
+def test_nothing_is_said_while_the_original_is_trained_further() -> None:
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters())
+    small = pruned(model)
+    other = torch.optim.Adam(small.parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(model, optimizer, 0)
+        step(small, other, 1)
+        model(batch(2)).square().mean().backward()
+        optimizer.step()
+        del small, other
+        gc.collect()
+        optimizer.zero_grad()
+        optimizer.step()
+
+
+def test_an_optimizer_that_follows_is_not_watched() -> None:
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters())
+    small = pruned(model, optimizer=optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(small, optimizer, 0)
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_one_that_follows_later_is_not_warned_of() -> None:
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters())
+    small = pruned(model)
+    fxprune.follow(optimizer, model, small)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(small, optimizer, 0)
+        optimizer.zero_grad()
+        optimizer.step()
+
+
+def test_the_collector_is_asked_only_if_anything_else_holds_a_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(gc, "get_objects", lambda: asked.append(1) or [])
+    model = net()
+    pruned(model)
+    assert asked == []
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    pruned(model)
+    assert asked == [1]
+    assert optimizer.param_groups[0]["params"][0] is model.stem.weight
