@@ -184,8 +184,8 @@ def test_only_the_selector_matches_names():
 
 
 SELECTORS = """
-    planning/select.py planning/masks.py pruner/config.py sparse/activations/insertion.py
-    sparse/activations/statistics.py sparse/freezing/optimizer_hooks.py sparse/freezing/parameters.py
+    criteria/statistics.py planning/select.py planning/masks.py pruner/config.py sparse/activations/insertion.py
+    sparse/freezing/optimizer_hooks.py sparse/freezing/parameters.py
     sparse/storage/convert.py sparse/weights/targets.py
 """.split()
 """The files that let a user name layers."""

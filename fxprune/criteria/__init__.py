@@ -12,12 +12,17 @@ import importlib
 import pkgutil
 
 from fxprune.criteria.activation import ActivationStatistics, LayerStatistics, importance_from
+from fxprune.criteria.activation_mean import activation_mean_importance
+from fxprune.criteria.activation_rank import activation_rank_importance
+from fxprune.criteria.activation_variance import activation_variance_importance
+from fxprune.criteria.apoz import apoz_importance
 from fxprune.criteria.by_layer import scores_by_layer
 from fxprune.criteria.coactivation import CoactivationImportance, coactivation_importance
 from fxprune.criteria.contributions import Contributions, sample_contributions
+from fxprune.criteria.fisher_gate import GateImportance, fisher_gate_importance
 from fxprune.criteria.geometric_median import geometric_median_distances
 from fxprune.criteria.gradients import GradientImportance, fisher_importance, taylor_importance
-from fxprune.criteria.magnitude import filter_norms, norm_scores
+from fxprune.criteria.magnitude import filter_norms, lp, norm_scores
 from fxprune.criteria.scores import by_group, scores_of
 from fxprune.criteria.table import CRITERIA, MEASURED, Criterion, Importance, comparable, criterion, measured
 from fxprune.criteria.taylor import taylor_scores
@@ -30,18 +35,25 @@ __all__ = [
     "CoactivationImportance",
     "Contributions",
     "Criterion",
+    "GateImportance",
     "GradientImportance",
     "Importance",
     "LayerStatistics",
     "ThiNetImportance",
+    "activation_mean_importance",
+    "activation_rank_importance",
+    "activation_variance_importance",
+    "apoz_importance",
     "by_group",
     "coactivation_importance",
     "comparable",
     "criterion",
     "filter_norms",
+    "fisher_gate_importance",
     "fisher_importance",
     "geometric_median_distances",
     "importance_from",
+    "lp",
     "measured",
     "norm_scores",
     "sample_contributions",

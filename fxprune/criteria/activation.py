@@ -19,7 +19,7 @@ class LayerStatistics:
 
     layer: its name. at: the module whose output was counted, the layer itself or one behind it. calls: the number of
     calls. count: the number of values per channel. zeros: the share of them that is zero, [c]. mean_abs: the mean of
-    |x|, [c].
+    |x|, [c]. variance: of x, [c]. rank: the mean rank of the maps of a channel, [c]; None if it was not measured.
     """
 
     layer: str
@@ -28,6 +28,8 @@ class LayerStatistics:
     count: int
     zeros: Tensor
     mean_abs: Tensor
+    variance: Tensor | None = None
+    rank: Tensor | None = None
 
     @property
     def sparsity(self) -> float:
@@ -76,8 +78,9 @@ def importance_from(
 ) -> Callable[[Group], Tensor]:
     """An importance for `fxprune.transform` and `plan`: channels that are seldom zero, or large, stay.
 
-    "apoz": score[c] = 1 - zeros[c] (Hu et al. 2016); "mean": score[c] = mean_abs[c]. Of a group, the layers whose
-    outputs open it count, by their mean; see `fxprune.criteria.scores_by_layer`.
+    "apoz": score[c] = 1 - zeros[c] (Hu et al. 2016); "mean", "variance", "rank": score[c] = mean_abs[c], variance[c],
+    rank[c]. Of a group, the layers whose outputs open it count, by their mean; see
+    `fxprune.criteria.scores_by_layer`.
 
     layers: layer -> the name under which its statistics stand, for models that cannot be traced, where an activation
         module was recorded under its own name: {"block.fc1": "block.act"}.
@@ -87,7 +90,7 @@ def importance_from(
 
     >>> import fxprune, torch
     >>> from torch import nn
-    >>> from fxprune.sparse.activations.statistics import activation_statistics
+    >>> from fxprune.criteria.statistics import activation_statistics
     >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> found = activation_statistics(net, [torch.randn(50, 3)], progress=False)
     >>> small = fxprune.transform(net, torch.randn(1, 3), ratio=0.5, importance=importance_from(found))
@@ -97,15 +100,17 @@ def importance_from(
     if not isinstance(statistics, ActivationStatistics):
         do = "pass what activation_statistics returns"
         raise PlanError(f"statistics cannot be a {type(statistics).__name__}", do=do)
-    if kind not in ("apoz", "mean"):
-        raise PlanError(f"unknown kind {kind!r}", do='use "apoz" or "mean"')
+    if kind not in ("apoz", "mean", "variance", "rank"):
+        raise PlanError(f"unknown kind {kind!r}", do='use "apoz", "mean", "variance" or "rank"')
     names = {layer: layer for layer in statistics} | dict(layers or {})
     absent = [name for name in names.values() if name not in statistics]
     if absent:
         raise PlanError(f'there are no statistics of "{absent[0]}"', why=nearest(absent[0], statistics))
     taken = {layer: statistics[name] for layer, name in names.items()}
-    if kind == "mean":
-        return scores_by_layer({layer: s.mean_abs for layer, s in taken.items()}, what="activation statistics")
+    if kind != "apoz":
+        known = {layer: getattr(s, "mean_abs" if kind == "mean" else kind) for layer, s in taken.items()}
+        known = {layer: values for layer, values in known.items() if values is not None}
+        return scores_by_layer(known, what="ranks of maps" if kind == "rank" else "activation statistics")
     alive = scores_by_layer({layer: 1 - s.zeros for layer, s in taken.items()}, what="activation statistics")
 
     def apoz(group: Group) -> Tensor:

@@ -16,6 +16,7 @@ from fxprune.criteria.connections import Layer, check_threshold, coactivation
 from fxprune.criteria.table import measured
 from fxprune.errors import InputError, PlanError
 from fxprune.running.inputs import called
+from fxprune.running.processes import Processes
 
 NAMES = (
     *("weight", "weight_orig", "weight_v"),
@@ -68,10 +69,16 @@ class CoactivationImportance:
         return member.per_channel(along, size) / member.per_channel(torch.ones_like(along), size)
 
 
-@checks_arguments("model", "loader")
+@checks_arguments("model", "loader", "progress")
 @measured("coactivation")
 def coactivation_importance(
-    model: nn.Module, loader: Iterable[Any], *, threshold: float = 0.0, batches: int | None = None
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    threshold: float = 0.0,
+    batches: int | None = None,
+    progress: bool = False,
+    process_group: Any = None,
 ) -> CoactivationImportance:
     """Run a model over data and count coactivations in every nn.Linear, nn.Conv1d, nn.Conv2d and nn.Conv3d.
 
@@ -87,6 +94,7 @@ def coactivation_importance(
             element is the input; or a dict of keyword arguments.
         threshold: above it an input or an output is active.
         batches: at most so many, all by default.
+        progress, process_group: as in `fxprune.criteria.taylor_importance`.
 
     Raises `PlanError` for a model without such layers, `InputError` for a loader without batches or with one that is
     none of these.
@@ -119,16 +127,19 @@ def coactivation_importance(
     try:
         model.eval()
         with torch.no_grad():
-            _run(model, loader, batches)
+            _run(model, loader, batches, progress)
     finally:
         for hook in hooks:
             hook.remove()
         for module, mode in training.items():
             module.training = mode
-    rates = {key: total.double() / applied[key] for key, total in counts.items()}
-    return CoactivationImportance(
-        {name: rates[_key(layer)] for layer, names in layers.items() if _key(layer) in rates for name in names}
-    )
+    own = {name: counts[_key(layer)] for layer, names in layers.items() if _key(layer) in counts for name in names}
+    times = {name: applied[_key(layer)] for layer, names in layers.items() if _key(layer) in counts for name in names}
+    processes = Processes(process_group)
+    totals, _ = processes.sums({name: count.cpu() for name, count in own.items()}, 0)
+    all_times = processes.all(times)
+    rates = {name: total.double() / sum(some.get(name, 0) for some in all_times) for name, total in totals.items()}
+    return CoactivationImportance(rates)
 
 
 def _layers(model: nn.Module) -> dict[Any, list[str]]:
@@ -147,9 +158,11 @@ def _key(layer: Any) -> int:
     return id(layer._parameters.get("weight", layer))
 
 
-def _run(model: nn.Module, loader: Iterable[Any], batches: int | None) -> None:
+def _run(model: nn.Module, loader: Iterable[Any], batches: int | None, progress: bool) -> None:
+    from tqdm import tqdm
+
     number = 0
-    for number, batch in enumerate(loader, 1):
+    for number, batch in enumerate(tqdm(loader, desc="coactivation", unit="batch", disable=not progress), 1):
         first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
         if isinstance(batch, Mapping):
             called(model, ((), dict(batch)), number - 1)

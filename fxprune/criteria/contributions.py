@@ -61,7 +61,9 @@ class Contributions:
         return {id(self.model.get_submodule(path).weight): path for path in self.layers}
 
 
-def sample_contributions(model: nn.Module, loader: Iterable[Any], *, samples: int = 10, seed: int = 0) -> Contributions:
+def sample_contributions(
+    model: nn.Module, loader: Iterable[Any], *, samples: int = 10, seed: int = 0, progress: bool = False
+) -> Contributions:
     """Run the model on every batch; in every layer, sample `samples` outputs per input, as sums over input slots.
 
     Layers are `nn.Linear` and `nn.Conv1d`, `2d`, `3d` that are called as modules and own their weight. Outputs are
@@ -75,6 +77,7 @@ def sample_contributions(model: nn.Module, loader: Iterable[Any], *, samples: in
             keyword arguments. For pairs of images and labels pass `(x for x, _ in loader)`.
         samples: outputs per input and layer; the paper takes 10 per image.
         seed: of the draws.
+        progress: True to show a progress bar.
 
     Raises `InputError` for batches that do not fit, `PlanError` for wrong samples or seeds.
 
@@ -86,6 +89,8 @@ def sample_contributions(model: nn.Module, loader: Iterable[Any], *, samples: in
     >>> found.layers["0"].parts
     tensor([[ 2., 30.]])
     """
+    from tqdm import tqdm
+
     if not isinstance(model, nn.Module):
         raise PlanError("not a model", why=f"{type(model).__name__} is no torch.nn.Module", do="pass a module")
     check_unwrapped(model)
@@ -101,7 +106,7 @@ def sample_contributions(model: nn.Module, loader: Iterable[Any], *, samples: in
     collector = _Collector(model, samples, generator_of(seed))
     batches = 0
     with collector.hooked(), _evaluating(model), torch.no_grad():
-        for batch in loader:
+        for batch in tqdm(loader, desc="contributions", unit="batch", disable=not progress):
             collector.batch(batch, batches)
             batches += 1
     if not batches:

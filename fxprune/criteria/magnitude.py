@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxprune.analysis.findings import Findings, Group
 from fxprune.arguments import checks_arguments
 from fxprune.capture.tensors import PARAMETER
 from fxprune.criteria.table import criterion
-from fxprune.criteria.weights import filters_of, refuse_without_values
+from fxprune.criteria.weights import filters_of, refuse_meta, refuse_without_values
+from fxprune.errors import PlanError
 
 
 @criterion("l1")
@@ -37,8 +38,45 @@ def l2(findings: Findings, groups: Sequence[Group], seed: int | None = None) -> 
     return norm_scores(findings, 2)
 
 
+@checks_arguments("p")
+def lp(p: float) -> Callable[[Group], Tensor]:
+    """The p-norm of all parameter elements that are removed with a channel, as an importance.
+
+        score[c] = (sum over members, over slots i of c, of sum |w[i, ...]|^p)^(1/p)
+
+    For p = 1 and 2 these are the scores of "l1" and "l2". Small p count how many elements differ from zero, large ones
+    look at the largest element. Li et al. 2016 (https://arxiv.org/abs/1608.08710), section 4.3, compare norms.
+
+    Raises `PlanError` for a p that is not a positive number; the importance does for a model without values.
+
+    >>> import fxprune
+    >>> net = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+    >>> with torch.no_grad():
+    ...     _ = net[0].weight.copy_(torch.tensor([[3.0], [2.0]])), net[2].weight.copy_(torch.tensor([[0.0, 2.0]]))
+    >>> group = fxprune.analyze(net, torch.zeros(1, 1)).groups[0]
+    >>> lp(0.5)(group).tolist(), lp(4)(group).round(decimals=3).tolist()
+    ([3.0, 8.0], [3.0, 2.378])
+    """
+    _check_power(p)
+
+    def importance(group: Group) -> Tensor:
+        total = torch.zeros(group.size, dtype=torch.float64)
+        for member in group.members:
+            if isinstance(member.tensor, nn.Parameter) and member.tensor.is_floating_point():
+                refuse_meta(member.tensor, f"lp({p})")
+                total += member.sum_per_channel(member.tensor.detach().double().abs() ** p)
+        return total ** (1 / p)
+
+    return importance
+
+
+def _check_power(p: float) -> None:
+    if not 0 < p < math.inf:
+        raise PlanError(f"p must be a positive number, not {p!r}")
+
+
 @checks_arguments("findings", "p")
-def norm_scores(findings: Findings, p: int) -> npt.NDArray[np.float64]:
+def norm_scores(findings: Findings, p: float) -> npt.NDArray[np.float64]:
     """The p-norm of all parameter elements that are removed with a channel, per channel of the analysis.
 
         score[c] = (sum over members, over slots i of c, of sum |w[i, ...]|^p)^(1/p)
@@ -47,8 +85,9 @@ def norm_scores(findings: Findings, p: int) -> npt.NDArray[np.float64]:
     (2016); summing over the group's producers and consumers follows Fang et al., "DepGraph" (2023), section 3.4.
     Buffers (running statistics) and integer tensors do not count.
 
-    Raises `PlanError` for a model on the meta device.
+    Raises `PlanError` for a model on the meta device, and for a p that is not a positive number.
     """
+    _check_power(p)
     refuse_without_values(findings, f"l{p}")
     solution = findings.solution
     trained = set(findings.captured.tensors.names(PARAMETER))
@@ -83,11 +122,13 @@ def filter_norms(weight: Tensor, p: int = 2, dim: int = 0) -> Tensor:
     return norms
 
 
-def _powers(tensor: torch.Tensor, p: int, buffer: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _powers(tensor: torch.Tensor, p: float, buffer: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """|w|^p in numpy: one thread that is never kept waiting beats a team of them on layers of usual size."""
     values = tensor.detach().to(device="cpu", dtype=torch.promote_types(tensor.dtype, torch.float32)).numpy()
     out = buffer[: values.size].reshape(values.shape) if values.dtype == buffer.dtype else np.empty_like(values)
-    return np.asarray(np.abs(values, out=out) if p == 1 else np.square(values, out=out))
+    if p == 2:
+        return np.asarray(np.square(values, out=out))
+    return np.asarray(np.abs(values, out=out) if p == 1 else np.power(np.abs(values, out=out), p, out=out))
 
 
 def _sum_but(values: npt.NDArray[np.float32], dim: int) -> npt.NDArray[np.float32]:

@@ -81,7 +81,9 @@ class ThiNetImportance:
 
 
 @measured("thinet")
-def thinet_importance(model: nn.Module, loader: Iterable[Any], *, samples: int = 10, seed: int = 0) -> ThiNetImportance:
+def thinet_importance(
+    model: nn.Module, loader: Iterable[Any], *, samples: int = 10, seed: int = 0, progress: bool = False
+) -> ThiNetImportance:
     """The importance of ThiNet, for `fxprune.transform(model, x, ratio=..., importance=thinet_importance(model, ...))`.
 
     Luo, Wu and Lin 2017 (https://arxiv.org/abs/1707.06342); see `ThiNetImportance`. Args are
@@ -96,7 +98,7 @@ def thinet_importance(model: nn.Module, loader: Iterable[Any], *, samples: int =
     >>> fxprune.analyze(net, x).plan(ratio=0.5, importance=thinet_importance(net, [x])).removed["0.weight"]
     {0: [0]}
     """
-    return ThiNetImportance(sample_contributions(model, loader, samples=samples, seed=seed))
+    return ThiNetImportance(sample_contributions(model, loader, samples=samples, seed=seed, progress=progress))
 
 
 def removal_order(gram: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:

@@ -11,7 +11,13 @@ from fxprune.errors import PlanError
 
 def refuse_without_values(findings: Findings, criterion: str) -> None:
     """Raise `PlanError` for a model on the meta device: its weights have no values."""
-    if any(t.device.type == "meta" for t in findings.tensors.values()):
+    for tensor in findings.tensors.values():
+        refuse_meta(tensor, criterion)
+
+
+def refuse_meta(tensor: Tensor, criterion: str) -> None:
+    """Raise `PlanError` for a tensor on the meta device."""
+    if tensor.device.type == "meta":
         raise PlanError(
             f'importance "{criterion}" needs weights',
             why="the model is on the meta device, its parameters have no values",

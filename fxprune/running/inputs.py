@@ -71,6 +71,25 @@ def called(model: nn.Module, inputs: Inputs, number: int) -> Any:
         ) from error
 
 
+def samples_of(batch: Any) -> list[Any]:
+    """The samples of a batch, as batches of one: all tensors are split along their first dimension, which they share.
+
+    A batch without such a dimension is one sample.
+
+    >>> [(x.tolist(), y.tolist()) for x, y in samples_of((torch.zeros(2, 1), torch.arange(2)))]
+    [([[0.0]], [0]), ([[0.0]], [1])]
+    """
+    leaves, spec = pytree.tree_flatten(batch)
+    sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in leaves if isinstance(leaf, Tensor)}
+    if len(sizes) != 1 or sizes == {0}:
+        return [batch]
+    count = sizes.pop()
+    return [
+        pytree.tree_unflatten([leaf[i : i + 1] if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+        for i in range(count)
+    ]
+
+
 def inputs_like(example: Inputs) -> Callable[[Any], Any]:
     """A function that picks the inputs of a model out of a batch that may hold labels too.
 

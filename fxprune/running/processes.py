@@ -8,6 +8,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from fxprune.arguments import shown
+from fxprune.errors import InputError
+
 ValueT = TypeVar("ValueT")
 
 
@@ -19,7 +22,16 @@ class Processes:
 
     def __init__(self, group: Any = None) -> None:
         self.group = group
-        self.rank = 0 if group is None else torch.distributed.get_rank(group)
+        self.rank = 0
+        if group is not None:
+            try:
+                self.rank = torch.distributed.get_rank(group)
+            except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+                why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+                do = "call `torch.distributed.init_process_group` first, and pass `torch.distributed.group.WORLD`"
+                raise InputError(
+                    "there is no such process group", at=f"process_group={shown(group)}", why=why, do=do
+                ) from None
 
     def all(self, value: ValueT) -> list[ValueT]:
         """The values of all processes, in the order of their ranks."""

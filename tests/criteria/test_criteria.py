@@ -17,6 +17,7 @@ from fxprune.criteria import (
     MEASURED,
     by_group,
     criterion,
+    lp,
     measured,
     norm_scores,
     scores_of,
@@ -65,6 +66,12 @@ FROM_DATA = {
     # only channel 0 is active and read: its gradient is 12 in each of its two weights, 3 and 4
     "taylor": (lambda model: MEASURED["taylor"](model, [X], loss=total), [12 * (3 + 4), 0, 0]),
     "fisher": (lambda model: MEASURED["fisher"](model, [X], loss=total), [144 * (9 + 16) / 2, 0, 0]),
+    # one gate on channel 0 changes the output of the rows by 12 * 3 and 12 * 4
+    "fisher_gate": (lambda model: MEASURED["fisher_gate"](model, [X], loss=total), [(36**2 + 48**2) / 2 / 2, 0, 0]),
+    # after the ReLU the rows of X are (3, 0, 0) and (4, 1, 0)
+    "apoz": (lambda model: MEASURED["apoz"](model, [X]), [1, 0.5, 0]),
+    "activation_mean": (lambda model: MEASURED["activation_mean"](model, [X]), [3.5, 0.5, 0]),
+    "activation_variance": (lambda model: MEASURED["activation_variance"](model, [X]), [0.25, 0.25, 0]),
     # before the ReLU channel 0 is active in both rows, channel 1 in the second, channel 2 in none; one input is active
     # in each row, and the output in both
     "coactivation": (lambda model: MEASURED["coactivation"](model, [X]), [(0.5 + 1) / 2, (0.25 + 0.5) / 2, 0]),
@@ -82,7 +89,7 @@ def scores(model, importance, seed=3):
 
 def test_every_criterion_has_a_row_here():
     assert sorted(BY_NAME) == sorted(CRITERIA)
-    assert sorted(FROM_DATA) == sorted(MEASURED)
+    assert sorted({*FROM_DATA, "activation_rank"}) == sorted(MEASURED)
 
 
 @pytest.mark.parametrize("name", CRITERIA)
@@ -91,7 +98,7 @@ def test_scores_of_criteria_by_name_are_those_computed_by_hand(name):
     assert scores(model, name) == pytest.approx(BY_NAME[name], rel=1e-6)
 
 
-@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize("name", FROM_DATA)
 def test_scores_of_criteria_from_data_are_those_computed_by_hand(name):
     make, expected = FROM_DATA[name]
     model = net()
@@ -152,6 +159,34 @@ def test_norm_scores_are_those_of_the_names():
     findings = findings_of(net())
     for p in (1, 2):
         assert norm_scores(findings, p).tolist() == scores(net(), f"l{p}")
+
+
+def test_activation_rank_is_the_mean_rank_of_the_maps_of_each_sample():
+    model = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Conv2d(3, 1, 1)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([1.0, -1.0, 0.0]).view(3, 1, 1, 1))
+        model[0].bias.copy_(torch.tensor([0.0, 0.0, 2.0]))
+    ramp = torch.outer(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 1.0, -1.0]))
+    x = torch.stack([torch.eye(3), ramp])[:, None]  # after the ReLU: ranks 3, 0, 1 and 1, 1, 1
+    made = fxprune.analyze(model, x).groups[0]
+    assert MEASURED["activation_rank"](model, [x[:1], x[1:]])(made).tolist() == [2, 0.5, 1]
+    with pytest.raises(PlanError, match="no ranks of maps of a group"):
+        scores(net(), MEASURED["activation_rank"](net(), [X]))
+
+
+@pytest.mark.parametrize("p", [0.5, 1, 2, 3.5])
+def test_lp_is_the_norm_of_all_elements_that_go_with_a_channel(p):
+    model = normed()
+    of = [t.tolist() for t in (model[0].weight, model[1].weight[:, None], model[1].bias[:, None], model[3].weight.T)]
+    made = [sum(abs(w) ** p for rows in of for w in rows[c]) ** (1 / p) for c in range(3)]
+    assert scores(model, lp(p)) == pytest.approx(made, rel=1e-12)
+    assert norm_scores(findings_of(model), p).tolist() == pytest.approx(made, rel=1e-6)
+
+
+@pytest.mark.parametrize("p", [0, -1, float("nan"), float("inf")])
+def test_norms_refuse_a_p_that_is_not_positive(p):
+    with pytest.raises(PlanError, match="p must be a positive number"):
+        lp(p)
 
 
 def test_taylor_scores_sum_the_products_of_weight_and_gradient():

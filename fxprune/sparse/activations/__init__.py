@@ -6,9 +6,9 @@ an importance.
 """
 
 from fxprune.criteria.activation import ActivationStatistics, LayerStatistics, importance_from
+from fxprune.criteria.statistics import activation_statistics
 from fxprune.sparse.activations.insertion import Inserted, insert_thresholds
 from fxprune.sparse.activations.layers import ThresholdActivation, step_thresholds
-from fxprune.sparse.activations.statistics import activation_statistics
 from fxprune.sparse.activations.thresholds import Histogram, Quantile, Scheduled
 
 __all__ = [

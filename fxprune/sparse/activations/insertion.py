@@ -15,8 +15,8 @@ from fxprune.capture.places import module_of
 from fxprune.capture.traced import traced_graph
 from fxprune.errors import CaptureError, PlanError, nearest
 from fxprune.names import Level, Match, Names, checked, entries_of, find, names_of, show
+from fxprune.running.activation_nodes import is_activation, is_activation_module, is_threshold
 from fxprune.sparse.activations.layers import ThresholdActivation
-from fxprune.sparse.activations.nodes import is_activation, is_activation_module, is_threshold
 
 RELUS: tuple[Any, ...] = (
     *(nn.ReLU, nn.ReLU6, F.relu, F.relu_, F.relu6, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_),

@@ -38,6 +38,7 @@ class ThresholdActivation(nn.Module):
     tensor(0.5000)
     """
 
+    is_threshold = True
     threshold: Tensor
     steps: Tensor
     zeros: Tensor

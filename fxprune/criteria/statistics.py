@@ -16,11 +16,12 @@ from fxprune.capture.process_state import no_fused_attention
 from fxprune.criteria.activation import ActivationStatistics, LayerStatistics
 from fxprune.errors import InputError, PlanError
 from fxprune.names import Level, checked, find_all, names_of, show
-from fxprune.sparse.activations.nodes import is_activation_module
-from fxprune.sparse.activations.recording import CONVOLUTIONS, Recorder
+from fxprune.running.activation_nodes import is_activation_module
+from fxprune.running.activations import CONVOLUTIONS, Recorder, Sums
+from fxprune.running.processes import Processes
 
 
-@checks_arguments("through", "prepare", "progress", "device")
+@checks_arguments("through", "prepare", "progress", "device", "ranks")
 def activation_statistics(
     model: nn.Module,
     loader: Iterable[Any],
@@ -33,10 +34,13 @@ def activation_statistics(
     limit: int | None = None,
     progress: bool = True,
     device: torch.device | str | None = None,
+    ranks: bool = False,
+    process_group: Any = None,
 ) -> ActivationStatistics:
-    """Measures the share of zeros and the mean magnitude of every channel, over the batches of a loader.
+    """Measures zeros, magnitude and variance of every channel, over the batches of a loader.
 
         zeros[c] = share of (sample, position) with |x[.., c, ..]| <= threshold;  mean_abs[c] = mean of |x[.., c, ..]|
+        variance[c] = mean of x[.., c, ..]^2 - (mean of x[.., c, ..])^2
 
     After a ReLU, with a threshold of 0, `zeros` is the average percentage of zeros, APoZ (Hu et al. 2016, "Network
     Trimming: A Data-Driven Neuron Pruning Approach towards Efficient Deep Architectures", equation 1;
@@ -65,6 +69,9 @@ def activation_statistics(
         limit: the largest number of batches.
         progress: show a progress bar on stderr.
         device: the device for the inputs; by default that of the first parameter.
+        ranks: True also measures the mean rank of the maps of channels with two dimensions of space, which is slow.
+        process_group: a group of `torch.distributed`, whose processes have the same model and some of the batches each.
+            All of them get the statistics that one process gets from all batches.
 
     Raises `PlanError` if `where` matches nothing or its layers are never called, and `InputError` for a loader without
     batches and for batches that do not fit.
@@ -84,7 +91,7 @@ def activation_statistics(
     try:
         model.eval()
         with torch.no_grad(), no_fused_attention():
-            recorder = Recorder(model, layers, threshold, through, channel_dim)
+            recorder = Recorder(model, layers, threshold, through, channel_dim, ranks=ranks)
             batches = 0
             with recorder.hooked():
                 for batch in _with_progress(loader, limit, progress):
@@ -95,7 +102,9 @@ def activation_statistics(
             module.training = mode
     if not batches:
         raise InputError("the loader has no batches")
-    found = {layer: _statistics(layer, recorder) for layer in layers if layer in recorder.sums}
+    processes = Processes(process_group)
+    seen = {layer for some in processes.all(list(recorder.sums)) for layer in some}
+    found = {layer: _statistics(layer, recorder, processes) for layer in layers if layer in seen}
     missing = tuple(layer for layer in layers if layer not in found)
     unmet = [layer for layer in missing if layer in named]
     if unmet or not found:
@@ -105,6 +114,30 @@ def activation_statistics(
             why="forward does not call it as a module, or a graph was traced through it",
         )
     return ActivationStatistics(found, batches, missing, recorder.path, recorder.why_not)
+
+
+def measured_activations(
+    model: nn.Module, batches: Iterable[Any], *, progress: bool, process_group: Any, ranks: bool = False
+) -> ActivationStatistics:
+    """The statistics of all convolutions and linear layers. batches: in the form of `example_inputs`.
+
+    Raises `InputError` for activations that are not finite, with the first layer that has some.
+    """
+    found = activation_statistics(
+        model,
+        batches,
+        prepare=lambda batch: batch,
+        progress=progress,
+        process_group=process_group,
+        ranks=ranks,
+    )
+    for layer, statistics in found.items():
+        bad = int((~statistics.mean_abs.isfinite()).sum())
+        if bad:
+            why = f"NaN or infinities are in {bad} of its {len(statistics.mean_abs)} channels, taken at {statistics.at}"
+            do = "leave out the batches that make them, or repair the weights"
+            raise InputError("activations are not finite", at=f'"{layer}"', why=why, do=do)
+    return found
 
 
 # -- options ------------------------------------------------------------------------------------
@@ -202,10 +235,19 @@ def _inputs(model: nn.Module, batch: Any, prepare: Callable[[Any], Any] | None, 
     return on_device
 
 
-def _statistics(layer: str, recorder: Recorder) -> LayerStatistics:
-    sums = recorder.sums[layer]
-    at = ", ".join(recorder.places[layer])
-    assert sums.zeros is not None
-    assert sums.total is not None
-    zeros, total = sums.zeros.cpu().double(), sums.total.cpu().double()
-    return LayerStatistics(layer, at, sums.calls, sums.count, zeros / sums.count, total / sums.count)
+def _statistics(layer: str, recorder: Recorder, processes: Processes) -> LayerStatistics:
+    own = recorder.sums.get(layer, Sums())
+    at = ", ".join(recorder.places.get(layer, ()))
+    sums, count = processes.sums({name: tensor.cpu().double() for name, tensor in own.sums.items()}, own.count)
+    calls, maps = (sum(numbers) for numbers in zip(*processes.all((own.calls, own.maps)), strict=True))
+    mean = sums["values"] / count
+    return LayerStatistics(
+        layer,
+        at,
+        calls,
+        count,
+        zeros=sums["zeros"] / count,
+        mean_abs=sums["magnitudes"] / count,
+        variance=(sums["squares"] / count - mean.square()).clamp(min=0),
+        rank=sums["ranks"] / maps if maps else None,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from fxprune.capture.inputs import Inputs, for_placeholders
 from fxprune.capture.traced import traced_graph
 from fxprune.errors import CaptureError, PlanError
-from fxprune.sparse.activations.nodes import is_activation, is_norm, is_threshold, keeps_channels
+from fxprune.running.activation_nodes import is_activation, is_norm, is_threshold, keeps_channels
 
 CONVOLUTIONS: Mapping[type[nn.Module], int] = {
     nn.Conv1d: 1,
@@ -44,14 +44,18 @@ class RecordedLayer:
 
 @dataclass
 class Sums:
-    """Running sums: zeros and magnitudes per channel (`zeros`, `total`), elements per channel (`count`), and calls."""
+    """Running sums of one layer.
 
-    zeros: Tensor | None = None
-    total: Tensor | None = None
+    sums: name -> one number per channel: "zeros", "magnitudes", "values", "squares"; with `ranks` also "ranks", the sum
+    of the ranks of its maps. count: the values per channel. maps: the maps per channel. calls: the number of calls.
+    """
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
     count: int = 0
+    maps: int = 0
     calls: int = 0
 
-    def add(self, layer: str, made: Tensor, dim: int, threshold: float) -> None:
+    def add(self, layer: str, made: Tensor, dim: int, threshold: float, *, ranks: bool = False) -> None:
         """Adds the activations of one call. Raises `PlanError` if the number of channels has changed."""
         made = made.detach()
         if made.ndim < 2:
@@ -59,20 +63,26 @@ class Sums:
         others = [d for d in range(made.ndim) if d != dim % made.ndim]
         size = made.abs()
         dtype = torch.float32 if made.device.type == "mps" else torch.float64
-        zeros, total = (size <= threshold).sum(others), size.sum(others, dtype=dtype)
-        self.zeros, self.total = (
-            zeros if self.zeros is None else self.zeros,
-            total if self.total is None else self.total,
-        )
-        if self.calls:
-            if len(zeros) != len(self.zeros):
+        wide = made.to(dtype)
+        found = {
+            "zeros": (size <= threshold).sum(others, dtype=dtype),
+            "magnitudes": size.sum(others, dtype=dtype),
+            "values": wide.sum(others),
+            "squares": wide.square().sum(others),
+        }
+        if ranks and made.ndim == 4 and dim % 4 == 1:
+            found["ranks"] = torch.linalg.matrix_rank(made.float()).sum(0, dtype=dtype)
+            self.maps += len(made)
+        for name, sums in found.items():
+            before = self.sums.get(name)
+            if before is not None and len(before) != len(sums):
                 raise PlanError(
-                    f'"{layer}" is called with {len(self.zeros)} and with {len(zeros)} channels',
+                    f'"{layer}" is called with {len(before)} and with {len(sums)} channels',
                     why="they cannot be added up channel by channel",
                     do="name the convolutions or linear layers before it instead",
                 )
-            self.zeros, self.total = self.zeros + zeros, self.total + total
-        self.count += made.numel() // max(len(zeros), 1)
+            self.sums[name] = sums if before is None else before + sums
+        self.count += made.numel() // max(len(found["zeros"]), 1)
         self.calls += 1
 
 
@@ -80,10 +90,17 @@ class Recorder:
     """Runs a model on batches, as a graph if it can be traced, and adds up the activations of its layers."""
 
     def __init__(
-        self, model: nn.Module, layers: list[str], threshold: float, through: bool, channel_dim: int | None
+        self,
+        model: nn.Module,
+        layers: list[str],
+        threshold: float,
+        through: bool,
+        channel_dim: int | None,
+        *,
+        ranks: bool = False,
     ) -> None:
         self.model, self.layers, self.threshold = model, layers, threshold
-        self.through, self.channel_dim = through, channel_dim
+        self.through, self.channel_dim, self.ranks = through, channel_dim, ranks
         self.sums: dict[str, Sums] = {}
         self.places: dict[str, dict[str, None]] = {}
         self.graph: fx.GraphModule | None = None
@@ -129,7 +146,7 @@ class Recorder:
             raise PlanError(f'"{layer}" has no dimension {dim}', why=f"it makes {tuple(made.shape)}")
         sums = self.sums.setdefault(layer, Sums())
         self.places.setdefault(layer, {})[at] = None
-        sums.add(layer, made, -1 if dim is None else dim, self.threshold)
+        sums.add(layer, made, -1 if dim is None else dim, self.threshold, ranks=self.ranks)
 
     @contextlib.contextmanager
     def hooked(self) -> Iterator[None]:

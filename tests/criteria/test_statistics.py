@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import fxprune
 from fxprune.criteria.activation import ActivationStatistics, importance_from
 from fxprune.criteria.by_layer import scores_by_layer
+from fxprune.criteria.statistics import activation_statistics
 from fxprune.errors import InputError, PlanError
 from fxprune.sparse.activations.layers import ThresholdActivation
-from fxprune.sparse.activations.statistics import activation_statistics
 from tests.support import randomise
 
 

@@ -10,8 +10,6 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules import activation, batchnorm, dropout, instancenorm, normalization, pooling
 
-from fxprune.sparse.activations.layers import ThresholdActivation
-
 _NAMES = """
     relu relu_ relu6 gelu silu silu_ elu elu_ selu selu_ celu celu_ leaky_relu leaky_relu_ rrelu prelu hardtanh
     hardtanh_ hardsigmoid hardswish hardshrink softshrink tanhshrink softplus softsign logsigmoid mish threshold
@@ -69,8 +67,8 @@ def is_norm(root: nn.Module, node: fx.Node) -> bool:
 
 
 def is_threshold(root: nn.Module, node: fx.Node) -> bool:
-    """True if a node is a `ThresholdActivation`."""
-    return node.op == "call_module" and isinstance(root.get_submodule(str(node.target)), ThresholdActivation)
+    """True if a node is a module that sets small activations to zero, which its attribute `is_threshold` says."""
+    return node.op == "call_module" and getattr(root.get_submodule(str(node.target)), "is_threshold", False) is True
 
 
 def keeps_channels(root: nn.Module, node: fx.Node) -> bool:
