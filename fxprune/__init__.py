@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fxprune._analyze import Analysis, analyze
 from fxprune._follow import Followed, follow
+from fxprune._gradual import GradualPruner, PruningStep
 from fxprune._in_place import transform_
 from fxprune._record import Record, record
 from fxprune._repair import recalibrate, repair
@@ -70,6 +71,7 @@ __all__ = [
     "FixedSizesWarning",
     "Followed",
     "FxpruneError",
+    "GradualPruner",
     "Group",
     "InputError",
     "LayerCost",
@@ -83,6 +85,7 @@ __all__ = [
     "Plan",
     "PlanDiff",
     "PlanError",
+    "PruningStep",
     "Record",
     "RewriteError",
     "RuleError",

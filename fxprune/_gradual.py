@@ -1,0 +1,274 @@
+"""`GradualPruner`: a model gets smaller step by step while it is trained."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune._analyze import analyze
+from fxprune._in_place import transform_
+from fxprune._record import record
+from fxprune._transform import transform
+from fxprune.arguments import checks_arguments
+from fxprune.costs import Cost, cost
+from fxprune.errors import NothingRemovedWarning, PlanError, nearest
+from fxprune.files import Field
+from fxprune.planning import plan_file
+from fxprune.planning.budgets import budgets_of
+from fxprune.planning.plan import Plan
+from fxprune.schedules import AGP, Schedule, as_schedule
+
+VERSION = 1
+"""The version of `state_dict`."""
+
+_OWN = {"model", "example_inputs", "keep", "ratio", "masks", "plan", "counts", "bias", "border", "path"}
+"""Arguments of `transform` that a `GradualPruner` sets itself, or that do not go with steps."""
+
+
+@dataclass(frozen=True)
+class PruningStep:
+    """The result of one step of a `GradualPruner`.
+
+    number: the number of the step, from 1. progress: the part of the way to the budgets, from 0 to 1.
+    before, after: the cost of the model.
+    plan: the channels that were removed, in the numbering of the model before the step; None if none were.
+    silenced: the channels that were set to zero and stay in the model, in the same form.
+    """
+
+    number: int
+    progress: float
+    before: Cost
+    after: Cost
+    plan: Plan | None = None
+    silenced: Plan | None = None
+
+    def __str__(self) -> str:
+        silenced = "" if self.silenced is None else f", {_slots(self.silenced):,} slots set to zero"
+        macs = "" if self.after.macs is None else f", {self.after.macs:,} multiply-adds"
+        return f"step {self.number} ({self.progress:.0%}): {self.after.params:,} parameters{macs}{silenced}"
+
+
+def _slots(plan: Plan) -> int:
+    return sum(len(indices) for dims in plan.removed.values() for indices in dims.values())
+
+
+class GradualPruner:
+    """Makes a model smaller in steps, while it is trained. The model, its modules and its optimizer stay the same.
+
+    A step at which the schedule says p leaves at most full - p * (full - budget) of each cost in `keep`, where full is
+    the cost of the model that was given. Between two steps the model is trained, so that the next choice is made on
+    weights that have recovered (Zhu and Gupta 2017, https://arxiv.org/abs/1710.01878).
+
+    Args:
+        model: the model, which is changed in place by each step; see `fxprune.transform_`.
+        example_inputs: as for `transform`.
+        keep: the budgets of the last step, as for `transform`: {"macs": 0.3}.
+        schedule: a function from the number of a step, from 1, to the part of the way to the budgets, from 0 to 1. By
+            default `AGP(0.0, 1.0, steps=steps)`.
+        steps: the number of steps of the default schedule.
+        optimizer, ema: what follows at each step, as for `transform`.
+        soft: with soft=k only every k-th step, and the one that reaches the budgets, removes channels. The others set
+            the weights that make them to zero, and training may bring them back (soft filter pruning, He et al. 2018,
+            https://arxiv.org/abs/1808.06866).
+        options: further options of `transform`, such as importance, scope, round_to, repair, data and loss. Data is
+            read at each step, so it must be a list or a loader, and no iterator.
+
+    >>> import torch, fxprune
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
+    >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    >>> pruner = fxprune.GradualPruner(net, torch.randn(1, 8), keep={"macs": 0.25}, steps=3, optimizer=optimizer)
+    >>> for _ in range(3):
+    ...     print(pruner.step())
+    step 1 (70%): 394 parameters, 360 multiply-adds
+    step 2 (96%): 225 parameters, 204 multiply-adds
+    step 3 (100%): 212 parameters, 192 multiply-adds
+    >>> pruner.done, net[0]
+    (True, Linear(in_features=8, out_features=16, bias=True))
+    """
+
+    @checks_arguments("model", "soft")
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        *,
+        keep: Mapping[str, Any],
+        schedule: Schedule | None = None,
+        steps: int = 10,
+        optimizer: Any = None,
+        ema: Any = None,
+        soft: int = 1,
+        **options: Any,
+    ) -> None:
+        self.model, self.example_inputs = model, example_inputs
+        self.optimizer, self.ema, self.soft = optimizer, ema, soft
+        self.schedule = AGP(0.0, 1.0, steps=steps) if schedule is None else as_schedule(schedule)
+        self.options = _checked(options, soft)
+        prefer = {} if isinstance(model, fx.GraphModule) else {"prefer": "class"}
+        self._cost = cost(model, example_inputs, **prefer)
+        self._budgets = budgets_of(self._cost, keep)
+        self._number, self._progress = 0, 0.0
+        self._plan: Plan | None = None
+
+    @property
+    def number(self) -> int:
+        """The number of steps that were made."""
+        return self._number
+
+    @property
+    def done(self) -> bool:
+        """True if the last step asked for the whole budgets."""
+        return self._progress >= 1.0
+
+    @property
+    def plan(self) -> Plan | None:
+        """The channels that all steps have removed, in the numbering of the model that was given; None for none.
+
+        `transform(original, example_inputs, plan=pruner.plan)` makes a model of the same shapes.
+        """
+        return self._plan
+
+    def step(self) -> PruningStep:
+        """Removes channels until the costs are what the schedule says, or sets them to zero (`soft`).
+
+        Returns what was done. Raises as `transform` does; the model and the number of steps are as before then.
+        """
+        number = self._number + 1
+        progress = _share(self.schedule(number), number)
+        before, keep = self._cost, self._keep(progress)
+        removed = silenced = None
+        if keep and (number % self.soft == 0 or progress >= 1.0):
+            removed = self._remove(keep)
+        elif keep:
+            silenced = self._silence(keep)
+        self._number, self._progress = number, progress
+        return PruningStep(number, progress, before, self._cost, removed, silenced)
+
+    def _keep(self, progress: float) -> dict[str, int]:
+        """The figures that a step leaves, of those budgets that the model does not meet yet."""
+        limits = {b.key: (b, b.full - math.floor(progress * (b.full - b.limit))) for b in self._budgets}
+        return {key: limit for key, (budget, limit) in limits.items() if budget.of(self._cost) > limit}
+
+    def _remove(self, keep: Mapping[str, int]) -> Plan | None:
+        with _small_steps():
+            follow = {"optimizer": self.optimizer, "ema": self.ema}
+            transform_(self.model, self.example_inputs, keep=keep, **follow, **self.options)
+        made = record(self.model)
+        if made.cost is not None:
+            self._cost = made.cost[1]
+        if not made.plan:
+            return None
+        self._plan = made.plan if self._plan is None else self._plan.then(made.plan)
+        return made.plan
+
+    def _silence(self, keep: Mapping[str, int]) -> Plan:
+        """Set the weights to zero that make the channels which would be removed now."""
+        of_analysis = inspect.signature(analyze).parameters.keys()
+        ours = {name: value for name, value in self.options.items() if name in of_analysis}
+        choice = {name: value for name, value in self.options.items() if name not in of_analysis}
+        for name in ("repair", "repair_mode", "repair_inputs", "verify"):
+            choice.pop(name, None)
+        if not isinstance(self.model, fx.GraphModule):
+            ours.setdefault("prefer", "class")
+        analysis = analyze(self.model, self.example_inputs, **ours)
+        plan = analysis.plan(keep=keep, **choice)
+        with torch.no_grad():
+            for member in {(m.parameter, m.dim): m for group in analysis.groups for m in group.members}.values():
+                indices = plan.removed.get(member.parameter, {}).get(member.dim)
+                if member.role == "producer" and indices:
+                    member.tensor.index_fill_(member.dim, torch.tensor(indices, device=member.tensor.device), 0)
+        return plan
+
+    # -- state ------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as plain data: the number of steps, the progress, the budgets and the plan.
+
+        With those of the model, the optimizer and the average it is a checkpoint.
+        """
+        plan = None if self._plan is None else plan_file.data_of(self._plan)
+        budgets = {budget.key: [budget.limit, budget.full] for budget in self._budgets}
+        state = {"version": VERSION, "number": self._number, "progress": self._progress}
+        return {**state, "budgets": budgets, "plan": plan}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a state: the model loses the channels that were removed, and the optimizer follows.
+
+        Call it on a new pruner of the original, and load the states of the model, the optimizer and the average after
+        it: their shapes are right then.
+
+        state: what `state_dict` gave. Raises `PlanError` if it is of another model, of other budgets, or no such state.
+        """
+        if self._number:
+            raise PlanError(
+                "this pruner has made steps already",
+                why=f"it is at step {self._number}, and the plan is for the model that was given",
+                do="make the model and the pruner again, then load",
+            )
+        field = Field(dict(state), "the state of the pruner").object("version number progress budgets plan".split())
+        if field["version"].value != VERSION:
+            raise field["version"].wrong(f"this fxprune reads version {VERSION}")
+        budgets = {budget.key: [budget.limit, budget.full] for budget in self._budgets}
+        if field["budgets"].value != budgets:
+            raise field["budgets"].wrong(f"this pruner has the budgets {budgets}")
+        number, progress = field["number"].value, field["progress"].number()
+        if type(number) is not int or number < 0:
+            raise field["number"].wrong("it must be an integer of at least 0")
+        if field["plan"].value is not None:
+            plan = plan_file.plan_of(field["plan"], Plan)
+            follow = {"optimizer": self.optimizer, "ema": self.ema}
+            transform_(self.model, self.example_inputs, plan=plan, **follow, **_without_choice(self.options))
+            self._plan = plan
+            made = record(self.model).cost
+            self._cost = self._cost if made is None else made[1]
+        self._number, self._progress = number, float(progress)
+
+
+def _share(value: Any, number: int) -> float:
+    if not isinstance(value, float | int) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise PlanError(
+            "a schedule must give the part of the way to the budgets, from 0 to 1",
+            at=f"step {number}",
+            why=f"it gives {value!r}",
+            do="pass for example schedule=fxprune.schedules.AGP(0.0, 1.0, steps=10)",
+        )
+    return float(value)
+
+
+def _without_choice(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that do not choose channels: a plan has chosen them."""
+    kept = {"also", "methods", "strict", "verify", "prefer", "norms", "outputs"}
+    return {name: value for name, value in options.items() if name in kept}
+
+
+def _checked(options: Mapping[str, Any], soft: int) -> dict[str, Any]:
+    """The options. Raises `PlanError` for one that `transform` does not have, or that is read only once."""
+    known = inspect.signature(transform).parameters.keys() - _OWN
+    for name in options:
+        if name not in known:
+            why = nearest(name, sorted(known))
+            raise PlanError(f"GradualPruner has no option {name}", why=why, do="see its docstring")
+    for name in ("data", "repair"):
+        given = options.get(name)
+        if isinstance(given, Iterator):
+            why = "an iterator can be read once"
+            raise PlanError(f"{name} is read at each step", why=why, do="pass a list or a loader")
+    if soft < 1:
+        raise PlanError("soft must be at least 1", why=f"it is {soft}", do="soft=1 removes channels at each step")
+    return dict(options)
+
+
+@contextlib.contextmanager
+def _small_steps() -> Iterator[None]:
+    """No warning where a step of a schedule is too small for a channel."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NothingRemovedWarning)
+        yield

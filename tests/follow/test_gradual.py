@@ -1,0 +1,186 @@
+"""`GradualPruner`: schedules, soft steps, and runs that are killed and go on."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import fxprune
+from fxprune.schedules import AGP, Linear
+from tests.follow.nets import batch, net, step
+
+
+class Run:
+    """A training that prunes every second step; all of its state can be saved and loaded."""
+
+    def __init__(self, **options: Any) -> None:
+        self.model = net().train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), 0.01, amsgrad=True)
+        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, 20)
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+        self.pruner = fxprune.GradualPruner(
+            self.model,
+            batch(0),
+            **{"keep": {"macs": 0.3}, "steps": 4, "optimizer": self.optimizer, "ema": self.average, **options},
+        )
+        self.parts = {
+            "pruner": self.pruner,
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "average": self.average,
+        }
+
+    def train(self, first: int, last: int) -> None:
+        for number in range(first, last):
+            step(self.model, self.optimizer, number)
+            self.scheduler.step()
+            self.average.update_parameters(self.model)
+            if number % 2:
+                self.pruner.step()
+
+    def checkpoint(self) -> bytes:
+        file = io.BytesIO()
+        torch.save({name: part.state_dict() for name, part in self.parts.items()}, file)
+        return file.getvalue()
+
+    def load(self, data: bytes) -> None:
+        saved = torch.load(io.BytesIO(data), weights_only=True)
+        for name, part in self.parts.items():  # the pruner first: the others have its shapes
+            part.load_state_dict(saved[name])
+
+    def numbers(self) -> dict[str, torch.Tensor]:
+        return {**self.model.state_dict(), **{f"average.{n}": t for n, t in self.average.state_dict().items()}}
+
+
+OPTIONS = {
+    "plain": {},
+    "soft": {"soft": 2},
+    "random choice": {"importance": "random", "seed": 3},
+    "with repair": {"repair": [batch(seed) for seed in range(20, 32)]},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_killed_run_goes_on_to_the_same_bits(name: str) -> None:
+    whole = Run(**OPTIONS[name])
+    checkpoints = []
+    for number in range(10):
+        checkpoints.append(whole.checkpoint())
+        whole.train(number, number + 1)
+    assert whole.pruner.done
+    moments = range(10) if name == "plain" else (3, 6)
+    for moment in moments:
+        again = Run(**OPTIONS[name])
+        again.load(checkpoints[moment])
+        again.train(moment, 10)
+        expected = whole.numbers()
+        assert again.numbers().keys() == expected.keys()
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in again.numbers().items())
+        assert again.pruner.plan.removed == whole.pruner.plan.removed
+
+
+def test_each_step_leaves_what_the_schedule_says() -> None:
+    run = Run(schedule=Linear(0.0, 1.0, steps=4), keep={"macs": 0.3, "params": 0.5})
+    full = fxprune.cost(run.model, batch(0))
+    for number in range(1, 6):
+        made = run.pruner.step()
+        progress = min(number / 4, 1.0)
+        assert (made.number, made.progress) == (number, progress)
+        now = fxprune.cost(run.model, batch(0))
+        assert (made.after.macs, made.after.params) == (now.macs, now.params)
+        assert now.macs <= full.macs - math.floor(progress * (full.macs - math.floor(0.3 * full.macs)))
+        assert now.params <= full.params - math.floor(progress * (full.params - math.floor(0.5 * full.params)))
+    assert made.plan is None  # all of the way is made
+    assert made.before == made.after
+    assert run.pruner.done
+
+
+def test_the_plan_of_all_steps_makes_a_model_of_the_same_shapes() -> None:
+    run = Run()
+    run.train(0, 8)
+    small = fxprune.transform(net().train(), batch(0), plan=run.pruner.plan)
+    assert {n: t.shape for n, t in small.state_dict().items()} == {
+        n: t.shape for n, t in run.model.state_dict().items()
+    }
+
+
+def test_a_soft_step_sets_weights_to_zero_and_training_brings_them_back() -> None:
+    run = Run(soft=2, steps=4)
+    shapes = {name: tensor.shape for name, tensor in run.model.state_dict().items()}
+    made = run.pruner.step()
+    assert made.plan is None
+    assert made.silenced.removed
+    assert {name: tensor.shape for name, tensor in run.model.state_dict().items()} == shapes
+    gone = made.silenced.removed["stem.weight"][0]
+    assert bool((run.model.stem.weight[gone] == 0).all())
+    assert bool((run.model.inner.weight != 0).any(0).all())  # what reads them stays, so they have gradients
+    step(run.model, run.optimizer, 0)
+    assert bool((run.model.stem.weight[gone] != 0).any())
+    again = run.pruner.step()
+    assert again.plan
+    assert again.silenced is None
+
+
+def test_the_last_step_removes_whatever_soft_says() -> None:
+    run = Run(soft=100, steps=3)
+    assert [bool(run.pruner.step().plan) for _ in range(3)] == [False, False, True]
+
+
+def test_a_step_that_fails_changes_nothing() -> None:
+    run = Run(importance=lambda group: [1.0])
+    before = run.checkpoint()
+    with pytest.raises(fxprune.PlanError):
+        run.pruner.step()
+    assert run.checkpoint() == before
+    assert run.pruner.number == 0
+
+
+def test_a_state_of_another_run_is_refused() -> None:
+    run = Run()
+    run.train(0, 4)
+    state = run.pruner.state_dict()
+    with pytest.raises(fxprune.PlanError, match="has made steps already"):
+        run.pruner.load_state_dict(state)
+    with pytest.raises(fxprune.FxpruneError, match="has the budgets"):
+        Run(keep={"macs": 0.5}).pruner.load_state_dict(state)
+    for key, wrong in (("version", 2), ("number", -1), ("progress", "x"), ("plan", {"format": "no"})):
+        with pytest.raises(fxprune.FxpruneError, match="the state of the pruner"):
+            Run().pruner.load_state_dict({**state, key: wrong})
+    other = fxprune.GradualPruner(nn.Linear(4, 4), torch.ones(1, 4), keep={"macs": 0.3})
+    with pytest.raises(fxprune.FxpruneError):
+        other.load_state_dict({**state, "budgets": other.state_dict()["budgets"]})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": {"macs": 2.0}}, "a share must be in"),
+        ({"soft": 0}, "soft must be at least 1"),
+        ({"importence": "l1"}, "no option importence"),
+        ({"ratio": 0.5}, "no option ratio"),
+        ({"data": iter([])}, "data is read at each step"),
+        ({"schedule": "agp"}, "schedule must be a number or a function"),
+    ],
+)
+def test_wrong_options_are_refused_before_the_first_step(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(fxprune.FxpruneError, match=message):
+        Run(**options)
+
+
+@pytest.mark.parametrize("value", [1.5, -0.1, math.nan, None, True])
+def test_a_schedule_gives_a_part_of_the_way(value: Any) -> None:
+    run = Run(schedule=lambda number: value)
+    with pytest.raises(fxprune.PlanError, match=r"part of the way.*\n  at   step 1\n"):
+        run.pruner.step()
+
+
+def test_nothing_happens_before_a_schedule_begins() -> None:
+    run = Run(schedule=AGP(0.0, 1.0, steps=2, begin=2))
+    assert [run.pruner.step().plan is None for _ in range(3)] == [True, True, False]
