@@ -48,7 +48,7 @@ class Analysis(Findings):
         ['0.bias', '0.weight', '2.weight']
         """
         importance = on_data(options.pop("importance", "l2"), self.model, self.inputs, data=data, loss=loss)
-        return make_plan(self, ratio=ratio, importance=importance, **options).plan
+        return make_plan(self, ratio=ratio, importance=importance, **options).plan.made_from(self)
 
     @checks_arguments("plan")
     @public_call()

@@ -15,7 +15,7 @@ from fxprune.analysis.lock_channels import lock_channels
 from fxprune.channels.groups import Removal
 from fxprune.errors import CaptureError, PlanError, RewriteError, VerificationError
 from fxprune.fold import ResolvedPlan, make_plan, resolve_plan
-from fxprune.planning.channels import plan_from
+from fxprune.planning.from_channels import plan_from
 from fxprune.planning.plan import Plan
 from fxprune.planning.select import by_group, carried_over, ignored_groups
 from fxprune.proof.compare import first_wrong_group, prove

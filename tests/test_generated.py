@@ -27,7 +27,8 @@ from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune.paths import PATHS
-from fxprune.planning.channels import plan_from, removal_of
+from fxprune.planning.channels import removal_of
+from fxprune.planning.from_channels import plan_from
 from fxprune.planning.plan import Removed
 
 pytestmark = [

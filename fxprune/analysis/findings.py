@@ -27,7 +27,7 @@ from fxprune.channels.groups import Axis, Bools, Ints, Solution
 from fxprune.channels.vector import Vector
 from fxprune.errors import InputError, nearest
 from fxprune.ops import Event
-from fxprune.ops.layers import known_output_dim
+from fxprune.ops.layers import known_output_dim, output_dim
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -319,6 +319,10 @@ class Findings:
     def is_output_dim(self, parameter: str, dim: int) -> bool:
         """True if a dimension is the output dimension of the layer that a parameter belongs to."""
         return dim == known_output_dim(self.layer(parameter), self.tensors[self.first_name(parameter)].ndim)
+
+    def output_dim(self, parameter: str) -> int:
+        """The output dimension of a parameter's layer; the first one of a parameter whose layer is not known."""
+        return output_dim(self.layer(parameter), self.tensors[self.first_name(parameter)].ndim)
 
     @checks_arguments()
     def owner(self, parameter: str) -> nn.Module:

@@ -14,8 +14,10 @@ from fxprune.channels.groups import Bools, Removal
 from fxprune.errors import CaptureError, PlanError
 from fxprune.fold.folding import Folding, fold
 from fxprune.fold.zero_weights import masks_of_zero_rows, why_zeros_stay, zeros_needed
-from fxprune.planning.channels import plan_from, removal_of
-from fxprune.planning.choose import choose, keep_enough
+from fxprune.planning.channels import removal_of
+from fxprune.planning.choose import choose
+from fxprune.planning.enough import keep_enough
+from fxprune.planning.from_channels import plan_from
 from fxprune.planning.plan import Plan, Removed
 from fxprune.planning.shared_settings import keep_equal_widths
 

@@ -1,4 +1,4 @@
-"""Turns channels into a plan, and a plan into the channels of a model."""
+"""The slots of channels in the tensors of a model, and the channels that a plan removes."""
 
 from __future__ import annotations
 
@@ -7,31 +7,26 @@ import numpy as np
 from fxprune.analysis.findings import Findings
 from fxprune.channels.groups import Axis, Bools, Removal
 from fxprune.errors import PlanError, nearest
-from fxprune.planning.fields import Removed
-from fxprune.planning.plan import Plan
+from fxprune.planning.fields import PlanFields, Removed
 from fxprune.planning.structure import Structure, structure_of
 
 
-def plan_from(findings: Findings, removed: Bools, reasons: tuple[str, ...]) -> Plan:
-    """The plan that removes these channels: their slots in every parameter and buffer, under all its names.
-
-    removed: flags of the channels.
-    """
+def slots_of(findings: Findings, removed: Bools) -> Removed:
+    """The slots of some channels in every parameter and buffer, under all its names. removed: flags of the channels."""
     result: Removed = {}
     for axis, slots in findings.solution.slots_of(removed):
         for name in findings.names_of(axis.parameter):
             result.setdefault(name, {})[axis.dim] = list(slots)
-    structure = structure_of(findings, removed, result)
-    return Plan(result, reasons, structure=structure, path=findings.captured.path, outputs=findings.results.paths)
+    return result
 
 
-def removal_of(findings: Findings, plan: Plan) -> Removal:
+def removal_of(findings: Findings, plan: PlanFields) -> Removal:
     """The channels of `findings` that a plan removes.
 
     Raises `PlanError` where the plan names tensors, dimensions or indices that the model lacks, or would cut a
     channel of this model in two: then it was made for another one.
     """
-    if not isinstance(plan, Plan):
+    if not isinstance(plan, PlanFields):
         raise PlanError(
             f"a plan must be a fxprune.Plan, not {type(plan).__name__}", do="make one with analysis.plan(...)"
         )
@@ -47,7 +42,7 @@ def removal_of(findings: Findings, plan: Plan) -> Removal:
     return removal
 
 
-def _named_slots(findings: Findings, plan: Plan) -> list[Bools]:
+def _named_slots(findings: Findings, plan: PlanFields) -> list[Bools]:
     """The slots that a plan removes, as flags for each axis of the solution, in its order.
 
     Raises `PlanError` where the plan names tensors, dimensions or indices that the model lacks.

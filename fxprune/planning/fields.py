@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from fxprune.analysis.findings import Findings
 from fxprune.capture.output_paths import OutputPath
 from fxprune.errors import PlanError
 from fxprune.planning.factors import Factor
@@ -14,6 +15,9 @@ from fxprune.planning.structure import Structure
 
 Removed = dict[str, dict[int, list[int]]]
 """Parameter or buffer -> {dimension: sorted indices}."""
+
+
+PlanT = TypeVar("PlanT", bound="PlanFields")
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,19 @@ class PlanFields:
     factors: tuple[Factor, ...] = ()
     outputs: tuple[OutputPath, ...] | None = None
 
+    def made_from(self: PlanT, findings: Findings) -> PlanT:
+        """This plan, which remembers the analysis that it was made from, for edits. Copies and files do not."""
+        object.__setattr__(self, "_findings", findings)
+        return self
+
+    @property
+    def findings(self) -> Findings | None:
+        """The analysis that the plan was made from; None for a plan from a file or a record."""
+        return self.__dict__.get("_findings")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_findings"}
+
     def known_structure(self, what: str) -> Structure:
         """The structure. Raises `PlanError` if there is none. what: for the message, what is unknown without it."""
         if self.structure is None:
@@ -41,6 +58,3 @@ class PlanFields:
                 do="take one from analysis.plan(...), or record(small).plan",
             )
         return self.structure
-
-
-PlanT = TypeVar("PlanT", bound=PlanFields)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from fxprune.analysis.findings import Findings
 from fxprune.channels.groups import Bools, Ints
 from fxprune.errors import PlanError
 from fxprune.names import Names
-from fxprune.ops.layers import output_dim
 from fxprune.pattern_values import Candidate, winners
 from fxprune.planning.select import names_in
 
@@ -68,7 +67,7 @@ def removed_by_masks(findings: Findings, masks: Mapping[str, Any], stay: set[int
         left = np.flatnonzero(drop & ~gone)
         if len(left):
             listed = ", ".join(map(str, left[:6])) + (", ..." if len(left) > 6 else "")
-            why = _why(findings, outputs, columns, left, held)
+            why = why_stay(findings, outputs, columns, left, held)
             reasons.append(f'"{layer}": {len(left)} masked channels stay ({listed}): {why}')
         also = np.flatnonzero(~drop & gone)
         if len(also):
@@ -81,20 +80,30 @@ def removed_by_masks(findings: Findings, masks: Mapping[str, Any], stay: set[int
 
 def _checked(findings: Findings, masks: Mapping[Any, Any]) -> list[tuple[str, str, int, Bools]]:
     """A tuple for each layer with a mask: its name, its weight, the output dimension, and the mask as an array."""
+    named = layers_named(findings, masks, what="masks")
+    return [(layer, weight, *_check(findings, layer, weight, masks[pattern])) for layer, weight, pattern in named]
+
+
+def layers_named(findings: Findings, patterns: Iterable[Any], *, what: str) -> list[tuple[str, str, Any]]:
+    """The layers and tensors that patterns name, in the order of the patterns.
+
+    what: the name of the option, for errors. Returns the name of each, its weight, and the pattern.
+    """
+    patterns = list(patterns)
     selectable = names_in(findings)
     weights = _weights(findings, selectable)
     layers = [Candidate(f'layer "{names[0]}"', names) for names in weights.values()]
     others = [selectable.spellings(name) for name in findings.tensors if name not in weights]
     tensors = [Candidate(f'"{names[0]}"', names, exact_only=True) for names in others]
     parameters = [*weights, *(names[0] for names in others)]
-    won = winners(selectable, masks, [*layers, *tensors], what="masks", kind="layer with a weight")
-    order = {pattern: number for number, pattern in enumerate(masks)}
-    checked = []
+    won = winners(selectable, patterns, [*layers, *tensors], what=what, kind="layer with a weight")
+    order = {pattern: number for number, pattern in enumerate(patterns)}
+    named = []
     for position, pattern in sorted(won.items(), key=lambda item: (order[item[1]], item[0])):
         paths = [*layers, *tensors][position].paths
         layer = pattern if pattern in paths else paths[0]
-        checked.append((layer, parameters[position], *_check(findings, layer, parameters[position], masks[pattern])))
-    return checked
+        named.append((layer, parameters[position], pattern))
+    return named
 
 
 _WEIGHTS = (
@@ -124,8 +133,7 @@ def _weights(findings: Findings, selectable: Names) -> dict[str, tuple[str, ...]
 def _check(findings: Findings, layer: str, parameter: str, mask: Any) -> tuple[int, Bools]:
     """The output dimension and the mask as an array. Raises `PlanError` for a mask that does not fit."""
     tensor = findings.tensors[parameter]
-    module = findings.layer(parameter)
-    dim = output_dim(module, tensor.ndim)
+    module, dim = findings.layer(parameter), findings.output_dim(parameter)
     groups = module.groups if isinstance(module, conv._ConvTransposeNd) and tensor.ndim > 1 else 1
     size = tensor.shape[dim] * groups if tensor.ndim else 1
     if not isinstance(mask, torch.Tensor) or mask.dtype is not torch.bool:
@@ -155,7 +163,7 @@ def _of_all_groups(keep: Bools, slots: int) -> Bools:
     return np.asarray(keep.reshape(-1, slots).any(0))
 
 
-def _why(findings: Findings, outputs: tuple[str, int], columns: list[Ints], left: Ints, held: Bools) -> str:
+def why_stay(findings: Findings, outputs: tuple[str, int], columns: list[Ints], left: Ints, held: Bools) -> str:
     """The reason why masked channels of a layer stay.
 
     outputs: the parameter and the dimension of the mask. columns: the channels in its slots. left: the slots that stay.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from fxprune.analysis.findings import Findings
 from fxprune.arguments import checks_arguments
 from fxprune.files import PathLike
 from fxprune.planning.combine import kept, then
 from fxprune.planning.difference import PlanDiff, diff
+from fxprune.planning.edits import GO, STAY, edited
 from fxprune.planning.fields import PlanFields, Removed
 from fxprune.planning.plan_file import load, save
 
@@ -63,6 +66,33 @@ class Plan(PlanFields):
         True
         """
         return load(path, cls)
+
+    def remove(self, layer: Any, indices: Any = None, *, analysis: Findings | None = None, exact: bool = False) -> Plan:
+        """A plan that removes further channels, with everything that is coupled to them.
+
+        Args:
+            layer: a layer or a group, as in `ratio={...}`. Several edits that fit only together are a dict: {layer:
+                indices}.
+            indices: one or several: output channels of a layer, or positions among the channels of a group, such as
+                heads of "attn.q:heads". They count in the original.
+            analysis: of the model, for a plan from a file or a record. A plan of `analysis.plan` knows its own.
+            exact: True to refuse channels whose removal changes a statistic.
+
+        Raises `PlanError` if the edit does not fit: an index that goes already, a part of a head, a layer that would be
+        empty, widths that the forward needs to be equal, channels that are locked.
+
+        >>> import torch, fxprune
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> plan = fxprune.analyze(net, torch.randn(1, 4)).plan(counts={"0": 6})
+        >>> plan = plan.restore("0", plan.removed["0.weight"][0])
+        >>> plan.remove("0", [1, 2]).removed
+        {'0.weight': {0: [1, 2]}, '0.bias': {0: [1, 2]}, '2.weight': {1: [1, 2]}}
+        """
+        return edited(self, GO, layer, indices, analysis, exact=exact)
+
+    def restore(self, layer: Any, indices: Any = None, *, analysis: Findings | None = None) -> Plan:
+        """A plan in which some channels stay, with everything that is coupled to them. See `remove`."""
+        return edited(self, STAY, layer, indices, analysis)
 
     @checks_arguments()
     def then(self, second: Plan) -> Plan:
