@@ -135,7 +135,7 @@ def test_widths_that_are_one_number_are_edited_together() -> None:
     plan = fxprune.analyze(model, TOKENS).plan(ratio=0.0)
     widths = ["q:head width", "v:head width"]
     assert [f"{group.name}:{group.kind}" for group in plan.findings.groups if group.kind == "head width"] == widths
-    for edit, start in (("remove", plan), ("restore", plan.remove(dict.fromkeys(widths, [0, 1])))):
+    for edit, start in (("remove", plan), ("restore", plan.remove({key: [0, 1] for key in widths}))):
         with pytest.raises(fxprune.PlanError, match="cannot run") as raised:
             getattr(start, edit)(widths[0], 0)
         assert "head_dim" in raised.value.why
