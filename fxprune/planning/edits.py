@@ -48,7 +48,7 @@ def edited(
         raise PlanError(
             "a plan with folded constants cannot be edited",
             why="what its removed channels add is in the biases of other layers",
-            do="make it anew with masks= or ratio=, and bias='fold'",
+            do="make another plan with masks= or ratio=",
         )
     before = removal_of(known, plan).removed
     after = before.copy()
