@@ -23,6 +23,7 @@ from fxprune.criteria.fisher_gate import GateImportance, fisher_gate_importance
 from fxprune.criteria.geometric_median import geometric_median_distances
 from fxprune.criteria.gradients import GradientImportance, fisher_importance, taylor_importance
 from fxprune.criteria.magnitude import filter_norms, lp, norm_scores
+from fxprune.criteria.obs import SurgeonImportance, obs_importance
 from fxprune.criteria.scores import by_group, scores_of
 from fxprune.criteria.table import CRITERIA, MEASURED, Criterion, Importance, comparable, criterion, measured
 from fxprune.criteria.taylor import taylor_scores
@@ -39,6 +40,7 @@ __all__ = [
     "GradientImportance",
     "Importance",
     "LayerStatistics",
+    "SurgeonImportance",
     "ThiNetImportance",
     "activation_mean_importance",
     "activation_rank_importance",
@@ -56,6 +58,7 @@ __all__ = [
     "lp",
     "measured",
     "norm_scores",
+    "obs_importance",
     "sample_contributions",
     "scores_by_layer",
     "scores_of",

@@ -66,6 +66,12 @@ FROM_DATA = {
     # only channel 0 is active and read: its gradient is 12 in each of its two weights, 3 and 4
     "taylor": (lambda model: MEASURED["taylor"](model, [X], loss=total), [12 * (3 + 4), 0, 0]),
     "fisher": (lambda model: MEASURED["fisher"](model, [X], loss=total), [144 * (9 + 16) / 2, 0, 0]),
+    # channel 1 goes first: it is read with 0. With r added to the second moments 25, 1, 0 and no others to make up for
+    # them, channels 2 and 0 then lose 2^2 r and 12^2 (25 + r) of 12^2 * 25
+    "obs": (
+        lambda model: MEASURED["obs"](model, [X]),
+        [12**2 * (25 + 0.26 / 3) / 3600, 0, 4 * 0.26 / 3 / 3600],
+    ),
     # one gate on channel 0 changes the output of the rows by 12 * 3 and 12 * 4
     "fisher_gate": (lambda model: MEASURED["fisher_gate"](model, [X], loss=total), [(36**2 + 48**2) / 2 / 2, 0, 0]),
     # after the ReLU the rows of X are (3, 0, 0) and (4, 1, 0)
