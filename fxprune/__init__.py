@@ -9,7 +9,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from fxprune._analyze import Analysis, analyze
-from fxprune._follow import Followed, follow
+from fxprune._distill import Distillation, Distilled, distillation
+from fxprune._follow import Expanded, Followed, expand, follow
 from fxprune._gradual import GradualPruner, PruningStep
 from fxprune._in_place import transform_
 from fxprune._record import Record, record
@@ -66,6 +67,9 @@ __all__ = [
     "ChannelsStayWarning",
     "ClassLostWarning",
     "Cost",
+    "Distillation",
+    "Distilled",
+    "Expanded",
     "Exported",
     "FileError",
     "FixedSizesWarning",
@@ -94,6 +98,8 @@ __all__ = [
     "VerificationError",
     "analyze",
     "cost",
+    "distillation",
+    "expand",
     "export",
     "follow",
     "leaf",

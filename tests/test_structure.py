@@ -19,17 +19,18 @@ PACKAGE = ROOT / "fxprune"
 ORDER = """
     errors arguments names pattern_values files schedules old_modules channels ops rules capture paths analysis
     running costs criteria planning proof rewrite fold report _record _repair _follow _find _attempt _first_result
-    _search _transform _analyze _in_place _gradual _verify _summary plot artifacts sparse pruner __init__ cli
-    __main__
+    _search _transform _analyze _in_place _gradual _verify _distill _summary plot artifacts sparse pruner __init__
+    cli __main__
 """.split()
 """Parts of the package; each imports only from itself and from those before it."""
 
 PUBLIC = """
-    Analysis BudgetMissedWarning CaptureError ChannelsStayWarning ClassLostWarning Cost Exported FileError
-    FixedSizesWarning Followed FxpruneError GradualPruner Group InputError LayerCost Locked Member NotProvenWarning
-    NothingRemovedWarning OptimizerLeftBehindWarning OtherWeightsWarning Pareto Plan PlanDiff PlanError PruningStep
-    Record RewriteError RuleError Sensitivity Summary VerificationError analyze cost export follow leaf load masked
-    masks_of pareto recalibrate record repair rule save sensitivity summary trace transform transform_ verify
+    Analysis BudgetMissedWarning CaptureError ChannelsStayWarning ClassLostWarning Cost Distillation Distilled
+    Expanded Exported FileError FixedSizesWarning Followed FxpruneError GradualPruner Group InputError LayerCost
+    Locked Member NotProvenWarning NothingRemovedWarning OptimizerLeftBehindWarning OtherWeightsWarning Pareto Plan
+    PlanDiff PlanError PruningStep Record RewriteError RuleError Sensitivity Summary VerificationError analyze cost
+    distillation expand export follow leaf load masked masks_of pareto recalibrate record repair rule save
+    sensitivity summary trace transform transform_ verify
 """.split()
 
 TOP_LEVEL = {"pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "fxprune", "tests", "examples", "docs"}

@@ -1,8 +1,9 @@
 """Training state that follows a model: optimizers, averaged models and gradients lose the same slots."""
 
+from fxprune._follow.expanding import Expanded, expand
 from fxprune._follow.functions import follow
 from fxprune._follow.left_behind import optimizers_of, watch
 from fxprune._follow.result import Followed
 from fxprune._follow.targets import let_follow, listed
 
-__all__ = ["Followed", "follow", "let_follow", "listed", "optimizers_of", "watch"]
+__all__ = ["Expanded", "Followed", "expand", "follow", "let_follow", "listed", "optimizers_of", "watch"]

@@ -1,0 +1,160 @@
+"""`distillation`: the small model learns from the large one, channel by channel and without adapters."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune._find import AnalyzeArguments, find
+from fxprune._record import record
+from fxprune.arguments import checks_arguments
+from fxprune.capture.process_state import public_call
+from fxprune.capture.values import leaves, tensors_in
+from fxprune.channels.groups import Bools
+from fxprune.errors import PlanError
+from fxprune.fold import resolve_plan
+from fxprune.ops.registry import Operand
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """The result of one call of a `Distillation`.
+
+    output, target: what the small and the large model return. The target has no gradients.
+    features: the mean over the layers of |small - large|^2 / |large|^2, at the channels that stay; a scalar.
+    outputs: the same for the outputs; a scalar.
+    layers: the summands of `features` by layer.
+    """
+
+    output: Any
+    target: Any
+    features: torch.Tensor
+    outputs: torch.Tensor
+    layers: Mapping[str, torch.Tensor]
+
+
+class Distillation:
+    """A small model beside the large one that it was made from; see `distillation`.
+
+    A call runs both models on the same inputs, the large one without gradients. It costs one forward of the large
+    model, and holds the outputs of the chosen layers.
+    """
+
+    def __init__(self, small: nn.Module, model: nn.Module, kept: Mapping[str, Sequence[Mapping[int, Bools]]]) -> None:
+        self.small, self.model = small, model
+        self._kept = kept
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Distilled:
+        """Returns the outputs of both models and the losses between them."""
+        with _watched(self.model, self._kept) as large, torch.no_grad():
+            target = self.model(*args, **kwargs)
+        with _watched(self.small, self._kept) as small:
+            output = self.small(*args, **kwargs)
+        layers = {name: self._error(small[name], large[name], self._kept[name]) for name in self._kept}
+        outputs = self._error(output, target, None)
+        features = torch.stack(list(layers.values())).mean() if layers else torch.zeros_like(outputs)
+        return Distilled(output, target, features, outputs, layers)
+
+    @staticmethod
+    def _error(small: Any, large: Any, kept: Sequence[Mapping[int, Bools]] | None) -> torch.Tensor:
+        """The mean of the relative squared errors of all tensors with real numbers in two results."""
+        errors = []
+        for number, (a, b) in enumerate(zip(tensors_in(small), tensors_in(large), strict=True)):
+            for dim, flags in (kept[number] if kept is not None else {}).items():
+                b = b.index_select(dim, torch.from_numpy(flags.nonzero()[0]).to(b.device))
+            if a.is_floating_point():
+                errors.append((a - b).square().sum() / b.square().sum().clamp_min(torch.finfo(b.dtype).tiny))
+        return torch.stack(errors).mean() if errors else torch.zeros(())
+
+
+@contextlib.contextmanager
+def _watched(model: nn.Module, names: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The outputs of some layers during a forward; of a layer that is called more than once, that of the first call."""
+    seen: dict[str, Any] = {}
+    handles = []
+    for name in names:
+
+        def keep(module: nn.Module, args: Any, made: Any, name: str = name) -> None:
+            seen.setdefault(name, made)
+
+        handles.append(model.get_submodule(name).register_forward_hook(keep))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@checks_arguments("model", "small", "layers")
+@public_call()
+def distillation(
+    small: nn.Module, model: nn.Module, example_inputs: Any, *, layers: Sequence[str] = ()
+) -> Distillation:
+    """Returns a function that runs a small model beside its original, and gives the losses between them.
+
+    The plan knows which channel of the small model is which of the large one, so their features are compared directly,
+    without adapters (Romero et al. 2015, "FitNets", https://arxiv.org/abs/1412.6550, equation 3, relative to the norm
+    of the target).
+
+    Args:
+        small: what `transform` returned, before or after training.
+        model: the model that was given to `transform`, the teacher.
+        example_inputs: as for `transform`. The model is analysed on them, to find the channels of the layers.
+        layers: the paths of modules whose outputs are compared; none compares the results alone.
+
+    Returns a `Distillation`: `made = distill(x)` has `made.output`, `made.features`, `made.outputs`.
+
+    Raises `PlanError` for a layer that the models do not have, that forward does not call, or whose outputs the plan
+    multiplies by a factor.
+
+    >>> import torch, fxprune
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> x = torch.randn(3, 4)
+    >>> small = fxprune.transform(net, x, ratio=0.5)
+    >>> made = fxprune.distillation(small, net, x, layers=["1"])(x)
+    >>> made.output.shape, made.features.item(), made.outputs.item() > 0
+    (torch.Size([3, 2]), 0.0, True)
+    """
+    plan = record(small).plan
+    for name in layers:
+        _check_layer(name, small, model, {factor.tensor for factor in plan.factors})
+    if not layers:
+        return Distillation(small, model, {})
+    findings = find(AnalyzeArguments(model, example_inputs, path=plan.path))
+    removal = resolve_plan(findings, replace(plan, structure=None)).removal
+    kept: dict[str, list[dict[int, Bools]]] = {}
+    for name in layers:
+        visit = findings.observed.visits.get(name)
+        if visit is None:
+            raise PlanError(
+                "a layer was not seen in the analysis",
+                at=f'"{name}"',
+                why="forward does not call it on these inputs, or it is no module of the captured model",
+                do="choose a layer that forward calls",
+            )
+        kept[name] = [_flags(removal.kept, operand) for operand in leaves(visit.output, Operand)]
+    return Distillation(small, model, kept)
+
+
+def _flags(kept_of: Any, operand: Operand) -> dict[int, Bools]:
+    found = {dim: kept_of(vector) for dim, vector in enumerate(operand.vectors)}
+    return {dim: flags for dim, flags in found.items() if flags is not None}
+
+
+def _check_layer(name: str, small: nn.Module, model: nn.Module, scaled: set[str]) -> None:
+    for kind, each in (("small", small), ("large", model)):
+        if name not in dict(each.named_modules(remove_duplicate=False)) or not name:
+            raise PlanError("there is no such layer", at=f'layers: "{name}"', why=f"the {kind} model does not have it")
+    inside = [tensor for tensor in scaled if tensor.startswith(f"{name}.")]
+    if inside:
+        raise PlanError(
+            "the features of a layer have another scale",
+            at=f'layers: "{name}"',
+            why=f"the plan multiplies {', '.join(inside)} by a factor",
+            do="choose a layer around it",
+        )

@@ -1,0 +1,123 @@
+"""`distillation`: losses between a small model and its original."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import fxprune
+from tests.follow.nets import batch, kept, net, pruned
+from tests.follow.test_optimizers import Scaled
+
+
+def test_the_losses_are_relative_squared_errors_at_the_channels_that_stay() -> None:
+    model = net()
+    small = pruned(model)
+    removed = fxprune.record(small).removed
+    made = fxprune.distillation(small, model, batch(0), layers=["norm", "inner"])(batch(1))
+    x = batch(1)
+    expected = {}
+    for name, path in (("norm", lambda m: m.norm(m.stem(x))), ("inner", lambda m: m.inner(m.norm(m.stem(x)).relu()))):
+        target = kept(path(model), {1: removed[f"{name}.weight"][0]})
+        expected[name] = (path(small) - target).square().sum() / target.square().sum()
+    assert {name: loss.item() for name, loss in made.layers.items()} == pytest.approx(
+        {name: loss.item() for name, loss in expected.items()}, rel=1e-12, abs=1e-30
+    )
+    assert made.layers["norm"].item() == 0  # nothing before it was removed
+    assert made.layers["inner"].item() > 0
+    assert made.features.item() == pytest.approx(sum(expected.values()).item() / 2, rel=1e-12)
+    error = (small(x) - model(x)).square().sum() / model(x).square().sum()
+    assert made.outputs.item() == pytest.approx(error.item(), rel=1e-12)
+    assert torch.equal(made.output, small(x))
+    assert torch.equal(made.target, model(x))
+
+
+def test_only_the_small_model_gets_gradients() -> None:
+    model = net()
+    small = pruned(model)
+    made = fxprune.distillation(small, model, batch(0), layers=["inner"])(batch(1))
+    (made.features + made.outputs).backward()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert bool(small.inner.weight.grad.any())
+    assert not made.target.requires_grad
+
+
+def test_training_on_them_brings_the_small_model_nearer() -> None:
+    model = net()
+    small = pruned(model)
+    distill = fxprune.distillation(small, model, batch(0), layers=["inner", "outer"])
+    optimizer = torch.optim.Adam(small.parameters(), 0.01)
+    losses = []
+    for seed in range(30):
+        made = distill(batch(seed))
+        optimizer.zero_grad()
+        (made.features + made.outputs).backward()
+        optimizer.step()
+        losses.append(made.outputs.item())
+    assert losses[-1] < losses[0] / 2
+
+
+def test_layers_without_parameters_and_several_outputs() -> None:
+    class Two(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x.relu(), x.flatten(1)
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.two, self.last = nn.Conv2d(3, 8, 1), Two(), nn.Linear(8 * 36, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(sum(part.flatten(1) for part in self.two(self.first(x))))
+
+    torch.manual_seed(0)
+    model = Whole().double().eval()
+    small = pruned(model)
+    assert small.first.out_channels == 4
+    made = fxprune.distillation(small, model, batch(0), layers=["two", "last"])(batch(1))
+    assert made.layers["two"].item() == 0
+    assert made.layers["last"].item() == made.outputs.item() > 0
+
+
+def test_no_layers_compare_the_outputs_alone() -> None:
+    model = net()
+    small = pruned(model)
+    made = fxprune.distillation(small, model, batch(0))(batch(1))
+    assert made.features.item() == 0
+    assert made.outputs.item() > 0
+
+
+def test_hooks_are_gone_after_a_call() -> None:
+    model = net()
+    small = pruned(model)
+    fxprune.distillation(small, model, batch(0), layers=["inner"])(batch(1))
+    assert not model.inner._forward_hooks
+    assert not small.inner._forward_hooks
+
+
+def test_layers_that_cannot_be_compared_are_refused() -> None:
+    model = net()
+    small = pruned(model)
+    for name in ("nothing", ""):
+        with pytest.raises(fxprune.PlanError, match="there is no such layer"):
+            fxprune.distillation(small, model, batch(0), layers=[name])
+    torch.manual_seed(0)
+    scaled = Scaled().double().eval()
+    x = torch.randn(2, 3, 16, dtype=torch.float64)
+    smaller = fxprune.transform(scaled, x, ratio=0.5)
+    layer = fxprune.record(smaller).plan.factors[0].tensor.rpartition(".")[0]
+    with pytest.raises(fxprune.PlanError, match="have another scale"):
+        fxprune.distillation(smaller, scaled, x, layers=[layer])
+
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.unused = net(), nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x)
+
+    unused = Unused().eval()
+    with pytest.raises(fxprune.PlanError, match="was not seen in the analysis"):
+        fxprune.distillation(pruned(unused), unused, batch(0), layers=["unused"])

@@ -1,0 +1,90 @@
+"""`expand`: weights go back into the slots that they came from."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import fxprune
+from tests.follow.nets import batch, kept, net, pruned, step
+from tests.follow.test_optimizers import Scaled
+from tests.support import relative_error
+
+
+def test_with_zeros_the_large_model_computes_what_the_small_one_does() -> None:
+    model = net()
+    small = pruned(model).train()
+    optimizer = torch.optim.SGD(small.parameters(), 0.1)
+    for seed in range(3):
+        step(small, optimizer, seed)
+    small.eval()
+    assert fxprune.record(small).exact
+    result = fxprune.expand(small, model, others="zero")
+    assert len(result.written) == 12
+    assert result.left == ()
+    assert relative_error(small(batch(5)), model(batch(5))) < 1e-12
+
+
+def test_what_was_removed_stays_as_it_is_by_default() -> None:
+    model = net()
+    before = copy.deepcopy(model.state_dict())
+    small = pruned(model)
+    removed = fxprune.record(small).removed
+    with torch.no_grad():
+        for parameter in small.parameters():
+            parameter.add_(1)
+    fxprune.expand(small, model)
+    for name, parameter in model.named_parameters():
+        dims = removed.get(name, {})
+        assert torch.equal(kept(parameter, dims), small.get_parameter(name))
+        outside = torch.ones_like(parameter, dtype=torch.bool)
+        inner = outside
+        for dim, indices in dims.items():
+            inner = inner & ~torch.zeros_like(outside).index_fill(dim, torch.tensor(indices), True)
+        assert torch.equal(parameter[~inner], before[name][~inner])
+
+
+def test_factors_are_divided_out() -> None:
+    torch.manual_seed(0)
+    model = Scaled().double().eval()
+    x = torch.randn(2, 3, 16, dtype=torch.float64)
+    small = fxprune.transform(model, x, ratio=0.5)
+    assert fxprune.record(small).plan.factors
+    before = copy.deepcopy(model.state_dict())
+    fxprune.expand(small, model)
+    assert all(torch.allclose(tensor, before[name], rtol=1e-14) for name, tensor in model.state_dict().items())
+
+
+def test_buffers_that_belong_to_the_code_stay() -> None:
+    class Buffered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net()
+            self.register_buffer("scale", torch.ones(3, 1, 1, dtype=torch.float64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x * self.scale)
+
+    model = Buffered().eval()
+    result = fxprune.expand(pruned(model), model)
+    assert result.left == ("scale",)
+    assert str(result).endswith("left as they are: scale")
+
+
+def test_a_bias_without_a_place_is_refused_before_anything_is_written() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Sigmoid(), nn.Linear(8, 2, bias=False)).double().eval()
+    with torch.no_grad():
+        model[0].weight[:3] = 0
+    small = fxprune.transform(model, torch.randn(5, 4, dtype=torch.float64), masks="zeros")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(fxprune.PlanError, match=r"no place.*\n  why .*2.bias"):
+        fxprune.expand(small, model, others="zero")
+    with pytest.raises(fxprune.PlanError, match="others is one of keep, zero"):
+        fxprune.expand(small, model, others="none")
+    with pytest.raises(fxprune.PlanError, match="was not made from this model"):
+        fxprune.expand(pruned(net()), model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
