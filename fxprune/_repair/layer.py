@@ -11,7 +11,7 @@ from torch import Tensor
 from fxprune._repair.moments import Moments, Regression
 from fxprune._repair.pairs import LayerPair
 from fxprune.errors import InputError
-from fxprune.running.products import WeightProduct, double
+from fxprune.running.products import MovingSum, WeightProduct, double
 from fxprune.running.watch import Parameters, ProductCall
 
 FLOOR = 1e-4
@@ -49,6 +49,7 @@ class LayerFit:
         self.train: Moments | None = None
         self.held: Moments | None = None
         self.product: WeightProduct | None = None
+        self._moving: dict[bool, MovingSum] = {}
 
     def add(self, calls: Iterable[tuple[ProductCall, ProductCall]], *, held_out: bool) -> str:
         """Add the rows of some calls. Returns why the layer cannot be refitted, "" if it can."""
@@ -59,11 +60,26 @@ class LayerFit:
                 return f"the two models call it with other rows: {list(made)} and {list(wanted.shape)}"
             self.product = product
             matrix, bias = self.matrix(product), self.bias(product)
+            moving = None if self.pair.weighted else product.form.moving(product.x, product.weight)
             for x, y in product.form.rows(product.x, wanted, product.weight):
-                self._add(x, y, y - x @ matrix.mT - bias[:, None], held_out)
+                self._add(x, y, y - x @ matrix.mT - bias[:, None], held_out, squares=moving is None)
+            if moving is not None:
+                self._moving.setdefault(held_out, moving).add(product.x)
         return ""
 
-    def _add(self, x: Tensor, wanted: Tensor, residual: Tensor, held_out: bool) -> None:
+    def sums(self) -> list[Tensor]:
+        """All sums over the rows of the calls, to which those of other processes may be added."""
+        for held_out, moving in self._moving.items():
+            self._into(held_out).xx.add_(moving.total())
+        self._moving.clear()
+        return [tensor for held_out in (False, True) for tensor in self._into(held_out).tensors()]
+
+    def _into(self, held_out: bool) -> Moments:
+        into = self.held if held_out else self.train
+        assert into is not None
+        return into
+
+    def _add(self, x: Tensor, wanted: Tensor, residual: Tensor, held_out: bool, *, squares: bool) -> None:
         if not (bool(x.isfinite().all()) and bool(wanted.isfinite().all())):
             raise not_finite(self.pair.key[0])
         for moments in ("train", "held"):
@@ -71,11 +87,9 @@ class LayerFit:
                 setattr(self, moments, Moments.zeros(x.shape[0], x.shape[2], residual.shape[2], x.device))
         weights = None
         if self.pair.weighted:
-            squares = wanted.square().sum(2)
-            weights = 1 / (squares + FLOOR * squares.mean().clamp(min=torch.finfo(torch.float64).tiny))
-        into = self.held if held_out else self.train
-        assert into is not None
-        into.add(x, wanted, residual, weights)
+            lengths = wanted.square().sum(2)
+            weights = 1 / (lengths + FLOOR * lengths.mean().clamp(min=torch.finfo(torch.float64).tiny))
+        self._into(held_out).add(x, wanted, residual, weights, squares=squares)
 
     def matrix(self, product: WeightProduct) -> Tensor:
         """The weight as it is, [g, o, k]."""

@@ -223,9 +223,9 @@ class _Work:
         why = next(filter(None, found), "" if fit.product is not None else "no batch reached it")
         why = next(filter(None, self.processes.all(why)), "")
         if not why:
+            self.processes.add(fit.sums())
             assert fit.train is not None
             assert fit.held is not None
-            self.processes.add([*fit.train.tensors(), *fit.held.tensors()])
             if not fit.train.rows.any() or not fit.held.rows.any():
                 why = f"no {'held-out ' if fit.train.rows.any() else ''}batch reaches it that is needed for a refit"
         return why

@@ -16,6 +16,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fxprune.running.moving import symmetric_product
+
 SMALL = 512
 """Up to so many inputs, all ridges are solved by one eigendecomposition."""
 
@@ -48,14 +50,18 @@ class Moments:
 
         return cls(made(), made(inputs), made(outputs), made(inputs, inputs), made(outputs, inputs), made(), made())
 
-    def add(self, x: Tensor, wanted: Tensor, residual: Tensor, weights: Tensor | None) -> None:
-        """Add rows. x: [g, r, k]. wanted, residual: [g, r, o]. weights: [g, r], None for 1 each."""
+    def add(self, x: Tensor, wanted: Tensor, residual: Tensor, weights: Tensor | None, *, squares: bool = True) -> None:
+        """Add rows. x: [g, r, k]. wanted, residual: [g, r, o]. weights: [g, r], None for 1 each.
+
+        squares: False if x x^T is added elsewhere.
+        """
         v = torch.ones_like(x[..., 0]) if weights is None else weights
         weighted, lacking = x * v[..., None], residual * v[..., None]
         self.rows += v.sum(1)
         self.x += weighted.sum(1)
         self.d += lacking.sum(1)
-        self.xx += weighted.mT @ x
+        if squares:
+            self.xx += symmetric_product(x, weighted)
         self.dx += lacking.mT @ x
         self.dd += (lacking * residual).sum((1, 2))
         self.yy += (wanted.square() * v[..., None]).sum((1, 2))
@@ -108,8 +114,9 @@ class Regression:
 
     def _solved(self, ridge: float) -> Tensor:
         """The change by Cholesky's method, which is fast."""
-        more = torch.diag_embed((ridge * self._mean)[:, None].expand(self._xx.shape[:2]))
-        factor, failed = torch.linalg.cholesky_ex(self._xx + more)
+        more = self._xx.clone()
+        more.diagonal(dim1=1, dim2=2).add_(ridge * self._mean[:, None])
+        factor, failed = torch.linalg.cholesky_ex(more)
         return self._turned(ridge) if bool(failed.any()) else torch.cholesky_solve(self._dx.mT, factor).mT
 
     def _turned(self, ridge: float) -> Tensor:

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fxprune.running.moving import MovingSquares, worth_moving
+
 CHUNK = 1 << 22
 """The most numbers of gathered inputs in memory at a time."""
 
@@ -37,6 +39,9 @@ class Form(Protocol):
 
     def rows(self, x: Tensor, y: Tensor, like: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs [g, r, k] and outputs [g, r, o] in float64, some rows at a time. like: the weight."""
+
+    def moving(self, x: Tensor, like: Tensor) -> MovingSum | None:
+        """A faster way to the sum over all rows of x x^T than by the rows, where there is one."""
 
     @property
     def out(self) -> tuple[int, int]:
@@ -67,6 +72,9 @@ class Matrix:
         for some, made in zip(torch.split(x, step), torch.split(y, step), strict=True):
             yield double(some)[None], double(made)[None]
 
+    def moving(self, x: Tensor, like: Tensor) -> None:
+        """Nothing: the rows themselves are fastest."""
+
 
 @dataclass(frozen=True)
 class Matrices:
@@ -91,6 +99,9 @@ class Matrices:
         step = max(CHUNK // max(x.shape[0] * x.shape[2], 1), 1)
         for some, made in zip(torch.split(x, step, 1), torch.split(y, step, 1), strict=True):
             yield double(some), double(made)
+
+    def moving(self, x: Tensor, like: Tensor) -> None:
+        """Nothing: the rows themselves are fastest."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +160,41 @@ class Convolution:
             kept = double(outputs).view(n, self.groups, -1, places).permute(1, 0, 3, 2)
             yield inputs, kept.reshape(self.groups, n * places, -1)
 
+    def moving(self, x: Tensor, like: Tensor) -> MovingSum | None:
+        """A sum by differences, which needs what a kernel reads first when it moves on; None where that is too much."""
+        taps = like.shape[2:]
+        places = self.shape(x, like)[-len(taps) :]
+        steps = [dim for dim, step in enumerate(self.stride) if self.transposed or step == 1]
+        at = max(steps, key=lambda dim: taps[dim], default=None)
+        return None if at is None or not worth_moving(taps[at], places[at]) else MovingSum(self, at, taps)
+
+    def lines(self, x: Tensor, taps: Sequence[int], at: int) -> Iterator[Tensor]:
+        """The inputs of the taps along one dimension, [g, n, f, length] in float64, some samples at a time.
+
+        n: samples and the positions of the other dimensions. f: channels and the other taps.
+        """
+        batched = x if x.ndim == 2 + len(taps) else x[None]
+        others = [1 if dim == at else size for dim, size in enumerate(taps)]
+        step = max(CHUNK // max(math.prod(batched.shape[1:]) * math.prod(others), 1), 1)
+        for some in torch.split(batched, step):
+            padded = self._padded(double(some), taps)
+            patches = self._patches(padded, others)  # [n, c, other taps, (positions)]
+            n, channels, count = patches.shape[:3]
+            sizes = [
+                len(range(0, size - self._reach(dim, others), self._step(dim)))
+                for dim, size in enumerate(padded.shape[2:])
+            ]
+            moved = patches.view(n, channels, count, *sizes).movedim(3 + at, -1)
+            blocks = moved.reshape(n, self.groups, channels // self.groups, count, -1, sizes[at])
+            yield blocks.permute(1, 0, 4, 2, 3, 5).flatten(3, 4).flatten(1, 2)
+
+    def _reach(self, dim: int, taps: Sequence[int]) -> int:
+        """The distance from the first tap to the last one."""
+        return self.dilation[dim] * (taps[dim] - 1)
+
+    def _step(self, dim: int) -> int:
+        return 1 if self.transposed else self.stride[dim]
+
     def _padded(self, x: Tensor, taps: Sequence[int]) -> Tensor:
         """The input with its zeros around it; of a transposed convolution also with those between its positions."""
         if not self.transposed:
@@ -165,13 +211,34 @@ class Convolution:
 
     def _patches(self, x: Tensor, taps: Sequence[int]) -> Tensor:
         """The inputs that each position reads, [n, channels, taps, positions]."""
-        for dim, tap in enumerate(taps, 2):
-            step = 1 if self.transposed else self.stride[dim - 2]
-            reach = self.dilation[dim - 2] * (tap - 1) + 1
-            x = x.unfold(dim, reach, step)[..., :: self.dilation[dim - 2]]
+        for dim in range(len(taps)):
+            x = x.unfold(2 + dim, self._reach(dim, taps) + 1, self._step(dim))[..., :: self.dilation[dim]]
         count = len(taps)  # [n, channels, *positions, *taps]
         order = (0, 1, *range(2 + count, 2 + 2 * count), *range(2, 2 + count))
         return x.permute(order).flatten(2, 1 + count).flatten(3)
+
+
+class MovingSum:
+    """The sum over all rows of x x^T, [g, k, k], of a convolution, by differences along the dimension `at`."""
+
+    def __init__(self, form: Convolution, at: int, taps: Sequence[int]) -> None:
+        self.form, self.at, self.taps = form, at, tuple(taps)
+        self._squares = MovingSquares(taps[at], form.dilation[at])
+
+    def add(self, x: Tensor) -> None:
+        """Add the inputs of a call."""
+        for lines in self.form.lines(x, self.taps, self.at):
+            self._squares.add(lines)
+
+    def total(self) -> Tensor:
+        """The sum over all calls, in the order of `Form.matrix`."""
+        made, taps = self._squares.total(), self.taps  # [g, (c, other taps, tap), ...]
+        if all(size == 1 for dim, size in enumerate(taps) if dim != self.at):
+            return made
+        others = [size for dim, size in enumerate(taps) if dim != self.at]
+        order = torch.arange(made.shape[1], device=made.device).view(-1, *others, taps[self.at])
+        order = order.movedim(-1, 1 + self.at).flatten()
+        return made[:, order][:, :, order]
 
 
 @dataclass(frozen=True)
