@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from fxprune import ops as ops
     from fxprune import plot as plot
     from fxprune import pruner as pruner
+    from fxprune import regularizers as regularizers
     from fxprune import schedules as schedules
     from fxprune import sparse as sparse
 
@@ -120,7 +121,7 @@ __all__ = [
     "verify",
 ]
 
-_MODULES = ("criteria", "ops", "plot", "pruner", "schedules", "sparse")
+_MODULES = ("criteria", "ops", "plot", "pruner", "regularizers", "schedules", "sparse")
 """The public modules. All other modules are internal, and `dir(fxprune)` does not list them."""
 
 

@@ -1,0 +1,97 @@
+"""The form of a penalty: a term of the loss, or gradients that are added before a step of the optimizer."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from fxprune.errors import PlanError
+from fxprune.schedules import Schedule, as_schedule
+
+
+class Regularizer(abc.ABC):
+    """A penalty on the parameters of a model, times a strength that may change from step to step.
+
+    There are two ways to use one. As a term of the loss:
+
+        loss = criterion(model(x), y) + penalty()
+        ...
+        penalty.step()
+
+    Or as a hook of the optimizer, which adds the gradients before each step, and counts the step:
+
+        handle = penalty.attach(optimizer)
+
+    Both give the same gradients. The second one works with gradient scaling and accumulation too.
+
+    Args:
+        model: the model; its parameters are read at each call, so it may get smaller in between.
+        strength: a factor, or a function from the number of a step, from 0, to the factor (see `fxprune.schedules`).
+    """
+
+    def __init__(self, model: nn.Module, strength: float | Schedule) -> None:
+        if not isinstance(model, nn.Module):
+            raise PlanError("a penalty needs a model", why=f"got {type(model).__name__}", do="pass a module")
+        self.model = model
+        self.strength = as_schedule(strength, what="strength")
+        self.number = 0
+
+    @abc.abstractmethod
+    def penalty(self) -> torch.Tensor:
+        """Returns the penalty without the strength, a scalar with gradients."""
+
+    @abc.abstractmethod
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """Returns the parameters that the penalty reads."""
+
+    def __call__(self) -> torch.Tensor:
+        """Returns the strength at this step times the penalty."""
+        return self._strength() * self.penalty()
+
+    def step(self) -> None:
+        """Counts a step, after which the strength may be another."""
+        self.number += 1
+
+    def add_gradients(self) -> None:
+        """Adds the gradients of the penalty, times the strength, to those of the parameters."""
+        strength = self._strength()
+        if not strength:
+            return
+        parameters = [p for p in dict.fromkeys(self.parameters()) if p.requires_grad]
+        if not parameters:
+            return
+        with torch.enable_grad():
+            found = torch.autograd.grad(strength * self.penalty(), parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, found, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
+    def attach(self, optimizer: Optimizer) -> RemovableHandle:
+        """Lets an optimizer add the gradients before each of its steps, and count it.
+
+        Returns a handle; `handle.remove()` ends it.
+        """
+
+        def before(optimizer: Optimizer, *args: Any) -> None:
+            self.add_gradients()
+            self.step()
+
+        return optimizer.register_step_pre_hook(before)
+
+    def _strength(self) -> float:
+        value = self.strength(self.number)
+        if not isinstance(value, float | int) or not math.isfinite(value) or value < 0:
+            raise PlanError(
+                "the strength of a penalty must be a finite number of at least 0",
+                at=f"{type(self).__name__}, step {self.number}",
+                why=f"it is {value!r}",
+                do="pass a number, or one of fxprune.schedules",
+            )
+        return float(value)

@@ -1,0 +1,116 @@
+"""Penalties on channels: all elements that are removed with a channel count together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune._analyze import Analysis, analyze
+from fxprune.analysis.findings import Group
+from fxprune.analysis.members import Member
+from fxprune.regularizers.base import Regularizer
+from fxprune.schedules import Schedule
+
+
+class _OverChannels(Regularizer):
+    """A penalty that knows the groups of a model. It analyses the model again when it has got smaller."""
+
+    def __init__(self, model: nn.Module, example_inputs: Any, strength: float | Schedule, **options: Any) -> None:
+        super().__init__(model, strength)
+        self.example_inputs = example_inputs
+        self.options: Mapping[str, Any] = options
+        self._analysis = self._analyzed()
+
+    def _analyzed(self) -> Analysis:
+        prefer = {} if isinstance(self.model, fx.GraphModule) or "path" in self.options else {"prefer": "class"}
+        return analyze(self.model, self.example_inputs, **{**prefer, **self.options})
+
+    def groups(self) -> tuple[Group, ...]:
+        """Returns the groups of the model as it is now."""
+        now = dict(self.model.named_parameters(remove_duplicate=False))
+        known = self._analysis.tensors
+        if any(name in known and known[name] is not parameter for name, parameter in now.items()):
+            self._analysis = self._analyzed()
+        return self._analysis.groups
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters in which groups have slots."""
+        return [m.tensor for group in self.groups() for m in group.members if isinstance(m.tensor, nn.Parameter)]
+
+    def squares(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Returns for each group the sum of squares of each channel, and its number of elements."""
+        for group in self.groups():
+            members = [m for m in group.members if isinstance(m.tensor, nn.Parameter)]
+            if members:
+                sums = [_per_channel(m, m.tensor.square()) for m in members]
+                counts = [_per_channel(m, torch.ones_like(m.tensor)) for m in members]
+                yield torch.stack(sums).sum(0), torch.stack(counts).sum(0)
+
+
+def _per_channel(member: Member, values: torch.Tensor) -> torch.Tensor:
+    """The sum of the elements that belong to each channel, with gradients."""
+    rows = values.movedim(member.dim, 0)
+    return member.per_channel(rows.flatten(1).sum(1) if rows.ndim > 1 else rows)
+
+
+class GroupLasso(_OverChannels):
+    """The sum over all channels of sqrt(n) |w|, where w are the n elements that are removed with a channel.
+
+    Yuan and Lin 2006, equation 2.2, with the channels of a group, as they depend on each other, for the groups of the
+    paper (https://doi.org/10.1111/j.1467-9868.2005.00532.x); Wen et al. 2016 for networks
+    (https://arxiv.org/abs/1608.03665).
+
+    Args:
+        model, strength: see `Regularizer`.
+        example_inputs: as for `fxprune.analyze`.
+        options: further options of `fxprune.analyze`.
+
+    >>> net = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+    >>> _ = net[0].weight.data.copy_(torch.tensor([[3.0], [0.0]])), net[2].weight.data.copy_(torch.tensor([[4.0, 1.0]]))
+    >>> round(GroupLasso(net, torch.ones(1, 1), 1.0)().item(), 4), round(2**0.5 * (5 + 1), 4)
+    (8.4853, 8.4853)
+    """
+
+    def penalty(self) -> torch.Tensor:
+        """Returns the sum; a channel that is zero has no gradient."""
+        terms = []
+        for squares, counts in self.squares():
+            some = squares > 0
+            norms = torch.where(some, squares, 1.0).sqrt() * some
+            terms.append((counts.sqrt() * norms).sum())
+        return torch.stack(terms).sum() if terms else torch.zeros(())
+
+
+class GroupSparsity(_OverChannels):
+    """The sum over all channels of gamma |w|^2, where less important channels have a larger gamma.
+
+    gamma = 2^(alpha (I_max - I) / (I_max - I_min)), with I = |w|^2 of the channel, over all elements that are removed
+    with it, and the largest and smallest I of its group (Fang et al. 2023, "DepGraph", equation 4,
+    https://arxiv.org/abs/2301.12900). gamma is taken as a constant: it has no gradient.
+
+    Args:
+        model, strength: see `Regularizer`.
+        example_inputs: as for `fxprune.analyze`.
+        alpha: the exponent, 4 in the paper.
+        options: further options of `fxprune.analyze`.
+    """
+
+    def __init__(
+        self, model: nn.Module, example_inputs: Any, strength: float | Schedule, *, alpha: float = 4.0, **options: Any
+    ) -> None:
+        super().__init__(model, example_inputs, strength, **options)
+        self.alpha = alpha
+
+    def penalty(self) -> torch.Tensor:
+        """Returns the sum."""
+        terms = []
+        for squares, _ in self.squares():
+            known = squares.detach()
+            most, least = known.max(), known.min()
+            spread = torch.where(most > least, most - least, torch.ones_like(most))
+            gamma = torch.pow(2.0, self.alpha * (most - known) / spread)
+            terms.append((gamma * squares).sum())
+        return torch.stack(terms).sum() if terms else torch.zeros(())

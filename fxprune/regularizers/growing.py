@@ -1,0 +1,70 @@
+"""Growing regularisation: what a plan removes is driven to zero before it goes."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fxprune.errors import PlanError
+from fxprune.planning.plan import Plan
+from fxprune.regularizers.base import Regularizer
+
+
+class GrowingRegularization(Regularizer):
+    """Half of the sum of squares of everything that a plan removes, with a strength that grows.
+
+    The strength at step n is min(ceiling, delta * floor(n / every)). So the channels that go carry less and less, and
+    what stays takes over (Wang et al. 2021, "Neural Pruning via Growing Regularization", GReg-1,
+    https://arxiv.org/abs/2012.09243). Afterwards `transform(model, x, plan=plan)` removes them.
+
+    Args:
+        model: the model that the plan was made for.
+        plan: the channels that will go.
+        delta: how much the strength grows at a time.
+        every: the number of steps after which it grows.
+        ceiling: the largest strength.
+
+    >>> import fxprune
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> plan = fxprune.analyze(net, torch.randn(1, 4)).plan(ratio=0.5)
+    >>> penalty = GrowingRegularization(net, plan, delta=0.1, every=2, ceiling=0.2)
+    >>> strengths = []
+    >>> for _ in range(7):
+    ...     strengths.append(penalty.strength(penalty.number))
+    ...     penalty.step()
+    >>> strengths
+    [0.0, 0.0, 0.1, 0.1, 0.2, 0.2, 0.2]
+    """
+
+    def __init__(
+        self, model: nn.Module, plan: Plan, *, delta: float = 1e-4, every: int = 10, ceiling: float = 1.0
+    ) -> None:
+        if every < 1 or delta <= 0 or ceiling <= 0:
+            why = f"delta={delta}, every={every}, ceiling={ceiling}"
+            raise PlanError("a growing strength needs positive numbers", why=why, do="see GrowingRegularization")
+        super().__init__(model, lambda number: min(ceiling, delta * (number // every)))
+        self.plan = plan
+        have = dict(model.named_parameters(remove_duplicate=False))
+        shapes = {} if plan.structure is None else plan.structure.shapes
+        for name, parameter in have.items():
+            if name in plan.removed and shapes.get(name, tuple(parameter.shape)) != tuple(parameter.shape):
+                why = f'"{name}" has shape {tuple(parameter.shape)}, and {shapes[name]} in the plan'
+                raise PlanError("the plan is for another model", why=why, do="make a plan for this model")
+        if not any(name in have for name in plan.removed):
+            raise PlanError("the plan removes nothing of this model", why="none of its parameters is in the plan")
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters that lose something."""
+        return [p for name, p in self.model.named_parameters() if name in self.plan.removed]
+
+    def penalty(self) -> torch.Tensor:
+        """Returns half of the sum of squares of what is removed; an element in two removed slots counts once."""
+        terms = []
+        for name, parameter in self.model.named_parameters():
+            dims = self.plan.removed.get(name)
+            if dims:
+                gone = torch.zeros_like(parameter, dtype=torch.bool)
+                for dim, indices in dims.items():
+                    gone.index_fill_(dim, torch.tensor(indices, device=parameter.device), True)
+                terms.append((parameter.square() * gone).sum() / 2)
+        return torch.stack(terms).sum() if terms else torch.zeros(())

@@ -1,0 +1,200 @@
+"""Penalties against their formulas, written in the plainest way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fxprune
+from fxprune.regularizers import L1, BatchNormL1, GroupLasso, GroupSparsity, GrowingRegularization
+from fxprune.schedules import Linear
+from tests.follow.nets import batch, net, step
+
+
+def channels(model: nn.Module) -> list[list[torch.Tensor]]:
+    """Group by group and channel by channel: all elements that are removed with the channel, as one vector."""
+    found = []
+    parameters = dict(model.named_parameters())
+    for group in fxprune.analyze(model, batch(0), prefer="class").groups:
+        elements: list[list[torch.Tensor]] = [[] for _ in range(group.size)]
+        for member in group.members:
+            if member.parameter in parameters:
+                for slot, channel in zip(member.slots.tolist(), member.index.tolist(), strict=True):
+                    elements[channel].append(parameters[member.parameter].select(member.dim, slot).flatten())
+        found.append([torch.cat(parts) for parts in elements])
+    return found
+
+
+def group_lasso(model: nn.Module) -> torch.Tensor:
+    return sum(math.sqrt(len(w)) * w.norm() for group in channels(model) for w in group)
+
+
+def group_sparsity(model: nn.Module) -> torch.Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for group in channels(model):
+        importance = [float(w.detach().square().sum()) for w in group]
+        for w, own in zip(group, importance, strict=True):
+            gamma = 2 ** (4 * (max(importance) - own) / (max(importance) - min(importance)))
+            total = total + gamma * w.square().sum()
+    return total
+
+
+def growing(model: nn.Module, removed: Any) -> torch.Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for name, parameter in model.named_parameters():
+        for place in (parameter != 0).nonzero().tolist():
+            if any(place[dim] in indices for dim, indices in removed.get(name, {}).items()):
+                total = total + parameter[tuple(place)] ** 2 / 2
+    return total
+
+
+def cases() -> dict[str, tuple[Callable[[nn.Module], Any], Callable[[nn.Module], torch.Tensor]]]:
+    plan = fxprune.analyze(net(), batch(0)).plan(ratio=0.5)
+    return {
+        "L1": (
+            lambda model: L1(model, 1.0),
+            lambda model: sum(p.abs().sum() for name, p in model.named_parameters() if p.ndim > 1),
+        ),
+        "L1 with biases": (
+            lambda model: L1(model, 1.0, biases=True),
+            lambda model: sum(p.abs().sum() for p in model.parameters()),
+        ),
+        "BatchNormL1": (lambda model: BatchNormL1(model, 1.0), lambda model: model.norm.weight.abs().sum()),
+        "GroupLasso": (lambda model: GroupLasso(model, batch(0), 1.0), group_lasso),
+        "GroupSparsity": (lambda model: GroupSparsity(model, batch(0), 1.0), group_sparsity),
+        "GrowingRegularization": (
+            lambda model: GrowingRegularization(model, plan, delta=1.0, every=1, ceiling=1.0),
+            lambda model: growing(model, plan.removed),
+        ),
+    }
+
+
+CASES = cases()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_penalty_and_its_gradients_are_those_of_the_formula(name: str) -> None:
+    make, formula = CASES[name]
+    model = net()
+    penalty = make(model)
+    penalty.step()
+    expected = formula(model)
+    assert penalty().item() == pytest.approx(expected.item(), rel=1e-12)
+    gradients = torch.autograd.grad(expected, list(model.parameters()), allow_unused=True)
+    model(batch(0)).sum().backward()
+    before = [parameter.grad.clone() for parameter in model.parameters()]
+    penalty.add_gradients()
+    for parameter, old, gradient in zip(model.parameters(), before, gradients, strict=True):
+        added = parameter.grad - old
+        assert torch.allclose(added, torch.zeros_like(added) if gradient is None else gradient, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_hook_of_the_optimizer_trains_as_a_term_of_the_loss_does(name: str) -> None:
+    make, _ = CASES[name]
+    term, hooked = net(), net()
+    optimizers = [torch.optim.Adam(model.parameters(), 0.01) for model in (term, hooked)]
+    penalties = [make(model) for model in (term, hooked)]
+    for penalty in penalties:
+        strength = penalty.strength
+        penalty.strength = lambda number, strength=strength: strength(number) * Linear(0.0, 0.1, steps=3)(number)
+    handle = penalties[1].attach(optimizers[1])
+    for seed in range(4):
+        optimizers[0].zero_grad()
+        (term(batch(seed)).square().mean() + penalties[0]()).backward()
+        optimizers[0].step()
+        penalties[0].step()
+        step(hooked, optimizers[1], seed)
+    assert penalties[1].number == 4
+    for a, b in zip(term.parameters(), hooked.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-12)
+    handle.remove()
+    step(hooked, optimizers[1], 4)
+    assert penalties[1].number == 4
+
+
+def test_a_channel_that_is_zero_has_no_gradient() -> None:
+    model = net()
+    with torch.no_grad():
+        model.inner.weight[3], model.inner.bias[3] = 0, 0
+        model.outer.weight[:, 3] = 0
+    GroupLasso(model, batch(0), 1.0).add_gradients()
+    assert bool((model.inner.weight.grad[3] == 0).all())
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in model.parameters() if parameter.grad is not None)
+
+
+def test_equal_channels_have_equal_weights_in_group_sparsity() -> None:
+    model = net()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.5)
+    expected = sum(w.square().sum() for group in channels(model) for w in group)
+    assert GroupSparsity(model, batch(0), 1.0)().item() == pytest.approx(expected.item())
+
+
+def test_sparse_training_makes_channels_small() -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    GroupLasso(model, batch(0), 0.5).attach(optimizer)
+    before = min(w.norm().item() for w in channels(model)[0])
+    for seed in range(30):
+        step(model, optimizer, seed)
+    assert min(w.norm().item() for w in channels(model)[0]) < before / 2
+
+
+def test_growing_regularization_drives_what_goes_to_zero() -> None:
+    model = net()
+    plan = fxprune.analyze(model, batch(0)).plan(ratio=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    GrowingRegularization(model, plan, delta=0.5, every=2, ceiling=4.0).attach(optimizer)
+    for seed in range(40):
+        step(model, optimizer, seed)
+    small = fxprune.transform(model, batch(0), plan=plan)
+    assert (small(batch(1)) - model(batch(1))).abs().max().item() < 1e-3
+
+
+def test_a_penalty_follows_a_model_that_gets_smaller() -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    penalty = GroupLasso(model, batch(0), 0.1)
+    penalty.attach(optimizer)
+    fxprune.transform_(model, batch(0), ratio=0.5, optimizer=optimizer)
+    step(model, optimizer, 0)
+    assert penalty.penalty().item() == pytest.approx(group_lasso(model).item())
+
+
+def test_no_strength_adds_nothing() -> None:
+    model = net()
+    L1(model, 0.0).add_gradients()
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda model: L1(model, "strong"), "strength must be a number"),
+        (lambda model: L1(model, -1.0)(), "finite number of at least 0"),
+        (lambda model: L1(model, lambda number: math.nan)(), r"finite number.*\n  at   L1, step 0"),
+        (lambda model: L1([], 1.0), "a penalty needs a model"),
+        (lambda model: BatchNormL1(model.head, 1.0), "no batch norm"),
+        (lambda model: GroupLasso(model, torch.ones(2), 1.0), "the model's forward raises"),
+        (lambda model: GrowingRegularization(model, fxprune.Plan({}), delta=0.1), "removes nothing of this model"),
+        (lambda model: GrowingRegularization(model, fxprune.Plan({}), every=0), "needs positive numbers"),
+    ],
+)
+def test_wrong_arguments_are_refused(make: Callable[[Any], Any], message: str) -> None:
+    with pytest.raises(fxprune.FxpruneError, match=message):
+        make(net())
+
+
+def test_a_plan_of_another_model_is_refused() -> None:
+    model = net()
+    small = fxprune.transform(model, batch(0), ratio=0.5)
+    plan = fxprune.analyze(model, batch(0)).plan(ratio=0.5)
+    with pytest.raises(fxprune.PlanError, match="for another model"):
+        GrowingRegularization(small, plan)
