@@ -67,6 +67,7 @@ class Plan(PlanFields):
         """
         return load(path, cls)
 
+    @checks_arguments("analysis", "exact")
     def remove(self, layer: Any, indices: Any = None, *, analysis: Findings | None = None, exact: bool = False) -> Plan:
         """A plan that removes further channels, with everything that is coupled to them.
 
@@ -90,6 +91,7 @@ class Plan(PlanFields):
         """
         return edited(self, GO, layer, indices, analysis, exact=exact)
 
+    @checks_arguments("analysis")
     def restore(self, layer: Any, indices: Any = None, *, analysis: Findings | None = None) -> Plan:
         """A plan in which some channels stay, with everything that is coupled to them. See `remove`."""
         return edited(self, STAY, layer, indices, analysis)
