@@ -17,6 +17,7 @@ from fxprune._first_result import first_result
 from fxprune._follow import let_follow, listed, optimizers_of, watch
 from fxprune._record import Record, attach, checksum
 from fxprune._repair import RepairSettings, repaired
+from fxprune._search import SearchData, search_settings, searched
 from fxprune.arguments import checks_arguments
 from fxprune.capture.inputs import Inputs, normalize
 from fxprune.capture.output_paths import narrowed, output_paths
@@ -85,6 +86,7 @@ def transform(
     repair_inputs: Callable[[Any], Any] | None = None,
     optimizer: Any = None,
     ema: Any = None,
+    search: Mapping[str, Any] | None = None,
 ) -> ModelT:
     """A smaller model, which computes what the original would compute if the removed channels had never existed.
 
@@ -149,6 +151,9 @@ def transform(
         repair_mode, repair_inputs: `mode` and `inputs` of `fxprune.repair`.
         optimizer, ema: an optimizer of the model, and an averaged model of it, or lists of them. They are changed in
             place, last of all, and go on with the result: see `fxprune.follow`.
+        search: the settings of scope="search": "steps", the number of small models to measure; "file", a JSON file from
+            which a run that was killed goes on; "progress", True for a bar; "score", a function from a model to a
+            number of which more is better. See docs/searching.md.
 
     Raises a subclass of `FxpruneError`, which says what to do. Warns with `NothingRemovedWarning`, which says why, if
     nothing could be removed; with `BudgetMissedWarning` if the result costs more than `keep`; with `NotProvenWarning`
@@ -165,7 +170,7 @@ def transform(
     choices: dict[str, Any] = {"ratio": ratio, "masks": masks, "bias": bias, "border": border, "ignore": ignore}
     choices |= {"importance": importance, "round_to": round_to, "exact": exact, "seed": seed, "keep": keep}
     choices |= {"scope": scope, "counts": counts, "min_channels": min_channels, "max_ratio": max_ratio}
-    on = DataOptions(data, loss, repair, repair_mode, repair_inputs, optimizer, ema)
+    on = DataOptions(data, loss, repair, repair_mode, repair_inputs, optimizer, ema, search)
     return cast(ModelT, carry_out(Request(call, plan, choices, verify), on))
 
 
@@ -180,11 +185,22 @@ class DataOptions:
     repair_inputs: Callable[[Any], Any] | None = None
     optimizer: Any = None
     ema: Any = None
+    search: Mapping[str, Any] | None = None
 
     @property
     def followers(self) -> list[Any]:
         """The optimizers and averaged models that follow."""
         return [*listed(self.optimizer), *listed(self.ema)]
+
+    def several_times(self) -> DataOptions:
+        """The options with batches that can be read several times."""
+        data = list(self.data) if isinstance(self.data, Iterator) else self.data
+        return replace(self, data=data, repair=list(self.repair) if isinstance(self.repair, Iterator) else self.repair)
+
+    def search_data(self, example: Inputs) -> SearchData:
+        """The data of a search. Those of `data` have labels for the loss."""
+        pick = self.repair_inputs or inputs_like(example)
+        return SearchData(self.data, pick, self.loss) if self.repair is True else SearchData(self.repair, pick)
 
     def read(self, model: nn.Module, example: Inputs, importance: Importance) -> tuple[Importance, list[Inputs] | None]:
         """The importance, measured if it needs data, and the inputs to repair on, None for no repair."""
@@ -209,6 +225,8 @@ def carry_out(request: Request, on: DataOptions) -> nn.Module | ExportedProgram:
     known = next(iter(request.known.values()), None)
     module = as_module(call.model, call.example_inputs) if known is None else known.model
     settings, optimizers = RepairSettings(on.repair_mode), optimizers_of(module)
+    search = search_settings(choices, on.search, on.repair)
+    on = on if search is None else on.several_times()
     importance, batches = on.read(module, normalize(call.example_inputs), choices.get("importance", "l2"))
     paths = paths_for(module, call.path, call.prefer, made_on=plan.path if isinstance(plan, Plan) else "")
     if folds(choices.get("bias"), choices.get("masks")) and all(front_end.needs_hooks for front_end in paths):
@@ -217,6 +235,10 @@ def carry_out(request: Request, on: DataOptions) -> nn.Module | ExportedProgram:
     analysed = replace(call, model=module, outputs=None if counting is None else list(counting))
     free = plan is None and call.path is None and call.prefer is None and not isinstance(module, fx.GraphModule)
     request = replace(request, call=analysed, choices={**choices, "importance": importance})
+    if search is not None:
+        request = searched(request, on.search_data(normalize(call.example_inputs)), settings, search)
+        assert request.plan is not None
+        paths = paths_for(module, call.path, call.prefer, made_on=request.plan.path)
     result = first_result(request, paths, may_give_up_class=free)
     for text, kind in chain(_warnings(result, class_expected=free), _above_budget(result, choices.get("keep"))):
         warnings.warn(text, kind, stacklevel=5)

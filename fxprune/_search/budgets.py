@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from fxprune._repair import RepairSettings
-from fxprune._search.candidates import Candidates, candidates_of
+from fxprune._search.candidates import Candidates, candidates_of, request_of
 from fxprune._search.measure import Measure, measure_of
 from fxprune._search.results import Pareto, ParetoPoint
 from fxprune._search.samples import samples_of
@@ -70,13 +70,13 @@ def pareto(
     module = as_module(model, example_inputs)
     amounts = _checked(budgets)
     limits = [budgets_of(cost(model, example_inputs), {key: amount})[0].limit for amount in amounts]
-    settings = RepairSettings(repair_mode)
+    request, settings = request_of(module, example_inputs, options), RepairSettings(repair_mode)
     samples = None if repair is None else samples_of(module, repair, repair_inputs, judge=score is None)
     measure = measure_of(module, samples, score)
     about = run_of(module, measure, samples, options, key=key, budgets=amounts, mode=repair_mode)
     steps = SavedSteps(file, "fxprune.pareto/1", about)
     smallest = amounts[limits.index(min(limits))]
-    found = candidates_of(module, example_inputs, {"keep": {key: smallest}}, options, samples, settings)
+    found = candidates_of(request, {"keep": {key: smallest}}, samples, settings)
     whole = steps.get("original", lambda: {"value": measure.of(module)})["value"]
     points = []
     for amount in bar(amounts, "pareto", progress=progress):

@@ -68,10 +68,14 @@ class Candidates:
         """The cost of the original."""
         return cost_of(self.analysis)
 
-    def cut(self, **choices: Any) -> Result:
-        """The small model of a request, without a proof. choices: what `fxprune.planning.choose.choose` takes."""
+    def cut(self, *, locking: bool = True, **choices: Any) -> Result:
+        """The small model of a request, without a proof.
+
+        locking: True to keep channels that cannot be rewritten, False to raise the error. choices: what
+        `fxprune.planning.choose.choose` takes.
+        """
         request = replace(self.request, choices={**self.request.choices, **choices})
-        return attempt(self.analysis, request, locking=not request.call.strict)
+        return attempt(self.analysis, request, locking=locking and not request.call.strict)
 
     def repaired(self, made: Result) -> nn.Module:
         """The small model of a result, repaired on the samples that do not judge."""
@@ -80,33 +84,35 @@ class Candidates:
         return small
 
 
+def request_of(model: nn.Module, example_inputs: Any, options: Mapping[str, Any]) -> Request:
+    """The request that all candidates share. options: of `transform`, those in `CHOICES` and `OTHERS`.
+
+    Raises `InputError` for an option that does not exist.
+    """
+    known = (*CHOICES, *OTHERS)
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise InputError(f"there is no option {unknown[0]!r}", why=nearest(unknown[0], known))
+    call = AnalyzeArguments(model, example_inputs, **{name: options[name] for name in OTHERS if name in options})
+    return Request(call, None, {name: options[name] for name in CHOICES if name in options})
+
+
 def candidates_of(
-    model: nn.Module,
-    example_inputs: Any,
-    first: Mapping[str, Any],
-    options: Mapping[str, Any],
-    samples: Samples | None,
-    settings: RepairSettings,
+    request: Request, first: Mapping[str, Any], samples: Samples | None, settings: RepairSettings
 ) -> Candidates:
     """The candidates of a model.
 
-    first: the request that decides the path: the smallest model of all. It alone is proven. options: of `transform`,
-    those in `CHOICES` and `OTHERS`.
+    request: with the model, and the options that all candidates share. first: the choice that decides the path: the
+    smallest model of all. It alone is proven.
 
-    Raises `InputError` for an option that does not exist, `PlanError` if no channel can be removed, and as `transform`.
+    Raises `PlanError` if no channel can be removed, and as `transform`.
     """
-    unknown = [name for name in options if name not in (*CHOICES, *OTHERS)]
-    if unknown:
-        known = (*CHOICES, *OTHERS)
-        raise InputError(f"there is no option {unknown[0]!r}", why=nearest(unknown[0], known))
-    given = {"bias": None, "masks": None, **{name: options[name] for name in CHOICES if name in options}}
-    given["importance"] = KeptScores(options.get("importance", "l2"), options.get("seed"))
-    paths = paths_for(model, options.get("path"), options.get("prefer"))
-    call = AnalyzeArguments(model, example_inputs, **{name: options[name] for name in OTHERS if name in options})
-    request = Request(call, None, {**given, **first})
-    free = options.get("path") is None and options.get("prefer") is None
-    made = first_result(request, paths, may_give_up_class=free)
+    call, given = request.call, {"bias": None, "masks": None, **request.choices}
+    given["importance"] = KeptScores(given.get("importance", "l2"), given.get("seed"))
+    paths = paths_for(call.model, call.path, call.prefer)
+    free = call.path is None and call.prefer is None
+    made = first_result(replace(request, choices={**given, **first}), paths, may_give_up_class=free)
     if not made.plan:
         why = "; ".join(made.plan.reasons) or "the plan is empty"
         raise PlanError("there is nothing to measure", why=f"nothing was removed: {why}")
-    return Candidates(model, made.analysis, replace(request, choices=given, verify=False), samples, settings)
+    return Candidates(call.model, made.analysis, replace(request, choices=given, verify=False), samples, settings)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from fxprune._repair import RepairSettings
-from fxprune._search.candidates import Candidates, candidates_of
+from fxprune._search.candidates import Candidates, candidates_of, request_of
 from fxprune._search.measure import Measure, measure_of
 from fxprune._search.results import Sensitivity, SensitivityPoint
 from fxprune._search.samples import samples_of
@@ -73,12 +73,12 @@ def sensitivity(
     """
     shares = _checked(ratios)
     module = as_module(model, example_inputs)
-    settings = RepairSettings(repair_mode)
+    request, settings = request_of(module, example_inputs, options), RepairSettings(repair_mode)
     samples = None if repair is None else samples_of(module, repair, repair_inputs, judge=score is None)
     measure = measure_of(module, samples, score)
     about = run_of(module, measure, samples, options, ratios=shares, groups=groups, mode=repair_mode)
     steps = SavedSteps(file, "fxprune.sensitivity/1", about)
-    found = candidates_of(module, example_inputs, {"ratio": shares[-1]}, options, samples, settings)
+    found = candidates_of(request, {"ratio": shares[-1]}, samples, settings)
     looked_at = _groups(found, groups, options.get("ignore", ()))
     whole = steps.get("original", lambda: {"value": measure.of(module)})["value"]
     todo = [(group, share) for group in looked_at for share in shares]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from torch import nn
@@ -109,6 +110,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+@contextlib.contextmanager
+def counted(total: int, name: str, *, progress: bool) -> Iterator[Callable[[], Any]]:
+    """A function that counts a step on a progress bar, if there is to be one."""
+    from tqdm import tqdm  # here, because only long runs need it
+
+    with tqdm(total=total, desc=name, unit="model", disable=not progress) as shown:
+        yield lambda: shown.update()
 
 
 def bar(steps: Sequence[T], name: str, *, progress: bool) -> Iterable[T]:

@@ -42,6 +42,9 @@ ScopeFunction = Callable[[Findings, Spread, Scores], CountsByLevel]
 SCOPES: dict[str, ScopeFunction] = {}
 """The scopes by name. A function gives the counts of every level."""
 
+SEARCH = "search"
+"""The scope that measures small models; `transform` replaces it by the plan that it finds."""
+
 
 def scope(name: str) -> Callable[[ScopeFunction], ScopeFunction]:
     """Put a function into `SCOPES` under this name."""
@@ -53,8 +56,10 @@ def scope(name: str) -> Callable[[ScopeFunction], ScopeFunction]:
     return register
 
 
-def scope_named(name: str) -> ScopeFunction:
-    """The scope of this name. Raises `PlanError` if there is none."""
+def scope_named(name: str | ScopeFunction) -> ScopeFunction:
+    """The scope of this name, or the function itself. Raises `PlanError` if there is no such name."""
+    if callable(name):
+        return name
     if name not in SCOPES:
         why = nearest(str(name), SCOPES)
         raise PlanError(f"there is no scope {name!r}", why=why, do=f"choose from {', '.join(SCOPES)}")
@@ -114,3 +119,13 @@ def _order(groups: Sequence[Group], scores: Scores, comparable: bool) -> npt.NDA
     ]
     owners = np.repeat(np.arange(len(groups)), [group.size for group in groups])
     return np.asarray(owners[np.argsort(np.concatenate(values), kind="stable")])
+
+
+@scope(SEARCH)
+def search(findings: Findings, spread: Spread, scores: Scores) -> CountsByLevel:
+    """The scope whose counts are measured on repaired models. Raises `PlanError`: a plan alone has no data for it."""
+    raise PlanError(
+        'scope="search" measures repaired models',
+        why="a plan that is made from an analysis has no data to repair and to measure on",
+        do='call fxprune.transform(model, inputs, keep=..., scope="search", repair=batches)',
+    )
