@@ -22,7 +22,8 @@ from fxprune.costs import Cost, cost
 from fxprune.errors import NothingRemovedWarning, PlanError, nearest
 from fxprune.files import Field
 from fxprune.planning import plan_file
-from fxprune.planning.budgets import budgets_of
+from fxprune.planning.budgets import budgets_of, checked_keys
+from fxprune.planning.figures import COUNTED, counted
 from fxprune.planning.plan import Plan
 from fxprune.schedules import AGP, Schedule, as_schedule
 
@@ -114,7 +115,7 @@ class GradualPruner:
         self.options = _checked(options, soft)
         prefer = {} if isinstance(model, fx.GraphModule) else {"prefer": "class"}
         self._cost = cost(model, example_inputs, **prefer)
-        self._budgets = budgets_of(self._cost, keep)
+        self._budgets = budgets_of(counted(self._cost), _counted_only(keep))
         self._number, self._progress = 0, 0.0
         self._plan: Plan | None = None
 
@@ -154,8 +155,8 @@ class GradualPruner:
 
     def _keep(self, progress: float) -> dict[str, int]:
         """The figures that a step leaves, of those budgets that the model does not meet yet."""
-        limits = {b.key: (b, b.full - math.floor(progress * (b.full - b.limit))) for b in self._budgets}
-        return {key: limit for key, (budget, limit) in limits.items() if budget.of(self._cost) > limit}
+        limits = {b.key: (b, int(b.full) - math.floor(progress * (b.full - b.limit))) for b in self._budgets}
+        return {key: limit for key, (budget, limit) in limits.items() if budget.of(counted(self._cost)) > limit}
 
     def _remove(self, keep: Mapping[str, int]) -> Plan | None:
         with _small_steps():
@@ -230,6 +231,15 @@ class GradualPruner:
             made = record(self.model).cost
             self._cost = self._cost if made is None else made[1]
         self._number, self._progress = number, float(progress)
+
+
+def _counted_only(keep: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The budgets, all of which are counted. Raises `PlanError` for others: a schedule goes through figures between."""
+    for key in checked_keys(keep):
+        if key not in COUNTED:
+            why, do = "it is no sum over the weights and operations", f"choose from {', '.join(COUNTED)}"
+            raise PlanError(f"a schedule has no budget of {key}", why=why, do=do)
+    return keep
 
 
 def _share(value: Any, number: int) -> float:

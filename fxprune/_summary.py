@@ -23,13 +23,13 @@ from fxprune.report.text import figure, table
 from fxprune.report.views import checked
 
 COUNTS = {"params": "parameters", "bytes": "bytes", "macs": "MACs", "memory": "peak memory, bytes"}
-"""Field of `Figures` -> its name in a table, for what is counted."""
+"""Field of `ModelFigures` -> its name in a table, for what is counted."""
 
 Score = Callable[[nn.Module], float]
 
 
 @dataclass(frozen=True)
-class Figures:
+class ModelFigures:
     """The figures of one model.
 
     params, bytes, macs: as in `fxprune.Cost`. memory: the peak of activations in bytes, see
@@ -49,8 +49,8 @@ class Figures:
 class Summary:
     """The figures of the original and of the small model."""
 
-    before: Figures
-    after: Figures
+    before: ModelFigures
+    after: ModelFigures
 
     def report(self, format: str = "text") -> str:
         """A table: "text" or "markdown"; or "json", with every figure. Times are in seconds there."""
@@ -117,9 +117,9 @@ def summary(
     return Summary(before, after)
 
 
-def _figures(model: nn.Module, inputs: Any, latency: Latency | None, score: float | None) -> Figures:
+def _figures(model: nn.Module, inputs: Any, latency: Latency | None, score: float | None) -> ModelFigures:
     counted = cost(model, inputs)
-    return Figures(counted.params, counted.bytes, counted.macs, peak_memory(model, inputs), latency, score)
+    return ModelFigures(counted.params, counted.bytes, counted.macs, peak_memory(model, inputs), latency, score)
 
 
 def _scored(score: Score, model: nn.Module) -> float:

@@ -24,7 +24,7 @@ from fxprune.capture.output_paths import narrowed, output_paths
 from fxprune.capture.process_state import public_call
 from fxprune.capture.program import as_module, exported_again
 from fxprune.capture.tensors import PARAMETER, Tensors
-from fxprune.costs import cost_of
+from fxprune.costs import cost_of, measured_in_turn, peak_memory
 from fxprune.criteria import Importance
 from fxprune.criteria.from_data import on_data
 from fxprune.criteria.losses import Loss
@@ -36,9 +36,11 @@ from fxprune.errors import (
     NotProvenWarning,
     PlanError,
 )
+from fxprune.files import PathLike
 from fxprune.fold import folds
 from fxprune.paths import paths_for
 from fxprune.planning.budgets import above
+from fxprune.planning.figures import Measured, with_measured
 from fxprune.planning.plan import Plan
 from fxprune.planning.structure import structure_of
 from fxprune.rewrite.derived import derived
@@ -79,6 +81,7 @@ def transform(
     counts: Mapping[str, int] | None = None,
     min_channels: int = 1,
     max_ratio: float | None = None,
+    latency_table: PathLike | bool | None = None,
     data: Iterable[Any] | None = None,
     loss: Callable[[nn.Module, Any], Any] | None = None,
     repair: Iterable[Any] | bool | None = None,
@@ -110,8 +113,8 @@ def transform(
         plan: the channels to remove, made by `analysis.plan(...)` or loaded from a file. The path that it was made on
             is tried first. Without a plan, the next arguments say how to make one:
         keep: the cost that stays, such as {"macs": 0.5}: the result is within it, and near it.
-        ratio, masks, importance, ignore, round_to, exact, seed, scope, counts, min_channels, max_ratio: see
-            `fxprune.planning.choose.choose`, which says more of `keep` too.
+        ratio, masks, importance, ignore, round_to, exact, seed, scope, counts, min_channels, max_ratio,
+            latency_table: see `fxprune.planning.choose.choose`, which says more of `keep` too.
         bias: "prune" removes everything that belongs to a channel. "fold" removes its weights only. What the channel
             computes without them is a constant (from its bias, the shift of a norm, an activation at zero), which is
             folded exactly into the layers that read it. If that is not possible, the channel stays. The default is
@@ -170,6 +173,7 @@ def transform(
     choices: dict[str, Any] = {"ratio": ratio, "masks": masks, "bias": bias, "border": border, "ignore": ignore}
     choices |= {"importance": importance, "round_to": round_to, "exact": exact, "seed": seed, "keep": keep}
     choices |= {"scope": scope, "counts": counts, "min_channels": min_channels, "max_ratio": max_ratio}
+    choices |= {"latency_table": latency_table}
     on = DataOptions(data, loss, repair, repair_mode, repair_inputs, optimizer, ema, search)
     return cast(ModelT, carry_out(Request(call, plan, choices, verify), on))
 
@@ -240,9 +244,11 @@ def carry_out(request: Request, on: DataOptions) -> nn.Module | ExportedProgram:
         assert request.plan is not None
         paths = paths_for(module, call.path, call.prefer, made_on=request.plan.path)
     result = first_result(request, paths, may_give_up_class=free)
-    for text, kind in chain(_warnings(result, class_expected=free), _above_budget(result, choices.get("keep"))):
+    keep = choices.get("keep")
+    measured = {} if keep is None else _measured(result, module, call.example_inputs, keep)
+    for text, kind in chain(_warnings(result, class_expected=free), _above_budget(result, keep, measured)):
         warnings.warn(text, kind, stacklevel=5)
-    recorded = _recorded(result)
+    recorded = replace(_recorded(result), measured=measured)
     if batches is not None:
         result, recorded = _repaired(result, module, batches, recorded, settings)
     made: Any = _as_given(call.model, result, call.example_inputs)
@@ -264,15 +270,29 @@ def _repaired(
     return replace(result, small=small), replace(recorded, repair=done)
 
 
-def _above_budget(result: Result, keep: Mapping[str, Any] | None) -> Iterator[tuple[str, type[Warning]]]:
+def _measured(result: Result, model: nn.Module, example_inputs: Any, keep: Mapping[str, Any]) -> Measured:
+    """The figures of the original and of the small model that no `Cost` has, among those that a budget limits."""
+    found: Measured = {}
+    if "memory" in keep:
+        found["memory"] = peak_memory(model, example_inputs), peak_memory(result.small, example_inputs)
+    if "latency" in keep:
+        before, after = measured_in_turn([model, result.small], example_inputs)
+        found["latency"] = before.seconds, after.seconds
+    return found
+
+
+def _above_budget(
+    result: Result, keep: Mapping[str, Any] | None, measured: Measured
+) -> Iterator[tuple[str, type[Warning]]]:
     """The warnings about budgets that the small model does not meet."""
     if keep is not None:
         made = cost_of(result.analysis, result.removal, result.constants)
-        for budget in above(cost_of(result.analysis), made, keep):
+        before, after = with_measured((cost_of(result.analysis), made), measured)
+        for budget in above(before, after, keep):
             reasons = result.plan.reasons
             why = next((reason for reason in reasons if "budget" in reason), "; ".join(reasons) or "no more may go")
-            text = f"{budget.of(made):,} {budget.key} stay, the budget is {budget.limit:,}: {why}"
-            yield text, BudgetMissedWarning
+            stay, limit = budget.shown(budget.of(after)), budget.shown(budget.limit)
+            yield f"{stay} {budget.key} stay, the budget is {limit}: {why}", BudgetMissedWarning
 
 
 def _refuse_two_requests(plan: Plan | None, choices: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune._summary import Figures, Summary
+from fxprune._summary import ModelFigures, Summary
 from fxprune.costs import Latency, cost, peak_memory
 from fxprune.errors import CaptureError, InputError
 
@@ -35,8 +35,8 @@ def test_the_figures_are_those_of_the_models() -> None:
 
 
 FIXED = Summary(
-    Figures(706, 2824, 1280, 1024, Latency(0.02, 0.002, 5, "cpu", 1), 0.9),
-    Figures(354, 1416, 640, 512, Latency(0.01, 0.001, 5, "cpu", 1), 0.875),
+    ModelFigures(706, 2824, 1280, 1024, Latency(0.02, 0.002, 5, "cpu", 1), 0.9),
+    ModelFigures(354, 1416, 640, 512, Latency(0.01, 0.001, 5, "cpu", 1), 0.875),
 )
 
 

@@ -33,6 +33,7 @@ def data_of(record: Record) -> dict[str, Any]:
         **({"methods": list(record.methods)} if record.methods else {}),
         **({} if record.repair is None else {"repair": repaired.data_of(record.repair)}),
         **({"weights": record.weights} if record.weights else {}),
+        **({"measured": {k: list(v) for k, v in record.measured.items()}} if record.measured else {}),
     }
 
 
@@ -44,7 +45,7 @@ def _cost_data(cost: Cost) -> dict[str, Any]:
 
 def record_of(data: Field, plan: Plan) -> Record:
     """Returns the record that plain data and its plan describe. Raises for data that is no record."""
-    data.object(_KEYS, ["compared", "one_sided", "methods", "repair", "weights"])
+    data.object(_KEYS, ["compared", "one_sided", "methods", "repair", "weights", "measured"])
     if not isinstance(data["exact"].value, bool):
         raise data["exact"].wrong("it must be true or false")
     return Record(
@@ -65,7 +66,18 @@ def record_of(data: Field, plan: Plan) -> Record:
         data["methods"].texts() if "methods" in data.mapping() else (),
         repaired.repair_of(data["repair"]) if "repair" in data.mapping() else None,
         data["weights"].text() if "weights" in data.mapping() else "",
+        _measured(data["measured"]) if "measured" in data.mapping() else {},
     )
+
+
+def _measured(data: Field) -> dict[str, tuple[float, float]]:
+    found = {}
+    for key, pair in data.mapping().items():
+        numbers = [part.number() for part in pair.items()]
+        if len(numbers) != 2 or any(isinstance(number, bool) or number < 0 for number in numbers):
+            raise pair.wrong("it must be two numbers, before and after")
+        found[key] = (numbers[0], numbers[1])
+    return found
 
 
 def _one_sided(data: Field) -> OneSided:

@@ -37,6 +37,8 @@ class Record:
         has not compared their results. Such an operation is no fault by itself.
     methods: the names of the other methods that were analysed, cut and compared like forward.
     repair: what `fxprune.repair` did, None without a repair. `error` and `compared` are those of before.
+    measured: name of a measure that a budget limited ("memory" in bytes, "latency" in seconds) -> its figure for the
+        original and for the small model.
     weights: a checksum of the small model's weights before it was repaired or trained, "" if it is unknown.
     """
 
@@ -57,6 +59,7 @@ class Record:
     methods: tuple[str, ...] = ()
     repair: Repair | None = None
     weights: str = ""
+    measured: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @checks_arguments()
     def then(self, second: Record) -> Record:

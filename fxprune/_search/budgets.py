@@ -17,10 +17,11 @@ from fxprune._search.steps import SavedSteps, Values, bar, run_of
 from fxprune.arguments import checks_arguments
 from fxprune.capture.process_state import public_call
 from fxprune.capture.program import as_module
-from fxprune.costs import cost, cost_of
+from fxprune.costs import cost_of
 from fxprune.errors import InputError
 from fxprune.files import PathLike
 from fxprune.planning.budgets import budgets_of
+from fxprune.planning.figures import counted, figures_of
 
 
 @checks_arguments("score", "key", "repair_mode", "repair_inputs", "file", "progress")
@@ -69,7 +70,8 @@ def pareto(
     """
     module = as_module(model, example_inputs)
     amounts = _checked(budgets)
-    limits = [budgets_of(cost(model, example_inputs), {key: amount})[0].limit for amount in amounts]
+    whole_figures = figures_of(module, example_inputs, (key,))
+    limits = [budgets_of(whole_figures, {key: amount})[0].limit for amount in amounts]
     request, settings = request_of(module, example_inputs, options), RepairSettings(repair_mode)
     samples = None if repair is None else samples_of(module, repair, repair_inputs, judge=score is None)
     measure = measure_of(module, samples, score)
@@ -80,7 +82,7 @@ def pareto(
     whole = steps.get("original", lambda: {"value": measure.of(module)})["value"]
     points = []
     for amount in bar(amounts, "pareto", progress=progress):
-        known = steps.get(str(amount), partial(_step, found, measure, key, amount))
+        known = steps.get(str(amount), partial(_step, found, measure, example_inputs, key, amount))
         points.append(ParetoPoint(amount, **{**known, "met": bool(known["met"])}))
     return Pareto(key, measure.name, whole, tuple(points))
 
@@ -95,17 +97,18 @@ def _checked(budgets: Any) -> list[float | int | str]:
     return amounts
 
 
-def _step(found: Candidates, measure: Measure, key: str, amount: float | int | str) -> Values:
+def _step(found: Candidates, measure: Measure, example_inputs: Any, key: str, amount: float | int | str) -> Values:
     """The values of one small model."""
     made = found.cut(keep={key: amount})
     after = cost_of(made.analysis, made.removal, made.constants)
-    budget = budgets_of(found.whole, {key: amount})[0]
+    (budget,) = budgets_of(figures_of(made.analysis.model, example_inputs, (key,)), {key: amount})
+    kept = budget.of(figures_of(made.small, example_inputs, (key,)) | counted(after))
     return {
-        "kept": budget.of(after) / budget.full,
+        "kept": kept / budget.full,
         "params": after.params,
         "bytes": after.bytes,
         "macs": after.macs,
         "value": measure.of(made.small),
         "repaired": None if found.samples is None else measure.of(found.repaired(made)),
-        "met": budget.of(after) <= budget.limit,
+        "met": kept <= budget.limit,
     }

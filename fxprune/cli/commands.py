@@ -25,6 +25,7 @@ from fxprune.cli.output_files import check_readable, check_writable
 from fxprune.cli.usage import UsageError, ratio_of, unique_dict
 from fxprune.errors import FxpruneError
 from fxprune.planning.budgets import above
+from fxprune.planning.figures import with_measured
 from fxprune.planning.plan import Plan, Removed
 from fxprune.report.data import Change
 from fxprune.report.repeats import merge_repeats
@@ -118,7 +119,8 @@ def prune(options: argparse.Namespace, say: Say) -> Answer:
         say("nothing was written")
     report = made.report(options.format)
     text = _json({**json.loads(report), "files": files}) if options.format == "json" else report
-    missed = made.cost is not None and options.keep and above(*made.cost, dict(options.keep))
+    known = None if made.cost is None or not options.keep else with_measured(made.cost, made.measured)
+    missed = known is not None and above(*known, dict(options.keep))
     return Answer(text, NOTHING if not made.plan else ABOVE if missed else DONE)
 
 

@@ -29,7 +29,7 @@ from fxprune.cli.usage import (
 from fxprune.criteria import CRITERIA, MEASURED
 from fxprune.errors import nearest
 from fxprune.paths import PATHS, PREFERENCES
-from fxprune.planning.budgets import MEASURES
+from fxprune.planning.figures import MEASURES
 from fxprune.planning.scopes import SCOPES
 from fxprune.report import FORMATS
 
@@ -175,7 +175,7 @@ def _budget_options(parser: Parser) -> None:
         type=kept,
         action="append",
         metavar="KEY=AMOUNT",
-        help=f"the cost that stays, like macs=0.5 or bytes=20MB ({', '.join(MEASURES)}). Can be repeated.",
+        help=f"the cost that stays, like macs=0.5, bytes=20MB or latency=5ms ({', '.join(MEASURES)}). Can be repeated.",
     )
     parser.option(
         "--scope",

@@ -2,6 +2,8 @@
 
 from fxprune.costs.count import Cost, LayerCost, cost, cost_of
 from fxprune.costs.latency import Latency, measure, measured_in_turn
+from fxprune.costs.latency_file import LatencyFile
+from fxprune.costs.latency_table import LatencyTable
 from fxprune.costs.marginal import ChannelCost, per_channel, withheld
 from fxprune.costs.memory import PeakMemory, peak_memory
 
@@ -9,6 +11,8 @@ __all__ = [
     "ChannelCost",
     "Cost",
     "Latency",
+    "LatencyFile",
+    "LatencyTable",
     "LayerCost",
     "PeakMemory",
     "cost",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,25 +100,45 @@ def in_turn(
     """The seconds of each round for each model."""
     inputs = normalize(example_inputs)
     for model in models:
-        _check(model)
-    clock = clock or torch_clock
+        check_can_run(model)
     with contextlib.ExitStack() as stack:
-        calls = [stack.enter_context(_callable(model, inputs)) for model in models]
+        calls = [stack.enter_context(runnable(model, inputs)).call for model in models]
+        clock = clock or clock_of(device_of(models[0]))
         times: list[list[float]] = [[] for _ in calls]
         for call in calls:
-            _run(call)
+            call()
         for _ in range(rounds):
             for call, seconds in zip(calls, times, strict=True):
                 seconds.append(clock(call))
     return times
 
 
-def torch_clock(call: Callable[[], Any]) -> float:
-    """The seconds of one call, after two calls that are not counted."""
+def clock_of(device: torch.device) -> Clock:
+    """The clock of torch, which waits for the device, and calls twice before it measures."""
     from torch.utils.benchmark import Timer  # here, because it imports a compiler's helpers
 
-    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
-    return timer.timeit(1).mean
+    def clock(call: Callable[[], Any]) -> float:
+        timer = Timer("call()", globals={"call": call}, num_threads=threads(), timer=timer_of(device))
+        return timer.timeit(1).mean
+
+    return clock
+
+
+def timer_of(device: torch.device) -> Callable[[], float]:
+    """A function that returns the time in seconds, when the device has done everything that it was given.
+
+    On the CPU with one thread it is the time that the processor has worked for this thread. So what other processes
+    take does not count, and a busy machine gives the figures of an idle one.
+    """
+    if device.type == "cpu":
+        return time.thread_time if threads() == 1 else time.perf_counter
+    module: Any = getattr(torch, device.type)
+
+    def timer() -> float:
+        module.synchronize(device)
+        return time.perf_counter()
+
+    return timer
 
 
 def summed_up(times: Sequence[float], model: nn.Module) -> Latency:
@@ -146,7 +167,8 @@ def device_name(device: torch.device) -> str:
     return device.type
 
 
-def _check(model: nn.Module) -> None:
+def check_can_run(model: nn.Module) -> None:
+    """Raises `CaptureError` for a model on the meta device, and for one whose weights are not made yet."""
     tensors = Tensors.of(model)
     check_initialised(tensors)
     if tensors.weightless:
@@ -156,24 +178,28 @@ def _check(model: nn.Module) -> None:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Runnable:
+    """A copy of a model, and a function that runs it."""
+
+    module: nn.Module
+    call: Callable[[], Any]
+
+
 @contextlib.contextmanager
-def _callable(model: nn.Module, inputs: Inputs) -> Iterator[Callable[[], Any]]:
-    """A function without arguments that runs a copy of the model, with the same parameters and copies of all else."""
+def runnable(model: nn.Module, inputs: Inputs) -> Iterator[Runnable]:
+    """A copy of the model with the same parameters and copies of all else, which runs without gradients."""
     copy = Real()
     module, (args, kwargs) = copy.module(model), copy.tree(inputs)
 
     def call() -> Any:
-        with torch.inference_mode():
-            return module(*args, **kwargs)
+        try:
+            with torch.inference_mode():
+                return module(*args, **kwargs)
+        except Exception as error:
+            raise CaptureError(
+                "the model's forward raises", raised=True, why=text_of(error), do="check that it runs on these inputs"
+            ) from error
 
     with clean_caches(model), same_random_state():
-        yield call
-
-
-def _run(call: Callable[[], Any]) -> None:
-    try:
-        call()
-    except Exception as error:
-        raise CaptureError(
-            "the model's forward raises", raised=True, why=text_of(error), do="check that it runs on these inputs"
-        ) from error
+        yield Runnable(module, call)

@@ -50,11 +50,13 @@ def peak_memory(model: nn.Module | ExportedProgram, example_inputs: Any) -> int:
     >>> peak_memory(net, torch.zeros(3, 10))  # input and output of the ReLU: 2 * 3 * 100 numbers of 4 bytes
     2400
     """
-    module = as_module(model, example_inputs)
-    inputs = normalize(example_inputs)
-    check_initialised(Tensors.of(module))
-    paths = without_hooks(paths_for(module, None, None, usual="class"))
-    return try_in_turn(paths, lambda path: _peak_on(module, inputs, path)).get()
+    return _peak(as_module(model, example_inputs), normalize(example_inputs))
+
+
+def _peak(model: nn.Module, inputs: Inputs) -> int:
+    check_initialised(Tensors.of(model))
+    paths = without_hooks(paths_for(model, None, None, usual="class"))
+    return try_in_turn(paths, lambda path: _peak_on(model, inputs, path)).get()
 
 
 def _peak_on(model: nn.Module, inputs: Inputs, path: FrontEnd) -> int:
@@ -192,13 +194,16 @@ class PeakMemory:
     """The peak memory of the model that was analysed, and of the smaller ones that removals leave.
 
     No model is made: the lifetimes of the original's tensors are taken, and the sizes that its dimensions will have.
+
+    full: the peak of the original, which may hold tensors longer than the graph that was analysed.
     """
 
     def __init__(self, findings: Findings) -> None:
         captured = findings.captured
         self._hooks = captured.needs_hooks
+        self.full = _peak(findings.model, findings.inputs)
         self._findings = findings
-        self._lifetimes = lifetimes_of(captured, findings.subject.inputs, findings.model)
+        self._lifetimes = lifetimes_of(captured, findings.inputs, findings.model)
         known = {k: made for o in findings.observed.observations.values() for k, made in o.outputs.items()}
         self._vectors = [_vectors(known, tensor) for tensor in self._lifetimes.tensors]
 

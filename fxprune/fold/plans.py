@@ -20,6 +20,7 @@ from fxprune.planning.enough import keep_enough
 from fxprune.planning.from_channels import plan_from
 from fxprune.planning.plan import Plan, Removed
 from fxprune.planning.shared_settings import keep_equal_widths
+from fxprune.rewrite.graph import rewrite
 
 BIAS = ("prune", "fold")
 BORDER = ("carrier", "map")
@@ -78,7 +79,7 @@ def make_plan(findings: Findings, *, bias: str | None = None, border: str = "car
             choices["masks"] = {layer: live for layer, live in masks_of_zero_rows(findings).items() if live.any()}
             if not choices["masks"]:
                 raise PlanError("no layer has an output channel whose weights are all zero", at='masks="zeros"')
-        removed, reasons = choose(findings, **choices)
+        removed, reasons = choose(findings, **choices, small=lambda removal: rewrite(findings, removal).small)
         return ResolvedPlan(plan_from(findings, removed, reasons), Removal(findings.solution, removed))
     _check_can_fold(findings, border)
     wanted, reasons = choose(findings, **{**choices, "exact": True})

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from fxprune.analysis.adapters import low_rank_adapters
 from fxprune.analysis.findings import Findings, Group
 from fxprune.arguments import fits
-from fxprune.channels.groups import Bools
-from fxprune.costs.count import cost_of
+from fxprune.channels.groups import Bools, Removal
 from fxprune.criteria import Importance, comparable, scores_of
 from fxprune.errors import PlanError
-from fxprune.planning.budgets import Widths, budgets_of, within
+from fxprune.files import PathLike
+from fxprune.planning.budgets import budgets_of, checked_keys
 from fxprune.planning.enough import keep_enough
+from fxprune.planning.figures import Meter
+from fxprune.planning.fitting import Widths, within
 from fxprune.planning.keeping import Scores
 from fxprune.planning.masks import every_channel, removed_by_masks
 from fxprune.planning.scopes import Spread, scope_named
@@ -40,6 +43,8 @@ def choose(
     counts: Mapping[str, int] | None = None,
     min_channels: int = 1,
     max_ratio: float | None = None,
+    latency_table: PathLike | bool | None = None,
+    small: Callable[[Removal], nn.Module] | None = None,
 ) -> tuple[Bools, tuple[str, ...]]:
     """The channels to remove, as flags, and the reasons why something that was asked for stays.
 
@@ -61,13 +66,17 @@ def choose(
         round_to: the number of channels kept in a group is a multiple of this where the group is large enough.
         exact: only groups whose removal equals setting their slots to zero.
         seed: the seed of importance "random".
-        keep: instead of a ratio, the cost that stays: {"params", "bytes" or "macs": a share in (0, 1], an integer, or
-            a text with a unit such as "200 MB"}. Several hold all at once. The plan is the largest within them.
+        keep: instead of a ratio, the cost that stays: {"params", "bytes", "macs" or "memory" (the peak of activations
+            on the example inputs): a share in (0, 1], an integer, or a text with a unit such as "200 MB"; "latency": a
+            share, or a text such as "5 ms"}. Several hold all at once. The plan is the largest within them.
         scope: how a budget is spread over the groups: "local" (the same share of each), "global" (all channels are
             ranked together), or "isomorphic" (those of groups with the same structure).
         counts: {pattern: the number of channels that stay}, for groups that neither ratio nor budget shall decide.
         min_channels: the least number of channels that stay in a group.
         max_ratio: the largest share that a group may lose; for a budget 0.9 by default, so that no group gets empty.
+        latency_table: the folder that keeps measured latencies; by default it is in the user's cache directory. False
+            keeps none.
+        small: makes the smaller model that a removal leaves, which a latency is measured on.
 
     Raises `PlanError` for a request that makes no sense.
     """
@@ -95,7 +104,9 @@ def choose(
         removed, reasons = widths.flags({g.number: spread.count(g, share) for g, share in groups.items()})
     else:
         at = scope_named(scope)(findings, spread, scores)
-        removed, reasons = within(findings, budgets_of(cost_of(findings), keep), replace(widths, at=at))
+        meter = Meter(findings, checked_keys(keep), small, latency_table)
+        budgets = budgets_of(meter.of(), keep, meter.uncounted)
+        removed, reasons = within(findings, budgets, replace(widths, at=at), meter)
     if not removed.any() and not reasons:
         reasons = (_why_rounding(groups, round_to),) if groups else ()
     return removed, (*reasons, *why)

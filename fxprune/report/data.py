@@ -107,8 +107,8 @@ class AnalysisData:
 class Change:
     """A figure before and after; None where it is unknown."""
 
-    before: int | None
-    after: int | None
+    before: float | None
+    after: float | None
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,7 @@ class RecordData:
     error: None where the small model was not compared with its reference.
     one_sided: sentences about operations that did not run equally often in both models.
     repair: what was repaired, None without a repair.
+    measured: figures that a budget limited: "memory" in bytes, "latency" in seconds.
     """
 
     schema: str
@@ -154,6 +155,7 @@ class RecordData:
     training: tuple[str, ...]
     one_sided: tuple[str, ...]
     repair: RepairData | None
+    measured: Mapping[str, Change]
 
 
 class Recorded(Protocol):
@@ -175,6 +177,8 @@ class Recorded(Protocol):
     def after(self) -> Mapping[str, Shape]: ...  # noqa: D102
     @property
     def cost(self) -> tuple[Cost, Cost] | None: ...  # noqa: D102
+    @property
+    def measured(self) -> Mapping[str, tuple[float, float]]: ...  # noqa: D102
     @property
     def reasons(self) -> tuple[str, ...]: ...  # noqa: D102
     @property
@@ -288,6 +292,7 @@ def record_data(record: Recorded) -> RecordData:
         record.training,
         tuple(map(str, record.one_sided)),
         repair_data(record.repair),
+        {name: Change(*pair) for name, pair in record.measured.items()},
     )
 
 

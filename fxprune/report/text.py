@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from fxprune.costs.latency import milliseconds
 from fxprune.report.data import AnalysisData, Change, GroupData, LayerChange, LockedData, RecordData, TensorChange
 from fxprune.report.repairs import repair_text
 from fxprune.report.repeats import Row, merge_repeats
@@ -43,6 +44,10 @@ def record_text(data: RecordData, *, markdown: bool = False) -> str:
     rows.append(("total", "", change(data.params), change(data.macs)))
     lines = [table(("layer", "shape", "params", "MACs"), rows, markdown), ""]
     lines.append(f"path {data.path}, bytes {change(data.bytes)}")
+    if "memory" in data.measured:
+        lines.append(f"peak memory of activations, bytes {change(data.measured['memory'])}")
+    if "latency" in data.measured:
+        lines.append(f"latency {times(data.measured['latency'])}")
     lines += [f"not {path}: {why}" for path, why in data.why_not.items()]
     lines.append("exact" if data.exact else "not exact: some statistics are taken over fewer channels")
     if data.norms == "preserve":
@@ -61,7 +66,7 @@ def record_text(data: RecordData, *, markdown: bool = False) -> str:
     )
 
 
-def figure(number: int | None) -> str:
+def figure(number: float | None) -> str:
     """A count, exact below 100 000, else with three digits and a prefix; "unknown" where it is.
 
     >>> [figure(n) for n in (0, 99_999, 123_456, 999_999, 1_814_073_344, None)]
@@ -87,6 +92,17 @@ def change(figures: Change) -> str:
         return figure(before)
     share = f" ({after / before:.0%})".replace("%", " %") if before and after is not None else ""
     return f"{figure(before)} -> {figure(after)}{share}"
+
+
+def times(seconds: Change) -> str:
+    """Two times, and the share that is left.
+
+    >>> times(Change(0.02, 0.0095))
+    '20 ms -> 9.5 ms (48 %)'
+    """
+    before, after = seconds.before or 0.0, seconds.after or 0.0
+    share = f" ({after / before:.0%})".replace("%", " %") if before else ""
+    return f"{milliseconds(before)} -> {milliseconds(after)}{share}"
 
 
 def _group(group: GroupData) -> Row:

@@ -178,6 +178,7 @@ SCHEMAS: dict[str, Any] = {
         "training": [str],
         "one_sided": [str],
         "repair": (dict, type(None)),
+        "measured": {str: {"before": (float, int), "after": (float, int)}},
     },
 }
 
