@@ -55,8 +55,8 @@ def pareto(
         file: a JSON file that is written after every step. If it is there, the run goes on from it. A file of a run
             with another model, other data or other options is refused.
         progress: True to show a progress bar.
-        options: importance, ignore, round_to, exact, seed, scope, counts, min_channels, max_ratio, also, methods,
-            strict, norms, outputs, path, prefer: as in `fxprune.transform`.
+        options: importance, data, loss, ignore, round_to, exact, seed, scope, counts, min_channels, max_ratio, also,
+            methods, strict, norms, outputs, path, prefer: as in `fxprune.transform`.
 
     Raises `InputError` for a score that raises or gives no finite number, and for wrong arguments; `FileError` for a
     file of another run; `PlanError` for a budget that makes no sense; and as `transform`.
@@ -76,7 +76,7 @@ def pareto(
     samples = None if repair is None else samples_of(module, repair, repair_inputs, judge=score is None)
     measure = measure_of(module, samples, score)
     about = run_of(module, measure, samples, options, key=key, budgets=amounts, mode=repair_mode)
-    steps = SavedSteps(file, "fxprune.pareto/1", about)
+    steps = SavedSteps(file, "fxprune.pareto-run/1", about)
     smallest = amounts[limits.index(min(limits))]
     found = candidates_of(request, {"keep": {key: smallest}}, samples, settings)
     whole = steps.get("original", lambda: {"value": measure.of(module)})["value"]

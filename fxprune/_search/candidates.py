@@ -16,8 +16,10 @@ from fxprune._first_result import first_result
 from fxprune._repair import RepairSettings, repaired
 from fxprune._search.samples import Samples
 from fxprune.analysis.findings import Findings, Group
+from fxprune.capture.inputs import normalize
 from fxprune.costs import Cost, cost_of
 from fxprune.criteria import Importance, comparable, scores_of
+from fxprune.criteria.from_data import on_data
 from fxprune.errors import InputError, PlanError, nearest
 from fxprune.paths import paths_for
 
@@ -85,16 +87,21 @@ class Candidates:
 
 
 def request_of(model: nn.Module, example_inputs: Any, options: Mapping[str, Any]) -> Request:
-    """The request that all candidates share. options: of `transform`, those in `CHOICES` and `OTHERS`.
+    """The request that all candidates share.
+
+    options: of `transform`, those in `CHOICES` and `OTHERS`, and data and loss for an importance that needs them.
 
     Raises `InputError` for an option that does not exist.
     """
-    known = (*CHOICES, *OTHERS)
+    known = (*CHOICES, *OTHERS, "data", "loss")
     unknown = [name for name in options if name not in known]
     if unknown:
         raise InputError(f"there is no option {unknown[0]!r}", why=nearest(unknown[0], known))
     call = AnalyzeArguments(model, example_inputs, **{name: options[name] for name in OTHERS if name in options})
-    return Request(call, None, {name: options[name] for name in CHOICES if name in options})
+    chosen = {name: options[name] for name in CHOICES if name in options}
+    data, loss = options.get("data"), options.get("loss")
+    importance = on_data(chosen.get("importance", "l2"), model, normalize(example_inputs), data=data, loss=loss)
+    return Request(call, None, {**chosen, "importance": importance})
 
 
 def candidates_of(

@@ -58,8 +58,8 @@ def sensitivity(
         file: a JSON file that is written after every step. If it is there, the run goes on from it. A file of a run
             with another model, other data or other options is refused.
         progress: True to show a progress bar.
-        options: importance, ignore, round_to, exact, seed, also, methods, strict, norms, outputs, path, prefer: as in
-            `fxprune.transform`.
+        options: importance, data, loss, ignore, round_to, exact, seed, also, methods, strict, norms, outputs, path,
+            prefer: as in `fxprune.transform`.
 
     Raises `InputError` for a score that raises or gives no finite number, and for wrong arguments; `FileError` for a
     file of another run; `PlanError` if no channel can be removed; and as `transform`.
@@ -77,7 +77,7 @@ def sensitivity(
     samples = None if repair is None else samples_of(module, repair, repair_inputs, judge=score is None)
     measure = measure_of(module, samples, score)
     about = run_of(module, measure, samples, options, ratios=shares, groups=groups, mode=repair_mode)
-    steps = SavedSteps(file, "fxprune.sensitivity/1", about)
+    steps = SavedSteps(file, "fxprune.sensitivity-run/1", about)
     found = candidates_of(request, {"ratio": shares[-1]}, samples, settings)
     looked_at = _groups(found, groups, options.get("ignore", ()))
     whole = steps.get("original", lambda: {"value": measure.of(module)})["value"]

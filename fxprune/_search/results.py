@@ -67,7 +67,7 @@ class Sensitivity:
     @checks_arguments()
     def to_json(self, path: PathLike | None = None) -> str:
         """The result as JSON; with a path it is also written there."""
-        return _json("fxprune.sensitivity-result/1", self, path)
+        return _json("fxprune.sensitivity/1", self, path)
 
     @checks_arguments()
     def plot(self, path: PathLike | None = None, ax: Any = None) -> Any:
@@ -141,7 +141,7 @@ class Pareto:
     @checks_arguments()
     def to_json(self, path: PathLike | None = None) -> str:
         """The result as JSON; with a path it is also written there."""
-        return _json("fxprune.pareto-result/1", self, path)
+        return _json("fxprune.pareto/1", self, path)
 
     @checks_arguments()
     def plot(self, path: PathLike | None = None, ax: Any = None) -> Any:

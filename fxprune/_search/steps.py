@@ -96,7 +96,7 @@ def run_of(
         "measure": measure.name,
         "function": measure.source,
         "data": None if samples is None else samples.form,
-        "options": {name: _plain(value) for name, value in sorted(options.items())},
+        "options": {name: _plain(value) for name, value in sorted(options.items()) if name != "data"},
         **{name: _plain(value) for name, value in more.items()},
     }
 

@@ -63,7 +63,9 @@ def searched(request: Request, data: SearchData, repair: RepairSettings, setting
     choices, model = request.choices, request.call.model
     samples = samples_of(model, data.batches, data.pick, judge=settings.score is None)
     measure = measure_of(model, samples, settings.score, data.loss)
-    steps = SavedSteps(settings.file, "fxprune.search/1", run_of(model, measure, samples, choices, mode=repair.mode))
+    steps = SavedSteps(
+        settings.file, "fxprune.search-run/1", run_of(model, measure, samples, choices, mode=repair.mode)
+    )
     budget = {"keep": choices["keep"]}
     shared = {name: value for name, value in choices.items() if name not in ("keep", "scope")}
     found = candidates_of(replace(request, choices=shared), budget, samples, repair)

@@ -27,6 +27,7 @@ from fxprune.errors import FxpruneError
 from fxprune.planning.budgets import above
 from fxprune.planning.figures import with_measured
 from fxprune.planning.plan import Plan, Removed
+from fxprune.planning.scopes import SEARCH
 from fxprune.report.data import Change
 from fxprune.report.repeats import merge_repeats
 from fxprune.report.text import change
@@ -91,6 +92,7 @@ def prune(options: argparse.Namespace, say: Say) -> Answer:
     if options.repair is None and options.repair_mode is not None:
         raise UsageError("--repair-mode is without effect here", why="nothing is repaired", do="add --repair")
     check_data(options)
+    chosen |= _search(options)
     model, inputs = _model(options, say)
     chosen |= data_of(options)
     say("pruning" if options.verify else "pruning, without a proof")
@@ -122,6 +124,23 @@ def prune(options: argparse.Namespace, say: Say) -> Answer:
     known = None if made.cost is None or not options.keep else with_measured(made.cost, made.measured)
     missed = known is not None and above(*known, dict(options.keep))
     return Answer(text, NOTHING if not made.plan else ABOVE if missed else DONE)
+
+
+def _search(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the settings of a search. Raises `UsageError` for those without effect, and for a search without data."""
+    given = {"steps": options.search_steps, "file": options.search_file}
+    given = {name: value for name, value in given.items() if value is not None}
+    if options.scope != SEARCH:
+        for name in given:
+            why = "nothing is searched"
+            raise UsageError(f"--search-{name} is without effect here", why=why, do="add --scope search")
+        return {}
+    if options.repair is None:
+        why = "it measures small models after their repair"
+        raise UsageError("--scope search needs --repair", why=why, do="add --repair package.module:loader")
+    if options.search_file is not None:
+        check_writable(options.search_file, (".json",), (), (options.output,))
+    return {"search": {**given, "progress": not options.quiet}}
 
 
 def verify(options: argparse.Namespace, say: Say) -> Answer:
@@ -174,6 +193,55 @@ def summary(options: argparse.Namespace, say: Say) -> Answer:
     return Answer(fxprune.summary(model, small, inputs, score, rounds=options.rounds).report(options.format))
 
 
+def sensitivity(options: argparse.Namespace, say: Say) -> Answer:
+    """Reports the score against the ratio, group by group."""
+    model, inputs, chosen = _measured(options, say)
+    found = fxprune.sensitivity(model, inputs, ratios=options.ratios, groups=options.groups, **chosen)
+    return _curves(options, found, say)
+
+
+def pareto(options: argparse.Namespace, say: Say) -> Answer:
+    """Reports the score against a cost, over budgets."""
+    model, inputs, chosen = _measured(options, say)
+    for name in ("scope", "min_channels", "max_ratio"):
+        if getattr(options, name) is not None:
+            chosen[name] = getattr(options, name)
+    found = fxprune.pareto(model, inputs, budgets=options.budgets, key=options.key, **chosen)
+    answer = _curves(options, found, say)
+    return Answer(answer.text, DONE if all(point.met for point in found.points) else ABOVE)
+
+
+def _measured(options: argparse.Namespace, say: Say) -> tuple[nn.Module, Any, dict[str, Any]]:
+    """Returns the model, the example inputs, and the options of a measurement."""
+    _check_readable(options.weights)
+    read = [path for path in (options.weights,) if path is not None]
+    others = [path for path in (options.file,) if path is not None]
+    if options.file is not None:
+        check_writable(options.file, (".json",), read)
+    if options.plot is not None:
+        check_writable(options.plot, (".png", ".svg", ".pdf"), read, others)
+    if options.score is None and options.repair is None:
+        why = "neither --score nor --repair is given"
+        raise UsageError("there is nothing to measure by", why=why, do="add --score package.module:function")
+    check_data(options)
+    chosen: dict[str, Any] = {"score": None if options.score is None else models.function(options.score)}
+    model, inputs = _model(options, say)
+    for name in ("importance", "round_to", "ignore"):
+        if getattr(options, name):
+            chosen[name] = getattr(options, name)
+    say("measuring")
+    chosen |= {"file": options.file, "progress": not options.quiet, "seed": options.seed}
+    return model, inputs, {**chosen, **data_of(options)}
+
+
+def _curves(options: argparse.Namespace, found: Any, say: Say) -> Answer:
+    """Returns the result of a measurement as text; draws it if that is asked for."""
+    if options.plot is not None:
+        found.plot(options.plot)
+        say(f"wrote {options.plot}")
+    return Answer(found.to_json() if options.format == "json" else found.table())
+
+
 def diff(options: argparse.Namespace, say: Say) -> Answer:
     """Reports the indices that one plan removes and the other keeps."""
     _check_readable(options.first, options.second)
@@ -194,6 +262,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Say], Answer]] = {
     "verify": verify,
     "export": export,
     "summary": summary,
+    "sensitivity": sensitivity,
+    "pareto": pareto,
     "diff": diff,
 }
 

@@ -16,6 +16,7 @@ from fxprune.cli.models import FORMS
 from fxprune.cli.usage import (
     Parser,
     UsageError,
+    amounts,
     count,
     integer,
     kept,
@@ -24,13 +25,14 @@ from fxprune.cli.usage import (
     one_of,
     output_path,
     share,
+    shares,
     tolerance,
 )
 from fxprune.criteria import CRITERIA, MEASURED
 from fxprune.errors import nearest
 from fxprune.paths import PATHS, PREFERENCES
 from fxprune.planning.figures import MEASURES
-from fxprune.planning.scopes import SCOPES
+from fxprune.planning.scopes import SCOPES, SEARCH
 from fxprune.report import FORMATS
 
 ABOUT = {
@@ -39,6 +41,8 @@ ABOUT = {
     "verify": "Compare a small model with its original, the removed slots set to zero, in float64.",
     "export": "Write a model, or a small one, as ONNX or as a program of torch.export.",
     "summary": "Measure a model and its small model: size, multiply-adds, memory, latency, score.",
+    "sensitivity": "Measure the score against the share of each group of channels that goes.",
+    "pareto": "Measure the score against a cost, over budgets.",
     "diff": "Say what one plan removes and another keeps.",
 }
 
@@ -48,7 +52,7 @@ CODES = """exit codes:
   2    the command is written wrongly
   3    nothing was pruned, and nothing written
   4    verification failed
-  5    a budget of --keep could not be met; the file was written
+  5    a budget could not be met; the file was written
   130  interrupted by Ctrl-C
 """
 
@@ -85,7 +89,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _epilog(about: dict[str, str]) -> str:
-    listed = "\n".join(f"  {name:<8} {text}" for name, text in about.items())
+    listed = "\n".join(f"  {name:<11} {text}" for name, text in about.items())
     return f"commands (`fxprune COMMAND --help` says more):\n{listed}\n\n{CODES}\n{EXAMPLE}"
 
 
@@ -190,6 +194,18 @@ def _budget_options(parser: Parser) -> None:
         metavar="PATTERN=N",
         help="the number of channels that stay in the groups of a pattern. Can be repeated.",
     )
+    _search_options(parser)
+    _limit_options(parser)
+
+
+def _search_options(parser: Parser) -> None:
+    parser.option(
+        "--search-steps", type=integer(1), metavar="N", help="the small models that --scope search measures (60)"
+    )
+    parser.option("--search-file", metavar="FILE", help="a .json file, from which a killed --scope search goes on")
+
+
+def _limit_options(parser: Parser) -> None:
     parser.option("--min-channels", type=integer(1), metavar="N", help="the least number that stays in a group")
     parser.option("--max-ratio", type=largest, metavar="SHARE", help="the largest share that a group loses")
 
@@ -268,6 +284,56 @@ def _export_options(parser: Parser) -> None:
     parser.option("--no-verify", dest="verify", action="store_false", help="leave out running the file")
 
 
+def _measure_options(parser: Parser) -> None:
+    parser.option(
+        *("--score",),
+        metavar="FUNCTION",
+        help="package.module:function, which takes a model and returns a number of which more is better; without it "
+        "the error of the outputs, on samples of --repair that are held out",
+    )
+    parser.option("--repair", metavar="LOADER", help="score repaired models too, on batches of package.module:loader")
+    parser.option(
+        *("--repair-mode",),
+        type=one_of("repair mode", MODES),
+        metavar="MODE",
+        help="what a repair changes: weights (default), bias or norms",
+    )
+    _importance_options(parser)
+    parser.option(
+        "--ignore", action="append", default=[], metavar="PATTERN", help="layers whose outputs stay. Can be repeated."
+    )
+    parser.option("--round-to", type=integer(1), metavar="N", help="keep multiples of N channels")
+    parser.option("--file", metavar="FILE", help="a .json file, from which a killed run goes on")
+    parser.option("--plot", metavar="FILE", help="a picture, .png, .svg or .pdf")
+
+
+def _sensitivity_options(parser: Parser) -> None:
+    parser.option(
+        "--ratios", type=shares, default=(0.1, 0.3, 0.5, 0.7, 0.9), metavar="A,B", help="shares to remove (0.1,...,0.9)"
+    )
+    parser.option(
+        "--groups", action="append", metavar="PATTERN", help="the groups to look at (default all). Can be repeated."
+    )
+    _measure_options(parser)
+
+
+def _pareto_options(parser: Parser) -> None:
+    parser.option(
+        "--budgets", type=amounts, default=(0.9, 0.7, 0.5, 0.3, 0.15), metavar="A,B", help="what stays (0.9,...,0.15)"
+    )
+    parser.option(
+        *("--key",),
+        type=one_of("cost", MEASURES),
+        default="macs",
+        metavar="KEY",
+        help=f"the cost that budgets limit: {', '.join(MEASURES)} (default macs)",
+    )
+    scopes = [name for name in SCOPES if name != SEARCH]
+    parser.option("--scope", type=one_of("scope", scopes), metavar="SCOPE", help=f"{', '.join(scopes)} (default local)")
+    _limit_options(parser)
+    _measure_options(parser)
+
+
 def _summary_options(parser: Parser) -> None:
     parser.option(
         *("--score",),
@@ -285,6 +351,8 @@ PARTS: dict[str, tuple[Callable[[Parser], None], ...]] = {
     "verify": (_model, _small, _model_options, _verify_options),
     "export": (_model, partial(_small, nargs="?"), _model_options, _export_options),
     "summary": (_model, _small, _model_options, _summary_options),
+    "sensitivity": (_model, _model_options, _sensitivity_options),
+    "pareto": (_model, _model_options, _pareto_options),
     "diff": (_plans,),
 }
 """Command -> the functions that add its arguments and options, in the order of its help."""

@@ -134,6 +134,27 @@ def kept(text: str) -> tuple[str, float | int | str]:
     return key, value
 
 
+def amounts(text: str) -> tuple[float | int | str, ...]:
+    """Parses a value of `--budgets`: what stays, each a share, an integer or a text with a unit.
+
+    >>> amounts("0.5,3000000,20 MB")
+    (0.5, 3000000, '20 MB')
+    """
+    return tuple(kept(f"budget={one}")[1] for one in text.split(","))
+
+
+def shares(text: str) -> tuple[float, ...]:
+    """Parses a value of `--ratios`: shares in (0, 1).
+
+    >>> shares("0.5,0.75")
+    (0.5, 0.75)
+    """
+    found = tuple(tolerance(one) for one in text.split(","))
+    if not all(0 < one < 1 for one in found):
+        raise argparse.ArgumentTypeError(f'"{text}" is no list of shares between 0 and 1, like 0.3,0.5')
+    return found
+
+
 def count(text: str) -> tuple[str, int]:
     """Parses a value of `--counts`: a pattern, and how many channels stay.
 

@@ -135,3 +135,8 @@ def loss(model, batch):
 def width(model):
     """A score: the width of the first layer."""
     return model.conv1.out_channels
+
+
+def size(model):
+    """A score: the number of parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -64,7 +64,7 @@ def test_the_page_shows_what_commands_print(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     text = PAGE.read_text()
-    commands = {"inspect", "prune", "verify", "export", "summary", "diff"}
+    commands = {"inspect", "prune", "verify", "export", "summary", "sensitivity", "pareto", "diff"}
     assert {line.split()[1] for line in commands_of(text)} >= commands
     try:
         assert tidy(written_anew(text, tmp_path)) == tidy(text), "run `python -m tests.cli.test_page`"

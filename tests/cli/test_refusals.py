@@ -14,7 +14,7 @@ NET = ("tests.cli.models:Net", "--input", "1x3x8x8")
 OUT = ("-r", "0.5", "-o", "small.safetensors")
 
 USAGE = {
-    (): "say what to do\n  why  the commands are inspect, prune, verify, export, summary, diff",
+    (): "say what to do\n  why  the commands are inspect, prune, verify, export, summary, sensitivity, pareto, diff",
     ("prnue",): 'there is no command "prnue"\n  why  did you mean "prune"?',
     ("--json", "inspect"): "there is no option --json before the command",
     ("--vresion",): 'no option --vresion before the command\n  why  did you mean "--version"?',
@@ -250,6 +250,8 @@ def test_help_names_every_command_and_exit_code(capsys):
         "verify",
         "export",
         "summary",
+        "sensitivity",
+        "pareto",
         "diff",
         "130  interrupted by Ctrl-C",
         "4    verification failed",

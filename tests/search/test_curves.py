@@ -214,7 +214,7 @@ def test_a_file_of_another_run_is_refused(tmp_path: Path, change: dict[str, Any]
 
 def test_files_that_are_no_such_runs_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
-    for text in ("", "[]", "{}", '{"schema": "fxprune.pareto/1", "run": {}, "steps": {}}', '{"a": NaN}'):
+    for text in ("", "[]", "{}", '{"schema": "fxprune.pareto-run/1", "run": {}, "steps": {}}', '{"a": NaN}'):
         path.write_text(text)
         with pytest.raises(FileError):
             fxprune.sensitivity(net(), data()[0], score, file=path)
