@@ -18,10 +18,13 @@ from fxprune.arguments import checks_arguments, shown
 from fxprune.capture.model_form import ModelForm, form_of
 from fxprune.capture.process_state import public_call
 from fxprune.costs import ChannelCost, Cost, cost_of, per_channel
+from fxprune.criteria import ChannelScores, Importance
 from fxprune.criteria.from_data import on_data
+from fxprune.criteria.saved_scores import scores_of_groups
 from fxprune.errors import PlanError
 from fxprune.fold import make_plan, resolve_plan
 from fxprune.planning.plan import Plan
+from fxprune.planning.select import importance_by_pattern
 from fxprune.report import analysis_data, dot, graph, view
 from fxprune.report.views import checked
 
@@ -36,10 +39,13 @@ class Analysis(Findings):
     _call: AnalyzeArguments = field(kw_only=True)
     _form: ModelForm = field(kw_only=True)
 
-    def plan(self, ratio: float | None = None, *, data: Any = None, loss: Any = None, **options: Any) -> Plan:
+    def plan(
+        self, ratio: float | None = None, *, data: Any = None, loss: Any = None, scores: Any = None, **options: Any
+    ) -> Plan:
         """Make a plan. Options: those of `fxprune.planning.choose.choose`, and `bias` and `border` of `transform`.
 
         data, loss: for an importance that is measured, such as "taylor": see `transform`.
+        scores: instead of an importance, what `scores` returned, or the name of a file that holds it.
 
         >>> import torch, fxprune
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
@@ -47,7 +53,9 @@ class Analysis(Findings):
         >>> sorted(plan.removed)
         ['0.bias', '0.weight', '2.weight']
         """
-        importance = on_data(options.pop("importance", "l2"), self.model, self.inputs, data=data, loss=loss)
+        importance = on_data(
+            options.pop("importance", "l2"), self.model, self.inputs, data=data, loss=loss, scores=scores
+        )
         return make_plan(self, ratio=ratio, importance=importance, **options).plan.made_from(self)
 
     @checks_arguments("plan")
@@ -83,6 +91,26 @@ class Analysis(Findings):
         on = DataOptions(**{name: options.pop(name) for name in DataOptions.__dataclass_fields__ if name in options})
         verify = options.pop("verify", True)
         return carry_out(Request(self._call, plan, options, verify, known), on)
+
+    @checks_arguments("seed")
+    def scores(
+        self, importance: Importance = "l2", *, data: Any = None, loss: Any = None, seed: int | None = None
+    ) -> ChannelScores:
+        """The scores of all channels by an importance, measured once for any number of plans.
+
+        `fxprune.criteria.save_scores` writes them to a file. Groups that the importance cannot rank have none; a plan
+        that would prune them says why. Arguments and errors are those of `plan`.
+
+        >>> import torch, fxprune
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> analysis = fxprune.analyze(net, torch.randn(1, 4))
+        >>> scores = analysis.scores("taylor", data=[torch.randn(9, 4)], loss=lambda model, x: model(x).square().mean())
+        >>> [len(analysis.plan(keep={"macs": share}, scores=scores).removed["0.bias"][0]) for share in (0.5, 0.25)]
+        [4, 6]
+        """
+        name = importance if isinstance(importance, str) else getattr(importance, "__name__", type(importance).__name__)
+        made = on_data(importance, self.model, self.inputs, data=data, loss=loss)
+        return scores_of_groups(self, importance_by_pattern(self, made), seed, name)
 
     @checks_arguments()
     def cost(self, plan: Plan | None = None) -> Cost:

@@ -84,6 +84,7 @@ def transform(
     latency_table: PathLike | bool | None = None,
     data: Iterable[Any] | None = None,
     loss: Callable[[nn.Module, Any], Any] | None = None,
+    scores: Any = None,
     repair: Iterable[Any] | bool | None = None,
     repair_mode: str = "weights",
     repair_inputs: Callable[[Any], Any] | None = None,
@@ -148,6 +149,7 @@ def transform(
             example inputs, or tuples of these and labels.
         loss: a function from the model and a batch of the data to a scalar, for an importance that needs gradients:
             `lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])`.
+        scores: instead of an importance, scores that `analysis.scores` has measured, or the name of their file.
         repair: batches of inputs, some hundred samples without labels, on which the result is repaired after its proof:
             its layers compute again what they computed in the original. True takes those of `data`. See
             `fxprune.repair`, which has more options.
@@ -174,7 +176,7 @@ def transform(
     choices |= {"importance": importance, "round_to": round_to, "exact": exact, "seed": seed, "keep": keep}
     choices |= {"scope": scope, "counts": counts, "min_channels": min_channels, "max_ratio": max_ratio}
     choices |= {"latency_table": latency_table}
-    on = DataOptions(data, loss, repair, repair_mode, repair_inputs, optimizer, ema, search)
+    on = DataOptions(data, loss, scores, repair, repair_mode, repair_inputs, optimizer, ema, search)
     return cast(ModelT, carry_out(Request(call, plan, choices, verify), on))
 
 
@@ -184,6 +186,7 @@ class DataOptions:
 
     data: Iterable[Any] | None = None
     loss: Loss | None = None
+    scores: Any = None
     repair: Iterable[Any] | bool | None = None
     repair_mode: str = "weights"
     repair_inputs: Callable[[Any], Any] | None = None
@@ -219,7 +222,9 @@ class DataOptions:
         repair = data if self.repair is True else self.repair
         batches = None if repair is None or repair is False else inputs_of(model, repair, pick)
         used = self.repair is True
-        return on_data(importance, model, example, data=data, loss=self.loss, used_elsewhere=used), batches
+        return on_data(
+            importance, model, example, data=data, loss=self.loss, scores=self.scores, used_elsewhere=used
+        ), batches
 
 
 def carry_out(request: Request, on: DataOptions) -> nn.Module | ExportedProgram:

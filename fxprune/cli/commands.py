@@ -19,7 +19,7 @@ from fxprune.arguments import generator_of
 from fxprune.artifacts.graph_export import FORMATS
 from fxprune.artifacts.weights import record_in
 from fxprune.cli import models, weights
-from fxprune.cli.data import check_data, data_of
+from fxprune.cli.data import check_data, data_of, measure_scores
 from fxprune.cli.inputs import filled
 from fxprune.cli.output_files import check_readable, check_writable
 from fxprune.cli.usage import UsageError, ratio_of, unique_dict
@@ -82,9 +82,11 @@ def inspect(options: argparse.Namespace, say: Say) -> Answer:
 def prune(options: argparse.Namespace, say: Say) -> Answer:
     """Writes a smaller model to a file, and reports its record."""
     chosen = _choices(options)
-    _check_readable(options.weights, options.plan)
-    read = [path for path in (options.weights, options.plan) if path is not None]
+    _check_readable(options.weights, options.plan, options.scores)
+    read = [path for path in (options.weights, options.plan, options.scores) if path is not None]
     check_writable(options.output, (".safetensors",), read)
+    if options.save_scores is not None:
+        check_writable(options.save_scores, (".json",), read, (options.output,))
     if options.save_plan is not None:
         check_writable(options.save_plan, (".json",), read, (options.output,))
     if options.plan is not None:
@@ -95,6 +97,10 @@ def prune(options: argparse.Namespace, say: Say) -> Answer:
     chosen |= _search(options)
     model, inputs = _model(options, say)
     chosen |= data_of(options)
+    if chosen.pop("save_scores", None) is not None:
+        say("measuring scores")
+        chosen = measure_scores(options, chosen, model, inputs)
+        say(f"wrote {options.save_scores}")
     say("pruning" if options.verify else "pruning, without a proof")
     small = fxprune.transform(
         model,
@@ -305,7 +311,7 @@ def _check_readable(*paths: str | None) -> None:
             check_readable(path)
 
 
-RANKING_OPTIONS = ("importance", "round_to", "scope", "counts", "min_channels", "max_ratio")
+RANKING_OPTIONS = ("importance", "scores", "save_scores", "round_to", "scope", "counts", "min_channels", "max_ratio")
 FILTER_OPTIONS = ("ignore", "exact")
 
 

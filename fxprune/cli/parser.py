@@ -217,6 +217,7 @@ def _importance_options(parser: Parser) -> None:
         metavar="NAME",
         help=f"{', '.join(CRITERIA)} (default l2); with --data {', '.join(MEASURED)}",
     )
+    parser.option("--scores", metavar="FILE", help="instead of an importance, scores that --save-scores wrote")
     parser.option("--data", metavar="LOADER", help="the batches of package.module:loader, for such an importance")
     parser.option(
         "--loss", metavar="LOSS", help="package.module:loss, a function of the model and a batch, for gradients"
@@ -268,6 +269,7 @@ def _prune_options(parser: Parser) -> None:
         help="what a repair changes: weights (default), bias or norms",
     )
     parser.option("--output", "-o", required=True, metavar="FILE", help="the small model, a .safetensors file")
+    parser.option("--save-scores", metavar="FILE", help="the scores of all channels, a .json file, for --scores")
     parser.option("--save-plan", metavar="FILE", help="the plan that was carried out, a .json file")
 
 

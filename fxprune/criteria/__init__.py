@@ -18,12 +18,14 @@ from fxprune.criteria.activation_variance import activation_variance_importance
 from fxprune.criteria.apoz import apoz_importance
 from fxprune.criteria.by_layer import scores_by_layer
 from fxprune.criteria.coactivation import CoactivationImportance, coactivation_importance
+from fxprune.criteria.combined import CombinedImportance, product, weighted
 from fxprune.criteria.contributions import Contributions, sample_contributions
 from fxprune.criteria.fisher_gate import GateImportance, fisher_gate_importance
 from fxprune.criteria.geometric_median import geometric_median_distances
 from fxprune.criteria.gradients import GradientImportance, fisher_importance, taylor_importance
 from fxprune.criteria.magnitude import filter_norms, lp, norm_scores
 from fxprune.criteria.obs import SurgeonImportance, obs_importance
+from fxprune.criteria.saved_scores import ChannelScores, load_scores, save_scores
 from fxprune.criteria.scores import by_group, scores_of
 from fxprune.criteria.table import CRITERIA, MEASURED, Criterion, Importance, comparable, criterion, measured
 from fxprune.criteria.taylor import taylor_scores
@@ -33,7 +35,9 @@ __all__ = [
     "CRITERIA",
     "MEASURED",
     "ActivationStatistics",
+    "ChannelScores",
     "CoactivationImportance",
+    "CombinedImportance",
     "Contributions",
     "Criterion",
     "GateImportance",
@@ -55,16 +59,20 @@ __all__ = [
     "fisher_importance",
     "geometric_median_distances",
     "importance_from",
+    "load_scores",
     "lp",
     "measured",
     "norm_scores",
     "obs_importance",
+    "product",
     "sample_contributions",
+    "save_scores",
     "scores_by_layer",
     "scores_of",
     "taylor_importance",
     "taylor_scores",
     "thinet_importance",
+    "weighted",
 ]
 
 for _file in pkgutil.iter_modules(__path__):  # every criterion puts itself into its table when its file is imported

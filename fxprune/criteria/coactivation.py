@@ -25,7 +25,7 @@ NAMES = (
 """The names of a layer's weight, or of the parameter of the same shape that it is computed from."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CoactivationImportance:
     """An importance for `fxprune.transform` and `analysis.plan`: takes a group, returns one score per channel.
 

@@ -8,7 +8,9 @@ from typing import Any
 from torch import nn
 
 from fxprune.capture.inputs import Inputs
+from fxprune.criteria.combined import CombinedImportance
 from fxprune.criteria.losses import Loss, check_loss
+from fxprune.criteria.saved_scores import given_scores
 from fxprune.criteria.table import MEASURED, Importance
 from fxprune.errors import PlanError
 from fxprune.running.inputs import inputs_like, inputs_of
@@ -27,6 +29,7 @@ def on_data(
     *,
     data: Any = None,
     loss: Loss | None = None,
+    scores: Any = None,
     used_elsewhere: bool = False,
 ) -> Importance:
     """The importance, with a name in `MEASURED` replaced by what that criterion measures on the data.
@@ -34,37 +37,59 @@ def on_data(
     Args:
         example: the example inputs. A batch for a criterion without a loss has their form, or is a tuple of these and
             labels; one for a criterion with a loss is whatever the loss takes.
+        scores: instead of an importance, scores that were measured before, or the name of their file.
         used_elsewhere: True if something else reads the data too; if not, data that no criterion reads are refused.
 
     Raises `PlanError` for data or a loss that is missing, is without effect, or is none.
     """
-    if not (isinstance(importance, str) and importance in MEASURED):
+    if scores is not None:
+        if importance != "l2":
+            raise PlanError(
+                "an importance and scores were given", why="both rank the channels", do="leave one of them out"
+            )
+        importance = given_scores(scores)
+    if not needs_data(importance):
         if not used_elsewhere and (data is not None or loss is not None):
             given = "data" if data is not None else "loss"
             raise PlanError(
                 f"{given} is without effect here",
-                why=f"importance {importance!r} reads no data, and nothing is repaired",
+                why="the importance reads no data, and nothing is repaired",
                 do=f"choose one of {', '.join(MEASURED)}, or leave it out",
             )
         return importance
+    if isinstance(importance, CombinedImportance):
+        kept = data if data is None else list(data)  # each of them reads it
+        return importance.each(lambda part: on_data(part, model, example, data=kept, loss=loss, used_elsewhere=True))
+    return _measured(str(importance), model, example, data, loss)
+
+
+def needs_data(importance: Any) -> bool:
+    """True if an importance is a name in `MEASURED`, or combines such names."""
+    if isinstance(importance, CombinedImportance):
+        return any(needs_data(part) for part, _ in importance.parts)
+    return isinstance(importance, str) and importance in MEASURED
+
+
+def _measured(name: str, model: nn.Module, example: Inputs, data: Any, loss: Loss | None) -> Importance:
+    """The importance that a criterion of `MEASURED` measures on the data."""
+    takes = takes_loss(name)
     if data is None:
         raise PlanError(
-            f'importance "{importance}" needs data',
+            f'importance "{name}" needs data',
             why="it is measured on batches, and none were given",
-            do="pass `data=batches`, such as a data loader" + (", and `loss=`" if takes_loss(importance) else ""),
+            do="pass `data=batches`, such as a data loader" + (", and `loss=`" if takes else ""),
         )
-    takes = takes_loss(importance)
     if takes and loss is None:
         raise PlanError(
-            f'importance "{importance}" needs a loss',
+            f'importance "{name}" needs a loss',
             why="it is measured by gradients, and no loss was given",
             do="pass `loss=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])`, or another scalar",
         )
     if takes is not None and loss is not None:
         check_loss(loss)
-        return MEASURED[importance](model, data, loss=loss)
+        return MEASURED[name](model, data, loss=loss)
     inputs = inputs_of(model, data, inputs_like(example))
-    return MEASURED[importance](model, [_as_batch(model, *one) for one in inputs])
+    return MEASURED[name](model, [_as_batch(model, *one) for one in inputs])
 
 
 def _as_batch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

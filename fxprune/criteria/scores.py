@@ -11,7 +11,7 @@ import torch
 
 from fxprune.analysis.findings import Findings, Group
 from fxprune.arguments import checks_arguments
-from fxprune.criteria.table import CRITERIA, Criterion, Importance
+from fxprune.criteria.table import CRITERIA, Criterion, GroupsImportance, Importance
 from fxprune.errors import FxpruneError, PlanError, nearest
 
 
@@ -45,6 +45,8 @@ def scores_of(
 
     Raises `PlanError` for an unknown name, and for a callable that returns a wrong length or NaN.
     """
+    if isinstance(importance, GroupsImportance):
+        return importance.of_groups(findings, groups, seed)
     if callable(importance):
         return by_group(importance)(findings, groups, seed)
     if not isinstance(importance, str) or importance not in CRITERIA:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -11,8 +11,8 @@ import numpy.typing as npt
 from fxprune.analysis.findings import Findings, Group
 from fxprune.errors import PlanError
 
-Importance = str | Callable[[Group], Any]
-"""A name in `CRITERIA`, or a callable that takes a group and returns one score per channel.
+Importance = str | Callable[[Group], Any] | Mapping[Any, Any]
+"""A name in `CRITERIA`; a callable that takes a group and returns one score per channel; or {pattern: scores}.
 
 A callable returns [group.size] numbers as a tensor, an array or a list, in the order of the group's channels.
 """
@@ -29,6 +29,14 @@ class Criterion(Protocol):
             groups: those whose channels are ranked; the scores of all others are not looked at.
             seed: of anything random.
         """
+
+
+class GroupsImportance:
+    """An importance that gives the scores of several groups at once, faster than group by group."""
+
+    def of_groups(self, findings: Findings, groups: Sequence[Group], seed: int | None) -> npt.NDArray[np.float64]:
+        """One score per channel of the analysis, as a `Criterion` gives it."""
+        raise NotImplementedError
 
 
 FromData = Callable[..., Callable[[Group], Any]]

@@ -19,7 +19,7 @@ from fxprune.criteria.table import measured
 from fxprune.errors import PlanError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ThiNetImportance:
     """The order in which the greedy algorithm of ThiNet removes a group's channels: 0 is the first.
 

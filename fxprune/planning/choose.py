@@ -24,7 +24,7 @@ from fxprune.planning.fitting import Widths, within
 from fxprune.planning.keeping import Scores
 from fxprune.planning.masks import every_channel, removed_by_masks
 from fxprune.planning.scopes import Spread, scope_named
-from fxprune.planning.select import by_group, ignored_groups
+from fxprune.planning.select import by_group, ignored_groups, importance_by_pattern
 from fxprune.planning.shared_settings import keep_equal_widths
 
 
@@ -59,9 +59,9 @@ def choose(
             the reasons say why. "zeros" chooses every channel.
         importance: "l2", "l1" (norms of everything that is removed with a channel), "fpgm" (distance of the
             producer's filter from the group's others, see `fxprune.criteria`), "lamp" (the share among those that are
-            not smaller), "bn_scale" (the weight of the batch norm), "random", or a callable that takes a `Group` and
-            returns one score per channel; the lowest are removed. `fxprune.criteria` makes such callables from data:
-            `taylor_importance`, `fisher_importance`, `thinet_importance` and others.
+            not smaller), "bn_scale" (the weight of the batch norm), "random"; a callable that takes a `Group` and
+            returns one score per channel; or {pattern: scores}. The lowest are removed. Criteria that need data, such
+            as "taylor", are measured before: see `transform`.
         ignore: a pattern or several; the output channels of the layers that they name stay.
         round_to: the number of channels kept in a group is a multiple of this where the group is large enough.
         exact: only groups whose removal equals setting their slots to zero.
@@ -95,6 +95,7 @@ def choose(
     if not groups and not fixed:
         shares = _ratios(findings, ratio) if keep is None else [1.0] * len(findings.groups)
         return findings.solution.no_channel(), (why or _why_no_group(findings, shares, stay, exact))
+    importance = importance_by_pattern(findings, importance)
     scores = scores_of(findings, importance, [*groups, *(findings.groups[number] for number in fixed)], seed)
     spread = Spread(
         list(groups), {g.number: g.size - limits.least(g.size) for g in groups}, limits.kept, comparable(importance)

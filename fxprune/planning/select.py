@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from fxprune.analysis.findings import Findings, Group
 from fxprune.analysis.members import Member
+from fxprune.errors import PlanError
 from fxprune.names import Names, chain, find_all, names_of
 from fxprune.pattern_values import Candidate, assign
 
@@ -47,6 +48,28 @@ def by_group(findings: Findings, values: Mapping[Any, V], *, what: str) -> dict[
         for g in findings.groups
     ]
     return assign(names, values, candidates, what=what, kind="group")
+
+
+def importance_by_pattern(findings: Findings, importance: Any) -> Any:
+    """An importance from {pattern: scores}; any other importance as it is.
+
+    The patterns are those of `ratio`. Scores are numbers in the order of the channels of the group that is named.
+    """
+    if not isinstance(importance, Mapping):
+        return importance
+    known = by_group(findings, importance, what="importance")
+
+    def scores(group: Group) -> Any:
+        if group.number not in known:
+            raise PlanError(
+                "there are no scores of a group",
+                at=f'group "{group.name}"',
+                why=f"no key of the importance names it: {', '.join(map(repr, list(importance)[:6])) or 'it is empty'}",
+                do=f"give scores of it, or leave it out with ignore={group.name!r}",
+            )
+        return known[group.number]
+
+    return scores
 
 
 def carried_over(before: Findings, values: Mapping[int, V], after: Findings) -> dict[int, V]:
