@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.analysis.findings import Group
+from fxprune.analysis.members import Member
 from fxprune.criteria.losses import Loss
 from fxprune.criteria.reading import ReadBlock, Readings, readings_of
+from fxprune.criteria.surgery import TINY, ReadingLayer, reading_layer, removal_order
 from fxprune.criteria.table import measured
 from fxprune.errors import PlanError
 from fxprune.running.processes import Processes
@@ -65,108 +67,44 @@ class SurgeonImportance:
         members = {(m.parameter, m.dim): m for m in group.members}
         key = tuple((name, dim, m.slots.tobytes(), m.index.tobytes()) for (name, dim), m in members.items())
         if key not in self._known:
-            readers: list[_Reader] = []
-            read = [r for r in self.readings.blocks.values() if (r.name, r.dim) in members]
-            for reading in read:
-                member = members[reading.name, reading.dim]
-                channel = torch.full((member.tensor.shape[member.dim],), -1)
-                channel[torch.from_numpy(member.slots)] = torch.from_numpy(member.index)
-                if reading.slots.max() < len(channel):
-                    weights = self._outputs(reading) / (1 if self.readings.informed else len(read))
-                    readers += _readers(reading, weights, channel, group.size, self.ridge)
-            if not readers:
+            try:
+                self._known[key] = removal_order(self._layers(group, members), group.size)
+            except RuntimeError as error:
                 raise PlanError(
-                    f'nothing was seen reading group "{group.name}" ({group.kind})',
-                    why="no product with a weight reads its channels in the batches that were run",
-                    do="leave it out with ignore, or choose another importance",
-                )
-            self._known[key] = _removed(readers, group.size)
+                    "the second moments of what a layer reads cannot be inverted",
+                    at=f'group "{group.name}"',
+                    why=f"with a ridge of {self.ridge:g} their rounding errors are too large: {error}",
+                    do="take a larger ridge, such as 0.01",
+                ) from None
         return self._known[key]
+
+    def _layers(self, group: Group, members: Mapping[tuple[str, int], Member]) -> list[ReadingLayer]:
+        """The blocks of weights that read the group. Raises `PlanError` if there are none."""
+        layers: list[ReadingLayer] = []
+        read = [block for block in self.readings.blocks.values() if (block.name, block.dim) in members]
+        for block in read:
+            member = members[block.name, block.dim]
+            channel = torch.full((member.tensor.shape[member.dim],), -1)
+            channel[torch.from_numpy(member.slots)] = torch.from_numpy(member.index)
+            outputs = self._outputs(block) / (1 if self.readings.informed else len(read))
+            for slots, weight, moments, f in zip(block.slots, block.weight, block.centred, outputs, strict=True):
+                if bool((channel[slots] >= 0).any()):
+                    layers.append(reading_layer(weight, moments, f, channel[slots], group.size, self.ridge))
+        if not layers:
+            raise PlanError(
+                f'nothing was seen reading group "{group.name}" ({group.kind})',
+                why="no product with a weight reads its channels in the batches that were run",
+                do="leave it out with ignore, or choose another importance",
+            )
+        return layers
 
     def _outputs(self, reading: ReadBlock) -> Tensor:
         """The weights f of the outputs, [g, o]."""
         if self.readings.informed:
-            share = reading.outputs / reading.outputs.sum(1, keepdim=True).clamp(min=_TINY)
+            share = reading.outputs / reading.outputs.sum(1, keepdim=True).clamp(min=TINY)
             return share / (2 * max(self.readings.samples, 1))
         energy: Tensor = (reading.weight @ reading.centred * reading.weight).sum()
-        return torch.ones_like(reading.outputs) / energy.clamp(min=_TINY)
-
-
-_TINY = torch.finfo(torch.float64).tiny
-
-
-@dataclass
-class _Reader:
-    """One block that reads the group: k inputs, o outputs, m inputs of each channel at most.
-
-    weight: [o, k]. inverse: H^-1, [k, k]. outputs: f, [o]. columns: the inputs of each channel, [channels, m]; where a
-    channel has fewer, inputs with a weight of zero that depend on nothing.
-    """
-
-    weight: Tensor
-    inverse: Tensor
-    outputs: Tensor
-    columns: Tensor
-
-    def costs(self, channels: Tensor) -> Tensor:
-        """The increase of E if one of these channels goes, [channels]."""
-        columns = self.columns[channels]
-        blocks = self.inverse[columns[:, :, None], columns[:, None, :]]
-        weights = self.weight[:, columns].permute(1, 2, 0)  # [channels, m, o]
-        solved = torch.linalg.solve_triangular(torch.linalg.cholesky(blocks), weights, upper=False)
-        costs: Tensor = (solved.square() * self.outputs).sum((1, 2))
-        return costs
-
-    def remove(self, channel: int) -> None:
-        """Remove a channel; the other inputs make up for it."""
-        columns = self.columns[channel]
-        crossing = self.inverse[:, columns]  # [k, m]
-        gain = torch.cholesky_solve(crossing.mT, torch.linalg.cholesky(crossing[columns])).mT
-        self.weight -= self.weight[:, columns] @ gain.mT
-        self.inverse -= gain @ crossing.mT
-        self.weight[:, columns] = 0
-        self.inverse[columns] = 0
-        self.inverse[:, columns] = 0
-        self.inverse[columns, columns] = 1
-
-
-def _readers(reading: ReadBlock, outputs: Tensor, channel: Tensor, size: int, ridge: float) -> list[_Reader]:
-    """The blocks of a reading. channel: for each slot of its dimension the channel of the group, -1 for none."""
-    found = []
-    for slots, weight, moments, weights in zip(reading.slots, reading.weight, reading.centred, outputs, strict=True):
-        owner = channel[slots]  # [k]
-        inputs = torch.arange(len(owner))[owner >= 0]
-        counts = torch.bincount(owner[inputs], minlength=size)
-        most = int(counts.max())
-        if not most:
-            continue
-        count = len(owner)
-        columns = (count + torch.arange(most)).repeat(size, 1)
-        ordered = inputs[torch.argsort(owner[inputs], stable=True)]
-        places = torch.arange(len(ordered)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-        columns[owner[ordered], places] = ordered
-        whole = torch.eye(count + most, dtype=torch.float64)
-        mean = moments.diagonal().mean().clamp(min=_TINY)
-        whole[:count, :count] = torch.linalg.inv(moments + ridge * mean * torch.eye(count, dtype=torch.float64))
-        padded = torch.cat([weight, weight.new_zeros(len(weight), most)], 1)
-        found.append(_Reader(padded, (whole + whole.mT) / 2, weights, columns))
-    return found
-
-
-def _removed(readers: list[_Reader], size: int) -> tuple[Tensor, Tensor]:
-    """The channels in the order in which the greedy search removes them, and the increase of E at each step."""
-    left = torch.arange(size)
-    order, increases = [], []
-    for _ in range(size):
-        costs = torch.stack([reader.costs(left) for reader in readers]).sum(0)
-        best = int(costs.argmin())
-        chosen = int(left[best])
-        order.append(chosen)
-        increases.append(float(costs[best]))
-        for reader in readers:
-            reader.remove(chosen)
-        left = left[left != chosen]
-    return torch.tensor(order), torch.tensor(increases, dtype=torch.float64)
+        return torch.ones_like(reading.outputs) / energy.clamp(min=TINY)
 
 
 @measured("obs")

@@ -223,3 +223,28 @@ def test_what_nothing_reads_and_wrong_ridges_are_refused():
     readings = obs_importance(nn.Sequential(nn.Linear(3, 2)).eval(), [x])
     with pytest.raises(PlanError, match="nothing was seen reading group"):
         readings(fxprune.analyze(model, x).groups[0])
+
+
+@pytest.mark.parametrize("taps", [1, 3])
+def test_many_channels_are_removed_as_if_one_by_one(taps, monkeypatch):
+    """What waits, and what is left out of the matrices, changes no number."""
+    from fxprune.criteria import surgery
+
+    model = randomise(nn.Sequential(nn.Conv1d(5, 60, 1), nn.Tanh(), nn.Conv1d(60, 4, taps)).double(), 2).eval()
+    x = torch.randn(30, 5, 9, dtype=torch.float64)
+    group = fxprune.analyze(model, x[:1]).groups[0]
+    made = obs_importance(model, [x])
+    wanted = obs_importance(model, [x])
+    order, curve = made.order(group), made.curve(group)
+    monkeypatch.setattr(surgery, "PENDING", 1)
+    monkeypatch.setattr(surgery, "SHRINK", 0)
+    assert order.tolist() == wanted.order(group).tolist()
+    assert torch.allclose(curve, wanted.curve(group), rtol=1e-8)
+
+
+def test_a_ridge_that_is_too_small_is_refused():
+    model = nn.Sequential(nn.Linear(3, 12), nn.Identity(), nn.Linear(12, 2)).double().eval()
+    x = torch.randn(9, 3, dtype=torch.float64)
+    importance = obs_importance(model, [x], ridge=1e-30)
+    with pytest.raises(PlanError, match="take a larger ridge"):
+        fxprune.analyze(model, x).plan(ratio=0.5, importance=importance)
