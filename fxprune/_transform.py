@@ -65,7 +65,7 @@ def transform(
     border: str = "carrier",
     importance: Importance = "l2",
     ignore: Any = (),
-    round_to: int = 1,
+    round_to: int | str = 1,
     exact: bool = False,
     seed: int | None = None,
     also: Sequence[Any] = (),

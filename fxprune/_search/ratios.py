@@ -19,7 +19,7 @@ from fxprune.arguments import checks_arguments, fits
 from fxprune.capture.process_state import public_call
 from fxprune.capture.program import as_module
 from fxprune.costs import cost_of
-from fxprune.errors import InputError
+from fxprune.errors import InputError, PlanError
 from fxprune.files import PathLike
 from fxprune.planning.channels import removal_of
 from fxprune.planning.choose import kept_count
@@ -72,6 +72,8 @@ def sensitivity(
     [('0:channels@0.weight[0]', 4), ('0:channels@0.weight[0]', 2)]
     """
     shares = _checked(ratios)
+    if options.get("round_to") == "auto":
+        raise PlanError("the widths of a ratio are looked at", why='round_to="auto" changes them', do="give a number")
     module = as_module(model, example_inputs)
     request, settings = request_of(module, example_inputs, options), RepairSettings(repair_mode)
     samples = None if repair is None else samples_of(module, repair, repair_inputs, judge=score is None)

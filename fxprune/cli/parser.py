@@ -22,6 +22,7 @@ from fxprune.cli.usage import (
     kept,
     largest,
     literal,
+    multiple,
     one_of,
     output_path,
     share,
@@ -240,7 +241,9 @@ def _prune_options(parser: Parser) -> None:
         "--ignore", action="append", default=[], metavar="PATTERN", help="layers whose outputs stay. Can be repeated."
     )
     _importance_options(parser)
-    parser.option("--round-to", type=integer(1), metavar="N", help="keep multiples of N channels")
+    parser.option(
+        "--round-to", type=multiple, metavar="N", help="keep multiples of N channels; auto measures which N pays"
+    )
     parser.option("--exact", action="store_true", help="only groups whose removal changes no statistic")
     parser.option(
         "--bias",

@@ -74,6 +74,11 @@ def integer(least: int) -> Callable[[str], int]:
     return parse
 
 
+def multiple(text: str) -> int | str:
+    """Parses a value of `--round-to`: an integer of at least 1, or "auto"."""
+    return text if text == "auto" else integer(1)(text)
+
+
 def tolerance(text: str) -> float:
     """Parses a finite number that is not negative."""
     try:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from fxprune.analysis.adapters import low_rank_adapters
 from fxprune.analysis.findings import Findings, Group
 from fxprune.arguments import fits
 from fxprune.channels.groups import Bools, Removal
+from fxprune.costs import LatencyFile, LatencyTable
 from fxprune.criteria import Importance, comparable, scores_of
 from fxprune.errors import PlanError
 from fxprune.files import PathLike
+from fxprune.planning.alignment import best_multiple
 from fxprune.planning.budgets import budgets_of, checked_keys
 from fxprune.planning.enough import keep_enough
 from fxprune.planning.figures import Meter
@@ -35,7 +38,7 @@ def choose(
     masks: Mapping[str, Any] | str | None = None,
     importance: Importance = "l2",
     ignore: Any = (),
-    round_to: int = 1,
+    round_to: int | str = 1,
     exact: bool = False,
     seed: int | None = None,
     keep: Mapping[str, Any] | None = None,
@@ -63,7 +66,8 @@ def choose(
             returns one score per channel; or {pattern: scores}. The lowest are removed. Criteria that need data, such
             as "taylor", are measured before: see `transform`.
         ignore: a pattern or several; the output channels of the layers that they name stay.
-        round_to: the number of channels kept in a group is a multiple of this where the group is large enough.
+        round_to: the number of channels kept in a group is a multiple of this where the group is large enough. "auto"
+            measures which multiple pays on this machine, and a reason says so.
         exact: only groups whose removal equals setting their slots to zero.
         seed: the seed of importance "random".
         keep: instead of a ratio, the cost that stays: {"params", "bytes", "macs" or "memory" (the peak of activations
@@ -90,27 +94,37 @@ def choose(
     if masks is not None:
         removed, reasons = removed_by_masks(findings, masks, stay)
         return removed, (*reasons, *keep_equal_widths(findings, removed, np.zeros(len(removed))))
-    limits = _Limits(round_to, min_channels, _largest(max_ratio, keep))
+    limits = _Limits(1, min_channels, _largest(max_ratio, keep))
     groups, fixed, why = _groups(findings, ratio, keep is not None, counts, stay)
     if not groups and not fixed:
         shares = _ratios(findings, ratio) if keep is None else [1.0] * len(findings.groups)
         return findings.solution.no_channel(), (why or _why_no_group(findings, shares, stay, exact))
     importance = importance_by_pattern(findings, importance)
     scores = scores_of(findings, importance, [*groups, *(findings.groups[number] for number in fixed)], seed)
-    spread = Spread(
-        list(groups), {g.number: g.size - limits.least(g.size) for g in groups}, limits.kept, comparable(importance)
-    )
-    widths = Widths(lambda level: {}, lambda gone: _flags(findings, scores, {**gone, **fixed}), round_to)
+    ranked = _Ranked(findings, scores, tuple(groups), fixed, limits, comparable(importance))
+    table = partial(_table, findings, small, latency_table)
+    if isinstance(round_to, str):
+        round_to, told = best_multiple(findings, partial(ranked.widths, scope), table)
+        why = (*why, told)
     if keep is None:
-        removed, reasons = widths.flags({g.number: spread.count(g, share) for g, share in groups.items()})
+        spread = ranked.spread(round_to)
+        removed, reasons = ranked.flags({g.number: spread.count(g, share) for g, share in groups.items()})
     else:
-        at = scope_named(scope)(findings, spread, scores)
-        meter = Meter(findings, checked_keys(keep), small, latency_table)
+        meter = Meter(findings, checked_keys(keep), table)
         budgets = budgets_of(meter.of(), keep, meter.uncounted)
-        removed, reasons = within(findings, budgets, replace(widths, at=at), meter)
+        removed, reasons = within(findings, budgets, ranked.widths(scope, round_to), meter)
     if not removed.any() and not reasons:
         reasons = (_why_rounding(groups, round_to),) if groups else ()
     return removed, (*reasons, *why)
+
+
+def _table(
+    findings: Findings, small: Callable[[Removal], nn.Module] | None, folder: PathLike | bool | None
+) -> LatencyTable:
+    """An empty table of latencies. The arguments are those of `choose`."""
+    if small is None:
+        raise PlanError("a latency needs small models to measure", do="pass small, a function that makes them")
+    return LatencyTable(findings, small, LatencyFile.of(findings.model, folder))
 
 
 def _groups(
@@ -180,6 +194,37 @@ class _Limits:
         return max(kept_count(size, self.max_ratio, self.round_to), min(self.min_channels, size))
 
 
+@dataclass(frozen=True, eq=False)
+class _Ranked:
+    """The groups that lose channels, with their scores.
+
+    fixed: the number of a group -> how many channels go, for groups whose widths are given.
+    comparable: True if the scores compare between groups as they are.
+    """
+
+    findings: Findings
+    scores: Scores
+    groups: Sequence[Group]
+    fixed: Mapping[int, int]
+    limits: _Limits
+    comparable: bool
+
+    def spread(self, multiple: int) -> Spread:
+        """The channels that the groups may lose, if the widths are multiples of a number."""
+        limits = replace(self.limits, round_to=multiple)
+        most = {group.number: group.size - limits.least(group.size) for group in self.groups}
+        return Spread(self.groups, most, limits.kept, self.comparable)
+
+    def flags(self, gone: Mapping[int, int]) -> tuple[Bools, tuple[str, ...]]:
+        """The channels that are removed, if so many of each group go, and the reasons for others that stay."""
+        return _flags(self.findings, self.scores, {**gone, **self.fixed})
+
+    def widths(self, scope: str, multiple: int) -> Widths:
+        """The widths of a plan by its level."""
+        at = scope_named(scope)(self.findings, self.spread(multiple), self.scores)
+        return Widths(at, self.flags, multiple)
+
+
 def _largest(max_ratio: float | None, keep: Any) -> float:
     """The largest share that a group may lose: a ratio is taken literally, a budget leaves a tenth."""
     if max_ratio is not None:
@@ -231,9 +276,11 @@ def kept_count(size: int, ratio: float, round_to: int) -> int:
     return rounded if rounded <= size else size // round_to * round_to
 
 
-def _check_round_to(round_to: int) -> None:
+def _check_round_to(round_to: int | str) -> None:
+    if round_to == "auto":
+        return
     if isinstance(round_to, bool) or not isinstance(round_to, numbers.Integral) or round_to < 1:
-        raise PlanError(f"round_to must be an integer of at least 1, not {round_to!r}")
+        raise PlanError(f'round_to must be an integer of at least 1 or "auto", not {round_to!r}')
 
 
 def _check_ratio(ratio: Any) -> float:

@@ -9,10 +9,8 @@ from torch import nn
 
 from fxprune.analysis.findings import Findings
 from fxprune.channels.groups import Removal
-from fxprune.costs import Cost, LatencyFile, LatencyTable, PeakMemory, cost, measure, peak_memory
+from fxprune.costs import Cost, LatencyTable, PeakMemory, cost, measure, peak_memory
 from fxprune.costs.count import cost_of
-from fxprune.errors import PlanError
-from fxprune.files import PathLike
 
 Figures = Mapping[str, float | None]
 """Name of a measure -> its figure, None if it is unknown."""
@@ -57,26 +55,20 @@ class Meter:
     """The figures of the model that was analysed, and those that removals leave.
 
     keys: the names of the measures.
-    small: makes the smaller model that a removal leaves. Only a latency needs it.
-    folder: where measured latencies are kept, see `LatencyFile.of`.
+    table: makes a table of latencies. Only a latency needs it.
     """
 
     def __init__(
         self,
         findings: Findings,
         keys: Iterable[str],
-        small: Callable[[Removal], nn.Module] | None = None,
-        folder: PathLike | bool | None = None,
+        table: Callable[[], LatencyTable] | None = None,
     ) -> None:
         self.findings = findings
         self.keys = frozenset(keys)
         self._whole = cost_of(findings)
         self._memory = PeakMemory(findings) if "memory" in self.keys else None
-        self._table: LatencyTable | None = None
-        if "latency" in self.keys:
-            if small is None:
-                raise PlanError("a latency needs small models to measure", do="pass small, a function that makes them")
-            self._table = LatencyTable(findings, small, LatencyFile.of(findings.model, folder))
+        self._table = table() if table is not None and "latency" in self.keys else None
 
     @property
     def uncounted(self) -> tuple[str, ...]:
