@@ -54,6 +54,7 @@ PUBLIC_MODULES = {
     "criteria": "Importance",
     "ops": "rule",
     "plot": "dependencies",
+    "regularizers": "GroupLasso",
     "pruner": "BasePruner",
     "schedules": "AGP",
     "sparse": "freeze",

@@ -1,0 +1,98 @@
+"""A callback for Lightning: `pip install lightning`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+
+from fxprune._gradual import GradualPruner
+from fxprune.errors import FileError, PlanError
+from fxprune.files import PathLike
+from fxprune.integrations.moments import When
+
+
+class LightningPruningCallback(Callback):
+    """Makes one module of a LightningModule smaller while a Trainer trains it; see `fxprune.GradualPruner`.
+
+    The optimizers of the trainer follow. Checkpoints of the trainer hold the state of the pruner. To go on from one,
+    give its path twice: `LightningPruningCallback(..., resume_from=path)` makes the new module smaller before the
+    trainer loads its weights, and `trainer.fit(model, ckpt_path=path)` loads them.
+
+    Args:
+        module: the path of the module in the LightningModule, such as "net".
+        example_inputs: the inputs of that module, as for `fxprune.transform`.
+        every_n_epochs, every_n_steps: when the pruner makes a step; after each epoch by default.
+        resume_from: the path of a checkpoint, None for a new training.
+        options: those of `fxprune.GradualPruner`: keep, schedule, steps, importance, repair and so on.
+
+    `callback.pruner` is the pruner, None before the training begins.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        example_inputs: Any,
+        *,
+        every_n_epochs: int | None = None,
+        every_n_steps: int | None = None,
+        resume_from: PathLike | None = None,
+        **options: Any,
+    ) -> None:
+        self.module, self.example_inputs, self.options = module, example_inputs, options
+        self.resume_from = resume_from
+        self.when = When.of(every_n_epochs, every_n_steps)
+        self.pruner: GradualPruner | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Makes the pruner. With `resume_from` the module loses what was removed before that checkpoint."""
+        if stage != "fit":
+            return
+        self.pruner = GradualPruner(self._find(pl_module), self.example_inputs, **self.options)
+        if self.resume_from is not None:
+            callbacks = torch.load(self.resume_from, map_location="cpu", weights_only=True).get("callbacks", {})
+            if self.state_key not in callbacks:
+                at = str(self.resume_from)
+                raise FileError("the checkpoint has no state of a pruner", at=at, do="train with the callback")
+            self.pruner.load_state_dict(callbacks[self.state_key]["pruner"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lets the optimizers of the trainer follow from now on."""
+        self._made().optimizer = list(trainer.optimizers)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Makes a step of the pruner after every n steps of the optimizer."""
+        if self.when.after_step(trainer.global_step):
+            self._step(pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Makes a step of the pruner after every n epochs."""
+        if self.when.after_epoch(trainer.current_epoch + 1):
+            self._step(pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state for a checkpoint."""
+        return {} if self.pruner is None else {"pruner": self.pruner.state_dict()}
+
+    def _step(self, pl_module: LightningModule) -> None:
+        made = self._made().step()
+        pl_module.log_dict({"pruned_params": float(made.after.params), "pruning_progress": made.progress})
+
+    def _made(self) -> GradualPruner:
+        if self.pruner is None:
+            raise PlanError("the training has not begun", why="the pruner is made in setup", do="call trainer.fit")
+        return self.pruner
+
+    def _find(self, pl_module: LightningModule) -> nn.Module:
+        found: nn.Module | None = dict(pl_module.named_modules()).get(self.module)
+        if found is None or found is pl_module:
+            children = ", ".join(name for name, _ in pl_module.named_children()) or "none"
+            raise PlanError(
+                "there is no such module to prune",
+                at=f'module="{self.module}"',
+                why=f"the modules of {type(pl_module).__name__} are: {children}",
+                do="name the module that makes the predictions, not the LightningModule itself",
+            )
+        return found

@@ -1,0 +1,104 @@
+"""The callback for Lightning, with its real Trainer."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import fxprune
+from tests.follow.nets import batch, net
+from tests.support import torchvision
+
+torchvision()  # torchmetrics imports it
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import lightning.pytorch as pl
+
+    from fxprune.integrations.lightning import LightningPruningCallback
+
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning warns of loaders without workers and the like
+
+
+class Task(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = net()
+
+    def training_step(self, found: list[torch.Tensor], number: int) -> torch.Tensor:
+        return nn.functional.cross_entropy(self.net(found[0]), found[1])
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.net.parameters(), 0.01)
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9)}
+
+
+def loader() -> DataLoader[Any]:
+    images = torch.cat([batch(seed) for seed in range(4)])
+    return DataLoader(TensorDataset(images, torch.arange(16) % 5), batch_size=4, shuffle=False)
+
+
+def fitted(
+    folder: Path, epochs: int, checkpoint: Path | None = None, **when: Any
+) -> tuple[Task, LightningPruningCallback, Any]:
+    task = Task()
+    callback = LightningPruningCallback("net", batch(0), keep={"macs": 0.3}, steps=3, resume_from=checkpoint, **when)
+    saving = pl.callbacks.ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1, every_n_epochs=1)
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        callbacks=[callback, saving],
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    trainer.fit(task, loader(), ckpt_path=checkpoint)
+    return task, callback, trainer
+
+
+def test_a_module_gets_smaller_and_training_goes_on(tmp_path: Path) -> None:
+    task, callback, trainer = fitted(tmp_path, 4)
+    assert callback.pruner.done
+    assert task.net.stem.out_channels < 8
+    assert fxprune.cost(task.net, batch(0)).macs <= 0.3 * fxprune.cost(net(), batch(0)).macs
+    held = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    assert held == {id(parameter) for parameter in task.net.parameters()}
+    assert float(trainer.callback_metrics["pruning_progress"]) == 1.0
+
+
+def test_a_training_goes_on_from_its_own_checkpoint_after_a_prune(tmp_path: Path) -> None:
+    whole, _, _ = fitted(tmp_path / "whole", 4)
+    fitted(tmp_path / "first", 2)
+    again, callback, _ = fitted(tmp_path / "first", 4, tmp_path / "first" / "epoch=1.ckpt")
+    assert callback.pruner.number == 4
+    expected = whole.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in again.state_dict().items())
+
+
+def test_steps_of_the_optimizer_count_as_well(tmp_path: Path) -> None:
+    _, callback, _ = fitted(tmp_path, 1, every_n_steps=2)
+    assert callback.pruner.number == 2
+
+
+@pytest.mark.parametrize("module", ["", "model", "net.no"])
+def test_a_module_that_is_not_there_is_named(module: str, tmp_path: Path) -> None:
+    trainer = pl.Trainer(max_epochs=1, logger=False, default_root_dir=tmp_path, accelerator="cpu")
+    trainer.callbacks.append(LightningPruningCallback(module, batch(0), keep={"macs": 0.3}))
+    with pytest.raises(fxprune.PlanError, match=r"no such module to prune\n.*\n  why  the modules of Task are: net"):
+        trainer.fit(Task(), loader())
+
+
+@pytest.mark.parametrize(
+    "when", [{"every_n_epochs": 0}, {"every_n_steps": 1.5}, {"every_n_epochs": 1, "every_n_steps": 1}]
+)
+def test_wrong_moments_are_refused(when: dict[str, Any]) -> None:
+    with pytest.raises(fxprune.PlanError):
+        LightningPruningCallback("net", batch(0), keep={"macs": 0.3}, **when)

@@ -1,0 +1,94 @@
+"""The callback for the Trainer of transformers, with its real Trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fxprune
+from tests.support import torchvision
+
+torchvision()  # transformers imports it
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments  # noqa: E402
+
+from fxprune.integrations.transformers import FILE, TrainerPruningCallback  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the Trainer warns of pinned memory and the like
+
+
+def model() -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        num_labels=3,
+    )
+    return BertForSequenceClassification(config)
+
+
+def samples() -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {"input_ids": torch.randint(50, (6,), generator=generator), "labels": torch.tensor(number % 3)}
+        for number in range(12)
+    ]
+
+
+def trained(folder: Path, *, resume: Path | None = None) -> tuple[Trainer, TrainerPruningCallback]:
+    example = {"input_ids": torch.stack([sample["input_ids"] for sample in samples()[:2]])}
+    callback = TrainerPruningCallback(
+        example, keep={"params": 0.7}, steps=2, scope="local", resume_from=None if resume is None else str(resume)
+    )
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=3,
+        per_device_train_batch_size=4,
+        save_strategy="epoch",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        seed=0,
+        logging_strategy="no",
+    )
+    trainer = Trainer(model(), arguments, train_dataset=samples(), callbacks=[callback])
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    return trainer, callback
+
+
+def test_the_model_gets_smaller_and_goes_on_from_a_checkpoint_after_a_prune(tmp_path: Path) -> None:
+    trainer, callback = trained(tmp_path / "whole")
+    assert callback.pruner.done
+    assert callback.pruner.number == 3
+    small = trainer.model
+    assert type(small) is BertForSequenceClassification
+    assert sum(p.numel() for p in small.parameters()) <= 0.7 * sum(p.numel() for p in model().parameters())
+    assert {id(p) for group in trainer.optimizer.param_groups for p in group["params"]} == {
+        id(parameter) for parameter in small.parameters()
+    }
+    first = tmp_path / "whole" / "checkpoint-3"
+    assert (first / FILE).exists()
+    again, resumed = trained(tmp_path / "again", resume=first)
+    assert resumed.pruner.number == 3
+    expected = small.state_dict()
+    for name, tensor in again.model.state_dict().items():
+        assert torch.allclose(tensor, expected[name], rtol=0, atol=1e-6), name
+
+
+def test_a_checkpoint_without_a_state_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(fxprune.FileError, match=r"no state of a pruner\n  at .*fxprune_pruner.json"):
+        trained(tmp_path / "x", resume=tmp_path)
+
+
+def test_wrong_options_are_refused_when_the_trainer_is_made(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"keep": {"params": 3.0}}
+    callback = TrainerPruningCallback({"input_ids": torch.zeros(1, 6, dtype=torch.int64)}, **options)
+    with pytest.raises(fxprune.PlanError, match="a share must be in"):
+        Trainer(model(), TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]), callbacks=[callback])
