@@ -76,8 +76,8 @@ def attempt(analysis: Findings, request: Request, *, locking: bool = False) -> R
     first, held = analysis, list[str]()
     choices = request.choices
     while True:
-        resolved = _resolved(analysis, request, held)
         try:
+            resolved = _resolved(analysis, request, held)  # which makes smaller models too, for a latency
             made = rewrite(analysis, resolved.removal, resolved.constants)
         except RewriteError as error:
             narrower = lock_channels(analysis, error) if locking else None

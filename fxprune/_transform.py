@@ -281,7 +281,7 @@ def _measured(result: Result, model: nn.Module, example_inputs: Any, keep: Mappi
     if "memory" in keep:
         found["memory"] = peak_memory(model, example_inputs), peak_memory(result.small, example_inputs)
     if "latency" in keep:
-        before, after = measured_in_turn([model, result.small], example_inputs)
+        before, after = measured_in_turn([model, result.small], example_inputs, rounds=10)
         found["latency"] = before.seconds, after.seconds
     return found
 

@@ -132,10 +132,9 @@ def timer_of(device: torch.device) -> Callable[[], float]:
     """
     if device.type == "cpu":
         return time.thread_time if threads() == 1 else time.perf_counter
-    module: Any = getattr(torch, device.type)
 
     def timer() -> float:
-        module.synchronize(device)
+        torch.accelerator.synchronize(device)
         return time.perf_counter()
 
     return timer

@@ -96,5 +96,12 @@ def cache_folder() -> Path:
 
 def _point(entry: Field) -> Point:
     entry.object(["original", "whole", "layers"])
-    layers = {path: float(seconds.number()) for path, seconds in entry["layers"].mapping().items()}
-    return Point(float(entry["original"].number()), float(entry["whole"].number()), layers)
+    layers = {path: _seconds(field) for path, field in entry["layers"].mapping().items()}
+    return Point(_seconds(entry["original"]), _seconds(entry["whole"]), layers)
+
+
+def _seconds(field: Field) -> float:
+    seconds = float(field.number())
+    if seconds < 0:
+        raise field.wrong("it must be a time")
+    return seconds

@@ -136,7 +136,7 @@ class LatencyTable:
         self._measured: list[_Known] = []
         self._wholes: dict[str, float] = {}
         whole = Removal(findings.solution, findings.solution.no_channel())
-        self.full = self._points[_widths(findings, whole)].original if self._points else 0.0
+        self.full = next((point.original for point in self._points.values()), 0.0)
         self.learn(whole)
 
     def learn(self, removal: Removal) -> bool:
@@ -220,7 +220,8 @@ def _digest(findings: Findings) -> str:
     tensors = [(name, str(t.dtype), list(t.shape)) for name, t in findings.tensors.items()]
     inputs = torch.utils._pytree.tree_leaves(findings.inputs)
     given = [[str(x.dtype), list(x.shape)] if isinstance(x, torch.Tensor) else repr(x) for x in inputs]
-    return _short([modules, sorted(tensors), given, findings.captured.path])
+    operations = [key for observation in findings.observed.observations.values() for key in observation.outputs]
+    return _short([modules, sorted(tensors), given, findings.captured.path, operations])
 
 
 def _short(value: Any) -> str:

@@ -40,6 +40,10 @@ def seconds_of(model: nn.Module) -> tuple[float, dict[str, float]]:
     return sum(layers.values()) + 2e-3, layers
 
 
+POINT = '{"original": -1, "whole": 1, "layers": {}}'
+NEGATIVE = f'{{"schema": "fxprune.latency/1", "conditions": {{}}, "points": {{"a": {POINT}}}}}'
+
+
 class Clock:
     """Measures as `watched` does. slower: the factor by which the machine is slow. calls: how often it was called."""
 
@@ -116,7 +120,7 @@ def test_a_file_is_for_a_model_its_inputs_and_a_number_of_threads(tmp_path: Path
     assert len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"schema": "other/1", "conditions": {}, "points": {}}', "[1, 2"])
+@pytest.mark.parametrize("text", ["", "{}", NEGATIVE, '{"schema": "other/1", "conditions": {}, "points": {}}', "[1, 2"])
 def test_a_file_that_is_not_as_it_should_be_is_measured_again(tmp_path: Path, text: str) -> None:
     model, clock = net(), Clock()
     table_of(model, Clock(), LatencyFile.of(model, tmp_path))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fxprune
 from fxprune.costs import Latency, latency_table, peak_memory
@@ -26,7 +26,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clock:
     monkeypatch.setattr(latency_table, "watched", made)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
-    def measured(models: list[nn.Module], inputs: Any) -> list[Latency]:
+    def measured(models: list[nn.Module], inputs: Any, rounds: int) -> list[Latency]:
         return [Latency(seconds_of(model)[0], 0.0, 1, "cpu", 1) for model in models]
 
     monkeypatch.setattr(fxprune._transform, "measured_in_turn", measured)
@@ -76,7 +76,7 @@ def test_a_second_request_measures_nothing_anew(clock: Clock) -> None:
 
 
 def test_a_latency_that_turns_out_longer_is_reported(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(models: list[nn.Module], inputs: Any) -> list[Latency]:
+    def slow(models: list[nn.Module], inputs: Any, rounds: int) -> list[Latency]:
         return [Latency(seconds, 0.0, 1, "cpu", 1) for seconds in (0.020, 0.012)]
 
     monkeypatch.setattr(fxprune._transform, "measured_in_turn", slow)
@@ -129,3 +129,22 @@ def test_a_latency_of_a_model_that_computes_nothing_is_refused() -> None:
         fxprune.transform(model, x, keep={"latency": 0.5}, **options)
     small = fxprune.transform(model, x, keep={"memory": 0.8}, **options)
     assert fxprune.record(small).measured["memory"][1] <= 0.8 * peak_memory(model, x)
+
+
+class Halves(nn.Module):
+    """Has a width in its code, so that the class keeps one group, and a graph would lose it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(8, 64), nn.Linear(64, 64), nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        return self.head(torch.relu(self.second(x)).reshape(-1, 64))
+
+
+def test_channels_that_code_holds_are_locked_while_a_latency_is_measured(clock: Clock) -> None:
+    model = Halves().eval()
+    small = fxprune.transform(model, torch.randn(2, 8), keep={"latency": 0.98}, prefer="class")
+    assert type(small) is Halves
+    assert seconds_of(small)[0] <= 0.98 * seconds_of(model)[0]
