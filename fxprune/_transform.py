@@ -78,7 +78,8 @@ def transform(
     outputs: Any = None,
     keep: Mapping[str, Any] | None = None,
     scope: str = "local",
-    counts: Mapping[str, int] | None = None,
+    counts: Mapping[Any, int] | None = None,
+    uniform: Any = (),
     min_channels: int = 1,
     max_ratio: float | None = None,
     latency_table: PathLike | bool | None = None,
@@ -114,8 +115,8 @@ def transform(
         plan: the channels to remove, made by `analysis.plan(...)` or loaded from a file. The path that it was made on
             is tried first. Without a plan, the next arguments say how to make one:
         keep: the cost that stays, such as {"macs": 0.5}: the result is within it, and near it.
-        ratio, masks, importance, ignore, round_to, exact, seed, scope, counts, min_channels, max_ratio,
-            latency_table: see `fxprune.planning.choose.choose`, which says more of `keep` too.
+        ratio, masks, importance, ignore, round_to, exact, seed, scope, counts, uniform, min_channels,
+            max_ratio, latency_table: see `fxprune.planning.choose.choose`, which says more of `keep` too.
         bias: "prune" removes everything that belongs to a channel. "fold" removes its weights only. What the channel
             computes without them is a constant (from its bias, the shift of a norm, an activation at zero), which is
             folded exactly into the layers that read it. If that is not possible, the channel stays. The default is
@@ -175,7 +176,7 @@ def transform(
     choices: dict[str, Any] = {"ratio": ratio, "masks": masks, "bias": bias, "border": border, "ignore": ignore}
     choices |= {"importance": importance, "round_to": round_to, "exact": exact, "seed": seed, "keep": keep}
     choices |= {"scope": scope, "counts": counts, "min_channels": min_channels, "max_ratio": max_ratio}
-    choices |= {"latency_table": latency_table}
+    choices |= {"uniform": uniform, "latency_table": latency_table}
     on = DataOptions(data, loss, scores, repair, repair_mode, repair_inputs, optimizer, ema, search)
     return cast(ModelT, carry_out(Request(call, plan, choices, verify), on))
 

@@ -23,7 +23,7 @@ from fxprune.criteria.from_data import on_data
 from fxprune.errors import InputError, PlanError, nearest
 from fxprune.paths import paths_for
 
-CHOICES = "importance ignore round_to exact seed scope counts min_channels max_ratio latency_table".split()
+CHOICES = "importance ignore round_to exact seed scope counts uniform min_channels max_ratio latency_table".split()
 """The options of `transform` that say which channels go, beside how many."""
 
 OTHERS = "also methods strict norms outputs path prefer".split()

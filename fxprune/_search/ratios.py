@@ -22,7 +22,7 @@ from fxprune.costs import cost_of
 from fxprune.errors import InputError, PlanError
 from fxprune.files import PathLike
 from fxprune.planning.channels import removal_of
-from fxprune.planning.choose import kept_count
+from fxprune.planning.limits import kept_count
 from fxprune.planning.select import by_group, ignored_groups
 
 

@@ -311,7 +311,7 @@ def _check_readable(*paths: str | None) -> None:
             check_readable(path)
 
 
-RANKING_OPTIONS = ("importance", "scores", "save_scores", "round_to", "scope", "counts", "min_channels", "max_ratio")
+RANKING_OPTIONS = tuple("importance scores save_scores round_to scope counts uniform min_channels max_ratio".split())
 FILTER_OPTIONS = ("ignore", "exact")
 
 

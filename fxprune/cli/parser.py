@@ -207,6 +207,12 @@ def _search_options(parser: Parser) -> None:
 
 
 def _limit_options(parser: Parser) -> None:
+    parser.option(
+        "--uniform",
+        action="append",
+        metavar="PATTERN",
+        help="repeated blocks, like layers.*.mlp, whose groups keep equally many channels. Can be repeated.",
+    )
     parser.option("--min-channels", type=integer(1), metavar="N", help="the least number that stays in a group")
     parser.option("--max-ratio", type=largest, metavar="SHARE", help="the largest share that a group loses")
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import numbers
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,14 +20,15 @@ from fxprune.errors import PlanError
 from fxprune.files import PathLike
 from fxprune.planning.alignment import best_multiple
 from fxprune.planning.budgets import budgets_of, checked_keys
-from fxprune.planning.enough import keep_enough
 from fxprune.planning.figures import Meter
-from fxprune.planning.fitting import Widths, within
-from fxprune.planning.keeping import Scores
+from fxprune.planning.fitting import within
+from fxprune.planning.fixed_counts import Fixed, fixed_counts
+from fxprune.planning.limits import check_round_to, limits_of
 from fxprune.planning.masks import every_channel, removed_by_masks
-from fxprune.planning.scopes import Spread, scope_named
+from fxprune.planning.ranked import Ranked
 from fxprune.planning.select import by_group, ignored_groups, importance_by_pattern
 from fxprune.planning.shared_settings import keep_equal_widths
+from fxprune.planning.uniform import EqualWidths, equal_widths
 
 
 def choose(
@@ -43,7 +43,8 @@ def choose(
     seed: int | None = None,
     keep: Mapping[str, Any] | None = None,
     scope: str = "local",
-    counts: Mapping[str, int] | None = None,
+    counts: Mapping[Any, int] | None = None,
+    uniform: Any = (),
     min_channels: int = 1,
     max_ratio: float | None = None,
     latency_table: PathLike | bool | None = None,
@@ -76,6 +77,10 @@ def choose(
         scope: how a budget is spread over the groups: "local" (the same share of each), "global" (all channels are
             ranked together), or "isomorphic" (those of groups with the same structure).
         counts: {pattern: the number of channels that stay}, for groups that neither ratio nor budget shall decide.
+            Groups that `ignore` or `exact` holds stay whole; a count that breaks a limit that is given is refused.
+        uniform: a pattern or several that name repeated blocks, such as "layers.*.mlp": groups at the same place in
+            these blocks keep equally many channels, the mean of what each would keep. If one of them stays whole, so do
+            the others; a count for one holds for all.
         min_channels: the least number of channels that stay in a group.
         max_ratio: the largest share that a group may lose; for a budget 0.9 by default, so that no group gets empty.
         latency_table: the folder that keeps measured latencies; by default it is in the user's cache directory. False
@@ -85,30 +90,27 @@ def choose(
     Raises `PlanError` for a request that makes no sense.
     """
     _check_one_request(ratio=ratio, masks=masks, keep=keep, counts=counts)
-    _check_round_to(round_to)
-    stay = ignored_groups(findings, ignore)
-    if exact:
-        stay |= set(findings.solution.groups_with(findings.inexact))
-    if isinstance(masks, str):
-        return every_channel(findings, masks, stay), ()
+    check_round_to(round_to)
+    stay = _staying(findings, ignore, exact)
     if masks is not None:
-        removed, reasons = removed_by_masks(findings, masks, stay)
-        return removed, (*reasons, *keep_equal_widths(findings, removed, np.zeros(len(removed))))
-    limits = _Limits(1, min_channels, _largest(max_ratio, keep))
-    groups, fixed, why = _groups(findings, ratio, keep is not None, counts, stay)
+        return _by_masks(findings, masks, set(stay))
+    limits = limits_of(round_to, min_channels, max_ratio, keep)
+    equal, held = equal_widths(findings, uniform)
+    given = fixed_counts(findings, counts, {**held, **stay}, limits, largest_given=max_ratio is not None)
+    chosen = _groups(findings, ratio, keep is not None, {**held, **stay}, equal, given)
+    groups, fixed, why = chosen.groups, chosen.fixed, (*dict.fromkeys(held.values()), *chosen.reasons)
     if not groups and not fixed:
         shares = _ratios(findings, ratio) if keep is None else [1.0] * len(findings.groups)
-        return findings.solution.no_channel(), (why or _why_no_group(findings, shares, stay, exact))
+        return findings.solution.no_channel(), (why or _why_no_group(findings, shares, set(stay), exact))
     importance = importance_by_pattern(findings, importance)
     scores = scores_of(findings, importance, [*groups, *(findings.groups[number] for number in fixed)], seed)
-    ranked = _Ranked(findings, scores, tuple(groups), fixed, limits, comparable(importance))
+    ranked = Ranked(findings, scores, tuple(groups), fixed, equal, limits, comparable(importance))
     table = partial(_table, findings, small, latency_table)
     if isinstance(round_to, str):
         round_to, told = best_multiple(findings, partial(ranked.widths, scope), table)
         why = (*why, told)
     if keep is None:
-        spread = ranked.spread(round_to)
-        removed, reasons = ranked.flags({g.number: spread.count(g, share) for g, share in groups.items()})
+        removed, reasons = ranked.by_ratio(groups, round_to)
     else:
         meter = Meter(findings, checked_keys(keep), table)
         budgets = budgets_of(meter.of(), keep, meter.uncounted)
@@ -116,6 +118,14 @@ def choose(
     if not removed.any() and not reasons:
         reasons = (_why_rounding(groups, round_to),) if groups else ()
     return removed, (*reasons, *why)
+
+
+def _by_masks(findings: Findings, masks: Mapping[str, Any] | str, stay: set[int]) -> tuple[Bools, tuple[str, ...]]:
+    """The channels that masks remove, and the reasons why some stay. stay: the numbers of groups that must."""
+    if isinstance(masks, str):
+        return every_channel(findings, masks, stay), ()
+    removed, reasons = removed_by_masks(findings, masks, stay)
+    return removed, (*reasons, *keep_equal_widths(findings, removed, np.zeros(len(removed))))
 
 
 def _table(
@@ -127,24 +137,50 @@ def _table(
     return LatencyTable(findings, small, LatencyFile.of(findings.model, folder))
 
 
-def _groups(
-    findings: Findings, ratio: Any, full: bool, counts: Any, stay: set[int]
-) -> tuple[dict[Group, float], dict[int, int], tuple[str, ...]]:
-    """The groups that lose channels, and the reasons why low-rank adapters do not.
+def _staying(findings: Findings, ignore: Any, exact: bool) -> dict[int, str]:
+    """Number of a group that must stay -> why."""
+    stay = dict.fromkeys(ignored_groups(findings, ignore), "ignore names it")
+    if exact:
+        stay |= dict.fromkeys(findings.solution.groups_with(findings.inexact), "a statistic would change (exact=True)")
+    return stay
 
-    full: True for a budget, which may take all of every group. stay: the numbers of the groups that must stay.
 
-    Returns first the groups with the share that goes, then group -> how many channels go, for those in `counts`.
+@dataclass(frozen=True)
+class _Chosen:
+    """The groups that a request is about.
+
+    groups: those that lose channels -> the share that goes. fixed: number of a group -> how many channels go.
+    reasons: why others stay.
     """
-    adapters = frozenset() if isinstance(ratio, Mapping) else low_rank_adapters(findings) - stay
+
+    groups: dict[Group, float]
+    fixed: dict[int, int]
+    reasons: tuple[str, ...]
+
+
+def _groups(
+    findings: Findings, ratio: Any, full: bool, stay: Mapping[int, str], equal: EqualWidths, fixed: Fixed
+) -> _Chosen:
+    """The groups that lose channels.
+
+    full: True for a budget, which may take all of every group. stay: number of a group that must stay -> why.
+    fixed: the counts that are given, and their reasons.
+    """
+    adapters = frozenset() if isinstance(ratio, Mapping) else low_rank_adapters(findings) - stay.keys()
     ratios = [1.0] * len(findings.groups) if full else _ratios(findings, ratio)
-    fixed = _fixed_counts(findings, counts)
-    able = (g for g in findings.groups if g.number not in stay | adapters | fixed.keys() and ratios[g.number] > 0)
-    return (
-        {group: ratios[group.number] for group in able},
-        fixed,
-        _why_adapters_stay(findings, ratios, adapters - fixed.keys()),
-    )
+    given = equal.with_fixed(fixed.gone, findings.groups, stay)
+    able = {g.number for g in findings.groups if g.number not in stay.keys() | adapters and ratios[g.number] > 0}
+    able -= given.keys()
+    reasons = [*fixed.reasons, *_why_adapters_stay(findings, ratios, adapters - given.keys())]
+    for members in equal.sets:
+        still = [number for number in members if number not in able | given.keys()]
+        if still and able.intersection(members):
+            able -= set(members)
+            first, cause = findings.groups[members[0]].name, findings.groups[still[0]].name
+            why, more = stay.get(still[0], "nothing asks for its channels"), len(members) - 1
+            reasons.append(f'uniform: "{first}" and {more} more keep all channels, as "{cause}" does: {why}')
+    groups = {group: ratios[group.number] for group in findings.groups if group.number in able}
+    return _Chosen(groups, given, tuple(reasons))
 
 
 def _why_rounding(groups: Mapping[Group, float], round_to: int) -> str:
@@ -154,99 +190,6 @@ def _why_rounding(groups: Mapping[Group, float], round_to: int) -> str:
         f"rounding leaves every group whole: the largest has {largest.size} channels "
         f'("{largest.name}"), ratio {groups[largest]}, round_to {round_to}'
     )
-
-
-def _flags(findings: Findings, scores: Scores, counts: Mapping[int, int]) -> tuple[Bools, tuple[str, ...]]:
-    """The channels with the lowest scores, so many of each group, without those that the model needs.
-
-    Returns with them the reasons why these stay.
-    """
-    removed = findings.solution.no_channel()
-    for number, drop in counts.items():
-        channels = findings.groups[number].channels
-        removed[channels[np.argsort(scores[channels], kind="stable")[:drop]]] = True
-    reasons = keep_enough(findings, removed, scores)
-    return removed, (*reasons, *keep_equal_widths(findings, removed, scores))
-
-
-@dataclass(frozen=True)
-class _Limits:
-    """The channels that every group keeps. The fields are arguments of `choose`."""
-
-    round_to: int
-    min_channels: int
-    max_ratio: float
-
-    def __post_init__(self) -> None:
-        if isinstance(self.min_channels, bool) or not isinstance(self.min_channels, int) or self.min_channels < 1:
-            raise PlanError(f"min_channels must be an integer of at least 1, not {self.min_channels!r}")
-        if isinstance(self.max_ratio, bool) or not isinstance(self.max_ratio, float | int):
-            raise PlanError(f"max_ratio must be a number, not {self.max_ratio!r}")
-        if not 0 < self.max_ratio <= 1:
-            raise PlanError(f"max_ratio must be in (0, 1], not {self.max_ratio!r}")
-
-    def kept(self, size: int, ratio: float) -> int:
-        """The channels that stay of a group, if this share goes."""
-        return kept_count(size, ratio, self.round_to)
-
-    def least(self, size: int) -> int:
-        """The fewest channels that stay of a group."""
-        return max(kept_count(size, self.max_ratio, self.round_to), min(self.min_channels, size))
-
-
-@dataclass(frozen=True, eq=False)
-class _Ranked:
-    """The groups that lose channels, with their scores.
-
-    fixed: the number of a group -> how many channels go, for groups whose widths are given.
-    comparable: True if the scores compare between groups as they are.
-    """
-
-    findings: Findings
-    scores: Scores
-    groups: Sequence[Group]
-    fixed: Mapping[int, int]
-    limits: _Limits
-    comparable: bool
-
-    def spread(self, multiple: int) -> Spread:
-        """The channels that the groups may lose, if the widths are multiples of a number."""
-        limits = replace(self.limits, round_to=multiple)
-        most = {group.number: group.size - limits.least(group.size) for group in self.groups}
-        return Spread(self.groups, most, limits.kept, self.comparable)
-
-    def flags(self, gone: Mapping[int, int]) -> tuple[Bools, tuple[str, ...]]:
-        """The channels that are removed, if so many of each group go, and the reasons for others that stay."""
-        return _flags(self.findings, self.scores, {**gone, **self.fixed})
-
-    def widths(self, scope: str, multiple: int) -> Widths:
-        """The widths of a plan by its level."""
-        at = scope_named(scope)(self.findings, self.spread(multiple), self.scores)
-        return Widths(at, self.flags, multiple)
-
-
-def _largest(max_ratio: float | None, keep: Any) -> float:
-    """The largest share that a group may lose: a ratio is taken literally, a budget leaves a tenth."""
-    if max_ratio is not None:
-        return max_ratio
-    return 1.0 if keep is None else 0.9
-
-
-def _fixed_counts(findings: Findings, counts: Any) -> dict[int, int]:
-    """The number of channels that each group of `counts` loses."""
-    if counts is None:
-        return {}
-    if not isinstance(counts, Mapping):
-        raise PlanError("counts must be a dict from patterns to numbers", why=f"it is a {type(counts).__name__}")
-    for pattern, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1:
-            raise PlanError("a count must be an integer of at least 1", at=f"counts={{{pattern!r}: {count!r}}}")
-    chosen = by_group(findings, counts, what="counts")
-    for number, count in chosen.items():
-        if count > findings.groups[number].size:
-            name, size = findings.groups[number].name, findings.groups[number].size
-            raise PlanError("a group has fewer channels than shall stay", at=f'"{name}"', why=f"{size} < {count}")
-    return {number: findings.groups[number].size - int(count) for number, count in chosen.items()}
 
 
 def _check_one_request(**given: Any) -> None:
@@ -259,28 +202,6 @@ def _check_one_request(**given: Any) -> None:
         )
     if given["masks"] is not None and given["counts"] is not None:
         raise PlanError("masks say already which channels go", why="counts were given too", do="leave one of them out")
-
-
-def kept_count(size: int, ratio: float, round_to: int) -> int:
-    """The number of `size` channels that stay: at least one, a multiple of `round_to` where the group allows it.
-
-    >>> kept_count(64, 0.3, 1), kept_count(64, 0.3, 8), kept_count(58, 0.5, 8), kept_count(4, 0.5, 8)
-    (45, 48, 32, 4)
-    """
-    keep = max(1, size - int(ratio * size + 1e-9))
-    if round_to == 1:
-        return keep
-    if size < round_to:
-        return size
-    rounded = -(-keep // round_to) * round_to
-    return rounded if rounded <= size else size // round_to * round_to
-
-
-def _check_round_to(round_to: int | str) -> None:
-    if round_to == "auto":
-        return
-    if isinstance(round_to, bool) or not isinstance(round_to, numbers.Integral) or round_to < 1:
-        raise PlanError(f'round_to must be an integer of at least 1 or "auto", not {round_to!r}')
 
 
 def _check_ratio(ratio: Any) -> float:

@@ -1,0 +1,71 @@
+"""Groups whose channels are ranked by scores, and the plans that remove the lowest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from fxprune.analysis.findings import Findings, Group
+from fxprune.channels.groups import Bools
+from fxprune.planning.enough import keep_enough
+from fxprune.planning.fitting import Widths
+from fxprune.planning.keeping import Scores
+from fxprune.planning.limits import Limits
+from fxprune.planning.scopes import Spread, scope_named
+from fxprune.planning.shared_settings import keep_equal_widths
+from fxprune.planning.uniform import EqualWidths
+
+
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """The groups that lose channels, with their scores.
+
+    fixed: the number of a group -> how many channels go, for groups whose widths are given.
+    equal: the sets of groups that keep equally many channels.
+    comparable: True if the scores compare between groups as they are.
+    """
+
+    findings: Findings
+    scores: Scores
+    groups: Sequence[Group]
+    fixed: Mapping[int, int]
+    equal: EqualWidths
+    limits: Limits
+    comparable: bool
+
+    def spread(self, multiple: int) -> Spread:
+        """The channels that the groups may lose, if the widths are multiples of a number."""
+        limits = replace(self.limits, round_to=multiple)
+        most = {group.number: group.size - limits.least(group.size) for group in self.groups}
+        return Spread(self.groups, most, limits.kept, self.comparable)
+
+    def by_ratio(self, shares: Mapping[Group, float], multiple: int) -> tuple[Bools, tuple[str, ...]]:
+        """The channels that are removed, if a share of each group goes, and the reasons for others that stay."""
+        spread = self.spread(multiple)
+        gone = {group.number: spread.count(group, share) for group, share in shares.items()}
+        return self.flags(self.equal.merged(gone, multiple))
+
+    def flags(self, gone: Mapping[int, int]) -> tuple[Bools, tuple[str, ...]]:
+        """The same, if so many of each group go. gone: one entry for each set of groups that keep equally many."""
+        return self.equal.settled(self.findings.solution, partial(flags, self.findings, self.scores), self.fixed, gone)
+
+    def widths(self, scope: str, multiple: int) -> Widths:
+        """The widths of a plan by its level."""
+        at = scope_named(scope)(self.findings, self.spread(multiple), self.scores)
+        return Widths(lambda level: self.equal.merged(at(level), multiple), self.flags, multiple)
+
+
+def flags(findings: Findings, scores: Scores, counts: Mapping[int, int]) -> tuple[Bools, tuple[str, ...]]:
+    """The channels with the lowest scores, so many of each group, without those that the model needs.
+
+    Returns with them the reasons why these stay.
+    """
+    removed = findings.solution.no_channel()
+    for number, drop in counts.items():
+        channels = findings.groups[number].channels
+        removed[channels[np.argsort(scores[channels], kind="stable")[:drop]]] = True
+    reasons = keep_enough(findings, removed, scores)
+    return removed, (*reasons, *keep_equal_widths(findings, removed, scores))
