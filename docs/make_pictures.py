@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/design.md: `python docs/make_pictures.py` writes docs/images/*.svg.
+"""Draws the pictures of docs/design.md and docs/choosing.md: `python docs/make_pictures.py` writes docs/images/*.svg.
 
 Every picture is a white card, readable on a light and on a dark page. `tests/test_pictures.py` compares the files with
 what this script draws, and the layers with the order in which the package imports.
@@ -6,6 +6,8 @@ what this script draws, and the layers with the order in which the package impor
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -78,6 +80,16 @@ class Picture:
         self.parts.append(
             f'<polyline points="{way}" fill="none" stroke="{colour}" stroke-width="1.5"{dash} marker-end="url(#head)"/>'
         )
+
+    def line(
+        self, points: list[tuple[float, float]], colour: str, dash: str = "", *, width: float = 2, dots: bool = False
+    ) -> None:
+        """A line through the points, with a dot at each if there are to be some."""
+        way = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        pattern = f' stroke-dasharray="{dash}"' if dash else ""
+        self.parts.append(f'<polyline points="{way}" fill="none" stroke="{colour}" stroke-width="{width:g}"{pattern}/>')
+        for x, y in points if dots else []:
+            self.parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="{colour}"/>')
 
     def svg(self) -> str:
         """The whole file."""
@@ -322,7 +334,46 @@ def layers() -> Picture:
     return picture
 
 
-PICTURES = {"data_flow": data_flow, "paths": paths, "vectors": vectors, "layers": layers}
+LINES = {
+    "fxprune": (("#0969da", ""), ("#54aeff", ""), ("#54aeff", "5 4")),
+    "Torch-Pruning": (("#bc4c00", ""), ("#e8a26a", "5 4")),
+    "FastNAS": (("#6e7781", ""),),
+}
+"""Tool -> the colours and dashes of its curves, in their order."""
+
+
+def accuracy() -> Picture:
+    """Accuracy against MACs, as `accuracy.json` beside the pictures has it: {name: [[share, per cent], ...]}."""
+    found = json.loads((IMAGES / "accuracy.json").read_text())
+    picture = Picture(452, "Accuracy against the share of the MACs that stays, without and with repair")
+    left, right, top, bottom = 70.0, 812.0, 34.0, 318.0
+    budgets = sorted(found["budgets"])
+    first, last = math.log(budgets[0] * 0.9), math.log(budgets[-1] * 1.08)
+
+    def at(share: float, score: float) -> tuple[float, float]:
+        return left + (math.log(share) - first) / (last - first) * (right - left), bottom - score / 100 * (bottom - top)
+
+    for score in (0, 20, 40, 60, 80, 100):
+        y = at(budgets[0], score)[1]
+        picture.line([(left, y), (right, y)], "#d0d7de", width=1)
+        picture.text(left - 10, y + 4, f"{score} %", anchor="end")
+    for share in budgets:
+        picture.text(at(share, 0)[0], bottom + 18, f"{share:.0%}".replace("%", " %"))
+    picture.text((left + right) / 2, bottom + 40, "share of the MACs that stays", colour=INK)
+    picture.text(left, 20, f"accuracy on the test set; the original has {found['unpruned']:.1f} %", anchor="start")
+    number: dict[str, int] = {}
+    for position, (name, points) in enumerate(found["curves"].items()):
+        tool = name.partition(",")[0]
+        colour, dash = LINES[tool][number.setdefault(tool, 0)]
+        number[tool] += 1
+        picture.line([at(*point) for point in points], colour, dash, dots=True)
+        x, y = left + 375 * (position % 2), bottom + 70 + 24 * (position // 2)
+        picture.line([(x, y), (x + 34, y)], colour, dash)
+        picture.text(x + 44, y + 4, name, anchor="start", colour=INK)
+    return picture
+
+
+PICTURES = {"data_flow": data_flow, "paths": paths, "vectors": vectors, "layers": layers, "accuracy": accuracy}
 
 
 def write() -> None:

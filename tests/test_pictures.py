@@ -1,4 +1,4 @@
-"""The pictures of docs/design.md are those that docs/make_pictures.py draws, and can be read."""
+"""The pictures of docs/design.md and docs/choosing.md are those that docs/make_pictures.py draws, and can be read."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_captured_model_answers_as_its_path_is_drawn(path):
 
 
 def test_every_picture_is_shown_with_its_words():
-    text = (DOCS / "design.md").read_text()
+    text = (DOCS / "design.md").read_text() + (DOCS / "choosing.md").read_text()
     shown = re.findall(r"!\[(.+?)\]\(images/(\w+)\.svg\)", text)
     assert sorted(name for _, name in shown) == sorted(PICTURES)
     assert [name for words, name in shown if words != PICTURES[name]().title] == []

@@ -20,7 +20,6 @@ from fxprune._search.steps import SavedSteps, counted, run_of
 from fxprune.capture.inputs import normalize
 from fxprune.criteria.from_data import on_data
 from fxprune.criteria.losses import Loss
-from fxprune.criteria.thinet import ThiNetImportance
 from fxprune.errors import FxpruneError, PlanError, RewriteError
 from fxprune.planning.channels import removal_of
 from fxprune.planning.plan import Plan
@@ -28,6 +27,9 @@ from fxprune.planning.scopes import SCOPES, SEARCH
 
 FIRST_MOVE, LEAST_MOVE, LARGEST_MOVE = 0.5, 0.2, 1.0
 """The standard deviation of the change of a weight's logarithm: at the start, and its bounds."""
+
+MEASURED_TOO = ("obs", "thinet")
+"""The criteria that are tried beside that of the request; they need no labels."""
 
 LIGHTER = 0.5
 """The factor of a group's weight where it is tried alone."""
@@ -78,16 +80,16 @@ def searched(request: Request, data: SearchData, repair: RepairSettings, setting
 
 
 def _criteria(found: Candidates, samples: Samples) -> tuple[list[KeptScores], list[str]]:
-    """The importance of the request, and ThiNet; with a sentence where that cannot be measured."""
+    """The importance of the request, and those in `MEASURED_TOO`; with a sentence for each that cannot be measured."""
     own: KeptScores = found.request.choices["importance"]
-    if isinstance(own.importance, ThiNetImportance):
-        return [own], []
-    example = normalize(found.request.call.example_inputs)
-    try:
-        importance = on_data("thinet", found.model, example, data=_as_batches(samples.repairing))
-    except FxpruneError as error:
-        return [own], [f"the search did without ThiNet: {error.what}"]
-    return [own, KeptScores(importance, None)], []
+    example, batches = normalize(found.request.call.example_inputs), _as_batches(samples.repairing)
+    criteria, notes = [own], []
+    for name in MEASURED_TOO:
+        try:
+            criteria.append(KeptScores(on_data(name, found.model, example, data=batches), None))
+        except FxpruneError as error:
+            notes.append(f'the search did without importance "{name}": {error.what}')
+    return criteria, notes
 
 
 def _as_batches(inputs: Sequence[Any]) -> list[Any]:
@@ -143,17 +145,19 @@ class _Search:
         return replace(made.plan, reasons=(*made.plan.reasons, text, *notes), path=path, outputs=outputs)
 
     def _starts(self) -> Iterator[Allotment]:
-        """The even ratio by each criterion, and what the other scopes choose."""
+        """The even ratio by each criterion; then what the other scopes choose by the best of these."""
         groups = self.found.analysis.groups
-        for number, criterion in enumerate(self.criteria):
-            rankings = {group.number: Ranking(number) for group in groups}
-            yield Allotment({}, rankings)
-            for name in (name for name in SCOPES if name not in ("local", SEARCH)):
-                made = self._cut({"scope": name, "importance": criterion})
-                if made is not None:
-                    gone = removal_of(self.found.analysis, made.plan).removed
-                    kept = {group.number: group.size - int(gone[group.channels].sum()) for group in groups}
-                    yield Allotment(like(kept, groups), rankings)
+        for number in range(len(self.criteria)):
+            yield Allotment({}, {group.number: Ranking(number) for group in groups})
+        assert self.best is not None
+        rankings = self.best.allotment.rankings
+        criterion = self.criteria[rankings[groups[0].number].criterion]
+        for name in SCOPES:
+            made = None if name in ("local", SEARCH) else self._cut({"scope": name, "importance": criterion})
+            if made is not None:
+                gone = removal_of(self.found.analysis, made.plan).removed
+                kept = {group.number: group.size - int(gone[group.channels].sum()) for group in groups}
+                yield Allotment(like(kept, groups), rankings)
 
     def _wider(self) -> Iterator[Allotment]:
         """The best one so far, but that one group keeps more, for each group in turn."""
