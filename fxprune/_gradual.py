@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from fxprune._analyze import analyze
+from fxprune._analyze import Analysis, analyze
+from fxprune._follow.parallel import agreed, wrap_again
 from fxprune._in_place import transform_
 from fxprune._record import record
 from fxprune._transform import transform
@@ -25,6 +27,7 @@ from fxprune.planning import plan_file
 from fxprune.planning.budgets import budgets_of, checked_keys
 from fxprune.planning.figures import COUNTED, counted
 from fxprune.planning.plan import Plan
+from fxprune.running.processes import ALONE, Processes
 from fxprune.schedules import AGP, Schedule, as_schedule
 
 VERSION = 1
@@ -69,7 +72,9 @@ class GradualPruner:
     weights that have recovered (Zhu and Gupta 2017, https://arxiv.org/abs/1710.01878).
 
     Args:
-        model: the model, which is changed in place by each step; see `fxprune.transform_`.
+        model: the model, which is changed in place by each step; see `fxprune.transform_`. It may be in a
+            `DistributedDataParallel`: then all processes make each step together, agree on a plan or raise, and the
+            wrapper, which stays the same object, looks at the smaller parameters.
         example_inputs: as for `transform`.
         keep: the budgets of the last step, as for `transform`: {"macs": 0.3}.
         schedule: a function from the number of a step, from 1, to the part of the way to the budgets, from 0 to 1. By
@@ -109,6 +114,9 @@ class GradualPruner:
         soft: int = 1,
         **options: Any,
     ) -> None:
+        self._wrapper = model if isinstance(model, DistributedDataParallel) else None
+        self._processes = ALONE if self._wrapper is None else Processes(self._wrapper.process_group)
+        model = model if self._wrapper is None else self._wrapper.module
         self.model, self.example_inputs = model, example_inputs
         self.optimizer, self.ema, self.soft = optimizer, ema, soft
         self.schedule = AGP(0.0, 1.0, steps=steps) if schedule is None else as_schedule(schedule)
@@ -159,9 +167,15 @@ class GradualPruner:
         return {key: limit for key, (budget, limit) in limits.items() if budget.of(counted(self._cost)) > limit}
 
     def _remove(self, keep: Mapping[str, int]) -> Plan | None:
+        follow = {"optimizer": self.optimizer, "ema": self.ema}
         with _small_steps():
-            follow = {"optimizer": self.optimizer, "ema": self.ema}
-            transform_(self.model, self.example_inputs, keep=keep, **follow, **self.options)
+            if self._wrapper is None:
+                transform_(self.model, self.example_inputs, keep=keep, **follow, **self.options)
+            else:
+                plan = agreed(lambda: self._choose(keep)[1], self._processes)
+                options = _without_choice(self.options, repairs=True)
+                transform_(self.model, self.example_inputs, plan=plan, **follow, **options)
+                wrap_again(self._wrapper)
         made = record(self.model)
         if made.cost is not None:
             self._cost = made.cost[1]
@@ -170,8 +184,8 @@ class GradualPruner:
         self._plan = made.plan if self._plan is None else self._plan.then(made.plan)
         return made.plan
 
-    def _silence(self, keep: Mapping[str, int]) -> Plan:
-        """Set the weights to zero that make the channels which would be removed now."""
+    def _choose(self, keep: Mapping[str, int]) -> tuple[Analysis, Plan]:
+        """The analysis of the model as it is now, and the plan for these budgets."""
         of_analysis = inspect.signature(analyze).parameters.keys()
         ours = {name: value for name, value in self.options.items() if name in of_analysis}
         choice = {name: value for name, value in self.options.items() if name not in of_analysis}
@@ -180,7 +194,13 @@ class GradualPruner:
         if not isinstance(self.model, fx.GraphModule):
             ours.setdefault("prefer", "class")
         analysis = analyze(self.model, self.example_inputs, **ours)
-        plan = analysis.plan(keep=keep, **choice)
+        return analysis, analysis.plan(keep=keep, **choice)
+
+    def _silence(self, keep: Mapping[str, int]) -> Plan:
+        """Set the weights to zero that make the channels which would be removed now."""
+        analysis, plan = self._choose(keep)
+        if self._wrapper is not None:
+            agreed(lambda: plan, self._processes)
         with torch.no_grad():
             for member in {(m.parameter, m.dim): m for group in analysis.groups for m in group.members}.values():
                 indices = plan.removed.get(member.parameter, {}).get(member.dim)
@@ -227,6 +247,8 @@ class GradualPruner:
             plan = plan_file.plan_of(field["plan"], Plan)
             follow = {"optimizer": self.optimizer, "ema": self.ema}
             transform_(self.model, self.example_inputs, plan=plan, **follow, **_without_choice(self.options))
+            if self._wrapper is not None:
+                wrap_again(self._wrapper)
             self._plan = plan
             made = record(self.model).cost
             self._cost = self._cost if made is None else made[1]
@@ -253,9 +275,10 @@ def _share(value: Any, number: int) -> float:
     return float(value)
 
 
-def _without_choice(options: Mapping[str, Any]) -> dict[str, Any]:
+def _without_choice(options: Mapping[str, Any], *, repairs: bool = False) -> dict[str, Any]:
     """The options that do not choose channels: a plan has chosen them."""
     kept = {"also", "methods", "strict", "verify", "prefer", "norms", "outputs"}
+    kept |= {"repair", "repair_mode", "repair_inputs"} if repairs else set()
     return {name: value for name, value in options.items() if name in kept}
 
 

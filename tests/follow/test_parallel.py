@@ -1,0 +1,61 @@
+"""A model that two processes train and prune together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import fxprune
+from tests.follow.nets import batch, net
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, data: torch.Tensor) -> None:
+    optimizer.zero_grad()
+    model(data).square().mean().backward()
+    optimizer.step()
+
+
+def both(rank: int, folder: str) -> None:
+    """Train and prune with a half of each batch, and compare with a process that has all of it."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    alone, shared = net(), net()
+    wrapped = DistributedDataParallel(shared)
+    options = {"keep": {"macs": 0.3}, "steps": 2}
+    optimizers = [torch.optim.Adam(model.parameters(), 0.01) for model in (alone, shared)]
+    pruners = [
+        fxprune.GradualPruner(model, batch(0), optimizer=optimizer, **options)
+        for model, optimizer in zip((alone, wrapped), optimizers, strict=True)
+    ]
+    for seed in range(4):
+        train(alone, optimizers[0], batch(seed))
+        train(wrapped, optimizers[1], batch(seed)[2 * rank : 2 * rank + 2])
+        if seed % 2:
+            steps = [pruner.step() for pruner in pruners]
+            assert steps[0].plan.removed == steps[1].plan.removed
+    assert isinstance(wrapped, DistributedDataParallel)
+    assert wrapped.module is shared
+    assert shared.stem.out_channels < 8
+    for a, b in zip(alone.parameters(), shared.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-10)
+    with torch.no_grad():
+        shared.inner.weight.mul_(torch.rand_like(shared.inner.weight) if rank else 1.0)
+    before = {name: tensor.clone() for name, tensor in shared.state_dict().items()}
+    again = fxprune.GradualPruner(wrapped, batch(0), keep={"macs": 0.3}, steps=1)
+    with pytest.raises(fxprune.PlanError, match=r"do not agree on a plan\n  at   \".*\n  why  process 0"):
+        again.step()
+    wrong = fxprune.GradualPruner(
+        wrapped, batch(0), keep={"macs": 0.3}, steps=1, importance=(lambda group: [1.0]) if rank else "l2"
+    )
+    with pytest.raises(fxprune.PlanError, match=r"process 1 could not make a plan\n  why "):
+        wrong.step()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in shared.state_dict().items())
+    distributed.destroy_process_group()
+
+
+def test_two_processes_prune_as_one_and_raise_together(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(both, args=(str(tmp_path),), nprocs=2)
