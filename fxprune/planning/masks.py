@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from torch.nn.modules import conv
 
 from fxprune.analysis.findings import Findings
+from fxprune.arguments import bool_mask
 from fxprune.channels.groups import Bools, Ints
 from fxprune.errors import PlanError
 from fxprune.names import Names
@@ -136,11 +136,10 @@ def _check(findings: Findings, layer: str, parameter: str, mask: Any) -> tuple[i
     module, dim = findings.layer(parameter), findings.output_dim(parameter)
     groups = module.groups if isinstance(module, conv._ConvTransposeNd) and tensor.ndim > 1 else 1
     size = tensor.shape[dim] * groups if tensor.ndim else 1
-    if not isinstance(mask, torch.Tensor) or mask.dtype is not torch.bool:
-        kind = str(mask.dtype) if isinstance(mask, torch.Tensor) else type(mask).__name__
-        raise PlanError(
-            f'the mask of "{layer}" is not boolean', why=f"it is {kind}", do="pass a bool tensor, True = keep"
-        )
+    found = bool_mask(mask)
+    if isinstance(found, str):
+        raise PlanError(f'the mask of "{layer}" is not boolean', why=found, do="pass a bool tensor, True = keep")
+    mask = found
     if mask.shape not in ((size,), (size // groups,)):
         raise PlanError(
             f'the mask of "{layer}" has the wrong length',

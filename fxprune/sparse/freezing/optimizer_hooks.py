@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
+from fxprune.arguments import bool_mask
 from fxprune.errors import PlanError
 from fxprune.names import names_of
 from fxprune.ops.layers import output_dim
@@ -120,10 +121,11 @@ def guard_elements(
 
 def _fitted_mask(name: str, module: nn.Module, parameter: nn.Parameter, mask: Any) -> Tensor:
     """Returns the mask in the parameter's shape and on its device. Raises `PlanError` if it does not fit."""
-    if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
-        kind = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
+    found = bool_mask(mask)
+    if isinstance(found, str):
         do = "pass a bool tensor, True = frozen"
-        raise PlanError(f'the mask of "{name}" is not boolean', why=f"it is {kind}", do=do)
+        raise PlanError(f'the mask of "{name}" is not boolean', why=found, do=do)
+    mask = found
     dim = output_dim(module, parameter.ndim)
     if mask.shape != parameter.shape:
         if mask.ndim != 1 or parameter.ndim == 0 or len(mask) != parameter.shape[dim]:

@@ -15,23 +15,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.common_types import _size_2_t
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from fxprune.arguments import bool_mask
 from fxprune.errors import PlanError
 from fxprune.ops import Operand
 from fxprune.ops.convolution import convolution
 from fxprune.ops.leaves import LeafCall, leaf
 from fxprune.ops.linear_layers import linear
-from fxprune.sparse.masked.patterns import graph_of
+from fxprune.sparse.masked.patterns import graph_of, mask_from_adjacency
 
 if TYPE_CHECKING:
     import networkx as nx  # type: ignore[import-untyped]
 
 LayerT = TypeVar("LayerT", bound="Masked")
+Mask = Tensor | np.ndarray[Any, Any]
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Size of an element in bytes -> the integer type of that size."""
@@ -55,7 +58,7 @@ class Masked(nn.Module):
         """The number of connected entries of the weight."""
         return int(self.mask.expand(self.weight.shape).sum())
 
-    def set_mask(self, mask: Tensor) -> None:
+    def set_mask(self, mask: Mask) -> None:
         """Connect other inputs and outputs from now on; a new connection starts with weight 0.
 
         mask: in one of the shapes that the constructor takes. An optimizer keeps its state of the old connections.
@@ -86,7 +89,7 @@ class Masked(nn.Module):
             return str(super().extra_repr())
         return f"{super().extra_repr()}, connections={self.connections}/{self.weight.numel()}"
 
-    def _register_mask(self, mask: Tensor) -> None:
+    def _register_mask(self, mask: Mask) -> None:
         """Checks that a mask fits the weight, and registers it as the buffer `mask`."""
         made = checked_mask(mask, self.weight.shape, type(self).__name__)
         self.register_buffer("mask", made.to(self.weight.device))
@@ -130,7 +133,9 @@ class MaskedLinear(Masked, nn.Linear):
 
     Args:
         in_features, out_features, bias, device, dtype: as for `nn.Linear`, with its initial weights.
-        mask: bool [out_features, in_features], True = connected; copied. It is a buffer, and saved with the layer.
+        mask: [out_features, in_features], True = connected; copied. Booleans, or zeros and ones of any type, in a
+            tensor or a numpy array. Or the adjacency of all nodes of both layers, the inputs first, [in + out, in +
+            out]; its block from inputs to outputs is taken. The buffer `mask` is bool, and saved with the layer.
 
     `weight` is zero where the mask is False, also after loading, writing or an optimizer step. An output without a
     connection returns its bias. A mask without any connection raises `PlanError`, as does a wrong shape or type.
@@ -146,7 +151,7 @@ class MaskedLinear(Masked, nn.Linear):
         self,
         in_features: int,
         out_features: int,
-        mask: Tensor,
+        mask: Mask,
         bias: bool = True,
         device: Any = None,
         dtype: torch.dtype | None = None,
@@ -155,7 +160,7 @@ class MaskedLinear(Masked, nn.Linear):
         self._register_mask(mask)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, mask: Tensor) -> MaskedLinear:
+    def from_linear(cls, linear: nn.Linear, mask: Mask) -> MaskedLinear:
         """A copy of a linear layer with the connections of the mask only; the original is only read.
 
         >>> dense = nn.Linear(2, 2)
@@ -176,9 +181,10 @@ class MaskedConv2d(Masked, nn.Conv2d):
     """A convolution with chosen connections: `nn.Conv2d` with the kernel weight * mask.
 
     Args:
-        mask: bool, copied. Either [out_channels, in_channels / groups], True = the whole kernel between these channels
-            is connected; the buffer `mask` then has the shape [out_channels, in_channels / groups, 1, 1]. Or the
-            weight's shape [out_channels, in_channels / groups, h, w].
+        mask: booleans, or zeros and ones of any type, in a tensor or a numpy array; copied. Either
+            [out_channels, in_channels / groups], True = the whole kernel between these channels is connected; the
+            buffer `mask` then has the shape [out_channels, in_channels / groups, 1, 1]. Or the weight's shape
+            [out_channels, in_channels / groups, h, w].
         others: as for `nn.Conv2d`.
 
     >>> layer = MaskedConv2d(2, 2, 3, torch.eye(2, dtype=torch.bool), padding=1)
@@ -191,7 +197,7 @@ class MaskedConv2d(Masked, nn.Conv2d):
         in_channels: int,
         out_channels: int,
         kernel_size: _size_2_t,
-        mask: Tensor,
+        mask: Mask,
         stride: _size_2_t = 1,
         padding: str | _size_2_t = 0,
         dilation: _size_2_t = 1,
@@ -207,7 +213,7 @@ class MaskedConv2d(Masked, nn.Conv2d):
         self._register_mask(mask)
 
     @classmethod
-    def from_conv(cls, conv: nn.Conv2d, mask: Tensor) -> MaskedConv2d:
+    def from_conv(cls, conv: nn.Conv2d, mask: Mask) -> MaskedConv2d:
         """A copy of a convolution with the connections of the mask only; the original is only read."""
         _check_layer(conv, nn.Conv2d)
         settings = (conv.stride, conv.padding, conv.dilation, conv.groups, conv.bias is not None, conv.padding_mode)
@@ -224,12 +230,14 @@ def checked_mask(mask: Any, shape: torch.Size, at: str, *, empty: bool = False) 
 
     Raises `PlanError` for another type or shape, and for a mask without connections unless `empty` is True.
     """
-    if not isinstance(mask, Tensor) or mask.layout is not torch.strided:
-        kind = str(mask.layout) if isinstance(mask, Tensor) else type(mask).__name__
-        raise PlanError("a mask must be a dense bool tensor", at=at, why=f"it is {kind}", do="True = connected")
-    if mask.dtype is not torch.bool:
-        raise PlanError("a mask must be boolean", at=at, why=f"it is {mask.dtype}", do="pass `mask != 0`")
+    found = bool_mask(mask)
+    if isinstance(found, str):
+        do = "pass zeros and ones or booleans, in a tensor or a numpy array, True = connected: `mask != 0`"
+        raise PlanError("a mask must be dense and boolean", at=at, why=found, do=do)
+    mask = found
     channels, ones = tuple(shape[:2]), (1,) * (len(shape) - 2)
+    if not ones and tuple(mask.shape) == (sum(channels),) * 2:
+        return _block(mask, shape[0], shape[1], at)
     if tuple(mask.shape) not in (tuple(shape), channels, (*channels, *ones)):
         wanted = " or ".join(map(str, dict.fromkeys((channels, tuple(shape)))))
         turned = tuple(mask.shape) == channels[::-1]
@@ -241,8 +249,18 @@ def checked_mask(mask: Any, shape: torch.Size, at: str, *, empty: bool = False) 
         )
     if not empty and not mask.is_meta and not bool(mask.any()):
         raise PlanError("the mask connects nothing", at=at, why="no entry is True", do="connect at least one input")
-    made = mask.detach().clone(memory_format=torch.contiguous_format)
+    made: Tensor = mask.detach().clone(memory_format=torch.contiguous_format)
     return made.reshape(*channels, *ones) if mask.ndim == 2 else made
+
+
+def _block(adjacency: Tensor, out_features: int, in_features: int, at: str) -> Tensor:
+    """Returns the mask in the adjacency of all nodes of both layers: the inputs first, then the outputs."""
+    inputs = range(in_features)
+    try:
+        return mask_from_adjacency(adjacency, inputs, range(in_features, in_features + out_features))
+    except PlanError as error:
+        order = f"read as the adjacency of {in_features} inputs and then {out_features} outputs: {error.why}"
+        raise PlanError(error.what, at=at, why=order, do="pass the mask [outputs, inputs]") from None
 
 
 def is_masked(module: nn.Module) -> bool:
@@ -284,7 +302,7 @@ def _check_layer(layer: Any, kind: type[nn.Module]) -> None:
         )
 
 
-def _with_parameters_of(made: LayerT, layer: Any, mask: Tensor) -> LayerT:
+def _with_parameters_of(made: LayerT, layer: Any, mask: Mask) -> LayerT:
     """Returns `made` with copies of the parameters of `layer`, this mask, and the same mode."""
     for name in ("weight", "bias"):
         old = layer._parameters.get(name)

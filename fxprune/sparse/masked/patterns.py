@@ -146,6 +146,8 @@ def mask_from_adjacency(
         inputs, outputs: needed for shape [nodes, nodes]: the numbers of the nodes that are inputs and outputs, each
             node once, in the order of the features. An undirected graph may list each connection in both directions.
 
+    Raises `PlanError` for a square adjacency without `inputs` and `outputs` that can be read in both ways.
+
     >>> mask_from_adjacency([[1, 0, 1], [0, 1, 0]]).int().tolist()
     [[1, 0], [0, 1], [1, 0]]
     >>> whole = [[0, 0, 1, 0], [0, 0, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
@@ -176,6 +178,12 @@ def mask_from_adjacency(
         if (found := np.argwhere(back & ~forward.T)).size:
             raise _not_bipartite(f"it leads from output {o[found[0][0]]} to input {i[found[0][1]]}")
         array = forward
+    elif array.any() and array.shape[0] == array.shape[1] and _links_two_sides(array):
+        raise PlanError(
+            "a square adjacency can be read in two ways",
+            why=f"as [inputs, outputs], and as all {len(array)} nodes of both layers, which connect two sides alone",
+            do="pass inputs= and outputs= for all nodes; or pass the mask [outputs, inputs] itself, the transpose",
+        )
     if not array.any():
         raise PlanError("the adjacency has no connection", why="a mask that connects nothing is of no use")
     return torch.from_numpy(np.ascontiguousarray(array.T))
@@ -263,6 +271,25 @@ def _array(adjacency: Any) -> np.ndarray[Any, np.dtype[np.bool_]]:
             do="pass [inputs, outputs]; for a graph of networkx use mask_from_graph",
         )
     return np.asarray(array != 0)
+
+
+def _links_two_sides(array: np.ndarray[Any, np.dtype[np.bool_]]) -> bool:
+    """True if a square adjacency of all nodes leads from some nodes to others alone, or both ways between two sides."""
+    if not (array.any(1) & array.any(0)).any():
+        return True
+    if not np.array_equal(array, array.T):
+        return False
+    side = np.zeros(len(array), int)  # -1 and 1: the two sides, 0: not seen yet
+    for start in range(len(array)):
+        reached = np.array([start])
+        side[start] = side[start] or 1
+        while len(reached):
+            near = np.flatnonzero(array[reached].any(0))
+            if (side[near] == side[reached[0]]).any():
+                return False
+            reached, before = near[side[near] == 0], side[reached[0]]
+            side[reached] = -before
+    return True
 
 
 def _first(nodes: Iterable[Node]) -> Node:

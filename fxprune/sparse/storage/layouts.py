@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxprune.arguments import checks_arguments
 from fxprune.errors import InputError, PlanError
+from fxprune.sparse.storage.connections import connections, initial_bias
 from fxprune.sparse.storage.matrices import Indices, Spec, no_beta_warning, stored_share
 from fxprune.sparse.storage.products import product, refusal
 
@@ -29,12 +31,10 @@ class SparseLayer(nn.Module):
     values: nn.Parameter
     bias: nn.Parameter | None
 
-    def __init__(self, spec: Spec, groups: int, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, spec: Spec, groups: int, indices: Indices, values: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.spec, self.groups = spec, groups
-        with no_beta_warning():
-            indices, values = spec.components(weight)
-        for name, index in zip(spec.names, spec.shifted(indices, groups, weight.shape[1]), strict=True):
+        for name, index in zip(spec.names, indices, strict=True):
             self.register_buffer(name, index.contiguous())
         self.values = nn.Parameter(values)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
@@ -154,8 +154,62 @@ class SparseLinear(SparseLayer):
     def __init__(
         self, weight: Tensor, bias: Tensor | None, *, layout: str = "csr", blocksize: BlockSize = None
     ) -> None:
-        super().__init__(Spec(layout, (weight.shape[0], weight.shape[1]), blocksize), 1, weight, bias)
+        spec = Spec(layout, (weight.shape[0], weight.shape[1]), blocksize)
+        with no_beta_warning():
+            indices, values = spec.components(weight)
+        super().__init__(spec, 1, indices, values, bias)
         self.out_features, self.in_features = weight.shape
+
+    @classmethod
+    @checks_arguments()
+    def from_indices(
+        cls,
+        in_features: int,
+        out_features: int,
+        indices: Tensor | np.ndarray[Any, Any],
+        values: Tensor | None = None,
+        *,
+        bias: bool | Tensor = True,
+        layout: str = "csr",
+        dtype: torch.dtype | None = None,
+    ) -> SparseLinear:
+        """Returns a layer with the given connections, for sizes at which no dense weight fits into memory.
+
+        A connection takes 8 bytes in "csr", and 20 in "coo", in float32; its gradient takes 4. What else is held does
+        not grow with in_features * out_features. While the layer is made, up to 40 bytes more.
+
+        Args:
+            in_features, out_features: the sizes of the layer.
+            indices: integers [2, connections], in any order: the outputs (rows), then the inputs (columns). So it is
+                in `mask.nonzero().T` and in `indices()` of a sparse tensor of torch.
+            values: [connections], copied. None draws them as `nn.Linear` does for this number of inputs: uniform in
+                +-1 / sqrt(k), where output o has k connections.
+            bias: True, False, or its values [out_features].
+            layout: "csr" or "coo".
+            dtype: the type of drawn values.
+
+        Raises `PlanError` for indices that do not fit the sizes, and for a connection that is named twice.
+
+        >>> import torch
+        >>> layer = SparseLinear.from_indices(1_000_000, 1_000_000, torch.tensor([[0, 5, 0], [7, 7, 2]]))
+        >>> layer
+        SparseLinear(1000000, 1000000, bias=True, layout=csr, stored=3, density=0.000)
+        >>> layer.col_indices.tolist()
+        [2, 7, 7]
+        """
+        where = torch.as_tensor(indices)
+        spec = Spec(layout, (out_features, in_features))
+        found, drawn = connections(spec, where, values, dtype)
+        made: SparseLinear = cls.__new__(cls)
+        if isinstance(bias, Tensor) and bias.shape != (out_features,):
+            raise PlanError("the bias does not fit", why=f"its shape is {tuple(bias.shape)}, not ({out_features},)")
+        drawn_bias = initial_bias(spec, found, drawn) if bias is True else None
+        offset = bias.detach().clone() if isinstance(bias, Tensor) else drawn_bias
+        SparseLayer.__init__(made, spec, 1, found, drawn, offset)
+        made.out_features, made.in_features = out_features, in_features
+        with no_beta_warning():
+            spec.matrix(found, drawn)  # so that torch's first sparse matrix of the process warns of nothing later
+        return made
 
     def forward(self, input: Tensor) -> Tensor:
         """Computes `nn.Linear.forward`."""
@@ -193,7 +247,10 @@ class SparseConv2d(SparseLayer):
         self, conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, *, layout: str, blocksize: BlockSize
     ) -> None:
         shape = (conv.out_channels, weight[0].numel() * conv.groups)
-        super().__init__(Spec(layout, shape, blocksize), conv.groups, weight.flatten(1), bias)
+        spec, groups = Spec(layout, shape, blocksize), conv.groups
+        with no_beta_warning():
+            indices, values = spec.components(weight.flatten(1))
+        super().__init__(spec, groups, spec.shifted(indices, groups, shape[1] // groups), values, bias)
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
         self.padding, self.padding_mode = conv.padding, conv.padding_mode

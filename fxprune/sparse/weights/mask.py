@@ -9,7 +9,7 @@ from tabulate import tabulate
 from torch import nn
 from torch.nn.utils import parametrize
 
-from fxprune.arguments import checks_arguments
+from fxprune.arguments import bool_mask, checks_arguments
 from fxprune.errors import PlanError
 from fxprune.sparse.weights.targets import NamedWeight
 
@@ -35,9 +35,10 @@ class WeightMask(nn.Module):
     @checks_arguments()
     def __init__(self, mask: torch.Tensor, *, splicing: bool = False) -> None:
         super().__init__()
-        if mask.dtype is not torch.bool:
-            raise PlanError("a mask must be boolean", why=f"it is {mask.dtype}", do="pass a bool tensor, True = keep")
-        self.register_buffer("mask", mask)
+        found = bool_mask(mask)
+        if isinstance(found, str):
+            raise PlanError("a mask must be boolean", why=found, do="pass a bool tensor, True = keep")
+        self.register_buffer("mask", found)
         self.splicing = splicing
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:

@@ -407,7 +407,11 @@ REFUSED = [
     (lambda net: unfreeze(net, "9"), PlanError, 'unfreeze names nothing: "9"'),
     (lambda net: freeze(net, {}), PlanError, "the dict of masks is empty"),
     (lambda net: freeze(net, {"6.bias": torch.ones(3) > 0}), PlanError, "masks need the optimizer"),
-    (masked(torch.ones(3)), PlanError, 'the mask of "6.bias" is not boolean\n  why  it is torch.float32'),
+    (
+        masked(torch.ones(3) / 2),
+        PlanError,
+        'the mask of "6.bias" is not boolean\n  why  it is torch.float32',
+    ),
     (masked([True, False, True]), PlanError, "it is list"),
     (masked(torch.tensor([True, False])), PlanError, "its shape is (2,), that of the parameter (3,)"),
     (masked(torch.zeros(3) > 0), PlanError, 'the mask of "6.bias" freezes nothing'),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -311,7 +312,10 @@ def test_a_mask_of_positions_loads_into_a_layer_with_one_of_channels():
 
 
 BAD_MASKS = {
-    "float": (lambda: torch.ones(OUT, IN), ("a mask must be boolean", "torch.float32", "`mask != 0`")),
+    "half": (lambda: torch.ones(OUT, IN) / 2, ("must be dense and boolean", "torch.float32", "0.5", "`mask != 0`")),
+    "index": (lambda: torch.full((OUT, IN), 3), ("must be dense and boolean", "torch.int64", "than 0 and 1: 3")),
+    "nan": (lambda: torch.full((OUT, IN), torch.nan), ("must be dense and boolean", "than 0 and 1: nan")),
+    "text": (lambda: np.full((OUT, IN), "1"), ("must be dense and boolean", "an array of <U1")),
     "turned": (lambda: some_mask(IN, OUT), ("wrong shape", f"it is ({IN}, {OUT})", "pass mask.T")),
     "flat": (lambda: some_mask(OUT), ("wrong shape", f"it is ({OUT},)", "outputs come first, then inputs")),
     "empty": (lambda: torch.zeros(OUT, IN, dtype=torch.bool), ("connects nothing", "at least one")),
@@ -338,8 +342,53 @@ def test_bad_masks_are_refused_everywhere(bad, sentences):
 
 @pytest.mark.parametrize("mask", [None, [[True]], torch.eye(3, dtype=torch.bool).to_sparse()], ids=type)
 def test_a_value_that_is_no_mask_is_refused(mask):
-    with pytest.raises(PlanError, match="a mask must be a dense bool tensor"):
+    with pytest.raises(PlanError, match="a mask must be dense and boolean"):
         MaskedLinear(3, 3, mask)
+
+
+SPELLINGS = {
+    "numpy int": lambda mask: mask.int().numpy(),
+    "numpy bool, turned strides": lambda mask: mask.numpy()[::-1][::-1],
+    "numpy float": lambda mask: mask.double().numpy(),
+    "int": lambda mask: mask.long(),
+    "byte": lambda mask: mask.byte(),
+    "float": lambda mask: mask.float(),
+    "half": lambda mask: mask.half(),
+    "parameter": lambda mask: nn.Parameter(mask.float()),
+    "frozen parameter of integers": lambda mask: nn.Parameter(mask.long(), requires_grad=False),
+}
+
+
+@pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
+def test_masks_of_zeros_and_ones_are_taken_in_every_type(spell):
+    mask = some_mask(OUT, IN)
+    spelled = spell(mask)
+    layers = [MaskedLinear(IN, OUT, spelled), MaskedLinear.from_linear(nn.Linear(IN, OUT), spelled), linear()]
+    layers[2].set_mask(spelled)
+    for layer in layers:
+        assert layer.mask.dtype is torch.bool
+        assert torch.equal(layer.mask, mask)
+        assert not layer.mask.requires_grad
+    conv = MaskedConv2d(IN, OUT, 3, spelled)
+    assert torch.equal(conv.mask[..., 0, 0], mask)
+    given = linear()
+    if isinstance(spelled, torch.Tensor):
+        given.load_state_dict({**layers[0].state_dict(), "mask": spelled})
+        assert torch.equal(given.mask, mask)
+    layers[0].mask.fill_(False)
+    assert torch.equal(torch.as_tensor(spelled) != 0, mask), "the mask was copied"
+
+
+def test_the_adjacency_of_both_layers_gives_its_block():
+    mask = some_mask(OUT, IN)
+    both = torch.zeros(IN + OUT, IN + OUT)
+    both[:IN, IN:] = mask.T.float()
+    for adjacency in (both, both + both.T, both.int().numpy()):
+        assert torch.equal(MaskedLinear(IN, OUT, adjacency).mask, mask)
+    both[0, 1] = 1
+    with pytest.raises(PlanError) as raised:
+        MaskedLinear(IN, OUT, both)
+    assert f"the adjacency of {IN} inputs and then {OUT} outputs: nodes 0 and 1 are two inputs" in str(raised.value)
 
 
 def test_shapes_of_a_convolutions_mask():

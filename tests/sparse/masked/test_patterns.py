@@ -108,6 +108,28 @@ def test_a_graph_becomes_a_mask(kind):
     assert torch.equal(mask, mask_from_adjacency(torch.from_numpy(array[:6, 6:])))
 
 
+@pytest.mark.parametrize("directed", [True, False])
+@pytest.mark.parametrize(("inputs", "outputs"), [(range(2), range(2, 5)), ([3, 0], [4, 1, 2]), ([4], range(4))])
+def test_an_adjacency_of_all_nodes_is_never_taken_for_one_of_two_layers(inputs, outputs, directed):
+    array = np.zeros((5, 5), int)
+    array[np.ix_(list(inputs), list(outputs))] = 1
+    array[list(inputs)[-1], next(iter(outputs))] = len(inputs) == 1  # one edge fewer
+    array = array if directed else array + array.T
+    with pytest.raises(PlanError, match=r"a square adjacency can be read in two ways\n.*all 5 nodes.*\n.*inputs= and"):
+        mask_from_adjacency(array)
+    assert mask_from_adjacency(array, inputs, outputs).shape == (len(outputs), len(inputs))
+
+
+def test_a_square_adjacency_of_two_layers_is_one():
+    for array in (
+        [[1, 0], [0, 1]],
+        [[1, 1], [0, 0]],
+        [[0, 1, 1], [1, 0, 1], [1, 1, 0]],
+        [[0, 1, 0], [0, 0, 1], [0, 0, 0]],
+    ):
+        assert mask_from_adjacency(array).tolist() == (np.array(array).T != 0).tolist()
+
+
 def test_the_attribute_tells_the_sides_apart():
     graph = nx.Graph()
     graph.add_nodes_from("yx", bipartite=1)

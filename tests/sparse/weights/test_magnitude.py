@@ -512,4 +512,5 @@ def test_squash_refuses_a_mask_among_other_parametrizations():
 
 def test_a_mask_that_is_no_bool_is_refused():
     with pytest.raises(PlanError, match="a mask must be boolean"):
-        WeightMask(torch.ones(3))
+        WeightMask(torch.ones(3) / 2)
+    assert WeightMask(torch.tensor([1, 0])).mask.tolist() == [True, False]
