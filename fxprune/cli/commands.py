@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from tabulate import tabulate
 from torch import fx, nn
 
 import fxprune
+from fxprune._record import Record
 from fxprune.arguments import generator_of
 from fxprune.artifacts.graph_export import FORMATS
 from fxprune.artifacts.weights import record_in
@@ -23,6 +24,7 @@ from fxprune.cli.data import check_data, data_of, measure_scores
 from fxprune.cli.inputs import filled
 from fxprune.cli.output_files import check_readable, check_writable
 from fxprune.cli.usage import UsageError, ratio_of, unique_dict
+from fxprune.costs import peak_memory
 from fxprune.errors import FxpruneError
 from fxprune.planning.budgets import above
 from fxprune.planning.figures import with_measured
@@ -125,7 +127,7 @@ def prune(options: argparse.Namespace, say: Say) -> Answer:
             say(f"wrote {options.save_plan}")
     else:
         say("nothing was written")
-    report = made.report(options.format)
+    report = _with_memory(made, model, small, inputs, say).report(options.format)
     text = _json({**json.loads(report), "files": files}) if options.format == "json" else report
     known = None if made.cost is None or not options.keep else with_measured(made.cost, made.measured)
     missed = known is not None and above(*known, dict(options.keep))
@@ -147,6 +149,18 @@ def _search(options: argparse.Namespace) -> dict[str, Any]:
     if options.search_file is not None:
         check_writable(options.search_file, (".json",), (), (options.output,))
     return {"search": {**given, "progress": not options.quiet}}
+
+
+def _with_memory(made: Record, model: nn.Module, small: nn.Module, inputs: Any, say: Say) -> Record:
+    """A record for a report, with the peak memory of both models."""
+    if "memory" in made.measured:
+        return made
+    try:
+        memory = peak_memory(model, inputs), peak_memory(small, inputs)
+    except FxpruneError as error:
+        say(f"the peak memory is not known: {error.what}")
+        return made
+    return replace(made, measured={**made.measured, "memory": memory})
 
 
 def verify(options: argparse.Namespace, say: Say) -> Answer:
