@@ -29,10 +29,10 @@ class RepairedLayer:
 class Repair:
     """The report on a repair of a small model.
 
-    mode: "weights", "bias" or "norms". layers: name of a parameter -> what happened to its layer, in the order of the
-    run. left: name of a parameter -> why its layer could not be refitted. before, after: the relative squared error of
-    the model's outputs on held-out samples. undone: the layers whose refit was taken back, since the outputs were worse
-    with it.
+    mode: "weights", "outputs", "bias" or "norms". layers: name of a parameter -> what happened to its layer, in the
+    order of the run. left: name of a parameter -> why its layer could not be refitted. before, after: the relative
+    squared error of the model's outputs on held-out samples. undone: the layers whose refit was taken back, since the
+    outputs were worse with it.
     """
 
     mode: str

@@ -6,8 +6,9 @@ statistics of batch norms again.
 
 The files, in the order of a repair: `batches.py` splits the data, `survey.py` says what a forward does with each
 parameter, `pairs.py` which layers of the two models belong together, `lanes.py` runs both models side by side,
-`layer.py` refits one layer from its `moments.py`, `outputs.py` judges the result, and `functions.py` has what users
-call. `fxprune/running/` reads the data, sees the products of a forward, and adds over several processes.
+`layer.py` refits one layer from its `moments.py`, `outputs.py` judges the result, `outputs_fit.py` moves all weights
+together, and `functions.py` has what users call. `fxprune/running/` reads the data, sees the products of a forward, and
+adds over several processes.
 """
 
 from fxprune._repair.functions import recalibrate, repair

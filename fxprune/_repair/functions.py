@@ -14,7 +14,7 @@ from fxprune._record import attach, record
 from fxprune._repair.batch_norms import take_statistics
 from fxprune._repair.batches import DataPart
 from fxprune._repair.layer_by_layer import check_values, repaired
-from fxprune._repair.settings import RIDGES, RepairSettings
+from fxprune._repair.settings import RIDGES, STEPS, RepairSettings
 from fxprune.arguments import checks_arguments
 from fxprune.capture.inputs import check_initialised
 from fxprune.capture.process_state import public_call
@@ -30,7 +30,7 @@ MEMORY = 2 << 30
 """The bytes of activations that wait between layers, unless other ones are asked for."""
 
 
-@checks_arguments("small", "model", "inputs", "mode", "ridge", "holdout", "memory", "progress")
+@checks_arguments("small", "model", "inputs", "mode", "ridge", "holdout", "memory", "steps", "progress")
 @public_call()
 def repair(
     small: ModelT,
@@ -42,6 +42,7 @@ def repair(
     ridge: float | None = None,
     holdout: float = 0.2,
     memory: int = MEMORY,
+    steps: int = STEPS,
     progress: bool = False,
     process_group: Any = None,
 ) -> ModelT:
@@ -71,12 +72,14 @@ def repair(
         batches: what the model is called with, in the form of `example_inputs`: some hundred samples. It is read once.
             Fewer than ten batches are split.
         inputs: a function that picks the inputs out of a batch, such as `lambda batch: batch[0]` of images and labels.
-        mode: "weights" refits weights and offsets, "bias" only the offsets, "norms" measures the statistics of batch
-            norms again.
+        mode: "weights" refits weights and offsets. "outputs" does so too, and then moves all weights together towards
+            the outputs of the original, by gradient steps without labels: the best result, some seconds more. "bias"
+            refits the offsets only. "norms" measures the statistics of batch norms again.
         ridge: the only one to try, as a share of the mean square of an input. By default several are tried, 1e-6 to 10.
         holdout: the share of the samples that are held out.
         memory: the most bytes of activations that wait between layers. Batches for which it is not enough are run again
             for each layer, which takes longer.
+        steps: the number of gradient steps of "outputs".
         progress: True to show a progress bar.
         process_group: a group of `torch.distributed`, whose processes have the same models and a part of the batches
             each. All of them get the model that one process gets from all batches.
@@ -93,7 +96,7 @@ def repair(
     >>> done.after < 0.2 * done.before
     True
     """
-    settings = RepairSettings(mode, RIDGES if ridge is None else (float(ridge),), holdout, memory, progress)
+    settings = RepairSettings(mode, RIDGES if ridge is None else (float(ridge),), holdout, memory, progress, steps)
     known = record(small)
     if isinstance(model, ExportedProgram) or isinstance(small, ExportedProgram):
         raise InputError(

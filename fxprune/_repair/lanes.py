@@ -50,6 +50,12 @@ class Model:
         with torch.no_grad():
             return self._called(part, prepared)()
 
+    def run_with_gradients(self, part: DataPart) -> Any:
+        """Its outputs, through which gradients reach the weights."""
+        forward = self._called(part)
+        with torch.enable_grad():
+            return forward()
+
     def watched(
         self, part: DataPart, before: Callable[[ProductCall], None] = lambda call: None, after: Any = lambda call: None
     ) -> Any:

@@ -17,6 +17,7 @@ from fxprune._repair.batches import DataPart, held_out, parts_of
 from fxprune._repair.lanes import Lane, Model, OtherCallsError, first_not_finite
 from fxprune._repair.layer import LayerFit, not_finite
 from fxprune._repair.outputs import relative_squared_error, squared_errors
+from fxprune._repair.outputs_fit import OutputsFit
 from fxprune._repair.pairs import LayerPair, layers_of, stacks_of, tied_in
 from fxprune._repair.settings import RepairSettings
 from fxprune._repair.survey import Survey, merged
@@ -180,7 +181,7 @@ class _Work:
                     left[key[0]] = why
                     continue
                 states.append((key, self._tensors_of(pair)))
-                refit = fit.solve(self.settings.ridges, weights=self.settings.mode == "weights")
+                refit = fit.solve(self.settings.ridges, weights=self.settings.mode != "bias")
                 self.processes.first(view for view, _ in states[-1][1])
                 done[key] = RepairedLayer(refit.error, refit.repaired, refit.ridge)
         finally:
@@ -188,8 +189,22 @@ class _Work:
                 lane.stop()
         undone, after = self._judged(states, before)
         names = _names(done)
+        if self.settings.mode == "outputs":
+            after, why = self._together()
+            if why:
+                left["all weights together"] = why
         layers = {names[key]: layer for key, layer in done.items()}
         return Repair(self.settings.mode, layers, left, before, after, tuple(names[key] for key in undone))
+
+    def _together(self) -> tuple[float, str]:
+        """Fit all weights together to the outputs. Returns the error, and why it did not help, "" if it did."""
+        from tqdm import tqdm
+
+        train = [part for part in self.parts if not part.held]
+        fit = OutputsFit(self.small, train, [self.original.run(part) for part in train], self.processes)
+        steps = self.settings.steps
+        with tqdm(total=steps, desc="outputs", unit="step", disable=not self.settings.progress) as bar:
+            return fit.fit(steps, self.error, bar.update)
 
     def _lanes(self, pairs: Mapping[LayerKey, LayerPair], memory: int) -> list[Lane]:
         """A lane for each part. They wait in the middle as long as the memory is enough, with so much for each."""

@@ -36,11 +36,7 @@ def relative_squared_error(pairs: Iterable[tuple[Any, Any]]) -> float:
 
 def squared_errors(pairs: Iterable[tuple[Any, Any]]) -> tuple[float, int]:
     """The sum whose mean is `relative_squared_error`, and the number of its terms."""
-    errors: list[Tensor] = []
-    for ours, theirs in pairs:
-        for a, b in zip(tensors_in(ours), tensors_in(theirs), strict=False):
-            if a.shape == b.shape and (b.is_floating_point() or b.is_complex()) and b.numel():
-                errors.append(_errors(_plain(a), _plain(b)))
+    errors = sample_errors(pairs)
     if not errors:
         return 0.0, 0
     listed = torch.cat([error.flatten() for error in errors])
@@ -52,6 +48,16 @@ def squared_errors(pairs: Iterable[tuple[Any, Any]]) -> tuple[float, int]:
             do="leave out the batch that causes it",
         )
     return total, len(listed)
+
+
+def sample_errors(pairs: Iterable[tuple[Any, Any]]) -> list[Tensor]:
+    """The relative squared errors of the samples, for each tensor that counts."""
+    errors: list[Tensor] = []
+    for ours, theirs in pairs:
+        for a, b in zip(tensors_in(ours), tensors_in(theirs), strict=False):
+            if a.shape == b.shape and (b.is_floating_point() or b.is_complex()) and b.numel():
+                errors.append(_errors(_plain(a), _plain(b)))
+    return errors
 
 
 def _errors(ours: Tensor, theirs: Tensor) -> Tensor:

@@ -11,8 +11,11 @@ from fxprune.errors import InputError
 RIDGES = (1e-6, 1e-4, 1e-2, 1e-1, 1.0, 10.0)
 """The ridges that are tried, as shares of the mean second moment of an input."""
 
-MODES = ("weights", "bias", "norms")
+MODES = ("weights", "outputs", "bias", "norms")
 """The things that a repair can change."""
+
+STEPS = 300
+"""The gradient steps of mode "outputs", unless another number is asked for."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class RepairSettings:
     holdout: float = 0.2
     memory: int = 2 << 30
     progress: bool = False
+    steps: int = STEPS
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -38,5 +42,7 @@ class RepairSettings:
             raise InputError("ridge must be a number of at least 0", why=f"it is {list(self.ridges)}")
         if not 0 < self.holdout < 1:
             raise InputError("holdout must be a share between 0 and 1", why=f"it is {self.holdout}")
+        if self.steps < 1:
+            raise InputError("steps must be at least 1", why=f"it is {self.steps}")
         if self.memory < 0:
             raise InputError("memory must be a number of bytes", why=f"it is {self.memory}")

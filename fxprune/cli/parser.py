@@ -275,7 +275,7 @@ def _prune_options(parser: Parser) -> None:
         *("--repair-mode",),
         type=one_of("repair mode", MODES),
         metavar="MODE",
-        help="what a repair changes: weights (default), bias or norms",
+        help="what a repair changes: weights (default), outputs, bias or norms",
     )
     parser.option("--output", "-o", required=True, metavar="FILE", help="the small model, a .safetensors file")
     parser.option("--save-scores", metavar="FILE", help="the scores of all channels, a .json file, for --scores")
@@ -307,7 +307,7 @@ def _measure_options(parser: Parser) -> None:
         *("--repair-mode",),
         type=one_of("repair mode", MODES),
         metavar="MODE",
-        help="what a repair changes: weights (default), bias or norms",
+        help="what a repair changes: weights (default), outputs, bias or norms",
     )
     _importance_options(parser)
     parser.option(

@@ -26,6 +26,11 @@ def compare(rank: int, folder: str) -> None:
             assert torch.allclose(tensor, alone.state_dict()[name], rtol=1e-5, atol=1e-6), (mode, name)
         after = [fxprune.record(one).repair.after for one in (alone, both)]
         assert abs(after[0] - after[1]) < 1e-6 * after[0]
+    together = fxprune.repair(small, net, own, mode="outputs", steps=5, process_group=distributed.group.WORLD)
+    for tensor in together.state_dict().values():
+        found = [torch.empty_like(tensor), torch.empty_like(tensor)]
+        distributed.all_gather(found, tensor)
+        assert torch.equal(*found)
     distributed.destroy_process_group()
 
 

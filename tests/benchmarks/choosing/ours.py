@@ -28,9 +28,7 @@ class Ours:
 
     def ways(self) -> Iterator[str]:
         """The names of criteria."""
-        yield from ("l2", "random", "lamp", "taylor")
-        if self.task.name != "minilm":
-            yield "thinet"
+        yield from ("l2", "taylor") if self.task.name == "minilm" else ("l2", "lamp", "thinet")
 
     def small(self, criterion: str, budget: Budget) -> nn.Module:
         """A small model, not repaired."""
@@ -48,9 +46,9 @@ class Ours:
                 **options,
             )
 
-    def repaired(self, small: nn.Module) -> nn.Module:
+    def repaired(self, small: nn.Module, mode: str) -> nn.Module:
         """A small model after its repair."""
-        return fxprune.repair(small, self.task.model, self.task.batches)
+        return fxprune.repair(small, self.task.model, self.task.batches, mode=mode)
 
     def _importance(self, criterion: str) -> Any:
         gradients: dict[str, Callable[..., Any]] = {"taylor": taylor_importance, "fisher": fisher_importance}
