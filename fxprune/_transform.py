@@ -39,7 +39,7 @@ from fxprune.errors import (
 from fxprune.files import PathLike
 from fxprune.fold import folds
 from fxprune.paths import paths_for
-from fxprune.planning.budgets import above
+from fxprune.planning.budgets import MISSED, above
 from fxprune.planning.figures import Measured, with_measured
 from fxprune.planning.plan import Plan
 from fxprune.planning.structure import structure_of
@@ -295,10 +295,10 @@ def _above_budget(
         made = cost_of(result.analysis, result.removal, result.constants)
         before, after = with_measured((cost_of(result.analysis), made), measured)
         for budget in above(before, after, keep):
-            reasons = result.plan.reasons
-            why = next((reason for reason in reasons if "budget" in reason), "; ".join(reasons) or "no more may go")
-            stay, limit = budget.shown(budget.of(after)), budget.shown(budget.limit)
-            yield f"{stay} {budget.key} stay, the budget is {limit}: {why}", BudgetMissedWarning
+            text, reasons = budget.missed(budget.of(after)), result.plan.reasons
+            known = next((reason for reason in reasons if reason.startswith(text)), None)
+            others = "; ".join(reason for reason in reasons if not reason.startswith(MISSED))
+            yield known or f"{text}: {others or 'no more may go'}", BudgetMissedWarning
 
 
 def _refuse_two_requests(plan: Plan | None, choices: Mapping[str, Any]) -> None:
@@ -321,7 +321,8 @@ def _warnings(result: Result, *, class_expected: bool) -> Iterator[tuple[str, ty
         why = next(iter(result.why_not.values()), "")
         yield f"the result is a graph, no {type(result.analysis.model).__name__}: {why}", ClassLostWarning
     if not result.plan:
-        why = "; ".join(result.plan.reasons) or "the plan is empty"
+        reasons = dict.fromkeys(MISSED if text.startswith(MISSED) else text for text in result.plan.reasons)
+        why = "; ".join(reasons) or "the plan is empty"
         yield f"nothing was removed: {why}", NothingRemovedWarning
     if result.unproven:
         yield f"the small model is not proven: {result.unproven}", NotProvenWarning

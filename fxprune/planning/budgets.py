@@ -17,7 +17,8 @@ from fxprune.errors import PlanError, nearest
 from fxprune.planning.figures import MEASURES, Figures
 
 PREFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-"""The prefixes of units in a text such as "200 MB"."""
+PREFIXES |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+"""The prefixes of units in a text such as "200 MB" or "200 MiB"."""
 
 UNITS: Mapping[str, Sequence[str]] = {
     "params": ("params", ""),
@@ -30,6 +31,9 @@ UNITS: Mapping[str, Sequence[str]] = {
 TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9}
 """The units of times, in seconds."""
 
+
+MISSED = "the budget is not met"
+"""The beginning of the reason for a budget that a plan does not meet."""
 
 NOISE = 1.1
 """A latency that was measured may be so many times the budget, and is not reported as above it."""
@@ -50,6 +54,11 @@ class Budget:
     def shown(self, figure: float) -> str:
         """A figure of this measure as text."""
         return milliseconds(figure) if self.key == "latency" else f"{figure:,}"
+
+    def missed(self, figure: float) -> str:
+        """A sentence about a figure that is above the budget."""
+        limit, full = self.shown(self.limit), self.shown(self.full)
+        return f"{MISSED}: {self.shown(figure)} {self.key} stay, the budget is {limit} of {full}"
 
     def __str__(self) -> str:
         return f"{self.key} {self.shown(self.limit)} of {self.shown(self.full)} ({self.limit / self.full:.1%})"
@@ -72,7 +81,7 @@ def budgets_of(whole: Figures, keep: Any, uncounted: Sequence[str] = ()) -> tupl
 
     whole: the figures of the model.
     keep: name of a measure -> what stays. A share is a float in (0, 1]; a figure is an integer above 1, or a text
-        with a unit, such as "1.5 GMACs", "200 MB" or "3M" (k, M, G, T are powers of 1000), "5 ms" for a latency.
+        with a unit, such as "1.5 GMACs", "200 MB" or "3M" (k, M, G, T are powers of 1000; Ki, Mi, Gi, Ti of 1024), "5 ms" for a latency.
     uncounted: the operations whose multiply-adds are not known.
 
     Raises `PlanError` for a request that makes no sense, and for a measure that is unknown for this model.
@@ -133,7 +142,9 @@ def _limit(key: str, value: Any, full: float, at: str) -> float:
 
 def _figure(key: str, text: str, at: str) -> int:
     """The figure in a text such as "200 MB". A small number without a unit is refused: it looks like a share."""
-    found = re.fullmatch(r"\s*([0-9][0-9_,]*\.?[0-9]*)\s*([kmgt]?)(b|bytes|macs|params)?\s*", text.lower())
+    found = re.fullmatch(
+        r"\s*([0-9][0-9_,]*\.?[0-9]*(?:e[0-9]+)?)\s*((?:[kmgt]i?)?)(b|bytes|macs|params)?\s*", text.lower()
+    )
     number = float(re.sub("[_,]", "", found[1])) if found else 0.0
     if found is None or (number <= 1 and not found[2] and not found[3]):
         do = 'write for example "200 MB", "1.5 GMACs" or "3M"; a share is a number, 0.5'

@@ -116,7 +116,7 @@ def choose(
         budgets = budgets_of(meter.of(), keep, meter.uncounted)
         removed, reasons = within(findings, budgets, ranked.widths(scope, round_to), meter)
     if not removed.any() and not reasons:
-        reasons = (_why_rounding(groups, round_to),) if groups else ()
+        reasons = _why_nothing(groups, round_to, keep)
     return removed, (*reasons, *why)
 
 
@@ -183,12 +183,17 @@ def _groups(
     return _Chosen(groups, given, tuple(reasons))
 
 
-def _why_rounding(groups: Mapping[Group, float], round_to: int) -> str:
+def _why_nothing(groups: Mapping[Group, float], round_to: int, keep: Any) -> tuple[str, ...]:
     """The reason why no group of a request loses a channel."""
+    if keep is not None:
+        asked = ", ".join(f"{key}={value!r}" for key, value in keep.items())
+        return (f"the model is within the budget as it is ({asked})",)
+    if not groups:
+        return ()
     largest = max(groups, key=lambda group: group.size)
     return (
         f"rounding leaves every group whole: the largest has {largest.size} channels "
-        f'("{largest.name}"), ratio {groups[largest]}, round_to {round_to}'
+        f'("{largest.name}"), ratio {groups[largest]}, round_to {round_to}',
     )
 
 

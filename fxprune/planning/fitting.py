@@ -8,7 +8,8 @@ predicted for one is what was measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fxprune.analysis.findings import Findings
@@ -21,6 +22,9 @@ CLOSE = 0.01
 
 STEPS = 40
 """The steps of the bisection; after them two levels differ by less than one channel of any group."""
+
+TRADES = 400
+"""The most exchanges between groups that are tried, times the number of groups, where much of a budget is left."""
 
 LEVELS = (0.25, 0.5, 0.75, 1.0)
 """The levels that are measured first."""
@@ -42,11 +46,13 @@ class Widths:
     at: a function from a level in [0, 1] to the counts; more go at a higher level.
     flags: a function from counts to the removed channels, as flags, with everything that a model needs to keep.
     step: the number of channels by which a count changes.
+    limits: a text that says what limits the counts.
     """
 
     at: Callable[[float], Counts]
     flags: Callable[[Counts], tuple[Bools, tuple[str, ...]]]
     step: int = 1
+    limits: str = ""
 
 
 def within(
@@ -125,7 +131,13 @@ class _Search:
 
     def used(self, removed: Bools) -> float:
         """The largest share of a budget that is used."""
-        figures = self.meter.of(Removal(self.findings.solution, removed))
+        return self._share(self.meter.of(Removal(self.findings.solution, removed)))
+
+    def share(self, counts: Counts) -> float:
+        """The largest share of a budget that the model uses which these counts leave."""
+        return self._share(self.figures(counts))
+
+    def _share(self, figures: Figures) -> float:
         return max(budget.of(figures) / (budget.limit or 1) for budget in self.budgets)
 
     def predicted(self, removed: Bools) -> Iterator[str]:
@@ -151,33 +163,67 @@ class _Search:
         """The counts with channels that come back, as long as all budgets hold.
 
         First the groups that lose fewer at the next lower level get what they have there; then each group in turn gets
-        one step more, those first that have lost the largest share.
+        one step more, those first that have lost the largest share. If much of the budget is left because steps are
+        large, a group loses one where others get more for it.
         """
         for number in counts:
-            if wanted[number] < counts[number]:
-                self._try(counts, number, wanted[number])
-        for _ in range(len(counts)):
-            came_back = [self._try(counts, *step) for step in self._steps(counts)]
-            if self.close(counts) or not any(came_back):
+            changed = {**counts, number: wanted[number]}
+            if wanted[number] < counts[number] and not self.close(counts) and self.fits(changed):
+                counts = changed
+        counts = self._come_back(counts)
+        left = TRADES // (len(counts) + 1)
+        while left and not self.close(counts):
+            options = list(itertools.islice(self._traded(counts), left))
+            left -= len(options)
+            best = max(options, key=self.share, default=counts)
+            if self.share(best) <= self.share(counts):
                 break
+            counts = best
         return counts
 
-    def _steps(self, counts: Counts) -> Iterator[tuple[int, int]]:
+    def _by_share(self, counts: Counts) -> list[int]:
+        """The groups, those first that have lost the largest share."""
         sizes = {group.number: group.size for group in self.findings.groups}
-        for number in sorted(counts, key=lambda number: -counts[number] / sizes[number]):
-            if counts[number] >= self.widths.step:
-                yield number, counts[number] - self.widths.step
+        return sorted(counts, key=lambda number: -counts[number] / sizes[number])
 
-    def _try(self, counts: dict[int, int], number: int, count: int) -> bool:
-        """Set one count if all budgets hold with it. Returns True if they do, and something comes back."""
-        if self.close(counts):
-            return False
-        changed = {**counts, number: count}
-        before, after = self.figures(counts), self.figures(changed)
-        if not self.fits(changed) or all(budget.of(before) == budget.of(after) for budget in self.budgets):
-            return False
-        counts[number] = count
-        return True
+    def _come_back(self, counts: Counts, without: int | None = None) -> dict[int, int]:
+        """The counts where each group in turn gets one step more, as long as all budgets hold.
+
+        without: a group that gets none.
+        """
+        counts, came_back = dict(counts), True
+        while came_back:
+            came_back = False
+            for number in self._by_share(counts):
+                if number != without and not self.close(counts):
+                    steps = range(counts[number] - self.widths.step, -1, -self.widths.step)
+                    changed = self._moved(counts, number, steps)
+                    if changed != counts and self.fits(changed):
+                        counts, came_back = changed, True
+        return counts
+
+    def _moved(self, counts: Counts, number: int, steps: Iterable[int]) -> dict[int, int]:
+        """The counts with the first of some steps of a group that a budget sees; the same counts if there is none."""
+        before = self.figures(counts)
+        for count in steps:
+            changed = {**counts, number: count}
+            after = self.figures(changed)
+            if any(budget.of(before) != budget.of(after) for budget in self.budgets):
+                return changed
+        return dict(counts)
+
+    def _traded(self, counts: Counts) -> Iterator[dict[int, int]]:
+        """The counts where one group loses some steps, and others get what fits then; one step of each group first."""
+        most = self.widths.at(1.0)
+        fewer = {number: dict(counts) for number in reversed(self._by_share(counts))}
+        while fewer:
+            for number, before in list(fewer.items()):
+                steps = range(before[number] + self.widths.step, most[number] + 1, self.widths.step)
+                fewer[number] = self._moved(before, number, steps)
+                if fewer[number] == before:
+                    del fewer[number]
+                else:
+                    yield self._come_back(fewer[number], without=number)
 
     def missed(self, removed: Bools) -> Iterator[str]:
         """Sentences on the budgets that a plan does not meet: how near it comes, and what holds it."""
@@ -186,7 +232,7 @@ class _Search:
         for budget in self.budgets:
             figure = budget.of(figures)
             if figure > budget.limit:
-                share = f"{budget.shown(figure)} ({figure / budget.full:.1%})"
-                why = "; every group has lost the most that it may (max_ratio, min_channels)"
+                why = "every group has lost the most that it may"
+                why += f": {self.widths.limits}" if self.widths.limits else ""
                 why += f"; held: {'; '.join(held)}" if held else ""
-                yield f"the budget is not met: {budget}; {share} stay{why}"
+                yield f"{budget.missed(figure)}: {why}"

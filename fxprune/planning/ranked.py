@@ -55,7 +55,8 @@ class Ranked:
     def widths(self, scope: str, multiple: int) -> Widths:
         """The widths of a plan by its level."""
         at = scope_named(scope)(self.findings, self.spread(multiple), self.scores)
-        return Widths(lambda level: self.equal.merged(at(level), multiple), self.flags, multiple)
+        why = replace(self.limits, round_to=multiple).why(group.size for group in self.groups)
+        return Widths(lambda level: self.equal.merged(at(level), multiple), self.flags, multiple, why)
 
 
 def flags(findings: Findings, scores: Scores, counts: Mapping[int, int]) -> tuple[Bools, tuple[str, ...]]:

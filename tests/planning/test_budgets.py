@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.planning.budgets import budgets_of
 
 
 class Residual(nn.Module):
@@ -132,3 +135,68 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 def test_a_request_that_makes_no_sense_is_refused(options: dict[str, Any], text: str) -> None:
     with pytest.raises(fxprune.PlanError, match=text):
         fxprune.transform(net(), X, **options)
+
+
+class Grid(nn.Module):
+    """A convolution with groups: its widths are blocks times block widths, so that steps are large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3)
+        self.split, self.head = nn.Conv2d(12, 12, 3, groups=3), nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images to images."""
+        return self.head(torch.relu(self.split(torch.relu(self.inner(torch.relu(self.stem(x)))))))
+
+
+@pytest.mark.parametrize("key", ["macs", "params"])
+def test_what_is_left_of_a_budget_is_used_where_steps_are_large(key: str) -> None:
+    torch.manual_seed(0)
+    analysis = fxprune.analyze(Grid().eval(), X)
+    sizes = [range(1, group.size + 1) for group in analysis.groups]
+    plans = [analysis.plan(counts=dict(enumerate(kept))) for kept in itertools.product(*sizes)]
+    reachable = np.array([getattr(analysis.cost(plan), key) for plan in plans])
+    for share, scope in itertools.product((0.9, 0.8, 0.65, 0.5, 0.3), ("local", "global")):
+        plan, limit = analysis.plan(keep={key: share}, scope=scope), share * getattr(analysis.cost(), key)
+        assert 0.95 * reachable[reachable <= limit].max() <= getattr(analysis.cost(plan), key) <= limit
+        assert plan == analysis.plan(keep={key: share}, scope=scope)
+
+
+@pytest.mark.parametrize(
+    ("text", "figure"),
+    [("1KiB", 1024), ("1.5 KiB", 1536), ("1 kB", 1000), ("2Ki", 2048), ("1e3", 1000), ("1.5e3 bytes", 1500)],
+)
+def test_units_are_powers_of_1000_and_with_an_i_of_1024(text: str, figure: int) -> None:
+    (budget,) = budgets_of({"bytes": 10**6}, {"bytes": text})
+    assert budget.limit == figure
+
+
+LIMITED: list[tuple[dict[str, Any], str]] = [
+    ({"round_to": 16}, "round_to=16 (2 groups)"),
+    ({"min_channels": 20}, "min_channels=20 (2 groups)"),
+    ({"max_ratio": 0.25}, "max_ratio=0.25 (2 groups)"),
+    ({"round_to": 16, "max_ratio": 0.67}, "round_to=16 (1 groups), max_ratio=0.67 (1 groups)"),
+    ({}, "max_ratio=0.9 (2 groups)"),
+]
+
+
+@pytest.mark.parametrize(("options", "text"), LIMITED)
+def test_a_budget_that_is_missed_names_the_limits_that_decide(options: dict[str, Any], text: str) -> None:
+    (reason,) = fxprune.analyze(net(), X).plan(keep={"macs": 0.001}, **options).reasons
+    assert reason.startswith("the budget is not met: ")
+    assert f"every group has lost the most that it may: {text}; held: " in reason
+
+
+def test_a_missed_budget_is_told_once() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        small = fxprune.transform(net(), X, keep={"macs": 0.5}, min_channels=48)
+    told = {warning.category: str(warning.message) for warning in caught}
+    assert told[fxprune.BudgetMissedWarning] == fxprune.record(small).reasons[0]
+    assert told[fxprune.NothingRemovedWarning] == "nothing was removed: the budget is not met"
+
+
+def test_a_budget_of_the_whole_model_removes_nothing_and_says_why() -> None:
+    with pytest.warns(fxprune.NothingRemovedWarning, match=r"within the budget as it is \(macs=1.0\)"):
+        fxprune.transform(net(), X, keep={"macs": 1.0})
