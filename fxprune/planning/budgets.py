@@ -28,6 +28,9 @@ UNITS: Mapping[str, Sequence[str]] = {
 }
 """The units of measures that are counted."""
 
+FIGURE = re.compile(r"\s*([0-9][0-9_,]*\.?[0-9]*(?:e[0-9]+)?)\s*((?:[kmgt]i?)?)(b|bytes|macs|params)?\s*")
+"""A number, a prefix and a unit."""
+
 TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9}
 """The units of times, in seconds."""
 
@@ -81,7 +84,8 @@ def budgets_of(whole: Figures, keep: Any, uncounted: Sequence[str] = ()) -> tupl
 
     whole: the figures of the model.
     keep: name of a measure -> what stays. A share is a float in (0, 1]; a figure is an integer above 1, or a text
-        with a unit, such as "1.5 GMACs", "200 MB" or "3M" (k, M, G, T are powers of 1000; Ki, Mi, Gi, Ti of 1024), "5 ms" for a latency.
+        with a unit, such as "1.5 GMACs", "200 MB" or "3M" (k, M, G, T are powers of 1000; Ki, Mi, Gi, Ti of 1024),
+        "5 ms" for a latency.
     uncounted: the operations whose multiply-adds are not known.
 
     Raises `PlanError` for a request that makes no sense, and for a measure that is unknown for this model.
@@ -142,9 +146,7 @@ def _limit(key: str, value: Any, full: float, at: str) -> float:
 
 def _figure(key: str, text: str, at: str) -> int:
     """The figure in a text such as "200 MB". A small number without a unit is refused: it looks like a share."""
-    found = re.fullmatch(
-        r"\s*([0-9][0-9_,]*\.?[0-9]*(?:e[0-9]+)?)\s*((?:[kmgt]i?)?)(b|bytes|macs|params)?\s*", text.lower()
-    )
+    found = FIGURE.fullmatch(text.lower())
     number = float(re.sub("[_,]", "", found[1])) if found else 0.0
     if found is None or (number <= 1 and not found[2] and not found[3]):
         do = 'write for example "200 MB", "1.5 GMACs" or "3M"; a share is a number, 0.5'

@@ -73,7 +73,8 @@ def choose(
         seed: the seed of importance "random".
         keep: instead of a ratio, the cost that stays: {"params", "bytes", "macs" or "memory" (the peak of activations
             on the example inputs): a share in (0, 1], an integer, or a text with a unit such as "200 MB"; "latency": a
-            share, or a text such as "5 ms"}. Several hold all at once. The plan is the largest within them.
+            share, or a text such as "5 ms"}. Several hold all at once. The plan is within them,
+            and near to one, where steps are not too large for that.
         scope: how a budget is spread over the groups: "local" (the same share of each), "global" (all channels are
             ranked together), or "isomorphic" (those of groups with the same structure).
         counts: {pattern: the number of channels that stay}, for groups that neither ratio nor budget shall decide.

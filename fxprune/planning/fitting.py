@@ -1,4 +1,4 @@
-"""The largest model within budgets.
+"""A model within budgets, as near to them as is found.
 
 A plan has one number that says how much goes, its level. The level is found by bisection, on figures that come from the
 analysis. Where many groups lose a channel at the same level, channels come back as long as they fit. A latency is
@@ -58,7 +58,7 @@ class Widths:
 def within(
     findings: Findings, budgets: Sequence[Budget], widths: Widths, meter: Meter
 ) -> tuple[Bools, tuple[str, ...]]:
-    """The removed channels of the largest model within all budgets, and the reasons for what stays.
+    """The removed channels of a model within all budgets, and the reasons for what stays.
 
     If no level is within them, the smallest model is taken, and a reason says how near it comes.
     """
@@ -97,7 +97,7 @@ class _Search:
         self._known: dict[tuple[tuple[int, int], ...], Figures] = {}
 
     def largest(self) -> tuple[Bools, tuple[str, ...]]:
-        """The removed channels of the largest model within the budgets, and the reasons for what stays."""
+        """The removed channels of the largest model that is found, and the reasons for what stays."""
         low, high, widths = 0.0, 1.0, self.widths
         if self.fits(widths.at(low)):
             return widths.flags(widths.at(low))
