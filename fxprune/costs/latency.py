@@ -23,6 +23,12 @@ from fxprune.capture.process_state import clean_caches, public_call, same_random
 from fxprune.capture.tensors import Tensors
 from fxprune.errors import CaptureError, text_of
 
+SHORTEST = 2e-3
+"""The least seconds of a measurement, if a call takes less: then several are measured together."""
+
+MOST_CALLS = 100
+"""The most calls that are measured together."""
+
 Clock = Callable[[Callable[[], Any]], float]
 """Takes a function, and gives the seconds of one call."""
 
@@ -114,12 +120,16 @@ def in_turn(
 
 
 def clock_of(device: torch.device) -> Clock:
-    """The clock of torch, which waits for the device, and calls twice before it measures."""
+    """The clock of torch, which waits for the device, and calls twice before it measures.
+
+    A short call is repeated, so that one measurement takes about `SHORTEST` seconds; the mean counts.
+    """
     from torch.utils.benchmark import Timer  # here, because it imports a compiler's helpers
 
     def clock(call: Callable[[], Any]) -> float:
         timer = Timer("call()", globals={"call": call}, num_threads=threads(), timer=timer_of(device))
-        return timer.timeit(1).mean
+        once = timer.timeit(1).mean
+        return once if once > SHORTEST / 2 else timer.timeit(min(round(SHORTEST / once), MOST_CALLS)).mean
 
     return clock
 

@@ -30,7 +30,7 @@ from fxprune.capture.inputs import Inputs
 from fxprune.capture.process_state import module_hooks
 from fxprune.channels.groups import Removal
 from fxprune.costs.count import contractions, macs_of
-from fxprune.costs.latency import Runnable, check_can_run, device_of, runnable, timer_of
+from fxprune.costs.latency import Runnable, check_can_run, clock_of, device_of, runnable, timer_of
 from fxprune.costs.latency_file import LatencyFile, Point
 
 REST = "(rest)"
@@ -46,28 +46,21 @@ of its layers."""
 
 def watched(original: nn.Module, small: nn.Module, inputs: Inputs) -> tuple[float, float, Mapping[str, float]]:
     """The seconds of both models, medians of rounds in turns, and of the layers of the small one."""
-    timer = timer_of(device_of(original))
+    device = device_of(original)
+    clock, timer = clock_of(device), timer_of(device)
     with contextlib.ExitStack() as stack:
         first, second = (stack.enter_context(runnable(model, inputs)) for model in (original, small))
         second.call()
-        rounds = max(FEWEST, min(MOST, int(LONG / _warm(first.call, timer))))
+        rounds = max(FEWEST, min(MOST, int(LONG / clock(first.call))))
         wholes: tuple[list[float], list[float]] = ([], [])
         layers: dict[str, list[float]] = {}
         for _ in range(rounds):
-            wholes[0].append(_warm(first.call, timer))
-            wholes[1].append(_warm(second.call, timer))
+            wholes[0].append(clock(first.call))
+            wholes[1].append(clock(second.call))
             for path, seconds in _layer_times(second, timer).items():
                 layers.setdefault(path, []).append(seconds)
     medians = {path: statistics.median(times) for path, times in layers.items()}
     return statistics.median(wholes[0]), statistics.median(wholes[1]), medians
-
-
-def _warm(call: Callable[[], Any], timer: Callable[[], float]) -> float:
-    """The seconds of the second of two calls."""
-    call()
-    start = timer()
-    call()
-    return timer() - start
 
 
 def _layer_times(model: Runnable, timer: Callable[[], float]) -> dict[str, float]:

@@ -71,21 +71,21 @@ def within(
 
 
 def _measured(search: _Search) -> tuple[Bools, tuple[str, ...]]:
-    """The largest model found whose latency was measured, and is within the budget."""
+    """The largest model found whose latency was measured, and is within the budget.
+
+    After a model that is above it, the search aims so much lower.
+    """
     best: tuple[float, tuple[Bools, tuple[str, ...]]] | None = None
     for _ in range(TRIES):
-        search.forget()
         found = search.largest()
         new = search.meter.learn(Removal(search.findings.solution, found[0]))
         used = search.used(found[0])
         if used <= 1 and (best is None or used > best[0]):
             best = used, found
-        if not new or 1 - ENOUGH <= used <= 1:
+        if used <= 1 and (not new or used >= 1 - ENOUGH):
             break
-    if best is None:  # nothing that was measured fits; what is predicted now may
-        search.forget()
-        return search.largest()
-    removed, reasons = best[1]
+        search.learned(lower=max(used, 1.0))
+    removed, reasons = search.largest() if best is None else best[1]
     return removed, (*reasons, *search.predicted(removed))
 
 
@@ -95,6 +95,7 @@ class _Search:
     def __init__(self, findings: Findings, budgets: Sequence[Budget], widths: Widths, meter: Meter) -> None:
         self.findings, self.budgets, self.widths, self.meter = findings, budgets, widths, meter
         self._known: dict[tuple[tuple[int, int], ...], Figures] = {}
+        self._aim = 1.0
 
     def largest(self) -> tuple[Bools, tuple[str, ...]]:
         """The removed channels of the largest model that is found, and the reasons for what stays."""
@@ -114,9 +115,10 @@ class _Search:
                 break
         return widths.flags(self.filled(dict(widths.at(high)), widths.at(low)))
 
-    def forget(self) -> None:
-        """Forget figures, since those that are predicted have become better."""
+    def learned(self, lower: float) -> None:
+        """Forget figures, since those that are predicted have become better; aim at latencies so many times lower."""
         self._known.clear()
+        self._aim /= lower
 
     def removal(self, counts: Counts) -> Removal:
         """The removal with these counts."""
@@ -152,12 +154,15 @@ class _Search:
     def fits(self, counts: Counts) -> bool:
         """True if all budgets hold."""
         figures = self.figures(counts)
-        return all(budget.of(figures) <= budget.limit for budget in self.budgets)
+        return all(budget.of(figures) <= self._limit(budget) for budget in self.budgets)
+
+    def _limit(self, budget: Budget) -> float:
+        return budget.limit * self._aim if budget.key == "latency" else budget.limit
 
     def close(self, counts: Counts) -> bool:
         """True if one of the budgets is nearly used up."""
         figures = self.figures(counts)
-        return any(budget.of(figures) >= (1 - CLOSE) * budget.limit for budget in self.budgets)
+        return any(budget.of(figures) >= (1 - CLOSE) * self._limit(budget) for budget in self.budgets)
 
     def filled(self, counts: dict[int, int], wanted: Counts) -> Counts:
         """The counts with channels that come back, as long as all budgets hold.

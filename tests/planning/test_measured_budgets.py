@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,21 @@ def test_a_budget_of_latency_is_predicted_to_be_met(amount: Any, scope: str, clo
     assert any(reason.startswith("latency: ") and "predicted" in reason for reason in made.reasons)
     assert re.search(r"^latency .* ms -> .* ms", made.report(), re.MULTILINE)
     assert clock.calls <= 1 + 4 + 5
+
+
+@pytest.mark.parametrize("amount", [0.35, 0.5, 0.65, 0.8])
+def test_uneven_times_lead_to_no_plan_above_it(amount: float, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    def uneven(original: nn.Module, small: nn.Module, inputs: Any) -> tuple[float, float, Mapping[str, float]]:
+        full, whole, layers = clock(original, small, inputs)
+        factor = 1 + 0.02 * (small[2].in_channels % 7) - 0.02 * (small[2].out_channels % 5)
+        return full, whole * factor, layers
+
+    monkeypatch.setattr(latency_table, "watched", uneven)
+    small = fxprune.transform(chain(), IMAGE, keep={"latency": amount})
+    measured = uneven(chain(), small, None)
+    assert measured[1] <= amount * measured[0]
+    (told,) = (reason for reason in fxprune.record(small).reasons if reason.startswith("latency: "))
+    assert f"({measured[1] / measured[0]:.1%})" in told
 
 
 def test_a_second_request_measures_nothing_anew(clock: Clock) -> None:
