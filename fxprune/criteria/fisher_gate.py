@@ -122,7 +122,7 @@ def fisher_gate_importance(
 
 def _products(weight: Tensor, gradient: Tensor) -> list[Tensor]:
     """The sums of w * dL/dw over all dimensions but one, for each dimension."""
-    product = (weight.detach().double() * gradient.double()).cpu()
+    product = weight.detach().cpu().double() * gradient.cpu().double()
     others = [[other for other in range(product.ndim) if other != dim] for dim in range(product.ndim)]
     return [product.sum(dims) if dims else product for dims in others]
 

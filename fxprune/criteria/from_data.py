@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from torch import nn
 
+from fxprune.analysis.findings import Findings, Group
 from fxprune.capture.inputs import Inputs
 from fxprune.criteria.combined import CombinedImportance
 from fxprune.criteria.losses import Loss, check_loss
 from fxprune.criteria.saved_scores import given_scores
-from fxprune.criteria.table import MEASURED, Importance
+from fxprune.criteria.scores import scores_of
+from fxprune.criteria.table import MEASURED, GroupsImportance, Importance, comparable
 from fxprune.errors import PlanError
 from fxprune.running.inputs import inputs_like, inputs_of
 
@@ -87,9 +94,37 @@ def _measured(name: str, model: nn.Module, example: Inputs, data: Any, loss: Los
         )
     if takes is not None and loss is not None:
         check_loss(loss)
-        return MEASURED[name](model, data, loss=loss)
+        return MeasuredImportance(partial(MEASURED[name], model, data, loss=loss))
     inputs = inputs_of(model, data, inputs_like(example))
-    return MEASURED[name](model, [_as_batch(model, *one) for one in inputs])
+    return MeasuredImportance(partial(MEASURED[name], model, [_as_batch(model, *one) for one in inputs]))
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredImportance(GroupsImportance):
+    """An importance that is measured when the first score is asked for, after a request was checked.
+
+    make: makes the importance.
+    """
+
+    make: Callable[[], Callable[[Group], Any]]
+
+    @cached_property
+    def made(self) -> Callable[[Group], Any]:
+        """The importance, measured once."""
+        return self.make()
+
+    @property
+    def comparable(self) -> bool:
+        """True if the scores compare between groups."""
+        return comparable(self.made)
+
+    def __call__(self, group: Group) -> Any:
+        """One score per channel of the group."""
+        return self.made(group)
+
+    def of_groups(self, findings: Findings, groups: Sequence[Group], seed: int | None) -> npt.NDArray[np.float64]:
+        """One score per channel of the analysis."""
+        return scores_of(findings, self.made, groups, seed)
 
 
 def _as_batch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -122,8 +122,8 @@ def _means(
             count += 1
             for name, parameter in parameters.items():
                 if parameter.grad is not None:
-                    value = of(parameter.grad.double().cpu())
+                    value = of(parameter.grad.cpu().double())
                     total[name] = total[name] + value if name in total else value
                     parameter.grad = None
         total, count = processes.sums(total, count)
-        return {name: (parameters[name].detach().double().cpu(), value / count) for name, value in total.items()}
+        return {name: (parameters[name].detach().cpu().double(), value / count) for name, value in total.items()}

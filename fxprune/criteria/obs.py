@@ -128,7 +128,8 @@ def obs_importance(
     are weighed by the squared gradients of the loss of a sample (the Fisher information), so that E is in units of the
     loss. Scores of different groups do not compare: where much is removed, errors of layers do not add up.
 
-    Holds for each layer a matrix of (inputs times kernel) squared in float64: 170 MB for 512 channels and 3 x 3.
+    Holds for each layer a matrix of (inputs times kernel) squared in float64: 170 MB for 512 channels and 3 x 3. The
+    search takes half a second of one core for 128 channels and 3 x 3, 3 s for 256, and eight times as much for 512.
 
     Args:
         model: the one that will be pruned. It runs in evaluation mode, once per batch.

@@ -103,18 +103,18 @@ def choose(
     if not groups and not fixed:
         shares = _ratios(findings, ratio) if keep is None else [1.0] * len(findings.groups)
         return findings.solution.no_channel(), (why or _why_no_group(findings, shares, set(stay), exact))
+    table = partial(_table, findings, small, latency_table)
+    meter = None if keep is None else Meter(findings, checked_keys(keep), table)
+    budgets = [] if meter is None or keep is None else budgets_of(meter.of(), keep, meter.uncounted)
     importance = importance_by_pattern(findings, importance)
     scores = scores_of(findings, importance, [*groups, *(findings.groups[number] for number in fixed)], seed)
     ranked = Ranked(findings, scores, tuple(groups), fixed, equal, limits, comparable(importance))
-    table = partial(_table, findings, small, latency_table)
     if isinstance(round_to, str):
         round_to, told = best_multiple(findings, partial(ranked.widths, scope), table)
         why = (*why, told)
-    if keep is None:
+    if meter is None:
         removed, reasons = ranked.by_ratio(groups, round_to)
     else:
-        meter = Meter(findings, checked_keys(keep), table)
-        budgets = budgets_of(meter.of(), keep, meter.uncounted)
         removed, reasons = within(findings, budgets, ranked.widths(scope, round_to), meter)
     if not removed.any() and not reasons:
         reasons = _why_nothing(groups, round_to, keep)

@@ -156,6 +156,35 @@ def test_data_and_losses_of_no_use_are_refused_in_four_parts(case):
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"ratio": 2},
+        {"ratio": {"conv9": 0.5}},
+        {"keep": {"mcas": 0.5}},
+        {"keep": {"params": 10**9}},
+        {"ratio": 0.5, "round_to": 0},
+    ],
+)
+def test_a_wrong_request_is_refused_before_anything_is_measured(wrong):
+    def never(model, batch):
+        raise AssertionError("the loss was called")
+
+    with pytest.raises(PlanError):
+        fxprune.transform(net(), X[:1], importance="taylor", data=PAIRS, loss=never, **wrong)
+
+
+def test_an_importance_is_measured_once_for_all_paths():
+    calls = []
+
+    def counted(model, batch):
+        calls.append(1)
+        return loss(model, batch)
+
+    fxprune.transform(net(), X[:1], keep={"macs": 0.5}, scope="global", importance="taylor", data=PAIRS, loss=counted)
+    assert len(calls) == len(PAIRS)
+
+
 class Logarithm(nn.Module):
     def forward(self, x):
         return torch.log(x.clamp(max=0))

@@ -154,6 +154,24 @@ def test_blocks_of_a_grouped_convolution_add_up():
         assert torch.allclose(both.weight[number], one.weight[0])
 
 
+def test_all_calls_of_a_layer_count():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.shared = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.shared(torch.tanh(x)) + self.shared(torch.relu(x))
+
+    model = Twice().double().eval()
+    x = torch.randn(BATCH, 4, dtype=torch.float64)
+    found = next(b for b in obs_importance(model, [x]).readings.blocks.values() if b.name == "shared.weight")
+    rows = torch.cat([torch.tanh(model.first(x)), torch.relu(model.first(x))]).detach()
+    assert torch.allclose(found.xx[0], rows.T @ rows)
+    assert torch.allclose(found.centred[0], (rows - rows.mean(0)).T @ (rows - rows.mean(0)))
+
+
 def loss(model, batch):
     return F.cross_entropy(model(batch[0]), batch[1])
 
