@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,7 +39,6 @@ class SavedSteps:
         self.path, self.schema = path, schema
         self.about: dict[str, Any] = json.loads(json.dumps(about))
         self.done: dict[str, Values] = {}
-        self.measured = 0
         if path is not None:
             self._open(path)
 
@@ -46,7 +46,7 @@ class SavedSteps:
         """The values of a step; they are measured if the file does not have them."""
         if key not in self.done:
             self.done[key] = measure()
-            self.measured += 1
+            gc.collect(0)  # the models of the step, which are in circles: no collection runs in a public call
             if self.path is not None:
                 self._write(self.path)
         return self.done[key]

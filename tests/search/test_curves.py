@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from fxprune._repair import repaired
+from fxprune._search import candidates
 from fxprune.errors import FileError, InputError, PlanError
 
 
@@ -151,6 +154,20 @@ def test_the_original_does_not_change_even_if_the_score_trains_what_it_gets() ->
     assert all(point.repaired == 1.0 for point in found.points)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(module.training for module in model.modules())
+
+
+def test_models_that_were_measured_are_freed_as_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[nn.Module]] = []
+
+    def noted(*args: Any) -> Any:
+        assert not any(reference() is not None for reference in made)
+        found = repaired(*args)
+        made.append(weakref.ref(found[0]))
+        return found
+
+    monkeypatch.setattr(candidates, "repaired", noted)
+    fxprune.pareto(net(), data()[0], budgets=(0.7, 0.6, 0.5), repair=data())
+    assert len(made) == 3
 
 
 # -- files -----------------------------------------------------------------------------------------------------
