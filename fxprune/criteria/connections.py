@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxprune.arguments import fits
+from fxprune.criteria.window_products import fits as fits_products
+from fxprune.criteria.window_products import window_counts
 from fxprune.errors import InputError, PlanError
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -71,7 +73,8 @@ def coactivation(input: Tensor, output: Tensor, layer: Layer, threshold: float =
 
     Returns counts as int64, of the weight's shape. They are exact: sums of zeros and ones are exact in float32 up to
     2^24 summands, and float64 is used where a weight is applied more often. Maps of the sizes of input and output are
-    held meanwhile, nothing larger.
+    held meanwhile; and for convolutions without groups on a CPU, which count in bytes, the inputs of all connections of
+    some examples: 4 MiB, or those of one example.
 
     Raises `PlanError` for another layer or threshold, `InputError` for tensors that do not fit the layer.
 
@@ -91,6 +94,8 @@ def coactivation(input: Tensor, output: Tensor, layer: Layer, threshold: float =
 def count(x: Tensor, y: Tensor, shape: torch.Size, threshold: float, geometry: Geometry) -> Tensor:
     """`coactivation` of tensors that are known to fit a weight of this shape: [n, c, *spatial], [..., features]."""
     summands = y.numel() // shape[0]
+    if geometry.stride and geometry.mode == "constant" and summands < 2**31 and fits_products(x, geometry.groups):
+        return _counts_in_bytes(x, y, shape, threshold, geometry)
     dtype = torch.float32 if summands <= EXACT else torch.float64
     with torch.autocast(x.device.type, enabled=False):  # half precision would round the counts of a matrix product
         a, b = (x.detach() > threshold).to(dtype), (y.detach() > threshold).to(dtype)
@@ -100,6 +105,14 @@ def count(x: Tensor, y: Tensor, shape: torch.Size, threshold: float, geometry: G
             with torch.backends.cudnn.flags(enabled=False):
                 return _weight_gradient(a, b, shape, geometry)
         return _weight_gradient(a, b, shape, geometry)
+
+
+def _counts_in_bytes(x: Tensor, y: Tensor, shape: torch.Size, threshold: float, geometry: Geometry) -> Tensor:
+    g = geometry
+    a, b = (x.detach() > threshold).view(torch.int8), (y.detach() > threshold).view(torch.int8)
+    around = g.margins or [n for p in reversed(g.padding) for n in (p, p)]
+    a = F.pad(a, around) if any(around) else a
+    return window_counts(a, b, shape[2:], g.stride, g.dilation).to(torch.int64)
 
 
 def _weight_gradient(a: Tensor, b: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:

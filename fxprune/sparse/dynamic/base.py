@@ -37,10 +37,10 @@ class DynamicSparse(nn.Module):
 
     def _set_up(
         self,
-        sparsity: float | Schedule,
-        regrow: float | Schedule,
+        sparsity: float | Schedule | None,
+        regrow: float | Schedule | None,
         *,
-        dims: Sequence[int],
+        dims: Sequence[int] | None,
         every: int,
         threshold: float,
         growth: str,
@@ -51,7 +51,14 @@ class DynamicSparse(nn.Module):
         if growth not in GROWTHS:
             why = nearest(str(growth), GROWTHS)
             raise PlanError(f"unknown growth {growth!r}", why=why, do=f"use one of {', '.join(GROWTHS)}")
+        if dims is None:  # the kernel of a pair of channels, as in the notes, or an output channel
+            dims = (0, 1) if sparsity is None and math.prod(self.weight.shape[2:]) > 1 else (0,)
         self.dims = _dims(dims, tuple(self.weight.shape))
+        size = math.prod(n for d, n in enumerate(self.weight.shape) if d not in self.dims)
+        k1, k2 = selection.counts_of_the_notes(size)
+        if regrow is None:
+            regrow = 1 - k1 / k2 if sparsity is None else 0.3
+        sparsity = 1 - k2 / size if sparsity is None else sparsity
         self.sparsity, self.regrow = as_schedule(sparsity, what="sparsity"), as_schedule(regrow, what="regrow")
         self.every, self.threshold, self.growth = every, float(threshold), growth
         self._geometry: Geometry = geometry_of(self)  # type: ignore[arg-type]
@@ -199,6 +206,10 @@ class DynamicSparse(nn.Module):
             text = lay_out("all strengths are 0, the choice is by the size of the weights", at=str(self), why=why)
             warnings.warn(text, UserWarning, stacklevel=4)
         return selection.strongest(strengths, self.weight, self.mask, self.dims, k1, k2)
+
+    def progress_connections(self, optimizer: torch.optim.Optimizer | None = None, **options: Any) -> Update:
+        """Calls `update`, under the name that it has in the notes."""
+        return self.update(optimizer, **options)
 
     def reset_parameters(self) -> None:
         """Draws new weights and a new mask, and resets the counts."""

@@ -31,11 +31,14 @@ class DynamicSparseConv2d(DynamicSparse, nn.Conv2d):
         in_channels ... dtype: as for `nn.Conv2d`.
         sparsity: the share of connections that are not active, in [0, 1). A number, or a schedule
             (`fxprune.schedules`) whose steps are the forwards in training mode: AGP(0.0, 0.9, steps=1000) begins dense.
-            Every slice keeps at least one connection.
-        regrow: the share of the active connections that an update replaces, in [0, 1), or a schedule.
+            Every slice keeps at least one connection. Without it the layer has the numbers of the notes that it goes
+            back to: of n connections in a slice k2 = int(0.15 n) are active and k1 = int(0.1 n) keep their value in an
+            update, each at least 1; a slice is then a kernel by default, dims=(0, 1), if it has several connections.
+        regrow: the share of the active connections that an update replaces, in [0, 1), or a schedule; by default 0.3,
+            or the share that the notes have.
         dims: the dimensions of the weight [c_out, c_in / groups, k, k] that divide it into slices: one slice for every
             combination of their indices. Connections compete within their slice. With (0,) a slice is an output
-            channel, with (0, 1) a pair of channels, with () the whole layer.
+            channel, with (0, 1) a pair of channels, with () the whole layer. By default (0,).
         every: every `every`-th forward in training mode is counted.
         threshold: an input or output counts as active if it is above the threshold.
         growth: "coactivation", or "random", which counts nothing.
@@ -44,6 +47,8 @@ class DynamicSparseConv2d(DynamicSparse, nn.Conv2d):
 
     Raises `PlanError` for bad arguments.
 
+    >>> DynamicSparseConv2d(3, 6, 5).mask.sum((2, 3))[0]
+    tensor([3, 3, 3])
     >>> _ = torch.manual_seed(0)
     >>> layer = DynamicSparseConv2d(3, 4, 3, sparsity=0.8)
     >>> _ = layer(torch.randn(8, 3, 9, 9))
@@ -65,9 +70,9 @@ class DynamicSparseConv2d(DynamicSparse, nn.Conv2d):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        sparsity: float | Schedule,
-        regrow: float | Schedule = 0.3,
-        dims: Sequence[int] = (0,),
+        sparsity: float | Schedule | None = None,
+        regrow: float | Schedule | None = None,
+        dims: Sequence[int] | None = None,
         every: int = 20,
         threshold: float = 0.0,
         growth: str = "coactivation",
@@ -125,9 +130,9 @@ class DynamicSparseLinear(DynamicSparse, nn.Linear):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        sparsity: float | Schedule,
-        regrow: float | Schedule = 0.3,
-        dims: Sequence[int] = (0,),
+        sparsity: float | Schedule | None = None,
+        regrow: float | Schedule | None = None,
+        dims: Sequence[int] | None = None,
         every: int = 20,
         threshold: float = 0.0,
         growth: str = "coactivation",

@@ -48,6 +48,15 @@ def shares(size: int, sparsity: float, regrow: float) -> tuple[int, int]:
     return max(1, active - round(regrow * active)), active
 
 
+def counts_of_the_notes(size: int) -> tuple[int, int]:
+    """Returns (k1, k2) of the notes that the layers go back to: a tenth, and 15 % rounded down; both at least 1.
+
+    >>> counts_of_the_notes(25), counts_of_the_notes(9)
+    ((2, 3), (1, 1))
+    """
+    return max(int(0.1 * size), 1), max(int(0.15 * size), 1)
+
+
 def slices(tensor: Tensor, dims: Sequence[int]) -> Tensor:
     """Reshapes a tensor to [slice, connection]: a slice for every combination of the indices in `dims`."""
     others = [d for d in range(tensor.ndim) if d not in dims]

@@ -42,14 +42,19 @@ def accumulate(
         _accumulate(input, output, strengths, tally, every, threshold, geometry)
 
 
-@torch.no_grad()
 def _accumulate(
     input: Tensor, output: Tensor, strengths: Tensor, tally: Tensor, every: int, threshold: float, geometry: Geometry
 ) -> None:
     step = tally.tolist()[0]
     tally.add_(_STEP)
-    if not every or step % every or not output.numel():
-        return
+    if every and step % every == 0 and output.numel():
+        _add_counts(input, output, strengths, tally, threshold, geometry)
+
+
+@torch.no_grad()
+def _add_counts(
+    input: Tensor, output: Tensor, strengths: Tensor, tally: Tensor, threshold: float, geometry: Geometry
+) -> None:
     if len(geometry.stride) == input.ndim - 1:  # without a batch dimension
         input, output = input[None], output[None]
     strengths += count(input, output, strengths.shape, threshold, geometry)
