@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,7 +40,7 @@ class SurgeonImportance:
     def __call__(self, group: Group) -> Tensor:
         """One score per channel, float64 [group.size]: the increase of E, at least that of the channels before it.
 
-        Raises `PlanError` for a group that no layer was seen reading.
+        Raises `PlanError` for a group whose layers were not seen reading it.
         """
         order, increases = self._removal(group)
         rising = np.maximum.accumulate(increases.numpy())
@@ -66,6 +67,10 @@ class SurgeonImportance:
         """The order of a group's channels, and the increase of E at each."""
         members = {(m.parameter, m.dim): m for m in group.members}
         key = tuple((name, dim, m.slots.tobytes(), m.index.tobytes()) for (name, dim), m in members.items())
+        if key not in self._known and not any(member.role == "consumer" for member in group.members):
+            text = f'obs ranks group "{group.name}" ({group.kind}) by the size of its weights: no layer reads it'
+            warnings.warn(text, UserWarning, stacklevel=2)
+            self._known[key] = _by_size(group)
         if key not in self._known:
             try:
                 self._known[key] = removal_order(self._layers(group, members), group.size)
@@ -107,6 +112,16 @@ class SurgeonImportance:
         return torch.ones_like(reading.outputs) / energy.clamp(min=TINY)
 
 
+def _by_size(group: Group) -> tuple[Tensor, Tensor]:
+    """The order of a group that no layer reads, by the squares of its weights, and their shares of the sum."""
+    squares = torch.zeros(group.size, dtype=torch.float64)
+    for member in group.members:
+        if isinstance(member.tensor, nn.Parameter) and member.tensor.is_floating_point():
+            squares += member.sum_per_channel(member.tensor.detach().double().square())
+    order = squares.argsort(stable=True)
+    return order, squares[order] / squares.sum().clamp(min=TINY)
+
+
 @measured("obs")
 def obs_importance(
     model: nn.Module,
@@ -137,6 +152,9 @@ def obs_importance(
         loss: a function from the model and a batch to the mean loss of its samples.
         ridge: added to the second moments, as a share of their mean.
         progress, process_group: as in `fxprune.criteria.taylor_importance`.
+
+    A group that no layer reads, such as the width of queries and keys, is ranked by the norm of its weights, with a
+    warning.
 
     Raises `PlanError` for a ridge that is not positive, `InputError` for batches that do not fit, and for NaN.
 

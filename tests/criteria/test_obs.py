@@ -228,6 +228,28 @@ def test_attention_and_functions_are_seen_with_a_loss_too():
     assert all(bool(reading.outputs.sum() > 0) for reading in informed.values())
 
 
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x):
+        scores = self.q(x) @ self.k(x).mT
+        return self.out(scores.softmax(-1) @ self.v(x))
+
+
+def test_channels_that_no_layer_reads_are_ranked_by_size_with_a_warning():
+    model = randomise(Attention(), 0).eval()
+    x = torch.randn(4, 5, 8)
+    analysis = fxprune.analyze(model, x)
+    group = next(g for g in analysis.groups if g.name == "q")
+    with pytest.warns(UserWarning, match=r'obs ranks group "q" \(channels\) by the size of its weights'):
+        plan = analysis.plan(ratio=0.5, importance="obs", data=[x])
+    sizes = sum(t.square().reshape(8, -1).sum(1) for n, t in model.named_parameters() if n[0] in "qk")
+    assert plan.removed["q.weight"][0] == sorted(sizes.argsort()[:4].tolist())
+    assert group.size == 8
+
+
 def test_what_nothing_reads_and_wrong_ridges_are_refused():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
     x = torch.randn(5, 3)
