@@ -43,6 +43,7 @@ from fxprune.planning.budgets import MISSED, above
 from fxprune.planning.figures import Measured, with_measured
 from fxprune.planning.plan import Plan
 from fxprune.planning.structure import structure_of
+from fxprune.planning.without_effect import refuse_without_effect
 from fxprune.rewrite.derived import derived
 from fxprune.rewrite.missing_graph import explain_missing_graph
 from fxprune.rewrite.references import names_in, references_to_original
@@ -213,6 +214,13 @@ class DataOptions:
     def read(self, model: nn.Module, example: Inputs, importance: Importance) -> tuple[Importance, list[Inputs] | None]:
         """The importance, measured if it needs data, and the inputs to repair on, None for no repair."""
         data, pick = self.data, self.repair_inputs
+        if self.repair is None or self.repair is False:
+            for name, given in (("repair_mode", self.repair_mode != "weights"), ("repair_inputs", pick is not None)):
+                if given:
+                    why = "nothing is repaired"
+                    raise PlanError(
+                        f"{name} is without effect here", why=why, do="pass repair=batches, or leave it out"
+                    )
         if self.repair is True:
             if data is None:
                 raise PlanError(
@@ -305,6 +313,7 @@ def _refuse_two_requests(plan: Plan | None, choices: Mapping[str, Any]) -> None:
     given = [name for name in ("ratio", "masks", "bias", "keep", "counts") if choices.get(name) is not None]
     if plan is not None and given:
         raise PlanError("a plan says already what goes", why=f"given too: {', '.join(given)}", do="pass the plan alone")
+    refuse_without_effect(choices, plan=plan is not None)
 
 
 def _as_given(model: Any, result: Result, example_inputs: Any) -> nn.Module | ExportedProgram:

@@ -20,6 +20,7 @@ from fxprune.planning.enough import keep_enough
 from fxprune.planning.from_channels import plan_from
 from fxprune.planning.plan import Plan, Removed
 from fxprune.planning.shared_settings import keep_equal_widths
+from fxprune.planning.without_effect import refuse_without_effect
 from fxprune.rewrite.graph import rewrite
 
 BIAS = ("prune", "fold")
@@ -68,6 +69,10 @@ def make_plan(findings: Findings, *, bias: str | None = None, border: str = "car
     if border not in BORDER:
         raise PlanError(f"there is no border {border!r}", why='border is "carrier" or "map"')
     masks = choices.get("masks")
+    refuse_without_effect(choices)
+    if border != "carrier" and not folds(bias, masks):
+        at = f'border="{border}"'
+        raise PlanError("border is without effect here", at=at, why="no constants are folded", do='add bias="fold"')
     if folds(bias, masks) and choices.get("keep") is not None:
         raise PlanError(
             "a budget and folding do not go together",

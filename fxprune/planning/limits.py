@@ -62,7 +62,8 @@ def check_round_to(round_to: Any) -> None:
     if round_to == "auto":
         return
     if isinstance(round_to, bool) or not isinstance(round_to, numbers.Integral) or round_to < 1:
-        raise PlanError(f'round_to must be an integer of at least 1 or "auto", not {round_to!r}')
+        do = 'round_to="auto" takes the multiple that is measured to pay'
+        raise PlanError(f"round_to must be an integer of at least 1, not {round_to!r}", do=do)
 
 
 def kept_count(size: int, ratio: float, round_to: int) -> int:

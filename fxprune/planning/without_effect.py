@@ -1,0 +1,36 @@
+"""Options that have no effect beside others: they are refused, as one that is ignored would be taken for heard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fxprune.arguments import shown
+from fxprune.errors import PlanError
+
+RANKING = {"importance": "l2", "round_to": 1, "uniform": (), "min_channels": 1, "max_ratio": None, "scope": "local"}
+"""The options that rank channels or limit their number, with their defaults."""
+
+FILTERS = {"ignore": (), "exact": False}
+"""The options that hold channels, with their defaults."""
+
+
+def refuse_without_effect(choices: Mapping[str, Any], *, plan: bool = False) -> None:
+    """Raises `PlanError` for an option that is not at its default, though the other ones leave it without effect.
+
+    choices: options of `choose`. plan: True if a plan was given.
+    """
+    if plan:
+        _refuse(choices, {**RANKING, **FILTERS, "border": "carrier"}, "a plan says already which channels go")
+    elif choices.get("masks") is not None:
+        _refuse(choices, RANKING, "masks say already which channels go")
+    elif choices.get("keep") is None and choices.get("round_to") != "auto":
+        _refuse(choices, {"scope": "local"}, "there is no budget to spread over the groups")
+
+
+def _refuse(choices: Mapping[str, Any], defaults: Mapping[str, Any], why: str) -> None:
+    for name, default in defaults.items():
+        value = choices.get(name, default)
+        empty = isinstance(value, list | tuple | set | frozenset) and not value and default == ()
+        if not empty and value != default:
+            raise PlanError(f"{name} is without effect here", at=f"{name}={shown(value)}", why=why, do="leave it out")
