@@ -15,6 +15,7 @@ from fxprune._analyze import analyze
 from fxprune._record import checksum, record
 from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.arguments import checks_arguments
+from fxprune.capture.inputs import check_plain
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.output_paths import narrowed, output_paths
 from fxprune.capture.process_state import public_call
@@ -59,6 +60,8 @@ def verify(
     or computes with another scale.
     """
     made = record(small)
+    if isinstance(small, nn.Module):
+        check_plain(small, Tensors.of(small))
     recorded = copy_module(as_module(model, example_inputs), lambda tensor: tensor)
     for name, module in recorded.named_modules():
         module.training = name in made.training

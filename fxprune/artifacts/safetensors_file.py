@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from fxprune.capture.inputs import kind_of
 from fxprune.errors import FileError
 from fxprune.files import Field, PathLike, parse_json, replacing, shown
 
@@ -43,6 +44,11 @@ def check_writable(name: str, tensor: Any) -> None:
         raise FileError(f'"{name}" cannot be stored', why=why, do="keep it out of state_dict, or make it a tensor")
     if tensor.device.type == "meta":
         raise FileError(f'"{name}" cannot be stored', why="it is on the meta device and has no values")
+    wrapped = kind_of(tensor)
+    if wrapped and tensor.layout is torch.strided and not tensor.is_quantized:
+        why = f"it is {wrapped}, which knows how to store itself"
+        do = "save before you convert it, or torch.save(small.state_dict(), path)"
+        raise FileError(f'"{name}" cannot be stored', why=why, do=do)
     if tensor.layout is not torch.strided or tensor.dtype not in NAMES or tensor.is_quantized:
         kind = f"{tensor.dtype}" if tensor.layout is torch.strided else f"{tensor.layout}"
         raise FileError(f'"{name}" cannot be stored', why=f"safetensors knows no {kind}", do="convert it first")

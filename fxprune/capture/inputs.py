@@ -151,19 +151,26 @@ def check_plain(model: nn.Module, tensors: Tensors) -> None:
                 do="put the Python module in its place, prune, and script it again",
             )
     for found in tensors.unique:
-        kind = type(found.tensor)
-        wrapped = kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__  # DTensor, torchao, fake tensors
-        wrapped = wrapped or type(found.tensor.data) not in (torch.Tensor, nn.Parameter)
-        scattered = found.tensor.layout is not torch.strided
-        if wrapped or scattered or found.tensor.is_quantized:
-            inner = type(found.tensor.data).__name__ if wrapped else str(found.tensor.dtype)
-            inner = str(found.tensor.layout) if scattered else inner
+        kind = kind_of(found.tensor)
+        if kind:
             raise CaptureError(
                 "a weight is no plain tensor",
                 at=f'"{found.name}"',
-                why=f"it is {inner}, whose numbers cannot be cut",
+                why=f"it is {kind}, whose numbers cannot be cut",
                 do="make it plain first (`dequantize()`, `full_tensor()`, `to_dense()`), prune, and convert again",
             )
+
+
+def kind_of(tensor: torch.Tensor) -> str:
+    """The kind of a tensor that is no plain one: its class (DTensor, torchao), layout or dtype; "" for a plain one."""
+    if tensor.layout is not torch.strided:
+        return str(tensor.layout)
+    dispatched = (
+        type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+    )  # DTensor, torchao, fake tensors
+    if dispatched or type(tensor.data) not in (torch.Tensor, nn.Parameter):
+        return type(tensor.data).__name__
+    return str(tensor.dtype) if tensor.is_quantized else ""
 
 
 def check_unhooked(model: nn.Module) -> None:

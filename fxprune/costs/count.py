@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
@@ -160,6 +161,15 @@ def run_counted(captured: Captured, inputs: Inputs, faker: Faker | Real) -> list
     return counter.found
 
 
+def _bytes(tensor: torch.Tensor, elements: int) -> int:
+    """The bytes of so many elements of a tensor. One that holds others, such as a quantised tensor, has their bytes."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None or not tensor.numel():
+        return elements * int(tensor.element_size())
+    inner: list[torch.Tensor] = [getattr(tensor, name) for name in flatten()[0]]
+    return elements * sum(part.numel() * part.element_size() for part in inner) // tensor.numel()
+
+
 def _summed(shapes: Mapping[str, tuple[int, ...]], tensors: Tensors, found: Iterable[Found]) -> Cost:
     """The cost of tensors of these shapes and of the operations that were counted."""
     params: dict[str, int] = {}
@@ -170,7 +180,7 @@ def _summed(shapes: Mapping[str, tuple[int, ...]], tensors: Tensors, found: Iter
     for entry in tensors.unique:
         if entry.kind != CONSTANT:
             path, elements = entry.owner, math.prod(shapes[entry.name])
-            octets[path] = octets.get(path, 0) + elements * entry.tensor.element_size()
+            octets[path] = octets.get(path, 0) + _bytes(entry.tensor, elements)
             params[path] = params.get(path, 0) + (elements if entry.kind == PARAMETER else 0)
     for path, op, count in found:
         before = macs.get(path, 0)
