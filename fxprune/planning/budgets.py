@@ -68,7 +68,10 @@ class Budget:
 
 
 def checked_keys(keep: Any) -> tuple[str, ...]:
-    """The measures of a request. Raises `PlanError` for a request that is no dict, and for measures that are none."""
+    """The measures of a request, looked at before anything is measured.
+
+    Raises `PlanError` for a request that is no dict, for measures that are none, and for amounts that make no sense.
+    """
     if not isinstance(keep, Mapping) or not keep:
         raise PlanError("keep must name what is kept", why=f"got {keep!r}", do='write for example keep={"macs": 0.5}')
     for key, value in keep.items():
@@ -76,6 +79,7 @@ def checked_keys(keep: Any) -> tuple[str, ...]:
             hint = nearest(str(key), MEASURES)
             do = f"choose from {', '.join(MEASURES)}"
             raise PlanError("there is no such budget", at=f"keep={{{key!r}: {value!r}}}", why=hint, do=do)
+        _limit(key, value, 1.0, f"keep={{{key!r}: {value!r}}}")
     return tuple(keep)
 
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+import fxprune
 from fxprune.cli import main
+from fxprune.costs import Latency, LatencyFile, latency_table
 from tests.cli.test_commands import NET
+from tests.costs.test_latency_table import Clock
+
+FULL, HALF = (Latency(seconds, 0.0, 1, "cpu", 1) for seconds in (0.02, 0.01))
 
 
 def test_a_budget_that_is_not_met_has_an_exit_code_of_its_own(tmp_path, capsys):
@@ -13,6 +20,18 @@ def test_a_budget_that_is_not_met_has_an_exit_code_of_its_own(tmp_path, capsys):
     assert main(["prune", *NET, "--keep", "macs=0.5", "-o", file]) == 0
     assert main(["prune", *NET, "--keep", "macs=0.001", "--max-ratio", "0.5", "-o", file]) == 5
     assert "the budget is not met" in capsys.readouterr().err
+
+
+def test_memory_and_latency_are_limited_and_reported(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(latency_table, "watched", Clock())
+    monkeypatch.setattr(fxprune._transform, "measured_in_turn", lambda models, inputs, rounds: [FULL, HALF])
+    words = ["prune", *NET, "-o", str(tmp_path / "small.safetensors"), "--json"]
+    assert main([*words, "--keep", "memory=0.95", "--keep", "latency=0.9"]) == 0
+    told = json.loads(capsys.readouterr().out)["measured"]
+    assert told["memory"]["after"] <= 0.95 * told["memory"]["before"]
+    assert told["latency"] == {"before": 0.02, "after": 0.01}
+    assert main([*words, "--keep", "latency=0.4"]) == 5  # what is measured at the end is half
 
 
 @pytest.mark.parametrize(
@@ -26,9 +45,15 @@ def test_a_budget_that_is_not_met_has_an_exit_code_of_its_own(tmp_path, capsys):
         (["--counts", "conv1=0"], "no PATTERN=N"),
         (["--keep", "macs=0.5", "--max-ratio", "0"], "no share in"),
         (["--keep", "macs=0.5", "--scope", "all"], "scope"),
+        (["--keep", "latency=5"], "a share or a text with a unit"),
+        (["--keep", "latency=5 sec"], "the text is no time"),
+        (["--keep", "latency=1000s"], "above the model itself"),
+        (["--keep", "memory=5ms"], "the text is no figure"),
     ],
 )
-def test_wrong_budgets_are_refused(words, text, tmp_path, capsys):
+def test_wrong_budgets_are_refused(words, text, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(latency_table, "watched", Clock())
+    monkeypatch.setattr(LatencyFile, "write", lambda *arguments: None)
     assert main(["prune", *NET, *words, "-o", str(tmp_path / "small.safetensors")]) in (1, 2)
     assert text in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
