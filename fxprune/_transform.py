@@ -48,7 +48,7 @@ from fxprune.rewrite.derived import derived
 from fxprune.rewrite.missing_graph import explain_missing_graph
 from fxprune.rewrite.references import names_in, references_to_original
 from fxprune.rewrite.tensor_hooks import left_out
-from fxprune.running.inputs import inputs_like, inputs_of
+from fxprune.running.inputs import all_batches, inputs_like, inputs_of
 
 ModelT = TypeVar("ModelT", nn.Module, ExportedProgram)
 
@@ -155,7 +155,8 @@ def transform(
         repair: batches of inputs, some hundred samples without labels, on which the result is repaired after its proof:
             its layers compute again what they computed in the original. True takes those of `data`. See
             `fxprune.repair`, which has more options.
-        repair_mode, repair_inputs: `mode` and `inputs` of `fxprune.repair`.
+        repair_mode, repair_inputs: `mode` and `inputs` of `fxprune.repair`. The latter is for `data` too, unless
+            `repair` gives others.
         optimizer, ema: an optimizer of the model, and an averaged model of it, or lists of them. They are changed in
             place, last of all, and go on with the result: see `fxprune.follow`.
         search: the settings of scope="search": "steps", the number of small models to measure; "file", a JSON file from
@@ -226,14 +227,21 @@ class DataOptions:
                 raise PlanError(
                     "there is no data to repair on", why="repair=True takes those of `data`", do="pass data=batches"
                 )
-            data = list(data)  # it is read twice
+            data = all_batches(data)  # it is read twice
             pick = pick or inputs_like(example)
         repair = data if self.repair is True else self.repair
         batches = None if repair is None or repair is False else inputs_of(model, repair, pick)
-        used = self.repair is True
-        return on_data(
-            importance, model, example, data=data, loss=self.loss, scores=self.scores, used_elsewhere=used
-        ), batches
+        made = on_data(
+            importance,
+            model,
+            example,
+            data=data,
+            loss=self.loss,
+            scores=self.scores,
+            pick=pick if batches is None or self.repair is True else None,
+            used_elsewhere=self.repair is True,
+        )
+        return made, batches
 
 
 def carry_out(request: Request, on: DataOptions) -> nn.Module | ExportedProgram:

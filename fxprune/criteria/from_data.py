@@ -20,7 +20,7 @@ from fxprune.criteria.saved_scores import given_scores
 from fxprune.criteria.scores import scores_of
 from fxprune.criteria.table import MEASURED, GroupsImportance, Importance, comparable
 from fxprune.errors import PlanError
-from fxprune.running.inputs import inputs_like, inputs_of
+from fxprune.running.inputs import all_batches, inputs_like, inputs_of
 
 
 def takes_loss(name: str) -> bool | None:
@@ -37,6 +37,7 @@ def on_data(
     data: Any = None,
     loss: Loss | None = None,
     scores: Any = None,
+    pick: Callable[[Any], Any] | None = None,
     used_elsewhere: bool = False,
 ) -> Importance:
     """The importance, with a name in `MEASURED` replaced by what that criterion measures on the data.
@@ -45,6 +46,7 @@ def on_data(
         example: the example inputs. A batch for a criterion without a loss has their form, or is a tuple of these and
             labels; one for a criterion with a loss is whatever the loss takes.
         scores: instead of an importance, scores that were measured before, or the name of their file.
+        pick: picks the inputs out of a batch for a criterion without a loss, by default by the form of the example.
         used_elsewhere: True if something else reads the data too; if not, data that no criterion reads are refused.
 
     Raises `PlanError` for data or a loss that is missing, is without effect, or is none.
@@ -65,9 +67,11 @@ def on_data(
             )
         return importance
     if isinstance(importance, CombinedImportance):
-        kept = data if data is None else list(data)  # each of them reads it
-        return importance.each(lambda part: on_data(part, model, example, data=kept, loss=loss, used_elsewhere=True))
-    return _measured(str(importance), model, example, data, loss)
+        kept = None if data is None else all_batches(data)  # each of them reads it
+        return importance.each(
+            lambda part: on_data(part, model, example, data=kept, loss=loss, pick=pick, used_elsewhere=True)
+        )
+    return _measured(str(importance), model, data, loss, pick or inputs_like(example))
 
 
 def needs_data(importance: Any) -> bool:
@@ -77,7 +81,7 @@ def needs_data(importance: Any) -> bool:
     return isinstance(importance, str) and importance in MEASURED
 
 
-def _measured(name: str, model: nn.Module, example: Inputs, data: Any, loss: Loss | None) -> Importance:
+def _measured(name: str, model: nn.Module, data: Any, loss: Loss | None, pick: Callable[[Any], Any]) -> Importance:
     """The importance that a criterion of `MEASURED` measures on the data."""
     takes = takes_loss(name)
     if data is None:
@@ -95,7 +99,7 @@ def _measured(name: str, model: nn.Module, example: Inputs, data: Any, loss: Los
     if takes is not None and loss is not None:
         check_loss(loss)
         return MeasuredImportance(partial(MEASURED[name], model, data, loss=loss))
-    inputs = inputs_of(model, data, inputs_like(example))
+    inputs = inputs_of(model, data, pick)
     return MeasuredImportance(partial(MEASURED[name], model, [_as_batch(model, *one) for one in inputs]))
 
 

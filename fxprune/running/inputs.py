@@ -39,6 +39,12 @@ def inputs_of(model: nn.Module, batches: Any, pick: Callable[[Any], Any] | None)
     return found
 
 
+def all_batches(batches: Any) -> list[Any]:
+    """The batches as a list, which can be read several times. Raises `InputError` for what gives no batches."""
+    _check_iterable(batches)
+    return list(batches)
+
+
 def each_batch(batches: Any, *, what: str, progress: bool = False) -> Iterator[tuple[int, Any]]:
     """Every batch with its number, behind a progress bar. what: what is measured on them, for the bar.
 

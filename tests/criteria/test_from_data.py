@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxprune
-from fxprune.criteria import MEASURED
+from fxprune.criteria import MEASURED, product
 from fxprune.criteria.from_data import on_data, takes_loss
 from fxprune.errors import InputError, PlanError
 from tests.support import randomise
@@ -98,7 +98,29 @@ def test_inputs_are_picked_by_the_form_of_the_example(name, example, form):
     assert analysis.plan(ratio=0.5, importance=name, data=[form(x, s, y)]).removed == wanted.removed
 
 
+@pytest.mark.parametrize("name", ["thinet", "obs", "apoz"])
+@pytest.mark.parametrize("repair", [None, True])
+def test_inputs_are_picked_by_a_function_where_the_form_does_not_say(name, repair):
+    model = net()
+    data = [{"image": x, "label": y} for x, y in PAIRS]
+    small = fxprune.transform(
+        model, X[:1], ratio=0.5, importance=name, data=data, repair=repair, repair_inputs=lambda batch: batch["image"]
+    )
+    wanted = fxprune.transform(model, X[:1], ratio=0.5, importance=name, data=PAIRS, repair=repair)
+    assert fxprune.record(small).removed == fxprune.record(wanted).removed
+    with pytest.raises(InputError, match="a batch does not fit the model"):
+        fxprune.transform(model, X[:1], ratio=0.5, importance=name, data=data, repair=repair)
+
+
 REFUSED = {
+    "no loader for both": (
+        {"importance": "taylor", "data": X, "loss": loss, "repair": True},
+        "batches must be a data loader or a list",
+    ),
+    "no loader for several": (
+        {"importance": product("thinet", "apoz"), "data": X},
+        "batches must be a data loader or a list",
+    ),
     "no data": ({"importance": "taylor", "loss": loss}, '"taylor" needs data'),
     "no data for a repair": ({"repair": True}, "there is no data to repair on"),
     "no loss": ({"importance": "fisher", "data": PAIRS}, '"fisher" needs a loss'),
