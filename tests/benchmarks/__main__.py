@@ -21,6 +21,7 @@ from tests.benchmarks import (
     bench_sparse,
     bench_transformers,
 )
+from tests.benchmarks.choosing import tables as choosing
 
 BENCHMARKS: dict[str, Callable[[], str]] = {
     "pass": bench_pass.measure,
@@ -35,6 +36,7 @@ BENCHMARKS: dict[str, Callable[[], str]] = {
     "sparse": bench_sparse.measure,
     "masked": bench_masked.measure,
     "dynamic": bench_dynamic.measure,
+    "choosing": choosing.measure,
 }
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -169,3 +170,18 @@ def test_the_command_line_verifies_a_repaired_model(
     said = capsys.readouterr()
     assert said.out.startswith("right: relative error")
     assert "warning: the weights of the small model are not those of the original, since it was repaired" in said.err
+
+
+@pytest.mark.parametrize("mode", ["weights", "outputs"])
+def test_a_repaired_model_is_exported_with_its_own_numbers(tmp_path: Path, mode: str) -> None:
+    torch.manual_seed(0)
+    net, data = mlp(), batches(6)
+    small = small_of(net, data)
+    made = fxprune.repair(small, net, data, mode=mode, steps=5)
+    file = tmp_path / "made.onnx"
+    fxprune.export(made, file, X)
+    session = onnxruntime.InferenceSession(file.read_bytes(), providers=["CPUExecutionProvider"])
+    got = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: X.numpy()})[0])
+    with torch.no_grad():
+        torch.testing.assert_close(got, made(X))
+        assert not torch.allclose(got, small(X), atol=1e-3)

@@ -26,6 +26,9 @@ CACHE = Path("/tmp/fxprune_choosing")
 TOOLS: dict[str, Callable[[Task], Any]] = {"ours": Ours, "peers": TorchPruning, "nas": FastNAS}
 NAMES = {"ours": "fxprune", "peers": "torch-pruning", "nas": "FastNAS"}
 
+MODES = ["weights", "outputs"]
+"""The modes of the repair that are measured."""
+
 Key = tuple[str, int, str, str, str]
 
 
@@ -78,6 +81,8 @@ def _finished(
         yield "statistics", fxprune.recalibrate(small, task.batches)
     if tool == "ours":
         for name, mode in (("repaired", "weights"), ("outputs", "outputs")):
+            if mode not in MODES:
+                continue
             start = time.process_time()
             made = maker.repaired(small, mode)
             found[f"{name}, seconds"] = round(time.process_time() - start, 2)
@@ -88,13 +93,16 @@ def _rounded(values: Sequence[float]) -> list[float]:
     return [round(value, 2) for value in values]
 
 
-def run(task: Task, seed: int, tool: str, results: Results, *, ways: Sequence[str] = ()) -> None:
+def run(
+    task: Task, seed: int, tool: str, results: Results, *, ways: Sequence[str] = (), budgets: Sequence[str] = ()
+) -> None:
     """All measurements of a tool on a task that are not there."""
     maker = TOOLS[tool](task)
     for way in maker.ways():
         for budget in task.budgets:
             key = (task.name, seed, NAMES[tool], way, budget.name)
-            if results.has(*key) or (ways and way not in ways):
+            wanted = (not ways or way in ways) and (not budgets or budget.name in budgets)
+            if results.has(*key) or not wanted:
                 continue
             line = dict(zip(("task", "seed", "tool", "way", "budget"), key, strict=True))
             try:
@@ -114,9 +122,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--tools", nargs="*", default=list(TOOLS), choices=list(TOOLS))
     parser.add_argument("--ways", nargs="*", default=[], help="only these criteria")
+    parser.add_argument("--budgets", nargs="*", default=[], help='only these, such as "15 %%"')
+    parser.add_argument("--modes", nargs="*", default=list(MODES), choices=list(MODES), help="of the repair")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--cache", type=Path, default=CACHE, help="the folder of trained models")
     options = parser.parse_args(arguments)
+    MODES[:] = options.modes
     torch.set_num_threads(1)
     options.cache.mkdir(parents=True, exist_ok=True)
     results = Results(options.results)
@@ -128,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 line = dict(zip(("task", "seed", "tool", "way", "budget"), whole, strict=True))
                 results.add(**line, kept=1.0, scores={"one-shot": _rounded(task.score(task.model))})
             for tool in options.tools:
-                run(task, seed, tool, results, ways=options.ways)
+                run(task, seed, tool, results, ways=options.ways, budgets=options.budgets)
 
 
 if __name__ == "__main__":
