@@ -32,6 +32,7 @@ class Request:
     plan: the plan to apply, None if one is made from `choices`.
     choices: the options of `make_plan`: ratio, masks, importance and so on.
     known: name of a path -> the findings on it, if the model was analysed before.
+    why_not: name of a path -> why it was not taken, if it was tried before.
     """
 
     call: AnalyzeArguments
@@ -39,6 +40,7 @@ class Request:
     choices: Mapping[str, Any]
     verify: bool = True
     known: Mapping[str, Findings] = field(default_factory=dict)
+    why_not: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

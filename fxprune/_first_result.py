@@ -47,7 +47,7 @@ def first_result(request: Request, paths: Sequence[FrontEnd], *, may_give_up_cla
         found = trial.tried([path for path in paths if path not in usual], found)
     if found.result is None:
         raise _shown(found)
-    return replace(found.result, why_not=_why_not(found, found.result))
+    return replace(found.result, why_not={**request.why_not, **_why_not(found, found.result)})
 
 
 class _Trial:

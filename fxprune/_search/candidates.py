@@ -56,7 +56,8 @@ class Candidates:
     """The small models of one analysis.
 
     model: the original. analysis: of it, on the path that `transform` would take. request: with the options that all
-    candidates share. samples, settings: the data and the form of a repair; None without data.
+    candidates share, and the reasons why other paths were not taken. samples, settings: the data and the form of a
+    repair; None without data.
     """
 
     model: nn.Module
@@ -122,4 +123,5 @@ def candidates_of(
     if not made.plan:
         why = "; ".join(made.plan.reasons) or "the plan is empty"
         raise PlanError("there is nothing to measure", why=f"nothing was removed: {why}")
-    return Candidates(call.model, made.analysis, replace(request, choices=given, verify=False), samples, settings)
+    shared = replace(request, choices=given, verify=False, why_not=made.why_not)
+    return Candidates(call.model, made.analysis, shared, samples, settings)

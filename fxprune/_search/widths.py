@@ -76,7 +76,7 @@ def searched(request: Request, data: SearchData, repair: RepairSettings, setting
     search.run(settings, choices.get("seed") or 0)
     captured = found.analysis.captured
     known = {} if captured.real else {captured.path: found.analysis}
-    return replace(request, plan=search.plan(notes), known=known)
+    return replace(request, plan=search.plan(notes), known=known, why_not=found.request.why_not)
 
 
 def _criteria(found: Candidates, samples: Samples) -> tuple[list[KeptScores], list[str]]:

@@ -163,6 +163,23 @@ def test_counts_and_ignored_layers_are_kept_within_a_search() -> None:
     assert widths(searched(net(), 4, ignore="0"))[0] == 10
 
 
+def test_a_search_says_why_the_class_is_lost() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(10, 16), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).relu().view(-1, 16))
+
+    model = Fixed().eval()
+    with pytest.warns(fxprune.ClassLostWarning, match="the class would lose"):
+        plain = fxprune.transform(model, torch.randn(2, 10), keep=KEEP)
+    with pytest.warns(fxprune.ClassLostWarning, match="the class would lose"):
+        small = searched(model, 1)
+    assert fxprune.record(small).why_not == fxprune.record(plain).why_not
+
+
 # -- files and interruptions -------------------------------------------------------------------------------------
 
 
