@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -17,6 +16,7 @@ from fxprune._repair.layer_by_layer import check_values, repaired
 from fxprune._repair.settings import RIDGES, STEPS, RepairSettings
 from fxprune.arguments import checks_arguments
 from fxprune.capture.inputs import check_initialised
+from fxprune.capture.module_copy import deep_copy
 from fxprune.capture.process_state import public_call
 from fxprune.capture.tensors import Tensors
 from fxprune.errors import InputError
@@ -150,7 +150,7 @@ def recalibrate(
     check_initialised(Tensors.of(model))
     data = inputs_of(model, batches, inputs)
     check_values(model)
-    made = copy.deepcopy(model)
+    made = deep_copy(model)
     parts = [DataPart(batch, number) for number, batch in enumerate(data)]
     if not take_statistics(made, parts, progress=progress):
         raise InputError(

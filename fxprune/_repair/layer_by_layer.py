@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,6 +21,7 @@ from fxprune._repair.pairs import LayerPair, layers_of, stacks_of, tied_in
 from fxprune._repair.settings import RepairSettings
 from fxprune._repair.survey import Survey, merged
 from fxprune.capture.inputs import Inputs
+from fxprune.capture.module_copy import deep_copy
 from fxprune.capture.process_state import no_fused_attention, no_fused_recurrence, same_random_state
 from fxprune.capture.tensors import Tensors
 from fxprune.errors import InputError
@@ -57,7 +57,7 @@ def repaired(
     together.
     """
     check_values(small)
-    made = copy.deepcopy(small)
+    made = deep_copy(small)
     modes = [(module, module.training) for one in (made, model) for module in one.modules()]
     recurrent = any(isinstance(module, nn.RNNBase) for module in made.modules())
     recurrence = no_fused_recurrence() if recurrent else contextlib.nullcontext()

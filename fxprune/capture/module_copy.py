@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import types
+import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -15,9 +17,18 @@ from torch.utils.hooks import RemovableHandle
 
 from fxprune.capture.containers import is_container, map_parts
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
 _SHARED = (int, float, bool, str, type(None), torch.dtype, torch.device)
 CACHED_FUNCTION: Any = type(functools.lru_cache(len))
 """The type of a function with a cache."""
+
+
+def deep_copy(module: ModuleT) -> ModuleT:
+    """A deep copy, without the warning of torch about its own code that copies of exported graphs give."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*treespec", FutureWarning)
+        return copy.deepcopy(module)
 
 
 def copy_module(

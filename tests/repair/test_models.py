@@ -422,3 +422,13 @@ def test_the_default_device_is_the_same_in_all_runs() -> None:
     with torch.device("cpu:0"):
         fxprune.repair(small, net, data)
     assert seen == {"cpu:0"}
+
+
+def test_copies_of_exported_graphs_warn_of_nothing() -> None:
+    net = nn.Sequential(nn.Linear(6, 20), nn.BatchNorm1d(20), nn.Linear(20, 4)).eval()
+    data = batches(6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small = fxprune.transform(net, data[0], ratio=0.5, path="export", repair=data)
+        fxprune.recalibrate(small, data)
+        fxprune.transform(torch.export.export(net, (data[0],)), data[0], ratio=0.5, repair=data)
