@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import abc
 import warnings
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +13,19 @@ from torch import Tensor, nn
 
 from fxprune.arguments import checks_arguments
 from fxprune.errors import NothingRemovedWarning, PlanError
-from fxprune.pruner.config import LayerToPrune, layers_to_prune
+from fxprune.pruner.config import layers_to_prune
 from fxprune.pruner.convert import converted
 from fxprune.pruner.layers import follow, is_prepared, prepare_layer, squash_layer, why_not_squash
 from fxprune.pruner.parametrization import OutputsParametrization, pruning_of
+from fxprune.pruner.state import (
+    LayerGroup,
+    kept_settings,
+    load_groups,
+    load_masks,
+    register_with_torch_ao,
+    saved_groups,
+)
+from fxprune.pruner.targets import PRUNE_BIAS, LayerToPrune, MaskUpdate, bias_setting
 
 
 class BasePruner(abc.ABC):
@@ -44,8 +54,18 @@ class BasePruner(abc.ABC):
     Args:
         defaults: settings passed to `update_mask`, unless the config of a layer overrides them.
         also_prune_bias: True makes the bias of a pruned output zero too, so that the output is zero. With False the
-            output is the bias, a constant.
+            output is the bias, a constant. "prune_bias" in the defaults or in the config of a layer overrides it.
+
+    `update_mask` may also have the form of `torch.ao.pruning`, (module, tensor_name, **kwargs). It then gets all keys
+    of the layer's group, and sees a weight of the original shape with zeros at pruned outputs.
+
+    groups: a dict for every layer, as in torch.ao: "module", "module_fqn", "tensor_name", "tensor_fqn" and settings.
+    Schedulers such as `torch.ao.pruning.LambdaSL` change the settings in it. enable_mask_update: False makes `step` do
+    nothing.
     """
+
+    known_settings: Sequence[str] | None = None
+    """The settings that `update_mask` takes in **kwargs; None if it takes any."""
 
     def __init__(self, defaults: Mapping[str, Any] | None = None, also_prune_bias: bool = True) -> None:
         if defaults is not None and not isinstance(defaults, Mapping):
@@ -55,7 +75,36 @@ class BasePruner(abc.ABC):
         self.model: nn.Module | None = None
         self.targets: list[LayerToPrune] = []
         self.steps = 0
+        self.config: list[Any] | None = None
+        self.enable_mask_update = True
+        self._groups: list[LayerGroup] = []
+        self._state: defaultdict[str, dict[str, Any]] = defaultdict(dict)
         self._squashed: dict[str, Tensor] | None = None
+
+    @property
+    def groups(self) -> list[LayerGroup]:
+        """The groups of the prepared layers."""
+        register_with_torch_ao(BasePruner)
+        return self._groups
+
+    @property
+    def state(self) -> dict[str, dict[str, Any]]:
+        """Returns {"layer.weight": {"mask": bool [outputs], True = keep}}, the masks themselves, as in torch.ao."""
+        for target, group in zip(self.targets, self._groups, strict=True):
+            if self._squashed is None:
+                self._state[group["tensor_fqn"]]["mask"] = self._pruning(target).mask
+        return self._state
+
+    def make_config_from_model(self, model: nn.Module, supported: Iterable[type[nn.Module]] | None = None) -> list[Any]:
+        """Sets `config` to every layer that can be pruned, in the form of torch.ao, and returns it.
+
+        supported: the types of layers; every `nn.Linear` and convolution by default.
+        """
+        kinds = None if supported is None else tuple(supported)
+        targets = layers_to_prune(model, None)
+        chosen = [t for t in targets if kinds is None or isinstance(t.layer, kinds)]
+        self.config = [{"tensor_fqn": f"{target.name}.weight"} for target in chosen]
+        return self.config
 
     @abc.abstractmethod
     def update_mask(self, layer: nn.Module, **kwargs: Any) -> None:
@@ -78,19 +127,29 @@ class BasePruner(abc.ABC):
             config: the layers to prune, a list; None means every `nn.Linear` and convolution. An entry is a pattern
                 (see `fxprune.names`); or a pair (layer, batch norm after it) of modules or names; or a dict with
                 "name" or "module" (one of these) or "tensor_fqn" ("conv1.weight"), whose other keys are settings of
-                this layer. The batch norm of a pair loses the same channels as its layer.
+                this layer. The batch norm of a pair loses the same channels as its layer; so does one that has an entry
+                of its own, beside the entry of the layer before it.
 
         Raises `PlanError`, before anything is changed, for a layer that is unknown, named twice, or cannot be pruned
-        (another type, shared or parametrized weights, a forward of its own), and on a second call.
+        (another type, shared or parametrized weights, a forward of its own), for settings that `update_mask` does not
+        take, and on a second call.
         """
         if self.model is not None and self._squashed is None:
             raise PlanError("the pruner has prepared a model already", do="squash_mask() first, or make another pruner")
+        defaults = dict(self.defaults)
+        bias = bias_setting(defaults.pop(PRUNE_BIAS, self.also_prune_bias))
         targets = layers_to_prune(model, config)
+        update = MaskUpdate(self.update_mask, self.known_settings)
         for target in targets:
-            prepare_layer(target.layer, prune_bias=self.also_prune_bias)
+            update.check({**defaults, **target.settings}, f'layer "{target.name}"')
+        for target in targets:
+            prepare_layer(target.layer, prune_bias=bias if target.prune_bias is None else target.prune_bias)
             if target.norm is not None:
-                follow(target.norm, target.layer, prune_bias=self.also_prune_bias)
+                own = target.norm_prune_bias
+                follow(target.norm, target.layer, prune_bias=bias if own is None else own)
         self.model, self.targets, self.steps, self._squashed = model, targets, 0, None
+        self.config, self._groups = config, [target.group(self.defaults) for target in targets]
+        self._state.clear()
 
     def step(self) -> None:
         """Calls `update_mask` for every layer, and adds 1 to `steps`.
@@ -99,15 +158,18 @@ class BasePruner(abc.ABC):
         they were. Warns with `NothingRemovedWarning` if no output of any layer is pruned afterwards.
         """
         self._check("step")
-        before = [(p, p.mask.clone()) for p in map(self._pruning, self.targets)]
+        if not self.enable_mask_update:
+            return
+        before = [(p, p.mask, p.mask.clone()) for p in map(self._pruning, self.targets)]
+        update = MaskUpdate(self.update_mask, self.known_settings)
         try:
             with torch.no_grad():
-                for target in self.targets:
-                    self._update(target)
+                for target, group in zip(self.targets, self._groups, strict=True):
+                    self._update(update, target, group)
         except BaseException:
-            for pruning, mask in before:
-                pruning.mask = mask
-                pruning.refresh()
+            for pruning, mask, values in before:
+                pruning.mask = mask  # the same tensor, which `state` and other code hold
+                pruning.set_mask(values)
             raise
         self.steps += 1
         if self._pruned() == 0 and self._asks():
@@ -115,15 +177,25 @@ class BasePruner(abc.ABC):
                 f"step {self.steps} pruned nothing: {self._why_nothing()}", NothingRemovedWarning, stacklevel=2
             )
 
-    def squash_mask(self) -> None:
+    def squash_mask(
+        self,
+        params_to_keep: Sequence[str] | None = None,
+        params_to_keep_per_layer: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         """Removes parametrizations and hooks, in place; weights have their original shapes, zero at pruned outputs.
 
         Biases are zero there too if `also_prune_bias`. Parameters stay the same objects, with their gradients and
         `requires_grad`, so that an optimizer stays valid; further training may change the zeros.
 
-        Warns with `NothingRemovedWarning` if no output is pruned.
+        Args:
+            params_to_keep: names of settings that every layer keeps, in a dict `sparse_params` of the layer.
+            params_to_keep_per_layer: {layer: names of settings} for single layers, in addition.
+
+        Raises `PlanError`, before anything is changed, for settings and layers that there are not. Warns with
+        `NothingRemovedWarning` if no output is pruned.
         """
         self._check("squash_mask")
+        kept = kept_settings(self._groups, params_to_keep, params_to_keep_per_layer)
         masks = self.masks()
         for name, module in self._modules():
             why = why_not_squash(module)
@@ -133,6 +205,9 @@ class BasePruner(abc.ABC):
             warnings.warn(f"no output is pruned: {self._why_nothing()}", NothingRemovedWarning, stacklevel=2)
         for _, module in self._modules():
             squash_layer(module)
+        for target in self.targets:
+            if target.name in kept:
+                target.layer.sparse_params = kept[target.name]  # type: ignore[assignment]
         self._squashed = masks
 
     def masks(self) -> dict[str, Tensor]:
@@ -166,14 +241,35 @@ class BasePruner(abc.ABC):
         return converted(self.model, self.masks(), example_inputs, options)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the number of steps; the masks are in the `state_dict` of the model."""
-        return {"steps": self.steps}
+        """Returns the number of steps, the masks, and the settings that are plain data (a schedule is none).
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from the number of steps in `state`, a result of `state_dict`."""
-        steps = state.get("steps") if isinstance(state, Mapping) else None
+        {"steps": int, "state": {"layer.weight": {"mask": bool [outputs]}}, "groups": [{"tensor_fqn": ..., settings}]}.
+        The masks are in the `state_dict` of the prepared model too.
+        """
+        masks = {f"{name}.weight": {"mask": mask} for name, mask in (self.masks() if self.targets else {}).items()}
+        return {"steps": self.steps, "state": masks, "groups": saved_groups(self._groups)}
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Goes on from a result of `state_dict`: sets the steps, the masks and the settings.
+
+        A state without masks, of an older version, sets the steps alone; one of a pruner of `torch.ao.pruning` has no
+        steps.
+
+        Args:
+            state: the state of a pruner that has prepared the same layers.
+            strict: False leaves out layers that only one of the two has.
+
+        Raises `PlanError`, before anything is changed, for a state that does not fit.
+        """
+        known = isinstance(state, Mapping) and ("steps" in state or "state" in state)
+        steps = state.get("steps", self.steps) if known else None
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
             raise PlanError("this is no state of a pruner", why=f"its steps are {steps!r}", do="pass state_dict()")
+        if state.get("state"):
+            self._check("load_state_dict with masks")
+            prunings = {g["tensor_fqn"]: self._pruning(t) for t, g in zip(self.targets, self._groups, strict=True)}
+            load_masks(state["state"], prunings, strict=strict)
+            load_groups(state.get("groups", ()), self._groups)
         self.steps = steps
 
     def __repr__(self) -> str:
@@ -191,13 +287,17 @@ class BasePruner(abc.ABC):
 
     # -- internal ---------------------------------------------------------------------------------------------
 
-    def _update(self, target: LayerToPrune) -> None:
+    def _update(self, update: MaskUpdate, target: LayerToPrune, group: LayerGroup) -> None:
+        pruning = self._pruning(target)
+        pruning.whole = update.of_torch_ao
         try:
-            self.update_mask(target.layer, **{**self.defaults, **target.settings})
-            self._pruning(target).refresh()
+            update(group)
+            pruning.refresh()
         except PlanError as error:
             where = f'layer "{target.name}"' + (f", {error.at}" if error.at else "")
             raise PlanError(error.what, at=where, why=error.why, do=error.do) from error
+        finally:
+            pruning.whole = False
 
     def _check(self, what: str) -> None:
         if self.model is None:

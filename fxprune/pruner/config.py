@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -12,20 +12,11 @@ from torch import nn
 from fxprune.errors import ChannelsStayWarning, PlanError
 from fxprune.names import Level, Match, find, names_of, show
 from fxprune.pruner.layers import BATCH_NORMS, LAYERS, outputs_of, unsupported, uses_of
+from fxprune.pruner.norms import with_their_norms
+from fxprune.pruner.targets import PRUNE_BIAS, LayerToPrune, bias_setting
 
 SPELLINGS = ("module", "name", "tensor_fqn")
 """The keys of a config entry that name a layer; all other keys are settings."""
-
-
-@dataclass(frozen=True)
-class LayerToPrune:
-    """A layer to prune, the batch normalisation that loses the same channels, and the layer's own settings."""
-
-    name: str
-    layer: nn.Module
-    norm_name: str = ""
-    norm: nn.Module | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def layers_to_prune(model: nn.Module, config: Any) -> list[LayerToPrune]:
@@ -51,7 +42,7 @@ def layers_to_prune(model: nn.Module, config: Any) -> list[LayerToPrune]:
             if name in seen:
                 raise PlanError(f'config names "{name}" twice', do="name it once, with all its settings")
             seen.add(name)
-    return targets
+    return with_their_norms(model, targets)
 
 
 class _Layers:
@@ -117,8 +108,10 @@ class _Layers:
 
 def _targets(layers: _Layers, entry: Any) -> Iterator[LayerToPrune]:
     settings: dict[str, Any] = {}
+    bias: bool | None = None
     if isinstance(entry, Mapping):
-        settings = {k: v for k, v in entry.items() if k not in SPELLINGS}
+        settings = {k: v for k, v in entry.items() if k not in (*SPELLINGS, PRUNE_BIAS)}
+        bias = bias_setting(entry[PRUNE_BIAS]) if PRUNE_BIAS in entry else None
         entry = _layer_in_dict(layers, entry)
     if isinstance(entry, (tuple, list)):
         if not _is_pair(entry):
@@ -126,12 +119,13 @@ def _targets(layers: _Layers, entry: Any) -> Iterator[LayerToPrune]:
                 f"config holds {type(entry).__name__} of {len(entry)} entries that is no (layer, batch norm) pair",
                 do="pass (conv, bn), as modules or as names",
             )
-        yield _pair(layers, entry, settings)
+        yield replace(_pair(layers, entry, settings), prune_bias=bias, norm_prune_bias=bias)
     elif layers.is_block(entry):
-        yield from (LayerToPrune(name, module, settings=settings) for name, module in layers.several(entry).items())
+        found = layers.several(entry).items()
+        yield from (LayerToPrune(name, module, settings=settings, prune_bias=bias) for name, module in found)
     else:
         name, module = layers.one(entry, (*LAYERS, *BATCH_NORMS))
-        yield LayerToPrune(name, module, settings=settings)
+        yield LayerToPrune(name, module, settings=settings, prune_bias=bias)
 
 
 def _layer_in_dict(layers: _Layers, entry: Mapping[str, Any]) -> Any:

@@ -109,7 +109,7 @@ def is_prepared(module: nn.Module) -> bool:
     """True if the weight of a module has a parametrization of a pruner."""
     return parametrize.is_parametrized(module, "weight") and isinstance(
         module.parametrizations["weight"][0],  # type: ignore[index]
-        (OutputsParametrization, FollowingParametrization),
+        OutputsParametrization,
     )
 
 

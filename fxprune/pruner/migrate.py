@@ -131,7 +131,9 @@ def _masks_on(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         lists: Any = module.parametrizations
         for parameter, parametrizations in lists.items():
             for parametrization in parametrizations:
-                if isinstance(parametrization, OutputsParametrization) or _is_torch_ao(parametrization):
+                ours = isinstance(parametrization, OutputsParametrization)
+                follows = isinstance(parametrization, FollowingParametrization)
+                if (ours and not follows) or _is_torch_ao(parametrization):
                     yield parameter, parametrization.mask.detach().bool()
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, prune.BasePruningMethod):

@@ -7,6 +7,8 @@ have no state and read the mask from the layer that they are called for, so that
 
 from __future__ import annotations
 
+import numbers
+from collections.abc import Set
 from typing import Any
 
 import torch
@@ -32,9 +34,12 @@ class OutputsParametrization(nn.Module):
     mask: Tensor
     kept: Tensor
 
-    def __init__(self, size: int, *, device: torch.device | str | None = None) -> None:
+    whole = False
+    """True while an `update_mask` of torch.ao runs, which reads a weight of the original shape with zeros in it."""
+
+    def __init__(self, size: int | Set[int] | Tensor, *, device: torch.device | str | None = None) -> None:
         super().__init__()
-        self.size = size
+        self.size = size = _number_of(size)
         self.register_buffer("mask", torch.ones(size, dtype=torch.bool, device=device))
         self.register_buffer("kept", torch.arange(size, device=device), persistent=False)
 
@@ -96,8 +101,22 @@ class OutputsParametrization(nn.Module):
         return f"{len(self.kept)} of {self.size} outputs kept"
 
 
+def _number_of(outputs: Any) -> int:
+    """Returns how many outputs there are, from their number or from the set of them."""
+    number = outputs.tolist() if isinstance(outputs, Tensor) else outputs
+    if isinstance(number, (Set, range, list, tuple)):
+        number = len(number) if set(number) == set(range(len(number))) else outputs
+    if not isinstance(number, numbers.Integral) or isinstance(number, bool) or number < 1:
+        raise PlanError(
+            f"the outputs must be their number or the set of all, not {outputs!r}", do="pass 4, or {0, 1, 2, 3}"
+        )
+    return int(number)
+
+
 class PruningParametrization(OutputsParametrization):
     """w[k, ...] = original[kept[k], ...]: pruned outputs are removed along `dim`.
+
+    size: the number of outputs, or the set of all of them, {0, ..., size - 1}.
 
     >>> import torch
     >>> parametrization = PruningParametrization(4)
@@ -107,12 +126,16 @@ class PruningParametrization(OutputsParametrization):
             [6., 7.]])
     """
 
-    def __init__(self, size: int, *, dim: int = 0, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self, size: int | Set[int] | Tensor, *, dim: int = 0, device: torch.device | str | None = None
+    ) -> None:
         super().__init__(size, device=device)
         self.dim = dim
 
     def forward(self, original: Tensor) -> Tensor:
         """Returns the kept rows."""
+        if self.whole:
+            return zeroed(original.movedim(self.dim, 0), self.mask).movedim(0, self.dim)
         return original.index_select(self.dim, self.kept)
 
 
@@ -134,7 +157,7 @@ class ZeroesParametrization(OutputsParametrization):
         return zeroed(original, self.mask)
 
 
-class FollowingParametrization(nn.Module):
+class FollowingParametrization(ZeroesParametrization):
     """A `ZeroesParametrization` that uses the mask of another parametrization.
 
     The bias of a layer uses the mask of the weight, and a batch norm that of the layer before it. So there is one mask,
@@ -142,28 +165,23 @@ class FollowingParametrization(nn.Module):
     """
 
     def __init__(self, followed: OutputsParametrization) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self._followed = (followed,)  # in a tuple it is no submodule, so that its mask is saved once
+
+    def __getattr__(self, name: str) -> Any:
+        """The mask, the kept outputs and their number are those of the other parametrization."""
+        if name in ("mask", "kept", "size"):
+            return getattr(self.followed, name)
+        return super().__getattr__(name)
 
     @property
     def followed(self) -> OutputsParametrization:
         """The parametrization that holds the mask."""
         return self._followed[0]
 
-    @property
-    def mask(self) -> Tensor:
-        """The mask, True = keep."""
-        return self.followed.mask
-
-    @property
-    def original_outputs(self) -> OriginalOutputs:
-        """All outputs that the followed layer had."""
-        return self.followed.original_outputs
-
-    @property
-    def pruned_outputs(self) -> PrunedOutputs:
-        """The outputs of the followed layer that are pruned."""
-        return self.followed.pruned_outputs
+    def set_mask(self, mask: Tensor) -> None:
+        """Sets the mask of the other parametrization."""
+        self.followed.set_mask(mask)
 
     def forward(self, original: Tensor) -> Tensor:
         """Returns a tensor of the same shape, with zeros for pruned outputs."""

@@ -29,6 +29,8 @@ class ScoredPruner(BasePruner):
         also_prune_bias: see `BasePruner`.
     """
 
+    known_settings = ("sparsity_level",)
+
     def __init__(self, sparsity_level: float | Schedule = 0.5, *, also_prune_bias: bool = True) -> None:
         super().__init__({"sparsity_level": sparsity_level}, also_prune_bias)
         _level(sparsity_level, 0)

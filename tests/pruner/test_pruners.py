@@ -177,9 +177,10 @@ def test_levels_outside_zero_to_one_are_refused(level):
 
 def test_a_setting_that_does_not_exist_is_refused():
     pruner = L1Pruner()
-    pruner.prepare(nn.Sequential(nn.Linear(4, 6)), [{"name": "0", "sparsity": 0.1}])
+    net = nn.Sequential(nn.Linear(4, 6))
     with pytest.raises(PlanError, match="there is no setting 'sparsity'\n"):
-        pruner.step()
+        pruner.prepare(net, [{"name": "0", "sparsity": 0.1}])
+    assert not hasattr(net[0], "parametrizations"), "nothing is changed"
 
 
 def test_nan_in_a_weight_is_refused():
