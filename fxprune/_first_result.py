@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from fxprune._attempt import Request, Result, UnprovenError, attempt
 from fxprune._find import find
@@ -116,9 +117,25 @@ class _Trial:
         """
         if folds(self.request.choices.get("bias"), self.request.choices.get("masks")):
             return True
+        choices = self._without_measuring()
+        if choices is None:
+            return any("the budget is not met" in reason for reason in kept.plan.reasons)
         free = replace(self.analyses[kept.analysis.captured.path], uses=Uses())
-        most = replace(kept, analysis=free, removal=make_plan(free, **self.request.choices).removal)
+        most = replace(kept, analysis=free, removal=make_plan(free, **choices).removal)
         return _loss(kept) < CLASS_SHARE * _loss(most)
+
+    def _without_measuring(self) -> dict[str, Any] | None:
+        """The choices but for what is measured on small models, which forward's code may be unable to run.
+
+        None if nothing but a latency is limited.
+        """
+        choices = self.request.choices
+        keep, multiple = choices.get("keep"), choices.get("round_to", 1)
+        if keep is not None:
+            keep = {key: amount for key, amount in keep.items() if key != "latency"}
+            if not keep:
+                return None
+        return {**choices, "keep": keep, "round_to": 1 if multiple == "auto" else multiple}
 
 
 def _loss(result: Result) -> int:

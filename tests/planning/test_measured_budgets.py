@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -165,3 +166,11 @@ def test_channels_that_code_holds_are_locked_while_a_latency_is_measured(clock: 
     small = fxprune.transform(model, torch.randn(2, 8), keep={"latency": 0.98}, prefer="class")
     assert type(small) is Halves
     assert seconds_of(small)[0] <= 0.98 * seconds_of(model)[0]
+
+
+@pytest.mark.parametrize("options", [{"keep": {"latency": 0.98}}, {"ratio": 0.5, "round_to": "auto"}])
+def test_no_model_is_measured_that_code_cannot_run(options: dict[str, Any], clock: Clock) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fxprune.errors.ClassLostWarning)
+        small = fxprune.transform(Halves().eval(), torch.randn(2, 8), **options)
+    assert fxprune.record(small).plan
