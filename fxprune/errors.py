@@ -97,7 +97,11 @@ class NotProvenWarning(UserWarning):
 
 
 class OtherWeightsWarning(UserWarning):
-    """A small model was repaired or trained, so that `verify` proves it with the weights of the original in it."""
+    """The weights of a small model are not those of the original.
+
+    It was repaired or trained, so that `verify` proves it with the weights of the original in it; or `repair` got a
+    model that it was not made from.
+    """
 
 
 class OptimizerLeftBehindWarning(UserWarning):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -13,13 +14,14 @@ from fxprune._record import attach, record
 from fxprune._repair.batch_norms import take_statistics
 from fxprune._repair.batches import DataPart
 from fxprune._repair.layer_by_layer import check_values, repaired
+from fxprune._repair.original import has_other_weights
 from fxprune._repair.settings import RIDGES, STEPS, RepairSettings
 from fxprune.arguments import checks_arguments
 from fxprune.capture.inputs import check_initialised
 from fxprune.capture.module_copy import deep_copy
 from fxprune.capture.process_state import public_call
 from fxprune.capture.tensors import Tensors
-from fxprune.errors import InputError
+from fxprune.errors import InputError, OtherWeightsWarning
 from fxprune.running.inputs import inputs_of
 from fxprune.running.processes import Processes
 
@@ -84,7 +86,8 @@ def repair(
         process_group: a group of `torch.distributed`, whose processes have the same models and a part of the batches
             each. All of them get the model that one process gets from all batches.
 
-    Raises `InputError` for batches that do not fit, fewer than two samples, NaN or infinities in a layer, and wrong
+    Warns with `OtherWeightsWarning` if `small` was made from other weights than those of `model`. Raises `InputError`
+    for batches that do not fit, fewer than two samples, NaN or infinities in a layer, and wrong
     arguments. Raises `FxpruneError` if `small` has no record.
 
     >>> import torch, fxprune
@@ -105,6 +108,9 @@ def repair(
             do="pass `repair=batches` to `transform`, or repair the module before it is exported",
         )
     _check_original(model, known.before)
+    if has_other_weights(model, small, known):
+        text = "the small model was made from other weights than those of this model; it is repaired towards these"
+        warnings.warn(text, OtherWeightsWarning, stacklevel=4)
     data = inputs_of(model, batches, inputs)
     made, done = repaired(small, model, data, known.plan, settings, Processes(process_group))
     attach(made, replace(known, repair=done))
