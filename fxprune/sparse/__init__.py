@@ -29,7 +29,7 @@ from fxprune.sparse.dynamic import (
     correlation,
     update_layers,
 )
-from fxprune.sparse.freezing import FreezeReport, freeze, unfreeze
+from fxprune.sparse.freezing import FreezeReport, freeze, freeze_zero_gradients, unfreeze
 from fxprune.sparse.masked import (
     MaskedConv2d,
     MaskedLinear,
@@ -94,6 +94,7 @@ __all__ = [
     "densify",
     "empty_outputs",
     "freeze",
+    "freeze_zero_gradients",
     "from_prune",
     "importance_from",
     "insert_thresholds",

@@ -5,9 +5,11 @@ optimizer; `unfreeze` undoes it.
 """
 
 from fxprune.sparse.freezing.parameters import FreezeReport, freeze, unfreeze
+from fxprune.sparse.freezing.zero_gradients import freeze_zero_gradients
 
 __all__ = [
     "FreezeReport",
     "freeze",
+    "freeze_zero_gradients",
     "unfreeze",
 ]
