@@ -216,7 +216,8 @@ class DataOptions:
         """The importance, measured if it needs data, and the inputs to repair on, None for no repair."""
         data, pick = self.data, self.repair_inputs
         if self.repair is None or self.repair is False:
-            for name, given in (("repair_mode", self.repair_mode != "weights"), ("repair_inputs", pick is not None)):
+            picked = pick is not None and data is None  # an importance may be measured on what it picks
+            for name, given in (("repair_mode", self.repair_mode != "weights"), ("repair_inputs", picked)):
                 if given:
                     why = "nothing is repaired"
                     raise PlanError(
