@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.benchmarks import (
     bench_analysis,
+    bench_budgets,
     bench_dynamic,
     bench_export,
     bench_fold,
@@ -21,13 +22,13 @@ from tests.benchmarks import (
     bench_sparse,
     bench_transformers,
 )
-from tests.benchmarks.choosing import tables as choosing
 
 BENCHMARKS: dict[str, Callable[[], str]] = {
     "pass": bench_pass.measure,
     "analysis": bench_analysis.measure,
     "import": bench_import.measure,
     "latency": bench_latency.measure,
+    "budgets": bench_budgets.measure,
     "export": bench_export.measure,
     "fold": bench_fold.measure,
     "memory": bench_memory.measure,
@@ -36,7 +37,6 @@ BENCHMARKS: dict[str, Callable[[], str]] = {
     "sparse": bench_sparse.measure,
     "masked": bench_masked.measure,
     "dynamic": bench_dynamic.measure,
-    "choosing": choosing.measure,
 }
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
