@@ -322,7 +322,8 @@ def _refuse_two_requests(plan: Plan | None, choices: Mapping[str, Any]) -> None:
     given = [name for name in ("ratio", "masks", "bias", "keep", "counts") if choices.get(name) is not None]
     if plan is not None and given:
         raise PlanError("a plan says already what goes", why=f"given too: {', '.join(given)}", do="pass the plan alone")
-    refuse_without_effect(choices, plan=plan is not None)
+    if plan is not None:
+        refuse_without_effect(choices, plan=True)
 
 
 def _as_given(model: Any, result: Result, example_inputs: Any) -> nn.Module | ExportedProgram:
