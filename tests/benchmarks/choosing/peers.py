@@ -70,6 +70,8 @@ class TorchPruning:
     def small(self, criterion: str, budget: Budget) -> nn.Module:
         """The largest small model within the budget, by bisection of the ratio."""
         if budget.ratios:
+            if any(":" in name for name in budget.ratios):
+                raise ValueError("with `head_pruning_ratio` alone it removes nothing, and says nothing")
             return self._pruned(criterion, ratios=budget.ratios)
         low, high = 0, STEPS  # high: the least ratio that is known to meet the budget
         asked = "l2 local" if criterion.endswith("local") else criterion  # the widths of even ratios are the same

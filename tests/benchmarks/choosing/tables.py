@@ -77,7 +77,9 @@ def report(lines: Lines) -> str:
         headers += [f"{NAS}, {STAGES['statistics']}", *(f"{OURS}, {stage}" for stage in STAGES.values())]
         kept = [i for i in range(len(headers)) if not i or any(row[i] != "-" for row in rows)]
         some = table([headers[i] for i in kept], [[row[i] for i in kept] for row in rows])
-        parts.append(f"{title}: unpruned {shown(('', whole), named=False)} %.\n\n{some}")
+        seeds = f"{len(whole)} seed" + "s" * (len(whole) > 1)
+        figures = " / ".join(f"{figure:.1f} %" for figure in mean(whole))
+        parts.append(f"{title}; unpruned {figures} ({seeds}):\n\n{some}")
     return "\n\n".join([*parts, _trained(lines), *_failures(lines)])
 
 
@@ -105,8 +107,8 @@ def _failures(lines: Lines) -> list[str]:
 
 
 CURVES: dict[str, tuple[str, str | None, str]] = {
-    "fxprune, ThiNet, repaired (outputs)": (OURS, "thinet", "outputs"),
-    "fxprune, ThiNet, repaired": (OURS, "thinet", "repaired"),
+    "fxprune, l2, repaired (outputs)": (OURS, "l2", "outputs"),
+    "fxprune, l2, repaired": (OURS, "l2", "repaired"),
     "fxprune, l2, as cut": (OURS, "l2", "one-shot"),
     "Torch-Pruning, best of 16, own statistics": (PEER, None, "statistics"),
     "Torch-Pruning, best of 16, as cut": (PEER, None, "one-shot"),
