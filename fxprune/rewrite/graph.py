@@ -14,6 +14,7 @@ from fxprune.analysis.folded_constants import FoldedConstants
 from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.capture.fake_tensors import Faker
 from fxprune.channels.groups import Removal
+from fxprune.rewrite.attribute_masks import cut_attributes
 from fxprune.rewrite.attributes import settle_settings
 from fxprune.rewrite.constants import place_constants
 from fxprune.rewrite.draft import Draft, draft_of
@@ -83,7 +84,7 @@ def rewrite(findings: Findings, removal: Removal, constants: FoldedConstants | N
     if isinstance(small, fx.GraphModule):
         small.graph.lint()
         small.recompile()
-    return Rewritten(small, factors, exact, settled.reasons)
+    return Rewritten(small, factors, exact, settled.reasons + cut_attributes(small, findings, removal))
 
 
 def scale_factors(findings: Findings, removal: Removal) -> ScaleFactors:

@@ -32,7 +32,7 @@ def recount_unread(small: nn.Module, findings: Findings, removal: Removal) -> tu
         found = widths.get((setting[0], before))
         if found is None or found.counts == {before} or read_setting(small, setting) != before:
             continue
-        if _forward_reads(small, setting):
+        if forward_reads(small, setting[0], setting[1]):
             if len(found.counts) == 1:
                 sentences.append(_stays(setting, before, found, "forward reads it and counts nothing with it"))
         elif len(found.counts) == 1:
@@ -92,6 +92,6 @@ def _is_layer(model: nn.Module, path: str) -> bool:
     return any(is_torch(base.__module__) and base not in containers for base in bases)
 
 
-def _forward_reads(model: nn.Module, setting: Setting) -> bool:
-    """True if forward of the module, or of a module around it, uses the name of the attribute."""
-    return any(setting[1] in names_read_by(model.get_submodule(path)) for path in _from_inside(setting[0]))
+def forward_reads(model: nn.Module, path: str, attribute: str) -> bool:
+    """True if forward of a module, or of a module around it, uses the name of the attribute."""
+    return any(attribute in names_read_by(model.get_submodule(around)) for around in _from_inside(path))

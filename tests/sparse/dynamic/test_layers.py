@@ -560,7 +560,7 @@ def test_a_symbolic_trace_in_training_mode_counts_nothing():
         ({"sparsity": lambda step: math.nan}, "sparsity must be in [0, 1), not nan\n  at   step 0"),
         ({"sparsity": "0.5"}, "sparsity must be a number or a function of the step, not str"),
         ({"regrow": 1.0}, "regrow must be in [0, 1), not 1.0"),
-        ({"regrow": None}, "regrow must be a number or a function of the step, not NoneType"),
+        ({"regrow": "0.3"}, "regrow must be a number or a function of the step, not str"),
         ({"dims": (0, 4)}, "dims must be different dimensions of the weight, 0 to 3, not (0, 4)"),
         ({"dims": (0, 0)}, "dims must be different dimensions of the weight, 0 to 3, not (0, 0)"),
         ({"dims": (-1,)}, "dims must be different dimensions of the weight, 0 to 3, not (-1,)"),

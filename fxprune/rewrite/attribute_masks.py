@@ -1,0 +1,111 @@
+"""Masks in plain attributes, such as `layer.activation_mask`, which forward does not read: they lose the same slots.
+
+Nothing but its shape says what such a tensor belongs to. It is taken for a mask of the parameter of its module that had
+the same shape. What is done, or cannot be done, is said in the record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fxprune.analysis.after_removal import kept_slots
+from fxprune.analysis.findings import Findings
+from fxprune.analysis.settings import OF_EVERY_MODULE
+from fxprune.channels.groups import Bools, Removal
+from fxprune.rewrite.tensors import cut
+from fxprune.rewrite.unread_attributes import forward_reads
+
+KeptSlots = dict[int, Bools]
+
+
+def cut_attributes(small: nn.Module, findings: Findings, removal: Removal) -> tuple[str, ...]:
+    """Gives tensors and arrays in attributes of layers the part that their parameter has now. Changes `small`.
+
+    Returns a sentence about each of them, also about those that stay although a parameter of their module has shrunk
+    in a dimension of their size. Values of dicts are found by their keys, which name parameters. Layers of this package
+    look after their own.
+    """
+    kept = kept_slots(findings, removal)
+    originals = dict(findings.model.named_modules())
+    sentences = []
+    for path, module in small.named_modules():
+        original = originals.get(path)
+        if original is None or type(original).__module__.startswith("fxprune."):
+            continue
+        for name, value in list(module.__dict__.items()):
+            tensors = [] if name in OF_EVERY_MODULE else list(_held(value))
+            if not tensors or forward_reads(findings.model, path, name):
+                continue
+            shrunk = _shrunk(findings, kept, path, original)
+            for key, held in tensors:
+                found = _fitting(shrunk, key, held)
+                where = f'attribute "{name}" of "{path}"' if path else f'attribute "{name}" of the model'
+                where += "" if key is None else f" for {key!r}"
+                if isinstance(found, str):
+                    sentences.append(f"{where} stays {list(held.shape)}, although {found}")
+                elif found is not None:
+                    parameter, flags = found
+                    made = _cut(held, flags)
+                    module.__dict__[name] = made if key is None else {**module.__dict__[name], key: made}
+                    sentences.append(
+                        f"{where} was {list(held.shape)} and is {list(made.shape)} now: forward does not read it, "
+                        f'it is taken for a mask of "{parameter}"'
+                    )
+    return tuple(sentences)
+
+
+def _held(value: Any) -> Iterator[tuple[str | None, Any]]:
+    """Yields (None, a tensor or array), or (key, each of them in a dict)."""
+    for key, one in value.items() if type(value) is dict else [(None, value)]:
+        known = isinstance(one, np.ndarray) or (isinstance(one, torch.Tensor) and not isinstance(one, nn.Parameter))
+        if known and one.ndim and (key is None or isinstance(key, str)):
+            yield key, one
+
+
+def _shrunk(
+    findings: Findings, kept: Mapping[str, KeptSlots], path: str, original: nn.Module
+) -> dict[str, tuple[str, tuple[int, ...], KeptSlots]]:
+    """Returns the parameters below a module: {name there: (full name, shape before, slots that stay)}."""
+    made = {}
+    for name, parameter in original.named_parameters():
+        full = f"{path}.{name}" if path else name
+        first = findings.first_name(full)
+        if first in findings.tensors:
+            made[name] = (full, tuple(parameter.shape), kept.get(first, {}))
+    return made
+
+
+def _fitting(
+    parameters: Mapping[str, tuple[str, tuple[int, ...], KeptSlots]], key: str | None, held: Any
+) -> tuple[str, KeptSlots] | str | None:
+    """Returns the parameter that a tensor is a mask of and what stays of it; a sentence if it is not known; or None."""
+    if key is not None:
+        named = parameters.get(key) or parameters.get(f"{key}.weight")
+        fits = named is not None and named[1] == tuple(held.shape) and named[2]
+        return (named[0], named[2]) if named is not None and fits else None
+    own = [found for name, found in parameters.items() if "." not in name]
+    same = [found for found in own if found[1] == tuple(held.shape)]
+    if same:
+        if all(_equal(found[2], same[0][2]) for found in same):
+            return (same[0][0], same[0][2]) if same[0][2] else None
+        return f"parameters of its shape have lost slots: {', '.join(found[0] for found in same)}"
+    sizes = {held.shape[0], held.shape[-1]}
+    lost = [full for full, shape, flags in own if any(shape[dim] in sizes for dim in flags)]
+    return f'"{lost[0]}" has lost slots in a dimension of that size' if lost else None
+
+
+def _equal(one: KeptSlots, other: KeptSlots) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[dim], other[dim]) for dim in one)
+
+
+def _cut(held: Any, flags: KeptSlots) -> Any:
+    if isinstance(held, torch.Tensor):
+        return cut(held.detach(), flags)
+    for dim, keep in flags.items():
+        held = held.compress(keep, axis=dim)
+    return held

@@ -1,0 +1,120 @@
+"""Masks that a user keeps in attributes of layers shrink with the layers, or are named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fxprune
+from fxprune import record
+
+
+class SparseActivationModel(nn.Module):
+    """The model of the document on activation pruning."""
+
+    def __init__(self, threshold):
+        super().__init__()
+        self.fc1 = nn.Linear(10, 5)
+        self.fc2 = nn.Linear(5, 2)
+        self.threshold = threshold
+
+    def forward(self, x):
+        x = F.relu(self.fc1(x))
+        return F.relu(self.fc2(x))
+
+    def apply_activation_sparsity(self):
+        for _, module in self.named_children():
+            if isinstance(module, nn.Linear):
+                activation = F.relu(module.weight)
+                module.activation_mask = activation < self.threshold
+
+    def backward(self):
+        for _, module in self.named_children():
+            if isinstance(module, nn.Linear):
+                module.weight.grad[module.activation_mask] = 0
+
+
+@pytest.mark.parametrize("path", ["eager", "fx", "export"])
+def test_the_masks_of_the_document_shrink_with_their_layers(path):
+    model = SparseActivationModel(threshold=0.1).eval()
+    model.apply_activation_sparsity()
+    before = model.fc1.activation_mask.clone()
+    small = fxprune.transform(model, torch.randn(1, 10), ratio=0.4, path=path)
+    keep = [i for i in range(5) if i not in record(small).removed["fc1.weight"][0]]
+    assert len(keep) == 3
+    assert torch.equal(small.fc1.activation_mask, model.fc1.activation_mask[keep])
+    assert torch.equal(small.fc2.activation_mask, model.fc2.activation_mask[:, keep])
+    assert torch.equal(model.fc1.activation_mask, before)
+    told = [r for r in record(small).reasons if "activation_mask" in r]
+    assert told[0].startswith('attribute "activation_mask" of "fc1" was [5, 10] and is [3, 10] now')
+    assert len(told) == 2
+    torch.sum(small(torch.randn(8, 10))).backward()
+    for layer in (small.fc1, small.fc2):
+        layer.weight.grad[layer.activation_mask] = 0
+
+
+def net():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3, bias=False)).eval()
+
+
+def pruned(model):
+    small = fxprune.transform(model, torch.randn(2, 3, 9, 9), ratio=0.5)
+    gone = record(small).removed["0.weight"][0]
+    return small, [i for i in range(8) if i not in gone]
+
+
+def test_arrays_vectors_and_dicts_shrink_too():
+    model = net()
+    model[0].numbers = np.arange(216).reshape(8, 3, 3, 3)
+    model[0].of_bias = torch.arange(8)
+    model[2].masks = {"weight": torch.rand(4, 8, 3, 3) > 0.5, "other": 3}
+    model.masks = {"0.weight": torch.arange(216).view(8, 3, 3, 3), "2": torch.zeros(4, 8, 3, 3), "1": torch.zeros(8)}
+    small, keep = pruned(model)
+    assert np.array_equal(small[0].numbers, model[0].numbers[keep])
+    assert torch.equal(small[0].of_bias, torch.tensor(keep))
+    assert torch.equal(small[2].masks["weight"], model[2].masks["weight"][:, keep])
+    assert small[2].masks["other"] == 3
+    assert torch.equal(small.masks["0.weight"], model.masks["0.weight"][keep])
+    assert small.masks["2"].shape == (4, 4, 3, 3)
+    assert small.masks["1"].shape == (8,), "it is of no parameter"
+    assert model.masks["2"].shape == (4, 8, 3, 3), "the dict of the original is its own"
+    told = [r for r in record(small).reasons if r.startswith("attribute")]
+    said = "attribute \"masks\" of the model for '0.weight' was [8, 3, 3, 3] and is [4, 3, 3, 3] now"
+    assert sum(r.startswith(said) for r in told) == 1
+
+
+def test_what_may_count_something_else_stays_and_is_named():
+    model = net()
+    model[2].columns = torch.ones(8)  # no parameter has this shape, but the weight has lost slots of such a dimension
+    model[2].far = torch.ones(5, 5)
+    model[0].kernel = torch.ones(3, 3)
+    small, _ = pruned(model)
+    assert (small[2].columns.shape, small[2].far.shape, small[0].kernel.shape) == ((8,), (5, 5), (3, 3))
+    told = [r for r in record(small).reasons if r.startswith("attribute")]
+    assert told == [
+        'attribute "columns" of "2" stays [8], although "2.weight" has lost slots in a dimension of that size'
+    ]
+
+
+def test_a_layer_that_reads_its_attribute_is_left_to_the_pass():
+    class Masking(nn.Linear):
+        def forward(self, x):
+            return F.linear(x, self.weight * self.own, self.bias)
+
+    model = nn.Sequential(Masking(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    model[0].own = (torch.rand(8, 4) > 0.3).float()
+    small = fxprune.transform(model, torch.randn(2, 4), ratio=0.5)
+    assert small[0].own.shape == small[0].weight.shape == (4, 4)
+    assert not [r for r in record(small).reasons if r.startswith("attribute")]
+
+
+def test_nothing_is_said_where_nothing_has_shrunk():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    for layer in (model[0], model[2], model[4]):
+        layer.seen = torch.ones_like(layer.weight)
+    small = fxprune.transform(model, torch.randn(2, 4), ratio={"0": 0.5})
+    assert [layer.seen.shape == layer.weight.shape for layer in (small[0], small[2], small[4])] == [True] * 3
+    assert len([r for r in record(small).reasons if r.startswith("attribute")]) == 2
