@@ -82,8 +82,9 @@ class GradualPruner:
         steps: the number of steps of the default schedule.
         optimizer, ema: what follows at each step, as for `transform`.
         soft: with soft=k only every k-th step, and the one that reaches the budgets, removes channels. The others set
-            the weights that make them to zero, and training may bring them back (soft filter pruning, He et al. 2018,
-            https://arxiv.org/abs/1808.06866).
+            the weights that make them to zero, and not the biases, and training may bring them back (soft filter
+            pruning, He et al. 2018, https://arxiv.org/abs/1808.06866). Behind a ReLU without a norm before it that
+            needs a positive bias: at zero its gradient is zero.
         options: further options of `transform`, such as importance, scope, round_to, repair, data and loss. Data is
             read at each step, so it must be a list or a loader, and no iterator.
 
@@ -204,7 +205,7 @@ class GradualPruner:
         with torch.no_grad():
             for member in {(m.parameter, m.dim): m for group in analysis.groups for m in group.members}.values():
                 indices = plan.removed.get(member.parameter, {}).get(member.dim)
-                if member.role == "producer" and indices:
+                if member.role == "producer" and indices and member.tensor.ndim > 1:
                     member.tensor.index_fill_(member.dim, torch.tensor(indices, device=member.tensor.device), 0)
         return plan
 
