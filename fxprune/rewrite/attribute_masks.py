@@ -56,7 +56,26 @@ def cut_attributes(small: nn.Module, findings: Findings, removal: Removal) -> tu
                         f"{where} was {list(held.shape)} and is {list(made.shape)} now: forward does not read it, "
                         f'it is taken for a mask of "{parameter}"'
                     )
+        sentences += _buffers_that_stay(findings, kept, path, original, module)
     return tuple(sentences)
+
+
+def _buffers_that_stay(
+    findings: Findings, kept: Mapping[str, KeptSlots], path: str, original: nn.Module, module: nn.Module
+) -> Iterator[str]:
+    """Yields a sentence about each buffer that forward does not read and whose parameter has shrunk.
+
+    Such buffers keep their shape, which plans and files know.
+    """
+    for name, buffer in original._buffers.items():
+        held = module._buffers.get(name)
+        if buffer is None or held is None or not held.ndim or held.shape != buffer.shape:
+            continue
+        found = _fitting(_shrunk(findings, kept, path, original), None, held)
+        if found is not None and not forward_reads(findings.model, path, name):
+            why = found if isinstance(found, str) else f'"{found[0]}" of this shape has lost slots'
+            where = f'"{path}"' if path else "the model"
+            yield f'buffer "{name}" of {where} stays {list(held.shape)}, although {why}: forward does not read it'
 
 
 def _held(value: Any) -> Iterator[tuple[str | None, Any]]:

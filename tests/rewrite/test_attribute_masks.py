@@ -99,6 +99,17 @@ def test_what_may_count_something_else_stays_and_is_named():
     ]
 
 
+def test_a_buffer_that_forward_does_not_read_is_named():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    model[0].register_buffer("activation_mask", torch.ones(8, 3, 3, 3) > 0)
+    model[3].register_buffer("other", torch.ones(7))
+    small, _ = pruned(model)
+    assert small[0].activation_mask.shape == (8, 3, 3, 3)
+    told = [r for r in record(small).reasons if r.startswith("buffer")]
+    why = 'although "0.weight" of this shape has lost slots: forward does not read it'
+    assert told == [f'buffer "activation_mask" of "0" stays [8, 3, 3, 3], {why}']
+
+
 def test_a_layer_that_reads_its_attribute_is_left_to_the_pass():
     class Masking(nn.Linear):
         def forward(self, x):
