@@ -66,7 +66,8 @@ def repair(
 
     Only what `forward` returns is looked at: other methods that share layers with it may get better or worse.
 
-    Runs both models in evaluation mode without gradients, some times per batch. Neither of them is changed.
+    Runs both models in evaluation mode without gradients, some times per batch. Neither of them is changed. Parameters
+    that are frozen (`requires_grad=False`) are refitted too, and stay frozen.
 
     Args:
         small: the model that `transform` made from `model`, or that was trained after it.

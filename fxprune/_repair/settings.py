@@ -39,7 +39,7 @@ class RepairSettings:
         if self.mode not in MODES:
             raise InputError(f"there is no repair mode {self.mode!r}", do=f"choose one of {', '.join(MODES)}")
         if not all(math.isfinite(ridge) and ridge >= 0 for ridge in self.ridges):
-            raise InputError("ridge must be a number of at least 0", why=f"it is {list(self.ridges)}")
+            raise InputError("ridge must be a number of at least 0", why=f"it is {', '.join(map(str, self.ridges))}")
         if not 0 < self.holdout < 1:
             raise InputError("holdout must be a share between 0 and 1", why=f"it is {self.holdout}")
         if self.steps < 1:
