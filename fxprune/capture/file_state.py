@@ -130,9 +130,10 @@ def _in_value(value: Any, put: Callable[[Any], None], seen: set[int]) -> Iterato
 
 
 def _has_cache(value: Any) -> bool:
+    """True for what `functools.lru_cache` makes, and for what is made like it. Other caches have these names too."""
     kind = type(value)
     return kind is CACHED_FUNCTION or (
-        kind is types.FunctionType and {"cache_clear", "cache_info"} <= vars(value).keys()
+        kind is types.FunctionType and {"cache_clear", "cache_info", "__wrapped__"} <= vars(value).keys()
     )
 
 

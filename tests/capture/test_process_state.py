@@ -451,3 +451,19 @@ TOUCHES = (
 def test_state_of_the_process_is_changed_in_one_file(pattern: str) -> None:
     touching = {p.name for p in PACKAGE.rglob("*.py") if re.search(pattern, p.read_text())}
     assert touching == {"process_state.py"}
+
+
+def test_a_function_with_methods_of_the_same_names_is_no_function_with_a_cache() -> None:
+    def count(x: int) -> int:
+        return x
+
+    count.cache_info = lambda: ({}, {}, {})  # as psutil has it
+    count.cache_clear = lambda name: None
+
+    class Counting(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * count(2)
+
+    model = nn.Sequential(nn.Linear(3, 8), Counting(), nn.Linear(8, 2))
+    small = fxprune.transform(model, torch.randn(2, 3), ratio=0.5)
+    assert small[0].out_features == 4
