@@ -14,7 +14,7 @@ from fxprune._find import AnalyzeArguments, find
 from fxprune._record import record
 from fxprune.arguments import checks_arguments
 from fxprune.capture.process_state import public_call
-from fxprune.capture.values import leaves, tensors_in
+from fxprune.capture.values import leaves, map_tensors, tensors_in
 from fxprune.channels.groups import Bools
 from fxprune.errors import PlanError
 from fxprune.fold import resolve_plan
@@ -42,7 +42,8 @@ class Distillation:
     """A small model beside the large one that it was made from; see `distillation`.
 
     A call runs both models on the same inputs, the large one without gradients. It costs one forward of the large
-    model, and holds the outputs of the chosen layers.
+    model, and holds copies of the outputs of the chosen layers. Each model is in the mode that it was put into: a large
+    one in training mode goes on updating the statistics of its batch norms.
     """
 
     def __init__(self, small: nn.Module, model: nn.Module, kept: Mapping[str, Sequence[Mapping[int, Bools]]]) -> None:
@@ -68,7 +69,9 @@ class Distillation:
             for dim, flags in (kept[number] if kept is not None else {}).items():
                 b = b.index_select(dim, torch.from_numpy(flags.nonzero()[0]).to(b.device))
             if a.is_floating_point():
-                errors.append((a - b).square().sum() / b.square().sum().clamp_min(torch.finfo(b.dtype).tiny))
+                wide = torch.promote_types(a.dtype, torch.float32)  # squares of half precision overflow
+                a, b = a.to(wide), b.to(wide)
+                errors.append((a - b).square().sum() / b.square().sum().clamp_min(torch.finfo(wide).tiny))
         return torch.stack(errors).mean() if errors else torch.zeros(())
 
 
@@ -80,7 +83,8 @@ def _watched(model: nn.Module, names: Mapping[str, Any]) -> Iterator[dict[str, A
     for name in names:
 
         def keep(module: nn.Module, args: Any, made: Any, name: str = name) -> None:
-            seen.setdefault(name, made)
+            if name not in seen:  # what comes next may write into it
+                seen[name] = map_tensors(made, torch.Tensor.clone)
 
         handles.append(model.get_submodule(name).register_forward_hook(keep))
     try:

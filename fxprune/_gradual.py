@@ -290,6 +290,11 @@ def _checked(options: Mapping[str, Any], soft: int) -> dict[str, Any]:
         if name not in known:
             why = nearest(name, sorted(known))
             raise PlanError(f"GradualPruner has no option {name}", why=why, do="see its docstring")
+    once = {"scores": "scores", "importance": "scores by layer", "max_ratio": "a limit", "search": "a search"}
+    for name, what in once.items():
+        if name in options and (name != "importance" or isinstance(options[name], Mapping)):
+            why = f"{what} of the model that was given fits no model that has got smaller"
+            raise PlanError(f"GradualPruner cannot take {name}", why=why, do="leave it out")
     for name in ("data", "repair"):
         given = options.get(name)
         if isinstance(given, Iterator):

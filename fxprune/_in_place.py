@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from fxprune._follow import listed, optimizers_of, watch
+from fxprune._follow import let_follow, listed, optimizers_of, watch
+from fxprune._record import attach, record
 from fxprune._transform import transform
+from fxprune.capture.containers import MOST_PARTS, parts, with_parts
 from fxprune.capture.process_state import public_call
 from fxprune.errors import InputError, PlanError
 
@@ -46,33 +50,51 @@ def transform_(model: ModuleT, example_inputs: Any, **options: Any) -> ModuleT:
         raise InputError(f"{kind} cannot be changed in place", why="it is no module", do="use fxprune.transform")
     if not isinstance(model, fx.GraphModule) and not {"path", "prefer"} & options.keys():
         options["prefer"] = "class"
-    optimizers, followers = optimizers_of(model), listed(options.get("optimizer"))
+    followers = [*listed(options.pop("optimizer", None)), *listed(options.pop("ema", None))]
+    optimizers = optimizers_of(model)
     small = transform(model, example_inputs, **options)
     if isinstance(small, fx.GraphModule) != isinstance(model, fx.GraphModule):
         why = "the result is a graph, and the model cannot become one in place"
-        raise PlanError(
-            "the class of the model is lost", why=why, do="use fxprune.transform, or leave path and prefer out"
-        )
+        do = "use fxprune.transform, or leave path and prefer out"
+        raise PlanError("the class of the model is lost", why=why, do=do)
+    notes = let_follow(followers, model, small)
+    if notes:
+        made = record(small)
+        attach(small, replace(made, reasons=made.reasons + notes))
     _become(model, small)
     watch(optimizers, model, told=followers)
     return model
 
 
 def _become(model: nn.Module, small: nn.Module) -> None:
-    """Give every module of a model the attributes of its small counterpart. The modules of both share them then."""
+    """Give every module of a model the class and the attributes of its small counterpart, which share them then."""
     olds = dict(model.named_modules(remove_duplicate=False))
     news = dict(small.named_modules(remove_duplicate=False))
-    counterparts = {id(new): olds[path] for path, new in news.items() if path in olds}
-    for path, new in news.items():
-        for name, inner in new._modules.items():
-            if inner is not None:
-                new._modules[name] = counterparts.get(id(inner), inner)
+    counterparts = {id(new): olds[path] for path, new in reversed(news.items()) if path in olds}
+    for new in {id(new): new for new in news.values()}.values():
+        for name, value in new.__dict__.items():
+            new.__dict__[name] = _with_counterparts(value, counterparts)
         old = counterparts.get(id(new))
-        if old is not None and old is olds.get(path) and old.__dict__ is not new.__dict__:
+        if old is not None and old.__dict__ is not new.__dict__:
             _keep_hooks(old.__dict__, new.__dict__)
-            if isinstance(new, fx.GraphModule):
-                object.__setattr__(old, "__class__", type(new))
+            object.__setattr__(old, "__class__", type(new))
             object.__setattr__(old, "__dict__", new.__dict__)
+
+
+def _with_counterparts(value: Any, counterparts: Mapping[int, nn.Module]) -> Any:
+    """A value of an attribute, with the modules of the model in the place of their small counterparts.
+
+    A list or dict is changed; of a tuple or a bound method there is a new one.
+    """
+    if isinstance(value, nn.Module):
+        return counterparts.get(id(value), value)
+    if isinstance(value, types.MethodType) and id(value.__self__) in counterparts:
+        return types.MethodType(value.__func__, counterparts[id(value.__self__)])
+    if isinstance(value, (dict, list, tuple)) and len(value) <= MOST_PARTS:
+        found = parts(value)
+        new = {key: _with_counterparts(part, counterparts) for key, part in found.items()}
+        return with_parts(value, new) if any(new[key] is not part for key, part in found.items()) else value
+    return value
 
 
 def _keep_hooks(old: Mapping[str, Any], new: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.parametrize import is_parametrized
 
 from fxprune._follow.parameters import Counterpart, Counterparts, counterparts_of
 from fxprune.arguments import checks_arguments
@@ -48,7 +49,8 @@ def expand(small: nn.Module, into: nn.Module, *, others: str = "keep") -> Expand
             computes what the small one does (where `record(small).exact`).
 
     Returns the names of what was written. Raises `PlanError`, before anything is written, if `small` was made from
-    another model, or if it has parameters that the large one has no place for (a bias that takes up constants).
+    another model, if it has parameters that the large one has no place for (a bias that takes up constants), or if
+    `others` is "zero" and a weight is computed from others (weight norm, spectral norm).
 
     >>> import torch, fxprune
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -64,6 +66,8 @@ def expand(small: nn.Module, into: nn.Module, *, others: str = "keep") -> Expand
         raise PlanError(f"others is one of {', '.join(OTHERS)}", why=f"it is {others!r}")
     pairs = counterparts_of(into, small)
     _check(pairs)
+    if others == "zero":
+        _refuse_computed_weights(into)
     writes, left = _prepared(pairs, others)
     with torch.no_grad():
         for write in writes.values():
@@ -79,6 +83,20 @@ def _check(pairs: Counterparts) -> None:
             why=f"the plan folds constants into {listed}, which the large model does not have",
             do='prune with bias="prune", or give these layers a bias before',
         )
+
+
+def _refuse_computed_weights(model: nn.Module) -> None:
+    """Raise `PlanError` for weights that are computed from others: zeros there do not give a weight of zero."""
+    for path, module in model.named_modules():
+        hooks = [type(hook).__name__ for hook in module._forward_pre_hooks.values()]
+        name = next((name for name in hooks if name in ("WeightNorm", "SpectralNorm")), "")
+        if name or is_parametrized(module):
+            raise PlanError(
+                "removed slots cannot be set to zero",
+                at=f'"{path}"',
+                why=f"its weight is computed from others ({name or 'a parametrization'}), and zeros there give no zero",
+                do='take others="keep", or remove the parametrization before pruning',
+            )
 
 
 def _prepared(pairs: Counterparts, others: str) -> tuple[dict[str, Callable[[], None]], tuple[str, ...]]:

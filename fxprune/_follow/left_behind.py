@@ -42,9 +42,12 @@ def optimizers_of(model: Any) -> list[Optimizer]:
 
     Call it before an analysis, which holds parameters too.
     """
-    if not isinstance(model, nn.Module) or not _is_shared(list(model.parameters())):
+    if not isinstance(model, nn.Module):
         return []
-    own = {id(parameter) for parameter in model.parameters()}
+    parameters = [p for module in model.modules() for p in module._parameters.values() if p is not None]
+    if not _is_shared(parameters):
+        return []
+    own = set(map(id, parameters))
     found = [each for each in gc.get_objects() if issubclass(type(each), Optimizer)]
     return [each for each in found if hasattr(each, "param_groups") and own & set(map(id, parameters_of(each)))]
 

@@ -60,8 +60,14 @@ def optimizer_follows(optimizer: Optimizer, counterparts: Counterparts) -> Prepa
         type(optimizer).__name__, tuple(p.name for p in moved), tuple(dropped), added, tuple(_notes(optimizer, moved))
     )
 
+    names = {id(new): name for name, new in counterparts.small.named_parameters()}
+
     def change() -> None:
         for group, parameters in zip(optimizer.param_groups, groups, strict=True):
+            if "param_names" in group:
+                known = {**names, **dict(zip(map(id, group["params"]), group["param_names"], strict=False))}
+                known |= {id(pair.new): known[id(pair.old)] for pair in moved if id(pair.old) in known}
+                group["param_names"] = [known[id(parameter)] for parameter in parameters]
             group["params"][:] = parameters
         for counterpart in counterparts.by_id.values():
             optimizer.state.pop(counterpart.old, None)
@@ -76,6 +82,7 @@ def gradients_follow(counterparts: Counterparts) -> Prepared:
         (counterpart.name, counterpart.new, counterpart.part(counterpart.old.grad, power=-1.0))
         for counterpart in counterparts.by_id.values()
         if counterpart.new is not None
+        and counterpart.new.grad is None
         and counterpart.old.grad is not None
         and counterpart.old.grad.layout is torch.strided
     ]

@@ -320,7 +320,7 @@ class Findings:
         """True if a dimension is the output dimension of the layer that a parameter belongs to."""
         return dim == known_output_dim(self.layer(parameter), self.tensors[self.first_name(parameter)].ndim)
 
-    def output_dim(self, parameter: str) -> int:
+    def dim_of_outputs(self, parameter: str) -> int:
         """The output dimension of a parameter's layer; the first one of a parameter whose layer is not known."""
         return output_dim(self.layer(parameter), self.tensors[self.first_name(parameter)].ndim)
 

@@ -143,6 +143,13 @@ def check_plain(model: nn.Module, tensors: Tensors) -> None:
     """Raises `CaptureError` for scripted or sharded submodules, and for weights that are no plain tensors."""
     for name, module in model.named_modules():
         check_unwrapped(module, at=f'"{name}"', only=("FullyShardedDataParallel",))
+        if module._compiled_call_impl is not None:
+            raise CaptureError(
+                "a module is compiled in place",
+                at=f'"{name}"' if name else "the model",
+                why="`module.compile()` holds a program for the old sizes",
+                do="prune before you compile, or set `module._compiled_call_impl = None`",
+            )
         if isinstance(module, torch.jit.ScriptModule):
             raise CaptureError(
                 "a submodule is scripted",

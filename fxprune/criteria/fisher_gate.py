@@ -89,14 +89,14 @@ def fisher_gate_importance(
 
     Arguments and errors are those of `fxprune.criteria.taylor_importance`.
 
-    >>> net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    >>> net = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False))
     >>> with torch.no_grad():
     ...     _ = net[0].weight.fill_(1.0), net[1].weight.fill_(1.0)
     >>> batch = torch.tensor([[1.0], [-1.0], [2.0]])  # the gradients by the gate are 1, -1 and 2
     >>> made = fisher_gate_importance(net, [batch], loss=lambda model, x: model(x).sum())
     >>> import fxprune
     >>> made(fxprune.analyze(net, batch).groups[0]).tolist()
-    [1.0]
+    [1.0, 1.0]
     """
     check_loss(loss)
     found: dict[tuple[str, int], dict[int, Tensor]] = {}

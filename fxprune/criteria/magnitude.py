@@ -54,7 +54,7 @@ def lp(p: float) -> Callable[[Group], Tensor]:
     >>> with torch.no_grad():
     ...     _ = net[0].weight.copy_(torch.tensor([[3.0], [2.0]])), net[2].weight.copy_(torch.tensor([[0.0, 2.0]]))
     >>> group = fxprune.analyze(net, torch.zeros(1, 1)).groups[0]
-    >>> lp(0.5)(group).tolist(), lp(4)(group).round(decimals=3).tolist()
+    >>> lp(0.5)(group).round(decimals=3).tolist(), lp(4)(group).round(decimals=3).tolist()
     ([3.0, 8.0], [3.0, 2.378])
     """
     _check_power(p)

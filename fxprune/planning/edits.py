@@ -147,7 +147,7 @@ def _target(findings: Findings, named: Any) -> _Target:
     layers = layers_named(findings, [named], what=what)
     _refuse_several(named, [layer for layer, _, _ in layers])
     [(layer, parameter, _)] = layers
-    dim = findings.output_dim(parameter)
+    dim = findings.dim_of_outputs(parameter)
     vectors = [findings.axis_vector(parameter, dim)] if findings.has_axis(parameter, dim) else []
     columns = [column for vector in vectors for column in findings.solution.channels_of(vector)]
     none = np.full(findings.tensors[parameter].shape[dim], -1, dtype=np.int64)

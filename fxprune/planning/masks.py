@@ -133,7 +133,7 @@ def _weights(findings: Findings, selectable: Names) -> dict[str, tuple[str, ...]
 def _check(findings: Findings, layer: str, parameter: str, mask: Any) -> tuple[int, Bools]:
     """The output dimension and the mask as an array. Raises `PlanError` for a mask that does not fit."""
     tensor = findings.tensors[parameter]
-    module, dim = findings.layer(parameter), findings.output_dim(parameter)
+    module, dim = findings.layer(parameter), findings.dim_of_outputs(parameter)
     groups = module.groups if isinstance(module, conv._ConvTransposeNd) and tensor.ndim > 1 else 1
     size = tensor.shape[dim] * groups if tensor.ndim else 1
     found = bool_mask(mask)

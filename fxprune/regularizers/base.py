@@ -42,6 +42,7 @@ class Regularizer(abc.ABC):
         self.model = model
         self.strength = as_schedule(strength, what="strength")
         self.number = 0
+        self._after = False
 
     @abc.abstractmethod
     def penalty(self) -> torch.Tensor:
@@ -59,8 +60,11 @@ class Regularizer(abc.ABC):
         """Counts a step, after which the strength may be another."""
         self.number += 1
 
-    def add_gradients(self) -> None:
-        """Adds the gradients of the penalty, times the strength, to those of the parameters."""
+    def add_gradients(self, scale: float | torch.Tensor = 1.0) -> None:
+        """Adds the gradients of the penalty, times the strength, to those of the parameters.
+
+        scale: what the gradients of the loss are multiplied by, if a gradient scaler has not taken it out yet.
+        """
         strength = self._strength()
         if not strength:
             return
@@ -71,19 +75,41 @@ class Regularizer(abc.ABC):
             found = torch.autograd.grad(strength * self.penalty(), parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, found, strict=True):
             if gradient is not None:
+                gradient = gradient * scale
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
     def attach(self, optimizer: Optimizer) -> RemovableHandle:
         """Lets an optimizer add the gradients before each of its steps, and count it.
 
-        Returns a handle; `handle.remove()` ends it.
+        Of a step with a closure they are added to what the closure computes. Returns a handle; `handle.remove()` ends
+        it. Raises `PlanError` for anything but an optimizer.
         """
+        if not isinstance(optimizer, Optimizer):
+            why = f"got {type(optimizer).__name__}"
+            raise PlanError("a penalty is attached to an optimizer", why=why, do="pass the optimizer of the training")
 
-        def before(optimizer: Optimizer, *args: Any) -> None:
-            self.add_gradients()
-            self.step()
+        def before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            closure = args[1] if len(args) > 1 else kwargs.get("closure")
+            if closure is None:
+                self.add_gradients(getattr(optimizer, "grad_scale", None) or 1.0)
+                self.step()
+                return None
 
-        return optimizer.register_step_pre_hook(before)
+            def computed() -> Any:
+                loss = closure()
+                self.add_gradients()
+                return loss
+
+            self._after = True
+            changed = (args[0], computed, *args[2:]) if len(args) > 1 else args
+            return changed, kwargs if len(args) > 1 else {**kwargs, "closure": computed}
+
+        def after(optimizer: Optimizer, *args: Any) -> None:
+            if self._after:  # the strength is that of this step during the closure, however often it is called
+                self._after = False
+                self.step()
+
+        return _Both(optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after))
 
     def _strength(self) -> float:
         value = self.strength(self.number)
@@ -95,3 +121,15 @@ class Regularizer(abc.ABC):
                 do="pass a number, or one of fxprune.schedules",
             )
         return float(value)
+
+
+class _Both(RemovableHandle):
+    """The handle of two hooks."""
+
+    def __init__(self, first: RemovableHandle, second: RemovableHandle) -> None:
+        self.first, self.second = first, second
+
+    def remove(self) -> None:
+        """Removes both."""
+        self.first.remove()
+        self.second.remove()

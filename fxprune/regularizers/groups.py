@@ -63,6 +63,9 @@ class GroupLasso(_OverChannels):
     paper (https://doi.org/10.1111/j.1467-9868.2005.00532.x); Wen et al. 2016 for networks
     (https://arxiv.org/abs/1608.03665).
 
+    An element that belongs to a channel in two dimensions, such as the diagonal of a layer that reads what it adds to,
+    counts in both.
+
     Args:
         model, strength: see `Regularizer`.
         example_inputs: as for `fxprune.analyze`.

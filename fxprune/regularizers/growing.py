@@ -15,7 +15,8 @@ class GrowingRegularization(Regularizer):
 
     The strength at step n is min(ceiling, delta * floor(n / every)). So the channels that go carry less and less, and
     what stays takes over (Wang et al. 2021, "Neural Pruning via Growing Regularization", GReg-1,
-    https://arxiv.org/abs/2012.09243). Afterwards `transform(model, x, plan=plan)` removes them.
+    https://arxiv.org/abs/2012.09243). Afterwards `transform(model, x, plan=plan)` removes them,
+    and the penalty is zero.
 
     Args:
         model: the model that the plan was made for.
@@ -45,20 +46,45 @@ class GrowingRegularization(Regularizer):
         super().__init__(model, lambda number: min(ceiling, delta * (number // every)))
         self.plan = plan
         have = dict(model.named_parameters(remove_duplicate=False))
-        shapes = {} if plan.structure is None else plan.structure.shapes
-        for name, parameter in have.items():
-            if name in plan.removed and shapes.get(name, tuple(parameter.shape)) != tuple(parameter.shape):
-                why = f'"{name}" has shape {tuple(parameter.shape)}, and {shapes[name]} in the plan'
-                raise PlanError("the plan is for another model", why=why, do="make a plan for this model")
         if not any(name in have for name in plan.removed):
             raise PlanError("the plan removes nothing of this model", why="none of its parameters is in the plan")
+        self._shapes = {name: tuple(p.shape) for name, p in have.items() if name in plan.removed}
+        if plan.structure is not None:
+            self._shapes = {name: tuple(plan.structure.shapes.get(name, shape)) for name, shape in self._shapes.items()}
+        if not self._is_there():
+            raise PlanError(
+                "the plan is for another model", why="its channels are gone", do="make a plan for this model"
+            )
+
+    def _is_there(self) -> bool:
+        """True if the model has what the plan removes, False if that is gone. Raises `PlanError` for other shapes."""
+        gone = set[bool]()
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            if name in self._shapes:
+                before, dims = self._shapes[name], self.plan.removed[name]
+                after = tuple(size - len(dims.get(dim, ())) for dim, size in enumerate(before))
+                shape = tuple(parameter.shape)
+                if shape not in (before, after):
+                    why = f'"{name}" has shape {shape}, and {before} in the plan'
+                    raise PlanError("the plan is for another model", why=why, do="make a plan for this model")
+                gone.add(shape != before)
+        return True not in gone
 
     def parameters(self) -> list[nn.Parameter]:
-        """Returns the parameters that lose something."""
-        return [p for name, p in self.model.named_parameters() if name in self.plan.removed]
+        """Returns the parameters that lose something; none if that is gone."""
+        return (
+            []
+            if not self._is_there()
+            else [p for name, p in self.model.named_parameters() if name in self.plan.removed]
+        )
 
     def penalty(self) -> torch.Tensor:
-        """Returns half of the sum of squares of what is removed; an element in two removed slots counts once."""
+        """Returns half of the sum of squares of what is removed; an element in two removed slots counts once.
+
+        Zero if the channels are gone. Raises `PlanError` for a model that lost others.
+        """
+        if not self._is_there():
+            return torch.zeros(())
         terms = []
         for name, parameter in self.model.named_parameters():
             dims = self.plan.removed.get(name)

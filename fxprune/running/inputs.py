@@ -82,6 +82,7 @@ def samples_of(batch: Any) -> list[Any]:
 
     A batch without such a dimension is one sample.
 
+    >>> import torch
     >>> [(x.tolist(), y.tolist()) for x, y in samples_of((torch.zeros(2, 1), torch.arange(2)))]
     [([[0.0]], [0]), ([[0.0]], [1])]
     """
@@ -102,6 +103,7 @@ def inputs_like(example: Inputs) -> Callable[[Any], Any]:
     It gives the batch if that has the form of the example inputs; else its first entry, or the keywords of the example,
     if they have it; else the batch, which then does not fit.
 
+    >>> import torch
     >>> x, labels = torch.zeros(4, 3), torch.zeros(4)
     >>> pick = inputs_like(((x,), {}))
     >>> pick(x) is x, pick([x, labels]) is x

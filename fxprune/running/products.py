@@ -193,7 +193,7 @@ class Convolution:
         return self.dilation[dim] * (taps[dim] - 1)
 
     def _step(self, dim: int) -> int:
-        return 1 if self.transposed else self.stride[dim]
+        return self.stride[dim] if not self.transposed else 1
 
     def _padded(self, x: Tensor, taps: Sequence[int]) -> Tensor:
         """The input with its zeros around it; of a transposed convolution also with those between its positions."""

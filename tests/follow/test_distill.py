@@ -121,3 +121,28 @@ def test_layers_that_cannot_be_compared_are_refused() -> None:
     unused = Unused().eval()
     with pytest.raises(fxprune.PlanError, match="was not seen in the analysis"):
         fxprune.distillation(pruned(unused), unused, batch(0), layers=["unused"])
+
+
+def test_half_precision_does_not_overflow() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    x = 20 * torch.randn(2000, 8)
+    small = fxprune.transform(model, x[:2], ratio=0.5)
+    expected = fxprune.distillation(small, model, x[:2], layers=["2"])(x)
+    halves = fxprune.distillation(small.bfloat16(), model.bfloat16(), x[:2].bfloat16(), layers=["2"])(x.bfloat16())
+    assert halves.features.dtype is torch.float32
+    assert halves.features.item() == pytest.approx(expected.features.item(), rel=0.1)
+    assert halves.outputs.item() == pytest.approx(expected.outputs.item(), rel=0.1)
+
+
+def test_an_operation_in_place_that_follows_changes_no_loss() -> None:
+    losses = []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        layers = (nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(inplace=inplace), nn.Linear(16, 4))
+        model = nn.Sequential(*layers).double().eval()
+        x = torch.randn(5, 8, dtype=torch.float64)
+        made = fxprune.distillation(fxprune.transform(model, x, ratio=0.5), model, x, layers=["2"])(x)
+        losses.append(made.features.item())
+        made.features.backward()
+    assert losses[0] == losses[1] > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -88,3 +89,16 @@ def test_a_bias_without_a_place_is_refused_before_anything_is_written() -> None:
     with pytest.raises(fxprune.PlanError, match="was not made from this model"):
         fxprune.expand(pruned(net()), model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("computed", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_weights_that_are_computed_from_others_cannot_become_zero(computed: Callable[..., nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(computed(nn.Linear(8, 16)), nn.ReLU(), nn.Linear(16, 4)).double().eval()
+    x = torch.randn(5, 8, dtype=torch.float64)
+    small, before = fxprune.transform(model, x, ratio=0.5), model(x)
+    with pytest.raises(fxprune.PlanError, match=r"cannot be set to zero\n  at   \"0\"\n  why .*computed from others"):
+        fxprune.expand(small, model, others="zero")
+    assert torch.equal(model(x), before)
+    fxprune.expand(small, model)
+    assert bool(model(x).isfinite().all())

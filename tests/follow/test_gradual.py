@@ -166,6 +166,9 @@ def test_a_state_of_another_run_is_refused() -> None:
         ({"importence": "l1"}, "no option importence"),
         ({"ratio": 0.5}, "no option ratio"),
         ({"data": iter([])}, "data is read at each step"),
+        ({"scores": "scores.json"}, "cannot take scores"),
+        ({"importance": {"stem": [1.0] * 8}}, "cannot take importance"),
+        ({"max_ratio": 0.5}, "cannot take max_ratio"),
         ({"schedule": "agp"}, "schedule must be a number or a function"),
     ],
 )

@@ -121,3 +121,72 @@ def test_a_program_cannot_be_changed_in_place() -> None:
     program = torch.export.export(net(), (batch(0),))
     with pytest.raises(fxprune.InputError, match="cannot be changed in place"):
         fxprune.transform_(program, batch(0), ratio=0.5)
+
+
+def test_modules_that_get_another_class_have_it() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 4, 8, dtype=torch.float64)
+
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.norm = nn.Linear(8, 32), nn.LayerNorm(32)
+            self.attention, self.outer = nn.MultiheadAttention(32, 4, batch_first=True), nn.Linear(32, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.norm(self.inner(x))
+            return self.outer(self.attention(h, h, h, need_weights=False)[0])
+
+    for options in ({"norms": "preserve"}, {}):
+        torch.manual_seed(0)
+        model = Attending().double().eval()
+        expected = fxprune.transform(model, x, ratio=0.5, **options)
+        attention = model.attention
+        fxprune.transform_(model, x, ratio=0.5, **options)
+        assert model.attention is attention
+        assert [type(m) for m in model.modules()] == [type(m) for m in expected.modules()]
+        assert torch.equal(model(x), expected(x))
+        fxprune.transform_(model, x, ratio=0.5, **options)
+
+
+@pytest.mark.parametrize("options", [{"prefer": "graph"}, {"path": "fx"}, {"path": "export"}])
+def test_an_optimizer_does_not_follow_a_call_that_fails(options: dict[str, Any]) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    average = AveragedModel(model)
+    inner = average.module
+    with pytest.raises(fxprune.PlanError, match="class of the model is lost"):
+        fxprune.transform_(model, batch(0), ratio=0.5, optimizer=optimizer, ema=average, **options)
+    assert optimizer.param_groups[0]["params"][0] is model.stem.weight
+    assert average.module is inner
+
+
+def test_modules_in_lists_and_bound_hooks_stay_the_same_objects() -> None:
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.drop, self.b = nn.Linear(4, 32), nn.Dropout(0.5), nn.Linear(32, 2)
+            self.order = [self.a, (self.drop,), {"last": self.b}]
+            self.seen: list[int] = []
+            self.a.register_forward_hook(self.note)
+
+        def note(self, module: nn.Module, args: Any, made: torch.Tensor) -> None:
+            self.seen.append(made.shape[-1])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.order[2]["last"](self.order[1][0](self.order[0](x)).relu())
+
+    torch.manual_seed(0)
+    model = Listed().double().eval()
+    x = torch.randn(3, 4, dtype=torch.float64)
+    for width in (16, 8):
+        fxprune.transform_(model, x, ratio=0.5)
+        assert model.a.out_features == width
+        assert model.order[0] is model.a
+        assert model.order[1][0] is model.drop
+        assert model.order[2]["last"] is model.b
+        assert next(iter(model.a._forward_hooks.values())).__self__ is model
+    again = copy.deepcopy(model).train()
+    assert again.drop.training
+    assert again.order[1][0] is again.drop
+    assert torch.equal(copy.deepcopy(model)(x), model(x))

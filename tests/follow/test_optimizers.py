@@ -242,3 +242,29 @@ def test_a_program_has_nothing_that_could_follow() -> None:
     program = torch.export.export(model, (batch(0),))
     with pytest.raises(fxprune.PlanError, match="nothing can follow a program"):
         fxprune.transform(program, batch(0), ratio=0.5, optimizer=torch.optim.SGD(model.parameters()))
+
+
+def test_names_of_parameters_follow() -> None:
+    torch.manual_seed(0)
+    layers = (nn.Linear(4, 8), nn.Sigmoid(), nn.Linear(8, 6, bias=False), nn.ReLU(), nn.Linear(6, 2))
+    model = nn.Sequential(*layers).double().eval()
+    with torch.no_grad():
+        model[0].weight[:3] = 0
+    optimizer = torch.optim.Adam([(f"mine.{name}", parameter) for name, parameter in model.named_parameters()])
+    fxprune.transform(model, torch.randn(5, 4, dtype=torch.float64), masks="zeros", optimizer=optimizer)
+    names = ["mine.0.weight", "mine.0.bias", "mine.2.weight", "mine.4.weight", "mine.4.bias", "2.bias"]
+    assert optimizer.param_groups[0]["param_names"] == names
+    assert len(optimizer.param_groups[0]["params"]) == 6
+    optimizer.state_dict()
+
+
+def test_gradients_that_the_small_model_has_stay() -> None:
+    model = net()
+    first, second = torch.optim.SGD(model.parameters(), 0.1), torch.optim.Adam(model.parameters())
+    model(batch(0)).square().mean().backward()
+    small = pruned(model, optimizer=first)
+    small.zero_grad()
+    small(batch(1)).square().mean().backward()
+    expected = small.stem.weight.grad.clone()
+    fxprune.follow(second, model, small)
+    assert torch.equal(small.stem.weight.grad, expected)

@@ -198,3 +198,68 @@ def test_a_plan_of_another_model_is_refused() -> None:
     plan = fxprune.analyze(model, batch(0)).plan(ratio=0.5)
     with pytest.raises(fxprune.PlanError, match="for another model"):
         GrowingRegularization(small, plan)
+
+
+def test_a_step_with_a_closure_gets_the_penalty() -> None:
+    ways = []
+    for closure in (False, True):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        penalty = L1(model, Linear(0.0, 0.1, steps=3))
+        penalty.attach(optimizer)
+        for seed in range(4):
+
+            def compute(model: nn.Module = model, optimizer: Any = optimizer, seed: int = seed) -> torch.Tensor:
+                optimizer.zero_grad()
+                loss = model(batch(seed)).square().mean()
+                loss.backward()
+                return loss
+
+            if closure:
+                assert float(optimizer.step(compute).detach()) >= 0
+            else:
+                compute()
+                optimizer.step()
+        assert penalty.number == 4
+        ways.append(list(model.parameters()))
+    for a, b in zip(*ways, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_gradient_scaler_does_not_scale_the_penalty(fused: bool) -> None:
+    ways = []
+    for scaled in (False, True):
+        model = net().float()
+        optimizer = torch.optim.SGD(model.parameters(), 0.01, fused=fused)
+        scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+        L1(model, 0.1).attach(optimizer)
+        for seed in range(3):
+            optimizer.zero_grad()
+            scaler.scale(model(batch(seed).float()).square().mean()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        ways.append(list(model.parameters()))
+    for a, b in zip(*ways, strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-5)
+
+
+def test_a_growing_penalty_is_zero_when_its_channels_are_gone() -> None:
+    model = net()
+    plan = fxprune.analyze(model, batch(0)).plan(ratio=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    penalty = GrowingRegularization(model, plan, delta=1.0, every=1)
+    penalty.attach(optimizer)
+    step(model, optimizer, 0)
+    assert penalty().item() > 0
+    fxprune.transform_(model, batch(0), plan=plan, optimizer=optimizer)
+    step(model, optimizer, 1)
+    assert penalty().item() == 0
+    fxprune.transform_(model, batch(0), ratio=0.5, optimizer=optimizer)
+    with pytest.raises(fxprune.PlanError, match="for another model"):
+        penalty()
+
+
+def test_a_penalty_is_attached_to_an_optimizer_alone() -> None:
+    with pytest.raises(fxprune.PlanError, match="attached to an optimizer"):
+        L1(net(), 0.1).attach(net())
