@@ -235,13 +235,17 @@ class GradualPruner:
                 why=f"it is at step {self._number}, and the plan is for the model that was given",
                 do="make the model and the pruner again, then load",
             )
-        field = Field(dict(state), "the state of the pruner").object("version number progress budgets plan".split())
+        field = Field(dict(state) if isinstance(state, Mapping) else state, "the state of the pruner").object(
+            "version number progress budgets plan".split()
+        )
         if field["version"].value != VERSION:
             raise field["version"].wrong(f"this fxprune reads version {VERSION}")
         budgets = {budget.key: [budget.limit, budget.full] for budget in self._budgets}
         if field["budgets"].value != budgets:
             raise field["budgets"].wrong(f"this pruner has the budgets {budgets}")
         number, progress = field["number"].value, field["progress"].number()
+        if not 0 <= progress <= 1:
+            raise field["progress"].wrong("it must be between 0 and 1")
         if type(number) is not int or number < 0:
             raise field["number"].wrong("it must be an integer of at least 0")
         if field["plan"].value is not None:

@@ -248,7 +248,7 @@ class DataOptions:
 def carry_out(request: Request, on: DataOptions) -> nn.Module | ExportedProgram:
     """The small model of a request, with its record. Warns in the name of the caller of a public function."""
     call, plan, choices = request.call, request.plan, request.choices
-    _refuse_two_requests(plan, choices)
+    _refuse_two_requests(plan, {**choices, "scores": on.scores})
     known = next(iter(request.known.values()), None)
     module = as_module(call.model, call.example_inputs) if known is None else known.model
     settings, optimizers = RepairSettings(on.repair_mode), optimizers_of(module)
@@ -319,7 +319,7 @@ def _above_budget(
 
 
 def _refuse_two_requests(plan: Plan | None, choices: Mapping[str, Any]) -> None:
-    given = [name for name in ("ratio", "masks", "bias", "keep", "counts") if choices.get(name) is not None]
+    given = [name for name in ("ratio", "masks", "bias", "keep", "counts", "scores") if choices.get(name) is not None]
     if plan is not None and given:
         raise PlanError("a plan says already what goes", why=f"given too: {', '.join(given)}", do="pass the plan alone")
     if plan is not None:

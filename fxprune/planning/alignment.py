@@ -7,7 +7,7 @@ time for each multiply-add.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fxprune.analysis.findings import Findings
 from fxprune.channels.groups import Removal
@@ -28,11 +28,16 @@ GAIN = 0.03
 
 
 def best_multiple(
-    findings: Findings, widths_of: Callable[[int], Widths], table: Callable[[], LatencyTable]
+    findings: Findings,
+    widths_of: Callable[[int], Widths],
+    table: Callable[[], LatencyTable],
+    asked: Meter | None = None,
+    budgets: Sequence[Budget] = (),
 ) -> tuple[int, str]:
     """The multiple that pays, and a sentence with the measured times.
 
-    widths_of: the widths of a plan, for each multiple. table: makes an empty table of latencies.
+    widths_of: the widths of a plan, for each multiple. table: makes an empty table of latencies. asked, budgets: the
+    request. A multiple with which it cannot be met is left out, and so is one that cannot halve the cost.
     """
     latencies = table()
     meter = Meter(findings, ("macs", "params"))
@@ -42,11 +47,21 @@ def best_multiple(
     budget = Budget(key, SHARE * full, full)
     seconds: dict[int, float] = {}
     for multiple in MULTIPLES:
-        removal = Removal(findings.solution, within(findings, [budget], widths_of(multiple), meter)[0])
+        widths = widths_of(multiple)
+        removal = Removal(findings.solution, within(findings, [budget], widths, meter)[0])
+        misses = budget.of(meter.of(removal)) > budget.limit
+        if multiple > 1 and (misses or (asked is not None and not _fits(findings, widths, asked, budgets))):
+            continue
         latencies.learn(removal)
         seconds[multiple] = latencies.predict(removal) * budget.limit / budget.of(meter.of(removal))
     least = min(seconds.values())
-    best = next(multiple for multiple in MULTIPLES if seconds[multiple] * (1 - GAIN) <= least)
+    best = next(multiple for multiple in seconds if seconds[multiple] * (1 - GAIN) <= least)
     name = "MACs" if key == "macs" else "parameters"
     told = ", ".join(f"{milliseconds(time)} with multiples of {multiple}" for multiple, time in seconds.items())
     return best, f'round_to="auto" takes {best}: half of the {name} take {told}'
+
+
+def _fits(findings: Findings, widths: Widths, asked: Meter, budgets: Sequence[Budget]) -> bool:
+    """True if some model of these widths is within the budgets."""
+    figures = asked.of(Removal(findings.solution, within(findings, budgets, widths, asked)[0]))
+    return all(budget.of(figures) <= budget.limit for budget in budgets)

@@ -110,7 +110,7 @@ def choose(
     scores = scores_of(findings, importance, [*groups, *(findings.groups[number] for number in fixed)], seed)
     ranked = Ranked(findings, scores, tuple(groups), fixed, equal, limits, comparable(importance))
     if isinstance(round_to, str):
-        round_to, told = best_multiple(findings, partial(ranked.widths, scope), table)
+        round_to, told = best_multiple(findings, partial(ranked.widths, scope), table, meter, budgets)
         why = (*why, told)
     if meter is None:
         removed, reasons = ranked.by_ratio(groups, round_to)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import fx, nn
 from fxprune._analyze import Analysis, analyze
 from fxprune.analysis.findings import Group
 from fxprune.analysis.members import Member
+from fxprune.errors import PlanError, nearest
 from fxprune.regularizers.base import Regularizer
 from fxprune.schedules import Schedule
 
@@ -20,6 +23,11 @@ class _OverChannels(Regularizer):
 
     def __init__(self, model: nn.Module, example_inputs: Any, strength: float | Schedule, **options: Any) -> None:
         super().__init__(model, strength)
+        known = inspect.signature(analyze).parameters
+        wrong = next((name for name in options if name not in known), None)
+        if wrong is not None:
+            why = nearest(wrong, sorted(known))
+            raise PlanError(f"{type(self).__name__} has no option {wrong}", why=why, do="take one of fxprune.analyze")
         self.example_inputs = example_inputs
         self.options: Mapping[str, Any] = options
         self._analysis = self._analyzed()
@@ -105,6 +113,8 @@ class GroupSparsity(_OverChannels):
         self, model: nn.Module, example_inputs: Any, strength: float | Schedule, *, alpha: float = 4.0, **options: Any
     ) -> None:
         super().__init__(model, example_inputs, strength, **options)
+        if isinstance(alpha, bool) or not isinstance(alpha, float | int) or not math.isfinite(alpha):
+            raise PlanError("alpha must be a finite number", why=f"it is {alpha!r}", do="take 4, as the paper does")
         self.alpha = alpha
 
     def penalty(self) -> torch.Tensor:

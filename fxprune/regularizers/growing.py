@@ -40,7 +40,10 @@ class GrowingRegularization(Regularizer):
     def __init__(
         self, model: nn.Module, plan: Plan, *, delta: float = 1e-4, every: int = 10, ceiling: float = 1.0
     ) -> None:
-        if every < 1 or delta <= 0 or ceiling <= 0:
+        if not isinstance(plan, Plan):
+            raise PlanError("a plan is needed", why=f"got {type(plan).__name__}", do="pass what analysis.plan gives")
+        numbers = (delta, every, ceiling)
+        if not all(isinstance(n, float | int) and n > 0 for n in numbers) or not isinstance(every, int):
             why = f"delta={delta}, every={every}, ceiling={ceiling}"
             raise PlanError("a growing strength needs positive numbers", why=why, do="see GrowingRegularization")
         super().__init__(model, lambda number: min(ceiling, delta * (number // every)))

@@ -150,7 +150,10 @@ def test_a_state_of_another_run_is_refused() -> None:
         run.pruner.load_state_dict(state)
     with pytest.raises(fxprune.FxpruneError, match="has the budgets"):
         Run(keep={"macs": 0.5}).pruner.load_state_dict(state)
-    for key, wrong in (("version", 2), ("number", -1), ("progress", "x"), ("plan", {"format": "no"})):
+    for wrong in (None, [1], "state", {}):
+        with pytest.raises(fxprune.FxpruneError, match="the state of the pruner"):
+            Run().pruner.load_state_dict(wrong)
+    for key, wrong in (("version", 2), ("number", -1), ("progress", "x"), ("progress", 5), ("plan", {"format": "no"})):
         with pytest.raises(fxprune.FxpruneError, match="the state of the pruner"):
             Run().pruner.load_state_dict({**state, key: wrong})
     other = fxprune.GradualPruner(nn.Linear(4, 4), torch.ones(1, 4), keep={"macs": 0.3})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 import fxprune
@@ -80,3 +81,13 @@ def test_the_command_line_takes_auto(kernel: int, tmp_path: Path, capsys: pytest
     assert main([*words, "--round-to", "auto"]) == 0
     assert 'round_to="auto" takes ' in capsys.readouterr().out
     assert main([*words, "--round-to", "all"]) == 2
+
+
+def test_a_multiple_that_cannot_meet_the_budget_is_not_taken() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4))
+    x = torch.randn(5, 8)
+    for share in (0.4, 0.15):
+        small = fxprune.transform(net, x, keep={"macs": share}, round_to="auto", latency_table=False)
+        assert fxprune.cost(small, x).macs <= share * fxprune.cost(net, x).macs
+        assert "multiples of 32" not in str(fxprune.record(small).reasons)

@@ -185,6 +185,10 @@ def test_no_strength_adds_nothing() -> None:
         (lambda model: GroupLasso(model, torch.ones(2), 1.0), "the model's forward raises"),
         (lambda model: GrowingRegularization(model, fxprune.Plan({}), delta=0.1), "removes nothing of this model"),
         (lambda model: GrowingRegularization(model, fxprune.Plan({}), every=0), "needs positive numbers"),
+        (lambda model: GrowingRegularization(model, fxprune.Plan({}), every="a"), "needs positive numbers"),
+        (lambda model: GrowingRegularization(model, None), "a plan is needed"),
+        (lambda model: GroupLasso(model, batch(0), 1.0, bogus=1), "has no option bogus"),
+        (lambda model: GroupSparsity(model, batch(0), 1.0, alpha="x"), "alpha must be a finite number"),
     ],
 )
 def test_wrong_arguments_are_refused(make: Callable[[Any], Any], message: str) -> None:
