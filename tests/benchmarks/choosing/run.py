@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from tests.benchmarks.choosing.peers import FastNAS, TorchPruning
 from tests.benchmarks.choosing.tasks import TASKS, Budget, Task
 
 RESULTS = Path(__file__).with_name("results.jsonl")
-CACHE = Path("/tmp/fxprune_choosing")
+CACHE = Path(tempfile.gettempdir()) / "fxprune_choosing"
 TOOLS: dict[str, Callable[[Task], Any]] = {"ours": Ours, "peers": TorchPruning, "nas": FastNAS}
 NAMES = {"ours": "fxprune", "peers": "torch-pruning", "nas": "FastNAS"}
 
