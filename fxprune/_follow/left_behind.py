@@ -28,8 +28,8 @@ def watch(optimizers: Sequence[Optimizer], small: nn.Module, *, told: Sequence[A
     follows; its optimizers are left out.
     """
     for optimizer in optimizers:
-        if any(optimizer is target for target in told):
-            continue
+        if any(optimizer is target for target in told) or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+            continue  # a wrapper of another library has no hooks of its own; the optimizer in it has
         if optimizer not in _WATCHES:
             _WATCHES[optimizer] = _Watch(optimizer)
         _WATCHES[optimizer].smaller.append(weakref.ref(small))

@@ -90,3 +90,22 @@ def test_the_collector_is_asked_only_if_anything_else_holds_a_parameter(monkeypa
     pruned(model)
     assert asked == [1]
     assert optimizer.param_groups[0]["params"][0] is model.stem.weight
+
+
+def test_a_wrapper_without_hooks_is_left_alone() -> None:
+    class Wrapper(torch.optim.Optimizer):
+        """As accelerate has it: an optimizer that does not call the constructor of its base class."""
+
+        def __init__(self, inner: torch.optim.Optimizer) -> None:
+            self.inner = inner
+
+        @property
+        def param_groups(self) -> list[dict[str, object]]:
+            return self.inner.param_groups
+
+    model = net()
+    wrapper = Wrapper(torch.optim.SGD(model.parameters(), 0.1))
+    small = pruned(model)
+    small(batch(0)).square().mean().backward()
+    with pytest.warns(fxprune.OptimizerLeftBehindWarning, match="SGD trains nothing"):
+        wrapper.inner.step()
