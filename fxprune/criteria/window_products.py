@@ -35,8 +35,12 @@ def _fast_and_right() -> bool:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Returns a @ b.T as int32. `torch._int_mm` of torch 2.13 is wrong where one column of each is all there is."""
-    return torch._int_mm(a, b.t()) if a.shape[1] > 1 else a.to(torch.int32) * b.t()
+    """Returns a @ b.T as int32.
+
+    `torch._int_mm` of torch 2.13 is wrong where one column of each is all there is, and where rows overlap in memory,
+    as the windows of a single example do.
+    """
+    return torch._int_mm(a.contiguous(), b.contiguous().t()) if a.shape[1] > 1 else a.to(torch.int32) * b.t()
 
 
 def window_counts(

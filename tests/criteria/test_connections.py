@@ -49,6 +49,19 @@ def cases(draw):
     return conv.requires_grad_(False), x
 
 
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4])
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("length", [3, 5, 8])
+def test_windows_that_overlap_in_memory_are_counted_right(kernel, dilation, stride, batch, length):
+    for seed in range(5):
+        torch.manual_seed(seed)
+        conv = nn.Conv1d(1, 2, kernel, stride, 3, dilation, bias=False).double().requires_grad_(False)
+        x = torch.randn(batch, 1, length, dtype=torch.float64)
+        assert torch.equal(coactivation(x, conv(x), conv).double(), brute_force(conv)(x, conv(x)))
+
+
 @settings(max_examples=60, deadline=None)
 @given(cases())
 def test_all_methods_count_the_same(case):
