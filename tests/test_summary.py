@@ -70,17 +70,17 @@ def test_what_is_not_known_is_left_out() -> None:
 @pytest.mark.parametrize("value", [math.nan, None, "0.9", True, torch.zeros(2)])
 def test_a_score_is_a_number(value: object) -> None:
     with pytest.raises(InputError, match="no finite number"):
-        fxprune.summary(net(), net(32), X, lambda model: value, rounds=0)  # type: ignore[arg-type,return-value]
+        fxprune.summary(net(), net(32), X, lambda model: value, rounds=0)
 
 
 def test_a_score_may_be_a_tensor_of_one_number() -> None:
-    found = fxprune.summary(net(), net(32), X, lambda model: torch.tensor(0.5), rounds=0)  # type: ignore[arg-type,return-value]
+    found = fxprune.summary(net(), net(32), X, lambda model: torch.tensor(0.5), rounds=0)
     assert found.after.score == 0.5
 
 
 def test_a_score_is_a_function() -> None:
     with pytest.raises(InputError, match="must be a function"):
-        fxprune.summary(net(), net(32), X, 0.5, rounds=0)  # type: ignore[arg-type]
+        fxprune.summary(net(), net(32), X, 0.5, rounds=0)
 
 
 def test_inputs_that_do_not_fit_and_negative_rounds_are_refused() -> None:

@@ -7,9 +7,10 @@ import copy
 import torch
 from torch import nn
 
-from fxprune._follow.parameters import Counterpart, Counterparts
+from fxprune._follow.parameters import Counterparts
 from fxprune._follow.result import Followed, Prepared
 from fxprune.errors import InputError
+from fxprune.planning.combine import kept_flags
 from fxprune.rewrite.tensors import cut
 
 
@@ -76,6 +77,6 @@ def _copy_buffers(copied: nn.Module, made: nn.Module, counterparts: Counterparts
     for name, buffer in made.named_buffers(remove_duplicate=False):
         if name not in theirs or name not in ours or torch.equal(ours[name].to(theirs[name]), theirs[name]):
             continue
-        part = cut(theirs[name], Counterpart.flags(counterparts.plan, name, theirs[name]))
+        part = cut(theirs[name], kept_flags(counterparts.plan, name, theirs[name].shape))
         if part.shape == buffer.shape:
             buffer.copy_(part)

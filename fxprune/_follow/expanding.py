@@ -16,6 +16,7 @@ from fxprune.arguments import checks_arguments
 from fxprune.capture.process_state import public_call
 from fxprune.channels.groups import Bools, Ints
 from fxprune.errors import PlanError
+from fxprune.planning.combine import kept_flags
 
 OTHERS = ("keep", "zero")
 """The values of `others`: the slots that were removed stay as they are, or become zero."""
@@ -110,7 +111,7 @@ def _prepared(pairs: Counterparts, others: str) -> tuple[dict[str, Callable[[], 
         for own, buffer in module.named_buffers(recurse=False):
             name = f"{path}.{own}" if path else own
             if isinstance(module, _NormBase) and name in theirs:
-                kept = Counterpart.flags(pairs.plan, name, buffer)
+                kept = kept_flags(pairs.plan, name, buffer.shape)
                 writes[name] = _write(buffer, theirs[name].detach().to(buffer), kept, others)
             else:
                 left.append(name)

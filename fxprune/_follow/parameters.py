@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 
 from fxprune._record import record
 from fxprune.channels.groups import Bools
 from fxprune.errors import PlanError
+from fxprune.planning.combine import kept_flags
 from fxprune.planning.factors import Factor
 from fxprune.planning.plan import Plan
 from fxprune.rewrite.tensors import cut
@@ -45,15 +45,6 @@ class Counterpart:
             if size == 1 != factor.shape[dim]:
                 factor = factor.mean(dim, keepdim=True)
         return made.mul_(factor.to(made) ** power)
-
-    @staticmethod
-    def flags(plan: Plan, name: str, tensor: torch.Tensor) -> dict[int, Bools]:
-        """Dimension of a parameter or buffer -> flags of the slots that stay, for the dimensions that lose some."""
-        kept = {}
-        for dim, indices in plan.removed.get(name, {}).items():
-            kept[dim] = np.ones(tensor.shape[dim], dtype=bool)
-            kept[dim][indices] = False
-        return kept
 
     @property
     def small_shape(self) -> tuple[int, ...]:
@@ -111,7 +102,7 @@ def _has(model: nn.Module, name: str) -> bool:
 
 
 def _pair(name: str, old: nn.Parameter, new: nn.Parameter | None, plan: Plan) -> Counterpart:
-    kept = Counterpart.flags(plan, name, old)
+    kept = kept_flags(plan, name, old.shape)
     made = Counterpart(name, old, new, kept, _factor(plan.factors, name, old.shape, kept))
     if new is not None and tuple(new.shape) != made.small_shape:
         has, leaves = tuple(new.shape), made.small_shape

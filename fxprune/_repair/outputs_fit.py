@@ -18,7 +18,7 @@ from fxprune.running.processes import Processes
 RATE = 0.01
 """The first step, as a share of the median over the matrices of the root mean square of their numbers."""
 CHECKS = 10
-"""How often the error on the held-out samples is measured."""
+"""The number of times that the error on the held-out samples is measured."""
 
 
 class OutputsFit:

@@ -24,7 +24,7 @@ LIMIT = 64 << 20
 """The largest file that is read."""
 
 Values = dict[str, Any]
-"""What is known of a step: name -> number, text or None."""
+"""The facts of a step: name -> number, text or None."""
 
 
 class SavedSteps:

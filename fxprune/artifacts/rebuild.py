@@ -9,17 +9,17 @@ import math
 from collections.abc import Mapping, Set
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx, nn
 from torch.nn.modules import batchnorm, conv
 
 from fxprune.analysis.folded_constants import FoldedConstants, bias_name
 from fxprune.capture.containers import with_parts
-from fxprune.channels.groups import Bools, Removal
+from fxprune.channels.groups import Removal
 from fxprune.errors import PlanError
 from fxprune.ops.module_use import Use
 from fxprune.paths import PATHS
+from fxprune.planning.combine import kept_flags
 from fxprune.planning.plan import Plan
 from fxprune.planning.sizes import Size
 from fxprune.planning.structure import Structure, shapes_of_model
@@ -68,7 +68,7 @@ def rebuild(
         *whole.named_buffers(remove_duplicate=False),
     ]:
         if id(tensor) not in tensors:
-            tensors[id(tensor)] = like(tensor, cut(tensor.detach(), _kept_slots(plan, name, tensor)))
+            tensors[id(tensor)] = like(tensor, cut(tensor.detach(), kept_flags(plan, name, tensor.shape)))
     draft = draft_of(captured, tensors)
     small, nodes = draft.module, {node.name for node in draft.before.values()}
     place_constants(draft, _zero_constants(small, nodes, plan, source, shapes or {}))
@@ -115,14 +115,6 @@ def _check_model(model: nn.Module, plan: Plan) -> None:
             why=f"in this model {here}",
             do="load into the original architecture, not into the small one",
         )
-
-
-def _kept_slots(plan: Plan, name: str, tensor: torch.Tensor) -> dict[int, Bools]:
-    kept = {}
-    for dim, indices in plan.removed.get(name, {}).items():
-        kept[dim] = np.ones(tensor.shape[dim], dtype=bool)
-        kept[dim][indices] = False
-    return kept
 
 
 def _set_size(small: nn.Module, size: Size, source: str) -> None:

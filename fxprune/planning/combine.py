@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from fxprune.capture.output_paths import OutputPath, in_both, paths_text
+from fxprune.channels.groups import Bools
 from fxprune.errors import PlanError, nearest
 from fxprune.paths import PATHS
 from fxprune.planning.factors import Factor, Products
@@ -173,3 +174,15 @@ def _sizes(first: tuple[Size, ...], second: tuple[Size, ...]) -> tuple[Size, ...
         before = made.get(size.place)
         made[size.place] = size if before is None else Size(*size.place, before.old, size.new)
     return tuple(size for size in made.values() if size.old != size.new)
+
+
+def kept_flags(plan: PlanFields, name: str, shape: Sequence[int]) -> dict[int, Bools]:
+    """Dimension of a parameter or buffer -> flags of the slots that stay, for the dimensions that lose some.
+
+    shape: that of the tensor before.
+    """
+    flags = {}
+    for dim, indices in plan.removed.get(name, {}).items():
+        flags[dim] = np.ones(shape[dim], dtype=bool)
+        flags[dim][indices] = False
+    return flags

@@ -32,7 +32,7 @@ COUNTS: tuple[tuple[str, dict[str, Any], tuple[int, ...], int], ...] = (
     ("3 to 6, 5x5 (the notes' training)", {"in_channels": 3, "out_channels": 6, "kernel_size": 5}, (4, 3, 32, 32), 15),
     ("64 to 64, 3x3", {"in_channels": 64, "out_channels": 64, "kernel_size": 3, "padding": 1}, (4, 64, 16, 16), 2),
 )
-"""What the convolution is, its arguments, the shape of its input, and the number of rounds."""
+"""The convolutions: name, arguments, the shape of the input, and the number of rounds."""
 
 STEPS: tuple[tuple[str, dict[str, Any], tuple[int, ...], int], ...] = (
     (*COUNTS[1][:3], 99),
@@ -54,7 +54,7 @@ def in_turns(functions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[st
 
 
 def calls_in_a_row(function: Callable[[], Any], least: float = 0.05) -> int:
-    """How many calls take this many seconds, in a row as `%timeit` of the notes makes them."""
+    """The number of calls that take this many seconds, in a row as `%timeit` of the notes makes them."""
     calls, taken = 1, 0.0
     while taken < least:
         start = time.process_time()

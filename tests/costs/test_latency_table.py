@@ -171,7 +171,7 @@ def test_the_layers_of_graphs_are_known() -> None:
         clock = Clock()
         table = LatencyTable(
             analysis,
-            lambda removal, analysis=analysis: rewrite(analysis, removal).small,  # type: ignore[misc]
+            lambda removal, analysis=analysis: rewrite(analysis, removal).small,
             None,
             clock if path != "export" else watched,
         )

@@ -16,7 +16,7 @@ BATCH = 40
 
 
 def rows_of(module, x):
-    """What a layer reads as rows [r, k], and its weight [o, k], of a layer without groups."""
+    """The inputs of a layer as rows [r, k], and its weight [o, k], of a layer without groups."""
     if isinstance(module, nn.Linear):
         return x.reshape(-1, x.shape[-1]), module.weight
     if isinstance(module, nn.ConvTranspose2d):  # the convolution of x, spread out, by the kernel upside down
@@ -30,7 +30,7 @@ def rows_of(module, x):
 
 
 def read(model, readers, x):
-    """What each reading layer is given."""
+    """The inputs of each reading layer."""
     found = {}
 
     def note(name):
@@ -267,7 +267,7 @@ def test_what_nothing_reads_and_wrong_ridges_are_refused():
 
 @pytest.mark.parametrize("taps", [1, 3])
 def test_many_channels_are_removed_as_if_one_by_one(taps, monkeypatch):
-    """What waits, and what is left out of the matrices, changes no number."""
+    """Updates that wait, and columns that are left out of the matrices, change no number."""
     from fxprune.criteria import surgery
 
     model = randomise(nn.Sequential(nn.Conv1d(5, 60, 1), nn.Tanh(), nn.Conv1d(60, 4, taps)).double(), 2).eval()

@@ -94,7 +94,7 @@ def test_the_collector_is_asked_only_if_anything_else_holds_a_parameter(monkeypa
 
 def test_a_wrapper_without_hooks_is_left_alone() -> None:
     class Wrapper(torch.optim.Optimizer):
-        """As accelerate has it: an optimizer that does not call the constructor of its base class."""
+        """An optimizer that does not call the constructor of its base class, such as the one of accelerate."""
 
         def __init__(self, inner: torch.optim.Optimizer) -> None:
             self.inner = inner

@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
 
 import fxprune
-from tests.support import relative_error, torchvision
-
-torchvision()  # transformers imports it
-from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402
-from transformers import BertConfig, BertForSequenceClassification  # noqa: E402
+from tests.support import relative_error
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # peft asks transformers
 IDS = {"input_ids": torch.randint(50, (2, 6), generator=torch.Generator().manual_seed(0))}

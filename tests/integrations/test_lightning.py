@@ -14,9 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fxprune
 from tests.follow.nets import batch, net
-from tests.support import torchvision
 
-torchvision()  # torchmetrics imports it
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import lightning.pytorch as pl

@@ -7,14 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 import fxprune
-from tests.support import torchvision
-
-torchvision()  # transformers imports it
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments  # noqa: E402
-
-from fxprune.integrations.transformers import FILE, TrainerPruningCallback  # noqa: E402
+from fxprune.integrations.transformers import FILE, TrainerPruningCallback
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the Trainer warns of pinned memory and the like
 

@@ -242,8 +242,7 @@ def test_a_ranking_shuffles_by_its_seed_only() -> None:
 
     group = fxprune.analyze(net(), torch.randn(2, 10)).groups[1]
     plain, one, same, other = (
-        MixedScores([Criterion()], {1: Ranking(0, seed)})(group).tolist()
-        for seed in (0, 1, 1, 2)  # type: ignore[list-item]
+        MixedScores([Criterion()], {1: Ranking(0, seed)})(group).tolist() for seed in (0, 1, 1, 2)
     )
     assert plain == sorted(plain)
     assert one == same

@@ -27,7 +27,7 @@ Loss = Callable[[nn.Module, Any], Tensor]
 
 @dataclass(frozen=True)
 class Budget:
-    """What stays: a share of the MACs, or the widths that ratios of single layers leave.
+    """The part that stays: a share of the MACs, or the widths that ratios of single layers leave.
 
     peers: the same ratios as far as Torch-Pruning can take them.
     """

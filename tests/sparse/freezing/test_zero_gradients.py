@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from fxprune.errors import PlanError
 from fxprune.sparse import ThresholdActivation, freeze_zero_gradients
+from tests.document_models import SparseActivationModel
 
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.1),
@@ -26,31 +26,6 @@ OPTIMIZERS = {
     "ASGD": lambda p: torch.optim.ASGD(p, 0.1, weight_decay=0.1),
     "Rprop": lambda p: torch.optim.Rprop(p, 0.1),
 }
-
-
-class SparseActivationModel(nn.Module):
-    """The model of the document on activation pruning."""
-
-    def __init__(self, threshold):
-        super().__init__()
-        self.fc1 = nn.Linear(10, 5)
-        self.fc2 = nn.Linear(5, 2)
-        self.threshold = threshold
-
-    def forward(self, x):
-        x = F.relu(self.fc1(x))
-        return F.relu(self.fc2(x))
-
-    def apply_activation_sparsity(self):
-        for _, module in self.named_children():
-            if isinstance(module, nn.Linear):
-                activation = F.relu(module.weight)
-                module.activation_mask = activation < self.threshold
-
-    def backward(self):
-        for _, module in self.named_children():
-            if isinstance(module, nn.Linear):
-                module.weight.grad[module.activation_mask] = 0
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
