@@ -1,4 +1,4 @@
-"""Slices and single positions: a part of the slots of a dimension is taken.
+"""Slices and single positions: a part of the slots of a dimension is taken, or written.
 
 A bound or an index is a position. Its new value is its rank: the number of kept slots before it.
 """
@@ -15,7 +15,8 @@ import torch
 
 from fxprune.channels.groups import Bools
 from fxprune.channels.vector import Vector
-from fxprune.ops.aspects import SLOT_BY_SLOT, absent, carries, reads, repositions, resizes
+from fxprune.ops.aspects import SLOT_BY_SLOT, absent, carries, depends, reads, repositions, resizes
+from fxprune.ops.dependence import moved
 from fxprune.ops.factors import moved_factors
 from fxprune.ops.python_call import Counted, PythonCall
 from fxprune.ops.registry import Call, Operand, rule
@@ -27,35 +28,51 @@ from fxprune.ops.views import SHARED, with_vectors
 def slice_(call: Call, self: Operand, dim: int, start: int | None, end: int | None, step: int) -> Operand:
     """y[i] = x[start + step * i]. With a step above 1, only whole periods of `step` slots can be removed."""
     vector = self.dim(dim)
-    if step == 1:
+    taken = _taken(call, vector, slice(start, end, step))
+    return self if taken is vector else with_vectors(self, dim, taken)
+
+
+def _taken(call: Call, vector: Vector, item: slice) -> Vector:
+    """The slots that a slice takes. item: the arguments `start`, `end` and `step` of the operation."""
+    if item.step == 1:
         call.position("start", vector)
         call.position("end", vector)
-    first, last, step = slice(start, end, step).indices(vector.size)
+    first, last, step = item.indices(vector.size)
+    size = len(range(first, last, step))
     if vector.fixed:
-        return with_vectors(self, dim, call.fixed(call.shapes[0][dim]))
+        return call.fixed(size)
     if step == 1:
-        return self if last - first == vector.size else with_vectors(self, dim, vector.take(slice(first, last)))
+        return vector if size == vector.size else vector.take(slice(first, last))
     if vector.size % step or first >= step or last <= vector.size - step + first:
         call.lock(vector, f"slice with step {step} that covers no whole number of periods")
-        return with_vectors(self, dim, call.fixed(call.shapes[0][dim]))
+        return call.fixed(size)
     periods, phases = call.split(vector, (vector.size // step, step))
     call.lock(phases, f"slice with step {step}: the positions inside a period stay")
-    return with_vectors(self, dim, periods)
+    return periods
 
 
 @repositions("aten::slice")
 def slice_bounds(site: Site) -> None:
-    """Start and end; an end that is so large that it means the last slot stays as it is written."""
-    kept = site.removal.kept(site.input.dim(site.value(site.argument(1, "dim", 0))))
+    """Start and end."""
+    _put_bounds(site, 1)
+
+
+def _put_bounds(site: Site, first: int) -> None:
+    """Set start and end; an end that is so large that it means the last slot stays as it is written.
+
+    first: the place of `dim` among the arguments; `start`, `end` and `step` follow.
+    """
+    kept = site.removal.kept(site.input.dim(site.value(site.argument(first, "dim", 0))))
     if kept is None:
         return
-    start, end, step = site.argument(2, "start"), site.argument(3, "end"), site.argument(4, "step", 1)
+    at = first + 1
+    start, end, step = site.argument(at, "start"), site.argument(at + 1, "end"), site.argument(at + 2, "step", 1)
     whole = isinstance(end, int) and end >= sys.maxsize
     new = _kept_slice(site, slice(start, None if whole else end, step), kept)
     if not _written_alike(new.start, start):
-        site.put_anyway(2, "start", new.start)
+        site.put_anyway(at, "start", new.start)
     if not _written_alike(new.stop, None if whole else end):
-        site.put_anyway(3, "end", new.stop)
+        site.put_anyway(at + 1, "end", new.stop)
 
 
 def _kept_slice(site: Site, item: slice, kept: Bools) -> slice:
@@ -143,15 +160,69 @@ def select(call: Call, self: Operand, dim: int, index: int) -> Operand:
 @repositions("aten::select", targets=("select", torch.select))
 def select_index(site: Site) -> None:
     """The position that is taken."""
-    kept = site.removal.kept(site.input.dim(site.value(site.argument(1, "dim"))))
+    _put_index(site, 1)
+
+
+def _put_index(site: Site, first: int) -> None:
+    """Set a single position. first: the place of `dim` among the arguments; `index` follows."""
+    kept = site.removal.kept(site.input.dim(site.value(site.argument(first, "dim"))))
     if kept is not None:
-        site.put(2, "index", rank(kept, site.position(site.argument(2, "index")) % len(kept)))
+        site.put(first + 1, "index", rank(kept, site.position(site.argument(first + 1, "index")) % len(kept)))
 
 
 @reads("aten::select", functions=("select",))
 def select_integers(call: PythonCall) -> Iterable[Counted]:
     """The index counts the slots before it."""
     dim, index = call.argument(1, "dim"), call.argument(2, "index")
+    return [Counted(index, call.input.dim(dim), int(index))] if call.marked(index) else ()
+
+
+@rule("aten::slice_scatter")
+def slice_scatter(call: Call, self: Operand, src: Operand, dim: int, start: int, end: int, step: int) -> Operand:
+    """y = x, but y[start + step * i] = src[i]. With a step above 1, only whole periods can be removed."""
+    taken = _taken(call, self.dim(dim), slice(start, end, step))
+    for d, (vector, written) in enumerate(zip(self.vectors, src.vectors, strict=True)):
+        call.same(taken if d == dim % self.ndim else vector, written)
+    return call.operand(self.vectors, [a and b for a, b in zip(self.zero, src.zero, strict=True)])
+
+
+@repositions("aten::slice_scatter", targets=("slice_scatter", torch.slice_scatter))
+def slice_scatter_bounds(site: Site) -> None:
+    """Start and end."""
+    _put_bounds(site, 2)
+
+
+@reads("aten::slice_scatter", functions=("slice_scatter",))
+def slice_scatter_integers(call: PythonCall) -> Iterable[Counted]:
+    """A bound counts the slots before it."""
+    vector = call.input.dim(call.argument(2, "dim", 0))
+    bounds = (call.argument(3, "start"), call.argument(4, "end"))
+    return [Counted(bound, vector, int(bound)) for bound in bounds if call.marked(bound)]
+
+
+@rule("aten::select_scatter")
+def select_scatter(call: Call, self: Operand, src: Operand, dim: int, index: int) -> Operand:
+    """y = x, but y[index] = src; that slot stays."""
+    d, vector = dim % self.ndim, self.dim(dim)
+    call.position("index", vector)
+    at = index % vector.size
+    call.lock(vector.take(slice(at, at + 1)), "select_scatter writes this single position")
+    for one, other in zip((*self.vectors[:d], *self.vectors[d + 1 :]), src.vectors, strict=True):
+        call.same(one, other)
+    zero = [a and b for a, b in zip((*self.zero[:d], *self.zero[d + 1 :]), src.zero, strict=True)]
+    return call.operand(self.vectors, [*zero[:d], self.zero[d], *zero[d:]])
+
+
+@repositions("aten::select_scatter", targets=("select_scatter", torch.select_scatter))
+def select_scatter_index(site: Site) -> None:
+    """The position that is written."""
+    _put_index(site, 2)
+
+
+@reads("aten::select_scatter", functions=("select_scatter",))
+def select_scatter_integers(call: PythonCall) -> Iterable[Counted]:
+    """The index counts the slots before it."""
+    dim, index = call.argument(2, "dim"), call.argument(3, "index")
     return [Counted(index, call.input.dim(dim), int(index))] if call.marked(index) else ()
 
 
@@ -225,13 +296,17 @@ def _bounds(item: Any) -> tuple[Any, ...]:
     return (item.start, item.stop) if isinstance(item, slice) else (item,)
 
 
-carries("aten::slice", "aten::narrow", "aten::select")(moved_factors)
+_PARTS = ("aten::slice", "aten::narrow", "aten::select")
+_WRITERS = ("aten::slice_scatter", "aten::select_scatter")
+carries(*_PARTS, *_WRITERS)(moved_factors)
+depends(*_WRITERS)(moved)
 absent(
-    *("aten::slice", "aten::narrow", "aten::select"),
+    *_PARTS,
+    *_WRITERS,
     multiply_adds="nothing is computed",
-    modules="no module of torch takes parts",
+    modules="no module of torch takes or writes parts",
     norms="it is no statistic",
+    constants=SLOT_BY_SLOT,
 )
-absent("aten::slice", "aten::narrow", "aten::select", dependence=SHARED)
-absent("aten::slice", "aten::select", sizes="no argument is a size")
-absent("aten::slice", "aten::narrow", "aten::select", constants=SLOT_BY_SLOT)
+absent(*_PARTS, dependence=SHARED)
+absent("aten::slice", "aten::select", *_WRITERS, sizes="no argument is a size")

@@ -98,7 +98,7 @@ def col2im(call: Call, self: Operand) -> Operand:
     return call.operand([*batch, c, call.fixed(height), call.fixed(width)], [*self.zero[:-1], True, True])
 
 
-@depends("aten::col2im")
+@depends("aten::col2im", "aten::unfold_backward")
 def col2im_dependence(seen: Seen) -> Dependence | list[Dependence]:
     """The dependence of sums: windows are added where they overlap."""
     return summed(seen)
@@ -117,14 +117,40 @@ def unfold(call: Call, self: Operand, dimension: int) -> Operand:
 absent("aten::unfold", dependence=SHARED)
 
 
+@rule("aten::unfold_backward")
+def unfold_backward(call: Call, grad_in: Operand, dim: int) -> Operand:
+    """y[.., step * l + k, ..] = sum x[.., l, .., k]: windows are added where they overlap, as in torch.istft."""
+    *windows, inside = grad_in.vectors
+    d = dim % len(windows)
+    for vector in (windows[d], inside):
+        call.lock(vector, "windows that overlap are added along this dimension")
+    vectors = [call.fixed(call.shapes[0][d]) if i == d else v for i, v in enumerate(windows)]
+    call.count("input_sizes", *vectors)
+    return call.operand(vectors, grad_in.zero[:-1])
+
+
+@resizes("aten::unfold_backward")
+def unfold_backward_sizes(site: Site) -> None:
+    """The shape of the result."""
+    site.put_sizes(1, "input_sizes", site.counted("input_sizes"))
+
+
+@reads("aten::unfold_backward", functions=("unfold_backward",))
+def unfold_backward_integers(call: PythonCall) -> Iterable[Counted]:
+    """The shape of the result."""
+    sizes = zip(call.sizes(1, "input_sizes"), call.result.vectors, strict=False)
+    return [Counted(size, vector) for size, vector in sizes if call.marked(size)]
+
+
 _SHUFFLES = ("aten::channel_shuffle", "aten::native_channel_shuffle")
 _WINDOWS = ("aten::pixel_shuffle", "aten::pixel_unshuffle", "aten::im2col", "aten::col2im", "aten::unfold")
 carries(*_SHUFFLES, *(name for name in _WINDOWS if name != "aten::col2im"))(moved_factors)
-absent("aten::col2im", factors=NO_FACTOR)
+absent("aten::col2im", "aten::unfold_backward", factors=NO_FACTOR)
 depends(*_SHUFFLES, "aten::pixel_shuffle", "aten::pixel_unshuffle", "aten::im2col")(moved)
 absent(
     *_SHUFFLES,
     *_WINDOWS,
+    "aten::unfold_backward",
     multiply_adds="nothing is multiplied",
     positions="no argument is a position",
     norms="it is no statistic",
@@ -135,4 +161,5 @@ absent(
     readers="its arguments are sizes in space, which stay",
     modules="the attributes of its module are sizes in space, which stay",
 )
-absent(*_SHUFFLES, *_WINDOWS, constants=SLOT_BY_SLOT)
+absent("aten::unfold_backward", modules="no module of torch is this operation")
+absent(*_SHUFFLES, *_WINDOWS, "aten::unfold_backward", constants=SLOT_BY_SLOT)

@@ -183,28 +183,24 @@ def _rows(
     return (), (), source.vectors
 
 
-@rule("aten::select_scatter", "aten::slice_scatter", "aten::diagonal_scatter", "aten::as_strided_scatter")
+@rule("aten::diagonal_scatter", "aten::as_strided_scatter")
 def written(call: Call, self: Operand, src: Operand) -> Operand:
     """y = x, but y[i, at] = src[i]: the dimensions that are written along stay."""
     arguments, n = call.arguments, self.ndim
-    if "dim" in arguments:
-        along = {arguments["dim"] % n}
-    else:
-        along = {arguments["dim1"] % n, arguments["dim2"] % n} if "dim1" in arguments else set(range(n))
+    along = {arguments["dim1"] % n, arguments["dim2"] % n} if "dim1" in arguments else set(range(n))
     rest = [d for d in range(n) if d not in along]
-    kept = [d for d in range(src.ndim) if d not in along] if src.ndim == n else list(range(len(rest)))
     zero = [False] * n
-    for d, at in zip(rest, kept, strict=True):
+    for at, d in enumerate(rest):
         call.same(self.dim(d), src.dim(at))
         zero[d] = self.zero[d] and src.zero[at]
-    for vector in (*(self.dim(d) for d in along), *(v for at, v in enumerate(src.vectors) if at not in kept)):
+    for vector in (*(self.dim(d) for d in along), *src.vectors[len(rest) :]):
         call.lock(vector, WRITTEN)
     return call.operand(self.vectors, zero)
 
 
 depends(
-    *("aten::index_copy", "aten::index_fill", "aten::masked_scatter", "aten::select_scatter", "aten::slice_scatter"),
-    *("aten::diagonal_scatter", "aten::as_strided_scatter"),
+    *("aten::index_copy", "aten::index_fill", "aten::masked_scatter", "aten::diagonal_scatter"),
+    "aten::as_strided_scatter",
 )(moved)
 
 
@@ -221,16 +217,16 @@ def written_dependence(seen: Seen) -> Dependence | list[Dependence]:
     return summed(seen, **changed) if added else moved(seen)
 
 
-_SCATTERS = ("aten::select_scatter", "aten::slice_scatter", "aten::diagonal_scatter")
 _OTHERS = (
     *("aten::index_put", "aten::_unsafe_index_put", "aten::_index_put_impl", "aten::put", "aten::scatter"),
     *("aten::scatter_add", "aten::scatter_reduce", "aten::index_add", "aten::index_copy", "aten::index_reduce"),
     *("aten::index_fill", "aten::masked_scatter", "aten::as_strided_scatter"),
 )
-carries(*_SCATTERS)(moved_factors)
+carries("aten::diagonal_scatter")(moved_factors)
 absent(*_OTHERS, factors=NO_FACTOR)
 absent(
-    *(*_SCATTERS, *_OTHERS),
+    "aten::diagonal_scatter",
+    *_OTHERS,
     multiply_adds="nothing is multiplied",
     sizes="no argument is a size that changes",
     positions="a list of positions is renumbered where it is kept; what other positions choose from stays",

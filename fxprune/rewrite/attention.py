@@ -261,7 +261,9 @@ def _three_dims(mask: Tensor | None, shape: tuple[int, int, int]) -> Tensor | No
         return None
     want = shape[1:] if mask.dim() == 2 else shape
     if tuple(mask.shape) != want:
-        raise ValueError(f"attn_mask has shape {tuple(mask.shape)}, (L, S) = {shape[1:]} or (N*H, L, S) = {shape} fits")
+        raise RuntimeError(
+            f"attn_mask has shape {tuple(mask.shape)}, (L, S) = {shape[1:]} or (N*H, L, S) = {shape} fits"
+        )
     return mask.unsqueeze(0) if mask.dim() == 2 else mask
 
 

@@ -94,7 +94,15 @@ def subscripted(net: Any, h: torch.Tensor) -> torch.Tensor:
     return net.head(h) + h[:, net.at][:, None]
 
 
-@pytest.mark.parametrize("function", [selected, subscripted])
+def overwritten(net: Any, h: torch.Tensor) -> torch.Tensor:
+    return net.head(h.select_scatter(h.exp().select(1, net.at), 1, net.at))
+
+
+def part_overwritten(net: Any, h: torch.Tensor) -> torch.Tensor:
+    return net.head(h.slice_scatter(h[:, net.at :].exp(), 1, net.at))
+
+
+@pytest.mark.parametrize("function", [selected, subscripted, overwritten, part_overwritten])
 def test_an_index_that_hidden_code_uses_is_recounted(function: Callable[..., torch.Tensor]) -> None:
     torch.manual_seed(0)
     net, x = Hidden(function, at=7).eval(), torch.randn(2, 3, 4, 4)

@@ -29,15 +29,15 @@ from tests.ops.test_ops import operands, randomise
 RULES = {name: rule for name, rule in registered().items() if rule.__module__.startswith("fxprune.ops.")}
 WRITTEN = tuple(ASPECTS)
 ABSENT = {
-    "multiply_adds": 248,
+    "multiply_adds": 249,
     "sizes": 248,
-    "positions": 289,
-    "readers": 256,
-    "modules": 268,
-    "norms": 289,
+    "positions": 288,
+    "readers": 254,
+    "modules": 269,
+    "norms": 290,
     "dependence": 28,
-    "constants": 236,
-    "factors": 158,
+    "constants": 237,
+    "factors": 159,
 }
 """The number of operations that lack an aspect, without the list of elementwise ones. A number may only fall,
 unless an operation is new here."""

@@ -40,13 +40,19 @@ class Framed(nn.Module):
         made = torch.stft(h.flatten(0, 1), 8, 4, window=self.window, return_complex=True)
         return torch.view_as_real(made).flatten(-2).view(h.shape[0], h.shape[1], 5, -1)
 
+    def by_istft(self, h: torch.Tensor) -> torch.Tensor:
+        made = torch.stft(h.flatten(0, 1), 8, 4, window=self.window, return_complex=True)
+        return torch.istft(made.exp(), 8, 4, window=self.window).view(h.shape[0], h.shape[1], 1, -1)
+
 
 X = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
 STYLES = ["from_strides", "from_shape", "from_attributes", "by_stft"]
 
 
-@pytest.mark.parametrize("path", ["eager", "fx", "export"])
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize(
+    ("style", "path"),
+    [*((style, path) for style in STYLES for path in ("eager", "fx", "export")), ("by_istft", "eager")],
+)
 def test_strides_follow_the_channels(style, path):
     model = randomise(Framed(style), 1).eval()
     small = fxprune.transform(model, X, ratio=0.5, path=path)

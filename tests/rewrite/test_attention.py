@@ -119,7 +119,7 @@ def test_arguments_that_torch_refuses_are_refused() -> None:
     ours, x = widened(layer()), torch.randn(L, N, E, dtype=torch.float64)
     with pytest.raises(RuntimeError, match="give the mask too"):
         ours(x, x, x, is_causal=True)
-    with pytest.raises(ValueError, match="attn_mask has shape"):
+    with pytest.raises(RuntimeError, match="attn_mask has shape"):
         ours(x, x, x, attn_mask=torch.zeros(1, L))
     with pytest.raises(ValueError, match="key_padding_mask has 1"):
         ours(x, x, x, key_padding_mask=torch.zeros(L))

@@ -9,9 +9,10 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 
-from tests.ops.cases.row import ENTRIES, FLAT, LAST, SEQUENCE, OpCase, fn
+from tests.ops.cases.row import ENTRIES, EVEN, FLAT, IMAGE, LAST, SEQUENCE, OpCase, fn
 
 OVERWRITTEN = "what is overwritten moves nothing"
+PERIODS = "only whole periods of a step can be removed"
 TOKEN_LIST = torch.tensor([3, 0, 4])
 
 
@@ -228,17 +229,48 @@ INDEXING = [
         expect="refused",
         says=("aten::index_put_", "written to at positions"),
     ),
-    OpCase(
-        "select_scatter of the channels",
-        fn(lambda h: h.select_scatter(h[:, 1], 1, 3)),
-        expect="refused",
-        says=("aten::select_scatter", "written to at positions"),
+    *(
+        OpCase(name, fn(function), shape, takes_input=takes_input, ties=ties)
+        for name, function, shape, takes_input, ties in (
+            ("select_scatter of the channels", lambda h: h.select_scatter(h[:, 1], 1, 3), IMAGE, False, ""),
+            ("select_scatter, counted from the end", lambda h, x: h.select_scatter(x[:, 1], 1, -2), IMAGE, True, ""),
+            (
+                "select_scatter by keywords",
+                lambda h: torch.select_scatter(h.exp(), h.sin()[:, 4], dim=1, index=0),
+                IMAGE,
+                False,
+                "",
+            ),
+            ("slice_scatter of the channels", lambda h: h.slice_scatter(h[:, 1:3], 1, 3, 5), IMAGE, False, OVERWRITTEN),
+            ("slice_scatter of the input", lambda h, x: h.slice_scatter(x[:, :2], 1, 2, 4), IMAGE, True, ""),
+            (
+                "slice_scatter of the first channels",
+                lambda h: h.slice_scatter(h[:, :4].exp(), dim=1, end=4),
+                IMAGE,
+                False,
+                "",
+            ),
+            (
+                "slice_scatter of the last channels",
+                lambda h: torch.slice_scatter(h, h.sin()[:, -3:], 1, -3),
+                IMAGE,
+                False,
+                "",
+            ),
+            (
+                "slice_scatter of every third channel",
+                lambda h: h.slice_scatter(h[:, 1::3].exp(), 1, 1, None, 3),
+                EVEN,
+                False,
+                PERIODS,
+            ),
+        )
     ),
     OpCase(
-        "slice_scatter of the channels",
-        fn(lambda h: h.slice_scatter(h[:, 1:3], 1, 3, 5)),
+        "slice_scatter of every second channel of 11",
+        fn(lambda h: h.slice_scatter(h[:, ::2].exp(), 1, 0, None, 2)),
         expect="refused",
-        says=("aten::slice_scatter", "written to at positions"),
+        says=("aten::slice", "slice with step 2 that covers no whole number of periods"),
     ),
     OpCase(
         "diagonal_scatter of the channels",

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
 from tests.ops.cases.row import FLAT, GONE, SEQUENCE, OpCase, fn
+
+DECIDES = "it decides by numbers whether the windows cover the signal, and fake tensors have none"
+
+
+def _resynthesised(h: torch.Tensor, changed: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    spectrum = changed(torch.stft(h.flatten(0, 1), 8, window=h.new_ones(8), return_complex=True))
+    return torch.istft(spectrum.reshape(-1, 5, 17), 8, window=h.new_ones(8)).view(h.shape)
+
 
 TRANSFORMS = [
     OpCase("fft over space", fn(lambda h: torch.fft.fft(h, dim=-1).abs())),
@@ -28,6 +38,19 @@ TRANSFORMS = [
             lambda h: torch.stft(h.flatten(0, 1), 8, window=h.new_ones(8), return_complex=True).abs().view(2, 11, 5, -1)
         ),
         (2, 11, 32),
+    ),
+    OpCase("istft", fn(lambda h: _resynthesised(h, torch.exp)), (2, 11, 32), mixes=DECIDES),
+    OpCase(
+        "overlapping windows that are added",
+        fn(lambda h: torch.ops.aten.unfold_backward(h.unfold(-1, 6, 2).cos(), (2, 11, 32), 2, 6, 2)),
+        (2, 11, 32),
+    ),
+    OpCase(
+        "overlapping windows of channels",
+        fn(lambda h: torch.ops.aten.unfold_backward(h, (2, 14, 7), 1, 4, 1)),
+        (2, 11, 7, 4),
+        "refused",
+        ("aten::unfold_backward", "windows that overlap are added along this dimension"),
     ),
     OpCase(
         "frames of a signal by as_strided",
