@@ -103,6 +103,11 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._operands[id(tensor)] = (tensor, operand)
         return operand
 
+    def _same_dims(self, tensor: torch.Tensor, made: torch.Tensor) -> tuple[int | None, ...]:
+        """For each dimension of `made` the one of `tensor` that has the same vector, None if there is none."""
+        dims = {id(v.representative): d for d, v in reversed(list(enumerate(self.peek(tensor).vectors)))}
+        return tuple(dims.get(id(v.representative)) for v in self.peek(made).vectors)
+
     def event(self, op: str, why: str) -> int:
         """The number of a new event at the current place; that of the same event of an earlier run, if there is one."""
         place = self.current_place()
@@ -232,7 +237,6 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _observe(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any) -> None:
         outputs = [made] if isinstance(made, torch.Tensor) else [t for t in _flat(made) if isinstance(t, torch.Tensor)]
         name, raw = bound(func, args, kwargs)
-        self.unread.note(name, raw, made)
         arguments = {key: self._convert(value) for key, value in raw.items()}
         call = Call(
             op=name,
@@ -255,6 +259,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 tensors.remove(out)
             results = self._ruled(function, call, tensors)
         self._attach(raw, outputs, results)
+        self.unread.note(name, raw, made, self._same_dims)
         self._note(call, outputs, results)
         contracted = products(func, raw, made, lambda tensor: self.peek(tensor).vectors)
         if contracted != []:

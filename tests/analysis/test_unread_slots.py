@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -110,5 +111,47 @@ def test_longer_inputs_find_their_mask(path: str, training: bool) -> None:
     x, longer = (torch.randn(2, size, 6, dtype=torch.float64) for size in (7, 13))
     small = fxprune.transform(model, x, ratio=0.4, path=path)
     assert small.get_buffer("mask").shape == (20, 20)
+    reference = fxprune.masked(model, fxprune.record(small).removed)
+    torch.testing.assert_close(small(longer), reference(longer), rtol=1e-12, atol=1e-12)
+
+
+class Positions(nn.Module):
+    """Adds a table for longer texts than the example. `style` says how the rows are taken."""
+
+    def __init__(self, style: str) -> None:
+        super().__init__()
+        self.style, self.first, self.last = style, nn.Linear(3, 8), nn.Linear(8, 2)
+        self.table, self.other = nn.Parameter(torch.randn(20, 8)), nn.Parameter(torch.randn(20, 8))
+        self.embedding = nn.Embedding(20, 8)
+        self.register_buffer("ids", torch.arange(20).flip(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).relu() + TAKEN[self.style](self, x.shape[1]))
+
+
+TAKEN: dict[str, Callable[[Any, int], Tensor]] = {
+    "ids with a batch": lambda m, n: m.embedding(m.ids[None, :n]),
+    "ids of all rows": lambda m, n: m.embedding(m.ids)[:n],
+    "table with a batch": lambda m, n: m.table[None, :n],
+    "table turned over": lambda m, n: m.table.t()[:, :n].t(),
+    "table expanded": lambda m, n: m.table.expand(2, -1, -1)[:, :n],
+    "table of another type": lambda m, n: m.table.float().double()[:n],
+    "product of tables": lambda m, n: (m.table * m.other.tanh())[:n],
+    "tables side by side": lambda m, n: torch.cat([m.table, m.other], 1)[:n].chunk(2, 1)[1],
+    "tables stacked": lambda m, n: torch.stack([m.table, m.other])[1, :n],
+    "table split": lambda m, n: m.table.split([n, 20 - n])[0],
+    "table in rows": lambda m, n: torch.stack(m.table.unbind()[:n]),
+    "table as an image": lambda m, n: m.table.view(1, *m.table.shape)[:, :n].squeeze(0),
+    "a row of a table": lambda m, n: m.table.unsqueeze(0)[0, n],
+}
+
+
+@pytest.mark.parametrize("style", TAKEN)
+def test_longer_inputs_find_their_rows(style: str) -> None:
+    model = randomise(Positions(style).double().eval(), 0)
+    x, longer = (torch.randn(2, size, 3, dtype=torch.float64) for size in (7, 13))
+    small = fxprune.transform(model, x, ratio=0.5, path="eager")
+    assert small.first.out_features == 4
+    assert small.table.shape[0] == small.other.shape[0] == small.ids.shape[0] == 20
     reference = fxprune.masked(model, fxprune.record(small).removed)
     torch.testing.assert_close(small(longer), reference(longer), rtol=1e-12, atol=1e-12)
