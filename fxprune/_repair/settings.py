@@ -14,7 +14,7 @@ RIDGES = (1e-6, 1e-4, 1e-2, 1e-1, 1.0, 10.0)
 MODES = ("weights", "outputs", "bias", "norms")
 """The things that a repair can change."""
 
-STEPS = 300
+STEPS = 1000
 """The gradient steps of mode "outputs", unless another number is asked for."""
 
 

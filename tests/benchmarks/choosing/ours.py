@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.criteria import fisher_importance, taylor_importance, thinet_importance
+from fxprune.criteria import fisher_importance, obs_importance, taylor_importance, thinet_importance
 from tests.benchmarks.choosing.tasks import Budget, Task
+
+SEARCHED = "searched"
 
 
 @dataclass
@@ -28,10 +30,15 @@ class Ours:
 
     def ways(self) -> Iterator[str]:
         """The names of criteria."""
-        yield from ("l2", "taylor") if self.task.name == "minilm" else ("l2", "lamp", "thinet")
+        if self.task.name == "minilm":
+            yield from ("l2", "taylor")
+        else:
+            yield from ("l2", "lamp", "thinet", "obs", SEARCHED)
 
     def small(self, criterion: str, budget: Budget) -> nn.Module:
         """A small model, not repaired."""
+        if criterion == SEARCHED:
+            return self._searched(budget)
         options: dict[str, Any] = {"ratio": budget.ratios} if budget.ratios else {"keep": {"macs": budget.share}}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -50,10 +57,32 @@ class Ours:
         """A small model after its repair."""
         return fxprune.repair(small, self.task.model, self.task.batches, mode=mode)
 
+    def _searched(self, budget: Budget) -> nn.Module:
+        """The widths that a search of 60 steps finds, from an even ratio by OBS, with the weights of the original."""
+        model, inputs, batches = self.task.model, self.task.inputs, self.task.batches
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = fxprune.transform(
+                model,
+                inputs,
+                keep={"macs": budget.share},
+                importance="obs",
+                data=batches,
+                scope="search",
+                repair=batches,
+                ignore=self.task.head,
+                seed=0,
+                verify=False,
+            )
+            plan = fxprune.record(found).plan
+            return fxprune.transform(model, inputs, plan=plan, verify=False)
+
     def _importance(self, criterion: str) -> Any:
         gradients: dict[str, Callable[..., Any]] = {"taylor": taylor_importance, "fisher": fisher_importance}
         if criterion in gradients:
             return gradients[criterion](self.task.model, self.task.labelled, loss=self.task.loss)
+        if criterion == "obs":
+            return obs_importance(self.task.model, self.task.batches)
         if criterion == "thinet":
             torch.manual_seed(0)
             return thinet_importance(self.task.model, self.task.batches)
