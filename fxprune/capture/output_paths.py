@@ -1,7 +1,8 @@
 """Paths into the result of a forward: the parts of it that count as outputs.
 
 A path is a tuple of keys. A key is the number of an element of a list or tuple, the key of a dict, or the name of a
-field of a data class or a named tuple.
+field of a data class or a named tuple. The key "*" stands for every one, as for the elements of a list with a dict for
+each image.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from fxprune.errors import InputError, PlanError
 
 OutputPath = tuple[str | int, ...]
 """The keys that lead to a part of a result, the outermost first."""
+
+EVERY = "*"
+"""The key that stands for every key of a container."""
 
 
 def output_paths(outputs: Any) -> tuple[OutputPath, ...] | None:
@@ -66,6 +70,27 @@ def paths_text(paths: Sequence[OutputPath], *, most: int = 6) -> str:
     """Paths in one sentence; the first of them, if there are more than `most`."""
     more = f", ... {len(paths) - most} more" if len(paths) > most else ""
     return ", ".join(map(path_text, paths[:most])) + more
+
+
+def _covers(own: OutputPath, path: OutputPath) -> bool:
+    """True if what is at `path` is what `own` leads to, or in it.
+
+    >>> _covers(("*", "boxes"), (1, "boxes", 0)), _covers((0,), ("*", "boxes"))
+    (True, False)
+    """
+    return len(own) <= len(path) and all(a in (EVERY, b) for a, b in zip(own, path, strict=False))
+
+
+def _meet(a: OutputPath, b: OutputPath) -> OutputPath | None:
+    """The path to what two paths have in common, None if they have nothing.
+
+    >>> _meet(("*", "boxes"), (0,)), _meet(("a",), ("b",))
+    ((0, 'boxes'), None)
+    """
+    if any(x != y and EVERY not in (x, y) for x, y in zip(a, b, strict=False)):
+        return None
+    longer = a if len(a) > len(b) else b
+    return (*(y if x == EVERY else x for x, y in zip(a, b, strict=False)), *longer[min(len(a), len(b)) :])
 
 
 # -- containers -------------------------------------------------------------------------------------------
@@ -140,7 +165,7 @@ class Outputs:
 
     def counts(self, path: OutputPath) -> bool:
         """True if the tensor at a path of the result is one of these parts, or in one of them."""
-        return any(path[: len(own)] == own for own in self.paths)
+        return any(_covers(own, path) for own in self.paths)
 
     def fit(self, result: Any) -> bool:
         """True if a result has the containers that lead to these parts, with the keys that they had."""
@@ -174,12 +199,20 @@ def tensors_that_count(outputs: Outputs | None, result: Any) -> list[torch.Tenso
 
 
 def _followed(result: Any, path: OutputPath) -> tuple[OutputPath, tuple[tuple[Any, ...], ...]]:
-    """A path as the result has its keys, and the keys of the containers on it."""
+    """A path as the result has its keys, and the keys of the containers on it; ("*",) where every key is meant."""
     value, made, keys = result, list[Any](), list[tuple[Any, ...]]()
-    for key in path:
+    for place, key in enumerate(path, start=1):
         parts = _parts(value)
         if parts is None:
             raise _no_such_part(result, path, f"{_place(made)} is {_described(value)}, which has no parts")
+        if key == EVERY:
+            made.append(EVERY)
+            keys.append((EVERY,))
+            fitting = [part for part in parts.values() if _leads_to_tensors(part, path[place:])]
+            if not fitting:
+                raise _no_such_part(result, path, f"no part of {_place(made[:-1])} holds that, or a tensor there")
+            value = fitting[0]
+            continue
         try:
             made.append(_key_in(value, parts, key))
         except KeyError:
@@ -200,16 +233,22 @@ def _leads_to_tensors(result: Any, path: OutputPath) -> bool:
     return True
 
 
-def _containers(result: Any, path: OutputPath) -> tuple[tuple[Any, ...], ...] | None:
-    """The keys of the containers on a path; None if the result has no such path."""
-    value, keys = result, list[tuple[Any, ...]]()
-    for key in path:
-        parts = _parts(value)
-        if parts is None or key not in parts:
-            return None
-        keys.append(tuple(parts))
-        value = parts[key]
-    return tuple(keys)
+def _containers(value: Any, path: OutputPath) -> tuple[tuple[Any, ...], ...] | None:
+    """The keys of the containers on a path, as in `_followed`; None if the result has no such path.
+
+    Below "*", parts without the rest of the path are left out; the others must have the same keys.
+    """
+    if not path:
+        return ()
+    parts = _parts(value)
+    if parts is not None and path[0] == EVERY:
+        found = {_containers(part, path[1:]) for part in parts.values()} - {None}
+        rest = found.pop() if len(found) == 1 else None
+        return None if rest is None else ((EVERY,), *rest)
+    if parts is None or path[0] not in parts:
+        return None
+    rest = _containers(parts[path[0]], path[1:])
+    return None if rest is None else (tuple(parts), *rest)
 
 
 def _place(path: Sequence[Any]) -> str:
@@ -251,7 +290,7 @@ def narrowed(
     if given is None or known is None:
         return known if given is None else given
     for path in given:
-        if not any(path[: len(own)] == own for own in known):
+        if not any(_covers(own, path) for own in known):
             raise PlanError(
                 f"{path_text(path)} is no output of the plan",
                 at="outputs",
@@ -271,5 +310,5 @@ def in_both(
     """
     if first is None or second is None:
         return second if first is None else first
-    inner = [a if len(a) > len(b) else b for a in first for b in second if a[: len(b)] == b[: len(a)]]
-    return tuple(dict.fromkeys(inner))
+    met = [_meet(a, b) for a in first for b in second]
+    return tuple(dict.fromkeys(path for path in met if path is not None))

@@ -59,6 +59,11 @@ def test_anything_else_is_refused(wrong):
         (Found(A, (B, C)), ("features", 1), [C], ("features", 1)),
         ([{"boxes": A}, {"boxes": B}], (1, "boxes"), [B], (1, "boxes")),
         ({0: A, 1: B}, (1,), [B], (1,)),
+        ([{"boxes": A}, {"boxes": B}], ("*", "boxes"), [A, B], ("*", "boxes")),
+        ([{"boxes": A, "masks": C}, {"boxes": B, "masks": C}], ("*", "boxes"), [A, B], ("*", "boxes")),
+        ({"a": (A, B), "b": (C, A)}, ("*", -1), [B, A], ("*", 1)),
+        ({"a": [{"x": A, "y": B}, {"x": C, "y": B}], "count": 3}, ("a", "*", "x"), [A, C], ("a", "*", "x")),
+        ([A, (B, C)], ("*",), [A, B, C], ("*",)),
     ],
 )
 def test_a_path_finds_the_tensors_of_a_part(result, path, found, resolved):
@@ -82,6 +87,11 @@ def test_a_path_finds_the_tensors_of_a_part(result, path, found, resolved):
         ((A, None), (1,), ["1 is None and holds no tensor"]),
         (Pair(A, B), ("scores",), ['holds "boxes", "features"']),
         ([], (0,), ["the result holds nothing"]),
+        (
+            [{"boxes": A}],
+            ("*", "box"),
+            ['no part ("*", "box")', "no part of the result holds that", 'are (0, "boxes")'],
+        ),
     ],
 )
 def test_a_path_that_is_not_there_lists_what_the_result_holds(result, path, parts):
@@ -97,10 +107,22 @@ def test_all_of_a_result_of_another_form_counts():
         assert len(outputs.tensors(other)) == len(tensors_that_count(None, other))
 
 
+def test_every_element_counts_in_lists_of_other_lengths_too():
+    outputs = Outputs.of([{"boxes": A, "masks": B}], (("*", "boxes"),))
+    several = [{"boxes": tensor, "masks": B} for tensor in (A, B, C)]
+    assert [id(tensor) for tensor in outputs.tensors(several)] == [id(A), id(B), id(C)]
+    assert [path for path, _ in outputs.others(several)] == [(0, "masks"), (1, "masks"), (2, "masks")]
+    for other in ([{"boxes": A}], {"loss": A}, [A, B], []):
+        assert len(outputs.tensors(other)) == len(tensors_that_count(None, other))
+
+
 def test_a_plan_keeps_its_outputs_and_may_be_asked_for_fewer():
     assert narrowed((("a",),), None) == (("a",),)
     assert narrowed((("a",),), (("a", 1),)) == (("a", 1),)
     assert narrowed(None, (("a",),)) == (("a",),)
+    assert narrowed((("*", "a"),), ((0, "a"),)) == ((0, "a"),)
+    with pytest.raises(PlanError, match=r'\("\*", "a"\) is no output'):
+        narrowed(((0, "a"),), (("*", "a"),))
     with pytest.raises(PlanError, match=r'"b" is no output of the plan\n.*\n  why .*outputs "a"'):
         narrowed((("a",),), (("b",),))
     with pytest.raises(PlanError, match="is no output"):
@@ -113,6 +135,7 @@ def test_two_requests_have_the_inner_paths_in_common():
     assert in_both((("a",), ("b",)), (("b",), ("c",))) == (("b",),)
     assert in_both((("a",),), (("a", 0), ("a", 1))) == (("a", 0), ("a", 1))
     assert in_both((("a",),), (("b",),)) == ()
+    assert in_both((("*", "a"),), ((0,), (1, "b"))) == ((0, "a"),)
 
 
 def test_a_path_is_written_as_it_is_given():
