@@ -22,6 +22,7 @@ from fxprune.proof.compare import first_wrong_group, prove
 from fxprune.proof.result import NoReferenceError, Proof
 from fxprune.rewrite.factors import factors_of
 from fxprune.rewrite.graph import Rewritten, rewrite
+from fxprune.running.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Request:
     choices: the options of `make_plan`: ratio, masks, importance and so on.
     known: name of a path -> the findings on it, if the model was analysed before.
     why_not: name of a path -> why it was not taken, if it was tried before.
+    processes: those that make the model together; they have to agree on the plan.
     """
 
     call: AnalyzeArguments
@@ -41,6 +43,7 @@ class Request:
     verify: bool = True
     known: Mapping[str, Findings] = field(default_factory=dict)
     why_not: Mapping[str, str] = field(default_factory=dict)
+    processes: Processes = ALONE
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ def attempt(analysis: Findings, request: Request, *, locking: bool = False) -> R
     while True:
         try:
             resolved = _resolved(analysis, request, held)  # which makes smaller models too, for a latency
+            request.processes.agree(resolved.plan.removed)
             made = rewrite(analysis, resolved.removal, resolved.constants)
         except RewriteError as error:
             narrower = lock_channels(analysis, error) if locking else None

@@ -15,20 +15,22 @@ from torch import fx, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fxprune._analyze import Analysis, analyze
-from fxprune._follow.parallel import agreed, wrap_again
+from fxprune._follow.parallel import wrap_again
 from fxprune._in_place import transform_
 from fxprune._record import record
 from fxprune._transform import transform
 from fxprune.arguments import checks_arguments
 from fxprune.costs import Cost, cost
+from fxprune.criteria.from_data import on_data
 from fxprune.errors import NothingRemovedWarning, PlanError, nearest
 from fxprune.files import Field
 from fxprune.planning import plan_file
 from fxprune.planning.budgets import budgets_of, checked_keys
 from fxprune.planning.figures import COUNTED, counted
 from fxprune.planning.plan import Plan
-from fxprune.running.processes import ALONE, Processes
+from fxprune.running.processes import Processes
 from fxprune.schedules import AGP, Schedule, as_schedule
+from fxprune.sharded import is_sharded, talk_of_model, unwrapped
 
 VERSION = 1
 """The version of `state_dict`."""
@@ -73,8 +75,8 @@ class GradualPruner:
 
     Args:
         model: the model, which is changed in place by each step; see `fxprune.transform_`. It may be in a
-            `DistributedDataParallel`: then all processes make each step together, agree on a plan or raise, and the
-            wrapper, which stays the same object, looks at the smaller parameters.
+            `DistributedDataParallel`, which stays the same object, or under `fully_shard`. Then all processes make each
+            step together, each with its own part of the data; if one of them raises, all do.
         example_inputs: as for `transform`.
         keep: the budgets of the last step, as for `transform`: {"macs": 0.3}.
         schedule: a function from the number of a step, from 1, to the part of the way to the budgets, from 0 to 1. By
@@ -116,14 +118,14 @@ class GradualPruner:
         **options: Any,
     ) -> None:
         self._wrapper = model if isinstance(model, DistributedDataParallel) else None
-        self._processes = ALONE if self._wrapper is None else Processes(self._wrapper.process_group)
         model = model if self._wrapper is None else self._wrapper.module
         self.model, self.example_inputs = model, example_inputs
         self.optimizer, self.ema, self.soft = optimizer, ema, soft
         self.schedule = AGP(0.0, 1.0, steps=steps) if schedule is None else as_schedule(schedule)
         self.options = _checked(options, soft)
         prefer = {} if isinstance(model, fx.GraphModule) else {"prefer": "class"}
-        self._cost = cost(model, example_inputs, **prefer)
+        with self._plain():
+            self._cost = cost(model, example_inputs, **prefer)
         self._budgets = budgets_of(counted(self._cost), _counted_only(keep))
         self._number, self._progress = 0, 0.0
         self._plan: Plan | None = None
@@ -168,15 +170,10 @@ class GradualPruner:
         return {key: limit for key, (budget, limit) in limits.items() if budget.of(counted(self._cost)) > limit}
 
     def _remove(self, keep: Mapping[str, int]) -> Plan | None:
-        follow = {"optimizer": self.optimizer, "ema": self.ema}
         with _small_steps():
-            if self._wrapper is None:
-                transform_(self.model, self.example_inputs, keep=keep, **follow, **self.options)
-            else:
-                plan = agreed(lambda: self._choose(keep)[1], self._processes)
-                options = _without_choice(self.options, repairs=True)
-                transform_(self.model, self.example_inputs, plan=plan, **follow, **options)
-                wrap_again(self._wrapper)
+            transform_(self.model, self.example_inputs, keep=keep, **self._training, **self.options)
+        if self._wrapper is not None:
+            wrap_again(self._wrapper)
         made = record(self.model)
         if made.cost is not None:
             self._cost = made.cost[1]
@@ -185,7 +182,23 @@ class GradualPruner:
         self._plan = made.plan if self._plan is None else self._plan.then(made.plan)
         return made.plan
 
-    def _choose(self, keep: Mapping[str, int]) -> tuple[Analysis, Plan]:
+    @property
+    def _training(self) -> dict[str, Any]:
+        """The arguments of `transform_` about what follows, and about other processes."""
+        group = None if self._wrapper is None else self._wrapper.process_group
+        return {"optimizer": self.optimizer, "ema": self.ema, "process_group": group}
+
+    @contextlib.contextmanager
+    def _plain(self) -> Iterator[Processes]:
+        """The model without wrappers of `fully_shard`, and the processes that train it."""
+        if not is_sharded(self.model):
+            yield Processes(self._training["process_group"])
+            return
+        group = talk_of_model(self.model).group
+        with unwrapped(self.model):
+            yield Processes(group)
+
+    def _choose(self, keep: Mapping[str, int], process_group: Any) -> tuple[Analysis, Plan]:
         """The analysis of the model as it is now, and the plan for these budgets."""
         of_analysis = inspect.signature(analyze).parameters.keys()
         ours = {name: value for name, value in self.options.items() if name in of_analysis}
@@ -195,14 +208,17 @@ class GradualPruner:
         if not isinstance(self.model, fx.GraphModule):
             ours.setdefault("prefer", "class")
         analysis = analyze(self.model, self.example_inputs, **ours)
-        return analysis, analysis.plan(keep=keep, **choice)
+        measured = {name: choice.pop(name, None) for name in ("data", "loss")}
+        measured["used_elsewhere"] = "repair" in self.options
+        importance = choice.pop("importance", "l2")
+        made = on_data(importance, self.model, analysis.inputs, process_group=process_group, **measured)
+        return analysis, analysis.plan(keep=keep, importance=made, **choice)
 
     def _silence(self, keep: Mapping[str, int]) -> Plan:
         """Set the weights to zero that make the channels which would be removed now."""
-        analysis, plan = self._choose(keep)
-        if self._wrapper is not None:
-            agreed(lambda: plan, self._processes)
-        with torch.no_grad():
+        with self._plain() as processes, processes.together(), torch.no_grad():
+            analysis, plan = self._choose(keep, processes.group)
+            processes.agree(plan.removed)
             for member in {(m.parameter, m.dim): m for group in analysis.groups for m in group.members}.values():
                 indices = plan.removed.get(member.parameter, {}).get(member.dim)
                 if member.role == "producer" and indices and member.tensor.ndim > 1:
@@ -250,8 +266,7 @@ class GradualPruner:
             raise field["number"].wrong("it must be an integer of at least 0")
         if field["plan"].value is not None:
             plan = plan_file.plan_of(field["plan"], Plan)
-            follow = {"optimizer": self.optimizer, "ema": self.ema}
-            transform_(self.model, self.example_inputs, plan=plan, **follow, **_without_choice(self.options))
+            transform_(self.model, self.example_inputs, plan=plan, **self._training, **_without_choice(self.options))
             if self._wrapper is not None:
                 wrap_again(self._wrapper)
             self._plan = plan
@@ -280,10 +295,9 @@ def _share(value: Any, number: int) -> float:
     return float(value)
 
 
-def _without_choice(options: Mapping[str, Any], *, repairs: bool = False) -> dict[str, Any]:
+def _without_choice(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that do not choose channels: a plan has chosen them."""
     kept = {"also", "methods", "strict", "verify", "prefer", "norms", "outputs"}
-    kept |= {"repair", "repair_mode", "repair_inputs"} if repairs else set()
     return {name: value for name, value in options.items() if name in kept}
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from fxprune._follow import let_follow, listed, optimizers_of, watch
+from fxprune._follow import listed, made, optimizers_of, prepared_for, watch
 from fxprune._record import attach, record
 from fxprune._transform import transform
 from fxprune.capture.containers import MOST_PARTS, parts, with_parts
 from fxprune.capture.process_state import public_call
 from fxprune.errors import InputError, PlanError
+from fxprune.running.processes import Processes
+from fxprune.sharded import is_sharded, sharded_parameters, talk_of_model, unwrapped, wrap_again
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -28,6 +30,9 @@ def transform_(model: ModuleT, example_inputs: Any, **options: Any) -> ModuleT:
     attributes, and so do the modules in it: whatever refers to them, such as a trainer, a logger or the handle of a
     hook, goes on with the small ones. Parameters are new objects, so an optimizer has to follow: `optimizer=`. A
     wrapper that looks at parameters when it is made, such as `DistributedDataParallel`, has to be made again.
+
+    A model under `torch.distributed.fsdp.fully_shard` is pruned by all its processes together, with one weight whole at
+    a time on each: see docs/training.md.
 
     Args:
         model: a module or a traced graph. It keeps its class.
@@ -52,18 +57,68 @@ def transform_(model: ModuleT, example_inputs: Any, **options: Any) -> ModuleT:
         options["prefer"] = "class"
     followers = [*listed(options.pop("optimizer", None)), *listed(options.pop("ema", None))]
     optimizers = optimizers_of(model)
+    if is_sharded(model):
+        _sharded(model, example_inputs, followers, options)
+    else:
+        with Processes(options.get("process_group")).together():
+            small = _small(model, example_inputs, options)
+            changes = prepared_for(followers, model, small)
+        _note(small, made(changes))
+        _become(model, small)
+    watch(optimizers, model, told=followers)
+    return model
+
+
+def _sharded(model: nn.Module, example_inputs: Any, followers: Sequence[Any], options: dict[str, Any]) -> None:
+    """`transform_` of a model under `fully_shard`: all processes do this together."""
+    talk = talk_of_model(model)
+    with talk.together():
+        _refuse_sharded(followers, options)
+        with unwrapped(model) as wrappings:
+            small = _small(model, example_inputs, {**options, "process_group": talk.group})
+        sharded_parameters(small)
+        changes = prepared_for(followers, model, small)
+    _note(small, (*made(changes), talk.note()))
+    _become(model, small)
+    wrap_again(model, wrappings)
+
+
+def _refuse_sharded(followers: Sequence[Any], options: Mapping[str, Any]) -> None:
+    """Raises `PlanError` for what cannot be done while a model is sharded."""
+    reasons = {
+        "ema": ("an average", "it is a deep copy, which fully_shard does not allow"),
+        "repair": ("a repair", "it refits views of whole weights in place"),
+        "bias": ('bias="fold"', "the constants come from running statistics, and each process has its own"),
+        "masks": ('masks="zeros"', "its constants come from running statistics, and each process has its own"),
+        "search": ('scope="search"', "it makes and repairs many small models"),
+    }
+    given = {
+        "ema": any(isinstance(target, nn.Module) for target in followers),
+        "repair": options.get("repair") not in (None, False),
+        "bias": options.get("bias") == "fold",
+        "masks": isinstance(options.get("masks"), str),
+        "search": options.get("scope") == "search",
+    }
+    for name, is_given in given.items():
+        if is_given:
+            what, why = reasons[name]
+            raise PlanError(f"{what} is not possible for a sharded model", why=why, do="prune before fully_shard")
+
+
+def _small(model: nn.Module, example_inputs: Any, options: Mapping[str, Any]) -> nn.Module:
+    """The small model. Raises `PlanError` if it is a graph, and the model is none."""
     small = transform(model, example_inputs, **options)
     if isinstance(small, fx.GraphModule) != isinstance(model, fx.GraphModule):
         why = "the result is a graph, and the model cannot become one in place"
         do = "use fxprune.transform, or leave path and prefer out"
         raise PlanError("the class of the model is lost", why=why, do=do)
-    notes = let_follow(followers, model, small)
+    return small
+
+
+def _note(small: nn.Module, notes: tuple[str, ...]) -> None:
     if notes:
-        made = record(small)
-        attach(small, replace(made, reasons=made.reasons + notes))
-    _become(model, small)
-    watch(optimizers, model, told=followers)
-    return model
+        known = record(small)
+        attach(small, replace(known, reasons=known.reasons + notes))
 
 
 def _become(model: nn.Module, small: nn.Module) -> None:

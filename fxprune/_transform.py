@@ -10,12 +10,14 @@ from typing import Any, TypeVar, cast
 
 from torch import fx, nn
 from torch.export import ExportedProgram
+from torch.optim import Optimizer
 
 from fxprune._attempt import Request, Result
 from fxprune._find import AnalyzeArguments
 from fxprune._first_result import first_result
-from fxprune._follow import let_follow, listed, optimizers_of, watch
-from fxprune._record import Record, attach, checksum
+from fxprune._follow import listed, made, optimizers_of, prepared_for, watch
+from fxprune._follow.result import Prepared
+from fxprune._record import Record, attach, checksum, record
 from fxprune._repair import RepairSettings, repaired
 from fxprune._search import SearchData, search_settings, searched
 from fxprune.arguments import checks_arguments
@@ -49,6 +51,7 @@ from fxprune.rewrite.missing_graph import explain_missing_graph
 from fxprune.rewrite.references import names_in, references_to_original
 from fxprune.rewrite.tensor_hooks import left_out
 from fxprune.running.inputs import all_batches, inputs_like, inputs_of
+from fxprune.running.processes import Processes
 
 ModelT = TypeVar("ModelT", nn.Module, ExportedProgram)
 
@@ -93,6 +96,7 @@ def transform(
     optimizer: Any = None,
     ema: Any = None,
     search: Mapping[str, Any] | None = None,
+    process_group: Any = None,
 ) -> ModelT:
     """A smaller model, which computes what the original would compute if the removed channels had never existed.
 
@@ -162,6 +166,9 @@ def transform(
         search: the settings of scope="search": "steps", the number of small models to measure; "file", a JSON file from
             which a run that was killed goes on; "progress", True for a bar; "score", a function from a model to a
             number of which more is better. See docs/searching.md.
+        process_group: a group of `torch.distributed`, whose processes have the same model, and some of the batches of
+            `data` and `repair` each. All of them get the model that one process gets from all batches; if one raises,
+            or if their plans differ, all raise.
 
     Raises a subclass of `FxpruneError`, which says what to do. Warns with `NothingRemovedWarning`, which says why, if
     nothing could be removed; with `BudgetMissedWarning` if the result costs more than `keep`; with `NotProvenWarning`
@@ -179,7 +186,7 @@ def transform(
     choices |= {"importance": importance, "round_to": round_to, "exact": exact, "seed": seed, "keep": keep}
     choices |= {"scope": scope, "counts": counts, "min_channels": min_channels, "max_ratio": max_ratio}
     choices |= {"uniform": uniform, "latency_table": latency_table}
-    on = DataOptions(data, loss, scores, repair, repair_mode, repair_inputs, optimizer, ema, search)
+    on = DataOptions(data, loss, scores, repair, repair_mode, repair_inputs, optimizer, ema, search, process_group)
     return cast(ModelT, carry_out(Request(call, plan, choices, verify), on))
 
 
@@ -196,6 +203,7 @@ class DataOptions:
     optimizer: Any = None
     ema: Any = None
     search: Mapping[str, Any] | None = None
+    process_group: Any = None
 
     @property
     def followers(self) -> list[Any]:
@@ -241,12 +249,28 @@ class DataOptions:
             scores=self.scores,
             pick=pick if batches is None or self.repair is True else None,
             used_elsewhere=self.repair is True,
+            process_group=self.process_group,
         )
         return made, batches
 
 
 def carry_out(request: Request, on: DataOptions) -> nn.Module | ExportedProgram:
     """The small model of a request, with its record. Warns in the name of the caller of a public function."""
+    processes = Processes(on.process_group)
+    with processes.together():
+        small, optimizers, changes = _carried_out(replace(request, processes=processes), on)
+    if notes := made(changes):
+        known = record(small)
+        attach(small, replace(known, reasons=known.reasons + notes))
+    if isinstance(small, nn.Module):
+        watch(optimizers, small, told=on.followers)
+    return small
+
+
+def _carried_out(
+    request: Request, on: DataOptions
+) -> tuple[nn.Module | ExportedProgram, list[Optimizer], tuple[Prepared, ...]]:
+    """The small model with its record, the optimizers of the model, and the changes of those that follow."""
     call, plan, choices = request.call, request.plan, request.choices
     _refuse_two_requests(plan, {**choices, "scores": on.scores})
     known = next(iter(request.known.values()), None)
@@ -270,26 +294,27 @@ def carry_out(request: Request, on: DataOptions) -> nn.Module | ExportedProgram:
     keep = choices.get("keep")
     measured = {} if keep is None else _measured(result, module, call.example_inputs, keep)
     for text, kind in chain(_warnings(result, class_expected=free), _above_budget(result, keep, measured)):
-        warnings.warn(text, kind, stacklevel=5)
+        warnings.warn(text, kind, stacklevel=6)
     recorded = replace(_recorded(result), measured=measured)
     if batches is not None:
-        result, recorded = _repaired(result, module, batches, recorded, settings)
-    made: Any = _as_given(call.model, result, call.example_inputs)
+        result, recorded = _repaired(result, module, batches, recorded, settings, request.processes)
+    small: Any = _as_given(call.model, result, call.example_inputs)
     if call.path is None and call.prefer is None and not isinstance(call.model, ExportedProgram):
         explain_missing_graph(result.small)
-    attach(made, recorded)
-    if notes := let_follow(on.followers, module, made):
-        attach(made, replace(recorded, reasons=recorded.reasons + notes))
-    if isinstance(made, nn.Module):
-        watch(optimizers, made, told=on.followers)
-    return cast(nn.Module | ExportedProgram, made)
+    attach(small, recorded)
+    return small, optimizers, prepared_for(on.followers, module, small)
 
 
 def _repaired(
-    result: Result, model: nn.Module, batches: Sequence[Inputs], recorded: Record, settings: RepairSettings
+    result: Result,
+    model: nn.Module,
+    batches: Sequence[Inputs],
+    recorded: Record,
+    settings: RepairSettings,
+    processes: Processes,
 ) -> tuple[Result, Record]:
     """The result with a repaired model, and its record. model: the original."""
-    small, done = repaired(result.small, model, batches, recorded.plan, settings)
+    small, done = repaired(result.small, model, batches, recorded.plan, settings, processes)
     return replace(result, small=small), replace(recorded, repair=done)
 
 

@@ -4,6 +4,17 @@ from fxprune._follow.expanding import Expanded, expand
 from fxprune._follow.functions import follow
 from fxprune._follow.left_behind import optimizers_of, watch
 from fxprune._follow.result import Followed
-from fxprune._follow.targets import let_follow, listed
+from fxprune._follow.targets import let_follow, listed, made, prepared_for
 
-__all__ = ["Expanded", "Followed", "expand", "follow", "let_follow", "listed", "optimizers_of", "watch"]
+__all__ = [
+    "Expanded",
+    "Followed",
+    "expand",
+    "follow",
+    "let_follow",
+    "listed",
+    "made",
+    "optimizers_of",
+    "prepared_for",
+    "watch",
+]

@@ -1,56 +1,52 @@
-"""A model that several processes train: they agree on a plan, and its wrapper is made again."""
+"""A model that several processes train: its wrapper is made again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import warnings
+from typing import Any
 
+from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 
-from fxprune.errors import FxpruneError, PlanError, text_of
-from fxprune.planning.plan import Plan
-from fxprune.running.processes import Processes
-
 SETTINGS = (
-    *("device_ids", "output_device", "dim", "broadcast_buffers", "process_group"),
-    *("find_unused_parameters", "gradient_as_bucket_view", "static_graph"),
+    *("device_ids", "output_device", "dim", "broadcast_buffers", "forward_sync_buffers", "process_group"),
+    *("find_unused_parameters", "gradient_as_bucket_view", "static_graph", "mixed_precision"),
+    *("skip_all_reduce_unused_params", "batched_grad_copy"),
 )
-"""The arguments of a wrapper that it keeps as attributes."""
-
-
-def agreed(plan: Callable[[], Plan], processes: Processes) -> Plan:
-    """The plan that all processes make. Raises on all of them if one raises, or if their plans differ."""
-    made, trouble = None, ""
-    try:
-        made = plan()
-    except FxpruneError as error:
-        trouble = text_of(error)
-    found = processes.all((trouble, None if made is None else dict(made.removed)))
-    raised = next(((rank, text) for rank, (text, _) in enumerate(found) if text), None)
-    if raised is not None or made is None:
-        rank, text = raised or (processes.rank, "")
-        raise PlanError(f"process {rank} could not make a plan", why=text, do="no process has changed its model")
-    plans = [dict(theirs or {}) for _, theirs in found]
-    other = next((rank for rank, theirs in enumerate(plans) if theirs != plans[0]), None)
-    if other is not None:
-        names = sorted({*plans[0], *plans[other]})
-        first = next(name for name in names if plans[0].get(name) != plans[other].get(name))
-        raise PlanError(
-            "the processes do not agree on a plan",
-            at=f'"{first}"',
-            why=f"process 0 and process {other} chose other channels, so their weights, data or seeds differ",
-            do="choose by weights alone, or give all processes the same data and the same seed",
-        )
-    return made
+"""The arguments of a wrapper that it keeps as attributes, in any version of torch."""
 
 
 def wrap_again(wrapper: DistributedDataParallel) -> None:
-    """Makes a wrapper look at the parameters of its module as they are now. It stays the same object.
+    """Makes a wrapper look at the parameters of its module as they are now. It stays the same object, with its hooks.
 
-    Communication hooks are gone afterwards and have to be registered again.
+    Warns of a communication hook with a state of its own, whose sizes are those of before: it is gone.
     """
-    mode, hooks = wrapper.training, dict(wrapper._forward_hooks)
-    settings = {name: getattr(wrapper, name) for name in SETTINGS}
-    module = wrapper.module
-    DistributedDataParallel.__init__(wrapper, module, **settings)
+    mode, module, talks = wrapper.training, wrapper.module, list(getattr(wrapper, "_comm_hooks", ()))
+    hooks = {name: dict(table) for name, table in wrapper.__dict__.items() if _are_hooks(name, table)}
+    DistributedDataParallel.__init__(wrapper, module, **_settings(wrapper))
     wrapper.training = mode
-    wrapper._forward_hooks.update(hooks)
+    for name, table in hooks.items():
+        kept = {key: hook for key, hook in table.items() if getattr(hook, "__self__", None) is not wrapper}
+        wrapper.__dict__[name].update(kept)
+    for hook, state in talks:
+        if state is None or isinstance(state, ProcessGroup):
+            wrapper.register_comm_hook(state, hook)
+        else:
+            text = (
+                f"the communication hook {getattr(hook, '__name__', hook)} is gone: its state has the sizes of before"
+            )
+            warnings.warn(f"{text}. Register it again, with a new state", UserWarning, stacklevel=3)
+
+
+def _settings(wrapper: DistributedDataParallel) -> dict[str, Any]:
+    """The arguments that make the same wrapper; those that are as by default are left out."""
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    found = {name: getattr(wrapper, name) for name in SETTINGS if name in known and hasattr(wrapper, name)}
+    if "forward_sync_buffers" in found:
+        found.pop("broadcast_buffers", None)  # its old name
+    return {name: value for name, value in found.items() if value != known[name].default}
+
+
+def _are_hooks(name: str, table: Any) -> bool:
+    return name.startswith("_forward") and name.endswith("hooks") and isinstance(table, dict)

@@ -15,6 +15,7 @@ from fxprune.planning.combine import kept_flags
 from fxprune.planning.factors import Factor
 from fxprune.planning.plan import Plan
 from fxprune.rewrite.tensors import cut
+from fxprune.sharded.shards import gathered, is_dtensor, spread, talk_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +38,14 @@ class Counterpart:
 
         values: dimensions of size 1 stay as they are, so statistics of rows and columns can be cut too.
         """
+        if is_dtensor(values):
+            made: torch.Tensor = spread(
+                self._part(gathered(values, self.name, talk_of([values])), power), values, self.name
+            )
+            return made
+        return self._part(values, power)
+
+    def _part(self, values: torch.Tensor, power: float) -> torch.Tensor:
         made = cut(values.detach(), {dim: kept for dim, kept in self.kept.items() if values.shape[dim] == len(kept)})
         if self.factor is None or not power or not made.is_floating_point():
             return made

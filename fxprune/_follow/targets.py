@@ -23,14 +23,21 @@ def listed(given: Any) -> list[Any]:
     return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
 
 
-def let_follow(targets: Sequence[Any], model: nn.Module, made: Any) -> tuple[str, ...]:
+def let_follow(targets: Sequence[Any], model: nn.Module, small: Any) -> tuple[str, ...]:
     """Let targets follow the result of a transform. Returns the notes about them, each with the name of its class."""
-    if not targets:
-        return ()
-    if isinstance(made, ExportedProgram):
+    return made(prepared_for(targets, model, small))
+
+
+def prepared_for(targets: Sequence[Any], model: nn.Module, small: Any) -> tuple[Prepared, ...]:
+    """The changes of all targets and of the gradients; none without a target."""
+    if targets and isinstance(small, ExportedProgram):
         why = "its parameters are none of those that an optimizer holds"
         raise PlanError("nothing can follow a program", why=why, do="leave optimizer and ema out")
-    changes = prepared(targets, model, made)
+    return prepared(targets, model, small) if targets else ()
+
+
+def made(changes: Sequence[Prepared]) -> tuple[str, ...]:
+    """Makes the changes. Returns the notes about them, each with the name of its class."""
     for change in changes:
         change.make()
     return tuple(f"{change.result.kind}: {note}" for change in changes for note in change.result.notes)

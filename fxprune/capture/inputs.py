@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from fxprune.arguments import shown
 from fxprune.capture.tensors import PARAMETER, Tensors
 from fxprune.errors import CaptureError, InputError
+from fxprune.sharded import WholeOnDemand
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -164,12 +165,21 @@ def check_plain(model: nn.Module, tensors: Tensors) -> None:
                 "a weight is no plain tensor",
                 at=f'"{found.name}"',
                 why=f"it is {kind}, whose numbers cannot be cut",
-                do="make it plain first (`dequantize()`, `full_tensor()`, `to_dense()`), prune, and convert again",
+                do=_made_plain(kind),
             )
+
+
+def _made_plain(kind: str) -> str:
+    """The advice for a weight of a kind that cannot be cut."""
+    if kind == "DTensor":
+        return "use fxprune.transform_ or GradualPruner for a model under fully_shard; else prune before it is sharded"
+    return "make it plain first (`dequantize()`, `to_dense()`), prune, and convert again"
 
 
 def kind_of(tensor: torch.Tensor) -> str:
     """The kind of a tensor that is no plain one: its class (DTensor, torchao), layout or dtype; "" for a plain one."""
+    if isinstance(tensor, WholeOnDemand):
+        return ""
     if tensor.layout is not torch.strided:
         return str(tensor.layout)
     dispatched = (

@@ -39,6 +39,7 @@ def on_data(
     scores: Any = None,
     pick: Callable[[Any], Any] | None = None,
     used_elsewhere: bool = False,
+    process_group: Any = None,
 ) -> Importance:
     """The importance, with a name in `MEASURED` replaced by what that criterion measures on the data.
 
@@ -48,6 +49,7 @@ def on_data(
         scores: instead of an importance, scores that were measured before, or the name of their file.
         pick: picks the inputs out of a batch for a criterion without a loss, by default by the form of the example.
         used_elsewhere: True if something else reads the data too; if not, data that no criterion reads are refused.
+        process_group: the processes that measure together, each on its own batches.
 
     Raises `PlanError` for data or a loss that is missing, is without effect, or is none.
     """
@@ -69,9 +71,11 @@ def on_data(
     if isinstance(importance, CombinedImportance):
         kept = None if data is None else all_batches(data)  # each of them reads it
         return importance.each(
-            lambda part: on_data(part, model, example, data=kept, loss=loss, pick=pick, used_elsewhere=True)
+            lambda part: on_data(
+                part, model, example, data=kept, loss=loss, pick=pick, used_elsewhere=True, process_group=process_group
+            )
         )
-    return _measured(str(importance), model, data, loss, pick or inputs_like(example))
+    return _measured(str(importance), model, data, loss, pick or inputs_like(example), process_group)
 
 
 def needs_data(importance: Any) -> bool:
@@ -81,7 +85,9 @@ def needs_data(importance: Any) -> bool:
     return isinstance(importance, str) and importance in MEASURED
 
 
-def _measured(name: str, model: nn.Module, data: Any, loss: Loss | None, pick: Callable[[Any], Any]) -> Importance:
+def _measured(
+    name: str, model: nn.Module, data: Any, loss: Loss | None, pick: Callable[[Any], Any], process_group: Any
+) -> Importance:
     """The importance that a criterion of `MEASURED` measures on the data."""
     takes = takes_loss(name)
     if data is None:
@@ -98,9 +104,24 @@ def _measured(name: str, model: nn.Module, data: Any, loss: Loss | None, pick: C
         )
     if takes is not None and loss is not None:
         check_loss(loss)
-        return MeasuredImportance(partial(MEASURED[name], model, data, loss=loss))
+        return MeasuredImportance(partial(MEASURED[name], model, data, loss=loss, **_shared(name, process_group)))
     inputs = inputs_of(model, data, pick)
-    return MeasuredImportance(partial(MEASURED[name], model, [_as_batch(model, *one) for one in inputs]))
+    batches = [_as_batch(model, *one) for one in inputs]
+    return MeasuredImportance(partial(MEASURED[name], model, batches, **_shared(name, process_group)))
+
+
+def _shared(name: str, process_group: Any) -> dict[str, Any]:
+    """The argument that lets processes measure together. Raises `PlanError` for a criterion that has none."""
+    if process_group is None:
+        return {}
+    if "process_group" not in inspect.signature(MEASURED[name]).parameters:
+        alike = [other for other in MEASURED if "process_group" in inspect.signature(MEASURED[other]).parameters]
+        raise PlanError(
+            f'importance "{name}" cannot be measured by several processes',
+            why="what it needs of each sample cannot be added over them",
+            do=f"choose one of {', '.join(alike)}",
+        )
+    return {"process_group": process_group}
 
 
 @dataclass(frozen=True, eq=False)

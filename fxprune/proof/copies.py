@@ -18,6 +18,7 @@ from fxprune.capture.tensors import Tensors
 from fxprune.ops.normalization import default_eps
 from fxprune.proof.precision import FLOAT64, Precision
 from fxprune.proof.zeroed import zero_slots
+from fxprune.sharded import whole
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,8 @@ class Copies:
         self._read.clear()
 
     def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        name, tensor = self._names.get(id(tensor), ""), whole(tensor)
         with torch.no_grad(), torch._C._DisableTorchDispatch():
-            name = self._names.get(id(tensor), "")
             copied = self.precision.copy(tensor)
             if name in self.copying.values:
                 copied.copy_(self.copying.values[name])

@@ -11,6 +11,7 @@ from torch import nn
 from fxprune.analysis.after_removal import kept_slots
 from fxprune.analysis.findings import Findings
 from fxprune.channels.groups import Bools, Ints, Removal
+from fxprune.sharded import WholeOnDemand
 
 BLOCK = 1 << 18
 """The most elements of a large tensor that are copied at a time, so that cutting it takes little memory."""
@@ -21,13 +22,16 @@ def cut_all(findings: Findings, removal: Removal) -> dict[str, torch.Tensor]:
     kept = kept_slots(findings, removal)
     made: dict[str, torch.Tensor] = {}
     for name, tensor in findings.tensors.items():
-        values = tensor.detach()
         source = findings.observed.renumbered.get(id(tensor))
         positions = None if source is None else removal.kept(source)
-        if positions is not None:
-            values = renumber(values, positions)
-        made[name] = like(tensor, cut(values, kept.get(name, {})))
+        made[name] = like(tensor, _part(tensor, kept.get(name, {}), positions))
     return made
+
+
+def _part(tensor: torch.Tensor, kept: dict[int, Bools], positions: Bools | None) -> torch.Tensor:
+    """The kept part of a tensor, whose numbers may be positions. Holds no whole of a sharded one when it returns."""
+    values = tensor.detach()
+    return cut(values if positions is None else renumber(values, positions), kept)
 
 
 def kept_part_of(findings: Findings, removal: Removal) -> Callable[[str, torch.Tensor], torch.Tensor]:
@@ -88,8 +92,10 @@ def renumber(positions: torch.Tensor, kept: Bools) -> torch.Tensor:
 
 def like(old: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """`values` as the same kind of tensor as `old`: a parameter with its `requires_grad` and attributes."""
-    if isinstance(old, nn.Parameter):
-        new: torch.Tensor = type(old)(values, requires_grad=old.requires_grad)
+    if isinstance(old, WholeOnDemand):
+        new: torch.Tensor = old.spread(values)
+    elif isinstance(old, nn.Parameter):
+        new = type(old)(values, requires_grad=old.requires_grad)
     else:
         new = values.requires_grad_(old.requires_grad)
     new.__dict__.update(old.__dict__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 
 import torch
 from torch import distributed, nn
@@ -11,6 +10,7 @@ from torch import distributed, nn
 import fxprune
 from fxprune.criteria import MEASURED
 from fxprune.criteria.from_data import takes_loss
+from tests.processes import run_together
 
 SHARED = [name for name, made in MEASURED.items() if "process_group" in inspect.signature(made).parameters]
 
@@ -19,10 +19,8 @@ def loss(model, batch):
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
-def compare(rank: int, folder: str) -> None:
+def compare(rank: int) -> None:
     """Compare the scores of two processes with those of one alone, in a process of its own."""
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     torch.manual_seed(0)
     net = nn.Sequential(
         *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU()),
@@ -37,9 +35,8 @@ def compare(rank: int, folder: str) -> None:
         own = batches[4 * rank : 4 + 2 * rank]
         both = MEASURED[name](net, own, process_group=distributed.group.WORLD, **options)
         assert torch.allclose(both(group), alone(group), rtol=1e-5), name
-    distributed.destroy_process_group()
 
 
-def test_two_processes_score_as_one(tmp_path: Path) -> None:
+def test_two_processes_score_as_one() -> None:
     assert len(SHARED) > 5
-    torch.multiprocessing.spawn(compare, args=(str(tmp_path),), nprocs=2)
+    run_together(compare, 2)

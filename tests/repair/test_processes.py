@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import distributed, nn
 
 import fxprune
+from tests.processes import run_together
 
 
-def compare(rank: int, folder: str) -> None:
+def compare(rank: int) -> None:
     """Compare the repair of two processes with that of one alone, in a process of its own."""
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 6, 3), nn.Flatten()).eval()
     data = [torch.randn(8, 3, 6, 6) for _ in range(10)]
@@ -31,8 +28,7 @@ def compare(rank: int, folder: str) -> None:
         found = [torch.empty_like(tensor), torch.empty_like(tensor)]
         distributed.all_gather(found, tensor)
         assert torch.equal(*found)
-    distributed.destroy_process_group()
 
 
-def test_two_processes_repair_as_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(compare, args=(str(tmp_path),), nprocs=2)
+def test_two_processes_repair_as_one() -> None:
+    run_together(compare, 2)
