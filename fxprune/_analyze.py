@@ -10,6 +10,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from fxprune._attempt import Request
+from fxprune._drop import find_branches
 from fxprune._find import AnalyzeArguments, find
 from fxprune._transform import DataOptions, carry_out
 from fxprune.analysis.findings import Findings
@@ -21,6 +22,7 @@ from fxprune.costs import ChannelCost, Cost, cost_of, per_channel
 from fxprune.criteria import ChannelScores, Importance
 from fxprune.criteria.from_data import on_data
 from fxprune.criteria.saved_scores import scores_of_groups
+from fxprune.depth.branches import Branch
 from fxprune.errors import PlanError
 from fxprune.fold import make_plan, resolve_plan
 from fxprune.planning.plan import Plan
@@ -141,6 +143,24 @@ class Analysis(Findings):
         (ChannelCost(params=7, macs=6),)
         """
         return per_channel(self)
+
+    def branches(self) -> tuple[Branch, ...]:
+        """The residual branches that `drop` of `transform` can name, with parameters and MACs; see docs/depth.md.
+
+        A branch that cannot be removed says why in `why_not`. Runs the model again, on fake tensors.
+
+        >>> import torch, fxprune
+        >>> class Block(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.f = torch.nn.Linear(4, 4)
+        ...     def forward(self, x):
+        ...         return x + self.f(x)
+        >>> net = torch.nn.Sequential(Block(), torch.nn.Linear(4, 2))
+        >>> [(branch.name, branch.params, branch.macs) for branch in fxprune.analyze(net, torch.randn(1, 4)).branches()]
+        [('0.f', 20, 16)]
+        """
+        return find_branches(self._call).branches
 
     @checks_arguments()
     def report(self, format: str = "text") -> str:

@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from torch.optim import Optimizer
 
 from fxprune._attempt import Request, Result
+from fxprune._dropping import asked_to_drop, without_branches
 from fxprune._find import AnalyzeArguments
 from fxprune._first_result import first_result
 from fxprune._follow import listed, made, optimizers_of, prepared_for, watch
@@ -87,6 +88,7 @@ def transform(
     min_channels: int = 1,
     max_ratio: float | None = None,
     latency_table: PathLike | bool | None = None,
+    drop: Any = (),
     data: Iterable[Any] | None = None,
     loss: Callable[[nn.Module, Any], Any] | None = None,
     scores: Any = None,
@@ -151,6 +153,10 @@ def transform(
             list has several paths. Only these parts keep their shape and are compared. The others may lose channels:
             the record names them, with their new shapes. By default all parts count. A plan says which ones count for
             it; `outputs` may then name some of these.
+        drop: a pattern or several that name residual branches, which go whole: f(x) in x + f(x). A branch has the name
+            of its layer or of the block around its layers, such as "layer3.1" or "encoder.layer.4.attention"; a block
+            names all branches in it. What keep, ratio and the other options ask for is then asked of the rest; a budget
+            counts from the original. See docs/depth.md.
         data: batches for an importance that is measured, such as "taylor", and for `repair=True`: in the form of the
             example inputs, or tuples of these and labels.
         loss: a function from the model and a batch of the data to a scalar, for an importance that needs gradients:
@@ -185,7 +191,7 @@ def transform(
     choices: dict[str, Any] = {"ratio": ratio, "masks": masks, "bias": bias, "border": border, "ignore": ignore}
     choices |= {"importance": importance, "round_to": round_to, "exact": exact, "seed": seed, "keep": keep}
     choices |= {"scope": scope, "counts": counts, "min_channels": min_channels, "max_ratio": max_ratio}
-    choices |= {"uniform": uniform, "latency_table": latency_table}
+    choices |= {"uniform": uniform, "latency_table": latency_table, "drop": drop}
     on = DataOptions(data, loss, scores, repair, repair_mode, repair_inputs, optimizer, ema, search, process_group)
     return cast(ModelT, carry_out(Request(call, plan, choices, verify), on))
 
@@ -271,10 +277,12 @@ def _carried_out(
     request: Request, on: DataOptions
 ) -> tuple[nn.Module | ExportedProgram, list[Optimizer], tuple[Prepared, ...]]:
     """The small model with its record, the optimizers of the model, and the changes of those that follow."""
-    call, plan, choices = request.call, request.plan, request.choices
-    _refuse_two_requests(plan, {**choices, "scores": on.scores})
+    call, plan = request.call, request.plan
     known = next(iter(request.known.values()), None)
     module = as_module(call.model, call.example_inputs) if known is None else known.model
+    _refuse_two_requests(plan, {**request.choices, "scores": on.scores})
+    shallow = without_branches(replace(call, model=module), plan, request.choices)
+    choices = shallow.choices
     settings, optimizers = RepairSettings(on.repair_mode), optimizers_of(module)
     search = search_settings(choices, on.search, on.repair)
     on = on if search is None else on.several_times()
@@ -283,19 +291,21 @@ def _carried_out(
     if folds(choices.get("bias"), choices.get("masks")) and all(front_end.needs_hooks for front_end in paths):
         raise PlanError("constants cannot be folded behind hooks", why="they put zeros back", do="take another path")
     counting = narrowed(plan.outputs if isinstance(plan, Plan) else None, output_paths(call.outputs))
-    analysed = replace(call, model=module, outputs=None if counting is None else list(counting))
+    analysed = replace(call, model=shallow.model, outputs=None if counting is None else list(counting))
     free = plan is None and call.path is None and call.prefer is None and not isinstance(module, fx.GraphModule)
     request = replace(request, call=analysed, choices={**choices, "importance": importance})
+    if shallow.dropped:
+        request = replace(request, known={})
     if search is not None:
         request = searched(request, on.search_data(normalize(call.example_inputs)), settings, search)
         assert request.plan is not None
         paths = paths_for(module, call.path, call.prefer, made_on=request.plan.path)
-    result = first_result(request, paths, may_give_up_class=free)
+    result = shallow.added(first_result(request, paths, may_give_up_class=free))
     keep = choices.get("keep")
     measured = {} if keep is None else _measured(result, module, call.example_inputs, keep)
     for text, kind in chain(_warnings(result, class_expected=free), _above_budget(result, keep, measured)):
         warnings.warn(text, kind, stacklevel=6)
-    recorded = replace(_recorded(result), measured=measured)
+    recorded = shallow.recorded(replace(_recorded(result), measured=measured))
     if batches is not None:
         result, recorded = _repaired(result, module, batches, recorded, settings, request.processes)
     small: Any = _as_given(call.model, result, call.example_inputs)
@@ -344,7 +354,9 @@ def _above_budget(
 
 
 def _refuse_two_requests(plan: Plan | None, choices: Mapping[str, Any]) -> None:
-    given = [name for name in ("ratio", "masks", "bias", "keep", "counts", "scores") if choices.get(name) is not None]
+    asked = ("ratio", "masks", "bias", "keep", "counts", "scores")
+    given = [name for name in asked if choices.get(name) is not None]
+    given += ["drop"] if asked_to_drop(choices) else []
     if plan is not None and given:
         raise PlanError("a plan says already what goes", why=f"given too: {', '.join(given)}", do="pass the plan alone")
     if plan is not None:
@@ -370,7 +382,7 @@ def _warnings(result: Result, *, class_expected: bool) -> Iterator[tuple[str, ty
         yield f"nothing was removed: {why}", NothingRemovedWarning
     if result.unproven:
         yield f"the small model is not proven: {result.unproven}", NotProvenWarning
-    elif result.proof is not None and result.plan and not result.proof.compared:
+    elif result.proof is not None and result.plan.removed and not result.proof.compared:
         why = "no number that depends on what was removed was compared; give inputs on which there is one"
         yield f"the proof is empty: {why}", NotProvenWarning
     if captured.fixed:

@@ -12,6 +12,8 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from fxprune._analyze import analyze
+from fxprune._dropping import error_without_branches
+from fxprune._find import AnalyzeArguments
 from fxprune._record import checksum, record
 from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.arguments import checks_arguments
@@ -68,6 +70,10 @@ def verify(
     counting = narrowed(made.plan.outputs, output_paths(outputs))
     listed = None if counting is None else list(counting)
     options: dict[str, Any] = {"path": made.path, "norms": made.norms}
+    without = 0.0
+    if made.plan.dropped:
+        whole = AnalyzeArguments(recorded, example_inputs, methods=methods)
+        recorded, without = error_without_branches(whole, made.plan.dropped)
     analysis = analyze(recorded, example_inputs, methods=methods, outputs=listed, **options)
     resolved = resolve_plan(analysis, replace(made.plan, structure=None))
     factors = scale_factors(analysis, resolved.removal) if made.plan.factors else ScaleFactors()
@@ -82,7 +88,8 @@ def verify(
             warnings.warn(text, OtherWeightsWarning, stacklevel=4)
             plain = _with_tensors_of(plain, own)
     try:
-        return prove(analysis, plain, resolved.removal, resolved.zeroed, exact, factors, folded=folded).error
+        error = prove(analysis, plain, resolved.removal, resolved.zeroed, exact, factors, folded=folded).error
+        return max(error, without)
     except NoReferenceError as error:
         raise CaptureError("the model's forward raises", raised=True, why=str(error)) from error
 

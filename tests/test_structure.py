@@ -17,10 +17,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fxprune"
 
 ORDER = """
-    errors arguments names pattern_values files schedules old_modules sharded channels ops rules capture paths analysis
-    running costs criteria planning proof rewrite fold report _record _repair _follow _find _attempt _first_result
-    _search _transform _analyze _in_place _gradual _verify _distill _summary regularizers integrations plot
-    artifacts sparse pruner __init__ cli __main__
+    errors arguments names pattern_values files schedules old_modules sharded channels ops rules capture paths
+    analysis running costs depth criteria planning proof rewrite fold report _record _repair _follow _find _drop
+    _attempt _dropping _first_result _search _transform _analyze _in_place _gradual _verify _distill _summary regularizers
+    integrations plot artifacts sparse pruner __init__ cli __main__
 """.split()
 """Parts of the package; each imports only from itself and from those before it."""
 
@@ -186,7 +186,7 @@ def test_only_the_selector_matches_names():
 
 
 SELECTORS = """
-    criteria/statistics.py planning/edits.py planning/fixed_counts.py planning/masks.py planning/select.py
+    criteria/statistics.py depth/select.py planning/edits.py planning/fixed_counts.py planning/masks.py planning/select.py
     planning/uniform.py pruner/config.py
     sparse/activations/insertion.py
     sparse/freezing/optimizer_hooks.py sparse/freezing/parameters.py

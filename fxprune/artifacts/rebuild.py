@@ -16,6 +16,7 @@ from torch.nn.modules import batchnorm, conv
 from fxprune.analysis.folded_constants import FoldedConstants, bias_name
 from fxprune.capture.containers import with_parts
 from fxprune.channels.groups import Removal
+from fxprune.depth.carry_out import without_dropped
 from fxprune.errors import PlanError
 from fxprune.ops.module_use import Use
 from fxprune.paths import PATHS
@@ -59,6 +60,7 @@ def rebuild(
     assert path.without_inputs is not None
     if isinstance(model, fx.GraphModule) and not path.takes_graphs:
         raise PlanError(f"{source} holds a model that kept its class", why="into is a graph", do="pass the module")
+    model = without_dropped(model, plan.dropped)
     _check_model(model, plan)
     captured = path.without_inputs(model)
     whole = captured.module

@@ -20,7 +20,8 @@ TORCH = os.path.dirname(torch.__file__) + os.sep
 """The folder of torch."""
 
 _OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep
-_WALK = os.path.join(os.path.dirname(__file__), "walk.py")
+_RUNNERS = (os.path.join(os.path.dirname(__file__), "walk.py"), os.path.join(_OWN, "_drop.py"))
+"""The files that run a model, and so are no code of it."""
 
 
 def users_line() -> str:
@@ -28,7 +29,7 @@ def users_line() -> str:
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if name == _WALK:
+        if name in _RUNNERS:
             return ""
         if not name.startswith((_OWN, TORCH)):
             return f"{name}:{frame.f_lineno}"

@@ -9,6 +9,7 @@ import numpy as np
 
 from fxprune.capture.output_paths import OutputPath, in_both, paths_text
 from fxprune.channels.groups import Bools
+from fxprune.depth.dropped import Dropped
 from fxprune.errors import PlanError, nearest
 from fxprune.paths import PATHS
 from fxprune.planning.factors import Factor, Products
@@ -47,6 +48,8 @@ def then(first: PlanT, second: PlanFields) -> PlanT:
 
     Raises `PlanError` where the second plan is not for the model that the first one leaves.
     """
+    dropped = _in_first_numbering(first, second.dropped)
+    first = without_tensors(first, {name for one in dropped for name in one.tensors})
     structure = first.known_structure("what it leaves")
     later = {} if second.structure is None else second.structure.shapes
     shapes = {
@@ -75,6 +78,28 @@ def then(first: PlanT, second: PlanFields) -> PlanT:
         path=_path_of_both(first, second),
         versions={},
         outputs=_outputs(first, second),
+        dropped=(*first.dropped, *dropped),
+    )
+
+
+def _in_first_numbering(first: PlanFields, dropped: Sequence[Dropped]) -> list[Dropped]:
+    """The branches that a second plan drops, with the shapes that they have in the model of the first."""
+    shapes = {} if first.structure is None else first.structure.shapes
+    return [replace(one, tensors={n: shapes.get(n, shape) for n, shape in one.tensors.items()}) for one in dropped]
+
+
+def without_tensors(plan: PlanT, names: set[str]) -> PlanT:
+    """A plan for the model that has lost some tensors, which branches took along."""
+    if not names or plan.structure is None:
+        return plan
+    structure = plan.structure
+    shapes = {name: shape for name, shape in structure.shapes.items() if name not in names}
+    return replace(
+        plan,
+        removed={name: dims for name, dims in plan.removed.items() if name not in names},
+        zeroed=None if plan.zeroed is None else {n: dims for n, dims in plan.zeroed.items() if n not in names},
+        factors=tuple(factor for factor in plan.factors if factor.tensor not in names),
+        structure=Structure(shapes, (), tuple(name for name in structure.outside if name not in names)),
     )
 
 

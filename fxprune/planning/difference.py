@@ -19,15 +19,19 @@ class PlanDiff:
 
     only_first, only_second: parameter or buffer -> {dimension: indices} that one plan removes and the other keeps.
     factors_first, factors_second: the factors that only one of them has, where both have some.
+    dropped_first, dropped_second: the names of the branches that only one of them drops.
     """
 
     only_first: Removed = field(default_factory=dict)
     only_second: Removed = field(default_factory=dict)
     factors_first: tuple[Factor, ...] = ()
     factors_second: tuple[Factor, ...] = ()
+    dropped_first: tuple[str, ...] = ()
+    dropped_second: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.only_first or self.only_second or self.factors_first or self.factors_second)
+        dropped = self.dropped_first or self.dropped_second
+        return bool(self.only_first or self.only_second or self.factors_first or self.factors_second or dropped)
 
     def __str__(self) -> str:
         lines = []
@@ -40,6 +44,8 @@ class PlanDiff:
                     if dim in part
                 )
                 lines.append(f"{name}[{dim}]: {', '.join(parts)}")
+        for which, names in (("first", self.dropped_first), ("second", self.dropped_second)):
+            lines += [f"only the {which} drops {name}" for name in names]
         lines += [f"only the first: {factor}" for factor in self.factors_first]
         lines += [f"only the second: {factor}" for factor in self.factors_second]
         return "\n".join(lines) or "both remove the same"
@@ -48,7 +54,7 @@ class PlanDiff:
 def diff(first: PlanFields, second: PlanFields) -> PlanDiff:
     """The indices that one plan removes and the other keeps. Raises `PlanError` for plans for different models."""
     if first.structure is not None and second.structure is not None:
-        there, here = Structure(first.structure.shapes).difference(Structure(second.structure.shapes))
+        there, here = _whole(first, first.structure).difference(_whole(second, second.structure))
         if there:
             raise PlanError(
                 "the plans are for different models",
@@ -62,7 +68,14 @@ def diff(first: PlanFields, second: PlanFields) -> PlanDiff:
         _without(second.removed, first.removed),
         tuple(factor for factor in ours if known and factor not in theirs),
         tuple(factor for factor in theirs if known and factor not in ours),
+        tuple(one.name for one in first.dropped if one.name not in {other.name for other in second.dropped}),
+        tuple(one.name for one in second.dropped if one.name not in {other.name for other in first.dropped}),
     )
+
+
+def _whole(plan: PlanFields, structure: Structure) -> Structure:
+    """The names and shapes of the model that a plan is for, with the tensors of the branches that it drops."""
+    return Structure({**structure.shapes, **{name: s for one in plan.dropped for name, s in one.tensors.items()}})
 
 
 def _without(ours: Removed, theirs: Removed) -> Removed:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from fxprune.analysis.findings import Findings
 from fxprune.capture.output_paths import OutputPath
+from fxprune.depth.dropped import Dropped
 from fxprune.errors import PlanError
 from fxprune.planning.factors import Factor
 from fxprune.planning.sizes import Size
@@ -35,6 +36,7 @@ class PlanFields:
     versions: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     factors: tuple[Factor, ...] = ()
     outputs: tuple[OutputPath, ...] | None = None
+    dropped: tuple[Dropped, ...] = ()
 
     def made_from(self: PlanT, findings: Findings) -> PlanT:
         """This plan, which remembers the analysis that it was made from, for edits. Copies and files do not."""

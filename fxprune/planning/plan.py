@@ -33,10 +33,12 @@ class Plan(PlanFields):
     factors: the parts of parameters that are multiplied, because code of the small model computes another scale from a
         smaller width; known after a rewrite, as `sizes` are.
     outputs: the parts of the model's result that count as outputs, as paths; None if all do. See `fxprune.transform`.
+    dropped: the residual branches that go whole, before any channel does. `removed` and `structure` are about the model
+        without them.
     """
 
     def __bool__(self) -> bool:
-        return bool(self.removed)
+        return bool(self.removed or self.dropped)
 
     @property
     def kept(self) -> Removed:

@@ -15,6 +15,7 @@ from fxprune.capture.output_paths import OutputPath, output_paths
 from fxprune.errors import InputError, PlanError
 from fxprune.files import Field, PathLike, parse_json, read_bytes, write_text
 from fxprune.paths import PATHS
+from fxprune.planning.dropped_file import dropped_data, dropped_of
 from fxprune.planning.factors import Factor
 from fxprune.planning.fields import PlanFields, PlanT, Removed
 from fxprune.planning.ranges import between, indices_of, parse, spans_of, text_of
@@ -29,8 +30,14 @@ WITH_FACTORS = 2
 WITH_OUTPUTS = 3
 """The version of a file whose plan says which outputs count; it may have factors too."""
 
-_OPTIONAL = {VERSION: (), WITH_FACTORS: ("factors",), WITH_OUTPUTS: ("outputs",)}
+WITH_DROPPED = 4
+"""The version of a file whose plan drops branches; it may have factors and outputs too."""
+
+_NEEDED = {VERSION: (), WITH_FACTORS: ("factors",), WITH_OUTPUTS: ("outputs",), WITH_DROPPED: ("dropped",)}
 """Version of a file -> the keys that it has beside those of version 1."""
+
+_ALLOWED = {VERSION: (), WITH_FACTORS: (), WITH_OUTPUTS: ("factors",), WITH_DROPPED: ("factors", "outputs")}
+"""Version of a file -> the keys that it may have beside these."""
 
 LIMIT = 1 << 28
 """The most bytes of a plan file."""
@@ -66,7 +73,7 @@ def data_of(plan: PlanFields) -> dict[str, Any]:
     _refuse_what_no_file_holds(plan, structure)
     return {
         "format": FORMAT,
-        "version": WITH_OUTPUTS if plan.outputs is not None else WITH_FACTORS if plan.factors else VERSION,
+        "version": _version(plan),
         "versions": dict(plan.versions) or versions(),
         "path": plan.path,
         "fingerprint": structure.fingerprint,
@@ -83,7 +90,15 @@ def data_of(plan: PlanFields) -> dict[str, Any]:
         "reasons": list(plan.reasons),
         **({"factors": [_factor_data(factor) for factor in plan.factors]} if plan.factors else {}),
         **({} if plan.outputs is None else {"outputs": [list(path) for path in plan.outputs]}),
+        **({"dropped": [dropped_data(one) for one in plan.dropped]} if plan.dropped else {}),
     }
+
+
+def _version(plan: PlanFields) -> int:
+    """The lowest version of a file that can hold a plan."""
+    if plan.dropped:
+        return WITH_DROPPED
+    return WITH_OUTPUTS if plan.outputs is not None else WITH_FACTORS if plan.factors else VERSION
 
 
 def versions() -> dict[str, str]:
@@ -151,12 +166,12 @@ def plan_of(data: Field, kind: type[PlanT]) -> PlanT:
     if not isinstance(data.value, dict) or data.value.get("format") != FORMAT:
         raise data.wrong(f'it is no plan of fxprune: there is no "format": "{FORMAT}"')
     version = data.value.get("version")
-    if type(version) is not int or version not in _OPTIONAL:
+    if type(version) is not int or version not in _NEEDED:
         if "version" not in data.value:
             raise data.wrong('the key "version" is missing')
-        why = f"this fxprune reads versions {VERSION} to {WITH_OUTPUTS}"
+        why = f"this fxprune reads versions {VERSION} to {WITH_DROPPED}"
         raise data["version"].wrong(why, "load it with the fxprune that wrote it")
-    data.object([*_KEYS, *_OPTIONAL[version]], ["factors"] if version == WITH_OUTPUTS else [])
+    data.object([*_KEYS, *_NEEDED[version]], _ALLOWED[version])
     budget = _Budget(data)
     shapes: dict[str, tuple[int, ...]] = {}
     removed: Removed = {}
@@ -180,7 +195,8 @@ def plan_of(data: Field, kind: type[PlanT]) -> PlanT:
         data["path"].text(("", *PATHS)),
         {name: version.text() for name, version in data["versions"].mapping().items()},
         _factors(data["factors"], shapes, budget) if "factors" in data.value else (),
-        _outputs(data["outputs"]) if version == WITH_OUTPUTS else None,
+        _outputs(data["outputs"]) if "outputs" in data.value else None,
+        dropped_of(data["dropped"]) if "dropped" in data.value else (),
     )
 
 

@@ -1,0 +1,246 @@
+"""Residual branches that go before any channel does: found, replaced, and compared with the original."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune._find import AnalyzeArguments
+from fxprune.capture.fake_tensors import Faker, Real
+from fxprune.capture.inputs import Inputs, normalize
+from fxprune.capture.methods import call_method, method_calls
+from fxprune.capture.modes import MODES, doubled, random_decisions, set_mode
+from fxprune.capture.process_state import clean_caches, same_random_state, silence
+from fxprune.capture.program import as_module
+from fxprune.costs import Cost, cost
+from fxprune.depth.branches import Branch, branches_of
+from fxprune.depth.carry_out import replace_modules, tensors_of, without_dropped
+from fxprune.depth.dropped import OWN as OWN_KINDS
+from fxprune.depth.dropped import Dropped, Replacement
+from fxprune.depth.flow import Flow
+from fxprune.depth.following import flow_of
+from fxprune.depth.gone import by_addition
+from fxprune.depth.reference import DroppedAdditions
+from fxprune.depth.replacing import replacements
+from fxprune.depth.select import selected
+from fxprune.errors import CaptureError, VerificationError, text_of
+from fxprune.proof.copies import Copies
+from fxprune.proof.deterministic import deterministic
+from fxprune.proof.difference import relative_error
+from fxprune.proof.precision import FLOAT32, FLOAT64, OWN, Precision
+
+
+@dataclass(frozen=True, eq=False)
+class ComparedCall:
+    """A call of a model on which branches are looked for and compared. training: the mode, None as it was given."""
+
+    inputs: Inputs
+    method: str = ""
+    training: bool | None = None
+
+    def of(self, module: nn.Module, inputs: Inputs) -> Any:
+        """The result of the call, on a copy of the model."""
+        if self.training is not None:
+            set_mode(module, self.training)
+        return call_method(module, self.method, inputs) if self.method else module(*inputs[0], **inputs[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Branches:
+    """The residual branches of a model, and the calls and flows in which they were found."""
+
+    model: nn.Module
+    calls: tuple[ComparedCall, ...]
+    flows: tuple[Flow, ...]
+    cost: Cost
+    branches: tuple[Branch, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class WithoutBranches:
+    """A model without some branches. error: of the comparison with the original, None if there was none."""
+
+    model: nn.Module
+    dropped: tuple[Dropped, ...]
+    error: float | None
+    reasons: tuple[str, ...] = ()
+
+
+def find_branches(call: AnalyzeArguments) -> Branches:
+    """The residual branches of a model. Raises `CaptureError` if it does not run."""
+    model = as_module(call.model, call.example_inputs)
+    inputs, more = normalize(call.example_inputs), [normalize(other) for other in call.also]
+    calls = [ComparedCall(given) for given in (inputs, *more)]
+    calls += [ComparedCall(method.inputs, method.name) for method in method_calls(model, call.methods)]
+    flows = [_flow(model, one) for one in calls]
+    notes = []
+    try:
+        other, flow = _in_other_mode(model, inputs)
+    except CaptureError as error:
+        notes.append(f"branches were not looked at in {MODES[not model.training]} mode: {error.first_why}")
+    else:
+        calls, flows = [*calls, other], [*flows, flow]
+    whole = cost(model, call.example_inputs)
+    return Branches(model, tuple(calls), tuple(flows), whole, branches_of(model, flows, whole), tuple(notes))
+
+
+def _in_other_mode(model: nn.Module, inputs: Inputs) -> tuple[ComparedCall, Flow]:
+    training = not model.training
+    tries = [ComparedCall(given, training=training) for given in ((inputs, doubled(inputs)) if training else (inputs,))]
+    for call in tries[:-1]:
+        with contextlib.suppress(CaptureError):
+            return call, _flow(model, call)
+    return tries[-1], _flow(model, tries[-1])
+
+
+def _flow(model: nn.Module, call: ComparedCall) -> Flow:
+    """The flow of one call, on fake tensors if these do."""
+    error: Exception | None = None
+    weightless = any(t.device.type == "meta" for t in tensors_of(model).values())
+    for faker in (Faker(),) if weightless else (Faker(), Real()):
+        module, inputs = faker.module(model), faker.tree(call.inputs)
+        kept = (clean_caches(model), silence(), same_random_state(), faker.mode, random_decisions())
+        try:
+            with contextlib.ExitStack() as stack:
+                for mode in kept:
+                    stack.enter_context(mode)
+                return flow_of(module, partial(call.of, module, inputs))
+        except Exception as raised:
+            error = error or raised
+            last = raised
+    raise CaptureError(
+        "the model's forward raises",
+        raised=True,
+        why=text_of(last),
+        do="check that the model runs on these example inputs",
+    ) from last
+
+
+def drop(found: Branches, patterns: Any) -> WithoutBranches:
+    """The model without the branches that patterns name.
+
+    Raises `PlanError` if they name none, `VerificationError` if no replacement of their modules computes the same as
+    the original with zeros added.
+    """
+    return without(found, selected(found.model, found.branches, patterns))
+
+
+def without(found: Branches, branches: Sequence[Branch]) -> WithoutBranches:
+    """The model without some of its branches: see `drop`."""
+    model = found.model
+    failed: list[tuple[tuple[Replacement, ...], VerificationError]] = []
+    for blocks, plain in ((True, True), (True, False), (False, True), (False, False)):
+        made = replacements(model, found.flows, branches, blocks=blocks, plain=plain)
+        if made in [tried for tried, _ in failed]:
+            continue
+        dropped = _dropped(model, branches, made)
+        smaller = without_dropped(model, dropped)
+        try:
+            error = compared(found, smaller, branches)
+        except VerificationError as wrong:
+            failed.append((made, wrong))
+            continue
+        return WithoutBranches(smaller, dropped, error, (*found.notes, *needs_package(dropped)))
+    raise failed[0][1]
+
+
+def _dropped(model: nn.Module, branches: Sequence[Branch], made: Sequence[Replacement]) -> tuple[Dropped, ...]:
+    """The entry of the plan for each branch. A replaced block that covers several belongs to the last of them."""
+    owner = {r: max((n for n, b in enumerate(branches) if _belongs(r, b)), default=len(branches) - 1) for r in made}
+    found = []
+    smaller = without_dropped(model, ())
+    for number, branch in enumerate(branches):
+        own = tuple(r for r in made if owner[r] == number)
+        before = tensors_of(smaller)
+        replace_modules(smaller, own)
+        after = tensors_of(smaller)
+        gone = {name: tuple(t.shape) for name, t in before.items() if name not in after}
+        found.append(Dropped(branch.name, branch.at, own, gone))
+    return tuple(found)
+
+
+def _belongs(replacement: Replacement, branch: Branch) -> bool:
+    path = replacement.path
+    return path in branch.modules or any(m.startswith(f"{path}.") for m in branch.modules)
+
+
+def needs_package(dropped: Sequence[Dropped]) -> Iterator[str]:
+    """A sentence about modules of this package in the model, if there are some."""
+    own = [r.path for one in dropped for r in one.replaced if r.kind in OWN_KINDS]
+    if own:
+        listed = ", ".join(own[:3]) + (f" and {len(own) - 3} more" if own[3:] else "")
+        yield f"modules of fxprune take the place of {listed}, so that a pickled model needs fxprune"
+
+
+# -- the comparison ------------------------------------------------------------------------------------------
+
+
+def compared(found: Branches, smaller: nn.Module, branches: Sequence[Branch]) -> float | None:
+    """The relative error of a model without branches against the original with zeros added instead; None without
+    weights. Raises `VerificationError` if it is wrong, or raises."""
+    places = by_addition(branch.place for branch in branches)
+    if any(t.device.type == "meta" for t in tensors_of(found.model).values()):
+        for call in found.calls:
+            _guarded(partial(_flow, smaller, call))
+        return None
+    error = 0.0
+    with clean_caches(found.model):
+        for call in found.calls:
+            error = max(error, _error(found.model, smaller, call, places))
+        first = found.calls[0]
+        module = _copy(smaller, OWN)
+        with torch.no_grad(), same_random_state(), silence():
+            _guarded(lambda: first.of(module, OWN.copies(first.inputs)))  # with the fused kernels of torch
+    return error
+
+
+def _error(model: nn.Module, smaller: nn.Module, call: ComparedCall, places: Any) -> float:
+    failed: Exception | None = None
+    for precision in (FLOAT64, FLOAT32, OWN):
+        try:
+            reference = _run(model, call, precision, places)
+        except Exception as raised:
+            failed = failed or raised
+            continue
+        made = _guarded(partial(_run, smaller, call, precision, {}))
+        error = relative_error(made, reference)
+        if not error <= precision.tolerance:
+            raise VerificationError(
+                "the model without the branches computes something else",
+                why=f"its outputs differ by {error:.1e} from the original with zeros added instead",
+                do="leave these branches out of drop, and report it",
+            )
+        return error
+    assert failed is not None
+    raise CaptureError("the model's forward raises", raised=True, why=text_of(failed)) from failed
+
+
+def _run(model: nn.Module, call: ComparedCall, precision: Precision, places: Any) -> Any:
+    module = _copy(model, precision)
+    mode = DroppedAdditions(module, places)
+    with deterministic(precision), silence(), mode.watching():
+        return call.of(module, precision.copies(call.inputs))
+
+
+def _copy(model: nn.Module, precision: Precision) -> nn.Module:
+    modes = {path: module.training for path, module in model.named_modules()}
+    return Copies(model, precision=precision).module(lambda path: modes[path])
+
+
+def _guarded(run: Callable[[], Any]) -> Any:
+    """The result of a run of the smaller model. Raises `VerificationError` if it raises."""
+    try:
+        return run()
+    except Exception as error:
+        raise VerificationError(
+            "the model without the branches raises",
+            why=text_of(error),
+            do="leave these branches out of drop, and report it",
+        ) from error

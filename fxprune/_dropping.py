@@ -1,0 +1,155 @@
+"""The part of `transform` that is about branches: the model that is analysed, its budgets, and what the record says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from fxprune._attempt import Result
+from fxprune._drop import Branches, compared, drop, find_branches, needs_package
+from fxprune._find import AnalyzeArguments
+from fxprune._record import Record
+from fxprune.capture.tensors import Tensors
+from fxprune.costs import Cost, cost, measured_in_turn, peak_memory
+from fxprune.depth.carry_out import without_dropped
+from fxprune.depth.dropped import Dropped
+from fxprune.errors import PlanError
+from fxprune.planning.budgets import budgets_of, checked_keys
+from fxprune.planning.figures import Figures, with_measured
+from fxprune.planning.plan import Plan
+
+CHANNELS = ("ratio", "masks", "keep", "counts")
+"""The options that ask for channels to go."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shallow:
+    """The model that is analysed: the given one, or a copy of it without some branches.
+
+    choices: the options for the rest of the model. before: the cost of the original, None if nothing was dropped.
+    error: of the comparison of the two. alone: True if nothing but branches goes.
+    """
+
+    model: nn.Module
+    choices: Mapping[str, Any]
+    original: nn.Module
+    dropped: tuple[Dropped, ...] = ()
+    before: Cost | None = None
+    error: float | None = None
+    reasons: tuple[str, ...] = field(default=())
+    alone: bool = False
+
+    def added(self, result: Result) -> Result:
+        """The result with the branches in its plan."""
+        if not self.dropped:
+            return result
+        reasons = () if self.alone else result.plan.reasons
+        return replace(result, plan=replace(result.plan, dropped=self.dropped, reasons=reasons))
+
+    def recorded(self, record: Record) -> Record:
+        """The record of a model that was made from this one, as one of the original."""
+        if not self.dropped:
+            return record
+        tensors = Tensors.of(self.original)
+        whole = {name: tuple(t.shape) for name, t in tensors.items()}
+        errors = [error for error in (record.error, self.error) if error is not None]
+        text = f"residual branches went whole: {', '.join(map(str, self.dropped))}"
+        return replace(
+            record,
+            before={**whole, **record.before},
+            cost=None if record.cost is None or self.before is None else (self.before, record.cost[1]),
+            error=max(errors, default=None),
+            reasons=(text, *record.reasons, *self.reasons),
+        )
+
+
+def asked_to_drop(choices: Mapping[str, Any]) -> bool:
+    """True if options name branches. An empty list names none."""
+    asked = choices.get("drop", ())
+    return not (isinstance(asked, (list, tuple, set, frozenset)) and not asked) and asked is not None
+
+
+def without_branches(call: AnalyzeArguments, plan: Plan | None, choices: Mapping[str, Any]) -> Shallow:
+    """The model without the branches that a plan drops or that the options name.
+
+    Raises `PlanError` if there are no such branches, `VerificationError` if none can be taken out without an error.
+    """
+    model, others = call.model, {name: value for name, value in choices.items() if name != "drop"}
+    if plan is not None and isinstance(plan, Plan) and plan.dropped:
+        return Shallow(
+            without_dropped(model, plan.dropped),
+            others,
+            model,
+            plan.dropped,
+            cost(model, call.example_inputs),
+            reasons=tuple(needs_package(plan.dropped)),
+        )
+    if not asked_to_drop(choices):
+        return Shallow(model, others, model)
+    found = find_branches(call)
+    made = drop(found, choices["drop"])
+    others = _for_the_rest(others, found, made.model, call.example_inputs)
+    alone = all(others.get(name) is None for name in CHANNELS)
+    if alone:
+        others["ratio"] = 0.0
+    return Shallow(made.model, others, model, made.dropped, found.cost, made.error, made.reasons, alone)
+
+
+def _for_the_rest(choices: Mapping[str, Any], found: Branches, model: nn.Module, example_inputs: Any) -> dict[str, Any]:
+    """The options for a model without branches: budgets are those of the original, and left out where they are met."""
+    keep = choices.get("keep")
+    if keep is not None:
+        left = _budgets_left(keep, found, model, example_inputs)
+        choices = {**choices, "keep": left or None, **({} if left else {"scope": "local"})}
+    return dict(choices)
+
+
+def _budgets_left(keep: Any, found: Branches, model: nn.Module, example_inputs: Any) -> dict[str, Any]:
+    """The budgets that the model without branches is not within yet, in figures of their own."""
+    keys = checked_keys(keep)
+    before, after = _figures(found.cost, cost(model, example_inputs), keys, found.model, model, example_inputs)
+    left: dict[str, Any] = {}
+    for budget in budgets_of(before, keep, found.cost.uncounted):
+        now = budget.of(after)
+        if now > budget.limit:
+            exact = f"{budget.limit * 1e9} ns" if budget.key == "latency" else max(2, math.floor(budget.limit))
+            left[budget.key] = exact
+    return left
+
+
+def _figures(
+    whole: Cost, less: Cost, keys: tuple[str, ...], original: nn.Module, model: nn.Module, example_inputs: Any
+) -> tuple[Figures, Figures]:
+    """The figures of the original and of the model without branches."""
+    measured: dict[str, tuple[float, float]] = {}
+    if "memory" in keys:
+        first, second = (peak_memory(m, example_inputs) for m in (original, model))
+        measured["memory"] = first, second
+    if "latency" in keys:
+        one, other = measured_in_turn([original, model], example_inputs, rounds=10)
+        measured["latency"] = one.seconds, other.seconds
+    before, after = with_measured((whole, less), measured)
+    return before, after
+
+
+def error_without_branches(call: AnalyzeArguments, dropped: tuple[Dropped, ...]) -> tuple[nn.Module, float]:
+    """A model without the branches of a plan, and its error against the original.
+
+    Raises `PlanError` if the model has no such branches.
+    """
+    model = without_dropped(call.model, dropped)
+    found = find_branches(call)
+    by_name = {branch.name: branch for branch in found.branches}
+    missing = [one.name for one in dropped if one.name not in by_name]
+    if missing:
+        raise PlanError(
+            f'the plan drops a branch that the model has not: "{missing[0]}"',
+            why="what it names is no residual branch on these inputs",
+            do="pass inputs like those that the plan was made on",
+        )
+    error = compared(found, model, [by_name[one.name] for one in dropped])
+    return model, 0.0 if error is None else error

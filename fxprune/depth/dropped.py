@@ -1,0 +1,48 @@
+"""The part of a plan about branches that are gone: the modules that take the place of others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+IDENTITY, ZEROS, CHAIN, PASSES, GIVES = KINDS = ("identity", "zeros", "chain", "passes", "gives zeros")
+"""The kinds of replacements. All but the last two are modules of torch."""
+
+OWN = (PASSES, GIVES)
+"""The kinds that are modules of this package, so that a pickled model needs it."""
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A module that takes the place of another one.
+
+    kind: "identity" is `nn.Identity`; "zeros" is an `nn.Threshold` that every number is below; "chain" is an
+        `nn.Sequential` of `children`, which the other one had; "passes" gives on the argument `source` (its position or
+        keyword); "gives zeros" gives zeros like its first tensor.
+    form: for the last two, the result: 0 stands for the tensor, null for None, a list for a tuple.
+    """
+
+    path: str
+    kind: str
+    children: tuple[str, ...] = ()
+    source: int | str = 0
+    form: Any = 0
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A residual branch that a plan removes whole.
+
+    name: of the branch. at: the module whose forward adds it, and the line.
+    replaced: the modules in its place; empty where those of a branch that is named later cover them.
+    tensors: the parameters and buffers that go -> their shapes.
+    """
+
+    name: str
+    at: str
+    replaced: tuple[Replacement, ...] = field(default=(), repr=False)
+    tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False, hash=False)
+
+    def __str__(self) -> str:
+        return self.name
