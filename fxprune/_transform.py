@@ -122,8 +122,8 @@ def transform(
         plan: the channels to remove, made by `analysis.plan(...)` or loaded from a file. The path that it was made on
             is tried first. Without a plan, the next arguments say how to make one:
         keep: the cost that stays, such as {"macs": 0.5}: the result is within it, and near it.
-        ratio, masks, importance, ignore, round_to, exact, seed, scope, counts, uniform, min_channels,
-            max_ratio, latency_table: see `fxprune.planning.choose.choose`, which says more of `keep` too.
+        ratio, masks, importance, ignore, round_to, exact, seed: see `fxprune.planning.choose.choose`.
+        scope, counts, uniform, min_channels, max_ratio, latency_table: see there too, where more is said of `keep`.
         bias: "prune" removes everything that belongs to a channel. "fold" removes its weights only. What the channel
             computes without them is a constant (from its bias, the shift of a norm, an activation at zero), which is
             folded exactly into the layers that read it. If that is not possible, the channel stays. The default is

@@ -123,7 +123,7 @@ def test_all_channels_verify(program: Program, ratio: float, seed: int) -> None:
 borders = st.sampled_from(("carrier", "map"))
 
 
-@law(40, program=programs(), ratio=ratios, seed=seeds, border=borders)
+@law(25, program=programs(), ratio=ratios, seed=seeds, border=borders)
 def test_constants_are_folded(program: Program, ratio: float, seed: int, border: str) -> None:
     """The original whose layers lost the weights of some outputs, and nothing else, needs no rule either."""
     net, x = build(program), images(program)
@@ -177,7 +177,7 @@ def later(removed: Removed, first: Removed, net: nn.Module) -> Removed:
     return result
 
 
-@law(22, program=programs(), ratio=ratios, seed=seeds)
+@law(12, program=programs(), ratio=ratios, seed=seeds)
 def test_two_steps_are_one(program: Program, ratio: float, seed: int) -> None:
     """Half of the channels, then the other half: the same as all at once, to the last bit of every weight."""
     net, x = build(program), images(program)
@@ -231,7 +231,7 @@ def everything(net: nn.Module) -> list[Any]:
     return seen
 
 
-@law(15, program=programs(), ratio=ratios, seed=seeds, traced=st.booleans())
+@law(10, program=programs(), ratio=ratios, seed=seeds, traced=st.booleans())
 def test_the_original_is_untouched(program: Program, ratio: float, seed: int, traced: bool) -> None:
     net, x = build(program), images(program)
     coin = np.random.default_rng(seed)
@@ -408,7 +408,7 @@ def assert_varied(seen: Counter[str], wanted: set[str], part: float = 1.0) -> No
     assert len(missing) <= (1 - part) * len(wanted), missing
 
 
-@law(25, program=token_programs(), ratio=ratios, seed=seeds)
+@law(16, program=token_programs(), ratio=ratios, seed=seeds)
 def token_channels_never_existed(program: Tokens, ratio: float, seed: int) -> None:
     net = build_tokens(program)
     prefer = ("graph", None)[seed % 2]

@@ -21,7 +21,7 @@ import fxprune
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "fxprune").rglob("*.py"))
 CORE = ["networkx", "numpy", "safetensors", "tabulate", "torch", "tqdm"]
-EXTRAS = ["benchmark", "examples", "lightning", "onnx", "plot", "test", "transformers", "zoo"]
+EXTRAS = ["benchmark", "docs", "examples", "lightning", "onnx", "plot", "test", "transformers", "zoo"]
 FILES = ["pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"]
 FOLDERS = ["fxprune", "docs", "examples", "tests"]
 

@@ -112,7 +112,10 @@ class Group:
 
     @property
     def key(self) -> str:
-        """A text that names this group and no other: `name:kind@parameter[dim]`, followed by `#2`, ... if repeated."""
+        """A text that names this group and no other.
+
+        It is `name:kind@parameter[dim]`, followed by `#2`, ... if repeated.
+        """
         return self._findings.keys[self.number]
 
     @property

@@ -69,7 +69,7 @@ def test_factors_solve_the_normal_equations():
 
 
 def test_the_error_on_held_out_images_is_smaller_with_scaling():
-    for seed in range(6):
+    for seed in range(2):
         torch.manual_seed(seed)
         model = two_convolutions()
         loader, held = images(32, seed), images(64, 1000 + seed, batches=1)[0]
