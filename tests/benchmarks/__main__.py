@@ -13,6 +13,7 @@ from tests.benchmarks import (
     bench_dynamic,
     bench_export,
     bench_fold,
+    bench_graphs,
     bench_import,
     bench_latency,
     bench_masked,
@@ -37,6 +38,7 @@ BENCHMARKS: dict[str, Callable[[], str]] = {
     "sparse": bench_sparse.measure,
     "masked": bench_masked.measure,
     "dynamic": bench_dynamic.measure,
+    "graphs": bench_graphs.measure,
 }
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
