@@ -18,6 +18,7 @@ from fxprune.fold import ResolvedPlan, make_plan, resolve_plan
 from fxprune.planning.from_channels import plan_from
 from fxprune.planning.plan import Plan
 from fxprune.planning.select import by_group, carried_over, ignored_groups
+from fxprune.planning.uniform import by_config, with_config
 from fxprune.proof.compare import first_wrong_group, prove
 from fxprune.proof.result import NoReferenceError, Proof
 from fxprune.rewrite.factors import factors_of
@@ -78,8 +79,9 @@ def attempt(analysis: Findings, request: Request, *, locking: bool = False) -> R
     Raises `UnprovenError` if the small model is wrong, `RewriteError` if a size cannot be recounted, `CaptureError` if
     the forward raises, `PlanError` if the plan cannot be applied.
     """
-    first, held = analysis, list[str]()
     choices = request.choices
+    analysis = with_config(analysis) if by_config(choices.get("uniform")) else analysis
+    first, held = analysis, list[str]()
     while True:
         try:
             resolved = _resolved(analysis, request, held)  # which makes smaller models too, for a latency

@@ -46,6 +46,7 @@ from fxprune.planning.budgets import MISSED, above
 from fxprune.planning.figures import Measured, with_measured
 from fxprune.planning.plan import Plan
 from fxprune.planning.structure import structure_of
+from fxprune.planning.uniform import by_config, class_paths
 from fxprune.planning.without_effect import refuse_without_effect
 from fxprune.rewrite.derived import derived
 from fxprune.rewrite.missing_graph import explain_missing_graph
@@ -124,6 +125,8 @@ def transform(
         keep: the cost that stays, such as {"macs": 0.5}: the result is within it, and near it.
         ratio, masks, importance, ignore, round_to, exact, seed: see `fxprune.planning.choose.choose`.
         scope, counts, uniform, min_channels, max_ratio, latency_table: see there too, where more is said of `keep`.
+            With uniform="config" only what the config of a Hugging Face model can say is removed, and that of the
+            result says it, so that `from_pretrained` loads it (see docs/transformers.md); `plan` may be given with it.
         bias: "prune" removes everything that belongs to a channel. "fold" removes its weights only. What the channel
             computes without them is a constant (from its bias, the shift of a norm, an activation at zero), which is
             folded exactly into the layers that read it. If that is not possible, the channel stays. The default is
@@ -288,11 +291,13 @@ def _carried_out(
     on = on if search is None else on.several_times()
     importance, batches = on.read(module, normalize(call.example_inputs), choices.get("importance", "l2"))
     paths = paths_for(module, call.path, call.prefer, made_on=plan.path if isinstance(plan, Plan) else "")
+    paths = class_paths(paths) if by_config(choices.get("uniform")) else paths
     if folds(choices.get("bias"), choices.get("masks")) and all(front_end.needs_hooks for front_end in paths):
         raise PlanError("constants cannot be folded behind hooks", why="they put zeros back", do="take another path")
     counting = narrowed(plan.outputs if isinstance(plan, Plan) else None, output_paths(call.outputs))
     analysed = replace(call, model=shallow.model, outputs=None if counting is None else list(counting))
     free = plan is None and call.path is None and call.prefer is None and not isinstance(module, fx.GraphModule)
+    free = free and not by_config(choices.get("uniform"))
     request = replace(request, call=analysed, choices={**choices, "importance": importance})
     if shallow.dropped:
         request = replace(request, known={})

@@ -172,6 +172,7 @@ class Findings:
     notes: sentences for the reader of the record.
     preserved: scope -> how the small model preserves the statistics there; None without `norms="preserve"`.
     results: the tensors in the result of the forward, and which of them count as outputs.
+    config: the config that has to say what is removed (`fxprune.configs.Config`); None without `uniform="config"`.
     """
 
     subject: Subject
@@ -182,6 +183,7 @@ class Findings:
     notes: tuple[str, ...]
     preserved: Mapping[str, Any] | None = None
     results: Results = field(default_factory=Results)
+    config: Any = None
 
     # -- parts of the parts -------------------------------------------------------------------------------
 

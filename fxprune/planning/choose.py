@@ -81,7 +81,8 @@ def choose(
             Groups that `ignore` or `exact` holds stay whole; a count that breaks a limit that is given is refused.
         uniform: a pattern or several that name repeated blocks, such as "layers.*.mlp": groups at the same place in
             these blocks keep equally many channels, the mean of what each would keep. If one of them stays whole, so do
-            the others; a count for one holds for all.
+            the others; a count for one holds for all. "config": only what the config of a Hugging Face model can say is
+            removed; groups that the same number of it counts keep the same share.
         min_channels: the least number of channels that stay in a group.
         max_ratio: the largest share that a group may lose; for a budget 0.9 by default, so that no group gets empty.
         latency_table: the folder that keeps measured latencies; by default it is in the user's cache directory. False

@@ -1,23 +1,30 @@
 """Equal widths across repeated blocks: the option `uniform`.
 
 A pattern such as "layers.*.mlp" names blocks. Groups that stand at the same place in them, such as the outputs of `up`
-in each, are a set, and keep equally many channels.
+in each, are a set, and keep equally many channels. With "config", a set is what one number of the model's config
+counts; its groups keep the same share.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from fxprune.analysis.findings import Findings, Group
+from fxprune.capture.captured import FrontEnd
 from fxprune.channels.groups import Bools, Solution
+from fxprune.configs import Config, NotBuiltError, has_config
 from fxprune.errors import PlanError
 from fxprune.names import chain, entries_of, find, show
 from fxprune.planning.fitting import Counts
 from fxprune.planning.limits import rounded_up
+from fxprune.planning.sayable import nearest_accepted
 from fxprune.planning.select import names_in
 
 InBlock = tuple[str, str]
@@ -26,31 +33,51 @@ InBlock = tuple[str, str]
 Flags = Callable[[Counts], tuple[Bools, tuple[str, ...]]]
 
 
+CONFIG = "config"
+"""The value of `uniform` for which the model's config says which groups are a set."""
+
+
 @dataclass(frozen=True)
 class EqualWidths:
     """Sets of groups that keep equally many channels. The first group of a set stands for all in it.
 
     sets: the numbers of the groups. sizes: the size of each group.
+    steps: number of a group -> how many of its channels are one step; 1 if it is not listed. The groups of a set keep
+        equally many steps.
+    accepts: a function from the counts of all groups to whether they are possible together; None if all are.
     """
 
     sets: tuple[tuple[int, ...], ...]
     sizes: Mapping[int, int]
+    steps: Mapping[int, int] = field(default_factory=dict)
+    accepts: Callable[[Counts], bool] | None = None
 
     def merged(self, counts: Counts, round_to: int) -> dict[int, int]:
         """The counts with one entry for each set: they keep the mean of what the groups in it would, rounded up."""
         merged = dict(counts)
         for members in self.sets:
             if members[0] in counts:
-                kept = [self.sizes[number] - merged.pop(number) for number in members]
-                most = self.most(members)
-                merged[members[0]] = self.sizes[members[0]] - rounded_up(
-                    min(-(-sum(kept) // len(kept)), most), most, round_to
-                )
+                kept = [Fraction(self.sizes[n] - merged.pop(n), self._step(n)) for n in members if n in merged]
+                most, largest = self.most(members), max(map(self._step, members))
+                multiple = round_to // math.gcd(round_to, largest)
+                mean = min(math.ceil(sum(kept) / len(kept)), most)
+                merged[members[0]] = self._gone(members[0], rounded_up(mean, most, multiple))
         return merged
 
     def most(self, members: Sequence[int]) -> int:
-        """The most channels that all groups of a set can keep."""
-        return min(self.sizes[number] for number in members)
+        """The most steps that all groups of a set can keep."""
+        return min(self.sizes[number] // self._step(number) for number in members)
+
+    def _step(self, number: int) -> int:
+        return self.steps.get(number, 1)
+
+    def _gone(self, number: int, steps: int) -> int:
+        """The channels that a group loses if it keeps some steps."""
+        return self.sizes[number] - steps * self._step(number)
+
+    def _kept(self, number: int, gone: int) -> int:
+        """The steps that a group keeps at least if it loses so many channels."""
+        return -(-(self.sizes[number] - gone) // self._step(number))
 
     def settled(self, solution: Solution, flags: Flags, fixed: Counts, counts: Counts) -> tuple[Bools, tuple[str, ...]]:
         """The removed channels and the reasons for counts, where more stay until the widths are equal.
@@ -68,18 +95,35 @@ class EqualWidths:
             for members in self.sets:
                 if members[0] in counts:
                     gone = {n: int(np.count_nonzero(removed[solution.in_group(n)])) for n in members}
-                    kept = max(self.sizes[number] - lost for number, lost in gone.items())
-                    counts[members[0]] = self.sizes[members[0]] - min(kept, self.most(members))
+                    kept = max(self._kept(number, lost) for number, lost in gone.items())
+                    counts[members[0]] = self._gone(members[0], min(kept, self.most(members)))
+            if counts == before:
+                counts = self._accepted(counts, fixed)
             if counts == before:
                 return removed, tuple(reasons)
+
+    def _accepted(self, counts: dict[int, int], fixed: Counts) -> dict[int, int]:
+        """The counts, where more stay until they are possible together; those that are given stay as they are."""
+        accepts = self.accepts
+        if accepts is None:
+            return counts
+        members = {m[0]: m for m in self.sets if m[0] in counts}
+        most = {n: self._kept(n, counts[n]) if n in fixed else self.most(m) for n, m in members.items()}
+        kept = {number: self._kept(number, counts[number]) for number in members}
+
+        def gone(steps: Counts) -> dict[int, int]:
+            return {**counts, **{number: self._gone(number, step) for number, step in steps.items()}}
+
+        found = nearest_accepted(kept, most, lambda steps: accepts(self._of_all(gone(steps))))
+        return counts if found is None else gone(found)
 
     def _of_all(self, counts: Counts) -> dict[int, int]:
         """The counts of all groups."""
         every = dict(counts)
-        for first, *others in self.sets:
-            if first in counts:
-                kept = self.sizes[first] - counts[first]
-                every |= {number: self.sizes[number] - kept for number in others}
+        for members in self.sets:
+            if members[0] in counts:
+                kept = self._kept(members[0], counts[members[0]])
+                every |= {number: self._gone(number, kept) for number in members}
         return every
 
     def _first(self, counts: Counts) -> dict[int, int]:
@@ -94,36 +138,56 @@ class EqualWidths:
         """
         made = dict(fixed)
         for members in self.sets:
-            kept = {self.sizes[number] - fixed[number]: groups[number].key for number in members if number in fixed}
+            given = {number: self.sizes[number] - fixed[number] for number in members if number in fixed}
+            kept = {Fraction(count, self._step(number)): number for number, count in given.items()}
             if len(kept) > 1:
-                why = ", ".join(f'{count} of "{key}"' for count, key in kept.items())
+                why = ", ".join(f'{given[number]} of "{groups[number].key}"' for number in kept.values())
                 raise PlanError("uniform asks for equal widths, and counts for several", why=why, do="give one of them")
-            for count in kept:
-                if count > self.most(members):
-                    smallest = min(members, key=lambda number: self.sizes[number])
-                    raise PlanError(
-                        "uniform asks for equal widths, and a block has fewer channels",
-                        at=f'group "{groups[smallest].key}"',
-                        why=f"{self.sizes[smallest]} < {count}",
-                    )
-                for number in members:
-                    if number in stay and count < self.sizes[number]:
-                        raise PlanError(
-                            f"uniform asks for {count} channels, as counts does for another block",
-                            at=f'group "{groups[number].key}"',
-                            why=f"all {self.sizes[number]} stay: {stay[number]}",
-                        )
-                made |= {number: self.sizes[number] - count for number in members}
+            for count, first in kept.items():
+                self._refuse_between(count, groups[first], given[first])
+                self._refuse_more(int(count), members, groups)
+                self._refuse_held(int(count), members, groups, stay)
+                made |= {number: self._gone(number, int(count)) for number in members}
         return made
+
+    def _refuse_between(self, steps: Fraction, group: Group, kept: int) -> None:
+        if steps.denominator != 1:
+            raise PlanError(
+                f"no config says that {kept} channels stay",
+                at=f'group "{group.key}"',
+                why=f"one number counts them and other widths, which fit for multiples of {self._step(group.number)}",
+            )
+
+    def _refuse_more(self, steps: int, members: Sequence[int], groups: Sequence[Group]) -> None:
+        if steps > self.most(members):
+            smallest = min(members, key=lambda number: self.sizes[number])
+            raise PlanError(
+                "uniform asks for equal widths, and a block has fewer channels",
+                at=f'group "{groups[smallest].key}"',
+                why=f"{self.sizes[smallest]} < {steps}",
+            )
+
+    def _refuse_held(
+        self, steps: int, members: Sequence[int], groups: Sequence[Group], stay: Mapping[int, str]
+    ) -> None:
+        for number in members:
+            if number in stay and self._gone(number, steps):
+                raise PlanError(
+                    f"uniform asks for {steps * self._step(number)} channels, as counts does for another block",
+                    at=f'group "{groups[number].key}"',
+                    why=f"all {self.sizes[number]} stay: {stay[number]}",
+                )
 
 
 def equal_widths(findings: Findings, uniform: Any) -> tuple[EqualWidths, dict[int, str]]:
     """The sets of groups that patterns make equal, and number of a group that cannot be -> why.
 
-    uniform: a pattern or several. Raises `PlanError` for a pattern that names fewer than two blocks, or blocks without
-    channels that can be removed.
+    uniform: a pattern or several, or "config". Raises `PlanError` for a pattern that names fewer than two blocks, or
+    blocks without channels that can be removed.
     """
     sizes = {group.number: group.size for group in findings.groups}
+    if by_config(uniform):
+        return _by_config(findings, sizes)
     sets: list[set[int]] = []
     held: dict[int, str] = {}
     for pattern in entries_of(uniform):
@@ -146,6 +210,57 @@ def equal_widths(findings: Findings, uniform: Any) -> tuple[EqualWidths, dict[in
         why = next((held[number] for number in members if number in held), "")
         held |= dict.fromkeys(members, why) if why else {}
     return EqualWidths(tuple(members for members in made if len(members) > 1), sizes), held
+
+
+def by_config(uniform: Any) -> bool:
+    """True if the model's config has to say what is removed."""
+    return isinstance(uniform, str) and uniform == CONFIG
+
+
+def class_paths(paths: Sequence[FrontEnd]) -> tuple[FrontEnd, ...]:
+    """The paths whose results a config can make: those that keep the class, without hooks.
+
+    Raises `PlanError` if there is none.
+    """
+    found = tuple(path for path in paths if path.keeps_class and not path.needs_hooks)
+    if not found:
+        why = "a config makes an object of the model's class"
+        raise PlanError('uniform="config" needs a result of the model\'s class', why=why, do="leave `path` out")
+    return found
+
+
+def with_config(findings: Findings) -> Findings:
+    """The findings with the config that has to say what is removed.
+
+    Raises `PlanError` for a model without one, or one that its class cannot be built from.
+    """
+    if findings.config is not None:
+        return findings
+    if not has_config(findings.model):
+        raise PlanError(
+            f"{type(findings.model).__name__} has no config that could say its widths",
+            at='uniform="config"',
+            why="it needs `config` with `to_dict` and `from_dict`, and `save_pretrained`",
+            do='leave uniform out, or name repeated blocks, such as "layers.*"',
+        )
+    if findings.preserved is not None:
+        why = "the layers that preserve statistics are no part of a config"
+        raise PlanError('uniform="config" and norms="preserve" do not go together', why=why, do="leave out one of them")
+    try:
+        return replace(findings, config=Config(findings.model))
+    except NotBuiltError as error:
+        kind = type(findings.model).__name__
+        do = "check that the class can be made from the config alone"
+        raise PlanError(f"{kind} cannot be built from its config", why=str(error), do=do) from None
+
+
+def _by_config(findings: Findings, sizes: Mapping[int, int]) -> tuple[EqualWidths, dict[int, str]]:
+    """The sets of groups that one number of the config counts, and number of a group that none counts -> why."""
+    config = with_config(findings).config
+    widths = config.widths(findings)
+    sets = tuple(share.groups for share in widths.shares)
+    steps = {number: sizes[number] // share.steps for share in widths.shares for number in share.groups}
+    return EqualWidths(sets, sizes, steps, partial(config.accepts, findings)), dict(widths.held)
 
 
 def _blocks(findings: Findings, pattern: Any) -> list[str]:

@@ -21,7 +21,8 @@ def refuse_without_effect(choices: Mapping[str, Any], *, plan: bool = False) -> 
     choices: options of `choose`. plan: True if a plan was given.
     """
     if plan:
-        _refuse(choices, {**RANKING, **FILTERS, "border": "carrier"}, "a plan says already which channels go")
+        left = {name: value for name, value in choices.items() if name != "uniform" or value != "config"}
+        _refuse(left, {**RANKING, **FILTERS, "border": "carrier"}, "a plan says already which channels go")
     elif choices.get("masks") is not None:
         _refuse(choices, RANKING, "masks say already which channels go")
     elif choices.get("keep") is None and choices.get("round_to") != "auto":

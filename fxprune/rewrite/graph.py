@@ -16,6 +16,7 @@ from fxprune.capture.fake_tensors import Faker
 from fxprune.channels.groups import Removal
 from fxprune.rewrite.attribute_masks import cut_attributes
 from fxprune.rewrite.attributes import settle_settings
+from fxprune.rewrite.by_config import follow_config
 from fxprune.rewrite.constants import place_constants
 from fxprune.rewrite.draft import Draft, draft_of
 from fxprune.rewrite.factors import multiplied, with_factors
@@ -113,5 +114,6 @@ def _settled(findings: Findings, removal: Removal) -> _Settled:
     recount_modules(draft, findings, removal)
     settle_settings(draft.module, findings, removal)
     reasons = recount_unread(draft.module, findings, removal)
+    follow_config(draft, findings, removal)
     factors = ScaleFactors() if findings.captured.real else settle_nodes(draft, findings, removal, faker)
     return _Settled(draft, fakes, factors, reasons)

@@ -1,0 +1,202 @@
+"""Which groups have to lose the same share so that a config can say it, and the config for a removal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from torch import nn
+
+from fxprune.analysis.after_removal import shapes_after
+from fxprune.analysis.findings import Findings
+from fxprune.channels.groups import Removal
+from fxprune.configs.builder import Built, NotBuiltError, difference
+from fxprune.configs.fields import FieldPath, name_of, read, written
+from fxprune.configs.moves import Move, Moves, other_buffer
+from fxprune.configs.probes import Probes, scaled
+
+
+class BeyondConfigError(Exception):
+    """A removal that no config says. vectors: the dimensions that it is about, as far as they are known.
+
+    scope: the path of the module that has them.
+    """
+
+    def __init__(self, why: str, scope: str = "", vectors: tuple[object, ...] = ()) -> None:
+        self.scope, self.vectors = scope, vectors
+        super().__init__(why)
+
+
+@dataclass(frozen=True)
+class SameShare:
+    """Groups that lose the same share. groups: their numbers. moves: the positions of the moves that shrink them.
+
+    steps: the share that stays is a number of these parts.
+    """
+
+    groups: tuple[int, ...]
+    moves: frozenset[int]
+    steps: int
+
+
+@dataclass(frozen=True)
+class ConfigWidths:
+    """What a config can say of one analysis.
+
+    moves: those that are used. shares: the groups that lose the same share. held: number of another group -> why.
+    """
+
+    moves: tuple[Move, ...]
+    shares: tuple[SameShare, ...]
+    held: Mapping[int, str] = field(default_factory=dict)
+
+
+class Config:
+    """The config of a model, and what has been found out about it; the same for all analyses of the model.
+
+    Raises `NotBuiltError` where the class, built from the config, is not this model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.probes = Probes(model)
+        other = difference(model, self.probes.before)
+        if other:
+            raise NotBuiltError(f"the model was changed after it was built: {other}")
+        self._widths: dict[int, tuple[Findings, ConfigWidths]] = {}
+
+    @property
+    def name(self) -> str:
+        """The name of the config's class."""
+        return type(self.probes.builder.config).__name__
+
+    def widths(self, findings: Findings) -> ConfigWidths:
+        """What the config can say of the groups of an analysis."""
+        key = id(findings.solution)
+        if key not in self._widths:
+            self._widths[key] = findings, config_widths(findings, self.probes)
+        return self._widths[key][1]
+
+    def accepts(self, findings: Findings, gone: Mapping[int, int]) -> bool:
+        """True if there is a config for these counts. gone: number of a group -> how many of its channels go."""
+        widths, groups = self.widths(findings), findings.groups
+        kept = {n: Fraction(groups[n].size - gone.get(n, 0), groups[n].size) for s in widths.shares for n in s.groups}
+        if any(len({kept[number] for number in share.groups}) > 1 for share in widths.shares):
+            return False
+        try:
+            values = _values(widths, {share.moves: kept[share.groups[0]] for share in widths.shares}, self.probes)
+        except BeyondConfigError:
+            return False
+        return self.probes.builder.accepts(written(self.probes.base, values))
+
+    def after(self, findings: Findings, removal: Removal) -> Built:
+        """The class, built from the config that says a removal. Raises `BeyondConfigError` if there is none."""
+        widths = self.widths(findings)
+        shares = {share.moves: _share_of(findings, share, removal) for share in widths.shares}
+        values = _values(widths, shares, self.probes)
+        try:
+            built = self.probes.builder.build(written(self.probes.base, values))
+        except NotBuiltError as error:
+            said = ", ".join(f"{name_of(f)}={value}" for f, value in values.items())
+            raise BeyondConfigError(f"with {said} the class raises {error}") from None
+        _compare(findings, removal, self.probes.before, built)
+        return built
+
+
+def config_widths(findings: Findings, probes: Probes) -> ConfigWidths:
+    """The moves that go together, and the groups that they shrink.
+
+    A move that would tie the product of two shares to a third one is left out.
+    """
+    search = Moves(findings, probes)
+    taken: list[Move] = []
+    for move in search.found():
+        if _is_free([*taken, move], probes):
+            taken.append(move)
+    rows = _rows(taken)
+    shares = []
+    for row in dict.fromkeys(rows.values()):
+        groups = tuple(sorted(number for number, own in rows.items() if own == row))
+        shares.append(SameShare(groups, row, _steps(findings, groups, [taken[m] for m in row], probes)))
+    others = [group for group in findings.groups if group.number not in rows]
+    held = {group.number: f'"{group.name}" keeps all {group.kind}: {search.told(group)}' for group in others}
+    return ConfigWidths(tuple(taken), tuple(shares), held)
+
+
+def _rows(moves: Sequence[Move]) -> dict[int, frozenset[int]]:
+    """Number of a group -> the positions of the moves that shrink it."""
+    rows: dict[int, set[int]] = {}
+    for position, move in enumerate(moves):
+        for number in move.groups:
+            rows.setdefault(number, set()).add(position)
+    return {number: frozenset(row) for number, row in rows.items()}
+
+
+def _is_free(moves: Sequence[Move], probes: Probes) -> bool:
+    """True if the shares of all groups can be chosen, but for those that are in the same moves.
+
+    Where the last move shrinks a group that another one shrinks too, its numbers have to be factors.
+    """
+    *before, last = moves
+    rows = set(_rows(moves).values())
+    if len(rows) != len(moves) or last.groups in [move.groups for move in before]:
+        return False
+    overlap = any(last.groups & move.groups for move in before)
+    return not overlap or all(isinstance(probes.numbers[field], float) for field in last.fields)
+
+
+def _steps(findings: Findings, groups: Sequence[int], moves: Sequence[Move], probes: Probes) -> int:
+    sizes = [findings.groups[number].size for number in groups]
+    numbers = [probes.numbers[field] for move in moves for field in move.fields]
+    return math.gcd(*sizes, *(number for number in numbers if isinstance(number, int)))
+
+
+def _values(
+    widths: ConfigWidths, kept: Mapping[frozenset[int], Fraction], probes: Probes
+) -> dict[FieldPath, int | float]:
+    """The new numbers of the config. Raises `BeyondConfigError` where there are none.
+
+    kept: the moves of the groups that lose the same share -> the share of their channels that stays.
+    """
+    left = dict(kept)
+    known: dict[int, Fraction] = {}
+    while len(known) < len(widths.moves):
+        row = next((r for r in left if len(r - known.keys()) == 1), None)
+        if row is None:
+            raise BeyondConfigError("the shares of its moves do not follow from those of the groups")
+        (position,) = row - known.keys()
+        known[position] = left.pop(row) / math.prod((known[m] for m in row - {position}), start=Fraction(1))
+    shares: dict[FieldPath, Fraction] = {}
+    for position, move in enumerate(widths.moves):
+        for name in move.fields:
+            shares[name] = shares.get(name, Fraction(1)) * known[position]
+    return {f: scaled(read(probes.base, f), share) for f, share in shares.items() if share != 1}
+
+
+def _share_of(findings: Findings, share: SameShare, removal: Removal) -> Fraction:
+    """The share of their channels that groups keep. Raises `BeyondConfigError` if they keep different shares."""
+    found: dict[Fraction, str] = {}
+    for number in share.groups:
+        group = findings.groups[number]
+        kept = group.size - int(removal.removed[group.channels].sum())
+        found.setdefault(Fraction(kept, group.size), f'{kept} of {group.size} {group.kind} of "{group.name}"')
+    if len(found) > 1:
+        raise BeyondConfigError(f"it is one number of the config, and there would be {' and '.join(found.values())}")
+    return next(iter(found))
+
+
+def _compare(findings: Findings, removal: Removal, before: Built, built: Built) -> None:
+    """Raises `BeyondConfigError` if a built model is not what a removal leaves."""
+    for name, shape in shapes_after(findings, removal).items():
+        if name in built.shapes and built.shapes[name] != shape:
+            axes = [axis for axis in findings.axes if axis.parameter == name]
+            other = [axis for axis in axes if built.shapes[name][axis.dim : axis.dim + 1] != (shape[axis.dim],)]
+            vectors = tuple(axis.vector for axis in other)
+            why = f'"{name}" would have shape {shape}, the class gives it {built.shapes[name]}'
+            raise BeyondConfigError(why, name.rpartition(".")[0], vectors)
+    name = other_buffer(findings, removal, before, built)
+    if name:
+        first = name.split('"')[1]
+        vectors = tuple(axis.vector for axis in findings.axes if axis.parameter == findings.first_name(first))
+        raise BeyondConfigError(name, first.rpartition(".")[0], vectors)

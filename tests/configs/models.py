@@ -1,0 +1,65 @@
+"""Small models with a config, and what a process without fxprune loads from a directory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.models import transformers_zoo as zoo
+from tests.support import torchvision
+
+_LOADING = """
+import sys
+
+class NoFxprune:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "fxprune":
+            raise ImportError("there is no fxprune here")
+
+sys.meta_path.insert(0, NoFxprune())
+import torch
+
+library = torch.library.Library("torchvision", "FRAGMENT")
+if not hasattr(torch.ops.torchvision, "nms"):
+    for name, extra in (("nms", ""), ("qnms", "")):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+import transformers
+
+for folder, kind in zip(sys.argv[1::2], sys.argv[2::2]):
+    model = getattr(transformers, kind).from_pretrained(folder).eval()
+    with torch.no_grad():
+        result = model(**torch.load(folder + "/inputs.pt"))
+    torch.save([value for value in result.to_tuple() if isinstance(value, torch.Tensor)], folder + "/result.pt")
+"""
+
+
+def built(name: str) -> tuple[Any, dict[str, Any]]:
+    """A small model of `transformers` with random numbers in all its parameters, in float32, and its inputs."""
+    torchvision()  # which it imports
+    model, inputs = zoo.build(name)
+    fresh = type(model)(model.config).double()  # type: ignore[operator]
+    for buffer, made in zip(model.buffers(), fresh.buffers(), strict=True):
+        buffer.copy_(made)  # they are no weights: what a file does not have is computed again
+    model = model.float().eval()
+    model.config.dtype = torch.float32
+    return model, {name: v.float() if v.is_floating_point() else v for name, v in inputs.items()}
+
+
+def tensors_of(result: Any) -> list[torch.Tensor]:
+    """The tensors that a model of `transformers` returns."""
+    return [value for value in result.to_tuple() if isinstance(value, torch.Tensor)]
+
+
+def loaded_elsewhere(folders: dict[Path, str], inputs: list[dict[str, Any]]) -> list[list[torch.Tensor]]:
+    """What the models in some folders return in a process that cannot import fxprune. folders: folder -> class."""
+    words = []
+    for (folder, kind), given in zip(folders.items(), inputs, strict=True):
+        torch.save(given, folder / "inputs.pt")
+        words += [str(folder), kind]
+    made = subprocess.run([sys.executable, "-c", _LOADING, *words], capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr[-3000:]
+    return [torch.load(folder / "result.pt") for folder in folders]

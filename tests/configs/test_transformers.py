@@ -1,0 +1,124 @@
+"""A small model that its config says is saved and loaded by `transformers` alone, and computes the same bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fxprune
+from tests.configs.models import built, loaded_elsewhere, tensors_of
+from tests.models.measure import TOLERANCE, error_of, in_double
+
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore")  # those of other packages, which are imported here
+
+FAMILIES: dict[str, tuple[str, dict[str, int]]] = {
+    "LlamaForCausalLM": (
+        "AutoModelForCausalLM",
+        {"hidden_size": 24, "intermediate_size": 36, "num_attention_heads": 2, "num_key_value_heads": 1},
+    ),
+    "BertForMaskedLM": ("BertForMaskedLM", {"hidden_size": 24, "intermediate_size": 36, "num_attention_heads": 2}),
+    "GPT2LMHeadModel": ("AutoModelForCausalLM", {"n_embd": 24, "n_inner": 36, "n_head": 2}),
+    "MistralForCausalLM": ("MistralForCausalLM", {"head_dim": 10}),
+    "MambaForCausalLM": ("AutoModelForCausalLM", {"hidden_size": 24, "state_size": 5, "intermediate_size": 48}),
+}
+"""Class -> the class that loads it, and its config after half of all widths has gone."""
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, list[torch.Tensor], list[torch.Tensor]]]:
+    """Class -> the config of a small model, what it returns, and what it returns where it was loaded."""
+    made, folders, given = {}, dict[Path, str](), {}
+    for name, (kind, _) in FAMILIES.items():
+        model, given[name] = built(name)
+        keep = {"keep": {"params": 0.6}} if name == "MistralForCausalLM" else {"ratio": 0.5}
+        small = fxprune.transform(model, given[name], uniform="config", **keep)
+        assert type(small) is type(model)
+        folder = tmp_path_factory.mktemp(name)
+        small.save_pretrained(folder)
+        with torch.no_grad():
+            made[name] = small.config, tensors_of(small(**given[name]))
+        folders[folder] = kind
+    loaded = loaded_elsewhere(folders, [given[name] for name in FAMILIES])
+    return {name: (*made[name], result) for name, result in zip(FAMILIES, loaded, strict=True)}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_saved_model_is_loaded_without_fxprune_and_computes_the_same_bits(name: str, saved: Any) -> None:
+    config, own, loaded = saved[name]
+    assert {field: getattr(config, field) for field in FAMILIES[name][1]} == FAMILIES[name][1]
+    assert all(torch.equal(a, b) for a, b in zip(own, loaded, strict=True))
+
+
+def test_the_result_equals_the_masked_original() -> None:
+    model, inputs = built("LlamaForCausalLM")
+    small = fxprune.transform(model, inputs, ratio=0.5, uniform="config", ignore="model.embed_tokens")
+    reference = fxprune.masked(model, fxprune.record(small).removed).double()
+    with torch.no_grad(), in_double():
+        assert error_of(small.double()(**inputs), reference(**inputs)) < TOLERANCE
+
+
+def test_all_layers_keep_the_same_share_and_the_config_says_it() -> None:
+    model, inputs = built("LlamaForCausalLM")
+    small = fxprune.transform(model, inputs, counts={"model.layers.0.mlp.gate_proj": 40}, uniform="config")
+    assert [layer.mlp.down_proj.in_features for layer in small.model.layers] == [40, 40]
+    assert (small.config.intermediate_size, model.config.intermediate_size) == (40, 72)
+    assert small.model.layers[0].self_attn.config is small.config
+
+
+def test_what_no_config_says_stays_and_a_reason_says_why() -> None:
+    model, inputs = built("LlamaForCausalLM")
+    small = fxprune.transform(model, inputs, ratio=0.5, uniform="config")
+    assert small.config.head_dim == model.config.head_dim  # other rotary frequencies would be computed
+    reasons = [r for r in fxprune.record(small).reasons if "head width" in r]
+    assert reasons
+    assert all("keeps all head width: head_dim counts them" in r for r in reasons)
+
+
+def test_a_budget_is_met_with_widths_that_the_config_accepts() -> None:
+    model, inputs = built("LlamaForCausalLM")
+    small = fxprune.transform(model, inputs, keep={"params": 0.6}, uniform="config")
+    before, after = fxprune.record(small).cost or ()
+    assert 0.5 < after.params / before.params <= 0.6
+    assert small.config.hidden_size % small.config.num_attention_heads == 0  # or no `LlamaConfig` is made
+
+
+def test_a_plan_is_carried_out_where_the_config_says_it_and_refused_where_not() -> None:
+    model, inputs = built("LlamaForCausalLM")
+    analysis = fxprune.analyze(model, inputs)
+    plan = analysis.plan(counts={"model.layers.*.mlp.gate_proj": 30})
+    small = fxprune.transform(model, inputs, plan=plan, uniform="config")
+    assert small.config.intermediate_size == 30
+    plan = analysis.plan(counts={"model.layers.0.mlp.gate_proj": 30})
+    with pytest.raises(fxprune.RewriteError, match=r"30 of 72 channels .* and 72 of 72 channels"):
+        fxprune.transform(model, inputs, plan=plan, uniform="config")
+
+
+def test_a_model_without_a_config_is_refused() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+    with pytest.raises(fxprune.PlanError, match="Sequential has no config that could say its widths"):
+        fxprune.transform(net, torch.randn(1, 4), ratio=0.5, uniform="config")
+
+
+def test_a_model_that_is_not_what_its_config_says_is_refused() -> None:
+    model, inputs = built("LlamaForCausalLM")
+    model.model.rotary_emb.inv_freq.mul_(2)
+    with pytest.raises(fxprune.PlanError, match=r"inv_freq\" has other numbers than the class computes"):
+        fxprune.transform(model, inputs, ratio=0.5, uniform="config")
+
+
+def test_a_graph_is_refused() -> None:
+    model, inputs = built("BertForMaskedLM")
+    with pytest.raises(fxprune.PlanError, match="needs a result of the model's class"):
+        fxprune.transform(model, inputs, ratio=0.5, uniform="config", path="fx")
+
+
+def test_the_config_of_the_original_does_not_change() -> None:
+    model, inputs = built("GPT2LMHeadModel")
+    before: dict[str, Any] = model.config.to_dict()
+    fxprune.transform(model, inputs, ratio=0.5, uniform="config")
+    assert model.config.to_dict() == before
+    assert "__getattr__" not in vars(type(model.config))
