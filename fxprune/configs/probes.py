@@ -1,4 +1,4 @@
-"""What changes when numbers of a config change: the class is built from the changed config, and compared."""
+"""Probes: configs in which some numbers are changed, and the class built from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which groups have to lose the same share so that a config can say it, and the config for a removal."""
+"""The groups that have to lose the same share so that a config can say it, and the config for a removal."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class SameShare:
 
 @dataclass(frozen=True)
 class ConfigWidths:
-    """What a config can say of one analysis.
+    """The widths of one analysis that a config can say.
 
     moves: those that are used. shares: the groups that lose the same share. held: number of another group -> why.
     """
@@ -72,7 +72,7 @@ class Config:
         return type(self.probes.builder.config).__name__
 
     def widths(self, findings: Findings) -> ConfigWidths:
-        """What the config can say of the groups of an analysis."""
+        """The widths of an analysis that the config can say."""
         key = id(findings.solution)
         if key not in self._widths:
             self._widths[key] = findings, config_widths(findings, self.probes)

@@ -12,11 +12,11 @@ from itertools import combinations
 MOST_TRIES = 4000
 """The most widths that are tried."""
 
-Kept = Mapping[int, int]
+StepsKept = Mapping[int, int]
 """Number of a set of groups -> how many steps it keeps."""
 
 
-def nearest_accepted(kept: Kept, most: Kept, accepts: Callable[[Kept], bool]) -> Kept | None:
+def nearest_accepted(kept: StepsKept, most: StepsKept, accepts: Callable[[StepsKept], bool]) -> StepsKept | None:
     """The widths that are accepted, and keep the smallest shares more; None if none are found.
 
     most: the steps that each set has, which are accepted. Sets that do not matter keep what they have.
@@ -31,7 +31,9 @@ def nearest_accepted(kept: Kept, most: Kept, accepts: Callable[[Kept], bool]) ->
     return None
 
 
-def _nearest(chosen: Sequence[int], kept: Kept, most: Kept, accepts: Callable[[Kept], bool]) -> Kept:
+def _nearest(
+    chosen: Sequence[int], kept: StepsKept, most: StepsKept, accepts: Callable[[StepsKept], bool]
+) -> StepsKept:
     """The accepted widths where only the chosen sets keep more."""
     start = tuple(kept[number] for number in chosen)
     waiting, seen = [(0.0, start)], {start}
