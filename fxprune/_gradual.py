@@ -15,12 +15,12 @@ from torch import fx, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fxprune._analyze import Analysis, analyze
-from fxprune._follow.parallel import wrap_again
+from fxprune._follow.parallel import wrap_again, wrapper_of
 from fxprune._in_place import transform_
 from fxprune._record import record
 from fxprune._transform import transform
 from fxprune.arguments import checks_arguments
-from fxprune.costs import Cost, cost
+from fxprune.costs import Cost, cost, peak_memory
 from fxprune.criteria.from_data import on_data
 from fxprune.errors import NothingRemovedWarning, PlanError, nearest
 from fxprune.files import Field
@@ -78,7 +78,7 @@ class GradualPruner:
             `DistributedDataParallel`, which stays the same object, or under `fully_shard`. Then all processes make each
             step together, each with its own part of the data; if one of them raises, all do.
         example_inputs: as for `transform`.
-        keep: the budgets of the last step, as for `transform`: {"macs": 0.3}.
+        keep: the budgets of the last step, as for `transform`: {"macs": 0.3}. All but a latency.
         schedule: a function from the number of a step, from 1, to the part of the way to the budgets, from 0 to 1. By
             default `AGP(0.0, 1.0, steps=steps)`.
         steps: the number of steps of the default schedule.
@@ -126,7 +126,8 @@ class GradualPruner:
         prefer = {} if isinstance(model, fx.GraphModule) else {"prefer": "class"}
         with self._plain():
             self._cost = cost(model, example_inputs, **prefer)
-        self._budgets = budgets_of(counted(self._cost), _counted_only(keep))
+            self._memory = peak_memory(model, example_inputs) if "memory" in _computed_only(keep) else None
+        self._budgets = budgets_of(self._figures, keep)
         self._number, self._progress = 0, 0.0
         self._plan: Plan | None = None
 
@@ -153,6 +154,8 @@ class GradualPruner:
 
         Returns what was done. Raises as `transform` does; the model and the number of steps are as before then.
         """
+        if self._wrapper is None:
+            self._wrapper = wrapper_of(self.model)
         number = self._number + 1
         progress = _share(self.schedule(number), number)
         before, keep = self._cost, self._keep(progress)
@@ -167,19 +170,32 @@ class GradualPruner:
     def _keep(self, progress: float) -> dict[str, int]:
         """The figures that a step leaves, of those budgets that the model does not meet yet."""
         limits = {b.key: (b, int(b.full) - math.floor(progress * (b.full - b.limit))) for b in self._budgets}
-        return {key: limit for key, (budget, limit) in limits.items() if budget.of(counted(self._cost)) > limit}
+        return {key: limit for key, (budget, limit) in limits.items() if budget.of(self._figures) > limit}
 
     def _remove(self, keep: Mapping[str, int]) -> Plan | None:
         with _small_steps():
             transform_(self.model, self.example_inputs, keep=keep, **self._training, **self.options)
         if self._wrapper is not None:
             wrap_again(self._wrapper)
+        plan = self._look_again()
+        if not plan:
+            return None
+        self._plan = plan if self._plan is None else self._plan.then(plan)
+        return plan
+
+    @property
+    def _figures(self) -> dict[str, float | None]:
+        """The figures of the model as it is now."""
+        return {**counted(self._cost), "memory": self._memory}
+
+    def _look_again(self) -> Plan:
+        """Takes the figures of the model that has got smaller. Returns the plan that made it so."""
         made = record(self.model)
         if made.cost is not None:
             self._cost = made.cost[1]
-        if not made.plan:
-            return None
-        self._plan = made.plan if self._plan is None else self._plan.then(made.plan)
+        if self._memory is not None:
+            with self._plain():
+                self._memory = peak_memory(self.model, self.example_inputs)
         return made.plan
 
     @property
@@ -270,17 +286,18 @@ class GradualPruner:
             if self._wrapper is not None:
                 wrap_again(self._wrapper)
             self._plan = plan
-            made = record(self.model).cost
-            self._cost = self._cost if made is None else made[1]
+            self._look_again()
         self._number, self._progress = number, float(progress)
 
 
-def _counted_only(keep: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The budgets, all of which are counted. Raises `PlanError` for others: a schedule goes through figures between."""
-    for key in checked_keys(keep):
-        if key not in COUNTED:
-            why, do = "it is no sum over the weights and operations", f"choose from {', '.join(COUNTED)}"
-            raise PlanError(f"a schedule has no budget of {key}", why=why, do=do)
+def _computed_only(keep: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The budgets, if they are computed. Raises `PlanError` for a latency, which is measured."""
+    if "latency" in checked_keys(keep):
+        raise PlanError(
+            "a schedule has no budget of latency",
+            why="it is measured, and differs from run to run: no run could go on from a checkpoint to the same model",
+            do=f"choose from {', '.join((*COUNTED, 'memory'))}, or call fxprune.transform_ with it once, at the end",
+        )
     return keep
 
 

@@ -38,6 +38,7 @@ from fxprune.errors import (
     NothingRemovedWarning,
     NotProvenWarning,
     PlanError,
+    level_of_user,
 )
 from fxprune.files import PathLike
 from fxprune.fold import folds
@@ -309,7 +310,7 @@ def _carried_out(
     keep = choices.get("keep")
     measured = {} if keep is None else _measured(result, module, call.example_inputs, keep)
     for text, kind in chain(_warnings(result, class_expected=free), _above_budget(result, keep, measured)):
-        warnings.warn(text, kind, stacklevel=6)
+        warnings.warn(text, kind, stacklevel=level_of_user())
     recorded = shallow.recorded(replace(_recorded(result), measured=measured))
     if batches is not None:
         result, recorded = _repaired(result, module, batches, recorded, settings, request.processes)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import os
+import sys
+import types
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 
@@ -137,6 +142,18 @@ def text_of(error: BaseException, *, lines: int = 20) -> str:
     text = [line.rstrip() for line in str(error).strip().splitlines() if line.strip()]
     shown = text[:lines] + (["..."] if lines > 1 and len(text) > lines else [])
     return "\n".join([f"{type(error).__name__}: {shown[0]}", *shown[1:]]) if shown else type(error).__name__
+
+
+def level_of_user() -> int:
+    """The `stacklevel` with which the caller of this function warns at the line that called this package."""
+    frame: types.FrameType | None = sys._getframe(1)
+    level = 1
+    while frame is not None and frame.f_code.co_filename.startswith((_PACKAGE, contextlib.__file__)):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+_PACKAGE = str(Path(__file__).parent) + os.sep
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -18,8 +18,8 @@ from torch import distributed
 TIMEOUT = datetime.timedelta(seconds=20)
 """How long a process waits for the others."""
 
-_CONTEXT = multiprocessing.get_context("forkserver")  # forks of a server that has imported everything once
-_CONTEXT.set_forkserver_preload(["torch.distributed.fsdp", "torch.distributed.checkpoint", "tests.follow.nets"])
+CONTEXT = multiprocessing.get_context("forkserver")  # forks of a server that has imported everything once
+CONTEXT.set_forkserver_preload(["torch.distributed.fsdp", "torch.distributed.checkpoint", "tests.follow.nets"])
 
 
 def run_together(
@@ -33,7 +33,7 @@ def run_together(
     """
     with tempfile.TemporaryDirectory() as folder:
         work = [
-            _CONTEXT.Process(target=_run, args=(function, rank, count, folder, args), daemon=True)
+            CONTEXT.Process(target=_run, args=(function, rank, count, folder, args), daemon=True)
             for rank in range(count)
         ]
         for process in work:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import warnings
 from typing import Any
 
+from torch import distributed, nn
 from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 
@@ -37,6 +39,18 @@ def wrap_again(wrapper: DistributedDataParallel) -> None:
                 f"the communication hook {getattr(hook, '__name__', hook)} is gone: its state has the sizes of before"
             )
             warnings.warn(f"{text}. Register it again, with a new state", UserWarning, stacklevel=3)
+
+
+def wrapper_of(model: nn.Module) -> DistributedDataParallel | None:
+    """The wrapper that trains a model together with other processes, if there is one.
+
+    A trainer makes it, of the model or of what holds the model. It is looked for only where several processes work.
+    """
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return None
+    kind = DistributedDataParallel
+    wrappers = [each for each in gc.get_objects() if issubclass(type(each), kind) and "module" in each._modules]
+    return next((each for each in wrappers if any(part is model for part in each.module.modules())), None)
 
 
 def _settings(wrapper: DistributedDataParallel) -> dict[str, Any]:

@@ -18,14 +18,13 @@ class LightningPruningCallback(Callback):
     """Makes one module of a LightningModule smaller while a Trainer trains it; see `fxprune.GradualPruner`.
 
     The optimizers of the trainer follow. Checkpoints of the trainer hold the state of the pruner. To go on from one,
-    give its path twice: `LightningPruningCallback(..., resume_from=path)` makes the new module smaller before the
-    trainer loads its weights, and `trainer.fit(model, ckpt_path=path)` loads them.
+    give its path to the trainer: `trainer.fit(model, ckpt_path=path)` makes the module smaller, and loads its weights.
 
     Args:
         module: the path of the module in the LightningModule, such as "net".
         example_inputs: the inputs of that module, as for `fxprune.transform`.
         every_n_epochs, every_n_steps: when the pruner makes a step; after each epoch by default.
-        resume_from: the path of a checkpoint, None for a new training.
+        resume_from: the path of a checkpoint whose state of the pruner is taken, whatever the trainer loads.
         options: those of `fxprune.GradualPruner`: keep, schedule, steps, importance, repair and so on.
 
     `callback.pruner` is the pruner, None before the training begins.
@@ -52,14 +51,21 @@ class LightningPruningCallback(Callback):
             return
         self.pruner = GradualPruner(self._find(pl_module), self.example_inputs, **self.options)
         if self.resume_from is not None:
-            callbacks = torch.load(self.resume_from, map_location="cpu", weights_only=True).get("callbacks", {})
-            if self.state_key not in callbacks:
-                at = str(self.resume_from)
-                raise FileError("the checkpoint has no state of a pruner", at=at, do="train with the callback")
-            self.pruner.load_state_dict(callbacks[self.state_key]["pruner"])
+            self._resume(torch.load(self.resume_from, map_location="cpu", weights_only=True), str(self.resume_from))
+            return
+        loaded: Any = pl_module.on_load_checkpoint
+
+        def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
+            """Lets the module lose what was removed, before the trainer loads its weights."""
+            vars(pl_module).pop("on_load_checkpoint")
+            self._resume(checkpoint, str(trainer.ckpt_path))
+            loaded(checkpoint)
+
+        vars(pl_module)["on_load_checkpoint"] = on_load_checkpoint
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lets the optimizers of the trainer follow from now on."""
+        vars(pl_module).pop("on_load_checkpoint", None)
         self._made().optimizer = list(trainer.optimizers)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
@@ -75,6 +81,12 @@ class LightningPruningCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint."""
         return {} if self.pruner is None else {"pruner": self.pruner.state_dict()}
+
+    def _resume(self, checkpoint: dict[str, Any], path: str) -> None:
+        found = checkpoint.get("callbacks", {}).get(self.state_key, {})
+        if "pruner" not in found:
+            raise FileError("the checkpoint has no state of a pruner", at=path, do="train with the callback")
+        self._made().load_state_dict(found["pruner"])
 
     def _step(self, pl_module: LightningModule) -> None:
         made = self._made().step()

@@ -72,7 +72,8 @@ class GroupLasso(_OverChannels):
     (https://arxiv.org/abs/1608.03665).
 
     An element that belongs to a channel in two dimensions, such as the diagonal of a layer that reads what it adds to,
-    counts in both.
+    counts in both, as in DepGraph, whose groups list inputs and outputs of a layer separately (Fang et al. 2023,
+    section 3.2). It does so in `GroupSparsity` and in the importance "l2" too.
 
     Args:
         model, strength: see `Regularizer`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -102,6 +103,30 @@ def test_each_step_leaves_what_the_schedule_says() -> None:
     assert run.pruner.done
 
 
+def test_a_budget_of_memory_is_met_step_by_step() -> None:
+    full = fxprune.costs.peak_memory(net(), batch(0))
+    run = Run(schedule=Linear(0.0, 1.0, steps=2), keep={"memory": 0.6})
+    for number in (1, 2):
+        assert run.pruner.step().plan
+        now = fxprune.costs.peak_memory(run.model, batch(0))
+        assert now <= full - math.floor(number / 2 * (full - math.floor(0.6 * full)))
+    again = Run(schedule=Linear(0.0, 1.0, steps=2), keep={"memory": 0.6})
+    again.pruner.load_state_dict(run.pruner.state_dict())
+    assert again.pruner.step().plan is None
+
+
+def test_a_warning_points_at_the_line_of_the_user() -> None:
+    calls: list[Callable[[nn.Module], Any]] = [
+        lambda model: fxprune.transform(model, batch(0), ratio=0.0),
+        lambda model: fxprune.transform_(model, batch(0), ratio=0.0),
+        lambda model: fxprune.analyze(model, batch(0)).transform(ratio=0.0),
+    ]
+    for call in calls:
+        with pytest.warns(fxprune.NothingRemovedWarning) as caught:
+            call(net())
+        assert caught[0].filename == __file__
+
+
 def test_the_plan_of_all_steps_makes_a_model_of_the_same_shapes() -> None:
     run = Run()
     run.train(0, 8)
@@ -165,6 +190,7 @@ def test_a_state_of_another_run_is_refused() -> None:
     ("options", "message"),
     [
         ({"keep": {"macs": 2.0}}, "a share must be in"),
+        ({"keep": {"latency": 0.5}}, "no budget of latency"),
         ({"soft": 0}, "soft must be at least 1"),
         ({"importence": "l1"}, "no option importence"),
         ({"ratio": 0.5}, "no option ratio"),

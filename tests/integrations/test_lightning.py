@@ -44,10 +44,11 @@ def loader() -> DataLoader[Any]:
 
 
 def fitted(
-    folder: Path, epochs: int, checkpoint: Path | None = None, **when: Any
+    folder: Path, epochs: int, checkpoint: Path | None = None, *, twice: bool = False, **when: Any
 ) -> tuple[Task, LightningPruningCallback, Any]:
     task = Task()
-    callback = LightningPruningCallback("net", batch(0), keep={"macs": 0.3}, steps=3, resume_from=checkpoint, **when)
+    callback = LightningPruningCallback("net", batch(0), keep={"macs": 0.3}, steps=3, **when)
+    callback.resume_from = checkpoint if twice else None
     saving = pl.callbacks.ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1, every_n_epochs=1)
     trainer = pl.Trainer(
         max_epochs=epochs,
@@ -72,10 +73,11 @@ def test_a_module_gets_smaller_and_training_goes_on(tmp_path: Path) -> None:
     assert float(trainer.callback_metrics["pruning_progress"]) == 1.0
 
 
-def test_a_training_goes_on_from_its_own_checkpoint_after_a_prune(tmp_path: Path) -> None:
+@pytest.mark.parametrize("twice", [False, True], ids=["by the trainer", "by the callback too"])
+def test_a_training_goes_on_from_its_own_checkpoint_after_a_prune(tmp_path: Path, twice: bool) -> None:
     whole, _, _ = fitted(tmp_path / "whole", 4)
     fitted(tmp_path / "first", 2)
-    again, callback, _ = fitted(tmp_path / "first", 4, tmp_path / "first" / "epoch=1.ckpt")
+    again, callback, _ = fitted(tmp_path / "first", 4, tmp_path / "first" / "epoch=1.ckpt", twice=twice)
     assert callback.pruner.number == 4
     expected = whole.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in again.state_dict().items())
