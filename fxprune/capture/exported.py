@@ -29,6 +29,7 @@ from fxprune.capture.exported_graph import inline_regions, remove_assertions, un
 from fxprune.capture.exported_guards import inline_guards
 from fxprune.capture.exported_module import add_constants, containers
 from fxprune.capture.exported_sizes import ShortFormulas, constants, needlessly_fixed, takes
+from fxprune.capture.graph_names import check_names
 from fxprune.capture.inputs import Inputs, bound, leaves_for_placeholders
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import silence
@@ -47,6 +48,7 @@ def export(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
 
     Raises `CaptureError` with torch's message if torch cannot export the model.
     """
+    check_names(model)
     dropped: list[str] = []
     inputs = _positional(model, inputs)
     lost: list[str] = []

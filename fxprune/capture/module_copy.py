@@ -20,6 +20,8 @@ from fxprune.capture.containers import is_container, map_parts
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 _SHARED = (int, float, bool, str, type(None), torch.dtype, torch.device)
+_HOOKS = tuple(name for name in nn.Module().__dict__ if "hooks" in name)
+"""The attributes of a module with its hooks."""
 CACHED_FUNCTION: Any = type(functools.lru_cache(len))
 """The type of a function with a cache."""
 
@@ -29,6 +31,25 @@ def deep_copy(module: ModuleT) -> ModuleT:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*treespec", FutureWarning)
         return copy.deepcopy(module)
+
+
+def deep_copy_with(module: ModuleT, memo: dict[int, Any]) -> ModuleT:
+    """A deep copy that uses the objects of `memo`, with the modes and the hooks of the original.
+
+    A layer that says itself how it is copied, as those of einops do, may have lost them.
+    """
+    made = copy.deepcopy(module, memo)
+    copies = dict(made.named_modules(remove_duplicate=False))
+    for path, original in module.named_modules(remove_duplicate=False):
+        new = copies.get(path)
+        if new is None or new is original:
+            continue
+        new.training = original.training
+        for name in _HOOKS:
+            hooks = original.__dict__.get(name)
+            if hooks and not new.__dict__.get(name):
+                new.__dict__[name] = copy.deepcopy(hooks, memo)
+    return made
 
 
 def copy_module(

@@ -18,6 +18,7 @@ from torch import fx, nn
 from fxprune.capture.at_rest import BACKWARD_HOOKS, FORWARD_HOOKS, hooks_of, own_modes
 from fxprune.capture.captured import NOTES, Captured, FrontEnd, captured_graph
 from fxprune.capture.error_place import line_of as error_line
+from fxprune.capture.graph_names import check_names
 from fxprune.capture.in_place import mutated_constants, settle_in_place
 from fxprune.capture.inputs import Inputs, normalize
 from fxprune.capture.module_copy import copy_module
@@ -81,6 +82,7 @@ def traced_graph(model: nn.Module, inputs: Inputs | None = None) -> fx.GraphModu
     """The graph of `trace`, without running the model. inputs: None if they are unknown; then defaults count."""
     if isinstance(model, fx.GraphModule):
         return model
+    check_names(model)
     rounds = _Rounds(model, _constants(model, inputs))
     copied, graph = rounds.run()
     settle_in_place(graph)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import nn
 
 from fxprune.arguments import checks_arguments, shown
 from fxprune.capture.captured import fetch
+from fxprune.capture.module_copy import deep_copy_with
 from fxprune.capture.process_state import public_call
 from fxprune.capture.tensors import computed_tensors
 from fxprune.errors import PlanError, nearest
@@ -38,7 +38,7 @@ def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]]) -> nn.Mod
     >>> fxprune.masked(net, {"bias": {0: [1]}}).bias[1].item()
     0.0
     """
-    copied = copy.deepcopy(model, {**computed_tensors(model)})
+    copied = deep_copy_with(model, {**computed_tensors(model)})
     with torch.no_grad():
         for name, dims in removed.items():
             try:

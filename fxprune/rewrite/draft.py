@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from fxprune.capture.captured import Captured
 from fxprune.capture.containers import is_container, map_parts
-from fxprune.capture.module_copy import CACHED_FUNCTION
+from fxprune.capture.module_copy import CACHED_FUNCTION, deep_copy_with
 from fxprune.capture.tensors import computed_tensors
 from fxprune.errors import RewriteError
 
@@ -47,7 +47,7 @@ def draft_of(captured: Captured, tensors: Mapping[int, torch.Tensor]) -> Draft:
     if isinstance(captured.module, fx.GraphModule):
         return Draft(_copied_graph_module(captured.module, memo, graph), graph, before)
     try:
-        small = copy.deepcopy(captured.module, memo)
+        small = deep_copy_with(captured.module, memo)
     except Exception as error:
         raise RewriteError(
             f"{type(captured.module).__name__} cannot be copied",

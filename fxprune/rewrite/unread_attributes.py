@@ -1,12 +1,14 @@
 """Integers that forward does not read, but other methods may: each gets the new width of the layers that it counts.
 
 Nothing shows what such an attribute counts. It is taken for a width if layers of its module have that width, and is
-recounted if these layers agree on the new one. What is done, or cannot be done, is said in the record.
+recounted if these layers agree on the new one. Attributes whose names differ in underscores only, and that hold the
+same integers, are taken for one: einops' layers keep `axes_lengths` for copies, and `_axes_lengths` for forward. What
+is done, or cannot be done, is said in the record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -44,7 +46,29 @@ def recount_unread(small: nn.Module, findings: Findings, removal: Removal) -> tu
             )
         else:
             sentences.append(_stays(setting, before, found, "forward does not read it, other methods may"))
-    return tuple(sentences)
+    return (*sentences, *_recount_twins(small, findings.uses.before, used))
+
+
+def _recount_twins(small: nn.Module, before: Mapping[Setting, int], used: Collection[Setting]) -> Iterator[str]:
+    """Give the attributes that no run has used the numbers of their twins. Changes `small`; yields sentences."""
+    attributes: dict[tuple[str, str], list[Setting]] = {}
+    for setting in before:
+        attributes.setdefault((setting[0], setting[1].strip("_")), []).append(setting)
+    for settings in attributes.values():
+        names = dict.fromkeys(name for _, name, _ in settings)
+        parts = {name: [s for s in settings if s[1] == name] for name in names}
+        read = [part for part in parts.values() if not used.isdisjoint(part)]
+        unread = [part for part in parts.values() if used.isdisjoint(part)]
+        for own in unread:
+            twin = next((part for part in read if [before[s] for s in part] == [before[s] for s in own]), ())
+            for mine, other in zip(own, twin, strict=bool(twin)):
+                now = read_setting(small, other)
+                if now != before[mine] == read_setting(small, mine):
+                    write_setting(small, mine, now)
+                    yield (
+                        f"{name_of(mine)} was {before[mine]} and is {now} now: forward does not read it, "
+                        f"it is taken for {name_of(other)}"
+                    )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -127,3 +131,73 @@ def test_attributes_of_layers_of_a_derived_class_are_no_widths_of_others() -> No
     layers = [small.get_submodule(name) for name in ("0", "2")]
     assert [(layer.in_features, layer.out_features) for layer in layers] == [(4, 4), (4, 8)]
     assert fxprune.record(small).reasons == ()
+
+
+class Heads(nn.Module):
+    """A layer without parameters that says itself how it is copied, as those of einops do: by its first arguments."""
+
+    def __init__(self, **axes: int) -> None:
+        super().__init__()
+        self.axes, self._axes = axes, tuple(axes.items())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"axes": self.axes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state["axes"])  # type: ignore[misc]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (dict(self._axes)["heads"], -1)).transpose(-2, -3)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.out = nn.Linear(5, 24), nn.Linear(5, 24), nn.Linear(24, 3)
+        self.split = Heads(heads=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key = self.split(self.query(x)), self.split(self.key(x))
+        scores = (query @ key.transpose(-2, -1)).softmax(-1)
+        return self.out((scores @ key).transpose(-2, -3).flatten(-2))
+
+
+def halved(module: nn.Module, arguments: Any, result: Tensor) -> Tensor:
+    return result / 2
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_layer_that_says_how_it_is_copied_keeps_its_numbers_mode_and_hooks(training: bool) -> None:
+    model, x = Attention().train(training), torch.randn(2, 7, 5)
+    model.split.register_forward_hook(halved)
+    small = fxprune.transform(model, x, ratio=0.4, importance="random", exact=True, path="eager")
+    assert small.split.axes == {"heads": 3}
+    assert small.split._axes == (("heads", 3),)
+    assert small.split.training == training
+    assert list(small.split._forward_hooks.values()) == [halved]
+    assert any("split.axes['heads'] was 4 and is 3 now" in reason for reason in fxprune.record(small).reasons)
+    reference = fxprune.masked(model, fxprune.record(small).removed)
+    assert reference.split.training == training
+    torch.testing.assert_close(small(x), reference(x))
+    copied = copy.deepcopy(small)
+    copied.split.register_forward_hook(halved)  # its own copies have no hooks
+    torch.testing.assert_close(copied(x), small(x))
+
+
+class TwoNumbers(nn.Module):
+    """An attribute with the name of another one, in which other numbers stand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes, self._sizes = (4, 7), (4, 6)
+        self.first, self.last = nn.Linear(5, 24), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads, width = self._sizes
+        return self.last(self.first(x).view(-1, heads, width).sin().flatten(1))
+
+
+def test_an_attribute_of_the_same_name_with_other_numbers_stays() -> None:
+    model, x = TwoNumbers().eval(), torch.randn(2, 5)
+    small = fxprune.transform(model, x, masks={"first": torch.arange(24) // 6 != 1}, path="eager")
+    assert (small._sizes, small.sizes) == ((3, 6), (4, 7))
