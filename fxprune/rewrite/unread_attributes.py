@@ -8,7 +8,7 @@ is done, or cannot be done, is said in the record.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -49,7 +49,7 @@ def recount_unread(small: nn.Module, findings: Findings, removal: Removal) -> tu
     return (*sentences, *_recount_twins(small, findings.uses.before, used))
 
 
-def _recount_twins(small: nn.Module, before: Mapping[Setting, int], used: Collection[Setting]) -> Iterator[str]:
+def _recount_twins(small: nn.Module, before: Mapping[Setting, int], used: set[Setting]) -> Iterator[str]:
     """Give the attributes that no run has used the numbers of their twins. Changes `small`; yields sentences."""
     attributes: dict[tuple[str, str], list[Setting]] = {}
     for setting in before:
