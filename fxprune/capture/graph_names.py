@@ -1,4 +1,4 @@
-"""Names of parts of a model that a graph has no room for: `torch.fx.GraphModule` has something else there."""
+"""Names of parts of a model that no graph can have: `torch.fx.GraphModule` has something else there."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def check_names(model: nn.Module) -> None:
     taken = [name for name in parts if name in _TAKEN]
     if taken and not isinstance(model, fx.GraphModule):
         raise CaptureError(
-            f'no graph has room for a part of the model that is named "{taken[0]}"',
+            f'no graph can have a part that is named "{taken[0]}"',
             at=type(model).__name__,
             why=f"torch.fx.GraphModule.{taken[0]} is something else",
             do="give it another name, or keep the class",

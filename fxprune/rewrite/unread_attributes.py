@@ -46,11 +46,11 @@ def recount_unread(small: nn.Module, findings: Findings, removal: Removal) -> tu
             )
         else:
             sentences.append(_stays(setting, before, found, "forward does not read it, other methods may"))
-    return (*sentences, *_recount_twins(small, findings.uses.before, used))
+    return (*sentences, *_recount_namesakes(small, findings.uses.before, used))
 
 
-def _recount_twins(small: nn.Module, before: Mapping[Setting, int], used: set[Setting]) -> Iterator[str]:
-    """Give the attributes that no run has used the numbers of their twins. Changes `small`; yields sentences."""
+def _recount_namesakes(small: nn.Module, before: Mapping[Setting, int], used: set[Setting]) -> Iterator[str]:
+    """Give the attributes that no run has used the numbers of the attributes that have their names. Changes `small`; yields sentences."""
     attributes: dict[tuple[str, str], list[Setting]] = {}
     for setting in before:
         attributes.setdefault((setting[0], setting[1].strip("_")), []).append(setting)
@@ -60,8 +60,8 @@ def _recount_twins(small: nn.Module, before: Mapping[Setting, int], used: set[Se
         read = [part for part in parts.values() if not used.isdisjoint(part)]
         unread = [part for part in parts.values() if used.isdisjoint(part)]
         for own in unread:
-            twin = next((part for part in read if [before[s] for s in part] == [before[s] for s in own]), ())
-            for mine, other in zip(own, twin, strict=bool(twin)):
+            same = next((part for part in read if [before[s] for s in part] == [before[s] for s in own]), ())
+            for mine, other in zip(own, same, strict=bool(same)):
                 now = read_setting(small, other)
                 if now != before[mine] == read_setting(small, mine):
                     write_setting(small, mine, now)
