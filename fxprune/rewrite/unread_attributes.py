@@ -50,7 +50,7 @@ def recount_unread(small: nn.Module, findings: Findings, removal: Removal) -> tu
 
 
 def _recount_namesakes(small: nn.Module, before: Mapping[Setting, int], used: set[Setting]) -> Iterator[str]:
-    """Give the attributes that no run has used the numbers of the attributes that have their names. Changes `small`; yields sentences."""
+    """Give the attributes that no run has used the numbers of others by name. Changes `small`; yields sentences."""
     attributes: dict[tuple[str, str], list[Setting]] = {}
     for setting in before:
         attributes.setdefault((setting[0], setting[1].strip("_")), []).append(setting)
