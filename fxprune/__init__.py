@@ -21,7 +21,7 @@ from fxprune._transform import transform
 from fxprune._verify import verify
 from fxprune.analysis.findings import Group
 from fxprune.analysis.members import Locked, Member
-from fxprune.artifacts import Exported, export, load, save
+from fxprune.artifacts import Exported, export, from_pretrained, load, save
 from fxprune.capture.traced import trace
 from fxprune.costs import Cost, LayerCost, cost
 from fxprune.errors import (
@@ -103,6 +103,7 @@ __all__ = [
     "expand",
     "export",
     "follow",
+    "from_pretrained",
     "leaf",
     "load",
     "masked",

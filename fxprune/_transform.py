@@ -27,6 +27,7 @@ from fxprune.capture.output_paths import narrowed, output_paths
 from fxprune.capture.process_state import public_call
 from fxprune.capture.program import as_module, exported_again
 from fxprune.capture.tensors import PARAMETER, Tensors
+from fxprune.configs.saving import guard
 from fxprune.costs import cost_of, measured_in_turn, peak_memory
 from fxprune.criteria import Importance
 from fxprune.criteria.from_data import on_data
@@ -306,6 +307,7 @@ def _carried_out(
         request = searched(request, on.search_data(normalize(call.example_inputs)), settings, search)
         assert request.plan is not None
         paths = paths_for(module, call.path, call.prefer, made_on=request.plan.path)
+        paths = class_paths(paths) if by_config(choices.get("uniform")) else paths
     result = shallow.added(first_result(request, paths, may_give_up_class=free))
     keep = choices.get("keep")
     measured = {} if keep is None else _measured(result, module, call.example_inputs, keep)
@@ -318,6 +320,7 @@ def _carried_out(
     if call.path is None and call.prefer is None and not isinstance(call.model, ExportedProgram):
         explain_missing_graph(result.small)
     attach(small, recorded)
+    guard(small, module)
     return small, optimizers, prepared_for(on.followers, module, small)
 
 

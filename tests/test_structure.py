@@ -29,8 +29,8 @@ PUBLIC = """
     Expanded Exported FileError FixedSizesWarning Followed FxpruneError GradualPruner Group InputError LayerCost
     Locked Member NotProvenWarning NothingRemovedWarning OptimizerLeftBehindWarning OtherWeightsWarning Pareto Plan
     PlanDiff PlanError PruningStep Record RewriteError RuleError Sensitivity Summary VerificationError analyze cost
-    distillation expand export follow leaf load masked masks_of pareto recalibrate record repair rule save
-    sensitivity summary trace transform transform_ verify
+    distillation expand export follow from_pretrained leaf load masked masks_of pareto recalibrate record repair
+    rule save sensitivity summary trace transform transform_ verify
 """.split()
 
 TOP_LEVEL = {"pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "fxprune", "tests", "examples", "docs"}

@@ -5,11 +5,13 @@ runs without the model's code, in a format of the table `FORMATS` in `graph_expo
 """
 
 from fxprune.artifacts.graph_export import Exported, export
+from fxprune.artifacts.pretrained import from_pretrained
 from fxprune.artifacts.weights import load, save
 
 __all__ = [
     "Exported",
     "export",
+    "from_pretrained",
     "load",
     "save",
 ]

@@ -12,6 +12,7 @@ The files, in the order in which they are used:
 4. `moves.py`: groups that shrink by the share by which some numbers shrink.
 5. `widths.py`: which groups lose the same share, and the config for a removal.
 6. `constructed.py`: the small model gets what its class makes of the new config.
+7. `saving.py`: `save_pretrained`, where the config says a small model and where not.
 """
 
 from fxprune.configs.builder import NotBuiltError, has_config

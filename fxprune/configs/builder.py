@@ -137,6 +137,21 @@ class Builder:
             return made
 
 
+def built_from(kind: Any, data: Data) -> nn.Module:
+    """A model of a class with the attribute `config_class`, built from the data of a config; weights have no memory.
+
+    Raises `NotBuiltError` if the class raises.
+    """
+    try:
+        with silence(), same_random_state():
+            config = kind.config_class.from_dict(copy.deepcopy(data))
+            with _EmptyOnMeta():
+                made: nn.Module = kind(config)
+                return made.eval()
+    except Exception as error:  # whatever a class raises on a config that it cannot be built from
+        raise NotBuiltError(f"{type(error).__name__}: {error}") from None
+
+
 class _Missing:
     """Notes the attributes that a class asks of its config and does not find, such as `getattr(config, "head_dim", 0)`.
 

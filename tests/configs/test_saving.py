@@ -1,0 +1,118 @@
+"""A small model that no config says is saved so that fxprune loads it, and no other program loads it wrongly."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fxprune
+from tests.configs.models import built
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore")  # those of other packages, which are imported here
+
+Small = tuple[Any, Any, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def llama() -> Small:
+    """A Llama, a smaller one with other rotary frequencies than its config would give it, and inputs."""
+    model, inputs = built("LlamaForCausalLM")
+    return model, fxprune.transform(model, inputs, ratio=0.5), inputs
+
+
+def same(one: Any, other: Any, inputs: dict[str, Any]) -> bool:
+    """True if two models compute the same bits."""
+    with torch.no_grad():
+        return torch.equal(one(**inputs).logits, other(**inputs).logits)
+
+
+def test_fxprune_loads_what_the_small_model_has_saved(llama: Small, tmp_path: Path) -> None:
+    _, small, inputs = llama
+    small.save_pretrained(tmp_path)
+    loaded = fxprune.from_pretrained(tmp_path)
+    assert type(loaded) is type(small)
+    assert same(loaded, small, inputs)
+    assert fxprune.record(loaded).removed == fxprune.record(small).removed
+    loaded.save_pretrained(tmp_path / "again")
+    assert same(fxprune.from_pretrained(tmp_path / "again"), small, inputs)
+
+
+@pytest.mark.parametrize("kind", ["AutoModel", "AutoModelForCausalLM", "AutoConfig", "LlamaForCausalLM", "LlamaModel"])
+def test_no_other_program_loads_it(kind: str, llama: Small, tmp_path: Path) -> None:
+    llama[1].save_pretrained(tmp_path)
+    with pytest.raises((ValueError, OSError)):
+        getattr(transformers, kind).from_pretrained(tmp_path)
+
+
+def test_readme_and_config_say_what_to_do(llama: Small, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# My model\n")
+    for _ in range(2):
+        llama[1].save_pretrained(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("# My model\n")
+    assert text.count(f'fxprune.from_pretrained("{tmp_path.name}")') == 1
+    data = json.loads((tmp_path / "config.json").read_text())
+    assert data["model_type"] == "fxprune-llama"
+    assert "fxprune.from_pretrained" in data["fxprune"]["load"]
+    assert (tmp_path / "generation_config.json").exists()
+
+
+def test_a_directory_with_other_weights_is_refused(llama: Small, tmp_path: Path) -> None:
+    model, small, _ = llama
+    model.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(fxprune.FileError, match="holds the weights of another model"):
+        small.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_copies_and_models_pruned_in_place_are_guarded(llama: Small, tmp_path: Path) -> None:
+    model, small, inputs = llama
+    copy.deepcopy(small).save_pretrained(tmp_path / "copy")
+    itself = fxprune.transform_(copy.deepcopy(model), inputs, ratio=0.5)
+    itself.save_pretrained(tmp_path / "in_place")
+    for folder in ("copy", "in_place"):
+        assert not (tmp_path / folder / "model.safetensors").exists()
+        assert same(fxprune.from_pretrained(tmp_path / folder), small, inputs)
+
+
+def test_a_pickled_model_loads_as_before(llama: Small) -> None:
+    _, small, inputs = llama
+    assert same(pickle.loads(pickle.dumps(small)), small, inputs)
+
+
+def test_what_the_config_says_is_saved_by_the_library_itself(tmp_path: Path) -> None:
+    model, inputs = built("LlamaForCausalLM")
+    small = fxprune.transform(model, inputs, ratio={"*.mlp.gate_proj": 0.5}, uniform="config")
+    small.save_pretrained(tmp_path)
+    assert not (tmp_path / "fxprune.safetensors").exists()
+    assert same(transformers.AutoModelForCausalLM.from_pretrained(tmp_path), small, inputs)
+    with pytest.raises(fxprune.FileError, match="was not written by fxprune"):
+        fxprune.from_pretrained(tmp_path)
+
+
+def test_a_scale_that_the_class_computes_otherwise_is_seen(tmp_path: Path) -> None:
+    model, inputs = built("BertForMaskedLM")
+    small = fxprune.transform(model, inputs, ratio=0.5)
+    small.save_pretrained(tmp_path)
+    assert (tmp_path / "fxprune.safetensors").exists()
+    assert same(fxprune.from_pretrained(tmp_path), small, inputs)
+
+
+def test_a_class_of_another_package_has_to_be_given(llama: Small, tmp_path: Path) -> None:
+    llama[1].save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    data = json.loads(path.read_text())
+    data["fxprune"]["class"] = "os.path.join"
+    path.write_text(json.dumps(data))
+    with pytest.raises(fxprune.FileError, match="would run code that a file names"):
+        fxprune.from_pretrained(tmp_path)
+    given = fxprune.from_pretrained(tmp_path, model_class=transformers.LlamaForCausalLM)
+    assert same(given, llama[1], llama[2])
