@@ -23,7 +23,7 @@ from fxprune.configs.saving import ORIGINAL, guard_with, write_with
 from fxprune.errors import FileError
 from fxprune.files import Field, PathLike, parse_json, read_bytes, write_text
 
-WEIGHTS, CONFIG, README = "fxprune.safetensors", "config.json", "README.md"
+WEIGHTS, CONFIG, README = "small_model.safetensors", "config.json", "README.md"
 
 VERSION = 1
 

@@ -92,7 +92,7 @@ def test_what_the_config_says_is_saved_by_the_library_itself(tmp_path: Path) -> 
     model, inputs = built("LlamaForCausalLM")
     small = fxprune.transform(model, inputs, ratio={"*.mlp.gate_proj": 0.5}, uniform="config")
     small.save_pretrained(tmp_path)
-    assert not (tmp_path / "fxprune.safetensors").exists()
+    assert not (tmp_path / "small_model.safetensors").exists()
     assert same(transformers.AutoModelForCausalLM.from_pretrained(tmp_path), small, inputs)
     with pytest.raises(fxprune.FileError, match="was not written by fxprune"):
         fxprune.from_pretrained(tmp_path)
@@ -102,7 +102,7 @@ def test_a_scale_that_the_class_computes_otherwise_is_seen(tmp_path: Path) -> No
     model, inputs = built("BertForMaskedLM")
     small = fxprune.transform(model, inputs, ratio=0.5)
     small.save_pretrained(tmp_path)
-    assert (tmp_path / "fxprune.safetensors").exists()
+    assert (tmp_path / "small_model.safetensors").exists()
     assert same(fxprune.from_pretrained(tmp_path), small, inputs)
 
 
