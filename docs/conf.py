@@ -13,6 +13,7 @@ version = release = fxprune.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 
 html_theme = "furo"
+html_show_copyright = False
 html_title = f"fxprune {release}"
 html_static_path: list[str] = []
 exclude_patterns = ["images"]
@@ -36,6 +37,8 @@ SPECIAL = re.compile(r"(`[^`]*`)|([|*]|_(?=[^\w`]|$))")
 
 def as_restructured_text(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Change a docstring in place: lines about fields become a field list, special characters are only characters."""
+    if what == "module":
+        return
     field = False
     for i, line in enumerate(lines):
         starts = FIELD.match(line) is not None and (field or not i or not lines[i - 1].strip())

@@ -41,6 +41,16 @@ class Code:
     files: tuple[types.ModuleType, ...]
     classes: tuple[type, ...]
 
+    @property
+    def classes_within(self) -> Iterator[type]:
+        """The classes of the modules, then those that the files define, each once."""
+        found = dict.fromkeys(self.classes)
+        for file in self.files:
+            for value in list(vars(file).values()):
+                if issubclass(type(value), type) and value.__module__ == file.__name__:
+                    found[value] = None
+        return iter(found)
+
     @classmethod
     def of(cls, model: nn.Module) -> Code:
         """The code of a model."""
@@ -56,15 +66,11 @@ class Code:
 
     def values(self) -> Iterator[tuple[Any, Callable[[Any], None]]]:
         """Every global variable and every attribute of a class, with a function that puts something else there."""
-        classes = dict.fromkeys(self.classes)
         for file in self.files:
             for name, value in list(vars(file).items()):
-                if issubclass(type(value), type):
-                    if value.__module__ == file.__name__:
-                        classes[value] = None
-                elif not name.startswith("__"):
+                if not issubclass(type(value), type) and not name.startswith("__"):
                     yield value, functools.partial(vars(file).__setitem__, name)
-        for kind in classes:
+        for kind in self.classes_within:
             for name, value in list(vars(kind).items()):
                 if name not in ("__dict__", "__weakref__", "__doc__", "__module__"):
                     yield value, functools.partial(setattr, kind, name)
@@ -97,11 +103,6 @@ class CachePlace:
         """Put another function there. Returns a function that puts the first one back."""
         self.put(other)
         return lambda: self.put(self.function)
-
-
-def cached_functions(code: Code) -> list[Any]:
-    """The functions with a cache in some code, each once."""
-    return list({id(place.function): place.function for place in places_of_cached_functions(code)}.values())
 
 
 def places_of_cached_functions(code: Code) -> list[CachePlace]:
@@ -168,20 +169,21 @@ _NOTHING = object()
 
 
 class Kept:
-    """The global variables of some code, and the containers among them and in classes and functions, as they are.
+    """The global variables of some code, and the containers among them and in classes and functions, as they were.
 
-    `restore` puts back what has changed since `note`, which is called at the beginning.
+    `restore` puts back what has changed since this object was made.
     """
 
     def __init__(self, code: Code) -> None:
         self.code = code
-        self.note()
-
-    def note(self) -> None:
-        """Note how everything is now."""
         self._variables = [(vars(file), dict(vars(file))) for file in self.code.files]
         self._containers = [(found, found.copy()) for found in self._found()]
         self._tables = [(found, before) for found, before in self._containers if isinstance(found, dict)]
+
+    @property
+    def items(self) -> list[list[int]]:
+        """The ids of the items that the containers have now."""
+        return [list(map(id, one.values() if isinstance(one, dict) else one)) for one, _ in self._containers]
 
     def restore(self) -> None:
         """Put back what was there, where a tensor or a marked integer has come in. Anything else is not ours.
@@ -256,3 +258,29 @@ def _same(container: Any, before: Any) -> bool:
         pairs = zip(container.items(), before.items(), strict=True)
         return all(a is c and b is d for (a, b), (c, d) in pairs)
     return all(map(lambda a, b: a is b, container, before))
+
+
+# -- both -------------------------------------------------------------------------------------------------
+
+
+class FileState:
+    """The state of some code: its functions with a cache, their places, its variables and containers.
+
+    To look for these takes long where a model has hundreds of files, so one object serves several runs in turn, as long
+    as it is `current`.
+    """
+
+    def __init__(self, code: Code) -> None:
+        self.code = code
+        self.places = places_of_cached_functions(code)
+        self.functions = list({id(place.function): place.function for place in self.places}.values())
+        self.kept = Kept(code)
+        self._objects, self._items = self._now(), self.kept.items
+
+    def current(self) -> bool:
+        """True if every variable, and every item of a container, is the same object."""
+        return self._objects == self._now() and self._items == self.kept.items
+
+    def _now(self) -> list[list[int]]:
+        """The ids of the global variables, and of the attributes of classes."""
+        return [list(map(id, vars(one).values())) for one in (*self.code.files, *self.code.classes_within)]

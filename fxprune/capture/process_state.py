@@ -37,10 +37,13 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from fxprune.capture.file_state import Code, Kept, cached_functions, places_of_cached_functions, uncached
+from fxprune.capture.file_state import Code, FileState, uncached
 from fxprune.capture.thread_state import usual_state
 
 _LOCK = threading.RLock()
+
+_STATES: list[dict[Code, FileState]] = []
+"""The states of files that are known during the public calls which run now, one in the other."""
 
 _WATCHING: list[tuple[Callable[[nn.Module, Any], None], Callable[[nn.Module, Any, Any, Any], None]]] = []
 """The functions that `module_hooks` calls now."""
@@ -60,9 +63,11 @@ def public_call() -> Iterator[None]:
     with _LOCK, usual_state():
         enabled = gc.isenabled()
         gc.disable()
+        _STATES.append(_STATES[-1] if _STATES else {})
         try:
             yield
         finally:
+            _STATES.pop()
             if enabled:
                 gc.enable()
 
@@ -238,17 +243,24 @@ def clean_caches(model: nn.Module) -> Iterator[None]:
     would leave a fake table in the cache, and every later forward of every model with that function would get it.
     """
     with _LOCK:
-        code = Code.of(model)
-        functions = cached_functions(code)
-        filled = [_filled(cache) for cache in functions]
-        before = Kept(code)
+        before = _file_state(model)
+        filled = [_filled(cache) for cache in before.functions]
         try:
             yield
         finally:
-            for cache, known in zip(functions, filled, strict=True):
+            for cache, known in zip(before.functions, filled, strict=True):
                 if _filled(cache) != known:
                     cache.cache_clear()
-            before.restore()
+            before.kept.restore()
+
+
+def _file_state(model: nn.Module) -> FileState:
+    """The state of the files of a model now; one that is known already if it is current."""
+    code = Code.of(model)
+    known = _STATES[-1] if _STATES else {}
+    if code not in known or not known[code].current():
+        known[code] = FileState(code)
+    return known[code]
 
 
 def _filled(cache: Any) -> tuple[int, int | None]:
@@ -265,14 +277,12 @@ def no_caches(model: nn.Module) -> Iterator[Callable[[], None]]:
     heads. Yields a function that takes out again what the run has left in other places of these files so far.
     """
     with clean_caches(model):
-        code = Code.of(model)
-        before = Kept(code)
+        before = _file_state(model)
         undo: list[Callable[[], None]] = []
         try:
-            for place in places_of_cached_functions(code):
+            for place in before.places:
                 undo.append(place.replace(uncached(place.function)))
-            before.note()
-            yield before.forget_marks
+            yield before.kept.forget_marks
         finally:
             for restore in reversed(undo):
                 restore()

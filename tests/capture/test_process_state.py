@@ -25,6 +25,8 @@ from torch.nn.modules import module as torch_module
 
 import fxprune
 from fxprune.capture import process_state
+from fxprune.capture.file_state import Code, FileState
+from fxprune.capture.process_state import clean_caches, public_call
 
 PACKAGE = Path(fxprune.__file__).parent
 
@@ -467,3 +469,51 @@ def test_a_function_with_methods_of_the_same_names_is_no_function_with_a_cache()
     model = nn.Sequential(nn.Linear(3, 8), Counting(), nn.Linear(8, 2))
     small = fxprune.transform(model, torch.randn(2, 3), ratio=0.5)
     assert small[0].out_features == 4
+
+
+TABLE = {"first": torch.zeros(1)}
+
+
+class ReadsTable(nn.Module):
+    sizes = (1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + TABLE["first"]
+
+
+def test_the_state_of_files_is_current_until_something_in_them_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = Code.of(ReadsTable())
+    assert FileState(code).current()
+    changes = [
+        lambda: monkeypatch.setitem(TABLE, "second", 1),
+        lambda: monkeypatch.setitem(TABLE, "first", torch.ones(1)),
+        lambda: monkeypatch.setattr(ReadsTable, "sizes", (3,)),
+        lambda: monkeypatch.setitem(globals(), "TABLE", {}),
+        lambda: monkeypatch.setitem(globals(), "NEW_TABLE", {}),
+    ]
+    for change in changes:
+        state = FileState(code)
+        change()
+        assert not state.current()
+
+
+def test_files_are_searched_once_in_a_public_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(FileState, "__init__", counted(FileState.__init__, made))
+    with public_call(), public_call():
+        for _ in range(3):
+            with clean_caches(ReadsTable()):
+                pass
+    assert len(made) == 1
+    for _ in range(2):
+        with clean_caches(ReadsTable()):
+            pass
+    assert len(made) == 3
+
+
+def counted(function: Callable[..., Any], calls: list[Any]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        calls.append(args)
+        return function(*args)
+
+    return call
