@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from fxprune._attempt import Result
-from fxprune._drop import Branches, compared, drop, find_branches, needs_package
+from fxprune._drop import Branches, WithoutBranches, compared, drop, find_branches, needs_package
 from fxprune._find import AnalyzeArguments
 from fxprune._record import Record
 from fxprune.capture.tensors import Tensors
@@ -53,7 +53,7 @@ class Shallow:
     def recorded(self, record: Record) -> Record:
         """The record of a model that was made from this one, as one of the original."""
         if not self.dropped:
-            return record
+            return replace(record, reasons=(*record.reasons, *self.reasons))
         tensors = Tensors.of(self.original)
         whole = {name: tuple(t.shape) for name, t in tensors.items()}
         errors = [error for error in (record.error, self.error) if error is not None]
@@ -73,12 +73,34 @@ def asked_to_drop(choices: Mapping[str, Any]) -> bool:
     return not (isinstance(asked, (list, tuple, set, frozenset)) and not asked) and asked is not None
 
 
+def check_depth(choices: Mapping[str, Any], *, plan: bool, data: bool) -> bool:
+    """True if a request lets branches go within its budget.
+
+    plan: True if a plan is given. data: True if data are. Raises `PlanError` for a request that makes no sense.
+    """
+    if choices.get("depth", False) is False:
+        return False
+    if choices["depth"] is not True:
+        raise PlanError(f"depth is True or False, not {choices['depth']!r}", do="name branches with drop")
+    if plan or choices.get("keep") is None:
+        why = "a plan says already which channels go" if plan else "there is no budget that branches could help to meet"
+        raise PlanError(
+            "depth is without effect here", why=why, do='pass keep={"macs": 0.5}, or name branches with drop'
+        )
+    if not data:
+        why = "branches are chosen by what small models are worth, which is measured"
+        raise PlanError(
+            "depth=True needs data", why=why, do="pass repair=batches, some hundred samples, or data=batches"
+        )
+    return True
+
+
 def without_branches(call: AnalyzeArguments, plan: Plan | None, choices: Mapping[str, Any]) -> Shallow:
     """The model without the branches that a plan drops or that the options name.
 
     Raises `PlanError` if there are no such branches, `VerificationError` if none can be taken out without an error.
     """
-    model, others = call.model, {name: value for name, value in choices.items() if name != "drop"}
+    model, others = call.model, {name: value for name, value in choices.items() if name not in ("drop", "depth")}
     if plan is not None and isinstance(plan, Plan) and plan.dropped:
         return Shallow(
             without_dropped(model, plan.dropped),
@@ -91,12 +113,16 @@ def without_branches(call: AnalyzeArguments, plan: Plan | None, choices: Mapping
     if not asked_to_drop(choices):
         return Shallow(model, others, model)
     found = find_branches(call)
-    made = drop(found, choices["drop"])
-    others = _for_the_rest(others, found, made.model, call.example_inputs)
+    return shallow_of(found, drop(found, choices["drop"]), others, call.example_inputs)
+
+
+def shallow_of(found: Branches, made: WithoutBranches, choices: Mapping[str, Any], example_inputs: Any) -> Shallow:
+    """The model without some branches, with the options for the rest of it."""
+    others = _for_the_rest(choices, found, made.model, example_inputs)
     alone = all(others.get(name) is None for name in CHANNELS)
     if alone:
         others["ratio"] = 0.0
-    return Shallow(made.model, others, model, made.dropped, found.cost, made.error, made.reasons, alone)
+    return Shallow(made.model, others, found.model, made.dropped, found.cost, made.error, made.reasons, alone)
 
 
 def _for_the_rest(choices: Mapping[str, Any], found: Branches, model: nn.Module, example_inputs: Any) -> dict[str, Any]:

@@ -13,25 +13,36 @@ from torch.export import ExportedProgram
 from torch.optim import Optimizer
 
 from fxprune._attempt import Request, Result
-from fxprune._dropping import asked_to_drop, without_branches
+from fxprune._drop import find_branches, without
+from fxprune._dropping import Shallow, asked_to_drop, check_depth, shallow_of, without_branches
 from fxprune._find import AnalyzeArguments
 from fxprune._first_result import first_result
 from fxprune._follow import listed, made, optimizers_of, prepared_for, watch
 from fxprune._follow.result import Prepared
 from fxprune._record import Record, attach, checksum, record
 from fxprune._repair import RepairSettings, repaired
-from fxprune._search import SearchData, search_settings, searched
+from fxprune._search import (
+    DepthRequest,
+    SearchData,
+    chosen_branches,
+    measure_of,
+    samples_of,
+    search_settings,
+    searched,
+)
 from fxprune.arguments import checks_arguments
+from fxprune.capture.captured import FrontEnd
 from fxprune.capture.inputs import Inputs, normalize
 from fxprune.capture.output_paths import narrowed, output_paths
 from fxprune.capture.process_state import public_call
 from fxprune.capture.program import as_module, exported_again
 from fxprune.capture.tensors import PARAMETER, Tensors
 from fxprune.configs.saving import guard
-from fxprune.costs import cost_of, measured_in_turn, peak_memory
+from fxprune.costs import Cost, cost_of, measured_in_turn, peak_memory
 from fxprune.criteria import Importance
 from fxprune.criteria.from_data import on_data
 from fxprune.criteria.losses import Loss
+from fxprune.depth.select import selected
 from fxprune.errors import (
     BudgetMissedWarning,
     ClassLostWarning,
@@ -92,6 +103,7 @@ def transform(
     max_ratio: float | None = None,
     latency_table: PathLike | bool | None = None,
     drop: Any = (),
+    depth: bool = False,
     data: Iterable[Any] | None = None,
     loss: Callable[[nn.Module, Any], Any] | None = None,
     scores: Any = None,
@@ -162,6 +174,8 @@ def transform(
             of its layer or of the block around its layers, such as "layer3.1" or "encoder.layer.4.attention"; a block
             names all branches in it. What keep, ratio and the other options ask for is then asked of the rest; a budget
             counts from the original. See docs/depth.md.
+        depth: True to let residual branches go where a budget is met better so: small models without some are made,
+            repaired and measured, and the best one says which go. Needs `keep`, and `repair` or `data`.
         data: batches for an importance that is measured, such as "taylor", and for `repair=True`: in the form of the
             example inputs, or tuples of these and labels.
         loss: a function from the model and a batch of the data to a scalar, for an importance that needs gradients:
@@ -196,7 +210,7 @@ def transform(
     choices: dict[str, Any] = {"ratio": ratio, "masks": masks, "bias": bias, "border": border, "ignore": ignore}
     choices |= {"importance": importance, "round_to": round_to, "exact": exact, "seed": seed, "keep": keep}
     choices |= {"scope": scope, "counts": counts, "min_channels": min_channels, "max_ratio": max_ratio}
-    choices |= {"uniform": uniform, "latency_table": latency_table, "drop": drop}
+    choices |= {"uniform": uniform, "latency_table": latency_table, "drop": drop, "depth": depth}
     on = DataOptions(data, loss, scores, repair, repair_mode, repair_inputs, optimizer, ema, search, process_group)
     return cast(ModelT, carry_out(Request(call, plan, choices, verify), on))
 
@@ -229,10 +243,16 @@ class DataOptions:
     def search_data(self, example: Inputs) -> SearchData:
         """The data of a search. Those of `data` have labels for the loss."""
         pick = self.repair_inputs or inputs_like(example)
-        return SearchData(self.data, pick, self.loss) if self.repair is True else SearchData(self.repair, pick)
+        labelled = self.repair is True or self.repair is None or self.repair is False
+        return SearchData(self.data, pick, self.loss) if labelled else SearchData(self.repair, pick)
 
-    def read(self, model: nn.Module, example: Inputs, importance: Importance) -> tuple[Importance, list[Inputs] | None]:
-        """The importance, measured if it needs data, and the inputs to repair on, None for no repair."""
+    def read(
+        self, model: nn.Module, example: Inputs, importance: Importance, *, deep: bool = False
+    ) -> tuple[Importance, list[Inputs] | None]:
+        """The importance, measured if it needs data, and the inputs to repair on, None for no repair.
+
+        deep: True if branches are chosen on the data.
+        """
         data, pick = self.data, self.repair_inputs
         if self.repair is None or self.repair is False:
             picked = pick is not None and data is None  # an importance may be measured on what it picks
@@ -259,7 +279,7 @@ class DataOptions:
             loss=self.loss,
             scores=self.scores,
             pick=pick if batches is None or self.repair is True else None,
-            used_elsewhere=self.repair is True,
+            used_elsewhere=self.repair is True or deep,
             process_group=self.process_group,
         )
         return made, batches
@@ -282,36 +302,44 @@ def _carried_out(
     request: Request, on: DataOptions
 ) -> tuple[nn.Module | ExportedProgram, list[Optimizer], tuple[Prepared, ...]]:
     """The small model with its record, the optimizers of the model, and the changes of those that follow."""
-    call, plan = request.call, request.plan
+    given, call, plan = request, request.call, request.plan
     known = next(iter(request.known.values()), None)
     module = as_module(call.model, call.example_inputs) if known is None else known.model
     _refuse_two_requests(plan, {**request.choices, "scores": on.scores})
+    data = on.data is not None or on.repair not in (None, False)
+    deep = check_depth(request.choices, plan=plan is not None, data=data)
     shallow = without_branches(replace(call, model=module), plan, request.choices)
     choices = shallow.choices
     settings, optimizers = RepairSettings(on.repair_mode), optimizers_of(module)
     search = search_settings(choices, on.search, on.repair)
-    on = on if search is None else on.several_times()
-    importance, batches = on.read(module, normalize(call.example_inputs), choices.get("importance", "l2"))
+    on = on.several_times() if deep or search is not None else on
     paths = paths_for(module, call.path, call.prefer, made_on=plan.path if isinstance(plan, Plan) else "")
     paths = class_paths(paths) if by_config(choices.get("uniform")) else paths
     if folds(choices.get("bias"), choices.get("masks")) and all(front_end.needs_hooks for front_end in paths):
         raise PlanError("constants cannot be folded behind hooks", why="they put zeros back", do="take another path")
     counting = narrowed(plan.outputs if isinstance(plan, Plan) else None, output_paths(call.outputs))
-    analysed = replace(call, model=shallow.model, outputs=None if counting is None else list(counting))
     free = plan is None and call.path is None and call.prefer is None and not isinstance(module, fx.GraphModule)
     free = free and not by_config(choices.get("uniform"))
+    if deep:
+        shallow = _deeper(replace(request, call=replace(call, model=module)), on, paths, settings, free)
+        choices = shallow.choices
+    example, ranking = normalize(call.example_inputs), choices.get("importance", "l2")
+    importance, batches = on.read(shallow.model, example, ranking, deep=deep)
+    analysed = replace(call, model=shallow.model, outputs=None if counting is None else list(counting))
     request = replace(request, call=analysed, choices={**choices, "importance": importance})
     if shallow.dropped:
         request = replace(request, known={})
     if search is not None:
-        request = searched(request, on.search_data(normalize(call.example_inputs)), settings, search)
+        found = on.search_data(normalize(call.example_inputs))
+        request = searched(request, found, settings, search, module if shallow.dropped else None)
         assert request.plan is not None
         paths = paths_for(module, call.path, call.prefer, made_on=request.plan.path)
         paths = class_paths(paths) if by_config(choices.get("uniform")) else paths
     result = shallow.added(first_result(request, paths, may_give_up_class=free))
-    keep = choices.get("keep")
+    keep = given.choices.get("keep")
     measured = {} if keep is None else _measured(result, module, call.example_inputs, keep)
-    for text, kind in chain(_warnings(result, class_expected=free), _above_budget(result, keep, measured)):
+    missed = _above_budget(result, keep, measured, shallow.before)
+    for text, kind in chain(_warnings(result, class_expected=free), missed):
         warnings.warn(text, kind, stacklevel=level_of_user())
     recorded = shallow.recorded(replace(_recorded(result), measured=measured))
     if batches is not None:
@@ -322,6 +350,36 @@ def _carried_out(
     attach(small, recorded)
     guard(small, module)
     return small, optimizers, prepared_for(on.followers, module, small)
+
+
+def _deeper(
+    request: Request, on: DataOptions, paths: Sequence[FrontEnd], settings: RepairSettings, free: bool
+) -> Shallow:
+    """The model without the branches that are named and those that go within the budget. request: with the original."""
+    call, choices = request.call, request.choices
+    example, found = normalize(call.example_inputs), find_branches(call)
+    named = selected(found.model, found.branches, choices["drop"]) if asked_to_drop(choices) else ()
+    data = on.search_data(example)
+    samples = samples_of(found.model, data.batches, data.pick, judge=True)
+    importance = choices.get("importance", "l2")
+    options = {name: value for name, value in choices.items() if name not in ("drop", "depth")}
+    asked = DepthRequest(
+        found,
+        named,
+        replace(request, choices=options),
+        paths,
+        lambda model: on.read(model, example, importance, deep=True)[0],
+        samples,
+        measure_of(found.model, samples, (on.search or {}).get("score"), data.loss),
+        settings,
+        repairs=on.repair not in (None, False),
+        free=free,
+    )
+    chosen, text = chosen_branches(asked)
+    if not chosen:
+        return Shallow(found.model, options, found.model, reasons=(text,))
+    made = without(found, chosen)
+    return shallow_of(found, replace(made, reasons=(*made.reasons, text)), options, call.example_inputs)
 
 
 def _repaired(
@@ -349,12 +407,12 @@ def _measured(result: Result, model: nn.Module, example_inputs: Any, keep: Mappi
 
 
 def _above_budget(
-    result: Result, keep: Mapping[str, Any] | None, measured: Measured
+    result: Result, keep: Mapping[str, Any] | None, measured: Measured, whole: Cost | None
 ) -> Iterator[tuple[str, type[Warning]]]:
-    """The warnings about budgets that the small model does not meet."""
+    """The warnings about budgets that the small model does not meet. whole: the cost of a model with more branches."""
     if keep is not None:
         made = cost_of(result.analysis, result.removal, result.constants)
-        before, after = with_measured((cost_of(result.analysis), made), measured)
+        before, after = with_measured((whole or cost_of(result.analysis), made), measured)
         for budget in above(before, after, keep):
             text, reasons = budget.missed(budget.of(after)), result.plan.reasons
             known = next((reason for reason in reasons if reason.startswith(text)), None)
@@ -365,7 +423,7 @@ def _above_budget(
 def _refuse_two_requests(plan: Plan | None, choices: Mapping[str, Any]) -> None:
     asked = ("ratio", "masks", "bias", "keep", "counts", "scores")
     given = [name for name in asked if choices.get(name) is not None]
-    given += ["drop"] if asked_to_drop(choices) else []
+    given += [name for name, asked in (("drop", asked_to_drop(choices)), ("depth", choices.get("depth"))) if asked]
     if plan is not None and given:
         raise PlanError("a plan says already what goes", why=f"given too: {', '.join(given)}", do="pass the plan alone")
     if plan is not None:

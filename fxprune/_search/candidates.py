@@ -55,9 +55,9 @@ class KeptScores:
 class Candidates:
     """The small models of one analysis.
 
-    model: the original. analysis: of it, on the path that `transform` would take. request: with the options that all
-    candidates share, and the reasons why other paths were not taken. samples, settings: the data and the form of a
-    repair; None without data.
+    model: the original; `original` if that is without some branches. analysis: of it, on the path that `transform`
+    would take. request: with the options that all candidates share, and the reasons why other paths were not taken.
+    samples, settings: the data and the form of a repair; None without data.
     """
 
     model: nn.Module
@@ -65,6 +65,7 @@ class Candidates:
     request: Request
     samples: Samples | None
     settings: RepairSettings
+    original: nn.Module | None = None
 
     @property
     def whole(self) -> Cost:
@@ -83,7 +84,8 @@ class Candidates:
     def repaired(self, made: Result) -> nn.Module:
         """The small model of a result, repaired on the samples that do not judge."""
         assert self.samples is not None
-        small, _ = repaired(made.small, self.model, self.samples.repairing, made.plan, self.settings)
+        original = self.model if self.original is None else self.original
+        small, _ = repaired(made.small, original, self.samples.repairing, made.plan, self.settings)
         return small
 
 

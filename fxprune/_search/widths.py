@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
+from torch import nn
+
 from fxprune._attempt import Request, Result
 from fxprune._repair import RepairSettings
 from fxprune._search.allotment import Allotment, MixedScores, Ranking, like, moved
@@ -51,18 +53,25 @@ class SearchData:
     loss: Loss | None = None
 
 
-def searched(request: Request, data: SearchData, repair: RepairSettings, settings: SearchSettings) -> Request:
+def searched(
+    request: Request,
+    data: SearchData,
+    repair: RepairSettings,
+    settings: SearchSettings,
+    original: nn.Module | None = None,
+) -> Request:
     """The request with the plan of the best small model that was measured within its budget.
 
     The first one has the even ratio, so that the result is never worse than that, by the measure. Then come those of
     the other scopes and of ThiNet; then moves from the best so far: more of one group goes, and less of the others, or
     other channels of a group. The numbers of a move are drawn by the seed.
 
-    repair: the form of the repair.
+    repair: the form of the repair. original: the model that small ones are compared with, if the request has one
+    without some branches.
 
     Raises `PlanError` if nothing can be removed, and as `transform`.
     """
-    choices, model = request.choices, request.call.model
+    choices, model = request.choices, request.call.model if original is None else original
     samples = samples_of(model, data.batches, data.pick, judge=settings.score is None)
     measure = measure_of(model, samples, settings.score, data.loss)
     steps = SavedSteps(
@@ -70,7 +79,7 @@ def searched(request: Request, data: SearchData, repair: RepairSettings, setting
     )
     budget = {"keep": choices["keep"]}
     shared = {name: value for name, value in choices.items() if name not in ("keep", "scope")}
-    found = candidates_of(replace(request, choices=shared), budget, samples, repair)
+    found = replace(candidates_of(replace(request, choices=shared), budget, samples, repair), original=original)
     criteria, notes = _criteria(found, samples)
     search = _Search(found, measure, steps, criteria, budget)
     search.run(settings, choices.get("seed") or 0)
