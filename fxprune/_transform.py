@@ -311,10 +311,9 @@ def _carried_out(
     shallow = without_branches(replace(call, model=module), plan, request.choices)
     choices = shallow.choices
     settings, optimizers = RepairSettings(on.repair_mode), optimizers_of(module)
-    search = search_settings(choices, on.search, on.repair)
+    search = search_settings(given.choices, on.search, on.repair)
     on = on.several_times() if deep or search is not None else on
-    paths = paths_for(module, call.path, call.prefer, made_on=plan.path if isinstance(plan, Plan) else "")
-    paths = class_paths(paths) if by_config(choices.get("uniform")) else paths
+    paths = _paths(module, call, choices, plan.path if isinstance(plan, Plan) else "")
     if folds(choices.get("bias"), choices.get("masks")) and all(front_end.needs_hooks for front_end in paths):
         raise PlanError("constants cannot be folded behind hooks", why="they put zeros back", do="take another path")
     counting = narrowed(plan.outputs if isinstance(plan, Plan) else None, output_paths(call.outputs))
@@ -329,12 +328,10 @@ def _carried_out(
     request = replace(request, call=analysed, choices={**choices, "importance": importance})
     if shallow.dropped:
         request = replace(request, known={})
-    if search is not None:
-        found = on.search_data(normalize(call.example_inputs))
-        request = searched(request, found, settings, search, module if shallow.dropped else None)
+    if search is not None and choices.get("keep") is not None:
+        request = searched(request, on.search_data(example), settings, search, module if shallow.dropped else None)
         assert request.plan is not None
-        paths = paths_for(module, call.path, call.prefer, made_on=request.plan.path)
-        paths = class_paths(paths) if by_config(choices.get("uniform")) else paths
+        paths = _paths(module, call, choices, request.plan.path)
     result = shallow.added(first_result(request, paths, may_give_up_class=free))
     keep = given.choices.get("keep")
     measured = {} if keep is None else _measured(result, module, call.example_inputs, keep)
@@ -350,6 +347,12 @@ def _carried_out(
     attach(small, recorded)
     guard(small, module)
     return small, optimizers, prepared_for(on.followers, module, small)
+
+
+def _paths(module: nn.Module, call: AnalyzeArguments, choices: Mapping[str, Any], made_on: str) -> Sequence[FrontEnd]:
+    """The paths to try, in order. made_on: the name of the path of a plan, "" without one."""
+    paths = paths_for(module, call.path, call.prefer, made_on=made_on)
+    return class_paths(paths) if by_config(choices.get("uniform")) else paths
 
 
 def _deeper(

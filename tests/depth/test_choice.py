@@ -147,3 +147,11 @@ def test_a_budget_that_no_model_meets_is_reported_against_the_original():
     whole = fxprune.cost(model, x).macs
     with pytest.warns(BudgetMissedWarning, match=f"of {whole:,}"):
         fxprune.transform(model, x, keep={"macs": 0.01}, max_ratio=0.25, drop="blocks.0")
+
+
+def test_nothing_is_searched_where_the_branches_meet_the_budget():
+    model, x = deep(), torch.randn(X, dtype=torch.double)
+    options = {"keep": {"macs": 0.95}, "repair": batches(), "scope": "search", "search": {"steps": 1}}
+    small = fxprune.transform(model, x, drop="blocks.0", **options)
+    assert dropped_names(small) == ["blocks.0"]
+    assert fxprune.record(small).removed == {}
