@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -31,6 +31,13 @@ class Wrapping:
     switches: Mapping[str, Any]
     ahead: tuple[nn.Module, ...] = ()
     behind: tuple[nn.Module, ...] = ()
+
+    def among(self, there: Set[nn.Module]) -> Wrapping:
+        """The call for those of its modules that are still there."""
+        modules, ahead, behind = (
+            tuple(module for module in some if module in there) for some in (self.modules, self.ahead, self.behind)
+        )
+        return replace(self, modules=modules, ahead=ahead, behind=behind)
 
 
 def wrappings_of(model: nn.Module) -> tuple[Wrapping, ...]:

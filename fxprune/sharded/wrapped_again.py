@@ -41,7 +41,9 @@ def wrap_again(model: nn.Module, wrappings: Sequence[Wrapping]) -> None:
             dims[id(empty[id(parameter)])] = sharded_dim(parameter, name)
         _put(model, name, empty[id(parameter)])
     ignored = {parameter for parameter in model.parameters() if id(parameter) not in dims}
-    for module in model.modules():
+    there = set(model.modules())
+    wrappings = [kept for wrapping in wrappings if (kept := wrapping.among(there)).modules]
+    for module in there:
         _module_state_mapping.pop(module, None)
     for wrapping in wrappings:
         several: Any = list(wrapping.modules)

@@ -13,7 +13,7 @@ import torch
 from tests.follow.test_gradual import Run
 from tests.processes import CONTEXT
 
-ROUNDS = 30
+ROUNDS = 40
 KILLS = 20
 
 
@@ -46,7 +46,7 @@ def ended(folder: Path, kills: int) -> int:
                 not (folder / "checkpoint").exists() or (folder / "checkpoint").stat().st_mtime_ns == before
             ):
                 time.sleep(0.001)  # so that each life gets on
-            time.sleep(moments.uniform(0.0, 0.2))
+            time.sleep(moments.uniform(0.0, 0.1))
             if process.is_alive():
                 process.kill()
                 done += 1
