@@ -28,7 +28,8 @@ from fxprune.fold import make_plan, resolve_plan
 from fxprune.planning.plan import Plan
 from fxprune.planning.select import importance_by_pattern
 from fxprune.report import analysis_data, dot, graph, view
-from fxprune.report.views import checked
+from fxprune.report.html import Curves, analysis_page
+from fxprune.report.views import page_wanted
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -163,12 +164,18 @@ class Analysis(Findings):
         return find_branches(self._call).branches
 
     @checks_arguments()
-    def report(self, format: str = "text") -> str:
+    def report(self, format: str = "text", *, plan: Plan | None = None, curves: Curves | None = None) -> str:
         """A report on groups, the cost of one channel of each, and locked channels with reasons: see docs/report.md.
 
-        format: "text", "markdown" or "json". Raises `InputError` for any other value.
+        Args:
+            format: "text", "markdown", "json", or "html", a page for a browser in one file.
+            plan: for "html", shows what the plan would leave.
+            curves: for "html", a result of `fxprune.sensitivity` or `fxprune.pareto`, or a list of them.
+
+        Raises `InputError` for any other format, and `PlanError` if the plan is for another model.
         """
-        checked(format)
+        if page_wanted(format, plan=plan, curves=curves):
+            return analysis_page(self, plan, curves)
         return view(analysis_data(self), format)
 
     @checks_arguments()

@@ -19,7 +19,10 @@ import pytest
 import fxprune
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "fxprune").rglob("*.py"))
+ASSETS = "fxprune/report/html/assets"
+SOURCES = sorted(
+    p.relative_to(ROOT).as_posix() for p in [*(ROOT / "fxprune").rglob("*.py"), *(ROOT / ASSETS).rglob("*.*")]
+)
 CORE = ["networkx", "numpy", "safetensors", "tabulate", "torch", "tqdm"]
 EXTRAS = ["benchmark", "docs", "examples", "lightning", "onnx", "plot", "test", "transformers", "zoo"]
 FILES = ["pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"]
@@ -59,6 +62,10 @@ def metadata(built, names):
 def test_wheel_holds_every_source_file_and_nothing_else(names):
     inside = [n for n in names if ".dist-info/" not in n]
     assert sorted(inside) == sorted([*SOURCES, "fxprune/py.typed"])
+
+
+def test_the_wheel_is_small(built):
+    assert built[0].stat().st_size < 2_000_000
 
 
 def test_wheel_holds_the_license_and_fits_every_platform(built, names):

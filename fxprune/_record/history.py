@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fxprune._record.repaired import Repair
+from fxprune.analysis.findings import Findings
 from fxprune.arguments import checks_arguments
 from fxprune.costs import Cost
 from fxprune.errors import PlanError
 from fxprune.planning.plan import Plan
 from fxprune.proof.one_sided import OneSided
 from fxprune.report import record_data, view
-from fxprune.report.views import checked
+from fxprune.report.html import Curves, record_page
+from fxprune.report.views import page_wanted
 
 
 @dataclass(frozen=True)
@@ -99,10 +101,16 @@ class Record:
         return sum(map(math.prod, self.before.values())), sum(map(math.prod, self.after.values()))
 
     @checks_arguments()
-    def report(self, format: str = "text") -> str:
+    def report(self, format: str = "text", *, analysis: Findings | None = None, curves: Curves | None = None) -> str:
         """A report on each layer before and after, the totals, the path, the proof and the notes: see docs/report.md.
 
-        format: "text", "markdown" or "json". Raises `InputError` for any other value.
+        Args:
+            format: "text", "markdown", "json", or "html", a page for a browser in one file.
+            analysis: of the original, for "html": the page then has its graph, its groups and what is locked.
+            curves: for "html", a result of `fxprune.sensitivity` or `fxprune.pareto`, or a list of them.
+
+        Raises `InputError` for any other format, and `PlanError` if the analysis is of another model.
         """
-        checked(format)
+        if page_wanted(format, analysis=analysis, curves=curves):
+            return record_page(self, analysis, curves)
         return view(record_data(self), format)

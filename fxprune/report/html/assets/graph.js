@@ -1,0 +1,200 @@
+// The graph as cytoscape draws it: only visible places are in it, drawn anew when a block is folded or opened.
+
+const ROLES = { producer: "makes", norm: "normalises", consumer: "reads", raw: "holds", held: "held" };
+const cy = cytoscape({
+  container: document.getElementById("graph"), style: graphStyle(), minZoom: 0.03, maxZoom: 3,
+  boxSelectionEnabled: false, autoungrabify: true, autounselectify: true, layout: { name: "preset" },
+});
+let lit = new Map(); // layer -> set of roles, of what is chosen
+
+function colour(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+}
+
+function graphStyle() {
+  const text = { "font-family": FONT, "font-size": 12, color: colour("text"), "text-wrap": "wrap", "line-height": 1.25 };
+  return [
+    { selector: "node", style: {
+      ...text, label: "data(label)", width: "data(w)", height: "data(h)", shape: "round-rectangle", "corner-radius": 6,
+      "text-valign": "center", "text-halign": "center", "background-color": colour("node"), "border-width": 1,
+      "border-color": colour("line"), "min-zoomed-font-size": 5,
+    } },
+    { selector: "node[share]", style: {
+      "background-fill": "linear-gradient", "background-gradient-direction": "to-right",
+      "background-gradient-stop-colors": (n) => [colour("kept"), colour("kept"), colour("gone"), colour("gone")].join(" "),
+      "background-gradient-stop-positions": (n) => `0% ${n.data("share")}% ${n.data("share")}% 100%`,
+    } },
+    { selector: "node.free", style: { "background-color": colour("kept") } },
+    { selector: "node.round", style: { shape: "ellipse", "background-color": colour("page") } },
+    { selector: "node.end", style: { "background-color": colour("page"), "border-style": "dashed" } },
+    { selector: "node.folded", style: { "border-width": 1.5, "font-weight": 600, "background-color": colour("block") } },
+    { selector: "node.run", style: { ghost: "yes", "ghost-offset-x": 4, "ghost-offset-y": 4, "ghost-opacity": 0.45 } },
+    { selector: ":parent", style: {
+      "compound-sizing-wrt-labels": "exclude", padding: PAD, "background-color": colour("box"), "text-valign": "top",
+      "text-margin-y": HEAD, "min-height": "data(tall)", "min-height-bias-top": "100%", "min-height-bias-bottom": "0%", "min-width": "data(wide)",
+      "text-background-color": colour("box"), "text-background-opacity": 1, "text-background-padding": 2, "font-weight": 600, "font-size": 12, color: colour("quiet"),
+    } },
+    { selector: "edge", style: {
+      width: 1.2, "line-color": colour("edge"), "target-arrow-color": colour("edge"), "target-arrow-shape": "triangle", "arrow-scale": 0.8,
+      "curve-style": "straight", "font-size": 10, "font-family": FONT, color: colour("text"),
+      "text-background-color": colour("page"), "text-background-opacity": 0.85, "text-background-padding": 2,
+    } },
+    { selector: "edge[distances]", style: {
+      "curve-style": "round-segments", "segment-distances": "data(distances)", "segment-weights": "data(weights)",
+      "segment-radii": 12, "edge-distances": "node-position",
+    } },
+    { selector: "edge.shown", style: { label: "data(shape)", "line-color": colour("accent"), "target-arrow-color": colour("accent") } },
+    { selector: ".dim", style: { opacity: 0.28 } },
+    { selector: "node.lit", style: { "border-color": colour("accent"), "border-width": 4, opacity: 1 } },
+    { selector: "node.lit.consumer", style: { "border-style": "dashed" } },
+    { selector: "node.lit.norm", style: { "border-style": "double", "border-width": 5 } },
+    { selector: "node.lit.raw, node.lit.held", style: { "border-style": "dotted" } },
+    { selector: "node.lit.producer", style: { "border-style": "solid" } },
+    { selector: "node.lit.held", style: { "border-color": colour("lock") } },
+    { selector: "node.chosen", style: { "border-color": colour("accent"), "border-width": 4, "border-style": "solid", opacity: 1 } },
+    { selector: ":parent.lit, :parent.chosen", style: { "border-width": 2 } },
+  ];
+}
+
+// Draws what is visible. keep: a place that stays where it is on the screen.
+function draw(keep = null) {
+  const before = keep ? cornerOf(keep) : null;
+  const { nodes, edges } = arrange();
+  const elements = nodes.map(({ place, x, y, w, h }) => ({ group: "nodes", data: nodeData(place, w, h), position: { x, y }, classes: nodeClasses(place) }));
+  const at = new Map(nodes.map((node) => [node.place.id, node]));
+  edges.forEach((edge, number) => elements.push(edgeElement(edge, number, at)));
+  cy.batch(() => {
+    cy.elements().remove();
+    cy.add(elements);
+  });
+  light();
+  const after = keep ? cornerOf(keep) : null;
+  if (before && after) cy.panBy({ x: before.x - after.x, y: before.y - after.y });
+}
+
+function cornerOf(place) {
+  const node = cy.getElementById(place.id);
+  if (node.empty()) return null;
+  const box = node.renderedBoundingBox({ includeLabels: false, includeOverlays: false });
+  return { x: (box.x1 + box.x2) / 2, y: box.y1 };
+}
+
+function nodeData(place, w, h) {
+  const made = { id: place.id, label: isOpen(place) ? titleOf(place) : labelOf(place), w, h, tall: h - 2 * PAD, wide: w - 2 * PAD };
+  if (place.parent !== root) made.parent = place.parent.id;
+  const share = isOpen(place) ? null : keptShare(place);
+  return share === null ? made : { ...made, share };
+}
+
+// The share of the outputs of a layer, or of the parameters in a block, that stays; null where nothing goes.
+function keptShare(place) {
+  if (!data.planned) return null;
+  if (place.layer) {
+    const width = place.layer.width;
+    return width && width.after !== null && width.after < width.before ? (100 * width.after) / width.before : null;
+  }
+  const sum = (pick) => place.leaves.reduce((total, layer) => total + (pick(layer) ?? 0), 0);
+  const [before, after] = [sum((l) => l.params), sum((l) => (l.after ? l.after.params : l.params))];
+  return before > after ? (100 * after) / before : null;
+}
+
+function nodeClasses(place) {
+  if (isOpen(place)) return "open";
+  if (!place.layer) return place.run ? "folded run" : "folded";
+  const { kind, id } = place.layer;
+  if (kind === "join") return "round";
+  if (kind === "input" || kind === "output") return "end";
+  return groupsOf.has(id) ? "free" : "";
+}
+
+function edgeElement({ from, to, shape, count, points }, number, at) {
+  const text = (count > 1 ? `${count} × ` : "") + shape.join(" × ");
+  const made = { id: `edge:${number}`, source: from.id, target: to.id, shape: text };
+  const bends = points.length ? bendsOf(points, at.get(from.id), at.get(to.id)) : null;
+  return { group: "edges", data: bends ? { ...made, ...bends } : made };
+}
+
+// Points as cytoscape wants them: how far along the straight line, and how far beside it.
+function bendsOf(points, from, to) {
+  const [dx, dy] = [to.x - from.x, to.y - from.y];
+  const length = Math.hypot(dx, dy) || 1;
+  const along = points.map((p) => ((p.x - from.x) * dx + (p.y - from.y) * dy) / (length * length));
+  const beside = points.map((p) => ((p.y - from.y) * dx - (p.x - from.x) * dy) / length);
+  if (beside.every((distance) => Math.abs(distance) < 3)) return null;
+  return { weights: along, distances: beside };
+}
+
+// -- what is lit ----------------------------------------------------------------------------------------------
+
+// Lights up layers with their roles, and dims the rest; without layers nothing is dimmed.
+function lightUp(roles) {
+  lit = roles;
+  light();
+}
+
+function light() {
+  const shown = new Map();
+  for (const [id, roles] of lit) {
+    const place = places.get(id) ?? places.get(`block:${id}`);
+    if (!place) continue;
+    const node = shownFor(place).id;
+    shown.set(node, new Set([...(shown.get(node) ?? []), ...roles]));
+  }
+  cy.batch(() => {
+    cy.elements().removeClass("dim lit chosen shown producer norm consumer raw held");
+    if (!shown.size) return;
+    cy.elements().not(":parent").addClass("dim");
+    for (const [id, roles] of shown) {
+      const node = cy.getElementById(id);
+      node.removeClass("dim").addClass(roles.has("chosen") ? "chosen" : "lit").addClass([...roles].join(" "));
+      if (roles.has("chosen")) node.connectedEdges().removeClass("dim").addClass("shown").connectedNodes().removeClass("dim");
+    }
+    cy.edges().filter((edge) => shown.has(edge.source().id()) && shown.has(edge.target().id())).removeClass("dim");
+  });
+}
+
+// Moves the view so that lit nodes are seen, unless some are.
+function bringIntoView() {
+  const nodes = cy.nodes(".lit, .chosen");
+  if (nodes.empty()) return;
+  const seen = cy.extent();
+  const inside = nodes.filter((n) => n.position("x") > seen.x1 && n.position("x") < seen.x2 && n.position("y") > seen.y1 && n.position("y") < seen.y2);
+  if (inside.empty()) cy.center(nodes[0]);
+}
+
+// The whole graph, or its beginning where the whole would be too small to read.
+function fit() {
+  cy.resize();
+  cy.fit(undefined, 24);
+  if (cy.zoom() > 1.1) {
+    cy.zoom(1.1);
+    cy.center();
+  }
+  if (cy.zoom() > 0.62) return;
+  const box = cy.elements().boundingBox();
+  const level = Math.max(0.4, Math.min(0.8, (cy.width() - 48) / box.w));
+  cy.zoom(level);
+  cy.pan({ x: cy.width() / 2 - (level * (box.x1 + box.x2)) / 2, y: 24 - level * box.y1 });
+}
+
+function toggle(place) {
+  if (place.layer) return;
+  if (isOpen(place)) fold(place);
+  else unfold(place);
+  draw(place);
+}
+
+cy.on("tap", "node", (event) => {
+  const place = places.get(event.target.id());
+  if (!place.layer && isOpen(place)) return;
+  choose(place.layer ? { kind: "layer", id: place.layer.id } : { kind: "block", id: place.id });
+});
+cy.on("dbltap", "node", (event) => {
+  const place = places.get(event.target.id());
+  toggle(place.layer ? place.parent : place);
+});
+cy.on("tap", (event) => {
+  if (event.target === cy) choose(null);
+});
+cy.on("mouseover", "node", () => { cy.container().style.cursor = "pointer"; });
+cy.on("mouseout", "node", () => { cy.container().style.cursor = ""; });

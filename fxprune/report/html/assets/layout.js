@@ -1,0 +1,155 @@
+// Where the visible places stand: dagre lays out the children of each open block, from the inside out.
+
+const PAD = 12; // around the children of an open block
+const HEAD = 22; // the name above them
+const pen = document.createElement("canvas").getContext("2d");
+const FONT = getComputedStyle(document.body).fontFamily;
+
+// Returns {nodes: [{place, x, y, w, h}], edges: [{from, to, count, shape, points}]}, with points between the ends.
+function arrange() {
+  const lifted = visibleEdges();
+  const inside = new Map();
+  for (const edge of lifted) {
+    const [block, from, to] = meeting(edge.from, edge.to);
+    if (!inside.has(block.id)) inside.set(block.id, []);
+    inside.get(block.id).push({ edge, from, to });
+  }
+  const whole = arrangeBlock(root, inside);
+  const nodes = [];
+  const lines = [];
+  collect(whole, 0, 0, nodes, lines);
+  return { nodes, edges: lines };
+}
+
+// Edges between visible places, each once.
+function visibleEdges() {
+  const found = new Map();
+  for (const [a, b, shape] of data.edges) {
+    const [from, to] = [shownFor(places.get(a)), shownFor(places.get(b))];
+    if (from === to) continue;
+    const key = `${from.id}\n${to.id}`;
+    if (found.has(key)) found.get(key).count += 1;
+    else found.set(key, { from, to, shape, count: 1 });
+  }
+  return [...found.values()];
+}
+
+// The innermost block that holds both, and the two of its children that hold one each.
+function meeting(a, b) {
+  let [from, to] = [a, b];
+  while (from.parent !== to.parent) {
+    if (from.depth >= to.depth) from = from.parent;
+    else to = to.parent;
+  }
+  return [from.parent, from, to];
+}
+
+function arrangeBlock(place, inside) {
+  const children = place.children.map((child) =>
+    isOpen(child) ? arrangeBlock(child, inside) : { place: child, ...sizeOf(child) });
+  const graph = new dagre.graphlib.Graph({ multigraph: true });
+  graph.setGraph({ rankdir: "TB", nodesep: 18, ranksep: 26, edgesep: 12, ranker: children.length > 200 ? "longest-path" : "network-simplex" });
+  children.forEach((child) => graph.setNode(child.place.id, { width: child.w, height: child.h }));
+  const lines = inside.get(place.id) ?? [];
+  const known = new Set();
+  for (const { from, to } of lines) {
+    const name = `${from.id}\n${to.id}`;
+    if (!known.has(name)) graph.setEdge(from.id, to.id, {}, name);
+    known.add(name);
+  }
+  if (data.edges.length) dagre.layout(graph);
+  else inRows(graph, children);
+  if (data.edges.length) wrap(graph, place === root ? cy.width() / cy.height() : 1.4);
+  const around = place === root ? 0 : PAD;
+  const head = place === root ? 0 : HEAD;
+  const size = graph.graph();
+  children.forEach((child) => {
+    const at = graph.node(child.place.id);
+    child.x = at.x - child.w / 2 + around;
+    child.y = at.y - child.h / 2 + around + head;
+  });
+  const edges = lines.map(({ edge, from, to }) => {
+    const { points, turns } = graph.edge(from.id, to.id, `${from.id}\n${to.id}`);
+    const middle = turns ?? (points && points.length > 3 ? points.slice(1, -1) : []);
+    return { ...edge, points: middle.map((p) => ({ x: p.x + around, y: p.y + around + head })) };
+  });
+  const w = Math.max(size.width + 2 * around, titleWidth(place) + 2 * PAD);
+  return { place, w, h: size.height + 2 * around + head, children, edges };
+}
+
+// Without connections: the layers in their order, in rows like a text.
+function inRows(graph, children) {
+  let [x, y, tall, wide] = [0, 0, 0, 0];
+  const area = children.reduce((sum, child) => sum + (child.w + 18) * (child.h + 18), 0);
+  const limit = Math.max(Math.sqrt(area * 1.6), ...children.map((child) => child.w));
+  for (const child of children) {
+    if (x > 0 && x + child.w > limit) [x, y, tall] = [0, y + tall + 18, 0];
+    const node = graph.node(child.place.id);
+    [node.x, node.y] = [x + child.w / 2, y + child.h / 2];
+    [x, tall, wide] = [x + child.w + 18, Math.max(tall, child.h), Math.max(wide, x + child.w)];
+  }
+  Object.assign(graph.graph(), { width: wide, height: y + tall });
+}
+
+function collect(box, x, y, nodes, lines) {
+  const extra = box.place === root ? 0 : (box.w - inner(box)) / 2;
+  for (const child of box.children) {
+    const [left, top] = [x + child.x + extra, y + child.y];
+    nodes.push({ place: child.place, x: left + child.w / 2, y: top + child.h / 2, w: child.w, h: child.h });
+    if (child.children) collect(child, left, top, nodes, lines);
+  }
+  for (const edge of box.edges) lines.push({ ...edge, points: edge.points.map((p) => ({ x: p.x + x + extra, y: p.y + y })) });
+}
+
+function inner(box) {
+  return Math.max(...box.children.map((child) => child.x + child.w)) + PAD;
+}
+
+function sizeOf(place) {
+  if (place.layer && place.layer.kind === "join") return { w: Math.max(26, textWidth(shortName(place), 12) + 14), h: 24 };
+  const [first, second] = labelOf(place).split("\n");
+  const weight = place.layer ? 400 : 600;
+  return { w: Math.max(56, textWidth(first, 12, weight), textWidth(second ?? "", 12, weight)) + 24, h: second ? 40 : 26 };
+}
+
+function titleWidth(place) {
+  return place === root ? 0 : textWidth(titleOf(place), 12, 600);
+}
+
+function textWidth(text, size, weight = 400) {
+  pen.font = `${weight} ${size}px ${FONT}`;
+  return pen.measureText(text).width;
+}
+
+// Two lines: the name; the type with its widths, or what is in a folded block.
+function labelOf(place) {
+  const name = cut(shortName(place), 30);
+  if (!place.layer) return `▸ ${name}\n${cut(blockText(place), 36)}`;
+  if (place.layer.kind === "join" || place.layer.kind === "input" || place.layer.kind === "output") return name;
+  return `${name}\n${cut(`${place.layer.type} ${widthText(place.layer)}`.trim(), 36)}`;
+}
+
+function blockText(place) {
+  if (place.run) return kindText(place);
+  return `${place.type && !CONTAINERS.has(place.type) ? `${place.type}, ` : ""}${plural(layersIn(place), "layer")}`;
+}
+
+// "12 × EncoderBlock" of repeated blocks, else the class.
+function kindText(place) {
+  return place.run ? `${place.run} × ${typeOf(place.children[0]) || "block"}` : place.type;
+}
+
+function titleOf(place) {
+  const type = kindText(place);
+  return `${cut(shortName(place), 30)}${type ? `  ${type}` : ""}`;
+}
+
+function layersIn(place) {
+  return place.leaves.filter((layer) => layer.kind === "layer" || layer.kind === "parameter").length;
+}
+
+function widthText(layer) {
+  if (!layer.width) return "";
+  const { before, after } = layer.width;
+  return data.planned && after !== before ? `${before} → ${after}` : `${before}`;
+}

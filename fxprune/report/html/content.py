@@ -1,0 +1,298 @@
+"""The data of the page: what the reports as JSON hold, put together by layer, with the graph of the layers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from fxprune.analysis.findings import Findings, Group
+from fxprune.channels.groups import Removal
+from fxprune.costs import Cost, cost_of
+from fxprune.errors import InputError
+from fxprune.fold import resolve_plan
+from fxprune.planning.channels import removal_of
+from fxprune.planning.plan import Plan
+from fxprune.report.data import AnalysisData, Change, RecordData, Recorded, Shape, analysis_data, record_data
+from fxprune.report.graphs import graph
+
+Entry = dict[str, Any]
+
+TOTALS = ("params", "bytes", "macs")
+
+
+class Curve(Protocol):
+    """A result of `fxprune.sensitivity` or `fxprune.pareto`."""
+
+    def to_json(self) -> str: ...  # noqa: D102
+
+
+Curves = Curve | Sequence[Curve]
+
+
+class Planned(Recorded, Protocol):
+    """The attributes of a record that its page uses."""
+
+    @property
+    def plan(self) -> Plan: ...  # noqa: D102
+
+
+def curves_of(curves: Any) -> list[Entry]:
+    """The curves as plain data. Raises `InputError` for what is no result of `sensitivity` or `pareto`."""
+    found = []
+    for curve in () if curves is None else curves if isinstance(curves, (list, tuple)) else [curves]:
+        data = json.loads(curve.to_json()) if hasattr(curve, "to_json") else {}
+        if data.get("schema") not in ("fxprune.sensitivity/1", "fxprune.pareto/1"):
+            raise InputError(
+                f"a {type(curve).__name__} is no curve", do="pass what fxprune.sensitivity or fxprune.pareto returned"
+            )
+        found.append(data)
+    return found
+
+
+def of_analysis(findings: Findings, plan: Plan | None, curves: Iterable[Entry]) -> Entry:
+    """The data of the page of an analysis. plan: shows what it would leave."""
+    data = analysis_data(findings)
+    made = _of_findings(findings, data)
+    if plan is not None:
+        resolved = resolve_plan(findings, plan)
+        left = cost_of(findings, resolved.removal, resolved.constants)
+        _add_plan(made, findings, resolved.plan, resolved.removal, left)
+    made["curves"] = list(curves)
+    return made
+
+
+def of_record(record: Planned, findings: Findings | None, curves: Iterable[Entry]) -> Entry:
+    """The data of the page of a record. findings: of the original, for its graph, its groups and what is locked."""
+    data = record_data(record)
+    if findings is None:
+        made = _without_findings(record, data)
+    else:
+        made = _of_findings(findings, analysis_data(findings))
+        _add_kept(made, findings, removal_of(findings, record.plan))
+    _add_record(made, record, data)
+    made["curves"] = list(curves)
+    return made
+
+
+# -- from an analysis -----------------------------------------------------------------------------------------
+
+
+def _of_findings(findings: Findings, data: AnalysisData) -> Entry:
+    nodes, edges = _graph(findings)
+    drawn = {node["id"]: node for node in nodes}
+    for layer in data.layers:
+        name = layer.name or "(model)"
+        here = drawn.get(layer.name)
+        if here is None:
+            shapes = {leaf: shape for leaf, shape in layer.shapes.items() if _full(layer.name, leaf) not in drawn}
+            if not shapes and not layer.macs:
+                continue
+            here = _entry(name, "layer", layer.type, layer.params, layer.macs)
+            nodes.append(here | {"drawn": False, "tensors": _tensors(layer.name, shapes)})
+        else:
+            here["tensors"] = _tensors(layer.name, layer.shapes)
+            here["params"], here["macs"] = layer.params, layer.macs
+    for node in nodes:
+        node["width"] = _width(findings, node)
+    return {
+        "title": data.model,
+        "path": data.path,
+        "totals": {key: {"before": getattr(data, key), "after": None} for key in TOTALS},
+        "macs_at_least": data.macs_at_least,
+        "uncounted": data.uncounted,
+        "notes": data.notes,
+        "groups": [_group(group, row) for group, row in zip(findings.groups, data.groups, strict=True)],
+        "locked": [dataclasses.asdict(locked) for locked in data.locked],
+        "layers": nodes,
+        "edges": edges,
+        "modules": _modules(findings, nodes),
+        "connected": True,
+        "planned": False,
+        "record": None,
+    }
+
+
+def _graph(findings: Findings) -> tuple[list[Entry], list[list[Any]]]:
+    """The nodes of the flow, and its edges as pairs of names with the shape between them."""
+    flow = graph(findings, "flow")
+    nodes = []
+    for name, found in flow.nodes(data=True):
+        node = _entry(name, found["kind"], found["type"], found["params"], found["macs"])
+        path = name if found["kind"] == "layer" else name.rpartition(".")[0]
+        nodes.append(node | {"tensors": _tensors(path, found["shapes"])})
+    return nodes, [[before, after, list(shape or ())] for before, after, shape in flow.edges(data="shape")]
+
+
+def _entry(name: str, kind: str, type_name: str, params: int, macs: int | None) -> Entry:
+    entry = {"id": name, "kind": kind, "type": type_name, "params": params, "macs": macs, "after": None}
+    return entry | {"drawn": True, "width": None, "tensors": []}
+
+
+def _full(path: str, leaf: str) -> str:
+    return f"{path}.{leaf}" if path else leaf
+
+
+def _tensors(path: str, shapes: Mapping[str, Shape]) -> list[Entry]:
+    return [{"name": _full(path, leaf), "before": list(shape), "after": None} for leaf, shape in shapes.items()]
+
+
+def _main(node: Entry) -> Entry | None:
+    """The largest tensor of a layer."""
+    return max(node["tensors"], key=lambda tensor: math.prod(tensor["before"]), default=None)
+
+
+def _width(findings: Findings, node: Entry) -> Entry | None:
+    """The number of outputs of a layer, and the tensor and dimension that count them."""
+    main = _main(node)
+    if main is None or not main["before"] or main["name"] not in findings.tensors:
+        return None
+    shape = main["before"]
+    dim = findings.dim_of_outputs(main["name"]) if node["kind"] == "layer" else len(shape) - 1
+    return {"tensor": main["name"], "dim": dim, "before": shape[dim], "after": None} if dim < len(shape) else None
+
+
+def _group(group: Group, row: Any) -> Entry:
+    members = [
+        {**dataclasses.asdict(row_member), "slots": len(member.slots), "shape": list(member.tensor.shape)}
+        for member, row_member in zip(group.members, row.members, strict=True)
+    ]
+    return {**dataclasses.asdict(row), "key": group.key, "kept": None, "members": members}
+
+
+def _modules(findings: Findings, nodes: Sequence[Entry]) -> dict[str, str]:
+    """Path of every module that holds a node -> its class."""
+    classes = {path: type(m).__name__ for path, m in findings.model.named_modules(remove_duplicate=False) if path}
+    used: set[str] = set()
+    for node in nodes:
+        parts = node["id"].partition(":")[0].split(".")
+        used.update(".".join(parts[:n]) for n in range(1, len(parts) + 1))
+    return {path: name for path, name in classes.items() if path in used}
+
+
+# -- what stays -----------------------------------------------------------------------------------------------
+
+
+def _add_kept(made: Entry, findings: Findings, removal: Removal) -> None:
+    for group, entry in zip(findings.groups, made["groups"], strict=True):
+        entry["kept"] = group.size - int(removal.removed[group.channels].sum())
+
+
+def _add_plan(made: Entry, findings: Findings, plan: Plan, removal: Removal, left: Cost) -> None:
+    _add_kept(made, findings, removal)
+    for key in TOTALS:
+        made["totals"][key]["after"] = getattr(left, key)
+    for node in made["layers"]:
+        for tensor in node["tensors"]:
+            gone = plan.removed.get(tensor["name"], {})
+            tensor["after"] = [size - len(gone.get(dim, ())) for dim, size in enumerate(tensor["before"])]
+        cost = left.layers.get(_path(node))
+        node["after"] = None if cost is None else {"params": cost.params, "macs": cost.macs}
+        if node["kind"] == "parameter":
+            node["after"] = {"params": sum(math.prod(t["after"]) for t in node["tensors"]), "macs": node["macs"]}
+    _add_widths(made)
+    made["planned"], made["notes"] = True, (*made["notes"], *plan.reasons)
+
+
+def _path(node: Entry) -> str:
+    return "" if node["id"] == "(model)" else str(node["id"])
+
+
+def _add_widths(made: Entry) -> None:
+    for node in made["layers"]:
+        width = node["width"]
+        if width is not None:
+            after = next(tensor["after"] for tensor in node["tensors"] if tensor["name"] == width["tensor"])
+            width["after"] = 0 if after is None else after[width["dim"]]
+
+
+def _add_record(made: Entry, record: Planned, data: RecordData) -> None:
+    """Add the figures of a record: the shapes and the cost of every layer afterwards, the proof, the sizes."""
+    changes = {layer.name: layer for layer in data.layers}
+    after = {_full(layer.name, t.name): t.after for layer in data.layers for t in layer.tensors}
+    for node in made["layers"]:
+        for tensor in node["tensors"]:
+            shape = after.get(tensor["name"], tuple(tensor["before"]))
+            tensor["after"] = None if shape is None else list(shape)
+        layer = changes.get(_path(node))
+        if layer is not None:
+            node["after"] = {"params": layer.params.after, "macs": layer.macs.after}
+        if node["kind"] == "parameter":
+            node["after"] = {
+                "params": sum(math.prod(t["after"] or (0,)) for t in node["tensors"]),
+                "macs": node["macs"],
+            }
+    _add_widths(made)
+    made["totals"] = {key: _pair(getattr(data, key)) for key in TOTALS}
+    made["totals"] |= {name: _pair(figures) for name, figures in data.measured.items()}
+    made["planned"], made["path"] = True, data.path
+    made["notes"] = (*made["notes"], *(reason for reason in data.reasons if reason not in made["notes"]))
+    made["record"] = {
+        "exact": data.exact,
+        "error": data.error,
+        "norms": data.norms,
+        "why_not": data.why_not,
+        "training": data.training,
+        "one_sided": data.one_sided,
+        "repair": None if data.repair is None else dataclasses.asdict(data.repair),
+        "sizes": [{"at": size.at, "kind": size.kind, "text": str(size)} for size in record.plan.sizes],
+    }
+
+
+def _pair(figures: Change) -> Entry:
+    return {"before": figures.before, "after": figures.after}
+
+
+# -- a record alone -------------------------------------------------------------------------------------------
+
+
+def _without_findings(record: Planned, data: RecordData) -> Entry:
+    """The layers of a record, without connections; the groups are the channels that went together."""
+    nodes = []
+    for layer in data.layers:
+        node = _entry(layer.name or "(model)", "layer", "", int(layer.params.before or 0), layer.macs.before)  # type: ignore[arg-type]
+        node["tensors"] = _tensors(layer.name, {tensor.name: tensor.before for tensor in layer.tensors})
+        main = _main(node)
+        if main is not None and main["before"]:
+            node["width"] = {"tensor": main["name"], "dim": 0, "before": main["before"][0], "after": None}
+        nodes.append(node)
+    structure = record.plan.structure
+    coupled = () if structure is None else structure.coupled
+    groups = []
+    for number, found in enumerate(coupled):
+        members = [_bare_member(name, dim, record.before.get(name, ())) for name, dim in found.members]
+        name = next((m["parameter"] for m in members if len(m["shape"]) > 1), found.members[0][0]).rpartition(".")[0]
+        groups.append(
+            {
+                "name": name or found.members[0][0],
+                "kind": "removed",
+                "key": f"{name}#{number}",
+                "channels": found.channels,
+            }
+            | {"kept": 0, "params_per_channel": None, "macs_per_channel": None, "exact": None, "reasons": ()}
+            | {"members": members}
+        )
+    return {
+        "title": "Small model",
+        "macs_at_least": None,
+        "uncounted": (),
+        "notes": (),
+        "groups": groups,
+        "locked": [],
+        "layers": nodes,
+        "edges": [],
+        "modules": {},
+        "connected": False,
+    }
+
+
+def _bare_member(name: str, dim: int, shape: Shape) -> Entry:
+    return {
+        "parameter": name,
+        "dim": dim,
+        "role": "",
+        "slots": shape[dim] if dim < len(shape) else None,
+        "shape": list(shape),
+    }

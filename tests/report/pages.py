@@ -1,0 +1,106 @@
+"""Pages for the tests of the browser: small models, and one of a thousand layers that is never run."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import nn
+
+import fxprune
+from fxprune._search import Pareto, ParetoPoint, Sensitivity, SensitivityPoint
+from fxprune.report.html.page import page
+from tests.report.test_report import Blocks
+
+EVIL = '</script><img src="x" onerror="document.title=\'hurt\'">\'&amp;'
+
+
+def analysis() -> fxprune.Analysis:
+    torch.manual_seed(0)
+    return fxprune.analyze(Blocks().eval(), torch.randn(2, 6))
+
+
+def curves(found: fxprune.Analysis) -> list[Any]:
+    """A sensitivity of two groups, with repair, and a Pareto front without."""
+    keys = [group.key for group in found.groups[:2]]
+    points = tuple(SensitivityPoint(k, r, 8, 4, 0.5, 0.9 - r, 0.95 - r / 2) for k in keys for r in (0.25, 0.5))
+    front = (ParetoPoint(0.5, 0.5, 10, 40, 20, 0.7, None), ParetoPoint(0.1, 0.2, 5, 20, None, 0.4, None, met=False))
+    return [Sensitivity("score", 0.9, points), Pareto("macs", "score", 0.9, front)]
+
+
+def planned() -> str:
+    found = analysis()
+    return found.report("html", plan=found.plan(ratio=0.5), curves=curves(found))
+
+
+def recorded() -> str:
+    found = analysis()
+    small = found.transform(ratio=0.5, verify=False)
+    return fxprune.record(small).report("html", analysis=found)
+
+
+def alone() -> str:
+    return fxprune.record(analysis().transform(ratio=0.5, verify=False)).report("html")
+
+
+def evil() -> str:
+    """Names, reasons and notes that are HTML."""
+    shapes = {f"{EVIL}.weight": (4, 3), "plain.weight": (2, 4)}
+    removed = {f"{EVIL}.weight": {0: [1, 2]}, "plain.weight": {1: [1, 2]}}
+    small = {f"{EVIL}.weight": (2, 3), "plain.weight": (2, 2)}
+    return fxprune.Record("fx", removed, True, shapes, small, reasons=(EVIL,), why_not={"eager": EVIL}).report("html")
+
+
+def nothing() -> str:
+    """A model without any group."""
+    model = type(f"Net{EVIL}", (nn.Linear,), {})(3, 2)
+    return fxprune.analyze(model, torch.randn(1, 3)).report("html")
+
+
+def thousand() -> str:
+    """A thousand layers in a row, of two kinds in turn, that stand in no block."""
+    layers = [_layer(n) for n in range(1000)]
+    edges = [[a["id"], b["id"], [1, 8]] for a, b in itertools.pairwise(layers)]
+    groups = [_group(n) for n in range(0, 998, 2)]
+    data = {
+        "title": "Thousand",
+        "path": "eager",
+        "macs_at_least": 0,
+        "uncounted": [],
+        "notes": [],
+        "locked": [],
+        "totals": {key: {"before": 8000, "after": None} for key in ("params", "bytes", "macs")},
+        "layers": layers,
+        "edges": edges,
+        "groups": groups,
+        "modules": {},
+        "connected": True,
+        "planned": False,
+        "record": None,
+        "curves": [],
+    }
+    return page(data, "a thousand layers")
+
+
+def _layer(n: int) -> dict[str, Any]:
+    name, shape = (f"linear{n}", [8, 8]) if n % 2 == 0 else (f"norm{n}", [8])
+    tensor = {"name": f"{name}.weight", "before": shape, "after": None}
+    width = {"tensor": tensor["name"], "dim": 0, "before": 8, "after": None}
+    costs = {"params": 64, "macs": 64, "after": None}
+    kind = {"kind": "layer", "type": "Linear" if n % 2 == 0 else "BatchNorm1d"}
+    return {"id": name, **kind, **costs, "drawn": True, "width": width, "tensors": [tensor]}
+
+
+def _group(n: int) -> dict[str, Any]:
+    names = {f"linear{n}.weight": "producer", f"norm{n + 1}.weight": "norm", f"linear{n + 2}.weight": "consumer"}
+    members = [
+        {"parameter": name, "dim": int(role == "consumer"), "role": role, "slots": 8, "shape": [8, 8]}
+        for name, role in names.items()
+    ]
+    costs = {"channels": 8, "kept": None, "params_per_channel": 17, "macs_per_channel": 16}
+    told = {"name": f"linear{n}", "kind": "channels", "key": f"key{n}", "exact": True, "reasons": []}
+    return told | costs | {"members": members}
+
+
+PAGES = {f.__name__: f for f in (planned, recorded, alone, evil, nothing, thousand)}

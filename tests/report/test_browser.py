@@ -1,0 +1,280 @@
+"""The page in a real browser: it opens, is clicked, searched, folded, printed, and asks for nothing but its file."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.report import browser as browsers
+from tests.report.browser import DOWN, ENTER, ESCAPE, Browser
+from tests.report.pages import EVIL, PAGES, analysis
+
+Open = Callable[..., Browser]
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    browsers.skip_or_fail(browsers.missing())
+    with browsers.browser(tmp_path_factory.mktemp("browser")) as made:
+        yield made
+
+
+@cache
+def text(name: str) -> str:
+    return PAGES[name]()
+
+
+@pytest.fixture
+def opened(chromium: Browser) -> Iterator[Open]:
+    """Opens a page. In the end it has written nothing to the console and asked for nothing but itself."""
+    names = []
+
+    def open_page(name: str, hash: str = "") -> Browser:
+        chromium.open(name, text(name), hash)
+        names.append(name)
+        return chromium
+
+    yield open_page
+    assert chromium.errors() == []
+    assert {Path(url.partition("#")[0]).name for url in chromium.requests()} == {f"{names[-1]}.html"}
+
+
+def of_group(found: Browser) -> set[str]:
+    """The layers of the group that is chosen, as the table of its tensors names them."""
+    return {name.rpartition(".")[0] for name in found.texts("#right td:first-child a")}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_page_opens(opened: Open, name: str) -> None:
+    found = opened(name)
+    assert found.texts("h1") == [found.run("return fxpruneReport.data.title")]
+    assert found.nodes()
+    assert found.run("return document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_the_title_has_the_counts(opened: Open) -> None:
+    line = opened("planned").texts("#title p")[0]
+    data = json.loads(analysis().report("json"))
+    assert f"{data['params']} → " in line
+    assert f"in {len(data['groups'])} groups" in line
+
+
+def test_a_group_lights_up_all_of_its_layers_and_lists_its_tensors(opened: Open) -> None:
+    found = opened("planned")
+    found.find("#open-all").click()
+    for number, group in enumerate(analysis().groups):
+        found.all("#list .item")[number].click()
+        layers = {m.parameter if m.parameter == "scale" else m.parameter.rpartition(".")[0] for m in group.members}
+        assert found.nodes(".lit") == layers
+        assert found.texts("#right td:first-child a") == [m.parameter for m in group.members]
+        assert found.nodes(".producer") <= layers
+        assert found.nodes(".dim").isdisjoint(layers)
+        assert found.run("return decodeURIComponent(location.hash)") == f"#group={group.key}"
+
+
+def test_roles_are_told_by_the_kind_of_border_and_the_legend_names_it(opened: Open) -> None:
+    found = opened("planned", "#group=embed")
+    found.find("#open-all").click()
+    style = "return fxpruneReport.cy.nodes(arguments[0])[0].style('border-style')"
+    styles = {role: found.run(style, f".{role}") for role in ("producer", "norm", "raw")}
+    assert styles == {"producer": "solid", "norm": "double", "raw": "dotted"}
+    legend = " ".join(found.texts("#legend > span"))
+    assert all(word in legend for word in ("makes the channels", "normalises", "reads", "holds"))
+
+
+def test_a_folded_block_is_lit_for_the_layers_in_it(opened: Open) -> None:
+    found = opened("planned", "#group=blocks.1.up")
+    assert found.nodes(".lit") == {"block:blocks.1"}
+
+
+def test_a_link_chooses_a_group_a_layer_or_a_lock(opened: Open) -> None:
+    assert opened("planned", "#group=embed").texts("#right h2") == ["embed"]
+    assert opened("planned", "#layer=blocks.2.up").texts("#right h2") == ["blocks.2.up"]
+    found = opened("planned", "#lock=0")
+    lock = json.loads(analysis().report("json"))["locked"][0]
+    assert found.texts("#right h2") == [lock["operation"]]
+    assert opened("planned", "#group=none").texts("#right h2") == ["Blocks"]
+    found.run("location.hash = '#layer=head'")
+    assert "head" in found.texts("#right h2")
+
+
+def test_a_lock_has_its_operation_source_and_what_unlocking_would_free(opened: Open) -> None:
+    found = opened("planned")
+    found.find("#tab-lock").click()
+    for number, lock in enumerate(json.loads(analysis().report("json"))["locked"]):
+        found.find(f'#list [data-hash="lock={number}"]').click()
+        told = found.texts("#right")[0]
+        source = f"node %{lock['node']}" if lock["file"] is None else f"{lock['file']}:{lock['line']}"
+        for part in (lock["operation"], lock["why"], source, f"{lock['params']} parameters, {lock['macs']} MACs"):
+            assert part in told
+        assert found.nodes(".held")
+
+
+def test_the_search_opens_the_blocks_around_what_it_finds(opened: Open) -> None:
+    found = opened("planned")
+    assert "blocks.1.down" not in found.nodes()
+    found.press("/", "blocks.1.down")
+    assert found.texts("#found li .name")[0] == "blocks.1.down"
+    found.press(ENTER)
+    assert found.texts("#right h2") == ["blocks.1.down"]
+    assert found.nodes(".chosen") == {"blocks.1.down"}
+    found.press("/", "no such layer")
+    assert found.texts("#found li") == ["Nothing has this in its name, type or operation."]
+    found.press(ESCAPE)
+    found.press("/", "layernorm 2")
+    assert found.texts("#found li .name") == ["blocks.2.norm"]
+
+
+def test_blocks_fold_and_open(opened: Open) -> None:
+    found = opened("planned")
+    folded = found.nodes()
+    assert "block:blocks.1" in folded
+    found.double_click("block:blocks.1")
+    assert found.nodes() - folded == {"blocks.1.norm", "blocks.1.up", "blocks.1.down", "blocks.1:add"}
+    found.find("#fold-all").click()
+    assert "block:blocks.1" not in found.nodes()
+    assert found.nodes(".run") == {"block:blocks"}
+    found.find("#open-all").click()
+    layers = {layer["id"] for layer in found.run("return fxpruneReport.data.layers") if layer["drawn"]}
+    assert layers <= found.nodes()
+
+
+def test_widths_before_and_after_are_texts_and_bars(opened: Open) -> None:
+    found = opened("recorded")
+    found.find("#tab-layer").click()
+    assert "8 → 4" in found.find('#list [data-hash="layer=embed"]').text
+    assert found.run("return document.querySelector('#list .kept').style.width") == "50%"
+    shares = found.run("return fxpruneReport.cy.getElementById('embed').data('share')")
+    assert shares == 50
+
+
+def test_the_record_alone_says_what_it_lacks(opened: Open) -> None:
+    found = opened("alone")
+    assert "A record has no connections" in found.texts("#right")[0]
+    assert found.run("return fxpruneReport.cy.edges().length") == 0
+    found.find("#tab-lock").click()
+    assert "does not say what is locked" in found.texts("#list")[0]
+
+
+def test_curves_are_drawn_with_their_numbers(opened: Open) -> None:
+    found = opened("planned")
+    headings = found.texts("#right .curve h3")
+    assert headings == ["Score by MACs", "Score by the share of a group that goes"]
+    assert "0.1 (not met)" in found.texts("#right .curve td")
+    found.find("#right .curve:nth-of-type(2) td a").click()
+    assert len(found.all("#right .chart path.line")) == 2
+    assert found.texts("#right .key")[0].split() == ["without", "repair", "with", "repair"]
+
+
+def test_names_that_are_html_stay_text(opened: Open) -> None:
+    found = opened("evil")
+    found.find("#tab-layer").click()
+    assert found.texts("#list b") == [EVIL, "plain"]
+    assert EVIL in found.texts("#right li")
+    assert not found.all("img")
+    found.all("#list .item")[0].click()
+    assert found.texts("#right h2") == [EVIL]
+    found.press("/", "onerror")
+    assert found.texts("#found .name")
+    assert found.run("return document.title") == "Small model: fxprune report"
+    title = opened("nothing").run("return document.title")
+    assert title == f"Net{EVIL}: fxprune report"
+
+
+def test_a_model_without_groups_says_so(opened: Open) -> None:
+    found = opened("nothing")
+    found.find("#tab-group").click()
+    assert "No channels can be removed" in found.texts("#list")[0]
+
+
+def test_the_theme_follows_the_system_and_the_switch(opened: Open) -> None:
+    found = opened("planned")
+    background = "return getComputedStyle(document.body).backgroundColor"
+    edge = "return fxpruneReport.cy.nodes()[0].style('color')"
+    light, text_light = found.run(background), found.run(edge)
+    found.emulate(prefers_color_scheme="dark")
+    dark, text_dark = found.run(background), found.run(edge)
+    assert light != dark
+    assert text_light != text_dark
+    found.find("#theme").click()
+    assert (found.find("#theme").text, found.run(background)) == ("Theme: light", light)
+    found.emulate(prefers_color_scheme="light")
+    found.press("t")
+    assert (found.find("#theme").text, found.run(background)) == ("Theme: dark", dark)
+    assert found.run(edge) == text_dark
+
+
+def test_keys_reach_everything(opened: Open) -> None:
+    found = opened("planned")
+    keys = [group.key for group in analysis().groups]
+    found.press("]", "]")
+    assert found.run("return decodeURIComponent(location.hash)") == f"#group={keys[1]}"
+    found.press("[")
+    assert found.run("return decodeURIComponent(location.hash)") == f"#group={keys[0]}"
+    found.press(ESCAPE)
+    assert found.run("return location.hash") == ""
+    found.press("y")
+    found.find("#list").send_keys(DOWN)
+    found.press(DOWN, ENTER)
+    assert found.run("return document.querySelectorAll('#list .item')[1].getAttribute('aria-selected')") == "true"
+    found.press("c")
+    count = len(found.nodes())
+    found.press("e")
+    assert len(found.nodes()) > count
+    found.press("?")
+    assert "walk a list" in found.texts("#help[open]")[0]
+    found.press(ESCAPE)
+    assert found.texts("#help[open]") == []
+    zoom = found.run("return fxpruneReport.cy.zoom()")
+    found.press("+")
+    assert found.run("return fxpruneReport.cy.zoom()") > zoom
+
+
+def test_it_prints_all_tables_and_the_graph(opened: Open) -> None:
+    found = opened("planned")
+    made = found.driver.execute_cdp_cmd("Page.printToPDF", {})
+    assert base64.b64decode(made["data"]).startswith(b"%PDF")
+    assert found.texts("#print h2") == ["Blocks", "Graph", "Groups", "Locked", "Layers"]
+    assert found.run("return document.querySelector('#print img').naturalWidth") > 200
+    names = {layer["name"] for layer in json.loads(analysis().report("json"))["layers"] if layer["name"]}
+    assert names <= set(found.texts("#print td:first-child"))
+
+
+def test_a_thousand_layers_are_folded_into_few_nodes_and_still_found(opened: Open) -> None:
+    found = opened("thousand", "#group=linear600")
+    assert len(found.nodes()) <= 60
+    assert found.nodes(".lit")
+    found.press("/", "norm777")
+    found.press(ENTER)
+    assert found.nodes(".chosen") == {"norm777"}
+    assert len(found.nodes()) <= 120
+    found.find("#open-all").click()
+    assert len(found.nodes()) >= 1000
+    found.press("]")
+    assert len(found.nodes(".lit")) == 3
+
+
+def test_a_narrow_window_cuts_nothing_off(opened: Open, chromium: Browser) -> None:
+    size = chromium.driver.get_window_size()
+    chromium.driver.set_window_size(520, 900)
+    try:
+        found = opened("planned", "#group=embed")
+        assert found.run("return document.documentElement.scrollWidth <= innerWidth")
+        assert found.find("#graph").size["height"] > 200
+    finally:
+        chromium.driver.set_window_size(size["width"], size["height"])
+
+
+def test_a_missing_browser_fails_where_one_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(browsers.NEEDED, "1")
+    with pytest.raises(pytest.fail.Exception, match="FXPRUNE_BROWSER=1, but there is no chromium"):
+        browsers.skip_or_fail("there is no chromium")
+    monkeypatch.delenv(browsers.NEEDED)
+    with pytest.raises(pytest.skip.Exception, match="there is no chromium"):
+        browsers.skip_or_fail("there is no chromium")
+    browsers.skip_or_fail("")

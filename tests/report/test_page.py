@@ -1,0 +1,152 @@
+"""The page for a browser as a file: one, self-contained, ASCII, with the figures of the reports as JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fxprune
+from fxprune.errors import InputError, PlanError
+from fxprune.report.html.page import LIBRARIES, SCRIPTS
+from tests.report.pages import EVIL, PAGES, analysis, curves
+from tests.test_golden import NETWORKS
+
+ASSETS = files("fxprune.report.html") / "assets"
+
+
+def data_of(text: str) -> Any:
+    """The data inside a page, read as a browser does: up to the next end of a script."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script', text, re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_page_is_one_file_of_ascii_that_asks_for_nothing(name: str) -> None:
+    text = PAGES[name]()
+    assert text.isascii()
+    assert "default-src 'none'" in text
+    assert not re.search(r"<(link|iframe|object)[^>]*(href|src|data)=\"(?!data:)", text)
+    assert "sourceMappingURL" not in text
+    assert "{{" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+
+
+def test_the_figures_are_those_of_the_json_report() -> None:
+    found = analysis()
+    report, page = json.loads(found.report("json")), data_of(found.report("html"))
+    assert page["title"] == report["model"]
+    assert {key: pair["before"] for key, pair in page["totals"].items()} == {
+        k: report[k] for k in ("params", "bytes", "macs")
+    }
+    assert page["locked"] == report["locked"]
+    for mine, group in zip(page["groups"], report["groups"], strict=True):
+        assert {key: mine[key] for key in group if key != "members"} == {k: group[k] for k in group if k != "members"}
+        assert [{k: m[k] for k in ("parameter", "dim", "role")} for m in mine["members"]] == group["members"]
+    layers = {layer["id"]: layer for layer in page["layers"]}
+    for layer in report["layers"]:
+        if layer["name"]:
+            assert layers[layer["name"]]["params"] == layer["params"]
+            assert layers[layer["name"]]["macs"] == layer["macs"]
+
+
+def channels_left(group: fxprune.Group, plan: fxprune.Plan) -> int:
+    """The channels of a group that still have a slot in its producer."""
+    gone = plan.removed.get(group.producer.parameter, {}).get(group.producer.dim, [])
+    slots = zip(group.producer.slots.tolist(), group.producer.index.tolist(), strict=True)
+    return len({channel for slot, channel in slots if slot not in gone})
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_plan_and_a_record_show_the_widths_of_the_small_model(name: str) -> None:
+    make, shape = NETWORKS[name]
+    torch.manual_seed(0)
+    found = fxprune.analyze(make().eval(), torch.randn(*shape))
+    plan = found.plan(ratio=0.5)
+    small = found.transform(plan, verify=False)
+    record = fxprune.record(small)
+    assert record.cost is not None
+    left = [channels_left(group, plan) for group in found.groups]
+    for page in map(data_of, (found.report("html", plan=plan), record.report("html", analysis=found))):
+        totals = [page["totals"][key]["after"] for key in ("params", "macs")]
+        assert totals == [record.cost[1].params, record.cost[1].macs]
+        shapes = {tensor["name"]: tensor["after"] for layer in page["layers"] for tensor in layer["tensors"]}
+        expected = {key: list(tensor.shape) for key, tensor in small.state_dict().items() if key in shapes}
+        assert {key: shapes[key] for key in expected} == expected
+        assert expected
+        assert [group["kept"] for group in page["groups"]] == left
+
+
+def test_every_edge_joins_layers_that_are_drawn() -> None:
+    page = data_of(analysis().report("html"))
+    drawn = {layer["id"] for layer in page["layers"] if layer["drawn"]}
+    graph = analysis().to_networkx("flow")
+    assert {(a, b) for a, b, _ in page["edges"]} == set(graph.edges)
+    assert drawn == set(graph.nodes)
+
+
+def test_a_record_has_its_proof_sizes_repair_and_measures() -> None:
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval(), torch.randn(64, 4)
+    small = fxprune.transform(net, x, ratio=0.5, repair=[x])
+    made = fxprune.record(small)
+    page = data_of(made.report("html"))
+    assert page["record"]["exact"] is made.exact
+    assert page["record"]["error"] == made.error
+    assert page["record"]["repair"]["after"] == made.repair.after
+    assert {"at": "0", "kind": "attribute", "text": "0.out_features: 8 -> 4"} in page["record"]["sizes"]
+    assert page["groups"][0]["channels"] == 4
+    assert [m["parameter"] for m in page["groups"][0]["members"]] == ["0.weight", "0.bias", "2.weight"]
+    timed = fxprune.Record("fx", {}, True, {}, {}, measured={"latency": (0.02, 0.01)}).report("html")
+    assert data_of(timed)["totals"]["latency"] == {"before": 0.02, "after": 0.01}
+
+
+def test_text_in_the_page_ends_no_element() -> None:
+    text = PAGES["nothing"]()
+    assert EVIL not in text
+    assert data_of(text)["title"] == f"Net{EVIL}"
+    assert "&lt;/script&gt;" in re.search(r"<title>(.*?)</title>", text)[1]  # type: ignore[index]
+
+
+def test_the_page_holds_the_licences_of_its_libraries() -> None:
+    text = analysis().report("html")
+    for name in ("Cytoscape Consortium", "Chris Pettitt", "WITHOUT WARRANTY OF ANY KIND"):
+        assert name in text
+
+
+def test_all_assets_are_used() -> None:
+    named = {*(f"{name}.js" for name in SCRIPTS), "page.html", "style.css", "libraries"}
+    assert {entry.name for entry in ASSETS.iterdir()} == named
+    assert {entry.name for entry in (ASSETS / "libraries").iterdir()} == {*LIBRARIES, "LICENSES.txt"}
+
+
+@pytest.mark.parametrize("format", ["text", "markdown", "json"])
+def test_options_of_the_page_are_refused_elsewhere(format: str) -> None:
+    found = analysis()
+    plan = found.plan(ratio=0.5)
+    record = fxprune.record(found.transform(plan, verify=False))
+    calls: list[Callable[[], str]] = [
+        lambda: found.report(format, plan=plan),
+        lambda: found.report(format, curves=curves(found)),
+        lambda: record.report(format, analysis=found),
+    ]
+    for call in calls:
+        with pytest.raises(InputError, match="is without effect here") as caught:
+            call()
+        assert 'pass format="html"' in str(caught.value)
+
+
+def test_what_is_no_curve_and_what_is_of_another_model_is_refused() -> None:
+    found = analysis()
+    with pytest.raises(InputError, match="a Cost is no curve"):
+        found.report("html", curves=found.cost())  # type: ignore[arg-type]
+    other = fxprune.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(1, 4))
+    with pytest.raises(PlanError):
+        found.report("html", plan=other.plan(ratio=0.5))
+    with pytest.raises(PlanError):
+        fxprune.record(other.transform(ratio=0.5, verify=False)).report("html", analysis=found)
