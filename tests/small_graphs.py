@@ -165,7 +165,8 @@ def spatial_gate(m: Any, x: Tensor) -> Tensor:
 def cross_attention(m: Any, x: Tensor) -> Tensor:
     """The first three tokens ask the others; one layer makes keys and values."""
     h = m.a(x)
-    q, (k, v) = split_heads(m.q(h[:, :3]), 2), (split_heads(t, 2) for t in m.kv(h[:, 3:]).chunk(2, -1))
+    k, v = m.kv(h[:, 3:]).chunk(2, -1)
+    q, k, v = split_heads(m.q(h[:, :3]), 2), split_heads(k, 2), split_heads(v, 2)
     return m.head(h[:, :3] + m.out(join_heads(F.scaled_dot_product_attention(q, k, v))))
 
 
@@ -216,6 +217,99 @@ def frozen(layers: dict[str, Any]) -> dict[str, Any]:
     for layer in layers.values():
         layer.requires_grad_(False)
     return layers
+
+
+def split_in_two(m: Any, x: Tensor) -> Tensor:
+    """Two parts of different widths go through different layers."""
+    h, g = m.a(x).split((4, 8), 1)
+    return m.head(m.b(h) + m.c(g))
+
+
+def unbound(m: Any, x: Tensor) -> Tensor:
+    """Two tensors out of one, by a new dimension."""
+    h, g = m.a(x).view(x.size(0), 2, 6, 8, 8).unbind(1)
+    return m.head(h * g.tanh())
+
+
+def res2net(m: Any, x: Tensor) -> Tensor:
+    """The parts of a tensor; each layer also sees the result of the one before it."""
+    first, second, third = m.a(x).split(4, 1)
+    second = m.b(second).relu()
+    third = m.c(third + second).relu()
+    return m.head(torch.cat((first, second, third), 1))
+
+
+def shuffle_unit(m: Any, x: Tensor) -> Tensor:
+    """The unit of ShuffleNet v2: one half is computed, then the halves take turns."""
+    left, right = m.a(x).chunk(2, 1)
+    return m.head(F.channel_shuffle(torch.cat((left, m.b(right)), 1), 2))
+
+
+def selective_kernels(m: Any, x: Tensor) -> Tensor:
+    """Two branches, weighted for each channel (SKNet)."""
+    h = torch.stack((m.a(x), m.b(x)), 1)
+    weights = m.d(m.c(h.sum(1).mean((2, 3))).relu()).view(-1, 2, 8).softmax(1)
+    return m.head((h * weights[..., None, None]).sum(1))
+
+
+def styled(m: Any, x: Tensor) -> Tensor:
+    """Scale and shift of an instance norm come from another layer (AdaIN)."""
+    scale, shift = m.style(pooled(x)).chunk(2, 1)
+    return m.head(F.instance_norm(m.a(x)) * (1 + scale[..., None, None]) + shift[..., None, None])
+
+
+def experts(m: Any, x: Tensor) -> Tensor:
+    """Three small networks as two parameters, weighted by a gate."""
+    h = m.a(x).flatten(0, 1)
+    made = torch.bmm(torch.bmm(h.expand(3, -1, -1), m.w1).relu(), m.w2)
+    return m.head(torch.einsum("eto,te->to", made, m.gate(h).softmax(-1)))
+
+
+def one_key_for_all(m: Any, x: Tensor) -> Tensor:
+    """Attention whose four heads of queries share one head of keys and values."""
+    k, v = (layer(x).unsqueeze(1).expand(-1, 4, -1, -1) for layer in (m.k, m.v))
+    return m.head(m.out(join_heads(F.scaled_dot_product_attention(split_heads(m.q(x), 4), k, v))))
+
+
+def state_space(m: Any, x: Tensor) -> Tensor:
+    """The outside of a Mamba block: a convolution over time, and a gate."""
+    h, gate = m.a(x).chunk(2, -1)
+    h = F.silu(m.b(h.transpose(1, 2))[..., :6]).transpose(1, 2)
+    return m.head(m.out(h * F.silu(gate)))
+
+
+def quantised(m: Any, x: Tensor) -> Tensor:
+    """Each vector becomes the nearest one of a book."""
+    h = m.a(x)
+    return m.head(m.book((h.unsqueeze(-2) - m.book.weight).pow(2).sum(-1).argmin(-1)))
+
+
+def cells(m: Any, x: Tensor) -> Tensor:
+    """A recurrent cell, called in a loop."""
+    h = c = x.new_zeros(x.size(0), 6)
+    for step in range(3):
+        h, c = m.cell(m.a(x[:, step]), (h, c))
+    return m.head(h)
+
+
+def dynamic(m: Any, x: Tensor) -> Tensor:
+    """A depthwise convolution whose filters another layer computes, for each sample."""
+    h = m.a(x)
+    filters = m.b(pooled(h)).view(-1, 1, 3, 3)
+    return m.head(F.conv2d(h.reshape(1, -1, 8, 8), filters, padding=1, groups=filters.size(0)).view(h.shape))
+
+
+def sinusoids(m: Any, x: Tensor) -> Tensor:
+    """Positions as sines, made in forward."""
+    h = m.a(x)
+    places, waves = (torch.arange(size, dtype=x.dtype) for size in h.shape[1:])
+    return m.head(h + torch.sin(places[:, None] * torch.exp(-waves / 8)))
+
+
+def decided(m: Any, x: Tensor) -> Tensor:
+    """A layer that the numbers decide about."""
+    h = m.a(x)
+    return m.head(m.b(h) if h.mean() > 0 else h)
 
 
 def in_training(m: Any, x: Tensor) -> Tensor:
@@ -384,18 +478,39 @@ GRAPHS: tuple[Graph, ...] = (
     Graph(
         "split with sizes",
         lambda: {"a": conv(3, 12), "b": conv(4, 6), "c": conv(8, 6), "head": conv(6, 5)},
-        lambda m, x: (lambda h, g: m.head(m.b(h) + m.c(g)))(*m.a(x).split((4, 8), 1)),
+        split_in_two,
     ),
     Graph(
         "unbind of a view",
         lambda: {"a": conv(3, 12), "head": conv(6, 5)},
-        lambda m, x: (lambda h, g: m.head(h * g.tanh()))(*m.a(x).view(x.size(0), 2, 6, 8, 8).unbind(1)),
+        unbound,
     ),
     Graph("C2f of YOLO", lambda: {"a": conv(3, 8), "b": conv(4, 4), "c": conv(4, 4), "head": conv(16, 5)}, c2f),
     Graph(
         "maxout over a view",
         lambda: {"a": conv(3, 12), "head": conv(6, 5)},
         lambda m, x: m.head(m.a(x).unflatten(1, (6, 2)).amax(2)),
+    ),
+    Graph(
+        "Res2Net",
+        lambda: {"a": conv(3, 12), "b": conv(4, 4), "c": conv(4, 4), "head": conv(12, 5)},
+        res2net,
+    ),
+    Graph(
+        "unit of ShuffleNet v2",
+        lambda: {"a": conv(3, 8), "b": conv(4, 4), "head": conv(8, 5)},
+        shuffle_unit,
+    ),
+    Graph(
+        "even and odd channels in turns",
+        lambda: {"a": nn.Linear(12, 8), "head": nn.Linear(8, 5)},
+        lambda m, x: (lambda h: m.head(torch.stack((-h[..., 1::2], h[..., ::2]), -1).flatten(-2)))(m.a(x)),
+        tokens,
+    ),
+    Graph(
+        "cumulative sum over channels",
+        lambda: {"a": conv(3, 8), "head": conv(8, 5)},
+        lambda m, x: m.head(m.a(x).cumsum(1)),
     ),
     # -- padding, repeats, sizes written down
     Graph(
@@ -511,6 +626,36 @@ GRAPHS: tuple[Graph, ...] = (
         lambda m, x: m.head(m.a(x) * torch.linspace(0.5, 2, 8, dtype=x.dtype).view(-1, 1, 1)),
     ),
     Graph(
+        "sinusoids made in forward",
+        lambda: {"a": nn.Linear(12, 8), "head": nn.Linear(8, 5)},
+        sinusoids,
+        tokens,
+    ),
+    Graph(
+        "experts as one parameter",
+        lambda: {
+            "a": nn.Linear(12, 8),
+            "gate": nn.Linear(8, 3),
+            "w1": weight(3, 8, 10),
+            "w2": weight(3, 10, 6),
+            "head": nn.Linear(6, 5),
+        },
+        experts,
+        tokens,
+    ),
+    Graph(
+        "low-rank adapter",
+        lambda: {"a": nn.Linear(12, 8), "down": weight(4, 12), "up": weight(8, 4), "head": nn.Linear(8, 5)},
+        lambda m, x: m.head(m.a(x) + x @ m.down.t() @ m.up.t()),
+        tokens,
+    ),
+    Graph(
+        "vector quantisation",
+        lambda: {"a": nn.Linear(12, 8), "book": nn.Embedding(7, 8), "head": nn.Linear(8, 5)},
+        quantised,
+        tokens,
+    ),
+    Graph(
         "write into half of the channels",
         lambda: {"a": conv(3, 8), "b": conv(3, 4), "head": conv(8, 5)},
         written_in_place,
@@ -596,6 +741,11 @@ GRAPHS: tuple[Graph, ...] = (
     ),
     Graph("max unpooling", lambda: {"a": conv(3, 8), "b": conv(8, 8), "head": conv(8, 5)}, unpooled),
     Graph(
+        "dynamic convolution",
+        lambda: {"a": conv(3, 8), "b": nn.Linear(8, 72), "head": conv(8, 5)},
+        dynamic,
+    ),
+    Graph(
         "embedding",
         lambda: {"a": nn.Embedding(11, 8), "b": nn.Linear(8, 6), "head": nn.Linear(6, 5)},
         lambda m, x: m.head(m.b(m.a(x)).relu()),
@@ -630,6 +780,12 @@ GRAPHS: tuple[Graph, ...] = (
         tokens,
     ),
     Graph(
+        "recurrent cell in a loop",
+        lambda: {"a": nn.Linear(12, 8), "cell": nn.LSTMCell(8, 6), "head": nn.Linear(6, 5)},
+        cells,
+        tokens,
+    ),
+    Graph(
         "pixel shuffle",
         lambda: {"a": conv(3, 8), "b": conv(2, 6), "head": conv(6, 5)},
         lambda m, x: m.head(m.b(F.pixel_shuffle(m.a(x), 2))),
@@ -655,6 +811,11 @@ GRAPHS: tuple[Graph, ...] = (
         lambda m, x: (lambda h: m.head(h * m.c(m.b(h.mean((2, 3), keepdim=True)).relu()).sigmoid()))(m.a(x)),
     ),
     Graph(
+        "selective kernels",
+        lambda: {"a": conv(3, 8), "b": conv(3, 8, 5), "c": nn.Linear(8, 4), "d": nn.Linear(4, 16), "head": conv(8, 5)},
+        selective_kernels,
+    ),
+    Graph(
         "convolution over channels (ECA)",
         lambda: {"a": conv(3, 8), "b": nn.Conv1d(1, 1, 3, padding=1), "head": conv(8, 5)},
         channel_attention,
@@ -674,6 +835,11 @@ GRAPHS: tuple[Graph, ...] = (
         "instance norm",
         lambda: {"a": conv(3, 8), "norm": nn.InstanceNorm2d(8, affine=True), "head": conv(8, 5)},
         lambda m, x: m.head(m.norm(m.a(x)).relu()),
+    ),
+    Graph(
+        "AdaIN",
+        lambda: {"a": conv(3, 8), "style": nn.Linear(3, 16), "head": conv(8, 5)},
+        styled,
     ),
     Graph(
         "layer norm",
@@ -806,6 +972,19 @@ GRAPHS: tuple[Graph, ...] = (
         {"q": 4, "k": 2, "v": 2},
     ),
     Graph(
+        "one head of keys for all queries",
+        lambda: {
+            "q": nn.Linear(12, 16),
+            "k": nn.Linear(12, 4),
+            "v": nn.Linear(12, 4),
+            "out": nn.Linear(16, 6),
+            "head": nn.Linear(6, 5),
+        },
+        one_key_for_all,
+        tokens,
+        {"q": 4, "k": 1, "v": 1},
+    ),
+    Graph(
         "rotary embeddings",
         lambda: {
             "q": nn.Linear(12, 8),
@@ -831,6 +1010,17 @@ GRAPHS: tuple[Graph, ...] = (
             "head": conv(8, 5),
         },
         non_local,
+    ),
+    Graph(
+        "block of Mamba without its scan",
+        lambda: {
+            "a": nn.Linear(12, 16),
+            "b": nn.Conv1d(8, 8, 3, groups=8, padding=2),
+            "out": nn.Linear(8, 6),
+            "head": nn.Linear(6, 5),
+        },
+        state_space,
+        tokens,
     ),
     Graph(
         "SwiGLU",
@@ -872,6 +1062,11 @@ GRAPHS: tuple[Graph, ...] = (
         "dropout and a branch for training",
         lambda: {"a": conv(3, 8), "bn": nn.BatchNorm2d(8), "drop": nn.Dropout(0.5), "head": conv(8, 5)},
         in_training,
+    ),
+    Graph(
+        "branch that depends on numbers",
+        lambda: {"a": conv(3, 8), "b": conv(8, 8), "head": conv(8, 5)},
+        decided,
     ),
     Graph(
         "frozen parameters",

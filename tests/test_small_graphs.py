@@ -12,6 +12,7 @@ from tests.small_graphs import GRAPHS, Graph
 from tests.support import relative_error
 
 LOCKED = {
+    "sinusoids made in forward": "positions in this dimension are used as numbers",
     "constant made in forward": "meets a fixed dimension",
     "convolution over channels (ECA)": "spatial dimension of a convolution",
 }
