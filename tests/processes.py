@@ -23,7 +23,7 @@ CONTEXT.set_forkserver_preload(["torch.distributed.fsdp", "torch.distributed.che
 
 
 def run_together(
-    function: Callable[..., Any], count: int, *args: Any, seconds: float = 100, lost: tuple[int, ...] = ()
+    function: Callable[..., Any], count: int, *args: Any, seconds: float = 240, lost: tuple[int, ...] = ()
 ) -> list[Any]:
     """The results of a function in each of some processes of one group, called with the rank and `args`.
 
