@@ -222,7 +222,7 @@ def _all_groups(result: dict[str, Any], model: nn.Module, inputs: Any, original:
         small = fxprune.transform(model, inputs, ratio=RATIO, importance="random", seed=SEED)
         made = fxprune.record(small)
         result["all_removed"] = 1 - sum(p.numel() for p in small.parameters()) / result["params"]
-        result["all_error"] = made.error
+        result["all_path"], result["all_error"] = made.path, made.error
         result["all_shapes"] = shapes_of(run(small, inputs)) == shapes_of(original)
         _class(result, model, inputs, small)
     except Exception as error:
@@ -232,6 +232,8 @@ def _all_groups(result: dict[str, Any], model: nn.Module, inputs: Any, original:
 def _class(result: dict[str, Any], model: nn.Module, inputs: Any, small: nn.Module) -> None:
     """Whether the class is kept, and how much a graph loses for the same request."""
     result["same_class"] = type(small) is type(model)
+    if not result["same_class"]:
+        result["class_lost"] = " ".join(str(fxprune.record(small).why_not.get("eager")).split())[:400]
     options: dict[str, Any] = {"ratio": RATIO, "importance": "random", "seed": SEED, "prefer": "graph", "verify": False}
     with contextlib.suppress(fxprune.FxpruneError):
         graph = fxprune.transform(model, inputs, **options)

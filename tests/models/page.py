@@ -19,9 +19,9 @@ INTRODUCTION = """\
 Written by `python -m tests.models`. Random weights in float64, 30 % of every group removed at random. "-" is what was
 not measured.
 
-- *path*: how the model was captured; `eager` keeps its class. *class kept*: the small model has the class of the
-  original, and loses at least 90 % of the parameters that the best path loses for the same request. *lost*: the share
-  of the parameters that goes by default; *best*: that of the path that loses most.
+- *path*: how the model was captured by default; `eager` keeps its class. *class kept*: the small model has the class of
+  the original, and loses at least 90 % of the parameters that the best path loses for the same request. *lost*: the
+  share of the parameters that goes by default; *best*: that of the path that loses most.
 - *removed*: the share that goes with `exact=True`, that is without the groups that change a statistic (layer norm,
   softmax); *error*: of that, max \\|small - masked\\| / max \\|masked\\| over all outputs, which must stay below 1e-9.
   The masked original is the model as it was, every removed slot of every parameter and buffer set to zero.
@@ -52,13 +52,20 @@ def page(results: Sequence[Result], remarks: str = "") -> str:
 
 def total(name: str, results: Sequence[Result]) -> str:
     """The line about a family. Models for which something was not measured do not count there."""
-    paths = Counter(str(r["path"]) for r in results if "path" in r)
+    paths = Counter(filter(None, map(path, results)))
     listed = ", ".join(f"{path} {n}" for path, n in sorted(paths.items())) or "-"
     cells = []
     for test, key in ((keeps_class, "same_class"), (passed, "error"), (behaves, "behaviour")):
         tried = [r for r in results if key in r or "failure" in r]
+        if test is passed:  # where every group changes a statistic, there is nothing to compare
+            tried = [r for r in tried if r.get("removed") != 0 or not r.get("all_removed")]
         cells.append(share(sum(map(test, tried)), len(tried)))
     return f"| {name} | {len(results)} | {' | '.join(cells)} | {listed} |"
+
+
+def path(r: Result) -> str | None:
+    """The path by default; that of the exact run, if nothing else was measured."""
+    return r.get("all_path", r.get("path"))
 
 
 def share(part: int, whole: int) -> str:
@@ -78,7 +85,7 @@ def table(results: Iterable[Result]) -> list[str]:
         cells = [
             f"{name} ({r['note']})" if r.get("note") else name,
             f"{r['params'] / 1e6:.2f} M" if "params" in r else "-",
-            str(r.get("path", "-")),
+            path(r) or "-",
             ("yes" if keeps_class(r) else "no") if "same_class" in r else "-",
             percent(r.get("all_removed")),
             percent(best(r)),
@@ -119,7 +126,9 @@ def why(r: Result) -> str:
     if "failure" in r:
         told.append(short(r["failure"]))
     elif r.get("removed") == 0:
-        told.append("nothing was removed")
+        told.append("every group changes a statistic" if r.get("all_removed") else "nothing was removed")
+    if "class_lost" in r:
+        told.append(short(r["class_lost"]))
     if not told and not passed(r) and "rounding" in r:
         told.append(f"one rounding of the parameters moves the masked original by {figure(r['rounding'])}")
     if r.get("all_error") is not None and not r["all_error"] < TOLERANCE:
