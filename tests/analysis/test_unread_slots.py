@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import fxprune
 from fxprune.analysis.unread_slots import UnreadSlots
@@ -26,12 +27,23 @@ def slots(table: Tensor) -> UnreadSlots:
     return made
 
 
-def read(slots: UnreadSlots, tensor: Tensor, operation: str, **arguments: Any) -> Tensor:
+def part(slots: UnreadSlots, tensor: Tensor, operation: str, **arguments: Any) -> Tensor:
     """Run an operation, and note it."""
     function = getattr(torch.ops.aten, operation)
     made: Tensor = function(tensor, *arguments.values())
     slots.note(f"aten::{operation}", {"self": tensor, **arguments}, made)
     return made
+
+
+def read(slots: UnreadSlots, tensor: Tensor, operation: str, **arguments: Any) -> Tensor:
+    """Run an operation, and add its result to an input."""
+    made = part(slots, tensor, operation, **arguments)
+    meet_input(slots, made)
+    return made
+
+
+def meet_input(slots: UnreadSlots, tensor: Tensor) -> None:
+    slots.note("aten::add", {"self": tensor, "other": torch.ones(1)}, tensor + 1)
 
 
 def missed(slots: UnreadSlots, table: Tensor) -> dict[int, list[int]]:
@@ -50,16 +62,22 @@ def test_the_parts_that_were_read_add_up(slots: UnreadSlots, table: Tensor) -> N
     assert missed(slots, table) == {}
 
 
+def test_a_part_that_nothing_reads_is_missed(slots: UnreadSlots, table: Tensor) -> None:
+    part(slots, table, "slice", dim=0, start=0, end=4, step=1)
+    read(slots, table, "slice", dim=0, start=1, end=2, step=1)
+    assert missed(slots, table) == {0: [0, 2, 3, 4, 5]}
+
+
 def test_a_part_of_a_slice_over_everything_is_a_part(slots: UnreadSlots, table: Tensor) -> None:
-    whole = read(slots, table, "slice", dim=1, start=0, end=2, step=1)
+    whole = part(slots, table, "slice", dim=1, start=0, end=2, step=1)
     read(slots, whole, "slice", dim=0, start=0, end=4, step=1)
     assert missed(slots, table) == {0: [4, 5]}
 
 
 def test_any_other_operation_reads_everything(slots: UnreadSlots, table: Tensor) -> None:
-    whole = read(slots, table, "slice", dim=1, start=0, end=2, step=1)
+    whole = part(slots, table, "slice", dim=1, start=0, end=2, step=1)
     read(slots, table, "slice", dim=0, start=0, end=4, step=1)
-    read(slots, whole, "relu")
+    meet_input(slots, whole)
     assert missed(slots, table) == {}
 
 
@@ -69,23 +87,31 @@ def test_an_index_is_no_part_of_the_tensor_that_indexes(slots: UnreadSlots, tabl
 
 
 def test_a_part_of_a_part_is_one_in_both_dimensions(slots: UnreadSlots, table: Tensor) -> None:
-    part = read(slots, table, "slice", dim=0, start=0, end=4, step=1)
-    read(slots, part, "slice", dim=1, start=0, end=1, step=1)
+    rows = part(slots, table, "slice", dim=0, start=0, end=4, step=1)
+    read(slots, rows, "slice", dim=1, start=0, end=1, step=1)
     assert missed(slots, table) == {0: [4, 5], 1: [1]}
-    read(slots, part, "relu")
+    meet_input(slots, rows)
     assert missed(slots, table) == {0: [4, 5]}
 
 
-def test_a_part_of_a_part_in_the_same_dimension_adds_nothing(slots: UnreadSlots, table: Tensor) -> None:
-    part = read(slots, table, "slice", dim=0, start=2, end=6, step=1)
-    read(slots, part, "slice", dim=0, start=0, end=1, step=1)
-    assert missed(slots, table) == {0: [0, 1]}
+def test_a_part_of_a_part_in_the_same_dimension_is_smaller(slots: UnreadSlots, table: Tensor) -> None:
+    rows = part(slots, table, "slice", dim=0, start=2, end=6, step=1)
+    read(slots, rows, "slice", dim=0, start=0, end=1, step=1)
+    assert missed(slots, table) == {0: [0, 1, 3, 4, 5]}
 
 
 def test_one_slot_of_a_part_reads_the_other_dimensions(slots: UnreadSlots, table: Tensor) -> None:
-    part = read(slots, table, "slice", dim=1, start=0, end=1, step=1)
-    read(slots, part, "select", dim=0, index=2)
+    column = part(slots, table, "slice", dim=1, start=0, end=1, step=1)
+    read(slots, column, "select", dim=0, index=2)
     assert missed(slots, table) == {0: [0, 1, 3, 4, 5], 1: [1]}
+
+
+def test_moved_slots_are_those_of_before(slots: UnreadSlots, table: Tensor) -> None:
+    moved = part(slots, table, "flip", dims=[0])
+    moved = part(slots, moved, "roll", shifts=[1], dims=[0])
+    moved = part(slots, moved, "constant_pad_nd", pad=[0, -1, 0, -2])
+    read(slots, moved, "slice", dim=0, start=0, end=2, step=1)  # 0, 5 of 0, 5, 4, 3 and of 0, 5, 4, 3, 2, 1
+    assert missed(slots, table) == {0: [1, 2, 3, 4], 1: [1]}
 
 
 class Causal(nn.Module):
@@ -142,6 +168,11 @@ TAKEN: dict[str, Callable[[Any, int], Tensor]] = {
     "table split": lambda m, n: m.table.split([n, 20 - n])[0],
     "table in rows": lambda m, n: torch.stack(m.table.unbind()[:n]),
     "table as an image": lambda m, n: m.table.view(1, *m.table.shape)[:, :n].squeeze(0),
+    "table turned round": lambda m, n: m.table.flip(0)[:n],
+    "table rolled": lambda m, n: m.table.roll(1, 0)[:n],
+    "table cropped": lambda m, n: functional.pad(m.table, (0, 0, 0, n - 20)),
+    "table times a constant": lambda m, n: (m.table * torch.arange(3.0)[2])[:n],
+    "two pieces of a table": lambda m, n: torch.tensor_split(m.table, (n,))[0],
     "a row of a table": lambda m, n: m.table.unsqueeze(0)[0, n],
 }
 
