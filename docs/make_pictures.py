@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/design.md and docs/choosing.md: `python docs/make_pictures.py` writes docs/images/*.svg.
+"""Draws the pictures of the pages design, choosing and training: `python docs/make_pictures.py` writes them.
 
 Every picture is a white card, readable on a light and on a dark page. `tests/test_pictures.py` compares the files with
 what this script draws, and the layers with the order in which the package imports.
@@ -373,7 +373,39 @@ def accuracy() -> Picture:
     return picture
 
 
+TRAININGS = (("#6e7781", "5 4"), ("#bc4c00", ""), ("#0969da", ""), ("#54aeff", "5 4"))
+"""The colours and dashes of the curves of trainings, in their order."""
+
+
+def training() -> Picture:
+    """Accuracy over the epochs, as `training.json` beside the pictures has it: {name: [per cent, ...]}."""
+    found = json.loads((IMAGES / "training.json").read_text())
+    picture = Picture(452, "Accuracy over the epochs of a training that prunes")
+    left, right, top, bottom = 70.0, 812.0, 34.0, 318.0
+    epochs = len(next(iter(found["curves"].values())))
+
+    def at(epoch: float, score: float) -> tuple[float, float]:
+        return left + (epoch - 1) / (epochs - 1) * (right - left), bottom - score / 100 * (bottom - top)
+
+    picture.rect(at(found["first"], 0)[0], top, at(found["last"], 0)[0] - at(found["first"], 0)[0], bottom - top, PALE)
+    for score in (0, 20, 40, 60, 80, 100):
+        y = at(1, score)[1]
+        picture.line([(left, y), (right, y)], "#d0d7de", width=1)
+        picture.text(left - 10, y + 4, f"{score} %", anchor="end")
+    for epoch in (1, *range(5, epochs + 1, 5)):
+        picture.text(at(epoch, 0)[0], bottom + 18, str(epoch))
+    picture.text((left + right) / 2, bottom + 40, "epoch; steps of the pruner in the grey part", colour=INK)
+    picture.text(left, 20, "accuracy on the test set, mean of three seeds", anchor="start")
+    for position, ((name, scores), (colour, dash)) in enumerate(zip(found["curves"].items(), TRAININGS, strict=True)):
+        picture.line([at(number, score) for number, score in enumerate(scores, 1)], colour, dash, dots=True)
+        x, y = left + 375 * (position % 2), bottom + 70 + 24 * (position // 2)
+        picture.line([(x, y), (x + 34, y)], colour, dash)
+        picture.text(x + 44, y + 4, name, anchor="start", colour=INK)
+    return picture
+
+
 PICTURES = {"data_flow": data_flow, "paths": paths, "vectors": vectors, "layers": layers, "accuracy": accuracy}
+PICTURES["training"] = training
 
 
 def write() -> None:

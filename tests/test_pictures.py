@@ -58,7 +58,7 @@ def test_a_captured_model_answers_as_its_path_is_drawn(path):
 
 
 def test_every_picture_is_shown_with_its_words():
-    text = (DOCS / "design.md").read_text() + (DOCS / "choosing.md").read_text()
+    text = "".join((DOCS / f"{page}.md").read_text() for page in ("design", "choosing", "training"))
     shown = re.findall(r"!\[(.+?)\]\(images/(\w+)\.svg\)", text)
     assert sorted(name for _, name in shown) == sorted(PICTURES)
     assert [name for words, name in shown if words != PICTURES[name]().title] == []

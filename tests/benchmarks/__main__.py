@@ -21,6 +21,7 @@ from tests.benchmarks import (
     bench_pass,
     bench_proof,
     bench_sparse,
+    bench_training,
     bench_transformers,
 )
 
@@ -39,6 +40,7 @@ BENCHMARKS: dict[str, Callable[[], str]] = {
     "masked": bench_masked.measure,
     "dynamic": bench_dynamic.measure,
     "graphs": bench_graphs.measure,
+    "training": bench_training.measure,
 }
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
