@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from torch import nn
@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 
 from fxprune._attempt import Request
 from fxprune._drop import find_branches
+from fxprune._dropping import without_branches
 from fxprune._find import AnalyzeArguments, find
 from fxprune._transform import DataOptions, carry_out
 from fxprune.analysis.findings import Findings
@@ -23,6 +24,7 @@ from fxprune.criteria import ChannelScores, Importance
 from fxprune.criteria.from_data import on_data
 from fxprune.criteria.saved_scores import scores_of_groups
 from fxprune.depth.branches import Branch
+from fxprune.depth.carry_out import without_dropped
 from fxprune.errors import PlanError
 from fxprune.fold import make_plan, resolve_plan
 from fxprune.planning.plan import Plan
@@ -45,7 +47,7 @@ class Analysis(Findings):
     def plan(
         self, ratio: float | None = None, *, data: Any = None, loss: Any = None, scores: Any = None, **options: Any
     ) -> Plan:
-        """Make a plan. Options: those of `fxprune.planning.choose.choose`, and `bias` and `border` of `transform`.
+        """Make a plan. Options: those of `fxprune.planning.choose.choose`; `bias`, `border` and `drop` of `transform`.
 
         data, loss: for an importance that is measured, such as "taylor": see `transform`.
         scores: instead of an importance, what `scores` returned, or the name of a file that holds it.
@@ -56,10 +58,16 @@ class Analysis(Findings):
         >>> sorted(plan.removed)
         ['0.bias', '0.weight', '2.weight']
         """
+        shallow = without_branches(self._call, None, {**options, "ratio": ratio})
+        findings = find(replace(self._call, model=shallow.model)) if shallow.dropped else self
+        choices = dict(shallow.choices)
         importance = on_data(
-            options.pop("importance", "l2"), self.model, self.inputs, data=data, loss=loss, scores=scores
+            choices.pop("importance", "l2"), findings.model, self.inputs, data=data, loss=loss, scores=scores
         )
-        return make_plan(self, ratio=ratio, importance=importance, **options).plan.made_from(self)
+        plan = make_plan(findings, importance=importance, **choices).plan
+        if shallow.dropped:
+            plan = replace(plan, dropped=shallow.dropped, reasons=() if shallow.alone else plan.reasons)
+        return plan.made_from(findings)
 
     @checks_arguments("plan")
     @public_call()
@@ -130,8 +138,15 @@ class Analysis(Findings):
         """
         if plan is None:
             return cost_of(self)
-        done = resolve_plan(self, plan)
-        return cost_of(self, done.removal, done.constants)
+        findings = self._without_branches_of(plan)
+        done = resolve_plan(findings, plan)
+        return cost_of(findings, done.removal, done.constants)
+
+    def _without_branches_of(self, plan: Plan) -> Findings:
+        """The findings of the model without the branches that a plan drops; these findings if it drops none."""
+        if not plan.dropped:
+            return self
+        return find(replace(self._call, model=without_dropped(self.model, plan.dropped)))
 
     def cost_per_channel(self) -> tuple[ChannelCost, ...]:
         """The parameters and MACs that the model loses if one channel of a group is removed, for each of `groups`.

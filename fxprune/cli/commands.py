@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from fxprune.cli.inputs import filled
 from fxprune.cli.output_files import check_readable, check_writable
 from fxprune.cli.usage import UsageError, ratio_of, unique_dict
 from fxprune.costs import peak_memory
+from fxprune.depth.branches import Branch
 from fxprune.errors import FxpruneError
 from fxprune.planning.budgets import above
 from fxprune.planning.figures import with_measured
@@ -61,7 +62,7 @@ def inspect(options: argparse.Namespace, say: Say) -> Answer:
     if plan is not None and plan.outputs is not None and options.outputs is None:
         chosen["outputs"] = list(plan.outputs)
     analysis = fxprune.analyze(model, inputs, **chosen)
-    report = analysis.report(options.format)
+    report = _with_branches(analysis.report(options.format), analysis.branches(), options.format)
     if plan is None:
         return Answer(report)
     before, after = analysis.cost(), analysis.cost(plan)
@@ -79,6 +80,19 @@ def inspect(options: argparse.Namespace, say: Say) -> Answer:
     text = tabulate(table, headers=("layer", "params", "MACs"), tablefmt=style, disable_numparse=True)
     gap = "\n\n" if options.format == "markdown" else "\n"
     return Answer(f"{report}\n\nwith the plan {options.plan}:{gap}{text}")
+
+
+def _with_branches(report: str, branches: Sequence[Branch], form: str) -> str:
+    """A report of an analysis with the residual branches that can be dropped, and why others cannot."""
+    if not branches:
+        return report
+    if form == "json":
+        keys = ("name", "at", "modules", "params", "macs", "why_not")
+        return _json({**json.loads(report), "branches": [{k: getattr(b, k) for k in keys} for b in branches]})
+    rows = [(b.name, b.params, "unknown" if b.macs is None else b.macs, b.why_not or "can go") for b in branches]
+    style, gap = ("github", "\n\n") if form == "markdown" else ("simple", "\n")
+    headers = ("residual branch", "params", "MACs", "--drop")
+    return f"{report}\n{gap}{tabulate(rows, headers=headers, tablefmt=style, disable_numparse=True)}"
 
 
 def prune(options: argparse.Namespace, say: Say) -> Answer:
@@ -327,6 +341,7 @@ def _check_readable(*paths: str | None) -> None:
 
 RANKING_OPTIONS = tuple("importance scores save_scores round_to scope counts uniform min_channels max_ratio".split())
 FILTER_OPTIONS = ("ignore", "exact")
+BRANCH_OPTIONS = ("drop", "depth")
 
 
 def _choices(options: argparse.Namespace) -> dict[str, Any]:
@@ -336,16 +351,20 @@ def _choices(options: argparse.Namespace) -> dict[str, Any]:
     given["keep"] = unique_dict("--keep", options.keep or ()) or None
     options.counts = unique_dict("--counts", options.counts or ())
     said = [name for name, value in given.items() if value is not None] or ["counts"] * bool(options.counts)
+    said = said or ["drop"] * bool(options.drop)
     if len(said) != 1:
         why = " and ".join(f"--{name}" for name in said) + " were given" if said else "none of them was given"
-        what = "say which channels to remove: exactly one of --ratio, --keep, --masks and --plan, or --counts"
+        what = "say which channels to remove: exactly one of --ratio, --keep, --masks and --plan, or --counts or --drop"
         raise UsageError(what, why=why)
-    everything = (*RANKING_OPTIONS, *FILTER_OPTIONS, "bias", "border")
+    everything = (*RANKING_OPTIONS, *FILTER_OPTIONS, *BRANCH_OPTIONS, "bias", "border")
     chosen = {name: getattr(options, name) for name in everything}
     chosen = {name: value for name, value in chosen.items() if value not in (None, [], {}, False)}
-    idle = {"plan": (*RANKING_OPTIONS, *FILTER_OPTIONS, "bias", "border"), "masks": RANKING_OPTIONS}.get(
-        said[0], ("scope",) if said[0] != "keep" else ()
-    )
+    idle = {
+        "plan": everything,
+        "masks": (*RANKING_OPTIONS, "depth"),
+        "drop": tuple(name for name in everything if name != "drop"),
+        "keep": (),
+    }.get(said[0], ("scope", "depth"))
     for name in idle:
         if name in chosen:
             why = f"--{said[0]} says already which channels go"

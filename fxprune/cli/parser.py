@@ -195,6 +195,13 @@ def _budget_options(parser: Parser) -> None:
         metavar="PATTERN=N",
         help="the number of channels that stay in the groups of a pattern. Can be repeated.",
     )
+    parser.option(
+        "--drop",
+        action="append",
+        metavar="PATTERN",
+        help="residual branches that go whole, like layer3.1 or encoder.layer.4.attention. Can be repeated.",
+    )
+    parser.option("--depth", action="store_true", help="let branches go where --keep is met better so; needs --repair")
     _search_options(parser)
     _limit_options(parser)
 
