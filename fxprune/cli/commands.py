@@ -23,6 +23,7 @@ from fxprune.cli import models, weights
 from fxprune.cli.data import check_data, data_of, measure_scores
 from fxprune.cli.inputs import filled
 from fxprune.cli.output_files import check_readable, check_writable
+from fxprune.cli.pages import check_page, page_of_record, write_page
 from fxprune.cli.usage import UsageError, ratio_of, unique_dict
 from fxprune.costs import peak_memory
 from fxprune.depth.branches import Branch
@@ -53,6 +54,7 @@ class Answer:
 def inspect(options: argparse.Namespace, say: Say) -> Answer:
     """Reports an analysis; with a plan, also the cost that the plan would leave."""
     _check_readable(options.weights, options.plan)
+    check_page(options.html, [path for path in (options.weights, options.plan) if path is not None])
     plan = None if options.plan is None else _plan(options.plan)
     model, inputs = _model(options, say)
     say("analysing")
@@ -62,6 +64,7 @@ def inspect(options: argparse.Namespace, say: Say) -> Answer:
     if plan is not None and plan.outputs is not None and options.outputs is None:
         chosen["outputs"] = list(plan.outputs)
     analysis = fxprune.analyze(model, inputs, **chosen)
+    write_page(options.html, lambda: analysis.report("html", plan=plan), say)
     report = _with_branches(analysis.report(options.format), analysis.branches(), options.format)
     if plan is None:
         return Answer(report)
@@ -105,6 +108,7 @@ def prune(options: argparse.Namespace, say: Say) -> Answer:
         check_writable(options.save_scores, (".json",), read, (options.output,))
     if options.save_plan is not None:
         check_writable(options.save_plan, (".json",), read, (options.output,))
+    check_page(options.html, read, (options.output,))
     if options.plan is not None:
         chosen["plan"] = _plan(options.plan)
     if options.repair is None and options.repair_mode is not None:
@@ -141,7 +145,9 @@ def prune(options: argparse.Namespace, say: Say) -> Answer:
             say(f"wrote {options.save_plan}")
     else:
         say("nothing was written")
-    report = _with_memory(made, model, small, inputs, say).report(options.format)
+    figures = _with_memory(made, model, small, inputs, say)
+    write_page(options.html, lambda: page_of_record(figures, model, inputs, strict=options.strict), say)
+    report = figures.report(options.format)
     text = _json({**json.loads(report), "files": files}) if options.format == "json" else report
     known = None if made.cost is None or not options.keep else with_measured(made.cost, made.measured)
     missed = known is not None and above(*known, dict(options.keep))

@@ -162,6 +162,7 @@ def _analysis_options(parser: Parser) -> None:
     )
     _outputs_option(parser)
     parser.option("--strict", action="store_true", help="an operation without a rule is an error")
+    parser.option("--html", metavar="FILE", help="also the report as a page for a browser, an .html file")
 
 
 def _outputs_option(parser: Parser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import pytest
@@ -160,6 +161,36 @@ def test_inspect_prints_the_report(format, tmp_path, capsys):
         assert "with the plan" in out
         share = f"{after.params / before.params:.0%}".replace("%", " %")
         assert f"{before.params} -> {after.params} ({share})" in out.splitlines()[-1]
+
+
+def page_data(path):
+    text = path.read_text()
+    return json.loads(re.search(r'id="data">(.*?)</script', text, re.DOTALL)[1])
+
+
+def test_inspect_and_prune_write_a_page(tmp_path, capsys):
+    page, plan, small = tmp_path / "report.html", tmp_path / "plan.json", tmp_path / "small.safetensors"
+    code, _, err = run(capsys, "inspect", *NET, "--html", page)
+    assert (code, err.splitlines()[-1]) == (0, f"wrote {page}")
+    analysis = fxprune.analyze(seeded(models.net), image())
+    assert page.read_text() == analysis.report("html")
+    code, _, err = run(capsys, "prune", *NET, "-r", "0.5", "-o", small, "--save-plan", plan, "--html", page)
+    assert (code, err.splitlines()[-1]) == (0, f"wrote {page}")
+    found = page_data(page)
+    before, after = fxprune.record(fxprune.load(small, into=seeded(models.net), example_inputs=image())).cost
+    assert found["totals"]["macs"] == {"before": before.macs, "after": after.macs}
+    assert found["totals"]["memory"]["after"] < found["totals"]["memory"]["before"]
+    assert found["connected"]
+    assert found["locked"]
+    assert run(capsys, "inspect", *NET, "--plan", plan, "--html", page)[0] == 0
+    assert page_data(page)["totals"]["macs"] == {"before": before.macs, "after": after.macs}
+
+
+def test_the_page_of_a_model_that_was_not_pruned_is_written(tmp_path, capsys):
+    page, small = tmp_path / "report.html", tmp_path / "small.safetensors"
+    code, _, _ = run(capsys, "prune", *NET, "-r", "0.5", "--ignore", "*", "-o", small, "--html", page)
+    assert code == 3
+    assert page_data(page)["totals"]["params"]["before"] == page_data(page)["totals"]["params"]["after"]
 
 
 def test_a_model_of_its_own_layers_is_inspected_by_the_path_that_is_named(capsys):

@@ -46,6 +46,8 @@ USAGE = {
     ("prune", *NET, "--plan", "p.json", "--exact", "-o", "a.safetensors"): "--exact is without effect here",
     ("prune", *NET, "-r", "0.5", "-o", "a.pt"): 'cannot write "a.pt"\n  why  the suffix says the format',
     ("prune", *NET, *OUT, "--save-plan", "small.safetensors"): "end it in .json",
+    ("prune", *NET, *OUT, "--html", "report.json"): "end it in .html",
+    ("inspect", *NET, "--html", "report"): "end it in .html",
     ("export", *NET, "-o", "a.onx"): "end it in .onnx or .pt2",
     ("export", *NET, "-o", "a.pt2", "--opset", "18"): "--opset is for .onnx files",
     ("export", *NET, "a.safetensors", "b.safetensors", "-o", "a.pt2"): "unrecognized arguments: b.safetensors",

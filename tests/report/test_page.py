@@ -83,6 +83,17 @@ def test_a_plan_and_a_record_show_the_widths_of_the_small_model(name: str) -> No
         assert [group["kept"] for group in page["groups"]] == left
 
 
+def test_layers_of_a_branch_that_went_whole_are_left_out() -> None:
+    found = analysis()
+    small = fxprune.transform(found.model, torch.randn(2, 6), drop=["blocks.1"], ratio=0.5, verify=False)
+    page = data_of(fxprune.record(small).report("html", analysis=found))
+    layers = {layer["id"]: layer for layer in page["layers"]}
+    assert [tensor["after"] for tensor in layers["blocks.1.up"]["tensors"]] == [None, None]
+    assert layers["blocks.1.up"]["after"] == {"params": 0, "macs": 0}
+    assert {group["name"]: group["kept"] for group in page["groups"]}["blocks.1.up"] == 0
+    assert {group["name"]: group["kept"] for group in page["groups"]}["embed"] == 4
+
+
 def test_every_edge_joins_layers_that_are_drawn() -> None:
     page = data_of(analysis().report("html"))
     drawn = {layer["id"] for layer in page["layers"] if layer["drawn"]}

@@ -11,9 +11,8 @@ from typing import Any, Protocol
 from fxprune.analysis.findings import Findings, Group
 from fxprune.channels.groups import Removal
 from fxprune.costs import Cost, cost_of
-from fxprune.errors import InputError
+from fxprune.errors import InputError, PlanError
 from fxprune.fold import resolve_plan
-from fxprune.planning.channels import removal_of
 from fxprune.planning.plan import Plan
 from fxprune.report.data import AnalysisData, Change, RecordData, Recorded, Shape, analysis_data, record_data
 from fxprune.report.graphs import graph
@@ -70,8 +69,10 @@ def of_record(record: Planned, findings: Findings | None, curves: Iterable[Entry
     if findings is None:
         made = _without_findings(record, data)
     else:
+        _refuse_other(record, findings)
         made = _of_findings(findings, analysis_data(findings))
-        _add_kept(made, findings, removal_of(findings, record.plan))
+        for group, entry in zip(findings.groups, made["groups"], strict=True):
+            entry["kept"] = _left(group, record)
     _add_record(made, record, data)
     made["curves"] = list(curves)
     return made
@@ -239,6 +240,29 @@ def _add_record(made: Entry, record: Planned, data: RecordData) -> None:
         "repair": None if data.repair is None else dataclasses.asdict(data.repair),
         "sizes": [{"at": size.at, "kind": size.kind, "text": str(size)} for size in record.plan.sizes],
     }
+
+
+def _refuse_other(record: Planned, findings: Findings) -> None:
+    """Raises `PlanError` if the analysis is not of the original that the record tells of."""
+    for name, shape in record.before.items():
+        first = findings.first_name(name)
+        here = tuple(findings.tensors[first].shape) if first in findings.tensors else None
+        if here != tuple(shape):
+            raise PlanError(
+                "the analysis is of another model than the record",
+                why=f'"{name}" has shape {tuple(shape)} there and {"does not exist" if here is None else here} here',
+                do="pass the analysis of the original, on the path of the record",
+            )
+
+
+def _left(group: Group, record: Planned) -> int:
+    """The channels of a group that still have a slot in the first of its tensors that was not left out."""
+    for member in (group.producer, *group.members):
+        if record.after.get(member.parameter) is not None:
+            gone = set(record.plan.removed.get(member.parameter, {}).get(member.dim, ()))
+            slots = zip(member.slots.tolist(), member.index.tolist(), strict=True)
+            return len({channel for slot, channel in slots if slot not in gone})
+    return 0
 
 
 def _pair(figures: Change) -> Entry:
