@@ -31,6 +31,7 @@ from fxprune.planning.plan import Plan
 from fxprune.planning.select import importance_by_pattern
 from fxprune.report import analysis_data, dot, graph, view
 from fxprune.report.html import Curves, analysis_page
+from fxprune.report.text import analysis_table
 from fxprune.report.views import page_wanted
 
 
@@ -177,6 +178,9 @@ class Analysis(Findings):
         [('0.f', 20, 16)]
         """
         return find_branches(self._call).branches
+
+    def _repr_html_(self) -> str:
+        return analysis_table(analysis_data(self))
 
     @checks_arguments()
     def report(self, format: str = "text", *, plan: Plan | None = None, curves: Curves | None = None) -> str:

@@ -15,6 +15,7 @@ from fxprune.planning.plan import Plan
 from fxprune.proof.one_sided import OneSided
 from fxprune.report import record_data, view
 from fxprune.report.html import Curves, record_page
+from fxprune.report.text import record_table
 from fxprune.report.views import page_wanted
 
 
@@ -99,6 +100,9 @@ class Record:
     def params(self) -> tuple[int, int]:
         """The number of elements of all parameters and buffers, before and after."""
         return sum(map(math.prod, self.before.values())), sum(map(math.prod, self.after.values()))
+
+    def _repr_html_(self) -> str:
+        return record_table(record_data(self))
 
     @checks_arguments()
     def report(self, format: str = "text", *, analysis: Findings | None = None, curves: Curves | None = None) -> str:

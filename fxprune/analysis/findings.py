@@ -26,6 +26,7 @@ from fxprune.capture.tensors import Tensors
 from fxprune.channels.groups import Axis, Bools, Ints, Solution
 from fxprune.channels.vector import Vector
 from fxprune.errors import InputError, nearest
+from fxprune.notebooks import html_table
 from fxprune.ops import Event
 from fxprune.ops.layers import known_output_dim, output_dim
 
@@ -133,6 +134,14 @@ class Group:
 
     def __len__(self) -> int:
         return self.size
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (m.parameter, str(m.dim), m.role, " x ".join(map(str, m.tensor.shape)), str(len(m.slots)))
+            for m in self.members
+        ]
+        title = f"{self.name}: {self.size} {self.kind}, {'exact' if self.exact else 'not exact'}"
+        return html_table(title, ("tensor", "dim", "role", "shape", "slots"), rows, right=(1, 3, 4))
 
     def __repr__(self) -> str:
         members = ", ".join(f"{m.parameter}[{m.dim}]" for m in self.members[:4])

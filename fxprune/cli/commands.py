@@ -102,13 +102,7 @@ def prune(options: argparse.Namespace, say: Say) -> Answer:
     """Writes a smaller model to a file, and reports its record."""
     chosen = _choices(options)
     _check_readable(options.weights, options.plan, options.scores)
-    read = [path for path in (options.weights, options.plan, options.scores) if path is not None]
-    check_writable(options.output, (".safetensors",), read)
-    if options.save_scores is not None:
-        check_writable(options.save_scores, (".json",), read, (options.output,))
-    if options.save_plan is not None:
-        check_writable(options.save_plan, (".json",), read, (options.output,))
-    check_page(options.html, read, (options.output,))
+    _check_outputs(options)
     if options.plan is not None:
         chosen["plan"] = _plan(options.plan)
     if options.repair is None and options.repair_mode is not None:
@@ -152,6 +146,16 @@ def prune(options: argparse.Namespace, say: Say) -> Answer:
     known = None if made.cost is None or not options.keep else with_measured(made.cost, made.measured)
     missed = known is not None and above(*known, dict(options.keep))
     return Answer(text, NOTHING if not made.plan else ABOVE if missed else DONE)
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Raises if a file that `prune` writes cannot be written."""
+    read = [path for path in (options.weights, options.plan, options.scores) if path is not None]
+    check_writable(options.output, (".safetensors",), read)
+    for path in (options.save_scores, options.save_plan):
+        if path is not None:
+            check_writable(path, (".json",), read, (options.output,))
+    check_page(options.html, read, (options.output,))
 
 
 def _search(options: argparse.Namespace) -> dict[str, Any]:

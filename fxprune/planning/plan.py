@@ -8,6 +8,7 @@ from typing import Any
 from fxprune.analysis.findings import Findings
 from fxprune.arguments import checks_arguments
 from fxprune.files import PathLike
+from fxprune.notebooks import html_table
 from fxprune.planning.combine import kept, then
 from fxprune.planning.difference import PlanDiff, diff
 from fxprune.planning.edits import GO, STAY, edited
@@ -39,6 +40,16 @@ class Plan(PlanFields):
 
     def __bool__(self) -> bool:
         return bool(self.removed or self.dropped)
+
+    def _repr_html_(self) -> str:
+        shapes = {} if self.structure is None else self.structure.shapes
+        rows = [
+            (name, str(dim), f"{len(gone)} of {shapes[name][dim]}" if name in shapes else str(len(gone)))
+            for name, dims in self.removed.items()
+            for dim, gone in dims.items()
+        ]
+        title = "Plan: removes nothing" if not rows else f"Plan: removes from {len(self.removed)} tensors"
+        return html_table(title, ("tensor", "dim", "removed"), rows, right=(1, 2))
 
     @property
     def kept(self) -> Removed:

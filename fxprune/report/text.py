@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from fxprune.costs.latency import milliseconds
+from fxprune.notebooks import html_table
 from fxprune.report.data import AnalysisData, Change, GroupData, LayerChange, LockedData, RecordData, TensorChange
 from fxprune.report.repairs import repair_text
 from fxprune.report.repeats import Row, merge_repeats
@@ -36,6 +37,24 @@ def analysis_text(data: AnalysisData, *, markdown: bool = False) -> str:
         rows = merge_repeats([_locked(locked) for locked in data.locked])
         parts.append(f"locked:{_gap(markdown)}" + table(headers, rows, markdown, right=(5, 6)))
     return "\n\n".join(parts) + _notes(data.notes, markdown)
+
+
+def analysis_table(data: AnalysisData) -> str:
+    """The groups as a table for notebooks."""
+    channels = _plural(sum(group.channels for group in data.groups), "channel")
+    macs = figure(data.macs) if data.macs is not None else f"unknown (at least {figure(data.macs_at_least)})"
+    counts = f"{figure(data.params)} parameters, {macs} MACs, {channels} in {_plural(len(data.groups), 'group')}"
+    headers = ("group", "kind", "channels", "members", "params per channel", "MACs per channel", "exact")
+    rows = merge_repeats([_group(group) for group in data.groups])
+    return html_table(f"{data.model}: {counts}", headers, rows, right=(2, 4, 5))
+
+
+def record_table(data: RecordData) -> str:
+    """The layers that changed as a table for notebooks."""
+    error = "not compared" if data.error is None else f"relative error {data.error:.1e}"
+    counts = f"{change(data.params)} parameters, {change(data.macs)} MACs, {error}"
+    rows = merge_repeats([_layer(layer) for layer in data.layers if _changed(layer)])
+    return html_table(f"Small model: {counts}", ("layer", "shape", "params", "MACs"), rows, right=(2, 3))
 
 
 def record_text(data: RecordData, *, markdown: bool = False) -> str:

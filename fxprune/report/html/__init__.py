@@ -2,6 +2,5 @@
 
 from fxprune.report.html.content import Curves
 from fxprune.report.html.page import analysis_page, record_page
-from fxprune.report.html.tables import html_table
 
-__all__ = ["Curves", "analysis_page", "html_table", "record_page"]
+__all__ = ["Curves", "analysis_page", "record_page"]

@@ -1,4 +1,4 @@
-"""Small tables for notebooks: HTML without scripts, in the colours of the page around it, light or dark."""
+"""Tables that a notebook shows in the place of a text: HTML without scripts, in the colours of the notebook."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ _BORDER = "border-bottom:1px solid rgba(128,128,128,.35)"
 _CELL = f"padding:2px 10px 2px 0;{_BORDER};background:none;color:inherit"
 
 
-def html_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Iterable[int] = ()) -> str:
+def html_table(
+    title: str, headers: Sequence[str], rows: Sequence[Sequence[object]], *, right: Iterable[int] = ()
+) -> str:
     """A title and a table; after `MOST` rows it says how many more there are.
 
     right: the positions of the columns that are aligned to the right.
@@ -34,6 +36,6 @@ def html_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]
     return f'<div style="color:inherit"><p style="margin:2px 0">{told}</p>{made if rows else ""}{more}</div>'
 
 
-def _cell(tag: str, text: str, right: bool) -> str:
+def _cell(tag: str, text: object, right: bool) -> str:
     weight = ";opacity:.7;font-weight:500" if tag == "th" else ""
-    return f'<{tag} style="{_CELL};text-align:{"right" if right else "left"}{weight}">{html.escape(text)}</{tag}>'
+    return f'<{tag} style="{_CELL};text-align:{"right" if right else "left"}{weight}">{html.escape(str(text))}</{tag}>'
