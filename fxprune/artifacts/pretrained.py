@@ -15,12 +15,12 @@ from typing import Any
 
 from torch import nn
 
-from fxprune.arguments import checks_arguments
+from fxprune.arguments import checks_arguments, shown
 from fxprune.artifacts.weights import load, save
 from fxprune.capture.process_state import public_call
 from fxprune.configs.builder import NotBuiltError, built_from
 from fxprune.configs.saving import ORIGINAL, guard_with, write_with
-from fxprune.errors import FileError
+from fxprune.errors import FileError, InputError
 from fxprune.files import Field, PathLike, parse_json, read_bytes, write_text
 
 WEIGHTS, CONFIG, README = "small_model.safetensors", "config.json", "README.md"
@@ -74,7 +74,7 @@ def _write_readme(path: Path, says: str) -> None:
         write_text(path, f"{before.rstrip()}\n\n{says}\n".lstrip())
 
 
-@checks_arguments("also", "methods")
+@checks_arguments("directory", "also", "methods")
 @public_call()
 def from_pretrained(
     directory: PathLike,
@@ -109,7 +109,7 @@ def from_pretrained(
     own = data["fxprune"].object(("version", "class", "load", "why"))
     if own["version"].value != VERSION:
         raise own["version"].wrong(f"this fxprune reads version {VERSION}", "load it with the fxprune that wrote it")
-    kind = _class_named(own["class"]) if model_class is None else model_class
+    kind = _class_named(own["class"]) if model_class is None else _checked(model_class)
     original = data["original_config"].value
     try:
         into = built_from(kind, original)
@@ -121,6 +121,12 @@ def from_pretrained(
     if (folder / "generation_config.json").exists() and hasattr(type(generation), "from_pretrained"):
         small.generation_config = type(generation).from_pretrained(os.fspath(folder))
     return small
+
+
+def _checked(model_class: Any) -> type[nn.Module]:
+    if not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
+        raise InputError(f"model_class must be a class of models, not {shown(model_class)}")
+    return model_class
 
 
 def _class_named(name: Field) -> type[nn.Module]:

@@ -15,6 +15,9 @@ from torch.overrides import TorchFunctionMode
 from fxprune.capture.process_state import same_random_state, silence
 from fxprune.configs.fields import Data, FieldPath
 
+LONGEST = 200
+"""The most characters of an error of a class that are told."""
+
 
 class NotBuiltError(Exception):
     """A class raised on a config. The text says how."""
@@ -108,8 +111,7 @@ class Builder:
             try:
                 self._known[key] = Built(data, self._made(data))
             except Exception as error:  # whatever a class raises on a config that it cannot be built from
-                line = str(error).strip().partition("\n")[0]
-                self._known[key] = NotBuiltError(f"{type(error).__name__}: {line}")
+                self._known[key] = NotBuiltError(f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST]}")
         found = self._known[key]
         if isinstance(found, NotBuiltError):
             raise found

@@ -45,6 +45,11 @@ class Move:
     fields: tuple[FieldPath, ...]
     exact: bool = True
 
+    @property
+    def said(self) -> str:
+        """The numbers of the config, for a reader."""
+        return " and ".join(map(field_name, self.fields))
+
 
 class Moves:
     """The search for the moves of a model."""
@@ -55,7 +60,7 @@ class Moves:
         self.why: dict[FieldPath, str] = {}
 
     def found(self) -> list[Move]:
-        """The moves, those first that change no scale and the fewest numbers."""
+        """The moves, those of integers first, then those that change no scale, then those of the fewest numbers."""
         self.probes.pin_empty(self.sizes, self.used)
         single: list[Move] = []
         partners, reacting = list[FieldPath](), list[FieldPath]()
@@ -67,7 +72,12 @@ class Moves:
             elif self._may_need_partners(field):
                 partners.append(field)
         together = list(self._together(partners, reacting, single))
-        return sorted([*single, *together], key=lambda move: (not move.exact, len(move.fields)))
+        numbers = self.probes.numbers
+
+        def order(move: Move) -> tuple[bool, bool, int]:
+            return any(isinstance(numbers[f], float) for f in move.fields), not move.exact, len(move.fields)
+
+        return sorted([*single, *together], key=order)
 
     def _together(
         self, partners: Sequence[FieldPath], reacting: Sequence[FieldPath], single: Sequence[Move]
@@ -79,7 +89,7 @@ class Moves:
                 if self.probes.builder.count - start > MOST_TOGETHER:
                     return
                 pairs = (move for move in known if len(move.fields) == 2)
-                needed = fields[0] in partners if size == 2 else set(fields) <= {*partners}
+                needed = sum(field in partners for field in fields) >= size - 1
                 if needed and not any({*move.fields} <= {*fields} for move in pairs):
                     move = self.of(fields)
                     if move is not None and not any(
@@ -176,10 +186,10 @@ class Moves:
         """Flags of the last channels of each group, so many that the share stays; None where that is no integer."""
         removed = self.findings.solution.no_channel()
         for group in groups:
-            kept = group.size * probe.share
-            if kept.denominator != 1:
+            gone = total_of(self.findings, group) * (1 - probe.share)
+            if gone.denominator != 1 or gone > group.size:
                 return None
-            removed[group.channels[int(kept) :]] = True
+            removed[group.channels[group.size - int(gone) :]] = True
         return removed
 
     def _mismatch(self, built: Built, removal: Removal) -> str:
@@ -224,6 +234,17 @@ class Moves:
         return f"no number in {type(self.probes.builder.config).__name__} counts them"
 
 
+def total_of(findings: Findings, group: Group) -> int:
+    """The number of channels that a width counts: those of its group, and those beside them that cannot go."""
+    columns = findings.solution.channels_of(findings.axis_vector(group.producer.parameter, group.producer.dim))
+    if len(columns) == 1:
+        own, stuck = int(np.isin(columns[0], group.channels).sum()), int((columns[0] < 0).sum())
+        each = own // group.size
+        if own + stuck == len(columns[0]) and own == each * group.size and stuck % each == 0:
+            return group.size + stuck // each
+    return group.size
+
+
 def other_buffer(findings: Findings, removal: Removal, before: Built, built: Built) -> str:
     """The name of a buffer that loading leaves as it is built, and that is not what a removal leaves; "" if none is."""
     kept = kept_slots(findings, removal)
@@ -252,5 +273,7 @@ def _coarse(group: Group) -> str:
 
 
 def _fine(group: Group) -> str:
-    places = sorted({f"{re.sub(r'[0-9]+', '*', m.parameter)}[{m.dim}]" for m in group.members})
-    return " ".join((group.kind, *places))
+    places = sorted(
+        {f"{re.sub(r'[0-9]+', '*', m.parameter)}[{m.dim}]: {len(m.slots) // group.size}" for m in group.members}
+    )
+    return " ".join((group.kind, str(group.size), *places))

@@ -14,7 +14,7 @@ from fxprune.analysis.findings import Findings
 from fxprune.channels.groups import Removal
 from fxprune.configs.builder import Built, NotBuiltError, difference
 from fxprune.configs.fields import FieldPath, name_of, read, written
-from fxprune.configs.moves import Move, Moves, other_buffer
+from fxprune.configs.moves import Move, Moves, other_buffer, total_of
 from fxprune.configs.probes import Probes, scaled
 
 
@@ -46,11 +46,13 @@ class ConfigWidths:
     """The widths of one analysis that a config can say.
 
     moves: those that are used. shares: the groups that lose the same share. held: number of another group -> why.
+    totals: number of a group -> the channels of its width, those among them that cannot go.
     """
 
     moves: tuple[Move, ...]
     shares: tuple[SameShare, ...]
     held: Mapping[int, str] = field(default_factory=dict)
+    totals: Mapping[int, int] = field(default_factory=dict)
 
 
 class Config:
@@ -80,8 +82,8 @@ class Config:
 
     def accepts(self, findings: Findings, gone: Mapping[int, int]) -> bool:
         """True if there is a config for these counts. gone: number of a group -> how many of its channels go."""
-        widths, groups = self.widths(findings), findings.groups
-        kept = {n: Fraction(groups[n].size - gone.get(n, 0), groups[n].size) for s in widths.shares for n in s.groups}
+        widths = self.widths(findings)
+        kept = {n: 1 - Fraction(gone.get(n, 0), total) for n, total in widths.totals.items()}
         if any(len({kept[number] for number in share.groups}) > 1 for share in widths.shares):
             return False
         try:
@@ -93,7 +95,7 @@ class Config:
     def after(self, findings: Findings, removal: Removal) -> Built:
         """The class, built from the config that says a removal. Raises `BeyondConfigError` if there is none."""
         widths = self.widths(findings)
-        shares = {share.moves: _share_of(findings, share, removal) for share in widths.shares}
+        shares = {share.moves: _share_of(findings, share, widths.totals, removal) for share in widths.shares}
         values = _values(widths, shares, self.probes)
         try:
             built = self.probes.builder.build(written(self.probes.base, values))
@@ -111,17 +113,24 @@ def config_widths(findings: Findings, probes: Probes) -> ConfigWidths:
     """
     search = Moves(findings, probes)
     taken: list[Move] = []
+    instead: dict[int, str] = {}
     for move in search.found():
         if _is_free([*taken, move], probes):
             taken.append(move)
+        else:
+            other = next(found for found in taken if found.groups & move.groups)
+            why = f"{move.said} counts them together with channels that go with {other.said}"
+            instead |= dict.fromkeys(move.groups, why)
     rows = _rows(taken)
+    totals = {number: total_of(findings, findings.groups[number]) for number in rows}
     shares = []
     for row in dict.fromkeys(rows.values()):
         groups = tuple(sorted(number for number, own in rows.items() if own == row))
-        shares.append(SameShare(groups, row, _steps(findings, groups, [taken[m] for m in row], probes)))
+        shares.append(SameShare(groups, row, _steps([totals[n] for n in groups], [taken[m] for m in row], probes)))
     others = [group for group in findings.groups if group.number not in rows]
-    held = {group.number: f'"{group.name}" keeps all {group.kind}: {search.told(group)}' for group in others}
-    return ConfigWidths(tuple(taken), tuple(shares), held)
+    why_held = {group.number: instead.get(group.number) or search.told(group) for group in others}
+    held = {group.number: f'"{group.name}" keeps all {group.kind}: {why_held[group.number]}' for group in others}
+    return ConfigWidths(tuple(taken), tuple(shares), held, totals)
 
 
 def _rows(moves: Sequence[Move]) -> dict[int, frozenset[int]]:
@@ -146,8 +155,7 @@ def _is_free(moves: Sequence[Move], probes: Probes) -> bool:
     return not overlap or all(isinstance(probes.numbers[field], float) for field in last.fields)
 
 
-def _steps(findings: Findings, groups: Sequence[int], moves: Sequence[Move], probes: Probes) -> int:
-    sizes = [findings.groups[number].size for number in groups]
+def _steps(sizes: Sequence[int], moves: Sequence[Move], probes: Probes) -> int:
     numbers = [probes.numbers[field] for move in moves for field in move.fields]
     return math.gcd(*sizes, *(number for number in numbers if isinstance(number, int)))
 
@@ -174,13 +182,13 @@ def _values(
     return {f: scaled(read(probes.base, f), share) for f, share in shares.items() if share != 1}
 
 
-def _share_of(findings: Findings, share: SameShare, removal: Removal) -> Fraction:
+def _share_of(findings: Findings, share: SameShare, totals: Mapping[int, int], removal: Removal) -> Fraction:
     """The share of their channels that groups keep. Raises `BeyondConfigError` if they keep different shares."""
     found: dict[Fraction, str] = {}
     for number in share.groups:
-        group = findings.groups[number]
-        kept = group.size - int(removal.removed[group.channels].sum())
-        found.setdefault(Fraction(kept, group.size), f'{kept} of {group.size} {group.kind} of "{group.name}"')
+        group, total = findings.groups[number], totals[number]
+        kept = total - int(removal.removed[group.channels].sum())
+        found.setdefault(Fraction(kept, total), f'{kept} of {total} {group.kind} of "{group.name}"')
     if len(found) > 1:
         raise BeyondConfigError(f"it is one number of the config, and there would be {' and '.join(found.values())}")
     return next(iter(found))

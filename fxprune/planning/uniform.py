@@ -41,7 +41,7 @@ CONFIG = "config"
 class EqualWidths:
     """Sets of groups that keep equally many channels. The first group of a set stands for all in it.
 
-    sets: the numbers of the groups. sizes: the size of each group.
+    sets: the numbers of the groups. sizes: the size of each group, or of its width where some channels cannot go.
     steps: number of a group -> how many of its channels are one step; 1 if it is not listed. The groups of a set keep
         equally many steps.
     accepts: a function from the counts of all groups to whether they are possible together; None if all are.
@@ -259,8 +259,9 @@ def _by_config(findings: Findings, sizes: Mapping[int, int]) -> tuple[EqualWidth
     config = with_config(findings).config
     widths = config.widths(findings)
     sets = tuple(share.groups for share in widths.shares)
-    steps = {number: sizes[number] // share.steps for share in widths.shares for number in share.groups}
-    return EqualWidths(sets, sizes, steps, partial(config.accepts, findings)), dict(widths.held)
+    totals = {**sizes, **widths.totals}
+    steps = {number: totals[number] // share.steps for share in widths.shares for number in share.groups}
+    return EqualWidths(sets, totals, steps, partial(config.accepts, findings)), dict(widths.held)
 
 
 def _blocks(findings: Findings, pattern: Any) -> list[str]:

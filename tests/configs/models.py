@@ -30,9 +30,13 @@ if not hasattr(torch.ops.torchvision, "nms"):
 import transformers
 
 for folder, kind in zip(sys.argv[1::2], sys.argv[2::2]):
-    model = getattr(transformers, kind).from_pretrained(folder).eval()
-    with torch.no_grad():
-        result = model(**torch.load(folder + "/inputs.pt"))
+    try:
+        model = getattr(transformers, kind).from_pretrained(folder).eval()
+        with torch.no_grad():
+            result = model(**torch.load(folder + "/inputs.pt"))
+    except Exception as error:
+        print(folder, kind, type(error).__name__, error, file=sys.stderr)
+        continue
     torch.save([value for value in result.to_tuple() if isinstance(value, torch.Tensor)], folder + "/result.pt")
 """
 
@@ -55,11 +59,19 @@ def tensors_of(result: Any) -> list[torch.Tensor]:
 
 
 def loaded_elsewhere(folders: dict[Path, str], inputs: list[dict[str, Any]]) -> list[list[torch.Tensor]]:
-    """What the models in some folders return in a process that cannot import fxprune. folders: folder -> class."""
-    words = []
-    for (folder, kind), given in zip(folders.items(), inputs, strict=True):
+    """Returns what models return in a process that cannot import fxprune. folders: folder -> class."""
+    for folder, given in zip(folders, inputs, strict=True):
         torch.save(given, folder / "inputs.pt")
-        words += [str(folder), kind]
-    made = subprocess.run([sys.executable, "-c", _LOADING, *words], capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr[-3000:]
+    said = load_elsewhere(folders)
+    assert all((folder / "result.pt").exists() for folder in folders), said[-3000:]
     return [torch.load(folder / "result.pt") for folder in folders]
+
+
+def load_elsewhere(folders: dict[Path, str]) -> str:
+    """Loads models in a process that cannot import fxprune, and writes what each returns beside it.
+
+    Returns the errors of that process.
+    """
+    words = [word for folder, kind in folders.items() for word in (str(folder), kind)]
+    made = subprocess.run([sys.executable, "-c", _LOADING, *words], capture_output=True, text=True, check=False)
+    return made.stderr

@@ -22,56 +22,61 @@ FAMILIES: dict[str, tuple[str, dict[str, int]]] = {
     ),
     "BertForMaskedLM": ("BertForMaskedLM", {"hidden_size": 24, "intermediate_size": 36, "num_attention_heads": 2}),
     "GPT2LMHeadModel": ("AutoModelForCausalLM", {"n_embd": 24, "n_inner": 36, "n_head": 2}),
-    "MistralForCausalLM": ("MistralForCausalLM", {"head_dim": 10}),
     "MambaForCausalLM": ("AutoModelForCausalLM", {"hidden_size": 24, "state_size": 5, "intermediate_size": 48}),
 }
 """Class -> the class that loads it, and its config after half of all widths has gone."""
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, list[torch.Tensor], list[torch.Tensor]]]:
-    """Class -> the config of a small model, what it returns, and what it returns where it was loaded."""
-    made, folders, given = {}, dict[Path, str](), {}
-    for name, (kind, _) in FAMILIES.items():
-        model, given[name] = built(name)
-        keep = {"keep": {"params": 0.6}} if name == "MistralForCausalLM" else {"ratio": 0.5}
-        small = fxprune.transform(model, given[name], uniform="config", **keep)
-        assert type(small) is type(model)
+def smalls() -> dict[str, Any]:
+    """Class -> a model, a smaller one of which half of every width that its config says has gone, and inputs."""
+    made = {}
+    for name in FAMILIES:
+        model, inputs = built(name)
+        before = model.config.to_dict()
+        made[name] = model, fxprune.transform(model, inputs, ratio=0.5, uniform="config"), inputs
+        assert model.config.to_dict() == before
+        assert "__getattr__" not in vars(type(model.config))
+    return made
+
+
+@pytest.fixture(scope="module")
+def loaded(smalls: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[torch.Tensor]]:
+    """Class -> what the small model returns where it was loaded."""
+    folders, given = dict[Path, str](), []
+    for name, (_, small, inputs) in smalls.items():
         folder = tmp_path_factory.mktemp(name)
         small.save_pretrained(folder)
-        with torch.no_grad():
-            made[name] = small.config, tensors_of(small(**given[name]))
-        folders[folder] = kind
-    loaded = loaded_elsewhere(folders, [given[name] for name in FAMILIES])
-    return {name: (*made[name], result) for name, result in zip(FAMILIES, loaded, strict=True)}
+        folders[folder] = FAMILIES[name][0]
+        given.append(inputs)
+    return dict(zip(smalls, loaded_elsewhere(folders, given), strict=True))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_saved_model_is_loaded_without_fxprune_and_computes_the_same_bits(name: str, saved: Any) -> None:
-    config, own, loaded = saved[name]
-    assert {field: getattr(config, field) for field in FAMILIES[name][1]} == FAMILIES[name][1]
-    assert all(torch.equal(a, b) for a, b in zip(own, loaded, strict=True))
+def test_the_saved_model_is_loaded_without_fxprune_and_computes_the_same_bits(
+    name: str, smalls: Any, loaded: Any
+) -> None:
+    model, small, inputs = smalls[name]
+    assert type(small) is type(model)
+    assert {field: getattr(small.config, field) for field in FAMILIES[name][1]} == FAMILIES[name][1]
+    with torch.no_grad():
+        own = tensors_of(small(**inputs))
+    assert all(torch.equal(a, b) for a, b in zip(own, loaded[name], strict=True))
 
 
-def test_the_result_equals_the_masked_original() -> None:
-    model, inputs = built("LlamaForCausalLM")
-    small = fxprune.transform(model, inputs, ratio=0.5, uniform="config", ignore="model.embed_tokens")
-    reference = fxprune.masked(model, fxprune.record(small).removed).double()
-    with torch.no_grad(), in_double():
-        assert error_of(small.double()(**inputs), reference(**inputs)) < TOLERANCE
-
-
-def test_all_layers_keep_the_same_share_and_the_config_says_it() -> None:
+def test_all_layers_keep_the_same_share_and_the_result_equals_the_masked_original() -> None:
     model, inputs = built("LlamaForCausalLM")
     small = fxprune.transform(model, inputs, counts={"model.layers.0.mlp.gate_proj": 40}, uniform="config")
     assert [layer.mlp.down_proj.in_features for layer in small.model.layers] == [40, 40]
     assert (small.config.intermediate_size, model.config.intermediate_size) == (40, 72)
     assert small.model.layers[0].self_attn.config is small.config
+    reference = fxprune.masked(model, fxprune.record(small).removed).double()
+    with torch.no_grad(), in_double():
+        assert error_of(small.double()(**inputs), reference(**inputs)) < TOLERANCE
 
 
-def test_what_no_config_says_stays_and_a_reason_says_why() -> None:
-    model, inputs = built("LlamaForCausalLM")
-    small = fxprune.transform(model, inputs, ratio=0.5, uniform="config")
+def test_what_no_config_says_stays_and_a_reason_says_why(smalls: Any) -> None:
+    model, small, _ = smalls["LlamaForCausalLM"]
     assert small.config.head_dim == model.config.head_dim  # other rotary frequencies would be computed
     reasons = [r for r in fxprune.record(small).reasons if "head width" in r]
     assert reasons
@@ -110,15 +115,7 @@ def test_a_model_that_is_not_what_its_config_says_is_refused() -> None:
         fxprune.transform(model, inputs, ratio=0.5, uniform="config")
 
 
-def test_a_graph_is_refused() -> None:
-    model, inputs = built("BertForMaskedLM")
+def test_a_graph_is_refused(smalls: Any) -> None:
+    model, _, inputs = smalls["BertForMaskedLM"]
     with pytest.raises(fxprune.PlanError, match="needs a result of the model's class"):
         fxprune.transform(model, inputs, ratio=0.5, uniform="config", path="fx")
-
-
-def test_the_config_of_the_original_does_not_change() -> None:
-    model, inputs = built("GPT2LMHeadModel")
-    before: dict[str, Any] = model.config.to_dict()
-    fxprune.transform(model, inputs, ratio=0.5, uniform="config")
-    assert model.config.to_dict() == before
-    assert "__getattr__" not in vars(type(model.config))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.planning.uniform import EqualWidths
 
 
 class Mlp(nn.Module):
@@ -171,3 +172,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 def test_a_request_that_makes_no_sense_is_refused(options: dict[str, Any], text: str) -> None:
     with pytest.raises(fxprune.PlanError, match=text):
         fxprune.transform(stack(), X, ratio=0.5, **options)
+
+
+def test_a_set_of_groups_of_different_sizes_keeps_the_same_share() -> None:
+    equal = EqualWidths(((0, 1),), {0: 48, 1: 4}, {0: 12, 1: 1})
+    assert equal.merged({0: 20, 1: 1}, 1) == {0: 12}  # 28 of 48 and 3 of 4 are 2.33 and 3 of 4 steps, so 3 stay
+    assert equal.merged({0: 20, 1: 3}, 8) == {0: 24}  # a multiple of 8 is 2 steps of 12
+    with pytest.raises(fxprune.PlanError, match="fit for multiples of 12"):
+        equal.with_fixed({0: 20}, fxprune.analyze(Stack(6, 6).eval(), torch.randn(1, 8)).groups, {})
