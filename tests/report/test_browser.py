@@ -90,6 +90,9 @@ def test_roles_are_told_by_the_kind_of_border_and_the_legend_names_it(opened: Op
 def test_a_folded_block_is_lit_for_the_layers_in_it(opened: Open) -> None:
     found = opened("planned", "#group=blocks.1.up")
     assert found.nodes(".lit") == {"block:blocks.1"}
+    found.find("#open-theirs").click()
+    assert found.nodes(".lit") == {"blocks.1.up", "blocks.1.down"}
+    assert found.all("#open-theirs") == []
 
 
 def test_a_link_chooses_a_group_a_layer_or_a_lock(opened: Open) -> None:

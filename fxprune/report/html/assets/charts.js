@@ -15,7 +15,7 @@ function number(value) {
 
 // Lines over shares. series: [{name, points: [[share, value]], dashed}].
 function lineChart(series, across, up) {
-  const [wide, tall, left, bottom, top, right] = [330, 190, 52, 34, 12, 12];
+  const [wide, tall, left, bottom, top, right] = [330, 190, 52, 34, 12, 22];
   const xs = series.flatMap((line) => line.points.map(([x]) => x));
   const ys = series.flatMap((line) => line.points.map(([, y]) => y));
   const [low, high] = [Math.min(...ys), Math.max(...ys)];

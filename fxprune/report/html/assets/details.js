@@ -109,17 +109,31 @@ function groupDetails(number) {
     heading(removed ? "Removed together" : `Group of ${group.kind}`, group.name),
     removed || !data.planned ? null : widthBar(group.channels, group.kept, group.channels),
     facts([
-      [removed ? "Removed channels" : "Channels", removed ? String(group.channels) : change({ before: group.channels, after: group.kept })],
+      [removed ? "Removed channels" : capital(group.kind), removed ? String(group.channels) : change({ before: group.channels, after: group.kept })],
       ["One channel", group.params_per_channel === null ? null : `${figure(group.params_per_channel)} parameters, ${figure(group.macs_per_channel)} MACs`],
       ["Removing equals setting to zero", group.exact === null ? null : group.exact ? "yes" : "no"],
       ["Layers", String(layersOf.size)],
     ]),
     group.reasons.length ? make("details", {}, make("summary", {}, `${plural(group.reasons.length, "statistic")} would change`), notes("", group.reasons)) : null,
+    openButton(layersOf),
     table([["tensor"], ["shape", "right"], ["slots", "right"]], rows),
     ...curvesOf("sensitivity").map((curve) => sensitivityChart(curve, group.key)),
     sizesIn(layersOf),
     make("p", { class: "quiet" }, removed ? "" : "Slots: how many places of the dimension belong to the group's channels."),
   ];
+}
+
+// Opens the blocks in which some of these layers are folded; null where all are seen.
+function openButton(names) {
+  const hidden = () => [...names].map((name) => places.get(name)).filter((place) => place && shownFor(place) !== place);
+  if (!hidden().length) return null;
+  const open = () => {
+    hidden().forEach((place) => unfold(place.parent));
+    draw();
+    bringIntoView();
+    showDetails();
+  };
+  return button("Open their blocks in the graph", open, { class: "main", id: "open-theirs" });
 }
 
 // The shape of a tensor with the group's dimension marked.

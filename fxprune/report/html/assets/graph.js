@@ -5,6 +5,7 @@ const cy = cytoscape({
   container: document.getElementById("graph"), style: graphStyle(), minZoom: 0.03, maxZoom: 3,
   boxSelectionEnabled: false, autoungrabify: true, autounselectify: true, layout: { name: "preset" },
 });
+let extent = { w: 1, h: 1 }; // of all that is drawn
 let lit = new Map(); // layer -> set of roles, of what is chosen
 
 function colour(name) {
@@ -59,7 +60,8 @@ function graphStyle() {
 // Draws what is visible. keep: a place that stays where it is on the screen.
 function draw(keep = null) {
   const before = keep ? cornerOf(keep) : null;
-  const { nodes, edges } = arrange();
+  const { nodes, edges, w, h } = arrange();
+  extent = { w, h };
   const elements = nodes.map(({ place, x, y, w, h }) => ({ group: "nodes", data: nodeData(place, w, h), position: { x, y }, classes: nodeClasses(place) }));
   const at = new Map(nodes.map((node) => [node.place.id, node]));
   edges.forEach((edge, number) => elements.push(edgeElement(edge, number, at)));
@@ -165,16 +167,11 @@ function bringIntoView() {
 // The whole graph, or its beginning where the whole would be too small to read.
 function fit() {
   cy.resize();
-  cy.fit(undefined, 24);
-  if (cy.zoom() > 1.1) {
-    cy.zoom(1.1);
-    cy.center();
-  }
-  if (cy.zoom() > 0.62) return;
-  const box = cy.elements().boundingBox();
-  const level = Math.max(0.4, Math.min(0.8, (cy.width() - 48) / box.w));
-  cy.zoom(level);
-  cy.pan({ x: cy.width() / 2 - (level * (box.x1 + box.x2)) / 2, y: 24 - level * box.y1 });
+  const [width, height] = [cy.width(), cy.height()];
+  const whole = Math.min(1.1, (width - 48) / extent.w, (height - 48) / extent.h);
+  const level = whole > 0.62 ? whole : Math.max(0.4, Math.min(0.8, (width - 48) / extent.w));
+  const top = level === whole ? (height - level * extent.h) / 2 : 24;
+  cy.viewport({ zoom: level, pan: { x: (width - level * extent.w) / 2, y: top } });
 }
 
 function toggle(place) {

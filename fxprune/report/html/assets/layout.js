@@ -5,7 +5,7 @@ const HEAD = 22; // the name above them
 const pen = document.createElement("canvas").getContext("2d");
 const FONT = getComputedStyle(document.body).fontFamily;
 
-// Returns {nodes: [{place, x, y, w, h}], edges: [{from, to, count, shape, points}]}, with points between the ends.
+// Returns {nodes: [{place, x, y, w, h}], edges: [{from, to, count, shape, points}], w, h}, with points between the ends.
 function arrange() {
   const lifted = visibleEdges();
   const inside = new Map();
@@ -18,7 +18,7 @@ function arrange() {
   const nodes = [];
   const lines = [];
   collect(whole, 0, 0, nodes, lines);
-  return { nodes, edges: lines };
+  return { nodes, edges: lines, w: whole.w, h: whole.h };
 }
 
 // Edges between visible places, each once.
@@ -48,9 +48,10 @@ function arrangeBlock(place, inside) {
   const children = place.children.map((child) =>
     isOpen(child) ? arrangeBlock(child, inside) : { place: child, ...sizeOf(child) });
   const graph = new dagre.graphlib.Graph({ multigraph: true });
-  graph.setGraph({ rankdir: "TB", nodesep: 18, ranksep: 26, edgesep: 12, ranker: children.length > 200 ? "longest-path" : "network-simplex" });
+  graph.setGraph({ rankdir: "TB", nodesep: 18, ranksep: 26, edgesep: 12, ranker: "network-simplex" });
   children.forEach((child) => graph.setNode(child.place.id, { width: child.w, height: child.h }));
   const lines = inside.get(place.id) ?? [];
+  if (lines.length < children.length) graph.graph().ranker = "longest-path"; // a chain or a tree: as good, and much faster
   const known = new Set();
   for (const { from, to } of lines) {
     const name = `${from.id}\n${to.id}`;
