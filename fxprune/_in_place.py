@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -15,7 +16,8 @@ from fxprune._record import attach, record
 from fxprune._transform import transform
 from fxprune.capture.containers import MOST_PARTS, parts, with_parts
 from fxprune.capture.process_state import public_call
-from fxprune.errors import InputError, PlanError
+from fxprune.errors import InputError, PlanError, level_of_user
+from fxprune.rewrite.tensor_hooks import HOOK_TABLES
 from fxprune.running.processes import Processes
 from fxprune.sharded import is_sharded, sharded_parameters, talk_of_model, unwrapped, wrap_again
 
@@ -64,6 +66,7 @@ def transform_(model: ModuleT, example_inputs: Any, **options: Any) -> ModuleT:
             small = _small(model, example_inputs, options)
             changes = prepared_for(followers, model, small)
         _note(small, made(changes))
+        _warn_of_lost_hooks(model, small)
         _become(model, small)
     watch(optimizers, model, told=followers)
     return model
@@ -79,6 +82,7 @@ def _sharded(model: nn.Module, example_inputs: Any, followers: Sequence[Any], op
         sharded_parameters(small)
         changes = prepared_for(followers, model, small)
     _note(small, (*made(changes), talk.note()))
+    _warn_of_lost_hooks(model, small)
     _become(model, small)
     wrap_again(model, wrappings)
 
@@ -113,6 +117,21 @@ def _small(model: nn.Module, example_inputs: Any, options: Mapping[str, Any]) ->
         do = "use fxprune.transform, or leave path and prefer out"
         raise PlanError("the class of the model is lost", why=why, do=do)
     return small
+
+
+def _warn_of_lost_hooks(model: nn.Module, small: nn.Module) -> None:
+    """Warn of hooks that parameters of the small model do not have: an optimizer may step in them."""
+    news = dict(small.named_parameters())
+    lost = [
+        name
+        for name, old in model.named_parameters()
+        for table in HOOK_TABLES
+        if name in news and len(getattr(old, table, None) or ()) > len(getattr(news[name], table, None) or ())
+    ]
+    if lost:
+        listed = ", ".join(f'"{name}"' for name in lost[:4]) + (", ..." if lost[4:] else "")
+        text = f"hooks are not on the new parameters of {listed}: register them again"
+        warnings.warn(f"{text}. record(model).reasons says why, where it is known", UserWarning, level_of_user())
 
 
 def _note(small: nn.Module, notes: tuple[str, ...]) -> None:

@@ -113,7 +113,9 @@ def repair(
         text = "the small model was made from other weights than those of this model; it is repaired towards these"
         warnings.warn(text, OtherWeightsWarning, stacklevel=4)
     data = inputs_of(model, batches, inputs)
-    made, done = repaired(small, model, data, known.plan, settings, Processes(process_group))
+    processes = Processes(process_group)
+    with processes.together():
+        made, done = repaired(small, model, data, known.plan, settings, processes)
     attach(made, replace(known, repair=done))
     return made
 

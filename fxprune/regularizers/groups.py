@@ -16,6 +16,7 @@ from fxprune.analysis.members import Member
 from fxprune.errors import PlanError, nearest
 from fxprune.regularizers.base import Regularizer
 from fxprune.schedules import Schedule
+from fxprune.sharded import is_sharded
 
 
 class _OverChannels(Regularizer):
@@ -30,6 +31,12 @@ class _OverChannels(Regularizer):
             raise PlanError(f"{type(self).__name__} has no option {wrong}", why=why, do="take one of fxprune.analyze")
         self.example_inputs = example_inputs
         self.options: Mapping[str, Any] = options
+        if is_sharded(model):
+            raise PlanError(
+                "a penalty on channels cannot be computed of a sharded model",
+                why="the elements of a channel are in several weights, each on several processes",
+                do="train with it before fully_shard is applied, or take L1 or BatchNormL1",
+            )
         self._analysis = self._analyzed()
 
     def _analyzed(self) -> Analysis:

@@ -30,6 +30,7 @@ from fxprune.rewrite.references import names_in
 from fxprune.rewrite.tensor_hooks import carry_over
 from fxprune.rewrite.tensors import cut_all, kept_part_of
 from fxprune.rewrite.unread_attributes import recount_unread
+from fxprune.sharded import overwrite
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,14 +70,14 @@ def rewrite(findings: Findings, removal: Removal, constants: FoldedConstants | N
     real = cut_all(findings, removal)
     for name, numbers in {**own_numbers(findings, removal), **constants.values}.items():
         if name in real:
-            real[name].detach().copy_(numbers)
+            overwrite(real[name], numbers)
     fill(small, {id(fake): real[name] for name, fake in fakes.items()})
     if findings.captured.real and not findings.captured.needs_hooks:
         factors = run_once(draft, findings, removal)
     constants = with_factors(findings, removal, factors, constants)
     exact = multiplied(findings, removal, factors, {**own_numbers(findings, removal), **constants.exact})
     for name in factors.parameters:
-        real[name].detach().copy_(exact[name])
+        overwrite(real[name], exact[name])
     place_constants(draft, constants)
     known = names_in(findings.model, findings.subject.tensors)
     carry_over(findings.tensors, findings.model, known, real, small, kept_part_of(findings, removal))

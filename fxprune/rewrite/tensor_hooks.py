@@ -14,7 +14,7 @@ from fxprune.capture.tensors import Tensors
 from fxprune.rewrite.gradient_masks import mask_of, with_mask
 from fxprune.rewrite.references import place_of, reachable
 
-_TABLES: Mapping[str, tuple[str, Callable[..., Any]]] = {
+HOOK_TABLES: Mapping[str, tuple[str, Callable[..., Any]]] = {
     "_backward_hooks": ("gradient hook", torch.Tensor.register_hook),
     "_post_accumulate_grad_hooks": ("hook on the sum of gradients", torch.Tensor.register_post_accumulate_grad_hook),
 }
@@ -48,7 +48,7 @@ def carry_over(
             hook = with_mask(hook, cut(name, mask), original[name].shape)
         if new is not None and not _why_not(hook, original[name].shape, new.shape, known):
             needs_gradient = new.requires_grad
-            _TABLES[table][1](new.requires_grad_(), _rebound(hook, counterparts))
+            HOOK_TABLES[table][1](new.requires_grad_(), _rebound(hook, counterparts))
             new.requires_grad_(needs_gradient)
 
 
@@ -62,7 +62,7 @@ def left_out(original: Mapping[str, torch.Tensor], known: Mapping[int, str], sta
         if name not in state:
             continue
         old, new = original[name].shape, state[name].shape
-        what, why = f'a {_TABLES[table][0]} of "{name}" ({place_of(hook)})', _why_not(hook, old, new, known)
+        what, why = f'a {HOOK_TABLES[table][0]} of "{name}" ({place_of(hook)})', _why_not(hook, old, new, known)
         if why:
             found.append(f"{what} is left out: {why}")
         elif old != new and mask_of(hook, old) is not None:
@@ -73,7 +73,7 @@ def left_out(original: Mapping[str, torch.Tensor], known: Mapping[int, str], sta
 def _hooks(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, str, Any]]:
     """Every hook of a parameter: the name of the parameter, the table, the hook."""
     for name, tensor in tensors.items():
-        for table in _TABLES if tensor.is_leaf else ():
+        for table in HOOK_TABLES if tensor.is_leaf else ():
             for hook in (getattr(tensor, table, None) or {}).values():
                 yield name, table, hook
 

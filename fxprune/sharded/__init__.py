@@ -5,7 +5,7 @@ the whole tensor, which all processes gather for it and drop afterwards. So at m
 processes that come to different places raise, instead of waiting for each other.
 """
 
-from fxprune.sharded.on_demand import WholeOnDemand, whole
+from fxprune.sharded.on_demand import WholeOnDemand, overwrite, whole
 from fxprune.sharded.plain_model import talk_of_model, unwrapped
 from fxprune.sharded.shards import is_sharded
 from fxprune.sharded.talk import Talk
@@ -15,6 +15,7 @@ __all__ = [
     "Talk",
     "WholeOnDemand",
     "is_sharded",
+    "overwrite",
     "sharded_parameters",
     "talk_of_model",
     "unwrapped",

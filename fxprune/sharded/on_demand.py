@@ -97,6 +97,14 @@ class WholeOnDemand(torch.Tensor):
         return made
 
 
+def overwrite(tensor: torch.Tensor, values: torch.Tensor) -> None:
+    """Give a tensor, which may be sharded, other numbers."""
+    if isinstance(tensor, WholeOnDemand):
+        tensor.write(values.to(tensor.dtype))
+    else:
+        tensor.detach().copy_(values)
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """The whole of a tensor that may be sharded; any other is given back as it is."""
     return tensor.whole() if isinstance(tensor, WholeOnDemand) else tensor

@@ -58,6 +58,18 @@ def test_training_goes_on_with_the_same_objects() -> None:
     step(model, optimizer, 2)
 
 
+def test_an_optimizer_that_steps_in_hooks_of_parameters_is_warned_of() -> None:
+    model = net()
+    own = {p: torch.optim.SGD([p], 0.1) for p in model.parameters()}
+    for parameter in own:
+        parameter.register_post_accumulate_grad_hook(lambda p: own[p].step())
+    with pytest.warns(
+        UserWarning, match=r'not on the new parameters of "stem.weight"(?s:.*)register them again'
+    ) as caught:
+        fxprune.transform_(model, batch(0), ratio=0.5, optimizer=list(own.values()))
+    assert caught[0].filename == __file__
+
+
 def test_a_shared_module_stays_shared() -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:

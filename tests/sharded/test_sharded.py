@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from pathlib import Path
@@ -18,8 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fxprune
 from fxprune.errors import FxpruneError
+from fxprune.regularizers import GroupLasso
 from fxprune.sharded.talk import ProcessLostError
 from tests.follow.nets import batch, net
+from tests.follow.test_optimizers import Scaled
 from tests.processes import run_together
 from tests.sharded.nets import BUDGET, distance, sharded, train, train_both
 
@@ -228,6 +231,31 @@ def refused(rank: int) -> None:
 
 def test_what_is_not_possible_is_refused_by_name() -> None:
     run_together(refused, 2)
+
+
+def other_numbers(rank: int) -> None:
+    """Weights that carry a factor or the ratio of two norms reach the shards; a hook that does not is warned of."""
+    torch.manual_seed(0)
+    scaled, normed = Scaled().double().eval(), net()
+    nn.utils.parametrizations.weight_norm(normed.inner)
+    for alone, inputs in ((scaled, torch.randn(2, 3, 16, dtype=torch.float64)), (normed, batch(0))):
+        shared = copy.deepcopy(alone)
+        fully_shard(shared)
+        for model in (alone, shared):
+            fxprune.transform_(model, inputs, ratio=0.5)
+        assert distance(alone, shared) == 0.0
+        assert torch.allclose(alone(inputs), shared(inputs), rtol=0, atol=1e-12)
+    assert fxprune.record(scaled).plan.factors
+    hooked = sharded()
+    hooked.stem.weight.register_hook(lambda gradient: gradient)
+    with pytest.warns(UserWarning, match='not on the new parameters of "stem.weight"'):
+        fxprune.transform_(hooked, batch(0), ratio=0.5)
+    with pytest.raises(FxpruneError, match="a penalty on channels"):
+        GroupLasso(hooked, batch(0), 0.1)
+
+
+def test_numbers_that_are_not_cut_but_computed_reach_the_shards() -> None:
+    run_together(other_numbers, 2)
 
 
 def settings(rank: int) -> None:
