@@ -174,7 +174,7 @@ class GradualPruner:
 
     def _remove(self, keep: Mapping[str, int]) -> Plan | None:
         with _small_steps():
-            transform_(self.model, self.example_inputs, keep=keep, **self._training, **self.options)
+            transform_(self.model, self.example_inputs, keep=keep, **self._training, **self._step_options())
         if self._wrapper is not None:
             wrap_again(self._wrapper)
         plan = self._look_again()
@@ -182,6 +182,11 @@ class GradualPruner:
             return None
         self._plan = plan if self._plan is None else self._plan.then(plan)
         return plan
+
+    def _step_options(self) -> dict[str, Any]:
+        """The options of a step. Branches go in the first one that removes something."""
+        gone = self._plan is not None and self._plan.dropped
+        return {name: value for name, value in self.options.items() if name != "drop" or not gone}
 
     @property
     def _figures(self) -> dict[str, float | None]:
@@ -218,7 +223,7 @@ class GradualPruner:
         """The analysis of the model as it is now, and the plan for these budgets."""
         of_analysis = inspect.signature(analyze).parameters.keys()
         ours = {name: value for name, value in self.options.items() if name in of_analysis}
-        choice = {name: value for name, value in self.options.items() if name not in of_analysis}
+        choice = {name: value for name, value in self.options.items() if name not in (*of_analysis, "drop")}
         for name in ("repair", "repair_mode", "repair_inputs", "verify"):
             choice.pop(name, None)
         if not isinstance(self.model, fx.GraphModule):
@@ -325,7 +330,13 @@ def _checked(options: Mapping[str, Any], soft: int) -> dict[str, Any]:
         if name not in known:
             why = nearest(name, sorted(known))
             raise PlanError(f"GradualPruner has no option {name}", why=why, do="see its docstring")
-    once = {"scores": "scores", "importance": "scores by layer", "max_ratio": "a limit", "search": "a search"}
+    once = {
+        "scores": "scores",
+        "importance": "scores by layer",
+        "max_ratio": "a limit",
+        "search": "a search",
+        "depth": "a choice",
+    }
     for name, what in once.items():
         if name in options and (name != "importance" or isinstance(options[name], Mapping)):
             why = f"{what} of the model that was given fits no model that has got smaller"

@@ -56,11 +56,13 @@ def replace_modules(model: nn.Module, replacements: Iterable[Replacement]) -> No
             )
         new = _new(replacement, old, children)
         new.training = old.training
+        numbers = _cache_numbers(old.modules())
         for path, module in modules.items():
             if module is old:
                 outer, _, name = path.rpartition(".")
                 modules[outer]._modules[name] = new
                 _leave_fast_path(modules[outer])
+        _count_from_zero(model, numbers)
 
 
 def _new(replacement: Replacement, old: nn.Module, children: Mapping[str, nn.Module]) -> nn.Module:
@@ -85,6 +87,27 @@ def _not_in_place(module: nn.Module) -> nn.Module:
         if getattr(child, "inplace", False) is True:
             child.inplace = False  # type: ignore[assignment]
     return module
+
+
+def _cache_numbers(modules: Iterable[nn.Module]) -> dict[int, list[nn.Module]]:
+    """The numbers by which attention of transformers finds its part of a cache -> the modules that have them."""
+    found: dict[int, list[nn.Module]] = {}
+    for module in modules:
+        number = getattr(module, "layer_idx", None)
+        if type(number) is int and not isinstance(module, (PassesOn, GivesZeros)):
+            found.setdefault(number, []).append(module)
+    return found
+
+
+def _count_from_zero(model: nn.Module, gone: Mapping[int, Sequence[nn.Module]]) -> None:
+    """Let the first attention that stays have the number 0 if that one has gone.
+
+    A cache of transformers counts the tokens that it holds in its part 0.
+    """
+    left = _cache_numbers(model.modules())
+    if 0 in gone and left and 0 not in left:
+        for module in left[min(left)]:
+            module.layer_idx = 0  # type: ignore[assignment]
 
 
 def _leave_fast_path(module: nn.Module) -> None:
