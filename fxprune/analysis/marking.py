@@ -18,6 +18,7 @@ from fxprune.analysis.uses import Count, NumberUse, SizeComparison, Uses
 from fxprune.capture.opened_functions import opened
 from fxprune.channels.vector import Vector
 from fxprune.ops.aspects import READERS
+from fxprune.ops.layers import widths_of
 from fxprune.ops.python_call import Counted, PythonCall
 
 _SHAPE = torch.Tensor.shape
@@ -39,6 +40,11 @@ class Settings(TorchFunctionMode):
     def mark(self, module: nn.Module) -> None:
         """Replace the integers in the attributes of a module and its submodules by marked ones. Changes `module`."""
         mark_settings(module, self._marked)
+        for layer in module.modules():
+            for name, dim in widths_of(layer).items():
+                weight = layer._parameters.get("weight")
+                if weight is not None and dim < weight.ndim:
+                    layer.__dict__[name] = self._size(getattr(layer, name), self.observer.peek(weight).vectors[dim])
 
     def _marked(self, value: int, setting: Setting) -> int:
         self._before[setting] = value
@@ -92,6 +98,8 @@ class Settings(TorchFunctionMode):
         try:
             made = func(*args, **kwargs)
             name = getattr(func, "__name__", "")
+            if name == "numel" and args[0].ndim == 1 and self._inside():
+                return self._sizes(args[0], made, 0)
             if name == "size" or (name == "__get__" and func.__self__ is _SHAPE):
                 return self._sizes(args[0], made, *args[1:], **kwargs) if self._inside() else made
             reader = READERS.keys.get(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import nn
-from torch.nn.modules import conv, rnn
+from torch.nn.modules import batchnorm, conv, rnn
 
 OUTPUT_DIMS: Mapping[type[nn.Module], int] = {
     conv._ConvTransposeNd: 1,  # [in, out / groups, ...]
@@ -19,6 +19,31 @@ OUTPUT_DIMS: Mapping[type[nn.Module], int] = {
     rnn.RNNCellBase: 0,
 }
 """Type of a layer -> the output dimension of its weights. A subclass has that of its nearest base class."""
+
+
+_WIDTHS: Mapping[type[nn.Module], Mapping[str, int]] = {
+    conv._ConvTransposeNd: {"in_channels": 0, "out_channels": 1},
+    conv._ConvNd: {"out_channels": 0, "in_channels": 1},
+    nn.Linear: {"out_features": 0, "in_features": 1},
+    nn.Embedding: {"embedding_dim": 1},
+    nn.EmbeddingBag: {"embedding_dim": 1},
+    batchnorm._NormBase: {"num_features": 0},
+    nn.GroupNorm: {"num_channels": 0},
+}
+"""Type of a layer -> its attributes that are a size of its weight, each with the dimension."""
+
+
+def widths_of(module: nn.Module) -> Mapping[str, int]:
+    """The attributes of one of torch's layers that are a size of its weight, each with the dimension.
+
+    With groups, some are a multiple of that size.
+
+    >>> dict(widths_of(nn.Linear(2, 3)))
+    {'out_features': 0, 'in_features': 1}
+    """
+    if not type(module).__module__.startswith("torch.nn."):
+        return {}
+    return next((_WIDTHS[kind] for kind in type(module).__mro__ if kind in _WIDTHS), {})
 
 
 def output_dim(module: nn.Module, ndim: int) -> int:
