@@ -95,6 +95,7 @@ def _refuse_sharded(followers: Sequence[Any], options: Mapping[str, Any]) -> Non
         "bias": ('bias="fold"', "the constants come from running statistics, and each process has its own"),
         "masks": ('masks="zeros"', "its constants come from running statistics, and each process has its own"),
         "search": ('scope="search"', "it makes and repairs many small models"),
+        "depth": ("depth=True", "it makes and repairs many small models"),
     }
     given = {
         "ema": any(isinstance(target, nn.Module) for target in followers),
@@ -102,6 +103,7 @@ def _refuse_sharded(followers: Sequence[Any], options: Mapping[str, Any]) -> Non
         "bias": options.get("bias") == "fold",
         "masks": isinstance(options.get("masks"), str),
         "search": options.get("scope") == "search",
+        "depth": options.get("depth") is True,
     }
     for name, is_given in given.items():
         if is_given:

@@ -218,6 +218,7 @@ def refused(rank: int) -> None:
         ({"repair": DATA}, "a repair"),
         ({"bias": "fold"}, "fold"),
         ({"masks": "zeros"}, "zeros"),
+        ({"depth": True}, "depth=True"),
     ):
         with pytest.raises(FxpruneError, match=what):
             fxprune.transform_(model, batch(0), **{"ratio": 0.5, **options})
