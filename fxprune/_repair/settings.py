@@ -44,5 +44,10 @@ class RepairSettings:
             raise InputError("holdout must be a share between 0 and 1", why=f"it is {self.holdout}")
         if self.steps < 1:
             raise InputError("steps must be at least 1", why=f"it is {self.steps}")
+        if self.steps != STEPS and self.mode != "outputs":
+            why = f'mode="{self.mode}" takes no gradient steps'
+            raise InputError(
+                "steps is without effect here", at=f"steps={self.steps}", why=why, do='pass mode="outputs"'
+            )
         if self.memory < 0:
             raise InputError("memory must be a number of bytes", why=f"it is {self.memory}")

@@ -119,6 +119,10 @@ def _groups(found: Candidates, patterns: Any, ignore: Any) -> list[Group]:
     chosen = set(range(len(found.analysis.groups)))
     if patterns is not None:
         named = [patterns] if isinstance(patterns, str | int) else patterns
+        if isinstance(named, list | tuple | set | frozenset) and not named:
+            raise PlanError(
+                "groups names nothing", at=f"groups={patterns!r}", why="it is empty", do="leave it out for all"
+            )
         chosen = set(by_group(found.analysis, dict.fromkeys(named, True), what="groups"))
     return [group for group in found.analysis.groups if group.number in chosen - stay]
 

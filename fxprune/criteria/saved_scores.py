@@ -17,7 +17,7 @@ from fxprune.arguments import checks_arguments
 from fxprune.channels.groups import Ints
 from fxprune.criteria.scores import scores_of
 from fxprune.criteria.table import Importance, comparable
-from fxprune.errors import PlanError, nearest
+from fxprune.errors import FileError, PlanError, nearest
 from fxprune.files import Field, PathLike, parse_json, read_bytes, write_text
 
 SCHEMA = "fxprune.scores/1"
@@ -175,7 +175,15 @@ def _group_of(found: Field) -> GroupScores:
 def given_scores(scores: Any) -> Importance:
     """The scores of the argument `scores=`: those in a file, or those that are given."""
     if isinstance(scores, (str, os.PathLike)):
-        return load_scores(scores)
+        try:
+            return load_scores(scores)
+        except OSError as error:
+            raise FileError(
+                "the file of scores cannot be read",
+                at=f'"{os.fspath(scores)}"',
+                why=error.strerror or str(error),
+                do="write it with `fxprune.criteria.save_scores`",
+            ) from error
     if isinstance(scores, ChannelScores):
         return scores
     raise PlanError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from fxprune.depth.branches import Branch, nothing_to_drop
 from fxprune.errors import PlanError, nearest
@@ -49,6 +49,8 @@ def _refused(model: nn.Module, branches: Sequence[Branch], pattern: Any, named: 
             do="leave it out of drop, and remove channels of it with ratio or keep",
         )
     why = nothing_to_drop(branches)
+    if not branches and isinstance(model, fx.GraphModule) and not any(n.op == "call_module" for n in model.graph.nodes):
+        why = "an exported graph has no modules, of which branches consist: drop them before it is exported"
     if why and not branches:
         return PlanError("the model has no residual branch", at=f"drop={show(pattern)}", why=why, do="leave drop out")
     match = find(names_of(model), pattern, what="drop")

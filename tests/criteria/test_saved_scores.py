@@ -151,3 +151,11 @@ def test_mappings_of_no_use_are_refused(importance, text):
     with pytest.raises(PlanError) as caught:
         fxprune.analyze(net(), X[:1]).plan(ratio=0.5, importance=importance)
     assert text in str(caught.value)
+
+
+def test_a_file_of_scores_that_is_not_there_is_named(tmp_path):
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4)
+    with pytest.raises(fxprune.FileError, match="the file of scores cannot be read") as caught:
+        fxprune.transform(net, x, keep={"macs": 0.5}, scores=tmp_path / "none.json")
+    assert "none.json" in str(caught.value)
+    assert "No such file" in str(caught.value)

@@ -198,3 +198,10 @@ def test_the_original_is_not_changed():
     fxprune.transform(model, x, drop="layer*")
     assert str(model) == before
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def test_an_exported_graph_says_that_it_has_no_modules():
+    model, x = made(Residuals), torch.randn(IMAGE, dtype=torch.double)
+    program = torch.export.export(model, (x,))
+    with pytest.raises(PlanError, match="an exported graph has no modules"):
+        fxprune.transform(program, x, drop="layer1.1")

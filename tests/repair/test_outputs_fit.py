@@ -113,3 +113,11 @@ def test_the_state_of_the_caller_does_not_matter(context: Any) -> None:
 def test_steps_must_be_positive() -> None:
     with pytest.raises(fxprune.InputError, match="steps must be at least 1"):
         fxprune.repair(net(), net(), data(), steps=0)
+
+
+@pytest.mark.parametrize("mode", ["weights", "bias", "norms"])
+def test_steps_are_refused_where_none_are_made(mode):
+    net, data = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), [torch.randn(8, 4)]
+    small = fxprune.transform(net, data[0], ratio=0.5)
+    with pytest.raises(fxprune.InputError, match="steps is without effect"):
+        fxprune.repair(small, net, data, mode=mode, steps=3)

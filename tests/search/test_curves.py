@@ -323,3 +323,9 @@ def test_other_wrong_requests_are_refused() -> None:
         fxprune.pareto(model, x, score, key="mac")
     with pytest.raises(PlanError, match="nothing to measure"):
         fxprune.sensitivity(nn.Linear(3, 2), torch.randn(1, 3), score)
+
+
+def test_no_groups_are_no_request():
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4)
+    with pytest.raises(fxprune.PlanError, match="groups names nothing"):
+        fxprune.sensitivity(net, x, lambda model: 0.5, ratios=(0.5,), groups=[])
