@@ -59,8 +59,13 @@ class Built:
 
     @cached_property
     def computed(self) -> Mapping[str, torch.Tensor]:
-        """The buffers that `state_dict` leaves out, so that loading a file leaves them as they were built."""
-        found = {}
+        """The tensors that no file has, so that loading leaves them as they were built.
+
+        These are the buffers outside `state_dict`, and what the class itself does not save.
+        """
+        left_out: Any = getattr(self.model, "_keys_to_ignore_on_save", None) or ()
+        saved = {id(tensor) for name, tensor in self.tensors.items() if name not in left_out}
+        found = {n: t for n, t in self.tensors.items() if n in left_out and id(t) not in saved}
         for path, module in self.model.named_modules():
             for name in module._non_persistent_buffers_set:
                 tensor = module._buffers.get(name)

@@ -84,9 +84,14 @@ def _other_part(model: nn.Module, built: Built) -> str:
     """The first module of another class, or number that is no integer and another one than the class computes."""
     made = dict(built.model.named_modules())
     for path, module in model.named_modules():
-        if path not in made or type(module) is not type(made[path]):
+        if path not in made or _class_of(module) != _class_of(made[path]):
             return f'"{path}" is a {type(module).__name__}, which the class does not make'
         for name, value in made[path].__dict__.items():
             if type(value) in (int, float) and module.__dict__.get(name) != value:
                 return f"{path}.{name}".lstrip(".") + f" is {module.__dict__.get(name)}, the class computes {value}"
     return ""
+
+
+def _class_of(module: nn.Module) -> tuple[str, str]:
+    """The name of a class; each module with a parametrization has a class of its own, of one name."""
+    return type(module).__module__, type(module).__qualname__

@@ -60,8 +60,10 @@ class EqualWidths:
                 kept = [Fraction(self.sizes[n] - merged.pop(n), self._step(n)) for n in members if n in merged]
                 most, largest = self.most(members), max(map(self._step, members))
                 multiple = round_to // math.gcd(round_to, largest)
-                mean = min(math.ceil(sum(kept) / len(kept)), most)
-                merged[members[0]] = self._gone(members[0], rounded_up(mean, most, multiple))
+                mean = sum(kept, Fraction(0)) / len(kept)
+                if largest > 1:
+                    mean = max(mean - Fraction(1, largest), Fraction(1))  # no whole step for a part of a channel
+                merged[members[0]] = self._gone(members[0], rounded_up(min(math.ceil(mean), most), most, multiple))
         return merged
 
     def most(self, members: Sequence[int]) -> int:

@@ -48,6 +48,9 @@ def built(name: str) -> tuple[Any, dict[str, Any]]:
     fresh = type(model)(model.config).double()  # type: ignore[operator]
     for buffer, made in zip(model.buffers(), fresh.buffers(), strict=True):
         buffer.copy_(made)  # they are no weights: what a file does not have is computed again
+    for name in getattr(model, "_keys_to_ignore_on_save", None) or ():
+        if name in dict(model.named_parameters()):
+            model.get_parameter(name).data.copy_(fresh.get_parameter(name))
     model = model.float().eval()
     model.config.dtype = torch.float32
     return model, {name: v.float() if v.is_floating_point() else v for name, v in inputs.items()}
