@@ -13,6 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from fxprune.capture.process_state import same_random_state, silence
+from fxprune.capture.tensors import constants_of
 from fxprune.configs.fields import Data, FieldPath
 
 LONGEST = 200
@@ -61,7 +62,7 @@ class Built:
     def computed(self) -> Mapping[str, torch.Tensor]:
         """The tensors that no file has, so that loading leaves them as they were built.
 
-        These are the buffers outside `state_dict`, and what the class itself does not save.
+        These are the buffers outside `state_dict`, tensors in attributes, and what the class itself does not save.
         """
         left_out: Any = getattr(self.model, "_keys_to_ignore_on_save", None) or ()
         saved = {id(tensor) for name, tensor in self.tensors.items() if name not in left_out}
@@ -71,7 +72,8 @@ class Built:
                 tensor = module._buffers.get(name)
                 if tensor is not None:
                     found[f"{path}.{name}".lstrip(".")] = tensor
-        return found
+        known = set(map(id, self.tensors.values()))
+        return found | {name: tensor for name, tensor in constants_of(self.model) if id(tensor) not in known}
 
 
 def difference(model: nn.Module, built: Built) -> str:
@@ -85,11 +87,11 @@ def difference(model: nn.Module, built: Built) -> str:
     for name, tensor in own.items():
         if tuple(tensor.shape) != built.shapes[name]:
             return f'"{name}" has shape {tuple(tensor.shape)}, the class gives it {built.shapes[name]}'
+    own = {**dict(constants_of(model)), **own}
     for name, made in built.computed.items():
-        if "meta" not in (own[name].device.type, made.device.type):
-            rounded = made.to(own[name].dtype)
-            if not torch.equal(own[name].cpu(), rounded):
-                return f'"{name}" has other numbers than the class computes'
+        known = name in own and "meta" not in (own[name].device.type, made.device.type)
+        if known and not torch.equal(own[name].cpu(), made.to(own[name].dtype)):
+            return f'"{name}" has other numbers than the class computes'
     return ""
 
 

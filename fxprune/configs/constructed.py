@@ -38,6 +38,9 @@ def construct(small: nn.Module, original: nn.Module, before: Built, built: Built
     for path, module in small.named_modules():
         if path not in made or path not in old:
             continue
+        if type(module) is not type(first[path]):
+            why = f'"{path}" is a {type(module).__name__} of fxprune now, which the class does not make'
+            raise ChangedByHandError(why, path)
         own, then, now = module.__dict__, old[path].__dict__, made[path].__dict__
         was = first[path].__dict__
         for name in now.keys() - OF_EVERY_MODULE:

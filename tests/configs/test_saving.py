@@ -12,6 +12,8 @@ import pytest
 import torch
 
 import fxprune
+from fxprune.configs.builder import Builder
+from fxprune.configs.saving import beyond_config
 from tests.configs.models import built
 
 transformers = pytest.importorskip("transformers")
@@ -116,3 +118,15 @@ def test_a_class_of_another_package_has_to_be_given(llama: Small, tmp_path: Path
         fxprune.from_pretrained(tmp_path)
     given = fxprune.from_pretrained(tmp_path, model_class=transformers.LlamaForCausalLM)
     assert same(given, llama[1], llama[2])
+
+
+@pytest.mark.parametrize("name", ["Wav2Vec2ForCTC", "MarianMTModel", "T5ForConditionalGeneration"])
+def test_the_config_says_an_original(name: str) -> None:
+    """One has a parametrized layer, one a weight that its class does not save, one tied weights."""
+    assert beyond_config(built(name)[0]) == ""
+
+
+def test_a_weight_that_its_class_does_not_save_is_known() -> None:
+    model, _ = built("MarianMTModel")
+    builder = Builder(model)
+    assert "model.encoder.embed_positions.weight" in builder.build(builder.data).computed
