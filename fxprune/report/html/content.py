@@ -14,7 +14,7 @@ from fxprune.costs import Cost, cost_of
 from fxprune.errors import InputError, PlanError
 from fxprune.fold import resolve_plan
 from fxprune.planning.plan import Plan
-from fxprune.report.data import AnalysisData, Change, RecordData, Recorded, Shape, analysis_data, record_data
+from fxprune.report.data import AnalysisData, Change, RecordData, Recorded, Shape, analysis_data
 from fxprune.report.graphs import graph
 
 Entry = dict[str, Any]
@@ -51,9 +51,8 @@ def curves_of(curves: Any) -> list[Entry]:
     return found
 
 
-def of_analysis(findings: Findings, plan: Plan | None, curves: Iterable[Entry]) -> Entry:
+def of_analysis(findings: Findings, data: AnalysisData, plan: Plan | None, curves: Iterable[Entry]) -> Entry:
     """The data of the page of an analysis. plan: shows what it would leave."""
-    data = analysis_data(findings)
     made = _of_findings(findings, data)
     if plan is not None:
         resolved = resolve_plan(findings, plan)
@@ -63,9 +62,8 @@ def of_analysis(findings: Findings, plan: Plan | None, curves: Iterable[Entry]) 
     return made
 
 
-def of_record(record: Planned, findings: Findings | None, curves: Iterable[Entry]) -> Entry:
+def of_record(record: Planned, data: RecordData, findings: Findings | None, curves: Iterable[Entry]) -> Entry:
     """The data of the page of a record. findings: of the original, for its graph, its groups and what is locked."""
-    data = record_data(record)
     if findings is None:
         made = _without_findings(record, data)
     else:

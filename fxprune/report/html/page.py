@@ -21,12 +21,14 @@ SCRIPTS = "elements tree wrap layout graph charts lists details search page".spl
 
 def analysis_page(findings: Findings, plan: Plan | None = None, curves: Any = None) -> str:
     """The page of an analysis. See `Analysis.report`."""
-    return page(of_analysis(findings, plan, curves_of(curves)), analysis_text(analysis_data(findings)))
+    data = analysis_data(findings)
+    return page(of_analysis(findings, data, plan, curves_of(curves)), analysis_text(data))
 
 
 def record_page(record: Planned, findings: Findings | None = None, curves: Any = None) -> str:
     """The page of a record. See `Record.report`."""
-    return page(of_record(record, findings, curves_of(curves)), record_text(record_data(record)))
+    data = record_data(record)
+    return page(of_record(record, data, findings, curves_of(curves)), record_text(data))
 
 
 def page(data: Entry, text: str) -> str:

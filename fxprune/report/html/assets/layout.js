@@ -2,22 +2,29 @@
 
 const PAD = 12; // around the children of an open block
 const HEAD = 22; // the name above them
+const [ENTER, LEAVE] = ["enter:", "leave:"]; // where edges from and to other blocks pass the border
 const pen = document.createElement("canvas").getContext("2d");
 const FONT = getComputedStyle(document.body).fontFamily;
 
 // Returns {nodes: [{place, x, y, w, h}], edges: [{from, to, count, shape, points}], w, h}, with points between the ends.
 function arrange() {
-  const lifted = visibleEdges();
-  const inside = new Map();
-  for (const edge of lifted) {
+  const edges = visibleEdges();
+  const inside = new Map(); // block -> the parts of edges in it
+  const add = (block, part) => inside.set(block.id, [...(inside.get(block.id) ?? []), part]);
+  for (const edge of edges) {
     const [block, from, to] = meeting(edge.from, edge.to);
-    if (!inside.has(block.id)) inside.set(block.id, []);
-    inside.get(block.id).push({ edge, from, to });
+    for (let at = edge.from; at !== from; at = at.parent) add(at.parent, { edge, from: at.id, to: LEAVE });
+    add(block, { edge, from: from.id, to: to.id });
+    for (let at = edge.to; at !== to; at = at.parent) add(at.parent, { edge, from: ENTER, to: at.id });
   }
   const whole = arrangeBlock(root, inside);
   const nodes = [];
-  const lines = [];
-  collect(whole, 0, 0, nodes, lines);
+  const parts = new Map(edges.map((edge) => [edge, { left: [], met: [], entered: [] }]));
+  collect(whole, 0, 0, nodes, parts);
+  const lines = edges.map((edge) => {
+    const { left, met, entered } = parts.get(edge);
+    return { ...edge, points: [...left.reverse().flat(), ...met, ...entered.flat()] };
+  });
   return { nodes, edges: lines, w: whole.w, h: whole.h };
 }
 
@@ -51,11 +58,12 @@ function arrangeBlock(place, inside) {
   graph.setGraph({ rankdir: "TB", nodesep: 18, ranksep: 26, edgesep: 12, ranker: "network-simplex" });
   children.forEach((child) => graph.setNode(child.place.id, { width: child.w, height: child.h }));
   const lines = inside.get(place.id) ?? [];
-  if (lines.length < children.length) graph.graph().ranker = "longest-path"; // a chain or a tree: as good, and much faster
+  for (const door of [ENTER, LEAVE]) if (lines.some(({ from, to }) => from === door || to === door)) graph.setNode(door, { width: 1, height: 1 });
+  if (lines.length < graph.nodeCount()) graph.graph().ranker = "longest-path"; // a chain or a tree: as good, and much faster
   const known = new Set();
   for (const { from, to } of lines) {
-    const name = `${from.id}\n${to.id}`;
-    if (!known.has(name)) graph.setEdge(from.id, to.id, {}, name);
+    const name = `${from}\n${to}`;
+    if (!known.has(name)) graph.setEdge(from, to, {}, name);
     known.add(name);
   }
   if (data.edges.length) dagre.layout(graph);
@@ -64,18 +72,29 @@ function arrangeBlock(place, inside) {
   const around = place === root ? 0 : PAD;
   const head = place === root ? 0 : HEAD;
   const size = graph.graph();
+  const tops = children.map((child) => graph.node(child.place.id).y - child.h / 2);
+  const top = Math.min(...tops);
+  size.height = Math.max(...children.map((child, at) => tops[at] + child.h)) - top;
+  const bends = lines.flatMap(({ from, to }) => middleOf(graph, from, to).map((point) => point.x));
+  const left = Math.min(0, ...bends.map((x) => x - 8)); // dagre's width is that of the nodes alone
+  const right = Math.max(size.width, ...bends.map((x) => x + 8));
   children.forEach((child) => {
     const at = graph.node(child.place.id);
-    child.x = at.x - child.w / 2 + around;
-    child.y = at.y - child.h / 2 + around + head;
+    child.x = at.x - child.w / 2 - left + around;
+    child.y = at.y - child.h / 2 - top + around + head;
   });
   const edges = lines.map(({ edge, from, to }) => {
-    const { points, turns } = graph.edge(from.id, to.id, `${from.id}\n${to.id}`);
-    const middle = turns ?? (points && points.length > 3 ? points.slice(1, -1) : []);
-    return { ...edge, points: middle.map((p) => ({ x: p.x + around, y: p.y + around + head })) };
+    const side = to === LEAVE ? "left" : from === ENTER ? "entered" : "met";
+    return { edge, side, points: middleOf(graph, from, to).map((p) => ({ x: p.x - left + around, y: p.y - top + around + head })) };
   });
-  const w = Math.max(size.width + 2 * around, titleWidth(place) + 2 * PAD);
-  return { place, w, h: size.height + 2 * around + head, children, edges };
+  const inner = right - left + 2 * around;
+  return { place, inner, w: Math.max(inner, titleWidth(place) + 2 * PAD), h: size.height + 2 * around + head, children, edges };
+}
+
+// The points of an edge between its ends.
+function middleOf(graph, from, to) {
+  const { points, turns } = graph.edge(from, to, `${from}\n${to}`);
+  return turns ?? (points && points.length > 3 ? points.slice(1, -1) : []);
 }
 
 // Without connections: the layers in their order, in rows like a text.
@@ -92,18 +111,18 @@ function inRows(graph, children) {
   Object.assign(graph.graph(), { width: wide, height: y + tall });
 }
 
-function collect(box, x, y, nodes, lines) {
-  const extra = box.place === root ? 0 : (box.w - inner(box)) / 2;
+function collect(box, x, y, nodes, parts) {
+  const extra = box.place === root ? 0 : (box.w - box.inner) / 2;
   for (const child of box.children) {
     const [left, top] = [x + child.x + extra, y + child.y];
     nodes.push({ place: child.place, x: left + child.w / 2, y: top + child.h / 2, w: child.w, h: child.h });
-    if (child.children) collect(child, left, top, nodes, lines);
+    if (child.children) collect(child, left, top, nodes, parts);
   }
-  for (const edge of box.edges) lines.push({ ...edge, points: edge.points.map((p) => ({ x: p.x + x + extra, y: p.y + y })) });
-}
-
-function inner(box) {
-  return Math.max(...box.children.map((child) => child.x + child.w)) + PAD;
+  for (const { edge, side, points } of box.edges) {
+    const moved = points.map((p) => ({ x: p.x + x + extra, y: p.y + y }));
+    if (side === "met") parts.get(edge).met = moved;
+    else parts.get(edge)[side].push(moved);
+  }
 }
 
 function sizeOf(place) {

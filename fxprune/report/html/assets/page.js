@@ -117,6 +117,7 @@ function showLegend() {
     if (data.connected) parts.push(sample("free", "has channels that can go"), sample("fixed", "keeps all of its channels"));
     if (places.size > layers.size + 1) parts.push(sample("folded", "folded block: double click opens it"));
   }
+  if (data.planned && chosen && (chosen.kind === "layer" || chosen.kind === "block")) parts.push(make("span", {}, "sizes at edges are those before"));
   if (data.planned) parts.push(sample("share", "filled: the share that stays"));
   document.getElementById("legend").replaceChildren(...parts);
 }
