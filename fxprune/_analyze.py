@@ -10,10 +10,11 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from fxprune._attempt import Request
+from fxprune._carry_out import carry_out
+from fxprune._data_options import DataOptions
 from fxprune._drop import find_branches
 from fxprune._dropping import without_branches
 from fxprune._find import AnalyzeArguments, find
-from fxprune._transform import DataOptions, carry_out
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.settings import changed_setting
 from fxprune.arguments import checks_arguments, shown

@@ -25,7 +25,7 @@ def test_a_budget_that_is_not_met_has_an_exit_code_of_its_own(tmp_path, capsys):
 def test_memory_and_latency_are_limited_and_reported(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(latency_table, "watched", Clock())
-    monkeypatch.setattr(fxprune._transform, "measured_in_turn", lambda models, inputs, rounds: [FULL, HALF])
+    monkeypatch.setattr(fxprune._carry_out, "measured_in_turn", lambda models, inputs, rounds: [FULL, HALF])
     words = ["prune", *NET, "-o", str(tmp_path / "small.safetensors"), "--json"]
     assert main([*words, "--keep", "memory=0.95", "--keep", "latency=0.9"]) == 0
     told = json.loads(capsys.readouterr().out)["measured"]

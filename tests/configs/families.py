@@ -23,8 +23,9 @@ import torch
 
 import fxprune
 from fxprune._attempt import Request
+from fxprune._carry_out import carry_out
+from fxprune._data_options import DataOptions
 from fxprune._find import AnalyzeArguments, find
-from fxprune._transform import DataOptions, carry_out
 from fxprune.configs.fields import name_of
 from fxprune.planning.uniform import with_config
 from tests.configs.models import built, load_elsewhere, tensors_of

@@ -31,7 +31,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clock:
     def measured(models: list[nn.Module], inputs: Any, rounds: int) -> list[Latency]:
         return [Latency(seconds_of(model)[0], 0.0, 1, "cpu", 1) for model in models]
 
-    monkeypatch.setattr(fxprune._transform, "measured_in_turn", measured)
+    monkeypatch.setattr(fxprune._carry_out, "measured_in_turn", measured)
     return made
 
 
@@ -96,7 +96,7 @@ def test_a_latency_that_turns_out_longer_is_reported(clock: Clock, monkeypatch: 
     def slow(models: list[nn.Module], inputs: Any, rounds: int) -> list[Latency]:
         return [Latency(seconds, 0.0, 1, "cpu", 1) for seconds in (0.020, 0.012)]
 
-    monkeypatch.setattr(fxprune._transform, "measured_in_turn", slow)
+    monkeypatch.setattr(fxprune._carry_out, "measured_in_turn", slow)
     with pytest.warns(BudgetMissedWarning, match="12 ms latency stay, the budget is 10 ms"):
         fxprune.transform(chain(), IMAGE, keep={"latency": 0.5})
 

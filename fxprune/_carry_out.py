@@ -1,0 +1,234 @@
+"""A request, carried out: the small model with its record, its warnings, its repair and those that follow it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.optim import Optimizer
+
+from fxprune._attempt import Request, Result
+from fxprune._data_options import DataOptions
+from fxprune._drop import find_branches, without
+from fxprune._dropping import Shallow, asked_to_drop, check_depth, shallow_of, without_branches
+from fxprune._find import AnalyzeArguments
+from fxprune._first_result import first_result
+from fxprune._follow import made, optimizers_of, prepared_for, watch
+from fxprune._follow.result import Prepared
+from fxprune._record import Record, attach, record
+from fxprune._recording import recorded as recorded_of
+from fxprune._repair import RepairSettings, repaired
+from fxprune._search import (
+    DepthRequest,
+    chosen_branches,
+    measure_of,
+    samples_of,
+    search_settings,
+    searched,
+)
+from fxprune.capture.captured import FrontEnd
+from fxprune.capture.inputs import Inputs, normalize
+from fxprune.capture.output_paths import narrowed, output_paths
+from fxprune.capture.program import as_module, exported_again
+from fxprune.configs.saving import guard
+from fxprune.costs import Cost, cost_of, measured_in_turn, peak_memory
+from fxprune.depth.select import selected
+from fxprune.errors import (
+    BudgetMissedWarning,
+    ClassLostWarning,
+    FixedSizesWarning,
+    NothingRemovedWarning,
+    NotProvenWarning,
+    PlanError,
+    level_of_user,
+)
+from fxprune.fold import folds
+from fxprune.paths import paths_for
+from fxprune.planning.budgets import MISSED, above
+from fxprune.planning.figures import Measured, with_measured
+from fxprune.planning.plan import Plan
+from fxprune.planning.uniform import by_config, class_paths
+from fxprune.planning.without_effect import refuse_without_effect
+from fxprune.rewrite.missing_graph import explain_missing_graph
+from fxprune.running.processes import Processes
+
+
+def carry_out(request: Request, on: DataOptions) -> nn.Module | ExportedProgram:
+    """The small model of a request, with its record. Warns in the name of the caller of a public function."""
+    processes = Processes(on.process_group)
+    with processes.together():
+        small, optimizers, changes = _carried_out(replace(request, processes=processes), on)
+    if notes := made(changes):
+        known = record(small)
+        attach(small, replace(known, reasons=known.reasons + notes))
+    if isinstance(small, nn.Module):
+        watch(optimizers, small, told=on.followers)
+    return small
+
+
+def _carried_out(
+    request: Request, on: DataOptions
+) -> tuple[nn.Module | ExportedProgram, list[Optimizer], tuple[Prepared, ...]]:
+    """The small model with its record, the optimizers of the model, and the changes of those that follow."""
+    given, call, plan = request, request.call, request.plan
+    known = next(iter(request.known.values()), None)
+    module = as_module(call.model, call.example_inputs) if known is None else known.model
+    _refuse_two_requests(plan, {**request.choices, "scores": on.scores})
+    data = on.data is not None or on.repair not in (None, False)
+    deep = check_depth(request.choices, plan=plan is not None, data=data)
+    shallow = without_branches(replace(call, model=module), plan, request.choices)
+    choices = shallow.choices
+    settings, optimizers = RepairSettings(on.repair_mode), optimizers_of(module)
+    search = search_settings(given.choices, on.search, on.repair)
+    on = on.several_times() if deep or search is not None else on
+    paths = _paths(module, call, choices, plan.path if isinstance(plan, Plan) else "")
+    if folds(choices.get("bias"), choices.get("masks")) and all(front_end.needs_hooks for front_end in paths):
+        raise PlanError("constants cannot be folded behind hooks", why="they put zeros back", do="take another path")
+    counting = narrowed(plan.outputs if isinstance(plan, Plan) else None, output_paths(call.outputs))
+    free = plan is None and call.path is None and call.prefer is None and not isinstance(module, fx.GraphModule)
+    free = free and not by_config(choices.get("uniform"))
+    if deep:
+        shallow = _deeper(replace(request, call=replace(call, model=module)), on, paths, settings, free)
+        choices = shallow.choices
+    example, ranking = normalize(call.example_inputs), choices.get("importance", "l2")
+    importance, batches = on.read(shallow.model, example, ranking, deep=deep)
+    analysed = replace(call, model=shallow.model, outputs=None if counting is None else list(counting))
+    request = replace(request, call=analysed, choices={**choices, "importance": importance})
+    if shallow.dropped:
+        request = replace(request, known={})
+    if search is not None and choices.get("keep") is not None:
+        request = searched(request, on.search_data(example), settings, search, module if shallow.dropped else None)
+        assert request.plan is not None
+        paths = _paths(module, call, choices, request.plan.path)
+    result = shallow.added(first_result(request, paths, may_give_up_class=free))
+    keep = given.choices.get("keep")
+    measured = {} if keep is None else _measured(result, module, call.example_inputs, keep)
+    missed = _above_budget(result, keep, measured, shallow.before)
+    for text, kind in chain(_warnings(result, class_expected=free), missed):
+        warnings.warn(text, kind, stacklevel=level_of_user())
+    recorded = shallow.recorded(replace(recorded_of(result), measured=measured))
+    if batches is not None:
+        result, recorded = _repaired(result, module, batches, recorded, settings, request.processes)
+    small: Any = _as_given(call.model, result, call.example_inputs)
+    if call.path is None and call.prefer is None and not isinstance(call.model, ExportedProgram):
+        explain_missing_graph(result.small)
+    attach(small, recorded)
+    guard(small, module)
+    return small, optimizers, prepared_for(on.followers, module, small)
+
+
+def _paths(module: nn.Module, call: AnalyzeArguments, choices: Mapping[str, Any], made_on: str) -> Sequence[FrontEnd]:
+    """The paths to try, in order. made_on: the name of the path of a plan, "" without one."""
+    paths = paths_for(module, call.path, call.prefer, made_on=made_on)
+    return class_paths(paths) if by_config(choices.get("uniform")) else paths
+
+
+def _deeper(
+    request: Request, on: DataOptions, paths: Sequence[FrontEnd], settings: RepairSettings, free: bool
+) -> Shallow:
+    """The model without the branches that are named and those that go within the budget. request: with the original."""
+    call, choices = request.call, request.choices
+    example, found = normalize(call.example_inputs), find_branches(call)
+    named = selected(found.model, found.branches, choices["drop"]) if asked_to_drop(choices) else ()
+    data = on.search_data(example)
+    samples = samples_of(found.model, data.batches, data.pick, judge=True)
+    importance = choices.get("importance", "l2")
+    options = {name: value for name, value in choices.items() if name not in ("drop", "depth")}
+    asked = DepthRequest(
+        found,
+        named,
+        replace(request, choices=options),
+        paths,
+        lambda model: on.read(model, example, importance, deep=True)[0],
+        samples,
+        measure_of(found.model, samples, (on.search or {}).get("score"), data.loss),
+        settings,
+        repairs=on.repair not in (None, False),
+        free=free,
+    )
+    chosen, text = chosen_branches(asked)
+    if not chosen:
+        return Shallow(found.model, options, found.model, reasons=(text,))
+    made = without(found, chosen)
+    return shallow_of(found, replace(made, reasons=(*made.reasons, text)), options, call.example_inputs)
+
+
+def _repaired(
+    result: Result,
+    model: nn.Module,
+    batches: Sequence[Inputs],
+    recorded: Record,
+    settings: RepairSettings,
+    processes: Processes,
+) -> tuple[Result, Record]:
+    """The result with a repaired model, and its record. model: the original."""
+    small, done = repaired(result.small, model, batches, recorded.plan, settings, processes)
+    return replace(result, small=small), replace(recorded, repair=done)
+
+
+def _measured(result: Result, model: nn.Module, example_inputs: Any, keep: Mapping[str, Any]) -> Measured:
+    """The figures of the original and of the small model that no `Cost` has, among those that a budget limits."""
+    found: Measured = {}
+    if "memory" in keep:
+        found["memory"] = peak_memory(model, example_inputs), peak_memory(result.small, example_inputs)
+    if "latency" in keep:
+        before, after = measured_in_turn([model, result.small], example_inputs, rounds=10)
+        found["latency"] = before.seconds, after.seconds
+    return found
+
+
+def _above_budget(
+    result: Result, keep: Mapping[str, Any] | None, measured: Measured, whole: Cost | None
+) -> Iterator[tuple[str, type[Warning]]]:
+    """The warnings about budgets that the small model does not meet. whole: the cost of a model with more branches."""
+    if keep is not None:
+        made = cost_of(result.analysis, result.removal, result.constants)
+        before, after = with_measured((whole or cost_of(result.analysis), made), measured)
+        for budget in above(before, after, keep):
+            text, reasons = budget.missed(budget.of(after)), result.plan.reasons
+            known = next((reason for reason in reasons if reason.startswith(text)), None)
+            others = "; ".join(reason for reason in reasons if not reason.startswith(MISSED))
+            yield known or f"{text}: {others or 'no more may go'}", BudgetMissedWarning
+
+
+def _refuse_two_requests(plan: Plan | None, choices: Mapping[str, Any]) -> None:
+    asked = ("ratio", "masks", "bias", "keep", "counts", "scores")
+    given = [name for name in asked if choices.get(name) is not None]
+    given += [name for name, asked in (("drop", asked_to_drop(choices)), ("depth", choices.get("depth"))) if asked]
+    if plan is not None and given:
+        raise PlanError("a plan says already what goes", why=f"given too: {', '.join(given)}", do="pass the plan alone")
+    if plan is not None:
+        refuse_without_effect(choices, plan=True)
+
+
+def _as_given(model: Any, result: Result, example_inputs: Any) -> nn.Module | ExportedProgram:
+    """The small model; a program if the model is one."""
+    if isinstance(model, ExportedProgram):
+        return exported_again(model, result.small, example_inputs)
+    return result.small
+
+
+def _warnings(result: Result, *, class_expected: bool) -> Iterator[tuple[str, type[Warning]]]:
+    """The warnings about a result: their texts and categories."""
+    captured = result.analysis.captured
+    if class_expected and captured.has_graph:
+        why = next(iter(result.why_not.values()), "")
+        yield f"the result is a graph, no {type(result.analysis.model).__name__}: {why}", ClassLostWarning
+    if not result.plan:
+        reasons = dict.fromkeys(MISSED if text.startswith(MISSED) else text for text in result.plan.reasons)
+        why = "; ".join(reasons) or "the plan is empty"
+        yield f"nothing was removed: {why}", NothingRemovedWarning
+    if result.unproven:
+        yield f"the small model is not proven: {result.unproven}", NotProvenWarning
+    elif result.proof is not None and result.plan.removed and not result.proof.compared:
+        why = "no number that depends on what was removed was compared; give inputs on which there is one"
+        yield f"the proof is empty: {why}", NotProvenWarning
+    if captured.fixed:
+        sizes = "; ".join(captured.fixed)
+        text = f"the small model is an exported graph, which raises for sizes that the original takes: {sizes}"
+        yield text, FixedSizesWarning

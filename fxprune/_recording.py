@@ -1,0 +1,74 @@
+"""The record of a small model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fxprune._attempt import Result
+from fxprune._record import Record, checksum
+from fxprune.capture.tensors import PARAMETER, Tensors
+from fxprune.costs import cost_of
+from fxprune.planning.plan import Plan
+from fxprune.planning.structure import structure_of
+from fxprune.rewrite.derived import derived
+from fxprune.rewrite.references import names_in, references_to_original
+from fxprune.rewrite.tensor_hooks import left_out
+
+
+def recorded(result: Result) -> Record:
+    """The record of a small model."""
+    analysis, small, plan = result.analysis, result.small, result.plan
+    reasons = [*plan.reasons, *analysis.notes, *result.recounted]
+    inexact = analysis.inexact & result.removal.removed
+    if inexact.any():
+        changed = dict.fromkeys(
+            f"{event.op} in {event.module or 'the model'}: {event.why}"
+            for event in analysis.marked_by(inexact.nonzero()[0])
+        )
+        reasons += [f"a statistic changed: {text}" for text in changed]
+    reasons += analysis.results.changes(result.removal)
+    state = Tensors.of(small)
+    if plan.factors:
+        names = list(dict.fromkeys(factor.tensor for factor in plan.factors))
+        dtypes = ", ".join(dict.fromkeys(str(state[name].dtype) for name in names if name in state))
+        reasons.append(
+            f"the code computes a scale from a smaller width: {', '.join(names[:4])}{', ...' if names[4:] else ''} "
+            f"carry the ratio to the scale of before, rounded to {dtypes} (see `plan.factors`)"
+        )
+    before = {name: tuple(tensor.shape) for key, tensor in analysis.tensors.items() for name in analysis.names_of(key)}
+    absent = [name for name in analysis.subject.tensors.names(PARAMETER) if name not in state]
+    if absent:
+        mode = "training" if analysis.model.training else "evaluation"
+        listed = ", ".join(absent[:4]) + (", ..." if len(absent) > 4 else "")
+        reasons.append(f"left out, because the forward does not use them in {mode} mode: {listed}")
+    known = names_in(analysis.model, analysis.subject.tensors)
+    reasons += references_to_original(known, small) + left_out(analysis.tensors, known, state)
+    after = {name: tuple(t.shape) for name, t in state.items() if name in before}
+    training = tuple(name for name, module in analysis.model.named_modules() if module.training)
+    return Record(
+        analysis.captured.path,
+        plan.removed,
+        not inexact.any(),
+        before,
+        after,
+        tuple(reasons),
+        training,
+        None if result.proof is None else result.proof.error,
+        result.why_not,
+        "kept" if analysis.preserved is None else "preserve",
+        _complete(result),
+        (cost_of(analysis), cost_of(analysis, result.removal, result.constants)),
+        None if result.proof is None else result.proof.compared,
+        () if result.proof is None else result.proof.one_sided,
+        tuple(call.name for call in analysis.subject.methods),
+        weights=checksum(small),
+    )
+
+
+def _complete(result: Result) -> Plan:
+    """The plan with everything that is known after the rewrite: recounted sizes, structure and path."""
+    analysis, small, plan = result.analysis, result.small, result.plan
+    structure, path = plan.structure, analysis.captured.path
+    if structure is None or not structure.coupled:
+        structure = structure_of(analysis, result.removal.removed, plan.removed)
+    return replace(plan, sizes=derived(analysis, small), structure=structure, path=path, outputs=analysis.results.paths)
