@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
-import numbers
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from fxprune._search import number_of
 from fxprune.arguments import checks_arguments, shown
 from fxprune.capture.program import as_module
 from fxprune.capture.tensors import Tensors
@@ -91,11 +89,11 @@ def summary(
     Args:
         model, small: the original and the small model.
         inputs: the inputs of one call of both models, as `fxprune.transform` takes them.
-        score: a function that takes a model and returns a number, such as its accuracy.
+        score: a function that takes a model and returns a number, such as its accuracy. It gets a copy.
         rounds: the number of measurements of each latency; 0 leaves the latency out.
 
-    Raises `InputError` where the inputs do not fit, or the score is no finite number; `CaptureError` where a forward
-    raises.
+    Raises `InputError` where the inputs do not fit, or the score raises or is no finite number; `CaptureError` where a
+    forward raises.
 
     >>> import torch, fxprune
     >>> net, x = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.Linear(64, 2)), torch.zeros(1, 8)
@@ -111,7 +109,7 @@ def summary(
     weightless = any(Tensors.of(module).weightless for module in modules)
     times = [None, None] if weightless or not rounds else measured_in_turn(modules, inputs, rounds)
     before, after = (
-        _figures(module, inputs, latency, None if score is None else _scored(score, module))
+        _figures(module, inputs, latency, None if score is None else number_of(score, module))
         for module, latency in zip(modules, times, strict=True)
     )
     return Summary(before, after)
@@ -120,19 +118,6 @@ def summary(
 def _figures(model: nn.Module, inputs: Any, latency: Latency | None, score: float | None) -> ModelFigures:
     counted = cost(model, inputs)
     return ModelFigures(counted.params, counted.bytes, counted.macs, peak_memory(model, inputs), latency, score)
-
-
-def _scored(score: Score, model: nn.Module) -> float:
-    """The score of a model, checked."""
-    value: Any = score(model)
-    number = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
-    if isinstance(number, bool) or not isinstance(number, numbers.Real) or not math.isfinite(float(number)):
-        raise InputError(
-            "the score is no finite number",
-            at=f"score of the {type(model).__name__}: {shown(value)}",
-            do="return one number, such as an accuracy",
-        )
-    return float(number)
 
 
 def _time(latency: Latency) -> str:

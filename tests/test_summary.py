@@ -73,6 +73,26 @@ def test_a_score_is_a_number(value: object) -> None:
         fxprune.summary(net(), net(32), X, lambda model: value, rounds=0)
 
 
+def test_a_score_that_raises_says_for_which_model() -> None:
+    with pytest.raises(InputError, match="the score raises an error") as raised:
+        fxprune.summary(net(), net(32), X, lambda model: 1 / 0, rounds=0)
+    assert raised.value.at == "score of the Sequential"
+    assert "ZeroDivisionError" in raised.value.why
+
+
+def test_a_score_may_change_the_model_that_it_gets() -> None:
+    big, small = net().train(), net(32).train()
+
+    def score(model: nn.Module) -> float:
+        nn.init.zeros_(model.eval()[0].weight)
+        return 1.0
+
+    fxprune.summary(big, small, X, score, rounds=0)
+    for model in (big, small):
+        assert model.training
+        assert model[0].weight.any()
+
+
 def test_a_score_may_be_a_tensor_of_one_number() -> None:
     found = fxprune.summary(net(), net(32), X, lambda model: torch.tensor(0.5), rounds=0)
     assert found.after.score == 0.5

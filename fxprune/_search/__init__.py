@@ -9,7 +9,7 @@ the residual branches that go. `widths.py` is the scope "search"; its moves are 
 
 from fxprune._search.budgets import pareto
 from fxprune._search.depth import DepthRequest, chosen_branches
-from fxprune._search.measure import measure_of
+from fxprune._search.measure import measure_of, number_of
 from fxprune._search.ratios import sensitivity
 from fxprune._search.results import Pareto, ParetoPoint, Sensitivity, SensitivityPoint
 from fxprune._search.samples import samples_of
@@ -25,6 +25,7 @@ __all__ = [
     "SensitivityPoint",
     "chosen_branches",
     "measure_of",
+    "number_of",
     "pareto",
     "samples_of",
     "search_settings",

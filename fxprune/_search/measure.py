@@ -74,20 +74,26 @@ def number_of(function: Callable[[nn.Module], Any], model: nn.Module) -> float:
     except FxpruneError:
         raise
     except Exception as error:
-        raise InputError("the score raises an error", why=text_of(error), do="pass a function from a model") from error
-    return finite(value, "the score")
+        raise InputError(
+            "the score raises an error",
+            at=f"score of the {type(model).__name__}",
+            why=text_of(error),
+            do="pass a function from a model",
+        ) from error
+    return finite(value, "the score", at=f"score of the {type(model).__name__}")
 
 
-def finite(value: Any, what: str) -> float:
-    """The value as a float. Raises `InputError` if it is no finite number."""
+def finite(value: Any, what: str, at: str = "") -> float:
+    """The value as a float. Raises `InputError` if it is no finite number. at: where it was asked for."""
     made = math.nan
     value = value.detach() if isinstance(value, torch.Tensor) else value
-    if not isinstance(value, bool) and getattr(value, "dtype", None) is not torch.bool:
+    if not isinstance(value, bool | str) and getattr(value, "dtype", None) is not torch.bool:
         with contextlib.suppress(TypeError, ValueError, RuntimeError, OverflowError):
             made = float(value)
     if not math.isfinite(made):
         raise InputError(
             f"{what} is no finite number",
+            at=at,
             why=f"it is {shown(value)}",
             do="return one number, such as the share of right answers",
         )

@@ -30,7 +30,9 @@ RANKING: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("option", [*RANKING, {"ignore": "0"}, {"exact": True}, {"border": "map"}])
+@pytest.mark.parametrize(
+    "option", [*RANKING, {"ignore": "0"}, {"exact": True}, {"border": "map"}, {"latency_table": False}]
+)
 def test_a_plan_leaves_other_choices_without_effect(option: dict[str, Any]) -> None:
     analysis = fxprune.analyze(net(), X)
     plan, (name,) = analysis.plan(ratio=0.5), option
@@ -54,6 +56,9 @@ REST: list[tuple[dict[str, Any], str]] = [
     ({"ratio": 0.5, "scope": "global"}, "scope"),
     ({"counts": {"0": 4}, "scope": "isomorphic"}, "scope"),
     ({"ratio": 0.5, "border": "map"}, "border"),
+    ({"ratio": 0.5, "latency_table": "folder"}, "latency_table"),
+    ({"keep": {"macs": 0.5}, "latency_table": False}, "latency_table"),
+    ({"masks": {"0": KEEP}, "latency_table": False}, "latency_table"),
     ({"ratio": 0.5, "repair_mode": "bias"}, "repair_mode"),
     ({"ratio": 0.5, "repair_mode": "norms", "repair": False}, "repair_mode"),
     ({"keep": {"macs": 0.5}, "repair_inputs": lambda batch: batch}, "repair_inputs"),
