@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fxprune._find import AnalyzeArguments, find
+from fxprune._follow.parameters import counterparts_of
 from fxprune._record import record
 from fxprune.arguments import checks_arguments
 from fxprune.capture.process_state import public_call
@@ -113,8 +114,8 @@ def distillation(
 
     Returns a `Distillation`: `made = distill(x)` has `made.output`, `made.features`, `made.outputs`.
 
-    Raises `PlanError` for a layer that the models do not have, that forward does not call, or whose outputs the plan
-    multiplies by a factor.
+    Raises `PlanError` if `small` was made from another model, and for a layer that the models do not have, that forward
+    does not call, or whose outputs the plan multiplies by a factor.
 
     >>> import torch, fxprune
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -125,6 +126,7 @@ def distillation(
     (torch.Size([3, 2]), 0.0, True)
     """
     plan = record(small).plan
+    counterparts_of(model, small)
     for name in layers:
         _check_layer(name, small, model, {factor.tensor for factor in plan.factors})
     if not layers:

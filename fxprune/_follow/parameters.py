@@ -140,5 +140,6 @@ def _another(why: str) -> PlanError:
     return PlanError(
         "the small model was not made from this model",
         why=why,
-        do="pass the model that was given to transform, as it was then, and what transform returned",
+        do="pass the model that was given to transform, as it was then, and what transform returned; after several "
+        "steps, load the trained weights into what transform makes of the original with the plan of all steps",
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from fxprune._follow.optimizers import parameters_of
+from fxprune.arguments import fits, shown
 from fxprune.errors import PlanError
 from fxprune.schedules import Schedule, as_schedule
 
@@ -43,6 +46,7 @@ class Regularizer(abc.ABC):
         self.strength = as_schedule(strength, what="strength")
         self.number = 0
         self._after = False
+        self._counting: weakref.ref[Optimizer] | None = None
 
     @abc.abstractmethod
     def penalty(self) -> torch.Tensor:
@@ -60,20 +64,26 @@ class Regularizer(abc.ABC):
         """Counts a step, after which the strength may be another."""
         self.number += 1
 
-    def add_gradients(self, scale: float | torch.Tensor = 1.0) -> None:
+    def add_gradients(
+        self, scale: float | torch.Tensor = 1.0, *, parameters: Iterable[torch.Tensor] | None = None
+    ) -> None:
         """Adds the gradients of the penalty, times the strength, to those of the parameters.
 
         scale: what the gradients of the loss are multiplied by, if a gradient scaler has not taken it out yet.
+        parameters: only these get gradients; None for all.
         """
+        if not isinstance(scale, torch.Tensor) and not (fits(scale, float) and math.isfinite(scale)):
+            raise PlanError(f"scale must be a finite number or a tensor, not {shown(scale)}", at=type(self).__name__)
         strength = self._strength()
         if not strength:
             return
-        parameters = [p for p in dict.fromkeys(self.parameters()) if p.requires_grad]
-        if not parameters:
+        only = None if parameters is None else set(map(id, parameters))
+        chosen = [p for p in dict.fromkeys(self.parameters()) if p.requires_grad and (only is None or id(p) in only)]
+        if not chosen:
             return
         with torch.enable_grad():
-            found = torch.autograd.grad(strength * self.penalty(), parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, found, strict=True):
+            found = torch.autograd.grad(strength * self.penalty(), chosen, allow_unused=True)
+        for parameter, gradient in zip(chosen, found, strict=True):
             if gradient is not None:
                 gradient = gradient * scale
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
@@ -81,23 +91,38 @@ class Regularizer(abc.ABC):
     def attach(self, optimizer: Optimizer) -> RemovableHandle:
         """Lets an optimizer add the gradients before each of its steps, and count it.
 
-        Of a step with a closure they are added to what the closure computes. Returns a handle; `handle.remove()` ends
-        it. Raises `PlanError` for anything but an optimizer.
+        Of a step with a closure they are added to what the closure computes. Of several optimizers each gets the
+        gradients of its own parameters, and the last one counts. Returns a handle; `handle.remove()` ends it. Raises
+        `PlanError` for anything but an optimizer, and for one that holds no parameter of the penalty.
         """
         if not isinstance(optimizer, Optimizer):
             why = f"got {type(optimizer).__name__}"
             raise PlanError("a penalty is attached to an optimizer", why=why, do="pass the optimizer of the training")
+        own = set(map(id, self.parameters()))
+        if own and not own & set(map(id, parameters_of(optimizer))):
+            raise PlanError(
+                f"{type(optimizer).__name__} trains nothing that {type(self).__name__} reads",
+                why="it holds none of the parameters of the penalty",
+                do="pass the optimizer that trains the model of the penalty",
+            )
+        self._counting = weakref.ref(optimizer)
+
+        def count(optimizer: Optimizer) -> None:
+            if self._counting is None or self._counting() in (None, optimizer):
+                self._counting = weakref.ref(optimizer)
+                self.step()
 
         def before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             closure = args[1] if len(args) > 1 else kwargs.get("closure")
             if closure is None:
-                self.add_gradients(getattr(optimizer, "grad_scale", None) or 1.0)
-                self.step()
+                scale = getattr(optimizer, "grad_scale", None) or 1.0
+                self.add_gradients(scale, parameters=parameters_of(optimizer))
+                count(optimizer)
                 return None
 
             def computed() -> Any:
                 loss = closure()
-                self.add_gradients()
+                self.add_gradients(parameters=parameters_of(optimizer))
                 return loss
 
             self._after = True
@@ -107,13 +132,17 @@ class Regularizer(abc.ABC):
         def after(optimizer: Optimizer, *args: Any) -> None:
             if self._after:  # the strength is that of this step during the closure, however often it is called
                 self._after = False
-                self.step()
+                count(optimizer)
 
-        return _Both(optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after))
+        def released() -> None:
+            if self._counting is not None and self._counting() is optimizer:
+                self._counting = None
+
+        return _Both(optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after), released)
 
     def _strength(self) -> float:
         value = self.strength(self.number)
-        if not isinstance(value, float | int) or not math.isfinite(value) or value < 0:
+        if not fits(value, float) or not math.isfinite(value) or value < 0:
             raise PlanError(
                 "the strength of a penalty must be a finite number of at least 0",
                 at=f"{type(self).__name__}, step {self.number}",
@@ -126,10 +155,11 @@ class Regularizer(abc.ABC):
 class _Both(RemovableHandle):
     """The handle of two hooks."""
 
-    def __init__(self, first: RemovableHandle, second: RemovableHandle) -> None:
-        self.first, self.second = first, second
+    def __init__(self, first: RemovableHandle, second: RemovableHandle, released: Callable[[], None]) -> None:
+        self.first, self.second, self.released = first, second, released
 
     def remove(self) -> None:
         """Removes both."""
         self.first.remove()
         self.second.remove()
+        self.released()

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fxprune.arguments import shown
 from fxprune.errors import PlanError
 from fxprune.regularizers.base import Regularizer
 from fxprune.schedules import Schedule
@@ -28,6 +29,8 @@ class L1(Regularizer):
 
     def __init__(self, model: nn.Module, strength: float | Schedule, *, biases: bool = False) -> None:
         super().__init__(model, strength)
+        if not isinstance(biases, bool):
+            raise PlanError(f"biases must be True or False, not {shown(biases)}", at="L1")
         self.biases = biases
 
     def parameters(self) -> Iterable[nn.Parameter]:

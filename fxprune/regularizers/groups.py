@@ -38,6 +38,12 @@ class _OverChannels(Regularizer):
                 do="train with it before fully_shard is applied, or take L1 or BatchNormL1",
             )
         self._analysis = self._analyzed()
+        if not self.parameters():
+            raise PlanError(
+                "the model has no channels that a penalty could make small",
+                why=f"no group of {type(model).__name__} has a parameter: see fxprune.analyze(model, example_inputs)",
+                do="take L1, which counts single weights",
+            )
 
     def _analyzed(self) -> Analysis:
         prefer = {} if isinstance(self.model, fx.GraphModule) or "path" in self.options else {"prefer": "class"}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
+from fxprune.arguments import fits
 from fxprune.errors import PlanError
 from fxprune.planning.plan import Plan
 from fxprune.regularizers.base import Regularizer
@@ -43,7 +46,7 @@ class GrowingRegularization(Regularizer):
         if not isinstance(plan, Plan):
             raise PlanError("a plan is needed", why=f"got {type(plan).__name__}", do="pass what analysis.plan gives")
         numbers = (delta, every, ceiling)
-        if not all(isinstance(n, float | int) and n > 0 for n in numbers) or not isinstance(every, int):
+        if not all(fits(n, float) and math.isfinite(n) and n > 0 for n in numbers) or not isinstance(every, int):
             why = f"delta={delta}, every={every}, ceiling={ceiling}"
             raise PlanError("a growing strength needs positive numbers", why=why, do="see GrowingRegularization")
         super().__init__(model, lambda number: min(ceiling, delta * (number // every)))

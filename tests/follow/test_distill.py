@@ -146,3 +146,12 @@ def test_an_operation_in_place_that_follows_changes_no_loss() -> None:
         losses.append(made.features.item())
         made.features.backward()
     assert losses[0] == losses[1] > 0
+
+
+def test_another_model_is_refused_before_a_call() -> None:
+    model = net()
+    small = pruned(model)
+    twice = fxprune.transform(small, batch(0), ratio=0.5)
+    for student, teacher in ((twice, model), (small, small), (small, twice)):
+        with pytest.raises(fxprune.PlanError, match=r"(?s)not made from this model.*after several steps"):
+            fxprune.distillation(student, teacher, batch(0))

@@ -189,6 +189,13 @@ def test_no_strength_adds_nothing() -> None:
         (lambda model: GrowingRegularization(model, None), "a plan is needed"),
         (lambda model: GroupLasso(model, batch(0), 1.0, bogus=1), "has no option bogus"),
         (lambda model: GroupSparsity(model, batch(0), 1.0, alpha="x"), "alpha must be a finite number"),
+        (lambda model: GroupLasso(model.head, torch.ones(2, model.head.in_features).to(batch(0)), 1.0), "no channels"),
+        (lambda model: GrowingRegularization(model, fxprune.Plan({}), delta=math.inf), "needs positive numbers"),
+        (lambda model: GrowingRegularization(model, fxprune.Plan({}), every=True), "needs positive numbers"),
+        (lambda model: L1(model, 1.0, biases="no"), "biases must be True or False, not 'no'"),
+        (lambda model: L1(model, lambda number: True)(), "finite number of at least 0"),
+        (lambda model: L1(model, 1.0).add_gradients(math.nan), "scale must be a finite number or a tensor, not nan"),
+        (lambda model: L1(model, 1.0).attach(torch.optim.SGD(net().parameters(), 0.1)), "SGD trains nothing that L1"),
     ],
 )
 def test_wrong_arguments_are_refused(make: Callable[[Any], Any], message: str) -> None:
@@ -267,3 +274,27 @@ def test_a_growing_penalty_is_zero_when_its_channels_are_gone() -> None:
 def test_a_penalty_is_attached_to_an_optimizer_alone() -> None:
     with pytest.raises(fxprune.PlanError, match="attached to an optimizer"):
         L1(net(), 0.1).attach(net())
+
+
+@pytest.mark.parametrize("closure", [False, True])
+def test_of_two_optimizers_each_adds_to_its_own_parameters(closure: bool) -> None:
+    models = [net(), net()]
+    models[1].load_state_dict(models[0].state_dict())
+    halves = list(models[0].parameters())
+    two = [torch.optim.SGD(half, 0.01, momentum=0.9) for half in (halves[:2], halves[2:])]
+    one = torch.optim.SGD(models[1].parameters(), 0.01, momentum=0.9)
+    penalties = [L1(model, Linear(0.1, 0.2, 4), biases=True) for model in models]
+    handles = [penalties[0].attach(optimizer) for optimizer in two]
+    penalties[1].attach(one)
+    for _ in range(3):
+        for model, optimizers in zip(models, (two, [one]), strict=True):
+            model.zero_grad()
+            model(batch(0)).square().mean().backward()
+            for optimizer in optimizers:
+                optimizer.step((lambda: 0.0) if closure else None)
+    assert penalties[0].number == penalties[1].number == 3
+    for ours, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
+    handles[1].remove()
+    two[0].step()
+    assert penalties[0].number == 4
