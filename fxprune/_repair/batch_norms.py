@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from fxprune._repair.batches import DataPart
 from fxprune._repair.lanes import Model
+from fxprune.errors import InputError
 from fxprune.running.processes import ALONE, Processes
 
 
@@ -19,8 +20,11 @@ def take_statistics(
     """Set the running statistics of all batch norms to the mean over the parts, in place. Returns their number.
 
     All other layers are in evaluation mode meanwhile. Nothing else of the model changes.
+
+    Raises `InputError` where a batch norm reads numbers that are not finite.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    named = {name: module for name, module in model.named_modules() if _has_statistics(module)}
+    norms = list(named.values())
     own = {id(tensor) for norm in norms for tensor in norm.buffers(recurse=False)}
     others = {id(tensor) for tensor in model.buffers()} - own
     watched = Model(model, written=others)
@@ -30,12 +34,13 @@ def take_statistics(
     def measuring(copied: nn.Module) -> None:
         copied.eval()
         for module in copied.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+            if _has_statistics(module):
                 module.training, module.momentum = True, None  # the mean over all batches
 
     with torch.no_grad():
         for part in tqdm(parts, desc="statistics", unit="batch", disable=not progress):
             watched.run(part, measuring)
+            _check_finite(named, part)
         total = sum(processes.all(len(parts)))
         if processes.group is not None and total:
             for norm in norms:
@@ -45,3 +50,20 @@ def take_statistics(
                 if norm.num_batches_tracked is not None:
                     processes.add([norm.num_batches_tracked])
     return len(norms)
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    """True for a batch norm with running statistics."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and bool(module.track_running_stats)
+
+
+def _check_finite(norms: Mapping[str, nn.Module], part: DataPart) -> None:
+    """Raises `InputError` for the first norm whose statistics are not finite. part: what it has read last."""
+    for name, norm in norms.items():
+        if not all(bool(tensor.isfinite().all()) for tensor in norm.buffers(recurse=False)):
+            raise InputError(
+                "a batch norm reads numbers that are not finite",
+                at=f'"{name}", batch {part.batch}',
+                why="its running mean and variance would be NaN or infinite",
+                do="look for the cause in that batch, or leave it out",
+            )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import threading
 import warnings
 from typing import Any
@@ -103,6 +105,29 @@ def test_batches_of_no_use_are_refused(name: str, mode: str) -> None:
     for text in texts:
         assert text in str(caught.value)
     assert not [thread for thread in threading.enumerate() if thread.name == "fxprune repair"]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_statistics_are_not_taken_from_numbers_that_are_not_finite(bad: float) -> None:
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6), nn.BatchNorm1d(6)).eval()
+    inside = nn.Sequential(nn.BatchNorm1d(6), Inverse(), nn.BatchNorm1d(6)).eval()
+    for model, data, norm in (
+        (net, [X, X.clone().index_fill(0, torch.tensor(3), bad)], "1"),
+        (inside, [X, torch.zeros(8, 6)], "2"),
+    ):
+        before = copy.deepcopy(model.state_dict())
+        with pytest.raises(fxprune.InputError) as caught:
+            fxprune.recalibrate(model, data)
+        assert caught.value.at == f'"{norm}", batch 1'
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    small = small_of(net, [X])
+    with pytest.raises(fxprune.InputError, match=r'not finite[\s\S]*"1", batch 0'):
+        fxprune.repair(small, net, [X.clone().fill_(bad)] + [X] * 10, mode="norms")
+
+
+class Inverse(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 1 / x
 
 
 def test_recalibrate_refuses_a_batch_that_the_model_does_not_take() -> None:
