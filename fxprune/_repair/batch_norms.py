@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from fxprune._repair.batches import DataPart
@@ -52,9 +54,9 @@ def take_statistics(
     return len(norms)
 
 
-def _has_statistics(module: nn.Module) -> bool:
+def _has_statistics(module: nn.Module) -> TypeGuard[_BatchNorm]:
     """True for a batch norm with running statistics."""
-    return isinstance(module, nn.modules.batchnorm._BatchNorm) and bool(module.track_running_stats)
+    return isinstance(module, _BatchNorm) and module.track_running_stats
 
 
 def _check_finite(norms: Mapping[str, nn.Module], part: DataPart) -> None:

@@ -169,8 +169,10 @@ class _Search:
 
         First the groups that lose fewer at the next lower level get what they have there; then each group in turn gets
         one step more, those first that have lost the largest share. If much of the budget is left because steps are
-        large, a group loses one where others get more for it.
+        large, a group loses some where others get more for it: of the exchanges that leave little of the budget, the
+        one whose shares are nearest to those of the level.
         """
+        level = dict(counts)
         for number in counts:
             changed = {**counts, number: wanted[number]}
             if wanted[number] < counts[number] and not self.close(counts) and self.fits(changed):
@@ -180,11 +182,18 @@ class _Search:
         while left and not self.close(counts):
             options = list(itertools.islice(self._traded(counts), left))
             left -= len(options)
+            if near := [option for option in options if self.close(option)]:
+                return min(near, key=lambda option: self._distance(option, level))
             best = max(options, key=self.share, default=counts)
             if self.share(best) <= self.share(counts):
                 break
             counts = best
         return counts
+
+    def _distance(self, first: Counts, second: Counts) -> float:
+        """How far the shares that groups lose are from each other: the sum of squares."""
+        sizes = {group.number: group.size for group in self.findings.groups}
+        return sum(((first[number] - second[number]) / sizes[number]) ** 2 for number in first)
 
     def _by_share(self, counts: Counts) -> list[int]:
         """The groups, those first that have lost the largest share."""
