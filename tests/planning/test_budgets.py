@@ -70,6 +70,25 @@ def test_a_plan_for_a_budget_holds_what_the_analysis_counts() -> None:
     assert small.inner.out_channels % 4 == small.stem.out_channels % 4 == 0
 
 
+@pytest.mark.parametrize(
+    ("keep", "counts"),
+    [
+        ({"macs": 0.5}, {"0": 16}),
+        ({"params": 5000}, None),
+        ({"macs": "0.2M"}, None),
+        ({"macs": 0.45, "bytes": 0.5}, None),
+    ],
+)
+def test_what_fills_a_budget_of_narrow_layers_leaves_their_shares_even(keep: Any, counts: Any) -> None:
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 24, 3, padding=1)
+    last = [nn.Conv2d(24, 32, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)]
+    small = fxprune.transform(nn.Sequential(first, second, *last).eval(), X[:1], keep=keep, counts=counts)
+    widths = ((small[0], 16), (small[1], 24), (small[2], 32))
+    shares = [layer.out_channels / width for layer, width in widths[1 if counts else 0 :]]
+    assert max(shares) - min(shares) < 0.2
+
+
 def test_counts_fix_their_groups_alone_and_within_a_budget() -> None:
     small = fxprune.transform(net(), X, counts={"inner": 17})
     assert (small.inner.out_channels, small.stem.out_channels) == (17, 24)
