@@ -191,7 +191,7 @@ class _Search:
         return counts
 
     def _distance(self, first: Counts, second: Counts) -> float:
-        """How far the shares that groups lose are from each other: the sum of squares."""
+        """The distance between the shares that groups lose: the sum of squares."""
         sizes = {group.number: group.size for group in self.findings.groups}
         return sum(((first[number] - second[number]) / sizes[number]) ** 2 for number in first)
 
