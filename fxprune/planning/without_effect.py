@@ -28,8 +28,6 @@ def refuse_without_effect(choices: Mapping[str, Any], *, plan: bool = False) -> 
         _refuse(choices, RANKING, "masks say already which channels go")
     elif choices.get("keep") is None and choices.get("round_to") != "auto":
         _refuse(choices, {"scope": "local"}, "there is no budget to spread over the groups")
-    if choices.get("round_to") != "auto" and "latency" not in (choices.get("keep") or ()):
-        _refuse(choices, {"latency_table": None}, "no latency is measured for this request")
 
 
 def _refuse(choices: Mapping[str, Any], defaults: Mapping[str, Any], why: str) -> None:
