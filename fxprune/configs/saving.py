@@ -60,7 +60,10 @@ def save_pretrained(self: Any, save_directory: Any, *args: Any, **options: Any) 
     """Writes the model and its config into a directory; if the config does not say the model, so that fxprune reads it.
 
     See docs/transformers.md. (Its name is that of the method that it stands for, so a pickled model has that again.)
+    The library's own is called with `state_dict` too: so trainers write checkpoints, whose weights they load themselves.
     """
+    if "state_dict" in options:
+        return type(self).save_pretrained(self, save_directory, *args, **options)
     adapted = getattr(self, "_hf_peft_config_loaded", False)  # adapters alone are saved then
     why = "" if adapted else beyond_config(self)
     if not why or _WRITTEN.by is None:

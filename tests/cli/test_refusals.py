@@ -25,7 +25,7 @@ USAGE = {
     ("prune", *NET, "--ration", "0.5", "-o", "a.safetensors"): 'no option --ration\n  why  did you mean "--ratio"?',
     ("prune", *NET, "--ratio", "0.5"): "the following arguments are required: --output/-o",
     ("prune", *NET, "-o", "a.safetensors"): (
-        "exactly one of --ratio, --keep, --masks and --plan, or --counts\n  why  none of them was given"
+        "exactly one of --ratio, --keep, --masks and --plan, or --counts or --drop\n  why  none of them was given"
     ),
     ("prune", *NET, *OUT, "--masks", "zeros"): "  why  --ratio and --masks were given",
     ("prune", *NET, "-r", "1", "-o", "a.safetensors"): '"1" is no number in [0, 1), alone or as PATTERN=NUMBER',

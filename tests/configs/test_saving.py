@@ -130,3 +130,10 @@ def test_a_weight_that_its_class_does_not_save_is_known() -> None:
     model, _ = built("MarianMTModel")
     builder = Builder(model)
     assert "model.encoder.embed_positions.weight" in builder.build(builder.data).computed
+
+
+def test_trainers_write_checkpoints_with_plain_weights(llama: Small, tmp_path: Path) -> None:
+    """A trainer gives `state_dict`, and loads the file into a model that it has pruned again."""
+    llama[1].save_pretrained(tmp_path, state_dict=None)
+    assert (tmp_path / "model.safetensors").exists()
+    assert not (tmp_path / "small_model.safetensors").exists()

@@ -31,7 +31,8 @@ def data() -> list[torch.Tensor]:
 def test_all_weights_together_are_nearer_than_layer_by_layer(dtype: torch.dtype) -> None:
     model, batches = net().to(dtype), [batch.to(dtype) for batch in data()]
     small = fxprune.transform(model, batches[0], ratio=0.5, verify=False)
-    made = {mode: fxprune.repair(small, model, batches, mode=mode, steps=60) for mode in ("weights", "outputs")}
+    modes: dict[str, Any] = {"weights": {}, "outputs": {"steps": 60}}
+    made = {mode: fxprune.repair(small, model, batches, mode=mode, **steps) for mode, steps in modes.items()}
     done = {mode: fxprune.record(one).repair for mode, one in made.items()}
     assert done["outputs"].mode == "outputs"
     assert done["outputs"].after < 0.9 * done["weights"].after < done["weights"].before

@@ -172,12 +172,12 @@ def test_the_command_line_verifies_a_repaired_model(
     assert "warning: the weights of the small model are not those of the original, since it was repaired" in said.err
 
 
-@pytest.mark.parametrize("mode", ["weights", "outputs"])
-def test_a_repaired_model_is_exported_with_its_own_numbers(tmp_path: Path, mode: str) -> None:
+@pytest.mark.parametrize("options", [{"mode": "weights"}, {"mode": "outputs", "steps": 5}], ids=["weights", "outputs"])
+def test_a_repaired_model_is_exported_with_its_own_numbers(tmp_path: Path, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     net, data = mlp(), batches(6)
     small = small_of(net, data)
-    made = fxprune.repair(small, net, data, mode=mode, steps=5)
+    made = fxprune.repair(small, net, data, **options)
     file = tmp_path / "made.onnx"
     fxprune.export(made, file, X)
     session = onnxruntime.InferenceSession(file.read_bytes(), providers=["CPUExecutionProvider"])
