@@ -60,7 +60,7 @@ def save_pretrained(self: Any, save_directory: Any, *args: Any, **options: Any) 
     """Writes the model and its config into a directory; if the config does not say the model, so that fxprune reads it.
 
     See docs/transformers.md. (Its name is that of the method that it stands for, so a pickled model has that again.)
-    The library's own is called with `state_dict` too: so trainers write checkpoints, whose weights they load themselves.
+    The library's own is called with `state_dict` too: trainers write checkpoints so, and load their weights themselves.
     """
     if "state_dict" in options:
         return type(self).save_pretrained(self, save_directory, *args, **options)

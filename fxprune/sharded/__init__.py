@@ -1,7 +1,7 @@
 """Models whose parameters are sharded over processes, by `torch.distributed.fsdp.fully_shard`.
 
 While such a model is pruned, a `WholeOnDemand` stands where each of its parameters stood: any operation on it works on
-the whole tensor, which all processes gather for it and drop afterwards. So at most one layer is whole at a time. `Talk` makes
+the whole tensor, which all processes gather for it and drop afterwards. So at most one is whole at a time. `Talk` makes
 processes that come to different places raise, instead of waiting for each other.
 """
 
