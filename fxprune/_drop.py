@@ -15,6 +15,7 @@ from fxprune._find import AnalyzeArguments
 from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.inputs import Inputs, normalize
 from fxprune.capture.methods import call_method, method_calls
+from fxprune.capture.model_form import HOOKS
 from fxprune.capture.modes import MODES, doubled, random_decisions, set_mode
 from fxprune.capture.process_state import clean_caches, same_random_state, silence
 from fxprune.capture.program import as_module
@@ -147,7 +148,7 @@ def without(found: Branches, branches: Sequence[Branch]) -> WithoutBranches:
         except VerificationError as wrong:
             failed.append((made, wrong))
             continue
-        return WithoutBranches(smaller, dropped, error, (*found.notes, *needs_package(dropped)))
+        return WithoutBranches(smaller, dropped, error, (*found.notes, *given_up(model, dropped)))
     raise failed[0][1]
 
 
@@ -171,12 +172,24 @@ def _belongs(replacement: Replacement, branch: Branch) -> bool:
     return path in branch.modules or any(m.startswith(f"{path}.") for m in branch.modules)
 
 
-def needs_package(dropped: Sequence[Dropped]) -> Iterator[str]:
-    """A sentence about modules of this package in the model, if there are some."""
+def given_up(model: nn.Module, dropped: Sequence[Dropped]) -> Iterator[str]:
+    """Sentences about what the model without the branches does not have: hooks, and pickles that load anywhere."""
+    hooked = list(dict.fromkeys(path for one in dropped for r in one.replaced for path in _hooked(model, r)))
+    if hooked:
+        listed = ", ".join(f'"{path}"' for path in hooked[:3]) + (f" and {len(hooked) - 3} more" if hooked[3:] else "")
+        yield f"hooks go with the branches: those of {listed}"
     own = [r.path for one in dropped for r in one.replaced if r.kind in OWN_KINDS]
     if own:
         listed = ", ".join(own[:3]) + (f" and {len(own) - 3} more" if own[3:] else "")
         yield f"modules of fxprune take the place of {listed}, so that a pickled model needs fxprune"
+
+
+def _hooked(model: nn.Module, replaced: Replacement) -> Iterator[str]:
+    """The paths of the modules with hooks that are replaced, or lie in one that is."""
+    for path, module in model.get_submodule(replaced.path).named_modules(prefix=replaced.path):
+        inside = path.removeprefix(replaced.path).lstrip(".").partition(".")[0]
+        if inside not in replaced.children and any(getattr(module, hooks) for hooks in HOOKS):
+            yield path
 
 
 # -- the comparison ------------------------------------------------------------------------------------------

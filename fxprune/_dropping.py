@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from fxprune._attempt import Result
-from fxprune._drop import Branches, WithoutBranches, compared, drop, find_branches, needs_package
+from fxprune._drop import Branches, WithoutBranches, compared, drop, find_branches, given_up
 from fxprune._find import AnalyzeArguments
 from fxprune._record import Record
 from fxprune.capture.tensors import Tensors
@@ -108,7 +108,7 @@ def without_branches(call: AnalyzeArguments, plan: Plan | None, choices: Mapping
             model,
             plan.dropped,
             cost(model, call.example_inputs),
-            reasons=tuple(needs_package(plan.dropped)),
+            reasons=tuple(given_up(call.model, plan.dropped)),
         )
     if not asked_to_drop(choices):
         return Shallow(model, others, model)

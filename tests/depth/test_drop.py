@@ -205,3 +205,13 @@ def test_an_exported_graph_says_that_it_has_no_modules():
     program = torch.export.export(model, (x,))
     with pytest.raises(PlanError, match="an exported graph has no modules"):
         fxprune.transform(program, x, drop="layer1.1")
+
+
+def test_hooks_that_go_with_a_branch_are_named():
+    net, x = made(Residuals), torch.randn(*IMAGE, dtype=torch.double)
+    net.layer1[1].conv1.register_forward_hook(lambda *call: None)
+    net.layer1[0].register_forward_hook(lambda *call: None)
+    small = fxprune.transform(net, x, drop=["layer1.1"])
+    assert 'hooks go with the branches: those of "layer1.1.conv1"' in fxprune.record(small).reasons
+    again = fxprune.transform(net, x, plan=fxprune.record(small).plan)
+    assert 'hooks go with the branches: those of "layer1.1.conv1"' in fxprune.record(again).reasons
