@@ -81,7 +81,7 @@ class GradualPruner:
         keep: the budgets of the last step, as for `transform`: {"macs": 0.3}. All but a latency.
         schedule: a function from the number of a step, from 1, to the part of the way to the budgets, from 0 to 1. By
             default `AGP(0.0, 1.0, steps=steps)`.
-        steps: the number of steps of the default schedule.
+        steps: the number of steps of the default schedule, 10 if it is not given.
         optimizer, ema: what follows at each step, as for `transform`.
         soft: with soft=k only every k-th step, and the one that reaches the budgets, removes channels. The others set
             the weights that make them to zero, and not the biases, and training may bring them back (soft filter
@@ -111,7 +111,7 @@ class GradualPruner:
         *,
         keep: Mapping[str, Any],
         schedule: Schedule | None = None,
-        steps: int = 10,
+        steps: int | None = None,
         optimizer: Any = None,
         ema: Any = None,
         soft: int = 1,
@@ -121,6 +121,10 @@ class GradualPruner:
         model = model if self._wrapper is None else self._wrapper.module
         self.model, self.example_inputs = model, example_inputs
         self.optimizer, self.ema, self.soft = optimizer, ema, soft
+        if schedule is not None and steps is not None:
+            why = "the schedule says when it ends"
+            raise PlanError("steps is without effect here", at=f"steps={steps!r}", why=why, do="leave it out")
+        steps = 10 if steps is None else steps
         self.schedule = AGP(0.0, 1.0, steps=steps) if schedule is None else as_schedule(schedule)
         self.options = _checked(options, soft)
         prefer = {} if isinstance(model, fx.GraphModule) else {"prefer": "class"}

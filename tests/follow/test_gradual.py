@@ -25,10 +25,11 @@ class Run:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), 0.01, amsgrad=True)
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, 20)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+        steps = {} if "schedule" in options else {"steps": 4}
         self.pruner = fxprune.GradualPruner(
             self.model,
             batch(0),
-            **{"keep": {"macs": 0.3}, "steps": 4, "optimizer": self.optimizer, "ema": self.average, **options},
+            **{"keep": {"macs": 0.3}, "optimizer": self.optimizer, "ema": self.average, **steps, **options},
         )
         self.parts = {
             "pruner": self.pruner,
@@ -198,6 +199,7 @@ def test_a_state_of_another_run_is_refused() -> None:
         ({"scores": "scores.json"}, "cannot take scores"),
         ({"importance": {"stem": [1.0] * 8}}, "cannot take importance"),
         ({"max_ratio": 0.5}, "cannot take max_ratio"),
+        ({"schedule": AGP(0.0, 1.0, steps=2), "steps": 2}, "steps is without effect here"),
         ({"schedule": "agp"}, "schedule must be a number or a function"),
     ],
 )
