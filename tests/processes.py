@@ -16,7 +16,7 @@ import torch
 from torch import distributed
 
 TIMEOUT = datetime.timedelta(seconds=20)
-"""How long a process waits for the others."""
+"""The time for which a process waits for the others."""
 
 CONTEXT = multiprocessing.get_context("forkserver")  # forks of a server that has imported everything once
 CONTEXT.set_forkserver_preload(["torch.distributed.fsdp", "torch.distributed.checkpoint", "tests.follow.nets"])

@@ -1,4 +1,4 @@
-"""What a notebook shows of an analysis, a plan, a record and a group: tables of HTML, without scripts."""
+"""Tables that a notebook shows of an analysis, a plan, a record and a group: HTML without scripts."""
 
 from __future__ import annotations
 

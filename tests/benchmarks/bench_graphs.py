@@ -26,24 +26,24 @@ from tests.small_graphs import GRAPHS, Graph
 
 RATIO = 0.5
 SECONDS = 20
-"""How much processor time a tool gets for one graph."""
+"""The processor time that a tool gets for one graph."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a tool made of a graph: the verdict, how many elements of parameters went, and the reason or the error."""
+    """A tool's result on a graph: the verdict, how many elements of parameters went, the reason or error."""
 
     verdict: str
     removed: int = 0
     why: str = ""
 
     def rank(self) -> tuple[int, int]:
-        """What is smaller is better."""
+        """The key of a sort: a smaller one is better."""
         return VERDICTS.index(self.verdict), -self.removed
 
 
 Tool = Callable[[Graph, nn.Module, tuple[Any, ...]], tuple[nn.Module, Slots, str]]
-"""Of a graph, its model and its inputs: the small model, what was removed, and why it is nothing, if it is."""
+"""A function of a graph, its model and inputs: the small model, the removed slots, the reason if there are none."""
 
 
 def ours(graph: Graph, model: nn.Module, inputs: tuple[Any, ...]) -> tuple[nn.Module, Slots, str]:
@@ -102,7 +102,7 @@ def limited() -> Iterator[None]:
 
 
 def outcome(tool: Tool, graph: Graph) -> Outcome:
-    """What a tool makes of a graph."""
+    """The result of a tool on a graph."""
     model, inputs = graph.build()
     try:
         with limited():

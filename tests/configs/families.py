@@ -1,4 +1,4 @@
-"""What the config of each family of `transformers` can say: `python -m tests.configs.families` writes the table.
+"""Widths that the config of each family of `transformers` can say: `python -m tests.configs.families` writes a table.
 
 Each width that a config can say is halved alone, then all together. Every small model is saved, and loaded by
 `transformers` in a process that cannot import fxprune; it has to compute the same bits there.
@@ -164,7 +164,7 @@ def counted(model: Any, inputs: Mapping[str, Any]) -> Any:
 
 
 def removed_of(group: Any, removed: Mapping[str, Any]) -> int:
-    """How many channels of a group a plan removes."""
+    """The number of channels of a group that a plan removes."""
     member = group.producer
     gone = {*removed.get(member.parameter, {}).get(member.dim, ())}
     return sum({*member.slots[member.index == i].tolist()} <= gone for i in range(group.size))

@@ -45,7 +45,7 @@ def built(name: str) -> tuple[Any, dict[str, Any]]:
     """A small model of `transformers` with random numbers in all its parameters, in float32, and its inputs."""
     torchvision()  # which it imports
     model, inputs = zoo.build(name)
-    fresh = type(model)(model.config).double()  # type: ignore[operator]
+    fresh = type(model)(model.config).double()
     for buffer, made in zip(model.buffers(), fresh.buffers(), strict=True):
         buffer.copy_(made)  # they are no weights: what a file does not have is computed again
     for name in getattr(model, "_keys_to_ignore_on_save", None) or ():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -22,10 +23,8 @@ NEEDED = "FXPRUNE_BROWSER"
 
 
 def missing() -> str:
-    """What is missing for a browser, "" if nothing is."""
-    try:
-        import selenium  # noqa: F401
-    except ImportError:
+    """The thing that is missing for a browser, "" if nothing is."""
+    if importlib.util.find_spec("selenium") is None:
         return "selenium is not installed (pip install selenium)"
     names = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
     return f"there is no {' and no '.join(names)} (apt-get install chromium chromium-driver)" if names else ""

@@ -121,7 +121,7 @@ def test_text_in_the_page_ends_no_element() -> None:
     text = PAGES["nothing"]()
     assert EVIL not in text
     assert data_of(text)["title"] == f"Net{EVIL}"
-    assert "&lt;/script&gt;" in re.search(r"<title>(.*?)</title>", text)[1]  # type: ignore[index]
+    assert "&lt;/script&gt;" in re.search(r"<title>(.*?)</title>", text)[1]
 
 
 def test_the_page_holds_the_licences_of_its_libraries() -> None:
@@ -155,7 +155,7 @@ def test_options_of_the_page_are_refused_elsewhere(format: str) -> None:
 def test_what_is_no_curve_and_what_is_of_another_model_is_refused() -> None:
     found = analysis()
     with pytest.raises(InputError, match="a Cost is no curve"):
-        found.report("html", curves=found.cost())  # type: ignore[arg-type]
+        found.report("html", curves=found.cost())
     other = fxprune.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(1, 4))
     with pytest.raises(PlanError):
         found.report("html", plan=other.plan(ratio=0.5))

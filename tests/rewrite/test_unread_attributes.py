@@ -144,7 +144,7 @@ class Heads(nn.Module):
         return {"axes": self.axes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state["axes"])  # type: ignore[misc]
+        type(self).__init__(self, **state["axes"])
 
     def forward(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (dict(self._axes)["heads"], -1)).transpose(-2, -3)

@@ -153,7 +153,7 @@ def one_raises(group: Any) -> Any:
 
 
 def raising(rank: int) -> None:
-    """What differs between the processes makes all of them raise, and changes nothing."""
+    """A difference between the processes makes all of them raise, and changes nothing."""
     model = sharded()
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     train(model, optimizer, batch(0))
@@ -207,7 +207,7 @@ def test_a_process_that_dies_makes_the_others_raise(kind: str) -> None:
 
 
 def refused(rank: int) -> None:
-    """What is not possible for a sharded model is refused by name."""
+    """An option that is not possible for a sharded model is refused by name."""
     model = sharded()
     for call in (fxprune.transform, fxprune.analyze):
         with pytest.raises(FxpruneError, match=r"DTensor(?s:.*)transform_ or GradualPruner"):
