@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ for folder, kind in zip(sys.argv[1::2], sys.argv[2::2]):
     except Exception as error:
         print(folder, kind, type(error).__name__, error, file=sys.stderr)
         continue
+    torch.save(model.state_dict(), folder + "/state.pt")
     torch.save([value for value in result.to_tuple() if isinstance(value, torch.Tensor)], folder + "/result.pt")
 """
 
@@ -61,13 +63,21 @@ def tensors_of(result: Any) -> list[torch.Tensor]:
     return [value for value in result.to_tuple() if isinstance(value, torch.Tensor)]
 
 
-def loaded_elsewhere(folders: dict[Path, str], inputs: list[dict[str, Any]]) -> list[list[torch.Tensor]]:
-    """Returns what models return in a process that cannot import fxprune. folders: folder -> class."""
+@dataclass(frozen=True)
+class Loaded:
+    """The state of a model that a process without fxprune has loaded, and the tensors that it returns there."""
+
+    state: dict[str, torch.Tensor]
+    results: list[torch.Tensor]
+
+
+def loaded_elsewhere(folders: dict[Path, str], inputs: list[dict[str, Any]]) -> list[Loaded]:
+    """The models that a process that cannot import fxprune loads. folders: folder -> class."""
     for folder, given in zip(folders, inputs, strict=True):
         torch.save(given, folder / "inputs.pt")
     said = load_elsewhere(folders)
     assert all((folder / "result.pt").exists() for folder in folders), said[-3000:]
-    return [torch.load(folder / "result.pt") for folder in folders]
+    return [Loaded(torch.load(folder / "state.pt"), torch.load(folder / "result.pt")) for folder in folders]
 
 
 def load_elsewhere(folders: dict[Path, str]) -> str:
