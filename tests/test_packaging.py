@@ -24,7 +24,7 @@ SOURCES = sorted(
     p.relative_to(ROOT).as_posix() for p in [*(ROOT / "fxprune").rglob("*.py"), *(ROOT / ASSETS).rglob("*.*")]
 )
 CORE = ["networkx", "numpy", "safetensors", "tabulate", "torch", "tqdm"]
-EXTRAS = ["benchmark", "docs", "examples", "lightning", "onnx", "plot", "test", "transformers", "zoo"]
+EXTRAS = ["benchmark", "completion", "docs", "examples", "lightning", "onnx", "plot", "test", "transformers", "zoo"]
 FILES = ["pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"]
 FOLDERS = ["fxprune", "docs", "examples", "tests"]
 

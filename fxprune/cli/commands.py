@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -21,12 +21,13 @@ from fxprune.artifacts.graph_export import FORMATS
 from fxprune.artifacts.weights import record_in
 from fxprune.cli import models, weights
 from fxprune.cli.data import check_data, data_of, measure_scores
+from fxprune.cli.input_files import InputFile
 from fxprune.cli.inputs import filled
 from fxprune.cli.output_files import check_readable, check_writable
 from fxprune.cli.pages import check_page, page_of_record, write_page
+from fxprune.cli.tables import with_branches, with_layers
 from fxprune.cli.usage import UsageError, ratio_of, unique_dict
 from fxprune.costs import peak_memory
-from fxprune.depth.branches import Branch
 from fxprune.errors import FxpruneError
 from fxprune.planning.budgets import above
 from fxprune.planning.figures import with_measured
@@ -65,7 +66,8 @@ def inspect(options: argparse.Namespace, say: Say) -> Answer:
         chosen["outputs"] = list(plan.outputs)
     analysis = fxprune.analyze(model, inputs, **chosen)
     write_page(options.html, lambda: analysis.report("html", plan=plan), say)
-    report = _with_branches(analysis.report(options.format), analysis.branches(), options.format)
+    report = with_branches(analysis.report(options.format), analysis.branches(), options.format)
+    report = with_layers(report, json.loads(analysis.report("json"))["layers"], options.format)
     if plan is None:
         return Answer(report)
     before, after = analysis.cost(), analysis.cost(plan)
@@ -83,19 +85,6 @@ def inspect(options: argparse.Namespace, say: Say) -> Answer:
     text = tabulate(table, headers=("layer", "params", "MACs"), tablefmt=style, disable_numparse=True)
     gap = "\n\n" if options.format == "markdown" else "\n"
     return Answer(f"{report}\n\nwith the plan {options.plan}:{gap}{text}")
-
-
-def _with_branches(report: str, branches: Sequence[Branch], form: str) -> str:
-    """A report of an analysis with the residual branches that can be dropped, and why others cannot."""
-    if not branches:
-        return report
-    if form == "json":
-        keys = ("name", "at", "modules", "params", "macs", "why_not")
-        return _json({**json.loads(report), "branches": [{k: getattr(b, k) for k in keys} for b in branches]})
-    rows = [(b.name, b.params, "unknown" if b.macs is None else b.macs, b.why_not or "can go") for b in branches]
-    style, gap = ("github", "\n\n") if form == "markdown" else ("simple", "\n")
-    headers = ("residual branch", "params", "MACs", "--drop")
-    return f"{report}\n{gap}{tabulate(rows, headers=headers, tablefmt=style, disable_numparse=True)}"
 
 
 def prune(options: argparse.Namespace, say: Say) -> Answer:
@@ -315,6 +304,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Say], Answer]] = {
 def _model(options: argparse.Namespace, say: Say) -> tuple[nn.Module, Any]:
     """Returns the model, with weights, mode and device set, and the example inputs."""
     args = unique_dict("--arg", options.arg)
+    _check_readable(*(entry.path for entry in options.input if isinstance(entry, InputFile)))
     torch.manual_seed(generator_of(options.seed).initial_seed())
     say(f"making {options.model}")
     model, library = models.build(options.model, args)

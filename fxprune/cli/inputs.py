@@ -1,9 +1,10 @@
-"""Example inputs from the words of a command line: `1x3x224x224`, `ids=2x16:int64<30000`."""
+"""Example inputs from the words of a command line: `1x3x224x224`, `ids=2x16:int64<30000`, `batch.npz`."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from fxprune.arguments import generator_of
+from fxprune.cli.input_files import READERS, InputFile
 from fxprune.cli.usage import UsageError
 from fxprune.errors import nearest
 
@@ -50,12 +53,15 @@ class Example:
         return torch.full(self.shape, dtype is torch.bool, dtype=dtype)
 
 
-def example(text: str) -> Example:
+def example(text: str) -> Example | InputFile:
     """Parses a value of `--input`."""
+    if os.path.splitext(text)[1] in READERS:
+        return InputFile(text)
     found = _FORM.fullmatch(text)
     if found is None:
         raise argparse.ArgumentTypeError(
-            f'"{text}" is not [NAME=]SHAPE[:DTYPE[<N]], like 1x3x224x224 or ids=2x16:int64<99'
+            f'"{text}" is not [NAME=]SHAPE[:DTYPE[<N]], like 1x3x224x224 or ids=2x16:int64<99, '
+            f"and no file that ends in {', '.join(READERS)}"
         )
     dtype = found["dtype"] if found["dtype"] is not None else "float32"
     if dtype not in DTYPES:
@@ -70,16 +76,19 @@ def example(text: str) -> Example:
     return Example(found["name"] or "", tuple(map(int, found["shape"].split("x"))), dtype, below)
 
 
-def filled(examples: Sequence[Example], model: nn.Module, seed: int, device: torch.device) -> Any:
+def filled(examples: Sequence[Example | InputFile], model: nn.Module, seed: int, device: torch.device) -> Any:
     """Returns the example inputs: a tuple of positional arguments, or a dict if one of them has a name.
 
     In the dict, positional arguments get their names from the signature of forward. The numbers depend only on the
-    seed.
+    seed. The values in files stay as they are.
     """
     generator = generator_of(seed)
-    made = [(entry.name, entry.fill(generator).to(device)) for entry in examples]
-    args = tuple(tensor for name, tensor in made if not name)
-    kwargs = {name: tensor for name, tensor in made if name}
+    made: list[tuple[str, Any]] = []
+    for entry in examples:
+        found = entry.named() if isinstance(entry, InputFile) else [(entry.name, entry.fill(generator))]
+        made += [(name, pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), value)) for name, value in found]
+    args = tuple(value for name, value in made if not name)
+    kwargs = {name: value for name, value in made if name}
     if not kwargs:
         return args
     if len(kwargs) + len(args) < len(made):

@@ -1,4 +1,4 @@
-"""Models by name: `package.module:callable`, `torchvision:NAME`, `timm:NAME`. Nothing is downloaded."""
+"""Models by name: `package.module:callable`, `torchvision:NAME`, `timm:NAME`, a directory. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from typing import Any
 
 from torch import nn
 
+from fxprune.cli.pretrained import is_pretrained, load_pretrained
 from fxprune.cli.usage import UsageError
 from fxprune.errors import FxpruneError, nearest
 
 LIBRARIES = ("torchvision", "timm")
 
-FORMS = "MODEL is package.module:callable, torchvision:NAME or timm:NAME"
+FORMS = "MODEL is package.module:callable, torchvision:NAME, timm:NAME or a directory of save_pretrained"
 
 
 def build(spec: str, args: Mapping[str, Any]) -> tuple[nn.Module, bool]:
@@ -30,6 +31,8 @@ def build(spec: str, args: Mapping[str, Any]) -> tuple[nn.Module, bool]:
     spec: the name of the model. args: arguments of its callable. Raises `UsageError` for a name of a wrong form, and
     `FxpruneError` if there is no such model or its code raises.
     """
+    if is_pretrained(spec):
+        return load_pretrained(spec, args), False
     package, colon, name = spec.partition(":")
     if not colon or not name or not package or package.endswith(".py"):
         module = os.path.splitext(package)[0].replace(os.sep, ".")

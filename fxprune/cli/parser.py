@@ -11,6 +11,7 @@ import torch
 import fxprune
 from fxprune._repair import MODES
 from fxprune.cli.commands import COMMANDS
+from fxprune.cli.completion import SHELLS, completion
 from fxprune.cli.inputs import example
 from fxprune.cli.models import FORMS
 from fxprune.cli.usage import (
@@ -57,6 +58,9 @@ CODES = """exit codes:
   130  interrupted by Ctrl-C
 """
 
+COMPLETION = "--print-completion"
+"""The option that prints the completion of a shell."""
+
 EXAMPLE = """example:
   fxprune prune nets:Net --input 1x3x32x32 --ratio 0.5 -o small.safetensors
 """
@@ -72,6 +76,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         raise UsageError(
             "say what to do", why=f"the commands are {', '.join(COMMANDS)}", do="`fxprune --help` says more"
         )
+    if words[0] == COMPLETION:
+        print(completion(" ".join(words[1:]), ABOUT, _add_all))
+        raise SystemExit(0)
     if words[0] in parsers:
         parser = parsers[words[0]]
         parser.refuse_unknown(words[1:])
@@ -80,7 +87,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         options.format = "json" if options.json else options.format
         return options
     if words[0].startswith("-"):
-        known = [*top.known, "-h"]
+        known = [*top.known, "-h", COMPLETION]
         if words[0] in known:
             top.parse_args(words[:1])
         why, do = nearest(words[0], known), "options stand after the command"
@@ -91,12 +98,19 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def _epilog(about: dict[str, str]) -> str:
     listed = "\n".join(f"  {name:<11} {text}" for name, text in about.items())
-    return f"commands (`fxprune COMMAND --help` says more):\n{listed}\n\n{CODES}\n{EXAMPLE}"
+    shells = f"`fxprune {COMPLETION} {'|'.join(SHELLS)}` prints the completion of a shell.\n"
+    return f"commands (`fxprune COMMAND --help` says more):\n{listed}\n\n{CODES}\n{EXAMPLE}\n{shells}"
 
 
 def _command(name: str) -> Parser:
     """Returns the parser of one command."""
     parser = Parser(prog=f"fxprune {name}", description=ABOUT[name], epilog=CODES)
+    _add_all(name, parser)
+    return parser
+
+
+def _add_all(name: str, parser: Parser) -> None:
+    """Adds the arguments and options of a command."""
     for add in PARTS[name]:
         add(parser)
     formats = FORMATS if _analysis_options in PARTS[name] else ("text", "json")
@@ -105,7 +119,6 @@ def _command(name: str) -> Parser:
     parser.option("--json", action="store_true", help="the same as --format json")
     parser.option("-q", "--quiet", action="store_true", help="no progress on stderr, only warnings and errors")
     parser.option("--debug", action="store_true", help="show the traceback of an error")
-    return parser
 
 
 def _plans(parser: Parser) -> None:
@@ -129,7 +142,8 @@ def _model_options(parser: Parser) -> None:
         required=True,
         metavar="[NAME=]SHAPE[:DTYPE[<N]]",
         help="an example input, like 1x3x224x224 or ids=2x16:int64<30000; positional ones in their order. Filled "
-        "with normal numbers; integers below N, or zeros; True. Can be repeated.",
+        "with normal numbers; integers below N, or zeros; True. Or a file: .npz, .pt, .pth or .safetensors. "
+        "Can be repeated.",
     )
     parser.option(
         "--arg", type=literal, action="append", default=[], metavar="NAME=VALUE",

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
 
 from fxprune.artifacts.safetensors_file import SafetensorsFile
 from fxprune.artifacts.weights import KEY as SMALL
+from fxprune.cli.torch_files import load_tensors
 from fxprune.cli.usage import UsageError
 from fxprune.errors import FileError, nearest
 
@@ -77,17 +76,8 @@ def _read(path: str, key: str | None) -> Mapping[str, torch.Tensor]:
 
 
 def _pickled(path: str, key: str | None) -> Mapping[str, torch.Tensor]:
-    """Returns the tensors in a file of `torch.save`; `weights_only=True` executes no code from the file."""
-    try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        why = f"torch says: {str(error).strip().splitlines()[0]}"
-        do = "save model.state_dict(), or write it as .safetensors"
-        raise FileError(f'"{path}" holds more than tensors', why=why, do=do) from None
-    except (RuntimeError, EOFError, ValueError) as error:
-        text = str(error).strip().splitlines()
-        why = f"torch says: {text[0]}" if text else type(error).__name__
-        raise FileError(f'"{path}" is no file of torch.save', why=why) from None
+    """Returns the weights in a file of `torch.save`."""
+    found = load_tensors(path, "save model.state_dict(), or write it as .safetensors")
     if key is not None:
         if not isinstance(found, Mapping) or key not in found:
             why = nearest(key, map(str, found)) if isinstance(found, Mapping) else f"it holds a {type(found).__name__}"
