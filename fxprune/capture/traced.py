@@ -22,6 +22,7 @@ from fxprune.capture.graph_names import check_names
 from fxprune.capture.in_place import mutated_constants, settle_in_place
 from fxprune.capture.inputs import Inputs, normalize
 from fxprune.capture.module_copy import copy_module
+from fxprune.capture.second_names import add_second_names
 from fxprune.capture.symbolic import Reason, Trace, Tracer, trace_once
 from fxprune.capture.trace_check import check_trace
 from fxprune.errors import CaptureError, text_of
@@ -41,7 +42,8 @@ def trace(model: nn.Module, example_inputs: Any) -> fx.GraphModule:
     traced. The dict `meta["fxprune_whole"]` of the result has the reason for each of them, by its path.
 
     Operators in place stay in place. Arguments of forward that are None, a flag or a string in this call are constants
-    of the graph, which checks them.
+    of the graph, which checks them. A module or tensor with several names has all of them; torch's own copies and
+    pickles of a `GraphModule` keep those below the root.
 
     Args:
         model: any module. A `GraphModule` is returned as it is.
@@ -88,6 +90,7 @@ def traced_graph(model: nn.Module, inputs: Inputs | None = None) -> fx.GraphModu
     settle_in_place(graph)
     graph._tracer_cls = None  # a pickled graph is traced again when it is loaded, where fxprune may be missing
     traced = fx.GraphModule(copied, graph, type(model).__name__)
+    add_second_names(copied, traced)
     _same_containers(model, traced)
     traced.meta[WHOLE] = {path: str(reason) for path, reason in rounds.reasons.items()}
     traced.meta[NOTES] = _notes(model, rounds.reasons.values())
@@ -253,7 +256,7 @@ def _same_containers(model: nn.Module, traced: fx.GraphModule) -> None:
     the same buffers. `torch.fx` adds buffers for tensors that were plain attributes or made in forward; `state_dict`
     leaves these out.
     """
-    originals = dict(model.named_modules())
+    originals = dict(model.named_modules(remove_duplicate=False))
     for name, module in traced.named_modules():
         if type(module) not in (nn.Module, type(traced)):
             continue  # one node of the graph: it is the original layer
