@@ -18,7 +18,7 @@ from fxprune._drop import find_branches, without
 from fxprune._dropping import Shallow, asked_to_drop, check_depth, shallow_of, without_branches
 from fxprune._find import AnalyzeArguments
 from fxprune._first_result import first_result
-from fxprune._follow import made, optimizers_of, prepared_for, watch
+from fxprune._follow import at_once, check_targets, made, optimizers_of, prepared_for, watch
 from fxprune._follow.result import Prepared
 from fxprune._record import Record, attach, record
 from fxprune._recording import recorded as recorded_of
@@ -63,7 +63,9 @@ def carry_out(request: Request, on: DataOptions) -> nn.Module | ExportedProgram:
     processes = Processes(on.process_group)
     with processes.together():
         small, optimizers, changes = _carried_out(replace(request, processes=processes), on)
-    if notes := made(changes):
+    with at_once():
+        notes = made(changes)
+    if notes:
         known = record(small)
         attach(small, replace(known, reasons=known.reasons + notes))
     if isinstance(small, nn.Module):
@@ -78,6 +80,7 @@ def _carried_out(
     given, call, plan = request, request.call, request.plan
     known = next(iter(request.known.values()), None)
     module = as_module(call.model, call.example_inputs) if known is None else known.model
+    check_targets(on.followers, module)
     _refuse_two_requests(plan, {**request.choices, "scores": on.scores})
     data = on.data is not None or on.repair not in (None, False)
     deep = check_depth(request.choices, plan=plan is not None, data=data)

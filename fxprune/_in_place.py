@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,10 +10,9 @@ from typing import Any, TypeVar
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from fxprune._follow import listed, made, optimizers_of, prepared_for, watch
+from fxprune._follow import at_once, become, check_targets, listed, made, optimizers_of, prepared_for, watch
 from fxprune._record import attach, record
 from fxprune._transform import transform
-from fxprune.capture.containers import MOST_PARTS, parts, with_parts
 from fxprune.capture.process_state import public_call
 from fxprune.errors import InputError, PlanError, level_of_user
 from fxprune.rewrite.tensor_hooks import HOOK_TABLES
@@ -58,6 +56,7 @@ def transform_(model: ModuleT, example_inputs: Any, **options: Any) -> ModuleT:
     if not isinstance(model, fx.GraphModule) and not {"path", "prefer"} & options.keys():
         options["prefer"] = "class"
     followers = [*listed(options.pop("optimizer", None)), *listed(options.pop("ema", None))]
+    check_targets(followers, model)
     optimizers = optimizers_of(model)
     if is_sharded(model):
         _sharded(model, example_inputs, followers, options)
@@ -65,9 +64,10 @@ def transform_(model: ModuleT, example_inputs: Any, **options: Any) -> ModuleT:
         with Processes(options.get("process_group")).together():
             small = _small(model, example_inputs, options)
             changes = prepared_for(followers, model, small)
-        _note(small, made(changes))
         _warn_of_lost_hooks(model, small)
-        _become(model, small)
+        with at_once():
+            _note(small, made(changes))
+            become(model, small)
     watch(optimizers, model, told=followers)
     return model
 
@@ -81,10 +81,11 @@ def _sharded(model: nn.Module, example_inputs: Any, followers: Sequence[Any], op
             small = _small(model, example_inputs, {**options, "process_group": talk.group})
         sharded_parameters(small)
         changes = prepared_for(followers, model, small)
-    _note(small, (*made(changes), talk.note()))
     _warn_of_lost_hooks(model, small)
-    _become(model, small)
-    wrap_again(model, wrappings)
+    with at_once():
+        _note(small, (*made(changes), talk.note()))
+        become(model, small)
+        wrap_again(model, wrappings)
 
 
 def _refuse_sharded(followers: Sequence[Any], options: Mapping[str, Any]) -> None:
@@ -140,44 +141,3 @@ def _note(small: nn.Module, notes: tuple[str, ...]) -> None:
     if notes:
         known = record(small)
         attach(small, replace(known, reasons=known.reasons + notes))
-
-
-def _become(model: nn.Module, small: nn.Module) -> None:
-    """Give every module of a model the class and the attributes of its small counterpart, which share them then."""
-    olds = dict(model.named_modules(remove_duplicate=False))
-    news = dict(small.named_modules(remove_duplicate=False))
-    counterparts = {id(new): olds[path] for path, new in reversed(news.items()) if path in olds}
-    for new in {id(new): new for new in news.values()}.values():
-        for name, value in new.__dict__.items():
-            new.__dict__[name] = _with_counterparts(value, counterparts)
-        old = counterparts.get(id(new))
-        if old is not None and old.__dict__ is not new.__dict__:
-            _keep_hooks(old.__dict__, new.__dict__)
-            object.__setattr__(old, "__class__", type(new))
-            object.__setattr__(old, "__dict__", new.__dict__)
-
-
-def _with_counterparts(value: Any, counterparts: Mapping[int, nn.Module]) -> Any:
-    """A value of an attribute, with the modules of the model in the place of their small counterparts.
-
-    A list or dict is changed; of a tuple or a bound method there is a new one.
-    """
-    if isinstance(value, nn.Module):
-        return counterparts.get(id(value), value)
-    if isinstance(value, types.MethodType) and id(value.__self__) in counterparts:
-        return types.MethodType(value.__func__, counterparts[id(value.__self__)])
-    if isinstance(value, (dict, list, tuple)) and len(value) <= MOST_PARTS:
-        found = parts(value)
-        new = {key: _with_counterparts(part, counterparts) for key, part in found.items()}
-        return with_parts(value, new) if any(new[key] is not part for key, part in found.items()) else value
-    return value
-
-
-def _keep_hooks(old: Mapping[str, Any], new: dict[str, Any]) -> None:
-    """Put the hooks into the dicts that the handles of the user's hooks refer to."""
-    for name, hooks in old.items():
-        if name.endswith("_hooks") and isinstance(hooks, dict) and isinstance(new.get(name), dict):
-            made = dict(new[name])
-            hooks.clear()
-            hooks.update(made)
-            new[name] = hooks

@@ -4,11 +4,15 @@ from fxprune._follow.expanding import Expanded, expand
 from fxprune._follow.functions import follow
 from fxprune._follow.left_behind import optimizers_of, watch
 from fxprune._follow.result import Followed
-from fxprune._follow.targets import let_follow, listed, made, prepared_for
+from fxprune._follow.same_object import at_once, become
+from fxprune._follow.targets import check_targets, let_follow, listed, made, prepared_for
 
 __all__ = [
     "Expanded",
     "Followed",
+    "at_once",
+    "become",
+    "check_targets",
     "expand",
     "follow",
     "let_follow",

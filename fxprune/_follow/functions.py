@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from fxprune._follow.result import Followed
+from fxprune._follow.same_object import at_once
 from fxprune._follow.targets import prepared
 from fxprune.arguments import checks_arguments
 from fxprune.capture.process_state import public_call
@@ -51,7 +52,8 @@ def follow(target: Any, model: nn.Module, small: nn.Module) -> Followed | tuple[
     """
     several = isinstance(target, list | tuple)
     changes = prepared(list(target) if several else [target], model, small)
-    for change in changes:
-        change.make()
+    with at_once():
+        for change in changes:
+            change.make()
     made = tuple(change.result for change in changes[:-1])
     return made if several else made[0]

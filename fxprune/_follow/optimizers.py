@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from fxprune._follow.parameters import Counterpart, Counterparts
 from fxprune._follow.result import Followed, Prepared
+from fxprune.arguments import shown
 from fxprune.errors import InputError
 
 POWERS = {
@@ -27,6 +28,20 @@ NOT_BY_ELEMENT = {
     "Muon": "makes each update from the whole matrix, so the smaller matrix is updated otherwise",
 }
 """Name of an optimizer whose updates are not made element by element -> what is other than in the masked original."""
+
+
+def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
+    """Raises `InputError` for an optimizer that holds no parameter of a model, and for L-BFGS."""
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise InputError(
+            f"{type(optimizer).__name__} cannot follow",
+            at=shown(optimizer),
+            why="its state is one vector for all parameters, and makes no sense for fewer of them",
+            do="leave it out, and make a new optimizer for the small model",
+        )
+    own = {id(parameter) for parameter in model.parameters()}
+    if not any(id(parameter) in own for parameter in parameters_of(optimizer)):
+        raise _holds_none(optimizer)
 
 
 def optimizer_follows(optimizer: Optimizer, counterparts: Counterparts) -> Prepared:
@@ -48,7 +63,7 @@ def optimizer_follows(optimizer: Optimizer, counterparts: Counterparts) -> Prepa
                 moved.append(counterpart)
         groups.append(kept)
     if not moved and not dropped:
-        raise _holds_none(optimizer, counterparts)
+        raise _holds_none(optimizer, counterparts.small)
     held = [
         (counterpart, counterpart.new)
         for counterpart in moved
@@ -94,12 +109,16 @@ def gradients_follow(counterparts: Counterparts) -> Prepared:
     return Prepared(Followed("gradients", tuple(name for name, *_ in grads)), change)
 
 
-def _holds_none(optimizer: Optimizer, counterparts: Counterparts) -> InputError:
-    small = {id(parameter) for parameter in counterparts.small.parameters()}
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+def _holds_none(optimizer: Optimizer, small: nn.Module | None = None) -> InputError:
+    new = set() if small is None else {id(parameter) for parameter in small.parameters()}
+    held = parameters_of(optimizer)
     name = type(optimizer).__name__
-    if any(id(parameter) in small for parameter in held):
-        return InputError(f"{name} holds the parameters of the small model already", do="nothing is left to follow")
+    if any(id(parameter) in new for parameter in held):
+        return InputError(
+            f"{name} holds the parameters of the small model already",
+            why="it followed before, or was made for the small model",
+            do="leave it out: nothing is left to follow",
+        )
     return InputError(
         f"{name} holds no parameter of the model",
         why=f"it has {len(held)} parameters, and none of them is one of the model's",

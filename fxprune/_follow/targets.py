@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,16 +11,28 @@ from torch.export import ExportedProgram
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fxprune._follow.averages import average_follows
-from fxprune._follow.optimizers import gradients_follow, optimizer_follows
+from fxprune._follow.averages import average_follows, check_average
+from fxprune._follow.optimizers import check_optimizer, gradients_follow, optimizer_follows
 from fxprune._follow.parameters import Counterparts, counterparts_of
 from fxprune._follow.result import Followed, Prepared
+from fxprune.arguments import shown
 from fxprune.errors import InputError, PlanError
 
 
 def listed(given: Any) -> list[Any]:
     """The arguments as a list: nothing, one thing, or several."""
     return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+
+
+def check_targets(targets: Sequence[Any], model: nn.Module) -> None:
+    """Raises `InputError` for a target that cannot follow a model, whatever the small model will be."""
+    for target in targets:
+        if isinstance(target, Optimizer):
+            check_optimizer(target, model)
+        elif isinstance(target, nn.Module):
+            check_average(target, dict(model.named_parameters(remove_duplicate=False)))
+        elif not isinstance(target, torch.amp.GradScaler):
+            raise _no_target(target)
 
 
 def let_follow(targets: Sequence[Any], model: nn.Module, small: Any) -> tuple[str, ...]:
@@ -53,12 +65,27 @@ def prepared(targets: Sequence[Any], model: nn.Module, small: nn.Module) -> tupl
 
 
 def _prepared(target: Any, counterparts: Counterparts) -> Prepared:
-    kind = type(target).__name__
     if isinstance(target, Optimizer):
         return optimizer_follows(target, counterparts)
     if isinstance(target, nn.Module):
         return average_follows(target, counterparts)
     if isinstance(target, torch.amp.GradScaler):
-        return Prepared(Followed(kind, (), notes=("it holds no parameters, and stays as it is",)), lambda: None)
-    inner = "its optimizer" if isinstance(target, LRScheduler) else "an optimizer, or an averaged model"
-    raise InputError(f"{kind} cannot follow", why="it holds no parameters itself", do=f"pass {inner}")
+        notes = ("it holds no parameters, and stays as it is",)
+        return Prepared(Followed(type(target).__name__, (), notes=notes), lambda: None)
+    raise _no_target(target)
+
+
+def _no_target(target: Any) -> InputError:
+    """The error for anything but an optimizer, an average, a scaler, or a list of these."""
+    kind = type(target).__name__
+    why, do = (
+        "it is no optimizer and no averaged model",
+        "pass the optimizer that trains the model, or an average of it",
+    )
+    if isinstance(target, LRScheduler):
+        why, do = "it holds no parameters itself, and goes on with its optimizer", "pass its optimizer"
+    elif isinstance(target, type):
+        why, do = f"{target.__name__} is a class", "pass the object that trains the model"
+    elif isinstance(target, Iterable) and not isinstance(target, str):
+        why, do = "several targets are given as a list", "pass [first, second]"
+    return InputError(f"{kind} cannot follow", at=shown(target), why=why, do=do)

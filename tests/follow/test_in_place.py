@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import signal
+import warnings
+from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -202,3 +205,63 @@ def test_modules_in_lists_and_bound_hooks_stay_the_same_objects() -> None:
     assert again.drop.training
     assert again.order[1][0] is again.drop
     assert torch.equal(copy.deepcopy(model)(x), model(x))
+
+
+class Interrupting(defaultdict[torch.Tensor, Any]):
+    """The state of an optimizer; a signal comes while it changes."""
+
+    def __init__(self, state: dict[torch.Tensor, Any], number: signal.Signals) -> None:
+        super().__init__(dict, state)
+        self.number, self.interrupted = number, False
+
+    def pop(self, key: torch.Tensor, *default: Any) -> Any:
+        if not self.interrupted:
+            self.interrupted = True
+            signal.raise_signal(self.number)
+        return super().pop(key, *default)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("in_place", [True, False])
+def test_an_interrupt_in_the_middle_of_the_change_comes_after_it(number: signal.Signals, in_place: bool) -> None:
+    model, previous = net(), signal.signal(number, signal.default_int_handler)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    average = AveragedModel(model)
+    step(model, optimizer, 0)
+    prune = fxprune.transform_ if in_place else fxprune.transform
+    state = Interrupting(optimizer.state, number)
+    optimizer.state = state
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            prune(model, batch(0), ratio=0.5, optimizer=optimizer, ema=average)
+    finally:
+        assert signal.signal(number, previous) is signal.default_int_handler
+    assert state.interrupted
+    assert {tuple(p.shape) for p in optimizer.state} == {
+        (4, 3, 3, 3),
+        (4,),
+        (6, 4, 3, 3),
+        (6,),
+        (4, 6, 1, 1),
+        (5, 4),
+        (5,),
+    }
+    assert average.module.stem.out_channels == 4
+    if in_place:
+        assert model.stem.out_channels == 4
+        step(model, optimizer, 1)
+        average.update_parameters(model)
+
+
+def test_a_warning_that_is_an_error_leaves_all_as_it_was() -> None:
+    model = net()
+    own = {model.stem.weight: torch.optim.SGD([model.stem.weight], 0.1)}
+    model.stem.weight.register_post_accumulate_grad_hook(lambda p: own[p].step())
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    before = {name: id(parameter) for name, parameter in model.named_parameters()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="hooks are not on the new parameters"):
+            fxprune.transform_(model, batch(0), ratio=0.5, optimizer=optimizer)
+    assert {name: id(parameter) for name, parameter in model.named_parameters()} == before
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == list(before.values())
