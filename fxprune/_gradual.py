@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,15 @@ from torch import fx, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fxprune._analyze import Analysis, analyze
+from fxprune._follow import check_targets, listed
 from fxprune._follow.parallel import wrap_again, wrapper_of
-from fxprune._in_place import transform_
+from fxprune._in_place import refuse_sharded, transform_
 from fxprune._record import record
 from fxprune._transform import transform
-from fxprune.arguments import checks_arguments
+from fxprune.arguments import checks_arguments, fits, shown
 from fxprune.costs import Cost, cost, peak_memory
-from fxprune.criteria.from_data import on_data
+from fxprune.criteria.from_data import needs_data, on_data, takes_loss
+from fxprune.criteria.table import MEASURED
 from fxprune.errors import NothingRemovedWarning, PlanError, nearest
 from fxprune.files import Field
 from fxprune.planning import plan_file
@@ -125,7 +127,7 @@ class GradualPruner:
             why = "the schedule says when it ends"
             raise PlanError("steps is without effect here", at=f"steps={steps!r}", why=why, do="leave it out")
         steps = 10 if steps is None else steps
-        self.schedule = AGP(0.0, 1.0, steps=steps) if schedule is None else as_schedule(schedule)
+        self.schedule = AGP(0.0, 1.0, steps=steps) if schedule is None else _function(schedule)
         self.options = _checked(options, soft)
         prefer = {} if isinstance(model, fx.GraphModule) else {"prefer": "class"}
         with self._plain():
@@ -134,6 +136,8 @@ class GradualPruner:
         self._budgets = budgets_of(self._figures, keep)
         self._number, self._progress = 0, 0.0
         self._plan: Plan | None = None
+        self._shapes = _shapes(model)
+        self._check()
 
     @property
     def number(self) -> int:
@@ -158,6 +162,7 @@ class GradualPruner:
 
         Returns what was done. Raises as `transform` does; the model and the number of steps are as before then.
         """
+        self._refuse_changes()
         if self._wrapper is None:
             self._wrapper = wrapper_of(self.model)
         number = self._number + 1
@@ -170,6 +175,31 @@ class GradualPruner:
             silenced = self._silence(keep)
         self._number, self._progress = number, progress
         return PruningStep(number, progress, before, self._cost, removed, silenced)
+
+    def _check(self) -> None:
+        """Raises what the first step would raise, about what follows, how channels are chosen, and the repair."""
+        followers = [*listed(self.optimizer), *listed(self.ema)]
+        check_targets(followers, self.model)
+        if is_sharded(self.model):
+            refuse_sharded(followers, self.options)
+            return
+        if self.options.get("repair") is True and self.options.get("data") is None:
+            why, do = "repair=True takes those of `data`", "pass data=batches"
+            raise PlanError("there is no data to repair on", at="repair=True", why=why, do=do)
+        with _small_steps():
+            self._choose({budget.key: int(budget.full) for budget in self._budgets}, None, measure=False)
+
+    def _refuse_changes(self) -> None:
+        """Raises `PlanError` if something else made the model smaller since the last step."""
+        now = _shapes(self.model)
+        for name, shape in self._shapes.items():
+            if now.get(name, shape) != shape:
+                raise PlanError(
+                    "the model was changed between two steps",
+                    at=f'"{name}"',
+                    why=f"it has shape {now[name]}, and had {shape} after the last step of this pruner",
+                    do="let one pruner alone make the model smaller, or make a new pruner for the model as it is now",
+                )
 
     def _keep(self, progress: float) -> dict[str, int]:
         """The figures that a step leaves, of those budgets that the model does not meet yet."""
@@ -205,6 +235,7 @@ class GradualPruner:
         if self._memory is not None:
             with self._plain():
                 self._memory = peak_memory(self.model, self.example_inputs)
+        self._shapes = _shapes(self.model)
         return made.plan
 
     @property
@@ -223,8 +254,11 @@ class GradualPruner:
         with unwrapped(self.model):
             yield Processes(group)
 
-    def _choose(self, keep: Mapping[str, int], process_group: Any) -> tuple[Analysis, Plan]:
-        """The analysis of the model as it is now, and the plan for these budgets."""
+    def _choose(self, keep: Mapping[str, int], process_group: Any, *, measure: bool = True) -> tuple[Analysis, Plan]:
+        """The analysis of the model as it is now, and the plan for these budgets.
+
+        measure: False for a plan by the norms of weights where the importance would read the data.
+        """
         of_analysis = inspect.signature(analyze).parameters.keys()
         ours = {name: value for name, value in self.options.items() if name in of_analysis}
         choice = {name: value for name, value in self.options.items() if name not in (*of_analysis, "drop")}
@@ -236,7 +270,12 @@ class GradualPruner:
         measured = {name: choice.pop(name, None) for name in ("data", "loss")}
         measured["used_elsewhere"] = "repair" in self.options
         importance = choice.pop("importance", "l2")
-        made = on_data(importance, self.model, analysis.inputs, process_group=process_group, **measured)
+        reads = needs_data(importance) and measured["data"] is not None
+        late = isinstance(importance, str) and importance in MEASURED and takes_loss(importance)
+        if measure or not reads or late:
+            made = on_data(importance, self.model, analysis.inputs, process_group=process_group, **measured)
+        if reads and not measure:
+            made = "l2"
         return analysis, analysis.plan(keep=keep, importance=made, **choice)
 
     def _silence(self, keep: Mapping[str, int]) -> Plan:
@@ -283,7 +322,8 @@ class GradualPruner:
             raise field["version"].wrong(f"this fxprune reads version {VERSION}")
         budgets = {budget.key: [budget.limit, budget.full] for budget in self._budgets}
         if field["budgets"].value != budgets:
-            raise field["budgets"].wrong(f"this pruner has the budgets {budgets}")
+            do = "make the pruner for the original model, with the budgets of the run that was saved"
+            raise field["budgets"].wrong(f"this pruner has the budgets {budgets}", do)
         number, progress = field["number"].value, field["progress"].number()
         if not 0 <= progress <= 1:
             raise field["progress"].wrong("it must be between 0 and 1")
@@ -311,7 +351,7 @@ def _computed_only(keep: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _share(value: Any, number: int) -> float:
-    if not isinstance(value, float | int) or isinstance(value, bool) or not 0 <= value <= 1:
+    if not fits(value, float) or not 0 <= value <= 1:
         raise PlanError(
             "a schedule must give the part of the way to the budgets, from 0 to 1",
             at=f"step {number}",
@@ -319,6 +359,22 @@ def _share(value: Any, number: int) -> float:
             do="pass for example schedule=fxprune.schedules.AGP(0.0, 1.0, steps=10)",
         )
     return float(value)
+
+
+def _function(schedule: Any) -> Schedule:
+    """The schedule. Raises `PlanError` for a number, which `as_schedule` takes for one that stays the same."""
+    if not callable(schedule):
+        raise PlanError(
+            "schedule must be a function of the step",
+            at=f"schedule={shown(schedule)}",
+            why=f"{type(schedule).__name__} is none, and the part of the way to the budgets has to grow",
+            do="pass for example schedule=fxprune.schedules.AGP(0.0, 1.0, steps=10)",
+        )
+    return as_schedule(schedule)
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
 
 
 def _without_choice(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -333,7 +389,8 @@ def _checked(options: Mapping[str, Any], soft: int) -> dict[str, Any]:
     for name in options:
         if name not in known:
             why = nearest(name, sorted(known))
-            raise PlanError(f"GradualPruner has no option {name}", why=why, do="see its docstring")
+            at = f"GradualPruner({name}={shown(options[name])})"
+            raise PlanError(f"GradualPruner has no option {name}", at=at, why=why, do="see its docstring")
     once = {
         "scores": "scores",
         "importance": "scores by layer",
@@ -344,14 +401,18 @@ def _checked(options: Mapping[str, Any], soft: int) -> dict[str, Any]:
     for name, what in once.items():
         if name in options and (name != "importance" or isinstance(options[name], Mapping)):
             why = f"{what} of the model that was given fits no model that has got smaller"
-            raise PlanError(f"GradualPruner cannot take {name}", why=why, do="leave it out")
+            at = f"GradualPruner({name}={shown(options[name])})"
+            raise PlanError(f"GradualPruner cannot take {name}", at=at, why=why, do="leave it out")
     for name in ("data", "repair"):
         given = options.get(name)
+        at, do = f"GradualPruner({name}={shown(given)})", "pass a list of batches, or a loader"
         if isinstance(given, Iterator):
-            why = "an iterator can be read once"
-            raise PlanError(f"{name} is read at each step", why=why, do="pass a list or a loader")
+            raise PlanError(f"{name} is read at each step", at=at, why="an iterator can be read once", do=do)
+        if isinstance(given, str) or not isinstance(given, Iterable | bool | None):
+            raise PlanError(f"{name} must be batches", at=at, why=f"it is of the type {type(given).__name__}", do=do)
     if soft < 1:
-        raise PlanError("soft must be at least 1", why=f"it is {soft}", do="soft=1 removes channels at each step")
+        at, why = f"GradualPruner(soft={soft})", "it counts the steps from one that removes channels to the next"
+        raise PlanError("soft must be at least 1", at=at, why=why, do="soft=1 removes channels at each step")
     return dict(options)
 
 

@@ -76,7 +76,7 @@ def _sharded(model: nn.Module, example_inputs: Any, followers: Sequence[Any], op
     """`transform_` of a model under `fully_shard`: all processes do this together."""
     talk = talk_of_model(model)
     with talk.together():
-        _refuse_sharded(followers, options)
+        refuse_sharded(followers, options)
         with unwrapped(model) as wrappings:
             small = _small(model, example_inputs, {**options, "process_group": talk.group})
         sharded_parameters(small)
@@ -88,7 +88,7 @@ def _sharded(model: nn.Module, example_inputs: Any, followers: Sequence[Any], op
         wrap_again(model, wrappings)
 
 
-def _refuse_sharded(followers: Sequence[Any], options: Mapping[str, Any]) -> None:
+def refuse_sharded(followers: Sequence[Any], options: Mapping[str, Any]) -> None:
     """Raises `PlanError` for what cannot be done while a model is sharded."""
     reasons = {
         "ema": ("an average", "it is a deep copy, which fully_shard does not allow"),

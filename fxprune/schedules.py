@@ -99,6 +99,8 @@ def as_schedule(value: Any, *, what: str = "schedule") -> Schedule:
         return value  # type: ignore[no-any-return]
     raise PlanError(
         f"{what} must be a number or a function of the step, not {type(value).__name__}",
+        at=f"{what}={shown(value)}",
+        why="it is asked for a value at each step",
         do="pass a float, or one of fxprune.schedules: Constant, Linear, AGP",
     )
 

@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 
 from fxprune._follow.parameters import Counterpart, Counterparts
 from fxprune._follow.result import Followed, Prepared
-from fxprune.arguments import shown
 from fxprune.errors import InputError
 
 POWERS = {
@@ -35,7 +34,7 @@ def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
     if isinstance(optimizer, torch.optim.LBFGS):
         raise InputError(
             f"{type(optimizer).__name__} cannot follow",
-            at=shown(optimizer),
+            at=f"{type(optimizer).__name__}()",
             why="its state is one vector for all parameters, and makes no sense for fewer of them",
             do="leave it out, and make a new optimizer for the small model",
         )
@@ -116,11 +115,13 @@ def _holds_none(optimizer: Optimizer, small: nn.Module | None = None) -> InputEr
     if any(id(parameter) in new for parameter in held):
         return InputError(
             f"{name} holds the parameters of the small model already",
+            at=f"{name}()",
             why="it followed before, or was made for the small model",
             do="leave it out: nothing is left to follow",
         )
     return InputError(
         f"{name} holds no parameter of the model",
+        at=f"{name}()",
         why=f"it has {len(held)} parameters, and none of them is one of the model's",
         do="pass the optimizer that trains the model, and the model itself",
     )

@@ -41,10 +41,12 @@ class Regularizer(abc.ABC):
 
     def __init__(self, model: nn.Module, strength: float | Schedule) -> None:
         if not isinstance(model, nn.Module):
-            raise PlanError("a penalty needs a model", why=f"got {type(model).__name__}", do="pass a module")
+            at, why = f"{type(self).__name__}({shown(model)})", f"{type(model).__name__} is no torch.nn.Module"
+            raise PlanError("a penalty needs a model", at=at, why=why, do="pass the model that is trained")
         self.model = model
         self.strength = as_schedule(strength, what="strength")
         self.number = 0
+        self._strength()
         self._after = False
         self._counting: weakref.ref[Optimizer] | None = None
 
@@ -73,7 +75,12 @@ class Regularizer(abc.ABC):
         parameters: only these get gradients; None for all.
         """
         if not isinstance(scale, torch.Tensor) and not (fits(scale, float) and math.isfinite(scale)):
-            raise PlanError(f"scale must be a finite number or a tensor, not {shown(scale)}", at=type(self).__name__)
+            raise PlanError(
+                "scale must be a finite number or a tensor",
+                at=f"{type(self).__name__}.add_gradients(scale={shown(scale)})",
+                why="the gradients are multiplied by it",
+                do="pass what the gradient scaler multiplies by, or leave it out",
+            )
         strength = self._strength()
         if not strength:
             return
@@ -96,12 +103,14 @@ class Regularizer(abc.ABC):
         `PlanError` for anything but an optimizer, and for one that holds no parameter of the penalty.
         """
         if not isinstance(optimizer, Optimizer):
-            why = f"got {type(optimizer).__name__}"
-            raise PlanError("a penalty is attached to an optimizer", why=why, do="pass the optimizer of the training")
+            at, why = f"attach({type(optimizer).__name__}())", f"{type(optimizer).__name__} is none"
+            do = "pass the optimizer of the training; of several, call attach for each"
+            raise PlanError("a penalty is attached to an optimizer", at=at, why=why, do=do)
         own = set(map(id, self.parameters()))
         if own and not own & set(map(id, parameters_of(optimizer))):
             raise PlanError(
                 f"{type(optimizer).__name__} trains nothing that {type(self).__name__} reads",
+                at=f"attach({type(optimizer).__name__}())",
                 why="it holds none of the parameters of the penalty",
                 do="pass the optimizer that trains the model of the penalty",
             )

@@ -30,7 +30,12 @@ class L1(Regularizer):
     def __init__(self, model: nn.Module, strength: float | Schedule, *, biases: bool = False) -> None:
         super().__init__(model, strength)
         if not isinstance(biases, bool):
-            raise PlanError(f"biases must be True or False, not {shown(biases)}", at="L1")
+            raise PlanError(
+                "biases must be True or False",
+                at=f"L1(biases={shown(biases)})",
+                why=f"it is of the type {type(biases).__name__}",
+                do="pass True to count parameters with one dimension too",
+            )
         self.biases = biases
 
     def parameters(self) -> Iterable[nn.Parameter]:
@@ -56,6 +61,7 @@ class BatchNormL1(Regularizer):
         if not self.parameters():
             raise PlanError(
                 "the model has no batch norm with a scale",
+                at=f"BatchNormL1({type(model).__name__}())",
                 why=f"no module of {type(model).__name__} is one",
                 do="take GroupLasso or GroupSparsity",
             )

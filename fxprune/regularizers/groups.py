@@ -13,6 +13,7 @@ from torch import fx, nn
 from fxprune._analyze import Analysis, analyze
 from fxprune.analysis.findings import Group
 from fxprune.analysis.members import Member
+from fxprune.arguments import fits, shown
 from fxprune.errors import PlanError, nearest
 from fxprune.regularizers.base import Regularizer
 from fxprune.schedules import Schedule
@@ -28,12 +29,14 @@ class _OverChannels(Regularizer):
         wrong = next((name for name in options if name not in known), None)
         if wrong is not None:
             why = nearest(wrong, sorted(known))
-            raise PlanError(f"{type(self).__name__} has no option {wrong}", why=why, do="take one of fxprune.analyze")
+            at, do = f"{type(self).__name__}({wrong}={shown(options[wrong])})", "take one of fxprune.analyze"
+            raise PlanError(f"{type(self).__name__} has no option {wrong}", at=at, why=why, do=do)
         self.example_inputs = example_inputs
         self.options: Mapping[str, Any] = options
         if is_sharded(model):
             raise PlanError(
                 "a penalty on channels cannot be computed of a sharded model",
+                at=type(self).__name__,
                 why="the elements of a channel are in several weights, each on several processes",
                 do="train with it before fully_shard is applied, or take L1 or BatchNormL1",
             )
@@ -41,6 +44,7 @@ class _OverChannels(Regularizer):
         if not self.parameters():
             raise PlanError(
                 "the model has no channels that a penalty could make small",
+                at=type(self).__name__,
                 why=f"no group of {type(model).__name__} has a parameter: see fxprune.analyze(model, example_inputs)",
                 do="take L1, which counts single weights",
             )
@@ -127,8 +131,13 @@ class GroupSparsity(_OverChannels):
         self, model: nn.Module, example_inputs: Any, strength: float | Schedule, *, alpha: float = 4.0, **options: Any
     ) -> None:
         super().__init__(model, example_inputs, strength, **options)
-        if isinstance(alpha, bool) or not isinstance(alpha, float | int) or not math.isfinite(alpha):
-            raise PlanError("alpha must be a finite number", why=f"it is {alpha!r}", do="take 4, as the paper does")
+        if not fits(alpha, float) or not math.isfinite(alpha) or alpha < 0:
+            raise PlanError(
+                "alpha must be a finite number of at least 0",
+                at=f"GroupSparsity(alpha={shown(alpha)})",
+                why="below 0 it would make important channels small, and keep the others",
+                do="take 4, as the paper does",
+            )
         self.alpha = alpha
 
     def penalty(self) -> torch.Tensor:

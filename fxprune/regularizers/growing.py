@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from fxprune.arguments import fits
+from fxprune.arguments import fits, shown
 from fxprune.errors import PlanError
 from fxprune.planning.plan import Plan
 from fxprune.regularizers.base import Regularizer
@@ -44,22 +44,35 @@ class GrowingRegularization(Regularizer):
         self, model: nn.Module, plan: Plan, *, delta: float = 1e-4, every: int = 10, ceiling: float = 1.0
     ) -> None:
         if not isinstance(plan, Plan):
-            raise PlanError("a plan is needed", why=f"got {type(plan).__name__}", do="pass what analysis.plan gives")
+            at, why = f"GrowingRegularization(plan={shown(plan)})", f"it is of the type {type(plan).__name__}"
+            raise PlanError("a plan is needed", at=at, why=why, do="pass what analysis.plan gives")
         numbers = (delta, every, ceiling)
         if not all(fits(n, float) and math.isfinite(n) and n > 0 for n in numbers) or not isinstance(every, int):
-            why = f"delta={delta}, every={every}, ceiling={ceiling}"
-            raise PlanError("a growing strength needs positive numbers", why=why, do="see GrowingRegularization")
+            raise PlanError(
+                "a growing strength needs positive numbers",
+                at=f"GrowingRegularization(delta={shown(delta)}, every={shown(every)}, ceiling={shown(ceiling)})",
+                why="it grows by delta after every steps, an integer, up to the ceiling",
+                do="leave them out, or pass for example delta=1e-4, every=10, ceiling=1.0",
+            )
         super().__init__(model, lambda number: min(ceiling, delta * (number // every)))
         self.plan = plan
         have = dict(model.named_parameters(remove_duplicate=False))
         if not any(name in have for name in plan.removed):
-            raise PlanError("the plan removes nothing of this model", why="none of its parameters is in the plan")
+            raise PlanError(
+                "the plan removes nothing of this model",
+                at=f"GrowingRegularization({type(model).__name__}())",
+                why="none of its parameters is in the plan",
+                do="make the plan for this model, with fxprune.analyze(model, example_inputs).plan(...)",
+            )
         self._shapes = {name: tuple(p.shape) for name, p in have.items() if name in plan.removed}
         if plan.structure is not None:
             self._shapes = {name: tuple(plan.structure.shapes.get(name, shape)) for name, shape in self._shapes.items()}
         if not self._is_there():
             raise PlanError(
-                "the plan is for another model", why="its channels are gone", do="make a plan for this model"
+                "the plan is for another model",
+                at=f"GrowingRegularization({type(model).__name__}())",
+                why="its channels are gone",
+                do="make a plan for this model",
             )
 
     def _is_there(self) -> bool:
@@ -71,8 +84,8 @@ class GrowingRegularization(Regularizer):
                 after = tuple(size - len(dims.get(dim, ())) for dim, size in enumerate(before))
                 shape = tuple(parameter.shape)
                 if shape not in (before, after):
-                    why = f'"{name}" has shape {shape}, and {before} in the plan'
-                    raise PlanError("the plan is for another model", why=why, do="make a plan for this model")
+                    why, do = f"it has shape {shape}, and {before} in the plan", "make a plan for this model"
+                    raise PlanError("the plan is for another model", at=f'"{name}"', why=why, do=do)
                 gone.add(shape != before)
         return True not in gone
 

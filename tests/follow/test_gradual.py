@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -160,7 +161,9 @@ def test_the_last_step_removes_whatever_soft_says() -> None:
 
 
 def test_a_step_that_fails_changes_nothing() -> None:
-    run = Run(importance=lambda group: [1.0])
+    sizes = []
+    run = Run(importance=lambda group: [1.0] * (sizes[0] if sizes else group.size))
+    sizes.append(1)
     before = run.checkpoint()
     with pytest.raises(fxprune.PlanError):
         run.pruner.step()
@@ -200,12 +203,70 @@ def test_a_state_of_another_run_is_refused() -> None:
         ({"importance": {"stem": [1.0] * 8}}, "cannot take importance"),
         ({"max_ratio": 0.5}, "cannot take max_ratio"),
         ({"schedule": AGP(0.0, 1.0, steps=2), "steps": 2}, "steps is without effect here"),
-        ({"schedule": "agp"}, "schedule must be a number or a function"),
+        ({"schedule": "agp"}, "schedule must be a function of the step"),
+        ({"schedule": 0.5}, "schedule must be a function of the step"),
+        ({"importance": "l7"}, "unknown importance 'l7'"),
+        ({"importance": 3}, "unknown importance 3"),
+        ({"importance": lambda group: [1.0]}, "importance has the wrong shape"),
+        ({"importance": "taylor"}, 'importance "taylor" needs data'),
+        ({"importance": "taylor", "data": [1]}, 'importance "taylor" needs a loss'),
+        ({"importance": "thinet"}, 'importance "thinet" needs data'),
+        ({"data": [1]}, "data is without effect here"),
+        ({"data": "batches", "importance": "thinet"}, "data must be batches"),
+        ({"repair": "batches"}, "repair must be batches"),
+        ({"repair": 3}, "repair must be batches"),
+        ({"repair": True}, "there is no data to repair on"),
+        ({"round_to": 0}, "round_to must be an integer"),
+        ({"scope": "x"}, "there is no scope 'x'"),
+        ({"ignore": ["nothing"]}, "ignore names nothing"),
+        ({"optimizer": torch.optim.SGD(net().parameters(), 0.1)}, "SGD holds no parameter of the model"),
+        ({"optimizer": {torch.optim.SGD(net().parameters(), 0.1)}}, "set cannot follow"),
+        ({"ema": net()}, "Net cannot follow"),
+        ({"ema": AveragedModel(nn.Linear(2, 2))}, "AveragedModel holds no copy of the model"),
     ],
 )
 def test_wrong_options_are_refused_before_the_first_step(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(fxprune.FxpruneError, match=message):
+    with pytest.raises(fxprune.FxpruneError, match=message) as caught:
         Run(**options)
+    lines = str(caught.value).splitlines()
+    if {"optimizer", "ema", "soft", "schedule", "repair", "max_ratio", "ratio"} & set(options):
+        assert [line[:6].strip() for line in lines[1:4]] == ["at", "why", "do"]
+
+
+def test_the_data_of_an_importance_are_not_read_before_the_first_step() -> None:
+    class Batches(list[torch.Tensor]):
+        def __iter__(self) -> Any:
+            raise AssertionError("read")
+
+    for importance, loss in (("thinet", None), ("taylor", lambda model, found: model(found).sum())):
+        run = Run(importance=importance, data=Batches([batch(1)]), loss=loss)
+        with pytest.raises(Exception, match="read"):
+            run.pruner.step()
+
+
+def test_a_pruner_takes_no_random_numbers_before_its_first_step() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    model = net()
+    torch.manual_seed(3)
+    fxprune.GradualPruner(model, batch(0), keep={"macs": 0.3}, importance="random", seed=1)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_a_model_that_something_else_made_smaller_is_refused() -> None:
+    run = Run()
+    run.train(0, 2)
+    fxprune.transform_(run.model, batch(0), ratio=0.3, optimizer=run.optimizer, ema=run.average)
+    before = run.model.state_dict()
+    with pytest.raises(fxprune.PlanError, match=r'between two steps\n  at   "stem.weight"\n  why .*\n  do   let one'):
+        run.pruner.step()
+    assert run.model.state_dict().keys() == before.keys()
+
+
+def test_a_schedule_may_give_numbers_of_numpy() -> None:
+    run = Run(schedule=lambda number: np.float32(number / 2))
+    run.train(0, 4)
+    assert run.pruner.done
 
 
 @pytest.mark.parametrize("value", [1.5, -0.1, math.nan, None, True])

@@ -189,12 +189,20 @@ def test_no_strength_adds_nothing() -> None:
         (lambda model: GrowingRegularization(model, None), "a plan is needed"),
         (lambda model: GroupLasso(model, batch(0), 1.0, bogus=1), "has no option bogus"),
         (lambda model: GroupSparsity(model, batch(0), 1.0, alpha="x"), "alpha must be a finite number"),
+        (
+            lambda model: GroupSparsity(model, batch(0), 1.0, alpha=-1),
+            r"alpha must be.*\n  at .*alpha=-1.*\n  why .*\n  do ",
+        ),
+        (lambda model: L1(model, -1.0), r"of at least 0\n  at   L1, step 0\n  why  it is -1.0\n  do "),
         (lambda model: GroupLasso(model.head, torch.ones(2, model.head.in_features).to(batch(0)), 1.0), "no channels"),
         (lambda model: GrowingRegularization(model, fxprune.Plan({}), delta=math.inf), "needs positive numbers"),
         (lambda model: GrowingRegularization(model, fxprune.Plan({}), every=True), "needs positive numbers"),
-        (lambda model: L1(model, 1.0, biases="no"), "biases must be True or False, not 'no'"),
+        (lambda model: L1(model, 1.0, biases="no"), "biases must be True or False"),
         (lambda model: L1(model, lambda number: True)(), "finite number of at least 0"),
-        (lambda model: L1(model, 1.0).add_gradients(math.nan), "scale must be a finite number or a tensor, not nan"),
+        (
+            lambda model: L1(model, 1.0).add_gradients(math.nan),
+            r"scale must be a finite number or a tensor\n  at   .*scale=nan",
+        ),
         (lambda model: L1(model, 1.0).attach(torch.optim.SGD(net().parameters(), 0.1)), "SGD trains nothing that L1"),
     ],
 )
