@@ -11,7 +11,7 @@ from torch import nn
 from fxprune._gradual import GradualPruner
 from fxprune.errors import FileError, PlanError
 from fxprune.files import PathLike
-from fxprune.integrations.moments import When
+from fxprune.integrations.moments import When, moved
 
 
 class LightningPruningCallback(Callback):
@@ -44,12 +44,14 @@ class LightningPruningCallback(Callback):
         self.resume_from = resume_from
         self.when = When.of(every_n_epochs, every_n_steps)
         self.pruner: GradualPruner | None = None
+        self._steps = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Makes the pruner. With `resume_from` the module loses what was removed before that checkpoint."""
         if stage != "fit":
             return
-        self.pruner = GradualPruner(self._find(pl_module), self.example_inputs, **self.options)
+        module = self._find(pl_module)
+        self.pruner = GradualPruner(module, moved(self.example_inputs, module), **self.options)
         if self.resume_from is not None:
             self._resume(torch.load(self.resume_from, map_location="cpu", weights_only=True), str(self.resume_from))
             return
@@ -67,10 +69,12 @@ class LightningPruningCallback(Callback):
         """Lets the optimizers of the trainer follow from now on."""
         vars(pl_module).pop("on_load_checkpoint", None)
         self._made().optimizer = list(trainer.optimizers)
+        self._steps = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Makes a step of the pruner after every n steps of the optimizer."""
-        if self.when.after_step(trainer.global_step):
+        """Makes a step of the pruner after every n steps of the optimizer, each of which may take several batches."""
+        before, self._steps = self._steps, trainer.global_step
+        if self.when.between(before, self._steps):
             self._step(pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -89,7 +93,9 @@ class LightningPruningCallback(Callback):
         self._made().load_state_dict(found["pruner"])
 
     def _step(self, pl_module: LightningModule) -> None:
-        made = self._made().step()
+        pruner = self._made()
+        pruner.example_inputs = moved(self.example_inputs, pruner.model)
+        made = pruner.step()
         pl_module.log_dict({"pruned_params": float(made.after.params), "pruning_progress": made.progress})
 
     def _made(self) -> GradualPruner:

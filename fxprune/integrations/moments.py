@@ -1,9 +1,12 @@
-"""The moments at which a callback prunes."""
+"""What the callbacks share: the moments at which they prune, and the device of the inputs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+
+import torch
+from torch import nn
 
 from fxprune.errors import PlanError
 
@@ -20,15 +23,23 @@ class When:
         """The moments that were asked for, by default after each epoch. Raises `PlanError` for both or neither."""
         for name, value in (("every_n_epochs", every_n_epochs), ("every_n_steps", every_n_steps)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise PlanError(f"{name} must be an integer of at least 1", why=f"it is {value!r}")
+                at, why = f"{name}={value!r}", "the pruner makes a step whenever so many are over"
+                raise PlanError(f"{name} must be an integer of at least 1", at=at, why=why, do="pass 1, 2, 3, ...")
         if every_n_epochs is not None and every_n_steps is not None:
-            raise PlanError("a pruner steps by epochs or by steps", why="both were given", do="give one of them")
+            at = f"every_n_epochs={every_n_epochs}, every_n_steps={every_n_steps}"
+            raise PlanError("a pruner steps by epochs or by steps", at=at, why="both were given", do="give one of them")
         return cls(1 if every_n_steps is None and every_n_epochs is None else every_n_epochs, every_n_steps)
 
     def after_epoch(self, done: int) -> bool:
         """True if the pruner steps now. done: the epochs that are over."""
         return self.epochs is not None and done % self.epochs == 0
 
-    def after_step(self, done: int) -> bool:
-        """True if the pruner steps now. done: the steps that the optimizer has made."""
-        return self.batches is not None and done % self.batches == 0
+    def between(self, before: int, now: int) -> bool:
+        """True if the pruner steps now. before, now: the steps that the optimizer had made and has made."""
+        return self.batches is not None and now // self.batches > before // self.batches
+
+
+def moved(inputs: Any, model: nn.Module) -> Any:
+    """The inputs on the device of a model."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    return torch.utils._pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), inputs)

@@ -6,14 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fxprune._gradual import GradualPruner
 from fxprune.errors import FileError
 from fxprune.files import PathLike, parse_json, replacing
-from fxprune.integrations.moments import When
+from fxprune.integrations.moments import When, moved
 
 FILE = "fxprune_pruner.json"
 """The file in a checkpoint that holds the state of the pruner."""
@@ -51,8 +50,7 @@ class TrainerPruningCallback(TrainerCallback):
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Makes the pruner. With `resume_from` the model loses what was removed before that checkpoint."""
         model: nn.Module = kwargs["model"]
-        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        self.pruner = GradualPruner(model, _moved(self.example_inputs, device), **self.options)
+        self.pruner = GradualPruner(model, moved(self.example_inputs, model), **self.options)
         if self.resume_from is not None:
             path = Path(self.resume_from) / FILE
             if not path.exists():
@@ -67,7 +65,7 @@ class TrainerPruningCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Makes a step of the pruner after every n steps of the optimizer."""
-        if self.when.after_step(state.global_step):
+        if self.when.between(state.global_step - 1, state.global_step):
             self._made().step()
 
     def on_epoch_end(
@@ -87,7 +85,3 @@ class TrainerPruningCallback(TrainerCallback):
     def _made(self) -> GradualPruner:
         assert self.pruner is not None  # the trainer calls on_init_end first
         return self.pruner
-
-
-def _moved(inputs: Any, device: torch.device) -> Any:
-    return torch.utils._pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), inputs)

@@ -44,7 +44,7 @@ def loader() -> DataLoader[Any]:
 
 
 def fitted(
-    folder: Path, epochs: int, checkpoint: Path | None = None, *, twice: bool = False, **when: Any
+    folder: Path, epochs: int, checkpoint: Path | None = None, *, twice: bool = False, accumulate: int = 1, **when: Any
 ) -> tuple[Task, LightningPruningCallback, Any]:
     task = Task()
     callback = LightningPruningCallback("net", batch(0), keep={"macs": 0.3}, steps=3, **when)
@@ -52,6 +52,7 @@ def fitted(
     saving = pl.callbacks.ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1, every_n_epochs=1)
     trainer = pl.Trainer(
         max_epochs=epochs,
+        accumulate_grad_batches=accumulate,
         callbacks=[callback, saving],
         accelerator="cpu",
         logger=False,
@@ -86,6 +87,18 @@ def test_a_training_goes_on_from_its_own_checkpoint_after_a_prune(tmp_path: Path
 def test_steps_of_the_optimizer_count_as_well(tmp_path: Path) -> None:
     _, callback, _ = fitted(tmp_path, 1, every_n_steps=2)
     assert callback.pruner.number == 2
+
+
+def test_a_step_of_the_optimizer_over_several_batches_counts_once(tmp_path: Path) -> None:
+    whole, callback, _ = fitted(tmp_path / "whole", 4, every_n_steps=2, accumulate=2)
+    assert callback.pruner.number == 4
+    fitted(tmp_path / "first", 2, every_n_steps=2, accumulate=2)
+    again, callback, _ = fitted(
+        tmp_path / "first", 4, tmp_path / "first" / "epoch=1.ckpt", every_n_steps=2, accumulate=2
+    )
+    assert callback.pruner.number == 4
+    expected = whole.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in again.state_dict().items())
 
 
 @pytest.mark.parametrize("module", ["", "model", "net.no"])
