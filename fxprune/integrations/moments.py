@@ -1,4 +1,4 @@
-"""What the callbacks share: the moments at which they prune, and the device of the inputs."""
+"""Moments at which a callback prunes, and inputs on the device of a model."""
 
 from __future__ import annotations
 
