@@ -82,7 +82,7 @@ def _carried_out(
     module = as_module(call.model, call.example_inputs) if known is None else known.model
     check_targets(on.followers, module)
     _refuse_two_requests(plan, {**request.choices, "scores": on.scores})
-    data = on.data is not None or on.repair not in (None, False)
+    data = on.data is not None or not (on.repair is None or on.repair is False)
     deep = check_depth(request.choices, plan=plan is not None, data=data)
     shallow = without_branches(replace(call, model=module), plan, request.choices)
     choices = shallow.choices
@@ -151,7 +151,7 @@ def _deeper(
         samples,
         measure_of(found.model, samples, (on.search or {}).get("score"), data.loss),
         settings,
-        repairs=on.repair not in (None, False),
+        repairs=not (on.repair is None or on.repair is False),
         free=free,
     )
     chosen, text = chosen_branches(asked)

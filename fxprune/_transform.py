@@ -21,7 +21,7 @@ from fxprune.planning.plan import Plan
 ModelT = TypeVar("ModelT", nn.Module, ExportedProgram)
 
 
-@checks_arguments("also", "methods", "counts", "exact", "strict", "verify", "repair_mode")
+@checks_arguments("also", "methods", "exact", "strict", "verify", "repair_mode", "latency_table")
 @public_call()
 def transform(
     model: ModelT,

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fxprune.errors import CaptureError, FxpruneError, InputError
+from fxprune.errors import CaptureError, FxpruneError, InputError, PlanError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -158,6 +158,14 @@ def generator_of(seed: int) -> torch.Generator:
         raise InputError(
             f"seed is {shown(seed)}", why=f"torch does not take it: {error}", do="pass 0, 1, 2, ..."
         ) from None
+
+
+def check_seed(seed: Any) -> None:
+    """Raises `PlanError` for what is neither an integer of at least 0 nor None."""
+    if seed is not None and not (fits(seed, int) and seed >= 0):
+        raise PlanError(
+            "seed must be an integer of at least 0, or None", why=f"it is {shown(seed)}", do="pass 0, 1, 2, ..."
+        )
 
 
 def bool_mask(mask: Any) -> torch.Tensor | str:

@@ -54,6 +54,10 @@ class FileError(FxpruneError, ValueError):
     """A file that is foreign, truncated or contradictory, or something that cannot be written into such a file."""
 
 
+class MissingFileError(FileError, FileNotFoundError):
+    """A file, or the folder for one, that is not there. Also a `FileNotFoundError`, as Python raises it."""
+
+
 class RuleError(FxpruneError, RuntimeError):
     """An operation without a rule under `strict=True`, or a rule that contradicts its own operation."""
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
-from fxprune.errors import FileError, FxpruneError, nearest
+from fxprune.errors import FileError, FxpruneError, InputError, MissingFileError, nearest, text_of
 
 PathLike = str | os.PathLike[str]
 
@@ -27,12 +27,13 @@ def replacing(path: PathLike) -> Iterator[IO[bytes]]:
     killed; in the latter case a hidden temporary file stays beside it. A new file gets the usual permissions; an
     existing one keeps its own. If `path` is a symbolic link, its target is replaced and the link stays.
 
-    Raises `FileError` if `path` is a directory.
+    Raises `FileError` if `path` is a directory, and `MissingFileError` if its folder is not there.
     """
     target = os.path.realpath(path)
     if os.path.isdir(target):
         raise FileError(f'cannot write "{os.fspath(path)}"', why="it is a directory", do="pass the name of a file")
     folder, name = os.path.split(target)
+    check_folder(path)
     temporary = os.path.join(folder, f".{name}.{os.urandom(6).hex()}.tmp")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
@@ -48,6 +49,14 @@ def replacing(path: PathLike) -> Iterator[IO[bytes]]:
             os.unlink(temporary)
         raise
     _sync_folder(folder)
+
+
+def check_folder(path: PathLike) -> None:
+    """Raises `MissingFileError` if the folder of a file that will be written is not there."""
+    folder = os.path.dirname(os.path.realpath(path))
+    if not os.path.isdir(folder):
+        why = f'there is no folder "{os.path.dirname(os.fspath(path))}"'
+        raise MissingFileError(f'cannot write "{os.fspath(path)}"', why=why, do="make the folder, or pass another path")
 
 
 def _sync_folder(folder: str) -> None:
@@ -69,11 +78,37 @@ def write_text(path: PathLike, text: str) -> None:
         file.write(text.encode())
 
 
+def save_picture(figure: Any, path: PathLike, **options: Any) -> None:
+    """Write a picture in the format of the path's suffix.
+
+    Raises `InputError` for a suffix that matplotlib does not know, `MissingFileError` if there is no such folder.
+    """
+    check_folder(path)
+    try:
+        figure.savefig(os.fspath(path), **options)
+    except ValueError as error:
+        raise InputError(
+            "the picture cannot be written",
+            at=f'path="{os.fspath(path)}"',
+            why=text_of(error),
+            do="end the path with .png, .svg or .pdf",
+        ) from error
+
+
+def check_there(path: PathLike) -> None:
+    """Raises `MissingFileError` if there is no file of this name."""
+    if not os.path.exists(path):
+        do = f"check the path; names are relative to {os.getcwd()}" if not os.path.isabs(path) else "check the path"
+        raise MissingFileError(f'there is no file "{os.fspath(path)}"', do=do)
+
+
 def read_bytes(path: PathLike, limit: int) -> bytes:
     """The content of an ordinary file of at most `limit` bytes.
 
-    Raises `FileError` if the file is larger, or if it is no ordinary file; `OSError` if it cannot be opened.
+    Raises `MissingFileError` if there is none, `FileError` if the file is larger, or if it is no ordinary file;
+    `OSError` if it cannot be opened.
     """
+    check_there(path)
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise FileError(f'"{os.fspath(path)}" is no ordinary file', do="pass the name of a file")
     with open(path, "rb") as file:

@@ -14,6 +14,7 @@ from fxprune._record import Record, record
 from fxprune.arguments import checks_arguments
 from fxprune.channels.groups import Removal
 from fxprune.errors import FxpruneError, InputError
+from fxprune.files import save_picture
 from fxprune.ops.layers import known_output_dim, output_dim
 from fxprune.planning.channels import removal_of
 from fxprune.planning.plan import Plan
@@ -156,7 +157,7 @@ def _check_axes(ax: Any) -> None:
 
 def _save(ax: Any, path: str | Path | None) -> None:
     if path is not None:
-        ax.figure.savefig(path, dpi=110)
+        save_picture(ax.figure, path, dpi=110)
 
 
 def _without_merged_norms(flow: Any) -> Any:

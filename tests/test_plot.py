@@ -97,6 +97,16 @@ def test_pictures_are_written(tmp_path: pathlib.Path) -> None:
     assert plt.get_fignums()[-1] == figure.number
 
 
+def test_a_picture_that_cannot_be_written_says_what_can(tmp_path: pathlib.Path) -> None:
+    analysis = residual()
+    with pytest.raises(InputError, match="the picture cannot be written") as raised:
+        plot.dependencies(analysis, path=tmp_path / "picture.xyz")
+    assert "Format 'xyz' is not supported" in raised.value.why
+    assert ".png, .svg or .pdf" in raised.value.do
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        plot.dependencies(analysis, path=tmp_path / "nothing" / "picture.png")
+
+
 def test_widths_before_and_after(tmp_path: pathlib.Path) -> None:
     net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
     small = fxprune.transform(net, torch.randn(1, 3), ratio={"0": 0.5, "2": 1 / 3})

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 from fxprune.errors import FxpruneError
-from fxprune.files import PathLike
+from fxprune.files import PathLike, save_picture
 
 Line = tuple[str, Sequence[float], Sequence[float], Sequence[float]]
 """A name, the positions, the values without repair, and those with it: one number if nothing was repaired."""
@@ -43,7 +42,7 @@ def draw(lines: Sequence[Line], across: str, up: str, path: PathLike | None, ax:
     if len(lines) <= LISTED and ax.get_legend_handles_labels()[1]:
         ax.legend(fontsize=8)
     if path is not None:
-        ax.figure.savefig(os.fspath(path))
+        save_picture(ax.figure, path)
     return ax
 
 

@@ -61,6 +61,8 @@ class SavedSteps:
         if not os.path.exists(path):
             try:
                 self._write(path)
+            except FileError:
+                raise
             except OSError as error:
                 raise FileError(f'cannot write "{name}"', why=str(error), do="pass the path of a file") from error
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -66,8 +66,9 @@ def sample_contributions(
 ) -> Contributions:
     """Run the model on every batch; in every layer, sample `samples` outputs per input, as sums over input slots.
 
-    Layers are `nn.Linear` and `nn.Conv1d`, `2d`, `3d` that are called as modules and own their weight. Outputs are
-    drawn uniformly over images, positions and output channels, with replacement. Runs in evaluation mode without
+    Layers are `nn.Linear` and `nn.Conv1d`, `2d`, `3d` that are called as modules and own their weight. Of each input,
+    outputs are drawn uniformly over positions and output channels, with replacement: the same ones for any sizes of the
+    batches. Runs in evaluation mode without
     gradients; the model is as before afterwards. What is kept is one float per input slot, input and
     sample of every layer: 1 GB for a linear layer of 25088 features on 1000 images.
 
@@ -103,7 +104,8 @@ def sample_contributions(
             f"loader must give batches, not be a {type(loader).__name__}",
             do="pass a data loader or a list of batches, for example `[torch.randn(64, 3, 32, 32)]`",
         )
-    collector = _Collector(model, samples, generator_of(seed))
+    generator_of(seed)  # raises for a seed that torch does not take
+    collector = _Collector(model, samples, seed)
     batches = 0
     with collector.hooked(), _evaluating(model), torch.no_grad():
         for batch in tqdm(loader, desc="contributions", unit="batch", disable=not progress):
@@ -115,12 +117,18 @@ def sample_contributions(
 
 
 class _Collector:
-    """Samples layers as they are called."""
+    """Samples layers as they are called.
 
-    def __init__(self, model: nn.Module, samples: int, generator: torch.Generator) -> None:
-        self.model, self.samples, self.generator = model, samples, generator
-        self.count = 0
+    Each call of a layer in a forward has random numbers of its own, in the order of the inputs: so the batches that the
+    inputs come in make no difference.
+    """
+
+    def __init__(self, model: nn.Module, samples: int, seed: int) -> None:
+        self.model, self.samples, self.seed = model, samples, seed
+        self.size = 0
         self.found: dict[int, list[Sampled]] = {}
+        self._calls: dict[int, int] = {}
+        self._generators: dict[tuple[int, int], torch.Generator] = {}
 
     def batch(self, batch: Any, number: int) -> None:
         """Run the model on one batch. number: of the batch, for messages."""
@@ -134,7 +142,8 @@ class _Collector:
                 do="give what one call of the model takes, for example `(x for x, _ in loader)`",
             ) from None
         first = next(leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
-        self.count = self.samples * (first.shape[0] if first.ndim else 1)
+        self.size = first.shape[0] if first.ndim else 1
+        self._calls.clear()
         called(self.model, (args, kwargs), number)
 
     @contextlib.contextmanager
@@ -166,28 +175,49 @@ class _Collector:
         weight = cast(torch.Tensor, module.weight).detach()
         wide = torch.promote_types(weight.dtype, torch.float32)
         take = _linear if isinstance(module, nn.Linear) else _convolution
-        parts = take(self._draw, module, x.detach().to(wide), weight.to(wide), output, self.count)
+        parts = take(self._draw, module, x.detach().to(wide), weight.to(wide), output)
         self.found.setdefault(id(module.weight), []).append(parts)
 
-    def _draw(self, size: int, count: int, like: torch.Tensor) -> torch.Tensor:
-        return torch.randint(size, (count,), generator=self.generator).to(like.device)
+    def _draw(self, layer: Any, rows: int, sizes: Sequence[int]) -> list[torch.Tensor]:
+        """For each drawn output a row, and an integer below each of `sizes`, [m] each.
+
+        The rows are cut into as many equal parts as there are inputs, and as many outputs are drawn of each part; if
+        that is not possible, of all rows together.
+        """
+        weight = id(layer.weight)
+        number = self._calls[weight] = self._calls.get(weight, -1) + 1
+        if (weight, number) not in self._generators:
+            self._generators[weight, number] = generator_of(self.seed + number)
+        inputs = self.size if rows % max(self.size, 1) == 0 else 1
+        each = rows // inputs
+        count = self.samples * self.size
+        drawn = torch.rand(
+            count, 1 + len(sizes), dtype=torch.float64, generator=self._generators[weight, number]
+        ) * torch.tensor([each, *sizes], dtype=torch.float64)
+        first, *others = drawn.to(layer.weight.device).long().unbind(1)
+        parts = torch.arange(inputs, device=first.device).repeat_interleave(count // inputs)
+        return [first + each * parts, *others]
 
 
-def _linear(draw: Any, module: Any, x: torch.Tensor, weight: torch.Tensor, output: Any, count: int) -> Sampled:
+Draw = Callable[[Any, int, Sequence[int]], list[torch.Tensor]]
+
+
+def _linear(draw: Draw, module: Any, x: torch.Tensor, weight: torch.Tensor, output: Any) -> Sampled:
     rows = x.reshape(-1, x.shape[-1])
-    outputs, chosen = draw(len(weight), count, x), draw(len(rows), count, x)
+    chosen, outputs = draw(module, len(rows), [len(weight)])
     return Sampled(weight[outputs] * rows[chosen], outputs)
 
 
-def _convolution(draw: Any, module: Any, x: torch.Tensor, weight: torch.Tensor, output: Any, count: int) -> Sampled:
+def _convolution(draw: Draw, module: Any, x: torch.Tensor, weight: torch.Tensor, output: Any) -> Sampled:
     dims = weight.ndim - 2
     x = x if x.ndim == dims + 2 else x.unsqueeze(0)
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
-    outputs, images = draw(len(weight), count, x), draw(len(x), count, x)
+    images, outputs, *places = draw(module, len(x), [len(weight), *output.shape[-dims:]])
+    count = len(images)
     taps = torch.zeros(count, 1, dtype=torch.int64, device=x.device)  # [m, kernel], into the flattened space
     for d in range(dims):
-        start = draw(output.shape[d - dims], count, x) * module.stride[d]
+        start = places[d] * module.stride[d]
         along = start[:, None] + torch.arange(weight.shape[2 + d], device=x.device) * module.dilation[d]
         taps = (taps[:, :, None] * x.shape[2 + d] + along[:, None, :]).flatten(1)
     width = weight.shape[1]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fxprune.analysis.findings import Group
 from fxprune.analysis.members import Member
-from fxprune.criteria.losses import Loss, backward, check_loss, with_gradients
+from fxprune.criteria.losses import Loss, backward, check_loss, no_gradients, with_gradients
 from fxprune.criteria.table import measured
 from fxprune.errors import PlanError
 from fxprune.running.inputs import each_batch, samples_of
@@ -117,6 +117,8 @@ def fisher_gate_importance(
         for key, rows in theirs.items():
             joined.setdefault(key, []).extend((before + number, sums) for number, sums in rows.items())
         before += samples
+    if not any(bool(sums.any()) for rows in joined.values() for _, sums in rows):
+        raise no_gradients()
     return GateImportance({key: _rows(rows, before) for key, rows in joined.items()})
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.analysis.findings import Group
-from fxprune.criteria.losses import Loss, backward, check_loss, with_gradients
+from fxprune.criteria.losses import Loss, backward, check_loss, no_gradients, with_gradients
 from fxprune.criteria.table import measured
 from fxprune.errors import PlanError
-from fxprune.running.inputs import each_batch
+from fxprune.running.inputs import each_batch, sample_count, samples_of
 from fxprune.running.processes import Processes
 
 
@@ -52,17 +52,18 @@ class GradientImportance:
 def taylor_importance(
     model: nn.Module, batches: Iterable[Any], *, loss: Loss, progress: bool = False, process_group: Any = None
 ) -> GradientImportance:
-    """The change of the loss to first order, element by element: terms = |w * dL/dw|, L the mean over the batches.
+    """The change of the loss to first order, element by element: terms = |w * dL/dw|, L the mean over the samples.
 
     Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning" (https://arxiv.org/abs/1906.10771), the
     first-order terms by absolute value: summed with their signs they cancel each other.
 
-    Runs forward and backward once per batch, in evaluation mode. The model is as before afterwards, with its gradients.
+    Runs forward and backward once per batch, in evaluation mode. A batch counts by the number of its samples, so that
+    batches of other sizes give the same terms. The model is as before afterwards, with its gradients.
 
     Args:
         model: the one that will be pruned.
         batches: what `loss` takes, such as pairs of inputs and labels.
-        loss: a function from the model and a batch to a scalar.
+        loss: a function from the model and a batch to a scalar, the mean over the samples of the batch.
         progress: True to show a progress bar.
         process_group: a group of `torch.distributed`, whose processes have the same model and some of the batches each.
             All of them get the importance that one process gets from all batches.
@@ -76,7 +77,7 @@ def taylor_importance(
     >>> len(fxprune.analyze(net, torch.randn(1, 2)).plan(ratio=0.5, importance=importance).removed["0.bias"][0])
     2
     """
-    found = _means(model, batches, loss, lambda gradient: gradient, progress, Processes(process_group))
+    found = _means(model, batches, loss, lambda gradient: gradient, _whole, progress, Processes(process_group))
     return GradientImportance({name: (weight * mean).abs() for name, (weight, mean) in found.items()})
 
 
@@ -84,24 +85,37 @@ def taylor_importance(
 def fisher_importance(
     model: nn.Module, batches: Iterable[Any], *, loss: Loss, progress: bool = False, process_group: Any = None
 ) -> GradientImportance:
-    """The diagonal of the Fisher information: terms = w^2 * mean over batches of (dL/dw)^2 / 2.
+    """The diagonal of the Fisher information: terms = w^2 * mean over samples of (dL/dw)^2 / 2.
 
     The second-order change of the loss where w becomes zero, with the Fisher information for the Hessian: LeCun et al.
     1989, "Optimal Brain Damage"; Theis et al. 2018, "Faster gaze prediction with dense networks and Fisher pruning"
-    (https://arxiv.org/abs/1801.05787). A batch of one sample gives the exact Fisher diagonal; a larger one the
-    square of a mean, which is smaller.
+    (https://arxiv.org/abs/1801.05787). L is the loss of one sample.
 
-    Runs, arguments and errors are those of `taylor_importance`.
+    Runs forward and backward once per sample, since the square of a sum is not a sum of squares. A batch is split along
+    the first dimension that all its tensors share. Arguments and errors are those of `taylor_importance`; a loss that
+    compares the samples of a batch has no gradient for one sample alone, and is refused.
 
     >>> net = nn.Sequential(nn.Linear(1, 1, bias=False))
     >>> with torch.no_grad():
     ...     _ = net[0].weight.fill_(3.0)
-    >>> data = [torch.tensor([[1.0]]), torch.tensor([[2.0]])]  # gradients 1 and 2
+    >>> data = [torch.tensor([[1.0], [2.0]])]  # gradients 1 and 2
     >>> fisher_importance(net, data, loss=lambda model, x: model(x).sum()).terms["0.weight"]
     tensor([[11.2500]], dtype=torch.float64)
     """
-    found = _means(model, batches, loss, torch.square, progress, Processes(process_group))
+    found = _means(model, batches, loss, torch.square, _each, progress, Processes(process_group))
+    if not any(mean.any() for _, mean in found.values()):
+        raise no_gradients()
     return GradientImportance({name: weight.square() * mean / 2 for name, (weight, mean) in found.items()})
+
+
+def _whole(batch: Any) -> list[tuple[Any, int]]:
+    """A batch with the number of its samples."""
+    return [(batch, sample_count(batch))]
+
+
+def _each(batch: Any) -> list[tuple[Any, int]]:
+    """The samples of a batch."""
+    return [(sample, 1) for sample in samples_of(batch)]
 
 
 def _means(
@@ -109,21 +123,26 @@ def _means(
     batches: Iterable[Any],
     loss: Loss,
     of: Callable[[Tensor], Tensor],
+    parts: Callable[[Any], list[tuple[Any, int]]],
     progress: bool,
     processes: Processes,
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """For each parameter that has gradients its values, and the mean of a function of them over the batches."""
+    """For each parameter that has gradients its values, and the mean of a function of them over the samples.
+
+    parts: the parts of a batch that the loss is taken of, each with the number of its samples.
+    """
     check_loss(loss)
     total: dict[str, Tensor] = {}
     count = 0
     with with_gradients(model) as parameters:
         for number, batch in each_batch(batches, what="gradients", progress=progress):
-            backward(model, batch, loss, number, parameters)
-            count += 1
-            for name, parameter in parameters.items():
-                if parameter.grad is not None:
-                    value = of(parameter.grad.cpu().double())
-                    total[name] = total[name] + value if name in total else value
-                    parameter.grad = None
+            for part, size in parts(batch):
+                backward(model, part, loss, number, parameters)
+                count += size
+                for name, parameter in parameters.items():
+                    if parameter.grad is not None:
+                        value = size * of(parameter.grad.cpu().double())
+                        total[name] = total[name] + value if name in total else value
+                        parameter.grad = None
         total, count = processes.sums(total, count)
         return {name: (parameters[name].detach().cpu().double(), value / count) for name, value in total.items()}

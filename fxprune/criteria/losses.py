@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from fxprune.capture.inputs import check_initialised
 from fxprune.capture.tensors import Tensors
 from fxprune.errors import FxpruneError, InputError, PlanError
+from fxprune.running.inputs import described
 
 Loss = Callable[[nn.Module, Any], Tensor]
 """A function from the model and one batch to the loss, a scalar: `lambda model, batch: F.cross_entropy(model(batch[0]),
@@ -115,6 +116,15 @@ def backward(model: nn.Module, batch: Any, loss: Loss, number: int, parameters: 
             raise InputError("a gradient is not finite", at=f'"{name}", batch {number}', why=why, do=do)
 
 
+def no_gradients() -> InputError:
+    """The error for a loss of single samples whose gradients are all zero."""
+    return InputError(
+        "the loss of one sample has no gradient",
+        why="all gradients are zero, as for a loss that compares the samples of a batch with each other",
+        do='use a loss that each sample has alone, or importance="taylor", which takes a batch whole',
+    )
+
+
 def _called(model: nn.Module, batch: Any, loss: Loss, at: str) -> Any:
     """The value of the loss. Its exceptions become an `InputError` that says what it was called with."""
     try:
@@ -123,7 +133,7 @@ def _called(model: nn.Module, batch: Any, loss: Loss, at: str) -> Any:
         raise
     except Exception as error:
         text = next(iter(str(error).strip().splitlines()), "")
-        given = f"a batch that is {_described(batch)}"
+        given = f"a batch that is {described(batch)}"
         alone = isinstance(batch, Tensor)
         do = "let the data give pairs of inputs and labels" if alone else "let the data give what `loss` takes"
         raise InputError(
@@ -132,14 +142,6 @@ def _called(model: nn.Module, batch: Any, loss: Loss, at: str) -> Any:
             why=f"{type(error).__name__}: {text}; it was called with the model and {given}",
             do=f"{do}, as in `loss=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])`",
         ) from error
-
-
-def _described(batch: Any) -> str:
-    """A short text of a batch: its kind and the shapes of its tensors."""
-    if isinstance(batch, Tensor):
-        return f"one tensor {list(batch.shape)}"
-    shapes = [str(list(leaf.shape)) for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
-    return f"a {type(batch).__name__} with {'tensors ' + ', '.join(shapes[:4]) if shapes else 'no tensors'}"
 
 
 def _first_not_finite(model: nn.Module, batch: Any, loss: Loss) -> str:

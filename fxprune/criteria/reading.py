@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.capture.process_state import no_fused_attention, no_fused_recurrence
 from fxprune.criteria.losses import Loss, check_has_values, check_loss, loss_of, with_gradients
 from fxprune.errors import InputError
-from fxprune.running.inputs import called, each_batch, inputs_of
+from fxprune.running.inputs import called, each_batch, inputs_of, sample_count
 from fxprune.running.processes import Processes
 from fxprune.running.products import Convolution, Matrices, Matrix, WeightProduct, double
 from fxprune.running.watch import Block, Parameters, ProductCall, Watch
@@ -112,13 +111,17 @@ def readings_of(
         if loss is None:
             data = inputs_of(model, batches, None)
             with _evaluating(model), torch.no_grad():
+                if gather.row_norms:
+                    for number, inputs in each_batch(data, what="lengths", progress=progress):
+                        gather.measure(partial(called, model, inputs, number))
+                    gather.join_lengths(processes)
                 for number, inputs in each_batch(data, what="readings", progress=progress):
-                    gather.forward(partial(called, model, inputs, number), number, _samples(inputs))
+                    gather.forward(partial(called, model, inputs, number), number, sample_count(inputs))
         else:
             check_loss(loss)
             with with_gradients(model) as parameters:
                 for number, batch in each_batch(batches, what="readings", progress=progress):
-                    gather.backward(partial(loss_of, model, batch, loss, number), number, _samples(batch))
+                    gather.backward(partial(loss_of, model, batch, loss, number), number, sample_count(batch))
                     for parameter in parameters.values():
                         parameter.grad = None
     return gather.joined(processes)
@@ -131,7 +134,33 @@ class _Gather:
         self.model = model
         self.parameters = Parameters(model)
         self.found = Readings(informed=informed)
+        self._lengths: dict[Block, tuple[float, int]] = {}
         self.row_norms = any(part in type(m).__name__ for m in model.modules() for part in ROW_NORMS)
+
+    def measure(self, run: Callable[[], Any]) -> None:
+        """Add the lengths of the rows of a batch: the floor below which a row counts no more is the same for all."""
+
+        def add(call: ProductCall) -> None:
+            assert call.y is not None
+            product = call.product
+            if isinstance(product.form, Convolution):
+                return
+            for _, outputs in product.form.rows(product.x.detach(), call.y.detach(), product.weight):
+                lengths = outputs.square().sum(-1)
+                total, count = self._lengths.get(call.place, (0.0, 0))
+                self._lengths[call.place] = total + float(lengths.sum()), count + lengths.numel()
+
+        with Watch(self.parameters, after=add):
+            run()
+
+    def join_lengths(self, processes: Processes) -> None:
+        """Add the lengths of other processes."""
+        joined: dict[Block, tuple[float, int]] = {}
+        for part in processes.all(self._lengths):
+            for place, (total, count) in part.items():
+                before = joined.get(place, (0.0, 0))
+                joined[place] = before[0] + total, before[1] + count
+        self._lengths = joined
 
     def forward(self, run: Callable[[], Any], number: int, samples: int) -> None:
         """Add a batch without a loss."""
@@ -175,8 +204,8 @@ class _Gather:
             squares = outputs.square()
             v = squares.sum(-1) if informed else torch.ones_like(x[..., 0])
             if relative:
-                lengths = squares.sum(-1)
-                v = 1 / (lengths + FLOOR * lengths.mean()).clamp(min=torch.finfo(torch.float64).tiny)
+                lengths, (total, count) = squares.sum(-1), self._lengths[place]
+                v = 1 / (lengths + FLOOR * total / count).clamp(min=torch.finfo(torch.float64).tiny)
             weighted = x * v[..., None]
             reading.rows += v.sum(1)
             reading.x += weighted.sum(1)
@@ -271,9 +300,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def _samples(batch: Any) -> int:
-    """The number of samples of a batch: the size of the first dimension of its first tensor."""
-    first = next((leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)), None)
-    return 1 if first is None or not first.ndim else len(first)

@@ -181,7 +181,7 @@ def given_scores(scores: Any) -> Importance:
             raise FileError(
                 "the file of scores cannot be read",
                 at=f'"{os.fspath(scores)}"',
-                why=error.strerror or str(error),
+                why=error.what if isinstance(error, FileError) else error.strerror or str(error),
                 do="write it with `fxprune.criteria.save_scores`",
             ) from error
     if isinstance(scores, ChannelScores):

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 
 from fxprune.analysis.findings import Findings, Group
-from fxprune.arguments import checks_arguments
-from fxprune.criteria.table import CRITERIA, Criterion, GroupsImportance, Importance
+from fxprune.arguments import check_seed, checks_arguments
+from fxprune.criteria.table import CRITERIA, MEASURED, Criterion, GroupsImportance, Importance
 from fxprune.errors import FxpruneError, PlanError, nearest
 
 
@@ -45,21 +45,36 @@ def scores_of(
 
     Raises `PlanError` for an unknown name, and for a callable that returns a wrong length or NaN.
     """
+    check_seed(seed)
     if isinstance(importance, GroupsImportance):
         return importance.of_groups(findings, groups, seed)
     if callable(importance):
         return by_group(importance)(findings, groups, seed)
     if not isinstance(importance, str) or importance not in CRITERIA:
-        raise PlanError(
-            f"unknown importance {importance!r}",
-            why=nearest(str(importance), CRITERIA),
-            do=f"use one of {', '.join(CRITERIA)}, or a callable that takes a group and returns one score per channel",
-        )
+        raise _unknown(importance)
     scores = CRITERIA[importance](findings, groups, seed)
     if np.isnan(scores).any():
         bad = [n for n, t in findings.tensors.items() if t.is_floating_point() and bool(t.detach().isnan().any())]
         raise PlanError("the weights contain NaN", at=", ".join(bad[:4]), do="repair the weights first")
     return scores
+
+
+def _unknown(importance: Any) -> PlanError:
+    """The error for an importance that is neither a known name nor callable."""
+    by_hand = "a callable that takes a group and returns one score per channel"
+    if isinstance(importance, str) and importance in MEASURED:
+        return PlanError(
+            f'importance "{importance}" needs data',
+            why="it is measured on batches, and none were given",
+            do="pass `data=batches`, such as a data loader",
+        )
+    return PlanError(
+        f"unknown importance {importance!r}",
+        why=nearest(str(importance), [*CRITERIA, *MEASURED])
+        if isinstance(importance, str)
+        else f"it is neither a name nor callable, but of type {type(importance).__name__}",
+        do=f"use one of {', '.join(CRITERIA)}; one of {', '.join(MEASURED)} with `data=`; or {by_hand}",
+    )
 
 
 def _of_one_group(importance: Callable[[Group], Any], group: Group) -> npt.NDArray[np.float64]:

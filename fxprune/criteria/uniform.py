@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fxprune.analysis.findings import Findings, Group
+from fxprune.arguments import check_seed
 from fxprune.criteria.table import criterion
-from fxprune.errors import PlanError
 
 
 @criterion("random")
@@ -21,6 +21,5 @@ def uniform(findings: Findings, groups: Sequence[Group], seed: int | None = None
 
     Raises `PlanError` for a seed that is no integer of at least 0.
     """
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
-        raise PlanError(f"seed must be an integer of at least 0, or None, not {seed!r}")
+    check_seed(seed)
     return np.random.default_rng(seed).random(findings.solution.channels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from fxprune.analysis.adapters import low_rank_adapters
 from fxprune.analysis.findings import Findings, Group
-from fxprune.arguments import fits
+from fxprune.arguments import check_seed, fits
 from fxprune.channels.groups import Bools, Removal
 from fxprune.costs import LatencyFile, LatencyTable
 from fxprune.criteria import Importance, comparable, scores_of
@@ -23,7 +23,7 @@ from fxprune.planning.budgets import budgets_of, checked_keys
 from fxprune.planning.figures import Meter
 from fxprune.planning.fitting import within
 from fxprune.planning.fixed_counts import Fixed, fixed_counts
-from fxprune.planning.limits import check_round_to, limits_of
+from fxprune.planning.limits import Limits, check_round_to, limits_of
 from fxprune.planning.masks import every_channel, removed_by_masks
 from fxprune.planning.ranked import Ranked
 from fxprune.planning.select import by_group, ignored_groups, importance_by_pattern
@@ -92,6 +92,7 @@ def choose(
     Raises `PlanError` for a request that makes no sense.
     """
     _check_one_request(ratio=ratio, masks=masks, keep=keep, counts=counts)
+    check_seed(seed)
     check_round_to(round_to)
     stay = _staying(findings, ignore, exact)
     if masks is not None:
@@ -118,7 +119,7 @@ def choose(
     else:
         removed, reasons = within(findings, budgets, ranked.widths(scope, round_to), meter)
     if not removed.any() and not reasons:
-        reasons = _why_nothing(groups, round_to, keep)
+        reasons = _why_nothing(groups, replace(limits, round_to=round_to), keep)
     return removed, (*reasons, *why)
 
 
@@ -185,7 +186,7 @@ def _groups(
     return _Chosen(groups, given, tuple(reasons))
 
 
-def _why_nothing(groups: Mapping[Group, float], round_to: int, keep: Any) -> tuple[str, ...]:
+def _why_nothing(groups: Mapping[Group, float], limits: Limits, keep: Any) -> tuple[str, ...]:
     """The reason why no group of a request loses a channel."""
     if keep is not None:
         asked = ", ".join(f"{key}={value!r}" for key, value in keep.items())
@@ -193,9 +194,10 @@ def _why_nothing(groups: Mapping[Group, float], round_to: int, keep: Any) -> tup
     if not groups:
         return ()
     largest = max(groups, key=lambda group: group.size)
+    cause = f"min_channels={limits.min_channels}" if limits.min_channels > 1 else "rounding"
     return (
-        f"rounding leaves every group whole: the largest has {largest.size} channels "
-        f'("{largest.name}"), ratio {groups[largest]}, round_to {round_to}',
+        f"{cause} leaves every group whole: the largest has {largest.size} channels "
+        f'("{largest.name}"), ratio {groups[largest]}, round_to {limits.round_to}',
     )
 
 
@@ -206,6 +208,7 @@ def _check_one_request(**given: Any) -> None:
         raise PlanError(
             "say which channels to remove: exactly one of ratio, masks, keep and counts",
             why=f"given: {', '.join(others) or 'none of them'}",
+            do='pass for example keep={"macs": 0.5}' if not others else "leave all but one of them out",
         )
     if given["masks"] is not None and given["counts"] is not None:
         raise PlanError("masks say already which channels go", why="counts were given too", do="leave one of them out")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from fxprune.analysis.findings import Findings, Group
+from fxprune.arguments import fits
 from fxprune.errors import PlanError
 from fxprune.names import show
 from fxprune.planning.limits import Limits
 from fxprune.planning.select import by_group
+
+EXAMPLE = 'pass for example counts={"layer1.0.conv1": 24}'
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,22 @@ def fixed_counts(
     if counts is None:
         return Fixed()
     if not isinstance(counts, Mapping):
-        raise PlanError("counts must be a dict from patterns to numbers", why=f"it is a {type(counts).__name__}")
+        why = f"it is of type {type(counts).__name__}"
+        raise PlanError("counts must be a dict from patterns to numbers", why=why, do=EXAMPLE)
     for pattern, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1:
-            raise PlanError("a count must be an integer of at least 1", at=f"counts={{{show(pattern)}: {count!r}}}")
+        if not fits(count, int) or count < 1:
+            at, why = f"counts={{{show(pattern)}: {count!r}}}", "it is the number of channels that stay"
+            share = fits(count, float) and 0 < count < 1
+            do = f"pass a share that goes as ratio={{{show(pattern)}: ...}}" if share else EXAMPLE
+            raise PlanError("a count must be an integer of at least 1", at=at, why=why, do=do)
     fixed: dict[int, int] = {}
     reasons = []
     for number, count in by_group(findings, counts, what="counts").items():
         group, kept = findings.groups[number], int(count)
         if kept > group.size:
             why = f"it has {group.size} {group.kind}, and {kept} shall stay"
-            raise PlanError("a group has fewer channels than shall stay", at=_at(group), why=why)
+            do = f"pass at most {group.size}, or leave the group out"
+            raise PlanError("a group has fewer channels than shall stay", at=_at(group), why=why, do=do)
         if kept < group.size and number in stay:
             reasons.append(f"counts: {_at(group)} keeps all of its {group.size} channels, not {kept}: {stay[number]}")
             continue

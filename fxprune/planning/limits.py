@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from fxprune.arguments import fits
 from fxprune.errors import PlanError
 
 
@@ -20,12 +21,14 @@ class Limits:
     max_ratio: float
 
     def __post_init__(self) -> None:
-        if isinstance(self.min_channels, bool) or not isinstance(self.min_channels, int) or self.min_channels < 1:
-            raise PlanError(f"min_channels must be an integer of at least 1, not {self.min_channels!r}")
-        if isinstance(self.max_ratio, bool) or not isinstance(self.max_ratio, float | int):
-            raise PlanError(f"max_ratio must be a number, not {self.max_ratio!r}")
+        if not fits(self.min_channels, int) or self.min_channels < 1:
+            why, do = "it is the least number of channels that stay in a group", "pass for example min_channels=8"
+            raise PlanError(f"min_channels must be an integer of at least 1, not {self.min_channels!r}", why=why, do=do)
+        why, do = "it is the largest share that a group may lose", "pass for example max_ratio=0.9"
+        if not fits(self.max_ratio, float):
+            raise PlanError(f"max_ratio must be a number, not {self.max_ratio!r}", why=why, do=do)
         if not 0 < self.max_ratio <= 1:
-            raise PlanError(f"max_ratio must be in (0, 1], not {self.max_ratio!r}")
+            raise PlanError(f"max_ratio must be in (0, 1], not {self.max_ratio!r}", why=why, do=do)
 
     def kept(self, size: int, ratio: float) -> int:
         """The channels that stay of a group, if this share goes."""

@@ -26,8 +26,24 @@ def refuse_without_effect(choices: Mapping[str, Any], *, plan: bool = False) -> 
         _refuse(left, defaults, "a plan says already which channels go")
     elif choices.get("masks") is not None:
         _refuse(choices, RANKING, "masks say already which channels go")
-    elif choices.get("keep") is None and choices.get("round_to") != "auto":
-        _refuse(choices, {"scope": "local"}, "there is no budget to spread over the groups")
+        _refuse_table(choices)
+    else:
+        if choices.get("keep") is None and choices.get("round_to") != "auto":
+            _refuse(choices, {"scope": "local"}, "there is no budget to spread over the groups")
+        _refuse_table(choices)
+
+
+def _refuse_table(choices: Mapping[str, Any]) -> None:
+    """Raises `PlanError` for a table of latencies where no latency is measured. False keeps none."""
+    table, keep = choices.get("latency_table"), choices.get("keep")
+    measured = choices.get("round_to") == "auto" or (isinstance(keep, Mapping) and "latency" in keep)
+    if table is not None and table is not False and not measured:
+        raise PlanError(
+            "latency_table is without effect here",
+            at=f"latency_table={shown(table)}",
+            why="no latency is measured",
+            do='pass keep={"latency": ...} or round_to="auto", or leave it out',
+        )
 
 
 def _refuse(choices: Mapping[str, Any], defaults: Mapping[str, Any], why: str) -> None:

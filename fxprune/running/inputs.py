@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.inputs import Inputs, bound, normalize
-from fxprune.errors import FxpruneError, InputError
+from fxprune.errors import FxpruneError, InputError, text_of
 
 
 def inputs_of(model: nn.Module, batches: Any, pick: Callable[[Any], Any] | None) -> list[Inputs]:
@@ -22,15 +22,16 @@ def inputs_of(model: nn.Module, batches: Any, pick: Callable[[Any], Any] | None)
     """
     _check_iterable(batches)
     found = []
-    for number, batch in enumerate(batches):
+    for number, batch in enumerate(_read(batches)):
+        given = batch if pick is None else _picked(pick, batch, number)
         try:
-            inputs = normalize(batch if pick is None else pick(batch))
+            inputs = normalize(given)
             bound(model, inputs)
         except InputError as error:
             raise InputError(
                 "a batch does not fit the model",
                 at=f"batch {number}",
-                why=f"{error}: {error.why}",
+                why=": ".join(filter(None, (error.what, error.why))),
                 do="let a batch hold what one call takes, or pick it out: `inputs=lambda batch: batch[0]`",
             ) from None
         found.append(inputs)
@@ -39,10 +40,38 @@ def inputs_of(model: nn.Module, batches: Any, pick: Callable[[Any], Any] | None)
     return found
 
 
+def _picked(pick: Callable[[Any], Any], batch: Any, number: int) -> Any:
+    """The inputs that a user's function picks out of a batch. Raises `InputError` where it raises."""
+    try:
+        return pick(batch)
+    except FxpruneError:
+        raise
+    except Exception as error:
+        raise InputError(
+            "the function that picks the inputs out of a batch raises",
+            at=f"inputs={getattr(pick, '__name__', type(pick).__name__)}, batch {number}",
+            why=f"{text_of(error)}; it was called with {described(batch)}",
+            do="pass a function from a batch to what one call takes, such as `lambda batch: batch[0]`",
+        ) from error
+
+
+def described(batch: Any) -> str:
+    """A short text of a batch: its kind and the shapes of its tensors.
+
+    >>> import torch
+    >>> described((torch.zeros(2, 3), 4))
+    'a tuple with tensors [2, 3]'
+    """
+    if isinstance(batch, Tensor):
+        return f"one tensor {list(batch.shape)}"
+    shapes = [str(list(leaf.shape)) for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+    return f"a {type(batch).__name__} with {'tensors ' + ', '.join(shapes[:4]) if shapes else 'no tensors'}"
+
+
 def all_batches(batches: Any) -> list[Any]:
     """The batches as a list, which can be read several times. Raises `InputError` for what gives no batches."""
     _check_iterable(batches)
-    return list(batches)
+    return list(_read(batches))
 
 
 def each_batch(batches: Any, *, what: str, progress: bool = False) -> Iterator[tuple[int, Any]]:
@@ -54,7 +83,7 @@ def each_batch(batches: Any, *, what: str, progress: bool = False) -> Iterator[t
 
     _check_iterable(batches)
     number = -1
-    for number, batch in enumerate(tqdm(batches, desc=what, unit="batch", disable=not progress)):
+    for number, batch in enumerate(_read(tqdm(batches, desc=what, unit="batch", disable=not progress))):
         yield number, batch
     if number < 0:
         raise InputError("there is no batch", why="the iterable is empty", do="pass at least one batch")
@@ -75,6 +104,17 @@ def called(model: nn.Module, inputs: Inputs, number: int) -> Any:
             why=f"{type(error).__name__}: {text}; it was called with tensors of the shapes {', '.join(shapes)}",
             do="let a batch hold what one call of the model takes",
         ) from error
+
+
+def sample_count(batch: Any) -> int:
+    """The number of samples of a batch: the size of the first dimension of its first tensor; 1 if it has none.
+
+    >>> import torch
+    >>> sample_count({"x": torch.zeros(3, 2), "y": 4})
+    3
+    """
+    first = next((leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)), None)
+    return 1 if first is None or not first.ndim else len(first)
 
 
 def samples_of(batch: Any) -> list[Any]:
@@ -132,6 +172,22 @@ def _has_form(batch: Any, example: Inputs) -> bool:
         return False
     ordered = (args, {name: kwargs[name] for name in example[1]})
     return bool(pytree.tree_structure(ordered) == pytree.tree_structure(example))
+
+
+def _read(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches. An exception of the loader itself gets a note that says at which batch it was raised."""
+    iterator, number = iter(batches), 0
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except Exception as error:
+            if hasattr(error, "add_note"):  # since Python 3.11
+                error.add_note(f"raised by the data at batch {number}; the model is as it was: mend the loader")
+            raise
+        yield batch
+        number += 1
 
 
 def _check_iterable(batches: Any) -> None:

@@ -65,7 +65,8 @@ FROM_DATA = {
     "thinet": (lambda model: MEASURED["thinet"](model, [X], samples=20), [2, 0, 1]),
     # only channel 0 is active and read: its gradient is 12 in each of its two weights, 3 and 4
     "taylor": (lambda model: MEASURED["taylor"](model, [X], loss=total), [12 * (3 + 4), 0, 0]),
-    "fisher": (lambda model: MEASURED["fisher"](model, [X], loss=total), [144 * (9 + 16) / 2, 0, 0]),
+    # each row has that gradient in one of the two weights: the mean over rows of its square is 144 / 2
+    "fisher": (lambda model: MEASURED["fisher"](model, [X], loss=total), [144 / 2 * (9 + 16) / 2, 0, 0]),
     # channel 1 goes first: it is read with 0. With r added to the second moments 25, 1, 0 and no others to make up for
     # them, channels 2 and 0 then lose 2^2 r and 12^2 (25 + r) of 12^2 * 25
     "obs": (
@@ -140,7 +141,14 @@ def test_a_name_added_to_the_table_can_be_passed_as_importance(monkeypatch):
 def test_an_unknown_importance_is_refused_with_the_names_there_are(importance):
     with pytest.raises(PlanError, match=r"unknown importance") as caught:
         scores(net(), importance)
-    assert f"use one of {', '.join(CRITERIA)}, or a callable" in str(caught.value)
+    assert (
+        f"use one of {', '.join(CRITERIA)}; one of {', '.join(MEASURED)} with `data=`; or a callable" in caught.value.do
+    )
+
+
+def test_a_criterion_that_needs_data_says_so_where_none_can_be_given():
+    with pytest.raises(PlanError, match='importance "thinet" needs data'):
+        scores(net(), "thinet")
 
 
 @pytest.mark.parametrize("name", ["l1", "l2", "fpgm"])

@@ -158,4 +158,4 @@ def test_a_file_of_scores_that_is_not_there_is_named(tmp_path):
     with pytest.raises(fxprune.FileError, match="the file of scores cannot be read") as caught:
         fxprune.transform(net, x, keep={"macs": 0.5}, scores=tmp_path / "none.json")
     assert "none.json" in str(caught.value)
-    assert "No such file" in str(caught.value)
+    assert "there is no file" in str(caught.value)

@@ -491,8 +491,14 @@ def test_a_text_that_is_no_plan_is_refused(tmp_path: Path) -> None:
         Plan.load(tmp_path / "changed.json")
     with pytest.raises(fxprune.FxpruneError, match="no ordinary file"):
         Plan.load(tmp_path)
-    with pytest.raises(FileNotFoundError):
-        Plan.load(tmp_path / "nothing.json")
+    for place, call in (
+        ("nothing.json", Plan.load),
+        ("nothing/plan.json", fxprune.analyze(nn.Linear(2, 2), torch.zeros(1, 2)).plan(ratio=0.5).save),
+    ):
+        with pytest.raises(FileNotFoundError, match="nothing") as raised:
+            call(tmp_path / place)
+        assert isinstance(raised.value, fxprune.FileError)
+        assert raised.value.do
 
 
 # -- mutants -----------------------------------------------------------------------------------------------------

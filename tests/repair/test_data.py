@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 import threading
 import warnings
 from typing import Any
@@ -252,3 +253,41 @@ def test_inputs_that_are_combinations_of_kept_ones_cost_nothing(
     done = report(fxprune.transform(net, data[0], plan=plan), net, data, ridge=0.0)
     assert done.before > 1e-6
     assert done.after < 1e-18  # a square
+
+
+def test_a_function_of_the_user_that_raises_is_named_with_the_batch() -> None:
+    model = mlp()
+    small = fxprune.transform(model, torch.randn(1, 6), ratio=0.5)
+    labelled = [(torch.randn(4, 6), torch.zeros(4)) for _ in range(3)]
+
+    def pick(batch: Any) -> Any:
+        return batch["x"]
+
+    for call in (
+        lambda: fxprune.repair(small, model, labelled, inputs=pick),
+        lambda: fxprune.transform(model, torch.randn(1, 6), ratio=0.5, repair=labelled, repair_inputs=pick),
+    ):
+        with pytest.raises(fxprune.InputError, match="the function that picks the inputs out") as raised:
+            call()
+        assert raised.value.at == "inputs=pick, batch 0"
+        assert raised.value.why.startswith("TypeError: tuple indices must be integers or slices, not str; it was")
+        assert "lambda batch: batch[0]" in raised.value.do
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions take notes since Python 3.11")
+def test_an_exception_of_the_loader_keeps_its_type_and_says_where() -> None:
+    model = mlp()
+
+    def loader() -> Any:
+        yield torch.randn(4, 6)
+        raise RuntimeError("disk gone")
+
+    for options in ({"repair": loader()}, {"importance": "activation_mean", "data": loader()}):
+        with pytest.raises(RuntimeError, match="disk gone") as raised:
+            fxprune.transform(model, torch.randn(1, 6), ratio=0.5, **options)
+        assert any("at batch 1" in note for note in raised.value.__notes__)
+
+
+def test_one_tensor_is_no_list_of_batches() -> None:
+    with pytest.raises(fxprune.InputError, match="not Tensor"):
+        fxprune.transform(mlp(), torch.randn(1, 6), ratio=0.5, repair=torch.randn(20, 6))

@@ -261,6 +261,8 @@ def test_results_are_shown_as_a_table_as_json_and_as_a_picture(tmp_path: Path) -
         assert json.loads(curve.to_json())["key"] == "macs"
         assert str(curve).splitlines()[4].split()[-2:] == ["0.5"] * 2 if repair else True
         for one in (found, curve):
+            with pytest.raises(fxprune.InputError, match="the picture cannot be written"):
+                one.plot(tmp_path / "found.xyz")
             ax = one.plot(tmp_path / "found.png")
             assert len(ax.lines) == len({point.group for point in found.points} if one is found else [0]) * (
                 1 + (repair is not None)
