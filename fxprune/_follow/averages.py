@@ -93,6 +93,15 @@ def check_average(average: nn.Module, parameters: Mapping[str, torch.Tensor]) ->
     )
 
 
+def holds_copy(average: nn.Module, parameters: Mapping[str, torch.Tensor]) -> bool:
+    """True if an average has a copy of a model. parameters: those of the model, by name."""
+    copied = getattr(average, "module", None)
+    if not isinstance(copied, nn.Module):
+        return False
+    shapes = {name: tuple(p.shape) for name, p in copied.named_parameters(remove_duplicate=False)}
+    return any(_lacks(shapes, path, parameters) is None for path, _ in copied.named_modules())
+
+
 def _lacks(shapes: Mapping[str, tuple[int, ...]], path: str, parameters: Mapping[str, torch.Tensor]) -> str | None:
     """The first parameter of a model that a part of the average does not have in its shape; None if it has all."""
     before = f"{path}." if path else ""

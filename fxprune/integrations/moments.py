@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from fxprune.arguments import shown
 from fxprune.errors import PlanError
 
 
@@ -37,6 +39,17 @@ class When:
     def between(self, before: int, now: int) -> bool:
         """True if the pruner steps now. before, now: the steps that the optimizer had made and has made."""
         return self.batches is not None and now // self.batches > before // self.batches
+
+
+def refuse_optimizer(options: Mapping[str, Any]) -> None:
+    """Raises `PlanError` for an optimizer among the options of a pruner: those of the trainer follow."""
+    if "optimizer" in options:
+        raise PlanError(
+            "a callback takes no optimizer",
+            at=f"optimizer={shown(options['optimizer'])}",
+            why="the optimizers of the trainer follow, and are made later",
+            do="leave it out",
+        )
 
 
 def moved(inputs: Any, model: nn.Module) -> Any:

@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from fxprune._gradual import GradualPruner
 from fxprune.errors import FileError
 from fxprune.files import PathLike, parse_json, replacing
-from fxprune.integrations.moments import When, moved
+from fxprune.integrations.moments import When, moved, refuse_optimizer
 
 FILE = "fxprune_pruner.json"
 """The file in a checkpoint that holds the state of the pruner."""
@@ -43,6 +43,7 @@ class TrainerPruningCallback(TrainerCallback):
         resume_from: PathLike | None = None,
         **options: Any,
     ) -> None:
+        refuse_optimizer(options)
         self.example_inputs, self.options, self.resume_from = example_inputs, options, resume_from
         self.when = When.of(every_n_epochs, every_n_steps)
         self.pruner: GradualPruner | None = None

@@ -44,16 +44,24 @@ def loader() -> DataLoader[Any]:
 
 
 def fitted(
-    folder: Path, epochs: int, checkpoint: Path | None = None, *, twice: bool = False, accumulate: int = 1, **when: Any
+    folder: Path,
+    epochs: int,
+    checkpoint: Path | None = None,
+    *,
+    twice: bool = False,
+    accumulate: int = 1,
+    others: Any = (),
+    task: Any = None,
+    **when: Any,
 ) -> tuple[Task, LightningPruningCallback, Any]:
-    task = Task()
+    task = task or Task()
     callback = LightningPruningCallback("net", batch(0), keep={"macs": 0.3}, steps=3, **when)
     callback.resume_from = checkpoint if twice else None
     saving = pl.callbacks.ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1, every_n_epochs=1)
     trainer = pl.Trainer(
         max_epochs=epochs,
         accumulate_grad_batches=accumulate,
-        callbacks=[callback, saving],
+        callbacks=[callback, *others, saving],
         accelerator="cpu",
         logger=False,
         enable_progress_bar=False,
@@ -99,6 +107,73 @@ def test_a_step_of_the_optimizer_over_several_batches_counts_once(tmp_path: Path
     assert callback.pruner.number == 4
     expected = whole.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in again.state_dict().items())
+
+
+def averaging(kind: str) -> Any:
+    if kind == "EMAWeightAveraging":
+        return pl.callbacks.EMAWeightAveraging(decay=0.5)
+    return pl.callbacks.StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1)
+
+
+@pytest.mark.parametrize("kind", ["EMAWeightAveraging", "StochasticWeightAveraging"])
+def test_averages_of_the_callbacks_of_lightning_follow(kind: str, tmp_path: Path) -> None:
+    whole, callback, _ = fitted(tmp_path / "whole", 4, others=[averaging(kind)])
+    assert callback.pruner.done
+    fitted(tmp_path / "first", 2, others=[averaging(kind)])
+    last = tmp_path / "first" / "epoch=1.ckpt"
+    again, _, _ = fitted(tmp_path / "first", 4, last, others=[averaging(kind)])
+    expected = whole.state_dict()
+    if kind == "EMAWeightAveraging":  # the other changes the schedule, and Lightning does not save where it was
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in again.state_dict().items())
+    assert {name: t.shape for name, t in again.state_dict().items()} == {n: t.shape for n, t in expected.items()}
+
+
+class Pair(Task):
+    """Two networks with an optimizer for each, and an average of one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.judge = nn.Linear(5, 5).double()
+        self.average = torch.optim.swa_utils.AveragedModel(self.net)
+
+    def training_step(self, found: list[torch.Tensor], number: int) -> None:
+        both = self.optimizers()
+        for each in both:
+            each.zero_grad()
+        self.manual_backward(nn.functional.cross_entropy(self.judge(self.net(found[0])), found[1]))
+        for each in both:
+            each.step()
+        self.average.update_parameters(self.net)
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.Adam(self.net.parameters(), 0.01), torch.optim.SGD(self.judge.parameters(), 0.1)]
+
+
+def test_of_several_optimizers_those_of_the_module_follow(tmp_path: Path) -> None:
+    task, callback, trainer = fitted(tmp_path, 4, task=Pair())
+    assert callback.pruner.done
+    for optimizer, part in zip(trainer.optimizers, (task.net, task.judge), strict=True):
+        assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in part.parameters()]
+    assert task.average.module.stem.weight.shape == task.net.stem.weight.shape
+
+
+def test_a_second_fit_goes_on_with_the_same_pruner(tmp_path: Path) -> None:
+    task, callback, trainer = fitted(tmp_path, 4)
+    pruner, width = callback.pruner, task.net.stem.out_channels
+    trainer.fit_loop.max_epochs = 6
+    trainer.fit(task, loader())
+    assert callback.pruner is pruner
+    assert (pruner.number, task.net.stem.out_channels) == (6, width)
+    trainer.fit_loop.max_epochs = 7
+    trainer.fit(task, loader(), ckpt_path=tmp_path / "epoch=5.ckpt")
+    with pytest.raises(fxprune.PlanError, match=r"no longer what it was at the checkpoint\n  at .*\n  why .*\n  do "):
+        trainer.fit(task, loader(), ckpt_path=tmp_path / "epoch=1.ckpt")
+
+
+def test_an_optimizer_is_not_an_option() -> None:
+    with pytest.raises(fxprune.PlanError, match=r"takes no optimizer\n  at .*\n  why .*\n  do   leave it out"):
+        LightningPruningCallback("net", batch(0), keep={"macs": 0.3}, optimizer=None)
 
 
 @pytest.mark.parametrize("module", ["", "model", "net.no"])
