@@ -109,7 +109,7 @@ class OtherWeightsWarning(UserWarning):
     """The weights of a small model are not those of the original.
 
     It was repaired or trained, so that `verify` proves it with the weights of the original in it; or `repair` got a
-    model that it was not made from.
+    model that it was not made from. Also: scores were measured with other weights than the model has.
     """
 
 

@@ -16,7 +16,8 @@ from fxprune.analysis.findings import Findings, Group
 from fxprune.capture.inputs import Inputs
 from fxprune.criteria.combined import CombinedImportance
 from fxprune.criteria.losses import Loss, check_loss
-from fxprune.criteria.saved_scores import given_scores
+from fxprune.criteria.saved_scores import ChannelScores, given_scores
+from fxprune.criteria.scored_model import check_model
 from fxprune.criteria.scores import scores_of
 from fxprune.criteria.table import MEASURED, GroupsImportance, Importance, comparable
 from fxprune.errors import PlanError
@@ -51,7 +52,8 @@ def on_data(
         used_elsewhere: True if something else reads the data too; if not, data that no criterion reads are refused.
         process_group: the processes that measure together, each on its own batches.
 
-    Raises `PlanError` for data or a loss that is missing, is without effect, or is none.
+    Raises `PlanError` for data or a loss that is missing, is without effect, or is none, and for scores of another
+    model; warns with `OtherWeightsWarning` for those of other weights.
     """
     if scores is not None:
         if importance != "l2":
@@ -59,6 +61,8 @@ def on_data(
                 "an importance and scores were given", why="both rank the channels", do="leave one of them out"
             )
         importance = given_scores(scores)
+    if isinstance(importance, ChannelScores):
+        check_model(importance.parameters, model)
     if not needs_data(importance):
         if not used_elsewhere and (data is not None or loss is not None):
             given = "data" if data is not None else "loss"

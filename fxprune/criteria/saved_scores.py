@@ -15,12 +15,15 @@ from torch import Tensor
 from fxprune.analysis.findings import Findings, Group
 from fxprune.arguments import checks_arguments
 from fxprune.channels.groups import Ints
+from fxprune.criteria.scored_model import ScoredParameter, parameters_of
 from fxprune.criteria.scores import scores_of
 from fxprune.criteria.table import Importance, comparable
 from fxprune.errors import FileError, PlanError, nearest
 from fxprune.files import Field, PathLike, parse_json, read_bytes, write_text
 
-SCHEMA = "fxprune.scores/1"
+SCHEMA = "fxprune.scores/2"
+OLD_SCHEMA = "fxprune.scores/1"
+"""Files of this one do not say what model they are of."""
 
 LIMIT = 1 << 30
 """The most bytes that are read of a file."""
@@ -47,13 +50,15 @@ class ChannelScores:
     """The scores of the channels of a model, an importance that reads neither weights nor data.
 
     groups: key of a group -> its scores. importance: a text about what made them. comparable: True if the scores of
-    different groups compare. missing: key of a group without scores -> why.
+    different groups compare. missing: key of a group without scores -> why. parameters: those of the model that was
+    scored; none if that is not known.
     """
 
     groups: Mapping[str, GroupScores] = field(repr=False)
     importance: str = ""
     comparable: bool = False
     missing: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, ScoredParameter] = field(default_factory=dict, repr=False)
 
     def __call__(self, group: Group) -> Tensor:
         """The scores of the group's channels, float64 [group.size].
@@ -103,7 +108,7 @@ def scores_of_groups(findings: Findings, importance: Importance, seed: int | Non
         )
     if not groups:
         scores_of(findings, importance, findings.groups, seed)  # raises the error
-    return ChannelScores(groups, name, comparable(importance), missing)
+    return ChannelScores(groups, name, comparable(importance), missing, parameters_of(findings.model))
 
 
 def _size(group: Group) -> int:
@@ -144,7 +149,8 @@ def save_scores(scores: ChannelScores, path: PathLike) -> None:
         for key, one in scores.groups.items()
     }
     data = {"schema": SCHEMA, "importance": scores.importance, "comparable": scores.comparable, "groups": groups}
-    write_text(path, json.dumps({**data, "missing": dict(scores.missing)}, allow_nan=False))
+    parameters = {name: {"shape": list(one.shape), "sum": one.sum} for name, one in scores.parameters.items()}
+    write_text(path, json.dumps({**data, "missing": dict(scores.missing), "parameters": parameters}, allow_nan=False))
 
 
 @checks_arguments()
@@ -154,13 +160,22 @@ def load_scores(path: PathLike) -> ChannelScores:
     found = Field(
         parse_json(read_bytes(path, LIMIT), source), source, do="write it with `fxprune.criteria.save_scores`"
     )
-    found.object(("schema", "importance", "comparable", "groups", "missing"))
-    found["schema"].text((SCHEMA,))
+    keys = ("schema", "importance", "comparable", "groups", "missing")
+    old = isinstance(found.value, dict) and found.value.get("schema") == OLD_SCHEMA
+    found.object(keys if old else (*keys, "parameters"))
+    found["schema"].text((SCHEMA, OLD_SCHEMA))
     if not isinstance(found["comparable"].value, bool):
         raise found["comparable"].wrong("it must be true or false")
     groups = {key: _group_of(one) for key, one in found["groups"].mapping().items()}
     missing = {key: why.text() for key, why in found["missing"].mapping().items()}
-    return ChannelScores(groups, found["importance"].text(), found["comparable"].value, missing)
+    scored = {} if old else {name: _parameter_of(one) for name, one in found["parameters"].mapping().items()}
+    return ChannelScores(groups, found["importance"].text(), found["comparable"].value, missing, scored)
+
+
+def _parameter_of(found: Field) -> ScoredParameter:
+    found.object(("shape", "sum"))
+    shape = tuple(size.integer(0, 2**40) for size in found["shape"].items())
+    return ScoredParameter(shape, None if found["sum"].value is None else float(found["sum"].number()))
 
 
 def _group_of(found: Field) -> GroupScores:

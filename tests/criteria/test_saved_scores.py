@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -77,14 +78,67 @@ def test_groups_that_cannot_be_ranked_are_named_with_the_reason():
         analysis.plan(ratio=0.5, scores=scores)
 
 
-def test_scores_of_another_model_are_refused():
+def older(scores, path):
+    """The scores as an older fxprune has saved them."""
+    save_scores(scores, path)
+    data = json.loads(path.read_text())
+    del data["parameters"]
+    path.write_text(json.dumps({**data, "schema": "fxprune.scores/1"}))
+    return load_scores(path)
+
+
+def test_scores_of_another_model_are_refused(tmp_path):
     scores = fxprune.analyze(net(), X[:1]).scores("l2")
-    with pytest.raises(PlanError, match="the scores are of other channels") as caught:
-        fxprune.analyze(net(12), X[:1]).plan(ratio=0.5, scores=scores)
-    assert caught.value.why == "it has 12 channels in 12 slots; the scores are of 8 channels in 8 slots"
     other = nn.Sequential(nn.Identity(), nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    wrong = [(net(12), X[:1], "its shape was [8, 3, 3, 3] there, and is [12, 3, 3, 3]")]
+    wrong += [(other, torch.randn(1, 3), "its shape was [8] there, and is [4, 3]")]
+    wrong += [(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(1, 3), "[4, 3]")]
+    wrong += [(nn.Sequential(*net(), nn.ReLU(), nn.Linear(5, 2)), X[:1], "that one has no such parameter")]
+    for model, x, why in wrong:
+        for options in ({"scores": scores}, {"importance": scores}):
+            with pytest.raises(PlanError, match="the scores were measured on another model") as caught:
+                fxprune.transform(model, x, ratio=0.5, **options)
+            assert why in caught.value.why
+    before = older(scores, tmp_path / "scores.json")
+    with pytest.raises(PlanError, match="the scores are of other channels") as caught:
+        fxprune.analyze(net(12), X[:1]).plan(ratio=0.5, scores=before)
+    assert caught.value.why == "it has 12 channels in 12 slots; the scores are of 8 channels in 8 slots"
     with pytest.raises(PlanError, match="the scores were made of another model"):
-        fxprune.analyze(other, torch.randn(1, 3)).plan(ratio=0.5, scores=scores)
+        fxprune.analyze(other, torch.randn(1, 3)).plan(ratio=0.5, scores=before)
+
+
+def test_scores_of_other_weights_are_used_with_a_warning(tmp_path):
+    model = net()
+    scores = fxprune.analyze(model, X[:1]).scores("l2")
+    save_scores(scores, tmp_path / "scores.json")
+    for same in (model, copy.deepcopy(model).double(), copy.deepcopy(model).half(), nn.Sequential(*model)):
+        fxprune.analyze(same, X[:1].to(same[0].weight.dtype)).plan(ratio=0.5, scores=tmp_path / "scores.json")
+    trained, permuted = copy.deepcopy(model), copy.deepcopy(model)
+    with torch.no_grad():
+        trained[3].weight += 0.1 * torch.randn_like(trained[3].weight)
+        permuted[0].weight.copy_(permuted[0].weight.flip(0))
+    for other, name in ((trained, "3.weight"), (permuted, "0.weight")):
+        with pytest.warns(fxprune.OtherWeightsWarning, match=f'"{name}"') as caught:
+            plan = fxprune.analyze(other, X[:1]).plan(ratio=0.5, scores=tmp_path / "scores.json")
+        assert caught[0].filename == __file__
+        assert plan.removed == fxprune.analyze(model, X[:1]).plan(ratio=0.5).removed
+    assert fxprune.analyze(trained, X[:1]).plan(ratio=0.5, scores=older(scores, tmp_path / "old.json")).removed
+
+
+def test_scores_serve_a_model_without_some_branches():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.block, self.last = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.last(x + self.block(x))
+
+    model, x = Residual().eval(), torch.randn(2, 4)
+    scores = fxprune.analyze(model, x).scores("l2")
+    small = fxprune.transform(model, x, ratio=0.5, scores=scores, drop=["block"])
+    assert small.first.out_features == 4
 
 
 @pytest.mark.parametrize(
