@@ -12,7 +12,6 @@ from torch import nn
 
 from fxprune._find import AnalyzeArguments, find
 from fxprune._follow.parameters import counterparts_of
-from fxprune._record import record
 from fxprune.arguments import checks_arguments
 from fxprune.capture.process_state import public_call
 from fxprune.capture.values import leaves, map_tensors, tensors_in
@@ -125,8 +124,7 @@ def distillation(
     >>> made.output.shape, made.features.item(), made.outputs.item() > 0
     (torch.Size([3, 2]), 0.0, True)
     """
-    plan = record(small).plan
-    counterparts_of(model, small)
+    plan = counterparts_of(model, small).plan
     for name in layers:
         _check_layer(name, small, model, {factor.tensor for factor in plan.factors})
     if not layers:

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from fxprune._follow import at_once, become, check_targets, listed, made, optimizers_of, prepared_for, watch
-from fxprune._record import attach, record
+from fxprune._record import attach, record, records
 from fxprune._transform import transform
 from fxprune.capture.process_state import public_call
 from fxprune.errors import InputError, PlanError, level_of_user
@@ -140,4 +140,4 @@ def _warn_of_lost_hooks(model: nn.Module, small: nn.Module) -> None:
 def _note(small: nn.Module, notes: tuple[str, ...]) -> None:
     if notes:
         known = record(small)
-        attach(small, replace(known, reasons=known.reasons + notes))
+        attach(small, replace(known, reasons=known.reasons + notes), earlier=records(small)[:-1])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fxprune._record import record
+from fxprune._record import record, record_since
 from fxprune.channels.groups import Bools
 from fxprune.errors import PlanError
 from fxprune.planning.combine import kept_flags
@@ -82,11 +82,11 @@ class Counterparts:
 
 
 def counterparts_of(model: nn.Module, small: nn.Module) -> Counterparts:
-    """The counterparts of an original and of the small model that `transform` made of it.
+    """The counterparts of an original and of the small model that `transform` made of it, in one step or in several.
 
     Raises `PlanError` if the small model was made from another model, or has other shapes than the plan gives it.
     """
-    made = record(small)
+    made = record_since(small, model)
     news = dict(small.named_parameters(remove_duplicate=False))
     olds = dict(model.named_parameters(remove_duplicate=False))
     by_id: dict[int, Counterpart] = {}
@@ -140,6 +140,7 @@ def _another(why: str) -> PlanError:
     return PlanError(
         "the small model was not made from this model",
         why=why,
-        do="pass the model that was given to transform, as it was then, and what transform returned; after several "
-        "steps, load the trained weights into what transform makes of the original with the plan of all steps",
+        do="pass the model that was given to transform, as it was then, and what transform returned. A small model "
+        "that was pickled knows its last step alone: make one by fxprune.transform(model, example_inputs, plan=plan) with "
+        "the plan of all steps (`pruner.plan`, or `first.then(second)`), load the trained weights into it, and pass it",
     )

@@ -6,6 +6,7 @@ So a pickled model loads where fxprune is not installed. The text is JSON; nothi
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from torch import fx, nn
@@ -27,10 +28,13 @@ _SOURCE = "the record in this model"
 
 
 class _Holder:
-    """Holds the record of a model. Deep copies share it; a pickle has the text instead."""
+    """Holds the record of a model. Deep copies share it; a pickle has the text instead.
 
-    def __init__(self, record: Record) -> None:
-        self.record = record
+    earlier: the records of the models that it was made from, step by step, the first one first. A pickle has none.
+    """
+
+    def __init__(self, record: Record, earlier: tuple[Record, ...] = ()) -> None:
+        self.record, self.earlier = record, earlier
 
     def __copy__(self) -> _Holder:
         return self
@@ -86,6 +90,32 @@ def record(small: nn.Module | ExportedProgram) -> Record:
     return found
 
 
+def records(model: nn.Module | ExportedProgram) -> tuple[Record, ...]:
+    """The records of all steps that made a model what it is, the first one first; none if it was not pruned."""
+    found = _found(model)
+    if found is None or not (isinstance(model, ExportedProgram) or _describes(record(model), model)):
+        return ()
+    return (*found.earlier, found.record) if isinstance(found, _Holder) else (record(model),)
+
+
+def record_since(small: nn.Module, model: nn.Module) -> Record:
+    """The record from a model to the small one: of the last step, or of all steps since the model had its shapes.
+
+    If none fits, that of the last step.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in Tensors.of(model).items()}
+    last = made = record(small)
+    for earlier in reversed(records(small)[:-1]):
+        if _began_with(made, shapes):
+            return made
+        made = earlier.then(made)
+    return made if _began_with(made, shapes) else last
+
+
+def _began_with(made: Record, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    return all(tuple(made.before[name]) == shape for name, shape in shapes.items() if name in made.before)
+
+
 def _found(small: nn.Module | ExportedProgram) -> Any:
     """The value under the key of the record. A deep copy of a graph keeps `meta`, a pickle of it keeps attributes."""
     if isinstance(small, ExportedProgram):
@@ -99,12 +129,14 @@ def _describes(made: Record, small: nn.Module) -> bool:
     return all(shapes.get(name) == tuple(shape) for name, shape in made.after.items())
 
 
-def attach(small: nn.Module | ExportedProgram, made: Record) -> None:
+def attach(small: nn.Module | ExportedProgram, made: Record, *, earlier: tuple[Record, ...] = ()) -> None:
     """Store a record in a model. Deep copies of the model and pickles of it have it too.
+
+    earlier: the records of the model that it was made from; see `records`.
 
     Modules inside it that have a record of their own, and other shapes than that says, lose it.
     """
-    holder = _Holder(made)
+    holder = _Holder(made, earlier)
     if isinstance(small, ExportedProgram):
         small.graph_module.meta[_KEY] = holder
         return

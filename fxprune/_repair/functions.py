@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.export import ExportedProgram
 
-from fxprune._record import attach, record
+from fxprune._record import attach, record, records
 from fxprune._repair.batch_norms import take_statistics
 from fxprune._repair.batches import DataPart
 from fxprune._repair.layer_by_layer import check_values, repaired
@@ -116,7 +116,7 @@ def repair(
     processes = Processes(process_group)
     with processes.together():
         made, done = repaired(small, model, data, known.plan, settings, processes)
-    attach(made, replace(known, repair=done))
+    attach(made, replace(known, repair=done), earlier=records(made)[:-1])
     return made
 
 

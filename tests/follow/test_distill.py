@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
 
 import fxprune
-from tests.follow.nets import batch, kept, net, pruned
+from tests.follow.nets import batch, kept, net, pruned, step
 from tests.follow.test_optimizers import Scaled
 
 
@@ -152,6 +155,36 @@ def test_another_model_is_refused_before_a_call() -> None:
     model = net()
     small = pruned(model)
     twice = fxprune.transform(small, batch(0), ratio=0.5)
-    for student, teacher in ((twice, model), (small, small), (small, twice)):
-        with pytest.raises(fxprune.PlanError, match=r"(?s)not made from this model.*after several steps"):
+    for student, teacher in ((small, small), (small, twice), (pickled(twice), model)):
+        with pytest.raises(fxprune.PlanError, match=r"(?s)not made from this model.*plan=plan\) with the plan of all"):
             fxprune.distillation(student, teacher, batch(0))
+
+
+def pickled(model: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(model))
+
+
+def test_a_model_that_got_smaller_in_several_steps_is_compared_with_the_first_one() -> None:
+    original, model = net(), net()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    pruner = fxprune.GradualPruner(model, batch(0), keep={"macs": 0.3}, steps=3, optimizer=optimizer)
+    while not pruner.done:
+        pruner.step()
+        step(model, optimizer, pruner.number)
+    at_once = fxprune.transform(original, batch(0), plan=pruner.plan)
+    at_once.load_state_dict(model.state_dict())
+    expected = fxprune.distillation(at_once, original, batch(0), layers=["norm", "outer"])(batch(1))
+    for student in (model, copy.deepcopy(model)):
+        made = fxprune.distillation(student, original, batch(0), layers=["norm", "outer"])(batch(1))
+        assert made.features.item() == expected.features.item()
+        assert made.outputs.item() == expected.outputs.item()
+
+
+def test_what_to_do_for_a_pickled_model_works() -> None:
+    original = net()
+    first = pruned(original)
+    trained = pickled(fxprune.transform(first, batch(0), ratio=0.5))
+    plan = fxprune.record(first).then(fxprune.record(trained)).plan
+    small = fxprune.transform(original, batch(0), plan=plan)
+    small.load_state_dict(trained.state_dict())
+    fxprune.distillation(small, original, batch(0))

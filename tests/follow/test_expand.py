@@ -102,3 +102,23 @@ def test_weights_that_are_computed_from_others_cannot_become_zero(computed: Call
     assert torch.equal(model(x), before)
     fxprune.expand(small, model)
     assert bool(model(x).isfinite().all())
+
+
+@pytest.mark.parametrize("make", [net, lambda: Scaled().double().eval()])
+def test_a_model_that_got_smaller_in_several_steps_goes_back_into_the_first_one(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = make()
+    x = batch(0) if make is net else torch.randn(4, 6, 16, dtype=torch.float64)
+    first = fxprune.transform(model, x, ratio=0.3)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    small = fxprune.transform(fxprune.transform(first, x, ratio=0.3), x, ratio=0.3)
+    with torch.no_grad():
+        for parameter in small.parameters():
+            parameter.mul_(1.1)
+    fxprune.follow(optimizer, model, small)
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in small.parameters()]
+    large = copy.deepcopy(model)
+    fxprune.expand(small, large, others="zero")
+    assert relative_error(small(x), large(x)) < 1e-12
+    fxprune.expand(small, first, others="zero")
+    assert relative_error(small(x), first(x)) < 1e-12
