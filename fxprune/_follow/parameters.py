@@ -141,6 +141,6 @@ def _another(why: str) -> PlanError:
         "the small model was not made from this model",
         why=why,
         do="pass the model that was given to transform, as it was then, and what transform returned. A small model "
-        "that was pickled knows its last step alone: make one by fxprune.transform(model, example_inputs, plan=plan) with "
-        "the plan of all steps (`pruner.plan`, or `first.then(second)`), load the trained weights into it, and pass it",
+        "that was pickled knows its last step alone: make one by fxprune.transform(model, example_inputs, plan=plan) "
+        "with the plan of all steps (`pruner.plan`, or `first.then(second)`), load the trained weights, and pass it",
     )
