@@ -32,7 +32,7 @@ MEMORY = 2 << 30
 """The bytes of activations that wait between layers, unless other ones are asked for."""
 
 
-@checks_arguments("small", "model", "inputs", "mode", "ridge", "holdout", "memory", "steps", "progress")
+@checks_arguments("small", "model", "inputs", "mode", "ridge", "holdout", "memory", "steps", "noise", "progress")
 @public_call()
 def repair(
     small: ModelT,
@@ -45,6 +45,7 @@ def repair(
     holdout: float = 0.2,
     memory: int = MEMORY,
     steps: int = STEPS,
+    noise: float = 0.0,
     progress: bool = False,
     process_group: Any = None,
 ) -> ModelT:
@@ -83,6 +84,9 @@ def repair(
         memory: the most bytes of activations that wait between layers. Batches for which it is not enough are run again
             for each layer, which takes longer.
         steps: the number of gradient steps of "outputs".
+        noise: in each of these steps Gaussian noise is added to inputs of fractions, of this share of the standard
+            deviation of the sample, and both models see it. 0.2 is a good share where few samples are at hand and much
+            was removed; the held-out samples get none.
         progress: True to show a progress bar.
         process_group: a group of `torch.distributed`, whose processes have the same models and a part of the batches
             each. All of them get the model that one process gets from all batches.
@@ -100,7 +104,9 @@ def repair(
     >>> done.after < 0.2 * done.before
     True
     """
-    settings = RepairSettings(mode, RIDGES if ridge is None else (float(ridge),), holdout, memory, progress, steps)
+    settings = RepairSettings(
+        mode, RIDGES if ridge is None else (float(ridge),), holdout, memory, progress, steps, noise
+    )
     known = record(small)
     if isinstance(model, ExportedProgram) or isinstance(small, ExportedProgram):
         raise InputError(

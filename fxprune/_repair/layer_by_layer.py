@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from fxprune._record.repaired import Repair, RepairedLayer
 from fxprune._repair.batch_norms import take_statistics
 from fxprune._repair.batches import DataPart, held_out, parts_of
 from fxprune._repair.lanes import Lane, Model, OtherCallsError, first_not_finite
 from fxprune._repair.layer import LayerFit, not_finite
+from fxprune._repair.noise import takes_noise
 from fxprune._repair.outputs import relative_squared_error, squared_errors
 from fxprune._repair.outputs_fit import OutputsFit
 from fxprune._repair.pairs import LayerPair, layers_of, stacks_of, tied_in
@@ -201,7 +203,16 @@ class _Work:
         from tqdm import tqdm
 
         train = [part for part in self.parts if not part.held]
-        fit = OutputsFit(self.small, train, [self.original.run(part) for part in train], self.processes)
+        noise = self.settings.noise
+        if noise and not any(takes_noise(leaf) for part in train for leaf in pytree.tree_leaves(part.inputs)):
+            raise InputError(
+                "noise is without effect here",
+                at=f"noise={noise}",
+                why="no input holds fractions, several in each sample",
+                do="leave noise out",
+            )
+        wanted = [] if noise else [self.original.run(part) for part in train]
+        fit = OutputsFit(self.small, self.original, train, wanted, self.processes, noise)
         steps = self.settings.steps
         with tqdm(total=steps, desc="outputs", unit="step", disable=not self.settings.progress) as bar:
             return fit.fit(steps, self.error, bar.update)

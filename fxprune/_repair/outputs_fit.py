@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from fxprune._repair.batches import DataPart
 from fxprune._repair.lanes import Model
+from fxprune._repair.noise import with_noise
 from fxprune._repair.outputs import sample_errors
 from fxprune.errors import InputError
 from fxprune.running.processes import Processes
@@ -25,10 +27,23 @@ class OutputsFit:
     """Adam's method (Kingma and Ba 2015) on the relative squared error of the outputs, with a rate that falls to 0.
 
     Numbers of lower precision than float32 are followed in float32.
+
+    wanted: the outputs of the original for each part. With noise, which is added to the inputs in each step, there are
+    none: the original runs on the same noisy inputs.
     """
 
-    def __init__(self, small: Model, parts: Sequence[DataPart], wanted: Sequence[Any], processes: Processes) -> None:
-        self.small, self.parts, self.wanted, self.processes = small, parts, wanted, processes
+    def __init__(
+        self,
+        small: Model,
+        original: Model,
+        parts: Sequence[DataPart],
+        wanted: Sequence[Any],
+        processes: Processes,
+        noise: float = 0.0,
+    ) -> None:
+        self.small, self.original, self.parts, self.wanted = small, original, parts, wanted
+        self.processes, self.noise = processes, noise
+        self._draws = torch.Generator().manual_seed(processes.rank)
         self.weights = [p for p in small.parameters.tensors.values() if isinstance(p, torch.nn.Parameter)]
         self.weights = [p for p in self.weights if p.is_floating_point()]
         self._exact = [p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for p in self.weights]
@@ -93,8 +108,12 @@ class OutputsFit:
 
     def _gradients(self, number: int) -> Sequence[Tensor | None] | None:
         """The gradients of the mean error on a part, None if there are none."""
+        part = self.parts[number]
+        if self.noise:
+            part = replace(part, inputs=with_noise(part.inputs, self.noise, self._draws))
+        wanted = self.original.run(part) if self.noise else self.wanted[number]
         with torch.enable_grad():
-            errors = sample_errors([(self.small.run_with_gradients(self.parts[number]), self.wanted[number])])
+            errors = sample_errors([(self.small.run_with_gradients(part), wanted)])
             loss = sum(one.sum() for one in errors) / max(sum(one.numel() for one in errors), 1)
             if not isinstance(loss, Tensor) or not loss.requires_grad:
                 return None

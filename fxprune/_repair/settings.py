@@ -23,7 +23,8 @@ class RepairSettings:
     """The settings of a repair.
 
     mode: one of `MODES`. ridges: those to try. holdout: the share of the samples that judge. memory: the most bytes of
-    activations that wait between layers. progress: True to show a bar.
+    activations that wait between layers. progress: True to show a bar. steps: of gradients. noise: that is added to
+    the inputs in each step, as a share of the standard deviation of a sample.
 
     Raises `InputError` for values that make no sense.
     """
@@ -34,6 +35,7 @@ class RepairSettings:
     memory: int = 2 << 30
     progress: bool = False
     steps: int = STEPS
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -49,5 +51,11 @@ class RepairSettings:
             raise InputError(
                 "steps is without effect here", at=f"steps={self.steps}", why=why, do='pass mode="outputs"'
             )
+        if not (math.isfinite(self.noise) and self.noise >= 0):
+            why, do = f"it is {self.noise}", "pass a share of the standard deviation of an input, such as 0.2"
+            raise InputError("noise must be a number of at least 0", why=why, do=do)
+        if self.noise and self.mode != "outputs":
+            why, do = f'mode="{self.mode}" takes no gradient steps', 'pass mode="outputs"'
+            raise InputError("noise is without effect here", at=f"noise={self.noise}", why=why, do=do)
         if self.memory < 0:
             raise InputError("memory must be a number of bytes", why=f"it is {self.memory}")

@@ -15,9 +15,12 @@ from torch.utils import _pytree as pytree
 
 from fxprune.arguments import generator_of
 from fxprune.capture.inputs import bound, check_initialised, check_unwrapped, normalize
+from fxprune.capture.process_state import no_fused_attention
 from fxprune.capture.tensors import Tensors
 from fxprune.errors import InputError, PlanError
 from fxprune.running.inputs import called
+from fxprune.running.products import Matrix
+from fxprune.running.watch import Parameters, ProductCall, Watch
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BLOCK = 1 << 22
@@ -45,7 +48,8 @@ class Contributions:
     Luo et al. 2017, "ThiNet" (https://arxiv.org/abs/1707.06342), collect these as training examples. In a grouped
     convolution slot c is the c-th input channel of the conv group that output o belongs to.
 
-    layers: by the path of the layer its samples; of layers that share a weight, those of all under the first path.
+    layers: by the path of the layer its samples; of layers that share a weight, those of all under the first path. A
+        matrix that is no layer's `weight`, such as `in_proj_weight` of attention, stands under its own name.
     """
 
     model: nn.Module
@@ -58,7 +62,13 @@ class Contributions:
 
     @cached_property
     def _paths(self) -> dict[int, str]:
-        return {id(self.model.get_submodule(path).weight): path for path in self.layers}
+        return {id(_matrix(self.model, path)): path for path in self.layers}
+
+
+def _matrix(model: nn.Module, path: str) -> Any:
+    """The weight of the layer with this path, or the parameter with this name."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return parameters[path] if path in parameters else model.get_submodule(path).weight
 
 
 def sample_contributions(
@@ -66,7 +76,8 @@ def sample_contributions(
 ) -> Contributions:
     """Run the model on every batch; in every layer, sample `samples` outputs per input, as sums over input slots.
 
-    Layers are `nn.Linear` and `nn.Conv1d`, `2d`, `3d` that are called as modules and own their weight. Of each input,
+    Layers are `nn.Linear` and `nn.Conv1d`, `2d`, `3d` that are called as modules and own their weight, and matrices
+    that code multiplies with itself, as `nn.MultiheadAttention` does with its projections. Of each input,
     outputs are drawn uniformly over positions and output channels, with replacement: the same ones for any sizes of the
     batches. Runs in evaluation mode without
     gradients; the model is as before afterwards. What is kept is one float per input slot, input and
@@ -107,7 +118,7 @@ def sample_contributions(
     generator_of(seed)  # raises for a seed that torch does not take
     collector = _Collector(model, samples, seed)
     batches = 0
-    with collector.hooked(), _evaluating(model), torch.no_grad():
+    with collector.hooked(), _evaluating(model), torch.no_grad(), no_fused_attention():
         for batch in tqdm(loader, desc="contributions", unit="batch", disable=not progress):
             collector.batch(batch, batches)
             batches += 1
@@ -127,6 +138,12 @@ class _Collector:
         self.model, self.samples, self.seed = model, samples, seed
         self.size = 0
         self.found: dict[int, list[Sampled]] = {}
+        self._parameters = Parameters(model)
+        self._names = {id(p): name for name, p in reversed(list(model.named_parameters(remove_duplicate=False)))}
+        self._sequences_first = {
+            id(p) for m in model.modules() if isinstance(m, nn.MultiheadAttention) for p in m.parameters()
+        }
+        self._inside: set[int] = set()
         self._calls: dict[int, int] = {}
         self._generators: dict[tuple[int, int], torch.Generator] = {}
 
@@ -144,16 +161,19 @@ class _Collector:
         first = next(leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
         self.size = first.shape[0] if first.ndim else 1
         self._calls.clear()
-        called(self.model, (args, kwargs), number)
+        with Watch(self._parameters, after=self._multiplied):
+            called(self.model, (args, kwargs), number)
 
     @contextlib.contextmanager
     def hooked(self) -> Iterator[None]:
         """Watch every layer."""
-        handles = [
-            module.register_forward_hook(self._called, with_kwargs=True)
+        layers = [
+            module
             for module in self.model.modules()
             if isinstance(module, (nn.Linear, *CONVOLUTIONS)) and "weight" in module._parameters
         ]
+        handles = [module.register_forward_hook(self._called, with_kwargs=True) for module in layers]
+        handles += [module.register_forward_pre_hook(self._begins) for module in layers]
         try:
             yield
         finally:
@@ -168,23 +188,44 @@ class _Collector:
             if parts is not None:
                 parts_of = torch.cat([p.parts for p in parts])
                 result[path] = Sampled(parts_of, torch.cat([p.outputs for p in parts]))
+        for key, parts in self.found.items():
+            outputs = torch.cat([p.outputs for p in parts])
+            result[self._names[key]] = Sampled(torch.cat([p.parts for p in parts]), outputs)
         return result
+
+    def _begins(self, module: Any, args: tuple[Any, ...]) -> None:
+        self._inside.add(id(module.weight))
+
+    def _multiplied(self, call: ProductCall) -> None:
+        """Sample a product that code computes with a matrix, outside of the layer that owns it."""
+        place, product = call.place, call.product
+        weight = self._parameters.tensors[place.name]
+        if id(weight) in self._inside or not isinstance(product.form, Matrix) or weight.ndim != 2 or place.dim:
+            return
+        if id(weight) not in self._names:
+            return  # a buffer
+        matrix = product.form.matrix(product.weight)[0]
+        wide = torch.promote_types(matrix.dtype, torch.float32)
+        rows, outputs = self._draw(weight, len(product.x), [len(matrix)])
+        parts = matrix[outputs].to(wide) * product.x[rows].to(wide)
+        self.found.setdefault(id(weight), []).append(Sampled(parts.detach(), outputs + place.start))
 
     def _called(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> None:
         x = args[0] if args else kwargs["input"]
+        self._inside.discard(id(module.weight))
         weight = cast(torch.Tensor, module.weight).detach()
         wide = torch.promote_types(weight.dtype, torch.float32)
         take = _linear if isinstance(module, nn.Linear) else _convolution
         parts = take(self._draw, module, x.detach().to(wide), weight.to(wide), output)
         self.found.setdefault(id(module.weight), []).append(parts)
 
-    def _draw(self, layer: Any, rows: int, sizes: Sequence[int]) -> list[torch.Tensor]:
+    def _draw(self, parameter: torch.Tensor, rows: int, sizes: Sequence[int]) -> list[torch.Tensor]:
         """For each drawn output a row, and an integer below each of `sizes`, [m] each.
 
         The rows are cut into as many equal parts as there are inputs, and as many outputs are drawn of each part; if
         that is not possible, of all rows together.
         """
-        weight = id(layer.weight)
+        weight = id(parameter)
         number = self._calls[weight] = self._calls.get(weight, -1) + 1
         if (weight, number) not in self._generators:
             self._generators[weight, number] = generator_of(self.seed + number)
@@ -194,17 +235,19 @@ class _Collector:
         drawn = torch.rand(
             count, 1 + len(sizes), dtype=torch.float64, generator=self._generators[weight, number]
         ) * torch.tensor([each, *sizes], dtype=torch.float64)
-        first, *others = drawn.to(layer.weight.device).long().unbind(1)
+        first, *others = drawn.to(parameter.device).long().unbind(1)
         parts = torch.arange(inputs, device=first.device).repeat_interleave(count // inputs)
+        if weight in self._sequences_first:  # the rows of an input are `inputs` apart
+            return [first * inputs + parts, *others]
         return [first + each * parts, *others]
 
 
-Draw = Callable[[Any, int, Sequence[int]], list[torch.Tensor]]
+Draw = Callable[[torch.Tensor, int, Sequence[int]], list[torch.Tensor]]
 
 
 def _linear(draw: Draw, module: Any, x: torch.Tensor, weight: torch.Tensor, output: Any) -> Sampled:
     rows = x.reshape(-1, x.shape[-1])
-    chosen, outputs = draw(module, len(rows), [len(weight)])
+    chosen, outputs = draw(module.weight, len(rows), [len(weight)])
     return Sampled(weight[outputs] * rows[chosen], outputs)
 
 
@@ -213,7 +256,7 @@ def _convolution(draw: Draw, module: Any, x: torch.Tensor, weight: torch.Tensor,
     x = x if x.ndim == dims + 2 else x.unsqueeze(0)
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
-    images, outputs, *places = draw(module, len(x), [len(weight), *output.shape[-dims:]])
+    images, outputs, *places = draw(module.weight, len(x), [len(weight), *output.shape[-dims:]])
     count = len(images)
     taps = torch.zeros(count, 1, dtype=torch.int64, device=x.device)  # [m, kernel], into the flattened space
     for d in range(dims):

@@ -73,7 +73,7 @@ class ThiNetImportance:
         if missed:
             warnings.warn(
                 f'ThiNet ranks group "{group.name}" without {", ".join(missed)}, which read it too: only '
-                "convolutions and linear layers that are called as modules can be sampled",
+                "convolutions that are called as modules and products with a matrix can be sampled",
                 UserWarning,
                 stacklevel=2,
             )

@@ -320,7 +320,7 @@ def test_fused_transformer_layers_are_seen():
     model = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True).double().eval()
     x = torch.randn(4, 5, 8, dtype=torch.float64)
     found = sample_contributions(model, [x])
-    assert set(found.layers) == {"linear1", "linear2"}
+    assert set(found.layers) == {"linear1", "linear2", "self_attn.in_proj_weight", "self_attn.out_proj"}
     analysis = fxprune.analyze(model, x)
     group = next(g for g in analysis.groups if g.name == "linear1")
     scores = thinet_importance(model, [x])(group)
@@ -360,6 +360,48 @@ def test_a_group_that_no_layer_reads_is_refused():
     assert "ignore it, or give the ratio as" in text
     heads = fxprune.analyze(model, x).plan(ratio={"*:heads": 0.5}, importance=importance)
     assert len(heads.removed["proj.weight"][1]) == 8
+
+
+class OwnAttention(nn.Module):
+    """Attention of torch, whose projections are multiplied by a function, and a matrix that forward reads itself."""
+
+    def __init__(self, batch_first=True):
+        super().__init__()
+        self.first, self.head = nn.Linear(16, 16), nn.Parameter(torch.randn(3, 16))
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=batch_first)
+
+    def forward(self, x):
+        x = self.first(x)
+        return nn.functional.linear(self.attention(x, x, x, need_weights=False)[0].mean(1), self.head)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_matrices_that_no_layer_multiplies_are_sampled(batch_first):
+    model, x = OwnAttention(batch_first).double().eval(), torch.randn(9, 5, 16, dtype=torch.float64)
+    importance = thinet_importance(model, [x], samples=4)
+    groups = fxprune.analyze(model, x).groups
+    assert sorted(group.kind for group in groups) == ["channels", "channels", "head width", "heads"]
+    for group in groups:
+        assert sorted(importance(group).tolist()) == list(range(group.size))
+    found = importance.contributions.layers
+    assert list(found) == ["first", "attention.out_proj", "attention.in_proj_weight", "head"]
+    if batch_first:  # the rows of one sample, whatever batch it is in
+        other = thinet_importance(model, x.split([2, 6, 1]), samples=4)
+        assert all(torch.equal(importance(group), other(group)) for group in groups)
+        hidden = model.first(x)
+        expected = nn.functional.linear(hidden, model.attention.in_proj_weight).flatten(0, 1).detach()
+        made = found["attention.in_proj_weight"]
+        distance = (expected[:, made.outputs] - made.parts.sum(1)).abs().min(0).values
+        assert distance.max() < 1e-12
+
+
+def test_the_head_that_adds_least_goes_first():
+    model, x = OwnAttention().double().eval(), torch.randn(9, 5, 16, dtype=torch.float64)
+    with torch.no_grad():
+        model.attention.out_proj.weight[:, 4:8] *= 1e-3
+        model.attention.in_proj_bias[32 + 4 : 32 + 8] = 0
+    plan = fxprune.analyze(model, x).plan(ratio={"*:heads": 0.25}, importance=thinet_importance(model, [x]))
+    assert plan.removed["attention.out_proj.weight"][1] == [4, 5, 6, 7]
 
 
 def test_readers_that_cannot_be_sampled_are_named():

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import fxprune
+from fxprune._repair.noise import with_noise
 
 
 def net() -> nn.Sequential:
@@ -122,3 +123,46 @@ def test_steps_are_refused_where_none_are_made(mode):
     small = fxprune.transform(net, data[0], ratio=0.5)
     with pytest.raises(fxprune.InputError, match="steps is without effect"):
         fxprune.repair(small, net, data, mode=mode, steps=3)
+
+
+def test_noise_helps_where_few_samples_are_at_hand() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 3)).eval()
+    generator = torch.Generator().manual_seed(1)
+    few = [torch.randn(4, 12, generator=generator) for _ in range(10)]
+    others = torch.randn(500, 12, generator=generator)
+    before = [batch.clone() for batch in few]
+    small = fxprune.transform(model, few[0], ratio=0.7, verify=False)
+    made = [fxprune.repair(small, model, few, mode="outputs", steps=100, noise=noise) for noise in (0.0, 0.5, 0.5)]
+    assert all(torch.equal(a, b) for a, b in zip(made[1].parameters(), made[2].parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(few, before, strict=True))
+    with torch.no_grad():
+        plain, noisy = (float((one(others) - model(others)).square().mean()) for one in made[:2])
+    assert noisy < 0.9 * plain
+
+
+def test_noise_follows_the_spread_of_each_sample_and_leaves_integers() -> None:
+    x = torch.randn(4, 500) * torch.tensor([0.0, 1.0, 10.0, 100.0])[:, None] + 7
+    inputs = (x, torch.arange(8).view(4, 2), torch.rand(4), torch.full((4, 2), -torch.inf)), {"scale": 3.0}
+    (noisy, *others), kwargs = with_noise(inputs, 0.1, torch.Generator().manual_seed(0))
+    torch.testing.assert_close((noisy - x).std(1), 0.1 * x.std(1), rtol=0.1, atol=1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(others, inputs[0][1:], strict=True))
+    assert kwargs == {"scale": 3.0}
+
+
+def test_noise_without_effect_is_refused() -> None:
+    model, batches = net(), data()
+    small = fxprune.transform(model, batches[0], ratio=0.5, verify=False)
+    for noise, mode, text in (
+        (0.2, "weights", "noise is without effect here"),
+        (-1.0, "outputs", "at least 0"),
+        (float("nan"), "outputs", "at least 0"),
+    ):
+        with pytest.raises(fxprune.InputError, match=text) as raised:
+            fxprune.repair(small, model, batches, mode=mode, noise=noise)
+        assert raised.value.do
+    tokens = [torch.randint(9, (8, 5)) for _ in range(4)]
+    words = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+    with pytest.raises(fxprune.InputError, match="noise is without effect here") as raised:
+        fxprune.repair(fxprune.transform(words, tokens[0], ratio=0.5), words, tokens, mode="outputs", noise=0.2)
+    assert "no input holds fractions" in raised.value.why
