@@ -71,8 +71,9 @@ class _Trial:
     def another_instead(self, found: Outcome[Result], others: Sequence[FrontEnd]) -> Outcome[Result]:
         """The outcome with a graph as the result, if it loses clearly more parameters than the class does.
 
-        If no graph can be made and the class can lose nothing, because the channels of a forward that decides by
-        numbers are all held, the path with hooks is tried.
+        A graph that does something else than the model, such as one without its state, is taken only if the class can
+        lose nothing. If no graph can be made and the class can lose nothing, because the channels of a forward that
+        decides by numbers are all held, the path with hooks is tried.
         """
         kept = found.get()
         if not kept.plan.reasons or self.request.plan is not None or not self._may_lose_more(kept):
@@ -86,6 +87,10 @@ class _Trial:
             return found
         if other.result is None or _loss(kept) >= CLASS_SHARE * _loss(other.result):
             return found
+        if kept.plan and (lost := other.result.analysis.captured.lost):
+            more = f"a graph would lose {_loss(other.result) - _loss(kept)} parameters more, but {lost[0]}"
+            plan = replace(kept.plan, reasons=(*kept.plan.reasons, more))
+            return replace(found, result=replace(kept, plan=plan))
         taken, name = other.result.analysis.captured, kept.analysis.captured.path
         instead = "the graph loses" if taken.has_graph else f'the path "{taken.path}" loses'
         why = CaptureError(

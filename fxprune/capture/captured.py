@@ -22,6 +22,9 @@ NOTES = "fxprune_notes"
 FIXED = "fxprune_fixed_sizes"
 """Key in `meta` of a `GraphModule`: a tuple of sentences about sizes that the model takes and the graph does not."""
 
+LOST = "fxprune_lost"
+"""Key in `meta` of a `GraphModule`: the sentences of `NOTES` about what the graph does otherwise than the model."""
+
 
 @dataclass(frozen=True, eq=False)
 class Captured:
@@ -36,6 +39,7 @@ class Captured:
     real: True if the forward depends on the numbers in its tensors. Then it runs on real tensors instead of fake ones,
         and the sizes in the small model cannot be proven beforehand.
     fixed: sentences about the sizes of inputs that the model takes and the graph does not.
+    lost: those of `notes` about what the graph does otherwise than the model: state, and backwards of its own.
     """
 
     front_end: FrontEnd
@@ -45,6 +49,7 @@ class Captured:
     notes: tuple[str, ...] = ()
     real: bool = False
     fixed: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
 
     def arguments(self, inputs: Inputs, method: str = "") -> list[Any]:
         """One value per placeholder of the graph. method: what to call instead of forward, where the class is kept."""
@@ -118,10 +123,12 @@ class FrontEnd:
     without_inputs: Callable[[nn.Module], Captured] | None = None
 
 
-def captured_graph(front_end: FrontEnd, module: fx.GraphModule, fixed: tuple[str, ...] = ()) -> Captured:
-    """A `GraphModule` as a captured model. fixed: sentences about sizes that the model takes and the graph does not."""
+def captured_graph(
+    front_end: FrontEnd, module: fx.GraphModule, fixed: tuple[str, ...] = (), lost: tuple[str, ...] = ()
+) -> Captured:
+    """A `GraphModule` as a captured model. fixed, lost: see `Captured`."""
     values, notes = partial(for_graph, module.graph), tuple(module.meta.get(NOTES, ()))
-    return Captured(front_end, module, module.graph, values, (*notes, *fixed), fixed=fixed)
+    return Captured(front_end, module, module.graph, values, (*notes, *fixed), fixed=fixed, lost=lost)
 
 
 def fetch(module: nn.Module, name: str) -> Any:

@@ -23,7 +23,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.at_rest import lost_in_program
-from fxprune.capture.captured import FIXED, NOTES, Captured, FrontEnd, captured_graph
+from fxprune.capture.captured import FIXED, LOST, NOTES, Captured, FrontEnd, captured_graph
 from fxprune.capture.error_place import line_of
 from fxprune.capture.exported_graph import inline_regions, remove_assertions, unshare_sizes
 from fxprune.capture.exported_guards import inline_guards
@@ -43,8 +43,9 @@ def export(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
     The graph takes the same arguments as the model in this call, by position or by keyword. It returns the same
     structure, except that objects which are neither tensors nor plain containers of tensors (such as a cache of keys
     and values) are replaced by None. Sizes of inputs stay variable where torch allows it. `meta[FIXED]` lists those
-    that do not although the model takes other ones; `meta[NOTES]` has the arguments that are constants, the objects
-    that were replaced, and what no exported graph keeps: state, and the backward of an `autograd.Function`.
+    that do not although the model takes other ones; `meta[LOST]` lists what forward does and no exported graph keeps:
+    state, and the backward of an `autograd.Function`; `meta[NOTES]` has that, hooks and modes that are not kept, the
+    arguments that are constants, and the objects that were replaced.
 
     Raises `CaptureError` with torch's message if torch cannot export the model.
     """
@@ -56,10 +57,12 @@ def export(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
     made = exported_graph(program.module(), model, inputs, type(model).__name__)
     notes = constants(program)
     notes += [f"the output {path} is None: {kind} is no container of tensors" for path, kind in _split_entries(dropped)]
-    lost += (f"{NOT_KEPT}: {what}" for what in lost_in_program(model))
-    made.meta[NOTES] = (*notes, *lost)
+    fixed = needlessly_fixed(program, model, inputs)
+    lost += (f"{NOT_KEPT}: {what}" for what in fixed.state)
+    at_rest = (f"{NOT_KEPT}: {what}" for what in lost_in_program(model))
+    made.meta[NOTES], made.meta[LOST] = (*notes, *at_rest, *lost), tuple(lost)
     because = "" if reason is None else f", because torch did not leave it open: {reason}"
-    made.meta[FIXED] = tuple(f"{note}{because}" for note in needlessly_fixed(program, model, inputs))
+    made.meta[FIXED] = tuple(f"{note}{because}" for note in fixed.sizes)
     return made
 
 
@@ -86,7 +89,7 @@ def exported_graph(graph_module: fx.GraphModule, model: nn.Module, inputs: Input
 
 def _capture(model: nn.Module, inputs: Inputs) -> Captured:
     made = export(model, inputs)
-    return captured_graph(EXPORTED, made, made.meta[FIXED])
+    return captured_graph(EXPORTED, made, made.meta[FIXED], made.meta[LOST])
 
 
 EXPORTED = FrontEnd("export", _capture, fixes_mode=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils import _pytree as pytree
 from fxprune.capture.fake_tensors import Faker
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.process_state import no_fake_tensor_log, no_fused_attention, same_random_state
+from fxprune.capture.state import State
 
 FORMULA = 24
 """The most operations in the formula of a size."""
@@ -39,8 +41,20 @@ def constants(program: torch.export.ExportedProgram) -> list[str]:
     return notes
 
 
-def needlessly_fixed(program: torch.export.ExportedProgram, model: nn.Module, inputs: Inputs) -> list[str]:
-    """Sentences about the sizes of inputs that are constants in the graph although the model itself takes other ones.
+@dataclass(frozen=True)
+class FixedSizes:
+    """Sentences about an exported graph whose input sizes are fixed.
+
+    sizes: the sizes that are constants in the graph although the model itself takes other ones.
+    state: what the model keeps for each size, such as a table that its first call with this size makes.
+    """
+
+    sizes: tuple[str, ...]
+    state: tuple[str, ...]
+
+
+def needlessly_fixed(program: torch.export.ExportedProgram, model: nn.Module, inputs: Inputs) -> FixedSizes:
+    """The sizes of inputs that are constants in the graph although the model itself takes other ones.
 
     Whether it does is tried on fake tensors: with twice the size, and with one more, of this input alone, and of all
     dimensions that are as long.
@@ -48,16 +62,16 @@ def needlessly_fixed(program: torch.export.ExportedProgram, model: nn.Module, in
     tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
     numbers = {id(tensor): number for number, tensor in enumerate(tensors)}
     given = zip(user_inputs(program), pytree.tree_leaves(inputs), strict=True)
-    notes = []
+    notes, state = list[str](), dict[str, None]()
     for node, leaf in given:
         for dim, size in enumerate(_shape(node.meta.get("val"))):
             place = numbers[id(leaf)], dim
             most = program.range_constraints[size.node.expr].upper if _bounded(program, size) else None
-            if not _varies(size) and _takes_another(model, inputs, tensors, place):
+            if not _varies(size) and _takes_another(model, inputs, tensors, place, state):
                 notes.append(f"the input {node.name} keeps its size {leaf.shape[dim]} in dimension {dim}")
-            elif most is not None and _runs(model, inputs, tensors, {place: int(most) + 1}):
+            elif most is not None and _runs(model, inputs, tensors, {place: int(most) + 1}, state):
                 notes.append(f"the input {node.name} is of size {most} at most in dimension {dim}")
-    return notes
+    return FixedSizes(tuple(notes), tuple(f"forward changes {name} when a size is another one" for name in state))
 
 
 def takes(program: torch.export.ExportedProgram, inputs: Inputs) -> bool:
@@ -110,17 +124,23 @@ def _bounded(program: torch.export.ExportedProgram, size: Any) -> bool:
     return bounds is not None and bounds.upper != int_oo
 
 
-def _takes_another(model: nn.Module, inputs: Inputs, tensors: list[torch.Tensor], place: tuple[int, int]) -> bool:
-    """True if the model runs with another size at one place: the number of an input tensor, and a dimension of it."""
+def _takes_another(
+    model: nn.Module, inputs: Inputs, tensors: list[torch.Tensor], place: tuple[int, int], state: dict[str, None]
+) -> bool:
+    """True if the model runs with another size at one place: the number of an input tensor, and a dimension of it.
+
+    Adds the attributes that such a run changes to `state`.
+    """
     size = tensors[place[0]].shape[place[1]]
     equal = [(number, dim) for number, t in enumerate(tensors) for dim, other in enumerate(t.shape) if other == size]
     changes: list[_Sizes] = [{place: new} for new in (2 * size, size + 1)]
     if len(equal) > 1:
         changes += [dict.fromkeys(equal, new) for new in (2 * size, size + 1)]
-    return any(_runs(model, inputs, tensors, change) for change in changes)
+    return any(_runs(model, inputs, tensors, change, state) for change in changes)
 
 
-def _runs(model: nn.Module, inputs: Inputs, tensors: list[torch.Tensor], sizes: _Sizes) -> bool:
+def _runs(model: nn.Module, inputs: Inputs, tensors: list[torch.Tensor], sizes: _Sizes, state: dict[str, None]) -> bool:
+    """True if the model runs with other sizes. Adds the attributes that the run changes to `state`."""
     faker = Faker()
     numbers = {id(tensor): number for number, tensor in enumerate(tensors)}
 
@@ -129,10 +149,12 @@ def _runs(model: nn.Module, inputs: Inputs, tensors: list[torch.Tensor], sizes: 
         return faker.smaller(tensor, [sizes.get((number, dim), size) for dim, size in enumerate(tensor.shape)])
 
     args, kwargs = pytree.tree_map_only(torch.Tensor, resized, inputs)
-    run: Callable[..., Any] = faker.module(model)
+    run = faker.module(model)
+    before = State(run, users=True)
     try:
         with torch.no_grad(), faker.mode, no_fused_attention(), same_random_state(), no_fake_tensor_log():
             run(*args, **kwargs)
     except Exception:
         return False
+    state |= dict.fromkeys(before.changed_names())
     return True

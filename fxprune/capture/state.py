@@ -29,6 +29,12 @@ class State:
         """True if the state is another one now."""
         return not _same(self._before, _state_of(self._model, self._users))
 
+    def changed_names(self) -> Iterator[str]:
+        """The attributes and buffers that have another value now, as paths from the model."""
+        for (path, name), value in _state_of(self._model, self._users).items():
+            if (path, name) not in self._before or not _same(self._before[path, name], value):
+                yield f"{path}.{name}" if path else name
+
     def changed_tensors(self) -> Iterator[torch.Tensor]:
         """The tensors in the attributes and buffers that have another value now."""
         for place, value in _state_of(self._model, self._users).items():
