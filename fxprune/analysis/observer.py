@@ -222,7 +222,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "prim":  # such as a question for the device
-            return func(*args, **(kwargs or {}))
+            return run(func, args, kwargs or {})
         if self._leaf_depth:  # the rule of the module around it is applied instead
             made = func(*args, **(kwargs or {}))
             name, raw = bound(func, args, kwargs or {})
