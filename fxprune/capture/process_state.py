@@ -38,6 +38,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from fxprune.capture.file_state import Code, FileState, uncached
+from fxprune.capture.lengths import lengths_are_sizes
 from fxprune.capture.thread_state import usual_state
 
 _LOCK = threading.RLock()
@@ -274,7 +275,8 @@ def no_caches(model: nn.Module) -> Iterator[Callable[[], None]]:
     """Replaces the functions with a cache in the files of the model by the functions they wrap, during a run.
 
     A cached function of `(batch, heads)` would return numbers that were made in the run of another layer with as many
-    heads. Yields a function that takes out again what the run has left in other places of these files so far.
+    heads. `len` of a tensor gives a size, which keeps its mark. Yields a function that takes out again what the run has
+    left in other places of these files so far.
     """
     with clean_caches(model):
         before = _file_state(model)
@@ -282,7 +284,8 @@ def no_caches(model: nn.Module) -> Iterator[Callable[[], None]]:
         try:
             for place in before.places:
                 undo.append(place.replace(uncached(place.function)))
-            yield before.kept.forget_marks
+            with lengths_are_sizes(before.code.files):
+                yield before.kept.forget_marks
         finally:
             for restore in reversed(undo):
                 restore()
