@@ -25,6 +25,7 @@ from fxprune.artifacts import Exported, export, from_pretrained, load, save
 from fxprune.capture.traced import trace
 from fxprune.costs import Cost, LayerCost, cost
 from fxprune.errors import (
+    AdapterLeftWarning,
     BudgetMissedWarning,
     CaptureError,
     ChannelsStayWarning,
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 __all__ = [
+    "AdapterLeftWarning",
     "Analysis",
     "BudgetMissedWarning",
     "CaptureError",

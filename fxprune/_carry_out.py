@@ -31,6 +31,7 @@ from fxprune._search import (
     search_settings,
     searched,
 )
+from fxprune.analysis.adapters import idle_adapters
 from fxprune.capture.captured import FrontEnd
 from fxprune.capture.inputs import Inputs, normalize
 from fxprune.capture.output_paths import narrowed, output_paths
@@ -39,6 +40,7 @@ from fxprune.configs.saving import guard
 from fxprune.costs import Cost, cost_of, measured_in_turn, peak_memory
 from fxprune.depth.select import selected
 from fxprune.errors import (
+    AdapterLeftWarning,
     BudgetMissedWarning,
     ClassLostWarning,
     FixedSizesWarning,
@@ -231,6 +233,13 @@ def _warnings(result: Result, *, class_expected: bool) -> Iterator[tuple[str, ty
     elif result.proof is not None and result.plan.removed and not result.proof.compared:
         why = "no number that depends on what was removed was compared; give inputs on which there is one"
         yield f"the proof is empty: {why}", NotProvenWarning
+    for name, layers in idle_adapters(result.analysis.model, result.plan.removed).items():
+        yield (
+            f'the adapter "{name}" keeps its widths in {len(layers)} layers that got smaller, as "{layers[0]}", since '
+            "forward does not use it, and fits them no longer. Before pruning activate all adapters, by "
+            "`model.base_model.set_adapter([...])`, unmerge them, or delete it",
+            AdapterLeftWarning,
+        )
     if captured.fixed:
         sizes = "; ".join(captured.fixed)
         text = f"the small model is an exported graph, which raises for sizes that the original takes: {sizes}"

@@ -117,6 +117,10 @@ class OptimizerLeftBehindWarning(UserWarning):
     """An optimizer makes a step with the parameters of a model that was pruned, while the small model is trained."""
 
 
+class AdapterLeftWarning(UserWarning):
+    """A low-rank adapter that forward does not use keeps its widths, although its layers got smaller."""
+
+
 class ChannelsStayWarning(UserWarning):
     """Some channels stay although their removal was requested. The text says which, and why."""
 

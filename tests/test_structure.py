@@ -26,8 +26,9 @@ ORDER = """
 """Parts of the package; each imports only from itself and from those before it."""
 
 PUBLIC = """
-    Analysis BudgetMissedWarning CaptureError ChannelsStayWarning ClassLostWarning Cost Distillation Distilled
-    Expanded Exported FileError FixedSizesWarning Followed FxpruneError GradualPruner Group InputError LayerCost
+    AdapterLeftWarning Analysis BudgetMissedWarning CaptureError ChannelsStayWarning ClassLostWarning Cost
+    Distillation Distilled Expanded Exported FileError FixedSizesWarning Followed FxpruneError GradualPruner Group
+    InputError LayerCost
     Locked Member NotProvenWarning NothingRemovedWarning OptimizerLeftBehindWarning OtherWeightsWarning Pareto Plan
     PlanDiff PlanError PruningStep Record RewriteError RuleError Sensitivity Summary VerificationError analyze cost
     distillation expand export follow from_pretrained leaf load masked masks_of pareto recalibrate record repair

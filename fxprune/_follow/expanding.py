@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from fxprune._follow.parameters import Counterpart, Counterparts, counterparts_of
 from fxprune.arguments import checks_arguments
+from fxprune.capture.inputs import check_plain_tensors
 from fxprune.capture.process_state import public_call
 from fxprune.channels.groups import Bools, Ints
 from fxprune.errors import PlanError
@@ -65,6 +66,8 @@ def expand(small: nn.Module, into: nn.Module, *, others: str = "keep") -> Expand
     """
     if others not in OTHERS:
         raise PlanError(f"others is one of {', '.join(OTHERS)}", why=f"it is {others!r}")
+    for each in (small, into):
+        check_plain_tensors(each.named_parameters())
     pairs = counterparts_of(into, small)
     _check(pairs)
     if others == "zero":

@@ -17,7 +17,7 @@ from fxprune._repair.layer_by_layer import check_values, repaired
 from fxprune._repair.original import has_other_weights
 from fxprune._repair.settings import RIDGES, STEPS, RepairSettings
 from fxprune.arguments import checks_arguments
-from fxprune.capture.inputs import check_initialised
+from fxprune.capture.inputs import check_initialised, check_plain_tensors
 from fxprune.capture.module_copy import deep_copy
 from fxprune.capture.process_state import public_call
 from fxprune.capture.tensors import Tensors
@@ -114,6 +114,8 @@ def repair(
             why="the names in an exported program are not those of a module",
             do="pass `repair=batches` to `transform`, or repair the module before it is exported",
         )
+    for each in (model, small):
+        check_plain_tensors(each.named_parameters())
     _check_original(model, known.before)
     if has_other_weights(model, small, known):
         text = "the small model was made from other weights than those of this model; it is repaired towards these"

@@ -15,7 +15,9 @@ leaves it. Two things say that a group is a rank:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+
+from torch import nn
 
 from fxprune.analysis.findings import Findings, Group
 from fxprune.analysis.steps import Step, Steps
@@ -47,6 +49,25 @@ def low_rank_adapters(findings: Findings) -> frozenset[int]:
     narrow = {frozenset(m.parameter for m in g.members): g.number for g in findings.groups if _is_narrow(g)}
     pairs = _Sums(findings.observed.steps).adapters() if narrow.keys() else ()
     return frozenset(named | {narrow[pair] for pair in pairs if pair in narrow})
+
+
+def idle_adapters(model: nn.Module, cut: Iterable[str]) -> dict[str, list[str]]:
+    """Name of an adapter that forward does not use -> the paths of the layers that it is in, if they lose channels.
+
+    Layers as peft writes them: adapters by name, of which some are active, unless all are merged or disabled. cut: the
+    names of the parameters that lose channels.
+    """
+    layers: dict[str, list[str]] = {}
+    changed = {name.rpartition(".base_layer.")[0] for name in cut if ".base_layer." in name}
+    for path, module in model.named_modules():
+        if path in changed and hasattr(module, "active_adapters"):
+            tables = [child for child in module.children() if isinstance(child, nn.ModuleDict | nn.ParameterDict)]
+            off = getattr(module, "merged", False) or getattr(module, "disable_adapters", False)
+            used = [] if off else module.active_adapters
+            for name in dict.fromkeys(name for table in tables for name in table):
+                if name not in used:
+                    layers.setdefault(name, []).append(path)
+    return layers
 
 
 def _is_named(parameter: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -158,12 +158,17 @@ def check_plain(model: nn.Module, tensors: Tensors) -> None:
                 why=f"TorchScript runs a forward of its own for {type(module).__name__}, which cannot be looked into",
                 do="put the Python module in its place, prune, and script it again",
             )
-    for found in tensors.unique:
-        kind = kind_of(found.tensor)
+    check_plain_tensors((found.name, found.tensor) for found in tensors.unique)
+
+
+def check_plain_tensors(named: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Raises `CaptureError` for a tensor whose numbers cannot be cut: quantised, sparse, sharded."""
+    for name, tensor in named:
+        kind = kind_of(tensor)
         if kind:
             raise CaptureError(
                 "a weight is no plain tensor",
-                at=f'"{found.name}"',
+                at=f'"{name}"',
                 why=f"it is {kind}, whose numbers cannot be cut",
                 do=_made_plain(kind),
             )

@@ -1,7 +1,7 @@
 """Tensors that forward makes.
 
-A tensor with one value everywhere is the same at any size, so its slots can be removed. One whose values follow from
-their positions (a range) stays.
+A tensor with one value everywhere is the same at any size, so its slots can be removed, and so is an identity matrix
+that loses the same rows and columns. One whose values follow from their positions otherwise (a range) stays.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FILLS = """
 """.split()
 ZEROS = "zeros new_zeros".split()
 LIKE = "empty_like full_like ones_like rand_like randn_like randint_like".split()
-RANGES = "linspace logspace eye randperm randint tril_indices triu_indices hann_window".split()
+RANGES = "linspace logspace randperm randint tril_indices triu_indices hann_window".split()
 
 
 @rule(*(f"aten::{name}" for name in FILLS))
@@ -120,6 +120,30 @@ def arange_integers(call: PythonCall) -> Iterable[Counted]:
     return [Counted(call.args[0], call.result.dim(0))] if len(call.args) == 1 else ()
 
 
+@rule("aten::eye")
+def eye(call: Call) -> Operand:
+    """y[i, j] = 1 where i = j, else 0. Of a square one, rows and columns are the same channels."""
+    rows, columns = call.shapes[0]
+    if rows != columns:
+        return call.constant()
+    vector = call.fresh(rows)
+    return call.operand([vector, vector], False)
+
+
+@resizes("aten::eye", targets=(torch.eye,))
+def eye_sizes(site: Site) -> None:
+    """The number of rows, and that of columns if it is there."""
+    if site.result is not None:
+        for position, name in enumerate("nm"[: len(site.node.args) + len(site.node.kwargs.keys() & {"n", "m"})]):
+            site.put(position, name, site.removal.count(site.result.dim(position)))
+
+
+@reads("aten::eye", functions=("eye",))
+def eye_integers(call: PythonCall) -> Iterable[Counted]:
+    """The numbers of rows and of columns."""
+    return map(Counted, call.args[:2], call.result.vectors)
+
+
 @resizes("aten::one_hot", targets=(F.one_hot,))
 def one_hot_classes(site: Site) -> None:
     """The number of classes."""
@@ -149,13 +173,19 @@ def random_fills_dependence(seen: Seen) -> Dependence:
 
 
 depends(
-    *("aten::zeros_like", "aten::arange"),
+    *("aten::zeros_like", "aten::arange", "aten::eye"),
     *(f"aten::{name}" for name in (*FILLS, *ZEROS, *LIKE, *RANGES) if name not in _RANDOM),
 )(nothing)
 _RANGES = tuple(f"aten::{name}" for name in RANGES)
 absent(*_RANGES, sizes="what is made keeps its size", readers="what is made keeps its size")
 absent(
-    *(*_RANGES, "aten::arange", "aten::zeros_like", *(f"aten::{name}" for name in (*FILLS, *ZEROS, *LIKE))),
+    *(
+        *_RANGES,
+        "aten::arange",
+        "aten::eye",
+        "aten::zeros_like",
+        *(f"aten::{name}" for name in (*FILLS, *ZEROS, *LIKE)),
+    ),
     multiply_adds="nothing is multiplied",
     positions="no argument is a position",
     modules="no module of torch makes tensors",

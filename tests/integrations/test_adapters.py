@@ -91,3 +91,52 @@ def test_pruning_and_merging_can_change_places() -> None:
     other = fxprune.transform(merged, IDS, masks=masks)
     assert len(channels) == 32
     assert relative_error(logits(other), logits(copy.deepcopy(small).merge_and_unload())) < 1e-12
+
+
+def adapted_twice() -> PeftModel:
+    model = adapted(bert())
+    model.add_adapter("second", LoraConfig(r=2, target_modules=["query", "intermediate.dense"]))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    return model.double().eval()
+
+
+def test_all_active_adapters_lose_the_same_channels() -> None:
+    model = adapted_twice()
+    model.base_model.set_adapter(["default", "second"])
+    small = fxprune.transform(model, IDS, ratio={"*intermediate.dense.base_layer": 0.5})
+    masked = fxprune.masked(model, fxprune.record(small).removed)
+    for chosen in (["default", "second"], "second", "default"):
+        small.base_model.set_adapter(chosen)
+        masked.base_model.set_adapter(chosen)
+        assert relative_error(logits(small), logits(masked)) < 1e-12
+    with small.disable_adapter(), masked.disable_adapter():
+        assert relative_error(logits(small), logits(masked)) < 1e-12
+
+
+@pytest.mark.parametrize(("name", "merge", "layers"), [("second", False, 4), ("default", True, 6)])
+def test_an_adapter_that_forward_does_not_use_is_named(name: str, merge: bool, layers: int) -> None:
+    model = adapted_twice()
+    if merge:
+        model.delete_adapter("second")
+        model.merge_adapter()
+    with pytest.warns(fxprune.AdapterLeftWarning, match=f'the adapter "{name}" keeps its widths in {layers} layers'):
+        fxprune.transform(model, IDS, ratio=0.3)
+
+
+def test_layers_with_weight_decomposition_are_pruned_with_their_magnitudes() -> None:
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules=["query", "value", "intermediate.dense"], use_dora=True)
+    model = get_peft_model(bert(), config).double()
+    heal(model)
+    small = fxprune.transform(model.eval(), IDS, ratio={"*intermediate.dense.base_layer": 0.5})
+    assert isinstance(small, PeftModel)
+    assert fxprune.record(small).error < 1e-9
+    layer = small.base_model.model.bert.encoder.layer[0].intermediate.dense
+    assert layer.base_layer.out_features == len(layer.lora_magnitude_vector["default"].weight) == 32
+    expected = logits(small)
+    assert relative_error(logits(copy.deepcopy(small).merge_and_unload()), expected) < 1e-12
+    heal(small)
+    assert relative_error(logits(small.eval()), expected) > 1e-6

@@ -48,6 +48,13 @@ def test_quantised_weights_are_refused_by_name(tmp_path: Path) -> None:
         fxprune.transform(small, X, ratio=0.5)
     with pytest.raises(fxprune.CaptureError, match="Int8Tensor"):
         fxprune.verify(model, small, X)
+    for call in (lambda: fxprune.repair(small, model, [X]), lambda: fxprune.expand(small, model)):
+        with pytest.raises(
+            fxprune.CaptureError, match=r"no plain tensor\n  at   \"0.weight\"\n  why  it is Int8Tensor"
+        ):
+            call()
+    with pytest.raises(fxprune.CaptureError, match="Int8Tensor"):
+        fxprune.GradualPruner(small, X, keep={"macs": 0.5})
     with pytest.raises(fxprune.FileError, match=r"\"0.weight\" cannot be stored\n  why  it is Int8Tensor"):
         fxprune.save(small, tmp_path / "small.safetensors")
     assert not (tmp_path / "small.safetensors").exists()

@@ -119,3 +119,43 @@ def test_a_number_of_groups_that_hidden_code_uses_is_recounted() -> None:
     assert type(small) is Hidden
     assert (small.first.out_channels, small.groups) == (8, 2)
     assert fxprune.verify(net, small, x) < 1e-12
+
+
+class Identity(nn.Module):
+    """The product of two weights, made by running an identity matrix through their layers."""
+
+    def __init__(self, *, columns: bool) -> None:
+        super().__init__()
+        self.columns = columns
+        self.first, self.down, self.up = nn.Linear(5, 8), nn.Linear(8, 3, bias=False), nn.Linear(3, 4, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x).relu()
+        n = h.shape[1]
+        identity = torch.eye(n, m=n, dtype=h.dtype) if self.columns else torch.eye(n, dtype=h.dtype)
+        return h @ self.up(self.down(identity))
+
+
+@pytest.mark.parametrize("path", ["fx", "eager", "export"])
+@pytest.mark.parametrize("columns", [False, True])
+def test_rows_and_columns_of_an_identity_are_the_same_channels(path: str, columns: bool) -> None:
+    torch.manual_seed(0)
+    net, x = Identity(columns=columns).double().eval(), torch.randn(7, 5, dtype=torch.float64)
+    small = fxprune.transform(net, x, ratio={"first": 0.5}, path=path)
+    record = fxprune.record(small)
+    assert record.error < 1e-12
+    assert record.after["first.weight"] == (4, 5)
+    assert record.after["down.weight"] == (3, 4)
+    assert torch.allclose(small(x), fxprune.masked(net, record.removed)(x), rtol=0, atol=1e-12)
+
+
+def test_an_identity_that_is_not_square_keeps_its_sizes() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), Padded()).double().eval()
+    with pytest.warns(fxprune.NothingRemovedWarning, match=r"meets a fixed dimension.*holds 0.weight\[0\]"):
+        fxprune.transform(net, torch.randn(3, 4, dtype=torch.float64), ratio=0.5)
+
+
+class Padded(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ torch.eye(6, 9, dtype=x.dtype)
