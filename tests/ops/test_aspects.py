@@ -30,9 +30,9 @@ RULES = {name: rule for name, rule in registered().items() if rule.__module__.st
 WRITTEN = tuple(ASPECTS)
 ABSENT = {
     "multiply_adds": 249,
-    "sizes": 248,
+    "sizes": 247,
     "positions": 288,
-    "readers": 254,
+    "readers": 253,
     "modules": 269,
     "norms": 290,
     "dependence": 28,
