@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fxprune._analyze import Analysis, analyze
 from fxprune._follow import check_targets, listed
 from fxprune._follow.parallel import wrap_again, wrapper_of
-from fxprune._in_place import refuse_sharded, transform_
+from fxprune._in_place import WITH_A_PLAN, refuse_sharded, transform_
 from fxprune._record import record
 from fxprune._transform import transform
 from fxprune.arguments import checks_arguments, fits, shown
@@ -177,17 +177,21 @@ class GradualPruner:
         return PruningStep(number, progress, before, self._cost, removed, silenced)
 
     def _check(self) -> None:
-        """Raises what the first step would raise, about what follows, how channels are chosen, and the repair."""
-        followers = [*listed(self.optimizer), *listed(self.ema)]
-        check_targets(followers, self.model)
-        if is_sharded(self.model):
-            refuse_sharded(followers, self.options)
-            return
-        if self.options.get("repair") is True and self.options.get("data") is None:
-            why, do = "repair=True takes those of `data`", "pass data=batches"
-            raise PlanError("there is no data to repair on", at="repair=True", why=why, do=do)
-        with _small_steps():
-            self._choose({budget.key: int(budget.full) for budget in self._budgets}, None, measure=False)
+        """Raises what the first step would raise, about what follows, how channels are chosen, and the repair.
+
+        All processes raise if one does.
+        """
+        group = talk_of_model(self.model).group if is_sharded(self.model) else self._training["process_group"]
+        with Processes(group).together():
+            check_targets([*listed(self.optimizer), *listed(self.ema)], self.model)
+            if is_sharded(self.model):
+                refuse_sharded(self.options)
+                return
+            if self.options.get("repair") is True and self.options.get("data") is None:
+                why, do = "repair=True takes those of `data`", "pass data=batches"
+                raise PlanError("there is no data to repair on", at="repair=True", why=why, do=do)
+            with _small_steps():
+                self._choose({budget.key: int(budget.full) for budget in self._budgets}, None, measure=False)
 
     def _refuse_changes(self) -> None:
         """Raises `PlanError` if something else made the model smaller since the last step."""
@@ -379,8 +383,7 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _without_choice(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that do not choose channels: a plan has chosen them."""
-    kept = {"also", "methods", "strict", "verify", "prefer", "norms", "outputs"}
-    return {name: value for name, value in options.items() if name in kept}
+    return {name: value for name, value in options.items() if name in WITH_A_PLAN}
 
 
 def _checked(options: Mapping[str, Any], soft: int) -> dict[str, Any]:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from torch import fx, nn
 from torch.export import ExportedProgram
 
 from fxprune._follow import at_once, become, check_targets, listed, made, optimizers_of, prepared_for, watch
+from fxprune._follow.averages import check_average
 from fxprune._record import attach, record, records
 from fxprune._transform import transform
+from fxprune.arguments import shown
 from fxprune.capture.process_state import public_call
 from fxprune.errors import InputError, PlanError, level_of_user
 from fxprune.rewrite.tensor_hooks import HOOK_TABLES
 from fxprune.running.processes import Processes
-from fxprune.sharded import is_sharded, sharded_parameters, talk_of_model, unwrapped, wrap_again
+from fxprune.sharded import Wrapping, is_sharded, sharded_parameters, talk_of_model, unwrapped, wrap_again
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+WITH_A_PLAN = {"also", "methods", "strict", "verify", "prefer", "norms", "outputs"}
+"""The options of `transform` that choose no channels: they go with a plan."""
 
 
 @public_call()
@@ -56,12 +61,12 @@ def transform_(model: ModuleT, example_inputs: Any, **options: Any) -> ModuleT:
     if not isinstance(model, fx.GraphModule) and not {"path", "prefer"} & options.keys():
         options["prefer"] = "class"
     followers = [*listed(options.pop("optimizer", None)), *listed(options.pop("ema", None))]
-    check_targets(followers, model)
     optimizers = optimizers_of(model)
     if is_sharded(model):
         _sharded(model, example_inputs, followers, options)
     else:
         with Processes(options.get("process_group")).together():
+            check_targets(followers, model)
             small = _small(model, example_inputs, options)
             changes = prepared_for(followers, model, small)
         _warn_of_lost_hooks(model, small)
@@ -73,25 +78,55 @@ def transform_(model: ModuleT, example_inputs: Any, **options: Any) -> ModuleT:
 
 
 def _sharded(model: nn.Module, example_inputs: Any, followers: Sequence[Any], options: dict[str, Any]) -> None:
-    """`transform_` of a model under `fully_shard`: all processes do this together."""
+    """`transform_` of a model under `fully_shard`: all processes do this together.
+
+    An average gets smaller by the plan of the model, as a model of its own: a sharded one cannot be copied.
+    """
     talk = talk_of_model(model)
+    averages = [each for each in followers if isinstance(each, nn.Module)]
+    others = [each for each in followers if not isinstance(each, nn.Module)]
     with talk.together():
-        refuse_sharded(followers, options)
-        with unwrapped(model) as wrappings:
-            small = _small(model, example_inputs, {**options, "process_group": talk.group})
-        sharded_parameters(small)
-        changes = prepared_for(followers, model, small)
-    _warn_of_lost_hooks(model, small)
+        refuse_sharded(options)
+        check_targets(followers, model)
+        first = _made_beside(model, example_inputs, {**options, "process_group": talk.group})
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        known = {name: value for name, value in options.items() if name in WITH_A_PLAN}
+        known |= {"plan": record(first.small).plan, "process_group": talk.group}
+        made_too = [
+            _made_beside(average.get_submodule(check_average(average, parameters)), example_inputs, known)
+            for average in averages
+        ]
+        changes = prepared_for(others, model, first.small)
+    _warn_of_lost_hooks(model, first.small)
     with at_once():
-        _note(small, (*made(changes), talk.note()))
-        become(model, small)
-        wrap_again(model, wrappings)
+        _note(first.small, (*made(changes), talk.note()))
+        for each in (first, *made_too):
+            become(each.model, each.small)
+            wrap_again(each.model, each.wrappings)
 
 
-def refuse_sharded(followers: Sequence[Any], options: Mapping[str, Any]) -> None:
+@dataclass(frozen=True, eq=False)
+class _Beside:
+    """A model, the small one that was made of it, and how it was wrapped."""
+
+    model: nn.Module
+    small: nn.Module
+    wrappings: Sequence[Wrapping]
+
+
+def _made_beside(model: nn.Module, example_inputs: Any, options: Mapping[str, Any]) -> _Beside:
+    """The small model of one that may be sharded."""
+    if not is_sharded(model):
+        return _Beside(model, _small(model, example_inputs, options), ())
+    with unwrapped(model) as wrappings:
+        small = _small(model, example_inputs, options)
+    sharded_parameters(small)
+    return _Beside(model, small, wrappings)
+
+
+def refuse_sharded(options: Mapping[str, Any]) -> None:
     """Raises `PlanError` for what cannot be done while a model is sharded."""
     reasons = {
-        "ema": ("an average", "it is a deep copy, which fully_shard does not allow"),
         "repair": ("a repair", "it refits views of whole weights in place"),
         "bias": ('bias="fold"', "the constants come from running statistics, and each process has its own"),
         "masks": ('masks="zeros"', "its constants come from running statistics, and each process has its own"),
@@ -99,7 +134,6 @@ def refuse_sharded(followers: Sequence[Any], options: Mapping[str, Any]) -> None
         "depth": ("depth=True", "it makes and repairs many small models"),
     }
     given = {
-        "ema": any(isinstance(target, nn.Module) for target in followers),
         "repair": options.get("repair") not in (None, False),
         "bias": options.get("bias") == "fold",
         "masks": isinstance(options.get("masks"), str),
@@ -109,7 +143,10 @@ def refuse_sharded(followers: Sequence[Any], options: Mapping[str, Any]) -> None
     for name, is_given in given.items():
         if is_given:
             what, why = reasons[name]
-            raise PlanError(f"{what} is not possible for a sharded model", why=why, do="prune before fully_shard")
+            at = f"{name}={shown(options[name])}" if name in options else 'scope="search"'
+            raise PlanError(
+                f"{what} is not possible for a sharded model", at=at, why=why, do="prune before fully_shard"
+            )
 
 
 def _small(model: nn.Module, example_inputs: Any, options: Mapping[str, Any]) -> nn.Module:

@@ -39,11 +39,11 @@ class Processes:
                     "there is no such process group", at=f"process_group={shown(group)}", why=why, do=do
                 ) from None
 
-    def all(self, value: ValueT) -> list[ValueT]:
-        """The values of all processes, in the order of their ranks."""
+    def all(self, value: ValueT, *, what: str = "") -> list[ValueT]:
+        """The values of all processes, in the order of their ranks. what: says what it is for, the same on all."""
         if self._talk is None:
             return [value]
-        self._talk.say(f"exchanging a {type(value).__name__}")
+        self._talk.say(f"exchanging {what or 'a ' + type(value).__name__}")
         return self._talk.all(value)
 
     def add(self, tensors: Iterable[Tensor]) -> None:
@@ -59,7 +59,7 @@ class Processes:
 
     def agree(self, removed: Mapping[str, Any]) -> None:
         """Raises `PlanError` on all processes if they did not choose the same channels."""
-        plans = self.all({name: dict(dims) for name, dims in removed.items()})
+        plans = self.all({name: dict(dims) for name, dims in removed.items()}, what="plans")
         other = next((rank for rank, theirs in enumerate(plans) if theirs != plans[0]), None)
         if other is not None:
             names = sorted({*plans[0], *plans[other]})
@@ -80,7 +80,7 @@ class Processes:
     def sums(self, totals: dict[str, Tensor], count: int) -> tuple[dict[str, Tensor], int]:
         """Totals by name and their number over all processes. A process that lacks a name adds zeros."""
         shapes: dict[str, tuple[torch.Size, torch.dtype]] = {}
-        for theirs in self.all({name: (tensor.shape, tensor.dtype) for name, tensor in totals.items()}):
+        for theirs in self.all({name: (tensor.shape, tensor.dtype) for name, tensor in totals.items()}, what="sums"):
             shapes |= theirs
         found = {
             name: totals.get(name, torch.zeros(shape, dtype=dtype)) for name, (shape, dtype) in sorted(shapes.items())

@@ -7,6 +7,7 @@ processes that come to different places raise, instead of waiting for each other
 
 from fxprune.sharded.on_demand import WholeOnDemand, overwrite, whole
 from fxprune.sharded.plain_model import talk_of_model, unwrapped
+from fxprune.sharded.settings import Wrapping
 from fxprune.sharded.shards import is_sharded
 from fxprune.sharded.talk import Talk
 from fxprune.sharded.wrapped_again import sharded_parameters, wrap_again
@@ -14,6 +15,7 @@ from fxprune.sharded.wrapped_again import sharded_parameters, wrap_again
 __all__ = [
     "Talk",
     "WholeOnDemand",
+    "Wrapping",
     "is_sharded",
     "overwrite",
     "sharded_parameters",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import distributed, nn
@@ -64,11 +66,14 @@ def both(rank: int) -> None:
     again = fxprune.GradualPruner(wrapped, batch(0), keep={"macs": 0.3}, steps=1)
     with pytest.raises(fxprune.PlanError, match=r"do not agree on a plan\n  at   \".*\n  why  process 0"):
         again.step()
-    wrong = fxprune.GradualPruner(
-        wrapped, batch(0), keep={"macs": 0.3}, steps=1, importance=(lambda group: [1.0]) if rank else "l2"
-    )
+    sizes: list[int] = []
+    wrong: dict[str, Any] = {"importance": (lambda group: [1.0] * (sizes or [group.size])[0]) if rank else "l2"}
+    later = fxprune.GradualPruner(wrapped, batch(0), keep={"macs": 0.3}, steps=1, **wrong)
+    sizes.append(1)
     with pytest.raises(fxprune.PlanError, match="wrong shape" if rank else r"process 1 raised\n  why "):
-        wrong.step()
+        later.step()
+    with pytest.raises(fxprune.PlanError, match="wrong shape" if rank else r"process 1 raised\n  why "):
+        fxprune.GradualPruner(wrapped, batch(0), keep={"macs": 0.3}, steps=1, **wrong)
     assert all(torch.equal(tensor, before[name]) for name, tensor in shared.state_dict().items())
 
 

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fxprune
 from fxprune.errors import FxpruneError
@@ -146,6 +147,39 @@ def test_a_distributed_checkpoint_goes_on_to_the_same_bits(tmp_path: Path) -> No
     run_together(resumed, 2, str(tmp_path / "checkpoint"))
 
 
+def averaged(rank: int) -> None:
+    """An average that is sharded too gets smaller with the model, and goes on as that of one process."""
+    alone, shared = net(), sharded()
+    averages = [AveragedModel(net(), multi_avg_fn=get_ema_multi_avg_fn(0.5)) for _ in range(2)]
+    sharded(averages[1].module)
+    models = alone, shared
+    optimizers = [torch.optim.Adam(model.parameters(), 0.01) for model in models]
+    both = list(zip(models, optimizers, strict=True))
+    pruners = [
+        fxprune.GradualPruner(model, batch(0), optimizer=optimizer, ema=average, **BUDGET)
+        for (model, optimizer), average in zip(both, averages, strict=True)
+    ]
+    modules = dict(averages[1].named_modules())
+    for seed in range(4):
+        train_both(rank, *both, seed)
+        for average, model in zip(averages, models, strict=True):
+            average.update_parameters(model)
+        if seed % 2:
+            for pruner in pruners:
+                pruner.step()
+    assert distance(*models) < 1e-12
+    assert distance(*(average.module for average in averages)) < 1e-12
+    assert dict(averages[1].named_modules()) == modules
+    assert all(isinstance(parameter, DTensor) for parameter in averages[1].module.parameters())
+    assert float((averages[0](batch(5)) - averages[1](batch(5))).abs().max()) < 1e-12
+    with pytest.raises(fxprune.InputError, match="holds no copy of the model"):
+        fxprune.transform_(shared, batch(0), ratio=0.5, ema=AveragedModel(net()))
+
+
+def test_an_average_that_is_sharded_follows() -> None:
+    run_together(averaged, 2)
+
+
 def one_raises(group: Any) -> Any:
     if distributed.get_rank() == 1:
         raise ValueError("only here")
@@ -167,7 +201,7 @@ def raising(rank: int) -> None:
         ({"ratio": 0.5, "verify": bool(rank)}, "do not do the same"),
         (
             {"ratio": 0.5, "optimizer": other if rank else optimizer},
-            "do not do the same",
+            "LBFGS cannot follow",
         ),
         ({"ratio": 2.0}, "ratio"),
     ]
@@ -177,6 +211,12 @@ def raising(rank: int) -> None:
         assert [type(module) for module in model.modules()] == kinds
         for name, parameter in model.named_parameters():
             assert torch.equal(parameter.to_local(), before[name])
+    wrapped = DistributedDataParallel(net())
+    with pytest.raises(FxpruneError, match="only here"):
+        fxprune.GradualPruner(wrapped, batch(0), importance=one_raises, **BUDGET)
+    measured = {"importance": "taylor", "data": DATA, "loss": square} if rank else {}
+    with pytest.raises(FxpruneError, match=r"exchanging plans.*exchanging sums|exchanging sums.*exchanging plans"):
+        fxprune.GradualPruner(wrapped, batch(0), **measured, **BUDGET).step()
     train(model, optimizer, batch(1))
     fxprune.transform_(model, batch(0), ratio=0.5, optimizer=optimizer)
     train(model, optimizer, batch(2))
@@ -190,14 +230,15 @@ def losing(rank: int, kind: str) -> str:
     """One process dies while the others work with it."""
 
     def dies(group: Any) -> Any:
-        if rank == 1:
+        if rank == 1 and made:
             os._exit(0)
         return torch.arange(group.size)
 
+    made: list[fxprune.GradualPruner] = []
     model = sharded() if kind == "sharded" else DistributedDataParallel(net())
-    pruner = fxprune.GradualPruner(model, batch(0), importance=dies, **BUDGET)
+    made.append(fxprune.GradualPruner(model, batch(0), importance=dies, **BUDGET))
     with pytest.raises(ProcessLostError, match="another process does not answer"):
-        pruner.step()
+        made[0].step()
     os._exit(0)  # nothing to end together
 
 
@@ -212,9 +253,7 @@ def refused(rank: int) -> None:
     for call in (fxprune.transform, fxprune.analyze):
         with pytest.raises(FxpruneError, match=r"DTensor(?s:.*)transform_ or GradualPruner"):
             call(model, batch(0), **({"ratio": 0.5} if call is fxprune.transform else {}))
-    average = torch.optim.swa_utils.AveragedModel(net())
     for options, what in (
-        ({"ema": average}, "an average"),
         ({"repair": DATA}, "a repair"),
         ({"bias": "fold"}, "fold"),
         ({"masks": "zeros"}, "zeros"),
