@@ -17,6 +17,7 @@ from fxprune.capture.tensors import Tensors
 from fxprune.costs import Cost, cost, measured_in_turn, peak_memory
 from fxprune.depth.carry_out import without_dropped
 from fxprune.depth.dropped import Dropped
+from fxprune.depth.patterns import for_the_rest
 from fxprune.errors import PlanError
 from fxprune.planning.budgets import budgets_of, checked_keys
 from fxprune.planning.figures import Figures, with_measured
@@ -118,7 +119,10 @@ def without_branches(call: AnalyzeArguments, plan: Plan | None, choices: Mapping
 
 def shallow_of(found: Branches, made: WithoutBranches, choices: Mapping[str, Any], example_inputs: Any) -> Shallow:
     """The model without some branches, with the options for the rest of it."""
-    others = _for_the_rest(choices, found, made.model, example_inputs)
+    left = dict(made.model.named_parameters(remove_duplicate=False))
+    gone = frozenset(name for name, _ in found.model.named_parameters(remove_duplicate=False) if name not in left)
+    named = for_the_rest(found.model, choices, gone, [dropped.name for dropped in made.dropped])
+    others = _for_the_rest(named, found, made.model, example_inputs)
     alone = all(others.get(name) is None for name in CHANNELS)
     if alone:
         others["ratio"] = 0.0

@@ -188,8 +188,8 @@ def test_only_the_selector_matches_names():
 
 
 SELECTORS = """
-    criteria/statistics.py depth/select.py planning/edits.py planning/fixed_counts.py planning/masks.py
-    planning/select.py planning/uniform.py pruner/config.py
+    criteria/statistics.py depth/patterns.py depth/select.py planning/edits.py planning/fixed_counts.py
+    planning/masks.py planning/select.py planning/uniform.py pruner/config.py
     sparse/activations/insertion.py
     sparse/freezing/optimizer_hooks.py sparse/freezing/parameters.py
     sparse/storage/convert.py sparse/weights/targets.py

@@ -8,7 +8,7 @@ The best one, by the measure, says which branches go. So the choice is never wor
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from fxprune.costs import cost_of
 from fxprune.criteria import Importance
 from fxprune.depth.branches import Branch
 from fxprune.depth.gone import by_addition
+from fxprune.depth.patterns import named_by
 from fxprune.depth.reference import DroppedAdditions
 from fxprune.errors import FxpruneError, PlanError, VerificationError
 from fxprune.planning.budgets import above
@@ -67,8 +68,10 @@ def chosen_branches(asked: DepthRequest) -> tuple[Chosen, str]:
     Raises as `transform` if no small model can be made.
     """
     free = [branch for branch in asked.found.branches if not branch.why_not and branch not in asked.named]
+    held = _held(asked.found.model, free, asked.request.choices)
+    free = [branch for branch in free if branch.name not in held]
     if not free:
-        return asked.named, "depth: the model has no residual branch that can go"
+        return asked.named, "; ".join(["depth: the model has no residual branch that can go", *held.values()])
     changes = influences(asked.found.model, free, asked.samples)
     keys = tuple(asked.request.choices["keep"])
     order = sorted(free, key=lambda branch: changes[branch.name] / freed(branch, keys))
@@ -80,7 +83,19 @@ def chosen_branches(asked: DepthRequest) -> tuple[Chosen, str]:
     trials.near(order)
     if asked.request.choices.get("scope") == SEARCH:
         trials.moves(order)
-    return trials.best()
+    chosen, text = trials.best()
+    return chosen, "; ".join([text, *held.values()])
+
+
+def _held(model: nn.Module, branches: Iterable[Branch], choices: Mapping[str, Any]) -> dict[str, str]:
+    """Name of a branch that an option names -> a sentence that it stays. It is about channels that would be gone."""
+    named = named_by(model, choices)
+    held = {}
+    for branch in branches:
+        for option, pattern, tensors in named:
+            if all(name.startswith(tuple(f"{module}." for module in branch.modules)) for name in tensors):
+                held[branch.name] = f"branch {branch.name} stays: {option} names {pattern}"
+    return held
 
 
 def influences(model: nn.Module, branches: Iterable[Branch], samples: Samples) -> dict[str, float]:

@@ -155,3 +155,14 @@ def test_nothing_is_searched_where_the_branches_meet_the_budget():
     small = fxprune.transform(model, x, drop="blocks.0", **options)
     assert dropped_names(small) == ["blocks.0"]
     assert fxprune.record(small).removed == {}
+
+
+@pytest.mark.parametrize("option", [{"ignore": "blocks.1.f"}, {"counts": {"blocks.1.f": 8}}])
+def test_a_branch_that_an_option_names_stays(option):
+    small = fxprune.transform(
+        deep(1, 2), torch.zeros(X).double(), keep={"macs": 0.6}, depth=True, repair=batches(), **option
+    )
+    assert dropped_names(small) == ["blocks.2"]
+    (name,) = option
+    (text,) = [reason for reason in fxprune.record(small).reasons if "depth" in reason]
+    assert f'branch blocks.1 stays: {name} names "blocks.1.f"' in text

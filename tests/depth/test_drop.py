@@ -215,3 +215,51 @@ def test_hooks_that_go_with_a_branch_are_named():
     assert 'hooks go with the branches: those of "layer1.1.conv1"' in fxprune.record(small).reasons
     again = fxprune.transform(net, x, plan=fxprune.record(small).plan)
     assert 'hooks go with the branches: those of "layer1.1.conv1"' in fxprune.record(again).reasons
+
+
+def blocks() -> nn.Sequential:
+    """Three blocks of linear layers."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), *(Inner() for _ in range(3)), nn.Linear(8, 2)).eval()
+
+
+class Inner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.g, self.act = nn.Linear(8, 8), nn.Linear(8, 8), nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(x + self.g(torch.relu(self.f(x))))
+
+
+@pytest.mark.parametrize("pattern", ["2.f", "2", "2.?", "2.f.weight"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        lambda name: {"ratio": {name: 0.5}},
+        lambda name: {"counts": {name: 4}},
+        lambda name: {"masks": {name: torch.arange(8) > 2}},
+        lambda name: {"ratio": 0.5, "ignore": [name, "0"]},
+        lambda name: {"ratio": 0.5, "importance": {name: range(8)}},
+    ],
+)
+def test_options_that_name_a_branch_that_goes_are_refused(option: Callable[[str], Any], pattern: str) -> None:
+    with pytest.raises(PlanError, match="names a branch that is dropped") as caught:
+        fxprune.transform(blocks(), torch.zeros(1, 4), drop="2", **option(pattern))
+    assert caught.value.at.endswith(f'"{pattern}"')
+    assert caught.value.why == "it goes whole, with 2"
+    with pytest.raises(PlanError, match="names a branch that is dropped"):
+        fxprune.analyze(blocks(), torch.zeros(1, 4)).plan(drop="2", **option(pattern))
+
+
+def test_options_mean_in_the_rest_what_they_mean_in_the_model() -> None:
+    model, x = blocks(), torch.zeros(1, 4)
+    for pattern in ("?.f", "3.f", model[3].f):
+        small = fxprune.transform(model, x, drop="2", ratio={pattern: 0.5})
+        assert small[3].f.out_features == 4
+        assert small[1].f.out_features == (4 if pattern == "?.f" else 8)
+    small = fxprune.transform(model, x, drop="2", ratio=0.5, ignore=(model[3].f, nn.ReLU))
+    assert (small[1].f.out_features, small[3].f.out_features) == (4, 8)
+    with pytest.raises(PlanError, match="ratio names group 1 by its number") as caught:
+        fxprune.transform(model, x, drop="2", ratio={1: 0.5})
+    assert "name of the group" in caught.value.do
