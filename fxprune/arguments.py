@@ -18,6 +18,7 @@ import collections.abc
 import functools
 import inspect
 import numbers
+import operator
 import os
 import reprlib
 import types
@@ -105,7 +106,9 @@ def _kind(function: Callable[..., Any], name: str) -> Any:
         kind = typing.get_type_hints(declared, own.__globals__)[name]
     except NameError:
         return Any
-    return (kind.__bound__ or kind) if isinstance(kind, TypeVar) else kind
+    if isinstance(kind, TypeVar):
+        return functools.reduce(operator.or_, kind.__constraints__) if kind.__constraints__ else kind.__bound__ or kind
+    return kind
 
 
 def _check(function: Callable[..., Any], parameter: inspect.Parameter, value: Any, kind: Any) -> None:

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxprune
-from fxprune import cli, criteria, plot, pruner, schedules, sparse
+from fxprune import cli, criteria, plot, pruner, regularizers, schedules, sparse
 from fxprune.arguments import checks_arguments, described, fits
 
 DECORATORS = {"leaf", "rule", "criterion", "measured"}
@@ -48,6 +48,10 @@ ANALYSIS = fxprune.analyze(NET, X)
 PLAN = ANALYSIS.plan(ratio=0.5)
 SMALL = fxprune.transform(NET, X, ratio=0.5, path="fx")
 RECORD = fxprune.record(SMALL)
+SEARCHED = [
+    fxprune.sensitivity(NET, X, lambda model: 0.5, ratios=[0.5]),
+    fxprune.pareto(NET, X, lambda model: 0.5, budgets=[0.5]),
+]
 
 SIMPLE = st.sampled_from(
     [
@@ -98,13 +102,16 @@ def public() -> Iterator[tuple[str, Callable[..., Any], dict[str, Any]]]:
             value = getattr(module, name)
             if inspect.isfunction(value) and name not in DECORATORS and not name.startswith("_"):
                 yield f"{module.__name__}.{name}", value, {}
-    for made in (PLAN, RECORD, ANALYSIS, ANALYSIS.groups[0]):
+    for made in (PLAN, RECORD, ANALYSIS, ANALYSIS.groups[0], *SEARCHED, fxprune.summary(NET, SMALL, X)):
         kind = type(made)
         for name in dict.fromkeys(name for base in kind.__mro__[:-1] for name in vars(base)):
             if not name.startswith("_") and inspect.ismethod(method := getattr(made, name)):
                 yield f"{kind.__name__}.{name}", method, {"second": made, "path": "plan.json", "parameter": "0.weight"}
     for kind in (sparse.WeightMask, sparse.SparseLinear, pruner.RandomPruner, pruner.L1Pruner):
         yield kind.__name__, kind, {}
+    yield "GradualPruner", fxprune.GradualPruner, {"keep": {"params": 0.5}, "steps": 2}
+    for penalty in (regularizers.GroupSparsity, regularizers.GroupLasso, regularizers.GrowingRegularization):
+        yield penalty.__name__, penalty, {"strength": 0.1}
     prepared = pruner.L1Pruner()
     yield "L1Pruner.prepare", prepared.prepare, {}
 
@@ -225,6 +232,34 @@ def test_a_wrong_argument_is_named_with_its_place_and_kind() -> None:
         called(NET, other="yes")
     with pytest.raises(fxprune.CaptureError, match="not a model"):
         called("net")
+
+
+T = TypeVar("T", nn.Module, torch.Size)
+
+
+def test_a_variable_for_one_of_several_classes_is_one_of_them() -> None:
+    @checks_arguments()
+    def same(value: T) -> T:
+        return value
+
+    assert same(NET) is NET
+    with pytest.raises(fxprune.CaptureError, match="not a model"):
+        same(3)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: fxprune.repair(SMALL, 3, [X]),
+        lambda: fxprune.repair(3, NET, [X]),
+        lambda: SEARCHED[0].plot(ax=set()),
+        lambda: SEARCHED[1].plot(ax=3),
+        lambda: ANALYSIS.plan(ratio=0.5).made_from(nn.Identity()),
+    ],
+)
+def test_what_is_no_model_no_axes_or_no_analysis_is_refused(call: Callable[[], Any]) -> None:
+    with pytest.raises(fxprune.FxpruneError, match=r"not a model|must be"):
+        call()
 
 
 def test_what_python_refuses_is_left_to_python() -> None:

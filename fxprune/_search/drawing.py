@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, InputError
 from fxprune.files import PathLike, save_picture
 
 Line = tuple[str, Sequence[float], Sequence[float], Sequence[float]]
@@ -18,8 +18,12 @@ LISTED = 12
 def draw(lines: Sequence[Line], across: str, up: str, path: PathLike | None, ax: Any) -> Any:
     """Draw lines, dashed without and full with repair, and write the picture if there is a path. Returns the axes.
 
-    Raises `FxpruneError` if matplotlib is missing.
+    Raises `FxpruneError` if matplotlib is missing, `InputError` if `ax` is something else than axes.
     """
+    if ax is not None and not hasattr(ax, "plot"):
+        raise InputError(
+            f"ax must be axes of matplotlib, not {type(ax).__name__}", do="pass `plt.gca()`, or leave it out"
+        )
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

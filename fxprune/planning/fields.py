@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fxprune.analysis.findings import Findings
+from fxprune.arguments import checks_arguments
 from fxprune.capture.output_paths import OutputPath
 from fxprune.depth.dropped import Dropped
 from fxprune.errors import PlanError
@@ -38,6 +39,7 @@ class PlanFields:
     outputs: tuple[OutputPath, ...] | None = None
     dropped: tuple[Dropped, ...] = ()
 
+    @checks_arguments("findings")
     def made_from(self: PlanT, findings: Findings) -> PlanT:
         """This plan, which remembers the analysis that it was made from, for edits. Copies and files do not."""
         object.__setattr__(self, "_findings", findings)
