@@ -16,11 +16,15 @@ from fxprune.errors import InputError
 POWERS = {
     **dict.fromkeys("exp_avg momentum_buffer grad_avg prev exp_inf m mu".split(), -1.0),
     **dict.fromkeys("exp_avg_sq max_exp_avg_sq square_avg sum variance row_var col_var".split(), -2.0),
+    **dict.fromkeys("exp_avg_sq_row exp_avg_sq_col".split(), -2.0),
     "ax": 1.0,
     "acc_delta": 2.0,
 }
 """Name of a state -> the power of a parameter's factor that it is multiplied by. A gradient has the inverse factor, a
 mean of squared gradients its square, a mean of parameters the factor itself."""
+
+MEANS = {"exp_avg_sq_row": -1, "exp_avg_sq_col": -2}
+"""Name of a state of the Adafactor of transformers -> the dimension over which it is a mean, and which it lacks."""
 
 NOT_BY_ELEMENT = {
     "Adafactor": "holds means over rows and columns, which still count what was removed",
@@ -142,6 +146,9 @@ def _part(optimizer: Optimizer, counterpart: Counterpart, key: str, value: Any) 
         return counterpart.part(value, power=POWERS.get(key, -1.0))
     if value.numel() <= 1:
         return value
+    if key in MEANS and value.ndim == len(shape) - 1:
+        lacking = MEANS[key]
+        return counterpart.part(value.unsqueeze(lacking), power=POWERS[key]).squeeze(lacking)
     if value.ndim == len(shape) and all(size in (1, full) for size, full in zip(value.shape, shape, strict=True)):
         return counterpart.part(value, power=POWERS.get(key, -1.0))
     raise _unknown(optimizer, counterpart, key, f"it has shape {tuple(value.shape)}, the parameter {shape}")
@@ -173,7 +180,8 @@ def _add_new(groups: list[list[torch.Tensor]], moved: list[Counterpart], counter
 
 
 def _notes(optimizer: Optimizer, moved: list[Counterpart]) -> list[str]:
-    kind = next((c.__name__ for c in type(optimizer).__mro__ if c.__name__ in NOT_BY_ELEMENT), "")
+    inner = getattr(optimizer, "optimizer", optimizer)  # that of accelerate wraps another one
+    kind = next((c.__name__ for c in type(inner).__mro__ if c.__name__ in NOT_BY_ELEMENT), "")
     notes = [f"{kind} {NOT_BY_ELEMENT[kind]}"] if kind else []
     scaled = [counterpart.name for counterpart in moved if counterpart.factor is not None]
     if scaled:

@@ -10,7 +10,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fxprune._gradual import GradualPruner
-from fxprune.errors import FileError
+from fxprune.arguments import shown
+from fxprune.errors import FileError, PlanError
 from fxprune.files import PathLike, parse_json, replacing
 from fxprune.integrations.moments import When, moved, refuse_optimizer
 
@@ -61,7 +62,16 @@ class TrainerPruningCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Lets the optimizer of the trainer follow from now on."""
+        """Lets the optimizer of the trainer follow from now on. Makes the pruner of a callback that was added later."""
+        if self.pruner is None:
+            if self.resume_from is not None:
+                raise PlanError(
+                    "the weights of the checkpoint are loaded before the pruner is made",
+                    at=f"resume_from={shown(self.resume_from)}",
+                    why="the callback was added to a trainer that was there already",
+                    do="pass Trainer(..., callbacks=[callback])",
+                )
+            self.on_init_end(args, state, control, **kwargs)
         self._made().optimizer = kwargs["optimizer"]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -84,5 +94,5 @@ class TrainerPruningCallback(TrainerCallback):
                 file.write(json.dumps(self._made().state_dict()).encode())
 
     def _made(self) -> GradualPruner:
-        assert self.pruner is not None  # the trainer calls on_init_end first
+        assert self.pruner is not None  # the trainer calls on_init_end or on_train_begin first
         return self.pruner

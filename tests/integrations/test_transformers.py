@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+from transformers import Adafactor, BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 import fxprune
 from fxprune.integrations.transformers import FILE, TrainerPruningCallback
+from tests.follow.nets import batch, kept, net, step
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the Trainer warns of pinned memory and the like
 
@@ -88,3 +90,37 @@ def test_wrong_options_are_refused_when_the_trainer_is_made(tmp_path: Path) -> N
     callback = TrainerPruningCallback({"input_ids": torch.zeros(1, 6, dtype=torch.int64)}, **options)
     with pytest.raises(fxprune.PlanError, match="a share must be in"):
         Trainer(model(), TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]), callbacks=[callback])
+
+
+def test_the_adafactor_of_transformers_keeps_the_means_of_what_stays() -> None:
+    network = net()
+    optimizer = Adafactor(network.parameters(), lr=0.01, relative_step=False, scale_parameter=False)
+    step(network, optimizer, 0)
+    before = copy.deepcopy({name: optimizer.state[p] for name, p in network.named_parameters()})
+    small = fxprune.transform(network, batch(0), ratio=0.5, optimizer=optimizer)
+    removed = fxprune.record(small).removed
+    for name, parameter in small.named_parameters():
+        for key, lacking in (("exp_avg_sq_row", -1), ("exp_avg_sq_col", -2)):
+            if key in before[name]:
+                lost = {dim: slots for dim, slots in removed.get(name, {}).items() if dim != parameter.ndim + lacking}
+                expected = kept(before[name][key].unsqueeze(lacking), lost).squeeze(lacking)
+                assert torch.equal(optimizer.state[parameter][key], expected), (name, key)
+    assert any("Adafactor holds means over rows" in reason for reason in fxprune.record(small).reasons)
+    step(small, optimizer, 1)
+
+
+def test_a_callback_may_be_added_to_a_trainer(tmp_path: Path) -> None:
+    example = {"input_ids": torch.stack([sample["input_ids"] for sample in samples()[:2]])}
+    arguments = TrainingArguments(str(tmp_path), max_steps=3, use_cpu=True, report_to=[], disable_tqdm=True)
+    for resume_from in (None, tmp_path):
+        trainer = Trainer(model(), arguments, train_dataset=samples())
+        options: dict[str, Any] = {"every_n_steps": 1, "resume_from": resume_from}
+        callback = TrainerPruningCallback(example, keep={"params": 0.7}, steps=2, **options)
+        trainer.add_callback(callback)
+        if resume_from is None:
+            trainer.train()
+            assert callback.pruner is not None
+            assert callback.pruner.done
+        else:
+            with pytest.raises(fxprune.PlanError, match=r"loaded before the pruner is made\n  at .*\n  why .*\n  do "):
+                trainer.train()
