@@ -6,6 +6,7 @@ So a pickled model loads where fxprune is not installed. The text is JSON; nothi
 from __future__ import annotations
 
 import json
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,7 +35,21 @@ class _Holder:
     """
 
     def __init__(self, record: Record, earlier: tuple[Record, ...] = ()) -> None:
-        self.record, self.earlier = record, earlier
+        self._held: Mapping[str, Any] = types.MappingProxyType(
+            {"last": record, "earlier": earlier}
+        )  # no part of it is looked into
+
+    @property
+    def record(self) -> Record:
+        """The record of the last step."""
+        made: Record = self._held["last"]
+        return made
+
+    @property
+    def earlier(self) -> tuple[Record, ...]:
+        """Those of the steps before."""
+        made: tuple[Record, ...] = self._held["earlier"]
+        return made
 
     def __copy__(self) -> _Holder:
         return self

@@ -14,6 +14,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fxprune
+from fxprune._record import records
+from fxprune.capture import containers
 from fxprune.schedules import AGP, Linear
 from tests.follow.nets import batch, net, step
 
@@ -261,6 +263,26 @@ def test_a_model_that_something_else_made_smaller_is_refused() -> None:
     with pytest.raises(fxprune.PlanError, match=r'between two steps\n  at   "stem.weight"\n  why .*\n  do   let one'):
         run.pruner.step()
     assert run.model.state_dict().keys() == before.keys()
+
+
+def test_a_step_costs_the_same_after_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
+    pruner = fxprune.GradualPruner(model, torch.ones(2, 8), keep={"params": 0.2}, schedule=Linear(0.0, 1.0, steps=15))
+    looked = [0]
+    own = containers._plain
+
+    def counted(value: Any, known: dict[int, bool]) -> bool:
+        looked[0] += 1
+        return own(value, known)
+
+    monkeypatch.setattr(containers, "_plain", counted)
+    counts = []
+    for _ in range(14):
+        before = looked[0]
+        pruner.step()
+        counts.append(looked[0] - before)
+    assert len(records(model)) > 8
+    assert counts[-1] <= 1.2 * counts[1] + 50
 
 
 def test_a_schedule_may_give_numbers_of_numpy() -> None:
