@@ -155,6 +155,7 @@ def _deeper(
         settings,
         repairs=not (on.repair is None or on.repair is False),
         free=free,
+        file=(on.search or {}).get("file"),
     )
     chosen, text = chosen_branches(asked)
     if not chosen:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -24,6 +25,7 @@ from fxprune._repair.lanes import Model
 from fxprune._repair.outputs import relative_squared_error
 from fxprune._search.measure import Measure
 from fxprune._search.samples import Samples, evaluating
+from fxprune._search.steps import SavedSteps, Values, run_of
 from fxprune.capture.captured import FrontEnd
 from fxprune.costs import cost_of
 from fxprune.criteria import Importance
@@ -31,7 +33,8 @@ from fxprune.depth.branches import Branch
 from fxprune.depth.gone import by_addition
 from fxprune.depth.patterns import named_by
 from fxprune.depth.reference import DroppedAdditions
-from fxprune.errors import FxpruneError, PlanError, VerificationError
+from fxprune.errors import FxpruneError, PlanError
+from fxprune.files import PathLike
 from fxprune.planning.budgets import above
 from fxprune.planning.figures import with_measured
 from fxprune.planning.scopes import SEARCH
@@ -48,6 +51,7 @@ class DepthRequest:
 
     found: the branches. named: those that go in any case. request: with the original, and the options of the user.
     importance: a function from a model to the importance of its channels. repairs: True to repair before measuring.
+    file: that of the search, beside which another one has the models that were measured.
     """
 
     found: Branches
@@ -60,6 +64,7 @@ class DepthRequest:
     settings: RepairSettings
     repairs: bool
     free: bool
+    file: PathLike | None = None
 
 
 def chosen_branches(asked: DepthRequest) -> tuple[Chosen, str]:
@@ -75,7 +80,7 @@ def chosen_branches(asked: DepthRequest) -> tuple[Chosen, str]:
     changes = influences(asked.found.model, free, asked.samples)
     keys = tuple(asked.request.choices["keep"])
     order = sorted(free, key=lambda branch: changes[branch.name] / freed(branch, keys))
-    trials = _Trials(asked)
+    trials = _Trials(asked, _steps(asked))
     for count in _counts(len(order)):
         met = trials.measure((*asked.named, *order[:count]))
         if met and count:
@@ -85,6 +90,17 @@ def chosen_branches(asked: DepthRequest) -> tuple[Chosen, str]:
         trials.moves(order)
     chosen, text = trials.best()
     return chosen, "; ".join([text, *held.values()])
+
+
+def _steps(asked: DepthRequest) -> SavedSteps:
+    """The models that a file beside that of the search has, if there is one."""
+    named = [branch.name for branch in asked.named]
+    about = run_of(
+        asked.found.model, asked.measure, asked.samples, asked.request.choices, mode=asked.settings.mode, named=named
+    )
+    path = None if asked.file is None else Path(asked.file)
+    beside = None if path is None else path.with_name(f"{path.stem}.branches{path.suffix}")
+    return SavedSteps(beside, "fxprune.branches-run/1", about)
 
 
 def _held(model: nn.Module, branches: Iterable[Branch], choices: Mapping[str, Any]) -> dict[str, str]:
@@ -144,48 +160,53 @@ class _Trials:
     """The small models that were measured: names of the branches that go -> (misses a budget, merit), and the value."""
 
     asked: DepthRequest
+    steps: SavedSteps
     seen: dict[frozenset[str], tuple[tuple[bool, float], float, Chosen]] = field(default_factory=dict)
     failed: list[FxpruneError] = field(default_factory=list)
 
     def measure(self, branches: Chosen) -> bool:
         """Measure the small model without some branches. True if these alone meet the budget, or cannot go."""
-        asked, key = self.asked, frozenset(branch.name for branch in branches)
+        key = frozenset(branch.name for branch in branches)
         if key in self.seen:
             return False
-        shallow = self._without(branches)
-        if shallow is None:
+        found = self.steps.get(", ".join(sorted(key)) or "all branches", lambda: self._measured(branches))
+        if isinstance(found.get("failed"), str):
+            if not self.failed:
+                self.failed.append(PlanError(found["failed"]))
             return False
-        model, choices = shallow.model, dict(shallow.choices)
-        if choices.get("scope") == SEARCH:
-            choices["scope"] = "local"
-        choices["importance"] = asked.importance(model)
-        call = replace(asked.request.call, model=model)
-        request = replace(asked.request, call=call, choices=choices, verify=False, known={})
+        value = float(found["value"])
+        self.seen[key] = (not found["missed"], self.asked.measure.merit(value)), value, branches
+        return bool(found["alone"])
+
+    def _measured(self, branches: Chosen) -> Values:
+        """The value of a small model, 1 if it misses a budget, and 1 if no channel has to go; or why there is none."""
+        asked = self.asked
         try:
+            shallow = self._without(branches)
+            choices = dict(shallow.choices)
+            if choices.get("scope") == SEARCH:
+                choices["scope"] = "local"
+            choices["importance"] = asked.importance(shallow.model)
+            call = replace(asked.request.call, model=shallow.model)
+            request = replace(asked.request, call=call, choices=choices, verify=False, known={})
             made = shallow.added(first_result(request, asked.paths, may_give_up_class=asked.free))
         except FxpruneError as error:
             self.failed.append(error)
-            return False
+            return {"failed": str(error)}
         small = made.small
         if asked.repairs:
             small, _ = repaired(small, asked.found.model, asked.samples.repairing, made.plan, asked.settings)
         value = asked.measure.of(small)
         left = cost_of(made.analysis, made.removal, made.constants)
         missed = bool(above(*with_measured((asked.found.cost, left), {}), asked.request.choices["keep"]))
-        self.seen[key] = (not missed, asked.measure.merit(value)), value, branches
-        return shallow.choices.get("keep") is None
+        return {"value": value, "missed": int(missed), "alone": int(shallow.choices.get("keep") is None)}
 
-    def _without(self, branches: Chosen) -> Shallow | None:
+    def _without(self, branches: Chosen) -> Shallow:
         asked = self.asked
         choices = asked.request.choices
         if not branches:
             return Shallow(asked.found.model, choices, asked.found.model)
-        try:
-            made = without(asked.found, branches)
-        except (VerificationError, PlanError) as error:
-            self.failed.append(error)
-            return None
-        return shallow_of(asked.found, made, choices, asked.request.call.example_inputs)
+        return shallow_of(asked.found, without(asked.found, branches), choices, asked.request.call.example_inputs)
 
     def near(self, order: Sequence[Branch]) -> None:
         """Measure one branch more and one less than the best number."""

@@ -49,7 +49,7 @@ def _refused(model: nn.Module, branches: Sequence[Branch], pattern: Any, named: 
             do="leave it out of drop, and remove channels of it with ratio or keep",
         )
     why = nothing_to_drop(branches)
-    if not branches and isinstance(model, fx.GraphModule) and not any(n.op == "call_module" for n in model.graph.nodes):
+    if not branches and isinstance(model, fx.GraphModule) and not _calls_layers(model):
         why = "an exported graph has no modules, of which branches consist: drop them before it is exported"
     if why and not branches:
         return PlanError("the model has no residual branch", at=f"drop={show(pattern)}", why=why, do="leave drop out")
@@ -64,6 +64,12 @@ def _refused(model: nn.Module, branches: Sequence[Branch], pattern: Any, named: 
         why=nearest(str(pattern), [branch.name for branch in branches]) or "what it names is added to nothing",
         do=_what_to_name(branches),
     )
+
+
+def _calls_layers(graph: fx.GraphModule) -> bool:
+    """True if a node calls a module that has parameters; in an exported graph at most one does that checks inputs."""
+    called = [str(node.target) for node in graph.graph.nodes if node.op == "call_module"]
+    return any(next(graph.get_submodule(name).parameters(), None) is not None for name in called)
 
 
 def _what_to_name(branches: Sequence[Branch]) -> str:

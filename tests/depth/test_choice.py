@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from fxprune._drop import find_branches
 from fxprune._find import AnalyzeArguments
 from fxprune._search.depth import _counts, influences
 from fxprune._search.samples import samples_of
-from fxprune.errors import BudgetMissedWarning
+from fxprune.errors import BudgetMissedWarning, FileError
 from tests.depth.models import made
 from tests.depth.test_drop import dropped_names, zeroing
 
@@ -166,3 +168,33 @@ def test_a_branch_that_an_option_names_stays(option):
     (name,) = option
     (text,) = [reason for reason in fxprune.record(small).reasons if "depth" in reason]
     assert f'branch blocks.1 stays: {name} names "blocks.1.f"' in text
+
+
+def test_a_choice_of_branches_that_was_interrupted_goes_on_from_its_file(tmp_path):
+    model, calls = deep(1), [3]
+    wanted = model(torch.linspace(-1, 1, 32).double().view(8, 4)).detach()
+
+    def score(small):
+        if not calls[0]:
+            raise KeyboardInterrupt
+        calls[0] -= 1
+        return -float((small(torch.linspace(-1, 1, 32).double().view(8, 4)) - wanted).square().mean().detach())
+
+    search = {"steps": 2, "score": score, "file": tmp_path / "run.json"}
+    options = {"keep": {"macs": 0.5}, "depth": True, "scope": "search", "repair": batches()}
+    with pytest.raises(KeyboardInterrupt):
+        fxprune.transform(model, torch.zeros(X).double(), search=search, **options)
+    file = tmp_path / "run.branches.json"
+    assert len(json.loads(file.read_text())["steps"]) == 3
+    calls[0] = 100
+    first = fxprune.transform(model, torch.zeros(X).double(), search=search, **options)
+    needed, known = 100 - calls[0], len(json.loads(file.read_text())["steps"])
+    again = fxprune.transform(model, torch.zeros(X).double(), search={**search, "file": None}, **options)
+    assert 100 - calls[0] == needed + needed + 3  # the three that were known are measured again without the file
+    assert dropped_names(first) == dropped_names(again)
+    calls[0] = 0
+    third = fxprune.transform(model, torch.zeros(X).double(), search=search, **options)
+    assert dropped_names(third) == dropped_names(first)
+    assert known > 3
+    with pytest.raises(FileError, match="is of another run"):
+        fxprune.transform(model, torch.zeros(X).double(), search=search, **{**options, "keep": {"macs": 0.6}})

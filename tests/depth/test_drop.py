@@ -263,3 +263,17 @@ def test_options_mean_in_the_rest_what_they_mean_in_the_model() -> None:
     with pytest.raises(PlanError, match="ratio names group 1 by its number") as caught:
         fxprune.transform(model, x, drop="2", ratio={1: 0.5})
     assert "name of the group" in caught.value.do
+
+
+def test_traced_graphs_have_branches_and_exported_ones_are_refused() -> None:
+    model, x = blocks(), torch.zeros(1, 4)
+    wanted = fxprune.transform(model, x, drop="2")(torch.ones(1, 4))
+    for graph in (torch.fx.symbolic_trace(model), fxprune.trace(model, x)):
+        small = fxprune.transform(graph, x, drop="2")
+        assert dropped_names(small) == ["2"]
+        torch.testing.assert_close(small(torch.ones(1, 4)), wanted)
+    program = torch.export.export(model, (x,))
+    for exported in (program, program.module()):
+        with pytest.raises(PlanError, match="no residual branch") as caught:
+            fxprune.transform(exported, x, drop="2")
+        assert "drop them before it is exported" in caught.value.why
