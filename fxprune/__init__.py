@@ -50,6 +50,7 @@ from fxprune.planning.difference import PlanDiff
 from fxprune.planning.plan import Plan
 from fxprune.proof.masked_reference import masked
 from fxprune.pruner import masks_of
+from fxprune.streaming import Streamed, stream
 
 if TYPE_CHECKING:
     from fxprune import criteria as criteria
@@ -97,6 +98,7 @@ __all__ = [
     "RewriteError",
     "RuleError",
     "Sensitivity",
+    "Streamed",
     "Summary",
     "VerificationError",
     "analyze",
@@ -117,6 +119,7 @@ __all__ = [
     "rule",
     "save",
     "sensitivity",
+    "stream",
     "summary",
     "trace",
     "transform",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -19,13 +21,20 @@ SHOWN = 60
 """The number of characters of a wrong value that an error shows."""
 
 
+_LOCKS: Any = importlib.import_module("fcntl") if os.name == "posix" else None
+"""Locks of files, which end with the process that holds them; there are none on Windows."""
+
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}\.tmp")
+
+
 @contextlib.contextmanager
 def replacing(path: PathLike) -> Iterator[IO[bytes]]:
     """A context manager with a temporary file to write to, which replaces the file at `path` when the block ends.
 
     Until then the file at `path` does not change. It does not change either if the block raises, or if the process is
-    killed; in the latter case a hidden temporary file stays beside it. A new file gets the usual permissions; an
-    existing one keeps its own. If `path` is a symbolic link, its target is replaced and the link stays.
+    killed; in the latter case a hidden temporary file stays beside it, until the next call for this path removes it. A
+    new file gets the usual permissions; an existing one keeps its own. If `path` is a symbolic link, its target is
+    replaced and the link stays.
 
     Raises `FileError` if `path` is a directory, and `MissingFileError` if its folder is not there.
     """
@@ -34,16 +43,19 @@ def replacing(path: PathLike) -> Iterator[IO[bytes]]:
         raise FileError(f'cannot write "{os.fspath(path)}"', why="it is a directory", do="pass the name of a file")
     folder, name = os.path.split(target)
     check_folder(path)
-    temporary = os.path.join(folder, f".{name}.{os.urandom(6).hex()}.tmp")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    remove_litter(folder, name)
+    temporary, handle = _locked_file(folder, name)
     try:
         with open(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        with contextlib.suppress(FileNotFoundError):
-            os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
-        os.replace(temporary, target)
+            with contextlib.suppress(FileNotFoundError):
+                os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
+            if _LOCKS is not None:  # Windows does not rename a file that is open
+                os.replace(temporary, target)
+        if _LOCKS is None:
+            os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -57,6 +69,63 @@ def check_folder(path: PathLike) -> None:
     if not os.path.isdir(folder):
         why = f'there is no folder "{os.path.dirname(os.fspath(path))}"'
         raise MissingFileError(f'cannot write "{os.fspath(path)}"', why=why, do="make the folder, or pass another path")
+
+
+def _locked_file(folder: str, name: str) -> tuple[str, int]:
+    """A new temporary file beside the file `name`, and a handle that holds its lock."""
+    while True:
+        temporary = os.path.join(folder, f".{name}.{os.urandom(6).hex()}.tmp")
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        if _lock(handle) is not False and os.path.exists(temporary):
+            return temporary, handle
+        os.close(handle)  # it was taken for litter before it had its lock
+
+
+def _lock(handle: int) -> bool | None:
+    """True if the lock of a file is held now, False if another process holds it, None where there are no locks."""
+    if _LOCKS is None:
+        return None
+    try:
+        _LOCKS.flock(handle, _LOCKS.LOCK_EX | _LOCKS.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return None
+    return True
+
+
+def remove_litter(folder: PathLike, name: str | None = None) -> tuple[str, ...]:
+    """Remove the temporary files in a folder whose writers were killed; returns their names.
+
+    A file that is being written has a lock, and stays. Where there are no locks (Windows, some network file systems),
+    all stay.
+
+    name: only those of this file.
+    """
+    removed = []
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder or ".") as entries:
+        for entry in entries:
+            found = _TEMPORARY.fullmatch(entry.name)
+            if found and name in (None, found[1]) and entry.is_file(follow_symlinks=False) and _was_left(entry.path):
+                removed.append(entry.name)
+    return tuple(sorted(removed))
+
+
+def _was_left(path: str) -> bool:
+    """True if the writer of a temporary file was killed; the file is removed then."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:  # its writer has just finished, or it is another user's
+        return False
+    try:
+        left = _lock(handle) is True
+        if left:
+            os.unlink(path)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return left
 
 
 def _sync_folder(folder: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from fxprune.arguments import checks_arguments, shown
+from fxprune.artifacts.safetensors_file import INDEX
 from fxprune.artifacts.weights import load, save
 from fxprune.capture.process_state import public_call
 from fxprune.configs.builder import NotBuiltError, built_from
@@ -24,6 +25,9 @@ from fxprune.errors import FileError, InputError
 from fxprune.files import Field, PathLike, parse_json, read_bytes, write_text
 
 WEIGHTS, CONFIG, README = "small_model.safetensors", "config.json", "README.md"
+
+WEIGHTS_INDEX = f"{WEIGHTS}{INDEX}"
+"""The index of weights that stand in several files, as `fxprune.stream` writes them."""
 
 VERSION = 1
 
@@ -41,8 +45,18 @@ def write(small: nn.Module, directory: PathLike, why: str) -> None:
 
     Raises `FileError` for a directory that has the weights of another model, which would be loaded instead.
     """
-    folder, kind, config = Path(directory), type(small), small.config
+    folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
+    refuse_other_weights(folder, why)
+    save(small, folder / WEIGHTS)
+    write_guarded(type(small), small.config, json.loads(small.__dict__[ORIGINAL]), folder, why)
+    generation: Any = getattr(small, "generation_config", None)
+    if callable(getattr(generation, "save_pretrained", None)):
+        generation.save_pretrained(folder)
+
+
+def refuse_other_weights(folder: Path, why: str) -> None:
+    """Raises `FileError` for a directory with weights that other programs would load. why: no config says the model."""
     for pattern in OTHER_WEIGHTS:
         for other in folder.glob(pattern):
             raise FileError(
@@ -51,20 +65,22 @@ def write(small: nn.Module, directory: PathLike, why: str) -> None:
                 why=f"other programs would load them instead: the config cannot say the small model ({why})",
                 do="save into another directory",
             )
-    save(small, folder / WEIGHTS)
+
+
+def write_guarded(kind: type[nn.Module], config: Any, original: Mapping[str, Any], folder: Path, why: str) -> None:
+    """Writes the config and the README of a small model that no config says.
+
+    kind: its class. config: of this class. original: the data of the config of its original.
+    """
     name = getattr(type(config), "model_type", "") or kind.__name__
     says = (
         f"This is a {kind.__name__} that was pruned with fxprune to widths that no {type(config).__name__} says. "
         f'Load it with fxprune.from_pretrained("{folder.name}"); transformers alone cannot load it.'
     )
     own = {"version": VERSION, "class": f"{kind.__module__}.{kind.__qualname__}", "load": says, "why": why}
-    original = json.loads(small.__dict__[ORIGINAL])
     data = {"model_type": f"fxprune-{name}", "architectures": [f"Fxprune{kind.__name__}"], "fxprune": own}
-    write_text(folder / CONFIG, json.dumps({**data, "original_config": original}, indent=2) + "\n")
-    generation: Any = getattr(small, "generation_config", None)
-    if callable(getattr(generation, "save_pretrained", None)):
-        generation.save_pretrained(folder)
     _write_readme(folder / README, says)
+    write_text(folder / CONFIG, json.dumps({**data, "original_config": original}, indent=2) + "\n")
 
 
 def _write_readme(path: Path, says: str) -> None:
@@ -115,7 +131,9 @@ def from_pretrained(
         into = built_from(kind, original)
     except NotBuiltError as error:
         raise FileError(f"{kind.__name__} cannot be built from the config in {source}", why=str(error)) from None
-    small = load(folder / WEIGHTS, into=into, example_inputs=example_inputs, also=also, methods=methods)
+    several = (folder / WEIGHTS_INDEX).exists() and not (folder / WEIGHTS).exists()
+    weights = folder / (WEIGHTS_INDEX if several else WEIGHTS)
+    small = load(weights, into=into, example_inputs=example_inputs, also=also, methods=methods)
     guard_with(small, json.dumps(original))
     generation: Any = getattr(small, "generation_config", None)
     if (folder / "generation_config.json").exists() and hasattr(type(generation), "from_pretrained"):

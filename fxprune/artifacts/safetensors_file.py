@@ -17,7 +17,7 @@ import torch
 
 from fxprune.capture.inputs import kind_of
 from fxprune.errors import FileError
-from fxprune.files import Field, PathLike, parse_json, replacing, shown
+from fxprune.files import Field, PathLike, parse_json, read_bytes, replacing, shown
 
 HEADER = 100_000_000
 """The largest number of bytes of a header; the library has the same limit."""
@@ -27,7 +27,8 @@ DTYPES: dict[str, torch.dtype] = {
     for name, kind in (
         pair.split(":")
         for pair in """
-    F64:float64 F32:float32 F16:float16 BF16:bfloat16 F8_E4M3:float8_e4m3fn F8_E5M2:float8_e5m2 C64:complex64
+    F64:float64 F32:float32 F16:float16 BF16:bfloat16 F8_E4M3:float8_e4m3fn F8_E5M2:float8_e5m2
+    F8_E8M0:float8_e8m0fnu C64:complex64
     I64:int64 I32:int32 I16:int16 I8:int8 U64:uint64 U32:uint32 U16:uint16 U8:uint8 BOOL:bool
     """.split()
     )
@@ -62,32 +63,44 @@ def raw_bytes(tensor: torch.Tensor) -> Any:
 
 def write(path: PathLike, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
     """Writes tensors and metadata, completely or not at all. Memory holds a second copy of one tensor at a time."""
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that all are aligned
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    text, offsets = header({name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}, metadata)
+    with replacing(path) as file:
+        file.write(text)
+        for name in offsets:
+            file.write(raw_bytes(tensors[name]))
+
+
+def header(
+    tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, int]]:
+    """Returns the bytes before the tensors of a file, and where each tensor begins in it, in the order of the file.
+
+    tensors: name -> dtype and shape. Raises `FileError` for a header that is too long.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, name))  # so that all are aligned
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
+    offsets: dict[str, int] = {}
     position = 0
     for name in names:
-        tensor, begin = tensors[name], position
-        position += tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, position]}
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        (dtype, shape), begin = tensors[name], position
+        position += math.prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [begin, position]}
+        offsets[name] = begin
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > HEADER:
         raise FileError(
             "the model cannot be stored",
             why=f"plan, record and the names of tensors take {len(text)} bytes, a header has at most {HEADER}",
         )
-    with replacing(path) as file:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
-        for name in names:
-            file.write(raw_bytes(tensors[name]))
+    return len(text).to_bytes(8, "little") + text, {name: 8 + len(text) + begin for name, begin in offsets.items()}
 
 
 class SafetensorsFile:
     """A file whose header has been read and checked.
 
-    texts: the metadata. shapes, dtypes: those of the tensors, by name. Raises `FileError` for a file that is truncated,
-    of another format, or contradicts itself.
+    texts: the metadata. shapes, dtypes: those of the tensors, by name. offsets: where each of them begins in the file,
+    in bytes. Raises `FileError` for a file that is truncated, of another format, or contradicts itself.
     """
 
     def __init__(self, path: PathLike) -> None:
@@ -96,6 +109,8 @@ class SafetensorsFile:
         self.texts, entries, size = self._header()
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, torch.dtype] = {}
+        self.offsets: dict[str, int] = {}
+        begins = os.stat(path).st_size - size
         spans = []
         for name, entry in entries.items():
             entry.object(("dtype", "shape", "data_offsets"))
@@ -107,7 +122,7 @@ class SafetensorsFile:
             if end - begin != math.prod(shape) * dtype.itemsize:
                 raise entry.wrong(f"its shape and dtype take {math.prod(shape) * dtype.itemsize} bytes")
             spans.append((begin, end, entry))
-            self.shapes[name], self.dtypes[name] = shape, dtype
+            self.shapes[name], self.dtypes[name], self.offsets[name] = shape, dtype, begins + begin
         position = 0
         for begin, end, entry in sorted(spans, key=lambda span: span[:2]):
             if begin != position:
@@ -145,3 +160,40 @@ class SafetensorsFile:
                     yield name, file.get_tensor(name).clone()
         except SafetensorError as error:
             raise self.wrong(f"safetensors says: {shown(str(error))}") from None
+
+
+INDEX = ".index.json"
+"""The end of the name of an index, which names the file of every tensor."""
+
+
+class SafetensorsFiles(SafetensorsFile):
+    """Several files with an index. texts: the metadata of the index."""
+
+    def __init__(self, path: PathLike) -> None:
+        self.path, self.source = path, f'the index "{os.fspath(path)}"'
+        data = Field(parse_json(read_bytes(path, HEADER), self.source), self.source).object(("metadata", "weight_map"))
+        self.texts = {
+            k: field.text() for k, field in data["metadata"].mapping().items() if isinstance(field.value, str)
+        }
+        files = {name: field.text() for name, field in data["weight_map"].mapping().items()}
+        self.shapes, self.dtypes, self.offsets, self._parts = {}, {}, {}, []
+        for name in dict.fromkeys(files.values()):
+            if name != os.path.basename(name):
+                raise self.wrong(f'"{shown(name)}" is no name of a file beside it')
+            part = SafetensorsFile(os.path.join(os.path.dirname(os.fspath(path)), name))
+            self._parts.append(part)
+            self.shapes |= part.shapes
+            self.dtypes |= part.dtypes
+        if self.shapes.keys() != files.keys():
+            odd = next(iter(self.shapes.keys() ^ files.keys()))
+            raise self.wrong("index and files do not have the same tensors", at=f'"{shown(odd)}"')
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields every tensor by name, as a copy in memory."""
+        for part in self._parts:
+            yield from part.tensors()
+
+
+def opened(path: PathLike) -> SafetensorsFile:
+    """Returns the file, or the files of an index, with all headers read and checked."""
+    return (SafetensorsFiles if os.fspath(path).endswith(INDEX) else SafetensorsFile)(path)

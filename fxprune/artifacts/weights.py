@@ -24,7 +24,7 @@ from fxprune._record import record as record_of_model
 from fxprune._transform import transform
 from fxprune.arguments import checks_arguments
 from fxprune.artifacts.rebuild import check_sizes, needs_inputs, rebuild, replace_tensors
-from fxprune.artifacts.safetensors_file import DTYPES, NAMES, SafetensorsFile, check_writable, raw_bytes, write
+from fxprune.artifacts.safetensors_file import DTYPES, NAMES, SafetensorsFile, check_writable, opened, raw_bytes, write
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import public_call
 from fxprune.errors import FileError, NothingRemovedWarning, PlanError, nearest
@@ -69,6 +69,16 @@ def save(small: nn.Module | ExportedProgram, path: PathLike, *, record: Record |
     state = _tensors_to_store(small, made)
     for name, tensor in state.items():
         check_writable(name, tensor)
+    text, tied = described(small, made, state)
+    write(path, {name: tensor for name, tensor in state.items() if name not in tied}, {"format": "pt", KEY: text})
+
+
+def described(small: nn.Module, made: Record, state: Mapping[str, Any] | None = None) -> tuple[str, dict[str, str]]:
+    """Returns the text that a file has beside the tensors, and the names that are not stored: those of tied tensors.
+
+    Weights may be without values. state: the tensors to store. Raises `PlanError` if a shape differs from the plan's.
+    """
+    state = _tensors_to_store(small, made) if state is None else state
     first: dict[int, str] = {}
     tied = {name: other for name, tensor in state.items() if (other := first.setdefault(id(tensor), name)) != name}
     data = {
@@ -81,8 +91,7 @@ def save(small: nn.Module | ExportedProgram, path: PathLike, *, record: Record |
         "training": [name for name, module in small.named_modules() if module.training],
     }
     _check_unchanged(state, made)
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    write(path, {name: tensor for name, tensor in state.items() if name not in tied}, {"format": "pt", KEY: text})
+    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")), tied
 
 
 @checks_arguments("path", "also", "methods")
@@ -98,7 +107,7 @@ def load(
     """Rebuilds a small model from a file of `save` and the original's architecture; weights are equal bit for bit.
 
     Args:
-        path: the file.
+        path: the file; of several files, their index.
         into: a model of the original architecture, with any weights and on any device. Only read; the result shares no
             tensor with it. For the device "meta", the result is on the CPU.
         example_inputs, also, methods: as for `transform`, in the dtypes of the file. They are needed if the plan
@@ -120,7 +129,7 @@ def load(
     >>> all(torch.equal(t, again.state_dict()[name]) for name, t in small.state_dict().items())
     True
     """
-    file = SafetensorsFile(path)
+    file = opened(path)
     data, made = _read(file)
     plan, small = made.plan, None
     if not isinstance(into, nn.Module):
@@ -156,7 +165,7 @@ def record_in(path: PathLike) -> Record:
 
     Raises `FileError` or `PlanError` as `load` does.
     """
-    return _read(SafetensorsFile(path))[1]
+    return _read(opened(path))[1]
 
 
 def _read(file: SafetensorsFile) -> tuple[Field, Record]:

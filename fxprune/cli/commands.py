@@ -275,6 +275,20 @@ def _curves(options: argparse.Namespace, found: Any, say: Say) -> Answer:
     return Answer(found.to_json() if options.format == "json" else found.table())
 
 
+def stream(options: argparse.Namespace, say: Say) -> Answer:
+    """Writes a pruned checkpoint into a directory, tensor by tensor."""
+    _check_readable(options.plan)
+    plan = _plan(options.plan)
+    say(f"reading {options.directory}")
+    chosen = {name: getattr(options, name) for name in ("memory", "workers", "shard_size", "checksum")}
+    done = fxprune.stream(options.directory, plan, options.output, progress=not options.quiet, **chosen)
+    if options.format == "json":
+        data = {**asdict(done), "directory": str(done.directory)}
+        return Answer(_json({"schema": "fxprune.stream/1", **data}))
+    lines = [str(done), *(f"left out, because the class computes it: {name}" for name in done.ignored)]
+    return Answer("\n".join(lines))
+
+
 def diff(options: argparse.Namespace, say: Say) -> Answer:
     """Reports the indices that one plan removes and the other keeps."""
     _check_readable(options.first, options.second)
@@ -297,6 +311,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Say], Answer]] = {
     "summary": summary,
     "sensitivity": sensitivity,
     "pareto": pareto,
+    "stream": stream,
     "diff": diff,
 }
 

@@ -45,6 +45,7 @@ ABOUT = {
     "summary": "Measure a model and its small model: size, multiply-adds, memory, latency, score.",
     "sensitivity": "Measure the score against the share of each group of channels that goes.",
     "pareto": "Measure the score against a cost, over budgets.",
+    "stream": "Prune a checkpoint of any size, tensor by tensor, by a plan.",
     "diff": "Say what one plan removes and another keeps.",
 }
 
@@ -317,6 +318,16 @@ def _export_options(parser: Parser) -> None:
     parser.option("--no-verify", dest="verify", action="store_false", help="leave out running the file")
 
 
+def _stream_options(parser: Parser) -> None:
+    parser.option("directory", metavar="DIR", help="a checkpoint: safetensors files, their index and config.json")
+    parser.option("--plan", required=True, metavar="FILE", help="the plan that --save-plan or record(small).plan wrote")
+    parser.option("--output", "-o", required=True, metavar="OUT", help="the directory of the result")
+    parser.option("--memory", metavar="SIZE", help='the most memory for tensors, like "2 GB"')
+    parser.option("--workers", type=integer(1), metavar="N", help="threads (default: as many as processors, at most 4)")
+    parser.option("--shard-size", default="5 GB", metavar="SIZE", help='the largest size of a file (default "5 GB")')
+    parser.option("--checksum", action="store_true", help="write SHA256SUMS, for sha256sum -c")
+
+
 def _measure_options(parser: Parser) -> None:
     parser.option(
         *("--score",),
@@ -386,6 +397,7 @@ PARTS: dict[str, tuple[Callable[[Parser], None], ...]] = {
     "summary": (_model, _small, _model_options, _summary_options),
     "sensitivity": (_model, _model_options, _sensitivity_options),
     "pareto": (_model, _model_options, _pareto_options),
+    "stream": (_stream_options,),
     "diff": (_plans,),
 }
 """Command -> the functions that add its arguments and options, in the order of its help."""

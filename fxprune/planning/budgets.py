@@ -164,6 +164,11 @@ def _figure(key: str, text: str, at: str) -> int:
     return figure
 
 
+def bytes_in(name: str, value: int | str) -> int:
+    """The bytes that an argument means: an integer above 1, or a text such as "2 GB". Raises `PlanError` for others."""
+    return int(_limit("bytes", value, 0.0, f"{name}={value!r}"))
+
+
 def _time(text: str, at: str) -> float:
     """The seconds in a text such as "5 ms"."""
     found = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([a-zµμ]*)\s*", text.lower())

@@ -7,7 +7,7 @@ and none is forgotten. Biases and maps for constants are no sizes, and are left 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import fx, nn
@@ -37,12 +37,20 @@ def numbers(module: nn.Module, seen: dict[int, Any] | None = None) -> dict[str, 
     """
     if isinstance(module, fx.GraphModule):  # its attributes belong to the graph, and hold no sizes
         return {}
-    seen = {} if seen is None else seen
+    return _found(module, _is_number, {} if seen is None else seen)
+
+
+def numbers_or_none(module: nn.Module) -> dict[str, Any]:
+    """The `numbers` of a module, and what is None in the same places, such as a field of a config."""
+    return {} if isinstance(module, fx.GraphModule) else _found(module, _is_number_or_none, {})
+
+
+def _found(module: nn.Module, wanted: Callable[[Any], bool], seen: dict[int, Any]) -> dict[str, Any]:
     return {
         setting_name(name, keys): value
         for name, held in module.__dict__.items()
         if name not in OF_EVERY_MODULE
-        for keys, value in found_in(held, _is_number, seen)
+        for keys, value in found_in(held, wanted, seen)
     }
 
 
@@ -50,11 +58,15 @@ def set_number(module: nn.Module, name: str, value: Any) -> None:
     """Give one of the `numbers` of a module, by its name there, a new value."""
     for attribute, held in module.__dict__.items():
         if name.startswith(attribute):
-            for keys, _ in found_in(held, _is_number, {}):
+            for keys, _ in found_in(held, _is_number_or_none, {}):
                 if setting_name(attribute, keys) == name:
                     setattr(module, attribute, with_part(held, keys, value) if keys else value)
                     return
     setattr(module, name, value)
+
+
+def _is_number_or_none(value: Any) -> bool:
+    return value is None or _is_number(value)
 
 
 def _is_number(value: Any) -> bool:

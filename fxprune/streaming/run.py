@@ -1,0 +1,337 @@
+"""`stream`: a checkpoint of any size becomes a pruned one, tensor by tensor."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fxprune._record import Record
+from fxprune.arguments import checks_arguments
+from fxprune.artifacts.pretrained import OTHER_WEIGHTS, WEIGHTS
+from fxprune.artifacts.rebuild import needs_inputs, rebuild
+from fxprune.artifacts.weights import KEY, described
+from fxprune.capture.process_state import public_call
+from fxprune.configs.builder import has_config
+from fxprune.configs.saving import beyond_config
+from fxprune.errors import FileError, InputError, PlanError
+from fxprune.files import PathLike, remove_litter, write_text
+from fxprune.planning.budgets import bytes_in
+from fxprune.planning.combine import shapes_after
+from fxprune.planning.plan import Plan
+from fxprune.planning.plan_file import data_of
+from fxprune.streaming.checkpoint import INDEX, Checkpoint, open_checkpoint
+from fxprune.streaming.copying import memory_of
+from fxprune.streaming.folder import copy_others, guard, model_of, new_config, write_plain
+from fxprune.streaming.names import StoredNames, names_of, without_partner
+from fxprune.streaming.packed import Packed, packed_of, parts_of_blocks, parts_of_scales
+from fxprune.streaming.pieces import Output, StayingSlots, in_parameter_names, in_stored_names
+from fxprune.streaming.shards import (
+    Shard,
+    checksums,
+    index_of,
+    refuse_without_space,
+    shards_of,
+    write_shards,
+)
+
+STATE = ".fxprune_stream.json"
+"""The file that says for what job the files of a result are, as long as it is not complete."""
+
+SUMS = "SHA256SUMS"
+
+MOST_WORKERS = 4
+"""Threads, if no number is given; more do not help a disk."""
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """The result of `stream`.
+
+    directory: the result. files: its files with weights. reused: those of them that a run before had finished.
+    bytes_read: of the checkpoint's tensors. bytes_written: of the result's. seconds: that it took. workers: threads.
+    config_says_it: True if the config says the small model, so that its own library loads it; False if only
+        `fxprune.from_pretrained` does. why: why no config says it, "" if one does.
+    ignored: tensors of the checkpoint that its class ignores, and that are left out.
+    removed_litter: temporary files of writers that were killed.
+    """
+
+    directory: Path
+    files: tuple[str, ...]
+    reused: tuple[str, ...]
+    bytes_read: int
+    bytes_written: int
+    seconds: float
+    workers: int
+    config_says_it: bool
+    why: str
+    ignored: tuple[str, ...]
+    removed_litter: tuple[str, ...]
+
+    def __str__(self) -> str:
+        how = "its config says it" if self.config_says_it else f"fxprune.from_pretrained loads it ({self.why})"
+        return (
+            f"{self.directory}: {self.bytes_written} of {self.bytes_read} bytes in {len(self.files)} files, "
+            f"{len(self.reused)} of them from a run before; {how}"
+        )
+
+
+@checks_arguments()
+def stream(
+    source_dir: PathLike,
+    plan: Plan | PathLike,
+    out_dir: PathLike,
+    *,
+    model: nn.Module | None = None,
+    model_class: type[nn.Module] | None = None,
+    memory: int | str | None = None,
+    workers: int | None = None,
+    shard_size: int | str = "5 GB",
+    checksum: bool = False,
+    progress: bool = True,
+) -> Streamed:
+    """Prunes a checkpoint of safetensors files, tensor by tensor, without the model in memory.
+
+    Nothing is written before all is known to fit: each tensor of the checkpoint has its parameter, by the conversions
+    of the model's own library, and each parameter of the plan has its tensors. Each file of the result is complete or
+    not there. A run that was killed goes on with the same call, and does not write finished files again.
+
+    Args:
+        source_dir: the directory of the checkpoint.
+        plan: a plan that knows its sizes, such as `record(small).plan` of a model on the meta device; or its file.
+        out_dir: the directory of the result: new, empty, or that of the same call before.
+        model: the original, with or without values; None builds it from the config.
+        model_class: the class of the config. One of transformers is found by its name.
+        memory: the most memory for tensors, such as "2 GB"; it limits the workers.
+        workers: threads that read, cut and write; by default as many as processors, at most 4.
+        shard_size: the largest size of a file.
+        checksum: True to write SHA256SUMS, for `sha256sum -c`, of the files on the disk.
+        progress: True for a bar, if stderr is a terminal.
+
+    Where the config says the small model (plans of `uniform="config"`), the result has the names and the form of the
+    checkpoint, and its own library loads it. Else `fxprune.from_pretrained` does, as after `save_pretrained`.
+
+    Raises `FileError` for a checkpoint that cannot be read or does not fit, and for a directory with other files;
+    `PlanError` for a plan of another model, one without sizes, and one that cuts packed weights inside a block.
+    """
+    began = time.monotonic()
+    plan = plan if isinstance(plan, Plan) else Plan.load(plan)
+    with public_call():
+        job = _job(Path(source_dir), plan, model, model_class, bytes_in("shard_size", shard_size))
+    folder, checkpoint = Path(out_dir), job.checkpoint
+    if folder.resolve() == checkpoint.folder.resolve():
+        why = "it would be replaced while it is read"
+        raise FileError("source and result are one directory", at=f'"{folder}"', why=why, do="name another one")
+    count = _workers(workers, memory, [output for shard in job.shards for output in shard.outputs])
+    removed = remove_litter(folder)
+    finished = _finished(folder, job)
+    left = [shard for shard in job.shards if shard not in finished]
+    folder.mkdir(parents=True, exist_ok=True)
+    refuse_without_space(folder, sum(shard.bytes for shard in left), shutil.disk_usage(folder).free)
+    write_text(folder / STATE, json.dumps({"job": job.key}) + "\n")
+    done = sum(shard.bytes for shard in finished)
+    with _bar(sum(shard.bytes for shard in job.shards), done, show=progress) as tell:
+        write_shards(left, folder, count, tell)
+    names = [shard.name for shard in job.shards]
+    if checksum:
+        write_text(folder / SUMS, "".join(f"{line}\n" for line in checksums(folder, names)))
+    _write_others(job, folder)
+    os.unlink(folder / STATE)
+    written = sum(output.bytes for shard in job.shards for output in shard.outputs)
+    read = sum(stored.bytes for stored in checkpoint.tensors.values())
+    reused = tuple(shard.name for shard in finished)
+    figures: dict[str, Any] = {"bytes_read": read, "bytes_written": written, "seconds": time.monotonic() - began}
+    figures |= {"workers": count, "config_says_it": not job.why, "why": job.why, "ignored": job.names.ignored}
+    return Streamed(folder, tuple(names), reused, **figures, removed_litter=removed)
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """The work of one call. shards: the files. texts: their metadata. why: why no config says the model, or "".
+
+    original, small: the models, without values. key: a hash of everything that decides the bytes of the result.
+    """
+
+    checkpoint: Checkpoint
+    names: StoredNames
+    original: nn.Module
+    small: nn.Module
+    shards: tuple[Shard, ...]
+    texts: Mapping[str, str]
+    why: str
+    key: str
+
+
+def _job(source: Path, plan: Plan, model: Any, model_class: Any, limit: int) -> _Job:
+    """All that is written, known before anything is. Raises the errors of `stream`."""
+    checkpoint = open_checkpoint(source)
+    original: nn.Module = model_of(checkpoint, model_class) if model is None else model
+    _refuse_plan(plan)
+    small = rebuild(original, plan, "the plan")
+    packed = packed_of(checkpoint)
+    names, parts = _parts(checkpoint, packed, original, plan)
+    why = beyond_config(small) if has_config(original) and checkpoint.config is not None else ""
+    kept, texts = StayingSlots(plan), {"format": "pt"}
+    if why:
+        _refuse_packed(packed, why)
+        text, tied = described(small, _record(plan, small))
+        texts[KEY] = text
+        outputs = in_parameter_names(checkpoint.tensors, parts, kept, lambda name: tied.get(name, name))
+    else:
+        outputs = in_stored_names(checkpoint.tensors, parts, kept)
+    outputs = [output for output in outputs if output.name not in names.ignored]
+    shards = tuple(shards_of(outputs, limit, "small_model" if why else "model", texts))
+    files = [list(state) for state in checkpoint.files.items()]
+    hashed = hashlib.sha256(json.dumps([data_of(plan), files, os.fspath(source.resolve())]).encode())
+    for shard in shards:
+        hashed.update(shard.header)
+    return _Job(checkpoint, names, original, small, shards, texts, why, hashed.hexdigest())
+
+
+def _refuse_plan(plan: Plan) -> None:
+    """Raises `PlanError` for a plan that cannot be carried out on weights alone."""
+    if plan.zeroed is not None or plan.biases or plan.maps:
+        place = next(iter((*plan.biases, *plan.maps)), "")
+        raise PlanError(
+            "a plan with folded constants cannot be streamed",
+            at=f'"{place}"' if place else "",
+            why="the constants are computed with the whole model",
+            do='make the plan with bias="prune", or transform the model in memory',
+        )
+    if plan.removed and not plan.sizes:
+        raise PlanError(
+            "the plan does not know the sizes and factors that follow from it",
+            why="they are found out when a model is made smaller",
+            do="transform a model on the meta device with it, and stream record(small).plan",
+        )
+    if reason := needs_inputs(plan):
+        raise PlanError(
+            "the plan cannot be streamed",
+            why=f"{reason}, which follows from an analysis of the model",
+            do="make the plan on the path that keeps the class, or transform the model in memory",
+        )
+
+
+def _parts(checkpoint: Checkpoint, packed: Packed, model: nn.Module, plan: Plan) -> tuple[StoredNames, list[Any]]:
+    """The names of a checkpoint, and the parts of the parameters that stay. Raises for what finds no partner."""
+    state = model.state_dict(keep_vars=True)
+    shapes = {name: stored.shape for name, stored in packed.plain.items()}
+    bases = {base: base for base in packed.blocks.values()}
+    stand_ins = names_of(model, {**shapes, **{b: tuple(state[b].shape) for b in bases if b in state}})
+    parts = [part for part in stand_ins.parts if part.stored not in bases]
+    if missing := next((base for base in bases if base not in state), ""):
+        raise FileError(f'no parameter belongs to "{missing}_blocks" of the checkpoint', do="pass model_class=")
+    parts += parts_of_blocks(checkpoint, packed.blocks, bases, state)
+    parts += parts_of_scales(checkpoint, packed, parts)
+    structure = plan.known_structure("what it is for")
+    gone = {name for one in plan.dropped for name in one.tensors} - structure.shapes.keys()
+    absent = without_partner(model, structure.shapes.keys() - set(structure.outside), parts)
+    if absent:
+        raise FileError(
+            f'the checkpoint has no "{min(absent)}"',
+            at=f'"{checkpoint.folder}"',
+            why=f"the plan is for a model with it; {len(absent)} such tensors are missing",
+            do="load all files of the checkpoint, or pass the class that it is of (model_class=)",
+        )
+    scaled = {part.parameter for part in parts if part.stored in packed.scales.values()}
+    for factor in plan.factors:
+        if factor.tensor in scaled:
+            raise PlanError(
+                f'"{factor.tensor}" is packed, and cannot carry a factor of the plan',
+                why="its numbers are multiplied by scales beside them",
+                do="stream the checkpoint that was packed, or remove whole heads",
+            )
+    return stand_ins, [part for part in parts if part.parameter not in gone]
+
+
+def _refuse_packed(packed: Packed, why: str) -> None:
+    for name in (*packed.blocks, *packed.scales):
+        raise PlanError(
+            "packed weights need a plan that the config can say",
+            at=f'"{name}"',
+            why=f"no other program unpacks them, and no config says the small model: {why}",
+            do='make the plan with uniform="config", or stream the checkpoint that was packed',
+        )
+
+
+def _record(plan: Plan, small: nn.Module) -> Record:
+    """The record of a model that was never whole in memory."""
+    before, after = plan.known_structure("what it is for").shapes, shapes_after(plan)
+    buffers = {name: tuple(b.shape) for name, b in small.named_buffers(remove_duplicate=False)}
+    after |= {name: buffers[name] for name in buffers if name not in after}
+    text = "the weights were streamed, and nothing was compared"
+    return Record(plan.path, plan.removed, False, before, after, (*plan.reasons, text), plan=plan)
+
+
+def _workers(workers: int | None, memory: int | str | None, outputs: list[Output]) -> int:
+    """The number of threads. Raises `InputError` for a memory that is too small for one."""
+    if workers is not None and workers < 1:
+        raise InputError("workers must be at least 1", at=f"stream(workers={workers})")
+    count = workers or min(os.cpu_count() or 1, MOST_WORKERS)
+    if memory is None:
+        return count
+    limit = bytes_in("memory", memory)
+    need = max((memory_of(piece) for output in outputs for piece in output.pieces), default=1)
+    if limit < need:
+        raise InputError(f"memory is too small: one worker needs {need} bytes", at=f"stream(memory={memory!r})")
+    return min(count, limit // need)
+
+
+def _finished(folder: Path, job: _Job) -> list[Shard]:
+    """The files that a run before has finished. Raises `FileError` for a directory with other weights."""
+    if not folder.is_dir():
+        if folder.exists():
+            raise FileError(f'"{folder}" is no directory', do="name a new directory")
+        return []
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads((folder / STATE).read_text()) == {"job": job.key}:
+            return [shard for shard in job.shards if shard.is_in(folder)]
+    for pattern in (*OTHER_WEIGHTS, "small_model*.safetensors*"):
+        for other in folder.glob(pattern):
+            raise FileError(
+                f'"{folder}" holds weights already',
+                at=f'"{other.name}"',
+                why="they are not of this checkpoint and plan, or they are complete",
+                do="name a new directory",
+            )
+    return []
+
+
+@contextlib.contextmanager
+def _bar(total: int, done: int, *, show: bool) -> Iterator[Callable[[int], None]]:
+    """A bar with bytes and the time that is left, if stderr is a terminal; yields the function that moves it."""
+    from tqdm import tqdm
+
+    lock = threading.Lock()
+    with tqdm(
+        total=total, initial=done, desc="streaming", unit="B", unit_scale=True, disable=None if show else True
+    ) as bar:
+
+        def tell(count: int) -> None:
+            with lock:
+                bar.update(count)
+
+        yield tell
+
+
+def _write_others(job: _Job, folder: Path) -> None:
+    """Write what stands beside the weights; the config last, so that nothing loads a result that is not complete."""
+    stem = WEIGHTS if job.why else "model.safetensors"
+    copy_others(job.checkpoint.folder, folder)
+    if len(job.shards) > 1:
+        texts = {k: v for k, v in job.texts.items() if k != "format"}
+        write_text(folder / (f"{stem}.index.json" if job.why else INDEX), index_of(job.shards, texts))
+    if job.why:
+        guard(job.checkpoint, job.original, folder, job.why)
+    elif job.checkpoint.config is not None and has_config(job.original):
+        write_plain(new_config(job.checkpoint, job.original, job.small), folder)

@@ -1,0 +1,120 @@
+"""What does not fit is an error before anything is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import fxprune
+from tests.streaming.checkpoints import model_of, pruned, saved, tokens
+
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore")  # those of other packages, which are imported here
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, fxprune.Plan, Any]:
+    """A checkpoint in one file, a plan for it, and the model."""
+    folder = tmp_path_factory.mktemp("llama")
+    model = saved(model_of("Llama"), folder, "1GB")
+    return folder, pruned(model, ratio=0.5, uniform="config")[1], model
+
+
+def changed(source: Path, target: Path, change: Any) -> Path:
+    """A copy of a checkpoint whose tensors a function changes."""
+    target.mkdir()
+    (target / "config.json").write_bytes((source / "config.json").read_bytes())
+    save_file(change(load_file(source / "model.safetensors")), target / "model.safetensors")
+    return target
+
+
+def without(name: str) -> Any:
+    return lambda tensors: {n: t for n, t in tensors.items() if n != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: {**t, "model.layers.0.mlp.extra": torch.zeros(2)}, 'belongs to "model.layers.0.mlp.extra"'),
+        (without("model.layers.1.mlp.up_proj.weight"), 'has no "model.layers.1.mlp.up_proj.weight"'),
+        (lambda t: {**t, "model.norm.weight": torch.zeros(5)}, r"\"model.norm.weight\" has shape \(5,\)"),
+        (
+            lambda t: {**t, "model.layers.0.mlp.up_proj.qweight": torch.zeros(2, dtype=torch.int32)},
+            "packed by an",
+        ),
+    ],
+    ids=["too much", "missing", "shape", "packed"],
+)
+def test_a_tensor_without_partner_is_refused(change: Any, said: str, llama: Any, tmp_path: Path) -> None:
+    source = changed(llama[0], tmp_path / "large", change)
+    with pytest.raises(fxprune.FileError, match=said):
+        fxprune.stream(source, llama[1], tmp_path / "small", progress=False)
+    assert not (tmp_path / "small").exists()
+
+
+def test_tensors_that_the_class_computes_are_left_out(llama: Any, tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    source = changed(llama[0], tmp_path / "large", lambda t: {**t, name: torch.zeros(4)})
+    assert fxprune.stream(source, llama[1], tmp_path / "small", progress=False).ignored == (name,)
+    assert name not in load_file(tmp_path / "small" / "model.safetensors")
+
+
+def test_a_plan_of_another_model_is_refused(llama: Any, tmp_path: Path) -> None:
+    plan = pruned(model_of("Llama", intermediate_size=40), ratio=0.5)[1]
+    with pytest.raises(fxprune.PlanError, match="for another model"):
+        fxprune.stream(llama[0], plan, tmp_path / "small", progress=False)
+
+
+def test_a_plan_without_sizes_is_refused(llama: Any, tmp_path: Path) -> None:
+    plan = fxprune.analyze(llama[2], tokens()).plan(ratio=0.5)
+    with pytest.raises(fxprune.PlanError, match="does not know the sizes"):
+        fxprune.stream(llama[0], plan, tmp_path / "small", progress=False)
+
+
+def test_a_directory_with_other_weights_is_refused(llama: Any, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"mine")
+    with pytest.raises(fxprune.FileError, match="holds weights already"):
+        fxprune.stream(llama[0], llama[1], tmp_path, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+    with pytest.raises(fxprune.FileError, match="one directory"):
+        fxprune.stream(llama[0], llama[1], llama[0], progress=False)
+
+
+def test_a_directory_without_safetensors_is_refused(llama: Any, tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(fxprune.FileError, match="no weights that can be read here"):
+        fxprune.stream(tmp_path, llama[1], tmp_path / "small", progress=False)
+    with pytest.raises(fxprune.FileError, match="there is no directory"):
+        fxprune.stream(tmp_path / "nothing", llama[1], tmp_path / "small", progress=False)
+
+
+def test_an_index_that_contradicts_its_files_is_refused(llama: Any, tmp_path: Path) -> None:
+    source = changed(llama[0], tmp_path / "large", lambda t: t)
+    names = dict.fromkeys(load_file(source / "model.safetensors"), "model.safetensors")
+    index = source / "model.safetensors.index.json"
+    for weight_map, said in (
+        ({**names, "ghost": "model.safetensors"}, "contradicts the files"),
+        ({**names, "ghost": "../model.safetensors"}, "names a file that is not there"),
+    ):
+        index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        with pytest.raises(fxprune.FileError, match=said):
+            fxprune.stream(source, llama[1], tmp_path / "small", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [({"workers": 0}, fxprune.InputError), ({"memory": "1 kB"}, fxprune.InputError), ({"shard_size": "x"}, ValueError)],
+)
+def test_arguments_without_meaning_are_refused(options: Any, kind: type[Exception], llama: Any, tmp_path: Path) -> None:
+    with pytest.raises(kind):
+        fxprune.stream(llama[0], llama[1], tmp_path / "small", progress=False, **options)
+
+
+def test_memory_limits_the_workers(llama: Any, tmp_path: Path) -> None:
+    done = fxprune.stream(llama[0], llama[1], tmp_path / "s", memory="20 MB", workers=8, progress=False)
+    assert done.workers == 1
