@@ -160,7 +160,8 @@ class GradualPruner:
     def step(self) -> PruningStep:
         """Removes channels until the costs are what the schedule says, or sets them to zero (`soft`).
 
-        Returns what was done. Raises as `transform` does; the model and the number of steps are as before then.
+        Returns what was done. Raises as `transform` does; the model and the number of steps are as before then. An
+        interrupt from the keyboard while the model is changed comes after the step.
         """
         self._refuse_changes()
         if self._wrapper is None:
@@ -170,7 +171,7 @@ class GradualPruner:
         before, keep = self._cost, self._keep(progress)
         removed = silenced = None
         if keep and (number % self.soft == 0 or progress >= 1.0):
-            removed = self._remove(keep)
+            removed = self._remove(keep, number, progress)
         elif keep:
             silenced = self._silence(keep)
         self._number, self._progress = number, progress
@@ -210,9 +211,19 @@ class GradualPruner:
         limits = {b.key: (b, int(b.full) - math.floor(progress * (b.full - b.limit))) for b in self._budgets}
         return {key: limit for key, (budget, limit) in limits.items() if budget.of(self._figures) > limit}
 
-    def _remove(self, keep: Mapping[str, int]) -> Plan | None:
-        with _small_steps():
-            transform_(self.model, self.example_inputs, keep=keep, **self._training, **self._step_options())
+    def _remove(self, keep: Mapping[str, int], number: int, progress: float) -> Plan | None:
+        try:
+            with _small_steps():
+                transform_(self.model, self.example_inputs, keep=keep, **self._training, **self._step_options())
+        except BaseException:
+            if _shapes(self.model) != self._shapes:  # an interrupt, which has waited until the model was changed
+                self._removed()
+                self._number, self._progress = number, progress
+            raise
+        return self._removed()
+
+    def _removed(self) -> Plan | None:
+        """The plan of a step that has made the model smaller, which becomes a part of the plan of all steps."""
         if self._wrapper is not None:
             wrap_again(self._wrapper)
         plan = self._look_again()

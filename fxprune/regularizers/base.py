@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import math
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from fxprune._follow.optimizers import parameters_of
 from fxprune.arguments import fits, shown
 from fxprune.errors import PlanError
+from fxprune.files import Field
 from fxprune.schedules import Schedule, as_schedule
 
 
@@ -65,6 +66,18 @@ class Regularizer(abc.ABC):
     def step(self) -> None:
         """Counts a step, after which the strength may be another."""
         self.number += 1
+
+    def state_dict(self) -> dict[str, int]:
+        """The state for a checkpoint: the number of steps, from which the strength follows."""
+        return {"number": self.number}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a state. Raises `FileError` if it is none."""
+        source = f"the state of {type(self).__name__}"
+        number = Field(dict(state) if isinstance(state, Mapping) else state, source).object(("number",))["number"]
+        if not fits(number.value, int) or number.value < 0:
+            raise number.wrong("it must be an integer of at least 0", "pass what state_dict gave")
+        self.number = number.value
 
     def add_gradients(
         self, scale: float | torch.Tensor = 1.0, *, parameters: Iterable[torch.Tensor] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from fxprune._record import records
 from fxprune.capture import containers
 from fxprune.schedules import AGP, Linear
 from tests.follow.nets import batch, net, step
+from tests.follow.test_in_place import Interrupting
 
 
 class Run:
@@ -263,6 +265,24 @@ def test_a_model_that_something_else_made_smaller_is_refused() -> None:
     with pytest.raises(fxprune.PlanError, match=r'between two steps\n  at   "stem.weight"\n  why .*\n  do   let one'):
         run.pruner.step()
     assert run.model.state_dict().keys() == before.keys()
+
+
+def test_a_step_that_is_interrupted_while_the_model_changes_is_made() -> None:
+    whole, run = Run(), Run()
+    for each in (whole, run):
+        step(each.model, each.optimizer, 0)
+    whole.pruner.step()
+    run.optimizer.state = Interrupting(run.optimizer.state, signal.SIGINT)
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run.pruner.step()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert run.pruner.state_dict() == whole.pruner.state_dict()
+    for each in (whole, run):
+        each.train(1, 6)
+    assert all(torch.equal(run.model.state_dict()[name], t) for name, t in whole.model.state_dict().items())
 
 
 def test_a_step_costs_the_same_after_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:

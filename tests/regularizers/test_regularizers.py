@@ -306,3 +306,16 @@ def test_of_two_optimizers_each_adds_to_its_own_parameters(closure: bool) -> Non
     handles[1].remove()
     two[0].step()
     assert penalties[0].number == 4
+
+
+def test_a_penalty_goes_on_from_its_state() -> None:
+    first = L1(net(), Linear(0.0, 1.0, steps=4))
+    for _ in range(3):
+        first.step()
+    second = L1(net(), Linear(0.0, 1.0, steps=4))
+    second.load_state_dict(first.state_dict())
+    assert second().item() == first().item() > 0
+    for wrong in (None, {}, {"number": -1}, {"number": 1.5}, {"number": True}, {"number": 1, "more": 2}):
+        with pytest.raises(fxprune.FileError, match="the state of L1"):
+            second.load_state_dict(wrong)
+    assert second.number == 3
