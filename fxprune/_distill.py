@@ -153,7 +153,8 @@ def _flags(kept_of: Any, operand: Operand) -> dict[int, Bools]:
 def _check_layer(name: str, small: nn.Module, model: nn.Module, scaled: set[str]) -> None:
     for kind, each in (("small", small), ("large", model)):
         if name not in dict(each.named_modules(remove_duplicate=False)) or not name:
-            raise PlanError("there is no such layer", at=f'layers: "{name}"', why=f"the {kind} model does not have it")
+            why, do = f"the {kind} model does not have it", "choose from model.named_modules()"
+            raise PlanError("there is no such layer", at=f'layers: "{name}"', why=why, do=do)
     inside = [tensor for tensor in scaled if tensor.startswith(f"{name}.")]
     if inside:
         raise PlanError(

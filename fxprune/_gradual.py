@@ -327,6 +327,7 @@ class GradualPruner:
         if self._number:
             raise PlanError(
                 "this pruner has made steps already",
+                at="load_state_dict",
                 why=f"it is at step {self._number}, and the plan is for the model that was given",
                 do="make the model and the pruner again, then load",
             )
@@ -359,6 +360,7 @@ def _computed_only(keep: Mapping[str, Any]) -> Mapping[str, Any]:
     if "latency" in checked_keys(keep):
         raise PlanError(
             "a schedule has no budget of latency",
+            at=f"keep={shown(dict(keep))}",
             why="it is measured, and differs from run to run: no run could go on from a checkpoint to the same model",
             do=f"choose from {', '.join((*COUNTED, 'memory'))}, or call fxprune.transform_ with it once, at the end",
         )

@@ -57,7 +57,8 @@ def transform_(model: ModuleT, example_inputs: Any, **options: Any) -> ModuleT:
     """
     if isinstance(model, ExportedProgram) or not isinstance(model, nn.Module):
         kind = type(model).__name__
-        raise InputError(f"{kind} cannot be changed in place", why="it is no module", do="use fxprune.transform")
+        at, do = f"transform_(model={shown(model)})", "use fxprune.transform"
+        raise InputError(f"{kind} cannot be changed in place", at=at, why="it is no module", do=do)
     if not isinstance(model, fx.GraphModule) and not {"path", "prefer"} & options.keys():
         options["prefer"] = "class"
     followers = [*listed(options.pop("optimizer", None)), *listed(options.pop("ema", None))]
@@ -155,7 +156,7 @@ def _small(model: nn.Module, example_inputs: Any, options: Mapping[str, Any]) ->
     if isinstance(small, fx.GraphModule) != isinstance(model, fx.GraphModule):
         why = "the result is a graph, and the model cannot become one in place"
         do = "use fxprune.transform, or leave path and prefer out"
-        raise PlanError("the class of the model is lost", why=why, do=do)
+        raise PlanError("the class of the model is lost", at=type(model).__name__, why=why, do=do)
     return small
 
 

@@ -45,7 +45,12 @@ class _Ramp:
         _finite(self, initial=self.initial, final=self.final)
         for name, value, least in (("steps", self.steps, 1), ("begin", self.begin, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise PlanError(f"{name} must be an integer of at least {least}, not {value!r}", at=type(self).__name__)
+                raise PlanError(
+                    f"{name} must be an integer of at least {least}, not {value!r}",
+                    at=type(self).__name__,
+                    why="it counts steps",
+                    do=f"pass {least}, {least + 1}, ...",
+                )
 
     def _left(self, step: int) -> float:
         """The share of the ramp that is left at a step: from 1 at `begin` to 0 at `begin + steps`."""
@@ -108,4 +113,9 @@ def as_schedule(value: Any, *, what: str = "schedule") -> Schedule:
 def _finite(schedule: object, **values: Any) -> None:
     for name, value in values.items():
         if not fits(value, float) or not math.isfinite(value):
-            raise PlanError(f"{name} must be a finite number, not {shown(value)}", at=type(schedule).__name__)
+            raise PlanError(
+                f"{name} must be a finite number, not {shown(value)}",
+                at=type(schedule).__name__,
+                why="the values of the steps are computed from it",
+                do="pass a number such as 0.5",
+            )

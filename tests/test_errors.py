@@ -1,9 +1,11 @@
 """Bad input of every kind gets fxprune's own error: what, where, why, the next step, before anything changes."""
 
+import ast
 import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -395,3 +397,25 @@ def test_a_rule_that_contradicts_its_operation_locks_and_is_named(monkeypatch: p
     assert len(locked) == 1
     assert "its rule failed, please report this: RuleError: the rule of aten::relu contradicts" in str(locked[0])
     assert ("0.weight", 0) in locked[0].slots
+
+
+PARTS_OF_TRAINING = (
+    "_follow sharded integrations regularizers _gradual.py _in_place.py _distill.py schedules.py".split()
+)
+"""The files whose errors all have four parts."""
+
+
+def raised(path):
+    """The errors of this package that a file makes: their line, and the names of the parts that they have."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        name = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+        if name in ("PlanError", "InputError", "CaptureError", "FileError"):
+            yield node.lineno, {keyword.arg for keyword in node.keywords}
+
+
+def test_errors_of_training_say_what_where_why_and_what_to_do():
+    package = Path(fxprune.__file__).parent
+    files = [file for part in PARTS_OF_TRAINING for file in sorted(package.glob(f"{part}/*.py")) or [package / part]]
+    found = [(file, *made) for file in files for made in raised(file)]
+    assert len(found) > 50
+    assert [f"{file.name}:{line}" for file, line, parts in found if not {"at", "why", "do"} <= parts] == []

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrize import is_parametrized
 
 from fxprune._follow.parameters import Counterpart, Counterparts, counterparts_of
-from fxprune.arguments import checks_arguments
+from fxprune.arguments import checks_arguments, shown
 from fxprune.capture.inputs import check_plain_tensors
 from fxprune.capture.process_state import public_call
 from fxprune.channels.groups import Bools, Ints
@@ -65,7 +65,8 @@ def expand(small: nn.Module, into: nn.Module, *, others: str = "keep") -> Expand
     True
     """
     if others not in OTHERS:
-        raise PlanError(f"others is one of {', '.join(OTHERS)}", why=f"it is {others!r}")
+        why, do = f"it is {shown(others)}", "pass what becomes of the slots that were removed"
+        raise PlanError(f"others is one of {', '.join(OTHERS)}", at=f"expand(others={shown(others)})", why=why, do=do)
     for each in (small, into):
         check_plain_tensors(each.named_parameters())
     pairs = counterparts_of(into, small)
@@ -84,7 +85,8 @@ def _check(pairs: Counterparts) -> None:
         listed = ", ".join([*pairs.added, *pairs.plan.maps][:4])
         raise PlanError(
             "the large model has no place for all parameters of the small one",
-            why=f"the plan folds constants into {listed}, which the large model does not have",
+            at=listed,
+            why="the plan folds constants into them, and the large model does not have them",
             do='prune with bias="prune", or give these layers a bias before',
         )
 

@@ -92,13 +92,13 @@ def counterparts_of(model: nn.Module, small: nn.Module) -> Counterparts:
     by_id: dict[int, Counterpart] = {}
     for name, old in olds.items():
         if tuple(old.shape) != made.before.get(name, tuple(old.shape)):
-            raise _another(f'"{name}" has shape {tuple(old.shape)}, and had {made.before[name]} when it was pruned')
+            raise _another(name, f"it has shape {tuple(old.shape)}, and had {made.before[name]} when it was pruned")
         if id(old) in by_id and (by_id[id(old)].new is not None or name not in news):
             continue
         by_id[id(old)] = _pair(name, old, news.get(name), made.plan)
     lacking = next((name for name in made.removed if name in made.before and not _has(model, name)), None)
     if lacking is not None:
-        raise _another(f'the model has no "{lacking}"')
+        raise _another(lacking, "the model does not have it")
     return Counterparts(model, small, made.plan, by_id, {name: new for name, new in news.items() if name not in olds})
 
 
@@ -115,7 +115,7 @@ def _pair(name: str, old: nn.Parameter, new: nn.Parameter | None, plan: Plan) ->
     made = Counterpart(name, old, new, kept, _factor(plan.factors, name, old.shape, kept))
     if new is not None and tuple(new.shape) != made.small_shape:
         has, leaves = tuple(new.shape), made.small_shape
-        raise _another(f'"{name}" has shape {has} in the small model, the plan leaves {leaves}')
+        raise _another(name, f"it has shape {has} in the small model, the plan leaves {leaves}")
     return made
 
 
@@ -136,9 +136,10 @@ def _factor(
     return made
 
 
-def _another(why: str) -> PlanError:
+def _another(name: str, why: str) -> PlanError:
     return PlanError(
         "the small model was not made from this model",
+        at=f'"{name}"',
         why=why,
         do="pass the model that was given to transform, as it was then, and what transform returned. A small model "
         "that was pickled knows its last step alone: make one by fxprune.transform(model, example_inputs, plan=plan) "

@@ -44,7 +44,8 @@ def prepared_for(targets: Sequence[Any], model: nn.Module, small: Any) -> tuple[
     """The changes of all targets and of the gradients; none without a target."""
     if targets and isinstance(small, ExportedProgram):
         why = "its parameters are none of those that an optimizer holds"
-        raise PlanError("nothing can follow a program", why=why, do="leave optimizer and ema out")
+        at, do = ", ".join(f"{type(target).__name__}()" for target in targets), "leave optimizer and ema out"
+        raise PlanError("nothing can follow a program", at=at, why=why, do=do)
     return prepared(targets, model, small) if targets else ()
 
 

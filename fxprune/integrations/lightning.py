@@ -113,7 +113,8 @@ class LightningPruningCallback(Callback):
     def _resume(self, checkpoint: dict[str, Any], path: str, trainer: Trainer, pl_module: LightningModule) -> None:
         found = checkpoint.get("callbacks", {}).get(self.state_key, {})
         if "pruner" not in found:
-            raise FileError("the checkpoint has no state of a pruner", at=path, do="train with the callback")
+            why, do = f'it has no callback "{self.state_key}"', "go on from a training with the callback"
+            raise FileError("the checkpoint has no state of a pruner", at=path, why=why, do=do)
         pruner = self._made()
         if not pruner.number:
             pruner.ema = self._averages(trainer, pl_module)
@@ -134,7 +135,8 @@ class LightningPruningCallback(Callback):
 
     def _made(self) -> GradualPruner:
         if self.pruner is None:
-            raise PlanError("the training has not begun", why="the pruner is made in setup", do="call trainer.fit")
+            at, why = type(self).__name__, "the pruner is made in setup"
+            raise PlanError("the training has not begun", at=at, why=why, do="call trainer.fit")
         return self.pruner
 
     def _find(self, pl_module: LightningModule) -> nn.Module:

@@ -56,7 +56,8 @@ class TrainerPruningCallback(TrainerCallback):
         if self.resume_from is not None:
             path = Path(self.resume_from) / FILE
             if not path.exists():
-                raise FileError("the checkpoint has no state of a pruner", at=str(path), do="train with the callback")
+                why, do = "the file is not there", "go on from a training with the callback"
+                raise FileError("the checkpoint has no state of a pruner", at=str(path), why=why, do=do)
             self.pruner.load_state_dict(parse_json(path.read_bytes(), str(path)))
 
     def on_train_begin(

@@ -112,6 +112,7 @@ def talk_of(found: Sequence[Any]) -> Talk:
     if not found:
         raise CaptureError(
             "nothing of the model is sharded",
+            at="the model",
             why="fully_shard was applied to it, and it has no parameters",
             do="prune it before fully_shard is applied",
         )
@@ -120,6 +121,7 @@ def talk_of(found: Sequence[Any]) -> Talk:
         if parameter.device_mesh.mesh.tolist() != mesh.mesh.tolist():
             raise CaptureError(
                 "the parameters are sharded over several meshes",
+                at=f"a parameter of shape {tuple(parameter.shape)}",
                 why=f"one has {mesh}, another {parameter.device_mesh}",
                 do="prune before the model is parallelised",
             )
@@ -127,6 +129,7 @@ def talk_of(found: Sequence[Any]) -> Talk:
     if not whole_world and mesh.ndim > 1:
         raise CaptureError(
             "the model is sharded over a part of the processes, in two dimensions",
+            at="the model",
             why=f"its mesh is {mesh}",
             do="shard it over all processes, or over a mesh of one dimension",
         )

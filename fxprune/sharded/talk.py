@@ -128,11 +128,13 @@ class Talk:
         failed = next((rank for rank, (other, _) in enumerate(found) if other == _FAILED), None)
         if failed is not None:
             do = "no process has changed its model; mend the cause"
-            raise self._stop(PlanError(f"process {failed} raised", why=texts[failed], do=do))
+            at = f"process {self.rank} of {self.size}"
+            raise self._stop(PlanError(f"process {failed} raised", at=at, why=texts[failed], do=do))
         other = next(rank for rank, each in enumerate(found) if each != found[0])
         raise self._stop(
             PlanError(
                 "the processes do not do the same",
+                at=f"process {self.rank} of {self.size}",
                 why=f"process 0 is at {texts[0]}, and process {other} at {texts[other]}",
                 do="give all processes the same arguments, the same seed, and the same number of batches",
             )
