@@ -133,17 +133,22 @@ def _for_the_rest(choices: Mapping[str, Any], found: Branches, model: nn.Module,
     """The options for a model without branches: budgets are those of the original, and left out where they are met."""
     keep = choices.get("keep")
     if keep is not None:
-        left = _budgets_left(keep, found, model, example_inputs)
+        left = budgets_left(keep, found.model, model, example_inputs, found.cost)
         choices = {**choices, "keep": left or None, **({} if left else {"scope": "local"})}
     return dict(choices)
 
 
-def _budgets_left(keep: Any, found: Branches, model: nn.Module, example_inputs: Any) -> dict[str, Any]:
-    """The budgets that the model without branches is not within yet, in figures of their own."""
-    keys = checked_keys(keep)
-    before, after = _figures(found.cost, cost(model, example_inputs), keys, found.model, model, example_inputs)
+def budgets_left(
+    keep: Any, original: nn.Module, model: nn.Module, example_inputs: Any, whole: Cost | None = None
+) -> dict[str, Any]:
+    """The budgets that the model without branches is not within yet, in figures of their own.
+
+    whole: the cost of the original, if it is known.
+    """
+    keys, whole = checked_keys(keep), whole or cost(original, example_inputs)
+    before, after = _figures(whole, cost(model, example_inputs), keys, original, model, example_inputs)
     left: dict[str, Any] = {}
-    for budget in budgets_of(before, keep, found.cost.uncounted):
+    for budget in budgets_of(before, keep, whole.uncounted):
         now = budget.of(after)
         if now > budget.limit:
             exact = f"{budget.limit * 1e9} ns" if budget.key == "latency" else max(2, math.floor(budget.limit))

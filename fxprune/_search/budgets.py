@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from torch import nn
 
+from fxprune._dropping import Shallow, asked_to_drop, budgets_left, without_branches
+from fxprune._find import AnalyzeArguments
 from fxprune._repair import RepairSettings
-from fxprune._search.candidates import Candidates, candidates_of, request_of
+from fxprune._search.candidates import OTHERS, Candidates, candidates_of, request_of
 from fxprune._search.measure import Measure, measure_of
 from fxprune._search.results import Pareto, ParetoPoint
 from fxprune._search.samples import samples_of
@@ -20,8 +23,9 @@ from fxprune.capture.program import as_module
 from fxprune.costs import cost_of
 from fxprune.errors import InputError
 from fxprune.files import PathLike
-from fxprune.planning.budgets import budgets_of
+from fxprune.planning.budgets import Budget, budgets_of
 from fxprune.planning.figures import counted, figures_of
+from fxprune.planning.scopes import SEARCH
 
 
 @checks_arguments("score", "key", "repair_mode", "repair_inputs", "file", "progress")
@@ -38,6 +42,7 @@ def pareto(
     repair_inputs: Callable[[Any], Any] | None = None,
     file: PathLike | None = None,
     progress: bool = False,
+    drop: Any = (),
     **options: Any,
 ) -> Pareto:
     """The score against a cost: the small model of each budget, as it is cut and repaired.
@@ -55,6 +60,8 @@ def pareto(
         file: a JSON file that is written after every step. If it is there, the run goes on from it. A file of a run
             with another model, other data or other options is refused.
         progress: True to show a progress bar.
+        drop: residual branches that go whole in all of the small models, as in `fxprune.transform`; a budget counts
+            from the original.
         options: importance, data, loss, ignore, round_to, exact, seed, scope, counts, min_channels, max_ratio, also,
             methods, strict, norms, outputs, path, prefer: as in `fxprune.transform`.
 
@@ -72,17 +79,22 @@ def pareto(
     amounts = _checked(budgets)
     whole_figures = figures_of(module, example_inputs, (key,))
     limits = [budgets_of(whole_figures, {key: amount})[0].limit for amount in amounts]
-    request, settings = request_of(module, example_inputs, options), RepairSettings(repair_mode)
+    _refuse_measured(options)
+    shallow = _without(module, example_inputs, drop, options)
+    request, settings = request_of(shallow.model, example_inputs, shallow.choices), RepairSettings(repair_mode)
     samples = None if repair is None else samples_of(module, repair, repair_inputs, judge=score is None)
     measure = measure_of(module, samples, score)
-    about = run_of(module, measure, samples, options, key=key, budgets=amounts, mode=repair_mode)
+    dropped = {"drop": [one.name for one in shallow.dropped]} if shallow.dropped else {}
+    about = run_of(module, measure, samples, options, key=key, budgets=amounts, mode=repair_mode, **dropped)
     steps = SavedSteps(file, "fxprune.pareto-run/1", about)
     smallest = amounts[limits.index(min(limits))]
-    found = candidates_of(request, {"keep": {key: smallest}}, samples, settings)
+    asked = Asked(module, shallow, example_inputs, key)
+    found = candidates_of(request, asked.choice(smallest), samples, settings)
+    found = replace(found, original=module) if shallow.dropped else found
     whole = steps.get("original", lambda: {"value": measure.of(module)})["value"]
     points = []
     for amount in bar(amounts, "pareto", progress=progress):
-        known = steps.get(str(amount), partial(_step, found, measure, example_inputs, key, amount))
+        known = steps.get(str(amount), partial(_step, found, measure, asked, amount))
         points.append(ParetoPoint(amount, **{**known, "met": bool(known["met"])}))
     return Pareto(key, measure.name, whole, tuple(points))
 
@@ -97,12 +109,53 @@ def _checked(budgets: Any) -> list[float | int | str]:
     return amounts
 
 
-def _step(found: Candidates, measure: Measure, example_inputs: Any, key: str, amount: float | int | str) -> Values:
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """The budgets of a call. shallow: the model that is cut, `model` or a copy of it without some branches."""
+
+    model: nn.Module
+    shallow: Shallow
+    example_inputs: Any
+    key: str
+
+    def choice(self, amount: float | int | str) -> dict[str, Any]:
+        """The options for a budget of the original, as one of the model that is cut."""
+        if not self.shallow.dropped:
+            return {"keep": {self.key: amount}}
+        left = budgets_left({self.key: amount}, self.model, self.shallow.model, self.example_inputs)
+        return {"keep": left} if left else {"ratio": 0.0}
+
+    def budget(self, amount: float | int | str) -> Budget:
+        """A budget of the original."""
+        return budgets_of(figures_of(self.model, self.example_inputs, (self.key,)), {self.key: amount})[0]
+
+
+def _without(model: nn.Module, example_inputs: Any, drop: Any, options: Mapping[str, Any]) -> Shallow:
+    """The model without the branches that are named, and the options for it."""
+    if not asked_to_drop({"drop": drop}):
+        return Shallow(model, options, model)
+    call = AnalyzeArguments(model, example_inputs, **{name: options[name] for name in OTHERS if name in options})
+    shallow = without_branches(call, None, {**options, "drop": drop})
+    return replace(shallow, choices={name: value for name, value in shallow.choices.items() if name != "ratio"})
+
+
+def _refuse_measured(options: Mapping[str, Any]) -> None:
+    """Raises `InputError` for a choice that takes a run of its own for each budget."""
+    others = [name for name in ("depth", "search") if name in options]
+    given = "scope='search'" if options.get("scope") == SEARCH else "".join(others[:1])
+    if given:
+        raise InputError(
+            f"pareto takes no {given}",
+            why="that measures many small models for each budget",
+            do="call `fxprune.transform` for each budget, or drop branches that it has chosen with drop=",
+        )
+
+
+def _step(found: Candidates, measure: Measure, asked: Asked, amount: float | int | str) -> Values:
     """The values of one small model."""
-    made = found.cut(keep={key: amount})
+    made, budget = found.cut(**asked.choice(amount)), asked.budget(amount)
     after = cost_of(made.analysis, made.removal, made.constants)
-    (budget,) = budgets_of(figures_of(made.analysis.model, example_inputs, (key,)), {key: amount})
-    kept = budget.of(figures_of(made.small, example_inputs, (key,)) | counted(after))
+    kept = budget.of(figures_of(made.small, asked.example_inputs, (asked.key,)) | counted(after))
     return {
         "kept": kept / budget.full,
         "params": after.params,

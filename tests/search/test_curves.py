@@ -331,3 +331,36 @@ def test_no_groups_are_no_request():
     net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4)
     with pytest.raises(fxprune.PlanError, match="groups names nothing"):
         fxprune.sensitivity(net, x, lambda model: 0.5, ratios=(0.5,), groups=[])
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.g = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.g(torch.relu(self.f(x))))
+
+
+def test_curves_of_a_model_without_branches_count_from_the_original(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), *(Block() for _ in range(3)), nn.Linear(8, 3)).eval()
+    batches, file = [torch.randn(8, 4) for _ in range(6)], tmp_path / "run.json"
+    options: dict[str, Any] = {"budgets": (0.9, 0.4), "repair": batches, "drop": [model[2]], "ignore": model[3].f}
+    found = fxprune.pareto(model, batches[0], **options, file=file)
+    whole = fxprune.cost(model, batches[0]).macs
+    for point, share in zip(found.points, (0.9, 0.4), strict=True):
+        small = fxprune.transform(model, batches[0], keep={"macs": share}, drop=[model[2]], ignore=model[3].f)
+        assert point.macs == fxprune.cost(small, batches[0]).macs
+        assert point.kept == point.macs / whole <= share
+        assert 0 < point.repaired < point.value
+    assert found.points[0].kept < 0.75  # nothing but the branch goes
+    with pytest.raises(FileError, match="is of another run"):
+        fxprune.pareto(model, batches[0], **{**options, "drop": [model[1]]}, file=file)
+
+
+@pytest.mark.parametrize("option", [{"scope": "search"}, {"depth": True}, {"search": {"steps": 3}}])
+def test_curves_refuse_choices_that_need_a_run_for_each_budget(option: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="pareto takes no") as raised:
+        fxprune.pareto(net(), data()[0], repair=data(), **option)
+    assert "fxprune.transform" in raised.value.do

@@ -65,9 +65,11 @@ def measured(task: Task, tool: str, maker: Any, way: str, budget: Budget, *, tun
     small = maker.small(way, budget)
     found: dict[str, Any] = {"seconds": round(time.process_time() - start, 2)}
     found["kept"] = round(fxprune.cost(small, task.inputs).macs / fxprune.cost(task.model, task.inputs).macs, 4)
-    found["scores"] = {name: _rounded(task.score(made)) for name, made in _finished(task, tool, maker, small, found)}
+    found["scores"] = {
+        name: _rounded(task.score(made)) for name, made in _finished(task, tool, maker, way, small, found)
+    }
     if tuned and task.train is not None:
-        for name, made in _finished(task, tool, maker, small, {}):
+        for name, made in _finished(task, tool, maker, way, small, {}):
             if name != "statistics":
                 task.train(made)
                 found["scores"][f"{name}, trained"] = _rounded(task.score(made))
@@ -75,7 +77,7 @@ def measured(task: Task, tool: str, maker: Any, way: str, budget: Budget, *, tun
 
 
 def _finished(
-    task: Task, tool: str, maker: Any, small: nn.Module, found: dict[str, Any]
+    task: Task, tool: str, maker: Any, way: str, small: nn.Module, found: dict[str, Any]
 ) -> Iterator[tuple[str, nn.Module]]:
     yield "one-shot", small
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in small.modules()):
@@ -85,7 +87,7 @@ def _finished(
             if mode not in MODES:
                 continue
             start = time.process_time()
-            made = maker.repaired(small, mode)
+            made = maker.repaired(small, mode, way)
             found[f"{name}, seconds"] = round(time.process_time() - start, 2)
             yield name, made
 
