@@ -88,7 +88,7 @@ def pareto(
     about = run_of(module, measure, samples, options, key=key, budgets=amounts, mode=repair_mode, **dropped)
     steps = SavedSteps(file, "fxprune.pareto-run/1", about)
     smallest = amounts[limits.index(min(limits))]
-    asked = Asked(module, shallow, example_inputs, key)
+    asked = CurveBudgets(module, shallow, example_inputs, key)
     found = candidates_of(request, asked.choice(smallest), samples, settings)
     found = replace(found, original=module) if shallow.dropped else found
     whole = steps.get("original", lambda: {"value": measure.of(module)})["value"]
@@ -110,7 +110,7 @@ def _checked(budgets: Any) -> list[float | int | str]:
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class CurveBudgets:
     """The budgets of a call. shallow: the model that is cut, `model` or a copy of it without some branches."""
 
     model: nn.Module
@@ -151,7 +151,7 @@ def _refuse_measured(options: Mapping[str, Any]) -> None:
         )
 
 
-def _step(found: Candidates, measure: Measure, asked: Asked, amount: float | int | str) -> Values:
+def _step(found: Candidates, measure: Measure, asked: CurveBudgets, amount: float | int | str) -> Values:
     """The values of one small model."""
     made, budget = found.cut(**asked.choice(amount)), asked.budget(amount)
     after = cost_of(made.analysis, made.removal, made.constants)
