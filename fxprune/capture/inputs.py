@@ -151,6 +151,13 @@ def check_plain(model: nn.Module, tensors: Tensors) -> None:
                 why="`module.compile()` holds a program for the old sizes",
                 do="prune before you compile, or set `module._compiled_call_impl = None`",
             )
+        if getattr(module, "_packed_params", None) is not None:
+            raise CaptureError(
+                "a layer is quantised",
+                at=f'"{name}"' if name else "the model",
+                why=f"{type(module).__name__} has packed weights, whose numbers cannot be cut",
+                do="prune first, and quantise the small model",
+            )
         if isinstance(module, torch.jit.ScriptModule):
             raise CaptureError(
                 "a submodule is scripted",

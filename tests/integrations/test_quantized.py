@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,3 +59,10 @@ def test_quantised_weights_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(fxprune.FileError, match=r"\"0.weight\" cannot be stored\n  why  it is Int8Tensor"):
         fxprune.save(small, tmp_path / "small.safetensors")
     assert not (tmp_path / "small.safetensors").exists()
+
+
+@pytest.mark.parametrize("prune", [fxprune.transform, fxprune.transform_])
+def test_layers_with_packed_weights_are_refused_by_name(prune: Any) -> None:
+    model = torch.ao.quantization.quantize_dynamic(net(), {nn.Linear})
+    with pytest.raises(fxprune.CaptureError, match=r"quantised\n  at   \"0\"\n  why .*Linear has packed"):
+        prune(model, X, ratio=0.5)
