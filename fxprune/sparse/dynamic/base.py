@@ -46,11 +46,21 @@ class DynamicSparse(nn.Module):
         growth: str,
     ) -> None:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise PlanError(f"every must be an integer of at least 1, not {every!r}")
+            raise PlanError(
+                f"every must be an integer of at least 1, not {every!r}",
+                at=type(self).__name__,
+                why="connections are counted at every such step",
+                do="pass 1, 2, 3, ...",
+            )
         check_threshold(threshold)
         if growth not in GROWTHS:
             why = nearest(str(growth), GROWTHS)
-            raise PlanError(f"unknown growth {growth!r}", why=why, do=f"use one of {', '.join(GROWTHS)}")
+            raise PlanError(
+                f"unknown growth {growth!r}",
+                at=type(self).__name__,
+                why=why,
+                do=f"use one of {', '.join(GROWTHS)}",
+            )
         if dims is None:  # the kernel of a pair of channels, as in the notes, or an output channel
             dims = (0, 1) if sparsity is None and math.prod(self.weight.shape[2:]) > 1 else (0,)
         self.dims = _dims(dims, tuple(self.weight.shape))
@@ -118,7 +128,12 @@ class DynamicSparse(nn.Module):
         for name, schedule in (("sparsity", self.sparsity), ("regrow", self.regrow)):
             value = schedule(step)
             if not fits(value, float) or not 0 <= value < 1:
-                raise PlanError(f"{name} must be in [0, 1), not {value!r}", at=f"step {step}")
+                raise PlanError(
+                    f"{name} must be in [0, 1), not {value!r}",
+                    at=f"step {step}",
+                    why="it is a share of the connections of a slice, some of which stay",
+                    do=f"pass {name}=0.5, or a schedule that gives such numbers",
+                )
             values.append(value)
         return selection.shares(self._slice_size(), *values)
 
@@ -156,6 +171,7 @@ class DynamicSparse(nn.Module):
         if self.weight.shape != self.mask.shape:
             raise PlanError(
                 "the weight has another shape than its mask",
+                at=type(self).__name__,
                 why=f"{tuple(self.weight.shape)} and {tuple(self.mask.shape)}: it is sharded, or was replaced",
                 do="update where the whole weight is",
             )
@@ -251,10 +267,16 @@ def _dims(dims: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     found = tuple(dims) if isinstance(dims, (tuple, list)) else (dims,)
     names = [d for d in found if isinstance(d, int) and not isinstance(d, bool) and 0 <= d < len(shape)]
     if names != list(found) or len(set(names)) < len(names):
-        raise PlanError(f"dims must be different dimensions of the weight, 0 to {len(shape) - 1}, not {dims!r}")
+        raise PlanError(
+            f"dims must be different dimensions of the weight, 0 to {len(shape) - 1}, not {dims!r}",
+            at=f"a weight of shape {shape}",
+            why="each combination of their indices is a slice",
+            do="pass (0,) for a slice for each output, or () for one slice",
+        )
     if math.prod(n for d, n in enumerate(shape) if d not in names) < 2:
         raise PlanError(
             f"dims={found} leave nothing to choose",
+            at="the layer",
             why=f"a weight of shape {shape} has then one connection in each slice",
             do="name fewer dimensions",
         )

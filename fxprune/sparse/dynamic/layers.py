@@ -171,6 +171,8 @@ def update_layers(
     if not layers:
         raise PlanError(
             f"{type(model).__name__} has no dynamic layer",
+            at="update_layers",
+            why="only these have connections that move",
             do="use DynamicSparseConv2d or DynamicSparseLinear, or their from_dense",
         )
     for layer in layers.values():
@@ -186,7 +188,12 @@ def _arguments(layer: Any, names: Sequence[str]) -> dict[str, Any]:
 
 def _check_type(layer: Any, kind: type[nn.Module]) -> None:
     if not isinstance(layer, kind) or isinstance(layer, DynamicSparse):
-        raise PlanError(f"from_dense takes an nn.{kind.__name__}, not {type(layer).__name__}")
+        raise PlanError(
+            f"from_dense takes an nn.{kind.__name__}, not {type(layer).__name__}",
+            at="from_dense",
+            why="its sizes and weights are taken over",
+            do=f"pass a plain nn.{kind.__name__}",
+        )
 
 
 Made = TypeVar("Made", nn.Linear, nn.Conv2d, "DynamicSparseConv2d", "DynamicSparseLinear")

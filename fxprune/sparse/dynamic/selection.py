@@ -128,7 +128,12 @@ def check_optimizer(optimizer: Any, weight: Tensor) -> None:
     if optimizer is None:
         return
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise PlanError(f"optimizer must be a torch.optim.Optimizer or None, not {type(optimizer).__name__}")
+        raise PlanError(
+            f"optimizer must be a torch.optim.Optimizer or None, not {type(optimizer).__name__}",
+            at="update",
+            why="its state is reset where connections change",
+            do="pass the optimizer that trains the layer",
+        )
     if not any(p is weight for group in optimizer.param_groups for p in group["params"]):
         raise PlanError(
             "the optimizer does not hold this layer's weight",

@@ -50,9 +50,17 @@ def connections(
         if values.shape != rows.shape or not values.is_floating_point() or values.device != rows.device:
             raise PlanError(
                 "the values do not fit the indices",
+                at="from_indices",
                 why=f"they are {values.dtype} of shape {tuple(values.shape)} on {values.device}, for {len(rows)} "
                 f"connections on {rows.device}",
                 do="pass one floating value for each connection",
+            )
+        if bool(values.isnan().any()):
+            raise PlanError(
+                "the values hold NaN",
+                at="from_indices",
+                why="every output of the connection would be NaN",
+                do="pass finite numbers",
             )
         made = values.detach().clone() if order is None else values.detach()[order]
     kind = spec.index_dtype(len(rows))

@@ -73,15 +73,23 @@ class MagnitudePruner(WeightPruner):
         if (sparsity is None) == (quality is None):
             raise PlanError(
                 "say how much goes: exactly one of sparsity and quality",
+                at=type(self).__name__,
                 why=f"sparsity={sparsity!r}, quality={quality!r}",
+                do="pass for example sparsity=0.5",
             )
         if scope not in SCOPES:
-            raise PlanError(f"there is no scope {scope!r}", why='scope is "layer" or "global"')
+            raise PlanError(
+                f"there is no scope {scope!r}",
+                at=f"scope={scope!r}",
+                why="weights are ranked in each layer, or all together",
+                do='pass "layer" or "global"',
+            )
         self._what = "sparsity" if quality is None else "quality"
         if scope == "global" and (quality is not None or isinstance(sparsity, Mapping)):
             given = "a quality" if quality is not None else "a sparsity per layer"
             raise PlanError(
                 f'{given} and scope="global" contradict each other',
+                at=type(self).__name__,
                 why="the first says for every layer what is pruned, the second ranks all layers together",
                 do="pass one number or schedule as sparsity, or leave the scope out",
             )
@@ -92,7 +100,12 @@ class MagnitudePruner(WeightPruner):
             if isinstance(schedule, Constant):
                 _checked(schedule.value, self._what)
                 if schedule.value == 0:
-                    raise PlanError(f"a {self._what} of 0 prunes nothing", do="pass a number above 0, or a schedule")
+                    raise PlanError(
+                        f"a {self._what} of 0 prunes nothing",
+                        at=type(self).__name__,
+                        why="no weight is below it",
+                        do="pass a number above 0, or a schedule",
+                    )
         self.model, self.scope, self.steps = model, scope, 0
         self._weights = mask_weights(tuple(t for t in targets if t.name in self._schedules), splicing=False)
 
@@ -186,5 +199,10 @@ def _checked(value: Any, what: str) -> float:
     number = fits(value, float) and math.isfinite(value)
     if not number or value < 0 or (what == "sparsity" and value >= 1):
         bounds = "in [0, 1)" if what == "sparsity" else "of at least 0"
-        raise PlanError(f"{what} must be a number {bounds}, not {value!r}")
+        raise PlanError(
+            f"{what} must be a number {bounds}, not {value!r}",
+            at=f"{what}={value!r}",
+            why="it says how many weights go",
+            do=f"pass for example {what}=0.5",
+        )
     return float(value)

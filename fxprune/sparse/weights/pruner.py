@@ -44,7 +44,8 @@ class WeightPruner:
     def _refuse_nan(self) -> None:
         for name, weight in self._weights.items():
             if bool(weight.dense.isnan().any()):
-                raise PlanError("a weight contains NaN", at=f'"{name}"', why="training has diverged")
+                do = "go back to a checkpoint, and train with a smaller learning rate"
+                raise PlanError("a weight contains NaN", at=f'"{name}"', why="training has diverged", do=do)
 
 
 def warn_of_empty(weights: Mapping[str, MaskedWeight]) -> None:
@@ -59,8 +60,18 @@ def loaded_steps(state: Mapping[str, Any], keys: tuple[str, ...]) -> int:
     """Returns the number of steps in the state of a pruner. Raises `PlanError` unless the state has these keys."""
     if not isinstance(state, Mapping) or set(state) != set(keys):
         have = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
-        raise PlanError("not the state of this pruner", why=f"it has {have}, not {sorted(keys)}")
+        raise PlanError(
+            "not the state of this pruner",
+            at="load_state_dict",
+            why=f"it has {have}, not {sorted(keys)}",
+            do="pass what state_dict of such a pruner gave",
+        )
     steps = state["steps"]
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise PlanError(f"steps must be an integer of at least 0, not {steps!r}", at="the state of a pruner")
+        raise PlanError(
+            f"steps must be an integer of at least 0, not {steps!r}",
+            at="the state of a pruner",
+            why="it counts the steps that were made",
+            do="pass what state_dict of such a pruner gave",
+        )
     return steps

@@ -40,7 +40,12 @@ class InverseDecay:
     def __post_init__(self) -> None:
         for name, value in (("gamma", self.gamma), ("power", self.power)):
             if not _finite(value) or value < 0:
-                raise PlanError(f"{name} must be a number of at least 0, not {value!r}", at=type(self).__name__)
+                raise PlanError(
+                    f"{name} must be a number of at least 0, not {value!r}",
+                    at=type(self).__name__,
+                    why="the probability falls with the steps by it",
+                    do=f"leave it out, or pass for example {name}=1.0",
+                )
 
     def __call__(self, step: int) -> float:
         """Returns the probability at a step."""
@@ -103,15 +108,33 @@ class DynamicSurgery(WeightPruner):
         seed: int = 0,
     ) -> None:
         if not isinstance(band, (tuple, list)) or len(band) != 2 or not all(map(_finite, band)):
-            raise PlanError(f"band must be two numbers, not {band!r}")
+            raise PlanError(
+                f"band must be two numbers, not {band!r}",
+                at=type(self).__name__,
+                why="the lower threshold is the first times the mean, the upper the second",
+                do="pass for example band=(0.9, 1.1)",
+            )
         if not 0 < band[0] <= band[1]:
-            raise PlanError(f"band must be 0 < lower <= upper, not {tuple(band)!r}")
+            raise PlanError(
+                f"band must be 0 < lower <= upper, not {tuple(band)!r}",
+                at=type(self).__name__,
+                why="what lies between the thresholds stays as it is",
+                do="pass for example band=(0.9, 1.1)",
+            )
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise PlanError(f"seed must be an integer of at least 0, not {seed!r}")
+            raise PlanError(
+                f"seed must be an integer of at least 0, not {seed!r}",
+                at=type(self).__name__,
+                why="the steps at which masks are looked at are drawn from it",
+                do="pass 0, 1, 2, ...",
+            )
         self._sigma = as_schedule(probability, what="probability")
         if _probability(self._sigma(0)) == 0:
             raise PlanError(
-                "the probability is 0 at the first step", why="the masks would never be looked at", do="start at 1"
+                "the probability is 0 at the first step",
+                at=type(self).__name__,
+                why="the masks would never be looked at",
+                do="start at 1",
             )
         targets = named_weights(model, where)
         rates = per_target(model, rate, targets, "rate")
@@ -175,7 +198,12 @@ def _updated_mask(weight: MaskedWeight, low: float, high: float) -> torch.Tensor
 
 def _thresholds(name: str, values: torch.Tensor, rate: Any, band: tuple[float, float]) -> tuple[float, float]:
     if not _finite(rate):
-        raise PlanError(f"rate must be a finite number, not {rate!r}", at=f'"{name}"')
+        raise PlanError(
+            f"rate must be a finite number, not {rate!r}",
+            at=f'"{name}"',
+            why="the threshold is the mean of |weight| plus rate times its deviation",
+            do="pass for example rate=0.5",
+        )
     size = values.abs().to(torch.float64)
     size = size[size > 0]
     middle = float(size.mean() + rate * size.std(correction=0)) if len(size) else 0.0
@@ -192,5 +220,10 @@ def _thresholds(name: str, values: torch.Tensor, rate: Any, band: tuple[float, f
 
 def _probability(value: Any) -> float:
     if not _finite(value) or not 0 <= value <= 1:
-        raise PlanError(f"probability must be a number in [0, 1], not {value!r}")
+        raise PlanError(
+            f"probability must be a number in [0, 1], not {value!r}",
+            at="probability",
+            why="it is the chance that the masks are looked at in a step",
+            do="pass 1.0, or a schedule that gives such numbers",
+        )
     return float(value)

@@ -488,7 +488,7 @@ def test_a_schedule_that_leaves_its_range_changes_nothing():
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({}, r"not the state of this pruner\n  why  it has \[\]"),
+        ({}, r"not the state of this pruner\n  at   load_state_dict\n  why  it has \[\]"),
         ({"steps": -1}, "steps must be an integer of at least 0, not -1"),
         ({"steps": True}, "steps must be an integer of at least 0, not True"),
         (3, "it has int"),
