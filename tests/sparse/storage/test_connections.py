@@ -143,5 +143,5 @@ def test_connections_that_cannot_be_are_refused(attempt, sentences):
 
 def test_values_that_are_not_numbers_are_refused() -> None:
     indices = torch.tensor([[0, 1], [1, 0]])
-    with pytest.raises(fxprune.PlanError, match=r"the values hold NaN\n  at .*\n  why .*\n  do "):
+    with pytest.raises(PlanError, match=r"the values hold NaN\n  at .*\n  why .*\n  do "):
         SparseLinear.from_indices(2, 2, indices, torch.tensor([1.0, float("nan")]))
