@@ -278,7 +278,13 @@ def _curves(options: argparse.Namespace, found: Any, say: Say) -> Answer:
 def stream(options: argparse.Namespace, say: Say) -> Answer:
     """Writes a pruned checkpoint into a directory, tensor by tensor."""
     _check_readable(options.plan)
-    plan = _plan(options.plan)
+    asked = {"keep": dict(options.keep or ()), "ratio": ratio_of(options.ratio), "importance": options.importance}
+    asked |= {"uniform": options.uniform, "round_to": options.round_to}
+    asked = {name: value for name, value in asked.items() if value}
+    if (options.plan is None) == (not asked):
+        why = "it says what is removed" if options.plan is not None else "nothing says what is removed"
+        raise UsageError("say either --plan, or --keep or --ratio", why=why, do="see `fxprune stream --help`")
+    plan = asked if options.plan is None else _plan(options.plan)
     say(f"reading {options.directory}")
     chosen = {name: getattr(options, name) for name in ("memory", "workers", "shard_size", "checksum")}
     done = fxprune.stream(options.directory, plan, options.output, progress=not options.quiet, **chosen)

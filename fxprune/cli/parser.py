@@ -320,7 +320,17 @@ def _export_options(parser: Parser) -> None:
 
 def _stream_options(parser: Parser) -> None:
     parser.option("directory", metavar="DIR", help="a checkpoint: safetensors files, their index and config.json")
-    parser.option("--plan", required=True, metavar="FILE", help="the plan that --save-plan or record(small).plan wrote")
+    parser.option("--plan", metavar="FILE", help="the plan that --save-plan or record(small).plan wrote; without one:")
+    parser.option("--keep", type=kept, action="append", metavar="KEY=AMOUNT", help="what stays, like params=0.6")
+    parser.option("--ratio", type=share, action="append", metavar="SHARE", help="the share of channels to remove")
+    parser.option(
+        *("--importance",),
+        type=one_of("importance", ("l1", "l2", "random")),
+        metavar="NAME",
+        help="l2 (default) or l1, read from the files in one pass, or random",
+    )
+    parser.option("--uniform", type=one_of("uniform", ("config",)), metavar="config", help="what the config can say")
+    parser.option("--round-to", type=multiple, metavar="N", help="keep multiples of N channels")
     parser.option("--output", "-o", required=True, metavar="OUT", help="the directory of the result")
     parser.option("--memory", metavar="SIZE", help='the most memory for tensors, like "2 GB"')
     parser.option("--workers", type=integer(1), metavar="N", help="threads (default: as many as processors, at most 4)")

@@ -10,7 +10,9 @@ The files, in the order in which they are used:
 6. `copying.py`: numbers from file to file, cut on the way.
 7. `shards.py`: the files of the result, whole or not at all.
 8. `folder.py`: configs, tokenizers and the rest.
-9. `run.py`: all together.
+9. `planned.py`: a plan whose norms are read from the files.
+10. `progress.py`: the bar.
+11. `run.py`: all together.
 """
 
 from fxprune.streaming.run import Streamed, stream

@@ -7,9 +7,8 @@ import hashlib
 import json
 import os
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,8 @@ from fxprune.streaming.folder import copy_others, guard, model_of, new_config, w
 from fxprune.streaming.names import StoredNames, names_of, without_partner
 from fxprune.streaming.packed import Packed, packed_of, parts_of_blocks, parts_of_scales
 from fxprune.streaming.pieces import Output, StayingSlots, in_parameter_names, in_stored_names
+from fxprune.streaming.planned import planned
+from fxprune.streaming.progress import byte_bar
 from fxprune.streaming.shards import (
     Shard,
     checksums,
@@ -89,9 +90,10 @@ class Streamed:
 @checks_arguments()
 def stream(
     source_dir: PathLike,
-    plan: Plan | PathLike,
+    plan: Plan | PathLike | Mapping[str, Any],
     out_dir: PathLike,
     *,
+    example_inputs: Any = None,
     model: nn.Module | None = None,
     model_class: type[nn.Module] | None = None,
     memory: int | str | None = None,
@@ -108,8 +110,11 @@ def stream(
 
     Args:
         source_dir: the directory of the checkpoint.
-        plan: a plan that knows its sizes, such as `record(small).plan` of a model on the meta device; or its file.
+        plan: a plan that knows its sizes, such as `record(small).plan` of a model on the meta device; or its file. Or
+            the options of `analysis.plan`, as {"keep": {"params": 0.6}, "uniform": "config"}: the importance "l2" (or
+            "l1") is read from the files first, in one pass.
         out_dir: the directory of the result: new, empty, or that of the same call before.
+        example_inputs: of the model, for such options; None for those that it brings itself (`dummy_inputs`).
         model: the original, with or without values; None builds it from the config.
         model_class: the class of the config. One of transformers is found by its name.
         memory: the most memory for tensors, such as "2 GB"; it limits the workers.
@@ -125,10 +130,14 @@ def stream(
     `PlanError` for a plan of another model, one without sizes, and one that cuts packed weights inside a block.
     """
     began = time.monotonic()
-    plan = plan if isinstance(plan, Plan) else Plan.load(plan)
+    checkpoint = open_checkpoint(source_dir)
     with public_call():
-        job = _job(Path(source_dir), plan, model, model_class, bytes_in("shard_size", shard_size))
-    folder, checkpoint = Path(out_dir), job.checkpoint
+        original: nn.Module = model_of(checkpoint, model_class) if model is None else model
+        if isinstance(plan, Mapping):
+            plan = _planned(checkpoint, original, plan, example_inputs, progress)
+        plan = plan if isinstance(plan, Plan) else Plan.load(plan)
+        job = _job(checkpoint, plan, original, bytes_in("shard_size", shard_size))
+    folder = Path(out_dir)
     if folder.resolve() == checkpoint.folder.resolve():
         why = "it would be replaced while it is read"
         raise FileError("source and result are one directory", at=f'"{folder}"', why=why, do="name another one")
@@ -140,7 +149,7 @@ def stream(
     refuse_without_space(folder, sum(shard.bytes for shard in left), shutil.disk_usage(folder).free)
     write_text(folder / STATE, json.dumps({"job": job.key}) + "\n")
     done = sum(shard.bytes for shard in finished)
-    with _bar(sum(shard.bytes for shard in job.shards), done, show=progress) as tell:
+    with byte_bar("streaming", sum(shard.bytes for shard in job.shards), done, show=progress) as tell:
         write_shards(left, folder, count, tell)
     names = [shard.name for shard in job.shards]
     if checksum:
@@ -172,10 +181,16 @@ class _Job:
     key: str
 
 
-def _job(source: Path, plan: Plan, model: Any, model_class: Any, limit: int) -> _Job:
+def _planned(checkpoint: Checkpoint, original: nn.Module, request: Any, example_inputs: Any, progress: bool) -> Plan:
+    """The plan of a request, its norms read from the files."""
+    found = names_of(original, {name: stored.shape for name, stored in checkpoint.tensors.items()})
+    total = sum(stored.bytes for stored in checkpoint.tensors.values())
+    with byte_bar("scores", total, show=progress) as tell:
+        return planned(checkpoint, found.parts, original, request, example_inputs, tell)
+
+
+def _job(checkpoint: Checkpoint, plan: Plan, original: nn.Module, limit: int) -> _Job:
     """All that is written, known before anything is. Raises the errors of `stream`."""
-    checkpoint = open_checkpoint(source)
-    original: nn.Module = model_of(checkpoint, model_class) if model is None else model
     _refuse_plan(plan)
     small = rebuild(original, plan, "the plan")
     packed = packed_of(checkpoint)
@@ -192,7 +207,7 @@ def _job(source: Path, plan: Plan, model: Any, model_class: Any, limit: int) -> 
     outputs = [output for output in outputs if output.name not in names.ignored]
     shards = tuple(shards_of(outputs, limit, "small_model" if why else "model", texts))
     files = [list(state) for state in checkpoint.files.items()]
-    hashed = hashlib.sha256(json.dumps([data_of(plan), files, os.fspath(source.resolve())]).encode())
+    hashed = hashlib.sha256(json.dumps([data_of(plan), files, os.fspath(checkpoint.folder.resolve())]).encode())
     for shard in shards:
         hashed.update(shard.header)
     return _Job(checkpoint, names, original, small, shards, texts, why, hashed.hexdigest())
@@ -305,23 +320,6 @@ def _finished(folder: Path, job: _Job) -> list[Shard]:
                 do="name a new directory",
             )
     return []
-
-
-@contextlib.contextmanager
-def _bar(total: int, done: int, *, show: bool) -> Iterator[Callable[[int], None]]:
-    """A bar with bytes and the time that is left, if stderr is a terminal; yields the function that moves it."""
-    from tqdm import tqdm
-
-    lock = threading.Lock()
-    with tqdm(
-        total=total, initial=done, desc="streaming", unit="B", unit_scale=True, disable=None if show else True
-    ) as bar:
-
-        def tell(count: int) -> None:
-            with lock:
-                bar.update(count)
-
-        yield tell
 
 
 def _write_others(job: _Job, folder: Path) -> None:

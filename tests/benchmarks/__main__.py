@@ -21,6 +21,7 @@ from tests.benchmarks import (
     bench_pass,
     bench_proof,
     bench_sparse,
+    bench_streaming,
     bench_training,
     bench_transformers,
 )
@@ -45,6 +46,7 @@ BENCHMARKS: dict[str, Callable[[], str]] = {
     "proof": bench_proof.measure,
     "transformers": bench_transformers.measure,
     "sparse": bench_sparse.measure,
+    "streaming": bench_streaming.measure,
     "masked": bench_masked.measure,
     "dynamic": bench_dynamic.measure,
     "graphs": bench_graphs.measure,

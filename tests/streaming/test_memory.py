@@ -12,21 +12,24 @@ from safetensors.torch import save_file
 
 import fxprune
 
-pytest.importorskip("resource")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from /proc")
 
 ROWS = COLUMNS = 6000
 
 _MEASURED = """
-import resource, sys, torch
+import sys, torch
 import fxprune
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def pages(key):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 with torch.device("meta"):
     model = torch.nn.Sequential(torch.nn.Linear(8, SIZE), torch.nn.ReLU(), torch.nn.Linear(SIZE, SIZE))
 plan = fxprune.Plan.load(sys.argv[2])
-before = peak()
+before = pages("VmRSS")
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # forgets the peak
 fxprune.stream(sys.argv[1], plan, sys.argv[3] + "/small", model=model, progress=False, workers=1)
-print(peak() - before)
+print(pages("VmHWM") - before)
 """
 
 
@@ -40,5 +43,4 @@ def test_a_worker_holds_some_blocks_whatever_the_size_of_a_tensor(tmp_path: Path
     fxprune.record(small).plan.save(tmp_path / "plan.json")
     words = [sys.executable, "-c", _MEASURED.replace("SIZE", str(ROWS)), tmp_path / "large", tmp_path / "plan.json"]
     done = subprocess.run([*map(str, words), str(tmp_path)], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < size // 2  # a whole tensor would be twice as much
-    assert int(done.stdout) < 400e6
+    assert 0 < int(done.stdout) < size // 2  # a whole tensor would be twice as much

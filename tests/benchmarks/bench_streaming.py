@@ -1,0 +1,132 @@
+"""`fxprune.stream` against `cp` on the same disk: seconds, bytes per second, and the peak memory of its process.
+
+A checkpoint of bfloat16 matrices in files of 0.5 GB (or --shard) is pruned to half of its hidden channels, whose
+positions are random. Each run writes to a new directory, which is removed. The page cache is warm for both; `cp` is
+measured alone, and with `sync` of what it wrote, since `stream` flushes every file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import fxprune
+from tests.benchmarks.bench_memory import current_pages, forget_peak, peak_pages
+from tests.benchmarks.common import in_fresh_process, seconds, table
+
+WIDTH, HIDDEN = 4096, 8192
+"""A layer has two matrices of this size: 134 MB in bfloat16."""
+
+RATIO = 0.5
+
+
+class Stack(nn.Module):
+    """Pairs of matrices, as the MLPs of a transformer have them."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        wide = {"bias": False, "dtype": torch.bfloat16}
+        self.up = nn.ModuleList(nn.Linear(WIDTH, HIDDEN, **wide) for _ in range(layers))
+        self.down = nn.ModuleList(nn.Linear(HIDDEN, WIDTH, **wide) for _ in range(layers))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for up, down in zip(self.up, self.down, strict=True):
+            x = x + down(up(x).relu())
+        return x
+
+
+def on_meta(layers: int) -> nn.Module:
+    """The model without weights."""
+    with torch.device("meta"):
+        return Stack(layers).eval()
+
+
+def written(folder: Path, layers: int, per_file: int) -> int:
+    """Write a checkpoint with random weights; returns its bytes."""
+    count, places, total = -(-layers // per_file), {}, 0
+    for number in range(count):
+        name = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+        tensors = {}
+        for layer in range(number * per_file, min(layers, (number + 1) * per_file)):
+            tensors[f"up.{layer}.weight"] = torch.randn(HIDDEN, WIDTH).to(torch.bfloat16)
+            tensors[f"down.{layer}.weight"] = torch.randn(WIDTH, HIDDEN).to(torch.bfloat16)
+        save_file(tensors, folder / name)
+        total += sum(tensor.nbytes for tensor in tensors.values())
+        places |= dict.fromkeys(tensors, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return total
+
+
+def streamed(source: str, plan: str, target: str, layers: int, workers: int) -> tuple[float, int, int]:
+    """Seconds of a run, bytes that it wrote, and by how much its peak memory rose; in a fresh process."""
+    model = on_meta(layers)
+    before = current_pages()
+    forget_peak()
+    done = fxprune.stream(source, plan, target, model=model, workers=workers, progress=False)
+    return done.seconds, done.bytes_written, peak_pages() - before
+
+
+def compared(folder: Path, layers: int, per_file: int, rounds: int) -> list[list[Any]]:
+    """A row for each way to write, of the median of several rounds, in turn."""
+    (folder / "large").mkdir()
+    total = written(folder / "large", layers, per_file)
+    small = fxprune.transform(on_meta(layers), torch.zeros(1, WIDTH, dtype=torch.bfloat16, device="meta"), ratio=RATIO,
+                              importance="random", seed=0)  # fmt: skip
+    fxprune.record(small).plan.save(folder / "plan.json")
+    times: dict[str, list[tuple[float, int, int]]] = {}
+    for _ in range(rounds):
+        for name, command in (("cp", "cp -r large copy"), ("cp, then sync", "cp -r large copy && sync -f copy")):
+            took = seconds(lambda command=command: subprocess.run(command, shell=True, check=True, cwd=folder))
+            times.setdefault(name, []).append((took, total, 0))
+            shutil.rmtree(folder / "copy")
+        for workers in (1, 2):
+            words = [str(folder / "large"), str(folder / "plan.json"), str(folder / "small"), layers, workers]
+            took, wrote, rose = in_fresh_process("tests.benchmarks.bench_streaming", "streamed", *words)
+            times.setdefault(f"stream, {workers} worker{'s' * (workers > 1)}", []).append((took, wrote, rose))
+            shutil.rmtree(folder / "small")
+    rows = []
+    for name, found in times.items():
+        took, wrote, rose = sorted(found)[len(found) // 2]
+        memory = f"{max(r for *_, r in found) / 1e6:.0f} MB" if rose else ""
+        rows.append(
+            [name, f"{total / 1e9:.2f}", f"{wrote / 1e9:.2f}", f"{took:.2f}", f"{total / took / 1e9:.2f}", memory]
+        )
+    return rows
+
+
+def measure(gigabytes: float = 2.0, shard: float = 0.5, rounds: int = 3) -> str:
+    """The table of a checkpoint of this size."""
+    layer = 2 * WIDTH * HIDDEN * 2 / 1e9
+    with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".streaming-") as folder:
+        rows = compared(Path(folder), round(gigabytes / layer), max(1, round(shard / layer)), rounds)
+    return table(["way", "GB read", "GB written", "seconds", "GB/s read", "memory"], rows)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Print the table. `--gigabytes 12 --shard 5 --rounds 1` takes 25 GB of disk."""
+    words = sys.argv[1:] if words is None else list(words)
+    if words[:1] == ["streamed"]:
+        source, plan, target, layers, workers = words[1:]
+        print(json.dumps(streamed(source, plan, target, int(layers), int(workers))))
+        return
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument("--shard", type=float, default=0.5)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args(words)
+    print(measure(options.gigabytes, options.shard, options.rounds))
+
+
+if __name__ == "__main__":
+    main()
