@@ -15,7 +15,7 @@ from fxprune.arguments import checks_arguments
 from fxprune.criteria.connections import Layer, check_threshold, coactivation
 from fxprune.criteria.table import measured
 from fxprune.errors import InputError, PlanError
-from fxprune.running.inputs import called
+from fxprune.running.inputs import called, not_finite
 from fxprune.running.processes import Processes
 
 NAMES = (
@@ -118,6 +118,8 @@ def coactivation_importance(
         input, key = next(iter((*args, *kwargs.values()))), _key(layer)
         if not output.numel():  # an expert that was given no token
             return
+        if not bool(input.isfinite().all() and output.isfinite().all()):
+            raise not_finite(layers[layer][0], "in one of the batches")
         found = coactivation(input, output, layer, threshold)
         counts[key] = counts[key] + found if key in counts else found
         applied[key] = applied.get(key, 0) + output.numel() // found.shape[0]

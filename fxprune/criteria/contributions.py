@@ -18,7 +18,7 @@ from fxprune.capture.inputs import bound, check_initialised, check_unwrapped, no
 from fxprune.capture.process_state import no_fused_attention
 from fxprune.capture.tensors import Tensors
 from fxprune.errors import InputError, PlanError
-from fxprune.running.inputs import called
+from fxprune.running.inputs import called, not_finite
 from fxprune.running.products import Matrix
 from fxprune.running.watch import Parameters, ProductCall, Watch
 
@@ -136,7 +136,7 @@ class _Collector:
 
     def __init__(self, model: nn.Module, samples: int, seed: int) -> None:
         self.model, self.samples, self.seed = model, samples, seed
-        self.size = 0
+        self.size = self.number = 0
         self.found: dict[int, list[Sampled]] = {}
         self._parameters = Parameters(model)
         self._names = {id(p): name for name, p in reversed(list(model.named_parameters(remove_duplicate=False)))}
@@ -159,7 +159,7 @@ class _Collector:
                 do="give what one call of the model takes, for example `(x for x, _ in loader)`",
             ) from None
         first = next(leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
-        self.size = first.shape[0] if first.ndim else 1
+        self.size, self.number = first.shape[0] if first.ndim else 1, number
         self._calls.clear()
         with Watch(self._parameters, after=self._multiplied):
             called(self.model, (args, kwargs), number)
@@ -208,6 +208,7 @@ class _Collector:
         wide = torch.promote_types(matrix.dtype, torch.float32)
         rows, outputs = self._draw(weight, len(product.x), [len(matrix)])
         parts = matrix[outputs].to(wide) * product.x[rows].to(wide)
+        self._check(product.x, parts, weight)
         self.found.setdefault(id(weight), []).append(Sampled(parts.detach(), outputs + place.start))
 
     def _called(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> None:
@@ -217,7 +218,13 @@ class _Collector:
         wide = torch.promote_types(weight.dtype, torch.float32)
         take = _linear if isinstance(module, nn.Linear) else _convolution
         parts = take(self._draw, module, x.detach().to(wide), weight.to(wide), output)
+        self._check(x, parts.parts, cast(torch.Tensor, module.weight))
         self.found.setdefault(id(module.weight), []).append(parts)
+
+    def _check(self, x: torch.Tensor, parts: torch.Tensor, weight: torch.Tensor) -> None:
+        """Raises `InputError` if what a layer reads, or what it computes of it, is not finite."""
+        if not bool(x.isfinite().all() and parts.isfinite().all()):
+            raise not_finite(self._names.get(id(weight), "a layer"), f"batch {self.number}")
 
     def _draw(self, parameter: torch.Tensor, rows: int, sizes: Sequence[int]) -> list[torch.Tensor]:
         """For each drawn output a row, and an integer below each of `sizes`, [m] each.

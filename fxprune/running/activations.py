@@ -71,7 +71,7 @@ class Sums:
             "squares": wide.square().sum(others),
         }
         if ranks and made.ndim == 4 and dim % 4 == 1:
-            found["ranks"] = torch.linalg.matrix_rank(made.float()).sum(0, dtype=dtype)
+            found["ranks"] = torch.linalg.matrix_rank(made.float().nan_to_num(0.0, 0.0, 0.0)).sum(0, dtype=dtype)
             self.maps += len(made)
         for name, sums in found.items():
             before = self.sums.get(name)

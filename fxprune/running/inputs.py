@@ -106,6 +106,12 @@ def called(model: nn.Module, inputs: Inputs, number: int) -> Any:
         ) from error
 
 
+def not_finite(layer: str, batch: str) -> InputError:
+    """The error for a layer that reads or gives NaN or infinities."""
+    why, do = "what it reads or gives holds NaN or infinities", "leave out that batch, or repair the weights"
+    return InputError("activations are not finite", at=f'"{layer}", {batch}', why=why, do=do)
+
+
 def sample_count(batch: Any) -> int:
     """The number of samples of a batch: the size of the first dimension of its first tensor; 1 if it has none.
 

@@ -80,3 +80,15 @@ def test_a_loss_between_samples_is_refused_where_samples_count_alone(name: str) 
         MEASURED[name](model, [x], loss=contrast)
     assert 'importance="taylor"' in raised.value.do
     assert MEASURED["taylor"](model, [x], loss=contrast).terms["0.weight"].any()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", [name for name in MEASURED if takes_loss(name) is not True])
+def test_activations_that_are_not_finite_are_refused_by_layer(name: str, bad: float) -> None:
+    model, x = convolutions().eval(), torch.randn(9, 3, 7, 7)
+    batches = [x.clone(), x.clone()]
+    batches[1][4, 1, 2, 3] = bad
+    with pytest.raises(fxprune.InputError, match="activations are not finite") as raised:
+        MEASURED[name](model, batches)(fxprune.analyze(model, x[:2]).groups[0])
+    assert raised.value.at.startswith(('"0"', '"0.weight"'))
+    assert raised.value.do
