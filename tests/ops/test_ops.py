@@ -31,7 +31,7 @@ from fxprune.ops import Operand, aspects, registry
 from .cases import CASES, RANDOM, Op, OpCase
 
 IN_CHANNELS, OUT_CHANNELS = 3, 13
-SEEDS = (0, 1, 2)
+SEEDS = (0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2)))
 BY_NAME = {case.name: case for case in CASES}
 SHRINKING = [c for c in CASES if c.expect != "refused"]
 REFUSED = [c for c in CASES if c.expect == "refused"]

@@ -165,7 +165,10 @@ IMPOSSIBLE = [
 ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["double", "single"])
+IN_SINGLE = pytest.param(torch.float32, id="single", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float64, id="double"), IN_SINGLE])
 @pytest.mark.parametrize(("norm", "path"), POSSIBLE)
 def test_a_norm_keeps_its_width(norm: Any, path: str, dtype: torch.dtype) -> None:
     net, x = ready(MLP(norm), dtype), random(2, 4, 5).to(dtype)
@@ -620,7 +623,12 @@ def logits(made: Any) -> Tensor:
     return made if isinstance(made, Tensor) else made[0]
 
 
-@pytest.mark.parametrize("kind", NORMS)
+OFTEN = ("Llama", "T5", "Bert")
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind in OFTEN else pytest.param(kind, marks=pytest.mark.slow) for kind in NORMS]
+)
 def test_transformers_keep_the_width_of_their_norms(kind: str) -> None:
     net, ids = ready(transformer(kind)), torch.tensor([[3, 5, 9, 4], [3, 4, 7, 8]])
     small = fxprune.transform(net, (ids,), ratio=0.5, norms="preserve", path="eager", exact=True)
