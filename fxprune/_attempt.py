@@ -58,6 +58,7 @@ class Result:
     unproven: why the small model could not be compared, "" if it was, or was not asked for.
     why_not: name of a path that was tried before -> why it was not taken.
     recounted: sentences about attributes that forward does not read.
+    more_by_graph: what a graph would lose more, and why it is not taken all the same; "" if there is none.
     """
 
     analysis: Findings
@@ -69,6 +70,7 @@ class Result:
     unproven: str = ""
     why_not: dict[str, str] = field(default_factory=dict)
     recounted: tuple[str, ...] = ()
+    more_by_graph: str = ""
 
 
 def attempt(analysis: Findings, request: Request, *, locking: bool = False) -> Result:

@@ -42,6 +42,7 @@ from fxprune.depth.select import selected
 from fxprune.errors import (
     AdapterLeftWarning,
     BudgetMissedWarning,
+    ChannelsStayWarning,
     ClassLostWarning,
     FixedSizesWarning,
     NothingRemovedWarning,
@@ -225,6 +226,9 @@ def _warnings(result: Result, *, class_expected: bool) -> Iterator[tuple[str, ty
     if class_expected and captured.has_graph:
         why = next(iter(result.why_not.values()), "")
         yield f"the result is a graph, no {type(result.analysis.model).__name__}: {why}", ClassLostWarning
+    if result.more_by_graph:
+        why = f"{result.more_by_graph}, so the result is a {type(result.analysis.model).__name__}"
+        yield f'{why}; pass `prefer="graph"` for the graph', ChannelsStayWarning
     if not result.plan:
         reasons = dict.fromkeys(MISSED if text.startswith(MISSED) else text for text in result.plan.reasons)
         why = "; ".join(reasons) or "the plan is empty"

@@ -90,7 +90,7 @@ class _Trial:
         if kept.plan and (lost := other.result.analysis.captured.lost):
             more = f"a graph would lose {_loss(other.result) - _loss(kept)} parameters more, but {lost[0]}"
             plan = replace(kept.plan, reasons=(*kept.plan.reasons, more))
-            return replace(found, result=replace(kept, plan=plan))
+            return replace(found, result=replace(kept, plan=plan, more_by_graph=more))
         taken, name = other.result.analysis.captured, kept.analysis.captured.path
         instead = "the graph loses" if taken.has_graph else f'the path "{taken.path}" loses'
         why = CaptureError(

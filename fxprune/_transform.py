@@ -78,8 +78,10 @@ def transform(
     A `GraphModule` comes back as a `GraphModule`, a program of `torch.export` as a program with the same open sizes.
     Any other model comes back as its own class, if that can be proven right. Channels that its forward cannot run
     without are kept, and `record(small).reasons` names them. If the class would lose less than nine tenths of the
-    parameters that a graph would lose, the result is a graph, and a `ClassLostWarning` says why. `record(small).path`
-    names the path, and `record(small).why_not` says why the paths before it were not taken.
+    parameters that a graph would lose, the result is a graph, and a `ClassLostWarning` says why; or a
+    `ChannelsStayWarning` says what that graph would not keep of the model, such as its state, if it is not taken
+    therefore. `record(small).path` names the path, and `record(small).why_not` says why the paths before it were not
+    taken.
 
     Args:
         model: any module, a traced `torch.fx.GraphModule`, or a `torch.export.ExportedProgram`.
@@ -148,7 +150,8 @@ def transform(
     Raises a subclass of `FxpruneError`, which says what to do. Warns with `NothingRemovedWarning`, which says why, if
     nothing could be removed; with `BudgetMissedWarning` if the result costs more than `keep`; with `NotProvenWarning`
     if the result could not be compared with its reference, or nothing that depends on what was removed was compared;
-    with `FixedSizesWarning` if the result is an exported graph that takes fewer sizes of inputs than the original.
+    with `FixedSizesWarning` if the result is an exported graph that takes fewer sizes of inputs than the original; with
+    `ChannelsStayWarning` if a graph that does not do all that the model does would lose clearly more.
 
     >>> import torch, fxprune
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 4, 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -121,12 +122,34 @@ def test_a_model_with_state_keeps_its_class(kind: type[nn.Module], warm: bool) -
         assert torch.allclose(small(other), reference(other), rtol=0, atol=1e-9)
 
 
-@pytest.mark.filterwarnings("ignore::fxprune.ChannelsStayWarning")
-def test_the_record_says_what_a_graph_would_have_lost_more() -> None:
+@pytest.mark.parametrize(
+    ("kind", "lost"),
+    [
+        (Anchors, "forward changes size when a size is another one"),
+        (HalfGradient, "Half"),
+    ],
+)
+def test_a_warning_says_what_a_graph_would_have_lost_more_and_how_to_get_it(kind: type[nn.Module], lost: str) -> None:
+    model, x = made(kind, warm=True)
+    with pytest.warns(fxprune.ChannelsStayWarning) as caught:
+        small = fxprune.transform(model, x, ratio=0.5)
+    (said,) = (reason for reason in fxprune.record(small).reasons if reason.startswith("a graph would lose"))
+    assert "an exported graph does not keep this: " in said
+    assert lost in said
+    (warning,) = caught
+    assert str(warning.message) == f'{said}, so the result is a {kind.__name__}; pass `prefer="graph"` for the graph'
+    assert warning.filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fxprune.FixedSizesWarning)
+        graph = fxprune.transform(model, x, ratio=0.5, prefer="graph")
+    more = sum(p.numel() for p in small.parameters()) - sum(p.numel() for p in graph.parameters())
+    assert said.startswith(f"a graph would lose {more} parameters more")
+
+
+def test_no_warning_where_the_class_is_asked_for_or_loses_as_much() -> None:
     model, x = made(Anchors, warm=True)
-    reasons = fxprune.record(fxprune.transform(model, x, ratio=0.5)).reasons
-    (said,) = (reason for reason in reasons if reason.startswith("a graph would lose"))
-    assert said.endswith("an exported graph does not keep this: forward changes size when a size is another one")
+    fxprune.transform(model, x, ratio=0.5, prefer="class")
+    fxprune.transform(model, x, ratio=0.5, ignore=["second"])
 
 
 @pytest.mark.filterwarnings("ignore::fxprune.ChannelsStayWarning")

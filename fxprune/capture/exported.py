@@ -26,13 +26,14 @@ from fxprune.capture.at_rest import lost_in_program
 from fxprune.capture.captured import FIXED, LOST, NOTES, Captured, FrontEnd, captured_graph
 from fxprune.capture.error_place import line_of
 from fxprune.capture.exported_graph import inline_regions, remove_assertions, unshare_sizes
-from fxprune.capture.exported_guards import inline_guards
+from fxprune.capture.exported_guards import GUARDS, inline_guards
 from fxprune.capture.exported_module import add_constants, containers
 from fxprune.capture.exported_sizes import ShortFormulas, constants, needlessly_fixed, takes
 from fxprune.capture.graph_names import check_names
 from fxprune.capture.inputs import Inputs, bound, leaves_for_placeholders
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import silence
+from fxprune.capture.size_ranges import ranges_of
 from fxprune.capture.trace_watch import NOT_KEPT, watching_export
 from fxprune.errors import CaptureError, text_of
 
@@ -54,10 +55,12 @@ def export(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
     inputs = _positional(model, inputs)
     lost: list[str] = []
     program, reason = _program(_outside_inference_mode(model), inputs, dropped, lost)
-    made = exported_graph(program.module(), model, inputs, type(model).__name__)
-    notes = constants(program)
+    module, leaves = program.module(), pytree.tree_leaves(inputs)
+    ranges = ranges_of(program, getattr(module, GUARDS, None), leaves)
+    made = exported_graph(module, model, inputs, type(model).__name__)
+    notes = constants(program, ranges)
     notes += [f"the output {path} is None: {kind} is no container of tensors" for path, kind in _split_entries(dropped)]
-    fixed = needlessly_fixed(program, model, inputs)
+    fixed = needlessly_fixed(program, model, inputs, ranges)
     lost += (f"{NOT_KEPT}: {what}" for what in fixed.state)
     at_rest = (f"{NOT_KEPT}: {what}" for what in lost_in_program(model))
     made.meta[NOTES], made.meta[LOST] = (*notes, *at_rest, *lost), tuple(lost)

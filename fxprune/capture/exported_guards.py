@@ -17,7 +17,8 @@ from torch.fx.proxy import GraphAppendingTracer
 
 from fxprune.errors import CaptureError
 
-_GUARDS = "_guards_fn"
+GUARDS = "_guards_fn"
+"""Name of the guard function in the module of a program."""
 
 
 def inline_guards(graph_module: fx.GraphModule, examples: list[Any]) -> None:
@@ -32,11 +33,11 @@ def inline_guards(graph_module: fx.GraphModule, examples: list[Any]) -> None:
     """
     graph = graph_module.graph
     placeholders = graph.find_nodes(op="placeholder")
-    for call in graph.find_nodes(op="call_module", target=_GUARDS):
+    for call in graph.find_nodes(op="call_module", target=GUARDS):
         tracer = _Tracer(graph, dict(zip(placeholders, examples, strict=True)))
         try:
             with graph.inserting_before(call):
-                graph_module.get_submodule(_GUARDS).forward(*(tracer.proxy(node) for node in call.args))
+                graph_module.get_submodule(GUARDS).forward(*(tracer.proxy(node) for node in call.args))
         except TypeError as error:  # it calls `math.sqrt` or `float` on a size, which give plain numbers
             raise CaptureError(
                 "torch's guards on the sizes of the inputs cannot be nodes of a graph",
@@ -44,7 +45,7 @@ def inline_guards(graph_module: fx.GraphModule, examples: list[Any]) -> None:
                 do="export the model with fixed sizes yourself, and pass the program",
             ) from error
         graph.erase_node(call)
-        delattr(graph_module, _GUARDS)
+        delattr(graph_module, GUARDS)
 
 
 class _Tracer(GraphAppendingTracer):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.utils import _pytree as pytree
 from fxprune.capture.fake_tensors import Faker
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.process_state import no_fake_tensor_log, no_fused_attention, same_random_state
+from fxprune.capture.size_ranges import Ranges, shapes_with, user_inputs
 from fxprune.capture.state import State
 
 FORMULA = 24
@@ -23,8 +23,11 @@ _Sizes = dict[tuple[int, int], int]
 """Number of an input and dimension -> size."""
 
 
-def constants(program: torch.export.ExportedProgram) -> list[str]:
-    """Sentences about the arguments that are constants in the graph, and about sizes that are in a range only."""
+def constants(program: torch.export.ExportedProgram, ranges: Ranges) -> list[str]:
+    """Sentences about the arguments that are constants in the graph, and about sizes that are in a range only.
+
+    ranges: what `ranges_of` returned.
+    """
     notes = []
     for node in user_inputs(program):
         value = node.meta.get("val")
@@ -33,9 +36,10 @@ def constants(program: torch.export.ExportedProgram) -> list[str]:
         for dim, size in enumerate(_shape(value)):
             if not _varies(size):
                 continue
-            bounds = program.range_constraints.get(size.node.expr)
-            if bounds is not None and (_bounded(program, size) or bounds.lower > 2):
-                notes.append(f"the input {node.name} in dimension {dim} is of size {bounds.lower} to {bounds.upper}")
+            if found := ranges.get(size.node.expr):
+                least, most = found
+                sizes = f"{least} at least" if most is None else f"{least} to {most}"
+                notes.append(f"the input {node.name} in dimension {dim} is of size {sizes}")
             if not size.node.expr.is_symbol:
                 notes.append(f"the input {node.name} in dimension {dim} is of a size {size.node.expr}")
     return notes
@@ -53,23 +57,31 @@ class FixedSizes:
     state: tuple[str, ...]
 
 
-def needlessly_fixed(program: torch.export.ExportedProgram, model: nn.Module, inputs: Inputs) -> FixedSizes:
+def needlessly_fixed(
+    program: torch.export.ExportedProgram, model: nn.Module, inputs: Inputs, ranges: Ranges
+) -> FixedSizes:
     """The sizes of inputs that are constants in the graph although the model itself takes other ones.
 
     Whether it does is tried on fake tensors: with twice the size, and with one more, of this input alone, and of all
-    dimensions that are as long.
+    dimensions that are as long. Of a size in a range (`ranges`, see `ranges_of`), the next larger one is tried.
     """
     tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
     numbers = {id(tensor): number for number, tensor in enumerate(tensors)}
-    given = zip(user_inputs(program), pytree.tree_leaves(inputs), strict=True)
+    leaves = pytree.tree_leaves(inputs)
     notes, state = list[str](), dict[str, None]()
-    for node, leaf in given:
+
+    def runs_with(symbol: Any, size: int) -> bool:
+        shapes = [shape for shape in shapes_with(program, leaves, symbol, size) if shape is not None]
+        sizes = {(number, dim): size for number, shape in enumerate(shapes) for dim, size in enumerate(shape)}
+        return _runs(model, inputs, tensors, sizes, state)
+
+    for node, leaf in zip(user_inputs(program), leaves, strict=True):
         for dim, size in enumerate(_shape(node.meta.get("val"))):
             place = numbers[id(leaf)], dim
-            most = program.range_constraints[size.node.expr].upper if _bounded(program, size) else None
+            _, most = ranges.get(size.node.expr, (None, None)) if _varies(size) else (None, None)
             if not _varies(size) and _takes_another(model, inputs, tensors, place, state):
                 notes.append(f"the input {node.name} keeps its size {leaf.shape[dim]} in dimension {dim}")
-            elif most is not None and _runs(model, inputs, tensors, {place: int(most) + 1}, state):
+            if most is not None and runs_with(size.node.expr, most + 1):
                 notes.append(f"the input {node.name} is of size {most} at most in dimension {dim}")
     return FixedSizes(tuple(notes), tuple(f"forward changes {name} when a size is another one" for name in state))
 
@@ -102,26 +114,12 @@ class ShortFormulas(TorchFunctionMode):
         return result
 
 
-def user_inputs(program: torch.export.ExportedProgram) -> Iterator[torch.fx.Node]:
-    """The placeholders of a program that stand for what its user passes."""
-    given = {s.arg.name for s in program.graph_signature.input_specs if s.kind.name == "USER_INPUT"}
-    return (node for node in program.graph.find_nodes(op="placeholder") if node.name in given)
-
-
 def _shape(value: Any) -> tuple[Any, ...]:
     return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
 
 
 def _varies(size: Any) -> bool:
     return isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols)
-
-
-def _bounded(program: torch.export.ExportedProgram, size: Any) -> bool:
-    """True for an open size that has a greatest value."""
-    from torch.utils._sympy.numbers import int_oo  # here, because it imports sympy
-
-    bounds = program.range_constraints.get(size.node.expr) if _varies(size) else None
-    return bounds is not None and bounds.upper != int_oo
 
 
 def _takes_another(

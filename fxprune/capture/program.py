@@ -10,8 +10,8 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.exported import exported_graph, silent_export
-from fxprune.capture.exported_sizes import user_inputs
 from fxprune.capture.inputs import Inputs, as_exported, normalize
+from fxprune.capture.size_ranges import user_inputs
 from fxprune.errors import CaptureError, text_of
 
 
