@@ -1,4 +1,4 @@
-"""Numbers from a file into a file, cut on the way, some megabytes at a time: memory does not grow with the tensors."""
+"""Numbers from a file into a file, cut on the way, a megabyte at a time: memory does not grow with the tensors."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fxprune.channels.groups import Ints
 from fxprune.streaming.checkpoint import Stored, read_into
 from fxprune.streaming.pieces import Output, Piece
 
-BLOCK = 1 << 22
-"""The most bytes that are read at a time, unless one row is longer."""
+BLOCK = 1 << 20
+"""The most bytes that are read at a time, unless one row is longer; more than a cache holds is slower."""
 
 CALL, BANDWIDTH = 5e-6, 5e9
 """The seconds that a read takes beside its bytes, and bytes per second from the page cache: small gaps are read."""

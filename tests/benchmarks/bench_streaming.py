@@ -1,8 +1,8 @@
 """`fxprune.stream` against `cp` on the same disk: seconds, bytes per second, and the peak memory of its process.
 
 A checkpoint of bfloat16 matrices in files of 0.5 GB (or --shard) is pruned to half of its hidden channels, whose
-positions are random. Each run writes to a new directory, which is removed. The page cache is warm for both; `cp` is
-measured alone, and with `sync` of what it wrote, since `stream` flushes every file.
+positions are random; the layers have the same random weights. Each run writes to a new directory, which is removed. The
+page cache is warm for both. `cp` is measured alone, and with `sync` after it, since `stream` flushes its files.
 """
 
 from __future__ import annotations
@@ -55,12 +55,13 @@ def on_meta(layers: int) -> nn.Module:
 def written(folder: Path, layers: int, per_file: int) -> int:
     """Write a checkpoint with random weights; returns its bytes."""
     count, places, total = -(-layers // per_file), {}, 0
+    up, down = (torch.randn(size).to(torch.bfloat16) for size in ((HIDDEN, WIDTH), (WIDTH, HIDDEN)))
     for number in range(count):
         name = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
         tensors = {}
         for layer in range(number * per_file, min(layers, (number + 1) * per_file)):
-            tensors[f"up.{layer}.weight"] = torch.randn(HIDDEN, WIDTH).to(torch.bfloat16)
-            tensors[f"down.{layer}.weight"] = torch.randn(WIDTH, HIDDEN).to(torch.bfloat16)
+            tensors[f"up.{layer}.weight"] = up.clone()
+            tensors[f"down.{layer}.weight"] = down.clone()
         save_file(tensors, folder / name)
         total += sum(tensor.nbytes for tensor in tensors.values())
         places |= dict.fromkeys(tensors, name)
@@ -108,7 +109,7 @@ def compared(folder: Path, layers: int, per_file: int, rounds: int) -> list[list
 def measure(gigabytes: float = 2.0, shard: float = 0.5, rounds: int = 3) -> str:
     """The table of a checkpoint of this size."""
     layer = 2 * WIDTH * HIDDEN * 2 / 1e9
-    with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".streaming-") as folder:
+    with tempfile.TemporaryDirectory() as folder:
         rows = compared(Path(folder), round(gigabytes / layer), max(1, round(shard / layer)), rounds)
     return table(["way", "GB read", "GB written", "seconds", "GB/s read", "memory"], rows)
 
