@@ -116,5 +116,5 @@ def test_arguments_without_meaning_are_refused(options: Any, kind: type[Exceptio
 
 
 def test_memory_limits_the_workers(llama: Any, tmp_path: Path) -> None:
-    done = fxprune.stream(llama[0], llama[1], tmp_path / "s", memory="20 MB", workers=8, progress=False)
+    done = fxprune.stream(llama[0], llama[1], tmp_path / "s", memory="5 MB", workers=8, progress=False)
     assert done.workers == 1
