@@ -17,7 +17,7 @@ from fxprune._dropping import without_branches
 from fxprune._find import AnalyzeArguments, find
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.settings import changed_setting
-from fxprune.arguments import checks_arguments, shown
+from fxprune.arguments import checks_arguments, refuse_unknown, shown
 from fxprune.capture.model_form import ModelForm, form_of
 from fxprune.capture.process_state import public_call
 from fxprune.costs import ChannelCost, Cost, cost_of, per_channel
@@ -28,6 +28,7 @@ from fxprune.depth.branches import Branch
 from fxprune.depth.carry_out import without_dropped
 from fxprune.errors import PlanError
 from fxprune.fold import make_plan, resolve_plan
+from fxprune.planning.choose import choose
 from fxprune.planning.plan import Plan
 from fxprune.planning.select import importance_by_pattern
 from fxprune.report import analysis_data, dot, graph, view
@@ -60,6 +61,7 @@ class Analysis(Findings):
         >>> sorted(plan.removed)
         ['0.bias', '0.weight', '2.weight']
         """
+        refuse_unknown("Analysis.plan", options, choose, make_plan, more=("drop",))
         shallow = without_branches(self._call, None, {**options, "ratio": ratio})
         findings = find(replace(self._call, model=shallow.model)) if shallow.dropped else self
         choices = dict(shallow.choices)

@@ -14,7 +14,7 @@ from fxprune._follow import at_once, become, check_targets, listed, made, optimi
 from fxprune._follow.averages import check_average
 from fxprune._record import attach, record, records
 from fxprune._transform import transform
-from fxprune.arguments import shown
+from fxprune.arguments import refuse_unknown, shown
 from fxprune.capture.process_state import public_call
 from fxprune.errors import InputError, PlanError, level_of_user
 from fxprune.rewrite.tensor_hooks import HOOK_TABLES
@@ -59,6 +59,7 @@ def transform_(model: ModuleT, example_inputs: Any, **options: Any) -> ModuleT:
         kind = type(model).__name__
         at, do = f"transform_(model={shown(model)})", "use fxprune.transform"
         raise InputError(f"{kind} cannot be changed in place", at=at, why="it is no module", do=do)
+    refuse_unknown("transform_", options, transform, more=("optimizer", "ema"))
     if not isinstance(model, fx.GraphModule) and not {"path", "prefer"} & options.keys():
         options["prefer"] = "class"
     followers = [*listed(options.pop("optimizer", None)), *listed(options.pop("ema", None))]

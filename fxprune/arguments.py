@@ -74,6 +74,19 @@ def checks_arguments(*only: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
+def refuse_unknown(
+    name: str, options: Mapping[str, Any], *functions: Callable[..., Any], more: Sequence[str] = ()
+) -> None:
+    """Raises the `TypeError` that Python raises for an unknown argument, for options that are handed on to functions.
+
+    name: of the function that was called. more: options that it takes besides those of the functions.
+    """
+    known = {*more, *(each for function in functions for each in inspect.signature(function).parameters)}
+    for option in options:
+        if option not in known:
+            raise TypeError(f"{name}() got an unexpected keyword argument {option!r}")
+
+
 class _Unknown:
     """Stands for declared kinds that one class does not say. No value has this class."""
 

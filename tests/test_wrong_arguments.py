@@ -313,3 +313,36 @@ def test_a_wrong_argument_is_refused_before_anything_happens(name: str) -> None:
 
 def test_a_layer_of_the_model_is_a_key_of_ratio() -> None:
     assert fxprune.transform(NET, X, ratio={NET[0]: 0.5}, path="fx").get_submodule("0").out_channels == 4
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda net, x: fxprune.transform(net, x, ratio=0.5, foo=1), "transform"),
+        (lambda net, x: fxprune.transform_(net, x, ratio=0.5, foo=1), "transform_"),
+        (lambda net, x: fxprune.analyze(net, x).plan(ratio=0.5, foo=1), "Analysis.plan"),
+        (lambda net, x: fxprune.analyze(net, x, foo=1), "analyze"),
+        (lambda net, x: fxprune.cost(net, x, foo=1), "cost"),
+    ],
+    ids=["transform", "transform_", "plan", "analyze", "cost"],
+)
+def test_an_unknown_option_is_answered_in_the_name_of_what_was_called(call, name):
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    with pytest.raises(TypeError, match=rf"^{name}\(\) got an unexpected keyword argument 'foo'$"):
+        call(net, torch.randn(1, 4))
+
+
+MEASURED = [
+    function
+    for function in vars(criteria).values()
+    if inspect.isfunction(function) and "progress" in inspect.signature(function).parameters
+]
+
+
+@pytest.mark.parametrize("function", MEASURED, ids=lambda function: function.__name__)
+def test_every_importance_that_is_measured_refuses_a_progress_that_is_none(function):
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    more = {"loss": lambda net, x: net(x).sum()} if "loss" in inspect.signature(function).parameters else {}
+    for progress in (torch.ones(2), "no", 1, None):
+        with pytest.raises(fxprune.InputError, match="progress must be True or False"):
+            function(net, [torch.randn(3, 4)], progress=progress, **more)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxprune.arguments import generator_of
+from fxprune.arguments import checks_arguments, generator_of
 from fxprune.capture.inputs import bound, check_initialised, check_unwrapped, normalize
 from fxprune.capture.process_state import no_fused_attention
 from fxprune.capture.tensors import Tensors
@@ -71,6 +71,7 @@ def _matrix(model: nn.Module, path: str) -> Any:
     return parameters[path] if path in parameters else model.get_submodule(path).weight
 
 
+@checks_arguments("progress")
 def sample_contributions(
     model: nn.Module, loader: Iterable[Any], *, samples: int = 10, seed: int = 0, progress: bool = False
 ) -> Contributions:

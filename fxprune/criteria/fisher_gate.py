@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fxprune.analysis.findings import Group
 from fxprune.analysis.members import Member
+from fxprune.arguments import checks_arguments
 from fxprune.criteria.losses import Loss, backward, check_loss, no_gradients, with_gradients
 from fxprune.criteria.table import measured
 from fxprune.errors import PlanError
@@ -70,6 +71,7 @@ def _gated(group: Group) -> list[list[Member]]:
 
 
 @measured("fisher_gate")
+@checks_arguments("progress")
 def fisher_gate_importance(
     model: nn.Module, batches: Iterable[Any], *, loss: Loss, progress: bool = False, process_group: Any = None
 ) -> GateImportance:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.analysis.findings import Group
+from fxprune.arguments import checks_arguments
 from fxprune.criteria.losses import Loss, backward, check_loss, no_gradients, with_gradients
 from fxprune.criteria.table import measured
 from fxprune.errors import PlanError
@@ -49,6 +50,7 @@ class GradientImportance:
 
 
 @measured("taylor")
+@checks_arguments("progress")
 def taylor_importance(
     model: nn.Module, batches: Iterable[Any], *, loss: Loss, progress: bool = False, process_group: Any = None
 ) -> GradientImportance:
@@ -82,6 +84,7 @@ def taylor_importance(
 
 
 @measured("fisher")
+@checks_arguments("progress")
 def fisher_importance(
     model: nn.Module, batches: Iterable[Any], *, loss: Loss, progress: bool = False, process_group: Any = None
 ) -> GradientImportance:

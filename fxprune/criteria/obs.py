@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fxprune.analysis.findings import Group
 from fxprune.analysis.members import Member
+from fxprune.arguments import checks_arguments
 from fxprune.criteria.losses import Loss
 from fxprune.criteria.reading import ReadBlock, Readings, readings_of
 from fxprune.criteria.surgery import TINY, ReadingLayer, reading_layer, removal_order
@@ -123,6 +124,7 @@ def _by_size(group: Group) -> tuple[Tensor, Tensor]:
 
 
 @measured("obs")
+@checks_arguments("progress")
 def obs_importance(
     model: nn.Module,
     batches: Iterable[Any],

@@ -14,6 +14,7 @@ from torch import nn
 
 from fxprune.analysis.findings import Group
 from fxprune.analysis.members import Member
+from fxprune.arguments import checks_arguments
 from fxprune.criteria.contributions import Contributions, sample_contributions
 from fxprune.criteria.table import measured
 from fxprune.errors import PlanError
@@ -81,6 +82,7 @@ class ThiNetImportance:
 
 
 @measured("thinet")
+@checks_arguments("progress")
 def thinet_importance(
     model: nn.Module, loader: Iterable[Any], *, samples: int = 10, seed: int = 0, progress: bool = False
 ) -> ThiNetImportance:

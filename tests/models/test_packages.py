@@ -100,29 +100,35 @@ def test_the_packages_own_export_runs(name: str, tmp_path: Path, monkeypatch: py
     assert error_of(given, own) < 1e-3
 
 
-def test_the_packages_own_trainer_goes_on_with_a_small_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["yolov8", "yolov8-seg"])
+def test_the_packages_own_trainer_goes_on_with_a_small_model(name: str, tmp_path: Path) -> None:
     from PIL import Image
     from ultralytics.models.yolo.detect import DetectionTrainer
+    from ultralytics.models.yolo.segment import SegmentationTrainer
 
+    boxes = "0 0.5 0.5 0.4 0.4\n2 0.3 0.6 0.2 0.3\n"
+    outlines = "0 0.3 0.3 0.7 0.3 0.7 0.7 0.3 0.7\n2 0.2 0.4 0.4 0.4 0.4 0.8\n"
     generator = np.random.default_rng(SEED)
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()
     for number in range(4):
         pixels = generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
-        (tmp_path / "labels" / f"{number}.txt").write_text("0 0.5 0.5 0.4 0.4\n2 0.3 0.6 0.2 0.3\n")
+        (tmp_path / "labels" / f"{number}.txt").write_text(outlines if name.endswith("-seg") else boxes)
     names = "\n".join(f"  {number}: class{number}" for number in range(5))
     data = tmp_path / "data.yaml"
     data.write_text(f"path: {tmp_path}\ntrain: images\nval: images\nnames:\n{names}\n")
-    small, _, _ = pruned("yolov8")
+    small, _, _ = pruned(name)
     small = small.float()
     before = {name: p.detach().clone() for name, p in small.named_parameters()}
 
-    class Trainer(DetectionTrainer):
+    kind: Any = SegmentationTrainer if name.endswith("-seg") else DetectionTrainer
+
+    class Trainer(kind):
         def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
             return small
 
-    options = {
+    options: dict[str, Any] = {
         "data": str(data),
         "epochs": 2,
         "imgsz": 64,
@@ -132,7 +138,9 @@ def test_the_packages_own_trainer_goes_on_with_a_small_model(tmp_path: Path) -> 
         "device": "cpu",
         "plots": False,
     }
-    trainer = Trainer(overrides={"model": "yolov8n.yaml", "project": str(tmp_path / "runs"), **options})
+    trainer = Trainer(
+        overrides={"model": name.replace("yolov8", "yolov8n") + ".yaml", "project": str(tmp_path / "runs"), **options}
+    )
     trainer.train()
     assert trainer.last.exists()
     saved = torch.load(trainer.last, weights_only=False)["model"]
