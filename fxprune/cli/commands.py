@@ -20,6 +20,7 @@ from fxprune.arguments import generator_of
 from fxprune.artifacts.graph_export import FORMATS
 from fxprune.artifacts.weights import record_in
 from fxprune.cli import models, weights
+from fxprune.cli.choices import choices_of
 from fxprune.cli.data import check_data, data_of, measure_scores
 from fxprune.cli.input_files import InputFile
 from fxprune.cli.inputs import filled
@@ -89,7 +90,7 @@ def inspect(options: argparse.Namespace, say: Say) -> Answer:
 
 def prune(options: argparse.Namespace, say: Say) -> Answer:
     """Writes a smaller model to a file, and reports its record."""
-    chosen = _choices(options)
+    chosen = choices_of(options)
     _check_readable(options.weights, options.plan, options.scores)
     _check_outputs(options)
     if options.plan is not None:
@@ -358,44 +359,6 @@ def _check_readable(*paths: str | None) -> None:
     for path in paths:
         if path is not None:
             check_readable(path)
-
-
-RANKING_OPTIONS = tuple("importance scores save_scores round_to scope counts uniform min_channels max_ratio".split())
-FILTER_OPTIONS = ("ignore", "exact")
-BRANCH_OPTIONS = ("drop", "depth")
-
-
-def _choices(options: argparse.Namespace) -> dict[str, Any]:
-    """Returns the arguments of `transform` that choose channels. Raises `UsageError` for options without effect."""
-    ratio = ratio_of(options.ratio)
-    given: dict[str, Any] = {"ratio": ratio, "masks": options.masks, "plan": options.plan}
-    given["keep"] = unique_dict("--keep", options.keep or ()) or None
-    options.counts = unique_dict("--counts", options.counts or ())
-    said = [name for name, value in given.items() if value is not None] or ["counts"] * bool(options.counts)
-    said = said or ["drop"] * bool(options.drop)
-    if len(said) != 1:
-        why = " and ".join(f"--{name}" for name in said) + " were given" if said else "none of them was given"
-        what = "say which channels to remove: exactly one of --ratio, --keep, --masks and --plan, or --counts or --drop"
-        raise UsageError(what, why=why)
-    everything = (*RANKING_OPTIONS, *FILTER_OPTIONS, *BRANCH_OPTIONS, "bias", "border")
-    chosen = {name: getattr(options, name) for name in everything}
-    chosen = {name: value for name, value in chosen.items() if value not in (None, [], {}, False)}
-    idle = {
-        "plan": everything,
-        "masks": (*RANKING_OPTIONS, "depth"),
-        "drop": tuple(name for name in everything if name != "drop"),
-        "keep": (),
-    }.get(said[0], ("scope", "depth"))
-    for name in idle:
-        if name in chosen:
-            why = f"--{said[0]} says already which channels go"
-            raise UsageError(f"--{name.replace('_', '-')} is without effect here", why=why, do="leave it out")
-    folding = chosen.get("bias") == "fold" or (said[0] == "masks" and "bias" not in chosen)
-    if "border" in chosen and not folding:
-        raise UsageError("--border is without effect here", why="no constants are folded", do="add --bias fold")
-    if said[0] == "plan":
-        return {}
-    return {**chosen, **({said[0]: given[said[0]]} if said[0] in given else {}), "seed": options.seed}
 
 
 def _counts(plan: Plan) -> dict[str, dict[str, int]]:

@@ -14,7 +14,8 @@ NET = ("tests.cli.models:Net", "--input", "1x3x8x8")
 OUT = ("-r", "0.5", "-o", "small.safetensors")
 
 USAGE = {
-    (): "say what to do\n  why  the commands are inspect, prune, verify, export, summary, sensitivity, pareto, diff",
+    (): "say what to do\n  why  the commands are inspect, prune, verify, export, summary, sensitivity, pareto, stream, "
+    "diff",
     ("prnue",): 'there is no command "prnue"\n  why  did you mean "prune"?',
     ("--json", "inspect"): "there is no option --json before the command",
     ("--vresion",): 'no option --vresion before the command\n  why  did you mean "--version"?',
