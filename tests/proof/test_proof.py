@@ -328,9 +328,9 @@ class Copying(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.tanh(self.a(x))
-        h = torch.relu(h.clone().clone() if len(self.a.weight) > 8 else h)
+        h = torch.relu(h.clone().clone() if self.a.weight.nbytes > 256 else h)
         h = self.b(h).tanh()
-        return self.c(h if len(self.b.weight) > 8 else h.clone())
+        return self.c(h if self.b.weight.nbytes > 256 else h.clone())
 
 
 def test_operations_that_only_one_of_the_models_runs_are_listed() -> None:

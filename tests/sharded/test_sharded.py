@@ -75,7 +75,8 @@ def test_several_processes_train_and_prune_as_one(count: int) -> None:
     for rank, note in enumerate(notes):
         assert f"sharded over {count} processes, and proven there" in note
         most, largest = (int(number.replace(",", "")) for number in (note.split()[9], note.split()[-1].rstrip(")")))
-        assert largest <= most < 1.1 * largest, (rank, note)  # one at a time; a thread of gloo may free a bias late
+        # one at a time: a thread of gloo may free a small tensor late, but two of the three large weights are more
+        assert largest <= most < 1.25 * largest, (rank, note)
 
 
 def square(model: nn.Module, data: torch.Tensor) -> torch.Tensor:
