@@ -89,6 +89,8 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace != "prim" and registry.rule_for(func) in self.rules:
             name, raw = bound(func, args, kwargs or {})
+            if name == "aten::copy_":  # it may write into memory that has no numbers yet, NaN among them
+                raw = {**raw, "self": torch.zeros_like(raw["self"])}
             known = self.made.setdefault(name if name in self.names else name.removesuffix("_"), {})
             made = Made(func, copied(raw))
             if len(known) < PER_OPERATION:
