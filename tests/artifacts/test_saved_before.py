@@ -17,7 +17,10 @@ PATHS = {"fx": "fx", "eager": "eager", "export": "export", "hooks": "hooks", "fo
 ALONE = ["folded"]
 """Models that load without example inputs: nothing but tensors and attributes of modules changes."""
 
-pytestmark = pytest.mark.filterwarnings("ignore::fxprune.ChannelsStayWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::fxprune.ChannelsStayWarning"),
+    pytest.mark.filterwarnings("ignore::fxprune.FixedSizesWarning"),  # the exported one takes no larger images
+]
 
 
 def same_outputs(small, x, name):
