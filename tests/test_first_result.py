@@ -74,7 +74,7 @@ class GrowingTable(Net):
 
 
 class Smoothed(Net):
-    """What the last call left counts in the next one."""
+    """Uses in each call the state that the call before has left."""
 
     def __init__(self) -> None:
         super().__init__()

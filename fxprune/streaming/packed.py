@@ -22,7 +22,7 @@ SCALES = ("_scale_inv", "_scale", ".input_scale", ".activation_scale")
 """The ends of the names of scales, beside the name of their weight."""
 
 MXFP4_BLOCK = 32
-"""How many numbers of MXFP4 have one scale."""
+"""The number of elements of MXFP4 that share one scale."""
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 

@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 
 import fxprune
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from /proc")
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="only Linux resets and tells the peak, in /proc"
+)
 
 ROWS = COLUMNS = 6000
 

@@ -1,4 +1,4 @@
-"""What does not fit is an error before anything is written."""
+"""Refusals of checkpoints and plans that do not fit, before anything is written."""
 
 from __future__ import annotations
 

@@ -59,26 +59,26 @@ def test_the_result_is_that_of_the_model_in_memory(
         assert torch.equal(small(**inputs).logits, again(**inputs).logits)
 
 
-def test_files_keep_the_names_of_the_checkpoint_where_a_config_says_the_model(tmp_path: Path) -> None:
-    model = saved(model_of("Mixtral"), tmp_path / "large")
-    small, plan = pruned(model, **CONFIG)
-    fxprune.stream(tmp_path / "large", plan, tmp_path / "small", progress=False)
-    small.save_pretrained(tmp_path / "saved")
-    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("small", "saved"))
+def tensors_as_saved(family: str, how: dict[str, Any], file: str, folder: Path) -> list[str]:
+    """The names of the tensors in a streamed file, which has the names and bits of one that `save_pretrained` wrote."""
+    model = saved(model_of(family), folder / "large")
+    small, plan = pruned(model, **how)
+    fxprune.stream(folder / "large", plan, folder / "small", progress=False)
+    small.save_pretrained(folder / "saved")
+    ours, theirs = (load_file(folder / name / file) for name in ("small", "saved"))
     assert ours.keys() == theirs.keys()
-    assert "model.layers.0.block_sparse_moe.experts.1.w1.weight" in ours
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    return list(ours)
+
+
+def test_files_keep_the_names_of_the_checkpoint_where_a_config_says_the_model(tmp_path: Path) -> None:
+    names = tensors_as_saved("Mixtral", CONFIG, "model.safetensors", tmp_path)
+    assert "model.layers.0.block_sparse_moe.experts.1.w1.weight" in names
     assert json.loads((tmp_path / "small" / "config.json").read_text())["num_local_experts"] == 2
 
 
 def test_one_file_that_no_config_says_differs_from_a_saved_one_by_its_record_alone(tmp_path: Path) -> None:
-    model = saved(model_of("Llama"), tmp_path / "large")
-    small, plan = pruned(model, **FREE)
-    fxprune.stream(tmp_path / "large", plan, tmp_path / "small", progress=False)
-    small.save_pretrained(tmp_path / "saved")
-    ours, theirs = (load_file(tmp_path / name / "small_model.safetensors") for name in ("small", "saved"))
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert tensors_as_saved("Llama", FREE, "small_model.safetensors", tmp_path)
 
 
 def test_weights_carry_the_factors_of_the_plan(tmp_path: Path) -> None:
