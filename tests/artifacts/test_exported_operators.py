@@ -144,6 +144,9 @@ MANY: dict[str, Case] = {
     "table": (functools.partial(attending, position="table", product="sdpa-mask"), ("eager", "export")),
 }
 
+SLOW = ("mobilenet v3", "densenet", "enable-gqa")
+OFTEN = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in FEW]
+
 
 def check(case: Case, folder: Path, suffixes: tuple[str, ...] = (".pt2", ".onnx")) -> None:
     make, paths = case
@@ -162,7 +165,7 @@ def check(case: Case, folder: Path, suffixes: tuple[str, ...] = (".pt2", ".onnx"
 
 
 @pytest.mark.filterwarnings("ignore:the small model is an exported graph")
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", OFTEN)
 def test_a_small_graph_moves_nothing_that_the_original_does_not_move(name: str, tmp_path: Path) -> None:
     check(FEW[name], tmp_path)
 

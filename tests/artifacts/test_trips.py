@@ -108,13 +108,13 @@ def test_golden_networks_are_saved_and_loaded(name: str, tmp_path: Path) -> None
     trip(make, torch.randn(shape), tmp_path)
 
 
-@settings(DRAWN, max_examples=10)
+@settings(DRAWN, max_examples=5)
 @given(program=networks.programs())
 def test_generated_networks_are_loaded(program: networks.Program, tmp_path_factory: pytest.TempPathFactory) -> None:
     trip(lambda: networks.build(program), networks.images(program), tmp_path_factory.mktemp("trip"))
 
 
-@settings(DRAWN, max_examples=6)
+@settings(DRAWN, max_examples=3)
 @given(program=networks_tokens.token_programs(longest=2))
 def test_generated_networks_over_tokens_are_loaded(
     program: networks_tokens.Tokens, tmp_path_factory: pytest.TempPathFactory

@@ -52,7 +52,7 @@ def conv(dims: int, **options: object) -> Callable[[], tuple[nn.Module, nn.Modul
 
     def make() -> tuple[nn.Module, nn.Module, tuple[int, ...]]:
         kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
-        return kind(3, 12, 1), kind(12, 6, 3, **options), (3, *(7, 6, 5)[:dims])
+        return kind(3, 12, 1), kind(12, 6 if dims < 3 else 2, 3, **options), (3, *(7, 6, 5)[:dims])
 
     return make
 
@@ -63,7 +63,7 @@ def transposed(dims: int, **options: object) -> Callable[[], tuple[nn.Module, nn
     def make() -> tuple[nn.Module, nn.Module, tuple[int, ...]]:
         kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
         other = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[dims - 1]
-        return kind(3, 12, 1), other(12, 6, 3, **options), (3, *(5, 4, 3)[:dims])
+        return kind(3, 12, 1), other(12, 6 if dims < 3 else 2, 3, **options), (3, *(5, 4, 3)[:dims])
 
     return make
 
