@@ -19,6 +19,8 @@ from fxprune.analysis.marking import Settings
 from fxprune.analysis.observed import Observation, Place, Walked
 from fxprune.analysis.opened import Opened
 from fxprune.analysis.results import Results
+from fxprune.analysis.uses import Uses
+from fxprune.analysis.without_result import names_behind_results, slots_without_result
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.modes import MODES, doubled, modules_reading_training, random_decisions, set_mode
 from fxprune.capture.output_paths import OutputPath, Outputs, paths_text, tensors_that_count
@@ -72,8 +74,9 @@ class Analyzer:
         self.observer.begin_run()
         self._follow_index_lists()
         self._lock_unread()
-        self._note_unused()
         uses = self.settings.uses(self.opened.unread_vectors())
+        self._lock_without_result(uses)
+        self._note_unused()
         return self.opened.findings(nodes, observations, uses, self.notes, results, others, self.state)
 
     def _walk(self, inputs: Inputs, *, method: str = "", when: str = "") -> None:
@@ -274,6 +277,17 @@ class Analyzer:
             for axis in axes:
                 if axis.dim in missed:
                     self.terms.lock(axis.vector.take(np.flatnonzero(missed[axis.dim])), event)
+
+    def _lock_without_result(self, uses: Uses) -> None:
+        """Lock slots of parameters that reach no result, such as those of an embedding that only a loss uses.
+
+        That code would find other widths, and nothing would say so.
+        """
+        read = [axis for fake, axes in self.opened.axes if id(fake) in self.observer.used for axis in axes]
+        reaching = names_behind_results(self.observer.recorder.steps())
+        event = self.observer.event("output", "they reach no result: other code may count on them")
+        for vector in slots_without_result(self.terms, read, reaching, uses):
+            self.terms.lock(vector, event)
 
     def _note_unused(self) -> None:
         """Note the parameters that forward does not read, if the small model keeps them at their old width.

@@ -1,0 +1,136 @@
+"""Parameters that forward reads and that reach no result keep their width: other code may count on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+
+
+class Labelled(nn.Module):
+    """A classifier with an embedding of the labels, which only its loss uses."""
+
+    def __init__(self, way: str = "detached") -> None:
+        super().__init__()
+        self.way = way
+        self.a, self.b, self.labels = nn.Linear(4, 8), nn.Linear(8, 3), nn.Embedding(5, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "detached":
+            self.labels.weight.detach()
+        elif self.way == "computed":
+            self.labels.weight.tanh().sum(1).relu()
+        elif self.way == "decides" and not self.labels.weight.abs().sum() > 0:
+            x = -x
+        return self.b(torch.relu(self.a(x)))
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        return self(x).square().sum() + self.labels(y).square().sum()
+
+
+@pytest.mark.filterwarnings("ignore:.*graph")
+@pytest.mark.parametrize("way", ["detached", "computed", "decides"])
+def test_what_only_a_loss_uses_stays_with_a_reason(way: str) -> None:
+    net, x = Labelled(way).eval(), torch.randn(2, 4)
+    small: Any = fxprune.transform(net, x, ratio=0.5, path="eager")
+    assert (small.a.out_features, small.labels.weight.shape) == (4, (5, 16))
+    assert small.loss(x, torch.tensor([0, 4])).isfinite()
+    locked = [each for each in fxprune.analyze(net, x, path="eager").locked if "reach no result" in each.event.why]
+    assert {name for each in locked for name, _ in each.slots} == {"labels.weight"}
+
+
+class Auxiliary(nn.Module):
+    """A head that is computed and given away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x))
+        self.head(h)
+        return self.b(h)
+
+
+def test_a_head_without_a_result_follows_what_it_reads_and_keeps_its_outputs() -> None:
+    small: Any = fxprune.transform(Auxiliary().eval(), torch.randn(2, 4), ratio=0.5, path="eager")
+    assert small.a.out_features == 4
+    assert small.head.weight.shape == (6, 4)
+
+
+class Written(nn.Module):
+    """Parameters that reach the result through memory that is written to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.zeros(len(x), 2, self.a.out_features)
+        view = h[:, 0]
+        view.copy_(self.a(x))
+        h[:, 1] += self.b(x)
+        return self.c(torch.relu(h)).sum(1)
+
+
+def test_what_is_written_into_memory_that_reaches_a_result_is_pruned() -> None:
+    small: Any = fxprune.transform(Written().eval(), torch.randn(2, 4), ratio=0.5, path="eager")
+    assert (small.a.out_features, small.b.out_features, small.c.in_features) == (4, 4, 4)
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(4, 6)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.out(torch.relu(self.a(x))), "features": self.b(x)}
+
+
+def test_what_reaches_only_a_part_of_the_result_that_does_not_count_is_pruned() -> None:
+    small: Any = fxprune.transform(Two().eval(), torch.randn(2, 4), ratio=0.5, outputs=["logits"], path="eager")
+    assert (small.a.out_features, small.b.out_features) == (4, 3)
+
+
+def test_a_buffer_that_counts_calls_holds_nothing() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+            self.register_buffer("mean", torch.zeros(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.a(x))
+            self.mean.mul_(0.9).add_(h.mean(0), alpha=0.1)
+            return self.b(h)
+
+    small: Any = fxprune.transform(Counting().eval(), torch.randn(2, 4), ratio=0.5, path="eager")
+    assert small.a.out_features == 4
+    assert small.mean.shape == (4,)
+
+
+class Heads(nn.Module):
+    """Attention with a second value projection whose heads are given away, counted by the same setting or not."""
+
+    def __init__(self, same: bool) -> None:
+        super().__init__()
+        self.heads, self.others = 4, 4
+        self.same, self.qkv, self.second = same, nn.Linear(6, 24), nn.Linear(6, 8)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.heads, 2).permute(2, 0, 3, 1, 4)
+        self.second(x).view(*x.shape[:2], self.heads if self.same else self.others, 2)
+        return self.out(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize(("same", "heads"), [(True, 2), (False, 4)])
+def test_what_the_setting_of_a_result_counts_goes_with_it(same: bool, heads: int) -> None:
+    small: Any = fxprune.transform(Heads(same).eval(), torch.randn(2, 5, 6), ratio=0.5, path="eager")
+    assert small.heads == 2
+    assert small.second.out_features == 2 * heads
