@@ -286,8 +286,14 @@ class Analyzer:
         read = [axis for fake, axes in self.opened.axes if id(fake) in self.observer.used for axis in axes]
         reaching = names_behind_results(self.observer.recorder.steps())
         event = self.observer.event("output", "they reach no result: other code may count on them")
-        for vector in slots_without_result(self.terms, read, reaching, uses):
+        slots = slots_without_result(self.terms, read, reaching, uses)
+        for vector in slots.values():
             self.terms.lock(vector, event)
+        if names := list(dict.fromkeys(axis.parameter for axis in slots)):
+            self.notes.append(
+                "forward reads them, no result is computed from them, and they keep their width: "
+                f"{_first(names, 4)}; if another method uses them, such as a loss, name it with `methods`"
+            )
 
     def _note_unused(self) -> None:
         """Note the parameters that forward does not read, if the small model keeps them at their old width.
@@ -300,9 +306,14 @@ class Analyzer:
             whole = tuple(f"{node.target}." for node in captured.graph.find_nodes(op="call_module"))
             names = [name for name in names if name.startswith(whole)]
         if names:
-            listed = ", ".join(names[:4]) + (f", ... {len(names) - 4} more" if len(names) > 4 else "")
+            listed = _first(names, 4)
             also = "; if other inputs reach them, give such inputs with `also`" if captured.real else ""
             self.notes.append(f"not reached on the example inputs, and left as they are: {listed}{also}")
+
+
+def _first(names: Sequence[str], count: int) -> str:
+    """The first names, and how many there are more."""
+    return ", ".join(names[:count]) + (f", ... {len(names) - count} more" if len(names) > count else "")
 
 
 def _listed(paths: Sequence[str]) -> str:

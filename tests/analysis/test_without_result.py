@@ -26,19 +26,33 @@ class Labelled(nn.Module):
             self.labels.weight.tanh().sum(1).relu()
         elif self.way == "decides" and not self.labels.weight.abs().sum() > 0:
             x = -x
-        return self.b(torch.relu(self.a(x)))
+        made = self.b(torch.relu(self.a(x)))
+        if self.way == "times 0":
+            made = made + 0 * self.labels.weight.sum()
+        elif self.way == "times a tensor of 0":
+            made = self.labels.weight.mean() * torch.tensor(0.0) + made
+        elif self.way == "times zeros":
+            made = made + (self.labels.weight * torch.zeros_like(self.labels.weight)).sum()
+        elif self.way == "added with alpha=0":
+            made = torch.add(made, self.labels.weight.amax(), alpha=0)
+        return made
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         return self(x).square().sum() + self.labels(y).square().sum()
 
 
 @pytest.mark.filterwarnings("ignore:.*graph")
-@pytest.mark.parametrize("way", ["detached", "computed", "decides"])
+@pytest.mark.parametrize(
+    "way",
+    ["detached", "computed", "decides", "times 0", "times zeros", "times a tensor of 0", "added with alpha=0"],
+)
 def test_what_only_a_loss_uses_stays_with_a_reason(way: str) -> None:
     net, x = Labelled(way).eval(), torch.randn(2, 4)
     small: Any = fxprune.transform(net, x, ratio=0.5, path="eager")
     assert (small.a.out_features, small.labels.weight.shape) == (4, (5, 16))
     assert small.loss(x, torch.tensor([0, 4])).isfinite()
+    (reason,) = (text for text in fxprune.record(small).reasons if "no result is computed from them" in text)
+    assert "labels.weight; if another method uses them, such as a loss, name it with `methods`" in reason
     locked = [each for each in fxprune.analyze(net, x, path="eager").locked if "reach no result" in each.event.why]
     assert {name for each in locked for name, _ in each.slots} == {"labels.weight"}
 
