@@ -15,7 +15,7 @@ from fxprune._repair.batch_norms import take_statistics
 from fxprune._repair.batches import DataPart
 from fxprune._repair.layer_by_layer import check_values, repaired
 from fxprune._repair.original import has_other_weights
-from fxprune._repair.settings import RIDGES, STEPS, RepairSettings
+from fxprune._repair.settings import DISK, MEMORY, RIDGES, STEPS, RepairSettings
 from fxprune.arguments import checks_arguments
 from fxprune.capture.inputs import check_initialised, check_plain_tensors
 from fxprune.capture.module_copy import deep_copy
@@ -28,11 +28,10 @@ from fxprune.running.processes import Processes
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 ModelT = TypeVar("ModelT", nn.Module, ExportedProgram)
 
-MEMORY = 2 << 30
-"""The bytes of activations that wait between layers, unless other ones are asked for."""
 
-
-@checks_arguments("small", "model", "inputs", "mode", "ridge", "holdout", "memory", "steps", "noise", "progress")
+@checks_arguments(
+    "small", "model", "inputs", "mode", "ridge", "holdout", "memory", "disk", "steps", "noise", "progress"
+)
 @public_call()
 def repair(
     small: ModelT,
@@ -44,6 +43,7 @@ def repair(
     ridge: float | None = None,
     holdout: float = 0.2,
     memory: int = MEMORY,
+    disk: int = DISK,
     steps: int = STEPS,
     noise: float = 0.0,
     progress: bool = False,
@@ -81,8 +81,10 @@ def repair(
             refits the offsets only. "norms" measures the statistics of batch norms again.
         ridge: the only one to try, as a share of the mean square of an input. By default several are tried, 1e-6 to 10.
         holdout: the share of the samples that are held out.
-        memory: the most bytes of activations that wait between layers. Batches for which it is not enough are run again
-            for each layer, which takes longer.
+        memory: the most bytes of activations that wait between layers in memory.
+        disk: the most bytes of further ones, which wait in temporary files in `tempfile.gettempdir()`; at most half of
+            what is free there is used. Batches for which neither is enough are run again for each layer, which takes
+            longer. 0 for no files.
         steps: the number of gradient steps of "outputs".
         noise: in each of these steps Gaussian noise is added to inputs of fractions, of this share of the standard
             deviation of the sample, and both models see it. 0.2 is a good share where few samples are at hand and much
@@ -105,7 +107,7 @@ def repair(
     True
     """
     settings = RepairSettings(
-        mode, RIDGES if ridge is None else (float(ridge),), holdout, memory, progress, steps, noise
+        mode, RIDGES if ridge is None else (float(ridge),), holdout, memory, disk, progress, steps, noise
     )
     known = record(small)
     if isinstance(model, ExportedProgram) or isinstance(small, ExportedProgram):

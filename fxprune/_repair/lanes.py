@@ -2,8 +2,8 @@
 
 A lane runs the original and the small model up to the same layer, and gives what the small one reads there and what
 the original computes. Then that layer is refitted, before the small model goes on. So a later layer reads what it will
-read in the repaired model. Either both runs wait in the middle, which needs the memory of their activations, or they
-begin again for each layer, which needs time.
+read in the repaired model. Both runs wait in the middle, with their activations in memory or on disk, or they begin
+again for each layer, which needs time.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune._repair.batches import DataPart, own_tensors
+from fxprune._repair.on_disk import Parked
 from fxprune._repair.pairs import LayerPair
 from fxprune._repair.survey import Survey, survey
 from fxprune._repair.suspended import Stopped, SuspendedRun
@@ -97,10 +98,14 @@ class Model:
         return call
 
 
+WAITS_IN = ("memory", "disk", "")
+"""The places of the activations of a lane that waits; "" for a lane that begins again for each layer."""
+
+
 class Lane:
     """Both models on one part of the data.
 
-    calls: how often the small model calls each layer on it. waits: True if the runs wait in the middle.
+    calls: how often the small model calls each layer on it. waits_in: one of `WAITS_IN`.
     """
 
     def __init__(
@@ -111,11 +116,12 @@ class Lane:
         calls: Mapping[LayerKey, int],
         waiting_at: Collection[LayerKey],
         *,
-        waits: bool,
+        waits_in: str,
     ) -> None:
         self.small, self.original, self.part = small, original, part
-        self.calls, self.waits = calls, waits
+        self.calls, self.waits_in = calls, waits_in
         self._at = waiting_at
+        self._parked: list[Parked] = []
         self._runs = (self._waiting(small), self._waiting(original, after=True))
 
     def at(self, pair: LayerPair) -> Iterator[tuple[ProductCall, ProductCall]]:
@@ -126,10 +132,14 @@ class Lane:
         count = self.calls.get(pair.key, 0)
         if not count:
             return
-        if self.waits and pair.key in self._at:
+        if self.waits_in and pair.key in self._at:
+            for parked in self._parked:
+                parked.fetch()
             small, original = (self._until(run, pair.key) for run in self._runs)
             if small is not None and original is not None:
                 yield small, original
+                if not all(parked.park() for parked in self._parked):
+                    self.stop()
                 return
             self.stop()
         found = [self._calls(model, pair.key, count) for model in (self.small, self.original)]
@@ -139,16 +149,24 @@ class Lane:
 
     def stop(self) -> None:
         """End the runs; later layers begin again."""
-        self.waits = False
+        self.waits_in = ""
         for run in self._runs:
             run.stop()
+        for parked in self._parked:
+            parked.close()
+        self._parked.clear()
 
     def _waiting(self, model: Model, *, after: bool = False) -> SuspendedRun:
         """A run that waits at each layer: before it, or after it where its outputs are wanted."""
 
+        parked = Parked() if self.waits_in == "disk" else None
+        if parked is not None:
+            self._parked.append(parked)
+
         def forward() -> Any:
             hook = {"after" if after else "before": lambda call: run.pause(call) if call.key in self._at else None}
-            return model.watched(self.part, **hook)
+            with contextlib.nullcontext() if parked is None else parked.results:
+                return model.watched(self.part, **hook)
 
         run = SuspendedRun(forward)
         return run

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -218,7 +220,15 @@ class _Work:
             return fit.fit(steps, self.error, bar.update)
 
     def _lanes(self, pairs: Mapping[LayerKey, LayerPair], memory: int) -> list[Lane]:
-        """A lane for each part. They wait in the middle as long as the memory is enough, with so much for each."""
+        """A lane for each part, which needs so much memory when it waits: there, or on disk, as long as there is space.
+
+        Of the lanes on disk one is in memory at a time.
+        """
+        count, free = len(self.parts), shutil.disk_usage(tempfile.gettempdir()).free // 2
+        limits = self.settings.memory, min(self.settings.disk, free)
+        in_memory, on_disk = (min(limit // max(memory, 1), count) for limit in limits)
+        places = ["memory"] * (in_memory if in_memory == count else max(in_memory - 1, 0))
+        places += ["disk"] * on_disk + [""] * count
         surveys = [survey for some in self.surveys for survey in some]
         waiting_at = {key for key in pairs if all(survey.calls.get(key, 0) <= 1 for survey in surveys)}
         return [
@@ -228,9 +238,9 @@ class _Work:
                 part,
                 survey.calls,
                 waiting_at,
-                waits=(number + 1) * memory <= self.settings.memory,
+                waits_in=place,
             )
-            for number, (part, survey) in enumerate(zip(self.parts, self.surveys[0], strict=True))
+            for part, survey, place in zip(self.parts, self.surveys[0], places, strict=False)
         ]
 
     def _bar(self, pairs: dict[LayerKey, LayerPair]) -> Iterable[tuple[LayerKey, LayerPair]]:

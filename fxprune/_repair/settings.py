@@ -14,6 +14,9 @@ RIDGES = (1e-6, 1e-4, 1e-2, 1e-1, 1.0, 10.0)
 MODES = ("weights", "outputs", "bias", "norms")
 """The things that a repair can change."""
 
+MEMORY, DISK = 2 << 30, 64 << 30
+"""The bytes of activations that wait between layers, in memory and on disk, unless other ones are asked for."""
+
 STEPS = 1000
 """The gradient steps of mode "outputs", unless another number is asked for."""
 
@@ -22,9 +25,9 @@ STEPS = 1000
 class RepairSettings:
     """The settings of a repair.
 
-    mode: one of `MODES`. ridges: those to try. holdout: the share of the samples that judge. memory: the most bytes of
-    activations that wait between layers. progress: True to show a bar. steps: of gradients. noise: that is added to
-    the inputs in each step, as a share of the standard deviation of a sample.
+    mode: one of `MODES`. ridges: those to try. holdout: the share of the samples that judge. memory, disk: the most
+    bytes of activations that wait between layers there. progress: True to show a bar. steps: of gradients. noise: that
+    is added to the inputs in each step, as a share of the standard deviation of a sample.
 
     Raises `InputError` for values that make no sense.
     """
@@ -32,7 +35,8 @@ class RepairSettings:
     mode: str = "weights"
     ridges: Sequence[float] = RIDGES
     holdout: float = 0.2
-    memory: int = 2 << 30
+    memory: int = MEMORY
+    disk: int = DISK
     progress: bool = False
     steps: int = STEPS
     noise: float = 0.0
@@ -57,5 +61,8 @@ class RepairSettings:
         if self.noise and self.mode != "outputs":
             why, do = f'mode="{self.mode}" takes no gradient steps', 'pass mode="outputs"'
             raise InputError("noise is without effect here", at=f"noise={self.noise}", why=why, do=do)
-        if self.memory < 0:
-            raise InputError("memory must be a number of bytes", why=f"it is {self.memory}")
+        for name in ("memory", "disk"):
+            if getattr(self, name) < 0:
+                raise InputError(
+                    f"{name} must be a number of bytes", why=f"it is {getattr(self, name)}", do="pass 0 for none"
+                )

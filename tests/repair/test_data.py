@@ -63,7 +63,8 @@ def test_activations_that_do_not_wait_change_nothing() -> None:
     net = nn.Sequential(nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 6, 3, bias=False))
     net, data = net.append(nn.BatchNorm2d(6)).eval(), batches(3, 6, 6)
     small = small_of(net, data)
-    made = [fxprune.repair(small, net, data, memory=memory) for memory in (1 << 30, 200_000, 0)]
+    limits = [(1 << 30, 0), (200_000, 0), (0, 0), (0, 1 << 30), (40_000, 60_000)]
+    made = [fxprune.repair(small, net, data, memory=memory, disk=disk) for memory, disk in limits]
     for other in made[1:]:
         assert fxprune.record(other).repair == fxprune.record(made[0]).repair
         assert all(map(torch.equal, made[0].state_dict().values(), other.state_dict().values()))
@@ -162,8 +163,8 @@ def test_infinities_that_both_models_have_do_not_count() -> None:
 
 
 @pytest.mark.parametrize("call", [3, 14, 30])
-@pytest.mark.parametrize("memory", [0, 1 << 30])
-def test_an_interrupted_repair_leaves_nothing_behind(call: int, memory: int) -> None:
+@pytest.mark.parametrize(("memory", "disk"), [(0, 0), (0, 1 << 30), (1 << 30, 0)])
+def test_an_interrupted_repair_leaves_nothing_behind(call: int, memory: int, disk: int) -> None:
     calls = -1000
 
     def forward(net: Any, x: Tensor) -> Tensor:
@@ -179,7 +180,7 @@ def test_an_interrupted_repair_leaves_nothing_behind(call: int, memory: int) -> 
     before = [{name: tensor.clone() for name, tensor in one.state_dict().items()} for one in (net, small)]
     calls = 0
     with pytest.raises(KeyboardInterrupt):
-        fxprune.repair(small, net, data, memory=memory)
+        fxprune.repair(small, net, data, memory=memory, disk=disk)
     assert not [thread for thread in threading.enumerate() if thread.name == "fxprune repair"]
     for one, state in zip((net, small), before, strict=True):
         assert one.training

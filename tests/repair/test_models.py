@@ -291,9 +291,9 @@ def test_forwards_that_decide_by_numbers_are_looked_at_on_all_batches() -> None:
     net = Net(branching, i=nn.Linear(6, 16), **layers, o=nn.Linear(16, 3)).eval()
     data = batches(6, count=16)
     small = fxprune.transform(net, data[0], ratio=0.5, also=data[1:])
-    made = [fxprune.repair(small, net, data, memory=memory) for memory in (1 << 30, 0)]
+    made = [fxprune.repair(small, net, data, memory=m, disk=d) for m, d in ((1 << 30, 0), (0, 0), (0, 1 << 30))]
     done = [fxprune.record(one).repair for one in made]
-    assert done[0] == done[1]
+    assert done[0] == done[1] == done[2]
     assert {"a.weight", "b.weight", "c.weight", "o.weight"} <= {*done[0].layers, *done[0].left}
     assert done[0].after <= done[0].before
 
@@ -365,12 +365,13 @@ class Writing(nn.Module):
 def test_what_a_forward_writes_is_gone_afterwards() -> None:
     net, data = Writing().eval(), batches(6)
     small = fxprune.transform(net, data[0], ratio=0.5)
-    results = [fxprune.repair(small, net, data, memory=memory) for memory in (1 << 30, 0)]
+    results = [fxprune.repair(small, net, data, memory=m, disk=d) for m, d in ((1 << 30, 0), (0, 0), (0, 1 << 30))]
     for one in (net, small, *results):
         assert float(one.calls) == 0
         assert one.seen == []
         assert not hasattr(one, "last")
     assert torch.equal(results[0].b.weight, results[1].b.weight)
+    assert torch.equal(results[0].b.weight, results[2].b.weight)
 
 
 def test_both_models_keep_their_modes_and_numbers() -> None:
