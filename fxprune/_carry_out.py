@@ -20,7 +20,7 @@ from fxprune._find import AnalyzeArguments
 from fxprune._first_result import first_result
 from fxprune._follow import at_once, check_targets, made, optimizers_of, prepared_for, watch
 from fxprune._follow.result import Prepared
-from fxprune._record import Record, attach, record, records
+from fxprune._record import Record, attach, change_record, steps_in
 from fxprune._recording import recorded as recorded_of
 from fxprune._repair import RepairSettings, repaired
 from fxprune._search import (
@@ -69,8 +69,7 @@ def carry_out(request: Request, on: DataOptions) -> nn.Module | ExportedProgram:
     with at_once():
         notes = made(changes)
     if notes:
-        known = record(small)
-        attach(small, replace(known, reasons=known.reasons + notes), earlier=records(small)[:-1])
+        change_record(small, lambda known: replace(known, reasons=known.reasons + notes))
     if isinstance(small, nn.Module):
         watch(optimizers, small, told=on.followers)
     return small
@@ -123,7 +122,7 @@ def _carried_out(
     small: Any = _as_given(call.model, result, call.example_inputs)
     if call.path is None and call.prefer is None and not isinstance(call.model, ExportedProgram):
         explain_missing_graph(result.small)
-    attach(small, recorded, earlier=records(module))
+    attach(small, recorded, after=steps_in(module))
     guard(small, module)
     return small, optimizers, prepared_for(on.followers, module, small)
 

@@ -18,7 +18,7 @@ from fxprune._analyze import Analysis, analyze
 from fxprune._follow import check_targets, listed
 from fxprune._follow.parallel import wrap_again, wrapper_of
 from fxprune._in_place import WITH_A_PLAN, refuse_sharded, transform_
-from fxprune._record import record
+from fxprune._record import steps_in
 from fxprune._transform import transform
 from fxprune.arguments import checks_arguments, fits, shown
 from fxprune.costs import Cost, cost, peak_memory
@@ -244,7 +244,9 @@ class GradualPruner:
 
     def _look_again(self) -> Plan:
         """Takes the figures of the model that has got smaller. Returns the plan that made it so."""
-        made = record(self.model)
+        steps = steps_in(self.model)
+        assert steps is not None
+        made = steps.single[-1]
         if made.cost is not None:
             self._cost = made.cost[1]
         if self._memory is not None:

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from fxprune._follow import at_once, become, check_targets, listed, made, optimizers_of, prepared_for, watch
 from fxprune._follow.averages import check_average
-from fxprune._record import attach, record, records
+from fxprune._record import change_record, joined_in_place, record
 from fxprune._transform import transform
 from fxprune.arguments import refuse_unknown, shown
 from fxprune.capture.process_state import public_call
@@ -74,6 +74,7 @@ def transform_(model: ModuleT, example_inputs: Any, **options: Any) -> ModuleT:
         _warn_of_lost_hooks(model, small)
         with at_once():
             _note(small, made(changes))
+            joined_in_place(small, model)
             become(model, small)
     watch(optimizers, model, told=followers)
     return model
@@ -103,6 +104,7 @@ def _sharded(model: nn.Module, example_inputs: Any, followers: Sequence[Any], op
     with at_once():
         _note(first.small, (*made(changes), talk.note()))
         for each in (first, *made_too):
+            joined_in_place(each.small, each.model)
             become(each.model, each.small)
             wrap_again(each.model, each.wrappings)
 
@@ -178,5 +180,4 @@ def _warn_of_lost_hooks(model: nn.Module, small: nn.Module) -> None:
 
 def _note(small: nn.Module, notes: tuple[str, ...]) -> None:
     if notes:
-        known = record(small)
-        attach(small, replace(known, reasons=known.reasons + notes), earlier=records(small)[:-1])
+        change_record(small, lambda known: replace(known, reasons=known.reasons + notes))

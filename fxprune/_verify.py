@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from fxprune._analyze import analyze
 from fxprune._dropping import error_without_branches
 from fxprune._find import AnalyzeArguments
-from fxprune._record import checksum, record
+from fxprune._record import checksum, record_since
 from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.arguments import checks_arguments
 from fxprune.capture.inputs import check_plain
@@ -49,7 +49,8 @@ def verify(
 
     If the weights of `small` are no longer those that it was made with, because it was repaired or trained, they cannot
     equal those of the reference. Then its code and sizes are proven with the weights of the original in it, and an
-    `OtherWeightsWarning` says so. A model counts as trained if most numbers of some tensor are others.
+    `OtherWeightsWarning` says so. A model counts as trained if most numbers of some tensor are others. A model that was
+    pruned in several steps is compared with any of the models before a step: the steps since count as one.
 
     Args:
         model: the original.
@@ -58,13 +59,13 @@ def verify(
         outputs: the parts of the result to compare, as for `transform`; by default those that counted there.
 
     Returns the largest max |small - reference| / max |reference| of all outputs; inf if shapes differ, or if a number
-    is not finite in one of them only. Raises `VerificationError` if the small model raises where the original does not,
-    or computes with another scale.
+    is not finite in one of them only. Raises `PlanError` if `small` was not made from `model`, and `VerificationError`
+    if the small model raises where the original does not, or computes with another scale.
     """
-    made = record(small)
     if isinstance(small, nn.Module):
         check_plain(small, Tensors.of(small))
     recorded = copy_module(as_module(model, example_inputs), lambda tensor: tensor)
+    made = record_since(small, recorded)
     for name, module in recorded.named_modules():
         module.training = name in made.training
     counting = narrowed(made.plan.outputs, output_paths(outputs))
@@ -81,7 +82,7 @@ def verify(
     exact = multiplied(analysis, resolved.removal, factors, exact)
     folded = None if made.plan.zeroed is None else resolved.constants
     plain = as_module(small, example_inputs)
-    if made.weights and made.weights != checksum(plain):
+    if made.steps > 1 or (made.weights and made.weights != checksum(plain)):
         own = rewrite(analysis, resolved.removal, resolved.constants).small
         text = _other_weights(plain, own, made.repair is not None)
         if text:

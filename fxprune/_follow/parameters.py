@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fxprune._record import record, record_since
+from fxprune._record import another_model, record, record_since
 from fxprune.channels.groups import Bools
-from fxprune.errors import PlanError
 from fxprune.planning.combine import kept_flags
 from fxprune.planning.factors import Factor
 from fxprune.planning.plan import Plan
@@ -92,13 +91,15 @@ def counterparts_of(model: nn.Module, small: nn.Module) -> Counterparts:
     by_id: dict[int, Counterpart] = {}
     for name, old in olds.items():
         if tuple(old.shape) != made.before.get(name, tuple(old.shape)):
-            raise _another(name, f"it has shape {tuple(old.shape)}, and had {made.before[name]} when it was pruned")
+            raise another_model(
+                name, f"it has shape {tuple(old.shape)}, and had {made.before[name]} when it was pruned"
+            )
         if id(old) in by_id and (by_id[id(old)].new is not None or name not in news):
             continue
         by_id[id(old)] = _pair(name, old, news.get(name), made.plan)
     lacking = next((name for name in made.removed if name in made.before and not _has(model, name)), None)
     if lacking is not None:
-        raise _another(lacking, "the model does not have it")
+        raise another_model(lacking, "the model does not have it")
     return Counterparts(model, small, made.plan, by_id, {name: new for name, new in news.items() if name not in olds})
 
 
@@ -115,7 +116,7 @@ def _pair(name: str, old: nn.Parameter, new: nn.Parameter | None, plan: Plan) ->
     made = Counterpart(name, old, new, kept, _factor(plan.factors, name, old.shape, kept))
     if new is not None and tuple(new.shape) != made.small_shape:
         has, leaves = tuple(new.shape), made.small_shape
-        raise _another(name, f"it has shape {has} in the small model, the plan leaves {leaves}")
+        raise another_model(name, f"it has shape {has} in the small model, the plan leaves {leaves}")
     return made
 
 
@@ -134,14 +135,3 @@ def _factor(
         numbers = numbers.reshape([-1 if d == factor.dim else 1 for d in range(len(shape))])
         made = numbers if made is None else made * numbers
     return made
-
-
-def _another(name: str, why: str) -> PlanError:
-    return PlanError(
-        "the small model was not made from this model",
-        at=f'"{name}"',
-        why=why,
-        do="pass the model that was given to transform, as it was then, and what transform returned. A small model "
-        "that was pickled knows its last step alone: make one by fxprune.transform(model, example_inputs, plan=plan) "
-        "with the plan of all steps (`pruner.plan`, or `first.then(second)`), load the trained weights, and pass it",
-    )

@@ -34,6 +34,7 @@ def data_of(record: Record) -> dict[str, Any]:
         **({} if record.repair is None else {"repair": repaired.data_of(record.repair)}),
         **({"weights": record.weights} if record.weights else {}),
         **({"measured": {k: list(v) for k, v in record.measured.items()}} if record.measured else {}),
+        **({"steps": record.steps} if record.steps > 1 else {}),
     }
 
 
@@ -45,7 +46,7 @@ def _cost_data(cost: Cost) -> dict[str, Any]:
 
 def record_of(data: Field, plan: Plan) -> Record:
     """Returns the record that plain data and its plan describe. Raises for data that is no record."""
-    data.object(_KEYS, ["compared", "one_sided", "methods", "repair", "weights", "measured"])
+    data.object(_KEYS, ["compared", "one_sided", "methods", "repair", "weights", "measured", "steps"])
     if not isinstance(data["exact"].value, bool):
         raise data["exact"].wrong("it must be true or false")
     return Record(
@@ -67,6 +68,7 @@ def record_of(data: Field, plan: Plan) -> Record:
         repaired.repair_of(data["repair"]) if "repair" in data.mapping() else None,
         data["weights"].text() if "weights" in data.mapping() else "",
         _measured(data["measured"]) if "measured" in data.mapping() else {},
+        (_count(data["steps"]) or 1) if "steps" in data.mapping() else 1,
     )
 
 

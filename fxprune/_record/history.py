@@ -43,6 +43,7 @@ class Record:
     measured: name of a measure that a budget limited ("memory" in bytes, "latency" in seconds) -> its figure for the
         original and for the small model.
     weights: a checksum of the small model's weights before it was repaired or trained, "" if it is unknown.
+    steps: the number of steps that it joins; see `then`.
     """
 
     path: str
@@ -63,6 +64,7 @@ class Record:
     repair: Repair | None = None
     weights: str = ""
     measured: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    steps: int = 1
 
     @checks_arguments()
     def then(self, second: Record) -> Record:
@@ -72,7 +74,8 @@ class Record:
         """
         if self.norms != second.norms:
             why = f'the first was made with norms="{self.norms}", the second with "{second.norms}"'
-            raise PlanError("the two records are not one", why=why, do="prune both times with the same norms")
+            at, do = "Record.then", "prune both times with the same norms"
+            raise PlanError("the two records are not one", at=at, why=why, do=do)
         plan = self.plan.then(second.plan)
         return Record(
             plan.path,
@@ -87,8 +90,11 @@ class Record:
             self.norms,
             plan,
             (self.cost[0], second.cost[1]) if self.cost and second.cost else None,
-            repair=second.repair,
+            measured={k: (v[0], second.measured[k][1]) for k, v in self.measured.items() if k in second.measured},
+            methods=tuple(name for name in self.methods if name in second.methods),
+            repair=second.repair or self.repair,
             weights=second.weights,
+            steps=self.steps + second.steps,
         )
 
     @property
@@ -98,7 +104,12 @@ class Record:
 
     @property
     def params(self) -> tuple[int, int]:
-        """The number of elements of all parameters and buffers, before and after."""
+        """The number of parameters, before and after: elements, those of a tied tensor once, without buffers.
+
+        In a record without `cost`, of an old file, buffers and each name of a tied tensor count too.
+        """
+        if self.cost is not None:
+            return self.cost[0].params, self.cost[1].params
         return sum(map(math.prod, self.before.values())), sum(map(math.prod, self.after.values()))
 
     def _repr_html_(self) -> str:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import fx, nn
@@ -17,7 +18,7 @@ from fxprune._record.data import data_of, record_of
 from fxprune._record.history import Record
 from fxprune.arguments import checks_arguments
 from fxprune.capture.tensors import Tensors
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, PlanError
 from fxprune.files import Field, parse_json
 from fxprune.planning import plan_file
 from fxprune.planning.plan import Plan
@@ -28,107 +29,139 @@ _KEY = "fxprune_record"
 _SOURCE = "the record in this model"
 
 
-class _Holder:
-    """Holds the record of a model. Deep copies share it; a pickle has the text instead.
+class Steps:
+    """The records of the steps that made a model what it is. Deep copies share them; a pickle has a text instead.
 
-    earlier: the records of the models that it was made from, step by step, the first one first. A pickle has none.
+    single: the records, step by step, the first one first. joined: how many of them, the last ones, were made in place:
+    on one model object, which is relative to what it was before them.
     """
 
-    def __init__(self, record: Record, earlier: tuple[Record, ...] = ()) -> None:
+    def __init__(self, single: tuple[Record, ...], joined: int = 1) -> None:
         self._held: Mapping[str, Any] = types.MappingProxyType(
-            {"last": record, "earlier": earlier}
+            {"single": single, "joined": joined, "cache": []}
         )  # no part of it is looked into
 
     @property
-    def record(self) -> Record:
-        """The record of the last step."""
-        made: Record = self._held["last"]
+    def single(self) -> tuple[Record, ...]:
+        """The records of all steps."""
+        made: tuple[Record, ...] = self._held["single"]
+        return made
+
+    @property
+    def joined(self) -> int:
+        """The number of steps that were made in place, one after the other."""
+        made: int = self._held["joined"]
         return made
 
     @property
     def earlier(self) -> tuple[Record, ...]:
-        """Those of the steps before."""
-        made: tuple[Record, ...] = self._held["earlier"]
-        return made
+        """The records of the models that the object was made from."""
+        return self.single[: -self.joined]
 
-    def __copy__(self) -> _Holder:
+    @property
+    def record(self) -> Record:
+        """The record of the model since it was given: of one step, or of all that were made in place."""
+        cache: list[Record] = self._held["cache"]
+        if not cache:
+            cache.append(_joined(self.single[-self.joined :]))
+        return cache[0]
+
+    def __copy__(self) -> Steps:
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Holder:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Steps:
         return self
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        return str, (text_of(self.record),)
+        return str, (text_of(self.record, self.earlier),)
 
 
-def text_of(record: Record) -> str:
-    """A record with its plan as JSON. Raises `PlanError` for a plan that no file can hold."""
-    data = {
-        "format": FORMAT,
-        "version": VERSION,
-        "plan": plan_file.data_of(record.plan),
-        "record": data_of(record),
-    }
+def _joined(single: Sequence[Record]) -> Record:
+    """One record of several steps. Of steps that cannot be joined that of the last ones, with a reason."""
+    made = single[-1]
+    for number, one in reversed(list(enumerate(single[:-1], 1))):
+        try:
+            made = one.then(made)
+        except PlanError as error:
+            why = f"the steps up to step {number} are not in this record: {error.what}, because {error.first_why}"
+            return replace(made, reasons=(*made.reasons, why))
+    return made
+
+
+def text_of(record: Record, earlier: Sequence[Record] = ()) -> str:
+    """A record with its plan as JSON. Raises `PlanError` for a plan that no file can hold.
+
+    earlier: the records of the models that the small one was made from.
+    """
+    data = {"format": FORMAT, "version": VERSION, **step_data(record)}
+    if earlier:
+        data["earlier"] = [step_data(one) for one in earlier]
     return json.dumps(data, ensure_ascii=False, allow_nan=False)
+
+
+def step_data(record: Record) -> dict[str, Any]:
+    """A record and its plan as plain data."""
+    return {"plan": plan_file.data_of(record.plan), "record": data_of(record)}
+
+
+def steps_of(data: Field) -> tuple[Record, ...]:
+    """The records that a list of such plain data describes."""
+    found = [entry.object(("plan", "record")) for entry in data.items()]
+    return tuple(record_of(entry["record"], plan_file.plan_of(entry["plan"], Plan)) for entry in found)
 
 
 def record_from(text: str) -> Record:
     """The record that `text_of` wrote. Raises an `FxpruneError` for any other text."""
-    data = Field(parse_json(text.encode(), _SOURCE), _SOURCE).object(("format", "version", "plan", "record"))
+    return _steps_from(text).record
+
+
+def _steps_from(text: str) -> Steps:
+    keys = ("format", "version", "plan", "record")
+    data = Field(parse_json(text.encode(), _SOURCE), _SOURCE).object(keys, ("earlier",))
     data["format"].text((FORMAT,))
     if data["version"].value != VERSION:
         raise data["version"].wrong(f"this fxprune reads version {VERSION}", "read it with the fxprune that wrote it")
-    return record_of(data["record"], plan_file.plan_of(data["plan"], Plan))
+    earlier = steps_of(data["earlier"]) if "earlier" in data.mapping() else ()
+    return Steps((*earlier, record_of(data["record"], plan_file.plan_of(data["plan"], Plan))))
 
 
 @checks_arguments("small")
 def record(small: nn.Module | ExportedProgram) -> Record:
     """The record of a model that `transform` returned, of a deep copy of such a model, or of one that was pickled.
 
-    A file of `torch.export.save` has no record.
+    It is relative to the model that was given: to the argument of `transform`, and for a model that `transform_` or a
+    `GradualPruner` made smaller in steps, to what it was before the first of them. A file of `torch.export.save` has no
+    record.
 
     Raises `FxpruneError` for any other model.
     """
+    return _steps(small).record
+
+
+def _steps(small: nn.Module | ExportedProgram) -> Steps:
+    """The records in a model. Raises `FxpruneError` if it has none."""
     found = _found(small)
     if isinstance(found, str):  # the model was pickled
         if isinstance(small, fx.GraphModule):
             _keep(small, found)
-        return record_from(found)
-    if isinstance(found, _Holder):
-        return found.record
+        return _steps_from(found)
+    if isinstance(found, Steps):
+        return found
     if not isinstance(found, Record):  # pickles of version 0.1 have the record itself
         raise FxpruneError(
             f"this {type(small).__name__} has no record",
             why="it was not made by transform",
             do="pass what transform returned",
         )
-    return found
+    return Steps((found,))
 
 
-def records(model: nn.Module | ExportedProgram) -> tuple[Record, ...]:
-    """The records of all steps that made a model what it is, the first one first; none if it was not pruned."""
-    found = _found(model)
-    if found is None or not (isinstance(model, ExportedProgram) or _describes(record(model), model)):
-        return ()
-    return (*found.earlier, found.record) if isinstance(found, _Holder) else (record(model),)
-
-
-def record_since(small: nn.Module, model: nn.Module) -> Record:
-    """The record from a model to the small one: of the last step, or of all steps since the model had its shapes.
-
-    If none fits, that of the last step.
-    """
-    shapes = {name: tuple(tensor.shape) for name, tensor in Tensors.of(model).items()}
-    last = made = record(small)
-    for earlier in reversed(records(small)[:-1]):
-        if _began_with(made, shapes):
-            return made
-        made = earlier.then(made)
-    return made if _began_with(made, shapes) else last
-
-
-def _began_with(made: Record, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    return all(tuple(made.before[name]) == shape for name, shape in shapes.items() if name in made.before)
+def steps_in(model: nn.Module | ExportedProgram) -> Steps | None:
+    """The records of all steps that made a model what it is; None if it was not pruned, or changed otherwise since."""
+    if _found(model) is None:
+        return None
+    made = _steps(model)
+    return made if isinstance(model, ExportedProgram) or _describes(made.single[-1], model) else None
 
 
 def _found(small: nn.Module | ExportedProgram) -> Any:
@@ -144,27 +177,42 @@ def _describes(made: Record, small: nn.Module) -> bool:
     return all(shapes.get(name) == tuple(shape) for name, shape in made.after.items())
 
 
-def attach(small: nn.Module | ExportedProgram, made: Record, *, earlier: tuple[Record, ...] = ()) -> None:
-    """Store a record in a model. Deep copies of the model and pickles of it have it too.
+def attach(small: nn.Module | ExportedProgram, made: Record, *, after: Steps | None = None) -> None:
+    """Store the record of a step in a model. Deep copies of the model and pickles of it have it too.
 
-    earlier: the records of the model that it was made from; see `records`.
+    after: the steps of the model that it was made from.
 
     Modules inside it that have a record of their own, and other shapes than that says, lose it.
     """
-    holder = _Holder(made, earlier)
+    _store(small, Steps((*(after.single if after else ()), made)))
+
+
+def joined_in_place(small: nn.Module, model: nn.Module) -> None:
+    """Note in a small model that it becomes the model that it was made from: their records are one from then on."""
+    made, before = _steps(small), steps_in(model)
+    _store(small, Steps(made.single, made.joined + (0 if before is None else before.joined)))
+
+
+def change_record(small: nn.Module | ExportedProgram, changed: Callable[[Record], Record]) -> None:
+    """Store another record of the last step. changed: a function from the one that is known to that."""
+    made = _steps(small)
+    _store(small, Steps((*made.single[:-1], changed(made.single[-1])), made.joined))
+
+
+def _store(small: nn.Module | ExportedProgram, made: Steps) -> None:
     if isinstance(small, ExportedProgram):
-        small.graph_module.meta[_KEY] = holder
+        small.graph_module.meta[_KEY] = made
         return
     for inner in small.modules():
-        if inner is not small and _found(inner) is not None and not _describes(record(inner), inner):
+        if inner is not small and _found(inner) is not None and not _describes(_steps(inner).single[-1], inner):
             inner.__dict__.pop(_KEY, None)
             inner.__dict__.get("meta", {}).pop(_KEY, None)
-    small.__dict__[_KEY] = holder
+    small.__dict__[_KEY] = made
     if isinstance(small, fx.GraphModule):
-        _keep(small, holder)
+        _keep(small, made)
 
 
-def _keep(graph: fx.GraphModule, held: _Holder | str) -> None:
+def _keep(graph: fx.GraphModule, held: Steps | str) -> None:
     """Store a record where deep copies of a graph module take it along."""
     graph.meta[_KEY] = held
     if _keep_in_pickles not in graph._deepcopy_hooks:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.export import ExportedProgram
 
-from fxprune._record import attach, record, records
+from fxprune._record import change_record, record, record_since
 from fxprune._repair.batch_norms import take_statistics
 from fxprune._repair.batches import DataPart
 from fxprune._repair.layer_by_layer import check_values, repaired
@@ -109,7 +109,7 @@ def repair(
     settings = RepairSettings(
         mode, RIDGES if ridge is None else (float(ridge),), holdout, memory, disk, progress, steps, noise
     )
-    known = record(small)
+    known = record(small) if isinstance(model, ExportedProgram) else record_since(small, model)
     if isinstance(model, ExportedProgram) or isinstance(small, ExportedProgram):
         raise InputError(
             "a program is repaired when it is made",
@@ -126,7 +126,7 @@ def repair(
     processes = Processes(process_group)
     with processes.together():
         made, done = repaired(small, model, data, known.plan, settings, processes)
-    attach(made, replace(known, repair=done), earlier=records(made)[:-1])
+    change_record(made, lambda last: replace(last, repair=done))
     return made
 
 

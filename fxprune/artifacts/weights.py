@@ -12,21 +12,24 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from fxprune._record import Record, attach
+from fxprune._record import Record, attach, steps_in
 from fxprune._record import data as record_data
 from fxprune._record import record as record_of_model
+from fxprune._record.holder import step_data, steps_of
+from fxprune._record.since import since
 from fxprune._transform import transform
 from fxprune.arguments import checks_arguments
 from fxprune.artifacts.rebuild import check_sizes, needs_inputs, rebuild, replace_tensors
 from fxprune.artifacts.safetensors_file import DTYPES, NAMES, SafetensorsFile, check_writable, opened, raw_bytes, write
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import public_call
+from fxprune.capture.tensors import Tensors
 from fxprune.errors import FileError, NothingRemovedWarning, PlanError, nearest
 from fxprune.files import Field, PathLike, parse_json
 from fxprune.planning.combine import shapes_after
@@ -54,8 +57,8 @@ def save(small: nn.Module | ExportedProgram, path: PathLike, *, record: Record |
     Args:
         small: a result of `transform`, also after more training; only read.
         path: the file to write; the usual suffix is .safetensors.
-        record: the record to store; None means that of `small`. For a model that was pruned twice, pass
-            `record(first).then(record(second))`.
+        record: the record to store. By default those of all steps that made `small`: the file can be loaded into any
+            of the models before a step.
 
     Raises `FileError` for tensors that cannot be stored, and `PlanError` if a shape differs from the plan's.
     """
@@ -65,18 +68,21 @@ def save(small: nn.Module | ExportedProgram, path: PathLike, *, record: Record |
             why="it is a graph, and no class could be loaded into it",
             do="torch.export.save(program, path), and fxprune.record(program).plan.save(other_path)",
         )
-    made = record_of_model(small) if record is None else record
+    made, earlier = _records(small) if record is None else (record, ())
     state = _tensors_to_store(small, made)
     for name, tensor in state.items():
         check_writable(name, tensor)
-    text, tied = described(small, made, state)
+    text, tied = described(small, made, state, earlier=earlier)
     write(path, {name: tensor for name, tensor in state.items() if name not in tied}, {"format": "pt", KEY: text})
 
 
-def described(small: nn.Module, made: Record, state: Mapping[str, Any] | None = None) -> tuple[str, dict[str, str]]:
+def described(
+    small: nn.Module, made: Record, state: Mapping[str, Any] | None = None, *, earlier: Sequence[Record] = ()
+) -> tuple[str, dict[str, str]]:
     """Returns the text that a file has beside the tensors, and the names that are not stored: those of tied tensors.
 
-    Weights may be without values. state: the tensors to store. Raises `PlanError` if a shape differs from the plan's.
+    Weights may be without values. state: the tensors to store. earlier: the records of the steps before. Raises
+    `PlanError` if a shape differs from the plan's.
     """
     state = _tensors_to_store(small, made) if state is None else state
     first: dict[int, str] = {}
@@ -89,6 +95,7 @@ def described(small: nn.Module, made: Record, state: Mapping[str, Any] | None = 
         "tied": tied,
         "buffers": {name: _buffer_data(buffer) for name, buffer in _buffers_outside_state(small, state, made).items()},
         "training": [name for name, module in small.named_modules() if module.training],
+        **({"earlier": [step_data(one) for one in earlier]} if earlier else {}),
     }
     _check_unchanged(state, made)
     return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")), tied
@@ -130,10 +137,13 @@ def load(
     True
     """
     file = opened(path)
-    data, made = _read(file)
-    plan, small = made.plan, None
+    data, made, earlier = _read(file)
     if not isinstance(into, nn.Module):
         raise FileError(f"into must be a model, not {type(into).__name__}", do="pass the original, with any weights")
+    if earlier:
+        shapes = {name: tuple(tensor.shape) for name, tensor in Tensors.of(into).items()}
+        made = since((*earlier, made), shapes) or made
+    plan, small = made.plan, None
     model = _in_dtypes(into, file, data["buffers"])
     for name, module in model.named_modules():
         module.training = name in made.training
@@ -165,11 +175,19 @@ def record_in(path: PathLike) -> Record:
 
     Raises `FileError` or `PlanError` as `load` does.
     """
-    return _read(opened(path))[1]
+    return _read(opened(path)).record
 
 
-def _read(file: SafetensorsFile) -> tuple[Field, Record]:
-    """Returns the metadata of a file, and the record in it."""
+class _Read(NamedTuple):
+    """The metadata of a file, the record of the last step in it, and those of the steps before."""
+
+    data: Field
+    record: Record
+    earlier: tuple[Record, ...]
+
+
+def _read(file: SafetensorsFile) -> _Read:
+    """Returns the records in a file."""
     if KEY not in file.texts:
         raise file.wrong(
             f'it was not written by fxprune: its metadata has no key "{KEY}"',
@@ -181,11 +199,17 @@ def _read(file: SafetensorsFile) -> tuple[Field, Record]:
         raise data.wrong(f'there is no "format": "{FORMAT}"')
     if data.value.get("version") != VERSION:
         raise data.wrong(f"this fxprune reads version {VERSION}", "load it with the fxprune that wrote it")
-    data.object("format version plan record tied buffers training".split())
+    data.object("format version plan record tied buffers training".split(), ("earlier",))
     plan = plan_of(Field(data["plan"].value, source, "plan", PlanError), Plan)
     made = record_data.record_of(data["record"], plan)
     _check_shapes(file, plan_shapes=shapes_after(plan))
-    return data, made
+    return _Read(data, made, steps_of(data["earlier"]) if "earlier" in data.mapping() else ())
+
+
+def _records(small: nn.Module) -> tuple[Record, tuple[Record, ...]]:
+    """Returns the record of a small model, and those of the models that it was made from."""
+    steps = steps_in(small)
+    return record_of_model(small), () if steps is None else steps.earlier
 
 
 def _check_shapes(file: SafetensorsFile, plan_shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -220,8 +244,8 @@ def _check_unchanged(state: Mapping[str, torch.Tensor], made: Record) -> None:
             raise PlanError(
                 "the model is not what its plan leaves",
                 at=f'"{name}" has shape {tuple(tensor.shape)}',
-                why=f"the plan leaves {after[name]}; was the model changed after `transform`, or pruned twice?",
-                do="for a model that was pruned twice pass record=record(first).then(record(second))",
+                why=f"the plan leaves {after[name]}; was the model changed after `transform`?",
+                do="save what `transform` returned; two plans in one are record=record(first).then(record(second))",
             )
 
 

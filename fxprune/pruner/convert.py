@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune._record import Record, attach, record
+from fxprune._record import Record, change_record, record
 from fxprune._transform import transform
 from fxprune.capture.inputs import normalize
 from fxprune.capture.module_copy import copy_module
@@ -43,7 +43,7 @@ def converted(
     stay = _remaining_outputs(zeros, masks, made)
     _warn(made, stay)
     others = tuple(r for r in made.reasons if not r.startswith(tuple(f'"{name}": ' for name in masks)))
-    attach(small, replace(made, reasons=(*stay, *others)))
+    change_record(small, lambda last: replace(last, reasons=(*stay, *others)))
     return small
 
 

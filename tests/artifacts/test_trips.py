@@ -276,14 +276,18 @@ def test_pruned_twice_and_loaded_into_the_original(make: Any, inputs: Any, optio
     second = pruned(first, x, ratio=0.3, **{k: v for k, v in options.items() if k != "path"})
     both = fxprune.record(first).then(fxprune.record(second))
     save(second, tmp_path / "second.safetensors")
-    with pytest.raises(fxprune.PlanError, match="another model"):
-        load(tmp_path / "second.safetensors", into=seeded(make, 2), example_inputs=x)
     save(second, tmp_path / "both.safetensors", record=both)
-    again = load(tmp_path / "both.safetensors", into=seeded(make, 2), example_inputs=x)
-    assert fxprune.record(again) == both
-    assert both.params == (fxprune.record(first).params[0], fxprune.record(second).params[1])
-    assert [n for n, t in second.state_dict().items() if not equal(t, again.state_dict()[n])] == []
-    assert all(map(equal, run(second, x), run(again, x)))
+    into_first = load(tmp_path / "second.safetensors", into=first, example_inputs=x)
+    assert fxprune.record(into_first) == fxprune.record(second)
+    for name in ("second.safetensors", "both.safetensors"):
+        again = load(tmp_path / name, into=seeded(make, 2), example_inputs=x)
+        assert fxprune.record(again) == both
+        assert both.params == (fxprune.record(first).params[0], fxprune.record(second).params[1])
+        for made in (into_first, again):
+            assert [n for n, t in second.state_dict().items() if not equal(t, made.state_dict()[n])] == []
+            assert all(map(equal, run(second, x), run(made, x)))
+    with pytest.raises(fxprune.PlanError, match="another model"):
+        load(tmp_path / "second.safetensors", into=nn.Sequential(nn.Linear(3, 3)), example_inputs=torch.randn(2, 3))
 
 
 def test_records_of_other_norms_are_not_joined() -> None:
