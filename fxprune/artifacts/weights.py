@@ -178,7 +178,7 @@ def record_in(path: PathLike) -> Record:
     return _read(opened(path)).record
 
 
-class _Read(NamedTuple):
+class _InFile(NamedTuple):
     """The metadata of a file, the record of the last step in it, and those of the steps before."""
 
     data: Field
@@ -186,7 +186,7 @@ class _Read(NamedTuple):
     earlier: tuple[Record, ...]
 
 
-def _read(file: SafetensorsFile) -> _Read:
+def _read(file: SafetensorsFile) -> _InFile:
     """Returns the records in a file."""
     if KEY not in file.texts:
         raise file.wrong(
@@ -203,7 +203,7 @@ def _read(file: SafetensorsFile) -> _Read:
     plan = plan_of(Field(data["plan"].value, source, "plan", PlanError), Plan)
     made = record_data.record_of(data["record"], plan)
     _check_shapes(file, plan_shapes=shapes_after(plan))
-    return _Read(data, made, steps_of(data["earlier"]) if "earlier" in data.mapping() else ())
+    return _InFile(data, made, steps_of(data["earlier"]) if "earlier" in data.mapping() else ())
 
 
 def _records(small: nn.Module) -> tuple[Record, tuple[Record, ...]]:
