@@ -29,7 +29,7 @@ _KEY = "fxprune_record"
 _SOURCE = "the record in this model"
 
 
-class Steps:
+class MadeBy:
     """The records of the steps that made a model what it is. Deep copies share them; a pickle has a text instead.
 
     single: the records, step by step, the first one first. joined: how many of them, the last ones, were made in place:
@@ -66,10 +66,10 @@ class Steps:
             cache.append(_joined(self.single[-self.joined :]))
         return cache[0]
 
-    def __copy__(self) -> Steps:
+    def __copy__(self) -> MadeBy:
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Steps:
+    def __deepcopy__(self, memo: dict[int, Any]) -> MadeBy:
         return self
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
@@ -115,14 +115,14 @@ def record_from(text: str) -> Record:
     return _steps_from(text).record
 
 
-def _steps_from(text: str) -> Steps:
+def _steps_from(text: str) -> MadeBy:
     keys = ("format", "version", "plan", "record")
     data = Field(parse_json(text.encode(), _SOURCE), _SOURCE).object(keys, ("earlier",))
     data["format"].text((FORMAT,))
     if data["version"].value != VERSION:
         raise data["version"].wrong(f"this fxprune reads version {VERSION}", "read it with the fxprune that wrote it")
     earlier = steps_of(data["earlier"]) if "earlier" in data.mapping() else ()
-    return Steps((*earlier, record_of(data["record"], plan_file.plan_of(data["plan"], Plan))))
+    return MadeBy((*earlier, record_of(data["record"], plan_file.plan_of(data["plan"], Plan))))
 
 
 @checks_arguments("small")
@@ -138,14 +138,14 @@ def record(small: nn.Module | ExportedProgram) -> Record:
     return _steps(small).record
 
 
-def _steps(small: nn.Module | ExportedProgram) -> Steps:
+def _steps(small: nn.Module | ExportedProgram) -> MadeBy:
     """The records in a model. Raises `FxpruneError` if it has none."""
     found = _found(small)
     if isinstance(found, str):  # the model was pickled
         if isinstance(small, fx.GraphModule):
             _keep(small, found)
         return _steps_from(found)
-    if isinstance(found, Steps):
+    if isinstance(found, MadeBy):
         return found
     if not isinstance(found, Record):  # pickles of version 0.1 have the record itself
         raise FxpruneError(
@@ -153,10 +153,10 @@ def _steps(small: nn.Module | ExportedProgram) -> Steps:
             why="it was not made by transform",
             do="pass what transform returned",
         )
-    return Steps((found,))
+    return MadeBy((found,))
 
 
-def steps_in(model: nn.Module | ExportedProgram) -> Steps | None:
+def steps_in(model: nn.Module | ExportedProgram) -> MadeBy | None:
     """The records of all steps that made a model what it is; None if it was not pruned, or changed otherwise since."""
     if _found(model) is None:
         return None
@@ -177,29 +177,29 @@ def _describes(made: Record, small: nn.Module) -> bool:
     return all(shapes.get(name) == tuple(shape) for name, shape in made.after.items())
 
 
-def attach(small: nn.Module | ExportedProgram, made: Record, *, after: Steps | None = None) -> None:
+def attach(small: nn.Module | ExportedProgram, made: Record, *, after: MadeBy | None = None) -> None:
     """Store the record of a step in a model. Deep copies of the model and pickles of it have it too.
 
     after: the steps of the model that it was made from.
 
     Modules inside it that have a record of their own, and other shapes than that says, lose it.
     """
-    _store(small, Steps((*(after.single if after else ()), made)))
+    _store(small, MadeBy((*(after.single if after else ()), made)))
 
 
 def joined_in_place(small: nn.Module, model: nn.Module) -> None:
     """Note in a small model that it becomes the model that it was made from: their records are one from then on."""
     made, before = _steps(small), steps_in(model)
-    _store(small, Steps(made.single, made.joined + (0 if before is None else before.joined)))
+    _store(small, MadeBy(made.single, made.joined + (0 if before is None else before.joined)))
 
 
 def change_record(small: nn.Module | ExportedProgram, changed: Callable[[Record], Record]) -> None:
     """Store another record of the last step. changed: a function from the one that is known to that."""
     made = _steps(small)
-    _store(small, Steps((*made.single[:-1], changed(made.single[-1])), made.joined))
+    _store(small, MadeBy((*made.single[:-1], changed(made.single[-1])), made.joined))
 
 
-def _store(small: nn.Module | ExportedProgram, made: Steps) -> None:
+def _store(small: nn.Module | ExportedProgram, made: MadeBy) -> None:
     if isinstance(small, ExportedProgram):
         small.graph_module.meta[_KEY] = made
         return
@@ -212,7 +212,7 @@ def _store(small: nn.Module | ExportedProgram, made: Steps) -> None:
         _keep(small, made)
 
 
-def _keep(graph: fx.GraphModule, held: Steps | str) -> None:
+def _keep(graph: fx.GraphModule, held: MadeBy | str) -> None:
     """Store a record where deep copies of a graph module take it along."""
     graph.meta[_KEY] = held
     if _keep_in_pickles not in graph._deepcopy_hooks:
