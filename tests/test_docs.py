@@ -14,6 +14,7 @@ import pkgutil
 import re
 import subprocess
 import textwrap
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
@@ -22,6 +23,7 @@ import pytest
 
 from fxprune.criteria import CRITERIA
 from fxprune.ops import FAMILIES, registered
+from tests.support import torchvision
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -122,10 +124,23 @@ def test_readme_block(block, tmp_path, monkeypatch):
     run(block, {"__name__": "readme"})
 
 
+def import_from_transformers(names):
+    """Import classes before a page does, since their import warns and needs a torchvision that fits."""
+    transformers = pytest.importorskip("transformers")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torchvision()
+        for name in names:
+            getattr(transformers, name)
+    transformers.logging.disable_progress_bar()
+
+
 @pytest.mark.parametrize("path", [p for p in PAGES if python_blocks(p)], ids=lambda p: p.name)
 def test_page(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": path.stem}
+    for names in re.findall(r"^from transformers import (.+)$", path.read_text(), re.MULTILINE):
+        import_from_transformers(names.split(", "))
     with patch.dict(CRITERIA):  # a page adds one, which other tests must not see
         for block in python_blocks(path):
             run(block, namespace)
