@@ -12,13 +12,16 @@ from torch import nn
 
 from fxprune._find import AnalyzeArguments, find
 from fxprune._follow.parameters import counterparts_of
+from fxprune.analysis.findings import Findings
 from fxprune.arguments import checks_arguments
 from fxprune.capture.process_state import public_call
 from fxprune.capture.values import leaves, map_tensors, tensors_in
-from fxprune.channels.groups import Bools
+from fxprune.channels.groups import Bools, Removal
 from fxprune.errors import PlanError
 from fxprune.fold import resolve_plan
+from fxprune.ops.factors import Value, is_one
 from fxprune.ops.registry import Operand
+from fxprune.rewrite.graph import scale_factors
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,16 @@ class Distillation:
     def __init__(self, small: nn.Module, model: nn.Module, kept: Mapping[str, Sequence[Mapping[int, Bools]]]) -> None:
         self.small, self.model = small, model
         self._kept = kept
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The paths of the layers whose outputs are compared."""
+        return tuple(self._kept)
+
+    def __repr__(self) -> str:
+        names = type(self.small).__name__, type(self.model).__name__
+        compared = ", ".join(map(repr, self.layers)) if self.layers else "no layers"
+        return f"Distillation of {names[0]} from {names[1]}: the results and {compared}"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Distilled:
         """Returns the outputs of both models and the losses between them."""
@@ -109,7 +122,8 @@ def distillation(
         small: what `transform` returned, before or after training.
         model: the model that was given to `transform`, the teacher.
         example_inputs: as for `transform`. The model is analysed on them, to find the channels of the layers.
-        layers: the paths of modules whose outputs are compared; none compares the results alone.
+        layers: the paths of modules whose outputs are compared. By default there are none: the results alone are
+            compared, and `made.features` is 0.
 
     Returns a `Distillation`: `made = distill(x)` has `made.output`, `made.features`, `made.outputs`.
 
@@ -126,11 +140,12 @@ def distillation(
     """
     plan = counterparts_of(model, small).plan
     for name in layers:
-        _check_layer(name, small, model, {factor.tensor for factor in plan.factors})
+        _check_layer(name, small, model)
     if not layers:
         return Distillation(small, model, {})
     findings = find(AnalyzeArguments(model, example_inputs, path=plan.path))
     removal = resolve_plan(findings, replace(plan, structure=None)).removal
+    scaled = _Scaled.of(findings, removal) if plan.factors else _Scaled({}, [])
     kept: dict[str, list[dict[int, Bools]]] = {}
     for name in layers:
         visit = findings.observed.visits.get(name)
@@ -141,6 +156,7 @@ def distillation(
                 why="forward does not call it on these inputs, or it is no module of the captured model",
                 do="choose a layer that forward calls",
             )
+        scaled.refuse(name)
         kept[name] = [_flags(removal.kept, operand) for operand in leaves(visit.output, Operand)]
     return Distillation(small, model, kept)
 
@@ -150,16 +166,58 @@ def _flags(kept_of: Any, operand: Operand) -> dict[int, Bools]:
     return {dim: flags for dim, flags in found.items() if flags is not None}
 
 
-def _check_layer(name: str, small: nn.Module, model: nn.Module, scaled: set[str]) -> None:
+def _check_layer(name: str, small: nn.Module, model: nn.Module) -> None:
     for kind, each in (("small", small), ("large", model)):
         if name not in dict(each.named_modules(remove_duplicate=False)) or not name:
             why, do = f"the {kind} model does not have it", "choose from model.named_modules()"
             raise PlanError("there is no such layer", at=f'layers: "{name}"', why=why, do=do)
-    inside = [tensor for tensor in scaled if tensor.startswith(f"{name}.")]
-    if inside:
-        raise PlanError(
-            "the features of a layer have another scale",
-            at=f'layers: "{name}"',
-            why=f"the plan multiplies {', '.join(inside)} by a factor",
-            do="choose a layer around it",
+
+
+@dataclass(frozen=True, eq=False)
+class _Scaled:
+    """The values that a factor of the plan multiplies, on their way from a weight to the scale that needs it.
+
+    made_in: value -> the path of the module that makes it. read_in: pairs of a value and the path of a module that reads
+    it; None where it is a result of the model.
+    """
+
+    made_in: Mapping[Value, str]
+    read_in: Sequence[tuple[Value, str | None]]
+
+    @classmethod
+    def of(cls, findings: Findings, removal: Removal) -> _Scaled:
+        """Those of a removal."""
+        factors, steps = scale_factors(findings, removal).results, findings.observed.steps
+        place = {id(step): findings.events[step.event].module for step in steps.done}
+        made_in = {
+            value: place[id(step)]
+            for step in steps.done
+            for value, factor in zip(step.made, factors.get(step.key, ()), strict=False)
+            if not is_one(factor)
+        }
+        read = [(value, place[id(step)]) for step in steps.done for value in step.read if value in made_in]
+        return cls(made_in, [*read, *((value, None) for value in steps.results if value in made_in)])
+
+    def leaves(self, layer: str) -> bool:
+        """True if such a value leaves a layer."""
+        return any(
+            _inside(self.made_in[value], layer) and (reader is None or not _inside(reader, layer))
+            for value, reader in self.read_in
         )
+
+    def refuse(self, layer: str) -> None:
+        """Raises `PlanError` for a layer whose outputs are multiplied."""
+        if self.leaves(layer):
+            parts = layer.split(".")
+            around = (".".join(parts[:number]) for number in range(len(parts) - 1, 0, -1))
+            better = next((f'"{name}"' for name in around if not self.leaves(name)), "")
+            raise PlanError(
+                "the features of a layer have another scale",
+                at=f'layers: "{layer}"',
+                why="its outputs are multiplied by a factor of the plan, which a scale outside of it takes back",
+                do=f"choose {better}, which is around it" if better else "choose a layer that comes after this scale",
+            )
+
+
+def _inside(module: str, layer: str) -> bool:
+    return module == layer or module.startswith(f"{layer}.")

@@ -105,13 +105,6 @@ def test_layers_that_cannot_be_compared_are_refused() -> None:
     for name in ("nothing", ""):
         with pytest.raises(fxprune.PlanError, match="there is no such layer"):
             fxprune.distillation(small, model, batch(0), layers=[name])
-    torch.manual_seed(0)
-    scaled = Scaled().double().eval()
-    x = torch.randn(2, 3, 16, dtype=torch.float64)
-    smaller = fxprune.transform(scaled, x, ratio=0.5)
-    layer = fxprune.record(smaller).plan.factors[0].tensor.rpartition(".")[0]
-    with pytest.raises(fxprune.PlanError, match="have another scale"):
-        fxprune.distillation(smaller, scaled, x, layers=[layer])
 
     class Unused(nn.Module):
         def __init__(self) -> None:
@@ -124,6 +117,49 @@ def test_layers_that_cannot_be_compared_are_refused() -> None:
     unused = Unused().eval()
     with pytest.raises(fxprune.PlanError, match="was not seen in the analysis"):
         fxprune.distillation(pruned(unused), unused, batch(0), layers=["unused"])
+
+
+class Blocks(nn.Module):
+    """Attention in a block, and what reads its output; the queries pass through a module that scales nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.block, self.head = nn.Linear(6, 16), nn.ModuleDict({"attention": Scaled()}), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.stem(x)
+        return self.head(h + self.block["attention"](h))
+
+
+def test_a_factor_counts_where_it_leaves_the_layer() -> None:
+    torch.manual_seed(0)
+    model = Blocks().double().eval()
+    x = torch.randn(2, 3, 6, dtype=torch.float64)
+    small = fxprune.transform(model, x, ratio=0.5)
+    factors = {factor.tensor for factor in fxprune.record(small).plan.factors}
+    assert factors
+    scaled = {name.rpartition(".")[0] for name in factors}
+    attention = "block.attention"
+    layers = [f"{attention}.{name}" for name in "qkv"] + [f"{attention}.out", attention, "stem", "head"]
+    reference = fxprune.masked(model, fxprune.record(small).zeroed)
+    for layer in layers:
+        if layer in scaled:
+            with pytest.raises(
+                fxprune.PlanError, match=f'(?s)have another scale.*at +layers: "{layer}".*outside'
+            ) as caught:
+                fxprune.distillation(small, model, x, layers=[layer])
+            assert caught.value.do == f'choose "{attention}", which is around it'
+        else:  # from the masked original, whose features the small model has, nothing is to be learned
+            assert fxprune.distillation(small, reference, x, layers=[layer])(x).features < 1e-20
+
+
+def test_a_distillation_says_what_it_compares() -> None:
+    model = net()
+    small = pruned(model)
+    made = fxprune.distillation(small, model, batch(0), layers=["norm", "head"])
+    assert repr(made) == "Distillation of Net from Net: the results and 'norm', 'head'"
+    assert made.layers == ("norm", "head")
+    assert repr(fxprune.distillation(small, model, batch(0))).endswith("the results and no layers")
 
 
 def test_half_precision_does_not_overflow() -> None:
