@@ -177,8 +177,8 @@ def _check_layer(name: str, small: nn.Module, model: nn.Module) -> None:
 class _Scaled:
     """The values that a factor of the plan multiplies, on their way from a weight to the scale that needs it.
 
-    made_in: value -> the path of the module that makes it. read_in: pairs of a value and the path of a module that reads
-    it; None where it is a result of the model.
+    made_in: value -> the path of the module that makes it. read_in: pairs of a value and the path of a module that
+    reads it; None where it is a result of the model.
     """
 
     made_in: Mapping[Value, str]

@@ -120,7 +120,7 @@ def test_layers_that_cannot_be_compared_are_refused() -> None:
 
 
 class Blocks(nn.Module):
-    """Attention in a block, and what reads its output; the queries pass through a module that scales nothing."""
+    """Attention in a block, and layers before and after it."""
 
     def __init__(self) -> None:
         super().__init__()
