@@ -1,14 +1,16 @@
 """Integers that forward does not read, but other methods may: each gets the new width of the layers that it counts.
 
 Nothing shows what such an attribute counts. It is taken for a width if layers of its module have that width, and is
-recounted if these layers agree on the new one. Attributes whose names differ in underscores only, and that hold the
-same integers, are taken for one: einops' layers keep `axes_lengths` for copies, and `_axes_lengths` for forward. What
-is done, or cannot be done, is said in the record.
+recounted if these layers agree on the new one. Where they do not, the values decide that enter and leave the modules
+inside: a block counts the channels that it hands to its parts, not those inside the parts. Attributes whose names
+differ in underscores only, and that hold the same integers, are taken for one: einops' layers keep `axes_lengths` for
+copies, and `_axes_lengths` for forward. What is done, or cannot be done, is said in the record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -16,7 +18,10 @@ from torch import nn
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.settings import Setting, name_of, read_setting, write_setting
 from fxprune.capture.code import is_torch, names_read_by
+from fxprune.capture.values import leaves
 from fxprune.channels.groups import Removal
+from fxprune.channels.vector import Vector
+from fxprune.ops import Operand
 
 
 def recount_unread(small: nn.Module, findings: Findings, removal: Removal) -> tuple[str, ...]:
@@ -28,10 +33,14 @@ def recount_unread(small: nn.Module, findings: Findings, removal: Removal) -> tu
     used = {setting for use in findings.uses.all for setting in use.expression.settings}
     settings = [s for s in findings.uses.before if not s[2] and s not in used and not _is_layer(small, s[0])]
     widths = _widths(findings, removal) if settings else {}
+    handed = functools.cache(lambda: _handed(findings, removal))
     sentences = []
     for setting in settings:
         before = findings.uses.before[setting]
-        found = widths.get((setting[0], before))
+        key = (setting[0], before)
+        found = widths.get(key)
+        if found is not None and len(found.counts) > 1:
+            found = _one_of(found, handed().get(key))
         if found is None or found.counts == {before} or read_setting(small, setting) != before:
             continue
         if forward_reads(small, setting[0], setting[1]):
@@ -80,20 +89,45 @@ class _Width:
     counts: set[int]
 
 
-def _widths(findings: Findings, removal: Removal) -> Mapping[tuple[str, int], _Width]:
-    """Path of a module, width -> the layers nearest to it that had this width in one of their dimensions."""
+_Widths = Mapping[tuple[str, int], _Width]
+"""Path of a module, width -> the layers nearest to it that had this width."""
+
+
+def _widths(findings: Findings, removal: Removal) -> _Widths:
+    """The layers that had a width in one of the dimensions of their tensors."""
+    names = ((name, axis.vector) for axis in findings.axes for name in findings.names_of(axis.parameter))
+    return _nearest(((name.rpartition(".")[0], vector) for name, vector in names), removal)
+
+
+def _handed(findings: Findings, removal: Removal) -> _Widths:
+    """The modules inside that had a width in their inputs or results."""
+    visits = findings.observed.visits.items()
+    operands = ((name, o) for name, visit in visits for o in leaves((visit.inputs, visit.output), Operand))
+    vectors = ((name, v) for name, o in operands if isinstance(o, Operand) for v in o.vectors if not v.fixed)
+    return _nearest(vectors, removal, outside=True)
+
+
+def _nearest(found: Iterable[tuple[str, Vector]], removal: Removal, *, outside: bool = False) -> _Widths:
+    """The nearest of some layers, for each module around them; not for themselves, if `outside`."""
     made: dict[tuple[str, int], _Width] = {}
-    for axis in findings.axes:
-        now = removal.count(axis.vector)
-        for name in findings.names_of(axis.parameter):
-            layer = name.rpartition(".")[0]
-            for depth, path in enumerate(_from_inside(layer)):
-                known = made.get((path, axis.vector.size))
-                if known is None or depth < known.depth:
-                    made[path, axis.vector.size] = _Width(depth, layer, {now})
-                elif depth == known.depth:
-                    known.counts.add(now)
+    for layer, vector in found:
+        now = removal.count(vector)
+        for depth, path in enumerate(_from_inside(layer)):
+            known = made.get((path, vector.size))
+            if outside and not depth:
+                continue
+            if known is None or depth < known.depth:
+                made[path, vector.size] = _Width(depth, layer, {now})
+            elif depth == known.depth:
+                known.counts.add(now)
     return made
+
+
+def _one_of(layers: _Width, handed: _Width | None) -> _Width:
+    """The width of what the modules inside are handed, if it is one number, which some of the layers have too."""
+    if handed is None or len(handed.counts) > 1 or not handed.counts <= layers.counts:
+        return layers
+    return handed
 
 
 def _from_inside(path: str) -> Iterator[str]:

@@ -84,6 +84,37 @@ class Split2(nn.Module):
         return self.inner(self.a(x))
 
 
+class Part(nn.Module):
+    """A block whose inside has the width of what goes in, and one that shrinks otherwise."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half = width // 2
+        self.a, self.b = nn.Conv2d(width, half, 1), nn.Conv2d(width, half, 1)
+        self.out = nn.Conv2d(2 * half, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.cat([self.a(x), self.b(x)], 1)).relu()
+
+
+class SplitOverParts(Split):
+    """A `Split` whose inner layer is a list of blocks."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__(width)
+        self.inner = nn.Sequential(Part(width))
+
+
+@pytest.mark.parametrize(("outside", "inside"), [(0.5, 0.25), (0.25, 0.5), (0.25, 0)])
+def test_what_a_block_hands_to_its_parts_decides_where_their_layers_disagree(outside: float, inside: float) -> None:
+    model, x = SplitOverParts().eval(), torch.randn(1, 3, 8, 8)
+    ratio = {"first": outside, "inner.0.out": outside, "inner.0.a": inside, "inner.0.b": inside}
+    small = fxprune.transform(model, x, ratio=ratio, path="eager")
+    assert small.c == 16 * (1 - outside)
+    assert torch.equal(small.forward_split(x), small(x))
+    assert any(reason.endswith("taken for the width of inner") for reason in fxprune.record(small).reasons)
+
+
 def test_an_attribute_stays_and_is_named_where_layers_of_its_width_shrink_differently() -> None:
     model, x = TwoWidths().eval(), torch.randn(2, 4)
     small = fxprune.transform(model, x, ratio={"a": 0.5, "b": 0.25}, path="eager")
