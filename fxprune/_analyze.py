@@ -197,7 +197,7 @@ class Analysis(Findings):
         Raises `InputError` for any other format, and `PlanError` if the plan is for another model.
         """
         if page_wanted(format, plan=plan, curves=curves):
-            return analysis_page(self, plan, curves)
+            return analysis_page(self, plan, curves, None if plan is None else self._without_branches_of(plan))
         return view(analysis_data(self), format)
 
     @checks_arguments()

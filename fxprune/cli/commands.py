@@ -335,7 +335,10 @@ def _model(options: argparse.Namespace, say: Say) -> tuple[nn.Module, Any]:
             say(note)
     elif library:
         say(f"the weights of {options.model} are random (seed {options.seed}); --weights FILE loads others")
-    model.train(options.train)
+    try:
+        model.train(options.train)
+    except NotImplementedError:  # by the module of an exported program, which has one mode
+        say(f"{options.model} keeps the mode that it was exported in")
     try:
         model = model.to(options.device)
         inputs = filled(options.input, model, options.seed, options.device)

@@ -24,6 +24,26 @@ LIBRARIES = ("torchvision", "timm")
 
 FORMS = "MODEL is package.module:callable, torchvision:NAME, timm:NAME or a directory of save_pretrained"
 
+_OWN = "write a function that makes the model, and name it as package.module:function"
+_PICKLE = ("loading a whole model from a pickle runs code that is in the file", _OWN)
+_WEIGHTS = "it holds weights, and no code that makes a model of them"
+FILES = {
+    ".pt2": (
+        "torch.export.load unpickles, and runs any function of torch that the file names",
+        'if you trust the file, name a module that does it: net = torch.export.load("FILE").module()',
+    ),
+    ".pt": (f"{_PICKLE[0]}, and a state_dict is no model", "name its class, and add --weights FILE for a state_dict"),
+    ".pth": (f"{_PICKLE[0]}, and a state_dict is no model", "name its class, and add --weights FILE for a state_dict"),
+    ".pkl": _PICKLE,
+    ".safetensors": (
+        _WEIGHTS,
+        "name its class, and add --weights FILE; the file of a small model goes to verify, export, diff or --plan",
+    ),
+    ".json": ("a plan says which channels are removed, not of which model", "name the original, and add --plan FILE"),
+    ".onnx": ("a graph of ONNX cannot be pruned here", "name the model that it was made from"),
+}
+"""Suffix of a file that is no model -> why it is none, and what to do instead."""
+
 
 def build(spec: str, args: Mapping[str, Any]) -> tuple[nn.Module, bool]:
     """Returns the model, and True if it is from a library and has random weights.
@@ -33,6 +53,7 @@ def build(spec: str, args: Mapping[str, Any]) -> tuple[nn.Module, bool]:
     """
     if is_pretrained(spec):
         return load_pretrained(spec, args), False
+    _refuse_file(spec)
     package, colon, name = spec.partition(":")
     if not colon or not name or not package or package.endswith(".py"):
         module = os.path.splitext(package)[0].replace(os.sep, ".")
@@ -45,6 +66,14 @@ def build(spec: str, args: Mapping[str, Any]) -> tuple[nn.Module, bool]:
     if not all(part.isidentifier() for part in (*package.split("."), *name.split("."))):
         raise UsageError(f'"{spec}" names no model', why=FORMS)
     return _from_callable(spec, _attribute(package, name), args), False
+
+
+def _refuse_file(spec: str) -> None:
+    """Raises `UsageError` for a file that a model cannot be made of, or not without running what is in it."""
+    suffix = os.path.splitext(spec)[1].lower()
+    if suffix in FILES:
+        why, do = FILES[suffix]
+        raise UsageError(f'"{spec}" names no model', why=why, do=do.replace("FILE", spec))
 
 
 def batches(spec: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from pathlib import Path
 
@@ -140,3 +141,11 @@ def width(model):
 def size(model):
     """A score: the number of parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def exported():
+    """The module of a program that `torch.export.load` read, as a module of the user's own may make it."""
+    buffer = io.BytesIO()
+    torch.export.save(torch.export.export(net().eval(), (torch.randn(2, 3, 8, 8),)), buffer)
+    buffer.seek(0)
+    return torch.export.load(buffer).module()

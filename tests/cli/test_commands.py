@@ -117,6 +117,15 @@ def test_a_plan_does_the_same_to_other_weights(tmp_path, capsys):
         assert all(torch.equal(tensor, expected[name]) for name, tensor in load_file(again).items())
 
 
+def test_a_module_of_the_user_may_load_an_exported_program(tmp_path, capsys):
+    small, words = tmp_path / "small.safetensors", ("tests.cli.models:exported", "-i", "2x3x8x8")
+    code, _, err = run(capsys, "prune", *words, "-r", "0.5", "-o", small)
+    assert (code, "keeps the mode that it was exported in" in err) == (0, True)
+    tensors = load_file(small)
+    assert [len(tensors[f"{name}.weight"]) for name in ("conv1", "conv2", "head")] == [8, 16, 10]
+    assert run(capsys, "verify", *words, small)[0] == 0
+
+
 def test_verify_measures_the_error_of_the_package(tmp_path, capsys):
     small = tmp_path / "small.safetensors"
     run(capsys, "prune", *NET, "-r", "0.5", "-o", small)

@@ -66,6 +66,13 @@ USAGE = {
     ("inspect", "nets.py", "-i", "1x3"): 'names no model\n  why  MODEL is package.module:callable, torchvision:NAME',
     ("inspect", "nets.py:Net", "-i", "1x3"): '"nets.py:Net" names no model\n  why  MODEL',
     ("inspect", "nets:", "-i", "1x3"): '"nets:" names no model',
+    ("inspect", "net.pt2", "-i", "1x3"): '"net.pt2" names no model\n  why  torch.export.load unpickles',
+    ("prune", "a/net.PT2", "-i", "1x3", "-r", "0.5", "-o", "a.safetensors"): 'torch.export.load("a/net.PT2").module()',
+    ("inspect", "net.pt", "-i", "1x3"): "name its class, and add --weights net.pt for a state_dict",
+    ("summary", "net.pth", "a.safetensors", "-i", "1x3"): "loading a whole model from a pickle runs code",
+    ("inspect", "small.safetensors", "-i", "1x3"): "why  it holds weights, and no code that makes a model of them",
+    ("inspect", "plan.json", "-i", "1x3"): "do   name the original, and add --plan plan.json",
+    ("export", "net.onnx", "-i", "1x3", "-o", "a.onnx"): "why  a graph of ONNX cannot be pruned here",
     ("verify", *NET, "a.safetensors", "--tolerance", "-1"): '"-1" is no finite number of at least 0',
     ("diff", "plan.json"): "the following arguments are required: SECOND",
 }  # fmt: skip

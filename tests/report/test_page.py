@@ -94,6 +94,28 @@ def test_layers_of_a_branch_that_went_whole_are_left_out() -> None:
     assert {group["name"]: group["kept"] for group in page["groups"]}["embed"] == 4
 
 
+@pytest.mark.parametrize(
+    "how",
+    [{"ratio": 0.5, "drop": ["blocks.1"]}, {"drop": ["blocks.1"]}, {"ratio": 0.3, "drop": ["blocks.0", "blocks.2"]}],
+    ids=["ratio", "alone", "two"],
+)
+def test_a_plan_that_drops_branches_shows_what_the_small_model_has(how: dict[str, Any]) -> None:
+    found = analysis()
+    plan = found.plan(**how)
+    small = found.transform(plan, verify=False)
+    record = fxprune.record(small)
+    assert record.cost is not None
+    planned, made = (data_of(text) for text in (found.report("html", plan=plan), record.report("html", analysis=found)))
+    for name in ("params", "macs"):
+        assert planned["totals"][name]["after"] == made["totals"][name]["after"] == getattr(record.cost[1], name)
+    for name in ("layers", "groups"):
+        for one, other in zip(planned[name], made[name], strict=True):
+            assert one == other
+    assert f"the residual branch {how['drop'][0]} goes whole" in planned["notes"]
+    plain = found.report("html", plan=found.plan(ratio=0.5))
+    assert all(tensor["after"] is not None for layer in data_of(plain)["layers"] for tensor in layer["tensors"])
+
+
 def test_every_edge_joins_layers_that_are_drawn() -> None:
     page = data_of(analysis().report("html"))
     drawn = {layer["id"] for layer in page["layers"] if layer["drawn"]}

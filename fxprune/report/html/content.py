@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from fxprune.analysis.findings import Findings, Group
-from fxprune.channels.groups import Removal
 from fxprune.costs import Cost, cost_of
 from fxprune.errors import InputError, PlanError
 from fxprune.fold import resolve_plan
@@ -51,13 +50,19 @@ def curves_of(curves: Any) -> list[Entry]:
     return found
 
 
-def of_analysis(findings: Findings, data: AnalysisData, plan: Plan | None, curves: Iterable[Entry]) -> Entry:
-    """The data of the page of an analysis. plan: shows what it would leave."""
+def of_analysis(
+    findings: Findings, data: AnalysisData, plan: Plan | None, shallow: Findings, curves: Iterable[Entry]
+) -> Entry:
+    """The data of the page of an analysis.
+
+    plan: shows what it would leave. shallow: of the model without the branches that the plan drops.
+    """
     made = _of_findings(findings, data)
     if plan is not None:
-        resolved = resolve_plan(findings, plan)
-        left = cost_of(findings, resolved.removal, resolved.constants)
-        _add_plan(made, findings, resolved.plan, resolved.removal, left)
+        resolved = resolve_plan(shallow, plan)
+        left = cost_of(shallow, resolved.removal, resolved.constants)
+        _add_plan(made, resolved.plan, left, findings.tensors.keys() - shallow.tensors.keys())
+        _add_kept(made, findings, shallow.tensors, resolved.plan)
     made["curves"] = list(curves)
     return made
 
@@ -69,8 +74,8 @@ def of_record(record: Planned, data: RecordData, findings: Findings | None, curv
     else:
         _refuse_other(record, findings)
         made = _of_findings(findings, analysis_data(findings))
-        for group, entry in zip(findings.groups, made["groups"], strict=True):
-            entry["kept"] = _left(group, record)
+        there = {name for name, shape in record.after.items() if shape is not None}
+        _add_kept(made, findings, there, record.plan)
     _add_record(made, record, data)
     made["curves"] = list(curves)
     return made
@@ -174,25 +179,44 @@ def _modules(findings: Findings, nodes: Sequence[Entry]) -> dict[str, str]:
 # -- what stays -----------------------------------------------------------------------------------------------
 
 
-def _add_kept(made: Entry, findings: Findings, removal: Removal) -> None:
+def _add_kept(made: Entry, findings: Findings, there: Container[str], plan: Plan) -> None:
+    """Add to each group how many of its channels are left. there: the names of the tensors that are."""
     for group, entry in zip(findings.groups, made["groups"], strict=True):
-        entry["kept"] = group.size - int(removal.removed[group.channels].sum())
+        entry["kept"] = _left(group, there, plan)
 
 
-def _add_plan(made: Entry, findings: Findings, plan: Plan, removal: Removal, left: Cost) -> None:
-    _add_kept(made, findings, removal)
+def _left(group: Group, there: Container[str], plan: Plan) -> int:
+    """The channels of a group that still have a slot in the first of its tensors that is there."""
+    for member in (group.producer, *group.members):
+        if member.parameter in there:
+            gone = set(plan.removed.get(member.parameter, {}).get(member.dim, ()))
+            slots = zip(member.slots.tolist(), member.index.tolist(), strict=True)
+            return len({channel for slot, channel in slots if slot not in gone})
+    return 0
+
+
+def _add_plan(made: Entry, plan: Plan, left: Cost, dropped: Container[str]) -> None:
+    """Add what a plan leaves. dropped: the tensors that go with a branch."""
     for key in TOTALS:
         made["totals"][key]["after"] = getattr(left, key)
     for node in made["layers"]:
         for tensor in node["tensors"]:
             gone = plan.removed.get(tensor["name"], {})
-            tensor["after"] = [size - len(gone.get(dim, ())) for dim, size in enumerate(tensor["before"])]
+            here = [size - len(gone.get(dim, ())) for dim, size in enumerate(tensor["before"])]
+            tensor["after"] = None if tensor["name"] in dropped else here
         cost = left.layers.get(_path(node))
         node["after"] = None if cost is None else {"params": cost.params, "macs": cost.macs}
         if node["kind"] == "parameter":
-            node["after"] = {"params": sum(math.prod(t["after"]) for t in node["tensors"]), "macs": node["macs"]}
+            node["after"] = {"params": _size_after(node), "macs": node["macs"]}
+        elif node["tensors"] and all(tensor["after"] is None for tensor in node["tensors"]):
+            node["after"] = {"params": 0, "macs": 0}
     _add_widths(made)
-    made["planned"], made["notes"] = True, (*made["notes"], *plan.reasons)
+    branches = [f"the residual branch {branch.name} goes whole" for branch in plan.dropped]
+    made["planned"], made["notes"] = True, (*made["notes"], *branches, *plan.reasons)
+
+
+def _size_after(node: Entry) -> int:
+    return sum(math.prod(tensor["after"] or (0,)) for tensor in node["tensors"])
 
 
 def _path(node: Entry) -> str:
@@ -219,10 +243,7 @@ def _add_record(made: Entry, record: Planned, data: RecordData) -> None:
         if layer is not None:
             node["after"] = {"params": layer.params.after, "macs": layer.macs.after}
         if node["kind"] == "parameter":
-            node["after"] = {
-                "params": sum(math.prod(t["after"] or (0,)) for t in node["tensors"]),
-                "macs": node["macs"],
-            }
+            node["after"] = {"params": _size_after(node), "macs": node["macs"]}
     _add_widths(made)
     made["totals"] = {key: _pair(getattr(data, key)) for key in TOTALS}
     made["totals"] |= {name: _pair(figures) for name, figures in data.measured.items()}
@@ -251,16 +272,6 @@ def _refuse_other(record: Planned, findings: Findings) -> None:
                 why=f'"{name}" has shape {tuple(shape)} there and {"does not exist" if here is None else here} here',
                 do="pass the analysis of the original, on the path of the record",
             )
-
-
-def _left(group: Group, record: Planned) -> int:
-    """The channels of a group that still have a slot in the first of its tensors that was not left out."""
-    for member in (group.producer, *group.members):
-        if record.after.get(member.parameter) is not None:
-            gone = set(record.plan.removed.get(member.parameter, {}).get(member.dim, ()))
-            slots = zip(member.slots.tolist(), member.index.tolist(), strict=True)
-            return len({channel for slot, channel in slots if slot not in gone})
-    return 0
 
 
 def _pair(figures: Change) -> Entry:

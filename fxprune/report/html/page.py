@@ -19,10 +19,16 @@ LIBRARIES = ("cytoscape.min.js", "dagre.min.js")
 SCRIPTS = "elements tree wrap layout graph charts lists details search page".split()
 
 
-def analysis_page(findings: Findings, plan: Plan | None = None, curves: Any = None) -> str:
-    """The page of an analysis. See `Analysis.report`."""
+def analysis_page(
+    findings: Findings, plan: Plan | None = None, curves: Any = None, shallow: Findings | None = None
+) -> str:
+    """The page of an analysis. See `Analysis.report`.
+
+    shallow: of the model without the branches that the plan drops; None if it drops none.
+    """
     data = analysis_data(findings)
-    return page(of_analysis(findings, data, plan, curves_of(curves)), analysis_text(data))
+    made = of_analysis(findings, data, plan, findings if shallow is None else shallow, curves_of(curves))
+    return page(made, analysis_text(data))
 
 
 def record_page(record: Planned, findings: Findings | None = None, curves: Any = None) -> str:
