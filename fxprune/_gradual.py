@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,28 +17,34 @@ from torch.nn.parallel import DistributedDataParallel
 from fxprune._analyze import Analysis, analyze
 from fxprune._follow import check_targets, listed
 from fxprune._follow.parallel import wrap_again, wrapper_of
+from fxprune._gradual_options import (
+    checked_options,
+    computed_only,
+    endless,
+    function_of,
+    refuse_other_settings,
+    refuse_other_shapes,
+    settings_of,
+    share,
+)
 from fxprune._in_place import WITH_A_PLAN, refuse_sharded, transform_
 from fxprune._record import steps_in
-from fxprune._transform import transform
-from fxprune.arguments import checks_arguments, fits, shown
+from fxprune.arguments import checks_arguments
 from fxprune.costs import Cost, cost, peak_memory
 from fxprune.criteria.from_data import needs_data, on_data, takes_loss
 from fxprune.criteria.table import MEASURED
-from fxprune.errors import NothingRemovedWarning, PlanError, nearest
+from fxprune.errors import NothingRemovedWarning, PlanError, level_of_user
 from fxprune.files import Field
 from fxprune.planning import plan_file
-from fxprune.planning.budgets import budgets_of, checked_keys
-from fxprune.planning.figures import COUNTED, counted
+from fxprune.planning.budgets import budgets_of
+from fxprune.planning.figures import counted
 from fxprune.planning.plan import Plan
 from fxprune.running.processes import Processes
-from fxprune.schedules import AGP, Schedule, as_schedule
+from fxprune.schedules import AGP, Schedule
 from fxprune.sharded import is_sharded, talk_of_model, unwrapped
 
 VERSION = 1
 """The version of `state_dict`."""
-
-_OWN = {"model", "example_inputs", "keep", "ratio", "masks", "plan", "counts", "bias", "border", "path"}
-"""Arguments of `transform` that a `GradualPruner` sets itself, or that do not go with steps."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +87,8 @@ class GradualPruner:
             step together, each with its own part of the data; if one of them raises, all do.
         example_inputs: as for `transform`.
         keep: the budgets of the last step, as for `transform`: {"macs": 0.3}. All but a latency.
-        schedule: a function from the number of a step, from 1, to the part of the way to the budgets, from 0 to 1. By
-            default `AGP(0.0, 1.0, steps=steps)`.
+        schedule: a function from the number of a step, from 1, to the part of the way to the budgets, from 0 to 1,
+            where it ends. By default `AGP(0.0, 1.0, steps=steps)`.
         steps: the number of steps of the default schedule, 10 if it is not given.
         optimizer, ema: what follows at each step, as for `transform`.
         soft: with soft=k only every k-th step, and the one that reaches the budgets, removes channels. The others set
@@ -127,17 +133,24 @@ class GradualPruner:
             why = "the schedule says when it ends"
             raise PlanError("steps is without effect here", at=f"steps={steps!r}", why=why, do="leave it out")
         steps = 10 if steps is None else steps
-        self.schedule = AGP(0.0, 1.0, steps=steps) if schedule is None else _function(schedule)
-        self.options = _checked(options, soft)
+        self.schedule = AGP(0.0, 1.0, steps=steps) if schedule is None else function_of(schedule)
+        self.options = checked_options(options, soft)
+        if endless(self.schedule):
+            warnings.warn(endless(self.schedule), UserWarning, level_of_user())
         prefer = {} if isinstance(model, fx.GraphModule) else {"prefer": "class"}
         with self._plain():
             self._cost = cost(model, example_inputs, **prefer)
-            self._memory = peak_memory(model, example_inputs) if "memory" in _computed_only(keep) else None
+            self._memory = peak_memory(model, example_inputs) if "memory" in computed_only(keep) else None
         self._budgets = budgets_of(self._figures, keep)
         self._number, self._progress = 0, 0.0
         self._plan: Plan | None = None
-        self._shapes = _shapes(model)
+        self._shapes = self._first_shapes = _shapes(model)
         self._check()
+
+    def __repr__(self) -> str:
+        figures = self._figures
+        budgets = ", ".join(f"{b.key} {b.of(figures):,.0f} -> {b.limit:,.0f}" for b in self._budgets)
+        return f"GradualPruner of {type(self.model).__name__}: step {self._number} ({self._progress:.0%}), {budgets}"
 
     @property
     def number(self) -> int:
@@ -167,7 +180,7 @@ class GradualPruner:
         if self._wrapper is None:
             self._wrapper = wrapper_of(self.model)
         number = self._number + 1
-        progress = _share(self.schedule(number), number)
+        progress = share(self.schedule(number), number)
         before, keep = self._cost, self._keep(progress)
         removed = silenced = None
         if keep and (number % self.soft == 0 or progress >= 1.0):
@@ -309,14 +322,16 @@ class GradualPruner:
     # -- state ------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as plain data: the number of steps, the progress, the budgets and the plan.
+        """The state as plain data: the number of steps, the progress, the budgets, the plan, and all settings.
 
         With those of the model, the optimizer and the average it is a checkpoint.
         """
         plan = None if self._plan is None else plan_file.data_of(self._plan)
         budgets = {budget.key: [budget.limit, budget.full] for budget in self._budgets}
         state = {"version": VERSION, "number": self._number, "progress": self._progress}
-        return {**state, "budgets": budgets, "plan": plan}
+        shapes = {name: list(shape) for name, shape in self._first_shapes.items()}
+        settings = settings_of(self.schedule, self.soft, self.options)
+        return {**state, "budgets": budgets, "plan": plan, "shapes": shapes, "settings": settings}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a state: the model loses the channels that were removed, and the optimizer follows.
@@ -324,7 +339,8 @@ class GradualPruner:
         Call it on a new pruner of the original, and load the states of the model, the optimizer and the average after
         it: their shapes are right then.
 
-        state: what `state_dict` gave. Raises `PlanError` if it is of another model, of other budgets, or no such state.
+        state: what `state_dict` gave. Raises `PlanError` if it is no such state, of another model, or of a pruner with
+        another budget, schedule or option: it names the first that differs. Data, losses and batches are not compared.
         """
         if self._number:
             raise PlanError(
@@ -334,14 +350,19 @@ class GradualPruner:
                 do="make the model and the pruner again, then load",
             )
         field = Field(dict(state) if isinstance(state, Mapping) else state, "the state of the pruner").object(
-            "version number progress budgets plan".split()
+            "version number progress budgets plan".split(), ("shapes", "settings")
         )
         if field["version"].value != VERSION:
             raise field["version"].wrong(f"this fxprune reads version {VERSION}")
+        if "shapes" in field.value:
+            refuse_other_shapes({name: shape.value for name, shape in field["shapes"].mapping().items()}, self.model)
         budgets = {budget.key: [budget.limit, budget.full] for budget in self._budgets}
         if field["budgets"].value != budgets:
             do = "make the pruner for the original model, with the budgets of the run that was saved"
             raise field["budgets"].wrong(f"this pruner has the budgets {budgets}", do)
+        if "settings" in field.value:
+            saved = {name: setting.value for name, setting in field["settings"].mapping().items()}
+            refuse_other_settings(saved, settings_of(self.schedule, self.soft, self.options))
         number, progress = field["number"].value, field["progress"].number()
         if not 0 <= progress <= 1:
             raise field["progress"].wrong("it must be between 0 and 1")
@@ -357,41 +378,6 @@ class GradualPruner:
         self._number, self._progress = number, float(progress)
 
 
-def _computed_only(keep: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The budgets, if they are computed. Raises `PlanError` for a latency, which is measured."""
-    if "latency" in checked_keys(keep):
-        raise PlanError(
-            "a schedule has no budget of latency",
-            at=f"keep={shown(dict(keep))}",
-            why="it is measured, and differs from run to run: no run could go on from a checkpoint to the same model",
-            do=f"choose from {', '.join((*COUNTED, 'memory'))}, or call fxprune.transform_ with it once, at the end",
-        )
-    return keep
-
-
-def _share(value: Any, number: int) -> float:
-    if not fits(value, float) or not 0 <= value <= 1:
-        raise PlanError(
-            "a schedule must give the part of the way to the budgets, from 0 to 1",
-            at=f"step {number}",
-            why=f"it gives {value!r}",
-            do="pass for example schedule=fxprune.schedules.AGP(0.0, 1.0, steps=10)",
-        )
-    return float(value)
-
-
-def _function(schedule: Any) -> Schedule:
-    """The schedule. Raises `PlanError` for a number, which `as_schedule` takes for one that stays the same."""
-    if not callable(schedule):
-        raise PlanError(
-            "schedule must be a function of the step",
-            at=f"schedule={shown(schedule)}",
-            why=f"{type(schedule).__name__} is none, and the part of the way to the budgets has to grow",
-            do="pass for example schedule=fxprune.schedules.AGP(0.0, 1.0, steps=10)",
-        )
-    return as_schedule(schedule)
-
-
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
 
@@ -399,39 +385,6 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def _without_choice(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that do not choose channels: a plan has chosen them."""
     return {name: value for name, value in options.items() if name in WITH_A_PLAN}
-
-
-def _checked(options: Mapping[str, Any], soft: int) -> dict[str, Any]:
-    """The options. Raises `PlanError` for one that `transform` does not have, or that is read only once."""
-    known = inspect.signature(transform).parameters.keys() - _OWN
-    for name in options:
-        if name not in known:
-            why = nearest(name, sorted(known))
-            at = f"GradualPruner({name}={shown(options[name])})"
-            raise PlanError(f"GradualPruner has no option {name}", at=at, why=why, do="see its docstring")
-    once = {
-        "scores": "scores",
-        "importance": "scores by layer",
-        "max_ratio": "a limit",
-        "search": "a search",
-        "depth": "a choice",
-    }
-    for name, what in once.items():
-        if name in options and (name != "importance" or isinstance(options[name], Mapping)):
-            why = f"{what} of the model that was given fits no model that has got smaller"
-            at = f"GradualPruner({name}={shown(options[name])})"
-            raise PlanError(f"GradualPruner cannot take {name}", at=at, why=why, do="leave it out")
-    for name in ("data", "repair"):
-        given = options.get(name)
-        at, do = f"GradualPruner({name}={shown(given)})", "pass a list of batches, or a loader"
-        if isinstance(given, Iterator):
-            raise PlanError(f"{name} is read at each step", at=at, why="an iterator can be read once", do=do)
-        if isinstance(given, str) or not isinstance(given, Iterable | bool | None):
-            raise PlanError(f"{name} must be batches", at=at, why=f"it is of the type {type(given).__name__}", do=do)
-    if soft < 1:
-        at, why = f"GradualPruner(soft={soft})", "it counts the steps from one that removes channels to the next"
-        raise PlanError("soft must be at least 1", at=at, why=why, do="soft=1 removes channels at each step")
-    return dict(options)
 
 
 @contextlib.contextmanager

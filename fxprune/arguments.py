@@ -23,14 +23,14 @@ import os
 import reprlib
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from fxprune.errors import CaptureError, FxpruneError, InputError, PlanError
+from fxprune.errors import CaptureError, FxpruneError, InputError, PlanError, UnknownArgumentError, nearest
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,8 +39,8 @@ R = TypeVar("R")
 def checks_arguments(*only: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A decorator: a call raises `InputError`, before anything else, for an argument that is not of its declared kind.
 
-    A module is checked by `CaptureError`, as models are elsewhere. A call that Python itself refuses, since an argument
-    is missing or unknown, raises Python's own error.
+    A module is checked by `CaptureError`, as models are elsewhere. An unknown argument is an `UnknownArgumentError`, a
+    missing one Python's own error.
 
     only: the arguments to check; without names all. The function checks the others itself, since it has more to say.
     """
@@ -63,6 +63,7 @@ def checks_arguments(*only: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             try:
                 given = signature.bind(*args, **kwargs)
             except TypeError:
+                _refuse_unknown(function.__name__, kwargs, signature)
                 return function(*args, **kwargs)  # Python says it best
             for name, value in given.arguments.items():
                 if name in kinds():
@@ -77,14 +78,32 @@ def checks_arguments(*only: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 def refuse_unknown(
     name: str, options: Mapping[str, Any], *functions: Callable[..., Any], more: Sequence[str] = ()
 ) -> None:
-    """Raises the `TypeError` that Python raises for an unknown argument, for options that are handed on to functions.
+    """Raises `UnknownArgumentError` for an unknown argument among options that are handed on to functions.
 
     name: of the function that was called. more: options that it takes besides those of the functions.
     """
-    known = {*more, *(each for function in functions for each in inspect.signature(function).parameters)}
-    for option in options:
+    known = dict.fromkeys([*more, *(each for function in functions for each in inspect.signature(function).parameters)])
+    for option, value in options.items():
         if option not in known:
-            raise TypeError(f"{name}() got an unexpected keyword argument {option!r}")
+            raise _unknown_argument(name, option, value, known)
+
+
+def _refuse_unknown(name: str, given: Mapping[str, Any], signature: inspect.Signature) -> None:
+    known = signature.parameters
+    if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in known.values()):
+        for option, value in given.items():
+            if option not in known:
+                raise _unknown_argument(name, option, value, known)
+
+
+def _unknown_argument(name: str, option: str, value: Any, known: Iterable[str]) -> UnknownArgumentError:
+    if option in ("scheduler", "lr_scheduler") and "optimizer" in known:
+        do = "leave it out: a scheduler goes on with its optimizer, which follows where optimizer= is given"
+    else:
+        hint = nearest(option, known)
+        do = hint if hint.startswith("did you mean") else f"choose from {', '.join(known)}"
+    what, at = f"{name}() got an unexpected keyword argument {option!r}", f"{name}({option}={shown(value)})"
+    return UnknownArgumentError(what, at=at, why=f"{name} has no argument of this name", do=do)
 
 
 class _Unknown:

@@ -35,6 +35,10 @@ class InputError(FxpruneError, ValueError):
     """The example inputs do not fit the model."""
 
 
+class UnknownArgumentError(FxpruneError, TypeError):
+    """An argument that a function does not have. Also a `TypeError`, as Python raises it."""
+
+
 class CaptureError(FxpruneError, RuntimeError):
     """The model could not be captured, or run on fake tensors.
 

@@ -328,8 +328,20 @@ def test_a_layer_of_the_model_is_a_key_of_ratio() -> None:
 )
 def test_an_unknown_option_is_answered_in_the_name_of_what_was_called(call, name):
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
-    with pytest.raises(TypeError, match=rf"^{name}\(\) got an unexpected keyword argument 'foo'$"):
+    with pytest.raises(TypeError, match=rf"^{name}\(\) got an unexpected keyword argument 'foo'\n") as caught:
         call(net, torch.randn(1, 4))
+    assert isinstance(caught.value, fxprune.FxpruneError)
+    assert caught.value.at == f"{name}(foo=1)"
+    assert (caught.value.why, caught.value.do[:12]) == (f"{name} has no argument of this name", "choose from ")
+
+
+def test_a_scheduler_is_no_argument_and_a_near_name_is_guessed():
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval(), torch.randn(1, 4)
+    for function in (fxprune.transform, fxprune.transform_):
+        with pytest.raises(TypeError, match="a scheduler goes on with its optimizer"):
+            function(net, x, ratio=0.5, scheduler=object())
+        with pytest.raises(TypeError, match='did you mean "importance"'):
+            function(net, x, ratio=0.5, importence="l1")
 
 
 MEASURED = [

@@ -194,6 +194,93 @@ def test_a_state_of_another_run_is_refused() -> None:
         other.load_state_dict({**state, "budgets": other.state_dict()["budgets"]})
 
 
+def ranked(group: Any) -> Any:
+    return torch.arange(float(len(group.channels)))
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "why"),
+    [
+        ({"steps": 5}, "schedule", "at step 1 it gives 0.578125 in the state, and 0.488 in this pruner"),
+        ({"schedule": Linear(0.0, 1.0, steps=4)}, "schedule", "and 0.25 in this pruner"),
+        ({"soft": 2}, "soft", "it is 1 in the state, and 2 in this pruner"),
+        ({"importance": "l1"}, "importance", "it is its default in the state, and 'l1' in this pruner"),
+        ({"importance": ranked}, "importance", "test_gradual.ranked'"),
+        ({"scope": "global"}, "scope", "and 'global' in this pruner"),
+        ({"round_to": 2}, "round_to", "and 2 in this pruner"),
+        ({"ignore": ["stem"]}, "ignore", "and ['stem'] in this pruner"),
+        ({"repair": [batch(1)] * 10}, "repair", "and True in this pruner"),
+    ],
+)
+def test_a_state_with_another_setting_is_refused_by_name(options: dict[str, Any], name: str, why: str) -> None:
+    run = Run()
+    run.train(0, 2)
+    state = torch.load(io.BytesIO(run.checkpoint()), weights_only=True)["pruner"]
+    for one, other in ((state, Run(**options)), (Run(**options).pruner.state_dict(), Run())):
+        with pytest.raises(fxprune.PlanError, match="the state was made with another") as caught:
+            other.pruner.load_state_dict(one)
+        assert caught.value.at == f"load_state_dict: {name}"
+        assert caught.value.do
+        if one is state:
+            assert why in caught.value.why
+    Run(**options).pruner.load_state_dict(Run(**options).pruner.state_dict())
+
+
+def test_a_schedule_that_ends_at_another_step_is_another_one() -> None:
+    shares = AGP(0.0, 1.0, steps=4)
+    state = Run(schedule=lambda number: [shares(1), shares(2)][number - 1]).pruner.state_dict()
+    with pytest.raises(fxprune.PlanError, match="it gives 2 shares in the state, and 4 in this pruner"):
+        Run().pruner.load_state_dict(state)
+
+
+def test_a_state_of_a_model_with_other_widths_says_which() -> None:
+    run = Run()
+    run.train(0, 2)
+    wide = net().train()
+    wide.inner, wide.outer = nn.Conv2d(8, 13, 3, padding=1).double(), nn.Conv2d(13, 8, 1).double()
+    other = fxprune.GradualPruner(wide, batch(0), keep={"macs": 0.3}, steps=4)
+    with pytest.raises(fxprune.PlanError, match="the state is of another model") as caught:
+        other.load_state_dict(run.pruner.state_dict())
+    assert (caught.value.at, caught.value.why) == (
+        '"inner.weight"',
+        "there is shape [12, 8, 3, 3] in the state, and shape [13, 8, 3, 3] in this model",
+    )
+
+
+def test_a_state_that_an_earlier_version_wrote_is_taken() -> None:
+    run = Run()
+    run.train(0, 4)
+    state = {name: value for name, value in run.pruner.state_dict().items() if name not in ("shapes", "settings")}
+    again = Run(steps=5)
+    again.pruner.load_state_dict(state)
+    assert again.pruner.plan.removed == run.pruner.plan.removed
+
+
+@pytest.mark.parametrize("schedule", [Linear(0.0, 0.8, steps=4), lambda number: 0.5, lambda number: 1 - 1 / number])
+def test_a_schedule_without_an_end_is_warned_of(schedule: Any) -> None:
+    with pytest.warns(UserWarning, match="so the pruner is never done") as caught:
+        fxprune.GradualPruner(net(), batch(0), keep={"macs": 0.3}, schedule=schedule)
+    assert caught[0].filename == __file__
+
+
+def test_a_schedule_from_a_list_is_taken() -> None:
+    run = Run(schedule=lambda number: [0.5, 1.0][number - 1])
+    run.pruner.step()
+    run.pruner.step()
+    assert run.pruner.done
+
+
+def test_a_pruner_says_where_it_is() -> None:
+    run = Run(keep={"macs": 0.3, "params": 0.5})
+    full = fxprune.cost(run.model, batch(0))
+    assert repr(run.pruner) == (
+        f"GradualPruner of Net: step 0 (0%), macs {full.macs:,} -> {math.floor(full.macs * 0.3):,}, "
+        f"params {full.params:,} -> {math.floor(full.params * 0.5):,}"
+    )
+    run.train(0, 2)
+    assert f"step 1 (58%), macs {fxprune.cost(run.model, batch(0)).macs:,} -> " in repr(run.pruner)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -201,7 +288,11 @@ def test_a_state_of_another_run_is_refused() -> None:
         ({"keep": {"latency": 0.5}}, "no budget of latency"),
         ({"soft": 0}, "soft must be at least 1"),
         ({"importence": "l1"}, "no option importence"),
-        ({"ratio": 0.5}, "no option ratio"),
+        ({"ratio": 0.5}, r"no option ratio(?s:.*)pass a budget, as keep=\{"),
+        ({"scheduler": 1}, "no option scheduler(?s:.*)goes on with its optimizer"),
+        ({"zzz": 1}, "no option zzz(?s:.*)choose from keep, schedule, steps, optimizer, ema, soft, "),
+        ({"shedule": 1}, 'no option shedule(?s:.*)did you mean "schedule"'),
+        ({"process_group": None}, "no option process_group"),
         ({"data": iter([])}, "data is read at each step"),
         ({"scores": "scores.json"}, "cannot take scores"),
         ({"importance": {"stem": [1.0] * 8}}, "cannot take importance"),
