@@ -399,7 +399,10 @@ def test_a_rule_that_contradicts_its_operation_locks_and_is_named(monkeypatch: p
     assert ("0.weight", 0) in locked[0].slots
 
 
-PARTS_OF_TRAINING = "_follow sharded integrations regularizers _gradual.py _gradual_options.py _in_place.py _distill.py schedules.py sparse/dynamic".split()
+PARTS_OF_TRAINING = (
+    "_follow sharded integrations regularizers _gradual.py _gradual_options.py _in_place.py _distill.py schedules.py "
+    "sparse/dynamic"
+).split()
 """The files whose errors all have four parts."""
 
 
