@@ -113,7 +113,7 @@ def function_of(schedule: Any) -> Schedule:
 
 
 def share(value: Any, number: int) -> float:
-    """What a schedule gives at a step. Raises `PlanError` for anything but a number from 0 to 1."""
+    """The value of a schedule at a step. Raises `PlanError` for anything but a number from 0 to 1."""
     if not fits(value, float) or not 0 <= value <= 1:
         what = "a schedule must give the part of the way to the budgets, from 0 to 1"
         raise PlanError(what, at=f"step {number}", why=f"it gives {value!r}", do=_EXAMPLE)
@@ -138,7 +138,7 @@ def endless(schedule: Schedule) -> str:
 
 
 def _shares(schedule: Schedule) -> list[float]:
-    """What a schedule gives at the steps from 1, up to the one at which it gives 1."""
+    """The values of a schedule at the steps from 1, up to the one at which it gives 1."""
     made: list[float] = []
     for number in range(1, _MOST_STEPS + 1):
         try:

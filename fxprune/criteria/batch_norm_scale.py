@@ -9,6 +9,7 @@ import numpy.typing as npt
 from torch import nn
 
 from fxprune.analysis.findings import Findings, Group
+from fxprune.analysis.members import Member
 from fxprune.criteria.table import criterion
 from fxprune.criteria.weights import refuse_without_values
 from fxprune.errors import PlanError
@@ -25,20 +26,23 @@ def batch_norm_scale(findings: Findings, groups: Sequence[Group], seed: int | No
     """
     refuse_without_values(findings, "bn_scale")
     scores = np.zeros(findings.solution.channels)
+    without = [group.name for group in groups if not _norms(group)]
+    if without:
+        listed = ", ".join(f'"{name}"' for name in without)
+        raise PlanError(
+            "bn_scale cannot rank a group without a batch norm",
+            at=f"group {listed}" if len(without) == 1 else f"groups {listed}",
+            why="none of its members is the weight of a batch norm" if len(without) == 1 else "they have none",
+            do=f'leave them out with ignore=[{listed}], or use another importance such as "lamp"',
+        )
     for group in groups:
-        norms = [
-            member
-            for member in group.members
-            if isinstance(group.owner(member), nn.modules.batchnorm._BatchNorm) and member.parameter.endswith("weight")
-        ]
-        if not norms:
-            raise PlanError(
-                "bn_scale cannot rank a group without a batch norm",
-                at=f'group "{group.name}"',
-                why="none of its members is the weight of a batch norm",
-                do='leave the group out with ignore, or use another importance such as "lamp"',
-            )
-        for member in norms:
+        for member in _norms(group):
             values = member.tensor.detach().abs().double()
             scores[group.channels] += member.per_channel(values, group.size).cpu().numpy()
     return scores
+
+
+def _norms(group: Group) -> list[Member]:
+    """The weights of batch norms in a group."""
+    kinds = nn.modules.batchnorm._BatchNorm
+    return [m for m in group.members if isinstance(group.owner(m), kinds) and m.parameter.endswith("weight")]
