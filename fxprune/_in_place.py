@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from fxprune._follow import at_once, become, check_targets, listed, made, optimizers_of, prepared_for, watch
+from fxprune._follow import at_once, become, check_targets, listed, made, optimizers_of, prepared_for, stay_on, watch
 from fxprune._follow.averages import check_average
 from fxprune._record import change_record, joined_in_place, record
 from fxprune._transform import transform
@@ -75,6 +75,7 @@ def transform_(model: ModuleT, example_inputs: Any, **options: Any) -> ModuleT:
         with at_once():
             _note(small, made(changes))
             joined_in_place(small, model)
+            stay_on(model, small)
             become(model, small)
     watch(optimizers, model, told=followers)
     return model
@@ -105,6 +106,7 @@ def _sharded(model: nn.Module, example_inputs: Any, followers: Sequence[Any], op
         _note(first.small, (*made(changes), talk.note()))
         for each in (first, *made_too):
             joined_in_place(each.small, each.model)
+            stay_on(each.model, each.small)
             become(each.model, each.small)
             wrap_again(each.model, each.wrappings)
 

@@ -16,7 +16,7 @@ from fxprune.capture.process_state import public_call
 @checks_arguments("model", "small")
 @public_call()
 def follow(target: Any, model: nn.Module, small: nn.Module) -> Followed | tuple[Followed, ...]:
-    """Lets an optimizer, or an averaged model, go on with the small model that `transform` made.
+    """Lets an optimizer, an averaged model or a penalty go on with the small model that `transform` made.
 
     The optimizer stays the same object, so schedulers, hooks and trainers keep it. Its groups keep their settings and
     hold the parameters of the small model. State of a parameter's shape (momentum, Adam's moments) loses the slots that
@@ -28,8 +28,9 @@ def follow(target: Any, model: nn.Module, small: nn.Module) -> Followed | tuple[
 
     Args:
         target: what follows, changed in place: an optimizer; a module whose attribute `module` is a copy of the model
-            with averaged weights (`torch.optim.swa_utils.AveragedModel`); a gradient scaler, which has nothing to
-            change; or a list of these.
+            with averaged weights (`torch.optim.swa_utils.AveragedModel`); a penalty of `fxprune.regularizers`; a
+            gradient scaler, which has nothing to change; or a list of these. Penalties that an optimizer trains with
+            need not be named.
         model: the model that was given to `transform`; only read.
         small: what `transform` returned; its gradients are set.
 
@@ -55,5 +56,5 @@ def follow(target: Any, model: nn.Module, small: nn.Module) -> Followed | tuple[
     with at_once():
         for change in changes:
             change.make()
-    made = tuple(change.result for change in changes[:-1])
+    made = tuple(change.result for change in changes[: len(target) if several else 1])
     return made if several else made[0]

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from fxprune._follow.averages import average_follows, check_average
 from fxprune._follow.optimizers import check_optimizer, gradients_follow, optimizer_follows
 from fxprune._follow.parameters import Counterparts, counterparts_of
+from fxprune._follow.penalties import Penalty, check_penalty, found_penalties, penalty_follows
 from fxprune._follow.result import Followed, Prepared
 from fxprune.arguments import shown
 from fxprune.errors import InputError, PlanError
@@ -29,6 +30,8 @@ def check_targets(targets: Sequence[Any], model: nn.Module) -> None:
     for target in targets:
         if isinstance(target, Optimizer):
             check_optimizer(target, model)
+        elif isinstance(target, Penalty):
+            check_penalty(target, model)
         elif isinstance(target, nn.Module):
             check_average(target, dict(model.named_parameters(remove_duplicate=False)))
         elif not isinstance(target, torch.amp.GradScaler):
@@ -57,17 +60,20 @@ def made(changes: Sequence[Prepared]) -> tuple[str, ...]:
 
 
 def prepared(targets: Sequence[Any], model: nn.Module, small: nn.Module) -> tuple[Prepared, ...]:
-    """The changes of all targets; a further one, the last, gives the gradients to the small model.
+    """The changes of all targets; then those of penalties that nobody named, and of the gradients.
 
     Raises `InputError` for a target that cannot follow, `PlanError` for a small model of another original.
     """
     counterparts = counterparts_of(model, small)
-    return (*(_prepared(target, counterparts) for target in targets), gradients_follow(counterparts))
+    named = [_prepared(target, counterparts) for target in targets]
+    return (*named, *found_penalties(targets, counterparts), gradients_follow(counterparts))
 
 
 def _prepared(target: Any, counterparts: Counterparts) -> Prepared:
     if isinstance(target, Optimizer):
         return optimizer_follows(target, counterparts)
+    if isinstance(target, Penalty):
+        return penalty_follows(target, counterparts)
     if isinstance(target, nn.Module):
         return average_follows(target, counterparts)
     if isinstance(target, torch.amp.GradScaler):
@@ -77,7 +83,7 @@ def _prepared(target: Any, counterparts: Counterparts) -> Prepared:
 
 
 def _no_target(target: Any) -> InputError:
-    """The error for anything but an optimizer, an average, a scaler, or a list of these."""
+    """The error for anything but an optimizer, an average, a penalty, a scaler, or a list of these."""
     kind = type(target).__name__
     why, do = (
         "it is no optimizer and no averaged model",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -13,14 +14,15 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from fxprune._follow import Kept, Penalty
 from fxprune._follow.optimizers import parameters_of
 from fxprune.arguments import fits, shown
-from fxprune.errors import PlanError
+from fxprune.errors import InputError, PlanError
 from fxprune.files import Field
 from fxprune.schedules import Schedule, as_schedule
 
 
-class Regularizer(abc.ABC):
+class Regularizer(Penalty):
     """A penalty on the parameters of a model, times a strength that may change from step to step.
 
     There are two ways to use one. As a term of the loss:
@@ -36,7 +38,8 @@ class Regularizer(abc.ABC):
     Both give the same gradients. The second one works with gradient scaling and accumulation too.
 
     Args:
-        model: the model; its parameters are read at each call, so it may get smaller in between.
+        model: the model; its parameters are read at each call, so it may get smaller in between. With the model that
+            `transform` returns it goes on where the optimizer follows, or by `fxprune.follow(penalty, model, small)`.
         strength: a factor, or a function from the number of a step, from 0, to the factor (see `fxprune.schedules`).
     """
 
@@ -44,7 +47,7 @@ class Regularizer(abc.ABC):
         if not isinstance(model, nn.Module):
             at, why = f"{type(self).__name__}({shown(model)})", f"{type(model).__name__} is no torch.nn.Module"
             raise PlanError("a penalty needs a model", at=at, why=why, do="pass the model that is trained")
-        self.model = model
+        super().__init__(model)
         self.strength = as_schedule(strength, what="strength")
         self.number = 0
         self._strength()
@@ -62,6 +65,38 @@ class Regularizer(abc.ABC):
     def __call__(self) -> torch.Tensor:
         """Returns the strength at this step times the penalty."""
         return self._strength() * self.penalty()
+
+    def __repr__(self) -> str:
+        kinds = type(self).__name__, type(self.model).__name__
+        return f"{kinds[0]} of {kinds[1]}: strength {self._strength():.6g} at step {self.number}"
+
+    def moved_to(self, model: nn.Module, kept: Kept) -> tuple[tuple[str, ...], Callable[[], None]]:
+        """Returns the parameters that it will read of a small model, and a function that makes it do so.
+
+        Raises `InputError` if it can read nothing there; nothing is changed before the function is called.
+        """
+        made = self.on(model, kept)
+        read = set(map(id, made.parameters()))
+        if not read and list(self.parameters()) and not made.is_done:
+            raise InputError(
+                f"{type(self).__name__} cannot follow",
+                at=f"{type(self).__name__}()",
+                why=f"the small model, a {type(model).__name__}, has none of the parameters that it is about",
+                do="remove its handle, or make a penalty for the small model",
+            )
+        names = tuple(name for name, parameter in model.named_parameters() if id(parameter) in read)
+        return names, lambda: vars(self).update(vars(made))
+
+    def on(self, model: nn.Module, kept: Kept) -> Regularizer:
+        """Returns the same penalty, at the same step, on a small model. kept: the slots that this one has."""
+        made = copy.copy(self)
+        made.model = model
+        return made
+
+    @property
+    def is_done(self) -> bool:
+        """True if what it makes small is gone."""
+        return False
 
     def step(self) -> None:
         """Counts a step, after which the strength may be another."""
@@ -128,6 +163,7 @@ class Regularizer(abc.ABC):
                 do="pass the optimizer that trains the model of the penalty",
             )
         self._counting = weakref.ref(optimizer)
+        self.attached.add(optimizer)
 
         def count(optimizer: Optimizer) -> None:
             if self._counting is None or self._counting() in (None, optimizer):
@@ -157,6 +193,7 @@ class Regularizer(abc.ABC):
                 count(optimizer)
 
         def released() -> None:
+            self.attached.discard(optimizer)
             if self._counting is not None and self._counting() is optimizer:
                 self._counting = None
 

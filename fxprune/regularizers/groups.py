@@ -23,7 +23,7 @@ from fxprune.sharded import is_sharded
 class _OverChannels(Regularizer):
     """A penalty that knows the groups of a model. It analyses the model again when it has got smaller."""
 
-    def __init__(self, model: nn.Module, example_inputs: Any, strength: float | Schedule, **options: Any) -> None:
+    def __init__(self, model: nn.Module, example_inputs: Any, strength: float | Schedule, options: Any) -> None:
         super().__init__(model, strength)
         known = inspect.signature(analyze).parameters
         wrong = next((name for name in options if name not in known), None)
@@ -103,6 +103,9 @@ class GroupLasso(_OverChannels):
     (8.4853, 8.4853)
     """
 
+    def __init__(self, model: nn.Module, example_inputs: Any, strength: float | Schedule, **options: Any) -> None:
+        super().__init__(model, example_inputs, strength, options)
+
     def penalty(self) -> torch.Tensor:
         """Returns the sum; a channel that is zero has no gradient."""
         terms = []
@@ -130,7 +133,7 @@ class GroupSparsity(_OverChannels):
     def __init__(
         self, model: nn.Module, example_inputs: Any, strength: float | Schedule, *, alpha: float = 4.0, **options: Any
     ) -> None:
-        super().__init__(model, example_inputs, strength, **options)
+        super().__init__(model, example_inputs, strength, options)
         if not fits(alpha, float) or not math.isfinite(alpha) or alpha < 0:
             raise PlanError(
                 "alpha must be a finite number of at least 0",

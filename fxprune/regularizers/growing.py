@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
+from fxprune._follow import Kept
 from fxprune.arguments import fits, shown
+from fxprune.channels.groups import Bools
 from fxprune.errors import PlanError
 from fxprune.planning.plan import Plan
 from fxprune.regularizers.base import Regularizer
@@ -56,6 +59,7 @@ class GrowingRegularization(Regularizer):
             )
         super().__init__(model, lambda number: min(ceiling, delta * (number // every)))
         self.plan = plan
+        self._removed = plan.removed
         have = dict(model.named_parameters(remove_duplicate=False))
         if not any(name in have for name in plan.removed):
             raise PlanError(
@@ -80,7 +84,7 @@ class GrowingRegularization(Regularizer):
         gone = set[bool]()
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             if name in self._shapes:
-                before, dims = self._shapes[name], self.plan.removed[name]
+                before, dims = self._shapes[name], self._removed[name]
                 after = tuple(size - len(dims.get(dim, ())) for dim, size in enumerate(before))
                 shape = tuple(parameter.shape)
                 if shape not in (before, after):
@@ -89,13 +93,25 @@ class GrowingRegularization(Regularizer):
                 gone.add(shape != before)
         return True not in gone
 
+    def on(self, model: nn.Module, kept: Kept) -> Regularizer:
+        """Returns the same penalty on a small model, with those of its channels that are still there."""
+        made = super().on(model, kept)
+        assert isinstance(made, GrowingRegularization)
+        if self._is_there():
+            left = {name: _left(dims, kept.get(name, {})) for name, dims in self._removed.items()}
+            shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+            made._removed = {name: dims for name, dims in left.items() if dims and name in shapes}
+            made._shapes = {name: shapes[name] for name in made._removed}
+        return made
+
+    @property
+    def is_done(self) -> bool:
+        """True if all that the plan removes is gone."""
+        return not self._removed or not self._is_there()
+
     def parameters(self) -> list[nn.Parameter]:
         """Returns the parameters that lose something; none if that is gone."""
-        return (
-            []
-            if not self._is_there()
-            else [p for name, p in self.model.named_parameters() if name in self.plan.removed]
-        )
+        return [] if not self._is_there() else [p for name, p in self.model.named_parameters() if name in self._removed]
 
     def penalty(self) -> torch.Tensor:
         """Returns half of the sum of squares of what is removed; an element in two removed slots counts once.
@@ -106,10 +122,21 @@ class GrowingRegularization(Regularizer):
             return torch.zeros(())
         terms = []
         for name, parameter in self.model.named_parameters():
-            dims = self.plan.removed.get(name)
+            dims = self._removed.get(name)
             if dims:
                 gone = torch.zeros_like(parameter, dtype=torch.bool)
                 for dim, indices in dims.items():
                     gone.index_fill_(dim, torch.tensor(indices, device=parameter.device), True)
                 terms.append((parameter.square() * gone).sum() / 2)
         return torch.stack(terms).sum() if terms else torch.zeros(())
+
+
+def _left(removed: Mapping[int, Sequence[int]], kept: Mapping[int, Bools]) -> dict[int, list[int]]:
+    """The removed indices that are among the kept slots, in the numbering of these."""
+    made = {}
+    for dim, indices in removed.items():
+        flags = kept.get(dim)
+        left = [*indices] if flags is None else [int(flags[:index].sum()) for index in indices if flags[index]]
+        if left:
+            made[dim] = left
+    return made

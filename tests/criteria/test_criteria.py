@@ -225,3 +225,17 @@ def test_a_criterion_touches_one_file():
 def test_the_name_of_a_criterion_is_taken_once(decorator, name):
     with pytest.raises(PlanError, match=rf"there is a criterion '{name}' already\s+at\s+fxprune.criteria"):
         decorator(name)(lambda *arguments: None)
+
+
+def test_bn_scale_names_all_groups_without_a_batch_norm():
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 1)),
+        *(nn.ReLU(), nn.Conv2d(4, 2, 1)),
+    )
+    analysis = fxprune.analyze(net.eval(), torch.randn(1, 3, 4, 4))
+    with pytest.raises(fxprune.PlanError, match="cannot rank a group without") as caught:
+        analysis.plan(ratio=0.5, importance="bn_scale")
+    assert caught.value.at == 'groups "3", "5"'
+    plan = analysis.plan(ratio=0.5, importance="bn_scale", ignore=["3", "5"])
+    assert "0.weight" in plan.removed
+    assert 'ignore=["3", "5"]' in caught.value.do

@@ -275,6 +275,13 @@ def test_a_growing_penalty_is_zero_when_its_channels_are_gone() -> None:
     step(model, optimizer, 1)
     assert penalty().item() == 0
     fxprune.transform_(model, batch(0), ratio=0.5, optimizer=optimizer)
+    assert penalty().item() == 0
+
+
+def test_a_growing_penalty_that_does_not_follow_says_that_the_model_is_another_one() -> None:
+    model = net()
+    penalty = GrowingRegularization(model, fxprune.analyze(model, batch(0)).plan(ratio=0.5), delta=1.0, every=1)
+    fxprune.transform_(model, batch(0), ratio=0.25)
     with pytest.raises(fxprune.PlanError, match="for another model"):
         penalty()
 
