@@ -20,7 +20,7 @@ Kept = Mapping[str, Mapping[int, Bools]]
 """Name of a parameter -> dimension -> flags of the slots that stay, for the dimensions that lose some."""
 
 
-class Penalty(abc.ABC):
+class TrainingPenalty(abc.ABC):
     """The base class of penalties, which knows those that are in use.
 
     model: the model whose parameters it reads. attached: the optimizers to which it adds gradients.
@@ -39,10 +39,10 @@ class Penalty(abc.ABC):
         """
 
 
-_IN_USE: weakref.WeakSet[Penalty] = weakref.WeakSet()
+_IN_USE: weakref.WeakSet[TrainingPenalty] = weakref.WeakSet()
 
 
-def penalty_follows(penalty: Penalty, counterparts: Counterparts) -> Prepared:
+def penalty_follows(penalty: TrainingPenalty, counterparts: Counterparts) -> Prepared:
     """The change of a penalty on a model or on a module of it, prepared and not yet made.
 
     Raises `InputError` if it is on another model, or if the small model has no such module.
@@ -59,7 +59,7 @@ def penalty_follows(penalty: Penalty, counterparts: Counterparts) -> Prepared:
     return Prepared(Followed(type(penalty).__name__, moved, notes=("it is on the small model",)), make)
 
 
-def check_penalty(penalty: Penalty, model: nn.Module) -> str:
+def check_penalty(penalty: TrainingPenalty, model: nn.Module) -> str:
     """The path in a model of the module that a penalty is on. Raises `InputError` if it is on another model."""
     for path, module in model.named_modules():
         if module is penalty.model:
@@ -97,6 +97,6 @@ def stay_on(model: nn.Module, small: nn.Module) -> None:
             penalty.model = model.get_submodule(places[id(penalty.model)])
 
 
-def _cannot(penalty: Penalty, why: str, do: str) -> InputError:
+def _cannot(penalty: TrainingPenalty, why: str, do: str) -> InputError:
     kind = type(penalty).__name__
     return InputError(f"{kind} cannot follow", at=f"{kind}()", why=why, do=do)

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from fxprune._follow.averages import average_follows, check_average
 from fxprune._follow.optimizers import check_optimizer, gradients_follow, optimizer_follows
 from fxprune._follow.parameters import Counterparts, counterparts_of
-from fxprune._follow.penalties import Penalty, check_penalty, found_penalties, penalty_follows
+from fxprune._follow.penalties import TrainingPenalty, check_penalty, found_penalties, penalty_follows
 from fxprune._follow.result import Followed, Prepared
 from fxprune.arguments import shown
 from fxprune.errors import InputError, PlanError
@@ -30,7 +30,7 @@ def check_targets(targets: Sequence[Any], model: nn.Module) -> None:
     for target in targets:
         if isinstance(target, Optimizer):
             check_optimizer(target, model)
-        elif isinstance(target, Penalty):
+        elif isinstance(target, TrainingPenalty):
             check_penalty(target, model)
         elif isinstance(target, nn.Module):
             check_average(target, dict(model.named_parameters(remove_duplicate=False)))
@@ -72,7 +72,7 @@ def prepared(targets: Sequence[Any], model: nn.Module, small: nn.Module) -> tupl
 def _prepared(target: Any, counterparts: Counterparts) -> Prepared:
     if isinstance(target, Optimizer):
         return optimizer_follows(target, counterparts)
-    if isinstance(target, Penalty):
+    if isinstance(target, TrainingPenalty):
         return penalty_follows(target, counterparts)
     if isinstance(target, nn.Module):
         return average_follows(target, counterparts)

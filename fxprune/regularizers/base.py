@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from fxprune._follow import Kept, Penalty
+from fxprune._follow import Kept, TrainingPenalty
 from fxprune._follow.optimizers import parameters_of
 from fxprune.arguments import fits, shown
 from fxprune.errors import InputError, PlanError
@@ -22,7 +22,7 @@ from fxprune.files import Field
 from fxprune.schedules import Schedule, as_schedule
 
 
-class Regularizer(Penalty):
+class Regularizer(TrainingPenalty):
     """A penalty on the parameters of a model, times a strength that may change from step to step.
 
     There are two ways to use one. As a term of the loss:
