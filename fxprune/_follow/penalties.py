@@ -16,7 +16,7 @@ from fxprune._follow.result import Followed, Prepared
 from fxprune.channels.groups import Bools
 from fxprune.errors import FxpruneError, InputError, level_of_user
 
-Kept = Mapping[str, Mapping[int, Bools]]
+SlotsThatStay = Mapping[str, Mapping[int, Bools]]
 """Name of a parameter -> dimension -> flags of the slots that stay, for the dimensions that lose some."""
 
 
@@ -32,7 +32,7 @@ class TrainingPenalty(abc.ABC):
         _IN_USE.add(self)
 
     @abc.abstractmethod
-    def moved_to(self, model: nn.Module, kept: Kept) -> tuple[tuple[str, ...], Callable[[], None]]:
+    def moved_to(self, model: nn.Module, kept: SlotsThatStay) -> tuple[tuple[str, ...], Callable[[], None]]:
         """Returns the parameters that it will read of a small model, and a function that makes it do so.
 
         kept: the slots of its own model that the small one has. Raises `InputError` if it can read nothing there.
@@ -69,7 +69,7 @@ def check_penalty(penalty: TrainingPenalty, model: nn.Module) -> str:
 
 
 def found_penalties(targets: Sequence[Any], counterparts: Counterparts) -> list[Prepared]:
-    """The changes of penalties that nobody named, and that some optimizers among the targets train with.
+    """The changes of penalties that were not named, and that some optimizers among the targets train with.
 
     These are the penalties on the model that are attached to one of them, and those that are attached to none, which
     are terms of the loss. Warns of those that cannot follow.

@@ -60,7 +60,7 @@ def made(changes: Sequence[Prepared]) -> tuple[str, ...]:
 
 
 def prepared(targets: Sequence[Any], model: nn.Module, small: nn.Module) -> tuple[Prepared, ...]:
-    """The changes of all targets; then those of penalties that nobody named, and of the gradients.
+    """The changes of all targets; then those of penalties that were not named, and of the gradients.
 
     Raises `InputError` for a target that cannot follow, `PlanError` for a small model of another original.
     """

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from fxprune._follow import Kept, TrainingPenalty
+from fxprune._follow import SlotsThatStay, TrainingPenalty
 from fxprune._follow.optimizers import parameters_of
 from fxprune.arguments import fits, shown
 from fxprune.errors import InputError, PlanError
@@ -70,7 +70,7 @@ class Regularizer(TrainingPenalty):
         kinds = type(self).__name__, type(self.model).__name__
         return f"{kinds[0]} of {kinds[1]}: strength {self._strength():.6g} at step {self.number}"
 
-    def moved_to(self, model: nn.Module, kept: Kept) -> tuple[tuple[str, ...], Callable[[], None]]:
+    def moved_to(self, model: nn.Module, kept: SlotsThatStay) -> tuple[tuple[str, ...], Callable[[], None]]:
         """Returns the parameters that it will read of a small model, and a function that makes it do so.
 
         Raises `InputError` if it can read nothing there; nothing is changed before the function is called.
@@ -87,7 +87,7 @@ class Regularizer(TrainingPenalty):
         names = tuple(name for name, parameter in model.named_parameters() if id(parameter) in read)
         return names, lambda: vars(self).update(vars(made))
 
-    def on(self, model: nn.Module, kept: Kept) -> Regularizer:
+    def on(self, model: nn.Module, kept: SlotsThatStay) -> Regularizer:
         """Returns the same penalty, at the same step, on a small model. kept: the slots that this one has."""
         made = copy.copy(self)
         made.model = model

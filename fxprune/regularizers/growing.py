@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from fxprune._follow import Kept
+from fxprune._follow import SlotsThatStay
 from fxprune.arguments import fits, shown
 from fxprune.channels.groups import Bools
 from fxprune.errors import PlanError
@@ -93,7 +93,7 @@ class GrowingRegularization(Regularizer):
                 gone.add(shape != before)
         return True not in gone
 
-    def on(self, model: nn.Module, kept: Kept) -> Regularizer:
+    def on(self, model: nn.Module, kept: SlotsThatStay) -> Regularizer:
         """Returns the same penalty on a small model, with those of its channels that are still there."""
         made = super().on(model, kept)
         assert isinstance(made, GrowingRegularization)
