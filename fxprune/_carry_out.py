@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 
 from fxprune._attempt import Request, Result
 from fxprune._data_options import DataOptions
-from fxprune._drop import find_branches, without
-from fxprune._dropping import Shallow, asked_to_drop, check_depth, shallow_of, without_branches
+from fxprune._drop import STANDS_IN, find_branches, without
+from fxprune._dropping import Shallow, asked_to_drop, check_depth, counted_from_zero, shallow_of, without_branches
 from fxprune._find import AnalyzeArguments
 from fxprune._first_result import first_result
 from fxprune._follow import at_once, check_targets, made, optimizers_of, prepared_for, watch
@@ -100,8 +100,8 @@ def _carried_out(
     if deep:
         shallow = _deeper(replace(request, call=replace(call, model=module)), on, paths, settings, free)
         choices = shallow.choices
-    example, ranking = normalize(call.example_inputs), choices.get("importance", "l2")
-    importance, batches = on.read(shallow.model, example, ranking, deep=deep)
+    example = normalize(call.example_inputs)
+    importance, batches = on.read(shallow.model, example, choices.get("importance", "l2"), deep=deep)
     analysed = replace(call, model=shallow.model, outputs=None if counting is None else list(counting))
     request = replace(request, call=analysed, choices={**choices, "importance": importance})
     if shallow.dropped:
@@ -119,6 +119,7 @@ def _carried_out(
     recorded = shallow.recorded(replace(recorded_of(result), measured=measured))
     if batches is not None:
         result, recorded = _repaired(result, module, batches, recorded, settings, request.processes)
+    result, recorded = _as_config_says(result, recorded, request)
     small: Any = _as_given(call.model, result, call.example_inputs)
     if call.path is None and call.prefer is None and not isinstance(call.model, ExportedProgram):
         explain_missing_graph(result.small)
@@ -162,6 +163,15 @@ def _deeper(
         return Shallow(found.model, options, found.model, reasons=(text,))
     made = without(found, chosen)
     return shallow_of(found, replace(made, reasons=(*made.reasons, text)), options, call.example_inputs)
+
+
+def _as_config_says(result: Result, recorded: Record, request: Request) -> tuple[Result, Record]:
+    """The result and its record, without the layers that are gone whole where the config has to say so."""
+    if not (result.plan.dropped and by_config(request.choices.get("uniform"))):
+        return result, recorded
+    made, gone = counted_from_zero(result.small, request.call)
+    reasons = tuple(text for text in recorded.reasons if not text.startswith(STANDS_IN))
+    return replace(result, small=made), replace(recorded, layers_gone=gone, reasons=reasons)
 
 
 def _repaired(

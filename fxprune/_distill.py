@@ -12,11 +12,13 @@ from torch import nn
 
 from fxprune._find import AnalyzeArguments, find
 from fxprune._follow.parameters import counterparts_of
+from fxprune._record import record
 from fxprune.analysis.findings import Findings
 from fxprune.arguments import checks_arguments
 from fxprune.capture.process_state import public_call
 from fxprune.capture.values import leaves, map_tensors, tensors_in
 from fxprune.channels.groups import Bools, Removal
+from fxprune.depth.numbering import name_after
 from fxprune.errors import PlanError
 from fxprune.fold import resolve_plan
 from fxprune.ops.factors import Value, is_one
@@ -139,7 +141,11 @@ def distillation(
     (torch.Size([3, 2]), 0.0, True)
     """
     plan = counterparts_of(model, small).plan
+    gone = record(small).layers_gone
     for name in layers:
+        if name_after(name, gone) != name:
+            why = "layers before it are gone, and the small model counts the others from 0"
+            raise PlanError("the layer has another name in the small model", at=f'layers: "{name}"', why=why)
         _check_layer(name, small, model)
     if not layers:
         return Distillation(small, model, {})

@@ -36,6 +36,9 @@ from fxprune.proof.deterministic import deterministic
 from fxprune.proof.difference import relative_error
 from fxprune.proof.precision import FLOAT32, FLOAT64, OWN, Precision
 
+STANDS_IN = "modules of fxprune take the place of"
+"""The beginning of a sentence about a model that needs this package."""
+
 
 @dataclass(frozen=True, eq=False)
 class ComparedCall:
@@ -181,7 +184,7 @@ def given_up(model: nn.Module, dropped: Sequence[Dropped]) -> Iterator[str]:
     own = [r.path for one in dropped for r in one.replaced if r.kind in OWN_KINDS]
     if own:
         listed = ", ".join(own[:3]) + (f" and {len(own) - 3} more" if own[3:] else "")
-        yield f"modules of fxprune take the place of {listed}, so that a pickled model needs fxprune"
+        yield f"{STANDS_IN} {listed}, so that a pickled model needs fxprune"
 
 
 def _hooked(model: nn.Module, replaced: Replacement) -> Iterator[str]:
@@ -212,6 +215,21 @@ def compared(found: Branches, smaller: nn.Module, branches: Sequence[Branch]) ->
         with torch.no_grad(), same_random_state(), silence():
             _guarded(lambda: first.of(module, OWN.copies(first.inputs)))  # with the fused kernels of torch
     return error
+
+
+def compared_whole(model: nn.Module, smaller: nn.Module, call: AnalyzeArguments) -> float | None:
+    """The relative error of a model against another one in all calls; None without weights.
+
+    Raises `VerificationError` if it is wrong, or raises.
+    """
+    calls = [ComparedCall(normalize(given)) for given in (call.example_inputs, *call.also)]
+    calls += [ComparedCall(method.inputs, method.name) for method in method_calls(model, call.methods)]
+    if any(t.device.type == "meta" for t in tensors_of(model).values()):
+        for one in calls:
+            _guarded(partial(_flow, smaller, one))
+        return None
+    with clean_caches(model):
+        return max(_error(model, smaller, one, {}) for one in calls)
 
 
 def _error(model: nn.Module, smaller: nn.Module, call: ComparedCall, places: Any) -> float:

@@ -10,13 +10,16 @@ from typing import Any
 from torch import nn
 
 from fxprune._attempt import Result
-from fxprune._drop import Branches, WithoutBranches, compared, drop, find_branches, given_up
+from fxprune._drop import Branches, WithoutBranches, compared, compared_whole, drop, find_branches, given_up
 from fxprune._find import AnalyzeArguments
 from fxprune._record import Record
 from fxprune.capture.tensors import Tensors
+from fxprune.configs import ChangedByHandError, LayersStayError, NotBuiltError
+from fxprune.configs.layers import with_fewer_layers
 from fxprune.costs import Cost, cost, measured_in_turn, peak_memory
 from fxprune.depth.carry_out import without_dropped
 from fxprune.depth.dropped import Dropped
+from fxprune.depth.numbering import Gone
 from fxprune.depth.patterns import for_the_rest
 from fxprune.errors import PlanError
 from fxprune.planning.budgets import budgets_of, checked_keys
@@ -169,6 +172,25 @@ def _figures(
         measured["latency"] = one.seconds, other.seconds
     before, after = with_measured((whole, less), measured)
     return before, after
+
+
+def counted_from_zero(small: nn.Module, call: AnalyzeArguments) -> tuple[nn.Module, Gone]:
+    """A small model whose layers are those of a config with fewer of them, and the positions of those that are gone.
+
+    small: it is not changed; modules that pass their input on stand for these layers.
+    Raises `PlanError` where no config says it, `VerificationError` if the result is not the same model.
+    """
+    try:
+        made, gone = with_fewer_layers(small)
+    except (LayersStayError, NotBuiltError, ChangedByHandError) as error:
+        raise PlanError(
+            f"no {type(small.config).__name__} says the model without these branches",
+            why=str(error),
+            do='leave out uniform="config", or drop whole layers that are alike',
+        ) from None
+    if gone:
+        compared_whole(small, made, replace(call, model=small))
+    return made, gone
 
 
 def error_without_branches(call: AnalyzeArguments, dropped: tuple[Dropped, ...]) -> tuple[nn.Module, float]:

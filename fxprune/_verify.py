@@ -15,6 +15,7 @@ from fxprune._analyze import analyze
 from fxprune._dropping import error_without_branches
 from fxprune._find import AnalyzeArguments
 from fxprune._record import checksum, record_since
+from fxprune.analysis.findings import Findings
 from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.arguments import checks_arguments
 from fxprune.capture.inputs import check_plain
@@ -23,8 +24,11 @@ from fxprune.capture.output_paths import narrowed, output_paths
 from fxprune.capture.process_state import public_call
 from fxprune.capture.program import as_module
 from fxprune.capture.tensors import Tensors
+from fxprune.configs import has_config
+from fxprune.depth.numbering import in_original_numbering
 from fxprune.errors import CaptureError, OtherWeightsWarning
 from fxprune.fold import resolve_plan
+from fxprune.planning.uniform import with_config
 from fxprune.proof.compare import prove
 from fxprune.proof.result import NoReferenceError
 from fxprune.rewrite.factors import multiplied
@@ -75,13 +79,15 @@ def verify(
     if made.plan.dropped:
         whole = AnalyzeArguments(recorded, example_inputs, methods=methods)
         recorded, without = error_without_branches(whole, made.plan.dropped)
-    analysis = analyze(recorded, example_inputs, methods=methods, outputs=listed, **options)
+    analysis: Findings = analyze(recorded, example_inputs, methods=methods, outputs=listed, **options)
+    if _has_other_config(recorded, small):
+        analysis = with_config(analysis)
     resolved = resolve_plan(analysis, replace(made.plan, structure=None))
     factors = scale_factors(analysis, resolved.removal) if made.plan.factors else ScaleFactors()
     exact = {**own_numbers(analysis, resolved.removal), **resolved.constants.exact}
     exact = multiplied(analysis, resolved.removal, factors, exact)
     folded = None if made.plan.zeroed is None else resolved.constants
-    plain = as_module(small, example_inputs)
+    plain = in_original_numbering(as_module(small, example_inputs), made.layers_gone)
     if made.steps > 1 or (made.weights and made.weights != checksum(plain)):
         own = rewrite(analysis, resolved.removal, resolved.constants).small
         text = _other_weights(plain, own, made.repair is not None)
@@ -93,6 +99,11 @@ def verify(
         return max(error, without)
     except NoReferenceError as error:
         raise CaptureError("the model's forward raises", raised=True, why=str(error)) from error
+
+
+def _has_other_config(model: Any, small: Any) -> bool:
+    """True if the config says the small model: it was made with uniform="config"."""
+    return has_config(model) and has_config(small) and bool(model.config.to_dict() != small.config.to_dict())
 
 
 def _other_weights(small: nn.Module, own: nn.Module, repaired: bool) -> str:

@@ -11,6 +11,7 @@ from torch import nn
 from fxprune._follow.parameters import Counterparts
 from fxprune._follow.result import Followed, Prepared
 from fxprune._follow.same_object import become
+from fxprune.depth.numbering import count_from_zero
 from fxprune.errors import InputError
 from fxprune.planning.combine import kept_flags
 from fxprune.rewrite.tensors import cut
@@ -45,6 +46,7 @@ def average_follows(average: nn.Module, counterparts: Counterparts) -> Prepared:
     modes = {name: module.training for name, module in copied.named_modules()}
     for name, module in made.named_modules():
         module.training = modes.get(name, module.training)
+    count_from_zero(made)
     repaired = ("its weights are those that it had, and not repaired",) if counterparts.repaired else ()
     result = Followed(kind, tuple(moved), tuple(dropped), notes=repaired)
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from fxprune._record import another_model, record, record_since
 from fxprune.channels.groups import Bools
+from fxprune.depth.numbering import in_original_numbering
 from fxprune.planning.combine import kept_flags
 from fxprune.planning.factors import Factor
 from fxprune.planning.plan import Plan
@@ -64,6 +65,7 @@ class Counterpart:
 class Counterparts:
     """The parameters of an original and of its small model.
 
+    small: a small model that counts its layers from 0 is a copy here, with their numbers in the original.
     plan: the plan that made the small model. by_id: id of a parameter of the original -> its counterpart.
     added: name -> a parameter that only the small model has.
     """
@@ -86,6 +88,7 @@ def counterparts_of(model: nn.Module, small: nn.Module) -> Counterparts:
     Raises `PlanError` if the small model was made from another model, or has other shapes than the plan gives it.
     """
     made = record_since(small, model)
+    small = in_original_numbering(small, made.layers_gone)
     news = dict(small.named_parameters(remove_duplicate=False))
     olds = dict(model.named_parameters(remove_duplicate=False))
     by_id: dict[int, Counterpart] = {}

@@ -33,6 +33,11 @@ def data_of(record: Record) -> dict[str, Any]:
         **({"methods": list(record.methods)} if record.methods else {}),
         **({} if record.repair is None else {"repair": repaired.data_of(record.repair)}),
         **({"weights": record.weights} if record.weights else {}),
+        **(
+            {"layers_gone": {path: list(gone) for path, gone in record.layers_gone.items()}}
+            if record.layers_gone
+            else {}
+        ),
         **({"measured": {k: list(v) for k, v in record.measured.items()}} if record.measured else {}),
         **({"steps": record.steps} if record.steps > 1 else {}),
     }
@@ -46,7 +51,7 @@ def _cost_data(cost: Cost) -> dict[str, Any]:
 
 def record_of(data: Field, plan: Plan) -> Record:
     """Returns the record that plain data and its plan describe. Raises for data that is no record."""
-    data.object(_KEYS, ["compared", "one_sided", "methods", "repair", "weights", "measured", "steps"])
+    data.object(_KEYS, ["compared", "one_sided", "methods", "repair", "weights", "measured", "steps", "layers_gone"])
     if not isinstance(data["exact"].value, bool):
         raise data["exact"].wrong("it must be true or false")
     return Record(
@@ -69,7 +74,17 @@ def record_of(data: Field, plan: Plan) -> Record:
         data["weights"].text() if "weights" in data.mapping() else "",
         _measured(data["measured"]) if "measured" in data.mapping() else {},
         (_count(data["steps"]) or 1) if "steps" in data.mapping() else 1,
+        _layers(data["layers_gone"]) if "layers_gone" in data.mapping() else {},
     )
+
+
+def _layers(data: Field) -> dict[str, tuple[int, ...]]:
+    found = {}
+    for path, positions in data.mapping().items():
+        found[path] = tuple(_count(part) or 0 for part in positions.items())
+        if sorted({*found[path]}) != [*found[path]]:
+            raise positions.wrong("they must be positions, ascending")
+    return found
 
 
 def _measured(data: Field) -> dict[str, tuple[float, float]]:

@@ -44,6 +44,8 @@ class Record:
         original and for the small model.
     weights: a checksum of the small model's weights before it was repaired or trained, "" if it is unknown.
     steps: the number of steps that it joins; see `then`.
+    layers_gone: path of a list of layers -> the positions of those that are gone, where the small model counts the
+        others from 0 (uniform="config" with drop). All names in the record and in the plan are those of the original.
     """
 
     path: str
@@ -65,6 +67,7 @@ class Record:
     weights: str = ""
     measured: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     steps: int = 1
+    layers_gone: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @checks_arguments()
     def then(self, second: Record) -> Record:
@@ -76,6 +79,9 @@ class Record:
             why = f'the first was made with norms="{self.norms}", the second with "{second.norms}"'
             at, do = "Record.then", "prune both times with the same norms"
             raise PlanError("the two records are not one", at=at, why=why, do=do)
+        if self.layers_gone:
+            why = "the small model counts its layers from 0, so the second plan has other names than the first"
+            raise PlanError("the two records are not one", why=why, do="keep both, and apply their plans in turn")
         plan = self.plan.then(second.plan)
         return Record(
             plan.path,
@@ -90,6 +96,7 @@ class Record:
             self.norms,
             plan,
             (self.cost[0], second.cost[1]) if self.cost and second.cost else None,
+            layers_gone=second.layers_gone,
             measured={k: (v[0], second.measured[k][1]) for k, v in self.measured.items() if k in second.measured},
             methods=tuple(name for name in self.methods if name in second.methods),
             repair=second.repair or self.repair,

@@ -18,6 +18,7 @@ from fxprune._record.data import data_of, record_of
 from fxprune._record.history import Record
 from fxprune.arguments import checks_arguments
 from fxprune.capture.tensors import Tensors
+from fxprune.depth.numbering import name_after
 from fxprune.errors import FxpruneError, PlanError
 from fxprune.files import Field, parse_json
 from fxprune.planning import plan_file
@@ -174,7 +175,8 @@ def _found(small: nn.Module | ExportedProgram) -> Any:
 
 def _describes(made: Record, small: nn.Module) -> bool:
     shapes = {name: tuple(tensor.shape) for name, tensor in Tensors.of(small).items()}
-    return all(shapes.get(name) == tuple(shape) for name, shape in made.after.items())
+    names = {name_after(name, made.layers_gone): shape for name, shape in made.after.items()}
+    return all(shapes.get(name or "") == tuple(shape) for name, shape in names.items())
 
 
 def attach(small: nn.Module | ExportedProgram, made: Record, *, after: MadeBy | None = None) -> None:

@@ -21,6 +21,7 @@ from fxprune.capture.inputs import check_initialised, check_plain_tensors
 from fxprune.capture.module_copy import deep_copy
 from fxprune.capture.process_state import public_call
 from fxprune.capture.tensors import Tensors
+from fxprune.depth.numbering import count_from_zero, in_original_numbering
 from fxprune.errors import InputError, OtherWeightsWarning
 from fxprune.running.inputs import inputs_of
 from fxprune.running.processes import Processes
@@ -116,6 +117,7 @@ def repair(
             why="the names in an exported program are not those of a module",
             do="pass `repair=batches` to `transform`, or repair the module before it is exported",
         )
+    small = in_original_numbering(small, known.layers_gone)
     for each in (model, small):
         check_plain_tensors(each.named_parameters())
     _check_original(model, known.before)
@@ -126,6 +128,7 @@ def repair(
     processes = Processes(process_group)
     with processes.together():
         made, done = repaired(small, model, data, known.plan, settings, processes)
+    count_from_zero(made)
     change_record(made, lambda last: replace(last, repair=done))
     return made
 

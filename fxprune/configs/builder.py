@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -99,12 +99,16 @@ class Builder:
     """Builds the class of a model from configs; each config once.
 
     missing: the fields that the class has asked for and that the config does not have. count: of the models built.
+    finish: changes each model that is built, before anything is read from it. data: of the first config.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(
+        self, model: nn.Module, *, data: Data | None = None, finish: Callable[[nn.Module], nn.Module] | None = None
+    ) -> None:
         self.kind: type[nn.Module] = type(model)
         config: Any = model.config
-        self.config, self.data = config, config.to_dict()
+        self.config, self.data = config, config.to_dict() if data is None else data
+        self._finish = finish
         self.count = 0
         self.missing: dict[FieldPath, None] = {}
         self._known: dict[str, Built | NotBuiltError] = {}
@@ -143,7 +147,7 @@ class Builder:
             with _EmptyOnMeta(), _Missing(config) as missing:
                 made = self.kind(config)
             self.missing |= missing.names
-            return made
+            return made if self._finish is None else self._finish(made)
 
 
 def built_from(kind: Any, data: Data) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -24,31 +24,39 @@ class ChangedByHandError(Exception):
         super().__init__(why)
 
 
-def construct(small: nn.Module, original: nn.Module, before: Built, built: Built) -> None:
+def construct(
+    small: nn.Module,
+    original: nn.Module,
+    before: Built,
+    built: Built,
+    path_before: Callable[[str], str] = str,
+) -> None:
     """Give a small model what its class computes from the new config. Changes `small`.
 
     Only what the new config changes is changed: what was set in the model later stays.
 
     before, built: the class, built from the config of the original and from that of the small model.
+    path_before: gives the path in the original of a module of the small model; the same by default.
     Raises `ChangedByHandError` for an attribute that cannot have both values.
     """
     old, made = dict(before.model.named_modules()), dict(built.model.named_modules())
     first = dict(original.named_modules())
     done: set[int] = set()
     for path, module in small.named_modules():
-        if path not in made or path not in old:
+        origin = path_before(path)
+        if path not in made or origin not in old:
             continue
-        if type(module) is not type(first[path]):
+        if type(module) is not type(first[origin]):
             why = f'"{path}" is a {type(module).__name__} of fxprune now, which the class does not make'
             raise ChangedByHandError(why, path)
-        own, then, now = module.__dict__, old[path].__dict__, made[path].__dict__
-        was = first[path].__dict__
+        own, then, now = module.__dict__, old[origin].__dict__, made[path].__dict__
+        was = first[origin].__dict__
         for name in now.keys() - OF_EVERY_MODULE:
             if is_config(now[name]):
                 if name in own and is_config(own[name]):
                     _construct_config(own[name], was[name], then.get(name), now[name], done)
             elif not is_same(then.get(name), now[name]):
-                if name in was and not is_same(was[name], then.get(name)):
+                if name in was and not any(is_same(was[name], value) for value in (then.get(name), now[name])):
                     at = f"{path}.{name}".lstrip(".")
                     why = f"{at} is {now[name]!r} by the new config, {then.get(name)!r} by the old one"
                     raise ChangedByHandError(f"{why}, and was set to {was[name]!r}", path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 FieldPath = tuple[Any, ...]
@@ -39,6 +39,16 @@ def empty_in(data: Any, keys: FieldPath = ()) -> Iterator[FieldPath]:
                 yield (*keys, key)
             elif key not in NO_SIZES:
                 yield from empty_in(value, (*keys, key))
+
+
+def sequences_in(data: Any, keys: FieldPath = ()) -> Iterator[tuple[FieldPath, Sequence[Any]]]:
+    """Every list of numbers, texts or flags, with its field."""
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            if key not in NO_SIZES:
+                yield from sequences_in(value, (*keys, key))
+    elif isinstance(data, list | tuple) and all(isinstance(part, int | float | str | None) for part in data):
+        yield keys, data
 
 
 def read(data: Any, field: FieldPath) -> Any:

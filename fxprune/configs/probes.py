@@ -9,8 +9,6 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
-from torch import nn
-
 from fxprune.analysis.settings import Setting, read_setting
 from fxprune.configs.builder import Builder, Built, NotBuiltError
 from fxprune.configs.fields import Data, FieldPath, empty_in, numbers_in, written
@@ -38,8 +36,8 @@ class Probes:
     base: the config as data, in which fields that were empty have the values that the class takes for them.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.builder = Builder(model)
+    def __init__(self, builder: Builder) -> None:
+        self.builder = builder
         self.base: Data = self.builder.data
         self.before = self.builder.build(self.base)
         self._known: dict[tuple[tuple[FieldPath, ...], Fraction], Probe] = {}

@@ -14,6 +14,7 @@ from fxprune.analysis.findings import Findings
 from fxprune.channels.groups import Removal
 from fxprune.configs.builder import Built, NotBuiltError, difference
 from fxprune.configs.fields import FieldPath, name_of, read, written
+from fxprune.configs.layers import builder_of
 from fxprune.configs.moves import Move, Moves, other_buffer, total_of
 from fxprune.configs.probes import Probes, scaled
 
@@ -58,11 +59,14 @@ class ConfigWidths:
 class Config:
     """The config of a model, and what has been found out about it; the same for all analyses of the model.
 
-    Raises `NotBuiltError` where the class, built from the config, is not this model.
+    Layers that pass their input on are left out of the config.
+
+    Raises `NotBuiltError` where the class, built from the config, is not this model, and `LayersStayError` where no
+    config says which layers are gone.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.probes = Probes(model)
+        self.probes = Probes(builder_of(model))
         other = difference(model, self.probes.before)
         if other:
             raise NotBuiltError(f"the model was changed after it was built: {other}")

@@ -62,6 +62,7 @@ class Flow:
     """The operations and calls of one forward.
 
     always: the numbers of the operations that count whatever reads them. results: the values of the outputs.
+    decisions: the numbers of those that code may decide by. They count where the module whose code it is still runs.
     maker: value -> the number of the operation that gives it.
     state: the value of a parameter or buffer -> its names.
     kernels: the names of parameters with two dimensions or more.
@@ -71,6 +72,7 @@ class Flow:
     operations: list[Operation] = field(default_factory=list)
     calls: list[ModuleCall] = field(default_factory=list)
     always: set[int] = field(default_factory=set)
+    decisions: set[int] = field(default_factory=set)
     results: tuple[int, ...] = ()
     maker: dict[int, int] = field(default_factory=dict)
     state: dict[int, tuple[str, ...]] = field(default_factory=dict)
@@ -83,11 +85,12 @@ class Flow:
         waiting = [self.maker[v] for v in self.results if v in self.maker] + list(self.always)
         while waiting:
             number = waiting.pop()
-            if number in found:
-                continue
-            found.add(number)
-            self.operations[number]
-            waiting += [self.maker[v] for v in self.read_by(number, cut) if v in self.maker]
+            if number not in found:
+                found.add(number)
+                waiting += [self.maker[v] for v in self.read_by(number, cut) if v in self.maker]
+            if not waiting:
+                running = {call for live in found for call in self.operations[live].calls}
+                waiting = [n for n in self.decisions - found if running.issuperset(self.operations[n].calls[-1:])]
         return found
 
     def read_by(self, number: int, cut: Cut) -> Sequence[int]:

@@ -122,19 +122,20 @@ class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if "sub" in operation.name:
                 operation.keeps = (False, operation.keeps[1])
         self.flow.operations.append(operation)
-        if self._counts_always(func, written):
+        if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags):
+            self.flow.decisions.add(number)
+        if self._writes_elsewhere(written):
             self.flow.always.add(number)
         return made
 
-    def _counts_always(self, func: Any, written: Iterable[torch.Tensor]) -> bool:
-        """True for what code may decide by, and for what is written into a tensor that was there before.
+    def _writes_elsewhere(self, written: Iterable[torch.Tensor]) -> bool:
+        """True for what is written into a tensor that was there before.
 
         Not for a buffer that a module itself keeps up to date, as a batch norm does.
         """
-        tags = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
         here = self.calls.stack[-1][0] if self.calls.stack else ""
         foreign = [t for t in written if id(t) in self._foreign]
-        return bool(tags & set(func.tags)) or any(self._owner.get(id(t)) != here for t in foreign)
+        return any(self._owner.get(id(t)) != here for t in foreign)
 
 
 def _memory(tensor: torch.Tensor) -> int:

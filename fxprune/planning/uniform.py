@@ -19,7 +19,7 @@ import numpy as np
 from fxprune.analysis.findings import Findings, Group
 from fxprune.capture.captured import FrontEnd
 from fxprune.channels.groups import Bools, Solution
-from fxprune.configs import Config, NotBuiltError, has_config
+from fxprune.configs import Config, LayersStayError, NotBuiltError, has_config
 from fxprune.errors import PlanError
 from fxprune.names import chain, entries_of, find, show
 from fxprune.planning.fitting import Counts
@@ -250,6 +250,10 @@ def with_config(findings: Findings) -> Findings:
         raise PlanError('uniform="config" and norms="preserve" do not go together', why=why, do="leave out one of them")
     try:
         return replace(findings, config=Config(findings.model))
+    except LayersStayError as error:
+        name = type(findings.model.config).__name__
+        do = 'leave out uniform="config", or drop whole layers that are alike'
+        raise PlanError(f"no {name} says the model without these branches", why=str(error), do=do) from None
     except NotBuiltError as error:
         kind = type(findings.model).__name__
         do = "check that the class can be made from the config alone"
