@@ -106,7 +106,7 @@ def fewer_layers(model: nn.Module, builder: Builder, before: Built, gone: Gone) 
         count = len(before.model.get_submodule(path)._modules)
         if len(positions) == count:
             raise LayersStayError(f'no layer of "{path}" would stay')
-        values |= _Search(model, builder, before, {path: positions}, count).values()
+        values |= _LayerFields(model, builder, before, {path: positions}, count).values()
     built = builder.build(written(builder.data, values))
     why = _other(model, before, built, gone)
     if why:
@@ -114,7 +114,7 @@ def fewer_layers(model: nn.Module, builder: Builder, before: Built, gone: Gone) 
     return FewerLayers(gone, built.data, built)
 
 
-class _Search:
+class _LayerFields:
     """The search for the numbers and lists of a config that are about the layers of one list."""
 
     def __init__(self, model: nn.Module, builder: Builder, before: Built, gone: Gone, count: int) -> None:
