@@ -19,7 +19,7 @@ from fxprune.configs.layers import with_fewer_layers
 from fxprune.costs import Cost, cost, measured_in_turn, peak_memory
 from fxprune.depth.carry_out import without_dropped
 from fxprune.depth.dropped import Dropped
-from fxprune.depth.numbering import Gone
+from fxprune.depth.numbering import LayersGone
 from fxprune.depth.patterns import for_the_rest
 from fxprune.errors import PlanError
 from fxprune.planning.budgets import budgets_of, checked_keys
@@ -174,7 +174,7 @@ def _figures(
     return before, after
 
 
-def counted_from_zero(small: nn.Module, call: AnalyzeArguments) -> tuple[nn.Module, Gone]:
+def counted_from_zero(small: nn.Module, call: AnalyzeArguments) -> tuple[nn.Module, LayersGone]:
     """A small model whose layers are those of a config with fewer of them, and the positions of those that are gone.
 
     small: it is not changed; modules that pass their input on stand for these layers.

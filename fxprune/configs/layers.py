@@ -18,7 +18,7 @@ from fxprune.analysis.settings import OF_EVERY_MODULE
 from fxprune.configs.builder import Builder, Built, NotBuiltError
 from fxprune.configs.constructed import construct
 from fxprune.configs.fields import Data, FieldPath, name_of, numbers_in, sequences_in, written
-from fxprune.depth.numbering import Gone, in_original_numbering, name_after, name_before, without_layers
+from fxprune.depth.numbering import LayersGone, in_original_numbering, name_after, name_before, without_layers
 from fxprune.depth.stubs import GivesZeros, PassesOn
 
 MOST_NUMBERS = 3
@@ -36,12 +36,12 @@ class FewerLayers:
     gone: the layers. data: the config. built: the class, built from it, which counts the layers from 0.
     """
 
-    gone: Gone
+    gone: LayersGone
     data: Data
     built: Built
 
 
-def passing_layers(model: nn.Module, built: Built) -> Gone:
+def passing_layers(model: nn.Module, built: Built) -> LayersGone:
     """The entries of lists that pass their input on, in a model whose class makes other modules there."""
     made = dict(built.model.named_modules())
     found: dict[str, list[int]] = {}
@@ -53,7 +53,7 @@ def passing_layers(model: nn.Module, built: Built) -> Gone:
     return {path: tuple(positions) for path, positions in found.items()}
 
 
-def _refuse_parts(model: nn.Module, built: Built, gone: Gone) -> None:
+def _refuse_parts(model: nn.Module, built: Built, gone: LayersGone) -> None:
     """Raises `LayersStayError` where a part of a layer is gone, and the rest stays."""
     made = dict(built.model.named_modules())
     for path, module in model.named_modules():
@@ -78,7 +78,7 @@ def builder_of(model: nn.Module) -> Builder:
     return Builder(model, data=data, finish=lambda made: in_original_numbering(made, gone, like=model))
 
 
-def with_fewer_layers(small: nn.Module) -> tuple[nn.Module, Gone]:
+def with_fewer_layers(small: nn.Module) -> tuple[nn.Module, LayersGone]:
     """A small model without the layers that pass their input on, as its class makes it of a config with fewer layers.
 
     small: the model; it is not changed. Raises `LayersStayError` where there is no such config.
@@ -95,7 +95,7 @@ def with_fewer_layers(small: nn.Module) -> tuple[nn.Module, Gone]:
     return made, gone
 
 
-def fewer_layers(model: nn.Module, builder: Builder, before: Built, gone: Gone) -> FewerLayers:
+def fewer_layers(model: nn.Module, builder: Builder, before: Built, gone: LayersGone) -> FewerLayers:
     """The config of a model without some layers.
 
     model: with modules that pass their input on at their places. before: its class, built from its config.
@@ -117,7 +117,7 @@ def fewer_layers(model: nn.Module, builder: Builder, before: Built, gone: Gone) 
 class _LayerFields:
     """The search for the numbers and lists of a config that are about the layers of one list."""
 
-    def __init__(self, model: nn.Module, builder: Builder, before: Built, gone: Gone, count: int) -> None:
+    def __init__(self, model: nn.Module, builder: Builder, before: Built, gone: LayersGone, count: int) -> None:
         self.model, self.builder, self.before, self.gone, self.count = model, builder, before, gone, count
         ((self.path, self.positions),) = gone.items()
         self.left = [number for number in range(count) if number not in self.positions]
@@ -172,7 +172,7 @@ class _LayerFields:
         return bool(_other(self.before.model, self.before, built, {}))
 
 
-def _other(model: nn.Module, before: Built, built: Built, gone: Gone) -> str:
+def _other(model: nn.Module, before: Built, built: Built, gone: LayersGone) -> str:
     """The first way in which a built class is not a model without some layers; "" if it is this model.
 
     before: the class of the model with all layers. Numbers may be others where they count layers, are the place of a

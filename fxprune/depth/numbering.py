@@ -14,16 +14,16 @@ from fxprune.capture.module_copy import copy_module
 
 ModuleT = TypeVar("ModuleT")
 
-Gone = Mapping[str, tuple[int, ...]]
+LayersGone = Mapping[str, tuple[int, ...]]
 """The path of a list of layers -> the positions of those that are gone, ascending."""
 
 
-def name_before(name: str, gone: Gone) -> str:
+def name_before(name: str, gone: LayersGone) -> str:
     """The name in the original of something in a model without some layers."""
     return _renamed(name, gone, _position_before)
 
 
-def name_after(name: str, gone: Gone) -> str | None:
+def name_after(name: str, gone: LayersGone) -> str | None:
     """The name in the model without some layers; None for what is gone."""
     for path, positions in gone.items():
         number = _position(name, path)
@@ -44,7 +44,7 @@ def _position_before(number: int, positions: Sequence[int]) -> int:
     return number
 
 
-def _renamed(name: str, gone: Gone, counted: Callable[[int, Sequence[int]], int]) -> str:
+def _renamed(name: str, gone: LayersGone, counted: Callable[[int, Sequence[int]], int]) -> str:
     for path, positions in gone.items():
         number = _position(name, path)
         if number is not None:
@@ -61,7 +61,7 @@ class _InOriginalNumbering(nn.ModuleList):
         return nn.ModuleList(found) if isinstance(index, slice) else found
 
 
-def without_layers(model: nn.Module, gone: Gone) -> nn.Module:
+def without_layers(model: nn.Module, gone: LayersGone) -> nn.Module:
     """A copy of a model around the same tensors, without some layers. The others are counted from 0."""
     made = copy_module(model, lambda tensor: tensor)
     for path, positions in gone.items():
@@ -72,7 +72,7 @@ def without_layers(model: nn.Module, gone: Gone) -> nn.Module:
     return made
 
 
-def in_original_numbering(model: ModuleT, gone: Gone, like: nn.Module | None = None) -> ModuleT:
+def in_original_numbering(model: ModuleT, gone: LayersGone, like: nn.Module | None = None) -> ModuleT:
     """A copy of a model without some layers around the same tensors, whose layers have the numbers of the original.
 
     like: a model with other modules at the places of these layers, which the copy gets too; None to leave them free.
