@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
+from torch import fx, nn
 
 from fxprune.analysis.findings import Findings, Subject
 from fxprune.analysis.marking import Settings
@@ -289,9 +289,12 @@ class Analyzer:
         slots = slots_without_result(self.terms, read, reaching, uses)
         for vector in slots.values():
             self.terms.lock(vector, event)
-        if names := list(dict.fromkeys(axis.parameter for axis in slots)):
+        of_parameters = (
+            axis.parameter for axis in slots if isinstance(self.opened.tensors[axis.parameter], nn.Parameter)
+        )
+        if names := list(dict.fromkeys(of_parameters)):
             self.notes.append(
-                "forward reads them, no result is computed from them, and they keep their width: "
+                "forward reads them, no tensor of a result is computed from them, and they keep their width: "
                 f"{_first(names, 4)}; if another method uses them, such as a loss, name it with `methods`"
             )
 

@@ -51,7 +51,9 @@ def test_what_only_a_loss_uses_stays_with_a_reason(way: str) -> None:
     small: Any = fxprune.transform(net, x, ratio=0.5, path="eager")
     assert (small.a.out_features, small.labels.weight.shape) == (4, (5, 16))
     assert small.loss(x, torch.tensor([0, 4])).isfinite()
-    (reason,) = (text for text in fxprune.record(small).reasons if "no result is computed from them" in text)
+    (reason,) = (
+        text for text in fxprune.record(small).reasons if "no tensor of a result is computed from them" in text
+    )
     assert "labels.weight; if another method uses them, such as a loss, name it with `methods`" in reason
     locked = [each for each in fxprune.analyze(net, x, path="eager").locked if "reach no result" in each.event.why]
     assert {name for each in locked for name, _ in each.slots} == {"labels.weight"}
@@ -148,3 +150,18 @@ def test_what_the_setting_of_a_result_counts_goes_with_it(same: bool, heads: int
     small: Any = fxprune.transform(Heads(same).eval(), torch.randn(2, 5, 6), ratio=0.5, path="eager")
     assert small.heads == 2
     assert small.second.out_features == 2 * heads
+
+
+def test_a_list_of_numbers_in_an_attribute_is_not_named() -> None:
+    class Strided(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.strides = nn.Linear(4, 8), nn.Linear(8, 3), torch.tensor([2.0, 4.0])
+
+        def forward(self, x: Tensor) -> Tensor:
+            scale = sum(torch.full((3,), stride.item()) for stride in self.strides)
+            return self.b(torch.relu(self.a(x))) * scale
+
+    small: Any = fxprune.transform(Strided().eval(), torch.randn(2, 4), ratio=0.5, path="eager")
+    assert small.a.out_features == 4
+    assert fxprune.record(small).reasons == ()
