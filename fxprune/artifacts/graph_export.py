@@ -18,7 +18,7 @@ from fxprune.arguments import checks_arguments, fits
 from fxprune.artifacts.graph_comparison import worst_error
 from fxprune.artifacts.graph_format import Format
 from fxprune.artifacts.onnx_file import ONNX
-from fxprune.artifacts.program import evaluation_copy, program_of
+from fxprune.artifacts.program import evaluation_copies, program_of
 from fxprune.artifacts.pt2_file import PT2
 from fxprune.capture.inputs import Inputs, bound, check_devices, check_initialised, check_unwrapped, normalize
 from fxprune.capture.process_state import public_call
@@ -106,8 +106,8 @@ def export(
     kind.refuse(model)
     varying = _batch_tensors(model, inputs, dynamic_batch)
 
-    portable = evaluation_copy(model)
-    program, reasons = program_of(portable, inputs, varying)
+    portable, exported = evaluation_copies(model)
+    program, reasons = program_of(exported, inputs, varying)
     content = kind.write(program, opset)
     reasons = [*reasons, *content.warnings, *_from_record(model)]
     error = None

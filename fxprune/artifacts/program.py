@@ -40,16 +40,29 @@ class Portable:
             return tensors_in(self.model(*args, **kwargs))
 
 
-def evaluation_copy(model: nn.Module) -> Portable:
-    """Returns a deep copy in evaluation mode. Raises `CaptureError` for a graph whose training mode is fixed."""
+def evaluation_copies(model: nn.Module) -> tuple[Portable, Portable]:
+    """Two deep copies in evaluation mode, which share their parameters: one to run, one to export.
+
+    Where forward keeps something, such as anchors of a size, torch leaves its own tensors in the model that it exports.
+    Raises `CaptureError` for a graph whose training mode is fixed.
+    """
     _check_mode(model)
+    reasons = ("the model is in training mode; the file holds what it does in evaluation mode",)
+    made: dict[int, Any] = {}
     try:
-        copied = copy.deepcopy(model).eval()
+        to_run = copy.deepcopy(model, made).eval()
+        shared = {id(t): made[id(t)] for t in model.parameters() if id(t) in made}
+        to_export = copy.deepcopy(model, shared).eval()
     except Exception as failure:
         raise CaptureError(
             f"{type(model).__name__} cannot be copied", why=f"{type(failure).__name__}: {failure}"
         ) from failure
-    reasons = ("the model is in training mode; the file holds what it does in evaluation mode",)
+    training = any(module.training for module in model.modules())
+    return _portable(to_run, reasons if training else ()), _portable(to_export, reasons if training else ())
+
+
+def _portable(copied: nn.Module, reasons: tuple[str, ...]) -> Portable:
+    """A copy with outputs that are plain containers. Changes the copy."""
     dropped: dict[str, str] = {}
     inner: Callable[..., Any] = copied.forward
 
@@ -59,8 +72,7 @@ def evaluation_copy(model: nn.Module) -> Portable:
         return tensors_only(inner(*args, **kwargs), "", dropped)
 
     copied.__dict__["forward"] = forward
-    training = any(module.training for module in model.modules())
-    return Portable(copied, dropped, reasons if training else ())
+    return Portable(copied, dropped, reasons)
 
 
 def _check_mode(model: nn.Module) -> None:
@@ -118,23 +130,32 @@ def program_of(
             shapes[tensor] = {0: batch}
     else:
         inputs = cloned(inputs)
-    args, kwargs = inputs
+    dynamic = shapes if varying else None
     try:
-        with quiet() as noted, torch.no_grad():
-            program = torch.export.export(
-                portable.model, args, kwargs, dynamic_shapes=shapes if varying else None, strict=False
-            )
+        program, noted = _exported(portable, inputs, dynamic)
     except Exception as failure:
-        raise CaptureError(
-            f"{type(portable.model).__name__} cannot be exported" + (" with a dynamic batch" if varying else ""),
-            why=_first_sentence(failure),
-            do="leave out dynamic_batch, or change what fixes the batch" if varying else "",
-        ) from failure
+        try:  # what forward makes once, such as anchors of a size, may be what torch refuses
+            portable.run(inputs)
+            program, noted = _exported(portable, inputs, dynamic)
+        except Exception:
+            raise CaptureError(
+                f"{type(portable.model).__name__} cannot be exported" + (" with a dynamic batch" if varying else ""),
+                why=_first_sentence(failure),
+                do="leave out dynamic_batch, or change what fixes the batch" if varying else "",
+            ) from failure
+        noted.append(f"exported after a first call, since torch refuses that call: {_first_sentence(failure)}")
     dropped = portable.dropped
     if not any(isinstance(s.arg, torch.export.graph_signature.TensorArgument) for s in _outputs(program)):
         raise CaptureError("the model returns no tensor", why="a graph has no other results")
     left = [f"the output {path or 'as a whole'} is left out: {kind} is no tensor" for path, kind in dropped.items()]
     return program, [*portable.reasons, *left, *noted]
+
+
+def _exported(portable: Portable, inputs: Inputs, shapes: Any) -> tuple[torch.export.ExportedProgram, list[str]]:
+    """Returns the program, and the warnings of torch."""
+    args, kwargs = inputs
+    with quiet() as noted, torch.no_grad():
+        return torch.export.export(portable.model, args, kwargs, dynamic_shapes=shapes, strict=False), noted
 
 
 def _outputs(program: torch.export.ExportedProgram) -> list[Any]:

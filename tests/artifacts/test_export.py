@@ -26,7 +26,7 @@ from fxprune.artifacts import Exported, export, graph_export, onnx_file
 from fxprune.artifacts.graph_comparison import difference
 from fxprune.artifacts.graph_export import FORMATS
 from fxprune.artifacts.graph_format import Content, Format
-from fxprune.artifacts.program import Portable, evaluation_copy
+from fxprune.artifacts.program import Portable, evaluation_copies
 from fxprune.errors import CaptureError, FileError, FxpruneError, InputError, VerificationError
 from tests.support import call, randomise, relative_error
 
@@ -393,7 +393,7 @@ def test_export_refuses_paths_that_cannot_be_written(tmp_path: Path, monkeypatch
     def never(*_: Any) -> None:
         raise AssertionError("nothing is exported")
 
-    monkeypatch.setattr(graph_export, "evaluation_copy", never)
+    monkeypatch.setattr(graph_export, "evaluation_copies", never)
     model, x = made(Net()), image()
     text = refusal(FileError, model, tmp_path / "small.onx", x)
     assert text == (
@@ -649,8 +649,48 @@ def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
         assert result.bytes < 1.5 * 500 * 64 * 4, suffix
 
 
+class Anchored(nn.Module):
+    """A head that makes its anchors at the first call and whenever the size changes, as detectors do."""
+
+    def __init__(self, traced: bool) -> None:
+        super().__init__()
+        self.layer, self.strides, self.traced = nn.Conv2d(3, 4, 1), torch.tensor([2.0]), traced
+        self.shape: Any = None
+        self.anchors: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.shape != x.shape:
+            stride = self.strides[0] if self.traced else 2 if self.strides[0] > 1 else 1
+            self.anchors["x"] = (torch.arange(x.shape[-1], dtype=x.dtype) + 0.5) * stride
+            self.shape = x.shape
+        return self.layer(x) + self.anchors["x"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("traced", [True, False])
+@pytest.mark.parametrize("warm", [False, True])
+def test_what_forward_keeps_from_its_first_call_is_no_tensor_of_the_export(
+    tmp_path: Path, suffix: str, traced: bool, warm: bool
+) -> None:
+    model, x = made(Anchored(traced)), image()
+    if warm:
+        model(x)
+    result = export(model, tmp_path / f"a{suffix}", x)
+    assert result.error is not None
+    again = any(text.startswith("exported after a first call") for text in result.reasons)
+    assert again == (not traced and not warm)
+    assert all(type(anchors) is Tensor for anchors in model.anchors.values())
+    assert len(model.anchors) == warm
+
+
+def test_the_copy_to_run_and_the_one_to_export_share_their_parameters() -> None:
+    model = made(Net())
+    first, second = (dict(copied.model.named_parameters()) for copied in evaluation_copies(model))
+    assert all(first[name] is second[name] is not tensor for name, tensor in model.named_parameters())
+
+
 def test_a_copy_knows_what_it_dropped() -> None:
-    copied = evaluation_copy(made(Nested()))
+    copied, _ = evaluation_copies(made(Nested()))
     assert [t.shape for t in copied.run(((), nested(2)))] == [(2, 3), (2, 6), (2,)]
     assert copied.dropped == {".hidden['cache']": "Cache", ".hidden['size']": "int"}
 
