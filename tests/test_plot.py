@@ -58,9 +58,9 @@ def test_layers_and_widths_are_shown() -> None:
     assert "bn1" not in shown, "a norm is drawn with its layer"
     legend = [text.get_text() for text in ax.get_legend().get_texts()]
     assert legend == [
-        "stem: 5 → 3 channels",
-        "conv1: 7 → 4 channels",
-        "conv3: 4 → 2 channels",
+        "1  stem: 5 → 3 channels",
+        "2  conv1: 7 → 4 channels",
+        "3  conv3: 4 → 2 channels",
         "keeps all of its channels",
     ]
 
@@ -76,6 +76,138 @@ def test_colours_are_groups_and_heights_are_widths() -> None:
     heights = {name: bar.get_height() ** 2 for name, bar in shown.items()}
     assert heights["conv1"] / heights["stem"] == pytest.approx(7 / 5)
     assert heights["head"] / heights["conv3"] == pytest.approx(2 / 4)
+
+
+class Block(nn.Module):
+    """Attention by hand with two heads of three, and an MLP."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.query_key_value, self.proj = nn.Linear(6, 18), nn.Linear(6, 6)
+        self.up, self.down = nn.Linear(6, hidden), nn.Linear(hidden, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.query_key_value(x).reshape(*x.shape[:2], 3, 2, 3).permute(2, 0, 3, 1, 4).unbind(0)
+        x = x + self.proj((torch.softmax(q @ k.mT, -1) @ v).transpose(1, 2).flatten(2))
+        return x + self.down(torch.relu(self.up(x)))
+
+
+def blocks(*hidden: int) -> fxprune.Analysis:
+    net = nn.Sequential(nn.Linear(4, 6), nn.Sequential(*map(Block, hidden)), nn.Linear(6, 2)).eval()
+    return fxprune.analyze(net, torch.randn(1, 5, 4))
+
+
+def legend_of(ax: Any) -> list[str]:
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_a_layer_has_a_stripe_and_a_number_for_each_of_its_groups() -> None:
+    ax = plot.dependencies(blocks(8))
+    assert legend_of(ax) == [
+        "1  0: 6 channels",
+        "2  1.0.query_key_value: 2 heads",
+        "3  1.0.query_key_value: 3 head width",
+        "4  1.0.up: 8 channels",
+        "keeps all of its channels",
+    ]
+    shown = texts(ax)
+    at = shown.index("1.0.quer…key_value")
+    assert shown[at : at + 4] == ["1.0.quer…key_value", "18", "2", "3"]
+    bars = [p for p in ax.patches if isinstance(p, Rectangle)][1::2]
+    wide = sorted(bar.get_width() for bar in bars)
+    assert wide[0] == pytest.approx(wide[-1] / 2)
+    assert len({bar.get_facecolor()[:3] for bar in bars}) == 5  # four groups and grey
+
+
+def test_equal_blocks_in_a_row_are_drawn_once() -> None:
+    analysis = blocks(8, 8, 8, 8)
+    ax = plot.dependencies(analysis, analysis.plan(ratio=0.5))
+    assert "x 4 blocks" in texts(ax)
+    assert texts(ax).count("1.0.up") == 1
+    assert not any("1.1" in text for text in texts(ax))
+    assert "4  1.0-3.up: 8 → 4 channels" in legend_of(ax)
+    arrows = [p for p in ax.patches if isinstance(p, FancyArrowPatch)]
+    assert len(arrows) == len([p for p in plot.dependencies(blocks(8)).patches if isinstance(p, FancyArrowPatch)]) + 1
+
+
+@pytest.mark.parametrize(
+    ("hidden", "marks", "drawn"),
+    [
+        ((9, 8, 8, 8), ["x 3 blocks"], ["1.0.up", "1.1.up"]),
+        ((8, 9, 8), [], ["1.0.up", "1.1.up", "1.2.up"]),
+        ((8, 8, 8, 9, 9, 9, 9), ["x 3 blocks", "x 4 blocks"], ["1.0.up", "1.3.up"]),
+    ],
+)
+def test_blocks_that_differ_are_drawn(hidden: tuple[int, ...], marks: list[str], drawn: list[str]) -> None:
+    shown = texts(plot.dependencies(blocks(*hidden)))
+    assert sorted(text for text in set(shown) if text.startswith("x ")) == marks  # some are drawn in two rows
+    assert [text for text in shown if text.endswith(".up")] == drawn
+
+
+def test_blocks_of_unlike_plans_and_unfolded_ones_are_drawn() -> None:
+    analysis = blocks(8, 8, 8)
+    plan = analysis.plan(ratio={"1.1.up": 0.5})
+    for ax in (plot.dependencies(analysis, plan), plot.dependencies(analysis, folded=False)):
+        assert [text for text in texts(ax) if text.endswith(".up")] == ["1.0.up", "1.1.up", "1.2.up"]
+
+
+def test_layers_that_are_no_blocks_are_drawn() -> None:
+    net = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(5)))
+    assert [t for t in texts(plot.dependencies(fxprune.analyze(net, torch.ones(1, 4)))) if t.endswith(".0")] == [
+        f"{number}.0" for number in range(5)
+    ]
+
+
+def test_legends_are_whole_and_names_keep_their_numbers() -> None:
+    net = nn.Sequential(*(nn.ModuleDict({"a_long_name": nn.Linear(4 + n, 5 + n)})["a_long_name"] for n in range(30)))
+    outer = nn.ModuleDict({"first_part": nn.ModuleDict({"second_part": net})})
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = outer
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.parts["first_part"]["second_part"](x)
+
+    ax = plot.dependencies(fxprune.analyze(Net().eval(), torch.ones(1, 4)))
+    assert len(legend_of(ax)) == 30  # 29 groups, and the output
+    shown = [text for text in texts(ax) if text.startswith("…")]
+    assert len(set(shown)) == 30
+    assert "…second_part.17" in shown
+
+
+def test_details_are_written_on_request() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, (3, 5), stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(48, 2)).eval()
+    ax = plot.dependencies(fxprune.analyze(net, torch.ones(1, 3, 9, 9)), details=True)
+    shown = texts(ax)
+    assert "4\nConv2d 3x5 / 2x2\n1 x 48\n184 params\n2160 MACs" in shown
+    assert "2\nLinear\n1 x 2\n98 params\n96 MACs" in shown
+
+
+def test_rows_of_repeated_blocks_are_one_bar() -> None:
+    analysis = blocks(8, 8, 8)
+    small = analysis.transform(ratio={"*.up": 0.5}, verify=False)
+    for given in (small, fxprune.record(small)):
+        ax = plot.widths(given)
+        assert [label.get_text() for label in ax.get_yticklabels()] == ["1.0-2.up", "1.0-2.down"]
+        assert texts(ax) == [" 8 → 4", " 6"]
+
+
+def test_a_parameter_of_ones_own_is_drawn_by_the_dimension_that_changed() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+            self.token = nn.Parameter(torch.ones(1, 1, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(torch.relu(self.first(x) + self.token))
+
+    small = fxprune.transform(Net().eval(), torch.ones(1, 3, 4), ratio=0.5)
+    for given in (small, fxprune.record(small)):
+        ax = plot.widths(given)
+        assert dict(zip([t.get_text() for t in ax.get_yticklabels()], texts(ax), strict=True))["token"] == " 8 → 4"
 
 
 def test_every_edge_is_an_arrow() -> None:

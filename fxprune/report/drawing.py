@@ -1,0 +1,222 @@
+"""Nodes and edges in their places, drawn with matplotlib."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fxprune.report.layout import Layout, PlacedNode
+
+GREY, LINE = "#b8b8b8", "#707070"
+
+LONGEST = 18
+"""The most characters of a name above a box."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A node as it is drawn.
+
+    before, after: its channels, None for an operation. groups: the numbers of the groups of its outputs. details: more
+    lines under the box.
+    """
+
+    label: str
+    before: int | None
+    after: int | None
+    groups: tuple[int, ...] = ()
+    details: tuple[str, ...] = ()
+
+
+class Drawing:
+    """The coordinates of placed nodes, and the drawing of them. A column is one unit wide; a row fits its nodes."""
+
+    TALL, WIDE, TEXT, ARC, GAP = 0.8, 0.62, 0.2, 0.2, 0.18
+
+    def __init__(self, layout: Layout, boxes: dict[str, Box], colours: dict[int, Any], planned: bool) -> None:
+        self.layout, self.boxes, self.colours, self.planned = layout, boxes, colours, planned
+        self.numbers = {group: number for number, group in enumerate(colours, start=1)}
+        self.text = self.TEXT + 0.11 * max((len(box.details) for box in boxes.values()), default=0)
+        self.widest = max((box.before or 1 for box in boxes.values()), default=1)
+        self.middles: dict[tuple[int, int], float] = {}
+        self.bottom = 0.0
+        arcs = {layout.nodes[b].row for a, b in layout.edges if self._passes_above(layout.nodes[a], layout.nodes[b])}
+        for row, lanes in enumerate(layout.lanes):
+            self.bottom -= self.GAP + (self.ARC if row in arcs else 0)
+            for lane in range(lanes):
+                here = [self.tall(n) for n in layout.nodes if (n.row, n.lane) == (row, lane)]
+                half = max(here, default=0.0) / 2 + self.text
+                self.middles[row, lane] = self.bottom - half
+                self.bottom -= 2 * half
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """The width in columns, and the height in the same unit."""
+        return 1 + max((n.column for n in self.layout.nodes), default=0), self.GAP - self.bottom
+
+    def place(self, node: PlacedNode) -> tuple[float, float]:
+        """Returns the centre of a node."""
+        return float(node.column), self.middles[node.row, node.lane]
+
+    def tall(self, node: PlacedNode) -> float:
+        """Returns the height of a node before pruning."""
+        return self._height(self.boxes[node.node].before)
+
+    def _height(self, channels: int | None) -> float:
+        return 0.16 if channels is None else max(0.02, self.TALL * math.sqrt(channels / self.widest))
+
+    def draw(self, ax: Any) -> None:
+        """Draws all edges and nodes."""
+        ax.set_axis_off()
+        ax.set_xlim(-0.5, self.size[0] - 0.5)
+        ax.set_ylim(self.bottom - self.GAP / 2, 0)
+        for before, after in self.layout.edges:
+            self._edge(ax, self.layout.nodes[before], self.layout.nodes[after])
+        for node in self.layout.nodes:
+            self._node(ax, node, self.boxes[node.node])
+
+    def _node(self, ax: Any, node: PlacedNode, box: Box) -> None:
+        x, y = self.place(node)
+        faint = 0.5 if node.repeated else 1.0
+        if box.before is None:
+            frame = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": LINE, "alpha": faint}
+            ax.text(x, y, box.label, ha="center", va="center", fontsize=8, bbox=frame, alpha=faint, zorder=3)
+            return
+        colours = [self.colours[group] for group in box.groups] or [GREY]
+        outer, inner = self.tall(node), self._height(box.after)
+        self._bars(ax, x, y, outer, colours, (0.35 if self.planned else 1.0) * faint)
+        if self.planned:
+            self._bars(ax, x, y - (outer - inner) / 2, inner, colours, faint)
+        text = f"{box.before}" if box.before == box.after else f"{box.before} → {box.after}"
+        style = {"ha": "center", "fontsize": 7, "alpha": faint, "zorder": 4}
+        ax.text(x, y + outer / 2 + 0.025, shortened(box.label), va="bottom", **style)
+        ax.text(x, y - outer / 2 - 0.03, "\n".join((text, *box.details)), va="top", color="#505050", **style)
+        if not node.repeated:
+            self._numbers(ax, x, y, box)
+
+    def _bars(self, ax: Any, x: float, y: float, tall: float, colours: list[Any], alpha: float) -> None:
+        """Draws a box, with one stripe for each colour."""
+        from matplotlib.patches import Rectangle
+
+        wide = self.WIDE / len(colours)
+        for place, colour in enumerate(colours):
+            corner = (x - self.WIDE / 2 + place * wide, y - tall / 2)
+            ax.add_patch(Rectangle(corner, wide, tall, facecolor="white", linewidth=0, zorder=2))
+            ax.add_patch(Rectangle(corner, wide, tall, facecolor=colour, alpha=alpha, linewidth=0, zorder=2))
+
+    def _numbers(self, ax: Any, x: float, y: float, box: Box) -> None:
+        """Writes the numbers of the groups into the stripes of a box, as they stand in the legend."""
+        from matplotlib.patheffects import withStroke
+
+        wide = self.WIDE / max(1, len(box.groups))
+        for place, group in enumerate(box.groups):
+            middle = x - self.WIDE / 2 + (place + 0.5) * wide
+            edge = [withStroke(linewidth=1.5, foreground="white")]
+            style = {"ha": "center", "va": "center", "fontsize": 6, "zorder": 5, "path_effects": edge}
+            ax.text(middle, y, str(self.numbers[group]), **style)
+
+    def _passes_above(self, before: PlacedNode, after: PlacedNode) -> bool:
+        """True if an edge must pass above other nodes, or leads to another row or backwards."""
+        if before.row != after.row or before.column >= after.column:
+            return True
+        between = range(before.column + 1, after.column)
+        lane = max(before.lane, after.lane)
+        return any((n.row, n.lane) == (after.row, lane) and n.column in between for n in self.layout.nodes)
+
+    def _edge(self, ax: Any, before: PlacedNode, after: PlacedNode) -> None:
+        from matplotlib.patches import FancyArrowPatch
+        from matplotlib.path import Path as Line
+
+        (x, y), (u, v) = self.place(before), self.place(after)
+        right, left = x + self._half_width(before), u - self._half_width(after)
+        if self._passes_above(before, after):
+            over = self._height_above(before, after)
+            start = [(x + 0.04, y), (x + 0.04, over)]
+            if self.boxes[before.node].before is not None:
+                start = [(right, y), (right + 0.08, y), (right + 0.08, over)]
+            end = [(u - 0.04, over), (u - 0.04, v + 0.11)]
+            if self.boxes[after.node].before is not None:
+                end = [(left - 0.14, over), (left - 0.14, v), (left, v)]
+            points = [*start, *end]
+        elif before.lane == after.lane:
+            points = [(right, y), (left, v)]
+        else:  # turn early when leaving the first lane, late when coming back
+            turn = right + 0.08 if before.lane < after.lane else left - 0.14
+            points = [(right, y), (turn, y), (turn, v), (left, v)]
+        style: dict[str, Any] = {
+            "arrowstyle": "-|>,head_width=1.6,head_length=3",
+            "color": LINE,
+            "linewidth": 0.9,
+            "zorder": 1,
+        }
+        ax.add_patch(FancyArrowPatch(path=Line(points), shrinkA=0, shrinkB=0, joinstyle="round", **style))
+
+    def _height_above(self, before: PlacedNode, after: PlacedNode) -> float:
+        """Returns the height at which an edge passes above the nodes between its ends; longer edges pass higher."""
+        columns = sorted((before.column, after.column))
+        tops = [
+            self.place(n)[1] + self.tall(n) / 2 + self.TEXT
+            for n in self.layout.nodes
+            if n.row == after.row and n.lane == min(before.lane, after.lane) and columns[0] <= n.column <= columns[1]
+        ]
+        return max(tops) + 0.02 * min(8, columns[1] - columns[0])
+
+    def _half_width(self, node: PlacedNode) -> float:
+        box = self.boxes[node.node]
+        return self.WIDE / 2 if box.before is not None else 0.05 + 0.03 * len(box.label)
+
+
+def shortened(label: str) -> str:
+    """A dotted name without some of its middle. The numbers of blocks and the end stay as long as they can.
+
+    >>> shortened("model.layers.0.self_attn.q_proj"), shortened("model.6.m.0.cv1.conv"), shortened("layers.7.mlp.fc.0")
+    ('…0…q_proj', '…6.m.0.cv1.conv', 'layers.7.mlp.fc.0')
+    >>> shortened("encoder.layers.encoder_layer_11.self_attention.out_proj")
+    '…11…out_proj'
+    """
+    *parts, last = label.split(".")
+    if last.isdigit() and parts:
+        last = f"{parts.pop()}.{last}"  # a number alone says nothing
+    for short in (_without_names, _without_letters):
+        while len(_joined([*parts, last])) > LONGEST and short(parts):
+            pass
+    most = max(12, LONGEST - len(_joined([*parts, ""])))
+    if len(last) > most:
+        last = f"{last[: most - 10]}…{last[-9:]}"
+    while len(_joined([*parts, last])) > LONGEST and _without_numbers(parts):
+        pass
+    return _joined([*parts, last])
+
+
+def _joined(parts: list[str]) -> str:
+    """The parts with dots between them, and one "…" where parts are empty."""
+    text = ".".join(part or "…" for part in parts)
+    while "…." in text or ".…" in text:
+        text = text.replace("….", "…").replace(".…", "…")
+    while "……" in text:
+        text = text.replace("……", "…")
+    return text
+
+
+def _without_names(parts: list[str]) -> bool:
+    """Empty the first part that is no number of a block; False if there is none."""
+    return _first(parts, lambda part: not part[-1].isdigit(), lambda part: "")
+
+
+def _without_letters(parts: list[str]) -> bool:
+    return _first(parts, lambda part: not part.strip("…").isdigit(), lambda part: "…" + re.findall(r"\d+$", part)[0])
+
+
+def _without_numbers(parts: list[str]) -> bool:
+    return _first(parts, lambda part: True, lambda part: "")
+
+
+def _first(parts: list[str], wanted: Callable[[str], bool], new: Callable[[str], str]) -> bool:
+    for place, part in enumerate(parts):
+        if part and wanted(part):
+            parts[place] = new(part)
+            return True
+    return False
