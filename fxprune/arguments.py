@@ -253,7 +253,8 @@ def bool_mask(mask: Any) -> torch.Tensor | str:
             return torch.from_numpy(np.ascontiguousarray(mask != 0))
         return f"it is an array of {mask.dtype} and has other values than 0 and 1: {other.flat[0]}"
     if not isinstance(mask, torch.Tensor):
-        return f"it is {type(mask).__name__}"
+        how = "; torch.tensor(...) makes one of it" if isinstance(mask, list | tuple) else ""
+        return f"it is {type(mask).__name__}{how}"
     if mask.layout is not torch.strided or mask.is_complex():
         return f"it is {mask.dtype if mask.is_complex() else mask.layout}"
     if mask.dtype is torch.bool:

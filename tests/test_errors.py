@@ -193,7 +193,12 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     "masks a list": (transform(masks=[mask(8)]), P, ["must be a dict, not list", "{layer: bool tensor"]),
     "mask short": (transform(masks={"0": mask(7)}), P, ['mask of "0"', "wrong length", "(7,)", "8 output channels"]),
     "mask float": (transform(masks={"0": torch.ones(8) / 2}), P, ["not boolean", "torch.float32", "True = keep"]),
-    "mask no tensor": (transform(masks={"0": [True] * 8}), P, ["not boolean", "it is list"]),
+    "mask no tensor": (transform(masks={"0": [True] * 8}), P, ["not boolean", "it is list", "torch.tensor(...) makes"]),
+    "mask of single weights": (
+        transform(masks={"0": torch.ones(8, 3, 3, 3)}),
+        P,
+        ['at   masks["0"]', "(8, 3, 3, 3)", "mask.flatten(1).any(1)", "fxprune.sparse"],
+    ),
     "mask all False": (
         transform(masks={"0": ~mask(8)}),
         P,

@@ -152,7 +152,8 @@ def _steps(small: nn.Module | ExportedProgram) -> MadeBy:
         raise FxpruneError(
             f"this {type(small).__name__} has no record",
             why="it was not made by transform",
-            do="pass what transform returned",
+            do="pass what transform returned, as a whole: a module in it, such as what merge_and_unload() of peft "
+            "returns, has none",
         )
     return MadeBy((found,))
 

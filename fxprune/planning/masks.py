@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch.nn.modules import conv
 
 from fxprune.analysis.findings import Findings
@@ -138,19 +139,32 @@ def _check(findings: Findings, layer: str, parameter: str, mask: Any) -> tuple[i
     size = tensor.shape[dim] * groups if tensor.ndim else 1
     found = bool_mask(mask)
     if isinstance(found, str):
-        raise PlanError(f'the mask of "{layer}" is not boolean', why=found, do="pass a bool tensor, True = keep")
+        what, do = f'the mask of "{layer}" is not boolean', "pass a bool tensor, True = keep"
+        raise PlanError(what, at=f'masks["{layer}"]', why=found, do=do)
     mask = found
     if mask.shape not in ((size,), (size // groups,)):
         raise PlanError(
             f'the mask of "{layer}" has the wrong length',
+            at=f'masks["{layer}"]',
             why=f"its shape is {tuple(mask.shape)}, the layer has {size} output channels",
-            do="pass one entry per output channel, True = keep",
+            do="pass one entry per output channel, True = keep" + _of_single_weights(tensor, dim, mask),
         )
     if not mask.any():
         raise PlanError(
-            f'the mask of "{layer}" removes every channel', why="a layer cannot be empty", do="keep at least one"
+            f'the mask of "{layer}" removes every channel',
+            at=f'masks["{layer}"]',
+            why="a layer cannot be empty",
+            do="keep at least one",
         )
     return dim, mask.detach().cpu().numpy()
+
+
+def _of_single_weights(weight: torch.Tensor, dim: int, mask: torch.Tensor) -> str:
+    """A hint for a mask that has the shape of the weight; "" for any other."""
+    if mask.shape != weight.shape:
+        return ""
+    rows = "mask.flatten(1).any(1)" if dim == 0 else f"mask.movedim({dim}, 0).flatten(1).any(1)"
+    return f", as {rows} is where an output keeps some weight; masks of single weights are for fxprune.sparse"
 
 
 def _of_all_groups(keep: Bools, slots: int) -> Bools:
@@ -172,7 +186,10 @@ def why_stay(findings: Findings, outputs: tuple[str, int], columns: list[Ints], 
     if any(held[found].any() for found in channels):
         return "their group is ignored, or inexact under exact=True"
     if any(len(found) for found in channels):
-        return "this dimension is a grid (conv groups, heads): only whole rows or columns of it can go"
+        return (
+            "this dimension is a grid (conv groups, heads): only whole rows or columns of it can go, so mask all "
+            "channels of a head, or the same ones in each head"
+        )
     if not findings.reads(outputs[0]):
         return "forward does not use the layer"
     events = dict.fromkeys(str(locked.event) for locked in findings.locked if outputs in locked.slots)

@@ -52,6 +52,8 @@ def cut_attributes(small: nn.Module, findings: Findings, removal: Removal) -> tu
                     parameter, flags = found
                     made = _cut(held, flags)
                     module.__dict__[name] = made if key is None else {**module.__dict__[name], key: made}
+                    if parameter.endswith(f"{name}_orig") and f"{name}_mask" in module._buffers:
+                        continue  # torch.nn.utils.prune computes it anew before each forward
                     sentences.append(
                         f"{where} was {list(held.shape)} and is {list(made.shape)} now: forward does not read it, "
                         f'it is taken for a mask of "{parameter}"'

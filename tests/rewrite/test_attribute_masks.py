@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 import fxprune
 from fxprune import record
@@ -105,3 +106,13 @@ def test_nothing_is_said_where_nothing_has_shrunk():
     small = fxprune.transform(model, torch.randn(2, 4), ratio={"0": 0.5})
     assert [layer.seen.shape == layer.weight.shape for layer in (small[0], small[2], small[4])] == [True] * 3
     assert len([r for r in record(small).reasons if r.startswith("attribute")]) == 2
+
+
+def test_the_weight_that_torch_prune_computes_is_cut_and_not_talked_of() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    prune.ln_structured(net[0], "weight", 0.5, 2, 0)
+    small = fxprune.transform(net, torch.randn(1, 4), ratio=0.5)
+    assert small[0].weight.shape == small[0].weight_orig.shape == (4, 4)
+    assert not any('attribute "weight"' in reason for reason in fxprune.record(small).reasons)
+    prune.remove(small[0], "weight")
+    assert small[0].weight.shape == (4, 4)
