@@ -53,7 +53,7 @@ def cut_attributes(small: nn.Module, findings: Findings, removal: Removal) -> tu
                     made = _cut(held, flags)
                     module.__dict__[name] = made if key is None else {**module.__dict__[name], key: made}
                     if parameter.endswith(f"{name}_orig") and f"{name}_mask" in module._buffers:
-                        continue  # torch.nn.utils.prune computes it anew before each forward
+                        continue  # torch.nn.utils.prune computes it again before each forward
                     sentences.append(
                         f"{where} was {list(held.shape)} and is {list(made.shape)} now: forward does not read it, "
                         f'it is taken for a mask of "{parameter}"'
