@@ -102,7 +102,9 @@ def public() -> Iterator[tuple[str, Callable[..., Any], dict[str, Any]]]:
             value = getattr(module, name)
             if inspect.isfunction(value) and name not in DECORATORS and not name.startswith("_"):
                 yield f"{module.__name__}.{name}", value, {}
-    for made in (PLAN, RECORD, ANALYSIS, ANALYSIS.groups[0], *SEARCHED, fxprune.summary(NET, SMALL, X)):
+    gradual = fxprune.GradualPruner(net(), X, keep={"params": 0.5}, steps=2)
+    groups = ANALYSIS.groups[0], ANALYSIS.groups[0].members[0]
+    for made in (PLAN, RECORD, ANALYSIS, *groups, *SEARCHED, fxprune.summary(NET, SMALL, X), gradual):
         kind = type(made)
         for name in dict.fromkeys(name for base in kind.__mro__[:-1] for name in vars(base)):
             if not name.startswith("_") and inspect.ismethod(method := getattr(made, name)):
@@ -112,6 +114,9 @@ def public() -> Iterator[tuple[str, Callable[..., Any], dict[str, Any]]]:
     yield "GradualPruner", fxprune.GradualPruner, {"keep": {"params": 0.5}, "steps": 2}
     for penalty in (regularizers.GroupSparsity, regularizers.GroupLasso, regularizers.GrowingRegularization):
         yield penalty.__name__, penalty, {"strength": 0.1}
+    lasso = regularizers.GroupLasso(NET, X, 0.1)
+    for method in (lasso.load_state_dict, lasso.add_gradients, lasso.attach):
+        yield f"GroupLasso.{method.__name__}", method, {}
     prepared = pruner.L1Pruner()
     yield "L1Pruner.prepare", prepared.prepare, {}
 

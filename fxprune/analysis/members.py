@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from fxprune.arguments import checks_arguments
 from fxprune.channels.groups import Ints
 from fxprune.errors import InputError
 from fxprune.ops import Event
@@ -34,15 +35,26 @@ class Member:
     role: str
     size: int = field(repr=False)
 
+    @checks_arguments()
     def per_channel(self, values: torch.Tensor, size: int | None = None) -> torch.Tensor:
         """The sum of the values at the slots of each channel: [size].
 
-        values: one per index of the dimension. size: the number of channels, that of the group by default.
+        values: one per index of the dimension. size: the number of channels, that of the group by default. Raises
+            `InputError` for another number of values, or a size that is smaller than that of the group.
         """
+        count = self.tensor.shape[self.dim]
+        if values.ndim != 1 or len(values) != count or (size is not None and size < self.size):
+            raise InputError(
+                "the values or the size do not fit the member",
+                at=f'"{self.parameter}", dimension {self.dim}',
+                why=f"the shape of the values is {tuple(values.shape)}, the size is {size}",
+                do=f"pass {count} values, and a size of at least {self.size}",
+            )
         index = torch.from_numpy(self.index).to(values.device)
         slots = torch.from_numpy(self.slots).to(values.device)
         return values.new_zeros(self.size if size is None else size).index_add_(0, index, values[slots])
 
+    @checks_arguments()
     def sum_per_channel(self, values: torch.Tensor) -> torch.Tensor:
         """The sum of the elements that belong to each channel, float64 [size] on the CPU.
 

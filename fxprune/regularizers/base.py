@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fxprune._follow import SlotsThatStay, TrainingPenalty
 from fxprune._follow.optimizers import parameters_of
-from fxprune.arguments import fits, shown
+from fxprune.arguments import checks_arguments, fits, shown
 from fxprune.errors import InputError, PlanError
 from fxprune.files import Field
 from fxprune.schedules import Schedule, as_schedule
@@ -114,6 +114,7 @@ class Regularizer(TrainingPenalty):
             raise number.wrong("it must be an integer of at least 0", "pass what state_dict gave")
         self.number = number.value
 
+    @checks_arguments("parameters")
     def add_gradients(
         self, scale: float | torch.Tensor = 1.0, *, parameters: Iterable[torch.Tensor] | None = None
     ) -> None:
