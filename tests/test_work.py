@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 import fxprune
+from fxprune.capture import fake_operations
 from fxprune.capture.walk import Run
 from tests.support import torchvision
 
@@ -52,9 +53,9 @@ MODELS = {"resnet": resnet, "densenet": densenet, "llama": llama}
 def work_of(make: Callable[[], Made], *, verify: bool) -> dict[str, int]:
     """The work of one call of `transform`, which is not the first one.
 
-    forwards: runs of the model. fakes: operations on fake tensors, of the model and around it. Without a proof also
-    operations: all that torch dispatched; copies: those that copy numbers; bytes: of all tensors that were made. With a
-    proof the last three depend on the processor.
+    forwards: runs of the model. fakes: operations on fake tensors that torch computes, of the model and around it, when
+    no form of an operation is known. Without a proof also operations: all that torch dispatched; copies: those that
+    copy numbers; bytes: of all tensors that were made. With a proof the last three depend on the processor.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -75,6 +76,7 @@ def work_of(make: Callable[[], Made], *, verify: bool) -> dict[str, int]:
         with (
             mock.patch.object(FakeTensorMode, "dispatch", counted("fakes", FakeTensorMode.dispatch)),
             mock.patch.object(Run, "run", counted("forwards", Run.run)),
+            mock.patch.dict(fake_operations._FORMS, clear=True),
             profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen,
         ):
             fxprune.transform(model, inputs, ratio=0.3, verify=verify)

@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.analysis.arguments import bound
-from fxprune.capture.fake_tensors import run
+from fxprune.capture.fake_operations import run
 from fxprune.capture.scopes import Scopes
 from fxprune.ops.macs import products
 

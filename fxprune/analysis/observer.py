@@ -18,7 +18,7 @@ from fxprune.analysis.arguments import bound, numbers_of
 from fxprune.analysis.observed import Contraction, Mark, Observation, Observed, Place, Visit, Walked
 from fxprune.analysis.steps import StepRecorder
 from fxprune.analysis.unread_slots import UnreadSlots
-from fxprune.capture.fake_tensors import run
+from fxprune.capture.fake_operations import run
 from fxprune.capture.places import users_line
 from fxprune.capture.scopes import Key, Scope, Scopes
 from fxprune.capture.values import leaves, map_tensors, tensors_in

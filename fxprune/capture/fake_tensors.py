@@ -3,68 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils import _pytree as pytree
-from torch.utils._mode_utils import no_dispatch
 
 from fxprune.capture.module_copy import copy_module
 
 MOST_NUMBERS = 64
 """The most numbers of a tensor that a fake one knows."""
-
-
-def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The result of an ATen operation on fake tensors.
-
-    Some operations are computed here instead of by torch. For batch normalisation in evaluation mode torch is slow: it
-    decomposes the operation, although the result has the shape of the input. The question for a device goes through
-    all of torch's modes. For `_grouped_mm` torch accepts bfloat16 only.
-    """
-    shortcut = _SHORTCUTS.get(func)
-    made = shortcut(args) if shortcut is not None and isinstance(args[0], FakeTensor) else None
-    return func(*args, **kwargs) if made is None else made
-
-
-def _device(args: tuple[Any, ...]) -> torch.device:
-    device: torch.device = args[0].fake_device
-    return device
-
-
-def _batch_norm(args: tuple[Any, ...]) -> tuple[torch.Tensor, ...] | None:
-    """The output, and the two statistics, which are empty in evaluation mode; None in training mode."""
-    x, training = args[0], args[5]
-    if training is not False or not _is_dense(x):
-        return None
-    with no_dispatch():
-        shapes = ((x.shape, x.stride()), ((0,), (1,)), ((0,), (1,)))
-        metas = [torch.empty_strided(size, stride, dtype=x.dtype, device="meta") for size, stride in shapes]
-    return tuple(FakeTensor(x.fake_mode, meta, x.fake_device) for meta in metas)
-
-
-def _is_dense(x: torch.Tensor) -> bool:
-    """True if a tensor is contiguous, or is an image with its channels last: results then have its strides."""
-    return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
-
-
-def _grouped_mm(args: tuple[Any, ...]) -> torch.Tensor | None:
-    """The product of groups of rows with a matrix each, [rows, out]; None for other forms."""
-    if args[0].ndim != 2 or args[1].ndim != 3:
-        return None
-    made: torch.Tensor = args[0].new_empty(args[0].shape[0], args[1].shape[2])
-    return made
-
-
-_SHORTCUTS: dict[Any, Callable[[tuple[Any, ...]], Any]] = {
-    torch.ops.prim.device.default: _device,
-    torch.ops.aten.native_batch_norm.default: _batch_norm,
-    torch.ops.aten._grouped_mm.default: _grouped_mm,
-}
-"""Operation -> a function of its arguments that makes the result on fake tensors, or None where torch has to."""
 
 
 class Real:

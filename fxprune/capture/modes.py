@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from fxprune.capture.code import content_of, functions_of, is_torch, names_in
+from fxprune.capture.fake_operations import run
 from fxprune.capture.inputs import Inputs
 from fxprune.errors import CaptureError, text_of
 
@@ -95,7 +96,7 @@ class RandomDecisions(TorchDispatchMode):  # type: ignore[no-untyped-call]
     NAMES = frozenset({"aten::rand", "aten::rand_like", "aten::uniform"})
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
+        made = run(func, args, kwargs or {})
         if func._schema.name not in self.NAMES or made.numel() != 1:
             return made
         with _disable_current_modes():

@@ -23,7 +23,8 @@ from fxprune.analysis.findings import Findings
 from fxprune.analysis.hookable import outputs_behind_hooks
 from fxprune.arguments import checks_arguments
 from fxprune.capture.captured import Captured, FrontEnd
-from fxprune.capture.fake_tensors import Faker, Real, run
+from fxprune.capture.fake_operations import run
+from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.inputs import Inputs, check_initialised, normalize
 from fxprune.capture.process_state import clean_caches, public_call
 from fxprune.capture.program import as_module

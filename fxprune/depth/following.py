@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune.capture.fake_tensors import run
+from fxprune.capture.fake_operations import run
 from fxprune.capture.places import users_line
 from fxprune.capture.process_state import module_hooks
 from fxprune.capture.values import tensors_in

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.analysis.arguments import bound, numbers_of
 from fxprune.analysis.observed import Observation
-from fxprune.capture.fake_tensors import run
+from fxprune.capture.fake_operations import run
 from fxprune.capture.scopes import Key, Scopes
 from fxprune.capture.values import tensors_in
 from fxprune.channels.groups import Bools, Ints, Removal

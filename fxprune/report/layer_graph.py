@@ -12,7 +12,8 @@ from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.capture.captured import Captured
-from fxprune.capture.fake_tensors import Faker, Real, run
+from fxprune.capture.fake_operations import run
+from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.inputs import Inputs, bound
 from fxprune.capture.places import module_of
 from fxprune.capture.scopes import Scopes

@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.observed import Walked
 from fxprune.analysis.scale_factors import ScaleFactors
-from fxprune.capture.fake_tensors import Faker, run
+from fxprune.capture.fake_operations import run
+from fxprune.capture.fake_tensors import Faker
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import clean_caches
 from fxprune.capture.scopes import Key, Scopes
