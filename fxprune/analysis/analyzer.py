@@ -281,8 +281,11 @@ class Analyzer:
     def _lock_without_result(self, uses: Uses) -> None:
         """Lock slots of parameters that reach no result, such as those of an embedding that only a loss uses.
 
-        That code would find other widths, and nothing would say so.
+        That code would find other widths, and nothing would say so. Layers that shrink alone, filled up by hooks, have
+        the results that they had.
         """
+        if self.subject.captured.needs_hooks:
+            return
         read = [axis for fake, axes in self.opened.axes if id(fake) in self.observer.used for axis in axes]
         reaching = names_behind_results(self.observer.recorder.steps())
         event = self.observer.event("output", "they reach no result: other code may count on them")
