@@ -145,7 +145,8 @@ def distillation(
     for name in layers:
         if name_after(name, gone) != name:
             why = "layers before it are gone, and the small model counts the others from 0"
-            raise PlanError("the layer has another name in the small model", at=f'layers: "{name}"', why=why)
+            do = "choose a layer before those that are gone, or one around all of them"
+            raise PlanError("the layer has another name in the small model", at=f'layers: "{name}"', why=why, do=do)
         _check_layer(name, small, model)
     if not layers:
         return Distillation(small, model, {})

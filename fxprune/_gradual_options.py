@@ -65,7 +65,8 @@ def checked_options(options: Mapping[str, Any], soft: int) -> dict[str, Any]:
     if options.get("uniform") == "config" and options.get("drop"):
         why = "the small model counts its layers from 0, so the plans of later steps have other names"
         do = "drop the layers by `transform` before, and prune what is left in steps"
-        raise PlanError('GradualPruner cannot take drop with uniform="config"', why=why, do=do)
+        at = _at("drop", options["drop"])
+        raise PlanError('GradualPruner cannot take drop with uniform="config"', at=at, why=why, do=do)
     for name in ("data", "repair"):
         given = options.get(name)
         at, do = _at(name, given), "pass a list of batches, or a loader"

@@ -406,7 +406,7 @@ def test_a_rule_that_contradicts_its_operation_locks_and_is_named(monkeypatch: p
 
 PARTS_OF_TRAINING = (
     "_follow sharded integrations regularizers _gradual.py _gradual_options.py _in_place.py _distill.py schedules.py "
-    "sparse/dynamic"
+    "sparse/dynamic sparse/activations sparse/freezing sparse/masked sparse/storage sparse/weights"
 ).split()
 """The files whose errors all have four parts."""
 

@@ -73,10 +73,20 @@ def insert_thresholds(
     """
     make = _layer_maker(checked(model), threshold, magnitude)
     if path is not None and path not in _PATHS:
-        raise PlanError(f"unknown path {path!r}", do='use "fx" or "modules"')
+        raise PlanError(
+            f"unknown path {path!r}",
+            at=f"insert_thresholds(path={path!r})",
+            why="there are two ways to find activations: a traced graph, and modules",
+            do='use "fx" or "modules"',
+        )
     entries = list(RELUS) if after is None else entries_of(after)
     if not entries:
-        raise PlanError("after names nothing", why="the list is empty")
+        raise PlanError(
+            "after names nothing",
+            at="insert_thresholds(after=[])",
+            why="the list is empty",
+            do="leave after out for all ReLUs, or name activations",
+        )
     copied = copy.deepcopy(model)
     names = names_of(model, parameters=False)
     if path == "modules":
@@ -128,9 +138,19 @@ def _in_graph(
     for node in sites:
         if not node.users:
             why = "it works in place, and the model goes on with what it was given"
-            raise PlanError("the result of an activation is not used", at=f'"{_name(node)}"', why=why)
+            raise PlanError(
+                "the result of an activation is not used",
+                at=f'"{_name(node)}"',
+                why=why,
+                do="name an activation whose result is used, or write it without inplace=True",
+            )
         if all(is_threshold(traced, user) for user in node.users):
-            raise PlanError("there is a threshold already", at=f'behind "{_name(node)}"')
+            raise PlanError(
+                "there is a threshold already",
+                at=f'behind "{_name(node)}"',
+                why="its result goes through a ThresholdActivation, and through nothing else",
+                do="leave it out, or call remove_thresholds first",
+            )
     layers = {}
     for node in sorted(sites, key=nodes.index):
         name = _unused_name(traced, f"{_name(node)}_threshold")
@@ -177,7 +197,9 @@ def _match(names: Names, entry: Any, any_of: bool) -> Match | None:
         return find(names, entry, what="after")
     if callable(entry):
         return None
-    raise PlanError(f"after cannot be a {type(entry).__name__}", do=_KINDS)
+    raise PlanError(
+        f"after cannot be a {type(entry).__name__}", at=f"after={show(entry)}", why="it names no activation", do=_KINDS
+    )
 
 
 def _calls_of(nodes: list[fx.Node], function: Any) -> list[fx.Node]:
@@ -208,11 +230,23 @@ _KINDS = "pass a type of modules, a module, a function, the name of a module or 
 
 def _not_found(entry: Any, known: list[str]) -> PlanError:
     if isinstance(entry, str):
-        return PlanError(f"after names no activation: {show(entry)}", why=nearest(entry, known), do=_KINDS)
+        return PlanError(
+            f"after names no activation: {show(entry)}", at=f"after={show(entry)}", why=nearest(entry, known), do=_KINDS
+        )
     if isinstance(entry, nn.Module):
-        return PlanError(f"after holds a module that is never called: {type(entry).__name__}")
+        return PlanError(
+            f"after holds a module that is never called: {type(entry).__name__}",
+            at=f"after={type(entry).__name__}",
+            why="it is no module of this model, or forward does not reach it",
+            do="pass a module that forward calls, or a type",
+        )
     listed = nearest("", known)
-    return PlanError(f"the model does not call {getattr(entry, '__name__', entry)}", why=f"activations: {listed}")
+    return PlanError(
+        f"the model does not call {getattr(entry, '__name__', entry)}",
+        at=f"after={type(entry).__name__}",
+        why=f"activations: {listed}",
+        do="pass a module that forward calls, or a type",
+    )
 
 
 # -- without a graph ----------------------------------------------------------------------------
@@ -238,6 +272,7 @@ def _in_modules(
         else:
             raise PlanError(
                 f"calls of {getattr(entry, '__name__', entry)} cannot be found",
+                at=f"after={getattr(entry, '__name__', entry)}",
                 why=why_not or 'path="modules" looks at modules alone',
                 do="name modules or types of modules, or trace the model yourself and pass the GraphModule",
             )
@@ -248,7 +283,12 @@ def _in_modules(
         raise _not_found(nn.ReLU, known)
     inside = [n for n in chosen for other in chosen if n.startswith(other + ".")]
     if inside:
-        raise PlanError("a module is meant together with one around it", at=f'"{inside[0]}"', do="name one of them")
+        raise PlanError(
+            "a module is meant together with one around it",
+            at=f'"{inside[0]}"',
+            why="a threshold would stand behind both",
+            do="name one of them",
+        )
     wrapped: dict[int, nn.Module] = {}
     layers = {}
     for name, module in chosen.items():

@@ -47,7 +47,12 @@ class ThresholdActivation(nn.Module):
         super().__init__()
         for name, value in (("magnitude", magnitude), ("track", track)):
             if not isinstance(value, bool):
-                raise PlanError(f"{name} must be True or False, not {value!r}", at="ThresholdActivation")
+                raise PlanError(
+                    f"{name} must be True or False, not {value!r}",
+                    at="ThresholdActivation",
+                    why="it is a switch",
+                    do=f"pass {name}=True or {name}=False",
+                )
         self.rule: Threshold = as_threshold(threshold)
         self.magnitude, self.track = magnitude, track
         self.register_buffer("threshold", torch.zeros(()))
@@ -90,10 +95,20 @@ def step_thresholds(model: nn.Module) -> int:
     1
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
+        raise InputError(
+            f"the model must be a torch.nn.Module, not {type(model).__name__}",
+            at=f"{type(model).__name__}",
+            why="its modules are looked at",
+            do="pass the model itself",
+        )
     layers = [module for module in model.modules() if isinstance(module, ThresholdActivation)]
     if not layers:
-        raise PlanError("the model has no ThresholdActivation", do="insert some with insert_thresholds")
+        raise PlanError(
+            "the model has no ThresholdActivation",
+            at=type(model).__name__,
+            why="none of its modules is one",
+            do="insert some with insert_thresholds",
+        )
     for layer in layers:
         layer.step()
     return len(layers)

@@ -55,7 +55,12 @@ class Scheduled:
         value = value_at(self.schedule, step, "threshold", negative=not layer.magnitude)
         if not value and layer.magnitude and isinstance(self.schedule, Constant):
             do = "use a larger one, a schedule, or magnitude=False"
-            raise PlanError("the threshold is 0", why="no magnitude is below it, so that nothing would ever go", do=do)
+            raise PlanError(
+                "the threshold is 0",
+                at=type(layer).__name__,
+                why="no magnitude is below it, so that nothing would ever go",
+                do=do,
+            )
         layer.threshold.fill_(value)
 
     def observe(self, layer: Any, values: Tensor) -> Tensor:
@@ -74,11 +79,21 @@ class _AimsAtSparsity:
     def __post_init__(self) -> None:
         schedule = as_schedule(self.sparsity, what="sparsity")
         if not share_at(schedule, 0) and isinstance(schedule, Constant):
-            raise PlanError("the sparsity is 0", at=type(self).__name__, why="nothing would ever go")
+            raise PlanError(
+                "the sparsity is 0",
+                at=type(self).__name__,
+                why="nothing would ever go",
+                do="pass a share such as 0.5, or a schedule that begins at 0",
+            )
         momentum = self.momentum
         if not fits(momentum, float) or not 0 < momentum <= 1:
             why = "it is the weight of the newest batch in the running estimate"
-            raise PlanError(f"momentum must be a number in (0, 1], not {momentum!r}", at=type(self).__name__, why=why)
+            raise PlanError(
+                f"momentum must be a number in (0, 1], not {momentum!r}",
+                at=type(self).__name__,
+                why=why,
+                do="pass for example momentum=0.1",
+            )
 
     def buffers(self) -> dict[str, Tensor]:
         """Returns the target in units of 1e-9, and the number of batches."""
@@ -121,7 +136,12 @@ class Quantile(_AimsAtSparsity):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.sample, bool) or not isinstance(self.sample, int) or self.sample < 1:
-            raise PlanError(f"sample must be an integer of at least 1, not {self.sample!r}", at="Quantile")
+            raise PlanError(
+                f"sample must be an integer of at least 1, not {self.sample!r}",
+                at="Quantile",
+                why="it is the number of activations that are looked at",
+                do="pass for example sample=65536",
+            )
 
     def observe(self, layer: Any, values: Tensor) -> Tensor:
         """Returns the quantile of the values, and updates the running mean."""
@@ -159,7 +179,12 @@ class Histogram(_AimsAtSparsity):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.per_octave, bool) or not isinstance(self.per_octave, int) or not 1 <= self.per_octave <= 512:
-            raise PlanError(f"per_octave must be an integer from 1 to 512, not {self.per_octave!r}", at="Histogram")
+            raise PlanError(
+                f"per_octave must be an integer from 1 to 512, not {self.per_octave!r}",
+                at="Histogram",
+                why="it is the number of bins between a number and its double",
+                do="pass for example per_octave=32",
+            )
 
     @property
     def _bins_per_sign(self) -> int:
@@ -212,7 +237,12 @@ def as_threshold(value: Any) -> Threshold:
     Scheduled(schedule=Constant(value=0.1))
     """
     if isinstance(value, type):
-        raise PlanError(f"the threshold is the class {value.__name__}", do=f"pass one of it: {value.__name__}(...)")
+        raise PlanError(
+            f"the threshold is the class {value.__name__}",
+            at=f"threshold={value.__name__}",
+            why="a class has no settings yet",
+            do=f"pass one of it: {value.__name__}(...)",
+        )
     if isinstance(value, Threshold):
         return value
     return Scheduled(as_schedule(value, what="threshold"))
@@ -223,7 +253,12 @@ def value_at(schedule: Schedule, step: int, what: str, *, negative: bool) -> flo
     value = schedule(step)
     fine = fits(value, float) and math.isfinite(value)
     if not fine:
-        raise PlanError(f"the {what} must be a finite number, not {value!r}", at=f"step {step}")
+        raise PlanError(
+            f"the {what} must be a finite number, not {value!r}",
+            at=f"step {step}",
+            why="activations are compared with it",
+            do="pass a number, or a schedule that gives numbers",
+        )
     if value < 0 and not negative:
         raise PlanError(
             f"the {what} must be at least 0, not {value!r}",
@@ -238,7 +273,12 @@ def share_at(schedule: Schedule, step: int) -> float:
     """Returns the target sparsity at a step. Raises `PlanError` if it is not in [0, 1)."""
     value = value_at(schedule, step, "sparsity", negative=True)
     if not 0 <= value < 1:
-        raise PlanError(f"the sparsity must be in [0, 1), not {value!r}", at=f"step {step}")
+        raise PlanError(
+            f"the sparsity must be in [0, 1), not {value!r}",
+            at=f"step {step}",
+            why="it is the share of the activations that become zero",
+            do="pass a share such as 0.5",
+        )
     return value
 
 

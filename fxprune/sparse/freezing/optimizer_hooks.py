@@ -92,10 +92,16 @@ def guard_elements(
     Raises `PlanError`, before anything is changed, for masks or patterns that do not fit.
     """
     if not masks:
-        raise PlanError("freeze names nothing", why="the dict of masks is empty")
+        raise PlanError(
+            "freeze names nothing",
+            at="freeze(model, {})",
+            why="the dict of masks is empty",
+            do="pass {name: mask}, True = frozen",
+        )
     if optimizer is None:
         raise PlanError(
             "masks need the optimizer",
+            at="freeze(optimizer=None)",
             why="momentum and weight decay move every element of a parameter that has a gradient",
             do="pass optimizer=, whose steps then leave the frozen elements as they are",
         )
@@ -110,9 +116,19 @@ def guard_elements(
         parameter = names.tensors[name]
         frozen = _fitted_mask(name, names.modules[name.rpartition(".")[0]], parameter, masks[pattern])
         if id(parameter) not in updated:
-            raise PlanError(f'the optimizer does not update "{name}"', do="pass the one that does")
+            raise PlanError(
+                f'the optimizer does not update "{name}"',
+                at=f'"{name}"',
+                why="no group of the optimizer has this parameter",
+                do="pass the one that does",
+            )
         if guard_of(parameter) is not None or not parameter.requires_grad:
-            raise PlanError(f'"{name}" cannot be frozen by this mask', why="all or some of it is frozen already")
+            raise PlanError(
+                f'"{name}" cannot be frozen by this mask',
+                at=f'"{name}"',
+                why="all or some of it is frozen already",
+                do="unfreeze it first, and freeze all of it at once",
+            )
         wanted[name] = (parameter, frozen)
     for parameter, frozen in wanted.values():
         guard(parameter, frozen, optimizer)
@@ -124,20 +140,31 @@ def _fitted_mask(name: str, module: nn.Module, parameter: nn.Parameter, mask: An
     found = bool_mask(mask)
     if isinstance(found, str):
         do = "pass a bool tensor, True = frozen"
-        raise PlanError(f'the mask of "{name}" is not boolean', why=found, do=do)
+        raise PlanError(f'the mask of "{name}" is not boolean', at=f'"{name}"', why=found, do=do)
     mask = found
     dim = output_dim(module, parameter.ndim)
     if mask.shape != parameter.shape:
         if mask.ndim != 1 or parameter.ndim == 0 or len(mask) != parameter.shape[dim]:
             raise PlanError(
                 f'the mask of "{name}" has the wrong shape',
+                at=f'"{name}"',
                 why=f"its shape is {tuple(mask.shape)}, that of the parameter {tuple(parameter.shape)}",
                 do="pass one entry per element, or one per output channel",
             )
         mask = mask.view([-1 if d == dim else 1 for d in range(parameter.ndim)]).expand(parameter.shape)
     if not mask.any():
-        raise PlanError(f'the mask of "{name}" freezes nothing', do="set to True what shall stay as it is")
+        raise PlanError(
+            f'the mask of "{name}" freezes nothing',
+            at=f'"{name}"',
+            why="none of its entries is True",
+            do="set to True what shall stay as it is",
+        )
     if mask.all():
-        raise PlanError(f'the mask of "{name}" freezes everything', do=f'pass the name alone: freeze(model, "{name}")')
+        raise PlanError(
+            f'the mask of "{name}" freezes everything',
+            at=f'"{name}"',
+            why="all of its entries are True",
+            do=f'pass the name alone: freeze(model, "{name}")',
+        )
     frozen: Tensor = mask.detach().to(parameter.device).clone()
     return frozen

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrizations import _SpectralNorm
 
+from fxprune.arguments import shown
 from fxprune.errors import PlanError
 from fxprune.names import checked, find_all, names_of
 from fxprune.sparse.freezing.optimizer_hooks import guard, guard_elements, guard_of, remove_guard
@@ -84,16 +85,31 @@ def freeze(
     [False, False, False, False, True, True]
     """
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
-        raise PlanError(f"the optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
+        raise PlanError(
+            f"the optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}",
+            at=f"freeze(optimizer={type(optimizer).__name__})",
+            why="its steps are told to leave the frozen elements as they are",
+            do="pass the optimizer that trains the model",
+        )
     if isinstance(patterns, Mapping):
         return FreezeReport((), guard_elements(checked(model), patterns, optimizer), ())
     named, owners, layers = _named(model, patterns, "freeze")
     if not named and not (norms and layers):
         why = "norms=False leaves running statistics alone" if layers else "it has no parameters and no statistics"
-        raise PlanError("there is nothing to freeze in what is named", why=why)
+        raise PlanError(
+            "there is nothing to freeze in what is named",
+            at=f"freeze({shown(patterns)})",
+            why=why,
+            do="name layers with parameters, or pass norms=True",
+        )
     partly = [name for name, p in named.items() if not _is_frozen(p, owners) and guard_of(p) is not None]
     if partly:
-        raise PlanError(f'elements of "{partly[0]}" are frozen already', do="unfreeze them first")
+        raise PlanError(
+            f'elements of "{partly[0]}" are frozen already',
+            at=f'"{partly[0]}"',
+            why="a mask has frozen a part of it",
+            do="unfreeze them first",
+        )
     done = tuple(name for name, parameter in named.items() if not _is_frozen(parameter, owners))
     for parameter in named.values():
         for module, leaf in owners[id(parameter)]:
@@ -143,7 +159,12 @@ def unfreeze(model: nn.Module, patterns: Any = "*") -> FreezeReport:
     norms = tuple(name for name, module in {**touched, **layers}.items() if _stop_keeping_in_eval(module))
     if not (done or partial or norms):
         listed = ", ".join(unchanged[:4]) + (", ..." if len(unchanged) > 4 else "")
-        raise PlanError("nothing of what is named is frozen", at=listed, do="freeze it first")
+        raise PlanError(
+            "nothing of what is named is frozen",
+            at=listed,
+            why="its parameters and statistics are updated by training",
+            do="freeze it first",
+        )
     return FreezeReport(tuple(done), partial, norms, tuple(unchanged))
 
 

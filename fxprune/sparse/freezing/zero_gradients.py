@@ -46,12 +46,15 @@ def freeze_zero_gradients(
     """
     if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
         kind = type(optimizer).__name__
-        raise PlanError("not an optimizer that works element by element", why=f"it is {kind}", do="pass SGD or Adam")
+        raise PlanError(
+            "not an optimizer that works element by element", at="optimizer", why=f"it is {kind}", do="pass SGD or Adam"
+        )
     chosen = None if parameters is None else {id(p): p for p in parameters}
     updated = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if chosen is not None and (strange := [p for key, p in chosen.items() if key not in updated]):
         raise PlanError(
             f"the optimizer does not update {len(strange)} of the parameters",
+            at=type(optimizer).__name__,
             why=f"one has the shape {tuple(strange[0].shape)}",
             do="pass the one that does",
         )

@@ -30,10 +30,18 @@ def plain(layer: MaskedLayer) -> nn.Linear | nn.Conv2d:
     """
     if not is_masked(layer):
         raise PlanError(
-            "not a masked layer", why=f"it is {type(layer).__name__}", do="pass a MaskedLinear or MaskedConv2d"
+            "not a masked layer",
+            at=f"to_prune({type(layer).__name__})",
+            why=f"it is {type(layer).__name__}",
+            do="pass a MaskedLinear or MaskedConv2d",
         )
     if "weight" not in layer._parameters:
-        raise PlanError("the weight of the layer is no parameter", do="remove its parametrization or pruning first")
+        raise PlanError(
+            "the weight of the layer is no parameter",
+            at=type(layer).__name__,
+            why="it is computed from other parameters",
+            do="remove its parametrization or pruning first",
+        )
     made: nn.Linear | nn.Conv2d
     bias = layer.bias is not None
     if isinstance(layer, MaskedConv2d):
@@ -74,17 +82,33 @@ def from_prune(layer: nn.Module) -> MaskedLayer:
     if type(layer) not in (nn.Linear, nn.Conv2d):
         raise PlanError(
             "not a layer that has a masked counterpart",
+            at=f"from_prune({type(layer).__name__})",
             why=f"it is {type(layer).__name__}",
             do="pass an nn.Linear or nn.Conv2d under torch.nn.utils.prune",
         )
     original, given = layer._parameters.get("weight_orig"), layer._buffers.get("weight_mask")
     if original is None or given is None:
-        raise PlanError("the weight of the layer is not pruned", why="it has no weight_orig and weight_mask")
+        raise PlanError(
+            "the weight of the layer is not pruned",
+            at=type(layer).__name__,
+            why="it has no weight_orig and weight_mask",
+            do="use MaskedLinear.from_linear or MaskedConv2d.from_conv, or prune it first",
+        )
     if "bias_orig" in layer._parameters:
-        raise PlanError("the bias is pruned too", do='call torch.nn.utils.prune.remove(layer, "bias") first')
+        raise PlanError(
+            "the bias is pruned too",
+            at=f"{type(layer).__name__}.bias",
+            why="a masked layer has a mask of the weight alone",
+            do='call torch.nn.utils.prune.remove(layer, "bias") first',
+        )
     mask = given != 0
     if not ((given == 1) == mask).all():
-        raise PlanError("the mask has other numbers than 0 and 1", do="a masked layer connects or does not")
+        raise PlanError(
+            "the mask has other numbers than 0 and 1",
+            at=f"{type(layer).__name__}.weight_mask",
+            why="some weights are multiplied by another number",
+            do="a masked layer connects or does not",
+        )
     bare = _without_hooks(layer, original)
     if isinstance(bare, nn.Conv2d):
         return MaskedConv2d.from_conv(bare, mask)

@@ -290,13 +290,21 @@ def _zero_unconnected(weight: Any, mask: Tensor) -> None:
 
 def _check_layer(layer: Any, kind: type[nn.Module]) -> None:
     if not isinstance(layer, kind):
-        raise PlanError(f"not an nn.{kind.__name__}", why=f"it is {type(layer).__name__}")
+        raise PlanError(
+            f"not an nn.{kind.__name__}",
+            at=f"the argument of type {type(layer).__name__}",
+            why=f"it is {type(layer).__name__}",
+            do=f"pass an nn.{kind.__name__}",
+        )
     if isinstance(layer._parameters.get("weight"), nn.parameter.UninitializedParameter):
-        raise PlanError("the layer has no shape yet", why="it is lazy", do="run it once on a real input")
+        raise PlanError(
+            "the layer has no shape yet", at=type(layer).__name__, why="it is lazy", do="run it once on a real input"
+        )
     if layer._parameters.get("weight") is None:
         pruned = f"{kind.__name__} has weight_orig" if "weight_orig" in layer._parameters else "it is computed"
         raise PlanError(
             "the weight of the layer is no parameter",
+            at=type(layer).__name__,
             why=pruned,
             do="use fxprune.sparse.from_prune" if "weight_orig" in layer._parameters else "remove its parametrization",
         )

@@ -40,9 +40,19 @@ def random_mask(
     """
     _check_sizes(out_features=out_features, in_features=in_features, fan_in=fan_in)
     if fan_in > in_features:
-        raise PlanError(f"fan_in must be at most in_features, {in_features}, not {fan_in}", at="random_mask")
+        raise PlanError(
+            f"fan_in must be at most in_features, {in_features}, not {fan_in}",
+            at="random_mask",
+            why="an output reads each input once at most",
+            do="pass fewer, or in_features for a dense layer",
+        )
     if seed is not None and generator is not None:
-        raise PlanError("seed and generator are two ways to say the same", at="random_mask", do="pass one of them")
+        raise PlanError(
+            "seed and generator are two ways to say the same",
+            at="random_mask",
+            why="each of them says where the random numbers begin",
+            do="pass one of them",
+        )
     if seed is not None:
         generator = generator_of(seed)
     device = None if generator is None else generator.device
@@ -82,7 +92,10 @@ def block_mask(out_features: int, in_features: int, blocks: int) -> Tensor:
     for name, size in (("out_features", out_features), ("in_features", in_features)):
         if size % blocks:
             raise PlanError(
-                f"{blocks} blocks do not divide {name}, {size}", at="block_mask", do="use a divisor of both"
+                f"{blocks} blocks do not divide {name}, {size}",
+                at="block_mask",
+                why="all blocks have the same size",
+                do="use a divisor of both",
             )
     same = torch.eye(blocks, dtype=torch.bool)
     return same.repeat_interleave(out_features // blocks, 0).repeat_interleave(in_features // blocks, 1)
@@ -109,17 +122,35 @@ def mask_from_graph(
 
     if not isinstance(graph, nx.Graph):
         raise PlanError(
-            "not a graph of networkx", why=f"it is {type(graph).__name__}", do="for an array use mask_from_adjacency"
+            "not a graph of networkx",
+            at=f"mask_from_graph({type(graph).__name__})",
+            why=f"it is {type(graph).__name__}",
+            do="for an array use mask_from_adjacency",
         )
     if (inputs is None) != (outputs is None):
-        raise PlanError("inputs and outputs belong together", why="one of them is missing", do="pass both or none")
+        raise PlanError(
+            "inputs and outputs belong together",
+            at="mask_from_graph",
+            why="one of them is missing",
+            do="pass both or none",
+        )
     if inputs is None or outputs is None:
         inputs, outputs = _sides(graph)
     row, column = _positions(graph, outputs, "outputs"), _positions(graph, inputs, "inputs")
     if both := row.keys() & column.keys():
-        raise PlanError(f"node {_first(both)!r} is an input and an output", do="give every node one side")
+        raise PlanError(
+            f"node {_first(both)!r} is an input and an output",
+            at="mask_from_graph",
+            why="a layer reads its inputs and writes other outputs",
+            do="give every node one side",
+        )
     if others := [n for n in graph if n not in row and n not in column]:
-        raise PlanError(f"node {others[0]!r} is neither an input nor an output", do="list it, or take a subgraph")
+        raise PlanError(
+            f"node {others[0]!r} is neither an input nor an output",
+            at="mask_from_graph",
+            why="the two sides do not list it",
+            do="list it, or take a subgraph",
+        )
     mask = torch.zeros(len(row), len(column), dtype=torch.bool)
     ends: list[tuple[int, int]] = []
     for a, b in graph.edges():
@@ -129,7 +160,12 @@ def mask_from_graph(
             raise _wrong_edge(a, b, a in row, b in row)
         ends.append((row[b], column[a]))
     if not ends:
-        raise PlanError("the graph has no edge", why="a mask that connects nothing is of no use")
+        raise PlanError(
+            "the graph has no edge",
+            at="mask_from_graph",
+            why="a mask that connects nothing is of no use",
+            do="add edges from inputs to outputs",
+        )
     where = torch.tensor(ends)
     mask[where[:, 0], where[:, 1]] = True
     return mask
@@ -156,11 +192,17 @@ def mask_from_adjacency(
     """
     array = _array(adjacency)
     if (inputs is None) != (outputs is None):
-        raise PlanError("inputs and outputs belong together", why="one of them is missing", do="pass both or none")
+        raise PlanError(
+            "inputs and outputs belong together",
+            at="mask_from_adjacency",
+            why="one of them is missing",
+            do="pass both or none",
+        )
     if inputs is not None and outputs is not None:
         if array.shape[0] != array.shape[1]:
             raise PlanError(
                 "an adjacency of all nodes is square",
+                at="mask_from_adjacency",
                 why=f"its shape is {array.shape}",
                 do="leave inputs and outputs out",
             )
@@ -168,7 +210,9 @@ def mask_from_adjacency(
         if sides.dtype.kind != "i" or sorted(sides.tolist()) != list(range(len(array))):
             raise PlanError(
                 "inputs and outputs must be all nodes, each once",
+                at="mask_from_adjacency",
                 why=f"they are {sorted(sides.tolist(), key=str)}, the nodes are 0 to {len(array) - 1}",
+                do="list the number of each node in one of them",
             )
         i, o = list(inputs), list(outputs)
         for a, b, sentence in ((i, i, "two inputs"), (o, o, "two outputs")):
@@ -181,11 +225,17 @@ def mask_from_adjacency(
     elif array.any() and array.shape[0] == array.shape[1] and _links_two_sides(array):
         raise PlanError(
             "a square adjacency can be read in two ways",
+            at="mask_from_adjacency",
             why=f"as [inputs, outputs], and as all {len(array)} nodes of both layers, which connect two sides alone",
             do="pass inputs= and outputs= for all nodes; or pass the mask [outputs, inputs] itself, the transpose",
         )
     if not array.any():
-        raise PlanError("the adjacency has no connection", why="a mask that connects nothing is of no use")
+        raise PlanError(
+            "the adjacency has no connection",
+            at="mask_from_adjacency",
+            why="a mask that connects nothing is of no use",
+            do="set the entry [input, output] of each connection to 1",
+        )
     return torch.from_numpy(np.ascontiguousarray(array.T))
 
 
@@ -216,7 +266,12 @@ def graph_of(weight: Tensor, mask: Tensor, groups: int = 1) -> nx.DiGraph:
 def _check_sizes(least: int = 1, /, **sizes: Any) -> None:
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < least:
-            raise PlanError(f"{name} must be an integer of at least {least}, not {size!r}")
+            raise PlanError(
+                f"{name} must be an integer of at least {least}, not {size!r}",
+                at=f"{name}={size!r}",
+                why="it is a size of the mask",
+                do=f"pass {name}={max(least, 1)} or more",
+            )
 
 
 def _sides(graph: nx.Graph) -> tuple[list[Node], list[Node]]:
@@ -225,6 +280,7 @@ def _sides(graph: nx.Graph) -> tuple[list[Node], list[Node]]:
         if isinstance(side, bool) or side not in (0, 1):
             raise PlanError(
                 f"node {node!r} is neither an input nor an output",
+                at="mask_from_graph",
                 why=f"its attribute `bipartite` is {side!r}; 0 is an input, 1 an output",
                 do="pass inputs and outputs, or set the attribute",
             )
@@ -238,12 +294,19 @@ def _positions(graph: nx.Graph, nodes: Iterable[Node], side: str) -> dict[Node, 
     if missing := [n for n in listed if n not in graph]:
         names = [n for n in graph if isinstance(n, str)]
         hint = nearest(missing[0], names) if isinstance(missing[0], str) and names else f"it has {len(graph)} nodes"
-        raise PlanError(f"{side} name a node that the graph lacks: {missing[0]!r}", why=hint)
+        raise PlanError(
+            f"{side} name a node that the graph lacks: {missing[0]!r}", at=side, why=hint, do="list nodes of the graph"
+        )
     if len(positions) < len(listed):
         twice = next(n for k, n in enumerate(listed) if positions[n] != k)
-        raise PlanError(f"{side} name node {twice!r} twice", do="list every node once")
+        raise PlanError(
+            f"{side} name node {twice!r} twice",
+            at=side,
+            why="a node is one row or one column of the mask",
+            do="list every node once",
+        )
     if not listed:
-        raise PlanError(f"there are no {side}", why="a layer has at least one")
+        raise PlanError(f"there are no {side}", at=side, why="a layer has at least one", do="list its nodes")
     return positions
 
 
@@ -254,7 +317,9 @@ def _wrong_edge(a: Node, b: Node, from_output: bool, to_output: bool) -> PlanErr
 
 
 def _not_bipartite(why: str) -> PlanError:
-    return PlanError("an edge does not lead from an input to an output", why=why, do="turn it around or leave it out")
+    return PlanError(
+        "an edge does not lead from an input to an output", at="the edges", why=why, do="turn it around or leave it out"
+    )
 
 
 def _array(adjacency: Any) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -267,6 +332,7 @@ def _array(adjacency: Any) -> np.ndarray[Any, np.dtype[np.bool_]]:
     if array.ndim != 2 or array.dtype.kind not in "biuf":
         raise PlanError(
             "an adjacency must be a matrix of numbers",
+            at="mask_from_adjacency",
             why=f"it is {type(adjacency).__name__} with shape {array.shape} and type {array.dtype}",
             do="pass [inputs, outputs]; for a graph of networkx use mask_from_graph",
         )

@@ -59,15 +59,30 @@ def _matrix(given: Any) -> tuple[Tensor | None, Tensor]:
     if isinstance(given, nn.Module):
         weight, mask = getattr(given, "weight", None), getattr(given, "mask", None)
         if not isinstance(given, (nn.Linear, nn.Conv2d)) or not isinstance(weight, Tensor):
-            raise PlanError("no layer with connections to draw", why=f"it is {type(given).__name__}")
+            raise PlanError(
+                "no layer with connections to draw",
+                at=type(given).__name__,
+                why=f"it is {type(given).__name__}",
+                do="pass a linear layer, a convolution or a mask",
+            )
         values: Tensor = weight.detach()
         connected = mask.expand(values.shape) if is_masked(given) and mask is not None else values != 0
     elif isinstance(given, Tensor):
         values, connected = given.detach(), given.detach() != 0
     else:
-        raise PlanError("neither a layer nor a mask", why=f"it is {type(given).__name__}")
+        raise PlanError(
+            "neither a layer nor a mask",
+            at="draw",
+            why=f"it is {type(given).__name__}",
+            do="pass a linear layer, a convolution or a mask",
+        )
     if values.ndim not in (2, 4):
-        raise PlanError("what is drawn is a matrix", why=f"the shape is {tuple(values.shape)}", do="pass [out, in]")
+        raise PlanError(
+            "what is drawn is a matrix",
+            at=type(given).__name__,
+            why=f"the shape is {tuple(values.shape)}",
+            do="pass [out, in]",
+        )
     values, connected = values.cpu(), connected.cpu()
     if values.ndim == 4:
         connected = connected.flatten(2).any(2)
@@ -86,4 +101,6 @@ def _axes(path: Any) -> Axes:
 
         return pyplot.subplots()[1]
     except ImportError as error:
-        raise FxpruneError("drawing needs matplotlib", why=str(error), do="pip install 'fxprune[plot]'") from error
+        raise FxpruneError(
+            "drawing needs matplotlib", at="fxprune.sparse", why=str(error), do="pip install 'fxprune[plot]'"
+        ) from error

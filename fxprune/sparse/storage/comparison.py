@@ -138,7 +138,12 @@ def compare(module: nn.Module, example_inputs: Any = None, *, repeats: int = 30,
     _check_count("repeats", repeats)
     layers: list[Any] = [m for m in module.modules() if isinstance(m, SPARSE)]
     if not layers:
-        raise PlanError("there is no sparse layer to compare", at=type(module).__name__, do="call `sparsify` first")
+        raise PlanError(
+            "there is no sparse layer to compare",
+            at=type(module).__name__,
+            why="none of its modules is a SparseLinear or SparseConv2d",
+            do="call `sparsify` first",
+        )
     dense = densify(module)
     medians: tuple[float | None, float | None] = (None, None)
     if example_inputs is not None:
@@ -200,7 +205,12 @@ def break_even(
     wrong = [d for d in densities if not fits(d, float) or not 0 < d < 1]
     if wrong or not densities:
         what = f"densities must be numbers between 0 and 1, not {wrong[0] if wrong else densities!r}"
-        raise PlanError(what, do="pass for example densities=(0.01, 0.1, 0.3)")
+        raise PlanError(
+            what,
+            at="densities",
+            why="a density is the share of weights that stay",
+            do="pass for example densities=(0.01, 0.1, 0.3)",
+        )
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch, in_features, generator=generator).to(dtype)
     points = []
@@ -263,4 +273,9 @@ def _bytes(module: nn.Module) -> int:
 
 def _check_count(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise PlanError(f"{name} must be a positive integer, not {value!r}")
+        raise PlanError(
+            f"{name} must be a positive integer, not {value!r}",
+            at=f"{name}={value!r}",
+            why="it counts calls",
+            do=f"pass for example {name}=10",
+        )

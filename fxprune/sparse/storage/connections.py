@@ -29,7 +29,9 @@ def connections(
     """
     if spec.layout not in ("csr", "coo"):
         why = f"{spec.layout!r} stores blocks or is unknown"
-        raise PlanError("single connections are stored as csr or coo", why=why, do='pass layout="csr"')
+        raise PlanError(
+            "single connections are stored as csr or coo", at=f"layout={spec.layout!r}", why=why, do='pass layout="csr"'
+        )
     rows, columns = _checked(where, spec.shape)
     order = _order(rows, columns, spec.shape)
     if order is not None:
@@ -39,6 +41,7 @@ def connections(
         at = int(twice.nonzero()[0, 0])
         raise PlanError(
             "a connection is named twice",
+            at="indices",
             why=f"from input {int(columns[at])} to output {int(rows[at])}",
             do="name it once; torch.sparse_coo_tensor(...).coalesce() adds values up",
         )
@@ -84,17 +87,24 @@ def _checked(where: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
     if where.ndim != 2 or len(where) != 2 or where.is_floating_point() or where.dtype is torch.bool:
         raise PlanError(
             "indices must be integers [2, connections]: the outputs, then the inputs",
+            at="indices",
             why=f"they are {where.dtype} of shape {tuple(where.shape)}",
             do="pass `mask.nonzero().T`, or the indices() of a sparse tensor",
         )
     rows, columns = where.detach().to(torch.int64)
     for what, index, size in (("output", rows, shape[0]), ("input", columns, shape[1])):
         if not len(index):
-            raise PlanError("indices name no connection", why="a layer that connects nothing is of no use")
+            raise PlanError(
+                "indices name no connection",
+                at="indices",
+                why="a layer that connects nothing is of no use",
+                do="name at least one connection",
+            )
         low, high = int(index.min()), int(index.max())
         if low < 0 or high >= size:
             raise PlanError(
                 f"there is no {what} {low if low < 0 else high} to connect",
+                at="indices",
                 why=f"the layer has the {what}s 0 to {size - 1}",
                 do="pass the outputs first, then the inputs",
             )

@@ -102,10 +102,20 @@ def sparsify_model(
     ['Conv2d', 'Flatten', 'SparseLinear']
     """
     if isinstance(model, (nn.Linear, nn.Conv2d)):
-        raise PlanError("the model is a single layer", at=type(model).__name__, do="call `sparsify(layer, ...)`")
+        raise PlanError(
+            "the model is a single layer",
+            at=type(model).__name__,
+            why="it is replaced by another layer, which a model would hold",
+            do="call `sparsify(layer, ...)`",
+        )
     chosen = _chosen(model, where, ignore)
     if not chosen:
-        raise PlanError("every layer that `where` names is ignored", do="name a layer that is to be sparse")
+        raise PlanError(
+            "every layer that `where` names is ignored",
+            at=f"sparsify({type(model).__name__}, ignore=...)",
+            why="what is ignored stays dense",
+            do="name a layer that is to be sparse",
+        )
     refused: list[PlanError] = []
     made: dict[int, nn.Module] = {}
     with warnings.catch_warnings(record=True) as caught:
@@ -177,18 +187,35 @@ def _sparse(layer: Any, threshold: Any, layout: Any, blocksize: Any, at: str) ->
 def _check_options(threshold: Any, layout: Any, blocksize: Any) -> None:
     if not fits(threshold, float) or not threshold >= 0:
         what = f"threshold must be a number of at least 0, not {threshold!r}"
-        raise PlanError(what, do="weights with |w| > threshold stay: pass 0 to drop only what is zero")
+        raise PlanError(
+            what,
+            at="sparsify",
+            why="magnitudes are compared with it",
+            do="weights with |w| > threshold stay: pass 0 to drop only what is zero",
+        )
     if layout not in LAYOUTS:
         why = nearest(str(layout), LAYOUTS)
         if layout in ("csc", "bsc"):
             why = "torch makes a csc anew as csr with every product on CPU, and has no product of a bsc there"
-        raise PlanError(f"there is no layout {layout!r}", why=why, do=f"take one of {', '.join(LAYOUTS)}")
+        raise PlanError(
+            f"there is no layout {layout!r}", at=f"layout={layout!r}", why=why, do=f"take one of {', '.join(LAYOUTS)}"
+        )
     if layout != "bsr" and blocksize is not None:
-        raise PlanError(f"layout {layout} has no blocksize", do='leave blocksize out, or take layout "bsr"')
+        raise PlanError(
+            f"layout {layout} has no blocksize",
+            at=f"blocksize={blocksize!r}",
+            why="only bsr stores blocks",
+            do='leave blocksize out, or take layout "bsr"',
+        )
     whole = isinstance(blocksize, tuple) and [type(b) for b in blocksize] == [int, int] and min(blocksize) > 0
     if layout == "bsr" and not whole:
         what = f'layout "bsr" needs a blocksize of two positive integers, not {blocksize!r}'
-        raise PlanError(what, do="pass (height, width), for example blocksize=(8, 8)")
+        raise PlanError(
+            what,
+            at=f"blocksize={blocksize!r}",
+            why="it stores blocks of this size",
+            do="pass (height, width), for example blocksize=(8, 8)",
+        )
 
 
 def _tensors_in_use(layer: Any, at: str) -> tuple[Tensor, Tensor | None]:
@@ -196,7 +223,9 @@ def _tensors_in_use(layer: Any, at: str) -> tuple[Tensor, Tensor | None]:
     kind = type(layer).__mro__[1] if parametrize.is_parametrized(layer) else type(layer)
     if kind not in (nn.Linear, nn.Conv2d):
         if isinstance(layer, SPARSE):
-            raise PlanError("the layer is sparse already", at=at, do="go back with `to_dense()` first")
+            raise PlanError(
+                "the layer is sparse already", at=at, why="it is stored sparse", do="go back with `to_dense()` first"
+            )
         subclass = isinstance(layer, (nn.Linear, nn.Conv2d))
         why = f"it is a {kind.__name__}, " + (
             "whose forward or owner may use the weight in its own way" if subclass else "and has no weight to take"
@@ -224,11 +253,20 @@ def _check_weight(weight: Tensor, at: str) -> None:
     if weight.dtype not in DTYPES or weight.is_meta or weight.layout is not torch.strided:
         where = "on the meta device" if weight.is_meta else f"{weight.dtype}, {weight.layout}"
         why = f"it is {where}; it must be dense, real, floating and hold numbers"
-        raise PlanError("a weight of this kind cannot be sparse", at=at, why=why)
+        raise PlanError(
+            "a weight of this kind cannot be sparse",
+            at=at,
+            why=why,
+            do="convert it to a floating type with values first",
+        )
     if not weight.numel():
-        raise PlanError("the weight is empty", at=at, why=f"its shape is {tuple(weight.shape)}")
+        raise PlanError(
+            "the weight is empty", at=at, why=f"its shape is {tuple(weight.shape)}", do="leave the layer out"
+        )
     if bool(weight.isnan().any()):
-        raise PlanError("the weight holds NaN", at=at, why="NaN is neither above nor below a threshold")
+        raise PlanError(
+            "the weight holds NaN", at=at, why="NaN is neither above nor below a threshold", do="mend the weight first"
+        )
 
 
 def _check_blocks(shape: tuple[int, ...], groups: int, blocksize: Any, at: str) -> None:
@@ -268,14 +306,22 @@ def _chosen(model: nn.Module, where: Any, ignore: Any) -> dict[str, nn.Module]:
         layers = {id(layer) for module in match.modules.values() for layer in _layers_of(module, match)}
         if not layers:
             raise PlanError(
-                f"where names nothing: {show(match.pattern)}", why="no module of the model is of exactly that type"
+                f"where names nothing: {show(match.pattern)}",
+                at=f"where={show(match.pattern)}",
+                why="no module of the model is of exactly that type",
+                do="name a type of which the model has layers, or names of layers",
             )
         found |= layers
     if where is None:
         found = {id(module) for module in model.modules() if _kind(module) in _DENSE}
         if not found:
             kinds = " or ".join(kind.__name__ for kind in _DENSE)
-            raise PlanError("where names nothing", why=f"the model has no module of the types {kinds}")
+            raise PlanError(
+                "where names nothing",
+                at=f"sparsify({type(model).__name__})",
+                why=f"the model has no module of the types {kinds}",
+                do="name layers, or pass one of them",
+            )
     ignored = find_all(names, ignore, what="ignore", empty=True)
     return {
         name: module

@@ -101,7 +101,9 @@ class SparseLayer(nn.Module):
             )
         if bias is not None and self.bias is not None and bias.shape != self.bias.shape:
             why = f"its shape is {tuple(bias.shape)}, that of the layer {tuple(self.bias.shape)}"
-            raise PlanError("the bias of a state_dict does not fit", at=where, why=why)
+            raise PlanError(
+                "the bias of a state_dict does not fit", at=where, why=why, do="load it into a layer of the same size"
+            )
         try:
             indices = tuple(self._checked_index(name, given[name]) for name in self.spec.names)
             values = given["values"].detach()
@@ -202,7 +204,12 @@ class SparseLinear(SparseLayer):
         found, drawn = connections(spec, where, values, dtype)
         made: SparseLinear = cls.__new__(cls)
         if isinstance(bias, Tensor) and bias.shape != (out_features,):
-            raise PlanError("the bias does not fit", why=f"its shape is {tuple(bias.shape)}, not ({out_features},)")
+            raise PlanError(
+                "the bias does not fit",
+                at="SparseLinear.from_connections",
+                why=f"its shape is {tuple(bias.shape)}, not ({out_features},)",
+                do=f"pass a bias of {out_features} numbers, True or False",
+            )
         drawn_bias = initial_bias(spec, found, drawn) if bias is True else None
         offset = bias.detach().clone() if isinstance(bias, Tensor) else drawn_bias
         SparseLayer.__init__(made, spec, 1, found, drawn, offset)
@@ -313,7 +320,9 @@ def sparse_linear(
     if not input.ndim or input.shape[-1] != shape[1]:
         raise InputError(
             "the input does not fit a sparse linear layer",
+            at="SparseLinear",
             why=f"its shape is {tuple(input.shape)}, the layer takes [.., {shape[1]}]",
+            do=f"pass an input with {shape[1]} features",
         )
     x = input if input.ndim == 2 else input.reshape(-1, shape[1])
     y = _multiply(values, x.t(), indices, layout, shape, blocksize).t()
@@ -341,7 +350,9 @@ def sparse_conv2d(
     if input.ndim not in (3, 4) or input.shape[-3] != channels:
         raise InputError(
             "the input does not fit a sparse convolution",
+            at="SparseConv2d",
             why=f"its shape is {tuple(input.shape)}, the layer takes [n, {channels}, h, w] or [{channels}, h, w]",
+            do=f"pass an input with {channels} channels",
         )
     x = input if input.ndim == 4 else input[None]
     if any(pads):
@@ -351,7 +362,9 @@ def sparse_conv2d(
     if min(sizes) < 1:
         raise InputError(
             "the input of a sparse convolution is smaller than its kernel",
+            at="SparseConv2d",
             why=f"padded it is {tuple(x.shape[-2:])}, the kernel spans {tuple(spans)}",
+            do="pass a larger input, or a layer with more padding",
         )
     if kernel == (1, 1):
         columns = x[..., :: stride[0], :: stride[1]].transpose(0, 1)
@@ -378,6 +391,7 @@ def _multiply(
     if x.dtype != values.dtype or x.device != values.device:
         raise InputError(
             "input and weight of a sparse layer differ in type or device",
+            at="a sparse layer",
             why=f"the input is {x.dtype} on {x.device}, the weight {values.dtype} on {values.device}",
             do="move one to the other with `.to(...)`",
         )
@@ -388,7 +402,9 @@ def _multiply(
         if not why:
             raise
         what = f"this build of torch has no product of layout {layout} for {x.dtype} on {device}"
-        raise InputError(what, why=why, do="take another layout or type, or go back with `to_dense()`") from error
+        raise InputError(
+            what, at="a sparse layer", why=why, do="take another layout or type, or go back with `to_dense()`"
+        ) from error
 
 
 def _storage_text(layer: SparseLayer) -> str:

@@ -121,9 +121,17 @@ def check_product(layer: SemiStructuredLinear, weight: Tensor, at: str) -> None:
     except (RuntimeError, NotImplementedError) as error:
         why = str(error).partition("\n")[0]
         raise PlanError(
-            "this GPU or build of torch has no product of layout semi_structured", at=at, why=why
+            "this GPU or build of torch has no product of layout semi_structured",
+            at=at,
+            why=why,
+            do="take another layout, such as csr",
         ) from error
     difference = float((y.float() - expected.float()).norm() / expected.float().norm().clamp_min(1e-12))
     if not difference < 0.02:
         why = f"it is off the dense product by {difference:.1e} of its norm, in {weight.dtype}"
-        raise PlanError("the product of layout semi_structured is wrong on this GPU", at=at, why=why)
+        raise PlanError(
+            "the product of layout semi_structured is wrong on this GPU",
+            at=at,
+            why=why,
+            do="take another layout, such as csr",
+        )

@@ -37,7 +37,7 @@ class WeightMask(nn.Module):
         super().__init__()
         found = bool_mask(mask)
         if isinstance(found, str):
-            raise PlanError("a mask must be boolean", why=found, do="pass a bool tensor, True = keep")
+            raise PlanError("a mask must be boolean", at="mask", why=found, do="pass a bool tensor, True = keep")
         self.register_buffer("mask", found)
         self.splicing = splicing
 

@@ -176,7 +176,9 @@ class DynamicSurgery(WeightPruner):
         if set(state["thresholds"]) != set(self.thresholds):
             raise PlanError(
                 "the state is that of a surgery on other weights",
+                at="DynamicSurgery.load_state_dict",
                 why=f"it has {sorted(state['thresholds'])}, this one {sorted(self.thresholds)}",
+                do="make the surgery with the arguments of the run that was saved",
             )
         self._generator.set_state(state["generator"])
         self.steps, self.thresholds = steps, {name: (a, b) for name, (a, b) in state["thresholds"].items()}

@@ -39,7 +39,12 @@ def named_weights(model: nn.Module, where: Any) -> tuple[NamedWeight, ...]:
     Raises `PlanError` for patterns that match nothing, and for weights that cannot be masked.
     """
     if not isinstance(model, nn.Module):
-        raise PlanError("not a model", why=f"{type(model).__name__} is no torch.nn.Module", do="pass a module")
+        raise PlanError(
+            "not a model",
+            at=type(model).__name__,
+            why=f"{type(model).__name__} is no torch.nn.Module",
+            do="pass a module",
+        )
     check_unwrapped(model)
     check_initialised(Tensors.of(model))
     names = names_of(model)
@@ -51,6 +56,7 @@ def named_weights(model: nn.Module, where: Any) -> tuple[NamedWeight, ...]:
                 "the model has no weights to prune"
                 if where is None
                 else f"where finds no weights: {show(match.pattern)}",
+                at="where",
                 why="there is no linear and no convolution layer",
                 do="name parameters in `where`",
             )
@@ -76,7 +82,12 @@ def per_target(model: nn.Module, values: Any, targets: tuple[NamedWeight, ...], 
     if not isinstance(values, Mapping):
         return dict.fromkeys((target.name for target in targets), values)
     if not values:
-        raise PlanError(f"{what} is an empty dict", why="it names no weight", do="pass {pattern: value}, or one value")
+        raise PlanError(
+            f"{what} is an empty dict",
+            at=f"{what}={{}}",
+            why="it names no weight",
+            do="pass {pattern: value}, or one value",
+        )
     names = names_of(model)
     candidates = [Candidate(f'weight "{target.name}"', _candidate_names(names, target)) for target in targets]
     chosen = assign(names, values, candidates, what=what, kind="weight that is pruned")

@@ -216,7 +216,7 @@ REFUSED = [
     (at(lambda: nn.Linear(2, 2)), PlanError, "the model does not call ReLU"),
     (at(lambda: "net"), InputError, "the model must be a torch.nn.Module, not str"),
     (at(InPlace), PlanError, "the result of an activation is not used"),
-    (at(Plain, F.relu), PlanError, "calls of relu cannot be found\n  why  Plain cannot be traced"),
+    (at(Plain, F.relu), PlanError, "calls of relu cannot be found\n  at   after=relu\n  why  Plain cannot be traced"),
     (at(Plain, path="fx"), CaptureError, "Plain cannot be traced symbolically"),
     (at(Plain, 3, path="modules"), PlanError, "after cannot be a int"),
     (at(Plain, "act_"), PlanError, 'did you mean "act"?'),

@@ -323,13 +323,14 @@ def test_channels_of_a_model_with_thresholds_can_be_removed(path):
 
 REFUSED = [
     (lambda: ThresholdActivation(-0.1), "the threshold must be at least 0, not -0.1"),
-    (lambda: ThresholdActivation(0), "the threshold is 0\n  why  no magnitude is below it"),
+    (lambda: ThresholdActivation(0), "the threshold is 0\n  at   ThresholdActivation\n  why  no magnitude is below it"),
     (lambda: ThresholdActivation(math.nan), "must be a finite number, not nan"),
     (lambda: ThresholdActivation("0.1"), "threshold must be a number or a function of the step, not str"),
     (lambda: ThresholdActivation(True), "threshold must be a number or a function of the step, not bool"),
     (
         lambda: ThresholdActivation(Quantile),
-        "the threshold is the class Quantile\n  do   pass one of it: Quantile(...)",
+        "the threshold is the class Quantile\n  at   threshold=Quantile\n  why  a class has no settings yet\n"
+        "  do   pass one of it: Quantile(...)",
     ),
     (lambda: ThresholdActivation(0.1, magnitude="no"), "magnitude must be True or False, not 'no'"),
     (lambda: ThresholdActivation(0.1, track=1), "track must be True or False, not 1"),

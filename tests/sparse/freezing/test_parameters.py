@@ -410,12 +410,17 @@ REFUSED = [
     (
         masked(torch.ones(3) / 2),
         PlanError,
-        'the mask of "6.bias" is not boolean\n  why  it is torch.float32',
+        'the mask of "6.bias" is not boolean\n  at   "6.bias"\n  why  it is torch.float32',
     ),
     (masked([True, False, True]), PlanError, "it is list"),
     (masked(torch.tensor([True, False])), PlanError, "its shape is (2,), that of the parameter (3,)"),
     (masked(torch.zeros(3) > 0), PlanError, 'the mask of "6.bias" freezes nothing'),
-    (masked(torch.ones(3) > 0), PlanError, 'freezes everything\n  do   pass the name alone: freeze(model, "6.bias")'),
+    (
+        masked(torch.ones(3) > 0),
+        PlanError,
+        'freezes everything\n  at   "6.bias"\n  why  all of its entries are True\n  '
+        'do   pass the name alone: freeze(model, "6.bias")',
+    ),
     (masked(torch.ones(3) > 0, "6.bais"), PlanError, 'freeze names nothing: "6.bais"\n  why  did you mean "6.bias"?'),
     (masked(torch.ones(3) > 0, "6"), PlanError, 'the mask of "6.weight" freezes everything'),
     (masked(torch.tensor([True, False, True]), other=[torch.zeros(1)]), PlanError, 'does not update "0.bias"'),
