@@ -5,7 +5,7 @@ A mask says which inputs a layer connects with which outputs.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -137,20 +137,7 @@ def mask_from_graph(
     if inputs is None or outputs is None:
         inputs, outputs = _sides(graph)
     row, column = _positions(graph, outputs, "outputs"), _positions(graph, inputs, "inputs")
-    if both := row.keys() & column.keys():
-        raise PlanError(
-            f"node {_first(both)!r} is an input and an output",
-            at="mask_from_graph",
-            why="a layer reads its inputs and writes other outputs",
-            do="give every node one side",
-        )
-    if others := [n for n in graph if n not in row and n not in column]:
-        raise PlanError(
-            f"node {others[0]!r} is neither an input nor an output",
-            at="mask_from_graph",
-            why="the two sides do not list it",
-            do="list it, or take a subgraph",
-        )
+    _check_sides(graph, row, column)
     mask = torch.zeros(len(row), len(column), dtype=torch.bool)
     ends: list[tuple[int, int]] = []
     for a, b in graph.edges():
@@ -169,6 +156,24 @@ def mask_from_graph(
     where = torch.tensor(ends)
     mask[where[:, 0], where[:, 1]] = True
     return mask
+
+
+def _check_sides(graph: Any, row: Mapping[Node, int], column: Mapping[Node, int]) -> None:
+    """Raises `PlanError` unless each node of a graph is an output, with a row, or an input, with a column."""
+    if both := row.keys() & column.keys():
+        raise PlanError(
+            f"node {_first(both)!r} is an input and an output",
+            at="mask_from_graph",
+            why="a layer reads its inputs and writes other outputs",
+            do="give every node one side",
+        )
+    if others := [n for n in graph if n not in row and n not in column]:
+        raise PlanError(
+            f"node {others[0]!r} is neither an input nor an output",
+            at="mask_from_graph",
+            why="the two sides do not list it",
+            do="list it, or take a subgraph",
+        )
 
 
 def mask_from_adjacency(
