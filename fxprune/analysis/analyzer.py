@@ -190,6 +190,7 @@ class Analyzer:
 
     def _open_inputs(self, result: Any) -> None:
         """Give the inputs fixed vectors. Their numbers count as unknown, even if they are real."""
+        self.observer.recorder.given(tensors_in(result))
         for tensor in tensors_in(result):
             fixed = tuple(self.terms.fixed(size) for size in tensor.shape)
             self.observer.bind(tensor, Operand(fixed, (True,) * len(fixed)))
@@ -281,13 +282,14 @@ class Analyzer:
     def _lock_without_result(self, uses: Uses) -> None:
         """Lock slots of parameters that reach no result, such as those of an embedding that only a loss uses.
 
-        That code would find other widths, and nothing would say so. Layers that shrink alone, filled up by hooks, have
-        the results that they had.
+        That code would find other widths, and nothing would say so. Where forward leaves torch and comes back, what
+        reaches a result is not known.
         """
-        if self.subject.captured.needs_hooks:
+        steps = self.observer.recorder.steps()
+        if self.subject.captured.real and not steps.whole:
             return
         read = [axis for fake, axes in self.opened.axes if id(fake) in self.observer.used for axis in axes]
-        reaching = names_behind_results(self.observer.recorder.steps())
+        reaching = names_behind_results(steps)
         event = self.observer.event("output", "they reach no result: other code may count on them")
         slots = slots_without_result(self.terms, read, reaching, uses)
         for vector in slots.values():

@@ -44,12 +44,14 @@ class Step:
 class Steps:
     """All operations of all runs.
 
-    done: the operations in order. results: the tensors that leave the model. numbers: tensors that forward made from a
-        single number, such as `torch.tensor(0.5)`.
+    done: the operations in order. results: the tensors that leave the model.
+    whole: False if an operation read numbers that none of them made, such as those that forward computed by NumPy. One
+        number alone is taken for one in the code of the model.
     """
 
     done: Sequence[Step] = ()
     results: frozenset[Value] = frozenset()
+    whole: bool = True
 
 
 class StepRecorder:
@@ -64,14 +66,20 @@ class StepRecorder:
         self._known: dict[int, tuple[torch.Tensor, Value, int]] = {}
         self._writes: dict[int, int] = {}
         self._memory: dict[int, list[Value]] = {}
+        self._whole = True
 
     def steps(self) -> Steps:
         """Everything that was recorded."""
-        return Steps(tuple(self._done), frozenset(self._results))
+        return Steps(tuple(self._done), frozenset(self._results), self._whole)
 
     def name(self, tensor: torch.Tensor, name: str) -> None:
         """Say that a tensor is a parameter or buffer of the model."""
         self._new(tensor, name)
+
+    def given(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Say that tensors are inputs."""
+        for tensor in tensors:
+            self._new(tensor)
 
     def result(self, tensors: Iterable[torch.Tensor]) -> None:
         """Say that tensors leave the model."""
@@ -117,6 +125,7 @@ class StepRecorder:
     def _value(self, tensor: torch.Tensor) -> Value:
         known = self._known.get(id(tensor))
         if known is None:
+            self._whole = self._whole and (not tensor.is_floating_point() or tensor.numel() < 2)
             return self._new(tensor)
         memory = _memory(tensor)
         if known[2] == self._writes.get(memory, 0):

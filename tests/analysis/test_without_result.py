@@ -165,3 +165,23 @@ def test_a_list_of_numbers_in_an_attribute_is_not_named() -> None:
     small: Any = fxprune.transform(Strided().eval(), torch.randn(2, 4), ratio=0.5, path="eager")
     assert small.a.out_features == 4
     assert fxprune.record(small).reasons == ()
+
+
+class ByNumPy(nn.Module):
+    """A model that decides by a number, and computes a part of its result by NumPy."""
+
+    def __init__(self, leaves: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.leaves = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(4, 8), leaves
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = torch.tensor(2.0) if x.sum() > -1e9 else 1
+        aside = self.c(x)
+        made = torch.from_numpy(aside.detach().numpy().mean(1)) if self.leaves else 0
+        return self.b(torch.relu(self.a(x))) * scale + made
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_what_leaves_torch_may_reach_a_result(leaves: bool) -> None:
+    locked = fxprune.analyze(ByNumPy(leaves).eval(), torch.randn(3, 4), path="eager").locked
+    assert any("reach no result" in each.event.why for each in locked) is not leaves
