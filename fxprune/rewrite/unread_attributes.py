@@ -37,6 +37,8 @@ def recount_unread(small: nn.Module, findings: Findings, removal: Removal) -> tu
     sentences = []
     for setting in settings:
         before = findings.uses.before[setting]
+        if _taken_from_layer(small, setting, findings.model, before):
+            continue
         key = (setting[0], before)
         found = widths.get(key)
         if found is not None and len(found.counts) > 1:
@@ -56,6 +58,23 @@ def recount_unread(small: nn.Module, findings: Findings, removal: Removal) -> tu
         else:
             sentences.append(_stays(setting, before, found, "forward does not read it, other methods may"))
     return (*sentences, *_recount_namesakes(small, findings.uses.before, used))
+
+
+def _taken_from_layer(small: nn.Module, setting: Setting, model: nn.Module, before: int) -> bool:
+    """Give an attribute the number of the one layer inside that has this name, if both had the same. Changes `small`.
+
+    Returns True if it was so: a wrapper around a layer, as low-rank adapters are, has the attributes of the layer. The
+    record says nothing of it, since nothing was guessed. model: the original.
+    """
+    path, name, _ = setting
+    inside = [f"{path}.{child}".strip(".") for child, _ in small.get_submodule(path).named_children()]
+    layers = [child for child in inside if _is_layer(small, child) and hasattr(small.get_submodule(child), name)]
+    if len(layers) != 1 or getattr(model.get_submodule(layers[0]), name, None) != before:
+        return False
+    if read_setting(small, setting) != before:
+        return False
+    write_setting(small, setting, getattr(small.get_submodule(layers[0]), name))
+    return True
 
 
 def _recount_namesakes(small: nn.Module, before: Mapping[Setting, int], used: set[Setting]) -> Iterator[str]:

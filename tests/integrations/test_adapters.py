@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -140,3 +142,31 @@ def test_layers_with_weight_decomposition_are_pruned_with_their_magnitudes() -> 
     assert relative_error(logits(copy.deepcopy(small).merge_and_unload()), expected) < 1e-12
     heal(small)
     assert relative_error(logits(small.eval()), expected) > 1e-6
+
+
+def test_the_block_of_the_page_about_adapters_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs it with a model whose layers have the names in it, some inputs, and batches for the repair."""
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    block = next(match[1] for match in re.finditer(r"^```py\n(.*?)^```$", page, re.M | re.S) if "peft." in match[1])
+    batches = [{"input_ids": torch.randint(50, (8, 6))} for _ in range(12)]
+    names: dict[str, Any] = {"fxprune": fxprune, "peft": peft, "model": bert(), "inputs": IDS, "batches": batches}
+    monkeypatch.chdir(tmp_path)
+    exec(block.replace("...  # train", "heal(adapted.double())  # train"), {**globals(), **names}, names)
+    loaded = fxprune.load("small.safetensors", into=bert())
+    assert torch.equal(logits(loaded), logits(names["merged"]))
+    assert fxprune.cost(loaded, IDS).params < 0.7 * fxprune.cost(bert(), IDS).params
+
+
+def test_the_widths_of_adapted_layers_are_right_and_the_record_is_short() -> None:
+    small = fxprune.transform(adapted(bert()), IDS, ratio=0.3)
+    for module in small.modules():
+        if hasattr(module, "base_layer"):
+            layer = module.base_layer
+            assert (module.in_features, module.out_features) == (layer.in_features, layer.out_features)
+    assert not any("_features" in reason for reason in fxprune.record(small).reasons)
+
+
+def test_a_merged_model_says_what_to_save() -> None:
+    small = fxprune.transform(adapted(bert()), IDS, ratio=0.3)
+    with pytest.raises(fxprune.FxpruneError, match=r"as a whole: a module in it, such as what merge_and_unload\(\)"):
+        fxprune.save(small.merge_and_unload(), "merged.safetensors")

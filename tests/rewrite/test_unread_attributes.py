@@ -232,3 +232,42 @@ def test_an_attribute_of_the_same_name_with_other_numbers_stays() -> None:
     model, x = TwoNumbers().eval(), torch.randn(2, 5)
     small = fxprune.transform(model, x, masks={"first": torch.arange(24) // 6 != 1}, path="eager")
     assert (small._sizes, small.sizes) == ((3, 6), (4, 7))
+
+
+class Adapted(nn.Module):
+    """A wrapper with the attributes of its layer, whose two widths had one number."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer, self.in_features, self.out_features = layer, layer.in_features, layer.out_features
+        self.down, self.up = nn.Linear(layer.in_features, 2, bias=False), nn.Linear(2, layer.out_features, bias=False)
+        self.down, self.up = nn.ModuleDict({"default": self.down}), nn.ModuleDict({"default": self.up})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x) + self.up["default"](self.down["default"](x))
+
+
+@pytest.mark.parametrize("widths", [(12, 12), (12, 8)])
+def test_a_wrapper_has_the_attributes_of_its_layer_and_nothing_is_said(widths: tuple[int, int]) -> None:
+    net = nn.Sequential(
+        *(nn.Linear(3, widths[0]), nn.ReLU(), Adapted(nn.Linear(*widths)), nn.ReLU(), nn.Linear(widths[1], 2)),
+    ).eval()
+    small: Any = fxprune.transform(net, torch.randn(2, 3), counts={"0": 5, "2.base_layer": 7})
+    layer = small[2].base_layer
+    assert (layer.in_features, layer.out_features) == (small[2].in_features, small[2].out_features) == (5, 7)
+    assert not any("forward does not read it" in reason for reason in fxprune.record(small).reasons)
+
+
+def test_an_attribute_that_two_layers_have_is_not_taken_from_one() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.in_features, self.a, self.b = 12, nn.Linear(12, 4), nn.Linear(12, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x) + self.b(x)
+
+    net = nn.Sequential(nn.Linear(3, 12), nn.ReLU(), Both()).eval()
+    small: Any = fxprune.transform(net, torch.randn(2, 3), counts={"0": 5})
+    assert small[2].in_features == 5
+    assert any("in_features was 12 and is 5 now" in reason for reason in fxprune.record(small).reasons)
