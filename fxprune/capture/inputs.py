@@ -90,13 +90,18 @@ def bound(model: nn.Module, inputs: Inputs) -> inspect.BoundArguments:
 
 
 def check_devices(tensors: Tensors, inputs: Inputs) -> None:
-    """Raises `InputError` if the model's tensors and the inputs are on more than one device."""
+    """Raises `InputError` if the model's tensors and the inputs are on more than one device.
+
+    Weights on the meta device may stand beside buffers and inputs on the CPU, as large models are often built.
+    """
     places: dict[torch.device, str] = {}
     for found in tensors.unique:
         places.setdefault(found.tensor.device, f'"{found.name}"')
     for leaf in pytree.tree_leaves(inputs):
         if isinstance(leaf, torch.Tensor):
             places.setdefault(leaf.device, "an example input")
+    if len(places) == 2 and {device.type for device in places} == {"meta", "cpu"}:
+        return
     if len(places) > 1:
         listed = ", ".join(f"{name} on {device}" for device, name in places.items())
         raise InputError("model and inputs are on several devices", why=listed, do="move all to one device first")

@@ -133,7 +133,15 @@ class Solution:
         """
         if vector.untouched:
             return []
-        return [self._number[column] for column in self.terms.resolve(vector).columns]
+        vector = vector.representative
+        if vector not in self._channels_of:
+            self._channels_of[vector] = [self._number[column] for column in self.terms.resolve(vector).columns]
+        return self._channels_of[vector]
+
+    @cached_property
+    def _channels_of(self) -> dict[Vector, list[Ints]]:
+        """What `channels_of` has returned."""
+        return {}
 
     @cached_property
     def _number(self) -> Ints:
@@ -149,6 +157,11 @@ class Solution:
             for channels in self.channels_of(vector):
                 flags[channels[channels >= 0]] = True
         return flags
+
+    def channels_among(self, vectors: Iterable[Vector]) -> Ints:
+        """The numbers of the channels that have a slot in one of these vectors, ascending."""
+        found = [channels for vector in vectors for channels in self.channels_of(vector)]
+        return np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *(c[c >= 0] for c in found)]))
 
     def can_shrink(self, vector: Vector) -> bool:
         """True if some slot of a vector can still be removed."""
@@ -275,7 +288,7 @@ def expanded(terms: Terms, vectors: Sequence[Vector]) -> tuple[Ints, Ints, Ints,
 class Removal:
     """A choice of channels to remove, and the slots that every vector keeps then.
 
-    removed: a flag per channel, True = remove.
+    removed: a flag per channel, True = remove. They stay as they are while the removal is in use.
 
     >>> from fxprune.channels.solve import solve
     >>> terms = Terms()
@@ -290,8 +303,6 @@ class Removal:
     def __init__(self, solution: Solution, removed: Bools) -> None:
         self.solution = solution
         self.removed = removed
-        self._atoms = np.zeros(solution.terms.count, dtype=bool)
-        self._atoms[solution.roots[removed]] = True
         self._known: dict[Vector, tuple[Bools | None, int]] = {}
 
     def kept(self, vector: Vector) -> Bools | None:
@@ -309,8 +320,8 @@ class Removal:
         known = self._known.get(vector)
         if known is None:
             lost = np.zeros(vector.size, dtype=bool)
-            for column in self.solution.terms.resolve(vector).columns:
-                lost |= self._atoms[column]
+            for channels in self.solution.channels_of(vector):
+                lost |= self.removed[channels] & (channels >= 0)
             count = int(np.count_nonzero(lost))
             known = self._known[vector] = (~lost if count else None, vector.size - count)
         return known

@@ -44,8 +44,12 @@ def _locks(events: Ints, place: Ints, slot: Ints) -> list[tuple[int, int, int]]:
     Event 1 is left out: it locks dimensions that are never channels, such as the height of a kernel. A slot that also
     has a free atom does not count: it can be removed with that atom.
     """
-    at = (place << 32) + slot
-    stuck = (events > 1) & ~np.isin(at, at[events == 0])
+    locked = events > 1
+    places = np.bincount(place[locked], minlength=int(place.max(initial=0)) + 1) > 0
+    near = np.flatnonzero(places[place])  # most places have no lock at all
+    events, place, slot = events[near], place[near], slot[near]
+    at, stuck = (place << 32) + slot, events > 1
+    stuck[stuck] = ~np.isin(at[stuck], at[events == 0])
     keys, counts = np.unique(np.stack([events[stuck], place[stuck]]), axis=1, return_counts=True)
     return [(int(e), int(p), int(n)) for e, p, n in zip(keys[0], keys[1], counts, strict=True)]
 

@@ -11,20 +11,21 @@ from fractions import Fraction
 
 import numpy as np
 
-from fxprune.channels.groups import Bools, Ints
+from fxprune.channels.groups import Ints
 from fxprune.planning.keeping import Keeping
 
 
-def keep_common_width(keeping: Keeping, widths: Bools) -> bool:
+def keep_common_width(keeping: Keeping, widths: set[int]) -> bool:
     """Keep as few channels of the common width as possible, and in each block those that then fit.
 
     Returns False, and keeps nothing, if no width fits, or if there is not one common width.
 
-    widths: flags of the channels of widths that forward computes with.
+    widths: the groups of widths that forward computes with.
     """
     kinds = list(keeping.kinds())
-    common = [kind for kind in kinds if widths[kind].any()]
-    own = [kind for kind in kinds if not widths[kind].any()]
+    group_of = keeping.findings.solution.group_of
+    common = [kind for kind in kinds if group_of(kind[0]) in widths]
+    own = [kind for kind in kinds if group_of(kind[0]) not in widths]
     if len(common) != 1:
         return False
     blocks = blocks_of(keeping, own)

@@ -64,6 +64,8 @@ def _keep_more(
     table = np.stack(columns)
     gone = (removed[table] & (table >= 0)).any(0)
     more = min(missing(int(np.count_nonzero(~gone))), int(np.count_nonzero(gone)))
+    if not more:
+        return 0
     worst = np.where(gone, np.where(table >= 0, scores[table], np.inf).min(0), -np.inf)
     for slot in np.argsort(-worst, kind="stable")[:more]:
         removed[table[:, slot][table[:, slot] >= 0]] = False

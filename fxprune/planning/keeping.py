@@ -25,22 +25,24 @@ class Keeping:
     """Keeping channels until the uses of some parts hold.
 
     removed: flags of channels, cleared in place. given: the values of some settings, where they are decided.
+    candidates: the numbers of the channels that the parts count, ascending.
     """
 
     def __init__(self, findings: Findings, parts: Sequence[Part], removed: Bools, scores: Scores) -> None:
         self.findings, self.parts, self.removed, self.scores = findings, parts, removed, scores
         self.given: Mapping[Setting, Fraction] = {}
         counted = [dict.fromkeys(vector.representative for use in part for vector in use.regions) for part in parts]
-        rows = {vector: findings.solution.channels_in([vector]) for vectors in counted for vector in vectors}
-        none = findings.solution.no_channel()  # a use may count no region
+        own = {v: findings.solution.channels_among([v]) for vectors in counted for v in vectors}
+        self.candidates = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *own.values()]))
+        rows = {vector: np.isin(self.candidates, channels) for vector, channels in own.items()}
+        none = np.zeros(len(self.candidates), dtype=bool)  # a use may count no region
         self.regions = np.stack([none, *rows.values()])
-        self.candidates = self.regions.any(0)
         self.reach = np.stack([np.any([none, *(rows[vector] for vector in vectors)], axis=0) for vectors in counted])
         self.missed = [self.distance(part) for part in parts]
 
     def run(self) -> None:
         """Keep channels until the uses hold."""
-        while any(self.missed) and (self.removed & self.candidates).any():
+        while any(self.missed) and self.removed[self.candidates].any():
             kept = self._step(sum(self.missed, Fraction(0)))
             self.removed[kept] = False
             self.missed = [
@@ -63,19 +65,24 @@ class Keeping:
 
     def reached(self, channels: Ints) -> list[bool]:
         """For each part, whether it counts some of these channels."""
-        return [bool(row[channels].any()) for row in self.reach]
+        places = self._places(channels)
+        return [bool(row[places].any()) for row in self.reach]
+
+    def _places(self, channels: Ints) -> Ints:
+        """The places of some candidates among all of them."""
+        return np.searchsorted(self.candidates, channels)
 
     def kinds(self) -> Iterator[Ints]:
         """The removed channels that could be kept, those of one group that are counted at the same places together.
 
         Those with the best scores come first.
         """
-        solution, gone = self.findings.solution, self.removed & self.candidates
-        for group in solution.groups_with(gone):
-            own = solution.in_group(group)
-            own = own[gone[own]]
+        gone = self.candidates[self.removed[self.candidates]]
+        groups = self.findings.solution.group[gone]
+        for group in np.unique(groups):
+            own = gone[groups == group]
             own = own[np.argsort(-self.scores[own], kind="stable")]
-            _, kinds = np.unique(self.regions[:, own], axis=1, return_inverse=True)
+            _, kinds = np.unique(self.regions[:, self._places(own)], axis=1, return_inverse=True)
             yield from (own[kinds.reshape(-1) == kind] for kind in range(kinds.max() + 1))
 
     def _step(self, missed: Fraction) -> Ints:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property
 
 import numpy as np
 
 from fxprune.analysis.findings import Findings, Group
-from fxprune.channels.groups import Bools
+from fxprune.channels.groups import Bools, Ints
 from fxprune.planning.enough import keep_enough
 from fxprune.planning.fitting import Widths
 from fxprune.planning.keeping import Scores
@@ -50,23 +50,34 @@ class Ranked:
 
     def flags(self, gone: Mapping[int, int]) -> tuple[Bools, tuple[str, ...]]:
         """The same, if so many of each group go. gone: one entry for each set of groups that keep equally many."""
-        return self.equal.settled(self.findings.solution, partial(flags, self.findings, self.scores), self.fixed, gone)
+        return self.equal.settled(self.findings.solution, self._flags, self.fixed, gone)
+
+    def _flags(self, counts: Mapping[int, int]) -> tuple[Bools, tuple[str, ...]]:
+        """The channels with the lowest scores, so many of each group, without those that the model needs.
+
+        Returns with them the reasons why these stay.
+        """
+        removed = self.findings.solution.no_channel()
+        for number, drop in counts.items():
+            if drop:
+                removed[self._ascending(number)[:drop]] = True
+        reasons = keep_enough(self.findings, removed, self.scores)
+        return removed, (*reasons, *keep_equal_widths(self.findings, removed, self.scores))
+
+    def _ascending(self, number: int) -> Ints:
+        """The channels of a group, those with the lowest scores first."""
+        if number not in self._sorted:
+            channels = self.findings.groups[number].channels
+            self._sorted[number] = channels[np.argsort(self.scores[channels], kind="stable")]
+        return self._sorted[number]
+
+    @cached_property
+    def _sorted(self) -> dict[int, Ints]:
+        """What `_ascending` has returned."""
+        return {}
 
     def widths(self, scope: str, multiple: int) -> Widths:
         """The widths of a plan by its level."""
         at = scope_named(scope)(self.findings, self.spread(multiple), self.scores)
         why = replace(self.limits, round_to=multiple).why(group.size for group in self.groups)
         return Widths(lambda level: self.equal.merged(at(level), multiple), self.flags, multiple, why)
-
-
-def flags(findings: Findings, scores: Scores, counts: Mapping[int, int]) -> tuple[Bools, tuple[str, ...]]:
-    """The channels with the lowest scores, so many of each group, without those that the model needs.
-
-    Returns with them the reasons why these stay.
-    """
-    removed = findings.solution.no_channel()
-    for number, drop in counts.items():
-        channels = findings.groups[number].channels
-        removed[channels[np.argsort(scores[channels], kind="stable")[:drop]]] = True
-    reasons = keep_enough(findings, removed, scores)
-    return removed, (*reasons, *keep_equal_widths(findings, removed, scores))

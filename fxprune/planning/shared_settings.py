@@ -9,14 +9,15 @@ keeping more channels always ends well.
 from __future__ import annotations
 
 from fractions import Fraction
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.setting_values import Solved, wrong_parts
 from fxprune.analysis.settings import name_of
-from fxprune.analysis.uses import NumberUse
-from fxprune.channels.groups import Bools, Removal
+from fxprune.analysis.uses import NumberUse, Uses
+from fxprune.channels.groups import Bools, Removal, Solution
 from fxprune.planning.common_number import keep_common_number
 from fxprune.planning.common_width import keep_common_width
 from fxprune.planning.keeping import Keeping, Part, Scores
@@ -33,7 +34,7 @@ def keep_equal_widths(findings: Findings, removed: Bools, scores: Scores) -> tup
     kept = -1
     while kept != np.count_nonzero(removed):  # every round keeps channels, or is the last one
         kept = int(np.count_nonzero(removed))
-        for parts, widths in _joined_parts(findings):
+        for parts, widths in joined_parts(findings):
             removal = Removal(findings.solution, removed)
             wrong = wrong_parts(parts, findings.uses.before, removal)
             reasons |= dict.fromkeys(why_unequal(solved, removal) for solved in wrong)
@@ -44,31 +45,39 @@ def keep_equal_widths(findings: Findings, removed: Bools, scores: Scores) -> tup
     return tuple(reasons)
 
 
-def _joined_parts(findings: Findings) -> list[tuple[list[Part], Bools]]:
+_Joined = list[tuple[list[Part], set[int]]]
+
+_JOINED: WeakKeyDictionary[Uses, tuple[Solution, _Joined]] = WeakKeyDictionary()
+"""The parts of the uses that were asked for, for one solution."""
+
+
+def joined_parts(findings: Findings) -> _Joined:
     """The parts of the uses, together where they compute with widths of the same group.
 
     For example, every block of a transformer may compute `width // heads` from the one width that all blocks share.
     Block by block, each would ask for another width, until nothing can go.
 
-    Returns with them the channels of these groups, as flags.
+    Returns with them the numbers of these groups.
     """
+    known = _JOINED.get(findings.uses)
+    if known is None or known[0] is not findings.solution:
+        known = findings.solution, [(parts, groups) for groups, parts in _joined(findings)]
+        _JOINED[findings.uses] = known
+    return known[1]
+
+
+def _joined(findings: Findings) -> list[tuple[set[int], list[Part]]]:
     solution = findings.solution
-    joined: list[tuple[set[int], list[Part]]] = []
-    for part in findings.uses.parts:
+    joined: dict[int, tuple[set[int], list[Part]]] = {}
+    entry_of: dict[int, int] = {}
+    for number, part in enumerate(findings.uses.parts):
         widths = list(dict.fromkeys(vector for use in part for vector in use.expression.vectors))
-        groups = set(solution.groups_with(solution.channels_in(widths))) if widths else set()
-        others = [entry for entry in joined if entry[0] & groups]
-        joined = [entry for entry in joined if not entry[0] & groups]
-        joined.append((groups.union(*(g for g, _ in others)), [*(p for _, parts in others for p in parts), part]))
-    return [(parts, _channels_of(findings, groups)) for groups, parts in joined]
-
-
-def _channels_of(findings: Findings, groups: set[int]) -> Bools:
-    """The channels of some groups, as flags."""
-    flags = findings.solution.no_channel()
-    for group in groups:
-        flags[findings.solution.in_group(group)] = True
-    return flags
+        groups = set(np.unique(solution.group[solution.channels_among(widths)]).tolist())
+        others = [joined.pop(entry) for entry in sorted({entry_of[g] for g in groups if g in entry_of})]
+        together = groups.union(*(g for g, _ in others))
+        joined[number] = together, [*(p for _, parts in others for p in parts), part]
+        entry_of |= dict.fromkeys(together, number)
+    return list(joined.values())
 
 
 def why_unequal(solved: Solved, removal: Removal) -> str:
