@@ -111,6 +111,10 @@ class Solution:
         """The group of a channel."""
         return int(self.group[channel])
 
+    def groups_of(self, channels: Ints) -> Ints:
+        """The group of each of some channels."""
+        return self.group[channels]
+
     def groups_with(self, flags: Bools) -> list[int]:
         """The numbers of the groups with at least one channel whose flag is set."""
         return [int(group) for group in np.unique(self.group[flags])]

@@ -78,7 +78,7 @@ class Keeping:
         Those with the best scores come first.
         """
         gone = self.candidates[self.removed[self.candidates]]
-        groups = self.findings.solution.group[gone]
+        groups = self.findings.solution.groups_of(gone)
         for group in np.unique(groups):
             own = gone[groups == group]
             own = own[np.argsort(-self.scores[own], kind="stable")]

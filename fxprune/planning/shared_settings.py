@@ -72,7 +72,7 @@ def _joined(findings: Findings) -> list[tuple[set[int], list[Part]]]:
     entry_of: dict[int, int] = {}
     for number, part in enumerate(findings.uses.parts):
         widths = list(dict.fromkeys(vector for use in part for vector in use.expression.vectors))
-        groups = set(np.unique(solution.group[solution.channels_among(widths)]).tolist())
+        groups = set(np.unique(solution.groups_of(solution.channels_among(widths))).tolist())
         others = [joined.pop(entry) for entry in sorted({entry_of[g] for g in groups if g in entry_of})]
         together = groups.union(*(g for g, _ in others))
         joined[number] = together, [*(p for _, parts in others for p in parts), part]
