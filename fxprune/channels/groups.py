@@ -144,7 +144,7 @@ class Solution:
 
     @cached_property
     def _channels_of(self) -> dict[Vector, list[Ints]]:
-        """What `channels_of` has returned."""
+        """The results of `channels_of`, by vector."""
         return {}
 
     @cached_property

@@ -73,7 +73,7 @@ class Ranked:
 
     @cached_property
     def _sorted(self) -> dict[int, Ints]:
-        """What `_ascending` has returned."""
+        """The results of `_ascending`."""
         return {}
 
     def widths(self, scope: str, multiple: int) -> Widths:
