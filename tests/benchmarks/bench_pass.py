@@ -1,10 +1,10 @@
-"""Seconds of analysis and rewrite, against Torch-Pruning (building its graph, one step of its magnitude pruner).
+"""Seconds of `transform`, without and with its proof, against Torch-Pruning (its graph, one step of its pruner).
 
-Both remove 30 % of every group by l1 norm from the same float32 model. Every model gets a fresh process, in which
-the two take turns: the first turn is the first call, the median is over the turns. Torch-Pruning changes its model,
-so each of its turns gets a copy that is made while the clock stands still; the copy that fxprune makes is counted.
-Both run on one thread: with more, each waits at every layer for threads that other processes keep from running, and
-what is measured is how busy the machine is.
+Both remove 30 % of every group by l1 norm from the same float32 model, as a class. Every model and size of the image
+gets a fresh process, in which the three take turns: the first turn is the first call, the median is over the others.
+Torch-Pruning changes its model, so each of its turns gets a copy that is made while the clock stands still; the copy
+that fxprune makes is counted. All run on one thread, and the time is that of the processor: so the figures depend least
+on what else the machine does.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
+import itertools
 import json
 import statistics
 import warnings
@@ -22,11 +23,13 @@ import torch
 from torch import nn
 
 import fxprune
-from tests.benchmarks.common import in_fresh_process, median_ratio, model_and_input, seconds, table
+from tests.benchmarks.common import in_fresh_process, model_and_input, processor_seconds, table
 
 NAMES = ("resnet50", "resnet152", "densenet121", "densenet201", "efficientnet_b7", "convnext_large", "regnet_y_16gf")
+PIXELS = (64, 224)
 ONCE = ("densenet201",)  # the peer needs most of a minute
 RATIO = 0.3
+OURS, PROVEN, PEER = "fxprune", "with proof", "torch-pruning"
 
 
 def torch_pruning_step(model: nn.Module, x: torch.Tensor) -> None:
@@ -45,65 +48,63 @@ def torch_pruning_step(model: nn.Module, x: torch.Tensor) -> None:
     pruner.step()
 
 
-def measure_one(name: str, rounds: int) -> dict[str, Any]:
-    """Seconds of each call of both; to be run in a fresh process."""
+def measure_one(name: str, pixels: int, rounds: int) -> dict[str, Any]:
+    """Seconds of each call of the three; to be run in a fresh process."""
     importlib.import_module("torch_pruning")  # loaded now: its import is not what is measured
 
     torch.set_num_threads(1)
     model, x = model_and_input(name)
-    times: dict[str, list[float]] = {"fxprune": [], "torch-pruning": []}
+    x = x[..., :pixels, :pixels].contiguous()
+    times: dict[str, list[float]] = {OURS: [], PROVEN: [], PEER: []}
 
-    def ours() -> None:
-        fxprune.transform(model, x, ratio=RATIO, importance="l1", verify=False)
+    def ours(verify: bool) -> None:
+        fxprune.transform(model, x, ratio=RATIO, importance="l1", verify=verify)
 
     for turn in range(rounds):
-        times["fxprune"].append(seconds(ours))
+        times[OURS].append(processor_seconds(lambda: ours(False)))
+        times[PROVEN].append(processor_seconds(lambda: ours(True)))
         if turn == 0 or name not in ONCE:
             clone = copy.deepcopy(model)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                times["torch-pruning"].append(seconds(lambda clone=clone: torch_pruning_step(clone, x)))
+                times[PEER].append(processor_seconds(lambda clone=clone: torch_pruning_step(clone, x)))
     return times
 
 
-def measure(names: Sequence[str] = NAMES, rounds: int = 5) -> str:
-    """The table, and below it the medians of its last columns."""
-    rows: list[Sequence[object]] = []
-    for name in names:
-        times = in_fresh_process("tests.benchmarks.bench_pass", "--child", name, "--rounds", rounds)
-        ours, theirs = times["fxprune"], times["torch-pruning"]
-        first = (ours[0], theirs[0], theirs[0] / ours[0])
-        later = [statistics.median(t[1:] or t) for t in (ours, theirs)]
-        pairs = (theirs[1:], ours[1:]) if len(theirs) > 1 else (later[1:], later[:1])
-        rows.append((name, *first, *later, median_ratio(*pairs)))
-    rows.append(("median", None, None, _median(rows, 3), None, None, _median(rows, 6)))
+def measure(names: Sequence[str] = NAMES, pixels: Sequence[int] = PIXELS, rounds: int = 4) -> str:
+    """The table, and below it the medians of its ratios."""
+    rows: list[Sequence[Any]] = []
+    for name, size in itertools.product(names, pixels):
+        arguments = ("--child", name, "--pixels", size, "--rounds", rounds)
+        times = in_fresh_process("tests.benchmarks.bench_pass", *arguments)
+        first = [times[OURS][0], times[PEER][0]]
+        later = [statistics.median(times[each][1:] or times[each]) for each in (OURS, PROVEN, PEER)]
+        rows.append((name, size, *first, first[1] / first[0], *later, later[2] / later[0], later[2] / later[1]))
+    ratios = (4, 8, 9)
+    for size in pixels:
+        own = [row for row in rows if row[1] == size]
+        cells = [statistics.median(row[at] for row in own) if at in ratios else None for at in range(2, 10)]
+        rows.append(("median", size, *cells))
     headers = (
-        "model",
-        "fxprune, first call (s)",
-        "torch-pruning, first call (s)",
-        "times faster",
-        "fxprune, later calls (s)",
-        "torch-pruning, later calls (s)",
-        "times faster",
+        *("model", "pixels", "first call (s)", "torch-pruning, first call (s)", "times faster"),
+        *("later calls (s)", "later, with proof (s)", "torch-pruning, later (s)"),
+        *("times faster, later", "times faster, with proof"),
     )
     return table(headers, rows)
-
-
-def _median(rows: Sequence[Sequence[Any]], column: int) -> float:
-    return statistics.median(row[column] for row in rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=NAMES, help="torchvision models")
-    parser.add_argument("--rounds", type=int, default=5, help="calls of each, the first included")
+    parser.add_argument("--pixels", nargs="*", type=int, default=PIXELS, help="sizes of the image")
+    parser.add_argument("--rounds", type=int, default=4, help="calls of each, the first included")
     parser.add_argument("--child", action="store_true", help="measure one model in this process, print JSON")
     options = parser.parse_args(arguments)
     if options.child:
-        print(json.dumps(measure_one(options.names[0], options.rounds)))
+        print(json.dumps(measure_one(options.names[0], options.pixels[0], options.rounds)))
     else:
-        print(measure(options.names, options.rounds))
+        print(measure(options.names, options.pixels, options.rounds))
 
 
 if __name__ == "__main__":

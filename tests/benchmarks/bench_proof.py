@@ -11,9 +11,8 @@ import copy
 import json
 import resource
 import statistics
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from torch import nn
 
 import fxprune
 from fxprune.proof.deterministic import deterministic
-from tests.benchmarks.common import in_fresh_process, model_and_input, table
+from tests.benchmarks.common import in_fresh_process, model_and_input, processor_seconds, table
 from tests.support import call, torchvision
 
 CASES = (("resnet50", "eager"), ("resnet50", "fx"), ("swin_t", "eager"), ("gpt2", "eager"))
@@ -45,12 +44,6 @@ def prune(model: nn.Module, inputs: Any, path: str, verify: bool) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return fxprune.transform(model, inputs, ratio=RATIO, importance="l1", path=path, verify=verify)
-
-
-def processor_seconds(function: Callable[[], Any]) -> float:
-    start = time.process_time()
-    function()
-    return time.process_time() - start
 
 
 def measure_times(name: str, path: str, rounds: int) -> tuple[float, float, float]:

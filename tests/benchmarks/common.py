@@ -33,6 +33,13 @@ def seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def processor_seconds(function: Callable[[], Any]) -> float:
+    """The seconds of the processor during one call."""
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
 def interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each function in each round, one after the other in every round, after one round to warm up.
 
