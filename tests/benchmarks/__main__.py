@@ -13,6 +13,7 @@ from tests.benchmarks import (
     bench_dynamic,
     bench_export,
     bench_fold,
+    bench_gpu,
     bench_graphs,
     bench_import,
     bench_large,
@@ -53,6 +54,7 @@ BENCHMARKS: dict[str, Callable[[], str]] = {
     "dynamic": bench_dynamic.measure,
     "graphs": bench_graphs.measure,
     "training": bench_training.measure,
+    "gpu": bench_gpu.measure,
     "choosing": _choosing,
 }
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
