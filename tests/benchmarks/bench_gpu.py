@@ -1,7 +1,7 @@
 """The pass, its proof and its result on a CUDA device; says so where there is none.
 
-The first table has the seconds of `transform` without and with the proof, model and weights on the device. The second one
-has the latency of the small model over that of one written by hand and over the original, as it is and compiled, in
+The first table has the seconds of `transform` without and with the proof, model and weights on the device. The second
+one has the latency of the small model over that of one written by hand and over the original, as it is and compiled, in
 half precision at batch 16. The third one has products with weights of which two of every four are zero. All that is
 compared runs in turns; the device is waited for before each reading of the clock.
 """
@@ -9,6 +9,7 @@ compared runs in turns; the device is waited for before each reading of the cloc
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import warnings
 from collections.abc import Callable, Sequence
@@ -69,7 +70,7 @@ def latencies(names: Sequence[str], device: str, rounds: int, batch: int = 16) -
             forwards = {key: torch.compile(call) if compiled else call for key, call in calls.items()}
             with torch.inference_mode():
                 assert relative_error(forwards["small"](x).float(), forwards["by hand"](x).float()) < 1e-2
-                waiting = {key: waited(lambda call=call: call(x), device) for key, call in forwards.items()}
+                waiting = {key: waited(functools.partial(call, x), device) for key, call in forwards.items()}
                 times = interleaved(waiting, rounds)
             medians = [1000 * statistics.median(some) for some in times.values()]
             over = [median_ratio(times["small"], times[key]) for key in ("by hand", "original")]
@@ -90,9 +91,8 @@ def products(device: str, rounds: int, batch: int = 512) -> str:
         x = torch.randn(batch, inputs, device=device, dtype=torch.float16)
         with torch.inference_mode():
             assert relative_error(sparse(x).float(), layer(x).float()) < 1e-2
-            calls = {
-                key: waited(lambda each=each: each(x), device) for key, each in (("dense", layer), ("2:4", sparse))
-            }
+            layers = {"dense": layer, "2:4": sparse}
+            calls = {key: waited(functools.partial(each, x), device) for key, each in layers.items()}
             times = interleaved(calls, rounds)
         medians = [1000 * statistics.median(some) for some in times.values()]
         rows.append((f"{outputs} x {inputs}", *medians, median_ratio(times["dense"], times["2:4"])))
