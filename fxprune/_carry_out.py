@@ -88,7 +88,7 @@ def _carried_out(
     deep = check_depth(request.choices, plan=plan is not None, data=data)
     shallow = without_branches(replace(call, model=module), plan, request.choices)
     choices = shallow.choices
-    settings, optimizers = RepairSettings(on.repair_mode), optimizers_of(module)
+    settings, optimizers = RepairSettings(on.repair_mode, progress=True), optimizers_of(module)
     search = search_settings(given.choices, on.search, on.repair)
     on = on.several_times() if deep or search is not None else on
     paths = _paths(module, call, choices, plan.path if isinstance(plan, Plan) else "")

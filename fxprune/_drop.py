@@ -31,6 +31,7 @@ from fxprune.depth.reference import DroppedAdditions
 from fxprune.depth.replacing import replacements
 from fxprune.depth.select import selected
 from fxprune.errors import CaptureError, VerificationError, text_of
+from fxprune.progress import long_step
 from fxprune.proof.copies import Copies
 from fxprune.proof.deterministic import deterministic
 from fxprune.proof.difference import relative_error
@@ -83,6 +84,13 @@ def find_branches(call: AnalyzeArguments) -> Branches:
     inputs, more = normalize(call.example_inputs), [normalize(other) for other in call.also]
     calls = [ComparedCall(given) for given in (inputs, *more)]
     calls += [ComparedCall(method.inputs, method.name) for method in method_calls(model, call.methods)]
+    with long_step("search for branches"):
+        return _branches(call, model, calls)
+
+
+def _branches(call: AnalyzeArguments, model: nn.Module, calls: list[ComparedCall]) -> Branches:
+    """The residual branches that the calls go through."""
+    inputs = calls[0].inputs
     flows = [_flow(model, one) for one in calls]
     notes = []
     try:

@@ -27,6 +27,7 @@ from fxprune.capture.program import as_module
 from fxprune.capture.tensors import Tensors
 from fxprune.errors import CaptureError, PlanError
 from fxprune.paths import capture, paths_for, try_in_turn, without_hooks
+from fxprune.progress import long_step
 from fxprune.rewrite.kept_weights import keep_weights
 from fxprune.rewrite.norms import preserve
 
@@ -69,9 +70,10 @@ def find(call: AnalyzeArguments) -> Findings:
         raise PlanError(f"there are no norms {call.norms!r}", why='norms is "kept" or "preserve"')
 
     def on(path: FrontEnd) -> Findings:
-        captured = _captured(model, inputs, path, methods)
-        subject = Subject(model, tensors, captured, inputs, tuple(more), counting, methods)
-        return _findings(subject, strict=call.strict, norms=call.norms)
+        with long_step(f"analysis ({path.name})"):
+            captured = _captured(model, inputs, path, methods)
+            subject = Subject(model, tensors, captured, inputs, tuple(more), counting, methods)
+            return _findings(subject, strict=call.strict, norms=call.norms)
 
     return try_in_turn(paths, on).get()
 

@@ -141,7 +141,7 @@ def transform(
         optimizer, ema: an optimizer of the model, and an averaged model of it, or lists of them. They are changed in
             place, last of all, and go on with the result: see `fxprune.follow`.
         search: the settings of scope="search": "steps", the number of small models to measure; "file", a JSON file from
-            which a run that was killed goes on; "progress", True for a bar; "score", a function from a model to a
+            which a run that was killed goes on; "progress", False for no bar; "score", a function from a model to a
             number of which more is better. See docs/searching.md.
         process_group: a group of `torch.distributed`, whose processes have the same model, and some of the batches of
             `data` and `repair` each. All of them get the model that one process gets from all batches; if one raises,

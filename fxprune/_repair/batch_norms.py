@@ -8,11 +8,11 @@ from typing import TypeGuard
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from tqdm import tqdm
 
 from fxprune._repair.batches import DataPart
 from fxprune._repair.lanes import Model
 from fxprune.errors import InputError
+from fxprune.progress import bar
 from fxprune.running.processes import ALONE, Processes
 
 
@@ -40,7 +40,7 @@ def take_statistics(
                 module.training, module.momentum = True, None  # the mean over all batches
 
     with torch.no_grad():
-        for part in tqdm(parts, desc="statistics", unit="batch", disable=not progress):
+        for part in bar(parts, what="statistics", unit="batch", show=progress):
             watched.run(part, measuring)
             _check_finite(named, part)
         total = sum(processes.all(len(parts)))

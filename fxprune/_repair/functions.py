@@ -47,7 +47,7 @@ def repair(
     disk: int = DISK,
     steps: int = STEPS,
     noise: float = 0.0,
-    progress: bool = False,
+    progress: bool = True,
     process_group: Any = None,
 ) -> ModelT:
     """A copy of a small model whose layers compute again what they computed in the original, without training.
@@ -90,7 +90,7 @@ def repair(
         noise: in each of these steps Gaussian noise is added to inputs of fractions, of this share of the standard
             deviation of the sample, and both models see it. 0.2 is a good share where few samples are at hand and much
             was removed; the held-out samples get none.
-        progress: True to show a progress bar.
+        progress: False for no bar; there is one only where stderr is a terminal or a notebook.
         process_group: a group of `torch.distributed`, whose processes have the same models and a part of the batches
             each. All of them get the model that one process gets from all batches.
 
@@ -151,7 +151,7 @@ def _check_original(model: nn.Module, shapes: Any) -> None:
 @checks_arguments("model", "inputs", "progress")
 @public_call()
 def recalibrate(
-    model: ModuleT, batches: Iterable[Any], *, inputs: Callable[[Any], Any] | None = None, progress: bool = False
+    model: ModuleT, batches: Iterable[Any], *, inputs: Callable[[Any], Any] | None = None, progress: bool = True
 ) -> ModuleT:
     """A copy of a model whose batch norms have the statistics of these batches.
 

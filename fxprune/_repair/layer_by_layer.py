@@ -30,6 +30,7 @@ from fxprune.capture.process_state import no_fused_attention, no_fused_recurrenc
 from fxprune.capture.tensors import Tensors
 from fxprune.errors import InputError
 from fxprune.planning.plan import Plan
+from fxprune.progress import bar
 from fxprune.running.processes import ALONE, Processes
 from fxprune.running.watch import LayerKey
 
@@ -202,8 +203,6 @@ class _Work:
 
     def _together(self) -> tuple[float, str]:
         """Fit all weights together to the outputs. Returns the error, and why it did not help, "" if it did."""
-        from tqdm import tqdm
-
         train = [part for part in self.parts if not part.held]
         noise = self.settings.noise
         if noise and not any(takes_noise(leaf) for part in train for leaf in pytree.tree_leaves(part.inputs)):
@@ -216,8 +215,8 @@ class _Work:
         wanted = [] if noise else [self.original.run(part) for part in train]
         fit = OutputsFit(self.small, self.original, train, wanted, self.processes, noise)
         steps = self.settings.steps
-        with tqdm(total=steps, desc="outputs", unit="step", disable=not self.settings.progress) as bar:
-            return fit.fit(steps, self.error, bar.update)
+        with bar(total=steps, what="outputs", unit="step", show=self.settings.progress) as drawn:
+            return fit.fit(steps, self.error, drawn.update)
 
     def _lanes(self, pairs: Mapping[LayerKey, LayerPair], memory: int) -> list[Lane]:
         """A lane for each part, which needs so much memory when it waits: there, or on disk, as long as there is space.
@@ -244,9 +243,7 @@ class _Work:
         ]
 
     def _bar(self, pairs: dict[LayerKey, LayerPair]) -> Iterable[tuple[LayerKey, LayerPair]]:
-        from tqdm import tqdm
-
-        return tqdm(pairs.items(), desc="repair", unit="layer", disable=not self.settings.progress)
+        return bar(pairs.items(), what="repair", unit="layer", show=self.settings.progress)
 
     def _gather(self, fit: LayerFit, lanes: Sequence[Lane]) -> str:
         """Give a layer all its rows. Returns why it cannot be refitted, "" if it can."""

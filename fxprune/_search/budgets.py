@@ -16,7 +16,7 @@ from fxprune._search.candidates import OTHERS, Candidates, candidates_of, reques
 from fxprune._search.measure import Measure, measure_of
 from fxprune._search.results import Pareto, ParetoPoint
 from fxprune._search.samples import samples_of
-from fxprune._search.steps import SavedSteps, Values, bar, run_of
+from fxprune._search.steps import SavedSteps, Values, run_of
 from fxprune.arguments import checks_arguments
 from fxprune.capture.process_state import public_call
 from fxprune.capture.program import as_module
@@ -26,6 +26,7 @@ from fxprune.files import PathLike
 from fxprune.planning.budgets import Budget, budgets_of
 from fxprune.planning.figures import counted, figures_of
 from fxprune.planning.scopes import SEARCH
+from fxprune.progress import bar
 
 
 @checks_arguments("score", "key", "repair_mode", "repair_inputs", "file", "progress")
@@ -41,7 +42,7 @@ def pareto(
     repair_mode: str = "weights",
     repair_inputs: Callable[[Any], Any] | None = None,
     file: PathLike | None = None,
-    progress: bool = False,
+    progress: bool = True,
     drop: Any = (),
     **options: Any,
 ) -> Pareto:
@@ -59,7 +60,7 @@ def pareto(
         repair, repair_mode, repair_inputs: as in `fxprune.transform`: batches on which small models are repaired.
         file: a JSON file that is written after every step. If it is there, the run goes on from it. A file of a run
             with another model, other data or other options is refused.
-        progress: True to show a progress bar.
+        progress: False for no bar; there is one only where stderr is a terminal or a notebook.
         drop: residual branches that go whole in all of the small models, as in `fxprune.transform`; a budget counts
             from the original.
         options: importance, data, loss, ignore, round_to, exact, seed, scope, counts, min_channels, max_ratio, also,
@@ -93,7 +94,7 @@ def pareto(
     found = replace(found, original=module) if shallow.dropped else found
     whole = steps.get("original", lambda: {"value": measure.of(module)})["value"]
     points = []
-    for amount in bar(amounts, "pareto", progress=progress):
+    for amount in bar(amounts, what="pareto", unit="model", show=progress):
         known = steps.get(str(amount), partial(_step, found, measure, asked, amount))
         points.append(ParetoPoint(amount, **{**known, "met": bool(known["met"])}))
     return Pareto(key, measure.name, whole, tuple(points))

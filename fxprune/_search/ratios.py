@@ -13,7 +13,7 @@ from fxprune._search.candidates import Candidates, candidates_of, request_of
 from fxprune._search.measure import Measure, measure_of
 from fxprune._search.results import Sensitivity, SensitivityPoint
 from fxprune._search.samples import samples_of
-from fxprune._search.steps import SavedSteps, Values, bar, run_of
+from fxprune._search.steps import SavedSteps, Values, run_of
 from fxprune.analysis.findings import Group
 from fxprune.arguments import checks_arguments, fits
 from fxprune.capture.process_state import public_call
@@ -24,6 +24,7 @@ from fxprune.files import PathLike
 from fxprune.planning.channels import removal_of
 from fxprune.planning.limits import kept_count
 from fxprune.planning.select import by_group, ignored_groups
+from fxprune.progress import bar
 
 
 @checks_arguments("score", "repair_mode", "repair_inputs", "file", "progress")
@@ -39,7 +40,7 @@ def sensitivity(
     repair_mode: str = "weights",
     repair_inputs: Callable[[Any], Any] | None = None,
     file: PathLike | None = None,
-    progress: bool = False,
+    progress: bool = True,
     **options: Any,
 ) -> Sensitivity:
     """The score against the ratio, group by group: what the model loses if a share of one group's channels goes alone.
@@ -57,7 +58,7 @@ def sensitivity(
         repair, repair_mode, repair_inputs: as in `fxprune.transform`: batches on which small models are repaired.
         file: a JSON file that is written after every step. If it is there, the run goes on from it. A file of a run
             with another model, other data or other options is refused.
-        progress: True to show a progress bar.
+        progress: False for no bar; there is one only where stderr is a terminal or a notebook.
         options: importance, data, loss, ignore, round_to, exact, seed, also, methods, strict, norms, outputs, path,
             prefer: as in `fxprune.transform`.
 
@@ -85,7 +86,7 @@ def sensitivity(
     whole = steps.get("original", lambda: {"value": measure.of(module)})["value"]
     todo = [(group, share) for group in looked_at for share in shares]
     points = []
-    for group, share in bar(todo, "sensitivity", progress=progress):
+    for group, share in bar(todo, what="sensitivity", unit="model", show=progress):
         kept = kept_count(group.size, share, options.get("round_to", 1))
         if kept == group.size:
             known = {"kept": kept, "macs": 1.0, "value": whole, "repaired": None if samples is None else whole}

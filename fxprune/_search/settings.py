@@ -23,7 +23,7 @@ class SearchSettings:
     """The settings of `scope="search"`.
 
     steps: the number of small models that are measured. file: a JSON file that is written after every step, and from
-    which a run that was killed goes on. progress: True to show a bar. score: a function from a model to a number of
+    which a run that was killed goes on. progress: False for no bar. score: a function from a model to a number of
     which more is better; without it the loss counts, and without a loss the error of the outputs.
 
     Raises `InputError` for values that make no sense.
@@ -31,7 +31,7 @@ class SearchSettings:
 
     steps: int = STEPS
     file: PathLike | None = None
-    progress: bool = False
+    progress: bool = True
     score: Callable[[nn.Module], Any] | None = None
 
     def __post_init__(self) -> None:

@@ -6,8 +6,8 @@ import contextlib
 import gc
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -17,6 +17,7 @@ from fxprune._search.samples import Samples
 from fxprune.arguments import shown
 from fxprune.errors import FileError
 from fxprune.files import Field, PathLike, parse_json, read_bytes, write_text
+from fxprune.progress import bar
 
 T = TypeVar("T")
 
@@ -117,14 +118,5 @@ def _plain(value: Any) -> Any:
 @contextlib.contextmanager
 def counted(total: int, name: str, *, progress: bool) -> Iterator[Callable[[], Any]]:
     """A function that counts a step on a progress bar, if there is to be one."""
-    from tqdm import tqdm  # here, because only long runs need it
-
-    with tqdm(total=total, desc=name, unit="model", disable=not progress) as shown:
+    with bar(total=total, what=name, unit="model", show=progress) as shown:
         yield lambda: shown.update()
-
-
-def bar(steps: Sequence[T], name: str, *, progress: bool) -> Iterable[T]:
-    """The steps, with a progress bar if there is to be one."""
-    from tqdm import tqdm  # here, because only long runs need it
-
-    return cast(Iterable[T], tqdm(steps, desc=name, unit="model", disable=not progress))

@@ -26,6 +26,7 @@ from fxprune.capture.tensors import Tensors
 from fxprune.errors import FileError, FxpruneError, InputError, nearest
 from fxprune.files import PathLike, replacing
 from fxprune.paths import PATHS
+from fxprune.progress import long_step
 
 FORMATS: dict[str, Format] = {
     ".onnx": ONNX,
@@ -107,8 +108,9 @@ def export(
     varying = _batch_tensors(model, inputs, dynamic_batch)
 
     portable, exported = evaluation_copies(model)
-    program, reasons = program_of(exported, inputs, varying)
-    content = kind.write(program, opset)
+    with long_step("export"):
+        program, reasons = program_of(exported, inputs, varying)
+        content = kind.write(program, opset)
     reasons = [*reasons, *content.warnings, *_from_record(model)]
     error = None
     if verify:
@@ -117,7 +119,8 @@ def export(
             reasons.append(f"not compared: {runner}")
             warnings.warn(f'"{os.fspath(path)}" was not compared: {runner}', stacklevel=4)
         else:
-            error = worst_error(portable, runner, inputs, varying, tolerance, os.fspath(path))
+            with long_step("comparison of the file"):
+                error = worst_error(portable, runner, inputs, varying, tolerance, os.fspath(path))
     with replacing(path) as file:
         file.write(content.data)
     return Exported(

@@ -22,6 +22,7 @@ from fxprune.capture.inputs import Inputs, check_initialised, normalize
 from fxprune.capture.process_state import clean_caches, public_call, same_random_state
 from fxprune.capture.tensors import Tensors
 from fxprune.errors import CaptureError, text_of
+from fxprune.progress import long_step
 
 SHORTEST = 2e-3
 """The least seconds of a measurement, if a call takes less: then several are measured together."""
@@ -107,7 +108,7 @@ def in_turn(
     inputs = normalize(example_inputs)
     for model in models:
         check_can_run(model)
-    with contextlib.ExitStack() as stack:
+    with long_step("latency"), contextlib.ExitStack() as stack:
         calls = [stack.enter_context(runnable(model, inputs)).call for model in models]
         clock = clock or clock_of(device_of(models[0]))
         times: list[list[float]] = [[] for _ in calls]

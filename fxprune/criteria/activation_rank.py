@@ -15,7 +15,7 @@ from fxprune.criteria.table import measured
 
 @measured("activation_rank")
 def activation_rank_importance(
-    model: nn.Module, batches: Iterable[Any], *, progress: bool = False, process_group: Any = None
+    model: nn.Module, batches: Iterable[Any], *, progress: bool = True, process_group: Any = None
 ) -> Callable[[Group], Tensor]:
     """score[c] = mean over samples of the rank of the map of channel c, a matrix of height x width.
 

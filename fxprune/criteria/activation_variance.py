@@ -15,7 +15,7 @@ from fxprune.criteria.table import measured
 
 @measured("activation_variance")
 def activation_variance_importance(
-    model: nn.Module, batches: Iterable[Any], *, progress: bool = False, process_group: Any = None
+    model: nn.Module, batches: Iterable[Any], *, progress: bool = True, process_group: Any = None
 ) -> Callable[[Group], Tensor]:
     """score[c] = variance of the activations of channel c, over batches and positions.
 

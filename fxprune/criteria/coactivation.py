@@ -15,6 +15,7 @@ from fxprune.arguments import checks_arguments
 from fxprune.criteria.connections import Layer, check_threshold, coactivation
 from fxprune.criteria.table import measured
 from fxprune.errors import InputError, PlanError
+from fxprune.progress import bar
 from fxprune.running.inputs import called, not_finite
 from fxprune.running.processes import Processes
 
@@ -77,7 +78,7 @@ def coactivation_importance(
     *,
     threshold: float = 0.0,
     batches: int | None = None,
-    progress: bool = False,
+    progress: bool = True,
     process_group: Any = None,
 ) -> CoactivationImportance:
     """Run a model over data and count coactivations in every nn.Linear, nn.Conv1d, nn.Conv2d and nn.Conv3d.
@@ -161,10 +162,8 @@ def _key(layer: Any) -> int:
 
 
 def _run(model: nn.Module, loader: Iterable[Any], batches: int | None, progress: bool) -> None:
-    from tqdm import tqdm
-
     number = 0
-    for number, batch in enumerate(tqdm(loader, desc="coactivation", unit="batch", disable=not progress), 1):
+    for number, batch in enumerate(bar(loader, what="coactivation", unit="batch", show=progress), 1):
         first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
         if isinstance(batch, Mapping):
             called(model, ((), dict(batch)), number - 1)

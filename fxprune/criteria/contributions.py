@@ -18,6 +18,7 @@ from fxprune.capture.inputs import bound, check_initialised, check_unwrapped, no
 from fxprune.capture.process_state import no_fused_attention
 from fxprune.capture.tensors import Tensors
 from fxprune.errors import InputError, PlanError
+from fxprune.progress import bar
 from fxprune.running.inputs import called, not_finite
 from fxprune.running.products import Matrix
 from fxprune.running.watch import Parameters, ProductCall, Watch
@@ -73,7 +74,7 @@ def _matrix(model: nn.Module, path: str) -> Any:
 
 @checks_arguments("progress")
 def sample_contributions(
-    model: nn.Module, loader: Iterable[Any], *, samples: int = 10, seed: int = 0, progress: bool = False
+    model: nn.Module, loader: Iterable[Any], *, samples: int = 10, seed: int = 0, progress: bool = True
 ) -> Contributions:
     """Run the model on every batch; in every layer, sample `samples` outputs per input, as sums over input slots.
 
@@ -90,7 +91,7 @@ def sample_contributions(
             keyword arguments. For pairs of images and labels pass `(x for x, _ in loader)`.
         samples: outputs per input and layer; the paper takes 10 per image.
         seed: of the draws.
-        progress: True to show a progress bar.
+        progress: False for no bar; there is one only where stderr is a terminal or a notebook.
 
     Raises `InputError` for batches that do not fit, `PlanError` for wrong samples or seeds.
 
@@ -102,8 +103,6 @@ def sample_contributions(
     >>> found.layers["0"].parts
     tensor([[ 2., 30.]])
     """
-    from tqdm import tqdm
-
     if not isinstance(model, nn.Module):
         raise PlanError("not a model", why=f"{type(model).__name__} is no torch.nn.Module", do="pass a module")
     check_unwrapped(model)
@@ -120,7 +119,7 @@ def sample_contributions(
     collector = _Collector(model, samples, seed)
     batches = 0
     with collector.hooked(), _evaluating(model), torch.no_grad(), no_fused_attention():
-        for batch in tqdm(loader, desc="contributions", unit="batch", disable=not progress):
+        for batch in bar(loader, what="contributions", unit="batch", show=progress):
             collector.batch(batch, batches)
             batches += 1
     if not batches:

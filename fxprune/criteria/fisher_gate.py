@@ -73,7 +73,7 @@ def _gated(group: Group) -> list[list[Member]]:
 @measured("fisher_gate")
 @checks_arguments("progress")
 def fisher_gate_importance(
-    model: nn.Module, batches: Iterable[Any], *, loss: Loss, progress: bool = False, process_group: Any = None
+    model: nn.Module, batches: Iterable[Any], *, loss: Loss, progress: bool = True, process_group: Any = None
 ) -> GateImportance:
     """score[c] = 1/2 * mean over samples of (dL/dg[c])^2, with a gate g[c] = 1 that multiplies channel c.
 

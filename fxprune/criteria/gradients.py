@@ -52,7 +52,7 @@ class GradientImportance:
 @measured("taylor")
 @checks_arguments("progress")
 def taylor_importance(
-    model: nn.Module, batches: Iterable[Any], *, loss: Loss, progress: bool = False, process_group: Any = None
+    model: nn.Module, batches: Iterable[Any], *, loss: Loss, progress: bool = True, process_group: Any = None
 ) -> GradientImportance:
     """The change of the loss to first order, element by element: terms = |w * dL/dw|, L the mean over the samples.
 
@@ -66,7 +66,7 @@ def taylor_importance(
         model: the one that will be pruned.
         batches: what `loss` takes, such as pairs of inputs and labels.
         loss: a function from the model and a batch to a scalar, the mean over the samples of the batch.
-        progress: True to show a progress bar.
+        progress: False for no bar; there is one only where stderr is a terminal or a notebook.
         process_group: a group of `torch.distributed`, whose processes have the same model and some of the batches each.
             All of them get the importance that one process gets from all batches.
 
@@ -86,7 +86,7 @@ def taylor_importance(
 @measured("fisher")
 @checks_arguments("progress")
 def fisher_importance(
-    model: nn.Module, batches: Iterable[Any], *, loss: Loss, progress: bool = False, process_group: Any = None
+    model: nn.Module, batches: Iterable[Any], *, loss: Loss, progress: bool = True, process_group: Any = None
 ) -> GradientImportance:
     """The diagonal of the Fisher information: terms = w^2 * mean over samples of (dL/dw)^2 / 2.
 

@@ -131,7 +131,7 @@ def obs_importance(
     *,
     loss: Loss | None = None,
     ridge: float = 0.01,
-    progress: bool = False,
+    progress: bool = True,
     process_group: Any = None,
 ) -> SurgeonImportance:
     """Greedy optimal brain surgery on the channels of a group, with compensation in all layers that read them.

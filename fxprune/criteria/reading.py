@@ -91,7 +91,7 @@ def readings_of(
     batches: Iterable[Any],
     *,
     loss: Loss | None,
-    progress: bool = False,
+    progress: bool = True,
     processes: Processes,
 ) -> Readings:
     """Run the model on batches and add up what each layer reads.

@@ -16,6 +16,7 @@ from fxprune.capture.process_state import no_fused_attention
 from fxprune.criteria.activation import ActivationStatistics, LayerStatistics
 from fxprune.errors import InputError, PlanError
 from fxprune.names import Level, checked, find_all, names_of, show
+from fxprune.progress import bar
 from fxprune.running.activation_nodes import is_activation_module
 from fxprune.running.activations import CONVOLUTIONS, Recorder, Sums
 from fxprune.running.processes import Processes
@@ -67,7 +68,7 @@ def activation_statistics(
         prepare: a function from a batch to the input of one call of the model: a tensor, a tuple of positional
             arguments, or a dict of keywords. Without it, see `loader`.
         limit: the largest number of batches.
-        progress: show a progress bar on stderr.
+        progress: False for no bar; there is one only where stderr is a terminal or a notebook.
         device: the device for the inputs; by default that of the first parameter.
         ranks: True also measures the mean rank of the maps of channels with two dimensions of space, which is slow.
         process_group: a group of `torch.distributed`, whose processes have the same model and some of the batches each.
@@ -206,8 +207,6 @@ def _device(model: nn.Module, device: torch.device | str | None) -> torch.device
 
 def _with_progress(loader: Iterable[Any], limit: int | None, progress: bool) -> Iterator[Any]:
     """Yields the batches, at most `limit`, with a progress bar."""
-    from tqdm import tqdm
-
     if isinstance(loader, (Tensor, str, Mapping)) or not isinstance(loader, Iterable):
         what = f"the loader must be an iterable of batches, not {type(loader).__name__}"
         raise InputError(what, do="pass a DataLoader, or a list of batches: [batch]")
@@ -216,12 +215,12 @@ def _with_progress(loader: Iterable[Any], limit: int | None, progress: bool) -> 
     except TypeError:
         size = None
     total = limit if size is None else size if limit is None else min(size, limit)
-    with tqdm(total=total, desc="activation statistics", unit="batch", disable=not progress) as bar:
+    with bar(total=total, what="activation statistics", unit="batch", show=progress) as drawn:
         for number, batch in enumerate(loader):
             if number == limit:
                 break
             yield batch
-            bar.update()
+            drawn.update()
 
 
 def _inputs(model: nn.Module, batch: Any, prepare: Callable[[Any], Any] | None, device: torch.device | None) -> Inputs:

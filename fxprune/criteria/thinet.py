@@ -84,7 +84,7 @@ class ThiNetImportance:
 @measured("thinet")
 @checks_arguments("progress")
 def thinet_importance(
-    model: nn.Module, loader: Iterable[Any], *, samples: int = 10, seed: int = 0, progress: bool = False
+    model: nn.Module, loader: Iterable[Any], *, samples: int = 10, seed: int = 0, progress: bool = True
 ) -> ThiNetImportance:
     """The importance of ThiNet, for `fxprune.transform(model, x, ratio=..., importance=thinet_importance(model, ...))`.
 

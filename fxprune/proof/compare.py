@@ -27,6 +27,7 @@ from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.process_state import clean_caches
 from fxprune.channels.groups import Removal
+from fxprune.progress import long_step
 from fxprune.proof.as_it_is import raises_as_it_is
 from fxprune.proof.decisions import Decisions
 from fxprune.proof.deterministic import deterministic
@@ -69,7 +70,12 @@ def prove(
     Raises `NoReferenceError` if the original does not run. Raises `VerificationError` if the small model raises, or if
     its operations are called with other fractions.
     """
-    pair = Pair(findings, small, removal, zeroed, exact or {}, factors or ScaleFactors(), folded)
+    with long_step("proof"):
+        return _proven(Pair(findings, small, removal, zeroed, exact or {}, factors or ScaleFactors(), folded))
+
+
+def _proven(pair: Pair) -> Proof:
+    """The proof in the first precision in which the original runs."""
     failed: list[str] = []
     for precision in (FLOAT64, FLOAT32, OWN):
         try:

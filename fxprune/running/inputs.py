@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.inputs import Inputs, bound, normalize
 from fxprune.errors import FxpruneError, InputError, text_of
+from fxprune.progress import bar
 
 
 def inputs_of(model: nn.Module, batches: Any, pick: Callable[[Any], Any] | None) -> list[Inputs]:
@@ -79,11 +80,9 @@ def each_batch(batches: Any, *, what: str, progress: bool = False) -> Iterator[t
 
     Raises `InputError` for what gives no batches.
     """
-    from tqdm import tqdm
-
     _check_iterable(batches)
     number = -1
-    for number, batch in enumerate(_read(tqdm(batches, desc=what, unit="batch", disable=not progress))):
+    for number, batch in enumerate(_read(bar(batches, what=what, unit="batch", show=progress))):
         yield number, batch
     if number < 0:
         raise InputError("there is no batch", why="the iterable is empty", do="pass at least one batch")

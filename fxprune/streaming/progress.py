@@ -6,17 +6,17 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
+from fxprune.progress import bar
+
 
 @contextlib.contextmanager
 def byte_bar(what: str, total: int, done: int = 0, *, show: bool) -> Iterator[Callable[[int], None]]:
     """A bar, if stderr is a terminal; yields the function that moves it by some bytes, from any thread."""
-    from tqdm import tqdm
-
-    lock, silent = threading.Lock(), None if show else True
-    with tqdm(total=total, initial=done, desc=what, unit="B", unit_scale=True, disable=silent) as bar:
+    lock = threading.Lock()
+    with bar(total=total, initial=done, what=what, unit="B", unit_scale=True, show=show) as drawn:
 
         def tell(count: int) -> None:
             with lock:
-                bar.update(count)
+                drawn.update(count)
 
         yield tell

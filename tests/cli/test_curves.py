@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from fxprune import progress
 from fxprune.cli import main
 
 MODEL = ["tests.cli.models:net", "--input", "2x3x12x12"]
@@ -37,7 +38,8 @@ def test_pareto_scores_every_budget(capsys):
     assert json.loads(capsys.readouterr().out)["points"][0]["met"] is False
 
 
-def test_prune_searches_for_widths(tmp_path, capsys):
+def test_prune_searches_for_widths(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "shown", lambda: True)  # as on a terminal
     file, small = str(tmp_path / "search.json"), str(tmp_path / "small.safetensors")
     words = ["prune", *MODEL, "--keep", "macs=0.5", "--scope", "search", "--search-steps", "2", "-o", small]
     assert main([*words, *REPAIR, "--search-file", file, "--json"]) == 0

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxprune
+from fxprune import progress
 from fxprune.criteria.activation import ActivationStatistics, importance_from
 from fxprune.criteria.by_layer import scores_by_layer
 from fxprune.criteria.statistics import activation_statistics
@@ -365,7 +366,10 @@ def test_a_data_loader_and_a_generator_are_taken_up_to_a_limit():
     assert found.batches == 2
 
 
-def test_the_progress_bar_is_on_stderr(capsys):
+def test_the_progress_bar_is_on_stderr(capsys, monkeypatch):
+    activation_statistics(Named(), [torch.randn(2, 3)] * 3)
+    assert capsys.readouterr() == ("", ""), "no terminal, no bar"
+    monkeypatch.setattr(progress, "shown", lambda: True)
     activation_statistics(Named(), [torch.randn(2, 3)] * 3)
     printed, shown = capsys.readouterr()
     assert printed == ""
