@@ -18,7 +18,7 @@ from fxprune._drop import STANDS_IN, find_branches, without
 from fxprune._dropping import Shallow, asked_to_drop, check_depth, counted_from_zero, shallow_of, without_branches
 from fxprune._find import AnalyzeArguments
 from fxprune._first_result import first_result
-from fxprune._follow import at_once, check_targets, made, optimizers_of, prepared_for, watch
+from fxprune._follow import at_once, check_targets, made, optimizers_of, prepared_for, watch, watch_penalties
 from fxprune._follow.result import Prepared
 from fxprune._record import Record, attach, change_record, steps_in
 from fxprune._recording import recorded as recorded_of
@@ -72,6 +72,8 @@ def carry_out(request: Request, on: DataOptions) -> nn.Module | ExportedProgram:
         change_record(small, lambda known: replace(known, reasons=known.reasons + notes))
     if isinstance(small, nn.Module):
         watch(optimizers, small, told=on.followers)
+        if isinstance(request.call.model, nn.Module):
+            watch_penalties(request.call.model, small)
     return small
 
 

@@ -3,7 +3,7 @@
 from fxprune._follow.expanding import Expanded, expand
 from fxprune._follow.functions import follow
 from fxprune._follow.left_behind import optimizers_of, watch
-from fxprune._follow.penalties import SlotsThatStay, TrainingPenalty, stay_on
+from fxprune._follow.penalties import SlotsThatStay, TrainingPenalty, stay_on, watch_penalties
 from fxprune._follow.result import Followed
 from fxprune._follow.same_object import at_once, become
 from fxprune._follow.targets import check_targets, let_follow, listed, made, prepared_for
@@ -25,4 +25,5 @@ __all__ = [
     "prepared_for",
     "stay_on",
     "watch",
+    "watch_penalties",
 ]

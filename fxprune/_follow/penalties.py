@@ -6,6 +6,7 @@ import abc
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -29,7 +30,21 @@ class TrainingPenalty(abc.ABC):
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.attached: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self.left: list[_Left] = []
         _IN_USE.add(self)
+
+    def warn_if_left(self) -> None:
+        """Warns if a small model that was made of its own is trained, and its own is not: then it is without effect."""
+        for left in list(self.left):
+            small = left.small()
+            if small is None or _numbers(self.model) != left.own:
+                self.left.remove(left)
+            elif _numbers(small) != left.theirs:
+                self.left.remove(left)
+                kind = type(self).__name__
+                text = f"{kind} is without effect: it is on the model that was pruned, and the small model is trained"
+                do = f"Call fxprune.follow(penalty, model, small) after transform, or make a {kind} for the small model"
+                warnings.warn(f"{text}. {do}", UserWarning, level_of_user())
 
     @abc.abstractmethod
     def moved_to(self, model: nn.Module, kept: SlotsThatStay) -> tuple[tuple[str, ...], Callable[[], None]]:
@@ -37,6 +52,21 @@ class TrainingPenalty(abc.ABC):
 
         kept: the slots of its own model that the small one has. Raises `InputError` if it can read nothing there.
         """
+
+
+@dataclass(frozen=True, eq=False)
+class _Left:
+    """A small model that a penalty was not moved to, with some numbers of it, and of the model of the penalty."""
+
+    small: weakref.ref[nn.Module]
+    theirs: list[float]
+    own: list[float]
+
+
+def _numbers(model: nn.Module) -> list[float]:
+    """The first number of each parameter: training changes some of them. Of other kinds of tensors there are none."""
+    plain = [p.detach() for p in model.parameters() if type(p) is nn.Parameter and p.numel() and not p.is_meta]
+    return [float(values[(0,) * values.ndim]) for values in plain if values.is_floating_point()]
 
 
 _IN_USE: weakref.WeakSet[TrainingPenalty] = weakref.WeakSet()
@@ -87,6 +117,14 @@ def found_penalties(targets: Sequence[Any], counterparts: Counterparts) -> list[
                 text = f"{error.what}, and is without effect on the small model, because {error.first_why}"
                 warnings.warn(text, UserWarning, level_of_user())
     return changes
+
+
+def watch_penalties(model: nn.Module, small: nn.Module) -> None:
+    """Lets penalties on a model or on modules in it warn when the small model is trained with them, and it is not."""
+    modules = set(map(id, model.modules())) if _IN_USE else set()
+    for penalty in list(_IN_USE):
+        if id(penalty.model) in modules:
+            penalty.left.append(_Left(weakref.ref(small), _numbers(small), _numbers(penalty.model)))
 
 
 def stay_on(model: nn.Module, small: nn.Module) -> None:

@@ -64,6 +64,7 @@ class Regularizer(TrainingPenalty):
 
     def __call__(self) -> torch.Tensor:
         """Returns the strength at this step times the penalty."""
+        self.warn_if_left()
         return self._strength() * self.penalty()
 
     def __repr__(self) -> str:
@@ -130,6 +131,7 @@ class Regularizer(TrainingPenalty):
                 why="the gradients are multiplied by it",
                 do="pass what the gradient scaler multiplies by, or leave it out",
             )
+        self.warn_if_left()
         strength = self._strength()
         if not strength:
             return

@@ -169,6 +169,44 @@ def test_a_penalty_that_cannot_follow_is_warned_of_or_refused() -> None:
         fxprune.transform(model, x, ratio=0.5, optimizer=[L1(net(), 0.1)])
 
 
+@pytest.mark.parametrize("name", ["L1", "GroupLasso"])
+@pytest.mark.parametrize("make", [torch.optim.SGD, lambda p, lr: torch.optim.Adam(p, lr, fused=True)])
+def test_a_penalty_that_was_forgotten_says_so_when_the_small_model_is_trained(name: str, make: Any) -> None:
+    model = net()
+    penalty = MAKES[name](model)
+    small = fxprune.transform(model, batch(0), ratio=0.25)
+    optimizer = make(small.parameters(), 0.01)
+    for seed in range(3):
+        optimizer.zero_grad()
+        if seed == 1:
+            with pytest.warns(UserWarning, match=f"{name} is without effect.*fxprune.follow") as caught:
+                loss = small(batch(seed)).square().mean() + penalty()
+            assert [warning.filename for warning in caught] == [__file__]
+        else:
+            loss = small(batch(seed)).square().mean() + penalty()
+        loss.backward()
+        optimizer.step()
+
+
+def test_a_penalty_of_a_model_that_is_trained_on_says_nothing() -> None:
+    model = net()
+    penalty = L1(model, 0.1)
+    both = model, fxprune.transform(model, batch(0), ratio=0.25)
+    optimizers = [torch.optim.SGD(each.parameters(), 0.01) for each in both]
+    for seed in range(3):
+        for each, optimizer in zip(both, optimizers, strict=True):
+            optimizer.zero_grad()
+            (each(batch(seed)).square().mean() + penalty()).backward()
+            optimizer.step()
+    in_place: Any = net()
+    penalty = L1(in_place, 0.1)
+    fxprune.transform_(in_place, batch(0), ratio=0.25)
+    optimizer = torch.optim.SGD(in_place.parameters(), 0.01)
+    for seed in range(3):
+        (in_place(batch(seed)).square().mean() + penalty()).backward()
+        optimizer.step()
+
+
 def test_a_failed_transform_leaves_the_penalty() -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), 0.01)

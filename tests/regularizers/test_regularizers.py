@@ -211,6 +211,12 @@ def test_wrong_arguments_are_refused(make: Callable[[Any], Any], message: str) -
         make(net())
 
 
+@pytest.mark.parametrize("kind", [GroupLasso, GroupSparsity, GrowingRegularization, BatchNormL1, L1])
+def test_a_missing_argument_is_told_in_the_name_of_the_class(kind: Any) -> None:
+    with pytest.raises(TypeError, match=rf"^{kind.__name__}.__init__\(\) missing"):
+        kind(net())
+
+
 def test_a_plan_of_another_model_is_refused() -> None:
     model = net()
     small = fxprune.transform(model, batch(0), ratio=0.5)
