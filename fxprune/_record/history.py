@@ -30,7 +30,8 @@ class Record:
     reasons: sentences: which channels stayed although their removal was requested, which statistics changed, which
         unused parameters were left out.
     training: the paths of the modules that were in training mode during the analysis; "" is the model.
-    error: the relative error against the reference, None if it was not compared.
+    error: the relative error against the reference, None if it was not compared. Of several steps in place, each of
+        which was compared with the model before it, the largest one.
     why_not: name of a path that was tried before -> why it was not taken.
     norms: "preserve" or "kept", as in `transform`.
     plan: the plan that was applied, with all recounted sizes. It can be saved, and applied to other weights.

@@ -6,6 +6,7 @@ So a pickled model loads where fxprune is not installed. The text is JSON; nothi
 from __future__ import annotations
 
 import json
+import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -78,7 +79,10 @@ class MadeBy:
 
 
 def _joined(single: Sequence[Record]) -> Record:
-    """One record of several steps. Of steps that cannot be joined that of the last ones, with a reason."""
+    """One record of several steps, with the largest of their errors: each was compared with the model before it.
+
+    Of steps that cannot be joined that of the last ones, with a reason.
+    """
     made = single[-1]
     for number, one in reversed(list(enumerate(single[:-1], 1))):
         try:
@@ -86,7 +90,15 @@ def _joined(single: Sequence[Record]) -> Record:
         except PlanError as error:
             why = f"the steps up to step {number} are not in this record: {error.what}, because {error.first_why}"
             return replace(made, reasons=(*made.reasons, why))
-    return made
+    errors, counts = [one.error for one in single], [one.compared for one in single]
+    known = [error for error in errors if error is not None]
+    worst = next((error for error in known if math.isnan(error)), max(known, default=None))
+    least = min((count for count in counts if count is not None), default=None)
+    return replace(
+        made,
+        error=worst if len(known) == len(errors) else None,
+        compared=None if None in counts else least,
+    )
 
 
 def text_of(record: Record, earlier: Sequence[Record] = ()) -> str:
