@@ -18,7 +18,7 @@ from fxprune.criteria import Importance
 from fxprune.files import PathLike
 from fxprune.planning.plan import Plan
 
-ModelT = TypeVar("ModelT", nn.Module, ExportedProgram)
+ModelT = TypeVar("ModelT", bound=nn.Module | ExportedProgram)
 
 
 @checks_arguments("also", "methods", "exact", "strict", "verify", "repair_mode", "latency_table")

@@ -6,6 +6,7 @@ The build runs in a copy of the sources, without network and without isolation: 
 from __future__ import annotations
 
 import email
+import os
 import re
 import shutil
 import subprocess
@@ -97,3 +98,131 @@ def test_source_distribution_holds_docs_examples_and_all_tests(built):
         assert files <= inside
     assert {*SOURCES, "fxprune/py.typed", *FILES} <= inside
     assert not [n for n in inside if n.endswith(".pyc")]
+
+
+IN_TORCH = {"hypothesis", "mypy", "pytest", "ruff", "setuptools"}
+"""Packages that torch or the test looks for itself."""
+
+CORE_ALONE = """
+import sys
+from importlib.machinery import PathFinder
+
+sys.path.insert(0, sys.argv[1])
+sys.path = [p for p in sys.path if p not in ("", sys.argv[2])]
+
+gone, find = set(sys.argv[3].split(",")), PathFinder.find_spec
+
+def find_spec(cls, name, path=None, target=None):
+    return None if name.partition(".")[0] in gone else find(name, path, target)
+
+PathFinder.find_spec = classmethod(find_spec)
+import torch
+from torch import nn
+
+import fxprune
+assert fxprune.__file__.startswith(sys.argv[1]), fxprune.__file__
+x = torch.randn(4, 3)
+net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+small = fxprune.transform(net, x, keep={"macs": 0.6}, repair=[x], importance="obs", data=[x])
+fxprune.save(small, "small.safetensors")
+again = fxprune.load("small.safetensors", into=net)
+assert torch.equal(again(x), small(x))
+analysis = fxprune.analyze(net, x)
+assert "</html>" in analysis.report("html", plan=analysis.plan(ratio=0.5))
+fxprune.export(small, "small.pt2", x)
+for call in (lambda: fxprune.plot.widths(small), lambda: fxprune.export(small, "small.onnx", x)):
+    try:
+        call()
+    except fxprune.FxpruneError as error:
+        assert "pip install" in str(error), error
+    else:
+        raise AssertionError("a package of an extra is there")
+from fxprune.cli import main
+assert main(["inspect", "torch.nn:Linear", "--arg", "in_features=3", "--arg", "out_features=4", "-i", "4x3"]) == 0
+"""
+
+
+def test_the_wheel_works_with_core_dependencies_alone(built, names, metadata, tmp_path):
+    """Unpacked elsewhere, where every package of an extra is missing."""
+    with zipfile.ZipFile(built[0]) as wheel:
+        wheel.extractall(tmp_path / "wheel")
+    required = (re.match(r"[\w-]+", r)[0] for r in metadata.get_all("Requires-Dist") if "extra ==" in r)
+    modules = {"scikit-learn": "sklearn", "torch-pruning": "torch_pruning"}
+    extra = sorted({modules.get(name, name) for name in required} - IN_TORCH)
+    assert {"matplotlib", "onnx", "transformers", "shtab", "torchvision"} <= set(extra)
+    words = [str(tmp_path / "wheel"), str(ROOT), ",".join(extra)]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", CORE_ALONE, *words],
+        cwd=tmp_path,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "locked" in done.stdout
+
+
+USERS = """
+import torch
+from torch import nn
+
+import fxprune
+from fxprune import Analysis, Group, Plan, Record
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.first(x)
+        return out
+
+
+def read_most(group: Group) -> torch.Tensor:
+    total = torch.zeros(group.size)
+    for member in group.members:
+        if member.role == "consumer":
+            total = total + member.sum_per_channel(member.tensor.abs())
+    return total
+
+
+x = torch.randn(4, 3)
+small: Net = fxprune.transform(Net(), x, ratio={"first": 0.5}, importance=read_most, ignore=[nn.Conv2d])
+analysis: Analysis = fxprune.analyze(small, x)
+plan: Plan = analysis.plan(keep={"macs": 0.5})
+record: Record = fxprune.record(small)
+names: list[str] = [group.name for group in analysis.groups]
+page: str = analysis.report("html", plan=plan)
+macs: int | None = analysis.cost(plan).macs
+error: float = fxprune.verify(Net(), small, x)
+again: Net = fxprune.load("small.safetensors", into=Net())
+for reason in record.reasons:
+    print(reason.upper())
+try:
+    fxprune.save(small, "small.safetensors")
+except fxprune.FileError as failed:
+    print(failed)
+"""
+
+MISUSED = """
+text: str = fxprune.transform(Net(), torch.ones(1, 3))
+fxprune.analyze(Net(), x).plan(ratio="half")
+analysis.nothing()
+"""
+
+
+@pytest.mark.parametrize(("more", "errors"), [("", 0), (MISUSED, 3)], ids=["right", "wrong"])
+def test_the_file_of_a_user_is_checked_with_the_types_of_the_package(more, errors, tmp_path):
+    """By mypy --strict, which reads the annotations of the package since it has py.typed."""
+    (tmp_path / "users.py").write_text(USERS + more)
+    known = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache")]
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", *known, "users.py"],
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.count("error:") == errors, done.stdout + done.stderr

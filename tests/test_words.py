@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import subprocess
+import sys
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -171,6 +173,17 @@ def test_the_package_uses_the_words_of_the_glossary():
 
 def test_the_pages_use_the_words_of_the_glossary():
     assert forbidden(pages()) == []
+
+
+def test_words_are_spelt_right(tmp_path):
+    """The words that are right although the list of mistakes has them stand in pyproject.toml."""
+    command = [sys.executable, "-m", "codespell_lib"]
+    here = ["README.md", "docs", "fxprune", "examples"]
+    done = subprocess.run([*command, *here], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+    (tmp_path / "page.md").write_text("Channels are " + "seper" + "ated.")
+    wrong = subprocess.run([*command, "page.md"], cwd=tmp_path, capture_output=True, text=True)
+    assert "separated" in wrong.stdout
 
 
 def test_docstrings_begin_with_a_verb_or_a_noun():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import nn
 from torch.export import ExportedProgram
@@ -27,7 +27,7 @@ from fxprune.running.inputs import inputs_of
 from fxprune.running.processes import Processes
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-ModelT = TypeVar("ModelT", nn.Module, ExportedProgram)
+ModelT = TypeVar("ModelT", bound=nn.Module | ExportedProgram)
 
 
 @checks_arguments(
@@ -130,7 +130,7 @@ def repair(
         made, done = repaired(small, model, data, known.plan, settings, processes)
     count_from_zero(made)
     change_record(made, lambda last: replace(last, repair=done))
-    return made
+    return cast(ModelT, made)
 
 
 def _check_original(model: nn.Module, shapes: Any) -> None:

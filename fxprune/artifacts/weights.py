@@ -12,7 +12,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import fx, nn
@@ -36,6 +36,8 @@ from fxprune.planning.combine import shapes_after
 from fxprune.planning.plan import Plan
 from fxprune.planning.plan_file import data_of, plan_of
 from fxprune.rewrite.tensors import like
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 FORMAT, VERSION, KEY = "fxprune weights", 1, "fxprune"
 
@@ -106,11 +108,11 @@ def described(
 def load(
     path: PathLike,
     *,
-    into: nn.Module,
+    into: ModuleT,
     example_inputs: Any = None,
     also: Sequence[Any] = (),
     methods: Mapping[str, Any] | None = None,
-) -> nn.Module:
+) -> ModuleT:
     """Rebuilds a small model from a file of `save` and the original's architecture; weights are equal bit for bit.
 
     Args:
@@ -167,7 +169,7 @@ def load(
     for name, module in small.named_modules():
         module.training = name in training
     attach(small, made)
-    return small
+    return cast(ModuleT, small)
 
 
 def record_in(path: PathLike) -> Record:
