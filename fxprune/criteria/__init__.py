@@ -20,11 +20,14 @@ from fxprune.criteria.by_layer import scores_by_layer
 from fxprune.criteria.coactivation import CoactivationImportance, coactivation_importance
 from fxprune.criteria.combined import CombinedImportance, product, weighted
 from fxprune.criteria.contributions import Contributions, sample_contributions
+from fxprune.criteria.expert_calls import ExpertCalls, ExpertImportance
+from fxprune.criteria.expert_frequency import expert_frequency_importance
 from fxprune.criteria.fisher_gate import GateImportance, fisher_gate_importance
 from fxprune.criteria.geometric_median import geometric_median_distances
 from fxprune.criteria.gradients import GradientImportance, fisher_importance, taylor_importance
 from fxprune.criteria.magnitude import filter_norms, lp, norm_scores
 from fxprune.criteria.obs import SurgeonImportance, obs_importance
+from fxprune.criteria.reap import reap_importance
 from fxprune.criteria.saved_scores import ChannelScores, load_scores, save_scores
 from fxprune.criteria.scores import by_group, scores_of
 from fxprune.criteria.table import CRITERIA, MEASURED, Criterion, Importance, comparable, criterion, measured
@@ -40,6 +43,8 @@ __all__ = [
     "CombinedImportance",
     "Contributions",
     "Criterion",
+    "ExpertCalls",
+    "ExpertImportance",
     "GateImportance",
     "GradientImportance",
     "Importance",
@@ -54,6 +59,7 @@ __all__ = [
     "coactivation_importance",
     "comparable",
     "criterion",
+    "expert_frequency_importance",
     "filter_norms",
     "fisher_gate_importance",
     "fisher_importance",
@@ -65,6 +71,7 @@ __all__ = [
     "norm_scores",
     "obs_importance",
     "product",
+    "reap_importance",
     "sample_contributions",
     "save_scores",
     "scores_by_layer",

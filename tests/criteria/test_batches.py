@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.criteria import MEASURED
 from fxprune.criteria.from_data import takes_loss
+from tests.criteria.names import OF_EXPERTS
 
 SPLITS = ([9], [3, 3, 3], [7, 2], [1, 5, 3], [1] * 9)
 
@@ -42,7 +43,7 @@ def loss(model: nn.Module, batch: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("net", [convolutions, Normed])
-@pytest.mark.parametrize("name", [name for name in MEASURED if name != "activation_rank"])
+@pytest.mark.parametrize("name", [name for name in MEASURED if name not in ("activation_rank", *OF_EXPERTS)])
 def test_unequal_batches_give_the_scores_of_one_batch(name: str, net: Any) -> None:
     model = net().eval().double()
     x = torch.randn((9, 5, 8) if net is Normed else (9, 3, 7, 7)).double()
@@ -83,7 +84,7 @@ def test_a_loss_between_samples_is_refused_where_samples_count_alone(name: str) 
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", [name for name in MEASURED if takes_loss(name) is not True])
+@pytest.mark.parametrize("name", [name for name in MEASURED if takes_loss(name) is not True and name not in OF_EXPERTS])
 def test_activations_that_are_not_finite_are_refused_by_layer(name: str, bad: float) -> None:
     model, x = convolutions().eval(), torch.randn(9, 3, 7, 7)
     batches = [x.clone(), x.clone()]

@@ -24,6 +24,7 @@ from fxprune.criteria import (
     taylor_scores,
 )
 from fxprune.errors import PlanError
+from tests.criteria.names import OF_EXPERTS
 
 PAGE = Path(__file__).parents[2] / "docs" / "criteria.md"
 X = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
@@ -96,7 +97,7 @@ def scores(model, importance, seed=3):
 
 def test_every_criterion_has_a_row_here():
     assert sorted(BY_NAME) == sorted(CRITERIA)
-    assert sorted({*FROM_DATA, "activation_rank"}) == sorted(MEASURED)
+    assert sorted({*FROM_DATA, *OF_EXPERTS, "activation_rank"}) == sorted(MEASURED)
 
 
 @pytest.mark.parametrize("name", CRITERIA)

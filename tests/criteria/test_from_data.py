@@ -13,6 +13,7 @@ import fxprune
 from fxprune.criteria import MEASURED, product
 from fxprune.criteria.from_data import on_data, takes_loss
 from fxprune.errors import InputError, PlanError
+from tests.criteria.names import OF_EXPERTS, OTHERS
 from tests.support import randomise
 
 X, Y = torch.randn(24, 3, 8, 8, dtype=torch.float64), torch.randint(5, (24,))
@@ -35,7 +36,7 @@ def arguments(name):
     return {"importance": name, "data": PAIRS} | ({} if takes_loss(name) is None else {"loss": loss})
 
 
-@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize("name", [name for name in MEASURED if name not in OF_EXPERTS])
 def test_a_name_with_data_is_the_importance_that_the_function_makes(name):
     model = net()
     batches = PAIRS if takes_loss(name) is not None else [x for x, _ in PAIRS]
@@ -77,7 +78,7 @@ class TwoInputs(nn.Module):
         return self.second(torch.relu(self.first(x)) * scale)
 
 
-@pytest.mark.parametrize("name", [name for name in MEASURED if takes_loss(name) is None and name != "activation_rank"])
+@pytest.mark.parametrize("name", [name for name in MEASURED if takes_loss(name) is None and name not in OTHERS])
 @pytest.mark.parametrize(
     ("example", "form"),
     [
