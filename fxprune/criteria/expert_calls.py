@@ -1,4 +1,4 @@
-"""What the experts of a mixture do on data: how often the router chooses each, and how much each adds."""
+"""Experts of a mixture on data: how often the router chooses each, and how much each adds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RemovedIndices = Mapping[str, Mapping[int, Sequence[int]]]
 
 @dataclass(frozen=True)
 class ExpertCalls:
-    """What one module of experts did.
+    """The calls of one module of experts.
 
     tokens: how many it was given. chosen: for each expert how many of them it got. added: the sum over these of the
     weight that the router gives, times the norm of what the expert makes.
@@ -78,7 +78,7 @@ class ExpertImportance:
 
     @checks_arguments()
     def retained(self, removed: RemovedIndices) -> dict[str, tuple[int, float, float]]:
-        """What stays of each module of experts: the experts, their share of the choices, and of what is added.
+        """The rest of each module of experts: how many stay, their share of the choices, and of what is added.
 
         removed: that of a plan or of a record. The shares are those on the data, before the router chooses again.
         """
@@ -103,7 +103,7 @@ class ExpertImportance:
 def expert_calls(
     model: nn.Module, batches: Iterable[Any], *, norms: bool, progress: bool = False
 ) -> dict[str, ExpertCalls]:
-    """What the experts of a model do on batches, by the path of the module that has them.
+    """The calls of the experts of a model on batches, by the path of the module that has them.
 
     A module of experts has a stack of matrices, and is called with tokens, the numbers of the experts that the router
     has chosen for each, and their weights, as those of `transformers`. The model runs in evaluation mode.
