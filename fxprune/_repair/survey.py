@@ -278,7 +278,7 @@ class _Surveying(Watch):  # type: ignore[no-untyped-call]
         for tensor in read:
             operation, names = self._sources(tensor)
             why = f"its layer reads what {operation} makes of it" if operation else f"its layer is {name}"
-            for parameter in self.parameters.weights.intersection(names):
+            for parameter in (n for n in names if n in self.parameters.weights):  # in order: a report lists them
                 if operation or parameter not in self.survey.apart:
                     self.survey.apart[parameter] = why
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from fxprune.report.repeats import merge_repeats
+
 
 @dataclass(frozen=True)
 class RefitData:
@@ -73,5 +75,5 @@ def repair_text(data: RepairData, *, markdown: bool = False) -> str:
     lines = [f"outputs: {data.before:.2e}, after the repair {data.after:.2e}"]
     if data.undone:
         lines.append(f"taken back, since the outputs were worse: {', '.join(data.undone)}")
-    lines += [f"{name}: left as it is; {why}" if name else why for name, why in data.left.items()]
+    lines += [f"{name}: left as it is; {why}" if name else why for name, why in merge_repeats([*data.left.items()])]
     return ("\n\n" if markdown else "\n").join([*parts, ("  \n" if markdown else "\n").join(lines)])

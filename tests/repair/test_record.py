@@ -51,6 +51,17 @@ def test_the_report_of_a_record_tells_of_the_repair() -> None:
     assert json.loads(fxprune.record(small).report("json"))["repair"] is None
 
 
+def test_layers_that_were_left_stand_in_order_and_those_of_equal_blocks_in_one_line() -> None:
+    torch.manual_seed(0)
+    normed = nn.utils.parametrizations.weight_norm
+    blocks = nn.Sequential(*(nn.Sequential(normed(nn.Linear(20, 20)), nn.Tanh()) for _ in range(4)))
+    net = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), blocks, nn.Linear(20, 4)).eval()
+    small = fxprune.transform(net, X, ratio=0.5)
+    text = fxprune.record(fxprune.repair(small, net, batches(6))).report()
+    lines = [line.partition(":")[0] for line in text.splitlines() if "left as it is" in line]
+    assert lines == [f"2.0-3.0.parametrizations.weight.original{number}" for number in (1, 0)]
+
+
 def test_layers_that_were_left_are_in_the_report() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.utils.parametrizations.weight_norm(nn.Linear(20, 4))).eval()
