@@ -12,15 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import fx
 
 from fxprune.analysis.findings import Findings, Subject
 from fxprune.analysis.marking import Settings
 from fxprune.analysis.observed import Observation, Place, Walked
 from fxprune.analysis.opened import Opened
 from fxprune.analysis.results import Results
-from fxprune.analysis.uses import Uses
-from fxprune.analysis.without_result import names_behind_results, slots_without_result
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.modes import MODES, doubled, modules_reading_training, random_decisions, set_mode
 from fxprune.capture.output_paths import OutputPath, Outputs, paths_text, tensors_that_count
@@ -74,9 +72,8 @@ class Analyzer:
         self.observer.begin_run()
         self._follow_index_lists()
         self._lock_unread()
-        uses = self.settings.uses(self.opened.unread_vectors())
-        self._lock_without_result(uses)
         self._note_unused()
+        uses = self.settings.uses(self.opened.unread_vectors())
         return self.opened.findings(nodes, observations, uses, self.notes, results, others, self.state)
 
     def _walk(self, inputs: Inputs, *, method: str = "", when: str = "") -> None:
@@ -278,30 +275,6 @@ class Analyzer:
             for axis in axes:
                 if axis.dim in missed:
                     self.terms.lock(axis.vector.take(np.flatnonzero(missed[axis.dim])), event)
-
-    def _lock_without_result(self, uses: Uses) -> None:
-        """Lock slots of parameters that reach no result, such as those of an embedding that only a loss uses.
-
-        That code would find other widths, and nothing would say so. Where forward leaves torch and comes back, what
-        reaches a result is not known.
-        """
-        steps = self.observer.recorder.steps()
-        if self.subject.captured.real and not steps.whole:
-            return
-        read = [axis for fake, axes in self.opened.axes if id(fake) in self.observer.used for axis in axes]
-        reaching = names_behind_results(steps)
-        event = self.observer.event("output", "they reach no result: other code may count on them")
-        slots = slots_without_result(self.terms, read, reaching, uses)
-        for vector in slots.values():
-            self.terms.lock(vector, event)
-        of_parameters = (
-            axis.parameter for axis in slots if isinstance(self.opened.tensors[axis.parameter], nn.Parameter)
-        )
-        if names := list(dict.fromkeys(of_parameters)):
-            self.notes.append(
-                "forward reads them, no tensor of a result is computed from them, and they keep their width: "
-                f"{_first(names, 4)}; if another method uses them, such as a loss, name it with `methods`"
-            )
 
     def _note_unused(self) -> None:
         """Note the parameters that forward does not read, if the small model keeps them at their old width.

@@ -1,19 +1,17 @@
-"""Slots that only parameters have which forward reads and which reach no result.
+"""Groups of parameters that forward reads and that reach no result, such as an embedding that only a loss uses.
 
-Examples are an embedding of the labels that only a loss uses, and a head whose result is given away.
+Nothing that is observed depends on them, and code that is not observed may count on their width: a plain ratio leaves
+them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import numpy as np
 
+from fxprune.analysis.findings import Findings
 from fxprune.analysis.steps import Step, Steps
-from fxprune.analysis.uses import Uses
-from fxprune.channels.groups import Axis
-from fxprune.channels.terms import Terms
-from fxprune.channels.vector import Atoms, Vector
 from fxprune.ops.factors import Value, values_in
 
 _MAKE_ZEROS = ("aten::zeros", "aten::zeros_like", "aten::new_zeros")
@@ -52,34 +50,24 @@ def _is_zero(argument: object) -> bool:
     return isinstance(argument, (int, float)) and argument == 0
 
 
-def slots_without_result(
-    terms: Terms, read: Sequence[Axis], reaching: Collection[str], uses: Uses
-) -> dict[Axis, Vector]:
-    """The slots of the parameters that reach no result, without those that go with slots of others.
+def groups_without_result(findings: Findings) -> frozenset[int]:
+    """The numbers of the groups of parameters that forward reads and that reach no result.
 
-    What one setting counts goes together: a projection of as many heads as one that reaches a result is left out.
-
-    read: the dimensions of all parameters and buffers that forward reads. reaching: the names of those that reach a
-    result.
+    What one setting counts goes together: a projection of as many heads as one that reaches a result is left out. There
+    are none where forward leaves torch and comes back, since what reaches a result is not known then, and none where
+    hooks fill up what a layer loses.
     """
-    dead = [axis for axis in read if axis.parameter not in reaching]
-    if not dead:
-        return {}
-    others = {id(v): v for v in (axis.vector.representative for axis in read if axis.parameter in reaching)}
-    atoms = _with_counted(terms, _atoms(terms, list(others.values())), uses)
-    slots = {axis: axis.vector.take(np.flatnonzero(~terms.having(axis.vector, atoms))) for axis in dead}
-    return {axis: vector for axis, vector in slots.items() if vector.size}
-
-
-def _with_counted(terms: Terms, atoms: Atoms, uses: Uses) -> Atoms:
-    """Some atoms, and those of all that is counted by the settings that count them."""
-    parts = [_atoms(terms, [vector for use in part for vector in use.vectors]) for part in uses.parts]
-    while added := [part for part in parts if np.isin(part, atoms).any()]:
-        parts = [part for part in parts if not np.isin(part, atoms).any()]
-        atoms = np.union1d(atoms, np.concatenate(added))
-    return atoms
-
-
-def _atoms(terms: Terms, vectors: Sequence[Vector]) -> Atoms:
-    """The free atoms of some vectors."""
-    return np.unique(np.concatenate([np.zeros(0, np.int64), *(terms.free(vector) for vector in vectors)]))
+    captured, steps = findings.captured, findings.observed.steps
+    if captured.needs_hooks or (captured.real and not steps.whole):
+        return frozenset()
+    reaching = names_behind_results(steps)
+    found = {g.number for g in findings.groups if reaching.isdisjoint(m.parameter for m in g.members)}
+    if not found:
+        return frozenset()
+    live = findings.solution.channels_in(axis.vector for axis in findings.axes if axis.parameter in reaching)
+    parts = [
+        findings.solution.channels_in(vector for use in part for vector in use.vectors) for part in findings.uses.parts
+    ]
+    while more := [part for part in parts if (part & live).any() and (part & ~live).any()]:
+        live = np.logical_or.reduce([live, *more])
+    return frozenset(found.difference(findings.solution.groups_with(live)))

@@ -21,7 +21,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from fxprune.channels.atoms import AtomTable
 from fxprune.channels.unify import unify
@@ -196,13 +195,6 @@ class Terms:
         atoms = np.unique(self._table.free_or_zero(np.concatenate(columns)))
         free: Atoms = atoms[atoms != 0]
         return free
-
-    def having(self, vector: Vector, atoms: Atoms) -> npt.NDArray[np.bool_]:
-        """For each slot of a vector: True if one of its free atoms is among `atoms`."""
-        found = np.zeros(vector.size, bool)
-        for column in self.resolve(vector).columns:
-            found |= np.isin(self._table.free_or_zero(column), atoms)
-        return found
 
     def resolve(self, vector: Vector) -> Vector:
         """The same vector in terms of unbound representatives; columns without a free atom are left out."""

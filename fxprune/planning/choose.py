@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from torch import nn
 
 from fxprune.analysis.adapters import low_rank_adapters
 from fxprune.analysis.findings import Findings, Group
+from fxprune.analysis.without_result import groups_without_result
 from fxprune.arguments import check_seed, fits
 from fxprune.channels.groups import Bools, Removal
 from fxprune.costs import LatencyFile, LatencyTable
@@ -169,12 +170,17 @@ def _groups(
     full: True for a budget, which may take all of every group. stay: number of a group that must stay -> why.
     fixed: the counts that are given, and their reasons.
     """
-    adapters = frozenset() if isinstance(ratio, Mapping) else low_rank_adapters(findings) - stay.keys()
+    plain = not isinstance(ratio, Mapping)
+    adapters = low_rank_adapters(findings) - stay.keys() if plain else frozenset()
+    idle = groups_without_result(findings) - stay.keys() if plain else frozenset()
     ratios = [1.0] * len(findings.groups) if full else _ratios(findings, ratio)
     given = equal.with_fixed(fixed.gone, findings.groups, stay)
-    able = {g.number for g in findings.groups if g.number not in stay.keys() | adapters and ratios[g.number] > 0}
-    able -= given.keys()
+    asked = {g.number for g in findings.groups if g.number not in stay.keys() | adapters and ratios[g.number] > 0}
+    able = asked - idle - given.keys()
+    idle -= {n for members in equal.sets if able.intersection(members) for n in members}
+    able = asked - idle - given.keys()
     reasons = [*fixed.reasons, *_why_adapters_stay(findings, ratios, adapters - given.keys())]
+    reasons += _why_idle_stay(findings, (idle & asked) - given.keys())
     for members in equal.sets:
         still = [number for number in members if number not in able | given.keys()]
         if still and able.intersection(members):
@@ -246,6 +252,19 @@ def _why_adapters_stay(findings: Findings, ratios: list[float], adapters: frozen
     return (
         f"low-rank adapters keep their rank ({listed}): a plain ratio does not prune it, a pattern does, such as "
         f'ratio={{"{asked[0]}": 0.5}}',
+    )
+
+
+def _why_idle_stay(findings: Findings, idle: Collection[int]) -> tuple[str, ...]:
+    """The reason why groups that reach no result keep their width, and what to do. idle: their numbers."""
+    if not idle:
+        return ()
+    names = [findings.groups[number].name for number in sorted(idle)]
+    listed = ", ".join(f'"{name}"' for name in names[:3]) + (f", ... {len(names) - 3} more" if len(names) > 3 else "")
+    return (
+        f"no tensor of a result is computed from {listed}, which forward reads: a plain ratio leaves their width to "
+        "other code, which may count on it; name that code with `methods`, or ask with a pattern, such as "
+        f'ratio={{"{names[0]}": 0.5}}',
     )
 
 

@@ -51,12 +51,34 @@ def test_what_only_a_loss_uses_stays_with_a_reason(way: str) -> None:
     small: Any = fxprune.transform(net, x, ratio=0.5, path="eager")
     assert (small.a.out_features, small.labels.weight.shape) == (4, (5, 16))
     assert small.loss(x, torch.tensor([0, 4])).isfinite()
-    (reason,) = (
-        text for text in fxprune.record(small).reasons if "no tensor of a result is computed from them" in text
-    )
-    assert "labels.weight; if another method uses them, such as a loss, name it with `methods`" in reason
-    locked = [each for each in fxprune.analyze(net, x, path="eager").locked if "reach no result" in each.event.why]
-    assert {name for each in locked for name, _ in each.slots} == {"labels.weight"}
+    (reason,) = (text for text in fxprune.record(small).reasons if "no tensor of a result is computed" in text)
+    assert '"labels", which forward reads: a plain ratio leaves their width to other code' in reason
+
+
+@pytest.mark.parametrize("asked", [{"ratio": {"labels": 0.5}}, {"masks": {"labels": torch.arange(16) % 2 == 0}}])
+def test_what_is_asked_for_by_name_is_pruned(asked: dict[str, Any]) -> None:
+    small: Any = fxprune.transform(Labelled("computed").eval(), torch.randn(2, 4), path="eager", **asked)
+    assert small.labels.weight.shape[1] == 8
+
+
+class Pooled(nn.Module):
+    """A pooler whose result is given away, of the width that the model has everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.out = nn.ModuleList((nn.Linear(8, 8), nn.Linear(8, 8))), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, pooler = self.layers
+        h = torch.relu(first(x))
+        torch.tanh(pooler(h))
+        return self.out(h)
+
+
+@pytest.mark.parametrize(("uniform", "kept"), [((), 8), ("layers.*", 4)])
+def test_what_must_have_the_width_of_others_goes_with_them(uniform: Any, kept: int) -> None:
+    small: Any = fxprune.transform(Pooled().eval(), torch.randn(2, 8), ratio=0.5, path="eager", uniform=uniform)
+    assert small.layers[1].weight.shape == (kept, 4)
 
 
 class Auxiliary(nn.Module):
@@ -183,5 +205,5 @@ class ByNumPy(nn.Module):
 
 @pytest.mark.parametrize("leaves", [False, True])
 def test_what_leaves_torch_may_reach_a_result(leaves: bool) -> None:
-    locked = fxprune.analyze(ByNumPy(leaves).eval(), torch.randn(3, 4), path="eager").locked
-    assert any("reach no result" in each.event.why for each in locked) is not leaves
+    plan = fxprune.analyze(ByNumPy(leaves).eval(), torch.randn(3, 4), path="eager").plan(ratio=0.5)
+    assert any("no tensor of a result" in reason for reason in plan.reasons) is not leaves
