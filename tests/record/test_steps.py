@@ -47,6 +47,17 @@ def test_it_is_verified_against_the_first_model_and_says_that_it_was_trained() -
         assert fxprune.verify(first, model, batch(1)) < 1e-12
 
 
+def test_training_between_the_steps_alone_is_seen_too() -> None:
+    first, model = net(), net()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    pruner = fxprune.GradualPruner(model, batch(0), keep={"macs": 0.3}, steps=2, optimizer=optimizer)
+    while not pruner.done:
+        step(model, optimizer, pruner.number)
+        pruner.step()
+    with pytest.warns(fxprune.OtherWeightsWarning, match="trained, or changed otherwise"):
+        assert fxprune.verify(first, model, batch(1)) < 1e-12
+
+
 def test_steps_without_training_are_verified_with_the_weights_that_they_have() -> None:
     first, model = net(), net()
     gradual(model, train=False)
