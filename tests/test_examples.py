@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
+import matplotlib
+import matplotlib.pyplot as plt
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -20,6 +24,41 @@ def load(name):
         sys.modules[key] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[key])
     return sys.modules[key]
+
+
+NOTEBOOKS = {"look_first": 5, "where_it_hurts": 3}
+"""Notebook -> how many of its cells end in something to look at."""
+
+
+def run_cell(source, namespace):
+    """What a notebook shows after a cell: the value of its last line, as HTML where it has such a form."""
+    tree = ast.parse(source)
+    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, "cell.py", "exec"), namespace)
+    if last is None:
+        return None
+    value = eval(compile(ast.Expression(last.value), "cell.py", "eval"), namespace)
+    return value._repr_html_() if hasattr(value, "_repr_html_") else repr(value)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook_runs_and_holds_no_results(name, tmp_path, monkeypatch):
+    matplotlib.use("Agg")
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((EXAMPLES / f"{name}.ipynb").read_text())
+    assert (notebook["nbformat"], notebook["cells"][0]["cell_type"]) == (4, "markdown")
+    assert "?" in notebook["cells"][0]["source"][0], "the title is a question"
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+    namespace = {"__name__": "__main__"}
+    shown = [run_cell("".join(cell["source"]), namespace) for cell in cells]
+    plt.close("all")
+    assert len([text for text in shown if text]) == NOTEBOOKS[name]
+    assert any("<table" in text for text in shown if text)
+
+
+def test_every_notebook_is_run():
+    assert sorted(path.stem for path in EXAMPLES.glob("*.ipynb")) == sorted(NOTEBOOKS)
 
 
 def test_examples_are_there():
