@@ -13,6 +13,7 @@ from fxprune._distill import Distillation, Distilled, distillation
 from fxprune._follow import Expanded, Followed, expand, follow
 from fxprune._gradual import GradualPruner, PruningStep
 from fxprune._in_place import transform_
+from fxprune._quality import Quality
 from fxprune._record import Record, record
 from fxprune._repair import recalibrate, repair
 from fxprune._search import Pareto, Sensitivity, pareto, sensitivity
@@ -94,6 +95,7 @@ __all__ = [
     "PlanDiff",
     "PlanError",
     "PruningStep",
+    "Quality",
     "Record",
     "RewriteError",
     "RuleError",

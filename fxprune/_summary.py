@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
 from torch.export import ExportedProgram
 
+from fxprune._quality import Quality, quality_of
 from fxprune._search import number_of
 from fxprune.arguments import checks_arguments, shown
 from fxprune.capture.program import as_module
@@ -45,10 +46,11 @@ class ModelFigures:
 
 @dataclass(frozen=True)
 class Summary:
-    """The figures of the original and of the small model."""
+    """The figures of the original and of the small model. quality: of the predictions, None without data."""
 
     before: ModelFigures
     after: ModelFigures
+    quality: Quality | None = None
 
     def report(self, format: str = "text") -> str:
         """A table: "text" or "markdown"; or "json", with every figure. Times are in seconds there."""
@@ -70,6 +72,12 @@ class Summary:
             yield conditions, _time(old), _time(new), _share(old.seconds, new.seconds)
         if before.score is not None and after.score is not None:
             yield "score", f"{before.score:.4g}", f"{after.score:.4g}", f"{after.score - before.score:+.4g}"
+        if self.quality is not None:
+            yield "KL divergence", "", f"{self.quality.divergence:.4g}", ""
+            for k, share in self.quality.agreement.items():
+                yield f"top-{k} agreement", "", f"{share:.1%}", ""
+            if self.quality.perplexity is not None:
+                yield "perplexity, ratio", "", f"{self.quality.perplexity:.4g}", ""
 
 
 @checks_arguments("model", "small", "rounds")
@@ -79,6 +87,7 @@ def summary(
     inputs: Any,
     score: Score | None = None,
     *,
+    quality: Iterable[Any] | None = None,
     rounds: int = 20,
 ) -> Summary:
     """The parameters, bytes, MACs, peak memory, latency and score of two models, side by side.
@@ -90,6 +99,9 @@ def summary(
         model, small: the original and the small model.
         inputs: the inputs of one call of both models, as `fxprune.transform` takes them.
         score: a function that takes a model and returns a number, such as its accuracy. It gets a copy.
+        quality: batches of inputs, such as tokens of texts, on which the predictions of the two are compared: the mean
+            KL divergence from the original, the share of its 1, 5 and 10 best classes that are among those of the small
+            model, and for tokens the ratio of the perplexities on the next ones. Tokens without attention do not count.
         rounds: the number of measurements of each latency; 0 leaves the latency out.
 
     Raises `InputError` where the inputs do not fit, or the score raises or is no finite number; `CaptureError` where a
@@ -112,7 +124,7 @@ def summary(
         _figures(module, inputs, latency, None if score is None else number_of(score, module))
         for module, latency in zip(modules, times, strict=True)
     )
-    return Summary(before, after)
+    return Summary(before, after, None if quality is None else quality_of(modules[0], modules[1], quality))
 
 
 def _figures(model: nn.Module, inputs: Any, latency: Latency | None, score: float | None) -> ModelFigures:

@@ -20,7 +20,7 @@ ORDER = """
     errors arguments notebooks progress names pattern_values files schedules old_modules sharded channels ops rules
     capture paths analysis running costs depth criteria configs planning proof rewrite fold report _record _repair
     _follow _find _drop _attempt _dropping _first_result _search _data_options _recording
-    _carry_out _transform _analyze _in_place _gradual_options _gradual _verify _distill _summary
+    _carry_out _transform _analyze _in_place _gradual_options _gradual _verify _distill _quality _summary
     regularizers integrations plot artifacts streaming sparse pruner __init__ cli __main__
 """.split()
 """Parts of the package; each imports only from itself and from those before it."""
@@ -30,7 +30,7 @@ PUBLIC = """
     Distillation Distilled Expanded Exported FileError FixedSizesWarning Followed FxpruneError GradualPruner Group
     InputError LayerCost
     Locked Member NotProvenWarning NothingRemovedWarning OptimizerLeftBehindWarning OtherWeightsWarning Pareto Plan
-    PlanDiff PlanError PruningStep Record RewriteError RuleError Sensitivity Streamed Summary VerificationError
+    PlanDiff PlanError PruningStep Quality Record RewriteError RuleError Sensitivity Streamed Summary VerificationError
     analyze cost distillation expand export follow from_pretrained leaf load masked masks_of pareto recalibrate record
     repair rule save sensitivity stream summary trace transform transform_ verify
 """.split()

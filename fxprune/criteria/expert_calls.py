@@ -13,7 +13,7 @@ from fxprune.analysis.findings import Findings, Group
 from fxprune.analysis.members import Member
 from fxprune.arguments import checks_arguments
 from fxprune.capture.inputs import normalize
-from fxprune.errors import PlanError, nearest
+from fxprune.errors import InputError, PlanError, nearest
 from fxprune.running.inputs import called, each_batch, not_finite
 
 RemovedIndices = Mapping[str, Mapping[int, Sequence[int]]]
@@ -111,6 +111,8 @@ def expert_calls(
     norms: True to measure what each expert adds, which runs the experts once more for each choice of a token.
     Raises `PlanError` for a model without such a module, `InputError` for what is not finite.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
     seen: dict[str, ExpertCalls] = {}
     number = 0
 

@@ -13,7 +13,7 @@ from fxprune.criteria.table import measured
 
 
 @measured("expert_frequency")
-@checks_arguments("progress")
+@checks_arguments("protect", "progress")
 def expert_frequency_importance(
     model: nn.Module,
     batches: Iterable[Any],

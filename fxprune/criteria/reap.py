@@ -13,7 +13,7 @@ from fxprune.criteria.table import measured
 
 
 @measured("reap")
-@checks_arguments("progress")
+@checks_arguments("protect", "progress")
 def reap_importance(
     model: nn.Module,
     batches: Iterable[Any],
