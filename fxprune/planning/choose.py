@@ -259,7 +259,7 @@ def _why_idle_stay(findings: Findings, idle: Collection[int]) -> tuple[str, ...]
     """The reason why groups that reach no result keep their width, and what to do. idle: their numbers."""
     if not idle:
         return ()
-    names = [findings.groups[number].name for number in sorted(idle)]
+    names = list(dict.fromkeys(findings.groups[number].name for number in sorted(idle)))
     listed = ", ".join(f'"{name}"' for name in names[:3]) + (f", ... {len(names) - 3} more" if len(names) > 3 else "")
     return (
         f"no tensor of a result is computed from {listed}, which forward reads: a plain ratio leaves their width to "

@@ -62,13 +62,18 @@ class Round:
                 raise scale
         error = relative_error(results, reference)
         wrong, inside = self._wrong(error, reference, judgement)
-        note = self.decisions.note() if self.decisions is not None else ""
+        notes = [self.decisions.note()] if self.decisions is not None else []
+        if wrong is None and error > self.precision.tolerance:
+            notes.append(
+                f"the error of the proof, {error:.0e}, is rounding that the model makes larger: "
+                "one rounding of each of its numbers moves the results of the original by a hundredth of that or more"
+            )
         return Proof(
             max(error, inside),
             self._compared(reference, judgement),
             self.precision,
             graph_error or wrong,
-            (note,) if note else (),
+            tuple(filter(None, notes)),
             self._one_sided(judgement),
             sum(int(t.isnan().sum()) for t in tensors_in(reference) if t.is_floating_point()),
         )

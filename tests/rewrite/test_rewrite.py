@@ -178,6 +178,7 @@ def test_a_rounding_that_the_model_amplifies_is_no_error(monkeypatch: pytest.Mon
     error = fxprune.record(small).error
     assert error is not None
     assert 1e-9 < error < 1e-3
+    assert any(f"{error:.0e}, is rounding that the model makes larger" in why for why in fxprune.record(small).reasons)
     monkeypatch.setattr("fxprune.proof.copies.moved_by_rounding", lambda tensor: tensor)
     monkeypatch.setattr("fxprune.proof.runs.moved_by_rounding", lambda tensor: tensor)
     with pytest.raises(fxprune.VerificationError):  # the same error without a cause in the model is one
