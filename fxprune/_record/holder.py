@@ -98,6 +98,7 @@ def _joined(single: Sequence[Record]) -> Record:
         made,
         error=worst if len(known) == len(errors) else None,
         compared=None if None in counts else least,
+        reasons=tuple(dict.fromkeys(made.reasons)),
     )
 
 

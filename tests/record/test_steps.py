@@ -135,6 +135,15 @@ class Normed(nn.Module):
         return self.body(x)
 
 
+def test_a_reason_of_each_step_is_said_once() -> None:
+    model, x = Normed().eval(), torch.randn(2, 8)
+    for _ in range(3):
+        fxprune.transform_(model, x, ratio=0.25)
+    reasons = fxprune.record(model).reasons
+    assert [reason[:19] for reason in reasons].count("a statistic changed") == 1
+    assert len(set(reasons)) == len(reasons)
+
+
 def test_steps_that_cannot_be_joined_are_named() -> None:
     x, first = torch.randn(2, 8), Normed().eval()
     model = copy.deepcopy(first)
