@@ -11,8 +11,14 @@ from fxprune.files import PathLike, save_picture
 Line = tuple[str, Sequence[float], Sequence[float], Sequence[float]]
 """A name, the positions, the values without repair, and those with it: one number if nothing was repaired."""
 
-LISTED = 12
-"""The largest number of lines that a legend names."""
+LISTED = 10
+"""The largest number of lines whose legend stands inside the axes."""
+
+TALLEST = 30
+"""The most rows of a legend beside the axes."""
+
+_MARKERS = "osD^vPX*"
+"""Of each ten lines, whose colours are those of the ten before."""
 
 
 def draw(lines: Sequence[Line], across: str, up: str, path: PathLike | None, ax: Any) -> Any:
@@ -28,23 +34,25 @@ def draw(lines: Sequence[Line], across: str, up: str, path: PathLike | None, ax:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise FxpruneError("pictures need matplotlib", why=str(error), do="pip install 'fxprune[plot]'") from error
+    columns = -(-len(lines) // TALLEST) if len(lines) > LISTED else 0
     if ax is None:
-        ax = Figure(figsize=(7, 4.2), layout="constrained").add_subplot()
+        wide = columns * (0.6 + 0.075 * max((len(name) for name, *_ in lines), default=0))
+        tall = max(4.2, 0.18 * min(len(lines), TALLEST) + 0.5)
+        ax = Figure(figsize=(7 + wide, tall), layout="constrained").add_subplot()
     for number, (name, places, plain, repaired) in enumerate(lines):
-        colour = f"C{number % 10}"
+        colour, marker = f"C{number % 10}", _MARKERS[number // 10 % len(_MARKERS)]
         both = len(repaired) == len(places)
         label = f"{name} repaired".strip() if both and not name else name
         if both:
-            ax.plot(places, repaired, "-o", color=colour, label=label or None, markersize=4)
-        ax.plot(
-            places, plain, "--o" if both else "-o", color=colour, label=_plain_label(name, both=both), markersize=3,
-            alpha=0.6 if both else 1.0,
-        )  # fmt: skip
+            ax.plot(places, repaired, f"-{marker}", color=colour, label=label or None, markersize=4)
+        style: dict[str, Any] = {"label": _plain_label(name, both=both), "alpha": 0.6 if both else 1.0}
+        ax.plot(places, plain, f"{'--' if both else '-'}{marker}", color=colour, markersize=3, **style)
     ax.set_xlabel(across)
     ax.set_ylabel(up)
     ax.grid(alpha=0.3)
-    if len(lines) <= LISTED and ax.get_legend_handles_labels()[1]:
-        ax.legend(fontsize=8)
+    if ax.get_legend_handles_labels()[1]:
+        beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "ncols": columns}
+        ax.legend(fontsize=8, **(beside if columns else {}))
     if path is not None:
         save_picture(ax.figure, path)
     return ax

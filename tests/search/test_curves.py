@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune._repair import repaired
 from fxprune._search import candidates
+from fxprune._search.drawing import draw
 from fxprune.errors import FileError, InputError, PlanError
 
 
@@ -364,3 +365,13 @@ def test_curves_refuse_choices_that_need_a_run_for_each_budget(option: dict[str,
     with pytest.raises(InputError, match="pareto takes no") as raised:
         fxprune.pareto(net(), data()[0], repair=data(), **option)
     assert "fxprune.transform" in raised.value.do
+
+
+@pytest.mark.parametrize("repaired", [[0.9], [0.9, 0.8]], ids=["plain", "repaired"])
+@pytest.mark.parametrize("count", [3, 25, 70])
+def test_each_line_of_a_picture_has_a_look_of_its_own_and_a_name(count, repaired):
+    lines = [(f"layers.{number}.conv", [0.0, 0.5], [0.9, 0.7], repaired) for number in range(count)]
+    ax = draw(lines, "share", "score", None, None)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [name for name, *_ in lines]
+    looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in ax.lines}
+    assert len(looks) == len(ax.lines) == count * len(repaired)
