@@ -134,7 +134,7 @@ def test_equal_blocks_in_a_row_are_drawn_once() -> None:
     ("hidden", "marks", "drawn"),
     [
         ((9, 8, 8, 8), ["x 3 blocks"], ["1.0.up", "1.1.up"]),
-        ((8, 9, 8), [], ["1.0.up", "1.1.up", "1.2.up"]),
+        ((8, 9, 9), [], ["1.0.up", "1.1.up", "1.2.up"]),
         ((8, 8, 8, 9, 9, 9, 9), ["x 3 blocks", "x 4 blocks"], ["1.0.up", "1.3.up"]),
     ],
 )
