@@ -57,8 +57,8 @@ def choose(
         ratio: the share of every group's channels to remove, in [0, 1), rounded down. Or {pattern: share}, with
             patterns such as "layer1.0.conv2" or "layer1.0.conv2:block width" (see `fxprune.names`) or the number of a
             group of this analysis; groups that no pattern names stay. A dimension that is a grid (conv groups x their
-            width) is shrunk by both of its groups. A number does not prune the rank of low-rank adapters (LoRA); a
-            pattern does.
+            width) is shrunk by both of its groups. A number does not prune the rank of low-rank adapters (LoRA), nor
+            layers from which no result is computed; a pattern does.
         masks: instead of a ratio, {pattern: bool tensor [out_channels], True = keep} for each layer that is named.
             Channels that are coupled to a masked one are removed with it; those that cannot be removed stay, and
             the reasons say why. "zeros" chooses every channel.
