@@ -92,7 +92,7 @@ def bound(model: nn.Module, inputs: Inputs) -> inspect.BoundArguments:
 def check_devices(tensors: Tensors, inputs: Inputs) -> None:
     """Raises `InputError` if the model's tensors and the inputs are on more than one device.
 
-    Weights on the meta device may stand beside buffers and inputs on the CPU, as large models are often built.
+    Matrices on the meta device may stand beside vectors, buffers and inputs on the CPU, as large models are built.
     """
     places: dict[torch.device, str] = {}
     for found in tensors.unique:
@@ -100,7 +100,9 @@ def check_devices(tensors: Tensors, inputs: Inputs) -> None:
     for leaf in pytree.tree_leaves(inputs):
         if isinstance(leaf, torch.Tensor):
             places.setdefault(leaf.device, "an example input")
-    if len(places) == 2 and {device.type for device in places} == {"meta", "cpu"}:
+    trained = (found.tensor for found in tensors.unique if isinstance(found.tensor, nn.Parameter))
+    matrices = {tensor.device.type for tensor in trained if tensor.ndim > 1}
+    if matrices == {"meta"} and {device.type for device in places} == {"meta", "cpu"}:
         return
     if len(places) > 1:
         listed = ", ".join(f"{name} on {device}" for device, name in places.items())
