@@ -144,6 +144,28 @@ def test_blocks_that_differ_are_drawn(hidden: tuple[int, ...], marks: list[str],
     assert [text for text in shown if text.endswith(".up")] == drawn
 
 
+class Collected(nn.Module):
+    """Equal blocks in a row, each of whose results is read at the end as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)) for _ in range(3))
+        self.head = nn.Linear(18, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        seen = []
+        for block in self.blocks:
+            x = block(x)
+            seen.append(x)
+        return self.head(torch.cat(seen, -1))
+
+
+def test_blocks_whose_results_are_read_elsewhere_are_drawn() -> None:
+    shown = texts(plot.dependencies(fxprune.analyze(Collected().eval(), torch.ones(1, 6))))
+    assert not [text for text in shown if text.startswith("x ")]
+    assert {f"blocks.{number}.2" for number in range(3)} <= set(shown)
+
+
 def test_blocks_of_unlike_plans_and_unfolded_ones_are_drawn() -> None:
     analysis = blocks(8, 8, 8)
     plan = analysis.plan(ratio={"1.1.up": 0.5})
