@@ -164,7 +164,8 @@ def distillation(
                 do="choose a layer that forward calls",
             )
         scaled.refuse(name)
-        kept[name] = [_flags(removal.kept, operand) for operand in leaves(visit.output, Operand)]
+        operands = [leaf for leaf in leaves(visit.output, Operand) if isinstance(leaf, Operand)]
+        kept[name] = [_flags(removal.kept, operand) for operand in operands]
     return Distillation(small, model, kept)
 
 

@@ -83,6 +83,42 @@ def test_layers_without_parameters_and_several_outputs() -> None:
     assert made.layers["last"].item() == made.outputs.item() > 0
 
 
+class Mixed(nn.Module):
+    def forward(self, x: torch.Tensor) -> dict[str, object]:
+        return {"before": None, "whole": (x.relu(), 3), "name": "mixed", "last": [x.tanh(), None]}
+
+
+class WithMixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.mixed, self.last = nn.Linear(6, 8), Mixed(), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = self.mixed(self.first(x))
+        return self.last(parts["whole"][0] + parts["last"][0])
+
+
+def test_parts_of_a_result_that_are_no_tensors_are_left_out() -> None:
+    torch.manual_seed(0)
+    model, x = WithMixed().double().eval(), torch.randn(3, 6).double()
+    small = fxprune.transform(model, x, ratio=0.5)
+    assert fxprune.distillation(small, model, x, layers=["mixed"])(x).features.item() < 1e-20
+    small.first.weight.data.zero_()
+    small.first.bias.data.zero_()
+    assert fxprune.distillation(small, model, x, layers=["mixed"])(x).features.item() == 1
+
+
+def test_an_attention_that_returns_no_weights_is_compared() -> None:
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).double().eval()
+    x = torch.randn(2, 5, 16).double()
+    small = fxprune.transform(model, x, ratio=0.5)
+    made = fxprune.distillation(small, model, x, layers=["self_attn"])(x)
+    target, result = (each.self_attn(x, x, x)[0] for each in (model, small))
+    expected = (result - target).square().sum() / target.square().sum()
+    assert made.layers["self_attn"].item() == pytest.approx(expected.item(), rel=1e-9)
+
+
 def test_no_layers_compare_the_outputs_alone() -> None:
     model = net()
     small = pruned(model)
