@@ -48,7 +48,8 @@ def verify(
 ) -> float:
     """The relative error of a small model against its reference.
 
-    The reference is `masked(model, record(small).zeroed)`. Where the removal changed a statistic (see `norms` of
+    The reference is `masked(model, record(small).zeroed)`; residual branches that went whole (`drop`) add zeros in it,
+    which zeros in slots do not say. Where the removal changed a statistic (see `norms` of
     `transform`), the reference takes that statistic over the kept channels. Both run in float64 and evaluation mode.
 
     If the weights of `small` are no longer those that it was made with, because it was repaired or trained, they cannot

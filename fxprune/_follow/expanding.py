@@ -16,6 +16,7 @@ from fxprune.arguments import checks_arguments, shown
 from fxprune.capture.inputs import check_plain_tensors
 from fxprune.capture.process_state import public_call
 from fxprune.channels.groups import Bools, Ints
+from fxprune.depth.switched_off import switched_off
 from fxprune.errors import PlanError
 from fxprune.planning.combine import kept_flags
 
@@ -47,12 +48,14 @@ def expand(small: nn.Module, into: nn.Module, *, others: str = "keep") -> Expand
         small: what `transform` returned, after training or a repair; only read.
         into: the model that was given to `transform`, or one of its shapes; changed in place.
         others: what becomes of the slots that were removed. "keep": they stay as they are, so that the large model has
-            all its channels again and can be trained further. "zero": they become zero, so that the large model
-            computes what the small one does (where `record(small).exact`).
+            all its channels again and can be trained further. "zero": they become zero, and so do the parameters of
+            residual branches that went whole, so that the large model computes what the small one does (where
+            `record(small).exact`).
 
     Returns the names of what was written. Raises `PlanError`, before anything is written, if `small` was made from
     another model, if it has parameters that the large one has no place for (a bias that takes up constants), or if
-    `others` is "zero" and a weight is computed from others (weight norm, spectral norm).
+    `others` is "zero" and a weight is computed from others (weight norm, spectral norm), or a branch that went whole
+    has modules that are not known to give zeros where all their parameters are zero.
 
     >>> import torch, fxprune
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -105,12 +108,15 @@ def _refuse_computed_weights(model: nn.Module) -> None:
             )
 
 
-def _prepared(pairs: Counterparts, others: str) -> tuple[dict[str, Callable[[], None]], tuple[str, ...]]:
+def _prepared(pairs: Counterparts, others: str) -> tuple[dict[str, Callable[[], object]], tuple[str, ...]]:
     """The writes, by the name of a tensor, and the buffers that stay as they are."""
-    writes: dict[str, Callable[[], None]] = {}
+    writes: dict[str, Callable[[], object]] = {}
     for pair in pairs.by_id.values():
         if pair.new is not None:
             writes[pair.name] = _write(pair.old, _without_factor(pair), dict(pair.kept), others)
+    if others == "zero":
+        off = switched_off(pairs.model, pairs.plan.dropped)
+        writes |= {name: parameter.zero_ for name, parameter in off.items()}
     theirs, left = dict(pairs.small.named_buffers(remove_duplicate=False)), []
     for path, module in pairs.model.named_modules():
         for own, buffer in module.named_buffers(recurse=False):

@@ -107,7 +107,10 @@ class Record:
 
     @property
     def zeroed(self) -> Mapping[str, Mapping[int, list[int]]]:
-        """The slots that the reference sets to zero: all removed ones, or those of weights if constants were folded."""
+        """The slots that the reference sets to zero: all removed ones, or those of weights if constants were folded.
+
+        Branches that went whole are in `plan.dropped` instead. The reference adds zeros in their place.
+        """
         return self.removed if self.plan.zeroed is None else self.plan.zeroed
 
     @property

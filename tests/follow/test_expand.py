@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import fxprune
+from tests.depth.models import Residuals, made
 from tests.follow.nets import batch, kept, net, pruned, step
 from tests.follow.test_optimizers import Scaled
 from tests.support import relative_error
@@ -46,6 +47,61 @@ def test_what_was_removed_stays_as_it_is_by_default() -> None:
         for dim, indices in dims.items():
             inner = inner & ~torch.zeros_like(outside).index_fill(dim, torch.tensor(indices), True)
         assert torch.equal(parameter[~inner], before[name][~inner])
+
+
+@pytest.mark.parametrize("drop", ["layer1.1", "layer2.0", "layer2.1", "layer1"])
+@pytest.mark.parametrize("ratio", [0.0, 0.3])
+def test_with_zeros_branches_that_went_whole_add_nothing(drop: str, ratio: float) -> None:
+    model, x = made(Residuals), torch.randn(2, 3, 8, 8).double()
+    small = fxprune.transform(model, x, ratio=ratio, drop=drop)
+    assert fxprune.record(small).exact
+    assert relative_error(small(x), model(x)) > 1e-3
+    fxprune.expand(small, model, others="zero")
+    assert relative_error(small(x), model(x)) < 1e-9
+
+
+class Shifted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x).sigmoid()
+
+
+class WithBranch(nn.Module):
+    def __init__(self, branch: nn.Module, tied: bool = False) -> None:
+        super().__init__()
+        self.first, self.branch, self.last = nn.Linear(6, 6), branch, nn.Linear(6, 2)
+        if tied:
+            self.branch.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return self.last(x + self.branch(x))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: WithBranch(Shifted()), "is a Shifted"),
+        (lambda: WithBranch(nn.Sequential(nn.Linear(6, 6), nn.Sigmoid())), "is a Sigmoid"),
+        (
+            lambda: WithBranch(nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6, elementwise_affine=False))),
+            "without a weight",
+        ),
+        (lambda: WithBranch(nn.Linear(6, 6), tied=True), "which stays"),
+    ],
+)
+def test_a_branch_that_zeros_do_not_switch_off_is_refused(make: Callable[[], nn.Module], words: str) -> None:
+    torch.manual_seed(0)
+    model, x = make().double().eval(), torch.randn(3, 6).double()
+    small = fxprune.transform(model, x, drop="branch*")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(fxprune.PlanError, match=words):
+        fxprune.expand(small, model, others="zero")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    fxprune.expand(small, model)
 
 
 def test_factors_are_divided_out() -> None:
