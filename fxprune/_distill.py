@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,8 @@ from fxprune.arguments import checks_arguments
 from fxprune.capture.process_state import public_call
 from fxprune.capture.values import leaves, map_tensors, tensors_in
 from fxprune.channels.groups import Bools, Removal
+from fxprune.depth.carry_out import without_dropped
+from fxprune.depth.dropped import Dropped, gone_with
 from fxprune.depth.numbering import name_after
 from fxprune.errors import PlanError
 from fxprune.fold import resolve_plan
@@ -51,9 +54,15 @@ class Distillation:
     one in training mode goes on updating the statistics of its batch norms.
     """
 
-    def __init__(self, small: nn.Module, model: nn.Module, kept: Mapping[str, Sequence[Mapping[int, Bools]]]) -> None:
+    def __init__(
+        self,
+        small: nn.Module,
+        model: nn.Module,
+        kept: Mapping[str, Sequence[Mapping[int, Bools]]],
+        dropped: Sequence[Dropped] = (),
+    ) -> None:
         self.small, self.model = small, model
-        self._kept = kept
+        self._kept, self._dropped = kept, dropped
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -67,10 +76,12 @@ class Distillation:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Distilled:
         """Returns the outputs of both models and the losses between them."""
-        with _watched(self.model, self._kept) as large, torch.no_grad():
+        with _watched(self.model, self._kept) as (large, large_calls), torch.no_grad():
             target = self.model(*args, **kwargs)
-        with _watched(self.small, self._kept) as small:
+        with _watched(self.small, self._kept) as (small, small_calls):
             output = self.small(*args, **kwargs)
+        if self._dropped:
+            _check_calls(small_calls, large_calls, self._dropped)
         layers = {name: self._error(small[name], large[name], self._kept[name]) for name in self._kept}
         outputs = self._error(output, target, None)
         features = torch.stack(list(layers.values())).mean() if layers else torch.zeros_like(outputs)
@@ -91,22 +102,40 @@ class Distillation:
 
 
 @contextlib.contextmanager
-def _watched(model: nn.Module, names: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The outputs of some layers during a forward; of a layer that is called more than once, that of the first call."""
+def _watched(model: nn.Module, names: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], Counter[str]]]:
+    """The outputs of some layers during a forward, and how often each was called.
+
+    Of a layer that is called more than once, the output is that of the first call.
+    """
     seen: dict[str, Any] = {}
+    calls: Counter[str] = Counter()
     handles = []
     for name in names:
 
         def keep(module: nn.Module, args: Any, made: Any, name: str = name) -> None:
+            calls[name] += 1
             if name not in seen:  # what comes next may write into it
                 seen[name] = map_tensors(made, torch.Tensor.clone)
 
         handles.append(model.get_submodule(name).register_forward_hook(keep))
     try:
-        yield seen
+        yield seen, calls
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _check_calls(small: Counter[str], large: Counter[str], dropped: Sequence[Dropped]) -> None:
+    """Raise `PlanError` for a layer that a branch called as well: its first call may have gone with the branch."""
+    for name in large:
+        if small[name] != large[name]:
+            raise PlanError(
+                "the calls of a layer have no counterparts in the small model",
+                at=f'layers: "{name}"',
+                why=f"the large model calls it {large[name]} times, the small one {small[name]} times, without the "
+                f"branches {', '.join(map(str, dropped))}",
+                do="choose a layer that no branch which went whole calls, such as one around it",
+            )
 
 
 @checks_arguments("model", "small", "layers")
@@ -130,7 +159,7 @@ def distillation(
     Returns a `Distillation`: `made = distill(x)` has `made.output`, `made.features`, `made.outputs`.
 
     Raises `PlanError` if `small` was made from another model, and for a layer that the models do not have, that forward
-    does not call, or whose outputs the plan multiplies by a factor.
+    does not call, that went with a residual branch, or whose outputs the plan multiplies by a factor.
 
     >>> import torch, fxprune
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -143,6 +172,7 @@ def distillation(
     plan = counterparts_of(model, small).plan
     gone = record(small).layers_gone
     for name in layers:
+        _check_stays(name, plan.dropped)
         if name_after(name, gone) != name:
             why = "layers before it are gone, and the small model counts the others from 0"
             do = "choose a layer before those that are gone, or one around all of them"
@@ -150,7 +180,8 @@ def distillation(
         _check_layer(name, small, model)
     if not layers:
         return Distillation(small, model, {})
-    findings = find(AnalyzeArguments(model, example_inputs, path=plan.path))
+    shallow = without_dropped(model, plan.dropped) if plan.dropped else model
+    findings = find(AnalyzeArguments(shallow, example_inputs, path=plan.path))
     removal = resolve_plan(findings, replace(plan, structure=None)).removal
     scaled = _Scaled.of(findings, removal) if plan.factors else _Scaled({}, [])
     kept: dict[str, list[dict[int, Bools]]] = {}
@@ -166,12 +197,24 @@ def distillation(
         scaled.refuse(name)
         operands = [leaf for leaf in leaves(visit.output, Operand) if isinstance(leaf, Operand)]
         kept[name] = [_flags(removal.kept, operand) for operand in operands]
-    return Distillation(small, model, kept)
+    return Distillation(small, model, kept, plan.dropped)
 
 
 def _flags(kept_of: Any, operand: Operand) -> dict[int, Bools]:
     found = {dim: kept_of(vector) for dim, vector in enumerate(operand.vectors)}
     return {dim: flags for dim, flags in found.items() if flags is not None}
+
+
+def _check_stays(name: str, dropped: Sequence[Dropped]) -> None:
+    """Raise `PlanError` for a layer of a branch that went whole: nothing of the small model is its counterpart."""
+    one = gone_with(name, dropped)
+    if one is not None:
+        raise PlanError(
+            "the layer is gone in the small model",
+            at=f'layers: "{name}"',
+            why=f'it went with the residual branch "{one.name}", added in {one.at}',
+            do="choose a layer that stays, such as one around the whole branch",
+        )
 
 
 def _check_layer(name: str, small: nn.Module, model: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,3 +46,23 @@ class Dropped:
 
     def __str__(self) -> str:
         return self.name
+
+
+def gone_with(path: str, dropped: Sequence[Dropped]) -> Dropped | None:
+    """The branch with which a module went; None for a module that stays.
+
+    A block around the addition stays: the module in its place gives the same results as the block without the branch.
+    """
+    for one in dropped:
+        added_in = one.at.partition(" (")[0]
+        for replaced in one.replaced:
+            stay = [f"{replaced.path}.{child}" for child in replaced.children]
+            if path == replaced.path and _within(added_in, path):
+                continue
+            if _within(path, replaced.path) and not any(_within(path, child) for child in stay):
+                return one
+    return None
+
+
+def _within(path: str, module: str) -> bool:
+    return path == module or path.startswith(f"{module}.")

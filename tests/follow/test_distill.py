@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import fxprune
+from tests.depth.models import Residuals, made
 from tests.follow.nets import batch, kept, net, pruned, step
 from tests.follow.test_optimizers import Scaled
 
@@ -117,6 +118,43 @@ def test_an_attention_that_returns_no_weights_is_compared() -> None:
     target, result = (each.self_attn(x, x, x)[0] for each in (model, small))
     expected = (result - target).square().sum() / target.square().sum()
     assert made.layers["self_attn"].item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("drop", "layers"),
+    [
+        ("layer1.1", ["stem", "layer1.0.bn1", "layer1.1", "layer2.0.relu", "layer2.0", "layer2"]),
+        ("layer2.1", ["stem", "layer1", "layer2.0.bn1", "layer2.1"]),
+        (["layer1.0", "layer1.1"], ["stem", "layer1.0", "layer1", "layer2.1.bn1"]),
+    ],
+)
+def test_layers_beside_branches_that_went_whole_are_compared_at_the_channels_that_stay(
+    drop: str | list[str], layers: list[str]
+) -> None:
+    model, x = made(Residuals), torch.randn(2, 3, 8, 8).double()
+    small = fxprune.transform(model, x, ratio=0.4, drop=drop)
+    losses = fxprune.distillation(small, model, x, layers=layers)(x).layers
+    assert losses["stem"].item() < 1e-20
+    shallow = copy.deepcopy(model)  # with zeros in the branch, the large model differs by the removed channels alone
+    fxprune.expand(small, shallow, others="zero")
+    again = fxprune.distillation(small, shallow, x, layers=layers)(x)
+    assert {name: loss.item() < 1e-20 for name, loss in again.layers.items()} == dict.fromkeys(layers, True)
+    assert losses[layers[-1]].item() > 1e-4
+
+
+@pytest.mark.parametrize("layer", ["layer1.1.conv1", "layer1.1.bn2", "layer2.1.bn3", "layer2.1.conv2"])
+def test_a_layer_of_a_branch_that_went_whole_is_refused(layer: str) -> None:
+    model, x = made(Residuals), torch.randn(2, 3, 8, 8).double()
+    small = fxprune.transform(model, x, drop=["layer1.1", "layer2.1"])
+    with pytest.raises(fxprune.PlanError, match="went with the residual branch"):
+        fxprune.distillation(small, model, x, layers=[layer])
+
+
+def test_a_layer_that_a_branch_called_first_is_refused() -> None:
+    model, x = made(Residuals), torch.randn(2, 3, 8, 8).double()
+    small = fxprune.transform(model, x, drop="layer1.1")
+    with pytest.raises(fxprune.PlanError, match="the large model calls it 2 times, the small one 1 times"):
+        fxprune.distillation(small, model, x, layers=["layer1.1.relu"])(x)
 
 
 def test_no_layers_compare_the_outputs_alone() -> None:
