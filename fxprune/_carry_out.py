@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import fx, nn
 from torch.export import ExportedProgram
-from torch.optim import Optimizer
 
 from fxprune._attempt import Request, Result
 from fxprune._data_options import DataOptions
@@ -18,7 +17,7 @@ from fxprune._drop import STANDS_IN, find_branches, without
 from fxprune._dropping import Shallow, asked_to_drop, check_depth, counted_from_zero, shallow_of, without_branches
 from fxprune._find import AnalyzeArguments
 from fxprune._first_result import first_result
-from fxprune._follow import at_once, check_targets, made, optimizers_of, prepared_for, watch, watch_penalties
+from fxprune._follow import Holder, at_once, check_targets, holders_of, made, prepared_for, watch, watch_penalties
 from fxprune._follow.result import Prepared
 from fxprune._record import Record, attach, change_record, steps_in
 from fxprune._recording import recorded as recorded_of
@@ -65,13 +64,13 @@ def carry_out(request: Request, on: DataOptions) -> nn.Module | ExportedProgram:
     """The small model of a request, with its record. Warns in the name of the caller of a public function."""
     processes = Processes(on.process_group)
     with processes.together():
-        small, optimizers, changes = _carried_out(replace(request, processes=processes), on)
+        small, holders, changes = _carried_out(replace(request, processes=processes), on)
     with at_once():
         notes = made(changes)
     if notes:
         change_record(small, lambda known: replace(known, reasons=known.reasons + notes))
     if isinstance(small, nn.Module):
-        watch(optimizers, small, told=on.followers)
+        watch(holders, small)
         if isinstance(request.call.model, nn.Module):
             watch_penalties(request.call.model, small)
     return small
@@ -79,7 +78,7 @@ def carry_out(request: Request, on: DataOptions) -> nn.Module | ExportedProgram:
 
 def _carried_out(
     request: Request, on: DataOptions
-) -> tuple[nn.Module | ExportedProgram, list[Optimizer], tuple[Prepared, ...]]:
+) -> tuple[nn.Module | ExportedProgram, list[Holder], tuple[Prepared, ...]]:
     """The small model with its record, the optimizers of the model, and the changes of those that follow."""
     given, call, plan = request, request.call, request.plan
     known = next(iter(request.known.values()), None)
@@ -90,7 +89,7 @@ def _carried_out(
     deep = check_depth(request.choices, plan=plan is not None, data=data)
     shallow = without_branches(replace(call, model=module), plan, request.choices)
     choices = shallow.choices
-    settings, optimizers = RepairSettings(on.repair_mode, progress=True), optimizers_of(module)
+    settings, holders = RepairSettings(on.repair_mode, progress=True), holders_of(module)
     search = search_settings(given.choices, on.search, on.repair)
     on = on.several_times() if deep or search is not None else on
     paths = _paths(module, call, choices, plan.path if isinstance(plan, Plan) else "")
@@ -127,7 +126,7 @@ def _carried_out(
         explain_missing_graph(result.small)
     attach(small, recorded, after=steps_in(module))
     guard(small, module)
-    return small, optimizers, prepared_for(on.followers, module, small)
+    return small, holders, prepared_for(on.followers, module, small)
 
 
 def _paths(module: nn.Module, call: AnalyzeArguments, choices: Mapping[str, Any], made_on: str) -> Sequence[FrontEnd]:

@@ -11,6 +11,7 @@ from torch import nn
 from fxprune.analysis.analyzer import Analyzer
 from fxprune.analysis.findings import Findings, Subject
 from fxprune.analysis.single_layers import analyze_single_layers
+from fxprune.arguments import why_no_model
 from fxprune.capture.captured import Captured, FrontEnd
 from fxprune.capture.inputs import (
     Inputs,
@@ -54,7 +55,8 @@ def find(call: AnalyzeArguments) -> Findings:
     """The findings of a model, on the first path that captures it. Raises the errors of `analyze`."""
     model = as_module(call.model, call.example_inputs)
     if not isinstance(model, nn.Module):
-        raise CaptureError("not a model", why=f"{type(model).__name__} is no torch.nn.Module", do="pass a module")
+        why, do = why_no_model(model)
+        raise CaptureError("not a model", why=why, do=do)
     paths = without_hooks(paths_for(model, call.path, call.prefer))
     inputs, more = normalize(call.example_inputs), [normalize(other) for other in call.also]
     counting = output_paths(call.outputs)

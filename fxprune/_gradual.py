@@ -22,10 +22,12 @@ from fxprune._gradual_options import (
     computed_only,
     endless,
     function_of,
+    place_of,
     refuse_other_settings,
     refuse_other_shapes,
     settings_of,
     share,
+    state_field,
 )
 from fxprune._in_place import WITH_A_PLAN, refuse_sharded, transform_
 from fxprune._record import steps_in
@@ -34,7 +36,6 @@ from fxprune.costs import Cost, cost, peak_memory
 from fxprune.criteria.from_data import needs_data, on_data, takes_loss
 from fxprune.criteria.table import MEASURED
 from fxprune.errors import NothingRemovedWarning, PlanError, level_of_user
-from fxprune.files import Field
 from fxprune.planning import plan_file
 from fxprune.planning.budgets import budgets_of
 from fxprune.planning.figures import counted
@@ -349,25 +350,17 @@ class GradualPruner:
                 why=f"it is at step {self._number}, and the plan is for the model that was given",
                 do="make the model and the pruner again, then load",
             )
-        field = Field(dict(state) if isinstance(state, Mapping) else state, "the state of the pruner").object(
-            "version number progress budgets plan".split(), ("shapes", "settings")
-        )
+        field = state_field(state)
         if field["version"].value != VERSION:
             raise field["version"].wrong(f"this fxprune reads version {VERSION}")
-        if "shapes" in field.value:
-            refuse_other_shapes({name: shape.value for name, shape in field["shapes"].mapping().items()}, self.model)
+        refuse_other_shapes({name: shape.value for name, shape in field["shapes"].mapping().items()}, self.model)
         budgets = {budget.key: [budget.limit, budget.full] for budget in self._budgets}
         if field["budgets"].value != budgets:
             do = "make the pruner for the original model, with the budgets of the run that was saved"
             raise field["budgets"].wrong(f"this pruner has the budgets {budgets}", do)
-        if "settings" in field.value:
-            saved = {name: setting.value for name, setting in field["settings"].mapping().items()}
-            refuse_other_settings(saved, settings_of(self.schedule, self.soft, self.options))
-        number, progress = field["number"].value, field["progress"].number()
-        if not 0 <= progress <= 1:
-            raise field["progress"].wrong("it must be between 0 and 1")
-        if type(number) is not int or number < 0:
-            raise field["number"].wrong("it must be an integer of at least 0")
+        saved = {name: setting.value for name, setting in field["settings"].mapping().items()}
+        refuse_other_settings(saved, settings_of(self.schedule, self.soft, self.options))
+        number, progress = place_of(field, self.schedule)
         if field["plan"].value is not None:
             plan = plan_file.plan_of(field["plan"], Plan)
             transform_(self.model, self.example_inputs, plan=plan, **self._training, **_without_choice(self.options))
@@ -375,7 +368,7 @@ class GradualPruner:
                 wrap_again(self._wrapper)
             self._plan = plan
             self._look_again()
-        self._number, self._progress = number, float(progress)
+        self._number, self._progress = number, progress
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -13,7 +13,8 @@ from torch import nn
 
 from fxprune._transform import transform
 from fxprune.arguments import fits, shown
-from fxprune.errors import PlanError, nearest
+from fxprune.errors import PlanError, nearest, text_of
+from fxprune.files import Field
 from fxprune.planning.budgets import checked_keys
 from fxprune.planning.figures import COUNTED
 from fxprune.schedules import Schedule, as_schedule
@@ -153,6 +154,53 @@ def _shares(schedule: Schedule) -> list[float]:
         if made[-1] >= 1:
             return made
     return made
+
+
+# -- a state --------------------------------------------------------------------------------------------------
+
+_KEYS = "version number progress budgets plan shapes settings".split()
+
+
+def state_field(state: Any) -> Field:
+    """A state of a pruner. Raises `PlanError` for anything that lacks one of its keys, or has others."""
+    what, do = "the state of the pruner", "pass what `state_dict` of a GradualPruner gave"
+    if not isinstance(state, Mapping):
+        why = f"it is of the type {type(state).__name__}, and not a dict"
+        raise PlanError(f"{what} is not what it should be", at=_loaded(state), why=why, do=do)
+    lacking = [key for key in _KEYS if key not in state]
+    if lacking:
+        why = f'the key "{lacking[0]}" is missing'
+        if lacking == _KEYS and state:
+            why = f'it has none of the keys of such a state, and has "{next(iter(state))}"'
+            do = f"{do}; the states of the model and of the optimizer are loaded into these"
+        raise PlanError(f"{what} is not what it should be", at=_loaded(state), why=why, do=do)
+    unknown = next((key for key in state if key not in _KEYS), None)
+    if unknown is not None:
+        why = f"nothing is known of the key {shown(unknown)}"
+        raise PlanError(f"{what} is not what it should be", at=_loaded(state), why=why, do=do)
+    return Field(dict(state), what, error=PlanError, do=do)
+
+
+def _loaded(state: Any) -> str:
+    said = f"a {type(state).__name__} of {len(state)} keys" if isinstance(state, Mapping) else shown(state)
+    return f"load_state_dict: {said}"
+
+
+def place_of(state: Field, schedule: Schedule) -> tuple[int, float]:
+    """The number of steps in a state, and its progress. Raises `PlanError` if they are not those of the schedule."""
+    number, progress = state["number"].value, state["progress"].number()
+    if not 0 <= progress <= 1:
+        raise state["progress"].wrong("it must be between 0 and 1")
+    if type(number) is not int or number < 0:
+        raise state["number"].wrong("it must be an integer of at least 0")
+    try:
+        expected = share(schedule(number), number) if number else 0.0
+    except Exception as error:
+        raise state["number"].wrong(f"the schedule has no such step: {text_of(error)}") from error
+    if not math.isclose(expected, progress, abs_tol=1e-9):
+        rule = f"the progress is {progress:.6g}, and the schedule gives {expected:.6g} at this step"
+        raise state["number"].wrong(rule)
+    return number, float(progress)
 
 
 # -- the settings in a state ----------------------------------------------------------------------------------

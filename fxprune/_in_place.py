@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from fxprune._follow import at_once, become, check_targets, listed, made, optimizers_of, prepared_for, stay_on, watch
+from fxprune._follow import at_once, become, check_targets, holders_of, listed, made, prepared_for, stay_on, watch
 from fxprune._follow.averages import check_average
 from fxprune._record import change_record, joined_in_place, record
 from fxprune._transform import transform
-from fxprune.arguments import refuse_unknown, shown
+from fxprune.arguments import refuse_unknown, shown, why_no_model
 from fxprune.capture.process_state import public_call
 from fxprune.errors import InputError, PlanError, level_of_user
 from fxprune.rewrite.tensor_hooks import HOOK_TABLES
@@ -56,14 +56,16 @@ def transform_(model: ModuleT, example_inputs: Any, **options: Any) -> ModuleT:
     Linear(in_features=4, out_features=4, bias=True)
     """
     if isinstance(model, ExportedProgram) or not isinstance(model, nn.Module):
-        kind = type(model).__name__
-        at, do = f"transform_(model={shown(model)})", "use fxprune.transform"
-        raise InputError(f"{kind} cannot be changed in place", at=at, why="it is no module", do=do)
+        kind = model.__name__ if isinstance(model, type) else type(model).__name__
+        why, do = why_no_model(model)
+        if isinstance(model, ExportedProgram):
+            do = "use fxprune.transform"
+        raise InputError(f"{kind} cannot be changed in place", at=f"transform_(model={shown(model)})", why=why, do=do)
     refuse_unknown("transform_", options, transform, more=("optimizer", "ema"))
     if not isinstance(model, fx.GraphModule) and not {"path", "prefer"} & options.keys():
         options["prefer"] = "class"
     followers = [*listed(options.pop("optimizer", None)), *listed(options.pop("ema", None))]
-    optimizers = optimizers_of(model)
+    holders = holders_of(model)
     if is_sharded(model):
         _sharded(model, example_inputs, followers, options)
     else:
@@ -77,7 +79,7 @@ def transform_(model: ModuleT, example_inputs: Any, **options: Any) -> ModuleT:
             joined_in_place(small, model)
             stay_on(model, small)
             become(model, small)
-    watch(optimizers, model, told=followers)
+    watch(holders, model, in_place=True)
     return model
 
 

@@ -161,11 +161,22 @@ def _error(function: str, name: str, value: Any, kind: Any) -> FxpruneError:
         return CaptureError(
             "not a model",
             at=where,
-            why=f"{type(value).__name__} is no torch.nn.Module",
-            do="pass `program.module()`" if type(value).__name__ == "ExportedProgram" else "pass a module",
+            why=why_no_model(value)[0],
+            do="pass `program.module()`" if type(value).__name__ == "ExportedProgram" else why_no_model(value)[1],
         )
     wrong = next(_wrong_parts(value, kind), "")
     return InputError(f"{name} must be {described(kind)}, not {type(value).__name__}", at=where, why=wrong)
+
+
+def why_no_model(value: Any) -> tuple[str, str]:
+    """The reason why something is no model, and what to pass.
+
+    >>> why_no_model(nn.Linear)
+    ('Linear is a class', 'pass an object of it, as Linear(...)')
+    """
+    if isinstance(value, type):
+        return f"{value.__name__} is a class", f"pass an object of it, as {value.__name__}(...)"
+    return f"{type(value).__name__} is no torch.nn.Module", "pass a module"
 
 
 def _is_model(kind: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from fxprune._follow.expanding import Expanded, expand
 from fxprune._follow.functions import follow
-from fxprune._follow.left_behind import optimizers_of, watch
+from fxprune._follow.left_behind import Holder, holders_of, watch
 from fxprune._follow.penalties import SlotsThatStay, TrainingPenalty, stay_on, watch_penalties
 from fxprune._follow.result import Followed
 from fxprune._follow.same_object import at_once, become
@@ -11,6 +11,7 @@ from fxprune._follow.targets import check_targets, let_follow, listed, made, pre
 __all__ = [
     "Expanded",
     "Followed",
+    "Holder",
     "SlotsThatStay",
     "TrainingPenalty",
     "at_once",
@@ -18,10 +19,10 @@ __all__ = [
     "check_targets",
     "expand",
     "follow",
+    "holders_of",
     "let_follow",
     "listed",
     "made",
-    "optimizers_of",
     "prepared_for",
     "stay_on",
     "watch",

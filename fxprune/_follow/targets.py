@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fxprune._follow.averages import average_follows, check_average
+from fxprune._follow.nested import held_optimizers
 from fxprune._follow.optimizers import check_optimizer, gradients_follow, optimizer_follows
 from fxprune._follow.parameters import Counterparts, counterparts_of
 from fxprune._follow.penalties import TrainingPenalty, check_penalty, found_penalties, penalty_follows
@@ -25,9 +26,11 @@ def listed(given: Any) -> list[Any]:
     return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
 
 
-def check_targets(targets: Sequence[Any], model: nn.Module) -> None:
+def check_targets(targets: Sequence[Any], model: Any) -> None:
     """Raises `InputError` for a target that cannot follow a model, whatever the small model will be."""
-    for target in targets:
+    if not isinstance(model, nn.Module):
+        return  # the error for this comes with the analysis
+    for target in (*targets, *held_optimizers(targets, model)):
         if isinstance(target, Optimizer):
             check_optimizer(target, model)
         elif isinstance(target, TrainingPenalty):
@@ -60,13 +63,14 @@ def made(changes: Sequence[Prepared]) -> tuple[str, ...]:
 
 
 def prepared(targets: Sequence[Any], model: nn.Module, small: nn.Module) -> tuple[Prepared, ...]:
-    """The changes of all targets; then those of penalties that were not named, and of the gradients.
+    """The changes of all targets; then those of the optimizers in them, of other penalties, and of the gradients.
 
     Raises `InputError` for a target that cannot follow, `PlanError` for a small model of another original.
     """
     counterparts = counterparts_of(model, small)
-    named = [_prepared(target, counterparts) for target in targets]
-    return (*named, *found_penalties(targets, counterparts), gradients_follow(counterparts))
+    targets = [*targets, *held_optimizers(targets, model)]
+    changes = [_prepared(target, counterparts) for target in targets]
+    return (*changes, *found_penalties(targets, counterparts), gradients_follow(counterparts))
 
 
 def _prepared(target: Any, counterparts: Counterparts) -> Prepared:

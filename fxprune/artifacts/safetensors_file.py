@@ -17,7 +17,7 @@ import torch
 
 from fxprune.capture.inputs import kind_of
 from fxprune.errors import FileError
-from fxprune.files import Field, PathLike, parse_json, read_bytes, replacing, shown
+from fxprune.files import Field, PathLike, check_there, parse_json, read_bytes, replacing, shown
 
 HEADER = 100_000_000
 """The largest number of bytes of a header; the library has the same limit."""
@@ -137,6 +137,7 @@ class SafetensorsFile:
 
     def _header(self) -> tuple[dict[str, str], dict[str, Field], int]:
         """Returns the metadata, the entry of every tensor, and the number of bytes after the header."""
+        check_there(self.path)
         if not stat.S_ISREG(os.stat(self.path).st_mode):
             raise FileError(f"{self.source} is no ordinary file", do="pass the name of a file")
         with open(self.path, "rb") as file:

@@ -126,8 +126,9 @@ def load(
     Returns a new model with the weights, dtypes, train/eval modes and record of the saved one. It is made by the same
     path, and has the devices and the `requires_grad` flags of `into`.
 
-    Raises `FileError` for a file that is truncated, of another format, or contradicts itself; `PlanError` if `into` has
-    another architecture or inputs are missing; `InputError` if the inputs do not fit.
+    Raises `MissingFileError` if there is no such file; `FileError` for one that is truncated, of another format, or
+    contradicts itself; `PlanError` if `into` has another architecture or inputs are missing; `InputError` if the
+    inputs do not fit.
 
     >>> import os, tempfile, torch, fxprune
     >>> make = lambda: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()

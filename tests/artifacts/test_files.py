@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.artifacts import load, save, weights
 from fxprune.artifacts import safetensors_file as layout
-from fxprune.errors import FileError
+from fxprune.errors import FileError, MissingFileError
 from fxprune.files import replacing, write_text
 from tests.artifacts.trips import Plain, Tied, differences, equal, image, pruned, run, seeded, tensors
 from tests.planning.test_plans import FLIPS, VALUES, mutated
@@ -492,3 +492,11 @@ def test_the_check_of_mutants_fails_where_into_is_changed(tmp_path: Path, monkey
     monkeypatch.setattr(test_files, "load", load_into)
     with pytest.raises(AssertionError):
         test_files.check_mutant(path.read_bytes(), tmp_path)
+
+
+@pytest.mark.parametrize("read", [lambda path: load(path, into=nn.Linear(2, 2)), weights.record_in])
+@pytest.mark.parametrize("name", ["missing.safetensors", "missing.safetensors.index.json"])
+def test_a_model_file_that_is_not_there_is_said_to_be_missing(tmp_path: Path, read: Any, name: str) -> None:
+    with pytest.raises(MissingFileError, match=f'there is no file ".*{name}"') as caught:
+        read(tmp_path / name)
+    assert caught.value.do == "check the path"

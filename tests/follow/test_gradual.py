@@ -247,13 +247,36 @@ def test_a_state_of_a_model_with_other_widths_says_which() -> None:
     )
 
 
-def test_a_state_that_an_earlier_version_wrote_is_taken() -> None:
+@pytest.mark.parametrize("key", ["shapes", "settings", "version"])
+def test_a_state_that_lacks_a_key_is_refused(key: str) -> None:
+    state = Run().pruner.state_dict()
+    del state[key]
+    with pytest.raises(fxprune.PlanError, match=f'the key "{key}" is missing'):
+        Run().pruner.load_state_dict(state)
+
+
+def test_what_is_no_state_is_refused_with_advice() -> None:
     run = Run()
-    run.train(0, 4)
-    state = {name: value for name, value in run.pruner.state_dict().items() if name not in ("shapes", "settings")}
-    again = Run(steps=5)
-    again.pruner.load_state_dict(state)
-    assert again.pruner.plan.removed == run.pruner.plan.removed
+    for wrong in ({}, run.model.state_dict(), run.optimizer.state_dict(), None, {**run.pruner.state_dict(), "more": 1}):
+        with pytest.raises(fxprune.PlanError, match="the state of the pruner") as caught:
+            run.pruner.load_state_dict(wrong)
+        assert caught.value.at
+        assert caught.value.why
+        assert "what `state_dict` of a GradualPruner gave" in caught.value.do
+    with pytest.raises(fxprune.PlanError, match=r'has "stem\.weight"'):
+        run.pruner.load_state_dict(run.model.state_dict())
+
+
+def test_a_number_of_steps_that_does_not_fit_the_progress_is_refused() -> None:
+    run = Run()
+    run.train(0, 2)
+    state = run.pruner.state_dict()
+    for wrong in ({"number": state["number"] + 1}, {"number": 0}, {"progress": 0.25}, {"progress": 0.0}):
+        with pytest.raises(fxprune.PlanError, match="the schedule gives"):
+            Run().pruner.load_state_dict({**state, **wrong})
+    listed = Run(schedule=lambda number: [0.5, 1.0][number - 1]).pruner
+    with pytest.raises(fxprune.PlanError, match="the schedule has no such step"):
+        listed.load_state_dict({**listed.state_dict(), "number": 3, "progress": 1.0})
 
 
 @pytest.mark.parametrize("schedule", [Linear(0.0, 0.8, steps=4), lambda number: 0.5, lambda number: 1 - 1 / number])

@@ -138,6 +138,22 @@ def test_a_program_cannot_be_changed_in_place() -> None:
         fxprune.transform_(program, batch(0), ratio=0.5)
 
 
+def test_a_class_is_no_model() -> None:
+    calls: list[Any] = [
+        lambda: fxprune.transform_(type(net()), batch(0), ratio=0.5),
+        lambda: fxprune.transform(type(net()), batch(0), ratio=0.5),
+        lambda: fxprune.transform(type(net()), batch(0), ratio=0.5, optimizer=torch.optim.SGD(net().parameters())),
+        lambda: fxprune.GradualPruner(type(net()), batch(0), keep={"params": 0.5}),
+    ]
+    for call in calls:
+        with pytest.raises(fxprune.FxpruneError) as caught:
+            call()
+        assert (caught.value.why, caught.value.do) == ("Net is a class", "pass an object of it, as Net(...)")
+    wrong: Any = "net"
+    with pytest.raises(fxprune.InputError, match="pass a module"):
+        fxprune.transform_(wrong, batch(0), ratio=0.5)
+
+
 def test_modules_that_get_another_class_have_it() -> None:
     torch.manual_seed(0)
     x = torch.randn(5, 4, 8, dtype=torch.float64)

@@ -268,3 +268,61 @@ def test_gradients_that_the_small_model_has_stay() -> None:
     expected = small.stem.weight.grad.clone()
     fxprune.follow(second, model, small)
     assert torch.equal(small.stem.weight.grad, expected)
+
+
+class _TwoLevels(torch.optim.Optimizer):
+    """An optimizer in the form of SAM: another one makes the steps, and shares its groups."""
+
+    def __init__(self, parameters: Any, **options: Any) -> None:
+        super().__init__(parameters, {})
+        self.base_optimizer = torch.optim.Adam(self.param_groups, **options)
+        self.param_groups = self.base_optimizer.param_groups
+
+    def step(self, closure: Any = None) -> None:
+        self.base_optimizer.step()
+
+
+class _SeveralInside(torch.optim.Optimizer):
+    """An optimizer that holds one for each part of the parameters, and one inside another."""
+
+    def __init__(self, parameters: Any) -> None:
+        given = list(parameters)
+        super().__init__(given, {})
+        self.parts = [_TwoLevels(given[:4], lr=0.01), torch.optim.SGD(given[4:], 0.05, momentum=0.9)]
+        self.around = self
+
+    def step(self, closure: Any = None) -> None:
+        for part in self.parts:
+            part.step()
+
+
+@pytest.mark.parametrize("named", ["outer", "both", "several"])
+def test_the_optimizers_in_an_optimizer_follow_too(named: str) -> None:
+    models = model, masked = net(), net()
+    made = [
+        _SeveralInside(m.parameters()) if named == "several" else _TwoLevels(m.parameters(), lr=0.01) for m in models
+    ]
+    for each, trains in zip(models, made, strict=True):
+        for seed in range(3):
+            step(each, trains, seed)
+    optimizer, masked_optimizer = made
+    told = [optimizer.base_optimizer, optimizer] if named == "both" else optimizer
+    small = pruned(model, optimizer=told)
+    removed = fxprune.record(small).removed
+    zero_removed(masked, removed)
+    for seed in range(3, 6):
+        step(small, optimizer, seed)
+        step(masked, masked_optimizer, seed)
+        zero_removed(masked, removed)
+    assert max(differences(masked, small, removed).values()) < 1e-12
+    assert max(differences(model, small, removed).values()) > 1e-4  # the small model was trained
+
+
+def test_an_optimizer_of_another_model_inside_stays_as_it_is() -> None:
+    model, other = net(), net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    inner = torch.optim.SGD(other.parameters(), 0.1)
+    vars(optimizer)["inner"] = inner
+    result = fxprune.follow([optimizer], model, pruned(model))
+    assert [each.kind for each in result] == ["SGD"]
+    assert inner.param_groups[0]["params"][0] is other.stem.weight
