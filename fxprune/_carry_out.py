@@ -20,6 +20,7 @@ from fxprune._first_result import first_result
 from fxprune._follow import Holder, at_once, check_targets, holders_of, made, prepared_for, watch, watch_penalties
 from fxprune._follow.result import Prepared
 from fxprune._record import Record, attach, change_record, steps_in
+from fxprune._recording import lost_hooks, wide_readings
 from fxprune._recording import recorded as recorded_of
 from fxprune._repair import RepairSettings, repaired
 from fxprune._search import (
@@ -230,6 +231,21 @@ def _as_given(model: Any, result: Result, example_inputs: Any) -> nn.Module | Ex
     return result.small
 
 
+def _warnings_of_hooks(result: Result) -> Iterator[tuple[str, type[Warning]]]:
+    """The warnings about hooks of parameters that the small model lacks, or that will fail in it."""
+    lost = lost_hooks(result)
+    names = list(dict.fromkeys(f'"{name}"' for name, _ in lost))
+    if names:
+        listed = ", ".join(names[:4]) + (", ..." if names[4:] else "")
+        more = "; record(small).reasons names all" if lost[1:] else ""
+        yield f"hooks are not on the new parameters of {listed}: register them again. {lost[0][1]}{more}", UserWarning
+    wide = wide_readings(result)
+    if wide:
+        do = "give it the kept part (record(small).removed has the slots that went)"
+        kinds = "a mask in an attribute that is no buffer is cut with the parameter of its shape"
+        yield f"{'; '.join(wide[:4])}{'; ...' if wide[4:] else ''}: {do}; {kinds}", UserWarning
+
+
 def _warnings(result: Result, *, class_expected: bool) -> Iterator[tuple[str, type[Warning]]]:
     """The warnings about a result: their texts and categories."""
     captured = result.analysis.captured
@@ -239,6 +255,7 @@ def _warnings(result: Result, *, class_expected: bool) -> Iterator[tuple[str, ty
     if result.more_by_graph:
         why = f"{result.more_by_graph}, so the result is a {type(result.analysis.model).__name__}"
         yield f'{why}; pass `prefer="graph"` for the graph', ChannelsStayWarning
+    yield from _warnings_of_hooks(result)
     if not result.plan:
         reasons = dict.fromkeys(MISSED if text.startswith(MISSED) else text for text in result.plan.reasons)
         why = "; ".join(reasons) or "the plan is empty"

@@ -17,7 +17,7 @@ from fxprune._transform import transform
 from fxprune.arguments import refuse_unknown, shown, why_no_model
 from fxprune.capture.process_state import public_call
 from fxprune.errors import InputError, PlanError, level_of_user
-from fxprune.rewrite.tensor_hooks import HOOK_TABLES
+from fxprune.rewrite.tensor_hooks import HOOK_TABLES, rebind
 from fxprune.running.processes import Processes
 from fxprune.sharded import Wrapping, is_sharded, sharded_parameters, talk_of_model, unwrapped, wrap_again
 
@@ -78,6 +78,7 @@ def transform_(model: ModuleT, example_inputs: Any, **options: Any) -> ModuleT:
             _note(small, made(changes))
             joined_in_place(small, model)
             stay_on(model, small)
+            rebind(small, model)
             become(model, small)
     watch(holders, model, in_place=True)
     return model
@@ -109,6 +110,7 @@ def _sharded(model: nn.Module, example_inputs: Any, followers: Sequence[Any], op
         for each in (first, *made_too):
             joined_in_place(each.small, each.model)
             stay_on(each.model, each.small)
+            rebind(each.small, each.model)
             become(each.model, each.small)
             wrap_again(each.model, each.wrappings)
 
@@ -168,13 +170,18 @@ def _small(model: nn.Module, example_inputs: Any, options: Mapping[str, Any]) ->
 
 
 def _warn_of_lost_hooks(model: nn.Module, small: nn.Module) -> None:
-    """Warn of hooks that parameters of the small model do not have: an optimizer may step in them."""
+    """Warn of hooks that parameters of the small model do not have: an optimizer may step in them.
+
+    `transform` has warned of those that its record names.
+    """
     news = dict(small.named_parameters())
+    told = [reason for reason in record(small).reasons if "is left out" in reason]
     lost = [
         name
         for name, old in model.named_parameters()
         for table in HOOK_TABLES
         if name in news and len(getattr(old, table, None) or ()) > len(getattr(news[name], table, None) or ())
+        if not any(f'of "{name}" (' in reason for reason in told)
     ]
     if lost:
         listed = ", ".join(f'"{name}"' for name in lost[:4]) + (", ..." if lost[4:] else "")

@@ -11,8 +11,9 @@ from fxprune.costs import cost_of
 from fxprune.planning.plan import Plan
 from fxprune.planning.structure import structure_of
 from fxprune.rewrite.derived import derived
+from fxprune.rewrite.hook_readings import too_wide
 from fxprune.rewrite.references import names_in, references_to_original
-from fxprune.rewrite.tensor_hooks import left_out
+from fxprune.rewrite.tensor_hooks import carried, left_out
 
 
 def recorded(result: Result) -> Record:
@@ -42,7 +43,9 @@ def recorded(result: Result) -> Record:
         listed = ", ".join(absent[:4]) + (", ..." if len(absent) > 4 else "")
         reasons.append(f"left out, because the forward does not use them in {mode} mode: {listed}")
     known = names_in(analysis.model, analysis.subject.tensors)
-    reasons += references_to_original(known, small) + left_out(analysis.tensors, known, state)
+    reasons += references_to_original(known, small)
+    reasons += carried(analysis.tensors, analysis.model, known, state, small)
+    reasons += [text for _, text in lost_hooks(result)] + wide_readings(result)
     after = {name: tuple(t.shape) for name, t in state.items() if name in before}
     training = tuple(name for name, module in analysis.model.named_modules() if module.training)
     return Record(
@@ -63,6 +66,20 @@ def recorded(result: Result) -> Record:
         tuple(call.name for call in analysis.subject.methods),
         weights=checksum(small),
     )
+
+
+def lost_hooks(result: Result) -> list[tuple[str, str]]:
+    """The hooks of parameters that the small model does not have: name of the parameter, a sentence."""
+    analysis, small = result.analysis, result.small
+    known = names_in(analysis.model, analysis.subject.tensors)
+    return left_out(analysis.tensors, analysis.model, known, Tensors.of(small), small)
+
+
+def wide_readings(result: Result) -> list[str]:
+    """Sentences about attributes that kept their shape, and that hooks of smaller parameters read."""
+    analysis, small = result.analysis, result.small
+    skip = [text for _, text in lost_hooks(result)]
+    return too_wide(analysis.tensors, analysis.model, small, Tensors.of(small), skip)
 
 
 def _complete(result: Result) -> Plan:

@@ -33,6 +33,19 @@ def names_read_by(module: nn.Module) -> frozenset[str]:
     return frozenset(names)
 
 
+def names_used_by(function: Any, kind: type) -> frozenset[str]:
+    """The names that a function uses, and those in what it calls: functions, and methods of a class of modules.
+
+    >>> sorted(names_used_by(lambda module: module.width * 2, nn.Module))
+    ['width']
+    """
+    names: set[str] = set()
+    while isinstance(function, functools.partial):
+        function = function.func
+    _read(function, kind, names, set())
+    return frozenset(names)
+
+
 def _read(value: Any, kind: type, names: set[str], seen: set[types.CodeType]) -> None:
     """Add the names that a function, or what it calls, uses to `names`. seen: the code that was looked at before."""
     for function in functions_of(value):

@@ -1,12 +1,13 @@
 """Masks in plain attributes, such as `layer.activation_mask`, which forward does not read: they lose the same slots.
 
-Nothing but its shape says what such a tensor belongs to. It is taken for a mask of the parameter of its module that had
-the same shape. What is done, or cannot be done, is said in the record.
+A hook of a parameter may read such a tensor: then it is cut as that parameter, which may be one of a layer inside. Else
+nothing but its shape says what it belongs to. It is taken for a mask of the parameter of its module that had the same
+shape, or of one inside whose hook is bound to the module. What is done, or cannot be done, is said in the record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from fxprune.analysis.after_removal import kept_slots
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.settings import OF_EVERY_MODULE
 from fxprune.channels.groups import Bools, Removal
+from fxprune.rewrite.hook_readings import Reading, of_attribute, readings
 from fxprune.rewrite.tensors import cut
 from fxprune.rewrite.unread_attributes import forward_reads
 
@@ -32,6 +34,7 @@ def cut_attributes(small: nn.Module, findings: Findings, removal: Removal) -> tu
     """
     kept = kept_slots(findings, removal)
     originals = dict(findings.model.named_modules())
+    hooked = readings(findings.tensors, findings.model)
     sentences = []
     for path, module in small.named_modules():
         original = originals.get(path)
@@ -43,7 +46,8 @@ def cut_attributes(small: nn.Module, findings: Findings, removal: Removal) -> tu
                 continue
             shrunk = _shrunk(findings, kept, path, original)
             for key, held in tensors:
-                found = _fitting(shrunk, key, held)
+                found = _of_hooks(findings, kept, hooked, path, name, held) if key is None else None
+                found = found or _fitting(shrunk, key, held)
                 where = f'attribute "{name}" of "{path}"' if path else f'attribute "{name}" of the model'
                 where += "" if key is None else f" for {key!r}"
                 if isinstance(found, str):
@@ -60,6 +64,33 @@ def cut_attributes(small: nn.Module, findings: Findings, removal: Removal) -> tu
                     )
         sentences += _buffers_that_stay(findings, kept, path, original, module)
     return tuple(sentences)
+
+
+def _of_hooks(
+    findings: Findings, kept: Mapping[str, KeptSlots], hooked: Sequence[Reading], path: str, name: str, held: Any
+) -> tuple[str, KeptSlots] | str | None:
+    """Returns what `_fitting` returns, for a tensor that hooks of parameters read, or that a module has for them.
+
+    A tensor that a hook names may have size 1 where it is broadcast.
+    """
+    same = [each for each in hooked if each.path == path and _is_like(held, findings.tensors[each.parameter])]
+    exact = [each for each in same if findings.tensors[each.parameter].shape == held.shape]
+    about = of_attribute(same, path, name) or ([] if _own_of_shape(findings, path, held) else exact)
+    flags = {e.parameter: {d: f for d, f in kept.get(e.parameter, {}).items() if held.shape[d] > 1} for e in about}
+    first = next(iter(flags), "")
+    if all(_equal(each, flags[first]) for each in flags.values()):
+        return (first, flags[first]) if flags and flags[first] else None
+    return f"parameters whose hooks read it have lost other slots than each other: {', '.join(flags)}"
+
+
+def _is_like(held: Any, parameter: torch.Tensor) -> bool:
+    """True if a tensor is of the shape of a parameter, or of size 1 in some of its dimensions."""
+    return held.ndim == parameter.ndim and all(a in (1, b) for a, b in zip(held.shape, parameter.shape, strict=True))
+
+
+def _own_of_shape(findings: Findings, path: str, held: Any) -> bool:
+    own = findings.model.get_submodule(path).named_parameters(recurse=False)
+    return any(tuple(parameter.shape) == tuple(held.shape) for _, parameter in own)
 
 
 def _buffers_that_stay(

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from fxprune.capture.code import content_of
 from fxprune.rewrite.references import closed_over
 
 _STEPS = frozenset(
@@ -68,8 +69,8 @@ def with_mask(hook: Any, new: torch.Tensor, shape: Sequence[int]) -> Any:
     if isinstance(hook, functools.partial):
         keywords = {name: swap(value) for name, value in hook.keywords.items()}
         function: Any = hook.func
-        return functools.partial(_swapped(function, swap), *map(swap, hook.args), **keywords)
-    return _swapped(hook, swap)
+        return functools.partial(swapped(function, swap), *map(swap, hook.args), **keywords)
+    return swapped(hook, swap)
 
 
 def _bound(hook: Any) -> Iterator[Any]:
@@ -92,9 +93,11 @@ def _is_elementwise(code: types.CodeType) -> bool:
     return True
 
 
-def _swapped(function: types.FunctionType, swap: Callable[[Any], Any]) -> types.FunctionType:
-    """A function with other values in its closure and its defaults. A global variable stays."""
-    closure = tuple(types.CellType(swap(cell.cell_contents)) for cell in function.__closure__ or ())
+def swapped(function: types.FunctionType, swap: Callable[[Any], Any]) -> types.FunctionType:
+    """A function with other values in its closure and its defaults. A global variable stays, and so does the rest."""
+    cells = [(cell, content_of(cell)) for cell in function.__closure__ or ()]
+    new = [(cell, content, swap(content)) for cell, content in cells]
+    closure = tuple(cell if other is content else types.CellType(other) for cell, content, other in new)
     defaults = None if function.__defaults__ is None else tuple(map(swap, function.__defaults__))
     made = types.FunctionType(function.__code__, function.__globals__, function.__name__, defaults, closure or None)
     made.__kwdefaults__ = {name: swap(value) for name, value in (function.__kwdefaults__ or {}).items()} or None
