@@ -18,7 +18,7 @@ from fxprune.analysis.after_removal import kept_slots
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.settings import OF_EVERY_MODULE
 from fxprune.channels.groups import Bools, Removal
-from fxprune.rewrite.hook_readings import Reading, of_attribute, readings
+from fxprune.rewrite.hook_readings import HookReading, of_attribute, readings
 from fxprune.rewrite.tensors import cut
 from fxprune.rewrite.unread_attributes import forward_reads
 
@@ -67,7 +67,7 @@ def cut_attributes(small: nn.Module, findings: Findings, removal: Removal) -> tu
 
 
 def _of_hooks(
-    findings: Findings, kept: Mapping[str, KeptSlots], hooked: Sequence[Reading], path: str, name: str, held: Any
+    findings: Findings, kept: Mapping[str, KeptSlots], hooked: Sequence[HookReading], path: str, name: str, held: Any
 ) -> tuple[str, KeptSlots] | str | None:
     """Returns what `_fitting` returns, for a tensor that hooks of parameters read, or that a module has for them.
 

@@ -1,4 +1,4 @@
-"""What hooks of parameters read of modules: a mask in an attribute of the module around a layer, say."""
+"""The attributes of modules that hooks of parameters read: a mask beside a layer, in the module around it, say."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fxprune.rewrite.tensor_hooks import bound_to, described, hooks_of
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class HookReading:
     """A hook of a parameter that may read attributes of a module.
 
     parameter: its name. hook: what to call the hook. path: that of the module. names: those that the hook uses.
@@ -29,7 +29,7 @@ class Reading:
     names: frozenset[str]
 
 
-def readings(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> list[Reading]:
+def readings(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> list[HookReading]:
     """The hooks of parameters with each module that they are bound to, or reach from there by names that they use."""
     paths = {id(module): path for path, module in model.named_modules()}
     found = []
@@ -37,7 +37,9 @@ def readings(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> list[Read
         for module in {id(part): part for part in bound_to(hook) if id(part) in paths}.values():
             names = names_used_by(hook, type(module))
             inside = {id(part): part for part in _reached(module, names)}
-            found += [Reading(name, described(name, table, hook), paths[key], names) for key in inside if key in paths]
+            found += [
+                HookReading(name, described(name, table, hook), paths[key], names) for key in inside if key in paths
+            ]
     return found
 
 
@@ -48,7 +50,7 @@ def _reached(module: nn.Module, names: frozenset[str]) -> Iterator[nn.Module]:
             yield from _reached(child, names)
 
 
-def of_attribute(found: Iterable[Reading], path: str, attribute: str) -> list[Reading]:
+def of_attribute(found: Iterable[HookReading], path: str, attribute: str) -> list[HookReading]:
     """The readings of an attribute of a module; those of parameters inside the module, if there are some."""
     named = [each for each in found if each.path == path and attribute in each.names]
     return [each for each in named if each.parameter.startswith(f"{path}." if path else "")] or named

@@ -101,7 +101,7 @@ def _settled(
 
 
 def described(name: str, table: str, hook: Any) -> str:
-    """What to call a hook in a sentence."""
+    """Returns the name of a hook for sentences."""
     return f'a {HOOK_TABLES[table][0]} of "{name}" ({place_of(hook)})'
 
 
