@@ -50,9 +50,17 @@ def _doubts(model: nn.Module, replacement: Replacement) -> Iterator[str]:
     block that is replaced whole does not tell which modules in it are these, so all of them must give zeros.
     """
     module, path = model.get_submodule(replacement.path), replacement.path
+    if type(module) is nn.MultiheadAttention and replacement.form == (0, None) and not module._forward_hooks:
+        return  # its weights, which zeros do not make zero, are not read
     if replacement.kind in (ZEROS, GIVES):
         yield from _not_zero(module, path)
-    elif not _of_torch(module):
+    elif _of_torch(module):  # such as an encoder layer, whose own parts give zeros
+        for name, inner in module.named_modules(prefix=path):
+            if inner._forward_hooks:
+                yield f'"{name}" has forward hooks'
+            if not _of_torch(inner):
+                yield f'"{name}" is a {type(inner).__name__}, which is no module of torch'
+    else:
         stay = [f"{path}.{child}" for child in replacement.children]
         for name, inner in module.named_modules(prefix=path):
             if inner is not module and not any(name == one or name.startswith(f"{one}.") for one in stay):

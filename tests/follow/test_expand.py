@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import fxprune
-from tests.depth.models import Residuals, made
+from tests.depth.models import Residuals, encoder, made
 from tests.follow.nets import batch, kept, net, pruned, step
 from tests.follow.test_optimizers import Scaled
 from tests.support import relative_error
@@ -58,6 +58,27 @@ def test_with_zeros_branches_that_went_whole_add_nothing(drop: str, ratio: float
     assert relative_error(small(x), model(x)) > 1e-3
     fxprune.expand(small, model, others="zero")
     assert relative_error(small(x), model(x)) < 1e-9
+
+
+@pytest.mark.parametrize("drop", ["layers.1", "layers.1.self_attn", "layers.1.linear2"])
+def test_with_zeros_branches_of_an_encoder_of_torch_add_nothing(drop: str) -> None:
+    model, x = made(lambda: encoder(norm_first=True)), torch.randn(2, 5, 16).double()
+    small = fxprune.transform(model, x, ratio=0.3, drop=drop)
+    assert fxprune.record(small).exact
+    fxprune.expand(small, model, others="zero")
+    assert relative_error(small(x), model(x)) < 1e-9
+
+
+def test_an_encoder_layer_with_a_part_of_another_class_is_refused() -> None:
+    class Halved(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + 0.5
+
+    model, x = made(lambda: encoder(norm_first=True)), torch.randn(2, 5, 16).double()
+    model.layers[1].linear2 = Halved(model.layers[1].linear2.in_features, 16).double()
+    small = fxprune.transform(model, x, drop="layers.1")
+    with pytest.raises(fxprune.PlanError, match="is a Halved, which is no module of torch"):
+        fxprune.expand(small, model, others="zero")
 
 
 class Shifted(nn.Module):
