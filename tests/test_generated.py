@@ -89,7 +89,7 @@ def tensors(net: nn.Module) -> dict[str, Tensor]:
 # -- the laws -------------------------------------------------------------------------------------------------
 
 
-@law(15, program=programs())
+@law(9, program=programs())
 def test_keeping_all_changes_nothing(program: Program) -> None:
     net, x = build(program), images(program)
     with pytest.warns(fxprune.NothingRemovedWarning, match="the ratio is 0|no channel of this model can be removed"):
@@ -99,7 +99,7 @@ def test_keeping_all_changes_nothing(program: Program) -> None:
     assert fxprune.record(same).removed == {}
 
 
-@law(35, program=programs(), ratio=ratios, seed=seeds)
+@law(22, program=programs(), ratio=ratios, seed=seeds)
 def test_exact_channels_never_existed(program: Program, ratio: float, seed: int) -> None:
     """The masked original needs no rule: it only sets the removed slots to zero."""
     net, x = build(program), images(program)
@@ -111,7 +111,7 @@ def test_exact_channels_never_existed(program: Program, ratio: float, seed: int)
     assert error(small(fresh), reference(fresh)) < ROUNDING
 
 
-@law(35, program=programs(), ratio=ratios, seed=seeds)
+@law(22, program=programs(), ratio=ratios, seed=seeds)
 def test_all_channels_verify(program: Program, ratio: float, seed: int) -> None:
     net, x = build(program), images(program)
     small = shrunk(net, x, ratio=ratio, importance="random", seed=seed, verify=False)
@@ -347,7 +347,7 @@ def test_names_do_not_matter(program: Program, ratio: float) -> None:
         assert torch.equal(other(x), small(x))
 
 
-@law(18, program=programs(), ratio=ratios, seed=seeds)
+@law(10, program=programs(), ratio=ratios, seed=seeds)
 def test_the_record_tells_what_happened(program: Program, ratio: float, seed: int) -> None:
     """Every tensor of the small model is the original's without the removed indices, bit for bit."""
     net, x = build(program), images(program)
@@ -428,7 +428,7 @@ def test_token_channels_never_existed() -> None:
     assert_varied(TAKEN, {"fx", "eager", "export"})
 
 
-@law(15, program=token_programs(), ratio=ratios, seed=seeds)
+@law(9, program=token_programs(), ratio=ratios, seed=seeds)
 def test_all_token_channels_verify(program: Tokens, ratio: float, seed: int) -> None:
     net = build_tokens(program)
     small = pruned(net, tokens(net, program), ratio=ratio, seed=seed)
@@ -443,7 +443,7 @@ def test_all_token_channels_verify(program: Tokens, ratio: float, seed: int) -> 
             assert leaf_error(ours, fxprune.masked(net, made.removed)(*fresh)) < ROUNDING
 
 
-@law(5, program=token_programs(longest=2), ratio=ratios, seed=seeds)
+@law(3, program=token_programs(longest=2), ratio=ratios, seed=seeds)
 def test_every_path_is_right_or_refuses(program: Tokens, ratio: float, seed: int) -> None:
     net = build_tokens(program)
     args, fresh = tokens(net, program), tokens(net, program, seed + 1)
@@ -455,7 +455,7 @@ def test_every_path_is_right_or_refuses(program: Tokens, ratio: float, seed: int
             assert leaf_error(small(*fresh), fxprune.masked(net, made.removed)(*fresh)) < ROUNDING
 
 
-@law(8, program=token_programs(longest=2), ratio=ratios, seed=seeds, path=st.sampled_from((None, *PATHS)))
+@law(5, program=token_programs(longest=2), ratio=ratios, seed=seeds, path=st.sampled_from((None, *PATHS)))
 def test_the_original_over_tokens_is_untouched(program: Tokens, ratio: float, seed: int, path: str | None) -> None:
     net = build_tokens(program)
     args = tokens(net, program)

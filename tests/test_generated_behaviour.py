@@ -27,7 +27,7 @@ from tests.support import call
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*deprecated:FutureWarning")
 
 ORDINARY = settings(
-    deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck), max_examples=25
+    deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck), max_examples=15
 )
 MANY = settings(deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 

@@ -144,7 +144,7 @@ MANY: dict[str, Case] = {
     "table": (functools.partial(attending, position="table", product="sdpa-mask"), ("eager", "export")),
 }
 
-SLOW = ("mobilenet v3", "densenet", "enable-gqa")
+SLOW = ("mobilenet v3", "densenet", "enable-gqa", "repeated keys")
 OFTEN = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in FEW]
 
 

@@ -82,7 +82,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(name: str) -> None:
         checkpoints.append(whole.checkpoint())
         whole.train(number, number + 1)
     assert whole.pruner.done
-    moments = range(10) if name == "plain" else (3, 6)
+    moments = range(0, 10, 2) if name == "plain" else (3, 6)
     for moment in moments:
         again = Run(**OPTIONS[name])
         again.load(checkpoints[moment])
