@@ -13,7 +13,7 @@ from fxprune.planning.structure import structure_of
 from fxprune.rewrite.derived import derived
 from fxprune.rewrite.hook_readings import too_wide
 from fxprune.rewrite.references import names_in, references_to_original
-from fxprune.rewrite.tensor_hooks import carried, left_out
+from fxprune.rewrite.tensor_hooks import carried, hooks_of, left_out
 
 
 def recorded(result: Result) -> Record:
@@ -71,6 +71,8 @@ def recorded(result: Result) -> Record:
 def lost_hooks(result: Result) -> list[tuple[str, str]]:
     """The hooks of parameters that the small model does not have: name of the parameter, a sentence."""
     analysis, small = result.analysis, result.small
+    if not any(hooks_of(analysis.tensors)):
+        return []
     known = names_in(analysis.model, analysis.subject.tensors)
     return left_out(analysis.tensors, analysis.model, known, Tensors.of(small), small)
 
@@ -78,6 +80,8 @@ def lost_hooks(result: Result) -> list[tuple[str, str]]:
 def wide_readings(result: Result) -> list[str]:
     """Sentences about attributes that kept their shape, and that hooks of smaller parameters read."""
     analysis, small = result.analysis, result.small
+    if not any(hooks_of(analysis.tensors)):
+        return []
     skip = [text for _, text in lost_hooks(result)]
     return too_wide(analysis.tensors, analysis.model, small, Tensors.of(small), skip)
 

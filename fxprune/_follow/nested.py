@@ -17,10 +17,10 @@ def held_optimizers(targets: Sequence[Any], model: nn.Module) -> list[Optimizer]
     Not those that are targets themselves, that hold no parameter of the model, or whose groups and state are those of
     the optimizer around them.
     """
-    own = set(map(id, model.parameters()))
+    waiting = [target for target in targets if isinstance(target, Optimizer)]
+    own = set(map(id, model.parameters())) if waiting else set[int]()
     seen = set(map(id, targets))
     found: list[Optimizer] = []
-    waiting = [target for target in targets if isinstance(target, Optimizer)]
     while waiting:
         outer = waiting.pop()
         for inner in _optimizers_in(vars(outer).values()):
