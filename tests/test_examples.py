@@ -31,7 +31,7 @@ NOTEBOOKS = {"look_first": 5, "where_it_hurts": 3}
 
 
 def run_cell(source, namespace):
-    """What a notebook shows after a cell: the value of its last line, as HTML where it has such a form."""
+    """The output that a notebook shows after a cell: the value of its last line, as HTML where it has such a form."""
     tree = ast.parse(source)
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
     exec(compile(tree, "cell.py", "exec"), namespace)

@@ -18,7 +18,7 @@ TALLEST = 30
 """The most rows of a legend beside the axes."""
 
 _MARKERS = "osD^vPX*"
-"""Of each ten lines, whose colours are those of the ten before."""
+"""The markers of lines: each ten lines have one, since their colours are those of the ten before."""
 
 
 def draw(lines: Sequence[Line], across: str, up: str, path: PathLike | None, ax: Any) -> Any:

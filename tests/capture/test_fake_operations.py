@@ -1,4 +1,4 @@
-"""What fxprune computes itself on fake tensors is what torch computes."""
+"""Results that fxprune computes itself on fake tensors, compared with those of torch."""
 
 from __future__ import annotations
 

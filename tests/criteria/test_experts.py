@@ -46,7 +46,7 @@ def batches() -> list[torch.Tensor]:
 
 
 def by_hand(model: Any, data: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many tokens each expert of the first layer gets, and the sum of its weights times its norms."""
+    """The number of tokens of each expert of the first layer, and the sum of its weights times its norms."""
     block, seen = model.model.layers[0].mlp, list[torch.Tensor]()
     handle = block.register_forward_pre_hook(lambda module, args: seen.append(args[0].flatten(0, 1)))
     with torch.no_grad():

@@ -25,6 +25,21 @@ class Net(nn.Module):
         return self.head((h + self.outer(self.inner(h).relu())).mean((2, 3)))
 
 
+class Residual(nn.Module):
+    """A network of two branches, each of which may go whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 8)) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.stem(x)
+        for block in self.blocks:
+            h = h + block(h)
+        return self.head(h)
+
+
 def net() -> Net:
     torch.manual_seed(0)
     made = Net().double()

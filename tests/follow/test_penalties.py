@@ -13,7 +13,7 @@ from torch import nn
 import fxprune
 from fxprune.regularizers import L1, BatchNormL1, GroupLasso, GroupSparsity, GrowingRegularization, Regularizer
 from fxprune.schedules import Linear
-from tests.follow.nets import batch, net, step
+from tests.follow.nets import Residual, batch, net, step
 
 STRENGTH = Linear(0.0, 0.1, steps=8)
 
@@ -136,19 +136,6 @@ def test_a_penalty_whose_handle_was_removed_is_a_term_of_the_loss_again() -> Non
     penalty.attach(optimizers[1]).remove()
     small = fxprune.transform(model, batch(0), ratio=0.5, optimizer=optimizers[0])
     assert penalty.model is small
-
-
-class Residual(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 8)) for _ in range(2))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = self.stem(x)
-        for block in self.blocks:
-            h = h + block(h)
-        return self.head(h)
 
 
 def test_a_penalty_that_cannot_follow_is_warned_of_or_refused() -> None:

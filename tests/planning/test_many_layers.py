@@ -32,7 +32,7 @@ def ids(device: str) -> dict[str, torch.Tensor]:
 
 
 def flags_made(layers: int) -> int:
-    """How often flags of all channels are made for a plan without a budget."""
+    """The number of times that flags of all channels are made for a plan without a budget."""
     analysis = fxprune.analyze(llama(layers), ids("meta"))
     with mock.patch.object(Solution, "no_channel", autospec=True, side_effect=Solution.no_channel) as made:
         analysis.plan(ratio=0.4, importance="random", seed=0)

@@ -14,7 +14,7 @@ from torch import nn
 
 import fxprune
 from fxprune._record import steps_in
-from tests.follow.nets import Net, batch, net, step
+from tests.follow.nets import Net, Residual, batch, net, step
 
 
 def gradual(model: nn.Module, *, train: bool = True, steps: int = 3) -> fxprune.GradualPruner:
@@ -155,19 +155,6 @@ def test_steps_that_cannot_be_joined_are_named() -> None:
     with pytest.raises(fxprune.PlanError, match="the two records are not one") as caught:
         fxprune.verify(first, model, x)
     assert all((caught.value.at, caught.value.why, caught.value.do))
-
-
-class Residual(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 8)) for _ in range(2))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = self.stem(x)
-        for block in self.blocks:
-            h = h + block(h)
-        return self.head(h)
 
 
 def test_a_branch_that_an_earlier_step_dropped_counts() -> None:
