@@ -26,6 +26,9 @@ STEPS = 40
 TRADES = 400
 """The most exchanges between groups that are tried, times the number of groups, where much of a budget is left."""
 
+APART = 8
+"""An exchange takes no group further from its loss at the level than by this part of its channels, or by two steps."""
+
 LEVELS = (0.25, 0.5, 0.75, 1.0)
 """The levels that are measured first."""
 
@@ -180,7 +183,7 @@ class _Search:
         counts = self._come_back(counts)
         left = TRADES // (len(counts) + 1)
         while left and not self.close(counts):
-            options = list(itertools.islice(self._traded(counts), left))
+            options = list(itertools.islice(self._traded(counts, level), left))
             left -= len(options)
             if near := [option for option in options if self.close(option)]:
                 return min(near, key=lambda option: self._distance(option, level))
@@ -226,9 +229,13 @@ class _Search:
                 return changed
         return dict(counts)
 
-    def _traded(self, counts: Counts) -> Iterator[dict[int, int]]:
-        """The counts where one group loses some steps, and others get what fits then; one step of each group first."""
-        most = self.widths.at(1.0)
+    def _traded(self, counts: Counts, level: Counts) -> Iterator[dict[int, int]]:
+        """The counts where one group loses some steps, and others get what fits then; one step of each group first.
+
+        level: what the groups lose at their common level, from which none goes far.
+        """
+        far = {group.number: max(group.size // APART, 2 * self.widths.step) for group in self.findings.groups}
+        most = {number: min(count, level[number] + far[number]) for number, count in self.widths.at(1.0).items()}
         fewer = {number: dict(counts) for number in reversed(self._by_share(counts))}
         while fewer:
             for number, before in list(fewer.items()):

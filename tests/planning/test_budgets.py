@@ -219,3 +219,24 @@ def test_a_missed_budget_is_told_once() -> None:
 def test_a_budget_of_the_whole_model_removes_nothing_and_says_why() -> None:
     with pytest.warns(fxprune.NothingRemovedWarning, match=r"within the budget as it is \(macs=1.0\)"):
         fxprune.transform(net(), X, keep={"macs": 1.0})
+
+
+class Unequal(nn.Module):
+    """A narrow embedding before a wide recurrent layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.layer = nn.Embedding(20, 8), nn.LSTM(8, 16, 2, batch_first=True)
+        self.head = nn.Linear(16, 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(self.embedding(x))[0])
+
+
+@pytest.mark.parametrize("share", [0.85, 0.82, 0.8, 0.78, 0.75, 0.5])
+def test_no_narrow_group_is_crushed_to_come_nearer_to_a_budget(share: float) -> None:
+    torch.manual_seed(0)
+    small = fxprune.transform(Unequal(), torch.zeros(2, 7, dtype=torch.long), keep={"params": share}, verify=False)
+    narrow, wide = small.embedding.embedding_dim / 8, small.layer.hidden_size / 16
+    assert abs(narrow - wide) <= 0.4
+    assert narrow >= 0.5
