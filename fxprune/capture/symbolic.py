@@ -24,6 +24,7 @@ from torch.fx.proxy import Attribute, Proxy
 
 from fxprune.capture.places import SOURCE, TORCH, line_of, users_line
 from fxprune.capture.process_state import same_random_state, tracing
+from fxprune.capture.random_operations import drawn_by
 from fxprune.capture.trace_watch import (
     changed,
     codes_of_functions,
@@ -335,6 +336,10 @@ class Tracer(fx.Tracer):
             node.type = None
         self._find_source(node)
         self._compare_state()
+        if self.calls and self.calls[-1].path and node.op in ("call_function", "call_method"):
+            drawn = drawn_by(node.target, node.args, node.kwargs)
+            if drawn:  # at the root it stays a node, which draw in each call
+                self.happened(f"draws random numbers ({drawn})")
         event: Any = (node.op, node.target)
         if node.op == "get_attr":
             event = (node.op, _Constant(_value_of(self.root, str(node.target))))

@@ -37,9 +37,10 @@ def trace(model: nn.Module, example_inputs: Any) -> fx.GraphModule:
     It shares the parameters and buffers of the model. What a graph cannot express stays whole, as one `call_module`
     node that runs the module itself: a submodule whose forward reads `self.training` and does something else in the
     other mode, applies an `autograd.Function`, computes in a context (`no_grad`, `enable_grad`, `autocast`,
-    `checkpoint`, `inference_mode`), assigns to its attributes or to `.data`, draws random numbers outside of the
-    operations of the graph, decides by numbers in buffers, carries hooks, has a `train` of its own, or cannot be
-    traced. The dict `meta["fxprune_whole"]` of the result has the reason for each of them, by its path.
+    `checkpoint`, `inference_mode`), assigns to its attributes or to `.data`, draws random numbers, decides by numbers
+    in buffers, carries hooks, has a `train` of its own, or cannot be traced. The dict `meta["fxprune_whole"]` of the
+    result has the reason for each of them, by its path. Operations that draw in the forward of the model itself
+    (`torch.randn_like(x)`) are nodes, which draw in each call.
 
     Operators in place stay in place. Arguments of forward that are None, a flag or a string in this call are constants
     of the graph, which checks them. A module or tensor with several names has all of them; torch's own copies and

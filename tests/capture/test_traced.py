@@ -169,6 +169,37 @@ class Bernoulli(Part):
         return self.layer(x) * torch.empty(C).bernoulli_(0.5)
 
 
+class NoiseLike(Part):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + torch.rand_like(x)
+
+
+class NoiseInPlace(Part):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * x.new_empty(C).exponential_()
+
+
+class AlwaysDropout(Part):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.layer(x), 0.5)
+
+
+class DropoutOperator(Part):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.dropout(self.layer(x), p=0.5, train=True)
+
+
+class Gumbel(Part):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gumbel_softmax(self.layer(x), dim=-1)
+
+
+class AttentionDropout(Part):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x).unsqueeze(0)
+        return F.scaled_dot_product_attention(y, y, y, dropout_p=0.5)[0]
+
+
 class PythonNoise(Part):
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x) * random.random()
@@ -218,12 +249,21 @@ KINDS: dict[type[nn.Module], str] = {
     Data: "assigns to .data of a tensor",
     Noise: "draws random numbers (rand)",
     Bernoulli: "draws random numbers (bernoulli_)",
+    NoiseLike: "draws random numbers (rand_like)",
+    NoiseInPlace: "draws random numbers (exponential_)",
+    AlwaysDropout: "draws random numbers (dropout)",
+    DropoutOperator: "draws random numbers (dropout)",
+    Gumbel: "draws random numbers (gumbel_softmax)",
+    AttentionDropout: "draws random numbers (scaled_dot_product_attention)",
     PythonNoise: "draws random numbers (of Python or numpy)",
     NumpyNoise: "draws random numbers (of Python or numpy)",
     Accumulates: "changes in place a tensor that it makes in every call",
     OwnTrain: "train() of its own",
 }
 """A class -> a part of the reason why it stays whole."""
+
+NODES_AT_THE_ROOT = (NoiseLike, NoiseInPlace, AlwaysDropout, DropoutOperator, Gumbel, AttentionDropout)
+"""Those whose operations draw new numbers in each call of a graph."""
 
 
 class Wrapper(nn.Module):
@@ -302,7 +342,9 @@ def test_what_a_graph_cannot_express_is_one_node(kind: type[nn.Module], place: s
     assert_same(model, traced, torch.randn(3, C))
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind not in NODES_AT_THE_ROOT], ids=lambda kind: kind.__name__
+)
 def test_a_model_that_a_graph_cannot_express_is_refused(kind: type[nn.Module]) -> None:
     with pytest.raises(fxprune.CaptureError, match="does what a graph cannot express") as caught:
         traced_graph(kind())
@@ -452,3 +494,23 @@ def test_nothing_of_torch_stays_replaced() -> None:
         traced_graph(Dropout())
     assert ([getattr(owner, name) for owner, name in names], vars(torch.autograd.Function)["apply"]) == before
     assert "training" not in vars(nn.Module)
+
+
+class _NoiseAtTheRoot(nn.Module):
+    """Draws in the forward of the model itself, and has dropout that is off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(C, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.dropout(self.layer(x), 0.5, training=False)
+        return F.scaled_dot_product_attention(y[None], y[None], y[None])[0] + torch.randn_like(x)
+
+
+def test_operations_that_draw_in_the_forward_of_the_model_are_nodes_and_draw_anew_in_each_call() -> None:
+    model, x = _NoiseAtTheRoot(), torch.randn(3, C)
+    traced = traced_graph(model)
+    assert traced.meta[WHOLE] == {}
+    assert_same(model, traced, x)
+    assert not torch.equal(traced(x), traced(x))
