@@ -19,7 +19,7 @@ from fxprune.files import save_picture
 from fxprune.ops.layers import known_output_dim
 from fxprune.planning.channels import removal_of
 from fxprune.planning.plan import Plan
-from fxprune.report.drawing import GREY, Box, Drawing
+from fxprune.report.drawing import GREY, Box, Drawing, cut
 from fxprune.report.folding import Repeated, fold_repeats, names_of
 from fxprune.report.graphs import graph
 from fxprune.report.layout import arrange
@@ -219,7 +219,7 @@ def _details(owner: nn.Module, flow: Any, node: str) -> Iterator[str]:
         steps = "" if set(stride) == {1} else f" / {'x'.join(map(str, stride))}"
         yield f"{found['type']} {'x'.join(map(str, kernel))}{steps}"
     else:
-        yield found["type"]
+        yield cut(found["type"])
     shape = next((shape for *_, shape in flow.out_edges(node, data="shape") if shape), None)
     if shape is not None:
         yield " x ".join(map(str, shape))

@@ -205,6 +205,9 @@ def test_details_are_written_on_request() -> None:
     shown = texts(ax)
     assert "4\nConv2d 3x5 / 2x2\n1 x 48\n184 params\n2160 MACs" in shown
     assert "2\nLinear\n1 x 2\n98 params\n96 MACs" in shown
+    long = type("NonDynamicallyQuantizableLinear", (nn.Linear,), {})
+    ax = plot.dependencies(fxprune.analyze(nn.Sequential(long(3, 2)), torch.ones(1, 3)), details=True)
+    assert "2\nNonDynam…bleLinear\n1 x 2\n8 params\n6 MACs" in texts(ax)
 
 
 def test_rows_of_repeated_blocks_are_one_bar() -> None:

@@ -32,12 +32,15 @@ def draw(lines: Sequence[Line], across: str, up: str, path: PathLike | None, ax:
         )
     try:
         from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
     except ImportError as error:
         raise FxpruneError("pictures need matplotlib", why=str(error), do="pip install 'fxprune[plot]'") from error
-    columns = -(-len(lines) // TALLEST) if len(lines) > LISTED else 0
+    paired = any(name and len(repaired) == len(places) for name, places, _, repaired in lines)
+    told: dict[str, Any] = {"as cut": "--", "repaired": "-"} if paired else {}
+    columns = -(-(len(lines) + len(told)) // TALLEST) if len(lines) > LISTED else 0
     if ax is None:
         wide = columns * (0.6 + 0.075 * max((len(name) for name, *_ in lines), default=0))
-        tall = max(4.2, 0.18 * min(len(lines), TALLEST) + 0.5)
+        tall = max(4.2, 0.18 * min(len(lines) + len(told), TALLEST) + 0.5)
         ax = Figure(figsize=(7 + wide, tall), layout="constrained").add_subplot()
     for number, (name, places, plain, repaired) in enumerate(lines):
         colour, marker = f"C{number % 10}", _MARKERS[number // 10 % len(_MARKERS)]
@@ -50,9 +53,12 @@ def draw(lines: Sequence[Line], across: str, up: str, path: PathLike | None, ax:
     ax.set_xlabel(across)
     ax.set_ylabel(up)
     ax.grid(alpha=0.3)
-    if ax.get_legend_handles_labels()[1]:
+    handles, labels = ax.get_legend_handles_labels()
+    handles += [Line2D([], [], linestyle=dashes, color="#606060") for dashes in told.values()]
+    labels += told
+    if labels:
         beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "ncols": columns}
-        ax.legend(fontsize=8, **(beside if columns else {}))
+        ax.legend(handles, labels, fontsize=8, **(beside if columns else {}))
     if path is not None:
         save_picture(ax.figure, path)
     return ax

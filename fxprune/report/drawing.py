@@ -183,12 +183,19 @@ def shortened(label: str) -> str:
     for short in (_without_names, _without_letters):
         while len(_joined([*parts, last])) > LONGEST and short(parts):
             pass
-    most = max(12, LONGEST - len(_joined([*parts, ""])))
-    if len(last) > most:
-        last = f"{last[: most - 10]}…{last[-9:]}"
+    last = cut(last, max(12, LONGEST - len(_joined([*parts, ""]))))
     while len(_joined([*parts, last])) > LONGEST and _without_numbers(parts):
         pass
     return _joined([*parts, last])
+
+
+def cut(text: str, most: int = LONGEST) -> str:
+    """A text without its middle if it has more characters than `most`.
+
+    >>> cut("NonDynamicallyQuantizableLinear"), cut("Linear")
+    ('NonDynam…bleLinear', 'Linear')
+    """
+    return text if len(text) <= most else f"{text[: most - 10]}…{text[-9:]}"
 
 
 def _joined(parts: list[str]) -> str:

@@ -372,6 +372,9 @@ def test_curves_refuse_choices_that_need_a_run_for_each_budget(option: dict[str,
 def test_each_line_of_a_picture_has_a_look_of_its_own_and_a_name(count, repaired):
     lines = [(f"layers.{number}.conv", [0.0, 0.5], [0.9, 0.7], repaired) for number in range(count)]
     ax = draw(lines, "share", "score", None, None)
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == [name for name, *_ in lines]
+    legend = ax.get_legend()
+    dashes = {"as cut": "--", "repaired": "-"} if len(repaired) > 1 else {}
+    assert [text.get_text() for text in legend.get_texts()] == [*(name for name, *_ in lines), *dashes]
+    assert [line.get_linestyle() for line in legend.get_lines()[len(lines) :]] == [*dashes.values()]
     looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in ax.lines}
     assert len(looks) == len(ax.lines) == count * len(repaired)
