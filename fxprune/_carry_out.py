@@ -37,7 +37,7 @@ from fxprune.capture.inputs import Inputs, normalize
 from fxprune.capture.output_paths import narrowed, output_paths
 from fxprune.capture.program import as_module, exported_again
 from fxprune.configs.saving import guard
-from fxprune.costs import Cost, cost_of, measured_in_turn, peak_memory
+from fxprune.costs import Cost, cost_of
 from fxprune.depth.select import selected
 from fxprune.errors import (
     AdapterLeftWarning,
@@ -53,7 +53,7 @@ from fxprune.errors import (
 from fxprune.fold import folds
 from fxprune.paths import paths_for
 from fxprune.planning.budgets import MISSED, above
-from fxprune.planning.figures import Measured, with_measured
+from fxprune.planning.figures import Measured, pairs_of, with_measured
 from fxprune.planning.plan import Plan
 from fxprune.planning.uniform import by_config, class_paths
 from fxprune.planning.without_effect import refuse_without_effect
@@ -114,7 +114,7 @@ def _carried_out(
         paths = _paths(module, call, choices, request.plan.path)
     result = shallow.added(first_result(request, paths, may_give_up_class=free))
     keep = given.choices.get("keep")
-    measured = {} if keep is None else _measured(result, module, call.example_inputs, keep)
+    measured = {} if keep is None else pairs_of(module, result.small, call.example_inputs, keep)
     missed = _above_budget(result, keep, measured, shallow.before)
     for text, kind in chain(_warnings(result, class_expected=free), missed):
         warnings.warn(text, kind, stacklevel=level_of_user())
@@ -187,17 +187,6 @@ def _repaired(
     """The result with a repaired model, and its record. model: the original."""
     small, done = repaired(result.small, model, batches, recorded.plan, settings, processes)
     return replace(result, small=small), replace(recorded, repair=done)
-
-
-def _measured(result: Result, model: nn.Module, example_inputs: Any, keep: Mapping[str, Any]) -> Measured:
-    """The figures of the original and of the small model that no `Cost` has, among those that a budget limits."""
-    found: Measured = {}
-    if "memory" in keep:
-        found["memory"] = peak_memory(model, example_inputs), peak_memory(result.small, example_inputs)
-    if "latency" in keep:
-        before, after = measured_in_turn([model, result.small], example_inputs, rounds=10)
-        found["latency"] = before.seconds, after.seconds
-    return found
 
 
 def _above_budget(

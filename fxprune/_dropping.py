@@ -16,14 +16,14 @@ from fxprune._record import Record
 from fxprune.capture.tensors import Tensors
 from fxprune.configs import ChangedByHandError, LayersStayError, NotBuiltError
 from fxprune.configs.layers import with_fewer_layers
-from fxprune.costs import Cost, cost, measured_in_turn, peak_memory
+from fxprune.costs import Cost, cost
 from fxprune.depth.carry_out import without_dropped
 from fxprune.depth.dropped import Dropped
 from fxprune.depth.numbering import LayersGone
 from fxprune.depth.patterns import for_the_rest
 from fxprune.errors import PlanError
 from fxprune.planning.budgets import budgets_of, checked_keys
-from fxprune.planning.figures import Figures, with_measured
+from fxprune.planning.figures import TIMED, Figures, pairs_of, with_measured
 from fxprune.planning.plan import Plan
 
 CHANNELS = ("ratio", "masks", "keep", "counts")
@@ -154,7 +154,7 @@ def budgets_left(
     for budget in budgets_of(before, keep, whole.uncounted):
         now = budget.of(after)
         if now > budget.limit:
-            exact = f"{budget.limit * 1e9} ns" if budget.key == "latency" else max(2, math.floor(budget.limit))
+            exact = f"{budget.limit * 1e9} ns" if budget.key in TIMED else max(2, math.floor(budget.limit))
             left[budget.key] = exact
     return left
 
@@ -163,14 +163,7 @@ def _figures(
     whole: Cost, less: Cost, keys: tuple[str, ...], original: nn.Module, model: nn.Module, example_inputs: Any
 ) -> tuple[Figures, Figures]:
     """The figures of the original and of the model without branches."""
-    measured: dict[str, tuple[float, float]] = {}
-    if "memory" in keys:
-        first, second = (peak_memory(m, example_inputs) for m in (original, model))
-        measured["memory"] = first, second
-    if "latency" in keys:
-        one, other = measured_in_turn([original, model], example_inputs, rounds=10)
-        measured["latency"] = one.seconds, other.seconds
-    before, after = with_measured((whole, less), measured)
+    before, after = with_measured((whole, less), pairs_of(original, model, example_inputs, keys))
     return before, after
 
 

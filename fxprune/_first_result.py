@@ -16,6 +16,7 @@ from fxprune.capture.captured import FrontEnd
 from fxprune.errors import CaptureError, FxpruneError, PlanError, RewriteError
 from fxprune.fold import folds, make_plan
 from fxprune.paths import Outcome, most_useful_error, try_in_turn, without_hooks
+from fxprune.planning.figures import TIMED
 
 CLASS_SHARE = 0.9
 """The class is kept by default if the small model loses at least this share of what a graph would lose."""
@@ -137,7 +138,7 @@ class _Trial:
         choices = self.request.choices
         keep, multiple = choices.get("keep"), choices.get("round_to", 1)
         if keep is not None:
-            keep = {key: amount for key, amount in keep.items() if key != "latency"}
+            keep = {key: amount for key, amount in keep.items() if key not in TIMED}
             if not keep:
                 return None
         return {**choices, "keep": keep, "round_to": 1 if multiple == "auto" else multiple}

@@ -32,13 +32,13 @@ from fxprune._gradual_options import (
 from fxprune._in_place import WITH_A_PLAN, refuse_sharded, transform_
 from fxprune._record import steps_in
 from fxprune.arguments import checks_arguments
-from fxprune.costs import Cost, cost, peak_memory
+from fxprune.costs import Cost, cost
 from fxprune.criteria.from_data import needs_data, on_data, takes_loss
 from fxprune.criteria.table import MEASURED
 from fxprune.errors import NothingRemovedWarning, PlanError, level_of_user
 from fxprune.planning import plan_file
 from fxprune.planning.budgets import budgets_of
-from fxprune.planning.figures import counted
+from fxprune.planning.figures import counted, measured_of
 from fxprune.planning.plan import Plan
 from fxprune.running.processes import Processes
 from fxprune.schedules import AGP, Schedule
@@ -141,7 +141,7 @@ class GradualPruner:
         prefer = {} if isinstance(model, fx.GraphModule) else {"prefer": "class"}
         with self._plain():
             self._cost = cost(model, example_inputs, **prefer)
-            self._memory = peak_memory(model, example_inputs) if "memory" in computed_only(keep) else None
+            self._beside = measured_of([model], example_inputs, computed_only(keep))
         self._budgets = budgets_of(self._figures, keep)
         self._number, self._progress = 0, 0.0
         self._plan: Plan | None = None
@@ -254,7 +254,7 @@ class GradualPruner:
     @property
     def _figures(self) -> dict[str, float | None]:
         """The figures of the model as it is now."""
-        return {**counted(self._cost), "memory": self._memory}
+        return {**counted(self._cost), **{key: figures[0] for key, figures in self._beside.items()}}
 
     def _look_again(self) -> Plan:
         """Takes the figures of the model that has got smaller. Returns the plan that made it so."""
@@ -263,9 +263,8 @@ class GradualPruner:
         made = steps.single[-1]
         if made.cost is not None:
             self._cost = made.cost[1]
-        if self._memory is not None:
-            with self._plain():
-                self._memory = peak_memory(self.model, self.example_inputs)
+        with self._plain():
+            self._beside = measured_of([self.model], self.example_inputs, self._beside)
         self._shapes = _shapes(self.model)
         return made.plan
 

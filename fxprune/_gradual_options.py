@@ -16,7 +16,7 @@ from fxprune.arguments import fits, shown
 from fxprune.errors import PlanError, nearest, text_of
 from fxprune.files import Field
 from fxprune.planning.budgets import checked_keys
-from fxprune.planning.figures import COUNTED
+from fxprune.planning.figures import COMPUTED, COUNTED, TIMED
 from fxprune.schedules import Schedule, as_schedule
 
 _OWN = tuple("keep schedule steps optimizer ema soft".split())
@@ -96,12 +96,12 @@ def _unknown(name: str, value: Any, known: list[str]) -> PlanError:
 
 def computed_only(keep: Mapping[str, Any]) -> Mapping[str, Any]:
     """The budgets, if they are computed. Raises `PlanError` for a latency, which is measured."""
-    if "latency" in checked_keys(keep):
+    if timed := [key for key in checked_keys(keep) if key in TIMED]:
         raise PlanError(
-            "a schedule has no budget of latency",
+            f"a schedule has no budget of {timed[0]}",
             at=f"keep={shown(dict(keep))}",
             why="it is measured, and differs from run to run: no run could go on from a checkpoint to the same model",
-            do=f"choose from {', '.join((*COUNTED, 'memory'))}, or call fxprune.transform_ with it once, at the end",
+            do=f"choose from {', '.join((*COUNTED, *COMPUTED))}, or call fxprune.transform_ with it once, at the end",
         )
     return keep
 

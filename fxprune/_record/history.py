@@ -41,7 +41,7 @@ class Record:
         has not compared their results. Such an operation is no fault by itself.
     methods: the names of the other methods that were analysed, cut and compared like forward.
     repair: what `fxprune.repair` did, None without a repair. `error` and `compared` are those of before.
-    measured: name of a measure that a budget limited ("memory" in bytes, "latency" in seconds) -> its figure for the
+    measured: name of a measure that a budget limited (in seconds for latencies, else a number) -> its figure for the
         original and for the small model.
     weights: a checksum of the small model's weights before it was repaired or trained, "" if it is unknown.
     steps: the number of steps that it joins; see `then`.

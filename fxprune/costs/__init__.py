@@ -1,5 +1,7 @@
-"""Costs of a model, and of the model that a plan would make: parameters, bytes, MACs, peak memory; measured latency."""
+"""Costs of a model, and of the model that a plan would make: parameters, bytes, MACs, memory; measured latency."""
 
+from fxprune.costs.active import ActiveParams, active_params
+from fxprune.costs.cache import CacheBytes, cache_bytes
 from fxprune.costs.count import Cost, LayerCost, cost, cost_of
 from fxprune.costs.latency import Latency, measure, measured_in_turn
 from fxprune.costs.latency_file import LatencyFile
@@ -8,6 +10,8 @@ from fxprune.costs.marginal import ChannelCost, per_channel, withheld
 from fxprune.costs.memory import PeakMemory, peak_memory
 
 __all__ = [
+    "ActiveParams",
+    "CacheBytes",
     "ChannelCost",
     "Cost",
     "Latency",
@@ -15,6 +19,8 @@ __all__ = [
     "LatencyTable",
     "LayerCost",
     "PeakMemory",
+    "active_params",
+    "cache_bytes",
     "cost",
     "cost_of",
     "measure",

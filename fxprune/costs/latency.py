@@ -33,6 +33,9 @@ MOST_CALLS = 100
 Clock = Callable[[Callable[[], Any]], float]
 """Takes a function, and gives the seconds of one call."""
 
+Runs = Callable[[nn.Module, Inputs], contextlib.AbstractContextManager["Runnable"]]
+"""Makes a copy of a model that can be called: `runnable` for a forward on the inputs, or a function like it."""
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -89,27 +92,36 @@ def measure(model: nn.Module, example_inputs: Any, *, rounds: int = 20, clock: C
 
 @public_call()
 def measured_in_turn(
-    models: Sequence[nn.Module], example_inputs: Any, rounds: int = 20, clock: Clock | None = None
+    models: Sequence[nn.Module],
+    example_inputs: Any,
+    rounds: int = 20,
+    clock: Clock | None = None,
+    runs: Runs | None = None,
 ) -> list[Latency]:
     """The latency of each model. They are measured in turns, so that what slows the machine down slows down all.
 
-    Each figure is the median of the model's own rounds. The arguments are those of `measure`.
+    Each figure is the median of the model's own rounds. The arguments are those of `measure`. runs: what a call is,
+    where it is not a forward on the inputs.
     """
     return [
         summed_up(times, model)
-        for times, model in zip(in_turn(models, example_inputs, rounds, clock), models, strict=True)
+        for times, model in zip(in_turn(models, example_inputs, rounds, clock, runs), models, strict=True)
     ]
 
 
 def in_turn(
-    models: Sequence[nn.Module], example_inputs: Any, rounds: int, clock: Clock | None = None
+    models: Sequence[nn.Module],
+    example_inputs: Any,
+    rounds: int,
+    clock: Clock | None = None,
+    runs: Runs | None = None,
 ) -> list[list[float]]:
     """The seconds of each round for each model."""
     inputs = normalize(example_inputs)
     for model in models:
         check_can_run(model)
     with long_step("latency"), contextlib.ExitStack() as stack:
-        calls = [stack.enter_context(runnable(model, inputs)).call for model in models]
+        calls = [stack.enter_context((runs or runnable)(model, inputs)).call for model in models]
         clock = clock or clock_of(device_of(models[0]))
         times: list[list[float]] = [[] for _ in calls]
         for call in calls:

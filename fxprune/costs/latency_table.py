@@ -18,6 +18,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from fxprune.capture.inputs import Inputs
 from fxprune.capture.process_state import module_hooks
 from fxprune.channels.groups import Removal
 from fxprune.costs.count import contractions, macs_of
-from fxprune.costs.latency import Runnable, check_can_run, clock_of, device_of, runnable, timer_of
+from fxprune.costs.latency import Runnable, Runs, check_can_run, clock_of, device_of, runnable, timer_of
 from fxprune.costs.latency_file import LatencyFile, Point
 
 REST = "(rest)"
@@ -44,12 +45,17 @@ MeasuresLayers = Callable[[nn.Module, nn.Module, Inputs], tuple[float, float, Ma
 of its layers."""
 
 
-def watched(original: nn.Module, small: nn.Module, inputs: Inputs) -> tuple[float, float, Mapping[str, float]]:
-    """The seconds of both models, medians of rounds in turns, and of the layers of the small one."""
+def watched(
+    original: nn.Module, small: nn.Module, inputs: Inputs, runs: Runs = runnable
+) -> tuple[float, float, Mapping[str, float]]:
+    """The seconds of both models, medians of rounds in turns, and of the layers of the small one.
+
+    runs: what a call is, where it is not a forward on the inputs.
+    """
     device = device_of(original)
     clock, timer = clock_of(device), timer_of(device)
     with contextlib.ExitStack() as stack:
-        first, second = (stack.enter_context(runnable(model, inputs)) for model in (original, small))
+        first, second = (stack.enter_context(runs(model, inputs)) for model in (original, small))
         second.call()
         rounds = max(FEWEST, min(MOST, int(LONG / clock(first.call))))
         wholes: tuple[list[float], list[float]] = ([], [])
@@ -110,6 +116,7 @@ class LatencyTable:
     small: makes the smaller model that a removal leaves.
     file: where measurements are kept, None for nowhere.
     watch: measures a small model in turns with the original.
+    runs: what a call is, where it is not a forward on the inputs.
     full: the seconds of the original.
 
     Raises `CaptureError` for a model on the meta device, and where the forward raises.
@@ -121,11 +128,13 @@ class LatencyTable:
         small: Callable[[Removal], nn.Module],
         file: LatencyFile | None = None,
         watch: MeasuresLayers | None = None,
+        runs: Runs | None = None,
     ) -> None:
         check_can_run(findings.model)
-        self._findings, self._small, self._watch = findings, small, watch or watched
-        self._file = file
-        self._points: dict[str, Point] = {} if file is None else file.read(_digest(findings))
+        self._findings, self._small = findings, small
+        self._watch = watch or (watched if runs is None else partial(watched, runs=runs))
+        self._file, self._about = file, _digest(findings) + ("" if runs is None else runs.__name__)
+        self._points: dict[str, Point] = {} if file is None else file.read(self._about)
         self._measured: list[_Known] = []
         self._wholes: dict[str, float] = {}
         whole = Removal(findings.solution, findings.solution.no_channel())
@@ -145,7 +154,7 @@ class LatencyTable:
             point = Point(self.full, whole * scale, {path: seconds * scale for path, seconds in layers.items()})
             self._points[widths] = point
             if self._file is not None:
-                self._file.write(_digest(self._findings), self._points)
+                self._file.write(self._about, self._points)
         self._wholes[widths] = point.whole
         rest = point.whole - sum(point.layers.values())
         work = self._work(removal, point.layers)

@@ -30,7 +30,7 @@ GAIN = 0.03
 def best_multiple(
     findings: Findings,
     widths_of: Callable[[int], Widths],
-    table: Callable[[], LatencyTable],
+    table: Callable[[str], LatencyTable],
     asked: Meter | None = None,
     budgets: Sequence[Budget] = (),
 ) -> tuple[int, str]:
@@ -39,7 +39,7 @@ def best_multiple(
     widths_of: the widths of a plan, for each multiple. table: makes an empty table of latencies. asked, budgets: the
     request. A multiple with which it cannot be met is left out, and so is one that cannot halve the cost.
     """
-    latencies = table()
+    latencies = table("latency")
     meter = Meter(findings, ("macs", "params"))
     whole = meter.of()
     key = "params" if whole["macs"] is None else "macs"

@@ -14,7 +14,7 @@ from typing import Any
 
 from fxprune.costs.latency import milliseconds
 from fxprune.errors import PlanError, nearest
-from fxprune.planning.figures import MEASURES, Figures
+from fxprune.planning.figures import COMPUTED, MEASURES, TIMED, Figures
 
 PREFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 PREFIXES |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -24,7 +24,7 @@ UNITS: Mapping[str, Sequence[str]] = {
     "params": ("params", ""),
     "bytes": ("bytes", "b", ""),
     "macs": ("macs", ""),
-    "memory": ("bytes", "b", ""),
+    **{key: ("bytes", "b", "") if one.unit == "bytes" else (one.unit, "") for key, one in COMPUTED.items()},
 }
 """The units of measures that are counted."""
 
@@ -56,7 +56,7 @@ class Budget:
 
     def shown(self, figure: float) -> str:
         """A figure of this measure as text."""
-        return milliseconds(figure) if self.key == "latency" else f"{figure:,}"
+        return milliseconds(figure) if self.key in TIMED else f"{figure:,}"
 
     def missed(self, figure: float) -> str:
         """A sentence about a figure that is above the budget."""
@@ -89,7 +89,7 @@ def budgets_of(whole: Figures, keep: Any, uncounted: Sequence[str] = ()) -> tupl
     whole: the figures of the model.
     keep: name of a measure -> what stays. A share is a float in (0, 1]; a figure is an integer above 1, or a text
         with a unit, such as "1.5 GMACs", "200 MB" or "3M" (k, M, G, T are powers of 1000; Ki, Mi, Gi, Ti of 1024),
-        "5 ms" for a latency.
+        "5 ms" for latencies.
     uncounted: the operations whose multiply-adds are not known.
 
     Raises `PlanError` for a request that makes no sense, and for a measure that is unknown for this model.
@@ -108,7 +108,7 @@ def above(before: Figures, after: Figures, keep: Any) -> list[Budget]:
         full, left = before.get(key), after.get(key)
         if full is not None and left is not None:
             limit = _limit(key, value, full, f"keep={{{key!r}: {value!r}}}")
-            if left > limit * (NOISE if key == "latency" else 1):
+            if left > limit * (NOISE if key in TIMED else 1):
                 found.append(Budget(key, limit, full))
     return found
 
@@ -133,13 +133,13 @@ def _budget(key: str, value: Any, whole: Figures, uncounted: Sequence[str]) -> B
 def _limit(key: str, value: Any, full: float, at: str) -> float:
     """The figure that a value means. Raises `PlanError` for one that could mean a share and a figure."""
     if isinstance(value, str):
-        return _time(value, at) if key == "latency" else _figure(key, value, at)
+        return _time(value, at) if key in TIMED else _figure(key, value, at)
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if isinstance(value, numbers.Real) and not isinstance(value, bool) and not whole:
         if not 0 < float(value) <= 1:
             raise PlanError("a share must be in (0, 1]", at=at, do="give an absolute figure as an integer")
-        return float(value) * full if key == "latency" else math.floor(float(value) * full)
-    if key == "latency":
+        return float(value) * full if key in TIMED else math.floor(float(value) * full)
+    if key in TIMED:
         raise PlanError("a latency is a share or a text with a unit", at=at, do='write 0.5 or "5 ms"')
     if not whole or value < 1:
         raise PlanError("a budget is a share, an integer or a text with a unit", at=at, do="write 0.5, 3000000 or 3M")

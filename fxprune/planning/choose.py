@@ -16,12 +16,13 @@ from fxprune.analysis.without_result import groups_without_result
 from fxprune.arguments import check_seed, fits
 from fxprune.channels.groups import Bools, Removal
 from fxprune.costs import LatencyFile, LatencyTable
+from fxprune.costs.latency import runnable
 from fxprune.criteria import Importance, comparable, scores_of
 from fxprune.errors import PlanError
 from fxprune.files import PathLike
 from fxprune.planning.alignment import best_multiple
 from fxprune.planning.budgets import budgets_of, checked_keys
-from fxprune.planning.figures import Meter
+from fxprune.planning.figures import TIMED, Meter
 from fxprune.planning.fitting import within
 from fxprune.planning.fixed_counts import Fixed, fixed_counts
 from fxprune.planning.limits import Limits, check_round_to, limits_of
@@ -72,10 +73,12 @@ def choose(
             measures which multiple pays on this machine, and a reason says so.
         exact: only groups whose removal equals setting their slots to zero.
         seed: the seed of importance "random".
-        keep: instead of a ratio, the cost that stays: {"params", "bytes", "macs" or "memory" (the peak of activations
-            on the example inputs): a share in (0, 1], an integer, or a text with a unit such as "200 MB"; "latency": a
-            share, or a text such as "5 ms"}. Several hold all at once. The plan is within them,
-            and near to one, where steps are not too large for that.
+        keep: instead of a ratio, the cost that stays: {"params", "bytes", "macs", "memory" (the peak of activations on
+            the example inputs), "cache" (the keys, values and states that the model returns for them) or
+            "active_params" (of a mixture of experts, for one token): a share in (0, 1], an integer, or a text with a
+            unit such as "200 MB"; "latency" or "decode_latency" (of the next token, with the cache): a share, or a text
+            such as "5 ms"}. Several hold all at once. The plan is within them, and near to one, where steps are not too
+            large for that.
         scope: how a budget is spread over the groups: "local" (the same share of each), "global" (all channels are
             ranked together), or "isomorphic" (those of groups with the same structure).
         counts: {pattern: the number of channels that stay}, for groups that neither ratio nor budget shall decide.
@@ -133,12 +136,13 @@ def _by_masks(findings: Findings, masks: Mapping[str, Any] | str, stay: set[int]
 
 
 def _table(
-    findings: Findings, small: Callable[[Removal], nn.Module] | None, folder: PathLike | bool | None
+    findings: Findings, small: Callable[[Removal], nn.Module] | None, folder: PathLike | bool | None, key: str
 ) -> LatencyTable:
-    """An empty table of latencies. The arguments are those of `choose`."""
+    """An empty table of latencies. The arguments are those of `choose`. key: the measure, a name in `TIMED`."""
     if small is None:
         raise PlanError("a latency needs small models to measure", do="pass small, a function that makes them")
-    return LatencyTable(findings, small, LatencyFile.of(findings.model, folder))
+    runs = None if TIMED[key] is runnable else TIMED[key]
+    return LatencyTable(findings, small, LatencyFile.of(findings.model, folder), runs=runs)
 
 
 def _staying(findings: Findings, ignore: Any, exact: bool) -> dict[int, str]:

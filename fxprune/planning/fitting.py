@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fxprune.analysis.findings import Findings
 from fxprune.channels.groups import Bools, Removal
 from fxprune.planning.budgets import Budget
-from fxprune.planning.figures import Figures, Meter
+from fxprune.planning.figures import TIMED, Figures, Meter
 
 CLOSE = 0.01
 """Channels come back until so much of the budget is left at most."""
@@ -149,10 +149,10 @@ class _Search:
         """Sentences on the figures that were predicted from measurements."""
         figures = self.meter.of(Removal(self.findings.solution, removed))
         for budget in self.budgets:
-            if budget.key == "latency":
+            if budget.key in TIMED:
                 share = budget.of(figures) / budget.full
                 figure, full = budget.shown(budget.of(figures)), budget.shown(budget.full)
-                yield f"latency: {figure} of {full} ({share:.1%}) predicted"
+                yield f"{budget.key}: {figure} of {full} ({share:.1%}) predicted"
 
     def fits(self, counts: Counts) -> bool:
         """True if all budgets hold."""
@@ -160,7 +160,7 @@ class _Search:
         return all(budget.of(figures) <= self._limit(budget) for budget in self.budgets)
 
     def _limit(self, budget: Budget) -> float:
-        return budget.limit * self._aim if budget.key == "latency" else budget.limit
+        return budget.limit * self._aim if budget.key in TIMED else budget.limit
 
     def close(self, counts: Counts) -> bool:
         """True if one of the budgets is nearly used up."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from fxprune.arguments import shown
 from fxprune.errors import PlanError
+from fxprune.planning.figures import TIMED
 
 RANKING = {"importance": "l2", "round_to": 1, "uniform": (), "min_channels": 1, "max_ratio": None, "scope": "local"}
 """The options that rank channels or limit their number, with their defaults."""
@@ -36,7 +37,7 @@ def refuse_without_effect(choices: Mapping[str, Any], *, plan: bool = False) -> 
 def _refuse_table(choices: Mapping[str, Any]) -> None:
     """Raises `PlanError` for a table of latencies where no latency is measured. False keeps none."""
     table, keep = choices.get("latency_table"), choices.get("keep")
-    measured = choices.get("round_to") == "auto" or (isinstance(keep, Mapping) and "latency" in keep)
+    measured = choices.get("round_to") == "auto" or (isinstance(keep, Mapping) and any(key in TIMED for key in keep))
     if table is not None and table is not False and not measured:
         raise PlanError(
             "latency_table is without effect here",

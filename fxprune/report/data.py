@@ -137,7 +137,7 @@ class RecordData:
     error: None where the small model was not compared with its reference.
     one_sided: sentences about operations that did not run equally often in both models.
     repair: what was repaired, None without a repair.
-    measured: figures that a budget limited: "memory" in bytes, "latency" in seconds.
+    measured: figures that a budget limited, as in `fxprune.planning.figures`: times are in seconds.
     """
 
     schema: str

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from fxprune.costs.latency import milliseconds
 from fxprune.notebooks import html_table
+from fxprune.planning.figures import COMPUTED, TIMED
 from fxprune.report.data import AnalysisData, Change, GroupData, LayerChange, LockedData, RecordData, TensorChange
 from fxprune.report.repairs import repair_text
 from fxprune.report.repeats import Row, merge_repeats
@@ -63,10 +64,9 @@ def record_text(data: RecordData, *, markdown: bool = False) -> str:
     rows.append(("total", "", change(data.params), change(data.macs)))
     lines = [table(("layer", "shape", "params", "MACs"), rows, markdown), ""]
     lines.append(f"path {data.path}, bytes {change(data.bytes)}")
-    if "memory" in data.measured:
-        lines.append(f"peak memory of activations, bytes {change(data.measured['memory'])}")
-    if "latency" in data.measured:
-        lines.append(f"latency {times(data.measured['latency'])}")
+    for key, figures in data.measured.items():
+        label = COMPUTED[key].label if key in COMPUTED else key.replace("_", " ")
+        lines.append(f"{label} {times(figures) if key in TIMED else change(figures)}")
     lines += [f"not {path}: {why}" for path, why in data.why_not.items()]
     lines.append("exact" if data.exact else "not exact: some statistics are taken over fewer channels")
     if data.norms == "preserve":

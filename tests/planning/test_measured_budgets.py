@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.costs import Latency, latency_table, peak_memory
 from fxprune.errors import BudgetMissedWarning, CaptureError, PlanError
+from fxprune.planning import figures
 from tests.costs.test_latency_table import Clock, seconds_of
 from tests.costs.test_latency_table import X as IMAGE
 from tests.costs.test_latency_table import net as chain
@@ -28,10 +29,10 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clock:
     monkeypatch.setattr(latency_table, "watched", made)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
-    def measured(models: list[nn.Module], inputs: Any, rounds: int) -> list[Latency]:
+    def measured(models: list[nn.Module], inputs: Any, rounds: int, *, runs: Any) -> list[Latency]:
         return [Latency(seconds_of(model)[0], 0.0, 1, "cpu", 1) for model in models]
 
-    monkeypatch.setattr(fxprune._carry_out, "measured_in_turn", measured)
+    monkeypatch.setattr(figures, "measured_in_turn", measured)
     return made
 
 
@@ -93,10 +94,10 @@ def test_a_second_request_measures_nothing_anew(clock: Clock) -> None:
 
 
 def test_a_latency_that_turns_out_longer_is_reported(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(models: list[nn.Module], inputs: Any, rounds: int) -> list[Latency]:
+    def slow(models: list[nn.Module], inputs: Any, rounds: int, *, runs: Any) -> list[Latency]:
         return [Latency(seconds, 0.0, 1, "cpu", 1) for seconds in (0.020, 0.012)]
 
-    monkeypatch.setattr(fxprune._carry_out, "measured_in_turn", slow)
+    monkeypatch.setattr(figures, "measured_in_turn", slow)
     with pytest.warns(BudgetMissedWarning, match="12 ms latency stay, the budget is 10 ms"):
         fxprune.transform(chain(), IMAGE, keep={"latency": 0.5})
 

@@ -1,6 +1,15 @@
 // The panel on the right: the whole model, or what is chosen.
 
-const TOTALS = { params: "Parameters", bytes: "Bytes", macs: "MACs", memory: "Peak memory, bytes", latency: "Latency" };
+const TOTALS = {
+  params: "Parameters",
+  bytes: "Bytes",
+  macs: "MACs",
+  memory: "Peak memory, bytes",
+  cache: "Cache, bytes",
+  active_params: "Parameters for one token",
+  latency: "Latency",
+  decode_latency: "Latency of a decoding step",
+};
 
 function showDetails() {
   const right = document.getElementById("right");
@@ -54,7 +63,7 @@ function overview() {
 
 function totals() {
   return make("div", { class: "totals" }, Object.entries(data.totals).map(([key, pair]) => {
-    const text = key === "latency" ? milliseconds : figure;
+    const text = key.endsWith("latency") ? milliseconds : figure;
     const least = key === "macs" && pair.before === null && data.macs_at_least ? ` (at least ${figure(data.macs_at_least)})` : "";
     const share = pair.after === null ? "" : percent(pair.after, pair.before);
     return make("div", {},
