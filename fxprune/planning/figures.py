@@ -47,7 +47,7 @@ class Predicts(Protocol):
 
 
 @dataclass(frozen=True)
-class Measure:
+class ComputedFigure:
     """Something that no `Cost` has, and a budget can limit.
 
     label: its name in a report. of: a function from a model and its inputs to its figure, in bytes or a number.
@@ -60,10 +60,10 @@ class Measure:
     unit: str = "bytes"
 
 
-COMPUTED: Mapping[str, Measure] = {
-    "memory": Measure("peak memory of activations, bytes", peak_memory, PeakMemory),
-    "cache": Measure("cache, bytes", cache_bytes, CacheBytes),
-    "active_params": Measure("parameters for one token", active_params, ActiveParams, "params"),
+COMPUTED: Mapping[str, ComputedFigure] = {
+    "memory": ComputedFigure("peak memory of activations, bytes", peak_memory, PeakMemory),
+    "cache": ComputedFigure("cache, bytes", cache_bytes, CacheBytes),
+    "active_params": ComputedFigure("parameters for one token", active_params, ActiveParams, "params"),
 }
 """The measures that are computed from a model, beside those of a `Cost`."""
 
@@ -153,7 +153,7 @@ class Meter:
         return bool(self._tables)
 
     def learn(self, removal: Removal) -> bool:
-        """Measure the smaller model that a removal leaves, so that its figures are known, and those near it better.
+        """ComputedFigure the smaller model that a removal leaves, so that its figures are known, and those near it better.
 
         Returns False if they were known before.
         """
