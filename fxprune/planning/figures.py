@@ -153,7 +153,7 @@ class Meter:
         return bool(self._tables)
 
     def learn(self, removal: Removal) -> bool:
-        """ComputedFigure the smaller model that a removal leaves, so that its figures are known, and those near it better.
+        """Measure the smaller model that a removal leaves, so that its figures are known, and those near it better.
 
         Returns False if they were known before.
         """
