@@ -22,11 +22,12 @@ from fxprune._gradual_options import (
     computed_only,
     endless,
     function_of,
+    grown,
     place_of,
+    refuse_falling,
     refuse_other_settings,
     refuse_other_shapes,
     settings_of,
-    share,
     state_field,
 )
 from fxprune._in_place import WITH_A_PLAN, refuse_sharded, transform_
@@ -39,7 +40,10 @@ from fxprune.errors import NothingRemovedWarning, PlanError, level_of_user
 from fxprune.planning import plan_file
 from fxprune.planning.budgets import budgets_of
 from fxprune.planning.figures import counted, measured_of
+from fxprune.planning.from_first import FromFirst
+from fxprune.planning.limits import limits_of
 from fxprune.planning.plan import Plan
+from fxprune.planning.scopes import SEARCH, ScopeFunction
 from fxprune.running.processes import Processes
 from fxprune.schedules import AGP, Schedule
 from fxprune.sharded import is_sharded, talk_of_model, unwrapped
@@ -81,6 +85,9 @@ class GradualPruner:
     A step at which the schedule says p leaves at most full - p * (full - budget) of each cost in `keep`, where full is
     the cost of the model that was given. Between two steps the model is trained, so that the next choice is made on
     weights that have recovered (Zhu and Gupta 2017, https://arxiv.org/abs/1710.01878).
+
+    The share that a group loses, and `max_ratio` (0.9 by default), count from the model that was given: many small
+    steps leave about the widths that one step leaves, and narrow groups get smaller with the others.
 
     Args:
         model: the model, which is changed in place by each step; see `fxprune.transform_`. It may be in a
@@ -136,12 +143,14 @@ class GradualPruner:
         steps = 10 if steps is None else steps
         self.schedule = AGP(0.0, 1.0, steps=steps) if schedule is None else function_of(schedule)
         self.options = checked_options(options, soft)
+        refuse_falling(self.schedule)
         if endless(self.schedule):
             warnings.warn(endless(self.schedule), UserWarning, level_of_user())
         prefer = {} if isinstance(model, fx.GraphModule) else {"prefer": "class"}
         with self._plain():
             self._cost = cost(model, example_inputs, **prefer)
             self._beside = measured_of([model], example_inputs, computed_only(keep))
+            self._sizes = {group.key: group.size for group in self._analysis().groups}
         self._budgets = budgets_of(self._figures, keep)
         self._number, self._progress = 0, 0.0
         self._plan: Plan | None = None
@@ -181,7 +190,7 @@ class GradualPruner:
         if self._wrapper is None:
             self._wrapper = wrapper_of(self.model)
         number = self._number + 1
-        progress = share(self.schedule(number), number)
+        progress = grown(self.schedule(number), number, self._progress)
         before, keep = self._cost, self._keep(progress)
         removed = silenced = None
         if keep and (number % self.soft == 0 or progress >= 1.0):
@@ -228,7 +237,9 @@ class GradualPruner:
     def _remove(self, keep: Mapping[str, int], number: int, progress: float) -> Plan | None:
         try:
             with _small_steps():
-                transform_(self.model, self.example_inputs, keep=keep, **self._training, **self._step_options())
+                transform_(
+                    self.model, self.example_inputs, keep=keep, **self._training, **self._step_options(progress >= 1.0)
+                )
         except BaseException:
             if _shapes(self.model) != self._shapes:  # an interrupt, which has waited until the model was changed
                 self._removed()
@@ -246,10 +257,27 @@ class GradualPruner:
         self._plan = plan if self._plan is None else self._plan.then(plan)
         return plan
 
-    def _step_options(self) -> dict[str, Any]:
+    def _step_options(self, last: bool) -> dict[str, Any]:
         """The options of a step. Branches go in the first one that removes something."""
         gone = self._plan is not None and self._plan.dropped
-        return {name: value for name, value in self.options.items() if name != "drop" or not gone}
+        options = {name: value for name, value in self.options.items() if name != "drop" or not gone}
+        return {**options, "scope": self._scope(last)}
+
+    def _scope(self, last: bool) -> str | ScopeFunction:
+        """The scope, with shares that count from the model that was given."""
+        scope = self.options.get("scope", "local")
+        if scope == SEARCH:
+            return SEARCH
+        limits = limits_of(1, self.options.get("min_channels", 1), self.options.get("max_ratio"), True)
+        return FromFirst(self._sizes, limits.max_ratio, limits.min_channels, scope, last)
+
+    def _analysis(self) -> Analysis:
+        """The analysis of the model as it is now."""
+        known = inspect.signature(analyze).parameters.keys()
+        options = {name: value for name, value in self.options.items() if name in known}
+        if not isinstance(self.model, fx.GraphModule):
+            options.setdefault("prefer", "class")
+        return analyze(self.model, self.example_inputs, **options)
 
     @property
     def _figures(self) -> dict[str, float | None]:
@@ -290,13 +318,11 @@ class GradualPruner:
         measure: False for a plan by the norms of weights where the importance would read the data.
         """
         of_analysis = inspect.signature(analyze).parameters.keys()
-        ours = {name: value for name, value in self.options.items() if name in of_analysis}
         choice = {name: value for name, value in self.options.items() if name not in (*of_analysis, "drop")}
         for name in ("repair", "repair_mode", "repair_inputs", "verify"):
             choice.pop(name, None)
-        if not isinstance(self.model, fx.GraphModule):
-            ours.setdefault("prefer", "class")
-        analysis = analyze(self.model, self.example_inputs, **ours)
+        choice["scope"] = self._scope(last=False)
+        analysis = self._analysis()
         measured = {name: choice.pop(name, None) for name in ("data", "loss")}
         measured["used_elsewhere"] = "repair" in self.options
         importance = choice.pop("importance", "l2")

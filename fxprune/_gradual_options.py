@@ -38,12 +38,15 @@ _MODEL = ("model", "example_inputs")
 _ONCE = {
     "scores": "scores",
     "importance": "scores by layer",
-    "max_ratio": "a limit",
     "search": "a search",
     "depth": "a choice",
 }
 _NOT_IN_A_STATE = ("data", "loss", "repair_inputs", "latency_table")
 _MOST_STEPS = 1000
+
+NOISE = 1e-9
+"""A value of a schedule that is lower by so much is the same."""
+
 _LATE = 1_000_000
 _EXAMPLE = "pass for example schedule=fxprune.schedules.AGP(0.0, 1.0, steps=10)"
 
@@ -124,6 +127,26 @@ def share(value: Any, number: int) -> float:
         what = "a schedule must give the part of the way to the budgets, from 0 to 1"
         raise PlanError(what, at=f"step {number}", why=f"it gives {value!r}", do=_EXAMPLE)
     return float(value)
+
+
+def grown(value: Any, number: int, before: float) -> float:
+    """The value of a schedule at a step, which is not below the one before. Raises `PlanError` if it is."""
+    now = share(value, number)
+    if now < before - NOISE:
+        raise PlanError(
+            "a schedule must not fall: channels that are gone do not come back",
+            at=f"step {number}",
+            why=f"it gives {now:.6g}, and gave {before:.6g} before",
+            do="let it grow from 0 to 1: it is the part of the way to the budgets, not what stays",
+        )
+    return max(now, before)
+
+
+def refuse_falling(schedule: Schedule) -> None:
+    """Raises `PlanError` for a schedule that gives less at a step than at the one before."""
+    before = 0.0
+    for number, value in enumerate(_shares(schedule), 1):
+        before = grown(value, number, before)
 
 
 def endless(schedule: Schedule) -> str:

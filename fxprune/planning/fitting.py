@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from fxprune.analysis.findings import Findings
+from fxprune.analysis.findings import Findings, Group
 from fxprune.channels.groups import Bools, Removal
 from fxprune.planning.budgets import Budget
 from fxprune.planning.figures import TIMED, Figures, Meter
@@ -26,8 +26,8 @@ STEPS = 40
 TRADES = 400
 """The most exchanges between groups that are tried, times the number of groups, where much of a budget is left."""
 
-APART = 8
-"""An exchange takes no group further from its loss at the level than by this part of its channels, or by two steps."""
+APART = 3
+"""An exchange takes from a group at most this part of the channels that it keeps at the level."""
 
 LEVELS = (0.25, 0.5, 0.75, 1.0)
 """The levels that are measured first."""
@@ -50,12 +50,21 @@ class Widths:
     flags: a function from counts to the removed channels, as flags, with everything that a model needs to keep.
     step: the number of channels by which a count changes.
     limits: a text that says what limits the counts.
+    before: number of a group -> its channels that went in earlier steps, which count as a part of what it lost.
+    exchanges: False if groups stay at their common level, where exchanges would come nearer to a budget.
     """
 
     at: Callable[[float], Counts]
     flags: Callable[[Counts], tuple[Bools, tuple[str, ...]]]
     step: int = 1
     limits: str = ""
+    before: Mapping[int, int] = field(default_factory=dict)
+    exchanges: bool = True
+
+    def share(self, group: Group, count: int) -> float:
+        """The share that a group has lost, if so many channels go."""
+        before = self.before.get(group.number, 0)
+        return (before + count) / (before + group.size)
 
 
 def within(
@@ -181,7 +190,7 @@ class _Search:
             if wanted[number] < counts[number] and not self.close(counts) and self.fits(changed):
                 counts = changed
         counts = self._come_back(counts)
-        left = TRADES // (len(counts) + 1)
+        left = TRADES // (len(counts) + 1) if self.widths.exchanges else 0
         while left and not self.close(counts):
             options = list(itertools.islice(self._traded(counts, level), left))
             left -= len(options)
@@ -195,13 +204,17 @@ class _Search:
 
     def _distance(self, first: Counts, second: Counts) -> float:
         """The distance between the shares that groups lose: the sum of squares."""
-        sizes = {group.number: group.size for group in self.findings.groups}
-        return sum(((first[number] - second[number]) / sizes[number]) ** 2 for number in first)
+        one, other = self._shares(first), self._shares(second)
+        return sum((one[number] - other[number]) ** 2 for number in first)
 
     def _by_share(self, counts: Counts) -> list[int]:
         """The groups, those first that have lost the largest share."""
-        sizes = {group.number: group.size for group in self.findings.groups}
-        return sorted(counts, key=lambda number: -counts[number] / sizes[number])
+        shares = self._shares(counts)
+        return sorted(counts, key=lambda number: -shares[number])
+
+    def _shares(self, counts: Counts) -> dict[int, float]:
+        groups = self.findings.groups
+        return {number: self.widths.share(groups[number], count) for number, count in counts.items()}
 
     def _come_back(self, counts: Counts, without: int | None = None) -> dict[int, int]:
         """The counts where each group in turn gets one step more, as long as all budgets hold.
@@ -234,8 +247,9 @@ class _Search:
 
         level: what the groups lose at their common level, from which none goes far.
         """
-        far = {group.number: max(group.size // APART, 2 * self.widths.step) for group in self.findings.groups}
-        most = {number: min(count, level[number] + far[number]) for number, count in self.widths.at(1.0).items()}
+        sizes = {group.number: group.size for group in self.findings.groups}
+        far = {number: count + (sizes[number] - count) // APART for number, count in level.items()}
+        most = {number: min(count, far[number]) for number, count in self.widths.at(1.0).items()}
         fewer = {number: dict(counts) for number in reversed(self._by_share(counts))}
         while fewer:
             for number, before in list(fewer.items()):

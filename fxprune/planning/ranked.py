@@ -12,9 +12,10 @@ from fxprune.analysis.findings import Findings, Group
 from fxprune.channels.groups import Bools, Ints
 from fxprune.planning.enough import keep_enough
 from fxprune.planning.fitting import Widths
+from fxprune.planning.from_first import FromFirst
 from fxprune.planning.keeping import Scores
 from fxprune.planning.limits import Limits
-from fxprune.planning.scopes import Spread, scope_named
+from fxprune.planning.scopes import ScopeFunction, Spread, scope_named
 from fxprune.planning.shared_settings import keep_equal_widths
 from fxprune.planning.uniform import EqualWidths
 
@@ -76,8 +77,11 @@ class Ranked:
         """The results of `_ascending`."""
         return {}
 
-    def widths(self, scope: str, multiple: int) -> Widths:
+    def widths(self, scope: str | ScopeFunction, multiple: int) -> Widths:
         """The widths of a plan by its level."""
         at = scope_named(scope)(self.findings, self.spread(multiple), self.scores)
         why = replace(self.limits, round_to=multiple).why(group.size for group in self.groups)
-        return Widths(lambda level: self.equal.merged(at(level), multiple), self.flags, multiple, why)
+        widths = Widths(lambda level: self.equal.merged(at(level), multiple), self.flags, multiple, why)
+        if not isinstance(scope, FromFirst):
+            return widths
+        return replace(widths, before=scope.before(self.findings), exchanges=scope.last)

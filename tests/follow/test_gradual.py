@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import signal
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -293,6 +294,87 @@ def test_a_schedule_from_a_list_is_taken() -> None:
     assert run.pruner.done
 
 
+def test_a_schedule_that_falls_where_nobody_looked_before_is_refused_at_its_step() -> None:
+    shares = iter([0.2, 0.5, 0.5, 0.3])
+    given: dict[int, float] = {}
+
+    def schedule(number: int) -> float:
+        if asked:
+            given.setdefault(number, next(shares))
+            return given[number]
+        raise IndexError(number)
+
+    asked = False
+    run = Run(schedule=schedule)
+    asked = True
+    for _ in range(3):
+        run.pruner.step()
+    widths = {name: tensor.shape for name, tensor in run.model.state_dict().items()}
+    with pytest.raises(fxprune.PlanError, match=r"must not fall.*\n  at   step 4\n  why .*0.3, and gave 0.5"):
+        run.pruner.step()
+    assert {name: tensor.shape for name, tensor in run.model.state_dict().items()} == widths
+    assert run.pruner.number == 3
+
+
+def test_a_schedule_that_falls_by_a_rounding_is_taken() -> None:
+    run = Run(schedule=lambda number: [0.1 + 0.2, 0.3, 1.0][min(number, 3) - 1])
+    run.pruner.step()
+    assert run.pruner.step().progress == 0.1 + 0.2
+
+
+def narrow() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 3)]
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize(
+    ("key", "options"),
+    [("params", {}), ("macs", {"soft": 2}), ("macs", {"max_ratio": 0.6}), ("params", {"round_to": 2})],
+)
+def test_many_small_steps_leave_the_widths_of_one(key: str, options: dict[str, Any]) -> None:
+    found = []
+    for steps in (1, 4, 24):
+        model = narrow()
+        schedule = Linear(0.0, 1.0, steps=steps)
+        pruner = fxprune.GradualPruner(model, torch.ones(2, 8), keep={key: 0.4}, schedule=schedule, **options)
+        for _ in range(steps):
+            pruner.step()
+        found.append([model[place].out_features for place in (0, 2, 4)])
+        assert 0.98 * 0.4 <= getattr(fxprune.cost(model, torch.ones(2, 8)), key) / whole(key) <= 0.4
+    assert all(widths == found[0] for widths in found)
+
+
+@pytest.mark.parametrize("steps", [1, 24])
+def test_a_narrow_group_beside_equal_blocks_gets_smaller_with_them(steps: int) -> None:
+    model = narrow()
+    schedule = Linear(0.0, 1.0, steps=steps)
+    keep, uniform = {"macs": 0.4}, ["[04]"]
+    pruner = fxprune.GradualPruner(model, torch.ones(2, 8), keep=keep, schedule=schedule, uniform=uniform)
+    for _ in range(steps):
+        pruner.step()
+    assert model[0].out_features == model[4].out_features
+    assert model[2].out_features == 2
+
+
+def whole(key: str) -> int:
+    return int(getattr(fxprune.cost(narrow(), torch.ones(2, 8)), key))
+
+
+@pytest.mark.parametrize("scope", ["local", "global", "isomorphic"])
+def test_no_group_loses_more_than_it_may_in_all_steps_together(scope: str) -> None:
+    model = narrow()
+    schedule = Linear(0.0, 1.0, steps=5)
+    options: dict[str, Any] = {"scope": scope, "max_ratio": 0.5, "min_channels": 3}
+    pruner = fxprune.GradualPruner(model, torch.ones(2, 8), keep={"params": 0.1}, schedule=schedule, **options)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(5):
+            pruner.step()
+    assert "max_ratio=0.5" in next(str(w.message) for w in caught if w.category is fxprune.BudgetMissedWarning)
+    assert [model[place].out_features for place in (0, 2, 4)] == [32, 3, 32]
+
+
 def test_a_pruner_says_where_it_is() -> None:
     run = Run(keep={"macs": 0.3, "params": 0.5})
     full = fxprune.cost(run.model, batch(0))
@@ -319,7 +401,9 @@ def test_a_pruner_says_where_it_is() -> None:
         ({"data": iter([])}, "data is read at each step"),
         ({"scores": "scores.json"}, "cannot take scores"),
         ({"importance": {"stem": [1.0] * 8}}, "cannot take importance"),
-        ({"max_ratio": 0.5}, "cannot take max_ratio"),
+        ({"max_ratio": 1.5}, r"max_ratio must be in \(0, 1\]"),
+        ({"schedule": Linear(1.0, 0.3, steps=4)}, r"must not fall(?s:.*)step 2(?s:.*)it gives 0.65, and gave 0.825"),
+        ({"schedule": lambda number: [0.5, 0.4, 1.0][number - 1]}, "must not fall"),
         ({"schedule": AGP(0.0, 1.0, steps=2), "steps": 2}, "steps is without effect here"),
         ({"schedule": "agp"}, "schedule must be a function of the step"),
         ({"schedule": 0.5}, "schedule must be a function of the step"),
@@ -347,7 +431,7 @@ def test_wrong_options_are_refused_before_the_first_step(options: dict[str, Any]
     with pytest.raises(fxprune.FxpruneError, match=message) as caught:
         Run(**options)
     lines = str(caught.value).splitlines()
-    if {"optimizer", "ema", "soft", "schedule", "repair", "max_ratio", "ratio"} & set(options):
+    if {"optimizer", "ema", "soft", "schedule", "repair", "ratio"} & set(options):
         assert [line[:6].strip() for line in lines[1:4]] == ["at", "why", "do"]
 
 
