@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -86,6 +87,8 @@ def _construct_config(own: Any, was: Any, then: Any, now: Any, done: set[int]) -
         changed = not is_same(before.get(name), value)
         is_new = original.get(name) is None and not name.startswith("_")  # the class has chosen the value so far
         mine[name] = copy.deepcopy(value if changed or is_new else original[name])
+    for name in before.keys() - after.keys():
+        mine.pop(name, None)
 
 
 def is_same(one: Any, other: Any) -> bool:
@@ -97,6 +100,10 @@ def is_same(one: Any, other: Any) -> bool:
         return len(one) == len(other) and all(map(is_same, one, other))
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(is_same(one[key], other[key]) for key in one)
+    if isinstance(one, set | frozenset) and isinstance(other, set | frozenset):
+        return one == other
+    if is_dataclass(one) and is_dataclass(other) and not isinstance(one, type) and not is_config(one):
+        return type(one) is type(other) and is_same(vars(one), vars(other))
     if _is_plain(one) or _is_plain(other):
         return type(one) is type(other) and one == other
     return True

@@ -18,6 +18,7 @@ from fxprune.analysis.settings import OF_EVERY_MODULE
 from fxprune.configs.builder import Builder, Built, NotBuiltError
 from fxprune.configs.constructed import construct
 from fxprune.configs.fields import Data, FieldPath, name_of, numbers_in, sequences_in, written
+from fxprune.configs.per_layer import renumbered
 from fxprune.depth.numbering import LayersGone, in_original_numbering, name_after, name_before, without_layers
 from fxprune.depth.stubs import GivesZeros, PassesOn
 
@@ -146,10 +147,11 @@ class _LayerFields:
         return _other(self.model, self.before, built, self.gone)
 
     def _variants(self, fields: Sequence[FieldPath]) -> Iterator[dict[FieldPath, Any]]:
-        """Further fields to change: lists with an entry for each layer, lists of layers, and numbers of layers."""
+        """Further fields to change: lists and tables with an entry for each layer, lists and numbers of layers."""
         data = self.builder.data
         lists = {f: [v[n] for n in self.left] for f, v in sequences_in(data) if len(v) == self.count}
         lists = {field: value for field, value in lists.items() if self._matters(field, value)}
+        lists |= renumbered(data, self.left)
         yield lists
         numbered = {}
         for field, listed in sequences_in(data):

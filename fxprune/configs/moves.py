@@ -71,12 +71,27 @@ class Moves:
             elif self._may_need_partners(field):
                 partners.append(field)
         together = list(self._together(partners, reacting, single))
-        numbers = self.probes.numbers
+        found = [part for move in (*single, *together) for part in self._by_layer(move)]
+        return sorted(found, key=lambda move: (self._has_factor(move), not move.exact, len(move.fields)))
 
-        def order(move: Move) -> tuple[bool, bool, int]:
-            return any(isinstance(numbers[f], float) for f in move.fields), not move.exact, len(move.fields)
+    def _has_factor(self, move: Move) -> bool:
+        """True if one of the numbers is a factor, such as `mlp_ratio`."""
+        return any(isinstance(self.probes.numbers[field], float) for field in move.fields)
 
-        return sorted([*single, *together], key=order)
+    def _by_layer(self, move: Move) -> list[Move]:
+        """The moves of single layers that a move consists of, where the class reads a number of each layer; or itself.
+
+        Then every layer may keep a share of its own.
+        """
+        whole, base = [move], self.probes.base
+        if len(move.groups) < 2 or self._has_factor(move):
+            return whole
+        parts = [self.of(fields) for fields in self.probes.pin_layers(move.fields, self.used)]
+        made = [part for part in parts if part is not None]
+        if made and sorted(number for part in made for number in part.groups) == sorted(move.groups):
+            return made
+        self.probes.unpin(base)
+        return whole
 
     def _together(
         self, partners: Sequence[FieldPath], reacting: Sequence[FieldPath], single: Sequence[Move]

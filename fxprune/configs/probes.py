@@ -12,6 +12,7 @@ from typing import Any
 from fxprune.analysis.settings import Setting, read_setting
 from fxprune.configs.builder import Builder, Built, NotBuiltError
 from fxprune.configs.fields import Data, FieldPath, empty_in, numbers_in, written
+from fxprune.configs.per_layer import fields_by_layer, pinned
 
 MOST_PRIMES = 3
 """The most shares that are tried for a number: a half, two thirds, four fifths, as it can be divided."""
@@ -86,10 +87,36 @@ class Probes:
                     self.base = written(self.base, {field: taken[0]})
                     self.__dict__.pop("numbers", None)
 
+    def pin_layers(self, fields: Sequence[FieldPath], used: Sequence[Setting]) -> list[tuple[FieldPath, ...]]:
+        """Write numbers of the config into fields of each layer, where the class reads them there. Changes `base`.
+
+        Returns these fields, layer by layer; none where the class does not read them.
+        """
+        by_layer = fields_by_layer(self.base, fields)
+        if not by_layer:
+            return []
+        before, self.base = self.base, pinned(self.base, by_layer)
+        self.__dict__.pop("numbers", None)
+        if all(field in self.numbers for field in by_layer[0]) and self._is_same(self.base, used):
+            for one in by_layer:
+                if any(self.changed_shapes(probe) for probe in self.of(one)):
+                    return by_layer
+        self.unpin(before)
+        return []
+
+    def unpin(self, base: Data) -> None:
+        """Takes back what was written into fields. base: the data of before."""
+        self.base = base
+        self.__dict__.pop("numbers", None)
+
     def _is_taken(self, field: FieldPath, size: int, used: Sequence[Setting]) -> bool:
         """True if the class is the same with this size in an empty field."""
+        return self._is_same(written(self.base, {field: size}), used)
+
+    def _is_same(self, data: Data, used: Sequence[Setting]) -> bool:
+        """True if the class that is built from the data is the same."""
         try:
-            built = self.builder.build(written(self.base, {field: size}))
+            built = self.builder.build(data)
         except NotBuiltError:
             return False
         same = [setting_in(built, s) == setting_in(self.before, s) for s in used]

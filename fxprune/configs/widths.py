@@ -13,9 +13,10 @@ from fxprune.analysis.after_removal import shapes_after
 from fxprune.analysis.findings import Findings
 from fxprune.channels.groups import Removal
 from fxprune.configs.builder import Built, NotBuiltError, difference
-from fxprune.configs.fields import FieldPath, name_of, read, written
+from fxprune.configs.fields import Data, FieldPath, name_of, read, written
 from fxprune.configs.layers import builder_of
 from fxprune.configs.moves import Move, Moves, other_buffer, total_of
+from fxprune.configs.per_layer import tidied
 from fxprune.configs.probes import Probes, scaled
 
 
@@ -94,7 +95,7 @@ class Config:
             values = _values(widths, {share.moves: kept[share.groups[0]] for share in widths.shares}, self.probes)
         except BeyondConfigError:
             return False
-        return self.probes.builder.accepts(written(self.probes.base, values))
+        return self.probes.builder.accepts(self._data(values))
 
     def after(self, findings: Findings, removal: Removal) -> Built:
         """The class, built from the config that says a removal. Raises `BeyondConfigError` if there is none."""
@@ -102,12 +103,16 @@ class Config:
         shares = {share.moves: _share_of(findings, share, widths.totals, removal) for share in widths.shares}
         values = _values(widths, shares, self.probes)
         try:
-            built = self.probes.builder.build(written(self.probes.base, values))
+            built = self.probes.builder.build(self._data(values))
         except NotBuiltError as error:
             said = ", ".join(f"{name_of(f)}={value}" for f, value in values.items())
             raise BeyondConfigError(f"with {said} the class raises {error}") from None
         _compare(findings, removal, self.probes.before, built)
         return built
+
+    def _data(self, values: Mapping[FieldPath, int | float]) -> Data:
+        """The data of the config with other numbers."""
+        return tidied(written(self.probes.base, values), self.probes.builder.data)
 
 
 def config_widths(findings: Findings, probes: Probes) -> ConfigWidths:
