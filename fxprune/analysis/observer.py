@@ -21,6 +21,7 @@ from fxprune.analysis.unread_slots import UnreadSlots
 from fxprune.capture.fake_operations import run
 from fxprune.capture.places import users_line
 from fxprune.capture.scopes import Key, Scope, Scopes
+from fxprune.capture.thread_state import of_no_level
 from fxprune.capture.values import leaves, map_tensors, tensors_in
 from fxprune.channels.terms import Terms
 from fxprune.channels.vector import Vector
@@ -87,11 +88,13 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def operand(self, tensor: torch.Tensor) -> Operand:
         """The operand of a tensor that is used now. A tensor that is not known yet gets fixed vectors."""
+        tensor = of_no_level(tensor)
         self.used.add(id(tensor))
         return self.peek(tensor)
 
     def peek(self, tensor: torch.Tensor) -> Operand:
         """The operand of a tensor. Unlike `operand`, this does not note that the tensor is used."""
+        tensor = of_no_level(tensor)
         known = self._operands.get(id(tensor))
         if known is not None:
             if self._nonzero_storages and tensor.untyped_storage()._cdata in self._nonzero_storages:

@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from fxprune.capture.opened_functions import opened
 from fxprune.capture.process_state import module_hooks
+from fxprune.capture.thread_state import of_no_level, outside_levels
 
 Key = tuple[str, int, str, int]
 """An operation of a run: the name of its scope, which run of that scope it was, its own name, and which call of that
@@ -134,7 +136,8 @@ class Scopes:
         if id(module) in self._names and self.current.module is module:
             scope = self.stack.pop()
             self.between_modules()
-            self.on_leave(scope, args, kwargs, made)
+            with whole_batches((args, kwargs, made)) as whole:
+                self.on_leave(scope, *whole)
 
 
 _COMPOSITE = {
@@ -169,7 +172,8 @@ class _Composites(TorchFunctionMode):
         key = self.scopes.current.next_key(f"{func.__name__}()")
         with self.scopes.inside(func.__name__):
             made = func(*args, **kwargs)
-        self.scopes.on_composite(key, made)
+        with whole_batches(made) as whole:
+            self.scopes.on_composite(key, whole)
         return made
 
     def _attention(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -179,5 +183,15 @@ class _Composites(TorchFunctionMode):
         named = {**dict(zip(_ATTENTION_ARGUMENTS, args, strict=False)), **kwargs}
         if named.get("scale") is None:
             named["scale"] = named["query"].shape[-1] ** -0.5
-        self.scopes.on_attention(key, named, made)
+        with whole_batches((named, made)) as whole:
+            self.scopes.on_attention(key, *whole)
         return made
+
+
+@contextlib.contextmanager
+def whole_batches(value: Any) -> Iterator[Any]:
+    """Leaves `vmap` and `grad`: a nested value in which their tensors are those that the operations compute with."""
+    if torch._C._functorch.maybe_current_level() is not None:
+        value = pytree.tree_map_only(torch.Tensor, of_no_level, value)
+    with outside_levels():
+        yield value

@@ -6,6 +6,7 @@
 | `torch.no_grad`, `torch.set_grad_enabled` | gradients are recorded, where nothing inside switches them off |
 | `torch.autocast` | off: operations have the dtypes of the model |
 | modes of `__torch_dispatch__` and `__torch_function__` | none, so that no other code sees or replaces operations |
+| levels of `torch.func` | those that a call leaves behind are ended |
 
 The default device and the default dtype stay as they are, because a forward that makes tensors may need them.
 `same_state` takes what a forward may need to another thread: the default device, and the current device and stream of
@@ -20,10 +21,12 @@ from typing import Any
 
 import torch
 from torch import overrides
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _disable_current_modes
 
 _OVERRIDES: Any = overrides
+_FUNCTORCH: Any = torch._C._functorch
 
 DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
 """The types of devices for which autocast may be on."""
@@ -38,8 +41,41 @@ def usual_state() -> Iterator[None]:
         _no_autocast(),
         _disable_current_modes(),
         _no_function_modes(),
+        same_levels(),
     ):
         yield
+
+
+@contextlib.contextmanager
+def same_levels() -> Iterator[None]:
+    """Ends the levels of `torch.func` (`vmap`, `grad`) that a call leaves behind.
+
+    An exported graph begins and ends the level of a `vmap` by two nodes. An error between them leaves it on: then no
+    tensor of this thread can be trained.
+    """
+    before = _FUNCTORCH.get_dynamic_layer_stack_depth()
+    try:
+        yield
+    finally:
+        if _FUNCTORCH.get_dynamic_layer_stack_depth() > before:
+            _FUNCTORCH.pop_dynamic_layer_stack_and_undo_to_depth(before)
+
+
+@contextlib.contextmanager
+def outside_levels() -> Iterator[None]:
+    """Leaves the levels of `torch.func` that are on, so that tensors are made and read as without them."""
+    if _FUNCTORCH.maybe_current_level() is None:
+        yield
+    else:
+        with temporarily_clear_interpreter_stack():
+            yield
+
+
+def of_no_level(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor that operations compute with, where `vmap` or `grad` gives a function another one."""
+    while _FUNCTORCH.is_functorch_wrapped_tensor(tensor):
+        tensor = _FUNCTORCH.get_unwrapped(tensor)
+    return tensor
 
 
 def same_state() -> Callable[[], contextlib.AbstractContextManager[None]]:

@@ -16,6 +16,7 @@ from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.methods import call_method
 from fxprune.capture.places import module_of, source_of
 from fxprune.capture.process_state import no_fake_tensor_log, no_fused_attention, same_random_state
+from fxprune.capture.thread_state import same_levels
 from fxprune.errors import CaptureError, FxpruneError, text_of
 
 NodeVisitor = Callable[[fx.Node, Callable[[], Any]], Any]
@@ -30,6 +31,11 @@ class Run(fx.Interpreter):
     def __init__(self, graph: fx.Graph, module: nn.Module) -> None:
         super().__init__(module, graph=graph)
         self.extra_traceback = False
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """The result of the graph. An error leaves no level of `torch.func` behind."""
+        with same_levels():
+            return super().run(*args, **kwargs)
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
         """The next of the values that `run` was called with."""

@@ -35,6 +35,9 @@ ELEMENTWISE = """
     special_log_ndtr special_ndtr special_ndtri special_xlog1py special_zeta sqrt square sub tan tanh threshold
     trunc where xlogy zero
     _prelu_kernel
+    elu_backward gelu_backward hardshrink_backward hardsigmoid_backward hardswish_backward hardtanh_backward
+    leaky_relu_backward log_sigmoid_backward logit_backward mish_backward rrelu_with_noise_backward sigmoid_backward
+    silu_backward softplus_backward softshrink_backward tanh_backward threshold_backward
 """.split()
 
 COPIES = """

@@ -15,6 +15,7 @@ from torch import nn
 
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.tensors import Tensors
+from fxprune.capture.thread_state import outside_levels
 from fxprune.ops.normalization import default_eps
 from fxprune.proof.precision import FLOAT64, Precision
 from fxprune.proof.zeroed import zero_slots
@@ -93,8 +94,9 @@ class Copies:
         if id(tensor) not in self._names:
             return tensor
         if id(tensor) not in self._read:
-            copied = self._copy(tensor)
-            self._read[id(tensor)] = copied, copied._version, copied.data_ptr()
+            with outside_levels():
+                copied = self._copy(tensor)
+                self._read[id(tensor)] = copied, copied._version, copied.data_ptr()
         return self._read[id(tensor)][0]
 
     def release(self) -> None:

@@ -21,6 +21,7 @@ from fxprune.capture.module_copy import copy_module
 from fxprune.capture.places import module_of, source_of
 from fxprune.capture.process_state import no_caches
 from fxprune.capture.scopes import Scopes
+from fxprune.capture.thread_state import of_no_level
 from fxprune.capture.values import leaves, tensors_in
 from fxprune.capture.walk import walk
 from fxprune.channels.groups import Removal
@@ -150,7 +151,7 @@ class _Checking:
     def _check(self, node: fx.Node, before: fx.Node, result: Any) -> None:
         """Compare the result of a node with what the analysis promises."""
         promised = leaves(self.seen.nodes[before.name], Operand)
-        shapes = [tuple(tensor.shape) for tensor in tensors_in(result)]
+        shapes = [tuple(of_no_level(tensor).shape) for tensor in tensors_in(result)]
         counts = [self.removal.shape(operand.vectors) for operand in promised if isinstance(operand, Operand)]
         if shapes != counts:
             why = f"its result has shape {shapes}, the analysis promises {counts}"
@@ -208,7 +209,12 @@ class _Settling(_Checking):
         def operand(argument: Any) -> Any:
             return nodes[self.draft.before[argument].name] if isinstance(argument, fx.Node) else argument
 
-        resize(Site(node, before, self.removal, nodes[before.name], observation.counts, value, operand))
+        site = Site(node, before, self.removal, nodes[before.name], observation.counts, value, operand)
+        try:
+            resize(site)
+        except (LookupError, ValueError):
+            if not any(of_no_level(t) is not t for n in node.all_input_nodes for t in tensors_in(self.results[n])):
+                raise  # in a `vmap`, sizes in the arguments are those of one sample; `_check` sees if they are wrong
 
 
 def contradiction(
