@@ -210,7 +210,7 @@ class Analysis(Findings):
                 at which branches meet. "groups" is a bipartite `MultiGraph` of groups and parameters. docs/report.md
                 lists their attributes.
 
-        "layers" and "flow" run the model once more, on fake tensors. Raises `InputError` for any other kind.
+        Raises `InputError` for any other kind.
 
         >>> import torch, fxprune
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))

@@ -10,6 +10,7 @@ from fxprune.capture.tensors import PARAMETER, Tensors
 from fxprune.costs import cost_of
 from fxprune.planning.plan import Plan
 from fxprune.planning.structure import structure_of
+from fxprune.report.layer_graph import flow_of
 from fxprune.rewrite.derived import derived
 from fxprune.rewrite.hook_readings import too_wide
 from fxprune.rewrite.references import names_in, references_to_original
@@ -65,6 +66,7 @@ def recorded(result: Result) -> Record:
         () if result.proof is None else result.proof.one_sided,
         tuple(call.name for call in analysis.subject.methods),
         weights=checksum(small),
+        flow=flow_of(analysis),
     )
 
 

@@ -54,7 +54,7 @@ def dependencies(
     layer is drawn as a part of the layer. Operations at which branches join are circles.
 
     Args:
-        analysis: a result of `fxprune.analyze`. Its model is run once more, on fake tensors.
+        analysis: a result of `fxprune.analyze`.
         plan: shows the widths that a plan leaves.
         path: also write the picture to this file; its suffix is the format (".png", ".svg", ".pdf").
         ax: axes of matplotlib to draw into; None makes new ones of a suitable size.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from fxprune._record import repaired
+from fxprune._record import flows, repaired
 from fxprune._record.history import Record
 from fxprune.costs import Cost, LayerCost
 from fxprune.files import Field
@@ -13,6 +13,7 @@ from fxprune.planning.plan import Plan
 from fxprune.proof.one_sided import OneSided
 
 _KEYS = "exact before after reasons training error why_not norms cost".split()
+_OPTIONAL = "compared one_sided methods repair weights measured steps layers_gone flow".split()
 _COST_KEYS = "params bytes macs at_least uncounted layers".split()
 
 
@@ -40,6 +41,7 @@ def data_of(record: Record) -> dict[str, Any]:
         ),
         **({"measured": {k: list(v) for k, v in record.measured.items()}} if record.measured else {}),
         **({"steps": record.steps} if record.steps > 1 else {}),
+        **({} if record.flow is None else {"flow": flows.data_of(record.flow)}),
     }
 
 
@@ -51,7 +53,7 @@ def _cost_data(cost: Cost) -> dict[str, Any]:
 
 def record_of(data: Field, plan: Plan) -> Record:
     """Returns the record that plain data and its plan describe. Raises for data that is no record."""
-    data.object(_KEYS, ["compared", "one_sided", "methods", "repair", "weights", "measured", "steps", "layers_gone"])
+    data.object(_KEYS, _OPTIONAL)
     if not isinstance(data["exact"].value, bool):
         raise data["exact"].wrong("it must be true or false")
     return Record(
@@ -75,6 +77,7 @@ def record_of(data: Field, plan: Plan) -> Record:
         _measured(data["measured"]) if "measured" in data.mapping() else {},
         (_count(data["steps"]) or 1) if "steps" in data.mapping() else 1,
         _layers(data["layers_gone"]) if "layers_gone" in data.mapping() else {},
+        flows.flow_of(data["flow"]) if "flow" in data.mapping() else None,
     )
 
 

@@ -15,6 +15,7 @@ from fxprune.planning.plan import Plan
 from fxprune.proof.one_sided import OneSided
 from fxprune.report import record_data, view
 from fxprune.report.html import Curves, record_page
+from fxprune.report.layer_graph import LayerFlow
 from fxprune.report.text import record_table
 from fxprune.report.views import page_wanted
 
@@ -47,6 +48,7 @@ class Record:
     steps: the number of steps that it joins; see `then`.
     layers_gone: path of a list of layers -> the positions of those that are gone, where the small model counts the
         others from 0 (uniform="config" with drop). All names in the record and in the plan are those of the original.
+    flow: the layers of the original and what runs before what, for the page; None in a record of an old file.
     """
 
     path: str
@@ -69,6 +71,7 @@ class Record:
     measured: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     steps: int = 1
     layers_gone: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    flow: LayerFlow | None = field(default=None, repr=False)
 
     @checks_arguments()
     def then(self, second: Record) -> Record:
@@ -103,6 +106,7 @@ class Record:
             repair=second.repair or self.repair,
             weights=second.weights,
             steps=self.steps + second.steps,
+            flow=self.flow,
         )
 
     @property

@@ -84,6 +84,8 @@ class Analyzer:
         state = State(self.opened.module, users=True)
         decisions = (random_decisions(),) if when else ()
         self._run(inputs, method, when, decisions)
+        if not method and not when:
+            self.observer.recorder.keep_run()
         if state.changed():
             self.state |= self.opened.written()
             self._walk_again(inputs, method, when, decisions)

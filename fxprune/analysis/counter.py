@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,11 +21,13 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes the multiply-adds of every ATen operation that has some, and the innermost module that runs it.
 
     scopes: keeps track of the modules. module: the path to note where no module runs. found: the result.
+    seen: called with the operator, its arguments by name and its result.
     """
 
     def __init__(self, scopes: Scopes) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.scopes, self.module = scopes, ""
+        self.seen: Callable[[Any, dict[str, Any], Any], None] = lambda func, arguments, made: None
         self.found: list[Found] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -33,6 +36,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         made = run(func, args, kwargs)
         name, arguments = bound(func, args, kwargs)
+        self.seen(func, arguments, made)
         sizes = products(func, arguments, made, lambda tensor: tuple(tensor.shape))
         if sizes != []:
             path = self.module if self.scopes.current.module is None else self.scopes.current.path

@@ -128,6 +128,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """
         self._visited, self._when, self._occurred = set(self.visits) if when else set(), when, Counter()
         self.scopes.restart()
+        self.recorder.begin_run()
 
     @contextlib.contextmanager
     def tentative(self) -> Iterator[None]:
@@ -170,7 +171,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _attended(self, key: Key, named: dict[str, Any], made: Any) -> None:
         self.observation.numbers[key] = (named["scale"],), self.operand(named["query"]).vectors[-1:]
         if not self._leaf_depth:
-            self.recorder.attention(key, named, made, self.event(key[2], "attention is scaled"))
+            self.recorder.attention(key, named, made, self.event(key[2], "attention is scaled"), self.scopes.current)
         self._composed(key, made)
 
     def _composed(self, key: Key, made: Any) -> None:
@@ -298,7 +299,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.bind(tensor, operand)
         self._note(call, outputs, results)
         read = [*tensors_in((args, kwargs)), *(tensor for _, tensor in named)]
-        self.recorder.opaque((scope.name, scope.number, name, 0), read, outputs, self.terms.current_event)
+        self.recorder.opaque((scope.name, scope.number, name, 0), read, outputs, self.terms.current_event, scope)
         every = tuple(v for o in (*entering, *results) if isinstance(o, Operand) for v in o.vectors)
         self.observation.contractions.extend(replace(c, inside=every) for c in self._leaf_contractions)
         self._leaf_contractions.clear()
@@ -361,9 +362,10 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         counts = self._inner[-1].counts
         for name, vectors in call.counts.items():
             counts.setdefault(name, vectors)
-        key = self.scopes.current.next_key(call.op)
+        scope = self.scopes.current
+        key = scope.next_key(call.op)
         if call.func is not None:
-            self.recorder.record(key, call.func, call.raw, outputs, self.terms.current_event)
+            self.recorder.record(key, call.func, call.raw, outputs, self.terms.current_event, scope)
         if call.marks:
             made = tuple(map(id, outputs))
             self._marks += [Mark(e, vector, key[0], e in call.widths, made) for e, vector in call.marks]

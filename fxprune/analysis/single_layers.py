@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import fx
 
 from fxprune.analysis.counter import Counter, Found
 from fxprune.analysis.findings import Findings, Subject
@@ -58,13 +60,28 @@ def _run(opened: Opened) -> tuple[Results, set[str], list[Found]]:
             made.update((t.untyped_storage().data_ptr(), (scope.name, t)) for t in tensors_in(output))
 
     scopes.on_enter, scopes.on_leave = lambda scope: None, leave
-    counter = Counter(scopes)
+    counter, recorder = Counter(scopes), opened.observer.recorder
+    scopes.on_attention = lambda key, named, made: recorder.attention(key, named, made, 0, scopes.current)
+
+    def seen(func: Any, arguments: dict[str, Any], made: Any) -> None:
+        recorder.record(
+            scopes.current.next_key(func._schema.name), func, arguments, tensors_in(made), 0, scopes.current
+        )
+
+    def visit(node: fx.Node, execute: Callable[[], Any]) -> Any:
+        result = execute()
+        if node.op == "placeholder":
+            recorder.given(tensors_in(result))
+        return result
 
     def run(values: list[Any]) -> Any:
         modes = (scopes.watching(), counter)
-        return walk(captured.graph, opened.module, opened.faker, values, lambda node, execute: execute(), modes)
+        return walk(captured.graph, opened.module, opened.faker, values, visit, modes)
 
+    counter.seen = seen
     result, paths = run(captured.arguments(opened.subject.inputs)), opened.subject.outputs
+    recorder.result(tensors_in(result))
+    recorder.keep_run()
     counted = list(counter.found)
     outputs = None if paths is None else Outputs.of(result, paths)
     shapes = () if outputs is None else ((path, tuple(tensor.shape)) for path, tensor in outputs.others(result))
@@ -73,6 +90,7 @@ def _run(opened: Opened) -> tuple[Results, set[str], list[Found]]:
     for call in opened.subject.methods:
         opened.reopen()
         ending += tensors_in(run(captured.arguments(call.inputs, call.name)))
+    recorder.forget()
     found = (made.get(tensor.untyped_storage().data_ptr()) for tensor in ending)
     return Results(outputs, others), {entry[0] for entry in found if entry is not None}, counted
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
-from fxprune.capture.scopes import ATTENTION, Key
+from fxprune.capture.scopes import ATTENTION, Key, Scope
 from fxprune.capture.values import tensors_in
 from fxprune.ops.factors import Value, values_in
 
@@ -24,7 +24,8 @@ class Step:
 
     key: as in `Observation.outputs`. name: of the operation; "" if nothing is known of it. func: the operator, None
         where several run. raw: its arguments by name, with a `Value` for each tensor. made: its results.
-    event: the number of the event that names its place.
+    event: the number of the event that names its place. scope: the innermost one that was running; None for what no
+        operation did, the new value of a tensor whose memory was written to.
     """
 
     key: Key
@@ -33,6 +34,7 @@ class Step:
     raw: Mapping[str, Any]
     made: tuple[Value, ...]
     event: int
+    scope: Scope | None = None
 
     @property
     def read(self) -> list[Value]:
@@ -41,10 +43,19 @@ class Step:
 
 
 @dataclass(frozen=True, eq=False)
+class OneRun:
+    """One run of forward: its inputs in order, its operations, and the tensors that leave it."""
+
+    given: Sequence[Value] = ()
+    done: Sequence[Step] = ()
+    results: Sequence[Value] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class Steps:
     """All operations of all runs.
 
-    done: the operations in order. results: the tensors that leave the model.
+    done: the operations in order. results: the tensors that leave the model. main: the run on the first example inputs.
     whole: False if an operation read numbers that none of them made, such as those that forward computed by NumPy. One
         number alone is taken for one in the code of the model.
     """
@@ -52,6 +63,7 @@ class Steps:
     done: Sequence[Step] = ()
     results: frozenset[Value] = frozenset()
     whole: bool = True
+    main: OneRun = field(default_factory=OneRun)
 
 
 class StepRecorder:
@@ -67,10 +79,26 @@ class StepRecorder:
         self._writes: dict[int, int] = {}
         self._memory: dict[int, list[Value]] = {}
         self._whole = True
+        self._given: list[Value] = []
+        self._left: list[Value] = []
+        self._begun = 0
+        self._main = OneRun()
+
+    def begin_run(self) -> None:
+        """Say that another run begins."""
+        self._given, self._left, self._begun = [], [], len(self._done)
+
+    def keep_run(self) -> None:
+        """Say that the run which has ended is the one on the first example inputs, unless another one is kept later."""
+        self._main = OneRun(tuple(self._given), tuple(self._done[self._begun :]), tuple(self._left))
+
+    def forget(self) -> None:
+        """Forget all operations but those of the run that is kept."""
+        self._done, self._results = [], set()
 
     def steps(self) -> Steps:
         """Everything that was recorded."""
-        return Steps(tuple(self._done), frozenset(self._results), self._whole)
+        return Steps(tuple(self._done), frozenset(self._results), self._whole, self._main)
 
     def name(self, tensor: torch.Tensor, name: str) -> None:
         """Say that a tensor is a parameter or buffer of the model."""
@@ -78,29 +106,40 @@ class StepRecorder:
 
     def given(self, tensors: Iterable[torch.Tensor]) -> None:
         """Say that tensors are inputs."""
-        for tensor in tensors:
-            self._new(tensor)
+        self._given += map(self._new, tensors)
 
     def result(self, tensors: Iterable[torch.Tensor]) -> None:
         """Say that tensors leave the model."""
-        self._results.update(map(self._value, tensors))
+        self._left += map(self._value, tensors)
+        self._results.update(self._left)
 
-    def record(self, key: Key, func: Any, raw: Mapping[str, Any], made: Sequence[torch.Tensor], event: int) -> None:
+    def record(
+        self, key: Key, func: Any, raw: Mapping[str, Any], made: Sequence[torch.Tensor], event: int, scope: Scope
+    ) -> None:
         """Record an operation that has run."""
         if "|" in key[0] and key[0].rpartition("|")[2] == ATTENTION:
             return  # it is recorded as one, see `attention`
-        self._step(key, func._schema.name, func, raw, made, event)
+        self._step(key, func._schema.name, func, raw, made, event, scope)
 
-    def attention(self, key: Key, raw: Mapping[str, Any], made: Any, event: int) -> None:
+    def attention(self, key: Key, raw: Mapping[str, Any], made: Any, event: int, scope: Scope) -> None:
         """Record a call of `scaled_dot_product_attention`, whatever operations it consists of."""
-        self._step(key, ATEN_ATTENTION, None, raw, tensors_in(made), event)
+        self._step(key, ATEN_ATTENTION, None, raw, tensors_in(made), event, scope)
 
-    def opaque(self, key: Key, read: Sequence[torch.Tensor], made: Sequence[torch.Tensor], event: int) -> None:
+    def opaque(
+        self, key: Key, read: Sequence[torch.Tensor], made: Sequence[torch.Tensor], event: int, scope: Scope
+    ) -> None:
         """Record a module that is treated as one operation."""
-        self._step(key, "", None, {"tensors": list(read)}, made, event)
+        self._step(key, "", None, {"tensors": list(read)}, made, event, scope)
 
     def _step(
-        self, key: Key, name: str, func: Any, raw: Mapping[str, Any], made: Sequence[torch.Tensor], event: int
+        self,
+        key: Key,
+        name: str,
+        func: Any,
+        raw: Mapping[str, Any],
+        made: Sequence[torch.Tensor],
+        event: int,
+        scope: Scope,
     ) -> None:
         arguments = {argument: self._converted(value) for argument, value in raw.items()}
         given = {id(t) for value in raw.values() for t in (value if isinstance(value, (list, tuple)) else (value,))}
@@ -113,7 +152,7 @@ class StepRecorder:
             self._new(t, positions=positions) if id(t) not in given or any(t is w for w in written) else self._value(t)
             for t in made
         )
-        self._done.append(Step(key, name, func, arguments, results, event))
+        self._done.append(Step(key, name, func, arguments, results, event, scope))
 
     def _converted(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):

@@ -33,12 +33,14 @@ class Scope:
     name: "%node", or the path of the module; inside a function such as `einsum` followed by "|einsum".
     number: which run of that name it is, from 1.
     module: the module that runs, None for a node.
+    outer: the scope around it, None around a node.
     operations: how often each operation has run in it.
     """
 
     name: str
     number: int
     module: nn.Module | None = None
+    outer: Scope | None = None
     operations: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -103,21 +105,21 @@ class Scopes:
 
     def node(self, name: str) -> Scope:
         """Begin a node of the graph, outside of all modules. Returns its scope."""
-        self.stack = [self._scope(f"%{name}", None)]
+        self.stack = [self._scope(f"%{name}", None, None)]
         return self.current
 
     @contextlib.contextmanager
     def inside(self, name: str) -> Iterator[None]:
         """Run a function in a scope of its own, inside the current one."""
-        self.stack.append(self._scope(f"{self.current.name}|{name}", self.current.module))
+        self.stack.append(self._scope(f"{self.current.name}|{name}", self.current.module, self.current))
         try:
             yield
         finally:
             self.stack.pop()
 
-    def _scope(self, name: str, module: nn.Module | None) -> Scope:
+    def _scope(self, name: str, module: nn.Module | None, outer: Scope | None) -> Scope:
         self._entered[name] += 1
-        return Scope(name, self._entered[name], module)
+        return Scope(name, self._entered[name], module, outer)
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -128,7 +130,7 @@ class Scopes:
     def _before(self, module: nn.Module, args: Any) -> None:
         known = self._names.get(id(module))
         if known is not None:
-            self.stack.append(self._scope(*known))
+            self.stack.append(self._scope(*known, self.current))
             self.between_modules()
             self.on_enter(self.current)
 

@@ -65,6 +65,17 @@ def known_output_dim(module: nn.Module, ndim: int) -> int | None:
     return 0 if type(module).__module__.startswith("torch.nn") else None
 
 
+def output_dim_by_name(class_name: str, ndim: int) -> int:
+    """The output dimension of a parameter of the layer of torch that has this name, 0 where there is none.
+
+    >>> output_dim_by_name("Embedding", 2), output_dim_by_name("Conv2d", 4), output_dim_by_name("MyLayer", 2)
+    (1, 0, 0)
+    """
+    kind = getattr(nn, class_name, None)
+    found = _of_kind(kind) if isinstance(kind, type) else None
+    return found if found is not None and ndim > 1 else 0
+
+
 def weight_output_dim(module: nn.Module, name: str, ndim: int) -> int | None:
     """The output dimension of a parameter if it is the weight of a layer, None if not.
 
@@ -78,4 +89,8 @@ def weight_output_dim(module: nn.Module, name: str, ndim: int) -> int | None:
 
 def _of_layer(module: nn.Module) -> int | None:
     """The entry of `OUTPUT_DIMS` for a module, None if it is no such layer."""
-    return next((OUTPUT_DIMS[kind] for kind in type(module).__mro__ if kind in OUTPUT_DIMS), None)
+    return _of_kind(type(module))
+
+
+def _of_kind(layer: type) -> int | None:
+    return next((OUTPUT_DIMS[kind] for kind in layer.__mro__ if kind in OUTPUT_DIMS), None)

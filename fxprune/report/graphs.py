@@ -8,7 +8,7 @@ from typing import Any
 from fxprune.analysis.findings import Findings
 from fxprune.costs import LayerCost, cost_of
 from fxprune.errors import InputError, nearest
-from fxprune.report.layer_graph import trace_layers
+from fxprune.report.layer_graph import layer_graph
 
 KINDS = ("layers", "groups", "flow")
 """Layers and the tensors between them; groups and parameters; layers with the operations at which branches meet."""
@@ -52,7 +52,7 @@ def _groups(findings: Findings) -> Any:
 def _layers(findings: Findings, *, whole: bool) -> Any:
     import networkx as nx
 
-    found = trace_layers(findings.model, findings.captured, findings.inputs)
+    found = layer_graph(findings)
     made = nx.DiGraph()
     for node, kind in found.nodes.items():
         made.add_node(node, **_attributes(findings, node, kind))

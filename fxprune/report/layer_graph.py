@@ -1,25 +1,23 @@
-"""The graph of layers, whatever code is between them: one forward keeps for every tensor the layers it comes from."""
+"""The graph of layers, whatever code is between them, from the operations that the analysis has seen."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-import torch
-from torch import fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 
-from fxprune.capture.captured import Captured
-from fxprune.capture.fake_operations import run
-from fxprune.capture.fake_tensors import Faker, Real
-from fxprune.capture.inputs import Inputs, bound
-from fxprune.capture.places import module_of
-from fxprune.capture.scopes import Scopes
+from fxprune.analysis.findings import Findings
+from fxprune.analysis.steps import Step
+from fxprune.capture.inputs import bound
+from fxprune.capture.scopes import Scope
 from fxprune.capture.values import tensors_in
-from fxprune.capture.walk import walk
+from fxprune.ops.factors import Value
 from fxprune.report.data import Shape
+
+KINDS = ("layer", "parameter", "join", "input", "output")
+"""What a node may be."""
 
 _NOWHERE: frozenset[str] = frozenset()
 
@@ -36,84 +34,77 @@ class LayerGraph:
     edges: dict[tuple[str, str], Shape] = field(default_factory=dict)
 
 
-def trace_layers(model: nn.Module, captured: Captured, inputs: Inputs) -> LayerGraph:
-    """The layers of one forward and the tensors between them; on fake tensors unless the forward decides by numbers."""
-    faker = Real() if captured.real else Faker()
-    module = faker.module(captured.module)
-    tracker = _Tracker(Scopes(module), module, dict(_named(model, inputs, faker)))
+@dataclass(frozen=True)
+class LayerFlow:
+    """The layers of the original and what runs before what, as a record keeps it.
 
-    def visit(node: fx.Node, execute: Callable[[], Any]) -> Any:
-        tracker.module = module_of(node)
-        tracker.scopes.node(node.name)
-        return execute()
+    nodes: as in `LayerGraph`. edges: pairs of positions in the nodes. classes: path of each module that holds a node,
+        and "" for the model -> the name of its class.
+    """
 
-    modes = (tracker.scopes.watching(), tracker)
-    results = walk(captured.graph, module, faker, captured.values(inputs), visit, modes)
-    for tensor in tensors_in(results):
-        tracker.connect("output", "output", [tensor])
-    return tracker.graph
+    nodes: Mapping[str, str]
+    edges: tuple[tuple[int, int], ...]
+    classes: Mapping[str, str]
 
 
-def _named(model: nn.Module, inputs: Inputs, faker: Faker | Real) -> Iterator[tuple[int, str]]:
-    """The id of every (fake) tensor of the inputs, and the name of the argument that holds it."""
-    for name, value in bound(model, inputs).arguments.items():
-        for number, tensor in enumerate(tensors_in(value)):
-            yield id(faker.tensor(tensor)), f"input:{name}" if not number else f"input:{name}.{number}"
+def flow_of(findings: Findings) -> LayerFlow:
+    """The flow of the model that was analysed."""
+    found = layer_graph(findings)
+    number = {node: position for position, node in enumerate(found.nodes)}
+    edges = tuple((number[before], number[after]) for before, after in found.edges)
+    return LayerFlow(found.nodes, edges, classes_around(findings.model, found.nodes))
 
 
-class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The dispatch mode that notes for every tensor the last nodes that it comes from, and adds edges from them."""
+def classes_around(model: nn.Module, nodes: Iterable[str]) -> dict[str, str]:
+    """Path of every module that holds a node, and "" for the model -> the name of its class."""
+    used = {""}
+    for node in nodes:
+        path = node.partition(":")[0]
+        while path not in used:
+            used.add(path)
+            path = path.rpartition(".")[0]
+    return {path: type(m).__name__ for path, m in model.named_modules(remove_duplicate=False) if path in used}
 
-    def __init__(self, scopes: Scopes, module: nn.Module, inputs: dict[int, str]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.scopes, self.module, self.graph = scopes, "", LayerGraph()
-        self._layers = set(_layers(module))
+
+def layer_graph(findings: Findings) -> LayerGraph:
+    """The layers of the forward on the first example inputs, and the tensors between them."""
+    builder = _Builder(findings)
+    main = findings.observed.steps.main
+    for step in main.done:
+        builder.add(step)
+    for value in main.results:
+        builder.connect("output", "output", [value])
+    return builder.graph
+
+
+class _Builder:
+    """Notes for every tensor the last nodes that it comes from, and adds edges from them."""
+
+    def __init__(self, findings: Findings) -> None:
+        self.graph = LayerGraph()
+        self._events = findings.events
+        self._module = findings.captured.module
+        self._layers = _layers(self._module)
+        self._parameters = {name for name, _ in self._module.named_parameters(remove_duplicate=False)}
         self._raw: set[str] = set()
-        self._owner = {id(t): self._owner_of(module, name) for name, t in module.named_parameters()}
-        self._inputs = inputs
-        self._from: dict[int, tuple[int, frozenset[str]]] = {}
-        self._written: dict[int, tuple[int, frozenset[str]]] = {}  # by storage, for what is written into a view
-        self._alive: list[Any] = []
+        self._owner: dict[Value, str] = {}
+        self._from: dict[Value, frozenset[str]] = dict(_inputs(findings))
         self._joins: Counter[str] = Counter()
 
-    def _owner_of(self, module: nn.Module, name: str) -> str:
-        """The node that a parameter belongs to: its layer; itself in a module that has layers inside."""
-        path = name.rpartition(".")[0]
-        kind = type(module.get_submodule(path))
-        if path in self._layers or (path and kind is not nn.Module and kind.__module__.startswith("torch.nn.")):
-            return path
-        self._raw.add(name)
-        return name
-
-    def sources(self, tensor: torch.Tensor) -> frozenset[str]:
-        """The nodes that a tensor comes from."""
-        if id(tensor) in self._inputs:
-            return frozenset({self._inputs[id(tensor)]})
-        known = self._from.get(id(tensor), (-1, _NOWHERE))
-        if self._written:
-            known = max(known, self._written.get(tensor.untyped_storage()._cdata, known), key=lambda found: found[0])
-        return known[1]
-
-    def connect(self, node: str, kind: str, tensors: Iterable[torch.Tensor]) -> None:
-        """Add edges to this node from all nodes that these tensors come from."""
-        for tensor in tensors:
-            for source in sorted(self.sources(tensor) - {node}):
-                self.graph.nodes.setdefault(source, "input")  # anything else is there already
-                self.graph.edges.setdefault((source, node), tuple(tensor.shape))
-        self.graph.nodes.setdefault(node, kind)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = run(func, args, kwargs or {})
-        entering = tensors_in([list(args), kwargs or {}])
-        owners = dict.fromkeys(self._owner[id(t)] for t in entering if id(t) in self._owner)
-        data = [t for t in entering if id(t) not in self._owner]
-        origin = _NOWHERE.union(*(self.sources(t) for t in data))
-        outputs = tensors_in(made)
-        self._alive += [entering, outputs]  # kept alive, so that no other tensor gets the same id
-        layer = next((scope.path for scope in reversed(self.scopes.stack) if scope.path in self._layers), None)
-        if layer is None and owners and not origin and len(owners) == 1:
-            self._owner.update((id(t), next(iter(owners))) for t in outputs)  # a parameter in another shape
-            return made
+    def add(self, step: Step) -> None:
+        """Add an operation: to its layer, as a join of branches, or to the way from one layer to the next."""
+        if step.scope is None:  # what was written last is what is read
+            known = [self._from[value] for value in step.read if self._from.get(value)]
+            self._from.update((value, known[-1] if known else _NOWHERE) for value in step.made)
+            return
+        owned = [(value, self._owner_of(value)) for value in step.read]
+        owners = dict.fromkeys(owner for _, owner in owned if owner is not None)
+        data = [value for value, owner in owned if owner is None]
+        origin = _NOWHERE.union(*(self._from.get(value, _NOWHERE) for value in data))
+        layer = self._layer(step.scope)
+        if layer is None and len(owners) == 1 and not origin:
+            self._owner.update((value, next(iter(owners))) for value in step.made)  # a parameter in another shape
+            return
         if layer is not None or owners:
             node = next(iter(owners)) if layer is None else layer
             self.connect(node, self._kind(node), data)
@@ -123,33 +114,70 @@ class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self.graph.edges.setdefault((other, node), ())
             origin = frozenset({node})
         elif len(origin) > 1:
-            node = self._join(func)
+            node = self._join(step, step.scope)
             self.connect(node, "join", data)
             origin = frozenset({node})
-        self._leave(func, args, outputs, origin)
-        return made
+        self._from.update((value, origin) for value in step.made)
 
-    def _leave(self, func: Any, args: Any, outputs: list[torch.Tensor], origin: frozenset[str]) -> None:
-        now = len(self._alive)
-        for tensor in outputs:
-            self._inputs.pop(id(tensor), None)  # written into
-            self._from[id(tensor)] = now, origin
-            if func._schema.is_mutable:
-                self._written[tensor.untyped_storage()._cdata] = now, origin
+    def connect(self, node: str, kind: str, values: Iterable[Value]) -> None:
+        """Add edges to this node from all nodes that these tensors come from."""
+        for value in values:
+            for source in sorted(self._from.get(value, _NOWHERE)):
+                if source != node:
+                    self.graph.nodes.setdefault(source, "input")  # anything else is there already
+                    self.graph.edges.setdefault((source, node), value.shape)
+        self.graph.nodes.setdefault(node, kind)
+
+    def _owner_of(self, value: Value) -> str | None:
+        """The node that a parameter belongs to: its layer; itself in a module that has layers inside. None for data."""
+        known = self._owner.get(value)
+        if known is not None or value.name not in self._parameters:
+            return known
+        name = str(value.name)
+        path = name.rpartition(".")[0]
+        kind = type(self._module.get_submodule(path))
+        if path in self._layers or (path and kind is not nn.Module and kind.__module__.startswith("torch.nn.")):
+            self._owner[value] = path
+        else:
+            self._raw.add(name)
+            self._owner[value] = name
+        return self._owner[value]
+
+    def _layer(self, scope: Scope | None) -> str | None:
+        """The innermost layer that is running."""
+        while scope is not None:
+            if scope.path in self._layers:
+                return scope.path
+            scope = scope.outer
+        return None
 
     def _kind(self, node: str) -> str:
         return "parameter" if node in self._raw else "layer"
 
-    def _join(self, func: Any) -> str:
-        scope, operation = self.scopes.current, func._schema.name.partition("::")[2].strip("_")
-        name = f"{self.module if scope.module is None else scope.path}:{operation}"
+    def _join(self, step: Step, scope: Scope) -> str:
+        operation = (step.name or step.key[2]).rpartition("::")[2].strip("_")
+        name = f"{self._events[step.event].module if scope.module is None else scope.path}:{operation}"
         self._joins[name] += 1
         return name if self._joins[name] == 1 else f"{name} {self._joins[name]}"
 
 
-def _layers(module: nn.Module) -> Iterator[str]:
+def _inputs(findings: Findings) -> Iterator[tuple[Value, frozenset[str]]]:
+    """The tensors of the inputs, each with the name of the argument that holds it."""
+    arguments = bound(findings.model, findings.inputs).arguments
+    names = [
+        f"input:{name}" if not number else f"input:{name}.{number}"
+        for name, value in arguments.items()
+        for number, _ in enumerate(tensors_in(value))
+    ]
+    given = findings.observed.steps.main.given
+    if len(names) != len(given):
+        names = [f"input:{number}" for number in range(len(given))]
+    for value, name in zip(given, names, strict=True):
+        yield value, frozenset({name})
+
+
+def _layers(module: nn.Module) -> frozenset[str]:
     """The modules that own parameters and hold no module that owns some."""
     owning = {path for path, m in module.named_modules() if any(True for _ in m.parameters(recurse=False))}
-    for path in owning:
-        if path and not any(other.startswith(f"{path}.") for other in owning):
-            yield path
+    around = {path[:at] for path in owning for at, letter in enumerate(path) if letter == "."}
+    return frozenset(owning - around - {""})

@@ -75,7 +75,7 @@ def thousand() -> str:
         "edges": edges,
         "groups": groups,
         "modules": {},
-        "connected": True,
+        "analysed": True,
         "planned": False,
         "record": None,
         "curves": [],

@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.errors import InputError, PlanError
+from fxprune._record.holder import record_from, text_of
+from fxprune.errors import FxpruneError, InputError, PlanError
+from fxprune.report import record_data
 from fxprune.report.html.page import LIBRARIES, SCRIPTS
 from tests.report.pages import EVIL, PAGES, analysis, curves
 from tests.test_golden import NETWORKS
@@ -122,6 +124,70 @@ def test_every_edge_joins_layers_that_are_drawn() -> None:
     graph = analysis().to_networkx("flow")
     assert {(a, b) for a, b, _ in page["edges"]} == set(graph.edges)
     assert drawn == set(graph.nodes)
+
+
+PARTS = ("id", "kind", "type", "params", "macs", "after", "drawn", "width", "tensors")
+
+
+@pytest.mark.parametrize("path", ["fx", "eager", "export", "hooks"])
+@pytest.mark.parametrize("name", ["Residual", "Concat", "SqueezeExcite", "SharedModule", "LayerNorm"])
+def test_a_record_alone_draws_what_one_with_an_analysis_does(name: str, path: str) -> None:
+    make, shape = NETWORKS[name]
+    torch.manual_seed(0)
+    model, x = make().eval(), torch.randn(*shape)
+    found = fxprune.analyze(model, x, path=path)
+    record = fxprune.record(fxprune.transform(model, x, ratio=0.5, path=path, verify=False))
+    again = record_from(text_of(record))
+    whole = data_of(record.report("html", analysis=found))
+    for page in (data_of(record.report("html")), data_of(again.report("html"))):
+        assert {(a, b) for a, b, _ in page["edges"]} == {(a, b) for a, b, _ in whole["edges"]}
+        assert len(page["edges"]) > 3
+        assert page["modules"] == whole["modules"]
+        assert page["title"] == whole["title"]
+        layers = {layer["id"]: layer for layer in page["layers"] if layer["drawn"]}
+        for layer in whole["layers"]:
+            if layer["drawn"]:
+                assert {key: layers[layer["id"]][key] for key in PARTS} == {key: layer[key] for key in PARTS}
+
+
+def test_a_record_of_two_steps_draws_the_first_model() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.Linear(6, 2)).eval(), torch.randn(3, 4)
+    first = fxprune.transform(model, x, ratio=0.5, verify=False)
+    second = fxprune.transform(first, x, ratio={"2": 0.5}, verify=False)
+    joined = fxprune.record(first).then(fxprune.record(second))
+    page = data_of(joined.report("html"))
+    assert {(a, b) for a, b, _ in page["edges"]} == {("input:input", "0"), ("0", "2"), ("2", "3"), ("3", "output")}
+    assert {layer["id"]: layer["width"] and layer["width"]["after"] for layer in page["layers"]}["2"] == 2
+
+
+def test_a_record_of_an_old_file_has_no_edges_and_says_so() -> None:
+    made = fxprune.record(analysis().transform(ratio=0.5, verify=False))
+    data = json.loads(text_of(made))
+    del data["record"]["flow"]
+    old = record_from(json.dumps(data))
+    assert old.flow is None
+    page = data_of(old.report("html"))
+    assert page["edges"] == []
+    assert {layer["id"] for layer in page["layers"]} == {layer.name or "(model)" for layer in record_data(made).layers}
+
+
+@pytest.mark.parametrize(
+    ("change", "at"),
+    [
+        ({"edges": [[0, 99]]}, "flow.edges"),
+        ({"edges": [[0]]}, "flow.edges"),
+        ({"edges": [[0, "1"]]}, "flow.edges"),
+        ({"edges": [[0, True]]}, "flow.edges"),
+        ({"nodes": {"a": "loop"}}, "flow.nodes"),
+        ({"classes": {"": 3}}, "flow.classes"),
+        ({"colours": {}}, "flow"),
+    ],
+)
+def test_data_that_are_no_flow_are_refused(change: dict[str, Any], at: str) -> None:
+    data = json.loads(text_of(fxprune.record(analysis().transform(ratio=0.5, verify=False))))
+    data["record"]["flow"].update(change)
+    with pytest.raises(FxpruneError, match=re.escape(at)):
+        record_from(json.dumps(data))
 
 
 def test_a_record_has_its_proof_sizes_repair_and_measures() -> None:

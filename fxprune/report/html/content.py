@@ -12,9 +12,11 @@ from fxprune.analysis.findings import Findings, Group
 from fxprune.costs import Cost, cost_of
 from fxprune.errors import InputError, PlanError
 from fxprune.fold import resolve_plan
+from fxprune.ops.layers import output_dim_by_name
 from fxprune.planning.plan import Plan
 from fxprune.report.data import AnalysisData, Change, RecordData, Recorded, Shape, analysis_data
 from fxprune.report.graphs import graph
+from fxprune.report.layer_graph import LayerFlow, classes_around
 
 Entry = dict[str, Any]
 
@@ -35,6 +37,9 @@ class Planned(Recorded, Protocol):
 
     @property
     def plan(self) -> Plan: ...  # noqa: D102
+
+    @property
+    def flow(self) -> LayerFlow | None: ...  # noqa: D102
 
 
 def curves_of(curves: Any) -> list[Entry]:
@@ -113,7 +118,7 @@ def _of_findings(findings: Findings, data: AnalysisData) -> Entry:
         "layers": nodes,
         "edges": edges,
         "modules": _modules(findings, nodes),
-        "connected": True,
+        "analysed": True,
         "planned": False,
         "record": None,
     }
@@ -168,12 +173,8 @@ def _group(group: Group, row: Any) -> Entry:
 
 def _modules(findings: Findings, nodes: Sequence[Entry]) -> dict[str, str]:
     """Path of every module that holds a node -> its class."""
-    classes = {path: type(m).__name__ for path, m in findings.model.named_modules(remove_duplicate=False) if path}
-    used: set[str] = set()
-    for node in nodes:
-        parts = node["id"].partition(":")[0].split(".")
-        used.update(".".join(parts[:n]) for n in range(1, len(parts) + 1))
-    return {path: name for path, name in classes.items() if path in used}
+    found = classes_around(findings.model, (node["id"] for node in nodes))
+    return {path: name for path, name in found.items() if path}
 
 
 # -- what stays -----------------------------------------------------------------------------------------------
@@ -282,15 +283,23 @@ def _pair(figures: Change) -> Entry:
 
 
 def _without_findings(record: Planned, data: RecordData) -> Entry:
-    """The layers of a record, without connections; the groups are the channels that went together."""
-    nodes = []
+    """The layers of a record and the flow that it keeps; the groups are the channels that went together."""
+    flow = record.flow or LayerFlow({}, (), {})
+    layers = {layer.name: layer for layer in data.layers}
+    names = list(flow.nodes)
+    nodes = [_bare_node(name, kind, layers, flow) for name, kind in flow.nodes.items()]
+    owned = {tensor["name"] for node in nodes for tensor in node["tensors"]}
     for layer in data.layers:
-        node = _entry(layer.name or "(model)", "layer", "", int(layer.params.before or 0), layer.macs.before)  # type: ignore[arg-type]
-        node["tensors"] = _tensors(layer.name, {tensor.name: tensor.before for tensor in layer.tensors})
+        node = _bare_node(layer.name, "layer", layers, flow)
+        node["tensors"] = [tensor for tensor in node["tensors"] if tensor["name"] not in owned]
+        if layer.name not in flow.nodes and (node["tensors"] or layer.macs.before):
+            nodes.append(node | {"id": layer.name or "(model)", "drawn": not names})
+    for node in nodes:
         main = _main(node)
         if main is not None and main["before"]:
-            node["width"] = {"tensor": main["name"], "dim": 0, "before": main["before"][0], "after": None}
-        nodes.append(node)
+            shape = main["before"]
+            dim = len(shape) - 1 if node["kind"] == "parameter" else output_dim_by_name(node["type"], len(shape))
+            node["width"] = {"tensor": main["name"], "dim": dim, "before": shape[dim], "after": None}
     structure = record.plan.structure
     coupled = () if structure is None else structure.coupled
     groups = []
@@ -308,17 +317,33 @@ def _without_findings(record: Planned, data: RecordData) -> Entry:
             | {"members": members}
         )
     return {
-        "title": "Small model",
+        "title": flow.classes.get("", "Small model"),
         "macs_at_least": None,
         "uncounted": (),
         "notes": (),
         "groups": groups,
         "locked": [],
         "layers": nodes,
-        "edges": [],
-        "modules": {},
-        "connected": False,
+        "edges": [[names[before], names[after], []] for before, after in flow.edges],
+        "modules": {path: name for path, name in flow.classes.items() if path},
+        "analysed": False,
     }
+
+
+def _bare_node(name: str, kind: str, layers: Mapping[str, Any], flow: LayerFlow) -> Entry:
+    """A node of a record alone, with the figures that the record has of it."""
+    if kind == "parameter":
+        path, _, leaf = name.rpartition(".")
+        shapes = {t.name: t.before for t in layers[path].tensors if t.name == leaf} if path in layers else {}
+        size = sum(math.prod(shape) for shape in shapes.values())
+        return _entry(name, kind, "Parameter", size, 0) | {"tensors": _tensors(path, shapes)}
+    layer = layers.get(name) if kind == "layer" else None
+    made = name.rpartition(":")[2].partition(" ")[0] if kind == "join" else flow.classes.get(name, "")
+    node = _entry(name, kind, made if kind in ("join", "layer") else kind, 0, 0)
+    if layer is None:
+        return node
+    tensors = _tensors(name, {tensor.name: tensor.before for tensor in layer.tensors})
+    return node | {"params": layer.params.before, "macs": layer.macs.before, "tensors": tensors}
 
 
 def _bare_member(name: str, dim: int, shape: Shape) -> Entry:

@@ -50,7 +50,7 @@ function overview() {
     data.record ? proof() : null,
     facts([["Path", data.path], ["Locked", data.locked.length ? `${plural(data.locked.length, "operation")} hold${data.locked.length === 1 ? "s" : ""} channels back` : null]]),
     make("p", { class: "quiet hint" }, "Choose a group on the left, or a layer or a block in the graph. Double click opens and folds a block."),
-    data.connected ? null : make("p", { class: "note" }, "A record has no connections. record.report(\"html\", analysis=...) draws them, with all groups and what is locked."),
+    data.analysed ? null : make("p", { class: "note" }, `${data.edges.length ? "A record knows the channels that went." : "This record does not say what runs before what."} record.report("html", analysis=...) adds ${data.edges.length ? "" : "that, "}all groups and what is locked.`),
     notes("Not counted", data.uncounted.map((text) => `MACs are unknown: nobody counts ${text}`)),
     ...curvesOf("pareto").map(paretoChart),
     ...curvesOf("sensitivity").map(sensitivityTable),

@@ -2,9 +2,9 @@
 
 const LISTS = {
   group: { title: "Groups", items: data.groups, row: groupRow, sorts: ["model", "params", "MACs", "channels", "name"],
-    empty: data.planned && !data.connected ? "Nothing was removed." : "No channels can be removed: all are locked, for the reasons under Locked." },
+    empty: data.planned && !data.analysed ? "Nothing was removed." : "No channels can be removed: all are locked, for the reasons under Locked." },
   lock: { title: "Locked", items: data.locked, row: lockRow, sorts: ["params", "MACs", "name"],
-    empty: data.connected ? "Nothing holds channels back." : "A record does not say what is locked; report(\"html\", analysis=...) does." },
+    empty: data.analysed ? "Nothing holds channels back." : "A record does not say what is locked; report(\"html\", analysis=...) does." },
   layer: { title: "Layers", items: data.layers.filter((l) => l.kind === "layer" || l.kind === "parameter"), row: layerRow,
     sorts: ["model", "params", "MACs", "width", "name"], empty: "The model has no parameters." },
 };

@@ -77,7 +77,7 @@ function spoken(target) {
 function showTitle() {
   const { params, macs } = data.totals;
   const count = data.groups.reduce((sum, group) => sum + group.channels, 0);
-  const few = data.connected ? `${plural(count, "channel")} in ${plural(data.groups.length, "group")}` : `${plural(count, "channel")} removed`;
+  const few = data.analysed ? `${plural(count, "channel")} in ${plural(data.groups.length, "group")}` : `${plural(count, "channel")} removed`;
   document.getElementById("title").replaceChildren(make("h1", {}, data.title),
     make("p", { class: "quiet" }, [`${change(params)} parameters`, `${change(macs)} MACs`, plural(LISTS.layer.items.length, "layer"), few].join("   ·   ")));
 }
@@ -109,15 +109,15 @@ function zoom(factor) {
 function showLegend() {
   const sample = (kind, text) => make("span", {}, make("span", { class: `swatch ${kind}` }), text);
   const parts = [];
-  if (chosen && chosen.kind === "group" && data.connected) {
+  if (chosen && chosen.kind === "group" && data.analysed) {
     const used = new Set([...rolesOf(chosen).values()].flatMap((roles) => [...roles]));
     for (const role of ["producer", "norm", "consumer", "raw"]) if (used.has(role)) parts.push(sample(role, `${ROLES[role]} the channels`));
   } else if (chosen && chosen.kind === "lock") parts.push(sample("held", "holds locked channels"));
   else {
-    if (data.connected) parts.push(sample("free", "has channels that can go"), sample("fixed", "keeps all of its channels"));
+    if (data.analysed) parts.push(sample("free", "has channels that can go"), sample("fixed", "keeps all of its channels"));
     if (places.size > layers.size + 1) parts.push(sample("folded", "folded block: double click opens it"));
   }
-  if (data.planned && chosen && (chosen.kind === "layer" || chosen.kind === "block")) parts.push(make("span", {}, "sizes at edges are those before"));
+  if (data.planned && data.analysed && chosen && (chosen.kind === "layer" || chosen.kind === "block")) parts.push(make("span", {}, "sizes at edges are those before"));
   if (data.planned) parts.push(sample("share", "filled: the share that stays"));
   document.getElementById("legend").replaceChildren(...parts);
 }
