@@ -200,7 +200,8 @@ def _above_budget(
             text, reasons = budget.missed(budget.of(after)), result.plan.reasons
             known = next((reason for reason in reasons if reason.startswith(text)), None)
             others = "; ".join(reason for reason in reasons if not reason.startswith(MISSED))
-            yield known or f"{text}: {others or 'no more may go'}", BudgetMissedWarning
+            do = "Raise the budget, or let more go: record(small).report() says what stays, and why"
+            yield known or f"{text}: {others or 'no more may go'}. {do}", BudgetMissedWarning
 
 
 def _refuse_two_requests(plan: Plan | None, choices: Mapping[str, Any]) -> None:
@@ -240,7 +241,11 @@ def _warnings(result: Result, *, class_expected: bool) -> Iterator[tuple[str, ty
     captured = result.analysis.captured
     if class_expected and captured.has_graph:
         why = next(iter(result.why_not.values()), "")
-        yield f"the result is a graph, no {type(result.analysis.model).__name__}: {why}", ClassLostWarning
+        text = f"the result is a graph, no {type(result.analysis.model).__name__}: {why}"
+        yield (
+            f'{text}. Pass `prefer="class"` to keep it, and the channels that it cannot express',
+            ClassLostWarning,
+        )
     if result.more_by_graph:
         why = f"{result.more_by_graph}, so the result is a {type(result.analysis.model).__name__}"
         yield f'{why}; pass `prefer="graph"` for the graph', ChannelsStayWarning
@@ -248,9 +253,11 @@ def _warnings(result: Result, *, class_expected: bool) -> Iterator[tuple[str, ty
     if not result.plan:
         reasons = dict.fromkeys(MISSED if text.startswith(MISSED) else text for text in result.plan.reasons)
         why = "; ".join(reasons) or "the plan is empty"
-        yield f"nothing was removed: {why}", NothingRemovedWarning
+        do = ". The report of fxprune.analyze (fxprune inspect) lists what can go, and what holds the rest"
+        yield f"nothing was removed: {why}{'' if why == MISSED else do}", NothingRemovedWarning
     if result.unproven:
-        yield f"the small model is not proven: {result.unproven}", NotProvenWarning
+        do = "Compare it with the original on your own data before it is used"
+        yield f"the small model is not proven: {result.unproven}. {do}", NotProvenWarning
     elif result.proof is not None and result.plan.removed and not result.proof.compared:
         why = "no number that depends on what was removed was compared; give inputs on which there is one"
         yield f"the proof is empty: {why}", NotProvenWarning
@@ -264,4 +271,5 @@ def _warnings(result: Result, *, class_expected: bool) -> Iterator[tuple[str, ty
     if captured.fixed:
         sizes = "; ".join(captured.fixed)
         text = f"the small model is an exported graph, which raises for sizes that the original takes: {sizes}"
+        text += '. Pass `prefer="class"` for a model that takes them'
         yield text, FixedSizesWarning

@@ -122,7 +122,8 @@ def _other_weights(small: nn.Module, own: nn.Module, repaired: bool) -> str:
     cause = "repaired" if repaired else "trained, or changed otherwise"
     return (
         f"the weights of the small model are not those of the original, since it was {cause}: {len(others)} of "
-        f'{len(shares)} tensors differ, such as "{others[0]}". So the plan is proven with the weights of the original'
+        f'{len(shares)} tensors differ, such as "{others[0]}". So the plan is proven with the weights of the original; '
+        "measure what it is worth on your data"
     )
 
 

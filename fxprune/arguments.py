@@ -47,6 +47,7 @@ def checks_arguments(*only: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(function)
+        count = len(_by_position(signature))
 
         @functools.cache
         def kinds() -> Mapping[str, Any]:
@@ -58,12 +59,13 @@ def checks_arguments(*only: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            if not kwargs and _are_plainly(args, classes()):
+            if not kwargs and len(args) <= count and _are_plainly(args, classes()):
                 return function(*args, **kwargs)  # the calls that the package makes itself, by the thousand
             try:
                 given = signature.bind(*args, **kwargs)
             except TypeError:
                 _refuse_unknown(function.__name__, kwargs, signature)
+                _refuse_by_position(function.__name__, args, kwargs, signature)
                 return function(*args, **kwargs)  # Python says it best
             for name, value in given.arguments.items():
                 if name in kinds():
@@ -94,6 +96,29 @@ def _refuse_unknown(name: str, given: Mapping[str, Any], signature: inspect.Sign
         for option, value in given.items():
             if option not in known:
                 raise _unknown_argument(name, option, value, known)
+
+
+def _refuse_by_position(name: str, args: Sequence[Any], given: Mapping[str, Any], signature: inspect.Signature) -> None:
+    """Raises `UnknownArgumentError` for more arguments by position than a function takes, if it has others by name."""
+    kinds = {each: parameter.kind for each, parameter in signature.parameters.items()}
+    placed = _by_position(signature)
+    named = [each for each, kind in kinds.items() if kind.name == "KEYWORD_ONLY" and each not in given]
+    if inspect.Parameter.VAR_POSITIONAL in kinds.values() or len(args) <= len(placed) or not named:
+        return
+    shift = placed[:1] == ["self"]
+    placed, count = placed[shift:], len(args) - shift
+    raise UnknownArgumentError(
+        f"{name}() takes {len(placed)} argument{'s' if len(placed) != 1 else ''} by position, but {count} were given",
+        at=f"{name}({', '.join(shown(value) for value in args[shift:])})",
+        why=f"the others have names: {', '.join(named[:6])}{', ...' if named[6:] else ''}",
+        do=f"write the name, as in {name}({', '.join([*placed, f'{named[0]}=...'])})",
+    )
+
+
+def _by_position(signature: inspect.Signature) -> list[str]:
+    """The arguments that a function takes by position, but for those of `*args`."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [name for name, parameter in signature.parameters.items() if parameter.kind in kinds]
 
 
 def _unknown_argument(name: str, option: str, value: Any, known: Iterable[str]) -> UnknownArgumentError:

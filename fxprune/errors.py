@@ -36,7 +36,7 @@ class InputError(FxpruneError, ValueError):
 
 
 class UnknownArgumentError(FxpruneError, TypeError):
-    """An argument that a function does not have. Also a `TypeError`, as Python raises it."""
+    """An argument that a function does not have, or does not take by position. Also a `TypeError`, as Python's own."""
 
 
 class CaptureError(FxpruneError, RuntimeError):

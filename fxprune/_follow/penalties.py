@@ -115,6 +115,7 @@ def found_penalties(targets: Sequence[Any], counterparts: Counterparts) -> list[
                 changes.append(penalty_follows(penalty, counterparts))
             except FxpruneError as error:
                 text = f"{error.what}, and is without effect on the small model, because {error.first_why}"
+                text += ". Make one for the small model"
                 warnings.warn(text, UserWarning, level_of_user())
     return changes
 

@@ -123,6 +123,7 @@ def repair(
     _check_original(model, known.before)
     if has_other_weights(model, small, known):
         text = "the small model was made from other weights than those of this model; it is repaired towards these"
+        text += ". Pass the model that it was made from if that is not meant"
         warnings.warn(text, OtherWeightsWarning, stacklevel=4)
     data = inputs_of(model, batches, inputs)
     processes = Processes(process_group)

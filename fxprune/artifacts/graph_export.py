@@ -220,7 +220,8 @@ def _from_record(model: nn.Module) -> list[str]:
     if path.needs_hooks:
         zeros = "the graph puts zeros back into the outputs of smaller layers (index_copy)"
         reasons.append(f'made by "{made.path}": {zeros}')
-        warnings.warn(f"the exported model is {reasons[0]}", stacklevel=5)
+        do = "prune on another path if the file should be smaller in its outputs too (path=, docs/guide.md)"
+        warnings.warn(f"the exported model is {reasons[0]}; {do}", stacklevel=5)
     if made.training and not (path.keeps_class or path.fixes_mode):
         reasons.append("traced in training mode: what a function was told of the mode stays that")
     return reasons

@@ -10,6 +10,7 @@ import base64
 import binascii
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
@@ -30,7 +31,7 @@ from fxprune.artifacts.safetensors_file import DTYPES, NAMES, SafetensorsFile, c
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import public_call
 from fxprune.capture.tensors import Tensors
-from fxprune.errors import FileError, NothingRemovedWarning, PlanError, nearest
+from fxprune.errors import FileError, NothingRemovedWarning, PlanError, level_of_user, nearest
 from fxprune.files import Field, PathLike, parse_json
 from fxprune.planning.combine import shapes_after
 from fxprune.planning.plan import Plan
@@ -43,6 +44,13 @@ FORMAT, VERSION, KEY = "fxprune weights", 1, "fxprune"
 
 INLINE = 1 << 20
 """The largest size, in bytes, of a buffer outside `state_dict` that is stored; of a larger one the hash is stored."""
+
+OTHER_FORMATS = {
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin", ".pkl"), "torch.load"),
+    ".pt2": "torch.export.load",
+    ".onnx": "onnxruntime",
+}
+"""Suffixes of other formats -> what reads these."""
 
 Buffers = Mapping[str, torch.Tensor]
 
@@ -58,7 +66,7 @@ def save(small: nn.Module | ExportedProgram, path: PathLike, *, record: Record |
 
     Args:
         small: a result of `transform`, also after more training; only read.
-        path: the file to write; the usual suffix is .safetensors.
+        path: the file to write; the usual suffix is .safetensors. One of another format, such as .pt, is warned of.
         record: the record to store. By default those of all steps that made `small`: the file can be loaded into any
             of the models before a step.
 
@@ -70,6 +78,11 @@ def save(small: nn.Module | ExportedProgram, path: PathLike, *, record: Record |
             why="it is a graph, and no class could be loaded into it",
             do="torch.export.save(program, path), and fxprune.record(program).plan.save(other_path)",
         )
+    suffix = os.path.splitext(os.fspath(path))[1].lower()
+    if suffix in OTHER_FORMATS:
+        text = f'"{os.fspath(path)}" is written as safetensors, which {OTHER_FORMATS[suffix]} does not read'
+        do = "name it .safetensors, and load it by fxprune.load"
+        warnings.warn(f"{text}: {do}", UserWarning, level_of_user())
     made, earlier = _records(small) if record is None else (record, ())
     state = _tensors_to_store(small, made)
     for name, tensor in state.items():

@@ -85,7 +85,8 @@ class LatencyFile:
                 why, do = str(error), "pass a folder that can be written to, or False"
                 raise FileError(f'latencies cannot be kept in "{self.folder}"', why=why, do=do) from error
             with contextlib.suppress(FxpruneError):
-                warnings.warn(f"measured latencies are not kept: {error}", stacklevel=2)
+                do = "set XDG_CACHE_HOME to a folder that can be written to"
+                warnings.warn(f"measured latencies are not kept: {error}; {do}", stacklevel=2)
 
 
 def cache_folder() -> Path:

@@ -70,6 +70,7 @@ class SurgeonImportance:
         key = tuple((name, dim, m.slots.tobytes(), m.index.tobytes()) for (name, dim), m in members.items())
         if key not in self._known and not any(member.role == "consumer" for member in group.members):
             text = f'obs ranks group "{group.name}" ({group.kind}) by the size of its weights: no layer reads it'
+            text += "; ignore the group if these should not decide"
             warnings.warn(text, UserWarning, stacklevel=2)
             self._known[key] = _by_size(group)
         if key not in self._known:

@@ -74,7 +74,8 @@ class ThiNetImportance:
         if missed:
             warnings.warn(
                 f'ThiNet ranks group "{group.name}" without {", ".join(missed)}, which read it too: only '
-                "convolutions that are called as modules and products with a matrix can be sampled",
+                "convolutions that are called as modules and products with a matrix can be sampled. "
+                "Ignore the group, or rank it by another importance, if these decide",
                 UserWarning,
                 stacklevel=2,
             )

@@ -191,5 +191,6 @@ def _every_layer(model: nn.Module) -> list[LayerToPrune]:
             why="; ".join(reasons[:4]) or f"none of its layers is one of {', '.join(t.__name__ for t in LAYERS)}",
         )
     if reasons:
-        warnings.warn("layers are left out: " + "; ".join(reasons), ChannelsStayWarning, stacklevel=5)
+        text = f"layers are left out: {'; '.join(reasons)}. Name the layers to prune in the config to be told no more"
+        warnings.warn(text, ChannelsStayWarning, stacklevel=5)
     return targets

@@ -69,11 +69,16 @@ def masks_of(model: nn.Module, *, zeros: bool = False) -> dict[str, Tensor]:
     for name in [name for name, mask in masks.items() if not mask.any()]:
         ignored.append(f'"{name}": the masks of all its {len(masks.pop(name))} outputs, a layer cannot be empty')
     if ignored:
-        warnings.warn("masks_of ignores " + "; ".join(ignored), ChannelsStayWarning, stacklevel=3)
+        text = f"masks_of ignores {'; '.join(ignored)}. Only whole rows make a layer smaller: mask those that should go"
+        warnings.warn(text, ChannelsStayWarning, stacklevel=3)
     if all(bool(mask.all()) for mask in masks.values()):
         why = "no layer has a mask" if not masks else f"the masks of {len(masks)} layers keep every output"
         more = "" if zeros else "; rows of zeros without a mask are read with zeros=True"
-        warnings.warn(f"no output of this model is pruned: {why}{more}", NothingRemovedWarning, stacklevel=3)
+        warnings.warn(
+            f"no output of this model is pruned: {why}{more}",
+            NothingRemovedWarning,
+            stacklevel=3,
+        )
     return masks
 
 

@@ -41,6 +41,24 @@ def words() -> Tensor:
 # -- whole or not at all ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("name", "reader"),
+    [
+        *(("small.pt", "torch.load"), ("small.PTH", "torch.load"), ("net.ckpt", "torch.load")),
+        *(("net.pt2", "torch.export.load"), ("net.onnx", "onnxruntime")),
+    ],
+)
+def test_a_file_named_as_another_format_is_warned_of_and_written(tmp_path: Path, name: str, reader: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    small = fxprune.transform(model, torch.randn(2, 4), ratio=0.5)
+    with pytest.warns(UserWarning, match=rf"safetensors, which {reader} does not read: name it .safetensors") as caught:
+        save(small, tmp_path / name)
+    assert caught[0].filename == __file__
+    assert fxprune.record(load(tmp_path / name, into=model)) == fxprune.record(small)
+    save(small, tmp_path / "small.safetensors")
+    save(small, tmp_path / "small")
+
+
 def test_a_writer_that_raises_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "old")

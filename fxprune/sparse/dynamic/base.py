@@ -219,7 +219,10 @@ class DynamicSparse(nn.Module):
             )
         if not strengths.any():
             why = f"over {opportunities} opportunities no input and output of a connection were both > {self.threshold}"
-            text = lay_out("all strengths are 0, the choice is by the size of the weights", at=str(self), why=why)
+            do = "lower the threshold, or look at inputs that are larger"
+            text = lay_out(
+                "all strengths are 0, the choice is by the size of the weights", at=str(self), why=why, do=do
+            )
             warnings.warn(text, UserWarning, stacklevel=4)
         return selection.strongest(strengths, self.weight, self.mask, self.dims, k1, k2)
 

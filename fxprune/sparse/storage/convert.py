@@ -294,7 +294,8 @@ def _warn_if_all_or_none(kept: Tensor, threshold: float, at: str) -> None:
         )
         warnings.warn(NothingRemovedWarning(text), stacklevel=4)
     elif not math.isinf(threshold) and not bool(kept.any()):
-        text = lay_out("no weight stays: the layer returns its bias", at=at, why=f"all |w| are at most {threshold}")
+        why = f"all |w| are at most {threshold}"
+        text = lay_out("no weight stays: the layer returns its bias", at=at, why=why, do="lower the threshold")
         warnings.warn(text, UserWarning, stacklevel=4)
 
 

@@ -156,7 +156,8 @@ class MagnitudePruner(WeightPruner):
                 if before
                 else f"a {self._what} of {largest:g} leaves every weight"
             )
-            warnings.warn(f"step {self.steps - 1} pruned nothing: {why}", NothingRemovedWarning, stacklevel=CALLER)
+            text = f"step {self.steps - 1} pruned nothing: {why}; raise the {self._what}, or take fewer steps"
+            warnings.warn(text, NothingRemovedWarning, stacklevel=CALLER)
         warn_of_empty(self._weights)
 
 

@@ -53,7 +53,8 @@ def warn_of_empty(weights: Mapping[str, MaskedWeight]) -> None:
     empty = [name for name, weight in weights.items() if weight.pruned == weight.mask.numel()]
     if empty:
         listed = ", ".join(f'"{name}"' for name in empty[:4]) + (", ..." if len(empty) > 4 else "")
-        warnings.warn(f"nothing is left of {listed}: the layer passes nothing on", UserWarning, stacklevel=CALLER + 1)
+        text = f"nothing is left of {listed}: the layer passes nothing on; ask for less there, or leave the layer out"
+        warnings.warn(text, UserWarning, stacklevel=CALLER + 1)
 
 
 def loaded_steps(state: Mapping[str, Any], keys: tuple[str, ...]) -> int:

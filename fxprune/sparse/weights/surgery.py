@@ -186,7 +186,7 @@ class DynamicSurgery(WeightPruner):
     def _warn(self, before: int) -> None:
         if not before and not any(weight.pruned for weight in self._weights.values()):
             warnings.warn(
-                f"step {self.steps - 1} pruned nothing: no weight lies below its threshold",
+                f"step {self.steps - 1} pruned nothing: no weight lies below its threshold; raise rate",
                 NothingRemovedWarning,
                 stacklevel=CALLER,
             )
