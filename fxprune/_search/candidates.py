@@ -18,7 +18,7 @@ from fxprune._search.samples import Samples
 from fxprune.analysis.findings import Findings, Group
 from fxprune.capture.inputs import normalize
 from fxprune.costs import Cost, cost_of
-from fxprune.criteria import Importance, comparable, scores_of
+from fxprune.criteria import Importance, comparable, in_loss, scores_of
 from fxprune.criteria.from_data import on_data
 from fxprune.errors import InputError, PlanError, nearest
 from fxprune.paths import paths_for
@@ -35,7 +35,7 @@ class KeptScores:
 
     def __init__(self, importance: Importance, seed: int | None) -> None:
         self.importance, self.seed = importance, seed
-        self.comparable = comparable(importance)
+        self.comparable, self.in_loss = comparable(importance), in_loss(importance)
         self._known: dict[Findings, npt.NDArray[np.float64]] = {}
         self._by_group: dict[Group, npt.NDArray[np.float64]] = {}
 

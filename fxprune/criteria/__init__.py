@@ -30,7 +30,7 @@ from fxprune.criteria.obs import SurgeonImportance, obs_importance
 from fxprune.criteria.reap import reap_importance
 from fxprune.criteria.saved_scores import ChannelScores, load_scores, save_scores
 from fxprune.criteria.scores import by_group, scores_of
-from fxprune.criteria.table import CRITERIA, MEASURED, Criterion, Importance, comparable, criterion, measured
+from fxprune.criteria.table import CRITERIA, MEASURED, Criterion, Importance, comparable, criterion, in_loss, measured
 from fxprune.criteria.taylor import taylor_scores
 from fxprune.criteria.thinet import ThiNetImportance, thinet_importance
 
@@ -65,6 +65,7 @@ __all__ = [
     "fisher_importance",
     "geometric_median_distances",
     "importance_from",
+    "in_loss",
     "load_scores",
     "lp",
     "measured",

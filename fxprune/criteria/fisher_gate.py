@@ -28,7 +28,7 @@ class GateImportance:
     """
 
     products: Mapping[tuple[str, int], Tensor] = field(repr=False)
-    comparable = True
+    comparable = in_loss = True
 
     def __call__(self, group: Group) -> Tensor:
         """One score per channel, float64 [group.size]. Raises `PlanError` for a group that no loss depends on."""

@@ -19,7 +19,7 @@ from fxprune.criteria.losses import Loss, check_loss
 from fxprune.criteria.saved_scores import ChannelScores, given_scores
 from fxprune.criteria.scored_model import check_model
 from fxprune.criteria.scores import scores_of
-from fxprune.criteria.table import MEASURED, GroupsImportance, Importance, comparable
+from fxprune.criteria.table import MEASURED, GroupsImportance, Importance, comparable, in_loss
 from fxprune.errors import PlanError
 from fxprune.running.inputs import all_batches, inputs_like, inputs_of
 
@@ -146,6 +146,11 @@ class MeasuredImportance(GroupsImportance):
     def comparable(self) -> bool:
         """True if the scores compare between groups."""
         return comparable(self.made)
+
+    @property
+    def in_loss(self) -> bool:
+        """True if the scores are changes of the loss."""
+        return in_loss(self.made)
 
     def __call__(self, group: Group) -> Any:
         """One score per channel of the group."""

@@ -27,7 +27,7 @@ class GradientImportance:
     """
 
     terms: Mapping[str, Tensor] = field(repr=False)
-    comparable = True
+    comparable = in_loss = True
 
     def __call__(self, group: Group) -> Tensor:
         """One score per channel, float64 [group.size]. Raises `PlanError` for a group that no loss depends on."""

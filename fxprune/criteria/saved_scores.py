@@ -17,7 +17,7 @@ from fxprune.arguments import checks_arguments
 from fxprune.channels.groups import Ints
 from fxprune.criteria.scored_model import ScoredParameter, parameters_of
 from fxprune.criteria.scores import scores_of
-from fxprune.criteria.table import Importance, comparable
+from fxprune.criteria.table import Importance, comparable, in_loss
 from fxprune.errors import FileError, PlanError, nearest
 from fxprune.files import Field, PathLike, parse_json, read_bytes, write_text
 
@@ -51,7 +51,7 @@ class ChannelScores:
 
     groups: key of a group -> its scores. importance: a text about what made them. comparable: True if the scores of
     different groups compare. missing: key of a group without scores -> why. parameters: those of the model that was
-    scored; none if that is not known.
+    scored; none if that is not known. in_loss: True if the scores are changes of the loss.
     """
 
     groups: Mapping[str, GroupScores] = field(repr=False)
@@ -59,6 +59,7 @@ class ChannelScores:
     comparable: bool = False
     missing: Mapping[str, str] = field(default_factory=dict)
     parameters: Mapping[str, ScoredParameter] = field(default_factory=dict, repr=False)
+    in_loss: bool = False
 
     def __call__(self, group: Group) -> Tensor:
         """The scores of the group's channels, float64 [group.size].
@@ -108,7 +109,8 @@ def scores_of_groups(findings: Findings, importance: Importance, seed: int | Non
         )
     if not groups:
         scores_of(findings, importance, findings.groups, seed)  # raises the error
-    return ChannelScores(groups, name, comparable(importance), missing, parameters_of(findings.model))
+    parameters = parameters_of(findings.model)
+    return ChannelScores(groups, name, comparable(importance), missing, parameters, in_loss(importance))
 
 
 def _size(group: Group) -> int:
@@ -149,6 +151,7 @@ def save_scores(scores: ChannelScores, path: PathLike) -> None:
         for key, one in scores.groups.items()
     }
     data = {"schema": SCHEMA, "importance": scores.importance, "comparable": scores.comparable, "groups": groups}
+    data |= {"in_loss": True} if scores.in_loss else {}
     parameters = {name: {"shape": list(one.shape), "sum": one.sum} for name, one in scores.parameters.items()}
     write_text(path, json.dumps({**data, "missing": dict(scores.missing), "parameters": parameters}, allow_nan=False))
 
@@ -162,14 +165,17 @@ def load_scores(path: PathLike) -> ChannelScores:
     )
     keys = ("schema", "importance", "comparable", "groups", "missing")
     old = isinstance(found.value, dict) and found.value.get("schema") == OLD_SCHEMA
-    found.object(keys if old else (*keys, "parameters"))
+    found.object(keys if old else (*keys, "parameters"), optional=("in_loss",))
     found["schema"].text((SCHEMA, OLD_SCHEMA))
-    if not isinstance(found["comparable"].value, bool):
-        raise found["comparable"].wrong("it must be true or false")
+    flags = {name: found[name] for name in ("comparable", "in_loss") if name in found.value}
+    for flag in flags.values():
+        if not isinstance(flag.value, bool):
+            raise flag.wrong("it must be true or false")
     groups = {key: _group_of(one) for key, one in found["groups"].mapping().items()}
     missing = {key: why.text() for key, why in found["missing"].mapping().items()}
     scored = {} if old else {name: _parameter_of(one) for name, one in found["parameters"].mapping().items()}
-    return ChannelScores(groups, found["importance"].text(), found["comparable"].value, missing, scored)
+    given = {name: flag.value for name, flag in flags.items()}
+    return ChannelScores(groups, found["importance"].text(), missing=missing, parameters=scored, **given)
 
 
 def _parameter_of(found: Field) -> ScoredParameter:

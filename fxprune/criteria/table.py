@@ -61,6 +61,14 @@ def comparable(importance: Importance) -> bool:
     return importance in COMPARABLE if isinstance(importance, str) else bool(getattr(importance, "comparable", False))
 
 
+def in_loss(importance: Importance) -> bool:
+    """True if the scores are changes of the loss: an importance says so by its attribute `in_loss`.
+
+    The scores of channels of different groups are divided by what a channel costs then.
+    """
+    return bool(getattr(importance, "in_loss", False))
+
+
 def criterion(name: str, *, comparable: bool = False) -> Callable[[CriterionT], CriterionT]:
     """Put a function into `CRITERIA` under this name. Raises `PlanError` for a name that another function has.
 

@@ -17,7 +17,7 @@ from fxprune.arguments import check_seed, fits
 from fxprune.channels.groups import Bools, Removal
 from fxprune.costs import LatencyFile, LatencyTable
 from fxprune.costs.latency import runnable
-from fxprune.criteria import Importance, comparable, scores_of
+from fxprune.criteria import Importance, comparable, in_loss, scores_of
 from fxprune.errors import PlanError
 from fxprune.files import PathLike
 from fxprune.planning.alignment import best_multiple
@@ -28,6 +28,7 @@ from fxprune.planning.fixed_counts import Fixed, fixed_counts
 from fxprune.planning.limits import Limits, check_round_to, limits_of
 from fxprune.planning.masks import every_channel, removed_by_masks
 from fxprune.planning.ranked import Ranked
+from fxprune.planning.scopes import Units, costs_of
 from fxprune.planning.select import by_group, ignored_groups, importance_by_pattern
 from fxprune.planning.shared_settings import keep_equal_widths
 from fxprune.planning.uniform import EqualWidths, equal_widths
@@ -114,7 +115,8 @@ def choose(
     budgets = [] if meter is None or keep is None else budgets_of(meter.of(), keep, meter.uncounted)
     importance = importance_by_pattern(findings, importance)
     scores = scores_of(findings, importance, [*groups, *(findings.groups[number] for number in fixed)], seed)
-    ranked = Ranked(findings, scores, tuple(groups), fixed, equal, limits, comparable(importance))
+    units = Units(comparable(importance), costs_of(findings, keep) if in_loss(importance) and keep else None)
+    ranked = Ranked(findings, scores, tuple(groups), fixed, equal, limits, units)
     if isinstance(round_to, str):
         round_to, told = best_multiple(findings, partial(ranked.widths, scope), table, meter, budgets)
         why = (*why, told)

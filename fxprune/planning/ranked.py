@@ -15,7 +15,7 @@ from fxprune.planning.fitting import Widths
 from fxprune.planning.from_first import FromFirst
 from fxprune.planning.keeping import Scores
 from fxprune.planning.limits import Limits
-from fxprune.planning.scopes import ScopeFunction, Spread, scope_named
+from fxprune.planning.scopes import ScopeFunction, Spread, Units, scope_named
 from fxprune.planning.shared_settings import keep_equal_widths
 from fxprune.planning.uniform import EqualWidths
 
@@ -26,7 +26,7 @@ class Ranked:
 
     fixed: the number of a group -> how many channels go, for groups whose widths are given.
     equal: the sets of groups that keep equally many channels.
-    comparable: True if the scores compare between groups as they are.
+    units: how the scores of different groups compare.
     """
 
     findings: Findings
@@ -35,13 +35,13 @@ class Ranked:
     fixed: Mapping[int, int]
     equal: EqualWidths
     limits: Limits
-    comparable: bool
+    units: Units
 
     def spread(self, multiple: int) -> Spread:
         """The channels that the groups may lose, if the widths are multiples of a number."""
         limits = replace(self.limits, round_to=multiple)
         most = {group.number: group.size - limits.least(group.size) for group in self.groups}
-        return Spread(self.groups, most, limits.kept, self.comparable)
+        return Spread(self.groups, most, limits.kept, self.units)
 
     def by_ratio(self, shares: Mapping[Group, float], multiple: int) -> tuple[Bools, tuple[str, ...]]:
         """The channels that are removed, if a share of each group goes, and the reasons for others that stay."""

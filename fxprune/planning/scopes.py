@@ -5,15 +5,54 @@ Each of them turns a level in [0, 1] into the number of channels that each group
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from fxprune.analysis.findings import Findings, Group
+from fxprune.costs.marginal import per_channel
 from fxprune.errors import PlanError, nearest
 from fxprune.planning.keeping import Scores
+
+
+@dataclass(frozen=True)
+class Units:
+    """The way to compare scores of different groups.
+
+    comparable: True if they do as they are; else they are divided by the mean of their group.
+    costs: a function that gives the cost of a channel of each group, by its number, for scores that are changes of the
+        loss: what a channel is worth is divided by what it frees. None for other scores.
+    """
+
+    comparable: bool = False
+    costs: Callable[[], Mapping[int, float]] | None = None
+
+    def values(self, groups: Sequence[Group], scores: Scores) -> list[Scores]:
+        """The scores of each group, so that they compare."""
+        costs = {} if self.costs is None else self.costs()
+        return [
+            scores[group.channels]
+            / ((1.0 if self.comparable else scores[group.channels].mean() or 1.0) * costs.get(group.number, 1.0))
+            for group in groups
+        ]
+
+
+def costs_of(findings: Findings, keys: Iterable[str]) -> Callable[[], Mapping[int, float]]:
+    """A function that gives the cost of one channel of each group.
+
+    keys: the keys of the budgets. The cost is in parameters if all of them are about these, else in multiply-adds.
+    """
+    by_params = set(keys) <= {"params", "bytes"}
+
+    def costs() -> Mapping[int, float]:
+        found = per_channel(findings)
+        if by_params or any(one.macs is None for one in found):
+            return {number: float(max(one.params, 1)) for number, one in enumerate(found)}
+        return {number: float(max(one.macs or 1, 1)) for number, one in enumerate(found)}
+
+    return costs
 
 
 @dataclass(frozen=True)
@@ -22,13 +61,13 @@ class Spread:
 
     groups: those that lose channels. most: the number of a group -> the most channels that it may lose.
     kept: a function from a group's size and the share that goes to the number of channels that stay.
-    comparable: True if the scores compare between groups as they are.
+    units: how the scores of different groups compare.
     """
 
     groups: Sequence[Group]
     most: dict[int, int]
     kept: Callable[[int, float], int]
-    comparable: bool = False
+    units: Units = Units()
 
     def count(self, group: Group, share: float) -> int:
         """The number of channels that a group loses, if this share of it goes."""
@@ -77,8 +116,8 @@ def over_all(findings: Findings, spread: Spread, scores: Scores) -> CountsByLeve
     """The channels of all groups are ranked together.
 
     The score of a channel is divided by the mean of its group, which makes groups comparable, unless the criterion says
-    that its scores compare already. It is not divided by the cost of the channel, which was measured to be harmful: a
-    digits network repaired to 93 % where every other choice was repaired to 98 % or more.
+    that its scores compare already. Scores that are changes of the loss are divided by the cost of a channel; other
+    scores are not, where that was measured to be harmful (docs/design.md).
     """
     return _ranked(spread, scores, [spread.groups])
 
@@ -99,7 +138,7 @@ def isomorphic(findings: Findings, spread: Spread, scores: Scores) -> CountsByLe
 
 def _ranked(spread: Spread, scores: Scores, sets: Sequence[Sequence[Group]]) -> CountsByLevel:
     """The counts of each level, where the channels of a set of groups are ranked together."""
-    ranked = [_order(groups, scores, spread.comparable) for groups in sets]
+    ranked = [_order(groups, scores, spread.units) for groups in sets]
 
     def at(level: float) -> dict[int, int]:
         counts: dict[int, int] = {}
@@ -112,11 +151,9 @@ def _ranked(spread: Spread, scores: Scores, sets: Sequence[Sequence[Group]]) -> 
     return at
 
 
-def _order(groups: Sequence[Group], scores: Scores, comparable: bool) -> npt.NDArray[np.int64]:
+def _order(groups: Sequence[Group], scores: Scores, units: Units) -> npt.NDArray[np.int64]:
     """For each channel of a set of groups the position of its group, the channel that goes first at the start."""
-    values = [
-        scores[group.channels] / (1.0 if comparable else scores[group.channels].mean() or 1.0) for group in groups
-    ]
+    values = units.values(groups, scores)
     owners = np.repeat(np.arange(len(groups)), [group.size for group in groups])
     return np.asarray(owners[np.argsort(np.concatenate(values), kind="stable")])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune.criteria import fisher_importance, taylor_importance
+from fxprune.criteria import (
+    MEASURED,
+    fisher_importance,
+    in_loss,
+    load_scores,
+    product,
+    save_scores,
+    taylor_importance,
+)
+from fxprune.planning.scopes import SCOPES
 from tests.support import randomise
 
 
@@ -120,6 +130,64 @@ def test_they_rank_all_channels_together(importance: str) -> None:
     assert removed
     whole, part = analysis.cost(), analysis.cost(plan)
     assert part.params <= 0.6 * whole.params
+
+
+def ranked(analysis: fxprune.Analysis, made: Any, costs: dict[str, float], gone: int) -> dict[str, int]:
+    """The widths that are left if the channels go that are worth least for their cost, so many of all groups."""
+    values = [
+        (float(score) / costs[group.name], group.name)
+        for group in analysis.groups
+        for score in torch.as_tensor(made(group))
+    ]
+    names = [name for _, name in sorted(values)[:gone]]
+    return {group.name: max(group.size - names.count(group.name), 1) for group in analysis.groups}
+
+
+@pytest.mark.parametrize("how", ["taylor", "fisher", "fisher_gate", "own", "saved"])
+@pytest.mark.parametrize("key", ["macs", "params"])
+def test_changes_of_the_loss_are_divided_by_what_a_channel_costs(how: str, key: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    layers = [nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.MaxPool2d(4), nn.Conv2d(12, 16, 3, padding=1), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)).double().eval()
+    analysis = fxprune.analyze(model, X)
+    made: Any = MEASURED["taylor" if how in ("own", "saved") else how](model, BATCHES, loss=loss)
+    given = made
+    if how == "saved":
+        save_scores(analysis.scores(made), tmp_path / "scores.json")
+        given = load_scores(tmp_path / "scores.json")
+    elif how == "own":
+
+        def given(group: Any) -> Any:
+            return made(group)
+
+        given.comparable = given.in_loss = True
+    costs = {}
+    for group in analysis.groups:
+        less = analysis.cost(analysis.plan(counts={group.name: group.size - 1}))
+        costs[group.name] = float(getattr(analysis.cost(), key) - getattr(less, key))
+    found = []
+
+    def scope(*arguments: Any) -> Any:
+        found.append(SCOPES["global"](*arguments))
+        return found[0]
+
+    analysis.plan(keep={key: 0.6}, scope=scope, importance=given, max_ratio=1.0)
+    names = {group.number: group.name for group in analysis.groups}
+    sizes = {group.number: group.size for group in analysis.groups}
+    for gone in range(1, 20):
+        left = {names[number]: sizes[number] - count for number, count in found[0](gone / 28).items()}
+        assert left == ranked(analysis, made, costs, gone)
+    whole = dict.fromkeys(costs, 1.0)
+    assert any(ranked(analysis, made, costs, gone) != ranked(analysis, made, whole, gone) for gone in range(1, 20))
+
+
+def test_shares_that_compare_are_not_divided_by_costs() -> None:
+    model = net()
+    gradients = taylor_importance(model, BATCHES, loss=loss)
+    assert in_loss(gradients)
+    for importance in ("lamp", "bn_scale", "l2", product("lamp", "l2"), product(gradients, "lamp")):
+        assert not in_loss(importance)
+    assert not fxprune.analyze(model, X).scores("lamp").in_loss
 
 
 @pytest.mark.parametrize(
