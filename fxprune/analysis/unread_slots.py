@@ -107,6 +107,10 @@ class UnreadSlots:
             if not alone or any(view.owner == id(result) for result in results):
                 self._mark(view, view.slots)
                 continue
+            if len(view.dims) != tensor.ndim:  # changed in place, as by `unsqueeze_`
+                self._mark(view, view.slots)
+                self._follow(replace(view, dims=(None,) * tensor.ndim))
+                continue
             dims = [same(tensor, result) for result in results]
             lost = set(range(tensor.ndim)).difference(*dims)
             self._mark(view, [along for d, along in enumerate(view.dims) if d in lost])
@@ -143,8 +147,10 @@ class UnreadSlots:
 
     def _flags(self, view: _View, dim: int) -> Bools:
         """A flag for each slot of a dimension of the owner, True = it is read."""
-        owner = self._views[view.owner][0].tensor
-        return self._read.setdefault(view.owner, {}).setdefault(dim, np.zeros(owner.shape[dim], dtype=bool))
+        read = self._read.setdefault(view.owner, {})
+        if dim not in read:
+            read[dim] = np.zeros(self._views[view.owner][0].tensor.shape[dim], dtype=bool)
+        return read[dim]
 
     def missed(self, tensor: torch.Tensor) -> dict[int, Bools]:
         """Dimension -> a flag per slot, True = no operation has read it.

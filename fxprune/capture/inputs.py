@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Iterable, Mapping
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -151,6 +152,7 @@ def check_plain(model: nn.Module, tensors: Tensors) -> None:
     """Raises `CaptureError` for scripted or sharded submodules, and for weights that are no plain tensors."""
     for name, module in model.named_modules():
         check_unwrapped(module, at=f'"{name}"', only=("FullyShardedDataParallel",))
+        check_sets_modes(module, name)
         if module._compiled_call_impl is not None:
             raise CaptureError(
                 "a module is compiled in place",
@@ -173,6 +175,21 @@ def check_plain(model: nn.Module, tensors: Tensors) -> None:
                 do="put the Python module in its place, prune, and script it again",
             )
     check_plain_tensors((found.name, found.tensor) for found in tensors.unique)
+
+
+def check_sets_modes(module: nn.Module, name: str) -> None:
+    """Raises `CaptureError` for a module whose `train` does something else than to set the mode, such as a training."""
+    train: Any = type(module).train
+    if train is nn.Module.train:
+        return
+    first = next(islice(inspect.signature(train).parameters.values(), 1, None), None)
+    if first is not None and first.default is not first.empty and not isinstance(first.default, bool):
+        raise CaptureError(
+            f"{type(module).__name__} is no model that computes: its train() sets no mode",
+            at=f'"{name}"' if name else "the model",
+            why=f'the argument of train() is "{first.name}"; a model is looked at in both modes, which would start it',
+            do="pass the module inside it that computes (`yolo.model` for a YOLO of ultralytics)",
+        )
 
 
 def check_plain_tensors(named: Iterable[tuple[str, torch.Tensor]]) -> None:

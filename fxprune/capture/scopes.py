@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -154,7 +156,7 @@ class _Composites(TorchFunctionMode):
 
     Products of matrices reshape or copy their factors depending on the strides; `einsum` has a special case for
     dimensions of size 1; attention chooses a kernel. Also calls `on_attention` and
-    `on_composite`.
+    `on_composite`. Inference mode is like `no_grad`, and copies of tensors are operations.
     """
 
     def __init__(self, scopes: Scopes) -> None:
@@ -163,6 +165,13 @@ class _Composites(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled():  # forward has entered it: there operations are not made of smaller ones
+            with torch.inference_mode(False), torch.no_grad():
+                return self.__torch_function__(func, types, args, kwargs)
+        if func is torch.Tensor.__deepcopy__:
+            return _deep_copy(*args, **kwargs)
+        if getattr(func, "__self__", None) is torch.Tensor.data and func.__name__ == "__get__":
+            return args[0].detach()  # the same numbers by an operation, which `.data` is not
         body = opened(func, self.scopes.current.module)
         if body is not None:
             with self:
@@ -188,6 +197,21 @@ class _Composites(TorchFunctionMode):
         with whole_batches((named, made)) as whole:
             self.scopes.on_attention(key, *whole)
         return made
+
+
+def _deep_copy(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
+    """A copy of a tensor that forward copies with `copy.deepcopy`, by an operation that has a rule.
+
+    Torch gives an empty tensor a copy of the memory (`set_`), which no rule follows; fake tensors have no memory, and
+    those that know their numbers would write where nothing is.
+    """
+    if type(tensor) not in (torch.Tensor, FakeTensor) or not tensor.is_leaf:
+        return tensor.__deepcopy__(memo)  # type: ignore[no-untyped-call, no-any-return]
+    if id(tensor) not in memo:
+        memo[id(tensor)] = made = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+        if type(tensor) is torch.Tensor:
+            made.__dict__.update(copy.deepcopy(tensor.__dict__, memo))
+    return cast(torch.Tensor, memo[id(tensor)])
 
 
 @contextlib.contextmanager

@@ -56,7 +56,7 @@ def _state_of(model: nn.Module, users: bool) -> dict[tuple[str, str], Any]:
 
 def _note(value: Any, depth: int) -> Any:
     if isinstance(value, torch.Tensor):
-        return value, value._version, tuple(value.shape)
+        return value, None if value.is_inference() else value._version, tuple(value.shape)
     if isinstance(value, nn.Module) or not depth:
         return value
     if isinstance(value, dict):

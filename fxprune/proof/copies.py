@@ -6,6 +6,7 @@ little memory, and is as precise for float16 weights as for float64 ones. What f
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,7 +95,7 @@ class Copies:
         if id(tensor) not in self._names:
             return tensor
         if id(tensor) not in self._read:
-            with outside_levels():
+            with torch.inference_mode(False), outside_levels():  # forward may read it in either
                 copied = self._copy(tensor)
                 self._read[id(tensor)] = copied, copied._version, copied.data_ptr()
         return self._read[id(tensor)][0]
@@ -145,6 +146,18 @@ class _Parameters(dict[str, Any]):
 
     def items(self) -> Any:
         return [(name, self[name]) for name in self]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+        return {name: copy.deepcopy(self[name], memo) for name in self}
+
+    def __copy__(self) -> dict[str, Any]:
+        return dict(self.items())
+
+    def copy(self) -> dict[str, Any]:
+        return dict(self.items())
+
+    def __reduce__(self) -> Any:
+        return dict, (dict(self.items()),)
 
 
 def moved_by_rounding(tensor: torch.Tensor) -> torch.Tensor:

@@ -100,8 +100,9 @@ def test_the_packages_own_export_runs(name: str, tmp_path: Path, monkeypatch: py
     assert error_of(given, own) < 1e-3
 
 
+@pytest.mark.parametrize("fresh", [False, True])
 @pytest.mark.parametrize("name", ["yolov8", "yolov8-seg"])
-def test_the_packages_own_trainer_goes_on_with_a_small_model(name: str, tmp_path: Path) -> None:
+def test_the_packages_own_trainer_goes_on_with_a_small_model(name: str, fresh: bool, tmp_path: Path) -> None:
     from PIL import Image
     from ultralytics.models.yolo.detect import DetectionTrainer
     from ultralytics.models.yolo.segment import SegmentationTrainer
@@ -118,7 +119,7 @@ def test_the_packages_own_trainer_goes_on_with_a_small_model(name: str, tmp_path
     names = "\n".join(f"  {number}: class{number}" for number in range(5))
     data = tmp_path / "data.yaml"
     data.write_text(f"path: {tmp_path}\ntrain: images\nval: images\nnames:\n{names}\n")
-    small, _, _ = pruned(name)
+    small, _, _ = pruned(name, fresh=fresh)
     small = small.float()
     before = {name: p.detach().clone() for name, p in small.named_parameters()}
 
