@@ -15,7 +15,7 @@ from fxprune._attempt import Request, Result
 from fxprune._data_options import DataOptions
 from fxprune._drop import STANDS_IN, find_branches, without
 from fxprune._dropping import Shallow, asked_to_drop, check_depth, counted_from_zero, shallow_of, without_branches
-from fxprune._find import AnalyzeArguments
+from fxprune._find import AnalyzeArguments, class_kept
 from fxprune._first_result import first_result
 from fxprune._follow import Holder, at_once, check_targets, holders_of, made, prepared_for, watch, watch_penalties
 from fxprune._follow.result import Prepared
@@ -38,6 +38,7 @@ from fxprune.capture.output_paths import narrowed, output_paths
 from fxprune.capture.program import as_module, exported_again
 from fxprune.configs.saving import guard
 from fxprune.costs import Cost, cost_of
+from fxprune.depth.numbering import LayersGone, name_before
 from fxprune.depth.select import selected
 from fxprune.errors import (
     AdapterLeftWarning,
@@ -51,6 +52,7 @@ from fxprune.errors import (
     level_of_user,
 )
 from fxprune.fold import folds
+from fxprune.offloaded import Dispatch, dispatch_of, is_dispatched
 from fxprune.paths import paths_for
 from fxprune.planning.budgets import MISSED, above
 from fxprune.planning.figures import Measured, pairs_of, with_measured
@@ -81,9 +83,10 @@ def _carried_out(
     request: Request, on: DataOptions
 ) -> tuple[nn.Module | ExportedProgram, list[Holder], tuple[Prepared, ...]]:
     """The small model with its record, the optimizers of the model, and the changes of those that follow."""
-    given, call, plan = request, request.call, request.plan
+    given, call, plan = request, class_kept(request.call), request.plan
     known = next(iter(request.known.values()), None)
     module = as_module(call.model, call.example_inputs) if known is None else known.model
+    dispatch = _dispatch(call.model, on)
     check_targets(on.followers, module)
     _refuse_two_requests(plan, {**request.choices, "scores": on.scores})
     data = on.data is not None or not (on.repair is None or on.repair is False)
@@ -94,8 +97,7 @@ def _carried_out(
     search = search_settings(given.choices, on.search, on.repair)
     on = on.several_times() if deep or search is not None else on
     paths = _paths(module, call, choices, plan.path if isinstance(plan, Plan) else "")
-    if folds(choices.get("bias"), choices.get("masks")) and all(front_end.needs_hooks for front_end in paths):
-        raise PlanError("constants cannot be folded behind hooks", why="they put zeros back", do="take another path")
+    _refuse_folds(choices, paths)
     counting = narrowed(plan.outputs if isinstance(plan, Plan) else None, output_paths(call.outputs))
     free = plan is None and call.path is None and call.prefer is None and not isinstance(module, fx.GraphModule)
     free = free and not by_config(choices.get("uniform"))
@@ -122,18 +124,38 @@ def _carried_out(
     if batches is not None:
         result, recorded = _repaired(result, module, batches, recorded, settings, request.processes)
     result, recorded = _as_config_says(result, recorded, request)
-    small: Any = _as_given(call.model, result, call.example_inputs)
-    if call.path is None and call.prefer is None and not isinstance(call.model, ExportedProgram):
+    small: Any = _as_given(call, result, dispatch, recorded.layers_gone)
+    if given.call.path is None and given.call.prefer is None and not isinstance(call.model, ExportedProgram):
         explain_missing_graph(result.small)
     attach(small, recorded, after=steps_in(module))
     guard(small, module)
     return small, holders, prepared_for(on.followers, module, small)
 
 
+def _dispatch(model: Any, on: DataOptions) -> Dispatch | None:
+    """The hooks of a model that accelerate has dispatched, None for any other. Raises `PlanError` for followers."""
+    if not is_dispatched(model):
+        return None
+    if on.followers:
+        raise PlanError(
+            "an optimizer or an average of a dispatched model cannot follow",
+            at="optimizer=" if on.optimizer is not None else "ema=",
+            why="accelerate replaces the model's parameters in each forward, so that nobody knows the ones it has",
+            do="make the optimizer of the small model, or prune before the model is dispatched",
+        )
+    return dispatch_of(model)
+
+
 def _paths(module: nn.Module, call: AnalyzeArguments, choices: Mapping[str, Any], made_on: str) -> Sequence[FrontEnd]:
     """The paths to try, in order. made_on: the name of the path of a plan, "" without one."""
     paths = paths_for(module, call.path, call.prefer, made_on=made_on)
     return class_paths(paths) if by_config(choices.get("uniform")) else paths
+
+
+def _refuse_folds(choices: Mapping[str, Any], paths: Sequence[FrontEnd]) -> None:
+    """Raises `PlanError` for constants that would be folded on the path that puts zeros back."""
+    if folds(choices.get("bias"), choices.get("masks")) and all(front_end.needs_hooks for front_end in paths):
+        raise PlanError("constants cannot be folded behind hooks", why="they put zeros back", do="take another path")
 
 
 def _deeper(
@@ -214,10 +236,14 @@ def _refuse_two_requests(plan: Plan | None, choices: Mapping[str, Any]) -> None:
         refuse_without_effect(choices, plan=True)
 
 
-def _as_given(model: Any, result: Result, example_inputs: Any) -> nn.Module | ExportedProgram:
-    """The small model; a program if the model is one."""
-    if isinstance(model, ExportedProgram):
-        return exported_again(model, result.small, example_inputs)
+def _as_given(
+    call: AnalyzeArguments, result: Result, dispatch: Dispatch | None, layers_gone: LayersGone
+) -> nn.Module | ExportedProgram:
+    """The small model; a program if the model is one, with the hooks of accelerate if the model has them."""
+    if isinstance(call.model, ExportedProgram):
+        return exported_again(call.model, result.small, call.example_inputs)
+    if dispatch is not None:
+        dispatch.again(result.small, lambda path: name_before(path, layers_gone))
     return result.small
 
 

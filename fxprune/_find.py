@@ -27,6 +27,7 @@ from fxprune.capture.output_paths import output_paths
 from fxprune.capture.program import as_module
 from fxprune.capture.tensors import Tensors
 from fxprune.errors import CaptureError, PlanError
+from fxprune.offloaded import is_dispatched
 from fxprune.paths import capture, paths_for, try_in_turn, without_hooks
 from fxprune.progress import long_step
 from fxprune.rewrite.kept_weights import keep_weights
@@ -51,8 +52,26 @@ class AnalyzeArguments:
     outputs: Any = None
 
 
+def class_kept(call: AnalyzeArguments) -> AnalyzeArguments:
+    """The arguments, with prefer="class" for a model that accelerate has dispatched: its hooks are on modules.
+
+    Raises `PlanError` where a graph is asked for.
+    """
+    if not is_dispatched(call.model):
+        return call
+    if call.prefer == "graph" or (call.path is not None and not paths_for(call.model, call.path, None)[0].keeps_class):
+        raise PlanError(
+            "a dispatched model cannot become a graph",
+            at=f"path={call.path!r}" if call.path is not None else f"prefer={call.prefer!r}",
+            why="accelerate has hooks on its modules, which a graph has not",
+            do="leave path and prefer out, or prune before the model is dispatched",
+        )
+    return replace(call, prefer="class" if call.path is None else None)
+
+
 def find(call: AnalyzeArguments) -> Findings:
     """The findings of a model, on the first path that captures it. Raises the errors of `analyze`."""
+    call = class_kept(call)
     model = as_module(call.model, call.example_inputs)
     if not isinstance(model, nn.Module):
         why, do = why_no_model(model)

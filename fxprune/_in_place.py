@@ -15,8 +15,10 @@ from fxprune._follow.averages import check_average
 from fxprune._record import change_record, joined_in_place, record
 from fxprune._transform import transform
 from fxprune.arguments import refuse_unknown, shown, why_no_model
+from fxprune.capture.dispatched import undispatched
 from fxprune.capture.process_state import public_call
 from fxprune.errors import InputError, PlanError, level_of_user
+from fxprune.offloaded import dispatch_of, is_dispatched, without_hooks
 from fxprune.rewrite.tensor_hooks import HOOK_TABLES, rebind
 from fxprune.running.processes import Processes
 from fxprune.sharded import Wrapping, is_sharded, sharded_parameters, talk_of_model, unwrapped, wrap_again
@@ -68,6 +70,8 @@ def transform_(model: ModuleT, example_inputs: Any, **options: Any) -> ModuleT:
     holders = holders_of(model)
     if is_sharded(model):
         _sharded(model, example_inputs, followers, options)
+    elif is_dispatched(model):
+        _dispatched(model, example_inputs, followers, options)
     else:
         with Processes(options.get("process_group")).together():
             check_targets(followers, model)
@@ -82,6 +86,21 @@ def transform_(model: ModuleT, example_inputs: Any, **options: Any) -> ModuleT:
             become(model, small)
     watch(holders, model, in_place=True)
     return model
+
+
+def _dispatched(model: nn.Module, example_inputs: Any, followers: Sequence[Any], options: dict[str, Any]) -> None:
+    """`transform_` of a model that accelerate has dispatched: it gets the hooks and the weights of its small model."""
+    small = _small(model, example_inputs, {**options, "optimizer": followers or None})
+    dispatch, plain = dispatch_of(small), undispatched(small)
+    _warn_of_lost_hooks(model, plain)
+    with at_once():
+        for module in model.modules():
+            without_hooks(module)
+        joined_in_place(plain, model)
+        stay_on(model, plain)
+        rebind(plain, model)
+        become(model, plain)
+        dispatch.again(model)
 
 
 def _sharded(model: nn.Module, example_inputs: Any, followers: Sequence[Any], options: dict[str, Any]) -> None:

@@ -94,6 +94,18 @@ def _lock(handle: int) -> bool | None:
     return True
 
 
+def held(path: PathLike) -> int:
+    """A new file whose lock this process holds until it closes the handle, or ends."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+    _lock(handle)
+    return handle
+
+
+def was_left(path: PathLike) -> bool:
+    """True if the process that held the lock of a file (see `held`) has ended; the file is removed then."""
+    return os.path.isfile(path) and _was_left(os.fspath(path))
+
+
 def remove_litter(folder: PathLike, name: str | None = None) -> tuple[str, ...]:
     """Remove the temporary files in a folder whose writers were killed; returns their names.
 

@@ -28,11 +28,13 @@ from fxprune._transform import transform
 from fxprune.arguments import checks_arguments
 from fxprune.artifacts.rebuild import check_sizes, needs_inputs, rebuild, replace_tensors
 from fxprune.artifacts.safetensors_file import DTYPES, NAMES, SafetensorsFile, check_writable, opened, raw_bytes, write
+from fxprune.capture.dispatched import undispatched
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import public_call
 from fxprune.capture.tensors import Tensors
 from fxprune.errors import FileError, NothingRemovedWarning, PlanError, level_of_user, nearest
 from fxprune.files import Field, PathLike, parse_json
+from fxprune.offloaded import is_dispatched
 from fxprune.planning.combine import shapes_after
 from fxprune.planning.plan import Plan
 from fxprune.planning.plan_file import data_of, plan_of
@@ -83,6 +85,8 @@ def save(small: nn.Module | ExportedProgram, path: PathLike, *, record: Record |
         text = f'"{os.fspath(path)}" is written as safetensors, which {OTHER_FORMATS[suffix]} does not read'
         do = "name it .safetensors, and load it by fxprune.load"
         warnings.warn(f"{text}: {do}", UserWarning, level_of_user())
+    if is_dispatched(small):
+        small = undispatched(small)
     made, earlier = _records(small) if record is None else (record, ())
     state = _tensors_to_store(small, made)
     for name, tensor in state.items():

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from fxprune.arguments import shown
 from fxprune.capture.tensors import PARAMETER, Tensors
 from fxprune.errors import CaptureError, InputError
-from fxprune.sharded import WholeOnDemand
+from fxprune.on_demand import OnDemand
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -214,7 +214,7 @@ def _made_plain(kind: str) -> str:
 
 def kind_of(tensor: torch.Tensor) -> str:
     """The kind of a tensor that is no plain one: its class (DTensor, torchao), layout or dtype; "" for a plain one."""
-    if isinstance(tensor, WholeOnDemand):
+    if isinstance(tensor, OnDemand):
         return ""
     if tensor.layout is not torch.strided:
         return str(tensor.layout)

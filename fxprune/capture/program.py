@@ -9,15 +9,22 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.dispatched import undispatched
 from fxprune.capture.exported import exported_graph, silent_export
 from fxprune.capture.inputs import Inputs, as_exported, normalize
 from fxprune.capture.size_ranges import user_inputs
 from fxprune.errors import CaptureError, text_of
+from fxprune.offloaded import is_dispatched
 
 
 def as_module(model: Any, example_inputs: Any) -> Any:
-    """The graph of a program of `torch.export`, which is no module; any other model as it is."""
-    return graph_of(model, example_inputs) if isinstance(model, ExportedProgram) else model
+    """The graph of a program of `torch.export`, which is no module; any other model as it is.
+
+    A model that accelerate has dispatched comes without its hooks.
+    """
+    if isinstance(model, ExportedProgram):
+        return graph_of(model, example_inputs)
+    return undispatched(model) if is_dispatched(model) else model
 
 
 def graph_of(program: ExportedProgram, example_inputs: Any) -> fx.GraphModule:

@@ -17,10 +17,10 @@ from torch import nn
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.tensors import Tensors
 from fxprune.capture.thread_state import outside_levels
+from fxprune.on_demand import whole
 from fxprune.ops.normalization import default_eps
 from fxprune.proof.precision import FLOAT64, Precision
 from fxprune.proof.zeroed import zero_slots
-from fxprune.sharded import whole
 
 
 @dataclass(frozen=True)

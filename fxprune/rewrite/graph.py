@@ -14,6 +14,7 @@ from fxprune.analysis.folded_constants import FoldedConstants
 from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.capture.fake_tensors import Faker
 from fxprune.channels.groups import Removal
+from fxprune.on_demand import overwrite
 from fxprune.rewrite.attribute_masks import cut_attributes
 from fxprune.rewrite.attributes import settle_settings
 from fxprune.rewrite.by_config import follow_config
@@ -30,7 +31,6 @@ from fxprune.rewrite.references import names_in
 from fxprune.rewrite.tensor_hooks import carry_over
 from fxprune.rewrite.tensors import cut_all, kept_part_of
 from fxprune.rewrite.unread_attributes import recount_unread
-from fxprune.sharded import overwrite
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from torch import nn
 from fxprune.analysis.after_removal import kept_slots
 from fxprune.analysis.findings import Findings
 from fxprune.channels.groups import Bools, Ints, Removal
-from fxprune.sharded import WholeOnDemand
+from fxprune.on_demand import OnDemand
 
 BLOCK = 1 << 18
 """The most elements of a large tensor that are copied at a time, so that cutting it takes little memory."""
@@ -92,7 +92,7 @@ def renumber(positions: torch.Tensor, kept: Bools) -> torch.Tensor:
 
 def like(old: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """`values` as the same kind of tensor as `old`: a parameter with its `requires_grad` and attributes."""
-    if isinstance(old, WholeOnDemand):
+    if isinstance(old, OnDemand):
         new: torch.Tensor = old.spread(values)
     elif isinstance(old, nn.Parameter):
         new = type(old)(values, requires_grad=old.requires_grad)

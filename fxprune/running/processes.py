@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fxprune.arguments import shown
 from fxprune.errors import InputError, PlanError
-from fxprune.sharded import Talk, whole
+from fxprune.on_demand import whole
+from fxprune.sharded import Talk
 from fxprune.sharded.talk import talk_of_group
 
 ValueT = TypeVar("ValueT")

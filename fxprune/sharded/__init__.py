@@ -5,7 +5,7 @@ the whole tensor, which all processes gather for it and drop afterwards. So at m
 processes that come to different places raise, instead of waiting for each other.
 """
 
-from fxprune.sharded.on_demand import WholeOnDemand, overwrite, whole
+from fxprune.sharded.on_demand import WholeOnDemand
 from fxprune.sharded.plain_model import talk_of_model, unwrapped
 from fxprune.sharded.settings import Wrapping
 from fxprune.sharded.shards import is_sharded
@@ -17,10 +17,8 @@ __all__ = [
     "WholeOnDemand",
     "Wrapping",
     "is_sharded",
-    "overwrite",
     "sharded_parameters",
     "talk_of_model",
     "unwrapped",
-    "whole",
     "wrap_again",
 ]

@@ -1,0 +1,210 @@
+"""The places of weights that are not in the model: memory of any device, or files."""
+
+from __future__ import annotations
+
+import contextlib
+import filecmp
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from fxprune.errors import FileError
+from fxprune.files import held, was_left
+
+PREFIX = "fxprune-weights-"
+"""The beginning of the names of folders with the weights of small models."""
+
+BEGIN = 4096
+"""The bytes by which files are told apart first."""
+
+OWN_FILES = "fxprune_files"
+"""The attribute of a map of accelerate with the files of a small model, by name; it keeps their folders."""
+
+LOCK = ".lock"
+"""The file in such a folder whose lock is held as long as its process lives."""
+
+
+class WeightPlace(Protocol):
+    """The numbers of one weight. They never change: other numbers are put into another place."""
+
+    def read(self) -> torch.Tensor:
+        """The numbers, in new memory."""
+
+    def beside(self, values: torch.Tensor) -> WeightPlace:
+        """A new place of the same kind with these numbers."""
+
+
+@dataclass(frozen=True, eq=False)
+class InMemory:
+    """Numbers in the memory of a device."""
+
+    tensor: torch.Tensor
+
+    def read(self) -> torch.Tensor:
+        """The numbers, in new memory."""
+        return self.tensor.detach().clone()
+
+    def beside(self, values: torch.Tensor) -> InMemory:
+        """Numbers in the memory of the same device."""
+        return InMemory(values.detach().to(self.tensor.device, copy=True))
+
+
+class Folder:
+    """A new folder for weights, which is removed when nothing refers to it any more, or when the process ends.
+
+    Folders of processes that were killed are removed by the next one beside them.
+    """
+
+    def __init__(self, parent: Path) -> None:
+        remove_left(parent)
+        self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        self._count = 0
+        lock = held(self.path / LOCK)
+        weakref.finalize(self, _remove, self.path, os.getpid(), lock)
+
+    def put(self, values: torch.Tensor) -> InFile:
+        """A place in a new file. Raises `FileError` if the file cannot be written."""
+        from safetensors.torch import save_file
+
+        self._count += 1
+        path = self.path / f"{self._count}.safetensors"
+        try:
+            save_file({"weight": values.detach().to("cpu").contiguous()}, path)
+        except Exception as error:  # safetensors has an exception of its own for a full disk
+            raise FileError(
+                f'cannot write "{path}"',
+                why=f"{type(error).__name__}: {error}",
+                do="make room on the disk of the offload folder",
+            ) from error
+        return InFile(path, self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Folder:
+        """The folder itself: copies of a model have one."""
+        return self
+
+
+def _remove(path: Path, process: int, lock: int) -> None:
+    """Remove a folder. A process that was forked leaves it to its parent."""
+    if os.getpid() == process:
+        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.close(lock)
+
+
+def remove_left(parent: Path) -> None:
+    """Remove the folders whose processes were killed."""
+    for path in parent.glob(f"{PREFIX}*"):
+        if was_left(path / LOCK):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@dataclass(frozen=True, eq=False)
+class InFile:
+    """Numbers in a file of their own. folder: it is there as long as the file is needed."""
+
+    path: Path
+    folder: Folder
+
+    def read(self) -> torch.Tensor:
+        """The numbers, in new memory."""
+        from safetensors import safe_open
+
+        with safe_open(self.path, framework="pt") as file:
+            return torch.clone(file.get_tensor("weight"))
+
+    def beside(self, values: torch.Tensor) -> InFile:
+        """Numbers in another file of the folder."""
+        return self.folder.put(values)
+
+
+class Room:
+    """The folders in which the weights of one small model are put, one on each disk; made when they are needed."""
+
+    def __init__(self) -> None:
+        self._folders: dict[Path, Folder] = {}
+
+    def folder(self, parent: Path) -> Folder:
+        """The folder in another one."""
+        if parent not in self._folders:
+            self._folders[parent] = Folder(parent)
+        return self._folders[parent]
+
+
+@dataclass(frozen=True, eq=False)
+class OfMap:
+    """Numbers that a map of accelerate reads. folder: the one in which those of a small model are put, None for memory.
+
+    The map may read a file, or hold the numbers in memory.
+    """
+
+    weights: Mapping[str, torch.Tensor]
+    name: str
+    room: Room
+    parent: Path | None
+
+    def read(self) -> torch.Tensor:
+        """The numbers, in new memory."""
+        return self.weights[self.name].detach().to("cpu", copy=True)
+
+    def beside(self, values: torch.Tensor) -> WeightPlace:
+        """Numbers in memory, or in a file of a new folder."""
+        if self.parent is None:
+            return InMemory(values.detach().to("cpu", copy=True))
+        return self.room.folder(self.parent).put(values)
+
+
+def place_of(weights: Mapping[str, torch.Tensor], name: str, room: Room) -> tuple[WeightPlace, Any]:
+    """The place of a weight in a map, and what is the same for weights that are tied.
+
+    weights: the map of a hook, with the prefixes of accelerate around others.
+    """
+    inner: Any = weights
+    key = name
+    while hasattr(inner, "dataset") and hasattr(inner, "prefix"):
+        inner, key = inner.dataset, f"{inner.prefix}{key}"
+    own: dict[str, InFile] = getattr(inner, OWN_FILES, {})
+    if key in own:
+        return own[key], own[key].path
+    held_in_memory = inner.state_dict if hasattr(inner, "state_dict") else inner
+    if isinstance(held_in_memory, dict) and isinstance(held_in_memory.get(key), torch.Tensor):
+        tensor = held_in_memory[key]
+        return OfMap(weights, name, room, None), (tensor.data_ptr(), tensor.shape, tensor.dtype)
+    entry = getattr(inner, "index", {}).get(key, {})
+    file, folder = entry.get("safetensors_file"), getattr(inner, "save_folder", None)
+    if folder is None or file is not None:
+        place = OfMap(weights, name, room, Path(tempfile.gettempdir()))
+        return place, (file, entry.get("weight_name", key)) if file else object()
+    return OfMap(weights, name, room, Path(folder)), FileContent(Path(folder) / f"{key}.dat")
+
+
+class FileContent:
+    """The content of a file, equal to that of another file with the same bytes.
+
+    accelerate writes a tied weight once under each of its names, and forgets that it was one. Files that begin with one
+    number again and again are not compared: the weights of norms are equal, and not tied.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            self.begin = os.fstat(file.fileno()).st_size, file.read(BEGIN)
+
+    def __hash__(self) -> int:
+        return hash(getattr(self, "begin", id(self)))
+
+    def __eq__(self, other: object) -> bool:
+        if (
+            self is other
+            or not isinstance(other, FileContent)
+            or getattr(self, "begin", 0) != getattr(other, "begin", 1)
+        ):
+            return self is other
+        begin = self.begin[1]
+        return begin != begin[:8] * (len(begin) // 8) and filecmp.cmp(self.path, other.path, shallow=False)
