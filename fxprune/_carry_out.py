@@ -140,7 +140,7 @@ def _dispatch(model: Any, on: DataOptions) -> Dispatch | None:
         raise PlanError(
             "an optimizer or an average of a dispatched model cannot follow",
             at="optimizer=" if on.optimizer is not None else "ema=",
-            why="accelerate replaces the model's parameters in each forward, so that nobody knows the ones it has",
+            why="accelerate makes new parameters in each forward, so that an optimizer holds old ones",
             do="make the optimizer of the small model, or prune before the model is dispatched",
         )
     return dispatch_of(model)

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.errors import CaptureError
-from fxprune.offloaded.places import OWN_FILES, InFile, InMemory, OfMap, Room, place_of
+from fxprune.offloaded.places import OWN_FILES, Folders, InFile, InMemory, OfMap, place_of
 from fxprune.offloaded.stored import StoredTensor
 
 HOOK, FORWARD = "_hf_hook", "_old_forward"
@@ -239,12 +239,12 @@ def dispatch_of(model: nn.Module) -> Dispatch:
 def _stand_ins(model: nn.Module) -> dict[int, StoredTensor]:
     """id of each tensor that lies elsewhere -> the tensor that stands for it. Tied weights have one."""
     main = _main_device(model)
-    room, found, same = Room(), dict[int, StoredTensor](), dict[Any, StoredTensor]()
+    folders, found, same = Folders(), dict[int, StoredTensor](), dict[Any, StoredTensor]()
     for path, module in model.named_modules():
         for hook in _hooks(module):
             for name in _names(module, hook) if _is_aligning(hook) else ():
                 tensor = _tensor(module, name)
-                place, key = place_of(hook.weights_map, name, room)
+                place, key = place_of(hook.weights_map, name, folders)
                 made = found.get(id(tensor), same.get(key))
                 if made is None:
                     made = StoredTensor(tensor, _joined(path, name), place, main)

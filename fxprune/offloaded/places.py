@@ -81,7 +81,7 @@ class Folder:
             raise FileError(
                 f'cannot write "{path}"',
                 why=f"{type(error).__name__}: {error}",
-                do="make room on the disk of the offload folder",
+                do="free some space on the disk of the offload folder",
             ) from error
         return InFile(path, self)
 
@@ -124,7 +124,7 @@ class InFile:
         return self.folder.put(values)
 
 
-class Room:
+class Folders:
     """The folders in which the weights of one small model are put, one on each disk; made when they are needed."""
 
     def __init__(self) -> None:
@@ -146,7 +146,7 @@ class OfMap:
 
     weights: Mapping[str, torch.Tensor]
     name: str
-    room: Room
+    folders: Folders
     parent: Path | None
 
     def read(self) -> torch.Tensor:
@@ -157,10 +157,10 @@ class OfMap:
         """Numbers in memory, or in a file of a new folder."""
         if self.parent is None:
             return InMemory(values.detach().to("cpu", copy=True))
-        return self.room.folder(self.parent).put(values)
+        return self.folders.folder(self.parent).put(values)
 
 
-def place_of(weights: Mapping[str, torch.Tensor], name: str, room: Room) -> tuple[WeightPlace, Any]:
+def place_of(weights: Mapping[str, torch.Tensor], name: str, folders: Folders) -> tuple[WeightPlace, Any]:
     """The place of a weight in a map, and what is the same for weights that are tied.
 
     weights: the map of a hook, with the prefixes of accelerate around others.
@@ -175,13 +175,13 @@ def place_of(weights: Mapping[str, torch.Tensor], name: str, room: Room) -> tupl
     held_in_memory = inner.state_dict if hasattr(inner, "state_dict") else inner
     if isinstance(held_in_memory, dict) and isinstance(held_in_memory.get(key), torch.Tensor):
         tensor = held_in_memory[key]
-        return OfMap(weights, name, room, None), (tensor.data_ptr(), tensor.shape, tensor.dtype)
+        return OfMap(weights, name, folders, None), (tensor.data_ptr(), tensor.shape, tensor.dtype)
     entry = getattr(inner, "index", {}).get(key, {})
     file, folder = entry.get("safetensors_file"), getattr(inner, "save_folder", None)
     if folder is None or file is not None:
-        place = OfMap(weights, name, room, Path(tempfile.gettempdir()))
+        place = OfMap(weights, name, folders, Path(tempfile.gettempdir()))
         return place, (file, entry.get("weight_name", key)) if file else object()
-    return OfMap(weights, name, room, Path(folder)), FileContent(Path(folder) / f"{key}.dat")
+    return OfMap(weights, name, folders, Path(folder)), FileContent(Path(folder) / f"{key}.dat")
 
 
 class FileContent:
@@ -200,11 +200,9 @@ class FileContent:
         return hash(getattr(self, "begin", id(self)))
 
     def __eq__(self, other: object) -> bool:
-        if (
-            self is other
-            or not isinstance(other, FileContent)
-            or getattr(self, "begin", 0) != getattr(other, "begin", 1)
-        ):
-            return self is other
+        if self is other:
+            return True
+        if not isinstance(other, FileContent) or getattr(self, "begin", 0) != getattr(other, "begin", 1):
+            return False
         begin = self.begin[1]
         return begin != begin[:8] * (len(begin) // 8) and filecmp.cmp(self.path, other.path, shallow=False)

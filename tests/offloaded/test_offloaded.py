@@ -117,7 +117,7 @@ def test_folders_of_killed_processes_are_removed(tmp_path: Path) -> None:
     (left / LOCK).touch()
     small = fxprune.transform(on_disk(net(), tmp_path), TOKENS, ratio=0.5)
     assert not left.exists()
-    assert alive.exists()  # nobody knows whose it is
+    assert alive.exists()  # it has no lock to try
     assert len(folders(tmp_path)) == 2
     assert small(TOKENS).shape == (2, 5, 11)
 
@@ -203,7 +203,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch:
 
     dispatched = in_parts(net(), tmp_path)
     monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(fxprune.FileError, match="make room on the disk of the offload folder"):
+    with pytest.raises(fxprune.FileError, match="free some space on the disk of the offload folder"):
         fxprune.transform(dispatched, TOKENS, ratio=0.5)
     gc.collect()
     assert folders(tmp_path) == []
