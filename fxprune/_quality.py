@@ -55,7 +55,7 @@ def quality_of(model: nn.Module, small: nn.Module, batches: Iterable[Any]) -> Qu
         for module in modes:
             module.training = False
         with torch.no_grad(), same_random_state():
-            for number, inputs in enumerate(inputs_of(model, batches, None)):
+            for number, inputs in enumerate(inputs_of(model, batches, None, option="")):
                 made = [_logits(called(one, inputs, number), number) for one in (model, small)]
                 if made[0].shape != made[1].shape:
                     why = f"{list(made[0].shape)} and {list(made[1].shape)}"

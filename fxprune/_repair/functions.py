@@ -125,7 +125,7 @@ def repair(
         text = "the small model was made from other weights than those of this model; it is repaired towards these"
         text += ". Pass the model that it was made from if that is not meant"
         warnings.warn(text, OtherWeightsWarning, stacklevel=4)
-    data = inputs_of(model, batches, inputs)
+    data = inputs_of(model, batches, inputs, option="inputs")
     processes = Processes(process_group)
     with processes.together():
         made, done = repaired(small, model, data, known.plan, settings, processes)
@@ -171,7 +171,7 @@ def recalibrate(
     tensor([1., 4.])
     """
     check_initialised(Tensors.of(model))
-    data = inputs_of(model, batches, inputs)
+    data = inputs_of(model, batches, inputs, option="inputs")
     check_values(model)
     made = deep_copy(model)
     parts = [DataPart(batch, number) for number, batch in enumerate(data)]

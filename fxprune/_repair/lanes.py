@@ -36,7 +36,9 @@ class Model:
 
     module: nn.Module
     name: str = "the model"
-    advice: str = "let a batch hold what one call takes, or pick it out: `inputs=lambda batch: batch[0]`"
+    advice: str = (
+        "let a batch hold what one call takes, or pass a function that picks it out, as `lambda batch: batch[0]`"
+    )
     written: set[int] = field(default_factory=set)
     stacks: Mapping[str, Sequence[int]] = field(default_factory=dict)
     parameters: Parameters = field(init=False)

@@ -109,7 +109,7 @@ def readings_of(
     recurrence = no_fused_recurrence() if recurrent else contextlib.nullcontext()
     with no_fused_attention(), recurrence:
         if loss is None:
-            data = inputs_of(model, batches, None)
+            data = inputs_of(model, batches, None, option="")
             with _evaluating(model), torch.no_grad():
                 if gather.row_norms:
                     for number, inputs in each_batch(data, what="lengths", progress=progress):

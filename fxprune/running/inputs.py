@@ -13,18 +13,20 @@ from fxprune.errors import FxpruneError, InputError, text_of
 from fxprune.progress import bar
 
 
-def inputs_of(model: nn.Module, batches: Any, pick: Callable[[Any], Any] | None) -> list[Inputs]:
+def inputs_of(
+    model: nn.Module, batches: Any, pick: Callable[[Any], Any] | None, *, option: str = "repair_inputs"
+) -> list[Inputs]:
     """The arguments of the model in each batch. An iterator that can be read once only is read here, as any other.
 
     pick: a function that gives the inputs among what a batch holds, such as `lambda batch: batch[0]`; None if a batch
-    holds nothing else.
+    holds nothing else. option: the name of the argument that takes this function, for the error; "" if none does.
 
     Raises `InputError` for what gives no batches, and for batches that do not fit the model.
     """
     _check_iterable(batches)
     found = []
     for number, batch in enumerate(_read(batches)):
-        given = batch if pick is None else _picked(pick, batch, number)
+        given = batch if pick is None else _picked(pick, batch, number, option)
         try:
             inputs = normalize(given)
             bound(model, inputs)
@@ -33,7 +35,8 @@ def inputs_of(model: nn.Module, batches: Any, pick: Callable[[Any], Any] | None)
                 "a batch does not fit the model",
                 at=f"batch {number}",
                 why=": ".join(filter(None, (error.what, error.why))),
-                do="let a batch hold what one call takes, or pick it out: `inputs=lambda batch: batch[0]`",
+                do="let a batch hold what one call takes"
+                + (f", or pick it out: `{option}=lambda batch: batch[0]`" if option else ""),
             ) from None
         found.append(inputs)
     if not found:
@@ -41,7 +44,7 @@ def inputs_of(model: nn.Module, batches: Any, pick: Callable[[Any], Any] | None)
     return found
 
 
-def _picked(pick: Callable[[Any], Any], batch: Any, number: int) -> Any:
+def _picked(pick: Callable[[Any], Any], batch: Any, number: int, option: str) -> Any:
     """The inputs that a user's function picks out of a batch. Raises `InputError` where it raises."""
     try:
         return pick(batch)
@@ -50,7 +53,7 @@ def _picked(pick: Callable[[Any], Any], batch: Any, number: int) -> Any:
     except Exception as error:
         raise InputError(
             "the function that picks the inputs out of a batch raises",
-            at=f"inputs={getattr(pick, '__name__', type(pick).__name__)}, batch {number}",
+            at=f"{option}={getattr(pick, '__name__', type(pick).__name__)}, batch {number}",
             why=f"{text_of(error)}; it was called with {described(batch)}",
             do="pass a function from a batch to what one call takes, such as `lambda batch: batch[0]`",
         ) from error

@@ -264,13 +264,14 @@ def test_a_function_of_the_user_that_raises_is_named_with_the_batch() -> None:
     def pick(batch: Any) -> Any:
         return batch["x"]
 
-    for call in (
-        lambda: fxprune.repair(small, model, labelled, inputs=pick),
-        lambda: fxprune.transform(model, torch.randn(1, 6), ratio=0.5, repair=labelled, repair_inputs=pick),
+    given = {"ratio": 0.5, "repair": labelled, "repair_inputs": pick}
+    for option, call in (
+        ("inputs", lambda: fxprune.repair(small, model, labelled, inputs=pick)),
+        ("repair_inputs", lambda: fxprune.transform(model, torch.randn(1, 6), **given)),
     ):
         with pytest.raises(fxprune.InputError, match="the function that picks the inputs out") as raised:
             call()
-        assert raised.value.at == "inputs=pick, batch 0"
+        assert raised.value.at == f"{option}=pick, batch 0"
         assert raised.value.why.startswith("TypeError: tuple indices must be integers or slices, not str; it was")
         assert "lambda batch: batch[0]" in raised.value.do
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -326,6 +327,21 @@ def test_other_wrong_requests_are_refused() -> None:
         fxprune.pareto(model, x, score, key="mac")
     with pytest.raises(PlanError, match="nothing to measure"):
         fxprune.sensitivity(nn.Linear(3, 2), torch.randn(1, 3), score)
+
+
+def test_labels_among_the_inputs_are_refused_with_the_option_that_picks_them() -> None:
+    model, batches = net(), [(x, torch.zeros(len(x))) for x in data()]
+    small = fxprune.transform(model, data()[0], ratio=0.5)
+    calls: list[tuple[str, Callable[[], Any]]] = [
+        ("repair_inputs=lambda", lambda: fxprune.pareto(model, data()[0], repair=batches)),
+        ("repair_inputs=lambda", lambda: fxprune.sensitivity(model, data()[0], repair=batches)),
+        ("repair_inputs=lambda", lambda: fxprune.transform(model, data()[0], keep={"macs": 0.5}, repair=batches)),
+        (" inputs=lambda", lambda: fxprune.repair(small, model, batches)),
+    ]
+    for text, call in calls:
+        with pytest.raises(InputError, match="does not fit the model") as raised:
+            call()
+        assert text in f" {raised.value.do}".replace("`", " ")
 
 
 def test_no_groups_are_no_request():
