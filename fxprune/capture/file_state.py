@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from fxprune.capture.containers import is_container, parts
+from fxprune.capture.hook_parts import parts_of_hooks
 from fxprune.capture.module_copy import CACHED_FUNCTION
 
 _OTHERS = {*sys.stdlib_module_names, "torch", "numpy", "fxprune"} - {"__main__"}
@@ -35,11 +37,13 @@ _MOST_ITEMS = 10_000
 class Code:
     """The code that runs when a model runs: the files, and the classes of its modules, which may stand in a function.
 
-    files: the files that define the classes, and those that they take functions, classes and modules from.
+    files: the files that define the classes and hooks, and those that they take functions, classes and modules from.
+    hooks: the functions of its hooks, and the objects that they are methods of.
     """
 
     files: tuple[types.ModuleType, ...]
     classes: tuple[type, ...]
+    hooks: tuple[_Held, ...] = ()
 
     @property
     def classes_within(self) -> Iterator[type]:
@@ -56,13 +60,21 @@ class Code:
         """The code of a model."""
         kinds = {kind: None for module in model.modules() for kind in type(module).__mro__}
         own = tuple(kind for kind in kinds if kind.__module__.partition(".")[0] not in _OTHERS)
+        hooks = {id(value): _Held(value) for value in parts_of_hooks(model)}
         names, found = {kind.__module__ for kind in own}, dict[str, types.ModuleType]()
+        names |= {str(each.value.__module__) for each in hooks.values() if type(each.value) is types.FunctionType}
         for step in range(_STEPS + 1):
             new = {name for name in names if name not in found and name.partition(".")[0] not in _OTHERS}
             files = {name: sys.modules[name] for name in sorted(new) if type(sys.modules.get(name)) is types.ModuleType}
             found |= files
             names = {name for file in files.values() for name in _taken_from(file)} if step < _STEPS else set()
-        return cls(tuple(found.values()), own)
+        return cls(tuple(found.values()), own, tuple(hooks.values()))
+
+    @property
+    def objects(self) -> list[dict[str, Any]]:
+        """The attributes of the objects whose methods are hooks, and that are no modules."""
+        values = (each.value for each in self.hooks if type(each.value) is not types.FunctionType)
+        return [vars(value) for value in values if type(getattr(value, "__dict__", None)) is dict]
 
     def values(self) -> Iterator[tuple[Any, Callable[[Any], None]]]:
         """Every global variable and every attribute of a class, with a function that puts something else there."""
@@ -74,6 +86,19 @@ class Code:
             for name, value in list(vars(kind).items()):
                 if name not in ("__dict__", "__weakref__", "__doc__", "__module__"):
                     yield value, functools.partial(setattr, kind, name)
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """A value that is equal to itself alone, whatever its class says."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Held) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 def _taken_from(file: types.ModuleType) -> Iterator[str]:
@@ -176,8 +201,10 @@ class Kept:
 
     def __init__(self, code: Code) -> None:
         self.code = code
-        self._variables = [(vars(file), dict(vars(file))) for file in self.code.files]
+        tables = [*map(vars, self.code.files), *self.code.objects]
+        self._variables = [(table, dict(table)) for table in tables]
         self._containers = [(found, found.copy()) for found in self._found()]
+        self._of_hooks = {id(found) for value in self._values_of_hooks() for found in _containers_in(value, set())}
         self._tables = [(found, before) for found, before in self._containers if isinstance(found, dict)]
 
     @property
@@ -189,8 +216,9 @@ class Kept:
         """Put back what was there, where a tensor or a marked integer has come in. Anything else is not ours.
 
         Real tensors in a list stay too: caches are tables and variables, and a list may collect the results of another
-        thread.
+        thread. What a hook puts into a list is taken out unless other threads run now.
         """
+        of_hooks = set() if _other_threads() else self._of_hooks
         for variables, before in self._variables:
             for name, value in list(variables.items()):
                 if before.get(name, _NOTHING) is not value and _may_be_ours(value):
@@ -200,7 +228,8 @@ class Kept:
                         del variables[name]
         for container, before in self._containers:
             collects = isinstance(container, (list, deque))
-            if not _same(container, before) and _may_be_ours(container, FakeTensor if collects else torch.Tensor):
+            stays = collects and id(container) not in of_hooks
+            if not _same(container, before) and _may_be_ours(container, FakeTensor if stays else torch.Tensor):
                 container.clear()
                 container.extend(before) if collects else container.update(before)
 
@@ -219,6 +248,23 @@ class Kept:
         seen: set[int] = set()
         for value, _ in self.code.values():
             yield from _containers_in(value, seen)
+        for value in self._values_of_hooks():
+            yield from _containers_in(value, seen)
+
+    def _values_of_hooks(self) -> Iterator[Any]:
+        """The hooks, the attributes of the objects that they are methods of, the global variables that they name."""
+        yield from self.code.objects
+        for function in (each.value for each in self.code.hooks):
+            yield function
+            if type(function) is types.FunctionType:
+                names = function.__code__.co_names
+                yield from [function.__globals__[name] for name in names if name in function.__globals__]
+
+
+def _other_threads() -> bool:
+    """True if other threads run that may run models. The monitor of progress bars does not."""
+    own = threading.current_thread()
+    return any(thread is not own and thread.name != "tqdm_monitor" for thread in threading.enumerate())
 
 
 def _containers_in(value: Any, seen: set[int]) -> Iterator[Any]:
@@ -283,4 +329,5 @@ class FileState:
 
     def _now(self) -> list[list[int]]:
         """The ids of the global variables, and of the attributes of classes."""
-        return [list(map(id, vars(one).values())) for one in (*self.code.files, *self.code.classes_within)]
+        tables = (*map(vars, (*self.code.files, *self.code.classes_within)), *self.code.objects)
+        return [list(map(id, table.values())) for table in tables]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fxprune.capture.containers import found_in, key_text
+from fxprune.capture.hook_parts import attributes_of_hooks
 
 PARAMETER, BUFFER, CONSTANT = "parameter", "buffer", "constant"
 
@@ -121,10 +122,11 @@ def computed_tensors(model: nn.Module) -> dict[int, torch.Tensor]:
     """Id of a tensor that a forward has left in an attribute or buffer, with its gradient function -> a plain copy.
 
     `copy.deepcopy` refuses such tensors. With these as its memo it takes the copies. For example, the old `weight_norm`
-    leaves the weight of the last forward, and a cache the keys of earlier ones.
+    leaves the weight of the last forward, a cache the keys of earlier ones, and a hook that collects has what it saw.
     """
     buffers = (buffer for module in model.modules() for buffer in module._buffers.values() if buffer is not None)
-    held = (*buffers, *(tensor for _, tensor in constants_of(model)))
+    kept = (value for own in attributes_of_hooks(model) for _, value in found_in(own, _is_tensor, {}))
+    held = (*buffers, *kept, *(tensor for _, tensor in constants_of(model)))
     return {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf}
 
 
