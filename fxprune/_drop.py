@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,7 @@ from fxprune.depth.gone import by_addition
 from fxprune.depth.reference import DroppedAdditions
 from fxprune.depth.replacing import replacements
 from fxprune.depth.select import selected
+from fxprune.depth.whole_layers import beside_layers, whole_layers
 from fxprune.errors import CaptureError, VerificationError, text_of
 from fxprune.progress import long_step
 from fxprune.proof.copies import Copies
@@ -142,6 +143,24 @@ def drop(found: Branches, patterns: Any) -> WithoutBranches:
     the original with zeros added.
     """
     return without(found, selected(found.model, found.branches, patterns))
+
+
+def drop_layers(call: AnalyzeArguments, found: Branches, patterns: Any) -> WithoutBranches | None:
+    """The model without what patterns name, where layers go whole among them; None if none does.
+
+    Raises the errors of `drop`, and `PlanError` for a layer that cannot go whole.
+    """
+    branches = selected(found.model, found.branches, patterns)
+    layers = whole_layers(found.model, found.flows, branches, patterns)
+    if not layers:
+        return None
+    model = without_dropped(found.model, layers)
+    text = f"layers went whole, with what stands behind their additions: {', '.join(map(str, layers))}"
+    notes = (*found.notes, text, *given_up(found.model, layers))
+    rest = {branch.name for branch in beside_layers(branches, layers)}
+    left = find_branches(replace(call, model=model))
+    made = without(left, [branch for branch in left.branches if branch.name in rest])
+    return replace(made, dropped=(*layers, *made.dropped), reasons=(*notes, *made.reasons))
 
 
 def without(found: Branches, branches: Sequence[Branch]) -> WithoutBranches:

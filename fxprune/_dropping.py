@@ -10,7 +10,16 @@ from typing import Any
 from torch import nn
 
 from fxprune._attempt import Result
-from fxprune._drop import Branches, WithoutBranches, compared, compared_whole, drop, find_branches, given_up
+from fxprune._drop import (
+    Branches,
+    WithoutBranches,
+    compared,
+    compared_whole,
+    drop,
+    drop_layers,
+    find_branches,
+    given_up,
+)
 from fxprune._find import AnalyzeArguments
 from fxprune._record import Record
 from fxprune.capture.tensors import Tensors
@@ -25,6 +34,7 @@ from fxprune.errors import PlanError
 from fxprune.planning.budgets import budgets_of, checked_keys
 from fxprune.planning.figures import TIMED, Figures, pairs_of, with_measured
 from fxprune.planning.plan import Plan
+from fxprune.planning.uniform import by_config
 
 CHANNELS = ("ratio", "masks", "keep", "counts")
 """The options that ask for channels to go."""
@@ -61,13 +71,14 @@ class Shallow:
         tensors = Tensors.of(self.original)
         whole = {name: tuple(t.shape) for name, t in tensors.items()}
         errors = [error for error in (record.error, self.error) if error is not None]
-        text = f"residual branches went whole: {', '.join(map(str, self.dropped))}"
+        branches = [str(one) for one in self.dropped if not one.is_layer]
+        texts = [f"residual branches went whole: {', '.join(branches)}"] if branches else []
         return replace(
             record,
             before={**whole, **record.before},
             cost=None if record.cost is None or self.before is None else (self.before, record.cost[1]),
             error=max(errors, default=None),
-            reasons=(text, *record.reasons, *self.reasons),
+            reasons=(*texts, *record.reasons, *self.reasons),
         )
 
 
@@ -117,7 +128,8 @@ def without_branches(call: AnalyzeArguments, plan: Plan | None, choices: Mapping
     if not asked_to_drop(choices):
         return Shallow(model, others, model)
     found = find_branches(call)
-    return shallow_of(found, drop(found, choices["drop"]), others, call.example_inputs)
+    made = drop_layers(call, found, choices["drop"]) if by_config(choices.get("uniform")) else None
+    return shallow_of(found, made or drop(found, choices["drop"]), others, call.example_inputs)
 
 
 def shallow_of(found: Branches, made: WithoutBranches, choices: Mapping[str, Any], example_inputs: Any) -> Shallow:
@@ -192,14 +204,15 @@ def error_without_branches(call: AnalyzeArguments, dropped: tuple[Dropped, ...])
     Raises `PlanError` if the model has no such branches.
     """
     model = without_dropped(call.model, dropped)
-    found = find_branches(call)
+    layers = tuple(one for one in dropped if one.is_layer)
+    found = find_branches(replace(call, model=without_dropped(call.model, layers)) if layers else call)
     by_name = {branch.name: branch for branch in found.branches}
-    missing = [one.name for one in dropped if one.name not in by_name]
+    missing = [one.name for one in dropped if one not in layers and one.name not in by_name]
     if missing:
         raise PlanError(
             f'the plan drops a branch that the model has not: "{missing[0]}"',
             why="what it names is no residual branch on these inputs",
             do="pass inputs like those that the plan was made on",
         )
-    error = compared(found, model, [by_name[one.name] for one in dropped])
+    error = compared(found, model, [by_name[one.name] for one in dropped if one not in layers])
     return model, 0.0 if error is None else error

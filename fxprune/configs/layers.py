@@ -107,7 +107,7 @@ def fewer_layers(model: nn.Module, builder: Builder, before: Built, gone: Layers
         count = len(before.model.get_submodule(path)._modules)
         if len(positions) == count:
             raise LayersStayError(f'no layer of "{path}" would stay')
-        values |= _LayerFields(model, builder, before, {path: positions}, count).values()
+        values |= _LayerFields(before.model, builder, before, {path: positions}, count).values()
     built = builder.build(written(builder.data, values))
     why = _other(model, before, built, gone)
     if why:

@@ -9,6 +9,9 @@ from typing import Any
 IDENTITY, ZEROS, CHAIN, PASSES, GIVES = KINDS = ("identity", "zeros", "chain", "passes", "gives zeros")
 """The kinds of replacements. All but the last two are modules of torch."""
 
+ARGUMENT = "argument"
+"""The first entry of a part of a form that is another argument."""
+
 OWN = (PASSES, GIVES)
 """The kinds that are modules of this package, so that a pickled model needs it."""
 
@@ -20,7 +23,8 @@ class Replacement:
     kind: "identity" is `nn.Identity`; "zeros" is an `nn.Threshold` that every number is below; "chain" is an
         `nn.Sequential` of `children`, which the other one had; "passes" gives on the argument `source` (its position or
         keyword); "gives zeros" gives zeros like its first tensor.
-    form: for the last two, the result: 0 stands for the tensor, null for None, a list for a tuple.
+    form: for the last two, the result: 0 stands for the tensor, null for None, a list for a tuple;
+        ["argument", key] for another argument that "passes" gives on, by its position or keyword.
     """
 
     path: str
@@ -43,6 +47,11 @@ class Dropped:
     at: str
     replaced: tuple[Replacement, ...] = field(default=(), repr=False)
     tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False, hash=False)
+
+    @property
+    def is_layer(self) -> bool:
+        """True for a whole layer, which goes with what stands behind its additions."""
+        return len(self.replaced) == 1 and self.replaced[0].path == self.name == self.at
 
     def __str__(self) -> str:
         return self.name

@@ -6,16 +6,16 @@ any other block the modules of the branch give zeros, and its own code adds them
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from fxprune.depth.branches import Branch, within
-from fxprune.depth.dropped import CHAIN, GIVES, IDENTITY, PASSES, ZEROS, Replacement
+from fxprune.depth.dropped import ARGUMENT, CHAIN, GIVES, IDENTITY, PASSES, ZEROS, Replacement
 from fxprune.depth.flow import Cut, Flow, ModuleCall
 from fxprune.depth.gone import Gone, gone_from
-from fxprune.depth.zeros import results
+from fxprune.depth.zeros import results, values_in
 
 
 def replacements(
@@ -32,7 +32,12 @@ def replacements(
     if blocks:
         for branch in branches:
             path = branch.place[0][0]
-            while path and type(modules[path]) not in (nn.Sequential, nn.ModuleList):
+            while path and type(modules[path]) is not nn.Sequential:
+                if (
+                    type(modules[path]) is nn.ModuleList
+                ):  # it is not called itself, as the list of parts in a block of T5
+                    path = path.rpartition(".")[0]
+                    continue
                 found = _block(model, flows, gone, path, plain)
                 if found is None:
                     break
@@ -56,17 +61,18 @@ def replacements(
 def _part(flows: Sequence[Flow], gone: Gone, path: str, plain: bool) -> Replacement:
     """The replacement of one module of a branch."""
     calls = [(flow, call) for flow in flows for call in flow.calls if call.path == path]
-    simple = all(_simple(call) for _, call in calls)
+    simple = all(is_simple(call) for _, call in calls)
     if plain and simple and all(_read_by_gone(flow, gone, call) for flow, call in calls):
         return Replacement(path, IDENTITY)
     if plain and simple:
         return Replacement(path, ZEROS)
     flow, call = calls[0]
     read = {v for number, o in enumerate(flow.operations) if number not in _inside(flow, call) for v in o.reads}
-    return Replacement(path, GIVES, form=_form(call.form, lambda value: value in read))
+    keys = {value: key for key, (value, _) in call.arguments.items()}
+    return Replacement(path, GIVES, form=_form(call.form, read, keys))
 
 
-def _simple(call: ModuleCall) -> bool:
+def is_simple(call: ModuleCall) -> bool:
     """True if a module is called with one floating tensor, and gives one tensor."""
     return (
         call.positional == 1 and not call.keywords and call.arguments.get(0, (0, False))[1] and type(call.form) is int
@@ -84,11 +90,16 @@ def _inside(flow: Flow, call: ModuleCall) -> set[int]:
     return {number for number, operation in enumerate(flow.operations) if call.number in operation.calls}
 
 
-def _form(form: Any, wanted: Any) -> Any:
-    """The form of a result: 0 for each tensor that is wanted, None for the others."""
+def _form(form: Any, read: set[int], keys: Mapping[int, int | str]) -> Any:
+    """The form of a result: 0 for each tensor that is read, None for the others; those that are arguments stay them.
+
+    keys: the value of an argument -> its position or keyword.
+    """
     if isinstance(form, list):
-        return tuple(_form(part, wanted) for part in form)
-    return 0 if form is not None and wanted(form) else None
+        return tuple(_form(part, read, keys) for part in form)
+    if form is None or form not in read:
+        return None
+    return (ARGUMENT, keys[form]) if form in keys else 0
 
 
 # -- whole blocks ------------------------------------------------------------------------------------------------
@@ -142,13 +153,13 @@ class _Block:
         if source is None or not self._only_children(call, {child.number for child in children}):
             return None
         if not children:
-            if plain and _simple(call) and source == 0:
+            if plain and is_simple(call) and source == 0:
                 return Replacement(call.path, IDENTITY)
-            return Replacement(call.path, PASSES, source=source, form=_form(call.form, lambda value: True))
+            return Replacement(call.path, PASSES, source=source, form=self._passed(call, call.form, source))
         names = [child.path.removeprefix(f"{call.path}.") for child in children]
         in_a_row = self._in_a_row(call, children) and len({*names}) == len(names)
         direct = {*names} <= {name for name, _ in self.model.get_submodule(call.path).named_children()}
-        if plain and in_a_row and direct and _simple(call):
+        if plain and in_a_row and direct and is_simple(call):
             return Replacement(call.path, CHAIN, tuple(names))
         return None
 
@@ -178,20 +189,35 @@ class _Block:
         return True
 
     def _source(self, call: ModuleCall, children: Sequence[ModuleCall]) -> int | str | None:
-        """The argument that a block passes on, to its result or to its first module; None if there is none."""
+        """The argument that a block passes on, to its result or to its first module; None if there is none.
+
+        A block may pass others on beside it, in the rest of its result.
+        """
         if children:
-            wanted = {self.root(value) for value, _ in children[0].arguments.values()}
+            wanted = list(dict.fromkeys(self.root(value) for value, _ in children[0].arguments.values()))
         else:
-            wanted = {self.root(value) for value in results(call)}
-        if len(wanted) != 1 or call.parts - {"tuple"} - {"Tensor"}:
+            wanted = list(dict.fromkeys(map(self.root, values_in(call.form))))
+        given = [self._key(call, value) for value in wanted]
+        if not given or None in given or (children and given[1:]) or call.parts - {"tuple"} - {"Tensor"}:
             return None
-        return next((k for k, (value, _) in call.arguments.items() if self.root(value) in wanted), None)
+        return given[0]
+
+    def _key(self, call: ModuleCall, value: int) -> int | str | None:
+        """The argument of a call that is passed on as this value."""
+        return next((key for key, (given, _) in call.arguments.items() if self.root(given) == self.root(value)), None)
+
+    def _passed(self, call: ModuleCall, form: Any, source: int | str) -> Any:
+        """The form of a result whose tensors are all arguments."""
+        if isinstance(form, list):
+            return tuple(self._passed(call, part, source) for part in form)
+        key = None if form is None else self._key(call, form)
+        return key if key is None else 0 if key == source else (ARGUMENT, key)
 
     def _in_a_row(self, call: ModuleCall, children: Sequence[ModuleCall]) -> bool:
         """True if each module takes what the one before gives, and nothing else."""
         value = self.root(call.arguments[0][0]) if 0 in call.arguments else -1
         for child in children:
-            if not _simple(child) or self.root(child.arguments[0][0]) != value:
+            if not is_simple(child) or self.root(child.arguments[0][0]) != value:
                 return False
             value = self.root(child.form)
         return type(call.form) is int and self.root(call.form) == value

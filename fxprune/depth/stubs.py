@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxprune.depth.dropped import ARGUMENT
+
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 
 
 class _Stub(nn.Module):
     """A module without parameters, with the plain attributes of the one whose place it takes.
 
-    form: the result: 0 stands for the tensor, None for None, a tuple for a tuple.
+    form: the result: 0 stands for the tensor, None for None, a tuple for a tuple, ("argument", key) for an argument.
     """
 
     def __init__(self, form: Any = 0) -> None:
@@ -31,9 +33,11 @@ class _Stub(nn.Module):
             if not hasattr(self, name):
                 setattr(self, name, None)
 
-    def _result(self, tensor: torch.Tensor, form: Any) -> Any:
+    def _result(self, tensor: torch.Tensor, form: Any, args: Any = (), kwargs: Any = None) -> Any:
         if isinstance(form, (tuple, list)):
-            return tuple(self._result(tensor, part) for part in form)
+            if form[:1] == (ARGUMENT,):
+                return _argument(form[1], args, kwargs or {})
+            return tuple(self._result(tensor, part, args, kwargs) for part in form)
         return None if form is None else tensor
 
 
@@ -51,7 +55,8 @@ class PassesOn(_Stub):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The argument `source`, in the form of the result."""
-        return self._result(args[self.source] if isinstance(self.source, int) else kwargs[self.source], self.form)
+        passed = args[self.source] if isinstance(self.source, int) else kwargs[self.source]
+        return self._result(passed, self.form, args, kwargs)
 
     def extra_repr(self) -> str:
         """The argument that is passed on."""
@@ -68,4 +73,11 @@ class GivesZeros(_Stub):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The zeros."""
         tensor = next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
-        return self._result(torch.zeros_like(tensor), self.form)
+        return self._result(torch.zeros_like(tensor), self.form, args, kwargs)
+
+
+def _argument(key: int | str, args: Any, kwargs: Any) -> Any:
+    """An argument by its position or keyword; None if it was not given."""
+    if isinstance(key, int):
+        return args[key] if key < len(args) else None
+    return kwargs.get(key)

@@ -24,6 +24,8 @@ def switched_off(model: nn.Module, dropped: Sequence[Dropped]) -> dict[str, nn.P
     gone = {name: named[name] for one in dropped for name in one.tensors if name in named}
     elsewhere = {id(parameter): name for name, parameter in named.items() if name not in gone}
     for one in dropped:
+        if one.is_layer:
+            raise _refused(one, "it is a whole layer, whose norms give no zeros")
         shared = next((name for name in one.tensors if name in gone and id(gone[name]) in elsewhere), None)
         if shared is not None:
             raise _refused(one, f'"{shared}" is also "{elsewhere[id(gone[shared])]}", which stays')

@@ -59,10 +59,11 @@ class Zeros:
 
 def results(call: ModuleCall) -> set[int]:
     """The values in the result of a call."""
+    return set(values_in(call.form))
 
-    def inside(form: Any) -> set[int]:
-        if isinstance(form, list):
-            return {value for part in form for value in inside(part)}
-        return set() if form is None else {form}
 
-    return inside(call.form)
+def values_in(form: Any) -> list[int]:
+    """The values in the form of a result, in order."""
+    if isinstance(form, list):
+        return [value for part in form for value in values_in(part)]
+    return [] if form is None else [form]

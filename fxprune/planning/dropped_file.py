@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fxprune.depth.dropped import KINDS, OWN, PASSES, Dropped, Replacement
+from fxprune.depth.dropped import ARGUMENT, KINDS, OWN, PASSES, Dropped, Replacement
 from fxprune.files import Field
 
 DEPTH = 8
@@ -57,7 +57,7 @@ def _replacement(entry: Field) -> Replacement:
     children = entry["children"].texts() if "children" in entry.value else ()
     form = _form(entry["form"]) if kind in OWN else 0
     source = entry["source"].value if kind == PASSES else 0
-    if type(source) not in (int, str) or (type(source) is int and source < 0):
+    if not is_argument(source):
         raise entry["source"].wrong("it must be the position or the keyword of an argument")
     return Replacement(entry["at"].text(), kind, children, source, form)
 
@@ -65,8 +65,17 @@ def _replacement(entry: Field) -> Replacement:
 def _form(field: Field, depth: int = 0) -> Any:
     if depth > DEPTH:
         raise field.wrong("it is nested too deeply")
+    if isinstance(field.value, list) and field.value[:1] == [ARGUMENT]:
+        if len(field.value) != 2 or not is_argument(field.value[1]):
+            raise field.wrong("it must name the position or the keyword of an argument")
+        return tuple(field.value)
     if isinstance(field.value, list):
         return tuple(_form(part, depth + 1) for part in field.items())
     if field.value is not None and (type(field.value) is not int or field.value != 0):
         raise field.wrong("it must be 0, null, or a list of these")
     return field.value
+
+
+def is_argument(key: Any) -> bool:
+    """True for the position of an argument, and for its keyword."""
+    return isinstance(key, str) or (type(key) is int and key >= 0)

@@ -1,7 +1,8 @@
-"""Widths that the config of each family of `transformers` can say: `python -m tests.configs.families` writes a table.
+"""What the config of each family of `transformers` can say: `python -m tests.configs.families` writes a table.
 
-Each width that a config can say is halved alone, then all together. Every small model is saved, and loaded by
-`transformers` in a process that cannot import fxprune; it has to compute the same bits there.
+Each width that a config can say is halved alone, then all together; and the last layer of each list of layers goes.
+Every small model is saved, and loaded by `transformers` in a process that cannot import fxprune; it has to compute the
+same bits there.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "transformers.md"
 BEGIN, END = "<!-- begin families -->", "<!-- end families -->"
 
 KINDS = {
+    "layers": r"^layers: ",
     "MLP width": r"intermediate|ffn|n_inner|d_ff|hidden_dim\b|mlp|d_inner|ff_dim|pf_dim|expand",
     "key/value heads": r"key_value|kv_heads",
     "heads": r"heads?\b|n_head|num_heads",
@@ -103,11 +105,13 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     call = AnalyzeArguments(model, inputs, prefer="class", outputs=counted(model, inputs))
     findings = with_config(find(call))
     widths, results = findings.config.widths(findings), {}
-    for number, (fields, request) in enumerate(requests_of(findings, widths).items()):
+    for number, (fields, request) in enumerate([*requests_of(findings, widths).items(), *lists_of(model)]):
         target = folder / f"{name}.{number}"
         try:
             asked = Request(call, None, {"uniform": "config", **request}, known={findings.captured.path: findings})
             small: Any = carry_out(asked, DataOptions())
+            if "drop" in request:
+                fields = f"layers: {' and '.join(changed_fields(model.config.to_dict(), small.config.to_dict()))}"
             small.save_pretrained(target)
             assert not (target / "small_model.safetensors").exists(), "no config says it"
         except Exception as error:
@@ -135,6 +139,24 @@ def requests_of(findings: Any, widths: Any) -> dict[str, dict[str, Any]]:
             kept = (share.steps + 1) // 2 * total // share.steps
             requests["+".join(fields)] = {"counts": {group.key: kept - (total - group.size)}}
     return {**requests, "together": {"ratio": 0.5}}
+
+
+def lists_of(model: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A name for each list of layers -> the request that the last one goes."""
+    outermost: list[str] = []
+    for path, module in model.named_modules():
+        alike = type(module) is torch.nn.ModuleList and len({type(layer) for layer in module}) == 1
+        inside = any(path.startswith(f"{outer}.") for outer in outermost)
+        if alike and len(module) > 1 and not inside and len(list(module[0].modules())) > 3:
+            outermost.append(path)
+            yield f"layers: {path}", {"drop": [f"{path}.{len(module) - 1}"]}
+
+
+def changed_fields(before: Any, after: Any, keys: tuple[Any, ...] = ()) -> list[str]:
+    """The names of the fields of a config that are others."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        return [n for key in before for n in changed_fields(before[key], after.get(key), (*keys, key))]
+    return [] if before == after else [name_of(keys)]
 
 
 def loaded(results: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
@@ -200,7 +222,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         for fields, found in result["fields"].items():
             if fields != "together" and found.get("same"):
                 kind = next((k for k, p in KINDS.items() if re.search(p, fields)), "others")
-                cells[kind].append(f"`{fields}`")
+                cells[kind].append(f"`{fields.removeprefix('layers: ')}`")
         together = result["fields"].get("together", {})
         told = f"{together['share']:.0%}" if together.get("same") else short(together.get("error", "other bits"))
         yield f"| {result['name']} | " + " | ".join(", ".join(c) for c in cells.values()) + f" | {told} |"

@@ -43,6 +43,14 @@ FAMILIES: dict[str, tuple[dict[str, Any], Any, dict[str, Any], dict[str, Any]]] 
         {},
         {"num_hidden_layers": 3, "mlp_only_layers": [1]},
     ),
+    "BertForMaskedLM": (THREE, "bert.encoder.layer.0", {"ratio": 0.5}, {"num_hidden_layers": 2, "hidden_size": 24}),
+    "BartForConditionalGeneration": ({}, "model.decoder.layers.1", {}, {"decoder_layers": 2, "encoder_layers": 2}),
+    "T5ForConditionalGeneration": (
+        {"num_layers": 3},
+        ["encoder.block.1", "decoder.block.1"],
+        {},
+        {"num_layers": 2, "num_decoder_layers": 2},
+    ),
 }
 """Class -> changes of its config, what is dropped, further options, and fields of the small model's config."""
 
@@ -108,6 +116,29 @@ def test_a_plan_gives_the_same_model_again_and_the_record_keeps_the_names_of_the
     assert fxprune.record(pickle.loads(pickle.dumps(copied))).layers_gone == known.layers_gone
 
 
+def test_a_layer_goes_whole_with_the_norms_behind_its_additions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inputs = deep("BertForMaskedLM", FOUR, monkeypatch)
+    layers = ["bert.encoder.layer.1", "bert.encoder.layer.2"]
+    small = fxprune.transform(model, inputs, drop=layers, uniform="config", ratio={"*.0.intermediate.*": 0.5})
+    expected = copy.deepcopy(model)
+    del expected.bert.encoder.layer[1:3]
+    alone = fxprune.transform(model, inputs, drop=layers, uniform="config")
+    with torch.no_grad():
+        torch.testing.assert_close(alone(**inputs).logits, expected(**inputs).logits, rtol=1e-5, atol=1e-5)
+    known = fxprune.record(small)
+    assert "layers went whole" in " ".join(known.reasons)
+    assert known.layers_gone == {"bert.encoder.layer": (1, 2)}
+    assert fxprune.verify(model, small, inputs) <= 1e-9
+    again = fxprune.transform(model, inputs, plan=known.plan, uniform="config")
+    assert all(torch.equal(t, again.state_dict()[name]) for name, t in small.state_dict().items())
+    known.plan.save(tmp_path / "plan.json")
+    assert fxprune.Plan.load(tmp_path / "plan.json") == known.plan
+    with pytest.raises(fxprune.PlanError, match="it is a whole layer"):
+        fxprune.expand(small, model, others="zero")
+
+
 def test_optimizers_averages_and_repairs_find_the_layers(llama: Any) -> None:
     model, inputs = llama
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
@@ -133,7 +164,11 @@ def test_optimizers_averages_and_repairs_find_the_layers(llama: Any) -> None:
     ("name", "drop", "message"),
     [
         ("LlamaForCausalLM", "model.layers.1.mlp", r'"model.layers.1.mlp" is gone, and the layer around it does more'),
-        ("BertForMaskedLM", "bert.encoder.layer.1", r"is gone, and the layer around it does more than pass"),
+        (
+            "BertForMaskedLM",
+            "bert.encoder.layer.1.output.dense",
+            r"is gone, and the layer around it does more than pass",
+        ),
     ],
 )
 def test_a_part_of_a_layer_is_refused(name: str, drop: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
