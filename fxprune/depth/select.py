@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import fx, nn
@@ -28,6 +28,17 @@ def selected(model: nn.Module, branches: Sequence[Branch], patterns: Any) -> tup
             raise _refused(model, branches, pattern, named)
         found |= {branch.name: branch for branch in free}
     return tuple(branch for branch in branches if branch.name in found)
+
+
+def entries_of_lists(model: nn.Module, patterns: Any) -> Iterator[str]:
+    """The paths of the entries of lists of modules that patterns name, in the order of the model."""
+    entries, names = entries_of(patterns), names_of(model)
+    for path, module in model.named_modules():
+        outer, _, name = path.rpartition(".")
+        if name.isdigit() and type(model.get_submodule(outer)) is nn.ModuleList:
+            texts = (entry for entry in entries if isinstance(entry, str))
+            if any(matching(text, names.spellings(path)) for text in texts) or any(one is module for one in entries):
+                yield path
 
 
 def _named(model: nn.Module, branches: Sequence[Branch], pattern: Any) -> list[Branch]:

@@ -6,7 +6,7 @@ uniform="config" the layers of a list that are named go whole, and what they wer
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -15,8 +15,8 @@ from fxprune.depth.branches import Branch, within
 from fxprune.depth.dropped import ARGUMENT, IDENTITY, PASSES, Dropped, Replacement
 from fxprune.depth.flow import Flow, ModuleCall
 from fxprune.depth.replacing import is_simple, replacements
+from fxprune.depth.select import entries_of_lists
 from fxprune.errors import PlanError
-from fxprune.names import entries_of, names_of
 
 
 def whole_layers(
@@ -27,7 +27,7 @@ def whole_layers(
     branches: those that the patterns name. Raises `PlanError` for a layer that cannot go whole.
     """
     found = []
-    for path in _named(model, patterns):
+    for path in entries_of_lists(model, patterns):
         own = [branch for branch in branches if all(within(layer, path) for layer in branch.layers)]
         if own and not any(r.path == path for r in replacements(model, flows, own, blocks=True, plain=True)):
             found.append(_dropped(model, flows, path))
@@ -37,17 +37,6 @@ def whole_layers(
 def beside_layers(branches: Sequence[Branch], layers: Sequence[Dropped]) -> list[Branch]:
     """The branches that are not in these layers."""
     return [one for one in branches if not any(within(layer, d.name) for d in layers for layer in one.layers)]
-
-
-def _named(model: nn.Module, patterns: Any) -> Iterator[str]:
-    """The paths of entries of lists that patterns name, in the order of the model."""
-    entries, names = entries_of(patterns), names_of(model)
-    for path, module in model.named_modules():
-        outer, _, name = path.rpartition(".")
-        if name.isdigit() and type(model.get_submodule(outer)) is nn.ModuleList:
-            spelled = names.spellings(path)
-            if any(entry is module or (isinstance(entry, str) and entry in spelled) for entry in entries):
-                yield path
 
 
 def _dropped(model: nn.Module, flows: Sequence[Flow], path: str) -> Dropped:
