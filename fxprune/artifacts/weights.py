@@ -26,6 +26,7 @@ from fxprune._record.holder import step_data, steps_of
 from fxprune._record.since import since
 from fxprune._transform import transform
 from fxprune.arguments import checks_arguments
+from fxprune.artifacts.hooks import carry_hooks
 from fxprune.artifacts.rebuild import check_sizes, needs_inputs, rebuild, replace_tensors
 from fxprune.artifacts.safetensors_file import DTYPES, NAMES, SafetensorsFile, check_writable, opened, raw_bytes, write
 from fxprune.capture.dispatched import undispatched
@@ -141,7 +142,8 @@ def load(
             analysed again. If the plan changes only tensors and attributes of modules, they may be left out.
 
     Returns a new model with the weights, dtypes, train/eval modes and record of the saved one. It is made by the same
-    path, and has the devices and the `requires_grad` flags of `into`.
+    path, and has the devices, the `requires_grad` flags and the hooks of `into`. A warning names hooks of parameters
+    that cannot work on smaller ones.
 
     Raises `MissingFileError` if there is no such file; `FileError` for one that is truncated, of another format, or
     contradicts itself; `PlanError` if `into` has another architecture or inputs are missing; `InputError` if the
@@ -186,6 +188,7 @@ def load(
     training = set(data["training"].texts())
     for name, module in small.named_modules():
         module.training = name in training
+    carry_hooks(into, small, plan)
     attach(small, made)
     return cast(ModuleT, small)
 
