@@ -54,7 +54,7 @@ def fit(model: nn.Module, data: Data, epochs: int, what: str, *, thresholds: boo
     """Train with AdamW; `thresholds` advances the schedule of the thresholds after every step."""
     optimizer = torch.optim.AdamW(model.parameters(), 0.003, weight_decay=0.01)
     model.train()
-    for _ in tqdm(range(epochs), desc=what, unit="epoch"):
+    for _ in tqdm(range(epochs), desc=what, unit="epoch", disable=None):
         for chosen in torch.randperm(len(data[1])).split(64):
             optimizer.zero_grad()
             F.cross_entropy(model(data[0][chosen]), data[1][chosen]).backward()

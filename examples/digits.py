@@ -77,7 +77,7 @@ def fit(model: nn.Module, data: Data, epochs: int, rate: float, what: str) -> No
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rate, total_steps=steps)
     model.train()
-    with tqdm(total=steps, desc=what, unit="step") as progress:
+    with tqdm(total=steps, desc=what, unit="step", disable=None) as progress:
         for _ in range(epochs):
             for chosen in torch.randperm(len(labels)).split(batch):
                 x = F.pad(images[chosen], (1, 1, 1, 1), value=-1)

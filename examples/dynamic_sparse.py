@@ -128,7 +128,7 @@ def main(quick: bool = False, plot: str | None = None, *, constant: bool = False
     torch.set_num_threads(1)
     data, epochs, seeds = load(), 3 if quick else 20, range(2 if quick else 4)
     runs: dict[str, list[Run]] = {way: [] for way in WAYS}
-    for seed in tqdm(seeds, desc="seeds", unit="seed"):
+    for seed in tqdm(seeds, desc="seeds", unit="seed", disable=None):
         for way in WAYS:  # in turns, so that they share every disturbance
             runs[way].append(fit(way, data, epochs, seed, constant))
     rows = []

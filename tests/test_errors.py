@@ -112,7 +112,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     "wrong keyword": (
         transform({"y": image()}, ratio=0.5),
         fxprune.InputError,
-        ["missing a required argument: 'input'", "['y']"],
+        ["missing a required argument: 'input'", "['y']", "a dict that is one argument stands in a tuple: (inputs,)"],
     ),
     "wrong shape": (
         transform(torch.randn(1, 4, 8, 8), ratio=0.5),

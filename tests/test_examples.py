@@ -84,7 +84,9 @@ def test_examples_are_there():
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in ("digits", "dynamic_sparse")])
 def test_example_runs(name, capsys):
     load(name).main()
-    assert len(capsys.readouterr().out) > 100
+    printed, progress = capsys.readouterr()
+    assert len(printed) > 100
+    assert "\r" not in printed + progress
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -94,7 +96,8 @@ def test_example_says_what_it_answers_and_how_to_start_it(name):
     assert f"python examples/{name}.py" in text
 
 
-def test_digits(capsys):
+def test_digits(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # where bars are drawn
     found = load("digits").main(quick=True)
     printed, progress = capsys.readouterr()
     for row in (
@@ -125,7 +128,8 @@ def test_digits(capsys):
 
 def test_dynamic_sparse(capsys, tmp_path):
     runs = load("dynamic_sparse").main(quick=True, plot=str(tmp_path / "curves.png"))
-    printed = capsys.readouterr().out
+    printed, progress = capsys.readouterr()
+    assert progress == "", "bars are drawn on a terminal alone"
     for way in ("dense", "static sparse", "coactivation, per pair", "random, per channel"):
         assert sum(line.startswith(way + " ") for line in printed.splitlines()) == 1, way
     assert (tmp_path / "curves.png").read_bytes()[1:4] == b"PNG"

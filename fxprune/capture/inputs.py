@@ -83,10 +83,13 @@ def bound(model: nn.Module, inputs: Inputs) -> inspect.BoundArguments:
         return signature.bind(*inputs[0], **inputs[1])
     except TypeError as error:
         given = f"{len(inputs[0])} positional and the keywords {list(inputs[1])}"
+        do = "pass a tuple of all positional arguments, or a dict of keyword arguments"
+        if inputs[1] and not inputs[1].keys() & signature.parameters.keys():
+            do += "; a dict that is one argument stands in a tuple: (inputs,)"
         raise InputError(
             f"the example inputs do not fit {type(model).__name__}.forward{signature}",
             why=f"{error}; the example inputs are {given}",
-            do="pass a tuple of all positional arguments, or a dict of keyword arguments",
+            do=do,
         ) from None
 
 

@@ -148,14 +148,17 @@ def samples_of(batch: Any) -> list[Any]:
 def inputs_like(example: Inputs) -> Callable[[Any], Any]:
     """A function that picks the inputs of a model out of a batch that may hold labels too.
 
-    It gives the batch if that has the form of the example inputs; else its first entry, or the keywords of the example,
-    if they have it; else the batch, which then does not fit.
+    It gives the batch if that has the form of the example inputs; else its first entry, as many entries as the model
+    takes, or the keywords of the example, if they have it; else the batch, which then does not fit.
 
     >>> import torch
     >>> x, labels = torch.zeros(4, 3), torch.zeros(4)
     >>> pick = inputs_like(((x,), {}))
     >>> pick(x) is x, pick([x, labels]) is x
     (True, True)
+    >>> pick = inputs_like(((x, x), {}))
+    >>> len(pick((x, x, labels)))
+    2
     """
 
     def pick(batch: Any) -> Any:
@@ -163,6 +166,8 @@ def inputs_like(example: Inputs) -> Callable[[Any], Any]:
             return batch
         if isinstance(batch, (tuple, list)) and batch and _has_form(batch[0], example):
             return batch[0]
+        if isinstance(batch, (tuple, list)) and example[0] and _has_form(tuple(batch[: len(example[0])]), example):
+            return tuple(batch[: len(example[0])])
         if isinstance(batch, Mapping) and not example[0] and example[1].keys() <= batch.keys():
             return {name: batch[name] for name in example[1]}
         return batch

@@ -249,13 +249,29 @@ COUNTING = tuple(aspects.MODULES.keys)
 WORDS = {word: word for word in ("same", "circular", "reflect", "replicate")}  # repr of a layer prints no quotes
 
 
-@rows([c for c in SHRINKING if isinstance(c.make(), COUNTING) and not parametrize.is_parametrized(c.make())])
+def from_its_repr(layer: nn.Module) -> nn.Module:
+    made: nn.Module = eval(repr(layer), {**vars(nn), **WORDS})
+    return made
+
+
+def says_all(layer: nn.Module) -> bool:
+    """True if the layer's repr says which parameters it has; that of a layer norm does not in torch 2.11."""
+    return from_its_repr(layer).state_dict().keys() == layer.state_dict().keys()
+
+
+@rows(
+    [
+        c
+        for c in SHRINKING
+        if isinstance(c.make(), COUNTING) and not parametrize.is_parametrized(c.make()) and says_all(c.make())
+    ]
+)
 def test_a_layer_built_from_its_printed_numbers_computes_the_same(case: OpCase) -> None:
     """A layer built from the numbers that the small one prints has its shapes and computes the same."""
     net, x = built(case)
     small = fxprune.transform(net, x, ratio=0.4, importance="random", seed=0, verify=False)
     op = small.get_submodule("op")
-    clone = eval(repr(op), {**vars(nn), **WORDS}).double().train(case.train)
+    clone = from_its_repr(op).double().train(case.train)
     clone.load_state_dict(op.state_dict(), strict=True)
     seen: list[torch.Tensor] = []
     op.register_forward_hook(lambda module, given, made: seen.extend((*given, made)))

@@ -35,6 +35,37 @@ def report(small: nn.Module, net: nn.Module, data: Any, **options: Any) -> Any:
 # -- forms ----------------------------------------------------------------------------------------------------
 
 
+class Several(nn.Module):
+    """Takes a dict, and a tensor behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = mlp()
+
+    def forward(self, given: dict[str, Tensor], more: Tensor | None = None) -> Tensor:
+        out: Tensor = self.body(given["x"] if more is None else given["x"] + more)
+        return out
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_labels_behind_several_inputs_or_a_dict_are_left_out(count: int) -> None:
+    torch.manual_seed(0)
+    net = Several().eval()
+    inputs = [({"x": torch.randn(8, 6)}, torch.randn(8, 6))[:count] for _ in range(4)]
+    with_labels = [(*given, torch.zeros(8)) for given in inputs]
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return model(*batch[:count]).square().mean()
+
+    made = [
+        fxprune.transform(net, inputs[0], ratio=0.5, importance="taylor", data=data, loss=loss, repair=True)
+        for data in (inputs, with_labels)
+    ]
+    assert fxprune.record(made[0]).repair is not None
+    for name, tensor in made[0].state_dict().items():
+        assert torch.equal(tensor, made[1].state_dict()[name])
+
+
 def test_batches_may_have_any_form_and_be_read_once() -> None:
     torch.manual_seed(0)
     net, data = mlp(), batches(6)
