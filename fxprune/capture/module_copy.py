@@ -19,7 +19,7 @@ from fxprune.capture.containers import is_container, map_parts
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-_SHARED = (int, float, bool, str, type(None), torch.dtype, torch.device)
+_SHARED = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
 _HOOKS = tuple(name for name in nn.Module().__dict__ if "hooks" in name)
 """The attributes of a module with its hooks."""
 CACHED_FUNCTION: Any = type(functools.lru_cache(len))
@@ -82,12 +82,12 @@ def copy_module(
         for kind, copied in (("_parameters", parameters or buffers), ("_buffers", buffers)):
             new.__dict__[kind] = copied(original.__dict__[kind])
         new.__dict__["_modules"] = {k: None if m is None else clone(m) for k, m in original._modules.items()}
-        new.__dict__.update({k: attribute(v) for k, v in own.items()})
+        new.__dict__.update({k: v if type(v) in _SHARED else attribute(v) for k, v in own.items()})
         return new
 
     def attribute(value: Any) -> Any:
         kind = type(value)
-        if kind in _SHARED:
+        if kind in _SHARED or (kind is tuple and _SHARED.issuperset(map(type, value))):  # such as a kernel size
             return value
         if kind in (dict, OrderedDict) and not value:  # most attributes of a module are empty tables of hooks
             return containers.setdefault(id(value), kind())

@@ -11,6 +11,11 @@ from torch import nn
 from fxprune.capture.code import is_torch
 
 _OF_TORCH = {"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook"}
+_OF_TORCH |= {name for name in vars(nn.Module()) if name.endswith("_hooks")}
+
+_PLAIN = frozenset({int, float, bool, str, type(None)})
+"""The types of values that nothing can be written into."""
+
 _DEPTH = 4
 """The depth to which containers and objects in attributes are looked into."""
 
@@ -50,7 +55,7 @@ def _state_of(model: nn.Module, users: bool) -> dict[tuple[str, str], Any]:
             continue
         for name, value in (*module.__dict__.items(), *module._buffers.items()):
             if name not in _OF_TORCH and not name.endswith("_hooks"):
-                found[path, name] = _note(value, _DEPTH)
+                found[path, name] = value if type(value) in _PLAIN else _note(value, _DEPTH)
     return found
 
 
@@ -61,6 +66,8 @@ def _note(value: Any, depth: int) -> Any:
         return value
     if isinstance(value, dict):
         return [(key, _note(part, depth - 1)) for key, part in value.items()]
+    if type(value) is tuple and all(type(part) in _PLAIN for part in value):
+        return value
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_note(part, depth - 1) for part in value]
     own = getattr(value, "__dict__", None)
