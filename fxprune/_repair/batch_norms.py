@@ -11,13 +11,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxprune._repair.batches import DataPart
 from fxprune._repair.lanes import Model
+from fxprune._repair.pages import Pages
 from fxprune.errors import InputError
 from fxprune.progress import bar
 from fxprune.running.processes import ALONE, Processes
 
 
 def take_statistics(
-    model: nn.Module, parts: Sequence[DataPart], processes: Processes = ALONE, *, progress: bool = False
+    model: nn.Module,
+    parts: Sequence[DataPart],
+    processes: Processes = ALONE,
+    *,
+    pages: Pages | None = None,
+    progress: bool = False,
 ) -> int:
     """Set the running statistics of all batch norms to the mean over the parts, in place. Returns their number.
 
@@ -29,7 +35,7 @@ def take_statistics(
     norms = list(named.values())
     own = {id(tensor) for norm in norms for tensor in norm.buffers(recurse=False)}
     others = {id(tensor) for tensor in model.buffers()} - own
-    watched = Model(model, written=others)
+    watched = Model(model, written=others, pages=pages or Pages(0))
     for norm in norms:
         norm.reset_running_stats()
 

@@ -17,12 +17,14 @@ from fxprune._repair.layer_by_layer import check_values, repaired
 from fxprune._repair.original import has_other_weights
 from fxprune._repair.settings import DISK, MEMORY, RIDGES, STEPS, RepairSettings
 from fxprune.arguments import checks_arguments
+from fxprune.capture.dispatched import undispatched
 from fxprune.capture.inputs import check_initialised, check_plain_tensors
 from fxprune.capture.module_copy import deep_copy
 from fxprune.capture.process_state import public_call
 from fxprune.capture.tensors import Tensors
 from fxprune.depth.numbering import count_from_zero, in_original_numbering
 from fxprune.errors import InputError, OtherWeightsWarning
+from fxprune.offloaded import dispatch_of, is_dispatched
 from fxprune.running.inputs import inputs_of
 from fxprune.running.processes import Processes
 
@@ -82,7 +84,8 @@ def repair(
             refits the offsets only. "norms" measures the statistics of batch norms again.
         ridge: the only one to try, as a share of the mean square of an input. By default several are tried, 1e-6 to 10.
         holdout: the share of the samples that are held out.
-        memory: the most bytes of activations that wait between layers in memory.
+        memory: the most bytes of activations that wait between layers in memory. If accelerate has dispatched the
+            models, also the most bytes of weights that are read and stay in memory until others need it.
         disk: the most bytes of further ones, which wait in temporary files in `tempfile.gettempdir()`; at most half of
             what is free there is used. Batches for which neither is enough are run again for each layer, which takes
             longer. 0 for no files.
@@ -117,19 +120,24 @@ def repair(
             why="the names in an exported program are not those of a module",
             do="pass `repair=batches` to `transform`, or repair the module before it is exported",
         )
-    small = in_original_numbering(small, known.layers_gone)
-    for each in (model, small):
+    dispatch = dispatch_of(small) if is_dispatched(small) else None
+    whole: Any = small if dispatch is None else undispatched(small)
+    original: Any = undispatched(model) if is_dispatched(model) else model
+    ours: nn.Module = in_original_numbering(whole, known.layers_gone)
+    for each in (original, ours):
         check_plain_tensors(each.named_parameters())
-    _check_original(model, known.before)
-    if has_other_weights(model, small, known):
+    _check_original(original, known.before)
+    if has_other_weights(original, ours, known):
         text = "the small model was made from other weights than those of this model; it is repaired towards these"
         text += ". Pass the model that it was made from if that is not meant"
         warnings.warn(text, OtherWeightsWarning, stacklevel=4)
-    data = inputs_of(model, batches, inputs, option="inputs")
+    data = inputs_of(original, batches, inputs, option="inputs")
     processes = Processes(process_group)
     with processes.together():
-        made, done = repaired(small, model, data, known.plan, settings, processes)
+        made, done = repaired(ours, original, data, known.plan, settings, processes)
     count_from_zero(made)
+    if dispatch is not None:
+        dispatch.again(made)
     change_record(made, lambda last: replace(last, repair=done))
     return cast(ModelT, made)
 

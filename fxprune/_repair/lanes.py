@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fxprune._repair.batches import DataPart, own_tensors
 from fxprune._repair.on_disk import Parked
+from fxprune._repair.pages import Pages
 from fxprune._repair.pairs import LayerPair
 from fxprune._repair.survey import Survey, survey
 from fxprune._repair.suspended import Stopped, SuspendedRun
@@ -32,6 +33,7 @@ class Model:
 
     name, advice: what errors call it, and what they advise.
     written: the ids of tensors into which its forward writes. stacks: see `Parameters`.
+    pages: its weights that lie elsewhere.
     """
 
     module: nn.Module
@@ -40,6 +42,7 @@ class Model:
         "let a batch hold what one call takes, or pass a function that picks it out, as `lambda batch: batch[0]`"
     )
     written: set[int] = field(default_factory=set)
+    pages: Pages = field(default_factory=lambda: Pages(0))
     stacks: Mapping[str, Sequence[int]] = field(default_factory=dict)
     parameters: Parameters = field(init=False)
 
@@ -50,7 +53,7 @@ class Model:
 
     def run(self, part: DataPart, prepared: Callable[[nn.Module], None] = lambda copied: None) -> Any:
         """Its outputs, without gradients. prepared: called with the copy of the modules that runs."""
-        with torch.no_grad():
+        with torch.no_grad(), self.pages.mode():
             return self._called(part, prepared)()
 
     def run_with_gradients(self, part: DataPart) -> Any:
@@ -64,13 +67,14 @@ class Model:
     ) -> Any:
         """Its outputs; each product with a parameter is reported."""
         forward = self._called(part)
-        with torch.no_grad(), Watch(self.parameters, before, after):
+        with torch.no_grad(), self.pages.mode(), Watch(self.parameters, before, after):
             return forward()
 
     def surveyed(self, part: DataPart) -> Survey:
         """The survey of a run on a part. Notes the tensors into which its forward writes."""
         before = [(tensor, tensor._version, tensor.detach().clone()) for tensor in self.module.buffers()]
-        found = survey(self.parameters, self._called(part))
+        with self.pages.mode():
+            found = survey(self.parameters, self._called(part))
         for tensor, version, values in before:
             if tensor._version != version:
                 self.written.add(id(tensor))

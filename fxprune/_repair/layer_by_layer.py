@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from fxprune._repair.layer import LayerFit, not_finite
 from fxprune._repair.noise import takes_noise
 from fxprune._repair.outputs import relative_squared_error, squared_errors
 from fxprune._repair.outputs_fit import OutputsFit
+from fxprune._repair.pages import Pages
 from fxprune._repair.pairs import LayerPair, layers_of, stacks_of, tied_in
 from fxprune._repair.settings import RepairSettings
 from fxprune._repair.survey import Survey, merged
@@ -34,8 +35,8 @@ from fxprune.progress import bar
 from fxprune.running.processes import ALONE, Processes
 from fxprune.running.watch import LayerKey
 
-Saved = list[tuple[Tensor, Tensor]]
-"""Parts of parameters and buffers, each with a copy of its numbers."""
+Saved = list[tuple[Tensor, Callable[[], object]]]
+"""Parts of parameters and buffers, each with a function that gives it its numbers back."""
 
 
 def check_values(model: nn.Module) -> None:
@@ -62,20 +63,34 @@ def repaired(
     together.
     """
     check_values(small)
-    made = deep_copy(small)
-    modes = [(module, module.training) for one in (made, model) for module in one.modules()]
-    recurrent = any(isinstance(module, nn.RNNBase) for module in made.modules())
+    made, pages = deep_copy(small), Pages(settings.memory)
+    ours, theirs = pages.of(made), pages.of(model)
+    _refuse_all_at_once(settings, pages)
+    modes = [(module, module.training) for one in (ours, theirs) for module in one.modules()]
+    recurrent = any(isinstance(module, nn.RNNBase) for module in ours.modules())
     recurrence = no_fused_recurrence() if recurrent else contextlib.nullcontext()
     try:
         for module, _ in modes:
             module.training = False
-        with torch.no_grad(), no_fused_attention(), recurrence, same_random_state():
-            work = _Work(made, model, batches, plan, settings, processes)
+        with torch.no_grad(), no_fused_attention(), recurrence, same_random_state(), pages.mode():
+            work = _Work(ours, theirs, batches, plan, settings, processes, pages)
             report = work.norms() if settings.mode == "norms" else work.layers()
+            pages.close()
     finally:
         for module, training in modes:
             module.training = training
     return made, report
+
+
+def _refuse_all_at_once(settings: RepairSettings, pages: Pages) -> None:
+    """Raises `InputError` for a mode that needs all weights in memory, where they lie elsewhere."""
+    if pages and settings.mode == "outputs":
+        raise InputError(
+            'mode "outputs" is not possible here',
+            at="the weights lie in memory of other devices, or on disk",
+            why="it moves all weights together, and needs them and their gradients at a time",
+            do='pass mode="weights", which works layer by layer',
+        )
 
 
 class _Work:
@@ -89,11 +104,14 @@ class _Work:
         plan: Plan,
         settings: RepairSettings,
         processes: Processes,
+        pages: Pages,
     ) -> None:
-        self.original = Model(original)
+        self.original = Model(original, pages=pages)
         stacks = stacks_of(plan, self.original.parameters)
-        self.small = Model(small, "the small model", "give `transform` such inputs too: `also=[batch]`", stacks=stacks)
-        self.plan, self.settings, self.processes = plan, settings, processes
+        self.small = Model(
+            small, "the small model", "give `transform` such inputs too: `also=[batch]`", stacks=stacks, pages=pages
+        )
+        self.plan, self.settings, self.processes, self.pages = plan, settings, processes, pages
         self.parts = self._parts_of(batches)
         theirs, ours = self._surveyed(self.original), self._surveyed(self.small)
         self.surveys = ours, theirs
@@ -156,13 +174,15 @@ class _Work:
     def norms(self) -> Repair:
         """Measure the statistics of the batch norms again, unless the outputs are worse with them."""
         before = self.before()
-        state = _tensors(self.small.module)
-        count = take_statistics(self.small.module, [part for part in self.parts if not part.held], self.processes)
+        state = [self.pages.kept(buffer) for buffer in self.small.module.buffers()]
+        train = [part for part in self.parts if not part.held]
+        count = take_statistics(self.small.module, train, self.processes, pages=self.pages)
         after = self.error()
         left = {} if count else {"": "the model has no batch norm with running statistics"}
         if after <= before:
             return Repair("norms", {}, left, before, after)
-        _restore(self.small.module, state)
+        for restore in state:
+            restore()
         return Repair("norms", {}, left, before, before, ("the statistics of batch norms",))
 
     def layers(self) -> Repair:
@@ -188,6 +208,8 @@ class _Work:
                 states.append((key, self._tensors_of(pair)))
                 refit = fit.solve(self.settings.ridges, weights=self.settings.mode != "bias")
                 self.processes.first(view for view, _ in states[-1][1])
+                for view, _ in states[-1][1]:
+                    self.pages.written(view)
                 done[key] = RepairedLayer(refit.error, refit.repaired, refit.ridge)
         finally:
             for lane in lanes:
@@ -267,7 +289,8 @@ class _Work:
         """The tensors that a refit of the layer changes, with copies."""
         tensors = self.small.parameters.tensors
         others = [tensors[name] for name in (pair.small.bias and pair.small.bias[0], pair.mean) if name]
-        return [(view, view.detach().clone()) for view in (pair.small.place.of(tensors[pair.key[0]]), *others)]
+        views = (pair.small.place.of(tensors[pair.key[0]]), *others)
+        return [(view, self.pages.kept(view)) for view in views]
 
     def _judged(self, states: list[tuple[LayerKey, Saved]], before: float) -> tuple[list[LayerKey], float]:
         """Take back refits from the last one on, until the outputs are not worse than before. Returns these refits."""
@@ -275,8 +298,8 @@ class _Work:
         after = self.error()
         while states and not after <= before:
             for key, tensors in reversed(states[len(states) // 2 :]):
-                for view, values in tensors:
-                    view.copy_(values)
+                for _, restore in tensors:
+                    restore()
                 undone.append(key)
             del states[len(states) // 2 :]
             after = self.error()
@@ -288,11 +311,3 @@ def _names(keys: Iterable[LayerKey]) -> dict[LayerKey, str]:
     found = list(keys)
     several = {name for name, number in found if number}
     return {key: f"{key[0]}, block {key[1]}" if key[0] in several else key[0] for key in found}
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-def _restore(model: nn.Module, state: dict[str, Tensor]) -> None:
-    model.load_state_dict(state)

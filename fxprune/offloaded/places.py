@@ -98,6 +98,11 @@ def _remove(path: Path, process: int, lock: int) -> None:
             os.close(lock)
 
 
+def _unlink(path: Path, process: int) -> None:
+    if os.getpid() == process:
+        path.unlink(missing_ok=True)
+
+
 def remove_left(parent: Path) -> None:
     """Remove the folders whose processes were killed."""
     for path in parent.glob(f"{PREFIX}*"):
@@ -111,6 +116,10 @@ class InFile:
 
     path: Path
     folder: Folder
+
+    def __post_init__(self) -> None:
+        """Let the file go with this place."""
+        weakref.finalize(self, _unlink, self.path, os.getpid()).atexit = False
 
     def read(self) -> torch.Tensor:
         """The numbers, in new memory."""

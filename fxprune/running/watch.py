@@ -41,6 +41,12 @@ LayerKey = tuple[str, int]
 original, or else among the blocks that are used."""
 
 
+def memory_of(tensor: Tensor) -> int:
+    """The number of the memory that a tensor shares with its views, also where that is empty for some time."""
+    storage: Any = tensor.untyped_storage()
+    return int(storage._cdata)
+
+
 class Parameters:
     """The parameters and buffers of a model, found by the memory that a tensor shares with them.
 
@@ -53,13 +59,13 @@ class Parameters:
         self.stacks = stacks or {}
         self._by_storage: dict[int, list[str]] = {}
         for name, tensor in self.tensors.items():
-            self._by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append(name)
+            self._by_storage.setdefault(memory_of(tensor), []).append(name)
 
     def sharing(self, tensor: Tensor) -> list[str]:
         """The names of those in the same memory."""
         if not isinstance(tensor, Tensor) or tensor.is_sparse or not tensor.numel():
             return []
-        return self._by_storage.get(tensor.untyped_storage().data_ptr(), [])
+        return self._by_storage.get(memory_of(tensor), [])
 
     def place(self, product: WeightProduct) -> Block | None:
         """The block of a parameter that a product multiplies with, None if it is no such block."""
