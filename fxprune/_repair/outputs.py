@@ -13,16 +13,23 @@ from fxprune.capture.values import tensors_in
 from fxprune.errors import InputError
 from fxprune.running.products import double
 
+LEAST = 0.1
+"""The least |theirs|^2 that a sample's error is divided by, as a share of the mean over the samples of its batch."""
+
 
 def relative_squared_error(pairs: Iterable[tuple[Any, Any]]) -> float:
     """The mean over samples and tensors of |ours - theirs|^2 / |theirs|^2.
 
-    A sample is an entry of the first dimension of a tensor. Tensors of integers do not count, nor those whose shapes
-    differ, nor numbers that are the same infinity in both. Raises `InputError` if another output is not finite, and if
-    nothing counts.
+    A sample is an entry of the first dimension of a tensor. One whose |theirs|^2 is below a tenth of the mean of its
+    batch is divided by that tenth: else a sample with outputs near zero would count more than all others.
+
+    Tensors of integers do not count, nor those whose shapes differ, nor numbers that are the same infinity in both.
+    Raises `InputError` if another output is not finite, and if nothing counts.
 
     >>> relative_squared_error([(torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 3.0]]))])
     0.4
+    >>> relative_squared_error([(torch.tensor([[1.0], [1.0]]), torch.tensor([[1.0], [0.0]]))])
+    10.0
     """
     total, count = squared_errors(pairs)
     if not count:
@@ -66,6 +73,7 @@ def _errors(ours: Tensor, theirs: Tensor) -> Tensor:
     first, second = (torch.where(same & one.isinf(), 0.0, one) for one in (ours, theirs.to(ours.device)))
     first, second = (one.flatten(1 if one.ndim > 1 else 0) for one in (first, second))
     size = second.square().sum(-1)
+    size = size.clamp_min(LEAST * size.mean())
     return (first - second).square().sum(-1) / torch.where(size > 0, size, 1.0)
 
 

@@ -287,6 +287,25 @@ def test_inputs_that_are_combinations_of_kept_ones_cost_nothing(
     assert done.after < 1e-18  # a square
 
 
+@pytest.mark.parametrize("seed", [16, 30, 36, 38])
+@pytest.mark.parametrize("tiny", [1e-4, 0.0])
+def test_one_sample_with_outputs_near_zero_does_not_decide_alone(seed: int, tiny: float) -> None:
+    torch.manual_seed(seed)
+    layers = [nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)]
+    net, data = nn.Sequential(*layers).eval(), [torch.randn(16, 6) for _ in range(10)]
+    with torch.no_grad():
+        net[4].bias -= net(data[4][:1])[0] * (1 - tiny)  # the first sample of a batch that is held out
+    small = fxprune.transform(net, data[0], keep={"macs": 0.4})
+    repaired = fxprune.repair(small, net, data)
+    done = fxprune.record(repaired).repair
+    assert done.undone == ()
+    assert done.after < 0.8 * done.before < 8
+    with torch.no_grad():
+        x = torch.randn(500, 6)
+        before, after = ((one(x) - net(x)).square().sum() for one in (small, repaired))
+    assert after < 0.5 * before
+
+
 def test_a_function_of_the_user_that_raises_is_named_with_the_batch() -> None:
     model = mlp()
     small = fxprune.transform(model, torch.randn(1, 6), ratio=0.5)
