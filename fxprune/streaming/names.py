@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fxprune.depth.numbering import LayersGone, name_after
 from fxprune.errors import FileError, nearest
 from fxprune.streaming.layout import MovedTensor, StoredPart, UnknownMoveError
 
@@ -164,6 +165,33 @@ class _Library:
     def converter_of(self, pattern: str) -> Any:
         """A converter of one parameter."""
         return copy.deepcopy(self._by_pattern[pattern])
+
+
+def renumbered(parts: Iterable[StoredPart], gone: LayersGone) -> dict[str, str]:
+    """The names of stored tensors whose layers have other numbers where some layers are gone -> their new names.
+
+    A checkpoint may leave out the prefix of a list of layers, or have another one.
+    """
+    made: dict[str, str] = {}
+    for part in parts:
+        for path in gone:
+            before, after = part.parameter, name_after(part.parameter, gone)
+            if after is None or after == before or not before.startswith(f"{path}."):
+                continue
+            old, new = (name[len(path) + 1 :].partition(".")[0] for name in (before, after))
+            words = path.split(".")
+            ends = [".".join((*words[start:], "")) for start in range(len(words))]
+            end = next((end for end in ends if f".{end}{old}." in f".{part.stored}"), None)
+            if end is None:
+                raise FileError(
+                    f'"{part.stored}" of the checkpoint does not say its layer',
+                    at=f'it belongs to "{before}", which is layer {new} of the result',
+                    why=f'no "{path}.{old}" is in the name',
+                    do='make the plan without uniform="config", or load the model and save it first',
+                )
+            head, _, tail = f".{part.stored}".partition(f".{end}{old}.")
+            made[part.stored] = f"{head}.{end}{new}.{tail}"[1:]
+    return made
 
 
 def _with_prefix(name: str, prefix: str, state: Mapping[str, torch.Tensor]) -> str:

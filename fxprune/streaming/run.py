@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,11 @@ from fxprune.artifacts.pretrained import OTHER_WEIGHTS, WEIGHTS
 from fxprune.artifacts.rebuild import needs_inputs, rebuild
 from fxprune.artifacts.weights import KEY, described
 from fxprune.capture.process_state import public_call
-from fxprune.configs.builder import has_config
+from fxprune.configs.builder import NotBuiltError, has_config
+from fxprune.configs.constructed import ChangedByHandError
+from fxprune.configs.layers import LayersStayError, with_fewer_layers
 from fxprune.configs.saving import beyond_config
+from fxprune.depth.numbering import LayersGone
 from fxprune.errors import FileError, InputError, PlanError
 from fxprune.files import PathLike, remove_litter, write_text
 from fxprune.planning.budgets import bytes_in
@@ -32,7 +35,7 @@ from fxprune.planning.plan_file import data_of
 from fxprune.streaming.checkpoint import INDEX, Checkpoint, open_checkpoint
 from fxprune.streaming.copying import memory_of
 from fxprune.streaming.folder import copy_others, guard, model_of, new_config, write_plain
-from fxprune.streaming.names import StoredNames, names_of, without_partner
+from fxprune.streaming.names import StoredNames, names_of, renumbered, without_partner
 from fxprune.streaming.packed import Packed, packed_of, parts_of_blocks, parts_of_scales
 from fxprune.streaming.pieces import Output, StayingSlots, in_parameter_names, in_stored_names
 from fxprune.streaming.planned import planned
@@ -195,7 +198,7 @@ def _job(checkpoint: Checkpoint, plan: Plan, original: nn.Module, limit: int) ->
     small = rebuild(original, plan, "the plan")
     packed = packed_of(checkpoint)
     names, parts = _parts(checkpoint, packed, original, plan)
-    why = beyond_config(small) if has_config(original) and checkpoint.config is not None else ""
+    small, gone, why = _as_config_says(small, original, checkpoint)
     kept, texts = StayingSlots(plan), {"format": "pt"}
     if why:
         _refuse_packed(packed, why)
@@ -203,7 +206,9 @@ def _job(checkpoint: Checkpoint, plan: Plan, original: nn.Module, limit: int) ->
         texts[KEY] = text
         outputs = in_parameter_names(checkpoint.tensors, parts, kept, lambda name: tied.get(name, name))
     else:
+        new_names = renumbered(parts, gone)
         outputs = in_stored_names(checkpoint.tensors, parts, kept)
+        outputs = [replace(output, name=new_names.get(output.name, output.name)) for output in outputs]
     outputs = [output for output in outputs if output.name not in names.ignored]
     shards = tuple(shards_of(outputs, limit, "small_model" if why else "model", texts))
     files = [list(state) for state in checkpoint.files.items()]
@@ -211,6 +216,18 @@ def _job(checkpoint: Checkpoint, plan: Plan, original: nn.Module, limit: int) ->
     for shard in shards:
         hashed.update(shard.header)
     return _Job(checkpoint, names, original, small, shards, texts, why, hashed.hexdigest())
+
+
+def _as_config_says(small: nn.Module, original: nn.Module, checkpoint: Checkpoint) -> tuple[nn.Module, LayersGone, str]:
+    """The model, without the layers that are gone whole where a config says it; these layers; why no config says it."""
+    if not has_config(original) or checkpoint.config is None:
+        return small, {}, ""
+    try:
+        fewer, gone = with_fewer_layers(small)
+    except (LayersStayError, NotBuiltError, ChangedByHandError) as error:
+        return small, {}, str(error)
+    why = beyond_config(fewer)
+    return (small, {}, why) if why else (fewer, gone, "")
 
 
 def _refuse_plan(plan: Plan) -> None:
