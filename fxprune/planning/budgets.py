@@ -126,7 +126,8 @@ def _budget(key: str, value: Any, whole: Figures, uncounted: Sequence[str]) -> B
     limit = _limit(key, value, full, at)
     budget = Budget(key, limit, full)
     if limit > full:
-        raise PlanError("the budget is above the model itself", at=at, why=f"the model has {budget.shown(full)} {key}")
+        why, do = f"the model has {budget.shown(full)} {key}", "ask for less than that, or leave the budget out"
+        raise PlanError("the budget is above the model itself", at=at, why=why, do=do)
     return budget
 
 
@@ -137,12 +138,16 @@ def _limit(key: str, value: Any, full: float, at: str) -> float:
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if isinstance(value, numbers.Real) and not isinstance(value, bool) and not whole:
         if not 0 < float(value) <= 1:
-            raise PlanError("a share must be in (0, 1]", at=at, do="give an absolute figure as an integer")
+            why, do = f"{value!r} of the model cannot be kept", "write 0.5; an absolute figure is an integer"
+            raise PlanError("a share must be in (0, 1]", at=at, why=why, do=do)
         return float(value) * full if key in TIMED else math.floor(float(value) * full)
     if key in TIMED:
-        raise PlanError("a latency is a share or a text with a unit", at=at, do='write 0.5 or "5 ms"')
+        why, do = "a number alone does not say whether it is in seconds", 'write 0.5 or "5 ms"'
+        raise PlanError("a latency is a share or a text with a unit", at=at, why=why, do=do)
     if not whole or value < 1:
-        raise PlanError("a budget is a share, an integer or a text with a unit", at=at, do="write 0.5, 3000000 or 3M")
+        why = f"{value} is below 1" if whole else f"it is of the type {type(value).__name__}"
+        do = 'write 0.5, 3000000 or "3M"'
+        raise PlanError("a budget is a share, an integer or a text with a unit", at=at, why=why, do=do)
     if value == 1:
         raise PlanError("1 is no budget", at=at, why="an integer is an absolute figure", do="write 1.0 for all")
     return int(value)
@@ -154,13 +159,14 @@ def _figure(key: str, text: str, at: str) -> int:
     number = float(re.sub("[_,]", "", found[1])) if found else 0.0
     if found is None or (number <= 1 and not found[2] and not found[3]):
         do = 'write for example "200 MB", "1.5 GMACs" or "3M"; a share is a number, 0.5'
-        raise PlanError("the text is no figure", at=at, do=do)
+        why = f'"{text}" is no number with a unit of {key}'
+        raise PlanError("the text is no figure", at=at, why=why, do=do)
     if (found[3] or "") not in UNITS[key]:
         why = f'"{found[3]}" is no unit of {key}'
         raise PlanError("the unit does not fit", at=at, why=why, do=f"write {UNITS[key][0]} or no unit")
     figure = math.floor(number * PREFIXES[found[2]])
     if not figure:
-        raise PlanError("nothing would stay", at=at, do="give a larger figure")
+        raise PlanError("nothing would stay", at=at, why=f'"{text}" is less than 1', do="give a larger figure")
     return figure
 
 
@@ -173,8 +179,9 @@ def _time(text: str, at: str) -> float:
     """The seconds in a text such as "5 ms"."""
     found = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([a-zµμ]*)\s*", text.lower())
     if found is None or found[2] not in TIMES:
-        raise PlanError("the text is no time", at=at, do=f'write for example "5 ms"; the units are {", ".join(TIMES)}')
+        do = f'write for example "5 ms"; the units are {", ".join(TIMES)}'
+        raise PlanError("the text is no time", at=at, why=f'"{text}" is no number with such a unit', do=do)
     seconds = float(found[1]) * TIMES[found[2]]
     if not seconds:
-        raise PlanError("nothing would stay", at=at, do="give a longer time")
+        raise PlanError("nothing would stay", at=at, why="no model takes no time", do="give a longer time")
     return seconds

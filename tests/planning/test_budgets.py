@@ -134,6 +134,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"keep": {"macs": 1.5}}, "share must be in"),
     ({"keep": {"macs": True}}, "a share, an integer or a text"),
     ({"keep": {"macs": 1}}, "1 is no budget"),
+    ({"keep": {"macs": -5}}, "-5 is below 1"),
+    ({"keep": {"macs": float("nan")}}, "nan of the model cannot be kept"),
+    ({"keep": {"macs": [0.5]}}, "it is of the type list"),
+    ({"keep": {"latency": 5}}, "whether it is in seconds"),
+    ({"keep": {"latency": "5 kg"}}, "no number with such a unit"),
+    ({"keep": {"bytes": "0.2 B"}}, "is less than 1"),
     ({"keep": {"macs": "0.5"}}, "a share is a number"),
     ({"keep": {"macs": 0.5}, "bias": "fold"}, "do not go together"),
     ({"keep": {"mac": 0.5}}, "no such budget"),
@@ -152,8 +158,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("options", "text"), WRONG, ids=[str(options) for options, _ in WRONG])
 def test_a_request_that_makes_no_sense_is_refused(options: dict[str, Any], text: str) -> None:
-    with pytest.raises(fxprune.PlanError, match=text):
+    with pytest.raises(fxprune.PlanError, match=text) as raised:
         fxprune.transform(net(), X, **options)
+    if set(options) == {"keep"} and options["keep"]:
+        assert all((raised.value.at, raised.value.why, raised.value.do))
 
 
 class Grid(nn.Module):

@@ -340,6 +340,23 @@ def test_an_exception_of_the_loader_keeps_its_type_and_says_where() -> None:
         assert any("at batch 1" in note for note in raised.value.__notes__)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"ridge": -1.0}, {"ridge": float("nan")}, {"holdout": 1.5}, {"mode": "weight"}, {"memory": -1}]
+    + [{"mode": "outputs", "steps": 0}, {"mode": "outputs", "noise": -1.0}],
+    ids=str,
+)
+def test_settings_of_no_use_are_refused_in_four_parts(wrong: dict[str, Any]) -> None:
+    model = mlp()
+    small = fxprune.transform(model, torch.randn(1, 6), ratio=0.5)
+    with pytest.raises(fxprune.InputError) as raised:
+        fxprune.repair(small, model, [torch.randn(4, 6)] * 3, **wrong)
+    name = list(wrong)[-1]
+    assert raised.value.at.startswith(f"{name}=")
+    assert raised.value.why
+    assert raised.value.do
+
+
 def test_one_tensor_is_no_list_of_batches() -> None:
     with pytest.raises(fxprune.InputError, match="not Tensor"):
         fxprune.transform(mlp(), torch.randn(1, 6), ratio=0.5, repair=torch.randn(20, 6))
