@@ -342,8 +342,15 @@ def test_an_exception_of_the_loader_keeps_its_type_and_says_where() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"ridge": -1.0}, {"ridge": float("nan")}, {"holdout": 1.5}, {"mode": "weight"}, {"memory": -1}]
-    + [{"mode": "outputs", "steps": 0}, {"mode": "outputs", "noise": -1.0}],
+    [
+        {"ridge": -1.0},
+        {"ridge": float("nan")},
+        {"holdout": 1.5},
+        {"mode": "weight"},
+        {"memory": -1},
+        {"mode": "outputs", "steps": 0},
+        {"mode": "outputs", "noise": -1.0},
+    ],
     ids=str,
 )
 def test_settings_of_no_use_are_refused_in_four_parts(wrong: dict[str, Any]) -> None:
