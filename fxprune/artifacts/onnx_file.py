@@ -30,6 +30,9 @@ def write(program: torch.export.ExportedProgram, opset: int | None) -> Content:
     try:
         with quiet() as warnings:
             made: Any = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=opset)
+    except ImportError as failure:
+        do = "pip install -U onnx onnxscript: the exporter of this torch wants newer ones"
+        raise FxpruneError("an .onnx file cannot be written", why=innermost_cause(failure), do=do) from failure
     except Exception as failure:
         raise CaptureError(
             "the graph cannot be said in ONNX",

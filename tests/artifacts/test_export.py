@@ -527,6 +527,16 @@ def hide(monkeypatch: pytest.MonkeyPatch) -> Any:
     return hidden
 
 
+def test_packages_that_are_too_old_for_the_exporter_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def export(*args: Any, **options: Any) -> None:
+        raise ModuleNotFoundError("No module named 'onnxscript._framework_apis.torch_2_11'")
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    text = refusal(FxpruneError, made(Net()), tmp_path / "a.onnx", image())
+    assert "onnxscript._framework_apis.torch_2_11" in text
+    assert "pip install -U onnx onnxscript" in text
+
+
 def test_without_onnx_only_pt2_is_written(hide: Any, tmp_path: Path) -> None:
     hide("onnxscript")
     text = refusal(FxpruneError, made(Net()), tmp_path / "a.onnx", image())
