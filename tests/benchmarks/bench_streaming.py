@@ -1,24 +1,32 @@
-"""`fxprune.stream` against `cp` on the same disk: seconds, bytes per second, and the peak memory of its process.
+"""`fxprune.stream` against `cp` and a plain script on the same disk: seconds, bytes per second, and peak memory.
 
 A checkpoint of bfloat16 matrices in files of 0.5 GB (or --shard) is pruned to half of its hidden channels, whose
 positions are random; the layers have the same random weights. Each run writes to a new directory, which is removed. The
-page cache is warm for both. `cp` is measured alone, and with `sync` after it, since `stream` flushes its files.
+page cache is warm for both. `cp` is measured alone, and with `sync` after it, since `stream` flushes its files. The
+plain script loads a file, cuts its tensors, saves them, and flushes.
+
+`--kills 50` kills runs of `stream` at random moments instead, goes on each time, and compares the bytes at the end with
+those of a run that was not killed.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import os
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import fxprune
@@ -78,21 +86,51 @@ def streamed(source: str, plan: str, target: str, layers: int, workers: int) -> 
     return done.seconds, done.bytes_written, peak_pages() - before
 
 
-def compared(folder: Path, layers: int, per_file: int, rounds: int) -> list[list[Any]]:
-    """A row for each way to write, of the median of several rounds, in turn."""
+def cut_plainly(source: str, plan: str, target: str) -> tuple[float, int, int]:
+    """The same of a script that has no thought for memory: a file is loaded, cut, saved and flushed."""
+    removed = fxprune.Plan.load(plan).kept
+    before = current_pages()
+    forget_peak()
+    start, wrote = time.perf_counter(), 0
+    os.mkdir(target)
+    for path in sorted(Path(source).glob("*.safetensors")):
+        made = {}
+        for name, tensor in load_file(path).items():
+            for dim, kept in removed.get(name, {}).items():
+                tensor = tensor.index_select(dim, torch.tensor(kept))
+            made[name] = tensor.contiguous()
+        save_file(made, Path(target) / path.name)
+        with open(Path(target) / path.name, "rb") as file:
+            os.fsync(file.fileno())
+        wrote += sum(tensor.nbytes for tensor in made.values())
+    return time.perf_counter() - start, wrote, peak_pages() - before
+
+
+def prepared(folder: Path, layers: int, per_file: int) -> int:
+    """Write a checkpoint and a plan for it; returns the bytes of the checkpoint."""
     (folder / "large").mkdir()
     total = written(folder / "large", layers, per_file)
-    small = fxprune.transform(on_meta(layers), torch.zeros(1, WIDTH, dtype=torch.bfloat16, device="meta"), ratio=RATIO,
-                              importance="random", seed=0)  # fmt: skip
+    given = torch.zeros(1, WIDTH, dtype=torch.bfloat16, device="meta")
+    small = fxprune.transform(on_meta(layers), given, ratio=RATIO, importance="random", seed=0)
     fxprune.record(small).plan.save(folder / "plan.json")
+    return total
+
+
+def compared(folder: Path, layers: int, per_file: int, rounds: int) -> list[list[Any]]:
+    """A row for each way to write, of the median of several rounds, in turn."""
+    total = prepared(folder, layers, per_file)
     times: dict[str, list[tuple[float, int, int]]] = {}
     for _ in range(rounds):
         for name, command in (("cp", "cp -r large copy"), ("cp, then sync", "cp -r large copy && sync -f copy")):
             took = seconds(lambda command=command: subprocess.run(command, shell=True, check=True, cwd=folder))
             times.setdefault(name, []).append((took, total, 0))
             shutil.rmtree(folder / "copy")
+        paths = [str(folder / "large"), str(folder / "plan.json"), str(folder / "small")]
+        found = in_fresh_process("tests.benchmarks.bench_streaming", "cut_plainly", *paths)
+        times.setdefault("load, cut, save", []).append(tuple(found))
+        shutil.rmtree(folder / "small")
         for workers in (1, 2):
-            words = [str(folder / "large"), str(folder / "plan.json"), str(folder / "small"), layers, workers]
+            words = [*paths, layers, workers]
             took, wrote, rose = in_fresh_process("tests.benchmarks.bench_streaming", "streamed", *words)
             times.setdefault(f"stream, {workers} worker{'s' * (workers > 1)}", []).append((took, wrote, rose))
             shutil.rmtree(folder / "small")
@@ -106,27 +144,72 @@ def compared(folder: Path, layers: int, per_file: int, rounds: int) -> list[list
     return rows
 
 
-def measure(gigabytes: float = 2.0, shard: float = 0.5, rounds: int = 3) -> str:
-    """The table of a checkpoint of this size."""
+def killed(folder: Path, layers: int, per_file: int, kills: int) -> str:
+    """A sentence about runs that were killed: how many, and that the bytes at the end are those of a whole run."""
+    prepared(folder, layers, per_file)
+    paths = [str(folder / "large"), str(folder / "plan.json")]
+    words = [sys.executable, "-m", "tests.benchmarks.bench_streaming", "streamed", *paths]
+    took = in_fresh_process("tests.benchmarks.bench_streaming", "streamed", *paths, str(folder / "whole"), layers, 2)[0]
+    expected = sums(folder / "whole")
+    shutil.rmtree(folder / "whole")
+    random.seed(0)
+    done = ended = 0
+    while done < kills:
+        process = subprocess.Popen([*words, str(folder / "small"), str(layers), "2"], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()  # it begins
+        time.sleep(random.uniform(0, took / 2))
+        process.kill()
+        process.communicate()
+        done += process.returncode != 0
+        if process.returncode == 0:
+            ended += 1
+            assert sums(folder / "small") == expected
+            shutil.rmtree(folder / "small")
+    in_fresh_process("tests.benchmarks.bench_streaming", "streamed", *paths, str(folder / "small"), layers, 2)
+    assert sums(folder / "small") == expected, "other bytes"
+    assert not list((folder / "small").glob(".*")), "something is left"
+    return f"{done} runs were killed, {ended + 1} ended between and after them, each with the bytes of a whole run"
+
+
+def sums(folder: Path) -> dict[str, str]:
+    """File -> the hash of its content."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        with open(path, "rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def measure(gigabytes: float = 2.1, shard: float = 0.5, rounds: int = 3, kills: int = 0) -> str:
+    """The table of a checkpoint of this size; or the sentence about kills."""
     layer = 2 * WIDTH * HIDDEN * 2 / 1e9
+    layers, per_file = round(gigabytes / layer), max(1, round(shard / layer))
     with tempfile.TemporaryDirectory() as folder:
-        rows = compared(Path(folder), round(gigabytes / layer), max(1, round(shard / layer)), rounds)
+        if kills:
+            return killed(Path(folder), layers, per_file, kills)
+        rows = compared(Path(folder), layers, per_file, rounds)
     return table(["way", "GB read", "GB written", "seconds", "GB/s read", "memory"], rows)
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Print the table. `--gigabytes 12 --shard 5 --rounds 1` takes 25 GB of disk."""
+    """Print the table. `--gigabytes 12 --shard 5` takes 25 GB of disk."""
     words = sys.argv[1:] if words is None else list(words)
     if words[:1] == ["streamed"]:
         source, plan, target, layers, workers = words[1:]
+        print("it begins", flush=True)
         print(json.dumps(streamed(source, plan, target, int(layers), int(workers))))
         return
+    if words[:1] == ["cut_plainly"]:
+        print(json.dumps(cut_plainly(*words[1:])))
+        return
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument("--gigabytes", type=float, default=2.1)
     parser.add_argument("--shard", type=float, default=0.5)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kills", type=int, default=0)
     options = parser.parse_args(words)
-    print(measure(options.gigabytes, options.shard, options.rounds))
+    print(measure(options.gigabytes, options.shard, options.rounds, options.kills))
 
 
 if __name__ == "__main__":
