@@ -111,6 +111,7 @@ class Copies:
         name, tensor = self._names.get(id(tensor), ""), whole(tensor)
         with torch.no_grad(), torch._C._DisableTorchDispatch():
             copied = self.precision.copy(tensor)
+            tensor = tensor.to(copied.device)
             if name in self.copying.values:
                 copied.copy_(self.copying.values[name])
             if self.copying.moved:

@@ -19,6 +19,7 @@ from fxprune.capture.captured import fetch
 from fxprune.capture.scopes import Key
 from fxprune.capture.weight_norms import ALL, NormedWeight, normed_weights
 from fxprune.ops.factors import Value
+from fxprune.proof.precision import FLOAT64
 from fxprune.proof.zeroed import zero_slots
 
 
@@ -111,4 +112,4 @@ def _of_spectral_norm(
 
 def _double(model: nn.Module, name: str) -> torch.Tensor:
     tensor: torch.Tensor = fetch(model, name)
-    return tensor.detach().to(torch.float64, copy=True)
+    return FLOAT64.copy(tensor)

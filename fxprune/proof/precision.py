@@ -8,6 +8,14 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+WITHOUT_FLOAT64 = ("mps",)
+"""Types of devices that have no float64."""
+
+
+def proof_device(device: torch.device) -> torch.device:
+    """The device of the copies for a proof: that of the model, the CPU if that has no float64."""
+    return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -26,7 +34,11 @@ class Precision:
         return "its own types" if self.dtype is None else str(self.dtype).removeprefix("torch.")
 
     def copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy of a tensor, in this type if it is floating, in the complex one of the same precision if complex."""
+        """A copy of a tensor, in this type if it is floating, in the complex one of the same precision if complex.
+
+        Where the device has no float64 all copies are on the CPU, in any type: a model is not run on two devices.
+        """
+        tensor = tensor.to(proof_device(tensor.device))
         if self.dtype is not None and tensor.is_complex():
             return tensor.detach().to(self.dtype.to_complex(), copy=True)
         if self.dtype is None or not tensor.is_floating_point():
