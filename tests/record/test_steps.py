@@ -19,7 +19,7 @@ from tests.follow.nets import Net, Residual, batch, net, step
 
 def gradual(model: nn.Module, *, train: bool = True, steps: int = 3) -> fxprune.GradualPruner:
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    pruner = fxprune.GradualPruner(model, batch(0), keep={"macs": 0.3}, steps=steps, optimizer=optimizer)
+    pruner = fxprune.GradualPruner(model, batch(0), keep={"macs": 0.25}, steps=steps, optimizer=optimizer)
     while not pruner.done:
         pruner.step()
         if train:

