@@ -10,6 +10,7 @@ import networks_modes
 import networks_places
 import networks_scales
 import networks_sizes
+import networks_transforms
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
@@ -19,7 +20,10 @@ from networks_parts import PARTS, PartChoices
 from networks_tokens import PICKS, programs_of
 from torch import Tensor, nn
 
-REGISTERED = (networks_modes, networks_decisions, networks_sizes, networks_places, networks_scales, networks_caches)
+REGISTERED = (
+    *(networks_modes, networks_decisions, networks_sizes, networks_places, networks_scales, networks_caches),
+    networks_transforms,
+)
 """The modules whose import registers parts."""
 
 
