@@ -277,7 +277,12 @@ def _error(model: nn.Module, smaller: nn.Module, call: ComparedCall, places: Any
             )
         return error
     assert failed is not None
-    raise CaptureError("the model's forward raises", raised=True, why=text_of(failed)) from failed
+    raise CaptureError(
+        "the model's forward raises",
+        raised=True,
+        why=text_of(failed),
+        do="check that the model runs on these example inputs",
+    ) from failed
 
 
 def _run(model: nn.Module, call: ComparedCall, precision: Precision, places: Any) -> Any:

@@ -59,13 +59,23 @@ def quality_of(model: nn.Module, small: nn.Module, batches: Iterable[Any]) -> Qu
                 made = [_logits(called(one, inputs, number), number) for one in (model, small)]
                 if made[0].shape != made[1].shape:
                     why = f"{list(made[0].shape)} and {list(made[1].shape)}"
-                    raise InputError("the two models have other classes", at=f"quality, batch {number}", why=why)
+                    raise InputError(
+                        "the two models have other classes",
+                        at=f"quality, batch {number}",
+                        why=why,
+                        do="compare a small model with the original that it was made from",
+                    )
                 _add(sums, made[0], made[1], *_tokens(model, inputs, made[0]))
     finally:
         for module, mode in modes.items():
             module.training = mode
     if not sums.predictions:
-        raise InputError("there is nothing to compare", at="quality", why="all tokens are padding")
+        raise InputError(
+            "there is nothing to compare",
+            at="quality",
+            why="all tokens are padding",
+            do="pass batches with tokens that count",
+        )
     agreement = {k: shared / sums.predictions for k, shared in sums.agreement.items()}
     before, after = sums.losses
     perplexity = math.exp((after - before) / sums.tokens) if sums.tokens else None
@@ -80,7 +90,12 @@ def _logits(result: Any, number: int) -> Tensor:
         if tensor.is_floating_point() and tensor.ndim > 1 and tensor.shape[-1] > 1:
             return tensor.double()
     why = "it holds no floating tensor with a dimension of classes"
-    raise InputError("the result has no logits", at=f"quality, batch {number}", why=why)
+    raise InputError(
+        "the result has no logits",
+        at=f"quality, batch {number}",
+        why=why,
+        do="pass a model whose result is a tensor of logits, or has them as `.logits`",
+    )
 
 
 def _tokens(model: nn.Module, inputs: Inputs, logits: Tensor) -> tuple[Tensor | None, Tensor | None]:

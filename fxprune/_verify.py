@@ -99,7 +99,12 @@ def verify(
         error = prove(analysis, plain, resolved.removal, resolved.zeroed, exact, factors, folded=folded).error
         return max(error, without)
     except NoReferenceError as error:
-        raise CaptureError("the model's forward raises", raised=True, why=str(error)) from error
+        raise CaptureError(
+            "the model's forward raises",
+            raised=True,
+            why=str(error),
+            do="check that the model runs on these example inputs",
+        ) from error
 
 
 def _has_other_config(model: Any, small: Any) -> bool:

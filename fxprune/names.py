@@ -194,14 +194,22 @@ def find(names: Names, pattern: Any, *, what: str) -> Match:
             kind = type(pattern).__name__
             same = any(type(module) is type(pattern) for module in names.modules.values())
             why = "the model has other modules of this type" if same else names.nearest_type(kind)
-            raise PlanError(f"{what} holds a module that is not part of the model: {kind}", why=why)
+            raise PlanError(
+                f"{what} holds a module that is not part of the model: {kind}",
+                why=why,
+                do="pass a module of this model, or its name",
+            )
         return Match(pattern, Level.NAME, modules)
     if isinstance(pattern, type):
         modules = {name: module for name, module in names.modules.items() if isinstance(module, pattern)}
         if not modules:
             kind = pattern.__name__
             why = names.nearest_type(kind)
-            raise PlanError(f"{what} names a type that the model has no module of: {kind}", why=why)
+            raise PlanError(
+                f"{what} names a type that the model has no module of: {kind}",
+                why=why,
+                do="name a type that is in the model",
+            )
         return Match(pattern, Level.TYPE, modules)
     if names.groups is not None and isinstance(pattern, Grouped):
         return _of_group(names, names.groups, pattern, what)

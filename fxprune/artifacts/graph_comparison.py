@@ -51,7 +51,10 @@ def _error_on(portable: Portable, runner: Runner, inputs: Inputs, tolerance: flo
         theirs = portable.run(inputs)
     except Exception as failure:
         raise InputError(
-            "the model does not run on these inputs", at=f"inputs {sizes}", why=text_of(failure)
+            "the model does not run on these inputs",
+            at=f"inputs {sizes}",
+            why=text_of(failure),
+            do="pass inputs that the model takes",
         ) from failure
     try:
         ours = runner(inputs)

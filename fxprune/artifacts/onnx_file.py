@@ -73,7 +73,11 @@ def read(data: bytes, program: torch.export.ExportedProgram) -> Runner | str:
     except Unknown as failure:
         return f"onnxruntime cannot run it on this machine: {innermost_cause(failure)}"
     except Exception as failure:
-        raise VerificationError("onnxruntime does not take the graph", why=innermost_cause(failure)) from failure
+        raise VerificationError(
+            "onnxruntime does not take the graph",
+            why=innermost_cause(failure),
+            do="pass another `opset`, or take another onnxruntime",
+        ) from failure
     ends = [*session.get_inputs(), *session.get_outputs()]
     if any("bfloat16" in end.type for end in ends):
         return "onnxruntime takes and gives no bfloat16 tensors in Python"

@@ -130,7 +130,11 @@ def from_pretrained(
     try:
         into = built_from(kind, original)
     except NotBuiltError as error:
-        raise FileError(f"{kind.__name__} cannot be built from the config in {source}", why=str(error)) from None
+        raise FileError(
+            f"{kind.__name__} cannot be built from the config in {source}",
+            why=str(error),
+            do="pass `model_class`, or load it with the transformers that wrote the config",
+        ) from None
     several = (folder / WEIGHTS_INDEX).exists() and not (folder / WEIGHTS).exists()
     weights = folder / (WEIGHTS_INDEX if several else WEIGHTS)
     small = load(weights, into=into, example_inputs=example_inputs, also=also, methods=methods)

@@ -55,7 +55,9 @@ def evaluation_copies(model: nn.Module) -> tuple[Portable, Portable]:
         to_export = copy.deepcopy(model, shared).eval()
     except Exception as failure:
         raise CaptureError(
-            f"{type(model).__name__} cannot be copied", why=f"{type(failure).__name__}: {failure}"
+            f"{type(model).__name__} cannot be copied",
+            why=f"{type(failure).__name__}: {failure}",
+            do="take the attribute that cannot be copied out of the model, export, and put it back",
         ) from failure
     training = any(module.training for module in model.modules())
     return _portable(to_run, reasons if training else ()), _portable(to_export, reasons if training else ())
@@ -146,7 +148,11 @@ def program_of(
         noted.append(f"exported after a first call, since torch refuses that call: {_first_sentence(failure)}")
     dropped = portable.dropped
     if not any(isinstance(s.arg, torch.export.graph_signature.TensorArgument) for s in _outputs(program)):
-        raise CaptureError("the model returns no tensor", why="a graph has no other results")
+        raise CaptureError(
+            "the model returns no tensor",
+            why="a graph has no other results",
+            do="return at least one tensor, or wrap the model in a module that does",
+        )
     left = [f"the output {path or 'as a whole'} is left out: {kind} is no tensor" for path, kind in dropped.items()]
     return program, [*portable.reasons, *left, *noted]
 

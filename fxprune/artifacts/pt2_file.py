@@ -22,7 +22,11 @@ def write(program: torch.export.ExportedProgram, opset: int | None) -> Content:
         with quiet() as warnings:
             torch.export.save(program, file)
     except Exception as failure:
-        raise CaptureError("the graph cannot be written", why=innermost_cause(failure)) from failure
+        raise CaptureError(
+            "the graph cannot be written",
+            why=innermost_cause(failure),
+            do="change the part that is named, or save the small model itself (fxprune.save)",
+        ) from failure
     operators: Counter[str] = Counter()
     for module in program.graph_module.modules():
         for node in getattr(module, "graph", torch.fx.Graph()).nodes:
@@ -39,7 +43,11 @@ def read(data: bytes, program: torch.export.ExportedProgram) -> Runner:
         with quiet(), torch.device("cpu"):  # torch unpickles into the default device
             module = torch.export.load(io.BytesIO(data)).module()
     except Exception as failure:
-        raise VerificationError("the graph cannot be loaded again", why=innermost_cause(failure)) from failure
+        raise VerificationError(
+            "the graph cannot be loaded again",
+            why=innermost_cause(failure),
+            do="save the small model itself (fxprune.save), or take another torch",
+        ) from failure
 
     def run(inputs: Inputs) -> list[torch.Tensor]:
         args, kwargs = cloned(inputs)

@@ -44,7 +44,11 @@ def check_writable(name: str, tensor: Any) -> None:
         why = f"it is a {type(tensor).__name__}, and only tensors are stored without pickle"
         raise FileError(f'"{name}" cannot be stored', why=why, do="keep it out of state_dict, or make it a tensor")
     if tensor.device.type == "meta":
-        raise FileError(f'"{name}" cannot be stored', why="it is on the meta device and has no values")
+        raise FileError(
+            f'"{name}" cannot be stored',
+            why="it is on the meta device and has no values",
+            do="give the model its values first (`model.to_empty`, `load_state_dict`)",
+        )
     wrapped = kind_of(tensor)
     if wrapped and tensor.layout is torch.strided and not tensor.is_quantized:
         why = f"it is {wrapped}, which knows how to store itself"

@@ -72,7 +72,11 @@ def _checked(model: nn.Module, name: str, given: Any) -> MethodCall:
     if is_property or not callable(getattr(module, leaf, None)):
         raise InputError(f'methods: {kind} has no method "{leaf}"', at=name, why=nearest(leaf, _methods(module)))
     if leaf != "forward" and getattr(type(module), leaf, None) is getattr(nn.Module, leaf, type):
-        raise InputError("methods: this is a method of every module, and computes nothing", at=name)
+        raise InputError(
+            "methods: this is a method of every module, and computes nothing",
+            at=name,
+            do="name a method that computes with tensors",
+        )
     return MethodCall(name, _bound(getattr(module, leaf), name, given))
 
 

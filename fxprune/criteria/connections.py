@@ -220,7 +220,9 @@ def _checked(input: Any, output: Any, layer: Layer) -> tuple[Tensor, Tensor]:
             raise InputError(f"{name} is complex", why="complex numbers have no order")
     if input.device != output.device:
         raise InputError(
-            "input and output are on several devices", why=f"input on {input.device}, output on {output.device}"
+            "input and output are on several devices",
+            why=f"input on {input.device}, output on {output.device}",
+            do="move both to one device",
         )
     x, y = (input, output) if isinstance(layer, nn.Linear) else (_batched(input, layer), _batched(output, layer))
     expected = _shape_after(x.shape, layer)
@@ -233,7 +235,11 @@ def _checked(input: Any, output: Any, layer: Layer) -> tuple[Tensor, Tensor]:
             do="pass what the layer was given and what it returned",
         )
     if not y.numel():
-        raise InputError("there is nothing to count", why=f"the shape of the output is {tuple(output.shape)}")
+        raise InputError(
+            "there is nothing to count",
+            why=f"the shape of the output is {tuple(output.shape)}",
+            do="pass the output of the layer for at least one input",
+        )
     return x, y
 
 

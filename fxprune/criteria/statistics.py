@@ -86,7 +86,9 @@ def activation_statistics(
     _check_options(threshold, limit, channel_dim)
     layers, named = _layers(checked(model), where)
     if any(t.is_meta for t in [*model.parameters(), *model.buffers()]):
-        raise InputError("the model is on the meta device", why="its parameters have no values")
+        raise InputError(
+            "the model is on the meta device", why="its parameters have no values", do="load its weights first"
+        )
     target = _device(model, device)
     modes = [(module, module.training) for module in model.modules()]
     try:
@@ -102,7 +104,9 @@ def activation_statistics(
         for module, mode in modes:
             module.training = mode
     if not batches:
-        raise InputError("the loader has no batches")
+        raise InputError(
+            "the loader has no batches", do="pass at least one batch; a generator that was used up gives none"
+        )
     processes = Processes(process_group)
     seen = {layer for some in processes.all(list(recorder.sums)) for layer in some}
     found = {layer: _statistics(layer, recorder, processes) for layer in layers if layer in seen}
@@ -113,6 +117,7 @@ def activation_statistics(
             "no batch went through what is named" if unmet else "no batch went through any layer",
             at=", ".join(f'"{layer}"' for layer in (unmet or missing)[:4]),
             why="forward does not call it as a module, or a graph was traced through it",
+            do="pass batches that reach these layers",
         )
     return ActivationStatistics(found, batches, missing, recorder.path, recorder.why_not)
 

@@ -83,7 +83,11 @@ def make_plan(findings: Findings, *, bias: str | None = None, border: str = "car
         if masks == "zeros":
             choices["masks"] = {layer: live for layer, live in masks_of_zero_rows(findings).items() if live.any()}
             if not choices["masks"]:
-                raise PlanError("no layer has an output channel whose weights are all zero", at='masks="zeros"')
+                raise PlanError(
+                    "no layer has an output channel whose weights are all zero",
+                    at='masks="zeros"',
+                    do="pass the masks themselves, or a ratio",
+                )
         removed, reasons = choose(findings, **choices, small=lambda removal: rewrite(findings, removal).small)
         return ResolvedPlan(plan_from(findings, removed, reasons), Removal(findings.solution, removed))
     _check_can_fold(findings, border)

@@ -306,7 +306,10 @@ class BasePruner(abc.ABC):
             raise PlanError(f"{what} was called after squash_mask", why="the masks are in the weights already")
         for name, module in self._modules():
             if not is_prepared(module):
-                raise PlanError(f'"{name}" has lost the parametrization that prepare put on its weight')
+                raise PlanError(
+                    f'"{name}" has lost the parametrization that prepare put on its weight',
+                    do="prepare the model again, and leave the parametrizations until squash_mask()",
+                )
 
     def _modules(self) -> list[tuple[str, nn.Module]]:
         norms = [(t.norm_name, t.norm) for t in self.targets if t.norm is not None]

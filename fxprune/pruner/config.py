@@ -189,6 +189,7 @@ def _every_layer(model: nn.Module) -> list[LayerToPrune]:
         raise PlanError(
             "the model has no layer that can be pruned",
             why="; ".join(reasons[:4]) or f"none of its layers is one of {', '.join(t.__name__ for t in LAYERS)}",
+            do="pass a model with such layers, or name some in config",
         )
     if reasons:
         text = f"layers are left out: {'; '.join(reasons)}. Name the layers to prune in the config to be told no more"

@@ -134,4 +134,8 @@ def read_into(file: IO[bytes], offset: int, buffer: memoryview) -> None:
 
 
 def _ended(file: IO[bytes]) -> int:
-    raise FileError(f'"{file.name}" ends too early', why="it was changed while it was read")
+    raise FileError(
+        f'"{file.name}" ends too early',
+        why="it was changed while it was read",
+        do="begin again when nothing writes to the checkpoint",
+    )

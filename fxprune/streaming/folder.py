@@ -58,7 +58,9 @@ def model_of(checkpoint: Checkpoint, model_class: type[nn.Module] | None) -> nn.
         return built_from(kind, {k: v for k, v in config.items() if k != "quantization_config"})
     except NotBuiltError as error:
         raise FileError(
-            f'{kind.__name__} cannot be built from "{checkpoint.folder / CONFIG}"', why=str(error)
+            f'{kind.__name__} cannot be built from "{checkpoint.folder / CONFIG}"',
+            why=str(error),
+            do="pass `model_class`, or take the transformers that wrote the config",
         ) from None
 
 

@@ -315,7 +315,11 @@ def _workers(workers: int | None, memory: int | str | None, outputs: list[Output
     limit = bytes_in("memory", memory)
     need = max((memory_of(piece) for output in outputs for piece in output.pieces), default=1)
     if limit < need:
-        raise InputError(f"memory is too small: one worker needs {need} bytes", at=f"stream(memory={memory!r})")
+        raise InputError(
+            f"memory is too small: one worker needs {need} bytes",
+            at=f"stream(memory={memory!r})",
+            do="give more memory, or take fewer workers",
+        )
     return min(count, limit // need)
 
 
