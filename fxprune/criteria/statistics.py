@@ -86,9 +86,8 @@ def activation_statistics(
     _check_options(threshold, limit, channel_dim)
     layers, named = _layers(checked(model), where)
     if any(t.is_meta for t in [*model.parameters(), *model.buffers()]):
-        raise InputError(
-            "the model is on the meta device", why="its parameters have no values", do="load its weights first"
-        )
+        why = "its parameters have no values"
+        raise InputError("the model is on the meta device", why=why, do="load its weights first")
     target = _device(model, device)
     modes = [(module, module.training) for module in model.modules()]
     try:
@@ -104,9 +103,7 @@ def activation_statistics(
         for module, mode in modes:
             module.training = mode
     if not batches:
-        raise InputError(
-            "the loader has no batches", do="pass at least one batch; a generator that was used up gives none"
-        )
+        raise InputError("the loader has no batches", do="pass at least one; a generator that was used up gives none")
     processes = Processes(process_group)
     seen = {layer for some in processes.all(list(recorder.sums)) for layer in some}
     found = {layer: _statistics(layer, recorder, processes) for layer in layers if layer in seen}
