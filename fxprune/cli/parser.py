@@ -70,7 +70,9 @@ EXAMPLE = """example:
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Returns the options of a command line. Raises `UsageError`, and `SystemExit` after --help and --version."""
     parsers = {name: _command(name) for name in COMMANDS}
-    top = Parser(prog="fxprune", description="Structured pruning of PyTorch models.", epilog=_epilog(ABOUT))
+    usage = "fxprune COMMAND [options]\n       fxprune [-h] [--version]"
+    about = "Structured pruning of PyTorch models."
+    top = Parser(prog="fxprune", usage=usage, description=about, epilog=_epilog(ABOUT))
     top.option("--version", action="version", version=f"fxprune {fxprune.__version__}, torch {torch.__version__}")
     top.option("command", metavar="COMMAND", help=argparse.SUPPRESS)
     if not words:

@@ -254,6 +254,7 @@ def test_an_interrupt_leaves_no_file(folder, capsys, monkeypatch):
 def test_help_names_every_command_and_exit_code(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
+    assert text.startswith("usage: fxprune COMMAND [options]\n")
     for word in (
         "inspect",
         "prune",

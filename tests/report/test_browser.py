@@ -248,6 +248,41 @@ def test_it_prints_all_tables_and_the_graph(opened: Open) -> None:
     assert names <= set(found.texts("#print td:first-child"))
 
 
+SHARE_OF_DARK = """
+const image = document.querySelector("#print img"), canvas = document.createElement("canvas");
+[canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+const pen = canvas.getContext("2d");
+pen.drawImage(image, 0, 0);
+const { data } = pen.getImageData(0, 0, canvas.width, canvas.height);
+let dark = 0;
+for (let at = 0; at < data.length; at += 4) dark += data[at] + data[at + 1] + data[at + 2] < 240;
+return [dark / (data.length / 4), fxpruneReport.cy.elements(".dim").length];
+"""
+
+
+def test_paper_is_light_and_nothing_on_it_is_faint(opened: Open) -> None:
+    found = opened("planned", "#group=embed")
+    found.driver.execute_cdp_cmd("Page.printToPDF", {})
+    light, faint = found.run(SHARE_OF_DARK)
+    assert faint
+    found.emulate(prefers_color_scheme="dark")
+    try:
+        found.driver.execute_cdp_cmd("Page.printToPDF", {})
+        dark, still = found.run(SHARE_OF_DARK)
+        colour = "return getComputedStyle(document.body).backgroundColor"
+        assert found.run(colour) != "rgb(255, 255, 255)"
+    finally:
+        found.emulate(prefers_color_scheme="light")
+    assert dark == light
+    assert still == faint
+    assert 0 < light < 0.1
+    found.press(ESCAPE)
+    found.driver.execute_cdp_cmd("Page.printToPDF", {})
+    whole, none = found.run(SHARE_OF_DARK)
+    assert none == 0
+    assert abs(whole - light) < 0.02
+
+
 def test_a_thousand_layers_are_folded_into_few_nodes_and_still_found(opened: Open) -> None:
     found = opened("thousand", "#group=linear600")
     assert len(found.nodes()) <= 60

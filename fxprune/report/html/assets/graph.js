@@ -164,13 +164,15 @@ function bringIntoView() {
   if (inside.empty()) cy.center(nodes[0]);
 }
 
-// The whole graph, or its beginning where the whole would be too small to read.
+const BUTTONS = 44; // the height of the buttons above the graph
+
+// The whole graph below the buttons, or its beginning where the whole would be too small to read.
 function fit() {
   cy.resize();
   const [width, height] = [cy.width(), cy.height()];
-  const whole = Math.min(1.1, (width - 48) / extent.w, (height - 48) / extent.h);
+  const whole = Math.min(1.1, (width - 48) / extent.w, (height - BUTTONS - 24) / extent.h);
   const level = whole > 0.62 ? whole : Math.max(0.4, Math.min(0.8, (width - 48) / extent.w));
-  const top = level === whole ? (height - level * extent.h) / 2 : 24;
+  const top = BUTTONS + (level === whole ? (height - BUTTONS - level * extent.h) / 2 : 0);
   cy.viewport({ zoom: level, pan: { x: (width - level * extent.w) / 2, y: top } });
 }
 

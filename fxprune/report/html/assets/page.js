@@ -143,27 +143,33 @@ function showHelp() {
 
 // The graph as a picture and all lists as tables; the screen's panels are hidden on paper.
 function fillPrint() {
-  const picture = cy.nodes().nonempty() ? make("img", { src: cy.png({ full: true, scale: 2, maxWidth: 2400, maxHeight: 3200, bg: "#ffffff" }), alt: "Graph of the layers" }) : null;
+  const picture = cy.nodes().nonempty() ? make("img", { src: onPaper(), alt: "Graph of the layers" }) : null;
   const groups = data.groups.map((g) => [g.name, g.kind, change({ before: g.channels, after: g.kept }), figure(g.params_per_channel), figure(g.macs_per_channel), g.exact === null ? "" : g.exact ? "yes" : `no: ${g.reasons.join("; ")}`]);
   const locks = data.locked.map((l) => [l.module || "(model)", l.operation, sourceText(l), l.why, figure(l.params), figure(l.macs)]);
   const rows = LISTS.layer.items.map((l) => [l.id, l.type, l.tensors.length ? shapes(l.tensors[0]) : "", change({ before: l.params, after: data.planned && l.after ? l.after.params : null }), change({ before: l.macs, after: data.planned && l.after ? l.after.macs : null })]);
   const section = (title, columns, content) => (content.length ? [make("h2", {}, title), table(columns, content)] : []);
   document.getElementById("print").replaceChildren(
-    ...overview().filter((part) => part && !part.matches(".about")), ...(picture ? [make("h2", {}, "Graph"), picture] : []),
+    ...overview().filter((part) => part && !part.matches(".about, .hint")), ...(picture ? [make("h2", {}, "Graph"), picture] : []),
     ...section("Groups", [["group"], ["kind"], ["channels", "right"], ["params per channel", "right"], ["MACs per channel", "right"], ["exact"]], groups),
     ...section("Locked", [["module"], ["operation"], ["source"], ["why"], ["params", "right"], ["MACs", "right"]], locks),
     ...section("Layers", [["layer"], ["type"], ["shape"], ["params", "right"], ["MACs", "right"]], rows));
 }
 
-function printPage() {
+// The graph in the colours of paper, whatever the theme, and nothing of it faint.
+function onPaper() {
   const before = document.documentElement.dataset.theme;
+  const faint = cy.elements(".dim").removeClass("dim");
   setTheme("light");
+  const drawn = cy.png({ full: true, scale: 2, maxWidth: 2400, maxHeight: 3200, bg: "#ffffff" });
+  setTheme(before);
+  faint.addClass("dim");
+  return drawn;
+}
+
+function printPage() {
   fillPrint();
   const pictures = [...document.querySelectorAll("#print img")].map((image) => image.decode());
-  Promise.all(pictures).then(() => {
-    window.print();
-    setTheme(before);
-  });
+  Promise.all(pictures).then(() => window.print());
 }
 
 // -- keys -----------------------------------------------------------------------------------------------------
