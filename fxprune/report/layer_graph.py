@@ -12,6 +12,7 @@ from fxprune.analysis.findings import Findings
 from fxprune.analysis.steps import Step
 from fxprune.capture.inputs import bound
 from fxprune.capture.scopes import Scope
+from fxprune.capture.tensors import PARAMETER
 from fxprune.capture.values import tensors_in
 from fxprune.ops.factors import Value
 from fxprune.report.data import Shape
@@ -85,7 +86,8 @@ class _Builder:
         self._events = findings.events
         self._module = findings.captured.module
         self._layers = _layers(self._module)
-        self._parameters = {name for name, _ in self._module.named_parameters(remove_duplicate=False)}
+        known = (one for one in findings.captured.tensors.unique if one.kind == PARAMETER)
+        self._parameters = {name for one in known for name in (one.name, *one.others)}
         self._raw: set[str] = set()
         self._owner: dict[Value, str] = {}
         self._from: dict[Value, frozenset[str]] = dict(_inputs(findings))
