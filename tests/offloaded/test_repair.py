@@ -23,6 +23,10 @@ def batches(count: int = 12) -> list[torch.Tensor]:
     return [torch.randint(0, 11, (8, 5), generator=generator) for _ in range(count)]
 
 
+def devices(model: nn.Module) -> dict[str, torch.device]:
+    return {name: tensor.device for name, tensor in model.state_dict(keep_vars=True).items()}
+
+
 def same(one: nn.Module, other: nn.Module) -> bool:
     return bool(torch.equal(one(TOKENS), other(TOKENS)))
 
@@ -39,6 +43,8 @@ def test_a_repair_is_that_of_plain_models(way: Any, mode: str, tmp_path: Path) -
     made = fxprune.repair(small, dispatched, batches(), mode=mode, memory=0)  # one weight at a time
     assert same(made, expected)
     assert fxprune.record(made).repair == fxprune.record(expected).repair
+    assert not any(isinstance(parameter, StoredTensor) for parameter in made.parameters())
+    assert devices(made) == devices(small)
     assert same(small, plain)
     assert same(dispatched, model)
 
