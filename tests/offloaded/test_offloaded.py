@@ -60,6 +60,7 @@ def test_the_small_model_is_that_of_a_plain_one_with_the_hooks_of_the_dispatched
 def test_plans_costs_and_scores_are_those_of_a_plain_model(way: Any, tmp_path: Path) -> None:
     model = randomise(net(), 0)
     analysis, plain = fxprune.analyze(way(model, tmp_path), TOKENS), fxprune.analyze(model, TOKENS)
+    assert analysis.captured.keeps_class
     plan = analysis.plan(keep={"params": 0.6})
     assert plan.removed == plain.plan(keep={"params": 0.6}).removed
     assert analysis.cost(plan) == plain.cost(plan)
@@ -74,6 +75,8 @@ def test_in_place_the_modules_stay_and_their_hooks_go_on(way: Any, tmp_path: Pat
     assert fxprune.transform_(dispatched, TOKENS, ratio=0.5) is dispatched
     assert dispatched.blocks[1].up is up
     assert up.out_features == 16
+    for module in dispatched.modules():
+        assert "_hf_hook" not in module.__dict__ or module.forward.args[0] is module
     assert torch.equal(dispatched(TOKENS), fxprune.transform(model, TOKENS, ratio=0.5)(TOKENS))
     again = fxprune.transform(dispatched, TOKENS, ratio=0.5)
     assert again.blocks[1].up.out_features == 8
