@@ -18,6 +18,7 @@ from fxprune.capture.process_state import public_call
 from fxprune.channels.groups import Bools, Ints
 from fxprune.depth.switched_off import switched_off
 from fxprune.errors import PlanError
+from fxprune.offloaded import refuse_dispatched
 from fxprune.planning.combine import kept_flags
 
 OTHERS = ("keep", "zero")
@@ -72,6 +73,7 @@ def expand(small: nn.Module, into: nn.Module, *, others: str = "keep") -> Expand
         raise PlanError(f"others is one of {', '.join(OTHERS)}", at=f"expand(others={shown(others)})", why=why, do=do)
     for each in (small, into):
         check_plain_tensors(each.named_parameters())
+        refuse_dispatched(each, "expand")
     pairs = counterparts_of(into, small)
     _check(pairs)
     if others == "zero":

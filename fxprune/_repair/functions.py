@@ -24,7 +24,7 @@ from fxprune.capture.process_state import public_call
 from fxprune.capture.tensors import Tensors
 from fxprune.depth.numbering import count_from_zero, in_original_numbering
 from fxprune.errors import InputError, OtherWeightsWarning
-from fxprune.offloaded import dispatch_of, is_dispatched
+from fxprune.offloaded import dispatch_of, is_dispatched, refuse_dispatched
 from fxprune.running.inputs import inputs_of
 from fxprune.running.processes import Processes
 
@@ -178,6 +178,7 @@ def recalibrate(
     >>> fxprune.recalibrate(net, [torch.tensor([[0.0, 4.0], [2.0, 4.0]])])[0].running_mean
     tensor([1., 4.])
     """
+    refuse_dispatched(model, "recalibrate")
     check_initialised(Tensors.of(model))
     data = inputs_of(model, batches, inputs, option="inputs")
     check_values(model)

@@ -6,7 +6,7 @@ written where those of the model are: those on disk into a new folder beside it.
 hooks of accelerate, each with the weights of its own module.
 """
 
-from fxprune.offloaded.hooks import Dispatch, dispatch_of, is_dispatched, without_hooks
+from fxprune.offloaded.hooks import Dispatch, dispatch_of, is_dispatched, refuse_dispatched, without_hooks
 from fxprune.offloaded.stored import StoredTensor
 
-__all__ = ["Dispatch", "StoredTensor", "dispatch_of", "is_dispatched", "without_hooks"]
+__all__ = ["Dispatch", "StoredTensor", "dispatch_of", "is_dispatched", "refuse_dispatched", "without_hooks"]

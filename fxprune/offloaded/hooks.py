@@ -32,6 +32,17 @@ def is_dispatched(model: Any) -> bool:
     return isinstance(model, nn.Module) and any(_aligning(module) for module in model.modules())
 
 
+def refuse_dispatched(model: Any, function: str) -> None:
+    """Raises `CaptureError` for a model that accelerate has dispatched, where its weights have to be in it."""
+    if is_dispatched(model):
+        raise CaptureError(
+            f"{function} does not work on a dispatched model",
+            at=type(model).__name__,
+            why="accelerate keeps its weights elsewhere, and what is written into the model is lost",
+            do="load it without device_map, or accelerate.hooks.remove_hook_from_module(model, recurse=True)",
+        )
+
+
 def _hooks(module: nn.Module) -> Iterator[Any]:
     """The hooks of accelerate on a module, one by one."""
     waiting = [module.__dict__.get(HOOK)]

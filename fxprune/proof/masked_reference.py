@@ -14,6 +14,7 @@ from fxprune.capture.module_copy import deep_copy_with
 from fxprune.capture.process_state import public_call
 from fxprune.capture.tensors import computed_tensors
 from fxprune.errors import PlanError, nearest
+from fxprune.offloaded import refuse_dispatched
 from fxprune.proof.kept_weights import kept_weights
 from fxprune.proof.zeroed import zero_slots
 
@@ -38,6 +39,7 @@ def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]]) -> nn.Mod
     >>> fxprune.masked(net, {"bias": {0: [1]}}).bias[1].item()
     0.0
     """
+    refuse_dispatched(model, "masked")
     copied = deep_copy_with(model, {**computed_tensors(model)})
     with torch.no_grad():
         for name, dims in removed.items():

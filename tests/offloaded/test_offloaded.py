@@ -83,6 +83,16 @@ def test_in_place_the_modules_stay_and_their_hooks_go_on(way: Any, tmp_path: Pat
     assert torch.isfinite(again(TOKENS)).all()
 
 
+def test_scores_that_need_gradients_are_those_of_a_plain_model(tmp_path: Path) -> None:
+    model, options = randomise(net(), 0), {"ratio": 0.5, "importance": "taylor", "data": [TOKENS, TOKENS.flip(1)]}
+    dispatched = on_disk(model, tmp_path)
+    expected, small = (
+        fxprune.transform(one, TOKENS, loss=lambda model, x: model(x).square().mean(), **options)
+        for one in (model, dispatched)
+    )
+    assert torch.equal(small(TOKENS), expected(TOKENS))
+
+
 def test_weights_on_disk_stay_there_and_their_folder_goes_with_the_last_copy_of_the_model(tmp_path: Path) -> None:
     dispatched = on_disk(net(), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -185,6 +195,28 @@ def test_followers_are_refused(tmp_path: Path) -> None:
     for function in (fxprune.transform, fxprune.transform_):
         with pytest.raises(fxprune.PlanError, match="of a dispatched model cannot follow"):
             function(dispatched, TOKENS, ratio=0.5, optimizer=optimizer)
+
+
+def test_functions_that_write_into_the_model_refuse_it(tmp_path: Path) -> None:
+    dispatched = on_disk(net(), tmp_path)
+    small = fxprune.transform(dispatched, TOKENS, ratio=0.5)
+    removed = fxprune.record(small).removed
+    for name, call in {
+        "masked": lambda: fxprune.masked(dispatched, removed),
+        "expand": lambda: fxprune.expand(small, dispatched),
+        "recalibrate": lambda: fxprune.recalibrate(small, [TOKENS]),
+    }.items():
+        with pytest.raises(fxprune.CaptureError, match=f"{name} does not work on a dispatched model"):
+            call()
+
+
+def test_a_pruner_makes_it_smaller_in_steps(tmp_path: Path) -> None:
+    model, dispatched = randomise(net(), 0), on_disk(randomise(net(), 0), tmp_path)
+    for one in (model, dispatched):
+        pruner = fxprune.GradualPruner(one, TOKENS, keep={"params": 0.6}, steps=2)
+        pruner.step()
+        pruner.step()
+    assert torch.equal(dispatched(TOKENS), model(TOKENS))
 
 
 def test_hooks_that_do_more_than_to_move_weights_are_refused(tmp_path: Path) -> None:
