@@ -121,6 +121,14 @@ class InFile:
         """Let the file go with this place."""
         weakref.finalize(self, _unlink, self.path, os.getpid()).atexit = False
 
+    def __copy__(self) -> InFile:
+        """The place itself: the file goes with it, and copies of a model have the same."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> InFile:
+        """The place itself, as for a copy."""
+        return self
+
     def read(self) -> torch.Tensor:
         """The numbers, in new memory."""
         from safetensors import safe_open

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,10 @@ def test_a_repair_is_that_of_plain_models(way: Any, mode: str, tmp_path: Path) -
     assert fxprune.record(made).repair == fxprune.record(expected).repair
     assert not any(isinstance(parameter, StoredTensor) for parameter in made.parameters())
     assert devices(made) == devices(small)
+    other = copy.deepcopy(made)
+    del made
+    gc.collect()
+    assert same(other, expected)
     assert same(small, plain)
     assert same(dispatched, model)
 
