@@ -34,7 +34,9 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("way", "mode"), [(on_disk, "weights"), (in_parts, "bias"), (whole_blocks, "norms")], ids=lambda v: str(v)
+    ("way", "mode"),
+    [(on_disk, "weights"), (in_parts, "bias"), (whole_blocks, "norms")],
+    ids=lambda v: getattr(v, "__name__", v),
 )
 def test_a_repair_is_that_of_plain_models(way: Any, mode: str, tmp_path: Path) -> None:
     model = randomise(net(), 0)
