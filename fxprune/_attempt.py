@@ -121,7 +121,9 @@ def _resolved(analysis: Findings, request: Request, held: Sequence[str]) -> Reso
     """
     resolved = make_plan(analysis, **request.choices) if request.plan is None else resolve_plan(analysis, request.plan)
     _refuse_empty(analysis, resolved.removal)
-    return replace(resolved, plan=replace(resolved.plan, reasons=(*resolved.plan.reasons, *held)))
+    said = resolved.plan.reasons  # those about locked channels have the same cause, where nothing is left to remove
+    new = [text for text in held if not any(text.partition(": ")[2] in reason for reason in said)]
+    return replace(resolved, plan=replace(resolved.plan, reasons=(*said, *new)))
 
 
 def _proven(result: Result, resolved: ResolvedPlan, request: Request, made: Rewritten) -> Result:

@@ -269,7 +269,7 @@ def _warnings(result: Result, *, class_expected: bool) -> Iterator[tuple[str, ty
         why = next(iter(result.why_not.values()), "")
         text = f"the result is a graph, no {type(result.analysis.model).__name__}: {why}"
         yield (
-            f'{text}. Pass `prefer="class"` to keep it, and the channels that it cannot express',
+            f'{text}. With `prefer="class"` the class stays, and so do the channels that it cannot express',
             ClassLostWarning,
         )
     if result.more_by_graph:
@@ -280,7 +280,7 @@ def _warnings(result: Result, *, class_expected: bool) -> Iterator[tuple[str, ty
         reasons = dict.fromkeys(MISSED if text.startswith(MISSED) else text for text in result.plan.reasons)
         why = "; ".join(reasons) or "the plan is empty"
         do = ". The report of fxprune.analyze (fxprune inspect) lists what can go, and what holds the rest"
-        yield f"nothing was removed: {why}{'' if why == MISSED else do}", NothingRemovedWarning
+        yield f"nothing was removed: {why}{'' if why == MISSED or ': holds ' in why else do}", NothingRemovedWarning
     if result.unproven:
         do = "Compare it with the original on your own data before it is used"
         yield f"the small model is not proven: {result.unproven}. {do}", NotProvenWarning

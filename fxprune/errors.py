@@ -73,6 +73,7 @@ class RewriteError(FxpruneError, RuntimeError):
     scope: the path of the module inside that node; "" if it is unknown.
     vectors: the vectors of the dimensions that have the wrong size, if they are known.
     operation, dims: the key of the operation inside that has a wrong shape, and the dimensions, if they are known.
+    line: the line of the user's code, as file:line; "" if it is unknown.
     """
 
     def __init__(
@@ -84,12 +85,13 @@ class RewriteError(FxpruneError, RuntimeError):
         vectors: tuple[Any, ...] = (),
         operation: Any = None,
         dims: tuple[int, ...] = (),
+        line: str = "",
         at: str = "",
         why: str = "",
         do: str = "",
     ) -> None:
         self.node, self.scope, self.vectors = node, scope, vectors
-        self.operation, self.dims = operation, dims
+        self.operation, self.dims, self.line = operation, dims, line
         super().__init__(what, at=at, why=why, do=do)
 
 

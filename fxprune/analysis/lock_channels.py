@@ -45,7 +45,7 @@ def lock_channels(findings: FindingsT, error: RewriteError) -> FindingsT | None:
         return None
     target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     where = error.scope if error.scope and not error.scope.startswith("%") else module_of(node)
-    event = Event(str(target or "forward"), node.name, where, source_of(node), why)
+    event = Event(str(target or "forward"), node.name, where, error.line or source_of(node), why)
     observed = replace(findings.observed, events=(*findings.observed.events, event))
     terms = solution.terms.with_locked(chosen, len(findings.events))
     return replace(findings, observed=observed, solution=solve(terms, solution.axes))

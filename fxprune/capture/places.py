@@ -37,6 +37,19 @@ def users_line() -> str:
     return ""
 
 
+def raised_at(error: BaseException) -> str:
+    """The line of the user's code in which an exception was raised, as file:line; "" if there is none."""
+    found, at = "", error.__traceback__
+    while at is not None:
+        name = at.tb_frame.f_code.co_filename
+        if name in _RUNNERS:
+            found = ""  # what called the model is no code of it
+        elif not name.startswith((_OWN, TORCH)):
+            found = f"{name}:{at.tb_lineno}"
+        at = at.tb_next
+    return found
+
+
 def line_of(function: Callable[..., Any]) -> str:
     """The first line of a function, as file:line; "" if it has no code of its own."""
     code = getattr(getattr(function, "__func__", function), "__code__", None)

@@ -97,7 +97,7 @@ class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
             counts = self.removal.shape(operand.vectors)
             if tuple(tensor.shape) != counts:
                 dims = not_adapted(operand.vectors, tensor.shape, self.removal)
-                why = f"{key[2]} inside gives shape {tuple(tensor.shape)}, the analysis promises {counts}"
+                why = f"{key[2]} gives shape {tuple(tensor.shape)} in the small model, and has to give {counts}"
                 one = (key, dims) if len(tensors) == 1 else ()
                 raise ContradictionError(why, tuple(operand.vectors[dim] for dim in dims), *one)
 

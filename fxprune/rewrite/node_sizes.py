@@ -18,7 +18,7 @@ from fxprune.capture.captured import WHOLE_MODEL
 from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.modes import MODES, random_decisions, set_mode
 from fxprune.capture.module_copy import copy_module
-from fxprune.capture.places import module_of, source_of
+from fxprune.capture.places import module_of, raised_at, source_of
 from fxprune.capture.process_state import no_caches
 from fxprune.capture.scopes import Scopes
 from fxprune.capture.thread_state import of_no_level
@@ -134,11 +134,13 @@ class _Checking:
             self.settle(node, before, observation)
             result = self.results[node] = execute()
         except ContradictionError as error:
-            raise self._contradiction(before, node, str(error), self.scopes.current.path, error) from None
+            line = raised_at(error)
+            raise self._contradiction(before, node, str(error), self.scopes.current.path, error, line) from None
         except RewriteError:
             raise
         except Exception as error:
-            raise self._contradiction(before, node, text_of(error), self.scopes.current.path, self.refused) from error
+            path, line = self.scopes.current.path, raised_at(error)
+            raise self._contradiction(before, node, text_of(error), path, self.refused, line) from error
         self._check(node, before, result)
         self.numbers += [OtherNumber(changed, before, node, self.seen) for changed in self.check.changed]
         self.check.changed.clear()
@@ -164,10 +166,11 @@ class _Checking:
         why: str,
         scope: str,
         wrong: ContradictionError | RefusedSizes | None = None,
+        line: str = "",
     ) -> RewriteError:
-        """The error about a node. wrong: what is known of the operation inside it."""
+        """The error about a node. wrong: what is known of the operation inside it. line: of the user's code."""
         first, *more = why.split("\n")
-        error = contradiction(before, node, "\n".join([first + self.when, *more]), scope)
+        error = contradiction(before, node, "\n".join([first + self.when, *more]), scope, line=line)
         if wrong is not None:
             error.operation, error.dims = wrong.operation, wrong.dims
             error.vectors = wrong.vectors if isinstance(wrong, ContradictionError) else ()
@@ -218,13 +221,20 @@ class _Settling(_Checking):
 
 
 def contradiction(
-    before: fx.Node, node: fx.Node, why: str, scope: str, vectors: tuple[Vector, ...] = (), do: str = ""
+    before: fx.Node,
+    node: fx.Node,
+    why: str,
+    scope: str,
+    vectors: tuple[Vector, ...] = (),
+    do: str = "",
+    line: str = "",
 ) -> RewriteError:
     """The error to raise where the smaller graph is not what the analysis promises.
 
     before, node: a node of the original, and its copy. scope: the module inside which it goes wrong.
     vectors: the dimensions that have to keep their size for it to go right; empty where they are unknown.
     do: what its user can do; by default what helps where forward has a size as a number.
+    line: the line of the user's code inside a node that runs a module; "" if it is unknown.
     """
     inside = f", in {scope}" if scope and not scope.startswith("%") and scope != before.target else ""
     call = "" if before.target == WHOLE_MODEL else f" ({source_of(before)}), %{before.name}: {node.format_node()}"
@@ -233,7 +243,8 @@ def contradiction(
         node=before.name,
         scope=scope,
         vectors=vectors,
-        at=f"{module_of(before) or 'the model'}{call}{inside}",
+        line=line,
+        at=f"{module_of(before) or 'the model'}{call}{inside}{f' ({line})' if line and line not in call else ''}",
         why=why,
         do=do or _read_the_size(before),
     )

@@ -214,7 +214,8 @@ def test_heads_stay_where_a_table_with_their_number_was_filled_before(monkeypatc
     monkeypatch.setitem(globals(), "NAMED", kept_in_a_table)
     net = nn.Sequential(*(Calls({"h": 4, "w": 6}, lambda held: (held["h"], held["w"])) for _ in range(2)))
     net.double()(torch.randn(2, 5, 24, dtype=torch.float64))
-    with pytest.warns(fxprune.NothingRemovedWarning, match="channels stay at the model, in 0: RuntimeError: shape"):
+    said = r"channels stay at the model, in 0 \(.*\): RuntimeError: shape"
+    with pytest.warns(fxprune.NothingRemovedWarning, match=said):
         of_class(net, ratio=0.5)
 
 

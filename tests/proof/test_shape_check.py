@@ -93,7 +93,7 @@ def test_another_fraction_is_noted() -> None:
 def test_a_result_inside_of_another_shape_is_a_contradiction() -> None:
     with pytest.raises(ContradictionError) as caught:
         check(lambda x, size: x[:, :size].relu(), (8,), (5,))
-    assert "inside gives shape (3, 5), the analysis promises (3, 6)" in str(caught.value)
+    assert "gives shape (3, 5) in the small model, and has to give (3, 6)" in str(caught.value)
     (vector,) = caught.value.vectors
     assert vector.size == BEFORE
 

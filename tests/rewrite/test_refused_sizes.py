@@ -87,3 +87,26 @@ def test_a_number_in_a_shape_holds_its_own_dimension_only(kind: type[Gated]) -> 
     stays = [r for r in fxprune.record(small).reasons if r.startswith("channels stay")]
     assert len(stays) == 1, "both modules of one class are looked at together"
     assert "in first" in stays[0]
+
+
+class Flattens(nn.Module):
+    """A network whose forward has the size of its last layer as a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 8, 3, padding=1), nn.Linear(8 * 4 * 3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(x).relu().view(-1, 96))
+
+
+@pytest.mark.parametrize("batch", [1, 2])  # the view raises, or gives another batch
+def test_a_number_in_forward_is_named_by_its_line_and_once(batch: int) -> None:
+    model, x = Flattens().eval(), torch.randn(batch, 1, 4, 3)
+    line = Flattens.forward.__code__.co_firstlineno + 1
+    with pytest.warns(fxprune.NothingRemovedWarning) as caught:
+        small = fxprune.transform(model, x, ratio=0.5, prefer="class")
+    (told,) = [reason for reason in fxprune.record(small).reasons if "cannot be recounted" in reason]
+    assert told.startswith(f"forward in the model ({__file__}:{line}): ")
+    assert "conv.weight[0]" in told
+    assert str(caught[0].message).count("view" if batch == 2 else "RuntimeError") == 1
