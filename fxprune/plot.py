@@ -16,7 +16,7 @@ from fxprune.arguments import checks_arguments
 from fxprune.channels.groups import Removal
 from fxprune.errors import FxpruneError, InputError
 from fxprune.files import save_picture
-from fxprune.ops.layers import known_output_dim
+from fxprune.ops.layers import known_output_dim, weights_of_state
 from fxprune.planning.channels import removal_of
 from fxprune.planning.plan import Plan
 from fxprune.report.drawing import GREY, Box, Drawing, cut
@@ -114,13 +114,7 @@ def widths(small: Record | nn.Module, path: str | Path | None = None, ax: Any = 
     plt = _pyplot()
     _check_axes(ax)
     made = small if isinstance(small, Record) else record(small)
-    rows = []
-    for name, shape in made.before.items():
-        after = made.after.get(name)
-        if len(shape) > 1 and after is not None and shape != after:
-            dim = _dim_of_width(name, shape, after, None if isinstance(small, Record) else small)
-            rows.append((name.removesuffix(".weight"), shape[dim], after[dim]))
-    bars = merge_repeats(rows)
+    bars = merge_repeats(list(_changed_widths(made, None if isinstance(small, Record) else small)))
     if not bars:
         raise FxpruneError("there are no widths to draw", why="no layer changed", do="prune something first")
     if ax is None:
@@ -141,6 +135,27 @@ def widths(small: Record | nn.Module, path: str | Path | None = None, ax: Any = 
         ax.spines[side].set_visible(False)
     _save(ax, path)
     return ax
+
+
+def _changed_widths(made: Record, small: nn.Module | None) -> Iterator[tuple[str, int, int]]:
+    """The name of each matrix that changed with its width before and after; of a recurrent layer its outputs."""
+    layers: dict[str, dict[str, Sequence[int]]] = {}
+    for name, whole in made.before.items():
+        path, _, leaf = name.rpartition(".")
+        layers.setdefault(path, {})[leaf] = whole
+    for path, shapes in layers.items():
+        names = {leaf: f"{path}.{leaf}" if path else leaf for leaf in shapes}
+        left = {leaf: there for leaf, name in names.items() if (there := made.after.get(name)) is not None}
+        states = weights_of_state(shapes)
+        if states and left.keys() >= set(states):
+            if any(shapes[leaf] != shape for leaf, shape in left.items()):
+                before, after = (sum(here[leaf][1] for leaf in states) for here in (shapes, left))
+                yield path, before, after
+            continue
+        for leaf, shape in left.items():
+            if len(shapes[leaf]) > 1 and shapes[leaf] != shape:
+                dim = _dim_of_width(names[leaf], shapes[leaf], shape, small)
+                yield names[leaf].removesuffix(".weight"), shapes[leaf][dim], shape[dim]
 
 
 def _dim_of_width(name: str, before: Sequence[int], after: Sequence[int], small: nn.Module | None) -> int:
@@ -202,13 +217,17 @@ def _box(analysis: Analysis, flow: Any, node: str, removal: Removal | None, *, d
     owner = analysis.captured.module.get_submodule(parameter.rpartition(".")[0])
     opened = None if found["kind"] == "parameter" else known_output_dim(owner, len(shape))
     dim = max(len(shape) - 1, 0) if opened is None else opened
-    groups = _groups_of(analysis, parameter, dim)
-    before = shape[dim] if shape else 1
+    counted = {parameter: shape[dim] if shape else 1}
+    if found["kind"] == "layer" and (states := weights_of_state(leaves)):
+        counted, dim = {f"{node}.{leaf}": leaves[leaf][1] for leaf in states}, 1
+    groups = tuple(dict.fromkeys(group for name in counted for group in _groups_of(analysis, name, dim)))
+    before = sum(counted.values())
     lines = tuple(_details(owner, flow, node)) if details else ()
     if removal is None or not shape:
         return Box(node, before, before, groups, lines)
-    axes = [a for a in analysis.axes if (a.parameter, a.dim) == (parameter, dim)]
-    return Box(node, before, removal.count(axes[0].vector) if axes else before, groups, lines)
+    vectors = {a.parameter: a.vector for a in analysis.axes if a.parameter in counted and a.dim == dim}
+    after = sum(removal.count(vectors[name]) if name in vectors else size for name, size in counted.items())
+    return Box(node, before, after, groups, lines)
 
 
 def _details(owner: nn.Module, flow: Any, node: str) -> Iterator[str]:

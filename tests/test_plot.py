@@ -284,6 +284,29 @@ def test_widths_are_those_of_outputs() -> None:
     assert texts(plot.widths(fxprune.record(small))) == [" 3", " 8 → 4"]
 
 
+class Both(nn.Module):
+    """A recurrent layer in both directions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.LSTM(3, 10, bidirectional=True, batch_first=True), nn.Linear(20, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.layer(x)[0])
+
+
+def test_the_width_of_a_recurrent_layer_is_that_of_its_outputs() -> None:
+    analysis = fxprune.analyze(Both().eval(), torch.randn(2, 5, 3))
+    plan = analysis.plan(ratio=0.5)
+    small = analysis.transform(plan, verify=False)
+    for given in (small, fxprune.record(small)):
+        ax = plot.widths(given)
+        assert [label.get_text() for label in ax.get_yticklabels()] == ["layer", "last"]
+        assert texts(ax) == [" 20 → 10", " 2"]
+    shown = texts(plot.dependencies(analysis, plan))
+    assert shown[shown.index("layer") + 1] == "20 → 10"
+
+
 def test_an_object_that_cannot_be_drawn_is_refused() -> None:
     with pytest.raises(InputError, match="analysis must be a value of type Analysis, not Linear"):
         plot.dependencies(nn.Linear(2, 3))

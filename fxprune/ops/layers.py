@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 from torch.nn.modules import batchnorm, conv, rnn
@@ -44,6 +45,24 @@ def widths_of(module: nn.Module) -> Mapping[str, int]:
     if not type(module).__module__.startswith("torch.nn."):
         return {}
     return next((_WIDTHS[kind] for kind in type(module).__mro__ if kind in _WIDTHS), {})
+
+
+_RECURRENT = re.compile(r"weight_hh(?:_l(\d+)(?:_reverse)?)?")
+
+
+def weights_of_state(shapes: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
+    """The weights of a recurrent layer with one column for each output: that of each direction in the last layer.
+
+    shapes: of the layer's parameters. Returns () if it is no recurrent layer. Rows of these weights are those of the
+    gates, and a projection makes fewer outputs than there are in the state of its cell.
+
+    >>> weights_of_state({name: p.shape for name, p in nn.LSTM(3, 4, 2, bidirectional=True).named_parameters()})
+    ('weight_hh_l1', 'weight_hh_l1_reverse')
+    """
+    matrices = [name for name, shape in shapes.items() if len(shape) == 2]
+    numbers = {name: int(found[1] or 0) for name in matrices if (found := _RECURRENT.fullmatch(name))}
+    last = max(numbers.values(), default=0)
+    return tuple(name for name, number in numbers.items() if number == last)
 
 
 def output_dim(module: nn.Module, ndim: int) -> int:

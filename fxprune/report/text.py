@@ -23,14 +23,16 @@ def analysis_text(data: AnalysisData, *, markdown: bool = False) -> str:
     channels = sum(group.channels for group in data.groups)
     name = f"**{data.model}**" if markdown else data.model
     macs = figure(data.macs) if data.macs is not None else f"unknown (at least {figure(data.macs_at_least)})"
+    rows = merge_repeats([_group(group) for group in data.groups])
+    folded = ", equal ones in one row" if len(rows) < len(data.groups) else ""
     parts = [
         f"{name}: {figure(data.params)} parameters, {macs} MACs, "
-        f"{_plural(channels, 'channel')} in {_plural(len(data.groups), 'group')}"
+        f"{_plural(channels, 'channel')} in {_plural(len(data.groups), 'group')}{folded}"
     ]
     parts += [f"MACs are unknown: nobody counts {text}" for text in data.uncounted]
     if data.groups:
         headers = ("group", "kind", "channels", "members", "params per channel", "MACs per channel", "exact")
-        parts.append(table(headers, merge_repeats([_group(group) for group in data.groups]), markdown, right=(2, 4, 5)))
+        parts.append(table(headers, rows, markdown, right=(2, 4, 5)))
     else:
         parts.append("no removable channels")
     if data.locked:
@@ -47,7 +49,8 @@ def analysis_table(data: AnalysisData) -> str:
     counts = f"{figure(data.params)} parameters, {macs} MACs, {channels} in {_plural(len(data.groups), 'group')}"
     headers = ("group", "kind", "channels", "members", "params per channel", "MACs per channel", "exact")
     rows = merge_repeats([_group(group) for group in data.groups])
-    return html_table(f"{data.model}: {counts}", headers, rows, right=(2, 4, 5))
+    folded = ", equal ones in one row" if len(rows) < len(data.groups) else ""
+    return html_table(f"{data.model}: {counts}{folded}", headers, rows, right=(2, 4, 5))
 
 
 def record_table(data: RecordData) -> str:
@@ -109,8 +112,22 @@ def change(figures: Change) -> str:
     before, after = figures.before, figures.after
     if before == after:
         return figure(before)
-    share = f" ({after / before:.0%})".replace("%", " %") if before and after is not None else ""
+    share = f" ({share_of(after, before)})" if before and after is not None else ""
     return f"{figure(before)} -> {figure(after)}{share}"
+
+
+def share_of(after: float, before: float) -> str:
+    """A share in percent: 100 % is all of it and 0 % nothing, and what is near them has a digit more.
+
+    >>> [share_of(after, 100_000) for after in (33_333, 99_700, 99_999, 100_000, 100_200, 300, 1, 0)]
+    ['33 %', '99.7 %', '> 99.9 %', '100 %', '100.2 %', '0.3 %', '< 0.1 %', '0 %']
+    """
+    share = after / before
+    text = f"{share:.0%}"
+    if text in ("0%", "100%") and share not in (0, 1):
+        text = f"{share:.1%}"
+    text = {"0.0%": "< 0.1%", "100.0%": "> 99.9%" if share < 1 else "< 100.1%"}.get(text, text)
+    return text.replace("%", " %")
 
 
 def times(seconds: Change) -> str:
@@ -120,7 +137,7 @@ def times(seconds: Change) -> str:
     '20 ms -> 9.5 ms (48 %)'
     """
     before, after = seconds.before or 0.0, seconds.after or 0.0
-    share = f" ({after / before:.0%})".replace("%", " %") if before else ""
+    share = f" ({share_of(after, before)})" if before else ""
     return f"{milliseconds(before)} -> {milliseconds(after)}{share}"
 
 

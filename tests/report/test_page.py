@@ -249,3 +249,42 @@ def test_what_is_no_curve_and_what_is_of_another_model_is_refused() -> None:
         found.report("html", plan=other.plan(ratio=0.5))
     with pytest.raises(PlanError):
         fxprune.record(other.transform(ratio=0.5, verify=False)).report("html", analysis=found)
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer, whose outputs are read by a linear one."""
+
+    def __init__(self, layer: nn.Module, outputs: int) -> None:
+        super().__init__()
+        self.first, self.layer, self.last = nn.Linear(6, 16), layer, nn.Linear(outputs, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = self.layer(torch.relu(self.first(x)))
+        return self.last(made[0] if isinstance(self.layer, nn.RNNBase) else made)
+
+
+RECURRENT = {
+    "GRU": (lambda: nn.GRU(16, 12, batch_first=True), (2, 5, 6), 12, 6),
+    "two layers in both directions": (
+        lambda: nn.LSTM(16, 10, 2, bidirectional=True, batch_first=True),
+        (2, 5, 6),
+        20,
+        10,
+    ),
+    "projection": (lambda: nn.LSTM(16, 20, proj_size=8, batch_first=True), (2, 5, 6), 8, 4),
+    "RNN": (lambda: nn.RNN(16, 12, batch_first=True), (2, 5, 6), 12, 6),
+    "cell": (lambda: nn.GRUCell(16, 12), (2, 6), 12, 6),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_the_outputs_of_a_recurrent_layer_are_its_state_and_not_its_gates(name: str) -> None:
+    layer, shape, before, after = RECURRENT[name]
+    found = fxprune.analyze(Recurrent(layer(), before).eval(), torch.randn(*shape))
+    plan = found.plan(ratio=0.5)
+    record = fxprune.record(found.transform(plan, verify=False))
+    pages = found.report("html", plan=plan), record.report("html", analysis=found), record.report("html")
+    for page in map(data_of, pages):
+        widths = {node["id"]: node["width"] for node in page["layers"]}
+        assert (widths["layer"]["before"], widths["layer"]["after"]) == (before, after)
+        assert (widths["first"]["before"], widths["last"]["before"]) == (16, 4)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from fxprune.analysis.findings import Findings, Group
 from fxprune.costs import Cost, cost_of
 from fxprune.errors import InputError, PlanError
 from fxprune.fold import resolve_plan
-from fxprune.ops.layers import output_dim_by_name
+from fxprune.ops.layers import output_dim_by_name, weights_of_state
 from fxprune.planning.plan import Plan
 from fxprune.report.data import AnalysisData, Change, RecordData, Recorded, Shape, analysis_data
 from fxprune.report.graphs import graph
@@ -105,7 +106,7 @@ def _of_findings(findings: Findings, data: AnalysisData) -> Entry:
             here["tensors"] = _tensors(layer.name, layer.shapes)
             here["params"], here["macs"] = layer.params, layer.macs
     for node in nodes:
-        node["width"] = _width(findings, node)
+        node["width"] = _width(node, partial(_dim_of_outputs, findings, node))
     return {
         "title": data.model,
         "path": data.path,
@@ -153,14 +154,29 @@ def _main(node: Entry) -> Entry | None:
     return max(node["tensors"], key=lambda tensor: math.prod(tensor["before"]), default=None)
 
 
-def _width(findings: Findings, node: Entry) -> Entry | None:
-    """The number of outputs of a layer, and the tensor and dimension that count them."""
-    main = _main(node)
-    if main is None or not main["before"] or main["name"] not in findings.tensors:
+def _width(node: Entry, dim_of: Callable[[Entry], int | None]) -> Entry | None:
+    """The number of outputs of a layer, and the tensors and the dimension that count them.
+
+    dim_of: a function from the largest tensor of a layer to the dimension of its outputs, None if it is not known.
+    """
+    here = {tensor["name"].rpartition(".")[2]: tensor for tensor in node["tensors"]}
+    states = weights_of_state({leaf: tensor["before"] for leaf, tensor in here.items()})
+    counted, dim = [here[leaf] for leaf in states], 1
+    if not counted:
+        main = _main(node)
+        found = None if main is None or not main["before"] else dim_of(main)
+        if main is None or found is None or found >= len(main["before"]):
+            return None
+        counted, dim = [main], found
+    before = sum(tensor["before"][dim] for tensor in counted)
+    return {"tensors": [tensor["name"] for tensor in counted], "dim": dim, "before": before, "after": None}
+
+
+def _dim_of_outputs(findings: Findings, node: Entry, main: Entry) -> int | None:
+    """The dimension of a tensor that counts the outputs of its node, None if the model has no such tensor."""
+    if main["name"] not in findings.tensors:
         return None
-    shape = main["before"]
-    dim = findings.dim_of_outputs(main["name"]) if node["kind"] == "layer" else len(shape) - 1
-    return {"tensor": main["name"], "dim": dim, "before": shape[dim], "after": None} if dim < len(shape) else None
+    return findings.dim_of_outputs(main["name"]) if node["kind"] == "layer" else len(main["before"]) - 1
 
 
 def _group(group: Group, row: Any) -> Entry:
@@ -228,8 +244,8 @@ def _add_widths(made: Entry) -> None:
     for node in made["layers"]:
         width = node["width"]
         if width is not None:
-            after = next(tensor["after"] for tensor in node["tensors"] if tensor["name"] == width["tensor"])
-            width["after"] = 0 if after is None else after[width["dim"]]
+            left = [tensor["after"] for tensor in node["tensors"] if tensor["name"] in width["tensors"]]
+            width["after"] = sum(0 if shape is None else shape[width["dim"]] for shape in left)
 
 
 def _add_record(made: Entry, record: Planned, data: RecordData) -> None:
@@ -295,11 +311,7 @@ def _without_findings(record: Planned, data: RecordData) -> Entry:
         if layer.name not in flow.nodes and (node["tensors"] or layer.macs.before):
             nodes.append(node | {"id": layer.name or "(model)", "drawn": not names})
     for node in nodes:
-        main = _main(node)
-        if main is not None and main["before"]:
-            shape = main["before"]
-            dim = len(shape) - 1 if node["kind"] == "parameter" else output_dim_by_name(node["type"], len(shape))
-            node["width"] = {"tensor": main["name"], "dim": dim, "before": shape[dim], "after": None}
+        node["width"] = _width(node, partial(_dim_by_name, node))
     structure = record.plan.structure
     coupled = () if structure is None else structure.coupled
     groups = []
@@ -344,6 +356,11 @@ def _bare_node(name: str, kind: str, layers: Mapping[str, Any], flow: LayerFlow)
         return node
     tensors = _tensors(name, {tensor.name: tensor.before for tensor in layer.tensors})
     return node | {"params": layer.params.before, "macs": layer.macs.before, "tensors": tensors}
+
+
+def _dim_by_name(node: Entry, main: Entry) -> int:
+    size = len(main["before"])
+    return size - 1 if node["kind"] == "parameter" else output_dim_by_name(node["type"], size)
 
 
 def _bare_member(name: str, dim: int, shape: Shape) -> Entry:
