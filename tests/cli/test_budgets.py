@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-import fxprune
 from fxprune.cli import main
 from fxprune.costs import Latency, LatencyFile, latency_table
+from fxprune.planning import figures
 from tests.cli.test_commands import NET
 from tests.costs.test_latency_table import Clock
 
@@ -25,7 +25,7 @@ def test_a_budget_that_is_not_met_has_an_exit_code_of_its_own(tmp_path, capsys):
 def test_memory_and_latency_are_limited_and_reported(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(latency_table, "watched", Clock())
-    monkeypatch.setattr(fxprune._carry_out, "measured_in_turn", lambda models, inputs, rounds: [FULL, HALF])
+    monkeypatch.setattr(figures, "measured_in_turn", lambda models, inputs, rounds, runs: [FULL, HALF])
     words = ["prune", *NET, "-o", str(tmp_path / "small.safetensors"), "--json"]
     assert main([*words, "--keep", "memory=0.95", "--keep", "latency=0.9"]) == 0
     told = json.loads(capsys.readouterr().out)["measured"]

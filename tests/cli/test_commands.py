@@ -198,7 +198,7 @@ def test_inspect_and_prune_write_a_page(tmp_path, capsys):
     before, after = fxprune.record(fxprune.load(small, into=seeded(models.net), example_inputs=image())).cost
     assert found["totals"]["macs"] == {"before": before.macs, "after": after.macs}
     assert found["totals"]["memory"]["after"] < found["totals"]["memory"]["before"]
-    assert found["connected"]
+    assert found["edges"]
     assert found["locked"]
     assert run(capsys, "inspect", *NET, "--plan", plan, "--html", page)[0] == 0
     assert page_data(page)["totals"]["macs"] == {"before": before.macs, "after": after.macs}
