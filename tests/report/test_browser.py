@@ -87,6 +87,11 @@ def test_roles_are_told_by_the_kind_of_border_and_the_legend_names_it(opened: Op
     assert all(word in legend for word in ("makes the channels", "normalises", "reads", "holds"))
 
 
+def test_the_legend_says_of_what_a_share_is_filled(opened: Open) -> None:
+    legend = " ".join(opened("planned").texts("#legend > span"))
+    assert "filled: the share of a layer's outputs that stays, of a folded block of its parameters" in legend
+
+
 def test_a_folded_block_is_lit_for_the_layers_in_it(opened: Open) -> None:
     found = opened("planned", "#group=blocks.1.up")
     assert found.nodes(".lit") == {"block:blocks.1"}
@@ -101,8 +106,11 @@ def test_a_link_chooses_a_group_a_layer_or_a_lock(opened: Open) -> None:
     found = opened("planned", "#lock=0")
     lock = json.loads(analysis().report("json"))["locked"][0]
     assert found.texts("#right h2") == [lock["operation"]]
-    assert opened("planned", "#group=none").texts("#right h2") == ["Blocks"]
+    found = opened("planned", "#group=none")
+    assert found.texts("#right h2") == ["Blocks"]
+    assert found.texts("#missing") == ['The address asks for the group "none": there is no such group here.']
     found.run("location.hash = '#layer=head'")
+    assert found.all("#missing") == []
     assert "head" in found.texts("#right h2")
 
 

@@ -33,6 +33,17 @@ function targetOf(hash) {
   return places.has(value) && !places.get(value).layer ? { kind, id: value } : null;
 }
 
+// What to say of an address that names nothing on this page; null where it names something, or is no such address.
+function missing(hash) {
+  const [, kind, text] = /^#?(group|lock|layer|block)=(.*)$/.exec(hash) ?? [];
+  if (!kind || targetOf(hash)) return null;
+  let name = text;
+  try {
+    name = decodeURIComponent(text);
+  } catch { /* the text as it is */ }
+  return `The address asks for the ${kind} "${name}": there is no such ${kind} here.`;
+}
+
 // Chooses a group, a lock, a layer, a block or nothing. reveal: also opens the blocks around a layer.
 function choose(target, { reveal = false } = {}) {
   chosen = target;
@@ -50,6 +61,15 @@ function choose(target, { reveal = false } = {}) {
   if (location.hash !== hash) history.replaceState(null, "", hash || location.pathname + location.search);
   document.getElementById("live").textContent = target ? spoken(target) : "";
   showLegend();
+}
+
+// Chooses what an address names. The overview begins with what the page does not have.
+function follow(hash) {
+  const text = missing(hash);
+  choose(targetOf(hash), { reveal: true });
+  if (!text) return;
+  document.getElementById("right").prepend(make("p", { class: "note", id: "missing" }, text));
+  document.getElementById("live").textContent = text;
 }
 
 function rolesOf(target) {
@@ -118,7 +138,10 @@ function showLegend() {
     if (places.size > layers.size + 1) parts.push(sample("folded", "folded block: double click opens it"));
   }
   if (data.planned && data.analysed && chosen && (chosen.kind === "layer" || chosen.kind === "block")) parts.push(make("span", {}, "sizes at edges are those before"));
-  if (data.planned) parts.push(sample("share", "filled: the share that stays"));
+  if (data.planned) {
+    const blocks = places.size > layers.size + 1 ? ", of a folded block of its parameters" : "";
+    parts.push(sample("share", `filled: the share of a layer's outputs that stays${blocks}`));
+  }
   document.getElementById("legend").replaceChildren(...parts);
 }
 
@@ -214,7 +237,7 @@ function start() {
   showTab(data.groups.length ? "group" : "layer");
   draw();
   fit();
-  choose(targetOf(location.hash), { reveal: true });
+  follow(location.hash);
   document.addEventListener("keydown", keys);
   document.getElementById("list").addEventListener("keydown", walkList);
   document.getElementById("search").addEventListener("input", showFound);
@@ -224,7 +247,7 @@ function start() {
   document.getElementById("helping").addEventListener("click", showHelp);
   document.getElementById("printing").addEventListener("click", printPage);
   window.addEventListener("beforeprint", fillPrint);
-  window.addEventListener("hashchange", () => choose(targetOf(location.hash), { reveal: true }));
+  window.addEventListener("hashchange", () => follow(location.hash));
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => cy.style(graphStyle()));
   new ResizeObserver(() => cy.resize()).observe(cy.container());
   window.fxpruneReport = { cy, data, search, visibleCount };
