@@ -15,6 +15,7 @@ from fxprune._analyze import analyze
 from fxprune._dropping import error_without_branches
 from fxprune._find import AnalyzeArguments
 from fxprune._record import checksum, record_since
+from fxprune._record.repaired import Repair
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.arguments import checks_arguments
@@ -34,6 +35,12 @@ from fxprune.proof.result import NoReferenceError
 from fxprune.rewrite.factors import multiplied
 from fxprune.rewrite.graph import rewrite, scale_factors
 from fxprune.rewrite.kept_weights import own_numbers
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""The buffers of norms that a repair of the norms and `recalibrate` measure again."""
+
+OTHER_ORIGINAL = "this original has other weights than the one that it was made from"
+"""The end of a sentence about tensors that no repair explains."""
 
 
 @checks_arguments("model", "small", "methods")
@@ -91,7 +98,7 @@ def verify(
     plain = in_original_numbering(as_module(small, example_inputs), made.layers_gone)
     if made.steps > 1 or (made.weights and made.weights != checksum(plain)):
         own = rewrite(analysis, resolved.removal, resolved.constants).small
-        text = _other_weights(plain, own, made.repair is not None)
+        text = _other_weights(plain, own, made.repair)
         if text:
             warnings.warn(text, OtherWeightsWarning, stacklevel=4)
             plain = _with_tensors_of(plain, own)
@@ -112,24 +119,40 @@ def _has_other_config(model: Any, small: Any) -> bool:
     return has_config(model) and has_config(small) and bool(model.config.to_dict() != small.config.to_dict())
 
 
-def _other_weights(small: nn.Module, own: nn.Module, repaired: bool) -> str:
+def _other_weights(small: nn.Module, own: nn.Module, repair: Repair | None) -> str:
     """A sentence about the tensors that are not those of the original; "" for a model that was not trained.
 
-    own: the small model with the weights of the original.
+    own: the small model with the weights of the original. repair: what is known of its repair.
     """
     ours, theirs = Tensors.of(small), Tensors.of(own)
     if any(name not in ours or ours[name].shape != tensor.shape for name, tensor in theirs.items()):
         return ""
     shares = {name: _share_of_others(ours[name], tensor) for name, tensor in theirs.items()}
     others = [name for name, share in shares.items() if share]
-    if not others or not (repaired or max(shares.values()) > 0.5):
+    if not others or not (repair or max(shares.values()) > 0.5):
         return ""
-    cause = "repaired" if repaired else "trained, or changed otherwise"
-    return (
+    refitted = {id(ours[name]) for name in others if repair is not None and _refitted(name, repair)}
+    rest = [name for name in others if id(ours[name]) not in refitted]
+    cause = f"trained, or changed otherwise, or {OTHER_ORIGINAL}" if repair is None else "repaired"
+    told = (
         f"the weights of the small model are not those of the original, since it was {cause}: {len(others)} of "
-        f'{len(shares)} tensors differ, such as "{others[0]}". So the plan is proven with the weights of the original; '
-        "measure what it is worth on your data"
+        f'{len(shares)} tensors differ, such as "{others[0]}"'
     )
+    if repair is not None and rest:
+        told += f". The repair explains {len(others) - len(rest)} of them; "
+        told += f'the others, such as "{rest[0]}", were trained, or {OTHER_ORIGINAL}'
+    return f"{told}. So the plan is proven with the weights of the original; measure what it is worth on your data"
+
+
+def _refitted(name: str, repair: Repair) -> bool:
+    """True if a repair of this kind, or `recalibrate` after it, may have changed a tensor."""
+    owner, _, own = name.rpartition(".")
+    changed = {
+        layer
+        for layer, told in repair.layers.items()
+        if repair.mode == "outputs" or (told.before != told.after and layer not in repair.undone)
+    }
+    return own in STATISTICS or owner in {layer.rpartition(".")[0] for layer in changed}
 
 
 def _share_of_others(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -17,6 +17,7 @@ from fxprune.arguments import checks_arguments
 from fxprune.cli.commands import COMMANDS, ERROR, INTERRUPTED, USAGE, WRONG, Answer
 from fxprune.cli.parser import parse
 from fxprune.cli.usage import UsageError
+from fxprune.cli.wording import spoken
 from fxprune.errors import FxpruneError, VerificationError
 
 __all__ = ["main"]
@@ -73,7 +74,7 @@ def _one_line_warnings() -> Iterator[None]:
     """Prints each warning as one line, and equal warnings once."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        _print_line("warning: " + " ".join(str(message).split()))
+        _print_line("warning: " + " ".join(spoken(str(message)).split()))
 
     with warnings.catch_warnings():
         if not sys.warnoptions:  # not with python -W
@@ -91,7 +92,7 @@ def _print_line(line: str) -> None:
 def _error_text(error: Exception) -> str:
     """Returns the text of an error: all four parts for an error of fxprune, one line for any other."""
     if isinstance(error, FxpruneError):
-        return str(error)
+        return spoken(str(error))
     if isinstance(error, OSError) and error.strerror:
         return f'{error.strerror}: "{error.filename}"' if error.filename else error.strerror
     lines = str(error).strip().splitlines()

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from torch import fx, nn
 
 import fxprune
 from fxprune._record import Record
+from fxprune._repair.original import has_other_weights
 from fxprune.arguments import generator_of
 from fxprune.artifacts.graph_export import FORMATS
 from fxprune.artifacts.weights import record_in
@@ -29,7 +31,7 @@ from fxprune.cli.pages import check_page, page_of_record, write_page
 from fxprune.cli.tables import with_branches, with_layers
 from fxprune.cli.usage import UsageError, ratio_of, unique_dict
 from fxprune.costs import peak_memory
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, OtherWeightsWarning
 from fxprune.planning.budgets import above
 from fxprune.planning.figures import with_measured
 from fxprune.planning.plan import Plan, Removed
@@ -182,6 +184,7 @@ def verify(options: argparse.Namespace, say: Say) -> Answer:
     _check_readable(options.weights, options.small)
     model, inputs = _model(options, say)
     small = _small(options.small, model, inputs, say)
+    _compare_weights(options, model, small)
     say("comparing in float64")
     error = fxprune.verify(model, small, inputs, outputs=options.outputs)
     passed = error <= options.tolerance
@@ -223,6 +226,7 @@ def summary(options: argparse.Namespace, say: Say) -> Answer:
     score = None if options.score is None else models.function(options.score)
     model, inputs = _model(options, say)
     small = _small(options.small, model, inputs, say)
+    _compare_weights(options, model, small)
     say("measuring")
     return Answer(fxprune.summary(model, small, inputs, score, rounds=options.rounds).report(options.format))
 
@@ -351,6 +355,15 @@ def _model(options: argparse.Namespace, say: Say) -> tuple[nn.Module, Any]:
 def _small(path: str, model: nn.Module, inputs: Any, say: Say) -> nn.Module:
     say(f"loading {path}")
     return fxprune.load(path, into=model, example_inputs=inputs)
+
+
+def _compare_weights(options: argparse.Namespace, model: nn.Module, small: nn.Module) -> None:
+    """Warns if a small model that was not changed since it was made has no weight of its original."""
+    known = fxprune.record(small)
+    if not known.layers_gone and has_other_weights(model, small, known):
+        asked = "were other --weights meant?" if options.weights else "was --weights forgotten?"
+        text = f"{options.small} was made from other weights than those of {options.model}: {asked}"
+        warnings.warn(text, OtherWeightsWarning, stacklevel=2)
 
 
 def _plan(path: str) -> Plan:

@@ -8,7 +8,8 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
-from fxprune.errors import FxpruneError, nearest
+from fxprune.errors import FxpruneError, PlanError, nearest
+from fxprune.planning.budgets import checked_keys
 
 
 class UsageError(FxpruneError, ValueError):
@@ -131,12 +132,22 @@ def kept(text: str) -> tuple[str, float | int | str]:
     key, equals, value = text.partition("=")
     if not (key and equals and value):
         raise argparse.ArgumentTypeError(f'"{text}" is no KEY=AMOUNT, like macs=0.5')
+    amount = _amount(value)
+    try:
+        checked_keys({key: amount})
+    except PlanError as error:
+        told = "; ".join(part for part in (error.what, error.why, error.do) if part)
+        raise argparse.ArgumentTypeError(f'"{text}": {told}') from None
+    return key, amount
+
+
+def _amount(text: str) -> float | int | str:
     for number in (int, float):
         try:
-            return key, number(value)
+            return number(text)
         except ValueError:
             continue
-    return key, value
+    return text
 
 
 def amounts(text: str) -> tuple[float | int | str, ...]:
@@ -145,7 +156,7 @@ def amounts(text: str) -> tuple[float | int | str, ...]:
     >>> amounts("0.5,3000000,20 MB")
     (0.5, 3000000, '20 MB')
     """
-    return tuple(kept(f"budget={one}")[1] for one in text.split(","))
+    return tuple(_amount(one) for one in text.split(","))
 
 
 def shares(text: str) -> tuple[float, ...]:

@@ -52,6 +52,10 @@ USAGE = {
     ("export", *NET, "-o", "a.onx"): "end it in .onnx or .pt2",
     ("export", *NET, "-o", "a.pt2", "--opset", "18"): "--opset is for .onnx files",
     ("export", *NET, "a.safetensors", "b.safetensors", "-o", "a.pt2"): "unrecognized arguments: b.safetensors",
+    ("prune", *NET, "--keep", "mcas=0.5", "-o", "a.safetensors"): '"mcas=0.5": there is no such budget; did you mean',
+    ("prune", *NET, "--keep", "macs=0", "-o", "a.safetensors"): '"macs=0": a budget is a share, an integer or a text',
+    ("prune", *NET, "-k", "macs=50%", "-o", "a.safetensors"): '"50%" is no number with a unit of macs; write for',
+    ("prune", *NET, "-k", "latency=5", "-o", "a.safetensors"): '"latency=5": a latency is a share or a text with',
     ("inspect", *NET, "--format", "jsno"): 'there is no format "jsno": did you mean "json"?',
     ("inspect", *NET, "--device", "cdua"): 'there is no device "cdua": did you mean "cuda"?',
     ("inspect", *NET, "--weights", "a.bin"): "end it in .safetensors, .pt, .pth",
@@ -170,6 +174,17 @@ def test_errors_of_the_package_are_shown_whole(folder, capsys):
     assert (code, 'ignore names nothing: "conv3"\n  why  did you mean "conv' in err) == (1, True)
     code, err = refused(capsys, "prune", *NET, "-r", "cnv1=0.5", "-o", "small.safetensors")
     assert (code, 'did you mean "conv1"?' in err) == (1, True)
+
+
+def test_answers_name_options_and_no_arguments_of_python(folder, capsys):
+    code, err = refused(capsys, "prune", *NET, "-r", "head=0.5", "-o", "small.safetensors")
+    assert (code, "do   `fxprune inspect` says what holds its channels" in err) == (1, True)
+    assert main(["prune", *NET, *OUT]) == 0
+    capsys.readouterr()
+    assert main(["verify", *NET, "small.safetensors", "--arg", "width=8"]) == 1
+    err = capsys.readouterr().err
+    assert "or give the --arg NAME=VALUE of the model that it was made with" in err
+    assert "analyze" not in err
 
 
 def test_a_device_that_is_not_there(folder, capsys):

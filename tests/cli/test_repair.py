@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 import fxprune
 from fxprune.cli import main
@@ -36,3 +37,38 @@ def test_prune_repairs_on_the_batches_of_a_loader(mode, tmp_path, capsys):
 def test_loaders_of_no_use_are_refused(words, code, text, tmp_path, capsys):
     assert main([*WORDS, "-o", str(tmp_path / "small.safetensors"), *words]) == code
     assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("seed", "told"), [(0, False), (1, True)])
+def test_verify_of_a_repaired_model_counts_what_the_repair_explains(seed, told, tmp_path, capsys):
+    small = str(tmp_path / "small.safetensors")
+    assert main([*WORDS, "-o", small, "--repair", "tests.cli.models:loader"]) == 0
+    capsys.readouterr()
+    assert main(["verify", *WORDS[1:4], small, "--seed", str(seed)]) == 0
+    err = capsys.readouterr().err
+    assert "since it was repaired: " in err
+    assert ("this original has other weights than the one that it was made from: check --weights" in err) == told
+    assert ("The repair explains 6 of them; the others, such as" in err) == told
+
+
+@pytest.mark.parametrize("command", ["verify", "summary"])
+def test_a_small_model_of_other_weights_is_told(command, tmp_path, capsys):
+    small, weights = str(tmp_path / "small.safetensors"), str(tmp_path / "weights.pt")
+    torch.save(models.net().state_dict(), weights)
+    assert main([*WORDS, "-o", small]) == 0
+    measured = ["--rounds", "0"] if command == "summary" else []
+    capsys.readouterr()
+    assert main([command, *WORDS[1:4], small, *measured]) == 0
+    assert "warning" not in capsys.readouterr().err
+    for words, told in ((["--weights", weights], "were other --weights meant?"), (["--seed", "3"], "was --weights")):
+        main([command, *WORDS[1:4], small, *measured, *words, "-q"])
+        assert "was made from other weights than those of tests.cli.models:net: " + told in capsys.readouterr().err
+
+
+def test_labelled_batches_are_answered_with_options(tmp_path, capsys):
+    words = [*WORDS, "-o", str(tmp_path / "small.safetensors"), "-q"]
+    assert main([*words, "--repair", "tests.cli.models:labelled"]) == 1
+    err = capsys.readouterr().err
+    assert "or say --data package.module:loader --repair for inputs with labels" in err
+    assert "repair_inputs" not in err
+    assert main([*words, "--data", "tests.cli.models:labelled", "--repair"]) == 0
