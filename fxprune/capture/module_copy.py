@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.utils.hooks import RemovableHandle
 
 from fxprune.capture.containers import is_container, map_parts
@@ -27,10 +27,19 @@ CACHED_FUNCTION: Any = type(functools.lru_cache(len))
 
 
 def deep_copy(module: ModuleT) -> ModuleT:
-    """A deep copy, without the warning of torch about its own code that copies of exported graphs give."""
+    """A deep copy, without the warning of torch about its own code that copies of exported graphs give.
+
+    A graph keeps the name of its class, which torch sets to "GraphModule" in a copy.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*treespec", FutureWarning)
-        return copy.deepcopy(module)
+        made = copy.deepcopy(module)
+    copies = dict(made.named_modules(remove_duplicate=False))
+    for path, original in module.named_modules(remove_duplicate=False):
+        new = copies.get(path)
+        if isinstance(original, fx.GraphModule) and isinstance(new, fx.GraphModule) and new is not original:
+            type(new).__name__ = type(original).__name__  # each graph has a class of its own
+    return made
 
 
 def deep_copy_with(module: ModuleT, memo: dict[int, Any]) -> ModuleT:

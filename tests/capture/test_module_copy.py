@@ -8,9 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
-from fxprune.capture.module_copy import copy_module
+from fxprune.capture.module_copy import copy_module, deep_copy
 
 
 class Holds(nn.Module):
@@ -94,3 +94,24 @@ def test_containers_are_copied_so_that_writing_into_them_changes_the_copy_alone(
     assert (net.numbers, list(net.cache), net.cache["seen"]) == ({1, 2}, ["seen", "layer", "tensors"], [])
     assert len(net.stranger) == len(net.block) == 1
     assert net.scale is not None
+
+
+def test_a_deep_copy_of_a_graph_has_the_name_of_its_class() -> None:
+    graph = fx.symbolic_trace(Outer())
+    around = nn.Sequential(graph, fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2))))
+    copied = deep_copy(around)
+    assert [type(one).__name__ for one in copied] == [type(one).__name__ for one in around] == ["Outer", "Sequential"]
+    assert type(copied[0]) is not type(graph)
+    x = torch.randn(3, 2)
+    assert torch.equal(copied(x), around(x))
+
+
+class Outer(nn.Module):
+    """A class with a name of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
