@@ -26,7 +26,7 @@ from fxprune.cli.choices import choices_of
 from fxprune.cli.data import check_data, data_of, measure_scores
 from fxprune.cli.input_files import InputFile
 from fxprune.cli.inputs import filled
-from fxprune.cli.output_files import check_readable, check_writable
+from fxprune.cli.output_files import check_readable, check_small, check_writable
 from fxprune.cli.pages import check_page, page_of_record, write_page
 from fxprune.cli.tables import with_branches, with_layers
 from fxprune.cli.usage import UsageError, ratio_of, unique_dict
@@ -42,6 +42,12 @@ from fxprune.report.text import change
 
 DONE, ERROR, USAGE, NOTHING, WRONG, ABOVE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 """Exit codes; docs/cli.md explains them."""
+
+NOT_MEASURED = (
+    "compared with the original whose removed channels are zero, not with the original: its accuracy is not measured, "
+    "see --repair and `fxprune summary --score`"
+)
+"""The end of the report on a small model that was not repaired."""
 
 Say = Callable[[str], None]
 """Writes a line to stderr."""
@@ -135,6 +141,8 @@ def prune(options: argparse.Namespace, say: Say) -> Answer:
     write_page(options.html, lambda: page_of_record(figures, model, inputs, strict=options.strict), say)
     report = figures.report(options.format)
     text = _json({**json.loads(report), "files": files}) if options.format == "json" else report
+    if options.format == "text" and made.plan and options.repair is None and not (options.masks or options.quiet):
+        text += f"\n{NOT_MEASURED}"
     known = None if made.cost is None or not options.keep else with_measured(made.cost, made.measured)
     missed = known is not None and above(*known, dict(options.keep))
     return Answer(text, NOTHING if not made.plan else ABOVE if missed else DONE)
@@ -181,7 +189,8 @@ def _with_memory(made: Record, model: nn.Module, small: nn.Module, inputs: Any, 
 
 def verify(options: argparse.Namespace, say: Say) -> Answer:
     """Reports the relative error of a small model against its masked original."""
-    _check_readable(options.weights, options.small)
+    _check_readable(options.weights)
+    check_small(options.small)
     model, inputs = _model(options, say)
     small = _small(options.small, model, inputs, say)
     _compare_weights(options, model, small)
@@ -199,7 +208,8 @@ def verify(options: argparse.Namespace, say: Say) -> Answer:
 
 def export(options: argparse.Namespace, say: Say) -> Answer:
     """Writes a model, or a small model from a file, as a graph that runs without its code."""
-    _check_readable(options.weights, options.small)
+    _check_readable(options.weights)
+    check_small(options.small)
     read = [path for path in (options.weights, options.small) if path is not None]
     check_writable(options.output, tuple(FORMATS), read)
     if options.opset is not None and not options.output.endswith(".onnx"):
@@ -222,7 +232,8 @@ def export(options: argparse.Namespace, say: Say) -> Answer:
 
 def summary(options: argparse.Namespace, say: Say) -> Answer:
     """Reports the figures of a model and of a small model from a file, side by side."""
-    _check_readable(options.weights, options.small)
+    _check_readable(options.weights)
+    check_small(options.small)
     score = None if options.score is None else models.function(options.score)
     model, inputs = _model(options, say)
     small = _small(options.small, model, inputs, say)

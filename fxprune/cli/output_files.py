@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterable
 
 from fxprune.cli.usage import UsageError
 from fxprune.errors import FileError, nearest
+
+NO_SMALL = (".pt", ".pth", ".pkl", ".pt2", ".json", ".onnx")
+"""Suffixes of files that are no small models."""
 
 
 def check_readable(path: str) -> None:
@@ -18,7 +22,25 @@ def check_readable(path: str) -> None:
         if not os.path.isdir(folder or "."):
             raise FileError(f'there is no file "{path}"', why=f'there is no directory "{folder}"')
         names = [name for name in os.listdir(folder or ".") if not name.startswith(".")]
-        raise FileError(f'there is no file "{path}"', why=nearest(os.path.basename(path), sorted(names)))
+        name = os.path.basename(path)
+        near = sorted(other for other in names if _alike(name, other))
+        raise FileError(f'there is no file "{path}"', why=nearest(name, near) if near else "no name there is like it")
+
+
+def check_small(path: str | None) -> None:
+    """Raises `FileError` if a small model cannot be read from a file, or its suffix says that it holds none."""
+    if path is None:
+        return
+    check_readable(path)
+    if os.path.splitext(path)[1].lower() in NO_SMALL:
+        do = "pass the .safetensors file that `fxprune prune -o` or `fxprune.save` wrote"
+        raise FileError(f'"{path}" is no small model', why="fxprune writes those as .safetensors", do=do)
+
+
+def _alike(one: str, other: str) -> bool:
+    """True if two names of files are similar, whatever their suffixes are."""
+    stems = [os.path.splitext(name)[0] for name in (one, other)]
+    return bool(difflib.get_close_matches(stems[0], stems[1:]))
 
 
 def check_writable(path: str, suffixes: tuple[str, ...], inputs: Iterable[str], others: Iterable[str] = ()) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from typing import Any
 
 import torch
@@ -18,9 +19,11 @@ def load_tensors(path: str, instead: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        why = f"torch says: {str(error).strip().splitlines()[0]}"
+        text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+        kind = re.search(r"Unsupported global: GLOBAL ([\w.]+)", text)
+        why = f"it holds a {kind[1]}, and reading that runs code" if kind else f"torch says: {text.splitlines()[0]}"
         raise FileError(f'"{path}" holds more than tensors', why=why, do=instead) from None
     except (RuntimeError, EOFError, ValueError) as error:
-        text = str(error).strip().splitlines()
-        why = f"torch says: {text[0]}" if text else type(error).__name__
+        lines = str(error).strip().splitlines()
+        why = f"torch says: {lines[0]}" if lines else type(error).__name__
         raise FileError(f'"{path}" is no file of torch.save', why=why, do="write it with torch.save") from None

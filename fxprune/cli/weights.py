@@ -14,6 +14,9 @@ from fxprune.cli.torch_files import load_tensors
 from fxprune.cli.usage import UsageError
 from fxprune.errors import FileError, nearest
 
+PARALLEL = "module."
+"""The beginning of all names in a model that DataParallel or DistributedDataParallel wraps."""
+
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
@@ -25,6 +28,10 @@ def load_into(model: nn.Module, path: str, key: str | None) -> tuple[str, ...]:
     """
     values = _read(path, key)
     state = model.state_dict(keep_vars=True)
+    notes = []
+    if values and all(name.startswith(PARALLEL) and name not in state for name in values):
+        values = {name.removeprefix(PARALLEL): value for name, value in values.items()}
+        notes.append(f'weights have "{PARALLEL}" before their names in the file, as of DataParallel; it is left out')
     tied: dict[int, list[str]] = {}
     for name, tensor in state.items():
         tied.setdefault(id(tensor), []).append(name)
@@ -50,7 +57,7 @@ def load_into(model: nn.Module, path: str, key: str | None) -> tuple[str, ...]:
         for name, value in values.items():
             state[name].copy_(value)
     changed = {(value.dtype, state[n].dtype) for n, value in values.items() if value.dtype != state[n].dtype}
-    return tuple(sorted(f"weights are {file} in the file and {ours} in the model" for file, ours in changed))
+    return (*notes, *sorted(f"weights are {file} in the file and {ours} in the model" for file, ours in changed))
 
 
 def _kind(tensor: torch.Tensor) -> tuple[bool, bool]:

@@ -6,9 +6,11 @@ import os
 import sys
 
 import pytest
+import torch
 
 from fxprune.artifacts import safetensors_file
 from fxprune.cli import main
+from tests.cli.models import Net
 
 NET = ("tests.cli.models:Net", "--input", "1x3x8x8")
 OUT = ("-r", "0.5", "-o", "small.safetensors")
@@ -204,6 +206,9 @@ def test_files_are_looked_at_before_the_work(folder, capsys):
         ("prune", *NET, *OUT, "--weights", "no/weights.safetensors"): 'there is no directory "no"',
         ("prune", *NET, "--plan", "plan.jsn", "-o", "small.safetensors"): 'did you mean "plan.json"?',
         ("verify", *NET, "smal.safetensors"): 'there is no file "smal.safetensors"',
+        ("verify", *NET, "nope.safetensors"): "why  no name there is like it",
+        ("verify", *NET, "plan.json"): '"plan.json" is no small model',
+        ("summary", *NET, "plan.json"): "do   pass the .safetensors file that",
         ("diff", "plan.json", "."): '"." is a directory',
         ("prune", *NET, "-r", "0.5", "--weights", "weights.safetensors", "-o", "./weights.safetensors"): (
             'cannot write "./weights.safetensors"\n  why  it is read by this command'
@@ -293,3 +298,20 @@ def test_help_names_every_command_and_exit_code(capsys):
         text = capsys.readouterr().out
         assert option in text
         assert "3    nothing was pruned" in text
+
+
+def test_weights_that_are_a_whole_model_and_weights_of_data_parallel(folder, capsys):
+    torch.save(Net(), folder / "whole.pt")
+    code, err = refused(capsys, "inspect", *NET, "--weights", "whole.pt")
+    assert (code, "why  it holds a tests.cli.models.Net, and reading that" in err, "\x1b" in err) == (1, True, False)
+    assert "do   save model.state_dict()" in err
+    torch.save(torch.nn.DataParallel(Net()).state_dict(), folder / "parallel.pt")
+    assert main(["inspect", *NET, "--weights", "parallel.pt"]) == 0
+    assert 'weights have "module." before their names in the file' in capsys.readouterr().err
+
+
+def test_the_report_says_what_a_model_that_was_not_repaired_is_compared_with(folder, capsys):
+    text = "its accuracy is not measured"
+    for words, told in (((), True), (("-q",), False), (("--json",), False), (("--format", "markdown"), False)):
+        assert main(["prune", *NET, *OUT, *words]) == 0
+        assert (text in capsys.readouterr().out) == told
