@@ -137,4 +137,7 @@ def _time(latency: Latency) -> str:
 
 
 def _share(before: float | None, after: float | None) -> str:
-    return f"{after / before:.1%}" if before and after is not None else ""
+    if not before or after is None:
+        return ""
+    text = f"{after / before:.1%}"
+    return "> 99.9%" if text == "100.0%" and after < before else text

@@ -108,3 +108,9 @@ def test_inputs_that_do_not_fit_and_negative_rounds_are_refused() -> None:
         fxprune.summary(net(), net(32), torch.zeros(2, 9), rounds=2)
     with pytest.raises(InputError, match="rounds"):
         fxprune.summary(net(), net(32), X, rounds=-1)
+
+
+def test_a_share_is_the_whole_only_where_nothing_went() -> None:
+    counted = [ModelFigures(params, 4 * params, 1, 1) for params in (100_000, 99_999)]
+    assert "> 99.9%" in Summary(counted[0], counted[1]).report().splitlines()[2]
+    assert "100.0%" in Summary(counted[0], counted[0]).report().splitlines()[2]

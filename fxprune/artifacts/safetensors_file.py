@@ -149,7 +149,8 @@ class SafetensorsFile:
             length = int.from_bytes(file.read(8), "little") if size >= 8 else 0
             if not 2 <= length <= min(HEADER, size - 8):
                 why = f"a header of {length} bytes does not fit into {size} bytes, or is longer than {HEADER}"
-                raise self.wrong(f"it is no safetensors file, or it is cut off: {why}")
+                do = "pass a file that fxprune.save or safetensors wrote, whole"
+                raise self.wrong(f"it is no safetensors file, or it is cut off: {why}", do=do)
             text = file.read(length)
         fields = Field(parse_json(text.rstrip(b" "), self.source), self.source).mapping()
         texts = fields.pop("__metadata__", Field({}, self.source, "__metadata__")).mapping()

@@ -62,6 +62,7 @@ function figure(number) {
 function percent(after, before) {
   if (!before || after === null || after === undefined) return "";
   const share = (100 * after) / before;
+  if (share < 100 && share >= 99.5) return share >= 99.95 ? "> 99.9 %" : `${share.toFixed(1)} %`; // 100 % is all of it
   return `${share >= 10 || share === 0 ? Math.round(share) : share.toPrecision(2)} %`;
 }
 
