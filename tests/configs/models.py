@@ -24,9 +24,11 @@ class NoFxprune:
 sys.meta_path.insert(0, NoFxprune())
 import torch
 
-library = torch.library.Library("torchvision", "FRAGMENT")
-if not hasattr(torch.ops.torchvision, "nms"):
-    for name, extra in (("nms", ""), ("qnms", "")):
+try:
+    import torchvision
+except Exception:  # its operators do not fit the torch that is installed
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 import transformers
 
