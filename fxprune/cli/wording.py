@@ -14,7 +14,7 @@ SPOKEN = (
     (r"keep=\{'(\w+)': '?([^'}]*)'?\}", r"--keep \1=\2"),
     (r"pick it out: `repair_inputs=lambda[^\n]*", "say --data package.module:loader --repair for inputs with labels"),
 )
-"""What an argument is called in Python (a pattern) -> the words for a user of the command line."""
+"""The name of an argument in Python (a pattern) -> the words for a user of the command line."""
 
 
 def spoken(text: str) -> str:

@@ -23,7 +23,7 @@ from fxprune.capture.captured import Captured, FrontEnd
 from fxprune.capture.fake_operations import run
 from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.inputs import Inputs, check_initialised, normalize
-from fxprune.capture.process_state import clean_caches, public_call
+from fxprune.capture.process_state import public_call
 from fxprune.capture.program import as_module
 from fxprune.capture.scopes import Key, Scopes
 from fxprune.capture.tensors import Tensors
@@ -31,7 +31,7 @@ from fxprune.capture.values import leaves, tensors_in
 from fxprune.capture.walk import walk
 from fxprune.channels.groups import Removal
 from fxprune.channels.vector import Vector
-from fxprune.errors import CaptureError
+from fxprune.costs.runs import on_fakes_or_real
 from fxprune.paths import capture, paths_for, try_in_turn, without_hooks
 
 Cached = tuple[int, Key | None, int]
@@ -63,13 +63,7 @@ def _cached_on(model: nn.Module, inputs: Inputs, path: FrontEnd) -> list[Cached]
 
 def cached_tensors(captured: Captured, inputs: Inputs, model: nn.Module) -> list[Cached]:
     """The tensors in caches of one forward on fake tensors, or on real ones if numbers decide."""
-    with clean_caches(model):
-        try:
-            return _returned(captured, inputs, Faker())
-        except CaptureError as error:
-            if not error.raised or captured.tensors.weightless:
-                raise
-            return _returned(captured, inputs, Real())
+    return on_fakes_or_real(captured, model, lambda faker: _returned(captured, inputs, faker))
 
 
 def _returned(captured: Captured, inputs: Inputs, faker: Faker | Real) -> list[Cached]:

@@ -22,13 +22,13 @@ from fxprune.capture.captured import Captured, FrontEnd
 from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.inputs import Inputs, check_initialised, normalize
 from fxprune.capture.places import module_of
-from fxprune.capture.process_state import clean_caches, public_call
+from fxprune.capture.process_state import public_call
 from fxprune.capture.program import as_module
 from fxprune.capture.scopes import Scopes
 from fxprune.capture.tensors import CONSTANT, PARAMETER, Tensors
 from fxprune.capture.walk import walk
 from fxprune.channels.groups import Removal
-from fxprune.errors import CaptureError
+from fxprune.costs.runs import on_fakes_or_real
 from fxprune.paths import capture, paths_for, try_in_turn, without_hooks
 
 
@@ -102,13 +102,7 @@ def cost(
 def _counted(model: nn.Module, inputs: Inputs, path: FrontEnd) -> list[Found]:
     """The multiply-adds of every operation on one path. It runs on fake tensors, or on real ones if numbers decide."""
     captured = capture(model, inputs, path)
-    with clean_caches(model):
-        try:
-            return run_counted(captured, inputs, Faker())
-        except CaptureError as error:
-            if not error.raised or captured.tensors.weightless:
-                raise
-            return run_counted(captured, inputs, Real())
+    return on_fakes_or_real(captured, model, lambda faker: run_counted(captured, inputs, faker))
 
 
 def cost_of(findings: Findings, removal: Removal | None = None, constants: FoldedConstants | None = None) -> Cost:

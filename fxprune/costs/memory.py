@@ -26,7 +26,7 @@ from fxprune.capture.captured import Captured, FrontEnd
 from fxprune.capture.fake_operations import run
 from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.inputs import Inputs, check_initialised, normalize
-from fxprune.capture.process_state import clean_caches, public_call
+from fxprune.capture.process_state import public_call
 from fxprune.capture.program import as_module
 from fxprune.capture.scopes import Key, Scope, Scopes
 from fxprune.capture.tensors import Tensors
@@ -34,7 +34,7 @@ from fxprune.capture.values import tensors_in
 from fxprune.capture.walk import walk
 from fxprune.channels.groups import Removal
 from fxprune.channels.vector import Vector
-from fxprune.errors import CaptureError
+from fxprune.costs.runs import on_fakes_or_real
 from fxprune.ops.leaves import leaf_rule
 from fxprune.paths import capture, paths_for, try_in_turn, without_hooks
 
@@ -109,13 +109,7 @@ class Lifetimes:
 
 def lifetimes_of(captured: Captured, inputs: Inputs, model: nn.Module) -> Lifetimes:
     """The tensors of one forward on fake tensors, or on real ones if numbers decide. model: the one in `captured`."""
-    with clean_caches(model):
-        try:
-            return _followed(captured, inputs, Faker())
-        except CaptureError as error:
-            if not error.raised or captured.tensors.weightless:
-                raise
-            return _followed(captured, inputs, Real())
+    return on_fakes_or_real(captured, model, lambda faker: _followed(captured, inputs, faker))
 
 
 def _followed(captured: Captured, inputs: Inputs, faker: Faker | Real) -> Lifetimes:

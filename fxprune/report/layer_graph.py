@@ -18,7 +18,7 @@ from fxprune.ops.factors import Value
 from fxprune.report.data import Shape
 
 KINDS = ("layer", "parameter", "join", "input", "output")
-"""What a node may be."""
+"""The kinds of nodes."""
 
 _NOWHERE: frozenset[str] = frozenset()
 

@@ -1,4 +1,4 @@
-"""What the config of each family of `transformers` can say: `python -m tests.configs.families` writes a table.
+"""The numbers that each config of `transformers` can say: `python -m tests.configs.families` writes their table.
 
 Each width that a config can say is halved alone, then all together; and the last layer of each list of layers goes.
 Every small model is saved, and loaded by `transformers` in a process that cannot import fxprune; it has to compute the
