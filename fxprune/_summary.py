@@ -17,7 +17,7 @@ from fxprune.capture.program import as_module
 from fxprune.capture.tensors import Tensors
 from fxprune.costs import Latency, cost, measured_in_turn, peak_memory
 from fxprune.costs.latency import milliseconds
-from fxprune.errors import InputError
+from fxprune.errors import InputError, counted
 from fxprune.report.text import figure, table
 from fxprune.report.views import checked
 
@@ -68,7 +68,7 @@ class Summary:
             yield name, figure(old), figure(new), _share(old, new)
         old, new = before.latency, after.latency
         if old is not None and new is not None:
-            conditions = f"latency ({old.device}, {old.threads} thread{'s' if old.threads > 1 else ''})"
+            conditions = f"latency ({old.device}, {counted(old.threads, 'thread')})"
             yield conditions, _time(old), _time(new), _share(old.seconds, new.seconds)
         if before.score is not None and after.score is not None:
             yield "score", f"{before.score:.4g}", f"{after.score:.4g}", f"{after.score - before.score:+.4g}"

@@ -27,7 +27,7 @@ from fxprune.capture.program import as_module
 from fxprune.capture.tensors import Tensors
 from fxprune.configs import has_config
 from fxprune.depth.numbering import in_original_numbering
-from fxprune.errors import CaptureError, OtherWeightsWarning
+from fxprune.errors import CaptureError, OtherWeightsWarning, counted
 from fxprune.fold import resolve_plan
 from fxprune.planning.uniform import with_config
 from fxprune.proof.compare import prove
@@ -136,7 +136,7 @@ def _other_weights(small: nn.Module, own: nn.Module, repair: Repair | None) -> s
     cause = f"trained, or changed otherwise, or {OTHER_ORIGINAL}" if repair is None else "repaired"
     told = (
         f"the weights of the small model are not those of the original, since it was {cause}: {len(others)} of "
-        f'{len(shares)} tensors differ, such as "{others[0]}"'
+        f'{counted(len(shares), "tensor")} {"differs" if len(others) == 1 else "differ"}, such as "{others[0]}"'
     )
     if repair is not None and rest:
         told += f". The repair explains {len(others) - len(rest)} of them; "

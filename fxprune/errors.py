@@ -170,6 +170,17 @@ def level_of_user() -> int:
 _PACKAGE = str(Path(__file__).parent) + os.sep
 
 
+def counted(count: int, word: str, verb: str = "") -> str:
+    """A number and its word, in the plural unless the number is 1; a verb that stands behind them follows it.
+
+    >>> counted(1, "group"), counted(3, "group"), counted(1, "channel", "stay"), counted(2, "channel", "stay")
+    ('1 group', '3 groups', '1 channel stays', '2 channels stay')
+    """
+    one = count == 1
+    said = f"{count} {word}{'' if one else 's'}"
+    return f"{said} {verb}{'s' if one else ''}" if verb else said
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """A hint for an error: the one of `names` that is most similar to `name`, or a list of the first few.
 

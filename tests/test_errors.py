@@ -335,7 +335,7 @@ REMOVES_NOTHING: dict[str, tuple[Callable[[], Any], list[str]]] = {
         ["no channel of this model can be removed", "output of the model", "weight[0]"],
     ),
     "half a conv group": (transform(masks={"0": mask(8, 0, 3)}), ["2 masked channels stay (0, 3)", "only whole rows"]),
-    "an output's mask": (transform(masks={"5": mask(5, 0)}), ["1 masked channels stay (0)", "output of the model"]),
+    "an output's mask": (transform(masks={"5": mask(5, 0)}), ["1 masked channel stays (0)", "output of the model"]),
 }
 
 

@@ -550,7 +550,7 @@ def test_masks_of_a_grouped_convolution_take_whole_rows_and_columns() -> None:
 def test_a_mask_of_the_output_layer_stays_with_the_reason() -> None:
     net, x = chain(), random(2, 3, 5, 4)
     with pytest.warns(
-        fxprune.NothingRemovedWarning, match='"5": 1 masked channels stay .0.: output .* output of the model'
+        fxprune.NothingRemovedWarning, match='"5": 1 masked channel stays .0.: output .* output of the model'
     ):
         small = fxprune.transform(net, x, masks={"5": keep(2, 0)})
     assert fxprune.record(small).removed == {}

@@ -17,7 +17,7 @@ from fxprune.capture.inputs import check_plain_tensors
 from fxprune.capture.process_state import public_call
 from fxprune.channels.groups import Bools, Ints
 from fxprune.depth.switched_off import switched_off
-from fxprune.errors import PlanError
+from fxprune.errors import PlanError, counted
 from fxprune.offloaded import refuse_dispatched
 from fxprune.planning.combine import kept_flags
 
@@ -34,7 +34,7 @@ class Expanded:
 
     def __str__(self) -> str:
         left = f"; left as they are: {', '.join(self.left)}" if self.left else ""
-        return f"{len(self.written)} tensors written{left}"
+        return f"{counted(len(self.written), 'tensor')} written{left}"
 
 
 @checks_arguments()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fxprune.errors import counted
+
 
 @dataclass(frozen=True)
 class Followed:
@@ -25,7 +27,7 @@ class Followed:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        parts = [f"{self.kind}: {len(self.moved)} parameters moved"]
+        parts = [f"{self.kind}: {counted(len(self.moved), 'parameter')} moved"]
         parts += [f"{text}: {', '.join(names)}" for text, names in self._changes() if names]
         return "; ".join([*parts, *self.notes])
 

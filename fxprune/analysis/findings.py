@@ -25,7 +25,7 @@ from fxprune.capture.output_paths import OutputPath
 from fxprune.capture.tensors import Tensors
 from fxprune.channels.groups import Axis, Bools, Ints, Solution
 from fxprune.channels.vector import Vector
-from fxprune.errors import InputError, nearest
+from fxprune.errors import InputError, counted, nearest
 from fxprune.notebooks import html_table
 from fxprune.ops import Event
 from fxprune.ops.layers import known_output_dim, output_dim
@@ -360,4 +360,5 @@ class Findings:
 
     def __repr__(self) -> str:
         s = self.solution
-        return f"{type(self).__name__}({type(self.model).__name__}: {s.channels} channels in {s.groups} groups)"
+        size = f"{counted(s.channels, 'channel')} in {counted(s.groups, 'group')}"
+        return f"{type(self).__name__}({type(self.model).__name__}: {size})"

@@ -21,7 +21,7 @@ from fxprune.capture.fake_tensors import Real
 from fxprune.capture.inputs import Inputs, check_initialised, normalize
 from fxprune.capture.process_state import clean_caches, public_call, same_random_state
 from fxprune.capture.tensors import Tensors
-from fxprune.errors import CaptureError, text_of
+from fxprune.errors import CaptureError, counted, text_of
 from fxprune.progress import long_step
 
 SHORTEST = 2e-3
@@ -55,8 +55,8 @@ class Latency:
     threads: int
 
     def __str__(self) -> str:
-        many = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        return f"{milliseconds(self.seconds)} (± {self.share:.0%}, {self.rounds} rounds, {self.device}, {many})"
+        how = f"{counted(self.rounds, 'round')}, {self.device}, {counted(self.threads, 'thread')}"
+        return f"{milliseconds(self.seconds)} (± {self.share:.0%}, {how})"
 
     @property
     def share(self) -> float:

@@ -12,7 +12,7 @@ import torch
 from fxprune.analysis.findings import Findings, Group
 from fxprune.arguments import check_seed, checks_arguments
 from fxprune.criteria.table import CRITERIA, MEASURED, Criterion, GroupsImportance, Importance
-from fxprune.errors import FxpruneError, PlanError, nearest
+from fxprune.errors import FxpruneError, PlanError, counted, nearest
 
 
 def by_group(importance: Callable[[Group], Any]) -> Criterion:
@@ -95,7 +95,7 @@ def _of_one_group(importance: Callable[[Group], Any], group: Group) -> npt.NDArr
         raise PlanError(
             "importance has the wrong shape",
             at=at,
-            why=f"it returned shape {tuple(scores.shape)} for {group.size} channels",
+            why=f"it returned shape {tuple(scores.shape)} for {counted(group.size, 'channel')}",
             do="return one score per channel, in the order of the group's channels",
         )
     if bool(scores.isnan().any()):

@@ -13,6 +13,7 @@ import torch
 from fxprune.analysis.findings import Findings
 from fxprune.capture.tensors import PARAMETER
 from fxprune.channels.groups import Bools, Ints, Removal
+from fxprune.errors import counted
 from fxprune.fold.folding import Folding, weight_output_dim_of
 from fxprune.planning.plan import Removed
 
@@ -73,7 +74,8 @@ def why_zeros_stay(findings: Findings, found: Folding) -> tuple[str, ...]:
                 or _held_by(findings, name, channels)
             )
             listed = ", ".join(map(str, left[:6])) + (", ..." if len(left) > 6 else "")
-            lines.append(f'"{layer}": {len(left)} channels without weights stay ({listed}): {why}')
+            without = f"{counted(len(left), 'channel')} without weights {'stays' if len(left) == 1 else 'stay'}"
+            lines.append(f'"{layer}": {without} ({listed}): {why}')
     return tuple(lines)
 
 

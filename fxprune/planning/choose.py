@@ -18,7 +18,7 @@ from fxprune.channels.groups import Bools, Removal
 from fxprune.costs import LatencyFile, LatencyTable
 from fxprune.costs.latency import runnable
 from fxprune.criteria import Importance, comparable, in_loss, scores_of
-from fxprune.errors import PlanError
+from fxprune.errors import PlanError, counted
 from fxprune.files import PathLike
 from fxprune.planning.alignment import best_multiple
 from fxprune.planning.budgets import budgets_of, checked_keys
@@ -208,7 +208,7 @@ def _why_nothing(groups: Mapping[Group, float], limits: Limits, keep: Any) -> tu
     largest = max(groups, key=lambda group: group.size)
     cause = f"min_channels={limits.min_channels}" if limits.min_channels > 1 else "rounding"
     return (
-        f"{cause} leaves every group whole: the largest has {largest.size} channels "
+        f"{cause} leaves every group whole: the largest has {counted(largest.size, 'channel')} "
         f'("{largest.name}"), ratio {groups[largest]}, round_to {limits.round_to}',
     )
 
@@ -284,5 +284,6 @@ def _why_no_group(findings: Findings, ratios: list[float], stay: set[int], exact
         return ("the ratio is 0 for every group that can lose channels",)
     inexact = set(findings.solution.groups_with(findings.inexact)) if exact else set()
     causes = {"inexact (exact=True)" if number in inexact else "ignored" for number in asked}
-    which = "groups" if len(asked) == len(findings.groups) else "groups with a ratio"
-    return (f"all {len(asked)} {which} are {' or '.join(sorted(causes))}",)
+    which = "" if len(asked) == len(findings.groups) else " with a ratio"
+    all_of_them = f"the only group{which} is" if len(asked) == 1 else f"all {len(asked)} groups{which} are"
+    return (f"{all_of_them} {' or '.join(sorted(causes))}",)

@@ -11,7 +11,7 @@ import numpy as np
 
 from fxprune.analysis.findings import Findings
 from fxprune.channels.groups import Bools, Ints
-from fxprune.errors import PlanError
+from fxprune.errors import PlanError, counted
 from fxprune.names import Level, find, show
 from fxprune.planning.channels import removal_of, slots_of
 from fxprune.planning.enough import keep_enough
@@ -57,7 +57,7 @@ def edited(
     _check(known, edit, before, after, exact=exact)
     removed = slots_of(known, after)
     count = int(np.count_nonzero(before != after))
-    by_hand = f"by hand: plan.{edit} of {count} channels in " + ", ".join(_keys(known, before != after))
+    by_hand = f"by hand: plan.{edit} of {counted(count, 'channel')} in " + ", ".join(_keys(known, before != after))
     made = replace(
         plan,
         removed=removed,

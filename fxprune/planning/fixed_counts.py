@@ -8,7 +8,7 @@ from typing import Any
 
 from fxprune.analysis.findings import Findings, Group
 from fxprune.arguments import fits
-from fxprune.errors import PlanError
+from fxprune.errors import PlanError, counted
 from fxprune.names import show
 from fxprune.planning.limits import Limits
 from fxprune.planning.select import by_group
@@ -54,7 +54,9 @@ def fixed_counts(
             do = f"pass at most {group.size}, or leave the group out"
             raise PlanError("a group has fewer channels than shall stay", at=_at(group), why=why, do=do)
         if kept < group.size and number in stay:
-            reasons.append(f"counts: {_at(group)} keeps all of its {group.size} channels, not {kept}: {stay[number]}")
+            reasons.append(
+                f"counts: {_at(group)} keeps all of its {counted(group.size, 'channel')}, not {kept}: {stay[number]}"
+            )
             continue
         if kept < group.size:
             _refuse_beyond(group, kept, limits, largest_given=largest_given)
@@ -73,7 +75,7 @@ def _refuse_beyond(group: Group, kept: int, limits: Limits, *, largest_given: bo
         broken = f"max_ratio={limits.max_ratio} lets it lose {most} of {group.size} at most"
     if broken:
         do = "change the count, or leave the limit out"
-        raise PlanError(f"counts contradicts a limit: {kept} channels", at=_at(group), why=broken, do=do)
+        raise PlanError(f"counts contradicts a limit: {counted(kept, 'channel')}", at=_at(group), why=broken, do=do)
 
 
 def _at(group: Group) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fxprune.arguments import fits
-from fxprune.errors import PlanError
+from fxprune.errors import PlanError, counted
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Limits:
     def why(self, sizes: Iterable[int]) -> str:
         """A text about groups that lost the most that they may: the limits, and how many groups each decides."""
         found = Counter(self.decisive(size) for size in sizes)
-        return ", ".join(f"{limit} ({count} groups)" for limit, count in found.most_common())
+        return ", ".join(f"{limit} ({counted(count, 'group')})" for limit, count in found.most_common())
 
 
 def limits_of(round_to: int | str, min_channels: int, max_ratio: float | None, keep: Any) -> Limits:

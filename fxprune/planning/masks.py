@@ -12,7 +12,7 @@ from torch.nn.modules import conv
 from fxprune.analysis.findings import Findings
 from fxprune.arguments import bool_mask
 from fxprune.channels.groups import Bools, Ints
-from fxprune.errors import PlanError
+from fxprune.errors import PlanError, counted
 from fxprune.names import Names
 from fxprune.pattern_values import Candidate, winners
 from fxprune.planning.select import names_in
@@ -69,7 +69,7 @@ def removed_by_masks(findings: Findings, masks: Mapping[str, Any], stay: set[int
         if len(left):
             listed = ", ".join(map(str, left[:6])) + (", ..." if len(left) > 6 else "")
             why = why_stay(findings, outputs, columns, left, held)
-            reasons.append(f'"{layer}": {len(left)} masked channels stay ({listed}): {why}')
+            reasons.append(f'"{layer}": {counted(len(left), "masked channel", "stay")} ({listed}): {why}')
         also = np.flatnonzero(~drop & gone)
         if len(also):
             listed = ", ".join(map(str, also[:6])) + (", ..." if len(also) > 6 else "")

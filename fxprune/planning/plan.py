@@ -7,6 +7,7 @@ from typing import Any
 
 from fxprune.analysis.findings import Findings
 from fxprune.arguments import checks_arguments
+from fxprune.errors import counted
 from fxprune.files import PathLike
 from fxprune.notebooks import html_table
 from fxprune.planning.combine import kept, then
@@ -48,7 +49,7 @@ class Plan(PlanFields):
             for name, dims in self.removed.items()
             for dim, gone in dims.items()
         ]
-        title = "Plan: removes nothing" if not rows else f"Plan: removes from {len(self.removed)} tensors"
+        title = "Plan: removes nothing" if not rows else f"Plan: removes from {counted(len(self.removed), 'tensor')}"
         return html_table(title, ("tensor", "dim", "removed"), rows, right=(1, 2))
 
     @property

@@ -15,6 +15,7 @@ from torch import nn
 
 from fxprune.analysis.findings import Findings
 from fxprune.channels.groups import Bools
+from fxprune.errors import counted
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -33,7 +34,7 @@ class Coupled:
     def __str__(self) -> str:
         listed = ", ".join(f"{name}[{dim}]" for name, dim in self.members[:4])
         more = f" and {len(self.members) - 4} more" if len(self.members) > 4 else ""
-        return f"{self.channels} channels in {listed}{more}"
+        return f"{counted(self.channels, 'channel')} in {listed}{more}"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from fxprune.analysis.findings import Findings, Group
 from fxprune.capture.captured import FrontEnd
 from fxprune.channels.groups import Bools, Solution
 from fxprune.configs import Config, LayersStayError, NotBuiltError, has_config
-from fxprune.errors import PlanError
+from fxprune.errors import PlanError, counted
 from fxprune.names import chain, entries_of, find, show
 from fxprune.planning.fitting import Counts
 from fxprune.planning.limits import rounded_up
@@ -155,7 +155,7 @@ class EqualWidths:
     def _refuse_between(self, steps: Fraction, group: Group, kept: int) -> None:
         if steps.denominator != 1:
             raise PlanError(
-                f"no config says that {kept} channels stay",
+                f"no config says that {counted(kept, 'channel', 'stay')}",
                 at=f'group "{group.key}"',
                 why=f"one number counts them and other widths, which fit for multiples of {self._step(group.number)}",
             )
@@ -174,8 +174,9 @@ class EqualWidths:
     ) -> None:
         for number in members:
             if number in stay and self._gone(number, steps):
+                asked = counted(steps * self._step(number), "channel")
                 raise PlanError(
-                    f"uniform asks for {steps * self._step(number)} channels, as counts does for another block",
+                    f"uniform asks for {asked}, as counts does for another block",
                     at=f'group "{groups[number].key}"',
                     why=f"all {self.sizes[number]} stay: {stay[number]}",
                 )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.arguments import checks_arguments
-from fxprune.errors import NothingRemovedWarning, PlanError
+from fxprune.errors import NothingRemovedWarning, PlanError, counted
 from fxprune.pruner.config import layers_to_prune
 from fxprune.pruner.convert import converted
 from fxprune.pruner.layers import follow, is_prepared, prepare_layer, squash_layer, why_not_squash
@@ -273,7 +273,7 @@ class BasePruner(abc.ABC):
         self.steps = steps
 
     def __repr__(self) -> str:
-        lines = [f"{type(self).__name__}({self.steps} steps"]
+        lines = [f"{type(self).__name__}({counted(self.steps, 'step')}"]
         for target in self.targets if self._squashed is None else ():
             norm = f", {target.norm_name}" if target.norm_name else ""
             lines.append(f"  {target.name}{norm}: {self._pruning(target).extra_repr()}")
@@ -325,4 +325,4 @@ class BasePruner(abc.ABC):
     def _why_nothing(self) -> str:
         if not self.steps:
             return "step was not called"
-        return f"{type(self).__name__}.update_mask left every output of {len(self.targets)} layers"
+        return f"{type(self).__name__}.update_mask left every output of {counted(len(self.targets), 'layer')}"

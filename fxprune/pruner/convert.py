@@ -16,7 +16,7 @@ from fxprune._record import Record, change_record, record
 from fxprune._transform import transform
 from fxprune.capture.inputs import normalize
 from fxprune.capture.module_copy import copy_module
-from fxprune.errors import ChannelsStayWarning, NothingRemovedWarning, PlanError, VerificationError
+from fxprune.errors import ChannelsStayWarning, NothingRemovedWarning, PlanError, VerificationError, counted
 from fxprune.ops.layers import output_dim
 from fxprune.paths import PATHS
 from fxprune.proof.compare import TOLERANCE
@@ -73,7 +73,9 @@ def _warn(made: Record, reasons: tuple[str, ...]) -> None:
         why = "; ".join(reasons) or "no output is pruned"
         warnings.warn(f"nothing was removed: {why}", NothingRemovedWarning, stacklevel=4)
     elif reasons:
-        more = f"; and of {len(reasons) - 4} more layers, see record(small).reasons" if len(reasons) > 4 else ""
+        more = (
+            f"; and of {counted(len(reasons) - 4, 'more layer')}, see record(small).reasons" if len(reasons) > 4 else ""
+        )
         warnings.warn(
             f"pruned outputs stay as zeros: {'; '.join(reasons[:4])}{more}", ChannelsStayWarning, stacklevel=4
         )

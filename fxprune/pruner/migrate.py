@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize, prune
 
 from fxprune.arguments import checks_arguments
 from fxprune.capture.tensors import computed_tensors
-from fxprune.errors import ChannelsStayWarning, NothingRemovedWarning, PlanError
+from fxprune.errors import ChannelsStayWarning, NothingRemovedWarning, PlanError, counted
 from fxprune.ops.layers import output_dim
 from fxprune.pruner.layers import LAYERS, bias_last, is_prepared, remove_parametrization, squash_layer, why_not_squash
 from fxprune.pruner.parametrization import BIAS, FollowingParametrization, OutputsParametrization
@@ -72,7 +72,7 @@ def masks_of(model: nn.Module, *, zeros: bool = False) -> dict[str, Tensor]:
         text = f"masks_of ignores {'; '.join(ignored)}. Only whole rows make a layer smaller: mask those that should go"
         warnings.warn(text, ChannelsStayWarning, stacklevel=3)
     if all(bool(mask.all()) for mask in masks.values()):
-        why = "no layer has a mask" if not masks else f"the masks of {len(masks)} layers keep every output"
+        why = "no layer has a mask" if not masks else f"the masks of {counted(len(masks), 'layer')} keep every output"
         more = "" if zeros else "; rows of zeros without a mask are read with zeros=True"
         warnings.warn(
             f"no output of this model is pruned: {why}{more}",

@@ -26,7 +26,7 @@ from fxprune.configs.constructed import ChangedByHandError
 from fxprune.configs.layers import LayersStayError, with_fewer_layers
 from fxprune.configs.saving import beyond_config
 from fxprune.depth.numbering import LayersGone
-from fxprune.errors import FileError, InputError, PlanError
+from fxprune.errors import FileError, InputError, PlanError, counted
 from fxprune.files import PathLike, remove_litter, write_text
 from fxprune.planning.budgets import bytes_in
 from fxprune.planning.combine import shapes_after
@@ -85,7 +85,7 @@ class Streamed:
     def __str__(self) -> str:
         how = "its config says it" if self.config_says_it else f"fxprune.from_pretrained loads it ({self.why})"
         return (
-            f"{self.directory}: {self.bytes_written} of {self.bytes_read} bytes in {len(self.files)} files, "
+            f"{self.directory}: {self.bytes_written} of {self.bytes_read} bytes in {counted(len(self.files), 'file')}, "
             f"{len(self.reused)} of them from a run before; {how}"
         )
 

@@ -203,7 +203,7 @@ LIMITED: list[tuple[dict[str, Any], str]] = [
     ({"round_to": 16}, "round_to=16 (2 groups)"),
     ({"min_channels": 20}, "min_channels=20 (2 groups)"),
     ({"max_ratio": 0.25}, "max_ratio=0.25 (2 groups)"),
-    ({"round_to": 16, "max_ratio": 0.67}, "round_to=16 (1 groups), max_ratio=0.67 (1 groups)"),
+    ({"round_to": 16, "max_ratio": 0.67}, "round_to=16 (1 group), max_ratio=0.67 (1 group)"),
     ({}, "max_ratio=0.9 (2 groups)"),
 ]
 

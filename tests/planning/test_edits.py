@@ -88,7 +88,7 @@ def test_coupled_channels_go_and_come_back_together() -> None:
     again = edited.restore("outer", 5)
     assert again.removed["stem.weight"][0] == [1]
     assert again.restore("norm", torch.tensor([1])).removed == {} == plan.removed
-    assert again.reasons[-1].startswith("by hand: plan.restore of 1 channels in group")
+    assert again.reasons[-1].startswith("by hand: plan.restore of 1 channel in group")
     assert plan.removed == {}  # a plan does not change
 
 

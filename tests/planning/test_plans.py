@@ -228,7 +228,7 @@ def test_channels_coupled_in_another_way_are_refused_though_they_could_be_remove
     fxprune.transform(seeded(Plain, 1), image(), plan=Plan(plan.removed))  # as indices they fit
     with pytest.raises(fxprune.PlanError) as caught:
         fxprune.transform(seeded(Plain, 1), image(), plan=plan)
-    assert "where it was made there go 1 channels in conv.weight[0], conv.bias[0]" in str(caught.value)
+    assert "where it was made there go 1 channel in conv.weight[0], conv.bias[0]" in str(caught.value)
     assert "here there go 2 channels in conv.weight[0], conv.bias[0]" in str(caught.value)
 
 

@@ -82,12 +82,26 @@ def test_masks_keep_widths_equal_that_one_setting_counts() -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"ignore": "*"}, "all 1 groups are ignored"),
+        ({"ignore": "*"}, "the only group is ignored"),
+        ({"ratio": {"0": 0.5}, "ignore": "*"}, "the only group is ignored"),
         ({"ratio": 0.0}, "the ratio is 0 for every group that can lose channels"),
     ],
 )
 def test_a_ratio_that_is_meant_for_no_group(options: dict[str, Any], reason: str) -> None:
     assert reasons(two_layers(), torch.randn(2, 4), **{"ratio": 0.5, **options}) == (reason,)
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"0": 0.5}, "the only group with a ratio is ignored"),
+        ({"0": 0.5, "1": 0.5}, "all 2 groups with a ratio are ignored"),
+        (0.5, "all 3 groups are ignored"),
+    ],
+)
+def test_the_groups_that_a_ratio_is_meant_for_are_counted(asked: Any, reason: str) -> None:
+    three = nn.Sequential(nn.Linear(4, 9), nn.Linear(9, 5), nn.Linear(5, 7), nn.Linear(7, 3))
+    assert reasons(three, torch.randn(2, 4), ratio=asked, ignore="*") == (reason,)
 
 
 @pytest.mark.parametrize(
@@ -106,5 +120,5 @@ def test_masked_channels_stay_for_a_reason_that_is_theirs(model: Any, layer: str
     x = torch.randn(2, 3, 5, 5) if isinstance(net[0], nn.Conv2d) else torch.randn(2, 4)
     outputs = net.get_submodule(layer).weight.shape[0]
     (found,) = reasons(net, x, masks={layer: torch.arange(outputs) > 0})
-    assert found.startswith(f'"{layer}": 1 masked channels stay (0): ')
+    assert found.startswith(f'"{layer}": 1 masked channel stays (0): ')
     assert reason in found

@@ -232,7 +232,7 @@ def test_a_mask_that_is_read_is_a_copy():
 def test_before_the_first_step_nothing_is_pruned():
     net = mlp()
     L1Pruner().prepare(net, ["0"])
-    with pytest.warns(NothingRemovedWarning, match="the masks of 1 layers keep every output"):
+    with pytest.warns(NothingRemovedWarning, match="the masks of 1 layer keep every output"):
         assert dropped(masks_of(net)) == {"0": []}
 
 

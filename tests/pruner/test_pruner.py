@@ -367,7 +367,7 @@ def test_a_pruner_that_does_nothing_warns():
         pruner.squash_mask()
     pruner.prepare(nn.Sequential(nn.Linear(4, 6)))
     with pytest.warns(
-        NothingRemovedWarning, match="step 1 pruned nothing: Idle.update_mask left every output of 1 layers"
+        NothingRemovedWarning, match="step 1 pruned nothing: Idle.update_mask left every output of 1 layer"
     ):
         pruner.step()
 

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
 from fxprune.arguments import checks_arguments, fits
-from fxprune.errors import NothingRemovedWarning, PlanError, lay_out, nearest
+from fxprune.errors import NothingRemovedWarning, PlanError, counted, lay_out, nearest
 from fxprune.names import Level, Match, find_all, names_of, show
 from fxprune.sparse.storage.layouts import SparseConv2d, SparseLayer, SparseLinear
 from fxprune.sparse.storage.matrices import COMPONENTS, Spec
@@ -372,5 +372,5 @@ def _one_error(refused: list[PlanError]) -> PlanError:
     same = [error.at for error in refused if (error.what, error.why) == (first.what, first.why)]
     listed = ", ".join(same[:8]) + (", ..." if len(same) > 8 else "")
     others = len(refused) - len(same)
-    more = f"; {others} more layers cannot be sparse for other reasons" if others else ""
+    more = f"; {counted(others, 'more layer')} cannot be sparse for other reasons" if others else ""
     return PlanError(first.what, at=listed, why=first.why + more, do=first.do)
