@@ -23,7 +23,7 @@ from fxprune.capture.program import as_module
 from fxprune.costs import cost_of
 from fxprune.errors import InputError
 from fxprune.files import PathLike
-from fxprune.planning.budgets import Budget, budgets_of
+from fxprune.planning.budgets import Budget, budgets_of, checked_keys
 from fxprune.planning.figures import counted, figures_of
 from fxprune.planning.scopes import SEARCH
 from fxprune.progress import bar
@@ -77,7 +77,7 @@ def pareto(
     [1536, 768]
     """
     module = as_module(model, example_inputs)
-    amounts = _checked(budgets)
+    amounts = _checked(budgets, key)
     whole_figures = figures_of(module, example_inputs, (key,))
     limits = [budgets_of(whole_figures, {key: amount})[0].limit for amount in amounts]
     _refuse_measured(options)
@@ -100,13 +100,15 @@ def pareto(
     return Pareto(key, measure.name, whole, tuple(points))
 
 
-def _checked(budgets: Any) -> list[float | int | str]:
-    """The budgets as a list. Raises `InputError` if there are none."""
+def _checked(budgets: Any, key: str) -> list[float | int | str]:
+    """The budgets as a list. Raises `InputError` if there are none, and `PlanError` for one that makes no sense."""
     if isinstance(budgets, str) or not isinstance(budgets, Iterable):
         raise InputError("budgets must be a list", why=f"it is a {type(budgets).__name__}", do="pass (0.5, 0.3)")
     amounts = list(dict.fromkeys(budgets))
     if not amounts:
         raise InputError("there is no budget", why="the list is empty", do="pass for example budgets=(0.5, 0.3)")
+    for amount in amounts:
+        checked_keys({key: amount})
     return amounts
 
 

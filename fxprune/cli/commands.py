@@ -29,7 +29,7 @@ from fxprune.cli.inputs import filled
 from fxprune.cli.output_files import check_readable, check_small, check_writable
 from fxprune.cli.pages import check_page, page_of_record, write_page
 from fxprune.cli.tables import with_branches, with_layers
-from fxprune.cli.usage import UsageError, ratio_of, unique_dict
+from fxprune.cli.usage import UsageError, check_amounts, ratio_of, unique_dict
 from fxprune.costs import peak_memory
 from fxprune.errors import FxpruneError, OtherWeightsWarning
 from fxprune.planning.budgets import above
@@ -251,6 +251,7 @@ def sensitivity(options: argparse.Namespace, say: Say) -> Answer:
 
 def pareto(options: argparse.Namespace, say: Say) -> Answer:
     """Reports the score against a cost, over budgets."""
+    check_amounts(options.key, options.budgets)
     model, inputs, chosen = _measured(options, say)
     for name in ("scope", "min_channels", "max_ratio"):
         if getattr(options, name) is not None:

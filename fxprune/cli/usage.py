@@ -133,12 +133,27 @@ def kept(text: str) -> tuple[str, float | int | str]:
     if not (key and equals and value):
         raise argparse.ArgumentTypeError(f'"{text}" is no KEY=AMOUNT, like macs=0.5')
     amount = _amount(value)
+    wrong = _wrong(key, amount)
+    if wrong:
+        raise argparse.ArgumentTypeError(f'"{text}": {wrong}')
+    return key, amount
+
+
+def check_amounts(key: str, values: Sequence[float | int | str]) -> None:
+    """Raises `UsageError` for a value of `--budgets` that makes no sense of the cost that `--key` names."""
+    for amount in values:
+        wrong = _wrong(key, amount)
+        if wrong:
+            raise UsageError(f'argument --budgets: "{amount}" with --key {key}: {wrong}')
+
+
+def _wrong(key: str, amount: float | int | str) -> str:
+    """The reason why an amount is no budget of a measure; empty if it is one."""
     try:
         checked_keys({key: amount})
     except PlanError as error:
-        told = "; ".join(part for part in (error.what, error.why, error.do) if part)
-        raise argparse.ArgumentTypeError(f'"{text}": {told}') from None
-    return key, amount
+        return "; ".join(part for part in (error.what, error.why, error.do) if part)
+    return ""
 
 
 def _amount(text: str) -> float | int | str:

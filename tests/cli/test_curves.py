@@ -62,7 +62,11 @@ def test_prune_searches_for_widths(tmp_path, capsys, monkeypatch):
         (["sensitivity", *MODEL, "--score", "tests.cli.models:BROKEN"], 1, "score"),
         (["sensitivity", *MODEL, *SCORE, "--plot", "curve.gif"], 2, "the suffix says the format"),
         (["sensitivity", *MODEL, *SCORE, "--file", "run.txt"], 2, "the suffix says the format"),
-        (["pareto", *MODEL, *SCORE, "--budgets", "2.5"], 1, "a share must be in (0, 1]"),
+        (["pareto", *MODEL, *SCORE, "--budgets", "2.5"], 2, '"2.5" with --key macs: a share must be in (0, 1]'),
+        (["pareto", *MODEL, *SCORE, "--budgets", "0.5,50%"], 2, '"50%" is no number with a unit of macs; write for'),
+        (["pareto", *MODEL, *SCORE, "--budgets", "5 ms"], 2, '"5 ms" is no number with a unit of macs'),
+        (["pareto", *MODEL, *SCORE, "--budgets", "5", "--key", "latency"], 2, "a share or a text with a unit"),
+        (["pareto", *MODEL, *SCORE, "--budgets", "1000000000000"], 1, "the budget is above the model itself"),
         (["pareto", *MODEL, *SCORE, "--key", "mac"], 2, 'did you mean "macs"?'),
         (["pareto", *MODEL, *SCORE, "--scope", "search"], 2, "there is no scope"),
         (["pareto", *MODEL, *SCORE, "--importance", "thinet"], 2, "needs --data"),
@@ -71,4 +75,6 @@ def test_prune_searches_for_widths(tmp_path, capsys, monkeypatch):
 )  # fmt: skip
 def test_wrong_measurements_are_refused(words, code, text, capsys):
     assert main(words) == code
-    assert text in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert text in err
+    assert ("making" in err) == (code == 1 and "sice" not in " ".join(words))

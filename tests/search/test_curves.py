@@ -303,6 +303,16 @@ def test_wrong_ratios_are_refused(ratios: Any) -> None:
         fxprune.sensitivity(net(), data()[0], score, ratios=ratios)
 
 
+@pytest.mark.parametrize(
+    ("budgets", "key"), [((1.5,), "macs"), ((0.5, "50%"), "macs"), ((0.5, 1), "params"), ((5,), "latency")]
+)
+def test_budgets_that_make_no_sense_are_refused_before_the_model_is_run(budgets: Any, key: str) -> None:
+    model = net()
+    model.register_forward_pre_hook(lambda *_: pytest.fail("it was run"))
+    with pytest.raises(PlanError):
+        fxprune.pareto(model, data()[0], score, budgets=budgets, key=key)
+
+
 @pytest.mark.parametrize("budgets", [(), 0.5, (1.5,), (10**12,), ("much",), (1,), (0.5, None)])
 def test_wrong_budgets_are_refused_before_anything_is_measured(budgets: Any) -> None:
     with pytest.raises((InputError, PlanError)):
