@@ -18,7 +18,7 @@ import fxprune
 
 @dataclasses.dataclass
 class Output:
-    """What forward returns."""
+    """The result of forward."""
 
     logits: Tensor
     cache: Cache

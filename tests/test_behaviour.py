@@ -340,7 +340,7 @@ class DropPath(nn.Module):
 
 
 class Wide(nn.Module):
-    """From [n, 2] to [n, 1, 16]."""
+    """A model of [n, 2] that returns [n, 1, 16]."""
 
     def __init__(self) -> None:
         super().__init__()

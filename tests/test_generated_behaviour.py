@@ -32,7 +32,7 @@ ORDINARY = settings(
 MANY = settings(deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 
 SAID = (fxprune.ChannelsStayWarning, fxprune.ClassLostWarning, fxprune.FixedSizesWarning, fxprune.NotProvenWarning)
-"""What may be given up, as long as it is said."""
+"""Warnings about things that may be given up, as long as they are said."""
 
 REQUESTS = st.fixed_dictionaries(
     {

@@ -20,7 +20,7 @@ from fxprune.artifacts import export
 from tests.support import call, randomise, torchvision
 
 WORDS = "gather scatter index pad take slice nonzero onehot one_hot where compress".split()
-"""What an operation is called that puts channels elsewhere, or picks some."""
+"""Parts of the names of operations that put channels elsewhere, or pick some."""
 
 VIEWS = {
     "aten::slice"

@@ -190,7 +190,7 @@ def test_inputs_that_were_made_in_inference_mode_are_read_as_any_others() -> Non
 
 
 def described() -> dict[str, Any]:
-    """What the state of this thread does to an operation, and its flags."""
+    """The result of an operation under the state of this thread, and the flags of that state."""
     made: Any = None
     with contextlib.suppress(AssertionError):  # of `Refusing`
         made = nn.functional.linear(torch.ones(1, 2), torch.ones(3, 2))

@@ -397,7 +397,7 @@ def test_a_model_with_hooks_is_refused(name: str) -> None:
 
 
 class _Faithful(nn.Module):
-    """What a graph does express, though it looks like the above."""
+    """A model that a graph does express, though it looks like the above."""
 
     def __init__(self) -> None:
         super().__init__()

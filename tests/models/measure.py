@@ -27,7 +27,7 @@ from tests.support import call
 
 TOLERANCE = 1e-9
 MATTERS = 1e-6
-"""What the removal must change at least, relatively, for the comparison to mean anything."""
+"""The least relative change that a removal must make, for the comparison to mean anything."""
 RATIO = 0.3
 INTERNAL = ("past_key_values", "cache_params", "mems")
 """Fields of an output that hold the state of generation, not a result."""
@@ -230,7 +230,7 @@ def _all_groups(result: dict[str, Any], model: nn.Module, inputs: Any, original:
 
 
 def _class(result: dict[str, Any], model: nn.Module, inputs: Any, small: nn.Module) -> None:
-    """Whether the class is kept, and how much a graph loses for the same request."""
+    """Writes into `result` if the class is kept, and how much a graph loses for the same request."""
     result["same_class"] = type(small) is type(model)
     if not result["same_class"]:
         result["class_lost"] = " ".join(str(fxprune.record(small).why_not.get("eager")).split())[:400]
