@@ -67,15 +67,15 @@ def rewrite(findings: Findings, removal: Removal, constants: FoldedConstants | N
     small = draft.module
     preserve_modules(small, findings, removal)
     preserve_nodes(small, draft.graph, draft.before, findings, removal)
-    real = cut_all(findings, removal)
-    for name, numbers in {**own_numbers(findings, removal), **constants.values}.items():
+    real, own = cut_all(findings, removal), own_numbers(findings, removal)
+    for name, numbers in {**own, **constants.values}.items():
         if name in real:
             overwrite(real[name], numbers)
     fill(small, {id(fake): real[name] for name, fake in fakes.items()})
     if findings.captured.real and not findings.captured.needs_hooks:
         factors = run_once(draft, findings, removal)
     constants = with_factors(findings, removal, factors, constants)
-    exact = multiplied(findings, removal, factors, {**own_numbers(findings, removal), **constants.exact})
+    exact = multiplied(findings, removal, factors, {**own, **constants.exact})
     for name in factors.parameters:
         overwrite(real[name], exact[name])
     place_constants(draft, constants)
