@@ -7,7 +7,8 @@ import operator
 from torch import fx
 
 from fxprune.capture.places import module_of, source_of
-from fxprune.capture.symbolic import OPERATORS, Reason
+from fxprune.capture.symbolic import Reason
+from fxprune.capture.symbols import OPERATORS
 
 _VIEWS = frozenset(
     """

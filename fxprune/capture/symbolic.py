@@ -7,12 +7,11 @@ user's code. What a graph cannot express becomes a `Reason` for the innermost mo
 from __future__ import annotations
 
 import contextlib
-import operator
 import random
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -20,11 +19,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx._symbolic_trace import _assert_is_none
-from torch.fx.proxy import Attribute, Proxy
+from torch.fx.proxy import Proxy
 
 from fxprune.capture.places import SOURCE, TORCH, line_of, users_line
 from fxprune.capture.process_state import same_random_state, tracing
 from fxprune.capture.random_operations import drawn_by
+from fxprune.capture.symbols import IN_PLACE, Buffer, Symbol
 from fxprune.capture.trace_watch import (
     changed,
     codes_of_functions,
@@ -34,10 +34,8 @@ from fxprune.capture.trace_watch import (
     torch_state,
     watching,
 )
+from fxprune.capture.traced_calls import TracedCall, TracedConstant
 from fxprune.ops.leaves import leaf_rule
-
-_SIZES = ("shape", "ndim", "size", "dim", "numel", "__len__", "stride", "nelement")
-_ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.getitem)
 
 
 @dataclass(frozen=True)
@@ -74,118 +72,6 @@ class Trace:
     failed_in: tuple[str, ...] = ()
 
 
-def _in_place(name: str) -> Callable[[Any, Any], Any]:
-    target, plain = getattr(operator, f"i{name}"), getattr(operator, f"{name}_" if name in ("and", "or") else name)
-
-    def operate(self: Any, other: Any) -> Any:
-        chosen = plain if _is_size(self.node) else target
-        return self.tracer.create_proxy("call_function", chosen, (self, other), {})
-
-    return operate
-
-
-def _is_size(node: fx.Node) -> bool:
-    """True if a node is a size of a tensor, or computed from nothing else: `n += 1` changes no value in place."""
-    if node.op == "call_method":
-        return node.target in _SIZES
-    if node.op != "call_function":
-        return False
-    if node.target is getattr:
-        return node.args[1] in _SIZES
-    nodes = [a for a in node.args if isinstance(a, fx.Node)]
-    return node.target in _ARITHMETIC and bool(nodes) and all(map(_is_size, nodes))
-
-
-class _Symbol(Proxy):
-    """A value of the trace. Operators in place stay in place; an assignment to an attribute is reported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in ("tracer", "node", "root", "attr", "_node"):
-            self.tracer.happened(f"assigns to .{name} of a tensor")  # type: ignore[attr-defined]
-        object.__setattr__(self, name, value)
-
-    def __getattr__(self, name: str) -> Any:
-        return _SymbolAttribute(self, name)
-
-
-_NAMES = "add sub mul truediv floordiv mod pow and or xor lshift rshift matmul".split()
-OPERATORS: tuple[Any, ...] = tuple(getattr(operator, f"i{name}") for name in _NAMES)
-"""The operators in place, such as `operator.iadd` for `+=`."""
-
-for _name in _NAMES:
-    setattr(_Symbol, f"__i{_name}__", _in_place(_name))
-
-
-class _SymbolAttribute(_Symbol, Attribute):
-    """An attribute of a value of the trace, which is a node only if it is used."""
-
-
-class _Buffer(_Symbol):
-    """A buffer: a node of the graph, whose shape and kind are known."""
-
-    def __init__(self, node: fx.Node, tracer: Tracer, value: torch.Tensor) -> None:
-        super().__init__(node, tracer)
-        object.__setattr__(self, "_known", value)
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("shape", "ndim", "dtype", "device", "layout", "requires_grad", "is_cuda"):
-            return getattr(self._known, name)
-        if name in ("size", "dim", "numel", "is_floating_point", "is_complex"):
-            return getattr(self._known, name)
-        return super().__getattr__(name)
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        self.tracer.happened("assigns into a buffer")  # type: ignore[attr-defined]
-        raise TypeError("a symbolic trace cannot assign into a buffer")
-
-
-@dataclass(eq=False)
-class _Call:
-    """A module whose forward runs. state: that of torch when it began. events: what was made since then."""
-
-    path: str
-    state: tuple[Any, ...]
-    events: list[Any] = field(default_factory=list)
-    numbers: dict[Any, int] = field(default_factory=dict)
-
-    def numbered(self, value: Any) -> Any:
-        """An argument with nodes replaced by numbers, in the order in which this call meets them."""
-        if isinstance(value, Proxy):
-            value = value.node
-        if isinstance(value, fx.Node):
-            return ("node", self.numbers.setdefault(value, len(self.numbers)))
-        if isinstance(value, (tuple, list)):
-            return (type(value).__name__, *map(self.numbered, value))
-        if isinstance(value, Mapping):
-            return ("dict", *((key, self.numbered(part)) for key, part in value.items()))
-        if isinstance(value, slice):
-            return ("slice", *map(self.numbered, (value.start, value.stop, value.step)))
-        return _Constant(value)
-
-
-@dataclass(eq=False)
-class _Constant:
-    """A constant that compares equal to one with the same type and value."""
-
-    value: Any
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Constant) or type(self.value) is not type(other.value):
-            return False
-        if isinstance(self.value, torch.Tensor):
-            return self.value is other.value or (
-                self.value.shape == other.value.shape
-                and not self.value.is_meta
-                and torch.equal(self.value, other.value)
-            )
-        return bool(self.value is other.value or self.value == other.value)
-
-    __hash__ = None  # type: ignore[assignment]
-
-
 class Tracer(fx.Tracer):
     """A `torch.fx.Tracer` that keeps some modules whole, and notes what a graph cannot express.
 
@@ -200,7 +86,7 @@ class Tracer(fx.Tracer):
         self._thread = threading.get_ident()
         self.whole = whole
         self.made = Trace()
-        self.calls: list[_Call] = []
+        self.calls: list[TracedCall] = []
         self.contexts: list[tuple[str, Reason]] = []
         self.numbers: tuple[Any, ...] = random_state()
         self.functions = codes_of_functions()
@@ -247,7 +133,7 @@ class Tracer(fx.Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """The graph of a model; `made` has the rest."""
-        self.calls = [_Call("", torch_state())]
+        self.calls = [TracedCall("", torch_state())]
         try:
             graph = super().trace(root, concrete_args)
             self._compare_numbers()
@@ -286,7 +172,7 @@ class Tracer(fx.Tracer):
         if self.is_leaf_module(m, path):
             return super().call_module(m, forward, args, kwargs)
         self._compare_numbers()  # those that were drawn before belong to the module around it
-        call = _Call(path, torch_state())
+        call = TracedCall(path, torch_state())
         self.calls.append(call)
         try:
             result = super().call_module(m, forward, args, kwargs)
@@ -307,12 +193,12 @@ class Tracer(fx.Tracer):
             return attr_val
         found = super().getattr(attr, attr_val, parameter_proxy_cache)
         if isinstance(found, Proxy) and not isinstance(attr_val, nn.Parameter):
-            return _Buffer(found.node, self, attr_val)
+            return Buffer(found.node, self, attr_val)
         return found
 
     def proxy(self, node: fx.Node) -> Proxy:
         """The symbol of a node."""
-        return _Symbol(node, self)
+        return Symbol(node, self)
 
     def to_bool(self, obj: Proxy) -> bool:
         """Raises `TraceError`, since a graph cannot decide by numbers."""
@@ -342,7 +228,7 @@ class Tracer(fx.Tracer):
                 self.happened(f"draws random numbers ({drawn})")
         event: Any = (node.op, node.target)
         if node.op == "get_attr":
-            event = (node.op, _Constant(_value_of(self.root, str(node.target))))
+            event = (node.op, TracedConstant(_value_of(self.root, str(node.target))))
         for call in self.calls:
             numbered = (call.numbered(node.args), call.numbered(node.kwargs))
             call.events.append((event, numbered, call.numbered(node)))
@@ -351,7 +237,7 @@ class Tracer(fx.Tracer):
     def _find_source(self, node: fx.Node) -> None:
         """Store the user's line, and look in the stack for an `autograd.Function` that was not seen before."""
         frame: types.FrameType | None = sys._getframe(2)
-        own = (Tracer.call_module.__code__, Tracer.getattr.__code__, _IN_PLACE)
+        own = (Tracer.call_module.__code__, Tracer.getattr.__code__, IN_PLACE)
         while frame is not None and (frame.f_code.co_filename.startswith(TORCH) or frame.f_code in own):
             self._look_at(frame.f_code)
             frame = frame.f_back
@@ -364,9 +250,6 @@ class Tracer(fx.Tracer):
     def _look_at(self, code: types.CodeType) -> None:
         if code in self.functions:
             self.happened("applies an autograd.Function")
-
-
-_IN_PLACE = _Symbol.__iadd__.__code__  # type: ignore[attr-defined]
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
