@@ -11,25 +11,22 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
 from tabulate import tabulate
 from torch import fx, nn
 
 import fxprune
 from fxprune._record import Record
 from fxprune._repair.original import has_other_weights
-from fxprune.arguments import generator_of
 from fxprune.artifacts.graph_export import FORMATS
 from fxprune.artifacts.weights import record_in
-from fxprune.cli import models, weights
+from fxprune.cli import models
 from fxprune.cli.choices import choices_of
 from fxprune.cli.data import check_data, data_of, measure_scores
-from fxprune.cli.input_files import InputFile
-from fxprune.cli.inputs import filled
+from fxprune.cli.making import model_and_inputs
 from fxprune.cli.output_files import check_readable, check_small, check_writable
 from fxprune.cli.pages import check_page, page_of_record, write_page
 from fxprune.cli.tables import with_branches, with_layers
-from fxprune.cli.usage import UsageError, check_amounts, ratio_of, unique_dict
+from fxprune.cli.usage import UsageError, check_amounts, ratio_of
 from fxprune.costs import peak_memory
 from fxprune.errors import FxpruneError, OtherWeightsWarning
 from fxprune.planning.budgets import above
@@ -63,10 +60,10 @@ class Answer:
 
 def inspect(options: argparse.Namespace, say: Say) -> Answer:
     """Reports an analysis; with a plan, also the cost that the plan would leave."""
-    _check_readable(options.weights, options.plan)
+    check_readable(options.weights, options.plan)
     check_page(options.html, [path for path in (options.weights, options.plan) if path is not None])
     plan = None if options.plan is None else _plan(options.plan)
-    model, inputs = _model(options, say)
+    model, inputs = model_and_inputs(options, say)
     say("analysing")
     chosen = {name: getattr(options, name) for name in ("path", "prefer", "norms", "strict", "outputs")}
     if plan is not None and options.path is None and options.prefer is None and not isinstance(model, fx.GraphModule):
@@ -99,7 +96,7 @@ def inspect(options: argparse.Namespace, say: Say) -> Answer:
 def prune(options: argparse.Namespace, say: Say) -> Answer:
     """Writes a smaller model to a file, and reports its record."""
     chosen = choices_of(options)
-    _check_readable(options.weights, options.plan, options.scores)
+    check_readable(options.weights, options.plan, options.scores)
     _check_outputs(options)
     if options.plan is not None:
         chosen["plan"] = _plan(options.plan)
@@ -107,7 +104,7 @@ def prune(options: argparse.Namespace, say: Say) -> Answer:
         raise UsageError("--repair-mode is without effect here", why="nothing is repaired", do="add --repair")
     check_data(options)
     chosen |= _search(options)
-    model, inputs = _model(options, say)
+    model, inputs = model_and_inputs(options, say, by_weights=True)
     chosen |= data_of(options)
     if chosen.pop("save_scores", None) is not None:
         say("measuring scores")
@@ -189,9 +186,9 @@ def _with_memory(made: Record, model: nn.Module, small: nn.Module, inputs: Any, 
 
 def verify(options: argparse.Namespace, say: Say) -> Answer:
     """Reports the relative error of a small model against its masked original."""
-    _check_readable(options.weights)
+    check_readable(options.weights)
     check_small(options.small)
-    model, inputs = _model(options, say)
+    model, inputs = model_and_inputs(options, say)
     small = _small(options.small, model, inputs, say)
     _compare_weights(options, model, small)
     say("comparing in float64")
@@ -208,13 +205,13 @@ def verify(options: argparse.Namespace, say: Say) -> Answer:
 
 def export(options: argparse.Namespace, say: Say) -> Answer:
     """Writes a model, or a small model from a file, as a graph that runs without its code."""
-    _check_readable(options.weights)
+    check_readable(options.weights)
     check_small(options.small)
     read = [path for path in (options.weights, options.small) if path is not None]
     check_writable(options.output, tuple(FORMATS), read)
     if options.opset is not None and not options.output.endswith(".onnx"):
         raise UsageError("--opset is for .onnx files", why=f'the output is "{options.output}"', do="leave it out")
-    model, inputs = _model(options, say)
+    model, inputs = model_and_inputs(options, say, by_weights=options.small is None)
     if options.small is not None:
         model = _small(options.small, model, inputs, say)
     say(f"exporting {options.output}")
@@ -232,10 +229,10 @@ def export(options: argparse.Namespace, say: Say) -> Answer:
 
 def summary(options: argparse.Namespace, say: Say) -> Answer:
     """Reports the figures of a model and of a small model from a file, side by side."""
-    _check_readable(options.weights)
+    check_readable(options.weights)
     check_small(options.small)
     score = None if options.score is None else models.function(options.score)
-    model, inputs = _model(options, say)
+    model, inputs = model_and_inputs(options, say)
     small = _small(options.small, model, inputs, say)
     _compare_weights(options, model, small)
     say("measuring")
@@ -263,7 +260,7 @@ def pareto(options: argparse.Namespace, say: Say) -> Answer:
 
 def _measured(options: argparse.Namespace, say: Say) -> tuple[nn.Module, Any, dict[str, Any]]:
     """Returns the model, the example inputs, and the options of a measurement."""
-    _check_readable(options.weights)
+    check_readable(options.weights)
     read = [path for path in (options.weights,) if path is not None]
     others = [path for path in (options.file,) if path is not None]
     if options.file is not None:
@@ -275,7 +272,7 @@ def _measured(options: argparse.Namespace, say: Say) -> tuple[nn.Module, Any, di
         raise UsageError("there is nothing to measure by", why=why, do="add --score package.module:function")
     check_data(options)
     chosen: dict[str, Any] = {"score": None if options.score is None else models.function(options.score)}
-    model, inputs = _model(options, say)
+    model, inputs = model_and_inputs(options, say, by_weights=True)
     for name in ("importance", "round_to", "ignore"):
         if getattr(options, name):
             chosen[name] = getattr(options, name)
@@ -294,7 +291,7 @@ def _curves(options: argparse.Namespace, found: Any, say: Say) -> Answer:
 
 def stream(options: argparse.Namespace, say: Say) -> Answer:
     """Writes a pruned checkpoint into a directory, tensor by tensor."""
-    _check_readable(options.plan)
+    check_readable(options.plan)
     asked = {"keep": dict(options.keep or ()), "ratio": ratio_of(options.ratio), "importance": options.importance}
     asked |= {"uniform": options.uniform, "round_to": options.round_to}
     asked = {name: value for name, value in asked.items() if value}
@@ -314,7 +311,7 @@ def stream(options: argparse.Namespace, say: Say) -> Answer:
 
 def diff(options: argparse.Namespace, say: Say) -> Answer:
     """Reports the indices that one plan removes and the other keeps."""
-    _check_readable(options.first, options.second)
+    check_readable(options.first, options.second)
     first, second = _plan(options.first), _plan(options.second)
     found = first.diff(second)
     folds = (first.zeroed, first.biases, first.maps) != (second.zeroed, second.biases, second.maps)
@@ -339,31 +336,6 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Say], Answer]] = {
 }
 
 
-def _model(options: argparse.Namespace, say: Say) -> tuple[nn.Module, Any]:
-    """Returns the model, with weights, mode and device set, and the example inputs."""
-    args = unique_dict("--arg", options.arg)
-    _check_readable(*(entry.path for entry in options.input if isinstance(entry, InputFile)))
-    torch.manual_seed(generator_of(options.seed).initial_seed())
-    say(f"making {options.model}")
-    model, library = models.build(options.model, args)
-    if options.weights is not None:
-        for note in weights.load_into(model, options.weights, options.weights_key):
-            say(note)
-    elif library:
-        say(f"the weights of {options.model} are random (seed {options.seed}); --weights FILE loads others")
-    try:
-        model.train(options.train)
-    except NotImplementedError:  # by the module of an exported program, which has one mode
-        say(f"{options.model} keeps the mode that it was exported in")
-    try:
-        model = model.to(options.device)
-        inputs = filled(options.input, model, options.seed, options.device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        text = str(error).strip().splitlines()
-        raise FxpruneError(f'the device "{options.device}" cannot be used', why=text[0] if text else "") from error
-    return model, inputs
-
-
 def _small(path: str, model: nn.Module, inputs: Any, say: Say) -> nn.Module:
     say(f"loading {path}")
     return fxprune.load(path, into=model, example_inputs=inputs)
@@ -381,12 +353,6 @@ def _compare_weights(options: argparse.Namespace, model: nn.Module, small: nn.Mo
 def _plan(path: str) -> Plan:
     """Returns the plan in a plan file, or in the file of a small model."""
     return record_in(path).plan if path.endswith(".safetensors") else Plan.load(path)
-
-
-def _check_readable(*paths: str | None) -> None:
-    for path in paths:
-        if path is not None:
-            check_readable(path)
 
 
 def _counts(plan: Plan) -> dict[str, dict[str, int]]:

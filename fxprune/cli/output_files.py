@@ -13,8 +13,14 @@ NO_SMALL = (".pt", ".pth", ".pkl", ".pt2", ".json", ".onnx")
 """Suffixes of files that are no small models."""
 
 
-def check_readable(path: str) -> None:
-    """Raises `FileError` if there is no such file."""
+def check_readable(*paths: str | None) -> None:
+    """Raises `FileError` if one of these files is not there. None is no file."""
+    for path in paths:
+        if path is not None:
+            _check_file(path)
+
+
+def _check_file(path: str) -> None:
     if os.path.isdir(path):
         raise FileError(f'"{path}" is a directory', do="pass the name of a file")
     if not os.path.exists(path):

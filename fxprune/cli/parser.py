@@ -87,6 +87,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         parser.refuse_unknown(words[1:])
         options = parser.parse_intermixed_args(words[1:])  # [SMALL] may stand after options
         options.command = words[0]
+        options.seeded = getattr(options, "seed", None) is not None
+        options.seed = options.seed if options.seeded else 0
         options.format = "json" if options.json else options.format
         return options
     if words[0].startswith("-"):
@@ -158,9 +160,7 @@ def _model_options(parser: Parser) -> None:
     parser.option(
         "--device", type=_device, default=torch.device("cpu"), metavar="DEVICE", help="cpu (default), cuda, ..."
     )
-    parser.option(
-        "--seed", type=integer(0), default=0, metavar="N", help="of random weights, inputs and importance (default 0)"
-    )
+    parser.option("--seed", type=integer(0), metavar="N", help="of random weights, inputs and importance (default 0)")
 
 
 def _analysis_options(parser: Parser) -> None:

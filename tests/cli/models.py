@@ -31,6 +31,19 @@ def net(width=16):
     return randomise(Net(width), int(torch.randint(1 << 30, ())))
 
 
+def loaded():
+    """A model that loads weights of its own."""
+    model = Net()
+    model.load_state_dict(net().state_dict())
+    return model
+
+
+def constant():
+    """A model whose numbers come from no generator of torch's own."""
+    model = nn.utils.skip_init(nn.Linear, 4, 8), nn.ReLU(), nn.utils.skip_init(nn.Linear, 8, 3)
+    return randomise(nn.Sequential(*model), 0, weights=True)
+
+
 class Normed(nn.Module):
     def __init__(self):
         super().__init__()

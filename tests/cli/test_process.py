@@ -20,7 +20,7 @@ from fxprune.cli import main
 
 ROOT = Path(__file__).parents[2]
 FXPRUNE = (sys.executable, "-m", "fxprune")
-NET = ("tests.cli.models:net", "--input", "2x3x8x8")
+NET = ("tests.cli.models:net", "--input", "2x3x8x8", "--seed", "0")
 
 INTERRUPTIBLE = (
     sys.executable,
