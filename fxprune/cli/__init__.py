@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -24,6 +25,8 @@ __all__ = ["main"]
 
 BROKEN_PIPE = 141
 """The exit code if the reader of the output has ended: 128 + SIGPIPE, as shells report it."""
+
+NOTE = re.compile(r"^note: .*$", re.MULTILINE)
 
 QUIET = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
 """Warnings that are meant for authors of code and not for users of the command line."""
@@ -65,7 +68,8 @@ def _run(words: Sequence[str]) -> int:
         return 0
     with _one_line_warnings(), contextlib.redirect_stdout(sys.stderr):
         answer: Answer = COMMANDS[options.command](options, (lambda line: None) if options.quiet else _print_line)
-    print(answer.text, flush=True)
+    text = NOTE.sub(lambda found: spoken(found[0]), answer.text) if options.format == "text" else answer.text
+    print(text, flush=True)
     return answer.code
 
 
