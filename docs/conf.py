@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import sys
 from typing import Any
 
 import fxprune
@@ -58,6 +60,20 @@ def _is_output(lines: list[str], i: int) -> bool:
     return False
 
 
+MADE_BY_USERS = ("AGP", "Constant", "Histogram", "InverseDecay", "Linear", "Quantile", "Scheduled")
+"""The dataclasses that users make themselves. All others are results, which functions return."""
+
+
+def makes_a_result(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """True for the `__init__` of a dataclass that users get and never make: the reference leaves it out."""
+    if name != "__init__":
+        return None
+    owner = getattr(obj, "__qualname__", "").partition(".")[0]
+    made = getattr(sys.modules.get(getattr(obj, "__module__", "")), owner, None)
+    return True if dataclasses.is_dataclass(made) and owner not in MADE_BY_USERS else None
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx."""
+    app.connect("autodoc-skip-member", makes_a_result)
     app.connect("autodoc-process-docstring", as_restructured_text, priority=400)

@@ -37,6 +37,17 @@ def test_every_public_name_is_in_the_reference(site):
     assert [name for name in fxprune.__all__ if f'id="fxprune.{name}"' not in page] == []
 
 
+def test_the_reference_shows_how_to_make_what_users_make_and_no_results(site):
+    pages = {path.stem: path.read_text() for path in (site / "api").glob("*.html")}
+    for name in ("Plan", "Group", "Record", "Analysis", "Pareto"):
+        assert f'id="fxprune.{name}"' in pages["fxprune"]
+        assert f'id="fxprune.{name}.__init__"' not in pages["fxprune"]
+    assert 'id="fxprune.GradualPruner.__init__"' in pages["fxprune"]
+    assert 'id="fxprune.schedules.AGP.__init__"' in pages["schedules"]
+    assert 'id="fxprune.sparse.Quantile.__init__"' in pages["sparse"]
+    assert [page for page, text in pages.items() if ".Cost.__init__" in text] == []
+
+
 def test_links_between_pages_lead_to_a_place(site):
     """A link of one page to another one, or to a heading of it, exists."""
     ids = {}
