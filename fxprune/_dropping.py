@@ -35,6 +35,7 @@ from fxprune.planning.budgets import budgets_of, checked_keys
 from fxprune.planning.figures import TIMED, Figures, pairs_of, with_measured
 from fxprune.planning.plan import Plan
 from fxprune.planning.uniform import by_config
+from fxprune.report.layer_graph import with_layers
 
 CHANNELS = ("ratio", "masks", "keep", "counts")
 """The options that ask for channels to go."""
@@ -73,8 +74,10 @@ class Shallow:
         errors = [error for error in (record.error, self.error) if error is not None]
         branches = [str(one) for one in self.dropped if not one.is_layer]
         texts = [f"residual branches went whole: {', '.join(branches)}"] if branches else []
+        owners = {name.rpartition(".")[0] for name in whole.keys() - record.before.keys()} - {""}
         return replace(
             record,
+            flow=None if record.flow is None else with_layers(record.flow, self.original, owners),
             before={**whole, **record.before},
             cost=None if record.cost is None or self.before is None else (self.before, record.cost[1]),
             error=max(errors, default=None),

@@ -56,6 +56,22 @@ def flow_of(findings: Findings) -> LayerFlow:
     return LayerFlow(found.nodes, edges, classes_around(findings.model, found.nodes))
 
 
+def with_layers(flow: LayerFlow, model: nn.Module, paths: Iterable[str]) -> LayerFlow:
+    """The flow with further layers of a model, which ran in no forward that was seen: nodes without edges.
+
+    Each stands behind the layers that the model has before it.
+    """
+    order = {path: position for position, (path, _) in enumerate(model.named_modules(remove_duplicate=False))}
+    nodes = list(flow.nodes)
+    for path in sorted({*paths} & order.keys() - flow.nodes.keys(), key=order.__getitem__):
+        before = [at for at, node in enumerate(nodes) if 0 < order.get(node.partition(":")[0], 0) < order[path]]
+        nodes.insert(max(before, default=-1) + 1, path)
+    number, old = {node: position for position, node in enumerate(nodes)}, list(flow.nodes)
+    edges = tuple((number[old[first]], number[old[second]]) for first, second in flow.edges)
+    kinds = {node: flow.nodes.get(node, "layer") for node in nodes}
+    return LayerFlow(kinds, edges, {**flow.classes, **classes_around(model, nodes)})
+
+
 def classes_around(model: nn.Module, nodes: Iterable[str]) -> dict[str, str]:
     """Path of every module that holds a node, and "" for the model -> the name of its class."""
     used = {""}

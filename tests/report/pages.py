@@ -44,6 +44,18 @@ def alone() -> str:
     return fxprune.record(analysis().transform(ratio=0.5, verify=False)).report("html")
 
 
+def dropped() -> str:
+    """A record alone, of a model that lost a branch whole."""
+    small = fxprune.transform(analysis().model, torch.randn(2, 6), drop=["blocks.1"], ratio=0.5, verify=False)
+    return fxprune.record(small).report("html")
+
+
+def attention() -> str:
+    model = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval()
+    found = fxprune.analyze(model, torch.randn(2, 5, 16))
+    return found.report("html", plan=found.plan(ratio=0.5))
+
+
 def evil() -> str:
     """Names, reasons and notes that are HTML."""
     shapes = {f"{EVIL}.weight": (4, 3), "plain.weight": (2, 4)}
@@ -103,4 +115,4 @@ def _group(n: int) -> dict[str, Any]:
     return told | costs | {"members": members}
 
 
-PAGES = {f.__name__: f for f in (planned, recorded, alone, evil, nothing, thousand)}
+PAGES = {f.__name__: f for f in (planned, recorded, alone, dropped, attention, evil, nothing, thousand)}

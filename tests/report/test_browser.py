@@ -172,6 +172,32 @@ def test_the_record_alone_says_what_it_lacks(opened: Open) -> None:
     assert "does not say what is locked" in found.texts("#list")[0]
 
 
+def test_what_went_whole_is_drawn_and_labelled(opened: Open) -> None:
+    found = opened("dropped")
+    found.find("#open-all").click()
+    gone = found.run("return fxpruneReport.cy.nodes('.gone').map((node) => node.data('label'))")
+    assert len(gone) == 3
+    assert all(label.endswith(", left out") for label in gone)
+    assert "Block, left out" in found.run("return fxpruneReport.cy.getElementById('block:blocks.1').data('label')")
+    assert "left out: nothing of it is in the small model" in found.texts("#legend")[0]
+    assert "Layers that were left out whole have no edges" in found.texts("#right")[0]
+    heights = [found.run(f"return fxpruneReport.cy.getElementById('{name}').position('y')") for name in ORDER]
+    assert heights == sorted(heights)
+    found.find("#fold-all").click()
+    assert "left out" not in opened("alone").texts("#legend")[0]
+
+
+ORDER = ("blocks.0.down", "blocks.1.up", "blocks.1.down", "blocks.2.up")
+
+
+def test_an_in_projection_says_what_its_rows_are(opened: Open) -> None:
+    found = opened("attention", "#layer=self_attn")
+    facts = found.texts("#right")[0]
+    assert "Rows of the in-projection" in facts
+    assert "(query, key, value)" in facts
+    assert "Outputs" in opened("attention", "#layer=linear1").texts("#right")[0]
+
+
 def test_curves_are_drawn_with_their_numbers(opened: Open) -> None:
     found = opened("planned")
     headings = found.texts("#right .curve h3")

@@ -96,6 +96,25 @@ def test_layers_of_a_branch_that_went_whole_are_left_out() -> None:
     assert {group["name"]: group["kept"] for group in page["groups"]}["embed"] == 4
 
 
+def test_a_record_alone_draws_the_layers_of_a_branch_that_went_whole() -> None:
+    found = analysis()
+    small = fxprune.transform(found.model, torch.randn(2, 6), drop=["blocks.1"], ratio=0.5, verify=False)
+    record = fxprune.record(small)
+    whole = {layer["id"]: layer for layer in data_of(record.report("html", analysis=found))["layers"]}
+    for one in (record, record_from(text_of(record))):
+        page = data_of(one.report("html"))
+        layers = {layer["id"]: layer for layer in page["layers"] if layer["drawn"]}
+        inside = [name for name in layers if name.startswith("blocks.1.") and ":" not in name]
+        assert inside
+        assert all(tensor["after"] is None for name in inside for tensor in layers[name]["tensors"])
+        assert [layers[name]["type"] for name in inside] == [whole[name]["type"] for name in inside]
+        assert page["modules"]["blocks.1"] == page["modules"]["blocks.0"]
+        assert not {end for a, b, _ in page["edges"] for end in (a, b)} & set(inside)
+        assert ("blocks.0:add", "blocks.2.norm") in {(a, b) for a, b, _ in page["edges"]}
+        named = [name for name in layers if ":" not in name]
+        assert named.index("blocks.0.down") < named.index(inside[0]) < named.index("blocks.2.up")
+
+
 @pytest.mark.parametrize(
     "how",
     [{"ratio": 0.5, "drop": ["blocks.1"]}, {"drop": ["blocks.1"]}, {"ratio": 0.3, "drop": ["blocks.0", "blocks.2"]}],
@@ -261,6 +280,16 @@ class Recurrent(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         made = self.layer(torch.relu(self.first(x)))
         return self.last(made[0] if isinstance(self.layer, nn.RNNBase) else made)
+
+
+def test_the_rows_of_an_in_projection_are_those_of_query_key_and_value() -> None:
+    model, x = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval(), torch.randn(2, 5, 16)
+    found = fxprune.analyze(model, x)
+    small = found.transform(ratio=0.5, verify=False)
+    for text in (found.report("html"), fxprune.record(small).report("html")):
+        widths = {node["id"]: node["width"] for node in data_of(text)["layers"]}
+        assert (widths["self_attn"]["before"], widths["self_attn"]["parts"]) == (48, "query, key, value")
+        assert (widths["linear1"]["before"], widths["linear1"]["parts"]) == (32, "")
 
 
 RECURRENT = {

@@ -21,6 +21,9 @@ from fxprune.report.layer_graph import LayerFlow, classes_around
 
 Entry = dict[str, Any]
 
+STACKED = "in_proj_weight"
+"""The weight of `nn.MultiheadAttention` whose rows are those of query, key and value."""
+
 TOTALS = ("params", "bytes", "macs")
 
 
@@ -169,7 +172,13 @@ def _width(node: Entry, dim_of: Callable[[Entry], int | None]) -> Entry | None:
             return None
         counted, dim = [main], found
     before = sum(tensor["before"][dim] for tensor in counted)
-    return {"tensors": [tensor["name"] for tensor in counted], "dim": dim, "before": before, "after": None}
+    parts = "query, key, value" if counted[0]["name"].endswith(STACKED) else ""
+    return {"parts": parts} | {
+        "tensors": [tensor["name"] for tensor in counted],
+        "dim": dim,
+        "before": before,
+        "after": None,
+    }
 
 
 def _dim_of_outputs(findings: Findings, node: Entry, main: Entry) -> int | None:

@@ -51,6 +51,8 @@ function overview() {
     facts([["Path", data.path], ["Locked", data.locked.length ? `${plural(data.locked.length, "operation")} hold${data.locked.length === 1 ? "s" : ""} channels back` : null]]),
     make("p", { class: "quiet hint" }, "Choose a group on the left, or a layer or a block in the graph. Double click opens and folds a block."),
     data.analysed ? null : make("p", { class: "note" }, `${data.edges.length ? "A record knows the channels that went." : "This record does not say what runs before what."} record.report("html", analysis=...) adds ${data.edges.length ? "" : "that, "}all groups and what is locked.`),
+    !data.analysed && [...places.values()].some((place) => place.layer && isGone(place) && !data.edges.flat().includes(place.id))
+      ? make("p", { class: "note" }, "Layers that were left out whole have no edges: the record does not say what they stood between.") : null,
     notes("Not counted", data.uncounted.map((text) => `MACs are unknown: nobody counts ${text}`)),
     ...curvesOf("pareto").map(paretoChart),
     ...curvesOf("sensitivity").map(sensitivityTable),
@@ -185,7 +187,7 @@ function layerDetails(id) {
     layer.kind === "join" || layer.kind === "input" || layer.kind === "output" ? make("p", {}, PLACES[layer.kind]) : facts([
       ["Parameters", change({ before: layer.params, after: after.params })],
       ["MACs", change({ before: layer.macs, after: after.macs })],
-      ["Outputs", layer.width ? widthText(layer) : null],
+      [layer.width && layer.width.parts ? "Rows of the in-projection" : "Outputs", layer.width ? widthText(layer) : null],
     ]),
     layer.width && data.planned ? widthBar(layer.width.before, layer.width.after, layer.width.before) : null,
     layer.tensors.length ? table([["tensor"], ["shape", "right"]], layer.tensors.map((t) => [t.name.split(".").pop(), shapes(t)])) : null,

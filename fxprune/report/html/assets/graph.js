@@ -26,6 +26,7 @@ function graphStyle() {
       "background-gradient-stop-positions": (n) => `0% ${n.data("share")}% ${n.data("share")}% 100%`,
     } },
     { selector: "node.free", style: { "background-color": colour("kept") } },
+    { selector: "node.gone", style: { "border-style": "dashed", "background-color": colour("gone"), color: colour("quiet") } },
     { selector: "node.round", style: { shape: "ellipse", "background-color": colour("page") } },
     { selector: "node.end", style: { "background-color": colour("page"), "border-style": "dashed" } },
     { selector: "node.folded", style: { "border-width": 1.5, "font-weight": 600, "background-color": colour("block") } },
@@ -90,7 +91,7 @@ function nodeData(place, w, h) {
 
 // The share of the outputs of a layer, or of the parameters in a block, that stays; null where nothing goes.
 function keptShare(place) {
-  if (!data.planned) return null;
+  if (!data.planned || isGone(place)) return null;
   if (place.layer) {
     const width = place.layer.width;
     return width && width.after !== null && width.after < width.before ? (100 * width.after) / width.before : null;
@@ -102,6 +103,7 @@ function keptShare(place) {
 
 function nodeClasses(place) {
   if (isOpen(place)) return "open";
+  if (isGone(place)) return place.layer ? "gone" : "folded gone";
   if (!place.layer) return place.run ? "folded run" : "folded";
   const { kind, id } = place.layer;
   if (kind === "join") return "round";

@@ -66,7 +66,10 @@ function arrangeBlock(place, inside) {
     if (!known.has(name)) graph.setEdge(from, to, {}, name);
     known.add(name);
   }
-  if (data.edges.length) dagre.layout(graph);
+  if (data.edges.length) {
+    betweenNeighbours(graph, children);
+    dagre.layout(graph);
+  }
   else inRows(graph, children);
   if (data.edges.length) wrap(graph, place === root ? cy.width() / cy.height() : 1.4);
   const around = place === root ? 0 : PAD;
@@ -95,6 +98,15 @@ function arrangeBlock(place, inside) {
 function middleOf(graph, from, to) {
   const { points, turns } = graph.edge(from, to, `${from}\n${to}`);
   return turns ?? (points && points.length > 3 ? points.slice(1, -1) : []);
+}
+
+// What has no edges, as the layers of a branch that went, stands between its neighbours in the model.
+function betweenNeighbours(graph, children) {
+  const names = children.map((child) => child.place.id);
+  const alone = new Set(names.filter((name) => !graph.nodeEdges(name).length));
+  names.slice(1).forEach((name, at) => {
+    if (alone.has(name) || alone.has(names[at])) graph.setEdge(names[at], name, { weight: 0 }, "order");
+  });
 }
 
 // Without connections: the layers in their order, in rows like a text.
@@ -144,7 +156,7 @@ function textWidth(text, size, weight = 400) {
 // Two lines: the name; the type with its widths, or what is in a folded block.
 function labelOf(place) {
   const name = cut(shortName(place), 30);
-  if (!place.layer) return `▸ ${name}\n${cut(blockText(place), 36)}`;
+  if (!place.layer) return `▸ ${name}\n${cut(blockText(place), 36)}${isGone(place) ? ", left out" : ""}`;
   if (place.layer.kind === "join" || place.layer.kind === "input" || place.layer.kind === "output") return name;
   return `${name}\n${cut(`${place.layer.type} ${widthText(place.layer)}`.trim(), 36)}`;
 }
@@ -161,7 +173,7 @@ function kindText(place) {
 
 function titleOf(place) {
   const type = kindText(place);
-  return `${cut(shortName(place), 30)}${type ? `  ${type}` : ""}`;
+  return `${cut(shortName(place), 30)}${type ? `  ${type}` : ""}${isGone(place) ? ", left out" : ""}`;
 }
 
 function layersIn(place) {
@@ -170,6 +182,7 @@ function layersIn(place) {
 
 function widthText(layer) {
   if (!layer.width) return "";
-  const { before, after } = layer.width;
-  return data.planned && after !== before ? `${before} → ${after}` : `${before}`;
+  const { before, after, parts } = layer.width;
+  const gone = data.planned && after === 0;
+  return `${gone ? `${before}, left out` : data.planned && after !== before ? `${before} → ${after}` : before}${parts ? ` (${parts})` : ""}`;
 }

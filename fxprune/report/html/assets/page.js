@@ -138,6 +138,7 @@ function showLegend() {
     if (places.size > layers.size + 1) parts.push(sample("folded", "folded block: double click opens it"));
   }
   if (data.planned && data.analysed && chosen && (chosen.kind === "layer" || chosen.kind === "block")) parts.push(make("span", {}, "sizes at edges are those before"));
+  if (cy.nodes(".gone").nonempty()) parts.push(sample("gone", "left out: nothing of it is in the small model"));
   if (data.planned) {
     const blocks = places.size > layers.size + 1 ? ", of a folded block of its parameters" : "";
     parts.push(sample("share", `filled: the share of a layer's outputs that stays${blocks}`));

@@ -100,6 +100,12 @@ function typeOf(place) {
   return place.layer ? place.layer.type : place.type;
 }
 
+// True for a layer, or a block of layers, of which the small model has nothing.
+function isGone(place) {
+  const inside = place.leaves.filter((layer) => layer.tensors.length);
+  return data.planned && inside.length > 0 && inside.every((layer) => layer.tensors.every((tensor) => tensor.after === null));
+}
+
 function makeRun(run) {
   const [first, last] = [run[0], run[run.length - 1]];
   const made = block(`run:${first.path}`, `${first.path}–${/\d+$/.exec(last.path)[0]}`);
