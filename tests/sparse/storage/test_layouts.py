@@ -564,7 +564,7 @@ def test_layers_that_cannot_be_replaced_are_named():
     net[3].register_forward_pre_hook(lambda module, args: None)
     with pytest.raises(PlanError) as error:
         sparsify_model(net, 0.1, layout="bsr", blocksize=(2, 2))
-    assert "1 more layers cannot be sparse for other reasons" not in str(error.value)
+    assert "1 more layer cannot be sparse for other reasons" not in str(error.value)
     assert 'layer "1"' in str(error.value)
     assert "2 more layers cannot be sparse for other reasons" in str(error.value)
     assert [type(m) for m in net] == [nn.Linear] * 4
