@@ -9,9 +9,11 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from torch.utils._device import _device_constructors
 
 
 def pytest_configure(config):
+    _device_constructors()  # torch lists them at the first use: not while transformers has put its own in torch.linspace
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
 

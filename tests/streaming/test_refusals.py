@@ -25,6 +25,11 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, fxprune.Plan,
     return folder, pruned(model, ratio=0.5, uniform="config")[1], model
 
 
+def test_a_checkpoint_that_was_loaded_leaves_default_devices_alone(llama: Any) -> None:
+    with torch.device("meta"):
+        assert torch.linspace(0, 1, 3).is_meta
+
+
 def changed(source: Path, target: Path, change: Any) -> Path:
     """A copy of a checkpoint whose tensors a function changes."""
     target.mkdir()
