@@ -15,6 +15,11 @@ from fxprune.capture.values import tensors_in
 from tests.behaviour import compare_behaviour
 from tests.mutations import unseen_mutations
 
+# torch 2.14 has no batching rule for the attention of `Samples`, and says so whenever the model itself runs
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:There is a performance drop .* batching rule for aten.._scaled_dot_product_flash_attention_for_cpu"
+)
+
 
 class Ensemble(nn.Module):
     """Weights of three members in one parameter."""
