@@ -88,7 +88,9 @@ def find(call: AnalyzeArguments) -> Findings:
     for given in (inputs, *more, *(method.inputs for method in methods)):
         check_devices(tensors, given)
     if call.norms not in NORMS:
-        raise PlanError(f"there are no norms {call.norms!r}", why='norms is "kept" or "preserve"')
+        raise PlanError(
+            f"there are no norms {call.norms!r}", why='norms is "kept" or "preserve"', do='pass "kept", or "preserve"'
+        )
 
     def on(path: FrontEnd) -> Findings:
         with long_step(f"analysis ({path.name})"):

@@ -114,7 +114,9 @@ def summary(
     (706, 354, 136)
     """
     if rounds < 0:
-        raise InputError("rounds must be at least 0", at=f"summary(rounds={rounds})")
+        raise InputError(
+            "rounds must be at least 0", at=f"summary(rounds={rounds})", do="pass rounds=10, or 0 for no latency"
+        )
     if score is not None and not callable(score):
         raise InputError("score must be a function", at=f"score={shown(score)}", do="pass one that takes the model")
     modules = [as_module(one, inputs) for one in (model, small)]

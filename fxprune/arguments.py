@@ -190,7 +190,12 @@ def _error(function: str, name: str, value: Any, kind: Any) -> FxpruneError:
             do="pass `program.module()`" if type(value).__name__ == "ExportedProgram" else why_no_model(value)[1],
         )
     wrong = next(_wrong_parts(value, kind), "")
-    return InputError(f"{name} must be {described(kind)}, not {type(value).__name__}", at=where, why=wrong)
+    return InputError(
+        f"{name} must be {described(kind)}, not {type(value).__name__}",
+        at=where,
+        why=wrong,
+        do=f"pass {described(kind)}",
+    )
 
 
 def why_no_model(value: Any) -> tuple[str, str]:

@@ -17,6 +17,9 @@ from fxprune.errors import FileError, FxpruneError, InputError, MissingFileError
 
 PathLike = str | os.PathLike[str]
 
+WHOLE = "write the file again, or take a whole copy of it"
+"""The next step for a file that is damaged."""
+
 SHOWN = 60
 """The number of characters of a wrong value that an error shows."""
 
@@ -195,22 +198,27 @@ def read_bytes(path: PathLike, limit: int) -> bytes:
     with open(path, "rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:
-        raise FileError(f'"{os.fspath(path)}" is too large', why=f"at most {limit} bytes are read")
+        raise FileError(
+            f'"{os.fspath(path)}" is too large',
+            why=f"at most {limit} bytes are read",
+            do="pass a file that fxprune wrote",
+        )
     return content
 
 
-def parse_json(content: bytes, source: str, error: type[FxpruneError] = FileError) -> Any:
+def parse_json(content: bytes, source: str, error: type[FxpruneError] = FileError, do: str = WHOLE) -> Any:
     """The value of a JSON text in UTF-8.
 
     Raises `error` for a text that is no JSON, and for keys that occur twice, NaN, infinities, and too deep nesting.
 
-    source: the name of the file, for the error.
+    source: the name of the file, for the error. do: the advice in it.
 
     >>> parse_json(b'{"a": 1, "a": 2}', "plan.json")
     Traceback (most recent call last):
     ...
     fxprune.errors.FileError: plan.json is not what it should be
       why  the key "a" occurs twice
+      do   write the file again, or take a whole copy of it
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -230,14 +238,14 @@ def parse_json(content: bytes, source: str, error: type[FxpruneError] = FileErro
     try:
         return json.loads(content.decode(), object_pairs_hook=once, parse_float=finite, parse_constant=finite)
     except RecursionError:
-        raise error(f"{source} is not what it should be", why="it is nested too deeply") from None
+        raise error(f"{source} is not what it should be", why="it is nested too deeply", do=do) from None
     except UnicodeDecodeError:
-        raise error(f"{source} is not what it should be", why="it is no text in UTF-8") from None
+        raise error(f"{source} is not what it should be", why="it is no text in UTF-8", do=do) from None
     except json.JSONDecodeError as wrong:
         where = f"line {wrong.lineno}, column {wrong.colno}"
-        raise error(f"{source} is not what it should be", at=where, why=f"it is no JSON: {wrong.msg}") from None
+        raise error(f"{source} is not what it should be", at=where, why=f"it is no JSON: {wrong.msg}", do=do) from None
     except ValueError as wrong:
-        raise error(f"{source} is not what it should be", why=str(wrong)) from None
+        raise error(f"{source} is not what it should be", why=str(wrong), do=do) from None
 
 
 def shown(value: Any) -> str:
@@ -260,13 +268,14 @@ class Field:
     fxprune.errors.FileError: plan.json is not what it should be
       at   key "version": one
       why  it must be an integer from 1 to 9
+      do   write the file again, or take a whole copy of it
     """
 
     value: Any
     source: str
     key: str = ""
     error: type[FxpruneError] = FileError
-    do: str = ""
+    do: str = WHOLE
 
     def wrong(self, rule: str, do: str = "") -> FxpruneError:
         """The error for a value that breaks a rule, such as "it must be a list"."""

@@ -127,7 +127,10 @@ def names_of(model: nn.Module, *, parameters: bool = True) -> Names:
 def checked(model: Any) -> nn.Module:
     """A module as it is. Raises `InputError` for anything else."""
     if not isinstance(model, nn.Module):
-        raise InputError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
+        raise InputError(
+            f"the model must be a torch.nn.Module, not {type(model).__name__}",
+            do="pass a model, such as nn.Sequential(...)",
+        )
     return model
 
 

@@ -63,10 +63,16 @@ def paths_for(
     if path is not None and prefer is not None:
         raise PlanError("path says already which path to take", why="prefer was given too", do="pass one of them")
     if path is not None and not (isinstance(path, str) and path in PATHS):
-        raise PlanError(f"there is no path {path!r}", why=f"the paths are {', '.join(PATHS)}")
+        raise PlanError(
+            f"there is no path {path!r}",
+            why=f"the paths are {', '.join(PATHS)}",
+            do="pass one of these, or leave path out",
+        )
     if prefer is not None and not (isinstance(prefer, str) and prefer in PREFERENCES):
         names = " or ".join(f'"{name}"' for name in PREFERENCES)
-        raise PlanError(f"there is no preference {prefer!r}", why=f"prefer is {names}")
+        raise PlanError(
+            f"there is no preference {prefer!r}", why=f"prefer is {names}", do="pass one of these, or leave prefer out"
+        )
     if path is not None:
         return (PATHS[path],)
     if isinstance(model, fx.GraphModule):

@@ -157,5 +157,9 @@ def _no_candidate(pattern: Any, known: Iterable[str], what: str, kind: str) -> P
     others = list(dict.fromkeys(known))
     listed = ", ".join(others[:8]) + (", ..." if len(others) > 8 else "")
     why = f"the model has it, but the only {kind}s are {listed}" if others else f"there is no {kind} at all"
-    do = "`analyze(...).report()` says what holds its channels" if kind == "group" else ""
+    do = (
+        "`analyze(...).report()` says what holds its channels"
+        if kind == "group"
+        else "name one of them, or leave it out"
+    )
     return PlanError(f"{what} names no {kind}: {show(pattern)}", why=why, do=do)

@@ -13,7 +13,8 @@ from torch.utils._device import _device_constructors
 
 
 def pytest_configure(config):
-    _device_constructors()  # torch lists them at the first use: not while transformers has put its own in torch.linspace
+    # torch lists them at the first use, which must not be where transformers has replaced torch.linspace for a while
+    _device_constructors()
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
 

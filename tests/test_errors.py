@@ -411,12 +411,36 @@ PARTS_OF_TRAINING = (
 """The files whose errors all have four parts."""
 
 
+RAISED = (
+    "FxpruneError InputError CaptureError PlanError FileError MissingFileError RuleError RewriteError "
+    "VerificationError UnknownArgumentError UsageError"
+).split()
+"""The classes of errors that are raised for a user."""
+
+REPEATED = {
+    "_search/depth.py": "the text of an error that a file of steps keeps, with its next step",
+    "_first_result.py": "a part of a warning, which has the next step",
+}
+"""The files that make an error without a next step of its own, one each, and why."""
+
+
 def raised(path):
     """The errors of this package that a file makes: their line, and the names of the parts that they have."""
     for node in ast.walk(ast.parse(path.read_text())):
         name = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
-        if name in ("PlanError", "InputError", "CaptureError", "FileError"):
-            yield node.lineno, {keyword.arg for keyword in node.keywords}
+        if name in RAISED:
+            empty = [k for k in node.keywords if isinstance(k.value, ast.Constant) and k.value.value == ""]
+            yield node.lineno, {keyword.arg for keyword in node.keywords if keyword not in empty}
+
+
+def test_every_error_says_what_to_do():
+    package = Path(fxprune.__file__).parent
+    files = sorted(package.rglob("*.py"))
+    found = [(file.relative_to(package).as_posix(), *made) for file in files for made in raised(file)]
+    assert len(found) > 500
+    without = [(file, line) for file, line, parts in found if "do" not in parts]
+    assert [f"{file}:{line}" for file, line in without if file not in REPEATED] == []
+    assert sorted(file for file, _ in without) == sorted(REPEATED)
 
 
 def test_errors_of_training_say_what_where_why_and_what_to_do():

@@ -99,7 +99,9 @@ def request_of(model: nn.Module, example_inputs: Any, options: Mapping[str, Any]
     known = (*CHOICES, *OTHERS, "data", "loss")
     unknown = [name for name in options if name not in known]
     if unknown:
-        raise InputError(f"there is no option {unknown[0]!r}", why=nearest(unknown[0], known))
+        raise InputError(
+            f"there is no option {unknown[0]!r}", why=nearest(unknown[0], known), do="leave it out, or correct its name"
+        )
     call = AnalyzeArguments(model, example_inputs, **{name: options[name] for name in OTHERS if name in options})
     chosen = {name: options[name] for name in CHOICES if name in options}
     data, loss = options.get("data"), options.get("loss")

@@ -36,13 +36,27 @@ class SearchSettings:
 
     def __post_init__(self) -> None:
         if not fits(self.steps, int) or self.steps < 1:
-            raise InputError("steps must be an integer of at least 1", at=f"search={{'steps': {self.steps!r}}}")
+            raise InputError(
+                "steps must be an integer of at least 1",
+                at=f"search={{'steps': {self.steps!r}}}",
+                do='pass {"steps": 100}',
+            )
         if self.file is not None and not isinstance(self.file, str | os.PathLike):
-            raise InputError("file must be a path", at=f"search={{'file': {self.file!r}}}")
+            raise InputError(
+                "file must be a path", at=f"search={{'file': {self.file!r}}}", do='pass {"file": "search.json"}'
+            )
         if self.score is not None and not callable(self.score):
-            raise InputError("score must be a function of a model", at=f"search={{'score': {self.score!r}}}")
+            raise InputError(
+                "score must be a function of a model",
+                at=f"search={{'score': {self.score!r}}}",
+                do='pass {"score": function}, which returns a number for a model',
+            )
         if not fits(self.progress, bool):
-            raise InputError("progress must be True or False", at=f"search={{'progress': {self.progress!r}}}")
+            raise InputError(
+                "progress must be True or False",
+                at=f"search={{'progress': {self.progress!r}}}",
+                do='pass {"progress": False}, or leave it out',
+            )
 
 
 def search_settings(choices: Mapping[str, Any], given: Any, repair: Any) -> SearchSettings | None:
@@ -70,5 +84,9 @@ def search_settings(choices: Mapping[str, Any], given: Any, repair: Any) -> Sear
     known = [field.name for field in fields(SearchSettings)]
     for name in given:
         if name not in known:
-            raise InputError(f"a search has no setting {name!r}", why=nearest(str(name), known))
+            raise InputError(
+                f"a search has no setting {name!r}",
+                why=nearest(str(name), known),
+                do="leave it out, or correct its name",
+            )
     return SearchSettings(**given)

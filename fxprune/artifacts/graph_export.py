@@ -154,9 +154,17 @@ def _check_options(kind: Format, opset: int | None, tolerance: float | None) -> 
             f"opset is given for a .{kind.name} file", why="opsets are versions of ONNX", do="leave it out"
         )
     if opset is not None and (type(opset) is not int or opset < 18):
-        raise InputError(f"opset is {opset!r}", why="the exporter of torch writes opsets from 18 on")
+        raise InputError(
+            f"opset is {opset!r}",
+            why="the exporter of torch writes opsets from 18 on",
+            do="pass opset=18 or a newer one",
+        )
     if tolerance is not None and (not fits(tolerance, float) or not 0 <= tolerance < math.inf):
-        raise InputError(f"tolerance is {tolerance!r}", why="it must be a finite number that is not negative")
+        raise InputError(
+            f"tolerance is {tolerance!r}",
+            why="it must be a finite number that is not negative",
+            do="pass a number such as 1e-4",
+        )
 
 
 def _checked_inputs(model: nn.Module, inputs: Inputs) -> Inputs:
@@ -191,7 +199,11 @@ def _batch_tensors(model: nn.Module, inputs: Inputs, dynamic_batch: bool | Seque
         raise InputError("dynamic_batch names no argument", do="pass True, False or names of arguments")
     unknown = next((name for name in named if name not in arguments), None)
     if unknown is not None:
-        raise InputError(f'dynamic_batch names no input: "{unknown}"', why=nearest(str(unknown), arguments))
+        raise InputError(
+            f'dynamic_batch names no input: "{unknown}"',
+            why=nearest(str(unknown), arguments),
+            do="pass True, or names of arguments of forward",
+        )
     leaves = [(name, t) for name in named for t in pytree.tree_leaves(arguments[name]) if isinstance(t, torch.Tensor)]
     sizes = {name: t.shape[0] for name, t in leaves if t.ndim}
     if not sizes:

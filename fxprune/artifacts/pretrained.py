@@ -147,7 +147,10 @@ def from_pretrained(
 
 def _checked(model_class: Any) -> type[nn.Module]:
     if not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
-        raise InputError(f"model_class must be a class of models, not {shown(model_class)}")
+        raise InputError(
+            f"model_class must be a class of models, not {shown(model_class)}",
+            do="pass the class of the original, such as LlamaForCausalLM",
+        )
     return model_class
 
 

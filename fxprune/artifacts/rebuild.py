@@ -157,7 +157,12 @@ def _check_counts(small: nn.Module, source: str) -> None:
             for name, value in numbers(module).items():
                 if value != before[name]:
                     why = f"the tensors of the layer count {value}"
-                    raise PlanError(f"{source} contradicts itself", at=f"{path}.{name} = {before[name]}", why=why)
+                    raise PlanError(
+                        f"{source} contradicts itself",
+                        at=f"{path}.{name} = {before[name]}",
+                        why=why,
+                        do="save the small model again",
+                    )
 
 
 _NO_REMOVAL: Removal = None  # type: ignore[assignment]  # no layer of `_COUNTED` needs the removal

@@ -17,7 +17,7 @@ import torch
 
 from fxprune.capture.inputs import kind_of
 from fxprune.errors import FileError
-from fxprune.files import Field, PathLike, check_there, parse_json, read_bytes, replacing, shown
+from fxprune.files import WHOLE, Field, PathLike, check_there, parse_json, read_bytes, replacing, shown
 
 HEADER = 100_000_000
 """The largest number of bytes of a header; the library has the same limit."""
@@ -96,6 +96,7 @@ def header(
         raise FileError(
             "the model cannot be stored",
             why=f"plan, record and the names of tensors take {len(text)} bytes, a header has at most {HEADER}",
+            do="give its modules shorter names",
         )
     return len(text).to_bytes(8, "little") + text, {name: 8 + len(text) + begin for name, begin in offsets.items()}
 
@@ -137,7 +138,7 @@ class SafetensorsFile:
 
     def wrong(self, why: str, *, at: str = "", do: str = "") -> FileError:
         """Returns an error about this file."""
-        return FileError(f"{self.source} is not what it should be", at=at, why=why, do=do)
+        return FileError(f"{self.source} is not what it should be", at=at, why=why, do=do or WHOLE)
 
     def _header(self) -> tuple[dict[str, str], dict[str, Field], int]:
         """Returns the metadata, the entry of every tensor, and the number of bytes after the header."""

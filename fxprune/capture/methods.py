@@ -56,7 +56,12 @@ def _checked(model: nn.Module, name: str, given: Any) -> MethodCall:
     path, _, leaf = name.rpartition(".")
     modules = dict(model.named_modules(remove_duplicate=False))
     if path not in modules:
-        raise InputError(f'methods: there is no module "{path}"', at=name, why=nearest(path, filter(None, modules)))
+        raise InputError(
+            f'methods: there is no module "{path}"',
+            at=name,
+            why=nearest(path, filter(None, modules)),
+            do='name a method as "path.of.module.method"',
+        )
     module = modules[path]
     kind = type(module).__name__
     if name == "forward":
@@ -70,7 +75,12 @@ def _checked(model: nn.Module, name: str, given: Any) -> MethodCall:
         raise InputError("methods: this is a module, no method", at=name, do=do)
     is_property = isinstance(inspect.getattr_static(module, leaf, None), property)
     if is_property or not callable(getattr(module, leaf, None)):
-        raise InputError(f'methods: {kind} has no method "{leaf}"', at=name, why=nearest(leaf, _methods(module)))
+        raise InputError(
+            f'methods: {kind} has no method "{leaf}"',
+            at=name,
+            why=nearest(leaf, _methods(module)),
+            do="name a method of that class",
+        )
     if leaf != "forward" and getattr(type(module), leaf, None) is getattr(nn.Module, leaf, type):
         raise InputError(
             "methods: this is a method of every module, and computes nothing",

@@ -20,7 +20,9 @@ def completion(shell: str, about: Mapping[str, str], add: Callable[[str, Parser]
         add: a function that adds the arguments and options of a command to a parser.
     """
     if shell not in SHELLS:
-        raise UsageError(f'there is no completion for "{shell}"', why=nearest(shell, SHELLS))
+        raise UsageError(
+            f'there is no completion for "{shell}"', why=nearest(shell, SHELLS), do=f"say one of {', '.join(SHELLS)}"
+        )
     try:
         import shtab
     except ImportError:

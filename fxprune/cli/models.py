@@ -24,6 +24,7 @@ LIBRARIES = ("torchvision", "timm")
 
 FORMS = "MODEL is package.module:callable, torchvision:NAME, timm:NAME or a directory of save_pretrained"
 
+_FORM = "name it in one of these forms"
 _OWN = "write a function that makes the model, and name it as package.module:function"
 _PICKLE = ("loading a whole model from a pickle runs code that is in the file", _OWN)
 _WEIGHTS = "it holds weights, and no code that makes a model of them"
@@ -57,14 +58,14 @@ def build(spec: str, args: Mapping[str, Any]) -> tuple[nn.Module, bool]:
     package, colon, name = spec.partition(":")
     if not colon or not name or not package or package.endswith(".py"):
         module = os.path.splitext(package)[0].replace(os.sep, ".")
-        hint = f"to name something in a file, say {module}:{name or 'NAME'}" if package.endswith(".py") else ""
+        hint = f"to name something in a file, say {module}:{name or 'NAME'}" if package.endswith(".py") else _FORM
         raise UsageError(f'"{spec}" names no model', why=FORMS, do=hint)
     if package == "torchvision":
         return _torchvision(name, args)
     if package == "timm":
         return _timm(name, args)
     if not all(part.isidentifier() for part in (*package.split("."), *name.split("."))):
-        raise UsageError(f'"{spec}" names no model', why=FORMS)
+        raise UsageError(f'"{spec}" names no model', why=FORMS, do=_FORM)
     return _from_callable(spec, _attribute(package, name), args), False
 
 
@@ -97,7 +98,7 @@ def _named(spec: str, what: str, example: str) -> Any:
     package, colon, name = spec.partition(":")
     if not colon or not all(part.isidentifier() for part in (*package.split("."), *name.split("."))):
         why = f"{'batches are' if what == 'batches' else 'it is'} named as package.module:{example}"
-        raise UsageError(f'"{spec}" names no {what}', why=why)
+        raise UsageError(f'"{spec}" names no {what}', why=why, do=f"name it as package.module:{example}")
     return _attribute(package, name)
 
 
@@ -110,7 +111,7 @@ def _attribute(package: str, name: str) -> Any:
         if not hasattr(found, part):
             what = f'module "{package}"' if isinstance(found, ModuleType) else f'"{package}:{name}"'
             public = [other for other in vars(found) if not other.startswith("_")]
-            raise FxpruneError(f'{what} has no "{part}"', why=nearest(part, public))
+            raise FxpruneError(f'{what} has no "{part}"', why=nearest(part, public), do="name something that is there")
         found = getattr(found, part)
     return found
 
@@ -123,13 +124,15 @@ def _import(package: str) -> ModuleType:
         missing = error.name or ""
         if package != missing and not package.startswith(f"{missing}."):
             why = f'it imports "{missing}", which is not installed'
-            raise FxpruneError(f'module "{package}" cannot be imported', why=why) from error
+            raise FxpruneError(f'module "{package}" cannot be imported', why=why, do=f"install {missing}") from error
         parent, _, _ = missing.rpartition(".")
         places = getattr(sys.modules[parent], "__path__", []) if parent else [os.getcwd()]
         names = [f"{parent}.{m.name}" if parent else m.name for m in pkgutil.iter_modules(places)]
         where = f'package "{parent}"' if parent else "the current directory"
         why = f"in {where}: {nearest(missing, names)}"
-        raise FxpruneError(f'there is no module "{missing}"', why=why) from None
+        raise FxpruneError(
+            f'there is no module "{missing}"', why=why, do="run the command where the module is, or set PYTHONPATH"
+        ) from None
 
 
 def _from_callable(spec: str, found: Any, args: Mapping[str, Any]) -> nn.Module:
@@ -164,7 +167,11 @@ def _call(spec: str, found: Any, args: Mapping[str, Any]) -> nn.Module:
     with _errors_with_line(f'"{spec}"'):
         model = found(**args)
     if not isinstance(model, nn.Module):
-        raise FxpruneError(f'"{spec}" makes no model', why=f"it returns a {type(model).__name__}, no torch.nn.Module")
+        raise FxpruneError(
+            f'"{spec}" makes no model',
+            why=f"it returns a {type(model).__name__}, no torch.nn.Module",
+            do="name a function or a class that makes a torch.nn.Module",
+        )
     return model
 
 
@@ -203,7 +210,11 @@ def _torchvision(name: str, args: Mapping[str, Any]) -> tuple[nn.Module, bool]:
     models = _library("torchvision")
     names = models.list_models()
     if name not in names:
-        raise FxpruneError(f'torchvision has no model "{name}"', why=nearest(name, names))
+        raise FxpruneError(
+            f'torchvision has no model "{name}"',
+            why=nearest(name, names),
+            do="`torchvision.models.list_models()` lists them",
+        )
     builder = models.get_model_builder(name)
     options: dict[str, Any] = {"weights": None}
     if "weights_backbone" in inspect.signature(builder).parameters:
@@ -215,7 +226,9 @@ def _torchvision(name: str, args: Mapping[str, Any]) -> tuple[nn.Module, bool]:
 def _timm(name: str, args: Mapping[str, Any]) -> tuple[nn.Module, bool]:
     timm: Any = _library("timm")
     if not timm.is_model(name):
-        raise FxpruneError(f'timm has no model "{name}"', why=nearest(name, timm.list_models()))
+        raise FxpruneError(
+            f'timm has no model "{name}"', why=nearest(name, timm.list_models()), do="`timm.list_models()` lists them"
+        )
     with _errors_with_line(f'"timm:{name}"'):
         model: nn.Module = timm.create_model(name, **{"pretrained": False, **args})
     return model, not args.get("pretrained", False)

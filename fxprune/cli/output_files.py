@@ -26,11 +26,17 @@ def _check_file(path: str) -> None:
     if not os.path.exists(path):
         folder = os.path.dirname(path)
         if not os.path.isdir(folder or "."):
-            raise FileError(f'there is no file "{path}"', why=f'there is no directory "{folder}"')
+            raise FileError(
+                f'there is no file "{path}"', why=f'there is no directory "{folder}"', do="correct the path"
+            )
         names = [name for name in os.listdir(folder or ".") if not name.startswith(".")]
         name = os.path.basename(path)
         near = sorted(other for other in names if _alike(name, other))
-        raise FileError(f'there is no file "{path}"', why=nearest(name, near) if near else "no name there is like it")
+        raise FileError(
+            f'there is no file "{path}"',
+            why=nearest(name, near) if near else "no name there is like it",
+            do="pass the name of a file that is there",
+        )
 
 
 def check_small(path: str | None) -> None:
@@ -67,7 +73,9 @@ def check_writable(path: str, suffixes: tuple[str, ...], inputs: Iterable[str], 
             f'cannot write "{path}"', why=f'there is no directory "{os.path.dirname(path)}"', do="make it first"
         )
     if not os.access(folder, os.W_OK):
-        raise FileError(f'cannot write "{path}"', why=f'the directory "{folder}" is not writable')
+        raise FileError(
+            f'cannot write "{path}"', why=f'the directory "{folder}" is not writable', do="choose another directory"
+        )
     for other in inputs:
         if _same(path, other):
             raise FileError(f'cannot write "{path}"', why="it is read by this command", do="write to another file")

@@ -30,9 +30,17 @@ def load_pretrained(spec: str, args: Mapping[str, Any]) -> nn.Module:
         with open(path, encoding="utf-8") as file:
             config = json.load(file)
     except (OSError, ValueError) as error:
-        raise FileError(f'"{path}" cannot be read', why=f"{type(error).__name__}: {error}") from None
+        raise FileError(
+            f'"{path}" cannot be read',
+            why=f"{type(error).__name__}: {error}",
+            do="pass a directory that save_pretrained wrote",
+        ) from None
     if not isinstance(config, Mapping):
-        raise FileError(f'"{path}" is no config', why=f"it holds a {type(config).__name__}, no object")
+        raise FileError(
+            f'"{path}" is no config',
+            why=f"it holds a {type(config).__name__}, no object",
+            do="pass a directory that save_pretrained wrote",
+        )
     if "fxprune" in config:
         from fxprune.artifacts.pretrained import from_pretrained
 

@@ -39,19 +39,33 @@ def load_into(model: nn.Module, path: str, key: str | None) -> tuple[str, ...]:
     for name, value in values.items():
         if name not in state:
             raise FileError(
-                source, at=f'"{name}" of the file', why=f"the model has no such tensor; {nearest(name, state)}"
+                source,
+                at=f'"{name}" of the file',
+                why=f"the model has no such tensor; {nearest(name, state)}",
+                do="pass the weights of this model, or name the model that they belong to",
             )
         if tuple(value.shape) != tuple(state[name].shape):
             why = f"in the file its shape is {tuple(value.shape)}, in the model {tuple(state[name].shape)}"
-            raise FileError(source, at=f'"{name}"', why=why)
+            raise FileError(
+                source,
+                at=f'"{name}"',
+                why=why,
+                do="pass the weights of this model, or make the model with their sizes by --arg",
+            )
         if _kind(value) != _kind(state[name]):
             raise FileError(
-                source, at=f'"{name}"', why=f"in the file it is {value.dtype}, in the model {state[name].dtype}"
+                source,
+                at=f'"{name}"',
+                why=f"in the file it is {value.dtype}, in the model {state[name].dtype}",
+                do="save the weights in the dtype of the model",
             )
     for name, tensor in state.items():
         if not any(other in values for other in tied[id(tensor)]):
             raise FileError(
-                source, at=f'"{name}" of the model', why=f"the file has no such tensor; {nearest(name, values)}"
+                source,
+                at=f'"{name}" of the model',
+                why=f"the file has no such tensor; {nearest(name, values)}",
+                do="pass a file with all weights of this model",
             )
     with torch.no_grad():
         for name, value in values.items():
@@ -88,10 +102,14 @@ def _pickled(path: str, key: str | None) -> Mapping[str, torch.Tensor]:
     if key is not None:
         if not isinstance(found, Mapping) or key not in found:
             why = nearest(key, map(str, found)) if isinstance(found, Mapping) else f"it holds a {type(found).__name__}"
-            raise FileError(f'"{path}" has no key "{key}"', why=why)
+            raise FileError(
+                f'"{path}" has no key "{key}"', why=why, do="name a key of the file, or leave --weights-key out"
+            )
         found = found[key]
     if not isinstance(found, Mapping):
-        raise FileError(f'"{path}" holds no state_dict', why=f"it is a {type(found).__name__}")
+        raise FileError(
+            f'"{path}" holds no state_dict', why=f"it is a {type(found).__name__}", do="save model.state_dict()"
+        )
     other = next((name for name, value in found.items() if not isinstance(value, torch.Tensor)), None)
     if other is not None:
         inner = [name for name, value in found.items() if isinstance(value, Mapping)]

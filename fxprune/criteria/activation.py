@@ -105,7 +105,11 @@ def importance_from(
     names = {layer: layer for layer in statistics} | dict(layers or {})
     absent = [name for name in names.values() if name not in statistics]
     if absent:
-        raise PlanError(f'there are no statistics of "{absent[0]}"', why=nearest(absent[0], statistics))
+        raise PlanError(
+            f'there are no statistics of "{absent[0]}"',
+            why=nearest(absent[0], statistics),
+            do="record statistics of this layer, or name others for it in `layers`",
+        )
     taken = {layer: statistics[name] for layer, name in names.items()}
     if kind != "apoz":
         known = {layer: getattr(s, "mean_abs" if kind == "mean" else kind) for layer, s in taken.items()}

@@ -60,7 +60,12 @@ def _missing(group: Group, known: Mapping[str, Tensor], what: str) -> PlanError:
     if short:
         sizes = [m.tensor.shape[m.dim] for layer, m in opening(group) if layer == short[0]]
         why = f'"{short[0]}" has {max(sizes)} outputs, and there are {what} of {len(known[short[0]])}'
-        return PlanError(f"{what} of another width", at=f'group "{group.name}"', why=why)
+        return PlanError(
+            f"{what} of another width",
+            at=f'group "{group.name}"',
+            why=why,
+            do="measure them on the model that is pruned",
+        )
     listed = ", ".join(f'"{layer}"' for layer in layers) or "none"
     return PlanError(
         f"no {what} of a group",

@@ -108,10 +108,15 @@ def coactivation_importance(
     """
     check_threshold(threshold)
     if batches is not None and (isinstance(batches, bool) or not isinstance(batches, int) or batches < 1):
-        raise PlanError(f"batches must be an integer of at least 1, or None, not {batches!r}")
+        raise PlanError(
+            f"batches must be an integer of at least 1, or None, not {batches!r}", do="pass batches=10, or None for all"
+        )
     layers = {layer: names for layer, names in _layers(model).items() if names}
     if not layers:
-        raise PlanError(f"{type(model).__name__} has no linear layer and no convolution to count in")
+        raise PlanError(
+            f"{type(model).__name__} has no linear layer and no convolution to count in",
+            do="pass a model with linear layers or convolutions",
+        )
     counts: dict[int, Tensor] = {}
     applied: dict[int, int] = {}
 

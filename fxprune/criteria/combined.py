@@ -79,7 +79,12 @@ def weighted(weights: Mapping[Any, float]) -> CombinedImportance:
         raise PlanError("a weighted sum needs a dict from importances to weights", why=why, do="pass at least one")
     for part, weight in weights.items():
         if not fits(weight, float) or not math.isfinite(weight):
-            raise PlanError("a weight must be a finite number", at=repr(part), why=f"it is {weight!r}")
+            raise PlanError(
+                "a weight must be a finite number",
+                at=repr(part),
+                why=f"it is {weight!r}",
+                do="pass a number such as 0.5",
+            )
         _check_part(part)
     return CombinedImportance(tuple((part, float(weight)) for part, weight in weights.items()), summed=True)
 

@@ -208,16 +208,24 @@ def check_layer(layer: Any) -> None:
 def check_threshold(threshold: Any) -> None:
     """Refuse a threshold that is no finite number."""
     if not fits(threshold, float) or not math.isfinite(threshold):
-        raise PlanError(f"threshold must be a finite number, not {threshold!r}")
+        raise PlanError(
+            f"threshold must be a finite number, not {threshold!r}", do="pass threshold=0.0 or another number"
+        )
 
 
 def _checked(input: Any, output: Any, layer: Layer) -> tuple[Tensor, Tensor]:
     """Input and output with a batch. Raises `InputError` where they do not fit the layer."""
     for name, tensor in (("input", input), ("output", output)):
         if not isinstance(tensor, Tensor):
-            raise InputError(f"{name} must be a tensor, not {type(tensor).__name__}")
+            raise InputError(
+                f"{name} must be a tensor, not {type(tensor).__name__}", do="pass the tensor that the layer got or made"
+            )
         if tensor.is_complex():
-            raise InputError(f"{name} is complex", why="complex numbers have no order")
+            raise InputError(
+                f"{name} is complex",
+                why="complex numbers have no order",
+                do="pass its real and its imaginary part, or its absolute values",
+            )
     if input.device != output.device:
         raise InputError(
             "input and output are on several devices",

@@ -109,7 +109,9 @@ def sample_contributions(
     check_initialised(Tensors.of(model))
     for name, value, least in (("samples", samples, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise PlanError(f"{name} must be an integer of at least {least}, not {value!r}")
+            raise PlanError(
+                f"{name} must be an integer of at least {least}, not {value!r}", do=f"pass {name}={least} or more"
+            )
     if isinstance(loader, (torch.Tensor, dict, str)) or not isinstance(loader, Iterable):
         raise InputError(
             f"loader must give batches, not be a {type(loader).__name__}",

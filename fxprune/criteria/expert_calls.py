@@ -112,7 +112,10 @@ def expert_calls(
     Raises `PlanError` for a model without such a module, `InputError` for what is not finite.
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
+        raise InputError(
+            f"the model must be a torch.nn.Module, not {type(model).__name__}",
+            do="pass the model whose experts are counted",
+        )
     seen: dict[str, ExpertCalls] = {}
     number = 0
 
@@ -160,11 +163,18 @@ def checked_protected(
     found = {}
     for path, experts in (protect or {}).items():
         if path not in calls:
-            raise PlanError(f'there are no experts "{path}"', at="protect", why=nearest(path, calls))
+            raise PlanError(
+                f'there are no experts "{path}"', at="protect", why=nearest(path, calls), do="name a module of experts"
+            )
         count = len(calls[path].chosen)
         wrong = [expert for expert in experts if not 0 <= expert < count]
         if wrong:
-            raise PlanError(f"there is no expert {wrong[0]}", at=f'protect: "{path}"', why=f"it has {count} experts")
+            raise PlanError(
+                f"there is no expert {wrong[0]}",
+                at=f'protect: "{path}"',
+                why=f"it has {count} experts",
+                do=f"pass numbers from 0 to {count - 1}",
+            )
         found[path] = tuple(experts)
     return found
 

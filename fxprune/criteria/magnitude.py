@@ -72,7 +72,7 @@ def lp(p: float) -> Callable[[Group], Tensor]:
 
 def _check_power(p: float) -> None:
     if not 0 < p < math.inf:
-        raise PlanError(f"p must be a positive number, not {p!r}")
+        raise PlanError(f"p must be a positive number, not {p!r}", do="pass p=1 or p=2")
 
 
 @checks_arguments("findings", "p")

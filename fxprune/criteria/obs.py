@@ -174,6 +174,6 @@ def obs_importance(
     True
     """
     if isinstance(ridge, bool) or not isinstance(ridge, (int, float)) or not 0 < ridge < float("inf"):
-        raise PlanError(f"ridge must be a positive number, not {ridge!r}")
+        raise PlanError(f"ridge must be a positive number, not {ridge!r}", do="pass a number such as 0.01")
     found = readings_of(model, batches, loss=loss, progress=progress, processes=Processes(process_group))
     return SurgeonImportance(found, float(ridge))

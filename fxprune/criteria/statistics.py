@@ -149,11 +149,20 @@ def measured_activations(
 def _check_options(threshold: Any, limit: Any, channel_dim: Any) -> None:
     number = fits(threshold, float) and math.isfinite(threshold)
     if not number or threshold < 0:
-        raise PlanError(f"the threshold must be a finite number of at least 0, not {threshold!r}")
+        raise PlanError(
+            f"the threshold must be a finite number of at least 0, not {threshold!r}",
+            do="pass 0.0, or a small positive number",
+        )
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise PlanError(f"limit must be an integer of at least 1, or None, not {limit!r}")
+        raise PlanError(
+            f"limit must be an integer of at least 1, or None, not {limit!r}",
+            do="pass limit=1000, or None for no limit",
+        )
     if channel_dim is not None and (isinstance(channel_dim, bool) or not isinstance(channel_dim, int)):
-        raise PlanError(f"channel_dim must be an integer or None, not {channel_dim!r}")
+        raise PlanError(
+            f"channel_dim must be an integer or None, not {channel_dim!r}",
+            do="pass channel_dim=1 or -1, or None where the layers say it",
+        )
 
 
 def _layers(model: nn.Module, where: Any) -> tuple[list[str], set[str]]:
@@ -176,7 +185,11 @@ def _layers(model: nn.Module, where: Any) -> tuple[list[str], set[str]]:
         inside = {first[id(m)] for outer in around for m in outer.modules() if isinstance(m, _PRODUCERS)}
         if not own and not inside:
             why = "there is no convolution, no linear layer and no activation"
-            raise PlanError(f"there are no activations to look at in {show(match.pattern)}", why=why)
+            raise PlanError(
+                f"there are no activations to look at in {show(match.pattern)}",
+                why=why,
+                do="name activations, convolutions or linear layers, or a block around them",
+            )
         chosen |= own | inside
         named |= own if not isinstance(match.pattern, type) else set()
     return [name for name in first.values() if name in chosen], named
@@ -198,7 +211,11 @@ def _device(model: nn.Module, device: torch.device | str | None) -> torch.device
     try:
         wanted = torch.device(device)
     except RuntimeError as error:
-        raise InputError(f"there is no device {device!r}", why=str(error).splitlines()[0]) from error
+        raise InputError(
+            f"there is no device {device!r}",
+            why=str(error).splitlines()[0],
+            do='pass a device of this machine, such as "cpu"',
+        ) from error
     if own is not None and wanted.type != own.type:
         raise InputError(f"the model is on {own}, not on {wanted}", do="move the model first")
     return wanted

@@ -28,6 +28,10 @@ def refuse_meta(tensor: Tensor, criterion: str) -> None:
 def filters_of(weight: Tensor, dim: int) -> Tensor:
     """The filters of a weight as rows [outputs, everything else] in float64; dim: the dimension of the outputs."""
     if not -weight.ndim <= dim < weight.ndim:
-        raise PlanError(f"the weight has no dimension {dim}", why=f"its shape is {tuple(weight.shape)}")
+        raise PlanError(
+            f"the weight has no dimension {dim}",
+            why=f"its shape is {tuple(weight.shape)}",
+            do="pass the dimension of the outputs, for most layers 0",
+        )
     moved = weight.detach().movedim(dim, 0)
     return moved.flatten(1 if weight.ndim > 1 else 0).to(torch.float64).view(weight.shape[dim], -1)

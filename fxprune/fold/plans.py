@@ -50,7 +50,7 @@ def folds(bias: str | None, masks: Any) -> bool:
     Raises `PlanError` for another bias.
     """
     if bias not in (None, *BIAS):
-        raise PlanError(f"there is no bias {bias!r}", why='bias is "prune" or "fold"')
+        raise PlanError(f"there is no bias {bias!r}", why='bias is "prune" or "fold"', do='pass "prune", or "fold"')
     return bias == "fold" or (bias is None and isinstance(masks, str))
 
 
@@ -67,7 +67,9 @@ def make_plan(findings: Findings, *, bias: str | None = None, border: str = "car
     Raises `PlanError` for requests that cannot be meant, `CaptureError` where constants cannot be folded.
     """
     if border not in BORDER:
-        raise PlanError(f"there is no border {border!r}", why='border is "carrier" or "map"')
+        raise PlanError(
+            f"there is no border {border!r}", why='border is "carrier" or "map"', do='pass "carrier", or "map"'
+        )
     masks = choices.get("masks")
     refuse_without_effect(choices)
     if border != "carrier" and not folds(bias, masks):

@@ -76,13 +76,18 @@ class Aspect(Generic[FunctionT]):
         taken = [name for name in names if name in self.functions] if twice else []
         if taken or any(name in self.reasons for name in names):
             raise RuleError(
-                twice.format(taken[0]) if taken else f"{', '.join(names)}: {self.name} was said to be absent"
+                twice.format(taken[0]) if taken else f"{', '.join(names)}: {self.name} was said to be absent",
+                do="register it once, or remove the other",
             )
         for name in names:
             self.functions.setdefault(name, []).append(function)
         for key in keys:
             if self.keys.get(key, function) is not function:
-                raise RuleError(f"{key!r} has {self.name} already", at=self.keys[key].__qualname__)
+                raise RuleError(
+                    f"{key!r} has {self.name} already",
+                    at=self.keys[key].__qualname__,
+                    do="register another key, or remove one of the two",
+                )
             self.keys[key] = function
 
     def of(self, operation: str) -> FunctionT | None:
@@ -225,7 +230,11 @@ def absent(*operations: Any, **reasons: str) -> None:
         table = ASPECTS[aspect]
         for name in map(name_of, operations):
             if name in table.functions or name in table.reasons:
-                raise RuleError(f"{aspect} of {name} cannot be absent", why="it was said before")
+                raise RuleError(
+                    f"{aspect} of {name} cannot be absent",
+                    why="it was said before",
+                    do="say it once, and only where no function is registered",
+                )
             table.reasons[name] = why
 
 

@@ -27,7 +27,11 @@ class LeafCall(Call):
     def parameter(self, name: str) -> Operand:
         """A parameter or buffer of the module by its name in `named_parameters()`."""
         if name not in self.parameters:
-            raise RuleError(f'{self.op} has no parameter "{name}"', why=f"it has {', '.join(self.parameters)}")
+            raise RuleError(
+                f'{self.op} has no parameter "{name}"',
+                why=f"it has {', '.join(self.parameters)}",
+                do="name one of these",
+            )
         return self.parameters[name]
 
     def mark(self, vector: Vector, why: str, *, width: bool = False) -> None:
@@ -72,7 +76,11 @@ def leaf(*types: type[nn.Module], weight: Callable[..., Tensor] | None = None) -
     def register(function: LeafRule) -> LeafRule:
         for kind in types:
             if kind in _LEAVES:
-                raise RuleError(f"{kind.__name__} has a rule already", at=f"{_LEAVES[kind].__module__}")
+                raise RuleError(
+                    f"{kind.__name__} has a rule already",
+                    at=f"{_LEAVES[kind].__module__}",
+                    do="register one rule for a class",
+                )
             _LEAVES[kind] = function
             if weight is not None:
                 _WEIGHTS[kind] = weight

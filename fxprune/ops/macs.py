@@ -51,7 +51,9 @@ def products(
     for key in names:
         if key not in given:
             raise RuleError(
-                f'the formula of {name} names an argument "{key}", which the operator lacks', why=nearest(key, given)
+                f'the formula of {name} names an argument "{key}", which the operator lacks',
+                why=nearest(key, given),
+                do="name the arguments of the formula as the schema of the operator does",
             )
     found = formula(**{key: _dims(given[key], dims) for key in names})
     return None if found is None else list(found)

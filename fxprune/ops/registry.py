@@ -226,7 +226,11 @@ def rule(*operations: Any, labels: str = "lock") -> Callable[[RuleT], RuleT]:
         variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         for name in names:
             if name in _RULES:
-                raise RuleError(f"{name} has a rule already", at=f"{_RULES[name].__module__}.{_RULES[name].__name__}")
+                raise RuleError(
+                    f"{name} has a rule already",
+                    at=f"{_RULES[name].__module__}.{_RULES[name].__name__}",
+                    do="register one rule for an operation",
+                )
             _RULES[name] = function
         _PARAMETERS[function] = None if variadic else tuple(p.name for p in parameters)
         _LABELS[function] = labels

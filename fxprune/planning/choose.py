@@ -231,6 +231,7 @@ def _check_ratio(ratio: Any) -> float:
         raise PlanError(
             f"ratio must be a number in [0, 1), not {ratio!r}",
             why="it is the share of channels to remove; at least one channel of a group stays",
+            do="pass ratio=0.5, or another share",
         )
     return float(ratio)
 

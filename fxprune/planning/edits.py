@@ -100,7 +100,7 @@ class _Edit:
     target: _Target
     indices: Any
 
-    def refused(self, what: str, why: str, do: str = "") -> PlanError:
+    def refused(self, what: str, why: str, do: str) -> PlanError:
         """The error for this edit."""
         at = f"plan.{self.edit}({show(self.named)}, {self.indices!r})"
         return PlanError(f"{self.target.label}: {what}", at=at, why=why, do=do)
@@ -117,7 +117,11 @@ class _Edit:
                 kind = "flags, not numbers" if isinstance(number, bool) else f"{type(number).__name__}, not int"
                 raise self.refused("the indices are no numbers", f"{number!r} is of kind {kind}", "pass [3, 5]")
             if not 0 <= int(number) < self.target.size:
-                raise self.refused(f"there is no index {number}", f"it has {self.target.size}, counted from 0")
+                raise self.refused(
+                    f"there is no index {number}",
+                    f"it has {self.target.size}, counted from 0",
+                    f"pass 0 to {self.target.size - 1}",
+                )
             found.add(int(number))
         if not found:
             raise self.refused("no index is given", "the list is empty", "pass [3, 5]")
@@ -129,7 +133,11 @@ def _edits(edit: str, layer: Any, indices: Any) -> dict[Any, Any]:
     if isinstance(layer, Mapping):
         if indices is not None or not layer:
             why = "a dict has the indices of each layer" if layer else "the dict is empty"
-            raise PlanError(f"plan.{edit} takes a layer and indices, or a dict", why=why)
+            raise PlanError(
+                f"plan.{edit} takes a layer and indices, or a dict",
+                why=why,
+                do=f'pass plan.{edit}("layer", [3, 5]) or plan.{edit}({{"layer": [3, 5]}})',
+            )
         return dict(layer)
     if indices is None:
         raise PlanError("no index is given", at=f"plan.{edit}({show(layer)})", do="pass [3, 5]")

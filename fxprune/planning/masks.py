@@ -24,7 +24,11 @@ def every_channel(findings: Findings, masks: str, stay: set[int]) -> Bools:
     stay: the numbers of these groups. Raises `PlanError` for any other name of masks.
     """
     if masks != "zeros":
-        raise PlanError(f"there are no masks {masks!r}", why='the only ones with a name are "zeros"')
+        raise PlanError(
+            f"there are no masks {masks!r}",
+            why='the only ones with a name are "zeros"',
+            do='pass masks="zeros", or a dict of masks by layer',
+        )
     removed = np.ones(findings.solution.channels, dtype=bool)
     for group in stay:
         removed[findings.solution.in_group(group)] = False

@@ -60,7 +60,7 @@ def save(plan: PlanFields, path: PathLike) -> None:
 def load(path: PathLike, kind: type[PlanT]) -> PlanT:
     """The plan in a file. Raises `PlanError` for anything that `save` would not have written."""
     source = f'the plan file "{os.fspath(path)}"'
-    data = parse_json(read_bytes(path, LIMIT), source, PlanError)
+    data = parse_json(read_bytes(path, LIMIT), source, PlanError, _ADVICE)
     return plan_of(Field(data, source, "", PlanError, _ADVICE), kind)
 
 

@@ -158,6 +158,7 @@ class EqualWidths:
                 f"no config says that {counted(kept, 'channel', 'stay')}",
                 at=f'group "{group.key}"',
                 why=f"one number counts them and other widths, which fit for multiples of {self._step(group.number)}",
+                do=f"keep a multiple of {self._step(group.number)}",
             )
 
     def _refuse_more(self, steps: int, members: Sequence[int], groups: Sequence[Group]) -> None:
@@ -167,6 +168,7 @@ class EqualWidths:
                 "uniform asks for equal widths, and a block has fewer channels",
                 at=f'group "{groups[smallest].key}"',
                 why=f"{self.sizes[smallest]} < {steps}",
+                do="ask for fewer channels, or leave the block out with ignore",
             )
 
     def _refuse_held(
@@ -179,6 +181,7 @@ class EqualWidths:
                     f"uniform asks for {asked}, as counts does for another block",
                     at=f'group "{groups[number].key}"',
                     why=f"all {self.sizes[number]} stay: {stay[number]}",
+                    do="give this group the same count, or leave both at their width",
                 )
 
 

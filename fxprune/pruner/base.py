@@ -69,7 +69,10 @@ class BasePruner(abc.ABC):
 
     def __init__(self, defaults: Mapping[str, Any] | None = None, also_prune_bias: bool = True) -> None:
         if defaults is not None and not isinstance(defaults, Mapping):
-            raise PlanError(f"defaults must be a dict, not {type(defaults).__name__}")
+            raise PlanError(
+                f"defaults must be a dict, not {type(defaults).__name__}",
+                do='pass a dict, such as {"sparsity_level": 0.5}',
+            )
         self.defaults = dict(defaults or {})
         self.also_prune_bias = also_prune_bias
         self.model: nn.Module | None = None
@@ -200,7 +203,9 @@ class BasePruner(abc.ABC):
         for name, module in self._modules():
             why = why_not_squash(module)
             if why:
-                raise PlanError(f'"{name}" cannot be squashed', why=why)
+                raise PlanError(
+                    f'"{name}" cannot be squashed', why=why, do="remove what was registered, or prepare the model again"
+                )
         if self._pruned() == 0:
             warnings.warn(f"no output is pruned: {self._why_nothing()}", NothingRemovedWarning, stacklevel=2)
         for _, module in self._modules():
@@ -303,7 +308,11 @@ class BasePruner(abc.ABC):
         if self.model is None:
             raise PlanError(f"{what} was called before prepare", do="prepare(model, config) first")
         if self._squashed is not None:
-            raise PlanError(f"{what} was called after squash_mask", why="the masks are in the weights already")
+            raise PlanError(
+                f"{what} was called after squash_mask",
+                why="the masks are in the weights already",
+                do="make a new pruner, and prepare the model again",
+            )
         for name, module in self._modules():
             if not is_prepared(module):
                 raise PlanError(

@@ -72,14 +72,16 @@ class _Layers:
         found = self.modules_named(entry)
         if len(found) > 1:
             raise PlanError(
-                f"config names several layers where one is meant: {show(entry)}", why=f"{', '.join(found)} fit"
+                f"config names several layers where one is meant: {show(entry)}",
+                why=f"{', '.join(found)} fit",
+                do="name one layer",
             )
         [(name, module)] = found.items()
         why = unsupported(module, self.uses)
         if not why and not isinstance(module, kinds):
             why = f"{type(module).__name__} is not one of {', '.join(k.__name__ for k in kinds)}"
         if why:
-            raise PlanError(f'"{name}" cannot be pruned', why=why)
+            raise PlanError(f'"{name}" cannot be pruned', why=why, do="name another layer, or leave it out")
         return name, module
 
     def several(self, entry: Any) -> dict[str, nn.Module]:
@@ -93,7 +95,11 @@ class _Layers:
         good: dict[str, nn.Module] = {name: m for name, m in below.items() if not unsupported(m, self.uses)}
         if not good:
             listed = "; ".join(f'"{n}": {unsupported(m, self.uses)}' for n, m in list((below or found).items())[:3])
-            raise PlanError(f"config names no layer that can be pruned: {show(entry)}", why=listed)
+            raise PlanError(
+                f"config names no layer that can be pruned: {show(entry)}",
+                why=listed,
+                do="name a block or a type with linear layers or convolutions",
+            )
         return good
 
     def is_block(self, entry: Any) -> bool:
@@ -174,6 +180,7 @@ def _pair(layers: _Layers, entry: Any, settings: Mapping[str, Any]) -> LayerToPr
         raise PlanError(
             f'"{norm_name}" cannot follow "{name}"',
             why=f"it normalises {outputs_of(norm)} channels, the layer has {outputs_of(layer)} outputs",
+            do="name the norm that reads this layer",
         )
     return LayerToPrune(name, layer, norm_name, norm, settings)
 

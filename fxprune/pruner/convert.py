@@ -31,7 +31,11 @@ def converted(
     """See `BasePruner.convert`."""
     for taken in ("masks", "plan", "ratio", "bias", "exact"):
         if taken in options:
-            raise PlanError(f"convert takes no {taken}", why="the masks of the pruner say what is removed, exactly")
+            raise PlanError(
+                f"convert takes no {taken}",
+                why="the masks of the pruner say what is removed, exactly",
+                do=f"leave {taken} out",
+            )
     options = {"norms": "preserve", **options}  # in the model with hooks, norms count the zeros too
     zeros = plain(model)
     with warnings.catch_warnings():

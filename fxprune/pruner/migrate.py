@@ -103,7 +103,9 @@ def plain(model: nn.Module) -> nn.Module:
         if is_prepared(module):
             why = why_not_squash(module)
             if why:
-                raise PlanError(f'"{name}" cannot be squashed', why=why)
+                raise PlanError(
+                    f'"{name}" cannot be squashed', why=why, do="remove what was registered, or prepare the model again"
+                )
     prepared = [m for m in made.modules() if is_prepared(m)]
     # batch norms first: they read the mask of their layer
     for module in sorted(prepared, key=lambda m: not isinstance(_weight_parametrization(m), FollowingParametrization)):
@@ -172,7 +174,11 @@ def _squash_torch_ao(module: nn.Module) -> None:
         if not any(_is_torch_ao(p) for p in parametrizations):
             continue
         if not all(_is_torch_ao(p) for p in parametrizations):
-            raise PlanError("a weight has masks and other parametrizations", at=type(module).__name__)
+            raise PlanError(
+                "a weight has masks and other parametrizations",
+                at=type(module).__name__,
+                do="remove the other parametrization first, with torch.nn.utils.parametrize",
+            )
         original = parametrizations.original
         with torch.no_grad():
             original.copy_(parametrizations())

@@ -170,5 +170,6 @@ class PrunedOutputs(MutableSet[int]):
             raise PlanError(
                 f"there is no output {low if low < 0 else high} to prune",
                 why=f"the layer has the outputs 0 to {len(mask) - 1}",
+                do=f"pass numbers from 0 to {len(mask) - 1}",
             )
         return listed.to(torch.int64)

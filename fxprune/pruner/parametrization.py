@@ -64,6 +64,7 @@ class OutputsParametrization(nn.Module):
                 "a mask of outputs must be a bool tensor with one entry per output",
                 why=f"it is {str(mask.dtype).removeprefix('torch.')} of shape {tuple(mask.shape)}, "
                 f"the layer has {self.size} outputs",
+                do=f"pass a bool tensor of shape ({self.size},), True = keep",
             )
         kept = mask.nonzero().flatten()
         if not len(kept):

@@ -49,7 +49,11 @@ class ScoredPruner(BasePruner):
         """Prunes the outputs with the lowest scores, until the share of pruned outputs reaches the level."""
         unknown = sorted(set(kwargs) - {"sparsity_level"})
         if unknown:
-            raise PlanError(f"there is no setting {unknown[0]!r}", why="the setting of this pruner is 'sparsity_level'")
+            raise PlanError(
+                f"there is no setting {unknown[0]!r}",
+                why="the setting of this pruner is 'sparsity_level'",
+                do="leave it out",
+            )
         level = _level(kwargs["sparsity_level"], self.steps)
         self._highest = max(self._highest, level)
         pruning = pruning_of(layer)
@@ -60,7 +64,11 @@ class ScoredPruner(BasePruner):
         dim = output_dim(layer, original.ndim)
         scores = self.scores(layer, original.detach().index_select(dim, pruning.kept), dim)
         if scores.isnan().any():
-            raise PlanError("scores are NaN", why=f"{int(scores.isnan().sum())} of {len(scores)}, by NaN in the weight")
+            raise PlanError(
+                "scores are NaN",
+                why=f"{int(scores.isnan().sum())} of {len(scores)}, by NaN in the weight",
+                do="load sound weights, or repair the training",
+            )
         lowest = scores.argsort(stable=True)[:more].to(pruning.kept.device)
         pruning.pruned_outputs.update(pruning.kept[lowest])
 
@@ -151,7 +159,11 @@ class SaliencyPruner(ScoredPruner):
     ) -> None:
         super().__init__(sparsity_level, also_prune_bias=also_prune_bias)
         if criterion not in ("magnitude", "taylor"):
-            raise PlanError(f"there is no criterion {criterion!r}", why='the criteria are "magnitude" and "taylor"')
+            raise PlanError(
+                f"there is no criterion {criterion!r}",
+                why='the criteria are "magnitude" and "taylor"',
+                do='pass "magnitude" or "taylor"',
+            )
         self.criterion = criterion
 
     def scores(self, layer: nn.Module, weight: Tensor, dim: int) -> Tensor:
@@ -175,5 +187,6 @@ def _level(value: Any, step: int) -> float:
         raise PlanError(
             f"sparsity_level must be in [0, 1), not {level!r} (step {step})",
             why="it is the share of outputs that go; at least one of a layer stays",
+            do="pass sparsity_level=0.5, or another share",
         )
     return float(level)

@@ -59,7 +59,12 @@ def load_masks(saved: Mapping[str, Any], prunings: Mapping[str, OutputsParametri
         if not isinstance(mask, Tensor) or mask.shape != (size,) or mask.dtype is not torch.bool or not mask.any():
             kind = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
             why = f"it is {kind}, the layer has {size} outputs, of which one stays at least"
-            raise PlanError("a mask in the state of the pruner does not fit", at=name, why=why)
+            raise PlanError(
+                "a mask in the state of the pruner does not fit",
+                at=name,
+                why=why,
+                do="load the state into a pruner of the same model",
+            )
     for name, mask in fitting.items():
         prunings[name].set_mask(mask.to(prunings[name].mask.device))
 
@@ -83,7 +88,11 @@ def kept_settings(
     layers = [group["module_fqn"] for group in groups]
     for name in by_layer or {}:
         if name not in layers:
-            raise PlanError(f'params_to_keep_per_layer names no prepared layer: "{name}"', why=nearest(name, layers))
+            raise PlanError(
+                f'params_to_keep_per_layer names no prepared layer: "{name}"',
+                why=nearest(name, layers),
+                do="name a layer that was prepared",
+            )
     kept: dict[str, dict[str, Any]] = {}
     for group in groups:
         layer = group["module_fqn"]

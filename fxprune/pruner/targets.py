@@ -47,7 +47,7 @@ class LayerToPrune:
 def bias_setting(value: Any) -> bool:
     """Returns a value of "prune_bias". Raises `PlanError` if it is neither True nor False."""
     if not isinstance(value, bool):
-        raise PlanError(f"prune_bias must be True or False, not {value!r}")
+        raise PlanError(f"prune_bias must be True or False, not {value!r}", do="pass True or False")
     return value
 
 
@@ -77,7 +77,12 @@ class MaskUpdate:
                 raise PlanError(f"there is no setting {name!r}", at=at, why=hint or listed, do="leave it out")
         for name in self.needed:
             if name not in settings:
-                raise PlanError(f"the setting {name!r} is missing", at=at, why="update_mask has no default for it")
+                raise PlanError(
+                    f"the setting {name!r} is missing",
+                    at=at,
+                    why="update_mask has no default for it",
+                    do="add it to config or defaults",
+                )
 
     def __call__(self, group: Mapping[str, Any]) -> None:
         """Calls the function for a group."""

@@ -110,9 +110,10 @@ class Regularizer(TrainingPenalty):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a state. Raises `FileError` if it is none."""
         source = f"the state of {type(self).__name__}"
-        number = Field(dict(state) if isinstance(state, Mapping) else state, source).object(("number",))["number"]
+        given = dict(state) if isinstance(state, Mapping) else state
+        number = Field(given, source, do="pass what state_dict gave").object(("number",))["number"]
         if not fits(number.value, int) or number.value < 0:
-            raise number.wrong("it must be an integer of at least 0", "pass what state_dict gave")
+            raise number.wrong("it must be an integer of at least 0")
         self.number = number.value
 
     @checks_arguments("parameters")

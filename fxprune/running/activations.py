@@ -143,7 +143,9 @@ class Recorder:
                 do="pass channel_dim, or name the convolution or linear layer before it",
             )
         if dim is not None and not -made.ndim <= dim < made.ndim:
-            raise PlanError(f'"{layer}" has no dimension {dim}', why=f"it makes {tuple(made.shape)}")
+            raise PlanError(
+                f'"{layer}" has no dimension {dim}', why=f"it makes {tuple(made.shape)}", do="pass channel_dim=1 or -1"
+            )
         sums = self.sums.setdefault(layer, Sums())
         self.places.setdefault(layer, {})[at] = None
         sums.add(layer, made, -1 if dim is None else dim, self.threshold, ranks=self.ranks)

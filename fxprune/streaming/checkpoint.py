@@ -85,7 +85,12 @@ def open_checkpoint(directory: PathLike) -> Checkpoint:
         sizes[name] = state.st_size, state.st_mtime_ns
     for tensor, name in weight_map.items():
         if tensor and (tensor not in tensors or tensors[tensor].path.name != name):
-            raise FileError(f'"{folder / INDEX}" contradicts the files', at=f'"{tensor}"', why=f'"{name}" has it not')
+            raise FileError(
+                f'"{folder / INDEX}" contradicts the files',
+                at=f'"{tensor}"',
+                why=f'"{name}" has it not',
+                do="load all files of the checkpoint again",
+            )
     return Checkpoint(folder, tensors, config, sizes)
 
 
@@ -103,7 +108,9 @@ def _weight_map(folder: Path) -> Mapping[str, str]:
         source = f'"{folder / INDEX}"'
         found = Field(parse_json(read_bytes(folder / INDEX, LIMIT), source), source).mapping()
         if "weight_map" not in found:
-            raise FileError(f"{source} is no index", why='it has no "weight_map"')
+            raise FileError(
+                f"{source} is no index", why='it has no "weight_map"', do="pass a directory that save_pretrained wrote"
+            )
         made = {tensor: name.text() for tensor, name in found["weight_map"].mapping().items()}
         for name in {*made.values()}:
             if name != os.path.basename(name) or not (folder / name).is_file():

@@ -308,7 +308,9 @@ def _record(plan: Plan, small: nn.Module) -> Record:
 def _workers(workers: int | None, memory: int | str | None, outputs: list[Output]) -> int:
     """The number of threads. Raises `InputError` for a memory that is too small for one."""
     if workers is not None and workers < 1:
-        raise InputError("workers must be at least 1", at=f"stream(workers={workers})")
+        raise InputError(
+            "workers must be at least 1", at=f"stream(workers={workers})", do="pass workers=1 or more, or leave it out"
+        )
     count = workers or min(os.cpu_count() or 1, MOST_WORKERS)
     if memory is None:
         return count
