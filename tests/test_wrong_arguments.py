@@ -230,6 +230,7 @@ def test_a_wrong_argument_is_named_with_its_place_and_kind() -> None:
         "shares must be a dict from texts to numbers or None, not dict",
         "  at   called(shares={'conv1': 'half'})",
         "  why  its value 'half' for 'conv1' is not a number",
+        "  do   pass a dict from texts to numbers or None",
     ]
     with pytest.raises(fxprune.InputError, match="names must be a text, not int"):
         called(NET, "a", 3)

@@ -111,12 +111,7 @@ def coactivation_importance(
         raise PlanError(
             f"batches must be an integer of at least 1, or None, not {batches!r}", do="pass batches=10, or None for all"
         )
-    layers = {layer: names for layer, names in _layers(model).items() if names}
-    if not layers:
-        raise PlanError(
-            f"{type(model).__name__} has no linear layer and no convolution to count in",
-            do="pass a model with linear layers or convolutions",
-        )
+    layers = _layers(model)
     counts: dict[int, Tensor] = {}
     applied: dict[int, int] = {}
 
@@ -151,14 +146,19 @@ def coactivation_importance(
 
 
 def _layers(model: nn.Module) -> dict[Any, list[str]]:
-    """Every layer that can be counted, with all names of its weight."""
+    """Every layer that can be counted, with all names of its weight. Raises `PlanError` if there is none."""
     found: dict[Layer, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             shape = None if nn.parameter.is_lazy(module.weight) else module.weight.shape
             own = [n for n, p in module.named_parameters() if n in NAMES and p.shape == shape]
             found.setdefault(module, []).extend(f"{path}.{name}" if path else name for name in own)
-    return found
+    if not any(found.values()):
+        raise PlanError(
+            f"{type(model).__name__} has no linear layer and no convolution to count in",
+            do="pass a model with linear layers or convolutions",
+        )
+    return {layer: names for layer, names in found.items() if names}
 
 
 def _key(layer: Any) -> int:

@@ -100,51 +100,82 @@ def test_the_packages_own_export_runs(name: str, tmp_path: Path, monkeypatch: py
     assert error_of(given, own) < 1e-3
 
 
-@pytest.mark.parametrize("fresh", [False, True])
-@pytest.mark.parametrize("name", ["yolov8", "yolov8-seg"])
-def test_the_packages_own_trainer_goes_on_with_a_small_model(name: str, fresh: bool, tmp_path: Path) -> None:
+def images_with_labels(folder: Path, *, outlines: bool) -> Path:
+    """The description of four images with two things on each, as the package's trainers read them."""
     from PIL import Image
-    from ultralytics.models.yolo.detect import DetectionTrainer
-    from ultralytics.models.yolo.segment import SegmentationTrainer
 
-    boxes = "0 0.5 0.5 0.4 0.4\n2 0.3 0.6 0.2 0.3\n"
-    outlines = "0 0.3 0.3 0.7 0.3 0.7 0.7 0.3 0.7\n2 0.2 0.4 0.4 0.4 0.4 0.8\n"
+    label = "0 0.5 0.5 0.4 0.4\n2 0.3 0.6 0.2 0.3\n"
+    if outlines:
+        label = "0 0.3 0.3 0.7 0.3 0.7 0.7 0.3 0.7\n2 0.2 0.4 0.4 0.4 0.4 0.8\n"
     generator = np.random.default_rng(SEED)
-    for folder in ("images", "labels"):
-        (tmp_path / folder).mkdir()
+    for part in ("images", "labels"):
+        (folder / part).mkdir()
     for number in range(4):
         pixels = generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
-        (tmp_path / "labels" / f"{number}.txt").write_text(outlines if name.endswith("-seg") else boxes)
+        Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
+        (folder / "labels" / f"{number}.txt").write_text(label)
     names = "\n".join(f"  {number}: class{number}" for number in range(5))
-    data = tmp_path / "data.yaml"
-    data.write_text(f"path: {tmp_path}\ntrain: images\nval: images\nnames:\n{names}\n")
-    small, _, _ = pruned(name, fresh=fresh)
-    small = small.float()
-    before = {name: p.detach().clone() for name, p in small.named_parameters()}
+    data = folder / "data.yaml"
+    data.write_text(f"path: {folder}\ntrain: images\nval: images\nnames:\n{names}\n")
+    return data
+
+
+def trainer_of(name: str, small: nn.Module, **options: Any) -> Any:
+    """The package's own trainer for a model; when it goes on from a file, for the one in the file."""
+    from ultralytics.models.yolo.detect import DetectionTrainer
+    from ultralytics.models.yolo.segment import SegmentationTrainer
 
     kind: Any = SegmentationTrainer if name.endswith("-seg") else DetectionTrainer
 
     class Trainer(kind):
         def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
-            return small
+            return small if weights is None else weights
 
-    options: dict[str, Any] = {
-        "data": str(data),
-        "epochs": 2,
-        "imgsz": 64,
-        "batch": 2,
-        "nbs": 2,
-        "workers": 0,
-        "device": "cpu",
-        "plots": False,
-    }
-    trainer = Trainer(
-        overrides={"model": name.replace("yolov8", "yolov8n") + ".yaml", "project": str(tmp_path / "runs"), **options}
-    )
+    same = {"imgsz": 64, "batch": 2, "nbs": 2, "workers": 0, "device": "cpu", "plots": False}
+    return Trainer(overrides={"model": name.replace("yolov8", "yolov8n") + ".yaml", **same, **options})
+
+
+def shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: p.shape for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("name", ["yolov8", "yolov8-seg"])
+def test_the_packages_own_trainer_goes_on_with_a_small_model(name: str, fresh: bool, tmp_path: Path) -> None:
+    data = images_with_labels(tmp_path, outlines=name.endswith("-seg"))
+    small = pruned(name, fresh=fresh)[0].float()
+    before = {name: p.detach().clone() for name, p in small.named_parameters()}
+    trainer = trainer_of(name, small, data=str(data), epochs=2, project=str(tmp_path / "runs"))
     trainer.train()
     assert trainer.last.exists()
     saved = torch.load(trainer.last, weights_only=False)["model"]
     assert type(saved) is type(small)
-    assert {name: p.shape for name, p in saved.named_parameters()} == {name: p.shape for name, p in before.items()}
+    assert shapes(saved) == shapes(small) == {name: p.shape for name, p in before.items()}
     assert any(not torch.equal(p.detach(), before[name]) for name, p in small.named_parameters())
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("name", ["yolov8", "yolo26", "yolov8-seg"])
+def test_the_packages_own_trainer_resumes_a_small_model(name: str, fresh: bool, tmp_path: Path) -> None:
+    class StoppedError(Exception):
+        pass
+
+    def stop(trainer: Any) -> None:
+        raise StoppedError
+
+    data = images_with_labels(tmp_path, outlines=name.endswith("-seg"))
+    small = pruned(name, fresh=fresh)[0].float()
+    first = trainer_of(name, small, data=str(data), epochs=3, project=str(tmp_path / "runs"))
+    first.add_callback("on_model_save", stop)
+    with pytest.raises(StoppedError):
+        first.train()
+    again = trainer_of(name, small, data=str(data), resume=str(first.last))
+    epochs: list[int] = []
+    again.add_callback("on_train_epoch_end", lambda trainer: epochs.append(trainer.epoch))
+    again.train()
+    assert epochs == [1, 2]
+    assert again.model is not small
+    assert type(again.model) is type(small)
+    assert shapes(again.model) == shapes(small)
+    assert any(not torch.equal(p, small.get_parameter(n)) for n, p in again.model.named_parameters())
+    assert fxprune.record(again.model).removed == fxprune.record(small).removed
