@@ -274,6 +274,7 @@ def test_bad_input_is_named(name: str) -> None:
     assert isinstance(caught.value, fxprune.FxpruneError)
     for fragment in fragments:
         assert fragment in str(caught.value), f"{fragment!r} is missing in:\n{caught.value}"
+    assert caught.value.do, f"there is no next step in:\n{caught.value}"
 
 
 @dataclass

@@ -48,17 +48,29 @@ def usual_state() -> Iterator[None]:
 
 @contextlib.contextmanager
 def same_levels() -> Iterator[None]:
-    """Ends the levels of `torch.func` (`vmap`, `grad`) that a call leaves behind.
+    """Ends the levels of `torch.func` (`vmap`, `grad`, `jvp`) that a call leaves behind.
 
     An exported graph begins and ends the level of a `vmap` by two nodes. An error between them leaves it on: then no
-    tensor of this thread can be trained.
+    tensor of this thread can be trained. The level of forward mode, of `jvp`, is one of its own.
     """
-    before = _FUNCTORCH.get_dynamic_layer_stack_depth()
+    before, forward_mode = _FUNCTORCH.get_dynamic_layer_stack_depth(), _in_forward_mode()
     try:
         yield
     finally:
         if _FUNCTORCH.get_dynamic_layer_stack_depth() > before:
             _FUNCTORCH.pop_dynamic_layer_stack_and_undo_to_depth(before)
+        if not forward_mode and _in_forward_mode():
+            torch._C._exit_dual_level(level=0)
+
+
+def _in_forward_mode() -> bool:
+    """True if the level of forward mode is on: torch has one, and raises where a second one begins."""
+    try:
+        level = torch._C._enter_dual_level()
+    except RuntimeError:
+        return True
+    torch._C._exit_dual_level(level=level)
+    return False
 
 
 @contextlib.contextmanager

@@ -221,6 +221,100 @@ def cudnn_convolution_sizes(site: Site) -> None:
     site.put(5, "groups", site.counted("groups")[0])
 
 
+_BACKWARD = "aten::convolution_backward"
+
+
+@rule(_BACKWARD)
+def convolution_backward(
+    call: Call,
+    grad_output: Operand,
+    input: Operand,
+    weight: Operand,
+    bias_sizes: Sequence[int] | None,
+    transposed: bool,
+    groups: int,
+    output_mask: Sequence[bool],
+) -> list[Operand]:
+    """The gradients of a convolution, those of `input`, `weight` and the bias, as far as `output_mask` asks for them.
+
+    dx[n, (g i), s] = sum_{o, k} w[(g o), i, k] * dy[n, (g o), s - k];  g counts `groups`.
+    dw[(g o), i, k] = sum_{n, s'} dy[n, (g o), s'] * x[n, (g i), s' + k];  db[(g o)] = sum_{n, s'} dy[n, (g o), s'].
+
+    Transposed: the weight is w[(g i), o, k], and -k is k.
+    """
+    call.fix(*weight.vectors[2:])
+    for vector in (*grad_output.vectors[2:], *input.vectors[2:]):
+        call.lock(vector, "spatial dimension of a convolution")
+    out, into = grad_output.dim(1), input.dim(1)
+    of_out, of_into = (1, 0) if transposed else (0, 1)
+    if groups == 1:
+        call.same(out, weight.dim(of_out))
+        call.same(into, weight.dim(of_into))
+        call.count("groups", call.fixed(1))
+    else:
+        g, o = call.split(out, (groups, out.size // groups))
+        h, i = call.split(into, (groups, into.size // groups))
+        call.same(g, h)
+        call.same(into if transposed else out, weight.dim(0))
+        call.same(o if transposed else i, weight.dim(1))
+        call.count("groups", g)
+    call.same(grad_output.dim(0), input.dim(0))
+    call.count("bias_sizes", *(out for size in bias_sizes or () if size))
+    if output_mask[0] and not (grad_output.zero[1] or weight.zero[of_out]):
+        call.lock(out, NOT_ZERO)
+    if (output_mask[1] or output_mask[2]) and not grad_output.zero[0]:
+        call.lock(grad_output.dim(0), NOT_ZERO)
+    space = len(weight.shape) - 2
+    zeros = (grad_output.zero[1], input.zero[1])
+    made = (
+        call.operand(input.vectors, [grad_output.zero[0], weight.zero[of_into], *(True,) * space]),
+        call.operand(weight.vectors, [*(zeros[::-1] if transposed else zeros), *(True,) * space]),
+        call.operand([out], [grad_output.zero[1]]),
+    )
+    return [operand for operand, asked in zip(made, output_mask, strict=True) if asked]
+
+
+@depends(_BACKWARD)
+def convolution_backward_dependence(seen: Seen) -> Dependence:
+    """Everything depends: the results are sums of products of all that enters."""
+    return True
+
+
+@reads_constants(_BACKWARD)
+def convolution_backward_constants(seen: Seen) -> list[Read]:
+    """Everything: the results are sums of products."""
+    return [Whole(seen.tensors)]
+
+
+@multiplies(_BACKWARD)
+def convolution_backward_products(
+    grad_output: Dims, input: Dims, weight: Dims, transposed: bool, output_mask: Sequence[bool]
+) -> list[Dims]:
+    """n (g o) i k s' for each of the first two gradients, as the convolution itself"""
+    return convolution_products(input, weight, grad_output, transposed) * sum(output_mask[:2])
+
+
+@resizes(_BACKWARD)
+def convolution_backward_sizes(site: Site) -> None:
+    """The number of groups, and the size of the bias."""
+    site.put(9, "groups", site.counted("groups")[0])
+    if sizes := site.counted("bias_sizes"):
+        site.put_sizes(3, "bias_sizes", sizes)
+
+
+@reads(_BACKWARD, functions=("convolution_backward",))
+def convolution_backward_integers(call: PythonCall) -> Iterable[Counted]:
+    """The number of groups."""
+    return call.counted(call.argument(9, "groups"), "groups")
+
+
+absent(
+    _BACKWARD,
+    positions="no argument is a position",
+    norms="it is no statistic",
+    factors=NO_FACTOR,
+    modules="no module of torch calls it",
+)
 absent(*_CONVOLUTIONS, "aten::cudnn_convolution", positions="no argument is a position", norms="it is no statistic")
 absent("aten::cudnn_convolution", factors=NO_FACTOR)
 absent("aten::cudnn_convolution", readers="no function of torch's own calls it", modules="no module of torch calls it")

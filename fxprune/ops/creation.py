@@ -20,7 +20,7 @@ from fxprune.ops.site import Site
 FILLS = """
     empty full new_empty new_full new_ones ones rand randn scalar_tensor new_empty_strided empty_strided
 """.split()
-ZEROS = "zeros new_zeros".split()
+ZEROS = "zeros new_zeros _efficientzerotensor".split()
 LIKE = "empty_like full_like ones_like rand_like randn_like randint_like".split()
 RANGES = "linspace logspace randperm randint tril_indices triu_indices hann_window".split()
 
@@ -41,7 +41,7 @@ def zeros(call: Call) -> Operand:
     return made
 
 
-_MADE = ("zeros", "ones", "empty", "full", "rand", "randn")
+_MADE = ("zeros", "ones", "empty", "full", "rand", "randn", "_efficientzerotensor")
 _NEW = ("new_zeros", "new_ones", "new_empty", "new_full")
 
 

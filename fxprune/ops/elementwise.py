@@ -40,6 +40,9 @@ ELEMENTWISE = """
     silu_backward softplus_backward softshrink_backward tanh_backward threshold_backward
 """.split()
 
+TANGENTS = ("prims::add", "prims::sub", "prims::mul", "prims::div")
+"""The operations by which torch finds the sizes of tangents that are zero, in `torch.func.jvp`."""
+
 COPIES = """
     alias clone contiguous detach lift lift_fresh lift_fresh_copy to _to_copy type_as _to_dense _conj _neg_view
 """.split()
@@ -67,7 +70,7 @@ def broadcast(call: Call, operands: Sequence[Operand], shape: Sequence[int]) -> 
     return tuple(vectors)
 
 
-@rule(*(f"aten::{name}" for name in ELEMENTWISE))
+@rule(*(f"aten::{name}" for name in ELEMENTWISE), *TANGENTS)
 def elementwise(call: Call, *operands: Operand) -> list[Operand]:
     """y[i] = f(a[i], b[i], ...), broadcast"""
     outputs = []
@@ -86,13 +89,13 @@ def elementwise(call: Call, *operands: Operand) -> list[Operand]:
     return outputs
 
 
-@depends(*(f"aten::{name}" for name in ELEMENTWISE if name != "mul"), "aten::eq", "aten::ne")
+@depends(*(f"aten::{name}" for name in ELEMENTWISE if name != "mul"), "aten::eq", "aten::ne", *TANGENTS)
 def elementwise_dependence(seen: Seen) -> Dependence:
     """Depends where an operand does."""
     return either(*map(seen.of, seen.tensors))
 
 
-@carries(*(f"aten::{name}" for name in ELEMENTWISE))
+@carries(*(f"aten::{name}" for name in ELEMENTWISE), *TANGENTS)
 def elementwise_factors(asked: Asked) -> list[Way]:
     """The smallest sets of operands that have to be multiplied so that the result is, found by trying."""
     ratio = change(asked)
@@ -209,7 +212,7 @@ def prelu_attributes(module: Any, use: Use) -> dict[str, Any]:
     return {"num_parameters": module.weight.shape[0]}
 
 
-_EVERY = tuple(f"aten::{name}" for name in (*ELEMENTWISE, "eq", "ne", *COPIES, *RANDOM, "copy"))
+_EVERY = (*(f"aten::{name}" for name in (*ELEMENTWISE, "eq", "ne", *COPIES, *RANDOM, "copy")), *TANGENTS)
 absent(*(name for name in _EVERY if name != "aten::_prelu_kernel"), modules="its module has no count")
 absent("aten::eq", "aten::ne", *(f"aten::{name}" for name in RANDOM if "dropout" not in name), factors=NO_FACTOR)
 absent(

@@ -24,7 +24,6 @@ NOTHING = {
         "aten::_nested_tensor_size",
         "aten::_to_sparse",
         "aten::equal",
-        "aten::is_same_size",
     ),
     *("aten::record_stream", "aten::resize_", "aten::set_"),
     *("torchvision::nms", "torchvision::roi_align", "torchvision::roi_pool"),

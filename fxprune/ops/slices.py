@@ -54,15 +54,15 @@ def _taken(call: Call, vector: Vector, item: slice) -> Vector:
 @repositions("aten::slice")
 def slice_bounds(site: Site) -> None:
     """Start and end."""
-    _put_bounds(site, 1)
+    _put_bounds(site, 1, site.input)
 
 
-def _put_bounds(site: Site, first: int) -> None:
+def _put_bounds(site: Site, first: int, sliced: Operand) -> None:
     """Set start and end; an end that is so large that it means the last slot stays as it is written.
 
-    first: the place of `dim` among the arguments; `start`, `end` and `step` follow.
+    first: the place of `dim` among the arguments; `start`, `end` and `step` follow. sliced: what they are bounds in.
     """
-    kept = site.removal.kept(site.input.dim(site.value(site.argument(first, "dim", 0))))
+    kept = site.removal.kept(sliced.dim(site.value(site.argument(first, "dim", 0))))
     if kept is None:
         return
     at = first + 1
@@ -189,7 +189,7 @@ def slice_scatter(call: Call, self: Operand, src: Operand, dim: int, start: int,
 @repositions("aten::slice_scatter", targets=("slice_scatter", torch.slice_scatter))
 def slice_scatter_bounds(site: Site) -> None:
     """Start and end."""
-    _put_bounds(site, 2)
+    _put_bounds(site, 2, site.input)
 
 
 @reads("aten::slice_scatter", functions=("slice_scatter",))
@@ -198,6 +198,48 @@ def slice_scatter_integers(call: PythonCall) -> Iterable[Counted]:
     vector = call.input.dim(call.argument(2, "dim", 0))
     bounds = (call.argument(3, "start"), call.argument(4, "end"))
     return [Counted(bound, vector, int(bound)) for bound in bounds if call.marked(bound)]
+
+
+@rule("aten::slice_backward")
+def slice_backward(call: Call, grad_output: Operand, dim: int, start: int, end: int, step: int) -> Operand:
+    """y[start + step * i] = x[i], and 0 elsewhere: the gradient of a slice. The other slots are only a number."""
+    d, inner = dim % grad_output.ndim, grad_output.dim(dim)
+    size = call.shapes[0][d]
+    first, last, _ = slice(start, end, step).indices(size)
+    if inner.fixed:
+        made = call.fixed(size)
+    elif step == 1:
+        edges = call.fresh(first), call.fresh(size - last)
+        made = call.terms.cat([part for part in (edges[0], inner, edges[1]) if part.size])
+    else:
+        call.lock(inner, f"the gradient of a slice with step {step}")
+        made = call.fixed(size)
+    call.position("start", made)
+    call.position("end", made)
+    vectors = [*grad_output.vectors[:d], made, *grad_output.vectors[d + 1 :]]
+    call.count("input_sizes", *vectors)
+    return call.operand(vectors, grad_output.zero)
+
+
+@resizes("aten::slice_backward")
+def slice_backward_sizes(site: Site) -> None:
+    """The shape of the result."""
+    site.put_sizes(1, "input_sizes", site.counted("input_sizes"))
+
+
+@repositions("aten::slice_backward")
+def slice_backward_bounds(site: Site) -> None:
+    """Start and end."""
+    _put_bounds(site, 2, site.output)
+
+
+@reads("aten::slice_backward", functions=("slice_backward",))
+def slice_backward_integers(call: PythonCall) -> Iterable[Counted]:
+    """The shape of the result, and bounds, which count the slots before them."""
+    vectors, dim = call.result.vectors, call.argument(2, "dim")
+    sizes = [Counted(size, vector) for size, vector in zip(call.sizes(1, "input_sizes"), vectors, strict=False)]
+    bounds = [Counted(at, vectors[dim], int(at)) for at in (call.argument(3, "start"), call.argument(4, "end"))]
+    return [one for one in (*sizes, *bounds) if call.marked(one.value)]
 
 
 @rule("aten::select_scatter")
@@ -297,7 +339,7 @@ def _bounds(item: Any) -> tuple[Any, ...]:
 
 
 _PARTS = ("aten::slice", "aten::narrow", "aten::select")
-_WRITERS = ("aten::slice_scatter", "aten::select_scatter")
+_WRITERS = ("aten::slice_scatter", "aten::select_scatter", "aten::slice_backward")
 carries(*_PARTS, *_WRITERS)(moved_factors)
 depends(*_WRITERS)(moved)
 absent(
@@ -309,4 +351,4 @@ absent(
     constants=SLOT_BY_SLOT,
 )
 absent(*_PARTS, dependence=SHARED)
-absent("aten::slice", "aten::select", *_WRITERS, sizes="no argument is a size")
+absent("aten::slice", "aten::select", *_WRITERS[:2], sizes="no argument is a size")

@@ -125,12 +125,23 @@ def assertions(call: Call) -> None:
     """No result"""
 
 
-depends("aten::_assert_tensor_metadata", "aten::_assert_async")(nothing)
+@rule("aten::is_same_size", "aten::_has_same_storage_numel")
+def same_shapes(call: Call, self: Operand, other: Operand) -> None:
+    """No result: torch compares a tensor with its tangent, which gets smaller with it."""
+    if self.shape == other.shape:
+        for one, tangent in zip(self.vectors, other.vectors, strict=True):
+            call.same(one, tangent)
+    else:
+        call.refuse([self, other], "the shapes of two tensors are compared")
+
+
+_COMPARED = ("aten::is_same_size", "aten::_has_same_storage_numel")
+depends("aten::_assert_tensor_metadata", "aten::_assert_async", *_COMPARED)(nothing)
 
 _FFT = ("aten::_fft_r2c", "aten::_fft_c2c", "aten::_fft_c2r")
 _OTHERS = (
     *("aten::tril", "aten::triu", "aten::diagonal", "aten::diag_embed", "aten::trace", "aten::linalg_cross"),
-    *("aten::affine_grid_generator", "aten::_assert_tensor_metadata", "aten::_assert_async"),
+    *("aten::affine_grid_generator", "aten::_assert_tensor_metadata", "aten::_assert_async", *_COMPARED),
 )
 _MOVED = ("aten::diagonal", "aten::diag_embed", "aten::tril", "aten::triu")
 carries(*_MOVED)(moved_factors)

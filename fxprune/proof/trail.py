@@ -207,7 +207,12 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
         self.trail.steps[key] = step
 
     def _digest(self, tensor: torch.Tensor, operand: Operand | None) -> Digest | None:
-        """The digest of a result: for the reference at the kept slots, None if these are not known."""
+        """The digest of a result: for the reference at the kept slots, None if these are not known.
+
+        None for a tensor without numbers too: torch computes the sizes of tangents on the meta device.
+        """
+        if tensor.is_meta:
+            return None
         if self.before is not None:
             return self.digester.digest(tensor)
         if operand is None or len(operand.vectors) != tensor.ndim:

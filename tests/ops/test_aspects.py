@@ -22,22 +22,22 @@ from fxprune.fold.dependence import is_view
 from fxprune.ops import FAMILIES, Call, Operand, aspects, registered
 from fxprune.ops.aspects import ASPECTS, Aspect, absent
 from fxprune.ops.attention import KERNELS
-from fxprune.ops.elementwise import ELEMENTWISE
+from fxprune.ops.elementwise import ELEMENTWISE, TANGENTS
 from tests.ops.cases import CASES
 from tests.ops.test_ops import operands, randomise
 
 RULES = {name: rule for name, rule in registered().items() if rule.__module__.startswith("fxprune.ops.")}
 WRITTEN = tuple(ASPECTS)
 ABSENT = {
-    "multiply_adds": 249,
-    "sizes": 247,
-    "positions": 288,
-    "readers": 253,
-    "modules": 269,
-    "norms": 290,
+    "multiply_adds": 253,
+    "sizes": 249,
+    "positions": 292,
+    "readers": 255,
+    "modules": 274,
+    "norms": 295,
     "dependence": 28,
-    "constants": 237,
-    "factors": 159,
+    "constants": 241,
+    "factors": 163,
 }
 """The number of operations that lack an aspect, without the list of elementwise ones. A number may only fall,
 unless an operation is new here."""
@@ -62,7 +62,7 @@ def test_every_operation_has_the_aspect_or_says_why_not(name: str) -> None:
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_absences_may_only_fall(name: str) -> None:
-    listed = {f"aten::{operation}" for operation in ELEMENTWISE}
+    listed = {f"aten::{operation}" for operation in ELEMENTWISE} | set(TANGENTS)
     lacking = RULES.keys() & ASPECTS[name].reasons.keys()
     assert len(lacking - listed) == ABSENT[name], "write the number if it is smaller"
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, jvp, vmap
 
 import fxprune
+from fxprune.capture.thread_state import same_levels
 from fxprune.capture.values import tensors_in
 from tests.behaviour import compare_behaviour
 from tests.mutations import unseen_mutations
@@ -102,11 +103,68 @@ class Flow(Energy):
         return torch.autograd.functional.jacobian(lambda t: self.energy(t).sum(0), x, create_graph=True)
 
 
+class ConvolvedPotential(Potential):
+    """The gradient of an energy of convolutions, one of them grouped and one transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(1, 8, 3), nn.Conv1d(8, 16, 3, groups=4, padding=1)
+        self.third, self.last = nn.ConvTranspose1d(16, 8, 2), nn.Conv1d(8, 1, 1, bias=False)
+
+    def energy(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.second(F.silu(self.first(x[:, None]))))
+        return self.last(torch.tanh(self.third(x))).sum((1, 2))[:, None]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            energy = self.energy(x)
+            return energy, torch.autograd.grad(energy.sum(), x, create_graph=True)[0]
+
+
+class Slices(Potential):
+    """The gradient of an energy of two parts of the channels, of which one is read twice."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.first, self.half = nn.Linear(6, 16), 8
+        self.left, self.right = nn.Linear(8, 12), nn.Linear(8, 12)
+        self.last = nn.Linear(12, 1)
+
+    def energy(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.first(x))
+        left, right = x[:, : self.half], x[:, self.half :]
+        return self.last(torch.tanh(self.left(left) * self.right(right)) + self.left(left).sin()).sum()
+
+
+class Push(Energy):
+    """The change of the outputs along a direction: forward mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return jvp(lambda t: self.last(torch.tanh(self.second(F.silu(self.first(t))))), (x,), (x.cos(),))
+
+
+class ConvolvedPush(nn.Module):
+    def __init__(self, norm: type[nn.Module] = nn.Identity) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv1d(1, 16, 3), norm(16), nn.Conv1d(16, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return jvp(lambda t: self.last(torch.relu(self.norm(self.first(t)))), (x[:, None],), (x[:, None].cos(),))[1]
+
+
 def run(model: nn.Module, inputs: Any) -> list[Tensor]:
     return tensors_in(model(inputs))
 
 
-MODELS: tuple[type[nn.Module], ...] = (Ensemble, Members, Samples, Energy, Potential, Flow)
+MODELS: tuple[type[nn.Module], ...] = (
+    *(Ensemble, Members, Samples, Energy, Potential, Flow),
+    *(ConvolvedPotential, Slices, Push, ConvolvedPush),
+)
 
 
 def made(kind: type[nn.Module]) -> tuple[nn.Module, Tensor]:
@@ -134,12 +192,27 @@ def test_the_proof_sees_wrong_weights(kind: type[nn.Module]) -> None:
     assert tried.unseen == ()
 
 
-@pytest.mark.parametrize("kind", [Ensemble, Members, Samples], ids=lambda kind: kind.__name__)
-def test_an_exported_graph_with_a_vmap_loses_channels(kind: type[nn.Module]) -> None:
+@pytest.mark.parametrize("kind", [Ensemble, Members, Samples, ConvolvedPush], ids=lambda kind: kind.__name__)
+def test_an_exported_graph_with_a_level_loses_channels(kind: type[nn.Module]) -> None:
     net, x = made(kind)
     small = fxprune.transform(net, x, ratio=0.5, exact=True, path="export")
     assert fxprune.record(small).compared
     torch.testing.assert_close(small(x), fxprune.masked(net, fxprune.record(small).removed)(x))
+
+
+def test_the_level_of_forward_mode_that_an_exported_graph_leaves_on_is_ended() -> None:
+    with same_levels():
+        torch._C._enter_dual_level()
+    with torch.autograd.forward_ad.dual_level(), same_levels():  # one of the caller stays
+        pass
+    with torch.autograd.forward_ad.dual_level():
+        pass
+
+
+def test_a_norm_in_forward_mode_keeps_its_channels() -> None:
+    net = ConvolvedPush(nn.BatchNorm1d).eval()
+    with pytest.warns(fxprune.NothingRemovedWarning, match="in norm"):
+        fxprune.transform(net, torch.randn(4, 6), ratio=0.5)
 
 
 def test_a_walk_that_raises_ends_the_levels_that_it_began() -> None:

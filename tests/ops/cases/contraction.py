@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -9,7 +10,27 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from tests.ops.cases.row import CONV, FLAT, GONE, GROUPED, LAST, SEQUENCE, SUMS, TOKENS, VOLUME, OpCase, fn
+from tests.ops.cases.row import CONV, EVEN, FLAT, GONE, GROUPED, IMAGE, LAST, SEQUENCE, SUMS, TOKENS, VOLUME, OpCase, fn
+
+
+def _gradients(
+    h: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    asked: tuple[bool, bool, bool],
+    groups: int = 1,
+    transposed: bool = False,
+) -> tuple[torch.Tensor, ...]:
+    """Those of a convolution: of its input x, its weight and its bias. h: the gradient of its result."""
+    zeros = [0, 0]
+    settings = ([1, 1], zeros, [1, 1], transposed, zeros, groups)
+    return torch.ops.aten.convolution_backward(h, x, weight, [0], *settings, asked)
+
+
+def gradient_of_input(h: torch.Tensor, weight: torch.Tensor, groups: int = 1, transposed: bool = False) -> torch.Tensor:
+    x = (F.conv2d if transposed else F.conv_transpose2d)(h, weight, groups=groups)
+    return _gradients(h, x, weight, (True, False, False), groups, transposed)[0]
+
 
 DEPTHWISE: dict[str, Any] = {"loses": ("producer.weight[0]", "op.weight[0]")}
 
@@ -179,6 +200,30 @@ CONTRACTIONS = [
         expect="inexact",
         mixes=SUMS,
         loses=("producer.weight[0]", "op.weight[0]", "op.weight[1]"),
+    ),
+    *(
+        OpCase(
+            f"gradient of the input of a convolution, {name}",
+            fn(functools.partial(gradient_of_input, **options), weight=weight),
+            shape,
+            **CONV,
+        )
+        for name, weight, shape, options in (
+            ("plain", (11, 13, 3, 3), IMAGE, {}),
+            ("grouped", (12, 3, 3, 3), EVEN, {"groups": 2}),
+            ("transposed", (13, 11, 3, 3), IMAGE, {"transposed": True}),
+            ("grouped, transposed", (10, 6, 3, 3), EVEN, {"groups": 2, "transposed": True}),
+        )
+    ),
+    OpCase(
+        "gradient of the weight of a convolution",
+        fn(
+            lambda h, x, weight: _gradients(h, x, weight, (False, True, False))[1].transpose(0, 1),
+            x=torch.randn(2, 3, 7, 9),
+            weight=(11, 3, 3, 3),
+        ),
+        mixes=SUMS,
+        **DEPTHWISE,
     ),
     OpCase("ConvTranspose1d", lambda: nn.ConvTranspose1d(11, 13, 3), SEQUENCE, **CONV),
     OpCase("ConvTranspose2d", lambda: nn.ConvTranspose2d(11, 13, 3, stride=2, padding=1, output_padding=1), **CONV),

@@ -340,6 +340,26 @@ MOVEMENT = [
     OpCase("pad of the channels with a value", fn(lambda h: F.pad(h, (0, 0, 0, 0, 0, 4), value=0.3))),
     OpCase("pad of the channels, cropping", fn(lambda h: F.pad(h, (0, 0, 0, 0, -2, -3)))),
     OpCase("pad of the channels, cropping and padding", fn(lambda h: F.pad(h, (1, 1, 0, 0, 3, -4)))),
+    *(
+        OpCase(
+            f"gradient of a slice, {name}", fn(lambda h, at=at: torch.ops.aten.slice_backward(h, (2, 14, 5, 7), *at))
+        )
+        for name, at in (
+            ("between", (1, 1, 12, 1)),
+            ("of the first", (1, 0, 11, 1)),
+            ("counted from the end", (1, -11, 9223372036854775807, 1)),
+        )
+    ),
+    OpCase(
+        "gradient of a slice of space",
+        fn(lambda h: torch.ops.aten.slice_backward(h, (2, 11, 11, 7), 2, 1, 11, 2)),
+    ),
+    OpCase(
+        "gradient of every second channel",
+        fn(lambda h: torch.ops.aten.slice_backward(h, (2, 22, 5, 7), 1, 0, 22, 2)),
+        expect="refused",
+        says=("aten::slice_backward", "the gradient of a slice with step 2"),
+    ),
     OpCase(
         "padded shortcut",
         fn(lambda h, layer: layer(h) + F.pad(h, (0, 0, 0, 0, 0, 6)), layer=lambda: nn.Conv2d(11, 17, 1)),
