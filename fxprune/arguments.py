@@ -10,6 +10,7 @@ Traceback (most recent call last):
     ...
 fxprune.errors.InputError: also must be a list of texts, not str
   at   shrink(also='fc')
+  do   pass a list of texts
 """
 
 from __future__ import annotations
