@@ -52,7 +52,11 @@ def model_and_inputs(
         inputs = filled(options.input, model, options.seed, options.device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         text = str(error).strip().splitlines()
-        raise FxpruneError(f'the device "{options.device}" cannot be used', why=text[0] if text else "") from error
+        raise FxpruneError(
+            f'the device "{options.device}" cannot be used',
+            why=text[0] if text else "",
+            do="choose another --device; cpu is always there",
+        ) from error
     return model, inputs
 
 

@@ -144,7 +144,7 @@ def check_amounts(key: str, values: Sequence[float | int | str]) -> None:
     for amount in values:
         wrong = _wrong(key, amount)
         if wrong:
-            raise UsageError(f'argument --budgets: "{amount}" with --key {key}: {wrong}')
+            raise UsageError(f'argument --budgets: "{amount}" with --key {key}: {wrong}', do="give --budgets 0.5,0.25")
 
 
 def _wrong(key: str, amount: float | int | str) -> str:
