@@ -159,12 +159,12 @@ def test_a_graph_traced_in_training_mode_is_proven_too() -> None:
 
 
 class Amplifying(nn.Module):
-    """Multiplies every difference by a million, and by a million again."""
+    """Multiplies every difference by a million, and by a million again. Its sums are so long that their order shows."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Linear(4, 8)
-        self.head = nn.Linear(8, 2)
+        self.stem = nn.Linear(4, 301)
+        self.head = nn.Linear(301, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.stem(x)
