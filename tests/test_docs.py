@@ -32,10 +32,14 @@ OF_READERS = ("nets.py",)
 """Files in the texts that are those of a reader."""
 
 FENCE = re.compile(r"^```(\w*(?: trained)?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SCORE = re.compile(r"(?<![\w.])[+-]?(?:\d+(?:\.\d+)?%|[01]\.\d+|0)(?![\w.%])")
-"""A percentage, or a number of at most 1."""
-POINTS = 3
-"""The most points by which the score of a trained network may differ from the text."""
+SCORE = re.compile(r"(?<![\w.])[+-]?(?:\d+(?:\.\d+)?%|[01]\.\d+|0)(?![\w.%]| [kMG]\b)")
+"""A percentage, or a number of at most 1 that counts no thousands or millions."""
+POINTS = 10
+"""The most points by which the score of a trained network may differ from the text.
+
+Networks that two processors have trained from the same seed were seen to differ by 3 points after the repair, and by
+27 as cut: pages print no score of the latter.
+"""
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def points(number):
 def test_scores_may_differ_a_little_and_nothing_else():
     wanted = ["accuracy  97.5%", "score 0.9911 +0", "MACs 1.5 M"]
     assert close(["accuracy 97.0%", "score 0.9889  -0.0022", "MACs 1.5 M"], wanted)
-    for other in ("accuracy 91.0%", "accuracy 97", "accuracy of 97.5%"):
+    for other in ("accuracy 87.0%", "accuracy 97", "accuracy of 97.5%"):
         assert not close([other, *wanted[1:]], wanted)
     assert not close([*wanted[:2], "MACs 1.6 M"], wanted)
 
