@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -20,11 +19,12 @@ from fxprune._repair.original import has_other_weights
 from fxprune.artifacts.graph_export import FORMATS
 from fxprune.artifacts.weights import record_in
 from fxprune.cli import models
-from fxprune.cli.choices import choices_of
+from fxprune.cli.choices import choices_of, uniform_of
 from fxprune.cli.data import check_data, data_of, measure_scores
 from fxprune.cli.making import model_and_inputs
 from fxprune.cli.output_files import check_readable, check_small, check_writable
 from fxprune.cli.pages import check_page, page_of_record, write_page
+from fxprune.cli.small_output import check_saves, check_small_output, write_small
 from fxprune.cli.tables import with_branches, with_layers
 from fxprune.cli.usage import UsageError, check_amounts, ratio_of
 from fxprune.costs import peak_memory
@@ -105,6 +105,7 @@ def prune(options: argparse.Namespace, say: Say) -> Answer:
     check_data(options)
     chosen |= _search(options)
     model, inputs = model_and_inputs(options, say, by_weights=True)
+    check_saves(options.output, model)
     chosen |= data_of(options)
     if chosen.pop("save_scores", None) is not None:
         say("measuring scores")
@@ -125,9 +126,9 @@ def prune(options: argparse.Namespace, say: Say) -> Answer:
     made = fxprune.record(small)
     files: dict[str, str | None] = {"output": None, "plan": None}
     if made.plan:
-        fxprune.save(small, options.output)
+        size = write_small(small, options.output)
         files["output"] = options.output
-        say(f"wrote {options.output} ({os.path.getsize(options.output)} bytes)")
+        say(f"wrote {options.output} ({size} bytes)")
         if options.save_plan is not None:
             made.plan.save(options.save_plan)
             files["plan"] = options.save_plan
@@ -148,7 +149,7 @@ def prune(options: argparse.Namespace, say: Say) -> Answer:
 def _check_outputs(options: argparse.Namespace) -> None:
     """Raises if a file that `prune` writes cannot be written."""
     read = [path for path in (options.weights, options.plan, options.scores) if path is not None]
-    check_writable(options.output, (".safetensors",), read)
+    check_small_output(options.output, read)
     for path in (options.save_scores, options.save_plan):
         if path is not None:
             check_writable(path, (".json",), read, (options.output,))
@@ -253,6 +254,7 @@ def pareto(options: argparse.Namespace, say: Say) -> Answer:
     for name in ("scope", "min_channels", "max_ratio"):
         if getattr(options, name) is not None:
             chosen[name] = getattr(options, name)
+    chosen |= uniform_of(options.uniform)
     found = fxprune.pareto(model, inputs, budgets=options.budgets, key=options.key, **chosen)
     answer = _curves(options, found, say)
     return Answer(answer.text, DONE if all(point.met for point in found.points) else ABOVE)

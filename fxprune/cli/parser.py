@@ -236,7 +236,8 @@ def _limit_options(parser: Parser) -> None:
         "--uniform",
         action="append",
         metavar="PATTERN",
-        help="repeated blocks, like layers.*.mlp, whose groups keep equally many channels. Can be repeated.",
+        help="repeated blocks, like layers.*.mlp, whose groups keep equally many channels, can be repeated; or config, "
+        "for widths that the config of a Hugging Face model can say",
     )
     parser.option("--min-channels", type=integer(1), metavar="N", help="the least number that stays in a group")
     parser.option("--max-ratio", type=largest, metavar="SHARE", help="the largest share that a group loses")
@@ -302,7 +303,12 @@ def _prune_options(parser: Parser) -> None:
         metavar="MODE",
         help="what a repair changes: weights (default), outputs, bias or norms",
     )
-    parser.option("--output", "-o", required=True, metavar="FILE", help="the small model, a .safetensors file")
+    parser.option(
+        *("--output", "-o"),
+        required=True,
+        metavar="FILE",
+        help="the small model, a .safetensors file; of a Hugging Face model also a new directory, without a suffix",
+    )
     parser.option("--save-scores", metavar="FILE", help="the scores of all channels, a .json file, for --scores")
     parser.option("--save-plan", metavar="FILE", help="the plan that was carried out, a .json file")
 

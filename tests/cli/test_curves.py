@@ -68,6 +68,7 @@ def test_prune_searches_for_widths(tmp_path, capsys, monkeypatch):
         (["pareto", *MODEL, *SCORE, "--budgets", "5", "--key", "latency"], 2, "a share or a text with a unit"),
         (["pareto", *MODEL, *SCORE, "--budgets", "1000000000000"], 1, "the budget is above the model itself"),
         (["pareto", *MODEL, *SCORE, "--key", "mac"], 2, 'did you mean "macs"?'),
+        (["pareto", *MODEL, *SCORE, "--uniform", "conv9"], 1, 'names nothing: "conv9"'),
         (["pareto", *MODEL, *SCORE, "--scope", "search"], 2, "there is no scope"),
         (["pareto", *MODEL, *SCORE, "--importance", "thinet"], 2, "needs --data"),
         (["prune", *MODEL, "-r", "0.5", "-o", "a.safetensors", "--search-steps", "3"], 2, "--search-steps is without"),

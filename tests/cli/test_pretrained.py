@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,6 +53,51 @@ def test_a_small_model_of_fxprune_is_loaded_as_one(folder, tmp_path):
     small.save_pretrained(tmp_path)
     loaded, _ = build(str(tmp_path), {})
     assert fxprune.record(loaded).removed == fxprune.record(small).removed
+
+
+IDS = ["--input", "input_ids=1x8:int64<50"]
+
+
+def test_uniform_config_writes_a_directory_that_the_library_loads(folder, tmp_path, capsys):
+    import transformers
+
+    words = ["prune", folder, *IDS, "--keep", "params=0.7", "--uniform", "config", "-q"]
+    assert main([*words, "-o", str(tmp_path / "small")]) == 0
+    assert not list(tmp_path.glob(".*"))
+    small = transformers.BertForMaskedLM.from_pretrained(tmp_path / "small")
+    assert small.config.intermediate_size < 48
+    capsys.readouterr()
+    assert main([*words, "-o", str(tmp_path / "small")]) == 1
+    assert "a directory is written whole, so it must be new" in capsys.readouterr().err
+    assert main([*words, "-o", str(tmp_path / "other"), "--uniform", "bert.encoder.layer.*"]) == 2
+    assert "--uniform config stands alone" in capsys.readouterr().err
+
+
+def test_a_plan_or_layers_that_go_take_the_config_too(folder, tmp_path, capsys):
+    import transformers
+
+    words = ["prune", folder, *IDS, "--uniform", "config", "-q", "-o"]
+    drop, plan = ["--drop", "bert.encoder.layer.1"], str(tmp_path / "plan.json")
+    assert main([*words, str(tmp_path / "one"), *drop, "--save-plan", plan]) == 0
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "one").num_hidden_layers == 1
+    assert main([*words, str(tmp_path / "two"), "--plan", plan]) == 0
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "two").num_hidden_layers == 1
+
+
+def test_a_directory_is_written_whole_or_not_at_all(folder, tmp_path, monkeypatch):
+    import transformers
+
+    def fails(self, directory, **_):
+        Path(directory).mkdir(parents=True)
+        (Path(directory) / "config.json").touch()
+        raise OSError("the disk is full")
+
+    words = ["prune", folder, *IDS, "--keep", "params=0.7", "-q", "-o"]
+    assert main([*words, str(tmp_path / "own")]) == 0
+    assert 'from_pretrained(\\"own\\")' in (tmp_path / "own" / "config.json").read_text()
+    monkeypatch.setattr(transformers.BertForMaskedLM, "save_pretrained", fails)
+    assert main([*words, str(tmp_path / "small"), "--uniform", "config"]) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
 
 
 @pytest.mark.parametrize(

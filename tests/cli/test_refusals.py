@@ -48,6 +48,7 @@ USAGE = {
     ),
     ("prune", *NET, "--plan", "p.json", "--exact", "-o", "a.safetensors"): "--exact is without effect here",
     ("prune", *NET, "-r", "0.5", "-o", "a.pt"): 'cannot write "a.pt"\n  why  the suffix says the format',
+    ("prune", *NET, "-r", "0.5", "-o", "a"): "a name without suffix is a directory, and Net has no save_pretrained",
     ("prune", *NET, *OUT, "--save-plan", "small.safetensors"): "end it in .json",
     ("prune", *NET, *OUT, "--html", "report.json"): "end it in .html",
     ("inspect", *NET, "--html", "report"): "end it in .html",
