@@ -16,6 +16,7 @@ from fxprune._dropping import error_without_branches
 from fxprune._find import AnalyzeArguments
 from fxprune._record import checksum, record_since
 from fxprune._record.repaired import Repair
+from fxprune._repair.original import refitted
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.arguments import checks_arguments
@@ -35,9 +36,6 @@ from fxprune.proof.result import NoReferenceError
 from fxprune.rewrite.factors import multiplied
 from fxprune.rewrite.graph import rewrite, scale_factors
 from fxprune.rewrite.kept_weights import own_numbers
-
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-"""The buffers of norms that a repair of the norms and `recalibrate` measure again."""
 
 OTHER_ORIGINAL = "this original has other weights than the one that it was made from"
 """The end of a sentence about tensors that no repair explains."""
@@ -131,8 +129,8 @@ def _other_weights(small: nn.Module, own: nn.Module, repair: Repair | None) -> s
     others = [name for name, share in shares.items() if share]
     if not others or not (repair or max(shares.values()) > 0.5):
         return ""
-    refitted = {id(ours[name]) for name in others if repair is not None and _refitted(name, repair)}
-    rest = [name for name in others if id(ours[name]) not in refitted]
+    explained = {id(ours[name]) for name in others if repair is not None and refitted(name, repair)}
+    rest = [name for name in others if id(ours[name]) not in explained]
     cause = f"trained, or changed otherwise, or {OTHER_ORIGINAL}" if repair is None else "repaired"
     told = (
         f"the weights of the small model are not those of the original, since it was {cause}: {len(others)} of "
@@ -142,17 +140,6 @@ def _other_weights(small: nn.Module, own: nn.Module, repair: Repair | None) -> s
         told += f". The repair explains {len(others) - len(rest)} of them; "
         told += f'the others, such as "{rest[0]}", were trained, or {OTHER_ORIGINAL}'
     return f"{told}. So the plan is proven with the weights of the original; measure what it is worth on your data"
-
-
-def _refitted(name: str, repair: Repair) -> bool:
-    """True if a repair of this kind, or `recalibrate` after it, may have changed a tensor."""
-    owner, _, own = name.rpartition(".")
-    changed = {
-        layer
-        for layer, told in repair.layers.items()
-        if repair.mode == "outputs" or (told.before != told.after and layer not in repair.undone)
-    }
-    return own in STATISTICS or owner in {layer.rpartition(".")[0] for layer in changed}
 
 
 def _share_of_others(ours: torch.Tensor, theirs: torch.Tensor) -> float:

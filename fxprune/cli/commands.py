@@ -15,7 +15,7 @@ from torch import fx, nn
 
 import fxprune
 from fxprune._record import Record
-from fxprune._repair.original import has_other_weights
+from fxprune._repair.original import differs_beyond_repair, has_other_weights
 from fxprune.artifacts.graph_export import FORMATS
 from fxprune.artifacts.weights import record_in
 from fxprune.cli import models
@@ -344,12 +344,19 @@ def _small(path: str, model: nn.Module, inputs: Any, say: Say) -> nn.Module:
 
 
 def _compare_weights(options: argparse.Namespace, model: nn.Module, small: nn.Module) -> None:
-    """Warns if a small model that was not changed since it was made has no weight of its original."""
+    """Warns if a small model has no weight of its original but for those that a repair has changed."""
     known = fxprune.record(small)
-    if not known.layers_gone and has_other_weights(model, small, known):
-        asked = "were other --weights meant?" if options.weights else "was --weights forgotten?"
+    if known.layers_gone:
+        return
+    asked = "were other --weights meant?" if options.weights else "was --weights forgotten?"
+    if has_other_weights(model, small, known):
         text = f"{options.small} was made from other weights than those of {options.model}: {asked}"
-        warnings.warn(text, OtherWeightsWarning, stacklevel=2)
+    elif options.command == "summary" and differs_beyond_repair(model, small, known):  # verify says it with numbers
+        text = f"{options.small} was trained after its repair, or made from other weights than those of {options.model}"
+        text += f": {asked}"
+    else:
+        return
+    warnings.warn(text, OtherWeightsWarning, stacklevel=2)
 
 
 def _plan(path: str) -> Plan:

@@ -303,6 +303,10 @@ def _prune_options(parser: Parser) -> None:
         metavar="MODE",
         help="what a repair changes: weights (default), outputs, bias or norms",
     )
+    _prune_files(parser)
+
+
+def _prune_files(parser: Parser) -> None:
     parser.option(
         *("--output", "-o"),
         required=True,

@@ -65,6 +65,16 @@ def test_a_small_model_of_other_weights_is_told(command, tmp_path, capsys):
         assert "was made from other weights than those of tests.cli.models:net: " + told in capsys.readouterr().err
 
 
+def test_summary_of_a_repaired_model_tells_other_weights(tmp_path, capsys):
+    small = str(tmp_path / "small.safetensors")
+    assert main([*WORDS, "-o", small, "--repair", "tests.cli.models:loader"]) == 0
+    words = ["summary", *WORDS[1:4], small, "--rounds", "0", "-q"]
+    for seed, told in (("0", False), ("3", True)):
+        capsys.readouterr()
+        assert main([*words, "--seed", seed]) == 0
+        assert ("was trained after its repair, or made from other weights" in capsys.readouterr().err) == told
+
+
 def test_labelled_batches_are_answered_with_options(tmp_path, capsys):
     words = [*WORDS, "-o", str(tmp_path / "small.safetensors"), "-q"]
     assert main([*words, "--repair", "tests.cli.models:labelled"]) == 1
