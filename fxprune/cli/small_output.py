@@ -1,4 +1,4 @@
-"""What `prune -o` writes: a .safetensors file, or a new directory of `save_pretrained` for a Hugging Face model."""
+"""The output of `prune -o`: a .safetensors file, or a new directory of `save_pretrained` for a Hugging Face model."""
 
 from __future__ import annotations
 
