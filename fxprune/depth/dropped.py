@@ -9,6 +9,9 @@ from typing import Any
 IDENTITY, ZEROS, CHAIN, PASSES, GIVES = KINDS = ("identity", "zeros", "chain", "passes", "gives zeros")
 """The kinds of replacements. All but the last two are modules of torch."""
 
+ONE_ZERO = 1
+"""The part of a form that is a single zero, which an addition repeats to the shape of the other operand."""
+
 ARGUMENT = "argument"
 """The first entry of a part of a form that is another argument."""
 
@@ -23,7 +26,8 @@ class Replacement:
     kind: "identity" is `nn.Identity`; "zeros" is an `nn.Threshold` that every number is below; "chain" is an
         `nn.Sequential` of `children`, which the other one had; "passes" gives on the argument `source` (its position or
         keyword); "gives zeros" gives zeros like its first tensor.
-    form: for the last two, the result: 0 stands for the tensor, null for None, a list for a tuple;
+    form: for the last two, the result: 0 stands for the tensor, null for None, a list for a tuple; 1 of "gives zeros"
+        for a single zero of as many dimensions;
         ["argument", key] for another argument that "passes" gives on, by its position or keyword.
     """
 

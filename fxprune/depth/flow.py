@@ -45,6 +45,7 @@ class ModuleCall:
     positional: the number of positional arguments. keywords: True if there are others.
     form: the result with each tensor replaced by its value, lists and tuples as lists, anything else None.
     parts: the names of the types of lists, tuples and other containers in the result.
+    reshapes: True if the result is a tensor of another shape than the first argument.
     """
 
     path: str
@@ -55,6 +56,7 @@ class ModuleCall:
     keywords: bool = False
     form: Any = None
     parts: set[str] = field(default_factory=set)
+    reshapes: bool = False
 
 
 @dataclass(eq=False)

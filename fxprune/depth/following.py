@@ -86,6 +86,8 @@ class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if isinstance(value, torch.Tensor):
                     call.arguments[name] = self.values(value)[0], value.is_floating_point()
             call.form = self._form(made, call.parts)
+            if isinstance(made, torch.Tensor) and args and isinstance(args[0], torch.Tensor):
+                call.reshapes = made.shape != args[0].shape
 
     def _form(self, made: Any, parts: set[str]) -> Any:
         if isinstance(made, torch.Tensor):

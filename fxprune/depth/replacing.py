@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from fxprune.depth.branches import Branch, within
-from fxprune.depth.dropped import ARGUMENT, CHAIN, GIVES, IDENTITY, PASSES, ZEROS, Replacement
+from fxprune.depth.dropped import ARGUMENT, CHAIN, GIVES, IDENTITY, ONE_ZERO, PASSES, ZEROS, Replacement
 from fxprune.depth.flow import Cut, Flow, ModuleCall
 from fxprune.depth.gone import Gone, gone_from
 from fxprune.depth.zeros import results, values_in
@@ -64,6 +64,8 @@ def _part(flows: Sequence[Flow], gone: Gone, path: str, plain: bool) -> Replacem
     simple = all(is_simple(call) for _, call in calls)
     if plain and simple and all(_read_by_gone(flow, gone, call) for flow, call in calls):
         return Replacement(path, IDENTITY)
+    if simple and any(_of_another_shape(flow, gone, call) for flow, call in calls):
+        return Replacement(path, GIVES, form=ONE_ZERO)
     if plain and simple:
         return Replacement(path, ZEROS)
     flow, call = calls[0]
@@ -77,6 +79,15 @@ def is_simple(call: ModuleCall) -> bool:
     return (
         call.positional == 1 and not call.keywords and call.arguments.get(0, (0, False))[1] and type(call.form) is int
     )
+
+
+def _of_another_shape(flow: Flow, gone: Gone, call: ModuleCall) -> bool:
+    """True if zeros like the argument of a call may not fit where its result is added.
+
+    What goes before it in the same block gives its own argument on, whatever shape its result had.
+    """
+    beside = gone.calls(flow)
+    return call.reshapes or any(c.reshapes and c.number in beside for c in flow.calls if c.outer == call.outer)
 
 
 def _read_by_gone(flow: Flow, gone: Gone, call: ModuleCall) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.depth.dropped import ARGUMENT
+from fxprune.depth.dropped import ARGUMENT, ONE_ZERO
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 
@@ -15,7 +15,8 @@ _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 class _Stub(nn.Module):
     """A module without parameters, with the plain attributes of the one whose place it takes.
 
-    form: the result: 0 stands for the tensor, None for None, a tuple for a tuple, ("argument", key) for an argument.
+    form: the result: 0 stands for the tensor, None for None, a tuple for a tuple, ("argument", key) for an argument, 1
+        for the first number of the tensor, in as many dimensions.
     """
 
     def __init__(self, form: Any = 0) -> None:
@@ -38,6 +39,8 @@ class _Stub(nn.Module):
             if form[:1] == (ARGUMENT,):
                 return _argument(form[1], args, kwargs or {})
             return tuple(self._result(tensor, part, args, kwargs) for part in form)
+        if form == ONE_ZERO:
+            return tensor[(slice(1),) * tensor.ndim]
         return None if form is None else tensor
 
 
@@ -66,8 +69,8 @@ class PassesOn(_Stub):
 class GivesZeros(_Stub):
     """Zeros like the first tensor among the arguments, in the form of the result.
 
-    >>> GivesZeros((0, None))(torch.ones(2), mask=None)
-    (tensor([0., 0.]), None)
+    >>> GivesZeros((0, None))(torch.ones(2), mask=None), GivesZeros(1)(torch.ones(2, 3))
+    ((tensor([0., 0.]), None), tensor([[0.]]))
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

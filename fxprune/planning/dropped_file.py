@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fxprune.depth.dropped import ARGUMENT, KINDS, OWN, PASSES, Dropped, Replacement
+from fxprune.depth.dropped import ARGUMENT, KINDS, ONE_ZERO, OWN, PASSES, Dropped, Replacement
 from fxprune.files import Field
 
 DEPTH = 8
@@ -71,8 +71,8 @@ def _form(field: Field, depth: int = 0) -> Any:
         return tuple(field.value)
     if isinstance(field.value, list):
         return tuple(_form(part, depth + 1) for part in field.items())
-    if field.value is not None and (type(field.value) is not int or field.value != 0):
-        raise field.wrong("it must be 0, null, or a list of these")
+    if field.value is not None and (type(field.value) is not int or field.value not in (0, ONE_ZERO)):
+        raise field.wrong("it must be 0, 1, null, or a list of these")
     return field.value
 
 

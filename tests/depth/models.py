@@ -59,6 +59,26 @@ class Residuals(nn.Module):
         return self.fc(self.layer2(self.layer1(self.stem(x))).mean((2, 3)))
 
 
+class WithFunctions(nn.Module):
+    """A block with a shortcut of another shape whose own code calls functions, so that it stays."""
+
+    def __init__(self, width: int = 4, out: int = 6) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(width, out, 3, 2, 1), nn.BatchNorm2d(out)
+        self.conv2, self.bn2 = nn.Conv2d(out, out, 3, 1, 1), nn.BatchNorm2d(out)
+        self.down = nn.Conv2d(width, out, 1, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.down(x))
+
+
+def with_functions() -> nn.Module:
+    """A net of one such block."""
+    block = WithFunctions()
+    return nn.Sequential(nn.Conv2d(3, 4, 3), block, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+
+
 class Scaled(nn.Module):
     """Branches with a layer scale of the block's own and dropout behind the branch, and one that is subtracted."""
 

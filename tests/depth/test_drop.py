@@ -25,6 +25,7 @@ from tests.depth.models import (
     WithoutResidual,
     encoder,
     made,
+    with_functions,
 )
 
 IMAGE = (4, 3, 8, 8)
@@ -48,6 +49,7 @@ def zeroing(model: nn.Module, modules: list[str]) -> nn.Module:
 CASES: list[tuple[str, Callable[[], nn.Module], tuple[int, ...], list[str], list[str], list[str]]] = [
     ("basic", Residuals, IMAGE, ["layer1.1"], ["layer1.1"], ["layer1.1.bn2"]),
     ("shortcut", Residuals, IMAGE, ["layer2.0"], ["layer2.0"], ["layer2.0.bn2"]),
+    ("shortcut of another shape, with functions", with_functions, IMAGE, ["1"], ["1"], ["1.bn2"]),
     ("bottleneck", Residuals, IMAGE, ["layer2.1"], ["layer2.1"], ["layer2.1.bn3"]),
     ("stage", Residuals, IMAGE, ["layer1"], ["layer1.0", "layer1.1"], ["layer1.0.bn2", "layer1.1.bn2"]),
     ("glob", Residuals, IMAGE, ["layer*.1"], ["layer1.1", "layer2.1"], ["layer1.1.bn2", "layer2.1.bn3"]),
