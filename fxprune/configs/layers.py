@@ -127,32 +127,38 @@ class _LayerFields:
         """The fields that change, with their new values. Raises `LayersStayError` where there are none."""
         data, first = self.builder.data, ""
         counts = [field for field, value in numbers_in(data) if type(value) is int and value == self.count]
+        counts.sort(key=lambda field: "layer" not in name_of(field))  # the likely ones first: their reason is told
         for size in range(1, min(len(counts), MOST_NUMBERS) + 1):
-            for fields in combinations(counts, size):
-                values = dict.fromkeys(fields, len(self.left))
-                said = " and ".join(map(name_of, fields))
-                for more in self._variants(fields):
-                    why = self._why_not({**values, **more})
-                    if not why:
-                        return {**values, **more}
-                    first = first or f"with {said}={len(self.left)} {why}"
+            for variants in (self._lists, self._more):
+                for fields in combinations(counts, size):
+                    values = dict.fromkeys(fields, len(self.left))
+                    for more in variants(fields):
+                        why = self._why_not({**values, **more})
+                        if not why:
+                            return {**values, **more}
+                        first = first or f"with {' and '.join(map(name_of, fields))}={len(self.left)} {why}"
         name = type(self.builder.config).__name__
         raise LayersStayError(first or f'no number in {name} counts the layers of "{self.path}"')
 
     def _why_not(self, values: Mapping[FieldPath, Any]) -> str:
+        if any(field[: len(outer)] == outer for field in values for outer in values if field != outer):
+            return "a number and the list that it is in would both change"
         try:
             built = self.builder.build(written(self.builder.data, values))
         except NotBuiltError as error:
             return f"the class raises {error}"
         return _other(self.model, self.before, built, self.gone)
 
-    def _variants(self, fields: Sequence[FieldPath]) -> Iterator[dict[FieldPath, Any]]:
-        """Further fields to change: lists and tables with an entry for each layer, lists and numbers of layers."""
+    def _lists(self, fields: Sequence[FieldPath] = ()) -> Iterator[dict[FieldPath, Any]]:
+        """The lists and tables with an entry for each layer, which change too."""
         data = self.builder.data
         lists = {f: [v[n] for n in self.left] for f, v in sequences_in(data) if len(v) == self.count}
         lists = {field: value for field, value in lists.items() if self._matters(field, value)}
-        lists |= renumbered(data, self.left)
-        yield lists
+        yield lists | renumbered(data, self.left)
+
+    def _more(self, fields: Sequence[FieldPath]) -> Iterator[dict[FieldPath, Any]]:
+        """Further fields to change: lists of layers, and numbers of single ones. Tried where nothing less will do."""
+        data, lists = self.builder.data, next(self._lists())
         numbered = {}
         for field, listed in sequences_in(data):
             if field not in lists and listed and all(type(v) is int and 0 <= v < self.count for v in listed):

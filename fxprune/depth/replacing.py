@@ -84,7 +84,7 @@ def is_simple(call: ModuleCall) -> bool:
 def _of_another_shape(flow: Flow, gone: Gone, call: ModuleCall) -> bool:
     """True if zeros like the argument of a call may not fit where its result is added.
 
-    What goes before it in the same block gives its own argument on, whatever shape its result had.
+    The modules of the branch before it, in the same block, give their own argument on, whatever shape their result had.
     """
     beside = gone.calls(flow)
     return call.reshapes or any(c.reshapes and c.number in beside for c in flow.calls if c.outer == call.outer)

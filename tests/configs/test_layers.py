@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import fxprune
+from fxprune import PlanError
 from fxprune.depth.numbering import in_original_numbering, name_after, name_before
 from tests.configs.models import built, loaded_elsewhere, tensors_of
 from tests.models import transformers_zoo as zoo
@@ -184,6 +185,21 @@ def test_layers_that_no_config_says_are_refused(monkeypatch: pytest.MonkeyPatch)
         fxprune.PlanError, match=r'with num_hidden_layers=3 there would be no "model.layers.1.mlp.gate_proj"'
     ):
         fxprune.transform(model, inputs, drop="model.layers.1", uniform="config")
+
+
+def test_other_numbers_that_equal_the_number_of_layers_stay() -> None:
+    model, inputs = built("CLIPModel")
+    text = model.config.text_config.to_dict()
+    assert text["eos_token_id"] == text["num_hidden_layers"] == model.config.vision_config.num_hidden_layers == 2
+    small = fxprune.transform(model, inputs, drop="vision_model.encoder.layers.1", uniform="config")
+    assert small.config.text_config.to_dict() == text
+    assert small.config.vision_config.num_hidden_layers == 1
+
+
+def test_lists_of_stages_are_refused_with_a_reason() -> None:
+    model, inputs = built("SwinForImageClassification")
+    with pytest.raises(PlanError, match="no SwinConfig says the model without"):
+        fxprune.transform(model, inputs, drop="swin.encoder.layers.1", uniform="config")
 
 
 def test_names_before_and_after() -> None:
