@@ -107,11 +107,11 @@ def _carried_out(
     example = normalize(call.example_inputs)
     importance, batches = on.read(shallow.model, example, choices.get("importance", "l2"), deep=deep)
     analysed = replace(call, model=shallow.model, outputs=None if counting is None else list(counting))
-    request = replace(request, call=analysed, choices={**choices, "importance": importance})
-    if shallow.dropped:
-        request = replace(request, known={})
+    seen = {} if shallow.dropped else request.known
+    request = replace(request, call=analysed, choices={**choices, "importance": importance}, known=seen)
     if search is not None and choices.get("keep") is not None:
-        request = searched(request, on.search_data(example), settings, search, module if shallow.dropped else None)
+        data_of_search = on.search_data(shallow.model, example)
+        request = searched(request, data_of_search, settings, search, module if shallow.dropped else None)
         assert request.plan is not None
         paths = _paths(module, call, choices, request.plan.path)
     result = shallow.added(first_result(request, paths, may_give_up_class=free))
@@ -165,7 +165,7 @@ def _deeper(
     call, choices = request.call, request.choices
     example, found = normalize(call.example_inputs), find_branches(call)
     named = selected(found.model, found.branches, choices["drop"]) if asked_to_drop(choices) else ()
-    data = on.search_data(example)
+    data = on.search_data(found.model, example)
     samples = samples_of(found.model, data.batches, data.pick, judge=True)
     importance = choices.get("importance", "l2")
     options = {name: value for name, value in choices.items() if name not in ("drop", "depth")}

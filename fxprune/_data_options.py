@@ -47,9 +47,9 @@ class DataOptions:
         data = list(self.data) if isinstance(self.data, Iterator) else self.data
         return replace(self, data=data, repair=list(self.repair) if isinstance(self.repair, Iterator) else self.repair)
 
-    def search_data(self, example: Inputs) -> SearchData:
+    def search_data(self, model: nn.Module, example: Inputs) -> SearchData:
         """The data of a search. Those of `data` have labels for the loss."""
-        pick = self.repair_inputs or inputs_like(example)
+        pick = self.repair_inputs or inputs_like(example, model)
         labelled = self.repair is True or self.repair is None or self.repair is False
         return SearchData(self.data, pick, self.loss) if labelled else SearchData(self.repair, pick)
 
@@ -75,7 +75,7 @@ class DataOptions:
                     "there is no data to repair on", why="repair=True takes those of `data`", do="pass data=batches"
                 )
             data = all_batches(data)  # it is read twice
-            pick = pick or inputs_like(example)
+            pick = pick or inputs_like(example, model)
         repair = data if self.repair is True else self.repair
         batches = None if repair is None or repair is False else inputs_of(model, repair, pick)
         made = on_data(

@@ -16,7 +16,7 @@ from fxprune._dropping import error_without_branches
 from fxprune._find import AnalyzeArguments
 from fxprune._record import checksum, record_since
 from fxprune._record.repaired import Repair
-from fxprune._repair.original import refitted
+from fxprune._repair.original import has_other_weights, refitted
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.arguments import checks_arguments
@@ -36,6 +36,14 @@ from fxprune.proof.result import NoReferenceError
 from fxprune.rewrite.factors import multiplied
 from fxprune.rewrite.graph import rewrite, scale_factors
 from fxprune.rewrite.kept_weights import own_numbers
+
+WRONG = 1e-6
+"""An error above which `verify` asks whether the small model was made from other weights than those of the model."""
+
+MADE_FROM_OTHER = (
+    "the small model was made from other weights than those of this model, so that the two cannot be equal. "
+    "Pass the model that it was made from"
+)
 
 OTHER_ORIGINAL = "this original has other weights than the one that it was made from"
 """The end of a sentence about tensors that no repair explains."""
@@ -59,7 +67,8 @@ def verify(
 
     If the weights of `small` are no longer those that it was made with, because it was repaired or trained, they cannot
     equal those of the reference. Then its code and sizes are proven with the weights of the original in it, and an
-    `OtherWeightsWarning` says so. A model counts as trained if most numbers of some tensor are others. A model that was
+    `OtherWeightsWarning` says so. It says too where `model` has other weights than the one that `small` was made from,
+    which was not changed since. A model counts as trained if most numbers of some tensor are others. A model that was
     pruned in several steps is compared with any of the models before a step: the steps since count as one.
 
     Args:
@@ -102,14 +111,16 @@ def verify(
             plain = _with_tensors_of(plain, own)
     try:
         error = prove(analysis, plain, resolved.removal, resolved.zeroed, exact, factors, folded=folded).error
-        return max(error, without)
-    except NoReferenceError as error:
+    except NoReferenceError as wrong:
         raise CaptureError(
             "the model's forward raises",
             raised=True,
-            why=str(error),
+            why=str(wrong),
             do="check that the model runs on these example inputs",
-        ) from error
+        ) from wrong
+    if error > WRONG and made.steps == 1 and has_other_weights(recorded, plain, made):
+        warnings.warn(MADE_FROM_OTHER, OtherWeightsWarning, stacklevel=4)
+    return max(error, without)
 
 
 def _has_other_config(model: Any, small: Any) -> bool:
@@ -134,11 +145,14 @@ def _other_weights(small: nn.Module, own: nn.Module, repair: Repair | None) -> s
     cause = f"trained, or changed otherwise, or {OTHER_ORIGINAL}" if repair is None else "repaired"
     told = (
         f"the weights of the small model are not those of the original, since it was {cause}: {len(others)} of "
-        f'{counted(len(shares), "tensor")} {"differs" if len(others) == 1 else "differ"}, such as "{others[0]}"'
+        f"{counted(len(shares), 'tensor')} {'differs' if len(others) == 1 else 'differ'}"
     )
     if repair is not None and rest:
-        told += f". The repair explains {len(others) - len(rest)} of them; "
-        told += f'the others, such as "{rest[0]}", were trained, or {OTHER_ORIGINAL}'
+        of_repair = len(others) - len(rest)
+        told += f". The repair can have changed {of_repair} of them, but not " if of_repair else ". The repair left "
+        told += f'"{rest[0]}"{" and others" * (len(rest) > 1)}: the model was trained since, or {OTHER_ORIGINAL}'
+    else:
+        told += f', such as "{others[0]}"'
     return f"{told}. So the plan is proven with the weights of the original; measure what it is worth on your data"
 
 

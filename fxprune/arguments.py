@@ -31,7 +31,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from fxprune.errors import CaptureError, FxpruneError, InputError, PlanError, UnknownArgumentError, nearest
+from fxprune.errors import (
+    CaptureError,
+    FxpruneError,
+    InputError,
+    MissingArgumentError,
+    PlanError,
+    UnknownArgumentError,
+    nearest,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,7 +49,7 @@ def checks_arguments(*only: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A decorator: a call raises `InputError`, before anything else, for an argument that is not of its declared kind.
 
     A module is checked by `CaptureError`, as models are elsewhere. An unknown argument is an `UnknownArgumentError`, a
-    missing one Python's own error.
+    missing one a `MissingArgumentError`.
 
     only: the arguments to check; without names all. The function checks the others itself, since it has more to say.
     """
@@ -67,6 +75,7 @@ def checks_arguments(*only: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             except TypeError:
                 _refuse_unknown(function.__name__, kwargs, signature)
                 _refuse_by_position(function.__name__, args, kwargs, signature)
+                _refuse_missing(_name_of(function), args, kwargs, signature)
                 return function(*args, **kwargs)  # Python says it best
             for name, value in given.arguments.items():
                 if name in kinds():
@@ -114,6 +123,29 @@ def _refuse_by_position(name: str, args: Sequence[Any], given: Mapping[str, Any]
         why=f"the others have names: {', '.join(named[:6])}{', ...' if named[6:] else ''}",
         do=f"write the name, as in {name}({', '.join([*placed, f'{named[0]}=...'])})",
     )
+
+
+def _refuse_missing(name: str, args: Sequence[Any], given: Mapping[str, Any], signature: inspect.Signature) -> None:
+    """Raises `MissingArgumentError` for arguments without a default that were not given."""
+    try:
+        known = signature.bind_partial(*args, **given).arguments
+    except TypeError:
+        return
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = [each for each in signature.parameters.values() if each.name != "self"]
+    needed = [each for each in parameters if each.default is each.empty and each.kind not in variadic]
+    missing = [each.name for each in needed if each.name not in known]
+    if missing:
+        words = [f"{each.name}=..." if each.kind is each.KEYWORD_ONLY else each.name for each in needed]
+        words += ["..."] * (len(needed) < len(parameters))
+        told = [shown(value) for value in args["self" in known :]]
+        told += [f"{option}={shown(value)}" for option, value in given.items()]
+        raise MissingArgumentError(
+            f"{name}() is missing the argument{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))}",
+            at=f"{name}({', '.join(told)})",
+            why="there is no default",
+            do=f"call {name}({', '.join(words)})",
+        )
 
 
 def _by_position(signature: inspect.Signature) -> list[str]:
@@ -181,6 +213,11 @@ def _check(function: Callable[..., Any], parameter: inspect.Parameter, value: An
             raise _error(function.__qualname__.removesuffix(".__init__"), parameter.name, one, kind)
 
 
+def _name_of(function: Callable[..., Any]) -> str:
+    """The name of a function for an error; of a constructor that of its class."""
+    return function.__qualname__.rpartition("<locals>.")[2].removesuffix(".__init__")
+
+
 def _error(function: str, name: str, value: Any, kind: Any) -> FxpruneError:
     where = f"{function}({name}={shown(value)})"
     if _is_model(kind):
@@ -219,8 +256,11 @@ def shown(value: Any) -> str:
 
     >>> shown("a" * 100)
     "'aaaaaaaaaaaa...aaaaaaaaaaaaa'"
+    >>> shown(nn.Sequential(nn.ReLU()))
+    'Sequential(...)'
     """
-    return reprlib.repr(value).partition("\n")[0]
+    first, _, rest = reprlib.repr(value).partition("\n")
+    return f"{first}...)" if rest and first.endswith("(") else first
 
 
 # -- kinds ------------------------------------------------------------------------------------------------

@@ -39,6 +39,10 @@ class UnknownArgumentError(FxpruneError, TypeError):
     """An argument that a function does not have, or does not take by position. Also a `TypeError`, as Python's own."""
 
 
+class MissingArgumentError(FxpruneError, TypeError):
+    """An argument that a function needs, and did not get. Also a `TypeError`, as Python's own."""
+
+
 class CaptureError(FxpruneError, RuntimeError):
     """The model could not be captured, or run on fake tensors.
 

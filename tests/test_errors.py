@@ -414,7 +414,7 @@ PARTS_OF_TRAINING = (
 
 RAISED = (
     "FxpruneError InputError CaptureError PlanError FileError MissingFileError RuleError RewriteError "
-    "VerificationError UnknownArgumentError UsageError"
+    "VerificationError UnknownArgumentError UsageError MissingArgumentError"
 ).split()
 """The classes of errors that are raised for a user."""
 

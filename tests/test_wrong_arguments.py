@@ -268,14 +268,20 @@ def test_what_is_no_model_no_axes_or_no_analysis_is_refused(call: Callable[[], A
         call()
 
 
-def test_what_python_refuses_is_left_to_python() -> None:
+def test_a_call_that_does_not_fit_a_signature_says_what_does() -> None:
     with pytest.raises(fxprune.errors.UnknownArgumentError, match=r"write the name, as in load\(path, into=\.\.\.\)"):
         fxprune.load("small.safetensors", NET)  # type: ignore[misc]
     with pytest.raises(TypeError, match=r"takes 2 arguments by position, but 3 were given"):
         fxprune.transform(NET, X, 0.5)  # type: ignore[misc]
     with pytest.raises(TypeError, match=r"takes 1 argument by position, but 2 were(.|\n)*report\(format, analysis="):
         RECORD.report("html", ANALYSIS)  # type: ignore[misc]
-    with pytest.raises(TypeError, match="missing 1 required positional argument"):
+    with pytest.raises(
+        TypeError, match=r"'example_inputs'\n  at   transform\(Sequ.*\n.*\n.*\(model, example_inputs, \.{3}\)"
+    ):
+        fxprune.transform(NET, ratio=0.5)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"the argument 'into'(.|\n)*call load\(path, into=\.\.\., \.\.\.\)"):
+        fxprune.load("small.safetensors")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="is missing the argument"):
         called()
     assert called(NET, "a", shares={"a": 1}, last="later", other=True) == "done"
 

@@ -11,7 +11,7 @@ import math
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -34,6 +34,9 @@ DTYPES: dict[str, torch.dtype] = {
     )
 }
 """Name of a dtype in the file -> dtype."""
+
+TORCH = (".pt", ".pth", ".pkl", ".bin", ".ckpt")
+"""Suffixes of files that `torch.save` writes. Those of old versions begin as any pickle."""
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -149,6 +152,7 @@ class SafetensorsFile:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little") if size >= 8 else 0
             if not 2 <= length <= min(HEADER, size - 8):
+                self._refuse_torch_file(file)
                 why = f"a header of {length} bytes does not fit into {size} bytes, or is longer than {HEADER}"
                 do = "pass a file that fxprune.save or safetensors wrote, whole"
                 raise self.wrong(f"it is no safetensors file, or it is cut off: {why}", do=do)
@@ -156,6 +160,15 @@ class SafetensorsFile:
         fields = Field(parse_json(text.rstrip(b" "), self.source), self.source).mapping()
         texts = fields.pop("__metadata__", Field({}, self.source, "__metadata__")).mapping()
         return {name: field.text() for name, field in texts.items()}, fields, size - 8 - length
+
+    def _refuse_torch_file(self, file: BinaryIO) -> None:
+        """Raises `FileError` for a file of `torch.save`, which begins as a zip or as a pickle."""
+        file.seek(0)
+        first, suffix = file.read(2), os.path.splitext(self.path)[1].lower()
+        if first == b"PK" or (first in (b"\x80\x02", b"\x80\x04") and suffix in TORCH):
+            what = f"{self.source} is no small model: it is a file of torch.save"
+            why = "a file without the plan does not say what is left"
+            raise FileError(what, why=why, do="pass the .safetensors file that `fxprune.save` wrote")
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields every tensor by name, as a copy in memory."""

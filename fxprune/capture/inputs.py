@@ -76,8 +76,11 @@ def arguments_of(example_inputs: Any) -> Inputs:
     return args, kwargs
 
 
-def bound(model: nn.Module, inputs: Inputs) -> inspect.BoundArguments:
-    """The inputs bound to the signature of forward. Raises `InputError` if they do not fit it."""
+def bound(model: nn.Module, inputs: Inputs, what: str = "example inputs") -> inspect.BoundArguments:
+    """The inputs bound to the signature of forward. Raises `InputError` if they do not fit it.
+
+    what: the name of the inputs in the error.
+    """
     signature = inspect.signature(model.forward)
     try:
         return signature.bind(*inputs[0], **inputs[1])
@@ -87,8 +90,8 @@ def bound(model: nn.Module, inputs: Inputs) -> inspect.BoundArguments:
         if inputs[1] and not inputs[1].keys() & signature.parameters.keys():
             do += "; a dict that is one argument stands in a tuple: (inputs,)"
         raise InputError(
-            f"the example inputs do not fit {type(model).__name__}.forward{signature}",
-            why=f"{error}; the example inputs are {given}",
+            f"the {what} do not fit {type(model).__name__}.forward{signature}",
+            why=f"{error}; the {what} are {given}",
             do=do,
         ) from None
 

@@ -191,9 +191,12 @@ def verify(options: argparse.Namespace, say: Say) -> Answer:
     check_small(options.small)
     model, inputs = model_and_inputs(options, say)
     small = _small(options.small, model, inputs, say)
-    _compare_weights(options, model, small)
+    told = _compare_weights(options, model, small)
     say("comparing in float64")
-    error = fxprune.verify(model, small, inputs, outputs=options.outputs)
+    with warnings.catch_warnings():
+        if told:  # in the words of the command line
+            warnings.filterwarnings("ignore", ".* was made from other weights", OtherWeightsWarning)
+        error = fxprune.verify(model, small, inputs, outputs=options.outputs)
     passed = error <= options.tolerance
     if options.format == "json":
         known = error if math.isfinite(error) else None
@@ -343,11 +346,11 @@ def _small(path: str, model: nn.Module, inputs: Any, say: Say) -> nn.Module:
     return fxprune.load(path, into=model, example_inputs=inputs)
 
 
-def _compare_weights(options: argparse.Namespace, model: nn.Module, small: nn.Module) -> None:
-    """Warns if a small model has no weight of its original but for those that a repair has changed."""
+def _compare_weights(options: argparse.Namespace, model: nn.Module, small: nn.Module) -> bool:
+    """Warns if a small model has no weight of its original but for those that a repair has changed; True if so."""
     known = fxprune.record(small)
     if known.layers_gone:
-        return
+        return False
     asked = "were other --weights meant?" if options.weights else "was --weights forgotten?"
     if has_other_weights(model, small, known):
         text = f"{options.small} was made from other weights than those of {options.model}: {asked}"
@@ -355,8 +358,9 @@ def _compare_weights(options: argparse.Namespace, model: nn.Module, small: nn.Mo
         text = f"{options.small} was trained after its repair, or made from other weights than those of {options.model}"
         text += f": {asked}"
     else:
-        return
+        return False
     warnings.warn(text, OtherWeightsWarning, stacklevel=2)
+    return True
 
 
 def _plan(path: str) -> Plan:

@@ -34,6 +34,7 @@ SPOKEN = (
     (r"`?analyze\(\.\.\.\)\.report\(\)`?", "`fxprune inspect`"),
     (r"The report of fxprune\.analyze \(fxprune inspect\)", "`fxprune inspect`"),
     (r"pick it out: `repair_inputs=lambda[^\n]*", "say --data package.module:loader --repair for inputs with labels"),
+    (r"; or pass a function that picks it out, such as `repair_inputs=lambda[^\n]*", ""),
     (r"pass (the names of the arguments that have one, for example dynamic_batch=)", r"call fxprune.export with \1"),
     (r"\b(?:stream|summary)\((\w+=[^()\n]*)\)", r"\1"),
     (r"search=\{'(steps|file)': ('[^']*'|[^}]*)\}", r"--search-\1 \2"),

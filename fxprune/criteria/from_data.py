@@ -79,7 +79,7 @@ def on_data(
                 part, model, example, data=kept, loss=loss, pick=pick, used_elsewhere=True, process_group=process_group
             )
         )
-    return _measured(str(importance), model, data, loss, pick or inputs_like(example), process_group)
+    return _measured(str(importance), model, data, loss, pick or inputs_like(example, model), process_group)
 
 
 def needs_data(importance: Any) -> bool:

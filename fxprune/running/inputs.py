@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -29,19 +30,31 @@ def inputs_of(
         given = batch if pick is None else _picked(pick, batch, number, option)
         try:
             inputs = normalize(given)
-            bound(model, inputs)
+            bound(model, inputs, "inputs in the batch")
         except InputError as error:
             raise InputError(
                 "a batch does not fit the model",
                 at=f"batch {number}",
                 why=": ".join(filter(None, (error.what, error.why))),
-                do="let a batch hold what one call takes"
-                + (f", or pick it out: `{option}=lambda batch: batch[0]`" if option else ""),
+                do=_how_to_fit(option, picks=pick is not None),
             ) from None
         found.append(inputs)
     if not found:
         raise InputError("there is no batch", why="the iterable is empty", do="pass at least one batch")
     return found
+
+
+def _how_to_fit(option: str, *, picks: bool) -> str:
+    """What to do about a batch that does not fit. picks: True if a function has picked the inputs out of it."""
+    if not option:
+        return "let a batch hold what one call takes"
+    by_hand = f"`{option}=lambda batch: batch[0]`"
+    if picks:
+        do = (
+            "let a batch begin with what one call takes, in the order of forward's arguments, or hold it by their names"
+        )
+        return f"{do}; or pass a function that picks it out, such as {by_hand}"
+    return f"let a batch hold what one call takes, or pick it out: {by_hand}"
 
 
 def _picked(pick: Callable[[Any], Any], batch: Any, number: int, option: str) -> Any:
@@ -145,11 +158,12 @@ def samples_of(batch: Any) -> list[Any]:
     ]
 
 
-def inputs_like(example: Inputs) -> Callable[[Any], Any]:
+def inputs_like(example: Inputs, model: nn.Module | None = None) -> Callable[[Any], Any]:
     """A function that picks the inputs of a model out of a batch that may hold labels too.
 
     It gives the batch if that has the form of the example inputs; else its first entry, as many entries as the model
-    takes, or the keywords of the example, if they have it; else the batch, which then does not fit.
+    takes, or the keywords of the example, if they have it; else the batch, which then does not fit. Example inputs by
+    name may stand in a batch by position, if the model's forward takes them first.
 
     >>> import torch
     >>> x, labels = torch.zeros(4, 3), torch.zeros(4)
@@ -160,19 +174,32 @@ def inputs_like(example: Inputs) -> Callable[[Any], Any]:
     >>> len(pick((x, x, labels)))
     2
     """
+    forms = [example, *by_position(example, model)]
 
     def pick(batch: Any) -> Any:
-        if _has_form(batch, example):
-            return batch
-        if isinstance(batch, (tuple, list)) and batch and _has_form(batch[0], example):
-            return batch[0]
-        if isinstance(batch, (tuple, list)) and example[0] and _has_form(tuple(batch[: len(example[0])]), example):
-            return tuple(batch[: len(example[0])])
+        for form in forms:
+            if _has_form(batch, form):
+                return batch
+            if isinstance(batch, (tuple, list)) and batch and _has_form(batch[0], form):
+                return batch[0]
+            if isinstance(batch, (tuple, list)) and form[0] and _has_form(tuple(batch[: len(form[0])]), form):
+                return tuple(batch[: len(form[0])])
         if isinstance(batch, Mapping) and not example[0] and example[1].keys() <= batch.keys():
             return {name: batch[name] for name in example[1]}
         return batch
 
     return pick
+
+
+def by_position(example: Inputs, model: nn.Module | None) -> Iterator[Inputs]:
+    """Yields example inputs that have names as arguments by position, where forward takes no others before them."""
+    args, named = example
+    if model is not None and named:
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        parameters = inspect.signature(model.forward).parameters.values()
+        names = [each.name for each in parameters if each.kind in kinds][len(args) : len(args) + len(named)]
+        if set(names) == named.keys():
+            yield (*args, *(named[name] for name in names)), {}
 
 
 def _has_form(batch: Any, example: Inputs) -> bool:

@@ -296,7 +296,7 @@ BUFFER = {"dtype": "F32", "shape": [4], "sha256": ""}
 WRONG: dict[str, tuple[Change, list[str]]] = {
     "empty": (lambda h, d, r: b"", ["no safetensors file, or it is cut off"]),
     "short": (lambda h, d, r: b"\x02\x00", ["no safetensors file, or it is cut off"]),
-    "foreign": (lambda h, d, r: b"PK\x03\x04" + b"\x00" * 100, ["cut off", "does not fit"]),
+    "foreign": (lambda h, d, r: b"PK\x03\x04" + b"\x00" * 100, ["is a file of torch.save", "that `fxprune.save`"]),
     "header of 2^63 bytes": (lambda h, d, r: (2**63).to_bytes(8, "little") + b"{}", ["cut off", "does not fit"]),
     "cut in the header": (lambda h, d, r: put_together(h, None, r)[:500], ["cut off"]),
     "cut in a tensor": (lambda h, d, r: put_together(h, None, r[:-1]), ["is not what it should be"]),

@@ -66,6 +66,35 @@ def test_labels_behind_several_inputs_or_a_dict_are_left_out(count: int) -> None
         assert torch.equal(tensor, made[1].state_dict()[name])
 
 
+class Kinds(nn.Module):
+    """Takes a number of a kind beside its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds, self.body = nn.Embedding(3, 6), mlp()
+
+    def forward(self, x: Tensor, kind: Tensor, scale: float = 1.0) -> Tensor:
+        out: Tensor = self.body(x * scale + self.kinds(kind))
+        return out
+
+
+def test_inputs_by_name_may_stand_in_a_batch_by_position_before_labels() -> None:
+    torch.manual_seed(0)
+    net = Kinds().eval()
+    data = [(torch.randn(8, 6), torch.randint(3, (8,)), torch.zeros(8, dtype=torch.long)) for _ in range(6)]
+    (x, kind, _), states = data[0], []
+    for example in ((x, kind), {"x": x, "kind": kind}, {"kind": kind, "x": x}):
+        made = fxprune.transform(
+            net, example, ratio=0.5, importance="taylor", data=data, loss=lambda m, b: m(*b[:2]).sum(), repair=True
+        )
+        assert fxprune.record(made).repair is not None
+        states.append(made.state_dict())
+    assert all(torch.equal(tensor, state[name]) for state in states for name, tensor in states[0].items())
+    with pytest.raises(fxprune.InputError, match="in the order of forward's arguments, or hold it by") as caught:
+        fxprune.transform(net, {"x": x, "kind": kind}, ratio=0.5, data=[(x,)], repair=True)
+    assert "example inputs" not in str(caught.value)
+
+
 def test_batches_may_have_any_form_and_be_read_once() -> None:
     torch.manual_seed(0)
     net, data = mlp(), batches(6)

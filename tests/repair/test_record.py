@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -152,12 +153,25 @@ def test_verify_still_finds_what_is_wrong_in_a_trained_model() -> None:
         assert fxprune.verify(net, made, X) > 1e-3
 
 
+def test_a_repaired_model_that_was_trained_is_told_with_one_tensor_that_no_repair_changes() -> None:
+    net, _, made = models()
+    with pytest.warns(fxprune.OtherWeightsWarning) as caught:
+        fxprune.verify(net, trained(made), X)
+    text = str(caught[0].message)
+    assert re.search(
+        r': 4 of 4 tensors differ. The repair can have changed 2 of them, but not "0.\w+" and others: ', text
+    )
+    assert text.count('"') == 2
+
+
 def test_a_single_wrong_number_and_another_original_are_no_training() -> None:
     net, small, _ = models()
+    torch.manual_seed(5)
+    with pytest.warns(fxprune.OtherWeightsWarning, match="made from other weights than those of this model") as caught:
+        assert fxprune.verify(mlp(), small, X) > 1e-3
+    assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error", fxprune.OtherWeightsWarning)
-        torch.manual_seed(5)
-        assert fxprune.verify(mlp(), small, X) > 1e-3
         spoiled = copy.deepcopy(small)
         with torch.no_grad():
             spoiled.get_parameter("2.weight")[0, 0] += 1
