@@ -45,7 +45,7 @@ def inputs_of(
 
 
 def _how_to_fit(option: str, *, picks: bool) -> str:
-    """What to do about a batch that does not fit. picks: True if a function has picked the inputs out of it."""
+    """Advice for a batch that does not fit. picks: True if a function has picked the inputs out of it."""
     if not option:
         return "let a batch hold what one call takes"
     by_hand = f"`{option}=lambda batch: batch[0]`"
