@@ -26,6 +26,7 @@ allowed only for options that name groups. A pattern that names nothing is an er
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import numbers
 import re
@@ -188,7 +189,8 @@ def find(names: Names, pattern: Any, *, what: str) -> Match:
     if isinstance(pattern, str):
         match = _of_text(names, pattern)
         if not (match.modules or match.tensors or match.groups):
-            why = nearest(pattern, names.known())
+            known = names.known()
+            why = _nearest_pattern(pattern, known) or nearest(pattern, known)
             raise PlanError(f'{what} names nothing: "{pattern}"', why=why, do=names.kinds)
         return match
     if isinstance(pattern, nn.Module):
@@ -247,6 +249,27 @@ def matching(pattern: str, known: Iterable[str]) -> list[str]:
     return [name for name in listed if fnmatch.fnmatchcase(name, pattern)]
 
 
+def nearest_glob(pattern: str, known: Iterable[str]) -> str:
+    """A glob that names something, if the pattern is one with a part that is written wrongly; else "".
+
+    >>> nearest_glob("layres.*.up", ["layers.0.up", "layers.1.up", "head"]), nearest_glob("head*s", ["head"])
+    ('layers.*.up', '')
+    """
+    if not re.search(r"[*?[]", pattern):
+        return ""
+    made: list[str] = []
+    fitting = [name.split(".") for name in known]
+    for part in pattern.split("."):
+        place = len(made)
+        fitting = [parts for parts in fitting if len(parts) > place]
+        there = sorted({parts[place] for parts in fitting})
+        if not any(fnmatch.fnmatchcase(one, part) for one in there):
+            part = next(iter(difflib.get_close_matches(part, there, n=1)), "") if part.isidentifier() else ""
+        fitting = [parts for parts in fitting if fnmatch.fnmatchcase(parts[place], part)]
+        made.append(part)
+    return ".".join(made) if fitting else ""
+
+
 def literals(pattern: str) -> int:
     """The number of literal characters of a glob. Brackets around one character count as that character.
 
@@ -277,6 +300,23 @@ def show(pattern: Any) -> str:
     if isinstance(pattern, nn.Module):
         return f"the module {type(pattern).__name__}"
     return f'the group "{pattern.key}"' if isinstance(pattern, Grouped) else repr(pattern)
+
+
+_FOLDED = re.compile(r"(?<![^.])\d+(?:[-,]\d+)+(?![^.])")
+"""Numbers of repeated blocks, as reports write them in one row."""
+
+
+def _nearest_pattern(pattern: str, known: Sequence[str]) -> str:
+    """A hint for a pattern that is nearly a glob, or the name of a row for repeated blocks; else ""."""
+
+    def numbers(found: re.Match[str]) -> str:
+        return "*" if re.search(r"\d\d", found[0]) else f"[{found[0].replace(',', '')}]"
+
+    glob = _FOLDED.sub(numbers, pattern)
+    if glob != pattern and matching(glob, known):
+        return f'reports write repeated blocks in one row; did you mean "{glob}"?'
+    near = nearest_glob(pattern, known)
+    return f'did you mean "{near}"?' if near else ""
 
 
 def _of_text(names: Names, text: str) -> Match:

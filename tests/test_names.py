@@ -164,6 +164,8 @@ def sparse_layers(net):
 
 NOTHING = {
     "unknown": ("bodyy", 'names nothing: "bodyy"\n  why  did you mean "body"'),
+    "a glob with a part that is wrong": ("bdy.*", 'names nothing: "bdy.*"\n  why  did you mean "body.*"?'),
+    "a row of a report": ("body.0-1", 'reports write repeated blocks in one row; did you mean "body.[0-1]"?'),
     "a glob that fits nothing": ("none*", 'names nothing: "none*"\n  why  '),
     "no name": ("", ""),
     "a stranger": (nn.Linear(1, 1), "a module that is not part of the model: Linear"),

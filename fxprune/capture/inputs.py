@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
@@ -89,9 +90,12 @@ def bound(model: nn.Module, inputs: Inputs, what: str = "example inputs") -> ins
         do = "pass a tuple of all positional arguments, or a dict of keyword arguments"
         if inputs[1] and not inputs[1].keys() & signature.parameters.keys():
             do += "; a dict that is one argument stands in a tuple: (inputs,)"
+        unknown = next((name for name in inputs[1] if name not in signature.parameters), "")
+        near = difflib.get_close_matches(unknown, signature.parameters, n=1)
+        meant = f' did you mean "{near[0]}" by "{unknown}"?' if near else ""
         raise InputError(
             f"the {what} do not fit {type(model).__name__}.forward{signature}",
-            why=f"{error}; the {what} are {given}",
+            why=f"{error};{meant} the {what} are {given}",
             do=do,
         ) from None
 

@@ -25,7 +25,24 @@ The option has the name of the argument, with hyphens."""
 OTHER_NAMES = {"mode": "repair_mode"}
 """Argument of a function that `transform` calls -> that of `transform`."""
 
+SUBJECTS = "ratio counts ignore drop groups uniform keep masks outputs scope score scores importance".split()
+"""Arguments with which a sentence of an error may begin."""
+
+NAMED = "give each as --input SHAPE, in the order of forward, or as --input NAME=SHAPE"
+
+RUNS = "check that the model runs on these example inputs"
+
 SPOKEN = (
+    (rf"(?m)^(?:{'|'.join(SUBJECTS)})(?= (?:names|must|asks|cannot|needs|is without)\b)", r"--\g<0>"),
+    (
+        r"pass names, globs, modules or types of modules[^\n]*",
+        "write a name, a glob or name:kind, as `fxprune inspect` lists them",
+    ),
+    (rf"(?s)(scalar types: Long.*){RUNS}", r"\1give integers, such as token ids, as --input [NAME=]1x16:int64<N"),
+    (RUNS, "check shapes and dtypes of --input"),
+    (r"the example inputs are (\d+) positional and the keywords (\[.*\])", r"--input gives \1 without a name, and \2"),
+    (r"pass a tuple of all positional arguments, or a dict of keyword arguments(?:; a dict that[^\n]*)?", NAMED),
+    (r"make the plan anew \(.*\) and save it", "write it with `fxprune prune --save-plan`"),
     (r"has other weights than the one that it was made from", r"\g<0>: check --weights"),
     (
         r"make the plan with this model's `analyze`",

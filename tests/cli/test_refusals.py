@@ -174,9 +174,10 @@ def test_errors_of_the_package_are_shown_whole(folder, capsys):
     code, err = refused(capsys, "inspect", "tests.cli.models:Raising", "-i", "1x4")
     assert (code, "no forward today" in err) == (1, True)
     code, err = refused(capsys, "prune", *NET, *OUT, "--ignore", "conv3")
-    assert (code, 'ignore names nothing: "conv3"\n  why  did you mean "conv' in err) == (1, True)
+    assert (code, 'error: --ignore names nothing: "conv3"\n  why  did you mean "conv' in err) == (1, True)
     code, err = refused(capsys, "prune", *NET, "-r", "cnv1=0.5", "-o", "small.safetensors")
     assert (code, 'did you mean "conv1"?' in err) == (1, True)
+    assert "do   write a name, a glob or name:kind, as `fxprune inspect` lists them" in err
 
 
 def test_answers_name_options_and_no_arguments_of_python(folder, capsys):
@@ -188,6 +189,18 @@ def test_answers_name_options_and_no_arguments_of_python(folder, capsys):
     err = capsys.readouterr().err
     assert "or give the --arg NAME=VALUE of the model that it was made with" in err
     assert "analyze" not in err
+
+
+def test_inputs_that_do_not_fit_are_answered_with_options(folder, capsys):
+    words = ("inspect", "tests.cli.models:Normed", "-i", "ids=2x7:int64<50")
+    code, err = refused(capsys, *words, "-i", "scael=1")
+    hint = "did you mean \"scale\" by \"scael\"? --input gives 0 without a name, and ['ids', 'scael']"
+    assert (code, hint in err) == (1, True), err
+    assert "do   give each as --input SHAPE, in the order of forward, or as --input NAME=SHAPE\n" in err
+    code, err = refused(capsys, *words[:2], "-i", "2x7", "-i", "1")
+    assert (code, "do   give integers, such as token ids, as --input [NAME=]1x16:int64<N" in err) == (1, True)
+    code, err = refused(capsys, "inspect", *NET[:2], "1x4x8x8")
+    assert (code, "do   check shapes and dtypes of --input" in err) == (1, True)
 
 
 def test_a_device_that_is_not_there(folder, capsys):
