@@ -42,7 +42,7 @@ SPOKEN = (
     (RUNS, "check shapes and dtypes of --input"),
     (r"the example inputs are (\d+) positional and the keywords (\[.*\])", r"--input gives \1 without a name, and \2"),
     (r"pass a tuple of all positional arguments, or a dict of keyword arguments(?:; a dict that[^\n]*)?", NAMED),
-    (r"make the plan anew \(.*\) and save it", "write it with `fxprune prune --save-plan`"),
+    (r"make the plan \w+ \(.*\) and save it", "write it with `fxprune prune --save-plan`"),
     (r"has other weights than the one that it was made from", r"\g<0>: check --weights"),
     (
         r"make the plan with this model's `analyze`",
