@@ -18,6 +18,7 @@ from fxprune.capture.tensors import Tensors
 from fxprune.costs import Latency, cost, measured_in_turn, peak_memory
 from fxprune.costs.latency import milliseconds
 from fxprune.errors import InputError, counted
+from fxprune.notebooks import html_table
 from fxprune.report.text import figure, table
 from fxprune.report.views import checked
 
@@ -60,6 +61,10 @@ class Summary:
 
     def __str__(self) -> str:
         return self.report()
+
+    def _repr_html_(self) -> str:
+        title = f"Summary: {self.before.params} -> {self.after.params} parameters"
+        return html_table(title, ("", "before", "after", "left"), list(self._rows()), right=(1, 2, 3))
 
     def _rows(self) -> Iterator[tuple[str, str, str, str]]:
         before, after = self.before, self.after

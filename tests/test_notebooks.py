@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from html.parser import HTMLParser
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from torch import nn
 
 import fxprune
+from fxprune import Pareto, Sensitivity, Summary
+from fxprune._search.results import ParetoPoint, SensitivityPoint
+from fxprune._summary import ModelFigures
 from fxprune.notebooks import MOST, html_table
 
 
@@ -84,6 +89,27 @@ def test_a_record_shows_the_layers_that_changed(found: fxprune.Analysis) -> None
     assert f"relative error {record.error:.1e}" in made.told[0]
     assert made.rows[1][:2] == ["0", "8 x 3 x 3 x 3 -> 4 x 3 x 3 x 3"]
     assert "not compared" in Table(fxprune.record(found.transform(ratio=0.5, verify=False))._repr_html_()).told[0]
+
+
+def test_the_results_of_searches_and_a_summary_are_tables_and_their_pictures_are_shown(
+    found: fxprune.Analysis, tmp_path: Path
+) -> None:
+    curve, kept = Sensitivity("score", 0.5, (SensitivityPoint("0", 0.5, 8, 4, 0.5, 0.25, None),)), 0.5
+    front = Pareto("macs", "score", 0.5, (ParetoPoint(0.5, kept, 266, 1064, 6192, 0.25, None),))
+    made = Table(curve._repr_html_())
+    assert made.told == ["score by the share of a group that goes (the original has 0.5)"]
+    assert made.rows == [["group", "channels", "50%"], ["0", "8", "0.25"]]
+    assert Table(front._repr_html_()).rows[1] == ["0.5", "50.0%", "266", "1064", "6192", "0.25"]
+    figures = ModelFigures(532, 2128, 12384, 64), ModelFigures(266, 1064, 6192, 32)
+    made = Table(Summary(*figures)._repr_html_())
+    assert made.told == ["Summary: 532 -> 266 parameters"]
+    assert made.rows[3] == ["MACs", "12384", "6192", "50.0%"]
+    for one in (curve, front):
+        plt.close("all")
+        one.plot(tmp_path / "found.png")
+        assert not plt.get_fignums()
+        assert one.plot().figure.number in plt.get_fignums()
+    plt.close("all")
 
 
 def test_texts_are_escaped_and_long_tables_say_how_many_rows_more_there_are() -> None:

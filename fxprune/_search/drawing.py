@@ -22,7 +22,9 @@ _MARKERS = "osD^vPX*"
 
 
 def draw(lines: Sequence[Line], across: str, up: str, path: PathLike | None, ax: Any) -> Any:
-    """Draw lines, dashed without and full with repair, and write the picture if there is a path. Returns the axes.
+    """Draw lines, dashed without and full with repair. Returns the axes.
+
+    The picture is written if there is a path; else a notebook shows it.
 
     Raises `FxpruneError` if matplotlib is missing, `InputError` if `ax` is something else than axes.
     """
@@ -41,7 +43,8 @@ def draw(lines: Sequence[Line], across: str, up: str, path: PathLike | None, ax:
     if ax is None:
         wide = columns * (0.6 + 0.075 * max((len(name) for name, *_ in lines), default=0))
         tall = max(4.2, 0.18 * min(len(lines) + len(told), TALLEST) + 0.5)
-        ax = Figure(figsize=(7 + wide, tall), layout="constrained").add_subplot()
+        size: dict[str, Any] = {"figsize": (7 + wide, tall), "layout": "constrained"}
+        ax = (_shown_figure(**size) if path is None else Figure(**size)).add_subplot()
     for number, (name, places, plain, repaired) in enumerate(lines):
         colour, marker = f"C{number % 10}", _MARKERS[number // 10 % len(_MARKERS)]
         both = len(repaired) == len(places)
@@ -62,6 +65,13 @@ def draw(lines: Sequence[Line], across: str, up: str, path: PathLike | None, ax:
     if path is not None:
         save_picture(ax.figure, path)
     return ax
+
+
+def _shown_figure(**size: Any) -> Any:
+    """A figure that a notebook shows, and `plt.show()`."""
+    from matplotlib import pyplot  # here, because a picture that is only written needs no window
+
+    return pyplot.figure(**size)
 
 
 def _plain_label(name: str, *, both: bool) -> str | None:

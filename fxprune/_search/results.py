@@ -11,6 +11,7 @@ from typing import Any
 from fxprune._search.drawing import draw
 from fxprune.arguments import checks_arguments
 from fxprune.files import PathLike, write_text
+from fxprune.notebooks import html_table
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,20 @@ class Sensitivity:
 
     def table(self) -> str:
         """A row for each group, a column for each ratio; of a repaired model the value stands behind an arrow."""
+        return _table(*self._rows(), self._title)
+
+    def _repr_html_(self) -> str:
+        rows, head = self._rows()
+        return html_table(self._title, head, rows, right=range(1, len(head)))
+
+    def _rows(self) -> tuple[list[list[Any]], list[str]]:
+        """The rows of the table, and its head."""
         ratios = list(dict.fromkeys(point.ratio for point in self.points))
         rows = []
         for group, points in _by_group(self.points).items():
             values = {point.ratio: _both(point.value, point.repaired) for point in points}
             rows.append([self._names[group], points[0].channels, *(values.get(ratio, "") for ratio in ratios)])
-        return _table(rows, ["group", "channels", *(f"{ratio:.0%}" for ratio in ratios)], self._title)
+        return rows, ["group", "channels", *(f"{ratio:.0%}" for ratio in ratios)]
 
     @property
     def _names(self) -> dict[str, str]:
@@ -122,6 +131,18 @@ class Pareto:
 
     def table(self) -> str:
         """A row for each budget."""
+        return _table(*self._rows(), self._title)
+
+    def _repr_html_(self) -> str:
+        rows, head = self._rows()
+        return html_table(self._title, head, rows, right=range(1, len(head)))
+
+    @property
+    def _title(self) -> str:
+        return f"{self.measure} of the original: {_number(self.whole)}"
+
+    def _rows(self) -> tuple[list[list[Any]], list[str]]:
+        """The rows of the table, and its head."""
         repaired = any(point.repaired is not None for point in self.points)
         rows = [
             [
@@ -136,7 +157,7 @@ class Pareto:
             for point in self.points
         ]
         head = [f"budget ({self.key})", "kept", "params", "bytes", "MACs", self.measure, *["repaired"] * repaired]
-        return _table(rows, head, f"{self.measure} of the original: {_number(self.whole)}")
+        return rows, head
 
     @checks_arguments()
     def to_json(self, path: PathLike | None = None) -> str:

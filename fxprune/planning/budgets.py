@@ -123,6 +123,12 @@ def _budget(key: str, value: Any, whole: Figures, uncounted: Sequence[str]) -> B
             why=f"nothing counts {', '.join(uncounted[:3])}",
             do="give the budget as params or bytes, or register a rule for the operation",
         )
+    if not full and key in COMPUTED:
+        why, do = "it is 0 on the example inputs", "give another budget"
+        if key == "cache":
+            why = "what the model returns for the example inputs holds none"
+            do = "give inputs for which it returns one (use_cache=True), or another budget"
+        raise PlanError(f"there is no {key} to limit", at=at, why=why, do=do)
     limit = _limit(key, value, full, at)
     budget = Budget(key, limit, full)
     if limit > full:

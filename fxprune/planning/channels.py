@@ -62,6 +62,8 @@ def _named_slots(findings: Findings, plan: PlanFields) -> list[Bools]:
                 what = f'it removes index {max(indices)} of "{name}" dimension {dim}'
                 raise _other_model(what, f"its shape is {shape}")
             if (parameter, dim) not in named:
+                if all(parameter != known for known, _ in named):
+                    raise _not_reached(name, dim)
                 raise _other_model(f'it removes from "{name}" dimension {dim}', "nothing can be removed there")
             named[parameter, dim][np.asarray(indices)] = True
     return list(named.values())
@@ -87,6 +89,15 @@ def _refuse_other(made_for: Structure, here: Structure) -> None:
     there, instead = made_for.difference(here)
     if there:
         raise _other_model(f"where it was made {there}", f"here {instead}")
+
+
+def _not_reached(name: str, dim: int) -> PlanError:
+    """The error for a tensor that forward does not read."""
+    return PlanError(
+        f'the example inputs do not reach "{name}"',
+        why=f"the plan removes from its dimension {dim}, and forward does not read it on these inputs",
+        do="give inputs on which forward reads it: is an optional one missing?",
+    )
 
 
 def _other_model(what: str, why: str) -> PlanError:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fxprune.analysis.findings import Findings, Group
+from fxprune.analysis.observer import MEETS_FIXED
 from fxprune.channels.groups import Bools, Removal
 from fxprune.planning.budgets import Budget
 from fxprune.planning.figures import TIMED, Figures, Meter
@@ -263,11 +264,14 @@ class _Search:
     def missed(self, removed: Bools) -> Iterator[str]:
         """Sentences on the budgets that a plan does not meet: how near it comes, and what holds it."""
         figures = self.meter.of(Removal(self.findings.solution, removed))
-        held = [str(locked) for locked in self.findings.locked[:3]]
+        ends = ("output of the model", MEETS_FIXED)  # every model has those
+        locked = (each for each in self.findings.locked if each.event.why not in ends)
+        held = [str(each) for each in itertools.islice(locked, 3)]
         for budget in self.budgets:
             figure = budget.of(figures)
             if figure > budget.limit:
                 why = "every group has lost the most that it may"
                 why += f": {self.widths.limits}" if self.widths.limits else ""
                 why += f"; held: {'; '.join(held)}" if held else ""
-                yield f"{budget.missed(figure)}: {why}"
+                do = "Raise the budget" + (", or loosen what is named here" if self.widths.limits or held else "")
+                yield f"{budget.missed(figure)}: {why}. {do}"

@@ -214,3 +214,9 @@ def test_a_schedule_takes_budgets_that_are_computed_only() -> None:
     for _ in range(2):
         pruner.step()
     assert cache_bytes(pruner.model, TOKENS) <= whole / 2
+
+
+def test_a_budget_of_a_cache_that_is_not_there_is_refused() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+    with pytest.raises(fxprune.PlanError, match=r"no cache to limit(.|\n)*use_cache=True"):
+        fxprune.transform(model, torch.zeros(1, 4), keep={"cache": 0.5})

@@ -590,3 +590,23 @@ def test_a_mutant_that_is_read_as_it_is_would_be_seen(tmp_path: Path, monkeypatc
 def test_attention_has_its_settings_in_the_plan() -> None:
     sizes = fxprune.record(pruned(seeded(Attention, 1), torch.randn(2, 3, 16))).plan.sizes
     assert {("attribute", "", "head_dim", 4), ("attribute", "", "split", 16)} <= {(*s.place, s.old) for s in sizes}
+
+
+class Kinds(nn.Module):
+    """Reads a layer only where an optional input is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.kind, self.head = nn.Linear(4, 8), nn.Embedding(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor, kind: Tensor | None = None) -> Tensor:
+        x = self.body(x)
+        out: Tensor = self.head(x if kind is None else x + self.kind(kind))
+        return out
+
+
+def test_a_layer_that_the_example_inputs_do_not_reach_is_named() -> None:
+    model, x, kind = Kinds().eval(), torch.randn(2, 4), torch.tensor([0, 2])
+    small = fxprune.transform(model, (x, kind), ratio=0.5)
+    with pytest.raises(fxprune.PlanError, match=r'do not reach "kind.weight"(.|\n)*is an optional one missing'):
+        fxprune.verify(model, small, x)
