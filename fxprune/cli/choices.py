@@ -27,7 +27,8 @@ def choices_of(options: argparse.Namespace) -> dict[str, Any]:
     if len(said) != 1:
         why = " and ".join(f"--{name}" for name in said) + " were given" if said else "none of them was given"
         what = "say which channels to remove: exactly one of --ratio, --keep, --masks and --plan, or --counts or --drop"
-        raise UsageError(what, why=why, do="add --ratio 0.5, or another of them; leave out the others")
+        do = f"leave out all but --{said[0]}, or another of them" if said else "add --ratio 0.5, or another of them"
+        raise UsageError(what, why=why, do=do)
     everything = (*RANKING_OPTIONS, *FILTER_OPTIONS, *BRANCH_OPTIONS, "bias", "border")
     chosen = {name: getattr(options, name) for name in everything}
     chosen = {name: value for name, value in chosen.items() if value not in (None, [], {}, False)}

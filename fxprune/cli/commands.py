@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +29,7 @@ from fxprune.cli.small_output import check_saves, check_small_output, write_smal
 from fxprune.cli.tables import with_branches, with_layers
 from fxprune.cli.usage import UsageError, check_amounts, ratio_of
 from fxprune.costs import peak_memory
-from fxprune.errors import FxpruneError, OtherWeightsWarning
+from fxprune.errors import FileError, FxpruneError, OtherWeightsWarning
 from fxprune.planning.budgets import above
 from fxprune.planning.figures import with_measured
 from fxprune.planning.plan import Plan, Removed
@@ -39,6 +40,9 @@ from fxprune.report.text import change
 
 DONE, ERROR, USAGE, NOTHING, WRONG, ABOVE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 """Exit codes; docs/cli.md explains them."""
+
+NO_PLAN = (".pt", ".pth", ".pkl", ".pt2", ".onnx", ".bin")
+"""Suffixes of files that hold no plan."""
 
 NOT_MEASURED = (
     "compared with the original whose removed channels are zero, not with the original: its accuracy is not measured, "
@@ -188,7 +192,7 @@ def _with_memory(made: Record, model: nn.Module, small: nn.Module, inputs: Any, 
 def verify(options: argparse.Namespace, say: Say) -> Answer:
     """Reports the relative error of a small model against its masked original."""
     check_readable(options.weights)
-    check_small(options.small)
+    check_small(options)
     model, inputs = model_and_inputs(options, say)
     small = _small(options.small, model, inputs, say)
     told = _compare_weights(options, model, small)
@@ -210,7 +214,7 @@ def verify(options: argparse.Namespace, say: Say) -> Answer:
 def export(options: argparse.Namespace, say: Say) -> Answer:
     """Writes a model, or a small model from a file, as a graph that runs without its code."""
     check_readable(options.weights)
-    check_small(options.small)
+    check_small(options)
     read = [path for path in (options.weights, options.small) if path is not None]
     check_writable(options.output, tuple(FORMATS), read)
     if options.opset is not None and not options.output.endswith(".onnx"):
@@ -234,8 +238,8 @@ def export(options: argparse.Namespace, say: Say) -> Answer:
 def summary(options: argparse.Namespace, say: Say) -> Answer:
     """Reports the figures of a model and of a small model from a file, side by side."""
     check_readable(options.weights)
-    check_small(options.small)
-    score = None if options.score is None else models.function(options.score)
+    check_small(options)
+    score = None if options.score is None else models.function(options.score, "--score")
     model, inputs = model_and_inputs(options, say)
     small = _small(options.small, model, inputs, say)
     _compare_weights(options, model, small)
@@ -276,7 +280,7 @@ def _measured(options: argparse.Namespace, say: Say) -> tuple[nn.Module, Any, di
         why = "neither --score nor --repair is given"
         raise UsageError("there is nothing to measure by", why=why, do="add --score package.module:function")
     check_data(options)
-    chosen: dict[str, Any] = {"score": None if options.score is None else models.function(options.score)}
+    chosen: dict[str, Any] = {"score": None if options.score is None else models.function(options.score, "--score")}
     model, inputs = model_and_inputs(options, say, by_weights=True)
     for name in ("importance", "round_to", "ignore"):
         if getattr(options, name):
@@ -365,6 +369,9 @@ def _compare_weights(options: argparse.Namespace, model: nn.Module, small: nn.Mo
 
 def _plan(path: str) -> Plan:
     """Returns the plan in a plan file, or in the file of a small model."""
+    if os.path.splitext(path)[1].lower() in NO_PLAN:
+        do = "pass the .json file that `fxprune prune --save-plan` wrote, or the .safetensors file of a small model"
+        raise FileError(f'"{path}" is no plan', why="fxprune writes plans as .json", do=do)
     return record_in(path).plan if path.endswith(".safetensors") else Plan.load(path)
 
 

@@ -35,7 +35,10 @@ def check_data(options: argparse.Namespace) -> None:
         )
     if options.data is not None and not measured and options.repair is not True:
         why = "no importance is measured, and nothing is repaired on it"
-        raise UsageError("--data is without effect here", why=why, do=f"choose --importance from {', '.join(MEASURED)}")
+        do = f"choose --importance from {', '.join(MEASURED)}"
+        if options.command == "prune":
+            do = f"add --repair, or {do}"
+        raise UsageError("--data is without effect here", why=why, do=do)
     if options.loss is not None and takes is None:
         raise UsageError("--loss is without effect here", why="the importance takes no loss", do="leave it out")
 
@@ -44,11 +47,11 @@ def data_of(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `transform` that the options name."""
     found: dict[str, Any] = {}
     if options.data is not None:
-        found["data"] = models.batches(options.data)
+        found["data"] = models.batches(options.data, "--data")
     if options.loss is not None:
-        found["loss"] = models.function(options.loss)
+        found["loss"] = models.function(options.loss, "--loss")
     if options.repair is not None:
-        found["repair"] = True if options.repair is True else models.batches(options.repair)
+        found["repair"] = True if options.repair is True else models.batches(options.repair, "--repair")
         found["repair_mode"] = options.repair_mode or "weights"
     return found
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from fxprune.cli.pretrained import is_pretrained, load_pretrained
@@ -77,28 +78,49 @@ def _refuse_file(spec: str) -> None:
         raise UsageError(f'"{spec}" names no model', why=why, do=do.replace("FILE", spec))
 
 
-def batches(spec: str) -> Any:
-    """The batches that a name in `package.module:loader` stands for; a callable is called.
+def batches(spec: str, option: str) -> Any:
+    """The batches that a name in `package.module:loader` stands for; a callable is called. option: its option.
 
     Raises `UsageError` for a name of a wrong form, and `FxpruneError` if there is no such thing or its code raises.
     """
-    found = _named(spec, "batches", "loader")
+    found = _named(spec, "batches", "loader", option)
+    do = "name a list of batches, a data loader, or a function without arguments that returns one"
     if callable(found) and not hasattr(found, "__iter__"):
+        needed = _needed(found)
+        if needed:
+            why = f"{spec} takes {', '.join(map(repr, needed))}, a loader takes nothing"
+            raise FxpruneError(f"{option} {spec} names no loader", why=why, do=do)
         with _errors_with_line(f'"{spec}"'):
             found = found()
+    if isinstance(found, torch.Tensor) or not (hasattr(found, "__iter__") or hasattr(found, "__getitem__")):
+        raise FxpruneError(f"{option} {spec} names no batches", why=f"it is {_kind(found)}", do=do)
     return found
 
 
-def function(spec: str) -> Any:
-    """The function that a name in `package.module:loss` stands for. Raises as `batches`."""
-    return _named(spec, "function", "loss")
+def _kind(value: Any) -> str:
+    return "one tensor" if isinstance(value, torch.Tensor) else f"of the type {type(value).__name__}"
 
 
-def _named(spec: str, what: str, example: str) -> Any:
+def _needed(found: Any) -> list[str]:
+    """The arguments of a callable that have no default."""
+    try:
+        known = inspect.signature(found).parameters.values()
+    except (TypeError, ValueError):
+        return []  # a function in C has no signature
+    stars = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in known if p.default is p.empty and p.kind not in stars]
+
+
+def function(spec: str, option: str) -> Any:
+    """The function that a name in `package.module:function` stands for. Raises as `batches`."""
+    return _named(spec, "function", "loss" if option == "--loss" else "function", option)
+
+
+def _named(spec: str, what: str, example: str, option: str) -> Any:
     package, colon, name = spec.partition(":")
     if not colon or not all(part.isidentifier() for part in (*package.split("."), *name.split("."))):
         why = f"{'batches are' if what == 'batches' else 'it is'} named as package.module:{example}"
-        raise UsageError(f'"{spec}" names no {what}', why=why, do=f"name it as package.module:{example}")
+        raise UsageError(f'{option} "{spec}" names no {what}', why=why, do=f"say {option} package.module:{example}")
     return _attribute(package, name)
 
 
@@ -183,8 +205,8 @@ def _errors_with_line(what: str) -> Iterator[None]:
     except (ModuleNotFoundError, FxpruneError):
         raise
     except (Exception, SystemExit) as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        at = f"{os.path.basename(last.filename)}:{last.lineno}"
+        theirs = [step for step in traceback.extract_tb(error.__traceback__) if step.filename != __file__]
+        at = f"{os.path.basename(theirs[-1].filename)}:{theirs[-1].lineno}" if theirs else ""
         if isinstance(error, SyntaxError) and error.filename:
             at = f"{os.path.basename(error.filename)}:{error.lineno}"
         text = str(error).strip().splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import os
 from collections.abc import Iterable
@@ -34,15 +35,20 @@ def _check_file(path: str) -> None:
         near = sorted(other for other in names if _alike(name, other))
         raise FileError(
             f'there is no file "{path}"',
-            why=nearest(name, near) if near else "no name there is like it",
-            do="pass the name of a file that is there",
+            why=nearest(name, near) if near else f'no name in "{folder or os.getcwd()}" is like it',
+            do=f'pass the name of a file that is there; names are relative to "{os.getcwd()}"',
         )
 
 
-def check_small(path: str | None) -> None:
+def check_small(options: argparse.Namespace) -> None:
     """Raises `FileError` if a small model cannot be read from a file, or its suffix says that it holds none."""
+    path = options.small
     if path is None:
         return
+    if options.model.endswith(".safetensors") and not path.endswith(".safetensors") and not os.path.isfile(path):
+        why = f'"{options.model}" is a file, and "{path}" is none'
+        do = f"say `fxprune {options.command} {path} {options.model}`"
+        raise UsageError("MODEL stands before SMALL", why=why, do=do)
     check_readable(path)
     if os.path.splitext(path)[1].lower() in NO_SMALL:
         do = "pass the .safetensors file that `fxprune prune -o` or `fxprune.save` wrote"

@@ -57,6 +57,7 @@ CODES = """exit codes:
   4    verification failed
   5    a budget could not be met; the file was written
   130  interrupted by Ctrl-C
+  141  whoever read the output has gone
 """
 
 COMPLETION = "--print-completion"
@@ -84,7 +85,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         raise SystemExit(0)
     if words[0] in parsers:
         parser = parsers[words[0]]
-        parser.refuse_unknown(words[1:])
+        parser.refuse_unknown(words[1:], {name: other.known for name, other in parsers.items()})
         options = parser.parse_intermixed_args(words[1:])  # [SMALL] may stand after options
         options.command = words[0]
         options.seeded = getattr(options, "seed", None) is not None
@@ -430,4 +431,6 @@ def _device(text: str) -> torch.device:
         return torch.device(text)
     except RuntimeError:
         known = ("cpu", "cuda", "mps", "xpu", "meta")
-        raise argparse.ArgumentTypeError(f'there is no device "{text}": {nearest(text, known)}') from None
+        meant = {"gpu": "cuda", "nvidia": "cuda"}.get(text.lower(), text)
+        hint = f'did you mean "{meant}"?' if meant in known else nearest(text, known)
+        raise argparse.ArgumentTypeError(f'there is no device "{text}": {hint}') from None

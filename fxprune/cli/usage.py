@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import ast
+import difflib
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 from fxprune.errors import FxpruneError, PlanError, nearest
+from fxprune.planning.budgets import UNITS as COUNTED
 from fxprune.planning.budgets import checked_keys
+
+PERCENT = 100
+"""The largest integer that could be meant as a percentage."""
 
 
 class UsageError(FxpruneError, ValueError):
@@ -31,16 +36,24 @@ class Parser(argparse.ArgumentParser):
         """Raises `UsageError` with the message, which argparse would print."""
         raise UsageError(message, do=f"`{self.prog} --help` says what it takes")
 
-    def refuse_unknown(self, words: Sequence[str]) -> None:
-        """Raises `UsageError` for an unknown option. argparse would take its value for an argument first."""
+    def refuse_unknown(self, words: Sequence[str], others: Mapping[str, Collection[str]]) -> None:
+        """Raises `UsageError` for an unknown option. argparse would take its value for an argument first.
+
+        others: command -> its options, for the hint.
+        """
         for word in words:
             if word == "--":
                 return
             name = word.partition("=")[0]
             if name.startswith("--") and name not in self.known:
-                known = [option for option in self.known if option.startswith("--")]
+                plain = {option[2:]: option for option in self.known if option.startswith("--")}
+                near = difflib.get_close_matches(name[2:], plain, n=1)
+                why = f'did you mean "{plain[near[0]]}"?' if near else ""
+                theirs = [command for command, options in others.items() if name in options]
+                if theirs:
+                    why = f"{self.prog} does not take it; {name} is an option of {', '.join(theirs)}"
                 do = f"`{self.prog} --help` lists the options"
-                raise UsageError(f"there is no option {name}", why=nearest(name, known), do=do)
+                raise UsageError(f"there is no option {name}", why=why, do=do)
 
 
 def one_of(what: str, names: Collection[str]) -> Callable[[str], str]:
@@ -148,7 +161,12 @@ def check_amounts(key: str, values: Sequence[float | int | str]) -> None:
 
 
 def _wrong(key: str, amount: float | int | str) -> str:
-    """The reason why an amount is no budget of a measure; empty if it is one."""
+    """The reason why an amount is no budget of a measure; empty if it is one.
+
+    A small integer without a unit is refused as 1 is: a percentage is more likely meant.
+    """
+    if key in COUNTED and isinstance(amount, int) and 1 < amount <= PERCENT:
+        return f"{amount} would be an absolute figure; a share is a number like {amount / 100:g}, a figure has a unit"
     try:
         checked_keys({key: amount})
     except PlanError as error:

@@ -135,6 +135,7 @@ def loader():
 
 
 BROKEN = [3]
+TENSOR = torch.zeros(4, 3, 12, 12)
 
 
 def labelled():

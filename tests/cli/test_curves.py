@@ -64,6 +64,7 @@ def test_prune_searches_for_widths(tmp_path, capsys, monkeypatch):
         (["sensitivity", *MODEL, *SCORE, "--file", "run.txt"], 2, "the suffix says the format"),
         (["pareto", *MODEL, *SCORE, "--budgets", "2.5"], 2, '"2.5" with --key macs: a share must be in (0, 1]'),
         (["pareto", *MODEL, *SCORE, "--budgets", "0.5,50%"], 2, '"50%" is no number with a unit of macs; write for'),
+        (["pareto", *MODEL, *SCORE, "--budgets", "0.5,2"], 2, "2 would be an absolute figure"),
         (["pareto", *MODEL, *SCORE, "--budgets", "5 ms"], 2, '"5 ms" is no number with a unit of macs'),
         (["pareto", *MODEL, *SCORE, "--budgets", "5", "--key", "latency"], 2, "a share or a text with a unit"),
         (["pareto", *MODEL, *SCORE, "--budgets", "1000000000000"], 1, "the budget is above the model itself"),

@@ -30,7 +30,14 @@ USAGE = {
     ("prune", *NET, "-o", "a.safetensors"): (
         "exactly one of --ratio, --keep, --masks and --plan, or --counts or --drop\n  why  none of them was given"
     ),
-    ("prune", *NET, *OUT, "--masks", "zeros"): "  why  --ratio and --masks were given",
+    ("prune", *NET, *OUT, "--masks", "zeros"): (
+        "  why  --ratio and --masks were given\n  do   leave out all but --ratio, or another of them"
+    ),
+    ("prune", *NET, *OUT, "--data", "m:f"): "  do   add --repair, or choose --importance from ",
+    ("prune", *NET, *OUT, "--bogus"): "there is no option --bogus\n  do   `fxprune prune --help` lists the options",
+    ("inspect", *NET, "--ratio", "0.5"): "fxprune inspect does not take it; --ratio is an option of prune, stream\n",
+    ("verify", "a.safetensors", NET[0], *NET[1:]): "  do   say `fxprune verify tests.cli.models:Net a.safetensors`",
+    ("prune", *NET, "-k", "macs=50", "-o", "b.safetensors"): "a share is a number like 0.5, a figure has",
     ("prune", *NET, "-r", "1", "-o", "a.safetensors"): '"1" is no number in [0, 1), alone or as PATTERN=NUMBER',
     ("prune", *NET, "-r", "nan", "-o", "a.safetensors"): '"nan" is no number in [0, 1)',
     ("prune", *NET, *OUT, "-r", "conv*=0.2"): "several --ratio contradict each other",
@@ -61,6 +68,7 @@ USAGE = {
     ("prune", *NET, "-k", "latency=5", "-o", "a.safetensors"): '"latency=5": a latency is a share or a text with',
     ("inspect", *NET, "--format", "jsno"): 'there is no format "jsno": did you mean "json"?',
     ("inspect", *NET, "--device", "cdua"): 'there is no device "cdua": did you mean "cuda"?',
+    ("inspect", *NET, "--device", "gpu"): 'there is no device "gpu": did you mean "cuda"?',
     ("inspect", *NET, "--weights", "a.bin"): "end it in .safetensors, .pt, .pth",
     ("inspect", *NET, "--weights", "a.safetensors", "--weights-key", "k"): "--weights-key is for .pt and .pth files",
     ("inspect", *NET, "--arg", "width"): '"width" is not NAME=VALUE',
@@ -211,6 +219,7 @@ def test_a_device_that_is_not_there(folder, capsys):
 def test_files_are_looked_at_before_the_work(folder, capsys):
     (folder / "weights.safetensors").write_bytes(b"none")
     (folder / "plan.json").write_text("{}")
+    (folder / "w.pt").touch()
     os.symlink("weights.safetensors", folder / "link.safetensors")
     cases = {
         ("prune", *NET, "-r", "0.5", "-o", "no/small.safetensors"): 'there is no directory "no"\n  do   make it first',
@@ -220,7 +229,13 @@ def test_files_are_looked_at_before_the_work(folder, capsys):
         ("prune", *NET, *OUT, "--weights", "no/weights.safetensors"): 'there is no directory "no"',
         ("prune", *NET, "--plan", "plan.jsn", "-o", "small.safetensors"): 'did you mean "plan.json"?',
         ("verify", *NET, "smal.safetensors"): 'there is no file "smal.safetensors"',
-        ("verify", *NET, "nope.safetensors"): "why  no name there is like it",
+        (
+            "verify",
+            *NET,
+            "nope.safetensors",
+        ): f'why  no name in "{folder}" is like it\n  do   pass the name of a file that is there; names',
+        ("diff", "w.pt", "plan.json"): "do   pass the .json file that `fxprune prune --save-plan` wrote, or",
+        ("prune", *NET, "--plan", "w.pt", "-o", "small.safetensors"): '"w.pt" is no plan',
         ("verify", *NET, "plan.json"): '"plan.json" is no small model',
         ("summary", *NET, "plan.json"): "do   pass the .safetensors file that",
         ("diff", "plan.json", "."): '"." is a directory',
@@ -299,6 +314,7 @@ def test_help_names_every_command_and_exit_code(capsys):
         "pareto",
         "diff",
         "130  interrupted by Ctrl-C",
+        "141  whoever read the output has gone",
         "4    verification failed",
     ):
         assert word in text

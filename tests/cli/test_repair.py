@@ -27,7 +27,22 @@ def test_prune_repairs_on_the_batches_of_a_loader(mode, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
-        (["--repair", "loader"], 2, "names no batches"),
+        (["--repair", "loader"], 2, '--repair "loader" names no batches'),
+        (
+            ["--repair", "tests.cli.models:width"],
+            1,
+            "why  tests.cli.models:width takes 'model', a loader takes nothing",
+        ),
+        (
+            ["--repair", "tests.cli.models:number"],
+            1,
+            "--repair tests.cli.models:number names no batches\n  why  it is of ",
+        ),
+        (
+            ["--repair", "tests.cli.models:TENSOR"],
+            1,
+            "--repair tests.cli.models:TENSOR names no batches\n  why  it is one",
+        ),
         (["--repair", "tests.cli.models:loadr"], 1, 'did you mean "loader"?'),
         (["--repair", "tests.cli.models:BROKEN"], 1, "a batch does not fit the model"),
         (["--repair", "tests.cli.models:loader", "--repair-mode", "all"], 2, "repair mode"),

@@ -36,7 +36,7 @@ def test_summary_says_the_figures_of_both_models(small, capsys):
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
-        (["--score", "width"], 2, "names no function"),
+        (["--score", "width"], 2, '--score "width" names no function\n  why  it is named as package.module:function'),
         (["--score", "tests.cli.models:widht"], 1, 'did you mean "width"?'),
         (["--score", "tests.cli.models:BROKEN"], 1, "score must be a function"),
         (["--rounds", "-1"], 2, "--rounds"),
