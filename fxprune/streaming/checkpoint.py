@@ -103,7 +103,10 @@ def _config(folder: Path) -> Mapping[str, Any] | None:
 
 
 def _weight_map(folder: Path) -> Mapping[str, str]:
-    """Name of a tensor -> its file; without an index the files alone, each under an empty name."""
+    """Name of a tensor -> its file; without an index the files alone, each under an empty name.
+
+    Raises `FileError` for an index of other files beside a file with all weights, which transformers loads instead.
+    """
     if (folder / INDEX).exists():
         source = f'"{folder / INDEX}"'
         found = Field(parse_json(read_bytes(folder / INDEX, LIMIT), source), source).mapping()
@@ -115,6 +118,13 @@ def _weight_map(folder: Path) -> Mapping[str, str]:
         for name in {*made.values()}:
             if name != os.path.basename(name) or not (folder / name).is_file():
                 raise FileError(f"{source} names a file that is not there", at=f'"{name}"', do="load all files first")
+        if (folder / WHOLE).exists() and {*made.values()} != {WHOLE}:
+            raise FileError(
+                f'"{folder}" holds two checkpoints',
+                at=f"{WHOLE} and {INDEX}",
+                why="transformers loads the single file, the index names others, and the weights may differ",
+                do="remove the one that is not meant, with its files",
+            )
         return made
     if (folder / WHOLE).is_file():
         return {"": WHOLE}

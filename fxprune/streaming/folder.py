@@ -14,7 +14,7 @@ from torch import nn
 from fxprune.artifacts.pretrained import refuse_other_weights, write_guarded
 from fxprune.artifacts.safetensors_file import INDEX
 from fxprune.configs.builder import NotBuiltError, built_from
-from fxprune.errors import FileError
+from fxprune.errors import FileError, text_of
 from fxprune.files import replacing, write_text
 from fxprune.streaming.checkpoint import CONFIG, Checkpoint
 
@@ -69,8 +69,13 @@ def _class_of(config: Mapping[str, Any]) -> Any:
     name = str(names[0]) if names else ""
     try:
         found = getattr(importlib.import_module(LIBRARY), name, None) if name.isidentifier() else None
-    except ImportError:
-        found = None
+    except ImportError as error:
+        raise FileError(
+            "the class of the model cannot be imported",
+            at=f'"architectures" in {CONFIG}: {json.dumps(names)}',
+            why=f"{LIBRARY} raised {text_of(error)}",
+            do="install what is missing, or pass the class: stream(..., model_class=...)",
+        ) from error
     if not (isinstance(found, type) and issubclass(found, nn.Module)) or config.get("auto_map"):
         raise FileError(
             "the class of the model is not known",
