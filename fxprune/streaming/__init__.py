@@ -12,7 +12,8 @@ The files, in the order in which they are used:
 8. `folder.py`: configs, tokenizers and the rest.
 9. `planned.py`: a plan whose norms are read from the files.
 10. `progress.py`: the bar.
-11. `run.py`: all together.
+11. `target.py`: the directory of the result before and during a run.
+12. `run.py`: all together.
 """
 
 from fxprune.streaming.run import Streamed, stream

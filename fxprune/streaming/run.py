@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -17,7 +16,7 @@ from torch import nn
 
 from fxprune._record import Record
 from fxprune.arguments import checks_arguments
-from fxprune.artifacts.pretrained import OTHER_WEIGHTS, WEIGHTS
+from fxprune.artifacts.pretrained import WEIGHTS
 from fxprune.artifacts.rebuild import needs_inputs, rebuild
 from fxprune.artifacts.weights import KEY, described
 from fxprune.capture.process_state import public_call
@@ -42,15 +41,12 @@ from fxprune.streaming.planned import planned
 from fxprune.streaming.progress import byte_bar
 from fxprune.streaming.shards import (
     Shard,
-    checksums,
     index_of,
     refuse_without_space,
     shards_of,
     write_shards,
 )
-
-STATE = ".fxprune_stream.json"
-"""The file that says for what job the files of a result are, as long as it is not complete."""
+from fxprune.streaming.target import STATE, FinishedFiles, refuse_no_directory
 
 SUMS = "SHA256SUMS"
 
@@ -123,7 +119,8 @@ def stream(
         memory: the most memory for tensors, such as "2 GB"; it limits the workers.
         workers: threads that read, cut and write; by default as many as processors, at most 4.
         shard_size: the largest size of a file.
-        checksum: True to write SHA256SUMS, for `sha256sum -c`, of the files on the disk.
+        checksum: True to write SHA256SUMS, for `sha256sum -c`, of the files on the disk. A file of a run that was
+            killed is taken only if it has the sum that was noted when it was finished, else it is written again.
         progress: True for a bar, if stderr is a terminal.
 
     Where the config says the small model (plans of `uniform="config"`), the result has the names and the form of the
@@ -133,6 +130,7 @@ def stream(
     `PlanError` for a plan of another model, one without sizes, and one that cuts packed weights inside a block.
     """
     began = time.monotonic()
+    refuse_no_directory(Path(out_dir))
     checkpoint = open_checkpoint(source_dir)
     with public_call():
         original: nn.Module = model_of(checkpoint, model_class) if model is None else model
@@ -145,18 +143,19 @@ def stream(
         why = "it would be replaced while it is read"
         raise FileError("source and result are one directory", at=f'"{folder}"', why=why, do="name another one")
     count = _workers(workers, memory, [output for shard in job.shards for output in shard.outputs])
+    notes = FinishedFiles(folder, job.key)
+    finished = notes.finished(job.shards, checksum=checksum)
     removed = remove_litter(folder)
-    finished = _finished(folder, job)
     left = [shard for shard in job.shards if shard not in finished]
     folder.mkdir(parents=True, exist_ok=True)
     refuse_without_space(folder, sum(shard.bytes for shard in left), shutil.disk_usage(folder).free)
-    write_text(folder / STATE, json.dumps({"job": job.key}) + "\n")
+    notes.write()
     done = sum(shard.bytes for shard in finished)
     with byte_bar("streaming", sum(shard.bytes for shard in job.shards), done, show=progress) as tell:
-        write_shards(left, folder, count, tell)
+        write_shards(left, folder, count, tell, notes.add if checksum else lambda _: None)
     names = [shard.name for shard in job.shards]
     if checksum:
-        write_text(folder / SUMS, "".join(f"{line}\n" for line in checksums(folder, names)))
+        write_text(folder / SUMS, "".join(f"{notes.sums[name]}  {name}\n" for name in names))
     _write_others(job, folder)
     os.unlink(folder / STATE)
     written = sum(output.bytes for shard in job.shards for output in shard.outputs)
@@ -323,26 +322,6 @@ def _workers(workers: int | None, memory: int | str | None, outputs: list[Output
             do="give more memory, or take fewer workers",
         )
     return min(count, limit // need)
-
-
-def _finished(folder: Path, job: _Job) -> list[Shard]:
-    """The files that a run before has finished. Raises `FileError` for a directory with other weights."""
-    if not folder.is_dir():
-        if folder.exists():
-            raise FileError(f'"{folder}" is no directory', do="name a new directory")
-        return []
-    with contextlib.suppress(OSError, ValueError):
-        if json.loads((folder / STATE).read_text()) == {"job": job.key}:
-            return [shard for shard in job.shards if shard.is_in(folder)]
-    for pattern in (*OTHER_WEIGHTS, "small_model*.safetensors*"):
-        for other in folder.glob(pattern):
-            raise FileError(
-                f'"{folder}" holds weights already',
-                at=f'"{other.name}"',
-                why="they are not of this checkpoint and plan, or they are complete",
-                do="name a new directory",
-            )
-    return []
 
 
 def _write_others(job: _Job, folder: Path) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,14 +75,26 @@ def index_of(shards: Sequence[Shard], texts: Mapping[str, str]) -> str:
     return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 
-def write_shards(shards: Sequence[Shard], folder: Path, workers: int, tell: Callable[[int], None]) -> None:
+def write_shards(
+    shards: Sequence[Shard],
+    folder: Path,
+    workers: int,
+    tell: Callable[[int], None],
+    note: Callable[[Shard], None] = lambda _: None,
+) -> None:
     """Write files; each appears when it is complete and on the disk.
 
     workers: threads that read, cut and write, one tensor each. tell: gets the number of bytes that were written.
+    note: gets each file that is there.
     """
+
+    def one(shard: Shard) -> None:
+        _write(shard, folder, pool, scratch, tell)
+        note(shard)
+
     scratch = threading.local()
     with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(AT_ONCE) as files:
-        tasks = [files.submit(_write, shard, folder, pool, scratch, tell) for shard in shards]
+        tasks = [files.submit(one, shard) for shard in shards]
         _finish(tasks)
 
 
@@ -147,11 +159,10 @@ class _Writer:
         return write
 
 
-def checksums(folder: Path, names: Sequence[str]) -> Iterator[str]:
-    """The lines of a file for `sha256sum -c`, read from what is on the disk."""
-    for name in names:
-        with open(folder / name, "rb") as file:
-            yield f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}"
+def checksum_of(path: Path) -> str:
+    """The SHA-256 of a file, read from what is on the disk."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def refuse_without_space(folder: Path, bytes_needed: int, free: int) -> None:

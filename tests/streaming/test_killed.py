@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -142,3 +143,27 @@ def test_litter_of_killed_writers_is_removed_and_files_that_are_written_stay(tmp
         assert remove_litter(tmp_path) == (other.name,)
         assert len(list(tmp_path.iterdir())) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+@pytest.mark.parametrize("sums_before", [True, False])
+def test_checksums_certify_no_file_that_was_damaged(
+    job: Any, sums_before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scope: dict[str, Any] = {}
+    exec(_STREAMING.partition("with torch")[0], scope)
+    how: dict[str, Any] = {"model": scope["Rows"](), "shard_size": 2000000, "progress": False}
+    plan, target = fxprune.Plan.load(job[1]), tmp_path / "small"
+    with monkeypatch.context() as patch:
+        patch.setattr("fxprune.streaming.run._write_others", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fxprune.stream(job[0], plan, target, checksum=sums_before, **how)
+    first, *others = sorted(target.glob("*.safetensors"))
+    data = bytearray(first.read_bytes())
+    data[-1] ^= 1
+    first.write_bytes(data)
+    done = fxprune.stream(job[0], plan, target, checksum=True, **how)
+    assert done.reused == (tuple(path.name for path in others) if sums_before else ())
+    found = content(target)
+    lines = found.pop("SHA256SUMS").decode().splitlines()
+    assert found == job[2]
+    assert lines == [f"{hashlib.sha256(found[name]).hexdigest()}  {name}" for name in done.files]

@@ -123,3 +123,46 @@ def test_arguments_without_meaning_are_refused(options: Any, kind: type[Exceptio
 def test_memory_limits_the_workers(llama: Any, tmp_path: Path) -> None:
     done = fxprune.stream(llama[0], llama[1], tmp_path / "s", memory="5 MB", workers=8, progress=False)
     assert done.workers == 1
+
+
+def test_a_single_file_beside_an_index_of_others_is_refused(llama: Any, tmp_path: Path) -> None:
+    source = changed(llama[0], tmp_path / "large", lambda t: t)
+    tensors = load_file(source / "model.safetensors")
+    save_file({name: t + 1 for name, t in tensors.items()}, source / "model-00001-of-00001.safetensors")
+    names = dict.fromkeys(tensors, "model-00001-of-00001.safetensors")
+    (source / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    with pytest.raises(fxprune.FileError, match="holds two checkpoints"):
+        fxprune.stream(source, llama[1], tmp_path / "small", progress=False)
+    assert not (tmp_path / "small").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "README.md", "notes/mine.txt"])
+def test_a_directory_with_other_files_is_refused(name: str, llama: Any, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(fxprune.FileError, match="holds files already"):
+        fxprune.stream(llama[0], llama[1], tmp_path, progress=False)
+    assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] == ["mine"]
+
+
+def test_hidden_files_of_the_user_stay(llama: Any, tmp_path: Path) -> None:
+    (tmp_path / ".gitattributes").write_text("mine")
+    fxprune.stream(llama[0], llama[1], tmp_path, progress=False)
+    assert (tmp_path / ".gitattributes").read_text() == "mine"
+
+
+@pytest.mark.parametrize("below", ["", "small"])
+def test_a_file_in_the_place_of_the_directory_is_refused(below: str, llama: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(fxprune.FileError, match=r'file" is no directory'):
+        fxprune.stream(llama[0], llama[1], tmp_path / "file" / below, progress=False)
+
+
+def test_an_import_that_fails_says_its_own_text(llama: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "broken_library.py").write_text(
+        "def __getattr__(name):\n    raise ImportError('flash needs a hammer')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("fxprune.streaming.folder.LIBRARY", "broken_library")
+    with pytest.raises(fxprune.FileError, match="flash needs a hammer"):
+        fxprune.stream(llama[0], llama[1], tmp_path / "small", progress=False)
