@@ -18,7 +18,7 @@ from fxprune import progress
 from fxprune.criteria import apoz_importance
 
 PACKAGE = Path(fxprune.__file__).parent
-X = torch.randn(4, 3)
+X = torch.randn(10, 3)
 
 
 class Terminal(io.StringIO):

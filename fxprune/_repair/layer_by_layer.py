@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,9 +30,10 @@ from fxprune.capture.inputs import Inputs
 from fxprune.capture.module_copy import deep_copy
 from fxprune.capture.process_state import no_fused_attention, no_fused_recurrence, same_random_state
 from fxprune.capture.tensors import Tensors
-from fxprune.errors import InputError
+from fxprune.errors import InputError, counted, level_of_user
 from fxprune.planning.plan import Plan
 from fxprune.progress import bar
+from fxprune.running.inputs import sample_count
 from fxprune.running.processes import ALONE, Processes
 from fxprune.running.watch import LayerKey
 
@@ -93,6 +95,10 @@ def _refuse_all_at_once(settings: RepairSettings, pages: Pages) -> None:
         )
 
 
+FEW = 2
+"""With fewer held-out samples than these, what they say of a repair is chance."""
+
+
 class _Work:
     """A repair of `small` in place."""
 
@@ -131,7 +137,13 @@ class _Work:
             )
         before = sum(counts[: self.processes.rank])
         held = held_out(sum(counts), self.settings.holdout)[before : before + len(parts)]
-        return [replace(part, held=judges) for part, judges in zip(parts, held, strict=True)]
+        made = [replace(part, held=judges) for part, judges in zip(parts, held, strict=True)]
+        few = sum(sample_count(part.inputs) for part in made if part.held)
+        if sum(self.processes.all(few)) < FEW:
+            given = sum(self.processes.all(sum(sample_count(part.inputs) for part in made)))
+            text = f"the repair has {counted(given, 'sample')}, of which one alone judges whether it helps"
+            warnings.warn(f"{text} on other inputs: pass some hundred", UserWarning, stacklevel=level_of_user())
+        return made
 
     def _takes(self, part: DataPart) -> bool:
         try:

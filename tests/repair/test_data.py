@@ -112,6 +112,15 @@ def test_batches_may_have_any_form_and_be_read_once() -> None:
     assert fxprune.record(made).repair == plain
 
 
+def test_samples_of_which_one_alone_is_held_out_are_warned_of() -> None:
+    net = mlp()
+    small = small_of(net, [X])
+    with pytest.warns(UserWarning, match="the repair has 4 samples, of which one alone judges") as caught:
+        fxprune.repair(small, net, [X[:4]])
+    assert caught[0].filename == __file__
+    assert report(small, net, [X]).after >= 0
+
+
 def test_one_batch_is_split() -> None:
     net, data = mlp(), batches(6, count=1, size=80)
     small = small_of(net, data)
@@ -276,6 +285,7 @@ def layer_of(kind: str) -> tuple[nn.Module, tuple[int, ...]]:
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=12, deadline=None)
+@pytest.mark.filterwarnings("ignore:the repair has . sample")
 def test_a_repair_is_never_worse_on_held_out_samples(
     kind: str, ridge: float | None, mode: str, sizes: list[int], rows: str, holdout: float, seed: int
 ) -> None:
