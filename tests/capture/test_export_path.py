@@ -355,14 +355,14 @@ for _side in ("encoder", "decoder"):
 GPT2 = {"vocab_size": 50, "n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 32, "bos_token_id": 0}
 
 FAST: dict[str, Callable[[], Case]] = {
-    "resnet18": resnet18,
     "vit": vit,
-    "convit": timm("convit_tiny", 32, img_size=32, depth=2, local_up_to_layer=1),
-    "Bert": transformers("BertModel", **FED),
-    "Llama": transformers("LlamaForCausalLM", num_key_value_heads=2, **FED),
     "Bart": transformers("BartForConditionalGeneration", pair, 6, **BART),
 }
 SLOW: dict[str, Callable[[], Case]] = {
+    "resnet18": resnet18,
+    "convit": timm("convit_tiny", 32, img_size=32, depth=2, local_up_to_layer=1),
+    "Bert": transformers("BertModel", **FED),
+    "Llama": transformers("LlamaForCausalLM", num_key_value_heads=2, **FED),
     "swin": swin,
     "maxvit": maxvit,
     "shufflenet": shufflenet,

@@ -73,9 +73,10 @@ OPTIONS = {
     "random choice": {"importance": "random", "seed": 3},
     "with repair": {"repair": [batch(seed) for seed in range(20, 32)]},
 }
+PLAINER = ("plain", "random choice")
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", ["soft", "with repair", *(pytest.param(n, marks=pytest.mark.slow) for n in PLAINER)])
 def test_a_killed_run_goes_on_to_the_same_bits(name: str) -> None:
     whole = Run(**OPTIONS[name])
     checkpoints = []
@@ -334,7 +335,7 @@ def narrow() -> nn.Sequential:
 )
 def test_many_small_steps_leave_the_widths_of_one(key: str, options: dict[str, Any]) -> None:
     found = []
-    for steps in (1, 4, 24):
+    for steps in (1, 4, 12):
         model = narrow()
         schedule = Linear(0.0, 1.0, steps=steps)
         pruner = fxprune.GradualPruner(model, torch.ones(2, 8), keep={key: 0.4}, schedule=schedule, **options)
