@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
 
 from fxprune.configs.builder import Builder, Built, NotBuiltError, difference, has_config
+from fxprune.errors import InputError
 
 ORIGINAL = "fxprune_config"
 """The attribute of a small model with the config of its original, as JSON."""
@@ -68,9 +69,24 @@ def save_pretrained(self: Any, save_directory: Any, *args: Any, **options: Any) 
     why = "" if adapted else beyond_config(self)
     if not why or _WRITTEN.by is None:
         return type(self).save_pretrained(self, save_directory, *args, **options)
+    _refuse_options(args, options)
     if options.get("is_main_process", True):
         _WRITTEN.by(self, save_directory, why)
     return None
+
+
+def _refuse_options(args: Sequence[Any], options: Mapping[str, Any]) -> None:
+    """Raises `InputError` for options of the library that fxprune's own files do not follow."""
+    plain = {"safe_serialization": True, "push_to_hub": False, "variant": None, "max_shard_size": None}
+    wrong = [name for name, value in options.items() if name != "is_main_process" and plain.get(name, ...) != value]
+    if args or wrong:
+        raise InputError(
+            "save_pretrained of a small model that no config says writes files of fxprune, in one form",
+            at=", ".join(f"{name}={options[name]!r}" for name in wrong)
+            or "the positional arguments after the directory",
+            why="it has no such option",
+            do='leave it out (a folder is uploaded by huggingface_hub), or prune with uniform="config"',
+        )
 
 
 def beyond_config(model: nn.Module) -> str:

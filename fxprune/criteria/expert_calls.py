@@ -64,6 +64,19 @@ class ExpertImportance:
         kept[list(self.protected.get(path, ()))] = 1
         return torch.where(member.per_channel(kept) > 0, values.max() + 1, sums / ones)
 
+    def refuse_lost(self, kept: Mapping[str, Mapping[int, Any]]) -> None:
+        """Raises `PlanError` where protected experts would go. kept: parameter -> dimension -> a flag per slot."""
+        for name, dims in kept.items():
+            path = name.rpartition(".")[0]
+            lost = [expert for expert in self.protected.get(path, ()) if 0 in dims and not dims[0][expert]]
+            if lost:
+                raise PlanError(
+                    "the request leaves too few experts for those that are protected",
+                    at=f'"{path}"',
+                    why=f"{len(self.protected[path])} are protected, and of these {lost} would go",
+                    do="let more experts stay, or protect fewer",
+                )
+
     @checks_arguments("findings")
     def groups(self, findings: Findings) -> tuple[str, ...]:
         """The keys of the groups of experts of an analysis, for `counts` and `ratio`."""

@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from fxprune.analysis.adapters import low_rank_adapters
+from fxprune.analysis.after_removal import kept_slots
 from fxprune.analysis.findings import Findings, Group
 from fxprune.analysis.without_result import groups_without_result
 from fxprune.arguments import check_seed, fits
@@ -18,6 +19,7 @@ from fxprune.channels.groups import Bools, Removal
 from fxprune.costs import LatencyFile, LatencyTable
 from fxprune.costs.latency import runnable
 from fxprune.criteria import Importance, comparable, in_loss, scores_of
+from fxprune.criteria.expert_calls import ExpertImportance
 from fxprune.errors import PlanError, counted
 from fxprune.files import PathLike
 from fxprune.planning.alignment import best_multiple
@@ -113,7 +115,7 @@ def choose(
     table = partial(_table, findings, small, latency_table)
     meter = None if keep is None else Meter(findings, checked_keys(keep), table)
     budgets = [] if meter is None or keep is None else budgets_of(meter.of(), keep, meter.uncounted)
-    importance = importance_by_pattern(findings, importance)
+    given_importance, importance = importance, importance_by_pattern(findings, importance)
     scores = scores_of(findings, importance, [*groups, *(findings.groups[number] for number in fixed)], seed)
     units = Units(comparable(importance), costs_of(findings, keep) if in_loss(importance) and keep else None)
     ranked = Ranked(findings, scores, tuple(groups), fixed, equal, limits, units)
@@ -124,6 +126,8 @@ def choose(
         removed, reasons = ranked.by_ratio(groups, round_to)
     else:
         removed, reasons = within(findings, budgets, ranked.widths(scope, round_to), meter)
+    if isinstance(given_importance, ExpertImportance):
+        given_importance.refuse_lost(kept_slots(findings, Removal(findings.solution, removed)))
     if not removed.any() and not reasons:
         reasons = _why_nothing(groups, replace(limits, round_to=round_to), keep)
     return removed, (*reasons, *why)

@@ -68,6 +68,14 @@ def test_readme_and_config_say_what_to_do(llama: Small, tmp_path: Path) -> None:
     assert (tmp_path / "generation_config.json").exists()
 
 
+@pytest.mark.parametrize("options", [{"push_to_hub": True}, {"variant": "fp16"}, {"max_shard_size": "10KB"}])
+def test_options_of_the_library_are_refused(options: dict[str, Any], llama: Small, tmp_path: Path) -> None:
+    with pytest.raises(fxprune.FxpruneError, match=next(iter(options))):
+        llama[1].save_pretrained(tmp_path / "small", **options)
+    assert not (tmp_path / "small").exists()
+    llama[1].save_pretrained(tmp_path / "small", push_to_hub=False, safe_serialization=True)
+
+
 def test_a_directory_with_other_weights_is_refused(llama: Small, tmp_path: Path) -> None:
     model, small, _ = llama
     model.save_pretrained(tmp_path)

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 import fxprune
+from fxprune import PlanError
 from fxprune.criteria import expert_frequency_importance, reap_importance
 from tests.configs.models import loaded_elsewhere, tensors_of
 from tests.support import torchvision
@@ -100,6 +101,13 @@ def test_protected_experts_stay(mixtral: Any) -> None:
     importance = reap_importance(mixtral, data, protect={EXPERTS: lowest})
     small = fxprune.transform(mixtral, data[0], counts={"*.mlp.gate": 6}, importance=importance)
     assert not {*lowest} & {*fxprune.record(small).removed["model.layers.0.mlp.gate.weight"][0]}
+
+
+def test_more_protected_experts_than_may_stay_are_refused(mixtral: Any) -> None:
+    importance = reap_importance(mixtral, batches(), protect={EXPERTS: [0, 1, 2]})
+    groups = importance.groups(fxprune.analyze(mixtral, batches()[0]))
+    with pytest.raises(PlanError, match="too few experts for those that are protected"):
+        fxprune.transform(mixtral, batches()[0], counts=dict.fromkeys(groups, 2), importance=importance)
 
 
 @pytest.mark.parametrize(
