@@ -115,9 +115,9 @@ def choose(
     table = partial(_table, findings, small, latency_table)
     meter = None if keep is None else Meter(findings, checked_keys(keep), table)
     budgets = [] if meter is None or keep is None else budgets_of(meter.of(), keep, meter.uncounted)
-    given_importance, importance = importance, importance_by_pattern(findings, importance)
-    scores = scores_of(findings, importance, [*groups, *(findings.groups[number] for number in fixed)], seed)
-    units = Units(comparable(importance), costs_of(findings, keep) if in_loss(importance) and keep else None)
+    by_pattern = importance_by_pattern(findings, importance)
+    scores = scores_of(findings, by_pattern, [*groups, *(findings.groups[number] for number in fixed)], seed)
+    units = Units(comparable(by_pattern), costs_of(findings, keep) if in_loss(by_pattern) and keep else None)
     ranked = Ranked(findings, scores, tuple(groups), fixed, equal, limits, units)
     if isinstance(round_to, str):
         round_to, told = best_multiple(findings, partial(ranked.widths, scope), table, meter, budgets)
@@ -126,11 +126,16 @@ def choose(
         removed, reasons = ranked.by_ratio(groups, round_to)
     else:
         removed, reasons = within(findings, budgets, ranked.widths(scope, round_to), meter)
-    if isinstance(given_importance, ExpertImportance):
-        given_importance.refuse_lost(kept_slots(findings, Removal(findings.solution, removed)))
     if not removed.any() and not reasons:
         reasons = _why_nothing(groups, replace(limits, round_to=round_to), keep)
-    return removed, (*reasons, *why)
+    return _with_protected(findings, importance, removed), (*reasons, *why)
+
+
+def _with_protected(findings: Findings, importance: Importance, removed: Bools) -> Bools:
+    """The same channels. Raises `PlanError` where experts are among them that the importance protects."""
+    if isinstance(importance, ExpertImportance):
+        importance.refuse_lost(kept_slots(findings, Removal(findings.solution, removed)))
+    return removed
 
 
 def _by_masks(findings: Findings, masks: Mapping[str, Any] | str, stay: set[int]) -> tuple[Bools, tuple[str, ...]]:

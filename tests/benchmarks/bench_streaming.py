@@ -162,7 +162,7 @@ def killed(folder: Path, layers: int, per_file: int, kills: int) -> str:
         process.kill()
         process.communicate()
         done += process.returncode != 0
-        if process.returncode == 0:
+        if process.returncode == 0 or complete(folder / "small"):  # it may have ended just before it was killed
             ended += 1
             assert sums(folder / "small") == expected
             shutil.rmtree(folder / "small")
@@ -170,6 +170,11 @@ def killed(folder: Path, layers: int, per_file: int, kills: int) -> str:
     assert sums(folder / "small") == expected, "other bytes"
     assert not list((folder / "small").glob(".*")), "something is left"
     return f"{done} runs were killed, {ended + 1} ended between and after them, each with the bytes of a whole run"
+
+
+def complete(folder: Path) -> bool:
+    """True for a directory with weights and without the notes of a run that has not ended."""
+    return bool(list(folder.glob("*.safetensors"))) and not list(folder.glob(".*"))
 
 
 def sums(folder: Path) -> dict[str, str]:
