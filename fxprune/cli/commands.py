@@ -314,7 +314,7 @@ def stream(options: argparse.Namespace, say: Say) -> Answer:
     if options.format == "json":
         data = {**asdict(done), "directory": str(done.directory)}
         return Answer(_json({"schema": "fxprune.stream/1", **data}))
-    lines = [str(done), *(f"left out, because the class computes it: {name}" for name in done.ignored)]
+    lines = [str(done), *(f"left out: {name}" for name in done.ignored)]
     return Answer("\n".join(lines))
 
 

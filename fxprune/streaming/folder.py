@@ -4,37 +4,41 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import shutil
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from torch import nn
 
 from fxprune.artifacts.pretrained import refuse_other_weights, write_guarded
-from fxprune.artifacts.safetensors_file import INDEX
 from fxprune.configs.builder import NotBuiltError, built_from
 from fxprune.errors import FileError, text_of
 from fxprune.files import replacing, write_text
-from fxprune.streaming.checkpoint import CONFIG, Checkpoint
+from fxprune.streaming.checkpoint import CONFIG, INDEX, Checkpoint
 
 WEIGHT_FILES = (
-    ".safetensors",
-    INDEX,
-    ".bin",
-    ".pt",
-    ".pth",
-    ".h5",
-    ".msgpack",
-    ".gguf",
-    ".onnx",
-    ".ot",
-    ".ckpt",
-    ".npz",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*model*.bin",
+    "*model*.bin.index.json",
+    "consolidated*.bin",
+    "*.pt",
+    "*.pth",
+    "*.h5",
+    "*.msgpack",
+    "*.gguf",
+    "*.onnx",
+    "*.onnx_data",
+    "*.ot",
+    "*.ckpt",
+    "*.npz",
 )
-"""Ends of the names of files with weights, which are not copied."""
+"""Names of files with weights, which are not copied; other files that end with `.bin` may hold vocabularies."""
 
-NOT_COPIED = (CONFIG, "SHA256SUMS", "pytorch_model.bin.index.json")
+SUMS = "SHA256SUMS"
+"""The file with the checksums of a result."""
 
 LIBRARY = "transformers"
 """The package in which the class of a config's `architectures` is looked for."""
@@ -86,21 +90,40 @@ def _class_of(config: Mapping[str, Any]) -> Any:
     return found
 
 
-def copy_others(source: Path, target: Path) -> tuple[str, ...]:
-    """Copy the files beside the weights (tokenizers, generation config, licence), whole or not at all; their names."""
-    copied = []
-    for path in sorted(source.rglob("*") if (source / "additional_chat_templates").is_dir() else source.iterdir()):
-        name = path.relative_to(source)
-        nested = len(name.parts) > 1 and name.parts[0] != "additional_chat_templates"
-        if nested or not path.is_file() or any(part.startswith(".") for part in name.parts):
+def others_of(checkpoint: Checkpoint, result: Path) -> tuple[list[str], list[str]]:
+    """The files beside the weights of a checkpoint: those to copy, and what is left out.
+
+    Left out are weights in other formats, checksums, links that lead nowhere, and hidden files and directories. A
+    directory is walked once, also one with several links, and that of the result not at all.
+    """
+    source, copied, left_out = checkpoint.folder, list[str](), list[str]()
+    replaced, seen = {*checkpoint.files, CONFIG, INDEX}, {result.resolve()}
+    for place, directories, files in os.walk(source, followlinks=True):
+        folder = Path(place)
+        within = folder.relative_to(source)
+        here = folder.resolve()
+        if here in seen:
+            directories.clear()
             continue
-        if str(name) in NOT_COPIED or path.name.endswith(WEIGHT_FILES):
-            continue
+        seen.add(here)
+        left_out += [(within / name).as_posix() for name in directories if name.startswith(".")]
+        directories[:] = sorted(name for name in directories if not name.startswith("."))
+        for name in files:
+            path = (within / name).as_posix()
+            if path in replaced:
+                continue
+            goes = name.startswith(".") or path == SUMS or not (folder / name).is_file()
+            goes = goes or any(PurePosixPath(name).match(pattern) for pattern in WEIGHT_FILES)
+            (left_out if goes else copied).append(path)
+    return sorted(copied), sorted(left_out)
+
+
+def copy_others(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Copy files into another directory, each whole or not at all."""
+    for name in names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "rb") as original, replacing(target / name) as file:
+        with open(source / name, "rb") as original, replacing(target / name) as file:
             shutil.copyfileobj(original, file)
-        copied.append(str(name))
-    return tuple(copied)
 
 
 def write_plain(config: Mapping[str, Any], target: Path) -> None:

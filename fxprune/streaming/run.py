@@ -33,7 +33,7 @@ from fxprune.planning.plan import Plan
 from fxprune.planning.plan_file import data_of
 from fxprune.streaming.checkpoint import INDEX, Checkpoint, open_checkpoint
 from fxprune.streaming.copying import memory_of
-from fxprune.streaming.folder import copy_others, guard, model_of, new_config, write_plain
+from fxprune.streaming.folder import SUMS, copy_others, guard, model_of, new_config, others_of, write_plain
 from fxprune.streaming.names import StoredNames, names_of, renumbered, without_partner
 from fxprune.streaming.packed import Packed, packed_of, parts_of_blocks, parts_of_scales
 from fxprune.streaming.pieces import Output, StayingSlots, in_parameter_names, in_stored_names
@@ -48,8 +48,6 @@ from fxprune.streaming.shards import (
 )
 from fxprune.streaming.target import STATE, FinishedFiles, refuse_no_directory
 
-SUMS = "SHA256SUMS"
-
 MOST_WORKERS = 4
 """Threads, if no number is given; more do not help a disk."""
 
@@ -62,7 +60,8 @@ class Streamed:
     bytes_read: of the checkpoint's tensors. bytes_written: of the result's. seconds: that it took. workers: threads.
     config_says_it: True if the config says the small model, so that its own library loads it; False if only
         `fxprune.from_pretrained` does. why: why no config says it, "" if one does.
-    ignored: tensors of the checkpoint that its class ignores, and that are left out.
+    ignored: tensors of the checkpoint that its class computes, and files that are left out: weights in other formats,
+        checksums, and hidden files.
     removed_litter: temporary files of writers that were killed.
     """
 
@@ -156,14 +155,11 @@ def stream(
     names = [shard.name for shard in job.shards]
     if checksum:
         write_text(folder / SUMS, "".join(f"{notes.sums[name]}  {name}\n" for name in names))
-    _write_others(job, folder)
+    left_out = _write_others(job, folder)
     os.unlink(folder / STATE)
-    written = sum(output.bytes for shard in job.shards for output in shard.outputs)
-    read = sum(stored.bytes for stored in checkpoint.tensors.values())
-    reused = tuple(shard.name for shard in finished)
-    figures: dict[str, Any] = {"bytes_read": read, "bytes_written": written, "seconds": time.monotonic() - began}
-    figures |= {"workers": count, "config_says_it": not job.why, "why": job.why, "ignored": job.names.ignored}
-    return Streamed(folder, tuple(names), reused, **figures, removed_litter=removed)
+    figures: dict[str, Any] = {**_figures(job), "workers": count, "seconds": time.monotonic() - began}
+    reused, ignored = tuple(shard.name for shard in finished), (*job.names.ignored, *left_out)
+    return Streamed(folder, tuple(names), reused, **figures, ignored=ignored, removed_litter=removed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +177,13 @@ class _Job:
     texts: Mapping[str, str]
     why: str
     key: str
+
+
+def _figures(job: _Job) -> dict[str, Any]:
+    """The fields of `Streamed` that follow from the job alone."""
+    written = sum(output.bytes for shard in job.shards for output in shard.outputs)
+    read = sum(stored.bytes for stored in job.checkpoint.tensors.values())
+    return {"bytes_read": read, "bytes_written": written, "config_says_it": not job.why, "why": job.why}
 
 
 def _planned(checkpoint: Checkpoint, original: nn.Module, request: Any, example_inputs: Any, progress: bool) -> Plan:
@@ -324,10 +327,14 @@ def _workers(workers: int | None, memory: int | str | None, outputs: list[Output
     return min(count, limit // need)
 
 
-def _write_others(job: _Job, folder: Path) -> None:
-    """Write what stands beside the weights; the config last, so that nothing loads a result that is not complete."""
+def _write_others(job: _Job, folder: Path) -> list[str]:
+    """Write what stands beside the weights, and return what is left out.
+
+    The config is the last, so that nothing loads a result that is not complete.
+    """
+    others, left_out = others_of(job.checkpoint, folder)
     stem = WEIGHTS if job.why else "model.safetensors"
-    copy_others(job.checkpoint.folder, folder)
+    copy_others(job.checkpoint.folder, folder, others)
     if len(job.shards) > 1:
         texts = {k: v for k, v in job.texts.items() if k != "format"}
         write_text(folder / (f"{stem}.index.json" if job.why else INDEX), index_of(job.shards, texts))
@@ -335,3 +342,4 @@ def _write_others(job: _Job, folder: Path) -> None:
         guard(job.checkpoint, job.original, folder, job.why)
     elif job.checkpoint.config is not None and has_config(job.original):
         write_plain(new_config(job.checkpoint, job.original, job.small), folder)
+    return left_out

@@ -127,11 +127,19 @@ def test_float8_weights_pass(tmp_path: Path) -> None:
 def test_files_beside_the_weights_are_copied(tmp_path: Path) -> None:
     model = saved(model_of("Llama"), tmp_path / "large")
     (tmp_path / "large" / "tokenizer.json").write_text("{}")
-    (tmp_path / "large" / "pytorch_model.bin").write_bytes(b"old")
+    copied = {"vocab.bin": b"1", "sub/a.txt": b"2", "1_Pooling/config.json": b"3", "sub/deep/x.index.json": b"4"}
+    left_out = (".gitattributes", "original/consolidated.00.pth", "pytorch_model.bin", "pytorch_model.bin.index.json")
+    for name, data in {**copied, **dict.fromkeys(left_out, b"old")}.items():
+        (tmp_path / "large" / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / "large" / name).write_bytes(data)
     _, plan = pruned(model, **CONFIG)
-    fxprune.stream(tmp_path / "large", plan, tmp_path / "small", progress=False)
-    names = {path.name for path in (tmp_path / "small").iterdir()}
-    assert names == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
+    small = tmp_path / "large" / "small"  # it does not go into itself
+    done = fxprune.stream(tmp_path / "large", plan, small, progress=False)
+    found = content(small)
+    own = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
+    assert found.keys() == {*own, *copied}
+    assert {name: found[name] for name in copied} == copied
+    assert done.ignored == left_out
 
 
 def test_checksums_are_those_of_the_files(tmp_path: Path) -> None:
