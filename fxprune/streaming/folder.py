@@ -134,7 +134,15 @@ def write_plain(config: Mapping[str, Any], target: Path) -> None:
 def new_config(checkpoint: Checkpoint, original: nn.Module, small: nn.Module) -> dict[str, Any]:
     """The content of the checkpoint's config with the fields that the small model has otherwise."""
     before, after = _data(original), _data(small)
-    return _changed(dict(checkpoint.config or {}), before, after)
+    return _changed(_config_data(checkpoint, original), before, after)
+
+
+def _config_data(checkpoint: Checkpoint, original: nn.Module) -> dict[str, Any]:
+    """The content of the checkpoint's config; without one that of the model, whose types may be others than stored."""
+    if checkpoint.config is not None:
+        return dict(checkpoint.config)
+    data = {name: value for name, value in _data(original).items() if name not in ("dtype", "torch_dtype")}
+    return {**data, "architectures": [type(original).__name__]}
 
 
 def _data(model: Any) -> dict[str, Any]:
@@ -157,4 +165,4 @@ def guard(checkpoint: Checkpoint, original: nn.Module, target: Path, why: str) -
     """Write the config and the README of a small model that no config says, as `save_pretrained` does."""
     refuse_other_weights(target, why)
     config: Any = original.config
-    write_guarded(type(original), config, {**_data(original), **(checkpoint.config or {})}, target, why)
+    write_guarded(type(original), config, {**_data(original), **_config_data(checkpoint, original)}, target, why)

@@ -16,7 +16,7 @@ from torch import nn
 
 from fxprune._record import Record
 from fxprune.arguments import checks_arguments
-from fxprune.artifacts.pretrained import WEIGHTS
+from fxprune.artifacts.pretrained import WEIGHTS_INDEX
 from fxprune.artifacts.rebuild import needs_inputs, rebuild
 from fxprune.artifacts.weights import KEY, described
 from fxprune.capture.process_state import public_call
@@ -48,6 +48,9 @@ from fxprune.streaming.shards import (
 )
 from fxprune.streaming.target import STATE, FinishedFiles, refuse_no_directory
 
+NO_CONFIG = "the model has no config"
+"""The reason where the model is none that a library makes from a config."""
+
 MOST_WORKERS = 4
 """Threads, if no number is given; more do not help a disk."""
 
@@ -59,7 +62,8 @@ class Streamed:
     directory: the result. files: its files with weights. reused: those of them that a run before had finished.
     bytes_read: of the checkpoint's tensors. bytes_written: of the result's. seconds: that it took. workers: threads.
     config_says_it: True if the config says the small model, so that its own library loads it; False if only
-        `fxprune.from_pretrained` does. why: why no config says it, "" if one does.
+        `fxprune.from_pretrained` does, or `fxprune.load` where the model has no config.
+    why: why no config says it, "" if one does.
     ignored: tensors of the checkpoint that its class computes, and files that are left out: weights in other formats,
         checksums, and hidden files.
     removed_litter: temporary files of writers that were killed.
@@ -78,7 +82,8 @@ class Streamed:
     removed_litter: tuple[str, ...]
 
     def __str__(self) -> str:
-        how = "its config says it" if self.config_says_it else f"fxprune.from_pretrained loads it ({self.why})"
+        loader = "fxprune.load(..., into=original)" if self.why == NO_CONFIG else "fxprune.from_pretrained"
+        how = "its config says it" if self.config_says_it else f"{loader} loads it ({self.why})"
         return (
             f"{self.directory}: {self.bytes_written} of {self.bytes_read} bytes in {counted(len(self.files), 'file')}, "
             f"{len(self.reused)} of them from a run before; {how}"
@@ -123,7 +128,8 @@ def stream(
         progress: True for a bar, if stderr is a terminal.
 
     Where the config says the small model (plans of `uniform="config"`), the result has the names and the form of the
-    checkpoint, and its own library loads it. Else `fxprune.from_pretrained` does, as after `save_pretrained`.
+    checkpoint, and its own library loads it. Else `fxprune.from_pretrained` does, as after `save_pretrained`. A model
+    without a config is loaded by `fxprune.load(file, into=original)`, of several files from their index.
 
     Raises `FileError` for a checkpoint that cannot be read or does not fit, and for a directory with other files;
     `PlanError` for a plan of another model, one without sizes, and one that cuts packed weights inside a block.
@@ -204,6 +210,7 @@ def _job(checkpoint: Checkpoint, plan: Plan, original: nn.Module, limit: int) ->
     kept, texts = StayingSlots(plan), {"format": "pt"}
     if why:
         _refuse_packed(packed, why)
+        _refuse_without_values(small)
         text, tied = described(small, _record(plan, small))
         texts[KEY] = text
         outputs = in_parameter_names(checkpoint.tensors, parts, kept, lambda name: tied.get(name, name))
@@ -212,7 +219,7 @@ def _job(checkpoint: Checkpoint, plan: Plan, original: nn.Module, limit: int) ->
         outputs = in_stored_names(checkpoint.tensors, parts, kept)
         outputs = [replace(output, name=new_names.get(output.name, output.name)) for output in outputs]
     outputs = [output for output in outputs if output.name not in names.ignored]
-    shards = tuple(shards_of(outputs, limit, "small_model" if why else "model", texts))
+    shards = tuple(shards_of(outputs, limit, "model" if why in ("", NO_CONFIG) else "small_model", texts))
     files = [list(state) for state in checkpoint.files.items()]
     hashed = hashlib.sha256(json.dumps([data_of(plan), files, os.fspath(checkpoint.folder.resolve())]).encode())
     for shard in shards:
@@ -222,8 +229,8 @@ def _job(checkpoint: Checkpoint, plan: Plan, original: nn.Module, limit: int) ->
 
 def _as_config_says(small: nn.Module, original: nn.Module, checkpoint: Checkpoint) -> tuple[nn.Module, LayersGone, str]:
     """The model, without the layers that are gone whole where a config says it; these layers; why no config says it."""
-    if not has_config(original) or checkpoint.config is None:
-        return small, {}, ""
+    if not has_config(original):
+        return small, {}, NO_CONFIG
     try:
         fewer, gone = with_fewer_layers(small)
     except (LayersStayError, NotBuiltError, ChangedByHandError) as error:
@@ -333,13 +340,24 @@ def _write_others(job: _Job, folder: Path) -> list[str]:
     The config is the last, so that nothing loads a result that is not complete.
     """
     others, left_out = others_of(job.checkpoint, folder)
-    stem = WEIGHTS if job.why else "model.safetensors"
     copy_others(job.checkpoint.folder, folder, others)
     if len(job.shards) > 1:
         texts = {k: v for k, v in job.texts.items() if k != "format"}
-        write_text(folder / (f"{stem}.index.json" if job.why else INDEX), index_of(job.shards, texts))
-    if job.why:
-        guard(job.checkpoint, job.original, folder, job.why)
-    elif job.checkpoint.config is not None and has_config(job.original):
+        write_text(folder / (INDEX if job.why in ("", NO_CONFIG) else WEIGHTS_INDEX), index_of(job.shards, texts))
+    if not job.why:
         write_plain(new_config(job.checkpoint, job.original, job.small), folder)
+    elif job.why != NO_CONFIG:
+        guard(job.checkpoint, job.original, folder, job.why)
     return left_out
+
+
+def _refuse_without_values(small: nn.Module) -> None:
+    """Raises `FileError` for a buffer that the result needs, that no file has, and that has no values."""
+    state = small.state_dict(keep_vars=True)
+    for name, buffer in small.named_buffers(remove_duplicate=False):
+        if name not in state and buffer.is_meta:
+            raise FileError(
+                f'the buffer "{name}" of the model has no values',
+                why="no config says the small model, and the checkpoint has not this buffer",
+                do="pass a model whose buffers have values, or leave out `model` where there is a config.json",
+            )

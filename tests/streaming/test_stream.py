@@ -187,6 +187,28 @@ def test_a_model_without_a_config_is_given(tmp_path: Path) -> None:
         fxprune.stream(tmp_path / "large", plan, tmp_path / "small", progress=False)
     with torch.device("meta"):
         given = Plain()
-    fxprune.stream(tmp_path / "large", plan, tmp_path / "small", model=given, progress=False)
-    small.load_state_dict(load_file(tmp_path / "small" / "model.safetensors"))
+    done = fxprune.stream(tmp_path / "large", plan, tmp_path / "small", model=given, progress=False)
+    assert not done.config_says_it
+    assert "fxprune.load" in str(done)
     assert content(tmp_path / "small").keys() == {"model.safetensors"}
+    assert same_bits(small, fxprune.load(tmp_path / "small" / "model.safetensors", into=given))
+    fxprune.stream(tmp_path / "large", plan, tmp_path / "several", model=given, shard_size=100, progress=False)
+    assert same_bits(small, fxprune.load(tmp_path / "several" / "model.safetensors.index.json", into=given))
+
+
+@pytest.mark.parametrize("how", [CONFIG, FREE], ids=["config", "free"])
+def test_the_config_of_a_given_model_is_written(how: dict[str, Any], tmp_path: Path) -> None:
+    model = saved(model_of("Llama", torch.bfloat16), tmp_path / "large")
+    (tmp_path / "large" / "config.json").unlink()
+    small, plan = pruned(model, **how)
+    with torch.device("meta"):
+        given = type(model)(model.config)
+    if how is FREE:
+        with pytest.raises(fxprune.FileError, match="has no values"):
+            fxprune.stream(tmp_path / "large", plan, tmp_path / "small", model=given, progress=False)
+        given = model
+    done = fxprune.stream(tmp_path / "large", plan, tmp_path / "small", model=given, progress=False)
+    assert done.config_says_it == (how is CONFIG)
+    assert same_bits(small, loaded(type(model), tmp_path / "small", config_says_it=done.config_says_it))
+    if how is CONFIG:
+        assert json.loads((tmp_path / "small" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
