@@ -305,6 +305,7 @@ def test_fold_a_raw_parameter_that_is_added_is_right_whatever_is_removed():
     assert relative_error(small(x), net(x)) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_fold_mobilenet_v2_of_torchvision():
     net, small, x = converted("mobilenet_v2")
     assert fxprune.cost(small, x).params < fxprune.cost(copy.deepcopy(net), x).params

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,17 +82,25 @@ class Browser:
         return set(self.run("return fxpruneReport.cy.nodes(arguments[0]).map(n => n.id())", selector))
 
     def double_click(self, node: str) -> None:
-        """A double click on a node of the graph, where it stands on the screen."""
+        """A double click on a node of the graph, where it stands on the screen, which changes the nodes.
+
+        On a busy machine the two clicks may come too far apart to be a double one, so it is tried a few times.
+        """
         from selenium.webdriver.common.action_chains import ActionChains
 
         place = "const p = fxpruneReport.cy.getElementById(arguments[0]).renderedPosition();"
         frame = "const b = document.getElementById('graph').getBoundingClientRect();"
         point = "return [Math.round(b.x + p.x), Math.round(b.y + p.y)];"
-        x, y = self.run(place + frame + point, node)
-        actions = ActionChains(self.driver, duration=0)
-        actions.w3c_actions.pointer_action.move_to_location(x, y)
-        actions.w3c_actions.pointer_action.click().click()
-        actions.perform()
+        before = self.nodes()
+        for _ in range(5):
+            x, y = self.run(place + frame + point, node)
+            actions = ActionChains(self.driver, duration=0)
+            actions.w3c_actions.pointer_action.move_to_location(x, y)
+            actions.w3c_actions.pointer_action.click().click()
+            actions.perform()
+            if self.nodes() != before:
+                return
+            time.sleep(0.5)  # longer than the time in which two clicks are a double one
 
     def emulate(self, **features: str) -> None:
         """Sets features of CSS media, such as prefers_color_scheme="dark"."""
