@@ -28,11 +28,8 @@ from tests.models.torchvision_zoo import smaller
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of other packages, which are imported here
 
 REPRESENTATIVE = """
-    torchvision/lraspp_mobilenet_v3_large
-    timm/test_vit timm/test_efficientnet timm/test_mambaout timm/test_nfnet timm/efficientvit_b0
-    transformers/BertForMaskedLM transformers/LlamaForCausalLM transformers/T5ForConditionalGeneration
-    transformers/Dinov2ForImageClassification
-    detection/yolov8
+    timm/test_vit timm/test_efficientnet timm/test_mambaout timm/test_nfnet
+    transformers/BertForMaskedLM transformers/LlamaForCausalLM transformers/Dinov2ForImageClassification
     torch.nn/lstm_proj_bidirectional torch.nn/attention_cross torch.nn/transformer_encoder
 """.split()
 
