@@ -1,8 +1,9 @@
 """The documentation runs: every Python block of README.md and docs/, and what it prints is what the text says.
 
 A ```text block that directly follows a ```python block holds what that block prints. After ```text trained, scores
-may differ: a network that is trained on another processor is not the same. The blocks of one file of docs/ share their
-names and run from top to bottom; those of README.md stand each for itself, in the folder examples/.
+may differ: a network that is trained on another processor is not the same. After ```text cut they may be any, since
+those of a network that is cut and not repaired are anything. The blocks of one file of docs/ share their names and run
+from top to bottom; those of README.md stand each for itself, in the folder examples/.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 OF_READERS = ("nets.py",)
 """Files in the texts that are those of a reader."""
 
-FENCE = re.compile(r"^```(\w*(?: trained)?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(\w*(?: trained| cut)?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SCORE = re.compile(r"(?<![\w.])[+-]?(?:\d+(?:\.\d+)?%|[01]\.\d+|0)(?![\w.%]| [kMG]\b)")
 """A percentage, or a number of at most 1 that counts no thousands or millions."""
 POINTS = 10
@@ -46,7 +47,7 @@ Networks that two processors have trained from the same seed were seen to differ
 class Block:
     """A fenced block; `expected` is the text block right after it, None where there is none.
 
-    trained: True if the numbers of that text are scores of a network that the page trains.
+    points: the most points by which scores in that text may differ, 0 where the page trains no network.
     """
 
     path: Path
@@ -54,7 +55,7 @@ class Block:
     language: str
     text: str
     expected: str | None = None
-    trained: bool = False
+    points: int = 0
 
     def __str__(self):
         return f"{self.path.name}:{self.line}"
@@ -67,8 +68,8 @@ def blocks_of(path):
     for match, after in zip(found, [*found[1:], None], strict=False):
         follows = after is not None and after[1].startswith("text") and not text[match.end() : after.start()].strip()
         line = text[: match.start()].count("\n") + 2
-        trained = follows and after[1] == "text trained"
-        result.append(Block(path, line, match[1], match[2], after[2] if follows else None, trained))
+        may_differ = {"text trained": POINTS, "text cut": 100}.get(after[1], 0) if follows else 0
+        result.append(Block(path, line, match[1], match[2], after[2] if follows else None, may_differ))
     return result
 
 
@@ -90,19 +91,19 @@ def run(block, namespace):
         raise AssertionError(f"{block.path.name}:{block.line + line - 1} raised {error!r}") from error
     if block.expected is not None:
         shown, wanted = tidy(printed.getvalue()), tidy(block.expected)
-        if block.trained and close(shown, wanted):
+        if block.points and close(shown, wanted, block.points):
             return
         assert shown == wanted, f"what {block} prints"
     else:
         assert printed.getvalue() == "", f"{block} prints, and no text block says what"
 
 
-def close(shown, wanted):
-    """True if the lines are equal but for the widths of columns and for scores, which differ by at most `POINTS`."""
+def close(shown, wanted, most=POINTS):
+    """True if the lines are equal but for the widths of columns and for scores, which differ by `most` points."""
     texts = [re.sub("--+", "--", " ".join(" ".join(lines).split())) for lines in (shown, wanted)]
     first, second = ([points(number) for number in SCORE.findall(text)] for text in texts)
     same = SCORE.sub("#", texts[0]) == SCORE.sub("#", texts[1])
-    return same and all(abs(a - b) <= POINTS for a, b in zip(first, second, strict=True))
+    return same and all(abs(a - b) <= most for a, b in zip(first, second, strict=True))
 
 
 def points(number):

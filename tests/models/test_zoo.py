@@ -141,7 +141,7 @@ def test_another_behaviour_is_told() -> None:
 def test_rounding_in_the_statistics_of_two_values_is_no_difference() -> None:
     def build() -> tuple[nn.Module, Any]:
         norm = nn.BatchNorm1d(8, eps=1e-24)
-        layers = (nn.Conv2d(3, 9, 3), nn.ReLU(), nn.Conv2d(9, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), norm)
+        layers = (nn.Conv2d(3, 301, 3), nn.ReLU(), nn.Conv2d(301, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), norm)
         x = zoo.numbers(1, 3, 8, 8)
         return zoo.ready(nn.Sequential(*layers, nn.Linear(8, 2)), (torch.cat([x, x + 1e-9 * x.square()]),))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -235,7 +236,11 @@ def test_the_theme_follows_the_system_and_the_switch(opened: Open) -> None:
     edge = "return fxpruneReport.cy.nodes()[0].style('color')"
     light, text_light = found.run(background), found.run(edge)
     found.emulate(prefers_color_scheme="dark")
-    dark, text_dark = found.run(background), found.run(edge)
+    for _ in range(50):  # the browser tells the page of it a little later
+        dark, text_dark = found.run(background), found.run(edge)
+        if text_dark != text_light:
+            break
+        time.sleep(0.1)
     assert light != dark
     assert text_light != text_dark
     found.find("#theme").click()
