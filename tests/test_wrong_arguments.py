@@ -159,6 +159,11 @@ def test_wrong_arguments_raise_no_foreign_error(name: str, data: st.DataObject) 
     call_wrongly(name, data)
 
 
+def untyped(function: Any) -> Any:
+    """The same function, whose calls a type checker does not look at: those here are wrong on purpose."""
+    return function
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 @settings(FEW, max_examples=400)
@@ -278,9 +283,9 @@ def test_a_call_that_does_not_fit_a_signature_says_what_does() -> None:
     with pytest.raises(
         TypeError, match=r"'example_inputs'\n  at   transform\(Sequ.*\n.*\n.*\(model, example_inputs, \.{3}\)"
     ):
-        fxprune.transform(NET, ratio=0.5)  # type: ignore[call-arg]
+        untyped(fxprune.transform)(NET, ratio=0.5)
     with pytest.raises(TypeError, match=r"the argument 'into'(.|\n)*call load\(path, into=\.\.\., \.\.\.\)"):
-        fxprune.load("small.safetensors")  # type: ignore[call-arg]
+        untyped(fxprune.load)("small.safetensors")
     with pytest.raises(TypeError, match="is missing the argument"):
         called()
     assert called(NET, "a", shares={"a": 1}, last="later", other=True) == "done"

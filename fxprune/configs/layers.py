@@ -128,11 +128,12 @@ class _LayerFields:
         data, first = self.builder.data, ""
         counts = [field for field, value in numbers_in(data) if type(value) is int and value == self.count]
         counts.sort(key=lambda field: "layer" not in name_of(field))  # the likely ones first: their reason is told
+        lists = self._lists()
         for size in range(1, min(len(counts), MOST_NUMBERS) + 1):
-            for variants in (self._lists, self._more):
+            for least in (True, False):
                 for fields in combinations(counts, size):
                     values = dict.fromkeys(fields, len(self.left))
-                    for more in variants(fields):
+                    for more in [lists] if least else self._more(fields, lists):
                         why = self._why_not({**values, **more})
                         if not why:
                             return {**values, **more}
@@ -149,16 +150,16 @@ class _LayerFields:
             return f"the class raises {error}"
         return _other(self.model, self.before, built, self.gone)
 
-    def _lists(self, fields: Sequence[FieldPath] = ()) -> Iterator[dict[FieldPath, Any]]:
+    def _lists(self) -> dict[FieldPath, Any]:
         """The lists and tables with an entry for each layer, which change too."""
         data = self.builder.data
         lists = {f: [v[n] for n in self.left] for f, v in sequences_in(data) if len(v) == self.count}
         lists = {field: value for field, value in lists.items() if self._matters(field, value)}
-        yield lists | renumbered(data, self.left)
+        return lists | renumbered(data, self.left)
 
-    def _more(self, fields: Sequence[FieldPath]) -> Iterator[dict[FieldPath, Any]]:
+    def _more(self, fields: Sequence[FieldPath], lists: Mapping[FieldPath, Any]) -> Iterator[dict[FieldPath, Any]]:
         """Further fields to change: lists of layers, and numbers of single ones. Tried where nothing less will do."""
-        data, lists = self.builder.data, next(self._lists())
+        data = self.builder.data
         numbered = {}
         for field, listed in sequences_in(data):
             if field not in lists and listed and all(type(v) is int and 0 <= v < self.count for v in listed):
