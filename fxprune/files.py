@@ -74,6 +74,15 @@ def check_folder(path: PathLike) -> None:
         raise MissingFileError(f'cannot write "{os.fspath(path)}"', why=why, do="make the folder, or pass another path")
 
 
+def check_directory(path: PathLike) -> None:
+    """Raises `FileError` for a path that is no directory, or that lies below a file."""
+    place = os.path.abspath(path)
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    if not os.path.isdir(place):
+        raise FileError(f'"{place}" is no directory', do="name a new directory for the result")
+
+
 def _locked_file(folder: str, name: str) -> tuple[str, int]:
     """A new temporary file beside the file `name`, and a handle that holds its lock."""
     while True:

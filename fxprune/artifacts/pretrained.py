@@ -20,11 +20,12 @@ from fxprune.artifacts.safetensors_file import INDEX
 from fxprune.artifacts.weights import load, save
 from fxprune.capture.process_state import public_call
 from fxprune.configs.builder import NotBuiltError, built_from
+from fxprune.configs.directory import CONFIG, README, SMALL, written_whole
 from fxprune.configs.saving import ORIGINAL, guard_with, write_with
 from fxprune.errors import FileError, InputError
 from fxprune.files import Field, PathLike, parse_json, read_bytes, write_text
 
-WEIGHTS, CONFIG, README = "small_model.safetensors", "config.json", "README.md"
+WEIGHTS = f"{SMALL}.safetensors"
 
 WEIGHTS_INDEX = f"{WEIGHTS}{INDEX}"
 """The index of weights that stand in several files, as `fxprune.stream` writes them."""
@@ -45,14 +46,13 @@ def write(small: nn.Module, directory: PathLike, why: str) -> None:
 
     Raises `FileError` for a directory that has the weights of another model, which would be loaded instead.
     """
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    refuse_other_weights(folder, why)
-    save(small, folder / WEIGHTS)
-    write_guarded(type(small), small.config, json.loads(small.__dict__[ORIGINAL]), folder, why)
-    generation: Any = getattr(small, "generation_config", None)
-    if callable(getattr(generation, "save_pretrained", None)):
-        generation.save_pretrained(folder)
+    refuse_other_weights(Path(directory), why)
+    with written_whole(directory) as folder:
+        save(small, folder / WEIGHTS)
+        write_guarded(type(small), small.config, json.loads(small.__dict__[ORIGINAL]), folder, why)
+        generation: Any = getattr(small, "generation_config", None)
+        if callable(getattr(generation, "save_pretrained", None)):
+            generation.save_pretrained(folder)
 
 
 def refuse_other_weights(folder: Path, why: str) -> None:

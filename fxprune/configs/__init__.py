@@ -13,7 +13,8 @@ The files, in the order in which they are used:
 5. `moves.py`: groups that shrink by the share by which some numbers shrink.
 6. `widths.py`: which groups lose the same share, and the config for a removal.
 7. `constructed.py`: the small model gets what its class makes of the new config.
-8. `saving.py`: `save_pretrained`, where the config says a small model and where not.
+8. `directory.py`: a directory gets all files of a save or none.
+9. `saving.py`: `save_pretrained`, where the config says a small model and where not.
 """
 
 from fxprune.configs.builder import NotBuiltError, has_config

@@ -14,11 +14,17 @@ from typing import Any
 
 from torch import fx, nn
 
+from fxprune.capture.dispatched import readable
 from fxprune.configs.builder import Builder, Built, NotBuiltError, difference, has_config
+from fxprune.configs.directory import written_whole
 from fxprune.errors import InputError
+from fxprune.offloaded import is_dispatched
 
 ORIGINAL = "fxprune_config"
 """The attribute of a small model with the config of its original, as JSON."""
+
+ELSEWHERE = ("push_to_hub", "distributed_checkpoint")
+"""Options of `save_pretrained` by which it uploads the directory, or several processes write into it."""
 
 Writer = Callable[[nn.Module, Any, str], None]
 
@@ -68,11 +74,23 @@ def save_pretrained(self: Any, save_directory: Any, *args: Any, **options: Any) 
     adapted = getattr(self, "_hf_peft_config_loaded", False)  # adapters alone are saved then
     why = "" if adapted else beyond_config(self)
     if not why or _WRITTEN.by is None:
-        return type(self).save_pretrained(self, save_directory, *args, **options)
+        return _by_library(self, save_directory, args, options)
     _refuse_options(args, options)
     if options.get("is_main_process", True):
         _WRITTEN.by(self, save_directory, why)
     return None
+
+
+def _by_library(model: Any, directory: Any, args: Sequence[Any], options: Mapping[str, Any]) -> Any:
+    """What the library's own method returns, which writes into a folder whose files then go to the directory.
+
+    Where its options concern other places too, it writes into the directory itself.
+    """
+    model = readable(model) if is_dispatched(model) else model
+    if len(args) > 1 or any(options.get(name) for name in ELSEWHERE):
+        return type(model).save_pretrained(model, directory, *args, **options)
+    with written_whole(directory) as folder:
+        return type(model).save_pretrained(model, folder, *args, **options)
 
 
 def _refuse_options(args: Sequence[Any], options: Mapping[str, Any]) -> None:

@@ -7,6 +7,15 @@ hooks of accelerate, each with the weights of its own module.
 """
 
 from fxprune.offloaded.hooks import Dispatch, dispatch_of, is_dispatched, refuse_dispatched, without_hooks
+from fxprune.offloaded.reading import let_library_read
 from fxprune.offloaded.stored import StoredTensor
 
-__all__ = ["Dispatch", "StoredTensor", "dispatch_of", "is_dispatched", "refuse_dispatched", "without_hooks"]
+__all__ = [
+    "Dispatch",
+    "StoredTensor",
+    "dispatch_of",
+    "is_dispatched",
+    "let_library_read",
+    "refuse_dispatched",
+    "without_hooks",
+]

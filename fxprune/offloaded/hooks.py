@@ -148,7 +148,7 @@ class _Weights:
             assert isinstance(tensor.place, InMemory)
             self.memory[name] = tensor.place.tensor
         if id(tensor) not in self._meta:
-            self._meta[id(tensor)] = _without_numbers(tensor)
+            self._meta[id(tensor)] = without_numbers(tensor)
         table[last] = self._meta[id(tensor)]
 
     def map(self) -> Any:
@@ -161,7 +161,7 @@ class _Weights:
         return made
 
 
-def _without_numbers(tensor: torch.Tensor) -> torch.Tensor:
+def without_numbers(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor on the meta device that stands for another one in a module."""
     made = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     if isinstance(tensor, nn.Parameter) or getattr(tensor, "_is_param", False):
@@ -181,7 +181,7 @@ def _in_place(small: nn.Module) -> None:
                     if id(tensor) not in made:
                         place = tensor.place
                         values = place.tensor if isinstance(place, InMemory) else place.read()
-                        own = _without_numbers(tensor)
+                        own = without_numbers(tensor)
                         plain = nn.Parameter(values, own.requires_grad) if isinstance(own, nn.Parameter) else values
                         plain.__dict__.update(own.__dict__)
                         made[id(tensor)] = plain

@@ -26,7 +26,7 @@ from fxprune.configs.layers import LayersStayError, with_fewer_layers
 from fxprune.configs.saving import beyond_config
 from fxprune.depth.numbering import LayersGone
 from fxprune.errors import FileError, InputError, PlanError, counted
-from fxprune.files import PathLike, remove_litter, write_text
+from fxprune.files import PathLike, check_directory, remove_litter, write_text
 from fxprune.planning.budgets import bytes_in
 from fxprune.planning.combine import shapes_after
 from fxprune.planning.plan import Plan
@@ -46,7 +46,7 @@ from fxprune.streaming.shards import (
     shards_of,
     write_shards,
 )
-from fxprune.streaming.target import STATE, FinishedFiles, refuse_no_directory
+from fxprune.streaming.target import STATE, FinishedFiles
 
 NO_CONFIG = "the model has no config"
 """The reason where the model is none that a library makes from a config."""
@@ -135,7 +135,7 @@ def stream(
     `PlanError` for a plan of another model, one without sizes, and one that cuts packed weights inside a block.
     """
     began = time.monotonic()
-    refuse_no_directory(Path(out_dir))
+    check_directory(out_dir)
     checkpoint = open_checkpoint(source_dir)
     with public_call():
         original: nn.Module = model_of(checkpoint, model_class) if model is None else model

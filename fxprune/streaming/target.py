@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,15 +15,6 @@ from fxprune.streaming.shards import Shard, checksum_of
 
 STATE = ".fxprune_stream.json"
 """The file that says for what job the files of a result are, as long as it is not complete."""
-
-
-def refuse_no_directory(folder: Path) -> None:
-    """Raises `FileError` for a path that is no directory, or that lies below a file."""
-    for place in (folder, *folder.parents):
-        if os.path.lexists(place):
-            if not place.is_dir():
-                raise FileError(f'"{place}" is no directory', do="name a new directory for the result")
-            return
 
 
 class FinishedFiles:

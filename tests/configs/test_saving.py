@@ -15,6 +15,7 @@ import fxprune
 from fxprune.configs.builder import Builder
 from fxprune.configs.saving import beyond_config
 from tests.configs.models import built
+from tests.streaming.checkpoints import content
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of other packages, which are imported here
@@ -83,6 +84,78 @@ def test_a_directory_with_other_weights_is_refused(llama: Small, tmp_path: Path)
     with pytest.raises(fxprune.FileError, match="holds the weights of another model"):
         small.save_pretrained(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.fixture(scope="module")
+def narrow(llama: Small) -> Any:
+    """A smaller Llama whose config says it."""
+    return fxprune.transform(llama[0], llama[2], ratio={"*.mlp.gate_proj": 0.5}, uniform="config")
+
+
+@pytest.mark.parametrize("form", ["of fxprune", "of the library"])
+def test_a_save_that_fails_changes_nothing(
+    form: str, llama: Small, narrow: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    small = llama[1] if form == "of fxprune" else narrow
+    small.save_pretrained(tmp_path / "there")
+    (tmp_path / "there" / "mine.txt").write_text("mine")
+    before = content(tmp_path)
+
+    def full(*args: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(small.generation_config), "save_pretrained", full)
+    for name in ("there", "new/small"):
+        with pytest.raises(OSError, match="No space left"):
+            small.save_pretrained(tmp_path / name)
+    assert content(tmp_path) == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_second_save_leaves_nothing_of_the_first(llama: Small, narrow: Any, tmp_path: Path) -> None:
+    for name in ("README.md", "mine.txt", "other.safetensors"):
+        (tmp_path / name).write_text("mine")
+    llama[1].save_pretrained(tmp_path)
+    (tmp_path / "small_model-00001-of-00002.safetensors").write_text("of `stream`")
+    llama[1].save_pretrained(tmp_path)
+    assert not (tmp_path / "small_model-00001-of-00002.safetensors").exists()
+    for shard, number in (("10KB", None), ("1GB", 1)):
+        narrow.save_pretrained(tmp_path, max_shard_size=shard)
+        assert same(transformers.AutoModelForCausalLM.from_pretrained(tmp_path), narrow, llama[2])
+        left = {path.name for path in tmp_path.iterdir()}
+        assert not [name for name in left if "small_model" in name]
+        weights = [name for name in left if name.startswith("model")]
+        assert "model.safetensors.index.json" in weights if number is None else weights == ["model.safetensors"]
+    for name in ("README.md", "mine.txt", "other.safetensors"):
+        assert (tmp_path / name).read_text().strip() == "mine"
+
+
+def test_a_readme_of_fxprune_goes_with_its_model(llama: Small, narrow: Any, tmp_path: Path) -> None:
+    llama[1].save_pretrained(tmp_path)
+    narrow.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "generation_config.json", "model.safetensors"}
+
+
+def test_a_folder_of_a_killed_save_is_removed(narrow: Any, tmp_path: Path) -> None:
+    left = tmp_path / ".fxprune-saving-left"
+    left.mkdir()
+    (left / ".lock").touch()
+    narrow.save_pretrained(tmp_path)
+    assert not left.exists()
+
+
+def test_a_file_in_the_place_of_the_directory_is_refused(llama: Small, narrow: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for small in (llama[1], narrow):
+        with pytest.raises(fxprune.FileError, match=r'file" is no directory'):
+            small.save_pretrained(tmp_path / "file")
+
+
+def test_a_directory_in_the_place_of_a_file_is_refused(narrow: Any, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(fxprune.FileError, match="a file of the small model has its name"):
+        narrow.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
 def test_copies_and_models_pruned_in_place_are_guarded(llama: Small, tmp_path: Path) -> None:

@@ -85,6 +85,13 @@ def whole_blocks(model: nn.Module, folder: Path) -> nn.Module:
     return accelerate.disk_offload(copy.deepcopy(model), str(folder), "cpu", preload_module_classes=["Block"])
 
 
+def layers_on_disk(model: nn.Module, folder: Path) -> nn.Module:
+    """The same of a Llama."""
+    return accelerate.disk_offload(
+        copy.deepcopy(model), str(folder), "cpu", preload_module_classes=["LlamaDecoderLayer"]
+    )
+
+
 WAYS: tuple[Callable[[nn.Module, Path], nn.Module], ...] = (
     on_cpu,
     on_cpu_with_buffers,

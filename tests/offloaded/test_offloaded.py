@@ -18,8 +18,8 @@ import fxprune
 from fxprune.capture.dispatched import undispatched
 from fxprune.offloaded import StoredTensor
 from fxprune.offloaded.places import LOCK, PREFIX, InMemory
-from tests.offloaded.nets import TOKENS, WAYS, in_parts, net, on_cpu, on_disk, whole_blocks
-from tests.streaming.checkpoints import library, model_of, saved, tokens
+from tests.offloaded.nets import TOKENS, WAYS, in_parts, layers_on_disk, net, on_cpu, on_disk, whole_blocks
+from tests.streaming.checkpoints import content, library, model_of, same_bits, saved, tokens
 from tests.support import randomise
 
 ways = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
@@ -181,6 +181,26 @@ def test_a_language_model_on_disk_keeps_generate_and_save_pretrained(tmp_path: P
         small.save_pretrained(tmp_path / "small")
     load = library().AutoModelForCausalLM.from_pretrained if "uniform" in options else fxprune.from_pretrained
     assert torch.equal(load(tmp_path / "small").eval()(**inputs).logits, expected(**inputs).logits)
+
+
+@pytest.mark.parametrize("options", [{"uniform": "config"}, {}], ids=["config", "any width"])
+@pytest.mark.parametrize("way", [on_cpu, on_disk, layers_on_disk], ids=lambda way: way.__name__)
+def test_a_small_model_is_saved_wherever_its_weights_lie(way: Any, options: Any, tmp_path: Path) -> None:
+    """transformers alone finds the weights only where `device_map` was used."""
+    model = saved(model_of("Llama", tie_word_embeddings=way is on_disk), tmp_path / "large")
+    inputs = tokens()
+    for one, folder in ((model, "plain"), (way(model, tmp_path / "off"), "spread")):
+        small = fxprune.transform(one, inputs, ratio=0.5, **options)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Attempting to save a model with offloaded modules")
+            small.save_pretrained(tmp_path / folder / "small")
+        assert torch.isfinite(small(**inputs).logits).all()
+    plain, spread = content(tmp_path / "plain"), content(tmp_path / "spread")
+    assert plain.keys() == spread.keys()
+    for name in plain:
+        assert plain[name] == spread[name] or name == "small/small_model.safetensors"
+    load = type(model).from_pretrained if options else fxprune.from_pretrained
+    assert same_bits(*(load(tmp_path / folder / "small") for folder in ("plain", "spread")))
 
 
 def test_a_graph_is_refused(tmp_path: Path) -> None:
