@@ -119,6 +119,6 @@ def _refuse_directory(path: Path) -> None:
 
 
 def _stem(name: str) -> str:
-    """What the names of all files of the same weights begin with, "" for other files."""
+    """The beginning of the names of all files of the same weights, "" for other files."""
     found = _WEIGHTS.fullmatch(name)
     return found[1] if found else ""

@@ -82,7 +82,7 @@ def save_pretrained(self: Any, save_directory: Any, *args: Any, **options: Any) 
 
 
 def _by_library(model: Any, directory: Any, args: Sequence[Any], options: Mapping[str, Any]) -> Any:
-    """What the library's own method returns, which writes into a folder whose files then go to the directory.
+    """Lets the library's own method write into a folder whose files then go to the directory.
 
     Where its options concern other places too, it writes into the directory itself.
     """

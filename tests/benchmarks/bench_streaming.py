@@ -5,8 +5,8 @@ positions are random; the layers have the same random weights. Each run writes t
 page cache is warm for both. `cp` is measured alone, and with `sync` after it, since `stream` flushes its files. The
 plain script loads a file, cuts its tensors, saves them, and flushes.
 
-`--kills 50` kills runs of `stream` at random moments instead, goes on each time, and compares the bytes at the end with
-those of a run that was not killed.
+`--kills 50` makes 50 results instead, each by one or two runs of `stream` that are killed at random moments and one that
+goes on, and compares their bytes with those of a run that was not killed.
 """
 
 from __future__ import annotations
@@ -144,8 +144,11 @@ def compared(folder: Path, layers: int, per_file: int, rounds: int) -> list[list
     return rows
 
 
-def killed(folder: Path, layers: int, per_file: int, kills: int) -> str:
-    """A sentence about runs that were killed: how many, and that the bytes at the end are those of a whole run."""
+def killed(folder: Path, layers: int, per_file: int, results: int) -> str:
+    """A sentence about runs that were killed: how many, and that the bytes at the end are those of a whole run.
+
+    Each result is made by one or two runs that are killed, and one that goes on to the end.
+    """
     prepared(folder, layers, per_file)
     paths = [str(folder / "large"), str(folder / "plan.json")]
     words = [sys.executable, "-m", "tests.benchmarks.bench_streaming", "streamed", *paths]
@@ -153,23 +156,27 @@ def killed(folder: Path, layers: int, per_file: int, kills: int) -> str:
     expected = sums(folder / "whole")
     shutil.rmtree(folder / "whole")
     random.seed(0)
-    done = ended = 0
-    while done < kills:
-        process = subprocess.Popen([*words, str(folder / "small"), str(layers), "2"], stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        process.stdout.readline()  # it begins
-        time.sleep(random.uniform(0, took / 2))
-        process.kill()
-        process.communicate()
-        done += process.returncode != 0
-        if process.returncode == 0 or complete(folder / "small"):  # it may have ended just before it was killed
-            ended += 1
-            assert sums(folder / "small") == expected
-            shutil.rmtree(folder / "small")
-    in_fresh_process("tests.benchmarks.bench_streaming", "streamed", *paths, str(folder / "small"), layers, 2)
-    assert sums(folder / "small") == expected, "other bytes"
-    assert not list((folder / "small").glob(".*")), "something is left"
-    return f"{done} runs were killed, {ended + 1} ended between and after them, each with the bytes of a whole run"
+    kills = went_on = 0
+    for number in range(results):
+        for _ in range(1 + number % 2):
+            process = subprocess.Popen([*words, str(folder / "small"), str(layers), "2"], stdout=subprocess.PIPE)
+            assert process.stdout is not None
+            process.stdout.readline()  # it begins
+            time.sleep(random.uniform(0, took))
+            process.kill()
+            process.communicate()
+            kills += process.returncode != 0
+            if complete(folder / "small"):  # it ended just before it was killed
+                break
+        went_on += bool(list((folder / "small").glob("*.safetensors")))
+        if not complete(folder / "small"):
+            in_fresh_process("tests.benchmarks.bench_streaming", "streamed", *paths, str(folder / "small"), layers, 2)
+        assert sums(folder / "small") == expected, "other bytes, or something is left"
+        shutil.rmtree(folder / "small")
+    return (
+        f"{kills} runs were killed; {results} results were finished after them, {went_on} with files of a killed run, "
+        "each with the bytes of a whole run and no file beside them"
+    )
 
 
 def complete(folder: Path) -> bool:
