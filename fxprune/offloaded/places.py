@@ -8,14 +8,14 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from fxprune.errors import FileError
+from fxprune.errors import FileError, MissingFileError, text_of
 from fxprune.files import held, was_left
 
 PREFIX = "fxprune-weights-"
@@ -64,7 +64,14 @@ class Folder:
 
     def __init__(self, parent: Path) -> None:
         remove_left(parent)
-        self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        try:
+            self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        except OSError as error:
+            raise FileError(
+                f'cannot make a folder for the weights of the small model in "{parent}"',
+                why=text_of(error),
+                do="check that the offload folder is there, and that it can be written to",
+            ) from error
         self._count = 0
         lock = held(self.path / LOCK)
         weakref.finalize(self, _remove, self.path, os.getpid(), lock)
@@ -110,6 +117,21 @@ def remove_left(parent: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _reading(place: str, do: str) -> Iterator[None]:
+    """Raises `FileError` where the block cannot read a weight; `MissingFileError` where its file is gone."""
+    try:
+        yield
+    except Exception as error:  # safetensors and numpy have exceptions of their own for files that are cut off
+        gone = isinstance(error, FileNotFoundError)
+        raise (MissingFileError if gone else FileError)(
+            "a weight that accelerate keeps on disk cannot be read",
+            at=place,
+            why="the file was removed while the model was in use" if gone else text_of(error),
+            do=do,
+        ) from error
+
+
 @dataclass(frozen=True, eq=False)
 class InFile:
     """Numbers in a file of their own. folder: it is there as long as the file is needed."""
@@ -133,7 +155,8 @@ class InFile:
         """The numbers, in new memory."""
         from safetensors import safe_open
 
-        with safe_open(self.path, framework="pt") as file:
+        do = "make the small model again, and keep the folder until it is saved"
+        with _reading(f'"{self.path}"', do), safe_open(self.path, framework="pt") as file:
             return torch.clone(file.get_tensor("weight"))
 
     def beside(self, values: torch.Tensor) -> InFile:
@@ -156,19 +179,24 @@ class Folders:
 
 @dataclass(frozen=True, eq=False)
 class OfMap:
-    """Numbers that a map of accelerate reads. folder: the one in which those of a small model are put, None for memory.
+    """Numbers that a map of accelerate reads. parent: the folder beside which those of a small model are put.
 
-    The map may read a file, or hold the numbers in memory.
+    The map may read a file, or hold the numbers in memory, without a parent then. file: the weight and its file, for
+    errors.
     """
 
     weights: Mapping[str, torch.Tensor]
     name: str
     folders: Folders
-    parent: Path | None
+    parent: Path | None = None
+    file: str = ""
 
     def read(self) -> torch.Tensor:
         """The numbers, in new memory."""
-        return self.weights[self.name].detach().to("cpu", copy=True)
+        if not self.file:
+            return self.weights[self.name].detach().to("cpu", copy=True)
+        with _reading(self.file, "load the model again, and keep its files while it is used"):
+            return self.weights[self.name].detach().to("cpu", copy=True)
 
     def beside(self, values: torch.Tensor) -> WeightPlace:
         """Numbers in memory, or in a file of a new folder."""
@@ -192,13 +220,15 @@ def place_of(weights: Mapping[str, torch.Tensor], name: str, folders: Folders) -
     held_in_memory = inner.state_dict if hasattr(inner, "state_dict") else inner
     if isinstance(held_in_memory, dict) and isinstance(held_in_memory.get(key), torch.Tensor):
         tensor = held_in_memory[key]
-        return OfMap(weights, name, folders, None), (tensor.data_ptr(), tensor.shape, tensor.dtype)
+        return OfMap(weights, name, folders), (tensor.data_ptr(), tensor.shape, tensor.dtype)
     entry = getattr(inner, "index", {}).get(key, {})
     file, folder = entry.get("safetensors_file"), getattr(inner, "save_folder", None)
     if folder is None or file is not None:
-        place = OfMap(weights, name, folders, Path(tempfile.gettempdir()))
+        text = f'"{key}"' + (f' in "{file}"' if file else "")
+        place = OfMap(weights, name, folders, Path(tempfile.gettempdir()), text)
         return place, (file, entry.get("weight_name", key)) if file else object()
-    return OfMap(weights, name, folders, Path(folder)), FileContent(Path(folder) / f"{key}.dat")
+    path = Path(folder) / f"{key}.dat"
+    return OfMap(weights, name, folders, Path(folder), f'"{path}"'), FileContent(path)
 
 
 class FileContent:

@@ -5,8 +5,8 @@ positions are random; the layers have the same random weights. Each run writes t
 page cache is warm for both. `cp` is measured alone, and with `sync` after it, since `stream` flushes its files. The
 plain script loads a file, cuts its tensors, saves them, and flushes.
 
-`--kills 50` makes 50 results instead, each by one or two runs of `stream` that are killed at random moments and one that
-goes on, and compares their bytes with those of a run that was not killed.
+`--kills 50` makes 50 results instead, each by one or two runs of `stream` that are killed at random moments and one
+that goes on, and compares their bytes with those of a run that was not killed.
 """
 
 from __future__ import annotations

@@ -252,6 +252,42 @@ def test_hooks_that_do_more_than_to_move_weights_are_refused(tmp_path: Path) -> 
         fxprune.transform(dispatched, TOKENS, ratio=0.5)
 
 
+def test_files_that_are_gone_are_named(tmp_path: Path) -> None:
+    dispatched = on_disk(net(), tmp_path / "off")
+    small = fxprune.transform(dispatched, TOKENS, ratio=0.5)
+    (tmp_path / "off").rename(tmp_path / "gone")
+    with pytest.raises(fxprune.FileError) as found:
+        fxprune.transform(dispatched, TOKENS, ratio=0.5)
+    assert isinstance(found.value, FileNotFoundError)
+    for said in (
+        'off/embed.weight.dat"',
+        "the file was removed while the model was in use",
+        "keep its files while it is used",
+    ):
+        assert said in str(found.value)
+    with pytest.raises(fxprune.FileError, match="make the small model again, and keep the folder until it is saved"):
+        fxprune.save(small, tmp_path / "small.safetensors")
+    assert not (tmp_path / "small.safetensors").exists()
+
+
+def test_a_file_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    dispatched = on_disk(net(), tmp_path)
+    path = tmp_path / "blocks.1.up.weight.dat"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(fxprune.FileError, match=r"blocks\.1\.up\.weight\.dat"):
+        fxprune.transform(dispatched, TOKENS, ratio=0.5)
+
+
+def test_an_offload_folder_that_cannot_be_written_to_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(**options: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    dispatched = on_disk(net(), tmp_path)
+    monkeypatch.setattr("tempfile.mkdtemp", refused)
+    with pytest.raises(fxprune.FileError, match="check that the offload folder is there, and that it can be written"):
+        fxprune.transform(dispatched, TOKENS, ratio=0.5)
+
+
 def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
