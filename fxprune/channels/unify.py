@@ -11,6 +11,8 @@ Unification binds each x to its set: if head r1 is removed, x3, x4 and x5 are re
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from fxprune.channels.atoms import AtomTable
@@ -28,7 +30,8 @@ def unify(table: AtomTable, a: Columns, b: Columns) -> None:
     1. none on one side: lock the other side;
     2. one and one: merge the classes of the two atoms of each slot;
     3. one and several: bind each atom to the set on the other side (this splits a dimension into several);
-    4. several and several: pair the columns that vary in the same way and merge their classes.
+    4. several and several: pair the columns that vary in the same way and merge their classes; where none do, bind
+       the atoms of a column to several of the other side that vary together as it does.
 
     The rounds end when both sides are equal. If a round changes nothing, all atoms of each slot are merged into one
     class, which makes the sides equal.
@@ -164,7 +167,8 @@ def _bind_several(table: AtomTable, x: Atoms, sets: Atoms) -> None:
 def _pair(table: AtomTable, a: Columns, b: Columns) -> None:
     """Merge each column of `a` with one of `b` that changes at the same slots: both are the same axis of a grid.
 
-    If there is no such pair, all atoms of each slot are merged.
+    If there is no such pair, a column may be an axis that the other side has split; else all atoms of each slot are
+    merged.
     """
     kinds = [_pattern(column) for column in b]
     paired, left = False, list(range(len(b)))
@@ -175,8 +179,25 @@ def _pair(table: AtomTable, a: Columns, b: Columns) -> None:
             left.remove(same)
             _equate(table, column, b[same])
             paired = True
-    if not paired:
+    if not paired and not (_bind_split(table, a, b) or _bind_split(table, b, a)):
         _join_all(table, a, b)
+
+
+def _bind_split(table: AtomTable, a: Columns, b: Columns) -> bool:
+    """Bind a column of `a` to several of `b` that are together the same axis of a grid; False if there are none.
+
+    For example, `a` is a batch of 3 times 4 heads, and `b` knows the heads as 2 times 2. The batch is no atom of `b`.
+    The next round finds it alone, and locks it.
+    """
+    full = [column for column in b if column.all()]
+    for column in a:
+        kind = _pattern(column) if column.all() else b""
+        for size in range(2, len(full) + 1):
+            for parts in itertools.combinations(full, size):
+                if kind and _pattern(np.stack(parts)) == kind:
+                    _bind(table, column, list(parts))
+                    return True
+    return False
 
 
 def _join_all(table: AtomTable, a: Columns, b: Columns) -> None:
@@ -209,6 +230,9 @@ def _equal_sets(a: Columns, b: Columns) -> bool:
 
 
 def _pattern(column: Atoms) -> bytes:
-    """A key that is equal for two columns if the same slots share an atom in both, whatever the atoms are."""
-    _, first, inverse = np.unique(column, return_index=True, return_inverse=True)
+    """A key that is equal for two columns if the same slots share an atom in both, whatever the atoms are.
+
+    Of several columns, slots share their atoms if they do in each.
+    """
+    _, first, inverse = np.unique(column, axis=-1, return_index=True, return_inverse=True)
     return np.asarray(first[inverse.reshape(-1)]).tobytes()

@@ -13,6 +13,9 @@ from torch import nn
 from fxprune.analysis.settings import OF_EVERY_MODULE
 from fxprune.configs.builder import Built, is_config
 
+NUMBERED = frozenset({"layer_idx"})
+"""Attributes that layers get anew where others go: see `fxprune.depth.carry_out`."""
+
 
 class ChangedByHandError(Exception):
     """An attribute would be another one by the new config, and was changed after the model was built.
@@ -57,7 +60,8 @@ def construct(
                 if name in own and is_config(own[name]):
                     _construct_config(own[name], was[name], then.get(name), now[name], done)
             elif not is_same(then.get(name), now[name]):
-                if name in was and not any(is_same(was[name], value) for value in (then.get(name), now[name])):
+                by_hand = not any(is_same(was.get(name), value) for value in (then.get(name), now[name]))
+                if name in was and name not in NUMBERED and by_hand:
                     at = f"{path}.{name}".lstrip(".")
                     why = f"{at} is {now[name]!r} by the new config, {then.get(name)!r} by the old one"
                     raise ChangedByHandError(f"{why}, and was set to {was[name]!r}", path)

@@ -62,7 +62,7 @@ def replace_modules(model: nn.Module, replacements: Iterable[Replacement]) -> No
                 outer, _, name = path.rpartition(".")
                 modules[outer]._modules[name] = new
                 _leave_fast_path(modules[outer])
-        _count_from_zero(model, numbers)
+        _count_from_first(model, numbers)
 
 
 def _new(replacement: Replacement, old: nn.Module, children: Mapping[str, nn.Module]) -> nn.Module:
@@ -99,15 +99,24 @@ def _cache_numbers(modules: Iterable[nn.Module]) -> dict[int, list[nn.Module]]:
     return found
 
 
-def _count_from_zero(model: nn.Module, gone: Mapping[int, Sequence[nn.Module]]) -> None:
-    """Let the first attention that stays have the number 0 if that one has gone.
+def _count_from_first(model: nn.Module, gone: Mapping[int, Sequence[nn.Module]]) -> None:
+    """Let a layer that stays have the number of one that has gone, if that was the first of its kind.
 
-    A cache of transformers counts the tokens that it holds in its part 0.
+    A cache of transformers counts the tokens that it holds in the first of its parts that is one of attention, or of a
+    kind of attention. Parts of other kinds, such as the states of linear attention, cannot take their place.
     """
     left = _cache_numbers(model.modules())
-    if 0 in gone and left and 0 not in left:
-        for module in left[min(left)]:
-            module.layer_idx = 0  # type: ignore[assignment]
+    for number, modules in gone.items():
+        kinds = set(map(_cache_kind, modules))
+        alike = [other for other, found in left.items() if kinds & set(map(_cache_kind, found))]
+        if number not in left and alike and number < min(alike):
+            for module in left.pop(min(alike)):
+                module.layer_idx = number  # type: ignore[assignment]
+
+
+def _cache_kind(module: nn.Module) -> tuple[object, ...]:
+    """The kind of the part of a cache that a layer fills: one class may attend to all tokens, or to a window."""
+    return type(module), *(getattr(module, name, None) for name in ("layer_type", "sliding_window"))
 
 
 def _leave_fast_path(module: nn.Module) -> None:

@@ -192,7 +192,7 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
                 known = [None] * len(tensors)  # of some elements nothing is known
                 carried = ()
             for number, (tensor, operand) in enumerate(zip(tensors, known, strict=True)):
-                if carried and operand is not None and tensor.is_floating_point():
+                if carried and operand is not None and (tensor.is_floating_point() or tensor.is_complex()):
                     with torch._C._DisableTorchDispatch():
                         tensor = tensor * carried[number].to(tensor)
                 digest = self._digest(tensor, operand)

@@ -203,6 +203,16 @@ def test_a_plain_vector_adopts_a_grid() -> None:
         assert len(terms.free(weight)) == 5
 
 
+def test_a_grid_adopts_a_finer_grid_beside_a_fixed_dimension() -> None:
+    """A batch of 3 times 4 heads that forward makes, and 2 times 2 heads of weights in a batch of 3."""
+    terms = Terms()
+    batch, heads, outer, inner = (terms.fresh(size) for size in (3, 4, 2, 2))
+    terms.same(terms.merge([batch, heads]), terms.merge([terms.fixed(3), outer, inner]))
+    assert sets(terms, batch) == [frozenset()] * 3
+    assert sets(terms, heads) == grid([sets(terms, outer), sets(terms, inner)])
+    assert len({*sets(terms, outer), *sets(terms, inner)}) == 4
+
+
 def test_shuffled_channels_are_the_transposed_grid() -> None:
     terms = Terms()
     whole = terms.fresh(6)

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import fxprune
+from fxprune.depth.carry_out import replace_modules
+from fxprune.depth.dropped import IDENTITY, Replacement
 from tests.depth.test_drop import dropped_names, zeroing
 from tests.support import randomise, torchvision
 
@@ -61,6 +63,39 @@ def test_a_cache_counts_its_tokens_without_the_attention_that_is_gone(drop):
     whole = small(IDS, use_cache=False).logits
     assert (torch.cat(parts, 1) - whole).abs().max() <= 1e-4 * whole.abs().max()
     assert [layer.self_attn.layer_idx for layer in model.model.layers] == [0, 1, 2]  # the original is as it was
+
+
+class Numbered(torch.nn.Linear):
+    """A layer with a part of a cache."""
+
+    def __init__(self, number, window=None):
+        super().__init__(1, 1)
+        self.layer_idx, self.sliding_window = number, window
+
+
+class Stateful(Numbered):
+    """The same of another class."""
+
+
+@pytest.mark.parametrize(
+    ("layers", "gone", "numbers"),
+    [
+        ([Numbered, Numbered, Numbered], [0], [0, 2]),
+        ([Numbered, Numbered, Numbered], [0, 1], [0]),
+        ([Numbered, Numbered, Numbered], [1, 0], [0]),
+        ([Numbered, Numbered, Numbered], [1], [0, 2]),
+        ([Stateful, Numbered, Numbered], [0], [1, 2]),
+        ([Stateful, Numbered, Stateful], [0], [1, 0]),
+        ([Stateful, Numbered, Numbered], [1], [0, 1]),
+        ([(4,), (None,), (4,), (None,)], [0], [1, 0, 3]),
+        ([(4,), (None,), (4,), (None,)], [1], [0, 2, 1]),
+    ],
+)
+def test_the_first_part_of_a_cache_of_each_kind_is_filled(layers, gone, numbers):
+    made = (Numbered(n, *one) if type(one) is tuple else one(n) for n, one in enumerate(layers))
+    model = torch.nn.Sequential(torch.nn.ModuleList(made))
+    replace_modules(model, [Replacement(f"0.{number}", IDENTITY) for number in gone])
+    assert [layer.layer_idx for layer in model[0] if isinstance(layer, Numbered)] == numbers
 
 
 def test_a_saved_pretrained_model_comes_back(tmp_path):

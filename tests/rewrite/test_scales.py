@@ -437,3 +437,59 @@ def test_weights_are_asked_before_what_other_layers_read_too(monkeypatch: pytest
     assert small[0].head_dim < HEAD
     assert len(passes) == 1
     assert error(blocks, small) < 1e-9
+
+
+class Rotated(nn.Module):
+    """Attention whose queries and keys have a rotated part, by a product of complex numbers, and one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.q_turned, self.k_turned = nn.Linear(WIDTH, 4 * HEADS), nn.Linear(WIDTH, 4 * HEADS)
+        self.v, self.o = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = (self.q, self.q_turned, self.k, self.k_turned, self.v)
+        q, q_turned, k, k_turned, v = (part(x).view(*x.shape[:2], HEADS, -1).transpose(1, 2) for part in parts)
+        angles = torch.arange(x.shape[1], dtype=x.dtype)[:, None] * torch.tensor([1.0, 0.1], dtype=x.dtype)
+        turns = torch.polar(torch.ones_like(angles), angles)
+        q, k = (
+            torch.cat((own, torch.view_as_real(torch.view_as_complex(t.unflatten(-1, (-1, 2))) * turns).flatten(3)), -1)
+            for own, t in ((q, q_turned), (k, k_turned))
+        )
+        made = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1) @ v
+        return self.o(made.transpose(1, 2).flatten(2))
+
+
+def test_a_factor_goes_through_a_product_of_complex_numbers() -> None:
+    net = randomised(Rotated())
+    small = pruned(net, ratio={"q": 0.5})
+    assert (small.q.out_features, small.q_turned.out_features) == (WIDTH // 2, 4 * HEADS)
+    carrying = {factor.tensor for factor in fxprune.record(small).plan.factors}
+    assert carrying >= {"q.weight", "q_turned.weight"} or carrying >= {"k.weight", "k_turned.weight"}
+    assert fxprune.verify(net, small, X) <= 1e-9
+
+
+class Repeated(nn.Module):
+    """Attention of four heads, two of which have the same keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head_dim = HEAD
+        self.q, self.o = nn.Linear(WIDTH, 4 * HEAD), nn.Linear(4 * HEAD, WIDTH)
+        self.k, self.v = nn.Linear(WIDTH, 2 * HEAD), nn.Linear(WIDTH, 2 * HEAD)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (p(x).view(*x.shape[:2], -1, self.head_dim).transpose(1, 2) for p in (self.q, self.k, self.v))
+        k, v = (t[:, :, None].expand(-1, -1, 2, -1, -1).reshape(t.shape[0], -1, *t.shape[2:]) for t in (k, v))
+        return self.o(((q @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(1, 2).reshape(*x.shape[:2], -1))
+
+
+def test_one_of_two_repeated_heads_stays() -> None:
+    """With one of them `reshape` makes a view, with two a copy, and a later copy has another number."""
+    net = randomised(Repeated())
+    groups = fxprune.analyze(net, X, path="eager").groups
+    heads = next(g for g in groups if g.kind == "heads" and "k.weight" in {m.parameter for m in g.members})
+    small = pruned(net, ratio={heads.key: 0.5})
+    assert (small.q.out_features, small.k.out_features) == (2 * HEAD, HEAD)
+    assert fxprune.verify(net, small, X) <= 1e-9
