@@ -14,7 +14,7 @@ from fxprune.analysis.settings import OF_EVERY_MODULE
 from fxprune.configs.builder import Built, is_config
 
 NUMBERED = frozenset({"layer_idx"})
-"""Attributes that layers get anew where others go: see `fxprune.depth.carry_out`."""
+"""Attributes that layers get again where others go: see `fxprune.depth.carry_out`."""
 
 
 class ChangedByHandError(Exception):
