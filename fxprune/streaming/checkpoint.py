@@ -128,12 +128,22 @@ def _weight_map(folder: Path) -> Mapping[str, str]:
         return made
     if (folder / WHOLE).is_file():
         return {"": WHOLE}
-    others = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pt", ".gguf"))
-    raise FileError(
-        f'"{folder}" has no weights that can be read here',
-        why=f"there is neither {WHOLE} nor {INDEX}" + (f", only {', '.join(others[:4])}" if others else ""),
-        do="save the model with save_pretrained of transformers, which writes safetensors",
-    )
+    raise _without_weights(folder)
+
+
+def _without_weights(folder: Path) -> FileError:
+    """The error for a directory without weights that can be read, which names those that are there or below it."""
+    suffixes = (".safetensors", ".bin", ".pt", ".gguf")
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in suffixes)
+    below = sorted({path.parent.name for path in folder.glob("*/*.safetensors")})
+    why = f"there is neither {WHOLE} nor {INDEX}" + (f", only {', '.join(others[:4])}" if others else "")
+    do = "save the model with save_pretrained of transformers, which writes safetensors"
+    if len(others) == 1 and others[0].endswith(suffixes[0]):
+        do = f"link or rename {others[0]} to {WHOLE}, and pass the model that it is of (model=)"
+    if below:
+        why += f"; {', '.join(below)} {'have' if len(below) > 1 else 'has'} weights, each of a model of its own"
+        do = f'stream each with its own plan, such as stream("{folder / below[0]}", plan, ...)'
+    return FileError(f'"{folder}" has no weights that can be read here', why=why, do=do)
 
 
 def read_into(file: IO[bytes], offset: int, buffer: memoryview) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +50,9 @@ from fxprune.streaming.target import STATE, FinishedFiles
 NO_CONFIG = "the model has no config"
 """The reason where the model is none that a library makes from a config."""
 
+SHOWN_NAMES = 8
+"""The number of names of what is left out that the text of a result shows; `ignored` has all."""
+
 MOST_WORKERS = 4
 """Threads, if no number is given; more do not help a disk."""
 
@@ -86,8 +88,14 @@ class Streamed:
         how = "its config says it" if self.config_says_it else f"{loader} loads it ({self.why})"
         return (
             f"{self.directory}: {self.bytes_written} of {self.bytes_read} bytes in {counted(len(self.files), 'file')}, "
-            f"{len(self.reused)} of them from a run before; {how}"
+            f"{len(self.reused)} of them from a run before; {how}{_left_out(self.ignored)}"
         )
+
+
+def _left_out(names: Sequence[str]) -> str:
+    """A text about tensors and files that a result has not."""
+    shown = ", ".join(names[:SHOWN_NAMES]) + (", ..." if len(names) > SHOWN_NAMES else "")
+    return f"; left out: {shown}" if names else ""
 
 
 @checks_arguments()
@@ -152,9 +160,8 @@ def stream(
     finished = notes.finished(job.shards, checksum=checksum)
     removed = remove_litter(folder)
     left = [shard for shard in job.shards if shard not in finished]
-    folder.mkdir(parents=True, exist_ok=True)
-    refuse_without_space(folder, sum(shard.bytes for shard in left), shutil.disk_usage(folder).free)
-    notes.write()
+    refuse_without_space(folder, sum(shard.bytes for shard in left))
+    notes.begin()
     done = sum(shard.bytes for shard in finished)
     with byte_bar("streaming", sum(shard.bytes for shard in job.shards), done, show=progress) as tell:
         write_shards(left, folder, count, tell, notes.add if checksum else lambda _: None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -165,8 +166,10 @@ def checksum_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def refuse_without_space(folder: Path, bytes_needed: int, free: int) -> None:
-    """Raises `FileError` if the disk has not enough space."""
+def refuse_without_space(folder: Path, bytes_needed: int) -> None:
+    """Raises `FileError` if the disk of a directory, which may not be there yet, has not enough space."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
     if bytes_needed > free:
         raise FileError(
             f'the disk of "{folder}" has not enough space',

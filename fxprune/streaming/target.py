@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fxprune.artifacts.pretrained import OTHER_WEIGHTS
-from fxprune.errors import FileError
+from fxprune.errors import FileError, text_of
 from fxprune.files import write_text
 from fxprune.streaming.shards import Shard, checksum_of
 
@@ -51,6 +51,18 @@ class FinishedFiles:
         names = {shard.name for shard in found}
         self.sums = {name: text for name, text in self.sums.items() if name in names}
         return found
+
+    def begin(self) -> None:
+        """Make the directory, with the notes. Raises `FileError` for one that cannot be written to."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.write()
+        except OSError as error:
+            raise FileError(
+                f'cannot write into "{self.folder}"',
+                why=text_of(error),
+                do="name a directory that can be written to",
+            ) from error
 
     def write(self) -> None:
         """Write the notes."""

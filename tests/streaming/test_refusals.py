@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import fxprune
-from tests.streaming.checkpoints import model_of, pruned, saved, tokens
+from tests.streaming.checkpoints import content, model_of, pruned, saved, tokens
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of other packages, which are imported here
@@ -96,6 +97,65 @@ def test_a_directory_without_safetensors_is_refused(llama: Any, tmp_path: Path) 
         fxprune.stream(tmp_path, llama[1], tmp_path / "small", progress=False)
     with pytest.raises(fxprune.FileError, match="there is no directory"):
         fxprune.stream(tmp_path / "nothing", llama[1], tmp_path / "small", progress=False)
+
+
+def test_weights_in_subdirectories_are_named(llama: Any, tmp_path: Path) -> None:
+    """The layout of a pipeline of diffusers: alone, and beside weights that are streamed."""
+    for name in ("unet/diffusion_pytorch_model", "text_encoder/model"):
+        (tmp_path / "pipe" / name).parent.mkdir(parents=True)
+        save_file({"w": torch.zeros(2)}, tmp_path / "pipe" / f"{name}.safetensors")
+    with pytest.raises(fxprune.FileError, match="text_encoder, unet have weights, each of a model of its own") as found:
+        fxprune.stream(tmp_path / "pipe", llama[1], tmp_path / "small", progress=False)
+    assert f'stream each with its own plan, such as stream("{tmp_path / "pipe" / "text_encoder"}"' in str(found.value)
+    with pytest.raises(fxprune.FileError, match=r"rename diffusion_pytorch_model.safetensors to model.safetensors"):
+        fxprune.stream(tmp_path / "pipe" / "unet", llama[1], tmp_path / "small", progress=False)
+    both = changed(llama[0], tmp_path / "large", lambda tensors: tensors)
+    (tmp_path / "pipe" / "unet").rename(both / "unet")
+    done = fxprune.stream(both, llama[1], tmp_path / "small", progress=False)
+    assert str(done).endswith("; left out: unet/diffusion_pytorch_model.safetensors")
+    assert not (tmp_path / "small" / "unet" / "diffusion_pytorch_model.safetensors").exists()
+
+
+def test_without_space_nothing_is_made(llama: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100))
+    with pytest.raises(fxprune.FileError, match="bytes are needed, 100 are free"):
+        fxprune.stream(llama[0], llama[1], tmp_path / "new" / "small", progress=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_directory_that_cannot_be_written_to_is_refused(llama: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    def refused(*args: Any, **options: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(fxprune.FileError, match="name a directory that can be written to"):
+        fxprune.stream(llama[0], llama[1], tmp_path / "small", progress=False)
+
+
+def test_a_tensor_in_two_files_is_refused(llama: Any, tmp_path: Path) -> None:
+    source = changed(llama[0], tmp_path / "large", lambda tensors: tensors)
+    tensors = load_file(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    save_file(tensors, source / "model-00001-of-00002.safetensors")
+    save_file({"model.norm.weight": tensors["model.norm.weight"]}, source / "model-00002-of-00002.safetensors")
+    names = dict.fromkeys(tensors, "model-00001-of-00002.safetensors")
+    names["model.norm.weight"] = "model-00002-of-00002.safetensors"
+    (source / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    with pytest.raises(fxprune.FileError, match=r'"model-00001-of-00002.safetensors" has it too'):
+        fxprune.stream(source, llama[1], tmp_path / "small", progress=False)
+    assert not (tmp_path / "small").exists()
+
+
+def test_a_snapshot_of_links_becomes_files(llama: Any, tmp_path: Path) -> None:
+    """The cache of Hugging Face has links to blobs; the result may lie inside the source."""
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    for path in llama[0].iterdir():
+        (snapshot / path.name).symlink_to(path)
+    fxprune.stream(snapshot, llama[1], snapshot / "small", progress=False)
+    fxprune.stream(llama[0], llama[1], tmp_path / "small", progress=False)
+    assert content(snapshot / "small") == content(tmp_path / "small")
+    assert not [path for path in (snapshot / "small").iterdir() if path.is_symlink()]
 
 
 def test_an_index_that_contradicts_its_files_is_refused(llama: Any, tmp_path: Path) -> None:
