@@ -8,14 +8,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
-from fxprune.arguments import generator_of
 from fxprune.cli import models, weights
 from fxprune.cli.input_files import InputFile
 from fxprune.cli.inputs import filled
 from fxprune.cli.output_files import check_readable
+from fxprune.cli.random_numbers import seed_all, watched
 from fxprune.cli.usage import unique_dict
 from fxprune.errors import FxpruneError
 
@@ -34,7 +33,7 @@ def model_and_inputs(
     """
     args = unique_dict("--arg", options.arg)
     check_readable(*(entry.path for entry in options.input if isinstance(entry, InputFile)))
-    torch.manual_seed(generator_of(options.seed).initial_seed())
+    seed_all(options.seed)
     say(f"making {options.model}")
     with _watched() as drawn:
         model, library = models.build(options.model, args)
@@ -79,7 +78,7 @@ def _tell_random(
 @contextlib.contextmanager
 def _watched() -> Iterator[Callable[[], bool]]:
     """Yields a function: True if random numbers were drawn since it began, and no module has loaded a state_dict."""
-    before, load, loaded = torch.get_rng_state(), nn.Module.load_state_dict, []
+    load, loaded = nn.Module.load_state_dict, []
 
     def noting(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         loaded.append(module)
@@ -87,6 +86,7 @@ def _watched() -> Iterator[Callable[[], bool]]:
 
     nn.Module.load_state_dict = noting  # type: ignore[method-assign, assignment]  # set back below
     try:
-        yield lambda: not loaded and not torch.equal(before, torch.get_rng_state())
+        with watched() as drawn:
+            yield lambda: not loaded and drawn()
     finally:
         nn.Module.load_state_dict = load  # type: ignore[method-assign]

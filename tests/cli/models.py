@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import random
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -42,6 +44,23 @@ def constant():
     """A model whose numbers come from no generator of torch's own."""
     model = nn.utils.skip_init(nn.Linear, 4, 8), nn.ReLU(), nn.utils.skip_init(nn.Linear, 8, 3)
     return randomise(nn.Sequential(*model), 0, weights=True)
+
+
+def by_numpy():
+    """A model whose weights are drawn by the global generator of NumPy."""
+    model = constant()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.from_numpy(np.random.standard_normal(parameter.shape)))  # the case
+    return model
+
+
+def by_python():
+    """A model with one weight that the generator of Python has drawn."""
+    model = constant()
+    with torch.no_grad():
+        model[0].weight[0, 0] = random.gauss(0, 1)
+    return model
 
 
 class Normed(nn.Module):

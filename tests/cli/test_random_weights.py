@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fxprune.cli import main
+from fxprune.cli.random_numbers import watched
 from tests.cli import models
 from tests.support import torchvision
 
@@ -24,6 +25,7 @@ def printed(capsys, *words):
     ("words", "told"),
     [
         (("prune", *NET, "-r", "0.5", "-o", "small.safetensors", "-q"), True),
+        (("prune", "tests.cli.models:by_numpy", "--input", "2x4", "-r", "0.5", "-o", "small.safetensors"), True),
         (("export", *NET, "-o", "net.pt2", "-q"), True),
         (("sensitivity", *NET, "--score", "tests.cli.models:size", "--ratios", "0.5", "-q"), True),
         (("pareto", *NET, "--score", "tests.cli.models:size", "--budgets", "0.5", "-q"), True),
@@ -57,3 +59,24 @@ def test_a_library_is_known_to_make_random_weights(tmp_path, capsys):
     out = ("-r", "0.5", "-o", tmp_path / "small.safetensors", "--no-verify")
     assert f"warning: {text}, --seed 0 says that they are meant\n" in printed(capsys, "prune", *words, *out)
     assert f"\n{text}\n" in printed(capsys, "prune", *words, *out, "--seed", "0")
+
+
+def test_weights_of_any_global_generator_are_the_same_again(tmp_path, capsys):
+    for name in ("net", "by_numpy", "by_python"):
+        words = (f"tests.cli.models:{name}", "--input", "2x3x8x8" if name == "net" else "2x4", "-q")
+        assert main(["prune", *words, "-r", "0.5", "-o", str(tmp_path / "small.safetensors"), "--seed", "3"]) == 0
+        capsys.readouterr()
+        assert main(["verify", *words, str(tmp_path / "small.safetensors"), "--seed", "3"]) == 0
+        assert "other weights" not in capsys.readouterr().err
+
+
+def test_numbers_drawn_on_a_device_are_noticed(monkeypatch):
+    generators = [torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)]  # stand in for those of a device
+    monkeypatch.setattr(torch.cuda, "default_generators", generators)
+    for initialized in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda known=initialized: known)
+        generators[1].manual_seed(7)  # a seed alone draws nothing
+        with watched() as drawn:
+            assert not drawn()
+            torch.randn(3, generator=generators[1])
+            assert drawn() is initialized
