@@ -11,7 +11,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 from fxprune.arguments import checks_arguments
@@ -26,7 +26,7 @@ __all__ = ["main"]
 BROKEN_PIPE = 141
 """The exit code if the reader of the output has ended: 128 + SIGPIPE, as shells report it."""
 
-NOTE = re.compile(r"^note: .*$", re.MULTILINE)
+NOTE = re.compile("^note: ")
 
 QUIET = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
 """Warnings that are meant for authors of code and not for users of the command line."""
@@ -66,19 +66,26 @@ def _run(words: Sequence[str]) -> int:
         options = parse(words)
     except SystemExit:  # after --help and --version
         return 0
-    with _one_line_warnings(), contextlib.redirect_stdout(sys.stderr):
+    with _one_line_warnings() as warned, contextlib.redirect_stdout(sys.stderr):
         answer: Answer = COMMANDS[options.command](options, (lambda line: None) if options.quiet else _print_line)
-    text = NOTE.sub(lambda found: spoken(found[0]), answer.text) if options.format == "text" else answer.text
-    print(text, flush=True)
+    print(_spoken_notes(answer.text, warned) if options.format == "text" else answer.text, flush=True)
     return answer.code
 
 
+def _spoken_notes(text: str, warned: Container[str]) -> str:
+    """The text with its notes in words of the command line, without those that a warning has said."""
+    lines = (spoken(line) if NOTE.match(line) else line for line in text.split("\n"))
+    return "\n".join(line for line in lines if not (NOTE.match(line) and _one_line(NOTE.sub("", line)) in warned))
+
+
 @contextlib.contextmanager
-def _one_line_warnings() -> Iterator[None]:
-    """Prints each warning as one line, and equal warnings once."""
+def _one_line_warnings() -> Iterator[list[str]]:
+    """Prints each warning as one line, and equal warnings once. Yields the list of what it has printed."""
+    warned: list[str] = []
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        _print_line("warning: " + " ".join(spoken(str(message)).split()))
+        warned.append(_one_line(spoken(str(message))))
+        _print_line(f"warning: {warned[-1]}")
 
     with warnings.catch_warnings():
         if not sys.warnoptions:  # not with python -W
@@ -86,7 +93,11 @@ def _one_line_warnings() -> Iterator[None]:
             for category in QUIET:
                 warnings.simplefilter("ignore", category)
         warnings.showwarning = show
-        yield
+        yield warned
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _print_line(line: str) -> None:

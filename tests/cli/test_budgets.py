@@ -19,7 +19,11 @@ def test_a_budget_that_is_not_met_has_an_exit_code_of_its_own(tmp_path, capsys):
     file = str(tmp_path / "small.safetensors")
     assert main(["prune", *NET, "--keep", "macs=0.5", "-o", file]) == 0
     assert main(["prune", *NET, "--keep", "macs=0.001", "--max-ratio", "0.5", "-o", file]) == 5
-    assert "the budget is not met" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert told.err.count("the budget is not met") == 1
+    assert "the budget is not met" not in told.out  # once: a warning on stderr
+    assert main(["prune", *NET, "--keep", "macs=0.001", "--max-ratio", "0.5", "-o", file, "--json"]) == 5
+    assert "the budget is not met" in json.loads(capsys.readouterr().out)["reasons"][0]  # data has it all the same
 
 
 def test_memory_and_latency_are_limited_and_reported(tmp_path, capsys, monkeypatch):
