@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,9 +22,9 @@ from fxprune.arguments import checks_arguments
 from fxprune.capture.process_state import public_call
 from fxprune.capture.program import as_module
 from fxprune.costs import cost_of
-from fxprune.errors import InputError
+from fxprune.errors import InputError, PlanError
 from fxprune.files import PathLike
-from fxprune.planning.budgets import Budget, budgets_of, checked_keys
+from fxprune.planning.budgets import Budget, budgets_of, checked_keys, place
 from fxprune.planning.figures import counted, figures_of
 from fxprune.planning.scopes import SEARCH
 from fxprune.progress import bar
@@ -78,8 +79,7 @@ def pareto(
     """
     module = as_module(model, example_inputs)
     amounts = _checked(budgets, key)
-    whole_figures = figures_of(module, example_inputs, (key,))
-    limits = [budgets_of(whole_figures, {key: amount})[0].limit for amount in amounts]
+    limits = _limits(module, example_inputs, amounts, key)
     _refuse_measured(options)
     shallow = _without(module, example_inputs, drop, options)
     request, settings = request_of(shallow.model, example_inputs, shallow.choices), RepairSettings(repair_mode)
@@ -90,7 +90,8 @@ def pareto(
     steps = SavedSteps(file, "fxprune.pareto-run/1", about)
     smallest = amounts[limits.index(min(limits))]
     asked = CurveBudgets(module, shallow, example_inputs, key)
-    found = candidates_of(request, asked.choice(smallest), samples, settings)
+    with _in_words_of_pareto(key):
+        found = candidates_of(request, asked.choice(smallest), samples, settings)
     found = replace(found, original=module) if shallow.dropped else found
     whole = steps.get("original", lambda: {"value": measure.of(module)})["value"]
     points = []
@@ -104,12 +105,34 @@ def _checked(budgets: Any, key: str) -> list[float | int | str]:
     """The budgets as a list. Raises `InputError` if there are none, and `PlanError` for one that makes no sense."""
     if isinstance(budgets, str) or not isinstance(budgets, Iterable):
         raise InputError("budgets must be a list", why=f"it is a {type(budgets).__name__}", do="pass (0.5, 0.3)")
-    amounts = list(dict.fromkeys(budgets))
-    if not amounts:
+    given = list(budgets)
+    if not given:
         raise InputError("there is no budget", why="the list is empty", do="pass for example budgets=(0.5, 0.3)")
-    for amount in amounts:
-        checked_keys({key: amount})
-    return amounts
+    with _in_words_of_pareto(key):
+        for amount in given:
+            checked_keys({key: amount})
+    return list(dict.fromkeys(given))
+
+
+def _limits(model: nn.Module, example_inputs: Any, amounts: Sequence[float | int | str], key: str) -> list[float]:
+    """The figure of each budget. Raises `PlanError` for one that makes no sense of this model."""
+    figures = figures_of(model, example_inputs, (key,))
+    with _in_words_of_pareto(key):
+        return [budgets_of(figures, {key: amount})[0].limit for amount in amounts]
+
+
+@contextlib.contextmanager
+def _in_words_of_pareto(key: str) -> Iterator[None]:
+    """Lets an error about `keep`, which `transform` has, name `budgets` and `key` instead, which `pareto` has."""
+    try:
+        yield
+    except PlanError as error:
+        before, _, after = place(key, "?").partition("'?'")
+        if not (error.at.startswith(before) and error.at.endswith(after)):
+            raise
+        amount = error.at.removeprefix(before).removesuffix(after)
+        at = f"budgets=[{amount}], key={key!r}"
+        raise PlanError(error.what, at=at, why=error.why, do=error.do) from error.__cause__
 
 
 @dataclass(frozen=True, eq=False)

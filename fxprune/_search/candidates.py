@@ -126,10 +126,11 @@ def candidates_of(
     made = first_result(replace(request, choices={**given, **first}), paths, may_give_up_class=free)
     if not made.plan:
         why = "; ".join(made.plan.reasons) or "the plan is empty"
+        more = "give a smaller budget" if "keep" in first else "ask for a larger share"
         raise PlanError(
             "there is nothing to measure",
             why=f"nothing was removed: {why}",
-            do="ask for a larger share, or for layers that can lose channels (analysis.report() lists them)",
+            do=f"{more}, or let layers lose channels that can (analysis.report() lists them)",
         )
     shared = replace(request, choices=given, verify=False, why_not=made.why_not)
     return Candidates(call.model, made.analysis, shared, samples, settings)

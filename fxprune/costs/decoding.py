@@ -65,7 +65,7 @@ def next_step(model: nn.Module, inputs: Inputs, result: Any) -> dict[str, Any]:
             at=type(model).__name__,
             why="the inputs have no tokens, integers of two dimensions" if tokens is None and taken else
             f"forward takes nothing by the name of a cache that it returns; it returns {names}",
-            do='limit the latency of the example inputs instead: keep={"latency": ...}',
+            do='limit "latency", that of the example inputs, instead of "decode_latency"',
         )  # fmt: skip
     length = given[tokens].shape[1]
     left = {name: value for name, value in given.items() if not _has_length(value, length)}

@@ -67,6 +67,11 @@ class Budget:
         return f"{self.key} {self.shown(self.limit)} of {self.shown(self.full)} ({self.limit / self.full:.1%})"
 
 
+def place(key: Any, value: Any) -> str:
+    """The words of errors for an amount in `keep`."""
+    return f"keep={{{key!r}: {value!r}}}"
+
+
 def checked_keys(keep: Any) -> tuple[str, ...]:
     """The measures of a request, looked at before anything is measured.
 
@@ -78,8 +83,8 @@ def checked_keys(keep: Any) -> tuple[str, ...]:
         if key not in MEASURES:
             hint = nearest(str(key), MEASURES)
             do = f"choose from {', '.join(MEASURES)}"
-            raise PlanError("there is no such budget", at=f"keep={{{key!r}: {value!r}}}", why=hint, do=do)
-        _limit(key, value, 1.0, f"keep={{{key!r}: {value!r}}}")
+            raise PlanError("there is no such budget", at=place(key, value), why=hint, do=do)
+        _limit(key, value, 1.0, place(key, value))
     return tuple(keep)
 
 
@@ -107,14 +112,14 @@ def above(before: Figures, after: Figures, keep: Any) -> list[Budget]:
     for key, value in keep.items():
         full, left = before.get(key), after.get(key)
         if full is not None and left is not None:
-            limit = _limit(key, value, full, f"keep={{{key!r}: {value!r}}}")
+            limit = _limit(key, value, full, place(key, value))
             if left > limit * (NOISE if key in TIMED else 1):
                 found.append(Budget(key, limit, full))
     return found
 
 
 def _budget(key: str, value: Any, whole: Figures, uncounted: Sequence[str]) -> Budget:
-    at = f"keep={{{key!r}: {value!r}}}"
+    at = place(key, value)
     full = whole[key]
     if full is None:
         raise PlanError(

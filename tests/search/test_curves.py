@@ -386,6 +386,29 @@ def test_curves_of_a_model_without_branches_count_from_the_original(tmp_path: Pa
         fxprune.pareto(model, batches[0], **{**options, "drop": [model[1]]}, file=file)
 
 
+@pytest.mark.parametrize(
+    ("budgets", "key", "at"),
+    [
+        ([0.5, 1.5], "macs", "budgets=[1.5], key='macs'"),
+        ([{}], "macs", "budgets=[{}], key='macs'"),
+        ([0.5], "mac", "budgets=[0.5], key='mac'"),
+        (["1000s"], "latency", "budgets=['1000s'], key='latency'"),
+        (["5 GB"], "memory", "budgets=['5 GB'], key='memory'"),
+    ],
+)
+def test_an_error_of_a_budget_names_budgets_and_not_keep(budgets: Any, key: str, at: str) -> None:
+    with pytest.raises(PlanError) as raised:
+        fxprune.pareto(net(), data()[0], score, budgets=budgets, key=key)
+    assert raised.value.at == at
+    assert "keep=" not in str(raised.value)
+
+
+def test_budgets_that_nothing_meets_are_told_to_shrink() -> None:
+    with pytest.raises(PlanError, match="there is nothing to measure") as raised:
+        fxprune.pareto(net(), data()[0], score, budgets=[1.0])
+    assert raised.value.do.startswith("give a smaller budget")
+
+
 @pytest.mark.parametrize("option", [{"scope": "search"}, {"depth": True}, {"search": {"steps": 3}}])
 def test_curves_refuse_choices_that_need_a_run_for_each_budget(option: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="pareto takes no") as raised:
