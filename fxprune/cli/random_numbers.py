@@ -40,8 +40,8 @@ def watched() -> Iterator[Callable[[], bool]]:
 
 
 def _numpy_state() -> tuple[object, ...]:
-    name, keys, *rest = np.random.get_state(legacy=True)
-    return name, bytes(keys), *rest
+    _, keys, *rest = np.random.get_state(legacy=True)
+    return np.asarray(keys).tobytes(), *rest
 
 
 def _drawn_on_a_device() -> bool:

@@ -96,7 +96,7 @@ def cost(
     tensors = Tensors.of(module)
     check_initialised(tensors)
     found = try_in_turn(paths, lambda path: _counted(module, inputs, path)).get()
-    return _summed({name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors, found)
+    return _summed(module, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors, found)
 
 
 def _counted(model: nn.Module, inputs: Inputs, path: FrontEnd) -> list[Found]:
@@ -118,7 +118,7 @@ def cost_of(findings: Findings, removal: Removal | None = None, constants: Folde
     else:
         tensors, shapes = findings.captured.tensors, shapes_after(findings, removal)
     found = [(c.module, c.op, macs_of(c, removal)) for c in contractions(findings)]
-    made = _with_constants(_summed(shapes, tensors, found), tensors, constants or FoldedConstants())
+    made = _with_constants(_summed(findings.model, shapes, tensors, found), tensors, constants or FoldedConstants())
     if removal is None or not findings.captured.needs_hooks:
         return made
     return _with_positions(made, findings, removal)
@@ -164,8 +164,8 @@ def _bytes(tensor: torch.Tensor, elements: int) -> int:
     return elements * sum(part.numel() * part.element_size() for part in inner) // tensor.numel()
 
 
-def _summed(shapes: Mapping[str, tuple[int, ...]], tensors: Tensors, found: Iterable[Found]) -> Cost:
-    """The cost of tensors of these shapes and of the operations that were counted."""
+def _summed(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], tensors: Tensors, found: Iterable[Found]) -> Cost:
+    """The cost of tensors of these shapes and of the operations that were counted, by layer in the model's order."""
     params: dict[str, int] = {}
     octets: dict[str, int] = {}
     macs: dict[str, int | None] = {}
@@ -182,7 +182,9 @@ def _summed(shapes: Mapping[str, tuple[int, ...]], tensors: Tensors, found: Iter
         least += count or 0
         if count is None:
             uncounted[f"{op} in {path or 'the model'}"] = None
-    paths = dict.fromkeys((*octets, *macs))
+    known = {*octets, *macs}
+    declared = (path for path, _ in model.named_modules(remove_duplicate=False) if path in known)
+    paths = dict.fromkeys((*declared, *octets, *macs))
     layers = {p: LayerCost(params.get(p, 0), octets.get(p, 0), macs.get(p, 0)) for p in paths}
     total = None if uncounted else least
     return Cost(sum(params.values()), sum(octets.values()), total, layers, least, tuple(uncounted))

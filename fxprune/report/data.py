@@ -254,7 +254,6 @@ def layers_of(findings: Findings, cost: Cost) -> tuple[LayerData, ...]:
         leaf = found.name.rpartition(".")[2]
         shapes.setdefault(found.owner, {})[leaf] = tuple(found.tensor.shape)
     modules = dict(findings.model.named_modules(remove_duplicate=False))
-    ordered = [path for path in modules if path in cost.layers] + [path for path in cost.layers if path not in modules]
     return tuple(
         LayerData(
             path,
@@ -263,7 +262,7 @@ def layers_of(findings: Findings, cost: Cost) -> tuple[LayerData, ...]:
             cost.layers[path].macs,
             shapes.get(path, {}),
         )
-        for path in ordered
+        for path in cost.layers
     )
 
 
@@ -274,7 +273,7 @@ def record_data(record: Recorded) -> RecordData:
     for name, shape in record.before.items():
         path, _, leaf = name.rpartition(".")
         tensors.setdefault(path, []).append(TensorChange(leaf, tuple(shape), _shape(record.after.get(name))))
-    names = dict.fromkeys((*tensors, *(before.layers if before else ()), *(after.layers if after else ())))
+    names = dict.fromkeys((*(before.layers if before else ()), *(after.layers if after else ()), *tensors))
     layers = tuple(LayerChange(name, *_changes(before, after, name), tuple(tensors.get(name, ()))) for name in names)
     return RecordData(
         SCHEMA,

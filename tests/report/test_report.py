@@ -307,6 +307,34 @@ def test_a_record_that_was_not_counted_says_unknown() -> None:
     assert json.loads(made.report(format="json"))["macs"] == {"before": None, "after": None}
 
 
+class Product(nn.Module):
+    """A module without parameters that multiplies."""
+
+    def forward(self, q: Tensor, k: Tensor) -> Tensor:
+        return (q @ k.transpose(1, 2)).softmax(-1)
+
+
+class Mixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.product, self.v, self.head = nn.Linear(6, 8), Product(), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(x)
+        return self.head(self.product(q, q) @ self.v(x))
+
+
+def test_layers_without_parameters_stand_where_the_model_has_them() -> None:
+    model, x = Mixed().eval(), torch.randn(2, 5, 6)
+    ordered = ["", "q", "product", "v", "head"]  # the model itself multiplies too
+    assert list(fxprune.cost(model, x).layers) == ordered
+    assert list(fxprune.analyze(model, x).cost().layers) == ordered
+    made = fxprune.record(fxprune.transform(model, x, ratio=0.5))
+    assert [layer["name"] for layer in json.loads(made.report("json"))["layers"]] == ordered
+    rows = [line.split()[0] for line in made.report().splitlines()[2:8]]
+    assert rows == ["(model)", *ordered[1:], "total"]
+
+
 def test_the_report_names_operations_that_are_not_counted() -> None:
     class Transform(nn.Module):
         def __init__(self) -> None:
