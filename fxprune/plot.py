@@ -215,19 +215,20 @@ def _box(analysis: Analysis, flow: Any, node: str, removal: Removal | None, *, d
     parameter = node if found["kind"] == "parameter" else f"{node}.{name}"
     shape = leaves[name]
     owner = analysis.captured.module.get_submodule(parameter.rpartition(".")[0])
-    opened = None if found["kind"] == "parameter" else known_output_dim(owner, len(shape))
+    raw = found["kind"] == "parameter"
+    opened = None if raw else known_output_dim(owner, len(shape))
     dim = max(len(shape) - 1, 0) if opened is None else opened
     counted = {parameter: shape[dim] if shape else 1}
     if found["kind"] == "layer" and (states := weights_of_state(leaves)):
         counted, dim = {f"{node}.{leaf}": leaves[leaf][1] for leaf in states}, 1
     groups = tuple(dict.fromkeys(group for name in counted for group in _groups_of(analysis, name, dim)))
     before = sum(counted.values())
-    lines = tuple(_details(owner, flow, node)) if details else ()
+    lines = tuple(_details(owner, flow, node)) if details else ("parameter",) * raw
     if removal is None or not shape:
-        return Box(node, before, before, groups, lines)
+        return Box(node, before, before, groups, lines, raw)
     vectors = {a.parameter: a.vector for a in analysis.axes if a.parameter in counted and a.dim == dim}
     after = sum(removal.count(vectors[name]) if name in vectors else size for name, size in counted.items())
-    return Box(node, before, after, groups, lines)
+    return Box(node, before, after, groups, lines, raw)
 
 
 def _details(owner: nn.Module, flow: Any, node: str) -> Iterator[str]:

@@ -392,3 +392,20 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["--write"]:
         PICTURE.parent.mkdir(exist_ok=True)
         draw(PICTURE)
+
+
+class Shifted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.head, self.shift = nn.Linear(3, 8), nn.Linear(8, 2), nn.Parameter(torch.zeros(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.up(x) + self.shift))
+
+
+def test_a_parameter_has_cut_corners_and_says_what_it_is() -> None:
+    ax = plot.dependencies(fxprune.analyze(Shifted().eval(), torch.randn(2, 3)))
+    assert [text.get_text() for text in ax.texts].count("8\nparameter") == 1
+    clips = [bar.get_clip_path() for bar in ax.patches if isinstance(bar, Rectangle)]
+    corners = [clip.get_fully_transformed_path().vertices for clip in clips if clip is not None]
+    assert [len(one) for one in corners] == [9, 9]  # a white box and a coloured one with eight corners, closed

@@ -29,6 +29,7 @@ class Box:
     after: int | None
     groups: tuple[int, ...] = ()
     details: tuple[str, ...] = ()
+    parameter: bool = False
 
 
 class Drawing:
@@ -87,9 +88,10 @@ class Drawing:
             return
         colours = [self.colours[group] for group in box.groups] or [GREY]
         outer, inner = self.tall(node), self._height(box.after)
-        self._bars(ax, x, y, outer, colours, (0.35 if self.planned else 1.0) * faint)
+        shape = self._cut_corners(x, y, outer) if box.parameter else None
+        self._bars(ax, x, y, outer, colours, (0.35 if self.planned else 1.0) * faint, shape)
         if self.planned:
-            self._bars(ax, x, y - (outer - inner) / 2, inner, colours, faint)
+            self._bars(ax, x, y - (outer - inner) / 2, inner, colours, faint, shape)
         text = f"{box.before}" if box.before == box.after else f"{box.before} → {box.after}"
         style = {"ha": "center", "fontsize": 7, "alpha": faint, "zorder": 4}
         ax.text(x, y + outer / 2 + 0.025, shortened(box.label), va="bottom", **style)
@@ -97,15 +99,24 @@ class Drawing:
         if not node.repeated:
             self._numbers(ax, x, y, box)
 
-    def _bars(self, ax: Any, x: float, y: float, tall: float, colours: list[Any], alpha: float) -> None:
-        """Draws a box, with one stripe for each colour."""
-        from matplotlib.patches import Rectangle
+    def _bars(self, ax: Any, x: float, y: float, tall: float, colours: list[Any], alpha: float, shape: Any) -> None:
+        """Draws a box, with one stripe for each colour. shape: the corners of the area to draw in, None for all."""
+        from matplotlib.patches import Polygon, Rectangle
 
         wide = self.WIDE / len(colours)
         for place, colour in enumerate(colours):
             corner = (x - self.WIDE / 2 + place * wide, y - tall / 2)
-            ax.add_patch(Rectangle(corner, wide, tall, facecolor="white", linewidth=0, zorder=2))
-            ax.add_patch(Rectangle(corner, wide, tall, facecolor=colour, alpha=alpha, linewidth=0, zorder=2))
+            for fill in ({"facecolor": "white"}, {"facecolor": colour, "alpha": alpha}):
+                bar = ax.add_patch(Rectangle(corner, wide, tall, linewidth=0, zorder=2, **fill))
+                if shape is not None:
+                    bar.set_clip_path(Polygon(shape, transform=ax.transData))
+
+    def _cut_corners(self, x: float, y: float, tall: float) -> list[tuple[float, float]]:
+        """The corners of an octagon in the place of a box."""
+        half, cut = self.WIDE / 2, min(0.12, tall / 3)
+        right = [(half, tall / 2 - cut), (half - cut, tall / 2)]
+        top = [*right, *((-across, up) for across, up in reversed(right))]
+        return [(x + across, y + up) for across, up in (*top, *((a, -b) for a, b in reversed(top)))]
 
     def _numbers(self, ax: Any, x: float, y: float, box: Box) -> None:
         """Writes the numbers of the groups into the stripes of a box, as they stand in the legend."""

@@ -123,19 +123,35 @@ class _Builder:
         if layer is None and len(owners) == 1 and not origin:
             self._owner.update((value, next(iter(owners))) for value in step.made)  # a parameter in another shape
             return
-        if layer is not None or owners:
-            node = next(iter(owners)) if layer is None else layer
-            self.connect(node, self._kind(node), data)
-            for other in owners:
-                if other != node and layer is None:
-                    self.graph.nodes.setdefault(other, self._kind(other))
-                    self.graph.edges.setdefault((other, node), ())
-            origin = frozenset({node})
+        if layer is not None:
+            self.connect(layer, "layer", data)
+            origin = frozenset({layer})
+        elif owners:
+            origin = frozenset({self._meeting(step, step.scope, owned, data)})
         elif len(origin) > 1:
             node = self._join(step, step.scope)
             self.connect(node, "join", data)
             origin = frozenset({node})
         self._from.update((value, origin) for value in step.made)
+
+    def _meeting(
+        self, step: Step, scope: Scope, owned: Iterable[tuple[Value, str | None]], data: Iterable[Value]
+    ) -> str:
+        """Add an operation between the layers that reads parameters; returns its node.
+
+        It belongs to the first layer whose parameter it reads. A parameter that no layer owns is an input of it like
+        data: both meet in a join.
+        """
+        shapes = {owner: value.shape for value, owner in owned if owner is not None}
+        node = next((owner for owner in shapes if owner not in self._raw), None)
+        for other in shapes:
+            self.graph.nodes.setdefault(other, self._kind(other))
+        if node is None:
+            node = self._join(step, scope)
+        self.connect(node, self.graph.nodes.get(node, "join"), data)
+        for other in (name for name in shapes if name != node):
+            self.graph.edges.setdefault((other, node), shapes[other])
+        return node
 
     def connect(self, node: str, kind: str, values: Iterable[Value]) -> None:
         """Add edges to this node from all nodes that these tensors come from."""

@@ -50,6 +50,22 @@ def dropped() -> str:
     return fxprune.record(small).report("html")
 
 
+class States(nn.Module):
+    """Layers whose outputs can go, whose inputs alone can, and that keep all; and a parameter that no layer owns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alone, self.up, self.head = nn.Linear(3, 4), nn.Linear(4, 8), nn.Linear(8, 2)
+        self.shift = nn.Parameter(torch.randn(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.up(self.alone(x).sort(-1).values) + self.shift))
+
+
+def states() -> str:
+    return fxprune.analyze(States().eval(), torch.randn(2, 3)).report("html")
+
+
 def attention() -> str:
     model = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval()
     found = fxprune.analyze(model, torch.randn(2, 5, 16))
@@ -115,4 +131,4 @@ def _group(n: int) -> dict[str, Any]:
     return told | costs | {"members": members}
 
 
-PAGES = {f.__name__: f for f in (planned, recorded, alone, dropped, attention, evil, nothing, thousand)}
+PAGES = {f.__name__: f for f in (planned, recorded, alone, dropped, attention, states, evil, nothing, thousand)}

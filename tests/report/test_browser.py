@@ -88,6 +88,35 @@ def test_roles_are_told_by_the_kind_of_border_and_the_legend_names_it(opened: Op
     assert all(word in legend for word in ("makes the channels", "normalises", "reads", "holds"))
 
 
+def test_a_layer_with_locked_outputs_and_a_parameter_have_looks_of_their_own(opened: Open) -> None:
+    found = opened("states")
+    node = "const node = fxpruneReport.cy.getElementById(arguments[0]);"
+    look = f"{node} return arguments[1].map((name) => node.style(name))"
+    assert {name: found.nodes(f".{name}") for name in ("free", "inputs", "fixed", "parameter")} == {
+        "free": {"up", "shift"},
+        "inputs": {"head"},
+        "fixed": {"alone"},
+        "parameter": {"shift"},
+    }
+    for theme in ("light", "dark"):
+        while theme not in found.texts("#theme")[0]:
+            found.find("#theme").click()
+        fills = [found.run(look, name, ["background-fill", "background-color"]) for name in ("up", "head", "alone")]
+        assert fills[0][0] == fills[2][0] == "solid"
+        assert fills[1][0] == "linear-gradient"  # stripes
+        assert fills[0][1] != fills[2][1]
+    assert [found.run(look, name, ["shape"]) for name in ("up", "shift")] == [["round-rectangle"], ["cut-rectangle"]]
+    assert found.run(f"{node} return [node.data('label'), node.incomers('edge').length]", "shift") == [
+        "shift\nparameter 8",
+        0,
+    ]
+    legend = " ".join(found.texts("#legend > span"))
+    assert all(
+        text in legend
+        for text in ("channels of its outputs can go", "outputs all locked", "keeps all", "no layer owns")
+    )
+
+
 def test_the_legend_says_of_what_a_share_is_filled(opened: Open) -> None:
     legend = " ".join(opened("planned").texts("#legend > span"))
     assert "filled: the share of a layer's outputs that stays, of a folded block of its parameters" in legend

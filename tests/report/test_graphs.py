@@ -38,7 +38,7 @@ class NoTrace(Written):
 
 
 EDGES = {
-    *(("a", "c"), ("b", "c"), ("c", "shift"), ("shift", "twice")),
+    *(("a", "c"), ("b", "c"), ("c", "twice"), ("shift", "twice")),
 }
 
 
@@ -58,9 +58,12 @@ def test_the_flow_has_inputs_outputs_and_joins() -> None:
     made = analysis.to_networkx(kind="flow")
     kinds = nx.get_node_attributes(made, "kind")
     assert {n for n, kind in kinds.items() if kind in ("input", "output")} == {"input:x", "input:mask", "output"}
-    assert {n for n, kind in kinds.items() if kind == "join"} == {":mul", ":copy"}
+    assert {n for n, kind in kinds.items() if kind == "join"} == {":mul", ":copy", ":add"}
     assert nx.has_path(made, "input:mask", "output")
     assert set(made.predecessors(":mul")) == {"a", "input:mask"}
+    assert not list(made.predecessors("shift"))  # a parameter is no layer: nothing runs into it
+    assert set(made.predecessors(":add")) == {"c", "shift"}
+    assert made.edges["shift", ":add"]["shape"] == (4,)
     assert ("input:x", "a") in made.edges
     assert ("twice", "output") in made.edges
     assert made.edges["input:x", "a"]["shape"] == (2, 3)

@@ -17,6 +17,7 @@ from fxprune.ops.layers import output_dim_by_name, weights_of_state
 from fxprune.planning.plan import Plan
 from fxprune.report.data import AnalysisData, Change, RecordData, Recorded, Shape, analysis_data
 from fxprune.report.graphs import graph
+from fxprune.report.html.states import States
 from fxprune.report.layer_graph import LayerFlow, classes_around
 
 Entry = dict[str, Any]
@@ -108,8 +109,10 @@ def _of_findings(findings: Findings, data: AnalysisData) -> Entry:
         else:
             here["tensors"] = _tensors(layer.name, layer.shapes)
             here["params"], here["macs"] = layer.params, layer.macs
+    states = States(findings)
     for node in nodes:
         node["width"] = _width(node, partial(_dim_of_outputs, findings, node))
+        node["state"] = states.of(node)
     return {
         "title": data.model,
         "path": data.path,
@@ -141,7 +144,7 @@ def _graph(findings: Findings) -> tuple[list[Entry], list[list[Any]]]:
 
 def _entry(name: str, kind: str, type_name: str, params: int, macs: int | None) -> Entry:
     entry = {"id": name, "kind": kind, "type": type_name, "params": params, "macs": macs, "after": None}
-    return entry | {"drawn": True, "width": None, "tensors": []}
+    return entry | {"drawn": True, "width": None, "state": None, "tensors": []}
 
 
 def _full(path: str, leaf: str) -> str:

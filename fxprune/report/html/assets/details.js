@@ -188,6 +188,7 @@ function layerDetails(id) {
       ["Parameters", change({ before: layer.params, after: after.params })],
       ["MACs", change({ before: layer.macs, after: after.macs })],
       [layer.width && layer.width.parts ? "Rows of the in-projection" : "Outputs", layer.width ? widthText(layer) : null],
+      ["Channels", layer.state ? STATES[layer.state] : null],
     ]),
     layer.width && data.planned ? widthBar(layer.width.before, layer.width.after, layer.width.before) : null,
     layer.tensors.length ? table([["tensor"], ["shape", "right"]], layer.tensors.map((t) => [t.name.split(".").pop(), shapes(t)])) : null,

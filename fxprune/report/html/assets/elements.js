@@ -6,6 +6,9 @@ const ownerOf = tensorOwners();
 const groupsOf = membersByLayer(data.groups.map((group) => group.members.map((m) => [m.parameter, m])));
 const locksOf = membersByLayer(data.locked.map((lock) => lock.holds.map((h) => [h.parameter, h])));
 
+// The states of layers, as in states.py.
+const STATES = { free: "channels of its outputs can go", inputs: "outputs all locked: only channels that it reads can go", fixed: "keeps all of its channels" };
+
 function tensorOwners() {
   const owners = new Map();
   for (const layer of data.layers) {

@@ -26,6 +26,12 @@ function graphStyle() {
       "background-gradient-stop-positions": (n) => `0% ${n.data("share")}% ${n.data("share")}% 100%`,
     } },
     { selector: "node.free", style: { "background-color": colour("kept") } },
+    { selector: "node.inputs", style: {
+      "background-fill": "linear-gradient", "background-gradient-direction": "to-bottom-right",
+      "background-gradient-stop-colors": stripes().map(([name]) => colour(name)).join(" "),
+      "background-gradient-stop-positions": stripes().map(([, at]) => `${at}%`).join(" "),
+    } },
+    { selector: "node.parameter", style: { shape: "cut-rectangle", "corner-radius": 9 } },
     { selector: "node.gone", style: { "border-style": "dashed", "background-color": colour("gone"), color: colour("quiet") } },
     { selector: "node.round", style: { shape: "ellipse", "background-color": colour("page") } },
     { selector: "node.end", style: { "background-color": colour("page"), "border-style": "dashed" } },
@@ -56,6 +62,12 @@ function graphStyle() {
     { selector: "node.chosen", style: { "border-color": colour("accent"), "border-width": 4, "border-style": "solid", opacity: 1 } },
     { selector: ":parent.lit, :parent.chosen", style: { "border-width": 2 } },
   ];
+}
+
+// Slanting stripes, as the stops of a gradient: names of colours, and where they begin and end.
+function stripes() {
+  const count = 16;
+  return Array.from({ length: count }, (_, n) => [n, n + 1].map((at) => [n % 2 ? "stripe" : "node", (100 * at) / count])).flat();
 }
 
 // Draws what is visible. keep: a place that stays where it is on the screen.
@@ -103,12 +115,13 @@ function keptShare(place) {
 
 function nodeClasses(place) {
   if (isOpen(place)) return "open";
-  if (isGone(place)) return place.layer ? "gone" : "folded gone";
+  if (isGone(place)) return !place.layer ? "folded gone" : place.layer.kind === "parameter" ? "parameter gone" : "gone";
   if (!place.layer) return place.run ? "folded run" : "folded";
   const { kind, id } = place.layer;
   if (kind === "join") return "round";
   if (kind === "input" || kind === "output") return "end";
-  return groupsOf.has(id) ? "free" : "";
+  const state = place.layer.state ?? (groupsOf.has(id) ? "free" : "fixed");
+  return kind === "parameter" ? `parameter ${state}` : state;
 }
 
 function edgeElement({ from, to, shape, count, points }, number, at) {

@@ -158,7 +158,8 @@ function labelOf(place) {
   const name = cut(shortName(place), 30);
   if (!place.layer) return `▸ ${name}\n${cut(blockText(place), 36)}${isGone(place) ? ", left out" : ""}`;
   if (place.layer.kind === "join" || place.layer.kind === "input" || place.layer.kind === "output") return name;
-  return `${name}\n${cut(`${place.layer.type} ${widthText(place.layer)}`.trim(), 36)}`;
+  const type = place.layer.kind === "parameter" ? "parameter" : place.layer.type;
+  return `${name}\n${cut(`${type} ${widthText(place.layer)}`.trim(), 36)}`;
 }
 
 function blockText(place) {

@@ -134,7 +134,8 @@ function showLegend() {
     for (const role of ["producer", "norm", "consumer", "raw"]) if (used.has(role)) parts.push(sample(role, `${ROLES[role]} the channels`));
   } else if (chosen && chosen.kind === "lock") parts.push(sample("held", "holds locked channels"));
   else {
-    if (data.analysed) parts.push(sample("free", "channels of its outputs or inputs can go"), sample("fixed", "keeps all of its channels"));
+    for (const state of data.analysed ? Object.keys(STATES) : []) if (cy.nodes(`.${state}`).nonempty()) parts.push(sample(state, STATES[state]));
+    if (cy.nodes(".parameter").nonempty()) parts.push(sample("parameter", "a parameter that no layer owns"));
     if (places.size > layers.size + 1) parts.push(sample("folded", "folded block: double click opens it"));
   }
   if (data.planned && data.analysed && chosen && (chosen.kind === "layer" || chosen.kind === "block")) parts.push(make("span", {}, "sizes at edges are those before"));
