@@ -25,7 +25,7 @@ from fxprune.cli.data import check_data, data_of, measure_scores
 from fxprune.cli.making import model_and_inputs
 from fxprune.cli.output_files import check_readable, check_small, check_writable
 from fxprune.cli.pages import check_page, page_of_record, write_page
-from fxprune.cli.small_output import check_saves, check_small_output, write_small
+from fxprune.cli.small_output import check_keeps_class, check_saves, check_small_output, class_expected, write_small
 from fxprune.cli.tables import with_branches, with_layers
 from fxprune.cli.usage import UsageError, check_amounts, ratio_of
 from fxprune.costs import peak_memory
@@ -104,6 +104,7 @@ def prune(options: argparse.Namespace, say: Say) -> Answer:
     _check_outputs(options)
     if options.plan is not None:
         chosen["plan"] = _plan(options.plan)
+    check_keeps_class(options.output, options.prefer, options.path, chosen.get("plan"))
     if options.repair is None and options.repair_mode is not None:
         raise UsageError("--repair-mode is without effect here", why="nothing is repaired", do="add --repair")
     check_data(options)
@@ -116,17 +117,9 @@ def prune(options: argparse.Namespace, say: Say) -> Answer:
         chosen = measure_scores(options, chosen, model, inputs)
         say(f"wrote {options.save_scores}")
     say("pruning" if options.verify else "pruning, without a proof")
-    small = fxprune.transform(
-        model,
-        inputs,
-        path=options.path,
-        prefer=options.prefer,
-        norms=options.norms,
-        strict=options.strict,
-        verify=options.verify,
-        outputs=options.outputs,
-        **chosen,
-    )
+    chosen |= {name: getattr(options, name) for name in ("path", "prefer", "norms", "strict", "verify", "outputs")}
+    with class_expected(options.output):
+        small = fxprune.transform(model, inputs, **chosen)
     made = fxprune.record(small)
     files: dict[str, str | None] = {"output": None, "plan": None}
     if made.plan:

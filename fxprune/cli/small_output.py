@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from torch import nn
 import fxprune
 from fxprune.cli.output_files import check_writable
 from fxprune.cli.usage import UsageError
-from fxprune.errors import FileError
+from fxprune.errors import ClassLostWarning, FileError
+from fxprune.paths import PATHS
+from fxprune.planning.plan import Plan
 
 FORM = "end it in .safetensors"
 
@@ -35,6 +39,41 @@ def check_small_output(path: str, inputs: Iterable[str]) -> None:
     check_writable(plain, (os.path.splitext(plain)[1],), inputs)
 
 
+def check_keeps_class(path: str, prefer: str | None, front_end: str | None, plan: Plan | None) -> None:
+    """Raises `UsageError` for a directory, if the options ask for a graph, which has no `save_pretrained`.
+
+    front_end: the value of `--path`. plan: that of `--plan`, which its own path is tried for first.
+    """
+    if not is_directory(path):
+        return
+    asked = "--prefer graph" if prefer == "graph" else ""
+    if front_end is not None and not PATHS[front_end].keeps_class:
+        asked = f"--path {front_end}"
+    if plan is not None and prefer is None and front_end is None and plan.path and not PATHS[plan.path].keeps_class:
+        asked = f"--plan, a plan made on the path {plan.path},"
+    if asked:
+        why = f"a name without suffix is a directory, and {asked} asks for a graph, which has no save_pretrained"
+        raise UsageError(f'cannot write "{path}"', why=why, do=f"say --prefer class, or {FORM}")
+
+
+@contextlib.contextmanager
+def class_expected(path: str) -> Iterator[None]:
+    """Raises `FileError` for a directory as soon as the model turns out to become a graph: before its repair."""
+    if not is_directory(path):
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", category=ClassLostWarning)
+        try:
+            yield
+        except ClassLostWarning as lost:
+            raise _graph_in_directory(path, str(lost).partition(". With `prefer=")[0]) from None
+
+
+def _graph_in_directory(path: str, why: str) -> FileError:
+    return FileError(f'cannot write "{path}"', why=why, do=f"add --prefer class, or {FORM}")
+
+
 def check_saves(path: str, model: nn.Module) -> None:
     """Raises `UsageError` for a directory, if the model has no `save_pretrained` that could write one."""
     if is_directory(path) and not _saves(model):
@@ -48,8 +87,7 @@ def write_small(small: nn.Module, path: str) -> int:
         fxprune.save(small, path)
         return os.path.getsize(path)
     if not _saves(small):
-        why = "the small model is a graph, which has no save_pretrained"
-        raise FileError(f'cannot write "{path}"', why=why, do=f"add --prefer class, or {FORM}")
+        raise _graph_in_directory(path, "the small model is a graph, which has no save_pretrained")
     saved: Any = small
     target = Path(path)
     around = target.with_name(f".{target.name}.{os.urandom(6).hex()}.tmp")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,39 @@ def test_a_plan_or_layers_that_go_take_the_config_too(folder, tmp_path, capsys):
     assert transformers.AutoConfig.from_pretrained(tmp_path / "one").num_hidden_layers == 1
     assert main([*words, str(tmp_path / "two"), "--plan", plan]) == 0
     assert transformers.AutoConfig.from_pretrained(tmp_path / "two").num_hidden_layers == 1
+
+
+@pytest.mark.parametrize("option", [["--prefer", "graph"], ["--path", "export"]])
+def test_a_graph_in_a_directory_is_refused_before_any_work(option, folder, tmp_path, capsys):
+    words = ["prune", folder, *IDS, "--ratio", "0.5", *option, "-o", str(tmp_path / "small")]
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert "making" not in told
+    assert f"{' '.join(option)} asks for a graph, which has no save_pretrained" in told
+    assert "do   say --prefer class, or end it in .safetensors" in told
+
+
+def test_a_plan_for_a_graph_does_not_fit_a_directory(folder, tmp_path, capsys):
+    net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Linear(8, 2))
+    plan = fxprune.analyze(net.eval(), torch.randn(2, 3), path="export").plan(ratio=0.5)
+    plan.save(tmp_path / "plan.json")
+    words = ["prune", folder, *IDS, "--plan", str(tmp_path / "plan.json"), "-o", str(tmp_path / "small")]
+    assert main(words) == 2
+    assert "a plan made on the path export, asks for a graph" in capsys.readouterr().err
+
+
+def test_a_model_that_becomes_a_graph_is_refused_before_its_repair(folder, tmp_path, capsys, monkeypatch):
+    def becomes_a_graph(*arguments, **options):
+        text = 'the result is a graph, no BertForMaskedLM: the class would lose 0. With `prefer="class"` it stays'
+        warnings.warn(text, fxprune.ClassLostWarning, stacklevel=1)
+        raise AssertionError("the repair begins")
+
+    monkeypatch.setattr(fxprune, "transform", becomes_a_graph)
+    words = ["prune", folder, *IDS, "--ratio", "0.5", "-o", str(tmp_path / "small")]
+    assert main(words) == 1
+    told = capsys.readouterr().err
+    assert "the result is a graph, no BertForMaskedLM: the class would lose 0\n" in told
+    assert "do   add --prefer class, or end it in .safetensors" in told
 
 
 def test_a_directory_is_written_whole_or_not_at_all(folder, tmp_path, monkeypatch):
