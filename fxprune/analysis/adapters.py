@@ -71,7 +71,7 @@ def idle_adapters(model: nn.Module, cut: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _is_named(parameter: str) -> bool:
-    return any(_NAME.fullmatch(part) for part in parameter.split("."))
+    return "lora" in parameter.lower() and any(_NAME.fullmatch(part) for part in parameter.split("."))
 
 
 def _is_narrow(group: Group) -> bool:

@@ -60,8 +60,9 @@ class Analyzer:
         Raises `CaptureError` if the forward raises, `RuleError` under `strict` for an operation without a rule.
         """
         subject = self.subject
-        for inputs in reversed((subject.inputs, *subject.more)):
-            self.opened.reopen()
+        for number, inputs in enumerate(reversed((subject.inputs, *subject.more))):
+            if number:
+                self.opened.reopen()
             self.settings.mark(self.opened.module)
             self._walk(inputs)
         first = self.results[-1][0]

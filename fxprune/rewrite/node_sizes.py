@@ -97,9 +97,8 @@ class _Checking:
     def __init__(self, draft: Draft, findings: Findings, removal: Removal, seen: Walked) -> None:
         self.draft, self.removal, self.seen = draft, removal, seen
         self.values = findings.captured.arguments(seen.inputs, seen.method)
-        self.module = copy_module(draft.module, lambda tensor: tensor)
         self.results: dict[fx.Node, Any] = {}
-        self.scopes = Scopes(self.module)
+        self.scopes = Scopes(draft.module)
         originals = dict(findings.captured.module.named_modules())
         modules = draft.module.named_modules()
         replaced = {name for name, module in modules if name and type(module) is not type(originals[name])}
@@ -107,19 +106,21 @@ class _Checking:
         self.refused = RefusedSizes(self.check)
         self.numbers: list[OtherNumber] = []
         self.when = ""
-        if seen.training != findings.model.training:
-            set_mode(self.module, seen.training)
+        self.other_mode = seen.training != findings.model.training
+        if self.other_mode:
             self.when = f" in {MODES[seen.training]} mode"
         if seen.method:
             self.when = f' in the method "{seen.method}"{self.when}'
 
     def run(self, faker: Faker | Real) -> None:
         """Run all nodes."""
-        self.module = copy_module(self.module, faker.of_state)
-        self.scopes.follow(self.module, "")
+        module = copy_module(self.draft.module, faker.of_state)
+        if self.other_mode:
+            set_mode(module, self.seen.training)
+        self.scopes.follow(module, "")
         decisions = (random_decisions(),) if self.when else ()
         modes = (*decisions, self.scopes.watching(), self.refused, self.check)
-        walk(self.draft.graph, self.module, faker, self.values, self.visit, modes)
+        walk(self.draft.graph, module, faker, self.values, self.visit, modes)
 
     def settle(self, node: fx.Node, before: fx.Node, observation: Observation) -> None:
         """Settle the sizes of a node before it runs: nothing, where sizes are only checked."""

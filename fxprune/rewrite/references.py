@@ -10,6 +10,7 @@ import dis
 import functools
 import types
 import weakref
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -32,6 +33,7 @@ HOOKS = {
 """Attribute of a module -> the name of the hooks in it."""
 
 _CONTENTS = ("_parameters", "_buffers", "_modules")
+_PLAIN = frozenset((bool, int, float, str, type(None), torch.dtype, torch.device))
 _DEPTH = 8
 _LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
 
@@ -46,7 +48,7 @@ def references_to_original(known: Mapping[int, str], small: nn.Module) -> list[s
     found = []
     for path, module in small.named_modules():
         for name, value in module.__dict__.items():
-            if name in _CONTENTS:
+            if name in _CONTENTS or type(value) in _PLAIN or (type(value) in (dict, OrderedDict) and not value):
                 continue
             for part in value.values() if name in HOOKS else [value]:
                 target = next((known[id(v)] for v in reachable(part) if id(v) in known), None)

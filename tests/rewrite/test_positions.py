@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import fxprune
 from tests.support import randomise
@@ -90,3 +90,33 @@ def test_a_list_holds_the_channels_that_it_would_miss(numbers: list[int], remove
     assert small.first.out_features == (6 if stays else 6 - len(removed))
     reference = fxprune.masked(net, fxprune.record(small).removed)
     assert torch.allclose(small(x), reference(x), atol=1e-12)
+
+
+class HalfOfAnOddWidth(nn.Module):
+    """Half of the channels, rounded down: of seven as of six that is three."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 7, 1), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(x[:, : x.shape[1] // 2].mean((2, 3)))
+
+
+class AsManyAsRows(HalfOfAnOddWidth):
+    """The first channels, as many as the image has rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x)[:, : x.shape[2]].mean((2, 3)))
+
+
+def test_a_bound_that_a_smaller_width_leaves_as_it_is_is_still_that_of_a_width() -> None:
+    masks, x = {"first": torch.tensor([1, 1, 1, 1, 1, 1, 0])}, torch.randn(2, 3, 3, 3).double()
+    net = fx.symbolic_trace(randomise(HalfOfAnOddWidth().double().eval(), 0))
+    small = fxprune.transform(net, x, masks=masks, path="fx")
+    assert small.first.out_channels == 6
+    assert fxprune.record(small).reasons == ()
+    other = fx.symbolic_trace(randomise(AsManyAsRows().double().eval(), 0))
+    with pytest.warns(fxprune.NothingRemovedWarning, match="other inputs may reach the slots"):
+        fxprune.transform(other, x, masks=masks, path="fx")
