@@ -31,7 +31,7 @@ from fxprune.planning.limits import Limits, check_round_to, limits_of
 from fxprune.planning.masks import every_channel, removed_by_masks
 from fxprune.planning.ranked import Ranked
 from fxprune.planning.scopes import Units, costs_of
-from fxprune.planning.select import by_group, ignored_groups, importance_by_pattern
+from fxprune.planning.select import by_group, ignored_groups, importance_by_pattern, several_meant
 from fxprune.planning.shared_settings import keep_equal_widths
 from fxprune.planning.uniform import EqualWidths, equal_widths
 
@@ -194,7 +194,8 @@ def _groups(
     able = asked - idle - given.keys()
     idle -= {n for members in equal.sets if able.intersection(members) for n in members}
     able = asked - idle - given.keys()
-    reasons = [*fixed.reasons, *_why_adapters_stay(findings, ratios, adapters - given.keys())]
+    reasons = [*fixed.reasons, *several_meant(findings, ratio, what="ratio")]
+    reasons += _why_adapters_stay(findings, ratios, adapters - given.keys())
     reasons += _why_idle_stay(findings, (idle & asked) - given.keys())
     for members in equal.sets:
         still = [number for number in members if number not in able | given.keys()]

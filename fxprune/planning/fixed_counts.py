@@ -11,7 +11,7 @@ from fxprune.arguments import fits
 from fxprune.errors import PlanError, counted
 from fxprune.names import show
 from fxprune.planning.limits import Limits
-from fxprune.planning.select import by_group
+from fxprune.planning.select import by_group, several_meant
 
 EXAMPLE = 'pass for example counts={"layer1.0.conv1": 24}'
 
@@ -46,7 +46,7 @@ def fixed_counts(
             do = f"pass a share that goes as ratio={{{show(pattern)}: ...}}" if share else EXAMPLE
             raise PlanError("a count must be an integer of at least 1", at=at, why=why, do=do)
     fixed: dict[int, int] = {}
-    reasons = []
+    reasons = several_meant(findings, counts, what="counts")
     for number, count in by_group(findings, counts, what="counts").items():
         group, kept = findings.groups[number], int(count)
         if kept > group.size:

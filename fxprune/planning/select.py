@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from fxprune.analysis.findings import Findings, Group
 from fxprune.analysis.members import Member
 from fxprune.errors import PlanError
-from fxprune.names import Names, chain, find_all, names_of
+from fxprune.names import Level, Names, chain, find, find_all, names_of
 from fxprune.pattern_values import Candidate, assign
 
 V = TypeVar("V")
@@ -48,6 +48,21 @@ def by_group(findings: Findings, values: Mapping[Any, V], *, what: str) -> dict[
         for g in findings.groups
     ]
     return assign(names, values, candidates, what=what, kind="group")
+
+
+def several_meant(findings: Findings, values: Any, *, what: str) -> list[str]:
+    """Sentences about names in {pattern: value} that several groups have: all of them are meant.
+
+    values: anything else than a dict has no names.
+    """
+    names, told = names_in(findings), []
+    for pattern in values if isinstance(values, Mapping) else ():
+        match = find(names, pattern, what=what)
+        if match.level is Level.NAME and len(match.groups) > 1:
+            keys = [f"{findings.groups[number].name}:{findings.groups[number].kind}" for number in sorted(match.groups)]
+            one = f'; "{keys[0]}" means one' if len({*keys}) == len(keys) else ""
+            told.append(f'{what}: "{match.pattern}" means {len(keys)} groups, {" and ".join(keys)}{one}')
+    return told
 
 
 def importance_by_pattern(findings: Findings, importance: Any) -> Any:

@@ -122,3 +122,22 @@ def test_masked_channels_stay_for_a_reason_that_is_theirs(model: Any, layer: str
     (found,) = reasons(net, x, masks={layer: torch.arange(outputs) > 0})
     assert found.startswith(f'"{layer}": 1 masked channel stays (0): ')
     assert reason in found
+
+
+class OfHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (layer(x).view(*x.shape[:2], 4, -1).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(1, 2).reshape(x.shape))
+
+
+@pytest.mark.parametrize(("option", "value"), [("ratio", 0.5), ("counts", 2)])
+def test_a_name_of_several_groups_says_that_all_are_meant(option: str, value: float) -> None:
+    analysis = fxprune.analyze(OfHeads().eval(), torch.randn(2, 5, 16))
+    told = analysis.plan(**{option: {"q": value}}).reasons
+    assert told == (f'{option}: "q" means 2 groups, q:heads and q:head width; "q:heads" means one',)
+    assert not analysis.plan(**{option: {"q:heads": value}}).reasons
