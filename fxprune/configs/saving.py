@@ -17,7 +17,7 @@ from torch import fx, nn
 from fxprune.capture.dispatched import readable
 from fxprune.configs.builder import Builder, Built, NotBuiltError, difference, has_config
 from fxprune.configs.directory import written_whole
-from fxprune.errors import InputError
+from fxprune.errors import FileError, InputError
 from fxprune.offloaded import is_dispatched
 
 ORIGINAL = "fxprune_config"
@@ -71,6 +71,7 @@ def save_pretrained(self: Any, save_directory: Any, *args: Any, **options: Any) 
     """
     if "state_dict" in options:
         return type(self).save_pretrained(self, save_directory, *args, **options)
+    _refuse_without_values(self)
     adapted = getattr(self, "_hf_peft_config_loaded", False)  # adapters alone are saved then
     why = "" if adapted else beyond_config(self)
     if not why or _WRITTEN.by is None:
@@ -79,6 +80,18 @@ def save_pretrained(self: Any, save_directory: Any, *args: Any, **options: Any) 
     if options.get("is_main_process", True):
         _WRITTEN.by(self, save_directory, why)
     return None
+
+
+def _refuse_without_values(model: nn.Module) -> None:
+    """Raises `FileError` for a model on the meta device. The weights of a dispatched one lie elsewhere."""
+    name = next((name for name, tensor in model.named_parameters() if tensor.is_meta), "")
+    if name and not is_dispatched(model):
+        raise FileError(
+            "a small model without values cannot be saved",
+            at=f'"{name}"',
+            why="it is on the meta device",
+            do="prune the checkpoint by its plan: fxprune.stream(directory, fxprune.record(small).plan, new_directory)",
+        )
 
 
 def _by_library(model: Any, directory: Any, args: Sequence[Any], options: Mapping[str, Any]) -> Any:

@@ -136,6 +136,16 @@ def test_a_readme_of_fxprune_goes_with_its_model(llama: Small, narrow: Any, tmp_
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "generation_config.json", "model.safetensors"}
 
 
+@pytest.mark.parametrize("options", [{"uniform": "config"}, {}], ids=["config", "any width"])
+def test_a_model_without_values_is_to_be_streamed(options: Any, llama: Small, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        model = type(llama[0])(llama[0].config).eval()
+    small = fxprune.transform(model, llama[2], keep={"params": 0.6}, importance="random", **options)
+    with pytest.raises(fxprune.FileError, match="prune the checkpoint by its plan"):
+        small.save_pretrained(tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+
+
 def test_a_folder_of_a_killed_save_is_removed(narrow: Any, tmp_path: Path) -> None:
     left = tmp_path / ".fxprune-saving-left"
     left.mkdir()
