@@ -19,6 +19,7 @@ from fxprune.analysis.after_removal import kept_slots, shapes_after
 from fxprune.analysis.findings import Findings, Group
 from fxprune.analysis.setting_values import is_touched, solve_part
 from fxprune.analysis.settings import name_of
+from fxprune.analysis.uses import SizeComparison
 from fxprune.channels.groups import Bools, Removal
 from fxprune.configs.builder import Built
 from fxprune.configs.fields import FieldPath
@@ -221,6 +222,9 @@ class Moves:
             if is_touched(part, removal) or other & {s for use in part for s in use.expression.settings}:
                 solved = solve_part(part, uses.before, removal)
                 if solved.missed:
+                    turned = next((use for use, _ in solved.wrong if isinstance(use, SizeComparison)), None)
+                    if turned is not None:
+                        return f"{turned.place} turns out otherwise, so that forward goes another way"
                     return "numbers that forward computes do not fit"
                 for setting in solved.deciding:  # the others keep their values only because nothing says otherwise
                     made, after = setting_in(built, setting), solved.values[setting]
@@ -238,14 +242,26 @@ class Moves:
         return True
 
     def told(self, group: Group) -> str:
-        """Why a group that is in no move stays."""
-        names = {member.parameter for member in group.members}
+        """Why a group that is in no move stays: of the number that changes all of it, and least beside it."""
+        found: list[tuple[int, int, str]] = []
+        places = {(n, m.dim) for m in group.members for n in self.findings.names_of(m.parameter)}
         for field, why in self.why.items():
             for probe in self.probes.of((field,)):
-                changed = self.probes.changed_shapes(probe)
-                if changed and names & changed.keys():
-                    return f"{field_name(field)} counts them, and with another value {why}"
-        return f"no number in {type(self.probes.builder.config).__name__} counts them"
+                changed = self.probes.changed_shapes(probe) or {}
+                dims = {(name, dim) for name, shape in changed.items() for dim in self._other_dims(name, shape)}
+                if dims & places:
+                    told = f"{field_name(field)} counts them, and with another value {why}"
+                    found.append((-len(dims & places), len(dims), told))
+        if not found:
+            return f"no number in {type(self.probes.builder.config).__name__} counts them"
+        return min(found, key=lambda entry: entry[:2])[2]
+
+    def _other_dims(self, name: str, shape: tuple[int, ...]) -> list[int]:
+        """The dimensions of a tensor whose size is another one in a shape."""
+        before = self.probes.before.shapes[name]
+        if len(before) != len(shape):
+            return list(range(len(before)))
+        return [dim for dim, size in enumerate(shape) if size != before[dim]]
 
 
 def total_of(findings: Findings, group: Group) -> int:

@@ -10,7 +10,7 @@ from fractions import Fraction
 from torch import nn
 
 from fxprune.analysis.after_removal import shapes_after
-from fxprune.analysis.findings import Findings
+from fxprune.analysis.findings import Findings, Group
 from fxprune.channels.groups import Removal
 from fxprune.configs.builder import Built, NotBuiltError, difference
 from fxprune.configs.fields import Data, FieldPath, name_of, read, written
@@ -138,8 +138,19 @@ def config_widths(findings: Findings, probes: Probes) -> ConfigWidths:
         shares.append(SameShare(groups, row, _steps([totals[n] for n in groups], [taken[m] for m in row], probes)))
     others = [group for group in findings.groups if group.number not in rows]
     why_held = {group.number: instead.get(group.number) or search.told(group) for group in others}
-    held = {group.number: f'"{group.name}" keeps all {group.kind}: {why_held[group.number]}' for group in others}
+    held = {g.number: f"{_kept(findings, g, rows, taken)}: {why_held[g.number]}" for g in others}
     return ConfigWidths(tuple(taken), tuple(shares), held, totals)
+
+
+def _kept(findings: Findings, group: Group, rows: Mapping[int, frozenset[int]], moves: Sequence[Move]) -> str:
+    """That a group stays, and which others of its layer and kind go: such as heads that have the same keys."""
+    alike = [findings.groups[n] for n in rows if findings.groups[n].name == group.name]
+    going = {move: moves[move].said for other in alike if other.kind == group.kind for move in rows[other.number]}
+    if not going:
+        return f'"{group.name}" keeps all {group.kind}'
+    return (
+        f'"{group.name}" keeps all {group.kind} of group "{group.key}", others go with {" and ".join(going.values())}'
+    )
 
 
 def _rows(moves: Sequence[Move]) -> dict[int, frozenset[int]]:

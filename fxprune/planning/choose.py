@@ -24,6 +24,7 @@ from fxprune.errors import PlanError, counted
 from fxprune.files import PathLike
 from fxprune.planning.alignment import best_multiple
 from fxprune.planning.budgets import budgets_of, checked_keys
+from fxprune.planning.concerned import unconcerned, why_unconcerned
 from fxprune.planning.figures import TIMED, Meter
 from fxprune.planning.fitting import within
 from fxprune.planning.fixed_counts import Fixed, fixed_counts
@@ -115,6 +116,9 @@ def choose(
     table = partial(_table, findings, small, latency_table)
     meter = None if keep is None else Meter(findings, checked_keys(keep), table)
     budgets = [] if meter is None or keep is None else budgets_of(meter.of(), keep, meter.uncounted)
+    beside = unconcerned(findings, groups, equal, meter)
+    groups = {group: share for group, share in groups.items() if group.number not in beside}
+    why = (*why, *why_unconcerned(findings, beside, keep))
     by_pattern = importance_by_pattern(findings, importance)
     scores = scores_of(findings, by_pattern, [*groups, *(findings.groups[number] for number in fixed)], seed)
     units = Units(comparable(by_pattern), costs_of(findings, keep) if in_loss(by_pattern) and keep else None)

@@ -52,16 +52,18 @@ class ComputedFigure:
 
     label: its name in a report. of: a function from a model and its inputs to its figure, in bytes or a number.
     predicts: from an analysis to the figures of smaller models. unit: of a figure in a text.
+    adds_up: True if it is a sum, so that channels that change it do so at any width of others.
     """
 
     label: str
     of: Callable[[nn.Module, Any], int]
     predicts: Callable[[Findings], Predicts]
     unit: str = "bytes"
+    adds_up: bool = True
 
 
 COMPUTED: Mapping[str, ComputedFigure] = {
-    "memory": ComputedFigure("peak memory of activations, bytes", peak_memory, PeakMemory),
+    "memory": ComputedFigure("peak memory of activations, bytes", peak_memory, PeakMemory, adds_up=False),
     "cache": ComputedFigure("cache, bytes", cache_bytes, CacheBytes),
     "active_params": ComputedFigure("parameters for one token", active_params, ActiveParams, "params"),
 }

@@ -20,7 +20,7 @@ from fxprune.analysis.findings import Findings, Group
 from fxprune.capture.captured import FrontEnd
 from fxprune.channels.groups import Bools, Solution
 from fxprune.configs import Config, LayersStayError, NotBuiltError, has_config
-from fxprune.errors import PlanError, counted
+from fxprune.errors import PlanError, counted, nearest
 from fxprune.names import chain, entries_of, find, show
 from fxprune.planning.fitting import Counts
 from fxprune.planning.limits import rounded_up
@@ -277,6 +277,10 @@ def _by_config(findings: Findings, sizes: Mapping[int, int]) -> tuple[EqualWidth
 def _blocks(findings: Findings, pattern: Any) -> list[str]:
     """The outermost modules that a pattern names, each once."""
     names = names_in(findings)
+    hint = nearest(pattern, [CONFIG]) if isinstance(pattern, str) and pattern not in names.modules else ""
+    if hint.startswith("did you mean"):
+        do = f'pass uniform={CONFIG!r}, or a pattern of repeated blocks, such as "layers.*"'
+        raise PlanError(f"uniform names no block: {show(pattern)}", why=hint, do=do)
     found = find(names, pattern, what="uniform").modules
     outer = [name for name in found if not any(around in found for around in list(chain(name))[1:])]
     blocks = list({id(names.modules[name]): name for name in reversed(outer)}.values())[::-1]

@@ -29,11 +29,12 @@ class StoredNames:
     ignored: tuple[str, ...] = ()
 
 
-def names_of(model: nn.Module, stored: Mapping[str, tuple[int, ...]]) -> StoredNames:
+def names_of(model: nn.Module, stored: Mapping[str, tuple[int, ...]], folder: object = "") -> StoredNames:
     """The parameters to which stored tensors belong.
 
-    stored: name -> shape. Raises `FileError` for a tensor without a parameter, or of another shape, and for a
-    conversion that is no move of numbers.
+    stored: name -> shape. folder: of the checkpoint, for errors.
+    Raises `FileError` for a tensor without a parameter, or of another shape, and for a conversion that is no move of
+    numbers, or whose tensors are not all there.
     """
     state = model.state_dict(keep_vars=True)
     library = _Library(model)
@@ -58,6 +59,7 @@ def names_of(model: nn.Module, stored: Mapping[str, tuple[int, ...]]) -> StoredN
             converter = waiting.setdefault(target, library.converter_of(pattern))
             converter.add_tensor(target, name, pattern, MovedTensor.of(name, stored[name]))
     for target, converter in waiting.items():
+        _refuse_gaps(converter, target, state, folder)
         parts += _converted(converter, target, model, state)
     return StoredNames(tuple(parts), tuple(ignored))
 
@@ -78,6 +80,32 @@ def _fitting(name: str, shape: tuple[int, ...], target: str, state: Mapping[str,
             do="check that the config and the files belong together",
         )
     return shape
+
+
+def _refuse_gaps(converter: Any, target: str, state: Mapping[str, torch.Tensor], folder: object) -> None:
+    """Raises `FileError` where tensors are missing that are numbered, such as one matrix of one expert."""
+    sources = [name for names in converter.layer_targets.values() for name in names]
+    words = [name.split(".") for name in sources]
+    varying = [{position for position, word in enumerate(one) if word.isdigit()} for one in words]
+    numbers = {position: {one[position] for one in words if len(one) > position} for position in set().union(*varying)}
+    places = [position for position, found in numbers.items() if len(found) > 1]
+    if len(places) != 1 or any(places[0] not in found for found in varying):
+        return
+    (place,) = places
+    merged = [one for one in converter.operations if type(one).__name__ == "MergeModulelist"]
+    sizes = [state[target].shape[one.dim] for one in merged if target in state]
+    count = max([int(number) + 1 for number in numbers[place]] + sizes)
+    kinds = dict.fromkeys((*one[:place], "", *one[place + 1 :]) for one in words)
+    wanted = [".".join((*kind[:place], str(number), *kind[place + 1 :])) for number in range(count) for kind in kinds]
+    missing = [name for name in wanted if name not in {*sources}]
+    if missing:
+        raise FileError(
+            f'the checkpoint has no "{missing[0]}"',
+            at=f'"{folder}", for "{target}" of the model',
+            why=f"that is made of {len(wanted)} tensors, of which {len(missing)} "
+            + ("is missing" if len(missing) == 1 else f"are missing: {', '.join(missing[:4])}"),
+            do="load all files of the checkpoint again, and its index: no file has this tensor",
+        )
 
 
 def _converted(converter: Any, target: str, model: nn.Module, state: Mapping[str, torch.Tensor]) -> list[StoredPart]:

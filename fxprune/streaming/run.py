@@ -201,7 +201,8 @@ def _figures(job: _Job) -> dict[str, Any]:
 
 def _planned(checkpoint: Checkpoint, original: nn.Module, request: Any, example_inputs: Any, progress: bool) -> Plan:
     """The plan of a request, its norms read from the files."""
-    found = names_of(original, {name: stored.shape for name, stored in checkpoint.tensors.items()})
+    shapes = {name: stored.shape for name, stored in checkpoint.tensors.items()}
+    found = names_of(original, shapes, checkpoint.folder)
     total = sum(stored.bytes for stored in checkpoint.tensors.values())
     with byte_bar("scores", total, show=progress) as tell:
         return planned(checkpoint, found.parts, original, request, example_inputs, tell)
@@ -275,7 +276,8 @@ def _parts(checkpoint: Checkpoint, packed: Packed, model: nn.Module, plan: Plan)
     state = model.state_dict(keep_vars=True)
     shapes = {name: stored.shape for name, stored in packed.plain.items()}
     bases = {base: base for base in packed.blocks.values()}
-    stand_ins = names_of(model, {**shapes, **{b: tuple(state[b].shape) for b in bases if b in state}})
+    stood = {b: tuple(state[b].shape) for b in bases if b in state}
+    stand_ins = names_of(model, {**shapes, **stood}, checkpoint.folder)
     parts = [part for part in stand_ins.parts if part.stored not in bases]
     if missing := next((base for base in bases if base not in state), ""):
         raise FileError(f'no parameter belongs to "{missing}_blocks" of the checkpoint', do="pass model_class=")

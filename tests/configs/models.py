@@ -60,6 +60,32 @@ def built(name: str) -> tuple[Any, dict[str, Any]]:
     return model, {name: v.float() if v.is_floating_point() else v for name, v in inputs.items()}
 
 
+SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+}
+"""Sizes that many configs of language models have."""
+
+
+def decoder(family: str, **sizes: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A small language model of a family with random numbers, and inputs."""
+    torchvision()  # which it imports
+    import transformers
+
+    config = getattr(transformers, f"{family}Config")(**{**SIZES, **sizes})
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.2)
+    return model, {"input_ids": torch.randint(0, 90, (2, 7))}
+
+
 def tensors_of(result: Any) -> list[torch.Tensor]:
     """The tensors that a model of `transformers` returns."""
     return [value for value in result.to_tuple() if isinstance(value, torch.Tensor)]

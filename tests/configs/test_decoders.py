@@ -5,25 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 
 import fxprune
-from tests.support import torchvision
+from tests.configs.models import decoder
 
-transformers = pytest.importorskip("transformers")
-torchvision()  # which it imports
+pytest.importorskip("transformers")
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # warnings of other packages
 
-SIZES = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "pad_token_id": 0,
-}
 LATENT = {
     "num_key_value_heads": 4,
     "head_dim": 4,
@@ -41,16 +29,6 @@ LINEAR = {
     "linear_value_head_dim": 10,
     "num_experts": 0,
 }
-
-
-def decoder(family: str, **sizes: Any) -> tuple[Any, dict[str, torch.Tensor]]:
-    """A small language model with random numbers, and inputs."""
-    config = getattr(transformers, f"{family}Config")(**{**SIZES, **sizes})
-    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.2)
-    return model, {"input_ids": torch.randint(0, 90, (2, 7))}
 
 
 def smaller(model: Any, inputs: Any, fields: dict[str, Any], **request: Any) -> Any:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fxprune
-from tests.configs.models import Loaded, built, loaded_elsewhere, tensors_of
+from tests.configs.models import Loaded, built, decoder, loaded_elsewhere, tensors_of
 from tests.models.measure import TOLERANCE, error_of, in_double
 
 pytest.importorskip("transformers")
@@ -83,6 +83,24 @@ def test_what_no_config_says_stays_and_a_reason_says_why(smalls: Any) -> None:
     reasons = [r for r in fxprune.record(small).reasons if "head width" in r]
     assert reasons
     assert all("keeps all head width: head_dim counts them" in r for r in reasons)
+
+
+def test_a_reason_is_that_of_the_number_that_counts_the_group_and_says_what_goes_beside_it() -> None:
+    model, inputs = decoder("Gemma2", query_pre_attn_scalar=8)
+    reasons = fxprune.analyze(model, inputs).plan(ratio=0.5, uniform="config").reasons
+    by_width = [reason for reason in reasons if "keeps all head width" in reason]
+    assert by_width
+    assert all(": head_dim counts them" in reason for reason in by_width)  # hidden_size changes other dimensions
+    (heads,) = (reason for reason in reasons if "keeps all heads" in reason)
+    assert 'of group "model.layers.0.self_attn.q_proj:heads@' in heads
+    assert "others go with num_attention_heads and num_key_value_heads: num_attention_heads counts them" in heads
+    assert "the comparison by == in model.layers.0.self_attn" in heads  # repeat_kv returns early for 1
+
+
+def test_a_misspelt_config_is_answered_with_the_right_word() -> None:
+    model, inputs = built("LlamaForCausalLM")
+    with pytest.raises(fxprune.PlanError, match=r'did you mean "config"'):
+        fxprune.analyze(model, inputs).plan(ratio=0.5, uniform="confg")
 
 
 def test_a_budget_is_met_with_widths_that_the_config_accepts() -> None:

@@ -133,6 +133,16 @@ def test_a_budget_of_the_cache_is_met_by_the_model_that_is_returned(amount: Any)
     assert f"\ncache, bytes 3072 -> {left} (" in fxprune.record(small).report()
 
 
+def test_a_budget_of_the_cache_takes_nothing_that_no_cache_holds() -> None:
+    model = words(1)
+    small = fxprune.transform(model, TOKENS, keep={"cache": 0.5})
+    assert sum(layer.k.out_features + layer.v.out_features for layer in small.layers) == 32  # of 64
+    assert (small.embed.embedding_dim, small.router.out_features, small.experts.up.shape) == (16, 4, (4, 16, 24))
+    assert any('counts no channels of "embed"' in reason for reason in fxprune.record(small).reasons)
+    both = fxprune.transform(model, TOKENS, keep={"cache": 0.5, "params": 0.5})
+    assert both.embed.embedding_dim < 16
+
+
 def test_the_parameters_for_one_token_are_those_of_the_chosen_experts() -> None:
     for chosen in (1, 2):
         model = words(chosen)

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import fxprune
+from fxprune.errors import FileError
+from fxprune.streaming.names import names_of
 from tests.streaming.checkpoints import content, model_of, pruned, saved, tokens
 
 pytest.importorskip("transformers")
@@ -226,3 +228,20 @@ def test_an_import_that_fails_says_its_own_text(llama: Any, tmp_path: Path, monk
     monkeypatch.setattr("fxprune.streaming.folder.LIBRARY", "broken_library")
     with pytest.raises(fxprune.FileError, match="flash needs a hammer"):
         fxprune.stream(llama[0], llama[1], tmp_path / "small", progress=False)
+
+
+@pytest.mark.parametrize("gone", ["experts.1.w3.", "experts.3."])
+def test_a_missing_tensor_of_an_expert_is_named(gone: str, tmp_path: Path) -> None:
+    model = model_of("Mixtral", num_hidden_layers=1)
+    model.save_pretrained(tmp_path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in load_file(tmp_path / "model.safetensors").items()}
+    assert names_of(model, shapes, tmp_path).parts
+    left = {name: shape for name, shape in shapes.items() if gone not in name}
+    with pytest.raises(FileError) as caught:
+        names_of(model, left, tmp_path)
+    first, at, why, _ = str(caught.value).splitlines()
+    assert "checkpoint has no" in first
+    assert gone in first
+    assert str(tmp_path) in at
+    assert '"model.layers.0.mlp.experts.' in at
+    assert "tensors, of which" in why
