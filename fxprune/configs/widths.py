@@ -143,7 +143,7 @@ def config_widths(findings: Findings, probes: Probes) -> ConfigWidths:
 
 
 def _kept(findings: Findings, group: Group, rows: Mapping[int, frozenset[int]], moves: Sequence[Move]) -> str:
-    """That a group stays, and which others of its layer and kind go: such as heads that have the same keys."""
+    """The sentence that a group stays, and which others of its layer and kind go: such as heads that share keys."""
     alike = [findings.groups[n] for n in rows if findings.groups[n].name == group.name]
     going = {move: moves[move].said for other in alike if other.kind == group.kind for move in rows[other.number]}
     if not going:

@@ -24,7 +24,7 @@ from fxprune.errors import PlanError, counted
 from fxprune.files import PathLike
 from fxprune.planning.alignment import best_multiple
 from fxprune.planning.budgets import budgets_of, checked_keys
-from fxprune.planning.concerned import unconcerned, why_unconcerned
+from fxprune.planning.concerned import concerned
 from fxprune.planning.figures import TIMED, Meter
 from fxprune.planning.fitting import within
 from fxprune.planning.fixed_counts import Fixed, fixed_counts
@@ -116,13 +116,10 @@ def choose(
     table = partial(_table, findings, small, latency_table)
     meter = None if keep is None else Meter(findings, checked_keys(keep), table)
     budgets = [] if meter is None or keep is None else budgets_of(meter.of(), keep, meter.uncounted)
-    beside = unconcerned(findings, groups, equal, meter)
-    groups = {group: share for group, share in groups.items() if group.number not in beside}
-    why = (*why, *why_unconcerned(findings, beside, keep))
+    groups, beside = concerned(findings, groups, equal, meter)
     by_pattern = importance_by_pattern(findings, importance)
     scores = scores_of(findings, by_pattern, [*groups, *(findings.groups[number] for number in fixed)], seed)
-    units = Units(comparable(by_pattern), costs_of(findings, keep) if in_loss(by_pattern) and keep else None)
-    ranked = Ranked(findings, scores, tuple(groups), fixed, equal, limits, units)
+    ranked = Ranked(findings, scores, tuple(groups), fixed, equal, limits, _units(findings, by_pattern, keep))
     if isinstance(round_to, str):
         round_to, told = best_multiple(findings, partial(ranked.widths, scope), table, meter, budgets)
         why = (*why, told)
@@ -132,7 +129,12 @@ def choose(
         removed, reasons = within(findings, budgets, ranked.widths(scope, round_to), meter)
     if not removed.any() and not reasons:
         reasons = _why_nothing(groups, replace(limits, round_to=round_to), keep)
-    return _with_protected(findings, importance, removed), (*reasons, *why)
+    return _with_protected(findings, importance, removed), (*reasons, *why, *beside)
+
+
+def _units(findings: Findings, by_pattern: Mapping[str, Importance], keep: Any) -> Units:
+    """The units of the scores of different groups; those that are a part of the loss count by the cost of a channel."""
+    return Units(comparable(by_pattern), costs_of(findings, keep) if in_loss(by_pattern) and keep else None)
 
 
 def _with_protected(findings: Findings, importance: Importance, removed: Bools) -> Bools:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from fxprune.analysis.findings import Findings, Group
 from fxprune.channels.groups import Removal
@@ -11,7 +10,21 @@ from fxprune.planning.figures import COMPUTED, Meter
 from fxprune.planning.uniform import EqualWidths
 
 
-def unconcerned(findings: Findings, groups: Iterable[Group], equal: EqualWidths, meter: Meter | None) -> set[int]:
+def concerned(
+    findings: Findings, groups: Mapping[Group, float], equal: EqualWidths, meter: Meter | None
+) -> tuple[dict[Group, float], tuple[str, ...]]:
+    """The groups of which some channels change a figure that is limited, and the reason why the others stay."""
+    beside = _unconcerned(findings, groups, equal, meter)
+    names = list(dict.fromkeys(findings.groups[number].name for number in sorted(beside)))
+    if meter is None or not names:
+        return dict(groups), ()
+    listed = ", ".join(f'"{name}"' for name in names[:3]) + (f", ... {len(names) - 3} more" if len(names) > 3 else "")
+    asked = " and ".join(f'"{key}"' for key in sorted(meter.keys))
+    why = f'{asked} of keep counts no channels of {listed}, which stay: add a budget such as "params" for them'
+    return {group: share for group, share in groups.items() if group.number not in beside}, (why,)
+
+
+def _unconcerned(findings: Findings, groups: Iterable[Group], equal: EqualWidths, meter: Meter | None) -> set[int]:
     """The numbers of the groups whose channels change no figure that is limited, with any others or alone.
 
     None are, where one of the figures counts all parameters or operations, is measured, or is the largest of several.
@@ -29,13 +42,3 @@ def unconcerned(findings: Findings, groups: Iterable[Group], equal: EqualWidths,
         if meter.of(Removal(findings.solution, removed)) == full:
             found |= members
     return found
-
-
-def why_unconcerned(findings: Findings, numbers: Iterable[int], keep: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """The reason why groups stay that no budget is about, and what to do."""
-    names = list(dict.fromkeys(findings.groups[number].name for number in sorted(numbers)))
-    if not names or keep is None:
-        return ()
-    listed = ", ".join(f'"{name}"' for name in names[:3]) + (f", ... {len(names) - 3} more" if len(names) > 3 else "")
-    asked = ", ".join(f'"{key}": {value!r}' for key, value in keep.items())
-    return (f'keep={{{asked}}} counts no channels of {listed}, which stay: add a budget such as "params" for them',)
