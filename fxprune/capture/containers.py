@@ -72,7 +72,7 @@ def emptied(value: Any) -> Any:
     kind = type(value)
     if issubclass(kind, tuple):
         return value
-    if kind in (dict, OrderedDict, list):
+    if kind in (dict, list) or (kind is OrderedDict and not value.__dict__):  # a state_dict has its metadata there
         return value.copy()
     if not issubclass(kind, (*_SEQUENCES, *_TABLES)):
         return _blank(kind)

@@ -48,7 +48,7 @@ def deep_copy_with(module: ModuleT, memo: dict[int, Any]) -> ModuleT:
 
     A layer that says itself how it is copied, as those of einops do, may have lost them.
     """
-    made = _deep(module, memo)
+    made = _deep(module, memo, functools.cache(_is_copied_by_attributes))
     copies = dict(made.named_modules(remove_duplicate=False))
     for path, original in module.named_modules(remove_duplicate=False):
         new = copies.get(path)
@@ -62,33 +62,37 @@ def deep_copy_with(module: ModuleT, memo: dict[int, Any]) -> ModuleT:
     return made
 
 
-def _deep(module: ModuleT, memo: dict[int, Any]) -> ModuleT:
-    """A copy as `copy.deepcopy` makes it, in a quarter of its time: most attributes are numbers and empty tables."""
+def _deep(module: ModuleT, memo: dict[int, Any], simple: Callable[[type], bool]) -> ModuleT:
+    """A copy as `copy.deepcopy` makes it, in a quarter of its time: most attributes are numbers and empty tables.
+
+    simple: `_is_copied_by_attributes`, with a cache for this copy alone. A cache that stays would keep classes alive
+    (each graph has one of its own), and miss a `__deepcopy__` that a class is given later.
+    """
     if id(module) in memo:
         return cast(ModuleT, memo[id(module)])
     kind: type = type(module)
-    if not _is_copied_by_attributes(kind) or "__deepcopy__" in module.__dict__:
+    if not simple(kind) or "__deepcopy__" in module.__dict__:
         return copy.deepcopy(module, memo)
     new: Any = object.__new__(kind)
     memo[id(module)] = new
     state: Any = module
-    new.__setstate__({name: _deep_attribute(value, memo) for name, value in state.__getstate__().items()})
+    new.__setstate__({name: _deep_attribute(value, memo, simple) for name, value in state.__getstate__().items()})
     return cast(ModuleT, new)
 
 
-def _deep_attribute(value: Any, memo: dict[int, Any]) -> Any:
+def _deep_attribute(value: Any, memo: dict[int, Any], simple: Callable[[type], bool]) -> Any:
     kind = type(value)
     if kind in _SHARED:
         return value
-    if kind in (dict, OrderedDict) and id(value) not in memo:
+    plain = kind is dict or (kind is OrderedDict and not value.__dict__)  # a state_dict has an attribute, its metadata
+    if plain and id(value) not in memo:
         made = memo[id(value)] = kind()
         for key, part in value.items():
-            made[copy.deepcopy(key, memo)] = _deep_attribute(part, memo)
+            made[copy.deepcopy(key, memo)] = _deep_attribute(part, memo, simple)
         return made
-    return _deep(value, memo) if isinstance(value, nn.Module) else copy.deepcopy(value, memo)
+    return _deep(value, memo, simple) if isinstance(value, nn.Module) else copy.deepcopy(value, memo)
 
 
-@functools.cache
 def _is_copied_by_attributes(kind: type) -> bool:
     """True if a class leaves it to `nn.Module` how it is copied, but for `__setstate__`."""
     names = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__getnewargs__", "__getnewargs_ex__")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import gc
+import weakref
 from collections import OrderedDict
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune.capture.module_copy import copy_module, deep_copy
+from fxprune.capture.module_copy import copy_module, deep_copy, deep_copy_with
 
 
 class Holds(nn.Module):
@@ -94,6 +97,35 @@ def test_containers_are_copied_so_that_writing_into_them_changes_the_copy_alone(
     assert (net.numbers, list(net.cache), net.cache["seen"]) == ({1, 2}, ["seen", "layer", "tensors"], [])
     assert len(net.stranger) == len(net.block) == 1
     assert net.scale is not None
+
+
+def test_copies_keep_what_an_ordered_dict_has_beside_its_items() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(2))
+    net.best = net.state_dict()
+    for made in (deep_copy_with(net, {}), copy_module(net, lambda tensor: tensor)):
+        copied: Any = made
+        assert copied.best is not net.best
+        assert copied.best._metadata == net.best._metadata == {"": {"version": 1}, "0": {"version": 2}}
+
+
+def test_a_deep_copy_asks_a_class_each_time_how_it_is_copied_and_does_not_keep_it_alive() -> None:
+    class Other(Outer):
+        """A class that only this test has."""
+
+    net = nn.Sequential(Other())
+    assert deep_copy_with(net, {})[0].layer is not net[0].layer
+
+    def copied(module: Any, memo: dict[int, Any]) -> Any:
+        made = copy.copy(module)
+        made.copied = True
+        return made
+
+    Other.__deepcopy__ = copied  # type: ignore[attr-defined]  # as a notebook adds a method to a class
+    assert deep_copy_with(net, {})[0].copied
+    alive = weakref.ref(Other)
+    del Other, net
+    gc.collect()
+    assert alive() is None
 
 
 def test_a_deep_copy_of_a_graph_has_the_name_of_its_class() -> None:
