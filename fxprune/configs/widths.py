@@ -12,9 +12,9 @@ from torch import nn
 from fxprune.analysis.after_removal import shapes_after
 from fxprune.analysis.findings import Findings, Group
 from fxprune.channels.groups import Removal
-from fxprune.configs.builder import Built, NotBuiltError, difference
+from fxprune.configs.builder import Builder, Built, NotBuiltError, difference
 from fxprune.configs.fields import Data, FieldPath, name_of, read, written
-from fxprune.configs.layers import builder_of
+from fxprune.configs.layers import LayersStayError, builder_of
 from fxprune.configs.moves import Move, Moves, other_buffer, total_of
 from fxprune.configs.per_layer import tidied
 from fxprune.configs.probes import Probes, scaled
@@ -69,6 +69,8 @@ class Config:
     def __init__(self, model: nn.Module) -> None:
         self.probes = Probes(builder_of(model))
         other = difference(model, self.probes.before)
+        if other and self.probes.builder.data != Builder(model).data:
+            raise LayersStayError(f"with fewer layers the class is built otherwise: {other}")
         if other:
             raise NotBuiltError(f"the model was changed after it was built: {other}")
         self._widths: dict[int, tuple[Findings, ConfigWidths]] = {}

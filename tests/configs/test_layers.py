@@ -15,8 +15,9 @@ from fxprune import PlanError
 from fxprune.depth.numbering import in_original_numbering, name_after, name_before
 from tests.configs.models import built, loaded_elsewhere, tensors_of
 from tests.models import transformers_zoo as zoo
+from tests.support import torchvision
 
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of other packages, which are imported here
 
 FOUR = {"num_hidden_layers": 4}
@@ -217,3 +218,14 @@ def test_a_gradual_pruner_refuses_layers_of_a_config(llama: Any) -> None:
     model, inputs = llama
     with pytest.raises(fxprune.PlanError, match='cannot take drop with uniform="config"'):
         fxprune.GradualPruner(model, inputs, steps=2, keep={"params": 0.5}, drop="model.layers.1", uniform="config")
+
+
+def test_a_class_that_has_other_tensors_without_some_layers_is_refused_with_them() -> None:
+    torchvision()  # transformers imports it
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+    layers = {"num_hidden_layers": 2, "global_attn_every_n_layers": 2}
+    config = transformers.ModernBertConfig(**sizes, **tokens, **layers)
+    net, inputs = transformers.ModernBertModel(config).eval(), {"input_ids": torch.randint(3, 40, (2, 7))}
+    with pytest.raises(fxprune.PlanError, match="with fewer layers the class is built otherwise"):
+        fxprune.transform(net, inputs, drop="layers.1", uniform="config")
