@@ -144,7 +144,9 @@ def test_what_is_zero_goes_and_nothing_changes(program: Program, share: float, s
         warnings.simplefilter("ignore", fxprune.NothingRemovedWarning)
         small = fxprune.transform(net, x, masks="zeros", border=border, verify=False, prefer="graph")
     fresh = images(program, seed + 1, batch=3)
-    assert error(small(fresh), net(fresh)) < ROUNDING
+    expected = net(fresh)
+    assume(expected.isfinite().all())  # a weight norm of zeros alone makes the original 0 / 0
+    assert error(small(fresh), expected) < ROUNDING
 
 
 def emptied(net: nn.Module, share: float, seed: int) -> nn.Module:
