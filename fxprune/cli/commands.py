@@ -35,7 +35,7 @@ from fxprune.planning.figures import with_measured
 from fxprune.planning.plan import Plan, Removed
 from fxprune.planning.scopes import SEARCH
 from fxprune.report.data import Change
-from fxprune.report.repeats import merge_repeats
+from fxprune.report.repeats import blocks_of, merge_repeats
 from fxprune.report.text import change
 
 DONE, ERROR, USAGE, NOTHING, WRONG, ABOVE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
@@ -90,7 +90,10 @@ def inspect(options: argparse.Namespace, say: Say) -> Answer:
         old, new = before.layers.get(name), after.layers.get(name)
         if old is not None and new is not None and old != new:
             rows.append((name or "(model)", change(Change(old.params, new.params)), change(Change(old.macs, new.macs))))
-    table = [*merge_repeats(rows), ("total", change(totals["params"]), change(totals["macs"]))]
+    table = [
+        *merge_repeats(rows, blocks_of(before.layers)),
+        ("total", change(totals["params"]), change(totals["macs"])),
+    ]
     style = "github" if options.format == "markdown" else "simple"
     text = tabulate(table, headers=("layer", "params", "MACs"), tablefmt=style, disable_numparse=True)
     gap = "\n\n" if options.format == "markdown" else "\n"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fxprune.depth.branches import Branch
-from fxprune.report.repeats import merge_repeats
+from fxprune.report.repeats import blocks_of, merge_repeats
 from fxprune.report.text import figure, table
 
 
@@ -20,7 +20,8 @@ def with_layers(report: str, layers: Iterable[Mapping[str, Any]], form: str) -> 
     if form == "json":
         return report
     headers = ("layer", "type", "shape", "params", "MACs")
-    rows = merge_repeats([_layer(layer) for layer in layers])
+    rows = [_layer(layer) for layer in layers]
+    rows = merge_repeats(rows, blocks_of(name for name, *_ in rows))
     return f"{table(headers, rows, form == 'markdown', right=(3, 4))}\n\n{report}"
 
 

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 Row = tuple[Any, ...]
 
 
-def merge_repeats(rows: Sequence[Row]) -> list[Row]:
+def blocks_of(names: Iterable[str]) -> frozenset[str]:
+    """The modules around others, of the dotted names of some.
+
+    >>> sorted(blocks_of(["blocks.0.up", "head"]))
+    ['blocks', 'blocks.0']
+    """
+    return frozenset(name[: dot.start()] for name in names for dot in re.finditer(r"\.", name))
+
+
+def merge_repeats(rows: Sequence[Row], blocks: Container[str] = frozenset()) -> list[Row]:
     """One row for all rows whose first cell, a dotted name, differs in one number and whose other cells are equal.
 
-    The number must stand before the last dot: it is that of a block. Text in other cells that names the same block
-    follows it. The result stands where the first of the rows stood.
+    The number must be that of a block: it stands before the last dot, or at the end of a name in blocks. Text in other
+    cells that names the same block follows it. The result stands where the first of the rows stood.
 
     >>> merge_repeats([("block.0.conv", 8), ("block.1.conv", 8), ("block.2.conv", 8), ("block.4.conv", 8), ("head", 8)])
     [('block.0-2,4.conv', 8), ('head', 8)]
@@ -22,27 +31,29 @@ def merge_repeats(rows: Sequence[Row]) -> list[Row]:
     [('a.0-1.x', 'a.0-1.x.weight'), ('a.2.x', 5)]
     >>> merge_repeats([("a.0.x", 8), ("a.0.x", 8), ("a.1.x", 8), ("a.1.x", 8)])
     [('a.0-1.x', 8), ('a.0-1.x', 8)]
+    >>> merge_repeats([("a.0", 8), ("a.1", 8)]), merge_repeats([("a.0", 8), ("a.1", 8)], blocks={"a.0", "a.1"})
+    ([('a.0', 8), ('a.1', 8)], [('a.0-1', 8)])
     """
     found = list(rows)
-    depth = max((len(_numbers(str(row[0]))) for row in found), default=0)
+    depth = max((len(_numbers(str(row[0]), blocks)) for row in found), default=0)
     for position in reversed(range(depth)):
-        found = _merge_at(found, position)
+        found = _merge_at(found, position, blocks)
     return found
 
 
-def _numbers(name: str) -> list[re.Match[str]]:
-    """The numbers of blocks in a dotted name: those before its last dot."""
-    return list(re.finditer(r"\d+(?:[-,]\d+)*", name.rpartition(".")[0]))
+def _numbers(name: str, blocks: Container[str]) -> list[re.Match[str]]:
+    """The numbers of blocks in a dotted name: those before its last dot; all, if it is the name of a block."""
+    return list(re.finditer(r"\d+(?:[-,]\d+)*", name if name in blocks else name.rpartition(".")[0]))
 
 
-def _merge_at(rows: list[Row], position: int) -> list[Row]:
+def _merge_at(rows: list[Row], position: int, blocks: Container[str]) -> list[Row]:
     kept: list[Row] = []
     first: dict[tuple[Row, int], int] = {}
     seen: Counter[Row] = Counter()
     numbers: dict[int, list[int]] = {}
     prefixes: dict[int, str] = {}
     for row in rows:
-        found = _numbers(str(row[0]))
+        found = _numbers(str(row[0]), blocks)
         if position >= len(found) or not found[position][0].isdigit():
             kept.append(row)
             continue
@@ -60,9 +71,16 @@ def _merge_at(rows: list[Row], position: int) -> list[Row]:
 
 
 def _renamed(row: Row, prefix: str, number: str, new: str) -> Row:
-    """The row with the number of the block replaced wherever a name begins like the first cell's."""
-    pattern = re.compile(rf"(?<![\w.]){re.escape(prefix + number)}(?!\d)")
-    return tuple(pattern.sub(prefix + new, cell) if isinstance(cell, str) else cell for cell in row)
+    """The row with the number of the block replaced in its name, and wherever a name begins like it.
+
+    >>> _renamed(("1.up", "1.up.weight[1]", "1 x 8", "1.81 G"), "", "1", "*")
+    ('*.up', '*.up.weight[1]', '1 x 8', '1.81 G')
+    """
+    name, *cells = row
+    end = r"(?!\d)" if prefix else r"(?=(\.\w+)*\.[a-zA-Z_])"  # a number alone may be a size
+    pattern = re.compile(rf"(?<![\w.]){re.escape(prefix + number)}{end}")
+    named = f"{prefix}{new}{str(name)[len(prefix) + len(number) :]}"
+    return named, *(pattern.sub(prefix + new, cell) if isinstance(cell, str) else cell for cell in cells)
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from fxprune.costs.latency import milliseconds
 from fxprune.notebooks import html_table
 from fxprune.planning.figures import COMPUTED, TIMED
 from fxprune.report.data import AnalysisData, Change, GroupData, LayerChange, LockedData, RecordData, TensorChange
 from fxprune.report.repairs import repair_text
-from fxprune.report.repeats import Row, merge_repeats
+from fxprune.report.repeats import Row, blocks_of, merge_repeats
 
 ROLES = ("producer", "norm", "consumer", "raw")
 """The roles of members, in the order in which a row lists them."""
@@ -23,7 +23,7 @@ def analysis_text(data: AnalysisData, *, markdown: bool = False) -> str:
     channels = sum(group.channels for group in data.groups)
     name = f"**{data.model}**" if markdown else data.model
     macs = figure(data.macs) if data.macs is not None else f"unknown (at least {figure(data.macs_at_least)})"
-    rows = merge_repeats([_group(group) for group in data.groups])
+    rows = merge_repeats([_group(group) for group in data.groups], _blocks(data))
     folded = ", equal ones in one row" if len(rows) < len(data.groups) else ""
     parts = [
         f"{name}: {figure(data.params)} parameters, {macs} MACs, "
@@ -37,9 +37,9 @@ def analysis_text(data: AnalysisData, *, markdown: bool = False) -> str:
         parts.append("no removable channels")
     if data.locked:
         headers = ("module", "operation", "source", "why", "holds", "params", "MACs")
-        rows = merge_repeats([_locked(locked) for locked in data.locked])
+        rows = merge_repeats([_locked(locked) for locked in data.locked], _blocks(data))
         parts.append(f"locked:{_gap(markdown)}" + table(headers, rows, markdown, right=(5, 6)))
-    return "\n\n".join(parts) + _notes(data.notes, markdown)
+    return "\n\n".join(parts) + _notes(data.notes, _blocks(data), markdown)
 
 
 def analysis_table(data: AnalysisData) -> str:
@@ -48,7 +48,7 @@ def analysis_table(data: AnalysisData) -> str:
     macs = figure(data.macs) if data.macs is not None else f"unknown (at least {figure(data.macs_at_least)})"
     counts = f"{figure(data.params)} parameters, {macs} MACs, {channels} in {_plural(len(data.groups), 'group')}"
     headers = ("group", "kind", "channels", "members", "params per channel", "MACs per channel", "exact")
-    rows = merge_repeats([_group(group) for group in data.groups])
+    rows = merge_repeats([_group(group) for group in data.groups], _blocks(data))
     folded = ", equal ones in one row" if len(rows) < len(data.groups) else ""
     return html_table(f"{data.model}: {counts}{folded}", headers, rows, right=(2, 4, 5))
 
@@ -57,13 +57,13 @@ def record_table(data: RecordData) -> str:
     """The layers that changed as a table for notebooks."""
     error = "not compared" if data.error is None else f"relative error {data.error:.1e}"
     counts = f"{change(data.params)} parameters, {change(data.macs)} MACs, {error}"
-    rows = merge_repeats([_layer(layer) for layer in data.layers if _changed(layer)])
+    rows = merge_repeats([_layer(layer) for layer in data.layers if _changed(layer)], _blocks(data))
     return html_table(f"Small model: {counts}", ("layer", "shape", "params", "MACs"), rows, right=(2, 3))
 
 
 def record_text(data: RecordData, *, markdown: bool = False) -> str:
     """A row for every layer that changed and one for the totals, then the path, the proof and the notes."""
-    rows = merge_repeats([_layer(layer) for layer in data.layers if _changed(layer)])
+    rows = merge_repeats([_layer(layer) for layer in data.layers if _changed(layer)], _blocks(data))
     rows.append(("total", "", change(data.params), change(data.macs)))
     lines = [table(("layer", "shape", "params", "MACs"), rows, markdown), ""]
     lines.append(f"path {data.path}, bytes {change(data.bytes)}")
@@ -80,7 +80,9 @@ def record_text(data: RecordData, *, markdown: bool = False) -> str:
         first, more = data.one_sided[0], ", ..." if data.one_sided[1:] else ""
         count = _plural(len(data.one_sided), "operation")
         lines.append(f"not compared, as they ran another number of times: {count} ({first}{more})")
-    told = ("  \n" if markdown else "\n").join(lines).replace("  \n  \n", "\n\n") + _notes(data.reasons, markdown)
+    told = ("  \n" if markdown else "\n").join(lines).replace("  \n  \n", "\n\n") + _notes(
+        data.reasons, _blocks(data), markdown
+    )
     return (
         told
         if data.repair is None
@@ -196,6 +198,11 @@ def _plural(count: int, word: str) -> str:
     return f"{count} {word}{'s' if count != 1 and word != 'raw' else ''}"
 
 
+def _blocks(data: AnalysisData | RecordData) -> frozenset[str]:
+    """The modules around the layers."""
+    return blocks_of(layer.name for layer in data.layers)
+
+
 def _gap(markdown: bool) -> str:
     return "\n\n" if markdown else "\n"
 
@@ -203,16 +210,16 @@ def _gap(markdown: bool) -> str:
 _STATISTIC = re.compile(r"a statistic changed: (\S+) in (\S+): (.*)")
 
 
-def _merged(notes: Iterable[str]) -> list[str]:
+def _merged(notes: Iterable[str], blocks: Container[str]) -> list[str]:
     """The notes, in which those about the same statistic of repeated blocks are merged and come last."""
     matches = [(note, _STATISTIC.fullmatch(note)) for note in notes]
-    rows = merge_repeats([(found[2], found[1], found[3]) for _, found in matches if found])
+    rows = merge_repeats([(found[2], found[1], found[3]) for _, found in matches if found], blocks)
     changed = [f"a statistic changed: {operation} in {module}: {why}" for module, operation, why in rows]
     return [note for note, found in matches if not found] + changed
 
 
-def _notes(notes: Iterable[str], markdown: bool) -> str:
-    notes = _merged(notes)
+def _notes(notes: Iterable[str], blocks: Container[str], markdown: bool) -> str:
+    notes = _merged(notes, blocks)
     if markdown:
         return "".join(f"\n{'' if n else chr(10)}- note: {note}" for n, note in enumerate(notes))
     return "".join(f"\nnote: {note}" for note in notes)

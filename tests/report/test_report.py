@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.cli.tables import with_layers
 from fxprune.errors import InputError
 from fxprune.report.repeats import merge_repeats
 from tests.test_golden import NETWORKS
@@ -333,6 +334,30 @@ def test_layers_without_parameters_stand_where_the_model_has_them() -> None:
     assert [layer["name"] for layer in json.loads(made.report("json"))["layers"]] == ordered
     rows = [line.split()[0] for line in made.report().splitlines()[2:8]]
     assert rows == ["(model)", *ordered[1:], "total"]
+
+
+class Scaled(Block):
+    """A block that owns a parameter itself, and whose own code locks."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.scale = nn.Parameter(torch.randn(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale * self.down(self.up(self.norm(x)).sort(-1).values)
+
+
+def test_blocks_that_own_parameters_are_one_row_before_their_layers() -> None:
+    model, x = nn.Sequential(nn.Linear(6, 8), *(Scaled(8) for _ in range(3)), nn.Linear(8, 2)).eval(), torch.randn(2, 6)
+    analysed = fxprune.analyze(model, x)
+    rows = [line.split()[0] for line in analysed.report().split("locked:")[1].splitlines()[3:]]
+    assert [row for row in rows if row[0] in "123"] == ["1-3", "1-3.down"]
+    made = fxprune.record(fxprune.transform(model, x, ratio=0.5, verify=False))
+    rows = [line.split()[0] for line in made.report().splitlines()[2:8]]
+    assert rows == ["0", "1-3", "1-3.norm", "1-3.up", "1-3.down", "4"]
+    assert "<td>1-3</td>" in re.sub(r"<td[^>]*>", "<td>", made._repr_html_())
+    layers = with_layers("", json.loads(analysed.report("json"))["layers"], "text")
+    assert [line.split()[0] for line in layers.splitlines()[2:] if line] == rows
 
 
 def test_the_report_names_operations_that_are_not_counted() -> None:
