@@ -75,7 +75,14 @@ def check_folder(path: PathLike) -> None:
 
 
 def check_directory(path: PathLike) -> None:
-    """Raises `FileError` for a path that is no directory, or that lies below a file."""
+    """Raises `FileError` for a path that is no directory, or that lies below a file, `InputError` for none at all."""
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise InputError(
+            "a directory is a path that is not empty",
+            at=repr(path)[:SHOWN],
+            why="nothing says where the files go",
+            do='pass its name, such as "small"; the current one is "."',
+        )
     place = os.path.abspath(path)
     while not os.path.lexists(place):
         place = os.path.dirname(place)

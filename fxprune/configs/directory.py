@@ -8,10 +8,11 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from fxprune.errors import FileError, text_of
+from fxprune.errors import FileError, FxpruneError, text_of
 from fxprune.files import PathLike, check_directory, held, was_left
 
 SMALL, CONFIG, README = "small_model", "config.json", "README.md"
@@ -19,6 +20,9 @@ SMALL, CONFIG, README = "small_model", "config.json", "README.md"
 
 PREFIX, LOCK = ".fxprune-saving-", ".lock"
 """The beginning of the names of folders to which a save writes first, and the file in it that says that it goes on."""
+
+WITHOUT_LOCK = 60.0
+"""The age in seconds from which on an empty folder of this name is one of a save that was killed."""
 
 _WEIGHTS = re.compile(r"(.+?)(?:-\d{5}-of-\d{5})?\.safetensors(?:\.index\.json)?")
 
@@ -32,15 +36,15 @@ def written_whole(directory: PathLike) -> Iterator[Path]:
     killed in it, `directory` is as it was; in the latter case a hidden folder stays in it until the next call. The
     config goes first and comes last, so that nothing loads a part of the files.
 
-    Raises `FileError` for a path that is no directory, or that cannot be written to.
+    Raises `FileError` for a path that is no directory, or that cannot be written to, and where a disk is full.
     """
+    check_directory(directory)
     folder = Path(directory)
-    check_directory(folder)
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob(f"{PREFIX}*"):
-            if was_left(path / LOCK):
+            if was_left(path / LOCK) or _has_no_lock(path):
                 shutil.rmtree(path, ignore_errors=True)
         around = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
     except OSError as error:
@@ -55,8 +59,9 @@ def written_whole(directory: PathLike) -> Iterator[Path]:
         new.mkdir()
         before = _said_before(folder)
         _take_readme(folder / README, new / README, before)
-        yield new
-        _move(new, folder, was_small=bool(before))
+        with _failures_named(folder):
+            yield new
+            _move(new, folder, was_small=bool(before))
     except BaseException:
         shutil.rmtree(around, ignore_errors=True)
         with contextlib.suppress(OSError):  # another process writes into it
@@ -66,6 +71,27 @@ def written_whole(directory: PathLike) -> Iterator[Path]:
     finally:
         shutil.rmtree(around, ignore_errors=True)
         os.close(lock)
+
+
+def _has_no_lock(path: Path) -> bool:
+    """True for a folder of a save that was killed before it had a lock; one of another process gets it at once."""
+    return not any(path.iterdir()) and time.time() - path.stat().st_mtime > WITHOUT_LOCK
+
+
+@contextlib.contextmanager
+def _failures_named(folder: Path) -> Iterator[None]:
+    """A context manager in which errors of the system, and of the writer of safetensors, name the directory."""
+    try:
+        yield
+    except Exception as error:
+        foreign = isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
+        if isinstance(error, FxpruneError) or not foreign:
+            raise
+        raise FileError(
+            f'cannot write into "{folder}"',
+            why=text_of(error),
+            do="free some space on its disk, or pass a directory on another one",
+        ) from error
 
 
 def _said_before(folder: Path) -> str:

@@ -18,6 +18,7 @@ from fxprune.capture.dispatched import readable
 from fxprune.configs.builder import Builder, Built, NotBuiltError, difference, has_config
 from fxprune.configs.directory import written_whole
 from fxprune.errors import FileError, InputError
+from fxprune.files import check_directory
 from fxprune.offloaded import is_dispatched
 
 ORIGINAL = "fxprune_config"
@@ -71,6 +72,7 @@ def save_pretrained(self: Any, save_directory: Any, *args: Any, **options: Any) 
     """
     if "state_dict" in options:
         return type(self).save_pretrained(self, save_directory, *args, **options)
+    check_directory(save_directory)
     _refuse_without_values(self)
     adapted = getattr(self, "_hf_peft_config_loaded", False)  # adapters alone are saved then
     why = "" if adapted else beyond_config(self)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +108,7 @@ def test_a_save_that_fails_changes_nothing(
 
     monkeypatch.setattr(type(small.generation_config), "save_pretrained", full)
     for name in ("there", "new/small"):
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(fxprune.FileError, match=f'(?s)cannot write into ".*{name}".*No space left'):
             small.save_pretrained(tmp_path / name)
     assert content(tmp_path) == before
     assert not (tmp_path / "new").exists()
@@ -150,8 +152,12 @@ def test_a_folder_of_a_killed_save_is_removed(narrow: Any, tmp_path: Path) -> No
     left = tmp_path / ".fxprune-saving-left"
     left.mkdir()
     (left / ".lock").touch()
+    old, new = (tmp_path / f".fxprune-saving-{name}" for name in ("empty", "of_another_process"))
+    for folder, age in ((old, 1000), (new, 0)):
+        folder.mkdir()
+        os.utime(folder, (time.time() - age,) * 2)
     narrow.save_pretrained(tmp_path)
-    assert not left.exists()
+    assert [path.exists() for path in (left, old, new)] == [False, False, True]
 
 
 def test_a_file_in_the_place_of_the_directory_is_refused(llama: Small, narrow: Any, tmp_path: Path) -> None:
@@ -159,6 +165,13 @@ def test_a_file_in_the_place_of_the_directory_is_refused(llama: Small, narrow: A
     for small in (llama[1], narrow):
         with pytest.raises(fxprune.FileError, match=r'file" is no directory'):
             small.save_pretrained(tmp_path / "file")
+
+
+@pytest.mark.parametrize("path", ["", None, 3])
+def test_a_directory_has_a_name(path: Any, llama: Small, narrow: Any) -> None:
+    for small in (llama[1], narrow):
+        with pytest.raises(fxprune.InputError, match="a directory is a path that is not empty"):
+            small.save_pretrained(path)
 
 
 def test_a_directory_in_the_place_of_a_file_is_refused(narrow: Any, tmp_path: Path) -> None:
