@@ -78,8 +78,8 @@ class Browser:
         ActionChains(self.driver, duration=0).send_keys(*keys).perform()
 
     def nodes(self, selector: str = "node") -> set[str]:
-        """The names of the nodes of the graph that a selector of cytoscape names."""
-        return set(self.run("return fxpruneReport.cy.nodes(arguments[0]).map(n => n.id())", selector))
+        """The names of the nodes of the graph that a selector of cytoscape names, without the titles of blocks."""
+        return set(self.run("return fxpruneReport.cy.nodes(arguments[0]).not('.title').map(n => n.id())", selector))
 
     def double_click(self, node: str) -> None:
         """A double click on a node of the graph, where it stands on the screen, which changes the nodes.

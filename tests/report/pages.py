@@ -66,6 +66,50 @@ def states() -> str:
     return fxprune.analyze(States().eval(), torch.randn(2, 3)).report("html")
 
 
+class Repeated(nn.Module):
+    """A block that owns a parameter and a product, and has two ways into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.product, self.down, self.scale = (
+            nn.Linear(8, 6),
+            Product(),
+            nn.Linear(6, 8),
+            nn.Parameter(torch.ones(8)),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.scale * self.down(self.product(self.q(x)))
+
+
+class Product(nn.Module):
+    """A module without parameters that multiplies."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ x.mT @ x
+
+
+class Late(nn.Module):
+    """A model whose head is declared first; six blocks, each of which hands two results to the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.cls = nn.Linear(8, 3), nn.Parameter(torch.randn(1, 1, 8))
+        self.stem, self.blocks = nn.Linear(4, 8), nn.ModuleList(Repeated() for _ in range(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x) + self.cls
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def repeated() -> str:
+    torch.manual_seed(0)
+    found = fxprune.analyze(Late().eval(), torch.randn(2, 5, 4))
+    return found.report("html", plan=found.plan(ratio=0.5))
+
+
 def attention() -> str:
     model = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval()
     found = fxprune.analyze(model, torch.randn(2, 5, 16))
@@ -115,7 +159,7 @@ def _layer(n: int) -> dict[str, Any]:
     name, shape = (f"linear{n}", [8, 8]) if n % 2 == 0 else (f"norm{n}", [8])
     tensor = {"name": f"{name}.weight", "before": shape, "after": None}
     width = {"tensor": tensor["name"], "dim": 0, "before": 8, "after": None}
-    costs = {"params": 64, "macs": 64, "after": None}
+    costs = {"params": 64, "macs": 64, "after": None, "order": n}
     kind = {"kind": "layer", "type": "Linear" if n % 2 == 0 else "BatchNorm1d"}
     return {"id": name, **kind, **costs, "drawn": True, "width": width, "tensors": [tensor]}
 
@@ -131,4 +175,6 @@ def _group(n: int) -> dict[str, Any]:
     return told | costs | {"members": members}
 
 
-PAGES = {f.__name__: f for f in (planned, recorded, alone, dropped, attention, states, evil, nothing, thousand)}
+PAGES = {
+    f.__name__: f for f in (planned, recorded, alone, dropped, attention, repeated, states, evil, nothing, thousand)
+}

@@ -118,8 +118,51 @@ def test_a_layer_with_locked_outputs_and_a_parameter_have_looks_of_their_own(ope
 
 
 def test_the_legend_says_of_what_a_share_is_filled(opened: Open) -> None:
-    legend = " ".join(opened("planned").texts("#legend > span"))
-    assert "filled: the share of a layer's outputs that stays, of a folded block of its parameters" in legend
+    found = opened("planned")
+    found.find("#fold-all").click()
+    assert "share of a layer's outputs that stays, of a folded block of its parameters" in found.find("#legend").text
+    found.find("#open-all").click()
+    assert found.find("#legend").text.endswith("share of a layer's outputs that stays")
+
+
+def test_the_legend_names_folded_blocks_where_there_are_some(opened: Open) -> None:
+    found = opened("repeated")
+    marks = "return [...document.querySelectorAll('#legend .swatch')].map(e => e.className.slice(7))"
+    assert [mark for mark in found.run(marks) if mark not in ("free", "inputs", "fixed")] == [
+        "parameter free",
+        "folded run",
+        "share",
+    ]
+    found.find("#open-all").click()
+    assert not any("folded" in mark for mark in found.run(marks))
+    shadow = "return getComputedStyle(document.querySelector(arguments[0])).boxShadow"
+    found.find("#fold-all").click()
+    assert found.run(shadow, "#legend .folded.run") != "none"
+
+
+def test_layers_stand_in_the_order_of_the_model(opened: Open) -> None:
+    found = opened("repeated", "#layer=blocks.0.product")
+    inside = ["", ".scale", ".q", ".product", ".down"]
+    names = [f"blocks.{n}{name}" for n in range(6) for name in inside[1:]]
+    assert found.texts("#list b") == ["cls", "head", "stem", *names]
+    assert "none of its own: it has no parameters" in found.find("#right").text
+    found.open("repeated", text("repeated"), "#block=block:blocks.0")
+    assert found.texts("#right td:first-child") == ["blocks.0.scale", "blocks.0.q", "blocks.0.down"]
+
+
+def test_edges_of_one_line_are_counted_in_words(opened: Open) -> None:
+    found = opened("repeated")
+    counted = "const c = fxpruneReport.cy; return c.edges().map(e => e.data('shape')).filter(t => t.includes('edges'))"
+    assert set(found.run(counted)) == {"2 edges of 2 \u00d7 5 \u00d7 8"}
+
+
+def test_what_a_link_names_is_seen_whole_and_titles_are_above_edges(opened: Open) -> None:
+    found = opened("repeated", "#layer=blocks.5.down")
+    box = "const b = fxpruneReport.cy.getElementById(arguments[0]).renderedBoundingBox({includeLabels: false});"
+    whole = "const c = fxpruneReport.cy; return b.x1 > 5 && b.y1 > 5 && b.x2 < c.width() - 5 && b.y2 < c.height() - 5"
+    assert found.run(box + whole, "blocks.5.down")
+    titles = "return fxpruneReport.cy.nodes('.title').map(n => [n.data('label'), n.style('z-compound-depth')])"
+    assert ["5  Repeated", "top"] in found.run(titles)
 
 
 def test_a_folded_block_is_lit_for_the_layers_in_it(opened: Open) -> None:

@@ -109,6 +109,7 @@ def _of_findings(findings: Findings, data: AnalysisData) -> Entry:
         else:
             here["tensors"] = _tensors(layer.name, layer.shapes)
             here["params"], here["macs"] = layer.params, layer.macs
+    _add_order(nodes, ((layer.name, layer.shapes) for layer in data.layers))
     states = States(findings)
     for node in nodes:
         node["width"] = _width(node, partial(_dim_of_outputs, findings, node))
@@ -143,8 +144,19 @@ def _graph(findings: Findings) -> tuple[list[Entry], list[list[Any]]]:
 
 
 def _entry(name: str, kind: str, type_name: str, params: int, macs: int | None) -> Entry:
-    entry = {"id": name, "kind": kind, "type": type_name, "params": params, "macs": macs, "after": None}
+    entry = {"id": name, "order": 0, "kind": kind, "type": type_name, "params": params, "macs": macs, "after": None}
     return entry | {"drawn": True, "width": None, "state": None, "tensors": []}
+
+
+def _add_order(nodes: Sequence[Entry], layers: Iterable[tuple[str, Iterable[str]]]) -> None:
+    """Add to each node its place in the model; a parameter that no layer owns stands behind the module that owns it.
+
+    layers: name and names of tensors of each layer, in the order of the model.
+    """
+    declared = (name for path, leaves in layers for name in (path, *(_full(path, leaf) for leaf in leaves)))
+    place = {name: number for number, name in enumerate(declared)}
+    for node in nodes:
+        node["order"] = place.get(_path(node), len(place))
 
 
 def _full(path: str, leaf: str) -> str:
@@ -324,6 +336,7 @@ def _without_findings(record: Planned, data: RecordData) -> Entry:
             nodes.append(node | {"id": layer.name or "(model)", "drawn": not names})
     for node in nodes:
         node["width"] = _width(node, partial(_dim_by_name, node))
+    _add_order(nodes, ((layer.name, (tensor.name for tensor in layer.tensors)) for layer in data.layers))
     structure = record.plan.structure
     coupled = () if structure is None else structure.coupled
     groups = []

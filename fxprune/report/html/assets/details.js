@@ -188,7 +188,7 @@ function layerDetails(id) {
       ["Parameters", change({ before: layer.params, after: after.params })],
       ["MACs", change({ before: layer.macs, after: after.macs })],
       [layer.width && layer.width.parts ? "Rows of the in-projection" : "Outputs", layer.width ? widthText(layer) : null],
-      ["Channels", layer.state ? STATES[layer.state] : null],
+      ["Channels", layer.tensors.length === 0 ? "none of its own: it has no parameters" : layer.state ? STATES[layer.state] : null],
     ]),
     layer.width && data.planned ? widthBar(layer.width.before, layer.width.after, layer.width.before) : null,
     layer.tensors.length ? table([["tensor"], ["shape", "right"]], layer.tensors.map((t) => [t.name.split(".").pop(), shapes(t)])) : null,
@@ -209,7 +209,7 @@ function rolesIn(group, id) {
 
 function blockDetails(id) {
   const place = places.get(id);
-  const inside = place.leaves.filter((layer) => layer.kind === "layer" || layer.kind === "parameter");
+  const inside = inOrder(place.leaves.filter((layer) => layer.kind === "layer" || layer.kind === "parameter"));
   const sum = (pick) => inside.reduce((total, layer) => (total === null || pick(layer) === null ? null : total + pick(layer)), 0);
   const pair = (key) => ({ before: sum((l) => l[key]), after: data.planned ? sum((l) => (l.after ? l.after[key] : l[key])) : null });
   return [

@@ -38,9 +38,12 @@ function graphStyle() {
     { selector: "node.folded", style: { "border-width": 1.5, "font-weight": 600, "background-color": colour("block") } },
     { selector: "node.run", style: { ghost: "yes", "ghost-offset-x": 4, "ghost-offset-y": 4, "ghost-opacity": 0.45 } },
     { selector: ":parent", style: {
-      "compound-sizing-wrt-labels": "exclude", padding: PAD, "background-color": colour("box"), "text-valign": "top",
-      "text-margin-y": HEAD, "min-height": "data(tall)", "min-height-bias-top": "100%", "min-height-bias-bottom": "0%", "min-width": "data(wide)",
-      "text-background-color": colour("box"), "text-background-opacity": 1, "text-background-padding": 2, "font-weight": 600, "font-size": 12, color: colour("quiet"),
+      label: "", padding: PAD, "background-color": colour("box"), "min-height": "data(tall)",
+      "min-height-bias-top": "100%", "min-height-bias-bottom": "0%", "min-width": "data(wide)",
+    } },
+    { selector: "node.title", style: { // above the edges
+      width: 1, height: 1, "background-opacity": 0, "border-width": 0, events: "no", "z-compound-depth": "top", "font-weight": 600, color: colour("quiet"),
+      "text-background-color": colour("box"), "text-background-opacity": 1, "text-background-padding": 2,
     } },
     { selector: "edge", style: {
       width: 1.2, "line-color": colour("edge"), "target-arrow-color": colour("edge"), "target-arrow-shape": "triangle", "arrow-scale": 0.8,
@@ -76,6 +79,9 @@ function draw(keep = null) {
   const { nodes, edges, w, h } = arrange();
   extent = { w, h };
   const elements = nodes.map(({ place, x, y, w, h }) => ({ group: "nodes", data: nodeData(place, w, h), position: { x, y }, classes: nodeClasses(place) }));
+  for (const { place, x, y, h } of nodes.filter((node) => isOpen(node.place))) {
+    elements.push({ group: "nodes", data: { id: `title:${place.id}`, label: titleOf(place) }, position: { x, y: y - h / 2 + TITLE }, classes: "title" });
+  }
   const at = new Map(nodes.map((node) => [node.place.id, node]));
   edges.forEach((edge, number) => elements.push(edgeElement(edge, number, at)));
   cy.batch(() => {
@@ -83,6 +89,7 @@ function draw(keep = null) {
     cy.add(elements);
   });
   light();
+  showLegend();
   const after = keep ? cornerOf(keep) : null;
   if (before && after) cy.panBy({ x: before.x - after.x, y: before.y - after.y });
 }
@@ -124,9 +131,9 @@ function nodeClasses(place) {
   return kind === "parameter" ? `parameter ${state}` : state;
 }
 
-function edgeElement({ from, to, shape, count, points }, number, at) {
-  const text = (count > 1 ? `${count} × ` : "") + shape.join(" × ");
-  const made = { id: `edge:${number}`, source: from.id, target: to.id, shape: text };
+function edgeElement({ from, to, shapes, count, points }, number, at) {
+  const text = [...shapes].join(" and ");
+  const made = { id: `edge:${number}`, source: from.id, target: to.id, shape: text && count > 1 ? `${count} edges of ${text}` : text };
   const bends = points.length ? bendsOf(points, at.get(from.id), at.get(to.id)) : null;
   return { group: "edges", data: bends ? { ...made, ...bends } : made };
 }
@@ -160,7 +167,7 @@ function light() {
   cy.batch(() => {
     cy.elements().removeClass("dim lit chosen shown producer norm consumer raw held");
     if (!shown.size) return;
-    cy.elements().not(":parent").addClass("dim");
+    cy.elements().not(":parent, .title").addClass("dim");
     for (const [id, roles] of shown) {
       const node = cy.getElementById(id);
       node.removeClass("dim").addClass(roles.has("chosen") ? "chosen" : "lit").addClass([...roles].join(" "));
@@ -170,16 +177,19 @@ function light() {
   });
 }
 
-// Moves the view so that lit nodes are seen, unless some are.
+// Moves the view so that lit nodes are seen, unless some are seen whole.
 function bringIntoView() {
   const nodes = cy.nodes(".lit, .chosen");
   if (nodes.empty()) return;
-  const seen = cy.extent();
-  const inside = nodes.filter((n) => n.position("x") > seen.x1 && n.position("x") < seen.x2 && n.position("y") > seen.y1 && n.position("y") < seen.y2);
+  const inside = nodes.filter((node) => {
+    const { x1, x2, y1, y2 } = node.renderedBoundingBox({ includeLabels: false, includeOverlays: false });
+    return x1 > EDGE && x2 < cy.width() - EDGE && y1 > BUTTONS && y2 < cy.height() - EDGE;
+  });
   if (inside.empty()) cy.center(nodes[0]);
 }
 
 const BUTTONS = 44; // the height of the buttons above the graph
+const EDGE = 12; // between the graph and what is seen whole
 
 // The whole graph below the buttons, or its beginning where the whole would be too small to read.
 function fit() {
@@ -201,7 +211,7 @@ function toggle(place) {
 cy.on("tap", "node", (event) => {
   const place = places.get(event.target.id());
   if (!place.layer && isOpen(place)) return;
-  choose(place.layer ? { kind: "layer", id: place.layer.id } : { kind: "block", id: place.id });
+  choose(place.layer ? { kind: "layer", id: place.layer.id } : { kind: "block", id: place.id }, { move: false });
 });
 cy.on("dbltap", "node", (event) => {
   const place = places.get(event.target.id());

@@ -2,11 +2,12 @@
 
 const PAD = 12; // around the children of an open block
 const HEAD = 22; // the name above them
+const TITLE = 16; // from the top of an open block to the middle of its name
 const [ENTER, LEAVE] = ["enter:", "leave:"]; // where edges from and to other blocks pass the border
 const pen = document.createElement("canvas").getContext("2d");
 const FONT = getComputedStyle(document.body).fontFamily;
 
-// Returns {nodes: [{place, x, y, w, h}], edges: [{from, to, count, shape, points}], w, h}, with points between the ends.
+// Returns {nodes: [{place, x, y, w, h}], edges: [{from, to, count, shapes, points}], w, h}, with points between the ends.
 function arrange() {
   const edges = visibleEdges();
   const inside = new Map(); // block -> the parts of edges in it
@@ -35,8 +36,9 @@ function visibleEdges() {
     const [from, to] = [shownFor(places.get(a)), shownFor(places.get(b))];
     if (from === to) continue;
     const key = `${from.id}\n${to.id}`;
-    if (found.has(key)) found.get(key).count += 1;
-    else found.set(key, { from, to, shape, count: 1 });
+    if (!found.has(key)) found.set(key, { from, to, shapes: new Set(), count: 0 });
+    found.get(key).count += 1;
+    if (shape.length) found.get(key).shapes.add(shape.join(" × "));
   }
   return [...found.values()];
 }

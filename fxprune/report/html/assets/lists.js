@@ -5,7 +5,7 @@ const LISTS = {
     empty: data.planned && !data.analysed ? "Nothing was removed." : "No channels can be removed: all are locked, for the reasons under Locked." },
   lock: { title: "Locked", items: data.locked, row: lockRow, sorts: ["params", "MACs", "name"],
     empty: data.analysed ? "Nothing holds channels back." : "A record does not say what is locked; report(\"html\", analysis=...) does." },
-  layer: { title: "Layers", items: data.layers.filter((l) => l.kind === "layer" || l.kind === "parameter"), row: layerRow,
+  layer: { title: "Layers", items: inOrder(data.layers.filter((l) => l.kind === "layer" || l.kind === "parameter")), row: layerRow,
     sorts: ["model", "params", "MACs", "width", "name"], empty: "The model has no parameters." },
 };
 const sortedBy = { group: "model", lock: "params", layer: "model" };
@@ -20,6 +20,11 @@ const VALUES = {
   lock: { params: (l) => l.params, MACs: (l) => l.macs ?? 0, name: (l) => l.module },
   layer: { params: (l) => l.params, MACs: (l) => l.macs ?? 0, width: (l) => (l.width ? l.width.before : 0), name: (l) => l.id },
 };
+
+// Layers as the model has them; the data have them as they ran.
+function inOrder(found) {
+  return [...found].sort((a, b) => a.order - b.order);
+}
 
 // Pairs of an item and its number, in the chosen order.
 function sorted(kind, by) {

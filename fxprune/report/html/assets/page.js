@@ -44,8 +44,8 @@ function missing(hash) {
   return `The address asks for the ${kind} "${name}": there is no such ${kind} here.`;
 }
 
-// Chooses a group, a lock, a layer, a block or nothing. reveal: also opens the blocks around a layer.
-function choose(target, { reveal = false } = {}) {
+// Chooses a group, a lock, a layer, a block or nothing. reveal: also opens the blocks around a layer. move: brings it into view.
+function choose(target, { reveal = false, move = true } = {}) {
   chosen = target;
   const place = target && (target.kind === "layer" || target.kind === "block") ? places.get(target.id) : null;
   if (place && reveal && shownFor(place) !== place) {
@@ -53,7 +53,7 @@ function choose(target, { reveal = false } = {}) {
     draw();
   }
   lightUp(rolesOf(target));
-  if (target) bringIntoView();
+  if (target && move) bringIntoView();
   showDetails();
   if (target && target.kind !== "block" && tab !== target.kind) showTab(target.kind);
   else markChosen();
@@ -135,13 +135,15 @@ function showLegend() {
   } else if (chosen && chosen.kind === "lock") parts.push(sample("held", "holds locked channels"));
   else {
     for (const state of data.analysed ? Object.keys(STATES) : []) if (cy.nodes(`.${state}`).nonempty()) parts.push(sample(state, STATES[state]));
-    if (cy.nodes(".parameter").nonempty()) parts.push(sample("parameter", "a parameter that no layer owns"));
-    if (places.size > layers.size + 1) parts.push(sample("folded", "folded block: double click opens it"));
+    const parameters = cy.nodes(".parameter");
+    if (parameters.nonempty()) parts.push(sample(`parameter ${parameters.is(".free") ? "free" : "fixed"}`, "a parameter that no layer owns"));
+    if (cy.nodes(".folded").not(".run, .gone").nonempty()) parts.push(sample("folded", "folded block: double click opens it"));
+    if (cy.nodes(".run").nonempty()) parts.push(sample("folded run", "folded equal blocks: double click opens them"));
   }
   if (data.planned && data.analysed && chosen && (chosen.kind === "layer" || chosen.kind === "block")) parts.push(make("span", {}, "sizes at edges are those before"));
   if (cy.nodes(".gone").nonempty()) parts.push(sample("gone", "left out: nothing of it is in the small model"));
   if (data.planned) {
-    const blocks = places.size > layers.size + 1 ? ", of a folded block of its parameters" : "";
+    const blocks = cy.nodes(".folded").nonempty() ? ", of a folded block of its parameters" : "";
     parts.push(sample("share", `filled: the share of a layer's outputs that stays${blocks}`));
   }
   document.getElementById("legend").replaceChildren(...parts);
