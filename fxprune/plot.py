@@ -19,7 +19,7 @@ from fxprune.files import save_picture
 from fxprune.ops.layers import known_output_dim, weights_of_state
 from fxprune.planning.channels import removal_of
 from fxprune.planning.plan import Plan
-from fxprune.report.drawing import GREY, Box, Drawing, cut
+from fxprune.report.drawing import GREY, STRIPES, Box, Drawing, cut
 from fxprune.report.folding import Repeated, fold_repeats, names_of
 from fxprune.report.graphs import graph
 from fxprune.report.layout import arrange
@@ -48,9 +48,10 @@ def dependencies(
 ) -> Any:
     """Draws the layers of a model, the connections between them, and the layers that share channels.
 
-    Layers whose outputs are in the same group have the same colour and number; grey layers keep all of their channels.
-    A layer with several groups, such as heads and the width of heads, has a stripe for each. The height of a box is
-    proportional to the square root of the output width; with a plan, the dark part is what remains. A norm after a
+    Layers whose outputs are in the same group have the same colour and number; grey layers keep all of their channels,
+    and of striped ones only channels that they read can go. A layer with several groups, such as heads and the width of
+    heads, has a stripe for each. The height of a box is proportional to the square root of the output width; with a
+    plan, the dark part is what remains. A norm after a
     layer is drawn as a part of the layer. Operations at which branches join are circles.
 
     Args:
@@ -77,8 +78,9 @@ def dependencies(
     numbers = list(dict.fromkeys(group for box in boxes.values() for group in box.groups))
     colours = {number: _colour(position) for position, number in enumerate(numbers)}
     legend = _legend(analysis, colours, removal, runs)
-    if any(box.before is not None and not box.groups for box in boxes.values()):
-        legend.append((GREY, "keeps all of its channels"))
+    grey = [box.reads for box in boxes.values() if box.before is not None and not box.groups]
+    locked = {True: "outputs all locked: only channels that it reads can go", False: "keeps all of its channels"}
+    legend += [(GREY, text) for reads, text in locked.items() if reads in grey]
     drawing = Drawing(arrange(flow, COLUMNS), boxes, colours, removal is not None)
     width, height = drawing.size
     legend_columns = max(
@@ -89,7 +91,11 @@ def dependencies(
         size = (1.1 * width, 1.05 * height + 0.2 * lines + 0.2)
         ax = plt.figure(figsize=size, layout="constrained").add_subplot()
     drawing.draw(ax)
-    handles = [plt.Rectangle((0, 0), 1, 1, facecolor=colour) for colour, _ in legend]
+    hatches = [STRIPES if text == locked[True] else None for _, text in legend]
+    handles = [
+        plt.Rectangle((0, 0), 1, 1, facecolor=colour, hatch=hatch, edgecolor="white", linewidth=0)
+        for (colour, _), hatch in zip(legend, hatches, strict=True)
+    ]
     texts = [text for _, text in legend]
     place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "ncols": legend_columns}
     ax.legend(handles, texts, frameon=False, fontsize=8, **place)
@@ -224,11 +230,12 @@ def _box(analysis: Analysis, flow: Any, node: str, removal: Removal | None, *, d
     groups = tuple(dict.fromkeys(group for name in counted for group in _groups_of(analysis, name, dim)))
     before = sum(counted.values())
     lines = tuple(_details(owner, flow, node)) if details else ("parameter",) * raw
+    reads = not groups and bool(found["groups"]) and not raw
     if removal is None or not shape:
-        return Box(node, before, before, groups, lines, raw)
+        return Box(node, before, before, groups, lines, raw, reads)
     vectors = {a.parameter: a.vector for a in analysis.axes if a.parameter in counted and a.dim == dim}
     after = sum(removal.count(vectors[name]) if name in vectors else size for name, size in counted.items())
-    return Box(node, before, after, groups, lines, raw)
+    return Box(node, before, after, groups, lines, raw, reads)
 
 
 def _details(owner: nn.Module, flow: Any, node: str) -> Iterator[str]:
@@ -268,7 +275,7 @@ def _look(analysis: Analysis, box: Box, removal: Removal | None) -> Hashable:
     """All that a box shows, but for its name."""
     label = box.label if box.before is None else ""
     groups = tuple((analysis.groups[g].kind, analysis.groups[g].size, _left(analysis, g, removal)) for g in box.groups)
-    return label, box.before, box.after, box.details, groups
+    return label, box.before, box.after, box.details, groups, box.reads
 
 
 def _left(analysis: Analysis, number: int, removal: Removal | None) -> int:

@@ -7,6 +7,7 @@ fxprune is not installed).
 from __future__ import annotations
 
 import builtins
+import itertools
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from torch import nn
 import fxprune
 from fxprune import plot
 from fxprune.errors import FxpruneError, InputError
+from fxprune.report.drawing import Box, Drawing
 from fxprune.report.layout import arrange
 
 PICTURE = pathlib.Path(__file__).parents[1] / "docs" / "images" / "resnet18.png"
@@ -61,7 +63,7 @@ def test_layers_and_widths_are_shown() -> None:
         "1  stem: 5 → 3 channels",
         "2  conv1: 7 → 4 channels",
         "3  conv3: 4 → 2 channels",
-        "keeps all of its channels",
+        "outputs all locked: only channels that it reads can go",
     ]
 
 
@@ -108,7 +110,7 @@ def test_a_layer_has_a_stripe_and_a_number_for_each_of_its_groups() -> None:
         "2  1.0.query_key_value: 2 heads",
         "3  1.0.query_key_value: 3 head width",
         "4  1.0.up: 8 channels",
-        "keeps all of its channels",
+        "outputs all locked: only channels that it reads can go",
     ]
     shown = texts(ax)
     at = shown.index("1.0.quer…key_value")
@@ -350,6 +352,14 @@ def test_branches_keep_their_lanes() -> None:
     assert lanes == {"a": 0, "b1": 0, "b2": 1, "c2": 1, "d": 0}
 
 
+def test_a_node_stands_in_no_lane_in_which_another_edge_passes() -> None:
+    graph = nx.DiGraph()
+    graph.add_nodes_from(["a", "p", "*", "b", "e", "+", "sum"])
+    graph.add_edges_from([("a", "*"), ("p", "*"), ("*", "b"), ("b", "+"), ("e", "+"), ("+", "sum"), ("p", "sum")])
+    lanes = {node.node: node.lane for node in arrange(graph, 9).nodes}
+    assert (lanes["p"], lanes["e"]) == (1, 2)
+
+
 def test_rows_end_where_all_goes_through_one_node() -> None:
     edges = [(k, k + 1) for k in range(12)] + [(4, 6), (8, 10)]
     graph = nx.DiGraph([(str(a), str(b)) for a, b in edges])
@@ -369,6 +379,61 @@ def test_loops_are_drawn_too() -> None:
     layout = arrange(graph, 9)
     assert len(layout.edges) == 4
     assert [node.column for node in layout.nodes] == [0, 1, 2, 3]
+
+
+def ways(edges: list[str]) -> tuple[Drawing, dict[str, list[tuple[float, float]]]]:
+    """A drawing of boxes, of which those named in capitals are operations, and the points of each edge."""
+    known = nx.DiGraph([tuple(edge.split("-")) for edge in edges])
+    graph = nx.DiGraph()
+    graph.add_nodes_from(nx.lexicographical_topological_sort(known, key=lambda node: (node.isupper(), node)))
+    graph.add_edges_from(known.edges)
+    boxes = {node: Box(node, None if node.isupper() else 8, None if node.isupper() else 8) for node in graph}
+    drawing = Drawing(arrange(graph, 20), boxes, {}, False)
+    names = [node.node for node in drawing.layout.nodes]
+    return drawing, {f"{names[a]}-{names[b]}": drawing.way(a, b) for a, b in drawing.layout.edges}
+
+
+@pytest.mark.parametrize(
+    "edges",
+    [
+        ["patch-CAT", "cls-CAT", "CAT-ADD", "pos-ADD", "ADD-head"],
+        ["a-b", "b-c", "c-ADD", "a-ADD", "ADD-MUL", "s-t", "t-u", "s-MUL", "MUL-CAT", "u-CAT"],
+        ["a-b", "b-c", "c-d", "d-ADD", "e-ADD", "a-MUL", "p-SUM", "ADD-MUL", "MUL-SUM", "b-SUM"],
+    ],
+)
+def test_edges_pass_behind_no_other_box_and_along_no_other_edge(edges: list[str]) -> None:
+    drawing, found = ways(edges)
+    for name, points in found.items():
+        for node in drawing.layout.nodes:
+            if node.node in name.split("-") or node.node.isupper():
+                continue
+            (x, y), wide, tall = drawing.place(node), drawing.WIDE / 2, drawing.tall(node) / 2
+            for a, b in itertools.pairwise(points):
+                (left, right), (low, high) = sorted((a[0], b[0])), sorted((a[1], b[1]))
+                beside = right < x - wide or left > x + wide or high < y - tall or low > y + tall
+                assert beside, f"{name} passes behind {node.node}"
+    for (one, here), (other, there) in itertools.combinations(found.items(), 2):
+        if not set(one.split("-")) & set(other.split("-")):
+            for (a, b), (c, d) in itertools.product(itertools.pairwise(here), itertools.pairwise(there)):
+                assert not along(a, b, c, d), f"{one} lies on {other}"
+
+
+def along(*points: tuple[float, float]) -> bool:
+    """True if two lines, each with two ends, have more than a point in common."""
+    for across, length in ((0, 1), (1, 0)):
+        if len({round(point[across], 6) for point in points}) == 1:
+            (_, a), (c, _) = sorted(sorted(p[length] for p in pair) for pair in (points[:2], points[2:]))
+            return c < a - 1e-6
+    return False
+
+
+def test_layers_of_which_only_inputs_can_go_are_striped() -> None:
+    ax = plot.dependencies(residual())
+    assert "outputs all locked: only channels that it reads can go" in legend_of(ax)
+    named = nn.Sequential(nn.Linear(3, 2))
+    assert legend_of(plot.dependencies(fxprune.analyze(named, torch.randn(1, 3)))) == ["keeps all of its channels"]
+    bars = [p for p in ax.patches if isinstance(p, Rectangle) and p.get_hatch()]
+    assert len(bars) == 1  # the head
 
 
 def draw(path: pathlib.Path) -> None:

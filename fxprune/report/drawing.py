@@ -12,6 +12,9 @@ from fxprune.report.layout import Layout, PlacedNode
 
 GREY, LINE = "#b8b8b8", "#707070"
 
+STRIPES = "////"
+"""The hatch of a layer whose outputs are all locked, and of which only inputs can go."""
+
 LONGEST = 18
 """The most characters of a name above a box."""
 
@@ -21,7 +24,7 @@ class Box:
     """A node as it is drawn.
 
     before, after: its channels, None for an operation. groups: the numbers of the groups of its outputs. details: more
-    lines under the box.
+    lines under the box. reads: True for a layer whose outputs are all locked, and of which only inputs can go.
     """
 
     label: str
@@ -30,6 +33,7 @@ class Box:
     groups: tuple[int, ...] = ()
     details: tuple[str, ...] = ()
     parameter: bool = False
+    reads: bool = False
 
 
 class Drawing:
@@ -44,10 +48,12 @@ class Drawing:
         self.widest = max((box.before or 1 for box in boxes.values()), default=1)
         self.middles: dict[tuple[int, int], float] = {}
         self.bottom = 0.0
-        arcs = {layout.nodes[b].row for a, b in layout.edges if self._passes_above(layout.nodes[a], layout.nodes[b])}
+        self.levels = self._levels()
+        arcs = {self._place_above(a, b) for a, b in self.levels}
         for row, lanes in enumerate(layout.lanes):
-            self.bottom -= self.GAP + (self.ARC if row in arcs else 0)
+            self.bottom -= self.GAP
             for lane in range(lanes):
+                self.bottom -= self.ARC if (row, lane) in arcs else 0
                 here = [self.tall(n) for n in layout.nodes if (n.row, n.lane) == (row, lane)]
                 half = max(here, default=0.0) / 2 + self.text
                 self.middles[row, lane] = self.bottom - half
@@ -71,11 +77,21 @@ class Drawing:
 
     def draw(self, ax: Any) -> None:
         """Draws all edges and nodes."""
+        from matplotlib.patches import FancyArrowPatch
+        from matplotlib.path import Path as Line
+
+        style: dict[str, Any] = {
+            "arrowstyle": "-|>,head_width=1.6,head_length=3",
+            "color": LINE,
+            "linewidth": 0.9,
+            "zorder": 1,
+        }
         ax.set_axis_off()
         ax.set_xlim(-0.5, self.size[0] - 0.5)
         ax.set_ylim(self.bottom - self.GAP / 2, 0)
         for before, after in self.layout.edges:
-            self._edge(ax, self.layout.nodes[before], self.layout.nodes[after])
+            points = self.way(before, after)
+            ax.add_patch(FancyArrowPatch(path=Line(points), shrinkA=0, shrinkB=0, joinstyle="round", **style))
         for node in self.layout.nodes:
             self._node(ax, node, self.boxes[node.node])
 
@@ -89,9 +105,10 @@ class Drawing:
         colours = [self.colours[group] for group in box.groups] or [GREY]
         outer, inner = self.tall(node), self._height(box.after)
         shape = self._cut_corners(x, y, outer) if box.parameter else None
-        self._bars(ax, x, y, outer, colours, (0.35 if self.planned else 1.0) * faint, shape)
+        hatch = STRIPES if box.reads else None
+        self._bars(ax, x, y, outer, colours, (0.35 if self.planned else 1.0) * faint, shape, hatch)
         if self.planned:
-            self._bars(ax, x, y - (outer - inner) / 2, inner, colours, faint, shape)
+            self._bars(ax, x, y - (outer - inner) / 2, inner, colours, faint, shape, hatch)
         text = f"{box.before}" if box.before == box.after else f"{box.before} → {box.after}"
         style = {"ha": "center", "fontsize": 7, "alpha": faint, "zorder": 4}
         ax.text(x, y + outer / 2 + 0.025, shortened(box.label), va="bottom", **style)
@@ -99,14 +116,17 @@ class Drawing:
         if not node.repeated:
             self._numbers(ax, x, y, box)
 
-    def _bars(self, ax: Any, x: float, y: float, tall: float, colours: list[Any], alpha: float, shape: Any) -> None:
+    def _bars(
+        self, ax: Any, x: float, y: float, tall: float, colours: list[Any], alpha: float, shape: Any, hatch: str | None
+    ) -> None:
         """Draws a box, with one stripe for each colour. shape: the corners of the area to draw in, None for all."""
         from matplotlib.patches import Polygon, Rectangle
 
         wide = self.WIDE / len(colours)
         for place, colour in enumerate(colours):
             corner = (x - self.WIDE / 2 + place * wide, y - tall / 2)
-            for fill in ({"facecolor": "white"}, {"facecolor": colour, "alpha": alpha}):
+            style = {"facecolor": colour, "alpha": alpha, "hatch": hatch, "edgecolor": "white"}
+            for fill in ({"facecolor": "white"}, style):
                 bar = ax.add_patch(Rectangle(corner, wide, tall, linewidth=0, zorder=2, **fill))
                 if shape is not None:
                     bar.set_clip_path(Polygon(shape, transform=ax.transData))
@@ -137,43 +157,60 @@ class Drawing:
         lane = max(before.lane, after.lane)
         return any((n.row, n.lane) == (after.row, lane) and n.column in between for n in self.layout.nodes)
 
-    def _edge(self, ax: Any, before: PlacedNode, after: PlacedNode) -> None:
-        from matplotlib.patches import FancyArrowPatch
-        from matplotlib.path import Path as Line
-
+    def way(self, start: int, stop: int) -> list[tuple[float, float]]:
+        """The points of the edge between two nodes. It turns between columns, so that it passes behind no box."""
+        before, after = self.layout.nodes[start], self.layout.nodes[stop]
         (x, y), (u, v) = self.place(before), self.place(after)
         right, left = x + self._half_width(before), u - self._half_width(after)
-        if self._passes_above(before, after):
-            over = self._height_above(before, after)
-            start = [(x + 0.04, y), (x + 0.04, over)]
-            if self.boxes[before.node].before is not None:
-                start = [(right, y), (right + 0.08, y), (right + 0.08, over)]
-            end = [(u - 0.04, over), (u - 0.04, v + 0.11)]
-            if self.boxes[after.node].before is not None:
-                end = [(left - 0.14, over), (left - 0.14, v), (left, v)]
-            points = [*start, *end]
-        elif before.lane == after.lane:
-            points = [(right, y), (left, v)]
-        else:  # turn early when leaving the first lane, late when coming back
-            turn = right + 0.08 if before.lane < after.lane else left - 0.14
-            points = [(right, y), (turn, y), (turn, v), (left, v)]
-        style: dict[str, Any] = {
-            "arrowstyle": "-|>,head_width=1.6,head_length=3",
-            "color": LINE,
-            "linewidth": 0.9,
-            "zorder": 1,
-        }
-        ax.add_patch(FancyArrowPatch(path=Line(points), shrinkA=0, shrinkB=0, joinstyle="round", **style))
+        out = x + self.WIDE / 2 + 0.08 + 0.04 * min(before.lane, 3)
+        back = u - self.WIDE / 2 - 0.14 + 0.03 * min(after.lane, 3)
+        if (start, stop) in self.levels:
+            over = self._height_above(before, after) + 0.04 * (1 + min(self.levels[start, stop], 3))
+            box = self.boxes[before.node].before is not None
+            up = [(right, y), (out, y), (out, over)] if box or over < y else [(x + 0.04, y), (x + 0.04, over)]
+            if self.boxes[after.node].before is not None or over < v:
+                return [*up, (back, over), (back, v), (left, v)]
+            return [*up, (u - 0.04, over), (u - 0.04, v + 0.11)]
+        if before.lane == after.lane:
+            return [(right, y), (left, v)]
+        turn = out if before.lane < after.lane else back  # early when leaving the first lane, late when coming back
+        return [(right, y), (turn, y), (turn, v), (left, v)]
+
+    def _levels(self) -> dict[tuple[int, int], int]:
+        """The edges that pass above nodes, each with its level there: those of different nodes differ."""
+        nodes = self.layout.nodes
+        arcs = [(a, b) for a, b in self.layout.edges if self._passes_above(nodes[a], nodes[b])]
+        found: dict[tuple[int, int], int] = {}
+        for a, b in sorted(arcs, key=lambda edge: abs(nodes[edge[1]].column - nodes[edge[0]].column)):
+            place, (first, last) = self._place_above(a, b), self._columns_of(a, b)
+            taken = {
+                level
+                for (c, d), level in found.items()
+                if c != a and self._place_above(c, d) == place
+                if self._columns_of(c, d)[0] < last and first < self._columns_of(c, d)[1]
+            }
+            found[a, b] = next(level for level in range(len(taken) + 1) if level not in taken)
+        return found
+
+    def _columns_of(self, a: int, b: int) -> list[int]:
+        return sorted((self.layout.nodes[a].column, self.layout.nodes[b].column))
+
+    def _place_above(self, a: int, b: int) -> tuple[int, int]:
+        return self.layout.nodes[b].row, self._lane_above(self.layout.nodes[a], self.layout.nodes[b])
+
+    def _lane_above(self, before: PlacedNode, after: PlacedNode) -> int:
+        """The lane above which an edge passes: its own. It leaves another row above the first lane."""
+        return before.lane if before.row == after.row else 0
 
     def _height_above(self, before: PlacedNode, after: PlacedNode) -> float:
-        """Returns the height at which an edge passes above the nodes between its ends; longer edges pass higher."""
+        """Returns the height above the nodes between the ends of an edge."""
         columns = sorted((before.column, after.column))
         tops = [
-            self.place(n)[1] + self.tall(n) / 2 + self.TEXT
+            self.place(n)[1] + self.tall(n) / 2
             for n in self.layout.nodes
-            if n.row == after.row and n.lane == min(before.lane, after.lane) and columns[0] <= n.column <= columns[1]
+            if n.row == after.row and n.lane == self._lane_above(before, after) and columns[0] <= n.column <= columns[1]
         ]
-        return max(tops) + 0.02 * min(8, columns[1] - columns[0])
+        return self.TEXT + max(tops, default=self.place(after)[1] + self.tall(after) / 2)
 
     def _half_width(self, node: PlacedNode) -> float:
         box = self.boxes[node.node]

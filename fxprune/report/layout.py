@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,8 @@ def arrange(graph: Any, columns: int) -> Layout:
             nodes.append(PlacedNode(repeated, row, 0, 0, repeated=True))
         for number in range(start, stop):
             here = [node for node in graph if column[node] == number]
-            for node, lane in _lanes(graph, here, lane_of).items():
+            passing = {lane_of[a] for a, b in graph.edges if lane_of.get(a, 0) > 0 and column[a] < number < column[b]}
+            for node, lane in _lanes(graph, here, lane_of, passing).items():
                 lane_of[node] = lane
                 at[node, row] = len(nodes)
                 nodes.append(PlacedNode(node, row, number - start + offset, lane))
@@ -98,13 +99,16 @@ def _bottleneck(graph: Any, column: dict[str, int], end: int) -> str | None:
     return only if not more and only is not None and column[only] == end else None
 
 
-def _lanes(graph: Any, here: list[str], lane_of: dict[str, int]) -> dict[str, int]:
-    """The lane of each node of one column: that of the first node that leads to it, or the next free one."""
+def _lanes(graph: Any, here: list[str], lane_of: dict[str, int], passing: Container[int]) -> dict[str, int]:
+    """The lane of each node of one column: that of the first node that leads to it, or the next free one.
+
+    passing: lanes in which edges pass by this column. A node stands in one only if an edge leads to it from there.
+    """
     found: dict[str, int] = {}
     reached = {node: [lane_of[p] for p in graph.predecessors(node) if p in lane_of] for node in here}
     for node in sorted(here, key=lambda node: not reached[node]):  # nodes that no edge leads to come last
         lane = min(reached[node], default=0)
-        while lane in found.values():
+        while lane in found.values() or (lane in passing and lane not in reached[node]):
             lane += 1
         found[node] = lane
     return found
