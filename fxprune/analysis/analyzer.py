@@ -17,6 +17,7 @@ from torch import fx
 from fxprune.analysis.findings import Findings, Subject
 from fxprune.analysis.marking import Settings
 from fxprune.analysis.observed import Observation, Place, Walked
+from fxprune.analysis.observer import IN_RESULT
 from fxprune.analysis.opened import Opened
 from fxprune.analysis.results import Results
 from fxprune.capture.inputs import Inputs
@@ -198,7 +199,7 @@ class Analyzer:
     def _keep_result(self, result: Any) -> None:
         """Keep the result of a run, with the event that its place gives, until `_lock_results` is called."""
         self.observer.recorder.result(tensors_in(result))
-        self.results.append((result, self.observer.event("output", "output of the model")))
+        self.results.append((result, self.observer.event("output", IN_RESULT)))
         for name in objects_in(result):
             self.notes.append(f"{name} in the result is taken for internal state: it has the widths of the model")
 

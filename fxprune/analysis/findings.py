@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.analysis.members import Locked, Member, role_of
+from fxprune.analysis.members import Locked, Member, held_elements, role_of
 from fxprune.analysis.observed import Observed, Walked
 from fxprune.analysis.results import Results
 from fxprune.analysis.tensor_table import TensorTable
@@ -302,8 +302,8 @@ class Findings:
         return tuple(sorted(locked, key=lambda locked: -locked.parameters))
 
     def _elements(self, slots: Mapping[tuple[str, int], int]) -> int:
-        tensors = ((self.tensors[name], dim, count) for (name, dim), count in slots.items())
-        return sum(tensor.numel() // max(tensor.shape[dim], 1) * count for tensor, dim, count in tensors)
+        held = {key: count for key, count in slots.items() if isinstance(self.tensors[key[0]], nn.Parameter)}
+        return held_elements(held, {name: self.tensors[name].shape for name, _ in held})
 
     @checks_arguments()
     def has_axis(self, parameter: str, dim: int) -> bool:

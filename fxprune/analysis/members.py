@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -91,8 +92,8 @@ class Locked:
     """The dimensions whose slots one event locks.
 
     slots: (parameter, dimension) -> how many of its slots are locked.
-    parameters: the number of elements of the tensors at these slots. An element counts twice if two of its dimensions
-        are locked.
+    parameters: the number of elements of parameters at these slots. An element counts once, also if several of its
+        dimensions are locked.
     """
 
     event: Event
@@ -103,3 +104,17 @@ class Locked:
         held = ", ".join(f"{name}[{dim}]" for name, dim in list(self.slots)[:3])
         more = f" and {len(self.slots) - 3} more" if len(self.slots) > 3 else ""
         return f"{self.event}: holds {held}{more}"
+
+
+def held_elements(slots: Mapping[tuple[str, int], int], shapes: Mapping[str, Sequence[int]]) -> int:
+    """The number of elements of tensors at some slots; one at slots of several dimensions counts once.
+
+    slots: (parameter, dimension) -> how many slots. shapes: the shape of each parameter.
+
+    >>> held_elements({("weight", 0): 2, ("weight", 1): 1}, {"weight": (3, 4)})  # all but 1 x 3
+    9
+    """
+    free = {name: list(shapes[name]) for name, _ in slots}
+    for (name, dim), count in slots.items():
+        free[name][dim] -= count
+    return sum(math.prod(shapes[name]) - math.prod(sizes) for name, sizes in free.items())

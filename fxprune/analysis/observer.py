@@ -31,6 +31,9 @@ from fxprune.ops.leaves import LeafCall, LeafRule, leaf_rule
 from fxprune.ops.macs import products
 from fxprune.ops.registry import checked, integers
 
+IN_RESULT = "output of the model"
+"""The reason of a lock by the result of the forward."""
+
 MEETS_FIXED = "meets a fixed dimension (model input, space or a constant)"
 
 

@@ -12,6 +12,7 @@ from fxprune.analysis.counter import Counter, Found
 from fxprune.analysis.findings import Findings, Subject
 from fxprune.analysis.hookable import hookable
 from fxprune.analysis.observed import Contraction, Observation, Walked
+from fxprune.analysis.observer import IN_RESULT
 from fxprune.analysis.opened import Opened
 from fxprune.analysis.results import Results
 from fxprune.analysis.uses import Uses
@@ -108,7 +109,7 @@ def _lock_all_but_outputs(
     for (name, dim), vector in vectors.items():
         if name not in free or dim:
             terms.lock(vector, event)
-    event = opened.observer.event("output", "output of the model")
+    event = opened.observer.event("output", IN_RESULT)
     for path, weight in weights.items():
         if path in results and (weight, 0) in vectors:
             terms.lock(vectors[weight, 0], event)

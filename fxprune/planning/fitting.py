@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fxprune.analysis.findings import Findings, Group
-from fxprune.analysis.observer import MEETS_FIXED
 from fxprune.channels.groups import Bools, Removal
 from fxprune.planning.budgets import Budget
 from fxprune.planning.figures import TIMED, Figures, Meter
+from fxprune.planning.held import held_after
 
 CLOSE = 0.01
 """Channels come back until so much of the budget is left at most."""
@@ -263,15 +263,16 @@ class _Search:
 
     def missed(self, removed: Bools) -> Iterator[str]:
         """Sentences on the budgets that a plan does not meet: how near it comes, and what holds it."""
-        figures = self.meter.of(Removal(self.findings.solution, removed))
-        ends = ("output of the model", MEETS_FIXED)  # every model has those
-        locked = (each for each in self.findings.locked if each.event.why not in ends)
-        held = [str(each) for each in itertools.islice(locked, 3)]
+        removal = Removal(self.findings.solution, removed)
+        figures = self.meter.of(removal)
         for budget in self.budgets:
             figure = budget.of(figures)
             if figure > budget.limit:
+                held = held_after(self.findings, removal, 1 - budget.limit / figure)
                 why = "every group has lost the most that it may"
                 why += f": {self.widths.limits}" if self.widths.limits else ""
                 why += f"; held: {'; '.join(held)}" if held else ""
-                do = "Raise the budget" + (", or loosen what is named here" if self.widths.limits or held else "")
+                do = "Raise the budget" + (
+                    ", or loosen what is named here" if "=" in self.widths.limits or held else ""
+                )
                 yield f"{budget.missed(figure)}: {why}. {do}"

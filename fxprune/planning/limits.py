@@ -11,6 +11,9 @@ from typing import Any
 from fxprune.arguments import fits
 from fxprune.errors import PlanError, counted
 
+ONE_STAYS = "one channel stays"
+"""The limit of a group that no option limits."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -39,7 +42,9 @@ class Limits:
         return max(kept_count(size, self.max_ratio, self.round_to), min(self.min_channels, size))
 
     def decisive(self, size: int) -> str:
-        """The limit that decides how many channels of a group stay at least, as an option with its value."""
+        """The limit that decides how many channels of a group stay at least: an option with its value, or none."""
+        if self.least(size) == 1:
+            return ONE_STAYS
         by_ratio = kept_count(size, self.max_ratio, 1)
         if self.least(size) > max(by_ratio, min(self.min_channels, size)):
             return f"round_to={self.round_to}"

@@ -312,6 +312,34 @@ def test_a_slot_that_one_lock_holds_twice_is_withheld_once() -> None:
     assert macs == {"aten::addmm": 5 * 3 * 8, "output": 5 * 3 * 8}
 
 
+class First(nn.Module):
+    """Returns the first result of a layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A sequence to a sequence."""
+        out: Tensor = self.layer(x)[0]
+        return out
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_a_lock_withholds_each_parameter_once(kind: type[nn.Module], directions: int) -> None:
+    """The weight behind a state that is returned is held in both of its dimensions."""
+    model = First(kind(3, 5, directions, batch_first=True, bidirectional=directions == 2))
+    most = max(lock.parameters for lock in fxprune.analyze(model, torch.randn(2, 7, 3)).locked)
+    assert most == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_a_lock_withholds_no_buffers() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 5, 1, bias=False), nn.BatchNorm2d(5)).eval()
+    (lock,) = (lock for lock in fxprune.analyze(model, torch.randn(2, 3, 4, 4)).locked if lock.event.op == "output")
+    assert lock.parameters == 5 * 3 + 5 + 5
+
+
 def test_a_plan_of_another_model_is_refused() -> None:
     analysis = fxprune.analyze(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.randn(1, 3))
     with pytest.raises(fxprune.PlanError, match='removes from "9'):

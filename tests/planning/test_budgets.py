@@ -212,7 +212,33 @@ LIMITED: list[tuple[dict[str, Any], str]] = [
 def test_a_budget_that_is_missed_names_the_limits_that_decide(options: dict[str, Any], text: str) -> None:
     (reason,) = fxprune.analyze(net(), X).plan(keep={"macs": 0.001}, **options).reasons
     assert reason.startswith("the budget is not met: ")
-    assert reason.endswith(f"lost the most that it may: {text}. Raise the budget, or loosen what is named here")
+    assert f"every group has lost the most that it may: {text}" in reason
+    assert reason.endswith(". Raise the budget, or loosen what is named here")
+
+
+class TwoResults(nn.Module):
+    """Returns wide features beside a narrow result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.wide, self.head = nn.Linear(8, 16), nn.Linear(16, 64), nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Vectors to vectors."""
+        wide = self.wide(self.first(x))
+        return {"wide": wide, "y": self.head(wide)}
+
+
+def test_a_budget_that_is_missed_names_the_locks_that_hold_most() -> None:
+    analysis = fxprune.analyze(TwoResults(), torch.randn(2, 8))
+    (reason,) = analysis.plan(keep={"params": 0.2}, max_ratio=1.0).reasons
+    held = "; held: output in the model (%output): output of the model: holds wide.weight[0], wide.bias[0], head.weight"
+    assert f"may: one channel stays (1 group){held}" in reason
+    assert "388 of 397 params that stay (if a part of the result may shrink, pass outputs= without it)" in reason
+    assert "meets a fixed dimension" not in reason  # the 8 inputs of one channel
+    small = fxprune.analyze(TwoResults(), torch.randn(2, 8), outputs=["y"])
+    (reason,) = small.plan(keep={"params": 0.01}, max_ratio=1.0).reasons
+    assert "outputs=" not in reason
 
 
 def test_a_missed_budget_is_told_once() -> None:
