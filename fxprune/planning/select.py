@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -9,7 +10,7 @@ from fxprune.analysis.findings import Findings, Group
 from fxprune.analysis.members import Member
 from fxprune.errors import PlanError
 from fxprune.names import Level, Names, chain, find, find_all, names_of
-from fxprune.pattern_values import Candidate, assign
+from fxprune.pattern_values import Candidate, assign, winners
 
 V = TypeVar("V")
 
@@ -43,26 +44,43 @@ def by_group(findings: Findings, values: Mapping[Any, V], *, what: str) -> dict[
     A pattern means the groups of its name. Where no group has it, it means those that the named layers' outputs are in.
     """
     names = names_in(findings)
-    candidates = [
+    return assign(names, values, _candidates(findings, names), what=what, kind="group")
+
+
+def _candidates(findings: Findings, names: Names) -> list[Candidate]:
+    return [
         Candidate(f'group "{g.key}"', names.spellings(g.name), g.number, tuple(_opened(findings, names, g)))
         for g in findings.groups
     ]
-    return assign(names, values, candidates, what=what, kind="group")
 
 
 def several_meant(findings: Findings, values: Any, *, what: str) -> list[str]:
-    """Sentences about names in {pattern: value} that several groups have: all of them are meant.
+    """Sentences about exact names in {pattern: value} that mean several groups: of a layer, or a name and kind.
 
-    values: anything else than a dict has no names.
+    A group that another pattern names more exactly does not count. values: anything else than a dict has no names.
     """
+    if not isinstance(values, Mapping):
+        return []
     names, told = names_in(findings), []
-    for pattern in values if isinstance(values, Mapping) else ():
+    candidates = _candidates(findings, names)
+    won = winners(names, values, candidates, what=what, kind="group")
+    shown = Counter(map(_with_kind, findings.groups))
+    for pattern in values:
         match = find(names, pattern, what=what)
-        if match.level is Level.NAME and len(match.groups) > 1:
-            keys = [f"{findings.groups[number].name}:{findings.groups[number].kind}" for number in sorted(match.groups)]
-            one = f'; "{keys[0]}" means one' if len({*keys}) == len(keys) else ""
-            told.append(f'{what}: "{match.pattern}" means {len(keys)} groups, {" and ".join(keys)}{one}')
+        meant = [number for number, winner in won.items() if winner is pattern]
+        if match.level is Level.NAME:
+            exact = {str(match.pattern), *match.modules, *match.tensors}
+            meant = [n for n in meant if not exact.isdisjoint((*candidates[n].paths, *candidates[n].related))]
+        if match.level in (Level.NAME, Level.KIND) and len(meant) > 1:
+            groups = [findings.groups[number] for number in sorted(meant)]
+            keys = [_with_kind(group) if shown[_with_kind(group)] == 1 else group.key for group in groups]
+            text = match.pattern if isinstance(match.pattern, str) else next(iter(match.modules))
+            told.append(f'{what}: "{text}" means {len(keys)} groups, {" and ".join(keys)}; "{keys[0]}" means one')
     return told
+
+
+def _with_kind(group: Group) -> str:
+    return f"{group.name}:{group.kind}"
 
 
 def importance_by_pattern(findings: Findings, importance: Any) -> Any:

@@ -141,3 +141,30 @@ def test_a_name_of_several_groups_says_that_all_are_meant(option: str, value: fl
     told = analysis.plan(**{option: {"q": value}}).reasons
     assert told == (f'{option}: "q" means 2 groups, q:heads and q:head width; "q:heads" means one',)
     assert not analysis.plan(**{option: {"q:heads": value}}).reasons
+    assert analysis.plan(**{option: {"k": value}}).reasons == (told[0].replace('"q"', '"k"'),)
+    assert not analysis.plan(**{option: {"q": value, "q:heads": 1 if option == "counts" else 0.25}}).reasons
+
+
+class Shared(nn.Module):
+    """Two queries share a key: its heads are two groups, which have one name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.out = nn.Linear(16, 16), nn.Linear(16, 8), nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k = (layer(x).view(*x.shape[:2], -1, 4).transpose(1, 2) for layer in (self.q, self.k))
+        k = k[:, :, None].expand(-1, -1, 2, -1, -1).reshape(q.shape)
+        y = nn.functional.scaled_dot_product_attention(q, k, k)
+        return self.out(y.transpose(1, 2).reshape(x.shape))
+
+
+@pytest.mark.parametrize("pattern", ["q", "q:heads"])
+def test_groups_of_one_name_and_kind_are_told_apart_by_their_keys(pattern: str) -> None:
+    analysis = fxprune.analyze(Shared().eval(), torch.randn(2, 5, 16))
+    (told,) = analysis.plan(ratio={pattern: 0.5}).reasons
+    keys = [group.key if group.kind == "heads" else f"{group.name}:{group.kind}" for group in analysis.groups]
+    keys = [key for key in keys if key.startswith(pattern)]
+    assert len({*keys}) == len(keys) > 1
+    assert told == f'ratio: "{pattern}" means {len(keys)} groups, {" and ".join(keys)}; "{keys[0]}" means one'
+    assert not analysis.plan(ratio={keys[0]: 0.5}).reasons
