@@ -47,7 +47,7 @@ def _shapes(findings: Findings, removal: Removal) -> dict[str, Sequence[int]]:
 
 
 def _how_to_loosen(findings: Findings, held: Sequence[tuple[str, int]]) -> str:
-    """What to pass where the result holds channels that layers read; nothing where it holds those of last layers."""
+    """Advice for a lock by the result: empty unless layers read channels that it holds."""
     for name, dim in held:
         read = findings.tensors[name].ndim > 1 and not findings.is_output_dim(name, dim)
         if read and not isinstance(findings.layer(name), nn.Embedding):  # its rows, which a tied last layer writes
