@@ -58,8 +58,11 @@ def found() -> fxprune.Analysis:
 
 def test_an_analysis_shows_its_groups(found: fxprune.Analysis) -> None:
     made = Table(found._repr_html_())
-    assert made.told == ["Sequential: 532 parameters, 12384 MACs, 8 channels in 1 group"]
+    locked = "Locked: channels that stay, and why"
+    assert made.told == ["Sequential: 532 parameters, 12384 MACs, 8 channels in 1 group", locked]
     assert made.rows[1] == ["0", "channels", "8", "1 producer, 1 norm, 1 consumer", "66", "1548", "yes"]
+    (held,) = (row for row in made.rows if row[1] == "output")
+    assert held[3:6] == ["output of the model", "3.weight[0], 3.bias[0]", "292"]
 
 
 def test_a_group_shows_its_tensors(found: fxprune.Analysis) -> None:

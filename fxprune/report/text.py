@@ -43,14 +43,21 @@ def analysis_text(data: AnalysisData, *, markdown: bool = False) -> str:
 
 
 def analysis_table(data: AnalysisData) -> str:
-    """The groups as a table for notebooks."""
+    """The groups as a table for notebooks, and what is locked as another."""
     channels = _plural(sum(group.channels for group in data.groups), "channel")
     macs = figure(data.macs) if data.macs is not None else f"unknown (at least {figure(data.macs_at_least)})"
     counts = f"{figure(data.params)} parameters, {macs} MACs, {channels} in {_plural(len(data.groups), 'group')}"
     headers = ("group", "kind", "channels", "members", "params per channel", "MACs per channel", "exact")
     rows = merge_repeats([_group(group) for group in data.groups], _blocks(data))
     folded = ", equal ones in one row" if len(rows) < len(data.groups) else ""
-    return html_table(f"{data.model}: {counts}{folded}", headers, rows, right=(2, 4, 5))
+    return html_table(f"{data.model}: {counts}{folded}", headers, rows, right=(2, 4, 5)) + _locked_table(data)
+
+
+def _locked_table(data: AnalysisData) -> str:
+    """The locks as a table for notebooks, "" if nothing is locked."""
+    rows = merge_repeats([_locked(locked) for locked in data.locked], _blocks(data))
+    headers = ("module", "operation", "source", "why", "holds", "params", "MACs")
+    return html_table("Locked: channels that stay, and why", headers, rows, right=(5, 6)) if rows else ""
 
 
 def record_table(data: RecordData) -> str:
@@ -208,14 +215,17 @@ def _gap(markdown: bool) -> str:
 
 
 _STATISTIC = re.compile(r"a statistic changed: (\S+) in (\S+): (.*)")
+_OF_BLOCK = re.compile(r"((?:\w+\.)*\d+\.\w[\w.]*) (.*)")
 
 
 def _merged(notes: Iterable[str], blocks: Container[str]) -> list[str]:
-    """The notes, in which those about the same statistic of repeated blocks are merged and come last."""
+    """The notes, in which equal ones of repeated blocks are merged; those about a statistic come last."""
     matches = [(note, _STATISTIC.fullmatch(note)) for note in notes]
     rows = merge_repeats([(found[2], found[1], found[3]) for _, found in matches if found], blocks)
     changed = [f"a statistic changed: {operation} in {module}: {why}" for module, operation, why in rows]
-    return [note for note, found in matches if not found] + changed
+    others = [_OF_BLOCK.fullmatch(note) or note for note, found in matches if not found]
+    rows = merge_repeats([("", note) if isinstance(note, str) else (note[1], note[2]) for note in others], blocks)
+    return [*(f"{name} {text}" if name else text for name, text in rows), *changed]
 
 
 def _notes(notes: Iterable[str], blocks: Container[str], markdown: bool) -> str:

@@ -449,3 +449,27 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+
+
+class Wide(nn.Module):
+    """A block with an attribute that forward does not read."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.up, self.down = nn.Linear(4, width), nn.Linear(width, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = x + self.down(torch.relu(self.up(x)))
+        return out
+
+
+def test_equal_notes_about_blocks_are_one() -> None:
+    model = nn.Sequential(*(Wide(width) for width in (12, 12, 12, 16))).eval()
+    text = fxprune.record(fxprune.transform(model, torch.randn(2, 4), ratio={"*.up": 0.5})).report()
+    notes = [line for line in text.split("\n") if line.startswith("note: ")]
+    rest = "now: forward does not read it, it is taken for the width of"
+    assert notes == [
+        f"note: 0-2.width was 12 and is 6 {rest} 0-2.up",
+        f"note: 3.width was 16 and is 8 {rest} 3.up",
+    ]
