@@ -16,7 +16,7 @@ from fxprune._data_options import DataOptions
 from fxprune._drop import STANDS_IN, find_branches, without
 from fxprune._dropping import Shallow, asked_to_drop, check_depth, counted_from_zero, shallow_of, without_branches
 from fxprune._find import AnalyzeArguments, class_kept
-from fxprune._first_result import first_result
+from fxprune._first_result import WOULD_LOSE, first_result
 from fxprune._follow import Holder, at_once, check_targets, holders_of, made, prepared_for, watch, watch_penalties
 from fxprune._follow.result import Prepared
 from fxprune._record import Record, attach, change_record, steps_in
@@ -99,7 +99,8 @@ def _carried_out(
     paths = _paths(module, call, choices, plan.path if isinstance(plan, Plan) else "")
     _refuse_folds(choices, paths)
     counting = narrowed(plan.outputs if isinstance(plan, Plan) else None, output_paths(call.outputs))
-    free = plan is None and call.path is None and call.prefer is None and not isinstance(module, fx.GraphModule)
+    is_graph = isinstance(module, fx.GraphModule)
+    free = plan is None and call.path is None and call.prefer is None and not is_graph
     free = free and not by_config(choices.get("uniform"))
     if deep:
         shallow = _deeper(replace(request, call=replace(call, model=module)), on, paths, settings, free)
@@ -118,7 +119,8 @@ def _carried_out(
     keep = given.choices.get("keep")
     measured = {} if keep is None else pairs_of(module, result.small, call.example_inputs, keep)
     missed = _above_budget(result, keep, measured, shallow.before)
-    for text, kind in chain(_warnings(result, class_expected=free), missed):
+    expected = free or (call.prefer == "class" and not is_graph)
+    for text, kind in chain(_warnings(result, class_expected=expected, asked=call.prefer is not None), missed):
         warnings.warn(text, kind, stacklevel=level_of_user())
     recorded = shallow.recorded(replace(recorded_of(result), measured=measured))
     if batches is not None:
@@ -262,16 +264,17 @@ def _warnings_of_hooks(result: Result) -> Iterator[tuple[str, type[Warning]]]:
         yield f"{'; '.join(wide[:4])}{'; ...' if wide[4:] else ''}: {do}; {kinds}", UserWarning
 
 
-def _warnings(result: Result, *, class_expected: bool) -> Iterator[tuple[str, type[Warning]]]:
-    """The warnings about a result: their texts and categories."""
+def _warnings(result: Result, *, class_expected: bool, asked: bool) -> Iterator[tuple[str, type[Warning]]]:
+    """The warnings about a result: their texts and categories. asked: True if the class was asked for by `prefer`."""
     captured = result.analysis.captured
     if class_expected and captured.has_graph:
         why = next(iter(result.why_not.values()), "")
-        text = f"the result is a graph, no {type(result.analysis.model).__name__}: {why}"
-        yield (
-            f'{text}. With `prefer="class"` the class stays, and so do the channels that it cannot express',
-            ClassLostWarning,
-        )
+        although = ', although `prefer="class"` asks for one' if asked else ""
+        text = f"the result is a graph, no {type(result.analysis.model).__name__}{although}: {why}"
+        do = 'With `prefer="class"` the class stays, and so do the channels that it cannot express'
+        if not why.startswith(WOULD_LOSE):  # the class was tried, and failed
+            do = 'Mend what the class fails by; `path="eager"` raises instead of giving a graph'
+        yield f"{text}. {do}", ClassLostWarning
     if result.more_by_graph:
         why = f"{result.more_by_graph}, so the result is a {type(result.analysis.model).__name__}"
         yield f'{why}; pass `prefer="graph"` for the graph', ChannelsStayWarning

@@ -22,6 +22,10 @@ CLASS_SHARE = 0.9
 """The class is kept by default if the small model loses at least this share of what a graph would lose."""
 
 
+WOULD_LOSE = "the class would lose"
+"""How `why_not` begins where a graph was taken although the class could be kept."""
+
+
 def first_result(request: Request, paths: Sequence[FrontEnd], *, may_give_up_class: bool) -> Result:
     """The result of the first path that gives one.
 
@@ -95,7 +99,7 @@ class _Trial:
         taken, name = other.result.analysis.captured, kept.analysis.captured.path
         instead = "the graph loses" if taken.has_graph else f'the path "{taken.path}" loses'
         why = CaptureError(
-            f"the class would lose {_loss(kept)} parameters, {instead} {_loss(other.result)}",
+            f"{WOULD_LOSE} {_loss(kept)} parameters, {instead} {_loss(other.result)}",
             why="; ".join(kept.plan.reasons),
         )
         return Outcome(other.result, {name: why, **other.errors})

@@ -9,7 +9,7 @@ import types
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 import torch
@@ -17,6 +17,7 @@ from torch import fx, nn
 from torch.utils.hooks import RemovableHandle
 
 from fxprune.capture.containers import is_container, map_parts
+from fxprune.capture.uncopied import copied_with_locks
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -34,7 +35,7 @@ def deep_copy(module: ModuleT) -> ModuleT:
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*treespec", FutureWarning)
-        made = copy.deepcopy(module)
+        made = copied_with_locks(module, {}, functools.partial(copy.deepcopy, module))
     copies = dict(made.named_modules(remove_duplicate=False))
     for path, original in module.named_modules(remove_duplicate=False):
         new = copies.get(path)
@@ -43,11 +44,17 @@ def deep_copy(module: ModuleT) -> ModuleT:
     return made
 
 
-def deep_copy_with(module: ModuleT, memo: dict[int, Any]) -> ModuleT:
+def deep_copy_with(module: ModuleT, memo: Mapping[int, Any], said: list[str] | None = None) -> ModuleT:
     """A deep copy that uses the objects of `memo`, with the modes and the hooks of the original.
 
     A layer that says itself how it is copied, as those of einops do, may have lost them.
+
+    said: gets a sentence about each lock and Python module, if the copy needed others: see `copied_with_locks`.
     """
+    return copied_with_locks(module, memo, functools.partial(_whole_copy, module), said)
+
+
+def _whole_copy(module: ModuleT, memo: dict[int, Any]) -> ModuleT:
     made = _deep(module, memo, functools.cache(_is_copied_by_attributes))
     copies = dict(made.named_modules(remove_duplicate=False))
     for path, original in module.named_modules(remove_duplicate=False):

@@ -67,11 +67,13 @@ def class_expected(path: str) -> Iterator[None]:
         try:
             yield
         except ClassLostWarning as lost:
-            raise _graph_in_directory(path, str(lost).partition(". With `prefer=")[0]) from None
+            why, chosen, _ = str(lost).partition(". With `prefer=")
+            why = why.partition(". Mend what")[0]
+            raise _graph_in_directory(path, why, do=f"add --prefer class, or {FORM}" if chosen else FORM) from None
 
 
-def _graph_in_directory(path: str, why: str) -> FileError:
-    return FileError(f'cannot write "{path}"', why=why, do=f"add --prefer class, or {FORM}")
+def _graph_in_directory(path: str, why: str, do: str) -> FileError:
+    return FileError(f'cannot write "{path}"', why=why, do=do)
 
 
 def check_saves(path: str, model: nn.Module) -> None:

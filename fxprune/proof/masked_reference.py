@@ -13,6 +13,7 @@ from fxprune.capture.captured import fetch
 from fxprune.capture.module_copy import deep_copy_with
 from fxprune.capture.process_state import public_call
 from fxprune.capture.tensors import computed_tensors
+from fxprune.capture.uncopied import what_cannot_be_copied
 from fxprune.errors import PlanError, nearest
 from fxprune.offloaded import refuse_dispatched
 from fxprune.proof.kept_weights import kept_weights
@@ -32,7 +33,7 @@ def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]]) -> nn.Mod
         model: the original, which is not changed.
         removed: parameter or buffer name -> {dimension: indices}, as in `Plan.removed` and `record(small).removed`.
 
-    Raises `PlanError` if the model has no such parameter or buffer.
+    Raises `PlanError` if the model has no such parameter or buffer, or cannot be copied.
 
     >>> import torch, fxprune
     >>> net = torch.nn.Linear(2, 3)
@@ -40,7 +41,7 @@ def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]]) -> nn.Mod
     0.0
     """
     refuse_dispatched(model, "masked")
-    copied = deep_copy_with(model, {**computed_tensors(model)})
+    copied = _copy(model)
     with torch.no_grad():
         for name, dims in removed.items():
             try:
@@ -58,6 +59,19 @@ def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]]) -> nn.Mod
         for name, values in kept.values.items():
             fetch(copied, name).copy_(values)
     return copied
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    memo = computed_tensors(model)
+    try:
+        return deep_copy_with(model, memo)
+    except Exception as error:
+        raise PlanError(
+            f"{type(model).__name__} cannot be copied",
+            at=what_cannot_be_copied(model, memo),
+            why=f"{type(error).__name__}: {error}",
+            do="keep what cannot be copied out of the model's attributes, or give it a __deepcopy__",
+        ) from error
 
 
 def _check_slots(name: str, tensor: Any, dims: Mapping[int, Any]) -> None:

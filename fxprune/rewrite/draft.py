@@ -16,6 +16,7 @@ from fxprune.capture.captured import Captured
 from fxprune.capture.containers import is_container, map_parts
 from fxprune.capture.module_copy import CACHED_FUNCTION, deep_copy_with
 from fxprune.capture.tensors import computed_tensors
+from fxprune.capture.uncopied import what_cannot_be_copied
 from fxprune.errors import RewriteError
 
 _SPECS = ("_in_spec", "_out_spec")
@@ -28,11 +29,13 @@ class Draft:
 
     module: the copy, of the original's class or a `GraphModule`. graph: its graph, not yet compiled.
     before: node of the copy -> node of the original. Their names may differ.
+    said: sentences about attributes that could not be copied, for the record.
     """
 
     module: nn.Module
     graph: fx.Graph
     before: Mapping[fx.Node, fx.Node]
+    said: tuple[str, ...] = ()
 
 
 def draft_of(captured: Captured, tensors: Mapping[int, torch.Tensor]) -> Draft:
@@ -46,30 +49,19 @@ def draft_of(captured: Captured, tensors: Mapping[int, torch.Tensor]) -> Draft:
     graph, before = _copied_graph(captured.graph)
     if isinstance(captured.module, fx.GraphModule):
         return Draft(_copied_graph_module(captured.module, memo, graph), graph, before)
+    said: list[str] = []
     try:
-        small = deep_copy_with(captured.module, memo)
+        small = deep_copy_with(captured.module, memo, said)
     except Exception as error:
         raise RewriteError(
             f"{type(captured.module).__name__} cannot be copied",
             node="forward",
-            at=_what_cannot_be_copied(captured.module, memo),
+            at=what_cannot_be_copied(captured.module, memo),
             why=f"{type(error).__name__}: {error}",
             do="keep what cannot be copied out of the model's attributes, or give it a __deepcopy__",
         ) from error
     _own_attributes(captured.module, small)
-    return Draft(small, graph, before)
-
-
-def _what_cannot_be_copied(model: nn.Module, memo: Mapping[int, Any]) -> str:
-    """The name of the first attribute that `deepcopy` fails on, and its type; the model if none fails alone."""
-    own = {**memo, **{id(module): module for module in model.modules()}}
-    for path, module in model.named_modules():
-        for name, value in module.__dict__.items():
-            try:
-                copy.deepcopy(value, dict(own))
-            except Exception:
-                return f"{path}.{name}".lstrip(".") + f", of type {type(value).__name__}"
-    return "the model"
+    return Draft(small, graph, before, tuple(said))
 
 
 def _own_attributes(original: nn.Module, small: nn.Module) -> None:

@@ -114,7 +114,7 @@ def _settled(findings: Findings, removal: Removal) -> _Settled:
     draft = draft_of(findings.captured, {id(findings.tensors[name]): fake for name, fake in fakes.items()})
     recount_modules(draft, findings, removal)
     settle_settings(draft.module, findings, removal)
-    reasons = recount_unread(draft.module, findings, removal)
+    reasons = draft.said + recount_unread(draft.module, findings, removal)
     follow_config(draft, findings, removal)
     factors = ScaleFactors() if findings.captured.real else settle_nodes(draft, findings, removal, faker)
     return _Settled(draft, fakes, factors, reasons)

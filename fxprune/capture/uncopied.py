@@ -1,0 +1,109 @@
+"""What `copy.deepcopy` refuses and a copy of a model can have all the same: locks, conditions, and Python modules.
+
+A copy gets a lock of its own, which is open: it guards the copy and nothing else. A Python module is one thing in a
+process, and is shared. A generator, a file or a socket is neither: two models would take from it what the other needs.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import types
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from fxprune.capture.containers import key_text
+
+CopyT = TypeVar("CopyT")
+
+_LOCKS: Mapping[type, Callable[[], Any]] = {type(make()): make for make in (threading.Lock, threading.RLock)}
+_NO_PARTS = (nn.Module, torch.Tensor, type, types.FunctionType, str, bytes, int, float, type(None))
+
+
+def copied_with_locks(
+    model: nn.Module, memo: Mapping[int, Any], make: Callable[[dict[int, Any]], CopyT], said: list[str] | None = None
+) -> CopyT:
+    """A copy that `make` makes with a memo of `copy.deepcopy`; with locks of its own where that fails without them.
+
+    said: gets a sentence about each lock and Python module, if they were needed.
+    """
+    try:
+        return make(dict(memo))
+    except (TypeError, copy.Error):  # "cannot pickle '_thread.lock' object", and what classes say of it
+        found = list(_refused(model))
+        if not found:
+            raise
+        made = make({**memo, **_stand_ins(found)})
+        if said is not None:
+            said.extend(_sentence(name, value) for name, value in found)
+        return made
+
+
+def what_cannot_be_copied(model: nn.Module, memo: Mapping[int, Any]) -> str:
+    """The name of the first attribute that `copied_with_locks` fails on, and its type; the model if none fails alone.
+
+    memo: the memo of the copy that failed.
+    """
+    own = {**memo, **_stand_ins(list(_refused(model))), **{id(module): module for module in model.modules()}}
+    for path, module in model.named_modules():
+        for name, value in module.__dict__.items():
+            try:
+                copy.deepcopy(value, dict(own))
+            except Exception:
+                return f"{path}.{name}".lstrip(".") + f", of type {type(value).__name__}"
+    return "the model"
+
+
+def _stand_ins(found: Iterable[tuple[str, Any]]) -> dict[int, Any]:
+    made: dict[int, Any] = {}
+    for _, value in found:
+        made[id(value)] = _stand_in(value, made)
+    return made
+
+
+def _stand_in(value: Any, made: Mapping[int, Any]) -> Any:
+    if isinstance(value, types.ModuleType):
+        return value
+    if type(value) is threading.Condition:  # it holds bound methods of its lock, which stay those of the original
+        return threading.Condition(made[id(vars(value)["_lock"])])
+    return _LOCKS[type(value)]()
+
+
+def _sentence(name: str, value: Any) -> str:
+    if isinstance(value, types.ModuleType):
+        return f"{name} is the Python module {value.__name__} in the small model too"
+    kind = type(value).__name__.rpartition(".")[2]
+    return f"{name} is a new {kind} in the small model: one of Python's threads cannot be copied"
+
+
+def _refused(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The locks, conditions and Python modules in the attributes of a model, with their names. A lock is before those
+    that hold it."""
+    seen: dict[int, Any] = {}
+    for path, module in model.named_modules():
+        for name, value in module.__dict__.items():
+            yield from _refused_in(f"{path}.{name}".lstrip("."), value, seen)
+
+
+def _refused_in(name: str, value: Any, seen: dict[int, Any]) -> Iterator[tuple[str, Any]]:
+    kind = type(value)
+    if id(value) in seen or issubclass(kind, _NO_PARTS):
+        return
+    seen[id(value)] = value
+    if kind in _LOCKS or issubclass(kind, types.ModuleType):
+        yield name, value
+        return
+    if issubclass(kind, dict):
+        for key, part in list(dict.items(value)):
+            yield from _refused_in(name + key_text(key), part, seen)
+    elif issubclass(kind, (list, tuple, deque)):
+        for position, part in enumerate(list(value)):
+            yield from _refused_in(f"{name}[{position}]", part, seen)
+    for attribute, part in list(getattr(value, "__dict__", {}).items()):
+        yield from _refused_in(f"{name}.{attribute}", part, seen)
+    if kind is threading.Condition:
+        yield name, value
