@@ -13,6 +13,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxprune.capture.containers import MOST_PARTS, is_container, key_text, parts, with_parts
+from fxprune.errors import RewriteError, text_of
 
 Setting = tuple[str, str, tuple[Any, ...]]
 """The path of a module, the name of an attribute, and the keys that lead to the integer inside it: () if it is one.
@@ -92,7 +93,26 @@ def write_setting(model: nn.Module, setting: Setting, value: int) -> None:
     if read_setting(model, setting) == value:
         return
     module = model.get_submodule(path)
-    setattr(module, name, with_part(getattr(module, name), keys, value) if keys else value)
+    set_attribute(module, name, with_part(getattr(module, name), keys, value) if keys else value)
+
+
+def set_attribute(module: nn.Module, name: str, value: Any) -> None:
+    """Give an attribute of a module another value; also where its class lets it be written once, or not at all.
+
+    Its class may recompute other attributes where one is set, so that it is asked first. Raises `RewriteError` if it
+    refuses, and the attribute does not stand in the module's `__dict__`.
+    """
+    try:
+        setattr(module, name, value)
+    except Exception as error:  # of a `__setattr__` or a property of the user's
+        if name not in module.__dict__:
+            raise RewriteError(
+                f'the attribute "{name}" of a {type(module).__name__} cannot be set to {value!r}',
+                node="forward",
+                why=text_of(error, lines=1),
+                do="give its property a setter, or let its `__setattr__` take another number",
+            ) from error
+        module.__dict__[name] = value
 
 
 def with_part(container: Any, keys: tuple[Any, ...], value: Any) -> Any:

@@ -54,6 +54,15 @@ def deep_copy_with(module: ModuleT, memo: Mapping[int, Any], said: list[str] | N
     return copied_with_locks(module, memo, functools.partial(_whole_copy, module), said)
 
 
+def put_mode(module: nn.Module, training: bool) -> None:
+    """Set the mode of one module of a copy, also where its class lets no attribute be set."""
+    if module.training != training:
+        try:
+            module.training = training
+        except Exception:  # of a `__setattr__` of the user's
+            module.__dict__["training"] = training
+
+
 def _whole_copy(module: ModuleT, memo: dict[int, Any]) -> ModuleT:
     made = _deep(module, memo, functools.cache(_is_copied_by_attributes))
     copies = dict(made.named_modules(remove_duplicate=False))
@@ -61,7 +70,7 @@ def _whole_copy(module: ModuleT, memo: dict[int, Any]) -> ModuleT:
         new = copies.get(path)
         if new is None or new is original:
             continue
-        new.training = original.training
+        put_mode(new, original.training)
         for name in _HOOKS:
             hooks = original.__dict__.get(name)
             if hooks and not new.__dict__.get(name):

@@ -69,10 +69,10 @@ def class_expected(path: str) -> Iterator[None]:
         except ClassLostWarning as lost:
             why, chosen, _ = str(lost).partition(". With `prefer=")
             why = why.partition(". Mend what")[0]
-            raise _graph_in_directory(path, why, do=f"add --prefer class, or {FORM}" if chosen else FORM) from None
+            raise (_graph_in_directory(path, why) if chosen else _graph_in_directory(path, why, FORM)) from None
 
 
-def _graph_in_directory(path: str, why: str, do: str) -> FileError:
+def _graph_in_directory(path: str, why: str, do: str = f"add --prefer class, or {FORM}") -> FileError:
     return FileError(f'cannot write "{path}"', why=why, do=do)
 
 

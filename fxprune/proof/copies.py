@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.capture.module_copy import copy_module
+from fxprune.capture.module_copy import copy_module, put_mode
 from fxprune.capture.tensors import Tensors
 from fxprune.capture.thread_state import outside_levels
 from fxprune.on_demand import whole
@@ -69,7 +69,7 @@ class Copies:
         """A copy of the model. training: a function from the path of a module to its mode."""
         copied = copy_module(self.model, self.keep, parameters=lambda own: _Parameters(own, self))
         for (path, part), original in zip(copied.named_modules(), self.model.modules(), strict=True):
-            part.training = training(path)
+            put_mode(part, training(path))
             if isinstance(part, nn.RMSNorm) and part.eps is None:
                 weight = original._parameters["weight"]
                 part.eps = self.eps if weight is None else default_eps(weight.dtype)

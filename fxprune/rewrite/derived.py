@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxprune.analysis.findings import Findings
-from fxprune.analysis.settings import OF_EVERY_MODULE, setting_name, with_part
+from fxprune.analysis.settings import OF_EVERY_MODULE, set_attribute, setting_name, with_part
 from fxprune.capture.containers import found_in
 from fxprune.capture.tensors import constants_of
 from fxprune.planning.sizes import Size
@@ -60,9 +60,9 @@ def set_number(module: nn.Module, name: str, value: Any) -> None:
         if name.startswith(attribute):
             for keys, _ in found_in(held, _is_number_or_none, {}):
                 if setting_name(attribute, keys) == name:
-                    setattr(module, attribute, with_part(held, keys, value) if keys else value)
+                    set_attribute(module, attribute, with_part(held, keys, value) if keys else value)
                     return
-    setattr(module, name, value)
+    set_attribute(module, name, value)
 
 
 def _is_number_or_none(value: Any) -> bool:

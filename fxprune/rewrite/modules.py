@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from fxprune.analysis.settings import set_attribute
 from fxprune.ops.aspects import MODULES
 from fxprune.ops.leaves import leaf_rule
 from fxprune.ops.module_use import Use
@@ -19,8 +20,8 @@ def recount(module: nn.Module, use: Use) -> None:
         if isinstance(module, kind):
             for name, value in function(module, use).items():
                 if value is not None and getattr(module, name) != value:
-                    setattr(module, name, value)
+                    set_attribute(module, name, value)
     if leaf_rule(module) is not None and use.counts is not None:
         for name, vectors in use.counts.items():
             sizes = use.removal.shape(vectors)
-            setattr(module, name, sizes if isinstance(getattr(module, name), tuple) else sizes[0])
+            set_attribute(module, name, sizes if isinstance(getattr(module, name), tuple) else sizes[0])

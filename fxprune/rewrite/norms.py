@@ -29,6 +29,7 @@ from torch import Tensor, fx, nn
 from fxprune.analysis.after_removal import kept_slots
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.observed import Mark, Observation, Visit
+from fxprune.analysis.settings import set_attribute
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.scopes import Key
 from fxprune.channels.groups import Ints, Removal
@@ -291,7 +292,7 @@ def _slow_path(module: nn.Module) -> None:
 
 def _apply(module: nn.Module, way: Swap | Rescale, original: nn.Module, width: int, count: int) -> None:
     if isinstance(way, Rescale):
-        setattr(module, way.attribute, way.eps(original, width / count))
+        set_attribute(module, way.attribute, way.eps(original, width / count))
     elif width != count:
         module.__class__ = LayerNorm if isinstance(module, nn.LayerNorm) else RMSNorm
         module.width = width  # type: ignore[assignment]

@@ -269,3 +269,63 @@ def test_no_mark_is_left_in_the_small_model_or_the_original() -> None:
     small(x)
     for part in (model, small):
         assert {type(value) for value in vars(part).values() if isinstance(value, int)} == {int, bool}
+
+
+class _WrittenOnce(nn.Module):
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in vars(self) and name != "training":
+            raise AttributeError(f"{name} is constant")
+        super().__setattr__(name, value)
+
+
+class OnceLinear(_WrittenOnce, nn.Linear):
+    pass
+
+
+class Once(_WrittenOnce):
+    """A width in attributes that can be written once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c = OnceLinear(6, 16), OnceLinear(16, 4)
+        self.width, self.sizes = 16, (16,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.c(self.a(x).relu().view(-1, self.width).view(-1, self.sizes[0]))
+        return y
+
+
+class Sealed(Once):
+    """No attribute can be set any more, not even the mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        vars(self)["sealed"] = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if vars(self).get("sealed"):
+            raise RuntimeError("this model is sealed")
+        super().__setattr__(name, value)
+
+
+class WithoutSetter(Once):
+    @property
+    def width(self) -> int:
+        width: int = vars(self)["width"]
+        return width
+
+    @width.setter
+    def width(self, value: int) -> None:
+        if "width" in vars(self):
+            raise AttributeError("property 'width' has no setter")
+        vars(self)["width"] = value
+
+
+@pytest.mark.parametrize("kind", [Once, Sealed, WithoutSetter])
+def test_a_setting_that_its_class_lets_nobody_write_is_written(kind: type[Once]) -> None:
+    model, x = kind().double(), torch.randn(3, 6).double()
+    small: Any = fxprune.transform(model, x, ratio=0.5, path="eager")
+    assert type(small) is kind
+    assert (small.width, small.sizes, small.a.out_features, model.width) == (8, (8,), 8, 16)
+    reference = fxprune.masked(model, fxprune.record(small).removed)
+    assert relative_error(reference(x), small(x)) < 1e-9
