@@ -99,8 +99,7 @@ def _carried_out(
     paths = _paths(module, call, choices, plan.path if isinstance(plan, Plan) else "")
     _refuse_folds(choices, paths)
     counting = narrowed(plan.outputs if isinstance(plan, Plan) else None, output_paths(call.outputs))
-    is_graph = isinstance(module, fx.GraphModule)
-    free = plan is None and call.path is None and call.prefer is None and not is_graph
+    free = plan is None and call.path is None and call.prefer is None and not isinstance(module, fx.GraphModule)
     free = free and not by_config(choices.get("uniform"))
     if deep:
         shallow = _deeper(replace(request, call=replace(call, model=module)), on, paths, settings, free)
@@ -119,8 +118,7 @@ def _carried_out(
     keep = given.choices.get("keep")
     measured = {} if keep is None else pairs_of(module, result.small, call.example_inputs, keep)
     missed = _above_budget(result, keep, measured, shallow.before)
-    expected = free or (call.prefer == "class" and not is_graph)
-    for text, kind in chain(_warnings(result, class_expected=expected, asked=call.prefer is not None), missed):
+    for text, kind in chain(_warnings(result, free=free, asked=call.prefer == "class"), missed):
         warnings.warn(text, kind, stacklevel=level_of_user())
     recorded = shallow.recorded(replace(recorded_of(result), measured=measured))
     if batches is not None:
@@ -264,10 +262,13 @@ def _warnings_of_hooks(result: Result) -> Iterator[tuple[str, type[Warning]]]:
         yield f"{'; '.join(wide[:4])}{'; ...' if wide[4:] else ''}: {do}; {kinds}", UserWarning
 
 
-def _warnings(result: Result, *, class_expected: bool, asked: bool) -> Iterator[tuple[str, type[Warning]]]:
-    """The warnings about a result: their texts and categories. asked: True if the class was asked for by `prefer`."""
+def _warnings(result: Result, *, free: bool, asked: bool) -> Iterator[tuple[str, type[Warning]]]:
+    """The warnings about a result: their texts and categories.
+
+    free: True if nothing was said of the path. asked: True if the class was asked for by `prefer`.
+    """
     captured = result.analysis.captured
-    if class_expected and captured.has_graph:
+    if (free or asked) and captured.has_graph and not isinstance(result.analysis.model, fx.GraphModule):
         why = next(iter(result.why_not.values()), "")
         although = ', although `prefer="class"` asks for one' if asked else ""
         text = f"the result is a graph, no {type(result.analysis.model).__name__}{although}: {why}"
