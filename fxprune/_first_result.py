@@ -23,7 +23,7 @@ CLASS_SHARE = 0.9
 
 
 WOULD_LOSE = "the class would lose"
-"""How `why_not` begins where a graph was taken although the class could be kept."""
+"""The beginning of `why_not` where a graph was taken although the class could be kept."""
 
 
 def first_result(request: Request, paths: Sequence[FrontEnd], *, may_give_up_class: bool) -> Result:

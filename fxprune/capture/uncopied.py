@@ -1,4 +1,4 @@
-"""What `copy.deepcopy` refuses and a copy of a model can have all the same: locks, conditions, and Python modules.
+"""Locks, conditions and Python modules, which `copy.deepcopy` refuses and a copy of a model can have all the same.
 
 A copy gets a lock of its own, which is open: it guards the copy and nothing else. A Python module is one thing in a
 process, and is shared. A generator, a file or a socket is neither: two models would take from it what the other needs.

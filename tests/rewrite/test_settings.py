@@ -322,7 +322,7 @@ class WithoutSetter(Once):
 
 
 @pytest.mark.parametrize("kind", [Once, Sealed, WithoutSetter])
-def test_a_setting_that_its_class_lets_nobody_write_is_written(kind: type[Once]) -> None:
+def test_a_setting_that_its_class_does_not_let_be_written_is_recounted(kind: type[Once]) -> None:
     model, x = kind().double(), torch.randn(3, 6).double()
     small: Any = fxprune.transform(model, x, ratio=0.5, path="eager")
     assert type(small) is kind
