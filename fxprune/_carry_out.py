@@ -60,6 +60,7 @@ from fxprune.planning.plan import Plan
 from fxprune.planning.uniform import by_config, class_paths
 from fxprune.planning.without_effect import refuse_without_effect
 from fxprune.rewrite.missing_graph import explain_missing_graph
+from fxprune.rewrite.remade_tensors import unseen_writes
 from fxprune.running.processes import Processes
 
 
@@ -303,3 +304,7 @@ def _warnings(result: Result, *, free: bool, asked: bool) -> Iterator[tuple[str,
         text = f"the small model is an exported graph, which raises for sizes that the original takes: {sizes}"
         text += '. Pass `prefer="class"` for a model that takes them'
         yield text, FixedSizesWarning
+    unseen = unseen_writes(result.analysis, result.removal)
+    if unseen:
+        more = f", as do {len(unseen) - 1} more (record(small).reasons)" if unseen[1:] else ""
+        yield f"{unseen[0]}{more}. Pass `also=` inputs for which it does, such as longer ones", FixedSizesWarning

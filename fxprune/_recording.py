@@ -14,6 +14,7 @@ from fxprune.report.layer_graph import flow_of
 from fxprune.rewrite.derived import derived
 from fxprune.rewrite.hook_readings import too_wide
 from fxprune.rewrite.references import names_in, references_to_original
+from fxprune.rewrite.remade_tensors import unseen_writes
 from fxprune.rewrite.tensor_hooks import carried, hooks_of, left_out
 
 
@@ -44,9 +45,9 @@ def recorded(result: Result) -> Record:
         listed = ", ".join(absent[:4]) + (", ..." if len(absent) > 4 else "")
         reasons.append(f"left out, because the forward does not use them in {mode} mode: {listed}")
     known = names_in(analysis.model, analysis.subject.tensors)
-    reasons += references_to_original(known, small)
-    reasons += carried(analysis.tensors, analysis.model, known, state, small)
+    reasons += [*references_to_original(known, small), *carried(analysis.tensors, analysis.model, known, state, small)]
     reasons += [text for _, text in lost_hooks(result)] + wide_readings(result)
+    reasons += unseen_writes(analysis, result.removal)
     after = {name: tuple(t.shape) for name, t in state.items() if name in before}
     training = tuple(name for name, module in analysis.model.named_modules() if module.training)
     return Record(

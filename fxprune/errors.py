@@ -136,7 +136,10 @@ class ChannelsStayWarning(UserWarning):
 
 
 class FixedSizesWarning(UserWarning):
-    """The small model takes fewer sizes of its inputs than the original, and raises for others. The text says which."""
+    """The small model takes fewer sizes of its inputs than the original, and raises for others. The text says which.
+
+    Or forward makes a table again for other sizes, which the example inputs do not show.
+    """
 
 
 class ClassLostWarning(UserWarning):

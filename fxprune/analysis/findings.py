@@ -182,6 +182,7 @@ class Findings:
     preserved: scope -> how the small model preserves the statistics there; None without `norms="preserve"`.
     results: the tensors in the result of the forward, and which of them count as outputs.
     config: the config that has to say what is removed (`fxprune.configs.Config`); None without `uniform="config"`.
+    state: the names of the tensors that forward has written in some run.
     """
 
     subject: Subject
@@ -193,6 +194,7 @@ class Findings:
     preserved: Mapping[str, Any] | None = None
     results: Results = field(default_factory=Results)
     config: Any = None
+    state: frozenset[str] = frozenset()
 
     # -- parts of the parts -------------------------------------------------------------------------------
 

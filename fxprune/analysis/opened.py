@@ -58,10 +58,11 @@ class Opened:
         self.scopes.follow(self.module, "")
 
     def written(self) -> set[str]:
-        """The names of the tensors that forward has written, since they have other numbers or were replaced."""
+        """The names of the tensors that forward has written: they have other numbers, were replaced, or are new."""
         held = {**Tensors.of(self.module), **dict(constants_of(self.module))}
         fakes = {name: self.faker.tensor(tensor) for name, tensor in self.tensors.items()}
-        return {n for n, fake in fakes.items() if _version_of(fake) != self._versions[n] or held.get(n) is not fake}
+        written = {n for n, fake in fakes.items() if _version_of(fake) != self._versions[n] or held.get(n) is not fake}
+        return written | (held.keys() - fakes.keys())
 
     def _open(self, name: str, tensor: torch.Tensor) -> None:
         self.tensors[name] = tensor
@@ -121,6 +122,7 @@ class Opened:
             uses=uses,
             notes=tuple(dict.fromkeys(notes)),
             results=results,
+            state=frozenset(state),
         )
 
     def _lock_state(self, solution: Solution, state: Collection[str]) -> bool:
