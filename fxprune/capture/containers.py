@@ -154,14 +154,15 @@ _NOTHING = object()
 
 def _has_attributes(kind: type) -> bool:
     """True if the instances of a class have attributes of their own. The class is one that Python code has made."""
-    return kind in _NAMESPACES or bool(kind.__flags__ & _MADE_BY_CODE and (kind.__dictoffset__ or any(_slots(kind))))
+    return kind in _NAMESPACES or bool(kind.__flags__ & _MADE_BY_CODE and (kind.__dictoffset__ or any(slots_of(kind))))
 
 
 _MADE_BY_CODE = 1 << 9
 """`Py_TPFLAGS_HEAPTYPE`, which the classes of a `class` statement have."""
 
 
-def _slots(kind: type) -> Iterator[str]:
+def slots_of(kind: type) -> Iterator[str]:
+    """The names of the attributes of a class that stand in slots."""
     for part in kind.__mro__:
         own = part.__dict__.get("__slots__", ())
         for name in (own,) if isinstance(own, str) else own:
@@ -173,7 +174,7 @@ def _slots(kind: type) -> Iterator[str]:
 def _attributes(value: Any) -> Mapping[str, Any]:
     """The attributes of an object by name."""
     found: dict[str, Any] = {}
-    for name in _slots(type(value)):
+    for name in slots_of(type(value)):
         try:
             found[name] = object.__getattribute__(value, name)
         except AttributeError:  # a slot that nothing was assigned to

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 from collections.abc import Collection, Iterable, Mapping
@@ -33,7 +34,16 @@ def normalize(example_inputs: Any) -> Inputs:
     ([torch.Size([2, 3])], {})
     """
     args, kwargs = arguments_of(example_inputs)
-    if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
+    leaves = pytree.tree_leaves((args, kwargs))
+    if not any(isinstance(leaf, torch.Tensor) for leaf in leaves):
+        for leaf in leaves:
+            if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+                name = type(leaf).__name__
+                raise InputError(
+                    f"example inputs hold a {name}, whose tensors are not seen",
+                    why="torch looks into no data class that was not registered",
+                    do=f"torch.export.register_dataclass({name}), before this call",
+                )
         raise InputError(
             "example inputs hold no tensor",
             why=f"got {args or kwargs!r}",

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.utils.hooks import RemovableHandle
 
-from fxprune.capture.containers import is_container, map_parts
+from fxprune.capture.containers import is_container, map_parts, slots_of
 from fxprune.capture.uncopied import copied_with_locks
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -139,7 +139,7 @@ def copy_module(
     def clone(original: nn.Module) -> nn.Module:
         if id(original) in made:
             return made[id(original)]
-        new: nn.Module = object.__new__(type(original))  # also of a GraphModule, whose class holds its compiled forward
+        new = _blank(original)
         made[id(original)] = new
         own = {k: v for k, v in original.__dict__.items() if k not in ("_parameters", "_buffers", "_modules")}
         buffers = functools.partial(_copied, tensor)
@@ -147,6 +147,9 @@ def copy_module(
             new.__dict__[kind] = copied(original.__dict__[kind])
         new.__dict__["_modules"] = {k: None if m is None else clone(m) for k, m in original._modules.items()}
         new.__dict__.update({k: v if type(v) in _SHARED else attribute(v) for k, v in own.items()})
+        for name in slots_of(type(original)):
+            if hasattr(original, name):
+                object.__setattr__(new, name, attribute(getattr(original, name)))
         return new
 
     def attribute(value: Any) -> Any:
@@ -176,6 +179,23 @@ def copy_module(
         return map_parts(value, containers, attribute) if is_container(value) else value
 
     return clone(module)
+
+
+def _blank(original: nn.Module) -> nn.Module:
+    """A module of the same class without attributes; also of a GraphModule, whose class holds its compiled forward.
+
+    Of a class derived from a list or a dict as well, it is one with the same items.
+    """
+    kind = type(original)
+    if isinstance(original, dict):
+        new: Any = dict.__new__(kind)
+        dict.update(new, original)
+    elif isinstance(original, list):
+        new = list.__new__(kind)
+        list.extend(new, original)
+    else:
+        new = object.__new__(kind)
+    return cast(nn.Module, new)
 
 
 def _bound(method: types.MethodType, new: Any) -> types.MethodType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import queue
 import threading
@@ -66,3 +67,46 @@ def test_a_class_that_cannot_be_kept_is_told_and_not_advised():
     assert "With `prefer" not in str(caught[0].message)
     with pytest.raises(fxprune.PlanError, match=r"_Two cannot be copied\n  at   batches, of type generator"):
         fxprune.masked(model, {})
+
+
+class _Slots(_Two):
+    __slots__ = ("act",)
+
+    def __getstate__(self):
+        return vars(self).copy(), self.act
+
+    def __setstate__(self, state):
+        super().__setstate__(state[0])
+        self.act = state[1]
+
+    def forward(self, x):
+        return self.c(getattr(torch, self.act)(self.a(x)))
+
+
+class _Bag(_Two, dict):
+    __hash__ = nn.Module.__hash__
+
+    def forward(self, x):
+        return self.c(getattr(torch, self["act"])(self.a(x)))
+
+
+def test_slots_and_the_items_of_a_dict_are_copied():
+    slots, bag = _Slots(), _Bag()
+    slots.act = bag["act"] = "relu"
+    for model in (slots, bag):
+        small = fxprune.transform(model, X, ratio=0.5, path="eager")
+        assert type(small) is type(model)
+        assert small.a.out_features == 8
+        assert (small(X) - fxprune.masked(model, fxprune.record(small).removed)(X)).abs().max() < 1e-12
+
+
+@dataclasses.dataclass
+class _Inputs:
+    x: torch.Tensor
+
+
+def test_a_data_class_among_the_inputs_is_named_with_the_next_step():
+    with pytest.raises(
+        fxprune.InputError, match=r"hold a _Inputs, .*\n.*\n  do   torch.export.register_dataclass\(_Inp"
+    ):
+        fxprune.transform(_Two(), (_Inputs(X),), ratio=0.5)
