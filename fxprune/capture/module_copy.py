@@ -186,9 +186,9 @@ def _blank(original: nn.Module) -> nn.Module:
 
     Of a class derived from a list or a dict as well, it is one with the same items.
     """
-    kind = type(original)
+    kind: Any = type(original)
     if isinstance(original, dict):
-        new: Any = dict.__new__(kind)
+        new = dict.__new__(kind)
         dict.update(new, original)
     elif isinstance(original, list):
         new = list.__new__(kind)
