@@ -139,17 +139,14 @@ def copy_module(
     def clone(original: nn.Module) -> nn.Module:
         if id(original) in made:
             return made[id(original)]
-        new = _blank(original)
-        made[id(original)] = new
+        new = made[id(original)] = _blank(original)
+        _fill_slots(new, original, attribute)
         own = {k: v for k, v in original.__dict__.items() if k not in ("_parameters", "_buffers", "_modules")}
         buffers = functools.partial(_copied, tensor)
         for kind, copied in (("_parameters", parameters or buffers), ("_buffers", buffers)):
             new.__dict__[kind] = copied(original.__dict__[kind])
         new.__dict__["_modules"] = {k: None if m is None else clone(m) for k, m in original._modules.items()}
         new.__dict__.update({k: v if type(v) in _SHARED else attribute(v) for k, v in own.items()})
-        for name in slots_of(type(original)):
-            if hasattr(original, name):
-                object.__setattr__(new, name, attribute(getattr(original, name)))
         return new
 
     def attribute(value: Any) -> Any:
@@ -196,6 +193,12 @@ def _blank(original: nn.Module) -> nn.Module:
     else:
         new = object.__new__(kind)
     return cast(nn.Module, new)
+
+
+def _fill_slots(new: nn.Module, original: nn.Module, attribute: Callable[[Any], Any]) -> None:
+    for name in slots_of(type(original)):
+        if hasattr(original, name):
+            object.__setattr__(new, name, attribute(getattr(original, name)))
 
 
 def _bound(method: types.MethodType, new: Any) -> types.MethodType:
