@@ -18,8 +18,8 @@ from fxprune.criteria.combined import CombinedImportance
 from fxprune.criteria.losses import Loss, check_loss
 from fxprune.criteria.saved_scores import ChannelScores, given_scores
 from fxprune.criteria.scored_model import check_model
-from fxprune.criteria.scores import scores_of
-from fxprune.criteria.table import MEASURED, GroupsImportance, Importance, comparable, in_loss
+from fxprune.criteria.scores import scores_of, unknown_importance
+from fxprune.criteria.table import CRITERIA, MEASURED, GroupsImportance, Importance, comparable, in_loss
 from fxprune.errors import PlanError
 from fxprune.running.inputs import all_batches, inputs_like, inputs_of
 
@@ -65,6 +65,8 @@ def on_data(
         check_model(importance.parameters, model)
     if not needs_data(importance):
         if not used_elsewhere and (data is not None or loss is not None):
+            if isinstance(importance, str) and importance not in CRITERIA:
+                raise unknown_importance(importance)
             given = "data" if data is not None else "loss"
             raise PlanError(
                 f"{given} is without effect here",

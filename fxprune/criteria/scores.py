@@ -51,7 +51,7 @@ def scores_of(
     if callable(importance):
         return by_group(importance)(findings, groups, seed)
     if not isinstance(importance, str) or importance not in CRITERIA:
-        raise _unknown(importance)
+        raise unknown_importance(importance)
     scores = CRITERIA[importance](findings, groups, seed)
     if np.isnan(scores).any():
         bad = [n for n, t in findings.tensors.items() if t.is_floating_point() and bool(t.detach().isnan().any())]
@@ -59,7 +59,7 @@ def scores_of(
     return scores
 
 
-def _unknown(importance: Any) -> PlanError:
+def unknown_importance(importance: Any) -> PlanError:
     """The error for an importance that is neither a known name nor callable."""
     by_hand = "a callable that takes a group and returns one score per channel"
     if isinstance(importance, str) and importance in MEASURED:

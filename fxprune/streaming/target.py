@@ -88,5 +88,5 @@ def _refuse_files(folder: Path) -> None:
             why="they are not of this checkpoint and plan, or they are complete"
             if weights
             else "they are not of a run of this checkpoint and plan, and could be replaced",
-            do="name a new directory",
+            do="name a new directory" + (f"; weights with no {STATE} beside them are complete" if weights else ""),
         )

@@ -126,6 +126,7 @@ REFUSED = {
     "no data for a repair": ({"repair": True}, "there is no data to repair on"),
     "no loss": ({"importance": "fisher", "data": PAIRS}, '"fisher" needs a loss'),
     "data for nothing": ({"data": PAIRS}, "data is without effect here"),
+    "data for a name that is none": ({"data": PAIRS, "importance": "talyor"}, "unknown importance 'talyor'"),
     "loss for nothing": ({"loss": loss}, "loss is without effect here"),
     "no batch": ({"importance": "taylor", "data": [], "loss": loss}, "there is no batch"),
     "no batch for ThiNet": ({"importance": "thinet", "data": []}, "there is no batch"),
