@@ -13,6 +13,7 @@ from fxprune.analysis.findings import Findings, Subject
 from fxprune.analysis.single_layers import analyze_single_layers
 from fxprune.arguments import why_no_model
 from fxprune.capture.captured import Captured, FrontEnd
+from fxprune.capture.equal_modules import check_told_apart
 from fxprune.capture.inputs import (
     Inputs,
     check_devices,
@@ -55,8 +56,9 @@ class AnalyzeArguments:
 def class_kept(call: AnalyzeArguments) -> AnalyzeArguments:
     """The arguments, with prefer="class" for a model that accelerate has dispatched: its hooks are on modules.
 
-    Raises `PlanError` where a graph is asked for.
+    Raises `PlanError` where a graph is asked for, `CaptureError` for equal modules.
     """
+    check_told_apart(call.model)
     if not is_dispatched(call.model):
         return call
     if call.prefer == "graph" or (call.path is not None and not paths_for(call.model, call.path, None)[0].keeps_class):

@@ -16,6 +16,7 @@ from fxprune.rewrite.hook_readings import too_wide
 from fxprune.rewrite.references import names_in, references_to_original
 from fxprune.rewrite.remade_tensors import unseen_writes
 from fxprune.rewrite.tensor_hooks import carried, hooks_of, left_out
+from fxprune.rewrite.unread_tensors import unread_tensors
 
 
 def recorded(result: Result) -> Record:
@@ -44,11 +45,8 @@ def recorded(result: Result) -> Record:
         mode = "training" if analysis.model.training else "evaluation"
         listed = ", ".join(absent[:4]) + (", ..." if len(absent) > 4 else "")
         reasons.append(f"left out, because the forward does not use them in {mode} mode: {listed}")
-    known = names_in(analysis.model, analysis.subject.tensors)
-    reasons += [*references_to_original(known, small), *carried(analysis.tensors, analysis.model, known, state, small)]
-    reasons += [text for _, text in lost_hooks(result)] + wide_readings(result)
-    reasons += unseen_writes(analysis, result.removal)
     after = {name: tuple(t.shape) for name, t in state.items() if name in before}
+    reasons += _of_other_code(result, state) + unread_tensors(analysis, small, before, after)
     training = tuple(name for name, module in analysis.model.named_modules() if module.training)
     return Record(
         analysis.captured.path,
@@ -69,6 +67,15 @@ def recorded(result: Result) -> Record:
         weights=checksum(small),
         flow=flow_of(analysis),
     )
+
+
+def _of_other_code(result: Result, state: Tensors) -> list[str]:
+    """Sentences about hooks, and about code that the example inputs do not reach. state: the small model's tensors."""
+    analysis, small = result.analysis, result.small
+    known = names_in(analysis.model, analysis.subject.tensors)
+    found = [*references_to_original(known, small), *carried(analysis.tensors, analysis.model, known, state, small)]
+    found += [text for _, text in lost_hooks(result)] + wide_readings(result)
+    return found + unseen_writes(analysis, result.removal)
 
 
 def lost_hooks(result: Result) -> list[tuple[str, str]]:

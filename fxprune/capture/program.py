@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.dispatched import undispatched
+from fxprune.capture.equal_modules import check_told_apart
 from fxprune.capture.exported import exported_graph, silent_export
 from fxprune.capture.inputs import Inputs, as_exported, normalize
 from fxprune.capture.size_ranges import user_inputs
@@ -20,10 +21,11 @@ from fxprune.offloaded import is_dispatched
 def as_module(model: Any, example_inputs: Any) -> Any:
     """The graph of a program of `torch.export`, which is no module; any other model as it is.
 
-    A model that accelerate has dispatched comes without its hooks.
+    A model that accelerate has dispatched comes without its hooks. Raises `CaptureError` for equal modules.
     """
     if isinstance(model, ExportedProgram):
         return graph_of(model, example_inputs)
+    check_told_apart(model)
     return undispatched(model) if is_dispatched(model) else model
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from fxprune.arguments import checks_arguments, shown
 from fxprune.capture.captured import fetch
+from fxprune.capture.equal_modules import check_told_apart
 from fxprune.capture.module_copy import deep_copy_with
 from fxprune.capture.process_state import public_call
 from fxprune.capture.tensors import computed_tensors
@@ -40,6 +41,7 @@ def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]]) -> nn.Mod
     >>> fxprune.masked(net, {"bias": {0: [1]}}).bias[1].item()
     0.0
     """
+    check_told_apart(model)
     refuse_dispatched(model, "masked")
     copied = _copy(model)
     with torch.no_grad():

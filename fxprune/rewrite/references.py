@@ -39,7 +39,7 @@ _LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
 
 
 def references_to_original(known: Mapping[int, str], small: nn.Module) -> list[str]:
-    """Sentences about hooks and attributes of a small model that still refer to the original.
+    """Sentences about hooks and attributes of a small model, and of its parameters, that still refer to the original.
 
     They run as they are: a hook that closes over a layer of the original reads that layer.
 
@@ -56,6 +56,12 @@ def references_to_original(known: Mapping[int, str], small: nn.Module) -> list[s
                     kind = HOOKS.get(name) or f'attribute "{name}"'
                     where = f'"{path}"' if path else "the model"
                     found.append(f"the {kind} of {where} ({place_of(part)}) refers to {target}")
+        for name, parameter in module._parameters.items():
+            for attribute, value in ({} if parameter is None else parameter.__dict__).items():
+                target = next((known[id(v)] for v in reachable(value) if id(v) in known), None)
+                if target is not None:
+                    where = f"{path}.{name}" if path else name
+                    found.append(f'the attribute "{attribute}" of the parameter "{where}" refers to {target}')
     return found
 
 

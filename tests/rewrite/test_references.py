@@ -304,3 +304,32 @@ def test_attributes_of_parameters_are_kept():
     assert small.a.bias.no_weight_decay
     assert not small.a.weight.requires_grad
     assert copy.deepcopy(small)(inputs()).shape == (3, 2)
+
+
+def test_an_attribute_of_a_parameter_that_refers_to_the_original_is_named():
+    model = net()
+    model.a.weight.owner = model.a
+    assert [reason for reason in fxprune.record(pruned(model)).reasons if "owner" in reason] == [
+        'the attribute "owner" of the parameter "a.weight" refers to "a" of the original'
+    ]
+
+
+class Drifts(Net):
+    """A copy of the first weight, which another method compares with it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = self.a.weight.detach().clone()
+        self.register_buffer("copied", self.b.weight.detach().clone())
+
+    def drift(self):
+        return (self.a.weight - self.first).abs().sum() + (self.b.weight - self.copied).abs().sum()
+
+
+def test_tensors_that_forward_does_not_read_and_that_keep_the_old_shape_are_named():
+    model = Drifts().double().eval()
+    stays = [reason.partition(":")[0] for reason in fxprune.record(pruned(model)).reasons if " stays [" in reason]
+    assert sorted(stays) == ['"copied" stays [2, 8]', '"first" stays [8, 4]']
+    small = pruned(model, methods={"drift": ()})
+    assert not [reason for reason in fxprune.record(small).reasons if " stays [" in reason]
+    assert small.drift() == 0

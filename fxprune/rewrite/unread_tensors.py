@@ -1,0 +1,41 @@
+"""Tensors that forward does not read, with the shape that a smaller parameter had: other methods may use both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+
+from fxprune.analysis.findings import Findings
+
+
+def unread_tensors(
+    findings: Findings, small: nn.Module, before: Mapping[str, tuple[int, ...]], after: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """Sentences about buffers and attributes of a small model that have the old shape of a parameter of their module.
+
+    before, after: name of a parameter or buffer -> its shape in the original and in the small model.
+    """
+    cut = {name: shape for name, shape in before.items() if after.get(name, shape) != shape}
+    if not cut:
+        return []
+    read = {name for axis in findings.solution.axes for name in findings.names_of(axis.parameter)}
+    found = []
+    for path, module in small.named_modules():
+        prefix = path and f"{path}."
+        for attribute, tensor in _tensors(module):
+            name, shape = prefix + attribute, tuple(tensor.shape)
+            same = [other for other, old in cut.items() if old == shape and other.startswith(prefix) and other != name]
+            if same and name not in read and after.get(name, shape) == before.get(name, shape):
+                why = f"forward does not read it, and the parameter of that shape is {list(after[same[0]])} now"
+                found.append(f'"{name}" stays {list(shape)}: {why} ("{same[0]}"); `methods=` shows what reads it')
+    return found
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The buffers of a module and the tensors in its attributes, not those inside of lists and other containers."""
+    for held in (module._buffers, module.__dict__):
+        for name, value in held.items():
+            if isinstance(value, torch.Tensor):
+                yield name, value
