@@ -41,6 +41,18 @@ from fxprune.errors import (
     nearest,
 )
 
+OF_OTHER_TOOLS = {
+    "amount": "ratio",
+    "pruning_ratio": "ratio",
+    "sparsity": "ratio",
+    "pruning_ratio_dict": "ratio",
+    "ignored_layers": "ignore",
+    "global_pruning": "scope",
+    "dataloader": "data",
+    "train_loader": "data",
+}
+"""Argument of torch.nn.utils.prune, Torch-Pruning and others -> the one that means it here."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -158,7 +170,8 @@ def _unknown_argument(name: str, option: str, value: Any, known: Iterable[str]) 
     if option in ("scheduler", "lr_scheduler") and "optimizer" in known:
         do = "leave it out: a scheduler goes on with its optimizer, which follows where optimizer= is given"
     else:
-        hint = nearest(option, known)
+        other = OF_OTHER_TOOLS.get(option, "")
+        hint = f'did you mean "{other}"?' if other in set(known) else nearest(option, known)
         do = hint if hint.startswith("did you mean") else f"choose from {', '.join(known)}"
     what, at = f"{name}() got an unexpected keyword argument {option!r}", f"{name}({option}={shown(value)})"
     return UnknownArgumentError(what, at=at, why=f"{name} has no argument of this name", do=do)

@@ -365,6 +365,8 @@ def test_a_scheduler_is_no_argument_and_a_near_name_is_guessed():
             function(net, x, ratio=0.5, scheduler=object())
         with pytest.raises(TypeError, match='did you mean "importance"'):
             function(net, x, ratio=0.5, importence="l1")
+        with pytest.raises(TypeError, match='did you mean "ratio"'):
+            function(net, x, amount=0.5)
 
 
 MEASURED = [

@@ -77,7 +77,10 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         why, do = nearest(words[0], known), "options stand after the command"
         raise UsageError(f"there is no option {words[0]} before the command", why=why, do=do)
     do = "`fxprune --help` lists the commands"
-    raise UsageError(f'there is no command "{words[0]}"', why=nearest(words[0], COMMANDS), do=do)
+    why = nearest(words[0], COMMANDS)
+    if words[0] in ("report", "analyze", "plot"):
+        why = "`fxprune inspect` reports on a model; --html writes a page"
+    raise UsageError(f'there is no command "{words[0]}"', why=why, do=do)
 
 
 def _epilog(about: dict[str, str]) -> str:

@@ -112,7 +112,12 @@ def _pickled(path: str, key: str | None) -> Mapping[str, torch.Tensor]:
         )
     other = next((name for name, value in found.items() if not isinstance(value, torch.Tensor)), None)
     if other is not None:
-        inner = [name for name, value in found.items() if isinstance(value, Mapping)]
+        inner = [name for name, value in found.items() if _holds_tensors(value)]
         do = f"--weights-key {inner[0]}" if inner else "save model.state_dict()"
         raise FileError(f'"{path}" holds no state_dict', why=f'"{other}" is a {type(found[other]).__name__}', do=do)
     return found
+
+
+def _holds_tensors(value: object) -> bool:
+    """True for a dict of tensors, such as a state_dict; that of an optimizer holds other dicts and lists."""
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(v, torch.Tensor) for v in value.values())

@@ -325,7 +325,9 @@ def test_weights_are_those_of_the_file(suffix, tmp_path, capsys):
 
 def test_a_checkpoint_with_more_than_weights(tmp_path, capsys):
     path = tmp_path / "checkpoint.pt"
-    torch.save({"epoch": 3, "state": models.Net().state_dict()}, path)
+    net = models.Net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    torch.save({"epoch": 3, "optimizer": optimizer.state_dict(), "state": net.state_dict()}, path)
     code, _, err = run(capsys, "inspect", *NET, "--weights", path)
     assert code == 1
     assert f'error: "{path}" holds no state_dict\n  why  "epoch" is a int\n  do   --weights-key state\n' in err

@@ -18,6 +18,7 @@ OUT = ("-r", "0.5", "-o", "small.safetensors")
 USAGE = {
     (): "say what to do\n  why  the commands are inspect, prune, verify, export, summary, sensitivity, pareto, stream, "
     "diff",
+    ("report",): 'there is no command "report"\n  why  `fxprune inspect` reports on a model; --html writes a page',
     ("prnue",): 'there is no command "prnue"\n  why  did you mean "prune"?',
     ("--json", "inspect"): "there is no option --json before the command",
     ("--vresion",): 'no option --vresion before the command\n  why  did you mean "--version"?',
