@@ -195,7 +195,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
     'did you mean "layer1.conv1"?'
     """
     known = list(names)
-    close = difflib.get_close_matches(name, known, n=1)
+    same = [other for other in known if other.lower() == name.lower()]
+    close = same or difflib.get_close_matches(name, known, n=1)
     if close:
         return f'did you mean "{close[0]}"?'
     more = ", ..." if len(known) > 8 else ""

@@ -7,6 +7,8 @@ import difflib
 import os
 from collections.abc import Iterable
 
+from fxprune.artifacts.pretrained import WEIGHTS
+from fxprune.cli.pretrained import CONFIG
 from fxprune.cli.usage import UsageError
 from fxprune.errors import FileError, nearest
 
@@ -23,7 +25,11 @@ def check_readable(*paths: str | None) -> None:
 
 def _check_file(path: str) -> None:
     if os.path.isdir(path):
-        raise FileError(f'"{path}" is a directory', do="pass the name of a file")
+        inside = os.path.join(path, WEIGHTS)
+        why, do = "", f'pass "{inside}"' if os.path.exists(inside) else "pass the name of a file"
+        if os.path.exists(os.path.join(path, CONFIG)) and not os.path.exists(inside):
+            why, do = "its model is one that transformers loads, and has no record", "pass it as MODEL, or name a file"
+        raise FileError(f'"{path}" is a directory', why=why, do=do)
     if not os.path.exists(path):
         folder = os.path.dirname(path)
         if not os.path.isdir(folder or "."):

@@ -346,3 +346,19 @@ def test_the_report_says_what_a_model_that_was_not_repaired_is_compared_with(fol
     for words, told in (((), True), (("-q",), False), (("--json",), False), (("--format", "markdown"), False)):
         assert main(["prune", *NET, *OUT, *words]) == 0
         assert (text in capsys.readouterr().out) == told
+
+
+@pytest.mark.parametrize(
+    ("files", "do"),
+    [
+        (("small_model.safetensors", "config.json"), 'pass "{}/small_model.safetensors"'),
+        (("model.safetensors", "config.json"), "pass it as MODEL, or name a file"),
+        ((), "pass the name of a file"),
+    ],
+)
+def test_a_directory_in_place_of_a_small_model(files, do, tmp_path, capsys):
+    for name in files:
+        (tmp_path / name).touch()
+    code, err = refused(capsys, "verify", *NET, tmp_path)
+    assert (code, err.splitlines()[0]) == (1, f'error: "{tmp_path}" is a directory')
+    assert err.splitlines()[-1] == f"  do   {do.format(tmp_path)}"
