@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.module_copy import copy_module
+from fxprune.capture.module_copy import as_parameter, copy_module
 
 MOST_NUMBERS = 64
 """The most numbers of a tensor that a fake one knows."""
@@ -99,7 +99,10 @@ class Faker:
             self.mode.fake_tensor_converter.add_constant_storage_mapping(fake)
 
     def _wrap(self, meta: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        return FakeTensor(self.mode, meta, torch.device("cpu") if real.device.type == "meta" else real.device)
+        fake = FakeTensor(self.mode, meta, torch.device("cpu") if real.device.type == "meta" else real.device)
+        if isinstance(real, nn.Parameter):
+            as_parameter(fake)
+        return fake
 
     def tree(self, values: Any) -> Any:
         """The nested structure `values` with every tensor replaced by its fake one."""

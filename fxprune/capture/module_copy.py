@@ -116,6 +116,12 @@ def _is_copied_by_attributes(kind: type) -> bool:
     return inherited and kind not in copyreg.dispatch_table
 
 
+def as_parameter(tensor: torch.Tensor) -> None:
+    """Let a tensor that stands for a parameter pass for one: forward may assign it to a layer, to tie two weights."""
+    stand_in: Any = tensor
+    stand_in._is_param = True
+
+
 def copy_module(
     module: nn.Module,
     tensor: Callable[[torch.Tensor], torch.Tensor],

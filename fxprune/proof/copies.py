@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.capture.module_copy import copy_module, put_mode
+from fxprune.capture.module_copy import as_parameter, copy_module, put_mode
 from fxprune.capture.tensors import Tensors
 from fxprune.capture.thread_state import outside_levels
 from fxprune.on_demand import whole
@@ -108,7 +108,8 @@ class Copies:
         self._read.clear()
 
     def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        name, tensor = self._names.get(id(tensor), ""), whole(tensor)
+        name, is_parameter = self._names.get(id(tensor), ""), isinstance(tensor, nn.Parameter)
+        tensor = whole(tensor)
         with torch.no_grad(), torch._C._DisableTorchDispatch():
             copied = self.precision.copy(tensor)
             tensor = tensor.to(copied.device)
@@ -123,6 +124,8 @@ class Copies:
                 copied = torch.where(tensor == rounded, exact.to(copied.dtype), copied)
         if name:
             self.copying.made(copied, name)
+        if is_parameter:
+            as_parameter(copied)
         return copied
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 import fxprune
-from tests.support import relative_error
+from tests.support import randomise, relative_error
 
 
 class Tagged(nn.Parameter):
@@ -101,3 +103,29 @@ def test_the_state_loads_into_a_copy_and_trains_on(pair):
     before.backward()
     optimizer.step()
     assert small(x).square().mean() < before
+
+
+class TiesInForward(nn.Module):
+    """The head gets the weight of the embedding in every forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.mix, self.head = nn.Embedding(20, 16), nn.Linear(16, 16), nn.Linear(16, 20)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.head.weight = self.words.weight
+        found = self.words(x)
+        return self.head(self.mix(found).relu() * found)
+
+
+@pytest.mark.parametrize("ran", [False, True], ids=["fresh", "after a run"])
+def test_weights_that_forward_ties_stay_tied(ran: bool) -> None:
+    net, x = randomise(TiesInForward().double().eval(), 0), torch.arange(6).view(2, 3)
+    if ran:
+        net(x)
+    small: Any = fxprune.transform(net, x, ratio=0.5)
+    record = fxprune.record(small)
+    assert (type(small), record.error) == (TiesInForward, 0.0)
+    assert small.words.weight.shape == (20, 8)
+    assert torch.allclose(small(x), fxprune.masked(net, record.removed)(x), rtol=0, atol=1e-12)
+    assert small.head.weight is small.words.weight
