@@ -120,10 +120,11 @@ def test_a_deep_copy_asks_a_class_each_time_how_it_is_copied_and_does_not_keep_i
         made.copied = True
         return made
 
-    Other.__deepcopy__ = copied  # type: ignore[attr-defined]  # as a notebook adds a method to a class
+    kind: Any = Other
+    kind.__deepcopy__ = copied  # as a notebook adds a method to a class
     assert deep_copy_with(net, {})[0].copied
     alive = weakref.ref(Other)
-    del Other, net
+    del Other, kind, net
     gc.collect()
     assert alive() is None
 
