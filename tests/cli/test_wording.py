@@ -35,6 +35,7 @@ NO_OPTION = {
     "kind": "of a criterion that is made in Python",
     "latency_table": "an object",
     "limit": "of a criterion that is made in Python",
+    "methods": "a dict of inputs",
     "model_class": "a class",
     "noise": "of fxprune.repair",
     "optimizer": "an object",
