@@ -7,6 +7,7 @@ and says why in its message. They are those of one version of torch; on others o
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -102,6 +103,33 @@ def test_the_work_is_what_it_was(name: str, verify: bool) -> None:
         assert found == wanted
     else:
         assert found["forwards"] == wanted["forwards"]
+
+
+def calls_of(blocks: int) -> int:
+    """The calls of Python functions, with those that resume a generator, in one `transform` of a chain of blocks."""
+    model = nn.Sequential(*(block() for _ in range(blocks)), nn.Linear(8, 3)).eval()
+    count = 0
+
+    def saw(_: object, event: str, __: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    fxprune.transform(model, torch.ones(2, 8), ratio=0.3, verify=False)
+    sys.setprofile(saw)
+    try:
+        fxprune.transform(model, torch.ones(2, 8), ratio=0.3, verify=False)
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def block() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 8))
+
+
+def test_calls_grow_as_the_model_does() -> None:
+    few, more, many = (calls_of(blocks) for blocks in (10, 20, 40))
+    assert 0 < many - more < 2.06 * (more - few)
 
 
 if __name__ == "__main__":

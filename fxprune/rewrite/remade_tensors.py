@@ -6,6 +6,7 @@ The code that makes them was not run, so it may compute other numbers from the s
 from __future__ import annotations
 
 import inspect
+import re
 import types
 from collections.abc import Iterator
 
@@ -25,15 +26,22 @@ def unseen_writes(findings: Findings, removal: Removal) -> list[str]:
     cut = {name for first in smaller for name in findings.names_of(first) if _root(name) not in written}
     if not cut or findings.captured.has_graph:
         return []
+    around = {each for name in cut for each in _holders(name)}
     found: dict[str, None] = {}
     for path, module in findings.model.named_modules():
         for attribute in (*module._buffers, *module.__dict__):
             name = f"{path}.{attribute}" if path else attribute
-            if any(each == name or each.startswith((f"{name}[", f"{name}.")) for each in cut):
+            if name in around:
                 for function in _methods_reached(type(module)):
                     if stores(function.__code__, attribute):
                         found[_sentence(name, function)] = None
     return list(found)
+
+
+def _holders(name: str) -> Iterator[str]:
+    """The name of a tensor and of each attribute and module around it: `b.cache[3]`, `b.cache`, `b`."""
+    yield name
+    yield from (name[: found.start()] for found in re.finditer(r"[.\[]", name))
 
 
 def _root(name: str) -> str:
