@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import zlib
 
+import hypothesis  # noqa: F401  (before `gc.freeze`: it looks for who refers to a generator that it registers)
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,11 @@ def pytest_configure(config):
     _device_constructors()
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
+
+
+def pytest_collection_finish(session):
+    # no collection visits the million objects that torch and the tests are made of: each takes most of a second
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,12 @@ from fxprune.capture.containers import is_container, parts
 from fxprune.capture.hook_parts import parts_of_hooks
 from fxprune.capture.module_copy import CACHED_FUNCTION
 
-_OTHERS = {*sys.stdlib_module_names, "torch", "numpy", "fxprune"} - {"__main__"}
+_WITHOUT_TENSORS = {
+    *("PIL", "huggingface_hub", "matplotlib", "packaging", "tqdm", "typing_extensions", "yaml"),
+    *("_pytest", "hypothesis", "pytest"),
+}
+"""Packages that files of models import often, and whose files keep nothing of a forward: they know no tensors."""
+_OTHERS = {*sys.stdlib_module_names, *_WITHOUT_TENSORS, "torch", "numpy", "fxprune"} - {"__main__"}
 _STEPS = 2
 """The number of imports that are followed: a file takes a function from a second one, which calls one of a third."""
 _METHODS = (staticmethod, classmethod, types.MethodType)

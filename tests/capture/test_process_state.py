@@ -497,6 +497,13 @@ def test_the_state_of_files_is_current_until_something_in_them_changes(monkeypat
         assert not state.current()
 
 
+def test_files_of_packages_that_know_no_tensors_are_left_out() -> None:
+    assert pytest in globals().values()
+    packages = {file.__name__.partition(".")[0] for file in Code.of(ReadsTable()).files}
+    assert packages.isdisjoint({"pytest", "_pytest"})
+    assert __name__ in {file.__name__ for file in Code.of(ReadsTable()).files}
+
+
 def test_files_are_searched_once_in_a_public_call(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
     monkeypatch.setattr(FileState, "__init__", counted(FileState.__init__, made))
