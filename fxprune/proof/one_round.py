@@ -25,7 +25,7 @@ from fxprune.proof.pair import Pair
 from fxprune.proof.precision import Precision
 from fxprune.proof.result import NoReferenceError, Proof
 from fxprune.proof.runs import GraphRun, Modes, call_model
-from fxprune.proof.trail import Trail, TrailRecorder, differs
+from fxprune.proof.trail import Trail, TrailRecorder, errors_of
 
 BLURRED = 1e-3
 """An error above this is never explained by rounding. An error below it can be a rounding that the model amplifies."""
@@ -229,8 +229,9 @@ class Round:
             for key, apart in suspects:
                 theirs, ours = judgement.theirs.steps[key], judgement.ours.steps[key]
                 other = trail.steps.get(key) if trail is not None else None
-                movement = differs(other, theirs, ours) if other is not None else 0.0
-                if not self._is_rounding(apart, movement):
+                errors = errors_of(ours, theirs, ours)
+                moves = (other and errors_of(other, theirs, ours)) or [0.0] * len(errors)
+                if not all(map(self._tells_nothing, errors, moves)):
                     return differs_inside(key, ours, apart, error, tolerance), apart
         return (None if right else differs_inside(None, None, error, error, tolerance)), 0.0
 
@@ -238,6 +239,15 @@ class Round:
         """True if an error is explained by roundings. amplified: the change when every number moves by one rounding."""
         blurred = max(BLURRED, 10 * self.precision.tolerance)
         return error < blurred and error <= 100 * amplified
+
+    def _tells_nothing(self, error: float, amplified: float) -> bool:
+        """True if an error inside of the models is no sign of a difference.
+
+        It is explained by roundings, or the numbers are nothing but roundings, as is the mean of channels whose mean
+        the norm before has set to zero.
+        """
+        noise = amplified > BLURRED and error <= 100 * amplified
+        return error <= self.precision.tolerance or noise or self._is_rounding(error, amplified)
 
     def _compared(self, reference: list[Any], judgement: Judgement | None) -> int:
         """The number of numbers that were compared and depend on what was removed."""

@@ -223,17 +223,22 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
         return self.digester.digest(tensor, kept, norm=False)
 
 
-def differs(step: ProofStep, reference: ProofStep, small: ProofStep | None = None) -> float:
-    """The largest error of the floating results of an operation; 0.0 for those that cannot be compared.
+def differs(step: ProofStep, reference: ProofStep) -> float:
+    """The largest error of the floating results of an operation; 0.0 for those that cannot be compared."""
+    return max(errors_of(step, reference, step), default=0.0)
 
-    small: the same step of the small model, if `step` is not that one: errors are relative to its numbers.
+
+def errors_of(step: ProofStep, reference: ProofStep, small: ProofStep) -> list[float]:
+    """The errors of the floating results of an operation, relative to the numbers of the small model.
+
+    0.0 for one that cannot be compared; none at all where the steps have unequally many.
     """
-    scales = (small or step).digests
-    if not len(step.digests) == len(reference.digests) == len(scales):
-        return 0.0
-    each = zip(step.digests, reference.digests, scales, strict=True)
-    known = ((a, b, scale) for a, b, scale in each if a is not None and b is not None and scale is not None)
-    return max((a.error(b, scale.norm) for a, b, scale in known), default=0.0)
+    if not len(step.digests) == len(reference.digests) == len(small.digests):
+        return []
+    return [
+        0.0 if a is None or b is None or scale is None else a.error(b, scale.norm)
+        for a, b, scale in zip(step.digests, reference.digests, small.digests, strict=True)
+    ]
 
 
 def _operands(args: Any, kwargs: Any) -> list[torch.Tensor]:

@@ -185,6 +185,31 @@ def test_a_rounding_that_the_model_amplifies_is_no_error(monkeypatch: pytest.Mon
         fxprune.transform(net, x, ratio=0.5)
 
 
+class Bottleneck(nn.Module):
+    """In training the second norm takes the means of channels whose mean is zero: they are nothing but roundings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.narrow, self.norm = nn.Linear(4, 301, bias=False), nn.BatchNorm1d(301)
+        self.wide, self.last_norm = nn.Linear(301, 6, bias=False), nn.BatchNorm1d(6)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.last_norm(self.wide(self.norm(self.narrow(x))))
+        return self.head(torch.dropout(y.relu(), 0.1, train=self.training))
+
+
+def test_numbers_that_are_nothing_but_roundings_are_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net, x = Bottleneck().double().eval(), torch.randn(8, 4).double()
+    small = fxprune.transform(net, x, ratio=0.5, path="eager")
+    assert fxprune.record(small).compared
+    monkeypatch.setattr("fxprune.proof.copies.moved_by_rounding", lambda tensor: tensor)
+    monkeypatch.setattr("fxprune.proof.runs.moved_by_rounding", lambda tensor: tensor)
+    with pytest.raises(fxprune.VerificationError, match="last_norm"):  # they do differ
+        fxprune.transform(net, x, ratio=0.5, path="eager")
+
+
 def test_large_layers_are_cut_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fxprune.rewrite.tensors.BLOCK", 1000)
     net = nn.Sequential(nn.Linear(7, 67), nn.ReLU(), nn.Linear(67, 71), nn.Sigmoid(), nn.Linear(71, 43)).double()
