@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from fxprune.capture.layouts import memory_of
 from fxprune.capture.module_copy import copy_module
 from fxprune.offloaded import StoredTensor
 from fxprune.offloaded.places import WeightPlace
-from fxprune.running.watch import memory_of
 
 
 @dataclass(eq=False)

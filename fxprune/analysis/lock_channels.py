@@ -69,7 +69,8 @@ def _same_dimensions(findings: Findings, error: RewriteError) -> list[Vector]:
 
 
 def _entering_vectors(findings: Findings, node: fx.Node) -> list[Vector]:
-    operands = [findings.observed.nodes[n.name] for n in node.all_input_nodes]
+    # on the path "hooks" no node is known
+    operands = [findings.observed.nodes[n.name] for n in node.all_input_nodes if n.name in findings.observed.nodes]
     vectors = [v for o in leaves(operands, Operand) if isinstance(o, Operand) for v in o.vectors]
     if node.op == "call_module":
         vectors += [a.vector for a in findings.solution.axes if a.parameter.startswith(f"{node.target}.")]

@@ -16,6 +16,7 @@ from fxprune.analysis.results import Results
 from fxprune.analysis.tensor_table import TensorTable
 from fxprune.analysis.uses import Uses
 from fxprune.capture.fake_tensors import Faker, Real
+from fxprune.capture.layouts import is_sparse
 from fxprune.capture.scopes import Scopes
 from fxprune.capture.tensors import Tensors, constants_of
 from fxprune.channels.groups import Axis, Solution
@@ -67,13 +68,15 @@ class Opened:
     def _open(self, name: str, tensor: torch.Tensor) -> None:
         self.tensors[name] = tensor
         fake = self.faker.tensor(tensor)
-        vectors = tuple(self.terms.fresh(size) for size in tensor.shape)
-        value = tensor if not tensor.is_floating_point() and tensor.device.type != "meta" else None
+        vectors = tuple(map(self.terms.fixed if is_sparse(tensor) else self.terms.fresh, tensor.shape))
+        readable = not tensor.is_floating_point() and tensor.device.type != "meta" and not is_sparse(tensor)
         registered = name not in self._constants  # the masked reference zeroes parameters and buffers only
         self._versions[name] = _version_of(fake)
         self.observer.unread.open(fake, tensor)
         self.observer.recorder.name(fake, name)
-        self.observer.bind(fake, Operand(vectors, tuple(registered or v.fixed for v in vectors), value))
+        self.observer.bind(
+            fake, Operand(vectors, tuple(registered or v.fixed for v in vectors), tensor if readable else None)
+        )
         axes = [Axis(name, dim, v, tuple(tensor.shape)) for dim, v in enumerate(vectors) if not v.fixed]
         self.axes.append((fake, axes))
 

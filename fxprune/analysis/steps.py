@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
+from fxprune.capture.layouts import memory_of
 from fxprune.capture.scopes import ATTENTION, Key, Scope
 from fxprune.capture.values import tensors_in
 from fxprune.ops.factors import Value, values_in
@@ -145,7 +146,7 @@ class StepRecorder:
         given = {id(t) for value in raw.values() for t in (value if isinstance(value, (list, tuple)) else (value,))}
         written = [t for t in made if id(t) in given] if func is None or func._schema.is_mutable else []
         for tensor in written:
-            memory = _memory(tensor)
+            memory = memory_of(tensor)
             self._writes[memory] = self._writes.get(memory, 0) + 1
         positions = arguments["self"].positions if name == "aten::lift_fresh" else None
         results = tuple(
@@ -166,7 +167,7 @@ class StepRecorder:
         if known is None:
             self._whole = self._whole and (not tensor.is_floating_point() or tensor.numel() < 2)
             return self._new(tensor)
-        memory = _memory(tensor)
+        memory = memory_of(tensor)
         if known[2] == self._writes.get(memory, 0):
             return known[1]
         before = tuple(self._memory.get(memory, ()))
@@ -175,7 +176,7 @@ class StepRecorder:
         return made
 
     def _new(self, tensor: torch.Tensor, name: str | None = None, positions: tuple[int, ...] | None = None) -> Value:
-        memory = _memory(tensor)
+        memory = memory_of(tensor)
         value = Value(tuple(tensor.shape), tensor.dtype, name, _number(tensor), positions or _positions(tensor))
         self._known[id(tensor)] = (tensor, value, self._writes.get(memory, 0))
         self._memory.setdefault(memory, []).append(value)
@@ -188,14 +189,6 @@ def _number(tensor: torch.Tensor) -> float | None:
         return None
     with unset_fake_temporarily():
         return float(tensor)
-
-
-def _memory(tensor: torch.Tensor) -> int:
-    """The number of the memory that a tensor is in; tensors that share memory have the same."""
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):  # a sparse tensor has none
-        return -id(tensor)
 
 
 def _positions(tensor: torch.Tensor) -> tuple[int, ...] | None:

@@ -30,15 +30,15 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def _common(args: tuple[Any, ...]) -> tuple[FakeTensorMode, torch.device] | None:
     """The mode and the device of all tensors among the arguments.
 
-    None if torch has to look at them: where there are none, tensors of several devices, real ones, tensors whose
-    numbers are known, or sizes that are symbols.
+    None if torch has to look at them: where there are none, tensors of several devices, real ones, sparse ones,
+    tensors whose numbers are known, or sizes that are symbols.
     """
     found: tuple[FakeTensorMode, torch.device] | None = None
     for arg in args:
         for value in arg if type(arg) is list else (arg,):
             if not isinstance(value, torch.Tensor):
                 continue
-            if type(value) is not FakeTensor or value.constant is not None:
+            if type(value) is not FakeTensor or value.constant is not None or value.layout is not torch.strided:
                 return None
             this = value.fake_mode, value.fake_device
             if found is not None and (this[0] is not found[0] or this[1] != found[1]):

@@ -11,6 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.layouts import is_sparse
 from fxprune.capture.module_copy import as_parameter, copy_module
 
 MOST_NUMBERS = 64
@@ -86,6 +87,8 @@ class Faker:
 
         It knows its numbers where the shape is the same: see `known`.
         """
+        if is_sparse(real):
+            return self.tensor(real)  # nothing is cut out of it
         fake = self._wrap(torch.empty(tuple(shape), dtype=real.dtype, device="meta"), real)
         if fake.shape == real.shape:
             self._give_numbers(fake, real)

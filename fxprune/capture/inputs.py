@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import inspect
 from collections.abc import Collection, Iterable, Mapping
@@ -16,7 +15,9 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils import _pytree as pytree
 
 from fxprune.arguments import shown
+from fxprune.capture.layouts import is_sparse, nested_kind
 from fxprune.capture.tensors import PARAMETER, Tensors
+from fxprune.capture.unseen_inputs import check_tensors, is_known_to_torch, of_no_tensor
 from fxprune.errors import CaptureError, InputError
 from fxprune.on_demand import OnDemand
 
@@ -26,8 +27,9 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 def normalize(example_inputs: Any) -> Inputs:
     """Example inputs as a tuple of positional arguments and a dict of keyword arguments.
 
-    They are given as a tensor, as a tuple or list of arguments, or as a mapping of keyword arguments. Raises
-    `InputError` for anything else, and if they contain no tensor or an empty one.
+    They are given as a tensor, as a tuple or list of arguments, as a mapping of keyword arguments, or as one object
+    of a class that torch takes apart. Raises `InputError` for anything else, and if they contain no tensor or an empty
+    one.
 
     >>> args, kwargs = normalize(torch.zeros(2, 3))
     >>> [a.shape for a in args], kwargs
@@ -37,25 +39,15 @@ def normalize(example_inputs: Any) -> Inputs:
     leaves = pytree.tree_leaves((args, kwargs))
     if not any(isinstance(leaf, torch.Tensor) for leaf in leaves):
         for leaf in leaves:
-            if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-                name = type(leaf).__name__
-                raise InputError(
-                    f"example inputs hold a {name}, whose tensors are not seen",
-                    why="torch looks into no data class that was not registered",
-                    do=f"torch.export.register_dataclass({name}), before this call",
-                )
+            unseen = of_no_tensor(leaf)
+            if unseen is not None:
+                raise unseen
         raise InputError(
             "example inputs hold no tensor",
             why=f"got {args or kwargs!r}",
             do="pass what one call of the model takes, for example `torch.randn(1, 3, 224, 224)`",
         )
-    for leaf in pytree.tree_leaves((args, kwargs)):
-        if isinstance(leaf, torch.Tensor) and not leaf.numel():
-            raise InputError(
-                "an example input is empty",
-                why=f"its shape is {tuple(leaf.shape)}: nothing could be compared on it",
-                do="use a batch of at least one",
-            )
+    check_tensors(leaves)
     return args, kwargs
 
 
@@ -69,8 +61,10 @@ def arguments_of(example_inputs: Any) -> Inputs:
         args, kwargs = (), dict(example_inputs)
     elif isinstance(example_inputs, (tuple, list)):
         args, kwargs = tuple(example_inputs), {}
+    elif is_known_to_torch(example_inputs):
+        args, kwargs = (example_inputs,), {}
     else:
-        raise InputError(
+        raise of_no_tensor(example_inputs) or InputError(
             "example inputs are missing" if example_inputs is None else "example inputs are of no use",
             why=f"{type(example_inputs).__name__} is neither a tensor, a tuple of arguments nor a dict of keywords",
             do="pass what one call of the model takes, for example `torch.randn(1, 3, 224, 224)`",
@@ -100,6 +94,8 @@ def bound(model: nn.Module, inputs: Inputs, what: str = "example inputs") -> ins
         do = "pass a tuple of all positional arguments, or a dict of keyword arguments"
         if inputs[1] and not inputs[1].keys() & signature.parameters.keys():
             do += "; a dict that is one argument stands in a tuple: (inputs,)"
+        if len(inputs[0]) > 1 and len(signature.parameters) == 1:
+            do += "; a tuple or list that is one argument stands in a tuple: (inputs,)"
         unknown = next((name for name in inputs[1] if name not in signature.parameters), "")
         near = difflib.get_close_matches(unknown, signature.parameters, n=1)
         meant = f' did you mean "{near[0]}" by "{unknown}"?' if near else ""
@@ -194,7 +190,9 @@ def check_plain(model: nn.Module, tensors: Tensors) -> None:
                 why=f"TorchScript runs a forward of its own for {type(module).__name__}, which cannot be looked into",
                 do="put the Python module in its place, prune, and script it again",
             )
-    check_plain_tensors((found.name, found.tensor) for found in tensors.unique)
+    check_plain_tensors(
+        (found.name, found.tensor) for found in tensors.unique if found.kind == PARAMETER or not is_sparse(found.tensor)
+    )
 
 
 def check_sets_modes(module: nn.Module, name: str) -> None:
@@ -221,12 +219,14 @@ def check_plain_tensors(named: Iterable[tuple[str, torch.Tensor]]) -> None:
                 "a weight is no plain tensor",
                 at=f'"{name}"',
                 why=f"it is {kind}, whose numbers cannot be cut",
-                do=_made_plain(kind),
+                do=_made_plain(tensor, kind),
             )
 
 
-def _made_plain(kind: str) -> str:
+def _made_plain(tensor: torch.Tensor, kind: str) -> str:
     """The advice for a weight of a kind that cannot be cut."""
+    if nested_kind(tensor):
+        return "hold a padded tensor (`torch.nested.to_padded_tensor(x, 0.0)`), or give it to forward as an input"
     if kind == "DTensor":
         return "use fxprune.transform_ or GradualPruner for a model under fully_shard; else prune before it is sharded"
     return "make it plain first (`dequantize()`, `to_dense()`), prune, and convert again"
@@ -236,6 +236,8 @@ def kind_of(tensor: torch.Tensor) -> str:
     """The kind of a tensor that is no plain one: its class (DTensor, torchao), layout or dtype; "" for a plain one."""
     if isinstance(tensor, OnDemand):
         return ""
+    if nested_kind(tensor):
+        return nested_kind(tensor)
     if tensor.layout is not torch.strided:
         return str(tensor.layout)
     dispatched = (

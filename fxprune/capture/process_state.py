@@ -10,6 +10,7 @@
 | torch's fused operations of recurrent layers (cuDNN, oneDNN) | `no_fused_recurrence` | off, during a run |
 | global hooks of `nn.Module` | `module_hooks` | one before and one after each forward, during a run |
 | `nn.Module.__call__`, `nn.Module.__getattr__` | `tracing` | replaced by `torch.fx` while it traces |
+| names of functions that traces wrap | `tracing`, `silence` | without the dotted ones, while one runs |
 | other attributes of torch, see `trace_watch.py` | `tracing` | replaced by functions that report, while a trace runs |
 | printing, filters of warnings | `silence` | nothing of this thread is shown, during an export |
 | `logging.Logger.handle` | `no_logs` | drops what this thread logs, during an export |
@@ -35,6 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.fx import _symbolic_trace as torch_trace
 from torch.nn.modules import module as torch_module
 
 from fxprune.capture.file_state import Code, FileState, uncached
@@ -176,9 +178,20 @@ def in_module(module: nn.Module, method: Callable[..., Any], inputs: tuple[tuple
 
 @contextlib.contextmanager
 def tracing() -> Iterator[None]:
-    """Holds the lock while `torch.fx.Tracer` traces: it replaces methods of `nn.Module` in the whole process."""
+    """Holds the lock while `torch.fx.Tracer` traces: it replaces methods of `nn.Module` in the whole process.
+
+    A graph that `torch.load` has read registers functions of torch by dotted names (`wrap`), which no file has as a
+    global: from then on every trace of the process ends in a `KeyError`. Such names are taken out meanwhile.
+    """
     with _LOCK:
-        yield
+        wrapped: dict[tuple[int, str], Any] = torch_trace._wrapped_fns_to_patch
+        dotted = {key: value for key, value in wrapped.items() if "." in key[1]}
+        for key in dotted:
+            del wrapped[key]
+        try:
+            yield
+        finally:
+            wrapped.update(dotted)
 
 
 @contextlib.contextmanager
@@ -188,6 +201,7 @@ def silence() -> Iterator[list[warnings.WarningMessage]]:
     Nothing is lost: torch raises the errors that it prints and logs. Also turns off the fast path of attention.
     """
     with (
+        tracing(),
         no_fused_attention(),
         no_logs(),
         warnings.catch_warnings(record=True) as caught,

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx._symbolic_trace import _assert_is_none
 from torch.fx.proxy import Proxy
 
 from fxprune.capture.places import SOURCE, TORCH, line_of, users_line
@@ -151,10 +150,8 @@ class Tracer(fx.Tracer):
         if name not in self.constants:
             return symbol
         value, message = self.constants[name], f"the graph was traced with {name}={self.constants[name]!r}"
-        if value is None:
-            self.create_proxy("call_function", _assert_is_none, (symbol, message), {})
-        else:
-            self.create_proxy("call_function", torch._assert, (symbol == value, message), {})
+        # also for None: the code of a graph with torch's `_assert_is_none` ends all later traces, see `tracing`
+        self.create_proxy("call_function", torch._assert, (symbol == value, message), {})
         return value
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

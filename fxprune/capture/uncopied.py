@@ -1,4 +1,4 @@
-"""Locks, conditions and Python modules, which `copy.deepcopy` refuses and a copy of a model can have all the same.
+"""Locks, conditions, Python modules and sparse tensors, which `copy.deepcopy` refuses and a copy can have all the same.
 
 A copy gets a lock of its own, which is open: it guards the copy and nothing else. A Python module is one thing in a
 process, and is shared. A generator, a file or a socket is neither: two models would take from it what the other needs.
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from fxprune.capture.containers import key_text
+from fxprune.capture.layouts import is_sparse
 
 CopyT = TypeVar("CopyT")
 
@@ -33,13 +34,13 @@ def copied_with_locks(
     """
     try:
         return make(dict(memo))
-    except (TypeError, copy.Error):  # "cannot pickle '_thread.lock' object", and what classes say of it
+    except (TypeError, copy.Error, NotImplementedError):  # "cannot pickle '_thread.lock' object", and what classes say
         found = list(_refused(model))
         if not found:
             raise
-        made = make({**memo, **_stand_ins(found)})
+        made = make({**_stand_ins(found), **memo})
         if said is not None:
-            said.extend(_sentence(name, value) for name, value in found)
+            said.extend(_sentence(name, value) for name, value in found if not isinstance(value, torch.Tensor))
         return made
 
 
@@ -68,6 +69,8 @@ def _stand_ins(found: Iterable[tuple[str, Any]]) -> dict[int, Any]:
 def _stand_in(value: Any, made: Mapping[int, Any]) -> Any:
     if isinstance(value, types.ModuleType):
         return value
+    if isinstance(value, torch.Tensor):
+        return value.clone()
     if type(value) is threading.Condition:  # it holds bound methods of its lock, which stay those of the original
         return threading.Condition(made[id(vars(value)["_lock"])])
     return _LOCKS[type(value)]()
@@ -81,8 +84,8 @@ def _sentence(name: str, value: Any) -> str:
 
 
 def _refused(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The locks, conditions and Python modules in the attributes of a model, with their names. A lock is before those
-    that hold it."""
+    """The locks, conditions, Python modules and sparse tensors in the attributes of a model, with their names. A lock
+    is before those that hold it."""
     seen: dict[int, Any] = {}
     for path, module in model.named_modules():
         for name, value in module.__dict__.items():
@@ -91,6 +94,8 @@ def _refused(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _refused_in(name: str, value: Any, seen: dict[int, Any]) -> Iterator[tuple[str, Any]]:
     kind = type(value)
+    if kind is torch.Tensor and is_sparse(value):
+        yield name, value
     if id(value) in seen or issubclass(kind, _NO_PARTS):
         return
     seen[id(value)] = value

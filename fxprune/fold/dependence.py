@@ -12,10 +12,14 @@ from typing import Any
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from fxprune.capture.layouts import is_sparse, memory_of
 from fxprune.capture.values import tensors_in
 from fxprune.errors import RuleError
 from fxprune.ops.aspects import DEPENDENCE
 from fxprune.ops.dependence import Dependence, Seen, Settled, anything, depends_anywhere
+
+_SPARSE_PRODUCTS = ("aten::mm", "aten::_sparse_addmm")
+"""The operations whose dependence can be told where one of the factors is sparse: all of that one depends."""
 
 
 class Shadows:
@@ -33,6 +37,8 @@ class Shadows:
 
     def of(self, tensor: torch.Tensor) -> Dependence:
         """The dependence of a tensor; False where none was set."""
+        if is_sparse(tensor):  # it has no memory that a shadow could be kept for
+            return True
         shadow = self._shadow(tensor)
         if isinstance(shadow, bool):
             return shadow
@@ -44,6 +50,8 @@ class Shadows:
 
     def set(self, tensor: torch.Tensor, dependence: Dependence) -> None:
         """Set the dependence of a tensor, and so that of every tensor that shares memory with it."""
+        if is_sparse(tensor):
+            return None
         before = self._shadow(tensor)
         if not tensor.numel() or before is dependence:
             return None
@@ -95,14 +103,17 @@ def execute(seen: Seen, args: Sequence[Any], kwargs: Mapping[str, Any], shadows:
     that a rule knows exactly (`Settled`) are written into the results, in place.
     """
     func = seen.func
-    before = {t.untyped_storage()._cdata for t in seen.tensors}
+    before = {memory_of(t) for t in seen.tensors}
+    plain = func._schema.name in _SPARSE_PRODUCTS or not any(map(is_sparse, seen.tensors))
     found: Any = False
     if not is_view(func):
         written = DEPENDENCE.of(func._schema.name)
-        found = anything(seen) if written is None else written(seen)  # before it runs: it may write into its arguments
+        found = (
+            written(seen) if written is not None and plain else anything(seen)
+        )  # before it runs: it may write into its arguments
     made = func(*args, **kwargs)
     for number, output in enumerate([made] if isinstance(made, torch.Tensor) else tensors_in(made)):
-        if func._schema.is_mutable or output.untyped_storage()._cdata not in before:
+        if func._schema.is_mutable or memory_of(output) not in before:
             own = found[number] if isinstance(found, Sequence) else found
             if isinstance(own, Settled):
                 output.copy_(torch.where(own.dependence, output, own.values.to(output.dtype)))

@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from fxprune.analysis.arguments import bound
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.observed import Walked
+from fxprune.capture.layouts import is_sparse
 from fxprune.capture.modes import reads_training
 from fxprune.capture.process_state import clean_caches
 from fxprune.capture.scopes import Scope
@@ -345,6 +346,8 @@ class _Watcher(Operations):  # type: ignore[no-untyped-call]
 
 def reads_of(name: str, seen: Seen) -> Sequence[Read]:
     """The reads of an operation, from its own function. Without one it reads all arguments, unless it is `absent`."""
+    if any(map(is_sparse, seen.tensors)):
+        return ()  # no dimension that can shrink is summed over: those of a sparse factor are fixed
     function = CONSTANTS.of(name)
     if function is not None:
         return function(seen)  # type: ignore[no-any-return]

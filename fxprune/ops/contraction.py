@@ -75,7 +75,7 @@ def columns_that_depend(seen: Seen, a: torch.Tensor, b: torch.Tensor) -> Depende
     return made.any(-2, keepdim=True)
 
 
-@depends("aten::addmm", "aten::baddbmm", "aten::addbmm", "aten::addmv")
+@depends("aten::addmm", "aten::_sparse_addmm", "aten::baddbmm", "aten::addbmm", "aten::addmv")
 def add_product_dependence(seen: Seen) -> Dependence:
     """Depends where the product or the addend does."""
     addend, a, b = seen.tensors[:3]
@@ -87,7 +87,7 @@ def add_product_dependence(seen: Seen) -> Dependence:
     return either(seen.of(addend), made)
 
 
-@carries("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::mv", "aten::addmv")
+@carries("aten::mm", "aten::bmm", "aten::addmm", "aten::_sparse_addmm", "aten::baddbmm", "aten::mv", "aten::addmv")
 def product_factors(asked: Asked) -> list[Way]:
     """One of the two factors carries it, and so does the addend."""
     *addends, first, second = [name for name, value in asked.raw.items() if isinstance(value, Value)]
@@ -107,7 +107,7 @@ def product_factors(asked: Asked) -> list[Way]:
     return possible(of_first, of_second)
 
 
-@reads_constants("aten::mm", "aten::addmm")
+@reads_constants("aten::mm", "aten::addmm", "aten::_sparse_addmm")
 def mm_constants(seen: Seen) -> list[Read]:
     """A weighted sum if the second factor is constant, as in a linear layer; else a product of two tensors."""
     a, b = seen.tensors[-2:]
@@ -139,13 +139,13 @@ def mm_products(self: Dims, mat2: Dims) -> list[Dims]:
     return [(self[0], met(self[1], mat2[0]), mat2[1])]
 
 
-@rule("aten::addmm")
+@rule("aten::addmm", "aten::_sparse_addmm")
 def addmm(call: Call, self: Operand, mat1: Operand, mat2: Operand) -> Operand:
     """y[m, n] = c[m, n] + sum_k a[m, k] * b[k, n]"""
     return plus(call, self, contract(call, "mk,kn->mn", mat1, mat2))
 
 
-@multiplies("aten::addmm")
+@multiplies("aten::addmm", "aten::_sparse_addmm")
 def addmm_products(mat1: Dims, mat2: Dims) -> list[Dims]:
     """m k n"""
     return mm_products(mat1, mat2)
@@ -286,7 +286,7 @@ def vdot_products(self: Dims, other: Dims) -> list[Dims]:
 
 
 _PRODUCTS = (
-    *("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::addbmm", "aten::addr"),
+    *("aten::mm", "aten::addmm", "aten::_sparse_addmm", "aten::bmm", "aten::baddbmm", "aten::addbmm", "aten::addr"),
     *("aten::mv", "aten::addmv", "aten::dot", "aten::vdot", "aten::_cdist_forward", "aten::_euclidean_dist"),
 )
 absent(

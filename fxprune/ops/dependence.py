@@ -44,7 +44,7 @@ class Seen:
         """Flags of the elements that are not always zero, since they depend on the inputs or are another constant."""
         dependence = self.of(tensor)
         if dependence is True:
-            return torch.ones_like(tensor, dtype=torch.bool)
+            return torch.ones(tensor.shape, dtype=torch.bool, device=tensor.device)
         return torch.as_tensor(tensor != 0) if isinstance(dependence, bool) else dependence | (tensor != 0)
 
 

@@ -18,6 +18,7 @@ from fxprune.analysis.arguments import bound, numbers_of
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.observed import Observation
 from fxprune.analysis.scale_factors import ScaleFactors
+from fxprune.capture.layouts import memory_of
 from fxprune.capture.places import users_line
 from fxprune.capture.scopes import Key, Scope
 from fxprune.capture.values import tensors_in
@@ -104,7 +105,7 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
         self.digests, self.decisions, self.trail = digests, decisions, Trail()
         self.scopes.on_attention = self._attended
         self.scopes.on_composite, self.scopes.on_leave = self._composed, self._left
-        self._tainted: dict[int, StorageWeakRef] = {}
+        self._tainted: dict[int, Any] = {}  # what keeps the number of a memory from being used twice
 
     def for_next_call(self) -> Operations | None:
         """The statistics of the next call; its operations leave no trail."""
@@ -120,17 +121,16 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
             self._taint(tensor)
 
     def _taint(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._tainted:
-            reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-            self._tainted[storage._cdata] = reference
+        memory = memory_of(tensor)
+        if memory not in self._tainted:
+            self._tainted[memory] = tensor if memory < 0 else _reference(tensor)
 
     def depends(self, value: Any) -> bool:
         """True if a nested value depends on what was removed."""
         return self._any_tainted(_flat(value))
 
     def _any_tainted(self, tensors: list[torch.Tensor]) -> bool:
-        return any(t.untyped_storage()._cdata in self._tainted for t in tensors)
+        return any(memory_of(t) in self._tainted for t in tensors)
 
     # -- operations ---------------------------------------------------------------------------------------
 
@@ -266,3 +266,8 @@ def _holds_nothing_new(func: Any) -> bool:
         made_up = "empty" in func._schema.name or func._schema.name == "aten::resize_"  # whatever the memory holds
         _KNOWN[func] = made_up or (bool(infos) and all(info is not None and not info.is_write for info in infos))
     return _KNOWN[func]
+
+
+def _reference(tensor: torch.Tensor) -> StorageWeakRef:
+    """A weak reference to the memory of a tensor."""
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.analysis.arguments import bound
+from fxprune.capture.layouts import is_sparse, memory_of
 from fxprune.running.products import READERS, WeightProduct
 
 
@@ -41,12 +42,6 @@ LayerKey = tuple[str, int]
 original, or else among the blocks that are used."""
 
 
-def memory_of(tensor: Tensor) -> int:
-    """The number of the memory that a tensor shares with its views, also where that is empty for some time."""
-    storage: Any = tensor.untyped_storage()
-    return int(storage._cdata)
-
-
 class Parameters:
     """The parameters and buffers of a model, found by the memory that a tensor shares with them.
 
@@ -63,7 +58,7 @@ class Parameters:
 
     def sharing(self, tensor: Tensor) -> list[str]:
         """The names of those in the same memory."""
-        if not isinstance(tensor, Tensor) or tensor.is_sparse or not tensor.numel():
+        if not isinstance(tensor, Tensor) or is_sparse(tensor) or not tensor.numel():
             return []
         return self._by_storage.get(memory_of(tensor), [])
 

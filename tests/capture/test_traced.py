@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import random
 from collections.abc import Callable
 from typing import Any
@@ -514,3 +515,26 @@ def test_operations_that_draw_in_the_forward_of_the_model_are_nodes_and_draw_ane
     assert traced.meta[WHOLE] == {}
     assert_same(model, traced, x)
     assert not torch.equal(traced(x), traced(x))
+
+
+def test_a_graph_that_was_loaded_does_not_end_the_traces_of_the_process(monkeypatch):
+    class Optional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x, scale=None):
+            return self.b(torch.relu(self.a(x)))
+
+    x, wrapped = torch.randn(3, 4), torch.fx._symbolic_trace._wrapped_fns_to_patch
+    for _ in range(2):
+        file = io.BytesIO()
+        torch.save(fxprune.transform(Optional(), x, ratio=0.5, path="fx"), file)
+        torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+    with pytest.raises(AssertionError, match="traced with scale=None"):
+        fxprune.transform(Optional(), x, ratio=0.5, path="fx")(x, torch.ones(1))
+    of_torch = (0, "torch.fx._symbolic_trace._assert_is_none")
+    monkeypatch.setitem(wrapped, of_torch, {})  # as loading a graph of torch's own tracer does
+    for path in ("fx", "export"):
+        assert fxprune.record(fxprune.transform(Optional(), x, ratio=0.5, path=path)).path == path
+    assert of_torch in wrapped

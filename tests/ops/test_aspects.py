@@ -30,11 +30,11 @@ RULES = {name: rule for name, rule in registered().items() if rule.__module__.st
 WRITTEN = tuple(ASPECTS)
 ABSENT = {
     "multiply_adds": 253,
-    "sizes": 249,
-    "positions": 292,
-    "readers": 255,
-    "modules": 274,
-    "norms": 295,
+    "sizes": 250,
+    "positions": 293,
+    "readers": 256,
+    "modules": 275,
+    "norms": 296,
     "dependence": 28,
     "constants": 241,
     "factors": 163,
