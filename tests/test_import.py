@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
-import subprocess
 import sys
 
 import pytest
 
 import fxprune
+from tests.forks import ended_forks
 
 HEAVY = """
     matplotlib mpmath networkx onnx onnxruntime onnxscript pandas safetensors scipy sklearn sympy tabulate timm
@@ -20,15 +20,16 @@ HEAVY = """
 
 
 @functools.cache
-def modules_after(module):
-    """The names of all modules that a fresh process holds after importing this one."""
-    code = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return frozenset(json.loads(done.stdout))
+def modules_after_each():
+    """Module -> the names of all modules that a process holds that has imported torch, and then this one."""
+    code = "import json, sys; __import__(sys.argv[1]); print(json.dumps(sorted(sys.modules)))"
+    modules = ("torch", "fxprune", "torch.utils._sympy.numbers")
+    ended = ended_forks([(code, [module]) for module in modules])
+    return {module: frozenset(json.loads(done.stdout)) for module, done in zip(modules, ended, strict=True)}
 
 
 def brought_in():
-    return modules_after("fxprune") - modules_after("torch")
+    return modules_after_each()["fxprune"] - modules_after_each()["torch"]
 
 
 @pytest.mark.parametrize("name", HEAVY)
@@ -43,7 +44,7 @@ def test_import_brings_in_no_package_but_the_standard_library_and_numpy():
 
 
 def test_a_module_that_is_imported_is_seen():
-    assert "sympy" in modules_after("torch.utils._sympy.numbers")
+    assert "sympy" in modules_after_each()["torch.utils._sympy.numbers"]
 
 
 def test_subpackages_that_few_need_wait_for_their_import():
@@ -62,17 +63,26 @@ PUBLIC_MODULES = {
 """The public modules, each with a name in it."""
 
 
-@pytest.mark.parametrize(("module", "name"), PUBLIC_MODULES.items())
-def test_public_modules_are_there_after_import_fxprune(module, name):
-    code = f"import fxprune; print(fxprune.{module}.{name}.__module__)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout
+@functools.cache
+def printed_by_each():
+    """Module -> what a process prints that has imported fxprune alone, and asks it for this module and a name in it.
+
+    The last is one process that imports all of them from fxprune.
+    """
+    code, names = "import fxprune; print(fxprune.{0}.__name__, fxprune.{0}.{1})", [*PUBLIC_MODULES]
+    codes = {module: code.format(module, name) for module, name in PUBLIC_MODULES.items()}
+    codes["all"] = f"from fxprune import {', '.join(names)}; print({'.__name__, '.join(names)}.__name__)"
+    ended = ended_forks([(code, []) for code in codes.values()], after="fxprune")
+    return {key: done.stdout if done.returncode == 0 else done.stderr for key, done in zip(codes, ended, strict=True)}
+
+
+@pytest.mark.parametrize("module", PUBLIC_MODULES)
+def test_public_modules_are_there_after_import_fxprune(module):
+    assert printed_by_each()[module].startswith(f"fxprune.{module} ")
 
 
 def test_public_modules_can_be_imported_from_fxprune():
-    code = f"from fxprune import {', '.join(PUBLIC_MODULES)}; print({'.__name__, '.join(PUBLIC_MODULES)}.__name__)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [f"fxprune.{module}" for module in PUBLIC_MODULES]
+    assert printed_by_each()["all"].split() == [f"fxprune.{module}" for module in PUBLIC_MODULES]
 
 
 def test_dir_shows_public_names_only():

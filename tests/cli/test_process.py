@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import fxprune
 from fxprune.cli import main
+from tests.forks import ended_forks
 
 ROOT = Path(__file__).parents[2]
 FXPRUNE = (sys.executable, "-m", "fxprune")
@@ -55,14 +56,17 @@ def test_every_exit_code(tmp_path):
 
     nothing = tmp_path / "nothing.safetensors"
     fixed = ("tests.cli.models:fixed", "--input", "1x4", "-r", "0.5", "-o", nothing)
-    others = {  # at once: each imports torch
-        1: started("inspect", "tests.cli.models:broken", "--input", "1x3"),
-        2: started("prnue", *NET),
-        3: started("prune", *fixed),
-        4: started("verify", *NET, small, "--seed", "1"),
+    others = {
+        1: ("inspect", "tests.cli.models:broken", "--input", "1x3"),
+        2: ("prnue", *NET),
+        3: ("prune", *fixed),
+        4: ("verify", *NET, small, "--seed", "1"),
     }
-    found = {code: ended(process) for code, process in others.items()}
-    assert {code: result[0] for code, result in found.items()} == {code: code for code in others}
+    module = "import runpy; runpy.run_module('fxprune', run_name='__main__', alter_sys=True)"  # as python -m fxprune
+    ends = dict(zip(others, ended_forks([(module, words) for words in others.values()], after="fxprune"), strict=True))
+    assert {code: done.returncode for code, done in ends.items()} == {code: code for code in others}
+    found = {code: (code, done.stdout, done.stderr) for code, done in ends.items()}
+    assert not any("Traceback" in err for _, _, err in found.values())
     assert found[1][1:] == (
         "",
         'making tests.cli.models:broken\nerror: "tests.cli.models:broken" raised an error\n'
