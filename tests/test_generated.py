@@ -90,7 +90,7 @@ def tensors(net: nn.Module) -> dict[str, Tensor]:
 # -- the laws -------------------------------------------------------------------------------------------------
 
 
-@law(9, program=programs())
+@law(6, program=programs())
 def test_keeping_all_changes_nothing(program: Program) -> None:
     net, x = build(program), images(program)
     with pytest.warns(fxprune.NothingRemovedWarning, match="the ratio is 0|no channel of this model can be removed"):
@@ -100,7 +100,7 @@ def test_keeping_all_changes_nothing(program: Program) -> None:
     assert fxprune.record(same).removed == {}
 
 
-@law(22, program=programs(), ratio=ratios, seed=seeds)
+@law(15, program=programs(), ratio=ratios, seed=seeds)
 def test_exact_channels_never_existed(program: Program, ratio: float, seed: int) -> None:
     """The masked original needs no rule: it only sets the removed slots to zero."""
     net, x = build(program), images(program)
@@ -112,7 +112,7 @@ def test_exact_channels_never_existed(program: Program, ratio: float, seed: int)
     assert error(small(fresh), reference(fresh)) < ROUNDING
 
 
-@law(22, program=programs(), ratio=ratios, seed=seeds)
+@law(15, program=programs(), ratio=ratios, seed=seeds)
 def test_all_channels_verify(program: Program, ratio: float, seed: int) -> None:
     net, x = build(program), images(program)
     small = shrunk(net, x, ratio=ratio, importance="random", seed=seed, verify=False)
@@ -124,7 +124,7 @@ def test_all_channels_verify(program: Program, ratio: float, seed: int) -> None:
 borders = st.sampled_from(("carrier", "map"))
 
 
-@law(12, program=programs(), ratio=ratios, seed=seeds, border=borders)
+@law(8, program=programs(), ratio=ratios, seed=seeds, border=borders)
 def test_constants_are_folded(program: Program, ratio: float, seed: int, border: str) -> None:
     """The original whose layers lost the weights of some outputs, and nothing else, needs no rule either."""
     net, x = build(program), images(program)
@@ -137,7 +137,7 @@ def test_constants_are_folded(program: Program, ratio: float, seed: int, border:
     assert fxprune.verify(net, small, fresh) < ROUNDING
 
 
-@law(25, program=programs(), share=st.sampled_from((0.2, 0.5, 0.9)), seed=seeds, border=borders)
+@law(17, program=programs(), share=st.sampled_from((0.2, 0.5, 0.9)), seed=seeds, border=borders)
 def test_what_is_zero_goes_and_nothing_changes(program: Program, share: float, seed: int, border: str) -> None:
     net, x = emptied(build(program), share, seed), images(program)
     with warnings.catch_warnings():  # bounds of slices may hold halves of unequal width
@@ -161,7 +161,7 @@ def emptied(net: nn.Module, share: float, seed: int) -> nn.Module:
     return net
 
 
-@law(14, program=programs())
+@law(9, program=programs())
 def test_rules_do_not_fail(program: Program) -> None:
     """A rule that raises is turned into locked channels: safe, but never meant."""
     analysis = fxprune.analyze(build(program), images(program))
@@ -180,7 +180,7 @@ def later(removed: Removed, first: Removed, net: nn.Module) -> Removed:
     return result
 
 
-@law(6, program=programs(), ratio=ratios, seed=seeds)
+@law(4, program=programs(), ratio=ratios, seed=seeds)
 def test_two_steps_are_one(program: Program, ratio: float, seed: int) -> None:
     """Half of the channels, then the other half: the same as all at once, to the last bit of every weight."""
     net, x = build(program), images(program)
@@ -200,7 +200,7 @@ def test_two_steps_are_one(program: Program, ratio: float, seed: int) -> None:
     assert error(stepwise(x), at_once(x)) < ROUNDING
 
 
-@law(10, program=programs(longest=4), seed=seeds)
+@law(7, program=programs(longest=4), seed=seeds)
 def test_masks_in_two_steps_are_one(program: Program, seed: int) -> None:
     net, x = build(program), images(program)
     a, b = torch.rand(2, program.stem, generator=torch.Generator().manual_seed(seed)) < 0.7
@@ -234,7 +234,7 @@ def everything(net: nn.Module) -> list[Any]:
     return seen
 
 
-@law(6, program=programs(), ratio=ratios, seed=seeds, traced=st.booleans())
+@law(4, program=programs(), ratio=ratios, seed=seeds, traced=st.booleans())
 def test_the_original_is_untouched(program: Program, ratio: float, seed: int, traced: bool) -> None:
     net, x = build(program), images(program)
     coin = np.random.default_rng(seed)
@@ -294,7 +294,7 @@ INPUTS = st.sampled_from(
 )
 
 
-@law(35, program=programs(longest=3), options=OPTIONS, inputs=st.none() | INPUTS.map(lambda value: [value]))
+@law(23, program=programs(longest=3), options=OPTIONS, inputs=st.none() | INPUTS.map(lambda value: [value]))
 def test_only_its_own_errors_escape(program: Program, options: dict[str, Any], inputs: list[Any] | None) -> None:
     net = build(program)
     before = everything(net)
@@ -319,7 +319,7 @@ class _Seen(fx.Interpreter):
         return result
 
 
-@law(15, program=programs(), seed=seeds, ratio=st.sampled_from((0.5, 0.9, 0.99)))
+@law(10, program=programs(), seed=seeds, ratio=st.sampled_from((0.5, 0.9, 0.99)))
 def test_nothing_becomes_empty(program: Program, ratio: float, seed: int) -> None:
     net, x = build(program), images(program)
     small = shrunk(net, x, ratio=ratio, importance="random", seed=seed, verify=False)
@@ -332,7 +332,7 @@ def test_nothing_becomes_empty(program: Program, ratio: float, seed: int) -> Non
     assert [name for name, shape in shapes.items() if 0 in shape and 0 not in originals.get(name, ())] == []
 
 
-@law(6, program=programs(), ratio=ratios)
+@law(4, program=programs(), ratio=ratios)
 def test_names_do_not_matter(program: Program, ratio: float) -> None:
     """Other names of modules, the reverse of the alphabet; other names of the graph's nodes."""
     x = images(program)
@@ -350,7 +350,7 @@ def test_names_do_not_matter(program: Program, ratio: float) -> None:
         assert torch.equal(other(x), small(x))
 
 
-@law(10, program=programs(), ratio=ratios, seed=seeds)
+@law(7, program=programs(), ratio=ratios, seed=seeds)
 def test_the_record_tells_what_happened(program: Program, ratio: float, seed: int) -> None:
     """Every tensor of the small model is the original's without the removed indices, bit for bit."""
     net, x = build(program), images(program)
@@ -411,7 +411,7 @@ def assert_varied(seen: Counter[str], wanted: set[str], part: float = 1.0) -> No
     assert len(missing) <= (1 - part) * len(wanted), missing
 
 
-@law(9, program=token_programs(), ratio=ratios, seed=seeds)
+@law(6, program=token_programs(), ratio=ratios, seed=seeds)
 def token_channels_never_existed(program: Tokens, ratio: float, seed: int) -> None:
     net = build_tokens(program)
     prefer = ("graph", None)[seed % 2]
@@ -431,7 +431,7 @@ def test_token_channels_never_existed() -> None:
     assert_varied(TAKEN, {"fx", "eager", "export"})
 
 
-@law(9, program=token_programs(), ratio=ratios, seed=seeds)
+@law(6, program=token_programs(), ratio=ratios, seed=seeds)
 def test_all_token_channels_verify(program: Tokens, ratio: float, seed: int) -> None:
     net = build_tokens(program)
     small = pruned(net, tokens(net, program), ratio=ratio, seed=seed)
@@ -458,7 +458,7 @@ def test_every_path_is_right_or_refuses(program: Tokens, ratio: float, seed: int
             assert leaf_error(small(*fresh), fxprune.masked(net, made.removed)(*fresh)) < ROUNDING
 
 
-@law(5, program=token_programs(longest=2), ratio=ratios, seed=seeds, path=st.sampled_from((None, *PATHS)))
+@law(3, program=token_programs(longest=2), ratio=ratios, seed=seeds, path=st.sampled_from((None, *PATHS)))
 def test_the_original_over_tokens_is_untouched(program: Tokens, ratio: float, seed: int, path: str | None) -> None:
     net = build_tokens(program)
     args = tokens(net, program)

@@ -27,7 +27,7 @@ from tests.support import call
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*deprecated:FutureWarning")
 
 ORDINARY = settings(
-    deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck), max_examples=15
+    deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck), max_examples=10
 )
 MANY = settings(deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 
@@ -95,7 +95,7 @@ def test_courses_are_varied() -> None:
     """Every kind of part, and nearly every way to write it, comes up."""
     seen: Counter[str] = Counter()
 
-    @settings(ORDINARY, max_examples=1000)
+    @settings(ORDINARY, max_examples=600)
     @given(program=courses(longest=8))
     def draw(program: Course) -> None:
         seen.update(features(build_course(program)))
