@@ -39,7 +39,7 @@ exec(code, {{"__name__": "__main__"}})
 def ended_forks(
     codes: Sequence[tuple[str, Sequence[object]]], *, after: str = "torch"
 ) -> list[subprocess.CompletedProcess[str]]:
-    """What became of a fresh process for each code with the words of its `sys.argv`, all at once.
+    """The ends of fresh processes, one for each code with the words of its `sys.argv`, all at once.
 
     after: the module that the process has imported from which they are forked.
     """
