@@ -116,6 +116,39 @@ def attention() -> str:
     return found.report("html", plan=found.plan(ratio=0.5))
 
 
+class Named(nn.Module):
+    """Heads and their width have the name of one layer; a lock holds the positions of an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pos = nn.Parameter(torch.randn(1, 5, 16))
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.pos
+        return x + self.attention(x, x, x)[0]
+
+
+def named() -> str:
+    return fxprune.analyze(Named().eval(), torch.randn(2, 5, 16)).report("html")
+
+
+class Twice(nn.Module):
+    """Two groups of one layer: its halves take ways of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.left, self.right = nn.Linear(3, 8), nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = self.q(x).split([4, 4], dim=-1)
+        return self.left(left) + self.right(right)
+
+
+def twice() -> str:
+    return fxprune.analyze(Twice().eval(), torch.randn(2, 3)).report("html")
+
+
 def evil() -> str:
     """Names, reasons and notes that are HTML."""
     shapes = {f"{EVIL}.weight": (4, 3), "plain.weight": (2, 4)}
@@ -176,5 +209,6 @@ def _group(n: int) -> dict[str, Any]:
 
 
 PAGES = {
-    f.__name__: f for f in (planned, recorded, alone, dropped, attention, repeated, states, evil, nothing, thousand)
+    f.__name__: f
+    for f in (planned, recorded, alone, dropped, attention, named, repeated, states, twice, evil, nothing, thousand)
 }

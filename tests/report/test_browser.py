@@ -187,6 +187,39 @@ def test_a_link_chooses_a_group_a_layer_or_a_lock(opened: Open) -> None:
     assert "head" in found.texts("#right h2")
 
 
+def test_a_name_of_several_groups_shows_them_all_and_each_has_its_own_address(opened: Open) -> None:
+    name = "attention.in_proj_weight"
+    found = opened("named", f"#group={name}")
+    assert found.texts("#right .heading > *")[1:] == [
+        name,
+        "Several groups have this name. Each has an address of its own.",
+    ]
+    assert found.texts("#right td a") == [f"{name} (heads)", f"{name} (head width)"]
+    assert found.nodes(".lit") == {"attention", "attention.out_proj"}
+    assert len(found.all("#list [aria-selected=true]")) == 2
+    assert found.run("return location.hash") == f"#group={name}"
+    found.all("#right td a")[1].click()
+    assert found.texts("#right .kind") == ["Group of head width"]
+    assert found.run("return decodeURIComponent(location.hash)") == f"#group={name}:head width@{name}[0]"
+    assert opened("named", f"#group={name}:heads").texts("#right .kind") == ["Group of heads"]
+
+
+def test_groups_of_one_name_and_kind_are_told_apart_by_their_dimension(opened: Open) -> None:
+    found = opened("twice", "#group=q")
+    links = found.texts("#right td a")
+    assert links == ["q (channels, q.weight[0])", "q (channels, q.weight[0]#2)"]
+    assert [row.text.splitlines()[2] for row in found.all("#list .item")] == [text[3:-1] for text in links]
+    addresses = [row.get_attribute("data-hash") for row in found.all("#list .item")]
+    assert len(set(addresses)) == len(addresses)
+
+
+def test_a_parameter_that_no_layer_owns_says_which_of_its_dimensions_are_held_or_go(opened: Open) -> None:
+    found = opened("named", "#layer=pos")
+    assert found.texts("#right li div") == ["pos[1], pos[2]"]
+    assert "Last dimension" in found.find("#right").text
+    assert "holds, shift[0]" in opened("states", "#layer=shift").texts("#right li")[0]
+
+
 def test_a_lock_has_its_operation_source_and_what_unlocking_would_free(opened: Open) -> None:
     found = opened("planned")
     found.find("#tab-lock").click()

@@ -105,7 +105,7 @@ function sensitivityTable(curve) {
 
 function groupLink(key) {
   const number = data.groups.findIndex((group) => group.key === key);
-  return number < 0 ? key : link(data.groups[number].name, { kind: "group", id: number });
+  return number < 0 ? key : link(groupsNamed(data.groups[number].name).length === 1 ? data.groups[number].name : groupText(number), { kind: "group", id: number });
 }
 
 function sensitivityChart(curve, key) {

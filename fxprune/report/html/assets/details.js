@@ -13,7 +13,7 @@ const TOTALS = {
 
 function showDetails() {
   const right = document.getElementById("right");
-  const show = { group: groupDetails, lock: lockDetails, layer: layerDetails, block: blockDetails };
+  const show = { group: groupDetails, groups: groupsDetails, lock: lockDetails, layer: layerDetails, block: blockDetails };
   right.replaceChildren(...(chosen ? show[chosen.kind](chosen.id) : overview()).filter((part) => part));
   right.scrollTop = 0;
 }
@@ -117,7 +117,7 @@ function groupDetails(number) {
     memberShape(m), m.slots === null ? "" : String(m.slots)]);
   const layersOf = new Set(group.members.map((m) => layerOf(m.parameter)));
   return [
-    heading(removed ? "Removed together" : `Group of ${group.kind}`, group.name),
+    heading(removed ? "Removed together" : `Group of ${group.kind}`, group.name, dimensionOf(number)),
     removed || !data.planned ? null : widthBar(group.channels, group.kept, group.channels),
     facts([
       [removed ? "Removed channels" : capital(group.kind), removed ? String(group.channels) : change({ before: group.channels, after: group.kept })],
@@ -131,6 +131,17 @@ function groupDetails(number) {
     ...curvesOf("sensitivity").map((curve) => sensitivityChart(curve, group.key)),
     sizesIn(layersOf),
     make("p", { class: "quiet" }, removed ? "" : "Slots: how many places of the dimension belong to the group's channels."),
+  ];
+}
+
+// Several groups of one name.
+function groupsDetails(text) {
+  const numbers = groupsNamed(text);
+  const rows = numbers.map((number) => [link(groupText(number), { kind: "group", id: number }), channelsOf(data.groups[number])]);
+  return [
+    heading(plural(numbers.length, "group"), text, "Several groups have this name. Each has an address of its own."),
+    openButton(new Set(rolesOf({ kind: "groups", id: text }).keys())),
+    table([["group"], ["channels", "right"]], rows),
   ];
 }
 
@@ -177,6 +188,15 @@ function lockDetails(number) {
   ];
 }
 
+// The dimensions of a layer's tensors that a lock holds, each once.
+function heldIn(number, id) {
+  return dimensions(data.locked[number].holds.filter((held) => layerOf(held.parameter) === id));
+}
+
+function dimensions(members) {
+  return [...new Set(members.map(({ parameter, dim }) => `${parameter}[${dim}]`))].join(", ");
+}
+
 function layerDetails(id) {
   const layer = layers.get(id);
   const after = data.planned && layer.after ? layer.after : { params: null, macs: null };
@@ -187,15 +207,15 @@ function layerDetails(id) {
     layer.kind === "join" || layer.kind === "input" || layer.kind === "output" ? make("p", {}, PLACES[layer.kind]) : facts([
       ["Parameters", change({ before: layer.params, after: after.params })],
       ["MACs", change({ before: layer.macs, after: after.macs })],
-      [layer.width && layer.width.parts ? "Rows of the in-projection" : "Outputs", layer.width ? widthText(layer) : null],
+      [layer.width && layer.width.parts ? "Rows of the in-projection" : layer.kind === "parameter" ? "Last dimension" : "Outputs", layer.width ? widthText(layer) : null],
       ["Channels", layer.tensors.length === 0 ? "none of its own: it has no parameters" : layer.state ? STATES[layer.state] : null],
     ]),
     layer.width && data.planned ? widthBar(layer.width.before, layer.width.after, layer.width.before) : null,
     layer.tensors.length ? table([["tensor"], ["shape", "right"]], layer.tensors.map((t) => [t.name.split(".").pop(), shapes(t)])) : null,
     roles.length ? make("section", {}, make("h3", {}, "Groups"), make("ul", {}, roles.map(([number, role]) =>
-      make("li", {}, link(`${data.groups[number].name} (${data.groups[number].kind})`, { kind: "group", id: number }), role ? `: ${role}` : "")))) : null,
+      make("li", {}, link(groupText(number), { kind: "group", id: number }), `: ${role}`)))) : null,
     locks.length ? make("section", {}, make("h3", {}, "Held by"), make("ul", {}, locks.map((number) =>
-      make("li", {}, link(data.locked[number].operation, { kind: "lock", id: number }), `: ${data.locked[number].why}`)))) : null,
+      make("li", {}, link(data.locked[number].operation, { kind: "lock", id: number }), `: ${data.locked[number].why}`, make("div", { class: "quiet" }, heldIn(number, id)))))) : null,
     sizesIn(new Set([id])),
   ];
 }
@@ -203,8 +223,9 @@ function layerDetails(id) {
 const PLACES = { join: "An operation at which branches meet.", input: "An input of the model.", output: "The output of the model." };
 
 function rolesIn(group, id) {
-  const found = group.members.filter((m) => layerOf(m.parameter) === id && m.role).map((m) => ROLES[m.role]);
-  return [...new Set(found)].join(" and ");
+  const here = group.members.filter((m) => layerOf(m.parameter) === id);
+  const roles = [...new Set(here.filter((m) => m.role).map((m) => ROLES[m.role]))].join(" and ");
+  return [roles, dimensions(here)].filter(Boolean).join(", ");
 }
 
 function blockDetails(id) {

@@ -5,6 +5,8 @@ const layers = new Map(data.layers.map((layer) => [layer.id, layer]));
 const ownerOf = tensorOwners();
 const groupsOf = membersByLayer(data.groups.map((group) => group.members.map((m) => [m.parameter, m])));
 const locksOf = membersByLayer(data.locked.map((lock) => lock.holds.map((h) => [h.parameter, h])));
+const numbersOf = groupsBy((group) => group.name);
+const numbersOfKind = groupsBy(withKind);
 
 // The states of layers, as in states.py.
 const STATES = { free: "channels of its outputs can go", inputs: "outputs all locked: only channels that it reads can go", fixed: "keeps all of its channels" };
@@ -30,6 +32,41 @@ function membersByLayer(lists) {
     }
   });
   return found;
+}
+
+// The numbers of the groups of this name:kind, or of this name.
+function groupsNamed(text) {
+  return numbersOfKind.get(text) ?? numbersOf.get(text) ?? [];
+}
+
+function groupsBy(textOf) {
+  const found = new Map();
+  data.groups.forEach((group, number) => found.set(textOf(group), [...(found.get(textOf(group)) ?? []), number]));
+  return found;
+}
+
+// The numbers of the groups that are chosen.
+function groupsIn(target) {
+  if (target && target.kind === "groups") return groupsNamed(target.id);
+  return target && target.kind === "group" ? [target.id] : [];
+}
+
+function withKind(group) {
+  return `${group.name}:${group.kind}`;
+}
+
+// What tells a group from the others of its name and kind: the dimension that its key names, or its first one; "" where there are none.
+function dimensionOf(number) {
+  const group = data.groups[number];
+  if (groupsNamed(withKind(group)).length < 2) return "";
+  const [, found] = /@(.*)$/.exec(group.key) ?? [];
+  return found ?? `${group.members[0].parameter}[${group.members[0].dim}]`;
+}
+
+// A text for a link to a group, which no other group has.
+function groupText(number) {
+  const { name, kind } = data.groups[number];
+  return `${name} (${[kind, dimensionOf(number)].filter(Boolean).join(", ")})`;
 }
 
 function layerOf(parameter) {

@@ -58,12 +58,17 @@ function option(target, ...content) {
 function groupRow(group, number) {
   const params = VALUES.group.params(group);
   const known = group.params_per_channel !== null;
-  const width = group.kept === null ? `${group.channels}` : group.exact === null ? `−${group.channels}` : change({ before: group.channels, after: group.kept });
   return option({ kind: "group", id: number },
-    make("div", { class: "line" }, make("b", {}, breakable(group.name)), make("span", { class: "figure" }, width)),
-    make("div", { class: "line quiet" }, make("span", {}, group.kind),
+    make("div", { class: "line" }, make("b", {}, breakable(group.name)), make("span", { class: "figure" }, channelsOf(group))),
+    make("div", { class: "line quiet" }, make("span", {}, breakable([group.kind, dimensionOf(number)].filter(Boolean).join(", "))),
       make("span", {}, known ? `${figure(params)} params, ${figure(VALUES.group.MACs(group))} MACs` : plural(group.members.length, "tensor"))),
     known && data.planned ? widthBar(group.channels, group.kept, group.channels) : null);
+}
+
+// How many channels a group has, keeps, or lost.
+function channelsOf(group) {
+  if (group.kept === null) return String(group.channels);
+  return group.exact === null ? `−${group.channels}` : change({ before: group.channels, after: group.kept });
 }
 
 function lockRow(lock, number) {
@@ -86,12 +91,14 @@ function layerRow(layer) {
 }
 
 function markChosen() {
-  const hash = chosen ? hashOf(chosen) : "";
+  const hashes = chosen && chosen.kind === "groups" ? groupsIn(chosen).map((id) => hashOf({ kind: "group", id })) : chosen ? [hashOf(chosen)] : [];
+  const marked = [];
   for (const item of document.querySelectorAll("#list .item")) {
-    const same = item.dataset.hash === hash;
+    const same = hashes.includes(item.dataset.hash);
     item.setAttribute("aria-selected", String(same));
-    if (same) item.scrollIntoView({ block: "nearest" });
+    if (same) marked.push(item);
   }
+  marked.reverse().forEach((item) => item.scrollIntoView({ block: "nearest" })); // the first one last
 }
 
 // Arrow keys walk, Enter chooses.

@@ -10,10 +10,10 @@ let chosen = null;
 
 function hashOf({ kind, id }) {
   const value = kind === "group" ? data.groups[id].key : String(id);
-  return `${kind}=${encodeURIComponent(value)}`;
+  return `${kind === "groups" ? "group" : kind}=${encodeURIComponent(value)}`;
 }
 
-// What a hash names, null if there is no such thing.
+// What a hash names, null if there is no such thing. A key names one group; a name, or name:kind, may be that of several.
 function targetOf(hash) {
   const [, kind, text] = /^#?(group|lock|layer|block)=(.*)$/.exec(hash) ?? [];
   if (!kind) return null;
@@ -24,9 +24,10 @@ function targetOf(hash) {
     return null;
   }
   if (kind === "group") {
-    let id = data.groups.findIndex((group) => group.key === value);
-    if (id < 0) id = data.groups.findIndex((group) => group.name === value);
-    return id < 0 ? null : { kind, id };
+    const id = data.groups.findIndex((group) => group.key === value);
+    const [first, ...more] = id < 0 ? groupsNamed(value) : [id];
+    if (first === undefined) return null;
+    return more.length ? { kind: "groups", id: value } : { kind, id: first };
   }
   if (kind === "lock") return data.locked[value] ? { kind, id: Number(value) } : null;
   if (kind === "layer") return layers.has(value) ? { kind, id: value } : null;
@@ -55,7 +56,8 @@ function choose(target, { reveal = false, move = true } = {}) {
   lightUp(rolesOf(target));
   if (target && move) bringIntoView();
   showDetails();
-  if (target && target.kind !== "block" && tab !== target.kind) showTab(target.kind);
+  const list = target && (target.kind === "groups" ? "group" : target.kind);
+  if (list && list !== "block" && tab !== list) showTab(list);
   else markChosen();
   const hash = target ? `#${hashOf(target)}` : "";
   if (location.hash !== hash) history.replaceState(null, "", hash || location.pathname + location.search);
@@ -79,7 +81,7 @@ function rolesOf(target) {
     found.set(layer, (found.get(layer) ?? new Set()).add(role));
   };
   if (!target) return found;
-  if (target.kind === "group") data.groups[target.id].members.forEach((m) => add(m.parameter, m.role || "producer"));
+  for (const number of groupsIn(target)) data.groups[number].members.forEach((m) => add(m.parameter, m.role || "producer"));
   if (target.kind === "lock") data.locked[target.id].holds.forEach((h) => add(h.parameter, "held"));
   if (target.kind === "layer") found.set(target.id, new Set(["chosen"]));
   if (target.kind === "block") places.get(target.id).leaves.forEach((layer) => found.set(layer.id, new Set([isOpen(places.get(target.id)) ? "lit" : "chosen"])));
@@ -87,7 +89,8 @@ function rolesOf(target) {
 }
 
 function spoken(target) {
-  if (target.kind === "group") return `Group ${data.groups[target.id].name}: ${plural(rolesOf(target).size, "layer")}`;
+  if (target.kind === "group") return `Group ${groupText(target.id)}: ${plural(rolesOf(target).size, "layer")}`;
+  if (target.kind === "groups") return `${groupsIn(target).length} groups are named ${target.id}`;
   if (target.kind === "lock") return `Locked by ${data.locked[target.id].operation}`;
   return String(target.id);
 }
@@ -129,7 +132,7 @@ function zoom(factor) {
 function showLegend() {
   const sample = (kind, text) => make("span", {}, make("span", { class: `swatch ${kind}` }), text);
   const parts = [];
-  if (chosen && chosen.kind === "group" && data.analysed) {
+  if (groupsIn(chosen).length && data.analysed) {
     const used = new Set([...rolesOf(chosen).values()].flatMap((roles) => [...roles]));
     for (const role of ["producer", "norm", "consumer", "raw"]) if (used.has(role)) parts.push(sample(role, `${ROLES[role]} the channels`));
   } else if (chosen && chosen.kind === "lock") parts.push(sample("held", "holds locked channels"));
