@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -26,11 +27,11 @@ from fxprune.criteria.from_data import on_data
 from fxprune.criteria.saved_scores import scores_of_groups
 from fxprune.depth.branches import Branch
 from fxprune.depth.carry_out import without_dropped
-from fxprune.errors import PlanError
+from fxprune.errors import PlanError, level_of_user
 from fxprune.fold import make_plan, resolve_plan
 from fxprune.planning.choose import choose
 from fxprune.planning.plan import Plan
-from fxprune.planning.select import importance_by_pattern
+from fxprune.planning.select import importance_by_pattern, warning_of_several
 from fxprune.report import analysis_data, dot, graph, view
 from fxprune.report.html import Curves, analysis_page
 from fxprune.report.text import analysis_table
@@ -69,6 +70,8 @@ class Analysis(Findings):
             choices.pop("importance", "l2"), findings.model, self.inputs, data=data, loss=loss, scores=scores
         )
         plan = make_plan(findings, importance=importance, **choices).plan
+        if text := warning_of_several(findings, choices):
+            warnings.warn(text, UserWarning, stacklevel=level_of_user())
         if shallow.dropped:
             plan = replace(plan, dropped=shallow.dropped, reasons=() if shallow.alone else plan.reasons)
         return plan.made_from(findings)

@@ -15,10 +15,11 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fxprune._record import record
+from fxprune.capture.graph_names import free_names
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.process_state import no_fused_attention, same_random_state, silence
 from fxprune.capture.values import tensors_in
-from fxprune.errors import CaptureError, FxpruneError
+from fxprune.errors import CaptureError, FxpruneError, counted
 from fxprune.paths import PATHS
 
 
@@ -154,7 +155,27 @@ def program_of(
             do="return at least one tensor, or wrap the model in a module that does",
         )
     left = [f"the output {path or 'as a whole'} is left out: {kind} is no tensor" for path, kind in dropped.items()]
-    return program, [*portable.reasons, *left, *noted]
+    return program, [*portable.reasons, *left, *noted, *_with_free_names(program)]
+
+
+def _with_free_names(program: torch.export.ExportedProgram) -> list[str]:
+    """Change names of parts that the module of a program cannot have. Returns sentences about them."""
+    tables: tuple[dict[str, Any], ...] = program.state_dict, program.constants
+    free = free_names(name for table in tables for name in table)
+    for table in tables if free else ():
+        parts = list(table.items())
+        table.clear()
+        table.update((free.get(name, name), part) for name, part in parts)
+    signature = program.graph_signature
+    for spec in (*signature.input_specs, *signature.output_specs):
+        if isinstance(spec.target, str):
+            spec.target = free.get(spec.target, spec.target)
+    if not free:
+        return []
+    name, other = next(iter(free.items()))
+    more = f", and {counted(len(free) - 1, 'more tensor')} by other names" if free.keys() - {name} else ""
+    why = "no graph can have the name, a keyword of Python or a part of torch.fx.GraphModule"
+    return [f'the file calls "{name}" "{other}"{more}: {why}']
 
 
 def _exported(portable: Portable, inputs: Inputs, shapes: Any) -> tuple[torch.export.ExportedProgram, list[str]]:

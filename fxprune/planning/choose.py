@@ -32,7 +32,7 @@ from fxprune.planning.limits import Limits, check_round_to, limits_of
 from fxprune.planning.masks import every_channel, removed_by_masks
 from fxprune.planning.ranked import Ranked
 from fxprune.planning.scopes import Units, costs_of
-from fxprune.planning.select import by_group, ignored_groups, importance_by_pattern, several_meant
+from fxprune.planning.select import by_group, ignored_groups, importance_by_pattern, several_ignored, several_meant
 from fxprune.planning.shared_settings import keep_equal_widths
 from fxprune.planning.uniform import EqualWidths, equal_widths
 
@@ -129,7 +129,7 @@ def choose(
         removed, reasons = within(findings, budgets, ranked.widths(scope, round_to), meter)
     if not removed.any() and not reasons:
         reasons = _why_nothing(groups, replace(limits, round_to=round_to), keep)
-    return _with_protected(findings, importance, removed), (*reasons, *why, *beside)
+    return _with_protected(findings, importance, removed), (*reasons, *why, *beside, *several_ignored(findings, ignore))
 
 
 def _units(findings: Findings, by_pattern: Mapping[str, Importance], keep: Any) -> Units:

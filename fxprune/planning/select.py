@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from fxprune.analysis.findings import Findings, Group
 from fxprune.analysis.members import Member
-from fxprune.errors import PlanError
-from fxprune.names import Level, Names, chain, find, find_all, names_of
+from fxprune.errors import PlanError, counted
+from fxprune.names import Level, Match, Names, chain, find, find_all, matching, names_of
 from fxprune.pattern_values import Candidate, assign, winners
 
 V = TypeVar("V")
@@ -64,19 +64,53 @@ def several_meant(findings: Findings, values: Any, *, what: str) -> list[str]:
     names, told = names_in(findings), []
     candidates = _candidates(findings, names)
     won = winners(names, values, candidates, what=what, kind="group")
-    shown = Counter(map(_with_kind, findings.groups))
     for pattern in values:
         match = find(names, pattern, what=what)
-        meant = [number for number, winner in won.items() if winner is pattern]
-        if match.level is Level.NAME:
-            exact = {str(match.pattern), *match.modules, *match.tensors}
-            meant = [n for n in meant if not exact.isdisjoint((*candidates[n].paths, *candidates[n].related))]
-        if match.level in (Level.NAME, Level.KIND) and len(meant) > 1:
-            groups = [findings.groups[number] for number in sorted(meant)]
-            keys = [_with_kind(group) if shown[_with_kind(group)] == 1 else group.key for group in groups]
-            text = match.pattern if isinstance(match.pattern, str) else next(iter(match.modules))
-            told.append(f'{what}: "{text}" means {len(keys)} groups, {" and ".join(keys)}; "{keys[0]}" means one')
-    return told
+        meant = {number for number, winner in won.items() if winner is pattern}
+        told.append(_several(findings, match, meant & _exactly(match, candidates), what))
+    return [text for text in told if text]
+
+
+def several_ignored(findings: Findings, ignore: Any) -> list[str]:
+    """Sentences about exact names of `ignore` that mean several groups, which other patterns do not name one by one."""
+    names = names_in(findings)
+    matches, candidates = find_all(names, ignore, what="ignore", empty=True), _candidates(findings, names)
+    single = {n for match in matches if match.level is Level.GROUP for n in match.groups}
+    single |= {n for match in matches if match.level is Level.KIND and len(match.groups) == 1 for n in match.groups}
+    told = (_several(findings, match, _exactly(match, candidates) - single, "ignore") for match in matches)
+    return [text for text in told if text]
+
+
+def warning_of_several(findings: Findings, choices: Mapping[str, Any]) -> str:
+    """The text of a warning about names that mean several groups, in `ratio`, `counts` and `ignore`; "" without any."""
+    told = [text for what in ("ratio", "counts") for text in several_meant(findings, choices.get(what), what=what)]
+    told += several_ignored(findings, choices.get("ignore", ()))
+    if not told:
+        return ""
+    more = f" {counted(len(told) - 1, 'further name')} so (the reasons list them)." if told[1:] else ""
+    return f"{told[0]}.{more} Write the one that is meant, and this warning is gone"
+
+
+def _exactly(match: Match, candidates: Sequence[Candidate]) -> set[int]:
+    """The numbers of the groups that an exact name means: of their layer, or of one that their outputs are in."""
+    if match.level is not Level.NAME:
+        return set(match.groups) if match.level is Level.KIND else set()
+    exact = {str(match.pattern), *match.modules, *match.tensors}
+    return {n for n, c in enumerate(candidates) if not exact.isdisjoint((*c.paths, *c.related))}
+
+
+def _several(findings: Findings, match: Match, meant: set[int], what: str) -> str:
+    """A sentence about a name that means several groups, with what means one of them, and all; "" for fewer."""
+    if len(meant) < 2:
+        return ""
+    shown = Counter(map(_with_kind, findings.groups))
+    groups = [findings.groups[number] for number in sorted(meant)]
+    keys = [_with_kind(group) if shown[_with_kind(group)] == 1 else group.key for group in groups]
+    text = match.pattern if isinstance(match.pattern, str) else next(iter(match.modules))
+    glob = f"{text}*" if match.level is Level.KIND else f"{groups[0].name}:*"
+    every = {g.number for g in findings.groups if matching(glob, (_with_kind(g),))} == meant
+    all_of_them = f', "{glob}" all' if every else ""
+    return f'{what}: "{text}" means {len(keys)} groups, {" and ".join(keys)}; "{keys[0]}" means one{all_of_them}'
 
 
 def _with_kind(group: Group) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -135,14 +136,44 @@ class OfHeads(nn.Module):
         return self.out(y.transpose(1, 2).reshape(x.shape))
 
 
+SEVERAL = '"q" means 2 groups, q:heads and q:head width; "q:heads" means one, "q:*" all'
+ASK = " Write the one that is meant, and this warning is gone"
+
+
+def told_of(analysis: fxprune.Analysis, **choices: Any) -> tuple[tuple[str, ...], list[str]]:
+    """The reasons of a plan, and the texts of the warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        reasons = analysis.plan(**choices).reasons
+    return reasons, [str(warning.message) for warning in caught]
+
+
 @pytest.mark.parametrize(("option", "value"), [("ratio", 0.5), ("counts", 2)])
 def test_a_name_of_several_groups_says_that_all_are_meant(option: str, value: float) -> None:
     analysis = fxprune.analyze(OfHeads().eval(), torch.randn(2, 5, 16))
-    told = analysis.plan(**{option: {"q": value}}).reasons
-    assert told == (f'{option}: "q" means 2 groups, q:heads and q:head width; "q:heads" means one',)
-    assert not analysis.plan(**{option: {"q:heads": value}}).reasons
-    assert analysis.plan(**{option: {"k": value}}).reasons == (told[0].replace('"q"', '"k"'),)
-    assert not analysis.plan(**{option: {"q": value, "q:heads": 1 if option == "counts" else 0.25}}).reasons
+    told = f"{option}: {SEVERAL}"
+    assert told_of(analysis, **{option: {"q": value}}) == ((told,), [f"{told}.{ASK}"])
+    other = told.replace('"q"', '"k"')
+    assert told_of(analysis, **{option: {"k": value}}) == ((other,), [f"{other}.{ASK}"])
+    quiet: tuple[dict[str, float], ...] = (
+        {"q:heads": value},
+        {"q": value, "q:heads": 1 if option == "counts" else 0.25},
+        {"q:*": value},
+    )
+    for values in quiet:
+        assert told_of(analysis, **{option: values}) == ((), [])
+
+
+def test_an_ignored_name_of_several_groups_says_that_all_are_meant() -> None:
+    analysis = fxprune.analyze(nn.Sequential(OfHeads(), nn.Linear(16, 4)).eval(), torch.randn(2, 5, 16))
+    told = f"ignore: {SEVERAL}".replace("q:", "0.q:").replace('"q"', '"0.q"')
+    assert told_of(analysis, ratio=0.5, ignore=["0.q"]) == ((told,), [f"{told}.{ASK}"])
+    for ignore in ("0.q:*", "0.q:heads", ["0.q", "0.q:heads"], "0.out", ["0"], nn.Linear):
+        assert told_of(analysis, ratio={"0.out": 0.5}, ignore=ignore)[1] == [], ignore
+    with pytest.warns(UserWarning, match="ignore: ") as caught:
+        fxprune.transform(analysis.model, torch.randn(2, 5, 16), ratio=0.5, ignore=["0.q", "0.v"])
+    (text,) = [str(w.message) for w in caught if "ignore" in str(w.message)]
+    assert text == f"{told}. 1 further name so (the reasons list them).{ASK}"
 
 
 class Shared(nn.Module):
@@ -162,9 +193,13 @@ class Shared(nn.Module):
 @pytest.mark.parametrize("pattern", ["q", "q:heads"])
 def test_groups_of_one_name_and_kind_are_told_apart_by_their_keys(pattern: str) -> None:
     analysis = fxprune.analyze(Shared().eval(), torch.randn(2, 5, 16))
-    (told,) = analysis.plan(ratio={pattern: 0.5}).reasons
+    (told,), (warned,) = told_of(analysis, ratio={pattern: 0.5})
     keys = [group.key if group.kind == "heads" else f"{group.name}:{group.kind}" for group in analysis.groups]
     keys = [key for key in keys if key.startswith(pattern)]
     assert len({*keys}) == len(keys) > 1
-    assert told == f'ratio: "{pattern}" means {len(keys)} groups, {" and ".join(keys)}; "{keys[0]}" means one'
+    every = "q:*" if pattern == "q" else "q:heads*"
+    means = f'"{pattern}" means {len(keys)} groups, {" and ".join(keys)}'
+    assert told == f'ratio: {means}; "{keys[0]}" means one, "{every}" all'
+    assert warned == f"{told}.{ASK}"
+    assert told_of(analysis, ratio={every: 0.5}) == ((), [])
     assert not analysis.plan(ratio={keys[0]: 0.5}).reasons
