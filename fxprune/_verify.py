@@ -14,13 +14,13 @@ from torch.export import ExportedProgram
 from fxprune._analyze import analyze
 from fxprune._dropping import error_without_branches
 from fxprune._find import AnalyzeArguments
-from fxprune._record import checksum, record_since
+from fxprune._record import checksum, record_since, steps_in
 from fxprune._record.repaired import Repair
 from fxprune._repair.original import has_other_weights, refitted
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.arguments import checks_arguments
-from fxprune.capture.inputs import check_plain
+from fxprune.capture.inputs import check_plain, normalize
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.output_paths import narrowed, output_paths
 from fxprune.capture.process_state import public_call
@@ -28,10 +28,11 @@ from fxprune.capture.program import as_module
 from fxprune.capture.tensors import Tensors
 from fxprune.configs import has_config
 from fxprune.depth.numbering import in_original_numbering
-from fxprune.errors import CaptureError, OtherWeightsWarning, counted
+from fxprune.errors import CaptureError, InputError, OtherWeightsWarning, VerificationError, counted
 from fxprune.fold import resolve_plan
 from fxprune.planning.uniform import with_config
 from fxprune.proof.compare import prove
+from fxprune.proof.other_arguments import other_arguments
 from fxprune.proof.result import NoReferenceError
 from fxprune.rewrite.factors import multiplied
 from fxprune.rewrite.graph import rewrite, scale_factors
@@ -83,6 +84,7 @@ def verify(
     """
     if isinstance(small, nn.Module):
         check_plain(small, Tensors.of(small))
+    _refuse_swapped(model, small)
     recorded = copy_module(as_module(model, example_inputs), lambda tensor: tensor)
     made = record_since(small, recorded)
     for name, module in recorded.named_modules():
@@ -109,8 +111,11 @@ def verify(
         if text:
             warnings.warn(text, OtherWeightsWarning, stacklevel=4)
             plain = _with_tensors_of(plain, own)
+    other = other_arguments(plain, recorded, normalize(example_inputs))
     try:
         error = prove(analysis, plain, resolved.removal, resolved.zeroed, exact, factors, folded=folded).error
+    except VerificationError as wrong:
+        raise (other or wrong) from (wrong if other else None)
     except NoReferenceError as wrong:
         raise CaptureError(
             "the model's forward raises",
@@ -118,9 +123,21 @@ def verify(
             why=str(wrong),
             do="check that the model runs on these example inputs",
         ) from wrong
+    if error > WRONG and other is not None:
+        raise other
     if error > WRONG and made.steps == 1 and has_other_weights(recorded, plain, made):
         warnings.warn(MADE_FROM_OTHER, OtherWeightsWarning, stacklevel=4)
     return max(error, without)
+
+
+def _refuse_swapped(model: nn.Module | ExportedProgram, small: nn.Module | ExportedProgram) -> None:
+    """Raises `InputError` if the first model was made by `transform`, and the second was not."""
+    if steps_in(small) is None and steps_in(model) is not None:
+        raise InputError(
+            "the two models stand the other way round",
+            why="the first one has the record of a small model, the second has none",
+            do="call verify(model, small, example_inputs), the original first",
+        )
 
 
 def _has_other_config(model: Any, small: Any) -> bool:
