@@ -50,6 +50,7 @@ class LayerFit:
         self.held: Moments | None = None
         self.product: WeightProduct | None = None
         self._moving: dict[bool, MovingSum] = {}
+        self.rows = 0  # those to fit, of this process
 
     def add(self, calls: Iterable[tuple[ProductCall, ProductCall]], *, held_out: bool) -> str:
         """Add the rows of some calls. Returns why the layer cannot be refitted, "" if it can."""
@@ -74,6 +75,11 @@ class LayerFit:
         self._moving.clear()
         return [tensor for held_out in (False, True) for tensor in self._into(held_out).tensors()]
 
+    @property
+    def inputs(self) -> int:
+        """The number of inputs of a block."""
+        return self._into(False).x.shape[1]
+
     def _into(self, held_out: bool) -> Moments:
         into = self.held if held_out else self.train
         assert into is not None
@@ -89,6 +95,7 @@ class LayerFit:
         if self.pair.weighted:
             lengths = wanted.square().sum(2)
             weights = 1 / (lengths + FLOOR * lengths.mean().clamp(min=torch.finfo(torch.float64).tiny))
+        self.rows += 0 if held_out else x.shape[1]
         self._into(held_out).add(x, wanted, residual, weights, squares=squares)
 
     def matrix(self, product: WeightProduct) -> Tensor:

@@ -24,6 +24,7 @@ from fxprune._repair.outputs import relative_squared_error, squared_errors
 from fxprune._repair.outputs_fit import OutputsFit
 from fxprune._repair.pages import Pages
 from fxprune._repair.pairs import LayerPair, layers_of, stacks_of, tied_in
+from fxprune._repair.repeated import FEW, Rows, repeats_in, warn_of_repeats
 from fxprune._repair.settings import RepairSettings
 from fxprune._repair.survey import Survey, merged
 from fxprune.capture.inputs import Inputs
@@ -93,10 +94,6 @@ def _refuse_all_at_once(settings: RepairSettings, pages: Pages) -> None:
             why="it moves all weights together, and needs them and their gradients at a time",
             do='pass mode="weights", which works layer by layer',
         )
-
-
-FEW = 2
-"""With fewer held-out samples than these, what they say of a repair is chance."""
 
 
 class _Work:
@@ -210,6 +207,7 @@ class _Work:
         lanes = self._lanes(found.pairs, sum(one.memory for one in both))
         done: dict[LayerKey, RepairedLayer] = {}
         states: list[tuple[LayerKey, Saved]] = []
+        rows: dict[LayerKey, Rows] = {}
         try:
             for key, pair in self._bar(found.pairs):
                 fit = LayerFit(pair, *parameters)
@@ -223,11 +221,15 @@ class _Work:
                 for view, _ in states[-1][1]:
                     self.pages.written(view)
                 done[key] = RepairedLayer(refit.error, refit.repaired, refit.ridge)
+                if refit.repaired < refit.error:
+                    rows[key] = Rows(sum(self.processes.all(fit.rows)), fit.inputs)
         finally:
             for lane in lanes:
                 lane.stop()
         undone, after = self._judged(states, before)
         names = _names(done)
+        known = {names[key]: seen for key, seen in rows.items() if key not in undone}
+        warn_of_repeats(repeats_in(self.parts, self.processes), known)
         if self.settings.mode == "outputs":
             after, why = self._together()
             if why:
