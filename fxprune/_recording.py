@@ -11,6 +11,7 @@ from fxprune.costs import cost_of
 from fxprune.planning.plan import Plan
 from fxprune.planning.structure import structure_of
 from fxprune.report.layer_graph import flow_of
+from fxprune.report.repeats import merge_tensors
 from fxprune.rewrite.derived import derived
 from fxprune.rewrite.hook_readings import too_wide
 from fxprune.rewrite.references import names_in, references_to_original
@@ -34,9 +35,10 @@ def recorded(result: Result) -> Record:
     state = Tensors.of(small)
     if plan.factors:
         names = list(dict.fromkeys(factor.tensor for factor in plan.factors))
+        folded = merge_tensors(names)
         dtypes = ", ".join(dict.fromkeys(str(state[name].dtype) for name in names if name in state))
         reasons.append(
-            f"the code computes a scale from a smaller width: {', '.join(names[:4])}{', ...' if names[4:] else ''} "
+            f"the code computes a scale from a smaller width: {', '.join(folded[:4])}{', ...' if folded[4:] else ''} "
             f"carry the ratio to the scale of before, rounded to {dtypes} (see `plan.factors`)"
         )
     before = {name: tuple(tensor.shape) for key, tensor in analysis.tensors.items() for name in analysis.names_of(key)}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -111,9 +112,24 @@ def verify(
         if text:
             warnings.warn(text, OtherWeightsWarning, stacklevel=4)
             plain = _with_tensors_of(plain, own)
-    other = other_arguments(plain, recorded, normalize(example_inputs))
-    try:
+    with _explained(other_arguments(plain, recorded, normalize(example_inputs))) as explained:
         error = prove(analysis, plain, resolved.removal, resolved.zeroed, exact, factors, folded=folded).error
+        explained(error)
+    if error > WRONG and made.steps == 1 and has_other_weights(recorded, plain, made):
+        warnings.warn(MADE_FROM_OTHER, OtherWeightsWarning, stacklevel=4)
+    return max(error, without)
+
+
+@contextlib.contextmanager
+def _explained(other: InputError | None) -> Iterator[Callable[[float], None]]:
+    """Raises `other`, if there is one, where the small model raises or is wrong. Gives a function of its error."""
+
+    def explained(error: float) -> None:
+        if error > WRONG and other is not None:
+            raise other
+
+    try:
+        yield explained
     except VerificationError as wrong:
         raise (other or wrong) from (wrong if other else None)
     except NoReferenceError as wrong:
@@ -123,11 +139,6 @@ def verify(
             why=str(wrong),
             do="check that the model runs on these example inputs",
         ) from wrong
-    if error > WRONG and other is not None:
-        raise other
-    if error > WRONG and made.steps == 1 and has_other_weights(recorded, plain, made):
-        warnings.warn(MADE_FROM_OTHER, OtherWeightsWarning, stacklevel=4)
-    return max(error, without)
 
 
 def _refuse_swapped(model: nn.Module | ExportedProgram, small: nn.Module | ExportedProgram) -> None:

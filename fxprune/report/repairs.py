@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from fxprune.report.repeats import merge_repeats
+from fxprune.report.repeats import merge_repeats, merge_tensors, stands_for
 
 
 @dataclass(frozen=True)
@@ -60,20 +60,46 @@ def repair_data(repair: Repaired | None) -> RepairData | None:
 
 
 def repair_text(data: RepairData, *, markdown: bool = False) -> str:
-    """A row for every layer with its errors, the errors of the outputs, and what was left or taken back."""
+    """A row for every layer with its errors, the errors of the outputs, and what was left or taken back.
+
+    Layers of repeated blocks share a row, which has the least and the largest error of them.
+    """
     from tabulate import tabulate  # here, because only reports need it
 
-    rows = [
-        (one.name, f"{one.before:.2e}", f"{one.after:.2e}", "" if one.ridge is None else f"{one.ridge:g}")
-        for one in data.layers
-    ]
+    rows = [_row(name, layers) for name, layers in _folded(data.layers)]
     parts = []
     if rows:
         style, aligned = "github" if markdown else "simple", ("left", "right", "right", "right")
         headers = ("layer", "error before", "error after", "ridge")
         parts.append(tabulate(rows, headers=headers, tablefmt=style, colalign=aligned, disable_numparse=True))
     lines = [f"outputs: {data.before:.2e}, after the repair {data.after:.2e}"]
+    if len(rows) < len(data.layers):
+        worst = max(data.layers, key=lambda layer: layer.after)
+        lines.append(f"the largest error of a layer after the repair: {worst.name}, {worst.after:.2e}")
     if data.undone:
         lines.append(f"taken back, since the outputs were worse: {', '.join(data.undone)}")
     lines += [f"{name}: left as it is; {why}" if name else why for name, why in merge_repeats([*data.left.items()])]
     return ("\n\n" if markdown else "\n").join([*parts, ("  \n" if markdown else "\n").join(lines)])
+
+
+def _folded(layers: Sequence[RefitData]) -> list[tuple[str, list[RefitData]]]:
+    """Each row of the table: its name, and the layers that it stands for."""
+    names = merge_tensors(layer.name for layer in layers)
+    return [(name, [layer for layer in layers if stands_for(name, layer.name)]) for name in names]
+
+
+def _row(name: str, layers: Sequence[RefitData]) -> tuple[str, str, str, str]:
+    before, after = (_range(errors) for errors in ([one.before for one in layers], [one.after for one in layers]))
+    ridges = [one.ridge for one in layers if one.ridge is not None]
+    few = f" ({len(ridges)} of {len(layers)})" if 0 < len(ridges) < len(layers) else ""
+    return name, before, after, f"{_range(ridges, 'g')}{few}" if ridges else ""
+
+
+def _range(numbers: Sequence[float], form: str = ".2e") -> str:
+    """The least and the largest number.
+
+    >>> _range([0.5, 0.25]), _range([1.0], "g")
+    ('2.50e-01 to 5.00e-01', '1')
+    """
+    least, largest = format(min(numbers), form), format(max(numbers), form)
+    return least if least == largest else f"{least} to {largest}"

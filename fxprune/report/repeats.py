@@ -41,6 +41,33 @@ def merge_repeats(rows: Sequence[Row], blocks: Container[str] = frozenset()) -> 
     return found
 
 
+def merge_tensors(names: Iterable[str]) -> list[str]:
+    """Names of parameters, in which those of repeated blocks are one.
+
+    >>> merge_tensors(["a.0.up.weight", "a.1.up.weight", "0.weight", "2.weight", "scale"])
+    ['a.0-1.up.weight', '0.weight', '2.weight', 'scale']
+    """
+    rows = merge_repeats([name.rpartition(".")[::2] for name in names])
+    return [".".join(filter(None, row)) for row in rows]
+
+
+def stands_for(row: str, name: str) -> bool:
+    """True if a row of repeated blocks has this name among its own.
+
+    >>> [stands_for("a.0-2,4.x", name) for name in ("a.1.x", "a.3.x", "a.4.x", "a.4.y")]
+    [True, False, True, False]
+    """
+    parts, others = row.split("."), name.split(".")
+    return len(parts) == len(others) and all(map(_covers, parts, others))
+
+
+def _covers(part: str, other: str) -> bool:
+    if part == other or not (other.isdigit() and re.fullmatch(r"\d+(?:[-,]\d+)+", part)):
+        return part == other
+    spans = (span.split("-") for span in part.split(","))
+    return any(int(span[0]) <= int(other) <= int(span[-1]) for span in spans)
+
+
 def _numbers(name: str, blocks: Container[str]) -> list[re.Match[str]]:
     """The numbers of blocks in a dotted name: those before its last dot; all, if it is the name of a block."""
     return list(re.finditer(r"\d+(?:[-,]\d+)*", name if name in blocks else name.rpartition(".")[0]))

@@ -218,7 +218,7 @@ _STATISTIC = re.compile(r"a statistic changed: (\S+) in (\S+): (.*)")
 _OF_BLOCK = re.compile(r"((?:\w+\.)*\d+\.\w[\w.]*) (.*)")
 
 
-def _merged(notes: Iterable[str], blocks: Container[str]) -> list[str]:
+def merged_notes(notes: Iterable[str], blocks: Container[str]) -> list[str]:
     """The notes, in which equal ones of repeated blocks are merged; those about a statistic come last."""
     matches = [(note, _STATISTIC.fullmatch(note)) for note in notes]
     rows = merge_repeats([(found[2], found[1], found[3]) for _, found in matches if found], blocks)
@@ -229,7 +229,7 @@ def _merged(notes: Iterable[str], blocks: Container[str]) -> list[str]:
 
 
 def _notes(notes: Iterable[str], blocks: Container[str], markdown: bool) -> str:
-    notes = _merged(notes, blocks)
+    notes = merged_notes(notes, blocks)
     if markdown:
         return "".join(f"\n{'' if n else chr(10)}- note: {note}" for n, note in enumerate(notes))
     return "".join(f"\nnote: {note}" for note in notes)

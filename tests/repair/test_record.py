@@ -63,6 +63,23 @@ def test_layers_that_were_left_stand_in_order_and_those_of_equal_blocks_in_one_l
     assert lines == [f"2.0-3.0.parametrizations.weight.original{number}" for number in (1, 0)]
 
 
+def test_repaired_layers_of_repeated_blocks_share_a_row() -> None:
+    torch.manual_seed(0)
+    blocks = nn.Sequential(*(nn.Sequential(nn.Linear(20, 20), nn.Tanh()) for _ in range(4)))
+    net = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), blocks, nn.Linear(20, 4)).eval()
+    made = fxprune.record(fxprune.repair(fxprune.transform(net, X, ratio=0.5), net, batches(6)))
+    assert made.repair is not None
+    layers = [made.repair.layers[f"2.{number}.0.weight"] for number in range(4)]
+    table = made.report().partition("repair:\n")[2].splitlines()
+    assert [line.split()[0] for line in table[2:5]] == ["0.weight", "2.0-3.0.weight", "3.weight"]
+    for errors in ([layer.before for layer in layers], [layer.after for layer in layers]):
+        assert f"{min(errors):.2e} to {max(errors):.2e}" in table[3]
+    worst = max(made.repair.layers, key=lambda name: made.repair.layers[name].after if made.repair else 0)
+    assert table[-1] == (
+        f"the largest error of a layer after the repair: {worst}, {made.repair.layers[worst].after:.2e}"
+    )
+
+
 def test_layers_that_were_left_are_in_the_report() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.utils.parametrizations.weight_norm(nn.Linear(20, 4))).eval()

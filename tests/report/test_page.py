@@ -317,3 +317,11 @@ def test_the_outputs_of_a_recurrent_layer_are_its_state_and_not_its_gates(name: 
         widths = {node["id"]: node["width"] for node in page["layers"]}
         assert (widths["layer"]["before"], widths["layer"]["after"]) == (before, after)
         assert (widths["first"]["before"], widths["last"]["before"]) == (16, 4)
+
+
+def test_equal_notes_about_repeated_blocks_are_one() -> None:
+    shapes = {f"layers.{n}.up.weight": (4, 3) for n in range(3)}
+    notes = tuple(f"layers.{n}.up keeps its rows" for n in range(3))
+    made = fxprune.Record("fx", {}, True, shapes, shapes, reasons=notes).report("html")
+    assert "layers.0-2.up keeps its rows" in made
+    assert "layers.1.up keeps its rows" not in made

@@ -65,6 +65,13 @@ def error(net: nn.Module, small: nn.Module, x: Tensor = X) -> float:
         return float((small(x) - reference(x)).abs().max() / reference(x).abs().max())
 
 
+def test_weights_of_repeated_blocks_that_carry_a_factor_are_told_together() -> None:
+    net = randomised(nn.Sequential(*(Attention(fused) for _ in range(4))))
+    small = pruned(net)
+    (told,) = [text for text in fxprune.record(small).reasons if "carry the ratio" in text]
+    assert "smaller width: 0-3.q.bias, 0-3.q.weight carry the ratio" in told
+
+
 def softmax(scores: Tensor, v: Tensor) -> Tensor:
     return scores.softmax(-1) @ v
 

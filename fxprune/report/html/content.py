@@ -19,6 +19,8 @@ from fxprune.report.data import AnalysisData, Change, RecordData, Recorded, Shap
 from fxprune.report.graphs import graph
 from fxprune.report.html.states import States
 from fxprune.report.layer_graph import LayerFlow, classes_around
+from fxprune.report.repeats import blocks_of
+from fxprune.report.text import merged_notes
 
 Entry = dict[str, Any]
 
@@ -73,7 +75,7 @@ def of_analysis(
         left = cost_of(shallow, resolved.removal, resolved.constants)
         _add_plan(made, resolved.plan, left, findings.tensors.keys() - shallow.tensors.keys())
         _add_kept(made, findings, shallow.tensors, resolved.plan)
-    made["curves"] = list(curves)
+    made["curves"], made["notes"] = list(curves), _merged_notes(made)
     return made
 
 
@@ -87,8 +89,13 @@ def of_record(record: Planned, data: RecordData, findings: Findings | None, curv
         there = {name for name, shape in record.after.items() if shape is not None}
         _add_kept(made, findings, there, record.plan)
     _add_record(made, record, data)
-    made["curves"] = list(curves)
+    made["curves"], made["notes"] = list(curves), _merged_notes(made)
     return made
+
+
+def _merged_notes(made: Entry) -> list[str]:
+    """The notes, of which equal ones of repeated blocks are one."""
+    return merged_notes(made["notes"], blocks_of(layer["id"] for layer in made["layers"]))
 
 
 # -- from an analysis -----------------------------------------------------------------------------------------
