@@ -454,7 +454,7 @@ sequences = st.lists(st.tuples(st.sampled_from(OPERATIONS), numbers, numbers, nu
 
 
 @given(sequence=sequences)
-@settings(QUICK, max_examples=1500)
+@settings(QUICK, max_examples=1000)
 def test_every_constraint_holds_after_all_later_ones(sequence: list[tuple[str, int, int, int]]) -> None:
     model = Model()
     with time_limit(10):
