@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from fxprune.capture.containers import MOST_PARTS, parts, with_parts
+from fxprune.capture.containers import MOST_PARTS, parts, slots_of, with_parts
 
 
 @contextlib.contextmanager
@@ -50,6 +50,17 @@ def become(model: nn.Module, small: nn.Module) -> None:
             _keep_hooks(old.__dict__, new.__dict__)
             object.__setattr__(old, "__class__", type(new))
             object.__setattr__(old, "__dict__", new.__dict__)
+            _take_over_others(old, new)
+
+
+def _take_over_others(old: Any, new: Any) -> None:
+    """Give a module what its small counterpart has beside its `__dict__`: values in slots, items of a dict."""
+    for name in slots_of(type(new)):
+        if hasattr(new, name):
+            object.__setattr__(old, name, getattr(new, name))
+    if isinstance(new, dict) and isinstance(old, dict):
+        dict.clear(old)
+        dict.update(old, new)
 
 
 def _with_counterparts(value: Any, counterparts: Mapping[int, nn.Module]) -> Any:

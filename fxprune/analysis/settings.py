@@ -12,13 +12,16 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxprune.capture.containers import MOST_PARTS, is_container, key_text, parts, with_parts
+from fxprune.capture.containers import MOST_PARTS, is_container, key_text, parts, slots_of, with_parts
 from fxprune.errors import RewriteError, text_of
 
 Setting = tuple[str, str, tuple[Any, ...]]
 """The path of a module, the name of an attribute, and the keys that lead to the integer inside it: () if it is one.
 
 Keys are those of `fxprune.capture.containers.parts`. An object that several modules hold is named after the first."""
+
+ITEMS = ""
+"""The name in a setting of a module that is a dict itself, whose keys lead to the integer."""
 
 OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 """The attributes that every module has."""
@@ -37,6 +40,12 @@ def mark_settings(model: nn.Module, marked: Callable[[int, Setting], int]) -> No
         for name, value in part.__dict__.items():
             if name not in OF_EVERY_MODULE:
                 part.__dict__[name] = _marked(value, (path, name, ()), marked, seen)
+        for name in slots_of(type(part)):
+            if hasattr(part, name):
+                object.__setattr__(part, name, _marked(getattr(part, name), (path, name, ()), marked, seen))
+        if isinstance(part, dict) and len(part) <= MOST_PARTS:
+            for key, value in list(dict.items(part)):
+                dict.__setitem__(part, key, _marked(value, (path, ITEMS, (key,)), marked, seen))
 
 
 def _modules_with_settings(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -69,7 +78,8 @@ def _marked(value: Any, setting: Setting, marked: Callable[[int, Setting], int],
 def read_setting(model: nn.Module, setting: Setting) -> int:
     """The value of a setting in a model."""
     path, name, keys = setting
-    value = getattr(model.get_submodule(path), name)
+    module: Any = model.get_submodule(path)
+    value: Any = dict(dict.items(module)) if name == ITEMS else getattr(module, name)
     for key in keys:
         value = parts(value)[key]
     return int(value)
@@ -92,8 +102,12 @@ def write_setting(model: nn.Module, setting: Setting, value: int) -> None:
     path, name, keys = setting
     if read_setting(model, setting) == value:
         return
-    module = model.get_submodule(path)
-    set_attribute(module, name, with_part(getattr(module, name), keys, value) if keys else value)
+    module: Any = model.get_submodule(path)
+    if name == ITEMS:
+        item = module[keys[0]]
+        dict.__setitem__(module, keys[0], with_part(item, keys[1:], value) if keys[1:] else value)
+    else:
+        set_attribute(module, name, with_part(getattr(module, name), keys, value) if keys else value)
 
 
 def set_attribute(module: nn.Module, name: str, value: Any) -> None:
@@ -126,7 +140,7 @@ def with_part(container: Any, keys: tuple[Any, ...], value: Any) -> Any:
 def name_of(setting: Setting) -> str:
     """The name of a setting for a reader: "blocks.0.attn.num_heads", "sizes[1]", "split.axes['heads']"."""
     path, name, keys = setting
-    return setting_name(f"{path}.{name}".lstrip("."), keys)
+    return setting_name(f"{path}.{name}".strip(".") or "model", keys)
 
 
 def setting_name(name: str, keys: tuple[Any, ...]) -> str:

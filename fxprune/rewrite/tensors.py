@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 
 from fxprune.analysis.after_removal import kept_slots
 from fxprune.analysis.findings import Findings
+from fxprune.capture.layouts import is_sparse
 from fxprune.channels.groups import Bools, Ints, Removal
 from fxprune.on_demand import OnDemand
 
@@ -25,7 +26,24 @@ def cut_all(findings: Findings, removal: Removal) -> dict[str, torch.Tensor]:
         source = findings.observed.renumbered.get(id(tensor))
         positions = None if source is None else removal.kept(source)
         made[name] = like(tensor, _part(tensor, kept.get(name, {}), positions))
+        _cut_attributes(tensor, made[name], kept.get(name, {}), findings.tensors)
     return made
+
+
+def _cut_attributes(
+    old: torch.Tensor, new: torch.Tensor, kept: dict[int, Bools], tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Give a new parameter copies of the tensors in attributes of the old one, such as the `main_grad` of Megatron.
+
+    One of the shape of the parameter is cut like it. Tensors of the model itself are left as they are.
+    """
+    if not old.__dict__ or isinstance(old, OnDemand):
+        return
+    known = {id(tensor) for tensor in tensors.values()}
+    for name, value in old.__dict__.items():
+        if type(value) is torch.Tensor and id(value) not in known and not is_sparse(value):
+            same = value.shape == old.shape
+            new.__dict__[name] = cut(value.detach(), kept if same else {}).requires_grad_(value.requires_grad)
 
 
 def _part(tensor: torch.Tensor, kept: dict[int, Bools], positions: Bools | None) -> torch.Tensor:

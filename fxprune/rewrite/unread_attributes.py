@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from fxprune.analysis.findings import Findings
-from fxprune.analysis.settings import Setting, name_of, read_setting, write_setting
+from fxprune.analysis.settings import ITEMS, Setting, name_of, read_setting, write_setting
 from fxprune.capture.code import is_torch, names_read_by
 from fxprune.capture.values import leaves
 from fxprune.channels.groups import Removal
@@ -31,7 +31,7 @@ def recount_unread(small: nn.Module, findings: Findings, removal: Removal) -> tu
     not agree on the new width, or if forward reads it: then it counts something else.
     """
     used = {setting for use in findings.uses.all for setting in use.expression.settings}
-    settings = [s for s in findings.uses.before if not s[2] and s not in used and not _is_layer(small, s[0])]
+    settings = [s for s in findings.uses.before if _is_guessed(small, s) and s not in used]
     widths = _widths(findings, removal) if settings else {}
     handed = functools.cache(lambda: _handed(findings, removal))
     sentences = []
@@ -45,7 +45,7 @@ def recount_unread(small: nn.Module, findings: Findings, removal: Removal) -> tu
             found = _one_of(found, handed().get(key))
         if found is None or found.counts == {before} or read_setting(small, setting) != before:
             continue
-        if forward_reads(small, setting[0], setting[1]):
+        if forward_reads(small, setting[0], _last_name(setting)):
             if len(found.counts) == 1:
                 sentences.append(_stays(setting, before, found, "forward reads it and counts nothing with it"))
         elif len(found.counts) == 1:
@@ -58,6 +58,25 @@ def recount_unread(small: nn.Module, findings: Findings, removal: Removal) -> tu
         else:
             sentences.append(_stays(setting, before, found, "forward does not read it, other methods may"))
     return (*sentences, *_recount_namesakes(small, findings.uses.before, used))
+
+
+def _last_name(setting: Setting) -> str:
+    """The name under which code reads a setting: the last one, such as `width` of `self.sizes.width`."""
+    return str(setting[2][-1]).removeprefix(".") if setting[2] else setting[1]
+
+
+def _is_guessed(small: nn.Module, setting: Setting) -> bool:
+    """True for an integer in an attribute of a module that is no layer, or one level below it.
+
+    That is an item of a module that is a dict, or an attribute of a helper object. Configurations are left out: they
+    say how the original was made.
+    """
+    path, name, keys = setting
+    if keys and name != ITEMS:
+        holder = getattr(small.get_submodule(path), name, None)
+        if not str(keys[0]).startswith(".") or hasattr(holder, "to_dict"):
+            return False
+    return len(keys) <= 1 and not _is_layer(small, path)
 
 
 def _taken_from_layer(small: nn.Module, setting: Setting, model: nn.Module, before: int) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fxprune.analysis.findings import Findings
+from fxprune.capture.containers import found_in, key_text
 
 
 def unread_tensors(
@@ -30,6 +31,25 @@ def unread_tensors(
             if same and name not in read and after.get(name, shape) == before.get(name, shape):
                 why = f"forward does not read it, and the parameter of that shape is {list(after[same[0]])} now"
                 found.append(f'"{name}" stays {list(shape)}: {why} ("{same[0]}"); `methods=` shows what reads it')
+    return found + _of_parameters(small, {name: cut[name] for name in cut if name in before})
+
+
+def _of_parameters(small: nn.Module, cut: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Sentences about tensors in attributes of smaller parameters with a size that the parameter had.
+
+    cut: name of a smaller parameter -> its shape in the original.
+    """
+    found = []
+    for name, parameter in small.named_parameters():
+        lost = {a for a, b in zip(cut.get(name, ()), parameter.shape, strict=False) if a != b}
+        for attribute, value in parameter.__dict__.items() if lost else ():
+            for keys, tensor in found_in(value, lambda part: isinstance(part, torch.Tensor), {}):
+                if lost & set(tensor.shape):
+                    where = "".join((attribute, *map(key_text, keys)))
+                    found.append(
+                        f'the attribute "{where}" of the parameter "{name}" stays {list(tensor.shape)}, '
+                        f"and the parameter is {list(parameter.shape)} now"
+                    )
     return found
 
 
