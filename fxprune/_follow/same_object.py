@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from fxprune.capture.containers import MOST_PARTS, parts, slots_of, with_parts
+from fxprune.capture.weak_references import is_weak, with_referents
 
 
 @contextlib.contextmanager
@@ -72,6 +73,8 @@ def _with_counterparts(value: Any, counterparts: Mapping[int, nn.Module]) -> Any
         return counterparts.get(id(value), value)
     if isinstance(value, types.MethodType) and id(value.__self__) in counterparts:
         return types.MethodType(value.__func__, counterparts[id(value.__self__)])
+    if is_weak(value):
+        return with_referents(value, lambda part: _with_counterparts(part, counterparts))
     if isinstance(value, (dict, list, tuple)) and len(value) <= MOST_PARTS:
         found = parts(value)
         new = {key: _with_counterparts(part, counterparts) for key, part in found.items()}

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxprune.capture.containers import MOST_PARTS, is_container, key_text, parts, slots_of, with_parts
+from fxprune.capture.containers import MOST_PARTS, is_container, key_text, parts, slots_of, with_part, with_parts
 from fxprune.errors import RewriteError, text_of
 
 Setting = tuple[str, str, tuple[Any, ...]]
@@ -127,14 +127,6 @@ def set_attribute(module: nn.Module, name: str, value: Any) -> None:
                 do="give its property a setter, or let its `__setattr__` take another number",
             ) from error
         module.__dict__[name] = value
-
-
-def with_part(container: Any, keys: tuple[Any, ...], value: Any) -> Any:
-    """A container with another value at the place where `keys` lead to. Only tuples are replaced, others change."""
-    found = dict(parts(container))
-    first, rest = keys[0], keys[1:]
-    found[first] = with_part(found[first], rest, value) if rest else value
-    return with_parts(container, found)
 
 
 def name_of(setting: Setting) -> str:

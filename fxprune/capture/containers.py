@@ -67,6 +67,14 @@ def with_parts(value: Any, new: Mapping[Any, Any]) -> Any:
     return value
 
 
+def with_part(container: Any, keys: tuple[Any, ...], value: Any) -> Any:
+    """A container with another value at the place where `keys` lead to. Only tuples are replaced, others change."""
+    found = dict(parts(container))
+    first, rest = keys[0], keys[1:]
+    found[first] = with_part(found[first], rest, value) if rest else value
+    return with_parts(container, found)
+
+
 def emptied(value: Any) -> Any:
     """A new object for a container, which `with_parts` fills. A tuple cannot change, and is returned as it is."""
     kind = type(value)

@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fxprune.capture.containers import is_container, map_parts, slots_of
 from fxprune.capture.uncopied import copied_with_locks
+from fxprune.capture.weak_references import is_weak, point_to_copies, with_referents
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -41,6 +42,7 @@ def deep_copy(module: ModuleT) -> ModuleT:
         new = copies.get(path)
         if isinstance(original, fx.GraphModule) and isinstance(new, fx.GraphModule) and new is not original:
             type(new).__name__ = type(original).__name__  # each graph has a class of its own
+    point_to_copies(made, {id(m): copies[path] for path, m in module.named_modules() if path in copies})
     return made
 
 
@@ -75,6 +77,7 @@ def _whole_copy(module: ModuleT, memo: dict[int, Any]) -> ModuleT:
             hooks = original.__dict__.get(name)
             if hooks and not new.__dict__.get(name):
                 new.__dict__[name] = copy.deepcopy(hooks, memo)
+    point_to_copies(made, {id(m): copies[path] for path, m in module.named_modules() if path in copies})
     return made
 
 
@@ -167,9 +170,8 @@ def copy_module(
             return tensor(value)
         if isinstance(value, types.MethodType):
             return _bound(value, attribute(value.__self__))
-        if kind is weakref.ref:  # recurrent layers compare these with their parameters
-            target: Any = value()
-            return weakref.ref(tensor(target)) if isinstance(target, torch.Tensor) else value
+        if is_weak(value):  # recurrent layers compare these with their parameters
+            return with_referents(value, attribute)
         if kind is functools.partial:
             function, args, keywords = map(attribute, (value.func, value.args, value.keywords))
             return functools.partial(function, *args, **keywords)

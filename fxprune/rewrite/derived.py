@@ -13,8 +13,8 @@ from typing import Any
 from torch import fx, nn
 
 from fxprune.analysis.findings import Findings
-from fxprune.analysis.settings import OF_EVERY_MODULE, set_attribute, setting_name, with_part
-from fxprune.capture.containers import found_in
+from fxprune.analysis.settings import OF_EVERY_MODULE, set_attribute, setting_name
+from fxprune.capture.containers import found_in, with_part
 from fxprune.capture.tensors import constants_of
 from fxprune.planning.sizes import Size
 from fxprune.rewrite.constants import STANDS_FOR
