@@ -2,7 +2,7 @@
 
 Torch switches a function mode off while a function that it has seen runs. So the mode would not see that
 `F.multi_head_attention_forward` makes `view(length, batch * heads, width)` of its queries, with sizes that it computes
-from attributes of the model.
+from attributes of the model, nor which of its products belong to `linear`, which runs other ones for other strides.
 """
 
 from __future__ import annotations
@@ -18,13 +18,9 @@ from torch import nn
 def opened(func: Any, module: nn.Module | None) -> Callable[..., Any] | None:
     """The body of a function, to be called while a function mode is active; None for a function that stays one call.
 
-    module: the module whose forward calls the function. Layers of torch, and their subclasses, stay as they are.
+    module: the module whose forward calls the function; None outside of modules, where it stays one call.
     """
-    if func is not F.multi_head_attention_forward or module is None:
-        return None
-    if isinstance(module, nn.MultiheadAttention) or type(module).__module__.startswith("torch."):
-        return None
-    return _BODY
+    return None if func is not F.multi_head_attention_forward or module is None else _BODY
 
 
 def _no_mode(tensors: Any) -> bool:

@@ -102,7 +102,9 @@ def test_the_sizes_inside_are_those_of_the_small_model(kind: type[Attention], no
     assert error < 1e-9
 
 
-def test_layers_of_torch_stay_one_operation() -> None:
+def test_products_of_linear_are_counted_apart_in_layers_of_torch() -> None:
+    """`linear` runs other products for other strides, or where gradients are recorded."""
+
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -114,6 +116,11 @@ def test_layers_of_torch_stay_one_operation() -> None:
             return self.last(self.attention(h, h, h)[0])
 
     net, x = randomise(Net().double().eval(), 0), torch.randn(5, 2, 6).double()
+    findings: Any = fxprune.analyze(net, x)
+    keys = {key for walked in findings.walked for seen in walked.observations.values() for key in seen.outputs}
+    assert {name for scope, _, name, _ in keys if scope == "attention"} >= {"linear()", "aten::bmm"}
+    assert "aten::addmm" in {name for scope, _, name, _ in keys if scope == "attention|linear"}
+    assert not {"aten::mm", "aten::addmm"} & {name for scope, _, name, _ in keys if scope == "attention"}
     small: Any = fxprune.transform(net, x, ratio=0.5)
     assert type(small) is Net
     reference = fxprune.masked(net, fxprune.record(small).removed)
