@@ -28,6 +28,9 @@ UNITS: Mapping[str, Sequence[str]] = {
 }
 """The units of measures that are counted."""
 
+COUNTED = {"params": "a number of parameters", "bytes": "a size in bytes", "macs": "a number of multiply-adds"}
+"""The meaning of a figure with a unit."""
+
 FIGURE = re.compile(r"\s*([0-9][0-9_,]*\.?[0-9]*(?:e[0-9]+)?)\s*((?:[kmgt]i?)?)(b|bytes|macs|params)?\s*")
 """A number, a prefix and a unit."""
 
@@ -173,12 +176,24 @@ def _figure(key: str, text: str, at: str) -> int:
         why = f'"{text}" is no number with a unit of {key}'
         raise PlanError("the text is no figure", at=at, why=why, do=do)
     if (found[3] or "") not in UNITS[key]:
-        why = f'"{found[3]}" is no unit of {key}'
-        raise PlanError("the unit does not fit", at=at, why=why, do=f"write {UNITS[key][0]} or no unit")
+        raise _other_unit(key, text, found[3], at)
     figure = math.floor(number * PREFIXES[found[2]])
     if not figure:
         raise PlanError("nothing would stay", at=at, why=f'"{text}" is less than 1', do="give a larger figure")
     return figure
+
+
+def _other_unit(key: str, text: str, unit: str, at: str) -> PlanError:
+    """The error for a figure with the unit of another measure."""
+    own = UNITS[key][0]
+    meant = next(other for other, units in UNITS.items() if unit in units)
+    do = f'write keep={{"{meant}": "{text}"}}, or ' if at.startswith("keep=") else ""
+    return PlanError(
+        "the unit does not fit",
+        at=at,
+        why=f'"{key}" is {COUNTED[own]}, and "{text}" is {COUNTED[UNITS[meant][0]]}',
+        do=f'{do}{"" if do else "write "}{COUNTED[own]}, such as "200 {"MB" if own == "bytes" else "k"}"',
+    )
 
 
 def bytes_in(name: str, value: int | str) -> int:

@@ -141,6 +141,13 @@ def test_budgets_that_make_no_sense_are_refused(keep: dict[str, Any], text: str,
     assert text == "above the model itself" or not clock.calls
 
 
+def test_a_unit_of_another_measure_says_what_both_are_and_which_budget_is_meant() -> None:
+    with pytest.raises(PlanError) as caught:
+        fxprune.transform(chain(), IMAGE, keep={"params": "0.2 MB"})
+    assert '"params" is a number of parameters, and "0.2 MB" is a size in bytes' in str(caught.value)
+    assert 'write keep={"bytes": "0.2 MB"}, or a number of parameters, such as "200 k"' in str(caught.value)
+
+
 def test_a_latency_of_a_model_that_computes_nothing_is_refused() -> None:
     model, x = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)).to("meta"), torch.zeros(1, 4, device="meta")
     options: dict[str, Any] = {"importance": "random", "seed": 0, "verify": False}

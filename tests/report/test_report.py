@@ -468,8 +468,9 @@ def test_equal_notes_about_blocks_are_one() -> None:
     model = nn.Sequential(*(Wide(width) for width in (12, 12, 12, 16))).eval()
     text = fxprune.record(fxprune.transform(model, torch.randn(2, 4), ratio={"*.up": 0.5})).report()
     notes = [line for line in text.split("\n") if line.startswith("note: ")]
-    rest = "now: forward does not read it, it is taken for the width of"
+    rest = "now: forward does not read this attribute, which had the width of the layer"
+    end = "and follows it. If it counts something else, set it back"
     assert notes == [
-        f"note: 0-2.width was 12 and is 6 {rest} 0-2.up",
-        f"note: 3.width was 16 and is 8 {rest} 3.up",
+        f"note: 0-2.width was 12 and is 6 {rest} 0-2.up {end}",
+        f"note: 3.width was 16 and is 8 {rest} 3.up {end}",
     ]
