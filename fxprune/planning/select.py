@@ -54,10 +54,11 @@ def _candidates(findings: Findings, names: Names) -> list[Candidate]:
     ]
 
 
-def several_meant(findings: Findings, values: Any, *, what: str) -> list[str]:
+def several_meant(findings: Findings, values: Any, *, what: str, mixed: bool = False) -> list[str]:
     """Sentences about exact names in {pattern: value} that mean several groups: of a layer, or a name and kind.
 
     A group that another pattern names more exactly does not count. values: anything else than a dict has no names.
+    mixed: True for those alone that mean groups of several kinds.
     """
     if not isinstance(values, Mapping):
         return []
@@ -67,23 +68,28 @@ def several_meant(findings: Findings, values: Any, *, what: str) -> list[str]:
     for pattern in values:
         match = find(names, pattern, what=what)
         meant = {number for number, winner in won.items() if winner is pattern}
-        told.append(_several(findings, match, meant & _exactly(match, candidates), what))
+        told.append(_several(findings, match, meant & _exactly(match, candidates), what, mixed=mixed))
     return [text for text in told if text]
 
 
 def several_ignored(findings: Findings, ignore: Any) -> list[str]:
-    """Sentences about exact names of `ignore` that mean several groups, which other patterns do not name one by one."""
+    """Sentences about exact names of `ignore` that mean groups of several kinds, not named by other patterns as well."""
     names = names_in(findings)
     matches, candidates = find_all(names, ignore, what="ignore", empty=True), _candidates(findings, names)
     single = {n for match in matches if match.level is Level.GROUP for n in match.groups}
     single |= {n for match in matches if match.level is Level.KIND and len(match.groups) == 1 for n in match.groups}
-    told = (_several(findings, match, _exactly(match, candidates) - single, "ignore") for match in matches)
+    told = (_several(findings, match, _exactly(match, candidates) - single, "ignore", mixed=True) for match in matches)
     return [text for text in told if text]
 
 
 def warning_of_several(findings: Findings, choices: Mapping[str, Any]) -> str:
-    """The text of a warning about names that mean several groups, in `ratio`, `counts` and `ignore`; "" without any."""
-    told = [text for what in ("ratio", "counts") for text in several_meant(findings, choices.get(what), what=what)]
+    """The text of a warning about names that mean several groups, in `ratio`, `counts` and `ignore`; "" without any.
+
+    A share of each of several groups of one kind, such as two halves of a layer, is the same share of the layer. Shares
+    of heads and of head width multiply, and a count is that of each group.
+    """
+    told = several_meant(findings, choices.get("ratio"), what="ratio", mixed=True)
+    told += several_meant(findings, choices.get("counts"), what="counts")
     told += several_ignored(findings, choices.get("ignore", ()))
     if not told:
         return ""
@@ -99,9 +105,12 @@ def _exactly(match: Match, candidates: Sequence[Candidate]) -> set[int]:
     return {n for n, c in enumerate(candidates) if not exact.isdisjoint((*c.paths, *c.related))}
 
 
-def _several(findings: Findings, match: Match, meant: set[int], what: str) -> str:
-    """A sentence about a name that means several groups, with what means one of them, and all; "" for fewer."""
-    if len(meant) < 2:
+def _several(findings: Findings, match: Match, meant: set[int], what: str, *, mixed: bool) -> str:
+    """A sentence about a name that means several groups, with what means one of them, and all; "" for fewer.
+
+    mixed: True if groups of one kind do not count as several.
+    """
+    if len(meant) < 2 or (mixed and len({findings.groups[number].kind for number in meant}) < 2):
         return ""
     shown = Counter(map(_with_kind, findings.groups))
     groups = [findings.groups[number] for number in sorted(meant)]

@@ -52,8 +52,8 @@ def recount_unread(small: nn.Module, findings: Findings, removal: Removal) -> tu
             (now,) = found.counts
             write_setting(small, setting, now)
             sentences.append(
-                f"{name_of(setting)} was {before} and is {now} now: forward does not read this attribute, which had the "
-                f"width of the layer {found.layer} and follows it. If it counts something else, set it back"
+                f"{name_of(setting)} was {before} and is {now} now: forward does not read this attribute, which had "
+                f"the width of the layer {found.layer} and follows it. If it counts something else, set it back"
             )
         else:
             sentences.append(_stays(setting, before, found, "forward does not read it, other methods may"))
@@ -114,7 +114,8 @@ def _recount_namesakes(small: nn.Module, before: Mapping[Setting, int], used: se
                     write_setting(small, mine, now)
                     yield (
                         f"{name_of(mine)} was {before[mine]} and is {now} now: forward does not read this attribute, "
-                        f"which had the number of {name_of(other)} and follows it. If it counts something else, set it back"
+                        f"which had the number of {name_of(other)} and follows it. If it counts something else, set it "
+                        "back"
                     )
 
 
