@@ -59,14 +59,15 @@ def repair_data(repair: Repaired | None) -> RepairData | None:
     return RepairData(repair.mode, repair.before, repair.after, layers, dict(repair.left), tuple(repair.undone))
 
 
-def repair_text(data: RepairData, *, markdown: bool = False) -> str:
+def repair_text(data: RepairData, shapes: Mapping[str, Any] | None = None, *, markdown: bool = False) -> str:
     """A row for every layer with its errors, the errors of the outputs, and what was left or taken back.
 
-    Layers of repeated blocks share a row, which has the least and the largest error of them.
+    Layers of equal blocks share a row, with the least and the largest error of them. shapes: name of a parameter ->
+    its shapes; without them each layer has a row.
     """
     from tabulate import tabulate  # here, because only reports need it
 
-    rows = [_row(name, layers) for name, layers in _folded(data.layers)]
+    rows = [_row(name, layers) for name, layers in _folded(data.layers, shapes)]
     parts = []
     if rows:
         style, aligned = "github" if markdown else "simple", ("left", "right", "right", "right")
@@ -82,9 +83,11 @@ def repair_text(data: RepairData, *, markdown: bool = False) -> str:
     return ("\n\n" if markdown else "\n").join([*parts, ("  \n" if markdown else "\n").join(lines)])
 
 
-def _folded(layers: Sequence[RefitData]) -> list[tuple[str, list[RefitData]]]:
+def _folded(layers: Sequence[RefitData], shapes: Mapping[str, Any] | None) -> list[tuple[str, list[RefitData]]]:
     """Each row of the table: its name, and the layers that it stands for."""
-    names = merge_tensors(layer.name for layer in layers)
+    if shapes is None:
+        return [(layer.name, [layer]) for layer in layers]
+    names = merge_tensors((layer.name for layer in layers), shapes)
     return [(name, [layer for layer in layers if stands_for(name, layer.name)]) for name in names]
 
 

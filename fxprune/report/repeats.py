@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 Row = tuple[Any, ...]
@@ -41,14 +41,14 @@ def merge_repeats(rows: Sequence[Row], blocks: Container[str] = frozenset()) -> 
     return found
 
 
-def merge_tensors(names: Iterable[str]) -> list[str]:
-    """Names of parameters, in which those of repeated blocks are one.
+def merge_tensors(names: Iterable[str], shapes: Mapping[str, Any] | None = None) -> list[str]:
+    """Names of parameters, in which those of repeated blocks are one, if they have one shape.
 
     >>> merge_tensors(["a.0.up.weight", "a.1.up.weight", "0.weight", "2.weight", "scale"])
     ['a.0-1.up.weight', '0.weight', '2.weight', 'scale']
     """
-    rows = merge_repeats([name.rpartition(".")[::2] for name in names])
-    return [".".join(filter(None, row)) for row in rows]
+    rows = merge_repeats([(*name.rpartition(".")[::2], (shapes or {}).get(name)) for name in names])
+    return [".".join(filter(None, row[:2])) for row in rows]
 
 
 def stands_for(row: str, name: str) -> bool:

@@ -93,8 +93,13 @@ def record_text(data: RecordData, *, markdown: bool = False) -> str:
     return (
         told
         if data.repair is None
-        else f"{told}\n\nrepair:{_gap(markdown)}{repair_text(data.repair, markdown=markdown)}"
+        else f"{told}\n\nrepair:{_gap(markdown)}{repair_text(data.repair, _shapes_of_tensors(data), markdown=markdown)}"
     )
+
+
+def _shapes_of_tensors(data: RecordData) -> dict[str, tuple[object, object]]:
+    """The name of each tensor -> its shapes before and after."""
+    return {f"{layer.name}.{t.name}": (t.before, t.after) for layer in data.layers for t in layer.tensors}
 
 
 def figure(number: float | None) -> str:

@@ -66,7 +66,8 @@ def test_layers_that_were_left_stand_in_order_and_those_of_equal_blocks_in_one_l
 def test_repaired_layers_of_repeated_blocks_share_a_row() -> None:
     torch.manual_seed(0)
     blocks = nn.Sequential(*(nn.Sequential(nn.Linear(20, 20), nn.Tanh()) for _ in range(4)))
-    net = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), blocks, nn.Linear(20, 4)).eval()
+    uneven = nn.Sequential(*(nn.Sequential(nn.Linear(20, n), nn.Tanh(), nn.Linear(n, 20)) for n in (9, 12)))
+    net = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), blocks, nn.Linear(20, 20), uneven, nn.Linear(20, 4)).eval()
     made = fxprune.record(fxprune.repair(fxprune.transform(net, X, ratio=0.5), net, batches(6)))
     assert made.repair is not None
     layers = [made.repair.layers[f"2.{number}.0.weight"] for number in range(4)]
@@ -75,6 +76,7 @@ def test_repaired_layers_of_repeated_blocks_share_a_row() -> None:
     for errors in ([layer.before for layer in layers], [layer.after for layer in layers]):
         assert f"{min(errors):.2e} to {max(errors):.2e}" in table[3]
     worst = max(made.repair.layers, key=lambda name: made.repair.layers[name].after if made.repair else 0)
+    assert [line.split()[0] for line in table[5:9]] == ["4.0.0.weight", "4.0.2.weight", "4.1.0.weight", "4.1.2.weight"]
     assert table[-1] == (
         f"the largest error of a layer after the repair: {worst}, {made.repair.layers[worst].after:.2e}"
     )
