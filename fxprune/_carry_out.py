@@ -120,7 +120,7 @@ def _carried_out(
     keep = given.choices.get("keep")
     measured = {} if keep is None else pairs_of(module, result.small, call.example_inputs, keep)
     missed = _above_budget(result, keep, measured, shallow.before)
-    for text, kind in chain(_warnings(result, given.choices, free=free, asked=call.prefer == "class"), missed):
+    for text, kind in chain(_warnings(result, choices, free=free, asked=call.prefer == "class"), missed):
         warnings.warn(text, kind, stacklevel=level_of_user())
     recorded = shallow.recorded(replace(recorded_of(result), measured=measured))
     if batches is not None:
