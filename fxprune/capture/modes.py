@@ -69,7 +69,8 @@ def set_mode(module: nn.Module, training: bool) -> None:
 def doubled(inputs: Inputs) -> Inputs:
     """The inputs with every example twice: tensors whose dimension 0 is the batch are concatenated with themselves.
 
-    The batch is the size of dimension 0 of the first tensor.
+    The batch is the size of dimension 0 of the first tensor. Fractions are halved the second time: a norm of two equal
+    examples would give nothing but roundings.
 
     >>> [tuple(t.shape) for t in doubled(((torch.zeros(1, 3), torch.zeros(4)), {}))[0]]
     [(2, 3), (4,)]
@@ -80,7 +81,9 @@ def doubled(inputs: Inputs) -> Inputs:
     batch = tensors[0].shape[0]
 
     def twice(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.cat([tensor, tensor]) if tensor.ndim and tensor.shape[0] == batch else tensor
+        if not tensor.ndim or tensor.shape[0] != batch:
+            return tensor
+        return torch.cat([tensor, tensor / 2 if tensor.is_floating_point() else tensor])
 
     made: Inputs = pytree.tree_map_only(torch.Tensor, twice, inputs)
     return made

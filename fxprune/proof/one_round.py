@@ -11,6 +11,7 @@ from torch import fx
 
 from fxprune.analysis.observed import Observation, Walked
 from fxprune.capture.inputs import Inputs
+from fxprune.capture.modes import MODES
 from fxprune.capture.output_paths import tensors_that_count
 from fxprune.capture.values import tensors_in
 from fxprune.errors import VerificationError, text_of
@@ -61,9 +62,12 @@ class Round:
             if scale is not None:
                 raise scale
         error = relative_error(results, reference)
-        wrong, inside = self._wrong(error, reference, judgement)
+        wrong, inside, noise = self._wrong(error, reference, judgement)
         notes = [self.decisions.note()] if self.decisions is not None else []
-        if wrong is None and error > self.precision.tolerance:
+        if noise:
+            notes.append(self._noise_note())
+            error = 0.0
+        elif wrong is None and error > self.precision.tolerance:
             notes.append(
                 f"the error of the proof, {error:.0e}, is rounding that the model makes larger: "
                 "one rounding of each of its numbers moves the results of the original by a hundredth of that or more"
@@ -214,17 +218,18 @@ class Round:
 
     def _wrong(
         self, error: float, reference: list[Any], judgement: Judgement | None
-    ) -> tuple[VerificationError | None, float]:
+    ) -> tuple[VerificationError | None, float, bool]:
         """The error that says what differs and how far it is apart; None and 0.0 if nothing does.
 
-        Nor does what differs only by roundings that the model amplifies.
+        Nor does what differs only by roundings that the model amplifies. Besides, True if the outputs are nothing else.
         """
         tolerance = self.precision.tolerance
         suspects = [] if judgement is None else list(judgement.suspects())
         if error <= tolerance and not suspects:
-            return None, 0.0
+            return None, 0.0, False
         moved, trail = self._reference(len(reference), moved=True)
-        right = error <= tolerance or self._is_rounding(error, relative_error(moved, reference))
+        amplified = relative_error(moved, reference)
+        noise = error > tolerance and judgement is not None and self._digests and _is_noise(error, amplified)
         if judgement is not None:
             for key, apart in suspects:
                 theirs, ours = judgement.theirs.steps[key], judgement.ours.steps[key]
@@ -232,8 +237,9 @@ class Round:
                 errors = errors_of(ours, theirs, ours)
                 moves = (other and errors_of(other, theirs, ours)) or [0.0] * len(errors)
                 if not all(map(self._tells_nothing, errors, moves)):
-                    return differs_inside(key, ours, apart, error, tolerance), apart
-        return (None if right else differs_inside(None, None, error, error, tolerance)), 0.0
+                    return differs_inside(key, ours, apart, error, tolerance), apart, False
+        right = noise or error <= tolerance or self._is_rounding(error, amplified)
+        return (None if right else differs_inside(None, None, error, error, tolerance)), 0.0, noise
 
     def _is_rounding(self, error: float, amplified: float) -> bool:
         """True if an error is explained by roundings. amplified: the change when every number moves by one rounding."""
@@ -246,8 +252,15 @@ class Round:
         It is explained by roundings, or the numbers are nothing but roundings, as is the mean of channels whose mean
         the norm before has set to zero.
         """
-        noise = amplified > BLURRED and error <= 100 * amplified
-        return error <= self.precision.tolerance or noise or self._is_rounding(error, amplified)
+        small = error <= self.precision.tolerance
+        return small or _is_noise(error, amplified) or self._is_rounding(error, amplified)
+
+    def _noise_note(self) -> str:
+        where = "" if self.walked is None else f" in {MODES[self.walked.training]} mode"
+        return (
+            f"the results{where} were not compared, operations inside were: on these inputs the original gives nothing "
+            "but roundings, as a norm over equal examples does"
+        )
 
     def _compared(self, reference: list[Any], judgement: Judgement | None) -> int:
         """The number of numbers that were compared and depend on what was removed."""
@@ -260,6 +273,11 @@ class Round:
         if judgement is None or not self._digests:
             return ()
         return one_sided(judgement.theirs, judgement.ours, self.pair.skipped)
+
+
+def _is_noise(error: float, amplified: float) -> bool:
+    """True if numbers say nothing: one rounding of the model moves them by more than a thousandth of their size."""
+    return amplified > BLURRED and error <= 100 * amplified
 
 
 def _ignore(tensor: torch.Tensor, name: str) -> None:

@@ -210,6 +210,43 @@ def test_numbers_that_are_nothing_but_roundings_are_not_judged(monkeypatch: pyte
         fxprune.transform(net, x, ratio=0.5, path="eager")
 
 
+class LastNorm(nn.Module):
+    """Its results are those of a norm over the examples, without a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.wide, self.norm = nn.Linear(4, 301), nn.Linear(301, 6), nn.BatchNorm1d(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.wide(self.stem(torch.dropout(x, 0.1, train=self.training)).relu()))
+
+
+def test_results_that_are_nothing_but_roundings_are_not_compared_and_the_record_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    net, x = LastNorm().double(), torch.ones(8, 4).double()
+    small = fxprune.transform(net.train(), x, ratio=0.5, path="eager")
+    made = fxprune.record(small)
+    assert any("the results in training mode were not compared" in why for why in made.reasons)
+    assert made.error is not None
+    assert made.error < 1e-9
+    assert made.compared
+    monkeypatch.setattr("fxprune.proof.copies.moved_by_rounding", lambda tensor: tensor)
+    monkeypatch.setattr("fxprune.proof.runs.moved_by_rounding", lambda tensor: tensor)
+    with pytest.raises(fxprune.VerificationError):  # they do differ
+        fxprune.transform(net.train(), x, ratio=0.5, path="eager")
+
+
+def test_one_example_is_enough_for_a_norm_in_training() -> None:
+    """The second one, which the norm needs in training, is not equal to it."""
+    torch.manual_seed(0)
+    net, x = LastNorm().double().eval(), torch.ones(1, 4).double()
+    small = fxprune.transform(net, x, ratio=0.5)
+    assert type(small) is LastNorm
+    assert not any("not compared" in why for why in fxprune.record(small).reasons)
+
+
 def test_large_layers_are_cut_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fxprune.rewrite.tensors.BLOCK", 1000)
     net = nn.Sequential(nn.Linear(7, 67), nn.ReLU(), nn.Linear(67, 71), nn.Sigmoid(), nn.Linear(71, 43)).double()
