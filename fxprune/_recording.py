@@ -14,6 +14,7 @@ from fxprune.report.layer_graph import flow_of
 from fxprune.report.repeats import merge_tensors
 from fxprune.rewrite.derived import derived
 from fxprune.rewrite.hook_readings import too_wide
+from fxprune.rewrite.own_copies import copies_that_differ
 from fxprune.rewrite.references import names_in, references_to_original
 from fxprune.rewrite.remade_tensors import unseen_writes
 from fxprune.rewrite.tensor_hooks import carried, hooks_of, left_out
@@ -49,6 +50,7 @@ def recorded(result: Result) -> Record:
         reasons.append(f"left out, because the forward does not use them in {mode} mode: {listed}")
     after = {name: tuple(t.shape) for name, t in state.items() if name in before}
     reasons += _of_other_code(result, state) + unread_tensors(analysis, small, before, after)
+    reasons += copies_that_differ(small, {name: shape for name, shape in after.items() if shape != before[name]})
     training = tuple(name for name, module in analysis.model.named_modules() if module.training)
     return Record(
         analysis.captured.path,

@@ -66,6 +66,7 @@ def put_mode(module: nn.Module, training: bool) -> None:
 
 
 def _whole_copy(module: ModuleT, memo: dict[int, Any]) -> ModuleT:
+    given = dict(memo)
     made = _deep(module, memo, functools.cache(_is_copied_by_attributes))
     copies = dict(made.named_modules(remove_duplicate=False))
     for path, original in module.named_modules(remove_duplicate=False):
@@ -73,12 +74,25 @@ def _whole_copy(module: ModuleT, memo: dict[int, Any]) -> ModuleT:
         if new is None or new is original:
             continue
         put_mode(new, original.training)
+        _put_tensors(new, original, given)
         for name in _HOOKS:
             hooks = original.__dict__.get(name)
             if hooks and not new.__dict__.get(name):
                 new.__dict__[name] = copy.deepcopy(hooks, memo)
     point_to_copies(made, {id(m): copies[path] for path, m in module.named_modules() if path in copies})
     return made
+
+
+def _put_tensors(new: nn.Module, original: nn.Module, given: Mapping[int, Any]) -> None:
+    """Give a module of a copy the tensors that were given for it, where a `__deepcopy__` of its class has made others.
+
+    Such as one that makes the module anew from its arguments, and then loads the `state_dict` of the original.
+    """
+    for kind in ("_parameters", "_buffers"):
+        own: dict[str, Any] = new.__dict__[kind]
+        for name, tensor in original.__dict__[kind].items():
+            if id(tensor) in given and own.get(name) is not given[id(tensor)]:
+                own[name] = given[id(tensor)]
 
 
 def _deep(module: ModuleT, memo: dict[int, Any], simple: Callable[[type], bool]) -> ModuleT:
