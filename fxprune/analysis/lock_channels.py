@@ -9,6 +9,7 @@ from typing import TypeVar
 from torch import fx
 
 from fxprune.analysis.findings import Findings
+from fxprune.analysis.hidden_widths import hidden_width
 from fxprune.capture.places import module_of, source_of
 from fxprune.capture.values import leaves
 from fxprune.channels.solve import solve
@@ -43,6 +44,9 @@ def lock_channels(findings: FindingsT, error: RewriteError) -> FindingsT | None:
     chosen = [v for v in grids or vectors if solution.can_shrink(v)]
     if not chosen:
         return None
+    place = error.scope if error.scope and not error.scope.startswith("%") else ""
+    hidden = hidden_width(findings.captured.module.get_submodule(place), {vector.size for vector in chosen})
+    why += hidden and f"; {hidden}"
     target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     where = error.scope if error.scope and not error.scope.startswith("%") else module_of(node)
     event = Event(str(target or "forward"), node.name, where, error.line or source_of(node), why)

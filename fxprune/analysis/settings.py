@@ -7,11 +7,13 @@ such as `self.axes["heads"]`, `self.sizes[1]` or `self.config.hidden_size`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import fx, nn
 
+from fxprune.capture.code import names_read_by
 from fxprune.capture.containers import MOST_PARTS, is_container, key_text, parts, slots_of, with_part, with_parts
 from fxprune.errors import RewriteError, text_of
 
@@ -40,12 +42,33 @@ def mark_settings(model: nn.Module, marked: Callable[[int, Setting], int]) -> No
         for name, value in part.__dict__.items():
             if name not in OF_EVERY_MODULE:
                 part.__dict__[name] = _marked(value, (path, name, ()), marked, seen)
+        for name, value in _of_class(part):
+            part.__dict__[name] = marked(value, (path, name, ()))
         for name in slots_of(type(part)):
             if hasattr(part, name):
                 object.__setattr__(part, name, _marked(getattr(part, name), (path, name, ()), marked, seen))
         if isinstance(part, dict) and len(part) <= MOST_PARTS:
             for key, value in list(dict.items(part)):
                 dict.__setitem__(part, key, _marked(value, (path, ITEMS, (key,)), marked, seen))
+
+
+def _of_class(module: nn.Module) -> Iterator[tuple[str, int]]:
+    """The integers that forward of a module reads from its class: `width = 64` in the body of a `class` statement.
+
+    A new value is written into the module, and the class stays as it is.
+    """
+    names = names_read_by(module) if any(_integers_of(kind) for kind in type(module).__mro__) else ()
+    for name in names:
+        value = inspect.getattr_static(type(module), name, None)
+        if type(value) is int and value > 1 and name not in module.__dict__:
+            yield name, value
+
+
+def _integers_of(kind: type) -> bool:
+    """True for a class of the user's with an integer in its body."""
+    if kind.__module__.partition(".")[0] in ("torch", "builtins"):
+        return False
+    return any(type(value) is int and value > 1 for value in vars(kind).values())
 
 
 def _modules_with_settings(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -86,7 +86,7 @@ def _whole_copy(module: ModuleT, memo: dict[int, Any]) -> ModuleT:
 def _put_tensors(new: nn.Module, original: nn.Module, given: Mapping[int, Any]) -> None:
     """Give a module of a copy the tensors that were given for it, where a `__deepcopy__` of its class has made others.
 
-    Such as one that makes the module anew from its arguments, and then loads the `state_dict` of the original.
+    Such as one that makes a new module from its arguments, and then loads the `state_dict` of the original.
     """
     for kind in ("_parameters", "_buffers"):
         own: dict[str, Any] = new.__dict__[kind]

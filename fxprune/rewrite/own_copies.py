@@ -31,7 +31,7 @@ def copies_that_differ(small: nn.Module, cut: Mapping[str, object]) -> list[str]
 
 
 def _why_not(module: nn.Module) -> str:
-    """What is wrong with a deep copy of a module, "" if it has the same tensors."""
+    """The fault of a deep copy of a module, "" if it has the same tensors."""
     try:
         made = copy.deepcopy(module)
     except Exception as error:  # of the user's method
