@@ -53,11 +53,16 @@ def recount_unread(small: nn.Module, findings: Findings, removal: Removal) -> tu
             write_setting(small, setting, now)
             sentences.append(
                 f"{name_of(setting)} was {before} and is {now} now: forward does not read this attribute, which had "
-                f"the width of the layer {found.layer} and follows it. If it counts something else, set it back"
+                f"the width of {_layer(found.layer)} and follows it. If it counts something else, set it back"
             )
         else:
             sentences.append(_stays(setting, before, found, "forward does not read it, other methods may"))
     return (*sentences, *_recount_namesakes(small, findings.uses.before, used))
+
+
+def _layer(path: str) -> str:
+    """The layer at a path for a sentence; the model where it holds the parameter itself."""
+    return f"the layer {path}" if path else "the model"
 
 
 def _last_name(setting: Setting) -> str:

@@ -116,3 +116,18 @@ def test_tensors_on_parameters_are_cut_like_them_or_named():
         )
     new.rows.zero_()
     assert weight.rows.sum() == 28
+
+
+def test_a_parameter_of_the_model_itself_is_no_layer_without_a_name():
+    class Scaled(Two):
+        def __init__(self):
+            super().__init__()
+            self.width = 8
+            self.scale = nn.Parameter(torch.rand(8))
+
+        def forward(self, x):
+            return self.b(torch.relu(self.a(x)) * self.scale)
+
+    small = fxprune.transform(Scaled().double(), X, ratio=0.5)
+    (told,) = fxprune.record(small).reasons
+    assert "the width of the model and follows it" in told
