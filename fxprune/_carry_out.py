@@ -296,7 +296,7 @@ def _warnings(
         do = "Compare it with the original on your own data before it is used"
         yield f"the small model is not proven: {result.unproven}. {do}", NotProvenWarning
     elif result.proof is not None and result.plan.removed and not result.proof.compared:
-        why = "no number that depends on what was removed was compared; give inputs on which there is one"
+        why = "no number other than 0 that depends on what was removed was compared; give inputs on which there is one"
         yield f"the proof is empty: {why}", NotProvenWarning
     for name, layers in idle_adapters(result.analysis.model, result.plan.removed).items():
         yield (

@@ -46,6 +46,11 @@ class Digest:
         """The number of elements."""
         return math.prod(self.shape)
 
+    @property
+    def size(self) -> float:
+        """The root of the mean square of the elements; NaN if the norm was not asked for."""
+        return self.norm / math.sqrt(self.count or 1)
+
     def error(self, reference: Digest, norm: float | None = None) -> float:
         """The estimated error |x - y| / |x| against the digest of y; inf for another shape or another infinity.
 

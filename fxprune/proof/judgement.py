@@ -58,13 +58,22 @@ class Judgement:
                 return
 
     def compared(self) -> int:
-        """The number of numbers that were compared and depend on what was removed."""
+        """The number of numbers that were compared and depend on what was removed.
+
+        Tensors of zeros do not count: any removal makes zeros of them.
+        """
         count = 0
         for _, step, other in self._comparable:
             if step.depends and len(step.digests) == len(other.digests):
                 pairs = zip(step.digests, other.digests, strict=True)
-                count += sum(a.count for a, b in pairs if a is not None and b is not None)
+                count += sum(a.count for a, b in pairs if a is not None and b is not None and a.norm)
         return count
+
+    @cached_property
+    def largest(self) -> float:
+        """The largest size of a result of the small model."""
+        digests = (digest for step in self.ours.steps.values() for digest in step.digests)
+        return max((digest.size for digest in digests if digest is not None), default=0.0)
 
     @cached_property
     def _comparable(self) -> list[tuple[Key, ProofStep, ProofStep]]:

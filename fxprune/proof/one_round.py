@@ -229,14 +229,22 @@ class Round:
             return None, 0.0, False
         moved, trail = self._reference(len(reference), moved=True)
         amplified = relative_error(moved, reference)
-        noise = error > tolerance and judgement is not None and self._digests and _is_noise(error, amplified)
+        noise = False
         if judgement is not None:
+            sizes = [float(t.abs().max()) for t in tensors_in(reference) if t.is_floating_point() and t.numel()]
+            noise = (
+                self._digests
+                and error > tolerance
+                and self._is_noise(error, amplified, max(sizes, default=0.0), judgement)
+            )
             for key, apart in suspects:
                 theirs, ours = judgement.theirs.steps[key], judgement.ours.steps[key]
                 other = trail.steps.get(key) if trail is not None else None
                 errors = errors_of(ours, theirs, ours)
                 moves = (other and errors_of(other, theirs, ours)) or [0.0] * len(errors)
-                if not all(map(self._tells_nothing, errors, moves)):
+                sizes = [0.0 if digest is None else digest.size for digest in ours.digests]
+                each = zip(errors, moves, sizes, strict=True)
+                if not all(self._tells_nothing(*numbers, judgement) for numbers in each):
                     return differs_inside(key, ours, apart, error, tolerance), apart, False
         right = noise or error <= tolerance or self._is_rounding(error, amplified)
         return (None if right else differs_inside(None, None, error, error, tolerance)), 0.0, noise
@@ -246,14 +254,18 @@ class Round:
         blurred = max(BLURRED, 10 * self.precision.tolerance)
         return error < blurred and error <= 100 * amplified
 
-    def _tells_nothing(self, error: float, amplified: float) -> bool:
-        """True if an error inside of the models is no sign of a difference.
+    def _tells_nothing(self, error: float, amplified: float, size: float, judgement: Judgement) -> bool:
+        """True if an error inside of the models is no sign of a difference: it is rounding, or is that of noise."""
+        small = error <= self.precision.tolerance or self._is_rounding(error, amplified)
+        return small or self._is_noise(error, amplified, size, judgement)
 
-        It is explained by roundings, or the numbers are nothing but roundings, as is the mean of channels whose mean
-        the norm before has set to zero.
+    def _is_noise(self, error: float, amplified: float, size: float, judgement: Judgement) -> bool:
+        """True if numbers are nothing but roundings, as is the mean of channels that the norm before has centred.
+
+        They are tiny beside others of the run, and one rounding moves them by more than a thousandth of their size.
         """
-        small = error <= self.precision.tolerance
-        return small or _is_noise(error, amplified) or self._is_rounding(error, amplified)
+        tiny = size <= self.precision.tolerance * judgement.largest
+        return tiny and amplified > BLURRED and error <= 100 * amplified
 
     def _noise_note(self) -> str:
         where = "" if self.walked is None else f" in {MODES[self.walked.training]} mode"
@@ -273,11 +285,6 @@ class Round:
         if judgement is None or not self._digests:
             return ()
         return one_sided(judgement.theirs, judgement.ours, self.pair.skipped)
-
-
-def _is_noise(error: float, amplified: float) -> bool:
-    """True if numbers say nothing: one rounding of the model moves them by more than a thousandth of their size."""
-    return amplified > BLURRED and error <= 100 * amplified
 
 
 def _ignore(tensor: torch.Tensor, name: str) -> None:

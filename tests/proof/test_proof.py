@@ -268,6 +268,17 @@ def test_a_proof_that_compares_nothing_is_empty() -> None:
     assert fxprune.record(small).compared == 0
 
 
+def test_a_proof_that_compares_zeros_is_empty() -> None:
+    net = nn.Sequential(nn.Linear(4, 8, bias=False), nn.ReLU(), nn.Linear(8, 2, bias=False)).eval()
+    with pytest.warns(fxprune.NotProvenWarning, match="no number other than 0 that depends on what was removed"):
+        small = fxprune.transform(net, torch.zeros(3, 4), ratio=0.5)
+    assert fxprune.record(small).compared == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small = fxprune.transform(net, torch.ones(3, 4), ratio=0.5)
+    assert fxprune.record(small).compared
+
+
 def test_infinities_at_the_same_places_are_equal() -> None:
     class Masked(nn.Module):
         def __init__(self) -> None:
