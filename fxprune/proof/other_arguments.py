@@ -57,8 +57,9 @@ def _without(graph: fx.GraphModule, known: Sequence[str]) -> set[str]:
 
 
 def _asserts(node: fx.Node) -> bool:
-    """True if a node checks that an argument is left out."""
-    return getattr(node.target, "__name__", "") == "_assert_is_none"
+    """True if a node checks that an argument is left out: it, or all that reads it, asserts so."""
+    name = getattr(node.target, "__name__", "")
+    return name in ("_assert", "_assert_is_none") or (name == "eq" and all(map(_asserts, node.users)))
 
 
 def _listed(names: list[str]) -> str:
