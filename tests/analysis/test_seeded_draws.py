@@ -1,0 +1,64 @@
+"""Random numbers that forward draws by a seed of its own."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+
+
+def by_a_generator(h: Tensor) -> Tensor:
+    return h + torch.randn(h.shape[1], generator=torch.Generator().manual_seed(3), dtype=h.dtype)
+
+
+def in_place(h: Tensor) -> Tensor:
+    return h * torch.empty_like(h).uniform_(generator=torch.Generator().manual_seed(3))
+
+
+def by_a_seed(h: Tensor) -> Tensor:
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        return h + torch.rand_like(h)
+
+
+def unseeded(h: Tensor) -> Tensor:
+    return h + 0 * torch.randn(h.shape[1], dtype=h.dtype)
+
+
+class Noisy(nn.Module):
+    def __init__(self, noise: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(6, 2)
+        self.noise = noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.last(self.second(self.noise(self.first(x))).relu())
+        return made
+
+
+@pytest.mark.parametrize("noise", [by_a_generator, in_place, by_a_seed])
+def test_the_channels_of_seeded_numbers_stay(noise: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    net, x = Noisy(noise).double().eval(), torch.randn(3, 4).double()
+    small: Any = fxprune.transform(net, x, ratio=0.5, prefer="class")
+    assert small.first.out_features == 8
+    assert small.second.out_features == 3
+    made = fxprune.record(small)
+    assert torch.allclose(small(x), fxprune.masked(net, made.removed)(x), atol=1e-12)
+    (row,) = [line for line in fxprune.analyze(net, x).report().splitlines() if "forward seeds these random" in line]
+    assert "first.weight[0]" in row
+
+
+def test_the_channels_of_other_random_numbers_go() -> None:
+    torch.manual_seed(0)
+    net, x = Noisy(unseeded).double().eval(), torch.randn(3, 4).double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small: Any = fxprune.transform(net, x, ratio=0.5, prefer="class")
+    assert small.first.out_features == 4
