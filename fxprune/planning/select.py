@@ -83,14 +83,14 @@ def several_ignored(findings: Findings, ignore: Any) -> list[str]:
 
 
 def warning_of_several(findings: Findings, choices: Mapping[str, Any]) -> str:
-    """The text of a warning about names that mean several groups, in `ratio`, `counts` and `ignore`; "" without any.
+    """The text of a warning about names that mean several groups, in `ratio` and `counts`; "" without any.
 
     A share of each of several groups of one kind, such as two halves of a layer, is the same share of the layer. Shares
-    of heads and of head width multiply, and a count is that of each group.
+    of heads and of head width multiply, and a count is that of each group. All groups of a name stay if it is ignored,
+    as its user expects.
     """
     told = several_meant(findings, choices.get("ratio"), what="ratio", mixed=True)
     told += several_meant(findings, choices.get("counts"), what="counts")
-    told += several_ignored(findings, choices.get("ignore", ()))
     if not told:
         return ""
     more = f" {counted(len(told) - 1, 'further name')} so (the reasons list them)." if told[1:] else ""
