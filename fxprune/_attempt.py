@@ -17,7 +17,7 @@ from fxprune.errors import CaptureError, PlanError, RewriteError, VerificationEr
 from fxprune.fold import ResolvedPlan, make_plan, resolve_plan
 from fxprune.planning.from_channels import plan_from
 from fxprune.planning.plan import Plan
-from fxprune.planning.select import by_group, carried_over, ignored_groups
+from fxprune.planning.select import by_group, carried_over, ignored_groups, warning_of_several
 from fxprune.planning.uniform import by_config, with_config
 from fxprune.proof.compare import first_wrong_group, prove
 from fxprune.proof.result import NoReferenceError, Proof
@@ -59,6 +59,7 @@ class Result:
     why_not: name of a path that was tried before -> why it was not taken.
     recounted: sentences about attributes that forward does not read.
     more_by_graph: what a graph would lose more, and why it is not taken all the same; "" if there is none.
+    several: a warning about names in the options that mean several groups; "" without any.
     """
 
     analysis: Findings
@@ -71,6 +72,7 @@ class Result:
     why_not: dict[str, str] = field(default_factory=dict)
     recounted: tuple[str, ...] = ()
     more_by_graph: str = ""
+    several: str = ""
 
 
 def attempt(analysis: Findings, request: Request, *, locking: bool = False) -> Result:
@@ -98,6 +100,7 @@ def attempt(analysis: Findings, request: Request, *, locking: bool = False) -> R
             continue
         plan = replace(resolved.plan, factors=factors_of(analysis, resolved.removal, made.factors))
         result = Result(analysis, plan, resolved.removal, made.small, None, resolved.constants, recounted=made.reasons)
+        result = result if request.plan else replace(result, several=warning_of_several(first, choices))
         return _proven(result, resolved, request, made)
 
 

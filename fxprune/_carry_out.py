@@ -57,7 +57,6 @@ from fxprune.paths import paths_for
 from fxprune.planning.budgets import MISSED, above
 from fxprune.planning.figures import Measured, pairs_of, with_measured
 from fxprune.planning.plan import Plan
-from fxprune.planning.select import warning_of_several
 from fxprune.planning.uniform import by_config, class_paths
 from fxprune.planning.without_effect import refuse_without_effect
 from fxprune.rewrite.missing_graph import explain_missing_graph
@@ -120,7 +119,7 @@ def _carried_out(
     keep = given.choices.get("keep")
     measured = {} if keep is None else pairs_of(module, result.small, call.example_inputs, keep)
     missed = _above_budget(result, keep, measured, shallow.before)
-    for text, kind in chain(_warnings(result, choices, free=free, asked=call.prefer == "class"), missed):
+    for text, kind in chain(_warnings(result, free=free, asked=call.prefer == "class"), missed):
         warnings.warn(text, kind, stacklevel=level_of_user())
     recorded = shallow.recorded(replace(recorded_of(result), measured=measured))
     if batches is not None:
@@ -264,16 +263,13 @@ def _warnings_of_hooks(result: Result) -> Iterator[tuple[str, type[Warning]]]:
         yield f"{'; '.join(wide[:4])}{'; ...' if wide[4:] else ''}: {do}; {kinds}", UserWarning
 
 
-def _warnings(
-    result: Result, choices: Mapping[str, Any], *, free: bool, asked: bool
-) -> Iterator[tuple[str, type[Warning]]]:
+def _warnings(result: Result, *, free: bool, asked: bool) -> Iterator[tuple[str, type[Warning]]]:
     """The warnings about a result: their texts and categories.
 
-    choices: the options of the request. free: True if nothing was said of the path. asked: True if the class was asked
-    for by `prefer`.
+    free: True if nothing was said of the path. asked: True if the class was asked for by `prefer`.
     """
-    if several := warning_of_several(result.analysis, choices):
-        yield several, UserWarning
+    if result.several:
+        yield result.several, UserWarning
     captured = result.analysis.captured
     if (free or asked) and captured.has_graph and not isinstance(result.analysis.model, fx.GraphModule):
         why = next(iter(result.why_not.values()), "")

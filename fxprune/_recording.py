@@ -49,7 +49,7 @@ def recorded(result: Result) -> Record:
         listed = ", ".join(absent[:4]) + (", ..." if len(absent) > 4 else "")
         reasons.append(f"left out, because the forward does not use them in {mode} mode: {listed}")
     after = {name: tuple(t.shape) for name, t in state.items() if name in before}
-    reasons += _of_other_code(result, state) + unread_tensors(analysis, small, before, after)
+    reasons += _of_other_code(result, state) + unread_tensors(analysis, small, state, before, after)
     reasons += copies_that_differ(small, {name: shape for name, shape in after.items() if shape != before[name]})
     training = tuple(name for name, module in analysis.model.named_modules() if module.training)
     return Record(

@@ -511,6 +511,7 @@ def _named(analysis: fxprune.Analysis, parameter: str) -> list[str]:
     return [g.name for g in analysis.groups if any(m.parameter == parameter for m in g.members)]
 
 
+@pytest.mark.filterwarnings("ignore:ratio. .qkv. means 2 groups")
 @pytest.mark.parametrize("key", ["name", "number"])
 def test_a_ratio_may_name_groups_that_are_locked_before_the_plan_is_made_again(key: str) -> None:
     model, x = double(WrittenHeads()), torch.randn(2, 3, 16, dtype=torch.float64)

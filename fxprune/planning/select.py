@@ -74,6 +74,8 @@ def several_meant(findings: Findings, values: Any, *, what: str, mixed: bool = F
 
 def several_ignored(findings: Findings, ignore: Any) -> list[str]:
     """Sentences about exact names of `ignore` that mean groups of several kinds, which no other pattern names."""
+    if not ignore:
+        return []
     names = names_in(findings)
     matches, candidates = find_all(names, ignore, what="ignore", empty=True), _candidates(findings, names)
     single = {n for match in matches if match.level is Level.GROUP for n in match.groups}

@@ -9,14 +9,20 @@ from torch import nn
 
 from fxprune.analysis.findings import Findings
 from fxprune.capture.containers import found_in, key_text
+from fxprune.capture.tensors import Tensors
 
 
 def unread_tensors(
-    findings: Findings, small: nn.Module, before: Mapping[str, tuple[int, ...]], after: Mapping[str, tuple[int, ...]]
+    findings: Findings,
+    small: nn.Module,
+    state: Tensors,
+    before: Mapping[str, tuple[int, ...]],
+    after: Mapping[str, tuple[int, ...]],
 ) -> list[str]:
     """Sentences about buffers and attributes of a small model that have the old shape of a parameter of their module.
 
-    before, after: name of a parameter or buffer -> its shape in the original and in the small model.
+    state: the small model's tensors. before, after: name of a parameter or buffer -> its shape in the original and in
+        the small model.
     """
     cut = {name: shape for name, shape in before.items() if after.get(name, shape) != shape}
     if not cut:
@@ -31,17 +37,17 @@ def unread_tensors(
             if same and name not in read and after.get(name, shape) == before.get(name, shape):
                 why = f"forward does not read it, and the parameter of that shape is {list(after[same[0]])} now"
                 found.append(f'"{name}" stays {list(shape)}: {why} ("{same[0]}"); `methods=` shows what reads it')
-    return found + _of_parameters(small, {name: cut[name] for name in cut if name in before})
+    return found + _of_parameters(state, cut)
 
 
-def _of_parameters(small: nn.Module, cut: Mapping[str, tuple[int, ...]]) -> list[str]:
+def _of_parameters(state: Tensors, cut: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Sentences about tensors in attributes of smaller parameters with a size that the parameter had.
 
     cut: name of a smaller parameter -> its shape in the original.
     """
     found = []
-    for name, parameter in small.named_parameters():
-        lost = {a for a, b in zip(cut.get(name, ()), parameter.shape, strict=False) if a != b}
+    for name, parameter in ((name, state[name]) for name in cut if name in state):
+        lost = {a for a, b in zip(cut[name], parameter.shape, strict=False) if a != b}
         for attribute, value in parameter.__dict__.items() if lost else ():
             for keys, tensor in found_in(value, lambda part: isinstance(part, torch.Tensor), {}):
                 if lost & set(tensor.shape):
