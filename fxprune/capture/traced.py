@@ -204,7 +204,7 @@ class _Rounds:
                 f"{type(self.model).__name__} does what a graph cannot express",
                 at=f"the model itself{f', {reason.source}' if reason.source else ''}",
                 why=reason.why,
-                do='keep the class (prefer="class"), or move that part into a submodule, which then stays whole',
+                do="pass the model itself to `transform`, which keeps its class, or move that part into a submodule",
             )
         for path, reason in reasons.items():
             self.reasons.setdefault(path, reason)

@@ -248,11 +248,14 @@ def _locked(findings: Findings) -> tuple[LockedData, ...]:
 
 
 def layers_of(findings: Findings, cost: Cost) -> tuple[LayerData, ...]:
-    """Every module that owns a tensor or multiplies, in the order of the model."""
+    """Every module that owns a tensor or multiplies, in the order of the model.
+
+    A tensor of several modules is shown with each, and its parameters are counted with the first.
+    """
     shapes: dict[str, dict[str, Shape]] = {}
     for found in findings.subject.tensors.unique:
-        leaf = found.name.rpartition(".")[2]
-        shapes.setdefault(found.owner, {})[leaf] = tuple(found.tensor.shape)
+        for name, owner in ((found.name, found.owner), *((other, other.rpartition(".")[0]) for other in found.others)):
+            shapes.setdefault(owner, {})[name.rpartition(".")[2]] = tuple(found.tensor.shape)
     modules = dict(findings.model.named_modules(remove_duplicate=False))
     return tuple(
         LayerData(

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from fxprune.analysis.findings import Findings
+from fxprune.analysis.members import role_of
 from fxprune.costs import LayerCost, cost_of
 from fxprune.errors import InputError, nearest
 from fxprune.report.layer_graph import layer_graph
@@ -62,11 +63,11 @@ def _layers(findings: Findings, *, whole: bool) -> Any:
     for node, macs in ((n, costs.get(n, LayerCost()).macs) for n in made):
         made.nodes[node]["macs"] = macs
     for name, group in zip(group_names(findings), findings.groups, strict=True):
-        for member in group.members:
-            node = member.parameter if member.parameter in made else member.parameter.rpartition(".")[0]
+        for member, parameter in ((m, name) for m in group.members for name in findings.names_of(m.parameter)):
+            node = parameter if parameter in made else parameter.rpartition(".")[0]
             if node in made:
-                key = "makes" if member.role == "producer" else "reads"
-                for place in {"groups", key}:
+                role = role_of(findings.layer(parameter), member.dim, member.tensor.ndim)
+                for place in ("groups", "makes" if role == "producer" else "reads"):
                     listed = made.nodes[node][place]
                     made.nodes[node][place] = listed if name in listed else (*listed, name)
     return made if whole else _without_joins(made)
