@@ -9,6 +9,8 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+from torch import nn
+
 from fxprune.analysis.findings import Findings, Group
 from fxprune.costs import Cost, cost_of
 from fxprune.errors import InputError, PlanError
@@ -204,8 +206,9 @@ def _width(node: Entry, dim_of: Callable[[Entry], int | None]) -> Entry | None:
 
 
 def _dim_of_outputs(findings: Findings, node: Entry, main: Entry) -> int | None:
-    """The dimension of a tensor that counts the outputs of its node, None if the model has no such tensor."""
-    if main["name"] not in findings.tensors:
+    """The dimension of a tensor that counts the outputs of its node, None if the model has no such parameter."""
+    name = findings.first_name(main["name"])
+    if name not in findings.tensors or not isinstance(findings.tensors[name], nn.Parameter):
         return None
     return findings.dim_of_outputs(main["name"]) if node["kind"] == "layer" else len(main["before"]) - 1
 
