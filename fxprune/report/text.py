@@ -82,7 +82,7 @@ def record_text(data: RecordData, *, markdown: bool = False) -> str:
     if data.norms == "preserve":
         lines.append("statistics count the original width where that is possible")
     error = "unknown, it was not compared" if data.error is None else f"{data.error:.1e}"
-    lines.append(f"relative error against the reference: {error}")
+    lines.append(f"relative error against the reference{'' if data.repair is None else ' before the repair'}: {error}")
     if data.one_sided:
         first, more = data.one_sided[0], ", ..." if data.one_sided[1:] else ""
         count = _plural(len(data.one_sided), "operation")

@@ -43,6 +43,7 @@ def test_the_report_of_a_record_tells_of_the_repair() -> None:
     for report in (text, markdown):
         assert f"outputs: {done.before:.2e}, after the repair {done.after:.2e}" in report
         assert "2.weight" in report
+        assert "relative error against the reference before the repair: " in report
     assert "| 2.weight" in markdown
     assert told["mode"] == "weights"
     assert (told["before"], told["after"]) == (done.before, done.after)

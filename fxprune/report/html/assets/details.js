@@ -75,10 +75,11 @@ function totals() {
 }
 
 function proof() {
-  const { exact, error, norms, why_not: whyNot, training, one_sided: oneSided } = data.record;
+  const { exact, error, norms, why_not: whyNot, training, one_sided: oneSided, repair } = data.record;
+  const compared = `Relative error against the reference${repair ? " before the repair" : ""}`;
   return make("section", {}, facts([
     ["Result", exact ? "exact" : "not exact: some statistics are taken over fewer channels"],
-    ["Relative error against the reference", error === null ? "unknown, it was not compared" : error.toExponential(1)],
+    [compared, error === null ? "unknown, it was not compared" : error.toExponential(1)],
     ["Statistics", norms === "preserve" ? "count the original width where that is possible" : null],
     ...Object.entries(whyNot).map(([path, why]) => [`Not ${path}`, why]),
     ["In training mode", training.map((name) => name || "the model").join(", ")],
