@@ -20,6 +20,7 @@ from fxprune.analysis.observed import Observation, Place, Walked
 from fxprune.analysis.observer import IN_RESULT
 from fxprune.analysis.opened import Opened
 from fxprune.analysis.results import Results
+from fxprune.analysis.seeded_draws import told_seeds
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.modes import MODES, doubled, modules_reading_training, random_decisions, set_mode
 from fxprune.capture.output_paths import OutputPath, Outputs, paths_text, tensors_that_count
@@ -111,7 +112,7 @@ class Analyzer:
         self.nodes, self.observations = {}, {}
         self.observer.begin_run(when)
         modes = (*decisions, opened.scopes.watching(), self.settings, self.observer)
-        with no_caches(self.subject.model) as opened.scopes.between_modules:
+        with no_caches(self.subject.model) as opened.scopes.between_modules, told_seeds():
             walk(captured.graph, opened.module, opened.faker, captured.arguments(inputs, method), self._visit, modes)
 
     def _visit(self, node: fx.Node, execute: Callable[[], Any]) -> Any:

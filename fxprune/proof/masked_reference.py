@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -56,6 +56,7 @@ def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]]) -> nn.Mod
                 ) from None
             _check_slots(name, tensor, dims)
         kept = kept_weights(copied, removed)
+        _refuse_shared(model, copied, [*kept.zeroed, *kept.values])
         for name, dims in kept.zeroed.items():
             zero_slots(fetch(copied, name), dims)
         for name, values in kept.values.items():
@@ -74,6 +75,18 @@ def _copy(model: nn.Module) -> nn.Module:
             why=f"{type(error).__name__}: {error}",
             do="keep what cannot be copied out of the model's attributes, or give it a __deepcopy__",
         ) from error
+
+
+def _refuse_shared(model: nn.Module, copied: nn.Module, names: Iterable[str]) -> None:
+    """Raises `PlanError` if a tensor that has to change is still that of the original."""
+    for name in names:
+        if fetch(copied, name).untyped_storage()._cdata == fetch(model, name).untyped_storage()._cdata:
+            raise PlanError(
+                f"{type(model).__name__} cannot be copied",
+                at=f'"{name}"',
+                why="a `__deepcopy__` of the model gives the tensor of the original, which would be set to zero",
+                do="let that method copy its tensors, or leave it out",
+            )
 
 
 def _check_slots(name: str, tensor: Any, dims: Mapping[int, Any]) -> None:

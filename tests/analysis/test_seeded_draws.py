@@ -42,11 +42,20 @@ class Noisy(nn.Module):
         return made
 
 
-@pytest.mark.parametrize("noise", [by_a_generator, in_place, by_a_seed])
-def test_the_channels_of_seeded_numbers_stay(noise: Callable[[Tensor], Tensor]) -> None:
+def by_a_seed_that_stays(h: Tensor) -> Tensor:
+    torch.manual_seed(4)
+    return h + torch.rand_like(h)
+
+
+@pytest.mark.parametrize("noise", [by_a_generator, in_place, by_a_seed, by_a_seed_that_stays])
+@pytest.mark.parametrize("before", ["another seed", "this seed"])
+def test_the_channels_of_seeded_numbers_stay(noise: Callable[[Tensor], Tensor], before: str) -> None:
     torch.manual_seed(0)
     net, x = Noisy(noise).double().eval(), torch.randn(3, 4).double()
+    torch.manual_seed(4 if before == "this seed" else 5)
+    state = torch.get_rng_state()
     small: Any = fxprune.transform(net, x, ratio=0.5, prefer="class")
+    assert torch.equal(torch.get_rng_state(), state)
     assert small.first.out_features == 8
     assert small.second.out_features == 3
     made = fxprune.record(small)

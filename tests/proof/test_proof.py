@@ -416,3 +416,29 @@ def test_layers_with_a_fused_path_are_called_with_it(monkeypatch: pytest.MonkeyP
     with pytest.raises(fxprune.VerificationError, match="no kernel for 8 slots") as caught:
         fxprune.transform(layer, x, ratio={"linear1": 0.5}, **options)
     assert "the proof runs MultiheadAttention, TransformerEncoderLayer by other code" in caught.value.what
+
+
+class CopiedByReference(nn.Module):
+    """Its copy is a new module around the same layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> CopiedByReference:
+        made = CopiedByReference()
+        made.a, made.b = self.a, self.b
+        return made
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.b(self.a(x).relu())
+        return made
+
+
+def test_the_masked_reference_never_changes_the_original() -> None:
+    net = CopiedByReference()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with pytest.raises(fxprune.PlanError, match="cannot be copied") as caught:
+        fxprune.masked(net, {"a.weight": {0: [1]}, "a.bias": {0: [1]}})
+    assert '"a.weight"' in str(caught.value)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
