@@ -95,7 +95,7 @@ def test_courses_are_varied() -> None:
     """Every kind of part, and nearly every way to write it, comes up."""
     seen: Counter[str] = Counter()
 
-    @settings(ORDINARY, max_examples=600)
+    @settings(ORDINARY, max_examples=800)
     @given(program=courses(longest=8))
     def draw(program: Course) -> None:
         seen.update(features(build_course(program)))

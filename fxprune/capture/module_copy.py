@@ -133,9 +133,15 @@ def _is_copied_by_attributes(kind: type) -> bool:
     return inherited and kind not in copyreg.dispatch_table
 
 
-def as_parameter(tensor: torch.Tensor) -> None:
-    """Let a tensor that stands for a parameter pass for one: forward may assign it to a layer, to tie two weights."""
+def as_parameter(tensor: torch.Tensor, parameter: torch.Tensor) -> None:
+    """Let a tensor that stands for a parameter pass for it.
+
+    Forward may assign it to a layer, to tie two weights, or read numbers and texts in attributes of the parameter.
+    """
     stand_in: Any = tensor
+    for name, value in parameter.__dict__.items():
+        if isinstance(value, int | float | str) and not hasattr(stand_in, name):
+            setattr(stand_in, name, value)
     stand_in._is_param = True
 
 

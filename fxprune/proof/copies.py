@@ -108,7 +108,7 @@ class Copies:
         self._read.clear()
 
     def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        name, is_parameter = self._names.get(id(tensor), ""), isinstance(tensor, nn.Parameter)
+        name, given = self._names.get(id(tensor), ""), tensor
         tensor = whole(tensor)
         with torch.no_grad(), torch._C._DisableTorchDispatch():
             copied = self.precision.copy(tensor)
@@ -124,8 +124,8 @@ class Copies:
                 copied = torch.where(tensor == rounded, exact.to(copied.dtype), copied)
         if name:
             self.copying.made(copied, name)
-        if is_parameter:
-            as_parameter(copied)
+        if isinstance(given, nn.Parameter):
+            as_parameter(copied, given)
         return copied
 
 

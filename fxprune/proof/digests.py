@@ -82,6 +82,8 @@ class Digester:
         """
         with torch.no_grad(), torch._C._DisableTorchDispatch():
             values = tensor.detach()
+            if values.layout is not torch.strided:
+                values = values.to_dense()
             if values.is_complex():
                 values = torch.view_as_real(values.resolve_conj())
             values = values.to(torch.float64)

@@ -442,3 +442,50 @@ def test_the_masked_reference_never_changes_the_original() -> None:
         fxprune.masked(net, {"a.weight": {0: [1]}, "a.bias": {0: [1]}})
     assert '"a.weight"' in str(caught.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+class Gained(nn.Module):
+    """Reads a number in an attribute of a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+        weight: Any = self.a.weight
+        weight.gain = 2.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight: Any = self.a.weight
+        made: Tensor = self.b(self.a(x).relu() * weight.gain)
+        return made
+
+
+class Softened(nn.Module):
+    """Makes a sparse matrix in forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.register_buffer("edges", torch.eye(3).to_sparse())
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert isinstance(self.edges, Tensor)
+        made: Tensor = self.b(torch.sparse.mm(torch.sparse.softmax(self.edges, 1), self.a(x)).relu())
+        return made
+
+
+@pytest.mark.parametrize("network", [Gained, Softened])
+def test_what_forward_reads_or_makes_is_there_in_the_proof(network: Callable[[], nn.Module]) -> None:
+    net, x = network().eval(), torch.randn(3, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", fxprune.NotProvenWarning)
+        small: Any = fxprune.transform(net, x, ratio=0.5)
+    assert type(small) is network
+    assert small.a.out_features == 4
+    made = fxprune.record(small)
+    assert made.error is not None
+    assert made.compared
+    ours: Any = small(x)
+    with torch.no_grad():  # `deepcopy`, and so `masked`, loses attributes of parameters
+        for name in ("a.weight", "a.bias"):
+            net.get_parameter(name)[made.removed["a.weight"][0]] = 0
+    assert torch.allclose(ours, net(x), atol=1e-6)

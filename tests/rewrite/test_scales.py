@@ -468,6 +468,7 @@ class Rotated(nn.Module):
         return self.o(made.transpose(1, 2).flatten(2))
 
 
+@pytest.mark.filterwarnings("ignore:ratio. .q. means 2 groups")
 def test_a_factor_goes_through_a_product_of_complex_numbers() -> None:
     net = randomised(Rotated())
     small = pruned(net, ratio={"q": 0.5})
