@@ -110,9 +110,9 @@ class Analyzer:
     def _run(self, inputs: Inputs, method: str, when: str, decisions: Sequence[Mode]) -> None:
         opened, captured = self.opened, self.subject.captured
         self.nodes, self.observations = {}, {}
-        self.observer.begin_run(when)
         modes = (*decisions, opened.scopes.watching(), self.settings, self.observer)
-        with no_caches(self.subject.model) as opened.scopes.between_modules, told_seeds():
+        with told_seeds(), no_caches(self.subject.model) as opened.scopes.between_modules:
+            self.observer.begin_run(when)
             walk(captured.graph, opened.module, opened.faker, captured.arguments(inputs, method), self._visit, modes)
 
     def _visit(self, node: fx.Node, execute: Callable[[], Any]) -> Any:

@@ -58,6 +58,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._when = ""
         self._numbers: dict[tuple[Event, int], int] = {}  # event, how often it occurred before in its run -> its number
         self._occurred: Counter[Event] = Counter()  # in this run
+        self._seed = torch.initial_seed()  # before it
         self.strict = strict
         self.events: list[Event] = [Event("", "", "", "", "")] * 2  # see `Observed.events`
         self._marks: list[Mark] = []
@@ -131,6 +132,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         when: a text that is added to the reasons of the events that no earlier run had.
         """
         self._visited, self._when, self._occurred = set(self.visits) if when else set(), when, Counter()
+        self._seed = torch.initial_seed()
         self.scopes.restart()
         self.recorder.begin_run()
 
@@ -266,7 +268,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 out = arguments.pop("out")
                 tensors.remove(out)
             results = self._ruled(function, call, tensors)
-        lock_seeded_draws(call, results)
+        lock_seeded_draws(call, results, self._seed)
         self._attach(raw, outputs, results)
         self.unread.note(name, raw, made, self._same_dims)
         self._note(call, outputs, results)

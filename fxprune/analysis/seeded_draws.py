@@ -26,9 +26,12 @@ def told_seeds() -> Iterator[None]:
         torch.default_generator.set_state(before)
 
 
-def lock_seeded_draws(call: Call, results: Sequence[Operand]) -> None:
-    """Lock the dimensions of random numbers of a generator that forward has, or that it has seeded."""
+def lock_seeded_draws(call: Call, results: Sequence[Operand], seed: int) -> None:
+    """Lock the dimensions of random numbers of a generator that forward has, or that it has seeded.
+
+    seed: the seed of torch's generator before forward.
+    """
     own = call.raw.get("generator") is not None
-    if own or (torch.Tag.nondeterministic_seeded in call.func.tags and torch.initial_seed() != _UNSEEDED):
+    if own or (torch.Tag.nondeterministic_seeded in call.func.tags and torch.initial_seed() != seed):
         for vector in (vector for result in results for vector in result.vectors):
             call.lock(vector, WHY)
