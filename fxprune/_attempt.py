@@ -99,8 +99,17 @@ def attempt(analysis: Findings, request: Request, *, locking: bool = False) -> R
             analysis, request = narrower, replace(request, choices=_carried_over(first, choices, narrower))
             continue
         plan = replace(resolved.plan, factors=factors_of(analysis, resolved.removal, made.factors))
-        result = Result(analysis, plan, resolved.removal, made.small, None, resolved.constants, recounted=made.reasons)
-        result = result if request.plan else replace(result, several=warning_of_several(first, choices))
+        several = "" if request.plan is not None else warning_of_several(first, choices)
+        result = Result(
+            analysis,
+            plan,
+            resolved.removal,
+            made.small,
+            None,
+            resolved.constants,
+            recounted=made.reasons,
+            several=several,
+        )
         return _proven(result, resolved, request, made)
 
 

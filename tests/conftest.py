@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import random
 import zlib
 
-import hypothesis  # noqa: F401  (before `gc.freeze`: it looks for who refers to a generator that it registers)
 import numpy as np
 import pytest
 import torch
@@ -23,6 +23,7 @@ def pytest_configure(config):
 
 def pytest_collection_finish(session):
     # no collection visits the million objects that torch and the tests are made of: each takes most of a second
+    importlib.import_module("hypothesis")  # before it: this looks for who refers to a generator that it registers
     gc.freeze()
 
 

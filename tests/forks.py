@@ -10,8 +10,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 
 _SERVER = """
@@ -43,8 +41,6 @@ def ended_forks(
 
     after: the module that the process has imported from which they are forked.
     """
-    if os.name != "posix":
-        pytest.skip("there is no fork")
     with tempfile.TemporaryDirectory() as place:
         folders = [Path(place, str(number)) for number in range(len(codes))]
         for folder in folders:

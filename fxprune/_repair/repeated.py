@@ -28,7 +28,7 @@ ENOUGH = 2
 """Distinct rows for each input of a layer, with which it is no worse on other inputs whatever the ridge."""
 
 ELEMENTS = 4096
-"""Of larger tensors so many elements tell a sample from others."""
+"""The number of elements of a larger tensor that tell a sample from others."""
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,6 @@ import torch
 from fxprune.ops import Call, Operand
 
 WHY = "forward seeds these random numbers, which would be others for fewer channels"
-
-
 _UNSEEDED = 0x66787072756E65  # a number that no code seeds with
 
 

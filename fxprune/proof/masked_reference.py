@@ -11,6 +11,7 @@ from torch import nn
 from fxprune.arguments import checks_arguments, shown
 from fxprune.capture.captured import fetch
 from fxprune.capture.equal_modules import check_told_apart
+from fxprune.capture.layouts import memory_of
 from fxprune.capture.module_copy import deep_copy_with
 from fxprune.capture.process_state import public_call
 from fxprune.capture.tensors import computed_tensors
@@ -80,7 +81,7 @@ def _copy(model: nn.Module) -> nn.Module:
 def _refuse_shared(model: nn.Module, copied: nn.Module, names: Iterable[str]) -> None:
     """Raises `PlanError` if a tensor that has to change is still that of the original."""
     for name in names:
-        if fetch(copied, name).untyped_storage()._cdata == fetch(model, name).untyped_storage()._cdata:
+        if memory_of(fetch(copied, name)) == memory_of(fetch(model, name)):
             raise PlanError(
                 f"{type(model).__name__} cannot be copied",
                 at=f'"{name}"',
