@@ -20,12 +20,12 @@ from fxprune.analysis.observed import Observation, Place, Walked
 from fxprune.analysis.observer import IN_RESULT
 from fxprune.analysis.opened import Opened
 from fxprune.analysis.results import Results
-from fxprune.analysis.seeded_draws import told_seeds
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.modes import MODES, doubled, modules_reading_training, random_decisions, set_mode
 from fxprune.capture.output_paths import OutputPath, Outputs, paths_text, tensors_that_count
 from fxprune.capture.places import module_of, source_of
 from fxprune.capture.process_state import no_caches
+from fxprune.capture.seeds import told_seeds
 from fxprune.capture.state import State
 from fxprune.capture.values import map_tensors, objects_in, tensors_in
 from fxprune.capture.walk import walk

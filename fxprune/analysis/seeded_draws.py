@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from fxprune.ops import Call, Operand
 
 WHY = "forward seeds these random numbers, which would be others for fewer channels"
-_UNSEEDED = 0x66787072756E65  # a number that no code seeds with
-
-
-@contextlib.contextmanager
-def told_seeds() -> Iterator[None]:
-    """Gives torch's generator a seed of its own for one run of forward, so that another seed is one of forward."""
-    before = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(_UNSEEDED)
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(before)
 
 
 def lock_seeded_draws(call: Call, results: Sequence[Operand], seed: int) -> None:

@@ -17,6 +17,7 @@ from fxprune.analysis.opened import Opened
 from fxprune.analysis.results import Results
 from fxprune.analysis.uses import Uses
 from fxprune.capture.output_paths import Outputs, tensors_that_count
+from fxprune.capture.process_state import clean_caches
 from fxprune.capture.scopes import Scope
 from fxprune.capture.values import tensors_in
 from fxprune.capture.walk import walk
@@ -77,7 +78,8 @@ def _run(opened: Opened) -> tuple[Results, set[str], list[Found]]:
 
     def run(values: list[Any]) -> Any:
         modes = (scopes.watching(), counter)
-        return walk(captured.graph, opened.module, opened.faker, values, visit, modes)
+        with clean_caches(opened.subject.model):
+            return walk(captured.graph, opened.module, opened.faker, values, visit, modes)
 
     counter.seen = seen
     result, paths = run(captured.arguments(opened.subject.inputs)), opened.subject.outputs

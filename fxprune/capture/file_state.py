@@ -319,7 +319,7 @@ def _same(container: Any, before: Any) -> bool:
 
 
 class FileState:
-    """The state of some code: its functions with a cache, their places, its variables and containers.
+    """The state of some code: its functions with a cache, their places, its variables and containers, generators.
 
     To look for these takes long where a model has hundreds of files, so one object serves several runs in turn, as long
     as it is `current`.
@@ -330,6 +330,7 @@ class FileState:
         self.places = places_of_cached_functions(code)
         self.functions = list({id(place.function): place.function for place in self.places}.values())
         self.kept = Kept(code)
+        self.generators = [value for value, _ in code.values() if type(value) is torch.Generator]
         self._objects, self._items = self._now(), self.kept.items
 
     def current(self) -> bool:

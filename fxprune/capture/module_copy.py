@@ -25,6 +25,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _SHARED = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
 _HOOKS = tuple(name for name in nn.Module().__dict__ if "hooks" in name)
 """The attributes of a module with its hooks."""
+_WITH_A_COPY: Mapping[type, Callable[[Any], Any]] = {set: set.copy, torch.Generator: torch.Generator.clone_state}
 CACHED_FUNCTION: Any = type(functools.lru_cache(len))
 """The type of a function with a cache."""
 
@@ -156,10 +157,10 @@ def copy_module(
     tensor: a function that gives the tensor of the copy for each parameter, buffer, and tensor in an attribute.
     parameters: a function that gives the dict of parameters of each module of the copy, instead of `tensor`.
 
-    Containers in attributes (see `fxprune/capture/containers.py`) and sets are copied, so that a forward that stores
-    something there leaves the original as it is; other values are shared. What is used in two places is one thing in
-    the copy too. Modules of the model, their bound methods, and tensors are replaced wherever attributes hold them,
-    also inside containers, partial functions, and functions with a cache.
+    Containers in attributes (see `fxprune/capture/containers.py`), sets and generators of random numbers are copied, so
+    that a forward that stores something there, or draws, leaves the original as it is; other values are shared. What is
+    used in two places is one thing in the copy too. Modules of the model, their bound methods, and tensors are replaced
+    wherever attributes hold them, also inside containers, partial functions, and functions with a cache.
     """
     made: dict[int, nn.Module] = {}
     containers: dict[int, Any] = {}
@@ -199,8 +200,8 @@ def copy_module(
             return _with_cache(value, attribute(value.__wrapped__))
         if kind is RemovableHandle:
             return _handle(value, attribute)
-        if kind is set:
-            return value.copy()
+        if kind in _WITH_A_COPY:
+            return containers.setdefault(id(value), _WITH_A_COPY[kind](value))
         return map_parts(value, containers, attribute) if is_container(value) else value
 
     return clone(module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import types
@@ -19,8 +20,10 @@ SOURCE = "fxprune_source"
 TORCH = os.path.dirname(torch.__file__) + os.sep
 """The folder of torch."""
 
-_OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep
-_RUNNERS = (os.path.join(os.path.dirname(__file__), "walk.py"), os.path.join(_OWN, "_drop.py"))
+OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep
+"""The folder of this package."""
+
+_RUNNERS = (os.path.join(os.path.dirname(__file__), "walk.py"), os.path.join(OWN, "_drop.py"))
 """The files that run a model, and so are no code of it."""
 
 
@@ -31,7 +34,7 @@ def users_line() -> str:
         name = frame.f_code.co_filename
         if name in _RUNNERS:
             return ""
-        if not name.startswith((_OWN, TORCH)):
+        if not name.startswith((OWN, TORCH)) and name != contextlib.__file__:  # which runs the contexts of both
             return f"{name}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
@@ -44,7 +47,7 @@ def raised_at(error: BaseException) -> str:
         name = at.tb_frame.f_code.co_filename
         if name in _RUNNERS:
             found = ""  # what called the model is no code of it
-        elif not name.startswith((_OWN, TORCH)):
+        elif not name.startswith((OWN, TORCH)):
             found = f"{name}:{at.tb_lineno}"
         at = at.tb_next
     return found

@@ -3,7 +3,7 @@
 | state | context manager | change, and for how long |
 | --- | --- | --- |
 | Python's cyclic garbage collector | `public_call` | off, during one call of a public function |
-| function caches, variables and containers in the files of a model | `clean_caches` | as before after a run |
+| function caches, variables, containers, generators in the files of a model | `clean_caches` | as before after a run |
 | functions with a cache in the files of a model | `no_caches` | replaced by those they wrap, during a run |
 | the level of torch's log about fake tensors | `no_fake_tensor_log` | critical errors only, during a run on them |
 | torch's fast path of attention | `no_fused_attention` | off, during a run |
@@ -11,7 +11,7 @@
 | global hooks of `nn.Module` | `module_hooks` | one before and one after each forward, during a run |
 | `nn.Module.__call__`, `nn.Module.__getattr__` | `tracing` | replaced by `torch.fx` while it traces |
 | names of functions that traces wrap | `tracing`, `silence` | without the dotted ones, while one runs |
-| other attributes of torch, see `trace_watch.py` | `tracing` | replaced by functions that report, while a trace runs |
+| other attributes of torch, see `trace_watch.py`, `seeds.py` | `tracing` | functions that report, while a trace runs |
 | printing, filters of warnings | `silence` | nothing of this thread is shown, during an export |
 | `logging.Logger.handle` | `no_logs` | drops what this thread logs, during an export |
 | the random generators of torch, numpy and Python | `same_random_state` | set back after a run |
@@ -256,13 +256,17 @@ def clean_caches(model: nn.Module) -> Iterator[None]:
 
     For example, a table of positions is often made by a function with `functools.lru_cache`. A run on fake tensors
     would leave a fake table in the cache, and every later forward of every model with that function would get it.
+    Generators of random numbers there get the state back that they had.
     """
     with _LOCK:
         before = _file_state(model)
         filled = [_filled(cache) for cache in before.functions]
+        states = [generator.get_state() for generator in before.generators]
         try:
             yield
         finally:
+            for generator, drawn in zip(before.generators, states, strict=True):
+                generator.set_state(drawn)
             for cache, known in zip(before.functions, filled, strict=True):
                 if _filled(cache) != known:
                     cache.cache_clear()

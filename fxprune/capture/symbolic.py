@@ -23,6 +23,7 @@ from torch.fx.proxy import Proxy
 from fxprune.capture.places import SOURCE, TORCH, line_of, users_line
 from fxprune.capture.process_state import same_random_state, tracing
 from fxprune.capture.random_operations import drawn_by
+from fxprune.capture.seeds import SETS_THE_STATE, UNSEEDED, seeded
 from fxprune.capture.symbols import IN_PLACE, Buffer, Symbol
 from fxprune.capture.trace_watch import (
     changed,
@@ -122,7 +123,10 @@ class Tracer(fx.Tracer):
             self.happened("changes a setting of torch")
 
     def _compare_numbers(self) -> None:
-        """Note random numbers of Python or numpy that were drawn since the last comparison."""
+        """Note seeds of torch, and random numbers of Python or numpy that were drawn, since the last comparison."""
+        if seeded():
+            torch.default_generator.manual_seed(UNSEEDED)
+            self._note(Reason(self.calls[-1].path, f"its forward {SETS_THE_STATE}"))
         now = random_state()
         if now != self.numbers:
             self.numbers = now

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.module_copy import copy_module
-from fxprune.capture.process_state import same_random_state
+from fxprune.capture.process_state import clean_caches, same_random_state
 from fxprune.capture.symbolic import same_python_numbers
 from fxprune.capture.values import leaves
 from fxprune.errors import CaptureError
@@ -29,14 +29,14 @@ def check_trace(model: nn.Module, traced: fx.GraphModule, inputs: Inputs) -> Non
         return
     for training, mode in _MODES.items():
         try:
-            expected = _results(model, inputs, training)
+            expected = _results(model, model, inputs, training)
         except Exception as error:
             if training:
                 return
             why = f"{type(error).__name__}: {error}"
             raise CaptureError("the model's forward raises", raised=True, why=why, do="check the inputs") from error
         try:
-            got = _results(traced, inputs, training)
+            got = _results(traced, model, inputs, training)
         except Exception as error:
             raise _differs(model, mode, f"it raises {type(error).__name__}: {error}") from error
         if len(expected) != len(got):
@@ -54,12 +54,12 @@ def _differs(model: nn.Module, mode: str, why: str) -> CaptureError:
     )
 
 
-def _results(model: nn.Module, inputs: Inputs, training: bool) -> list[Any]:
-    """The leaves of the results of two calls of a copy of the model."""
+def _results(model: nn.Module, original: nn.Module, inputs: Inputs, training: bool) -> list[Any]:
+    """The leaves of the results of two calls of a copy of a model, the original or its graph."""
     clones: dict[int, torch.Tensor] = {}
     copied = copy_module(model, lambda tensor: clones.setdefault(id(tensor), _clone(tensor)))
     copied.train(training)
-    with torch.no_grad(), same_random_state(), same_python_numbers():
+    with torch.no_grad(), clean_caches(original), same_random_state(), same_python_numbers():
         torch.manual_seed(0)
         random.seed(0)
         return [leaf for _ in range(2) for leaf in leaves(copied(*inputs[0], **inputs[1]))]

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.capture.places import TORCH, users_line
+from fxprune.capture.seeds import SETS_THE_STATE, seeded, watching_seeds
 
 _CONTEXTS = (
     *(grad_mode.no_grad, grad_mode.enable_grad, grad_mode.inference_mode, grad_mode.set_grad_enabled),
@@ -88,6 +89,7 @@ def watching(listener: Listener, members: Set[int], storages: Set[int], paramete
         _watch_functions(stack, listener, here)
         _watch_contexts(stack, listener, here)
         _watch_questions(stack, listener, here)
+        stack.enter_context(watching_seeds(lambda how: listener.happened(f"{SETS_THE_STATE} ({how})"), here))
         stack.enter_context(_ConcreteOperations(listener, storages, parameters))
         yield
 
@@ -102,8 +104,11 @@ def watching_export(model: nn.Module, lost: list[str]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         _watch_assignments(stack, listener, lambda: threading.get_ident() == thread, {id(m) for m in model.modules()})
         _watch_functions(stack, listener, lambda: threading.get_ident() == thread)
+        stack.enter_context(watching_seeds(listener.seeded, lambda: threading.get_ident() == thread))
         numbers = random_state()
         yield
+        if seeded() and not any(SETS_THE_STATE in text for text in lost):
+            lost.append(f"{NOT_KEPT}: forward {SETS_THE_STATE}")
         if numbers != random_state():
             lost.append(
                 f"{NOT_KEPT}: forward draws random numbers of Python or numpy, which are constants of the graph"
@@ -128,9 +133,16 @@ class _Lost:
     def happened(self, why: str) -> None:
         """Note what the user's code did."""
         if not sys._getframe(2).f_code.co_filename.startswith(TORCH):
-            text = f"{NOT_KEPT}: forward {why} ({users_line()})"
-            if text not in self.lost:
-                self.lost.append(text)
+            self._note(why)
+
+    def seeded(self, how: str) -> None:
+        """Note what the user's code did to torch's generator."""
+        self._note(f"{SETS_THE_STATE} ({how})")
+
+    def _note(self, why: str) -> None:
+        text = f"{NOT_KEPT}: forward {why} ({users_line()})"
+        if text not in self.lost:
+            self.lost.append(text)
 
 
 def _replace(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:

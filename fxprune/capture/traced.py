@@ -22,6 +22,7 @@ from fxprune.capture.graph_names import check_names
 from fxprune.capture.in_place import mutated_constants, settle_in_place
 from fxprune.capture.inputs import Inputs, normalize
 from fxprune.capture.module_copy import copy_module
+from fxprune.capture.process_state import clean_caches
 from fxprune.capture.second_names import add_second_names
 from fxprune.capture.symbolic import Reason, Trace, Tracer, trace_once
 from fxprune.capture.trace_check import check_trace
@@ -37,9 +38,9 @@ def trace(model: nn.Module, example_inputs: Any) -> fx.GraphModule:
     It shares the parameters and buffers of the model. What a graph cannot express stays whole, as one `call_module`
     node that runs the module itself: a submodule whose forward reads `self.training` and does something else in the
     other mode, applies an `autograd.Function`, computes in a context (`no_grad`, `enable_grad`, `autocast`,
-    `checkpoint`, `inference_mode`), assigns to its attributes or to `.data`, draws random numbers, decides by numbers
-    in buffers, carries hooks, has a `train` of its own, or cannot be traced. The dict `meta["fxprune_whole"]` of the
-    result has the reason for each of them, by its path. Operations that draw in the forward of the model itself
+    `checkpoint`, `inference_mode`), assigns to its attributes or to `.data`, draws or seeds random numbers, decides by
+    numbers in buffers, carries hooks, has a `train` of its own, or cannot be traced. The dict `meta["fxprune_whole"]`
+    of the result has the reason for each of them, by its path. Operations that draw in the forward of the model itself
     (`torch.randn_like(x)`) are nodes, which draw in each call.
 
     Operators in place stay in place. Arguments of forward that are None, a flag or a string in this call are constants
@@ -75,7 +76,8 @@ def trace(model: nn.Module, example_inputs: Any) -> fx.GraphModule:
     if not isinstance(model, nn.Module):
         raise CaptureError("not a model", why=f"{type(model).__name__} is no torch.nn.Module", do="pass a module")
     inputs = normalize(example_inputs)
-    traced = traced_graph(model, inputs)
+    with clean_caches(model):
+        traced = traced_graph(model, inputs)
     if traced is not model:
         check_trace(model, traced, inputs)
     return traced

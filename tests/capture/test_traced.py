@@ -211,6 +211,18 @@ class NumpyNoise(Part):
         return self.layer(x) * float(np.random.rand())
 
 
+class Seeds(Part):
+    def forward(self, x: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        return self.layer(x)
+
+
+class Forks(Part):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            return self.layer(x)
+
+
 class Accumulates(Part):
     def forward(self, x: Tensor) -> Tensor:
         total = torch.zeros(C)
@@ -258,6 +270,8 @@ KINDS: dict[type[nn.Module], str] = {
     AttentionDropout: "draws random numbers (scaled_dot_product_attention)",
     PythonNoise: "draws random numbers (of Python or numpy)",
     NumpyNoise: "draws random numbers (of Python or numpy)",
+    Seeds: "sets the state of torch's random numbers (manual_seed)",
+    Forks: "sets the state of torch's random numbers (set_rng_state)",
     Accumulates: "changes in place a tensor that it makes in every call",
     OwnTrain: "train() of its own",
 }
