@@ -6,6 +6,8 @@ from dataclasses import replace
 
 from fxprune._attempt import Result
 from fxprune._record import Record, checksum
+from fxprune.analysis.findings import Findings
+from fxprune.analysis.observed import Mark
 from fxprune.capture.tensors import PARAMETER, Tensors
 from fxprune.costs import cost_of
 from fxprune.planning.plan import Plan
@@ -14,6 +16,7 @@ from fxprune.report.layer_graph import flow_of
 from fxprune.report.repeats import merge_tensors
 from fxprune.rewrite.derived import derived
 from fxprune.rewrite.hook_readings import too_wide
+from fxprune.rewrite.norms import why_changed
 from fxprune.rewrite.own_copies import copies_that_differ
 from fxprune.rewrite.references import names_in, references_to_original
 from fxprune.rewrite.remade_tensors import unseen_writes
@@ -27,11 +30,7 @@ def recorded(result: Result) -> Record:
     reasons = [*plan.reasons, *analysis.notes, *result.recounted]
     inexact = analysis.inexact & result.removal.removed
     if inexact.any():
-        changed = dict.fromkeys(
-            f"{event.op} in {event.module or 'the model'}: {event.why}"
-            for event in analysis.marked_by(inexact.nonzero()[0])
-        )
-        reasons += [f"a statistic changed: {text}" for text in changed]
+        reasons += _changed_statistics(analysis, list(analysis.marks_of(inexact.nonzero()[0])))
     reasons += analysis.results.changes(result.removal)
     state = Tensors.of(small)
     if plan.factors:
@@ -71,6 +70,19 @@ def recorded(result: Result) -> Record:
         weights=checksum(small),
         flow=flow_of(analysis),
     )
+
+
+def _changed_statistics(analysis: Findings, marks: list[Mark]) -> list[str]:
+    """A sentence for each statistic that changed; where it was to be preserved, with the reason why it is not."""
+    told: dict[str, list[Mark]] = {}
+    for mark in marks:
+        event = analysis.events[mark.event]
+        text = f"a statistic changed: {event.op} in {event.module or 'the model'}: {event.why}"
+        told.setdefault(text, []).append(mark)
+    if analysis.preserved is None:
+        return list(told)
+    whys = (why_changed(analysis, min(alike, key=lambda mark: mark.width)) for alike in told.values())
+    return [f'{text}; norms="preserve" does not keep it: {why}' for text, why in zip(told, whys, strict=True)]
 
 
 def _of_other_code(result: Result, state: Tensors) -> list[str]:

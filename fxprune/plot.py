@@ -19,10 +19,11 @@ from fxprune.files import save_picture
 from fxprune.ops.layers import known_output_dim, weights_of_state
 from fxprune.planning.channels import removal_of
 from fxprune.planning.plan import Plan
-from fxprune.report.drawing import GREY, STRIPES, Box, Drawing, cut
+from fxprune.report.drawing import GREY, STRIPES, Box, Drawing
 from fxprune.report.folding import Repeated, fold_repeats, names_of
 from fxprune.report.graphs import graph
 from fxprune.report.layout import arrange
+from fxprune.report.names import cut
 from fxprune.report.repeats import merge_repeats
 from fxprune.report.text import figure
 
@@ -59,10 +60,13 @@ def dependencies(
         plan: shows the widths that a plan leaves.
         path: also write the picture to this file; its suffix is the format (".png", ".svg", ".pdf").
         ax: axes of matplotlib to draw into; None makes new ones of a suitable size.
-        details: True to write type, kernel, stride, the shape that the next layer reads, parameters and MACs below.
+        details: True to write type, kernel, stride, the shape of the output, parameters and MACs below; no shape where
+            the layer gives several.
         folded: True to draw three or more equal blocks in a row once, with their number behind; False to draw all.
 
-    Returns the axes. Raises `FxpruneError` if matplotlib is missing, and `PlanError` if the plan is for another model.
+    Returns the axes, to change or to save: `ax.figure.savefig("layers.png", dpi=200)` writes a PNG, and
+    `ax.figure.savefig("layers.svg")` an SVG, as `path="layers.svg"` does. Raises `FxpruneError` if matplotlib is
+    missing, and `PlanError` if the plan is for another model.
     """
     plt = _pyplot()
     _check_axes(ax)
@@ -239,7 +243,7 @@ def _box(analysis: Analysis, flow: Any, node: str, removal: Removal | None, *, d
 
 
 def _details(owner: nn.Module, flow: Any, node: str) -> Iterator[str]:
-    """The type of a layer with kernel and stride, the shape that the next one reads, and its parameters and MACs."""
+    """The type of a layer with kernel and stride, the shape of its output, and its parameters and MACs."""
     found = flow.nodes[node]
     kernel, stride = getattr(owner, "kernel_size", None), getattr(owner, "stride", None)
     if found["kind"] == "layer" and isinstance(kernel, tuple) and isinstance(stride, tuple):
@@ -247,9 +251,8 @@ def _details(owner: nn.Module, flow: Any, node: str) -> Iterator[str]:
         yield f"{found['type']} {'x'.join(map(str, kernel))}{steps}"
     else:
         yield cut(found["type"])
-    shape = next((shape for *_, shape in flow.out_edges(node, data="shape") if shape), None)
-    if shape is not None:
-        yield " x ".join(map(str, shape))
+    if found["output"] is not None:
+        yield " x ".join(map(str, found["output"]))
     yield f"{figure(found['params'])} params"
     yield f"{figure(found['macs'])} MACs"
 

@@ -205,11 +205,41 @@ def test_details_are_written_on_request() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, (3, 5), stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(48, 2)).eval()
     ax = plot.dependencies(fxprune.analyze(net, torch.ones(1, 3, 9, 9)), details=True)
     shown = texts(ax)
-    assert "4\nConv2d 3x5 / 2x2\n1 x 48\n184 params\n2160 MACs" in shown
+    assert "4\nConv2d 3x5 / 2x2\n1 x 4 x 4 x 3\n184 params\n2160 MACs" in shown
     assert "2\nLinear\n1 x 2\n98 params\n96 MACs" in shown
     long = type("NonDynamicallyQuantizableLinear", (nn.Linear,), {})
     ax = plot.dependencies(fxprune.analyze(nn.Sequential(long(3, 2)), torch.ones(1, 3)), details=True)
     assert "2\nNonDynam…bleLinear\n1 x 2\n8 params\n6 MACs" in texts(ax)
+
+
+def test_details_have_no_shape_where_a_layer_gives_several() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(self.conv(x)[..., :2]).relu()
+
+    ax = plot.dependencies(fxprune.analyze(Twice().eval(), torch.ones(1, 3, 4, 4)), details=True)
+    assert any(text.startswith("3\nConv2d 1x1\n12 params") for text in texts(ax))
+
+
+def test_equal_ends_of_names_are_told_apart_by_their_beginning() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder_blocks, self.decoder_blocks = (
+                nn.ModuleList(nn.ModuleDict({"conv_in": nn.Linear(4, 4)}) for _ in range(2)) for _ in range(2)
+            )
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for block in (*self.encoder_blocks, *self.decoder_blocks):
+                x = torch.relu(block["conv_in"](x))
+            return x
+
+    shown = texts(plot.dependencies(fxprune.analyze(Net().eval(), torch.ones(1, 4))))
+    assert [text for text in shown if "conv_in" in text] == [f"{c}…{n}.conv_in" for c in ("enc", "dec") for n in (0, 1)]
 
 
 def test_rows_of_repeated_blocks_are_one_bar() -> None:

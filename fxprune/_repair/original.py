@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
 from fxprune._record import Record, checksum
 from fxprune._record.repaired import Repair
-from fxprune.capture.tensors import PARAMETER, Tensors
+from fxprune.capture.tensors import BUFFER, PARAMETER, Tensors
 
 MOST = 0.5
 """A weight is another one if a larger share of its numbers is."""
@@ -20,10 +22,11 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 def has_other_weights(model: nn.Module, small: nn.Module, known: Record) -> bool:
     """True if no weight of a small model, as it was made, is a part of the model's weight of the same name.
 
-    known: the record of the small model. A small model that was trained has other weights than any original, so that
-    nothing is known then.
+    Nor may the statistics of its batch norms be other ones, all of them. known: the record of the small model. A small
+    model that was trained has other weights than any original, so that nothing is known then.
     """
-    return bool(known.weights) and known.weights == checksum(small) and _all_differ(model, small, known)
+    as_made = bool(known.weights) and known.weights == checksum(small)
+    return as_made and (_all_differ(model, small, known) or _all_statistics_differ(model, small, known))
 
 
 def differs_beyond_repair(model: nn.Module, small: nn.Module, known: Record) -> bool:
@@ -47,12 +50,26 @@ def refitted(name: str, repair: Repair) -> bool:
 
 def _all_differ(model: nn.Module, small: nn.Module, known: Record) -> bool:
     """True if all weights that no repair has changed are other ones than the model's, and there is one."""
-    ours, theirs, kept = Tensors.of(small), Tensors.of(model), known.plan.kept
+    tensors = Tensors.of(small)
+    names = [name for name in tensors.names(PARAMETER) if tensors[name].ndim > 1]
+    return _no_parts(model, tensors, names, known)
+
+
+def _all_statistics_differ(model: nn.Module, small: nn.Module, known: Record) -> bool:
+    """True if all running means and variances are other ones than the model's, and there is one."""
+    tensors = Tensors.of(small)
+    names = [name for name in tensors.names(BUFFER) if name.rpartition(".")[2] in ("running_mean", "running_var")]
+    return known.steps == 1 and _no_parts(model, tensors, names, known)
+
+
+def _no_parts(model: nn.Module, ours: Tensors, names: Iterable[str], known: Record) -> bool:
+    """True if none of these tensors, but for those that a repair has changed, is a part of the model's."""
+    theirs, kept = Tensors.of(model), known.plan.kept
     seen = False
-    for name in ours.names(PARAMETER):
+    for name in names:
         if known.repair is not None and refitted(name, known.repair):
             continue
-        if name in theirs and ours[name].ndim > 1 and ours[name].numel():
+        if name in theirs and ours[name].numel():
             part = theirs[name].detach()
             for dim, indices in kept.get(name, {}).items():
                 part = part.index_select(dim, torch.tensor(indices, device=part.device))

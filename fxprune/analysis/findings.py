@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fxprune.analysis.members import Locked, Member, held_elements, role_of
-from fxprune.analysis.observed import Observed, Walked
+from fxprune.analysis.observed import Mark, Observed, Walked
 from fxprune.analysis.results import Results
 from fxprune.analysis.tensor_table import TensorTable
 from fxprune.analysis.uses import Uses
@@ -289,9 +289,13 @@ class Findings:
 
     def marked_by(self, channels: Ints) -> Iterator[Event]:
         """The events that make removing some of `channels` inexact. They may repeat."""
+        yield from (self.events[mark.event] for mark in self.marks_of(channels))
+
+    def marks_of(self, channels: Ints) -> Iterator[Mark]:
+        """The statistics that change when some of `channels` are removed."""
         for mark in self.observed.marks:
             if self.solution.channels_in([mark.vector])[channels].any():
-                yield self.events[mark.event]
+                yield mark
 
     @cached_property
     def locked(self) -> tuple[Locked, ...]:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from fxprune.report.layout import Layout, PlacedNode
+from fxprune.report.names import told_apart
 
 GREY, LINE = "#b8b8b8", "#707070"
 
 STRIPES = "////"
 """The hatch of a layer whose outputs are all locked, and of which only inputs can go."""
-
-LONGEST = 18
-"""The most characters of a name above a box."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,7 @@ class Drawing:
     def __init__(self, layout: Layout, boxes: dict[str, Box], colours: dict[int, Any], planned: bool) -> None:
         self.layout, self.boxes, self.colours, self.planned = layout, boxes, colours, planned
         self.numbers = {group: number for number, group in enumerate(colours, start=1)}
+        self.names = told_apart(box.label for box in boxes.values() if box.before is not None)
         self.text = self.TEXT + 0.11 * max((len(box.details) for box in boxes.values()), default=0)
         self.widest = max((box.before or 1 for box in boxes.values()), default=1)
         self.middles: dict[tuple[int, int], float] = {}
@@ -111,7 +108,7 @@ class Drawing:
             self._bars(ax, x, y - (outer - inner) / 2, inner, colours, faint, shape, hatch)
         text = f"{box.before}" if box.before == box.after else f"{box.before} → {box.after}"
         style = {"ha": "center", "fontsize": 7, "alpha": faint, "zorder": 4}
-        ax.text(x, y + outer / 2 + 0.025, shortened(box.label), va="bottom", **style)
+        ax.text(x, y + outer / 2 + 0.025, self.names[box.label], va="bottom", **style)
         ax.text(x, y - outer / 2 - 0.03, "\n".join((text, *box.details)), va="top", color="#505050", **style)
         if not node.repeated:
             self._numbers(ax, x, y, box)
@@ -215,63 +212,3 @@ class Drawing:
     def _half_width(self, node: PlacedNode) -> float:
         box = self.boxes[node.node]
         return self.WIDE / 2 if box.before is not None else 0.05 + 0.03 * len(box.label)
-
-
-def shortened(label: str) -> str:
-    """A dotted name without some of its middle. The numbers of blocks and the end stay as long as they can.
-
-    >>> shortened("model.layers.0.self_attn.q_proj"), shortened("model.6.m.0.cv1.conv"), shortened("layers.7.mlp.fc.0")
-    ('…0…q_proj', '…6.m.0.cv1.conv', 'layers.7.mlp.fc.0')
-    >>> shortened("encoder.layers.encoder_layer_11.self_attention.out_proj")
-    '…11…out_proj'
-    """
-    *parts, last = label.split(".")
-    if last.isdigit() and parts:
-        last = f"{parts.pop()}.{last}"  # a number alone says nothing
-    for short in (_without_names, _without_letters):
-        while len(_joined([*parts, last])) > LONGEST and short(parts):
-            pass
-    last = cut(last, max(12, LONGEST - len(_joined([*parts, ""]))))
-    while len(_joined([*parts, last])) > LONGEST and _without_numbers(parts):
-        pass
-    return _joined([*parts, last])
-
-
-def cut(text: str, most: int = LONGEST) -> str:
-    """A text without its middle if it has more characters than `most`.
-
-    >>> cut("NonDynamicallyQuantizableLinear"), cut("Linear")
-    ('NonDynam…bleLinear', 'Linear')
-    """
-    return text if len(text) <= most else f"{text[: most - 10]}…{text[-9:]}"
-
-
-def _joined(parts: list[str]) -> str:
-    """The parts with dots between them, and one "…" where parts are empty."""
-    text = ".".join(part or "…" for part in parts)
-    while "…." in text or ".…" in text:
-        text = text.replace("….", "…").replace(".…", "…")
-    while "……" in text:
-        text = text.replace("……", "…")
-    return text
-
-
-def _without_names(parts: list[str]) -> bool:
-    """Empty the first part that is no number of a block; False if there is none."""
-    return _first(parts, lambda part: not part[-1].isdigit(), lambda part: "")
-
-
-def _without_letters(parts: list[str]) -> bool:
-    return _first(parts, lambda part: not part.strip("…").isdigit(), lambda part: "…" + re.findall(r"\d+$", part)[0])
-
-
-def _without_numbers(parts: list[str]) -> bool:
-    return _first(parts, lambda part: True, lambda part: "")
-
-
-def _first(parts: list[str], wanted: Callable[[str], bool], new: Callable[[str], str]) -> bool:
-    for place, part in enumerate(parts):
-        if part and wanted(part):
-            parts[place] = new(part)
-            return True
-    return False

@@ -56,7 +56,8 @@ def _layers(findings: Findings, *, whole: bool) -> Any:
     found = layer_graph(findings)
     made = nx.DiGraph()
     for node, kind in found.nodes.items():
-        made.add_node(node, **_attributes(findings, node, kind))
+        (output, *more) = found.outputs.get(node, {None})
+        made.add_node(node, **_attributes(findings, node, kind), output=None if more else output)
     for (before, after), shape in found.edges.items():
         made.add_edge(before, after, shape=shape)
     costs = cost_of(findings).layers

@@ -29,10 +29,12 @@ class LayerGraph:
 
     nodes: name -> what it is: "layer" (a module by its path), "parameter" (by its name: one that no layer owns), "join"
         (an operation at which branches meet, "module:operation"), "input" ("input:argument") or "output".
+    outputs: layer -> the shapes of the tensors that other code reads from it; several for several results or calls.
     """
 
     nodes: dict[str, str] = field(default_factory=dict)
     edges: dict[tuple[str, str], Shape] = field(default_factory=dict)
+    outputs: dict[str, set[Shape]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def layer_graph(findings: Findings) -> LayerGraph:
     for step in main.done:
         builder.add(step)
     for value in main.results:
+        builder.note_read(value, None)
         builder.connect("output", "output", [value])
     return builder.graph
 
@@ -108,6 +111,7 @@ class _Builder:
         self._owner: dict[Value, str] = {}
         self._from: dict[Value, frozenset[str]] = dict(_inputs(findings))
         self._joins: Counter[str] = Counter()
+        self._maker: dict[Value, Scope] = {}
 
     def add(self, step: Step) -> None:
         """Add an operation: to its layer, as a join of branches, or to the way from one layer to the next."""
@@ -119,7 +123,12 @@ class _Builder:
         owners = dict.fromkeys(owner for _, owner in owned if owner is not None)
         data = [value for value, owner in owned if owner is None]
         origin = _NOWHERE.union(*(self._from.get(value, _NOWHERE) for value in data))
-        layer = self._layer(step.scope)
+        running = self._running(step.scope)
+        layer = None if running is None else running.path
+        for value in step.read:
+            self.note_read(value, running)
+        if running is not None:
+            self._maker.update((value, running) for value in step.made)
         if layer is None and len(owners) == 1 and not origin:
             self._owner.update((value, next(iter(owners))) for value in step.made)  # a parameter in another shape
             return
@@ -133,6 +142,12 @@ class _Builder:
             self.connect(node, "join", data)
             origin = frozenset({node})
         self._from.update((value, origin) for value in step.made)
+
+    def note_read(self, value: Value, reader: Scope | None) -> None:
+        """Note an output of a layer, if this tensor was made in another call than the one that reads it."""
+        maker = self._maker.get(value)
+        if maker is not None and maker is not reader:
+            self.graph.outputs.setdefault(maker.path, set()).add(value.shape)
 
     def _meeting(
         self, step: Step, scope: Scope, owned: Iterable[tuple[Value, str | None]], data: Iterable[Value]
@@ -177,13 +192,13 @@ class _Builder:
             self._owner[value] = name
         return self._owner[value]
 
-    def _layer(self, scope: Scope | None) -> str | None:
-        """The innermost layer that is running."""
-        while scope is not None:
-            if scope.path in self._layers:
-                return scope.path
+    def _running(self, scope: Scope | None) -> Scope | None:
+        """The call of the innermost layer that is running."""
+        while scope is not None and scope.path not in self._layers:
             scope = scope.outer
-        return None
+        while scope is not None and scope.outer is not None and scope.outer.path == scope.path:
+            scope = scope.outer  # around a function such as einsum
+        return scope
 
     def _kind(self, node: str) -> str:
         return "parameter" if node in self._raw else "layer"

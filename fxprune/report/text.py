@@ -11,6 +11,7 @@ from fxprune.costs.latency import milliseconds
 from fxprune.notebooks import html_table
 from fxprune.planning.figures import COMPUTED, TIMED
 from fxprune.report.data import AnalysisData, Change, GroupData, LayerChange, LockedData, RecordData, TensorChange
+from fxprune.report.locks import merged_locks
 from fxprune.report.repairs import repair_text
 from fxprune.report.repeats import Row, blocks_of, merge_repeats
 
@@ -37,7 +38,7 @@ def analysis_text(data: AnalysisData, *, markdown: bool = False) -> str:
         parts.append("no removable channels")
     if data.locked:
         headers = ("module", "operation", "source", "why", "holds", "params", "MACs")
-        rows = merge_repeats([_locked(locked) for locked in data.locked], _blocks(data))
+        rows = _locked_rows(data)
         parts.append(f"locked:{_gap(markdown)}" + table(headers, rows, markdown, right=(5, 6)))
     return "\n\n".join(parts) + _notes(data.notes, _blocks(data), markdown)
 
@@ -55,7 +56,7 @@ def analysis_table(data: AnalysisData) -> str:
 
 def _locked_table(data: AnalysisData) -> str:
     """The locks as a table for notebooks, "" if nothing is locked."""
-    rows = merge_repeats([_locked(locked) for locked in data.locked], _blocks(data))
+    rows = _locked_rows(data)
     headers = ("module", "operation", "source", "why", "holds", "params", "MACs")
     return html_table("Locked: channels that stay, and why", headers, rows, right=(5, 6)) if rows else ""
 
@@ -80,7 +81,7 @@ def record_text(data: RecordData, *, markdown: bool = False) -> str:
     lines += [f"not {path}: {why}" for path, why in data.why_not.items()]
     lines.append("exact" if data.exact else "not exact: some statistics are taken over fewer channels")
     if data.norms == "preserve":
-        lines.append("statistics count the original width where that is possible")
+        lines.append(f"statistics count the original width{'' if data.exact else ', but for those in the notes'}")
     error = "unknown, it was not compared" if data.error is None else f"{data.error:.1e}"
     lines.append(f"relative error against the reference{'' if data.repair is None else ' before the repair'}: {error}")
     if data.one_sided:
@@ -170,12 +171,17 @@ def _group(group: GroupData) -> Row:
     )
 
 
-def _locked(locked: LockedData) -> Row:
+def _locked_rows(data: AnalysisData) -> list[Row]:
+    merged = merged_locks(data.locked, lambda locked: _locked(locked)[:5])  # all but the figures
+    return merge_repeats([_locked(locked, count) for locked, count in merged], _blocks(data))
+
+
+def _locked(locked: LockedData, count: int = 1) -> Row:
     names = [f"{held.parameter}[{held.dim}]" for held in locked.holds]
     more = f", ... {len(names) - 2} more" if len(names) > 2 else ""
     return (
         locked.module or "(model)",
-        locked.operation,
+        locked.operation if count == 1 else f"{locked.operation} ({count} times)",
         f"%{locked.node}" if locked.file is None else f"{'/'.join(locked.file.split('/')[-2:])}:{locked.line}",
         locked.why,
         ", ".join(names[:2]) + more,

@@ -107,6 +107,21 @@ def preserve(findings: FindingsT) -> FindingsT:
     return replace(without_marks(findings, marks, lambda key: key[0] in chosen), preserved=chosen)
 
 
+def why_changed(findings: Findings, mark: Mark) -> str:
+    """The reason why a statistic of the findings that `preserve` has made still changes."""
+    if not mark.width:
+        if not findings.events[mark.event].op.endswith(("layer_norm", "rms_norm", "::mean")):
+            return "only layer norms, RMS norms and means can count channels that are gone"
+        return "the channels that go are not zero where it is taken"
+    module = findings.events[mark.event].module
+    if any(findings.events[other.event].module == module and not other.width for other in findings.observed.marks):
+        return "another statistic of the same layer cannot be kept"
+    if mark.scope.startswith("%"):
+        return "it is computed in a way for which no other is known"
+    layer = findings.captured.module.get_submodule(mark.scope.partition("|")[0])
+    return f"the code of {type(layer).__name__} computes it and stays as it is"
+
+
 def without_marks(findings: FindingsT, marks: tuple[Mark, ...], kept: Callable[[Key], bool]) -> FindingsT:
     """The findings with these marks only. kept: True for the operations that change no statistic any more."""
     main, *others = (_unmarked(walked.observations, kept) for walked in findings.walked)

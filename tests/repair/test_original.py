@@ -28,6 +28,15 @@ def test_another_model_of_the_same_shapes_is_told(path: str) -> None:
     assert caught[0].filename == __file__
 
 
+def test_a_model_with_other_statistics_alone_is_told() -> None:
+    model, other = net(), net()
+    other[1].running_mean.add_(1)
+    other[1].running_var.add_(1)
+    small = fxprune.transform(other, DATA[0], ratio=0.5)
+    with pytest.warns(fxprune.OtherWeightsWarning, match="was made from other weights"):
+        fxprune.repair(small, model, DATA)
+
+
 @pytest.mark.parametrize(
     "options",
     [{"ratio": 0.5}, {"ratio": 0.5, "path": "fx"}, {"ratio": 0.5, "bias": "fold"}, {"counts": {"3": 4}}],

@@ -149,6 +149,36 @@ def twice() -> str:
     return fxprune.analyze(Twice().eval(), torch.randn(2, 3)).report("html")
 
 
+class Gated(nn.Module):
+    """A block that owns a parameter between its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.gain, self.down = nn.Linear(6, 8), nn.Parameter(torch.ones(8)), nn.Linear(8, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(self.up(x) * self.gain)
+
+
+class Skips(nn.Module):
+    """Two folded blocks with ways around them, a concatenation, and a parameter of which each place is taken alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.second = nn.Linear(3, 6), Gated(), Gated()
+        self.head, self.scales = nn.Linear(12, 2), nn.Parameter(torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        x = self.stem(x)
+        y = x + self.first(x)
+        out = self.head(torch.cat([y, y + self.second(y)], -1))
+        return [out * self.scales[n] for n in range(3)]
+
+
+def skips() -> str:
+    return fxprune.analyze(Skips().eval(), torch.randn(2, 3)).report("html")
+
+
 def evil() -> str:
     """Names, reasons and notes that are HTML."""
     shapes = {f"{EVIL}.weight": (4, 3), "plain.weight": (2, 4)}
@@ -210,5 +240,19 @@ def _group(n: int) -> dict[str, Any]:
 
 PAGES = {
     f.__name__: f
-    for f in (planned, recorded, alone, dropped, attention, named, repeated, states, twice, evil, nothing, thousand)
+    for f in (
+        planned,
+        recorded,
+        alone,
+        dropped,
+        attention,
+        named,
+        repeated,
+        skips,
+        states,
+        twice,
+        evil,
+        nothing,
+        thousand,
+    )
 }

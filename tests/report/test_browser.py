@@ -156,6 +156,47 @@ def test_edges_of_one_line_are_counted_in_words(opened: Open) -> None:
     assert set(found.run(counted)) == {"2 edges of 2 \u00d7 5 \u00d7 8"}
 
 
+SEEN_WHOLE = """
+const c = fxpruneReport.cy, b = c.elements().renderedBoundingBox();
+return b.x1 >= 0 && b.y1 >= 0 && b.x2 <= c.width() && b.y2 <= c.height();
+"""
+
+
+@pytest.mark.parametrize("height", [900, 500])
+def test_the_whole_graph_is_seen_when_the_page_opens(opened: Open, chromium: Browser, height: int) -> None:
+    size = chromium.driver.get_window_size()
+    chromium.driver.set_window_size(1400, height)
+    try:
+        for name in ("planned", "skips", "recorded"):
+            assert opened(name).run(SEEN_WHOLE), name
+    finally:
+        chromium.driver.set_window_size(size["width"], size["height"])
+
+
+def test_edges_between_layers_of_a_group_are_lit_through_the_joins_on_their_way(opened: Open) -> None:
+    found = opened("skips", "#group=stem")
+    dim = "return fxpruneReport.cy.edges('.dim').map(e => [e.source().id(), e.target().id()])"
+    scaled = {(one, f":mul{number}") for one in ("head", "scales") for number in ("", " 2", " 3")}
+    results = {(f":mul{number}", "output") for number in ("", " 2", " 3")}
+    assert {tuple(edge) for edge in found.run(dim)} == {("input:x", "stem")} | scaled | results
+    assert found.nodes(".dim") == {"input:x", "output", "scales", ":mul", ":mul 2", ":mul 3"}
+
+
+def test_the_legend_names_the_borders_that_are_seen(opened: Open) -> None:
+    found = opened("skips", "#group=first.up")
+    assert found.texts("#legend > span") == ["makes the channels"]
+    found.find("#open-theirs").click()
+    assert found.texts("#legend > span") == ["makes the channels", "reads the channels", "holds the channels"]
+
+
+def test_locks_that_look_alike_are_one_row_with_their_number(opened: Open) -> None:
+    found = opened("skips")
+    found.find("#tab-lock").click()
+    rows = [row.text.splitlines() for row in found.all("#list .item")]
+    assert [row[2] for row in rows if "select" in row[2]] == ["aten::select \u00d7 3"]
+    assert len({tuple(row) for row in rows}) == len(rows)
+
+
 def test_what_a_link_names_is_seen_whole_and_titles_are_above_edges(opened: Open) -> None:
     found = opened("repeated", "#layer=blocks.5.down")
     box = "const b = fxpruneReport.cy.getElementById(arguments[0]).renderedBoundingBox({includeLabels: false});"
@@ -207,7 +248,7 @@ def test_a_name_of_several_groups_shows_them_all_and_each_has_its_own_address(op
 def test_groups_of_one_name_and_kind_are_told_apart_by_their_dimension(opened: Open) -> None:
     found = opened("twice", "#group=q")
     links = found.texts("#right td a")
-    assert links == ["q (channels, q.weight[0])", "q (channels, q.weight[0]#2)"]
+    assert links == ["q (channels, q.weight[0] with left)", "q (channels, q.weight[0] with right)"]
     assert [row.text.splitlines()[2] for row in found.all("#list .item")] == [text[3:-1] for text in links]
     addresses = [row.get_attribute("data-hash") for row in found.all("#list .item")]
     assert len(set(addresses)) == len(addresses)
@@ -448,6 +489,10 @@ def test_a_narrow_window_cuts_nothing_off(opened: Open, chromium: Browser) -> No
         found = opened("planned", "#group=embed")
         assert found.run("return document.documentElement.scrollWidth <= innerWidth")
         assert found.find("#graph").size["height"] > 200
+        last = analysis().groups[-1].key
+        found.run("location.hash = `#group=${encodeURIComponent(arguments[0])}`", last)
+        assert found.all("#list .item")[-1].get_attribute("aria-selected") == "true"
+        assert found.run("return [scrollX, scrollY]") == [0, 0]
     finally:
         chromium.driver.set_window_size(size["width"], size["height"])
 

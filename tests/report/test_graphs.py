@@ -120,6 +120,7 @@ def test_attributes_of_layers() -> None:
         "groups": ("0:channels",),
         "makes": ("0:channels",),
         "reads": (),
+        "output": (2, 8, 3, 3),
     }
     assert (made.nodes["1"]["reads"], made.nodes["1"]["makes"]) == (("0:channels",), ())
     assert (made.nodes["3"]["reads"], made.nodes["3"]["groups"]) == (("0:channels",), ("0:channels",))

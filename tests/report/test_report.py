@@ -281,6 +281,35 @@ def test_figures_of_a_record() -> None:
     assert found["why_not"] == {}
 
 
+def test_a_record_says_which_statistics_could_not_be_preserved_and_why() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.Conv2d(8, 4, 1), nn.LayerNorm(5), nn.Conv2d(4, 2, 1))
+    text = fxprune.record(
+        fxprune.transform(net.eval(), torch.randn(2, 3, 5, 5), ratio=0.5, norms="preserve", verify=False)
+    ).report()
+    assert "statistics count the original width, but for those in the notes\n" in text
+    (note,) = re.findall("note: a statistic changed: (.*)", text)
+    assert note.startswith("aten::native_group_norm in 1: ")
+    why = 'norms="preserve" does not keep it: only layer norms, RMS norms and means can count channels that are gone'
+    assert note.endswith(why)
+
+
+def test_locks_that_look_alike_are_one_row_with_their_number() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.scales = nn.Linear(3, 4), nn.Linear(4, 2), nn.Parameter(torch.ones(3))
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [self.b(self.a(x)) * self.scales[n] for n in range(3)]
+
+    found = fxprune.analyze(Scaled().eval(), torch.randn(2, 3))
+    (row,) = [line for line in found.report().splitlines() if "select" in line]
+    assert re.search(r"aten::select \(3 times\) .* scales\[0\] +3 +0$", row.rstrip())
+    assert [lock["params"] for lock in json.loads(found.report("json"))["locked"] if "select" in lock["operation"]] == [
+        1
+    ] * 3
+
+
 def test_a_record_says_which_path_was_taken_and_how_it_was_proven() -> None:
     class NoTrace(Blocks):
         def forward(self, x: Tensor) -> Tensor:
@@ -295,7 +324,7 @@ def test_a_record_says_which_path_was_taken_and_how_it_was_proven() -> None:
     text = made.report()
     assert "path export, bytes" in text
     assert "not fx: NoTrace cannot be traced symbolically" in text
-    assert "statistics count the original width where that is possible" in text
+    assert "statistics count the original width\n" in text
     assert re.search(r"relative error against the reference: \d\.\de-\d\d", text)
 
 

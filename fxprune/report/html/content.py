@@ -17,10 +17,11 @@ from fxprune.errors import InputError, PlanError
 from fxprune.fold import resolve_plan
 from fxprune.ops.layers import output_dim_by_name, weights_of_state
 from fxprune.planning.plan import Plan
-from fxprune.report.data import AnalysisData, Change, RecordData, Recorded, Shape, analysis_data
+from fxprune.report.data import AnalysisData, Change, LockedData, RecordData, Recorded, Shape, analysis_data
 from fxprune.report.graphs import graph
 from fxprune.report.html.states import States
 from fxprune.report.layer_graph import LayerFlow, classes_around
+from fxprune.report.locks import merged_locks
 from fxprune.report.repeats import blocks_of
 from fxprune.report.text import merged_notes
 
@@ -131,7 +132,7 @@ def _of_findings(findings: Findings, data: AnalysisData) -> Entry:
         "uncounted": data.uncounted,
         "notes": data.notes,
         "groups": [_group(group, row) for group, row in zip(findings.groups, data.groups, strict=True)],
-        "locked": [dataclasses.asdict(locked) for locked in data.locked],
+        "locked": [dataclasses.asdict(lock) | {"count": count} for lock, count in merged_locks(data.locked, _shown)],
         "layers": nodes,
         "edges": edges,
         "modules": _modules(findings, nodes),
@@ -215,10 +216,20 @@ def _dim_of_outputs(findings: Findings, node: Entry, main: Entry) -> int | None:
 
 def _group(group: Group, row: Any) -> Entry:
     members = [
-        {**dataclasses.asdict(row_member), "slots": len(member.slots), "shape": list(member.tensor.shape)}
+        {
+            **dataclasses.asdict(row_member),
+            "slots": len(member.slots),
+            "first": int(min(member.slots)),
+            "shape": list(member.tensor.shape),
+        }
         for member, row_member in zip(group.members, row.members, strict=True)
     ]
     return {**dataclasses.asdict(row), "key": group.key, "kept": None, "members": members}
+
+
+def _shown(lock: LockedData) -> tuple[Any, ...]:
+    """The parts of a lock that a row of the page's list shows, but for its figures."""
+    return lock.module, lock.operation, lock.why, (lock.file, lock.line) if lock.file else lock.node
 
 
 def _modules(findings: Findings, nodes: Sequence[Entry]) -> dict[str, str]:
@@ -404,5 +415,6 @@ def _bare_member(name: str, dim: int, shape: Shape) -> Entry:
         "dim": dim,
         "role": "",
         "slots": shape[dim] if dim < len(shape) else None,
+        "first": None,
         "shape": list(shape),
     }

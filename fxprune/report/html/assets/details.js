@@ -80,7 +80,7 @@ function proof() {
   return make("section", {}, facts([
     ["Result", exact ? "exact" : "not exact: some statistics are taken over fewer channels"],
     [compared, error === null ? "unknown, it was not compared" : error.toExponential(1)],
-    ["Statistics", norms === "preserve" ? "count the original width where that is possible" : null],
+    ["Statistics", norms === "preserve" ? `count the original width${exact ? "" : ", but for those in the notes"}` : null],
     ...Object.entries(whyNot).map(([path, why]) => [`Not ${path}`, why]),
     ["In training mode", training.map((name) => name || "the model").join(", ")],
     ["Ran another number of times, not compared", oneSided.join("; ")],
@@ -179,7 +179,7 @@ function sizesIn(names) {
 function lockDetails(number) {
   const lock = data.locked[number];
   return [
-    heading("Locked", lock.operation, lock.why),
+    heading("Locked", timesText(lock), lock.why),
     facts([
       ["Module", lock.module || "the model itself"],
       ["Source", lock.file === null ? `node %${lock.node}` : `${lock.file}:${lock.line}`],

@@ -55,12 +55,24 @@ function withKind(group) {
   return `${group.name}:${group.kind}`;
 }
 
-// What tells a group from the others of its name and kind: the dimension that its key names, or its first one; "" where there are none.
+// What tells a group from the others of its name and kind: its dimension; where that is the same, a layer that the others
+// do not have, or else its first place there. "" where there are no others.
 function dimensionOf(number) {
   const group = data.groups[number];
-  if (groupsNamed(withKind(group)).length < 2) return "";
-  const [, found] = /@(.*)$/.exec(group.key) ?? [];
-  return found ?? `${group.members[0].parameter}[${group.members[0].dim}]`;
+  const others = groupsNamed(withKind(group)).filter((other) => other !== number);
+  const alike = others.filter((other) => keyDimension(other) === keyDimension(number));
+  if (!others.length || !alike.length) return others.length ? keyDimension(number) : "";
+  const elsewhere = new Set(alike.flatMap((other) => data.groups[other].members.map((m) => layerOf(m.parameter))));
+  const own = group.members.map((m) => layerOf(m.parameter)).find((layer) => !elsewhere.has(layer));
+  const { first } = group.members[0];
+  return `${keyDimension(number)} ${own !== undefined ? `with ${own}` : first === null ? `#${number + 1}` : `from slot ${first}`}`;
+}
+
+// The dimension that the key of a group names, or its first one.
+function keyDimension(number) {
+  const { key, members } = data.groups[number];
+  const [, found] = /@(.*?)(#\d+)?$/.exec(key) ?? [];
+  return found ?? `${members[0].parameter}[${members[0].dim}]`;
 }
 
 // A text for a link to a group, which no other group has.

@@ -173,8 +173,29 @@ function light() {
       node.removeClass("dim").addClass(roles.has("chosen") ? "chosen" : "lit").addClass([...roles].join(" "));
       if (roles.has("chosen")) node.connectedEdges().removeClass("dim").addClass("shown").connectedNodes().removeClass("dim");
     }
-    cy.edges().filter((edge) => shown.has(edge.source().id()) && shown.has(edge.target().id())).removeClass("dim");
+    const passed = between(shown);
+    passed.removeClass("dim");
+    const bright = (node) => shown.has(node.id()) || passed.has(node);
+    cy.edges().filter((edge) => bright(edge.source()) && bright(edge.target())).removeClass("dim");
   });
+}
+
+// The joins on the ways from one of these nodes to another of them, which pass through nothing but joins.
+function between(shown) {
+  const reached = (next) => {
+    const found = new Set();
+    const queue = cy.nodes().filter((node) => shown.has(node.id())).toArray();
+    while (queue.length) {
+      for (const node of next(queue.pop()).nodes(".round")) {
+        if (shown.has(node.id()) || found.has(node.id())) continue;
+        found.add(node.id());
+        queue.push(node);
+      }
+    }
+    return found;
+  };
+  const [after, before] = [reached((node) => node.outgoers()), reached((node) => node.incomers())];
+  return cy.nodes().filter((node) => after.has(node.id()) && before.has(node.id()));
 }
 
 // Moves the view so that lit nodes are seen, unless some are seen whole.
@@ -191,14 +212,48 @@ function bringIntoView() {
 const BUTTONS = 44; // the height of the buttons above the graph
 const EDGE = 12; // between the graph and what is seen whole
 
-// The whole graph below the buttons, or its beginning where the whole would be too small to read.
+const READABLE = 0.62; // the smallest zoom at which names are read easily
+let fitted = null; // the view that was fitted last, null if that was not the whole graph
+
+// The zoom at which a layout is seen whole, below the buttons.
+function wholeLevel({ w, h }) {
+  return Math.min(1.1, (cy.width() - 48) / w, (cy.height() - BUTTONS - 24) / h);
+}
+
+// The whole graph below the buttons.
 function fit() {
   cy.resize();
-  const [width, height] = [cy.width(), cy.height()];
-  const whole = Math.min(1.1, (width - 48) / extent.w, (height - BUTTONS - 24) / extent.h);
-  const level = whole > 0.62 ? whole : Math.max(0.4, Math.min(0.8, (width - 48) / extent.w));
-  const top = BUTTONS + (level === whole ? (height - BUTTONS - level * extent.h) / 2 : 0);
-  cy.viewport({ zoom: level, pan: { x: (width - level * extent.w) / 2, y: top } });
+  const level = Math.max(cy.minZoom(), wholeLevel(extent));
+  cy.viewport({ zoom: level, pan: { x: (cy.width() - level * extent.w) / 2, y: BUTTONS + (cy.height() - BUTTONS - level * extent.h) / 2 } });
+  fitted = { zoom: cy.zoom(), ...cy.pan() };
+}
+
+// The whole graph, or its beginning where the whole would be too small to read.
+function fitOrBegin() {
+  fit();
+  if (cy.zoom() >= READABLE) return;
+  const level = Math.max(0.4, Math.min(0.8, (cy.width() - 48) / extent.w));
+  cy.viewport({ zoom: level, pan: { x: (cy.width() - level * extent.w) / 2, y: BUTTONS } });
+  fitted = null;
+}
+
+// Fits the graph again after its space has changed, unless it was moved since.
+function refit() {
+  const untouched = fitted && fitted.zoom === cy.zoom() && fitted.x === cy.pan().x && fitted.y === cy.pan().y;
+  if (untouched) fit();
+  else cy.resize();
+}
+
+// Folds blocks, the last opened first, while the whole would be too small to read, where that makes it larger.
+function foldUntilReadable() {
+  let level = wholeLevel(arrange());
+  for (const id of [...opened].filter((one) => one).reverse()) {
+    if (level >= READABLE) return;
+    opened.delete(id);
+    const without = wholeLevel(arrange());
+    if (without > level) level = without;
+    else opened.add(id);
+  }
 }
 
 function toggle(place) {

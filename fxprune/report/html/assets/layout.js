@@ -78,11 +78,11 @@ function arrangeBlock(place, inside) {
   const head = place === root ? 0 : HEAD;
   const size = graph.graph();
   const tops = children.map((child) => graph.node(child.place.id).y - child.h / 2);
-  const top = Math.min(...tops);
-  size.height = Math.max(...children.map((child, at) => tops[at] + child.h)) - top;
-  const bends = lines.flatMap(({ from, to }) => middleOf(graph, from, to).map((point) => point.x));
-  const left = Math.min(0, ...bends.map((x) => x - 8)); // dagre's width is that of the nodes alone
-  const right = Math.max(size.width, ...bends.map((x) => x + 8));
+  const bends = lines.flatMap(({ from, to }) => middleOf(graph, from, to)); // dagre's size is that of the nodes alone
+  const top = Math.min(...tops, ...bends.map(({ y }) => y - 2));
+  size.height = Math.max(...children.map((child, at) => tops[at] + child.h), ...bends.map(({ y }) => y + 2)) - top;
+  const left = Math.min(0, ...bends.map(({ x }) => x - 8));
+  const right = Math.max(size.width, ...bends.map(({ x }) => x + 8));
   children.forEach((child) => {
     const at = graph.node(child.place.id);
     child.x = at.x - child.w / 2 - left + around;

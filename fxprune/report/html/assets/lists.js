@@ -74,8 +74,13 @@ function channelsOf(group) {
 function lockRow(lock, number) {
   return option({ kind: "lock", id: number },
     make("div", { class: "line" }, make("b", {}, breakable(lock.module || "(model)")), make("span", { class: "figure" }, figure(lock.params))),
-    make("div", { class: "line quiet" }, make("span", {}, lock.operation), make("span", {}, sourceText(lock))),
+    make("div", { class: "line quiet" }, make("span", {}, timesText(lock)), make("span", {}, sourceText(lock))),
     make("div", { class: "quiet" }, lock.why));
+}
+
+// The operation of a lock, and how many of them it stands for.
+function timesText(lock) {
+  return lock.count > 1 ? `${lock.operation} × ${lock.count}` : lock.operation;
 }
 
 function sourceText(lock) {
@@ -98,7 +103,15 @@ function markChosen() {
     item.setAttribute("aria-selected", String(same));
     if (same) marked.push(item);
   }
-  marked.reverse().forEach((item) => item.scrollIntoView({ block: "nearest" })); // the first one last
+  marked.reverse().forEach(scrollTo); // the first one last
+}
+
+// Scrolls the list until an item is seen in it; the page stays where it is.
+function scrollTo(item) {
+  const list = document.getElementById("list");
+  const [whole, inside] = [list.getBoundingClientRect(), item.getBoundingClientRect()];
+  if (inside.top < whole.top) list.scrollTop += inside.top - whole.top;
+  else if (inside.bottom > whole.bottom) list.scrollTop += Math.min(inside.bottom - whole.bottom, inside.top - whole.top);
 }
 
 // Arrow keys walk, Enter chooses.

@@ -115,26 +115,28 @@ function showBar() {
 function openEverything() {
   unfoldAll();
   draw();
-  fit();
+  fitOrBegin();
 }
 
 function foldEverything() {
   foldAll();
   draw();
-  fit();
+  fitOrBegin();
 }
 
 function zoom(factor) {
   cy.zoom({ level: cy.zoom() * factor, renderedPosition: { x: cy.width() / 2, y: cy.height() / 2 } });
 }
 
+const MARKS = ["producer", "raw", "norm", "consumer"]; // the border of a node is that of its first role here, as in graphStyle
+
 // The marks in the graph that are in use now.
 function showLegend() {
   const sample = (kind, text) => make("span", {}, make("span", { class: `swatch ${kind}` }), text);
   const parts = [];
   if (groupsIn(chosen).length && data.analysed) {
-    const used = new Set([...rolesOf(chosen).values()].flatMap((roles) => [...roles]));
-    for (const role of ["producer", "norm", "consumer", "raw"]) if (used.has(role)) parts.push(sample(role, `${ROLES[role]} the channels`));
+    const marks = cy.nodes(".lit").map((node) => MARKS.find((role) => node.hasClass(role)));
+    for (const role of ["producer", "norm", "consumer", "raw"]) if (marks.includes(role)) parts.push(sample(role, `${ROLES[role]} the channels`));
   } else if (chosen && chosen.kind === "lock") parts.push(sample("held", "holds locked channels"));
   else {
     for (const state of data.analysed ? Object.keys(STATES) : []) if (cy.nodes(`.${state}`).nonempty()) parts.push(sample(state, STATES[state]));
@@ -175,7 +177,7 @@ function showHelp() {
 function fillPrint() {
   const picture = cy.nodes().nonempty() ? make("img", { src: onPaper(), alt: "Graph of the layers" }) : null;
   const groups = data.groups.map((g) => [g.name, g.kind, change({ before: g.channels, after: g.kept }), figure(g.params_per_channel), figure(g.macs_per_channel), g.exact === null ? "" : g.exact ? "yes" : `no: ${g.reasons.join("; ")}`]);
-  const locks = data.locked.map((l) => [l.module || "(model)", l.operation, sourceText(l), l.why, figure(l.params), figure(l.macs)]);
+  const locks = data.locked.map((l) => [l.module || "(model)", timesText(l), sourceText(l), l.why, figure(l.params), figure(l.macs)]);
   const rows = LISTS.layer.items.map((l) => [l.id, l.type, l.tensors.length ? shapes(l.tensors[0]) : "", change({ before: l.params, after: data.planned && l.after ? l.after.params : null }), change({ before: l.macs, after: data.planned && l.after ? l.after.macs : null })]);
   const section = (title, columns, content) => (content.length ? [make("h2", {}, title), table(columns, content)] : []);
   document.getElementById("print").replaceChildren(
@@ -242,6 +244,7 @@ function start() {
   showTitle();
   showBar();
   showTab(data.groups.length ? "group" : "layer");
+  foldUntilReadable();
   draw();
   fit();
   follow(location.hash);
@@ -256,7 +259,7 @@ function start() {
   window.addEventListener("beforeprint", fillPrint);
   window.addEventListener("hashchange", () => follow(location.hash));
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => cy.style(graphStyle()));
-  new ResizeObserver(() => cy.resize()).observe(cy.container());
+  new ResizeObserver(refit).observe(cy.container());
   window.fxpruneReport = { cy, data, search, visibleCount };
 }
 

@@ -2,7 +2,7 @@
 
 const MOST = 40; // children of a block; visible nodes at the beginning
 const SYMBOLS = { add: "+", sub: "−", mul: "×", div: "÷", bmm: "@", mm: "@" };
-const CONTAINERS = new Set(["Sequential", "ModuleList", "ModuleDict"]);
+const CONTAINERS = new Set(["Module", "Sequential", "ModuleList", "ModuleDict"]);
 const root = makeTree();
 const places = new Map(); // id -> place in the tree, for blocks and layers
 const opened = new Set([""]);
@@ -200,7 +200,7 @@ function shortName(place) {
   for (let at = place.parent; at && at.id; at = at.parent) {
     if (!/^(run|part):/.test(at.id)) {
       if (path === at.path) path = path.split(".").pop();
-      if (path.startsWith(`${at.path}.`)) path = path.slice(at.path.length + 1).replaceAll(`${at.path}.`, "");
+      if (path.startsWith(`${at.path}.`)) path = path.slice(at.path.length + 1).replace(` … ${at.path}.`, " … ");
       break;
     }
   }
