@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 from fxprune._follow.parameters import Counterparts
 from fxprune._follow.result import Followed, Prepared
 from fxprune._follow.same_object import become
+from fxprune.capture.module_copy import deep_copy
 from fxprune.depth.numbering import count_from_zero
 from fxprune.errors import InputError
 from fxprune.planning.combine import kept_flags
@@ -30,7 +30,7 @@ def average_follows(average: nn.Module, counterparts: Counterparts) -> Prepared:
     path = check_average(average, named)
     _refuse_folding(kind, counterparts)
     copied = average.get_submodule(path)
-    made = copy.deepcopy(counterparts.small)
+    made = deep_copy(counterparts.small)
     tensors = dict(copied.named_parameters(remove_duplicate=False))
     moved, dropped = [], []
     for counterpart in counterparts.by_id.values():

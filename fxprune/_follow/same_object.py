@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
-from fxprune.capture.containers import MOST_PARTS, parts, slots_of, with_parts
-from fxprune.capture.weak_references import is_weak, with_referents
+from fxprune.capture.containers import slots_of
+from fxprune.capture.held_objects import redirect
 
 
 @contextlib.contextmanager
@@ -39,19 +38,25 @@ def at_once() -> Iterator[None]:
 
 
 def become(model: nn.Module, small: nn.Module) -> None:
-    """Give every module of a model the class and the attributes of its small counterpart, which share them then."""
+    """Give every module of a model the class and the attributes of its small counterpart, which share them then.
+
+    First all that the small model holds refers to the model's own modules, and to the tables of hooks that the handles
+    of the user's hooks refer to.
+    """
     olds = dict(model.named_modules(remove_duplicate=False))
     news = dict(small.named_modules(remove_duplicate=False))
     counterparts = {id(new): olds[path] for path, new in reversed(news.items()) if path in olds}
-    for new in {id(new): new for new in news.values()}.values():
-        for name, value in new.__dict__.items():
-            new.__dict__[name] = _with_counterparts(value, counterparts)
-        old = counterparts.get(id(new))
-        if old is not None and old.__dict__ is not new.__dict__:
-            _keep_hooks(old.__dict__, new.__dict__)
-            object.__setattr__(old, "__class__", type(new))
-            object.__setattr__(old, "__dict__", new.__dict__)
-            _take_over_others(old, new)
+    unlike = [(counterparts[id(new)], new) for new in small.modules() if id(new) in counterparts]
+    unlike = [(old, new) for old, new in unlike if old.__dict__ is not new.__dict__]
+    tables = [pair for old, new in unlike for pair in _tables_of_hooks(old.__dict__, new.__dict__)]
+    redirect(small, counterparts | {id(new): old for old, new in tables})
+    for hooks, made in tables:
+        hooks.clear()
+        hooks.update(made)
+    for old, new in unlike:
+        object.__setattr__(old, "__class__", type(new))
+        object.__setattr__(old, "__dict__", new.__dict__)
+        _take_over_others(old, new)
 
 
 def _take_over_others(old: Any, new: Any) -> None:
@@ -62,31 +67,15 @@ def _take_over_others(old: Any, new: Any) -> None:
     if isinstance(new, dict) and isinstance(old, dict):
         dict.clear(old)
         dict.update(old, new)
+    if isinstance(new, list) and isinstance(old, list):
+        list.__setitem__(old, slice(None), new)
 
 
-def _with_counterparts(value: Any, counterparts: Mapping[int, nn.Module]) -> Any:
-    """A value of an attribute, with the modules of the model in the place of their small counterparts.
-
-    A list or dict is changed; of a tuple or a bound method there is a new one.
-    """
-    if isinstance(value, nn.Module):
-        return counterparts.get(id(value), value)
-    if isinstance(value, types.MethodType) and id(value.__self__) in counterparts:
-        return types.MethodType(value.__func__, counterparts[id(value.__self__)])
-    if is_weak(value):
-        return with_referents(value, lambda part: _with_counterparts(part, counterparts))
-    if isinstance(value, (dict, list, tuple)) and len(value) <= MOST_PARTS:
-        found = parts(value)
-        new = {key: _with_counterparts(part, counterparts) for key, part in found.items()}
-        return with_parts(value, new) if any(new[key] is not part for key, part in found.items()) else value
-    return value
-
-
-def _keep_hooks(old: Mapping[str, Any], new: dict[str, Any]) -> None:
-    """Put the hooks into the dicts that the handles of the user's hooks refer to."""
-    for name, hooks in old.items():
-        if name.endswith("_hooks") and isinstance(hooks, dict) and isinstance(new.get(name), dict):
-            made = dict(new[name])
-            hooks.clear()
-            hooks.update(made)
-            new[name] = hooks
+def _tables_of_hooks(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[dict[Any, Any], dict[Any, Any]]]:
+    """The tables of hooks of a module and of its counterpart, from their attributes."""
+    return [
+        (hooks, new[name])
+        for name, hooks in old.items()
+        if name.endswith("_hooks") and isinstance(hooks, dict) and isinstance(new.get(name), dict)
+        if hooks is not new[name]
+    ]

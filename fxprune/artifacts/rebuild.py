@@ -25,7 +25,7 @@ from fxprune.planning.plan import Plan
 from fxprune.planning.sizes import Size
 from fxprune.planning.structure import Structure, shapes_of_model
 from fxprune.rewrite.constants import place_constants
-from fxprune.rewrite.derived import numbers, numbers_or_none, set_number
+from fxprune.rewrite.derived import number_of_class, numbers, numbers_or_none, set_number
 from fxprune.rewrite.draft import draft_of
 from fxprune.rewrite.modules import recount
 from fxprune.rewrite.recurrent import refresh
@@ -123,6 +123,8 @@ def _set_size(small: nn.Module, size: Size, source: str) -> None:
     """Sets an attribute to its new value. Raises `PlanError` unless it exists and has the old value."""
     found = dict(small.named_modules()).get(size.at)
     had = {} if found is None else numbers_or_none(found)
+    if found is not None and size.name not in had and (value := number_of_class(found, size.name)) is not None:
+        had[size.name] = value
     have, exists = had.get(size.name), size.name in had
     if found is None or not exists or _as_list(have) != size.old or not _same_kind(size.old, size.new):
         now = "there is no such number" if not exists else f"it is {have}"

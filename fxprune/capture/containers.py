@@ -47,7 +47,7 @@ def parts(value: Any) -> Mapping[Any, Any]:
         return dict(enumerate(value))
     if issubclass(type(value), _TABLES):
         return dict(dict.items(value))
-    return {f".{name}": item for name, item in _attributes(value).items()}
+    return {f".{name}": item for name, item in attributes_of(value).items()}
 
 
 def with_parts(value: Any, new: Mapping[Any, Any]) -> Any:
@@ -136,7 +136,7 @@ def _is_data(value: Any, known: dict[int, bool]) -> bool:
 
 def _held(value: Any) -> Iterator[Any]:
     """The values in the attributes of an object. None of them is read through a method of its class."""
-    found = _attributes(value)
+    found = attributes_of(value)
     yield from found.values()
     if not found:
         yield _NOTHING  # an object without attributes is known by its identity, so it has no copies
@@ -179,7 +179,7 @@ def slots_of(kind: type) -> Iterator[str]:
                 yield f"_{part.__name__.lstrip('_')}{name}" if hidden else name
 
 
-def _attributes(value: Any) -> Mapping[str, Any]:
+def attributes_of(value: Any) -> Mapping[str, Any]:
     """The attributes of an object by name."""
     found: dict[str, Any] = {}
     for name in slots_of(type(value)):

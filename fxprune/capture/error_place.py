@@ -9,16 +9,21 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from fxprune.capture.weak_references import is_weak, referents_of
+
 _TORCH = os.path.dirname(torch.__file__) + os.sep
+_PYTHON = os.path.dirname(os.__file__) + os.sep
 _OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 
 def line_of(error: BaseException) -> str:
-    """The innermost line of an error's traceback that is neither in torch nor in fxprune, as file:line; "" if none."""
+    """The innermost line of an error's traceback outside of torch, fxprune and Python, as file:line; "" if none."""
     place = ""
     for frame, line in _frames(error):
-        if not frame.f_code.co_filename.startswith((_TORCH, _OWN)):
-            place = f"{frame.f_code.co_filename}:{line}"
+        file = frame.f_code.co_filename
+        of_python = file.startswith(_PYTHON) and "site-packages" not in file
+        if not of_python and not file.startswith((_TORCH, _OWN)):
+            place = f"{file}:{line}"
     return place
 
 
@@ -29,6 +34,17 @@ def module_of_error(error: BaseException, root: nn.Module) -> str:
     for frame, _ in _frames(error):
         found = names.get(id(frame.f_locals.get("self")), found)
     return found
+
+
+def missing_copy(error: BaseException) -> str:
+    """The class of a module that forward did not find in a table by itself, since only the original is in it; or ""."""
+    key = error.args[0] if isinstance(error, KeyError) and error.args else None
+    for one in [key, *(referents_of(key) if is_weak(key) else ())]:
+        if isinstance(one, nn.Module):
+            return type(one).__name__
+    owners = (frame.f_locals.get("self") for frame, _ in _frames(error))
+    found = (one for one in owners if isinstance(one, nn.Module) and type(key) is int and key == id(one))
+    return next((type(one).__name__ for one in found), "")
 
 
 def _frames(error: BaseException) -> Iterator[tuple[types.FrameType, int]]:

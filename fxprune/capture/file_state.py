@@ -21,8 +21,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from fxprune.capture.containers import is_container, parts
+from fxprune.capture.held_objects import CACHED_FUNCTION
 from fxprune.capture.hook_parts import parts_of_hooks
-from fxprune.capture.module_copy import CACHED_FUNCTION
 
 _WITHOUT_TENSORS = {
     *("PIL", "huggingface_hub", "matplotlib", "packaging", "tqdm", "typing_extensions", "yaml"),

@@ -16,18 +16,15 @@ import torch
 from torch import fx, nn
 from torch.utils.hooks import RemovableHandle
 
-from fxprune.capture.containers import is_container, map_parts, slots_of
+from fxprune.capture.complete_copy import complete, own_copy
+from fxprune.capture.containers import is_container, map_parts, parts, slots_of, with_parts
+from fxprune.capture.held_objects import CACHED_FUNCTION, held_by, redirect, rekeyed
 from fxprune.capture.uncopied import copied_with_locks
-from fxprune.capture.weak_references import is_weak, point_to_copies, with_referents
+from fxprune.capture.weak_references import is_copied_as_it_is, is_weak, with_referents
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 _SHARED = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
-_HOOKS = tuple(name for name in nn.Module().__dict__ if "hooks" in name)
-"""The attributes of a module with its hooks."""
-_WITH_A_COPY: Mapping[type, Callable[[Any], Any]] = {set: set.copy, torch.Generator: torch.Generator.clone_state}
-CACHED_FUNCTION: Any = type(functools.lru_cache(len))
-"""The type of a function with a cache."""
 
 
 def deep_copy(module: ModuleT) -> ModuleT:
@@ -37,63 +34,37 @@ def deep_copy(module: ModuleT) -> ModuleT:
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*treespec", FutureWarning)
-        made = copied_with_locks(module, {}, functools.partial(copy.deepcopy, module))
+        made = deep_copy_with(module, {})
     copies = dict(made.named_modules(remove_duplicate=False))
     for path, original in module.named_modules(remove_duplicate=False):
         new = copies.get(path)
         if isinstance(original, fx.GraphModule) and isinstance(new, fx.GraphModule) and new is not original:
             type(new).__name__ = type(original).__name__  # each graph has a class of its own
-    point_to_copies(made, {id(m): copies[path] for path, m in module.named_modules() if path in copies})
     return made
 
 
 def deep_copy_with(module: ModuleT, memo: Mapping[int, Any], said: list[str] | None = None) -> ModuleT:
-    """A deep copy that uses the objects of `memo`, with the modes and the hooks of the original.
+    """A deep copy that uses the objects of `memo`, and refers to nothing of the original.
 
-    A layer that says itself how it is copied, as those of einops do, may have lost them.
+    A module whose class says itself how it is copied, as the layers of einops do, may have lost its mode, its hooks,
+    its numbers or more: it gets them. Weak references refer to what is in the copy.
 
     said: gets a sentence about each lock and Python module, if the copy needed others: see `copied_with_locks`.
     """
     return copied_with_locks(module, memo, functools.partial(_whole_copy, module), said)
 
 
-def put_mode(module: nn.Module, training: bool) -> None:
-    """Set the mode of one module of a copy, also where its class lets no attribute be set."""
-    if module.training != training:
-        try:
-            module.training = training
-        except Exception:  # of a `__setattr__` of the user's
-            module.__dict__["training"] = training
-
-
 def _whole_copy(module: ModuleT, memo: dict[int, Any]) -> ModuleT:
     given = dict(memo)
-    made = _deep(module, memo, functools.cache(_is_copied_by_attributes))
-    copies = dict(made.named_modules(remove_duplicate=False))
-    for path, original in module.named_modules(remove_duplicate=False):
-        new = copies.get(path)
-        if new is None or new is original:
-            continue
-        put_mode(new, original.training)
-        _put_tensors(new, original, given)
-        for name in _HOOKS:
-            hooks = original.__dict__.get(name)
-            if hooks and not new.__dict__.get(name):
-                new.__dict__[name] = copy.deepcopy(hooks, memo)
-    point_to_copies(made, {id(m): copies[path] for path, m in module.named_modules() if path in copies})
+    held = list(held_by(module))
+    memo |= {id(value): value for value in held if is_copied_as_it_is(value)}
+    simple = functools.cache(_is_copied_by_attributes)
+    made = _deep(module, memo, simple)
+    pairs = complete(made, module, given, memo, functools.partial(_deep, memo=memo, simple=simple))
+    if any(is_weak(value) or type(value) is CACHED_FUNCTION or own_copy(value) for value in held):
+        of = {key: new for key, new in memo.items() if key not in (id(new), id(memo))}  # the latter keeps them alive
+        redirect(made, of | pairs, frozenset(map(id, held)))
     return made
-
-
-def _put_tensors(new: nn.Module, original: nn.Module, given: Mapping[int, Any]) -> None:
-    """Give a module of a copy the tensors that were given for it, where a `__deepcopy__` of its class has made others.
-
-    Such as one that makes a new module from its arguments, and then loads the `state_dict` of the original.
-    """
-    for kind in ("_parameters", "_buffers"):
-        own: dict[str, Any] = new.__dict__[kind]
-        for name, tensor in original.__dict__[kind].items():
-            if id(tensor) in given and own.get(name) is not given[id(tensor)]:
-                own[name] = given[id(tensor)]
 
 
 def _deep(module: ModuleT, memo: dict[int, Any], simple: Callable[[type], bool]) -> ModuleT:
@@ -170,7 +141,7 @@ def copy_module(
         if id(original) in made:
             return made[id(original)]
         new = made[id(original)] = _blank(original)
-        _fill_slots(new, original, attribute)
+        _fill_slots_and_items(new, original, attribute)
         own = {k: v for k, v in original.__dict__.items() if k not in ("_parameters", "_buffers", "_modules")}
         buffers = functools.partial(_copied, tensor)
         for kind, copied in (("_parameters", parameters or buffers), ("_buffers", buffers)):
@@ -185,14 +156,14 @@ def copy_module(
             return value
         if kind in (dict, OrderedDict) and not value:  # most attributes of a module are empty tables of hooks
             return containers.setdefault(id(value), kind())
+        if is_weak(value):  # recurrent layers compare these with their parameters
+            return with_referents(value, attribute)
         if isinstance(value, nn.Module):
             return clone(value) if id(value) in members else value
         if isinstance(value, torch.Tensor):
             return tensor(value)
         if isinstance(value, types.MethodType):
             return _bound(value, attribute(value.__self__))
-        if is_weak(value):  # recurrent layers compare these with their parameters
-            return with_referents(value, attribute)
         if kind is functools.partial:
             function, args, keywords = map(attribute, (value.func, value.args, value.keywords))
             return functools.partial(function, *args, **keywords)
@@ -200,9 +171,16 @@ def copy_module(
             return _with_cache(value, attribute(value.__wrapped__))
         if kind is RemovableHandle:
             return _handle(value, attribute)
-        if kind in _WITH_A_COPY:
-            return containers.setdefault(id(value), _WITH_A_COPY[kind](value))
-        return map_parts(value, containers, attribute) if is_container(value) else value
+        if kind is torch.Generator:
+            return containers.setdefault(id(value), value.clone_state())
+        if kind is set:
+            return containers.setdefault(id(value), {attribute(part) for part in value})
+        if not is_container(value):
+            return value
+        new = map_parts(value, containers, attribute)
+        if issubclass(kind, dict):
+            rekeyed(new, attribute)
+        return new
 
     return clone(module)
 
@@ -224,10 +202,12 @@ def _blank(original: nn.Module) -> nn.Module:
     return cast(nn.Module, new)
 
 
-def _fill_slots(new: nn.Module, original: nn.Module, attribute: Callable[[Any], Any]) -> None:
+def _fill_slots_and_items(new: nn.Module, original: nn.Module, attribute: Callable[[Any], Any]) -> None:
     for name in slots_of(type(original)):
         if hasattr(original, name):
             object.__setattr__(new, name, attribute(getattr(original, name)))
+    if isinstance(new, (dict, list)):
+        with_parts(new, {key: attribute(value) for key, value in parts(new).items()})
 
 
 def _bound(method: types.MethodType, new: Any) -> types.MethodType:

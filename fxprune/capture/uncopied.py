@@ -44,6 +44,24 @@ def copied_with_locks(
         return made
 
 
+class OtherClassError(Exception):
+    """A `__deepcopy__` that makes a module of another class. Internal: `why_no_copy` says it to the user."""
+
+    def __init__(self, path: str, original: nn.Module, made: Any) -> None:
+        self.at = f'"{path}"' if path else "the model"
+        self.kind = type(original).__name__
+        super().__init__(f"the copy of it is of class {type(made).__name__}, and the module is of class {self.kind}")
+
+
+def why_no_copy(model: nn.Module, memo: Mapping[int, Any], error: Exception) -> tuple[str, str, str]:
+    """The parts of an error about a copy that failed: where, why, and what to do."""
+    if isinstance(error, OtherClassError):
+        do = "let the `__deepcopy__` of this module, or of one around it, give the same class, or leave it out"
+        return f"{error.at}, of class {error.kind}", str(error), do
+    do = "keep what cannot be copied out of the model's attributes, or give it a __deepcopy__"
+    return what_cannot_be_copied(model, memo), f"{type(error).__name__}: {error}", do
+
+
 def what_cannot_be_copied(model: nn.Module, memo: Mapping[int, Any]) -> str:
     """The name of the first attribute that `copied_with_locks` fails on, and its type; the model if none fails alone.
 

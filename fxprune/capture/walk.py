@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.capture.captured import WHOLE_MODEL
-from fxprune.capture.error_place import line_of, module_of_error
+from fxprune.capture.error_place import line_of, missing_copy, module_of_error
 from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.methods import call_method
 from fxprune.capture.places import module_of, source_of
@@ -104,10 +104,14 @@ def walk(
             line = line_of(error)
             where = (module_of_error(error, module) or "the model") + (f" ({line})" if line else "")
             what = f'the model\'s method "{values[-1]}"' if values[-1] else what
+        why, do = text_of(error), "check that the model runs on these example inputs"
+        if kind := missing_copy(error):
+            why = f"a table outside of the model has a {kind} as a key, and fxprune runs copies, which are not in it"
+            do = "keep what belongs to a module in an attribute of it"
         raise CaptureError(
             f"{what} raises{' on fake tensors' if isinstance(faker, Faker) else ''}",
             raised=True,
             at=where,
-            why=text_of(error),
-            do="check that the model runs on these example inputs",
+            why=why,
+            do=do,
         ) from error

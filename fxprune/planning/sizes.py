@@ -37,5 +37,5 @@ class Size:
         if self.kind in ("argument", "node"):
             where = f"%{self.at} {self.name}".rstrip()
         else:
-            where = ".".join(part for part in (self.at, self.name) if part)
+            where = ".".join(part for part in (self.at, self.name) if part).replace(".[", "[")
         return f"{where}: {self.old} -> {self.new}"

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.capture.module_copy import as_parameter, copy_module, put_mode
+from fxprune.capture.complete_copy import put_mode
+from fxprune.capture.module_copy import as_parameter, copy_module
 from fxprune.capture.tensors import Tensors
 from fxprune.capture.thread_state import outside_levels
 from fxprune.on_demand import whole

@@ -15,7 +15,7 @@ from fxprune.capture.layouts import memory_of
 from fxprune.capture.module_copy import deep_copy_with
 from fxprune.capture.process_state import public_call
 from fxprune.capture.tensors import computed_tensors
-from fxprune.capture.uncopied import what_cannot_be_copied
+from fxprune.capture.uncopied import why_no_copy
 from fxprune.errors import PlanError, nearest
 from fxprune.offloaded import refuse_dispatched
 from fxprune.proof.kept_weights import kept_weights
@@ -70,12 +70,8 @@ def _copy(model: nn.Module) -> nn.Module:
     try:
         return deep_copy_with(model, memo)
     except Exception as error:
-        raise PlanError(
-            f"{type(model).__name__} cannot be copied",
-            at=what_cannot_be_copied(model, memo),
-            why=f"{type(error).__name__}: {error}",
-            do="keep what cannot be copied out of the model's attributes, or give it a __deepcopy__",
-        ) from error
+        at, why, do = why_no_copy(model, memo, error)
+        raise PlanError(f"{type(model).__name__} cannot be copied", at=at, why=why, do=do) from error
 
 
 def _refuse_shared(model: nn.Module, copied: nn.Module, names: Iterable[str]) -> None:

@@ -6,6 +6,7 @@ and none is forgotten. Biases and maps for constants are no sizes, and are left 
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,8 +14,8 @@ from typing import Any
 from torch import fx, nn
 
 from fxprune.analysis.findings import Findings
-from fxprune.analysis.settings import OF_EVERY_MODULE, set_attribute, setting_name
-from fxprune.capture.containers import found_in, with_part
+from fxprune.analysis.settings import ITEMS, OF_EVERY_MODULE, set_attribute, setting_name
+from fxprune.capture.containers import attributes_of, found_in, with_part
 from fxprune.capture.tensors import constants_of
 from fxprune.planning.sizes import Size
 from fxprune.rewrite.constants import STANDS_FOR
@@ -31,7 +32,7 @@ def derived(findings: Findings, small: nn.Module) -> tuple[Size, ...]:
 def numbers(module: nn.Module, seen: dict[int, Any] | None = None) -> dict[str, Any]:
     """The attributes of a module that are numbers, or lists or tuples of numbers, also inside other containers.
 
-    Their names are as in code: `heads`, `axes['heads']`, `config.heads`.
+    Their names are as in code: `heads`, `axes['heads']`, `config.heads`, and `['heads']` in a module that is a dict.
 
     seen: the containers that were looked at before, by id; they are left out.
     """
@@ -45,22 +46,41 @@ def numbers_or_none(module: nn.Module) -> dict[str, Any]:
     return {} if isinstance(module, fx.GraphModule) else _found(module, _is_number_or_none, {})
 
 
+def number_of_class(module: nn.Module, name: str) -> Any:
+    """A number in the body of a module's class, such as `width = 64`; None if there is none of this name."""
+    found = inspect.getattr_static(type(module), name, None)
+    return found if _is_number(found) else None
+
+
 def _found(module: nn.Module, wanted: Callable[[Any], bool], seen: dict[int, Any]) -> dict[str, Any]:
     return {
         setting_name(name, keys): value
-        for name, held in module.__dict__.items()
-        if name not in OF_EVERY_MODULE
+        for name, held in _places(module)
         for keys, value in found_in(held, wanted, seen)
     }
 
 
+def _places(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The attributes of a module by name, those in slots too, and under `ITEMS` the items of one that is a dict."""
+    for name, held in attributes_of(module).items():
+        if name not in OF_EVERY_MODULE:
+            yield name, held
+    if isinstance(module, dict):
+        yield ITEMS, dict(dict.items(module))
+
+
 def set_number(module: nn.Module, name: str, value: Any) -> None:
     """Give one of the `numbers` of a module, by its name there, a new value."""
-    for attribute, held in module.__dict__.items():
+    for attribute, held in _places(module):
         if name.startswith(attribute):
             for keys, _ in found_in(held, _is_number_or_none, {}):
                 if setting_name(attribute, keys) == name:
-                    set_attribute(module, attribute, with_part(held, keys, value) if keys else value)
+                    changed = with_part(held, keys, value) if keys else value
+                    if attribute == ITEMS:
+                        table: Any = module
+                        dict.__setitem__(table, keys[0], changed[keys[0]])
+                    else:
+                        set_attribute(module, attribute, changed)
                     return
     set_attribute(module, name, value)
 
@@ -86,8 +106,9 @@ def _modules(before: nn.Module, small: nn.Module) -> Iterator[Size]:
             continue
         had = numbers(old, seen[0])
         for name, value in numbers(module, seen[1]).items():
-            if name not in had or value != had[name]:
-                yield Size("attribute", path, name, _plain(had.get(name)), _plain(value))
+            before = had[name] if name in had else number_of_class(old, name)
+            if value != before:
+                yield Size("attribute", path, name, _plain(before), _plain(value))
 
 
 def _class(module: Any) -> str | None:

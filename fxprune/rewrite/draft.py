@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
-import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +12,9 @@ from torch import fx, nn
 
 from fxprune.capture.captured import Captured
 from fxprune.capture.containers import is_container, map_parts
-from fxprune.capture.module_copy import CACHED_FUNCTION, deep_copy_with
+from fxprune.capture.module_copy import deep_copy_with
 from fxprune.capture.tensors import computed_tensors
-from fxprune.capture.uncopied import what_cannot_be_copied
+from fxprune.capture.uncopied import why_no_copy
 from fxprune.errors import RewriteError
 
 _SPECS = ("_in_spec", "_out_spec")
@@ -53,22 +51,15 @@ def draft_of(captured: Captured, tensors: Mapping[int, torch.Tensor]) -> Draft:
     try:
         small = deep_copy_with(captured.module, memo, said)
     except Exception as error:
-        raise RewriteError(
-            f"{type(captured.module).__name__} cannot be copied",
-            node="forward",
-            at=what_cannot_be_copied(captured.module, memo),
-            why=f"{type(error).__name__}: {error}",
-            do="keep what cannot be copied out of the model's attributes, or give it a __deepcopy__",
-        ) from error
+        at, why, do = why_no_copy(captured.module, memo, error)
+        what = f"{type(captured.module).__name__} cannot be copied"
+        raise RewriteError(what, node="forward", at=at, why=why, do=do) from error
     _own_attributes(captured.module, small)
     return Draft(small, graph, before, tuple(said))
 
 
 def _own_attributes(original: nn.Module, small: nn.Module) -> None:
-    """Replace what `deepcopy` has left shared: cached methods, and data objects that return themselves.
-
-    A cached method would run with the attributes of the original, and a size of a shared object is changed in both.
-    """
+    """Replace the data objects that `deepcopy` has left shared, which return themselves: their sizes are changed."""
     counterparts = {id(module): small.get_submodule(path) for path, module in original.named_modules()}
     for module in original.modules():
         new = counterparts[id(module)]
@@ -76,13 +67,7 @@ def _own_attributes(original: nn.Module, small: nn.Module) -> None:
         for name, value in own.items():
             if value is None or new.__dict__.get(name) is not value or isinstance(value, tuple):
                 continue
-            if type(value) is CACHED_FUNCTION:
-                cached: Any = value
-                method = cached.__wrapped__
-                if isinstance(method, types.MethodType) and id(method.__self__) in counterparts:
-                    bound = types.MethodType(method.__func__, counterparts[id(method.__self__)])
-                    new.__dict__[name] = functools.lru_cache(**cached.cache_parameters())(bound)
-            elif is_container(value):
+            if is_container(value):
                 new.__dict__[name] = map_parts(value, {}, lambda part: part)
 
 

@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
 
-from fxprune.analysis.settings import OF_EVERY_MODULE
-from fxprune.capture.containers import MOST_PARTS, is_container, parts, with_parts
+from fxprune.capture.held_objects import held_by, redirect
 from fxprune.rewrite.recurrent import refresh
 
 
 def fill(small: nn.Module, tensors: Mapping[int, torch.Tensor]) -> None:
-    """Replace the fake tensors of a model, also those in the containers of its attributes. Changes `small`.
+    """Replace the fake tensors of a model, wherever it holds them or refers to them. Changes `small`.
 
     tensors: id of a fake tensor -> the real one. The containers must be the model's own.
     """
-    seen: dict[int, Any] = {}
+    redirect(small, tensors)
     for module in small.modules():
-        for place in (module._parameters, module._buffers, module.__dict__):
-            own: dict[str, Any] = place
-            for name, value in own.items():
-                if place is not module.__dict__ or name not in OF_EVERY_MODULE:
-                    own[name] = _filled(value, tensors, seen)
         refresh(module)
 
 
-def _filled(value: Any, tensors: Mapping[int, torch.Tensor], seen: dict[int, Any]) -> Any:
-    """A value with the real tensors in it. Tuples are replaced, other containers change.
+def refer_to_small(small: nn.Module, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Let attributes of the small model's parameters refer to its own modules and parameters.
 
-    seen: the containers that are done already, by id.
+    They are those of the original's parameters. What both hold and can change, such as a dict, stays as it is.
+
+    model: the original. tensors: name -> the new tensor.
     """
-    if isinstance(value, torch.Tensor):
-        return tensors.get(id(value), value)
-    if id(value) in seen or not is_container(value):
-        return value
-    found = parts(value)
-    if len(found) > MOST_PARTS:
-        return value
-    if not isinstance(value, tuple):
-        seen[id(value)] = value
-    new = {key: _filled(item, tensors, seen) for key, item in found.items()}
-    return value if all(new[key] is found[key] for key in found) else with_parts(value, new)
+    with_attributes = [tensor for tensor in tensors.values() if tensor.__dict__]
+    if with_attributes:
+        modules = dict(small.named_modules())
+        named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+        of = {id(module): modules[path] for path, module in model.named_modules() if path in modules}
+        new = {id(tensor): tensors[name] for name, tensor in named if name in tensors}
+        redirect(with_attributes, of | new, frozenset(map(id, held_by(model))))

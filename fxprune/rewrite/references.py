@@ -9,7 +9,6 @@ from __future__ import annotations
 import dis
 import functools
 import types
-import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,7 +17,11 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _WrappedHook
 
+from fxprune.capture.code import is_torch
+from fxprune.capture.containers import attributes_of, key_text, parts
+from fxprune.capture.held_objects import parts_held_by
 from fxprune.capture.tensors import Tensors
+from fxprune.capture.weak_references import is_weak, referents_of
 
 HOOKS = {
     "_forward_hooks": "forward hook",
@@ -47,7 +50,7 @@ def references_to_original(known: Mapping[int, str], small: nn.Module) -> list[s
     """
     found = []
     for path, module in small.named_modules():
-        for name, value in module.__dict__.items():
+        for name, value in _attributes_and_items(module):
             if name in _CONTENTS or type(value) in _PLAIN or (type(value) in (dict, OrderedDict) and not value):
                 continue
             for part in value.values() if name in HOOKS else [value]:
@@ -62,7 +65,25 @@ def references_to_original(known: Mapping[int, str], small: nn.Module) -> list[s
                 if target is not None:
                     where = f"{path}.{name}" if path else name
                     found.append(f'the attribute "{attribute}" of the parameter "{where}" refers to {target}')
-    return found
+    return found + list(_tables_of_classes(known, small))
+
+
+def _attributes_and_items(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The attributes of a module, those in slots too, and the items of one that is a dict or a list."""
+    yield from attributes_of(module).items()
+    if isinstance(module, (dict, list)):
+        yield from ((key_text(key), value) for key, value in parts(module).items())
+
+
+def _tables_of_classes(known: Mapping[int, str], small: nn.Module) -> Iterator[str]:
+    """Sentences about tables in the bodies of classes that have modules of the original, and not those of a copy."""
+    kinds = {kind for module in small.modules() for kind in type(module).__mro__ if not is_torch(kind.__module__)}
+    for kind in sorted(kinds, key=lambda kind: kind.__qualname__):
+        for name, value in list(vars(kind).items()):
+            held = referents_of(value) if is_weak(value) else parts_held_by(value) if isinstance(value, dict) else ()
+            target = next((known[id(part)] for part in held if id(part) in known), None)
+            if target is not None:
+                yield f'"{name}" of the class {kind.__name__} has {target} in it, and not its copy in the small model'
 
 
 def names_in(model: nn.Module, tensors: Tensors) -> dict[int, str]:
@@ -92,13 +113,11 @@ def _parts(value: Any) -> list[Any]:
         return [value.__func__, value.__self__]
     if isinstance(value, functools.partial):
         return [value.func, *value.args, *value.keywords.values()]
-    if isinstance(value, weakref.ref):
-        return [value()]
+    if is_weak(value):
+        return referents_of(value)
     if isinstance(value, Mapping):
         return [*value.keys(), *value.values()]
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [*value]
-    return [*getattr(value, "__dict__", {}).values()]
+    return [*parts_held_by(value), *getattr(value, "__dict__", {}).values()]
 
 
 def closed_over(function: types.FunctionType) -> dict[str, Any]:

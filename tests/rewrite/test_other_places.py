@@ -79,6 +79,25 @@ class Reading:
 READING = [type(f"Reading{kind.__name__}", (Reading, kind), {"__slots__": ()}) for kind in (Slots, Items, Helper)]
 
 
+class Body(Two):
+    width = 8
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x)).view(-1, self.width))
+
+
+@pytest.mark.parametrize("kind", [*READING, Body])
+def test_a_file_sets_integers_in_slots_items_helpers_and_class_bodies(kind, tmp_path):
+    small = fxprune.transform(kind().double(), X, ratio=0.5)
+    fxprune.save(small, tmp_path / "small.safetensors")
+    loaded = fxprune.load(tmp_path / "small.safetensors", into=kind().double())
+    assert torch.equal(loaded(X), small(X))
+    (size,) = [str(size) for size in fxprune.record(small).plan.sizes if "width" in size.name]
+    assert (
+        size == {"ReadingItems": "['width']", "ReadingHelper": "sizes.width"}.get(kind.__name__, "width") + ": 8 -> 4"
+    )
+
+
 @pytest.mark.parametrize("kind", [Slots, Items, Helper, *READING])
 def test_integers_in_slots_items_and_helpers_get_the_new_width(kind):
     model = kind().double()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import weakref
 
 import pytest
 import torch
@@ -306,12 +307,41 @@ def test_attributes_of_parameters_are_kept():
     assert copy.deepcopy(small)(inputs()).shape == (3, 2)
 
 
-def test_an_attribute_of_a_parameter_that_refers_to_the_original_is_named():
+def test_an_attribute_of_a_parameter_refers_to_the_small_model_or_is_named():
     model = net()
-    model.a.weight.owner = model.a
-    assert [reason for reason in fxprune.record(pruned(model)).reasons if "owner" in reason] == [
-        'the attribute "owner" of the parameter "a.weight" refers to "a" of the original'
+    model.a.weight.owner = weakref.ref(model.a)
+    model.a.bias.owner = model.a
+    model.b.weight.shared = {"owner": model.a}
+    small = pruned(model)
+    assert small.a.weight.owner() is small.a
+    assert small.a.bias.owner is small.a
+    assert model.b.weight.shared["owner"] is model.a
+    assert [reason for reason in fxprune.record(small).reasons if "refers to" in reason] == [
+        'the attribute "shared" of the parameter "b.weight" refers to "a" of the original'
     ]
+
+
+def test_what_slots_and_items_refer_to_is_named():
+    class Shared:
+        def __init__(self, layer):
+            self.layer = layer
+
+        def __deepcopy__(self, memo):
+            return self
+
+    class Slots(Net):
+        __slots__ = ("shared",)
+
+    class Items(Net, dict):
+        __hash__, __eq__ = object.__hash__, object.__eq__
+
+        def __init__(self):
+            Net.__init__(self)
+
+    slots, items = Slots().double(), Items().double()
+    slots.shared, items["shared"] = Shared(slots.a), Shared(items.a)
+    assert any('attribute "shared"' in reason for reason in fxprune.record(pruned(slots)).reasons)
+    assert any("attribute \"['shared']\"" in reason for reason in fxprune.record(pruned(items)).reasons)
 
 
 class Drifts(Net):
