@@ -171,18 +171,24 @@ def copy_module(
             return _with_cache(value, attribute(value.__wrapped__))
         if kind is RemovableHandle:
             return _handle(value, attribute)
-        if kind is torch.Generator:
-            return containers.setdefault(id(value), value.clone_state())
-        if kind is set:
-            return containers.setdefault(id(value), {attribute(part) for part in value})
-        if not is_container(value):
-            return value
-        new = map_parts(value, containers, attribute)
-        if issubclass(kind, dict):
-            rekeyed(new, attribute)
-        return new
+        return _contained(value, containers, attribute)
 
     return clone(module)
+
+
+def _contained(value: Any, made: dict[int, Any], attribute: Callable[[Any], Any]) -> Any:
+    """A copy of a container, a set or a generator; any other value itself. made: id of a value -> its copy."""
+    kind = type(value)
+    if kind is torch.Generator:
+        return made.setdefault(id(value), value.clone_state())
+    if kind is set:
+        return made.setdefault(id(value), {attribute(part) for part in value})
+    if not is_container(value):
+        return value
+    new = map_parts(value, made, attribute)
+    if issubclass(kind, dict):
+        rekeyed(new, attribute)
+    return new
 
 
 def _blank(original: nn.Module) -> nn.Module:
