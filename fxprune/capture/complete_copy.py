@@ -57,6 +57,7 @@ def complete(
     Raises `OtherClassError` for a module of another class.
     """
     found: dict[int, Any] = {}
+    of_a_graph = isinstance(module, fx.GraphModule)  # each has a class of its own, and plain modules in it
     waiting = [("", module, made)]
     while waiting:
         path, original, new = waiting.pop()
@@ -65,13 +66,13 @@ def complete(
         found[id(original)] = new
         if new is original:
             continue
-        if type(new) is not type(original) and not isinstance(new, fx.GraphModule):
+        if type(new) is not type(original) and not of_a_graph:
             raise OtherClassError(path, original, new)
-        anew = own_copy(original) or memo.get(id(original)) is not new
-        if anew:
+        own = own_copy(original) or memo.get(id(original)) is not new
+        if own:
             _forgotten(new, original, memo)
         put_mode(new, original.training)
-        found |= _put_tensors(new, original, given, memo, anew=anew)
+        found |= _put_tensors(new, original, given, memo, own=own)
         for name in slots_of(type(original)):
             if hasattr(original, name) and not hasattr(new, name):
                 object.__setattr__(new, name, copy.deepcopy(getattr(original, name), memo))
@@ -121,7 +122,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _put_tensors(
-    new: nn.Module, original: nn.Module, given: Mapping[int, Any], memo: dict[int, Any], *, anew: bool
+    new: nn.Module, original: nn.Module, given: Mapping[int, Any], memo: dict[int, Any], *, own: bool
 ) -> dict[int, torch.Tensor]:
     """Give a module of a copy the tensors that were given for it, where a `__deepcopy__` has made others.
 
@@ -129,7 +130,7 @@ def _put_tensors(
 
     Returns id of a tensor of the original, or of one that was replaced -> that of the copy.
 
-    anew: True if `new` was not made by `deepcopy`, but by a `__deepcopy__` of it or of a module around it.
+    own: True if `new` was not made by `deepcopy`, but by a `__deepcopy__` of it or of a module around it.
     """
     found: dict[int, torch.Tensor] = {}
     for kind in _TENSORS:
@@ -140,7 +141,7 @@ def _put_tensors(
             before = tensors.get(name)
             if id(tensor) in given:
                 tensors[name] = given[id(tensor)]
-            elif anew and before is not tensor:
+            elif own and before is not tensor:
                 tensors[name] = copy.deepcopy(tensor, memo)
             after = tensors.get(name)
             if after is None or after is tensor:

@@ -57,7 +57,7 @@ def redirect(root: Any, of: Mapping[int, Any], fixed: Container[int] = ()) -> No
 
 
 class _Redirecting:
-    """What each part of a model becomes. Objects that cannot change are made anew, once each.
+    """The object that each part of a model becomes. There is one new object for each that cannot change.
 
     of: id of an object -> the one to refer to instead.
     """
@@ -151,7 +151,7 @@ def _change_table(table: dict[Any, Any], now: Callable[[Any], Any]) -> None:
 
 
 def parts_held_by(value: Any) -> list[Any]:
-    """What an object holds itself."""
+    """The parts that an object holds itself."""
     kind = type(value)
     if is_weak(value):
         return strong_parts(value)

@@ -27,7 +27,7 @@ def is_copied_as_it_is(value: Any) -> bool:
 
 
 def strong_parts(value: Any) -> list[Any]:
-    """What a weak reference, or a dict of them, holds all the same: its values or its keys."""
+    """The parts that a dict of weak references holds all the same: its values or its keys."""
     kind: Any = type(value)
     if issubclass(kind, weakref.WeakKeyDictionary):
         return list(weakref.WeakKeyDictionary.values(value))
