@@ -20,6 +20,7 @@ from torch import nn
 
 import fxprune
 from tests.behaviour import compare_behaviour
+from tests.forks import ended_forks
 from tests.models import detectors_zoo, measure, timm_zoo, zoo
 from tests.models.__main__ import good, main, parse, read, run_all
 from tests.models.page import page
@@ -186,20 +187,30 @@ def dies() -> tuple[nn.Module, Any]:
     os._exit(7)
 
 
-def test_every_entry_runs_in_a_process_with_limits(tmp_path: Path) -> None:
-    results = tmp_path / "results.jsonl"
-    options = parse(["--results", str(results), "--timeout", "12", "--memory", "6", "--jobs", "5"])
+def run_some(results: str) -> None:
+    """Run an entry of each kind, then one of them again. Torch refuses to fork a process in which a backward ran."""
+    options = parse(["--results", results, "--timeout", "12", "--memory", "6", "--jobs", "5"])
     builds = {"linear": linear, "fails": fails, "greedy": greedy, "sleeps": sleeps, "dies": dies}
     run_all([zoo.Entry("torch.nn", name, build) for name, build in builds.items()], options)
-    got = {key.split("/")[1]: result for key, result in read(results).items()}
+    run_all([zoo.Entry("torch.nn", "fails", linear)], options)
+
+
+def test_every_entry_runs_in_a_process_with_limits(tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    (ended,) = ended_forks([("import sys, tests.models.test_zoo as t; t.run_some(sys.argv[1])", [results])])
+    assert ended.returncode == 0, ended.stderr
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    *first, again = lines
+    got = {result["key"].split("/")[1]: result for result in first}
     assert good(got["linear"])
     assert got["fails"]["failure"] == "not measured: ValueError: no such model"
     assert "memory" in got["greedy"]["failure"]
     assert got["sleeps"]["failure"] == "stopped after 12 s"
     assert got["dies"]["failure"] == "the process ended with 7"
-    run_all([zoo.Entry("torch.nn", "fails", linear)], options)
+    assert again["key"] == "torch.nn/fails"
+    assert good(again)
     assert good(read(results)["torch.nn/fails"])  # the later line counts
-    assert len(results.read_text().splitlines()) == 6
+    assert len(lines) == 6
 
 
 def test_the_page_tells_what_went_and_what_failed() -> None:
