@@ -70,6 +70,9 @@ class RuleError(FxpruneError, RuntimeError):
     """An operation without a rule under `strict=True`, or a rule that contradicts its own operation."""
 
 
+SIZES = "its sizes cannot be recounted"
+
+
 class RewriteError(FxpruneError, RuntimeError):
     """A size could not be recounted: the smaller graph does not have the shapes that the analysis promises.
 
@@ -78,6 +81,7 @@ class RewriteError(FxpruneError, RuntimeError):
     vectors: the vectors of the dimensions that have the wrong size, if they are known.
     operation, dims: the key of the operation inside that has a wrong shape, and the dimensions, if they are known.
     line: the line of the user's code, as file:line; "" if it is unknown.
+    held: the cause that is given for the channels which stay because of it.
     """
 
     def __init__(
@@ -93,8 +97,9 @@ class RewriteError(FxpruneError, RuntimeError):
         at: str = "",
         why: str = "",
         do: str = "",
+        held: str = SIZES,
     ) -> None:
-        self.node, self.scope, self.vectors = node, scope, vectors
+        self.node, self.scope, self.vectors, self.held = node, scope, vectors, held
         self.operation, self.dims, self.line = operation, dims, line
         super().__init__(what, at=at, why=why, do=do)
 

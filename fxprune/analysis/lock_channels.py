@@ -39,7 +39,7 @@ def lock_channels(findings: FindingsT, error: RewriteError) -> FindingsT | None:
     if not vectors:
         vectors = [v for same in _calls_of_same_function(findings, node) for v in _entering_vectors(findings, same)]
     solution = findings.solution
-    why = f"its sizes cannot be recounted: {error.first_why}"
+    why = f"{error.held}: {error.first_why}"
     grids = [v for v in vectors if solution.is_grid(v)]
     chosen = [v for v in grids or vectors if solution.can_shrink(v)]
     if not chosen:

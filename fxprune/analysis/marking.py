@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -98,8 +99,8 @@ class Settings(TorchFunctionMode):
         try:
             made = func(*args, **kwargs)
             name = getattr(func, "__name__", "")
-            if name == "numel" and args[0].ndim == 1 and self._inside():
-                return self._sizes(args[0], made, 0)
+            if name == "numel" and type(made) is int and self._inside():
+                return self._numel(args[0], made)
             if name == "size" or (name == "__get__" and func.__self__ is _SHAPE):
                 return self._sizes(args[0], made, *args[1:], **kwargs) if self._inside() else made
             reader = READERS.keys.get(name)
@@ -129,6 +130,12 @@ class Settings(TorchFunctionMode):
                 return sizes
             return torch.Size(map(self._size, sizes, vectors))
         return self._size(sizes, vectors[int(dim)]) if isinstance(dim, int) else sizes
+
+    def _numel(self, tensor: Any, made: int) -> int:
+        """The number of elements of a tensor, as the product of its sizes."""
+        sizes = self._sizes(tensor, torch.Size(tensor.shape))
+        product = math.prod(sizes)
+        return product if product == made else made
 
     def _size(self, size: int, vector: Vector) -> int:
         if vector.fixed or size != vector.size:

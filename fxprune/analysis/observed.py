@@ -74,6 +74,7 @@ class Observation:
     positions: for operations inside a module, the arguments that are positions in a dimension: name, value, dimension.
         The value of a list ("index") is its number among the tensors of the call and its numbers; None if unknown.
     contractions: the operations with multiply-adds, in order.
+    seeds: the operations that draw random numbers by a seed of forward's own, and that seed.
     """
 
     counts: dict[str, tuple[Vector, ...]] = field(default_factory=dict)
@@ -82,6 +83,7 @@ class Observation:
     numbers: dict[Key, tuple[tuple[float, ...], tuple[Vector, ...]]] = field(default_factory=dict)
     positions: dict[Key, list[tuple[str, Any, Vector]]] = field(default_factory=dict)
     contractions: list[Contraction] = field(default_factory=list)
+    seeds: dict[Key, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

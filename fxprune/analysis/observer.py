@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.analysis.arguments import bound, numbers_of
 from fxprune.analysis.observed import Contraction, Mark, Observation, Observed, Place, Visit, Walked
-from fxprune.analysis.seeded_draws import lock_seeded_draws
+from fxprune.analysis.seeded_draws import lock_seeded_draws, own_seed
 from fxprune.analysis.steps import StepRecorder
 from fxprune.analysis.unread_slots import UnreadSlots
 from fxprune.capture.fake_operations import run
@@ -372,6 +372,8 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         scope = self.scopes.current
         key = scope.next_key(call.op)
         if call.func is not None:
+            if (seed := own_seed(call.func, call.raw, self._seed)) is not None:
+                self.observation.seeds[key] = seed
             self.recorder.record(key, call.func, call.raw, outputs, self.terms.current_event, scope)
         if call.marks:
             made = tuple(map(id, outputs))

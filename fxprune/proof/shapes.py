@@ -13,8 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.analysis.arguments import bound, numbers_of
 from fxprune.analysis.observed import Observation
+from fxprune.analysis.seeded_draws import own_seed
 from fxprune.capture.fake_operations import run
 from fxprune.capture.scopes import Key, Scopes
+from fxprune.capture.seeds import UNSEEDED
 from fxprune.capture.values import tensors_in
 from fxprune.channels.groups import Bools, Ints, Removal
 from fxprune.channels.vector import Vector
@@ -61,6 +63,7 @@ class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
     expected: what the analysis has seen of the node that runs.
     changed: the operations that are called with other fractions. The caller looks at them after all shapes have turned
         out right.
+    seeds: the operations that draw by a seed of forward's own, with that of the original and that of the small model.
     """
 
     def __init__(self, removal: Removal, scopes: Scopes, replaced: set[str]) -> None:
@@ -68,6 +71,7 @@ class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.removal, self.scopes, self.replaced = removal, scopes, replaced
         self.expected = Observation()
         self.changed: list[Changed] = []
+        self.seeds: list[tuple[Key, int, int]] = []
         self._lists: dict[int, tuple[torch.Tensor, Ints | None]] = {}
         scopes.on_attention = lambda key, named, made: self._same_numbers(key, (named["scale"],))
 
@@ -84,6 +88,8 @@ class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._lists[id(made)] = made, _numbers(args[0])
         elif name not in ("aten::detach", "aten::clone"):
             self._same_shapes(key, made)
+        if key in self.expected.seeds and (seed := own_seed(func, named, UNSEEDED)) is not None:
+            self.seeds.append((key, self.expected.seeds[key], seed))
         self._same_numbers(key, numbers_of(name, named))
         self._same_positions(key, named)
         return made

@@ -14,6 +14,7 @@ from torch import fx
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.observed import Observation, Walked
 from fxprune.analysis.scale_factors import ScaleFactors
+from fxprune.analysis.seeded_draws import other_seed
 from fxprune.capture.captured import WHOLE_MODEL
 from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.modes import MODES, random_decisions, set_mode
@@ -21,12 +22,13 @@ from fxprune.capture.module_copy import copy_module
 from fxprune.capture.places import module_of, raised_at, source_of
 from fxprune.capture.process_state import no_caches
 from fxprune.capture.scopes import Scopes
+from fxprune.capture.seeds import told_seeds
 from fxprune.capture.thread_state import of_no_level
 from fxprune.capture.values import leaves, tensors_in
 from fxprune.capture.walk import walk
 from fxprune.channels.groups import Removal
 from fxprune.channels.vector import Vector
-from fxprune.errors import RewriteError, text_of
+from fxprune.errors import SIZES, RewriteError, text_of
 from fxprune.ops import Operand
 from fxprune.ops.site import Site
 from fxprune.proof.shapes import ContradictionError, ShapeCheck
@@ -36,6 +38,10 @@ from fxprune.rewrite.scales import HeldWidthsError, OtherNumber, factors_for, fr
 from fxprune.rewrite.sizes import resize
 
 WRITE_THE_SCALE = "write the scale as a number, or `ignore` the layers whose width it is computed from"
+WRITE_THE_SEED = "write the seed as a number, or `ignore` the layers whose width it is made of"
+OF_A_WIDTH = "forward makes a seed of a width"
+OTHERWISE = "forward decides otherwise in the smaller model"
+DECIDES = "`ignore` the layers on which the decision depends, or give inputs with `also` on which forward decides so"
 
 _LOOSE = {
     *(torch.ops.aten.einsum.default, torch.ops.aten.linear.default, torch.ops.aten.matmul.default),
@@ -97,6 +103,7 @@ class _Checking:
     def __init__(self, draft: Draft, findings: Findings, removal: Removal, seen: Walked) -> None:
         self.draft, self.removal, self.seen = draft, removal, seen
         self.values = findings.captured.arguments(seen.inputs, seen.method)
+        self.widths = findings.observed.vectors
         self.results: dict[fx.Node, Any] = {}
         self.scopes = Scopes(draft.module)
         originals = dict(findings.captured.module.named_modules())
@@ -120,7 +127,8 @@ class _Checking:
         self.scopes.follow(module, "")
         decisions = (random_decisions(),) if self.when else ()
         modes = (*decisions, self.scopes.watching(), self.refused, self.check)
-        walk(self.draft.graph, module, faker, self.values, self.visit, modes)
+        with told_seeds():
+            walk(self.draft.graph, module, faker, self.values, self.visit, modes)
 
     def settle(self, node: fx.Node, before: fx.Node, observation: Observation) -> None:
         """Settle the sizes of a node before it runs: nothing, where sizes are only checked."""
@@ -143,6 +151,7 @@ class _Checking:
             path, line = self.scopes.current.path, raised_at(error)
             raise self._contradiction(before, node, text_of(error), path, self.refused, line) from error
         self._check(node, before, result)
+        self._check_seeds(node, before)
         self.numbers += [OtherNumber(changed, before, node, self.seen) for changed in self.check.changed]
         self.check.changed.clear()
         return result
@@ -160,6 +169,22 @@ class _Checking:
             why = f"its result has shape {shapes}, the analysis promises {counts}"
             raise self._contradiction(before, node, why, "")
 
+    def _check_seeds(self, node: fx.Node, before: fx.Node) -> None:
+        """Compare the seeds of forward's own with those of the original."""
+        for key, seed, now in self.check.seeds:
+            other = other_seed(key, seed, now, self.widths, self.removal)
+            if other is not None:
+                scope = key[0].partition("|")[0]
+                why = f"{other}{self.when}"
+                raise contradiction(before, node, why, scope, other.widths, WRITE_THE_SEED, other=OF_A_WIDTH)
+        self.check.seeds.clear()
+
+    def _never_ran(self, path: str, before: fx.Node) -> bool:
+        """True for the path of a module inside a node, if the original did not run it in that node."""
+        if not path or path.startswith("%"):
+            return False
+        return all(key[0].partition("|")[0] != path for key in self.seen.observations[before.name].outputs)
+
     def _contradiction(
         self,
         before: fx.Node,
@@ -171,6 +196,10 @@ class _Checking:
     ) -> RewriteError:
         """The error about a node. wrong: what is known of the operation inside it. line: of the user's code."""
         first, *more = why.split("\n")
+        path = scope.partition("|")[0]
+        if self._never_ran(path, before):
+            first = f"it runs {path}, and the original does not on these inputs: {first}"
+            return contradiction(before, node, first + self.when, scope, (), DECIDES, line, OTHERWISE)
         error = contradiction(before, node, "\n".join([first + self.when, *more]), scope, line=line)
         if wrong is not None:
             error.operation, error.dims = wrong.operation, wrong.dims
@@ -181,13 +210,9 @@ class _Checking:
 class _Running(_Checking):
     """A run on real tensors, which has to end without an exception. Other decisions may give other shapes."""
 
-    def __init__(self, draft: Draft, findings: Findings, removal: Removal, seen: Walked) -> None:
-        super().__init__(draft, findings, removal, seen)
-        self.widths = findings.observed.vectors
-
     def _expected(self, observation: Observation) -> Observation:
-        """The numbers alone."""
-        return Observation(numbers=observation.numbers)
+        """The numbers and seeds alone."""
+        return Observation(numbers=observation.numbers, seeds=observation.seeds)
 
     def _check(self, node: fx.Node, before: fx.Node, result: Any) -> None:
         """Leave out what was counted in tensors. The numbers of the result are compared with those of the reference."""
@@ -229,6 +254,7 @@ def contradiction(
     vectors: tuple[Vector, ...] = (),
     do: str = "",
     line: str = "",
+    other: str = "",
 ) -> RewriteError:
     """The error to raise where the smaller graph is not what the analysis promises.
 
@@ -236,11 +262,12 @@ def contradiction(
     vectors: the dimensions that have to keep their size for it to go right; empty where they are unknown.
     do: what its user can do; by default what helps where forward has a size as a number.
     line: the line of the user's code inside a node that runs a module; "" if it is unknown.
+    other: the cause in a few words, where it is not that sizes cannot be recounted.
     """
     inside = f", in {scope}" if scope and not scope.startswith("%") and scope != before.target else ""
     call = "" if before.target == WHOLE_MODEL else f" ({source_of(before)}), %{before.name}: {node.format_node()}"
     return RewriteError(
-        "the smaller graph is not what the analysis promises",
+        other or "the smaller graph is not what the analysis promises",
         node=before.name,
         scope=scope,
         vectors=vectors,
@@ -248,6 +275,7 @@ def contradiction(
         at=f"{module_of(before) or 'the model'}{call}{inside}{f' ({line})' if line and line not in call else ''}",
         why=why,
         do=do or _read_the_size(before),
+        held=other or SIZES,
     )
 
 

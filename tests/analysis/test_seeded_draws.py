@@ -71,3 +71,44 @@ def test_the_channels_of_other_random_numbers_go() -> None:
         warnings.simplefilter("error")
         small: Any = fxprune.transform(net, x, ratio=0.5, prefer="class")
     assert small.first.out_features == 4
+
+
+class SeedsByAWidth(nn.Module):
+    def __init__(self, generator: bool, seed: Callable[[Any], int], decides: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 8), nn.Linear(8, 5), nn.Linear(5, 2)
+        self.generator, self.seed, self.decides = generator, seed, decides
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = None
+        if self.generator:
+            made = torch.Generator().manual_seed(self.seed(self))
+        else:
+            torch.manual_seed(self.seed(self))
+        y: Tensor = self.last(self.second(self.first(x)).relu()) * torch.rand(len(x), 1, generator=made, dtype=x.dtype)
+        return -y if self.decides and y.sum() > 0 else y
+
+
+@pytest.mark.parametrize("generator", [True, False])
+@pytest.mark.parametrize("decides", [True, False])
+@pytest.mark.parametrize(
+    "seed", [lambda net: net.first.out_features, lambda net: net.first.weight.shape[0] + 7], ids=["width", "sum"]
+)
+def test_a_width_that_a_seed_is_made_of_stays(generator: bool, decides: bool, seed: Callable[[Any], int]) -> None:
+    torch.manual_seed(0)
+    net, x = SeedsByAWidth(generator, seed, decides).double().eval(), torch.randn(3, 4).double()
+    small: Any = fxprune.transform(net, x, ratio=0.5, prefer="class")
+    made = fxprune.record(small)
+    assert (small.first.out_features, small.second.out_features) == (8, 3)
+    assert any("rand draws by the seed" in reason for reason in made.reasons)
+    assert torch.allclose(small(x), fxprune.masked(net, made.removed)(x), atol=1e-12)
+    if made.path == "eager":
+        with pytest.raises(fxprune.RewriteError, match="forward makes a seed of a width") as caught:
+            fxprune.transform(net, x, plan=fxprune.analyze(net, x).plan(ratio=0.5), path="eager")
+        assert "write the seed as a number" in str(caught.value)
+
+
+def test_a_seed_of_chance_holds_nothing() -> None:
+    net, x = SeedsByAWidth(False, lambda net: torch.seed(), decides=False).double().eval(), torch.randn(3, 4).double()
+    small: Any = fxprune.transform(net, x, ratio=0.5, prefer="class")
+    assert (small.first.out_features, small.second.out_features) == (4, 3)
