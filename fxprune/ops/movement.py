@@ -188,7 +188,8 @@ def constant_pad_nd(call: Call, self: Operand, pad: Sequence[int], value: float)
             vectors[d] = call.fixed(call.shapes[0][d])
             continue
         inner = vector.take(slice(max(0, -before), vector.size - max(0, -after)))
-        edges = [call.terms.fresh(max(0, side)) for side in (before, after)]
+        # a border of one slot can go too, unlike a dimension of one slot: see `fresh`
+        edges = [call.terms.fresh(max(0, side) + 1).take(slice(max(0, side))) for side in (before, after)]
         parts = [part for part in (edges[0], inner, edges[1]) if part.size]
         vectors[d] = parts[0] if len(parts) == 1 else call.terms.cat(parts)
     return call.operand(vectors, [zero and not filled for zero in self.zero])
