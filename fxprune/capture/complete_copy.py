@@ -57,7 +57,7 @@ def complete(
     Raises `OtherClassError` for a module of another class.
     """
     found: dict[int, Any] = {}
-    of_a_graph = isinstance(module, fx.GraphModule)  # each has a class of its own, and plain modules in it
+    graphs = [path for path, part in module.named_modules() if isinstance(part, fx.GraphModule)]
     waiting = [("", module, made)]
     while waiting:
         path, original, new = waiting.pop()
@@ -66,7 +66,8 @@ def complete(
         found[id(original)] = new
         if new is original:
             continue
-        if type(new) is not type(original) and not of_a_graph:
+        in_graph = any(path == graph or not graph or path.startswith(f"{graph}.") for graph in graphs)
+        if type(new) is not type(original) and not in_graph:  # torch makes a class for each graph, plain modules in it
             raise OtherClassError(path, original, new)
         own = own_copy(original) or memo.get(id(original)) is not new
         if own:

@@ -239,6 +239,14 @@ def test_copies_of_another_class_are_named():
         assert "or leave it out" in told
 
 
+def test_a_graph_inside_a_model_is_copied_whole():
+    inner = nn.Sequential(nn.Linear(4, 8), nn.Sequential(nn.ReLU(), nn.Linear(8, 4)))
+    model = nn.Sequential(torch.fx.symbolic_trace(inner), nn.Linear(4, 2)).double()
+    small = fxprune.transform(model, X, ratio=0.5)
+    assert type(small) is nn.Sequential
+    assert relative_error(small(X), fxprune.masked(model, fxprune.record(small).removed)(X)) < 1e-12
+
+
 class Slots(Side):
     __slots__ = ("width",)
 
