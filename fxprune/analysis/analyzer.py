@@ -21,10 +21,17 @@ from fxprune.analysis.observer import IN_RESULT
 from fxprune.analysis.opened import Opened
 from fxprune.analysis.results import Results
 from fxprune.capture.inputs import Inputs
-from fxprune.capture.modes import MODES, doubled, modules_reading_training, random_decisions, set_mode
+from fxprune.capture.modes import (
+    MODES,
+    doubled,
+    modules_reading_training,
+    random_decisions,
+    set_mode,
+    tells_modes_by_reading,
+)
 from fxprune.capture.output_paths import OutputPath, Outputs, paths_text, tensors_that_count
 from fxprune.capture.places import module_of, source_of
-from fxprune.capture.process_state import no_caches
+from fxprune.capture.process_state import mode_reads, no_caches
 from fxprune.capture.seeds import told_seeds
 from fxprune.capture.state import State
 from fxprune.capture.values import map_tensors, objects_in, tensors_in
@@ -52,6 +59,8 @@ class Analyzer:
         self.elsewhere: set[OutputPath] = set()
         self.looked_everywhere = True
         self.state: set[str] = set()
+        self.reading = modules_reading_training(subject.model)
+        self.reads: set[str] | None = set() if self.reading and tells_modes_by_reading(subject.model) else None
 
     def run(self) -> Findings:
         """Run the model on all example inputs, and return the findings.
@@ -111,9 +120,12 @@ class Analyzer:
         opened, captured = self.opened, self.subject.captured
         self.nodes, self.observations = {}, {}
         modes = (*decisions, opened.scopes.watching(), self.settings, self.observer)
-        with told_seeds(), no_caches(self.subject.model) as opened.scopes.between_modules:
+        watched = contextlib.nullcontext(set[str]()) if self.reads is None else mode_reads()
+        with told_seeds(), watched as reads, no_caches(self.subject.model) as opened.scopes.between_modules:
             self.observer.begin_run(when)
             walk(captured.graph, opened.module, opened.faker, captured.arguments(inputs, method), self._visit, modes)
+        if self.reads is not None:
+            self.reads |= reads
 
     def _visit(self, node: fx.Node, execute: Callable[[], Any]) -> Any:
         place = Place(node.name, module_of(node), source_of(node))
@@ -130,30 +142,39 @@ class Analyzer:
 
     def _other_runs(self) -> Iterator[Walked]:
         """Run forward in the mode in which the model was not given, and the other methods, in both modes likewise."""
-        subject, reads_mode = self.subject, self._reads_mode()
-        if reads_mode:
+        subject, has_two_modes = self.subject, self._has_two_modes()
+        if has_two_modes and self._has_read_mode():
             yield from self._in_other_mode("", (subject.inputs, *subject.more))
         for call in subject.methods:
+            if self.reads is not None:
+                self.reads.clear()
             self.opened.reopen()
             self.settings.mark(self.opened.module)
             self._walk(call.inputs, method=call.name, when=f' (in the method "{call.name}")')
             self._lock_results(call.name)
             yield Walked(subject.model.training, call.inputs, self.nodes, self.observations, call.name)
-            if reads_mode:
+            if has_two_modes and self._has_read_mode():
                 yield from self._in_other_mode(call.name, (call.inputs,))
 
-    def _reads_mode(self) -> bool:
+    def _has_two_modes(self) -> bool:
         """True if code of the model reads its mode, and both modes can be run. A graph has one: then a note says so."""
-        model, captured = self.subject.model, self.subject.captured
-        reading = modules_reading_training(model)
+        captured, reading = self.subject.captured, self.reading
         if reading and captured.front_end.fixes_mode:
+            is_training = self.subject.model.training
             self.notes.append(
-                f"the graph is that of {MODES[model.training]} mode: what {_listed(reading)} would do otherwise in "
-                f"{MODES[not model.training]} mode is not in it"
+                f"the graph is that of {MODES[is_training]} mode: what {_listed(reading)} would do otherwise in "
+                f"{MODES[not is_training]} mode is not in it"
             )
             self.looked_everywhere = False
             return False
         return bool(reading and modules_reading_training(captured.module))
+
+    def _has_read_mode(self) -> bool:
+        """True if code has read the mode since the last method, or may have done so in a way that is not seen.
+
+        Code that has not, as a dropout behind `if self.rate > 0`, does the same in the other mode.
+        """
+        return self.reads is None or bool(self.reads)
 
     def _in_other_mode(self, method: str, tries: Sequence[Inputs]) -> Iterator[Walked]:
         """Run forward or a method in the mode in which the model was not given, on the first inputs on which it runs.

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from fxprune.capture.code import content_of, functions_of, is_torch, names_in
+from fxprune.capture.code import content_of, functions_of, is_torch, names_in, texts_in
 from fxprune.capture.fake_operations import run
 from fxprune.capture.inputs import Inputs
 from fxprune.errors import CaptureError, text_of
@@ -31,10 +31,27 @@ def reads_training(module: nn.Module) -> bool:
     >>> reads_training(nn.Dropout()), reads_training(nn.Sequential(nn.BatchNorm2d(8)))
     (False, False)
     """
-    seen: set[types.CodeType] = set()
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    own = (value for value in module.__dict__.values() if callable(value) and not isinstance(value, nn.Module))
-    return any(_names_training(value, seen) for value in (*_methods(type(module)), *own, *hooks))
+    return any("training" in names_in(code) for code in _code_of(module))
+
+
+def tells_modes_by_reading(model: nn.Module) -> bool:
+    """True if code of the model can tell the modes apart by reads of the attribute `training` alone.
+
+    A class with a `train`, `eval` or `training` of its own may do it in another way, and so may code that has the
+    name as a text, as in `vars(self)["training"]`.
+
+    >>> tells_modes_by_reading(nn.Sequential(nn.Linear(2, 2), nn.Dropout()))
+    True
+    """
+    plain = {type(module): module for module in model.modules() if not _is_changed(module)}
+    changed = [module for module in model.modules() if _is_changed(module)]
+    own = {"train", "eval", "training"}
+    return not any(
+        own & {*vars(module)} - {"training"}
+        or any(own & vars(base).keys() for base in _classes(type(module)))
+        or any("training" in texts_in(code) for code in _code_of(module))
+        for module in (*plain.values(), *changed)
+    )
 
 
 def modules_reading_training(model: nn.Module) -> list[str]:
@@ -42,7 +59,7 @@ def modules_reading_training(model: nn.Module) -> list[str]:
     classes: dict[type, bool] = {}
     found = []
     for path, module in model.named_modules():
-        plain = not (module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+        plain = not _is_changed(module)
         reads = classes.get(type(module)) if plain else None
         if reads is None:
             reads = reads_training(module)
@@ -115,18 +132,33 @@ def random_decisions() -> contextlib.AbstractContextManager[Any]:
     return RandomDecisions()  # type: ignore[no-untyped-call]
 
 
-def _methods(kind: type) -> Iterator[Any]:
-    """The values in a class and its base classes, except those of torch, of this package and of Python.
+def _is_changed(module: nn.Module) -> bool:
+    """True if the code that a module runs may be another one than that of its class."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+
+
+def _classes(kind: type) -> Iterator[type]:
+    """A class and its base classes, except those of torch, of this package and of Python.
 
     The layers of this package learn from a batch in training mode, as batch norm does, and compute the same otherwise.
     """
     for base in kind.__mro__:
         if base is not object and not is_torch(base.__module__) and not base.__module__.startswith("fxprune."):
-            yield from vars(base).values()
+            yield base
 
 
-def _names_training(value: Any, seen: set[types.CodeType]) -> bool:
-    """True if the code of a function or descriptor, or of a function that it calls, names `training`.
+def _code_of(module: nn.Module) -> Iterator[types.CodeType]:
+    """The code of a module's class, of its base classes and of its hooks, and of the functions that they call."""
+    seen: set[types.CodeType] = set()
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    own = (value for value in module.__dict__.values() if callable(value) and not isinstance(value, nn.Module))
+    methods = (value for base in _classes(type(module)) for value in vars(base).values())
+    for value in (*methods, *own, *hooks):
+        yield from _called_code(value, seen)
+
+
+def _called_code(value: Any, seen: set[types.CodeType]) -> Iterator[types.CodeType]:
+    """The code of a function or descriptor, and of the functions that it calls, except code of torch.
 
     seen: the code that was looked at before; it is extended.
     """
@@ -135,11 +167,8 @@ def _names_training(value: Any, seen: set[types.CodeType]) -> bool:
         if code in seen or is_torch(function.__module__):
             continue
         seen.add(code)
-        names = set(names_in(code))
-        if "training" in names:
-            return True
-        called = [function.__globals__.get(name) for name in names]
+        yield code
+        called = [function.__globals__.get(name) for name in set(names_in(code))]
         closed = [content_of(cell) for cell in function.__closure__ or ()]
-        if any(_names_training(other, seen) for other in (*called, *closed)):
-            return True
-    return False
+        for other in (*called, *closed):
+            yield from _called_code(other, seen)

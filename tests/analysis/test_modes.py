@@ -269,3 +269,52 @@ def test_layers_that_training_skips_at_random_are_seen(draw: Any) -> None:
     assert random.getstate() == before[0]
     assert np.random.get_state()[1].tolist() == before[1]
     assert torch.equal(torch.get_rng_state(), before[2])
+
+
+class TestAModeThatIsNotRead:
+    """Code that names `training`, and comes to it with other settings alone."""
+
+    class Dropping(Block):
+        def __init__(self, rate: float) -> None:
+            super().__init__()
+            self.rate = rate
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.features(x)
+            if self.rate > 0:
+                h = F.dropout(h, self.rate, self.training)
+            return self.tail(h)
+
+        def tail(self, h: torch.Tensor) -> torch.Tensor:
+            return self.last(self.body(h))
+
+    def test_is_not_walked(self) -> None:
+        analyses = [fxprune.analyze(self.Dropping(rate).eval(), torch.randn(4, 6), path="eager") for rate in (0.0, 0.5)]
+        assert [analysis.modes for analysis in analyses] == [("evaluation",), ("evaluation", "training")]
+
+    def test_a_mode_that_is_read_elsewhere_is_walked(self) -> None:
+        class OfAnother(self.Dropping):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return self.tail(F.dropout(self.features(x), 0.5, self.stem.training))
+
+        class ByName(self.Dropping):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return self.tail(F.dropout(self.features(x), 0.5, vars(self)["training"]))
+
+        class Own(self.Dropping):
+            def train(self, mode: bool = True) -> Own:
+                self.rate = 0.5 * mode
+                return super().train(mode)
+
+        for kind in (OfAnother, ByName, Own):
+            assert fxprune.analyze(kind(0.0).eval(), torch.randn(4, 6), path="eager").modes == ("evaluation", "training")
+
+    def test_a_method_that_reads_it_is_walked_in_both(self) -> None:
+        class Two(self.Dropping):
+            def noisy(self, x: torch.Tensor) -> torch.Tensor:
+                return self.tail(F.dropout(self.features(x), 0.5, self.training))
+
+        methods = {"noisy": torch.randn(4, 6)}
+        analysis = fxprune.analyze(Two(0.0).eval(), torch.randn(4, 6), path="eager", methods=methods)
+        walked = [(run.method, run.training) for run in analysis.groups[0]._findings.walked]
+        assert walked == [("", False), ("noisy", False), ("noisy", True)]

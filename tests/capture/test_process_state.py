@@ -45,7 +45,7 @@ def state() -> dict[str, Any]:
         "attention": torch.backends.mha.get_fastpath_enabled(),
         "recurrence": (torch.backends.cudnn.enabled, torch.backends.mkldnn.enabled),
         "hooks": [list(found) for found in hooks],
-        "methods": (nn.Module.__call__, nn.Module.__getattr__),
+        "methods": (nn.Module.__call__, nn.Module.__getattr__, vars(nn.Module).get("training")),
         "output": (sys.stdout, sys.stderr),
         "warnings": list(warnings.filters),
         "gradients": torch.is_grad_enabled(),
@@ -105,6 +105,7 @@ MANAGERS: dict[str, Callable[[], Any]] = {
     "silence": process_state.silence,
     "no_logs": process_state.no_logs,
     "clean_caches": lambda: process_state.clean_caches(nn.Identity()),
+    "mode_reads": process_state.mode_reads,
     "no_caches": lambda: process_state.no_caches(nn.Identity()),
 }
 
