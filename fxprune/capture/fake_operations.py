@@ -146,6 +146,32 @@ def _batch_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tup
     return tuple(form.made(x.fake_mode, x.fake_device) for form in (_form_of(x), of_batch, of_batch))
 
 
+def batch_norm(
+    x: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> torch.Tensor | None:
+    """The result of `torch.nn.functional.batch_norm` by its one operation; None where torch has to look.
+
+    Torch asks for the device twice before it, and makes an empty tensor that nothing reads.
+    """
+    given = [tensor for tensor in (x, running_mean, running_var, weight, bias) if tensor is not None]
+    plain = all(type(tensor) is FakeTensor and tensor.fake_device.type == "cpu" for tensor in given)
+    usual = running_mean is not None and not training and type(eps) is float and eps >= 0 and x.ndim > 1
+    fits = usual and all(tensor.shape == x.shape[1:2] for tensor in given[1:])  # torch has the text of the error
+    if not plain or not fits or not x.numel() or torch._C._functorch.maybe_current_level() is not None:
+        return None
+    made: torch.Tensor = aten.native_batch_norm.default(
+        x, weight, bias, running_mean, running_var, training, momentum, eps
+    )[0]
+    return made
+
+
 def _is_dense(x: torch.Tensor) -> bool:
     """True if a tensor is contiguous, or is an image with its channels last: results then have its strides."""
     return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))

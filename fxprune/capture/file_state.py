@@ -63,7 +63,7 @@ class Code:
     @classmethod
     def of(cls, model: nn.Module) -> Code:
         """The code of a model."""
-        kinds = {kind: None for module in model.modules() for kind in type(module).__mro__}
+        kinds = {base: None for kind in dict.fromkeys(map(type, model.modules())) for base in kind.__mro__}
         own = tuple(kind for kind in kinds if kind.__module__.partition(".")[0] not in _OTHERS)
         hooks = {id(value): _Held(value) for value in parts_of_hooks(model)}
         names, found = {kind.__module__ for kind in own}, dict[str, types.ModuleType]()

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.fake_operations import batch_norm
 from fxprune.capture.opened_functions import opened
 from fxprune.capture.process_state import module_hooks
 from fxprune.capture.thread_state import of_no_level, outside_levels
@@ -178,6 +179,8 @@ class _Composites(TorchFunctionMode):
                 return body(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             return self._attention(func, args, kwargs)
+        if func is F.batch_norm and (normed := batch_norm(*args, **kwargs)) is not None:
+            return normed
         if func not in _COMPOSITE:
             return func(*args, **kwargs)
         key = self.scopes.current.next_key(f"{func.__name__}()")

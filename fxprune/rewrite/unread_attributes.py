@@ -10,7 +10,7 @@ copies, and `_axes_lengths` for forward. What is done, or cannot be done, is sai
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -32,8 +32,9 @@ def recount_unread(small: nn.Module, findings: Findings, removal: Removal) -> tu
     """
     used = {setting for use in findings.uses.all for setting in use.expression.settings}
     settings = [s for s in findings.uses.before if _is_guessed(small, s) and s not in used]
-    widths = _widths(findings, removal) if settings else {}
-    handed = functools.cache(lambda: _handed(findings, removal))
+    sizes = {findings.uses.before[setting] for setting in settings}
+    widths = _widths(findings, removal, sizes) if settings else {}
+    handed = functools.cache(lambda: _handed(findings, removal, sizes))
     sentences = []
     for setting in settings:
         before = findings.uses.before[setting]
@@ -137,17 +138,24 @@ _Widths = Mapping[tuple[str, int], _Width]
 """Path of a module, width -> the layers nearest to it that had this width."""
 
 
-def _widths(findings: Findings, removal: Removal) -> _Widths:
-    """The layers that had a width in one of the dimensions of their tensors."""
-    names = ((name, axis.vector) for axis in findings.axes for name in findings.names_of(axis.parameter))
+def _widths(findings: Findings, removal: Removal, sizes: Collection[int]) -> _Widths:
+    """The layers that had a width, one of these sizes, in one of the dimensions of their tensors."""
+    axes = (axis for axis in findings.axes if axis.vector.size in sizes)
+    names = ((name, axis.vector) for axis in axes for name in findings.names_of(axis.parameter))
     return _nearest(((name.rpartition(".")[0], vector) for name, vector in names), removal)
 
 
-def _handed(findings: Findings, removal: Removal) -> _Widths:
-    """The modules inside that had a width in their inputs or results."""
+def _handed(findings: Findings, removal: Removal, sizes: Collection[int]) -> _Widths:
+    """The modules inside that had a width, one of these sizes, in their inputs or results."""
     visits = findings.observed.visits.items()
     operands = ((name, o) for name, visit in visits for o in leaves((visit.inputs, visit.output), Operand))
-    vectors = ((name, v) for name, o in operands if isinstance(o, Operand) for v in o.vectors if not v.fixed)
+    vectors = (
+        (name, v)
+        for name, o in operands
+        if isinstance(o, Operand)
+        for v in o.vectors
+        if v.size in sizes and not v.fixed
+    )
     return _nearest(vectors, removal, outside=True)
 
 

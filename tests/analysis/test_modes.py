@@ -307,7 +307,10 @@ class TestAModeThatIsNotRead:
                 return super().train(mode)
 
         for kind in (OfAnother, ByName, Own):
-            assert fxprune.analyze(kind(0.0).eval(), torch.randn(4, 6), path="eager").modes == ("evaluation", "training")
+            assert fxprune.analyze(kind(0.0).eval(), torch.randn(4, 6), path="eager").modes == (
+                "evaluation",
+                "training",
+            )
 
     def test_a_method_that_reads_it_is_walked_in_both(self) -> None:
         class Two(self.Dropping):

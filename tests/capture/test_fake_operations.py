@@ -136,3 +136,30 @@ def test_what_is_remembered_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     for size in range(1, 9):
         both(Function(lambda a, b: a + b), (torch.randn(size), torch.randn(size)))
     assert len(fake_operations._FORMS) <= 3
+
+
+class TestBatchNorm:
+    """Batch normalisation by one operation gives what torch's function gives, and leaves errors to torch."""
+
+    @pytest.mark.parametrize("shape", [(2, 4), (2, 4, 5), (2, 4, 5, 6)])
+    @pytest.mark.parametrize("affine", [True, False])
+    def test_the_form_is_that_of_torch(self, shape: tuple[int, ...], affine: bool) -> None:
+        faker = Faker()
+        statistics = faker.tree((torch.zeros(4), torch.ones(4)))
+        weights = faker.tree((torch.ones(4), torch.zeros(4))) if affine else (None, None)
+        x = faker.tree(torch.randn(shape))
+        with torch.no_grad(), faker.mode:
+            made = fake_operations.batch_norm(x, *statistics, *weights)
+            assert described(made, [x]) == described(nn.functional.batch_norm(x, *statistics, *weights), [x])
+
+    def test_what_does_not_fit_is_left_to_torch(self) -> None:
+        faker = Faker()
+        four, five, x = faker.tree((torch.ones(4), torch.ones(5), torch.randn(2, 4, 3)))
+        with faker.mode:
+            assert fake_operations.batch_norm(x, four, four, four, four) is not None
+            assert fake_operations.batch_norm(x, five, four, four, four) is None
+            assert fake_operations.batch_norm(x, four, four, four, five) is None
+            assert fake_operations.batch_norm(x, four, four, training=True) is None
+            assert fake_operations.batch_norm(x, four, four, eps=-1.0) is None
+            assert fake_operations.batch_norm(x, None, None) is None
+        assert fake_operations.batch_norm(torch.randn(2, 4), torch.ones(4), torch.ones(4)) is None
