@@ -17,6 +17,9 @@ from fxprune.criteria.table import criterion
 from fxprune.criteria.weights import filters_of, refuse_meta, refuse_without_values
 from fxprune.errors import PlanError
 
+BLOCK = 1 << 17
+"""The most elements whose powers are held at a time, unless one row has more."""
+
 
 @criterion("l1")
 def l1(findings: Findings, groups: Sequence[Group], seed: int | None = None) -> npt.NDArray[np.float64]:
@@ -91,16 +94,15 @@ def norm_scores(findings: Findings, p: float) -> npt.NDArray[np.float64]:
     refuse_without_values(findings, f"l{p}")
     solution = findings.solution
     trained = set(findings.captured.tensors.names(PARAMETER))
-    largest = max((t.numel() for n, t in findings.tensors.items() if n in trained), default=0)
-    buffer = np.empty(largest, np.float32)  # one for all: fresh memory costs more than the arithmetic
-    held: tuple[str, npt.NDArray[np.float32]] = ("", buffer)
-    sums: dict[int, npt.NDArray[np.float32]] = {}
+    wanted: dict[str, dict[int, int]] = {}
     for number, axis in enumerate(solution.axes):
         tensor = findings.tensors[axis.parameter]
         if axis.parameter in trained and tensor.is_floating_point() and number in solution.shrinkable_axes:
-            if held[0] != axis.parameter:  # the axes of a parameter follow each other: its powers are taken once
-                held = (axis.parameter, _powers(tensor, p, buffer))
-            sums[number] = _sum_but(held[1], axis.dim)
+            wanted.setdefault(axis.parameter, {})[axis.dim] = number
+    sums: dict[int, npt.NDArray[np.floating]] = {}
+    for name, numbers in wanted.items():
+        found = _sums_of_powers(findings.tensors[name], p, list(numbers))
+        sums |= {numbers[dim]: values for dim, values in found.items()}
     return np.asarray(solution.sum_over_slots(sums) ** (1 / p), dtype=np.float64)
 
 
@@ -122,16 +124,36 @@ def filter_norms(weight: Tensor, p: int = 2, dim: int = 0) -> Tensor:
     return norms
 
 
-def _powers(tensor: torch.Tensor, p: float, buffer: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """|w|^p in numpy: one thread that is never kept waiting beats a team of them on layers of usual size."""
+def _sums_of_powers(tensor: Tensor, p: float, dims: Sequence[int]) -> dict[int, npt.NDArray[np.floating]]:
+    """For each of some dimensions, the sums of |w|^p over all others.
+
+    The powers of some rows at a time stay in the processor's cache until they are summed, so each weight is read once.
+    In numpy: one thread that is never kept waiting beats a team of them on layers of usual size.
+    """
     values = tensor.detach().to(device="cpu", dtype=torch.promote_types(tensor.dtype, torch.float32)).numpy()
-    out = buffer[: values.size].reshape(values.shape) if values.dtype == buffer.dtype else np.empty_like(values)
+    rows = values.reshape(len(values), -1)
+    step = max(1, BLOCK // max(1, rows.shape[1]))
+    buffer = np.empty((min(step, len(rows)), rows.shape[1]), values.dtype)
+    of_rows, of_columns = np.empty(len(rows), values.dtype), np.zeros(rows.shape[1], values.dtype)
+    for start in range(0, len(rows), step):
+        powers = _powers(rows[start : start + step], p, buffer)
+        if 0 in dims:
+            powers.sum(1, out=of_rows[start : start + step])
+        if max(dims):
+            of_columns += powers.sum(0)
+    inner = of_columns.reshape(values.shape[1:])
+    return {dim: of_rows if not dim else _sum_but(inner, dim - 1) for dim in dims}
+
+
+def _powers(values: npt.NDArray[np.floating], p: float, buffer: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    """|w|^p, in the first rows of a buffer."""
+    out = buffer[: len(values)]
     if p == 2:
         return np.asarray(np.square(values, out=out))
     return np.asarray(np.abs(values, out=out) if p == 1 else np.power(np.abs(values, out=out), p, out=out))
 
 
-def _sum_but(values: npt.NDArray[np.float32], dim: int) -> npt.NDArray[np.float32]:
+def _sum_but(values: npt.NDArray[np.floating], dim: int) -> npt.NDArray[np.floating]:
     """Sum over all dimensions but one: over those before it row by row, then over those after it along the memory."""
     size = values.shape[dim]
     outer = math.prod(values.shape[:dim])

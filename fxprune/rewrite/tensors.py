@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -14,8 +15,8 @@ from fxprune.capture.layouts import is_sparse
 from fxprune.channels.groups import Bools, Ints, Removal
 from fxprune.on_demand import OnDemand
 
-BLOCK = 1 << 18
-"""The most elements of a large tensor that are copied at a time, so that cutting it takes little memory."""
+BLOCK = 1 << 16
+"""The most elements of a tensor that are copied at a time: they stay in the processor's cache between two copies."""
 
 
 def cut_all(findings: Findings, removal: Removal) -> dict[str, torch.Tensor]:
@@ -69,7 +70,7 @@ def cut(values: torch.Tensor, kept: dict[int, Bools]) -> torch.Tensor:
     channels_last = values.ndim == 4 and not values.is_contiguous()
     channels_last = channels_last and values.is_contiguous(memory_format=torch.channels_last)
     dims = sorted(kept, key=lambda d: float(kept[d].mean()))
-    if len(dims) > 1 and values.numel() > BLOCK and values.device.type != "meta":
+    if len(dims) > 1 and values.numel() > BLOCK and _by_numpy(values):
         values = _in_blocks(values, kept)
     else:
         for dim in dims:
@@ -78,28 +79,40 @@ def cut(values: torch.Tensor, kept: dict[int, Bools]) -> torch.Tensor:
 
 
 def _in_blocks(values: torch.Tensor, kept: dict[int, Bools]) -> torch.Tensor:
-    """Cut a large tensor along several dimensions, some rows at a time, so that no second large one is held."""
+    """Cut a tensor along several dimensions, some rows at a time: they stay in the cache until they are cut further."""
     rows = np.flatnonzero(kept[0]) if 0 in kept else np.arange(values.shape[0])
+    *others, (last, last_index) = [(dim, np.flatnonzero(flags)) for dim, flags in kept.items() if dim]
     shape = [int(kept[d].sum()) if d in kept else size for d, size in enumerate(values.shape)]
     result = values.new_empty(shape)
+    source, made = _words(values), _words(result)
     step = max(1, BLOCK * values.shape[0] // values.numel())
     for start in range(0, len(rows), step):
-        block = _take(values, 0, rows[start : start + step])
-        for dim in kept.keys() - {0}:
-            block = _take(block, dim, np.flatnonzero(kept[dim]))
-        result[start : start + step] = block
+        block = source.take(rows[start : start + step], 0, mode="clip")
+        for dim, index in others:
+            block = block.take(index, dim, mode="clip")
+        block.take(last_index, last, out=made[start : start + step], mode="clip")
     return result
 
 
 def _take(values: torch.Tensor, dim: int, index: Ints) -> torch.Tensor:
     """`index_select`; on the CPU by numpy, which uses one thread and so never waits for others on a busy machine."""
-    if values.device.type != "cpu" or not values.is_contiguous() or values.is_complex():
+    if not _by_numpy(values):
         return values.index_select(dim, torch.from_numpy(index).to(values.device))
-    same_size = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
-    # the result is in memory of torch, which is aligned for its kernels; that of numpy is not
+    # The result is in memory of torch, which is aligned for its kernels; that of numpy is not
     result = values.new_empty([*values.shape[:dim], len(index), *values.shape[dim + 1 :]])
-    values.view(same_size).numpy().take(index, dim, out=result.view(same_size).numpy(), mode="clip")
+    _words(values).take(index, dim, out=_words(result), mode="clip")
     return result
+
+
+def _by_numpy(values: torch.Tensor) -> bool:
+    """True for a tensor whose memory numpy can read in the order of the dimensions."""
+    return values.device.type == "cpu" and values.is_contiguous() and not values.is_complex()
+
+
+def _words(values: torch.Tensor) -> npt.NDArray[np.integer]:
+    """The memory of a tensor as integers of the size of its elements: numpy does not know all types of torch."""
+    same_size = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
+    return values.view(same_size).numpy()
 
 
 def renumber(positions: torch.Tensor, kept: Bools) -> torch.Tensor:
