@@ -113,11 +113,28 @@ def _remembered(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
 
 
 def _in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
-    """The tensor that an operation of two equal forms writes into; None for other forms."""
-    if _common(args) is None or not isinstance(args[1], FakeTensor):
+    """The tensor that an operation writes into, with a tensor of its form or a number; None for what torch checks.
+
+    A tensor whose numbers are known, such as the count of batches of a norm, knows them afterwards too.
+    """
+    written, others = args[0], args[1:]
+    if (
+        type(written) is not FakeTensor
+        or written.fake_mode.shape_env is not None
+        or written.layout is not torch.strided
+    ):
         return None
-    written: torch.Tensor = args[0]
-    return written if written.shape == args[1].shape and written.dtype == args[1].dtype else None
+    numbers = all(type(other) in (int, float) for other in others)
+    if written.constant is not None:
+        if not numbers or func not in _COUNTING or written.numel() > 1:
+            return None
+        with no_dispatch():
+            func(written.constant, *others)
+        return written
+    if numbers:
+        return written if written.is_floating_point() else None
+    fits = len(others) == 1 and _common(args) is not None and isinstance(others[0], FakeTensor)
+    return written if fits and written.shape == others[0].shape and written.dtype == others[0].dtype else None
 
 
 def _device(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device | None:
@@ -128,7 +145,8 @@ def _empty(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Te
     """A new tensor on the CPU, as batch normalisation makes it; None for any other."""
     mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
     device = kwargs.get("device")
-    plain = kwargs.keys() <= {"dtype", "device", "layout"} and kwargs.get("layout") in (None, torch.strided)
+    plain = kwargs.keys() <= {"dtype", "device", "layout", "pin_memory"} and not kwargs.get("pin_memory")
+    plain = plain and kwargs.get("layout") in (None, torch.strided)
     if mode is None or mode.shape_env is not None or not plain or device is None or device.type != "cpu":
         return None
     with no_dispatch():
@@ -189,7 +207,6 @@ BY_KERNEL = (
     *(aten.view.default, aten._unsafe_view.default, aten.t.default, aten.transpose.int, aten.permute.default),
     *(aten.unsqueeze.default, aten.squeeze.dim, aten.select.int, aten.slice.Tensor, aten.expand.default),
     *(aten.detach.default, aten.alias.default, aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int),
-    *(aten.relu_.default, aten.silu_.default, aten.hardswish_.default),
 )
 """The operations whose results depend on shapes, strides and types only, and whose meta kernels are quick."""
 
@@ -206,10 +223,18 @@ REMEMBERED = (
 """The operations whose results are new tensors of the device that they read, and depend on shapes, strides, types and
 plain arguments only."""
 
+IN_PLACE = (
+    *(aten.add_.Tensor, aten.mul_.Tensor, aten.sub_.Tensor, aten.div_.Tensor, aten.bernoulli_.float),
+    *(aten.relu_.default, aten.silu_.default, aten.hardswish_.default, aten.hardtanh_.default),
+)
+"""The operations that write into their first argument and give it back."""
+
+_COUNTING = (aten.add_.Tensor, aten.sub_.Tensor, aten.mul_.Tensor)
+
 _WAYS: dict[Any, Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]] = {
     **dict.fromkeys(BY_KERNEL, _by_kernel),
     **dict.fromkeys(REMEMBERED, _remembered),
-    **dict.fromkeys((aten.add_.Tensor, aten.mul_.Tensor, aten.sub_.Tensor), _in_place),
+    **dict.fromkeys(IN_PLACE, _in_place),
     torch.ops.prim.device.default: _device,
     aten.empty.memory_format: _empty,
     aten.native_batch_norm.default: _batch_norm,
