@@ -15,7 +15,7 @@ from fxprune._find import AnalyzeArguments, find
 from fxprune._follow.parameters import counterparts_of
 from fxprune._record import record
 from fxprune.analysis.findings import Findings
-from fxprune.arguments import checks_arguments
+from fxprune.arguments import checks_arguments, checks_names
 from fxprune.capture.process_state import public_call
 from fxprune.capture.values import leaves, map_tensors, tensors_in
 from fxprune.channels.groups import Bools, Removal
@@ -54,6 +54,7 @@ class Distillation:
     one in training mode goes on updating the statistics of its batch norms.
     """
 
+    @checks_names
     def __init__(
         self,
         small: nn.Module,

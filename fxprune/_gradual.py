@@ -32,7 +32,7 @@ from fxprune._gradual_options import (
 )
 from fxprune._in_place import WITH_A_PLAN, refuse_sharded, transform_
 from fxprune._record import steps_in
-from fxprune.arguments import checks_arguments
+from fxprune.arguments import checks_arguments, checks_names
 from fxprune.costs import Cost, cost
 from fxprune.criteria.from_data import needs_data, on_data, takes_loss
 from fxprune.criteria.table import MEASURED
@@ -359,6 +359,7 @@ class GradualPruner:
         settings = settings_of(self.schedule, self.soft, self.options)
         return {**state, "budgets": budgets, "plan": plan, "shapes": shapes, "settings": settings}
 
+    @checks_names
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a state: the model loses the channels that were removed, and the optimizer follows.
 

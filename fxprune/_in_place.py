@@ -14,7 +14,7 @@ from fxprune._follow import at_once, become, check_targets, holders_of, listed, 
 from fxprune._follow.averages import check_average
 from fxprune._record import change_record, joined_in_place, record
 from fxprune._transform import transform
-from fxprune.arguments import refuse_unknown, shown, why_no_model
+from fxprune.arguments import checks_names, refuse_unknown, shown, why_no_model
 from fxprune.capture.dispatched import undispatched
 from fxprune.capture.process_state import public_call
 from fxprune.errors import InputError, PlanError, level_of_user
@@ -30,6 +30,7 @@ WITH_A_PLAN = {"also", "methods", "strict", "verify", "prefer", "norms", "output
 
 
 @public_call()
+@checks_names
 def transform_(model: ModuleT, example_inputs: Any, **options: Any) -> ModuleT:
     """The same model object, smaller: `transform` in place.
 

@@ -68,7 +68,7 @@ def checks_arguments(*only: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(function)
-        count = len(_by_position(signature))
+        least, most = len(_needed(signature)), len(_by_position(signature))
 
         @functools.cache
         def kinds() -> Mapping[str, Any]:
@@ -80,13 +80,14 @@ def checks_arguments(*only: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            if not kwargs and len(args) <= count and _are_plainly(args, classes()):
+            if not kwargs and least <= len(args) <= most and _are_plainly(args, classes()):
                 return function(*args, **kwargs)  # the calls that the package makes itself, by the thousand
             try:
                 given = signature.bind(*args, **kwargs)
             except TypeError:
-                _refuse_unknown(function.__name__, kwargs, signature)
-                _refuse_by_position(function.__name__, args, kwargs, signature)
+                name = _name_of(function) if function.__name__ == "__init__" else function.__name__
+                _refuse_unknown(name, kwargs, signature)
+                _refuse_by_position(name, args, kwargs, signature)
                 _refuse_missing(_name_of(function), args, kwargs, signature)
                 return function(*args, **kwargs)  # Python says it best
             for name, value in given.arguments.items():
@@ -97,6 +98,23 @@ def checks_arguments(*only: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return call
 
     return decorate
+
+
+def checks_names(function: Callable[P, R]) -> Callable[P, R]:
+    """A decorator: `checks_arguments` for the names alone, of a function that checks the kinds itself.
+
+    >>> @checks_names
+    ... def shrink(model, example_inputs, *, ratio=0.5):
+    ...     return model
+    >>> shrink("net")
+    Traceback (most recent call last):
+        ...
+    fxprune.errors.MissingArgumentError: shrink() is missing the argument 'example_inputs'
+      at   shrink('net')
+      why  there is no default
+      do   call shrink(model, example_inputs, ...)
+    """
+    return checks_arguments("")(function)
 
 
 def refuse_unknown(
@@ -143,9 +161,8 @@ def _refuse_missing(name: str, args: Sequence[Any], given: Mapping[str, Any], si
         known = signature.bind_partial(*args, **given).arguments
     except TypeError:
         return
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = [each for each in signature.parameters.values() if each.name != "self"]
-    needed = [each for each in parameters if each.default is each.empty and each.kind not in variadic]
+    needed = [each for each in _needed(signature) if each.name != "self"]
     missing = [each.name for each in needed if each.name not in known]
     if missing:
         words = [f"{each.name}=..." if each.kind is each.KEYWORD_ONLY else each.name for each in needed]
@@ -158,6 +175,13 @@ def _refuse_missing(name: str, args: Sequence[Any], given: Mapping[str, Any], si
             why="there is no default",
             do=f"call {name}({', '.join(words)})",
         )
+
+
+def _needed(signature: inspect.Signature) -> list[inspect.Parameter]:
+    """The arguments without a default."""
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = signature.parameters.values()
+    return [each for each in parameters if each.default is each.empty and each.kind not in variadic]
 
 
 def _by_position(signature: inspect.Signature) -> list[str]:

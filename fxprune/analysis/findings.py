@@ -16,7 +16,7 @@ from fxprune.analysis.observed import Mark, Observed, Walked
 from fxprune.analysis.results import Results
 from fxprune.analysis.tensor_table import TensorTable
 from fxprune.analysis.uses import Uses
-from fxprune.arguments import checks_arguments
+from fxprune.arguments import checks_arguments, checks_names
 from fxprune.capture.captured import Captured
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.methods import MethodCall
@@ -287,10 +287,12 @@ class Findings:
         """Flags, one per channel: True if it is a head of an attention."""
         return self.solution.channels_in(self.observed.heads)
 
+    @checks_names
     def marked_by(self, channels: Ints) -> Iterator[Event]:
         """The events that make removing some of `channels` inexact. They may repeat."""
         yield from (self.events[mark.event] for mark in self.marks_of(channels))
 
+    @checks_names
     def marks_of(self, channels: Ints) -> Iterator[Mark]:
         """The statistics that change when some of `channels` are removed."""
         for mark in self.observed.marks:
@@ -340,6 +342,7 @@ class Findings:
         """True if a dimension is the output dimension of the layer that a parameter belongs to."""
         return dim == known_output_dim(self.layer(parameter), self.tensors[self.first_name(parameter)].ndim)
 
+    @checks_names
     def dim_of_outputs(self, parameter: str) -> int:
         """The output dimension of a parameter's layer; the first one of a parameter whose layer is not known."""
         return output_dim(self.layer(parameter), self.tensors[self.first_name(parameter)].ndim)

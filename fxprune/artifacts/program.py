@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -15,9 +14,13 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fxprune._record import record
+from fxprune.artifacts.export_errors import first_sentence, not_exported
 from fxprune.capture.graph_names import free_names
 from fxprune.capture.inputs import Inputs
+from fxprune.capture.module_copy import deep_copy_with
 from fxprune.capture.process_state import no_fused_attention, same_random_state, silence
+from fxprune.capture.tensors import computed_tensors
+from fxprune.capture.uncopied import why_no_copy
 from fxprune.capture.values import tensors_in
 from fxprune.errors import CaptureError, FxpruneError, counted
 from fxprune.paths import PATHS
@@ -49,17 +52,15 @@ def evaluation_copies(model: nn.Module) -> tuple[Portable, Portable]:
     """
     _check_mode(model)
     reasons = ("the model is in training mode; the file holds what it does in evaluation mode",)
-    made: dict[int, Any] = {}
+    memo = computed_tensors(model)
     try:
-        to_run = copy.deepcopy(model, made).eval()
-        shared = {id(t): made[id(t)] for t in model.parameters() if id(t) in made}
-        to_export = copy.deepcopy(model, shared).eval()
+        to_run = deep_copy_with(model, memo).eval()
+        made = dict(to_run.named_parameters(remove_duplicate=False))
+        shared = {id(t): made[name] for name, t in model.named_parameters(remove_duplicate=False) if name in made}
+        to_export = deep_copy_with(model, {**computed_tensors(model), **shared}).eval()
     except Exception as failure:
-        raise CaptureError(
-            f"{type(model).__name__} cannot be copied",
-            why=f"{type(failure).__name__}: {failure}",
-            do="take the attribute that cannot be copied out of the model, export, and put it back",
-        ) from failure
+        at, why, do = why_no_copy(model, memo, failure)
+        raise CaptureError(f"{type(model).__name__} cannot be copied", at=at, why=why, do=do) from failure
     training = any(module.training for module in model.modules())
     return _portable(to_run, reasons if training else ()), _portable(to_export, reasons if training else ())
 
@@ -125,6 +126,7 @@ def program_of(
         varying: the ids of the input tensors whose dimension 0 is the batch, which may have any size.
     """
     shapes: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    given = inputs
     if varying:
         size = next(t.shape[0] for t in pytree.tree_leaves(inputs) if id(t) in varying)
         batch = torch.export.Dim("batch")
@@ -141,12 +143,9 @@ def program_of(
             portable.run(inputs)
             program, noted = _exported(portable, inputs, dynamic)
         except Exception:
-            raise CaptureError(
-                f"{type(portable.model).__name__} cannot be exported" + (" with a dynamic batch" if varying else ""),
-                why=_first_sentence(failure),
-                do="leave out dynamic_batch, or change what fixes the batch" if varying else "",
-            ) from failure
-        noted.append(f"exported after a first call, since torch refuses that call: {_first_sentence(failure)}")
+            fixed = bool(varying) and _is_exported(portable, given)
+            raise not_exported(failure, portable.model, batch=bool(varying), fixed=fixed) from failure
+        noted.append(f"exported after a first call, since torch refuses that call: {first_sentence(failure)}")
     dropped = portable.dropped
     if not any(isinstance(s.arg, torch.export.graph_signature.TensorArgument) for s in _outputs(program)):
         raise CaptureError(
@@ -185,6 +184,15 @@ def _exported(portable: Portable, inputs: Inputs, shapes: Any) -> tuple[torch.ex
         return torch.export.export(portable.model, args, kwargs, dynamic_shapes=shapes, strict=False), noted
 
 
+def _is_exported(portable: Portable, inputs: Inputs) -> bool:
+    """True if torch exports the model for the sizes of these inputs alone."""
+    try:
+        _exported(portable, cloned(inputs), None)
+    except Exception:  # it is told already of a dynamic batch
+        return False
+    return True
+
+
 def _outputs(program: torch.export.ExportedProgram) -> list[Any]:
     return [s for s in program.graph_signature.output_specs if s.kind.name == "USER_OUTPUT"]
 
@@ -213,13 +221,6 @@ def cloned(inputs: Inputs) -> Inputs:
     """Returns copies of inputs, so that a forward may change them."""
     copied: Inputs = pytree.tree_map_only(torch.Tensor, lambda t: t.detach().clone(), inputs)
     return copied
-
-
-def _first_sentence(failure: BaseException) -> str:
-    """Returns the first line of an error of torch that is a sentence."""
-    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith(("Constraints violated", "The following call raised"))]
-    return f"{type(failure).__name__}: {lines[0] if lines else ''}"
 
 
 @contextlib.contextmanager

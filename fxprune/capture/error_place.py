@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import types
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -45,6 +46,11 @@ def missing_copy(error: BaseException) -> str:
     owners = (frame.f_locals.get("self") for frame, _ in _frames(error))
     found = (one for one in owners if isinstance(one, nn.Module) and type(key) is int and key == id(one))
     return next((type(one).__name__ for one in found), "")
+
+
+def locals_of(error: BaseException) -> Iterator[Any]:
+    """The values of all local variables in the frames of an error's traceback."""
+    return (value for frame, _ in _frames(error) for value in list(frame.f_locals.values()))
 
 
 def _frames(error: BaseException) -> Iterator[tuple[types.FrameType, int]]:

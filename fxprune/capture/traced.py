@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxprune.arguments import checks_names
 from fxprune.capture.at_rest import BACKWARD_HOOKS, FORWARD_HOOKS, hooks_of, own_modes
 from fxprune.capture.captured import NOTES, Captured, FrontEnd, captured_graph
 from fxprune.capture.error_place import line_of as error_line
@@ -32,6 +33,7 @@ WHOLE = "fxprune_whole"
 """Key in `meta` of a `GraphModule`: a dict from the path of a module that stays whole to the reason."""
 
 
+@checks_names
 def trace(model: nn.Module, example_inputs: Any) -> fx.GraphModule:
     """A model as a `torch.fx.GraphModule` that reads like it, and does what it does in both modes.
 

@@ -8,12 +8,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxprune.analysis.findings import Group
+from fxprune.arguments import checks_names
 from fxprune.criteria.activation import importance_from
 from fxprune.criteria.statistics import measured_activations
 from fxprune.criteria.table import measured
 
 
 @measured("activation_rank")
+@checks_names
 def activation_rank_importance(
     model: nn.Module, batches: Iterable[Any], *, progress: bool = True, process_group: Any = None
 ) -> Callable[[Group], Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fxprune.analysis.findings import Findings, Group
-from fxprune.arguments import fits
+from fxprune.arguments import checks_names, fits
 from fxprune.criteria.scores import scores_of
 from fxprune.criteria.table import GroupsImportance, Importance, comparable
 from fxprune.errors import PlanError
@@ -56,6 +56,7 @@ class CombinedImportance(GroupsImportance):
         return replace(self, parts=tuple((function(part), weight) for part, weight in self.parts))
 
 
+@checks_names
 def weighted(weights: Mapping[Any, float]) -> CombinedImportance:
     """A weighted sum of importances: names of criteria, or callables.
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxprune.arguments import fits
+from fxprune.arguments import checks_names, fits
 from fxprune.criteria.window_products import fits as fits_products
 from fxprune.criteria.window_products import window_counts
 from fxprune.errors import InputError, PlanError
@@ -57,6 +57,7 @@ def geometry_of(layer: Layer) -> Geometry:
     return replace(plain, padding=tuple(int(p) for p in layer.padding))
 
 
+@checks_names
 def coactivation(input: Tensor, output: Tensor, layer: Layer, threshold: float = 0.0) -> Tensor:
     """C[o, i, k] = sum over n, s of [x[n, i, stride * s + dilation * k - padding] > t] * [y[n, o, s] > t].
 
@@ -127,6 +128,7 @@ def _weight_gradient(a: Tensor, b: Tensor, shape: torch.Size, geometry: Geometry
 
 
 @torch.no_grad()
+@checks_names
 def correlation(input: Tensor, output: Tensor, layer: Layer) -> Tensor:
     """R[o, i, k] = mean over s of |r_n(x[n, i, stride * s + dilation * k - padding], y[n, o, s])|, in [0, 1].
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxprune.arguments import checks_arguments, generator_of
+from fxprune.arguments import checks_arguments, checks_names, generator_of
 from fxprune.capture.inputs import bound, check_initialised, check_unwrapped, normalize
 from fxprune.capture.process_state import no_fused_attention
 from fxprune.capture.tensors import Tensors
@@ -56,6 +56,7 @@ class Contributions:
     model: nn.Module
     layers: dict[str, Sampled]
 
+    @checks_names
     def of(self, weight: torch.Tensor) -> Sampled | None:
         """The samples of the layers with this weight, None if no such layer was called."""
         path = self._paths.get(id(weight))

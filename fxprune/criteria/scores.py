@@ -10,11 +10,12 @@ import numpy.typing as npt
 import torch
 
 from fxprune.analysis.findings import Findings, Group
-from fxprune.arguments import check_seed, checks_arguments
+from fxprune.arguments import check_seed, checks_arguments, checks_names
 from fxprune.criteria.table import CRITERIA, MEASURED, Criterion, GroupsImportance, Importance
 from fxprune.errors import FxpruneError, PlanError, counted, nearest
 
 
+@checks_names
 def by_group(importance: Callable[[Group], Any]) -> Criterion:
     """A criterion from a callable that takes one group and returns one score per channel.
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fxprune.analysis.findings import Findings, Group
+from fxprune.arguments import checks_names
 from fxprune.errors import PlanError
 
 Importance = str | Callable[[Group], Any] | Mapping[Any, Any]
@@ -56,11 +57,13 @@ COMPARABLE: set[str] = set()
 """The criteria whose scores compare between groups. Scores of others are divided by the mean of their group first."""
 
 
+@checks_names
 def comparable(importance: Importance) -> bool:
     """True if the scores of an importance compare between groups: one that says so by its attribute `comparable`."""
     return importance in COMPARABLE if isinstance(importance, str) else bool(getattr(importance, "comparable", False))
 
 
+@checks_names
 def in_loss(importance: Importance) -> bool:
     """True if the scores are changes of the loss: an importance says so by its attribute `in_loss`.
 
@@ -69,6 +72,7 @@ def in_loss(importance: Importance) -> bool:
     return bool(getattr(importance, "in_loss", False))
 
 
+@checks_names
 def criterion(name: str, *, comparable: bool = False) -> Callable[[CriterionT], CriterionT]:
     """Put a function into `CRITERIA` under this name. Raises `PlanError` for a name that another function has.
 
@@ -84,6 +88,7 @@ def criterion(name: str, *, comparable: bool = False) -> Callable[[CriterionT], 
     return register
 
 
+@checks_names
 def measured(name: str) -> Callable[[FromDataT], FromDataT]:
     """Put a function that needs data into `MEASURED` under this name. Raises `PlanError` as `criterion` does."""
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.arguments import checks_arguments
+from fxprune.arguments import checks_arguments, checks_names
 from fxprune.errors import NothingRemovedWarning, PlanError, counted
 from fxprune.pruner.config import layers_to_prune
 from fxprune.pruner.convert import converted
@@ -98,6 +98,7 @@ class BasePruner(abc.ABC):
                 self._state[group["tensor_fqn"]]["mask"] = self._pruning(target).mask
         return self._state
 
+    @checks_names
     def make_config_from_model(self, model: nn.Module, supported: Iterable[type[nn.Module]] | None = None) -> list[Any]:
         """Sets `config` to every layer that can be pruned, in the form of torch.ao, and returns it.
 
@@ -222,6 +223,7 @@ class BasePruner(abc.ABC):
         self._check("masks")
         return {t.name: self._pruning(t).mask.clone() for t in self.targets}
 
+    @checks_names
     def convert(self, example_inputs: Any, **options: Any) -> nn.Module:
         """Returns a smaller model that computes the same, without pruned outputs and hooks. The model is only read.
 
@@ -254,6 +256,7 @@ class BasePruner(abc.ABC):
         masks = {f"{name}.weight": {"mask": mask} for name, mask in (self.masks() if self.targets else {}).items()}
         return {"steps": self.steps, "state": masks, "groups": saved_groups(self._groups)}
 
+    @checks_names
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Goes on from a result of `state_dict`: sets the steps, the masks and the settings.
 

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fxprune._follow import SlotsThatStay, TrainingPenalty
 from fxprune._follow.optimizers import parameters_of
-from fxprune.arguments import checks_arguments, fits, shown
+from fxprune.arguments import checks_arguments, checks_names, fits, shown
 from fxprune.errors import InputError, PlanError
 from fxprune.files import Field
 from fxprune.schedules import Schedule, as_schedule
@@ -43,6 +43,7 @@ class Regularizer(TrainingPenalty):
         strength: a factor, or a function from the number of a step, from 0, to the factor (see `fxprune.schedules`).
     """
 
+    @checks_names
     def __init__(self, model: nn.Module, strength: float | Schedule) -> None:
         if not isinstance(model, nn.Module):
             at, why = f"{type(self).__name__}({shown(model)})", f"{type(model).__name__} is no torch.nn.Module"
@@ -107,6 +108,7 @@ class Regularizer(TrainingPenalty):
         """The state for a checkpoint: the number of steps, from which the strength follows."""
         return {"number": self.number}
 
+    @checks_names
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a state. Raises `FileError` if it is none."""
         source = f"the state of {type(self).__name__}"
@@ -147,6 +149,7 @@ class Regularizer(TrainingPenalty):
                 gradient = gradient * scale
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
+    @checks_names
     def attach(self, optimizer: Optimizer) -> RemovableHandle:
         """Lets an optimizer add the gradients before each of its steps, and count it.
 

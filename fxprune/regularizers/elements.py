@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fxprune.arguments import shown
+from fxprune.arguments import checks_names, shown
 from fxprune.errors import PlanError
 from fxprune.regularizers.base import Regularizer
 from fxprune.schedules import Schedule
@@ -27,6 +27,7 @@ class L1(Regularizer):
     0.30000001192092896
     """
 
+    @checks_names
     def __init__(self, model: nn.Module, strength: float | Schedule, *, biases: bool = False) -> None:
         super().__init__(model, strength)
         if not isinstance(biases, bool):
@@ -56,6 +57,7 @@ class BatchNormL1(Regularizer):
     1.5
     """
 
+    @checks_names
     def __init__(self, model: nn.Module, strength: float | Schedule) -> None:
         super().__init__(model, strength)
         if not self.parameters():

@@ -13,7 +13,7 @@ from torch import fx, nn
 from fxprune._analyze import Analysis, analyze
 from fxprune.analysis.findings import Group
 from fxprune.analysis.members import Member
-from fxprune.arguments import fits, shown
+from fxprune.arguments import checks_names, fits, shown
 from fxprune.errors import PlanError, nearest
 from fxprune.regularizers.base import Regularizer
 from fxprune.schedules import Schedule
@@ -103,6 +103,7 @@ class GroupLasso(_OverChannels):
     (8.4853, 8.4853)
     """
 
+    @checks_names
     def __init__(self, model: nn.Module, example_inputs: Any, strength: float | Schedule, **options: Any) -> None:
         super().__init__(model, example_inputs, strength, options)
 
@@ -130,6 +131,7 @@ class GroupSparsity(_OverChannels):
         options: further options of `fxprune.analyze`.
     """
 
+    @checks_names
     def __init__(
         self, model: nn.Module, example_inputs: Any, strength: float | Schedule, *, alpha: float = 4.0, **options: Any
     ) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fxprune._follow import SlotsThatStay
-from fxprune.arguments import fits, shown
+from fxprune.arguments import checks_names, fits, shown
 from fxprune.channels.groups import Bools
 from fxprune.errors import PlanError
 from fxprune.planning.plan import Plan
@@ -43,6 +43,7 @@ class GrowingRegularization(Regularizer):
     [0.0, 0.0, 0.1, 0.1, 0.2, 0.2, 0.2]
     """
 
+    @checks_names
     def __init__(
         self, model: nn.Module, plan: Plan, *, delta: float = 1e-4, every: int = 10, ceiling: float = 1.0
     ) -> None:

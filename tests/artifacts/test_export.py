@@ -476,7 +476,11 @@ def test_export_refuses_models_that_no_graph_can_hold(suffix: str, tmp_path: Pat
     assert "do   leave out dynamic_batch" in text
     assert export(Fixed().eval(), path, x).error == 0
     path.unlink()
-    assert "GuardOnDataDependentSymNode" in refusal(CaptureError, Decides(), path, x)
+    text = refusal(CaptureError, nn.Sequential(Decides()), path, x, dynamic_batch=True)
+    assert "Sequential cannot be exported\n  at   0 (" in text
+    assert f"{__file__}:" in text
+    assert "GuardOnDataDependentSymNode" in text
+    assert "do   write this line without a decision by numbers" in text
     assert "returns no tensor" in refusal(CaptureError, NoTensor(), path, x)
     if suffix == ".onnx":
         text = refusal(CaptureError, Decomposes(), path, x)
@@ -697,6 +701,53 @@ def test_the_copy_to_run_and_the_one_to_export_share_their_parameters() -> None:
     model = made(Net())
     first, second = (dict(copied.model.named_parameters()) for copied in evaluation_copies(model))
     assert all(first[name] is second[name] is not tensor for name, tensor in model.named_parameters())
+
+
+class Keeps(nn.Module):
+    """A loss that stays in an attribute after a call, as in mixtures of experts, with its gradient function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.loss = nn.Linear(4, 8), nn.Linear(8, 2), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.a(x).relu()
+        self.loss = hidden.mean()
+        return self.b(hidden)
+
+
+def test_a_tensor_that_a_call_has_left_does_not_hinder_export(tmp_path: Path) -> None:
+    model, x = Keeps().eval(), torch.randn(2, 4)
+    model(x)
+    assert model.loss.grad_fn is not None
+    result = export(model, tmp_path / "a.pt2", x)
+    assert result.error < 1e-6
+    assert model.loss.grad_fn is not None
+
+
+def test_an_attribute_that_cannot_be_copied_is_named(tmp_path: Path) -> None:
+    model, x = Keeps().eval(), torch.randn(2, 4)
+    model.rest = (each for each in (x,))
+    text = refusal(CaptureError, nn.Sequential(model), tmp_path / "a.pt2", x)
+    assert "Sequential cannot be copied\n  at   0.rest, of type generator\n" in text
+
+
+class Packs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(4, 6, batch_first=True)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        return self.rnn(packed)[1]
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_packed_sequence_has_a_place_and_a_next_step(batch: bool, tmp_path: Path) -> None:
+    inputs = (torch.randn(2, 5, 4), torch.tensor([5, 3]))
+    text = refusal(CaptureError, Packs().eval(), tmp_path / "a.pt2", inputs, dynamic_batch=batch)
+    assert "Packs cannot be exported\n  at   rnn (" in text
+    assert "do   give the recurrent layer padded tensors" in text
 
 
 def test_a_copy_knows_what_it_dropped() -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from fxprune.arguments import checks_names
 from fxprune.capture.places import module_of
 from fxprune.capture.traced import traced_graph
 from fxprune.errors import CaptureError, PlanError, nearest
@@ -40,6 +41,7 @@ class Inserted:
     why_not: str = ""
 
 
+@checks_names
 def insert_thresholds(
     model: nn.Module, after: Any = None, *, threshold: Any, magnitude: bool = True, path: str | None = None
 ) -> Inserted:

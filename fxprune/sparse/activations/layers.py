@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxprune.arguments import checks_names
 from fxprune.errors import InputError, PlanError
 from fxprune.ops import Operand
 from fxprune.ops.leaves import LeafCall, leaf
@@ -43,6 +44,7 @@ class ThresholdActivation(nn.Module):
     steps: Tensor
     zeros: Tensor
 
+    @checks_names
     def __init__(self, threshold: Any, *, magnitude: bool = True, track: bool = True) -> None:
         super().__init__()
         for name, value in (("magnitude", magnitude), ("track", track)):
@@ -86,6 +88,7 @@ class ThresholdActivation(nn.Module):
         return f"{self.rule}, magnitude={self.magnitude}"
 
 
+@checks_names
 def step_thresholds(model: nn.Module) -> int:
     """Calls `step()` of every `ThresholdActivation` in a model once; returns the number of these layers.
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxprune.arguments import checks_arguments
+from fxprune.arguments import checks_arguments, checks_names
 from fxprune.errors import PlanError
 from fxprune.schedules import Schedule
 from fxprune.sparse.dynamic import selection
@@ -56,6 +56,7 @@ class DynamicSparseConv2d(DynamicSparse, nn.Conv2d):
     Update(kept=4, grown=16, pruned=16, sparsity=0.8148148148148149)
     """
 
+    @checks_names
     def __init__(
         self,
         in_channels: int,
@@ -95,6 +96,7 @@ class DynamicSparseConv2d(DynamicSparse, nn.Conv2d):
         self._set_up(sparsity, regrow, dims=dims, every=every, threshold=threshold, growth=growth)
 
     @classmethod
+    @checks_names
     def from_dense(cls, layer: nn.Conv2d, **options: Any) -> DynamicSparseConv2d:
         """Returns a dynamic layer with the weights of a convolution where the new mask is True; only reads `layer`."""
         _check_type(layer, nn.Conv2d)
@@ -122,6 +124,7 @@ class DynamicSparseLinear(DynamicSparse, nn.Linear):
     tensor([2, 2, 2, 2, 2])
     """
 
+    @checks_names
     def __init__(
         self,
         in_features: int,
@@ -141,6 +144,7 @@ class DynamicSparseLinear(DynamicSparse, nn.Linear):
         self._set_up(sparsity, regrow, dims=dims, every=every, threshold=threshold, growth=growth)
 
     @classmethod
+    @checks_names
     def from_dense(cls, layer: nn.Linear, **options: Any) -> DynamicSparseLinear:
         """Returns a dynamic layer with the weights of a linear layer where the new mask is True; only reads `layer`."""
         _check_type(layer, nn.Linear)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrizations import _SpectralNorm
 
-from fxprune.arguments import shown
+from fxprune.arguments import checks_names, shown
 from fxprune.errors import PlanError
 from fxprune.names import checked, find_all, names_of
 from fxprune.sparse.freezing.optimizer_hooks import guard, guard_elements, guard_of, remove_guard
@@ -46,6 +46,7 @@ class FreezeReport:
         return "\n".join(f"{label}: {text}" for label, text in lines if text)
 
 
+@checks_names
 def freeze(
     model: nn.Module,
     patterns: Any,
@@ -127,6 +128,7 @@ def freeze(
     return FreezeReport(done, {}, held, tuple(name for name in named if name not in done))
 
 
+@checks_names
 def unfreeze(model: nn.Module, patterns: Any = "*") -> FreezeReport:
     """Undoes `freeze`, in place: each parameter gets the `requires_grad` that it had before.
 

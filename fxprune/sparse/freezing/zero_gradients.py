@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxprune.arguments import checks_names
 from fxprune.errors import PlanError
 
 _FROM_ZERO = frozenset(
@@ -18,6 +19,7 @@ _FROM_ZERO = frozenset(
 """The states of optimizers of torch that start at zero; others start as the optimizer makes them."""
 
 
+@checks_names
 def freeze_zero_gradients(
     optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter] | None = None
 ) -> Callable[[], None]:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from fxprune.arguments import checks_arguments
+from fxprune.arguments import checks_arguments, checks_names
 from fxprune.errors import PlanError
 from fxprune.sparse.masked.layers import MaskedConv2d, MaskedLinear, is_masked
 
@@ -55,6 +55,7 @@ def plain(layer: MaskedLayer) -> nn.Linear | nn.Conv2d:
     return made.train(layer.training)
 
 
+@checks_names
 def to_prune(layer: MaskedLayer) -> nn.Linear | nn.Conv2d:
     """Returns a copy that `torch.nn.utils.prune` masks: with `weight_orig`, the buffer `weight_mask`, and a hook.
 
@@ -70,6 +71,7 @@ def to_prune(layer: MaskedLayer) -> nn.Linear | nn.Conv2d:
     return prune.custom_from_mask(made, "weight", mask)  # type: ignore[no-any-return, no-untyped-call]
 
 
+@checks_names
 def from_prune(layer: nn.Module) -> MaskedLayer:
     """Returns a masked layer for an `nn.Linear` or `nn.Conv2d` that `torch.nn.utils.prune` masks; only reads it.
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.common_types import _size_2_t
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from fxprune.arguments import bool_mask
+from fxprune.arguments import bool_mask, checks_names
 from fxprune.errors import PlanError
 from fxprune.ops import Operand
 from fxprune.ops.convolution import convolution
@@ -58,6 +58,7 @@ class Masked(nn.Module):
         """The number of connected entries of the weight."""
         return int(self.mask.expand(self.weight.shape).sum())
 
+    @checks_names
     def set_mask(self, mask: Mask) -> None:
         """Connect other inputs and outputs from now on; a new connection starts with weight 0.
 
@@ -147,6 +148,7 @@ class MaskedLinear(Masked, nn.Linear):
     [[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
     """
 
+    @checks_names
     def __init__(
         self,
         in_features: int,
@@ -160,6 +162,7 @@ class MaskedLinear(Masked, nn.Linear):
         self._register_mask(mask)
 
     @classmethod
+    @checks_names
     def from_linear(cls, linear: nn.Linear, mask: Mask) -> MaskedLinear:
         """A copy of a linear layer with the connections of the mask only; the original is only read.
 
@@ -192,6 +195,7 @@ class MaskedConv2d(Masked, nn.Conv2d):
     (18, torch.Size([1, 2, 5, 5]))
     """
 
+    @checks_names
     def __init__(
         self,
         in_channels: int,
@@ -213,6 +217,7 @@ class MaskedConv2d(Masked, nn.Conv2d):
         self._register_mask(mask)
 
     @classmethod
+    @checks_names
     def from_conv(cls, conv: nn.Conv2d, mask: Mask) -> MaskedConv2d:
         """A copy of a convolution with the connections of the mask only; the original is only read."""
         _check_layer(conv, nn.Conv2d)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxprune.arguments import checks_arguments, generator_of
+from fxprune.arguments import checks_arguments, checks_names, generator_of
 from fxprune.errors import PlanError, nearest
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def random_mask(
     return mask.scatter_(1, drawn.topk(fan_in, 1).indices, True)
 
 
+@checks_names
 def banded_mask(out_features: int, in_features: int, width: int) -> Tensor:
     """mask[o, i] = |i - c(o)| <= width + 1/2: every output reads the inputs at most `width` positions from c(o).
 
@@ -82,6 +83,7 @@ def banded_mask(out_features: int, in_features: int, width: int) -> Tensor:
     return (i - o).abs() <= (2 * width + 1) * out_features
 
 
+@checks_names
 def block_mask(out_features: int, in_features: int, blocks: int) -> Tensor:
     """mask[o, i] = (o and i are in the same of `blocks` equal parts), as in a convolution with groups.
 
@@ -101,6 +103,7 @@ def block_mask(out_features: int, in_features: int, blocks: int) -> Tensor:
     return same.repeat_interleave(out_features // blocks, 0).repeat_interleave(in_features // blocks, 1)
 
 
+@checks_names
 def mask_from_graph(
     graph: nx.Graph, inputs: Sequence[Node] | None = None, outputs: Sequence[Node] | None = None
 ) -> Tensor:
@@ -176,6 +179,7 @@ def _check_sides(graph: Any, row: Mapping[Node, int], column: Mapping[Node, int]
         )
 
 
+@checks_names
 def mask_from_adjacency(
     adjacency: Any, inputs: Sequence[int] | None = None, outputs: Sequence[int] | None = None
 ) -> Tensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fxprune.arguments import checks_names
 from fxprune.errors import FxpruneError, PlanError
 from fxprune.sparse.masked.layers import is_masked
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@checks_names
 def spy(
     layer_or_mask: nn.Module | Tensor, *, ax: Axes | None = None, path: str | os.PathLike[str] | None = None
 ) -> Axes:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxprune._transform import transform
-from fxprune.arguments import checks_arguments
+from fxprune.arguments import checks_arguments, checks_names
 from fxprune.sparse.masked.convert import plain
 from fxprune.sparse.masked.layers import Masked, is_masked
 
@@ -32,6 +32,7 @@ def empty_outputs(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+@checks_names
 def shrink(model: nn.Module, example_inputs: Any, *, path: str | None = None, prefer: str | None = None) -> nn.Module:
     """Returns a smaller model that computes the same, without the channels that masks have cut off.
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
-from fxprune.arguments import checks_arguments, fits
-from fxprune.errors import NothingRemovedWarning, PlanError, counted, lay_out, nearest
+from fxprune.arguments import checks_arguments, checks_names, fits
+from fxprune.errors import NothingRemovedWarning, PlanError, counted, lay_out, level_of_user, nearest
 from fxprune.names import Level, Match, find_all, names_of, show
 from fxprune.sparse.storage.layouts import SparseConv2d, SparseLayer, SparseLinear
 from fxprune.sparse.storage.matrices import COMPONENTS, Spec
@@ -43,6 +43,7 @@ def sparsify(
 def sparsify(
     layer: nn.Module, threshold: float = 0.0, *, layout: str = "csr", blocksize: tuple[int, int] | None = None
 ) -> Any: ...
+@checks_names
 def sparsify(
     layer: nn.Module, threshold: float = 0.0, *, layout: str = "csr", blocksize: tuple[int, int] | None = None
 ) -> Any:
@@ -72,6 +73,7 @@ def sparsify(
     return _sparse(layer, threshold, layout, blocksize, type(layer).__name__)
 
 
+@checks_names
 def sparsify_model(
     model: nn.Module,
     threshold: float = 0.0,
@@ -130,7 +132,7 @@ def sparsify_model(
     if refused:
         raise _one_error(refused)
     for warning in caught:
-        warnings.warn(warning.message, stacklevel=2)
+        warnings.warn(warning.message, stacklevel=level_of_user())
     return copy.deepcopy(model, dict(made))
 
 
@@ -292,11 +294,11 @@ def _warn_if_all_or_none(kept: Tensor, threshold: float, at: str) -> None:
             why=f"no |w| is at or below the threshold {threshold}",
             do="prune the weights first, or raise the threshold",
         )
-        warnings.warn(NothingRemovedWarning(text), stacklevel=4)
+        warnings.warn(NothingRemovedWarning(text), stacklevel=level_of_user())
     elif not math.isinf(threshold) and not bool(kept.any()):
         why = f"all |w| are at most {threshold}"
         text = lay_out("no weight stays: the layer returns its bias", at=at, why=why, do="lower the threshold")
-        warnings.warn(text, UserWarning, stacklevel=4)
+        warnings.warn(text, UserWarning, stacklevel=level_of_user())
 
 
 def _chosen(model: nn.Module, where: Any, ignore: Any) -> dict[str, nn.Module]:

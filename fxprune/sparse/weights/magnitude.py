@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.arguments import fits
+from fxprune.arguments import checks_names, fits
 from fxprune.errors import NothingRemovedWarning, PlanError
 from fxprune.schedules import Constant, Schedule, as_schedule
 from fxprune.sparse.weights.mask import MaskedWeight, mask_weights
@@ -61,6 +61,7 @@ class MagnitudePruner(WeightPruner):
     Linear(in_features=4, out_features=1, bias=True)
     """
 
+    @checks_names
     def __init__(
         self,
         model: nn.Module,
@@ -129,6 +130,7 @@ class MagnitudePruner(WeightPruner):
         """Returns the number of steps; the masks are in the `state_dict` of the model."""
         return {"steps": self.steps}
 
+    @checks_names
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Continues from the state of another pruner with the same arguments."""
         self.steps = loaded_steps(state, ("steps",))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.arguments import fits, generator_of
+from fxprune.arguments import checks_names, fits, generator_of
 from fxprune.errors import NothingRemovedWarning, PlanError
 from fxprune.schedules import Schedule, as_schedule
 from fxprune.sparse.weights.mask import MaskedWeight, mask_weights
@@ -97,6 +97,7 @@ class DynamicSurgery(WeightPruner):
     tensor([[1., 1., 1., 1.]])
     """
 
+    @checks_names
     def __init__(
         self,
         model: nn.Module,
@@ -170,6 +171,7 @@ class DynamicSurgery(WeightPruner):
             "generator": self._generator.get_state(),
         }
 
+    @checks_names
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from the state of another `DynamicSurgery` with the same arguments."""
         steps = loaded_steps(state, ("steps", "thresholds", "generator"))
