@@ -60,7 +60,8 @@ class Analyzer:
         self.looked_everywhere = True
         self.state: set[str] = set()
         self.reading = modules_reading_training(subject.model)
-        self.reads: set[str] | None = set() if self.reading and tells_modes_by_reading(subject.model) else None
+        by_reads = self.reading and not subject.captured.real and tells_modes_by_reading(subject.model)
+        self.reads: set[str] | None = set() if by_reads else None
 
     def run(self) -> Findings:
         """Run the model on all example inputs, and return the findings.

@@ -89,20 +89,9 @@ def content_of(cell: Any) -> Any:
 
 def names_in(code: types.CodeType) -> Iterator[str]:
     """The names that code and the functions inside it use, and the texts in it that could be names."""
-    for part in _parts(code):
-        yield from part.co_names
-    yield from texts_in(code)
-
-
-def texts_in(code: types.CodeType) -> Iterator[str]:
-    """The texts in code and in the functions inside it."""
-    for part in _parts(code):
-        yield from (constant for constant in part.co_consts if isinstance(constant, str))
-
-
-def _parts(code: types.CodeType) -> Iterator[types.CodeType]:
-    """Code, and that of the functions inside it."""
-    yield code
+    yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _parts(constant)
+            yield from names_in(constant)
+        elif isinstance(constant, str):
+            yield constant

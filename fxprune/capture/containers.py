@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxprune.capture.per_class import once_per_class
+
 MOST_PARTS = 256
 """A container with more parts than this holds data, such as a vocabulary: no sizes, and no state."""
 
@@ -169,14 +171,17 @@ _MADE_BY_CODE = 1 << 9
 """`Py_TPFLAGS_HEAPTYPE`, which the classes of a `class` statement have."""
 
 
-def slots_of(kind: type) -> Iterator[str]:
+@once_per_class
+def slots_of(kind: type) -> tuple[str, ...]:
     """The names of the attributes of a class that stand in slots."""
+    found = []
     for part in kind.__mro__:
         own = part.__dict__.get("__slots__", ())
         for name in (own,) if isinstance(own, str) else own:
             if name not in ("__dict__", "__weakref__"):
                 hidden = name.startswith("__") and not name.endswith("__")
-                yield f"_{part.__name__.lstrip('_')}{name}" if hidden else name
+                found.append(f"_{part.__name__.lstrip('_')}{name}" if hidden else name)
+    return tuple(found)
 
 
 def attributes_of(value: Any) -> Mapping[str, Any]:

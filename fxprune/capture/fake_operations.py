@@ -97,7 +97,8 @@ def _remembered(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     found = _common(args)
     if found is None:
         return None
-    key = func, found[1], *map(_form_of, args), *((name, _form_of(value)) for name, value in kwargs.items())
+    named = ((name, _form_of(value)) for name, value in kwargs.items())
+    key = func, found[1], torch.get_default_dtype(), *map(_form_of, args), *named  # the type of `integers.sqrt()`
     known = _FORMS.get(key)
     if known is not None:
         made = [form.made(*found) for form in known[1]]
@@ -124,12 +125,12 @@ def _in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch
         or written.layout is not torch.strided
     ):
         return None
-    numbers = all(type(other) in (int, float) for other in others)
+    numbers = all(type(other) in (int, float) for other in (*others, *kwargs.values()))
     if written.constant is not None:
         if not numbers or func not in _COUNTING or written.numel() > 1:
             return None
         with no_dispatch():
-            func(written.constant, *others)
+            func(written.constant, *others, **kwargs)
         return written
     if numbers:
         return written if written.is_floating_point() else None

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from fxprune.capture.containers import attributes_of
+from fxprune.capture.per_class import once_per_class
 from fxprune.capture.weak_references import is_weak, strong_parts, with_referents
 
 CACHED_FUNCTION: Any = type(functools.lru_cache(len))
@@ -171,6 +172,7 @@ def parts_held_by(value: Any) -> list[Any]:
     return [*found, *attributes_of(value).values()] if _has_own_attributes(kind) else found
 
 
+@once_per_class
 def _has_own_attributes(kind: type) -> bool:
     """True if objects of a class may have parts of a model in their attributes."""
     if issubclass(kind, nn.Module):

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from fxprune.capture.code import content_of, functions_of, is_torch, names_in, texts_in
+from fxprune.capture.code import content_of, functions_of, is_torch, names_in
 from fxprune.capture.fake_operations import run
 from fxprune.capture.inputs import Inputs
 from fxprune.errors import CaptureError, text_of
@@ -34,22 +34,27 @@ def reads_training(module: nn.Module) -> bool:
     return any("training" in names_in(code) for code in _code_of(module))
 
 
+_OWN_WAYS = {"train", "eval", "training", "children", "named_children", "__setattr__", "__getattribute__"}
+"""Names of a class by which it may learn of its mode, or tell it, without a read of the attribute of `nn.Module`."""
+
+_AROUND_ATTRIBUTES = {"vars", "__dict__", "exec", "eval"}
+"""Names by which code may read an attribute so that no property of a class sees it."""
+
+
 def tells_modes_by_reading(model: nn.Module) -> bool:
     """True if code of the model can tell the modes apart by reads of the attribute `training` alone.
 
-    A class with a `train`, `eval` or `training` of its own may do it in another way, and so may code that has the
-    name as a text, as in `vars(self)["training"]`.
+    Classes with names of `_OWN_WAYS`, and code with those of `_AROUND_ATTRIBUTES`, may do it in another way.
 
     >>> tells_modes_by_reading(nn.Sequential(nn.Linear(2, 2), nn.Dropout()))
     True
     """
     plain = {type(module): module for module in model.modules() if not _is_changed(module)}
     changed = [module for module in model.modules() if _is_changed(module)]
-    own = {"train", "eval", "training"}
     return not any(
-        own & {*vars(module)} - {"training"}
-        or any(own & vars(base).keys() for base in _classes(type(module)))
-        or any("training" in texts_in(code) for code in _code_of(module))
+        _OWN_WAYS & {*vars(module)} - {"training"}
+        or any(_OWN_WAYS & vars(base).keys() for base in _classes(type(module)))
+        or any(not _AROUND_ATTRIBUTES.isdisjoint(names_in(code)) for code in _code_of(module))
         for module in (*plain.values(), *changed)
     )
 

@@ -169,17 +169,17 @@ def module_hooks(
 
 @contextlib.contextmanager
 def mode_reads() -> Iterator[set[str]]:
-    """Yields a set, to which the names of files are added whose code reads `nn.Module.training` in this thread.
+    """Yields a set, to which the names of files are added whose code reads `nn.Module.training`, in any thread.
 
     Reads by code of torch and of this package are left out.
     """
-    thread, seen, others = threading.get_ident(), set[str](), dict[str, bool]()
+    seen, others = set[str](), dict[str, bool]()
 
     def read(module: nn.Module) -> bool:
         name = str(sys._getframe(1).f_globals.get("__name__"))
         if others.get(name) is None:
             others[name] = not is_torch(name) and name.partition(".")[0] != "fxprune"
-        if others[name] and threading.get_ident() == thread:
+        if others[name]:
             seen.add(name)
         try:
             return bool(vars(module)["training"])

@@ -10,6 +10,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from fxprune.capture.per_class import once_per_class
+
 _TABLES = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary)
 _PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
 _KINDS = (weakref.ref, weakref.WeakSet, *_TABLES, *_PROXIES)
@@ -17,7 +19,12 @@ _KINDS = (weakref.ref, weakref.WeakSet, *_TABLES, *_PROXIES)
 
 def is_weak(value: Any) -> bool:
     """True for a weak reference, a proxy, and a set or a dict of weak references."""
-    return issubclass(type(value), _KINDS)
+    return _is_weak_kind(type(value))
+
+
+@once_per_class
+def _is_weak_kind(kind: type) -> bool:
+    return issubclass(kind, _KINDS)
 
 
 def is_copied_as_it_is(value: Any) -> bool:

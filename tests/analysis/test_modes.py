@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import threading
 from typing import Any
 
 import numpy as np
@@ -306,7 +307,21 @@ class TestAModeThatIsNotRead:
                 self.rate = 0.5 * mode
                 return super().train(mode)
 
-        for kind in (OfAnother, ByName, Own):
+        class InAThread(self.Dropping):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                read = []
+                thread = threading.Thread(target=lambda: read.append(self.training))
+                thread.start()
+                thread.join()
+                return self.tail(F.dropout(self.features(x), 0.5, read[0]))
+
+        class Noting(self.Dropping):
+            def __setattr__(self, name: str, value: Any) -> None:
+                super().__setattr__(name, value)
+                if name == "training":
+                    self.__dict__["rate"] = 0.5 * value
+
+        for kind in (OfAnother, ByName, Own, InAThread, Noting):
             assert fxprune.analyze(kind(0.0).eval(), torch.randn(4, 6), path="eager").modes == (
                 "evaluation",
                 "training",

@@ -171,3 +171,30 @@ class TestBatchNorm:
             assert fake_operations.batch_norm(x, four, four, eps=-1.0) is None
             assert fake_operations.batch_norm(x, None, None) is None
         assert fake_operations.batch_norm(torch.randn(2, 4), torch.ones(4), torch.ones(4)) is None
+
+
+def test_a_count_that_is_known_is_counted_with_all_arguments() -> None:
+    faker = Faker()
+    with faker.mode:
+        count = torch.tensor(3)
+        for func, args, kwargs in (
+            (torch.ops.aten.add_.Tensor, (1,), {"alpha": 4}),
+            (torch.ops.aten.mul_.Tensor, (5,), {}),
+            (torch.ops.aten.sub_.Tensor, (2,), {"alpha": 3}),
+        ):
+            assert fake_operations.run(func, (count, *args), kwargs) is count
+        assert int(count) == (3 + 4) * 5 - 6
+
+
+def test_what_is_remembered_is_so_for_one_default_type() -> None:
+    found, before = [], torch.get_default_dtype()
+    try:
+        for dtype in (torch.float32, torch.float64):
+            torch.set_default_dtype(dtype)
+            faker = Faker()
+            with faker.mode:
+                whole = torch.ones(3, dtype=torch.int64)
+                found.append(fake_operations.run(torch.ops.aten.sqrt.default, (whole,), {}).dtype)
+    finally:
+        torch.set_default_dtype(before)
+    assert found == [torch.float32, torch.float64]
