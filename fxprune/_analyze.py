@@ -250,7 +250,7 @@ def analyze(
     strict: bool = False,
     path: str | None = None,
     prefer: str | None = None,
-    norms: str = "kept",
+    norms: str | None = None,
     outputs: Any = None,
 ) -> Analysis:
     """Find out which channels of a model can be removed, and which of them only together.
@@ -268,8 +268,8 @@ def analyze(
         path: use only this path: "fx", "eager", "export" or "hooks". See `fxprune.transform`.
         prefer: "class" tries the paths that keep the model's class first, "graph" those that make a graph. Without it
             "fx", "eager" and "export" are tried in turn.
-        norms: the value that `transform` will get. With "preserve", groups whose statistics can be preserved exactly
-            count as exact.
+        norms: the value that `transform` will get: "kept", which is the default, or "preserve". With "preserve", groups
+            whose statistics can be preserved exactly count as exact. Plans of the analysis say "preserve" then.
         outputs: the parts of the result that count: `"boxes"`, `0`, `("features", 0)`, or a list of such paths. See
             `fxprune.transform`.
 

@@ -23,6 +23,7 @@ from fxprune.proof.compare import first_wrong_group, prove
 from fxprune.proof.result import NoReferenceError, Proof
 from fxprune.rewrite.factors import factors_of
 from fxprune.rewrite.graph import Rewritten, rewrite
+from fxprune.rewrite.norms import preserve
 from fxprune.running.processes import ALONE, Processes
 
 
@@ -45,6 +46,21 @@ class Request:
     known: Mapping[str, Findings] = field(default_factory=dict)
     why_not: Mapping[str, str] = field(default_factory=dict)
     processes: Processes = ALONE
+
+
+def with_norms_of_plan(request: Request) -> tuple[Request, tuple[str, ...]]:
+    """The request with the norms of its plan, where none are given; a sentence where those that are given differ.
+
+    The findings that are known are changed too: which statistics can be preserved follows from them.
+    """
+    call, plan = request.call, request.plan
+    if not isinstance(plan, Plan) or plan.norms == "kept":
+        return request, ()
+    if call.norms is None:
+        known = {path: one if one.preserved else preserve(one) for path, one in request.known.items()}
+        return replace(request, call=replace(call, norms=plan.norms), known=known), ()
+    text = f'the plan was made with norms="{plan.norms}", and norms="{call.norms}" was given, which decides'
+    return request, (text,) if call.norms != plan.norms else ()
 
 
 @dataclass(frozen=True)

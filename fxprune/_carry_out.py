@@ -11,7 +11,7 @@ from typing import Any
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from fxprune._attempt import Request, Result
+from fxprune._attempt import Request, Result, with_norms_of_plan
 from fxprune._data_options import DataOptions
 from fxprune._drop import STANDS_IN, find_branches, without
 from fxprune._dropping import Shallow, asked_to_drop, check_depth, counted_from_zero, shallow_of, without_branches
@@ -67,10 +67,11 @@ from fxprune.running.processes import Processes
 def carry_out(request: Request, on: DataOptions) -> nn.Module | ExportedProgram:
     """The small model of a request, with its record. Warns in the name of the caller of a public function."""
     processes = Processes(on.process_group)
+    request, contradiction = with_norms_of_plan(request)
     with processes.together():
         small, holders, changes = _carried_out(replace(request, processes=processes), on)
     with at_once():
-        notes = made(changes)
+        notes = (*contradiction, *made(changes))
     if notes:
         change_record(small, lambda known: replace(known, reasons=known.reasons + notes))
     if isinstance(small, nn.Module):

@@ -40,7 +40,7 @@ NORMS = ("kept", "preserve")
 
 @dataclass(frozen=True, eq=False)
 class AnalyzeArguments:
-    """The arguments of `analyze`, some of which `transform` has too."""
+    """The arguments of `analyze`, some of which `transform` has too. norms: None where they are not given."""
 
     model: Any
     example_inputs: Any
@@ -49,7 +49,7 @@ class AnalyzeArguments:
     strict: bool = False
     path: str | None = None
     prefer: str | None = None
-    norms: str = "kept"
+    norms: str | None = None
     outputs: Any = None
 
 
@@ -89,7 +89,7 @@ def find(call: AnalyzeArguments) -> Findings:
     methods = method_calls(model, call.methods)
     for given in (inputs, *more, *(method.inputs for method in methods)):
         check_devices(tensors, given)
-    if call.norms not in NORMS:
+    if call.norms not in (None, *NORMS):
         raise PlanError(
             f"there are no norms {call.norms!r}", why='norms is "kept" or "preserve"', do='pass "kept", or "preserve"'
         )
@@ -114,7 +114,7 @@ def _captured(model: nn.Module, inputs: Inputs, path: FrontEnd, methods: Sequenc
     return capture(model, inputs, path)
 
 
-def _findings(subject: Subject, *, strict: bool, norms: str) -> Findings:
+def _findings(subject: Subject, *, strict: bool, norms: str | None) -> Findings:
     findings = keep_weights(_walked(subject, strict=strict))
     return preserve(findings) if norms == "preserve" else findings
 

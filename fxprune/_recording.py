@@ -61,7 +61,7 @@ def recorded(result: Result) -> Record:
         training,
         None if result.proof is None else result.proof.error,
         result.why_not,
-        "kept" if analysis.preserved is None else "preserve",
+        analysis.norms,
         _complete(result),
         (cost_of(analysis), cost_of(analysis, result.removal, result.constants)),
         None if result.proof is None else result.proof.compared,
@@ -118,4 +118,5 @@ def _complete(result: Result) -> Plan:
     structure, path = plan.structure, analysis.captured.path
     if structure is None or not structure.coupled:
         structure = structure_of(analysis, result.removal.removed, plan.removed)
-    return replace(plan, sizes=derived(analysis, small), structure=structure, path=path, outputs=analysis.results.paths)
+    plan = replace(plan, sizes=derived(analysis, small), structure=structure, path=path)
+    return replace(plan, outputs=analysis.results.paths, norms=analysis.norms)

@@ -43,7 +43,7 @@ def transform(
     verify: bool = True,
     path: str | None = None,
     prefer: str | None = None,
-    norms: str = "kept",
+    norms: str | None = None,
     outputs: Any = None,
     keep: Mapping[str, Any] | None = None,
     scope: str = "local",
@@ -116,7 +116,9 @@ def transform(
         prefer: "class" keeps the model's class wherever that is possible, whatever it costs. "graph" gives a graph.
         norms: "kept" takes statistics over the kept channels. "preserve" makes statistics count the original width
             wherever that is exactly possible: layer norms, RMS norms, and means over values that are zero at removed
-            channels. The result then equals the masked original there, and such groups are exact.
+            channels. The result then equals the masked original there, and such groups are exact. By default those of
+            the plan, and "kept" without one. Others than those of the plan are taken, and `record(small).reasons` says
+            so.
         outputs: the parts of the forward's result that count. A part is given by its path: the number of an element
             (`0`), the key of a dict or the name of a field (`"boxes"`), or a tuple of such keys (`("features", 0)`); a
             list has several paths. Only these parts keep their shape and are compared. The others may lose channels:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from fxprune._record import flows, repaired
 from fxprune._record.history import Record
 from fxprune.costs import Cost, LayerCost
 from fxprune.files import Field
+from fxprune.planning import plan_file
 from fxprune.planning.plan import Plan
 from fxprune.proof.one_sided import OneSided
 
@@ -45,6 +46,11 @@ def data_of(record: Record) -> dict[str, Any]:
     }
 
 
+def plan_data(record: Record) -> dict[str, Any]:
+    """Returns the plan of a record as plain data, without norms: those are the record's, which older readers know."""
+    return plan_file.data_of(replace(record.plan, norms="kept"))
+
+
 def _cost_data(cost: Cost) -> dict[str, Any]:
     made = {key: getattr(cost, key) for key in _COST_KEYS[:4]}
     layers = {path: [layer.params, layer.bytes, layer.macs] for path, layer in cost.layers.items()}
@@ -54,6 +60,7 @@ def _cost_data(cost: Cost) -> dict[str, Any]:
 def record_of(data: Field, plan: Plan) -> Record:
     """Returns the record that plain data and its plan describe. Raises for data that is no record."""
     data.object(_KEYS, _OPTIONAL)
+    plan = replace(plan, norms=data["norms"].text(("kept", "preserve")))
     if not isinstance(data["exact"].value, bool):
         raise data["exact"].wrong("it must be true or false")
     return Record(
@@ -66,7 +73,7 @@ def record_of(data: Field, plan: Plan) -> Record:
         data["training"].texts(),
         None if data["error"].value is None else float(data["error"].number()),
         {path: why.text() for path, why in data["why_not"].mapping().items()},
-        data["norms"].text(("kept", "preserve")),
+        plan.norms,
         plan,
         _costs(data["cost"]),
         _count(data["compared"]) if "compared" in data.mapping() else None,

@@ -15,7 +15,7 @@ from typing import Any
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from fxprune._record.data import data_of, record_of
+from fxprune._record.data import data_of, plan_data, record_of
 from fxprune._record.history import Record
 from fxprune.arguments import checks_arguments
 from fxprune.capture.tensors import Tensors
@@ -115,7 +115,7 @@ def text_of(record: Record, earlier: Sequence[Record] = ()) -> str:
 
 def step_data(record: Record) -> dict[str, Any]:
     """A record and its plan as plain data."""
-    return {"plan": plan_file.data_of(record.plan), "record": data_of(record)}
+    return {"plan": plan_data(record), "record": data_of(record)}
 
 
 def steps_of(data: Field) -> tuple[Record, ...]:

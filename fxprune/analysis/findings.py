@@ -214,6 +214,11 @@ class Findings:
         return self.subject.inputs
 
     @property
+    def norms(self) -> str:
+        """The norms of the analysis: "preserve", or "kept"."""
+        return "kept" if self.preserved is None else "preserve"
+
+    @property
     def walked(self) -> tuple[Walked, ...]:
         """The run on the first example inputs in the mode of the model, then the one in the other mode, then methods.
 

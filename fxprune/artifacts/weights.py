@@ -38,7 +38,7 @@ from fxprune.files import Field, PathLike, parse_json
 from fxprune.offloaded import is_dispatched
 from fxprune.planning.combine import shapes_after
 from fxprune.planning.plan import Plan
-from fxprune.planning.plan_file import data_of, plan_of
+from fxprune.planning.plan_file import plan_of
 from fxprune.rewrite.tensors import like
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -110,7 +110,7 @@ def described(
     data = {
         "format": FORMAT,
         "version": VERSION,
-        "plan": data_of(made.plan),
+        "plan": record_data.plan_data(made),
         "record": record_data.data_of(made),
         "tied": tied,
         "buffers": {name: _buffer_data(buffer) for name, buffer in _buffers_outside_state(small, state, made).items()},

@@ -72,6 +72,8 @@ def inspect(options: argparse.Namespace, say: Say) -> Answer:
     chosen = {name: getattr(options, name) for name in ("path", "prefer", "norms", "strict", "outputs")}
     if plan is not None and options.path is None and options.prefer is None and not isinstance(model, fx.GraphModule):
         chosen["path"] = plan.path or None  # the names in a plan are those of its path
+    if plan is not None and options.norms is None:
+        chosen["norms"] = plan.norms
     if plan is not None and plan.outputs is not None and options.outputs is None:
         chosen["outputs"] = list(plan.outputs)
     analysis = fxprune.analyze(model, inputs, **chosen)
@@ -322,8 +324,10 @@ def diff(options: argparse.Namespace, say: Say) -> Answer:
     folds = (first.zeroed, first.biases, first.maps) != (second.zeroed, second.biases, second.maps)
     identical = not found and not folds
     if options.format == "json":
-        both = {"only_first": _string_keys(found.only_first), "only_second": _string_keys(found.only_second)}
-        return Answer(_json({"schema": "fxprune.diff/1", "identical": identical, **both, "constants_differ": folds}))
+        both: dict[str, Any] = {"only_first": _string_keys(found.only_first)}
+        both |= {"only_second": _string_keys(found.only_second), "constants_differ": folds}
+        both |= {"norms": list(found.norms)} if found.norms else {}
+        return Answer(_json({"schema": "fxprune.diff/1", "identical": identical, **both}))
     text = "identical: both remove the same" if identical else str(found)
     return Answer(text + ("\nconstants are folded differently" if folds else ""))
 

@@ -80,9 +80,8 @@ def _analysis_options(parser: Parser) -> None:
     parser.option(
         *("--norms",),
         type=one_of("norms", ("kept", "preserve")),
-        default="kept",
         metavar="NORMS",
-        help='what statistics count: "kept" channels (default), or "preserve" the original width',
+        help='what statistics count: "kept" channels (default without --plan), or "preserve" the original width',
     )
     _outputs_option(parser)
     parser.option("--strict", action="store_true", help="an operation without a rule is an error")

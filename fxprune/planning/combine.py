@@ -79,6 +79,7 @@ def then(first: PlanT, second: PlanFields) -> PlanT:
         versions={},
         outputs=_outputs(first, second),
         dropped=(*first.dropped, *dropped),
+        norms=_norms(first, second),
     )
 
 
@@ -113,6 +114,18 @@ def _outputs(first: PlanFields, second: PlanFields) -> tuple[OutputPath, ...] | 
             do="prune both times with the same outputs",
         )
     return both
+
+
+def _norms(first: PlanFields, second: PlanFields) -> str:
+    """The norms of both plans; one that was written by hand says nothing. Raises `PlanError` where they differ."""
+    if second.structure is not None and first.norms != second.norms:
+        raise PlanError(
+            "the two plans are not one",
+            at="Plan.then",
+            why=f'the first was made with norms="{first.norms}", the second with "{second.norms}"',
+            do="prune both times with the same norms",
+        )
+    return first.norms
 
 
 def _refuse_unless_small(

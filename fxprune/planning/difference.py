@@ -20,6 +20,8 @@ class PlanDiff:
     only_first, only_second: parameter or buffer -> {dimension: indices} that one plan removes and the other keeps.
     factors_first, factors_second: the factors that only one of them has, where both have some.
     dropped_first, dropped_second: the names of the branches that only one of them drops.
+    norms: those of the first and of the second, "kept" or "preserve", where they differ; else empty. A plan that was
+        written by hand has none.
     """
 
     only_first: Removed = field(default_factory=dict)
@@ -28,10 +30,11 @@ class PlanDiff:
     factors_second: tuple[Factor, ...] = ()
     dropped_first: tuple[str, ...] = ()
     dropped_second: tuple[str, ...] = ()
+    norms: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        dropped = self.dropped_first or self.dropped_second
-        return bool(self.only_first or self.only_second or self.factors_first or self.factors_second or dropped)
+        others = self.dropped_first or self.dropped_second or self.norms
+        return bool(self.only_first or self.only_second or self.factors_first or self.factors_second or others)
 
     def __str__(self) -> str:
         lines = []
@@ -48,6 +51,8 @@ class PlanDiff:
             lines += [f"only the {which} drops {name}" for name in names]
         lines += [f"only the first: {factor}" for factor in self.factors_first]
         lines += [f"only the second: {factor}" for factor in self.factors_second]
+        if self.norms:
+            lines.append(f'norms: "{self.norms[0]}" in the first, "{self.norms[1]}" in the second')
         return "\n".join(lines) or "both remove the same"
 
 
@@ -63,6 +68,7 @@ def diff(first: PlanFields, second: PlanFields) -> PlanDiff:
             )
     ours, theirs = first.factors, second.factors
     known = bool(ours and theirs)
+    by_hand = first.structure is None or second.structure is None
     return PlanDiff(
         _without(first.removed, second.removed),
         _without(second.removed, first.removed),
@@ -70,6 +76,7 @@ def diff(first: PlanFields, second: PlanFields) -> PlanDiff:
         tuple(factor for factor in theirs if known and factor not in ours),
         tuple(one.name for one in first.dropped if one.name not in {other.name for other in second.dropped}),
         tuple(one.name for one in second.dropped if one.name not in {other.name for other in first.dropped}),
+        () if by_hand or first.norms == second.norms else (first.norms, second.norms),
     )
 
 

@@ -38,6 +38,7 @@ class PlanFields:
     factors: tuple[Factor, ...] = ()
     outputs: tuple[OutputPath, ...] | None = None
     dropped: tuple[Dropped, ...] = ()
+    norms: str = "kept"
 
     @checks_arguments("findings")
     def made_from(self: PlanT, findings: Findings) -> PlanT:

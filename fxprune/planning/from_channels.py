@@ -16,4 +16,11 @@ def plan_from(findings: Findings, removed: Bools, reasons: tuple[str, ...]) -> P
     """
     result = slots_of(findings, removed)
     structure = structure_of(findings, removed, result)
-    return Plan(result, reasons, structure=structure, path=findings.captured.path, outputs=findings.results.paths)
+    return Plan(
+        result,
+        reasons,
+        structure=structure,
+        path=findings.captured.path,
+        outputs=findings.results.paths,
+        norms=findings.norms,
+    )

@@ -37,6 +37,7 @@ class Plan(PlanFields):
     outputs: the parts of the model's result that count as outputs, as paths; None if all do. See `fxprune.transform`.
     dropped: the residual branches that go whole, before any channel does. `removed` and `structure` are about the model
         without them.
+    norms: "preserve" or "kept", as in `fxprune.transform`, which takes those of the plan where none are given.
     """
 
     def __bool__(self) -> bool:

@@ -19,7 +19,7 @@ from fxprune.planning.dropped_file import dropped_data, dropped_of
 from fxprune.planning.factors import Factor
 from fxprune.planning.fields import PlanFields, PlanT, Removed
 from fxprune.planning.ranges import between, indices_of, parse, spans_of, text_of
-from fxprune.planning.sizes import KINDS, Size
+from fxprune.planning.sizes import KINDS, Size, norms_by_sizes
 from fxprune.planning.structure import Coupled, Structure
 
 FORMAT, VERSION = "fxprune plan", 1
@@ -33,10 +33,25 @@ WITH_OUTPUTS = 3
 WITH_DROPPED = 4
 """The version of a file whose plan drops branches; it may have factors and outputs too."""
 
-_NEEDED = {VERSION: (), WITH_FACTORS: ("factors",), WITH_OUTPUTS: ("outputs",), WITH_DROPPED: ("dropped",)}
+WITH_NORMS = 5
+"""The version of a file whose plan preserves norms; it may have factors, outputs and dropped branches too."""
+
+_NEEDED: dict[int, tuple[str, ...]] = {
+    VERSION: (),
+    WITH_FACTORS: ("factors",),
+    WITH_OUTPUTS: ("outputs",),
+    WITH_DROPPED: ("dropped",),
+    WITH_NORMS: ("norms",),
+}
 """Version of a file -> the keys that it has beside those of version 1."""
 
-_ALLOWED = {VERSION: (), WITH_FACTORS: (), WITH_OUTPUTS: ("factors",), WITH_DROPPED: ("factors", "outputs")}
+_ALLOWED: dict[int, tuple[str, ...]] = {
+    VERSION: (),
+    WITH_FACTORS: (),
+    WITH_OUTPUTS: ("factors",),
+    WITH_DROPPED: ("factors", "outputs"),
+    WITH_NORMS: ("factors", "outputs", "dropped"),
+}
 """Version of a file -> the keys that it may have beside these."""
 
 LIMIT = 1 << 28
@@ -91,11 +106,14 @@ def data_of(plan: PlanFields) -> dict[str, Any]:
         **({"factors": [_factor_data(factor) for factor in plan.factors]} if plan.factors else {}),
         **({} if plan.outputs is None else {"outputs": [list(path) for path in plan.outputs]}),
         **({"dropped": [dropped_data(one) for one in plan.dropped]} if plan.dropped else {}),
+        **({"norms": plan.norms} if plan.norms != "kept" else {}),
     }
 
 
 def _version(plan: PlanFields) -> int:
     """The lowest version of a file that can hold a plan."""
+    if plan.norms != "kept":
+        return WITH_NORMS
     if plan.dropped:
         return WITH_DROPPED
     return WITH_OUTPUTS if plan.outputs is not None else WITH_FACTORS if plan.factors else VERSION
@@ -169,7 +187,7 @@ def plan_of(data: Field, kind: type[PlanT]) -> PlanT:
     if type(version) is not int or version not in _NEEDED:
         if "version" not in data.value:
             raise data.wrong('the key "version" is missing')
-        why = f"this fxprune reads versions {VERSION} to {WITH_DROPPED}"
+        why = f"this fxprune reads versions {VERSION} to {WITH_NORMS}"
         raise data["version"].wrong(why, "load it with the fxprune that wrote it")
     data.object([*_KEYS, *_NEEDED[version]], _ALLOWED[version])
     budget = _Budget(data)
@@ -184,19 +202,21 @@ def plan_of(data: Field, kind: type[PlanT]) -> PlanT:
     structure = Structure(shapes, coupled, data["outside"].texts())
     if data["fingerprint"].text() != structure.fingerprint:
         raise data["fingerprint"].wrong(f"names, shapes and couplings of this file give {structure.fingerprint}")
+    sizes = _sizes(data["sizes"])
     return kind(
         removed,
         data["reasons"].texts(),
         None if data["zeroed"].value is None else _zeroed(data["zeroed"], shapes, budget),
         data["biases"].texts(),
         data["maps"].texts(),
-        _sizes(data["sizes"]),
+        sizes,
         structure,
         data["path"].text(("", *PATHS)),
         {name: version.text() for name, version in data["versions"].mapping().items()},
         _factors(data["factors"], shapes, budget) if "factors" in data.value else (),
         _outputs(data["outputs"]) if "outputs" in data.value else None,
         dropped_of(data["dropped"]) if "dropped" in data.value else (),
+        data["norms"].text(("preserve",)) if "norms" in data.value else norms_by_sizes(sizes),
     )
 
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 KINDS = ("attribute", "argument", "constant", "class", "node")
+
+
+EPSILONS = ("variance_epsilon", "eps", "epsilon")
+"""The names that a norm may give to its epsilon."""
+
+WIDE_LAYERS = "fxprune.rewrite.norm_layers."
+"""The beginning of the classes of layers that go on counting the original width."""
 
 
 @dataclass(frozen=True)
@@ -39,3 +47,12 @@ class Size:
         else:
             where = ".".join(part for part in (self.at, self.name) if part).replace(".[", "[")
         return f"{where}: {self.old} -> {self.new}"
+
+
+def norms_by_sizes(sizes: Sequence[Size]) -> str:
+    """The norms of a plan whose file does not say them: only norms="preserve" changes such a class or an epsilon."""
+    for size in sizes:
+        wide = size.kind == "class" and str(size.new).startswith(WIDE_LAYERS)
+        if wide or (size.kind == "attribute" and size.name in EPSILONS):
+            return "preserve"
+    return "kept"

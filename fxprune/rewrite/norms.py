@@ -39,6 +39,7 @@ from fxprune.ops.aspects import RESPELLINGS
 from fxprune.ops.normalization import default_eps
 from fxprune.ops.reduction import wide_mean
 from fxprune.ops.statistic import StatisticNode
+from fxprune.planning.sizes import EPSILONS
 from fxprune.proof.deterministic import NoRandomness
 from fxprune.rewrite.norm_layers import WIDE, LayerNorm, RMSNorm, shape_of
 from fxprune.rewrite.tensors import cut
@@ -86,9 +87,6 @@ class Respell:
 
     write: Callable[[StatisticNode], fx.Node]
     vectors: tuple[Vector, ...]
-
-
-_EPS = ("variance_epsilon", "eps", "epsilon")
 
 
 def preserve(findings: FindingsT) -> FindingsT:
@@ -166,7 +164,7 @@ def _way(findings: Findings, scope: str) -> Swap | Rescale | Respell | None:
         return Rescale("eps", 0) if owner else Swap()
     if not owner:
         return None
-    named = [name for name in _EPS if type(getattr(module, name, None)) is float]
+    named = [name for name in EPSILONS if type(getattr(module, name, None)) is float]
     tries: list[Swap | Rescale] = [Rescale(name, offset) for name in named for offset in (0, 1)]
     tries += [Swap()] if isinstance(module, nn.LayerNorm) else []
     return next((way for way in tries if _agrees(findings, scope, module, way)), None)
@@ -231,7 +229,7 @@ def _agrees(findings: Findings, path: str, module: nn.Module, way: Swap | Rescal
     x = random(2, *input.shape)
     for dim in dims:
         x.index_fill_(dim + 1, gone, 0)
-    x[1] *= math.sqrt(max(eps for name in _EPS if type(eps := getattr(module, name, 0.0)) is float))
+    x[1] *= math.sqrt(max(eps for name in EPSILONS if type(eps := getattr(module, name, 0.0)) is float))
     with torch.no_grad(), NoRandomness(), contextlib.suppress(Exception):
         for one in x:
             want, have = original.forward(one), small.forward(_take(one, dims, kept))  # without hooks

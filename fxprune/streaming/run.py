@@ -30,6 +30,7 @@ from fxprune.planning.budgets import bytes_in
 from fxprune.planning.combine import shapes_after
 from fxprune.planning.plan import Plan
 from fxprune.planning.plan_file import data_of
+from fxprune.planning.sizes import EPSILONS
 from fxprune.streaming.checkpoint import INDEX, Checkpoint, open_checkpoint
 from fxprune.streaming.copying import memory_of
 from fxprune.streaming.folder import SUMS, copy_others, guard, model_of, new_config, others_of, write_plain
@@ -263,6 +264,14 @@ def _refuse_plan(plan: Plan) -> None:
             why="they are found out when a model is made smaller",
             do="transform a model on the meta device with it, and stream record(small).plan",
         )
+    rescaled = next((size.at for size in plan.sizes if size.kind == "attribute" and size.name in EPSILONS), "")
+    if plan.norms == "preserve" and rescaled:
+        raise PlanError(
+            'a plan with norms="preserve" that multiplies weights of norms cannot be streamed',
+            at=f'"{rescaled}"',
+            why="its weight is multiplied by sqrt(old width / new width), and no factor of the plan says so",
+            do='make the plan with norms="kept", or transform the model in memory',
+        )
     if reason := needs_inputs(plan):
         raise PlanError(
             "the plan cannot be streamed",
@@ -320,7 +329,7 @@ def _record(plan: Plan, small: nn.Module) -> Record:
     buffers = {name: tuple(b.shape) for name, b in small.named_buffers(remove_duplicate=False)}
     after |= {name: buffers[name] for name in buffers if name not in after}
     text = "the weights were streamed, and nothing was compared"
-    return Record(plan.path, plan.removed, False, before, after, (*plan.reasons, text), plan=plan)
+    return Record(plan.path, plan.removed, False, before, after, (*plan.reasons, text), plan=plan, norms=plan.norms)
 
 
 def _workers(workers: int | None, memory: int | str | None, outputs: list[Output]) -> int:

@@ -398,8 +398,8 @@ def at(*path: Any) -> Callable[[Any, Any], None]:
 
 WRONG: dict[str, tuple[Callable[[Any, Any], None], Any, list[str]]] = {
     "format": (at("format"), "onnx", ["no plan of fxprune"]),
-    "version": (at("version"), 5, ['key "version": 5', "reads versions 1 to 4", "the fxprune that wrote it"]),
-    "version text": (at("version"), "1", ["reads versions 1 to 4"]),
+    "version": (at("version"), 6, ['key "version": 6', "reads versions 1 to 5", "the fxprune that wrote it"]),
+    "version text": (at("version"), "1", ["reads versions 1 to 5"]),
     "version without factors": (at("version"), 2, ['the key "factors" is missing']),
     "version without outputs": (at("version"), 3, ['the key "outputs" is missing']),
     "unknown key": (at("shape"), 1, ['nothing is known of the key "shape"']),

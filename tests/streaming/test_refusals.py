@@ -78,6 +78,12 @@ def test_a_plan_of_another_model_is_refused(llama: Any, tmp_path: Path) -> None:
         fxprune.stream(llama[0], plan, tmp_path / "small", progress=False)
 
 
+def test_a_plan_that_multiplies_weights_of_norms_is_refused(llama: Any, tmp_path: Path) -> None:
+    plan = pruned(llama[2], ratio=0.5, norms="preserve")[1]
+    with pytest.raises(fxprune.PlanError, match="that multiplies weights of norms cannot be streamed"):
+        fxprune.stream(llama[0], plan, tmp_path / "small", progress=False)
+
+
 def test_a_plan_without_sizes_is_refused(llama: Any, tmp_path: Path) -> None:
     plan = fxprune.analyze(llama[2], tokens()).plan(ratio=0.5)
     with pytest.raises(fxprune.PlanError, match="does not know the sizes"):
