@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -72,14 +73,14 @@ class Analyzer:
         Raises `CaptureError` if the forward raises, `RuleError` under `strict` for an operation without a rule.
         """
         subject = self.subject
+        runs = []
         for number, inputs in enumerate(reversed((subject.inputs, *subject.more))):
             if number:
                 self.opened.reopen()
             self.settings.mark(self.opened.module)
-            self._walk(inputs)
+            runs.append(self._walk(inputs))
         first = self.results[-1][0]
         results = self._lock_results()
-        nodes, observations = self.nodes, self.observations
         others = tuple(self._other_runs())
         self._check_paths(first)
         self.observer.begin_run()
@@ -87,35 +88,39 @@ class Analyzer:
         self._lock_unread()
         self._note_unused()
         uses = self.settings.uses(self.opened.unread_vectors())
-        return self.opened.findings(nodes, observations, uses, self.notes, results, others, self.state)
+        return self.opened.findings(runs[-1], uses, self.notes, results, others, runs[-2::-1], self.state)
 
-    def _walk(self, inputs: Inputs, *, method: str = "", when: str = "") -> None:
-        """Run the model that is open. `nodes` and `observations` are those of this run afterwards.
+    def _walk(self, inputs: Inputs, *, method: str = "", when: str = "", training: bool | None = None) -> Walked:
+        """Run the model that is open, and once more if forward leaves a state that a second call reads.
 
         method: what to call instead of forward. when: a text about a run after that on the first example inputs.
+        training: the mode of the run; by default the one in which the model was given.
         """
         state = State(self.opened.module, users=True)
         decisions = (random_decisions(),) if when else ()
         self._run(inputs, method, when, decisions)
         if not method and not when:
             self.observer.recorder.keep_run()
-        if state.changed():
-            self.state |= self.opened.written()
-            self._walk_again(inputs, method, when, decisions)
+        given = self.subject.model.training if training is None else training
+        walked = Walked(given, inputs, self.nodes, self.observations, method)
+        if not state.changed():
+            return walked
+        self.state |= self.opened.written()
+        return replace(walked, again=self._walk_again(walked, when, decisions))
 
-    def _walk_again(self, inputs: Inputs, method: str, when: str, decisions: Sequence[Mode]) -> None:
-        """Run the model once more, which reads the state that the run before has left. What is kept stays from that.
+    def _walk_again(self, walked: Walked, when: str, decisions: Sequence[Mode]) -> Walked | None:
+        """Run the model once more, which reads the state that the run before has left.
 
         If it raises, nothing of it is kept but what it unified, and a note says so.
         """
-        kept = self.nodes, self.observations
         try:
             with self.observer.tentative(), self.settings.tentative():
-                self._run(inputs, method, f" (in a second call){when}", decisions)
-            self.results[-2:] = reversed(self.results[-2:])
+                self._run(walked.inputs, walked.method, f" (in a second call){when}", decisions)
         except CaptureError as error:
             self.notes.append(f"a second call{when} was not looked at, because it raises: {error.first_why}")
-        self.nodes, self.observations = kept
+            return None
+        self.results[-2:] = reversed(self.results[-2:])
+        return replace(walked, nodes=self.nodes, observations=self.observations)
 
     def _run(self, inputs: Inputs, method: str, when: str, decisions: Sequence[Mode]) -> None:
         opened, captured = self.opened, self.subject.captured
@@ -151,9 +156,9 @@ class Analyzer:
                 self.reads.clear()
             self.opened.reopen()
             self.settings.mark(self.opened.module)
-            self._walk(call.inputs, method=call.name, when=f' (in the method "{call.name}")')
+            walked = self._walk(call.inputs, method=call.name, when=f' (in the method "{call.name}")')
             self._lock_results(call.name)
-            yield Walked(subject.model.training, call.inputs, self.nodes, self.observations, call.name)
+            yield walked
             if has_two_modes and self._has_read_mode():
                 yield from self._in_other_mode(call.name, (call.inputs,))
 
@@ -189,11 +194,11 @@ class Analyzer:
                 self.opened.reopen()
                 try:
                     with self.observer.tentative(), self.settings.tentative():
-                        self._walk_in(training, given, method)
+                        walked = self._walk_in(training, given, method)
                 except CaptureError as error:
                     errors.append(error)
                 else:
-                    yield Walked(training, given, self.nodes, self.observations, method)
+                    yield walked
                     return
         self.looked_everywhere = False
         called = f'of the method "{method}" ' if method else ""
@@ -202,13 +207,15 @@ class Analyzer:
             f"{MODES[training]} mode {called}was not looked at, because {raises} raises there: {errors[0].first_why}"
         )
 
-    def _walk_in(self, training: bool, inputs: Inputs, method: str) -> None:
+    def _walk_in(self, training: bool, inputs: Inputs, method: str) -> Walked:
         """Run the model in a mode, set as its class does it. Raises `CaptureError` if that, or the run, raises."""
         set_mode(self.opened.module, training)
         self.settings.mark(self.opened.module)
         called = f'in the method "{method}", ' if method else ""
-        self._walk(inputs, method=method, when=f" ({called}in {MODES[training]} mode)")
+        when = f" ({called}in {MODES[training]} mode)"
+        walked = self._walk(inputs, method=method, when=when, training=training)
         self._lock_results(method, when=f"in {MODES[training]} mode")
+        return walked
 
     # -- inputs, results and what was not reached ---------------------------------------------------------
 

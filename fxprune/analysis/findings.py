@@ -225,9 +225,12 @@ class Findings:
         There is none in the other mode if no code of the model reads its mode, and if it raises there, which `notes`
         say.
         """
-        observed = self.observed
-        main = Walked(self.model.training, self.inputs, observed.nodes, observed.observations)
-        return (main, *observed.others)
+        return (self.observed.main, *self.observed.others)
+
+    @property
+    def runs(self) -> tuple[Walked, ...]:
+        """Every run: the main one, those on the further example inputs, and the others; see `Walked.again`."""
+        return (self.observed.main, *self.observed.more, *self.observed.others)
 
     @property
     def modes(self) -> tuple[str, ...]:

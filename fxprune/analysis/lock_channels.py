@@ -64,7 +64,8 @@ def _same_dimensions(findings: Findings, error: RewriteError) -> list[Vector]:
     scopes = {scope + bar + function for scope in _modules_of_same_class(findings, path)} | {name}
     return [
         operands[0].vectors[dim]
-        for walked in findings.walked
+        for run in findings.runs
+        for walked in run.calls
         for key, operands in walked.observations[error.node].outputs.items()
         if key[0] in scopes and key[2:] == (operation, number) and len(operands) == 1
         for dim in error.dims
@@ -112,7 +113,8 @@ def _vectors_inside(findings: Findings, node: str, scope: str) -> list[Vector]:
     can_shrink = findings.solution.can_shrink
     made = [
         vector
-        for walked in findings.walked
+        for run in findings.runs
+        for walked in run.calls
         for key, operands in walked.observations[node].outputs.items()
         if key[0].partition("|")[0] == scope
         for operand in operands

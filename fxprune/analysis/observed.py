@@ -104,6 +104,7 @@ class Walked:
     inputs: the inputs of the run. In training mode every example is in them twice if a statistic needs two values.
     nodes: name of a node -> its result, with operands in place of tensors.
     observations: name of a node -> its operations.
+    again: the second call, which reads the state that this run has left; None if it leaves none, or the call raises.
     """
 
     training: bool
@@ -111,15 +112,19 @@ class Walked:
     nodes: Mapping[str, Any]
     observations: Mapping[str, Observation]
     method: str = ""
+    again: Walked | None = None
+
+    @property
+    def calls(self) -> tuple[Walked, ...]:
+        """The run itself and, where there is one, its second call."""
+        return (self,) if self.again is None else (self, self.again)
 
 
 @dataclass(frozen=True, eq=False)
 class Observed:
     """Everything that was seen in the runs of a model.
 
-    nodes: name of a node -> its result, with operands in place of tensors; in the run on the first example inputs, in
-        the mode in which the model was given.
-    observations: name of a node -> its operations in that run.
+    main: the run on the first example inputs, in the mode in which the model was given.
     visits: path of a module -> its first call in that run; of a module that it does not reach, in another run.
     events: the operations that lock or mark channels, by number. 0 means "none"; 1 locks dimensions that are never
         channels, such as the height of a kernel.
@@ -132,11 +137,11 @@ class Observed:
     others: further runs. One is in the mode in which the model was not given (training for a model in evaluation mode,
         and vice versa), unless no code of the model reads its mode, or forward raises in the other one. The rest are
         calls of other methods, in both modes likewise.
+    more: the runs on the further example inputs, in the mode in which the model was given.
     steps: all operations in order, with the tensors that they read and make.
     """
 
-    nodes: Mapping[str, Any]
-    observations: Mapping[str, Observation]
+    main: Walked
     visits: Mapping[str, Visit]
     events: tuple[Event, ...]
     marks: tuple[Mark, ...]
@@ -146,4 +151,15 @@ class Observed:
     vectors: tuple[Vector, ...]
     renumbered: Mapping[int, Vector]
     others: tuple[Walked, ...] = ()
+    more: tuple[Walked, ...] = ()
     steps: Steps = field(default_factory=Steps)
+
+    @property
+    def nodes(self) -> Mapping[str, Any]:
+        """Name of a node -> its result in the main run, with operands in place of tensors."""
+        return self.main.nodes
+
+    @property
+    def observations(self) -> Mapping[str, Observation]:
+        """Name of a node -> its operations in the main run."""
+        return self.main.observations

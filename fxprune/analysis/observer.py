@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -198,14 +198,13 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def observed(
         self,
-        nodes: Mapping[str, Any],
-        observations: Mapping[str, Observation],
+        main: Walked,
         others: Iterable[Walked] = (),
+        more: Iterable[Walked] = (),
     ) -> Observed:
         """Everything that was seen. Call it after the runs. The arguments are those of `Observed`."""
         return Observed(
-            nodes=nodes,
-            observations=observations,
+            main=main,
             visits=self.visits,
             events=tuple(self.events),
             marks=tuple(self.statistics),
@@ -215,6 +214,7 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             vectors=tuple(dict.fromkeys(v.representative for v in self.vectors.values())),
             renumbered={id(tensor): vector for tensor, vector in self.renumbered},
             others=tuple(others),
+            more=tuple(more),
             steps=self.recorder.steps(),
         )
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import torch
 from torch import nn
 
 from fxprune.analysis.findings import Findings, Subject
-from fxprune.analysis.observed import Observation, Walked
+from fxprune.analysis.observed import Walked
 from fxprune.analysis.observer import Observer
 from fxprune.analysis.results import Results
 from fxprune.analysis.tensor_table import TensorTable
@@ -99,12 +98,12 @@ class Opened:
 
     def findings(
         self,
-        nodes: Mapping[str, Any],
-        observations: Mapping[str, Observation],
+        main: Walked,
         uses: Uses,
         notes: Iterable[str],
         results: Results,
         others: Iterable[Walked] = (),
+        more: Iterable[Walked] = (),
         state: Collection[str] = (),
     ) -> Findings:
         """The findings, after the walk. Tensors that no operation has read take no part in the groups.
@@ -119,7 +118,7 @@ class Opened:
             solution = solve(self.terms, solution.axes)
         return Findings(
             subject=self.subject,
-            observed=self.observer.observed(nodes, observations, others),
+            observed=self.observer.observed(main, others, more),
             table=TensorTable(tensors, self.aliases, tuple(axes)),
             solution=solution,
             uses=uses,

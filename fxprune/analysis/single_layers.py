@@ -44,7 +44,8 @@ def analyze_single_layers(subject: Subject, *, strict: bool) -> Findings:
     notes = (*subject.captured.notes, *filter(None, [results.note()]))
     blank, training = {name: Observation() for name in observations}, subject.model.training
     others = [Walked(training, call.inputs, {}, blank, call.name) for call in subject.methods]
-    return opened.findings({}, observations, Uses(), notes, results, others)
+    main = Walked(training, subject.inputs, {}, observations)
+    return opened.findings(main, Uses(), notes, results, others)
 
 
 def _run(opened: Opened) -> tuple[Results, set[str], list[Found]]:

@@ -64,7 +64,8 @@ def read(findings: Findings, zeroed: Mapping[str, Mapping[int, Any]]) -> list[Re
     found: list[Reading] = []
     known: set[tuple[str, str, int]] = set()
     for walked in sorted(findings.walked, key=lambda walked: walked.training):
-        seen = replace(findings.observed, nodes=walked.nodes, observations=walked.observations)
+        main = replace(findings.observed.main, nodes=walked.nodes, observations=walked.observations)
+        seen = replace(findings.observed, main=main)
         readings = _read_in(replace(findings, observed=seen), walked, zeroed)
         found += [reading for reading in readings if _key(reading) not in known]
         known.update(map(_key, readings))

@@ -53,8 +53,8 @@ _LOOSE = {
 def settle_nodes(draft: Draft, findings: Findings, removal: Removal, faker: Faker) -> ScaleFactors:
     """Run the smaller graph; settle the sizes of each node just before it runs, and check its shapes just after.
 
-    The smaller graph also runs in the other mode, and other methods of the model run, where the analysis has seen the
-    original so. These runs are only checked.
+    The smaller graph also runs on the further inputs, in the other mode and once more where it leaves a state. Other
+    methods of the model run, where the analysis has seen the original so. These runs are only checked.
 
     Returns the factors that weights have to carry, because code computes other scales from the smaller sizes.
 
@@ -64,7 +64,7 @@ def settle_nodes(draft: Draft, findings: Findings, removal: Removal, faker: Fake
     with no_caches(findings.model):
         runs: list[_Checking] = [_Settling(draft, findings, removal)]
         runs[0].run(faker)
-        for seen in findings.walked[1:]:
+        for seen in findings.runs[1:]:
             runs.append(_Checking(draft, findings, removal, seen))
             runs[-1].run(faker)
     _erase_unused(draft.graph, had_users)
@@ -78,7 +78,7 @@ def run_once(draft: Draft, findings: Findings, removal: Removal) -> ScaleFactors
 
     Returns the factors that weights have to carry, as `settle_nodes` does.
     """
-    runs = [_Running(draft, findings, removal, seen) for seen in findings.walked]
+    runs = [_Running(draft, findings, removal, seen) for seen in findings.runs]
     with no_caches(findings.model):
         for run in runs:
             run.run(Real())
@@ -112,23 +112,28 @@ class _Checking:
         self.check = ShapeCheck(removal, self.scopes, replaced)
         self.refused = RefusedSizes(self.check)
         self.numbers: list[OtherNumber] = []
-        self.when = ""
         self.other_mode = seen.training != findings.model.training
-        if self.other_mode:
-            self.when = f" in {MODES[seen.training]} mode"
+        self.when = f" in {MODES[seen.training]} mode" if self.other_mode else ""
         if seen.method:
             self.when = f' in the method "{seen.method}"{self.when}'
+        elif seen in findings.observed.more:
+            self.when = " on further inputs"
 
     def run(self, faker: Faker | Real) -> None:
-        """Run all nodes."""
+        """Run all nodes, and once more where the original has left a state that a second call reads."""
         module = copy_module(self.draft.module, faker.of_state)
         if self.other_mode:
             set_mode(module, self.seen.training)
         self.scopes.follow(module, "")
-        decisions = (random_decisions(),) if self.when else ()
-        modes = (*decisions, self.scopes.watching(), self.refused, self.check)
-        with told_seeds():
-            walk(self.draft.graph, module, faker, self.values, self.visit, modes)
+        for seen in self.seen.calls:
+            if seen is not self.seen:
+                self.seen = seen
+                self.when = f" in a second call{self.when}"
+                self.scopes.restart()
+            decisions = (random_decisions(),) if self.other_mode or self.seen.method else ()
+            modes = (*decisions, self.scopes.watching(), self.refused, self.check)
+            with told_seeds():
+                walk(self.draft.graph, module, faker, self.values, self.visit, modes)
 
     def settle(self, node: fx.Node, before: fx.Node, observation: Observation) -> None:
         """Settle the sizes of a node before it runs: nothing, where sizes are only checked."""
@@ -224,11 +229,12 @@ class _Settling(_Checking):
     """The run on the first example inputs, in the mode of the model, in which the sizes of nodes are settled too."""
 
     def __init__(self, draft: Draft, findings: Findings, removal: Removal) -> None:
-        super().__init__(draft, findings, removal, findings.walked[0])
+        super().__init__(draft, findings, removal, findings.observed.main)
+        self.findings = findings
 
     def settle(self, node: fx.Node, before: fx.Node, observation: Observation) -> None:
         """Settle the sizes among the arguments of a call."""
-        if node.op not in ("call_function", "call_method"):
+        if node.op not in ("call_function", "call_method") or self.seen is not self.findings.observed.main:
             return
         nodes = self.seen.nodes
 

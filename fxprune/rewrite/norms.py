@@ -122,10 +122,9 @@ def why_changed(findings: Findings, mark: Mark) -> str:
 
 def without_marks(findings: FindingsT, marks: tuple[Mark, ...], kept: Callable[[Key], bool]) -> FindingsT:
     """The findings with these marks only. kept: True for the operations that change no statistic any more."""
-    main, *others = (_unmarked(walked.observations, kept) for walked in findings.walked)
-    pairs = zip(findings.observed.others, others, strict=True)
-    unmarked = tuple(replace(walked, observations=observations) for walked, observations in pairs)
-    return replace(findings, observed=replace(findings.observed, marks=marks, observations=main, others=unmarked))
+    pairs = [(walked, _unmarked(walked.observations, kept)) for walked in findings.walked]
+    main, *others = (replace(walked, observations=observations) for walked, observations in pairs)
+    return replace(findings, observed=replace(findings.observed, marks=marks, main=main, others=tuple(others)))
 
 
 def _unmarked(observations: Mapping[str, Observation], kept: Callable[[Key], bool]) -> dict[str, Observation]:

@@ -65,6 +65,7 @@ def factors_for(findings: Findings, removal: Removal, numbers: Sequence[OtherNum
     """
     if not numbers:
         return ScaleFactors()
+    _refuse_other_runs(findings, removal, numbers)
     by_key = {number.changed.key: number for number in reversed(numbers)}
     parameters = [(name, tensor) for name, tensor in findings.tensors.items() if isinstance(tensor, nn.Parameter)]
     trainable = [name for name, tensor in parameters if tensor.is_floating_point()]
@@ -78,6 +79,31 @@ def factors_for(findings: Findings, removal: Removal, numbers: Sequence[OtherNum
         vectors = tuple(vector for number in held for vector in _widths(number, removal))
         why = f"{held[0].changed}, and no weights can carry the ratio: {error}{where}"
         raise HeldWidthsError(why, held[0], vectors) from None
+
+
+def _refuse_other_runs(findings: Findings, removal: Removal, numbers: Sequence[OtherNumber]) -> None:
+    """Raises `HeldWidthsError` if the numbers of an operation change by another ratio, or not at all, in another run.
+
+    Weights that carry the ratio for the one run would be wrong for the other.
+    """
+    changed = {(id(number.seen), number.changed.key): number.changed.after for number in numbers}
+    seen = [call for run in findings.runs for call in run.calls]
+    for number in numbers:
+        key, name = number.changed.key, number.before.name
+        for call in seen:
+            before, _ = call.observations[name].numbers.get(key, ((), ()))
+            after = changed.get((id(call), key), before)
+            if before and not _same_ratios(number.changed, before, after):
+                why = (
+                    f"{number.changed}, and no weights can carry the ratio: in another run it is {after}, was {before}"
+                )
+                raise HeldWidthsError(why, number, tuple(_widths(number, removal)))
+
+
+def _same_ratios(changed: Changed, before: Sequence[float], after: Sequence[float]) -> bool:
+    """True if numbers change by the same ratios as those of `changed`."""
+    rows = zip(changed.before, changed.after, before, after, strict=False)
+    return len(before) == len(changed.before) and all(math.isclose(a * d, b * c, rel_tol=1e-12) for a, b, c, d in rows)
 
 
 def _types_of_numbers(findings: Findings, changed: Sequence[Changed]) -> dict[Key, torch.dtype]:
