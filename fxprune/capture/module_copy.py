@@ -168,7 +168,7 @@ def copy_module(
             function, args, keywords = map(attribute, (value.func, value.args, value.keywords))
             return functools.partial(function, *args, **keywords)
         if kind is CACHED_FUNCTION:
-            return _with_cache(value, attribute(value.__wrapped__))
+            return containers.setdefault(id(value), _with_cache(value, attribute(value.__wrapped__)))
         if kind is RemovableHandle:
             return _handle(value, attribute)
         return _contained(value, containers, attribute)
@@ -222,8 +222,8 @@ def _bound(method: types.MethodType, new: Any) -> types.MethodType:
 
 
 def _with_cache(cached: Any, function: Any) -> Any:
-    """A function with a cache of its own, such as a method of a module; `function` is the copy of what it wraps."""
-    return cached if function is cached.__wrapped__ else functools.lru_cache(**cached.cache_parameters())(function)
+    """A function with a cache of its own, which a run of the copy fills; `function` is the copy of what it wraps."""
+    return functools.lru_cache(**cached.cache_parameters())(function)
 
 
 def _handle(handle: RemovableHandle, attribute: Callable[[Any], Any]) -> RemovableHandle:

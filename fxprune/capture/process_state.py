@@ -3,7 +3,7 @@
 | state | context manager | change, and for how long |
 | --- | --- | --- |
 | Python's cyclic garbage collector | `public_call` | off, during one call of a public function |
-| function caches, variables, containers, generators in the files of a model | `clean_caches` | as before after a run |
+| function caches, variables, containers, generators that a model's code uses | `clean_caches` | as before after a run |
 | functions with a cache in the files of a model | `no_caches` | replaced by those they wrap, during a run |
 | the level of torch's log about fake tensors | `no_fake_tensor_log` | critical errors only, during a run on them |
 | torch's fast path of attention | `no_fused_attention` | off, during a run |
@@ -42,6 +42,7 @@ from torch.nn.modules import module as torch_module
 
 from fxprune.capture.code import is_torch
 from fxprune.capture.file_state import Code, FileState, uncached
+from fxprune.capture.kept_values import Kept, held_values
 from fxprune.capture.lengths import lengths_are_sizes
 from fxprune.capture.thread_state import usual_state
 
@@ -295,25 +296,33 @@ class _OfOtherThreads(io.StringIO):
 
 @contextlib.contextmanager
 def clean_caches(model: nn.Module) -> Iterator[None]:
-    """Takes out again what a run leaves in the files of the model: in function caches, global variables, containers.
+    """Takes out again what a run leaves in the files of the model, and in what the model holds beside its modules: in
+    function caches, variables, containers, closures, attributes of functions, classes and objects.
 
     For example, a table of positions is often made by a function with `functools.lru_cache`. A run on fake tensors
     would leave a fake table in the cache, and every later forward of every model with that function would get it.
     Generators of random numbers there get the state back that they had.
     """
     with _LOCK:
-        before = _file_state(model)
-        filled = [_filled(cache) for cache in before.functions]
+        before, held = _file_state(model), _held(model)
+        caches = list({id(cache): cache for cache in (*before.functions, *held.caches)}.values())
+        filled = [_filled(cache) for cache in caches]
         states = [generator.get_state() for generator in before.generators]
         try:
             yield
         finally:
             for generator, drawn in zip(before.generators, states, strict=True):
                 generator.set_state(drawn)
-            for cache, known in zip(before.functions, filled, strict=True):
+            for cache, known in zip(caches, filled, strict=True):
                 if _filled(cache) != known:
                     cache.cache_clear()
             before.kept.restore()
+            held.restore()
+
+
+def _held(model: nn.Module) -> Kept:
+    """The functions, objects and containers that a model holds, as they are now. Copies of the model may share them."""
+    return Kept((), held_values(model), leave=map(id, model.modules()))
 
 
 def _file_state(model: nn.Module) -> FileState:
@@ -340,13 +349,18 @@ def no_caches(model: nn.Module) -> Iterator[Callable[[], None]]:
     left in other places of these files so far.
     """
     with clean_caches(model):
-        before = _file_state(model)
+        before, held = _file_state(model), _held(model)
         undo: list[Callable[[], None]] = []
+
+        def forget() -> None:
+            before.kept.forget_marks()
+            held.forget_marks()
+
         try:
             for place in before.places:
                 undo.append(place.replace(uncached(place.function)))
             with lengths_are_sizes(before.code.files):
-                yield before.kept.forget_marks
+                yield forget
         finally:
             for restore in reversed(undo):
                 restore()
