@@ -20,6 +20,7 @@ from fxprune.planning.plan import Plan
 from fxprune.planning.select import by_group, carried_over, ignored_groups, warning_of_several
 from fxprune.planning.uniform import by_config, with_config
 from fxprune.proof.compare import first_wrong_group, prove
+from fxprune.proof.original import error_of_original
 from fxprune.proof.result import NoReferenceError, Proof
 from fxprune.rewrite.factors import factors_of
 from fxprune.rewrite.graph import Rewritten, rewrite
@@ -162,6 +163,8 @@ def _proven(result: Result, resolved: ResolvedPlan, request: Request, made: Rewr
     try:
         proof = _proof(analysis, made, resolved)
     except NoReferenceError as error:
+        if told := error_of_original(analysis):
+            raise told from error
         if decides:
             raise CaptureError(
                 "the model's forward raises", raised=True, why=str(error), do="check that it runs on these inputs"

@@ -33,6 +33,7 @@ from fxprune.errors import CaptureError, InputError, OtherWeightsWarning, Verifi
 from fxprune.fold import resolve_plan
 from fxprune.planning.uniform import with_config
 from fxprune.proof.compare import prove
+from fxprune.proof.original import error_of_original
 from fxprune.proof.other_arguments import other_arguments
 from fxprune.proof.result import NoReferenceError
 from fxprune.rewrite.factors import multiplied
@@ -112,7 +113,7 @@ def verify(
         if text:
             warnings.warn(text, OtherWeightsWarning, stacklevel=4)
             plain = _with_tensors_of(plain, own)
-    with _explained(other_arguments(plain, recorded, normalize(example_inputs))) as explained:
+    with _explained(analysis, other_arguments(plain, recorded, normalize(example_inputs))) as explained:
         error = prove(analysis, plain, resolved.removal, resolved.zeroed, exact, factors, folded=folded).error
         explained(error)
     if error > WRONG and made.steps == 1 and has_other_weights(recorded, plain, made):
@@ -121,7 +122,7 @@ def verify(
 
 
 @contextlib.contextmanager
-def _explained(other: InputError | None) -> Iterator[Callable[[float], None]]:
+def _explained(analysis: Findings, other: InputError | None) -> Iterator[Callable[[float], None]]:
     """Raises `other`, if there is one, where the small model raises or is wrong. Gives a function of its error."""
 
     def explained(error: float) -> None:
@@ -133,7 +134,7 @@ def _explained(other: InputError | None) -> Iterator[Callable[[float], None]]:
     except VerificationError as wrong:
         raise (other or wrong) from (wrong if other else None)
     except NoReferenceError as wrong:
-        raise CaptureError(
+        raise error_of_original(analysis) or CaptureError(
             "the model's forward raises",
             raised=True,
             why=str(wrong),

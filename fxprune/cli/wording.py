@@ -39,6 +39,7 @@ SPOKEN = (
         "write a name, a glob or name:kind, as `fxprune inspect` lists them",
     ),
     (rf"(?s)(scalar types: Long.*){RUNS}", r"\1give integers, such as token ids, as --input [NAME=]1x16:int64<N"),
+    (rf"{RUNS}: their numbers[^\n]*", "check the numbers of --input, such as token ids below N: [NAME=]1x16:int64<N"),
     (RUNS, "check shapes and dtypes of --input"),
     (r"the example inputs are (\d+) positional and the keywords (\[.*\])", r"--input gives \1 without a name, and \2"),
     (r"pass a tuple of all positional arguments, or a dict of keyword arguments(?:; a dict that[^\n]*)?", NAMED),

@@ -1,0 +1,81 @@
+"""A model that raises on its example inputs: an error that names the place, before there is a small model."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fxprune
+from fxprune import _attempt
+from fxprune.cli import main
+from fxprune.proof.result import NoReferenceError
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tok, self.up, self.down = nn.Embedding(10, 6), nn.Linear(6, 12), nn.Linear(12, 3)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.down(self.up(self.tok(ids)).relu())
+
+
+GOOD, BAD = torch.tensor([[1, 2, 9]]), torch.tensor([[1, 2, 10]])
+
+
+@pytest.mark.parametrize("options", [{"ratio": 0.5}, {"keep": {"params": 0.5}}, {"ratio": 0.5, "also": [GOOD]}])
+def test_numbers_out_of_range_are_an_error_of_the_model(options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(fxprune.CaptureError, match="the model's forward raises") as caught:
+            fxprune.transform(Words().eval(), BAD, **options)
+    text = str(caught.value)
+    assert f"at   tok ({__file__}:" in text
+    assert "why  IndexError: index out of range" in text
+    assert "their numbers, such as token ids" in text
+
+
+def test_verify_names_the_place():
+    model = Words().eval()
+    small = fxprune.transform(model, GOOD, ratio=0.5)
+    with pytest.raises(fxprune.CaptureError, match=r"raises\n  at   tok \("):
+        fxprune.verify(model, small, BAD)
+
+
+def test_the_command_writes_nothing(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["--ratio", "0.5", "--input", "1x8:int64<90", "--output", "small.safetensors"]
+    assert main(["prune", f"{__name__}:Words", *words]) != 0
+    told = capsys.readouterr().err
+    assert "check the numbers of --input" in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reference_that_raises_where_the_model_does_not_stays_a_warning(monkeypatch):
+    def prove(*args, **options):
+        raise NoReferenceError("IndexError: of its zeros")
+
+    monkeypatch.setattr(_attempt, "prove", prove)
+    with pytest.warns(fxprune.NotProvenWarning, match="reference, which does not run: IndexError: of its zeros"):
+        small = fxprune.transform(Words().eval(), GOOD, ratio=0.5)
+    assert small.up.out_features == 6
+
+
+def test_a_model_that_raises_in_one_mode_alone_is_not_refused():
+    class Trains(Words):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return super().forward(ids if self.training else ids + 10)
+
+    with pytest.warns(fxprune.NotProvenWarning, match="does not run: IndexError"):
+        fxprune.transform(Trains().train(), GOOD, ratio=0.5, path="eager")
+
+
+def test_a_model_without_numbers_is_taken_as_it_is():
+    assert (
+        fxprune.transform(Words().to("meta").eval(), BAD.to("meta"), ratio=0.5, importance="random").up.out_features
+        == 6
+    )
