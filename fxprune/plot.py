@@ -37,7 +37,7 @@ _COLOURS = (
 )
 
 
-@checks_arguments()
+@checks_arguments("plan", "path", "ax", "details", "folded")
 def dependencies(
     analysis: Analysis,
     plan: Plan | None = None,
@@ -71,7 +71,11 @@ def dependencies(
     plt = _pyplot()
     _check_axes(ax)
     if not isinstance(analysis, Analysis):
-        raise InputError(f"a {type(analysis).__name__} is no analysis", do="pass what fxprune.analyze(...) returned")
+        model = isinstance(analysis, nn.Module)
+        do = (
+            "pass what fxprune.analyze(model, example_inputs) returns" if model else "pass what fxprune.analyze returns"
+        )
+        raise InputError(f"a {type(analysis).__name__} is no analysis", do=do)
     removal = None if plan is None else removal_of(analysis, plan)
     flow = _without_merged_norms(graph(analysis, "flow"))
     boxes = {node: _box(analysis, flow, node, removal, details=details) for node in flow}

@@ -504,3 +504,10 @@ def test_a_parameter_has_cut_corners_and_says_what_it_is() -> None:
     clips = [bar.get_clip_path() for bar in ax.patches if isinstance(bar, Rectangle)]
     corners = [clip.get_fully_transformed_path().vertices for clip in clips if clip is not None]
     assert [len(one) for one in corners] == [9, 9]  # a white box and a coloured one with eight corners, closed
+
+
+def test_a_model_in_place_of_an_analysis_is_told_what_makes_one():
+    with pytest.raises(
+        fxprune.InputError, match=r"a Linear is no analysis\n  do   pass what fxprune\.analyze\(model, ex"
+    ):
+        fxprune.plot.dependencies(torch.nn.Linear(2, 2))

@@ -39,7 +39,8 @@ class Model:
     module: nn.Module
     name: str = "the model"
     advice: str = (
-        "let a batch hold what one call takes, or pass a function that picks it out, as `lambda batch: batch[0]`"
+        "let a batch hold what one call takes, or pick it out: `repair_inputs=lambda batch: batch[0]`, "
+        "which is `inputs=` of fxprune.repair"
     )
     written: set[int] = field(default_factory=set)
     pages: Pages = field(default_factory=lambda: Pages(0))

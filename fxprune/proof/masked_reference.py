@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -16,15 +16,23 @@ from fxprune.capture.module_copy import deep_copy_with
 from fxprune.capture.process_state import public_call
 from fxprune.capture.tensors import computed_tensors
 from fxprune.capture.uncopied import why_no_copy
-from fxprune.errors import PlanError, nearest
+from fxprune.errors import InputError, PlanError, nearest
 from fxprune.offloaded import refuse_dispatched
 from fxprune.proof.kept_weights import kept_weights
 from fxprune.proof.zeroed import zero_slots
 
 
-@checks_arguments("model", "removed")
+class NamesRemoved(Protocol):
+    """A plan, or the record of a small model."""
+
+    @property
+    def removed(self) -> Mapping[str, Mapping[int, Any]]:
+        """Parameter or buffer name -> {dimension: indices}."""
+
+
+@checks_arguments("model")
 @public_call()
-def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]]) -> nn.Module:
+def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]] | NamesRemoved) -> nn.Module:
     """The masked reference: a deep copy with every removed slot of every parameter and buffer set to zero.
 
     Where a layer divides its weight by a norm (`weight_norm`, `spectral_norm`), what stays of the weight keeps its
@@ -33,7 +41,8 @@ def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]]) -> nn.Mod
 
     Args:
         model: the original, which is not changed.
-        removed: parameter or buffer name -> {dimension: indices}, as in `Plan.removed` and `record(small).removed`.
+        removed: parameter or buffer name -> {dimension: indices}, as in `Plan.removed` and `record(small).removed`; or
+            the plan or the record itself.
 
     Raises `PlanError` if the model has no such parameter or buffer, or cannot be copied.
 
@@ -42,6 +51,7 @@ def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]]) -> nn.Mod
     >>> fxprune.masked(net, {"bias": {0: [1]}}).bias[1].item()
     0.0
     """
+    removed = _as_mapping(removed)
     check_told_apart(model)
     refuse_dispatched(model, "masked")
     copied = _copy(model)
@@ -63,6 +73,18 @@ def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]]) -> nn.Mod
         for name, values in kept.values.items():
             fetch(copied, name).copy_(values)
     return copied
+
+
+def _as_mapping(removed: Any) -> Mapping[str, Mapping[int, Any]]:
+    given = removed if isinstance(removed, Mapping | nn.Module) else getattr(removed, "removed", removed)
+    if isinstance(given, Mapping) and all(isinstance(dims, Mapping) for dims in given.values()):
+        return given
+    raise InputError(
+        f"removed must be a mapping {{name: {{dimension: indices}}}}, not {type(given).__name__}",
+        at=f"masked(removed={shown(removed)})",
+        why="" if not isinstance(given, Mapping) else "a value in it is no mapping",
+        do="pass record(small).removed, a record, or a plan",
+    )
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -489,3 +489,16 @@ def test_what_forward_reads_or_makes_is_there_in_the_proof(network: Callable[[],
         for name in ("a.weight", "a.bias"):
             net.get_parameter(name)[made.removed["a.weight"][0]] = 0
     assert torch.allclose(ours, net(x), atol=1e-6)
+
+
+def test_masked_takes_a_plan_and_a_record() -> None:
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval(), torch.randn(2, 4)
+    plan = fxprune.analyze(net, x).plan(ratio=0.5)
+    made = fxprune.record(fxprune.transform(net, x, ratio=0.5))
+    for given in (plan, made):
+        state = fxprune.masked(net, given).state_dict()
+        assert all(torch.equal(state[name], t) for name, t in fxprune.masked(net, plan.removed).state_dict().items())
+        assert int((state["0.bias"] == 0).sum()) == 4
+    for wrong in (net, [1], {"0.bias": [1]}):
+        with pytest.raises(fxprune.InputError, match=r"do   pass record\(small\)\.removed, a record, or a plan"):
+            fxprune.masked(net, wrong)  # type: ignore[arg-type]  # it is wrong

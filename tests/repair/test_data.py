@@ -407,3 +407,9 @@ def test_settings_of_no_use_are_refused_in_four_parts(wrong: dict[str, Any]) -> 
 def test_one_tensor_is_no_list_of_batches() -> None:
     with pytest.raises(fxprune.InputError, match="not Tensor"):
         fxprune.transform(mlp(), torch.randn(1, 6), ratio=0.5, repair=torch.randn(20, 6))
+
+
+def test_a_batch_of_another_shape_names_the_argument_that_picks_inputs_out():
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+    with pytest.raises(fxprune.InputError, match="pick it out: `repair_inputs=lambda batch"):
+        fxprune.transform(net, torch.randn(2, 4), ratio=0.5, repair=[torch.randn(8, 3)])
