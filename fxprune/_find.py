@@ -128,6 +128,8 @@ def _walked(subject: Subject, *, strict: bool) -> Findings:
     except CaptureError as error:
         if captured.has_graph or not error.raised or captured.tensors.weightless:
             raise
-        note = f"the forward decides by numbers, it was observed on real tensors: {error.first_why}"
+        place = f" at {error.at}" if error.at else ""
+        note = f"the forward decides by numbers{place}, so it was observed on real tensors, and other numbers may take "
+        note += f"another way: pass inputs that do as `also=` ({error.first_why})"
         captured = replace(captured, real=True, notes=(*captured.notes, note))
         return Analyzer(replace(subject, captured=captured), strict=strict).run()

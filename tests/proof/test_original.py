@@ -79,3 +79,21 @@ def test_a_model_without_numbers_is_taken_as_it_is():
         fxprune.transform(Words().to("meta").eval(), BAD.to("meta"), ratio=0.5, importance="random").up.out_features
         == 6
     )
+
+
+class Packs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.rnn, self.head = nn.Linear(4, 8), nn.GRU(8, 6, batch_first=True), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(self.up(x), lengths, batch_first=True, enforce_sorted=False)
+        return self.head(self.rnn(packed)[1][-1])
+
+
+def test_a_forward_that_decides_by_numbers_has_a_place_and_a_next_step():
+    inputs = (torch.randn(2, 5, 4), torch.tensor([5, 3]))
+    notes = fxprune.analyze(Packs().eval(), inputs, path="eager").notes
+    (note,) = [text for text in notes if text.startswith("the forward decides by numbers at ")]
+    assert f"({__file__}:" in note
+    assert "pass inputs that do as `also=`" in note
