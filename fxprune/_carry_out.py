@@ -55,7 +55,7 @@ from fxprune.fold import folds
 from fxprune.offloaded import Dispatch, dispatch_of, is_dispatched
 from fxprune.paths import paths_for
 from fxprune.planning.budgets import MISSED, above
-from fxprune.planning.figures import Measured, pairs_of, with_measured
+from fxprune.planning.figures import TIMED, Measured, contradictions, pairs_of, with_measured
 from fxprune.planning.plan import Plan
 from fxprune.planning.uniform import by_config, class_paths
 from fxprune.planning.without_effect import refuse_without_effect
@@ -117,9 +117,8 @@ def _carried_out(
         assert request.plan is not None
         paths = _paths(module, call, choices, request.plan.path)
     result = shallow.added(first_result(request, paths, may_give_up_class=free))
-    keep = given.choices.get("keep")
-    measured = {} if keep is None else pairs_of(module, result.small, call.example_inputs, keep)
-    missed = _above_budget(result, keep, measured, shallow.before)
+    result, measured = _measured(result, module, call.example_inputs, given.choices, shallow)
+    missed = _above_budget(result, given.choices.get("keep"), measured, shallow.before)
     for text, kind in chain(_warnings(result, free=free, asked=call.prefer == "class"), missed):
         warnings.warn(text, kind, stacklevel=level_of_user())
     recorded = shallow.recorded(replace(recorded_of(result), measured=measured))
@@ -213,6 +212,18 @@ def _repaired(
     return replace(result, small=small), replace(recorded, repair=done)
 
 
+def _measured(
+    result: Result, model: nn.Module, example_inputs: Any, choices: Mapping[str, Any], shallow: Shallow
+) -> tuple[Result, Measured]:
+    """The figures that budgets limit, measured; the result says where they contradict the table of latencies."""
+    keep = choices.get("keep")
+    measured = {} if keep is None else pairs_of(model, result.small, example_inputs, keep)
+    if shallow.dropped:  # the table is about the model without these branches
+        return result, measured
+    told = contradictions(result.analysis, result.removal, measured, choices.get("latency_table"))
+    return replace(result, plan=replace(result.plan, reasons=(*result.plan.reasons, *told))), measured
+
+
 def _above_budget(
     result: Result, keep: Mapping[str, Any] | None, measured: Measured, whole: Cost | None
 ) -> Iterator[tuple[str, type[Warning]]]:
@@ -225,6 +236,8 @@ def _above_budget(
             known = next((reason for reason in reasons if reason.startswith(text)), None)
             others = "; ".join(reason for reason in reasons if not reason.startswith(MISSED))
             do = "Raise the budget, or let more go: record(small).report() says what stays, and why"
+            if budget.key in TIMED:
+                do += ". latency_table=False measures again, without the table of latencies"
             yield known or f"{text}: {others or 'no more may go'}. {do}", BudgetMissedWarning
 
 

@@ -16,7 +16,7 @@ from fxprune.report.layer_graph import flow_of
 from fxprune.report.repeats import merge_tensors
 from fxprune.rewrite.derived import derived
 from fxprune.rewrite.hook_readings import too_wide
-from fxprune.rewrite.norms import why_changed
+from fxprune.rewrite.norms import rescaled_layers, why_changed
 from fxprune.rewrite.own_copies import copies_that_differ
 from fxprune.rewrite.references import names_in, references_to_original
 from fxprune.rewrite.remade_tensors import unseen_writes
@@ -32,6 +32,7 @@ def recorded(result: Result) -> Record:
     if inexact.any():
         reasons += _changed_statistics(analysis, list(analysis.marks_of(inexact.nonzero()[0])))
     reasons += analysis.results.changes(result.removal)
+    reasons += _rescaled_norms(result)
     state = Tensors.of(small)
     if plan.factors:
         names = list(dict.fromkeys(factor.tensor for factor in plan.factors))
@@ -83,6 +84,18 @@ def _changed_statistics(analysis: Findings, marks: list[Mark]) -> list[str]:
         return list(told)
     whys = (why_changed(analysis, min(alike, key=lambda mark: mark.width)) for alike in told.values())
     return [f'{text}; norms="preserve" does not keep it: {why}' for text, why in zip(told, whys, strict=True)]
+
+
+def _rescaled_norms(result: Result) -> list[str]:
+    """A sentence about the norms whose weights get other numbers, since gradients get others with them."""
+    folded = merge_tensors([f"{path}.weight" for path in rescaled_layers(result.analysis, result.removal)])
+    if not folded:
+        return []
+    names = f"{', '.join(folded[:4])}{', ...' if folded[4:] else ''}"
+    return [
+        f'norms="preserve" multiplies {names} by sqrt(old width / new width), and epsilon by old width / new width: '
+        "outputs count the old width, and gradients of these weights are divided by the root"
+    ]
 
 
 def _of_other_code(result: Result, state: Tensors) -> list[str]:

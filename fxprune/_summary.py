@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 
 from fxprune._quality import Quality, quality_of
 from fxprune._search import number_of
+from fxprune._verify import refuse_swapped
 from fxprune.arguments import checks_arguments, shown
 from fxprune.capture.program import as_module
 from fxprune.capture.tensors import Tensors
@@ -124,6 +125,7 @@ def summary(
         )
     if score is not None and not callable(score):
         raise InputError("score must be a function", at=f"score={shown(score)}", do="pass one that takes the model")
+    refuse_swapped(model, small, "summary")
     modules = [as_module(one, inputs) for one in (model, small)]
     weightless = any(Tensors.of(module).weightless for module in modules)
     times = [None, None] if weightless or not rounds else measured_in_turn(modules, inputs, rounds)

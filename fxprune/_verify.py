@@ -86,7 +86,7 @@ def verify(
     """
     if isinstance(small, nn.Module):
         check_plain(small, Tensors.of(small))
-    _refuse_swapped(model, small)
+    refuse_swapped(model, small)
     recorded = copy_module(as_module(model, example_inputs), lambda tensor: tensor)
     made = record_since(small, recorded)
     for name, module in recorded.named_modules():
@@ -142,13 +142,15 @@ def _explained(analysis: Findings, other: InputError | None) -> Iterator[Callabl
         ) from wrong
 
 
-def _refuse_swapped(model: nn.Module | ExportedProgram, small: nn.Module | ExportedProgram) -> None:
+def refuse_swapped(
+    model: nn.Module | ExportedProgram, small: nn.Module | ExportedProgram, call: str = "verify"
+) -> None:
     """Raises `InputError` if the first model was made by `transform`, and the second was not."""
     if steps_in(small) is None and steps_in(model) is not None:
         raise InputError(
             "the two models stand the other way round",
             why="the first one has the record of a small model, the second has none",
-            do="call verify(model, small, example_inputs), the original first",
+            do=f"call {call}(model, small, example_inputs), the original first",
         )
 
 

@@ -114,3 +114,10 @@ def test_a_share_is_the_whole_only_where_nothing_went() -> None:
     counted = [ModelFigures(params, 4 * params, 1, 1) for params in (100_000, 99_999)]
     assert "> 99.9%" in Summary(counted[0], counted[1]).report().splitlines()[2]
     assert "100.0%" in Summary(counted[0], counted[0]).report().splitlines()[2]
+
+
+def test_models_that_stand_the_other_way_round_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    small = fxprune.transform(model, torch.zeros(1, 4), ratio=0.5)
+    with pytest.raises(InputError, match=r"other way round[\s\S]*summary\(model, small, "):
+        fxprune.summary(small, model, torch.zeros(1, 4), rounds=0)

@@ -10,11 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 from fxprune.errors import FxpruneError, PlanError, nearest
-from fxprune.planning.budgets import UNITS as COUNTED
 from fxprune.planning.budgets import checked_keys
-
-PERCENT = 100
-"""The largest integer that could be meant as a percentage."""
 
 
 class UsageError(FxpruneError, ValueError):
@@ -161,12 +157,7 @@ def check_amounts(key: str, values: Sequence[float | int | str]) -> None:
 
 
 def _wrong(key: str, amount: float | int | str) -> str:
-    """The reason why an amount is no budget of a measure; empty if it is one.
-
-    A small integer without a unit is refused as 1 is: a percentage is more likely meant.
-    """
-    if key in COUNTED and isinstance(amount, int) and 1 < amount <= PERCENT:
-        return f"{amount} would be an absolute figure; a share is a number like {amount / 100:g}, a figure has a unit"
+    """The reason why an amount is no budget of a measure; empty if it is one."""
     try:
         checked_keys({key: amount})
     except PlanError as error:

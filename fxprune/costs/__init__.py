@@ -5,7 +5,7 @@ from fxprune.costs.cache import CacheBytes, cache_bytes
 from fxprune.costs.count import Cost, LayerCost, cost, cost_of
 from fxprune.costs.latency import Latency, measure, measured_in_turn
 from fxprune.costs.latency_file import LatencyFile
-from fxprune.costs.latency_table import LatencyTable
+from fxprune.costs.latency_table import LatencyTable, contradicted
 from fxprune.costs.marginal import ChannelCost, per_channel, withheld
 from fxprune.costs.memory import PeakMemory, peak_memory
 
@@ -21,6 +21,7 @@ __all__ = [
     "PeakMemory",
     "active_params",
     "cache_bytes",
+    "contradicted",
     "cost",
     "cost_of",
     "measure",

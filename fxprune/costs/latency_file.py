@@ -73,6 +73,13 @@ class LatencyFile:
         except (OSError, FxpruneError):
             return {}
 
+    def drop(self, digest: str) -> Path:
+        """Delete the measurements of a model, so that the next ones are made again. Returns the path of their file."""
+        path = self.path(digest)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        return path
+
     def write(self, digest: str, points: Mapping[str, Point]) -> None:
         """Write all measurements of a model, whole or not at all."""
         made = {widths: asdict(point) for widths, point in points.items()}

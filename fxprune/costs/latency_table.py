@@ -40,6 +40,9 @@ REST = "(rest)"
 LONG, FEWEST, MOST = 0.4, 5, 15
 """A model is run for about so many seconds, but at least and at most in so many rounds."""
 
+CONTRADICTS = 1.25
+"""A share of the original's latency contradicts another one that is more than so many times larger or smaller."""
+
 MeasuresLayers = Callable[[nn.Module, nn.Module, Inputs], tuple[float, float, Mapping[str, float]]]
 """Takes the original, a small model and the inputs. Gives the seconds of the original, of the small model, and of each
 of its layers."""
@@ -133,7 +136,7 @@ class LatencyTable:
         check_can_run(findings.model)
         self._findings, self._small = findings, small
         self._watch = watch or (watched if runs is None else partial(watched, runs=runs))
-        self._file, self._about = file, _digest(findings) + ("" if runs is None else runs.__name__)
+        self._file, self._about = file, _about(findings, runs)
         self._points: dict[str, Point] = {} if file is None else file.read(self._about)
         self._measured: list[_Known] = []
         self._wholes: dict[str, float] = {}
@@ -198,6 +201,32 @@ class LatencyTable:
             made[path] = made.get(path, 0.0) + elements
         work = {path: macs.get(path) or made.get(path, 0.0) for path in layers if path != REST}
         return {**work, REST: sum(made.values())}
+
+
+def contradicted(
+    findings: Findings, removal: Removal, measured: tuple[float, float], file: LatencyFile, runs: Runs
+) -> str:
+    """A sentence, if a measurement contradicts the table in a file, which is dropped then; "" if it does not.
+
+    measured: the seconds of the original and of the small model of a removal.
+    """
+    point = file.read(_about(findings, runs)).get(_widths(findings, removal))
+    if point is None or not point.original or not measured[0]:
+        return ""
+    kept, now = point.whole / point.original, measured[1] / measured[0]
+    if max(kept, now) <= CONTRADICTS * min(kept, now):
+        return ""
+    path = file.drop(_about(findings, runs))
+    return (
+        f'the table of latencies "{path}" has {kept:.1%} of the original for this model, and {now:.1%} was measured: '
+        "one of them was measured on a busy machine, so the table is dropped, and the next call measures again "
+        "(latency_table=False keeps none)"
+    )
+
+
+def _about(findings: Findings, runs: Runs | None) -> str:
+    """A short text for what is measured. runs: what a call is, None or `runnable` for a forward on the inputs."""
+    return _digest(findings) + ("" if runs in (None, runnable) else runs.__name__)
 
 
 def _elements(findings: Findings, removal: Removal) -> Iterator[tuple[str, int]]:

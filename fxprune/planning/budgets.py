@@ -38,6 +38,9 @@ TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9}
 """The units of times, in seconds."""
 
 
+PERCENT = 100
+"""An integer up to this, without a unit, looks like a percentage."""
+
 MISSED = "the budget is not met"
 """The beginning of the reason for a budget that a plan does not meet."""
 
@@ -87,8 +90,24 @@ def checked_keys(keep: Any) -> tuple[str, ...]:
             hint = nearest(str(key), MEASURES)
             do = f"choose from {', '.join(MEASURES)}"
             raise PlanError("there is no such budget", at=place(key, value), why=hint, do=do)
+        _refuse_percentage(key, value)
         _limit(key, value, 1.0, place(key, value))
     return tuple(keep)
+
+
+def _refuse_percentage(key: str, value: Any) -> None:
+    """Raises `PlanError` for a small integer without a unit: a percentage is more likely meant."""
+    if key in TIMED or isinstance(value, bool) or not isinstance(value, (numbers.Integral, str)):
+        return
+    text = str(value).strip()
+    if text.isdecimal() and 1 < int(text) <= PERCENT:
+        unit = UNITS[key][0]
+        raise PlanError(
+            f"{text} would be an absolute figure",
+            at=place(key, value),
+            why=f"an integer is a number of {unit}, and few models have so few",
+            do=f'write {int(text) / 100:g} for a share, or "{text} {unit}" for so many',
+        )
 
 
 def budgets_of(whole: Figures, keep: Any, uncounted: Sequence[str] = ()) -> tuple[Budget, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,10 +14,12 @@ from fxprune.costs import (
     ActiveParams,
     CacheBytes,
     Cost,
+    LatencyFile,
     LatencyTable,
     PeakMemory,
     active_params,
     cache_bytes,
+    contradicted,
     cost,
     measured_in_turn,
     peak_memory,
@@ -25,6 +27,7 @@ from fxprune.costs import (
 from fxprune.costs.count import cost_of
 from fxprune.costs.decoding import decoding
 from fxprune.costs.latency import Runs, runnable
+from fxprune.files import PathLike
 
 Figures = Mapping[str, float | None]
 """Name of a measure -> its figure, None if it is unknown."""
@@ -112,6 +115,18 @@ def figures_of(model: nn.Module, example_inputs: Any, keys: Iterable[str]) -> di
 def pairs_of(first: nn.Module, second: nn.Module, example_inputs: Any, keys: Iterable[str]) -> Measured:
     """The figures of two models of these names; those of a `Cost` are left out."""
     return {k: (one, two) for k, (one, two) in measured_of([first, second], example_inputs, keys).items()}
+
+
+def contradictions(
+    findings: Findings, removal: Removal, measured: Measured, table: PathLike | bool | None
+) -> Iterator[str]:
+    """Sentences on tables of latencies that a measurement contradicts; their files are dropped. table: their folder."""
+    file = LatencyFile.of(findings.model, table) if measured.keys() & TIMED.keys() else None
+    for key, runs in TIMED.items():
+        if file is not None and key in measured:
+            told = contradicted(findings, removal, measured[key], file, runs)
+            if told:
+                yield f"{key}: {told}"
 
 
 class Meter:

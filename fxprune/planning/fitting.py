@@ -162,7 +162,8 @@ class _Search:
             if budget.key in TIMED:
                 share = budget.of(figures) / budget.full
                 figure, full = budget.shown(budget.of(figures)), budget.shown(budget.full)
-                yield f"{budget.key}: {figure} of {full} ({share:.1%}) predicted"
+                told = f"{budget.key}: {figure} of {full} ({share:.1%}) predicted"
+                yield f"{told} from the table of latencies (latency_table=)"
 
     def fits(self, counts: Counts) -> bool:
         """True if all budgets hold."""

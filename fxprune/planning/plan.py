@@ -33,7 +33,8 @@ class Plan(PlanFields):
     path: the path that it was made on, "" where that is not known.
     versions: of the packages that wrote the file it was read from.
     factors: the parts of parameters that are multiplied, because code of the small model computes another scale from a
-        smaller width; known after a rewrite, as `sizes` are.
+        smaller width; known after a rewrite, as `sizes` are. Weights of RMS norms that norms="preserve" multiplies are
+        none of them: `record(small).reasons` names those.
     outputs: the parts of the model's result that count as outputs, as paths; None if all do. See `fxprune.transform`.
     dropped: the residual branches that go whole, before any channel does. `removed` and `structure` are about the model
         without them.

@@ -91,5 +91,6 @@ def why_unequal(solved: Solved, removal: Removal) -> str:
         uses.setdefault(use, use.shown(value, removal))
     names = sorted({name_of(s) for use in uses for s in use.expression.settings} or map(name_of, solved.values))
     uneven = [f"{name_of(s)} would be {v}" for s, v in solved.values.items() if v.denominator != 1]
-    what = f"{' and '.join(names)} is one number for several widths" if names else "sizes are one number"
+    verb = "are" if names[1:] else "is"
+    what = f"{' and '.join(names)} {verb} one number for several widths" if names else "sizes are one number"
     return f"{what}: they keep as many channels ({'; '.join(dict.fromkeys([*uses.values(), *uneven]))})"

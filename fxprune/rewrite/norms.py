@@ -329,6 +329,13 @@ def rescaled(findings: Findings, removal: Removal) -> dict[str, Tensor]:
     return made
 
 
+def rescaled_layers(findings: Findings, removal: Removal) -> list[str]:
+    """The paths of the layers whose weights get other numbers, see `rescaled`."""
+    ways = (findings.preserved or {}).items()
+    paths = (path for path, way in ways if isinstance(way, Rescale))
+    return [path for path in paths if len(set(_widths(findings, removal, path))) > 1]
+
+
 def preserve_nodes(
     small: nn.Module, graph: fx.Graph, old: Mapping[fx.Node, fx.Node], findings: Findings, removal: Removal
 ) -> None:

@@ -192,7 +192,8 @@ def _from_inside(path: str) -> Iterator[str]:
 
 def _stays(setting: Setting, before: int, found: _Width, why: str) -> str:
     counts = " or ".join(map(str, sorted(found.counts)))
-    return f"{name_of(setting)} stays {before}, although layers of that width have {counts} now ({found.layer}): {why}"
+    layer = f" ({found.layer})" if found.layer else ""
+    return f"{name_of(setting)} stays {before}, although layers of that width have {counts} now{layer}: {why}"
 
 
 def _is_layer(model: nn.Module, path: str) -> bool:

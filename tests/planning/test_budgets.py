@@ -134,6 +134,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"keep": {"macs": 1.5}}, "share must be in"),
     ({"keep": {"macs": True}}, "a share, an integer or a text"),
     ({"keep": {"macs": 1}}, "1 is no budget"),
+    ({"keep": {"macs": 50}}, 'write 0.5 for a share, or "50 macs" for so many'),
+    ({"keep": {"params": "80"}}, 'write 0.8 for a share, or "80 params" for so many'),
     ({"keep": {"macs": -5}}, "-5 is below 1"),
     ({"keep": {"macs": float("nan")}}, "nan of the model cannot be kept"),
     ({"keep": {"macs": [0.5]}}, "it is of the type list"),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.costs import Latency, latency_table, peak_memory
-from fxprune.errors import BudgetMissedWarning, CaptureError, PlanError
+from fxprune.errors import BudgetMissedWarning, CaptureError, NothingRemovedWarning, PlanError
 from fxprune.planning import figures
 from tests.costs.test_latency_table import Clock, seconds_of
 from tests.costs.test_latency_table import X as IMAGE
@@ -100,6 +100,25 @@ def test_a_latency_that_turns_out_longer_is_reported(clock: Clock, monkeypatch: 
     monkeypatch.setattr(figures, "measured_in_turn", slow)
     with pytest.warns(BudgetMissedWarning, match="12 ms latency stay, the budget is 10 ms"):
         fxprune.transform(chain(), IMAGE, keep={"latency": 0.5})
+
+
+def test_a_table_of_a_busy_machine_is_dropped(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its entry says that the whole model meets the budget already."""
+
+    def busy(original: nn.Module, small: nn.Module, inputs: Any) -> tuple[float, float, Mapping[str, float]]:
+        full, whole, layers = clock(original, small, inputs)
+        return full, 0.7 * whole, layers
+
+    monkeypatch.setattr(latency_table, "watched", busy)
+    with pytest.warns(BudgetMissedWarning) as missed, pytest.warns(NothingRemovedWarning) as nothing:
+        fxprune.transform(chain(), IMAGE, keep={"latency": 0.8})
+    for text in (str(missed[0].message), str(nothing[0].message)):
+        assert "has 70.0% of the original for this model, and 100.0% was measured" in text
+        assert "the table is dropped" in text
+        assert "latency_table=" in text
+    monkeypatch.setattr(latency_table, "watched", clock)
+    small = fxprune.transform(chain(), IMAGE, keep={"latency": 0.8})
+    assert seconds_of(small)[0] <= 0.8 * seconds_of(chain())[0]
 
 
 def test_a_latency_that_cannot_be_reached_says_how_near_it_came(clock: Clock) -> None:

@@ -110,3 +110,12 @@ def test_then_joins_plans_of_the_same_norms_alone() -> None:
     assert (fxprune.transform(net(), X, plan=both)(X) - twice(X)).abs().max() < 1e-12
     with pytest.raises(fxprune.PlanError, match='first was made with norms="preserve", the second with "kept"'):
         plan.then(fxprune.analyze(small, X).plan(ratio=0.5))
+
+
+def test_weights_that_are_multiplied_are_named() -> None:
+    small, _ = preserved()
+    (told,) = (reason for reason in fxprune.record(small).reasons if "multiplies" in reason)
+    assert "multiplies rms.weight by sqrt(old width / new width)" in told
+    assert "gradients of these weights are divided by the root" in told
+    kept = fxprune.record(fxprune.transform(net(), X, ratio=0.5))
+    assert not any("multiplies" in reason for reason in kept.reasons)

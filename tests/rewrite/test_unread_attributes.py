@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.rewrite import unread_attributes
 
 
 class Split(nn.Module):
@@ -271,3 +272,11 @@ def test_an_attribute_that_two_layers_have_is_not_taken_from_one() -> None:
     small: Any = fxprune.transform(net, torch.randn(2, 3), counts={"0": 5})
     assert small[2].in_features == 5
     assert any("in_features was 12 and is 5 now" in reason for reason in fxprune.record(small).reasons)
+
+
+def test_a_sentence_names_a_layer_or_leaves_the_place_out() -> None:
+    """The model itself has no path."""
+    counts = unread_attributes._Width(0, "", {33}), unread_attributes._Width(0, "up", {33})
+    own, below = (unread_attributes._stays(("", "dim", ()), 48, found, "why") for found in counts)
+    assert own.endswith("dim stays 48, although layers of that width have 33 now: why")
+    assert below.endswith("have 33 now (up): why")
