@@ -36,6 +36,8 @@ from fxprune.capture.captured import FrontEnd
 from fxprune.capture.inputs import Inputs, normalize
 from fxprune.capture.output_paths import narrowed, output_paths
 from fxprune.capture.program import as_module, exported_again
+from fxprune.capture.seeds import SETS_THE_STATE
+from fxprune.capture.trace_watch import NOT_KEPT
 from fxprune.configs.saving import guard
 from fxprune.costs import Cost, cost_of
 from fxprune.depth.numbering import LayersGone, name_before
@@ -292,7 +294,11 @@ def _warnings(result: Result, *, free: bool, asked: bool) -> Iterator[tuple[str,
         do = 'With `prefer="class"` the class stays, and so do the channels that it cannot express'
         if not why.startswith(WOULD_LOSE):  # the class was tried, and failed
             do = 'Mend what the class fails by; `path="eager"` raises instead of giving a graph'
-        yield f"{text}. {do}", ClassLostWarning
+        lost = "".join(f"; {note}" for note in captured.notes if note.startswith(NOT_KEPT))
+        yield f"{text}{lost}. {do}", ClassLostWarning
+    elif captured.has_graph:
+        for note in (note for note in captured.notes if note.startswith(NOT_KEPT) and SETS_THE_STATE in note):
+            yield f'{note}. With `prefer="class"` the small model does it too', ClassLostWarning
     if result.more_by_graph:
         why = f"{result.more_by_graph}, so the result is a {type(result.analysis.model).__name__}"
         yield f'{why}; pass `prefer="graph"` for the graph', ChannelsStayWarning

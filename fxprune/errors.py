@@ -148,7 +148,7 @@ class FixedSizesWarning(UserWarning):
 
 
 class ClassLostWarning(UserWarning):
-    """The result is a graph and has no longer the model's class. The text says why."""
+    """The result is a graph and has no longer the model's class. The text says why, or what of forward is not in it."""
 
 
 def lay_out(what: str, *, at: str = "", why: str = "", do: str = "") -> str:

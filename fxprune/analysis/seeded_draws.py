@@ -39,7 +39,7 @@ def lock_seeded_draws(call: Call, results: Sequence[Operand], told: int) -> None
 class OtherSeed:
     """An operation that draws by another seed in the small model than in the original, since it is made of a width.
 
-    widths: the dimensions whose removed slots explain the difference.
+    widths: the dimensions whose removed slots explain the difference; none if the cause is unknown.
     """
 
     key: Key
@@ -52,9 +52,10 @@ class OtherSeed:
 
 
 def other_seed(key: Key, before: int, after: int, widths: Iterable[Vector], removal: Removal) -> OtherSeed | None:
-    """The difference between two seeds, if a multiple of a width or a sum with one explains it; else None.
+    """The difference between two seeds, None without one.
 
-    A seed of the clock is another one in each call.
+    Its widths are those of which a multiple, or a sum with one, explains it; none where the difference has another
+    cause: another formula, or the clock.
     """
     if before == after:
         return None
@@ -65,4 +66,4 @@ def other_seed(key: Key, before: int, after: int, widths: Iterable[Vector], remo
         if size != count and (multiple or before - after == size - count):
             found.append(vector)
     found = [vector for vector in found if vector.size == before] or found
-    return OtherSeed(key, before, after, tuple(found)) if found else None
+    return OtherSeed(key, before, after, tuple(found))

@@ -192,6 +192,8 @@ def constant_pad_nd(call: Call, self: Operand, pad: Sequence[int], value: float)
         edges = [call.terms.fresh(max(0, side) + 1).take(slice(max(0, side))) for side in (before, after)]
         parts = [part for part in (edges[0], inner, edges[1]) if part.size]
         vectors[d] = parts[0] if len(parts) == 1 else call.terms.cat(parts)
+        if before:
+            call.positions.append(("pad", (2 * k, int(before)), vectors[d] if before > 0 else vector))
     return call.operand(vectors, [zero and not filled for zero in self.zero])
 
 

@@ -128,6 +128,10 @@ class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 position, old = old
                 new, want = named["shifts"][position], int(kept[len(kept) - old % len(kept) :].sum())
                 right = new % int(kept.sum()) == want % int(kept.sum())
+            elif argument == "pad":  # slots that are added at the beginning, or cut off where it is negative
+                position, old = old
+                new = named["pad"][position]
+                right = new == int(kept[: abs(old)].sum()) * (1 if old > 0 else -1)
             elif argument == "stride":  # the number of slots of the dimensions after this one
                 position, old = old
                 new = named["stride"][position]

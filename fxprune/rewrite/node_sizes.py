@@ -6,6 +6,7 @@ The run checks the result, too: every node must give the shapes that the vectors
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,14 +15,14 @@ from torch import fx
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.observed import Observation, Walked
 from fxprune.analysis.scale_factors import ScaleFactors
-from fxprune.analysis.seeded_draws import other_seed
+from fxprune.analysis.seeded_draws import OtherSeed, other_seed
 from fxprune.capture.captured import WHOLE_MODEL
 from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.modes import MODES, random_decisions, set_mode
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.places import module_of, raised_at, source_of
 from fxprune.capture.process_state import no_caches
-from fxprune.capture.scopes import Scopes
+from fxprune.capture.scopes import Key, Scopes
 from fxprune.capture.seeds import told_seeds
 from fxprune.capture.thread_state import of_no_level
 from fxprune.capture.values import leaves, tensors_in
@@ -67,6 +68,8 @@ def settle_nodes(draft: Draft, findings: Findings, removal: Removal, faker: Fake
         for seen in findings.runs[1:]:
             runs.append(_Checking(draft, findings, removal, seen))
             runs[-1].run(faker)
+        for run in runs:
+            run.check_unexplained(faker)
     _erase_unused(draft.graph, had_users)
     return _factors(findings, removal, runs)
 
@@ -82,6 +85,7 @@ def run_once(draft: Draft, findings: Findings, removal: Removal) -> ScaleFactors
     with no_caches(findings.model):
         for run in runs:
             run.run(Real())
+            run.check_unexplained(Real())
     return _factors(findings, removal, runs)
 
 
@@ -112,6 +116,9 @@ class _Checking:
         self.check = ShapeCheck(removal, self.scopes, replaced)
         self.refused = RefusedSizes(self.check)
         self.numbers: list[OtherNumber] = []
+        self.findings, self.of = findings, seen
+        self.drawn: dict[Key, int] = {}
+        self.unexplained: list[tuple[OtherSeed, fx.Node, fx.Node]] = []
         self.other_mode = seen.training != findings.model.training
         self.when = f" in {MODES[seen.training]} mode" if self.other_mode else ""
         if seen.method:
@@ -177,12 +184,32 @@ class _Checking:
     def _check_seeds(self, node: fx.Node, before: fx.Node) -> None:
         """Compare the seeds of forward's own with those of the original."""
         for key, seed, now in self.check.seeds:
+            self.drawn[key] = now
             other = other_seed(key, seed, now, self.widths, self.removal)
+            if other is not None and other.widths:
+                raise self._made_of_a_width(other, before, node)
             if other is not None:
-                scope = key[0].partition("|")[0]
-                why = f"{other}{self.when}"
-                raise contradiction(before, node, why, scope, other.widths, WRITE_THE_SEED, other=OF_A_WIDTH)
+                self.unexplained.append((other, before, node))
         self.check.seeds.clear()
+
+    def _made_of_a_width(self, other: OtherSeed, before: fx.Node, node: fx.Node) -> RewriteError:
+        scope = other.key[0].partition("|")[0]
+        return contradiction(before, node, f"{other}{self.when}", scope, other.widths, WRITE_THE_SEED, other=OF_A_WIDTH)
+
+    def check_unexplained(self, faker: Faker | Real) -> None:
+        """Raise `RewriteError` for a seed that is another one than in the original, and the same in a further run.
+
+        Such a seed is made of widths, in a way that is not known, so all of them stay. One of the clock is another one
+        in each run.
+        """
+        if not self.unexplained:
+            return
+        again = _Checking(self.draft, self.findings, self.removal, self.of)
+        again.run(faker)
+        for other, before, node in self.unexplained:
+            if again.drawn.get(other.key) == other.after:
+                every = tuple(v for v in self.widths if self.removal.count(v) != v.size)
+                raise self._made_of_a_width(replace(other, widths=every), before, node)
 
     def _never_ran(self, path: str, before: fx.Node) -> bool:
         """True for the path of a module inside a node, if the original did not run it in that node."""
@@ -230,7 +257,6 @@ class _Settling(_Checking):
 
     def __init__(self, draft: Draft, findings: Findings, removal: Removal) -> None:
         super().__init__(draft, findings, removal, findings.observed.main)
-        self.findings = findings
 
     def settle(self, node: fx.Node, before: fx.Node, observation: Observation) -> None:
         """Settle the sizes among the arguments of a call."""

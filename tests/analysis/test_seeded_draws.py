@@ -112,3 +112,13 @@ def test_a_seed_of_chance_holds_nothing() -> None:
     net, x = SeedsByAWidth(False, lambda net: torch.seed(), decides=False).double().eval(), torch.randn(3, 4).double()
     small: Any = fxprune.transform(net, x, ratio=0.5, prefer="class")
     assert (small.first.out_features, small.second.out_features) == (4, 3)
+
+
+@pytest.mark.filterwarnings("ignore::fxprune.NothingRemovedWarning")
+@pytest.mark.parametrize("decides", [True, False])
+def test_a_seed_of_another_formula_holds_all_widths(decides: bool) -> None:
+    torch.manual_seed(0)
+    net = SeedsByAWidth(True, lambda net: net.first.out_features**3 % 5, decides).double().eval()
+    small: Any = fxprune.transform(net, torch.randn(3, 4).double(), ratio=0.5, path="eager", verify=False)
+    assert (small.first.out_features, small.second.out_features) == (8, 5)
+    assert any("rand draws by the seed " in reason for reason in fxprune.record(small).reasons)

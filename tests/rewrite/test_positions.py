@@ -120,3 +120,27 @@ def test_a_bound_that_a_smaller_width_leaves_as_it_is_is_still_that_of_a_width()
     other = fx.symbolic_trace(randomise(AsManyAsRows().double().eval(), 0))
     with pytest.warns(fxprune.NothingRemovedWarning, match="other inputs may reach the slots"):
         fxprune.transform(other, x, masks=masks, path="fx")
+
+
+class PaddedByHalves(nn.Module):
+    """Adds as many channels in front of a narrow layer as behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow, self.last = nn.Linear(5, 8), nn.Linear(5, 4), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide, narrow = self.wide(x), self.narrow(x)
+        more = wide.shape[1] - narrow.shape[1]
+        made: Tensor = self.last(wide + F.pad(narrow, (more // 2, more - more // 2)))
+        return made
+
+
+@pytest.mark.filterwarnings("ignore::fxprune.NothingRemovedWarning")
+@pytest.mark.parametrize("gone", [[0, 1], [0, 2], [2, 3], [0, 7]])
+def test_a_border_that_forward_computes_is_the_one_of_the_kept_slots(gone: list[int]) -> None:
+    net, x = randomise(PaddedByHalves().double().eval(), 0), torch.randn(2, 5).double()
+    masks = {"wide": torch.tensor([slot not in gone for slot in range(8)])}
+    small = fxprune.transform(net, x, masks=masks, prefer="class", verify=False)
+    masked = fxprune.masked(net, fxprune.record(small).removed)
+    assert torch.allclose(small(x), masked(x), atol=1e-12)
