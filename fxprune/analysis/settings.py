@@ -14,7 +14,17 @@ from typing import Any
 from torch import fx, nn
 
 from fxprune.capture.code import names_read_by
-from fxprune.capture.containers import MOST_PARTS, is_container, key_text, parts, slots_of, with_part, with_parts
+from fxprune.capture.containers import (
+    MOST_PARTS,
+    MOST_STEPS,
+    has_many_parts,
+    is_container,
+    key_text,
+    parts,
+    slots_of,
+    with_part,
+    with_parts,
+)
 from fxprune.errors import RewriteError, text_of
 
 Setting = tuple[str, str, tuple[Any, ...]]
@@ -86,7 +96,7 @@ def _marked(value: Any, setting: Setting, marked: Callable[[int, Setting], int],
     """
     if type(value) is int:
         return marked(value, setting) if value > 1 else value
-    if id(value) in seen or not is_container(value):
+    if id(value) in seen or has_many_parts(value) or len(setting[2]) >= MOST_STEPS or not is_container(value):
         return value
     found = parts(value)
     if len(found) > MOST_PARTS:

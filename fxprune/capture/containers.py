@@ -25,6 +25,8 @@ from fxprune.capture.per_class import once_per_class
 
 MOST_PARTS = 256
 """A container with more parts than this holds data, such as a vocabulary: no sizes, and no state."""
+MOST_STEPS = 48
+"""What is more steps away than this, in containers inside of each other, is not looked at: copies share it."""
 
 _NOT_THE_USERS = {*sys.stdlib_module_names, "torch", "numpy"} - {"__main__"}
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
@@ -46,7 +48,7 @@ def parts(value: Any) -> Mapping[Any, Any]:
     ({0: 4, 1: 8}, {'heads': 4}, {'.heads': 4})
     """
     if issubclass(type(value), _SEQUENCES):
-        return dict(enumerate(value))
+        return dict(enumerate(items_of(value)))
     if issubclass(type(value), _TABLES):
         return dict(dict.items(value))
     return {f".{name}": item for name, item in attributes_of(value).items()}
@@ -55,11 +57,11 @@ def parts(value: Any) -> Mapping[Any, Any]:
 def with_parts(value: Any, new: Mapping[Any, Any]) -> Any:
     """A container with other values under its keys. One that can change is changed, of a tuple there is a new one."""
     if issubclass(type(value), tuple):
-        items = [new[position] for position in range(len(value))]
-        return type(value)(*items) if hasattr(type(value), "_fields") else type(value)(items)
+        return tuple_of(value, [new[position] for position in range(tuple.__len__(value))])
     if issubclass(type(value), (list, deque)):
+        base: Any = list if issubclass(type(value), list) else deque
         for position, item in new.items():
-            value[position] = item
+            base.__setitem__(value, position, item)
     elif issubclass(type(value), _TABLES):
         for key, item in new.items():
             dict.__setitem__(value, key, item)
@@ -67,6 +69,37 @@ def with_parts(value: Any, new: Mapping[Any, Any]) -> Any:
         for name, item in new.items():
             object.__setattr__(value, name[1:], item)
     return value
+
+
+def items_of(sequence: Any) -> list[Any]:
+    """The items of a list, tuple or deque, whatever the methods of a class that derives from these say."""
+    base: Any = next(base for base in _SEQUENCES if issubclass(type(sequence), base))
+    return list(base.__iter__(sequence))
+
+
+def tuple_of(value: Any, items: list[Any]) -> Any:
+    """A tuple of the same class with other items, and the same attributes. A `__new__` of its class is not called: it
+    may take something else than the items.
+    """
+    kind: Any = type(value)
+    try:
+        new = tuple.__new__(kind, items)
+    except TypeError:  # of a class that is not made by Python code, such as `torch.Size`
+        return kind(items)
+    if kind.__dictoffset__:
+        object.__getattribute__(new, "__dict__").update(object.__getattribute__(value, "__dict__"))
+    return new
+
+
+def has_many_parts(value: Any) -> bool:
+    """True if a list, tuple, deque or dict has more parts than `MOST_PARTS`. They are not read."""
+    return count_of(value) > MOST_PARTS
+
+
+def count_of(value: Any) -> int:
+    """The number of parts of a list, tuple, deque or dict; 0 for any other value."""
+    base: Any = next((base for base in (*_SEQUENCES, *_TABLES) if issubclass(type(value), base)), None)
+    return 0 if base is None else int(base.__len__(value))
 
 
 def with_part(container: Any, keys: tuple[Any, ...], value: Any) -> Any:
@@ -87,12 +120,26 @@ def emptied(value: Any) -> Any:
     if not issubclass(kind, (*_SEQUENCES, *_TABLES)):
         return _blank(kind)
     if getattr(value, "__dict__", None) is not value:
-        return copy.copy(value)
+        return _shallow(value)
     options: Any = kind  # class Options(dict), which says: self.__dict__ = self
     made = options.__new__(options)
     made.update(value)
     made.__dict__ = made
     return made
+
+
+def _shallow(value: Any) -> Any:
+    """A shallow copy of a list, deque or dict of a derived class, whose methods may raise."""
+    try:
+        return copy.copy(value)
+    except Exception:
+        kind: Any = type(value)
+        made = kind.__new__(kind)
+        base: Any = next(base for base in (list, deque, *_TABLES) if issubclass(kind, base))
+        base.update(made, dict.items(value)) if base is dict else base.extend(made, items_of(value))
+        for name, item in attributes_of(value).items():
+            object.__setattr__(made, name, item)
+        return made
 
 
 def key_text(key: Any) -> str:
@@ -114,7 +161,7 @@ def found_in(
     """
     if wanted(value):
         yield keys, value
-    elif id(value) not in seen and is_container(value):
+    elif id(value) not in seen and len(keys) < MOST_STEPS and not has_many_parts(value) and is_container(value):
         if not isinstance(value, tuple):
             seen[id(value)] = value
         found = parts(value)
@@ -123,8 +170,8 @@ def found_in(
                 yield from found_in(item, wanted, seen, (*keys, key))
 
 
-def _is_data(value: Any, known: dict[int, bool]) -> bool:
-    """True if a value is a data object. known: id of an object -> whether it is one."""
+def _is_data(value: Any, known: dict[int, bool], steps: int = 0) -> bool:
+    """True if a value is a data object. known: id of an object -> whether it is one. steps: how far away it is."""
     kind = type(value)
     if id(value) in known:
         return known[id(value)]
@@ -132,7 +179,7 @@ def _is_data(value: Any, known: dict[int, bool]) -> bool:
         return False
     users = kind in _NAMESPACES or kind.__module__.partition(".")[0] not in _NOT_THE_USERS
     known[id(value)] = True  # for an object that holds itself
-    known[id(value)] = users and _blank(kind) is not None and all(_plain(v, known) for v in _held(value))
+    known[id(value)] = users and _blank(kind) is not None and all(_plain(v, known, steps) for v in _held(value))
     return known[id(value)]
 
 
@@ -144,19 +191,21 @@ def _held(value: Any) -> Iterator[Any]:
         yield _NOTHING  # an object without attributes is known by its identity, so it has no copies
 
 
-def _plain(value: Any, known: dict[int, bool]) -> bool:
+def _plain(value: Any, known: dict[int, bool], steps: int) -> bool:
     """True if a value may stand in a data object: a number, a tensor, a module, a function, or a container."""
     kind = type(value)
-    if value is _NOTHING:
+    if value is _NOTHING or steps > MOST_STEPS:
         return False
+    if has_many_parts(value):
+        return True
     if issubclass(kind, (*_SEQUENCES, *_TABLES)):
         if id(value) not in known:
             known[id(value)] = True
-            known[id(value)] = all(_plain(v, known) for v in parts(value).values())
+            known[id(value)] = all(_plain(v, known, steps + 1) for v in parts(value).values())
         return known[id(value)]
     if issubclass(kind, _LEAVES) or kind is types.FunctionType or not _has_attributes(kind):
         return True
-    return kind is functools.partial or _is_data(value, known)
+    return kind is functools.partial or _is_data(value, known, steps + 1)
 
 
 _NOTHING = object()

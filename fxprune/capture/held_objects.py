@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.capture.containers import attributes_of
+from fxprune.capture.containers import attributes_of, items_of, tuple_of
 from fxprune.capture.per_class import once_per_class
 from fxprune.capture.weak_references import is_weak, strong_parts, with_referents
 
@@ -74,7 +74,7 @@ class _Redirecting:
             _change_table(one, now)
         elif issubclass(kind, (list, deque)):
             write: Callable[..., None] = list.__setitem__ if issubclass(kind, list) else deque.__setitem__
-            for position, part in enumerate(list(one)):
+            for position, part in enumerate(items_of(one)):
                 if now(part) is not part:
                     write(one, position, now(part))
         elif issubclass(kind, set):
@@ -124,11 +124,11 @@ def _with_parts(value: Any, now: Callable[[Any], Any]) -> Any:
         made.__dict__.update(value.__dict__)
         return made
     if issubclass(kind, (tuple, frozenset)):
-        items = list(value)
+        items = items_of(value) if issubclass(kind, tuple) else list(frozenset.__iter__(value))
         changed = list(map(now, items))
         if all(a is b for a, b in zip(items, changed, strict=True)):
             return value
-        return kind(*changed) if hasattr(kind, "_fields") else kind(changed)
+        return tuple_of(value, changed) if issubclass(kind, tuple) else kind(changed)
     return value
 
 
@@ -167,8 +167,10 @@ def parts_held_by(value: Any) -> list[Any]:
         found = [value.func, *value.args, *value.keywords.values()]
     elif issubclass(kind, dict):
         found = [*dict.keys(value), *dict.values(value)]
-    elif issubclass(kind, (*_SEQUENCES, *_SETS)):
-        found = list(value)
+    elif issubclass(kind, _SEQUENCES):
+        found = items_of(value)
+    elif issubclass(kind, _SETS):
+        found = list(set.__iter__(value) if issubclass(kind, set) else frozenset.__iter__(value))
     return [*found, *attributes_of(value).values()] if _has_own_attributes(kind) else found
 
 

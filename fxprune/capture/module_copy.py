@@ -17,7 +17,16 @@ from torch import fx, nn
 from torch.utils.hooks import RemovableHandle
 
 from fxprune.capture.complete_copy import complete, own_copy
-from fxprune.capture.containers import is_container, map_parts, parts, slots_of, with_parts
+from fxprune.capture.containers import (
+    MOST_STEPS,
+    is_container,
+    items_of,
+    map_parts,
+    parts,
+    slots_of,
+    tuple_of,
+    with_parts,
+)
 from fxprune.capture.held_objects import CACHED_FUNCTION, held_by, redirect, rekeyed
 from fxprune.capture.uncopied import copied_with_locks
 from fxprune.capture.weak_references import is_copied_as_it_is, is_weak, with_referents
@@ -58,6 +67,9 @@ def _whole_copy(module: ModuleT, memo: dict[int, Any]) -> ModuleT:
     given = dict(memo)
     held = list(held_by(module))
     memo |= {id(value): value for value in held if is_copied_as_it_is(value)}
+    for value in reversed(held):
+        if isinstance(value, tuple) and _is_made_otherwise(type(value)) and id(value) not in memo:
+            memo[id(value)] = tuple_of(value, copy.deepcopy(items_of(value), memo))
     simple = functools.cache(_is_copied_by_attributes)
     made = _deep(module, memo, simple)
     pairs = complete(made, module, given, memo, functools.partial(_deep, memo=memo, simple=simple))
@@ -65,6 +77,20 @@ def _whole_copy(module: ModuleT, memo: dict[int, Any]) -> ModuleT:
         of = {key: new for key, new in memo.items() if key not in (id(new), id(memo))}  # the latter keeps them alive
         redirect(made, of | pairs, frozenset(map(id, held)))
     return made
+
+
+def _is_made_otherwise(kind: Any) -> bool:
+    """True for a class of tuples that `copy.deepcopy` makes wrong ones of: its `__new__` takes something else than the
+    items, and it does not say how it is copied.
+    """
+    says = any(getattr(kind, name, None) is not getattr(tuple, name, None) for name in ("__deepcopy__", "__reduce__"))
+    if says or kind.__reduce_ex__ is not tuple.__reduce_ex__ or kind in copyreg.dispatch_table:
+        return False
+    new = next(i for i, part in enumerate(kind.__mro__) if "__new__" in vars(part))
+    arguments = next(
+        i for i, part in enumerate(kind.__mro__) if {"__getnewargs__", "__getnewargs_ex__"} & {*vars(part)}
+    )
+    return new < arguments
 
 
 def _deep(module: ModuleT, memo: dict[int, Any], simple: Callable[[type], bool]) -> ModuleT:
@@ -95,6 +121,8 @@ def _deep_attribute(value: Any, memo: dict[int, Any], simple: Callable[[type], b
         for key, part in value.items():
             made[copy.deepcopy(key, memo)] = _deep_attribute(part, memo, simple)
         return made
+    if kind is list and id(value) not in memo and (items := _of_plain_items(value)) is not None:
+        return memo.setdefault(id(value), items)
     return _deep(value, memo, simple) if isinstance(value, nn.Module) else copy.deepcopy(value, memo)
 
 
@@ -136,6 +164,7 @@ def copy_module(
     made: dict[int, nn.Module] = {}
     containers: dict[int, Any] = {}
     members = {id(m) for m in module.modules()}
+    steps = [0]  # into containers, at this moment
 
     def clone(original: nn.Module) -> nn.Module:
         if id(original) in made:
@@ -171,9 +200,25 @@ def copy_module(
             return containers.setdefault(id(value), _with_cache(value, attribute(value.__wrapped__)))
         if kind is RemovableHandle:
             return _handle(value, attribute)
-        return _contained(value, containers, attribute)
+        if (simple := _of_plain_items(value)) is not None:
+            return containers.setdefault(id(value), simple)
+        steps[0] += 1
+        try:
+            return value if steps[0] > MOST_STEPS else _contained(value, containers, attribute)
+        finally:
+            steps[0] -= 1
 
     return clone(module)
+
+
+def _of_plain_items(value: Any) -> Any:
+    """A copy of a list or dict in which nothing is to be replaced, such as a vocabulary; None for any other value."""
+    if type(value) is list:
+        return value.copy() if _SHARED.issuperset(map(type, value)) else None
+    if type(value) is dict:
+        plain = _SHARED.issuperset(map(type, value.values())) and _SHARED.issuperset(map(type, value))
+        return value.copy() if plain else None
+    return None
 
 
 def _contained(value: Any, made: dict[int, Any], attribute: Callable[[Any], Any]) -> Any:

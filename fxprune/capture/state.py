@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from fxprune.capture.code import is_torch
+from fxprune.capture.containers import count_of, has_many_parts, items_of
 
 _OF_TORCH = {"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook"}
 _OF_TORCH |= {name for name in vars(nn.Module()) if name.endswith("_hooks")}
@@ -62,13 +64,17 @@ def _state_of(model: nn.Module, users: bool) -> dict[tuple[str, str], Any]:
 def _note(value: Any, depth: int) -> Any:
     if isinstance(value, torch.Tensor):
         return value, None if value.is_inference() else value._version, tuple(value.shape)
-    if isinstance(value, nn.Module) or not depth:
+    if isinstance(value, (nn.Module, types.ModuleType)) or not depth:
         return value
+    if has_many_parts(value):
+        return [value, count_of(value)]
     if isinstance(value, dict):
-        return [(key, _note(part, depth - 1)) for key, part in value.items()]
+        return [(key, _note(part, depth - 1)) for key, part in dict.items(value)]
     if type(value) is tuple and all(type(part) in _PLAIN for part in value):
         return value
-    if isinstance(value, (list, tuple, set, frozenset)):
+    if isinstance(value, (list, tuple)):
+        return [_note(part, depth - 1) for part in items_of(value)]
+    if isinstance(value, (set, frozenset)):
         return [_note(part, depth - 1) for part in value]
     own = getattr(value, "__dict__", None)
     if own and not callable(value) and not isinstance(value, type):

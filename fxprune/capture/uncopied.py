@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from fxprune.capture.containers import key_text
+from fxprune.capture.containers import MOST_STEPS, items_of, key_text
 from fxprune.capture.layouts import is_sparse
 
 CopyT = TypeVar("CopyT")
@@ -110,11 +110,11 @@ def _refused(model: nn.Module) -> Iterator[tuple[str, Any]]:
             yield from _refused_in(f"{path}.{name}".lstrip("."), value, seen)
 
 
-def _refused_in(name: str, value: Any, seen: dict[int, Any]) -> Iterator[tuple[str, Any]]:
+def _refused_in(name: str, value: Any, seen: dict[int, Any], steps: int = 0) -> Iterator[tuple[str, Any]]:
     kind = type(value)
     if kind is torch.Tensor and is_sparse(value):
         yield name, value
-    if id(value) in seen or issubclass(kind, _NO_PARTS):
+    if id(value) in seen or issubclass(kind, _NO_PARTS) or steps > MOST_STEPS:
         return
     seen[id(value)] = value
     if kind in _LOCKS or issubclass(kind, types.ModuleType):
@@ -122,11 +122,11 @@ def _refused_in(name: str, value: Any, seen: dict[int, Any]) -> Iterator[tuple[s
         return
     if issubclass(kind, dict):
         for key, part in list(dict.items(value)):
-            yield from _refused_in(name + key_text(key), part, seen)
+            yield from _refused_in(name + key_text(key), part, seen, steps + 1)
     elif issubclass(kind, (list, tuple, deque)):
-        for position, part in enumerate(list(value)):
-            yield from _refused_in(f"{name}[{position}]", part, seen)
+        for position, part in enumerate(items_of(value)):
+            yield from _refused_in(f"{name}[{position}]", part, seen, steps + 1)
     for attribute, part in list(getattr(value, "__dict__", {}).items()):
-        yield from _refused_in(f"{name}.{attribute}", part, seen)
+        yield from _refused_in(f"{name}.{attribute}", part, seen, steps + 1)
     if kind is threading.Condition:
         yield name, value

@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.settings import ITEMS, OF_EVERY_MODULE, set_attribute, setting_name
-from fxprune.capture.containers import attributes_of, found_in, with_part
+from fxprune.capture.containers import attributes_of, found_in, has_many_parts, items_of, with_part
 from fxprune.capture.tensors import constants_of
 from fxprune.planning.sizes import Size
 from fxprune.rewrite.constants import STANDS_FOR
@@ -91,7 +91,9 @@ def _is_number_or_none(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
-        return all(_is_number(v) and not isinstance(v, (list, tuple)) for v in value)
+        return not has_many_parts(value) and all(
+            not isinstance(v, (list, tuple)) and _is_number(v) for v in items_of(value)
+        )
     return type(value) in (int, float, bool) and math.isfinite(value)
 
 

@@ -103,7 +103,7 @@ def reachable(value: Any) -> Iterator[Any]:
         seen.add(id(one))
         yield one
         if depth < _DEPTH and not isinstance(one, (nn.Module, torch.Tensor, type, types.ModuleType)):
-            waiting += [(part, depth + 1) for part in _parts(one)]
+            waiting += [(part, depth + 1) for part in _parts(one) if type(part) not in _PLAIN]
 
 
 def _parts(value: Any) -> list[Any]:
@@ -115,7 +115,7 @@ def _parts(value: Any) -> list[Any]:
         return [value.func, *value.args, *value.keywords.values()]
     if is_weak(value):
         return referents_of(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and not isinstance(value, dict):
         return [*value.keys(), *value.values()]
     return [*parts_held_by(value), *getattr(value, "__dict__", {}).values()]
 

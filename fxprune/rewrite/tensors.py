@@ -78,6 +78,11 @@ def cut(values: torch.Tensor, kept: dict[int, Bools]) -> torch.Tensor:
     return values.contiguous(memory_format=torch.channels_last) if channels_last else values.contiguous()
 
 
+_SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_NOT_SELECTED = (torch.uint16, torch.uint32, torch.uint64)
+"""The types that torch selects no slots of."""
+
+
 def _in_blocks(values: torch.Tensor, kept: dict[int, Bools]) -> torch.Tensor:
     """Cut a tensor along several dimensions, some rows at a time: they stay in the cache until they are cut further."""
     rows = np.flatnonzero(kept[0]) if 0 in kept else np.arange(values.shape[0])
@@ -97,7 +102,10 @@ def _in_blocks(values: torch.Tensor, kept: dict[int, Bools]) -> torch.Tensor:
 def _take(values: torch.Tensor, dim: int, index: Ints) -> torch.Tensor:
     """`index_select`; on the CPU by numpy, which uses one thread and so never waits for others on a busy machine."""
     if not _by_numpy(values):
-        return values.index_select(dim, torch.from_numpy(index).to(values.device))
+        where = torch.from_numpy(index).to(values.device)
+        if values.dtype in _NOT_SELECTED:
+            return values.view(_SAME_SIZE[values.element_size()]).index_select(dim, where).view(values.dtype)
+        return values.index_select(dim, where)
     # The result is in memory of torch, which is aligned for its kernels; that of numpy is not
     result = values.new_empty([*values.shape[:dim], len(index), *values.shape[dim + 1 :]])
     _words(values).take(index, dim, out=_words(result), mode="clip")
@@ -111,8 +119,7 @@ def _by_numpy(values: torch.Tensor) -> bool:
 
 def _words(values: torch.Tensor) -> npt.NDArray[np.integer]:
     """The memory of a tensor as integers of the size of its elements: numpy does not know all types of torch."""
-    same_size = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
-    return values.view(same_size).numpy()
+    return values.view(_SAME_SIZE[values.element_size()]).numpy()
 
 
 def renumber(positions: torch.Tensor, kept: Bools) -> torch.Tensor:

@@ -1,0 +1,148 @@
+"""Data of the user's in an attribute: it is copied as it is, whatever it holds and however much, or left alone."""
+
+from __future__ import annotations
+
+import collections
+import types
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.capture.containers import found_in, is_container
+from fxprune.capture.module_copy import copy_module, deep_copy
+from fxprune.capture.state import State
+from fxprune.proof.zeroed import zero_slots
+from fxprune.rewrite.derived import numbers
+from fxprune.rewrite.tensors import cut
+
+
+class Pair(tuple[Any, ...]):
+    def __new__(cls, *items: Any) -> Pair:
+        return super().__new__(cls, items)
+
+
+class Sized(collections.namedtuple("Sized", "width depth")):
+    def __new__(cls, width: int) -> Sized:
+        return super().__new__(cls, width, 2)
+
+
+class Net(nn.Module):
+    def __init__(self, held: Any) -> None:
+        super().__init__()
+        self.a, self.b, self.held = nn.Linear(3, 8), nn.Linear(8, 2), held
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x)))
+
+
+def small_of(net: Net) -> Any:
+    return fxprune.transform(net, torch.ones(2, 3), ratio=0.5)
+
+
+@pytest.mark.parametrize("held", [Pair(16, 5), Sized(7), [Pair(1, Pair(2, [3]))]], ids=["tuple", "named", "nested"])
+def test_a_tuple_whose_class_takes_something_else_stays_what_it_is(held: Any) -> None:
+    net = Net(held)
+    for copied in (small_of(net), fxprune.masked(net, {}), copy_module(net, lambda tensor: tensor.clone())):
+        assert copied.held == held
+        assert type(copied.held) is type(held)
+
+
+def test_a_tuple_of_such_a_class_holds_the_modules_of_its_copy_and_its_attributes() -> None:
+    net = Net(None)
+    net.held = Pair(net.a, [net.b])
+    net.held.name = "both"
+    for copied in (small_of(net), deep_copy(net), copy_module(net, lambda tensor: tensor.clone())):
+        assert copied.held[0] is copied.a
+        assert copied.held[1][0] is copied.b
+        assert copied.held.name == "both"
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_containers_that_hold_themselves_and_deep_ones_are_copied() -> None:
+    itself: list[Any] = []
+    itself.append(itself)
+    pair: Any = ([],)
+    pair[0].append(pair)
+    for held in (itself, {"a": itself}, pair, nested(200)):
+        assert small_of(Net(held)).a.out_features == 4
+    assert numbers(Net(itself)) == {}
+
+
+def test_very_deep_containers_are_looked_at_up_to_a_depth() -> None:
+    class Linked:
+        def __init__(self, after: Any) -> None:
+            self.after = after
+
+    linked = None
+    for _ in range(3000):
+        linked = Linked(linked)
+    assert not is_container(linked)
+    net = Net(nested(3000))
+    assert copy_module(net, lambda tensor: tensor).held is not net.held
+    with pytest.warns(fxprune.ClassLostWarning, match="held, of type Linked"):
+        small_of(Net(linked))
+    assert list(found_in(nested(3000), lambda value: value == 1, {})) == []
+
+
+def test_python_modules_and_long_lists_are_not_followed() -> None:
+    module: Any = types.ModuleType("held")
+    module.count = 1
+    net: Any = Net({"module": module, "long": list(range(1000))})
+    before = State(net)
+    module.count = 2
+    assert not before.changed()
+    net.held["long"].append(1)
+    assert before.changed()
+
+
+class Careless(dict[Any, Any]):
+    """A dict whose methods raise."""
+
+    def raises(self, *_: Any) -> Any:
+        raise RuntimeError("no method of it may be called")
+
+    __iter__ = __len__ = items = values = keys = raises
+
+
+class CarelessList(list[Any]):
+    __iter__ = __len__ = Careless.raises
+
+
+def test_a_container_whose_methods_raise_is_copied() -> None:
+    table, items = Careless(a=1), CarelessList([1, 2])
+    copied: Any = copy_module(Net((table, items)), lambda tensor: tensor)
+    assert dict.__eq__(copied.held[0], table)
+    assert copied.held[0] is not table
+    assert list.__eq__(copied.held[1], items)
+    assert copied.held[1] is not items
+
+
+def test_removed_slots_that_share_memory_are_zero_alone() -> None:
+    tensor = torch.arange(1.0, 8.0).as_strided((4, 4), (1, 1))
+    expected = tensor.clone()
+    expected[1] = 0
+    zero_slots(tensor, {0: [1]})
+    assert torch.equal(tensor, expected)
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_slots_of_float8_are_set_to_zero(kind: torch.dtype) -> None:
+    tensor = torch.ones(3, 2).to(kind)
+    zero_slots(tensor, {0: [1]})
+    assert tensor.float().tolist() == [[1, 1], [0, 0], [1, 1]]
+
+
+@pytest.mark.parametrize("kind", [torch.uint16, torch.uint32, torch.uint64], ids=str)
+def test_unsigned_integers_that_are_not_contiguous_are_cut(kind: torch.dtype) -> None:
+    values = torch.arange(10).to(kind)[::2]
+    assert cut(values, {0: np.array([True, False, True, True, False])}).tolist() == [0, 4, 6]
