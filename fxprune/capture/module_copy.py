@@ -115,14 +115,14 @@ def _deep_attribute(value: Any, memo: dict[int, Any], simple: Callable[[type], b
     kind = type(value)
     if kind in _SHARED:
         return value
+    if kind in (list, dict) and id(value) not in memo and (items := _of_plain_items(value)) is not None:
+        return memo.setdefault(id(value), items)
     plain = kind is dict or (kind is OrderedDict and not value.__dict__)  # a state_dict has an attribute, its metadata
     if plain and id(value) not in memo:
         made = memo[id(value)] = kind()
         for key, part in value.items():
             made[copy.deepcopy(key, memo)] = _deep_attribute(part, memo, simple)
         return made
-    if kind is list and id(value) not in memo and (items := _of_plain_items(value)) is not None:
-        return memo.setdefault(id(value), items)
     return _deep(value, memo, simple) if isinstance(value, nn.Module) else copy.deepcopy(value, memo)
 
 
