@@ -162,9 +162,8 @@ def copy_module(
     wherever attributes hold them, also inside containers, partial functions, and functions with a cache.
     """
     made: dict[int, nn.Module] = {}
-    containers: dict[int, Any] = {}
+    containers, steps = dict[int, Any](), [0]
     members = {id(m) for m in module.modules()}
-    steps = [0]  # into containers, at this moment
 
     def clone(original: nn.Module) -> nn.Module:
         if id(original) in made:
@@ -200,13 +199,7 @@ def copy_module(
             return containers.setdefault(id(value), _with_cache(value, attribute(value.__wrapped__)))
         if kind is RemovableHandle:
             return _handle(value, attribute)
-        if (simple := _of_plain_items(value)) is not None:
-            return containers.setdefault(id(value), simple)
-        steps[0] += 1
-        try:
-            return value if steps[0] > MOST_STEPS else _contained(value, containers, attribute)
-        finally:
-            steps[0] -= 1
+        return _contained(value, containers, attribute, steps)
 
     return clone(module)
 
@@ -221,16 +214,25 @@ def _of_plain_items(value: Any) -> Any:
     return None
 
 
-def _contained(value: Any, made: dict[int, Any], attribute: Callable[[Any], Any]) -> Any:
-    """A copy of a container, a set or a generator; any other value itself. made: id of a value -> its copy."""
+def _contained(value: Any, made: dict[int, Any], attribute: Callable[[Any], Any], steps: list[int]) -> Any:
+    """A copy of a container, a set or a generator; any other value itself.
+
+    made: id of a value -> its copy. steps: the number of containers, one in the other, that are copied at this moment.
+    """
     kind = type(value)
     if kind is torch.Generator:
         return made.setdefault(id(value), value.clone_state())
     if kind is set:
         return made.setdefault(id(value), {attribute(part) for part in value})
-    if not is_container(value):
+    if (plain := _of_plain_items(value)) is not None:
+        return made.setdefault(id(value), plain)
+    if steps[0] >= MOST_STEPS or not is_container(value):
         return value
-    new = map_parts(value, made, attribute)
+    steps[0] += 1
+    try:
+        new = map_parts(value, made, attribute)
+    finally:
+        steps[0] -= 1
     if issubclass(kind, dict):
         rekeyed(new, attribute)
     return new
