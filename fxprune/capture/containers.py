@@ -26,7 +26,7 @@ from fxprune.capture.per_class import once_per_class
 MOST_PARTS = 256
 """A container with more parts than this holds data, such as a vocabulary: no sizes, and no state."""
 MOST_STEPS = 48
-"""What is more steps away than this, in containers inside of each other, is not looked at: copies share it."""
+"""Containers inside of each other are looked at up to this depth; copies share what is deeper."""
 
 _NOT_THE_USERS = {*sys.stdlib_module_names, "torch", "numpy"} - {"__main__"}
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
