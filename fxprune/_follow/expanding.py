@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrize import is_parametrized
 
-from fxprune._follow.parameters import Counterpart, Counterparts, counterparts_of
+from fxprune._follow.parameters import Counterparts, counterparts_of
 from fxprune.arguments import checks_arguments, shown
 from fxprune.capture.inputs import check_plain_tensors
 from fxprune.capture.process_state import public_call
@@ -42,8 +42,8 @@ class Expanded:
 def expand(small: nn.Module, into: nn.Module, *, others: str = "keep") -> Expanded:
     """Writes the weights of a small model back into the slots of the large model that they came from.
 
-    Factors of the plan are divided out. Running statistics of norms are written too; other buffers belong to the code
-    of the large model and stay as they are.
+    Factors of the plan and those of norms="preserve" are divided out. Running statistics of norms are written too;
+    other buffers belong to the code of the large model and stay as they are.
 
     Args:
         small: what `transform` returned, after training or a repair; only read.
@@ -115,7 +115,9 @@ def _prepared(pairs: Counterparts, others: str) -> tuple[dict[str, Callable[[], 
     writes: dict[str, Callable[[], object]] = {}
     for pair in pairs.by_id.values():
         if pair.new is not None:
-            writes[pair.name] = _write(pair.old, _without_factor(pair), dict(pair.kept), others)
+            writes[pair.name] = _write(
+                pair.old, pair.without_factor(pair.new.detach().to(pair.old)), dict(pair.kept), others
+            )
     if others == "zero":
         off = switched_off(pairs.model, pairs.plan.dropped)
         writes |= {name: parameter.zero_ for name, parameter in off.items()}
@@ -129,12 +131,6 @@ def _prepared(pairs: Counterparts, others: str) -> tuple[dict[str, Callable[[], 
             else:
                 left.append(name)
     return writes, tuple(left)
-
-
-def _without_factor(pair: Counterpart) -> torch.Tensor:
-    assert pair.new is not None
-    values = pair.new.detach().to(pair.old)
-    return values if pair.factor is None else values / pair.factor.to(values)
 
 
 def _write(old: torch.Tensor, values: torch.Tensor, kept: dict[int, Bools], others: str) -> Callable[[], None]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -14,6 +16,7 @@ from fxprune.depth.numbering import in_original_numbering
 from fxprune.planning.combine import kept_flags
 from fxprune.planning.factors import Factor
 from fxprune.planning.plan import Plan
+from fxprune.planning.sizes import EPSILONS
 from fxprune.rewrite.tensors import cut
 from fxprune.sharded.shards import gathered, is_dtensor, spread, talk_of
 
@@ -25,6 +28,7 @@ class Counterpart:
     name: its first name. old: the parameter of the original. new: that of the small model, None if there is none.
     kept: dimension -> flags of its slots, for the dimensions that lose some.
     factor: what the plan multiplies the kept part by, in a form that broadcasts to it; None for 1.
+    offset: what is added before it is multiplied, and subtracted afterwards: 1 for a norm that scales by 1 + weight.
     """
 
     name: str
@@ -32,10 +36,16 @@ class Counterpart:
     new: nn.Parameter | None
     kept: Mapping[int, Bools]
     factor: torch.Tensor | None = None
+    offset: float = 0.0
+
+    def without_factor(self, values: torch.Tensor) -> torch.Tensor:
+        """The numbers of the original, from those of the small model."""
+        return values if self.factor is None else (values + self.offset) / self.factor.to(values) - self.offset
 
     def part(self, values: torch.Tensor, *, power: float = 0.0) -> torch.Tensor:
         """The part of a tensor of the parameter's shape that stays, times the factor to this power.
 
+        power: 1 for numbers that are weights, to which the offset is added meanwhile; -1 for gradients.
         values: dimensions of size 1 stay as they are, so statistics of rows and columns can be cut too.
         """
         if is_dtensor(values):
@@ -53,7 +63,8 @@ class Counterpart:
         for dim, size in enumerate(made.shape):
             if size == 1 != factor.shape[dim]:
                 factor = factor.mean(dim, keepdim=True)
-        return made.mul_(factor.to(made) ** power)
+        offset = self.offset if power == 1 else 0.0
+        return made.add_(offset).mul_(factor.to(made) ** power).sub_(offset)
 
     @property
     def small_shape(self) -> tuple[int, ...]:
@@ -91,6 +102,7 @@ def counterparts_of(model: nn.Module, small: nn.Module) -> Counterparts:
     small = in_original_numbering(small, made.layers_gone)
     news = dict(small.named_parameters(remove_duplicate=False))
     olds = dict(model.named_parameters(remove_duplicate=False))
+    rescaled = _offsets_of_rescaled_norms(model, made.plan)
     by_id: dict[int, Counterpart] = {}
     for name, old in olds.items():
         if tuple(old.shape) != made.before.get(name, tuple(old.shape)):
@@ -99,7 +111,7 @@ def counterparts_of(model: nn.Module, small: nn.Module) -> Counterparts:
             )
         if id(old) in by_id and (by_id[id(old)].new is not None or name not in news):
             continue
-        by_id[id(old)] = _pair(name, old, news.get(name), made.plan)
+        by_id[id(old)] = _rescaled(_pair(name, old, news.get(name), made.plan), rescaled)
     lacking = next((name for name in made.removed if name in made.before and not _has(model, name)), None)
     if lacking is not None:
         raise another_model(lacking, "the model does not have it")
@@ -121,6 +133,31 @@ def _pair(name: str, old: nn.Parameter, new: nn.Parameter | None, plan: Plan) ->
         has, leaves = tuple(new.shape), made.small_shape
         raise another_model(name, f"it has shape {has} in the small model, the plan leaves {leaves}")
     return made
+
+
+def _rescaled(pair: Counterpart, offsets: Mapping[str, float]) -> Counterpart:
+    """The counterpart of a norm's weight with what norms="preserve" has done: see `Rescale`."""
+    if pair.name not in offsets:
+        return pair
+    ratio = pair.old.numel() / math.prod(pair.small_shape)
+    factor = torch.tensor(math.sqrt(ratio), dtype=torch.float64)
+    factor = factor if pair.factor is None else factor * pair.factor
+    return replace(pair, factor=factor, offset=offsets[pair.name])
+
+
+def _offsets_of_rescaled_norms(model: nn.Module, plan: Plan) -> dict[str, float]:
+    """The weights that norms="preserve" multiplies -> 0, or 1 for a norm that scales by 1 + weight.
+
+    Such a norm gives something else than zeros where its weight is zero.
+    """
+    found = {}
+    for size in plan.sizes if plan.norms == "preserve" else ():
+        if size.kind == "attribute" and size.name in EPSILONS:
+            norm = copy.deepcopy(model.get_submodule(size.at)).double().cpu()
+            with torch.no_grad():
+                shape = norm.get_parameter("weight").zero_().shape
+                found[f"{size.at}.weight"] = float(bool(norm(torch.ones(1, *shape, dtype=torch.float64)).any()))
+    return found
 
 
 def _factor(
