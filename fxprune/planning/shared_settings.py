@@ -8,6 +8,8 @@ keeping more channels always ends well.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from fractions import Fraction
 from weakref import WeakKeyDictionary
 
@@ -93,4 +95,16 @@ def why_unequal(solved: Solved, removal: Removal) -> str:
     uneven = [f"{name_of(s)} would be {v}" for s, v in solved.values.items() if v.denominator != 1]
     verb = "are" if names[1:] else "is"
     what = f"{' and '.join(names)} {verb} one number for several widths" if names else "sizes are one number"
-    return f"{what}: they keep as many channels ({'; '.join(dict.fromkeys([*uses.values(), *uneven]))})"
+    return f"{what}: they keep as many channels ({'; '.join(_folded(dict.fromkeys([*uses.values(), *uneven])))})"
+
+
+def _folded(texts: Iterable[str]) -> list[str]:
+    """Texts about the same place in several blocks as one.
+
+    >>> _folded(["view in h.0.attn needs 7", "view in h.1.attn needs 7", "view in h.1.attn needs 8"])
+    ['view in h.*.attn needs 7 (2 times)', 'view in h.1.attn needs 8']
+    """
+    alike: dict[str, list[str]] = {}
+    for text in texts:
+        alike.setdefault(re.sub(r"(?<=[ .])\d+(?=\.)", "*", text), []).append(text)
+    return [f"{key} ({len(found)} times)" if found[1:] else found[0] for key, found in alike.items()]

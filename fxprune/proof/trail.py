@@ -167,14 +167,15 @@ class TrailRecorder(Operations):  # type: ignore[no-untyped-call]
         self.trail.calls[key[:3]] += 1
         if "|" not in key[0] and self.scopes.current.path not in self.skipped:
             inside = f"{key[0]}|{key[2].removesuffix('()')}"
-            with torch._C._DisableTorchDispatch():
+            with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():  # digests are no part of the run
                 self._add(key, made, numbers, floating=inside not in self._multiplied, depends=self.depends(made))
 
     def _left(self, scope: Scope, args: Any, kwargs: Any, made: Any) -> None:
         """A module returns: if it is a leaf, it is one operation for the analysis."""
         if leaf_rule(scope.module) is not None and not any(leaf_rule(outer.module) for outer in self.scopes.stack):
             key = self.scopes.current.next_key(type(scope.module).__name__)
-            self._composed(key, made)
+            if self.before is None or scope.path not in self.skipped or key[:3] in self.before.calls:
+                self._composed(key, made)  # else it is the layer that stands for one which the original has
 
     def _attended(self, key: Key, named: dict[str, Any], made: Any) -> None:
         self._composed(key, made, (float(named["scale"]),))

@@ -24,7 +24,7 @@ def analysis_text(data: AnalysisData, *, markdown: bool = False) -> str:
     channels = sum(group.channels for group in data.groups)
     name = f"**{data.model}**" if markdown else data.model
     macs = figure(data.macs) if data.macs is not None else f"unknown (at least {figure(data.macs_at_least)})"
-    rows = merge_repeats([_group(group) for group in data.groups], _blocks(data))
+    rows = merge_repeats(_groups(data.groups), _blocks(data))
     folded = ", equal ones in one row" if len(rows) < len(data.groups) else ""
     parts = [
         f"{name}: {figure(data.params)} parameters, {macs} MACs, "
@@ -49,7 +49,7 @@ def analysis_table(data: AnalysisData) -> str:
     macs = figure(data.macs) if data.macs is not None else f"unknown (at least {figure(data.macs_at_least)})"
     counts = f"{figure(data.params)} parameters, {macs} MACs, {channels} in {_plural(len(data.groups), 'group')}"
     headers = ("group", "kind", "channels", "members", "params per channel", "MACs per channel", "exact")
-    rows = merge_repeats([_group(group) for group in data.groups], _blocks(data))
+    rows = merge_repeats(_groups(data.groups), _blocks(data))
     folded = ", equal ones in one row" if len(rows) < len(data.groups) else ""
     return html_table(f"{data.model}: {counts}{folded}", headers, rows, right=(2, 4, 5)) + _locked_table(data)
 
@@ -156,12 +156,24 @@ def times(seconds: Change) -> str:
     return f"{milliseconds(before)} -> {milliseconds(after)}{share}"
 
 
+def _groups(groups: Sequence[GroupData]) -> list[Row]:
+    """A row for each group. Those of one name and kind are told apart by a layer that the others do not have."""
+    layers = [dict.fromkeys(m.parameter.rpartition(".")[0] for m in group.members) for group in groups]
+    rows = []
+    for number, group in enumerate(groups):
+        same = [n for n, other in enumerate(groups) if (other.name, other.kind) == (group.name, group.kind)]
+        others = {layer for n in same if n != number for layer in layers[n]}
+        own = next((layer for layer in layers[number] if layer not in others), "")
+        name = f"{group.name} with {own.rpartition('.')[2]}" if others and own else group.name
+        rows.append((name, *_group(group)))
+    return rows
+
+
 def _group(group: GroupData) -> Row:
     owners = {(m.role, m.parameter if m.role == "raw" else m.parameter.rpartition(".")[0]) for m in group.members}
     counts = Counter(role for role, _ in owners)
     statistics = dict.fromkeys(reason.split(" in ")[0] for reason in group.reasons)
     return (
-        group.name,
         group.kind,
         group.channels,
         ", ".join(_plural(counts[role], role) for role in ROLES if counts[role]),

@@ -647,3 +647,10 @@ def test_transformers_keep_the_width_of_their_norms(kind: str) -> None:
     assert from_masked(small, again, ids, out=logits) < ROUNDING
     kept = fxprune.transform(net, (ids,), ratio=0.5, path="eager")
     assert not fxprune.record(kept).exact
+
+
+def test_a_layer_that_stands_for_a_layer_norm_is_no_operation_of_one_model_alone() -> None:
+    model = nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.Linear(16, 3)).double()
+    small = fxprune.transform(model, torch.randn(4, 6).double(), ratio=0.5, norms="preserve", path="eager")
+    assert isinstance(small[1], LayerNorm)
+    assert fxprune.record(small).one_sided == ()
