@@ -31,7 +31,7 @@ from fxprune.depth.dropped import Dropped
 from fxprune.depth.numbering import LayersGone
 from fxprune.depth.patterns import for_the_rest
 from fxprune.errors import PlanError
-from fxprune.planning.budgets import budgets_of, checked_keys
+from fxprune.planning.budgets import UNITS, budgets_of, checked_keys
 from fxprune.planning.figures import TIMED, Figures, pairs_of, with_measured
 from fxprune.planning.plan import Plan
 from fxprune.planning.uniform import by_config
@@ -169,8 +169,10 @@ def budgets_left(
     for budget in budgets_of(before, keep, whole.uncounted):
         now = budget.of(after)
         if now > budget.limit:
-            exact = f"{budget.limit * 1e9} ns" if budget.key in TIMED else max(2, math.floor(budget.limit))
-            left[budget.key] = exact
+            if budget.key in TIMED:
+                left[budget.key] = f"{budget.limit * 1e9} ns"
+            else:  # with its unit, as a small integer is taken for a percentage
+                left[budget.key] = f"{max(2, math.floor(budget.limit))} {UNITS[budget.key][0]}"
     return left
 
 

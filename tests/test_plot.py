@@ -340,7 +340,7 @@ def test_the_width_of_a_recurrent_layer_is_that_of_its_outputs() -> None:
 
 
 def test_an_object_that_cannot_be_drawn_is_refused() -> None:
-    with pytest.raises(InputError, match="analysis must be a value of type Analysis, not Linear"):
+    with pytest.raises(InputError, match="a Linear is no analysis"):
         plot.dependencies(nn.Linear(2, 3))
     with pytest.raises(FxpruneError, match="this Linear has no record"):
         plot.widths(nn.Linear(2, 3))

@@ -93,7 +93,7 @@ class Record:
             self.exact and second.exact,
             self.before,
             second.after,
-            plan.reasons + tuple(r for r in (*self.reasons, *second.reasons) if r not in plan.reasons),
+            tuple(dict.fromkeys((*plan.reasons, *self.reasons, *second.reasons))),
             self.training,
             None,
             {**self.why_not, **second.why_not},

@@ -38,7 +38,7 @@ USAGE = {
     ("prune", *NET, *OUT, "--bogus"): "there is no option --bogus\n  do   `fxprune prune --help` lists the options",
     ("inspect", *NET, "--ratio", "0.5"): "fxprune inspect does not take it; --ratio is an option of prune, stream\n",
     ("verify", "a.safetensors", NET[0], *NET[1:]): "  do   say `fxprune verify tests.cli.models:Net a.safetensors`",
-    ("prune", *NET, "-k", "macs=50", "-o", "b.safetensors"): "a share is a number like 0.5, a figure has",
+    ("prune", *NET, "-k", "macs=50", "-o", "b.safetensors"): 'write 0.5 for a share, or "50 macs" for so many',
     ("prune", *NET, "-r", "1", "-o", "a.safetensors"): '"1" is no number in [0, 1), alone or as PATTERN=NUMBER',
     ("prune", *NET, "-r", "nan", "-o", "a.safetensors"): '"nan" is no number in [0, 1)',
     ("prune", *NET, *OUT, "-r", "conv*=0.2"): "several --ratio contradict each other",

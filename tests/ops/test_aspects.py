@@ -132,8 +132,8 @@ def counts(call: Call) -> bool:
 
 
 def positions(call: Call) -> bool:
-    """True if an argument is a position in a dimension that is not fixed."""
-    return any(not vector.fixed for _, _, vector in call.positions)
+    """True if an argument is a position in a dimension that is not fixed. The end of a border is one by its size."""
+    return call.op != "aten::constant_pad_nd" and any(not vector.fixed for _, _, vector in call.positions)
 
 
 def keeps_width(call: Call) -> bool:
