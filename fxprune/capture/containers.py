@@ -213,10 +213,10 @@ _NOTHING = object()
 
 def _has_attributes(kind: type) -> bool:
     """True if the instances of a class have attributes of their own. The class is one that Python code has made."""
-    return kind in _NAMESPACES or bool(kind.__flags__ & _MADE_BY_CODE and (kind.__dictoffset__ or any(slots_of(kind))))
+    return kind in _NAMESPACES or bool(kind.__flags__ & MADE_BY_CODE and (kind.__dictoffset__ or any(slots_of(kind))))
 
 
-_MADE_BY_CODE = 1 << 9
+MADE_BY_CODE = 1 << 9
 """`Py_TPFLAGS_HEAPTYPE`, which the classes of a `class` statement have."""
 
 

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxprune.capture.code import content_of
 from fxprune.capture.held_objects import CACHED_FUNCTION
 from fxprune.capture.hook_parts import parts_of_hooks
-from fxprune.capture.kept_values import Kept, cell_value, has_cache
+from fxprune.capture.kept_values import Kept, has_cache
 
 _WITHOUT_TENSORS = {
     *("PIL", "huggingface_hub", "matplotlib", "packaging", "tqdm", "typing_extensions", "yaml"),
@@ -151,7 +152,7 @@ def _in_value(value: Any, put: Callable[[Any], None], seen: set[int]) -> Iterato
     if type(inner) is types.FunctionType and id(inner) not in seen:
         seen.add(id(inner))
         for cell in inner.__closure__ or ():
-            yield from _in_value(cell_value(cell), functools.partial(setattr, cell, "cell_contents"), seen)
+            yield from _in_value(content_of(cell), functools.partial(setattr, cell, "cell_contents"), seen)
 
 
 def uncached(function: Any) -> Any:

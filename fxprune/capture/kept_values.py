@@ -22,7 +22,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from fxprune.capture.containers import attributes_of, is_container, parts, slots_of
+from fxprune.capture.code import content_of
+from fxprune.capture.containers import MADE_BY_CODE, attributes_of, is_container, parts, slots_of
 from fxprune.capture.held_objects import CACHED_FUNCTION
 
 _CONTAINERS: tuple[Any, ...] = (OrderedDict, dict, list, set, deque)
@@ -35,8 +36,6 @@ _NOT_THE_USERS = {*sys.stdlib_module_names, "torch", "numpy", "fxprune"} - {"__m
 _NO_OBJECTS = (type, types.ModuleType, torch.Tensor, enum.Enum, BaseException)
 _OF_MODULES = set(nn.Module().__dict__) - {"_buffers", "_modules"}
 """The attributes that every module has, and that keep nothing of a run."""
-_MADE_BY_CODE = 1 << 9
-"""`Py_TPFLAGS_HEAPTYPE`, which the classes of a `class` statement have."""
 
 
 class Kept:
@@ -136,7 +135,7 @@ class _Variables:
         if self._own is not None:
             return self._own
         if type(self.owner) is types.CellType:
-            return {"cell_contents": cell_value(self.owner)}
+            return {"cell_contents": content_of(self.owner)}
         return attributes_of(self.owner)
 
     def restore(self) -> None:
@@ -196,7 +195,7 @@ def _keepers(values: Iterable[Any], seen: set[int]) -> Iterator[Any]:
             waiting.extend(one)
         elif kind is types.CellType:
             yield one
-            waiting.append(cell_value(one))
+            waiting.append(content_of(one))
         elif kind in _INNER:
             yield from (one,) if kind is CACHED_FUNCTION else ()
             waiting.extend(_INNER[kind](one))
@@ -227,7 +226,7 @@ def _is_object(kind: type) -> bool:
     """True if the instances of a class may keep values in their attributes."""
     if kind is types.SimpleNamespace:
         return True
-    users = kind.__flags__ & _MADE_BY_CODE and str(kind.__module__).partition(".")[0] not in _NOT_THE_USERS
+    users = kind.__flags__ & MADE_BY_CODE and str(kind.__module__).partition(".")[0] not in _NOT_THE_USERS
     return bool(users) and not issubclass(kind, _NO_OBJECTS)
 
 
@@ -237,14 +236,6 @@ def has_cache(value: Any) -> bool:
     return kind is CACHED_FUNCTION or (
         kind is types.FunctionType and {"cache_clear", "cache_info", "__wrapped__"} <= vars(value).keys()
     )
-
-
-def cell_value(cell: Any) -> Any:
-    """The value of a variable in a closure; None if it has none yet."""
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return None
 
 
 # -- containers -------------------------------------------------------------------------------------------

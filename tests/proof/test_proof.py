@@ -499,6 +499,7 @@ def test_masked_takes_a_plan_and_a_record() -> None:
         state = fxprune.masked(net, given).state_dict()
         assert all(torch.equal(state[name], t) for name, t in fxprune.masked(net, plan.removed).state_dict().items())
         assert int((state["0.bias"] == 0).sum()) == 4
-    for wrong in (net, [1], {"0.bias": [1]}):
+    others: list[Any] = [net, [1], {"0.bias": [1]}]
+    for wrong in others:
         with pytest.raises(fxprune.InputError, match=r"do   pass record\(small\)\.removed, a record, or a plan"):
-            fxprune.masked(net, wrong)  # type: ignore[arg-type]  # it is wrong
+            fxprune.masked(net, wrong)
