@@ -28,7 +28,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
-import torch
 from torch import nn
 
 from fxprune.errors import (
@@ -36,7 +35,6 @@ from fxprune.errors import (
     FxpruneError,
     InputError,
     MissingArgumentError,
-    PlanError,
     UnknownArgumentError,
     nearest,
 )
@@ -332,58 +330,6 @@ _NAMES: Mapping[Any, tuple[str, str]] = {
     collections.abc.Callable: ("a function", "functions"),
 }
 """The names of kinds in errors: of one value, and of several."""
-
-
-def generator_of(seed: int) -> torch.Generator:
-    """A generator of random numbers with this seed. Raises `InputError` for a seed that torch does not take."""
-    try:
-        return torch.Generator().manual_seed(seed)
-    except (ValueError, RuntimeError) as error:
-        raise InputError(
-            f"seed is {shown(seed)}", why=f"torch does not take it: {error}", do="pass 0, 1, 2, ..."
-        ) from None
-
-
-def check_seed(seed: Any) -> None:
-    """Raises `PlanError` for what is neither an integer of at least 0 nor None."""
-    if seed is not None and not (fits(seed, int) and seed >= 0):
-        raise PlanError(
-            "seed must be an integer of at least 0, or None", why=f"it is {shown(seed)}", do="pass 0, 1, 2, ..."
-        )
-
-
-def bool_mask(mask: Any) -> torch.Tensor | str:
-    """Returns a mask as a bool tensor, or why it is none.
-
-    mask: a dense tensor or a numpy array, of booleans or of zeros and ones in any type of real numbers. A bool tensor
-    is returned as it is.
-
-    >>> bool_mask(np.array([[1, 0], [0, 1]]))
-    tensor([[ True, False],
-            [False,  True]])
-    >>> bool_mask(torch.tensor([0.0, 0.5]))
-    'it is torch.float32 and has other values than 0 and 1: 0.5'
-    """
-    if isinstance(mask, np.ndarray):
-        if mask.dtype.kind not in "biuf":
-            return f"it is an array of {mask.dtype}"
-        other = mask[(mask != 0) & (mask != 1)]
-        if not other.size:
-            return torch.from_numpy(np.ascontiguousarray(mask != 0))
-        return f"it is an array of {mask.dtype} and has other values than 0 and 1: {other.flat[0]}"
-    if not isinstance(mask, torch.Tensor):
-        how = "; torch.tensor(...) makes one of it" if isinstance(mask, list | tuple) else ""
-        return f"it is {type(mask).__name__}{how}"
-    if mask.layout is not torch.strided or mask.is_complex():
-        return f"it is {mask.dtype if mask.is_complex() else mask.layout}"
-    if mask.dtype is torch.bool:
-        return mask
-    if mask.is_meta:
-        return f"it is {mask.dtype}, without values"
-    odd = mask.detach()[(mask != 0) & (mask != 1)]
-    if not odd.numel():
-        return mask.detach() != 0
-    return f"it is {mask.dtype} and has other values than 0 and 1: {odd[0].item():g}"
 
 
 def fits(value: Any, kind: Any) -> bool:

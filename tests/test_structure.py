@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fxprune"
 
 ORDER = """
-    errors arguments notebooks progress names pattern_values files schedules old_modules on_demand sharded offloaded
+    errors arguments given_masks given_seeds notebooks progress names pattern_values files schedules old_modules
+    on_demand sharded offloaded
     channels ops rules capture paths analysis running costs depth criteria configs planning proof rewrite fold report
     _record _repair _follow _find _drop _attempt _dropping _first_result _search _data_options _recording
     _carry_out _transform _analyze _in_place _gradual_options _gradual _verify _distill _quality _summary

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxprune.arguments import generator_of
 from fxprune.cli.input_files import READERS, InputFile
 from fxprune.cli.usage import UsageError
 from fxprune.errors import nearest
+from fxprune.given_seeds import generator_of
 
 DTYPES = {
     name: getattr(torch, name)

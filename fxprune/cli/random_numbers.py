@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from fxprune.arguments import generator_of
+from fxprune.given_seeds import generator_of
 
 NUMPY_SEEDS = 2**32
 """NumPy takes seeds below this number."""

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxprune.arguments import checks_arguments, checks_names, generator_of
+from fxprune.arguments import checks_arguments, checks_names
 from fxprune.capture.inputs import bound, check_initialised, check_unwrapped, normalize
 from fxprune.capture.process_state import no_fused_attention
 from fxprune.capture.tensors import Tensors
 from fxprune.errors import InputError, PlanError
+from fxprune.given_seeds import generator_of
 from fxprune.progress import bar
 from fxprune.running.inputs import called, not_finite
 from fxprune.running.products import Matrix

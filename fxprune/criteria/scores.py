@@ -10,9 +10,10 @@ import numpy.typing as npt
 import torch
 
 from fxprune.analysis.findings import Findings, Group
-from fxprune.arguments import check_seed, checks_arguments, checks_names
+from fxprune.arguments import checks_arguments, checks_names
 from fxprune.criteria.table import CRITERIA, MEASURED, Criterion, GroupsImportance, Importance
 from fxprune.errors import FxpruneError, PlanError, counted, nearest
+from fxprune.given_seeds import check_seed
 
 
 @checks_names

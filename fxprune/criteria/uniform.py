@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fxprune.analysis.findings import Findings, Group
-from fxprune.arguments import check_seed
 from fxprune.criteria.table import criterion
+from fxprune.given_seeds import check_seed
 
 
 @criterion("random")

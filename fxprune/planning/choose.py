@@ -14,7 +14,7 @@ from fxprune.analysis.adapters import low_rank_adapters
 from fxprune.analysis.after_removal import kept_slots
 from fxprune.analysis.findings import Findings, Group
 from fxprune.analysis.without_result import groups_without_result
-from fxprune.arguments import check_seed, fits
+from fxprune.arguments import fits
 from fxprune.channels.groups import Bools, Removal
 from fxprune.costs import LatencyFile, LatencyTable
 from fxprune.costs.latency import runnable
@@ -22,6 +22,7 @@ from fxprune.criteria import Importance, comparable, in_loss, scores_of
 from fxprune.criteria.expert_calls import ExpertImportance
 from fxprune.errors import PlanError, counted
 from fxprune.files import PathLike
+from fxprune.given_seeds import check_seed
 from fxprune.planning.alignment import best_multiple
 from fxprune.planning.budgets import budgets_of, checked_keys
 from fxprune.planning.concerned import concerned

@@ -10,9 +10,9 @@ import torch
 from torch.nn.modules import conv
 
 from fxprune.analysis.findings import Findings
-from fxprune.arguments import bool_mask
 from fxprune.channels.groups import Bools, Ints
 from fxprune.errors import PlanError, counted
+from fxprune.given_masks import bool_mask
 from fxprune.names import Names
 from fxprune.pattern_values import Candidate, winners
 from fxprune.planning.select import names_in

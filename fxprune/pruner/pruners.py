@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.arguments import checks_arguments, fits, generator_of
+from fxprune.arguments import checks_arguments, fits
 from fxprune.criteria import filter_norms, geometric_median_distances, taylor_scores
 from fxprune.errors import PlanError
+from fxprune.given_seeds import generator_of
 from fxprune.ops.layers import output_dim
 from fxprune.pruner.base import BasePruner
 from fxprune.pruner.parametrization import pruning_of

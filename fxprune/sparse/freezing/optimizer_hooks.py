@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
-from fxprune.arguments import bool_mask
 from fxprune.errors import PlanError
+from fxprune.given_masks import bool_mask
 from fxprune.names import names_of
 from fxprune.ops.layers import output_dim
 from fxprune.pattern_values import Candidate, winners

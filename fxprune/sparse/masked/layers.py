@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn.common_types import _size_2_t
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from fxprune.arguments import bool_mask, checks_names
+from fxprune.arguments import checks_names
 from fxprune.errors import PlanError
+from fxprune.given_masks import bool_mask
 from fxprune.ops import Operand
 from fxprune.ops.convolution import convolution
 from fxprune.ops.leaves import LeafCall, leaf

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxprune.arguments import checks_arguments, checks_names, generator_of
+from fxprune.arguments import checks_arguments, checks_names
 from fxprune.errors import PlanError, nearest
+from fxprune.given_seeds import generator_of
 
 if TYPE_CHECKING:
     import networkx as nx  # type: ignore[import-untyped]

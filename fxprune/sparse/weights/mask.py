@@ -9,8 +9,9 @@ from tabulate import tabulate
 from torch import nn
 from torch.nn.utils import parametrize
 
-from fxprune.arguments import bool_mask, checks_arguments
+from fxprune.arguments import checks_arguments
 from fxprune.errors import PlanError
+from fxprune.given_masks import bool_mask
 from fxprune.sparse.weights.targets import NamedWeight
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.arguments import checks_names, fits, generator_of
+from fxprune.arguments import checks_names, fits
 from fxprune.errors import NothingRemovedWarning, PlanError
+from fxprune.given_seeds import generator_of
 from fxprune.schedules import Schedule, as_schedule
 from fxprune.sparse.weights.mask import MaskedWeight, mask_weights
 from fxprune.sparse.weights.pruner import CALLER, WeightPruner, loaded_steps, warn_of_empty
