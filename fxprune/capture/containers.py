@@ -221,6 +221,7 @@ MADE_BY_CODE = 1 << 9
 
 
 @once_per_class
+@once_per_class
 def slots_of(kind: type) -> tuple[str, ...]:
     """The names of the attributes of a class that stand in slots."""
     found = []

@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,14 +21,8 @@ from torch import nn
 from fxprune.capture.code import content_of
 from fxprune.capture.held_objects import CACHED_FUNCTION
 from fxprune.capture.hook_parts import parts_of_hooks
-from fxprune.capture.kept_values import Kept, has_cache
+from fxprune.capture.kept_values import NOT_THE_USERS, Kept, has_cache
 
-_WITHOUT_TENSORS = {
-    *("PIL", "huggingface_hub", "matplotlib", "packaging", "tqdm", "typing_extensions", "yaml"),
-    *("_pytest", "hypothesis", "pytest"),
-}
-"""Packages that files of models import often, and whose files keep nothing of a forward: they know no tensors."""
-_OTHERS = {*sys.stdlib_module_names, *_WITHOUT_TENSORS, "torch", "numpy", "fxprune"} - {"__main__"}
 _STEPS = 2
 """The number of imports that are followed: a file takes a function from a second one, which calls one of a third."""
 _METHODS = (staticmethod, classmethod, types.MethodType)
@@ -59,16 +54,23 @@ class Code:
     def of(cls, model: nn.Module) -> Code:
         """The code of a model."""
         kinds = {base: None for kind in dict.fromkeys(map(type, model.modules())) for base in kind.__mro__}
-        own = tuple(kind for kind in kinds if kind.__module__.partition(".")[0] not in _OTHERS)
+        own = tuple(kind for kind in kinds if kind.__module__.partition(".")[0] not in NOT_THE_USERS)
         hooks = {id(value): _Held(value) for value in parts_of_hooks(model)}
         names, found = {kind.__module__ for kind in own}, dict[str, types.ModuleType]()
         names |= {str(each.value.__module__) for each in hooks.values() if type(each.value) is types.FunctionType}
         for step in range(_STEPS + 1):
-            new = {name for name in names if name not in found and name.partition(".")[0] not in _OTHERS}
+            new = {name for name in names if name not in found and name.partition(".")[0] not in NOT_THE_USERS}
             files = {name: sys.modules[name] for name in sorted(new) if type(sys.modules.get(name)) is types.ModuleType}
             found |= files
             names = {name for file in files.values() for name in _taken_from(file)} if step < _STEPS else set()
         return cls(tuple(found.values()), own, tuple(hooks.values()))
+
+    @property
+    def parts(self) -> tuple[Code, Code]:
+        """The code in installed packages, and the rest, which is the user's own."""
+        files = [tuple(file for file in self.files if _is_installed(file.__name__) == i) for i in (True, False)]
+        classes = [tuple(one for one in self.classes if _is_installed(one.__module__) == i) for i in (True, False)]
+        return Code(files[0], classes[0]), Code(files[1], classes[1], self.hooks)
 
     @property
     def objects(self) -> list[dict[str, Any]]:
@@ -101,6 +103,17 @@ class _Held:
         return id(self.value)
 
 
+def _is_installed(name: str) -> bool:
+    """True if a file of this name belongs to an installed package."""
+    path = getattr(sys.modules.get(name), "__file__", None)
+    return isinstance(path, str) and _is_in_packages(path)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_in_packages(path: str) -> bool:
+    return not {"site-packages", "dist-packages"}.isdisjoint(Path(path).parts)
+
+
 def _taken_from(file: types.ModuleType) -> Iterator[str]:
     """The names of the files of the functions, classes and modules among the global variables of a file."""
     for value in list(vars(file).values()):
@@ -130,10 +143,10 @@ class CachePlace:
         return lambda: self.put(self.function)
 
 
-def places_of_cached_functions(code: Code) -> list[CachePlace]:
-    """The places of the functions with a cache: global variables, attributes of classes, and closures."""
+def places_of_cached_functions(values: Iterable[tuple[Any, Callable[[Any], None]]]) -> list[CachePlace]:
+    """The places of functions with a cache among values of `Code.values`, and in the closures of these."""
     seen: set[int] = set()
-    return [place for value, put in code.values() for place in _in_value(value, put, seen)]
+    return [place for value, put in values for place in _in_value(value, put, seen)]
 
 
 def _in_value(value: Any, put: Callable[[Any], None], seen: set[int]) -> Iterator[CachePlace]:
@@ -183,20 +196,20 @@ class FileState:
 
     def __init__(self, code: Code) -> None:
         self.code = code
-        self.places = places_of_cached_functions(code)
+        values = list(code.values())
+        self.places = places_of_cached_functions(values)
         self.kept = Kept(
             [*map(vars, code.files), *code.objects, *code.classes_within],
-            [*(value for value, _ in code.values()), *_values_of_hooks(code)],
+            [*(value for value, _ in values), *_values_of_hooks(code)],
             of_hooks=_values_of_hooks(code),
         )
         caches = [*(place.function for place in self.places), *self.kept.caches]
         self.functions = list({id(function): function for function in caches}.values())
-        self.generators = [value for value, _ in code.values() if type(value) is torch.Generator]
-        self._items = self.kept.items
+        self.generators = [value for value, _ in values if type(value) is torch.Generator]
 
     def current(self) -> bool:
         """True if every variable, and every item of a container, is the same object."""
-        return self._items == self.kept.items
+        return self.kept.unchanged()
 
 
 def _values_of_hooks(code: Code) -> list[Any]:

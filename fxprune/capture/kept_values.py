@@ -23,8 +23,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from fxprune.capture.code import content_of
-from fxprune.capture.containers import MADE_BY_CODE, attributes_of, is_container, parts, slots_of
+from fxprune.capture.containers import MADE_BY_CODE, MOST_PARTS, attributes_of, is_container, parts, slots_of
 from fxprune.capture.held_objects import CACHED_FUNCTION
+from fxprune.capture.same_values import SameValues
 
 _CONTAINERS: tuple[Any, ...] = (OrderedDict, dict, list, set, deque)
 _MOST_ITEMS = 10_000
@@ -32,7 +33,13 @@ _MOST_ITEMS = 10_000
 _MOST_OBJECTS = 3_000
 """The most objects that are looked into, those first that are the fewest steps away."""
 _PLAIN = frozenset({int, float, bool, str, bytes, type(None), torch.Tensor, nn.Parameter, torch.dtype, torch.device})
-_NOT_THE_USERS = {*sys.stdlib_module_names, "torch", "numpy", "fxprune"} - {"__main__"}
+_WITHOUT_TENSORS = {
+    *("PIL", "huggingface_hub", "matplotlib", "packaging", "tqdm", "typing_extensions", "yaml"),
+    *("_pytest", "hypothesis", "pytest"),
+}
+"""Packages that files of models import often, and that keep nothing of a forward: they know no tensors."""
+NOT_THE_USERS = {*sys.stdlib_module_names, *_WITHOUT_TENSORS, "torch", "numpy", "fxprune"} - {"__main__"}
+"""The names of packages whose files and objects are not looked into."""
 _NO_OBJECTS = (type, types.ModuleType, torch.Tensor, enum.Enum, BaseException)
 _OF_MODULES = set(nn.Module().__dict__) - {"_buffers", "_modules"}
 """The attributes that every module has, and that keep nothing of a run."""
@@ -55,24 +62,29 @@ class Kept:
         self.caches = [one for one in found if has_cache(one)]
         self._containers = [(one, _copied(one)) for one in found if issubclass(type(one), _CONTAINERS)]
         others = [one for one in found if type(one) is not CACHED_FUNCTION and type(one) not in _CONTAINERS]
-        made = [_Variables(owner) for owner in (*tables, *others)]
-        self._variables = [one for one in made if one.before or type(one.owner) is not types.FunctionType]
-        self._functions = [one for one in made if not (one.before or type(one.owner) is not types.FunctionType)]
-        self._of_functions = [vars(one.owner) for one in self._functions]  # most have no attributes: see `items`
+        self._variables = [_Variables(owner) for owner in (*tables, *others)]
         self._of_hooks = {id(one) for one in _keepers(of_hooks, set()) if issubclass(type(one), _CONTAINERS)}
         self._tables = [(one, before) for one, before in self._containers if isinstance(one, dict)]
         self._tables_alone = [table for table, _ in self._tables]
         self._sizes = [len(before) for _, before in self._tables]
+        self._same = self._values_now()
 
-    @property
-    def items(self) -> list[list[int]]:
-        """The ids of the items that the containers have now, and of the values of the variables."""
-        variables = [list(map(id, one.now().values())) for one in self._variables]
-        return [
-            *variables,
-            *(list(map(id, _items(one))) for one, _ in self._containers),
-            [*map(len, self._of_functions)],
-        ]
+    def _values_now(self) -> SameValues:
+        """The values of all variables and containers as they are now."""
+        sequences = [one for one, _ in self._containers if not isinstance(one, dict)]
+        tables = [one.table for one in self._variables if one.table is not None]
+        cells = [one.owner for one in self._variables if type(one.owner) is types.CellType]
+        others = [one for one in self._variables if one.table is None and type(one.owner) is not types.CellType]
+        return SameValues(
+            (*self._tables_alone, *tables),
+            sequences,
+            cells,
+            [functools.partial(_Variables.values, one) for one in others],
+        )
+
+    def unchanged(self) -> bool:
+        """True if every variable, and every item of a container, is the same object."""
+        return self._same.unchanged()
 
     def restore(self) -> None:
         """Put back what was there, where a tensor or a marked integer has come in. Anything else is not ours.
@@ -80,12 +92,11 @@ class Kept:
         Real tensors in a list stay too: caches are tables and variables, and a list may collect the results of another
         thread. What a hook puts into a list is taken out unless other threads run now.
         """
+        if self._same.unchanged():
+            return
         of_hooks = set() if _other_threads() else self._of_hooks
         for variables in self._variables:
             variables.restore()
-        if any(self._of_functions):
-            for variables in self._functions:
-                variables.restore()
         for container, before in self._containers:
             base: Any = _base(container)
             collects = base in (list, deque)
@@ -117,26 +128,30 @@ class _Variables:
 
     owner: Any
     before: dict[str, Any] = field(init=False)
-    _own: Mapping[str, Any] | None = field(init=False)  # the table itself, if the variables are in one
+    table: Mapping[str, Any] | None = field(init=False)  # the table of the variables, if they are in one
 
     def __post_init__(self) -> None:
         kind = type(self.owner)
-        self._own = None
+        self.table = None
         if kind is dict:
-            self._own = self.owner
+            self.table = self.owner
         elif kind is types.FunctionType or issubclass(kind, type):
-            self._own = vars(self.owner)
+            self.table = vars(self.owner)
         elif kind is not types.CellType and kind.__dictoffset__ and not any(slots_of(kind)):
-            self._own = object.__getattribute__(self.owner, "__dict__")
+            self.table = object.__getattribute__(self.owner, "__dict__")
         self.before = dict(self.now())
 
     def now(self) -> Mapping[str, Any]:
         """The variables now."""
-        if self._own is not None:
-            return self._own
+        if self.table is not None:
+            return self.table
         if type(self.owner) is types.CellType:
             return {"cell_contents": content_of(self.owner)}
         return attributes_of(self.owner)
+
+    def values(self) -> Iterable[Any]:
+        """The values of the variables now."""
+        return self.now().values()
 
     def restore(self) -> None:
         """Put back what was there, where a tensor or a marked integer has come in."""
@@ -187,10 +202,11 @@ def _keepers(values: Iterable[Any], seen: set[int]) -> Iterator[Any]:
             continue
         seen.add(id(one))
         if issubclass(kind, _CONTAINERS):
-            if _base(one).__len__(one) > _MOST_ITEMS:
+            items = _looked_into(one)
+            if items is None:
                 continue
             yield one
-            waiting.extend(_items(one))
+            waiting.extend([item for item in items if type(item) not in _PLAIN])
         elif kind is tuple:
             waiting.extend(one)
         elif kind is types.CellType:
@@ -208,7 +224,7 @@ def _keepers(values: Iterable[Any], seen: set[int]) -> Iterator[Any]:
             if not issubclass(kind, _CONTAINERS):
                 yield one
             found = attributes_of(one)
-            waiting.extend(value for name, value in found.items() if name not in _OF_MODULES)
+            waiting.extend([v for name, v in found.items() if type(v) not in _PLAIN and name not in _OF_MODULES])
 
 
 _INNER: Mapping[type, Any] = {
@@ -226,7 +242,7 @@ def _is_object(kind: type) -> bool:
     """True if the instances of a class may keep values in their attributes."""
     if kind is types.SimpleNamespace:
         return True
-    users = kind.__flags__ & MADE_BY_CODE and str(kind.__module__).partition(".")[0] not in _NOT_THE_USERS
+    users = kind.__flags__ & MADE_BY_CODE and str(kind.__module__).partition(".")[0] not in NOT_THE_USERS
     return bool(users) and not issubclass(kind, _NO_OBJECTS)
 
 
@@ -267,6 +283,13 @@ def _may_be_ours(value: Any, tensors: Any = torch.Tensor, depth: int = 4) -> boo
     if not depth or kind in (int, float, bool, str, type(None)) or not is_container(value):
         return kind in (set, frozenset) and any(_may_be_ours(item, tensors, 0) for item in value)
     return any(_may_be_ours(item, tensors, depth - 1) for pair in parts(value).items() for item in pair)
+
+
+def _looked_into(container: Any) -> list[Any] | None:
+    """The items of a container; None if it holds data, as a vocabulary does."""
+    count = _base(container).__len__(container)
+    items = _items(container) if count <= _MOST_ITEMS else None
+    return None if items is None or (count > MOST_PARTS and set(map(type, items)) == {str}) else items
 
 
 def _same(container: Any, before: Any) -> bool:

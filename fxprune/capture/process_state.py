@@ -26,12 +26,13 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import itertools
 import logging
 import random
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,14 @@ from fxprune.capture.thread_state import usual_state
 _LOCK = threading.RLock()
 
 _STATES: list[dict[Code, FileState]] = []
-"""The states of files that are known during the public calls which run now, one in the other."""
+"""The states of the user's files that are known during the public calls which run now, one in the other.
+
+They hold every value of these files, so none is known for longer: a model that the user deletes would live on.
+"""
+_STATES_OF_PACKAGES: dict[Code, FileState] = {}
+"""The states of installed files that are known, the one that was made last at the end."""
+_MOST_STATES = 4
+"""The number of states of installed files that are known at most."""
 
 _WATCHING: list[tuple[Callable[[nn.Module, Any], None], Callable[[nn.Module, Any, Any, Any], None]]] = []
 """The functions that `module_hooks` calls now."""
@@ -304,19 +312,21 @@ def clean_caches(model: nn.Module) -> Iterator[None]:
     Generators of random numbers there get the state back that they had.
     """
     with _LOCK:
-        before, held = _file_state(model), _held(model)
-        caches = list({id(cache): cache for cache in (*before.functions, *held.caches)}.values())
+        before, held = _file_states(Code.of(model)), _held(model)
+        caches = list({id(cache): cache for cache in (*_in_all(before, "functions"), *held.caches)}.values())
         filled = [_filled(cache) for cache in caches]
-        states = [generator.get_state() for generator in before.generators]
+        generators = list(_in_all(before, "generators"))
+        states = [generator.get_state() for generator in generators]
         try:
             yield
         finally:
-            for generator, drawn in zip(before.generators, states, strict=True):
+            for generator, drawn in zip(generators, states, strict=True):
                 generator.set_state(drawn)
             for cache, known in zip(caches, filled, strict=True):
                 if _filled(cache) != known:
                     cache.cache_clear()
-            before.kept.restore()
+            for state in before:
+                state.kept.restore()
             held.restore()
 
 
@@ -325,13 +335,29 @@ def _held(model: nn.Module) -> Kept:
     return Kept((), held_values(model), leave=map(id, model.modules()))
 
 
-def _file_state(model: nn.Module) -> FileState:
-    """The state of the files of a model now; one that is known already if it is current."""
-    code = Code.of(model)
-    known = _STATES[-1] if _STATES else {}
+def _file_states(code: Code) -> list[FileState]:
+    """The states of the files of some code now, of installed packages and of the user's; known ones if current."""
+    installed, own = code.parts
+    states = [
+        _file_state(installed, _STATES_OF_PACKAGES) if installed.files else None,
+        _file_state(own, _STATES[-1] if _STATES else {}),
+    ]
+    while len(_STATES_OF_PACKAGES) > _MOST_STATES:
+        del _STATES_OF_PACKAGES[next(iter(_STATES_OF_PACKAGES))]
+    return [state for state in states if state is not None]
+
+
+def _file_state(code: Code, known: dict[Code, FileState]) -> FileState:
+    """The state of the files of some code now; one that is known already if it is current."""
     if code not in known or not known[code].current():
+        known.pop(code, None)
         known[code] = FileState(code)
     return known[code]
+
+
+def _in_all(states: Iterable[FileState], name: str) -> Iterator[Any]:
+    """The objects in an attribute of all states."""
+    return itertools.chain.from_iterable(getattr(state, name) for state in states)
 
 
 def _filled(cache: Any) -> tuple[int, int | None]:
@@ -349,17 +375,18 @@ def no_caches(model: nn.Module) -> Iterator[Callable[[], None]]:
     left in other places of these files so far.
     """
     with clean_caches(model):
-        before, held = _file_state(model), _held(model)
+        code, held = Code.of(model), _held(model)
+        before = _file_states(code)
         undo: list[Callable[[], None]] = []
 
         def forget() -> None:
-            before.kept.forget_marks()
-            held.forget_marks()
+            for kept in (*(state.kept for state in before), held):
+                kept.forget_marks()
 
         try:
-            for place in before.places:
+            for place in _in_all(before, "places"):
                 undo.append(place.replace(uncached(place.function)))
-            with lengths_are_sizes(before.code.files):
+            with lengths_are_sizes(code.files):
                 yield forget
         finally:
             for restore in reversed(undo):

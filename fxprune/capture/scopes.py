@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.code import is_torch
 from fxprune.capture.fake_operations import batch_norm
 from fxprune.capture.opened_functions import opened
 from fxprune.capture.process_state import module_hooks
@@ -74,7 +75,7 @@ class Scopes:
     Operations are counted in each scope alone, so that an operation which is added or left out in one scope changes no
     key in another.
 
-    between_modules: called before a module's forward begins, and after it returns.
+    between_modules: called before a module's forward begins, and after it returns if its code is not torch's.
     on_enter: called with the scope of a module when its forward begins.
     on_leave: called with the scope, the arguments, the keyword arguments and the result when the forward returns.
     on_attention: called with the key, the arguments by name and the result of `scaled_dot_product_attention`. The scale
@@ -140,7 +141,8 @@ class Scopes:
     def _after(self, module: nn.Module, args: Any, kwargs: Any, made: Any) -> None:
         if id(module) in self._names and self.current.module is module:
             scope = self.stack.pop()
-            self.between_modules()
+            if not is_torch(type(module).__module__):
+                self.between_modules()
             with whole_batches((args, kwargs, made)) as whole:
                 self.on_leave(scope, *whole)
 

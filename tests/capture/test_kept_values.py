@@ -205,11 +205,64 @@ def put(value: dict[Any, Any]) -> Callable[[], None]:
 def test_no_method_of_a_derived_container_is_called() -> None:
     value = Careless()
     kept = Kept((), [value])
-    before = kept.items
+    assert kept.unchanged()
     put(value)()
-    assert kept.items != before
+    assert not kept.unchanged()
     kept.restore()
     assert dict.__len__(value) == 0
+
+
+def test_a_long_table_of_texts_is_data_and_a_long_table_of_numbers_is_none() -> None:
+    texts, numbers = ({key: make(key) for key in range(300)} for make in (str, float))
+    kept = Kept((), [texts, numbers])
+    put(texts)()
+    assert kept.unchanged()
+    put(numbers)()
+    assert not kept.unchanged()
+    kept.restore()
+    assert "new" in texts
+    assert "new" not in numbers
+
+
+def test_a_variable_of_a_closure_that_is_deleted_or_assigned_again_has_changed() -> None:
+    def outer() -> tuple[Any, ...]:
+        value: Any = 1.5
+
+        def inner() -> Any:
+            return value
+
+        def put(new: Any) -> None:
+            nonlocal value
+            value = new
+
+        def delete() -> None:
+            nonlocal value
+            del value
+
+        return inner, put, delete
+
+    inner, put_there, delete = outer()
+    kept = Kept((), [inner])
+    assert kept.unchanged()
+    delete()
+    assert not kept.unchanged()
+    put_there(torch.ones(1))
+    kept.restore()
+    assert inner() == 1.5
+
+
+@pytest.mark.parametrize("kind", [dict, collections.OrderedDict])
+def test_another_order_or_another_key_of_the_same_values_is_a_change(kind: Any) -> None:
+    first, second = torch.ones(1), torch.zeros(1)
+    table = kind(a=first, b=second)
+    kept = Kept((), [table])
+    table["a"] = table.pop("a")
+    assert not kept.unchanged()
+    kept.restore()
+    assert list(table) == ["a", "b"]
+    assert kept.unchanged()
+    table["c"] = table.pop("b")
+    assert not kept.unchanged()
 
 
 def test_real_tensors_of_a_module_in_a_variable_are_its_own() -> None:

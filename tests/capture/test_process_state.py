@@ -12,6 +12,7 @@ import sys
 import threading
 import types
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +28,7 @@ import fxprune
 from fxprune.capture import process_state
 from fxprune.capture.file_state import Code, FileState
 from fxprune.capture.process_state import clean_caches, public_call
+from tests.support import torchvision
 
 PACKAGE = Path(fxprune.__file__).parent
 
@@ -503,6 +505,35 @@ def test_files_of_packages_that_know_no_tensors_are_left_out() -> None:
     packages = {file.__name__.partition(".")[0] for file in Code.of(ReadsTable()).files}
     assert packages.isdisjoint({"pytest", "_pytest"})
     assert __name__ in {file.__name__ for file in Code.of(ReadsTable()).files}
+
+
+def test_files_of_installed_packages_stay_known_until_something_in_them_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(FileState, "__init__", counted(FileState.__init__, made))
+    torchvision()
+    resnet: Any = importlib.import_module("torchvision.models.resnet")
+    model = resnet.resnet18()
+    for _ in range(2):
+        with clean_caches(model):
+            pass
+    installed = [code for _, code in made if resnet in code.files]
+    assert len(installed) == 1
+    assert all(code.parts[1].files == () for code in installed)
+    monkeypatch.setattr(resnet, "TABLE", {}, raising=False)
+    with clean_caches(model):
+        resnet.TABLE["made"] = torch.zeros(1)
+    assert resnet.TABLE == {}
+
+
+def test_a_deleted_value_of_the_users_file_does_not_live_on() -> None:
+    globals()["ONE_MORE"] = value = nn.Linear(1, 1)
+    with public_call(), clean_caches(ReadsTable()):
+        pass
+    alive = weakref.ref(value)
+    del globals()["ONE_MORE"], value
+    assert alive() is None
 
 
 def test_files_are_searched_once_in_a_public_call(monkeypatch: pytest.MonkeyPatch) -> None:
