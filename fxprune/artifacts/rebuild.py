@@ -60,7 +60,7 @@ def rebuild(
     assert path.without_inputs is not None
     if isinstance(model, fx.GraphModule) and not path.takes_graphs:
         raise PlanError(f"{source} holds a model that kept its class", why="into is a graph", do="pass the module")
-    model = without_dropped(model, plan.dropped)
+    model = without_dropped(model, plan.dropped) if plan.dropped else model
     _check_model(model, plan)
     captured = path.without_inputs(model)
     whole = captured.module

@@ -30,6 +30,7 @@ from fxprune.artifacts.hooks import carry_hooks
 from fxprune.artifacts.rebuild import check_sizes, needs_inputs, rebuild, replace_tensors
 from fxprune.artifacts.safetensors_file import DTYPES, NAMES, SafetensorsFile, check_writable, opened, raw_bytes, write
 from fxprune.capture.dispatched import undispatched
+from fxprune.capture.given_attributes import given_attributes
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import public_call
 from fxprune.capture.tensors import Tensors
@@ -293,8 +294,9 @@ def _in_dtypes(into: nn.Module, file: SafetensorsFile, buffers: Field) -> nn.Mod
     converted: dict[int, torch.Tensor] = {}
     for name, tensor in named:
         dtype = dtypes.get(name, tensor.dtype)
-        if dtype != tensor.dtype and dtype.is_floating_point and tensor.is_floating_point():
-            converted.setdefault(id(tensor), like(tensor, tensor.detach().to(dtype)))
+        other = dtype != tensor.dtype and dtype.is_floating_point and tensor.is_floating_point()
+        if other or (isinstance(tensor, nn.Parameter) and given_attributes(tensor)):  # which refer to the copy then
+            converted.setdefault(id(tensor), like(tensor, tensor.detach().to(dtype if other else tensor.dtype)))
     return copy_module(into, lambda tensor: converted.get(id(tensor), tensor))
 
 

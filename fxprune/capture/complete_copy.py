@@ -15,7 +15,9 @@ from torch import fx, nn
 
 from fxprune.capture.code import is_torch
 from fxprune.capture.containers import MOST_PARTS, slots_of
-from fxprune.capture.uncopied import OtherClassError
+from fxprune.capture.given_attributes import given_attributes
+from fxprune.capture.uncopied import OtherClassError, copied_alone
+from fxprune.on_demand import OnDemand
 
 _TENSORS = ("_parameters", "_buffers")
 _HOOKS = tuple(name for name in nn.Module().__dict__ if "hooks" in name)
@@ -46,13 +48,14 @@ def complete(
     given: Mapping[int, Any],
     memo: dict[int, Any],
     deep: Callable[[nn.Module], nn.Module],
+    said: list[str] | None = None,
 ) -> dict[int, Any]:
     """Give each module of a copy what it lacks of the original: its mode, hooks, tensors, slots, attributes, modules.
 
     Returns id of a module or tensor of the original, or of a tensor that was replaced -> that of the copy.
 
     given: id of a tensor -> the one of the copy. memo: that of the copy, which keeps alive what is replaced. deep: a
-    function that copies a module with it.
+    function that copies a module with it. said: gets a sentence about each lock in an attribute of a parameter.
 
     Raises `OtherClassError` for a module of another class.
     """
@@ -73,7 +76,7 @@ def complete(
         if own:
             _forgotten(new, original, memo)
         put_mode(new, original.training)
-        found |= _put_tensors(new, original, given, memo, own=own)
+        found |= _put_tensors(new, original, given, memo, path, said, own=own)
         for name in slots_of(type(original)):
             if hasattr(original, name) and not hasattr(new, name):
                 object.__setattr__(new, name, copy.deepcopy(getattr(original, name), memo))
@@ -123,11 +126,16 @@ def _is_plain(value: Any) -> bool:
 
 
 def _put_tensors(
-    new: nn.Module, original: nn.Module, given: Mapping[int, Any], memo: dict[int, Any], *, own: bool
+    new: nn.Module,
+    original: nn.Module,
+    given: Mapping[int, Any],
+    memo: dict[int, Any],
+    path: str,
+    said: list[str] | None,
+    *,
+    own: bool,
 ) -> dict[int, torch.Tensor]:
     """Give a module of a copy the tensors that were given for it, where a `__deepcopy__` has made others.
-
-    Parameters get their attributes too, which `deepcopy` loses.
 
     Returns id of a tensor of the original, or of one that was replaced -> that of the copy.
 
@@ -151,8 +159,21 @@ def _put_tensors(
             if before is not None and before is not after:
                 found[id(before)] = after
                 memo.setdefault(id(memo), []).append(before)  # no other object may get its id
-            if id(tensor) not in given and type(tensor) is type(after):
-                for attribute, value in getattr(tensor, "__dict__", {}).items():
-                    if attribute not in after.__dict__:
-                        after.__dict__[attribute] = copy.deepcopy(value, memo)
+            if kind == "_parameters" and not isinstance(tensor, OnDemand):
+                put_attributes(after, tensor, memo, f"{path}.{name}".lstrip("."), said, cut=id(tensor) in given)
     return found
+
+
+def put_attributes(
+    new: torch.Tensor, original: torch.Tensor, memo: dict[int, Any], name: str, said: list[str] | None, *, cut: bool
+) -> None:
+    """Give a parameter of a copy copies of the attributes of the original one, which `deepcopy` loses.
+
+    name: that of the parameter. cut: True to leave out the tensors that are not in `memo`: those of the shape of a
+        parameter are cut like it later.
+    """
+    own = given_attributes(new)
+    for attribute, value in given_attributes(original).items():
+        other = cut and isinstance(value, torch.Tensor) and id(value) not in memo
+        if not other and own.get(attribute, value) is value:
+            new.__dict__[attribute] = copied_alone(f"{name}.{attribute}", value, memo, said)

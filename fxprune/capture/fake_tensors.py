@@ -11,8 +11,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.given_attributes import as_parameter
 from fxprune.capture.layouts import is_sparse
-from fxprune.capture.module_copy import as_parameter, copy_module
+from fxprune.capture.module_copy import copy_module
 
 MOST_NUMBERS = 64
 """The most numbers of a tensor that a fake one knows."""
@@ -104,7 +105,7 @@ class Faker:
     def _wrap(self, meta: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         fake = FakeTensor(self.mode, meta, torch.device("cpu") if real.device.type == "meta" else real.device)
         if isinstance(real, nn.Parameter):
-            as_parameter(fake, real)
+            as_parameter(fake)
         return fake
 
     def tree(self, values: Any) -> Any:

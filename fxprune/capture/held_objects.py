@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from fxprune.capture.containers import attributes_of, items_of, tuple_of
+from fxprune.capture.given_attributes import given_attributes
 from fxprune.capture.per_class import once_per_class
 from fxprune.capture.weak_references import is_weak, strong_parts, with_referents
 
@@ -84,7 +86,7 @@ class _Redirecting:
                 set.update(one, new)
         if _has_own_attributes(kind):
             own = object.__getattribute__(one, "__dict__") if kind.__dictoffset__ else {}
-            for name, part in attributes_of(one).items():
+            for name, part in _attributes(one).items():
                 if type(part) not in _PLAIN and now(part) is not part:
                     if name in own:
                         own[name] = now(part)
@@ -171,7 +173,11 @@ def parts_held_by(value: Any) -> list[Any]:
         found = items_of(value)
     elif issubclass(kind, _SETS):
         found = list(set.__iter__(value) if issubclass(kind, set) else frozenset.__iter__(value))
-    return [*found, *attributes_of(value).values()] if _has_own_attributes(kind) else found
+    return [*found, *_attributes(value).values()] if _has_own_attributes(kind) else found
+
+
+def _attributes(value: Any) -> Mapping[str, Any]:
+    return given_attributes(value) if isinstance(value, torch.Tensor) else attributes_of(value)
 
 
 @once_per_class
@@ -179,6 +185,6 @@ def _has_own_attributes(kind: type) -> bool:
     """True if objects of a class may have parts of a model in their attributes."""
     if issubclass(kind, nn.Module):
         return True
-    if issubclass(kind, torch.Tensor):  # not of fake tensors and other wrappers, whose attributes are those of modes
-        return kind is torch.Tensor or issubclass(kind, nn.Parameter)
+    if issubclass(kind, torch.Tensor):  # not of other wrappers, whose attributes are those of modes
+        return kind in (torch.Tensor, FakeTensor) or issubclass(kind, nn.Parameter)
     return kind.__module__ != "builtins" and not issubclass(kind, _LEAVES) and not kind.__module__.startswith(_INTERNAL)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.hooks import RemovableHandle
 
 from fxprune.capture.complete_copy import complete, own_copy
@@ -27,6 +28,7 @@ from fxprune.capture.containers import (
     tuple_of,
     with_parts,
 )
+from fxprune.capture.given_attributes import give_attributes
 from fxprune.capture.held_objects import CACHED_FUNCTION, held_by, redirect, rekeyed
 from fxprune.capture.uncopied import copied_with_locks
 from fxprune.capture.weak_references import is_copied_as_it_is, is_weak, with_referents
@@ -60,10 +62,10 @@ def deep_copy_with(module: ModuleT, memo: Mapping[int, Any], said: list[str] | N
 
     said: gets a sentence about each lock and Python module, if the copy needed others: see `copied_with_locks`.
     """
-    return copied_with_locks(module, memo, functools.partial(_whole_copy, module), said)
+    return copied_with_locks(module, memo, functools.partial(_whole_copy, module, said), said)
 
 
-def _whole_copy(module: ModuleT, memo: dict[int, Any]) -> ModuleT:
+def _whole_copy(module: ModuleT, said: list[str] | None, memo: dict[int, Any]) -> ModuleT:
     given = dict(memo)
     held = list(held_by(module))
     memo |= {id(value): value for value in held if is_copied_as_it_is(value)}
@@ -72,7 +74,7 @@ def _whole_copy(module: ModuleT, memo: dict[int, Any]) -> ModuleT:
             memo[id(value)] = tuple_of(value, copy.deepcopy(items_of(value), memo))
     simple = functools.cache(_is_copied_by_attributes)
     made = _deep(module, memo, simple)
-    pairs = complete(made, module, given, memo, functools.partial(_deep, memo=memo, simple=simple))
+    pairs = complete(made, module, given, memo, functools.partial(_deep, memo=memo, simple=simple), said)
     if any(is_weak(value) or type(value) is CACHED_FUNCTION or own_copy(value) for value in held):
         of = {key: new for key, new in memo.items() if key not in (id(new), id(memo))}  # the latter keeps them alive
         redirect(made, of | pairs, frozenset(map(id, held)))
@@ -133,36 +135,26 @@ def _is_copied_by_attributes(kind: type) -> bool:
     return inherited and kind not in copyreg.dispatch_table
 
 
-def as_parameter(tensor: torch.Tensor, parameter: torch.Tensor) -> None:
-    """Let a tensor that stands for a parameter pass for it.
-
-    Forward may assign it to a layer, to tie two weights, or read numbers and texts in attributes of the parameter.
-    """
-    stand_in: Any = tensor
-    for name, value in parameter.__dict__.items():
-        if isinstance(value, int | float | str) and not hasattr(stand_in, name):
-            setattr(stand_in, name, value)
-    stand_in._is_param = True
-
-
 def copy_module(
     module: nn.Module,
     tensor: Callable[[torch.Tensor], torch.Tensor],
     *,
-    parameters: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    parameters: Callable[[dict[str, Any], Callable[[Any], Any]], dict[str, Any]] | None = None,
 ) -> nn.Module:
     """A copy of a module and its submodules, with other tensors. The original is not changed.
 
     tensor: a function that gives the tensor of the copy for each parameter, buffer, and tensor in an attribute.
-    parameters: a function that gives the dict of parameters of each module of the copy, instead of `tensor`.
+    parameters: a function that gives the dict of parameters of each module of the copy, instead of `tensor`. It also
+        gets a function that copies the value of an attribute.
 
     Containers in attributes (see `fxprune/capture/containers.py`), sets and generators of random numbers are copied, so
     that a forward that stores something there, or draws, leaves the original as it is; other values are shared. What is
     used in two places is one thing in the copy too. Modules of the model, their bound methods, and tensors are replaced
-    wherever attributes hold them, also inside containers, partial functions, and functions with a cache.
+    wherever attributes hold them, also inside containers, partial functions, and functions with a cache, and in
+    attributes of parameters.
     """
     made: dict[int, nn.Module] = {}
-    containers, steps = dict[int, Any](), [0]
+    containers, steps, dressed = dict[int, Any](), [0], set[int]()
     members = {id(m) for m in module.modules()}
 
     def clone(original: nn.Module) -> nn.Module:
@@ -171,11 +163,19 @@ def copy_module(
         new = made[id(original)] = _blank(original)
         _fill_slots_and_items(new, original, attribute)
         own = {k: v for k, v in original.__dict__.items() if k not in ("_parameters", "_buffers", "_modules")}
-        buffers = functools.partial(_copied, tensor)
-        for kind, copied in (("_parameters", parameters or buffers), ("_buffers", buffers)):
-            new.__dict__[kind] = copied(original.__dict__[kind])
+        given = original.__dict__["_parameters"]
+        new.__dict__["_parameters"] = parameters(given, attribute) if parameters else _copied(tensor_of, given)
+        new.__dict__["_buffers"] = _copied(tensor_of, original.__dict__["_buffers"])
         new.__dict__["_modules"] = {k: None if m is None else clone(m) for k, m in original._modules.items()}
         new.__dict__.update({k: v if type(v) in _SHARED else attribute(v) for k, v in own.items()})
+        return new
+
+    def tensor_of(original: torch.Tensor) -> torch.Tensor:
+        new = tensor(original)
+        other = new is not original or isinstance(original, FakeTensor)  # of which a model makes copies that run
+        if other and isinstance(original, nn.Parameter) and id(original) not in dressed:
+            dressed.add(id(original))
+            give_attributes(new, original, attribute)
         return new
 
     def attribute(value: Any) -> Any:
@@ -189,7 +189,7 @@ def copy_module(
         if isinstance(value, nn.Module):
             return clone(value) if id(value) in members else value
         if isinstance(value, torch.Tensor):
-            return tensor(value)
+            return tensor_of(value)
         if isinstance(value, types.MethodType):
             return _bound(value, attribute(value.__self__))
         if kind is functools.partial:

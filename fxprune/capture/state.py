@@ -11,6 +11,7 @@ from torch import nn
 
 from fxprune.capture.code import is_torch
 from fxprune.capture.containers import count_of, has_many_parts, items_of
+from fxprune.capture.given_attributes import given_attributes, parameters_with_attributes
 
 _OF_TORCH = {"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook"}
 _OF_TORCH |= {name for name in vars(nn.Module()) if name.endswith("_hooks")}
@@ -53,9 +54,11 @@ def _state_of(model: nn.Module, users: bool) -> dict[tuple[str, str], Any]:
     """(path of a module, name of an attribute or buffer) -> its value, in a form that later writes do not change."""
     found = {}
     for path, module in model.named_modules():
-        if users and is_torch(type(module).__module__):
-            continue
-        for name, value in (*module.__dict__.items(), *module._buffers.items()):
+        torchs = users and is_torch(type(module).__module__)
+        own = [] if torchs else [*module.__dict__.items(), *module._buffers.items()]
+        for name, parameter in parameters_with_attributes(module):
+            own += [(f"{name}.{attribute}", value) for attribute, value in given_attributes(parameter).items()]
+        for name, value in own:
             if name not in _OF_TORCH and not name.endswith("_hooks"):
                 found[path, name] = value if type(value) in _PLAIN else _note(value, _DEPTH)
     return found

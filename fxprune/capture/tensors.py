@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fxprune.capture.containers import found_in, key_text
+from fxprune.capture.given_attributes import given_attributes, parameters_with_attributes
 from fxprune.capture.hook_parts import attributes_of_hooks
 
 PARAMETER, BUFFER, CONSTANT = "parameter", "buffer", "constant"
@@ -105,17 +106,20 @@ class Tensors(Mapping[str, torch.Tensor]):
 
 
 def constants_of(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """The plain tensors in attributes of a model's modules, each with its name as in code: `block.cache['k'][0]`.
+    """The plain tensors in attributes of a model's modules and parameters, each with its name as in code:
+    `block.cache['k'][0]`, `block.weight.scale`.
 
     Parameters and buffers that an attribute holds are among them.
     """
     seen: dict[int, Any] = {}
     for path, module in model.named_modules():
-        for name, value in module.__dict__.items():
-            if name not in _OF_EVERY_MODULE:
-                held = f"{path}.{name}" if path else name
-                for keys, tensor in found_in(value, _is_tensor, seen):
-                    yield "".join((held, *map(key_text, keys))), tensor
+        own = [(name, value) for name, value in module.__dict__.items() if name not in _OF_EVERY_MODULE]
+        for name, parameter in parameters_with_attributes(module):
+            own += [(f"{name}.{attribute}", value) for attribute, value in given_attributes(parameter).items()]
+        for name, value in own:
+            held = f"{path}.{name}" if path else name
+            for keys, tensor in found_in(value, _is_tensor, seen):
+                yield "".join((held, *map(key_text, keys))), tensor
 
 
 def computed_tensors(model: nn.Module) -> dict[int, torch.Tensor]:

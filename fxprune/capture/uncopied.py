@@ -22,6 +22,7 @@ from fxprune.capture.layouts import is_sparse
 CopyT = TypeVar("CopyT")
 
 _LOCKS: Mapping[type, Callable[[], Any]] = {type(make()): make for make in (threading.Lock, threading.RLock)}
+_NUMBERS = (int, float, bool, complex, str, bytes, type(None))
 _NO_PARTS = (nn.Module, torch.Tensor, type, types.FunctionType, str, bytes, int, float, type(None))
 
 
@@ -42,6 +43,31 @@ def copied_with_locks(
         if said is not None:
             said.extend(_sentence(name, value) for name, value in found if not isinstance(value, torch.Tensor))
         return made
+
+
+def copied_alone(name: str, value: Any, memo: dict[int, Any], said: list[str] | None = None) -> Any:
+    """A deep copy of a value, with locks of its own; the value itself where it cannot be copied, as a socket.
+
+    memo: that of the copy, which gets what is copied. said: gets a sentence about each lock and Python module.
+    """
+    if type(value) in _NUMBERS:
+        return value
+    own = dict(memo)
+    try:
+        made = copy.deepcopy(value, own)
+    except Exception:  # of a class of the user's, too
+        found = list(_refused_in(name, value, {}))
+        own = {**memo, **_stand_ins(found)}
+        try:
+            made = copy.deepcopy(value, own)
+        except Exception:
+            return value
+        if said is not None:
+            said.extend(_sentence(*each) for each in found if not isinstance(each[1], torch.Tensor))
+    kept = own.pop(id(own), [])  # what `deepcopy` keeps alive
+    memo.update(own)
+    memo.setdefault(id(memo), []).extend(kept)
+    return made
 
 
 class OtherClassError(Exception):

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from fxprune.capture.complete_copy import put_mode
-from fxprune.capture.module_copy import as_parameter, copy_module
+from fxprune.capture.given_attributes import as_parameter, give_attributes
+from fxprune.capture.module_copy import copy_module
 from fxprune.capture.tensors import Tensors
 from fxprune.capture.thread_state import outside_levels
 from fxprune.on_demand import whole
@@ -68,7 +69,7 @@ class Copies:
 
     def module(self, training: Callable[[str], bool]) -> nn.Module:
         """A copy of the model. training: a function from the path of a module to its mode."""
-        copied = copy_module(self.model, self.keep, parameters=lambda own: _Parameters(own, self))
+        copied = copy_module(self.model, self.keep, parameters=lambda own, attribute: _Parameters(own, self, attribute))
         for (path, part), original in zip(copied.named_modules(), self.model.modules(), strict=True):
             put_mode(part, training(path))
             if isinstance(part, nn.RMSNorm) and part.eps is None:
@@ -89,8 +90,11 @@ class Copies:
             self._kept[id(tensor)] = read[0] if read is not None else self._copy(tensor)
         return self._kept[id(tensor)]
 
-    def read(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The copy of a parameter of the model. Any other tensor, which forward has set, is given back as it is."""
+    def read(self, tensor: torch.Tensor, attribute: Callable[[Any], Any]) -> torch.Tensor:
+        """The copy of a parameter of the model. Any other tensor, which forward has set, is given back as it is.
+
+        attribute: a function that copies the value of an attribute.
+        """
         if id(tensor) in self._kept:
             return self._kept[id(tensor)]
         if id(tensor) not in self._names:
@@ -99,6 +103,9 @@ class Copies:
             with torch.inference_mode(False), outside_levels():  # forward may read it in either
                 copied = self._copy(tensor)
                 self._read[id(tensor)] = copied, copied._version, copied.data_ptr()
+                if tensor.__dict__:
+                    give_attributes(copied, tensor, attribute)
+            return copied
         return self._read[id(tensor)][0]
 
     def release(self) -> None:
@@ -126,20 +133,20 @@ class Copies:
         if name:
             self.copying.made(copied, name)
         if isinstance(given, nn.Parameter):
-            as_parameter(copied, given)
+            as_parameter(copied)
         return copied
 
 
 class _Parameters(dict[str, Any]):
     """The parameters of a module of a copy. Holds the originals, and gives their copies."""
 
-    def __init__(self, originals: Mapping[str, Any], copies: Copies) -> None:
+    def __init__(self, originals: Mapping[str, Any], copies: Copies, attribute: Callable[[Any], Any]) -> None:
         super().__init__(originals)
-        self._copies = copies
+        self._copies, self._attribute = copies, attribute
 
     def __getitem__(self, name: str) -> Any:
         value = super().__getitem__(name)
-        return value if value is None else self._copies.read(value)
+        return value if value is None else self._copies.read(value, self._attribute)
 
     def get(self, name: str, default: Any = None) -> Any:
         if name not in self:

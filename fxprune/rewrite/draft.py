@@ -11,7 +11,9 @@ import torch
 from torch import fx, nn
 
 from fxprune.capture.captured import Captured
+from fxprune.capture.complete_copy import put_attributes
 from fxprune.capture.containers import is_container, map_parts
+from fxprune.capture.given_attributes import parameters_with_attributes
 from fxprune.capture.module_copy import deep_copy_with
 from fxprune.capture.tensors import computed_tensors
 from fxprune.capture.uncopied import why_no_copy
@@ -45,9 +47,9 @@ def draft_of(captured: Captured, tensors: Mapping[int, torch.Tensor]) -> Draft:
     """
     memo = _memo(captured.module, tensors)
     graph, before = _copied_graph(captured.graph)
-    if isinstance(captured.module, fx.GraphModule):
-        return Draft(_copied_graph_module(captured.module, memo, graph), graph, before)
     said: list[str] = []
+    if isinstance(captured.module, fx.GraphModule):
+        return Draft(_copied_graph_module(captured.module, memo, graph, said), graph, before, tuple(said))
     try:
         small = deep_copy_with(captured.module, memo, said)
     except Exception as error:
@@ -92,7 +94,9 @@ def _copied_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
     return made, {new: before for before, new in copies.items()}
 
 
-def _copied_graph_module(module: fx.GraphModule, memo: dict[int, Any], graph: fx.Graph) -> fx.GraphModule:
+def _copied_graph_module(
+    module: fx.GraphModule, memo: dict[int, Any], graph: fx.Graph, said: list[str]
+) -> fx.GraphModule:
     """A copy of a `GraphModule` around a copied graph, which is compiled once, when its sizes are settled."""
     made = fx.GraphModule(nn.Module(), fx.Graph(), module.__class__.__name__)
     for name, value in module.__dict__.items():
@@ -100,6 +104,10 @@ def _copied_graph_module(module: fx.GraphModule, memo: dict[int, Any], graph: fx
             made.__dict__[name] = value
         elif name not in _OF_THE_GRAPH:
             made.__dict__[name] = copy.deepcopy(value, memo)
+    for path, part in module.named_modules():
+        for name, parameter in parameters_with_attributes(part):
+            if id(parameter) in memo:
+                put_attributes(memo[id(parameter)], parameter, memo, f"{path}.{name}".lstrip("."), said, cut=True)
     graph.owning_module = made
     made.__dict__["_graph"] = graph
     return made

@@ -7,31 +7,20 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from fxprune.capture.held_objects import held_by, redirect
+from fxprune.capture.given_attributes import give_attributes
+from fxprune.capture.held_objects import redirect
 from fxprune.rewrite.recurrent import refresh
 
 
-def fill(small: nn.Module, tensors: Mapping[int, torch.Tensor]) -> None:
+def fill(small: nn.Module, fakes: Mapping[str, torch.Tensor], real: Mapping[str, torch.Tensor]) -> None:
     """Replace the fake tensors of a model, wherever it holds them or refers to them. Changes `small`.
 
-    tensors: id of a fake tensor -> the real one. The containers must be the model's own.
+    fakes, real: name -> the fake tensor, with the attributes of the original one, and the real one.
     """
-    redirect(small, tensors)
+    of = {id(fake): real[name] for name, fake in fakes.items()}
+    for name, fake in fakes.items():
+        give_attributes(real[name], fake, lambda value: value)
+    redirect(small, of)
+    redirect([tensor for tensor in real.values() if tensor.__dict__], of)
     for module in small.modules():
         refresh(module)
-
-
-def refer_to_small(small: nn.Module, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Let attributes of the small model's parameters refer to its own modules and parameters.
-
-    They are those of the original's parameters. What both hold and can change, such as a dict, stays as it is.
-
-    model: the original. tensors: name -> the new tensor.
-    """
-    with_attributes = [tensor for tensor in tensors.values() if tensor.__dict__]
-    if with_attributes:
-        modules = dict(small.named_modules())
-        named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-        of = {id(module): modules[path] for path, module in model.named_modules() if path in modules}
-        new = {id(tensor): tensors[name] for name, tensor in named if name in tensors}
-        redirect(with_attributes, of | new, frozenset(map(id, held_by(model))))

@@ -21,7 +21,7 @@ from fxprune.rewrite.by_config import follow_config
 from fxprune.rewrite.constants import place_constants
 from fxprune.rewrite.draft import Draft, draft_of
 from fxprune.rewrite.factors import multiplied, with_factors
-from fxprune.rewrite.filling import fill, refer_to_small
+from fxprune.rewrite.filling import fill
 from fxprune.rewrite.hooks import reinsert
 from fxprune.rewrite.kept_weights import own_numbers
 from fxprune.rewrite.module_sizes import recount_modules
@@ -71,8 +71,7 @@ def rewrite(findings: Findings, removal: Removal, constants: FoldedConstants | N
     for name, numbers in {**own, **constants.values}.items():
         if name in real:
             overwrite(real[name], numbers)
-    fill(small, {id(fake): real[name] for name, fake in fakes.items()})
-    refer_to_small(small, findings.model, real)
+    fill(small, fakes, real)
     if findings.captured.real and not findings.captured.needs_hooks:
         factors = run_once(draft, findings, removal)
     constants = with_factors(findings, removal, factors, constants)

@@ -18,6 +18,7 @@ from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.analysis.seeded_draws import OtherSeed, other_seed
 from fxprune.capture.captured import WHOLE_MODEL
 from fxprune.capture.fake_tensors import Faker, Real
+from fxprune.capture.given_attributes import same_attributes
 from fxprune.capture.modes import MODES, random_decisions, set_mode
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.places import module_of, raised_at, source_of
@@ -128,6 +129,10 @@ class _Checking:
 
     def run(self, faker: Faker | Real) -> None:
         """Run all nodes, and once more where the original has left a state that a second call reads."""
+        with same_attributes(self.draft.module):
+            self._run_calls(faker)
+
+    def _run_calls(self, faker: Faker | Real) -> None:
         module = copy_module(self.draft.module, faker.of_state)
         if self.other_mode:
             set_mode(module, self.seen.training)

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import threading
+import types
+import weakref
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import fxprune
@@ -150,3 +157,91 @@ def test_a_parameter_of_the_model_itself_is_no_layer_without_a_name():
     small = fxprune.transform(Scaled().double(), X, ratio=0.5)
     (told,) = fxprune.record(small).reasons
     assert "the width of the model and follows it" in told
+
+
+ON_PARAMETERS = {
+    "tensor": (lambda model: torch.arange(8.0), lambda held, h: h + held),
+    "list": (lambda model: [torch.arange(8.0), 2], lambda held, h: h + held[0] * held[1]),
+    "object": (
+        lambda model: types.SimpleNamespace(shift={"b": torch.arange(8.0)}),
+        lambda held, h: h + held.shift["b"],
+    ),
+    "partial": (
+        lambda model: functools.partial(F.linear, weight=model.side.weight),
+        lambda held, h: held(h),
+    ),
+    "layer": (lambda model: [model.side], lambda held, h: h + held[0](h)),
+    "method": (lambda model: model.side.forward, lambda held, h: h + held(h)),
+    "weak reference": (lambda model: weakref.ref(model.side), lambda held, h: h + held()(h)),
+    "weak reference in a tuple": (lambda model: (weakref.ref(model.side),), lambda held, h: h + held[0]()(h)),
+    "lock": (lambda model: [threading.Lock(), model.side], lambda held, h: h + held[1](h) * (not held[0].locked())),
+}
+
+
+class OnParameter(Two):
+    """Forward reads an attribute of a parameter."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.side = nn.Linear(8, 8)
+        self.double()
+        put, self.read = ON_PARAMETERS[kind]
+        self.a.weight.held = put(self)
+
+    def forward(self, x):
+        return self.b(self.read(self.a.weight.held, torch.relu(self.a(x))))
+
+
+@pytest.mark.parametrize("options", [{}, {"verify": False}], ids=["proven", "unproven"])
+@pytest.mark.parametrize("kind", ON_PARAMETERS)
+def test_attributes_of_parameters_that_forward_reads_are_those_of_the_small_model(kind, options):
+    model = OnParameter(kind)
+    before, expected = copy.copy(model.a.weight.__dict__), model(X)
+    small = fxprune.transform(model, X, ratio=0.5, path="eager", **options)
+    assert small.a.out_features == 4
+    reference = fxprune.masked(model, fxprune.record(small).removed)
+    assert model.a.weight.__dict__ == before
+    assert torch.equal(model(X), expected)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))  # nothing may refer to it
+    if kind == "lock":
+        model.a.weight.held[0].acquire()
+    assert relative_error(small(X), reference(X)) < 1e-9
+
+
+@pytest.mark.parametrize("kind", ["tensor", "object", "layer", "weak reference", "lock"])
+def test_a_model_that_gets_smaller_in_place_and_a_loaded_one_have_them(kind, tmp_path):
+    model, other = OnParameter(kind), OnParameter(kind)
+    other.load_state_dict(model.state_dict())
+    small = fxprune.transform(model, X, ratio=0.5)
+    fxprune.save(small, tmp_path / "small.safetensors")
+    given = {} if kind in ("layer", "weak reference", "lock") else {"example_inputs": X}
+    loaded = fxprune.load(tmp_path / "small.safetensors", into=other, **given)
+    expected = small(X)
+    fxprune.transform_(model, X, plan=fxprune.record(small).plan)
+    assert torch.allclose(model(X), expected, rtol=0, atol=1e-12)
+    for parameter in other.parameters():
+        nn.init.constant_(parameter, float("nan"))
+    assert torch.allclose(loaded(X), expected, rtol=0, atol=1e-12)
+
+
+def test_a_lock_on_a_parameter_is_told():
+    small = fxprune.transform(OnParameter("lock"), X, ratio=0.5)
+    assert any(text.startswith("a.weight.held[0] is a new lock") for text in fxprune.record(small).reasons)
+
+
+def test_what_forward_stores_on_a_parameter_is_state_and_stays_out_of_the_original():
+    class Cached(Two):
+        def forward(self, x):
+            held = self.a.weight.__dict__
+            h = torch.relu(self.a(x))
+            if "last" in held:
+                h = h + h[:, 5:6]
+            self.a.weight.last = h
+            return self.b(h)
+
+    model = Cached().double()
+    with pytest.warns(fxprune.NothingRemovedWarning, match="in a second call"):
+        fxprune.transform(model, X, ratio=0.5, path="eager")
+    assert "last" not in model.a.weight.__dict__

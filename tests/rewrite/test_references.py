@@ -307,28 +307,31 @@ def test_attributes_of_parameters_are_kept():
     assert copy.deepcopy(small)(inputs()).shape == (3, 2)
 
 
+class Shared:
+    def __init__(self, layer):
+        self.layer = layer
+
+    def __deepcopy__(self, memo):
+        return self
+
+
 def test_an_attribute_of_a_parameter_refers_to_the_small_model_or_is_named():
     model = net()
     model.a.weight.owner = weakref.ref(model.a)
     model.a.bias.owner = model.a
-    model.b.weight.shared = {"owner": model.a}
+    model.b.weight.copied = {"owner": model.a}
+    model.b.weight.shared = Shared(model.a)
     small = pruned(model)
     assert small.a.weight.owner() is small.a
     assert small.a.bias.owner is small.a
-    assert model.b.weight.shared["owner"] is model.a
+    assert small.b.weight.copied["owner"] is small.a
+    assert model.b.weight.copied["owner"] is model.b.weight.shared.layer is model.a
     assert [reason for reason in fxprune.record(small).reasons if "refers to" in reason] == [
         'the attribute "shared" of the parameter "b.weight" refers to "a" of the original'
     ]
 
 
 def test_what_slots_and_items_refer_to_is_named():
-    class Shared:
-        def __init__(self, layer):
-            self.layer = layer
-
-        def __deepcopy__(self, memo):
-            return self
-
     class Slots(Net):
         __slots__ = ("shared",)
 
