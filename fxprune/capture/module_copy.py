@@ -153,55 +153,64 @@ def copy_module(
     wherever attributes hold them, also inside containers, partial functions, and functions with a cache, and in
     attributes of parameters.
     """
-    made: dict[int, nn.Module] = {}
-    containers, steps, dressed = dict[int, Any](), [0], set[int]()
-    members = {id(m) for m in module.modules()}
+    return _CopyOfModule(module, tensor, parameters).clone(module)
 
-    def clone(original: nn.Module) -> nn.Module:
-        if id(original) in made:
-            return made[id(original)]
-        new = made[id(original)] = _blank(original)
-        _fill_slots_and_items(new, original, attribute)
+
+class _CopyOfModule:
+    """One call of `copy_module`, with the same arguments: what was copied before, and how."""
+
+    def __init__(self, module: nn.Module, tensor: Any, parameters: Any) -> None:
+        self._tensor, self._parameters = tensor, parameters
+        self._made: dict[int, nn.Module] = {}
+        self._containers: dict[int, Any] = {}
+        self._steps = [0]
+        self._dressed: set[int] = set()  # the ids of the parameters whose copies have their attributes
+        self._members = {id(m) for m in module.modules()}
+
+    def clone(self, original: nn.Module) -> nn.Module:
+        if id(original) in self._made:
+            return self._made[id(original)]
+        new = self._made[id(original)] = _blank(original)
+        _fill_slots_and_items(new, original, self._attribute)
         own = {k: v for k, v in original.__dict__.items() if k not in ("_parameters", "_buffers", "_modules")}
         given = original.__dict__["_parameters"]
-        new.__dict__["_parameters"] = parameters(given, attribute) if parameters else _copied(tensor_of, given)
-        new.__dict__["_buffers"] = _copied(tensor_of, original.__dict__["_buffers"])
-        new.__dict__["_modules"] = {k: None if m is None else clone(m) for k, m in original._modules.items()}
-        new.__dict__.update({k: v if type(v) in _SHARED else attribute(v) for k, v in own.items()})
+        made = self._parameters(given, self._attribute) if self._parameters else _copied(self._tensor_of, given)
+        new.__dict__["_parameters"] = made
+        new.__dict__["_buffers"] = _copied(self._tensor_of, original.__dict__["_buffers"])
+        new.__dict__["_modules"] = {k: None if m is None else self.clone(m) for k, m in original._modules.items()}
+        new.__dict__.update({k: v if type(v) in _SHARED else self._attribute(v) for k, v in own.items()})
         return new
 
-    def tensor_of(original: torch.Tensor) -> torch.Tensor:
-        new = tensor(original)
+    def _tensor_of(self, original: torch.Tensor) -> torch.Tensor:
+        new: torch.Tensor = self._tensor(original)
         other = new is not original or isinstance(original, FakeTensor)  # of which a model makes copies that run
-        if other and isinstance(original, nn.Parameter) and id(original) not in dressed:
-            dressed.add(id(original))
-            give_attributes(new, original, attribute)
+        if other and isinstance(original, nn.Parameter) and id(original) not in self._dressed:
+            self._dressed.add(id(original))
+            give_attributes(new, original, self._attribute)
         return new
 
-    def attribute(value: Any) -> Any:
+    def _attribute(self, value: Any) -> Any:
         kind = type(value)
         if kind in _SHARED or (kind is tuple and _SHARED.issuperset(map(type, value))):  # such as a kernel size
             return value
         if kind in (dict, OrderedDict) and not value:  # most attributes of a module are empty tables of hooks
-            return containers.setdefault(id(value), kind())
+            return self._containers.setdefault(id(value), kind())
         if is_weak(value):  # recurrent layers compare these with their parameters
-            return with_referents(value, attribute)
+            return with_referents(value, self._attribute)
         if isinstance(value, nn.Module):
-            return clone(value) if id(value) in members else value
+            return self.clone(value) if id(value) in self._members else value
         if isinstance(value, torch.Tensor):
-            return tensor_of(value)
+            return self._tensor_of(value)
         if isinstance(value, types.MethodType):
-            return _bound(value, attribute(value.__self__))
+            return _bound(value, self._attribute(value.__self__))
         if kind is functools.partial:
-            function, args, keywords = map(attribute, (value.func, value.args, value.keywords))
+            function, args, keywords = map(self._attribute, (value.func, value.args, value.keywords))
             return functools.partial(function, *args, **keywords)
         if kind is CACHED_FUNCTION:
-            return containers.setdefault(id(value), _with_cache(value, attribute(value.__wrapped__)))
+            return self._containers.setdefault(id(value), _with_cache(value, self._attribute(value.__wrapped__)))
         if kind is RemovableHandle:
-            return _handle(value, attribute)
-        return _contained(value, containers, attribute, steps)
-
-    return clone(module)
+            return _handle(value, self._attribute)
+        return _contained(value, self._containers, self._attribute, self._steps)
 
 
 def _of_plain_items(value: Any) -> Any:
