@@ -28,13 +28,13 @@ class Draft:
     """A copy of a captured model, changed step by step until it is the smaller one.
 
     module: the copy, of the original's class or a `GraphModule`. graph: its graph, not yet compiled.
-    before: node of the copy -> node of the original. Their names may differ.
+    before: node of the copy -> node of the original. Their names may differ, and several may have one original.
     said: sentences about attributes that could not be copied, for the record.
     """
 
     module: nn.Module
     graph: fx.Graph
-    before: Mapping[fx.Node, fx.Node]
+    before: dict[fx.Node, fx.Node]
     said: tuple[str, ...] = ()
 
 

@@ -35,6 +35,7 @@ from fxprune.ops import Operand
 from fxprune.ops.site import Site
 from fxprune.proof.shapes import ContradictionError, ShapeCheck
 from fxprune.rewrite.draft import Draft
+from fxprune.rewrite.frozen_numbers import compute_again
 from fxprune.rewrite.refused_sizes import RefusedSizes
 from fxprune.rewrite.scales import HeldWidthsError, OtherNumber, factors_for, from_a_width
 from fxprune.rewrite.sizes import resize
@@ -66,6 +67,7 @@ def settle_nodes(draft: Draft, findings: Findings, removal: Removal, faker: Fake
     with no_caches(findings.model):
         runs: list[_Checking] = [_Settling(draft, findings, removal)]
         runs[0].run(faker)
+        compute_again(draft.graph, draft.before, findings.observed.main.nodes, runs[0].results)
         for seen in findings.runs[1:]:
             runs.append(_Checking(draft, findings, removal, seen))
             runs[-1].run(faker)
