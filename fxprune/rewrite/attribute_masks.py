@@ -20,7 +20,7 @@ from fxprune.analysis.settings import OF_EVERY_MODULE
 from fxprune.channels.groups import Bools, Removal
 from fxprune.rewrite.hook_readings import HookReading, of_attribute, readings
 from fxprune.rewrite.tensors import cut
-from fxprune.rewrite.unread_attributes import forward_reads
+from fxprune.rewrite.unread_attributes import ForwardNames
 
 KeptSlots = dict[int, Bools]
 
@@ -33,7 +33,7 @@ def cut_attributes(small: nn.Module, findings: Findings, removal: Removal) -> tu
     look after their own.
     """
     kept = kept_slots(findings, removal)
-    originals = dict(findings.model.named_modules())
+    originals, names = dict(findings.model.named_modules()), ForwardNames(findings.model)
     hooked = readings(findings.tensors, findings.model)
     sentences = []
     for path, module in small.named_modules():
@@ -42,7 +42,7 @@ def cut_attributes(small: nn.Module, findings: Findings, removal: Removal) -> tu
             continue
         for name, value in list(module.__dict__.items()):
             tensors = [] if name in OF_EVERY_MODULE else list(_held(value))
-            if not tensors or forward_reads(findings.model, path, name):
+            if not tensors or names.has(path, name):
                 continue
             shrunk = _shrunk(findings, kept, path, original)
             for key, held in tensors:
@@ -62,7 +62,7 @@ def cut_attributes(small: nn.Module, findings: Findings, removal: Removal) -> tu
                         f"{where} was {list(held.shape)} and is {list(made.shape)} now: forward does not read it, "
                         f'it is taken for a mask of "{parameter}"'
                     )
-        sentences += _buffers_that_stay(findings, kept, path, original, module)
+        sentences += _buffers_that_stay(findings, kept, path, original, module, names)
     return tuple(sentences)
 
 
@@ -94,7 +94,12 @@ def _own_of_shape(findings: Findings, path: str, held: Any) -> bool:
 
 
 def _buffers_that_stay(
-    findings: Findings, kept: Mapping[str, KeptSlots], path: str, original: nn.Module, module: nn.Module
+    findings: Findings,
+    kept: Mapping[str, KeptSlots],
+    path: str,
+    original: nn.Module,
+    module: nn.Module,
+    names: ForwardNames,
 ) -> Iterator[str]:
     """Yields a sentence about each buffer that forward does not read and whose parameter has shrunk.
 
@@ -105,7 +110,7 @@ def _buffers_that_stay(
         if buffer is None or held is None or not held.ndim or held.shape != buffer.shape:
             continue
         found = _fitting(_shrunk(findings, kept, path, original), None, held)
-        if found is not None and not forward_reads(findings.model, path, name):
+        if found is not None and not names.has(path, name):
             why = found if isinstance(found, str) else f'"{found[0]}" of this shape has lost slots'
             where = f'"{path}"' if path else "the model"
             yield f'buffer "{name}" of {where} stays {list(held.shape)}, although {why}: forward does not read it'

@@ -80,6 +80,7 @@ class _Numbers:
 
     def _repeated(self, original: fx.Node) -> Any:
         copy, old = self._copies[original], self._old[original.name]
+        target: Any = original.target
         if copy not in self._new:
             return None
         now = self._new[copy]
@@ -87,17 +88,17 @@ class _Numbers:
             return copy
         if isinstance(old, tuple):
             return self._shape(original, copy, old, now)
-        if original.target in _COUNTS:
+        if target in _COUNTS:
             return self._whole_count(original, copy, old, now)
-        if original.target in _SIZES or _is_size(original):
+        if target in _SIZES or _is_size(original):
             return old
-        if original.target not in _NUMBERS or original.kwargs:
+        if target not in _NUMBERS or original.kwargs:
             return None
         args = fx.map_arg(original.args, self._with_old_widths)
         values = fx.map_arg(args, self._new.__getitem__)
-        if any(value is None for value in _flat(values)) or original.target(*values) != old:
+        if any(value is None for value in _flat(values)) or target(*values) != old:
             return None
-        return self._add(original, original.target, args) if any(map(_is_node, _flat(args))) else old
+        return self._add(original, target, args) if any(map(_is_node, _flat(args))) else old
 
     def _shape(self, original: fx.Node, copy: fx.Node, old: tuple[Any, ...], now: Any) -> Any:
         """The sizes of a tensor, those that have changed as numbers."""

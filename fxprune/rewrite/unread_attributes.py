@@ -35,7 +35,7 @@ def recount_unread(small: nn.Module, findings: Findings, removal: Removal) -> tu
     sizes = {findings.uses.before[setting] for setting in settings}
     widths = _widths(findings, removal, sizes) if settings else {}
     handed = functools.cache(lambda: _handed(findings, removal, sizes))
-    sentences = []
+    sentences, names = [], ForwardNames(small)
     for setting in settings:
         before = findings.uses.before[setting]
         if _taken_from_layer(small, setting, findings.model, before):
@@ -46,7 +46,7 @@ def recount_unread(small: nn.Module, findings: Findings, removal: Removal) -> tu
             found = _one_of(found, handed().get(key))
         if found is None or found.counts == {before} or read_setting(small, setting) != before:
             continue
-        if forward_reads(small, setting[0], _last_name(setting)):
+        if names.has(setting[0], _last_name(setting)):
             if len(found.counts) == 1:
                 sentences.append(_stays(setting, before, found, "forward reads it and counts nothing with it"))
         elif len(found.counts) == 1:
@@ -203,6 +203,12 @@ def _is_layer(model: nn.Module, path: str) -> bool:
     return any(is_torch(base.__module__) and base not in containers for base in bases)
 
 
-def forward_reads(model: nn.Module, path: str, attribute: str) -> bool:
-    """True if forward of a module, or of a module around it, uses the name of the attribute."""
-    return any(attribute in names_read_by(model.get_submodule(around)) for around in _from_inside(path))
+class ForwardNames:
+    """The names that forward of the modules of a model uses, found once for each module."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._of = functools.cache(lambda path: names_read_by(model.get_submodule(path)))
+
+    def has(self, path: str, attribute: str) -> bool:
+        """True if forward of a module, or of a module around it, uses the name of the attribute."""
+        return any(attribute in self._of(around) for around in _from_inside(path))
