@@ -14,6 +14,7 @@ from fxprune.analysis.single_layers import analyze_single_layers
 from fxprune.arguments import why_no_model
 from fxprune.capture.captured import Captured, FrontEnd
 from fxprune.capture.equal_modules import check_told_apart
+from fxprune.capture.example_numbers import by_numbers
 from fxprune.capture.inputs import (
     Inputs,
     check_devices,
@@ -126,7 +127,7 @@ def _walked(subject: Subject, *, strict: bool) -> Findings:
     try:
         return Analyzer(subject, strict=strict).run()
     except CaptureError as error:
-        if captured.has_graph or not error.raised or captured.tensors.weightless:
+        if captured.has_graph or not error.raised or captured.tensors.weightless or by_numbers(error):
             raise
         place = f" at {error.at}" if error.at else ""
         note = f"the forward decides by numbers{place}, so it was observed on real tensors, and other numbers may take "

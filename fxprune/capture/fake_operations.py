@@ -17,6 +17,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 from torch.utils._mode_utils import no_dispatch
 
+from fxprune.capture.example_numbers import check_lookup, follow
+
 aten = torch.ops.aten
 
 
@@ -54,7 +56,9 @@ def _by_kernel(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return None
     with in_kernel_invocation_manager(found[0]):
         made = func(*args, **kwargs)
-    return _wrapped(made, *found)
+    wrapped = _wrapped(made, *found)
+    follow(func, args, kwargs, wrapped)
+    return wrapped
 
 
 def _wrapped(made: Any, mode: FakeTensorMode, device: torch.device) -> Any:
@@ -196,6 +200,12 @@ def _is_dense(x: torch.Tensor) -> bool:
     return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
 
+def _lookup(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The rows of a table; None where torch has to look. Raises for numbers of example inputs that are out of range."""
+    check_lookup(args[0], args[1])
+    return _remembered(func, args, kwargs) if func is aten.embedding.default else None
+
+
 def _grouped_mm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
     """The product of groups of rows with a matrix each, [rows, out]; None for other forms."""
     if not isinstance(args[0], FakeTensor) or args[0].ndim != 2 or args[1].ndim != 3:
@@ -213,7 +223,7 @@ BY_KERNEL = (
 
 REMEMBERED = (
     *(aten.convolution.default, aten.native_layer_norm.default, aten.native_group_norm.default),
-    *(aten._softmax.default, aten._scaled_dot_product_flash_attention_for_cpu.default, aten.embedding.default),
+    *(aten._softmax.default, aten._scaled_dot_product_flash_attention_for_cpu.default),
     *(aten.max_pool2d_with_indices.default, aten.avg_pool2d.default, aten._adaptive_avg_pool2d.default),
     *(aten.mm.default, aten.addmm.default, aten.bmm.default, aten.cat.default, aten.clone.default),
     *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.neg.default, aten.rsqrt.default),
@@ -230,12 +240,16 @@ IN_PLACE = (
 )
 """The operations that write into their first argument and give it back."""
 
+LOOKUPS = (aten.embedding.default, aten._embedding_bag.default, aten._embedding_bag_forward_only.default)
+"""The operations that take rows of a table, their first argument, by numbers, their second one."""
+
 _COUNTING = (aten.add_.Tensor, aten.sub_.Tensor, aten.mul_.Tensor)
 
 _WAYS: dict[Any, Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]] = {
     **dict.fromkeys(BY_KERNEL, _by_kernel),
     **dict.fromkeys(REMEMBERED, _remembered),
     **dict.fromkeys(IN_PLACE, _in_place),
+    **dict.fromkeys(LOOKUPS, _lookup),
     torch.ops.prim.device.default: _device,
     aten.empty.memory_format: _empty,
     aten.native_batch_norm.default: _batch_norm,

@@ -9,15 +9,22 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from fxprune.capture.captured import WHOLE_MODEL
 from fxprune.capture.error_place import line_of, missing_copy, module_of_error
+from fxprune.capture.example_numbers import OutOfRangeError, remember
 from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.methods import call_method
 from fxprune.capture.places import module_of, source_of
 from fxprune.capture.process_state import no_fake_tensor_log, no_fused_attention, same_random_state
 from fxprune.capture.thread_state import same_levels
 from fxprune.errors import CaptureError, FxpruneError, text_of
+
+NUMBERS = (
+    "check that the model runs on these example inputs: their numbers, such as token ids, not only shapes and dtypes"
+)
+"""The next step where the model raises on the numbers in its example inputs."""
 
 NodeVisitor = Callable[[fx.Node, Callable[[], Any]], Any]
 
@@ -86,6 +93,9 @@ def walk(
     """
     run = _Walk(graph, module, visit)
     fakes = faker.tree(values)
+    if isinstance(faker, Faker):
+        for fake, real in zip(pytree.tree_leaves(fakes), pytree.tree_leaves(values), strict=True):
+            remember(fake, real)
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(warnings.catch_warnings())
@@ -105,11 +115,14 @@ def walk(
             where = (module_of_error(error, module) or "the model") + (f" ({line})" if line else "")
             what = f'the model\'s method "{values[-1]}"' if values[-1] else what
         why, do = text_of(error), "check that the model runs on these example inputs"
+        fake = isinstance(faker, Faker)
+        if isinstance(error, OutOfRangeError):
+            why, do, fake = f"IndexError: {error}", NUMBERS, False  # as the model itself raises
         if kind := missing_copy(error):
             why = f"a table outside of the model has a {kind} as a key, and fxprune runs copies, which are not in it"
             do = "keep what belongs to a module in an attribute of it"
         raise CaptureError(
-            f"{what} raises{' on fake tensors' if isinstance(faker, Faker) else ''}",
+            f"{what} raises{' on fake tensors' if fake else ''}",
             raised=True,
             at=where,
             why=why,

@@ -8,6 +8,7 @@ from typing import TypeVar
 from torch import nn
 
 from fxprune.capture.captured import Captured
+from fxprune.capture.example_numbers import by_numbers
 from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.process_state import clean_caches
 from fxprune.errors import CaptureError
@@ -24,6 +25,6 @@ def on_fakes_or_real(captured: Captured, model: nn.Module, run: Callable[[Faker 
         try:
             return run(Faker())
         except CaptureError as error:
-            if not error.raised or captured.tensors.weightless:
+            if not error.raised or captured.tensors.weightless or by_numbers(error):
                 raise
             return run(Real())

@@ -17,6 +17,7 @@ from fxprune.capture.fake_tensors import Real
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.methods import call_method
 from fxprune.capture.process_state import clean_caches, same_random_state, silence
+from fxprune.capture.walk import NUMBERS
 from fxprune.errors import CaptureError, text_of
 from fxprune.offloaded import is_dispatched
 
@@ -62,8 +63,7 @@ def _told(error: Exception, what: str, copied: nn.Module, line: str) -> CaptureE
         raised=True,
         at=(module_of_error(error, copied) or "the model") + (f" ({line})" if line else ""),
         why=text_of(error),
-        do="check that the model runs on these example inputs: their numbers, such as token ids, not only shapes and "
-        "dtypes",
+        do=NUMBERS,
     )
     told.__cause__ = error
     return told

@@ -97,3 +97,45 @@ def test_a_forward_that_decides_by_numbers_has_a_place_and_a_next_step():
     (note,) = [text for text in notes if text.startswith("the forward decides by numbers at ")]
     assert f"({__file__}:" in note
     assert "pass inputs that do as `also=`" in note
+
+
+class Viewed(Words):
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(ids[:, 1:].view(-1, ids.shape[-1] - 1))
+
+    def encode(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.up(self.tok(ids))
+
+
+class Bags(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.EmbeddingBag(10, 6), nn.Linear(6, 3))
+
+
+IN_TURN = [(made, path) for made in (Words, Viewed, Bags) for path in (None, "fx", "export")][:-1]
+
+
+@pytest.mark.parametrize(("made", "path"), IN_TURN)  # torch's own guard fails for the graph of bags
+@pytest.mark.parametrize("call", [fxprune.analyze, fxprune.cost])
+def test_token_ids_are_checked_where_nothing_is_computed(call, made, path):
+    call(made().eval(), GOOD, path=path)
+    with pytest.raises(fxprune.CaptureError, match=r"the model's forward raises\n  at   (tok|0)") as caught:
+        call(made().eval(), BAD, path=path)
+    text = str(caught.value)
+    assert "why  IndexError: index out of range in self: 10 is in the inputs, the table has rows 0 to 9" in text
+    assert "their numbers, such as token ids" in text
+
+
+def test_negative_ids_and_ids_of_other_inputs_and_methods_are_checked():
+    for options in ({"also": [BAD]}, {"methods": {"encode": BAD}}, {}):
+        with pytest.raises(fxprune.CaptureError, match="index out of range"):
+            fxprune.analyze(Viewed().eval(), GOOD if options else GOOD - 3, **options)
+
+
+def test_ids_that_forward_changes_are_not_judged():
+    class Changes(Words):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return super().forward(ids.clone().remainder_(10)) + super().forward(ids.remainder_(10))
+
+    assert fxprune.analyze(Changes().eval(), BAD).groups
+    assert fxprune.cost(Changes().eval(), BAD.clone()).macs
