@@ -19,7 +19,7 @@ from fxprune.files import save_picture
 from fxprune.ops.layers import known_output_dim, weights_of_state
 from fxprune.planning.channels import removal_of
 from fxprune.planning.plan import Plan
-from fxprune.report.drawing import GREY, STRIPES, Box, Drawing
+from fxprune.report.drawing import GREY, STRIPES, Box, Drawing, Fill
 from fxprune.report.folding import Repeated, fold_repeats, names_of
 from fxprune.report.graphs import graph
 from fxprune.report.layout import arrange
@@ -36,6 +36,9 @@ _COLOURS = (
     *("#44aa99", "#b5651d", "#e78ac3", "#7fb800", "#1b3b6f", "#9c6ade", "#c44536", "#2a9d8f"),
 )
 
+_HATCHES = (None, "....", "xxxx", "||||", "----", "oooo", "++++")
+"""The pattern of the first groups, of those after as many as there are colours, and so on: each pair is there once."""
+
 
 @checks_arguments("plan", "path", "ax", "details", "folded")
 def dependencies(
@@ -49,11 +52,11 @@ def dependencies(
 ) -> Any:
     """Draws the layers of a model, the connections between them, and the layers that share channels.
 
-    Layers whose outputs are in the same group have the same colour and number; grey layers keep all of their channels,
-    and of striped ones only channels that they read can go. A layer with several groups, such as heads and the width of
-    heads, has a stripe for each. The height of a box is proportional to the square root of the output width; with a
-    plan, the dark part is what remains. A norm after a
-    layer is drawn as a part of the layer. Operations at which branches join are circles.
+    Layers whose outputs are in the same group have the same colour, pattern and number; grey layers keep all of their
+    channels, and of striped ones only channels that they read can go. A layer with several groups, such as heads and
+    the width of heads, has a stripe for each. The height of a box is proportional to the square root of the output
+    width; with a plan, the dark part is what remains. A norm after a layer is drawn as a part of the layer. Operations
+    at which branches join are circles.
 
     Args:
         analysis: a result of `fxprune.analyze`.
@@ -84,12 +87,12 @@ def dependencies(
         flow, runs = fold_repeats(flow, {node: _look(analysis, box, removal) for node, box in boxes.items()})
         boxes = {node: boxes.get(node) or Box(flow.nodes[node]["type"], None, None) for node in flow}
     numbers = list(dict.fromkeys(group for box in boxes.values() for group in box.groups))
-    colours = {number: _colour(position) for position, number in enumerate(numbers)}
-    legend = _legend(analysis, colours, removal, runs)
+    fills = {number: _fill(position) for position, number in enumerate(numbers)}
+    legend = _legend(analysis, fills, removal, runs)
     grey = [box.reads for box in boxes.values() if box.before is not None and not box.groups]
     locked = {True: "outputs all locked: only channels that it reads can go", False: "keeps all of its channels"}
-    legend += [(GREY, text) for reads, text in locked.items() if reads in grey]
-    drawing = Drawing(arrange(flow, COLUMNS), boxes, colours, removal is not None)
+    legend += [(Fill(GREY, STRIPES if reads else None), text) for reads, text in locked.items() if reads in grey]
+    drawing = Drawing(arrange(flow, COLUMNS), boxes, fills, removal is not None)
     width, height = drawing.size
     legend_columns = max(
         1, min(3, int(1.1 * width / (0.5 + 0.075 * max((len(text) for _, text in legend), default=1))))
@@ -99,10 +102,9 @@ def dependencies(
         size = (1.1 * width, 1.05 * height + 0.2 * lines + 0.2)
         ax = plt.figure(figsize=size, layout="constrained").add_subplot()
     drawing.draw(ax)
-    hatches = [STRIPES if text == locked[True] else None for _, text in legend]
     handles = [
-        plt.Rectangle((0, 0), 1, 1, facecolor=colour, hatch=hatch, edgecolor="white", linewidth=0)
-        for (colour, _), hatch in zip(legend, hatches, strict=True)
+        plt.Rectangle((0, 0), 1, 1, facecolor=fill.colour, hatch=fill.hatch, edgecolor="white", linewidth=0)
+        for fill, _ in legend
     ]
     texts = [text for _, text in legend]
     place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "ncols": legend_columns}
@@ -290,18 +292,18 @@ def _left(analysis: Analysis, number: int, removal: Removal | None) -> int:
     return group.size if removal is None else group.size - int(removal.removed[group.channels].sum())
 
 
-def _colour(position: int) -> str:
-    """Returns the colour at a position; after the last colour they repeat."""
-    return _COLOURS[position % len(_COLOURS)]
+def _fill(position: int) -> Fill:
+    """Returns the colour at a position; after the last colour they repeat, with another pattern."""
+    return Fill(_COLOURS[position % len(_COLOURS)], _HATCHES[position // len(_COLOURS) % len(_HATCHES)])
 
 
 def _legend(
-    analysis: Analysis, colours: dict[int, str], removal: Removal | None, runs: Sequence[Repeated]
-) -> list[tuple[str, str]]:
-    """The colour and the text of each group: its number in the picture, its name, its channels."""
+    analysis: Analysis, fills: dict[int, Fill], removal: Removal | None, runs: Sequence[Repeated]
+) -> list[tuple[Fill, str]]:
+    """The look and the text of each group: its number in the picture, its name, its channels."""
     found = []
-    for place, (number, colour) in enumerate(colours.items(), start=1):
+    for place, (number, fill) in enumerate(fills.items(), start=1):
         group, left = analysis.groups[number], _left(analysis, number, removal)
         text = f"{group.size}" if left == group.size else f"{group.size} → {left}"
-        found.append((colour, f"{place}  {names_of(runs, group.name)}: {text} {group.kind}"))
+        found.append((fill, f"{place}  {names_of(runs, group.name)}: {text} {group.kind}"))
     return found

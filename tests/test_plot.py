@@ -80,6 +80,17 @@ def test_colours_are_groups_and_heights_are_widths() -> None:
     assert heights["head"] / heights["conv3"] == pytest.approx(2 / 4)
 
 
+def test_no_two_groups_have_the_same_colour_and_pattern() -> None:
+    sizes = range(3, 38)
+    net = nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))).eval()
+    ax = plot.dependencies(fxprune.analyze(net, torch.randn(1, 3)))
+    drawn = [p for p in ax.patches if isinstance(p, Rectangle)][1::2]
+    looks = {(p.get_facecolor()[:3], p.get_hatch()) for p in drawn}  # the first of a row again is faint
+    assert len(looks) == 34
+    assert len({colour for colour, _ in looks}) == 17
+    assert {(p.get_facecolor()[:3], p.get_hatch()) for p in ax.get_legend().get_patches()} == looks
+
+
 class Block(nn.Module):
     """Attention by hand with two heads of three, and an MLP."""
 

@@ -16,6 +16,14 @@ STRIPES = "////"
 
 
 @dataclass(frozen=True)
+class Fill:
+    """The look of the channels of a group. hatch: a pattern of matplotlib, drawn in white; None for none."""
+
+    colour: str
+    hatch: str | None = None
+
+
+@dataclass(frozen=True)
 class Box:
     """A node as it is drawn.
 
@@ -37,9 +45,9 @@ class Drawing:
 
     TALL, WIDE, TEXT, ARC, GAP = 0.8, 0.62, 0.2, 0.2, 0.18
 
-    def __init__(self, layout: Layout, boxes: dict[str, Box], colours: dict[int, Any], planned: bool) -> None:
-        self.layout, self.boxes, self.colours, self.planned = layout, boxes, colours, planned
-        self.numbers = {group: number for number, group in enumerate(colours, start=1)}
+    def __init__(self, layout: Layout, boxes: dict[str, Box], fills: dict[int, Fill], planned: bool) -> None:
+        self.layout, self.boxes, self.fills, self.planned = layout, boxes, fills, planned
+        self.numbers = {group: number for number, group in enumerate(fills, start=1)}
         self.names = told_apart(box.label for box in boxes.values() if box.before is not None)
         self.text = self.TEXT + 0.11 * max((len(box.details) for box in boxes.values()), default=0)
         self.widest = max((box.before or 1 for box in boxes.values()), default=1)
@@ -99,13 +107,12 @@ class Drawing:
             frame = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": LINE, "alpha": faint}
             ax.text(x, y, box.label, ha="center", va="center", fontsize=8, bbox=frame, alpha=faint, zorder=3)
             return
-        colours = [self.colours[group] for group in box.groups] or [GREY]
+        fills = [self.fills[group] for group in box.groups] or [Fill(GREY, STRIPES if box.reads else None)]
         outer, inner = self.tall(node), self._height(box.after)
         shape = self._cut_corners(x, y, outer) if box.parameter else None
-        hatch = STRIPES if box.reads else None
-        self._bars(ax, x, y, outer, colours, (0.35 if self.planned else 1.0) * faint, shape, hatch)
+        self._bars(ax, x, y, outer, fills, (0.35 if self.planned else 1.0) * faint, shape)
         if self.planned:
-            self._bars(ax, x, y - (outer - inner) / 2, inner, colours, faint, shape, hatch)
+            self._bars(ax, x, y - (outer - inner) / 2, inner, fills, faint, shape)
         text = f"{box.before}" if box.before == box.after else f"{box.before} → {box.after}"
         style = {"ha": "center", "fontsize": 7, "alpha": faint, "zorder": 4}
         ax.text(x, y + outer / 2 + 0.025, self.names[box.label], va="bottom", **style)
@@ -113,16 +120,14 @@ class Drawing:
         if not node.repeated:
             self._numbers(ax, x, y, box)
 
-    def _bars(
-        self, ax: Any, x: float, y: float, tall: float, colours: list[Any], alpha: float, shape: Any, hatch: str | None
-    ) -> None:
-        """Draws a box, with one stripe for each colour. shape: the corners of the area to draw in, None for all."""
+    def _bars(self, ax: Any, x: float, y: float, tall: float, fills: list[Fill], alpha: float, shape: Any) -> None:
+        """Draws a box, with one stripe for each group. shape: the corners of the area to draw in, None for all."""
         from matplotlib.patches import Polygon, Rectangle
 
-        wide = self.WIDE / len(colours)
-        for place, colour in enumerate(colours):
+        wide = self.WIDE / len(fills)
+        for place, look in enumerate(fills):
             corner = (x - self.WIDE / 2 + place * wide, y - tall / 2)
-            style = {"facecolor": colour, "alpha": alpha, "hatch": hatch, "edgecolor": "white"}
+            style = {"facecolor": look.colour, "alpha": alpha, "hatch": look.hatch, "edgecolor": "white"}
             for fill in ({"facecolor": "white"}, style):
                 bar = ax.add_patch(Rectangle(corner, wide, tall, linewidth=0, zorder=2, **fill))
                 if shape is not None:

@@ -179,6 +179,37 @@ def skips() -> str:
     return fxprune.analyze(Skips().eval(), torch.randn(2, 3)).report("html")
 
 
+class Chunked(nn.Module):
+    """A block that reads its input in two places, whose two halves are groups of one name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(1, 16))
+        self.first, self.inside, self.last = nn.Linear(16, 32), nn.Linear(16, 16), nn.Linear(48, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one, two = self.first(x + self.position).chunk(2, -1)
+        return x + self.last(torch.cat([one, two, self.inside(two)], -1))
+
+
+class Doors(nn.Module):
+    """Blocks in a block, which edges enter and leave beside their layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(4, 16), nn.Linear(16, 3)
+        self.encoder = nn.Sequential(nn.Sequential(Chunked(), Chunked()), nn.Linear(16, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return self.head(x + self.encoder(x))
+
+
+def doors() -> str:
+    found = fxprune.analyze(Doors().eval(), torch.randn(2, 4))
+    return found.report("html", plan=found.plan(ratio=0.5))
+
+
 def evil() -> str:
     """Names, reasons and notes that are HTML."""
     shapes = {f"{EVIL}.weight": (4, 3), "plain.weight": (2, 4)}
@@ -249,6 +280,7 @@ PAGES = {
         named,
         repeated,
         skips,
+        doors,
         states,
         twice,
         evil,

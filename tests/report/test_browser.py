@@ -162,15 +162,126 @@ return b.x1 >= 0 && b.y1 >= 0 && b.x2 <= c.width() && b.y2 <= c.height();
 """
 
 
-@pytest.mark.parametrize("height", [900, 500])
-def test_the_whole_graph_is_seen_when_the_page_opens(opened: Open, chromium: Browser, height: int) -> None:
+@pytest.fixture
+def sized(chromium: Browser) -> Iterator[Callable[[int, int], None]]:
+    """Sets the size of the window, which is as before in the end."""
     size = chromium.driver.get_window_size()
-    chromium.driver.set_window_size(1400, height)
-    try:
-        for name in ("planned", "skips", "recorded"):
-            assert opened(name).run(SEEN_WHOLE), name
-    finally:
-        chromium.driver.set_window_size(size["width"], size["height"])
+    yield chromium.driver.set_window_size
+    chromium.driver.set_window_size(size["width"], size["height"])
+
+
+Sized = Callable[[int, int], None]
+ZOOM = "return fxpruneReport.cy.zoom()"
+
+
+@pytest.mark.parametrize("name", ["planned", "skips", "recorded"])
+def test_the_whole_graph_is_seen_when_the_page_opens(opened: Open, sized: Sized, name: str) -> None:
+    sized(1400, 900)
+    found = opened(name)
+    assert found.run(SEEN_WHOLE)
+    assert not found.all("#more")
+
+
+def test_names_are_readable_when_a_page_opens_whose_whole_is_too_large(opened: Open, sized: Sized) -> None:
+    sized(1400, 500)
+    found = opened("planned")
+    for _ in range(2):
+        assert found.run(ZOOM) >= 0.7
+        assert not found.run(SEEN_WHOLE)
+        box = found.run("return fxpruneReport.cy.getElementById('input:ids').renderedBoundingBox()")
+        assert box["x1"] > 0
+        assert box["y1"] > 0
+        assert found.find("#more").text == "the graph goes on: drag moves it, Fit shows the whole"
+        found.press("+")
+        assert not found.find("#more").is_displayed()
+        found.find("#open-all").click()
+    found.press("f")
+    assert found.run(SEEN_WHOLE)
+    assert found.run(ZOOM) < 0.7
+    assert not found.all("#more")
+
+
+INSIDE = """
+const cy = fxpruneReport.cy, wrong = [];
+for (const edge of cy.edges()) {
+  const ends = [edge.source(), edge.target()], around = [...ends[0].parents(), ...ends[1].parents()].map((n) => n.id());
+  const points = [edge.sourceEndpoint(), ...edge.segmentPoints() ?? [], edge.targetEndpoint()];
+  const nodes = cy.nodes().not(".title").filter((n) => !ends.some((e) => e.same(n)) && !around.includes(n.id()));
+  for (const node of nodes) {
+    const { x1, x2, y1, y2 } = node.boundingBox({ includeLabels: false, includeOverlays: false });
+    for (let k = 1; k < points.length; k++) {
+      for (let t = 0; t <= 1; t += 0.02) {
+        const [x, y] = ["x", "y"].map((axis) => points[k - 1][axis] * (1 - t) + points[k][axis] * t);
+        const inside = x > x1 + 3 && x < x2 - 3 && y > y1 + 3 && y < y2 - 3;
+        if (inside) wrong.push([...ends, node].map((n) => n.id()).join(" "));
+      }
+    }
+  }
+}
+return [...new Set(wrong)];
+"""
+
+
+@pytest.mark.parametrize("name", ["doors", "skips"])
+def test_no_edge_passes_behind_a_node(opened: Open, sized: Sized, name: str) -> None:
+    sized(1400, 900)
+    found = opened(name)
+    found.find("#open-all").click()
+    assert found.run(INSIDE) == []
+
+
+BORDERS = """
+const cy = fxpruneReport.cy;
+return cy.nodes(".title").map((title) => {
+  const block = cy.getElementById(title.id().slice("title:".length));
+  const [name, box] = [title, block].map((n) => n.boundingBox({ includeLabels: n === title, includeOverlays: false }));
+  return [name.x1 - box.x1, box.x2 - name.x2];
+});
+"""
+
+
+def test_blocks_stand_where_the_layout_puts_them_and_begin_with_their_names(opened: Open) -> None:
+    found = opened("doors")
+    found.find("#open-all").click()
+    borders = found.run(BORDERS)
+    assert len(borders) == 4
+    assert all(4 < left < 14 and right > 4 for left, right in borders)
+
+
+LABELS = """
+const cy = fxpruneReport.cy;
+const labels = cy.edges(".shown").map((edge) => edge.midpoint().y + parseFloat(edge.style("text-margin-y")));
+const titles = cy.nodes(".title").map((n) => n.position("y"));
+return [labels, titles];
+"""
+
+
+@pytest.mark.parametrize(("name", "layer"), [("doors", "stem"), ("planned", "embed")])
+def test_labels_of_edges_do_not_lie_under_titles(opened: Open, name: str, layer: str) -> None:
+    found = opened(name, f"#layer={layer}")
+    labels, titles = found.run(LABELS)
+    assert len(labels) > 1
+    assert titles
+    assert all(abs(label - title) > 14 for label in labels for title in titles)
+
+
+CUT = """
+const cut = (e) => e.scrollWidth > e.clientWidth + 1;
+return [...document.querySelectorAll(arguments[0])].filter(cut).map((e) => e.innerText);
+"""
+
+
+def test_panels_hold_what_is_in_them(opened: Open, sized: Sized) -> None:
+    for width in (620, 920, 1000, 1280, 1600):
+        sized(width, 900)
+        found = opened("doors")
+        for selector in ("#tabs", "#left .line", "#right .line", "#legend"):
+            assert found.run(CUT, selector) == [], (width, selector)
+        rows = [row.text.splitlines() for row in found.all("#list .item")]
+        assert ["encoder.0.0.first", "16 \u2192 8"] in [row[:2] for row in rows]
+        assert max(map(len, rows)) <= 5, width
+        found = opened("planned")
+        assert set(found.run("return [...document.querySelectorAll('.swatch')].map(e => e.offsetWidth)")) == {20}
 
 
 def test_edges_between_layers_of_a_group_are_lit_through_the_joins_on_their_way(opened: Open) -> None:

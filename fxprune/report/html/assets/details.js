@@ -128,7 +128,7 @@ function groupDetails(number) {
     ]),
     group.reasons.length ? make("details", {}, make("summary", {}, `${plural(group.reasons.length, "statistic")} would change`), notes("", group.reasons)) : null,
     openButton(layersOf),
-    table([["tensor"], ["shape", "right"], ["slots", "right"]], rows),
+    table([["tensor"], ["shape", "shape"], ["slots", "right"]], rows),
     ...curvesOf("sensitivity").map((curve) => sensitivityChart(curve, group.key)),
     sizesIn(layersOf),
     make("p", { class: "quiet" }, removed ? "" : "Slots: how many places of the dimension belong to the group's channels."),
@@ -212,7 +212,7 @@ function layerDetails(id) {
       ["Channels", layer.tensors.length === 0 ? "none of its own: it has no parameters" : layer.state ? STATES[layer.state] : null],
     ]),
     layer.width && data.planned ? widthBar(layer.width.before, layer.width.after, layer.width.before) : null,
-    layer.tensors.length ? table([["tensor"], ["shape", "right"]], layer.tensors.map((t) => [t.name.split(".").pop(), shapes(t)])) : null,
+    layer.tensors.length ? table([["tensor"], ["shape", "shape"]], layer.tensors.map((t) => [t.name.split(".").pop(), shapes(t)])) : null,
     roles.length ? make("section", {}, make("h3", {}, "Groups"), make("ul", {}, roles.map(([number, role]) =>
       make("li", {}, link(groupText(number), { kind: "group", id: number }), `: ${role}`)))) : null,
     locks.length ? make("section", {}, make("h3", {}, "Held by"), make("ul", {}, locks.map((number) =>

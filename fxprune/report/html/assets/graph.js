@@ -39,7 +39,8 @@ function graphStyle() {
     { selector: "node.run", style: { ghost: "yes", "ghost-offset-x": 4, "ghost-offset-y": 4, "ghost-opacity": 0.45 } },
     { selector: ":parent", style: {
       label: "", padding: PAD, "background-color": colour("box"), "min-height": "data(tall)",
-      "min-height-bias-top": "100%", "min-height-bias-bottom": "0%", "min-width": "data(wide)",
+      "min-height-bias-top": "100%", "min-height-bias-bottom": "0%",
+      "min-width": "data(wide)", "min-width-bias-left": "data(left)", "min-width-bias-right": "data(right)",
     } },
     { selector: "node.title", style: { // above the edges
       width: 1, height: 1, "background-opacity": 0, "border-width": 0, events: "no", "z-compound-depth": "top", "font-weight": 600, color: colour("quiet"),
@@ -54,6 +55,7 @@ function graphStyle() {
       "curve-style": "round-segments", "segment-distances": "data(distances)", "segment-weights": "data(weights)",
       "segment-radii": 12, "edge-distances": "node-position",
     } },
+    { selector: "edge[lift]", style: { "text-margin-y": "data(lift)" } },
     { selector: "edge.shown", style: { label: "data(shape)", "line-color": colour("accent"), "target-arrow-color": colour("accent") } },
     { selector: ".dim", style: { opacity: 0.28 } },
     { selector: "node.lit", style: { "border-color": colour("accent"), "border-width": 4, opacity: 1 } },
@@ -78,9 +80,11 @@ function draw(keep = null) {
   const before = keep ? cornerOf(keep) : null;
   const { nodes, edges, w, h } = arrange();
   extent = { w, h };
-  const elements = nodes.map(({ place, x, y, w, h }) => ({ group: "nodes", data: nodeData(place, w, h), position: { x, y }, classes: nodeClasses(place) }));
-  for (const { place, x, y, h } of nodes.filter((node) => isOpen(node.place))) {
-    elements.push({ group: "nodes", data: { id: `title:${place.id}`, label: titleOf(place) }, position: { x, y: y - h / 2 + TITLE }, classes: "title" });
+  const beside = roomBeside(nodes);
+  const elements = nodes.map(({ place, x, y, w, h }) => ({ group: "nodes", data: { ...nodeData(place, w, h), ...beside.get(place) }, position: { x, y }, classes: nodeClasses(place) }));
+  for (const { place, x, y, w, h } of nodes.filter((node) => isOpen(node.place))) {
+    const position = { x: x - w / 2 + PAD + titleWidth(place) / 2, y: y - h / 2 + TITLE }; // on the left: edges come in the middle
+    elements.push({ group: "nodes", data: { id: `title:${place.id}`, label: titleOf(place) }, position, classes: "title" });
   }
   const at = new Map(nodes.map((node) => [node.place.id, node]));
   edges.forEach((edge, number) => elements.push(edgeElement(edge, number, at)));
@@ -92,6 +96,19 @@ function draw(keep = null) {
   showLegend();
   const after = keep ? cornerOf(keep) : null;
   if (before && after) cy.panBy({ x: before.x - after.x, y: before.y - after.y });
+}
+
+// Open block -> the room on the left and on the right of its children, for edges that pass there.
+function roomBeside(nodes) {
+  const spans = new Map(nodes.filter(({ place }) => isOpen(place)).map(({ place }) => [place, [Infinity, -Infinity]]));
+  for (const { place, x, w } of nodes) {
+    const [low, high] = spans.get(place.parent) ?? [];
+    if (low !== undefined) spans.set(place.parent, [Math.min(low, x - w / 2), Math.max(high, x + w / 2)]);
+  }
+  return new Map(nodes.filter(({ place }) => spans.has(place)).map(({ place, x, w }) => {
+    const [low, high] = spans.get(place);
+    return [place, { left: Math.max(0, low - PAD - x + w / 2), right: Math.max(0, x + w / 2 - PAD - high) }];
+  }));
 }
 
 function cornerOf(place) {
@@ -178,6 +195,18 @@ function light() {
     const bright = (node) => shown.has(node.id()) || passed.has(node);
     cy.edges().filter((edge) => bright(edge.source()) && bright(edge.target())).removeClass("dim");
   });
+  clearTitles(cy.edges(".shown"));
+}
+
+// Lifts the labels of edges above the titles of blocks that they would lie under.
+function clearTitles(edges) {
+  const titles = cy.nodes(".title").map((node) => ({ ...node.position(), half: textWidth(node.data("label"), 12, 600) / 2 + 4 }));
+  edges.forEach((edge) => {
+    const half = textWidth(edge.data("shape"), 10) / 2;
+    const { x, y } = edge.midpoint();
+    const under = titles.find((title) => Math.abs(title.x - x) < title.half + half && Math.abs(title.y - y) < LABEL);
+    if (under) edge.data("lift", under.y - LABEL - y);
+  });
 }
 
 // The joins on the ways from one of these nodes to another of them, which pass through nothing but joins.
@@ -209,11 +238,12 @@ function bringIntoView() {
   if (inside.empty()) cy.center(nodes[0]);
 }
 
+const LABEL = 18; // between the middles of a title and of a label of an edge above it
 const BUTTONS = 44; // the height of the buttons above the graph
 const EDGE = 12; // between the graph and what is seen whole
 
-const READABLE = 0.62; // the smallest zoom at which names are read easily
-let fitted = null; // the view that was fitted last, null if that was not the whole graph
+const READABLE = 0.7; // the smallest zoom at which names are read easily
+let fitted = null; // the view that was set last, and whether it is the beginning of a graph alone
 
 // The zoom at which a layout is seen whole, below the buttons.
 function wholeLevel({ w, h }) {
@@ -224,24 +254,36 @@ function wholeLevel({ w, h }) {
 function fit() {
   cy.resize();
   const level = Math.max(cy.minZoom(), wholeLevel(extent));
-  cy.viewport({ zoom: level, pan: { x: (cy.width() - level * extent.w) / 2, y: BUTTONS + (cy.height() - BUTTONS - level * extent.h) / 2 } });
-  fitted = { zoom: cy.zoom(), ...cy.pan() };
+  view(level, { x: (cy.width() - level * extent.w) / 2, y: BUTTONS + (cy.height() - BUTTONS - level * extent.h) / 2 }, false);
 }
 
-// The whole graph, or its beginning where the whole would be too small to read.
+// The whole graph; where names would be too small to read, its beginning.
 function fitOrBegin() {
-  fit();
-  if (cy.zoom() >= READABLE) return;
-  const level = Math.max(0.4, Math.min(0.8, (cy.width() - 48) / extent.w));
-  cy.viewport({ zoom: level, pan: { x: (cy.width() - level * extent.w) / 2, y: BUTTONS } });
-  fitted = null;
+  cy.resize();
+  if (wholeLevel(extent) >= READABLE) return fit();
+  const level = Math.max(READABLE, Math.min(0.9, (cy.width() - 48) / extent.w));
+  const first = cy.nodes().not(":parent, .title").min((node) => node.position("y")).ele.position("x");
+  const [room, wide] = [cy.width(), level * extent.w];
+  const x = wide + 48 <= room ? (room - wide) / 2 : Math.min(24, Math.max(room - 24 - wide, room / 2 - level * first));
+  view(level, { x, y: BUTTONS }, true);
 }
 
-// Fits the graph again after its space has changed, unless it was moved since.
+function view(zoom, pan, begins) {
+  cy.viewport({ zoom, pan });
+  fitted = { zoom: cy.zoom(), ...cy.pan(), begins };
+  showLegend();
+}
+
+// True while the view is as it was set last.
+function untouched() {
+  return fitted !== null && fitted.zoom === cy.zoom() && fitted.x === cy.pan().x && fitted.y === cy.pan().y;
+}
+
+// Sets the view again after its space has changed, unless it was moved since.
 function refit() {
-  const untouched = fitted && fitted.zoom === cy.zoom() && fitted.x === cy.pan().x && fitted.y === cy.pan().y;
-  if (untouched) fit();
-  else cy.resize();
+  if (!untouched()) cy.resize();
+  else if (fitted.begins) fitOrBegin();
+  else fit();
 }
 
 // Folds blocks, the last opened first, while the whole would be too small to read, where that makes it larger.
@@ -274,6 +316,10 @@ cy.on("dbltap", "node", (event) => {
 });
 cy.on("tap", (event) => {
   if (event.target === cy) choose(null);
+});
+cy.on("viewport", () => {
+  const more = document.getElementById("more");
+  if (more) more.hidden = !untouched();
 });
 cy.on("mouseover", "node", () => { cy.container().style.cursor = "pointer"; });
 cy.on("mouseout", "node", () => { cy.container().style.cursor = ""; });

@@ -70,6 +70,7 @@ function arrangeBlock(place, inside) {
   }
   if (data.edges.length) {
     betweenNeighbours(graph, children);
+    doorsOutside(graph, children);
     dagre.layout(graph);
   }
   else inRows(graph, children);
@@ -109,6 +110,14 @@ function betweenNeighbours(graph, children) {
   names.slice(1).forEach((name, at) => {
     if (alone.has(name) || alone.has(names[at])) graph.setEdge(names[at], name, { weight: 0 }, "order");
   });
+}
+
+// Edges enter above all children and leave below them, so that none passes behind a child.
+function doorsOutside(graph, children) {
+  for (const { place: { id } } of children) {
+    if (graph.hasNode(ENTER) && !graph.inEdges(id).length) graph.setEdge(ENTER, id, { weight: 0 }, "order");
+    if (graph.hasNode(LEAVE) && !graph.outEdges(id).length) graph.setEdge(id, LEAVE, { weight: 0 }, "order");
+  }
 }
 
 // Without connections: the layers in their order, in rows like a text.

@@ -151,6 +151,7 @@ function showLegend() {
     const blocks = cy.nodes(".folded").nonempty() ? ", of a folded block of its parameters" : "";
     parts.push(sample("share", `filled: the share of a layer's outputs that stays${blocks}`));
   }
+  if (fitted && fitted.begins && untouched()) parts.unshift(make("span", { id: "more" }, "the graph goes on: drag moves it, Fit shows the whole"));
   document.getElementById("legend").replaceChildren(...parts);
 }
 
@@ -246,7 +247,7 @@ function start() {
   showTab(data.groups.length ? "group" : "layer");
   foldUntilReadable();
   draw();
-  fit();
+  fitOrBegin();
   follow(location.hash);
   document.addEventListener("keydown", keys);
   document.getElementById("list").addEventListener("keydown", walkList);
