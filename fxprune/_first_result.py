@@ -16,6 +16,7 @@ from fxprune.capture.captured import FrontEnd
 from fxprune.errors import CaptureError, FxpruneError, PlanError, RewriteError
 from fxprune.fold import folds, make_plan
 from fxprune.paths import Outcome, most_useful_error, try_in_turn, without_hooks
+from fxprune.planning.choose import STATISTIC
 from fxprune.planning.figures import TIMED
 
 CLASS_SHARE = 0.9
@@ -81,7 +82,8 @@ class _Trial:
         decides by numbers are all held, the path with hooks is tried.
         """
         kept = found.get()
-        if not kept.plan.reasons or self.request.plan is not None or not self._may_lose_more(kept):
+        held = [reason for reason in kept.plan.reasons if STATISTIC not in reason]  # which changes in a graph too
+        if not held or self.request.plan is not None or not self._may_lose_more(kept):
             return found
         graphs = without_hooks(others)
         try:

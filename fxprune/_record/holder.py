@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -152,6 +153,9 @@ def record(small: nn.Module | ExportedProgram) -> Record:
     return _steps(small).record
 
 
+_OF_PEFT = ", such as what merge_and_unload() of peft returns,"
+
+
 def _steps(small: nn.Module | ExportedProgram) -> MadeBy:
     """The records in a model. Raises `FxpruneError` if it has none."""
     found = _found(small)
@@ -165,8 +169,8 @@ def _steps(small: nn.Module | ExportedProgram) -> MadeBy:
         raise FxpruneError(
             f"this {type(small).__name__} has no record",
             why="it was not made by transform",
-            do="pass what transform returned, as a whole: a module in it, such as what merge_and_unload() of peft "
-            "returns, has none",
+            do=f"pass what transform returned, as a whole: a module in it{_OF_PEFT if 'peft' in sys.modules else ''} "
+            "has none",
         )
     return MadeBy((found,))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -232,4 +234,19 @@ def quiet() -> Iterator[list[str]]:
     own = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWarning, ResourceWarning)
     for warning in caught:
         if not issubclass(warning.category, own):
-            texts.append(f"the exporter warns: {str(warning.message).strip().splitlines()[0]}")
+            texts.append(f"the exporter warns: {_weights_counted(str(warning.message).strip().splitlines()[0])}")
+
+
+def _weights_counted(text: str) -> str:
+    """A text in which the list of all weights of a recurrent layer is their number.
+
+    >>> _weights_counted("The tensor attributes self.rnn._flat_weights[0], self.rnn._flat_weights[1] were assigned.")
+    'The 2 weights of rnn were assigned.'
+    """
+    one = r"self\.(?:[\w.]+\.)?_flat_weights\[\d+\]"
+
+    def counted_by_layer(found: re.Match[str]) -> str:
+        layers = Counter(re.findall(r"self\.(?:([\w.]+)\.)?_flat_weights", found[0]))
+        return "The " + " and ".join(f"{counted(n, 'weight')} of {name or 'the model'}" for name, n in layers.items())
+
+    return re.sub(rf"(?:The tensor attributes? )?{one}(?:, {one})*", counted_by_layer, text)

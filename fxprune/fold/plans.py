@@ -15,7 +15,7 @@ from fxprune.errors import CaptureError, PlanError
 from fxprune.fold.folding import Folding, fold
 from fxprune.fold.zero_weights import masks_of_zero_rows, why_zeros_stay, zeros_needed
 from fxprune.planning.channels import removal_of
-from fxprune.planning.choose import choose
+from fxprune.planning.choose import choose, why_inexact_stay
 from fxprune.planning.enough import keep_enough
 from fxprune.planning.from_channels import plan_from
 from fxprune.planning.plan import Plan, Removed
@@ -94,6 +94,9 @@ def make_plan(findings: Findings, *, bias: str | None = None, border: str = "car
         return ResolvedPlan(plan_from(findings, removed, reasons), Removal(findings.solution, removed))
     _check_can_fold(findings, border)
     wanted, reasons = choose(findings, **{**choices, "exact": True})
+    if wanted.any():  # else the reasons say it of all
+        asked = {"ratio": choices.get("ratio"), "ignore": choices.get("ignore", ())}
+        reasons += why_inexact_stay(findings, **asked, exact=bool(choices.get("exact")))
     zeros = isinstance(masks, str)
     found = fold(findings, wanted, {} if zeros else None, _keeper(findings), maps=border == "map")
     if zeros:

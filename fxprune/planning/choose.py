@@ -292,6 +292,28 @@ def _why_idle_stay(findings: Findings, idle: Collection[int]) -> tuple[str, ...]
     )
 
 
+STATISTIC = "since a statistic would change"
+"""Part of the reason of `why_inexact_stay`."""
+
+
+def why_inexact_stay(findings: Findings, ratio: Any, ignore: Any, *, exact: bool) -> tuple[str, ...]:
+    """The reason why groups that a ratio is meant for stay whole where constants are folded, and what to do.
+
+    exact: True if the user asks for exact groups too.
+    """
+    inexact = set(findings.solution.groups_with(findings.inexact)) - set(ignored_groups(findings, ignore))
+    shares = _ratios(findings, ratio)
+    names = [findings.groups[number].name for number in sorted(inexact) if shares[number] > 0]
+    if not names:
+        return ()
+    listed = ", ".join(f'"{name}"' for name in names[:6]) + (f", ... {len(names) - 6} more" if names[6:] else "")
+    also = ", without exact=True" if exact else ""
+    return (
+        f'{counted(len(names), "group", "stay")} whole, {STATISTIC} ({listed}): bias="fold" takes exact groups alone; '
+        f'pass bias="prune"{also}',
+    )
+
+
 def _why_no_group(findings: Findings, ratios: list[float], stay: set[int], exact: bool) -> tuple[str, ...]:
     """The reasons why a ratio is meant for no group. stay: the numbers of the groups that must stay."""
     if not findings.groups:

@@ -33,13 +33,14 @@ def keep_equal_widths(findings: Findings, removed: Bools, scores: Scores) -> tup
     removed: flags of channels, cleared in place. scores: one per channel; those with the best are kept first.
     """
     reasons: dict[str, None] = {}
+    do = "; give them equal counts" + (', or pass prefer="graph"' if findings.captured.keeps_class else "")
     kept = -1
     while kept != np.count_nonzero(removed):  # every round keeps channels, or is the last one
         kept = int(np.count_nonzero(removed))
         for parts, widths in joined_parts(findings):
             removal = Removal(findings.solution, removed)
             wrong = wrong_parts(parts, findings.uses.before, removal)
-            reasons |= dict.fromkeys(why_unequal(solved, removal) for solved in wrong)
+            reasons |= dict.fromkeys(why_unequal(solved, removal) + do for solved in wrong)
             if wrong:
                 keeping = Keeping(findings, parts, removed, scores)
                 if not keep_common_width(keeping, widths) and not keep_common_number(keeping):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import fxprune
-from fxprune.artifacts import Exported, export, graph_export, onnx_file
+from fxprune.artifacts import Exported, export, graph_export, onnx_file, program
 from fxprune.artifacts.graph_comparison import difference
 from fxprune.artifacts.graph_export import FORMATS
 from fxprune.artifacts.graph_format import Content, Format
@@ -282,6 +282,18 @@ class Warns(nn.Module):
 def test_warnings_during_export_become_reasons(tmp_path: Path) -> None:
     found = export(Warns().eval(), tmp_path / "a.pt2", torch.ones(2), verify=False)
     assert found.reasons == ("the exporter warns: rows are",)
+
+
+def test_the_weights_of_recurrent_layers_are_counted_in_a_warning() -> None:
+    listed = ", ".join(f"self.{name}._flat_weights[{n}]" for name in ("rnn", "decoder.rnn") for n in range(16))
+    with program.quiet() as texts:
+        for names in (f"s {listed} were", " self._flat_weights[0] was", "s self.step were"):
+            warnings.warn(f"The tensor attribute{names} assigned during export.\nMore", UserWarning, stacklevel=1)
+    assert texts == [
+        "the exporter warns: The 16 weights of rnn and 16 weights of decoder.rnn were assigned during export.",
+        "the exporter warns: The 1 weight of the model was assigned during export.",
+        "the exporter warns: The tensor attributes self.step were assigned during export.",
+    ]
 
 
 # -- no file of other numbers -----------------------------------------------------------------------------

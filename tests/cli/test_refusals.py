@@ -200,6 +200,19 @@ def test_answers_name_options_and_no_arguments_of_python(folder, capsys):
     assert "analyze" not in err
 
 
+@pytest.mark.parametrize("command", ["verify", "inspect", "prune"])
+def test_token_ids_out_of_range_are_answered_with_the_option(command, folder, capsys):
+    model, scale, small = "tests.cli.models:normed", ("-i", "scale=2x7x1"), "small.safetensors"
+    assert main(["prune", model, "-i", "ids=2x7:int64<50", *scale, "-r", "0.5", "-o", small, "--seed", "0"]) == 0
+    capsys.readouterr()
+    more = {"verify": [small], "inspect": [], "prune": ["-r", "0.5", "-o", "other.safetensors"]}[command]
+    assert main([command, model, *more, "-i", "ids=2x7:int64<9000", *scale, "--seed", "0"]) == 1
+    err = capsys.readouterr().err
+    assert "is in the inputs, the table has rows 0 to 49" in err
+    assert "do   check the numbers of --input, such as token ids below N: [NAME=]1x16:int64<N" in err
+    assert not (folder / "other.safetensors").exists()
+
+
 def test_inputs_that_do_not_fit_are_answered_with_options(folder, capsys):
     words = ("inspect", "tests.cli.models:Normed", "-i", "ids=2x7:int64<50")
     code, err = refused(capsys, *words, "-i", "scael=1")

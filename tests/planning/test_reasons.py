@@ -70,6 +70,7 @@ def test_a_tie_is_the_reason_why_nothing_goes() -> None:
     assert reason.startswith("width is one number for several widths: they keep as many channels (split in the model (")
     assert "needs 1" in reason
     assert "needs 2" in reason
+    assert reason.endswith('); give them equal counts, or pass prefer="graph"')
 
 
 def test_masks_keep_widths_equal_that_one_setting_counts() -> None:
@@ -103,6 +104,39 @@ def test_a_ratio_that_is_meant_for_no_group(options: dict[str, Any], reason: str
 def test_the_groups_that_a_ratio_is_meant_for_are_counted(asked: Any, reason: str) -> None:
     three = nn.Sequential(nn.Linear(4, 9), nn.Linear(9, 5), nn.Linear(5, 7), nn.Linear(7, 3))
     assert reasons(three, torch.randn(2, 4), ratio=asked, ignore="*") == (reason,)
+
+
+class Normed(nn.Module):
+    """Two groups that change the statistics of a norm, and one that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = (nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 4)) for _ in range(2))
+        self.mid, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.mid(x + self.one(x) + self.two(x)).relu())
+
+
+@pytest.mark.parametrize(
+    ("options", "names", "more"),
+    [
+        (
+            {"exact": True},
+            '2 groups stay whole, since a statistic would change ("one.0", "two.0")',
+            ", without exact=True",
+        ),
+        ({}, '2 groups stay whole, since a statistic would change ("one.0", "two.0")', ""),
+        ({"ignore": "one.0"}, '1 group stays whole, since a statistic would change ("two.0")', ""),
+        ({"ratio": {"mid": 0.5, "two.0": 0.5}}, '1 group stays whole, since a statistic would change ("two.0")', ""),
+    ],
+)
+def test_folding_names_all_groups_that_stay_for_their_statistics(options: Any, names: str, more: str) -> None:
+    asked = {"ratio": 0.5, "bias": "fold", **options}
+    plan = fxprune.analyze(Normed().eval(), torch.randn(2, 4)).plan(**asked)
+    assert plan.reasons == (f'{names}: bias="fold" takes exact groups alone; pass bias="prune"{more}',)
+    assert "mid.weight" in plan.removed
+    assert fxprune.record(fxprune.transform(Normed().eval(), torch.randn(2, 4), **asked)).path == "eager"
 
 
 @pytest.mark.parametrize(

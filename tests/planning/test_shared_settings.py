@@ -19,6 +19,7 @@ from fxprune.channels.vector import Vector
 from fxprune.planning.shared_settings import keep_equal_widths
 
 AT = Place("forward", "block", "model.py:7")
+NEXT = '; give them equal counts, or pass prefer="graph"'
 
 
 def setting(name: str) -> Expression:
@@ -33,7 +34,8 @@ def findings_of(terms: Terms, vectors: Sequence[Vector], *uses: NumberUse, **bef
     """The channels of some dimensions, numbered one dimension after the other, and uses of their sizes."""
     axes = [Axis(f"{number}.weight", 0, vector, (vector.size, 2)) for number, vector in enumerate(vectors)]
     values = {("block", name, ()): value for name, value in before.items()}
-    return SimpleNamespace(solution=solve(terms, axes), uses=Uses(uses, values))
+    captured = SimpleNamespace(keeps_class=True)
+    return SimpleNamespace(solution=solve(terms, axes), uses=Uses(uses, values), captured=captured)
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def test_the_narrower_dimension_keeps_its_best_channels(terms: Terms) -> None:
     assert left == [0, 4]
     assert reasons == (
         "block.width is one number for several widths: they keep as many channels "
-        "(view in block (model.py:7) needs 1; view in block (model.py:7) needs 3)",
+        "(view in block (model.py:7) needs 1; view in block (model.py:7) needs 3)" + NEXT,
     )
 
 
@@ -94,7 +96,7 @@ def test_a_width_that_is_a_quotient_of_another_one_is_kept_equal_to_it(terms: Te
         [0, 1, 4, 8],
         (
             "block.heads is one number for several widths: they keep as many channels "
-            "(view in block (model.py:7) needs 2; view in block (model.py:7) needs 1)",
+            "(view in block (model.py:7) needs 2; view in block (model.py:7) needs 1)" + NEXT,
         ),
     )
 
@@ -121,7 +123,7 @@ def test_equal_sizes_that_forward_compares_stay_equal(terms: Terms) -> None:
     assert left == [0, 4]
     assert reasons == (
         "sizes are one number: they keep as many channels (the comparison by != in block (model.py:7) needs equal "
-        "numbers, and they differ by 1)",
+        "numbers, and they differ by 1)" + NEXT,
     )
 
 
