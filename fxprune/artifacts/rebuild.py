@@ -15,6 +15,7 @@ from torch.nn.modules import batchnorm, conv
 
 from fxprune.analysis.folded_constants import FoldedConstants, bias_name
 from fxprune.capture.containers import with_parts
+from fxprune.capture.held_objects import held_by, redirect
 from fxprune.channels.groups import Removal
 from fxprune.depth.carry_out import without_dropped
 from fxprune.errors import PlanError
@@ -198,19 +199,11 @@ def replace_tensors(small: nn.Module, values: Mapping[int, torch.Tensor]) -> Non
     values: id of a tensor of the model -> its new values.
     """
     made: dict[int, torch.Tensor] = {}
-
-    def new(old: torch.Tensor) -> torch.Tensor:
-        if id(old) not in made:
+    keep = list(held_by(small))  # keeps replaced tensors alive, so that no id is used again
+    for old in keep:
+        if isinstance(old, torch.Tensor) and id(old) in values:
             device = "cpu" if old.device.type == "meta" else old.device
             made[id(old)] = like(old, values[id(old)].to(device))
-        return made[id(old)]
-
-    keep = []  # keeps replaced tensors alive, so that no id is used again
+    redirect(small, made)
     for module in small.modules():
-        places: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module.__dict__)
-        for place in places:
-            for name, value in place.items():
-                if isinstance(value, torch.Tensor) and id(value) in values:
-                    keep.append(value)
-                    place[name] = new(value)
         refresh(module)

@@ -16,6 +16,7 @@ import sys
 import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,13 +45,15 @@ def is_container(value: Any) -> bool:
 def parts(value: Any) -> Mapping[Any, Any]:
     """The values that a container holds: position, key, or name of an attribute with a dot before it -> value.
 
+    A key that is known by its identity, such as a module, stands as its place: a copy has another one.
+
     >>> parts([4, 8]), parts({"heads": 4}), parts(types.SimpleNamespace(heads=4))
     ({0: 4, 1: 8}, {'heads': 4}, {'.heads': 4})
     """
     if issubclass(type(value), _SEQUENCES):
         return dict(enumerate(items_of(value)))
     if issubclass(type(value), _TABLES):
-        return dict(dict.items(value))
+        return dict(zip(_keys_of(value), dict.values(value), strict=True))
     return {f".{name}": item for name, item in attributes_of(value).items()}
 
 
@@ -63,12 +66,36 @@ def with_parts(value: Any, new: Mapping[Any, Any]) -> Any:
         for position, item in new.items():
             base.__setitem__(value, position, item)
     elif issubclass(type(value), _TABLES):
-        for key, item in new.items():
-            dict.__setitem__(value, key, item)
+        for key, now in zip(list(dict.keys(value)), _keys_of(value), strict=True):
+            if now in new:
+                dict.__setitem__(value, key, new[now])
     else:
         for name, item in new.items():
             object.__setattr__(value, name[1:], item)
     return value
+
+
+@dataclass(frozen=True)
+class KeyAt:
+    """The place of a key in the order of its dict, and the name of its class."""
+
+    place: int
+    kind: str
+
+    def __repr__(self) -> str:
+        return f"<key {self.place}, a {self.kind}>"
+
+
+def _keys_of(table: Any) -> list[Any]:
+    keys = enumerate(dict.keys(table))
+    return [KeyAt(place, type(key).__name__) if _is_known_by_identity(key) else key for place, key in keys]
+
+
+def _is_known_by_identity(key: Any) -> bool:
+    kind: Any = type(key)
+    if kind in _NUMBERS or issubclass(kind, type):
+        return False
+    return kind.__hash__ is object.__hash__ or issubclass(kind, (nn.Module, torch.Tensor))
 
 
 def items_of(sequence: Any) -> list[Any]:

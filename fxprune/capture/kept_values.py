@@ -282,7 +282,8 @@ def _may_be_ours(value: Any, tensors: Any = torch.Tensor, depth: int = 4) -> boo
         return True
     if not depth or kind in (int, float, bool, str, type(None)) or not is_container(value):
         return kind in (set, frozenset) and any(_may_be_ours(item, tensors, 0) for item in value)
-    return any(_may_be_ours(item, tensors, depth - 1) for pair in parts(value).items() for item in pair)
+    keys = dict.keys(value) if issubclass(kind, dict) else ()
+    return any(_may_be_ours(item, tensors, depth - 1) for item in (*keys, *parts(value).values()))
 
 
 def _looked_into(container: Any) -> list[Any] | None:

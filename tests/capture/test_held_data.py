@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import types
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -146,3 +147,37 @@ def test_slots_of_float8_are_set_to_zero(kind: torch.dtype) -> None:
 def test_unsigned_integers_that_are_not_contiguous_are_cut(kind: torch.dtype) -> None:
     values = torch.arange(10).to(kind)[::2]
     assert cut(values, {0: np.array([True, False, True, True, False])}).tolist() == [0, 4, 6]
+
+
+class ByModule(nn.Module):
+    """Forward finds numbers and tensors under modules and parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.shifts = {self.b: torch.arange(8.0), self.a: [torch.arange(8.0) * 2], nn.ReLU(): torch.ones(3)}
+        self.by_weight = {self.b.weight: (1, torch.arange(8.0) + 1)}
+        self.widths: dict[nn.Module, int] = {self.a: 8, self.b: 8}
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x)) + self.shifts[self.b] + self.shifts[self.a][0]
+        h = h.view(-1, self.widths[self.b]) * self.by_weight[self.b.weight][1]
+        return self.c(h + self.b(h))
+
+
+def test_what_stands_under_a_module_or_a_parameter_gets_smaller_and_is_loaded(tmp_path: Path) -> None:
+    net, x = ByModule(), torch.randn(4, 3, dtype=torch.float64)
+    small = fxprune.transform(net, x, ratio=0.5, path="eager")
+    assert small.shifts[small.b].shape == small.shifts[small.a][0].shape == (4,)
+    assert list(small.widths) == [small.a, small.b]
+    assert (net.widths[net.b], small.widths[small.b]) == (8, 4)
+    assert torch.allclose(small(x), fxprune.masked(net, fxprune.record(small).removed)(x), rtol=0, atol=1e-12)
+    assert {"shifts[<key 0, a Linear>]", "widths[<key 1, a Linear>]"} <= {
+        f"{size.at}{size.name}" for size in fxprune.record(small).plan.sizes
+    }
+    fxprune.save(small, tmp_path / "small.safetensors")
+    with pytest.raises(fxprune.PlanError, match="needs example inputs to be loaded"):
+        fxprune.load(tmp_path / "small.safetensors", into=ByModule())
+    loaded = fxprune.load(tmp_path / "small.safetensors", into=ByModule(), example_inputs=x)
+    assert torch.equal(loaded(x), small(x))
