@@ -14,8 +14,9 @@ import torch
 from torch import fx, nn
 
 from fxprune.capture.code import is_torch
-from fxprune.capture.containers import MOST_PARTS, slots_of
+from fxprune.capture.containers import MOST_PARTS, is_container, slots_of
 from fxprune.capture.given_attributes import given_attributes
+from fxprune.capture.layouts import is_packed
 from fxprune.capture.uncopied import OtherClassError, copied_alone
 from fxprune.on_demand import OnDemand
 
@@ -40,6 +41,12 @@ def own_copy(value: Any) -> bool:
         return False
     method = getattr(value, "__deepcopy__", None)
     return method is not None and not is_torch(getattr(method, "__module__", None))
+
+
+def _says_its_state(kind: type) -> bool:
+    """True for a class of modules that says itself which attributes a copy gets, and may drop a cache."""
+    method = getattr(kind, "__getstate__", None)
+    return method is not getattr(nn.Module, "__getstate__", None) and not is_torch(getattr(method, "__module__", None))
 
 
 def complete(
@@ -73,8 +80,8 @@ def complete(
         if type(new) is not type(original) and not in_graph:  # torch makes a class for each graph, plain modules in it
             raise OtherClassError(path, original, new)
         own = own_copy(original) or memo.get(id(original)) is not new
-        if own:
-            _forgotten(new, original, memo)
+        if own or _says_its_state(type(original)):
+            _forgotten(new, original, memo, data=not own)
         put_mode(new, original.training)
         found |= _put_tensors(new, original, given, memo, path, said, own=own)
         for name in slots_of(type(original)):
@@ -93,16 +100,21 @@ def complete(
     return found
 
 
-def _forgotten(new: nn.Module, original: nn.Module, memo: dict[int, Any]) -> None:
+def _forgotten(new: nn.Module, original: nn.Module, memo: dict[int, Any], *, data: bool) -> None:
     """Give a copy the attributes of the original that it lacks, and the numbers and texts that differ.
 
     What cannot be copied is left out, as the class may have meant it to be.
+
+    data: True to leave out what is neither a tensor nor a container: a `__getstate__` drops a trainer or a file.
     """
     for name, value in original.__dict__.items():
-        if name in new.__dict__ and (not _is_plain(value) or _same(new.__dict__[name], value)):
+        dropped = new.__dict__.get(name, value) is None and value is not None
+        if name in new.__dict__ and not dropped and (not _is_plain(value) or _same(new.__dict__[name], value)):
             continue
         if name in ("_modules", "training"):
             new.__dict__.setdefault(name, {} if name == "_modules" else value)
+            continue
+        if data and not (_is_plain(value) or isinstance(value, torch.Tensor) or is_container(value)):
             continue
         try:
             new.__dict__[name] = copy.deepcopy(value, memo)
@@ -174,6 +186,6 @@ def put_attributes(
     """
     own = given_attributes(new)
     for attribute, value in given_attributes(original).items():
-        other = cut and isinstance(value, torch.Tensor) and id(value) not in memo
+        other = cut and isinstance(value, torch.Tensor) and not is_packed(value) and id(value) not in memo
         if not other and own.get(attribute, value) is value:
             new.__dict__[attribute] = copied_alone(f"{name}.{attribute}", value, memo, said)

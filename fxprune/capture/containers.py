@@ -14,7 +14,7 @@ import enum
 import functools
 import sys
 import types
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +33,7 @@ _NOT_THE_USERS = {*sys.stdlib_module_names, "torch", "numpy"} - {"__main__"}
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 _NUMBERS = (int, float, bool, str, type(None))
 _LEAVES = (enum.Enum, BaseException, nn.Module, torch.Tensor, type, types.ModuleType)
+_CHANGING: tuple[Any, ...] = (OrderedDict, dict, list, deque)
 _SEQUENCES, _TABLES = (list, tuple, deque), (dict,)
 
 
@@ -160,13 +161,63 @@ def _shallow(value: Any) -> Any:
     try:
         return copy.copy(value)
     except Exception:
-        kind: Any = type(value)
-        made = kind.__new__(kind)
-        base: Any = next(base for base in (list, deque, *_TABLES) if issubclass(kind, base))
-        base.update(made, dict.items(value)) if base is dict else base.extend(made, items_of(value))
-        for name, item in attributes_of(value).items():
-            object.__setattr__(made, name, item)
-        return made
+        return _filled(_without_items(value), value, lambda part: part)
+
+
+def cannot_be_copied(value: Any) -> bool:
+    """True for a list, deque or dict of the user's class whose methods raise where `copy` calls them."""
+    if not type(value).__flags__ & MADE_BY_CODE or isinstance(value, nn.Module) or not _is_asked(type(value)):
+        return False
+    try:
+        copy.copy(value)
+    except Exception:
+        return True
+    return False
+
+
+def copied_by_items(value: Any, memo: dict[int, Any]) -> Any:
+    """A deep copy of a list, deque or dict that calls none of its methods. memo: that of `copy.deepcopy`."""
+    memo[id(value)] = made = _without_items(value)
+    return _filled(made, value, lambda part: copy.deepcopy(part, memo))
+
+
+@once_per_class
+def _is_asked(kind: type) -> bool:
+    """True if `copy` calls a method that a class of lists, deques or dicts has of its own, none that is for copies."""
+    base = _made_by_python(kind)
+    for_copies = ("__deepcopy__", "__copy__", "__reduce__", "__reduce_ex__", "__getstate__")
+    called = ("items", "__iter__", "__setitem__", "append", "extend", "__getattribute__")
+    says = any(getattr(kind, name, None) is not getattr(base, name, None) for name in for_copies)
+    return not says and any(getattr(kind, name, None) is not getattr(base, name, None) for name in called)
+
+
+def _made_by_python(kind: type) -> Any:
+    """The class of Python itself that a class derives from."""
+    return next(part for part in kind.__mro__ if not part.__flags__ & MADE_BY_CODE)
+
+
+def _without_items(value: Any) -> Any:
+    """A new list, deque or dict of the same class."""
+    kind: Any = type(value)
+    made = _made_by_python(kind).__new__(kind)
+    if isinstance(value, deque):
+        deque.__init__(made, (), value.maxlen)
+    elif isinstance(value, defaultdict):
+        made.default_factory = value.default_factory
+    return made
+
+
+def _filled(made: Any, value: Any, of: Callable[[Any], Any]) -> Any:
+    """A new list, deque or dict, with what `of` gives for the items and the attributes of another one."""
+    base: Any = next(base for base in _CHANGING if isinstance(value, base))
+    if isinstance(value, dict):
+        for key, item in list(dict.items(value)):
+            base.__setitem__(made, of(key), of(item))
+    else:
+        base.extend(made, [of(item) for item in items_of(value)])
+    for name, item in attributes_of(value).items():
+        object.__setattr__(made, name, of(item))
+    return made
 
 
 def key_text(key: Any) -> str:

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.given_attributes import as_parameter
-from fxprune.capture.layouts import is_sparse
+from fxprune.capture.layouts import is_packed, is_sparse
 from fxprune.capture.module_copy import copy_module
 
 MOST_NUMBERS = 64
@@ -63,8 +63,10 @@ class Faker:
         known = self._made.get(id(real))
         if known is not None:
             return known[1]
-        if real.layout is not torch.strided:
-            fake: torch.Tensor = self.mode.from_tensor(real)
+        if is_packed(real):
+            fake: torch.Tensor = real.detach().clone()  # an operation on it gives numbers that count as fixed
+        elif real.layout is not torch.strided:
+            fake = self.mode.from_tensor(real)
         else:
             fake = self._wrap(torch.empty_strided(real.shape, real.stride(), dtype=real.dtype, device="meta"), real)
         self._made[id(real)] = (real, fake)

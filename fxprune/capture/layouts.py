@@ -13,6 +13,11 @@ def is_sparse(tensor: torch.Tensor) -> bool:
     return tensor.layout in SPARSE
 
 
+def is_packed(tensor: torch.Tensor) -> bool:
+    """True for a quantized and for a nested tensor: no fake tensor stands for it, and nothing is cut out of it."""
+    return tensor.is_quantized or tensor.is_nested
+
+
 def memory_of(tensor: torch.Tensor) -> int:
     """A number for the memory of a tensor, the same for all its views; a number of its own for one without memory."""
     try:

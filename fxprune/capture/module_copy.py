@@ -8,7 +8,7 @@ import functools
 import types
 import warnings
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
@@ -20,6 +20,8 @@ from torch.utils.hooks import RemovableHandle
 from fxprune.capture.complete_copy import complete, own_copy
 from fxprune.capture.containers import (
     MOST_STEPS,
+    cannot_be_copied,
+    copied_by_items,
     is_container,
     items_of,
     map_parts,
@@ -70,8 +72,12 @@ def _whole_copy(module: ModuleT, said: list[str] | None, memo: dict[int, Any]) -
     held = list(held_by(module))
     memo |= {id(value): value for value in held if is_copied_as_it_is(value)}
     for value in reversed(held):
-        if isinstance(value, tuple) and _is_made_otherwise(type(value)) and id(value) not in memo:
+        if id(value) in memo:
+            continue
+        if isinstance(value, tuple) and _is_made_otherwise(type(value)):
             memo[id(value)] = tuple_of(value, copy.deepcopy(items_of(value), memo))
+        elif isinstance(value, (list, dict, deque)) and cannot_be_copied(value):
+            copied_by_items(value, memo)
     simple = functools.cache(_is_copied_by_attributes)
     made = _deep(module, memo, simple)
     pairs = complete(made, module, given, memo, functools.partial(_deep, memo=memo, simple=simple), said)

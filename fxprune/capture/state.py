@@ -66,7 +66,8 @@ def _state_of(model: nn.Module, users: bool) -> dict[tuple[str, str], Any]:
 
 def _note(value: Any, depth: int) -> Any:
     if isinstance(value, torch.Tensor):
-        return value, None if value.is_inference() else value._version, tuple(value.shape)
+        shape = None if value.is_nested else tuple(value.shape)
+        return value, None if value.is_inference() else value._version, shape
     if isinstance(value, (nn.Module, types.ModuleType)) or not depth:
         return value
     if has_many_parts(value):

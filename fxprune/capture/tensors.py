@@ -12,6 +12,7 @@ from torch import nn
 from fxprune.capture.containers import found_in, key_text
 from fxprune.capture.given_attributes import given_attributes, parameters_with_attributes
 from fxprune.capture.hook_parts import attributes_of_hooks
+from fxprune.capture.layouts import is_packed
 
 PARAMETER, BUFFER, CONSTANT = "parameter", "buffer", "constant"
 
@@ -138,4 +139,4 @@ _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 
 
 def _is_tensor(value: Any) -> bool:
-    return isinstance(value, torch.Tensor)
+    return isinstance(value, torch.Tensor) and not is_packed(value)

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxprune.capture.containers import items_of
 from fxprune.capture.places import TORCH, users_line
 from fxprune.capture.seeds import SETS_THE_STATE, seeded, watching_seeds
 
@@ -319,10 +320,14 @@ def _inside(value: Any, depth: int, seen: set[int]) -> Iterator[Any]:
     if depth == 0 or isinstance(value, (nn.Module, torch.Tensor, type, str, bytes)):
         return
     parts: Iterable[Any] = ()
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
+        parts = [*dict.keys(value), *dict.values(value)]
+    elif isinstance(value, (list, tuple, deque)):
+        parts = items_of(value)
+    elif isinstance(value, Mapping):
         parts = [part for item in value.items() for part in item]
-    elif isinstance(value, (list, tuple, set, deque)):
-        parts = value
+    elif isinstance(value, set):
+        parts = set.__iter__(value)
     elif isinstance(getattr(value, "__dict__", None), dict) and not callable(value) and id(value) not in seen:
         seen.add(id(value))
         parts = vars(value).values()

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from fxprune.capture.containers import MOST_STEPS, items_of, key_text
-from fxprune.capture.layouts import is_sparse
+from fxprune.capture.layouts import is_packed, is_sparse
 
 CopyT = TypeVar("CopyT")
 
@@ -138,7 +138,7 @@ def _refused(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _refused_in(name: str, value: Any, seen: dict[int, Any], steps: int = 0) -> Iterator[tuple[str, Any]]:
     kind = type(value)
-    if kind is torch.Tensor and is_sparse(value):
+    if kind is torch.Tensor and (is_sparse(value) or is_packed(value)):
         yield name, value
     if id(value) in seen or issubclass(kind, _NO_PARTS) or steps > MOST_STEPS:
         return

@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from fxprune.capture.complete_copy import put_mode
 from fxprune.capture.given_attributes import as_parameter, give_attributes
+from fxprune.capture.layouts import is_packed
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.tensors import Tensors
 from fxprune.capture.thread_state import outside_levels
@@ -116,6 +118,9 @@ class Copies:
         self._read.clear()
 
     def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        if is_packed(tensor):  # torch crashes for a nested one without its dispatch
+            with _disable_current_modes():
+                return tensor.detach().clone()
         name, given = self._names.get(id(tensor), ""), tensor
         tensor = whole(tensor)
         with torch.no_grad(), torch._C._DisableTorchDispatch():

@@ -17,6 +17,7 @@ from torch import nn
 from fxprune.analysis.after_removal import kept_slots
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.settings import OF_EVERY_MODULE
+from fxprune.capture.layouts import is_packed
 from fxprune.channels.groups import Bools, Removal
 from fxprune.rewrite.hook_readings import HookReading, of_attribute, readings
 from fxprune.rewrite.tensors import cut
@@ -119,8 +120,8 @@ def _buffers_that_stay(
 def _held(value: Any) -> Iterator[tuple[str | None, Any]]:
     """Yields (None, a tensor or array), or (key, each of them in a dict)."""
     for key, one in value.items() if type(value) is dict else [(None, value)]:
-        known = isinstance(one, np.ndarray) or (isinstance(one, torch.Tensor) and not isinstance(one, nn.Parameter))
-        if known and one.ndim and (key is None or isinstance(key, str)):
+        plain = isinstance(one, torch.Tensor) and not isinstance(one, nn.Parameter) and not is_packed(one)
+        if (isinstance(one, np.ndarray) or plain) and one.ndim and (key is None or isinstance(key, str)):
             yield key, one
 
 

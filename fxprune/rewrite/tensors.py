@@ -11,7 +11,7 @@ from torch import nn
 
 from fxprune.analysis.after_removal import kept_slots
 from fxprune.analysis.findings import Findings
-from fxprune.capture.layouts import is_sparse
+from fxprune.capture.layouts import is_packed, is_sparse
 from fxprune.channels.groups import Bools, Ints, Removal
 from fxprune.on_demand import OnDemand
 
@@ -42,7 +42,7 @@ def _cut_attributes(
         return
     known = {id(tensor) for tensor in tensors.values()}
     for name, value in old.__dict__.items():
-        if type(value) is torch.Tensor and id(value) not in known and not is_sparse(value):
+        if type(value) is torch.Tensor and id(value) not in known and not (is_sparse(value) or is_packed(value)):
             same = value.shape == old.shape
             new.__dict__[name] = cut(value.detach(), kept if same else {}).requires_grad_(value.requires_grad)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,7 +50,7 @@ def _of_parameters(state: Tensors, cut: Mapping[str, tuple[int, ...]]) -> list[s
     for name, parameter in ((name, state[name]) for name in cut if name in state):
         lost = {a for a, b in zip(cut[name], parameter.shape, strict=False) if a != b}
         for attribute, value in parameter.__dict__.items() if lost else ():
-            for keys, tensor in found_in(value, lambda part: isinstance(part, torch.Tensor), {}):
+            for keys, tensor in found_in(value, _has_sizes, {}):
                 if lost & set(tensor.shape):
                     where = "".join((attribute, *map(key_text, keys)))
                     found.append(
@@ -63,5 +64,9 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """The buffers of a module and the tensors in its attributes, not those inside of lists and other containers."""
     for held in (module._buffers, module.__dict__):
         for name, value in held.items():
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, torch.Tensor) and _has_sizes(value):
                 yield name, value
+
+
+def _has_sizes(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not value.is_nested

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import types
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,79 @@ def test_what_stands_under_a_module_or_a_parameter_gets_smaller_and_is_loaded(tm
         fxprune.load(tmp_path / "small.safetensors", into=ByModule())
     loaded = fxprune.load(tmp_path / "small.safetensors", into=ByModule(), example_inputs=x)
     assert torch.equal(loaded(x), small(x))
+
+
+def packed() -> dict[str, Tensor]:
+    rows = [torch.randn(2), torch.randn(3)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return {
+            "quantized": torch.quantize_per_tensor(torch.randn(8), 0.1, 0, torch.qint8),
+            "nested": torch.nested.nested_tensor(rows),
+            "jagged": torch.nested.nested_tensor(rows, layout=torch.jagged),
+        }
+
+
+@pytest.mark.parametrize("kind", ["quantized", "nested", "jagged"])
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+def test_quantized_and_nested_tensors_are_copied_as_they_are(kind: str) -> None:
+    net: Any = Net([packed()[kind], packed()[kind]])
+    net.alone, net.a.weight.held = packed()[kind], packed()[kind]
+    small: Any = fxprune.transform(net, torch.ones(2, 3), ratio=0.5, path="eager")
+    assert small.a.out_features == 4
+    reference: Any = fxprune.masked(net, fxprune.record(small).removed)
+    for made in (small, reference):
+        ours, theirs = [(one.alone, one.held[1], one.a.weight.held) for one in (made, net)]
+        for one, other in zip(ours, theirs, strict=True):
+            assert one is not other
+            assert str(one) == str(other)
+    assert torch.allclose(small(torch.ones(2, 3)), reference(torch.ones(2, 3)))
+
+
+class Closed:
+    """Methods that raise, for those that read or write a container as `copy` does."""
+
+    def _closed(self, *given: Any) -> Any:
+        raise RuntimeError("closed")
+
+    items = keys = values = __iter__ = __setitem__ = append = extend = _closed
+
+
+class ClosedDict(Closed, dict[Any, Any]):
+    pass
+
+
+class ClosedList(Closed, list[Any]):
+    pass
+
+
+class ClosedDeque(Closed, collections.deque[Any]):
+    pass
+
+
+class ClosedDefaults(Closed, collections.defaultdict[Any, Any]):
+    pass
+
+
+class ClosedOrdered(Closed, collections.OrderedDict[Any, Any]):
+    pass
+
+
+@pytest.mark.parametrize("kind", [ClosedDict, ClosedList, ClosedDeque, ClosedDefaults, ClosedOrdered])
+def test_containers_whose_methods_raise_are_copied_by_their_items(kind: Any) -> None:
+    net: Any = Net(None)
+    base = next(part for part in kind.__mro__ if part.__module__ in ("builtins", "collections"))
+    holds_pairs = issubclass(kind, dict)
+    net.held = kind(list) if kind is ClosedDefaults else kind()
+    for key, item in (("layer", net.a), ("again", net.held), ("width", 8)):
+        base.__setitem__(net.held, key, item) if holds_pairs else base.append(net.held, item)
+    net.held.name = net.b
+    small: Any = fxprune.transform(net, torch.ones(2, 3), ratio=0.5)
+    for made in (small, fxprune.masked(net, {})):
+        found = list(base.values(made.held)) if holds_pairs else list(base.__iter__(made.held))
+        assert type(made.held) is kind
+        assert found[0] is made.a
+        assert found[1] is made.held
+        assert made.held.name is made.b
+        assert getattr(made.held, "default_factory", None) is getattr(net.held, "default_factory", None)
+    assert type(small) is Net

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -59,3 +60,38 @@ def test_a_method_that_cannot_copy_the_small_model_is_named(inside):
     (told,) = [reason for reason in fxprune.record(small).reasons if "deepcopy" in reason]
     assert told.startswith(f"copy.deepcopy of {where} raises (RuntimeError: Error(s) in loading state_dict")
     assert told.endswith("Stubborn.__deepcopy__ does not follow the widths")
+
+
+class DropsItsCache(nn.Linear):
+    """A layer whose state is without what it keeps and counts."""
+
+    def __init__(self):
+        super().__init__(8, 8)
+        self.table, self.shifts, self.calls, self.trainer = None, None, 0, None
+
+    def __getstate__(self):
+        dropped = ("table", "shifts", "calls", "trainer")
+        return {name: value for name, value in self.__dict__.items() if name not in dropped}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self.table, self.calls, self.trainer = None, 0, None
+
+    def forward(self, x):
+        shifts = getattr(self, "shifts", None)
+        h = super().forward(x) * (1 + self.calls)
+        return h if self.table is None or shifts is None else h + self.table + shifts[0]
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_what_a_getstate_drops_is_there_in_the_small_model(verify):
+    model = nn.Sequential(nn.Linear(4, 8), DropsItsCache(), nn.ReLU(), nn.Linear(8, 2)).double()
+    model[1].table, model[1].shifts, model[1].calls = torch.arange(8.0), [torch.arange(8.0) * 2], 3
+    model[1].trainer = logging.getLogger("trainer")
+    small = fxprune.transform(model, X, ratio=0.5, path="eager", verify=verify)
+    assert small[1].table.shape == small[1].shifts[0].shape == (4,)
+    assert (small[1].calls, model[1].calls, small[1].trainer) == (3, 3, None)
+    reference = fxprune.masked(model, fxprune.record(small).removed)
+    assert torch.equal(reference[1].table, model[1].table)
+    assert reference[1].table is not model[1].table
+    assert relative_error(small(X), reference(X)) < 1e-12
