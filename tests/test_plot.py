@@ -124,8 +124,8 @@ def test_a_layer_has_a_stripe_and_a_number_for_each_of_its_groups() -> None:
         "outputs all locked: only channels that it reads can go",
     ]
     shown = texts(ax)
-    at = shown.index("1.0.quer…key_value")
-    assert shown[at : at + 4] == ["1.0.quer…key_value", "18", "2", "3"]
+    at = shown.index("1.0.query_key_value")
+    assert shown[at : at + 4] == ["1.0.query_key_value", "18", "2", "3"]
     bars = [p for p in ax.patches if isinstance(p, Rectangle)][1::2]
     wide = sorted(bar.get_width() for bar in bars)
     assert wide[0] == pytest.approx(wide[-1] / 2)
@@ -234,6 +234,17 @@ def test_details_have_no_shape_where_a_layer_gives_several() -> None:
 
     ax = plot.dependencies(fxprune.analyze(Twice().eval(), torch.ones(1, 3, 4, 4)), details=True)
     assert any(text.startswith("3\nConv2d 1x1\n12 params") for text in texts(ax))
+
+
+def test_names_that_fit_in_smaller_letters_are_whole() -> None:
+    net = nn.Sequential()
+    for name, size in (("layer2_0_downsample_0", 4), ("a_name_of_18_chars", 5), ("a_name_of_22_characters", 6)):
+        net.add_module(name, nn.Linear(size, size + 1))
+    ax = plot.dependencies(fxprune.analyze(net.eval(), torch.randn(1, 4)))
+    sizes = {text.get_text(): text.get_fontsize() for text in ax.texts}
+    assert sizes["layer2_0_downsample_0"] == 6
+    assert sizes["a_name_of_18_chars"] == 7
+    assert "a_name_of_22_characters" not in sizes
 
 
 def test_equal_ends_of_names_are_told_apart_by_their_beginning() -> None:

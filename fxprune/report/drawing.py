@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fxprune.report.layout import Layout, PlacedNode
-from fxprune.report.names import told_apart
+from fxprune.report.names import LONGEST, told_apart
 
 GREY, LINE = "#b8b8b8", "#707070"
 
@@ -115,7 +115,9 @@ class Drawing:
             self._bars(ax, x, y - (outer - inner) / 2, inner, fills, faint, shape)
         text = f"{box.before}" if box.before == box.after else f"{box.before} → {box.after}"
         style = {"ha": "center", "fontsize": 7, "alpha": faint, "zorder": 4}
-        ax.text(x, y + outer / 2 + 0.025, self.names[box.label], va="bottom", **style)
+        name = self.names[box.label]
+        small = {"fontsize": 6} if len(name) > LONGEST else {}
+        ax.text(x, y + outer / 2 + 0.025, name, va="bottom", **{**style, **small})
         ax.text(x, y - outer / 2 - 0.03, "\n".join((text, *box.details)), va="top", color="#505050", **style)
         if not node.repeated:
             self._numbers(ax, x, y, box)

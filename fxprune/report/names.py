@@ -8,6 +8,9 @@ from collections.abc import Callable, Container, Iterable, Mapping
 LONGEST = 18
 """The most characters of a name above a box."""
 
+SMALLER = 21
+"""The most characters of a name that is written whole, in smaller letters."""
+
 
 def told_apart(labels: Iterable[str]) -> dict[str, str]:
     """The shortened form of each name. Where several would have one form, a part that tells them apart stays.
@@ -17,7 +20,7 @@ def told_apart(labels: Iterable[str]) -> dict[str, str]:
     {'encoder.layers.0.attn.conv': 'enc…0.attn.conv', 'decoder.layers.0.attn.conv': 'dec…0.attn.conv',
     'decoder.layers.1.attn.conv': 'dec…1.attn.conv', 'head': 'head'}
     """
-    found = {label: shortened(label) for label in labels}
+    found = {label: label if len(label) <= SMALLER else shortened(label) for label in labels}
     families: dict[str, list[str]] = {}
     for label, short in found.items():
         families.setdefault(re.sub(r"\d+", "0", short), []).append(label)
