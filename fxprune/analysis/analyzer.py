@@ -1,7 +1,8 @@
 """The walks over a captured model: its graph runs once per example input, and an `Observer` sees every operation.
 
 Where code of the model reads its mode, the graph runs in the other mode too, so that what only training reaches is
-analysed as well. Other methods that the user names run like forward.
+analysed as well. Where code asks if gradients are recorded, it runs with gradients too. Other methods that the user
+names run like forward.
 """
 
 from __future__ import annotations
@@ -21,18 +22,21 @@ from fxprune.analysis.observed import Observation, Place, Walked
 from fxprune.analysis.observer import IN_RESULT
 from fxprune.analysis.opened import Opened
 from fxprune.analysis.results import Results
+from fxprune.capture.file_state import Code
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.modes import (
     MODES,
+    RunMode,
     doubled,
+    in_mode,
     modules_reading_training,
     random_decisions,
-    set_mode,
     tells_modes_by_reading,
 )
 from fxprune.capture.output_paths import OutputPath, Outputs, paths_text, tensors_that_count
 from fxprune.capture.places import module_of, source_of
-from fxprune.capture.process_state import mode_reads, no_caches
+from fxprune.capture.process_state import no_caches
+from fxprune.capture.reads import Reads, watched_reads
 from fxprune.capture.seeds import told_seeds
 from fxprune.capture.state import State
 from fxprune.capture.values import map_tensors, objects_in, tensors_in
@@ -60,9 +64,9 @@ class Analyzer:
         self.elsewhere: set[OutputPath] = set()
         self.looked_everywhere = True
         self.state: set[str] = set()
-        self.reading = modules_reading_training(subject.model)
-        by_reads = self.reading and not subject.captured.real and tells_modes_by_reading(subject.model)
-        self.reads: set[str] | None = set() if by_reads else None
+        self.mode, self.reads = RunMode(subject.model.training), Reads()
+        self.files = Code.of(subject.model).files
+        self.by_reads = tells_modes_by_reading(subject.captured.module)
 
     def run(self) -> Findings:
         """Run the model on all example inputs, and return the findings.
@@ -90,19 +94,19 @@ class Analyzer:
         uses = self.settings.uses(self.opened.unread_vectors())
         return self.opened.findings(runs[-1], uses, self.notes, results, others, runs[-2::-1], self.state)
 
-    def _walk(self, inputs: Inputs, *, method: str = "", when: str = "", training: bool | None = None) -> Walked:
+    def _walk(self, inputs: Inputs, *, method: str = "", when: str = "") -> Walked:
         """Run the model that is open, and once more if forward leaves a state that a second call reads.
 
         method: what to call instead of forward. when: a text about a run after that on the first example inputs.
-        training: the mode of the run; by default the one in which the model was given.
         """
         state = State(self.opened.module, users=True)
         decisions = (random_decisions(),) if when else ()
         self._run(inputs, method, when, decisions)
         if not method and not when:
             self.observer.recorder.keep_run()
-        given = self.subject.model.training if training is None else training
-        walked = Walked(given, inputs, self.nodes, self.observations, method)
+        training, gradients = self.mode
+        readers = frozenset(self.reads.modes)
+        walked = Walked(training, inputs, self.nodes, self.observations, method, gradients, readers)
         if not state.changed():
             return walked
         self.state |= self.opened.written()
@@ -126,12 +130,22 @@ class Analyzer:
         opened, captured = self.opened, self.subject.captured
         self.nodes, self.observations = {}, {}
         modes = (*decisions, opened.scopes.watching(), self.settings, self.observer)
-        watched = contextlib.nullcontext(set[str]()) if self.reads is None else mode_reads()
-        with told_seeds(), watched as reads, no_caches(self.subject.model) as opened.scopes.between_modules:
+        arguments = captured.arguments(inputs, method)
+        with (
+            told_seeds(),
+            no_caches(self.subject.model) as opened.scopes.between_modules,
+            watched_reads(opened.module, self.reads, self.files, torchs=captured.real),
+        ):
             self.observer.begin_run(when)
-            walk(captured.graph, opened.module, opened.faker, captured.arguments(inputs, method), self._visit, modes)
-        if self.reads is not None:
-            self.reads |= reads
+            walk(
+                captured.graph,
+                opened.module,
+                opened.faker,
+                arguments,
+                self._visit,
+                modes,
+                gradients=self.mode.gradients,
+            )
 
     def _visit(self, node: fx.Node, execute: Callable[[], Any]) -> Any:
         place = Place(node.name, module_of(node), source_of(node))
@@ -147,74 +161,97 @@ class Analyzer:
     # -- further runs --------------------------------------------------------------------------------------
 
     def _other_runs(self) -> Iterator[Walked]:
-        """Run forward in the mode in which the model was not given, and the other methods, in both modes likewise."""
-        subject, has_two_modes = self.subject, self._has_two_modes()
-        if has_two_modes and self._has_read_mode():
-            yield from self._in_other_mode("", (subject.inputs, *subject.more))
+        """Run forward in other modes, and the other methods, in other modes likewise. See `_next_modes`."""
+        subject, given = self.subject, self.mode
+        self._note_fixed_mode()
+        yield from self._in_other_modes("", (subject.inputs, *subject.more))
         for call in subject.methods:
-            if self.reads is not None:
-                self.reads.clear()
+            self.mode, self.reads = given, Reads()
             self.opened.reopen()
             self.settings.mark(self.opened.module)
             walked = self._walk(call.inputs, method=call.name, when=f' (in the method "{call.name}")')
             self._lock_results(call.name)
             yield walked
-            if has_two_modes and self._has_read_mode():
-                yield from self._in_other_mode(call.name, (call.inputs,))
+            yield from self._in_other_modes(call.name, (call.inputs,))
+        self.mode = given
 
-    def _has_two_modes(self) -> bool:
-        """True if code of the model reads its mode, and both modes can be run. A graph has one: then a note says so."""
-        captured, reading = self.subject.captured, self.reading
-        if reading and captured.front_end.fixes_mode:
+    def _note_fixed_mode(self) -> None:
+        """Note that a graph has one mode, where code of the model reads its mode."""
+        reading = modules_reading_training(self.subject.model) if self.subject.captured.front_end.fixes_mode else []
+        if reading:
             is_training = self.subject.model.training
             self.notes.append(
                 f"the graph is that of {MODES[is_training]} mode: what {_listed(reading)} would do otherwise in "
                 f"{MODES[not is_training]} mode is not in it"
             )
             self.looked_everywhere = False
-            return False
-        return bool(reading and modules_reading_training(captured.module))
 
-    def _has_read_mode(self) -> bool:
-        """True if code has read the mode since the last method, or may have done so in a way that is not seen.
+    def _in_other_modes(self, method: str, tries: Sequence[Inputs]) -> Iterator[Walked]:
+        """Run forward or a method in all other modes in which it may do something else. tries: see `_in_other_mode`."""
+        done, todo = {self.mode}, self._next_modes()
+        while todo:
+            mode = todo.pop(0)
+            if mode not in done:
+                done.add(mode)
+                self.mode, self.reads = mode, Reads()
+                yield from self._in_other_mode(method, tries)
+                todo += self._next_modes()
 
-        Code that has not, as a dropout behind `if self.rate > 0`, does the same in the other mode.
+    def _next_modes(self) -> list[RunMode]:
+        """The modes that differ from that of the last run by what its code has asked.
+
+        Code that has not asked, as a dropout behind `if self.rate > 0`, does the same in the other mode.
         """
-        return self.reads is None or bool(self.reads)
+        (training, gradients), fixed = self.mode, self.subject.captured.front_end.fixes_mode
+        if self.reads.inference:
+            self.notes.append(
+                "what forward does under torch.inference_mode() was not looked at, because it asks for that mode: "
+                "fxprune runs models outside of it"
+            )
+        found = []
+        if not fixed and (self.reads.modes or not self.by_reads):
+            found.append(RunMode(not training, gradients))
+        if self.reads.gradients:
+            found.append(RunMode(training, not gradients))
+        return found
 
     def _in_other_mode(self, method: str, tries: Sequence[Inputs]) -> Iterator[Walked]:
-        """Run forward or a method in the mode in which the model was not given, on the first inputs on which it runs.
+        """Run forward or a method in the mode `self.mode`, on the first inputs on which it runs.
 
         Nothing if it raises on all of them: then a note says so.
         """
-        training = not self.subject.model.training
-        errors = []
+        errors, given = [], self.subject.model.training
+        doubles = self.mode.training and not given
         for inputs in tries:
-            for given in (inputs, doubled(inputs)) if training else (inputs,):
+            for one in (inputs, doubled(inputs)) if doubles else (inputs,):
                 self.opened.reopen()
                 try:
                     with self.observer.tentative(), self.settings.tentative():
-                        walked = self._walk_in(training, given, method)
+                        walked = self._walk_in_mode(one, method)
                 except CaptureError as error:
                     errors.append(error)
                 else:
                     yield walked
                     return
         self.looked_everywhere = False
-        called = f'of the method "{method}" ' if method else ""
+        called = f' of the method "{method}"' if method else ""
         raises = "it" if method else "forward"
-        self.notes.append(
-            f"{MODES[training]} mode {called}was not looked at, because {raises} raises there: {errors[0].first_why}"
-        )
+        mode = self.mode.text(given).removeprefix("in ")
+        mode = mode if mode.startswith(tuple(MODES.values())) else f"what is done {mode}"
+        self.notes.append(f"{mode}{called} was not looked at, because {raises} raises there: {errors[0].first_why}")
 
-    def _walk_in(self, training: bool, inputs: Inputs, method: str) -> Walked:
-        """Run the model in a mode, set as its class does it. Raises `CaptureError` if that, or the run, raises."""
-        set_mode(self.opened.module, training)
-        self.settings.mark(self.opened.module)
+    def _walk_in_mode(self, inputs: Inputs, method: str) -> Walked:
+        """Run the model in the mode `self.mode`, set as its class does it.
+
+        Raises `CaptureError` if that, or the run, raises.
+        """
+        module, training, given = self.opened.module, self.mode.training, self.subject.model.training
+        when = self.mode.text(given)
         called = f'in the method "{method}", ' if method else ""
-        when = f" ({called}in {MODES[training]} mode)"
-        walked = self._walk(inputs, method=method, when=when, training=training)
-        self._lock_results(method, when=f"in {MODES[training]} mode")
+        with in_mode(module, training) if training != given else contextlib.nullcontext():
+            self.settings.mark(module)
+            walked = self._walk(inputs, method=method, when=f" ({called}{when})")
+        self._lock_results(method, when=when)
         return walked
 
     # -- inputs, results and what was not reached ---------------------------------------------------------

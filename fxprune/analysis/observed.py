@@ -104,6 +104,8 @@ class Walked:
     inputs: the inputs of the run. In training mode every example is in them twice if a statistic needs two values.
     nodes: name of a node -> its result, with operands in place of tensors.
     observations: name of a node -> its operations.
+    gradients: True if gradients were recorded, as in a training step.
+    readers: the paths of the modules whose mode was read by code that is not torch's.
     again: the second call, which reads the state that this run has left; None if it leaves none, or the call raises.
     """
 
@@ -112,6 +114,8 @@ class Walked:
     nodes: Mapping[str, Any]
     observations: Mapping[str, Observation]
     method: str = ""
+    gradients: bool = False
+    readers: frozenset[str] = frozenset()
     again: Walked | None = None
 
     @property
@@ -136,7 +140,8 @@ class Observed:
     renumbered: id of a tensor of positions -> the dimension in which they are positions.
     others: further runs. One is in the mode in which the model was not given (training for a model in evaluation mode,
         and vice versa), unless no code of the model reads its mode, or forward raises in the other one. The rest are
-        calls of other methods, in both modes likewise.
+        calls of other methods, in both modes likewise. Where code asks if gradients are recorded, each of these is
+        there with and without gradients.
     more: the runs on the further example inputs, in the mode in which the model was given.
     steps: all operations in order, with the tensors that they read and make.
     """

@@ -107,7 +107,7 @@ class Faker:
     def _wrap(self, meta: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         fake = FakeTensor(self.mode, meta, torch.device("cpu") if real.device.type == "meta" else real.device)
         if isinstance(real, nn.Parameter):
-            as_parameter(fake)
+            as_parameter(fake, real)
         return fake
 
     def tree(self, values: Any) -> Any:

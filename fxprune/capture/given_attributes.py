@@ -24,10 +24,15 @@ def parameters_with_attributes(module: nn.Module) -> list[tuple[str, torch.Tenso
     return [(name, tensor) for name, tensor in own if tensor is not None and given_attributes(tensor)]
 
 
-def as_parameter(tensor: torch.Tensor) -> None:
-    """Let a tensor that stands for a parameter pass for it: forward may assign it to a layer, to tie two weights."""
+def as_parameter(tensor: torch.Tensor, parameter: torch.Tensor) -> None:
+    """Let a tensor that stands for a parameter pass for it.
+
+    Forward may assign it to a layer, to tie two weights, and ask if it is trained.
+    """
     stand_in: Any = tensor
     stand_in._is_param = True
+    if parameter.requires_grad and tensor.is_leaf:
+        tensor.requires_grad_()  # so results need gradients where they are recorded
 
 
 def give_attributes(tensor: torch.Tensor, parameter: torch.Tensor, attribute: Callable[[Any], Any]) -> None:

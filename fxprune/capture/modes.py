@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import types
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -20,6 +20,22 @@ from fxprune.errors import CaptureError, text_of
 
 MODES = {True: "training", False: "evaluation"}
 """Value of `nn.Module.training` -> the name of that mode."""
+
+
+class RunMode(NamedTuple):
+    """The mode of a run, and if gradients are recorded in it, as in a step of training."""
+
+    training: bool
+    gradients: bool = False
+
+    def text(self, given: bool) -> str:
+        """The words for what is other than in a run without gradients in the mode `given`.
+
+        >>> RunMode(True, True).text(False), RunMode(True).text(True)
+        ('in training mode with gradients', '')
+        """
+        mode = f"in {MODES[self.training]} mode" if self.training != given else ""
+        return f"{mode} with gradients".lstrip() if self.gradients else mode
 
 
 def reads_training(module: nn.Module) -> bool:
@@ -37,26 +53,33 @@ def reads_training(module: nn.Module) -> bool:
 _OWN_WAYS = {"train", "eval", "training", "children", "named_children", "__setattr__", "__getattribute__"}
 """Names of a class by which it may learn of its mode, or tell it, without a read of the attribute of `nn.Module`."""
 
+_TELLING = ("train", "children", "named_children")
+"""The methods of `nn.Module` by which the mode is set."""
+
 _AROUND_ATTRIBUTES = {"vars", "__dict__", "exec", "eval"}
 """Names by which code may read an attribute so that no property of a class sees it."""
 
 
 def tells_modes_by_reading(model: nn.Module) -> bool:
-    """True if code of the model can tell the modes apart by reads of the attribute `training` alone.
+    """True if code of the model can tell the modes apart by reads alone, which `watched_reads` sees.
 
-    Classes with names of `_OWN_WAYS`, and code with those of `_AROUND_ATTRIBUTES`, may do it in another way.
+    Classes with names of `_OWN_WAYS` may do it in another way, and so may code that names `training` and one of
+    `_AROUND_ATTRIBUTES`.
 
     >>> tells_modes_by_reading(nn.Sequential(nn.Linear(2, 2), nn.Dropout()))
     True
     """
-    plain = {type(module): module for module in model.modules() if not _is_changed(module)}
-    changed = [module for module in model.modules() if _is_changed(module)]
-    return not any(
-        _OWN_WAYS & {*vars(module)} - {"training"}
-        or any(_OWN_WAYS & vars(base).keys() for base in _classes(type(module)))
-        or any(not _AROUND_ATTRIBUTES.isdisjoint(names_in(code)) for code in _code_of(module))
-        for module in (*plain.values(), *changed)
-    )
+    modules = list(model.modules())
+    if any(_OWN_WAYS & vars(base).keys() for kind in set(map(type, modules)) for base in _classes(kind)):
+        return False
+    if any(name in vars(module) for module in modules for name in _OWN_WAYS - {"training"}):
+        return False
+    if not modules_reading_training(model):
+        return True
+    plain = {type(module): module for module in modules if not _is_changed(module)}
+    changed = [module for module in modules if _is_changed(module)]
+    codes = (code for module in (*plain.values(), *changed) for code in _code_of(module))
+    return all(_AROUND_ATTRIBUTES.isdisjoint(names_in(code)) for code in codes)
 
 
 def modules_reading_training(model: nn.Module) -> list[str]:
@@ -86,6 +109,38 @@ def set_mode(module: nn.Module, training: bool) -> None:
             why=text_of(error),
             do="check that the model can be set to that mode",
         ) from error
+
+
+@contextlib.contextmanager
+def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
+    """Sets the mode of a copy as its own `train` does it, see `set_mode`.
+
+    Such a method may write into weights, as one that merges adapters does. Parameters that are shared with the model
+    have their numbers back at the end.
+    """
+    real = [p for p in module.parameters() if not isinstance(p, FakeTensor)] if has_own_train(module) else []
+    before = [(p, p.data, p.detach().clone()) for p in real]
+    try:
+        set_mode(module, training)
+        yield
+    finally:
+        for parameter, data, numbers in before:
+            parameter.data = data
+            if not torch.equal(data, numbers):
+                data.copy_(numbers)
+
+
+def has_own_train(module: nn.Module) -> bool:
+    """True if setting the mode of a module may do more than to set `training` in each module inside.
+
+    >>> has_own_train(nn.Sequential(nn.Linear(2, 2), nn.Dropout()))
+    False
+    """
+    usual: Any = nn.Module
+    return any(
+        "train" in vars(part) or any(getattr(type(part), name) is not getattr(usual, name) for name in _TELLING)
+        for part in module.modules()
+    )
 
 
 def doubled(inputs: Inputs) -> Inputs:

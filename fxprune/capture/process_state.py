@@ -10,7 +10,7 @@
 | torch's fused operations of recurrent layers (cuDNN, oneDNN) | `no_fused_recurrence` | off, during a run |
 | global hooks of `nn.Module` | `module_hooks` | one before and one after each forward, during a run |
 | `nn.Module.__call__`, `nn.Module.__getattr__` | `tracing` | replaced by `torch.fx` while it traces |
-| `nn.Module.training` | `mode_reads` | a property that notes who reads it, during a run |
+| `nn.Module.training` and others, see `reads.py` | `watched_reads` | notes who reads them, during a run |
 | names of functions that traces wrap | `tracing`, `silence` | without the dotted ones, while one runs |
 | other attributes of torch, see `trace_watch.py`, `seeds.py` | `tracing` | functions that report, while a trace runs |
 | printing, filters of warnings | `silence` | nothing of this thread is shown, during an export |
@@ -41,7 +41,6 @@ from torch import nn
 from torch.fx import _symbolic_trace as torch_trace
 from torch.nn.modules import module as torch_module
 
-from fxprune.capture.code import is_torch
 from fxprune.capture.file_state import Code, FileState, uncached
 from fxprune.capture.kept_values import Kept, held_values
 from fxprune.capture.lengths import lengths_are_sizes
@@ -61,6 +60,11 @@ _MOST_STATES = 4
 
 _WATCHING: list[tuple[Callable[[nn.Module, Any], None], Callable[[nn.Module, Any, Any, Any], None]]] = []
 """The functions that `module_hooks` calls now."""
+
+
+def lock() -> contextlib.AbstractContextManager[Any]:
+    """The lock that everything here holds."""
+    return _LOCK
 
 
 @contextlib.contextmanager
@@ -174,47 +178,6 @@ def module_hooks(
             for handle in handles:
                 handle.remove()
                 torch_module._global_forward_hooks_with_kwargs.pop(handle.id, None)  # torch forgets this one
-
-
-@contextlib.contextmanager
-def mode_reads() -> Iterator[set[str]]:
-    """Yields a set, to which the names of files are added whose code reads `nn.Module.training`, in any thread.
-
-    Reads by code of torch and of this package are left out.
-    """
-    seen, others = set[str](), dict[str, bool]()
-
-    def read(module: nn.Module) -> bool:
-        name = str(sys._getframe(1).f_globals.get("__name__"))
-        if others.get(name) is None:
-            others[name] = not is_torch(name) and name.partition(".")[0] != "fxprune"
-        if others[name]:
-            seen.add(name)
-        try:
-            return bool(vars(module)["training"])
-        except KeyError:  # then `__getattr__` of the module's class is asked, as it is without a property
-            raise AttributeError(f"{type(module).__name__!r} object has no attribute 'training'") from None
-
-    def write(module: nn.Module, value: bool) -> None:
-        vars(module)["training"] = value
-
-    noting = property(read, write, lambda module: vars(module).pop("training"))
-    with _LOCK:
-        before = vars(nn.Module).get("training")
-        _set_training(noting)
-        try:
-            yield seen
-        finally:
-            _set_training(before)
-
-
-def _set_training(value: Any) -> None:
-    """Set the attribute of the class `nn.Module`, which it does not have by itself: None for none."""
-    base: Any = nn.Module
-    if value is None:
-        del base.training
-    else:
-        base.training = value
 
 
 def in_module(module: nn.Module, method: Callable[..., Any], inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:

@@ -77,6 +77,8 @@ def walk(
     values: list[Any],
     visit: NodeVisitor,
     modes: Sequence[contextlib.AbstractContextManager[Any]] = (),
+    *,
+    gradients: bool = False,
 ) -> Any:
     """Run a graph node by node, and return its result.
 
@@ -88,6 +90,7 @@ def walk(
         visit: called as `visit(node, execute)` for each node in order. `execute()` runs the node; `visit` returns the
             result of the node.
         modes: context managers that are active during the run.
+        gradients: True to record gradients, as a training step does.
 
     Raises `CaptureError`, which names the node, the module and the source line, if the forward raises.
     """
@@ -101,7 +104,7 @@ def walk(
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")  # the model gives them when its user runs it; none may end the walk
             kept = (no_fused_attention(), same_random_state(), no_fake_tensor_log())
-            for mode in (torch.no_grad(), faker.mode, *kept, *modes):
+            for mode in (torch.set_grad_enabled(gradients), faker.mode, *kept, *modes):
                 stack.enter_context(mode)
             return run.run(*fakes)
     except FxpruneError:

@@ -68,6 +68,7 @@ def weight_output_dim_of(findings: Findings, parameter: str) -> int | None:
     return weight_output_dim(findings.layer(parameter), name, findings.tensors[parameter].ndim)
 
 
+@torch.no_grad()
 def fold(
     findings: Findings,
     removed: Bools,

@@ -93,10 +93,21 @@ def _read_in(findings: Findings, walked: Walked, zeroed: Mapping[str, Mapping[in
                 do='pass tensors, or use bias="prune"',
             )
         both = walked.training and len(findings.modes) > 1
-        reading = {path for path, part in captured.module.named_modules() if both and reads_training(part)}
+        reading = {
+            path
+            for path, part in captured.module.named_modules()
+            if both and (path in walked.readers or reads_training(part))
+        }
         kept = kept_weights(findings.model, zeroed)
         copying = Copying(kept.zeroed, kept.values, made=watcher.name)
-        run = GraphRun(captured.graph, captured.module, copying, watcher, modes=lambda path: path in reading)
+        run = GraphRun(
+            captured.graph,
+            captured.module,
+            copying,
+            watcher,
+            modes=lambda path: path in reading,
+            gradients=walked.gradients,
+        )
         state = State(run.copied, users=True)
         run.run_on(values)
         if state.changed():
@@ -195,10 +206,12 @@ class _Watcher(Operations):  # type: ignore[no-untyped-call]
             reading.out = None if known is None else known[read.out]
             self.found.append(reading)
 
+    @torch.no_grad()
     def _enter(self, scope: Scope) -> None:
         if self._leaf is None and leaf_rule(scope.module) is not None:
             self._leaf = scope
 
+    @torch.no_grad()
     def _leave(self, scope: Scope, args: Any, kwargs: Any, made: Any) -> None:
         """A module returns: if it is a leaf, one operation for the analysis, note its reading."""
         if scope is not self._leaf or scope.module is None:

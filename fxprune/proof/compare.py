@@ -118,21 +118,30 @@ def _rounds(pair: Pair) -> Iterator[tuple[Inputs, Modes, Walked | None, str]]:
     as_it_is = modes_of(captured.module)
     training = any(module.training for module in captured.module.modules())
     rounds: list[tuple[Inputs, Modes, Walked | None]] = [(main.inputs, as_it_is, main)]
-    rounds += [(walked.inputs, set_by_model(captured.module, walked.training), walked) for walked in others]
-    if training and not others and not captured.front_end.fixes_mode:
+
+    def modes_in(walked: Walked) -> Modes:
+        return as_it_is if walked.training == main.training else set_by_model(captured.module, walked.training)
+
+    rounds += [(walked.inputs, modes_in(walked), walked) for walked in others]
+    if training and all(map(_trains, others)) and not captured.front_end.fixes_mode:
         rounds.append((main.inputs, evaluation, None))
     if folded:  # constants are those of evaluation
-        walked = next((walked for walked in others if not walked.training), None)
-        rounds = [(findings.inputs, evaluation, walked if training else main)]
+        plain = [walked for walked in others if not walked.training and not walked.gradients]
+        rounds = [(findings.inputs, evaluation, next(iter(plain), None) if training else main)]
+        rounds += [(run.inputs, evaluation, run) for run in others if run.gradients and not run.training]
     for inputs, modes, run in rounds:
         yield inputs, modes, run, ""
     for inputs in findings.subject.more:
         yield inputs, evaluation if folded else as_it_is, None, ""
-    if folded:  # one run of each method, that in evaluation if there is one
-        methods = list({run.method: run for run in sorted(methods, key=lambda run: -run.training)}.values())
+    if folded:  # one run of each method with and without gradients, that in evaluation if there is one
+        runs = {(run.method, run.gradients): run for run in sorted(methods, key=_trains, reverse=True)}
+        methods = list(runs.values())
     for run in methods:
-        modes = as_it_is if run.training == main.training else set_by_model(captured.module, run.training)
-        yield run.inputs, evaluation if folded else modes, run, run.method
+        yield run.inputs, evaluation if folded else modes_in(run), run, run.method
+
+
+def _trains(walked: Walked) -> bool:
+    return walked.training
 
 
 def _in_float32(pair: Pair, without_number: int) -> Proof | None:

@@ -6,6 +6,7 @@ little memory, and is as precise for float16 weights as for float64 ones. What f
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from fxprune.capture.complete_copy import put_mode
 from fxprune.capture.given_attributes import as_parameter, give_attributes
 from fxprune.capture.layouts import is_packed
+from fxprune.capture.modes import has_own_train
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.tensors import Tensors
 from fxprune.capture.thread_state import outside_levels
@@ -72,6 +74,9 @@ class Copies:
     def module(self, training: Callable[[str], bool]) -> nn.Module:
         """A copy of the model. training: a function from the path of a module to its mode."""
         copied = copy_module(self.model, self.keep, parameters=lambda own, attribute: _Parameters(own, self, attribute))
+        if training("") != self.model.training and has_own_train(self.model):
+            with contextlib.suppress(Exception):  # it has set the mode in the analysis, on tensors of other types
+                copied.train(training(""))
         for (path, part), original in zip(copied.named_modules(), self.model.modules(), strict=True):
             put_mode(part, training(path))
             if isinstance(part, nn.RMSNorm) and part.eps is None:
@@ -138,7 +143,7 @@ class Copies:
         if name:
             self.copying.made(copied, name)
         if isinstance(given, nn.Parameter):
-            as_parameter(copied)
+            as_parameter(copied, given)
         return copied
 
 

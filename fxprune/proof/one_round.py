@@ -88,6 +88,11 @@ class Round:
         return self.walked is not None and not self.pair.findings.captured.needs_hooks
 
     @property
+    def _gradients(self) -> bool:
+        """True if both models record gradients."""
+        return self.walked is not None and self.walked.gradients
+
+    @property
     def _observations(self) -> Mapping[str, Observation]:
         """The operations that the analysis has seen in the mode of this round, or nearly the same ones."""
         return (self.walked or self.pair.findings.walked[0]).observations
@@ -110,6 +115,7 @@ class Round:
                 precision=self.precision,
                 modes=self.modes,
                 tensors=findings.subject.tensors,
+                gradients=self._gradients,
             )
         except Exception as error:
             raise NoReferenceError(text_of(error, lines=1)) from error
@@ -135,6 +141,7 @@ class Round:
             precision=self.precision,
             modes=self.modes,
             tensors=self.pair.findings.subject.tensors,
+            gradients=self._gradients,
         )
         amplified = relative_error(self._outputs(moved), model)
         return None if self._is_rounding(error, amplified) else graph_differs(error)
@@ -157,6 +164,7 @@ class Round:
             precision=self.precision,
             modes=self.modes,
             tensors=captured.registered,
+            gradients=self._gradients,
         )
         try:
             results = run.calls(captured.arguments(self.inputs, self.method), times)
@@ -188,6 +196,7 @@ class Round:
             precision=self.precision,
             modes=self.modes,
             tensors=pair.tensors,
+            gradients=self._gradients,
         )
         try:
             results = run.calls(captured.arguments(self.inputs, self.method), times)
@@ -268,7 +277,11 @@ class Round:
         return tiny and amplified > BLURRED and error <= 100 * amplified
 
     def _noise_note(self) -> str:
-        where = "" if self.walked is None else f" in {MODES[self.walked.training]} mode"
+        where = (
+            ""
+            if self.walked is None
+            else f" in {MODES[self.walked.training]} mode{' with gradients' * self._gradients}"
+        )
         return (
             f"the results{where} were not compared, operations inside were: on these inputs the original gives nothing "
             "but roundings, as a norm over equal examples does"

@@ -13,11 +13,12 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.class_forward import as_values, forward_as_node
 from fxprune.capture.inputs import Inputs
-from fxprune.capture.modes import set_mode
+from fxprune.capture.modes import has_own_train, in_mode
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import module_hooks, same_random_state
 from fxprune.capture.state import State
 from fxprune.capture.tensors import Tensors
+from fxprune.capture.values import map_tensors
 from fxprune.capture.walk import Run
 from fxprune.proof.copies import PLAIN, Copies, Copying, moved_by_rounding
 from fxprune.proof.operations import Operations
@@ -40,15 +41,18 @@ def modes_of(model: nn.Module) -> Modes:
 
 def set_by_model(model: nn.Module, training: bool) -> Modes:
     """The modes that the modules of a model have after its own `train` or `eval`, which may leave some as they are."""
+    if not has_own_train(model):
+        return lambda path: training
     copied = copy_module(model, lambda tensor: tensor)
-    set_mode(copied, training)
-    return modes_of(copied)
+    with in_mode(copied, training):
+        return modes_of(copied)
 
 
 class GraphRun(Run):
     """Runs the graph of a captured model on a copy of its module.
 
     operations: a mode that sees, and may replace, all operations of the run.
+    gradients: True to record gradients; the results have none.
     tensors: the parameters and buffers of the module, where they are listed already.
     """
 
@@ -62,11 +66,13 @@ class GraphRun(Run):
         precision: Precision = FLOAT64,
         modes: Modes = evaluation,
         tensors: Tensors | None = None,
+        gradients: bool = False,
     ) -> None:
         self.copies = Copies(module, copying, precision, tensors)
         self.copied = self.copies.module(modes)
         super().__init__(graph, self.copied)
         self.precision, self.operations, self.moved = precision, operations, copying.moved
+        self.gradients = gradients
 
     def calls(self, values: list[Any], times: int | None = 1) -> list[Any]:
         """The results of some calls in a row, on copies of the same values.
@@ -98,8 +104,12 @@ class GraphRun(Run):
 
     def run_on(self, values: list[Any]) -> Any:
         """The result of one call, on these values themselves."""
-        with self._watching():
-            return self.run(*values)
+        if not self.gradients:
+            with self._watching():
+                return self.run(*values)
+        with torch.enable_grad(), self._watching():
+            made = self.run(*values)
+        return map_tensors(made, torch.Tensor.detach)
 
     @contextlib.contextmanager
     def _watching(self) -> Iterator[None]:
@@ -143,8 +153,9 @@ def call_model(
     precision: Precision = FLOAT64,
     modes: Modes = evaluation,
     tensors: Tensors | None = None,
+    gradients: bool = False,
 ) -> list[Any]:
     """The results of some calls of a copy of a model, as its user calls it: see `GraphRun.calls`."""
     graph = forward_as_node(model, inputs)
-    run = GraphRun(graph, model, copying, precision=precision, modes=modes, tensors=tensors)
+    run = GraphRun(graph, model, copying, precision=precision, modes=modes, tensors=tensors, gradients=gradients)
     return run.calls(as_values(inputs), times)

@@ -5,12 +5,13 @@ The run checks the result, too: every node must give the shapes that the vectors
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.observed import Observation, Walked
@@ -19,7 +20,7 @@ from fxprune.analysis.seeded_draws import OtherSeed, other_seed
 from fxprune.capture.captured import WHOLE_MODEL
 from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.given_attributes import same_attributes
-from fxprune.capture.modes import MODES, random_decisions, set_mode
+from fxprune.capture.modes import RunMode, in_mode, random_decisions
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.places import module_of, raised_at, source_of
 from fxprune.capture.process_state import no_caches
@@ -122,8 +123,10 @@ class _Checking:
         self.findings, self.of = findings, seen
         self.drawn: dict[Key, int] = {}
         self.unexplained: list[tuple[OtherSeed, fx.Node, fx.Node]] = []
-        self.other_mode = seen.training != findings.model.training
-        self.when = f" in {MODES[seen.training]} mode" if self.other_mode else ""
+        given = findings.model.training
+        when = RunMode(seen.training, seen.gradients).text(given)
+        self.sets_mode, self.other_mode = seen.training != given, bool(when)
+        self.when = f" {when}" if when else ""
         if seen.method:
             self.when = f' in the method "{seen.method}"{self.when}'
         elif seen in findings.observed.more:
@@ -132,12 +135,11 @@ class _Checking:
     def run(self, faker: Faker | Real) -> None:
         """Run all nodes, and once more where the original has left a state that a second call reads."""
         with same_attributes(self.draft.module):
-            self._run_calls(faker)
+            module = copy_module(self.draft.module, faker.of_state)
+            with in_mode(module, self.seen.training) if self.sets_mode else contextlib.nullcontext():
+                self._run_calls(module, faker)
 
-    def _run_calls(self, faker: Faker | Real) -> None:
-        module = copy_module(self.draft.module, faker.of_state)
-        if self.other_mode:
-            set_mode(module, self.seen.training)
+    def _run_calls(self, module: nn.Module, faker: Faker | Real) -> None:
         self.scopes.follow(module, "")
         for seen in self.seen.calls:
             if seen is not self.seen:
@@ -147,7 +149,8 @@ class _Checking:
             decisions = (random_decisions(),) if self.other_mode or self.seen.method else ()
             modes = (*decisions, self.scopes.watching(), self.refused, self.check)
             with told_seeds():
-                walk(self.draft.graph, module, faker, self.values, self.visit, modes)
+                gradients = self.seen.gradients
+                walk(self.draft.graph, module, faker, self.values, self.visit, modes, gradients=gradients)
 
     def settle(self, node: fx.Node, before: fx.Node, observation: Observation) -> None:
         """Settle the sizes of a node before it runs: nothing, where sizes are only checked."""

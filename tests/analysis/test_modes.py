@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import random
 import threading
 from typing import Any
@@ -82,6 +83,52 @@ class NeedsTargets(Block):
             raise ValueError("targets are needed in training")
         y, other = super().forward(x)
         return F.mse_loss(y, targets) + F.mse_loss(other, targets)
+
+
+KEY = "train" + "ing"
+
+
+class Helper:
+    """Is no module, and asks for the mode of one."""
+
+    def __call__(self, net: nn.Module) -> bool:
+        return net.training
+
+    def ask(self, net: nn.Module) -> bool:
+        return net.training
+
+
+class Picking(Block):
+    """Picks a channel by its number where a function says so."""
+
+    def __init__(self, way: Any) -> None:
+        super().__init__()
+        self.way = way
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        h = super().features(x)
+        return h + h[:, 5:6] if self.way(self) else h
+
+
+class Merging(Block):
+    """Adds the product of two small matrices to a weight, in evaluation once for all."""
+
+    def __init__(self, decides: bool) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(16, 2)), nn.Parameter(torch.randn(2, 6))
+        self.merged, self.decides = False, decides
+
+    def train(self, mode: bool = True) -> Merging:
+        if self.merged is mode:
+            self.stem.weight.data += (self.up @ self.down) * (-1 if mode else 1)
+            self.merged = not mode
+        return super().train(mode)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        if self.decides and float(x.sum()) > 1e9:
+            return x
+        h = self.stem(x)
+        return torch.relu(h if self.merged else h + x @ self.down.T @ self.up.T)
 
 
 def aux_head() -> nn.Module:
@@ -326,6 +373,75 @@ class TestAModeThatIsNotRead:
                 "evaluation",
                 "training",
             )
+
+    def test_a_mode_that_no_class_of_the_model_names_is_walked(self) -> None:
+        ways: dict[str, Any] = {
+            "helper": Helper(),
+            "method of a helper": lambda net: Helper().ask(net),
+            "table": lambda net: {"asks": lambda module: module.training}["asks"](net),
+            "name in a variable": lambda net: getattr(net, KEY),
+            "attrgetter": operator.attrgetter(KEY),
+            "vars": lambda net: vars(net)[KEY],
+            "copy": lambda net: copy.copy(net).__dict__[KEY],
+        }
+        for name, way in ways.items():
+            model, x = ready(Picking(way)), numbers(4, 6)
+            assert fxprune.analyze(model, x, path="eager").modes == ("evaluation", "training"), name
+            small = fxprune.transform(model, x, ratio=0.5, path="eager")
+            assert small.stem.weight.shape == (16, 6), name
+            assert error_in(True, model, small, x) < 1e-9, name
+
+    def test_a_hook_that_is_an_object_is_walked(self) -> None:
+        class Doubling:
+            def __call__(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+                return output * 2 if module.training else output
+
+        model = self.Dropping(0.0).eval()
+        model.stem.register_forward_hook(Doubling())
+        assert fxprune.analyze(model, torch.randn(4, 6), path="eager").modes == ("evaluation", "training")
+
+    def test_a_train_method_that_tells_the_mode_by_another_name_is_run_by_the_proof(self) -> None:
+        class Told(Block):
+            doubles = False
+
+            def train(self, mode: bool = True) -> Told:
+                self.doubles = mode
+                return super().train(mode)
+
+            def features(self, x: torch.Tensor) -> torch.Tensor:
+                h = super().features(x)
+                if self.doubles and not isinstance(h, torch._subclasses.FakeTensor):
+                    ran.append(h.shape[1])
+                return h * 2 if self.doubles else h
+
+        ran: list[int] = []
+        small = fxprune.transform(ready(Told()), numbers(4, 6), ratio=0.5, path="eager")
+        assert ran == [16, 8]
+        assert fxprune.record(small).reasons == ()
+
+    @pytest.mark.parametrize("decides", [False, True], ids=["on fake tensors", "on real ones"])
+    def test_a_train_method_that_writes_into_weights_leaves_those_of_the_model(self, decides: bool) -> None:
+        model, x = ready(Merging(decides)), numbers(4, 6)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        small = fxprune.transform(model, x, ratio=0.5, importance="random", seed=1, path="eager")
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+        assert small.up.shape == (8, 2)
+        masked = fxprune.masked(model, fxprune.record(small).removed)
+        for training in (True, False, True):
+            assert relative_error(small.train(training)(x), masked.train(training)(x)) < 1e-9
+
+    def test_dropout_that_decides_for_the_user_counts(self) -> None:
+        class Asked(Block):
+            def __init__(self) -> None:
+                super().__init__()
+                self.asked = nn.Dropout(1.0)
+
+            def features(self, x: torch.Tensor) -> torch.Tensor:
+                h = super().features(x)
+                return h if float(self.asked(torch.ones((), dtype=x.dtype))) else h + h[:, 5:6]
+
+        model = ready(Asked())
+        assert fxprune.analyze(model, numbers(4, 6), path="eager").modes == ("evaluation", "training")
 
     def test_a_method_that_reads_it_is_walked_in_both(self) -> None:
         class Two(self.Dropping):

@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules import module as torch_module
 
 import fxprune
-from fxprune.capture import process_state
+from fxprune.capture import process_state, reads
 from fxprune.capture.file_state import Code, FileState
 from fxprune.capture.process_state import clean_caches, public_call
 from tests.support import torchvision
@@ -48,6 +48,7 @@ def state() -> dict[str, Any]:
         "recurrence": (torch.backends.cudnn.enabled, torch.backends.mkldnn.enabled),
         "hooks": [list(found) for found in hooks],
         "methods": (nn.Module.__call__, nn.Module.__getattr__, vars(nn.Module).get("training")),
+        "questions": (torch.is_grad_enabled, torch.is_inference_mode_enabled, *map(id, vars(torch.Tensor).values())),
         "output": (sys.stdout, sys.stderr),
         "warnings": list(warnings.filters),
         "gradients": torch.is_grad_enabled(),
@@ -107,7 +108,7 @@ MANAGERS: dict[str, Callable[[], Any]] = {
     "silence": process_state.silence,
     "no_logs": process_state.no_logs,
     "clean_caches": lambda: process_state.clean_caches(nn.Identity()),
-    "mode_reads": process_state.mode_reads,
+    "watched_reads": lambda: reads.watched_reads(nn.Dropout(), reads.Reads(), [], torchs=False),
     "no_caches": lambda: process_state.no_caches(nn.Identity()),
 }
 
@@ -392,9 +393,8 @@ def test_no_attribute_of_a_placeholder_for_a_missing_package_is_read(
 
 
 def test_every_context_manager_is_listed_and_tested() -> None:
-    made = re.findall(
-        r"^@contextlib\.contextmanager\ndef (\w+)", Path(process_state.__file__).read_text(), re.MULTILINE
-    )
+    files = "\n".join(Path(str(file.__file__)).read_text() for file in (process_state, reads))
+    made = re.findall(r"^@contextlib\.contextmanager\ndef (\w+)", files, re.MULTILINE)
     assert sorted(made) == sorted(MANAGERS)
     assert all(f"`{name}`" in str(process_state.__doc__) for name in made)
 
