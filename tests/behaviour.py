@@ -12,6 +12,7 @@ import dataclasses
 import io
 import pickle
 import random
+import types
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -20,10 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxprune
+from fxprune.capture.held_objects import parts_held_by
+from fxprune.capture.weak_references import is_weak, referents_of
+from fxprune.rewrite.references import closed_over
 from tests.support import call
 
 TOLERANCE = 1e-9
@@ -142,6 +147,30 @@ def _hooks_of(module: nn.Module) -> dict[str, int]:
     return counts
 
 
+def _fake_tensors(c: Compared) -> Iterator[str]:
+    for name, model in (("the original", c.model), ("the small model", c.small)):
+        found = [tensor for tensor in _reached(model) if isinstance(tensor, FakeTensor)]
+        if found:
+            yield f"{len(found)} fake tensors in {name}, of shape {tuple(found[0].shape)} and others"
+
+
+def _reached(model: nn.Module) -> Iterator[Any]:
+    """What a model holds or refers to: also weakly, and in closures, globals and classes that its code names."""
+    kinds = {
+        kind for module in model.modules() for kind in type(module).__mro__ if not kind.__module__.startswith("torch")
+    }
+    own = [value for kind in kinds for value in vars(kind).values()]
+    waiting, seen = [model, *own], dict[int, Any]()
+    while waiting:
+        one = waiting.pop()
+        if id(one) not in seen:
+            seen[id(one)] = one
+            yield one
+            waiting += referents_of(one) if is_weak(one) else parts_held_by(one)
+            if isinstance(one, types.FunctionType) and not str(one.__module__).startswith(("torch", "fxprune")):
+                waiting += closed_over(one).values()
+
+
 def _modes(c: Compared) -> Iterator[str]:
     have, want = ({path: m.training for path, m in model.named_modules()} for model in (c.small, c.model))
     other = [path or "the model" for path, mode in want.items() if have.get(path, mode) != mode]
@@ -200,6 +229,7 @@ CHECKS: Mapping[str, Callable[[Compared], Iterator[str]]] = {
     "attributes": _attributes,
     "hooks": _hooks,
     "modes": _modes,
+    "fake tensors": _fake_tensors,
     "state_dict": _state_dict,
     "deepcopy": _deepcopy,
     "pickle": _pickle,

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fxprune
 from tests.behaviour import GIVEN_UP, compare_behaviour
@@ -93,6 +94,11 @@ def in_training(small: nn.Module) -> None:
 def another_name(small: nn.Module) -> None:
     small.d = small._modules.pop("c")
     small.__dict__["c"] = small.d
+
+
+def with_fake(small: nn.Module) -> None:
+    fake = FakeTensorMode().from_tensor(torch.ones(2))
+    small.b.register_forward_hook(lambda *given: None if fake.ndim else given[2])
 
 
 def frozen(small: nn.Module) -> None:
@@ -193,6 +199,7 @@ BROKEN: dict[str, tuple[Callable[[nn.Module], None], str]] = {
     "a tensor hook more": (tensor_hook, "hooks: .*weight.* in a"),
     "another mode": (in_training, "modes: norm in the other mode"),
     "another name": (another_name, r"state_dict: missing \['c.bias', 'c.weight'\]"),
+    "a fake tensor": (with_fake, "fake tensors: 1 fake tensors in the small model"),
     "frozen": (frozen, "state_dict: requires_grad of a.weight"),
     "another weight": (changed_weight, "first call in evaluation mode: differs"),
     "no state": (with_forward(no_state), "second call in evaluation mode: differs"),
