@@ -155,7 +155,7 @@ def _fake_tensors(c: Compared) -> Iterator[str]:
 
 
 def _reached(model: nn.Module) -> Iterator[Any]:
-    """What a model holds or refers to: also weakly, and in closures, globals and classes that its code names."""
+    """Everything a model holds or refers to: also weakly, and in closures, globals and classes that its code names."""
     kinds = {
         kind for module in model.modules() for kind in type(module).__mro__ if not kind.__module__.startswith("torch")
     }
