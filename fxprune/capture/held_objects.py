@@ -27,6 +27,8 @@ CACHED_FUNCTION: Any = type(functools.lru_cache(len))
 _PLAIN = frozenset({int, float, bool, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size})
 _LEAVES = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
 _SEQUENCES, _SETS = (list, tuple, deque), (set, frozenset)
+_CHANGED = frozenset({dict, OrderedDict, list, set, deque})
+"""The types of objects whose parts are changed where they are."""
 _INTERNAL = ("torch._", "torch.fx", "torch.jit", "torch.distributed", "torch.export", "fxprune.")
 """Objects of these are no part of a model, unless they are modules: graphs, operations, modes, process groups."""
 
@@ -35,7 +37,8 @@ def held_by(root: Any) -> Iterator[Any]:
     """Every object that `root` holds, itself first: in attributes, slots, items, keys, hooks, partial functions, and
     attributes of parameters.
 
-    Not what it refers to weakly, and not what a function has in its closure, which copies share.
+    Not what it refers to weakly, and not what a function has in its closure, which copies share. Empty containers are
+    left out: a module has twenty.
     """
     seen: dict[int, Any] = {}
     waiting = [root]
@@ -44,7 +47,8 @@ def held_by(root: Any) -> Iterator[Any]:
         if id(one) not in seen:
             seen[id(one)] = one
             yield one
-            waiting += [part for part in parts_held_by(one) if type(part) not in _PLAIN and id(part) not in seen]
+            parts = [part for part in parts_held_by(one) if type(part) not in _PLAIN and id(part) not in seen]
+            waiting += [part for part in parts if type(part) not in _CHANGED or part]
 
 
 def redirect(root: Any, of: Mapping[int, Any], fixed: Container[int] = ()) -> None:
@@ -97,7 +101,7 @@ class _Redirecting:
         """The object to refer to instead of `value`; itself if that can change, or has nothing else in it."""
         if id(value) in self._of:
             return self._of[id(value)]
-        if type(value) in _PLAIN:
+        if type(value) in _PLAIN or type(value) in _CHANGED:
             return value
         if id(value) not in self._made:
             self._made[id(value)] = value, _with_parts(value, self.now)
