@@ -28,6 +28,7 @@ from fxprune.rewrite.module_sizes import recount_modules
 from fxprune.rewrite.node_sizes import run_once, settle_nodes
 from fxprune.rewrite.norms import preserve_modules, preserve_nodes
 from fxprune.rewrite.references import names_in
+from fxprune.rewrite.seeds_behind_hooks import check_seeds
 from fxprune.rewrite.tensor_hooks import carry_over
 from fxprune.rewrite.tensors import cut_all, kept_part_of
 from fxprune.rewrite.unread_attributes import recount_unread
@@ -83,6 +84,7 @@ def rewrite(findings: Findings, removal: Removal, constants: FoldedConstants | N
     carry_over(findings.tensors, findings.model, known, real, small, kept_part_of(findings, removal))
     if findings.captured.needs_hooks:
         reinsert(small, findings, removal)
+        check_seeds(findings, small, removal)
     if isinstance(small, fx.GraphModule):
         small.graph.lint()
         small.recompile()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -122,3 +123,73 @@ def test_a_seed_of_another_formula_holds_all_widths(decides: bool) -> None:
     small: Any = fxprune.transform(net, torch.randn(3, 4).double(), ratio=0.5, path="eager", verify=False)
     assert (small.first.out_features, small.second.out_features) == (8, 5)
     assert any("rand draws by the seed " in reason for reason in fxprune.record(small).reasons)
+
+
+class BehindHooks(nn.Module):
+    def __init__(self, number: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(6, 2)
+        self.third, self.number = nn.Linear(6, 6), number
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.second(self.first(x).relu())
+        made: Tensor = self.last((h + self.third(h)) * self.number(self))
+        return made
+
+
+def by_the_seed(net: Any, seed: int, size: int = 1) -> Tensor:
+    return torch.rand(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).sum()
+
+
+def by_the_seed_of_torch(net: Any) -> Tensor:
+    torch.manual_seed(net.second.weight.numel())
+    return torch.rand(1, dtype=torch.float64)
+
+
+SEEDS_OF_A_WIDTH = {
+    "a product": lambda net: by_the_seed(net, net.second.weight.numel()),
+    "the seed of torch": by_the_seed_of_torch,
+    "a remainder": lambda net: by_the_seed(net, net.second.weight.numel() % 7),
+    "as many numbers": lambda net: by_the_seed(net, 3, net.second.weight.shape[0]),
+    "behind a draw of none": lambda net: torch.randperm(3)[0] * 0 + by_the_seed(net, net.second.weight.numel()),
+}
+
+
+@pytest.mark.parametrize("number", SEEDS_OF_A_WIDTH.values(), ids=SEEDS_OF_A_WIDTH)
+@pytest.mark.parametrize("verify", [True, False])
+def test_seeds_of_widths_behind_hooks_hold_channels(number: Callable[[Any], Any], verify: bool) -> None:
+    torch.manual_seed(0)
+    net, x = BehindHooks(number).double().eval(), torch.randn(3, 4).double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fxprune.NothingRemovedWarning)
+        small: Any = fxprune.transform(net, x, ratio=0.5, path="hooks", verify=verify)
+    made = fxprune.record(small)
+    assert small.second.out_features == 6
+    assert torch.allclose(small(x), fxprune.masked(net, made.removed)(x), atol=1e-12)
+    assert any("draws" in reason and "before slots went" in reason for reason in made.reasons)
+    plan = fxprune.analyze(net, x, path="hooks").plan(ratio=0.5)
+    with pytest.raises(
+        fxprune.RewriteError, match=r"forward (makes a seed of a width|seeds numbers of a shape)"
+    ) as caught:
+        fxprune.transform(net, x, plan=plan, path="hooks")
+    assert "test_seeded_draws.py:" in str(caught.value)
+
+
+CLOCK = itertools.count()
+
+SEEDS_OF_NO_WIDTH = {
+    "a number": lambda net: by_the_seed(net, 3),
+    "a clock": lambda net: by_the_seed(net, next(CLOCK)),
+    "a slow clock": lambda net: by_the_seed(net, next(CLOCK) // 2),
+    "no seed": lambda net: 1 + 0 * torch.randn(net.second.weight.shape[0], dtype=torch.float64).sum(),
+    "no seed, and none in the proof": lambda net: 1 + 0 * (torch.randperm(3)[0] + torch.rand(len(net.second.bias))[0]),
+}
+
+
+@pytest.mark.parametrize("number", SEEDS_OF_NO_WIDTH.values(), ids=SEEDS_OF_NO_WIDTH)
+def test_other_seeds_behind_hooks_hold_nothing(number: Callable[[Any], Any]) -> None:
+    torch.manual_seed(0)
+    net, x = BehindHooks(number).double().eval(), torch.randn(3, 4).double()
+    small: Any = fxprune.transform(net, x, ratio=0.5, path="hooks")
+    assert (small.first.out_features, small.second.out_features, small.third.out_features) == (4, 3, 3)
+    assert not fxprune.record(small).reasons
