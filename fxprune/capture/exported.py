@@ -26,7 +26,7 @@ from fxprune.capture.at_rest import lost_in_program
 from fxprune.capture.captured import FIXED, LOST, NOTES, Captured, FrontEnd, captured_graph
 from fxprune.capture.error_place import line_of
 from fxprune.capture.exported_graph import inline_regions, remove_assertions, unshare_sizes
-from fxprune.capture.exported_guards import GUARDS, inline_guards
+from fxprune.capture.exported_guards import GUARDS, guards_hold, inline_guards
 from fxprune.capture.exported_module import add_constants, containers
 from fxprune.capture.exported_sizes import ShortFormulas, constants, needlessly_fixed, takes
 from fxprune.capture.graph_names import check_names
@@ -110,7 +110,7 @@ def _program(
     `CaptureError` if torch refuses all attempts.
     """
     first: Exception | None = None
-    for (args, kwargs), shapes, oblivious, formulas in _attempts(inputs):
+    for given, shapes, oblivious, formulas in _attempts(inputs):
         for copies in (_sharing_copy, _deep_copy):
             dropped.clear()
             lost.clear()
@@ -118,12 +118,14 @@ def _program(
             try:
                 with silent_export(oblivious), formulas, watching_export(model_copy, lost):
                     program = torch.export.export(
-                        model_copy, tuple(args), dict(kwargs), dynamic_shapes=shapes, strict=False
+                        model_copy, tuple(given[0]), dict(given[1]), dynamic_shapes=shapes, strict=False
                     )
             except Exception as error:
                 first = first or error
                 break
-            if takes(program, inputs) and not _has_parameter_as_constant(model, program):
+            if not takes(program, inputs) or not (given is inputs or guards_hold(program, inputs)):
+                continue
+            if not _has_parameter_as_constant(model, program):
                 return program, None if first is None else text_of(first, lines=1)
     assert first is not None
     raise CaptureError(

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 from torch.fx.proxy import GraphAppendingTracer
 
+from fxprune.capture.inputs import Inputs, leaves_for_placeholders
 from fxprune.errors import CaptureError
 
 GUARDS = "_guards_fn"
@@ -46,6 +47,18 @@ def inline_guards(graph_module: fx.GraphModule, examples: list[Any]) -> None:
             ) from error
         graph.erase_node(call)
         delattr(graph_module, GUARDS)
+
+
+def guards_hold(program: torch.export.ExportedProgram, inputs: Inputs) -> bool:
+    """True if torch's guards let inputs pass: those of a batch of two may refuse a batch of one."""
+    module = program.module()
+    guards = getattr(module, GUARDS, None)
+    try:
+        if guards is not None:
+            guards(*leaves_for_placeholders(module.graph, inputs))
+    except AssertionError:
+        return False
+    return True
 
 
 class _Tracer(GraphAppendingTracer):

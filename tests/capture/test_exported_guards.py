@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import fx, nn
 
+import fxprune
 from fxprune.capture.exported_guards import inline_guards
 from fxprune.errors import CaptureError
 
@@ -49,3 +50,12 @@ def test_a_guard_that_needs_a_plain_number_refuses_the_path(function: Callable[[
     module = program_with(lambda size: function(size) < 4)
     with pytest.raises(CaptureError, match="guards on the sizes of the inputs cannot be nodes"):
         inline_guards(module, [torch.ones(3)])
+
+
+def test_the_export_of_a_batch_of_one_takes_it() -> None:
+    torch.manual_seed(0)
+    net, ids = nn.Sequential(nn.EmbeddingBag(10, 6), nn.Linear(6, 3)).double().eval(), torch.arange(3)[None]
+    small = fxprune.transform(net, ids, ratio=0.5, path="export")
+    masked = fxprune.masked(net, fxprune.record(small).removed)
+    for other in (ids, torch.randint(10, (1, 5)), torch.randint(10, (4, 3))):
+        assert torch.allclose(small(other), masked(other), atol=1e-12)
