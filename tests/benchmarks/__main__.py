@@ -16,6 +16,7 @@ from tests.benchmarks import (
     bench_fold,
     bench_gpu,
     bench_graphs,
+    bench_growth,
     bench_import,
     bench_large,
     bench_latency,
@@ -40,6 +41,7 @@ def _choosing() -> str:
 BENCHMARKS: dict[str, Callable[[], str]] = {
     "pass": bench_pass.measure,
     "analysis": bench_analysis.measure,
+    "growth": bench_growth.measure,
     "import": bench_import.measure,
     "latency": bench_latency.measure,
     "budgets": bench_budgets.measure,
