@@ -1,7 +1,6 @@
 """Pictures: their content, read from the axes; the positions of nodes; refusals.
 
-`python tests/test_plot.py --write` draws docs/images/resnet18.png again (`python -m tests.test_plot --write` where
-fxprune is not installed).
+`python -m tests.test_plot --write` draws docs/images/resnet18.png again.
 """
 
 from __future__ import annotations
@@ -19,8 +18,6 @@ import networkx as nx
 import pytest
 import torch
 from matplotlib.patches import FancyArrowPatch, Rectangle
-from support import torchvision
-from test_golden import NETWORKS
 from torch import nn
 
 import fxprune
@@ -28,6 +25,8 @@ from fxprune import plot
 from fxprune.errors import FxpruneError, InputError
 from fxprune.report.drawing import Box, Drawing
 from fxprune.report.layout import arrange
+from tests.support import torchvision
+from tests.test_golden import NETWORKS
 
 PICTURE = pathlib.Path(__file__).parents[1] / "docs" / "images" / "resnet18.png"
 

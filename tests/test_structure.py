@@ -266,3 +266,14 @@ def test_packages_of_sparse_do_not_import_each_other():
     for path in sorted((PACKAGE / "sparse").glob("*/*.py")):
         others = {m.split(".")[2] for _, m in imports_of(path) if m.startswith("fxprune.sparse.")} - {path.parent.name}
         assert others == set(), f"{path.relative_to(PACKAGE)} imports {others}"
+
+
+def test_what_python_runs_by_dash_m_imports_other_tests_by_their_place():
+    """`python -m tests.x` finds no `support`, which pytest does."""
+    folder = ROOT / "tests"
+    stems = {path.stem for path in folder.rglob("*.py")}
+    run = [path for path in folder.rglob("*.py") if f"python -m tests.{path.stem}" in path.read_text()[:500]]
+    assert folder / "test_plot.py" in run
+    for path in run:
+        modules = [n.module for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)]
+        assert not {module.partition(".")[0] for module in modules if module} & stems, path

@@ -93,7 +93,9 @@ def make_plan(findings: Findings, *, bias: str | None = None, border: str = "car
         removed, reasons = choose(findings, **choices, small=lambda removal: rewrite(findings, removal).small)
         return ResolvedPlan(plan_from(findings, removed, reasons), Removal(findings.solution, removed))
     _check_can_fold(findings, border)
-    wanted, reasons = choose(findings, **{**choices, "exact": True})
+    also = ", without exact=True" if choices.get("exact") else ""
+    by = f'bias="fold" takes exact groups alone; pass bias="prune"{also}'
+    wanted, reasons = choose(findings, **{**choices, "exact": by})
     if wanted.any():  # else the reasons say it of all
         asked = {"ratio": choices.get("ratio"), "ignore": choices.get("ignore", ())}
         reasons += why_inexact_stay(findings, **asked, exact=bool(choices.get("exact")))

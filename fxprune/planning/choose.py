@@ -46,7 +46,7 @@ def choose(
     importance: Importance = "l2",
     ignore: Any = (),
     round_to: int | str = 1,
-    exact: bool = False,
+    exact: bool | str = False,
     seed: int | None = None,
     keep: Mapping[str, Any] | None = None,
     scope: str = "local",
@@ -76,7 +76,7 @@ def choose(
         ignore: a pattern or several; the output channels of the layers that they name stay.
         round_to: the number of channels kept in a group is a multiple of this where the group is large enough. "auto"
             measures which multiple pays on this machine, and a reason says so.
-        exact: only groups whose removal equals setting their slots to zero.
+        exact: only groups whose removal equals setting their slots to zero. A text says what asks for it, in reasons.
         seed: the seed of importance "random".
         keep: instead of a ratio, the cost that stays: {"params", "bytes", "macs", "memory" (the peak of activations on
             the example inputs), "cache" (the keys, values and states that the model returns for them) or
@@ -163,12 +163,19 @@ def _table(
     return LatencyTable(findings, small, LatencyFile.of(findings.model, folder), runs=runs)
 
 
-def _staying(findings: Findings, ignore: Any, exact: bool) -> dict[int, str]:
+def _staying(findings: Findings, ignore: Any, exact: bool | str) -> dict[int, str]:
     """Number of a group that must stay -> why."""
     stay = dict.fromkeys(ignored_groups(findings, ignore), "ignore names it")
     if exact:
-        stay |= dict.fromkeys(findings.solution.groups_with(findings.inexact), "a statistic would change (exact=True)")
+        stay |= dict.fromkeys(
+            findings.solution.groups_with(findings.inexact), f"a statistic would change ({_asking(exact)})"
+        )
     return stay
+
+
+def _asking(exact: bool | str) -> str:
+    """The option that asks for exact groups."""
+    return exact if isinstance(exact, str) else "exact=True"
 
 
 @dataclass(frozen=True)
@@ -314,7 +321,7 @@ def why_inexact_stay(findings: Findings, ratio: Any, ignore: Any, *, exact: bool
     )
 
 
-def _why_no_group(findings: Findings, ratios: list[float], stay: set[int], exact: bool) -> tuple[str, ...]:
+def _why_no_group(findings: Findings, ratios: list[float], stay: set[int], exact: bool | str) -> tuple[str, ...]:
     """The reasons why a ratio is meant for no group. stay: the numbers of the groups that must stay."""
     if not findings.groups:
         held = [str(locked) for locked in findings.locked[:5]]
@@ -323,7 +330,7 @@ def _why_no_group(findings: Findings, ratios: list[float], stay: set[int], exact
     if not asked:
         return ("the ratio is 0 for every group that can lose channels",)
     inexact = set(findings.solution.groups_with(findings.inexact)) if exact else set()
-    causes = {"inexact (exact=True)" if number in inexact else "ignored" for number in asked}
+    causes = {f"inexact ({_asking(exact)})" if number in inexact else "ignored" for number in asked}
     which = "" if len(asked) == len(findings.groups) else " with a ratio"
     all_of_them = f"the only group{which} is" if len(asked) == 1 else f"all {len(asked)} groups{which} are"
     return (f"{all_of_them} {' or '.join(sorted(causes))}",)

@@ -139,6 +139,16 @@ def test_folding_names_all_groups_that_stay_for_their_statistics(options: Any, n
     assert fxprune.record(fxprune.transform(Normed().eval(), torch.randn(2, 4), **asked)).path == "eager"
 
 
+@pytest.mark.parametrize(("options", "more"), [({}, ""), ({"exact": True}, ", without exact=True")])
+def test_folding_of_inexact_groups_alone_names_folding(options: Any, more: str) -> None:
+    net, asked = Normed().eval(), {"ratio": {"one.0": 0.5, "two.0": 0.5}, "bias": "fold", **options}
+    (reason,) = fxprune.analyze(net, torch.randn(2, 4)).plan(**asked).reasons
+    by = f'bias="fold" takes exact groups alone; pass bias="prune"{more}'
+    assert reason == f"all 2 groups with a ratio are inexact ({by})"
+    (counted,) = fxprune.analyze(net, torch.randn(2, 4)).plan(counts={"one.0": 4}, bias="fold", **options).reasons
+    assert f"a statistic would change ({by})" in counted
+
+
 @pytest.mark.parametrize(
     ("model", "layer", "reason"),
     [

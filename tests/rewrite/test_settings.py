@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support import randomise, relative_error
 from torch import Tensor, nn
 
 import fxprune
+from tests.support import randomise, relative_error
 
 RATIOS: tuple[tuple[Any, str], ...] = ((0.5, "l2"), (0.3, "random"), (0.4, "l1"))
 
