@@ -8,6 +8,7 @@ from fxprune._attempt import Result
 from fxprune._record import Record, checksum
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.observed import Mark
+from fxprune.capture.references import names_in, references_to_original
 from fxprune.capture.tensors import PARAMETER, Tensors
 from fxprune.costs import cost_of
 from fxprune.planning.plan import Plan
@@ -18,7 +19,6 @@ from fxprune.rewrite.derived import derived
 from fxprune.rewrite.hook_readings import too_wide
 from fxprune.rewrite.norms import rescaled_layers, why_changed
 from fxprune.rewrite.own_copies import copies_that_differ
-from fxprune.rewrite.references import names_in, references_to_original
 from fxprune.rewrite.remade_tensors import unseen_writes
 from fxprune.rewrite.tensor_hooks import carried, hooks_of, left_out
 from fxprune.rewrite.unread_tensors import unread_tensors

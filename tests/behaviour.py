@@ -27,8 +27,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxprune
 from fxprune.capture.held_objects import parts_held_by
+from fxprune.capture.references import closed_over
 from fxprune.capture.weak_references import is_weak, referents_of
-from fxprune.rewrite.references import closed_over
 from tests.support import call
 
 TOLERANCE = 1e-9

@@ -7,12 +7,12 @@ import warnings
 import torch
 from torch import nn
 
+from fxprune.capture.references import names_in
 from fxprune.capture.tensors import Tensors
 from fxprune.errors import level_of_user
 from fxprune.planning.combine import kept_flags
 from fxprune.planning.plan import Plan
 from fxprune.rewrite.hook_readings import too_wide
-from fxprune.rewrite.references import names_in
 from fxprune.rewrite.tensor_hooks import HOOK_TABLES, carry_over, hooks_of, left_out
 from fxprune.rewrite.tensors import cut
 

@@ -25,12 +25,22 @@ def names_read_by(module: nn.Module) -> frozenset[str]:
     ['half', 'width']
     """
     names: set[str] = set()
-    seen: set[types.CodeType] = set()
+    seen: dict[types.CodeType, types.FunctionType] = {}
     kind, hooks = type(module), (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     own = (value for value in module.__dict__.values() if callable(value) and not isinstance(value, nn.Module))
     for value in (getattr(kind, "forward", None), *own, *hooks):
         _read(value, kind, names, seen)
     return frozenset(names)
+
+
+def functions_run_by(module: nn.Module) -> list[types.FunctionType]:
+    """The Python functions that `forward` of a module's class runs, itself first: methods and functions that it calls.
+
+    Code of torch is left out.
+    """
+    seen: dict[types.CodeType, types.FunctionType] = {}
+    _read(getattr(type(module), "forward", None), type(module), set(), seen)
+    return list(seen.values())
 
 
 def names_used_by(function: Any, kind: type) -> frozenset[str]:
@@ -42,17 +52,17 @@ def names_used_by(function: Any, kind: type) -> frozenset[str]:
     names: set[str] = set()
     while isinstance(function, functools.partial):
         function = function.func
-    _read(function, kind, names, set())
+    _read(function, kind, names, {})
     return frozenset(names)
 
 
-def _read(value: Any, kind: type, names: set[str], seen: set[types.CodeType]) -> None:
+def _read(value: Any, kind: type, names: set[str], seen: dict[types.CodeType, types.FunctionType]) -> None:
     """Add the names that a function, or what it calls, uses to `names`. seen: the code that was looked at before."""
     for function in functions_of(value):
         code = function.__code__
         if code in seen or is_torch(function.__module__):
             continue
-        seen.add(code)
+        seen[code] = function
         own = set(names_in(code))
         names |= own
         members = [inspect.getattr_static(kind, name, None) for name in own if name.isidentifier()]

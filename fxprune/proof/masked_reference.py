@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -14,12 +15,16 @@ from fxprune.capture.equal_modules import check_told_apart
 from fxprune.capture.layouts import memory_of
 from fxprune.capture.module_copy import deep_copy_with
 from fxprune.capture.process_state import public_call
-from fxprune.capture.tensors import computed_tensors
+from fxprune.capture.references import names_in, references_to_original
+from fxprune.capture.tensors import Tensors, computed_tensors
 from fxprune.capture.uncopied import why_no_copy
-from fxprune.errors import InputError, PlanError, nearest
+from fxprune.errors import InputError, PlanError, level_of_user, nearest
 from fxprune.offloaded import refuse_dispatched
 from fxprune.proof.kept_weights import kept_weights
 from fxprune.proof.zeroed import zero_slots
+
+_NOT_IN_FORWARD = ("the backward", "the state_dict", "the load_state_dict")
+"""The beginnings of the sentences about hooks that change no result."""
 
 
 class NamesRemoved(Protocol):
@@ -38,6 +43,8 @@ def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]] | NamesRem
     Where a layer divides its weight by a norm (`weight_norm`, `spectral_norm`), what stays of the weight keeps its
     values: `g` or `u` carries the ratio of the norms. A removed row of a weight norm is zero by its `g` alone, since
     0 / |0| is no number.
+
+    A hook that closes over a part of the original, and not over its own module, goes on using that: a warning names it.
 
     Args:
         model: the original, which is not changed.
@@ -72,7 +79,33 @@ def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]] | NamesRem
             zero_slots(fetch(copied, name), dims)
         for name, values in kept.values.items():
             fetch(copied, name).copy_(values)
+    _warn_of_originals(model, copied, {*kept.zeroed, *kept.values})
     return copied
+
+
+def _warn_of_originals(model: nn.Module, copied: nn.Module, changed: Collection[str]) -> None:
+    """Warn of code of the copy, such as hooks, that uses parts of the original where those of the copy are zero.
+
+    changed: the names of the tensors that are others in the copy.
+    """
+    owners = {name.rpartition(".")[0] for name in changed}
+    named = {id(fetch(model, name)) for name in changed}
+    named |= {id(one) for path, one in model.named_modules() if any(_is_within(owner, path) for owner in owners)}
+    known = {key: text for key, text in names_in(model, Tensors.of(model)).items() if key in named}
+    told = [text for text in references_to_original(known, copied) if not text.startswith(_NOT_IN_FORWARD)]
+    if told:
+        more = f" (and {len(told) - 1} more such places)" if told[1:] else ""
+        warnings.warn(
+            f"slots are zero in the copy alone: {told[0]}{more}, which keeps its numbers. Let that code take it from "
+            "an attribute of a module of the model",
+            UserWarning,
+            stacklevel=level_of_user(),
+        )
+
+
+def _is_within(path: str, outer: str) -> bool:
+    """True if a module is another one or is inside it, by their paths."""
+    return not outer or path == outer or path.startswith(f"{outer}.")
 
 
 def _as_mapping(removed: Any) -> Mapping[str, Mapping[int, Any]]:

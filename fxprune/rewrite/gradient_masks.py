@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fxprune.capture.code import content_of
-from fxprune.rewrite.references import closed_over
+from fxprune.capture.references import closed_over
 
 _STEPS = frozenset(
     """

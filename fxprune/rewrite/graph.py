@@ -13,6 +13,7 @@ from fxprune.analysis.findings import Findings
 from fxprune.analysis.folded_constants import FoldedConstants
 from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.capture.fake_tensors import Faker
+from fxprune.capture.references import names_in
 from fxprune.channels.groups import Removal
 from fxprune.on_demand import overwrite
 from fxprune.rewrite.attribute_masks import cut_attributes
@@ -27,7 +28,6 @@ from fxprune.rewrite.kept_weights import own_numbers
 from fxprune.rewrite.module_sizes import recount_modules
 from fxprune.rewrite.node_sizes import run_once, settle_nodes
 from fxprune.rewrite.norms import preserve_modules, preserve_nodes
-from fxprune.rewrite.references import names_in
 from fxprune.rewrite.seeds_behind_hooks import check_seeds
 from fxprune.rewrite.tensor_hooks import carry_over
 from fxprune.rewrite.tensors import cut_all, kept_part_of

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from fxprune.capture.code import names_used_by
+from fxprune.capture.references import reachable
 from fxprune.capture.tensors import Tensors
-from fxprune.rewrite.references import reachable
 from fxprune.rewrite.tensor_hooks import bound_to, described, hooks_of
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from fxprune.capture.code import content_of, names_used_by
+from fxprune.capture.references import place_of, reachable
 from fxprune.capture.tensors import Tensors
 from fxprune.rewrite.gradient_masks import mask_of, swapped, with_mask
-from fxprune.rewrite.references import place_of, reachable
 
 HOOK_TABLES: Mapping[str, tuple[str, Callable[..., Any]]] = {
     "_backward_hooks": ("gradient hook", torch.Tensor.register_hook),

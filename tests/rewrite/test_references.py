@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 import weakref
 
 import pytest
@@ -134,6 +135,81 @@ def test_a_hook_that_closes_over_the_original_is_named(kind):
         assert reason.startswith(f'the {kind} of "a" (')
         assert "test_references.py" in reason
         assert reason.endswith(f"refers to {what}")
+
+
+@pytest.mark.parametrize("kind", REGISTER)
+def test_masked_warns_of_a_hook_that_uses_what_is_zero_in_the_copy(kind):
+    model = net()
+    layer = model.a
+    REGISTER[kind](model.b, lambda module, *args: layer.bias[0] and None)
+    removed = fxprune.record(pruned(model)).removed
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fxprune.masked(model, removed)
+        fxprune.masked(model, {"norm.weight": {0: [1]}})  # which the hook does not use
+    assert len(caught) == (kind in ("forward hook", "forward pre-hook"))
+    for one in caught:
+        text = str(one.message)
+        assert f'the {kind} of "b" (<lambda>, {__file__}:' in text
+        assert 'refers to "a" of the original, which keeps its numbers. Let that code take it from' in text
+        assert one.filename == __file__
+
+
+@pytest.mark.filterwarnings("error")
+def test_masked_does_not_warn_of_a_hook_that_is_bound():
+    model = net()
+    model.a.register_forward_hook(model.counted)
+    model.b.register_forward_pre_hook(lambda module, args: None)
+    fxprune.masked(model, fxprune.record(pruned(model)).removed)
+
+
+REGISTRY = {}
+
+
+def looked_up(key):
+    return REGISTRY[key]
+
+
+class FromRegistry(Net):
+    def __init__(self, what):
+        super().__init__()
+        self.mid, self.tail = nn.Linear(8, 8), nn.Sequential(nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 2))
+        REGISTRY["mid"], self.what = what(self), what
+
+    def forward(self, x):
+        h, mid = self.a(x), REGISTRY["mid"]
+        return self.tail(self.b(torch.relu(self.norm(mid(h) if callable(mid) else h @ mid))))
+
+
+class ByFunction(FromRegistry):
+    def forward(self, x):
+        h, mid = self.a(x), looked_up("mid")
+        return self.tail(self.b(torch.relu(self.norm(mid(h) if callable(mid) else h @ mid))))
+
+
+class Writing(Net):
+    def __init__(self):
+        super().__init__()
+        REGISTRY["a"] = self.a
+
+
+@pytest.mark.parametrize("kind", [FromRegistry, ByFunction])
+@pytest.mark.parametrize(
+    ("what", "name"), [(lambda m: m.mid, "mid"), (lambda m: m.mid.weight, "mid.weight")], ids=["layer", "weight"]
+)
+def test_a_variable_that_holds_a_part_of_the_original_is_named(kind, what, name):
+    model = kind(what).double().eval()
+    small, x = pruned(model), inputs()
+    record = fxprune.record(small)
+    assert relative_error(small(x), fxprune.masked(model, record.removed)(x)) < 1e-12
+    [reason] = [reason for reason in record.reasons if "REGISTRY" in reason]
+    function = "looked_up" if kind is ByFunction else "forward"
+    assert reason.startswith(f'the variable "REGISTRY" outside of the model, which {function}, {__file__}:')
+    assert reason.endswith(f'has "{name}" of the original in it, and the small model uses that, not its own copy')
+
+
+def test_a_variable_that_forward_does_not_read_is_not_named():
+    assert fxprune.record(pruned(Writing().double().eval())).reasons == ()
 
 
 @pytest.mark.parametrize("kind", REGISTER)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import dis
 import functools
+import logging
 import types
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.module import _WrappedHook
 
-from fxprune.capture.code import is_torch
+from fxprune.capture.code import content_of, functions_run_by, is_torch
 from fxprune.capture.containers import attributes_of, key_text, parts
 from fxprune.capture.held_objects import parts_held_by
 from fxprune.capture.tensors import Tensors
@@ -38,6 +40,10 @@ HOOKS = {
 _CONTENTS = ("_parameters", "_buffers", "_modules")
 _PLAIN = frozenset((bool, int, float, str, type(None), torch.dtype, torch.device))
 _DEPTH = 8
+_NOT_LOOKED_INTO = (type, types.ModuleType, types.FunctionType, logging.Logger)
+_MOST = 3_000
+"""The most values that are looked at in a variable."""
+
 _LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
 
 
@@ -65,7 +71,7 @@ def references_to_original(known: Mapping[int, str], small: nn.Module) -> list[s
                 if target is not None:
                     where = f"{path}.{name}" if path else name
                     found.append(f'the attribute "{attribute}" of the parameter "{where}" refers to {target}')
-    return found + list(_tables_of_classes(known, small))
+    return found + list(_tables_of_classes(known, small)) + list(_variables_of_forward(known, small))
 
 
 def _attributes_and_items(module: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -84,6 +90,23 @@ def _tables_of_classes(known: Mapping[int, str], small: nn.Module) -> Iterator[s
             target = next((known[id(part)] for part in held if id(part) in known), None)
             if target is not None:
                 yield f'"{name}" of the class {kind.__name__} has {target} in it, and not its copy in the small model'
+
+
+def _variables_of_forward(known: Mapping[int, str], small: nn.Module) -> Iterator[str]:
+    """Sentences about globals and closures that forward reads, which have parts of the original and not of a copy."""
+    told: set[tuple[str, int]] = set()
+    for kind, module in {type(module): module for module in small.modules()}.items():
+        if is_torch(kind.__module__):
+            continue
+        for function in functions_run_by(module):
+            for name, value in closed_over(function).items():
+                if (name, id(value)) in told or isinstance(value, _NOT_LOOKED_INTO):
+                    continue
+                told.add((name, id(value)))
+                target = next((known[id(v)] for v in islice(reachable(value), _MOST) if id(v) in known), None)
+                if target is not None:
+                    where = f'the variable "{name}" outside of the model, which {place_of(function)} reads'
+                    yield f"{where}, has {target} in it, and the small model uses that, not its own copy"
 
 
 def names_in(model: nn.Module, tensors: Tensors) -> dict[int, str]:
@@ -127,8 +150,8 @@ def closed_over(function: types.FunctionType) -> dict[str, Any]:
         if name in function.__globals__:
             found[name] = function.__globals__[name]
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        if cell.cell_contents is not cell:
-            found[name] = cell.cell_contents
+        if content_of(cell) is not cell:
+            found[name] = content_of(cell)
     found.update({f"default {i}": value for i, value in enumerate(function.__defaults__ or ())})
     return found | (function.__kwdefaults__ or {})
 
