@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
 
 from fxprune.analysis.analyzer import Analyzer
 from fxprune.analysis.findings import Findings, Subject
@@ -130,7 +131,9 @@ def _walked(subject: Subject, *, strict: bool) -> Findings:
         if captured.has_graph or not error.raised or captured.tensors.weightless or by_numbers(error):
             raise
         place = f" at {error.at}" if error.at else ""
-        note = f"the forward decides by numbers{place}, so it was observed on real tensors, and other numbers may take "
-        note += f"another way: pass inputs that do as `also=` ({error.first_why})"
+        decides = not isinstance(error.__cause__, FakeTensorDeviceMismatchError)  # else a formula of torch is at fault
+        cause = "the forward decides by numbers" if decides else "torch cannot run the forward on fake tensors"
+        note = f"{cause}{place}, so it was observed on real tensors, and other numbers may take another way: pass "
+        note += f"inputs that do as `also=` ({error.first_why})"
         captured = replace(captured, real=True, notes=(*captured.notes, note))
         return Analyzer(replace(subject, captured=captured), strict=strict).run()

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 from torch.utils._mode_utils import no_dispatch
 
@@ -193,6 +195,37 @@ def batch_norm(
         x, weight, bias, running_mean, running_var, training, momentum, eps
     )[0]
     return made
+
+
+def batch_norm_in_jvp(
+    x: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> torch.Tensor | None:
+    """The result of `torch.nn.functional.batch_norm` on fake tensors inside of `torch.func.jvp`, by its formula.
+
+    None elsewhere. The formula that torch has for the tangent makes fake tensors on another device, and raises.
+    """
+    mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    if mode is None or training or running_mean is None or x.ndim < 2 or not _in_jvp():
+        return None
+
+    def column(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[(slice(None), *(None,) * (x.ndim - 2))]
+
+    made: torch.Tensor = (x - column(running_mean)) * torch.rsqrt(column(running_var) + eps)
+    made = made if weight is None else made * column(weight)
+    return made if bias is None else made + column(bias)
+
+
+def _in_jvp() -> bool:
+    """True inside of `torch.func.jvp`, or of what is made of it."""
+    return any(level.key() == TransformType.Jvp for level in retrieve_all_functorch_interpreters())
 
 
 def _is_dense(x: torch.Tensor) -> bool:

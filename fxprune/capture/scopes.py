@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.code import is_torch
-from fxprune.capture.fake_operations import batch_norm
+from fxprune.capture.fake_operations import batch_norm, batch_norm_in_jvp
 from fxprune.capture.opened_functions import opened
 from fxprune.capture.process_state import module_hooks
 from fxprune.capture.thread_state import of_no_level, outside_levels
@@ -182,6 +182,8 @@ class _Composites(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return self._attention(func, args, kwargs)
         if func is F.batch_norm and (normed := batch_norm(*args, **kwargs)) is not None:
+            return normed
+        if func is F.batch_norm and (normed := batch_norm_in_jvp(*args, **kwargs)) is not None:
             return normed
         if func not in _COMPOSITE:
             return func(*args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -149,7 +150,7 @@ class Push(Energy):
 
 
 class ConvolvedPush(nn.Module):
-    def __init__(self, norm: type[nn.Module] = nn.Identity) -> None:
+    def __init__(self, norm: Callable[[int], nn.Module] = nn.Identity) -> None:
         super().__init__()
         self.first, self.norm, self.last = nn.Conv1d(1, 16, 3), norm(16), nn.Conv1d(16, 3, 3)
 
@@ -157,13 +158,26 @@ class ConvolvedPush(nn.Module):
         return jvp(lambda t: self.last(torch.relu(self.norm(self.first(t)))), (x[:, None],), (x[:, None].cos(),))[1]
 
 
+class NormedPush(ConvolvedPush):
+    def __init__(self) -> None:
+        super().__init__(nn.BatchNorm1d)
+        for name, low in (("running_mean", -1.0), ("running_var", 0.5), ("weight", 0.5), ("bias", -1.0)):
+            nn.init.uniform_(getattr(self.norm, name), low, 2.0)
+
+
+class PlainNormedPush(ConvolvedPush):
+    def __init__(self) -> None:
+        super().__init__(lambda width: nn.BatchNorm1d(width, affine=False))
+        nn.init.uniform_(self.norm.running_mean, -1.0, 2.0)
+
+
 def run(model: nn.Module, inputs: Any) -> list[Tensor]:
-    return tensors_in(model(inputs))
+    return [tensor.detach() for tensor in tensors_in(model(inputs))]
 
 
 MODELS: tuple[type[nn.Module], ...] = (
     *(Ensemble, Members, Samples, Energy, Potential, Flow),
-    *(ConvolvedPotential, Slices, Push, ConvolvedPush),
+    *(ConvolvedPotential, Slices, Push, ConvolvedPush, NormedPush, PlainNormedPush),
 )
 
 
@@ -209,10 +223,14 @@ def test_the_level_of_forward_mode_that_an_exported_graph_leaves_on_is_ended() -
         pass
 
 
-def test_a_norm_in_forward_mode_keeps_its_channels() -> None:
-    net = ConvolvedPush(nn.BatchNorm1d).eval()
-    with pytest.warns(fxprune.NothingRemovedWarning, match="in norm"):
-        fxprune.transform(net, torch.randn(4, 6), ratio=0.5)
+def test_a_norm_of_the_batch_in_forward_mode_keeps_its_channels_and_says_why() -> None:
+    net = ConvolvedPush(lambda width: nn.BatchNorm1d(width, track_running_stats=False)).eval()
+    with pytest.warns(fxprune.NothingRemovedWarning, match="in norm") as caught:
+        small = fxprune.transform(net, torch.randn(4, 6), ratio=0.5)
+    assert len(caught) == 1
+    (reason,) = [text for text in fxprune.record(small).reasons if "real tensors" in text]
+    assert reason.startswith("torch cannot run the forward on fake tensors at the model (")
+    assert "FakeTensorDeviceMismatchError" in reason
 
 
 def test_a_walk_that_raises_ends_the_levels_that_it_began() -> None:
