@@ -24,6 +24,7 @@ from fxprune.report.folding import Repeated, fold_repeats, names_of
 from fxprune.report.graphs import graph
 from fxprune.report.layout import arrange
 from fxprune.report.names import cut
+from fxprune.report.parameters import drawn_dim
 from fxprune.report.repeats import merge_repeats
 from fxprune.report.text import figure
 
@@ -232,7 +233,7 @@ def _box(analysis: Analysis, flow: Any, node: str, removal: Removal | None, *, d
     shape = leaves[name]
     owner = analysis.captured.module.get_submodule(parameter.rpartition(".")[0])
     raw = found["kind"] == "parameter"
-    opened = None if raw else known_output_dim(owner, len(shape))
+    opened = drawn_dim(analysis, parameter) if raw else known_output_dim(owner, len(shape))
     dim = max(len(shape) - 1, 0) if opened is None else opened
     counted = {parameter: shape[dim] if shape else 1}
     if found["kind"] == "layer" and (states := weights_of_state(leaves)):

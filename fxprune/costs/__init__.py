@@ -6,7 +6,7 @@ from fxprune.costs.count import Cost, LayerCost, cost, cost_of
 from fxprune.costs.latency import Latency, measure, measured_in_turn
 from fxprune.costs.latency_file import LatencyFile
 from fxprune.costs.latency_table import LatencyTable, contradicted
-from fxprune.costs.marginal import ChannelCost, per_channel, withheld
+from fxprune.costs.marginal import ChannelCost, all_but_one, per_channel, withheld
 from fxprune.costs.memory import PeakMemory, peak_memory
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "LayerCost",
     "PeakMemory",
     "active_params",
+    "all_but_one",
     "cache_bytes",
     "contradicted",
     "cost",

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.observed import Contraction
-from fxprune.channels.groups import Axis, Removal
+from fxprune.channels.groups import Axis, Ints, Removal
 from fxprune.channels.vector import Vector
 from fxprune.costs.count import contractions, macs_of
 
 
 @dataclass(frozen=True)
 class ChannelCost:
-    """The cost of one channel alone: parameters, and MACs of one forward, None where some are not counted."""
+    """The cost of some channels: parameters, and MACs of one forward, None where some are not counted."""
 
     params: int
     macs: int | None
@@ -25,15 +25,28 @@ class ChannelCost:
 
 def per_channel(findings: Findings) -> tuple[ChannelCost, ...]:
     """The cost of the first channel of each group: the difference to the model without that channel."""
+    return _without(findings, [group.channels[:1] for group in findings.groups])
+
+
+def all_but_one(findings: Findings) -> tuple[ChannelCost, ...]:
+    """The cost of all channels but the first of each group.
+
+    It is less than so many times the cost of one channel where a weight has the group in its rows and in its columns.
+    """
+    return _without(findings, [group.channels[1:] for group in findings.groups])
+
+
+def _without(findings: Findings, chosen: Sequence[Ints]) -> tuple[ChannelCost, ...]:
+    """The cost of some channels of each group: the difference to the model without them."""
     axes: dict[str, list[Axis]] = {}
     for axis in findings.axes:
         axes.setdefault(axis.parameter, []).append(axis)
     touching = _touching(findings)
     found = []
-    for group in findings.groups:
-        one = findings.solution.no_channel()
-        one[group.channels[0]] = True
-        removal = Removal(findings.solution, one)
+    for group, channels in zip(findings.groups, chosen, strict=True):
+        gone = findings.solution.no_channel()
+        gone[channels] = True
+        removal = Removal(findings.solution, gone)
         params = 0
         for name in dict.fromkeys(m.parameter for m in group.members if isinstance(m.tensor, nn.Parameter)):
             sizes = list(findings.tensors[name].shape)

@@ -265,6 +265,7 @@ def _group(n: int) -> dict[str, Any]:
         for name, role in names.items()
     ]
     costs = {"channels": 8, "kept": None, "params_per_channel": 17, "macs_per_channel": 16}
+    costs |= {"params_all_but_one": 119, "macs_all_but_one": 112}
     told = {"name": f"linear{n}", "kind": "channels", "key": f"key{n}", "exact": True, "reasons": []}
     return told | costs | {"members": members}
 

@@ -368,7 +368,7 @@ def test_groups_of_one_name_and_kind_are_told_apart_by_their_dimension(opened: O
 def test_a_parameter_that_no_layer_owns_says_which_of_its_dimensions_are_held_or_go(opened: Open) -> None:
     found = opened("named", "#layer=pos")
     assert found.texts("#right li div") == ["pos[1], pos[2]"]
-    assert "Last dimension" in found.find("#right").text
+    assert "Dimension 2" in found.find("#right").text
     assert "holds, shift[0]" in opened("states", "#layer=shift").texts("#right li")[0]
 
 

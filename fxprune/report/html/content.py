@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from fxprune.analysis.findings import Findings, Group
-from fxprune.costs import Cost, cost_of
+from fxprune.costs import ChannelCost, Cost, all_but_one, cost_of
 from fxprune.errors import InputError, PlanError
 from fxprune.fold import resolve_plan
 from fxprune.ops.layers import output_dim_by_name, weights_of_state
@@ -22,6 +22,7 @@ from fxprune.report.graphs import graph
 from fxprune.report.html.states import States
 from fxprune.report.layer_graph import LayerFlow, classes_around
 from fxprune.report.locks import merged_locks
+from fxprune.report.parameters import drawn_dim, first_or_last
 from fxprune.report.repeats import blocks_of
 from fxprune.report.text import merged_notes
 
@@ -131,7 +132,7 @@ def _of_findings(findings: Findings, data: AnalysisData) -> Entry:
         "macs_at_least": data.macs_at_least,
         "uncounted": data.uncounted,
         "notes": data.notes,
-        "groups": [_group(group, row) for group, row in zip(findings.groups, data.groups, strict=True)],
+        "groups": [_group(*parts) for parts in zip(findings.groups, data.groups, all_but_one(findings), strict=True)],
         "locked": [dataclasses.asdict(lock) | {"count": count} for lock, count in merged_locks(data.locked, _shown)],
         "layers": nodes,
         "edges": edges,
@@ -211,10 +212,11 @@ def _dim_of_outputs(findings: Findings, node: Entry, main: Entry) -> int | None:
     name = findings.first_name(main["name"])
     if name not in findings.tensors or not isinstance(findings.tensors[name], nn.Parameter):
         return None
-    return findings.dim_of_outputs(main["name"]) if node["kind"] == "layer" else len(main["before"]) - 1
+    return findings.dim_of_outputs(main["name"]) if node["kind"] == "layer" else drawn_dim(findings, main["name"])
 
 
-def _group(group: Group, row: Any) -> Entry:
+def _group(group: Group, row: Any, most: ChannelCost) -> Entry:
+    """A group with its members. row: as the JSON report has it. most: the cost of all of its channels but one."""
     members = [
         {
             **dataclasses.asdict(row_member),
@@ -224,7 +226,8 @@ def _group(group: Group, row: Any) -> Entry:
         }
         for member, row_member in zip(group.members, row.members, strict=True)
     ]
-    return {**dataclasses.asdict(row), "key": group.key, "kept": None, "members": members}
+    figures = {"params_all_but_one": most.params, "macs_all_but_one": most.macs}
+    return {**dataclasses.asdict(row), **figures, "key": group.key, "kept": None, "members": members}
 
 
 def _shown(lock: LockedData) -> tuple[Any, ...]:
@@ -356,7 +359,7 @@ def _without_findings(record: Planned, data: RecordData) -> Entry:
         if layer.name not in flow.nodes and (node["tensors"] or layer.macs.before):
             nodes.append(node | {"id": layer.name or "(model)", "drawn": not names})
     for node in nodes:
-        node["width"] = _width(node, partial(_dim_by_name, node))
+        node["width"] = _width(node, partial(_dim_by_name, node, record.plan))
     _add_order(nodes, ((layer.name, (tensor.name for tensor in layer.tensors)) for layer in data.layers))
     structure = record.plan.structure
     coupled = () if structure is None else structure.coupled
@@ -371,8 +374,8 @@ def _without_findings(record: Planned, data: RecordData) -> Entry:
                 "key": f"{name}#{number}",
                 "channels": found.channels,
             }
-            | {"kept": 0, "params_per_channel": None, "macs_per_channel": None, "exact": None, "reasons": ()}
-            | {"members": members}
+            | {"kept": 0, "exact": None, "reasons": (), "members": members}
+            | dict.fromkeys(("params_per_channel", "macs_per_channel", "params_all_but_one", "macs_all_but_one"))
         )
     return {
         "title": flow.classes.get("", "Small model"),
@@ -404,9 +407,13 @@ def _bare_node(name: str, kind: str, layers: Mapping[str, Any], flow: LayerFlow)
     return node | {"params": layer.params.before, "macs": layer.macs.before, "tensors": tensors}
 
 
-def _dim_by_name(node: Entry, main: Entry) -> int:
+def _dim_by_name(node: Entry, plan: Plan, main: Entry) -> int:
     size = len(main["before"])
-    return size - 1 if node["kind"] == "parameter" else output_dim_by_name(node["type"], size)
+    if node["kind"] == "layer":
+        return output_dim_by_name(node["type"], size)
+    coupled = () if plan.structure is None else plan.structure.coupled
+    made = [dim for name, dim in (group.members[0] for group in coupled if group.members) if name == main["name"]]
+    return first_or_last(made or [dim for dim, gone in plan.removed.get(main["name"], {}).items() if len(gone)], size)
 
 
 def _bare_member(name: str, dim: int, shape: Shape) -> Entry:

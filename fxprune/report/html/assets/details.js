@@ -123,6 +123,7 @@ function groupDetails(number) {
     facts([
       [removed ? "Removed channels" : capital(group.kind), removed ? String(group.channels) : change({ before: group.channels, after: group.kept })],
       ["One channel", group.params_per_channel === null ? null : `${figure(group.params_per_channel)} parameters, ${figure(group.macs_per_channel)} MACs`],
+      ["All but one", group.params_all_but_one === null ? null : `${figure(group.params_all_but_one)} parameters, ${figure(group.macs_all_but_one)} MACs`],
       ["Removing equals setting to zero", group.exact === null ? null : group.exact ? "yes" : "no"],
       ["Layers", String(layersOf.size)],
     ]),
@@ -208,7 +209,7 @@ function layerDetails(id) {
     layer.kind === "join" || layer.kind === "input" || layer.kind === "output" ? make("p", {}, PLACES[layer.kind]) : facts([
       ["Parameters", change({ before: layer.params, after: after.params })],
       ["MACs", change({ before: layer.macs, after: after.macs })],
-      [layer.width && layer.width.parts ? "Rows of the in-projection" : layer.kind === "parameter" ? "Last dimension" : "Outputs", layer.width ? widthText(layer) : null],
+      [layer.width && layer.width.parts ? "Rows of the in-projection" : layer.kind === "parameter" ? `Dimension ${layer.width ? layer.width.dim : ""}` : "Outputs", layer.width ? widthText(layer) : null],
       ["Channels", layer.tensors.length === 0 ? "none of its own: it has no parameters" : layer.state ? STATES[layer.state] : null],
     ]),
     layer.width && data.planned ? widthBar(layer.width.before, layer.width.after, layer.width.before) : null,

@@ -14,7 +14,7 @@ const widest = Math.max(1, ...LISTS.layer.items.map((l) => (l.width ? l.width.be
 
 const VALUES = {
   group: {
-    params: (g) => (g.params_per_channel ?? 0) * g.channels, MACs: (g) => (g.macs_per_channel ?? 0) * g.channels,
+    params: (g) => g.params_all_but_one ?? 0, MACs: (g) => g.macs_all_but_one ?? 0,
     channels: (g) => g.channels, name: (g) => g.name,
   },
   lock: { params: (l) => l.params, MACs: (l) => l.macs ?? 0, name: (l) => l.module },
@@ -56,12 +56,11 @@ function option(target, ...content) {
 }
 
 function groupRow(group, number) {
-  const params = VALUES.group.params(group);
-  const known = group.params_per_channel !== null;
+  const known = group.params_all_but_one !== null;
   return option({ kind: "group", id: number },
     make("div", { class: "line" }, make("b", {}, breakable(group.name)), make("span", { class: "figure" }, channelsOf(group))),
     make("div", { class: "line quiet" }, make("span", {}, breakable([group.kind, dimensionOf(number)].filter(Boolean).join(", "))),
-      make("span", {}, known ? `${figure(params)} params, ${figure(VALUES.group.MACs(group))} MACs` : plural(group.members.length, "tensor"))),
+      make("span", {}, known ? `all but one: ${figure(group.params_all_but_one)} params, ${figure(group.macs_all_but_one)} MACs` : plural(group.members.length, "tensor"))),
     known && data.planned ? widthBar(group.channels, group.kept, group.channels) : null);
 }
 
