@@ -22,10 +22,13 @@ def analysis() -> fxprune.Analysis:
 
 
 def curves(found: fxprune.Analysis) -> list[Any]:
-    """A sensitivity of two groups, with repair, and a Pareto front without."""
+    """A sensitivity of two groups, and a Pareto front of which one point is repaired, with long numbers."""
     keys = [group.key for group in found.groups[:2]]
     points = tuple(SensitivityPoint(k, r, 8, 4, 0.5, 0.9 - r, 0.95 - r / 2) for k in keys for r in (0.25, 0.5))
-    front = (ParetoPoint(0.5, 0.5, 10, 40, 20, 0.7, None), ParetoPoint(0.1, 0.2, 5, 20, None, 0.4, None, met=False))
+    front = (
+        ParetoPoint(0.5, 0.5, 24606, 98424, 2_680_000, 0.01488, 0.0001488),
+        ParetoPoint(0.1, 0.2, 5, 20, None, 0.4, None, met=False),
+    )
     return [Sensitivity("score", 0.9, points), Pareto("macs", "score", 0.9, front)]
 
 

@@ -466,6 +466,16 @@ def test_curves_are_drawn_with_their_numbers(opened: Open) -> None:
     assert found.texts("#right .key")[0].split() == ["without", "repair", "with", "repair"]
 
 
+def test_the_tables_of_curves_are_seen_whole(opened: Open, sized: Sized) -> None:
+    for width in (1000, 1400):
+        sized(width, 900)
+        found = opened("planned")
+        wide = "return [...document.querySelectorAll('.curve .scrolls')].map(e => [e.scrollWidth, e.clientWidth])"
+        sizes = found.run(wide)
+        assert len(sizes) == 2 and all(inside <= seen for inside, seen in sizes), (width, sizes)
+        assert "0.01488 → 0.0001488" in found.texts(".curve td")
+
+
 def test_names_that_are_html_stay_text(opened: Open) -> None:
     found = opened("evil")
     found.find("#tab-layer").click()

@@ -68,7 +68,7 @@ function paretoChart(curve) {
   return make("section", { class: "curve" },
     make("h3", {}, `${capital(curve.measure)} by ${costName(curve.key)}`),
     lineChart(lines, `share of the ${costName(curve.key)} that stays`, curve.measure), chartKey(lines.length > 1),
-    table([["budget"], ["stays", "right"], ["params", "right"], ["MACs", "right"], [curve.measure, "right"]], rows));
+    table([["budget"], ["stays", "right"], ["params", "right"], ["MACs", "right"], [curve.measure, "right pair"]], rows));
 }
 
 function costName(key) {
@@ -80,7 +80,8 @@ function capital(text) {
 }
 
 function both(point) {
-  return point.repaired === null ? number(point.value) : `${number(point.value)} → ${number(point.repaired)}`;
+  const whole = (text) => make("span", { class: "whole" }, text); // a line may end between both, not in one
+  return point.repaired === null ? number(point.value) : [whole(`${number(point.value)} →`), " ", whole(number(point.repaired))];
 }
 
 function pointsByGroup(curve) {
@@ -100,7 +101,7 @@ function sensitivityTable(curve) {
   return make("section", { class: "curve" },
     make("h3", {}, `${capital(curve.measure)} by the share of a group that goes`),
     make("p", { class: "quiet" }, `The original has ${number(curve.whole)}. The curve of a group stands with the group.`),
-    table([["group"], ...ratios.map((ratio) => [percent(ratio, 1), "right"])], rows));
+    table([["group"], ...ratios.map((ratio) => [percent(ratio, 1), "right pair"])], rows));
 }
 
 function groupLink(key) {

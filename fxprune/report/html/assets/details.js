@@ -122,8 +122,8 @@ function groupDetails(number) {
     removed || !data.planned ? null : widthBar(group.channels, group.kept, group.channels),
     facts([
       [removed ? "Removed channels" : capital(group.kind), removed ? String(group.channels) : change({ before: group.channels, after: group.kept })],
-      ["One channel", group.params_per_channel === null ? null : `${figure(group.params_per_channel)} parameters, ${figure(group.macs_per_channel)} MACs`],
-      ["All but one", group.params_all_but_one === null ? null : `${figure(group.params_all_but_one)} parameters, ${figure(group.macs_all_but_one)} MACs`],
+      ["One channel", group.params_per_channel === null ? null : `${figure(group.params_per_channel)} params, ${figure(group.macs_per_channel)} MACs`],
+      ["All but one", group.params_all_but_one === null ? null : `${figure(group.params_all_but_one)} params, ${figure(group.macs_all_but_one)} MACs`],
       ["Removing equals setting to zero", group.exact === null ? null : group.exact ? "yes" : "no"],
       ["Layers", String(layersOf.size)],
     ]),
