@@ -1,9 +1,9 @@
 """Containers in the attributes of modules: what they hold, and copies of them that hold something else.
 
 Containers are lists, tuples, dicts, deques, their subclasses, and *data objects*: `SimpleNamespace`, data classes,
-objects with a configuration, and other instances of a user's class that hold plain values. An object that holds
-anything of the standard library or of torch (a logger, a lock, a trainer with its loops) is none: such an object is
-shared by a model and its copies.
+objects with a configuration, other instances of a user's class that hold plain values, and the holders of the standard
+library (`UserDict`, `Queue`). An object that holds anything else of the standard library or of torch (a logger, a lock,
+a trainer with its loops) is none: such an object is shared by a model and its copies.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxprune.capture.library_state import give_locks, has_state, is_holder, without_locks
 from fxprune.capture.per_class import once_per_class
 
 MOST_PARTS = 256
@@ -55,7 +56,7 @@ def parts(value: Any) -> Mapping[Any, Any]:
         return dict(enumerate(items_of(value)))
     if issubclass(type(value), _TABLES):
         return dict(zip(_keys_of(value), dict.values(value), strict=True))
-    return {f".{name}": item for name, item in attributes_of(value).items()}
+    return {f".{name}": item for name, item in without_locks(value, attributes_of(value)).items()}
 
 
 def with_parts(value: Any, new: Mapping[Any, Any]) -> Any:
@@ -73,6 +74,7 @@ def with_parts(value: Any, new: Mapping[Any, Any]) -> Any:
     else:
         for name, item in new.items():
             object.__setattr__(value, name[1:], item)
+        give_locks(value)
     return value
 
 
@@ -255,7 +257,7 @@ def _is_data(value: Any, known: dict[int, bool], steps: int = 0) -> bool:
         return known[id(value)]
     if issubclass(kind, _LEAVES) or not _has_attributes(kind):
         return False
-    users = kind in _NAMESPACES or kind.__module__.partition(".")[0] not in _NOT_THE_USERS
+    users = kind in _NAMESPACES or is_holder(kind) or kind.__module__.partition(".")[0] not in _NOT_THE_USERS
     known[id(value)] = True  # for an object that holds itself
     known[id(value)] = users and _blank(kind) is not None and all(_plain(v, known, steps) for v in _held(value))
     return known[id(value)]
@@ -263,7 +265,7 @@ def _is_data(value: Any, known: dict[int, bool], steps: int = 0) -> bool:
 
 def _held(value: Any) -> Iterator[Any]:
     """The values in the attributes of an object. None of them is read through a method of its class."""
-    found = attributes_of(value)
+    found = without_locks(value, attributes_of(value))
     yield from found.values()
     if not found:
         yield _NOTHING  # an object without attributes is known by its identity, so it has no copies
@@ -281,7 +283,7 @@ def _plain(value: Any, known: dict[int, bool], steps: int) -> bool:
             known[id(value)] = True
             known[id(value)] = all(_plain(v, known, steps + 1) for v in parts(value).values())
         return known[id(value)]
-    if issubclass(kind, _LEAVES) or kind is types.FunctionType or not _has_attributes(kind):
+    if issubclass(kind, _LEAVES) or kind is types.FunctionType or has_state(kind) or not _has_attributes(kind):
         return True
     return kind is functools.partial or _is_data(value, known, steps + 1)
 
@@ -298,7 +300,6 @@ MADE_BY_CODE = 1 << 9
 """`Py_TPFLAGS_HEAPTYPE`, which the classes of a `class` statement have."""
 
 
-@once_per_class
 @once_per_class
 def slots_of(kind: type) -> tuple[str, ...]:
     """The names of the attributes of a class that stand in slots."""

@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from fxprune.capture.code import content_of
 from fxprune.capture.containers import MADE_BY_CODE, MOST_PARTS, attributes_of, is_container, parts, slots_of
 from fxprune.capture.held_objects import CACHED_FUNCTION
+from fxprune.capture.library_state import is_holder
 from fxprune.capture.same_values import SameValues
 
 _CONTAINERS: tuple[Any, ...] = (OrderedDict, dict, list, set, deque)
@@ -240,7 +241,7 @@ _INNER: Mapping[type, Any] = {
 
 def _is_object(kind: type) -> bool:
     """True if the instances of a class may keep values in their attributes."""
-    if kind is types.SimpleNamespace:
+    if kind is types.SimpleNamespace or is_holder(kind):
         return True
     users = kind.__flags__ & MADE_BY_CODE and str(kind.__module__).partition(".")[0] not in NOT_THE_USERS
     return bool(users) and not issubclass(kind, _NO_OBJECTS)

@@ -32,6 +32,7 @@ from fxprune.capture.containers import (
 )
 from fxprune.capture.given_attributes import give_attributes
 from fxprune.capture.held_objects import CACHED_FUNCTION, held_by, redirect, rekeyed
+from fxprune.capture.library_state import has_state, with_own_state
 from fxprune.capture.uncopied import copied_with_locks
 from fxprune.capture.weak_references import is_copied_as_it_is, is_weak, with_referents
 
@@ -153,11 +154,11 @@ def copy_module(
     parameters: a function that gives the dict of parameters of each module of the copy, instead of `tensor`. It also
         gets a function that copies the value of an attribute.
 
-    Containers in attributes (see `fxprune/capture/containers.py`), sets and generators of random numbers are copied, so
-    that a forward that stores something there, or draws, leaves the original as it is; other values are shared. What is
-    used in two places is one thing in the copy too. Modules of the model, their bound methods, and tensors are replaced
-    wherever attributes hold them, also inside containers, partial functions, and functions with a cache, and in
-    attributes of parameters.
+    Containers in attributes (see `fxprune/capture/containers.py`), sets, and objects with a state such as
+    generators of random numbers (`library_state.py`) are copied, so that a forward that stores something there, or
+    draws, leaves the original as it is; other values are shared. What is used in two places is one thing in the
+    copy too. Modules of the model, their bound methods, and tensors are replaced wherever attributes hold them,
+    also inside containers, partial functions, and functions with a cache, and in attributes of parameters.
     """
     return _CopyOfModule(module, tensor, parameters).clone(module)
 
@@ -230,7 +231,7 @@ def _of_plain_items(value: Any) -> Any:
 
 
 def _contained(value: Any, made: dict[int, Any], attribute: Callable[[Any], Any], steps: list[int]) -> Any:
-    """A copy of a container, a set or a generator; any other value itself.
+    """A copy of a container, a set, a generator or another object with a state; any other value itself.
 
     made: id of a value -> its copy. steps: the number of containers, one in the other, that are copied at this moment.
     """
@@ -241,6 +242,8 @@ def _contained(value: Any, made: dict[int, Any], attribute: Callable[[Any], Any]
         return made.setdefault(id(value), {attribute(part) for part in value})
     if (plain := _of_plain_items(value)) is not None:
         return made.setdefault(id(value), plain)
+    if has_state(kind):
+        return made[id(value)] if id(value) in made else made.setdefault(id(value), with_own_state(value, attribute))
     if steps[0] >= MOST_STEPS or not is_container(value):
         return value
     steps[0] += 1
