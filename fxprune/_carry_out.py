@@ -34,6 +34,7 @@ from fxprune._search import (
 from fxprune.analysis.adapters import idle_adapters
 from fxprune.capture.captured import FrontEnd
 from fxprune.capture.inputs import Inputs, normalize
+from fxprune.capture.mode_layers import FIXED_MODE
 from fxprune.capture.output_paths import narrowed, output_paths
 from fxprune.capture.program import as_module, exported_again
 from fxprune.capture.seeds import SETS_THE_STATE
@@ -55,7 +56,7 @@ from fxprune.errors import (
 )
 from fxprune.fold import folds
 from fxprune.offloaded import Dispatch, dispatch_of, is_dispatched
-from fxprune.paths import paths_for
+from fxprune.paths import PATHS, paths_for
 from fxprune.planning.budgets import MISSED, above
 from fxprune.planning.figures import TIMED, Measured, contradictions, pairs_of, with_measured
 from fxprune.planning.plan import Plan
@@ -279,6 +280,16 @@ def _warnings_of_hooks(result: Result) -> Iterator[tuple[str, type[Warning]]]:
         yield f"{'; '.join(wide[:4])}{'; ...' if wide[4:] else ''}: {do}; {kinds}", UserWarning
 
 
+def _warning_of_mode(result: Result) -> Iterator[tuple[str, type[Warning]]]:
+    """The warning about a graph that is the same in training and evaluation mode, where the model is not."""
+    for note in (note for note in result.analysis.notes if note.startswith(FIXED_MODE)):
+        other = "eval" if result.analysis.model.training else "train"
+        do = f"For a graph of the other mode call `model.{other}()` first"
+        if not any(PATHS[name].keeps_class for name in result.why_not):
+            do = f'With `prefer="class"` the small model has both modes. {do}'
+        yield f"{note}, and `train()` and `eval()` of the small model change nothing. {do}", ClassLostWarning
+
+
 def _warnings(result: Result, *, free: bool, asked: bool) -> Iterator[tuple[str, type[Warning]]]:
     """The warnings about a result: their texts and categories.
 
@@ -302,6 +313,7 @@ def _warnings(result: Result, *, free: bool, asked: bool) -> Iterator[tuple[str,
     if result.more_by_graph:
         why = f"{result.more_by_graph}, so the result is a {type(result.analysis.model).__name__}"
         yield f'{why}; pass `prefer="graph"` for the graph', ChannelsStayWarning
+    yield from _warning_of_mode(result)
     yield from _warnings_of_hooks(result)
     if not result.plan:
         reasons = dict.fromkeys(MISSED if text.startswith(MISSED) else text for text in result.plan.reasons)

@@ -29,13 +29,13 @@ from fxprune.capture.program import as_module
 from fxprune.capture.tensors import Tensors
 from fxprune.configs import has_config
 from fxprune.depth.numbering import in_original_numbering
-from fxprune.errors import CaptureError, InputError, OtherWeightsWarning, VerificationError, counted
+from fxprune.errors import CaptureError, InputError, OtherWeightsWarning, VerificationError, counted, level_of_user
 from fxprune.fold import resolve_plan
 from fxprune.planning.uniform import with_config
 from fxprune.proof.compare import prove
 from fxprune.proof.original import error_of_original
 from fxprune.proof.other_arguments import other_arguments
-from fxprune.proof.result import NoReferenceError
+from fxprune.proof.result import NoReferenceError, Proof
 from fxprune.rewrite.factors import multiplied
 from fxprune.rewrite.graph import rewrite, scale_factors
 from fxprune.rewrite.kept_weights import own_numbers
@@ -66,7 +66,9 @@ def verify(
 
     The reference is `masked(model, record(small).zeroed)`; residual branches that went whole (`drop`) add zeros in it,
     which zeros in slots do not say. Where the removal changed a statistic (see `norms` of
-    `transform`), the reference takes that statistic over the kept channels. Both run in float64 and evaluation mode.
+    `transform`), the reference takes that statistic over the kept channels. Both run in float64 and evaluation mode; an
+    error up to 1e-9 is rounding there. Where the original does not run in float64, both run in float32 (1e-4) or in
+    their own types (5e-2): a `UserWarning` says which, up to which error that is rounding, and why.
 
     If the weights of `small` are no longer those that it was made with, because it was repaired or trained, they cannot
     equal those of the reference. Then its code and sizes are proven with the weights of the original in it, and an
@@ -84,6 +86,19 @@ def verify(
     is not finite in one of them only. Raises `PlanError` if `small` was not made from `model`, and `VerificationError`
     if the small model raises where the original does not, or computes with another scale.
     """
+    return compared(model, small, example_inputs, methods=methods, outputs=outputs).error
+
+
+@public_call()
+def compared(
+    model: nn.Module | ExportedProgram,
+    small: nn.Module | ExportedProgram,
+    example_inputs: Any,
+    *,
+    methods: Mapping[str, Any] | None = None,
+    outputs: Any = None,
+) -> Proof:
+    """The proof whose error `verify` returns, with the precision that it was made in. For arguments see `verify`."""
     if isinstance(small, nn.Module):
         check_plain(small, Tensors.of(small))
     refuse_swapped(model, small)
@@ -111,22 +126,29 @@ def verify(
         own = rewrite(analysis, resolved.removal, resolved.constants).small
         text = _other_weights(plain, own, made.repair)
         if text:
-            warnings.warn(text, OtherWeightsWarning, stacklevel=4)
+            warnings.warn(text, OtherWeightsWarning, stacklevel=level_of_user())
             plain = _with_tensors_of(plain, own)
     with _explained(analysis, other_arguments(plain, recorded, normalize(example_inputs))) as explained:
-        error = prove(analysis, plain, resolved.removal, resolved.zeroed, exact, factors, folded=folded).error
-        explained(error)
-    if error > WRONG and made.steps == 1 and has_other_weights(recorded, plain, made):
-        warnings.warn(MADE_FROM_OTHER, OtherWeightsWarning, stacklevel=4)
-    return max(error, without)
+        proof = prove(analysis, plain, resolved.removal, resolved.zeroed, exact, factors, folded=folded)
+        explained(_is_wrong(proof))
+    if _is_wrong(proof) and made.steps == 1 and has_other_weights(recorded, plain, made):
+        warnings.warn(MADE_FROM_OTHER, OtherWeightsWarning, stacklevel=level_of_user())
+    if proof.instead:
+        warnings.warn(proof.instead, UserWarning, stacklevel=level_of_user())
+    return replace(proof, error=max(proof.error, without))
+
+
+def _is_wrong(proof: Proof) -> bool:
+    """True if the error is more than rounding, and more than what the weights of another model can explain."""
+    return proof.error > max(WRONG, proof.precision.tolerance)
 
 
 @contextlib.contextmanager
-def _explained(analysis: Findings, other: InputError | None) -> Iterator[Callable[[float], None]]:
-    """Raises `other`, if there is one, where the small model raises or is wrong. Gives a function of its error."""
+def _explained(analysis: Findings, other: InputError | None) -> Iterator[Callable[[bool], None]]:
+    """Raises `other`, if there is one, where the small model raises. Gives a function that does if it is wrong."""
 
-    def explained(error: float) -> None:
-        if error > WRONG and other is not None:
+    def explained(wrong: bool) -> None:
+        if wrong and other is not None:
             raise other
 
     try:

@@ -148,7 +148,10 @@ class FixedSizesWarning(UserWarning):
 
 
 class ClassLostWarning(UserWarning):
-    """The result is a graph and has no longer the model's class. The text says why, or what of forward is not in it."""
+    """The result is a graph and has no longer the model's class. The text says why, or what of forward is not in it.
+
+    So it does for an exported graph, which has one mode: the text names the layers that have two.
+    """
 
 
 def lay_out(what: str, *, at: str = "", why: str = "", do: str = "") -> str:

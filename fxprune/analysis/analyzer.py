@@ -24,6 +24,7 @@ from fxprune.analysis.opened import Opened
 from fxprune.analysis.results import Results
 from fxprune.capture.file_state import Code
 from fxprune.capture.inputs import Inputs
+from fxprune.capture.mode_layers import fixed_mode_note
 from fxprune.capture.modes import (
     MODES,
     RunMode,
@@ -176,15 +177,11 @@ class Analyzer:
         self.mode = given
 
     def _note_fixed_mode(self) -> None:
-        """Note that a graph has one mode, where code of the model reads its mode."""
-        reading = modules_reading_training(self.subject.model) if self.subject.captured.front_end.fixes_mode else []
-        if reading:
-            is_training = self.subject.model.training
-            self.notes.append(
-                f"the graph is that of {MODES[is_training]} mode: what {_listed(reading)} would do otherwise in "
-                f"{MODES[not is_training]} mode is not in it"
-            )
-            self.looked_everywhere = False
+        """Note that a graph has one mode, where code of the model or a layer of torch reads its mode."""
+        model = self.subject.model
+        if self.subject.captured.front_end.fixes_mode and (note := fixed_mode_note(model)):
+            self.notes.append(note)
+            self.looked_everywhere = self.looked_everywhere and not modules_reading_training(model)
 
     def _in_other_modes(self, method: str, tries: Sequence[Inputs]) -> Iterator[Walked]:
         """Run forward or a method in all other modes in which it may do something else. tries: see `_in_other_mode`."""
@@ -366,9 +363,3 @@ class Analyzer:
 def _first(names: Sequence[str], count: int) -> str:
     """The first names, and how many there are more."""
     return ", ".join(names[:count]) + (f", ... {len(names) - count} more" if len(names) > count else "")
-
-
-def _listed(paths: Sequence[str]) -> str:
-    """The first paths of modules, and how many there are more."""
-    named = ", ".join(path or "the model" for path in paths[:3])
-    return named + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")

@@ -217,7 +217,8 @@ class _Rounds:
         made = CaptureError(
             f"{type(self.model).__name__} cannot be traced symbolically",
             why=text_of(error),
-            do="trace it yourself (torch.fx.Tracer with leaf modules, concrete_args) and pass the GraphModule",
+            do='pass the model itself to `transform` (path="eager" keeps its class, path="export" exports it), or '
+            "trace it yourself (torch.fx.Tracer with leaf modules, concrete_args) and pass the GraphModule",
         )
         made.__cause__ = error
         return made

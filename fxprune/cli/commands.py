@@ -17,6 +17,7 @@ from torch import fx, nn
 import fxprune
 from fxprune._record import Record
 from fxprune._repair.original import differs_beyond_repair, has_other_weights
+from fxprune._verify import compared
 from fxprune.artifacts.graph_export import FORMATS
 from fxprune.artifacts.weights import record_in
 from fxprune.cli import models
@@ -198,14 +199,17 @@ def verify(options: argparse.Namespace, say: Say) -> Answer:
     with warnings.catch_warnings():
         if told:  # in the words of the command line
             warnings.filterwarnings("ignore", ".* was made from other weights", OtherWeightsWarning)
-        error = fxprune.verify(model, small, inputs, outputs=options.outputs)
-    passed = error <= options.tolerance
+        proof = compared(model, small, inputs, outputs=options.outputs)
+    error = proof.error
+    tolerance = proof.precision.tolerance if options.tolerance is None else options.tolerance
+    passed = error <= tolerance
     if options.format == "json":
         known = error if math.isfinite(error) else None
-        text = _json({"schema": "fxprune.verify/1", "error": known, "tolerance": options.tolerance, "passed": passed})
+        figures = {"error": known, "tolerance": tolerance, "precision": proof.precision.name, "passed": passed}
+        text = _json({"schema": "fxprune.verify/1", **figures})
     else:
         sign, word = ("<=", "right") if passed else (">", "wrong")
-        text = f"{word}: relative error {error:.1e} {sign} {options.tolerance:g}"
+        text = f"{word}: relative error {error:.1e} {sign} {tolerance:g}"
     return Answer(text, DONE if passed else WRONG)
 
 

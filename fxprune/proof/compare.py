@@ -158,7 +158,7 @@ def _with_note(done: Proof, failed: list[str]) -> Proof:
         return done
     name, tolerance = done.precision.name, done.precision.tolerance
     note = f"proven in {name}, where an error up to {tolerance:.0e} is rounding, because {'; '.join(failed)}"
-    return replace(done, notes=(*done.notes, note))
+    return replace(done, notes=(*done.notes, note), instead=note)
 
 
 def first_wrong_group(is_wrong: Callable[[Any], bool], removal: Removal) -> int:

@@ -24,6 +24,7 @@ class Proof:
     notes: sentences for the reader of the record.
     one_sided: the operations that did not run equally often in both models.
     without_number: how many NaN the outputs of the reference have.
+    instead: where `precision` is not float64, a sentence that says what it is, its tolerance, and why; else "".
     """
 
     error: float
@@ -33,6 +34,7 @@ class Proof:
     notes: tuple[str, ...] = ()
     one_sided: tuple[OneSided, ...] = ()
     without_number: int = 0
+    instead: str = ""
 
     def with_round(self, other: Proof) -> Proof:
         """One proof for this one and another round of it."""

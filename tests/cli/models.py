@@ -40,6 +40,17 @@ def loaded():
     return model
 
 
+class Single(nn.Module):
+    """It makes a state without a dtype, and so does not run in float64."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.gru, self.b = nn.Linear(7, 12), nn.GRU(12, 12, batch_first=True), nn.Linear(12, 5)
+
+    def forward(self, x):
+        return self.b(self.gru(torch.tanh(self.a(x)), torch.zeros(1, x.shape[0], 12))[0])
+
+
 def constant():
     """A model whose numbers come from no generator of torch's own."""
     model = nn.utils.skip_init(nn.Linear, 4, 8), nn.ReLU(), nn.utils.skip_init(nn.Linear, 8, 3)

@@ -137,13 +137,32 @@ def test_verify_measures_the_error_of_the_package(tmp_path, capsys):
     assert expected > 0.01
     code, out, _ = run(capsys, "verify", *NET, small, "--json")
     assert code == 4
-    assert json.loads(out) == {"schema": "fxprune.verify/1", "error": expected, "tolerance": 1e-9, "passed": False}
+    figures = {"error": expected, "tolerance": 1e-9, "precision": "float64", "passed": False}
+    assert json.loads(out) == {"schema": "fxprune.verify/1", **figures}
     code, out, _ = run(capsys, "verify", *NET, small, "--tolerance", 2 * expected)
     assert (code, out) == (0, f"right: relative error {expected:.1e} <= {2 * expected:g}\n")
     tensors["head.bias"][3] = float("nan")
     save_file(tensors, small, text)
     code, out, _ = run(capsys, "verify", *NET, small, "--json")
     assert (code, json.loads(out)["error"], json.loads(out)["passed"]) == (4, None, False)
+
+
+def test_verify_takes_the_tolerance_of_the_precision_that_it_ran_in(tmp_path, capsys):
+    small, words = tmp_path / "small.safetensors", ("tests.cli.models:Single", "--seed", "1")
+    assert run(capsys, "prune", *words, "-i", "2x5x7", "-r", "a=0.5", "-o", small)[0] == 0
+    words = (*words, "-i", "3x40x7", small)
+    tensors, text = load_file(small), fxprune.artifacts.weights.SafetensorsFile(small).texts
+    tensors["b.bias"][3] += 1e-6  # as much as rounding in float32
+    save_file(tensors, small, text)
+    code, out, err = run(capsys, "verify", *words)
+    assert (code, out[:7], "<= 0.0001" in out) == (0, "right: ", True)
+    assert (
+        "warning: proven in float32, where an error up to 1e-04 is rounding, because it does not run in float64" in err
+    )
+    told = json.loads(run(capsys, "verify", *words, "--json")[1])
+    assert (told["tolerance"], told["precision"], told["passed"]) == (1e-4, "float32", True)
+    assert told["error"] > 1e-9  # which is wrong in float64
+    assert run(capsys, "verify", *words, "--tolerance", "1e-9")[0] == 4
 
 
 @pytest.mark.parametrize("format", ["text", "markdown", "json"])
