@@ -22,7 +22,7 @@ from fxprune._follow.result import Prepared
 from fxprune._record import Record, attach, change_record, steps_in
 from fxprune._recording import lost_hooks, wide_readings
 from fxprune._recording import recorded as recorded_of
-from fxprune._repair import RepairSettings, repaired
+from fxprune._repair import RepairSettings, repaired, warn_of_outputs
 from fxprune._search import (
     DepthRequest,
     chosen_branches,
@@ -212,6 +212,7 @@ def _repaired(
 ) -> tuple[Result, Record]:
     """The result with a repaired model, and its record. model: the original."""
     small, done = repaired(result.small, model, batches, recorded.plan, settings, processes)
+    warn_of_outputs(done)
     return replace(result, small=small), replace(recorded, repair=done)
 
 

@@ -103,7 +103,7 @@ class Record:
             layers_gone=second.layers_gone,
             measured={k: (v[0], second.measured[k][1]) for k, v in self.measured.items() if k in second.measured},
             methods=tuple(name for name in self.methods if name in second.methods),
-            repair=second.repair or self.repair,
+            repair=self.repair if second.repair is None else second.repair.following(self.repair),
             weights=second.weights,
             steps=self.steps + second.steps,
             flow=self.flow,
@@ -126,6 +126,16 @@ class Record:
         if self.cost is not None:
             return self.cost[0].params, self.cost[1].params
         return sum(map(math.prod, self.before.values())), sum(map(math.prod, self.after.values()))
+
+    @property
+    def macs(self) -> tuple[int, int] | None:
+        """The multiply-adds of one forward on the example inputs, before and after.
+
+        None where they are not known: in a record without `cost`, and where operations are not counted.
+        """
+        if self.cost is None or self.cost[0].macs is None or self.cost[1].macs is None:
+            return None
+        return self.cost[0].macs, self.cost[1].macs
 
     def _repr_html_(self) -> str:
         return record_table(record_data(self))

@@ -11,8 +11,8 @@ together, and `functions.py` has what users call. `fxprune/running/` reads the d
 adds over several processes.
 """
 
-from fxprune._repair.functions import recalibrate, repair
+from fxprune._repair.functions import recalibrate, repair, warn_of_outputs
 from fxprune._repair.layer_by_layer import repaired
 from fxprune._repair.settings import MODES, RepairSettings
 
-__all__ = ["MODES", "RepairSettings", "recalibrate", "repair", "repaired"]
+__all__ = ["MODES", "RepairSettings", "recalibrate", "repair", "repaired", "warn_of_outputs"]

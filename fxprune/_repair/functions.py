@@ -11,6 +11,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from fxprune._record import change_record, record, record_since
+from fxprune._record.repaired import Repair
 from fxprune._repair.batch_norms import take_statistics
 from fxprune._repair.batches import DataPart
 from fxprune._repair.layer_by_layer import check_values, repaired
@@ -23,8 +24,9 @@ from fxprune.capture.module_copy import deep_copy
 from fxprune.capture.process_state import public_call
 from fxprune.capture.tensors import Tensors
 from fxprune.depth.numbering import count_from_zero, in_original_numbering
-from fxprune.errors import InputError, OtherWeightsWarning
+from fxprune.errors import InputError, OtherWeightsWarning, level_of_user
 from fxprune.offloaded import dispatch_of, is_dispatched, refuse_dispatched
+from fxprune.report.repairs import worse_than_zeros
 from fxprune.running.inputs import inputs_of
 from fxprune.running.processes import Processes
 
@@ -97,7 +99,8 @@ def repair(
         process_group: a group of `torch.distributed`, whose processes have the same models and a part of the batches
             each. All of them get the model that one process gets from all batches.
 
-    Warns with `OtherWeightsWarning` if `small` was made from other weights than those of `model`. Raises `InputError`
+    Warns with `OtherWeightsWarning` if `small` was made from other weights than those of `model`, and with a
+    `UserWarning` if the outputs are farther from those of the original than zeros are. Raises `InputError`
     for batches that do not fit, fewer than two samples, NaN or infinities in a layer, and wrong
     arguments. Raises `FxpruneError` if `small` has no record.
 
@@ -135,11 +138,18 @@ def repair(
     processes = Processes(process_group)
     with processes.together():
         made, done = repaired(ours, original, data, known.plan, settings, processes)
+    warn_of_outputs(done)
     count_from_zero(made)
     if dispatch is not None:
         dispatch.again(made)
-    change_record(made, lambda last: replace(last, repair=done))
+    change_record(made, lambda last: replace(last, repair=done.following(last.repair)))
     return cast(ModelT, made)
+
+
+def warn_of_outputs(done: Repair) -> None:
+    """Warns if the outputs are farther from those of the original than zeros are."""
+    if text := worse_than_zeros(done):
+        warnings.warn(text, UserWarning, stacklevel=level_of_user())
 
 
 def _check_original(model: nn.Module, shapes: Any) -> None:

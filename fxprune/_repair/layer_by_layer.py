@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -189,10 +189,11 @@ class _Work:
         after = self.error()
         left = {} if count else {"": "the model has no batch norm with running statistics"}
         if after <= before:
-            return Repair("norms", {}, left, before, after)
+            changed = tuple(name for name, _ in self.small.module.named_buffers()) if count else ()
+            return Repair("norms", {}, left, before, after, (), changed)
         for restore in state:
             restore()
-        return Repair("norms", {}, left, before, before, ("the statistics of batch norms",))
+        return Repair("norms", {}, left, before, before, ("the statistics of batch norms",), ())
 
     def layers(self) -> Repair:
         """Refit layer by layer; then take back the last refits, as many as make the outputs worse."""
@@ -230,15 +231,23 @@ class _Work:
         names = _names(done)
         known = {names[key]: seen for key, seen in rows.items() if key not in undone}
         warn_of_repeats(repeats_in(self.parts, self.processes), known)
+        stays = [key for key, layer in done.items() if key not in undone and layer.after < layer.before]
+        changed = dict.fromkeys(name for key in stays for name in _changed_by(found.pairs[key], done[key]))
         if self.settings.mode == "outputs":
-            after, why = self._together()
+            after, why, moved = self._together()
             if why:
                 left["all weights together"] = why
+            else:
+                changed |= dict.fromkeys(moved)
         layers = {names[key]: layer for key, layer in done.items()}
-        return Repair(self.settings.mode, layers, left, before, after, tuple(names[key] for key in undone))
+        taken_back = tuple(names[key] for key in undone)
+        return Repair(self.settings.mode, layers, left, before, after, taken_back, tuple(changed))
 
-    def _together(self) -> tuple[float, str]:
-        """Fit all weights together to the outputs. Returns the error, and why it did not help, "" if it did."""
+    def _together(self) -> tuple[float, str, tuple[str, ...]]:
+        """Fit all weights together to the outputs.
+
+        Returns the error, why it did not help, "" if it did, and the names of the weights.
+        """
         train = [part for part in self.parts if not part.held]
         noise = self.settings.noise
         if noise and not any(takes_noise(leaf) for part in train for leaf in pytree.tree_leaves(part.inputs)):
@@ -252,7 +261,7 @@ class _Work:
         fit = OutputsFit(self.small, self.original, train, wanted, self.processes, noise)
         steps = self.settings.steps
         with bar(total=steps, what="outputs", unit="step", show=self.settings.progress) as drawn:
-            return fit.fit(steps, self.error, drawn.update)
+            return *fit.fit(steps, self.error, drawn.update), tuple(fit.names)
 
     def _lanes(self, pairs: Mapping[LayerKey, LayerPair], memory: int) -> list[Lane]:
         """A lane for each part, which needs so much memory when it waits: there, or on disk, as long as there is space.
@@ -318,6 +327,16 @@ class _Work:
             del states[len(states) // 2 :]
             after = self.error()
         return undone[::-1], after
+
+
+def _changed_by(pair: LayerPair, refit: RepairedLayer) -> Iterator[str]:
+    """The names of the tensors that a refit has changed: the weight, and the bias or the mean that takes the offset."""
+    if refit.ridge is not None:
+        yield pair.key[0]
+    if pair.small.bias is not None:
+        yield pair.small.bias[0]
+    elif pair.mean is not None:
+        yield pair.mean
 
 
 def _names(keys: Iterable[LayerKey]) -> dict[LayerKey, str]:

@@ -40,12 +40,16 @@ def differs_beyond_repair(model: nn.Module, small: nn.Module, known: Record) -> 
 def refitted(name: str, repair: Repair) -> bool:
     """True if a repair of this kind, or `recalibrate` after it, may have changed a tensor."""
     owner, _, own = name.rpartition(".")
-    changed = {
+    if own in STATISTICS:
+        return True
+    if repair.changed is not None:
+        return name in repair.changed
+    changed = {  # of an old file
         layer
         for layer, told in repair.layers.items()
         if repair.mode == "outputs" or (told.before != told.after and layer not in repair.undone)
     }
-    return own in STATISTICS or owner in {layer.rpartition(".")[0] for layer in changed}
+    return owner in {layer.rpartition(".")[0] for layer in changed}
 
 
 def _all_differ(model: nn.Module, small: nn.Module, known: Record) -> bool:

@@ -44,8 +44,9 @@ class OutputsFit:
         self.small, self.original, self.parts, self.wanted = small, original, parts, wanted
         self.processes, self.noise = processes, noise
         self._draws = torch.Generator().manual_seed(processes.rank)
-        self.weights = [p for p in small.parameters.tensors.values() if isinstance(p, torch.nn.Parameter)]
-        self.weights = [p for p in self.weights if p.is_floating_point()]
+        named = [(n, p) for n, p in small.parameters.tensors.items() if isinstance(p, torch.nn.Parameter)]
+        self.names = [name for name, p in named if p.is_floating_point()]
+        self.weights = [p for _, p in named if p.is_floating_point()]
         self._exact = [p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for p in self.weights]
         sizes = sorted(float(p.double().square().mean().sqrt()) for p in self._exact if p.ndim > 1 and p.numel())
         self._rate = RATE * sizes[len(sizes) // 2] if sizes else 0.0

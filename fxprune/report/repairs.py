@@ -59,6 +59,17 @@ def repair_data(repair: Repaired | None) -> RepairData | None:
     return RepairData(repair.mode, repair.before, repair.after, layers, dict(repair.left), tuple(repair.undone))
 
 
+def worse_than_zeros(repair: Repaired | RepairData) -> str:
+    """A sentence about outputs that are farther from those of the original than zeros are, "" if they are not."""
+    if repair.after <= 1:
+        return ""
+    mode = "" if repair.mode == "outputs" else ', try the repair mode "outputs"'
+    return (
+        f"the relative squared error of the outputs is {repair.after:.2e} after the repair: above 1, they are farther "
+        f"from those of the original than zeros are. Let less go, repair with more samples{mode}, or train the model"
+    )
+
+
 def repair_text(data: RepairData, shapes: Mapping[str, Any] | None = None, *, markdown: bool = False) -> str:
     """A row for every layer with its errors, the errors of the outputs, and what was left or taken back.
 
@@ -74,6 +85,7 @@ def repair_text(data: RepairData, shapes: Mapping[str, Any] | None = None, *, ma
         headers = ("layer", "error before", "error after", "ridge")
         parts.append(tabulate(rows, headers=headers, tablefmt=style, colalign=aligned, disable_numparse=True))
     lines = [f"outputs: {data.before:.2e}, after the repair {data.after:.2e}"]
+    lines += filter(None, [worse_than_zeros(data)])
     if len(rows) < len(data.layers):
         worst = max(data.layers, key=lambda layer: layer.after)
         lines.append(f"the largest error of a layer after the repair: {worst.name}, {worst.after:.2e}")
