@@ -46,13 +46,13 @@ def layer_reads_mode(module: nn.Module) -> bool:
     if any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values()):
         return True  # of `torch.nn.utils.spectral_norm`
     if isinstance(module, _DropoutNd):
-        return module.p > 0
+        return bool(module.p > 0)
     if isinstance(module, _NormBase):  # batch norms and instance norms
-        return module.running_mean is not None
+        return bool(module.running_mean is not None)
     if isinstance(module, nn.RNNBase):
-        return module.dropout > 0 and module.num_layers > 1
+        return bool(module.dropout > 0 and module.num_layers > 1)
     if isinstance(module, nn.MultiheadAttention):
-        return module.dropout > 0
+        return bool(module.dropout > 0)
     if isinstance(module, nn.RReLU):
-        return module.lower < module.upper
+        return bool(module.lower < module.upper)
     return isinstance(module, parametrizations._SpectralNorm)
