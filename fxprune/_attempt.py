@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -102,7 +102,7 @@ def attempt(analysis: Findings, request: Request, *, locking: bool = False) -> R
     """
     choices = request.choices
     analysis = with_config(analysis) if by_config(choices.get("uniform")) else analysis
-    first, held = analysis, list[str]()
+    first, held = analysis, dict[str, str]()
     while True:
         try:
             resolved = _resolved(analysis, request, held)  # which makes smaller models too, for a latency
@@ -112,7 +112,7 @@ def attempt(analysis: Findings, request: Request, *, locking: bool = False) -> R
             narrower = lock_channels(analysis, error) if locking else None
             if narrower is None:
                 raise
-            held.append(f"channels stay at {error.at}: {error.first_why}")
+            held[f"channels stay at {error.at}: {error.first_why}"] = _whose(narrower, error)
             analysis, request = narrower, replace(request, choices=_carried_over(first, choices, narrower))
             continue
         plan = replace(resolved.plan, factors=factors_of(analysis, resolved.removal, made.factors))
@@ -143,15 +143,35 @@ def _carried_over(first: Findings, choices: Mapping[str, Any], narrower: Finding
     return {**choices, **carried}
 
 
-def _resolved(analysis: Findings, request: Request, held: Sequence[str]) -> ResolvedPlan:
+def _whose(narrower: Findings, error: RewriteError) -> str:
+    """The layers whose channels stay because of an error, and what to do about a size that is a number in code.
+
+    narrower: the findings in which they are locked, by the last event.
+    """
+    slots = next((locked.slots for locked in narrower.locked if locked.event is narrower.events[-1]), {})
+    layers = list(dict.fromkeys(name.rpartition(".")[0].split(".parametrizations.")[0] or name for name, _ in slots))
+    named = ", ".join(layers[:FEW]) + (f" and {len(layers) - FEW} more" if len(layers) > FEW else "")
+    told = f"; these channels are those of {named}" if layers else ""
+    if not error.dims:
+        return told
+    graph = ', or pass `prefer="graph"`' if narrower.captured.keeps_class else ""
+    return f"{told}. Read that size from an attribute of the module, or from a tensor{graph}"
+
+
+FEW = 4
+"""The most layers that a reason names."""
+
+
+def _resolved(analysis: Findings, request: Request, held: Mapping[str, str]) -> ResolvedPlan:
     """The plan of the request, made or applied to the analysis.
 
-    held: sentences about the channels that were locked in earlier rounds; they are added to the plan's reasons.
+    held: sentences about the channels that were locked in earlier rounds -> their ends. They are added to the plan's
+        reasons.
     """
     resolved = make_plan(analysis, **request.choices) if request.plan is None else resolve_plan(analysis, request.plan)
     _refuse_empty(analysis, resolved.removal)
     said = resolved.plan.reasons  # those about locked channels have the same cause, where nothing is left to remove
-    new = [text for text in held if not any(text.partition(": ")[2] in reason for reason in said)]
+    new = [text + end for text, end in held.items() if not any(text.partition(": ")[2] in reason for reason in said)]
     return replace(resolved, plan=replace(resolved.plan, reasons=(*said, *new)))
 
 

@@ -287,6 +287,7 @@ def layer_of(kind: str) -> tuple[nn.Module, tuple[int, ...]]:
 @settings(max_examples=12, deadline=None)
 @pytest.mark.filterwarnings("ignore:the repair has [0-9]+ sample")
 @pytest.mark.filterwarnings("ignore:[0-9]+ of the [0-9]+ samples? that judge")
+@pytest.mark.filterwarnings("ignore:the relative squared error of the outputs")
 def test_a_repair_is_never_worse_on_held_out_samples(
     kind: str, ridge: float | None, mode: str, sizes: list[int], rows: str, holdout: float, seed: int
 ) -> None:

@@ -1,0 +1,54 @@
+"""A reason for channels that stay because of a number in code names their layers, and what to do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import fxprune
+from fxprune.cli.wording import spoken
+
+
+class Streaming(nn.Module):
+    """Its state has a width that is written as a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.gru, self.last = nn.Linear(5, 12), nn.GRU(12, 14, batch_first=True), nn.Linear(14, 3)
+
+    def state(self, count: int) -> torch.Tensor:
+        return torch.zeros(1, count, 14)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.gru(torch.relu(self.stem(x)), self.state(len(x)))[0])
+
+
+@pytest.fixture(scope="module")
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    made: nn.Module = fxprune.transform(Streaming().eval(), torch.randn(2, 7, 5), ratio=0.5, path="eager")
+    return made
+
+
+def test_the_reason_names_the_layers_and_the_next_step(small: nn.Module) -> None:
+    (reason,) = (text for text in fxprune.record(small).reasons if text.startswith("channels stay at"))
+    assert "aten::zeros gives shape (1, 2, 14) in the small model, and has to give (1, 2, 7)" in reason
+    assert "; these channels are those of gru, last. Read that size from an attribute of the module" in reason
+    assert reason.endswith('or from a tensor, or pass `prefer="graph"`')
+    assert spoken(reason).endswith("pass `--prefer graph`")
+    assert small.gru.hidden_size == 14
+    assert small.stem.out_features == 6
+
+
+@pytest.mark.filterwarnings("ignore::fxprune.FixedSizesWarning")
+def test_the_next_step_helps(small: nn.Module) -> None:
+    class Told(Streaming):
+        def state(self, count: int) -> torch.Tensor:
+            return torch.zeros(1, count, self.gru.hidden_size)
+
+    x = torch.randn(2, 7, 5)
+    by_attribute = fxprune.transform(Told().eval(), x, ratio=0.5, path="eager")
+    assert by_attribute.gru.hidden_size == 7
+    by_graph = fxprune.transform(Streaming().eval(), x, ratio=0.5, prefer="graph")
+    assert fxprune.record(by_graph).after["gru.weight_hh_l0"] == (21, 7)
