@@ -11,6 +11,7 @@ from torch import nn
 from fxprune._find import AnalyzeArguments
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.folded_constants import FoldedConstants
+from fxprune.analysis.held_back import HeldBack, held_back
 from fxprune.analysis.lock_channels import lock_channels
 from fxprune.channels.groups import Removal
 from fxprune.errors import CaptureError, PlanError, RewriteError, VerificationError
@@ -77,6 +78,7 @@ class Result:
     recounted: sentences about attributes that forward does not read.
     more_by_graph: what a graph would lose more, and why it is not taken all the same; "" if there is none.
     several: a warning about names in the options that mean several groups; "" without any.
+    held: the channels that were locked since they could not be rewritten.
     """
 
     analysis: Findings
@@ -90,6 +92,7 @@ class Result:
     recounted: tuple[str, ...] = ()
     more_by_graph: str = ""
     several: str = ""
+    held: tuple[HeldBack, ...] = ()
 
 
 def attempt(analysis: Findings, request: Request, *, locking: bool = False) -> Result:
@@ -126,6 +129,7 @@ def attempt(analysis: Findings, request: Request, *, locking: bool = False) -> R
             resolved.constants,
             recounted=made.reasons,
             several=several,
+            held=held_back(first, analysis),
         )
         return _proven(result, resolved, request, made)
 

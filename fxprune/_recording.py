@@ -70,6 +70,7 @@ def recorded(result: Result) -> Record:
         tuple(call.name for call in analysis.subject.methods),
         weights=checksum(small),
         flow=flow_of(analysis),
+        held=result.held,
     )
 
 

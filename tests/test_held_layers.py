@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
 
 import fxprune
 from fxprune.cli.wording import spoken
+from fxprune.report import record_data
+from fxprune.report.html import content
 
 
 class Streaming(nn.Module):
@@ -39,6 +43,23 @@ def test_the_reason_names_the_layers_and_the_next_step(small: nn.Module) -> None
     assert spoken(reason).endswith("pass `--prefer graph`")
     assert small.gru.hidden_size == 14
     assert small.stem.out_features == 6
+
+
+def test_the_page_of_the_record_lists_these_channels_among_the_locked(small: nn.Module) -> None:
+    analysis, known = fxprune.analyze(Streaming().eval(), torch.randn(2, 7, 5), path="eager"), fxprune.record(small)
+    assert {("gru.weight_hh_l0", 0), ("last.weight", 1)} <= {*known.held[0].slots}
+    page = content.of_record(known, record_data(known), analysis, ())
+    assert (len(analysis.groups), [group["name"] for group in page["groups"]]) == (2, ["stem"])
+    (lock,) = (lock for lock in page["locked"] if "gives shape (1, 2, 14)" in lock["why"])
+    assert "gru.weight_hh_l0" in {held["parameter"] for held in lock["holds"]}
+    states = {node["id"]: node["state"] for node in page["layers"]}
+    assert (states["stem"], states["gru"]) == ("free", "inputs")
+
+
+def test_pickles_have_the_channels_that_stay(small: nn.Module) -> None:
+    again = pickle.loads(pickle.dumps(small))
+    assert fxprune.record(small).held
+    assert fxprune.record(again).held == fxprune.record(small).held
 
 
 @pytest.mark.filterwarnings("ignore::fxprune.FixedSizesWarning")

@@ -7,14 +7,17 @@ from typing import Any
 
 from fxprune._record import flows, repaired
 from fxprune._record.history import Record
+from fxprune.analysis.held_back import HeldBack
 from fxprune.costs import Cost, LayerCost
 from fxprune.files import Field
+from fxprune.ops import Event
 from fxprune.planning import plan_file
 from fxprune.planning.plan import Plan
 from fxprune.proof.one_sided import OneSided
 
 _KEYS = "exact before after reasons training error why_not norms cost".split()
-_OPTIONAL = "compared one_sided methods repair weights measured steps layers_gone flow".split()
+_OPTIONAL = "compared one_sided methods repair weights measured steps layers_gone flow held".split()
+_EVENT_KEYS = "op node module source why".split()
 _COST_KEYS = "params bytes macs at_least uncounted layers".split()
 
 
@@ -43,6 +46,7 @@ def data_of(record: Record) -> dict[str, Any]:
         **({"measured": {k: list(v) for k, v in record.measured.items()}} if record.measured else {}),
         **({"steps": record.steps} if record.steps > 1 else {}),
         **({} if record.flow is None else {"flow": flows.data_of(record.flow)}),
+        **({"held": [_held_data(one) for one in record.held]} if record.held else {}),
     }
 
 
@@ -85,7 +89,21 @@ def record_of(data: Field, plan: Plan) -> Record:
         (_count(data["steps"]) or 1) if "steps" in data.mapping() else 1,
         _layers(data["layers_gone"]) if "layers_gone" in data.mapping() else {},
         flows.flow_of(data["flow"]) if "flow" in data.mapping() else None,
+        tuple(map(_held, data["held"].items())) if "held" in data.mapping() else (),
     )
+
+
+def _held_data(held: HeldBack) -> dict[str, Any]:
+    return {**asdict(held.event), "slots": [list(slot) for slot in held.slots]}
+
+
+def _held(data: Field) -> HeldBack:
+    data.object((*_EVENT_KEYS, "slots"))
+    event = Event(*(data[key].text() for key in _EVENT_KEYS))
+    slots = [slot.items() for slot in data["slots"].items()]
+    if any(len(slot) != 2 for slot in slots):
+        raise data["slots"].wrong("they must be pairs of a name and a dimension")
+    return HeldBack(event, tuple((name.text(), _count(dim) or 0) for name, dim in slots))
 
 
 def _layers(data: Field) -> dict[str, tuple[int, ...]]:

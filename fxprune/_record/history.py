@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from fxprune._record.repaired import Repair
 from fxprune.analysis.findings import Findings
+from fxprune.analysis.held_back import HeldBack
 from fxprune.arguments import checks_arguments
 from fxprune.costs import Cost
 from fxprune.errors import PlanError
@@ -49,6 +50,7 @@ class Record:
     layers_gone: path of a list of layers -> the positions of those that are gone, where the small model counts the
         others from 0 (uniform="config" with drop). All names in the record and in the plan are those of the original.
     flow: the layers of the original and what runs before what, for the page; None in a record of an old file.
+    held: the channels that an analysis would let go and that stay, since code could not be rewritten: for the page.
     """
 
     path: str
@@ -72,6 +74,7 @@ class Record:
     steps: int = 1
     layers_gone: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     flow: LayerFlow | None = field(default=None, repr=False)
+    held: tuple[HeldBack, ...] = field(default=(), repr=False)
 
     @checks_arguments()
     def then(self, second: Record) -> Record:
@@ -107,6 +110,7 @@ class Record:
             weights=second.weights,
             steps=self.steps + second.steps,
             flow=self.flow,
+            held=self.held,
         )
 
     @property

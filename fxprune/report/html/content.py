@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from fxprune.analysis.findings import Findings, Group
+from fxprune.analysis.held_back import HeldBack, with_held_back
 from fxprune.costs import ChannelCost, Cost, all_but_one, cost_of
 from fxprune.errors import InputError, PlanError
 from fxprune.fold import resolve_plan
@@ -52,6 +53,9 @@ class Planned(Recorded, Protocol):
     @property
     def flow(self) -> LayerFlow | None: ...  # noqa: D102
 
+    @property
+    def held(self) -> tuple[HeldBack, ...]: ...  # noqa: D102
+
 
 def curves_of(curves: Any) -> list[Entry]:
     """The curves as plain data. Raises `InputError` for what is no result of `sensitivity` or `pareto`."""
@@ -89,6 +93,7 @@ def of_record(record: Planned, data: RecordData, findings: Findings | None, curv
         made = _without_findings(record, data)
     else:
         _refuse_other(record, findings)
+        findings = with_held_back(findings, record.held)
         made = _of_findings(findings, analysis_data(findings))
         there = {name for name, shape in record.after.items() if shape is not None}
         _add_kept(made, findings, there, record.plan)
