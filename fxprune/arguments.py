@@ -85,6 +85,7 @@ def checks_arguments(*only: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             except TypeError:
                 name = _name_of(function) if function.__name__ == "__init__" else function.__name__
                 _refuse_unknown(name, kwargs, signature)
+                _refuse_twice(name, args, kwargs, signature)
                 _refuse_by_position(name, args, kwargs, signature)
                 _refuse_missing(_name_of(function), args, kwargs, signature)
                 return function(*args, **kwargs)  # Python says it best
@@ -134,6 +135,28 @@ def _refuse_unknown(name: str, given: Mapping[str, Any], signature: inspect.Sign
         for option, value in given.items():
             if option not in known:
                 raise _unknown_argument(name, option, value, known)
+
+
+_PLACES = ("first", "second", "third", "fourth", "later")
+
+
+def _refuse_twice(name: str, args: Sequence[Any], given: Mapping[str, Any], signature: inspect.Signature) -> None:
+    """Raises `UnknownArgumentError` for an argument that is given by position and by name."""
+    placed = _by_position(signature)
+    shift = placed[:1] == ["self"]
+    twice = next((option for option in placed[: len(args)] if option in given), "")
+    if not twice:
+        return
+    told = [shown(value) for value in args[shift:]] + [f"{option}={shown(value)}" for option, value in given.items()]
+    before = placed[shift : placed.index(twice)]
+    needed = [each.name for each in _needed(signature) if each.name in placed[placed.index(twice) + 1 :]]
+    raise UnknownArgumentError(
+        f"{name}() got the argument {twice!r} twice, by position and by name",
+        at=f"{name}({', '.join(told)})",
+        why=f"the {_PLACES[min(placed.index(twice) - shift, 4)]} argument by position is {twice!r}",
+        do=f"call {name}({', '.join([*before, twice, *needed])}), or write the names: "
+        f"{name}({', '.join([*before, *(f'{each}=...' for each in (twice, *needed))])})",
+    )
 
 
 def _refuse_by_position(name: str, args: Sequence[Any], given: Mapping[str, Any], signature: inspect.Signature) -> None:

@@ -86,3 +86,16 @@ def test_a_constructor_tells_what_it_lacks(kind):
         kind()
     with pytest.raises(fxprune.errors.UnknownArgumentError, match=rf"^{kind.__name__}\(\) got an unexpected"):
         kind(other=torch.ones(1))
+
+
+def test_an_argument_that_is_given_twice_is_named():
+    model, x = nn.Linear(2, 2), torch.ones(1, 2)
+    with pytest.raises(fxprune.errors.UnknownArgumentError) as caught:
+        fxprune.export(model, x, path="model.onnx")
+    text = str(caught.value)
+    assert text.startswith("export() got the argument 'path' twice, by position and by name")
+    assert "\n  why  the second argument by position is 'path'" in text
+    assert "\n  do   call export(model, path, example_inputs), or write the names: " in text
+    assert text.endswith("export(model, path=..., example_inputs=...)")
+    with pytest.raises(TypeError, match=r"MaskedLinear\(\) got the argument 'in_features' twice"):
+        sparse.MaskedLinear(2, 2, in_features=3)

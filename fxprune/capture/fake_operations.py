@@ -4,7 +4,7 @@ Torch computes a long key of each call, and else tries one way to a result after
 the meta device, which is called here at once (`BY_KERNEL`). For operations that make new tensors a short key is enough
 (`REMEMBERED`). For batch normalisation in evaluation mode torch decomposes the operation, although the result has the
 shape of the input. The question for a device goes through all of torch's modes. For `_grouped_mm` torch accepts
-bfloat16 only.
+bfloat16 only. For a product of matrices of two dtypes, which raises on every device, torch gives a result.
 """
 
 from __future__ import annotations
@@ -233,6 +233,17 @@ def _is_dense(x: torch.Tensor) -> bool:
     return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
 
+def _product(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The product of two matrices, the last arguments; None where torch has to look.
+
+    Raises for matrices of two dtypes, as every device does. The kernel for fake tensors gives a result.
+    """
+    mat1, mat2 = args[-2:]
+    if mat1.dtype != mat2.dtype:
+        raise RuntimeError(f"mat1 and mat2 must have the same dtype, but got {mat1.dtype} and {mat2.dtype}")
+    return _remembered(func, args, kwargs)
+
+
 def _lookup(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The rows of a table; None where torch has to look. Raises for numbers of example inputs that are out of range."""
     check_lookup(args[0], args[1])
@@ -258,7 +269,7 @@ REMEMBERED = (
     *(aten.convolution.default, aten.native_layer_norm.default, aten.native_group_norm.default),
     *(aten._softmax.default, aten._scaled_dot_product_flash_attention_for_cpu.default),
     *(aten.max_pool2d_with_indices.default, aten.avg_pool2d.default, aten._adaptive_avg_pool2d.default),
-    *(aten.mm.default, aten.addmm.default, aten.bmm.default, aten.cat.default, aten.clone.default),
+    *(aten.bmm.default, aten.cat.default, aten.clone.default),
     *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.neg.default, aten.rsqrt.default),
     *(aten.relu.default, aten.silu.default, aten.gelu.default, aten.sigmoid.default, aten.tanh.default),
     *(aten.hardswish.default, aten.hardsigmoid.default, aten.sqrt.default, aten.exp.default, aten.cos.default),
@@ -273,6 +284,9 @@ IN_PLACE = (
 )
 """The operations that write into their first argument and give it back."""
 
+PRODUCTS = (aten.mm.default, aten.addmm.default)
+"""The products of two matrices, whose dtypes torch does not check on fake tensors."""
+
 LOOKUPS = (aten.embedding.default, aten._embedding_bag.default, aten._embedding_bag_forward_only.default)
 """The operations that take rows of a table, their first argument, by numbers, their second one."""
 
@@ -282,6 +296,7 @@ _WAYS: dict[Any, Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]] = {
     **dict.fromkeys(BY_KERNEL, _by_kernel),
     **dict.fromkeys(REMEMBERED, _remembered),
     **dict.fromkeys(IN_PLACE, _in_place),
+    **dict.fromkeys(PRODUCTS, _product),
     **dict.fromkeys(LOOKUPS, _lookup),
     torch.ops.prim.device.default: _device,
     aten.empty.memory_format: _empty,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from fxprune.errors import PlanError, counted
 from fxprune.files import PathLike
 from fxprune.given_seeds import check_seed
 from fxprune.planning.alignment import best_multiple
-from fxprune.planning.budgets import budgets_of, checked_keys
+from fxprune.planning.budgets import Budget, budgets_of, checked_keys
 from fxprune.planning.concerned import concerned
 from fxprune.planning.figures import TIMED, Meter
 from fxprune.planning.fitting import within
@@ -34,7 +34,7 @@ from fxprune.planning.masks import every_channel, removed_by_masks
 from fxprune.planning.ranked import Ranked
 from fxprune.planning.scopes import Units, costs_of
 from fxprune.planning.select import by_group, ignored_groups, importance_by_pattern, several_ignored, several_meant
-from fxprune.planning.shared_settings import keep_equal_widths
+from fxprune.planning.shared_settings import EQUAL_COUNTS, keep_equal_widths
 from fxprune.planning.uniform import EqualWidths, equal_widths
 
 
@@ -120,17 +120,29 @@ def choose(
     groups, beside = concerned(findings, groups, equal, meter)
     by_pattern = importance_by_pattern(findings, importance)
     scores = scores_of(findings, by_pattern, [*groups, *(findings.groups[number] for number in fixed)], seed)
-    ranked = Ranked(findings, scores, tuple(groups), fixed, equal, limits, _units(findings, by_pattern, keep))
+    do = EQUAL_COUNTS if isinstance(ratio, Mapping) or counts is not None else ""
+    ranked = Ranked(findings, scores, tuple(groups), fixed, equal, limits, _units(findings, by_pattern, keep), do)
     if isinstance(round_to, str):
         round_to, told = best_multiple(findings, partial(ranked.widths, scope), table, meter, budgets)
         why = (*why, told)
-    if meter is None:
-        removed, reasons = ranked.by_ratio(groups, round_to)
-    else:
-        removed, reasons = within(findings, budgets, ranked.widths(scope, round_to), meter)
+    removed, reasons = _flags(ranked, groups, meter, budgets, scope, round_to)
     if not removed.any() and not reasons:
         reasons = _why_nothing(groups, replace(limits, round_to=round_to), keep)
     return _with_protected(findings, importance, removed), (*reasons, *why, *beside, *several_ignored(findings, ignore))
+
+
+def _flags(
+    ranked: Ranked,
+    groups: Mapping[Group, float],
+    meter: Meter | None,
+    budgets: Sequence[Budget],
+    scope: str,
+    multiple: int,
+) -> tuple[Bools, tuple[str, ...]]:
+    """The channels that go by the ratios of the groups, or by budgets if there is a meter; the reasons for others."""
+    if meter is None:
+        return ranked.by_ratio(groups, multiple)
+    return within(ranked.findings, budgets, ranked.widths(scope, multiple), meter)
 
 
 def _units(findings: Findings, by_pattern: Mapping[str, Importance], keep: Any) -> Units:

@@ -16,7 +16,7 @@ from fxprune.planning.from_first import FromFirst
 from fxprune.planning.keeping import Scores
 from fxprune.planning.limits import Limits
 from fxprune.planning.scopes import ScopeFunction, Spread, Units, scope_named
-from fxprune.planning.shared_settings import keep_equal_widths
+from fxprune.planning.shared_settings import EQUAL_COUNTS, keep_equal_widths
 from fxprune.planning.uniform import EqualWidths
 
 
@@ -27,6 +27,7 @@ class Ranked:
     fixed: the number of a group -> how many channels go, for groups whose widths are given.
     equal: the sets of groups that keep equally many channels.
     units: how the scores of different groups compare.
+    do: the next step where widths that are one number cannot have what was asked for: see `keep_equal_widths`.
     """
 
     findings: Findings
@@ -36,6 +37,7 @@ class Ranked:
     equal: EqualWidths
     limits: Limits
     units: Units
+    do: str = EQUAL_COUNTS
 
     def spread(self, multiple: int) -> Spread:
         """The channels that the groups may lose, if the widths are multiples of a number."""
@@ -63,7 +65,7 @@ class Ranked:
             if drop:
                 removed[self._ascending(number)[:drop]] = True
         reasons = keep_enough(self.findings, removed, self.scores)
-        return removed, (*reasons, *keep_equal_widths(self.findings, removed, self.scores))
+        return removed, (*reasons, *keep_equal_widths(self.findings, removed, self.scores, self.do))
 
     def _ascending(self, number: int) -> Ints:
         """The channels of a group, those with the lowest scores first."""

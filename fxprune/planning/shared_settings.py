@@ -24,16 +24,21 @@ from fxprune.planning.common_number import keep_common_number
 from fxprune.planning.common_width import keep_common_width
 from fxprune.planning.keeping import Keeping, Part, Scores
 
+EQUAL_COUNTS = "give them equal counts"
+"""The next step where the user chose how many channels go of each width."""
 
-def keep_equal_widths(findings: Findings, removed: Bools, scores: Scores) -> tuple[str, ...]:
+
+def keep_equal_widths(findings: Findings, removed: Bools, scores: Scores, do: str = EQUAL_COUNTS) -> tuple[str, ...]:
     """Keep more channels until all numbers that forward computes from settings and sizes fit.
 
     Returns a reason for each group of such numbers that did not fit.
 
-    removed: flags of channels, cleared in place. scores: one per channel; those with the best are kept first.
+    removed: flags of channels, cleared in place. scores: one per channel; those with the best are kept first. do: the
+        next step, which `prefer="graph"` follows where the model keeps its class; "" if there is no other one.
     """
     reasons: dict[str, None] = {}
-    do = "; give them equal counts" + (', or pass prefer="graph"' if findings.captured.keeps_class else "")
+    steps = [do] * bool(do) + ['pass prefer="graph"'] * findings.captured.keeps_class
+    do = "; " * bool(steps) + ", or ".join(steps)
     kept = -1
     while kept != np.count_nonzero(removed):  # every round keeps channels, or is the last one
         kept = int(np.count_nonzero(removed))

@@ -32,6 +32,7 @@ from fxprune.rewrite.seeds_behind_hooks import check_seeds
 from fxprune.rewrite.tensor_hooks import carry_over
 from fxprune.rewrite.tensors import cut_all, kept_part_of
 from fxprune.rewrite.unread_attributes import recount_unread
+from fxprune.rewrite.unread_buffers import buffers_that_stay
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +89,8 @@ def rewrite(findings: Findings, removal: Removal, constants: FoldedConstants | N
     if isinstance(small, fx.GraphModule):
         small.graph.lint()
         small.recompile()
-    return Rewritten(small, factors, exact, settled.reasons + cut_attributes(small, findings, removal))
+    unread = cut_attributes(small, findings, removal) + buffers_that_stay(small, findings, removal)
+    return Rewritten(small, factors, exact, settled.reasons + unread)
 
 
 def scale_factors(findings: Findings, removal: Removal) -> ScaleFactors:

@@ -4,7 +4,8 @@ Nothing shows what such an attribute counts. It is taken for a width if layers o
 recounted if these layers agree on the new one. Where they do not, the values decide that enter and leave the modules
 inside: a block counts the channels that it hands to its parts, not those inside the parts. Attributes whose names
 differ in underscores only, and that hold the same integers, are taken for one: einops' layers keep `axes_lengths` for
-copies, and `_axes_lengths` for forward. What is done, or cannot be done, is said in the record.
+copies, and `_axes_lengths` for forward. An attribute that equals another number of its module's own layers too, such as
+a kernel size, stays. What is done, or cannot be done, is said in the record.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def recount_unread(small: nn.Module, findings: Findings, removal: Removal) -> tu
     used = {setting for use in findings.uses.all for setting in use.expression.settings}
     settings = [s for s in findings.uses.before if _is_guessed(small, s) and s not in used]
     sizes = {findings.uses.before[setting] for setting in settings}
-    widths = _widths(findings, removal, sizes) if settings else {}
+    widths = nearest_widths(findings, removal, sizes) if settings else {}
     handed = functools.cache(lambda: _handed(findings, removal, sizes))
     sentences, names = [], ForwardNames(small)
     for setting in settings:
@@ -49,6 +50,8 @@ def recount_unread(small: nn.Module, findings: Findings, removal: Removal) -> tu
         if names.has(setting[0], _last_name(setting)):
             if len(found.counts) == 1:
                 sentences.append(_stays(setting, before, found, "forward reads it and counts nothing with it"))
+        elif same := _same_number(small, findings.model, setting[0], before):
+            sentences.append(_stays(setting, before, found, f"{same} is {before} too, which it may count instead"))
         elif len(found.counts) == 1:
             (now,) = found.counts
             write_setting(small, setting, now)
@@ -102,6 +105,38 @@ def _taken_from_layer(small: nn.Module, setting: Setting, model: nn.Module, befo
     return True
 
 
+NO_WIDTHS = (
+    *("kernel_size", "stride", "padding", "output_padding", "dilation", "groups", "num_groups", "num_heads"),
+    *("num_layers", "p", "output_size", "upscale_factor", "downscale_factor", "scale_factor", "size"),
+)
+"""The attributes of torch's layers that count no channels of one tensor."""
+
+
+def _same_number(small: nn.Module, model: nn.Module, path: str, before: int) -> str:
+    """The attribute of one of a module's own layers that has a number, is no width and stays; "" if there is none.
+
+    Layers in lists of the module are its own too. model: the original.
+    """
+    for layer in _own_layers(small, path):
+        kept, original = small.get_submodule(layer), model.get_submodule(layer)
+        for name in NO_WIDTHS:
+            value, now = getattr(original, name, None), getattr(kept, name, None)
+            values, same = (each if isinstance(each, tuple) else (each,) for each in (value, now))
+            if values == same and any(type(number) is int and number == before for number in values):
+                return f"{name} of {layer}"
+    return ""
+
+
+def _own_layers(model: nn.Module, path: str) -> Iterator[str]:
+    """The paths of torch's layers in a module, and in the lists, sequences and dicts of modules there."""
+    for name, child in model.get_submodule(path).named_children():
+        inside = f"{path}.{name}".strip(".")
+        if _is_layer(model, inside):
+            yield inside
+        elif isinstance(child, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+            yield from _own_layers(model, inside)
+
+
 def _recount_namesakes(small: nn.Module, before: Mapping[Setting, int], used: set[Setting]) -> Iterator[str]:
     """Give the attributes that no run has used the numbers of others by name. Changes `small`; yields sentences."""
     attributes: dict[tuple[str, str], list[Setting]] = {}
@@ -138,7 +173,7 @@ _Widths = Mapping[tuple[str, int], _Width]
 """Path of a module, width -> the layers nearest to it that had this width."""
 
 
-def _widths(findings: Findings, removal: Removal, sizes: Collection[int]) -> _Widths:
+def nearest_widths(findings: Findings, removal: Removal, sizes: Collection[int]) -> _Widths:
     """The layers that had a width, one of these sizes, in one of the dimensions of their tensors."""
     axes = (axis for axis in findings.axes if axis.vector.size in sizes)
     names = ((name, axis.vector) for axis in axes for name in findings.names_of(axis.parameter))
@@ -164,7 +199,7 @@ def _nearest(found: Iterable[tuple[str, Vector]], removal: Removal, *, outside: 
     made: dict[tuple[str, int], _Width] = {}
     for layer, vector in found:
         now = removal.count(vector)
-        for depth, path in enumerate(_from_inside(layer)):
+        for depth, path in enumerate(from_inside(layer)):
             known = made.get((path, vector.size))
             if outside and not depth:
                 continue
@@ -182,7 +217,7 @@ def _one_of(layers: _Width, handed: _Width | None) -> _Width:
     return handed
 
 
-def _from_inside(path: str) -> Iterator[str]:
+def from_inside(path: str) -> Iterator[str]:
     """A path and the paths of the modules around it, up to the model."""
     while path:
         yield path
@@ -211,4 +246,4 @@ class ForwardNames:
 
     def has(self, path: str, attribute: str) -> bool:
         """True if forward of a module, or of a module around it, uses the name of the attribute."""
-        return any(attribute in self._of(around) for around in _from_inside(path))
+        return any(attribute in self._of(around) for around in from_inside(path))

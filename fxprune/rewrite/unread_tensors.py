@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from fxprune.analysis.findings import Findings
-from fxprune.capture.containers import found_in, key_text
+from fxprune.analysis.settings import OF_EVERY_MODULE
+from fxprune.capture.containers import found_in, key_text, parts
 from fxprune.capture.tensors import Tensors
 
 
@@ -28,8 +30,9 @@ def unread_tensors(
     cut = {name: shape for name, shape in before.items() if after.get(name, shape) != shape}
     if not cut:
         return []
-    read = {name for axis in findings.solution.axes for name in findings.names_of(axis.parameter)}
-    found = []
+    read = {name for axis in findings.axes for name in findings.names_of(axis.parameter)}
+    found: list[str] = []
+    originals = dict(findings.model.named_modules())
     for path, module in small.named_modules():
         prefix = path and f"{path}."
         for attribute, tensor in _tensors(module):
@@ -38,7 +41,52 @@ def unread_tensors(
             if same and name not in read and after.get(name, shape) == before.get(name, shape):
                 why = f"forward does not read it, and the parameter of that shape is {list(after[same[0]])} now"
                 found.append(f'"{name}" stays {list(shape)}: {why} ("{same[0]}"); `methods=` shows what reads it')
+        below = {other: old for other, old in cut.items() if other.startswith(prefix)}
+        original = originals.get(path)
+        if below and original is not None and not type(original).__module__.startswith("fxprune."):
+            found += _in_containers(prefix, module, original, read, below)
     return found + _of_parameters(state, cut)
+
+
+def _in_containers(
+    prefix: str, module: nn.Module, original: nn.Module, read: Collection[str], cut: Mapping[str, tuple[int, ...]]
+) -> Iterator[str]:
+    """Yields a sentence about each list, dict or other container with tensors that have the old shape of a parameter.
+
+    read: the names of the tensors that forward reads. cut: name of a smaller parameter of the module -> its shape in
+        the original.
+    """
+    shapes: dict[tuple[int, ...], str] = {}
+    for name, old in cut.items():
+        shapes.setdefault(old, name)
+    own = [(f".{name}", tuple(tensor.shape)) for name, tensor in Tensors.of(module).items()]
+    for attribute, value in module.__dict__.items():
+        if attribute in OF_EVERY_MODULE or isinstance(value, torch.Tensor):
+            continue
+        before = {keys: tuple(tensor.shape) for keys, tensor in _found_in(original.__dict__.get(attribute))}
+        stay = []
+        for keys, tensor in _found_in(value):
+            name, shape = "".join((prefix, attribute, *map(key_text, keys))), tuple(tensor.shape)
+            fits = any(other.endswith(f".{keys[-1]}") and now == shape for other, now in own) if keys else False
+            if shape in shapes and before.get(keys) == shape and name not in read and not fits:
+                stay.append((name, shape))
+        if stay:
+            name, shape = stay[0]
+            more = f" (and {len(stay) - 1} more tensors of {prefix}{attribute})" if stay[1:] else ""
+            yield (
+                f'"{name}" stays {list(shape)}{more}: forward does not read it, and "{shapes[shape]}" had this shape; '
+                "`methods=` shows what reads it"
+            )
+
+
+def _found_in(value: Any) -> Iterator[tuple[tuple[Any, ...], torch.Tensor]]:
+    """The tensors in a container, each with the keys that lead to it; of a list or dict of any length."""
+    plain = isinstance(value, list | tuple | deque | dict)
+    seen: dict[int, Any] = {}
+    for key, item in parts(value).items() if plain else ():
+        yield from found_in(item, _has_sizes, seen, (key,))
+    if not plain:
+        yield from found_in(value, _has_sizes, seen)
 
 
 def _of_parameters(state: Tensors, cut: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -70,6 +70,12 @@ def test_a_tie_is_the_reason_why_nothing_goes() -> None:
     assert reason.startswith("width is one number for several widths: they keep as many channels (split in the model (")
     assert "needs 1" in reason
     assert "needs 2" in reason
+    assert reason.endswith('); pass prefer="graph"'), "one ratio gives all widths the same"
+
+
+@pytest.mark.parametrize("request_", [{"ratio": {"*": 0.3}}, {"ratio": 0.3, "counts": {"up": 3}}])
+def test_equal_counts_are_the_next_step_where_counts_were_given(request_: dict[str, Any]) -> None:
+    (reason,) = reasons(Tied(), torch.randn(2, 4), **request_)
     assert reason.endswith('); give them equal counts, or pass prefer="graph"')
 
 

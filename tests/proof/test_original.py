@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from pathlib import Path
 
@@ -139,3 +140,21 @@ def test_ids_that_forward_changes_are_not_judged():
 
     assert fxprune.analyze(Changes().eval(), BAD).groups
     assert fxprune.cost(Changes().eval(), BAD.clone()).macs
+
+
+class Casts(nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.to(self[0].weight.dtype))
+
+
+@pytest.mark.parametrize("path", [None, "eager", "fx", "export"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_inputs_of_another_dtype_than_the_weights_are_an_error_of_the_model(dtype, bias, path):
+    layers = nn.Linear(8, 16, bias=bias), nn.ReLU(), nn.Linear(16, 3, bias=bias)
+    x = torch.randn(2, 8).to(dtype)
+    for call in (fxprune.analyze, fxprune.cost, functools.partial(fxprune.transform, ratio=0.5)):
+        with pytest.raises(fxprune.CaptureError, match="mat1 and mat2 must have the same dtype, but got"):
+            call(nn.Sequential(*layers).eval(), x, path=path)
+    small = fxprune.transform(Casts(*layers).eval(), x, ratio=0.5, path=path)
+    assert fxprune.verify(Casts(*layers).eval(), small, x) < 1e-9

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import numpy as np
 import pytest
 import torch
@@ -116,3 +118,65 @@ def test_the_weight_that_torch_prune_computes_is_cut_and_not_talked_of() -> None
     assert not any('attribute "weight"' in reason for reason in fxprune.record(small).reasons)
     prune.remove(small[0], "weight")
     assert small[0].weight.shape == (4, 4)
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_the_weight_that_a_hook_computes_is_not_talked_of(norm) -> None:
+    net = nn.Sequential(norm(nn.Linear(4, 8)), nn.ReLU(), norm(nn.Linear(8, 2))).eval()
+    small = fxprune.transform(net, torch.randn(1, 4), ratio=0.5, exact=False)
+    assert small[0].weight.shape == (4, 4)
+    assert not [reason for reason in record(small).reasons if 'attribute "weight"' in reason]
+
+
+class Shadowed(nn.Module):
+    """A moving average of a module inside, by the names that its tensors have there."""
+
+    def __init__(self, kind: type = dict) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+        self.shadow = kind((name, tensor.clone()) for name, tensor in self.net.state_dict().items())
+
+    def forward(self, x):
+        return self.net(x)
+
+    def differences(self):
+        return sum((self.shadow[name] - tensor).abs().sum() for name, tensor in self.net.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", [dict, OrderedDict])
+def test_a_dict_with_the_names_of_a_module_inside_shrinks_with_it(kind) -> None:
+    model = Shadowed(kind).eval()
+    small = fxprune.transform(model, torch.randn(4, 8), ratio=0.5)
+    assert type(small.shadow) is kind
+    assert small.net[0].out_features == 8
+    assert small.differences() == model.differences() == 0
+    told = [reason for reason in record(small).reasons if "shadow" in reason]
+    assert len(told) == 7
+    assert "attribute \"shadow\" of the model for '1.running_mean' was [16] and is [8] now" in told[4]
+    assert told[4].endswith('its key names "net.1.running_mean"')
+
+
+def test_names_that_several_modules_inside_have_are_said_to_be_unclear() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = (nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)) for _ in range(2))
+            self.shadow = {name: tensor.detach().clone() for name, tensor in self.a.named_parameters()}
+
+        def forward(self, x):
+            return self.b(self.a(x))
+
+    small = fxprune.transform(Two().eval(), torch.randn(4, 8), ratio={"a.0": 0.5})
+    assert small.shadow["0.weight"].shape == (16, 8)
+    said = "attribute \"shadow\" of the model for '0.weight' stays [16, 8], although tensors of its name have lost"
+    assert any(reason.startswith(said) for reason in record(small).reasons)
+
+
+def test_the_sentences_about_a_long_dict_are_counted() -> None:
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(12))).eval()
+    model.shadow = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    reasons = record(fxprune.transform(model, torch.randn(2, 8), ratio=0.5)).reasons
+    told = [reason for reason in reasons if "shadow" in reason]
+    assert len(told) == 9
+    assert told[-1] == 'attribute "shadow" of the model: the same of 15 more tensors there'

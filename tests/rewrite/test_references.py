@@ -442,3 +442,34 @@ def test_tensors_that_forward_does_not_read_and_that_keep_the_old_shape_are_name
     small = pruned(model, methods={"drift": ()})
     assert not [reason for reason in fxprune.record(small).reasons if " stays [" in reason]
     assert small.drift() == 0
+
+
+@pytest.mark.parametrize(
+    "kind", [list, tuple, lambda tensors: {"nested": tensors}, lambda tensors: dict(enumerate(tensors))]
+)
+def test_tensors_in_containers_that_keep_the_old_shape_are_named(kind):
+    class Averages(Net):
+        def __init__(self):
+            super().__init__()
+            self.shadow = kind([parameter.detach().clone() for parameter in self.parameters()])
+            self.parts = [self.a.weight, torch.ones(5), "text"]
+
+    small = pruned(Averages().double().eval())
+    (told,) = (reason for reason in fxprune.record(small).reasons if "shadow" in reason)
+    assert " stays [8, 4] (and 4 more tensors of shadow): forward does not read it" in told
+    assert '"a.weight" had this shape; `methods=` shows what reads it' in told
+    assert not [reason for reason in fxprune.record(small).reasons if "parts" in reason]
+
+
+def test_a_list_of_any_length_is_looked_at_and_one_that_forward_reads_is_not_named():
+    class Long(Net):
+        def __init__(self):
+            super().__init__()
+            self.shadow = [*range(300), self.a.weight.detach().clone()]
+            self.read = [self.a.weight.detach().clone().double()]
+
+        def forward(self, x):
+            return super().forward(x) + nn.functional.linear(x, self.read[0]).sum(-1, keepdim=True)
+
+    told = [reason for reason in fxprune.record(pruned(Long().double().eval())).reasons if "a.weight" in reason]
+    assert [reason.partition(":")[0] for reason in told] == ['"shadow[300]" stays [8, 4]']

@@ -280,3 +280,32 @@ def test_a_sentence_names_a_layer_or_leaves_the_place_out() -> None:
     own, below = (unread_attributes._stays(("", "dim", ()), 48, found, "why") for found in counts)
     assert own.endswith("dim stays 48, although layers of that width have 33 now: why")
     assert below.endswith("have 33 now (up): why")
+
+
+class Streams(nn.Module):
+    """A block with a kernel as wide as one of its layers; another method keeps as many steps as the kernel has."""
+
+    def __init__(self, *, listed: bool) -> None:
+        super().__init__()
+        self.steps, self.parts = 4, 16
+        self.a, self.narrow, self.b = nn.Linear(3, 16), nn.Linear(16, 4), nn.Linear(4, 2)
+        conv = nn.Conv1d(16, 16, 4, groups=16, padding=3)
+        self.convs = nn.ModuleList([conv]) if listed else conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv = self.convs[0] if isinstance(self.convs, nn.ModuleList) else self.convs
+        h = conv(self.a(x).transpose(1, 2))[..., : x.shape[1]].transpose(1, 2)
+        return self.b(torch.relu(self.narrow(torch.relu(h))))
+
+    def state(self) -> Tensor:
+        return torch.zeros(1, self.parts, self.steps)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_what_equals_a_kernel_size_too_stays_and_is_named(listed: bool) -> None:
+    small = fxprune.transform(Streams(listed=listed).eval(), torch.randn(2, 6, 3), ratio=0.5)
+    assert small.narrow.out_features == 2
+    assert small.state().shape == (1, 8, 4), "16 parts are groups too, which have followed"
+    place = "convs.0" if listed else "convs"
+    said = f"kernel_size of {place} is 4 too, which it may count instead"
+    assert f"steps stays 4, although layers of that width have 2 now (narrow): {said}" in fxprune.record(small).reasons
