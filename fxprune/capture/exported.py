@@ -28,13 +28,13 @@ from fxprune.capture.error_place import line_of
 from fxprune.capture.exported_graph import inline_regions, remove_assertions, unshare_sizes
 from fxprune.capture.exported_guards import GUARDS, guards_hold, inline_guards
 from fxprune.capture.exported_module import add_constants, containers
-from fxprune.capture.exported_sizes import ShortFormulas, constants, needlessly_fixed, takes
+from fxprune.capture.exported_sizes import ShortFormulas, changed_by, constants, needlessly_fixed, takes
 from fxprune.capture.graph_names import check_names
 from fxprune.capture.inputs import Inputs, bound, leaves_for_placeholders
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import silence
 from fxprune.capture.size_ranges import ranges_of
-from fxprune.capture.trace_watch import NOT_KEPT, watching_export
+from fxprune.capture.trace_watch import CHANGES_STATE, NOT_KEPT, watching_export
 from fxprune.errors import CaptureError, text_of
 
 
@@ -61,6 +61,9 @@ def export(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
     notes = constants(program, ranges)
     notes += [f"the output {path} is None: {kind} is no container of tensors" for path, kind in _split_entries(dropped)]
     fixed = needlessly_fixed(program, model, inputs, ranges)
+    noted = "".join(lost)  # with the line, where an attribute is assigned
+    changed = (name for name in changed_by(model, inputs) if f"self.{name.rpartition('.')[2]}" not in noted)
+    lost += (f"{CHANGES_STATE} {name}" for name in changed)
     lost += (f"{NOT_KEPT}: {what}" for what in fixed.state)
     at_rest = (f"{NOT_KEPT}: {what}" for what in lost_in_program(model))
     made.meta[NOTES], made.meta[LOST] = (*notes, *at_rest, *lost), tuple(lost)

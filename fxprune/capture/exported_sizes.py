@@ -15,6 +15,7 @@ from fxprune.capture.inputs import Inputs
 from fxprune.capture.process_state import no_fake_tensor_log, no_fused_attention, same_random_state
 from fxprune.capture.size_ranges import Ranges, shapes_with, user_inputs
 from fxprune.capture.state import State
+from fxprune.capture.trace_watch import OTHER_SIZE
 
 FORMULA = 24
 """The most operations in the formula of a size."""
@@ -83,7 +84,14 @@ def needlessly_fixed(
                 notes.append(f"the input {node.name} keeps its size {leaf.shape[dim]} in dimension {dim}")
             if most is not None and runs_with(size.node.expr, most + 1):
                 notes.append(f"the input {node.name} is of size {most} at most in dimension {dim}")
-    return FixedSizes(tuple(notes), tuple(f"forward changes {name} when a size is another one" for name in state))
+    return FixedSizes(tuple(notes), tuple(f"forward changes {name} {OTHER_SIZE}" for name in state))
+
+
+def changed_by(model: nn.Module, inputs: Inputs) -> list[str]:
+    """The attributes that a call on these inputs changes, as paths from the model. Buffers are in a program."""
+    state = dict[str, None]()
+    _runs(model, inputs, [], {}, state)
+    return [name for name in state if name not in dict(model.named_buffers(remove_duplicate=False))]
 
 
 def takes(program: torch.export.ExportedProgram, inputs: Inputs) -> bool:
@@ -143,7 +151,7 @@ def _runs(model: nn.Module, inputs: Inputs, tensors: list[torch.Tensor], sizes: 
     numbers = {id(tensor): number for number, tensor in enumerate(tensors)}
 
     def resized(tensor: torch.Tensor) -> torch.Tensor:
-        number = numbers[id(tensor)]
+        number = numbers.get(id(tensor), -1)
         return faker.smaller(tensor, [sizes.get((number, dim), size) for dim, size in enumerate(tensor.shape)])
 
     args, kwargs = pytree.tree_map_only(torch.Tensor, resized, inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,8 +27,8 @@ _DEPTH = 4
 class State:
     """A note of the state of a model, taken before a call.
 
-    users: True to leave out the modules of torch. What these keep, such as the statistics of a norm, changes numbers
-        only: a second call does the same as the first one.
+    users: True to leave out what modules of torch keep, such as the statistics of a norm. It changes numbers only: a
+        second call does the same as the first one.
     """
 
     def __init__(self, model: nn.Module, *, users: bool = False) -> None:
@@ -55,13 +56,24 @@ def _state_of(model: nn.Module, users: bool) -> dict[tuple[str, str], Any]:
     found = {}
     for path, module in model.named_modules():
         torchs = users and is_torch(type(module).__module__)
-        own = [] if torchs else [*module.__dict__.items(), *module._buffers.items()]
+        own = list(_given(module)) if torchs else [*module.__dict__.items(), *module._buffers.items()]
         for name, parameter in parameters_with_attributes(module):
             own += [(f"{name}.{attribute}", value) for attribute, value in given_attributes(parameter).items()]
         for name, value in own:
             if name not in _OF_TORCH and not name.endswith("_hooks"):
                 found[path, name] = value if type(value) in _PLAIN else _note(value, _DEPTH)
     return found
+
+
+def _given(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The attributes that code has given a module of torch, those of plain values left out.
+
+    A weight is none that a hook of torch computes before each call.
+    """
+    computed = {name.removesuffix(end) for name in module._parameters for end in ("_orig", "_g")}
+    for name, value in module.__dict__.items():
+        if not (type(value) in _PLAIN or name in _OF_TORCH or name in computed or name.startswith("_")):
+            yield name, value
 
 
 def _note(value: Any, depth: int) -> Any:
@@ -76,7 +88,7 @@ def _note(value: Any, depth: int) -> Any:
         return [(key, _note(part, depth - 1)) for key, part in dict.items(value)]
     if type(value) is tuple and all(type(part) in _PLAIN for part in value):
         return value
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, deque)):
         return [_note(part, depth - 1) for part in items_of(value)]
     if isinstance(value, (set, frozenset)):
         return [_note(part, depth - 1) for part in value]

@@ -96,6 +96,13 @@ def watching(listener: Listener, members: Set[int], storages: Set[int], paramete
 
 
 NOT_KEPT = "an exported graph does not keep this"
+CHANGES_STATE = f"{NOT_KEPT}: forward changes"
+OTHER_SIZE = "when a size is another one"
+
+
+def changes_state(lost: Iterable[str]) -> bool:
+    """True if one of these sentences is about what forward changes on the same sizes too: a second call may read it."""
+    return any(text.startswith(CHANGES_STATE) and not text.endswith(OTHER_SIZE) for text in lost)
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ def _cut_attributes(
     for name, value in old.__dict__.items():
         if type(value) is torch.Tensor and id(value) not in known and not (is_sparse(value) or is_packed(value)):
             same = value.shape == old.shape
-            new.__dict__[name] = cut(value.detach(), kept if same else {}).requires_grad_(value.requires_grad)
+            new.__dict__[name] = cut(value.detach(), kept if same else {}).requires_grad_(_is_trained(value))
 
 
 def _part(tensor: torch.Tensor, kept: dict[int, Bools], positions: Bools | None) -> torch.Tensor:
@@ -135,6 +135,11 @@ def like(old: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     elif isinstance(old, nn.Parameter):
         new = type(old)(values, requires_grad=old.requires_grad)
     else:
-        new = values.requires_grad_(old.requires_grad)
+        new = values.requires_grad_(_is_trained(old))
     new.__dict__.update(old.__dict__)
     return new
+
+
+def _is_trained(tensor: torch.Tensor) -> bool:
+    """True for a tensor that gets gradients itself. A result of the user's last call has some by its history alone."""
+    return tensor.requires_grad and tensor.is_leaf
