@@ -19,6 +19,7 @@ from fxprune._find import AnalyzeArguments, find
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.settings import changed_setting
 from fxprune.arguments import checks_arguments, refuse_unknown, shown
+from fxprune.capture.kept_buffers import public_call_on_model
 from fxprune.capture.model_form import ModelForm, form_of
 from fxprune.capture.process_state import public_call
 from fxprune.costs import ChannelCost, Cost, cost_of, per_channel
@@ -240,7 +241,7 @@ def _refuse_own_options(options: Mapping[str, Any]) -> None:
 
 
 @checks_arguments("also", "methods", "strict")
-@public_call()
+@public_call_on_model
 def analyze(
     model: nn.Module | ExportedProgram,
     example_inputs: Any,

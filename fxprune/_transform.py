@@ -13,7 +13,7 @@ from fxprune._carry_out import carry_out
 from fxprune._data_options import DataOptions
 from fxprune._find import AnalyzeArguments
 from fxprune.arguments import checks_arguments
-from fxprune.capture.process_state import public_call
+from fxprune.capture.kept_buffers import public_call_on_model
 from fxprune.criteria import Importance
 from fxprune.files import PathLike
 from fxprune.planning.plan import Plan
@@ -22,7 +22,7 @@ ModelT = TypeVar("ModelT", bound=nn.Module | ExportedProgram)
 
 
 @checks_arguments("also", "methods", "exact", "strict", "verify", "repair_mode", "latency_table")
-@public_call()
+@public_call_on_model
 def transform(
     model: ModelT,
     example_inputs: Any,

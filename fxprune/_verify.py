@@ -22,9 +22,9 @@ from fxprune.analysis.findings import Findings
 from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.arguments import checks_arguments
 from fxprune.capture.inputs import check_plain, normalize
+from fxprune.capture.kept_buffers import public_call_on_model
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.output_paths import narrowed, output_paths
-from fxprune.capture.process_state import public_call
 from fxprune.capture.program import as_module
 from fxprune.capture.tensors import Tensors
 from fxprune.configs import has_config
@@ -53,7 +53,7 @@ OTHER_ORIGINAL = "this original has other weights than the one that it was made 
 
 
 @checks_arguments("model", "small", "methods")
-@public_call()
+@public_call_on_model
 def verify(
     model: nn.Module | ExportedProgram,
     small: nn.Module | ExportedProgram,

@@ -31,6 +31,7 @@ from fxprune.capture.exported_module import add_constants, containers
 from fxprune.capture.exported_sizes import ShortFormulas, changed_by, constants, needlessly_fixed, takes
 from fxprune.capture.graph_names import check_names
 from fxprune.capture.inputs import Inputs, bound, leaves_for_placeholders
+from fxprune.capture.kept_buffers import TAKE_FROM_SELF, called_parts
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import silence
 from fxprune.capture.size_ranges import ranges_of
@@ -130,7 +131,13 @@ def _program(
                 continue
             if not _has_parameter_as_constant(model, program):
                 return program, None if first is None else text_of(first, lines=1)
-    assert first is not None
+    if first is None:
+        calls = called_parts(model)
+        raise CaptureError(
+            f"{type(model).__name__} cannot be exported",
+            why=calls[0] if calls else "torch gives a graph with parameters of the model as constants",
+            do=TAKE_FROM_SELF,
+        )
     raise CaptureError(
         f"{type(model).__name__} cannot be exported",
         at=line_of(first),

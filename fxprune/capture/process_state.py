@@ -58,6 +58,9 @@ _STATES_OF_PACKAGES: dict[Code, FileState] = {}
 _MOST_STATES = 4
 """The number of states of installed files that are known at most."""
 
+AFTER_RUNS: list[Callable[[], None]] = []
+"""Functions that put back what a run has written into an original: see `kept_buffers.py`."""
+
 _WATCHING: list[tuple[Callable[[nn.Module, Any], None], Callable[[nn.Module, Any, Any, Any], None]]] = []
 """The functions that `module_hooks` calls now."""
 
@@ -291,6 +294,8 @@ def clean_caches(model: nn.Module) -> Iterator[None]:
             for state in before:
                 state.kept.restore()
             held.restore()
+            for restore in AFTER_RUNS:
+                restore()
 
 
 def _held(model: nn.Module) -> Kept:

@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.capture.inputs import Inputs
+from fxprune.capture.kept_buffers import TAKE_FROM_SELF, called_parts
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import clean_caches, same_random_state
 from fxprune.capture.symbolic import same_python_numbers
@@ -47,10 +48,13 @@ def check_trace(model: nn.Module, traced: fx.GraphModule, inputs: Inputs) -> Non
 
 
 def _differs(model: nn.Module, mode: str, why: str) -> CaptureError:
+    calls = called_parts(model)
     return CaptureError(
         f"the graph of {type(model).__name__} does something else than the model",
-        why=f"in {mode} mode, {why}",
-        do='keep the class (prefer="class"), or trace it yourself (torch.fx.Tracer) and pass the GraphModule',
+        why=f"in {mode} mode, {why}" + (f"; {calls[0]}" if calls else ""),
+        do=TAKE_FROM_SELF
+        if calls
+        else 'keep the class (prefer="class"), or trace it yourself (torch.fx.Tracer) and pass the GraphModule',
     )
 
 

@@ -22,6 +22,7 @@ from fxprune.capture.error_place import line_of as error_line
 from fxprune.capture.graph_names import check_names
 from fxprune.capture.in_place import mutated_constants, settle_in_place
 from fxprune.capture.inputs import Inputs, normalize
+from fxprune.capture.kept_buffers import buffers_kept
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import clean_caches
 from fxprune.capture.second_names import add_second_names
@@ -78,10 +79,11 @@ def trace(model: nn.Module, example_inputs: Any) -> fx.GraphModule:
     if not isinstance(model, nn.Module):
         raise CaptureError("not a model", why=f"{type(model).__name__} is no torch.nn.Module", do="pass a module")
     inputs = normalize(example_inputs)
-    with clean_caches(model):
-        traced = traced_graph(model, inputs)
-    if traced is not model:
-        check_trace(model, traced, inputs)
+    with buffers_kept(model):
+        with clean_caches(model):
+            traced = traced_graph(model, inputs)
+        if traced is not model:
+            check_trace(model, traced, inputs)
     return traced
 
 

@@ -21,8 +21,8 @@ from fxprune.arguments import checks_arguments
 from fxprune.capture.captured import Captured, FrontEnd
 from fxprune.capture.fake_tensors import Faker, Real
 from fxprune.capture.inputs import Inputs, check_initialised, normalize
+from fxprune.capture.kept_buffers import public_call_on_model
 from fxprune.capture.places import module_of
-from fxprune.capture.process_state import public_call
 from fxprune.capture.program import as_module
 from fxprune.capture.scopes import Scopes
 from fxprune.capture.tensors import CONSTANT, PARAMETER, Tensors
@@ -64,7 +64,7 @@ class Cost:
 
 
 @checks_arguments("model")
-@public_call()
+@public_call_on_model
 def cost(
     model: nn.Module | ExportedProgram, example_inputs: Any, *, path: str | None = None, prefer: str | None = None
 ) -> Cost:

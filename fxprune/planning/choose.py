@@ -8,13 +8,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import fx, nn
 
 from fxprune.analysis.adapters import low_rank_adapters
 from fxprune.analysis.after_removal import kept_slots
 from fxprune.analysis.findings import Findings, Group
 from fxprune.analysis.without_result import groups_without_result
 from fxprune.arguments import fits
+from fxprune.capture.kept_buffers import TAKE_FROM_SELF, called_parts
 from fxprune.channels.groups import Bools, Removal
 from fxprune.costs import LatencyFile, LatencyTable
 from fxprune.costs.latency import runnable
@@ -333,11 +334,19 @@ def why_inexact_stay(findings: Findings, ratio: Any, ignore: Any, *, exact: bool
     )
 
 
+def _calls_outside(findings: Findings) -> tuple[str, ...]:
+    """The reason why a model has no channels whose code calls layers by a closure, and what to do."""
+    if isinstance(findings.model, fx.GraphModule):
+        return ()
+    calls = called_parts(findings.model)
+    return (f"{calls[0]}, and runs that, not what a copy has: {TAKE_FROM_SELF}",) if calls else ()
+
+
 def _why_no_group(findings: Findings, ratios: list[float], stay: set[int], exact: bool | str) -> tuple[str, ...]:
     """The reasons why a ratio is meant for no group. stay: the numbers of the groups that must stay."""
     if not findings.groups:
         held = [str(locked) for locked in findings.locked[:5]]
-        return ("no channel of this model can be removed", *held)
+        return ("no channel of this model can be removed", *_calls_outside(findings), *held)
     asked = [number for number, ratio in enumerate(ratios) if ratio > 0]
     if not asked:
         return ("the ratio is 0 for every group that can lose channels",)

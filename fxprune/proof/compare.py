@@ -18,19 +18,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 
 from fxprune.analysis.findings import Findings
 from fxprune.analysis.folded_constants import FoldedConstants
 from fxprune.analysis.observed import Walked
 from fxprune.analysis.scale_factors import ScaleFactors
 from fxprune.capture.inputs import Inputs
+from fxprune.capture.kept_buffers import TAKE_FROM_SELF, called_parts
 from fxprune.capture.process_state import clean_caches
 from fxprune.channels.groups import Removal
+from fxprune.errors import VerificationError
 from fxprune.progress import long_step
 from fxprune.proof.as_it_is import raises_as_it_is
 from fxprune.proof.decisions import Decisions
 from fxprune.proof.deterministic import deterministic
+from fxprune.proof.failures import REPORT
 from fxprune.proof.one_round import Round
 from fxprune.proof.pair import Pair
 from fxprune.proof.precision import FLOAT32, FLOAT64, OWN, Precision
@@ -81,14 +84,31 @@ def _proven(pair: Pair) -> Proof:
         try:
             done = _proven_in(pair, precision)
         except NoReferenceError as error:
-            failed.append(f"it does not run in {precision.name}: {error}")
+            calls = _called_outside(pair)
+            why = f"{calls[0]}, whose numbers stay as they are" if calls else str(error)
+            failed.append(f"it does not run in {precision.name}: {why}")
             continue
         if precision is FLOAT64 and done.without_number:
             other = _in_float32(pair, done.without_number)
             done = other or done
             failed += ["it gives NaN in float64"] if other else []
-        return _with_note(done, failed)
+        wrong = None if done.wrong is None else _explained(pair, done.wrong)
+        return _with_note(replace(done, wrong=wrong), failed)
     raise NoReferenceError(failed[0].partition(": ")[2])
+
+
+def _called_outside(pair: Pair) -> list[str]:
+    """Sentences about code of the model that calls its layers by a closure: the proof cannot put others there."""
+    return [] if isinstance(pair.findings.model, fx.GraphModule) else called_parts(pair.findings.model)
+
+
+def _explained(pair: Pair, error: VerificationError) -> VerificationError:
+    """An error, which names the closure by which the model calls its own layers, if there is one."""
+    calls = _called_outside(pair) if error.do == REPORT else []
+    if not calls:
+        return error
+    why = f"{error.why}; {calls[0]}, and runs that, not what a copy has"
+    return VerificationError(error.what, at=error.at, why=why, do=TAKE_FROM_SELF)
 
 
 def _proven_in(pair: Pair, precision: Precision) -> Proof:

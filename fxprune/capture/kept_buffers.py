@@ -1,0 +1,95 @@
+"""The buffers and large arrays of a model whose runs may write into them all the same: they are put back.
+
+Runs use copies of a model. But a closure over a layer calls the layer itself, and copies share large arrays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from fxprune.capture.layouts import is_packed, is_sparse
+from fxprune.capture.library_state import MOST_BYTES, is_array
+from fxprune.capture.module_copy import copy_module
+from fxprune.capture.process_state import AFTER_RUNS, public_call
+from fxprune.capture.references import references_to_original
+
+TAKE_FROM_SELF = "define forward as a method of its class, and take layers from attributes; a hook gets its module"
+"""What to do about code that has a layer in a closure."""
+
+_ParametersT = ParamSpec("_ParametersT")
+_ResultT = TypeVar("_ResultT")
+
+
+def called_parts(model: nn.Module, *, exactly: bool = True) -> list[str]:
+    """Sentences about code of a model that has modules of it in a closure or a variable, and not in an attribute.
+
+    exactly: False to list methods too, which copies of the model bind to themselves. That takes half the time.
+    """
+    named = [(name, module) for name, module in model.named_modules()]
+    known = {id(module): f'"{name}" of the original' if name else "the original" for name, module in named}
+    return references_to_original(known, copy_module(model, lambda tensor: tensor) if exactly else model)
+
+
+def public_call_on_model(function: Callable[_ParametersT, _ResultT]) -> Callable[_ParametersT, _ResultT]:
+    """A public function of a model and other things, as `public_call` runs it, which leaves the buffers as they are."""
+
+    @functools.wraps(function)
+    def call(*args: _ParametersT.args, **kwargs: _ParametersT.kwargs) -> _ResultT:
+        with public_call(), buffers_kept(args[0] if args else kwargs.get("model")):
+            return function(*args, **kwargs)
+
+    return call
+
+
+@contextlib.contextmanager
+def buffers_kept(model: Any) -> Iterator[None]:
+    """Puts back what a run writes into the buffers of a model, if its code calls its layers by a closure, and into its
+    large arrays: after each run, and at the end."""
+    kept = _Kept(model) if isinstance(model, nn.Module) else None
+    if kept is None or not kept.copies:
+        yield
+        return
+    AFTER_RUNS.append(kept.restore)
+    try:
+        yield
+    finally:
+        AFTER_RUNS.remove(kept.restore)
+        kept.restore()
+
+
+class _Kept:
+    """The buffers and large arrays of a model, and copies of them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        buffers = [buffer for buffer in model.buffers() if _is_plain(buffer)]
+        if buffers and not called_parts(model, exactly=False):
+            buffers = []
+        values = (value for module in model.modules() for value in module.__dict__.values())
+        arrays = {id(value): value for value in values if is_array(type(value)) and value.nbytes > MOST_BYTES}
+        self.copies: list[tuple[Any, Any]] = [(buffer, buffer.detach().clone()) for buffer in buffers]
+        self.copies += [(array, array.copy()) for array in arrays.values() if not array.dtype.hasobject]
+
+    def restore(self) -> None:
+        """Put back the numbers of those that have others now."""
+        with _disable_current_modes(), torch.no_grad():
+            for now, before in self.copies:
+                if isinstance(now, torch.Tensor):
+                    if not torch.equal(now, before):
+                        now.copy_(before)
+                elif now.flags.writeable and now.tobytes() != before.tobytes():
+                    now[...] = before
+
+
+def _is_plain(buffer: torch.Tensor) -> bool:
+    """True for a tensor with numbers that a run can write into."""
+    if isinstance(buffer, FakeTensor) or is_packed(buffer) or is_sparse(buffer):
+        return False
+    return buffer.device.type != "meta" and not buffer.is_inference() and type(buffer) in (torch.Tensor, nn.Buffer)
