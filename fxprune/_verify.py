@@ -89,7 +89,7 @@ def verify(
     return compared(model, small, example_inputs, methods=methods, outputs=outputs).error
 
 
-@public_call()
+@public_call_on_model
 def compared(
     model: nn.Module | ExportedProgram,
     small: nn.Module | ExportedProgram,

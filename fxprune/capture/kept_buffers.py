@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
@@ -15,27 +16,39 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from fxprune.capture.code import is_torch
 from fxprune.capture.layouts import is_packed, is_sparse
 from fxprune.capture.library_state import MOST_BYTES, is_array
 from fxprune.capture.module_copy import copy_module
 from fxprune.capture.process_state import AFTER_RUNS, public_call
-from fxprune.capture.references import references_to_original
+from fxprune.capture.references import references_of_classes, references_to_original
 
 TAKE_FROM_SELF = "define forward as a method of its class, and take layers from attributes; a hook gets its module"
 """What to do about code that has a layer in a closure."""
+
+_PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
+_TABLES = frozenset({tuple, list, set, dict, OrderedDict})
+_CONTENTS = frozenset({"_parameters", "_buffers", "_modules"})
 
 _ParametersT = ParamSpec("_ParametersT")
 _ResultT = TypeVar("_ResultT")
 
 
-def called_parts(model: nn.Module, *, exactly: bool = True) -> list[str]:
-    """Sentences about code of a model that has modules of it in a closure or a variable, and not in an attribute.
-
-    exactly: False to list methods too, which copies of the model bind to themselves. That takes half the time.
-    """
+def called_parts(model: nn.Module) -> list[str]:
+    """Sentences about code of a model that has modules of it in a closure or a variable, and not in an attribute."""
+    if all(_is_plain_value(name, value) for module in model.modules() for name, value in module.__dict__.items()):
+        return references_of_classes({id(module): "the original" for module in model.modules()}, model)
     named = [(name, module) for name, module in model.named_modules()]
     known = {id(module): f'"{name}" of the original' if name else "the original" for name, module in named}
-    return references_to_original(known, copy_module(model, lambda tensor: tensor) if exactly else model)
+    return references_to_original(known, copy_module(model, lambda tensor: tensor))
+
+
+def _is_plain_value(name: str, value: Any) -> bool:
+    """True if an attribute of a module has no function and no object in it; most have a number or an empty table."""
+    kind = type(value)
+    if kind in _PLAIN or name in _CONTENTS:
+        return True
+    return kind in _TABLES and (not value or (kind in (tuple, list, set) and _PLAIN.issuperset(map(type, value))))
 
 
 def public_call_on_model(function: Callable[_ParametersT, _ResultT]) -> Callable[_ParametersT, _ResultT]:
@@ -69,8 +82,8 @@ class _Kept:
     """The buffers and large arrays of a model, and copies of them."""
 
     def __init__(self, model: nn.Module) -> None:
-        buffers = [buffer for buffer in model.buffers() if _is_plain(buffer)]
-        if buffers and not called_parts(model, exactly=False):
+        buffers = [buffer for buffer in model.buffers() if _is_plain(buffer)] if _may_be_written(model) else []
+        if buffers and not called_parts(model):
             buffers = []
         values = (value for module in model.modules() for value in module.__dict__.values())
         arrays = {id(value): value for value in values if is_array(type(value)) and value.nbytes > MOST_BYTES}
@@ -86,6 +99,12 @@ class _Kept:
                         now.copy_(before)
                 elif now.flags.writeable and now.tobytes() != before.tobytes():
                     now[...] = before
+
+
+def _may_be_written(model: nn.Module) -> bool:
+    """True if forward may write into buffers: layers of torch do so in training mode alone."""
+    owners = [module for module in model.modules() if module._buffers]
+    return any(module.training or not is_torch(type(module).__module__) for module in owners)
 
 
 def _is_plain(buffer: torch.Tensor) -> bool:

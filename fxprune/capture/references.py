@@ -71,7 +71,12 @@ def references_to_original(known: Mapping[int, str], small: nn.Module) -> list[s
                 if target is not None:
                     where = f"{path}.{name}" if path else name
                     found.append(f'the attribute "{attribute}" of the parameter "{where}" refers to {target}')
-    return found + list(_tables_of_classes(known, small)) + list(_variables_of_forward(known, small))
+    return found + references_of_classes(known, small)
+
+
+def references_of_classes(known: Mapping[int, str], small: nn.Module) -> list[str]:
+    """The sentences of `references_to_original` about the classes of modules, and the variables that forward reads."""
+    return [*_tables_of_classes(known, small), *_variables_of_forward(known, small)]
 
 
 def _attributes_and_items(module: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -95,8 +95,8 @@ def test_an_error_names_the_hook_and_what_to_do() -> None:
     with pytest.raises(fxprune.CaptureError, match='the forward hook of "a"') as refused:
         fxprune.analyze(in_a_hook(), torch.randn(5, 3), path="export")
     assert "a hook gets its module" in refused.value.do
-    with pytest.raises(fxprune.CaptureError, match="a hook gets its module"):
-        fxprune.trace(in_a_hook(), torch.randn(5, 3))
+    with pytest.raises(fxprune.CaptureError, match="define forward as a method of its class"):
+        fxprune.trace(around_forward(), torch.randn(5, 3))
 
 
 def test_a_method_of_the_model_is_no_closure() -> None:
