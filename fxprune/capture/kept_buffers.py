@@ -24,7 +24,7 @@ from fxprune.capture.process_state import AFTER_RUNS, public_call
 from fxprune.capture.references import references_of_classes, references_to_original
 
 TAKE_FROM_SELF = "define forward as a method of its class, and take layers from attributes; a hook gets its module"
-"""What to do about code that has a layer in a closure."""
+"""The next step for a user whose code has a layer in a closure."""
 
 _PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
 _TABLES = frozenset({tuple, list, set, dict, OrderedDict})
