@@ -196,15 +196,30 @@ def counted(count: int, word: str, verb: str = "") -> str:
     return f"{said} {verb}{'s' if one else ''}" if verb else said
 
 
+def _alike(name: str, other: str) -> bool:
+    """True if two dotted names are alike in the parts that differ: one part is more, or they are numbers or similar."""
+    one, two = name.split("."), other.split(".")
+    while one and two and one[-1] == two[-1]:
+        one, two = one[:-1], two[:-1]
+    while one and two and one[0] == two[0]:
+        one, two = one[1:], two[1:]
+    if not one or not two or (one[0].isdigit() and two[0].isdigit()):
+        return True
+    return difflib.SequenceMatcher(None, ".".join(one), ".".join(two)).ratio() >= 0.5
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """A hint for an error: the one of `names` that is most similar to `name`, or a list of the first few.
 
     >>> nearest("layer1.conv", ["layer1.conv1", "fc"])
     'did you mean "layer1.conv1"?'
+    >>> nearest("lift.weight", ["ctc.weight"])  # they have nothing in common but the name of the parameter
+    'known names: ctc.weight'
     """
     known = list(names)
     same = [other for other in known if other.lower() == name.lower()]
-    close = same or difflib.get_close_matches(name, known, n=1)
+    cutoff = 0.6 if len(name) > 3 else 0.57  # "fuz" is near "fuse"
+    close = same or [other for other in difflib.get_close_matches(name, known, cutoff=cutoff) if _alike(name, other)]
     if close:
         return f'did you mean "{close[0]}"?'
     more = ", ..." if len(known) > 8 else ""

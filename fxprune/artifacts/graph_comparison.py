@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -31,21 +31,37 @@ def worst_error(
 
     Raises `VerificationError` above the tolerance.
     """
-    return max(_error_on(portable, runner, case, tolerance, path) for case in _batches(inputs, varying))
+    errors: dict[int | None, float] = {}
+    for size, case in _batches(inputs, varying):
+        errors[size] = _error_on(portable, runner, case, tolerance, path, size, errors)
+    return max(errors.values())
 
 
-def _batches(inputs: Inputs, varying: frozenset[int]) -> Iterator[Inputs]:
-    """Yields the example inputs, and its samples in a batch of one more and in a batch of one."""
-    yield inputs
-    if varying:
-        size = next(t.shape[0] for t in pytree.tree_leaves(inputs) if id(t) in varying)
-        yield resized(inputs, varying, size + 1)
-        if size > 1:
-            yield resized(inputs, varying, 1)
+def _batches(inputs: Inputs, varying: frozenset[int]) -> Iterator[tuple[int | None, Inputs]]:
+    """Yields the example inputs, and its samples in a batch of one more and in a batch of one, each after its size."""
+    if not varying:
+        yield None, inputs
+        return
+    size = next(t.shape[0] for t in pytree.tree_leaves(inputs) if id(t) in varying)
+    yield size, inputs
+    for other in dict.fromkeys((size + 1, 1)):
+        if other != size:
+            yield other, resized(inputs, varying, other)
 
 
-def _error_on(portable: Portable, runner: Runner, inputs: Inputs, tolerance: float | None, path: str) -> float:
-    """Returns the relative error on these inputs. Raises `VerificationError` if it is too large."""
+def _error_on(
+    portable: Portable,
+    runner: Runner,
+    inputs: Inputs,
+    tolerance: float | None,
+    path: str,
+    size: int | None,
+    smaller: Mapping[int | None, float],
+) -> float:
+    """Returns the relative error on these inputs. Raises `VerificationError` if it is too large.
+
+    size: that of the batch, None if it is fixed. smaller: size of a batch -> its error, which is accepted.
+    """
     sizes = ", ".join(str(tuple(t.shape)) for t in tensors_in(inputs))
     try:
         theirs = portable.run(inputs)
@@ -71,10 +87,35 @@ def _error_on(portable: Portable, runner: Runner, inputs: Inputs, tolerance: flo
         raise VerificationError(
             f'what "{path}" would hold computes other numbers than the model',
             at=f"inputs {sizes}",
-            why=f"the relative error is {error:.1e}, above {allowed:.1e}; is there anything random in the model?",
-            do="no file was written; a larger `tolerance` accepts it",
+            why=f"the relative error is {error:.1e}, above {allowed:.1e}"
+            + _among(size, smaller)
+            + _drawn(portable, inputs),
+            do=_next_step(size, smaller),
         )
     return error
+
+
+def _among(size: int | None, smaller: Mapping[int | None, float]) -> str:
+    """The sizes of batches whose error is accepted, where there are some."""
+    if not smaller:
+        return ""
+    return f", with a batch of {size}; it is {max(smaller.values()):.1e} with {' and '.join(map(str, smaller))}"
+
+
+def _drawn(portable: Portable, inputs: Inputs) -> str:
+    """A sentence about random numbers: whether the outputs of the model depend on the seed."""
+    outputs = [portable.run(inputs, seed=seed) for seed in (0, 1)]
+    draws = difference(*outputs) != 0
+    return (
+        "; the model draws random numbers, and the file draws others" if draws else "; nothing in the model is random"
+    )
+
+
+def _next_step(size: int | None, smaller: Mapping[int | None, float]) -> str:
+    do = "no file was written; a larger `tolerance` accepts it"
+    if size == 1 and smaller:
+        return f"{do}; a variance over the batch is rounding alone there: see what the model computes over the batch"
+    return do
 
 
 def difference(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections import Counter
 from typing import Any
 
@@ -34,10 +35,12 @@ def write(program: torch.export.ExportedProgram, opset: int | None) -> Content:
         do = "pip install -U onnx onnxscript: the exporter of this torch wants newer ones"
         raise FxpruneError("an .onnx file cannot be written", why=innermost_cause(failure), do=do) from failure
     except Exception as failure:
+        sizes = "leave out dynamic_batch, " if program.range_constraints else ""
         raise CaptureError(
             "the graph cannot be said in ONNX",
+            at=_operation_of(failure, program),
             why=innermost_cause(failure),
-            do="write a .pt2, or replace that operation in the model",
+            do=f"{sizes}write a .pt2, or replace that operation in the model",
         ) from failure
     if opset is not None and made.model.opset_imports[""] != opset:
         raise CaptureError(
@@ -91,6 +94,20 @@ def read(data: bytes, program: torch.export.ExportedProgram) -> Runner | str:
         return [torch.from_numpy(array) for array in session.run(None, feed)]
 
     return run
+
+
+def _operation_of(failure: BaseException | None, program: torch.export.ExportedProgram) -> str:
+    """The operation that the exporter could not translate, its module and its line; "" if the error does not say it."""
+    found = None
+    while failure is not None and found is None:
+        found, failure = re.search(r"translating node %?(\w+)", str(failure)), failure.__cause__
+    node = next((n for n in program.graph.nodes if found is not None and n.name == found[1]), None)
+    if node is None:
+        return ""
+    modules = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    lines = re.findall(r'File "(.*?)", line (\d+)', node.meta.get("stack_trace") or "")
+    line = f" ({':'.join(lines[-1])})" if lines else ""
+    return f"{node.target} in {(modules or [''])[-1] or 'the model'}{line}"
 
 
 def _check_packages() -> None:

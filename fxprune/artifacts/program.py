@@ -39,10 +39,15 @@ class Portable:
     dropped: dict[str, str]
     reasons: tuple[str, ...]
 
-    def run(self, inputs: Inputs) -> list[torch.Tensor]:
-        """Returns the tensors among the outputs, without gradients; inputs and random state do not change."""
+    def run(self, inputs: Inputs, seed: int | None = None) -> list[torch.Tensor]:
+        """Returns the tensors among the outputs, without gradients; inputs and random state do not change.
+
+        seed: of the random numbers of this run; None for the state as it is.
+        """
         args, kwargs = cloned(inputs)
         with torch.no_grad(), same_random_state(), no_fused_attention():
+            if seed is not None:
+                torch.manual_seed(seed)
             return tensors_in(self.model(*args, **kwargs))
 
 

@@ -95,7 +95,9 @@ def _bound(method: Any, name: str, given: Any) -> Inputs:
     try:
         inputs = arguments_of(given)
     except InputError as error:
-        raise InputError(f"methods: the inputs of {name} are of no use", why=error.why, do=error.do) from None
+        one = isinstance(given, (int, float, str, bool)) or given is None
+        do = f"pass a tuple of the arguments of one call: `({given!r},)`" if one else error.do
+        raise InputError(f"methods: the inputs of {name} are of no use", why=error.why, do=do) from None
     try:
         signature = inspect.signature(method)
     except (TypeError, ValueError):  # it is not written in Python

@@ -36,7 +36,7 @@ def inputs_of(
                 "a batch does not fit the model",
                 at=f"batch {number}",
                 why=": ".join(filter(None, (error.what, error.why))),
-                do=_how_to_fit(option, picks=pick is not None),
+                do=_as_one_batch(model, batches) or _how_to_fit(option, picks=pick is not None),
             ) from None
         found.append(inputs)
     if not found:
@@ -55,6 +55,17 @@ def _how_to_fit(option: str, *, picks: bool) -> str:
         )
         return f"{do}; or pass a function that picks it out, such as {by_hand}"
     return f"let a batch hold what one call takes, or pick it out: {by_hand}"
+
+
+def _as_one_batch(model: nn.Module, batches: Any) -> str:
+    """Advice where what was given as batches is one call of the model: `(pts, cell)`; "" where it is not."""
+    if not isinstance(batches, (tuple, list)) or len(batches) < 2:
+        return ""
+    try:
+        names = list(bound(model, normalize(tuple(batches))).arguments)
+    except InputError:
+        return ""
+    return f"one call of the model takes all of it, so that it is one batch: pass `[({', '.join(names)})]`"
 
 
 def _picked(pick: Callable[[Any], Any], batch: Any, number: int, option: str) -> Any:
