@@ -333,7 +333,7 @@ def test_a_wrong_file_leaves_the_old_one(suffix: str, tmp_path: Path, monkeypatc
     export(model, path, x)
     old = path.read_bytes()
     exact = Portable.run
-    monkeypatch.setattr(Portable, "run", lambda self, inputs: [t * 1.001 for t in exact(self, inputs)])
+    monkeypatch.setattr(Portable, "run", lambda self, inputs, **more: [t * 1.001 for t in exact(self, inputs, **more)])
     with pytest.raises(VerificationError, match=r"relative error is 1.0e-03"):
         export(model, path, x)
     assert path.read_bytes() == old
