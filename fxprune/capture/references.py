@@ -10,6 +10,7 @@ import dis
 import functools
 import logging
 import types
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -39,6 +40,7 @@ HOOKS = {
 
 _CONTENTS = ("_parameters", "_buffers", "_modules")
 _PLAIN = frozenset((bool, int, float, str, type(None), torch.dtype, torch.device))
+_MAPPINGS = (types.MappingProxyType, weakref.WeakValueDictionary, weakref.WeakKeyDictionary)
 _DEPTH = 8
 _NOT_LOOKED_INTO = (type, types.ModuleType, types.FunctionType, logging.Logger)
 _MOST = 3_000
@@ -143,7 +145,7 @@ def _parts(value: Any) -> list[Any]:
         return [value.func, *value.args, *value.keywords.values()]
     if is_weak(value):
         return referents_of(value)
-    if isinstance(value, Mapping) and not isinstance(value, dict):
+    if isinstance(value, _MAPPINGS):  # no others: one of a user's may read files
         return [*value.keys(), *value.values()]
     return [*parts_held_by(value), *getattr(value, "__dict__", {}).values()]
 
