@@ -17,6 +17,8 @@ import fxprune
 from fxprune import progress
 from fxprune.criteria import apoz_importance
 
+pytestmark = pytest.mark.filterwarnings("ignore:the relative squared error of the outputs")
+
 PACKAGE = Path(fxprune.__file__).parent
 X = torch.randn(10, 3)
 

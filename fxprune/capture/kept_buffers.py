@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from fxprune.capture.code import is_torch
+from fxprune.capture.equal_modules import check_told_apart
 from fxprune.capture.layouts import is_packed, is_sparse
 from fxprune.capture.library_state import MOST_BYTES, is_array
 from fxprune.capture.module_copy import copy_module
@@ -66,6 +67,7 @@ def public_call_on_model(function: Callable[_ParametersT, _ResultT]) -> Callable
 def buffers_kept(model: Any) -> Iterator[None]:
     """Puts back what a run writes into the buffers of a model, if its code calls its layers by a closure, and into its
     large arrays: after each run, and at the end."""
+    check_told_apart(model)
     kept = _Kept(model) if isinstance(model, nn.Module) else None
     if kept is None or not kept.copies:
         yield

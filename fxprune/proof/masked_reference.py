@@ -79,7 +79,8 @@ def masked(model: nn.Module, removed: Mapping[str, Mapping[int, Any]] | NamesRem
             zero_slots(fetch(copied, name), dims)
         for name, values in kept.values.items():
             fetch(copied, name).copy_(values)
-    _warn_of_originals(model, copied, {*kept.zeroed, *kept.values})
+    written = {*kept.zeroed, *kept.values}
+    _warn_of_originals(model, copied, {name for name in written if _differs(fetch(model, name), fetch(copied, name))})
     return copied
 
 
@@ -101,6 +102,11 @@ def _warn_of_originals(model: nn.Module, copied: nn.Module, changed: Collection[
             UserWarning,
             stacklevel=level_of_user(),
         )
+
+
+def _differs(original: torch.Tensor, copied: torch.Tensor) -> bool:
+    """True if two tensors of one shape have different numbers, or no numbers."""
+    return original.is_meta or not torch.equal(original, copied)
 
 
 def _is_within(path: str, outer: str) -> bool:

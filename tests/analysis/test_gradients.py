@@ -66,7 +66,7 @@ def test_the_small_model_is_right_with_and_without_gradients(name: str, picks: b
 
 
 def test_models_that_do_not_ask_are_walked_once() -> None:
-    attention = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True).eval()
+    attention = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True).double().eval()
     assert walks(attention) == [(False, False)]
     model = made(lambda model, h: model.b.weight.requires_grad)
     assert walks(model) == [(False, False)]

@@ -389,7 +389,7 @@ WRONG_WEIGHTS = {
     "missing": (
         changed(**{"head.bias": None}),
         '"head.bias" of the model',
-        "the file has no such tensor; did you mean",
+        "the file has no such tensor",
     ),
     "unexpected": (changed(**{"haed.bias": torch.ones(1)}), '"haed.bias" of the file', 'did you mean "head.bias"?'),
     "shape": (

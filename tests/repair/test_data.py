@@ -112,6 +112,7 @@ def test_batches_may_have_any_form_and_be_read_once() -> None:
     assert fxprune.record(made).repair == plain
 
 
+@pytest.mark.filterwarnings("ignore:the relative squared error of the outputs")
 def test_samples_of_which_one_alone_is_held_out_are_warned_of() -> None:
     net = mlp()
     small = small_of(net, [X])
