@@ -26,6 +26,7 @@ from torch import nn
 
 from fxprune.capture.code import is_torch
 from fxprune.capture.process_state import lock
+from fxprune.capture.trace_watch import replace_attribute
 
 _FLAGS = ("requires_grad", "is_leaf", "grad_fn")
 """The attributes of a tensor that tell if gradients are recorded."""
@@ -61,19 +62,19 @@ def watched_reads(
     """
     asked = _Asked(reads, torchs, {id(part): path for path, part in module.named_modules()})
     with lock(), contextlib.ExitStack() as stack:
-        _replace(stack, nn.Module, "training", property(asked.training, _set_training, _delete_training))
+        replace_attribute(stack, nn.Module, "training", property(asked.training, _set_training, _delete_training))
         for part in module.modules():
             if part is module or not is_torch(type(part).__module__):
                 _note_attributes(stack, part, asked)
         for name in _FLAGS:
             member: Any = getattr(torch._C.TensorBase, name)
-            _replace(stack, torch.Tensor, name, property(asked.flag(member), member.__set__))
-        _replace(stack, torch.Tensor, "is_inference", asked.is_inference)
+            replace_attribute(stack, torch.Tensor, name, property(asked.flag(member), member.__set__))
+        replace_attribute(stack, torch.Tensor, "is_inference", asked.is_inference)
         functions = {id(_GRADIENTS): asked.grad_enabled, id(_INFERENCE): asked.inference_enabled}
         for owner in (torch, *files):
             if not functions.keys().isdisjoint(map(id, vars(owner).values())):
                 for name in [name for name, value in vars(owner).items() if id(value) in functions]:
-                    _replace(stack, owner, name, functions[id(vars(owner)[name])])
+                    replace_attribute(stack, owner, name, functions[id(vars(owner)[name])])
         yield
 
 
@@ -212,14 +213,3 @@ def _set_training(module: nn.Module, value: bool) -> None:
 
 def _delete_training(module: nn.Module) -> None:
     dict.pop(vars(module), "training")
-
-
-def _replace(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
-    """Set an attribute until the stack is closed."""
-    missing = object()
-    before = vars(owner).get(name, missing)
-    setattr(owner, name, value)
-    if before is missing:
-        stack.callback(delattr, owner, name)
-    else:
-        stack.callback(setattr, owner, name, before)

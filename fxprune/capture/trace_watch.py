@@ -153,7 +153,7 @@ class _Lost:
             self.lost.append(text)
 
 
-def _replace(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
+def replace_attribute(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
     """Set an attribute until the stack is closed."""
     missing = object()
     before = vars(owner).get(name, missing)
@@ -178,7 +178,7 @@ def _watch_training(stack: contextlib.ExitStack, listener: Listener, here: Calla
     def write(module: nn.Module, value: Any) -> None:
         module.__dict__["training"] = value
 
-    _replace(stack, nn.Module, "training", property(read, write))
+    replace_attribute(stack, nn.Module, "training", property(read, write))
 
 
 def _watch_assignments(
@@ -196,8 +196,8 @@ def _watch_assignments(
             listener.happened(f"deletes self.{name}")
         delete_attribute(module, name)
 
-    _replace(stack, nn.Module, "__setattr__", assigned)
-    _replace(stack, nn.Module, "__delattr__", deleted)
+    replace_attribute(stack, nn.Module, "__setattr__", assigned)
+    replace_attribute(stack, nn.Module, "__delattr__", deleted)
 
 
 def _watch_functions(stack: contextlib.ExitStack, listener: Listener, here: Callable[[], bool]) -> None:
@@ -208,13 +208,13 @@ def _watch_functions(stack: contextlib.ExitStack, listener: Listener, here: Call
             listener.happened(f"applies the autograd.Function {cls.__name__}")
         return original.__get__(None, cls)(*args, **kwargs)
 
-    _replace(stack, torch.autograd.Function, "apply", classmethod(apply))
+    replace_attribute(stack, torch.autograd.Function, "apply", classmethod(apply))
 
 
 def _watch_contexts(stack: contextlib.ExitStack, listener: Listener, here: Callable[[], bool]) -> None:
     for kind in _CONTEXTS:
-        _replace(stack, kind, "__enter__", _entering(kind, listener, here))
-        _replace(stack, kind, "__exit__", _leaving(kind, listener, here))
+        replace_attribute(stack, kind, "__enter__", _entering(kind, listener, here))
+        replace_attribute(stack, kind, "__exit__", _leaving(kind, listener, here))
 
 
 def _entering(kind: Any, listener: Listener, here: Callable[[], bool]) -> Callable[..., Any]:
@@ -241,7 +241,7 @@ def _leaving(kind: Any, listener: Listener, here: Callable[[], bool]) -> Callabl
 
 def _watch_questions(stack: contextlib.ExitStack, listener: Listener, here: Callable[[], bool]) -> None:
     for name in _QUESTIONS:
-        _replace(stack, torch, name, _asking(getattr(torch, name), name, listener, here))
+        replace_attribute(stack, torch, name, _asking(getattr(torch, name), name, listener, here))
 
 
 def _asking(function: Any, name: str, listener: Listener, here: Callable[[], bool]) -> Callable[..., Any]:

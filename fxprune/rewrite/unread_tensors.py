@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -59,7 +60,7 @@ def _in_containers(
     shapes: dict[tuple[int, ...], str] = {}
     for name, old in cut.items():
         shapes.setdefault(old, name)
-    own = [(f".{name}", tuple(tensor.shape)) for name, tensor in Tensors.of(module).items()]
+    own = functools.cache(lambda: [(f".{name}", tuple(tensor.shape)) for name, tensor in Tensors.of(module).items()])
     for attribute, value in module.__dict__.items():
         if attribute in OF_EVERY_MODULE or isinstance(value, torch.Tensor):
             continue
@@ -67,8 +68,9 @@ def _in_containers(
         stay = []
         for keys, tensor in _found_in(value):
             name, shape = "".join((prefix, attribute, *map(key_text, keys))), tuple(tensor.shape)
-            fits = any(other.endswith(f".{keys[-1]}") and now == shape for other, now in own) if keys else False
-            if shape in shapes and before.get(keys) == shape and name not in read and not fits:
+            if shape not in shapes or before.get(keys) != shape or name in read:
+                continue
+            if not (keys and any(other.endswith(f".{keys[-1]}") and now == shape for other, now in own())):
                 stay.append((name, shape))
         if stay:
             name, shape = stay[0]

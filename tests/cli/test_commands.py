@@ -389,7 +389,7 @@ WRONG_WEIGHTS = {
     "missing": (
         changed(**{"head.bias": None}),
         '"head.bias" of the model',
-        "the file has no such tensor",
+        "the file has no such tensor; known names: norm.num_batches_tracked, conv1.bias, ",
     ),
     "unexpected": (changed(**{"haed.bias": torch.ones(1)}), '"haed.bias" of the file', 'did you mean "head.bias"?'),
     "shape": (
