@@ -235,6 +235,21 @@ def test_details_have_no_shape_where_a_layer_gives_several() -> None:
     assert any(text.startswith("3\nConv2d 1x1\n12 params") for text in texts(ax))
 
 
+def test_long_names_of_operations_and_inputs_fit_their_column() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, a_mask_of_the_encoder: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.smooth_l1_loss(self.one(a_mask_of_the_encoder), self.two(x), reduction="none")
+
+    ax = plot.dependencies(fxprune.analyze(Net().eval(), (torch.ones(1, 4), torch.ones(1, 4))))
+    sizes = {text.get_text(): text.get_fontsize() for text in ax.texts}
+    assert sizes["a_mas…e_encoder"] == pytest.approx(8 * 10 / 15)
+    assert sizes["smooth_l1_loss"] < sizes["output"] == 8
+
+
 def test_names_that_fit_in_smaller_letters_are_whole() -> None:
     net = nn.Sequential()
     for name, size in (("layer2_0_downsample_0", 4), ("a_name_of_18_chars", 5), ("a_name_of_22_characters", 6)):
@@ -425,6 +440,33 @@ def test_rows_end_where_all_goes_through_one_node() -> None:
     assert named == set(graph.edges)
 
 
+def test_an_input_stands_left_of_its_reader_though_that_is_known_first() -> None:
+    graph = nx.DiGraph()
+    graph.add_nodes_from(["proj", "IN", "next", "last"])
+    graph.add_edges_from([("IN", "proj"), ("proj", "next"), ("next", "last")])
+    column = {node.node: node.column for node in arrange(graph, 9).nodes}
+    assert column["IN"] < column["proj"] < column["last"]
+
+
+def test_layers_that_one_early_node_feeds_stand_by_their_late_readers() -> None:
+    chain = [str(n) for n in range(24)]
+    graph = nx.DiGraph()
+    graph.add_nodes_from(["time", "early", "late", *chain])
+    graph.add_edges_from([("time", "early"), ("time", "late"), ("early", "5"), ("late", "20"), ("time", "1")])
+    graph.add_edges_from(itertools.pairwise(chain))
+    found = {node.node: (node.row, node.column) for node in arrange(graph, 9).nodes if not node.repeated}
+    assert found["early"] == (0, 1)
+    assert found["late"] == (found["20"][0], found["20"][1] - 1)
+
+
+def test_no_row_has_the_output_alone() -> None:
+    for length in range(5, 40):
+        chain = [str(n) for n in range(length)]
+        layout = arrange(nx.DiGraph(itertools.pairwise(chain)), 9)
+        last = [node.node for node in layout.nodes if node.row == len(layout.lanes) - 1 and not node.repeated]
+        assert len(last) > 1, length
+
+
 def test_loops_are_drawn_too() -> None:
     graph = nx.DiGraph([("a", "b"), ("b", "c"), ("c", "b"), ("c", "d")])
     layout = arrange(graph, 9)
@@ -450,15 +492,16 @@ def ways(edges: list[str]) -> tuple[Drawing, dict[str, list[tuple[float, float]]
         ["patch-CAT", "cls-CAT", "CAT-ADD", "pos-ADD", "ADD-head"],
         ["a-b", "b-c", "c-ADD", "a-ADD", "ADD-MUL", "s-t", "t-u", "s-MUL", "MUL-CAT", "u-CAT"],
         ["a-b", "b-c", "c-d", "d-ADD", "e-ADD", "a-MUL", "p-SUM", "ADD-MUL", "MUL-SUM", "b-SUM"],
+        ["A-b", "A-LAST", "b-c", "b-D", "c-D", "E-F", "F-LAST"],
     ],
 )
 def test_edges_pass_behind_no_other_box_and_along_no_other_edge(edges: list[str]) -> None:
     drawing, found = ways(edges)
     for name, points in found.items():
         for node in drawing.layout.nodes:
-            if node.node in name.split("-") or node.node.isupper():
+            if node.node in name.split("-"):
                 continue
-            (x, y), wide, tall = drawing.place(node), drawing.WIDE / 2, drawing.tall(node) / 2
+            (x, y), wide, tall = drawing.place(node), 0.05 if node.node.isupper() else 0.31, drawing.tall(node) / 2
             for a, b in itertools.pairwise(points):
                 (left, right), (low, high) = sorted((a[0], b[0])), sorted((a[1], b[1]))
                 beside = right < x - wide or left > x + wide or high < y - tall or low > y + tall

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fxprune.report.layout import Layout, PlacedNode
-from fxprune.report.names import LONGEST, told_apart
+from fxprune.report.names import LONGEST, SMALLER, cut, told_apart
 
 GREY, LINE = "#b8b8b8", "#707070"
 
@@ -43,7 +43,7 @@ class Box:
 class Drawing:
     """The coordinates of placed nodes, and the drawing of them. A column is one unit wide; a row fits its nodes."""
 
-    TALL, WIDE, TEXT, ARC, GAP = 0.8, 0.62, 0.2, 0.2, 0.18
+    TALL, WIDE, TEXT, LEVEL, GAP = 0.8, 0.62, 0.2, 0.04, 0.18
 
     def __init__(self, layout: Layout, boxes: dict[str, Box], fills: dict[int, Fill], planned: bool) -> None:
         self.layout, self.boxes, self.fills, self.planned = layout, boxes, fills, planned
@@ -54,11 +54,14 @@ class Drawing:
         self.middles: dict[tuple[int, int], float] = {}
         self.bottom = 0.0
         self.levels = self._levels()
-        arcs = {self._place_above(a, b) for a, b in self.levels}
+        self.turns = self._turns()
+        arcs: dict[tuple[int, int], int] = {}
+        for (a, b), level in self.levels.items():
+            arcs[self._place_above(a, b)] = max(arcs.get(self._place_above(a, b), 0), level + 1)
         for row, lanes in enumerate(layout.lanes):
             self.bottom -= self.GAP
             for lane in range(lanes):
-                self.bottom -= self.ARC if (row, lane) in arcs else 0
+                self.bottom -= 0.12 + self.LEVEL * max(1, arcs[row, lane] - 2) if (row, lane) in arcs else 0
                 here = [self.tall(n) for n in layout.nodes if (n.row, n.lane) == (row, lane)]
                 half = max(here, default=0.0) / 2 + self.text
                 self.middles[row, lane] = self.bottom - half
@@ -101,11 +104,14 @@ class Drawing:
             self._node(ax, node, self.boxes[node.node])
 
     def _node(self, ax: Any, node: PlacedNode, box: Box) -> None:
+        from matplotlib.patheffects import withStroke
+
         x, y = self.place(node)
         faint = 0.5 if node.repeated else 1.0
         if box.before is None:
             frame = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": LINE, "alpha": faint}
-            ax.text(x, y, box.label, ha="center", va="center", fontsize=8, bbox=frame, alpha=faint, zorder=3)
+            text, size = self._operation(box)
+            ax.text(x, y, text, ha="center", va="center", fontsize=size, bbox=frame, alpha=faint, zorder=3)
             return
         fills = [self.fills[group] for group in box.groups] or [Fill(GREY, STRIPES if box.reads else None)]
         outer, inner = self.tall(node), self._height(box.after)
@@ -114,10 +120,11 @@ class Drawing:
         if self.planned:
             self._bars(ax, x, y - (outer - inner) / 2, inner, fills, faint, shape)
         text = f"{box.before}" if box.before == box.after else f"{box.before} → {box.after}"
-        style = {"ha": "center", "fontsize": 7, "alpha": faint, "zorder": 4}
+        clear = [withStroke(linewidth=1.5, foreground="white")]  # of edges behind the text
+        style: dict[str, Any] = {"ha": "center", "fontsize": 7, "alpha": faint, "zorder": 4, "path_effects": clear}
         name = self.names[box.label]
-        small = {"fontsize": 6} if len(name) > LONGEST else {}
-        ax.text(x, y + outer / 2 + 0.025, name, va="bottom", **{**style, **small})
+        size = 7 if len(name) <= LONGEST else 6 * min(1, SMALLER / len(name))
+        ax.text(x, y + outer / 2 + 0.025, name, va="bottom", **{**style, "fontsize": size})
         ax.text(x, y - outer / 2 - 0.03, "\n".join((text, *box.details)), va="top", color="#505050", **style)
         if not node.repeated:
             self._numbers(ax, x, y, box)
@@ -166,19 +173,31 @@ class Drawing:
         before, after = self.layout.nodes[start], self.layout.nodes[stop]
         (x, y), (u, v) = self.place(before), self.place(after)
         right, left = x + self._half_width(before), u - self._half_width(after)
-        out = x + self.WIDE / 2 + 0.08 + 0.04 * min(before.lane, 3)
-        back = u - self.WIDE / 2 - 0.14 + 0.03 * min(after.lane, 3)
+        out = x + self.WIDE / 2 + self.turns[start]
+        back = u - self.WIDE / 2 - 0.14 + 0.09 * after.lane / max(3, self.layout.lanes[after.row] - 1)
         if (start, stop) in self.levels:
-            over = self._height_above(before, after) + 0.04 * (1 + min(self.levels[start, stop], 3))
+            over = self._height_above(before, after) + self.LEVEL * (1 + self.levels[start, stop])
             box = self.boxes[before.node].before is not None
             up = [(right, y), (out, y), (out, over)] if box or over < y else [(x + 0.04, y), (x + 0.04, over)]
-            if self.boxes[after.node].before is not None or over < v:
+            if self.boxes[after.node].before is not None or self._lane_above(before, after) != after.lane:
                 return [*up, (back, over), (back, v), (left, v)]
             return [*up, (u - 0.04, over), (u - 0.04, v + 0.11)]
         if before.lane == after.lane:
             return [(right, y), (left, v)]
         turn = out if before.lane < after.lane else back  # early when leaving the first lane, late when coming back
         return [(right, y), (turn, y), (turn, v), (left, v)]
+
+    def _turns(self) -> dict[int, float]:
+        """For each node how far right of it its edges turn: those of nodes of one column on lines of their own."""
+        nodes, last = self.layout.nodes, {a: self.layout.nodes[a].row for a, _ in self.layout.edges}
+        for a, b in self.layout.edges:
+            last[a] = max(last[a], nodes[b].row)
+        line: dict[int, int] = {}
+        for a in sorted(last, key=lambda a: (nodes[a].row, -nodes[a].lane)):  # lower lanes turn first
+            near = (b for b in line if nodes[b].column == nodes[a].column and last[b] >= nodes[a].row)
+            taken = {line[b] for b in near}
+            line[a] = next(number for number in range(len(taken) + 1) if number not in taken)
+        return {a: 0.08 + 0.12 * number / max(3, *line.values()) for a, number in line.items()}
 
     def _levels(self) -> dict[tuple[int, int], int]:
         """The edges that pass above nodes, each with its level there: those of different nodes differ."""
@@ -218,4 +237,12 @@ class Drawing:
 
     def _half_width(self, node: PlacedNode) -> float:
         box = self.boxes[node.node]
-        return self.WIDE / 2 if box.before is not None else 0.05 + 0.03 * len(box.label)
+        if box.before is not None:
+            return self.WIDE / 2
+        text, size = self._operation(box)
+        return 0.05 + 0.03 * len(text) * size / 8
+
+    def _operation(self, box: Box) -> tuple[str, float]:
+        """The text of an operation and the size of its letters, with which it fits between the turns of edges."""
+        text = cut(box.label, 15)
+        return text, 8 * min(1, 10 / len(text))

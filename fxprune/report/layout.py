@@ -33,7 +33,8 @@ def arrange(graph: Any, columns: int) -> Layout:
     A node stands right of all that reach it. A row ends where everything goes through one node if there is such a
     place; that node is drawn again at the beginning of the next row.
     """
-    column = _columns(graph)
+    flow = _without_loops(graph)
+    column = _columns(flow, columns)
     last = max(column.values(), default=0)
     rows = list(_rows(graph, column, last, columns))
     nodes: list[PlacedNode] = []
@@ -46,7 +47,7 @@ def arrange(graph: Any, columns: int) -> Layout:
             at[repeated, row] = len(nodes)
             nodes.append(PlacedNode(repeated, row, 0, 0, repeated=True))
         for number in range(start, stop):
-            here = [node for node in graph if column[node] == number]
+            here = [node for node in flow if column[node] == number]
             passing = {lane_of[a] for a, b in graph.edges if lane_of.get(a, 0) > 0 and column[a] < number < column[b]}
             for node, lane in _lanes(graph, here, lane_of, passing).items():
                 lane_of[node] = lane
@@ -63,19 +64,32 @@ def arrange(graph: Any, columns: int) -> Layout:
     return Layout(tuple(nodes), tuple(edges), tuple(lanes))
 
 
-def _columns(graph: Any) -> dict[str, int]:
-    """The column of each node: the length of the longest path to it.
+def _without_loops(graph: Any) -> Any:
+    """The graph without edges that lead backwards. Nodes that no edge leads to come first, the longest way first."""
+    starts = [node for node in graph if not graph.in_degree(node)]  # a layer may be known before its input
+    place = {node: number for number, node in enumerate(dict.fromkeys((*starts, *graph)))}
+    left: dict[str, int] = {}
+    for node in reversed(place):
+        left[node] = 1 + max((left[after] for after in graph.successors(node) if after in left), default=-1)
+    flow = graph.__class__()
+    flow.add_nodes_from(sorted(place, key=lambda node: place[node] if graph.in_degree(node) else -left[node]))
+    flow.add_edges_from((a, b) for a, b in graph.edges if place[a] < place[b])
+    return flow
 
-    A node that no edge leads to stands just before the first node that it leads to.
+
+def _columns(flow: Any, slack: int) -> dict[str, int]:
+    """The column of each node of a graph without loops: the length of the longest path to it.
+
+    A node that no edge leads to stands just before the first node that it leads to. So does one with one edge to it
+    that could stand more than `slack` columns further right, such as a layer that makes an offset for a late block.
     """
-    order = {node: number for number, node in enumerate(graph)}
     column: dict[str, int] = {}
-    for node in graph:
-        column[node] = 1 + max((column[p] for p in graph.predecessors(node) if order[p] < order[node]), default=-1)
-    for node in graph:
-        after = [column[s] for s in graph.successors(node) if order[s] > order[node]]
-        if after and not any(order[p] < order[node] for p in graph.predecessors(node)):
-            column[node] = max(0, min(after) - 1)
+    for node in flow:
+        column[node] = 1 + max((column[before] for before in flow.predecessors(node)), default=-1)
+    for node in reversed(list(flow)):
+        latest = min((column[after] for after in flow.successors(node)), default=0) - 1
+        if latest - column[node] > (slack if flow.in_degree(node) else 0) and flow.in_degree(node) < 2:
+            column[node] = latest
     return column
 
 
@@ -86,8 +100,10 @@ def _rows(graph: Any, column: dict[str, int], last: int, columns: int) -> Iterat
         space = columns - (repeated is not None)
         stop, cut = min(start + space, last + 1), None
         if stop <= last:
-            ends = (*range(stop - 1, start, -1), *range(stop, min(start + 2 * columns, last)))
+            ends = (*range(stop - 1, start, -1), *range(stop, min(start + columns + columns // 3, last)))
             cut, stop = next(((c, end + 1) for end in ends if (c := _bottleneck(graph, column, end))), (None, stop))
+        if stop == last:
+            stop += 1  # no row for the output alone
         yield start, stop, repeated
         start, repeated = stop, cut
 

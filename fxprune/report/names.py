@@ -75,8 +75,8 @@ def shortened(label: str, kept: Container[int] = ()) -> str:
 
     >>> shortened("model.layers.0.self_attn.q_proj"), shortened("model.6.m.0.cv1.conv"), shortened("layers.7.mlp.fc.0")
     ('…0…q_proj', '…6.m.0.cv1.conv', 'layers.7.mlp.fc.0')
-    >>> shortened("encoder.layers.encoder_layer_11.self_attention.out_proj")
-    '…11…out_proj'
+    >>> shortened("encoder.layers.encoder_layer_11.self_attention.out_proj"), shortened("inception3a.branch2.0.conv")
+    ('…11…out_proj', '…3a.branch2.0.conv')
     """
     *parts, last = label.split(".")
     if last.isdigit() and parts:
@@ -111,13 +111,21 @@ def _joined(parts: list[str]) -> str:
 
 def _without_names(parts: list[str], kept: Container[int]) -> bool:
     """Empty the first part that is no number of a block; False if there is none."""
-    return _first(parts, kept, lambda part: not part[-1].isdigit(), lambda part: "")
+    return _first(parts, kept, lambda part: not _number(part), lambda part: "")
 
 
 def _without_letters(parts: list[str], kept: Container[int]) -> bool:
-    return _first(
-        parts, kept, lambda part: not part.strip("…").isdigit(), lambda part: "…" + re.findall(r"\d+$", part)[0]
-    )
+    return _first(parts, kept, lambda part: part.strip("…") != _number(part), lambda part: "…" + _number(part))
+
+
+def _number(part: str) -> str:
+    """The number of a block at the end of a part of a name, with a letter behind it if there is one.
+
+    >>> _number("layer_11"), _number("inception3a"), _number("7"), _number("mlp"), _number("conv2d")
+    ('11', '3a', '7', '', '')
+    """
+    found = re.search(r"\d+[a-z]?$", part)
+    return "" if found is None or re.search(r"(conv|norm|pool)[123]d$", part) else found[0]
 
 
 def _without_numbers(parts: list[str], kept: Container[int]) -> bool:
